@@ -1,0 +1,1 @@
+"""Check the cluster's manifests without a cluster."""

@@ -1,0 +1,48 @@
+"""What `ray up` accepts without a word and should not. Same shape as rules.py, on one configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cluster.checks.documents import Document
+
+# Ray hands unknown provider keys on in silence; these are the ones its AWS provider reads and we use.
+PROVIDER_KEYS = {"type", "region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "security_group"}
+
+
+def launcher(config: Document) -> Iterator[str]:
+    """Ask for known provider keys, a head that scales and takes no work, a token, and groups with an end."""
+    if unknown := set(config["provider"]) - PROVIDER_KEYS:
+        yield f"provider: {sorted(unknown)} is not among {sorted(PROVIDER_KEYS)}"
+    for role in ("head", "worker"):
+        starts = [line for line in config[f"{role}_start_ray_commands"] if "ray start" in line]
+        if len(starts) != 1:
+            yield f"{role}: {len(starts)} start commands"
+        for line in starts:
+            if "RAY_AUTH_MODE=token" not in line:
+                yield f"{role}: started without RAY_AUTH_MODE=token"
+            if role == "head":
+                yield from _head(line)
+    if "~/.ray/auth_token" not in config.get("file_mounts", {}):
+        yield "the token's file does not travel to the nodes"
+    groups = config["available_node_types"]
+    for name, group in groups.items():
+        if group.get("min_workers", 0) != 0:
+            yield f"{name}: {group['min_workers']} machines are never given back"
+        if "IamInstanceProfile" not in group["node_config"]:
+            yield f"{name}: without an instance profile it needs keys"
+        if group["node_config"].get("MetadataOptions", {}).get("HttpTokens") != "required":
+            yield f"{name}: any process may read the machine's identity with a plain request"
+    if sum(group.get("max_workers", 0) for group in groups.values()) > config["max_workers"]:
+        yield f"max_workers {config['max_workers']} is below the sum of the groups"
+
+
+def _head(line: str) -> Iterator[str]:
+    needed = {
+        "--autoscaling-config=~/ray_bootstrap_config.yaml": "no node would ever be bought",
+        "--num-cpus=0": "work would land beside the drivers",
+        "--dashboard-host=127.0.0.1": "the dashboard would listen to the world",
+    }
+    for option, otherwise in needed.items():
+        if option not in line.split():
+            yield f"head: without {option} {otherwise}"

@@ -1,0 +1,155 @@
+"""What may run in the namespace, and what may be written into a manifest. Same shape as rules.py."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from cluster.checks.documents import Document, clusters, named, of_kind, pods, versions
+
+SECRET_NAME = re.compile(r"(password|secret|token|access_key|credential)", re.IGNORECASE)
+URI_WITH_LOGIN = re.compile(r"[a-z0-9+]+://[^/\s:@]+:[^/\s@]+@")
+LONG_RUNNING = ("Deployment", "StatefulSet")
+
+
+def unprivileged_pods(documents: list[Document]) -> Iterator[str]:
+    """Ask for what the namespace's restricted profile enforces, sidecars of the operator included."""
+    for pod in pods(documents):
+        security = pod.spec.get("securityContext", {})
+        if security.get("runAsNonRoot") is not True or not security.get("runAsUser"):
+            yield f"{pod.where}: runAsNonRoot and a non-zero runAsUser are missing"
+        if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+            yield f"{pod.where}: seccompProfile is not RuntimeDefault"
+        for container in pod.containers:
+            yield from _container(f"{pod.where}, {container['name']}", container.get("securityContext", {}))
+        if pod.ray and pod.spec["containers"][0].get("securityContext", {}).get("readOnlyRootFilesystem"):
+            yield f"{pod.where}: Ray writes to its root filesystem"
+    for cluster in clusters(documents):
+        if cluster.autoscaling:
+            options = cluster.spec.get("autoscalerOptions", {})
+            yield from _container(f"{cluster.where}, autoscaler", options.get("securityContext", {}))
+
+
+def _container(where: str, security: Document) -> Iterator[str]:
+    if security.get("privileged") or security.get("allowPrivilegeEscalation") is not False:
+        yield f"{where}: allowPrivilegeEscalation is not false"
+    if security.get("capabilities", {}).get("drop") != ["ALL"]:
+        yield f"{where}: capabilities are not dropped"
+
+
+def bounded_containers(documents: list[Document]) -> Iterator[str]:
+    """Ask for memory limits, pinned images, and probes on servers of our own."""
+    for pod in pods(documents):
+        for container in pod.containers:
+            where, image = f"{pod.where}, {container['name']}", container["image"]
+            if "memory" not in container.get("resources", {}).get("limits", {}):
+                yield f"{where}: no memory limit"
+            if image not in versions().values():
+                yield f"{where}: image {image} is not in versions.env"
+        if pod.where.startswith(LONG_RUNNING):
+            for container in pod.spec["containers"]:
+                if missing := {"readinessProbe", "livenessProbe"} - set(container):
+                    yield f"{pod.where}, {container['name']}: no {sorted(missing)}"
+
+
+def secrets_by_reference(documents: list[Document]) -> Iterator[str]:
+    """Ask that no manifest carries a secret's value."""
+    for document in documents:
+        where = f"{document['kind']} {document['metadata']['name']}"
+        if document["kind"] == "Secret":
+            yield f"{where}: Secrets are created by hand or by a secret store, never committed"
+        for name, value in _strings(document):
+            if URI_WITH_LOGIN.search(value):
+                yield f"{where}: {name} holds a login inside a URI"
+        for name, value in (document.get("data") or {}).items() if document["kind"] == "ConfigMap" else ():
+            if SECRET_NAME.search(name) and value:
+                yield f"{where}: {name} looks like a secret and stands in a ConfigMap"
+    for pod in pods(documents):
+        for container in pod.containers:
+            for variable in container.get("env", []):
+                if SECRET_NAME.search(variable["name"]) and "value" in variable:
+                    yield f"{pod.where}, {container['name']}: {variable['name']} has a literal value"
+
+
+def closed_network(documents: list[Document]) -> Iterator[str]:
+    """Ask for a deny-all policy, policies of our own for every pod, and services inside the cluster only."""
+    policies = of_kind(documents, "NetworkPolicy")
+    deny = [p for p in policies if p["spec"].get("podSelector") == {} and not {"ingress", "egress"} & set(p["spec"])]
+    if not any({"Ingress", "Egress"} <= set(p["spec"].get("policyTypes", [])) for p in deny):
+        yield "no NetworkPolicy denies everything by default"
+    for policy in policies:
+        for rule in policy["spec"].get("ingress", []):
+            if not rule.get("from"):
+                yield f"NetworkPolicy {policy['metadata']['name']}: ingress from everywhere"
+        for rule in policy["spec"].get("egress", []):
+            for block in (peer["ipBlock"] for peer in rule.get("to", []) if "ipBlock" in peer):
+                if block["cidr"] == "0.0.0.0/0" and "169.254.169.254/32" not in block.get("except", []):
+                    yield f"NetworkPolicy {policy['metadata']['name']}: the cloud's metadata address is reachable"
+    for service in of_kind(documents, "Service"):
+        if service["spec"].get("type", "ClusterIP") != "ClusterIP":
+            yield f"Service {service['metadata']['name']}: {service['spec']['type']} leaves the cluster"
+    for cluster in clusters(documents):
+        if cluster.head.get("serviceType", "ClusterIP") != "ClusterIP" or cluster.head.get("enableIngress"):
+            yield f"{cluster.where}: the dashboard (job submission) leaves the cluster"
+
+
+def head_budget(documents: list[Document]) -> Iterator[str]:
+    """Ask that a disruption budget keeps one head, and touches no worker."""
+    for budget in of_kind(documents, "PodDisruptionBudget"):
+        name, spec = budget["metadata"]["name"], budget["spec"]
+        if spec.get("minAvailable") != 1:
+            yield f"PodDisruptionBudget {name}: minAvailable is not the integer 1"
+        if spec["selector"].get("matchLabels", {}).get("ray.io/node-type") != "head":
+            yield f"PodDisruptionBudget {name}: it would hold workers back from draining"
+
+
+def mlflow_server(documents: list[Document]) -> Iterator[str]:
+    """Ask that the server migrates first, wants a login, answers to the name clients use, and proxies artifacts."""
+    for deployment in (d for d in of_kind(documents, "Deployment") if d["metadata"]["name"] == "mlflow"):
+        settings = named(documents, "ConfigMap", "mlflow-config")["data"]
+        spec = deployment["spec"]["template"]["spec"]
+        arguments = spec["containers"][0].get("args", [])
+        for name in ("MLFLOW_BACKEND_STORE_URI", "basic_auth.ini"):
+            if "postgresql+psycopg://" not in settings.get(name, ""):
+                yield f"mlflow: {name} does not name postgresql+psycopg://, the driver that is installed"
+        if not settings.get("MLFLOW_ARTIFACTS_DESTINATION", "").startswith("s3://"):
+            yield "mlflow: artifacts are not proxied to s3://, so clients would need keys"
+        if "--app-name=basic-auth" not in arguments:
+            yield "mlflow: no login (--app-name=basic-auth is missing)"
+        migrations = [" ".join(c.get("command", [])) for c in spec.get("initContainers", [])]
+        for what in ("mlflow db upgrade", "mlflow.server.auth db upgrade"):
+            if not any(what in command for command in migrations):
+                yield f"mlflow: no init container runs {what!r}"
+        if settings.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION") != "false":
+            yield "mlflow: the job runner costs seven processes"
+
+
+def allowed_hosts(documents: list[Document]) -> Iterator[str]:
+    """Ask that host and port of the tracking URI are among the hosts the server accepts, and no wildcard."""
+    uri = named(documents, "ConfigMap", "sat-ray-environment")["data"].get("MLFLOW_TRACKING_URI", "")
+    hosts = named(documents, "ConfigMap", "mlflow-config")["data"].get("MLFLOW_SERVER_ALLOWED_HOSTS", "").split(",")
+    host = uri.removeprefix("http://").removeprefix("https://").rstrip("/")
+    if host not in hosts:
+        yield f"{host} (MLFLOW_TRACKING_URI) is not among the allowed hosts {hosts}: every call would get 403"
+    if "localhost:5000" not in hosts:
+        yield "localhost:5000 is not among the allowed hosts: the port-forward would get 403"
+    if any("*" in entry for entry in hosts):
+        yield "a wildcard among the allowed hosts lets DNS rebinding through"
+
+
+def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _strings(item, str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item, name)
+    elif isinstance(value, str):
+        yield name, value
+
+
+RULES = (
+    unprivileged_pods, bounded_containers, secrets_by_reference, closed_network, head_budget, mlflow_server,
+    allowed_hosts,
+)  # fmt: skip

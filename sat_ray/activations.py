@@ -1,0 +1,316 @@
+"""The activation registry: one entry adds one activation to models, search space, command-line help, tables and tests.
+
+    parametric_softplus  f(x) = log(1 + exp(alpha x)) / alpha      f'(x) = sigmoid(alpha x)
+    smoothrelu           f(x) = x - log(alpha x + 1) / alpha       f'(x) = alpha x / (1 + alpha x)      for x >= 0, else 0
+
+`alpha` is the sharpness of the activation and nothing else. Sources: Xie et al. 2020 (arXiv 2006.14536) unless an entry says otherwise.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sat_ray.names import check_name
+
+Alpha = float | Tensor | None
+_SOFTPLUS_THRESHOLD = 50.0  # F.softplus is linear above beta * x = threshold; at 50 the neglected exp(-50) is below float64 rounding
+
+
+@dataclass(frozen=True)
+class AlphaRange:
+    """The values that alpha may take, the one used when none is given, and the grid that a search tries."""
+
+    low: float
+    high: float
+    default: float
+    grid: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ActivationInfo:
+    """Everything the system knows about one activation.
+
+    function(x, alpha) and derivative(x, alpha) work on tensors of any shape; smoothness is the number of continuous derivatives
+    (inf for analytic functions); forward_of names the activation whose forward pass this one shares.
+    """
+
+    name: str
+    formula: str
+    derivative_formula: str
+    function: Callable[[Tensor, Alpha], Tensor]
+    derivative: Callable[[Tensor, Alpha], Tensor]
+    smoothness: float
+    reference: str
+    alpha: AlphaRange | None = None
+    learned: bool = False
+    forward_of: str = ""
+
+    @property
+    def forward_name(self) -> str:
+        """Name the activation that computes the same forward pass (itself unless only the backward pass differs)."""
+        return self.forward_of or self.name
+
+    @property
+    def grid(self) -> tuple[float | None, ...]:
+        """Return the alphas that a search tries: one None where there is no alpha to choose."""
+        return (None,) if self.alpha is None else self.alpha.grid
+
+    @property
+    def smooth_backward(self) -> bool:
+        """Say whether the backward pass is not the derivative of the forward pass."""
+        return bool(self.forward_of)
+
+    def smoothness_at(self, alpha: float | None) -> float:
+        """Return the number of continuous derivatives at one alpha: elu is smooth at alpha = 1 alone."""
+        return 0.0 if self.name == "elu" and alpha != 1.0 else self.smoothness
+
+    def check_alpha(self, alpha: float | None, *, field: str = "alpha") -> float | None:
+        """Return the alpha to use (the default where None is given); raise ValueError outside the allowed range."""
+        if self.alpha is None:
+            if alpha is not None:
+                raise ValueError(f"{field} is {alpha:g} but {self.name} takes no alpha; leave it out")
+            return None
+        value = self.alpha.default if alpha is None else float(alpha)
+        if not (math.isfinite(value) and self.alpha.low <= value <= self.alpha.high):
+            raise ValueError(f"{field} is {value:g}; allowed for {self.name}: {self.alpha.low:g} to {self.alpha.high:g}")
+        return value
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+class _SmoothRelu(torch.autograd.Function):
+    """Compute smoothrelu saving its input alone, as the built-in activations do; alpha may be a learned scalar tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(x, alpha)
+        r = _widen(x).clamp_min(0)
+        return (r - torch.log1p(alpha * r) / alpha).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, alpha = ctx.saved_tensors
+        grad = _widen(grad_outputs[0])
+        r = _widen(x).clamp_min(0)
+        u = alpha * r
+        grad_x = grad_alpha = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad * u / (1 + u)).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_alpha = (grad * (torch.log1p(u) - u / (1 + u)) / alpha**2).sum().to(alpha.dtype)
+        return grad_x, grad_alpha
+
+
+class _ReluSmoothBackward(torch.autograd.Function):
+    """Pass relu forward and the derivative of parametric softplus backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.alpha = alpha
+        return F.relu(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return (grad_outputs[0] * torch.sigmoid(ctx.alpha * _widen(x))).to(x.dtype), None
+
+
+def _number(alpha: Alpha) -> float:
+    assert isinstance(alpha, float)
+    return alpha
+
+
+def _smoothrelu(x: Tensor, alpha: Alpha) -> Tensor:
+    scalar = alpha if isinstance(alpha, Tensor) else torch.as_tensor(_number(alpha), dtype=_widen(x).dtype, device=x.device)
+    return _SmoothRelu.apply(x, scalar)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _relu_smooth_backward(x: Tensor, alpha: Alpha) -> Tensor:
+    return _ReluSmoothBackward.apply(x, _number(alpha))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _smoothrelu_slope(x: Tensor, alpha: Alpha) -> Tensor:
+    assert alpha is not None
+    u = alpha * x.clamp_min(0)
+    return u / (1 + u)
+
+
+def _silu_slope(x: Tensor, alpha: Alpha) -> Tensor:
+    s = torch.sigmoid(x)
+    return s + x * s * (1 - s)
+
+
+def _gelu_slope(x: Tensor, alpha: Alpha) -> Tensor:
+    return torch.special.ndtr(x) + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+
+def _mish_slope(x: Tensor, alpha: Alpha) -> Tensor:
+    t = torch.tanh(F.softplus(x, threshold=_SOFTPLUS_THRESHOLD))
+    return t + x * (1 - t * t) * torch.sigmoid(x)
+
+
+def _softplus(x: Tensor, alpha: Alpha) -> Tensor:
+    return F.softplus(x, beta=_number(alpha), threshold=_SOFTPLUS_THRESHOLD)
+
+
+_ENTRIES = (
+    ActivationInfo(
+        name="relu",
+        formula="max(x, 0)",
+        derivative_formula="1 for x > 0, else 0",
+        function=lambda x, alpha: F.relu(x),
+        derivative=lambda x, alpha: (x > 0).to(x.dtype),
+        smoothness=0,
+        reference="baseline",
+    ),
+    ActivationInfo(
+        name="parametric_softplus",
+        formula="log(1 + exp(alpha x)) / alpha",
+        derivative_formula="sigmoid(alpha x)",
+        function=_softplus,
+        derivative=lambda x, alpha: torch.sigmoid(_number(alpha) * x),
+        smoothness=math.inf,
+        reference="Xie et al. 2020, section 4.1; alpha = 10 there",
+        alpha=AlphaRange(1e-3, 1e6, 10.0, (2.0, 5.0, 10.0, 20.0)),
+    ),
+    ActivationInfo(
+        name="softplus",
+        formula="log(1 + exp(x))",
+        derivative_formula="sigmoid(x)",
+        function=lambda x, alpha: _softplus(x, 1.0),
+        derivative=lambda x, alpha: torch.sigmoid(x),
+        smoothness=math.inf,
+        reference="Xie et al. 2020, released code",
+    ),
+    ActivationInfo(
+        name="silu",
+        formula="x sigmoid(x)",
+        derivative_formula="sigmoid(x) + x sigmoid(x) (1 - sigmoid(x))",
+        function=lambda x, alpha: F.silu(x),
+        derivative=_silu_slope,
+        smoothness=math.inf,
+        reference="Xie et al. 2020: the most robust of its activations",
+    ),
+    ActivationInfo(
+        name="gelu",
+        formula="x Phi(x)",
+        derivative_formula="Phi(x) + x phi(x)",
+        function=lambda x, alpha: F.gelu(x),
+        derivative=_gelu_slope,
+        smoothness=math.inf,
+        reference="Hendrycks and Gimpel 2016; the SAT release uses its tanh approximation",
+    ),
+    ActivationInfo(
+        name="elu",
+        formula="x for x >= 0, alpha (exp(x) - 1) below",
+        derivative_formula="1 for x >= 0, alpha exp(x) below",
+        function=lambda x, alpha: F.elu(x, alpha=_number(alpha)),
+        derivative=lambda x, alpha: torch.where(x >= 0, torch.ones_like(x), _number(alpha) * torch.exp(x.clamp_max(0))),
+        smoothness=1,
+        reference="Clevert et al. 2015; smooth at alpha = 1 alone",
+        alpha=AlphaRange(1e-3, 100.0, 1.0, (0.5, 1.0, 2.0)),
+    ),
+    ActivationInfo(
+        name="celu",
+        formula="x for x >= 0, alpha (exp(x / alpha) - 1) below",
+        derivative_formula="1 for x >= 0, exp(x / alpha) below",
+        function=lambda x, alpha: F.celu(x, alpha=_number(alpha)),
+        derivative=lambda x, alpha: torch.where(x >= 0, torch.ones_like(x), torch.exp(x.clamp_max(0) / _number(alpha))),
+        smoothness=1,
+        reference="Barron 2017; smooth for every alpha",
+        alpha=AlphaRange(1e-3, 100.0, 1.0, (0.5, 1.0, 2.0)),
+    ),
+    ActivationInfo(
+        name="smoothrelu",
+        formula="x - log(alpha x + 1) / alpha for x >= 0, else 0",
+        derivative_formula="alpha x / (1 + alpha x) for x >= 0, else 0",
+        function=_smoothrelu,
+        derivative=_smoothrelu_slope,
+        smoothness=1,
+        reference="Xie et al. 2020, equation 5",
+        alpha=AlphaRange(1e-3, 1e6, 10.0, (5.0, 20.0, 100.0)),
+    ),
+    ActivationInfo(
+        name="smoothrelu_learned",
+        formula="smoothrelu with alpha = beta**2, beta learned per layer from 20",
+        derivative_formula="alpha x / (1 + alpha x) for x >= 0, else 0",
+        function=_smoothrelu,
+        derivative=_smoothrelu_slope,
+        smoothness=1,
+        reference="Xie et al. 2020, released code; no weight decay on beta",
+        learned=True,
+    ),
+    ActivationInfo(
+        name="mish",
+        formula="x tanh(log(1 + exp(x)))",
+        derivative_formula="tanh(softplus(x)) + x (1 - tanh(softplus(x))**2) sigmoid(x)",
+        function=lambda x, alpha: F.mish(x),
+        derivative=_mish_slope,
+        smoothness=math.inf,
+        reference="Misra 2019",
+    ),
+    ActivationInfo(
+        name="relu_smooth_backward",
+        formula="max(x, 0)",
+        derivative_formula="sigmoid(alpha x), in the backward pass only",
+        function=_relu_smooth_backward,
+        derivative=lambda x, alpha: torch.sigmoid(_number(alpha) * x),
+        smoothness=0,
+        reference="Xie et al. 2020, section 3: the gradient-quality experiment (Table 1)",
+        alpha=AlphaRange(1e-3, 1e6, 10.0, (10.0,)),
+        forward_of="relu",
+    ),
+)
+ACTIVATIONS: dict[str, ActivationInfo] = {info.name: info for info in _ENTRIES}
+LEARNED_BETA_START = 20.0
+
+
+class Activation(nn.Module):
+    """An activation of the registry as a module; being of this class is what `view` looks for.
+
+    x of any shape and float dtype -> the same shape and dtype. `alpha` is a float, or None; learned ones hold `beta`, alpha = beta**2.
+    """
+
+    def __init__(self, info: ActivationInfo, *, alpha: float | None) -> None:
+        super().__init__()
+        self.activation = info.name
+        self.function = info.function
+        self.alpha = alpha
+        self.learned = info.learned
+        if info.learned:
+            self.beta = nn.Parameter(torch.tensor(LEARNED_BETA_START))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the activation to every element."""
+        return self.function(x, self.beta.square() if self.learned else self.alpha)
+
+    def extra_repr(self) -> str:
+        """Show name and alpha."""
+        return self.activation if self.alpha is None else f"{self.activation}, alpha={self.alpha:g}"
+
+
+def activation_info(name: str, *, field: str = "activation") -> ActivationInfo:
+    """Look an activation up; ValueError suggests the closest names."""
+    return ACTIVATIONS[check_name(name, ACTIVATIONS, field=field)]
+
+
+def make_activation(name: str, *, alpha: float | None = None) -> Activation:
+    """Build the module of a registered activation.
+
+    alpha: sharpness, None for the registry's default. Raises ValueError on an unknown name or an alpha that is not allowed.
+    """
+    info = activation_info(name)
+    return Activation(info, alpha=info.check_alpha(alpha))
+
+
+def display_name(name: str, alpha: float | None) -> str:
+    """Name a configuration as people say it: `silu`, `parametric_softplus α=10`."""
+    return name if alpha is None else f"{name} α={alpha:g}"

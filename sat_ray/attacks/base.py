@@ -1,0 +1,104 @@
+"""What every attack is: a stepper over lanes that never touches the model and never remembers anything itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sat_ray.randomness import Randomness
+from sat_ray.threat import TOLERANCE, ThreatModel
+
+Model = Callable[[Tensor], Tensor]
+
+
+class InfeasiblePointError(RuntimeError):
+    """An attack visited a point outside its threat model: a bug in the attack, never something to clip away."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Hold L lanes in flight; row i of every field belongs to the same image.
+
+    x, x_adv: (L, C, H, W) float32 in [0, 1]; y: (L,) int64; step: (L,) int64, the number of the point in x_adv (0 = the start);
+    logits: (L, K) float32 at the point scored by the latest step; zero_share: (L,) share of that point's gradient that is exactly 0.
+    """
+
+    x: Tensor
+    y: Tensor
+    x_adv: Tensor
+    step: Tensor
+    rng: Randomness
+    logits: Tensor | None = None
+    zero_share: Tensor | None = None
+
+    def put(self, lanes: Tensor, other: "State", rows: Tensor) -> "State":
+        """Return a state whose `lanes` hold the `rows` of `other`; the scored fields, written anew by each step, are left alone."""
+        changed: dict[str, object] = {}
+        for field in fields(self):
+            own, new = getattr(self, field.name), getattr(other, field.name)
+            if isinstance(own, Tensor) and isinstance(new, Tensor):
+                changed[field.name] = own.index_copy(0, lanes, new[rows])
+        ids = self.rng.image_ids.index_copy(0, lanes, other.rng.image_ids[rows])
+        return replace(self, **changed, rng=Randomness(self.rng.seed, ids, self.rng.restart))  # type: ignore[arg-type]
+
+
+class Attack(Protocol):
+    """Start images in lanes, then score and move them one step at a time.
+
+    `steps` moves visit steps + 1 points; `step` scores the point in x_adv (its logits) before it moves it. Rows never influence each
+    other. memoryless: the move is a function of the point alone, so that a point seen twice means a cycle.
+    """
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        """The allowed set."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Moves per image."""
+        ...
+
+    @property
+    def memoryless(self) -> bool:
+        """Whether the next point depends on the current one alone."""
+        ...
+
+    def start(self, x: Tensor, y: Tensor, rng: Randomness) -> State:
+        """Place every image at point 0."""
+        ...
+
+    def step(self, model: Model, state: State) -> State:
+        """Score the current points and move on."""
+        ...
+
+
+def require_inference_mode(model: Model) -> None:
+    """Raise ValueError for a module (or submodule) in train mode: BatchNorm would mix the images and move its statistics."""
+    if isinstance(model, nn.Module):
+        training = [name or "the model" for name, module in model.named_modules() if module.training]
+        if training:
+            raise ValueError(f"model is in train mode ({training[0]}); call model.eval() before attacking or evaluating it")
+
+
+def require_images(x: Tensor, y: Tensor) -> None:
+    """Raise ValueError unless x is (N, C, H, W) float32 in [0, 1] and y is (N,) whole numbers."""
+    if x.dim() != 4 or x.dtype != torch.float32:
+        raise ValueError(f"x is {tuple(x.shape)} {x.dtype}; allowed: (N, C, H, W) float32 in [0, 1]")
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise ValueError(f"y is {tuple(y.shape)} {y.dtype}; allowed: ({len(x)},) int64 labels")
+    if len(x) and not (x.min() >= 0 and x.max() <= 1):
+        raise ValueError(f"x lies in [{x.min():g}, {x.max():g}]; allowed: [0, 1] (divide uint8 images by 255, do not normalise)")
+
+
+def require_feasible(x_adv: Tensor, x: Tensor, threat_model: ThreatModel) -> None:
+    """Raise InfeasiblePointError unless every image is allowed."""
+    feasible = threat_model.contains(x_adv, x)
+    if not bool(feasible.all()):
+        worst = threat_model.distance(x_adv, x).max().item()
+        raise InfeasiblePointError(
+            f"{int((~feasible).sum())} of {len(x)} adversarial images leave {threat_model} (largest distance {worst:.6g}, "
+            f"tolerance {TOLERANCE:g}) or the box [0, 1]"
+        )

@@ -1,0 +1,107 @@
+"""Projected gradient descent (Madry et al. 2018): FGSM, PGD-1 ("fast"), PGD-k and PGD-200 are settings of one stepper.
+
+    x_0 = x + noise (or x),     x_{t+1} = Project_S( x_t + step_size * steepest_ascent( grad_x sum_i loss(f(x_t), y)_i ) )
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sat_ray.attacks.base import Model, State, require_feasible, require_images, require_inference_mode
+from sat_ray.losses import attack_loss, cross_entropy
+from sat_ray.randomness import Randomness
+from sat_ray.threat import ThreatModel, as_255ths
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD:
+    """Step along the gradient's steepest ascent and project back.
+
+    steps >= 1; step_size > 0 in [0, 1] pixels with steps * step_size >= epsilon, or parts of the ball are out of reach.
+    """
+
+    threat_model: ThreatModel
+    steps: int
+    step_size: float
+    use_random_start: bool = True
+    memoryless: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; allowed: a whole number >= 1")
+        if not self.step_size > 0:
+            raise ValueError(f"step_size is {self.step_size:g}; allowed: a number > 0, in [0, 1] pixels")
+        if self.steps * self.step_size < self.threat_model.epsilon * (1 - 1e-9):
+            reach = as_255ths(self.steps * self.step_size)
+            raise ValueError(
+                f"steps * step_size is {reach}, less than epsilon {as_255ths(self.threat_model.epsilon)}: the edge of the ball is out of "
+                f"reach; allowed: step_size >= {as_255ths(self.threat_model.epsilon / self.steps)} at {self.steps} steps, or more steps"
+            )
+
+    def start(self, x: Tensor, y: Tensor, rng: Randomness, *, step: int = 0) -> State:
+        """Place every image at its start; step: counter of the noise, so that a training epoch draws anew."""
+        x_adv = self.threat_model.random_start(x, rng, step=step) if self.use_random_start else x.clone()
+        return State(x=x, y=y, x_adv=x_adv, step=torch.zeros_like(y), rng=rng)
+
+    def step(self, model: Model, state: State) -> State:
+        """Score the current points and move each one step uphill."""
+        point = state.x_adv.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = model(point)
+            (gradient,) = torch.autograd.grad(attack_loss(logits, state.y), point)
+        moved = self.threat_model.project(point.detach() + self.step_size * self.threat_model.steepest_ascent(gradient), state.x)
+        zero_share = (gradient == 0).flatten(1).float().mean(dim=1)
+        return replace(state, x_adv=moved, step=state.step + 1, logits=logits.detach().float(), zero_share=zero_share)
+
+    def run(self, model: Model, x: Tensor, y: Tensor, rng: Randomness, *, step: int = 0) -> Tensor:
+        """Return the last iterate of every image; no check, no synchronisation with the host."""
+        state = self.start(x, y, rng, step=step)
+        for _ in range(self.steps):
+            state = self.step(model, state)
+        return state.x_adv
+
+
+def pgd(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat_model: ThreatModel,
+    step_size: float,
+    steps: int,
+    random_start: bool = True,
+    restarts: int = 1,
+    rng: Randomness | None = None,
+) -> Tensor:
+    """Attack every image and return the last iterate, x_adv (N, C, H, W) float32 in [0, 1].
+
+    model: [0, 1] pixels -> logits, in inference mode; x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64. Among restarts a
+    misclassified iterate is preferred, then the higher loss. rng: one stream per image, default seed 0 with ids 0..N-1.
+    Raises ValueError on bad input, InfeasiblePointError if an iterate leaves the threat model.
+    """
+    require_inference_mode(model)
+    require_images(x, y)
+    if restarts < 1:
+        raise ValueError(f"restarts is {restarts}; allowed: a whole number >= 1")
+    attack = PGD(threat_model=threat_model, steps=steps, step_size=step_size, use_random_start=random_start)
+    rng = rng or Randomness.of(0, torch.arange(len(x), device=x.device))
+    best = attack.run(model, x, y, rng)
+    if restarts > 1:
+        best_score = _score(model, best, y)
+        for restart in range(1, restarts):
+            other = attack.run(model, x, y, rng.with_restart(restart))
+            score = _score(model, other, y)
+            better = score > best_score
+            best = torch.where(better.view(-1, 1, 1, 1), other, best)
+            best_score = torch.maximum(score, best_score)
+    require_feasible(best, x, threat_model)
+    return best
+
+
+@torch.no_grad()
+def _score(model: Model, x_adv: Tensor, y: Tensor) -> Tensor:
+    """Rank iterates: success first, loss second. arctan squeezes the loss below 2, so that no loss outweighs a success."""
+    logits = model(x_adv)
+    return 2.0 * (logits.argmax(dim=1) != y).double() + torch.atan(cross_entropy(logits, y).double())

@@ -1,0 +1,231 @@
+"""The full typed description of a sweep. A recipe is a function that returns one; the command line overrides its fields."""
+
+import dataclasses
+import hashlib
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sat_ray.activations import ACTIVATIONS
+from sat_ray.attacks import AttackSpec
+from sat_ray.configuration import Configuration, parse_choice, parse_pair
+from sat_ray.data.sources import dataset_source
+from sat_ray.models import MODELS
+from sat_ray.models.spec import STEMS
+from sat_ray.names import check_name
+from sat_ray.storage import json_bytes
+from sat_ray.threat import ThreatModel
+from sat_ray.training import TrainingSettings, local_groups
+
+TABLE1_PAIRS = ("relu/relu_smooth_backward", "relu_smooth_backward/relu", "relu_smooth_backward/relu_smooth_backward")
+SEARCHED = tuple(name for name in ACTIVATIONS if name != "relu_smooth_backward")
+
+
+def _at_least(settings: object, low: int, *names: str, section: str) -> None:
+    for name in names:
+        if getattr(settings, name) < low:
+            raise ValueError(f"{section}.{name} is {getattr(settings, name)}; allowed: a whole number >= {low}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which images."""
+
+    dataset: str = "digits"
+    """Name of a dataset in sat_ray/data/sources.py."""
+    rows_per_shard: int = 512
+    """Images in one Parquet shard."""
+
+    def __post_init__(self) -> None:
+        dataset_source(self.dataset)
+        _at_least(self, 1, "rows_per_shard", section="data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which network; its activation is what the sweep varies."""
+
+    name: str = "small_resnet"
+    """small_resnet, or any torchvision ResNet, ResNeXt or Wide-ResNet by name."""
+    width: int = 12
+    """Channels of small_resnet's first layer."""
+    stem: str = "imagenet"
+    """First layer of torchvision models: imagenet (7x7, stride 2) or small (3x3, stride 1, for 32-pixel images)."""
+    zero_gamma: bool = False
+    """Start the last BatchNorm of each block at 0."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, MODELS, field="model.name")
+        check_name(self.stem, STEMS, field="model.stem")
+        _at_least(self, 1, "width", section="model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """How activation and alpha are searched."""
+
+    method: Literal["grid", "asha", "optuna"] = "grid"
+    """grid: every alpha of each activation, halved at each rung; asha: random alphas, stopped asynchronously; optuna: TPE over alpha."""
+    activations: tuple[str, ...] = SEARCHED
+    """Activations to compare: a name (its own alphas) or name:alpha,alpha."""
+    pairs: tuple[str, ...] = TABLE1_PAIRS
+    """activation/attacker_activation rows trained beside them: the paper's Table 1."""
+    rungs: tuple[int, ...] = (3, 6)
+    """Epochs after which the alphas of one activation are compared; the last is the longest trial."""
+    reduction: int = 2
+    """One in `reduction` alphas of an activation goes on after a rung."""
+    samples: int = 24
+    """Trials drawn by asha and optuna."""
+    seed: int = 0
+    """Seed of the trials' training and of the sampler."""
+
+    def __post_init__(self) -> None:
+        if not self.configurations():
+            raise ValueError("search.activations and search.pairs are both empty; allowed: at least one activation")
+        if not self.rungs or list(self.rungs) != sorted(set(self.rungs)) or self.rungs[0] < 1:
+            raise ValueError(f"search.rungs is {self.rungs}; allowed: growing whole numbers of epochs, for example 3 6")
+        _at_least(self, 2, "reduction", section="search")
+        _at_least(self, 1, "samples", section="search")
+
+    def configurations(self) -> tuple[Configuration, ...]:
+        """Return every point of the grid, each once, in the order given."""
+        singles = [one for text in self.activations for one in parse_choice(text, field="search.activations")]
+        pairs = [parse_pair(text, field="search.pairs") for text in self.pairs]
+        return tuple(dict.fromkeys([*singles, *pairs]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalSettings:
+    """What is trained to the end for the leaderboard: the best alpha of each activation, and the pairs."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of each configuration; fewer than three support no claim."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"final.seeds is {self.seeds}; allowed: at least one seed, each once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """The attack that robust accuracy is measured with."""
+
+    steps: int = 200
+    """Gradient steps of PGD."""
+    step_size: float = 1 / 255
+    """Length of one step, in [0, 1] pixels; k/255 may be written."""
+    restarts: int = 1
+    """Random starts."""
+    final_iterate: bool = False
+    """Add the paper's rule as an attack of its own: only the last iterate counts."""
+    lanes: int = 64
+    """Images in every model call; part of the numerical environment."""
+    shard_size: int = 450
+    """Most test images in one evaluation task."""
+    seed: int = 0
+    """Seed of the random starts."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "steps", "restarts", "lanes", "shard_size", section="evaluation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceSettings:
+    """What each part asks of the Ray cluster; never part of a result's identity."""
+
+    train_workers: int = 2
+    """Data-parallel workers of the train stage."""
+    cpus_per_worker: int = 1
+    """CPUs (and threads) of each training worker."""
+    gpus_per_worker: int = 0
+    """GPUs of each training worker."""
+    cpus_per_trial: int = 1
+    """CPUs (and threads) of each search trial."""
+    gpus_per_trial: float = 0
+    """GPUs of each search trial."""
+    cpus_per_evaluation: int = 1
+    """CPUs (and threads) of each evaluation task."""
+    gpus_per_evaluation: float = 0
+    """GPUs of each evaluation task; fractions share one."""
+    accelerator: str = ""
+    """Model of the GPUs as it should appear in the records, for example H200; empty on CPUs."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "train_workers", "cpus_per_worker", "cpus_per_trial", "cpus_per_evaluation", section="resources")
+        _at_least(self, 0, "gpus_per_worker", "gpus_per_trial", "gpus_per_evaluation", section="resources")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Everything that determines a sweep's results, and the resources it asks for."""
+
+    recipe: str
+    """Name of the recipe this started from."""
+    threat_model: ThreatModel
+    """What the attacker may do: norm and epsilon."""
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
+    final: FinalSettings = field(default_factory=FinalSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    resources: ResourceSettings = field(default_factory=ResourceSettings)
+
+    def __post_init__(self) -> None:
+        self.training.attack(self.threat_model)
+        self.training.validation_attack(self.threat_model)
+        self.evaluation_attacks()
+        local_groups(self.training, world_size=self.resources.train_workers)
+
+    def evaluation_attacks(self) -> list[AttackSpec]:
+        """Return the attacks of the evaluate stage, before views are chosen."""
+        e = self.evaluation
+        spec = AttackSpec(threat_model=self.threat_model, steps=e.steps, step_size=e.step_size, restarts=e.restarts)
+        return [spec, dataclasses.replace(spec, final_iterate=True, name="")] if e.final_iterate else [spec]
+
+    def trial_training(self) -> TrainingSettings:
+        """Return the training of a search trial: the whole schedule, squeezed into the longest rung; validated at the rungs."""
+        return dataclasses.replace(self.training, epochs=self.search.rungs[-1], validate_every=self.search.rungs[-1])
+
+    def semantic(self) -> dict[str, Any]:
+        """Return what determines the results, as JSON: everything but the resources."""
+        value = to_json(self)
+        del value["resources"]
+        return value
+
+
+def to_json(value: Any) -> Any:
+    """Turn settings into plain JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(kind: Any, value: Any) -> Any:
+    """Rebuild settings of a type from `to_json`; ValueError names an unknown field."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        for name in value:
+            check_name(name, hints, field=f"field of {kind.__name__}")
+        return kind(**{name: from_json(hints[name], item) for name, item in value.items()})
+    if typing.get_origin(kind) is tuple:
+        return tuple(from_json(typing.get_args(kind)[0], item) for item in value)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType) and value is not None:
+        return from_json(next(k for k in typing.get_args(kind) if k is not type(None)), value)
+    return float(value) if kind is float else value
+
+
+def content_hash(value: Any) -> str:
+    """Return the sha256 of a JSON value."""
+    return hashlib.sha256(json_bytes(to_json(value))).hexdigest()
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested settings into dotted names: {"training": {"epochs": 5}} -> {"training.epochs": 5}."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= flatten(item, f"{prefix}{name}.") if isinstance(item, dict) else {f"{prefix}{name}": item}
+    return flat

@@ -1,0 +1,78 @@
+"""One point of the search: which activation the model uses, and through which view the attacker sees it during training."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sat_ray.activations import activation_info, display_name
+from sat_ray.models import check_attacker_activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """Name an (activation, attacker_activation) pair with its alphas; illegal pairs raise ValueError.
+
+    alpha, attacker_alpha: None where the activation has none (or learns it); attacker_activation: "" for the model's own.
+    """
+
+    activation: str
+    alpha: float | None = None
+    attacker_activation: str = ""
+    attacker_alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        alpha = activation_info(self.activation).check_alpha(self.alpha, field=f"alpha of {self.activation}")
+        attacker = self.attacker_activation or self.activation
+        attacker_alpha = alpha if attacker == self.activation else self.attacker_alpha
+        check_attacker_activation(self.activation, alpha, attacker, attacker_alpha)
+        resolved = activation_info(attacker).check_alpha(attacker_alpha)
+        for field, value in (("alpha", alpha), ("attacker_activation", attacker), ("attacker_alpha", resolved)):
+            object.__setattr__(self, field, value)
+
+    @property
+    def own_attacker(self) -> bool:
+        """Say whether the attacker differentiates through the model's own activation."""
+        return self.attacker_activation == self.activation
+
+    @property
+    def name(self) -> str:
+        """Name it as people say it: `silu`, `parametric_softplus α=10`, `relu · attacker relu_smooth_backward`."""
+        own = display_name(self.activation, self.alpha if len(activation_info(self.activation).grid) > 1 else None)
+        return own if self.own_attacker else f"{own} · attacker {self.attacker_activation}"
+
+    @property
+    def slug(self) -> str:
+        """Name it for a file: letters, digits, '.', '_' and '-'."""
+        text = self.activation + ("" if self.alpha is None else f"-a{self.alpha:g}")
+        return text if self.own_attacker else f"{text}-vs-{self.attacker_activation}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def parse_choice(text: str, *, field: str) -> list[Configuration]:
+    """Read one entry of a search: `silu`, `parametric_softplus` (its own grid of alphas) or `parametric_softplus:5,10`.
+
+    Raises ValueError naming the field, the value and what is allowed.
+    """
+    name, colon, values = text.partition(":")
+    info = activation_info(name, field=field)
+    if colon:
+        alphas = [_number(value, field=f"{field} {text!r}") for value in values.split(",")]
+        return [Configuration(activation=name, alpha=alpha) for alpha in alphas]
+    return [Configuration(activation=name, alpha=alpha) for alpha in info.grid]
+
+
+def parse_pair(text: str, *, field: str) -> Configuration:
+    """Read `activation/attacker_activation`, for example `relu/relu_smooth_backward`."""
+    activation, slash, attacker = text.partition("/")
+    if not slash:
+        raise ValueError(f"{field} {text!r} is not a pair; allowed: activation/attacker_activation, for example relu/relu_smooth_backward")
+    return Configuration(activation=activation, attacker_activation=attacker)
+
+
+def _number(text: str, *, field: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{field}: {text!r} is not a number; allowed: for example parametric_softplus:5,10,20") from None

@@ -1,0 +1,175 @@
+"""Exact robust accuracy: every image, every visited point, one row per (image, attack, restart).
+
+An image is broken when any visited feasible point is misclassified, the start and the last point included: k steps score k + 1 points.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor, nn
+
+from sat_ray.activations import Activation, display_name
+from sat_ray.attacks import AttackSpec, make_attack
+from sat_ray.attacks.base import Model, require_inference_mode
+from sat_ray.lanes import CLEAN_ERROR, NEVER, Verdicts, lane_logits, run_lanes
+from sat_ray.losses import margin
+from sat_ray.models import view
+from sat_ray.randomness import Randomness
+
+OUTCOME_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("label", pa.int32()),
+        ("clean_prediction", pa.int32()),
+        ("clean_margin", pa.float32()),
+        ("attack", pa.string()),
+        ("restart", pa.int32()),
+        ("adversarial_prediction", pa.int32()),
+        ("adversarial_margin", pa.float32()),
+        ("first_broken_step", pa.int32()),
+        ("passes", pa.int32()),
+        ("distance", pa.float32()),
+        ("robust", pa.bool_()),
+    ]
+)
+SORT_ORDER = [("attack", "ascending"), ("restart", "ascending"), ("image_id", "ascending")]
+
+
+def evaluate(
+    model: Model,
+    images_uint8: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray | Sequence[int],
+    image_ids: Tensor | np.ndarray | Sequence[int],
+    *,
+    attacks: Sequence[AttackSpec],
+    seed: int = 0,
+    lanes: int = 32,
+) -> pa.Table:
+    """Attack every image with every attack and return the outcomes, sorted by attack, restart and image id.
+
+    model: [0, 1] pixels -> logits, in inference mode; images_uint8: (N, C, H, W) uint8; labels: (N,) in [0, K); image_ids: (N,) unique;
+    lanes: rows of every model call, part of the numerical environment. Clean errors are not attacked (but for final-iterate attacks,
+    whose rule scores the last point alone); restart r has rows for the images that survived the restarts before it.
+    Raises ValueError on bad input, InfeasiblePointError if an attack leaves its threat model.
+    """
+    images, y, ids = _checked(images_uint8, labels, image_ids, lanes=lanes)
+    require_inference_mode(model)
+    if not attacks or len({spec.name for spec in attacks}) != len(attacks):
+        raise ValueError(f"attacks are {[spec.name for spec in attacks]}; allowed: at least one, with different names")
+    if len(images) == 0:
+        return OUTCOME_SCHEMA.empty_table()
+    device = _device(model)
+    clean = lane_logits(model, images, ids, lanes=lanes, device=device)
+    _check_logits(clean, y)
+    tables = [_one_attack(model, images, y, ids, clean, spec=spec, seed=seed, lanes=lanes, device=device) for spec in attacks]
+    return pa.concat_tables(tables).sort_by(SORT_ORDER)
+
+
+def survivors(table: pa.Table, column: pa.ChunkedArray) -> set[int]:
+    """Return the image ids whose value in a bool `column` of `table` is true in every row (pointwise AND over attacks and restarts)."""
+    ids = set(table["image_id"].to_pylist())
+    return ids - set(table.filter(pc.invert(column))["image_id"].to_pylist())
+
+
+def robust_image_ids(table: pa.Table) -> set[int]:
+    """Return the ids of images that survived every attack and restart of the table."""
+    return survivors(table, table["robust"])
+
+
+def clean_correct_ids(table: pa.Table) -> set[int]:
+    """Return the ids of images that are right before any attack."""
+    return survivors(table, pc.equal(table["clean_prediction"], table["label"]))
+
+
+def _one_attack(
+    model: Model, images: Tensor, y: Tensor, ids: Tensor, clean: Tensor, *, spec: AttackSpec, seed: int, lanes: int, device: torch.device
+) -> pa.Table:
+    attack = make_attack(spec)
+    attacked = _attacker_view(model, spec)
+    if attacked is not model:
+        same = torch.equal(lane_logits(attacked, images, ids, lanes=lanes, device=device).argmax(1), clean.argmax(1))
+        assert same, "the attacker's view does not compute the model's forward pass"
+    correct = clean.argmax(dim=1) == y
+    tables = []
+    waiting = torch.arange(len(images)) if spec.final_iterate else torch.nonzero(correct).flatten()
+    for restart in range(spec.restarts):
+        rng = Randomness(seed, ids[waiting], restart)
+        verdicts = run_lanes(
+            attacked, attack, images[waiting], y[waiting], rng, lanes=lanes, device=device, final_iterate=spec.final_iterate
+        )
+        tables.append(_outcomes(waiting, verdicts, y, ids, clean, spec=spec, restart=restart))
+        waiting = waiting[verdicts.first_broken_step == NEVER]
+    if not spec.final_iterate:
+        tables.append(_clean_errors(torch.nonzero(~correct).flatten(), y, ids, clean, spec=spec))
+    return pa.concat_tables(tables)
+
+
+def _attacker_view(model: Model, spec: AttackSpec) -> Model:
+    if spec.attacker_activation is None:
+        return model
+    if not isinstance(model, nn.Module) or not any(isinstance(module, Activation) for module in model.modules()):
+        wanted = display_name(spec.attacker_activation, spec.attacker_alpha)
+        raise ValueError(f"attack {spec.name} wants the view {wanted}, but the model was not built by sat_ray.models.build_model")
+    return view(model, spec.attacker_activation, alpha=spec.attacker_alpha)
+
+
+def _outcomes(
+    rows: Tensor, verdicts: Verdicts, y: Tensor, ids: Tensor, clean: Tensor, *, spec: AttackSpec, restart: int
+) -> pa.Table:
+    columns = {
+        "image_id": ids[rows],
+        "label": y[rows],
+        "clean_prediction": clean[rows].argmax(dim=1),
+        "clean_margin": margin(clean[rows], y[rows]),
+        "adversarial_prediction": verdicts.prediction,
+        "adversarial_margin": verdicts.margin,
+        "first_broken_step": verdicts.first_broken_step,
+        "passes": verdicts.passes,
+        "distance": verdicts.distance,
+        "robust": verdicts.first_broken_step == NEVER,
+    }
+    arrays: dict[str, object] = {name: values.numpy() for name, values in columns.items()}
+    arrays |= {"attack": [spec.name] * len(rows), "restart": np.full(len(rows), restart)}
+    return pa.table({field.name: pa.array(arrays[field.name], type=field.type) for field in OUTCOME_SCHEMA}, schema=OUTCOME_SCHEMA)
+
+
+def _clean_errors(rows: Tensor, y: Tensor, ids: Tensor, clean: Tensor, *, spec: AttackSpec) -> pa.Table:
+    verdicts = Verdicts.empty(len(rows))
+    verdicts.prediction = clean[rows].argmax(dim=1)
+    verdicts.margin = margin(clean[rows], y[rows])
+    verdicts.first_broken_step = torch.full((len(rows),), CLEAN_ERROR)
+    return _outcomes(rows, verdicts, y, ids, clean, spec=spec, restart=0)
+
+
+def _device(model: Model) -> torch.device:
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _checked(
+    images_uint8: Tensor | np.ndarray, labels: Tensor | np.ndarray | Sequence[int], image_ids: Tensor | np.ndarray | Sequence[int], *, lanes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    images = torch.as_tensor(images_uint8).cpu()
+    if images.dtype != torch.uint8 or images.dim() != 4:
+        raise ValueError(f"images_uint8 is {tuple(images.shape)} {images.dtype}; allowed: (N, C, H, W) uint8")
+    y, ids = (torch.as_tensor(values).cpu() for values in (labels, image_ids))
+    for name, values in (("labels", y), ("image_ids", ids)):
+        if values.shape != images.shape[:1] or values.is_floating_point():
+            raise ValueError(f"{name} is {tuple(values.shape)} {values.dtype}; allowed: ({len(images)},) whole numbers")
+    if len(torch.unique(ids)) != len(ids):
+        raise ValueError("image_ids has duplicates; allowed: each id once")
+    if lanes < 1:
+        raise ValueError(f"lanes is {lanes}; allowed: a whole number >= 1")
+    return images, y.to(torch.int64), ids.to(torch.int64)
+
+
+def _check_logits(clean: Tensor, y: Tensor) -> None:
+    if clean.dim() != 2:
+        raise ValueError(f"model returned shape {tuple(clean.shape)}; allowed: (N, num_classes) logits")
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < clean.shape[1]:
+        raise ValueError(f"labels lie in [{int(y.min())}, {int(y.max())}] but the model has {clean.shape[1]} classes")
+    if clean.shape[1] > 1 and bool((clean >= 0).all()) and bool(((clean.sum(dim=1) - 1).abs() < 1e-4).all()):
+        raise ValueError("model returns probabilities (rows sum to 1); allowed: logits. Drop the softmax: it flattens the attack's gradient")

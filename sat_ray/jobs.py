@@ -1,0 +1,188 @@
+"""One unit of work from its inputs to its committed record; knows nothing of how many are run, or where."""
+
+import functools
+import io
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from sat_ray.checkpoint import load_model, pack_state, save_model, sha256, unpack_state
+from sat_ray.data.shards import read_split
+from sat_ray.data.split import Split
+from sat_ray.evaluation import SORT_ORDER, clean_correct_ids, evaluate, robust_image_ids
+from sat_ray.models import model_from_spec
+from sat_ray.plan import EVALUATE, EvaluationTask, TrainingJob
+from sat_ray.stages import Record, Records, attempt_name
+from sat_ray.storage import Storage
+from sat_ray.training import EpochReport, TrainingState, fit
+from sat_ray.world import World
+
+
+@functools.lru_cache(maxsize=4)
+def split_of(uri: str, split: str, content: str) -> Split:
+    """Load a split once per process. content: hash of the manifest, so that other data is another entry."""
+    return read_split(Storage.at(uri), split)
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Return the device a job runs on: this process's GPU where the sweep asked for one."""
+    return torch.device("cuda", torch.cuda.current_device()) if accelerator else torch.device("cpu")
+
+
+def train_and_commit(
+    job: TrainingJob,
+    records: Records,
+    *,
+    world: World | None = None,
+    previous: Record | None = None,
+    on_epoch: Callable[[EpochReport], None] = lambda report: None,
+) -> Record:
+    """Train a job and return its record; every process of the world calls it, rank 0 writes.
+
+    previous: record of the same training up to an earlier epoch, to go on from. A job already committed is not trained again; one that
+    was interrupted goes on from its last validation.
+    """
+    world = world or World()
+    done = records.find(job.stage, job.key)
+    if done is not None:
+        return done
+    state = _starting_state(job, records, previous)
+    train, val = (split_of(job.dataset.uri, split, job.dataset.hash) for split in ("train", "val"))
+    model = model_from_spec(job.model, seed=job.seed).to(device_of(_accelerator(job)))
+    reports = fit(
+        model,
+        train,
+        val,
+        settings=job.training,
+        threat_model=job.threat_model,
+        attacker_activation=None if job.configuration.own_attacker else job.configuration.attacker_activation,
+        attacker_alpha=None if job.configuration.own_attacker else job.configuration.attacker_alpha,
+        seed=job.seed,
+        world=world,
+        state=state,
+        until=job.until,
+        lanes=job.lanes,
+    )
+    for report in reports:
+        state = report.state
+        if world.rank == 0 and "val/robust_accuracy" in report.metrics and report.epoch + 1 < job.until:
+            records.storage.write(_progress(job), pack_state(state))
+        on_epoch(report)
+    if world.rank == 0:
+        _commit_training(job, records, state, workers=world.size)
+    world.barrier()
+    committed = records.find(job.stage, job.key)
+    assert committed is not None
+    return committed
+
+
+def _accelerator(job: TrainingJob) -> str:
+    device = str(job.environment["device"])
+    return device.partition(":")[2] if device.startswith("cuda") else ""
+
+
+def _progress(job: TrainingJob) -> str:
+    return f"state/progress/{job.key}.safetensors"
+
+
+def _starting_state(job: TrainingJob, records: Records, previous: Record | None) -> TrainingState:
+    try:
+        return unpack_state(records.storage.read(_progress(job)))
+    except FileNotFoundError:
+        if previous is None:
+            return TrainingState()
+    return unpack_state(records.storage.read(previous.payload["state"]))
+
+
+def _commit_training(job: TrainingJob, records: Records, state: TrainingState, *, workers: int) -> Record:
+    folder = f"checkpoints/{job.stage.name}/{job.name}-{job.key[:8]}-{attempt_name()}"
+    about = {"configuration": job.configuration.to_json(), "seed": job.seed, "epoch": state.best_epoch}
+    digest = save_model(records.storage.child(folder), state.best, spec=job.model, about=about)
+    payload: dict[str, Any] = {
+        "name": job.name,
+        "configuration": job.configuration.to_json(),
+        "seed": job.seed,
+        "until": job.until,
+        "path": records.storage.full(folder),
+        "sha256": digest,
+        "best_epoch": state.best_epoch,
+        "val_robust_accuracy": state.best_score[0],
+        "val_clean_accuracy": state.best_score[1],
+        "last_val": [state.history[-1]["val/robust_accuracy"], state.history[-1]["val/clean_accuracy"]],
+        "history": state.history,
+        "accelerator_seconds": state.seconds * workers,
+        "train_images_per_second": sum(row["throughput/images_per_second"] for row in state.history) / len(state.history),
+    }
+    if job.until < job.training.epochs:
+        payload["state"] = f"{folder}/state.safetensors"
+        records.storage.write(payload["state"], pack_state(state))
+    return records.commit(job.stage, job.key, inputs=job.inputs, payload=payload, seconds=state.seconds)
+
+
+@functools.lru_cache(maxsize=2)
+def cached_model(uri: str, digest: str, accelerator: str) -> nn.Module:
+    """Load a checkpoint once per process; digest: what its weights must hash to."""
+    model = load_model(uri, expected_sha256=digest).to(device_of(accelerator))
+    return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+
+
+def evaluate_and_commit(task: EvaluationTask, records: Records) -> Record:
+    """Attack one shard and return its record; a shard already committed is not attacked again."""
+    done = records.find(EVALUATE, task.key)
+    if done is not None:
+        return done
+    started = perf_counter()
+    device = str(task.environment["device"])
+    model = cached_model(task.checkpoint, task.checkpoint_sha256, device.partition(":")[2] if device.startswith("cuda") else "")
+    shard = split_of(task.dataset.uri, "test", task.dataset.hash).take(slice(task.first, task.last))
+    table = evaluate(
+        model, shard.images, shard.labels, shard.image_ids, attacks=task.attacks, seed=task.seed, lanes=task.lanes
+    )
+    data = parquet_bytes(table)
+    path = f"state/parts/{task.key}-{attempt_name()}.parquet"
+    records.storage.write(path, data)
+    payload = {
+        "name": task.name,
+        "path": path,
+        "sha256": sha256(data),
+        "n": len(shard),
+        "clean_correct": len(clean_correct_ids(table)),
+        "robust": len(robust_image_ids(table)),
+        "passes": sum(table["passes"].to_pylist()),
+    }
+    return records.commit(EVALUATE, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Spell a table as Parquet, the same bytes for the same rows."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def merge_outcomes(parts: list[Record], expected_ids: set[int], records: Records, *, name: str) -> str:
+    """Merge a model's shards into outcomes/<name>.parquet and return its path; ValueError names missing or doubled image ids."""
+    tables = []
+    for part in parts:
+        data = records.storage.read(part.payload["path"])
+        if sha256(data) != part.payload["sha256"]:
+            raise ValueError(f"outcomes {part.payload['path']} do not match their record; move {part.key} away from state/ and run again")
+        tables.append(pq.read_table(io.BytesIO(data)))
+    check_each_id_once([set(table["image_id"].to_pylist()) for table in tables], expected_ids, name=name)
+    path = f"outcomes/{name}.parquet"
+    records.storage.write(path, parquet_bytes(pa.concat_tables(tables).sort_by(SORT_ORDER)))
+    return path
+
+
+def check_each_id_once(shards: list[set[int]], expected: set[int], *, name: str) -> None:
+    """Raise ValueError unless the shards partition the expected image ids."""
+    union = set().union(*shards)
+    doubled = sorted(i for i in union if sum(i in shard for shard in shards) > 1)
+    if doubled or union != expected:
+        missing, foreign = sorted(expected - union), sorted(union - expected)
+        raise ValueError(f"outcomes of {name}: doubled ids {doubled[:5]}, missing ids {missing[:5]}, foreign ids {foreign[:5]}")

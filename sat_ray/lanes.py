@@ -1,0 +1,207 @@
+"""The lane engine: drive any attack over many images through one fixed batch of L lanes, and stop each image as soon as it can.
+
+A lane whose image is broken, has visited its last point, or repeats an earlier point exactly takes the next image. Every model call
+has exactly L rows, because a float32 kernel rounds differently for another batch shape: so an image's verdict does not depend on the
+lane, the neighbours, the shard or the order.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sat_ray.attacks import Attack, State
+from sat_ray.attacks.base import Model, require_feasible
+from sat_ray.cycles import CycleDetector
+from sat_ray.data.pixels import to_pixels
+from sat_ray.losses import margin
+from sat_ray.randomness import Randomness
+
+NEVER, CLEAN_ERROR = -1, -2
+
+
+@dataclass
+class Verdicts:
+    """Collect one row per image, in the order the images were given; all (N,) on the CPU.
+
+    prediction, margin, distance: at the first breaking point, or, for a survivor, at its visited point of smallest margin.
+    """
+
+    prediction: Tensor
+    margin: Tensor
+    first_broken_step: Tensor
+    passes: Tensor
+    distance: Tensor
+    zero_share: Tensor
+
+    @classmethod
+    def empty(cls, count: int) -> "Verdicts":
+        """Make room for `count` rows."""
+        whole = torch.zeros(count, dtype=torch.int64)
+        real = torch.full((count,), float("inf"))
+        return cls(whole.clone(), real.clone(), torch.full_like(whole, NEVER), whole.clone(), torch.zeros(count), torch.zeros(count))
+
+    def write(self, rows: Tensor, lanes: Tensor, other: "Verdicts") -> None:
+        """Copy the lanes of `other` into these rows."""
+        for name in self.__dataclass_fields__:
+            getattr(self, name)[rows] = getattr(other, name)[lanes].to(getattr(self, name).dtype)
+
+
+def pad(values: Tensor, lanes: int) -> Tensor:
+    """Repeat the first row until there are exactly `lanes` rows."""
+    missing = lanes - len(values)
+    return values if missing == 0 else torch.cat([values, values[:1].expand(missing, *values.shape[1:])])
+
+
+def require_finite(logits: Tensor, image_ids: Tensor) -> None:
+    """Raise ValueError naming the images whose logits are NaN or infinite."""
+    bad = ~torch.isfinite(logits).all(dim=1)
+    if bool(bad.any()):
+        raise ValueError(f"model returned NaN or inf logits for image ids {image_ids[bad][:5].tolist()}; allowed: finite logits")
+
+
+@torch.no_grad()
+def lane_logits(model: Model, images: Tensor, image_ids: Tensor, *, lanes: int, device: torch.device) -> Tensor:
+    """Return logits (N, K) float32 on the CPU from calls of exactly `lanes` rows. images: (N, C, H, W) uint8."""
+    parts = []
+    for first in range(0, len(images), lanes):
+        rows = images[first : first + lanes].to(device)
+        logits = model(to_pixels(pad(rows, lanes))).float()[: len(rows)].cpu()
+        require_finite(logits, image_ids[first : first + lanes])
+        parts.append(logits)
+    return torch.cat(parts)
+
+
+class _Reserve:
+    """Hand out started images one by one; each block of L is started by calls of exactly L rows."""
+
+    def __init__(self, attack: Attack, images: Tensor, y: Tensor, rng: Randomness, *, lanes: int, device: torch.device) -> None:
+        self.attack, self.images, self.y, self.rng, self.lanes, self.device = attack, images, y, rng, lanes, device
+        self.next = 0
+        self.block: State | None = None
+
+    def take(self, wanted: int) -> Iterator[tuple[State, Tensor, Tensor]]:
+        """Yield (block, rows of the block, positions of the images) until `wanted` images were given or none is left."""
+        while wanted > 0 and self.next < len(self.images):
+            first = self.next - self.next % self.lanes
+            if self.next == first or self.block is None:
+                self.block = self._start(first)
+            last = min(first + self.lanes, len(self.images), self.next + wanted)
+            positions = torch.arange(self.next, last)
+            wanted -= last - self.next
+            self.next = last
+            yield self.block, positions - first, positions
+
+    def _start(self, first: int) -> State:
+        span = slice(first, first + self.lanes)
+        images, y = (pad(values[span], self.lanes).to(self.device) for values in (self.images, self.y))
+        ids = pad(self.rng.image_ids[span], self.lanes).to(self.device)
+        return self.attack.start(to_pixels(images), y, Randomness(self.rng.seed, ids, self.rng.restart))
+
+
+def run_lanes(
+    model: Model,
+    attack: Attack,
+    images: Tensor,
+    y: Tensor,
+    rng: Randomness,
+    *,
+    lanes: int,
+    device: torch.device,
+    final_iterate: bool = False,
+    detect_cycles: bool = True,
+) -> Verdicts:
+    """Attack every image and return its verdict.
+
+    model: in inference mode on `device`; images: (N, C, H, W) uint8 and y: (N,) int64, on the CPU; rng: one stream per image.
+    final_iterate: only the last point counts, no image stops early; detect_cycles: skip what an exact cycle would visit again.
+    """
+    out = Verdicts.empty(len(images))
+    run = _Run(attack, images, y, rng, lanes=lanes, device=device, final_iterate=final_iterate, detect_cycles=detect_cycles)
+    while run.fill():
+        retired = run.advance(model)
+        if len(retired):
+            out.write(run.position[retired], retired, run.seen)
+            run.position[retired] = -1
+    return out
+
+
+class _Run:
+    """The L lanes in flight: which image each holds, and the worst point that image has visited."""
+
+    def __init__(
+        self,
+        attack: Attack,
+        images: Tensor,
+        y: Tensor,
+        rng: Randomness,
+        *,
+        lanes: int,
+        device: torch.device,
+        final_iterate: bool,
+        detect_cycles: bool,
+    ) -> None:
+        self.attack, self.final_iterate = attack, final_iterate
+        self.reserve = _Reserve(attack, images, y, rng, lanes=lanes, device=device)
+        self.position = torch.full((lanes,), -1)
+        self.seen = Verdicts.empty(lanes)
+        self.state: State | None = None
+        self.cycles = CycleDetector(lanes, attack.steps, device=device) if detect_cycles and attack.memoryless else None
+
+    def fill(self) -> bool:
+        """Put waiting images into free lanes; False when no lane holds an image any more."""
+        free = torch.nonzero(self.position < 0).flatten()
+        used = 0
+        for block, rows, positions in self.reserve.take(len(free)):
+            taken = free[used : used + len(rows)]
+            used += len(rows)
+            device = block.x.device
+            self.state = block if self.state is None else self.state.put(taken.to(device), block, rows.to(device))
+            self.position[taken] = positions
+            self.seen.write(taken, taken, Verdicts.empty(len(self.position)))
+            if self.cycles is not None:
+                self.cycles.forget(taken)
+        return bool((self.position >= 0).any())
+
+    def advance(self, model: Model) -> Tensor:
+        """Score every lane's point, move it, and return the lanes that are done."""
+        assert self.state is not None
+        before = self.state
+        self.state = after = self.attack.step(model, before)
+        assert after.logits is not None and after.zero_share is not None
+        require_finite(after.logits, before.rng.image_ids)
+        require_feasible(before.x_adv, before.x, self.attack.threat_model)
+        step = before.step.cpu()
+        last = step >= self.attack.steps
+        wrong = self._record(before, after, step, counts=last if self.final_iterate else torch.ones_like(last))
+        done = last if self.final_iterate else last | wrong
+        if self.cycles is not None:
+            period = self.cycles.observe(after.x_adv, after.step)
+            if self.final_iterate:
+                self.state = self._skip_periods(after, period)
+            else:
+                done = done | (period > 0)
+        return torch.nonzero(done & (self.position >= 0)).flatten()
+
+    def _record(self, before: State, after: State, step: Tensor, *, counts: Tensor) -> Tensor:
+        assert after.logits is not None and after.zero_share is not None
+        prediction = after.logits.argmax(dim=1)
+        margins = margin(after.logits, before.y).cpu()
+        wrong = (prediction != before.y).cpu() & counts
+        worse = counts & ((margins < self.seen.margin) | wrong)
+        distance = self.attack.threat_model.distance(before.x_adv, before.x).cpu()
+        seen = self.seen
+        seen.prediction = torch.where(worse, prediction.cpu(), seen.prediction)
+        seen.margin = torch.where(worse, margins, seen.margin)
+        seen.distance = torch.where(worse, distance, seen.distance)
+        seen.first_broken_step = torch.where(wrong & (seen.first_broken_step == NEVER), step, seen.first_broken_step)
+        seen.passes = seen.passes + 1
+        seen.zero_share = torch.maximum(seen.zero_share, after.zero_share.cpu())
+        return wrong
+
+    def _skip_periods(self, state: State, period: Tensor) -> State:
+        """Advance the step counter of cycling lanes by whole periods: the point stays what it would be."""
+        left = (self.attack.steps - state.step.cpu()).clamp_min(0)
+        skipped = torch.where(period > 0, left - left % period.clamp_min(1), torch.zeros_like(left))
+        return State(**{**state.__dict__, "step": state.step + skipped.to(state.step.device)})

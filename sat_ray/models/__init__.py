@@ -1,0 +1,17 @@
+"""Models on [0, 1] pixels with any registered activation, and second views over their parameters."""
+
+from sat_ray.models.build import build_model, model_from_spec
+from sat_ray.models.normalized import Normalized
+from sat_ray.models.spec import MODELS, ModelSpec
+from sat_ray.models.view import assert_shares_storage, check_attacker_activation, view
+
+__all__ = [
+    "MODELS",
+    "ModelSpec",
+    "Normalized",
+    "assert_shares_storage",
+    "build_model",
+    "check_attacker_activation",
+    "model_from_spec",
+    "view",
+]

@@ -1,0 +1,83 @@
+"""Build any supported model by name: torchvision's ResNet family and a small ResNet for digits."""
+
+import torch
+import torchvision
+from torch import nn
+
+from sat_ray.models.injection import inject_activation
+from sat_ray.models.normalized import Normalized
+from sat_ray.models.small_resnet import SmallResNet
+from sat_ray.models.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
+
+def _small_stem(net: nn.Module, *, in_channels: int) -> None:
+    net.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    net.maxpool = nn.Identity()
+
+
+def _torchvision_net(spec: ModelSpec) -> nn.Module:
+    net: nn.Module = torchvision.models.get_model(
+        spec.name, weights=None, num_classes=spec.num_classes, zero_init_residual=spec.zero_gamma
+    )
+    if spec.stem == "small":
+        _small_stem(net, in_channels=spec.in_channels)
+    elif spec.in_channels != 3:
+        net.conv1 = nn.Conv2d(spec.in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return net
+
+
+def _small_net(spec: ModelSpec) -> nn.Module:
+    net = SmallResNet(num_classes=spec.num_classes, in_channels=spec.in_channels, width=spec.width)
+    if spec.zero_gamma:
+        for block in (net.layer1, net.layer2, net.layer3):
+            nn.init.zeros_(block.bn2.weight)
+    return net
+
+
+def model_from_spec(spec: ModelSpec, *, seed: int | None = None) -> Normalized:
+    """Build the model that a spec describes, in train mode, float32, on the CPU.
+
+    seed: makes the initial weights a pure function of (spec without activation, seed) and leaves torch's global generator alone;
+    None draws from the global generator.
+    """
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        net = _small_net(spec) if spec.name == "small_resnet" else _torchvision_net(spec)
+    inject_activation(net, activation=spec.activation, alpha=spec.alpha)
+    return Normalized(net, mean=spec.mean, std=spec.std, spec=spec)
+
+
+def build_model(
+    name: str,
+    *,
+    activation: str = "relu",
+    alpha: float | None = None,
+    num_classes: int,
+    in_channels: int = 3,
+    stem: str = "imagenet",
+    width: int = 16,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    zero_gamma: bool = False,
+    seed: int | None = None,
+) -> Normalized:
+    """Build a model by name with an activation injected; [0, 1] pixels -> logits. See `ModelSpec` for the fields.
+
+    mean, std: ImageNet's for three channels, else 0.5 and 0.25. Raises ValueError on unknown names or values out of range.
+    """
+    rgb = in_channels == 3
+    spec = ModelSpec(
+        name=name,
+        activation=activation,
+        alpha=alpha,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        stem=stem,
+        width=width,
+        mean=mean or (IMAGENET_MEAN if rgb else (0.5,) * in_channels),
+        std=std or (IMAGENET_STD if rgb else (0.25,) * in_channels),
+        zero_gamma=zero_gamma,
+    )
+    return model_from_spec(spec, seed=seed)

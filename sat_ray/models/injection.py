@@ -1,0 +1,70 @@
+"""Replace every ReLU of a torchvision ResNet by an activation of the registry, one module per call site.
+
+torchvision's blocks call one shared ReLU two or three times; a learned alpha is one per layer, so the blocks are first taught to use
+separate activation modules. Parameters, their names and their initial values stay as torchvision made them.
+"""
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from sat_ray.activations import Activation, make_activation
+
+
+class SplitBasicBlock(BasicBlock):
+    """A BasicBlock whose two activations are separate modules."""
+
+    act1: nn.Module
+    act2: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return act2(residual(x) + shortcut(x))."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.act1(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out = self.act2(out + shortcut)
+        return out
+
+
+class SplitBottleneck(Bottleneck):
+    """A Bottleneck whose three activations are separate modules."""
+
+    act1: nn.Module
+    act2: nn.Module
+    act3: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return act3(residual(x) + shortcut(x))."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.act1(self.bn1(self.conv1(x)))
+        out = self.act2(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out = self.act3(out + shortcut)
+        return out
+
+
+_SPLIT: dict[type[nn.Module], tuple[type[nn.Module], int]] = {BasicBlock: (SplitBasicBlock, 2), Bottleneck: (SplitBottleneck, 3)}
+
+
+def _split_block(block: nn.Module) -> None:
+    split, count = _SPLIT[type(block)]
+    block.__class__ = split  # same state, same initial weights; only forward differs
+    del block.relu
+    for index in range(1, count + 1):
+        setattr(block, f"act{index}", nn.ReLU())
+
+
+def inject_activation(model: nn.Module, *, activation: str, alpha: float | None = None) -> int:
+    """Replace every nn.ReLU of `model` in place and return how many activation modules it now has.
+
+    No random number is drawn. Raises ValueError on a bad activation, AssertionError if a ReLU survives or none was found.
+    """
+    for module in list(model.modules()):
+        if type(module) in _SPLIT:
+            _split_block(module)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, make_activation(activation, alpha=alpha))
+    count = sum(isinstance(module, Activation) for module in model.modules())
+    assert count > 0 and not any(isinstance(module, nn.ReLU) for module in model.modules()), "a ReLU was not replaced"
+    return count

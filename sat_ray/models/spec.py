@@ -1,0 +1,47 @@
+"""What determines a model but its weights."""
+
+from dataclasses import dataclass
+
+import torchvision
+
+from sat_ray.activations import activation_info
+from sat_ray.names import check_name
+
+_FAMILIES = ("resnet", "resnext", "wide_resnet")
+TORCHVISION_MODELS = tuple(name for name in torchvision.models.list_models(module=torchvision.models) if name.startswith(_FAMILIES))
+MODELS = (*TORCHVISION_MODELS, "small_resnet")
+STEMS = ("imagenet", "small")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Everything that determines a model but its weights; it travels in the checkpoint as JSON.
+
+    stem: "imagenet" (7 x 7 stride 2 and max-pooling) or "small" (3 x 3 stride 1, for images of 32 pixels); width: channels of the
+    first layer of small_resnet, ignored elsewhere; mean, std: per channel in [0, 1] pixels; zero_gamma: start the last BatchNorm of
+    each block at 0.
+    """
+
+    name: str
+    activation: str = "relu"
+    alpha: float | None = None
+    num_classes: int = 10
+    in_channels: int = 3
+    stem: str = "imagenet"
+    width: int = 16
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    zero_gamma: bool = False
+
+    def __post_init__(self) -> None:
+        check_name(self.name, MODELS, field="model")
+        check_name(self.stem, STEMS, field="stem")
+        object.__setattr__(self, "alpha", activation_info(self.activation).check_alpha(self.alpha))
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        for field, low in (("num_classes", 2), ("in_channels", 1), ("width", 1)):
+            if getattr(self, field) < low:
+                raise ValueError(f"{field} is {getattr(self, field)}; allowed: a whole number >= {low}")
+        if not len(self.mean) == len(self.std) == self.in_channels:
+            raise ValueError(f"mean and std need one number for each of {self.in_channels} channels; got {self.mean} and {self.std}")

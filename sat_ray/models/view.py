@@ -1,0 +1,72 @@
+"""A view: a second module tree over the same parameters and buffers, with other activations and its own train/eval flag.
+
+The attacker differentiates through a view. Nothing is toggled on the model that trains, and nothing needs to be put back.
+"""
+
+from torch import nn
+
+from sat_ray.activations import Activation, activation_info, make_activation
+
+
+def check_attacker_activation(activation: str, alpha: float | None, attacker_activation: str, attacker_alpha: float | None) -> None:
+    """Refuse an attacker whose forward pass is not the model's: its images would be adversarial for another network.
+
+    Raises ValueError naming the legal choices.
+    """
+    own = activation_info(activation)
+    other = activation_info(attacker_activation, field="attacker_activation")
+    other_alpha = other.check_alpha(attacker_alpha, field="attacker_alpha")
+    if other.name == own.name and (other_alpha == own.check_alpha(alpha) or own.smooth_backward):
+        return
+    if other.learned:
+        raise ValueError(f"attacker_activation {other.name} has a learned alpha and cannot be used for the attacker alone")
+    if other.name == own.name or other.forward_name != own.forward_name:
+        legal = "relu, relu_smooth_backward" if own.forward_name == "relu" else f"{own.name} with the same alpha"
+        raise ValueError(f"attacker_activation {other.name} must share its forward pass with activation {own.name}; allowed: {legal}")
+
+
+def _clone(module: nn.Module, replace: tuple[str, float | None] | None, memo: dict[int, object]) -> nn.Module:
+    if id(module) in memo:
+        return memo[id(module)]  # type: ignore[return-value]
+    if isinstance(module, Activation) and replace is not None:
+        clone: nn.Module = make_activation(replace[0], alpha=replace[1])
+    else:
+        clone = module.__class__.__new__(module.__class__)
+        clone.__dict__.update(module.__dict__)
+        clone._parameters = {name: _alias(p, memo) for name, p in module._parameters.items()}
+        clone._buffers = dict(module._buffers)
+        clone._modules = {name: child and _clone(child, replace, memo) for name, child in module._modules.items()}
+    memo[id(module)] = clone
+    return clone
+
+
+def _alias(parameter: nn.Parameter | None, memo: dict[int, object]) -> nn.Parameter | None:
+    if parameter is None:
+        return None
+    if id(parameter) not in memo:
+        # a second Parameter over the same storage: freezing the shared object itself would freeze the model
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    return memo[id(parameter)]  # type: ignore[return-value]
+
+
+def view(model: nn.Module, activation: str | None = None, *, alpha: float | None = None) -> nn.Module:
+    """Return a view of `model` in inference mode whose parameters are frozen aliases of the model's.
+
+    activation: what the view uses, None for the model's own (a learned alpha is then shared). Make it after device, dtype and memory
+    layout are settled. Raises ValueError where the view's forward pass would differ from the model's.
+    """
+    replace = None
+    if activation is not None:
+        for module in model.modules():
+            if isinstance(module, Activation):
+                check_attacker_activation(module.activation, module.alpha, activation, alpha)
+                if module.activation != activation or module.alpha != activation_info(activation).check_alpha(alpha):
+                    replace = (activation, alpha)
+    return _clone(model, replace, {}).eval()
+
+
+def assert_shares_storage(model: nn.Module, other: nn.Module) -> None:
+    """Assert that every parameter and buffer of the view `other` lies in the memory of `model`."""
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in (dict(other.named_parameters()) | dict(other.named_buffers())).items():
+        assert tensor.data_ptr() == own[name].data_ptr(), f"{name} of the view no longer aliases the model"

@@ -1,0 +1,229 @@
+"""What a sweep has to compute: every unit of work with its key, derived from the config and the hashes of its inputs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sat_ray.attacks import AttackSpec
+from sat_ray.attacks.spec import true_and_smooth
+from sat_ray.config import SweepConfig, content_hash, to_json
+from sat_ray.configuration import Configuration
+from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, manifest_hash
+from sat_ray.models import ModelSpec
+from sat_ray.stages import Record, Stage, numerical_environment, record_key
+from sat_ray.storage import Storage
+from sat_ray.threat import ThreatModel
+from sat_ray.training import TrainingSettings
+
+SEARCH = Stage("search", 1, ("sat_ray.jobs",))
+TRAIN = Stage("train", 1, ("sat_ray.jobs",))
+EVALUATE = Stage("evaluate", 1, ("sat_ray.jobs",))
+STAGES = (SEARCH, TRAIN, EVALUATE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A prepared dataset. uri: its folder; hash: of its manifest, which covers every shard."""
+
+    uri: str
+    hash: str
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, uri: str) -> "Dataset | None":
+        """Read the manifest in a folder; None where there is none."""
+        try:
+            manifest = Storage.at(uri).read_json(MANIFEST)
+        except FileNotFoundError:
+            return None
+        return cls(uri=uri, hash=manifest_hash(manifest), manifest=manifest)
+
+
+def dataset_uri(config: SweepConfig, root: Storage) -> str:
+    """Return the folder of the sweep's dataset; sweeps of the same data share it."""
+    key = content_hash({"data": to_json(config.data), "schema": SCHEMA_VERSION})[:8]
+    return root.full(f"data/{config.data.dataset}-{key}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """Train one configuration with one seed up to an epoch. `inputs` says what determines the result."""
+
+    stage: Stage
+    configuration: Configuration
+    seed: int
+    until: int
+    model: ModelSpec
+    training: TrainingSettings
+    threat_model: ThreatModel
+    lanes: int
+    dataset: Dataset
+    environment: dict[str, Any]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Return everything that determines the weights."""
+        return {
+            "configuration": self.configuration.to_json(),
+            "seed": self.seed,
+            "until": self.until,
+            "model": to_json(self.model),
+            "training": to_json(self.training),
+            "threat_model": to_json(self.threat_model),
+            "dataset": self.dataset.hash,
+            "environment": self.environment,
+        }
+
+    @property
+    def key(self) -> str:
+        """Name the record."""
+        return record_key(self.stage, self.inputs)
+
+    @property
+    def name(self) -> str:
+        """Name the job for people and files."""
+        return f"{self.configuration.slug}-s{self.seed}"
+
+    def at(self, until: int) -> "TrainingJob":
+        """Return the same job up to another epoch."""
+        return replace(self, until=until)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationTask:
+    """Attack one shard of the test split with one trained model."""
+
+    checkpoint: str
+    checkpoint_sha256: str
+    name: str
+    attacks: tuple[AttackSpec, ...]
+    first: int
+    last: int
+    seed: int
+    lanes: int
+    dataset: Dataset
+    environment: dict[str, Any]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Return everything that determines the outcomes."""
+        return {
+            "weights": self.checkpoint_sha256,
+            "attacks": [to_json(spec) for spec in self.attacks],
+            "rows": [self.first, self.last],
+            "seed": self.seed,
+            "dataset": self.dataset.hash,
+            "environment": self.environment,
+        }
+
+    @property
+    def key(self) -> str:
+        """Name the record."""
+        return record_key(EVALUATE, self.inputs)
+
+
+def training_job(
+    config: SweepConfig, dataset: Dataset, configuration: Configuration, *, stage: Stage, seed: int, training: TrainingSettings
+) -> TrainingJob:
+    """Describe one training of the sweep."""
+    manifest, resources = dataset.manifest, config.resources
+    spec = ModelSpec(
+        name=config.model.name,
+        activation=configuration.activation,
+        alpha=configuration.alpha,
+        num_classes=len(manifest["class_names"]),
+        in_channels=manifest["shape"][0],
+        stem=config.model.stem,
+        width=config.model.width,
+        mean=tuple(manifest["mean"]),
+        std=tuple(manifest["std"]),
+        zero_gamma=config.model.zero_gamma,
+    )
+    environment = numerical_environment(
+        accelerator=resources.accelerator, threads=resources.cpus_per_worker if stage is TRAIN else resources.cpus_per_trial
+    )
+    return TrainingJob(
+        stage=stage,
+        configuration=configuration,
+        seed=seed,
+        until=training.epochs,
+        model=spec,
+        training=training,
+        threat_model=config.threat_model,
+        lanes=config.evaluation.lanes,
+        dataset=dataset,
+        environment=environment,
+    )
+
+
+def trial_job(config: SweepConfig, dataset: Dataset, configuration: Configuration) -> TrainingJob:
+    """Describe one search trial, up to the longest rung."""
+    return training_job(config, dataset, configuration, stage=SEARCH, seed=config.search.seed, training=config.trial_training())
+
+
+def final_jobs(config: SweepConfig, dataset: Dataset, finalists: Sequence[Configuration]) -> list[TrainingJob]:
+    """Describe every training of the leaderboard, one per finalist and seed."""
+    return [
+        training_job(config, dataset, finalist, stage=TRAIN, seed=seed, training=config.training)
+        for seed in config.final.seeds
+        for finalist in finalists
+    ]
+
+
+def attacks_for(config: SweepConfig, configuration: Configuration) -> tuple[AttackSpec, ...]:
+    """Return the attacks that count for a configuration: through the true backward pass, and the smooth one where it was trained with."""
+    alpha = configuration.alpha if configuration.alpha is not None else configuration.attacker_alpha
+    return tuple(
+        spec
+        for base in config.evaluation_attacks()
+        for spec in true_and_smooth(
+            base, activation=configuration.activation, attacker_activation=configuration.attacker_activation, alpha=alpha
+        )
+    )
+
+
+def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
+    """Cut the test split of one trained model into shards of nearly equal size."""
+    configuration = Configuration(**trained.payload["configuration"])
+    count, resources = dataset.manifest["splits"]["test"], config.resources
+    shards = -(-count // config.evaluation.shard_size)
+    bounds = [count * i // shards for i in range(shards + 1)]
+    environment = numerical_environment(
+        accelerator=resources.accelerator, threads=resources.cpus_per_evaluation, lanes=config.evaluation.lanes
+    )
+    return [
+        EvaluationTask(
+            checkpoint=trained.payload["path"],
+            checkpoint_sha256=trained.payload["sha256"],
+            name=trained.payload["name"],
+            attacks=attacks_for(config, configuration),
+            first=first,
+            last=last,
+            seed=config.evaluation.seed,
+            lanes=config.evaluation.lanes,
+            dataset=dataset,
+            environment=environment,
+        )
+        for first, last in zip(bounds, bounds[1:], strict=False)
+    ]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The configurations that compete for one place on the leaderboard: the alphas of one activation, or one pair."""
+
+    members: tuple[Configuration, ...]
+
+
+def groups(configurations: Sequence[Configuration]) -> list[Group]:
+    """Gather the configurations that differ in alpha alone, in the order of their first member."""
+    found: dict[tuple[str, str], list[Configuration]] = {}
+    for one in configurations:
+        found.setdefault((one.activation, one.attacker_activation), []).append(one)
+    return [Group(tuple(members)) for members in found.values()]
+
+
+def promote(group: Group, scores: dict[Configuration, tuple[float, float]], *, reduction: int) -> Group:
+    """Keep the best 1 / reduction of a group (at least one) by (robust, clean) score; ties go to the earlier configuration."""
+    ranked = sorted(group.members, key=lambda one: (tuple(-v for v in scores[one]), group.members.index(one)))
+    return Group(tuple(ranked[: max(1, -(-len(ranked) // reduction))]))

@@ -1,0 +1,140 @@
+"""Figures with an axis to follow: robust accuracy against α, and training against the epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from sat_ray.report.drawing import FAINT, INK, head, label, mark, mean_and_spread, new_figure, plain, say_nothing, two_lines
+from sat_ray.report.rows import EvaluatedModel, display_names
+from sat_ray.report.text import join_names
+
+_CURVES = (
+    ("train/loss", "Training loss", "loss (nats)", 1.0),
+    ("train/adversarial_accuracy", "Adversarial accuracy, training", "accuracy (%)", 100.0),
+    ("val/clean_accuracy", "Clean accuracy, validation", "accuracy (%)", 100.0),
+    ("val/robust_accuracy", "Robust accuracy, validation", "accuracy (%)", 100.0),
+)
+
+
+def alpha_response(trials: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw robust accuracy on validation against α, a panel per activation that has one; lines join trials of equal length only.
+
+    trials: {"activation", "alpha", "attacker_activation", "val_robust_accuracy", "epochs"}, one per trial or per rung of a trial.
+    """
+    names = sorted({trial["activation"] for trial in trials if trial["alpha"] is not None})
+    if not names:
+        return say_nothing(new_figure(6.4, 2.4), "No trial of this sweep has an α.")
+    longest = max(trial["epochs"] for trial in trials)
+    columns = 2 if len(names) == 4 else min(3, len(names))
+    figure = new_figure(max(3.1 * columns + 0.4, 6.8), 2.75 * math.ceil(len(names) / columns) + 1.1)
+    head(
+        figure,
+        "Response to α",
+        subtitle="robust accuracy on the validation split, one mark per search trial",
+        note=f"Full marks: {longest:g} epochs; faint: trials stopped earlier, epochs beside them. Dashed: relu at {longest:g} epochs.\n"
+        "Hollow: the attacker saw another activation.",
+    )
+    panels = figure.subplots(math.ceil(len(names) / columns), columns, sharey=True, squeeze=False).ravel()
+    for axes, name in zip(panels, names, strict=False):
+        _alpha_panel(axes, [trial for trial in trials if trial["activation"] == name and trial["alpha"] is not None], longest=longest)
+        _reference_line(axes, trials, longest=longest)
+        label(axes, x="α (log scale)" if axes.get_xscale() == "log" else "α", title=name)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    for axes in panels[::columns]:
+        axes.set_ylabel("robust accuracy (%)", fontsize=9.5, color=INK)
+    return figure
+
+
+def _alpha_panel(axes: Axes, trials: Sequence[Mapping[str, Any]], *, longest: float) -> None:
+    plain(axes)
+    series: dict[tuple[str, float], dict[float, list[float]]] = {}
+    for trial in trials:
+        by_alpha = series.setdefault((trial["attacker_activation"], trial["epochs"]), {})
+        by_alpha.setdefault(trial["alpha"], []).append(100 * trial["val_robust_accuracy"])
+    for (attacker, epochs), by_alpha in series.items():
+        style = mark(trials[0]["activation"], attacker_activation=attacker, size=8)
+        alphas, opacity = sorted(by_alpha), 1.0 if epochs == longest else 0.4
+        means = [float(np.mean(by_alpha[alpha])) for alpha in alphas]
+        axes.plot(alphas, means, linewidth=1.4, color=style["color"], alpha=opacity, linestyle="-" if epochs == longest else ":")
+        every = [(alpha, value) for alpha in alphas for value in by_alpha[alpha]]
+        axes.plot(*zip(*every, strict=True), linestyle="none", alpha=opacity, **style)
+        if epochs != longest:
+            axes.annotate(f"{epochs:g}", (alphas[-1], means[-1]), xytext=(7, -3), textcoords="offset points", fontsize=8, color=FAINT)
+    found = sorted({trial["alpha"] for trial in trials})
+    if found[0] > 0 and found[-1] / found[0] >= 5:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if found[-1] / found[0] < 200 else (1.0,)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda alpha, _: f"{alpha:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(0.12)
+
+
+def _reference_line(axes: Axes, trials: Sequence[Mapping[str, Any]], *, longest: float) -> None:
+    """Draw relu's own trials of full length as a dashed line."""
+    values = [
+        trial["val_robust_accuracy"]
+        for trial in trials
+        if trial["activation"] == trial["attacker_activation"] == "relu" and trial["epochs"] == longest
+    ]
+    if values:
+        height = 100 * float(np.mean(values))
+        axes.axhline(height, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+        axes.annotate(
+            "relu", (1, height), xycoords=axes.get_yaxis_transform(), xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=8
+        )
+
+
+def training_curves(models: Sequence[EvaluatedModel]) -> Figure:
+    """Draw loss and accuracies against the epoch, one line per configuration, bands for relu and the best by validation."""
+    by_name: dict[str, list[EvaluatedModel]] = {}
+    for name, model in zip(display_names(models), models, strict=True):
+        by_name.setdefault(name, []).append(model)
+    figure = new_figure(10.4, 6.6)
+    if not any(model.history for model in models):
+        return say_nothing(figure, "No training history was recorded.")
+    order = sorted(by_name, key=lambda name: -float(np.mean([model.val_robust_accuracy for model in by_name[name]])))
+    stressed = {order[0], *(name for name in order if by_name[name][0].is_relu_baseline)}
+    head(
+        figure,
+        "Training curves",
+        subtitle="mean over seeds; robust accuracy is that of the validation attack, adversarial accuracy that of the training attack",
+        note=f"Best by validation first. Thick, with bands (± standard deviation over seeds): {join_names(sorted(stressed))}.",
+    )
+    panels = figure.subplots(2, 2).ravel()
+    for axes, (key, title, unit, scale) in zip(panels, _CURVES, strict=True):
+        plain(axes)
+        label(axes, x="epoch", y=unit, title=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for name in reversed(order):
+            _curve(axes, by_name[name], key=key, scale=scale, stressed=name in stressed)
+    legend = [Line2D([], [], label=two_lines(name), **_curve_style(by_name[name][0], stressed=name in stressed)) for name in order]
+    figure.legend(handles=legend, loc="outside right center", frameon=False, fontsize=8.5)
+    return figure
+
+
+def _curve(axes: Axes, models: Sequence[EvaluatedModel], *, key: str, scale: float, stressed: bool) -> None:
+    curves = [{epoch["epoch"]: scale * epoch[key] for epoch in model.history if key in epoch} for model in models]
+    epochs, means, deviations = mean_and_spread(curves)
+    if not len(epochs):
+        return
+    style = _curve_style(models[0], stressed=stressed)
+    axes.plot(epochs, means, markevery=max(1, len(epochs) // 6), zorder=3 if stressed else 2, **style)
+    if stressed:
+        axes.fill_between(epochs, means - deviations, means + deviations, color=style["color"], alpha=0.18, linewidth=0)
+
+
+def _curve_style(model: EvaluatedModel, *, stressed: bool) -> dict[str, Any]:
+    other_attacker = model.attacker_activation != model.activation
+    return mark(model.activation, attacker_activation=model.attacker_activation, size=6 if stressed else 4.5) | {
+        "linewidth": 2.4 if stressed else 1.1,
+        "linestyle": "--" if other_attacker else "-",
+    }

@@ -1,0 +1,97 @@
+"""One evaluated model as the report sees it, and the name under which people see its configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+OUTCOME_COLUMNS = (
+    "image_id",
+    "label",
+    "clean_prediction",
+    "clean_margin",
+    "attack",
+    "restart",
+    "adversarial_prediction",
+    "adversarial_margin",
+    "first_broken_step",
+    "passes",
+    "distance",
+    "robust",
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluatedModel:
+    """Hold one trained and evaluated model: a configuration, a seed, what it cost and the outcome of every image.
+
+    alpha, attacker_alpha: the activation's sharpness, None where there is none or where it is learned.
+    val_robust_accuracy: in [0, 1], on the validation split; the only figure that may choose a model.
+    accelerator_seconds: what training took, seconds of one accelerator (or core) summed; train_images_per_second: its throughput.
+    history: one dict per epoch, keys `epoch`, `train/loss`, `val/robust_accuracy` and so on; val keys absent in epochs without validation.
+    table: outcomes on the test split, one row per (image_id, attack, restart).
+    Raises ValueError for a figure outside its range or a table without the outcome columns.
+    """
+
+    model: str
+    activation: str
+    alpha: float | None
+    attacker_activation: str
+    attacker_alpha: float | None
+    seed: int
+    val_robust_accuracy: float
+    checkpoint: str
+    outcomes: str
+    mlflow_run_id: str | None
+    accelerator_seconds: float
+    train_images_per_second: float
+    history: tuple[dict[str, float], ...]
+    table: pa.Table
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.val_robust_accuracy <= 1.0:
+            raise ValueError(f"val_robust_accuracy is {self.val_robust_accuracy}; allowed: [0, 1]")
+        for name in ("accelerator_seconds", "train_images_per_second"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0.0):
+                raise ValueError(f"{name} is {value}; allowed: a finite number ≥ 0")
+        missing = [name for name in OUTCOME_COLUMNS if name not in self.table.column_names]
+        if missing:
+            raise ValueError(f"table has no column {', '.join(missing)}; allowed: a table with {', '.join(OUTCOME_COLUMNS)}")
+
+    @property
+    def key(self) -> tuple[str, str, float | None, str, float | None]:
+        """Return what makes two models seeds of one configuration."""
+        return self.model, self.activation, self.alpha, self.attacker_activation, self.attacker_alpha
+
+    @property
+    def is_relu_baseline(self) -> bool:
+        """Say whether differences of this model's architecture are measured against it."""
+        return self.activation == "relu" and self.attacker_activation == "relu"
+
+
+def configuration_name(activation: str, *, alpha: float | None, attacker_activation: str, attacker_alpha: float | None) -> str:
+    """Return the display name of a configuration, such as `silu`, `parametric_softplus α=10`, `relu · attacker relu_smooth_backward`."""
+    own = _with_alpha(activation, alpha)
+    if (attacker_activation, attacker_alpha) == (activation, alpha):
+        return own
+    return f"{own} · attacker {_with_alpha(attacker_activation, attacker_alpha)}"
+
+
+def display_names(models: Sequence[EvaluatedModel]) -> list[str]:
+    """Return one display name per model; the architecture leads the name only where there are several."""
+    several = len({model.model for model in models}) > 1
+    return [(f"{model.model} · " if several else "") + _own_name(model) for model in models]
+
+
+def _own_name(model: EvaluatedModel) -> str:
+    return configuration_name(
+        model.activation, alpha=model.alpha, attacker_activation=model.attacker_activation, attacker_alpha=model.attacker_alpha
+    )
+
+
+def _with_alpha(activation: str, alpha: float | None) -> str:
+    return activation if alpha is None else f"{activation} α={alpha:.4g}"

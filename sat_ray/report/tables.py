@@ -1,0 +1,128 @@
+"""The board as tables: the paper's Table 1, Markdown, and a table for the terminal. All read the board alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from sat_ray.report.text import ABSENT, interval, points, seconds, seeds_text, setting_text, spread, verdict_text
+
+# (attacker's backward, optimizer's backward, activation, attacker_activation): the five rows of the paper's Table 1.
+TABLE1_ROWS = (
+    ("ReLU", "ReLU", "relu", "relu"),
+    ("smooth", "ReLU", "relu", "relu_smooth_backward"),
+    ("ReLU", "smooth", "relu_smooth_backward", "relu"),
+    ("smooth", "smooth", "relu_smooth_backward", "relu_smooth_backward"),
+    ("parametric softplus, forward and backward", "", "parametric_softplus", "parametric_softplus"),
+)
+NOTES = (
+    "Accuracies are in points, over all images. Robust: correct at every visited point of every attack; clean errors count as broken.",
+    "Per configuration: mean ± standard deviation over seeds. Against relu: seed-paired difference ± half the 95 % Student interval.",
+    "Differences that do not survive Holm's correction over all configurations say so. Rows per seed: 95 % Wilson interval over images.",
+    "The champion (★) is chosen by mean robust accuracy on the validation split, never by the test split.",
+)
+
+
+def table1_rows(board: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the paper's five rows as {"attacker_backward", "optimizer_backward", "group"}; group is None where the sweep has no such row.
+
+    Where several α fit a row, the one with the best validation accuracy stands for it.
+    """
+    rows = []
+    for attacker_backward, optimizer_backward, activation, attacker_activation in TABLE1_ROWS:
+        fitting = [
+            group for group in board["groups"] if (group["activation"], group["attacker_activation"]) == (activation, attacker_activation)
+        ]
+        best = min(fitting, key=lambda group: (-group["val_robust_accuracy"]["mean"], group["configuration"]), default=None)
+        rows.append({"attacker_backward": attacker_backward, "optimizer_backward": optimizer_backward, "group": best})
+    return rows
+
+
+def to_markdown(board: Mapping[str, Any]) -> str:
+    """Return the board as Markdown: headline, configurations, Table 1, rows per seed, notes."""
+    headline = board["headline"]
+    parts = [
+        f"# {_cell(board['sweep'])}",
+        f"**{_cell(headline['sentence'])}.** {_cell(headline['detail'])}",
+        f"{_cell(setting_text(board))} · {seeds_text(board)}",
+        "## Configurations",
+        _markdown_table(
+            ["", "configuration", "robust", "clean", "robust on validation", "against relu", "seeds", "accelerator time"],
+            [_group_cells(group, board=board) for group in board["groups"]],
+            numeric=range(2, 5),
+        ),
+        "## Table 1: where the gradient is improved",
+        _markdown_table(
+            ["attacker's backward", "optimizer's backward", "clean", "robust"],
+            [_table1_cells(row) for row in table1_rows(board)],
+            numeric=(2, 3),
+        ),
+        "## Rows",
+        _markdown_table(
+            ["configuration", "seed", "robust", "95 % interval", "clean", "robust on validation", "MLflow run"],
+            [_row_cells(row) for row in board["rows"]],
+            numeric=range(1, 6),
+        ),
+        "\n".join(f"- {note}" for note in NOTES),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_terminal(board: Mapping[str, Any]) -> Table:
+    """Return one line per configuration as a rich table; names are shown literally, markup in them included."""
+    table = Table(title=Text(board["sweep"]), caption=Text(f"{setting_text(board)} · {seeds_text(board)}"), title_justify="left")
+    table.add_column("", width=1)
+    table.add_column("configuration", overflow="fold")
+    for name in ("robust", "clean", "validation"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("against relu")
+    table.add_column("seeds", justify="right")
+    table.add_column("time", justify="right", no_wrap=True)
+    for group in board["groups"]:
+        cells = _group_cells(group, board=board)
+        table.add_row(*(Text(cell) for cell in cells), style="bold" if cells[0] else None)
+    return table
+
+
+def _group_cells(group: Mapping[str, Any], *, board: Mapping[str, Any]) -> list[str]:
+    return [
+        "★" if group["configuration"] == board["champion"]["configuration"] else "",
+        group["configuration"],
+        spread(group["robust_accuracy"]),
+        spread(group["clean_accuracy"]),
+        spread(group["val_robust_accuracy"]),
+        verdict_text(group),
+        str(len(group["seeds"])),
+        seconds(group["accelerator_seconds"]),
+    ]
+
+
+def _table1_cells(row: Mapping[str, Any]) -> list[str]:
+    group = row["group"]
+    figures = ["not in this sweep", ABSENT] if group is None else [spread(group["clean_accuracy"]), spread(group["robust_accuracy"])]
+    return [row["attacker_backward"], row["optimizer_backward"], *figures]
+
+
+def _row_cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["configuration"],
+        str(row["seed"]),
+        points(row["robust_accuracy"]),
+        interval(row["robust_accuracy_interval"]),
+        points(row["clean_accuracy"]),
+        points(row["val_robust_accuracy"]),
+        row["mlflow_run_id"] or ABSENT,
+    ]
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int]) -> str:
+    rule = ["--:" if index in numeric else ":--" for index in range(len(header))]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in (header, rule, *rows))
+
+
+def _cell(text: str) -> str:
+    """Escape what would end a table cell or start HTML in a Markdown viewer."""
+    return text.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")

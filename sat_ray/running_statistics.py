@@ -1,0 +1,51 @@
+"""BatchNorm running statistics as the mean over all groups of a global batch, however the groups are dealt to processes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sat_ray.world import World
+
+
+class RunningStatistics:
+    """Let every group start from the same statistics, then average what the groups made of them."""
+
+    def __init__(self, model: nn.Module, *, groups: int, world: World) -> None:
+        self.world, self.groups = world, groups
+        self.alone = groups * world.size == 1
+        self.buffers: list[Tensor] = [
+            buffer
+            for module in model.modules()
+            if isinstance(module, _BatchNorm)
+            for buffer in (module.running_mean, module.running_var)
+            if buffer is not None
+        ]
+        self.before: list[Tensor] = []
+        self.total: list[Tensor] = []
+
+    @contextmanager
+    def group(self, index: int) -> Iterator[None]:
+        """Run one group's forward pass in train mode."""
+        if self.alone:
+            yield
+            return
+        if index == 0:
+            self.before = [b.clone() for b in self.buffers]
+        else:
+            self._restore(self.before)
+        yield
+        self.total = [b.clone() if index == 0 else t + b for t, b in zip(self.total if index else self.buffers, self.buffers, strict=True)]
+
+    def average(self) -> None:
+        """Write the mean over all groups of all processes into the model."""
+        if self.alone or not self.buffers:
+            return
+        flat = self.world.sum(torch.cat([t.flatten() for t in self.total])) / (self.groups * self.world.size)
+        self._restore([part.view_as(b) for part, b in zip(flat.split([b.numel() for b in self.buffers]), self.buffers, strict=True)])
+
+    def _restore(self, values: list[Tensor]) -> None:
+        for buffer, value in zip(self.buffers, values, strict=True):
+            buffer.copy_(value)

@@ -1,0 +1,184 @@
+"""Stages and their records. Records are the truth: whatever else exists is rebuilt from them.
+
+A record is one JSON file under state/<stage>/, named by its key and committed last, after the files it lists. Its key hashes the stage's
+version, the semantic inputs and the numerical environment, so a committed record is never computed again.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sat_ray.config import content_hash
+from sat_ray.storage import Storage, json_bytes
+
+STATE = "state"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node of the pipeline.
+
+    version: raise it when the meaning of the results changes; modules: the code whose change a record must notice (with all of this
+    package that it imports).
+    """
+
+    name: str
+    version: int
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one unit of work left behind. payload: its result as JSON; code: hash per module; created: unix time; seconds: of work."""
+
+    stage: str
+    key: str
+    inputs: dict[str, Any]
+    payload: dict[str, Any]
+    code: dict[str, str]
+    created: float
+    seconds: float
+
+    @property
+    def content(self) -> str:
+        """Hash what was computed, not when or how fast."""
+        return content_hash({"stage": self.stage, "key": self.key, "payload": _timeless(self.payload)})
+
+
+def _timeless(value: Any) -> Any:
+    """Drop measured times and the attempt's own paths, which differ between two equal computations."""
+    dropped = ("seconds", "images_per_second", "path", "created", "history")
+    if isinstance(value, dict):
+        return {k: _timeless(v) for k, v in value.items() if not any(word in k for word in dropped)}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def record_key(stage: Stage, inputs: dict[str, Any]) -> str:
+    """Return the key of the work that `inputs` (semantic settings, input hashes, environment) determine."""
+    return content_hash({"stage": stage.name, "version": stage.version, "inputs": inputs})[:32]
+
+
+class Records:
+    """The records of one sweep. Any number of processes may use it at once; a key has one record, the first committed."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def find(self, stage: Stage, key: str) -> Record | None:
+        """Return the committed record with this key, or None."""
+        try:
+            return Record(**self.storage.read_json(f"{STATE}/{stage.name}/{key}.json"))
+        except FileNotFoundError:
+            return None
+
+    def commit(self, stage: Stage, key: str, *, inputs: dict[str, Any], payload: dict[str, Any], seconds: float) -> Record:
+        """Commit a result and return the record that counts: this one, or the one that another attempt committed before."""
+        record = Record(
+            stage=stage.name,
+            key=key,
+            inputs=inputs,
+            payload=payload,
+            code=code_hashes(stage.modules),
+            created=time.time(),
+            seconds=seconds,
+        )
+        if self.storage.commit(f"{STATE}/{stage.name}/{key}.json", json_bytes(asdict(record))):
+            return record
+        winner = self.find(stage, key)
+        assert winner is not None
+        return winner
+
+    def keys(self, stage: Stage) -> list[str]:
+        """List the keys committed so far."""
+        return [name.removesuffix(".json") for name in self.storage.names(f"{STATE}/{stage.name}")]
+
+    def all(self, stage: Stage) -> list[Record]:
+        """Return every committed record of a stage, oldest first."""
+        found = (self.find(stage, key) for key in self.keys(stage))
+        return sorted((record for record in found if record), key=lambda record: (record.created, record.key))
+
+    def supersede(self, record: Record) -> None:
+        """Move a record aside, so that its work is done again; nothing is deleted."""
+        name = f"{record.stage}/{record.key}.json"
+        self.storage.move(f"{STATE}/{name}", f"superseded/{int(time.time())}/{name}")
+
+
+def changed_modules(record: Record, stage: Stage) -> list[str]:
+    """Name the modules that are not what they were when the record was made."""
+    now = code_hashes(stage.modules)
+    return sorted(name for name in now.keys() | record.code.keys() if now.get(name) != record.code.get(name))
+
+
+@functools.cache
+def code_hashes(modules: tuple[str, ...]) -> dict[str, str]:
+    """Hash the code of modules and of all of this package that they import; comments, docstrings and layout do not count."""
+    hashes: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name in hashes:
+            continue
+        tree = _tree(name)
+        hashes[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()[:16]
+        waiting += [found for found in _imports(tree) if found.partition(".")[0] == "sat_ray"]
+    return dict(sorted(hashes.items()))
+
+
+def _tree(module: str) -> ast.Module:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    return ast.parse(Path(spec.origin).read_text())
+
+
+def _imports(tree: ast.Module) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append(node.module)
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            if node.module.partition(".")[0] == "sat_ray":
+                found += [name for name in submodules if _is_module(name)]
+    return found
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+    return tree
+
+
+def numerical_environment(*, accelerator: str, threads: int, lanes: int | None = None, layout: str = "channels_last") -> dict[str, Any]:
+    """Describe what the bits of a result depend on beside its inputs. accelerator: GPU model, "" for this machine's CPU."""
+    device = f"cuda:{accelerator}" if accelerator else f"cpu:{torch.backends.cpu.get_cpu_capability()}"
+    environment: dict[str, Any] = {"torch": torch.__version__, "device": device, "threads": threads, "precision": "float32", "layout": layout}
+    return environment if lanes is None else environment | {"lanes": lanes}
+
+
+def attempt_name() -> str:
+    """Return a name that no other attempt at the same work uses."""
+    return f"{time.time_ns():x}-{os.getpid():x}-{os.urandom(3).hex()}"
+
+
+def total_seconds(records: Sequence[Record]) -> float:
+    """Add up the work of records."""
+    return sum(record.seconds for record in records)

@@ -1,0 +1,154 @@
+"""One folder, local or on S3: whole-object reads and writes, and a commit that exactly one writer wins.
+
+A local write goes to a temporary name and is renamed; a commit links it to its final name, which fails if that exists. On S3 a write is
+one PUT, and a commit is a PUT with If-None-Match, which the server refuses if the object exists.
+"""
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pyarrow.fs as pafs
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder named by an absolute local path or an s3:// URI; every `path` below is relative to it, with forward slashes."""
+
+    uri: str
+
+    @classmethod
+    def at(cls, uri: str | Path) -> "Storage":
+        """Open a folder; a relative path is taken from the current directory. Raises ValueError on another scheme."""
+        text = str(uri)
+        scheme = urlparse(text).scheme
+        if scheme == "s3":
+            return cls(text.rstrip("/"))
+        if scheme not in ("", "file"):
+            raise ValueError(f"storage is {text!r}; allowed: a local folder or s3://bucket/prefix")
+        return cls(str(Path(text.removeprefix("file://")).expanduser().resolve()))
+
+    @property
+    def is_local(self) -> bool:
+        """Say whether this is a folder of this machine."""
+        return not self.uri.startswith("s3://")
+
+    @cached_property
+    def _opened(self) -> tuple[pafs.FileSystem, str]:
+        if self.is_local:
+            return pafs.LocalFileSystem(), self.uri
+        system, root = pafs.FileSystem.from_uri(self.uri)
+        return system, root
+
+    def child(self, path: str) -> "Storage":
+        """Return the folder below this one."""
+        return Storage(self.full(path))
+
+    def full(self, path: str) -> str:
+        """Return the absolute path or URI of `path`; ValueError where it would leave the folder."""
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"path {path!r} leaves the storage folder; allowed: relative names without '..'")
+        return f"{self.uri}/{path}"
+
+    def _inner(self, path: str) -> str:
+        self.full(path)
+        return f"{self._opened[1]}/{path}" if path else self._opened[1]
+
+    def exists(self, path: str) -> bool:
+        """Say whether a file or folder is there."""
+        kind = self._opened[0].get_file_info(self._inner(path)).type
+        return bool(kind != pafs.FileType.NotFound)
+
+    def names(self, folder: str) -> list[str]:
+        """List the file names directly in a folder, sorted; [] where there is none."""
+        selector = pafs.FileSelector(self._inner(folder), allow_not_found=True)
+        found = self._opened[0].get_file_info(selector)
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.File and not info.base_name.startswith(".tmp-"))
+
+    def read(self, path: str) -> bytes:
+        """Return a file's bytes; FileNotFoundError where there is none."""
+        with self._opened[0].open_input_stream(self._inner(path)) as stream:
+            return bytes(stream.read())
+
+    def read_json(self, path: str) -> Any:
+        """Return a file's JSON value."""
+        return json.loads(self.read(path))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put a whole file in place, replacing what was there; readers see the old or the new one."""
+        if self.is_local:
+            temporary = self._temporary(path, data)
+            os.replace(temporary, self._inner(path))
+            return
+        with self._opened[0].open_output_stream(self._inner(path)) as stream:
+            stream.write(data)
+
+    def write_json(self, path: str, value: Any) -> None:
+        """Put a JSON file in place."""
+        self.write(path, json_bytes(value))
+
+    def commit(self, path: str, data: bytes) -> bool:
+        """Put a file in place unless it exists; say whether this call won. Never replaces anything."""
+        if self.is_local:
+            temporary = self._temporary(path, data)
+            try:
+                os.link(temporary, self._inner(path))
+            except FileExistsError:
+                return False
+            finally:
+                os.unlink(temporary)
+            return True
+        return self._put_if_absent(path, data)
+
+    def move(self, path: str, target: str) -> None:
+        """Rename a file inside the folder."""
+        if self.is_local:
+            os.makedirs(os.path.dirname(self._inner(target)), exist_ok=True)
+        self._opened[0].move(self._inner(path), self._inner(target))
+
+    def _temporary(self, path: str, data: bytes) -> str:
+        final = self._inner(path)
+        os.makedirs(os.path.dirname(final), exist_ok=True)
+        temporary = os.path.join(os.path.dirname(final), f".tmp-{uuid.uuid4().hex}")
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return temporary
+
+    def _put_if_absent(self, path: str, data: bytes) -> bool:
+        import boto3  # only here: the one S3 request that pyarrow cannot make
+        from botocore.exceptions import ClientError
+
+        bucket, _, key = self._inner(path).partition("/")
+        try:
+            boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+                return False
+            raise
+        return True
+
+
+def json_bytes(value: Any) -> bytes:
+    """Spell a JSON value the same way every time: sorted keys, indented, newline at the end."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def check_writable(storage: Storage) -> None:
+    """Write, read and remove a probe; ValueError says what failed and what to do."""
+    probe = f".probe-{uuid.uuid4().hex}"
+    try:
+        storage.write(probe, b"sat_ray")
+        if storage.read(probe) != b"sat_ray":
+            raise OSError("what was read is not what was written")
+        storage._opened[0].delete_file(storage._inner(probe))
+    except Exception as error:  # noqa: BLE001 - every file system has its own errors; the user needs one sentence
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        advice = "choose a writable folder" if storage.is_local else "check the bucket, the credentials and AWS_ENDPOINT_URL"
+        raise ValueError(f"storage {storage.uri} cannot be written ({reason}); {advice} with --storage") from error

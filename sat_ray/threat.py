@@ -1,0 +1,100 @@
+"""The allowed set of perturbations: S(x) = { x' : ||x' - x||_p <= epsilon } intersected with the pixel box [0, 1].
+
+Symbols: p -> norm, epsilon -> epsilon. Everything lives in [0, 1] pixels, before any normalisation.
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from sat_ray.randomness import Randomness
+
+NORMS = ("linf", "l2")
+TOLERANCE = 1e-6  # float32 rounding of x + delta near 1 is 6e-8; ten of those fit easily
+
+
+def as_255ths(value: float) -> str:
+    """Write a radius as `k/255` where it is one, else as a short decimal."""
+    fraction = Fraction(round(value * 255 * 4), 4)
+    if fraction > 0 and abs(float(fraction) / 255 - value) < 1e-9:
+        text = str(fraction.numerator) if fraction.denominator == 1 else f"{float(fraction):g}"
+        return f"{text}/255"
+    return f"{value:.6g}"
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *([1] * (like.dim() - 1)))
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """Describe what an attacker may do to an image, with the geometry that follows from it.
+
+    norm: "linf" or "l2"; epsilon: radius in [0, 1] pixels, in (0, 1] for linf, any positive number for l2.
+    Raises ValueError on any other value.
+    """
+
+    norm: str
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"threat_model.norm is {self.norm!r}; allowed: {', '.join(NORMS)}")
+        if not (isinstance(self.epsilon, (int, float)) and math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise ValueError(f"threat_model.epsilon is {self.epsilon!r}; allowed: a number > 0, in [0, 1] pixels (for example 8/255)")
+        if self.norm == "linf" and self.epsilon > 1:
+            raise ValueError(
+                f"threat_model.epsilon is {self.epsilon:g}; allowed: (0, 1], because pixels lie in [0, 1]. Did you mean {self.epsilon:g}/255?"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.norm} {as_255ths(self.epsilon)}"
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Return the point of the allowed set around `x` nearest to `x_adv`; feasible points come back bit for bit.
+
+        x_adv, x: (N, C, H, W) float32, x in [0, 1]. For l2 the box is applied last: it can only shorten the perturbation.
+        """
+        if self.norm == "linf":
+            return torch.minimum(torch.maximum(x_adv, x - self.epsilon), x + self.epsilon).clamp(0.0, 1.0)
+        distance = _per_image(self.distance(x_adv, x), x)
+        shrunk = x + (x_adv - x) * (self.epsilon / distance.clamp_min(1e-30))
+        return torch.where(distance <= self.epsilon, x_adv, shrunk).clamp(0.0, 1.0)
+
+    def random_start(self, x: Tensor, rng: Randomness, *, step: int | Tensor = 0) -> Tensor:
+        """Draw a start for each image, uniform in the ball, then clipped into the box.
+
+        x: (N, C, H, W) float32 in [0, 1]; rng: one stream per image of x; step: counter that separates draws (an epoch, say).
+        """
+        shape = x.shape[1:]
+        if self.norm == "linf":
+            delta = (2.0 * rng.uniform("start", shape, step=step, device=x.device) - 1.0) * self.epsilon
+        else:
+            direction = rng.normal("start", shape, step=step, device=x.device)
+            length = direction.flatten(1).norm(dim=1).clamp_min(1e-12)
+            radius = rng.uniform("radius", (1,), step=step, device=x.device).flatten() ** (1.0 / x[0].numel())
+            delta = direction * _per_image(self.epsilon * radius / length, x)
+        return self.project(x + delta, x)
+
+    def steepest_ascent(self, gradient: Tensor) -> Tensor:
+        """Return the unit step that increases the loss fastest: sign(g) for linf, g / ||g|| for l2 (0 where g is 0)."""
+        if self.norm == "linf":
+            return gradient.sign()
+        # scaling by the largest entry first keeps tiny gradients from vanishing when they are squared
+        scale = gradient.flatten(1).abs().amax(dim=1)
+        scaled = gradient / _per_image(torch.where(scale > 0, scale, torch.ones_like(scale)), gradient)
+        length = scaled.flatten(1).norm(dim=1)
+        return scaled / _per_image(torch.where(length > 0, length, torch.ones_like(length)), gradient)
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Return the norm of each image's perturbation, (N,) float32 in [0, 1] pixels."""
+        delta = (x_adv - x).flatten(1)
+        return delta.abs().amax(dim=1) if self.norm == "linf" else delta.norm(dim=1)
+
+    def contains(self, x_adv: Tensor, x: Tensor, *, tolerance: float = TOLERANCE) -> Tensor:
+        """Say for each image whether `x_adv` is allowed, (N,) bool; NaN never is."""
+        in_box = ((x_adv >= 0.0) & (x_adv <= 1.0)).flatten(1).all(dim=1)
+        return in_box & (self.distance(x_adv, x) <= self.epsilon + tolerance)

@@ -1,0 +1,114 @@
+"""Helpers of test_cluster_manifests: renderings, schemas, outside programs, and the broken manifests."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from cluster.checks import references, rules, safety
+from cluster.checks.documents import CLUSTER, pods, versions
+from cluster.checks.render import render
+
+ROOT = CLUSTER.parent
+OVERLAYS = ("autoscaling", "gcs-fault-tolerance", "kueue", "rayjob")
+ALL_RULES = (*rules.RULES, *safety.RULES, *references.RULES)
+RAY_SCHEMAS = Path(os.environ.get("KUBERAY_SCHEMAS") or ROOT.parent / "shared" / "kuberay")
+SCHEMA_FILES = {"RayCluster": "rayclusters", "RayJob": "rayjobs"}
+CORE_GROUPS = ("v1", "apps/v1", "policy/v1", "networking.k8s.io/v1")
+
+
+class Broken(NamedTuple):
+    """One change that a rule must refuse; without `to` the value is dropped."""
+
+    name: str
+    rule: str
+    overlay: str
+    kind: str
+    target: str
+    change: dict[str, Any]
+
+
+def broken_manifests() -> list[Broken]:
+    """Return the entries of broken.yaml."""
+    table = yaml.safe_load((CLUSTER / "checks" / "broken.yaml").read_text())
+    found = []
+    for rule, entries in table.items():
+        for entry in entries:
+            overlay, place = entry.pop("in", "autoscaling RayCluster/sat-ray").split()
+            found.append(Broken(entry.pop("name"), rule, overlay, *place.split("/"), entry))
+    return found
+
+
+def change(document: dict[str, Any], *, at: str, **to: Any) -> None:
+    """Set or drop the value at a dotted path; keys with dots of their own are found by trying longer ones."""
+    holder: Any = document
+    parts = at.split(".")
+    while len(parts) > 1:
+        if isinstance(holder, list):
+            holder, parts = holder[int(parts[0])], parts[1:]
+            continue
+        sizes = [n for n in range(1, len(parts)) if isinstance(holder.get(".".join(parts[:n])), dict | list)]
+        if not sizes:
+            break
+        holder, parts = holder[".".join(parts[: sizes[0]])], parts[sizes[0] :]
+    key: Any = int(parts[0]) if isinstance(holder, list) else ".".join(parts)
+    if "to" in to:
+        holder[key] = copy.deepcopy(to["to"])
+    else:
+        del holder[key]
+
+
+@cache
+def _rendered(overlay: str) -> str:
+    return json.dumps(render(CLUSTER / "overlays" / overlay))
+
+
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    """Return an own copy of an overlay's documents."""
+    return json.loads(_rendered(overlay))
+
+
+def ray_schema(kind: str) -> dict[str, Any]:
+    """Return the strict schema of a ray.io kind; skip with a notice where the folder is absent."""
+    path = RAY_SCHEMAS / f"{SCHEMA_FILES[kind]}.v{versions()['KUBERAY']}.strict.schema.json"
+    if not path.is_file():
+        pytest.skip(f"no {path.name} in {RAY_SCHEMAS}; KUBERAY_SCHEMAS names the folder of KubeRay's strict schemas")
+    return json.loads(path.read_text())
+
+
+def core_documents() -> list[dict[str, Any]]:
+    """Return every document of Kubernetes' own kinds, and each Ray pod template as a Pod."""
+    folders = [CLUSTER / "overlays" / overlay for overlay in OVERLAYS] + [CLUSTER / "monitoring"]
+    documents = [d for folder in folders for d in render(folder) if d["apiVersion"] in CORE_GROUPS]
+    for overlay in OVERLAYS:
+        for pod in pods(rendered(overlay)):
+            metadata = {"name": re.sub("[^a-z]+", "-", pod.where.lower()), **pod.metadata}
+            documents.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod.spec})
+    return list({json.dumps(d, sort_keys=True): d for d in documents}.values())
+
+
+def tool(*names: str) -> str:
+    """Return the first of these programs, also those beside this Python; skip where there is none."""
+    beside = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    for name in names:
+        if found := shutil.which(name, path=beside):
+            return found
+    pytest.skip(f"none of {names} is installed here")
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    """Return what a program prints; fail with its words where it does."""
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

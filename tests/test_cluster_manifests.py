@@ -1,0 +1,308 @@
+"""The manifests in cluster/, checked without Kubernetes, a network or a container engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from cluster_rules import (  # noqa: E402
+    ALL_RULES,
+    OVERLAYS,
+    SCHEMA_FILES,
+    broken_manifests,
+    change,
+    core_documents,
+    ray_schema,
+    rendered,
+    run,
+    tool,
+)
+
+from cluster.checks.documents import CLUSTER, clusters, named, of_kind, pods, versions  # noqa: E402
+from cluster.checks.launcher import launcher  # noqa: E402
+from cluster.checks.plan import Plan, plan  # noqa: E402
+from cluster.checks.render import load  # noqa: E402
+
+RULES = {rule.__name__: rule for rule in ALL_RULES}
+BROKEN = broken_manifests()
+PACKAGES = ("ray", "torch", "torchvision", "mlflow", "pyarrow", "boto3")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_overlay_keeps_every_rule(overlay, rule):
+    assert list(RULES[rule](rendered(overlay))) == []
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
+def test_a_broken_manifest_is_refused(broken):
+    documents = rendered(broken.overlay)
+    change(named(documents, broken.kind, broken.target), **broken.change)
+    assert list(RULES[broken.rule](documents))
+
+
+def test_every_rule_has_a_broken_manifest():
+    assert {broken.rule for broken in BROKEN} == set(RULES)
+
+
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "../monitoring"])
+def test_our_rendering_is_what_kustomize_renders(overlay):
+    program = tool("kustomize", "kubectl")
+    command = [program, "build"] if Path(program).name == "kustomize" else [program, "kustomize"]
+    theirs = [d for d in yaml.safe_load_all(run(*command, CLUSTER / "overlays" / overlay)) if d]
+    ours = rendered(overlay)
+
+    def order(document):
+        return document["kind"], document["metadata"]["name"]
+
+    assert sorted(ours, key=order) == sorted(theirs, key=order)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ray_kinds_fit_the_strict_schema(overlay):
+    jsonschema = pytest.importorskip("jsonschema")
+    for document in of_kind(rendered(overlay), *SCHEMA_FILES):
+        errors = jsonschema.Draft7Validator(ray_schema(document["kind"])).iter_errors(document)
+        assert [f"{list(error.absolute_path)}: {error.message}" for error in errors] == []
+
+
+def test_the_strict_schema_refuses_an_unknown_field():
+    jsonschema = pytest.importorskip("jsonschema")
+    document = named(rendered("autoscaling"), "RayCluster", "sat-ray")
+    document["spec"]["workerGroupSpecs"][0]["maxReplica"] = 1
+    assert not jsonschema.Draft7Validator(ray_schema("RayCluster")).is_valid(document)
+
+
+def test_core_kinds_fit_the_schema_of_kubernetes():
+    validate = pytest.importorskip("kubernetes_validate")
+    for document in core_documents():
+        validate.validate(document, versions()["KUBERNETES_SCHEMA"], strict=True)
+
+
+def test_the_schema_of_kubernetes_refuses_a_misspelt_field():
+    validate = pytest.importorskip("kubernetes_validate")
+    service = named(rendered("autoscaling"), "Service", "mlflow")
+    service["spec"]["selectors"] = {}
+    with pytest.raises(validate.ValidationError):
+        validate.validate(service, versions()["KUBERNETES_SCHEMA"], strict=True)
+
+
+def _planned(*tasks, gangs=(), selector=None) -> Plan:
+    pytest.importorskip("ray")
+    cluster = named(rendered("autoscaling"), "RayCluster", "sat-ray")
+    return plan(cluster, tasks, gangs=gangs, selector=selector)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "gangs", "nodes", "unplaced"),
+    [
+        pytest.param([], [], {}, 0, id="nothing waits, nothing is bought"),
+        pytest.param([WORKER], [], {"gpu-spot": 1}, 0, id="one GPU task buys one spot node"),
+        pytest.param([{"GPU": 0.25}] * 16, [], {"gpu-spot": 1}, 0, id="sixteen quarters share a node"),
+        pytest.param([], [[WORKER] * 8], {"gpu-spot": 2}, 0, id="a gang of eight buys two nodes"),
+        pytest.param([WORKER] * 40, [], {"gpu-spot": 8, "gpu-on-demand": 2}, 0, id="on-demand only once spot is full"),
+        pytest.param([WORKER] * 64, [], {"gpu-spot": 8, "gpu-on-demand": 2}, 24, id="the maximum caps the purchase"),
+        pytest.param(
+            [], [[WORKER] * 8] * 7, {"gpu-spot": 8, "gpu-on-demand": 2}, 2, id="gangs above the maximum wait whole"
+        ),
+        pytest.param([{"GPU": 8}], [], {}, 1, id="a bundle larger than a node is infeasible"),
+        pytest.param([], [[WORKER] * 48], {}, 1, id="a gang larger than the cluster is infeasible"),
+        pytest.param([{"CPU": 1}] * 100, [], {"cpu": 8}, 0, id="CPU tasks buy CPU nodes only"),
+        pytest.param([{"CPU": 1}, WORKER], [], {"gpu-spot": 1}, 0, id="a CPU task fills a GPU node bought anyway"),
+    ],
+)
+def test_ray_would_buy_these_nodes(tasks, gangs, nodes, unplaced):
+    assert _planned(*tasks, gangs=gangs) == Plan(nodes, unplaced)
+
+
+def test_cpu_tasks_with_the_pool_label_never_start_a_gpu_node():
+    flood = [{"CPU": 4}] * 1000
+    bought = _planned(*flood, selector={"sat-ray/pool": "cpu"})
+    assert bought.nodes == {"cpu": 8}
+    # Without the label Ray spills over once the CPU group is full, which is why the README asks for it.
+    assert "gpu-spot" in _planned(*flood).nodes
+
+
+def test_a_job_gets_the_cluster_of_the_raycluster():
+    spec = named(rendered("rayjob"), "RayJob", "sat-ray-sweep")["spec"]["rayClusterSpec"]
+    assert spec == named(rendered("autoscaling"), "RayCluster", "sat-ray")["spec"]
+    assert of_kind(rendered("rayjob"), "RayCluster") == []
+
+
+def test_the_queue_has_room_for_the_fixed_size():
+    documents = rendered("kueue")
+    (cluster,) = clusters(documents)
+    wanted = {"cpu": 0, "nvidia.com/gpu": 0}
+    for group in (cluster.head, *cluster.groups):
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        for name in wanted:
+            wanted[name] += int(limits.get(name, 0)) * group.get("replicas", 1)
+    flavor = named(documents, "ClusterQueue", "sat-ray")["spec"]["resourceGroups"][0]["flavors"][0]
+    quota = {resource["name"]: resource["nominalQuota"] for resource in flavor["resources"]}
+    assert all(int(quota[name]) >= amount for name, amount in wanted.items())
+
+
+def test_images_and_names_carry_the_pinned_versions():
+    pinned = versions()
+    assert f"ray{pinned['RAY']}-torch{pinned['TORCH']}-py{pinned['PYTHON']}-" in pinned["RAY_IMAGE"]
+    assert f"mlflow{pinned['MLFLOW']}-" in pinned["MLFLOW_IMAGE"]
+    for name in ("Dockerfile.ray", "Dockerfile.mlflow"):
+        assert f"FROM {pinned['PYTHON_IMAGE']}\n" in (CLUSTER / "images" / name).read_text()
+    assert pinned["PYTHON_IMAGE"].startswith(f"python:{pinned['PYTHON']}.")
+    lines = (CLUSTER / "images" / "requirements-mlflow.txt").read_text().splitlines()
+    locked = dict(line.split("==") for line in lines)
+    assert {name: locked[name] for name in ("mlflow", "boto3", "psycopg")} == {
+        "mlflow": pinned["MLFLOW"], "boto3": pinned["BOTO3"], "psycopg": pinned["PSYCOPG"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_requirements_pin_the_versions_of_the_cluster(package):
+    requirements = ROOT / "requirements.txt"
+    if not requirements.is_file():
+        pytest.skip("no requirements.txt yet")
+    assert re.search(
+        rf"(?m)^{package}(\[[\w,]+\])?=={re.escape(versions()[package.upper()])}\b", requirements.read_text()
+    )
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_installed_packages_are_the_versions_of_the_cluster(package):
+    try:
+        installed = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{package} is not installed here")
+    assert installed.split("+")[0] == versions()[package.upper()]
+
+
+def test_the_image_holds_what_the_job_starts():
+    dockerfile = (CLUSTER / "images" / "Dockerfile.ray").read_text()
+    entrypoint = named(rendered("rayjob"), "RayJob", "sat-ray-sweep")["spec"]["entrypoint"].split()
+    assert f"COPY pipelines {Path(entrypoint[1]).parent}\n" in dockerfile
+    for name in ("Dockerfile.ray", "Dockerfile.mlflow"):
+        text = (CLUSTER / "images" / name).read_text()
+        assert "USER 1000:100" in text
+        assert all("--no-cache-dir" in line for line in text.splitlines() if "pip install" in line)
+
+
+def test_alert_rules_pass_promtool_and_their_examples(tmp_path):
+    promtool = tool("promtool")
+    (rule,) = load(CLUSTER / "monitoring" / "alerts.yaml")
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rule["spec"]))
+    shutil.copy(CLUSTER / "monitoring" / "alerts_test.yaml", tmp_path)
+    run(promtool, "check", "rules", "rules.yaml", cwd=tmp_path)
+    run(promtool, "test", "rules", "alerts_test.yaml", cwd=tmp_path)
+
+
+def test_the_monitor_scrapes_ports_that_ray_pods_have():
+    (monitor,) = load(CLUSTER / "monitoring" / "podmonitor.yaml")
+    scraped = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    containers = [container for pod in pods(rendered("autoscaling")) if pod.ray for container in pod.containers]
+    ports = {port["name"]: port["containerPort"] for container in containers for port in container["ports"]}
+    assert scraped <= set(ports)
+    ray = named(rendered("autoscaling"), "NetworkPolicy", "ray")
+    assert {ports[name] for name in scraped} == {port["port"] for port in ray["spec"]["ingress"][1]["ports"]}
+
+
+def test_the_sweep_dashboard_shows_the_five_metrics_of_a_sweep():
+    board = json.loads((CLUSTER / "monitoring" / "dashboards" / "sat_ray-sweeps.json").read_text())
+    expressions = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
+    assert set(re.findall(r"sat_ray_\w+", expressions)) == {
+        "sat_ray_trials_running", "sat_ray_train_images_per_second", "sat_ray_val_robust_accuracy",
+        "sat_ray_accelerator_seconds_total", "sat_ray_evaluation_shards_left",
+    }  # fmt: skip
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_rays_own_dashboards_fit_into_config_maps():
+    pytest.importorskip("ray")
+    for document in yaml.safe_load_all(run(sys.executable, CLUSTER / "monitoring" / "ray_dashboards.py")):
+        (content,) = document["data"].values()
+        assert json.loads(content)["panels"]
+        assert len(content) < 2**20
+
+
+def _launcher() -> dict:
+    return yaml.safe_load((CLUSTER / "aws" / "ray-up.yaml").read_text())
+
+
+def test_the_launcher_file_passes_rays_own_checks():
+    util = pytest.importorskip("ray.autoscaler._private.util")
+    pytest.importorskip("boto3")
+    util.validate_config(util.prepare_config(_launcher()))
+
+
+def test_the_launcher_file_keeps_what_ray_does_not_check():
+    assert list(launcher(_launcher())) == []
+
+
+@pytest.mark.parametrize(
+    ("at", "to"),
+    [
+        pytest.param("provider", {"type": "aws", "regoin": "eu-central-1"}, id="a misspelt provider key"),
+        pytest.param(
+            "head_start_ray_commands.1", "RAY_AUTH_MODE=token ray start --head", id="a head that never scales"
+        ),
+        pytest.param(
+            "worker_start_ray_commands.1", "ray start --address=$RAY_HEAD_IP:6379", id="a worker without token"
+        ),
+        pytest.param("file_mounts", {}, id="a token that stays at home"),
+        pytest.param("available_node_types.gpu-spot.min_workers", 1, id="a machine that is never given back"),
+        pytest.param("available_node_types.cpu.node_config.IamInstanceProfile", None, id="keys instead of a role"),
+        pytest.param("max_workers", 3, id="a cap below the groups"),
+    ],
+)
+def test_a_broken_launcher_file_is_refused(at, to):
+    config = _launcher()
+    change(config, at=at, **({} if to is None else {"to": to}))
+    assert list(launcher(config))
+
+
+def test_the_launcher_asks_aws_for_fields_that_exist():
+    session = pytest.importorskip("botocore.session").get_session()
+    validate = pytest.importorskip("botocore.validate").ParamValidator()
+    shape = session.get_service_model("ec2").operation_model("RunInstances").input_shape
+    for group in _launcher()["available_node_types"].values():
+        request = {**group["node_config"], "MinCount": 1, "MaxCount": 1}
+        assert not validate.validate(request, shape).has_errors()
+        assert set(group["node_config"]) <= set(shape.members)
+
+
+def test_the_lifecycle_rules_are_ones_that_s3_knows():
+    session = pytest.importorskip("botocore.session").get_session()
+    validate = pytest.importorskip("botocore.validate").ParamValidator()
+    shape = session.get_service_model("s3").operation_model("PutBucketLifecycleConfiguration").input_shape
+    lifecycle = json.loads((CLUSTER / "aws" / "lifecycle.json").read_text())
+    report = validate.validate({"Bucket": "sat-ray-example", "LifecycleConfiguration": lifecycle}, shape)
+    assert not report.has_errors(), report.generate_report()
+
+
+def test_policies_speak_of_the_bucket_in_the_environment():
+    bucket = named(rendered("autoscaling"), "ConfigMap", "sat-ray-environment")["data"]["SAT_RAY_STORAGE"].split("/")[2]
+    for name in ("bucket-policy.json", "worker-policy.json"):
+        text = (CLUSTER / "aws" / name).read_text()
+        assert json.loads(text)["Version"] == "2012-10-17"
+        assert set(re.findall(r"arn:aws:s3:::([\w-]+)", text)) == {bucket}
+
+
+def test_hadolint_finds_nothing():
+    run(tool("hadolint"), CLUSTER / "images" / "Dockerfile.ray", CLUSTER / "images" / "Dockerfile.mlflow")
+
+
+def test_shellcheck_finds_nothing():
+    run(tool("shellcheck"), CLUSTER / "local.sh")
+
+
+def test_yamllint_finds_nothing():
+    settings = "{extends: relaxed, rules: {line-length: {max: 120}, indentation: {indent-sequences: consistent}}}"
+    run(tool("yamllint"), "--strict", "-d", settings, CLUSTER)
