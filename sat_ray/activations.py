@@ -130,11 +130,13 @@ def _number(alpha: Alpha) -> float:
 
 def _smoothrelu(x: Tensor, alpha: Alpha) -> Tensor:
     scalar = alpha if isinstance(alpha, Tensor) else torch.as_tensor(_number(alpha), dtype=_widen(x).dtype, device=x.device)
-    return _SmoothRelu.apply(x, scalar)  # type: ignore[no-any-return, no-untyped-call]
+    value: Tensor = _SmoothRelu.apply(x, scalar)
+    return value
 
 
 def _relu_smooth_backward(x: Tensor, alpha: Alpha) -> Tensor:
-    return _ReluSmoothBackward.apply(x, _number(alpha))  # type: ignore[no-any-return, no-untyped-call]
+    value: Tensor = _ReluSmoothBackward.apply(x, _number(alpha))
+    return value
 
 
 def _smoothrelu_slope(x: Tensor, alpha: Alpha) -> Tensor:
@@ -149,7 +151,8 @@ def _silu_slope(x: Tensor, alpha: Alpha) -> Tensor:
 
 
 def _gelu_slope(x: Tensor, alpha: Alpha) -> Tensor:
-    return torch.special.ndtr(x) + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    slope: Tensor = torch.special.ndtr(x) + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return slope
 
 
 def _mish_slope(x: Tensor, alpha: Alpha) -> Tensor:
@@ -313,4 +316,4 @@ def make_activation(name: str, *, alpha: float | None = None) -> Activation:
 
 def display_name(name: str, alpha: float | None) -> str:
     """Name a configuration as people say it: `silu`, `parametric_softplus α=10`."""
-    return name if alpha is None else f"{name} α={alpha:g}"
+    return name if alpha is None else f"{name} α={alpha:.4g}"

@@ -57,7 +57,8 @@ def pack_state(state: TrainingState) -> bytes:
         # best and weights may be the same tensors; safetensors wants each to own its memory
         tensors |= {f"{part}/{name}": tensor.clone().contiguous() for name, tensor in getattr(state, part).items()}
     plain = {key: getattr(state, key) for key in ("epoch", "best_epoch", "best_score", "history", "seconds")}
-    return safetensors.torch.save(tensors, metadata={"state": json.dumps(plain)})
+    packed: bytes = safetensors.torch.save(tensors, metadata={"state": json.dumps(plain)})
+    return packed
 
 
 def unpack_state(data: bytes) -> TrainingState:

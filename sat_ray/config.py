@@ -190,7 +190,7 @@ class SweepConfig:
 
     def semantic(self) -> dict[str, Any]:
         """Return what determines the results, as JSON: everything but the resources."""
-        value = to_json(self)
+        value: dict[str, Any] = to_json(self)
         del value["resources"]
         return value
 

@@ -35,9 +35,10 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """Name it as people say it: `silu`, `parametric_softplus α=10`, `relu · attacker relu_smooth_backward`."""
-        own = display_name(self.activation, self.alpha if len(activation_info(self.activation).grid) > 1 else None)
-        return own if self.own_attacker else f"{own} · attacker {self.attacker_activation}"
+        """Name it as people say it."""
+        return configuration_name(
+            self.activation, alpha=self.alpha, attacker_activation=self.attacker_activation, attacker_alpha=self.attacker_alpha
+        )
 
     @property
     def slug(self) -> str:
@@ -48,6 +49,14 @@ class Configuration:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return asdict(self)
+
+
+def configuration_name(activation: str, *, alpha: float | None, attacker_activation: str, attacker_alpha: float | None) -> str:
+    """Return a display name: `silu`, `parametric_softplus α=10`, `relu · attacker relu_smooth_backward α=10`."""
+    own = display_name(activation, alpha)
+    if (attacker_activation, attacker_alpha) == (activation, alpha):
+        return own
+    return f"{own} · attacker {display_name(attacker_activation, attacker_alpha)}"
 
 
 def parse_choice(text: str, *, field: str) -> list[Configuration]:

@@ -116,9 +116,7 @@ def _attacker_view(model: Model, spec: AttackSpec) -> Model:
     return view(model, spec.attacker_activation, alpha=spec.attacker_alpha)
 
 
-def _outcomes(
-    rows: Tensor, verdicts: Verdicts, y: Tensor, ids: Tensor, clean: Tensor, *, spec: AttackSpec, restart: int
-) -> pa.Table:
+def _outcomes(rows: Tensor, verdicts: Verdicts, y: Tensor, ids: Tensor, clean: Tensor, *, spec: AttackSpec, restart: int) -> pa.Table:
     columns = {
         "image_id": ids[rows],
         "label": y[rows],
@@ -150,14 +148,18 @@ def _device(model: Model) -> torch.device:
 
 
 def _checked(
-    images_uint8: Tensor | np.ndarray, labels: Tensor | np.ndarray | Sequence[int], image_ids: Tensor | np.ndarray | Sequence[int], *, lanes: int
+    images_uint8: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray | Sequence[int],
+    image_ids: Tensor | np.ndarray | Sequence[int],
+    *,
+    lanes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     images = torch.as_tensor(images_uint8).cpu()
     if images.dtype != torch.uint8 or images.dim() != 4:
         raise ValueError(f"images_uint8 is {tuple(images.shape)} {images.dtype}; allowed: (N, C, H, W) uint8")
     y, ids = (torch.as_tensor(values).cpu() for values in (labels, image_ids))
     for name, values in (("labels", y), ("image_ids", ids)):
-        if values.shape != images.shape[:1] or values.is_floating_point():
+        if values.shape != images.shape[:1] or (len(values) and values.is_floating_point()):
             raise ValueError(f"{name} is {tuple(values.shape)} {values.dtype}; allowed: ({len(images)},) whole numbers")
     if len(torch.unique(ids)) != len(ids):
         raise ValueError("image_ids has duplicates; allowed: each id once")
@@ -167,9 +169,7 @@ def _checked(
 
 
 def _check_logits(clean: Tensor, y: Tensor) -> None:
-    if clean.dim() != 2:
-        raise ValueError(f"model returned shape {tuple(clean.shape)}; allowed: (N, num_classes) logits")
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < clean.shape[1]:
         raise ValueError(f"labels lie in [{int(y.min())}, {int(y.max())}] but the model has {clean.shape[1]} classes")
     if clean.shape[1] > 1 and bool((clean >= 0).all()) and bool(((clean.sum(dim=1) - 1).abs() < 1e-4).all()):
-        raise ValueError("model returns probabilities (rows sum to 1); allowed: logits. Drop the softmax: it flattens the attack's gradient")
+        raise ValueError("model returns probabilities (rows sum to 1); allowed: logits. Drop the softmax, it flattens the gradient")

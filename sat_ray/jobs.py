@@ -15,7 +15,7 @@ from sat_ray.checkpoint import load_model, pack_state, save_model, sha256, unpac
 from sat_ray.data.shards import read_split
 from sat_ray.data.split import Split
 from sat_ray.evaluation import SORT_ORDER, clean_correct_ids, evaluate, robust_image_ids
-from sat_ray.models import model_from_spec
+from sat_ray.models import model_from_spec, settle_layout
 from sat_ray.plan import EVALUATE, EvaluationTask, TrainingJob
 from sat_ray.stages import Record, Records, attempt_name
 from sat_ray.storage import Storage
@@ -128,7 +128,8 @@ def _commit_training(job: TrainingJob, records: Records, state: TrainingState, *
 def cached_model(uri: str, digest: str, accelerator: str) -> nn.Module:
     """Load a checkpoint once per process; digest: what its weights must hash to."""
     model = load_model(uri, expected_sha256=digest).to(device_of(accelerator))
-    return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+    settle_layout(model)
+    return model
 
 
 def evaluate_and_commit(task: EvaluationTask, records: Records) -> Record:
@@ -140,9 +141,7 @@ def evaluate_and_commit(task: EvaluationTask, records: Records) -> Record:
     device = str(task.environment["device"])
     model = cached_model(task.checkpoint, task.checkpoint_sha256, device.partition(":")[2] if device.startswith("cuda") else "")
     shard = split_of(task.dataset.uri, "test", task.dataset.hash).take(slice(task.first, task.last))
-    table = evaluate(
-        model, shard.images, shard.labels, shard.image_ids, attacks=task.attacks, seed=task.seed, lanes=task.lanes
-    )
+    table = evaluate(model, shard.images, shard.labels, shard.image_ids, attacks=task.attacks, seed=task.seed, lanes=task.lanes)
     data = parquet_bytes(table)
     path = f"state/parts/{task.key}-{attempt_name()}.parquet"
     records.storage.write(path, data)

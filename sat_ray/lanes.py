@@ -55,10 +55,13 @@ def pad(values: Tensor, lanes: int) -> Tensor:
 
 
 def require_finite(logits: Tensor, image_ids: Tensor) -> None:
-    """Raise ValueError naming the images whose logits are NaN or infinite."""
+    """Raise ValueError unless logits are (N, K) and finite, naming the images where they are not."""
+    if logits.dim() != 2:
+        raise ValueError(f"model returned shape {tuple(logits.shape)}; allowed: (N, num_classes) logits")
     bad = ~torch.isfinite(logits).all(dim=1)
     if bool(bad.any()):
-        raise ValueError(f"model returned NaN or inf logits for image ids {image_ids[bad][:5].tolist()}; allowed: finite logits")
+        ids = list(dict.fromkeys(image_ids[bad].tolist()))[:5]
+        raise ValueError(f"model returned NaN or inf logits for image ids {ids}; allowed: finite logits")
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Losses of one image: every function maps logits (N, K) and labels (N,) to (N,) float32; the caller sums or averages.
 
-    cross_entropy(z, y) = log sum_k exp(z_k) - z_y          margin(z, y) = z_y - max_{k != y} z_k
+cross_entropy(z, y) = log sum_k exp(z_k) - z_y          margin(z, y) = z_y - max_{k != y} z_k
 """
 
 import torch

@@ -1,5 +1,6 @@
 """What a sweep has to compute: every unit of work with its key, derived from the config and the hashes of its inputs."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -204,7 +205,7 @@ def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> 
             dataset=dataset,
             environment=environment,
         )
-        for first, last in zip(bounds, bounds[1:], strict=False)
+        for first, last in itertools.pairwise(bounds)
     ]
 
 

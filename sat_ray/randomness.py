@@ -76,7 +76,8 @@ class Randomness:
         """Return (N, count) int64 of uniform bits; step: int, or (N,) where images differ."""
         device = device or self.image_ids.device
         ids = self.image_ids.to(device)
-        key = _absorb(torch.full_like(ids, _signed(self.seed)), ids)
+        # the seed is mixed alone first: mix(seed ^ id) would give image 1 of seed 0 the stream of image 0 of seed 1
+        key = _absorb(_mix(torch.full_like(ids, _signed(self.seed + _GAMMA))), ids)
         for value in (self.restart, purpose_code(purpose), step):
             key = _absorb(key, torch.as_tensor(value, dtype=torch.int64, device=device).expand_as(ids))
         counter = torch.arange(1, count + 1, dtype=torch.int64, device=device) * _signed(_GAMMA)

@@ -44,7 +44,8 @@ class RunningStatistics:
         if self.alone or not self.buffers:
             return
         flat = self.world.sum(torch.cat([t.flatten() for t in self.total])) / (self.groups * self.world.size)
-        self._restore([part.view_as(b) for part, b in zip(flat.split([b.numel() for b in self.buffers]), self.buffers, strict=True)])
+        parts = torch.split(flat, [b.numel() for b in self.buffers])
+        self._restore([part.view_as(b) for part, b in zip(parts, self.buffers, strict=True)])
 
     def _restore(self, values: list[Tensor]) -> None:
         for buffer, value in zip(self.buffers, values, strict=True):

@@ -1,10 +1,10 @@
 """Learning rate as a pure function of progress, in units of the peak rate.
 
-    warm-up    t / warmup                                  for t < warmup
-    constant   1
-    cosine     (1 + cos(pi u)) / 2                         u = (t - warmup) / (epochs - warmup)
-    step       0.1 ** (milestones passed)                  at 30 %, 60 % and 90 % of the epochs
-    linear     1 - u                                       (with a warm-up: the triangular one-cycle schedule)
+warm-up    t / warmup                                  for t < warmup
+constant   1
+cosine     (1 + cos(pi u)) / 2                         u = (t - warmup) / (epochs - warmup)
+step       0.1 ** (milestones passed)                  at 30 %, 60 % and 90 % of the epochs
+linear     1 - u                                       (with a warm-up: the triangular one-cycle schedule)
 """
 
 import math

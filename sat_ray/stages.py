@@ -167,10 +167,10 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def numerical_environment(*, accelerator: str, threads: int, lanes: int | None = None, layout: str = "channels_last") -> dict[str, Any]:
+def numerical_environment(*, accelerator: str, threads: int, lanes: int | None = None) -> dict[str, Any]:
     """Describe what the bits of a result depend on beside its inputs. accelerator: GPU model, "" for this machine's CPU."""
     device = f"cuda:{accelerator}" if accelerator else f"cpu:{torch.backends.cpu.get_cpu_capability()}"
-    environment: dict[str, Any] = {"torch": torch.__version__, "device": device, "threads": threads, "precision": "float32", "layout": layout}
+    environment: dict[str, Any] = {"torch": torch.__version__, "device": device, "threads": threads, "precision": "float32"}
     return environment if lanes is None else environment | {"lanes": lanes}
 
 

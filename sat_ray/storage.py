@@ -148,7 +148,7 @@ def check_writable(storage: Storage) -> None:
         if storage.read(probe) != b"sat_ray":
             raise OSError("what was read is not what was written")
         storage._opened[0].delete_file(storage._inner(probe))
-    except Exception as error:  # noqa: BLE001 - every file system has its own errors; the user needs one sentence
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         advice = "choose a writable folder" if storage.is_local else "check the bucket, the credentials and AWS_ENDPOINT_URL"
         raise ValueError(f"storage {storage.uri} cannot be written ({reason}); {advice} with --storage") from error

@@ -21,7 +21,7 @@ from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.evaluation import clean_correct_ids, evaluate, robust_image_ids
 from sat_ray.losses import cross_entropy
-from sat_ray.models import Normalized, assert_shares_storage, view
+from sat_ray.models import Normalized, assert_shares_storage, settle_layout, view
 from sat_ray.names import check_name
 from sat_ray.randomness import Randomness, permutation
 from sat_ray.running_statistics import RunningStatistics
@@ -55,7 +55,6 @@ class TrainingSettings:
     validate_every: int = 5
     validation_steps: int = 10
     validation_step_size: float | None = None
-    channels_last: bool = True
 
     def __post_init__(self) -> None:
         check_name(self.schedule, SCHEDULES, field="training.schedule")
@@ -141,7 +140,17 @@ def fit(
     Raises ValueError on settings that do not fit, FloatingPointError on NaN loss.
     """
     run = _Run(
-        model, train, val, settings, threat_model, attacker_activation, attacker_alpha, seed, world or World(), state or TrainingState(), lanes
+        model,
+        train,
+        val,
+        settings,
+        threat_model,
+        attacker_activation,
+        attacker_alpha,
+        seed,
+        world or World(),
+        state or TrainingState(),
+        lanes,
     )
     last = settings.epochs if until is None else min(until, settings.epochs)
     for epoch in range(run.state.epoch, last):
@@ -168,11 +177,12 @@ class _Run:
         self.groups = local_groups(settings, world_size=world.size)
         self.steps_per_epoch = len(train) // settings.global_batch_size
         if self.steps_per_epoch == 0:
-            raise ValueError(f"training.global_batch_size is {settings.global_batch_size}; allowed: at most the {len(train)} training images")
+            raise ValueError(
+                f"training.global_batch_size is {settings.global_batch_size}; allowed: at most the {len(train)} training images"
+            )
         self.settings, self.threat_model, self.seed, self.world, self.state, self.lanes = settings, threat_model, seed, world, state, lanes
         self.device = next(model.parameters()).device
-        if settings.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.layout = settle_layout(model)
         self.model = model.train()
         self.train, self.val = train, val
         self.attack = settings.attack(threat_model)
@@ -180,7 +190,10 @@ class _Run:
         self.own_view = view(model)
         assert model.spec is not None
         self.validation_attacks = true_and_smooth(
-            settings.validation_attack(threat_model), activation=model.spec.activation, attacker_activation=attacker_activation, alpha=attacker_alpha
+            settings.validation_attack(threat_model),
+            activation=model.spec.activation,
+            attacker_activation=attacker_activation,
+            alpha=model.spec.alpha if attacker_alpha is None else attacker_alpha,
         )
         groups = parameter_groups(model, weight_decay=settings.weight_decay)
         self.optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=settings.momentum > 0)
@@ -236,9 +249,7 @@ class _Run:
 
     def _craft(self, batch: Split, epoch: int, totals: Tensor) -> tuple[Tensor, Tensor]:
         """Inner maximization; the view is in inference mode, so BatchNorm statistics stand still."""
-        x, y = to_pixels(batch.images.to(self.device)), batch.labels.to(self.device)
-        if self.settings.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x, y = to_pixels(batch.images.to(self.device)).contiguous(memory_format=self.layout), batch.labels.to(self.device)
         rng = Randomness(self.seed, batch.image_ids.to(self.device))
         x_adv = self.attack.run(self.attacker, x, y, rng, step=epoch)
         overshoot = torch.maximum(self.threat_model.distance(x_adv, x).max() - self.threat_model.epsilon, (x_adv - 0.5).abs().max() - 0.5)

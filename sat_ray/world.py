@@ -9,15 +9,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class World:
-    """rank in [0, size); with size > 1 torch.distributed is initialised."""
+    """rank in [0, size); with size > 1 torch.distributed is initialised; device: where its backend wants tensors (nccl: this GPU)."""
 
     rank: int = 0
     size: int = 1
+    device: str = "cpu"
 
     def sum(self, values: Tensor) -> Tensor:
         """Add a tensor over all processes, in place; every process gets the total."""
         if self.size > 1:
-            dist.all_reduce(values)
+            moved = values.to(self.device)
+            dist.all_reduce(moved)
+            values.copy_(moved)
         return values
 
     def barrier(self) -> None:

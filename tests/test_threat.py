@@ -121,6 +121,7 @@ def test_linf_starts_are_uniform_in_the_ball() -> None:
     delta = ThreatModel("linf", 0.1).random_start(x, Randomness.of(0, range(1000))) - x
     for pixel in delta.flatten(1).T:
         assert stats.kstest(pixel.numpy(), stats.uniform(-0.1, 0.2).cdf).pvalue > 1e-3
+    assert 0.0995 < delta.abs().amax() <= 0.1 + 1e-6
     assert abs(torch.corrcoef(delta.flatten(1).T) - torch.eye(4)).max() < 0.1
 
 
@@ -162,15 +163,17 @@ def test_contains_refuses_nan_the_ball_and_the_box_image_by_image() -> None:
 
 @pytest.mark.parametrize(
     ("norm", "epsilon", "message"),
-    [("linf", 8, "Did you mean 8/255"), ("linf", 0.0, "epsilon"), ("l2", -1.0, "epsilon"), ("l2", math.nan, "epsilon"), ("l2", math.inf, "epsilon"),
-     ("linf", "8/255", "epsilon"), ("l1", 0.1, "linf, l2")],
+    [("linf", 8, "Did you mean 8/255"), ("linf", 0.0, "epsilon"), ("l2", -1.0, "epsilon"), ("l2", math.nan, "epsilon"),
+     ("l2", math.inf, "epsilon"), ("linf", "8/255", "epsilon"), ("l1", 0.1, "linf, l2")],
 )  # fmt: skip
 def test_a_radius_or_norm_that_makes_no_sense_is_refused(norm: str, epsilon: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ThreatModel(norm, epsilon)
 
 
-@pytest.mark.parametrize(("value", "text"), [(8 / 255, "8/255"), (1.0, "255/255"), (0.5 / 255, "0.5/255"), (0.031, "0.031"), (0.123, "0.123")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(8 / 255, "8/255"), (1.0, "255/255"), (0.5 / 255, "0.5/255"), (0.031, "0.031"), (0.123, "0.123")]
+)
 def test_epsilon_is_printed_in_255ths_only_where_it_is_one(value: float, text: str) -> None:
     assert as_255ths(value) == text
     assert str(ThreatModel("linf", value)) == f"linf {text}"

@@ -22,6 +22,7 @@ class Pod(NamedTuple):
 
     @property
     def containers(self) -> list[Document]:
+        """Return init containers and containers."""
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
 
 
@@ -34,14 +35,17 @@ class Cluster(NamedTuple):
 
     @property
     def head(self) -> Document:
+        """Return the head's group."""
         return self.spec["headGroupSpec"]
 
     @property
     def groups(self) -> list[Document]:
+        """Return the worker groups."""
         return self.spec.get("workerGroupSpecs", [])
 
     @property
     def autoscaling(self) -> bool:
+        """Say whether Ray's autoscaler runs in the head."""
         return bool(self.spec.get("enableInTreeAutoscaling"))
 
 
@@ -73,9 +77,7 @@ def pods(documents: list[Document]) -> Iterator[Pod]:
     """Yield every pod template; those of Ray carry the labels that the operator gives them."""
     for document in of_kind(documents, *WORKLOADS):
         template = document["spec"]["template"]
-        yield Pod(
-            f"{document['kind']} {document['metadata']['name']}", template.get("metadata", {}), template["spec"], False
-        )
+        yield Pod(f"{document['kind']} {document['metadata']['name']}", template.get("metadata", {}), template["spec"], False)
     for cluster in clusters(documents):
         for group in (cluster.head, *cluster.groups):
             name = group.get("groupName", "head")
@@ -89,9 +91,7 @@ def pods(documents: list[Document]) -> Iterator[Pod]:
             yield Pod(f"{cluster.where}, group {name}", {"labels": labels}, template["spec"], True)
     for job in of_kind(documents, "RayJob"):
         if template := job["spec"].get("submitterPodTemplate"):
-            yield Pod(
-                f"RayJob {job['metadata']['name']}, submitter", template.get("metadata", {}), template["spec"], False
-            )
+            yield Pod(f"RayJob {job['metadata']['name']}, submitter", template.get("metadata", {}), template["spec"], False)
 
 
 def gpus(group: Document) -> int:

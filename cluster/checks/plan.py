@@ -42,9 +42,7 @@ def plan(
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.core.generated.autoscaler_pb2 import GangResourceRequest
 
-    settings = AutoscalingConfig(
-        autoscaling_config._derive_autoscaling_config_from_ray_cr(ray_cluster), skip_content_hash=True
-    )
+    settings = AutoscalingConfig(autoscaling_config._derive_autoscaling_config_from_ray_cr(ray_cluster), skip_content_hash=True)
     make = utils.ResourceRequestUtil.make
     labels = [[(key, 1, [value]) for key, value in selector.items()]] if selector else None
     demands = [make(dict(task), label_selectors=labels) for task in tasks]
@@ -99,10 +97,8 @@ def main() -> None:
     parser.add_argument("--gang", action="store_true", help="the bundles are one placement group")
     arguments = parser.parse_args()
     ray_cluster = named(render(CLUSTER / "overlays" / "autoscaling"), "RayCluster", "sat-ray")
-    if arguments.gang:
-        result = plan(ray_cluster, gangs=[arguments.bundles])
-    else:
-        result = plan(ray_cluster, arguments.bundles)
+    wanted = {"gangs": [arguments.bundles]} if arguments.gang else {"tasks": arguments.bundles}
+    result = plan(ray_cluster, **wanted)
     print(json.dumps({"nodes": result.nodes, "unplaced": result.unplaced}))
 
 

@@ -62,9 +62,7 @@ def service_accounts(documents: list[Document]) -> Iterator[str]:
 def mounted_volumes(documents: list[Document]) -> Iterator[str]:
     """Ask that every mount has its volume and every volume a mount; a schema sees neither."""
     claims = {
-        f"StatefulSet {d['metadata']['name']}": {
-            claim["metadata"]["name"] for claim in d["spec"].get("volumeClaimTemplates", [])
-        }
+        f"StatefulSet {d['metadata']['name']}": {claim["metadata"]["name"] for claim in d["spec"].get("volumeClaimTemplates", [])}
         for d in of_kind(documents, "StatefulSet")
     }
     for pod in pods(documents):

@@ -100,17 +100,13 @@ def spot_first(documents: list[Document]) -> Iterator[str]:
     for cluster in clusters(documents):
         if not cluster.autoscaling:
             continue
-        ranked = [
-            (g.get("labels", {}).get("ray.io/market-type"), g.get("priority", 0)) for g in cluster.groups if gpus(g)
-        ]
+        ranked = [(g.get("labels", {}).get("ray.io/market-type"), g.get("priority", 0)) for g in cluster.groups if gpus(g)]
         spot = [priority for market, priority in ranked if market == "spot"]
         others = [priority for market, priority in ranked if market != "spot"]
         if spot and others and min(spot) <= max(others):
             yield f"{cluster.where}: spot priority {min(spot)} does not exceed on-demand {max(others)}"
         for group in cluster.groups:
-            idle = group.get(
-                "idleTimeoutSeconds", cluster.spec.get("autoscalerOptions", {}).get("idleTimeoutSeconds", 60)
-            )
+            idle = group.get("idleTimeoutSeconds", cluster.spec.get("autoscalerOptions", {}).get("idleTimeoutSeconds", 60))
             if gpus(group) and not 300 <= idle <= 900:
                 yield f"{cluster.where}, group {group['groupName']}: idle timeout {idle} s is outside 300 to 900 s"
 
@@ -136,9 +132,7 @@ def whole_node_pods(documents: list[Document]) -> Iterator[str]:
         for group in (cluster.head, *cluster.groups):
             where, spec = f"{cluster.where}, group {group.get('groupName', 'head')}", group["template"]["spec"]
             resources = spec["containers"][0].get("resources", {})
-            for name in sorted(
-                set(resources.get("limits", {})) | set(resources.get("requests", {})) | {"cpu", "memory"}
-            ):
+            for name in sorted(set(resources.get("limits", {})) | set(resources.get("requests", {})) | {"cpu", "memory"}):
                 request, limit = (resources.get(side, {}).get(name) for side in ("requests", "limits"))
                 if request is None or request != limit:
                     yield f"{where}: request {request} and limit {limit} of {name} differ; Ray counts the limit"
@@ -191,13 +185,11 @@ def external_state(documents: list[Document]) -> Iterator[str]:
         if options is None:
             continue
         annotations = cluster.document["metadata"].get("annotations", {})
-        if {"ray.io/ft-enabled", "ray.io/external-storage-namespace"} & set(
-            annotations
-        ) or "redis-password" in cluster.head.get("rayStartParams", {}):
-            yield f"{cluster.where}: old spellings of fault tolerance beside gcsFaultToleranceOptions are refused"
-        if options.get("backend") == "redis" and "secretKeyRef" not in options.get("redisPassword", {}).get(
-            "valueFrom", {}
+        if {"ray.io/ft-enabled", "ray.io/external-storage-namespace"} & set(annotations) or "redis-password" in cluster.head.get(
+            "rayStartParams", {}
         ):
+            yield f"{cluster.where}: old spellings of fault tolerance beside gcsFaultToleranceOptions are refused"
+        if options.get("backend") == "redis" and "secretKeyRef" not in options.get("redisPassword", {}).get("valueFrom", {}):
             yield f"{cluster.where}: redisPassword does not come from a Secret"
 
 

@@ -1,6 +1,6 @@
 """Projected gradient descent (Madry et al. 2018): FGSM, PGD-1 ("fast"), PGD-k and PGD-200 are settings of one stepper.
 
-    x_0 = x + noise (or x),     x_{t+1} = Project_S( x_t + step_size * steepest_ascent( grad_x sum_i loss(f(x_t), y)_i ) )
+x_0 = x + noise (or x),     x_{t+1} = Project_S( x_t + step_size * steepest_ascent( grad_x sum_i loss(f(x_t), y)_i ) )
 """
 
 from dataclasses import dataclass, replace

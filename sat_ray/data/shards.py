@@ -78,7 +78,9 @@ def read_split(storage: Storage, split: str) -> Split:
     """
     manifest = storage.read_json(MANIFEST)
     if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise CorruptShardError(f"{storage.uri}/{MANIFEST} has schema version {manifest.get('schema_version')}; this version reads {SCHEMA_VERSION}")
+        raise CorruptShardError(
+            f"{storage.uri}/{MANIFEST} has schema version {manifest.get('schema_version')}; this version reads {SCHEMA_VERSION}"
+        )
     tables = [_read_shard(storage, shard) for shard in manifest["shards"] if shard["split"] == split]
     table = pa.concat_tables(tables).combine_chunks()
     column = table["image"].chunk(0)
@@ -99,7 +101,7 @@ def _read_shard(storage: Storage, shard: dict[str, Any]) -> pa.Table:
     found = hashlib.sha256(data).hexdigest()
     if found != shard["sha256"]:
         raise CorruptShardError(
-            f"shard {storage.uri}/{shard['file']} has sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}: it is damaged; {remedy}"
+            f"shard {storage.uri}/{shard['file']} has sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}: damaged; {remedy}"
         )
     return pq.read_table(io.BytesIO(data))
 

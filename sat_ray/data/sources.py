@@ -19,10 +19,11 @@ class Raw:
 
 @dataclass(frozen=True)
 class Source:
-    """How to read a dataset, and how many of its images are held out for test and val."""
+    """How to read a dataset, how many images it has, and how many of them are held out for test and val."""
 
     name: str
     read: Callable[[], Raw]
+    images: int
     test: int
     val: int
     about: str
@@ -37,7 +38,9 @@ def _read_digits() -> Raw:
 
 
 DATASETS: dict[str, Source] = {
-    "digits": Source("digits", _read_digits, test=899, val=180, about="scikit-learn's 1,797 handwritten digits, 8 x 8, one channel"),
+    "digits": Source(
+        "digits", _read_digits, images=1797, test=899, val=180, about="scikit-learn's 1,797 handwritten digits, 8 x 8, one channel"
+    ),
 }
 
 

@@ -9,6 +9,7 @@ from sat_ray.models.normalized import Normalized
 from sat_ray.models.small_resnet import SmallResNet
 from sat_ray.models.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 
+
 def _small_stem(net: nn.Module, *, in_channels: int) -> None:
     net.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -16,9 +17,7 @@ def _small_stem(net: nn.Module, *, in_channels: int) -> None:
 
 
 def _torchvision_net(spec: ModelSpec) -> nn.Module:
-    net: nn.Module = torchvision.models.get_model(
-        spec.name, weights=None, num_classes=spec.num_classes, zero_init_residual=spec.zero_gamma
-    )
+    net: nn.Module = torchvision.models.get_model(spec.name, weights=None, num_classes=spec.num_classes, zero_init_residual=spec.zero_gamma)
     if spec.stem == "small":
         _small_stem(net, in_channels=spec.in_channels)
     elif spec.in_channels != 3:

@@ -21,8 +21,8 @@ class SplitBasicBlock(BasicBlock):
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.act1(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        out = self.act2(out + shortcut)
-        return out
+        result: Tensor = self.act2(out + shortcut)
+        return result
 
 
 class SplitBottleneck(Bottleneck):
@@ -38,8 +38,8 @@ class SplitBottleneck(Bottleneck):
         out = self.act1(self.bn1(self.conv1(x)))
         out = self.act2(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        out = self.act3(out + shortcut)
-        return out
+        result: Tensor = self.act3(out + shortcut)
+        return result
 
 
 _SPLIT: dict[type[nn.Module], tuple[type[nn.Module], int]] = {BasicBlock: (SplitBasicBlock, 2), Bottleneck: (SplitBottleneck, 3)}

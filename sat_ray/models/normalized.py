@@ -11,7 +11,9 @@ from sat_ray.models.spec import ModelSpec
 class Normalized(nn.Module):
     """Standardise [0, 1] images per channel, then apply `body`.
 
-    mean, std: one float per channel, in [0, 1] pixels; spec: what the body was built from, where `build_model` made it. x: (N, C, H, W) float in [0, 1] -> logits (N, num_classes).
+    mean, std: one float per channel, in [0, 1] pixels;
+    spec: what the body was built from, where `build_model` made it.
+    x: (N, C, H, W) float in [0, 1] -> logits (N, num_classes).
     """
 
     mean: Tensor

@@ -35,7 +35,7 @@ def _clone(module: nn.Module, replace: tuple[str, float | None] | None, memo: di
         clone.__dict__.update(module.__dict__)
         clone._parameters = {name: _alias(p, memo) for name, p in module._parameters.items()}
         clone._buffers = dict(module._buffers)
-        clone._modules = {name: child and _clone(child, replace, memo) for name, child in module._modules.items()}
+        clone._modules = {name: None if child is None else _clone(child, replace, memo) for name, child in module._modules.items()}
     memo[id(module)] = clone
     return clone
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from sat_ray.configuration import configuration_name
+
 OUTCOME_COLUMNS = (
     "image_id",
     "label",
@@ -73,14 +75,6 @@ class EvaluatedModel:
         return self.activation == "relu" and self.attacker_activation == "relu"
 
 
-def configuration_name(activation: str, *, alpha: float | None, attacker_activation: str, attacker_alpha: float | None) -> str:
-    """Return the display name of a configuration, such as `silu`, `parametric_softplus α=10`, `relu · attacker relu_smooth_backward`."""
-    own = _with_alpha(activation, alpha)
-    if (attacker_activation, attacker_alpha) == (activation, alpha):
-        return own
-    return f"{own} · attacker {_with_alpha(attacker_activation, attacker_alpha)}"
-
-
 def display_names(models: Sequence[EvaluatedModel]) -> list[str]:
     """Return one display name per model; the architecture leads the name only where there are several."""
     several = len({model.model for model in models}) > 1
@@ -91,7 +85,3 @@ def _own_name(model: EvaluatedModel) -> str:
     return configuration_name(
         model.activation, alpha=model.alpha, attacker_activation=model.attacker_activation, attacker_alpha=model.attacker_alpha
     )
-
-
-def _with_alpha(activation: str, alpha: float | None) -> str:
-    return activation if alpha is None else f"{activation} α={alpha:.4g}"

@@ -1,0 +1,239 @@
+"""The driver: starts stages, follows them through their records, is the only writer of MLflow, and turns errors into one line."""
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pipelines import stages
+from pipelines.dry_run import describe
+from pipelines.progress import Reporter
+from pipelines.recipes import DEFAULT, RECIPES
+from pipelines.stages import MissingInputError, Sweep
+from sat_ray.cli import Command, parse
+from sat_ray.config import SweepConfig, content_hash, from_json, to_json
+from sat_ray.lease import driver_lease
+from sat_ray.plan import EVALUATE, SEARCH, STAGES, TRAIN
+from sat_ray.stages import Stage, changed_modules
+from sat_ray.storage import check_writable
+
+FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "evaluate": EVALUATE}
+POLL_SECONDS, TRACK_SECONDS = 1.0, 10.0
+
+
+class Driver:
+    """Hold everything that a run of stages needs, from preflight checks to the last line."""
+
+    def __init__(self, command: Command) -> None:
+        self.command, self.config = command, command.config
+        self.sweep = Sweep(command.config, command.name, command.root, command.storage, command.argv)
+        self.reporter = Reporter()
+        self.open = contextlib.ExitStack()
+        self.pending: list[tuple[str, Any]] = []
+        self.returned: dict[str, Any] = {}
+        self.projection: Any = None
+
+    def __enter__(self) -> "Driver":
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.reporter)
+            self.reporter.say(f"sweep {self.command.name} in {self.command.storage.uri}")
+            check_writable(self.command.root)
+            stack.enter_context(driver_lease(self.command.storage))
+            claim_folder(self.command)
+            self.tracker = stack.enter_context(ThreadPoolExecutor(1)).submit(self._make_tracker)
+            check_code(self.command, self.reporter)
+            from sat_ray.distributed.session import check_capacity, ray_session
+
+            check_reachable(self.command)
+            self.reporter.say(f"Ray: {stack.enter_context(ray_session())}")
+            check_capacity(self.config)
+            self.open = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is not None and self.pending:
+            from sat_ray.distributed.tasks import cancel
+
+            for _, ref in self.pending:
+                with contextlib.suppress(Exception):  # already ending for a reason that will be shown
+                    cancel(ref)
+        self.open.__exit__(kind, error, trace)
+
+    def stage(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Start a stage as soon as its inputs are there; return the reference to what it will return."""
+        from sat_ray.distributed.tasks import stage_task
+
+        name = function.__name__
+        ref = stage_task(function, self.sweep, *inputs, name=name)
+        self.pending.append((name, ref))
+        return ref
+
+    def wait(self, wanted: Any) -> Any:
+        """Follow the stages in order up to this one and return what it returned."""
+        while self.pending:
+            name, ref = self.pending[0]
+            self.returned[name] = self._follow(name, ref)
+            self.pending.pop(0)
+            if ref is wanted:
+                return self.returned[name]
+        return None
+
+    def track(self, outcomes: Any) -> dict[str, str]:
+        """Wait for the evaluation, write its results to MLflow, and return the run id of every training record."""
+        paths = self.wait(outcomes)
+        self.reporter.say("writing runs, outcomes and models to MLflow")
+        run_ids: dict[str, str] = self._projection().finish(self.returned["train"], paths)
+        return run_ids
+
+    def register(self, board_ref: Any) -> None:
+        """Wait for the report, register the winner by validation, and show the leaderboard."""
+        from sat_ray.report.leaderboard import to_terminal
+
+        board = self.wait(board_ref)
+        projection = self._projection()
+        version = projection.register(board)
+        projection.close(board)
+        self.reporter.console.print(to_terminal(board))
+        self.reporter.say(f"champion: version {version} of model {self.config.recipe} in MLflow (robustness not verified by a card yet)")
+        self.reporter.say(f"report: {self.command.storage.full('report.html')}")
+        self.reporter.say("compare the runs: make ui")
+
+    def _follow(self, name: str, ref: Any) -> Any:
+        from sat_ray.distributed.tasks import result, wait
+
+        stage, records, seen = FOLLOWED.get(name), self.sweep.records, set[str]()
+        progress = self.reporter.stage(name, self._total(name))
+        reused = len(records.keys(stage)) if stage else 0
+        polls = 0
+        while not wait(ref, seconds=POLL_SECONDS):
+            polls += 1
+            if stage is not None:
+                keys = set(records.keys(stage))
+                new = [record for key in keys - seen if (record := records.find(stage, key)) is not None]
+                seen = keys
+                progress.update(len(keys), new)
+                if polls % int(TRACK_SECONDS / POLL_SECONDS) == 0 and self.tracker.done():
+                    self._track_quietly()
+        answer = result(ref)
+        done = len(records.keys(stage)) if stage else 0
+        progress.end(f"{done - reused} computed, {reused} reused" if stage else "")
+        return answer
+
+    def _total(self, name: str) -> int | None:
+        from sat_ray.distributed.search import planned_trials
+
+        models = len(self.returned.get("search", [])) * len(self.config.final.seeds)
+        if name == "evaluate":
+            count = self.returned["prepare"].manifest["splits"]["test"] if "prepare" in self.returned else 0
+            return models * -(-count // self.config.evaluation.shard_size) or None
+        return {"search": planned_trials(self.config), "train": models or None}.get(name)
+
+    def _make_tracker(self) -> Any:
+        from sat_ray.mlflow_tracker import MlflowTracker
+
+        return MlflowTracker(self.command.tracking_uri, experiment=self.config.recipe, artifact_root=self.command.artifact_root or None)
+
+    def _projection(self) -> Any:
+        from pipelines.tracking import Projection
+
+        if self.projection is None:
+            self.projection = Projection(self.sweep, self.tracker.result())
+        return self.projection
+
+    def _track_quietly(self) -> None:
+        """Show progress in MLflow; an outage now costs nothing, the records are written again at the end."""
+        try:
+            self._projection().update()
+        except Exception as error:
+            self.reporter.say(f"MLflow does not answer ({type(error).__name__}); training goes on, it will be written later")
+
+
+def check_reachable(command: Command) -> None:
+    """Raise ValueError where the tracking server does not answer, before anything is started."""
+    from sat_ray.tracking_uri import check_tracking
+
+    check_tracking(command.tracking_uri)
+
+
+def claim_folder(command: Command) -> None:
+    """Write config.json into a new sweep folder; ValueError where the folder holds another config."""
+    ours = to_json(command.config)
+    try:
+        theirs = command.storage.read_json("config.json")
+    except FileNotFoundError:
+        command.storage.write_json("config.json", ours)
+        return
+    if content_hash(from_json(SweepConfig, theirs).semantic()) != content_hash(command.config.semantic()):
+        raise ValueError(f"{command.storage.uri} holds a sweep with another config; choose another --name or --storage")
+
+
+def check_code(command: Command, reporter: Reporter) -> None:
+    """Deal with records that other code made: refuse to start, reuse them, or move them aside."""
+    records = Sweep(command.config, command.name, command.root, command.storage, ()).records
+    changed = [(record, names) for stage in STAGES for record in records.all(stage) if (names := changed_modules(record, stage))]
+    if not changed or command.on_code_change == "reuse":
+        return
+    modules = ", ".join(sorted({name for _, names in changed for name in names}))
+    if command.on_code_change == "refuse":
+        raise ValueError(
+            f"{len(changed)} results in {command.storage.uri} were made by other code ({modules} changed); "
+            "choose --on-code-change reuse (keep them) or rerun (compute anew, old ones moved to superseded/)"
+        )
+    for record, _ in changed:
+        records.supersede(record)
+    reporter.say(f"moved {len(changed)} results made by other code to superseded/")
+
+
+def only(name: str) -> Callable[[Command], None]:
+    """Return a run of one stage whose inputs must all be committed."""
+
+    def run(command: Command) -> None:
+        with Driver(command) as driver:
+            run_alone(driver, name)
+
+    return run
+
+
+def run_alone(driver: Driver, name: str) -> None:
+    """Read what the earlier stages committed, then run one stage; MissingInputError names the command to run first."""
+    inputs = stages.committed_inputs(driver.sweep, name)
+    functions: dict[str, Callable[..., Any]] = {"search": stages.search, "train": stages.train, "evaluate": stages.evaluate}
+    function = functions.get(name)
+    if name == "prepare":
+        driver.wait(driver.stage(stages.prepare))
+        return
+    driver.returned |= inputs
+    if function is not None:
+        wanted = {"search": ("prepare",), "train": ("prepare", "search"), "evaluate": ("prepare", "train")}[name]
+        driver.wait(driver.stage(function, *(inputs[one] for one in wanted)))
+        return
+    run_ids = driver._projection().finish(inputs["train"], inputs["evaluate"])
+    driver.register(driver.stage(stages.report, inputs["prepare"], inputs["train"], inputs["evaluate"], run_ids))
+
+
+def main(run: Callable[[Command], None], *, about: str | None) -> int:
+    """Parse the command line, run, and return the exit status: 0 only if every stage succeeded."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command = parse(sys.argv[1:], RECIPES, default=DEFAULT, about=about or "")
+        if command.dry_run:
+            print(describe(command))
+            return 0
+        run(command)
+        return 0
+    except KeyboardInterrupt:
+        print("stopped; what is committed is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, MissingInputError) as error:
+        if os.environ.get("SAT_RAY_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,65 @@
+"""What a sweep would do and cost, printed without touching anything."""
+
+from typing import Any
+
+from sat_ray.cli import Command
+from sat_ray.config import SweepConfig, flatten, to_json
+from sat_ray.data.sources import dataset_source
+from sat_ray.plan import attacks_for, groups
+from sat_ray.threat import as_255ths
+from sat_ray.tracking_uri import redacted
+
+_LENGTHS = ("epsilon", "step_size")
+
+
+def describe(command: Command) -> str:
+    """Return the resolved config and the plan as text."""
+    config = command.config
+    lines = [f"sweep {command.name} in {command.storage.uri}", f"tracking {redacted(command.tracking_uri)}", "", "resolved config"]
+    lines += [f"  {name:<36} {_show(name, value)}" for name, value in flatten(to_json(config)).items()]
+    lines += ["", "plan", *(f"  {name:<36} {value}" for name, value in plan(config).items()), "", "dry run: nothing was touched"]
+    return "\n".join(lines)
+
+
+def plan(config: SweepConfig) -> dict[str, str]:
+    """Return what would be computed. One pass is one forward and backward pass of one image."""
+    from sat_ray.distributed.search import planned_trials
+
+    training, resources = config.training, config.resources
+    finalists, seeds = len(groups(config.search.configurations())), len(config.final.seeds)
+    source = dataset_source(config.data.dataset)
+    return {
+        "dataset": f"{source.name}: {source.about}",
+        "world size": f"{resources.train_workers} workers",
+        "global batch": f"{training.global_batch_size} images, {training.global_batch_size // resources.train_workers} per worker",
+        "learning rate": f"{training.learning_rate:g} at the peak, {training.schedule}, {training.warmup_epochs:g} epochs of warm-up",
+        "epsilon": f"{as_255ths(config.threat_model.epsilon)} ({config.threat_model.norm})",
+        "training attack": f"PGD-{training.attack_steps}, step {as_255ths(training.attack(config.threat_model).step_size)}",
+        "evaluation attack": f"PGD-{config.evaluation.steps}, step {as_255ths(config.evaluation.step_size)}, "
+        f"{config.evaluation.restarts} restart(s)",
+        "search trials": f"{len(config.search.configurations())} configurations, {planned_trials(config)} trainings "
+        f"({config.search.method}, rungs at {', '.join(map(str, config.search.rungs))} epochs)",
+        "models for the leaderboard": f"{finalists} configurations x {seeds} seeds = {finalists * seeds}",
+        **_passes(config, source),
+    }
+
+
+def _passes(config: SweepConfig, source: Any) -> dict[str, str]:
+    from sat_ray.distributed.search import planned_trials
+
+    per_image = config.training.attack_steps + 1
+    images = source.images - source.test - source.val
+    seeds = len(config.final.seeds)
+    chosen = [group.members[0] for group in groups(config.search.configurations())]
+    trials = planned_trials(config) * config.search.rungs[-1] // len(config.search.rungs) * images * per_image
+    train = len(chosen) * seeds * config.training.epochs * images * per_image
+    attacks = sum(spec.restarts * (spec.steps + 1) for one in chosen for spec in attacks_for(config, one))
+    evaluate = seeds * attacks * source.test
+    names = {"search": trials, "training": train, "evaluation, at most": evaluate}
+    return {f"estimated passes, {name}": f"{count / 1e6:.2f} million images" for name, count in names.items()}
+
+
+def _show(name: str, value: Any) -> str:
+    if (isinstance(value, float) and name.rpartition(".")[2] in _LENGTHS) or (name.endswith("step_size") and value is not None):
+        return as_255ths(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

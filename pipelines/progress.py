@@ -1,0 +1,80 @@
+"""What a person sees while a sweep runs: live bars on a terminal, plain lines in a log."""
+
+import sys
+from time import monotonic
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from sat_ray.stages import Record
+
+LINE_SECONDS = 20.0
+
+
+class Reporter:
+    """Show stages as they go; `console.print` goes through it, so that bars and text do not mix."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.live = self.console.is_terminal
+        columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console)
+        self.started = monotonic()
+
+    def __enter__(self) -> "Reporter":
+        if self.live:
+            self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.bars.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line with the time since the start."""
+        minutes, seconds = divmod(int(monotonic() - self.started), 60)
+        self.console.print(f"[{minutes:02d}:{seconds:02d}] {text}", markup=False)
+
+    def stage(self, name: str, total: int | None) -> "StageProgress":
+        """Begin to show a stage with `total` units of work, None where that is not known."""
+        return StageProgress(self, name, total)
+
+
+class StageProgress:
+    """Follow one stage through the records that it commits."""
+
+    def __init__(self, reporter: Reporter, name: str, total: int | None) -> None:
+        self.reporter, self.name, self.total, self.done = reporter, name, total, 0
+        self.began = self.printed = monotonic()
+        self.bar: TaskID | None = reporter.bars.add_task(name, total=total, note="") if reporter.live else None
+        self.best: Record | None = None
+
+    def update(self, done: int, new: list[Record], *, working: bool = True) -> None:
+        """Show the number of committed records; new: those that came since the last call."""
+        for record in new:
+            score = record.payload.get("val_robust_accuracy", -1.0)
+            if score >= 0 and (self.best is None or score > self.best.payload["val_robust_accuracy"]):
+                self.best = record
+        self.done = done
+        if self.bar is not None:
+            self.reporter.bars.update(self.bar, completed=done, note=self._note())
+        elif working and done and monotonic() - self.printed > LINE_SECONDS:
+            self.printed = monotonic()
+            self.reporter.say(f"{self.name} {done}{f'/{self.total}' if self.total else ''} {self._note()}")
+
+    def _note(self) -> str:
+        parts = []
+        if self.best is not None:
+            parts.append(f"best val robust {100 * self.best.payload['val_robust_accuracy']:.1f} % ({self.best.payload['name']})")
+        if self.total and 0 < self.done < self.total:
+            left = (monotonic() - self.began) / self.done * (self.total - self.done)
+            parts.append(f"about {left:.0f} s left")
+        return " · ".join(parts)
+
+    def end(self, text: str = "") -> None:
+        """Say that the stage is done."""
+        seconds = monotonic() - self.began
+        if self.bar is not None:
+            self.reporter.bars.update(self.bar, total=self.total or 1, completed=self.total or 1)
+        self.reporter.say(f"{self.name} done in {seconds:.0f} s{f': {text}' if text else ''}")

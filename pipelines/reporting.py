@@ -1,0 +1,149 @@
+"""From committed records to what people look at: leaderboard.json and .md, figures/*.png, report.html. May be repeated at any time."""
+
+import importlib.metadata
+import io
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sat_ray.attacks import pgd
+from sat_ray.checkpoint import load_model
+from sat_ray.config import SweepConfig, to_json
+from sat_ray.configuration import Configuration
+from sat_ray.data.pixels import to_pixels
+from sat_ray.data.shards import read_split
+from sat_ray.plan import SEARCH, Dataset
+from sat_ray.randomness import Randomness
+from sat_ray.stages import Record, Records
+from sat_ray.storage import Storage
+
+VERSIONS = ("ray", "torch", "torchvision", "mlflow", "pyarrow")
+EXAMPLES = 8
+
+
+def read_outcomes(records: Records, path: str) -> pa.Table:
+    """Read a model's merged outcomes."""
+    return pq.read_table(io.BytesIO(records.storage.read(path)))
+
+
+def write_report(
+    config: SweepConfig,
+    name: str,
+    records: Records,
+    data: Dataset,
+    models: Sequence[Record],
+    outcomes: dict[str, str],
+    run_ids: dict[str, str],
+    *,
+    command: Sequence[str],
+) -> dict[str, Any]:
+    """Write every file of the report and return the leaderboard. run_ids: MLflow run of each training record, by key."""
+    from sat_ray.report.html import render
+    from sat_ray.report.leaderboard import leaderboard, to_markdown
+
+    evaluated = [evaluated_model(config, records, record, outcomes, run_ids) for record in models]
+    spec = config.evaluation_attacks()[0]
+    board = leaderboard(
+        evaluated,
+        sweep=name,
+        dataset=config.data.dataset,
+        threat_model=to_json(config.threat_model),
+        attack={"name": spec.name, "steps": spec.steps, "step_size": spec.step_size, "restarts": spec.restarts},
+    )
+    figures = _figures(config, records, data, board, evaluated)
+    for figure, png in figures.items():
+        records.storage.write(f"figures/{figure}.png", png)
+    records.storage.write("leaderboard.md", to_markdown(board).encode())
+    page = render(
+        board,
+        figures=figures,
+        command=shlex.join(["python", "pipelines/sweep.py", *command]),
+        versions={package: importlib.metadata.version(package) for package in VERSIONS},
+        notes=[],
+        config=to_json(config),
+    )
+    records.storage.write("report.html", page.encode())
+    records.storage.write_json("leaderboard.json", board)  # last: whoever finds it finds the rest
+    return board
+
+
+def evaluated_model(config: SweepConfig, records: Records, record: Record, outcomes: dict[str, str], run_ids: dict[str, str]) -> Any:
+    """Join a training record with its outcomes, as the report wants it."""
+    from sat_ray.report.rows import EvaluatedModel
+
+    payload = record.payload
+    configuration = Configuration(**payload["configuration"])
+    return EvaluatedModel(
+        model=config.model.name,
+        activation=configuration.activation,
+        alpha=configuration.alpha,
+        attacker_activation=configuration.attacker_activation,
+        attacker_alpha=configuration.attacker_alpha,
+        seed=payload["seed"],
+        val_robust_accuracy=payload["val_robust_accuracy"],
+        checkpoint=payload["path"],
+        outcomes=records.storage.full(outcomes[payload["name"]]),
+        mlflow_run_id=run_ids.get(record.key),
+        accelerator_seconds=payload["accelerator_seconds"],
+        train_images_per_second=payload["train_images_per_second"],
+        history=tuple(payload["history"]),
+        table=read_outcomes(records, outcomes[payload["name"]]),
+    )
+
+
+def _figures(config: SweepConfig, records: Records, data: Dataset, board: dict[str, Any], evaluated: list[Any]) -> dict[str, bytes]:
+    from sat_ray.report import curves, figures
+
+    drawn = {
+        "clean_against_robust": figures.clean_against_robust(board),
+        "table1": figures.table1(board),
+        "training_curves": curves.training_curves(evaluated),
+        "adversarial_examples": _examples(config, data, board),
+    }
+    if trials := [trial_of(record) for record in records.all(SEARCH)]:
+        drawn["alpha_response"] = curves.alpha_response(trials)
+    pngs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, figure in drawn.items():
+            pngs[name] = figures.save(figure, Path(folder) / f"{name}.png").read_bytes()
+    return pngs
+
+
+def trial_of(record: Record) -> dict[str, Any]:
+    """Return a search record as one point of the alpha response."""
+    point: dict[str, Any] = record.payload["configuration"] | {
+        "val_robust_accuracy": record.payload["last_val"][0],
+        "epochs": record.payload["until"],
+    }
+    return point
+
+
+def _examples(config: SweepConfig, data: Dataset, board: dict[str, Any]) -> Any:
+    """Draw test images with what the full attack makes of them against the champion, once per class first."""
+    from sat_ray.report.examples import adversarial_examples
+
+    model = load_model(board["champion"]["row"]["checkpoint"])
+    test = read_split(Storage(data.uri), "test")
+    first_of_class = [int((test.labels == label).nonzero()[0]) for label in sorted(set(test.labels.tolist()))]
+    chosen = test.take(torch.tensor(first_of_class[:EXAMPLES]))
+    x = to_pixels(chosen.images)
+    spec = config.evaluation_attacks()[0]
+    rng = Randomness(config.evaluation.seed, chosen.image_ids)
+    x_adv = pgd(model, x, chosen.labels, threat_model=config.threat_model, step_size=spec.step_size, steps=spec.steps, rng=rng)
+    with torch.no_grad():
+        clean, adversarial = model(x).argmax(dim=1), model(x_adv).argmax(dim=1)
+    return adversarial_examples(
+        x.numpy(),
+        x_adv.numpy(),
+        chosen.labels.numpy(),
+        clean.numpy(),
+        adversarial.numpy(),
+        data.manifest["class_names"],
+        f"{config.threat_model}, {spec.name}",
+    )

@@ -1,0 +1,121 @@
+"""The stages: what each takes, what each returns. Work that is committed is read, not done again; so a stage may be run at any time."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.reporting import write_report
+from sat_ray.config import SweepConfig
+from sat_ray.configuration import Configuration
+from sat_ray.data.shards import read_split, verify, write_dataset
+from sat_ray.data.sources import dataset_source
+from sat_ray.plan import Dataset, dataset_uri, evaluation_tasks, final_jobs
+from sat_ray.stages import Record, Records
+from sat_ray.storage import Storage
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What every stage is given. root: the storage that sweeps share; storage: this sweep's own folder; command: how it was called."""
+
+    config: SweepConfig
+    name: str
+    root: Storage
+    storage: Storage
+    command: tuple[str, ...]
+
+    @property
+    def records(self) -> Records:
+        """Return the sweep's records."""
+        return Records(self.storage)
+
+
+class MissingInputError(ValueError):
+    """A stage was run alone before the stage that it needs."""
+
+
+def prepare(sweep: Sweep) -> Dataset:
+    """Write the dataset's shards, or verify the ones that are there."""
+    uri = dataset_uri(sweep.config, sweep.root)
+    dataset = Dataset.open(uri)
+    if dataset is None:
+        write_dataset(dataset_source(sweep.config.data.dataset), Storage(uri), rows_per_shard=sweep.config.data.rows_per_shard)
+        dataset = Dataset.open(uri)
+        assert dataset is not None
+    verify(Storage(uri))
+    return dataset
+
+
+def search(sweep: Sweep, data: Dataset) -> list[Configuration]:
+    """Return the configurations that are worth a full training."""
+    from sat_ray.distributed.search import search_finalists
+
+    return search_finalists(sweep.config, data, sweep.records)
+
+
+def train(sweep: Sweep, data: Dataset, finalists: list[Configuration]) -> list[Record]:
+    """Train every finalist with every seed; return their records, seed by seed."""
+    from sat_ray.distributed.train_session import train_all
+
+    jobs = final_jobs(sweep.config, data, finalists)
+    train_all(jobs, sweep.records, sweep.config.resources)
+    return _committed(sweep, [(job.stage, job.key) for job in jobs])
+
+
+def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]:
+    """Attack every model; return the path of each one's merged outcomes by model name."""
+    from sat_ray.distributed.tasks import evaluate_all
+    from sat_ray.jobs import merge_outcomes
+
+    # the more robust a model, the longer its images are attacked: start with those, so that no long task is last
+    ordered = sorted(models, key=lambda record: -record.payload["val_robust_accuracy"])
+    tasks = [task for record in ordered for task in evaluation_tasks(sweep.config, data, record)]
+    done = evaluate_all(tasks, sweep.records, sweep.config.resources)
+    expected = set(read_split(Storage(data.uri), "test").image_ids.tolist())
+    by_model = {record.payload["name"]: [part for part in done if part.payload["name"] == record.payload["name"]] for record in models}
+    return {name: merge_outcomes(parts, expected, sweep.records, name=name) for name, parts in by_model.items()}
+
+
+def report(sweep: Sweep, data: Dataset, models: list[Record], outcomes: dict[str, str], run_ids: dict[str, str]) -> dict[str, Any]:
+    """Write leaderboard, figures and report.html; return the leaderboard."""
+    return write_report(sweep.config, sweep.name, sweep.records, data, models, outcomes, run_ids, command=sweep.command)
+
+
+def _committed(sweep: Sweep, wanted: list[tuple[Any, str]]) -> list[Record]:
+    found = [sweep.records.find(stage, key) for stage, key in wanted]
+    assert all(found)
+    return [record for record in found if record is not None]
+
+
+def committed_inputs(sweep: Sweep, name: str) -> dict[str, Any]:
+    """Return what the stages before `name` returned, from their records; MissingInputError names the command to run first."""
+    inputs: dict[str, Any] = {}
+    for stage, read in (("prepare", _prepared), ("search", _searched), ("train", _trained), ("evaluate", _evaluated)):
+        if stage == name:
+            break
+        inputs[stage] = read(sweep, inputs)
+        if inputs[stage] is None:
+            raise MissingInputError(
+                f"stage {name} needs the results of {stage}; run first: python pipelines/{stage}.py with the same options"
+            )
+    return inputs
+
+
+def _prepared(sweep: Sweep, inputs: dict[str, Any]) -> Dataset | None:
+    return Dataset.open(dataset_uri(sweep.config, sweep.root))
+
+
+def _searched(sweep: Sweep, inputs: dict[str, Any]) -> list[Configuration] | None:
+    from sat_ray.distributed.search import committed_finalists
+
+    return committed_finalists(sweep.config, inputs["prepare"], sweep.records)
+
+
+def _trained(sweep: Sweep, inputs: dict[str, Any]) -> list[Record] | None:
+    jobs = final_jobs(sweep.config, inputs["prepare"], inputs["search"])
+    found = [sweep.records.find(job.stage, job.key) for job in jobs]
+    return None if None in found else _committed(sweep, [(job.stage, job.key) for job in jobs])
+
+
+def _evaluated(sweep: Sweep, inputs: dict[str, Any]) -> dict[str, str] | None:
+    paths = {record.payload["name"]: f"outcomes/{record.payload['name']}.parquet" for record in inputs["train"]}
+    return paths if all(sweep.storage.exists(path) for path in paths.values()) else None

@@ -1,0 +1,140 @@
+"""Write MLflow from committed records: parent run = sweep; child run = search trial, or finalist and seed. Any of it may be repeated."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.reporting import read_outcomes
+from pipelines.stages import Sweep
+from sat_ray.checkpoint import load_model
+from sat_ray.config import content_hash, flatten, to_json
+from sat_ray.configuration import Configuration
+from sat_ray.plan import SEARCH, TRAIN, Dataset, dataset_uri
+from sat_ray.stages import Record
+from sat_ray.storage import json_bytes
+from sat_ray.threat import as_255ths
+from sat_ray.tracking import Point, Tracker
+
+MODEL_NAME = "model"
+
+
+class Projection:
+    """Keep the tracker's runs equal to the sweep's records."""
+
+    def __init__(self, sweep: Sweep, tracker: Tracker) -> None:
+        self.sweep, self.tracker = sweep, tracker
+        params = flatten(to_json(sweep.config)) | {"sweep": sweep.name}
+        self.parent = tracker.run(f"sweep:{sweep.storage.uri}", name=sweep.name, tags={"sat_ray.kind": "sweep"}, params=params)
+        tracker.artifact(self.parent, "config.json", json_bytes(to_json(sweep.config)))
+        self.shown: dict[str, str] = {}
+
+    def update(self) -> None:
+        """Write what was committed since the last call."""
+        for record in self._longest_trials():
+            self._run(record, kind="trial", name=Configuration(**record.payload["configuration"]).name, cost={})
+        for record in self.sweep.records.all(TRAIN):
+            self._run(record, kind="finalist", name=_finalist_name(record), cost={})
+
+    def finish(self, models: list[Record], outcomes: dict[str, str]) -> dict[str, str]:
+        """Write the evaluated models with their outcomes and weights; return the run id of each training record by key."""
+        self.update()
+        data = Dataset.open(dataset_uri(self.sweep.config, self.sweep.root))
+        assert data is not None
+        return {record.key: self._evaluated(record, outcomes[record.payload["name"]], data) for record in models}
+
+    def close(self, board: Mapping[str, Any]) -> None:
+        """Attach the leaderboard and the figures to the sweep's run and end it."""
+        storage = self.sweep.storage
+        for path in ("leaderboard.json", "leaderboard.md", "report.html", *(f"figures/{name}" for name in storage.names("figures"))):
+            self.tracker.artifact(self.parent, path, storage.read(path))
+        self.tracker.note(self.parent, storage.read("leaderboard.md").decode())
+        best = board["champion"]["row"]
+        self.tracker.log(self.parent, [Point(f"champion/{name}", best[name], 0, 0.0) for name in ("clean_accuracy", "robust_accuracy")])
+        self.tracker.complete(self.parent, content=content_hash(board["rows"]))
+
+    def register(self, board: Mapping[str, Any]) -> str:
+        """Register the winner by validation as `champion` of its sweep family and return the version."""
+        best = board["champion"]["row"]
+        record = next(r for r in self.sweep.records.all(TRAIN) if r.payload["path"] == best["checkpoint"])
+        run_id, uri = self._with_model(record)
+        tags = {
+            "sat_ray.robustness_card": "unverified",
+            "sat_ray.sweep": self.sweep.name,
+            "sat_ray.configuration": board["champion"]["configuration"],
+            "sat_ray.robust_accuracy": f"{best['robust_accuracy']:.4f}",
+            "sat_ray.threat_model": str(self.sweep.config.threat_model),
+        }
+        return self.tracker.register(uri, name=self.sweep.config.recipe, alias="champion", tags=tags, run_id=run_id)
+
+    def _longest_trials(self) -> list[Record]:
+        longest: dict[str, Record] = {}
+        for record in self.sweep.records.all(SEARCH):
+            name = record.payload["name"]
+            if name not in longest or record.payload["until"] > longest[name].payload["until"]:
+                longest[name] = record
+        return list(longest.values())
+
+    def _run(self, record: Record, *, kind: str, name: str, cost: Mapping[str, float]) -> str:
+        payload, config = record.payload, self.sweep.config
+        key = f"{kind}:{self.sweep.storage.uri}:{payload['name']}"
+        params = payload["configuration"] | {
+            "seed": payload["seed"],
+            "model": config.model.name,
+            "epochs": payload["until"],
+            "threat_model": str(config.threat_model),
+            "attack": f"pgd-{config.evaluation.steps}, step {as_255ths(config.evaluation.step_size)}",
+        }
+        if kind == "trial":
+            params.pop("epochs")  # grows from rung to rung; MLflow params are final
+        tags = {"sat_ray.kind": kind, "sat_ray.activation": payload["configuration"]["activation"], "sat_ray.sweep": self.sweep.name}
+        run_id = self.tracker.run(key, name=name, parent=self.parent, tags=tags, params=params)
+        if self.shown.get(key) != record.key and not self.tracker.is_complete(run_id, content=record.key):
+            self.tracker.log(run_id, _points(record))
+            self.tracker.complete(run_id, content=record.key)
+        self.shown[key] = record.key
+        return run_id
+
+    def _evaluated(self, record: Record, path: str, data: Dataset) -> str:
+        from sat_ray.report.summary import summarise
+
+        run_id = self._run(record, kind="finalist", name=_finalist_name(record), cost={})
+        content = content_hash([record.key, record.content, path])
+        if self.tracker.is_complete(run_id, content=content):
+            return run_id
+        summary = summarise(read_outcomes(self.sweep.records, path))
+        values = {
+            "eval/clean_accuracy": summary.clean_accuracy,
+            "eval/robust_accuracy": summary.robust_accuracy,
+            "eval/robust_accuracy_low": summary.robust_accuracy_interval[0],
+            "eval/robust_accuracy_high": summary.robust_accuracy_interval[1],
+            "cost/accelerator_seconds": record.payload["accelerator_seconds"],
+        }
+        step = record.payload["until"]
+        self.tracker.log(run_id, [Point(name, value, step, record.created) for name, value in values.items()])
+        self.tracker.artifact(run_id, "outcomes.parquet", self.sweep.storage.read(path))
+        self.tracker.artifact(run_id, "config.json", json_bytes(record.inputs))
+        for split in ("train", "val", "test"):
+            profile = {"images": data.manifest["splits"][split], "shape": data.manifest["shape"]}
+            self.tracker.dataset(run_id, name=data.manifest["dataset"], digest=f"{data.hash[:8]}-{split}", context=split, profile=profile)
+        self._with_model(record)
+        self.tracker.complete(run_id, content=content)
+        return run_id
+
+    def _with_model(self, record: Record) -> tuple[str, str]:
+        run_id = self._run(record, kind="finalist", name=_finalist_name(record), cost={})
+        model = load_model(record.payload["path"], expected_sha256=record.payload["sha256"])
+        data = Dataset.open(dataset_uri(self.sweep.config, self.sweep.root))
+        assert data is not None
+        return run_id, self.tracker.model(run_id, model, name=MODEL_NAME, input_shape=data.manifest["shape"])
+
+
+def _finalist_name(record: Record) -> str:
+    return f"{Configuration(**record.payload['configuration']).name} · seed {record.payload['seed']}"
+
+
+def _points(record: Record) -> list[Point]:
+    return [
+        Point(name, float(value), int(row["epoch"]) + 1, record.created)
+        for row in record.payload["history"]
+        for name, value in row.items()
+        if name != "epoch"
+    ]

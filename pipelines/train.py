@@ -1,0 +1,12 @@
+#!/usr/bin/env python3
+"""Train the finalists: the best alpha of each activation and the Table 1 pairs, every seed, data-parallel on Ray Train.
+
+Runs this stage alone; what it needs must have been run before with the same recipe and options.
+"""
+
+import sys
+
+from pipelines.driver import main, only
+
+if __name__ == "__main__":
+    sys.exit(main(only("train"), about=__doc__))

@@ -1,0 +1,130 @@
+"""The command line: RECIPE, dotted overrides of its config, and where to run. Precedence is command line > recipe > default."""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sat_ray.config import SweepConfig, content_hash, flatten
+from sat_ray.names import check_name, suggest
+from sat_ray.storage import Storage
+
+Recipe = Callable[[], SweepConfig]
+RESERVED_NAMES = ("data", "mlflow.db", "mlartifacts")
+
+
+class UsageError(ValueError):
+    """The command cannot be run as written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where and how to run; no part of a result's identity."""
+
+    storage: str = ""
+    """Folder or s3://bucket/prefix for everything the sweep writes. Default: SAT_RAY_STORAGE, else ./runs."""
+    tracking_uri: str = ""
+    """MLflow server or database. Default: MLFLOW_TRACKING_URI, else sqlite:///STORAGE/mlflow.db."""
+    name: str = ""
+    """Name of the sweep, its folder under STORAGE. Default: the recipe, plus a short hash of what was overridden."""
+    on_code_change: Literal["refuse", "reuse", "rerun"] = "refuse"
+    """What to do with results made by other code than today's: refuse to start, reuse them, or move them aside and compute anew."""
+    dry_run: bool = False
+    """Print what would be done, and stop: touches nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A parsed command line: what to compute, and where."""
+
+    config: SweepConfig
+    name: str
+    root: Storage
+    tracking_uri: str
+    artifact_root: str
+    on_code_change: str
+    dry_run: bool
+    argv: tuple[str, ...]
+
+    @property
+    def storage(self) -> Storage:
+        """Return the sweep's own folder."""
+        return self.root.child(self.name)
+
+
+def parse(argv: Sequence[str], recipes: Mapping[str, Recipe], *, default: str, about: str) -> Command:
+    """Read a command line. Raises UsageError or ValueError in one line; prints help and exits 0 on --help."""
+    arguments = list(argv)
+    recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
+    base = recipes[check_name(recipe, recipes, field="recipe")]()
+    arguments = [_as_float(word) for word in arguments]
+    flat = flatten(dataclasses.asdict(base)) | dataclasses.asdict(Options())
+    _check_flags(arguments, flat)
+    kind, defaults = _command_type(base)
+    prog = f"{os.path.basename(sys.argv[0])} [RECIPE]"
+    description = f"{about}\n\nRecipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
+    parsed = tyro.cli(kind, prog=prog, description=description, args=arguments, default=defaults)
+    return _resolve(parsed, base, argv)
+
+
+def _as_float(word: str) -> str:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)/(\d+)", word)
+    return repr(float(match[1]) / float(match[2])) if match and float(match[2]) else word
+
+
+def _check_flags(arguments: Sequence[str], known: Mapping[str, Any]) -> None:
+    for word in arguments:
+        if not word.startswith("--") or word == "--help":
+            continue
+        name = word[2:].partition("=")[0].replace("-", "_")
+        positive = re.sub(r"(^|\.)no_", r"\1", name)
+        if name not in known and not isinstance(known.get(positive), bool):
+            hint = suggest(name, known) if "." in name or name in known else suggest(name, [*known, *(k.rpartition(".")[2] for k in known)])
+            raise UsageError(f"unknown option {word.partition('=')[0]}; {hint.replace('_', '-')} (all: --help)")
+
+
+def _command_type(base: SweepConfig) -> tuple[Any, Any]:
+    """Join the config's fields and the options into one flat command, so that no prefix is needed."""
+    fields: list[tuple[str, Any, Any]] = []
+    for settings in (base, Options()):
+        for field in dataclasses.fields(settings):
+            kind: Any = Annotated[field.type, tyro.conf.Suppress] if field.name == "recipe" else field.type
+            fields.append((field.name, kind, dataclasses.field(default=getattr(settings, field.name))))
+    made = dataclasses.make_dataclass("Sweep", fields, frozen=True, kw_only=True)
+    made.__doc__ = "\n"
+    return made, made()
+
+
+def _resolve(parsed: Any, base: SweepConfig, argv: Sequence[str]) -> Command:
+    config = SweepConfig(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(SweepConfig)})
+    root = Storage.at(parsed.storage or os.environ.get("SAT_RAY_STORAGE") or "./runs")
+    tracking = parsed.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if not tracking:
+        if not root.is_local:
+            raise UsageError(f"storage {root.uri} is on S3, where no SQLite database can live; give --tracking-uri or MLFLOW_TRACKING_URI")
+        tracking = f"sqlite:///{root.uri}/mlflow.db"
+    return Command(
+        config=config,
+        name=_sweep_name(parsed.name, config, base),
+        root=root,
+        tracking_uri=tracking,
+        artifact_root=root.full("mlartifacts") if tracking.startswith("sqlite") else "",
+        on_code_change=parsed.on_code_change,
+        dry_run=parsed.dry_run,
+        argv=tuple(argv),
+    )
+
+
+def _sweep_name(given: str, config: SweepConfig, base: SweepConfig) -> str:
+    if given:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", given) or given in RESERVED_NAMES:
+            raise UsageError(f"name {given!r}; allowed: up to 64 letters, digits, '.', '_' and '-', not {', '.join(RESERVED_NAMES)}")
+        return given
+    ours, theirs = flatten(config.semantic()), flatten(base.semantic())
+    overrides = {name: value for name, value in ours.items() if theirs.get(name) != value}
+    return f"{config.recipe}-{content_hash(overrides)[:8]}" if overrides else config.recipe

@@ -1,0 +1,176 @@
+"""Asynchronous search: ASHA over random alphas, or Optuna's TPE over alpha.
+
+Arrival order decides here, so decisions are recorded: a trial that was stopped stays stopped, a committed trial reports its recorded
+scores again without training, and Optuna is first asked for the trials that exist. Every row reproduces from its own config and seed.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from sat_ray.config import SweepConfig
+from sat_ray.configuration import Configuration
+from sat_ray.distributed.trials import METRIC, TIME, report_record, run_trials
+from sat_ray.jobs import train_and_commit
+from sat_ray.plan import SEARCH, Dataset, Group, groups, trial_job
+from sat_ray.randomness import Randomness
+from sat_ray.stages import Record, Records, Stage
+from sat_ray.storage import Storage
+
+STOPPED = Stage("search_stopped", 1, ("sat_ray.plan",))
+
+
+def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> list[Configuration]:
+    """Run `search.samples` trials and return the best configuration of every group that has one."""
+    competing = groups(config.search.configurations())
+    if config.search.samples < len(competing):
+        raise ValueError(f"search.samples is {config.search.samples}; allowed: at least one for each of the {len(competing)} activations")
+    first = [group.members[0] for group in competing]
+    ranges = {index: bounds for index, group in enumerate(competing) if (bounds := _alpha_bounds(group)) is not None}
+    if config.search.method == "asha":
+        _run_asha(config, dataset, records, first + _random(config, competing, ranges, count=config.search.samples - len(first)))
+    else:
+        _run_optuna(config, dataset, records, competing, ranges)
+    found = winners(competing, records)
+    assert found is not None
+    return found
+
+
+def _alpha_bounds(group: Group) -> tuple[float, float] | None:
+    """Return the smallest and largest alpha of a group; None where there is nothing to search."""
+    alphas = [one.alpha for one in group.members if one.alpha is not None]
+    return (min(alphas), max(alphas)) if len(set(alphas)) > 1 and group.members[0].own_attacker else None
+
+
+def _random(config: SweepConfig, competing: list[Group], ranges: dict[int, tuple[float, float]], *, count: int) -> list[Configuration]:
+    if not ranges:
+        return []
+    draws = Randomness.of(config.search.seed, torch.arange(count)).uniform("search", (2,))
+    found = []
+    for choice, position in draws.tolist():
+        index = list(ranges)[int(choice * len(ranges))]
+        low, high = ranges[index]
+        alpha = math.exp(math.log(low) + position * (math.log(high) - math.log(low)))
+        found.append(_with_alpha(competing[index], alpha))
+    return found
+
+
+def _with_alpha(group: Group, alpha: float) -> Configuration:
+    return Configuration(activation=group.members[0].activation, alpha=float(f"{alpha:.4g}"))
+
+
+def _trial(config: SweepConfig, dataset: Dataset, records: Records, chosen: Callable[[dict[str, Any]], Configuration]) -> Any:
+    storage, threads = records.storage.uri, config.resources.cpus_per_trial
+
+    def trial(space: dict[str, Any]) -> None:
+        torch.set_num_threads(threads)
+        own, job, before = Records(Storage(storage)), trial_job(config, dataset, chosen(space)), None
+        stopped = own.find(STOPPED, job.key)
+        for rung in config.search.rungs:
+            if stopped is not None and rung > stopped.payload["until"]:
+                return
+            before = train_and_commit(job.at(rung), own, previous=before)
+            report_record(before)
+
+    return trial
+
+
+class _RememberStops(tune.Callback):
+    """Commit a trial's last rung when the scheduler ends it."""
+
+    def __init__(self, config: SweepConfig, dataset: Dataset, records: Records, chosen: Callable[[dict[str, Any]], Configuration]) -> None:
+        self.config, self.dataset, self.records, self.chosen = config, dataset, records, chosen
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Write the decision down."""
+        job = trial_job(self.config, self.dataset, self.chosen(trial.config))
+        until = (trial.last_result or {}).get(TIME)
+        if until is not None:
+            self.records.commit(STOPPED, job.key, inputs=job.inputs, payload={"until": until}, seconds=0.0)
+
+
+def _run_asha(config: SweepConfig, dataset: Dataset, records: Records, chosen: list[Configuration]) -> None:
+    unique = list(dict.fromkeys(chosen))
+
+    def pick(space: dict[str, Any]) -> Configuration:
+        one: Configuration = unique[space["trial"]]
+        return one
+
+    rungs = config.search.rungs
+    scheduler = ASHAScheduler(time_attr=TIME, grace_period=rungs[0], max_t=max(rungs[-1], 2), reduction_factor=config.search.reduction)
+    run_trials(
+        _trial(config, dataset, records, pick),
+        {"trial": tune.grid_search(list(range(len(unique))))},
+        records,
+        config.resources,
+        scheduler=scheduler,
+        callbacks=[_RememberStops(config, dataset, records, pick)],
+    )
+
+
+def _run_optuna(
+    config: SweepConfig, dataset: Dataset, records: Records, competing: list[Group], ranges: dict[int, tuple[float, float]]
+) -> None:
+    def pick(space: dict[str, Any]) -> Configuration:
+        group = competing[space["group"]]
+        alpha = space.get(f"alpha_{space['group']}")
+        return group.members[0] if alpha is None else _with_alpha(group, alpha)
+
+    def define(trial: Any) -> None:
+        index = trial.suggest_categorical("group", list(range(len(competing))))
+        if index in ranges:
+            low, high = ranges[index]
+            trial.suggest_float(f"alpha_{index}", low, high, log=True)
+
+    known = [_as_point(Configuration(**record.payload["configuration"]), competing, ranges) for record in _by_trial(records)]
+    start = [_as_point(group.members[0], competing, ranges) for group in competing]
+    points = [point for point in dict.fromkeys(map(_frozen, [*known, *start])) if point]
+    searcher = OptunaSearch(
+        define, metric=METRIC, mode="max", seed=config.search.seed, points_to_evaluate=[dict(point) for point in points]
+    )
+    run_trials(
+        _trial(config, dataset, records, pick),
+        {},
+        records,
+        config.resources,
+        searcher=searcher,
+        samples=config.search.samples,
+        callbacks=[_RememberStops(config, dataset, records, pick)],
+    )
+
+
+def _frozen(point: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(point.items())
+
+
+def _as_point(one: Configuration, competing: list[Group], ranges: dict[int, tuple[float, float]]) -> dict[str, Any]:
+    names = [(group.members[0].activation, group.members[0].attacker_activation) for group in competing]
+    index = names.index((one.activation, one.attacker_activation))
+    return {"group": index} | ({f"alpha_{index}": one.alpha} if index in ranges else {})
+
+
+def _by_trial(records: Records) -> list[Record]:
+    """Return the longest record of every trial, oldest trial first."""
+    longest: dict[str, Record] = {}
+    for record in records.all(SEARCH):
+        name = record.payload["name"]
+        if name not in longest or record.payload["until"] > longest[name].payload["until"]:
+            longest[name] = record
+    return list(longest.values())
+
+
+def winners(competing: list[Group], records: Records) -> list[Configuration] | None:
+    """Choose by the longest rung reached, then (robust, clean) validation accuracy; ties go to the earlier trial. None if one lacks."""
+    best: dict[tuple[str, str], tuple[tuple[float, ...], Configuration]] = {}
+    for record in _by_trial(records):
+        one = Configuration(**record.payload["configuration"])
+        group, score = (one.activation, one.attacker_activation), (record.payload["until"], *record.payload["last_val"])
+        if group not in best or score > best[group][0]:
+            best[group] = (score, one)
+    wanted = [(group.members[0].activation, group.members[0].attacker_activation) for group in competing]
+    return [best[group][1] for group in wanted] if all(group in best for group in wanted) else None

@@ -1,0 +1,67 @@
+"""Stages as plain Ray tasks joined by ObjectRefs, and the fan-out of evaluation inside one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import torch
+
+from sat_ray.config import ResourceSettings
+from sat_ray.jobs import evaluate_and_commit
+from sat_ray.plan import EvaluationTask
+from sat_ray.stages import Record, Records
+from sat_ray.storage import Storage
+
+IN_FLIGHT = 256  # submitted and unfinished at once: enough for any cluster's slots, little for the driver to hold
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _stage(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def stage_task(function: Callable[..., Any], *arguments: Any, name: str) -> Any:
+    """Run a stage as a task of no CPUs and return its ObjectRef; arguments that are ObjectRefs are waited for."""
+    return _stage.options(name=name).remote(function, *arguments)
+
+
+def wait(ref: Any, *, seconds: float) -> bool:
+    """Wait for a task a while; say whether it has ended."""
+    ready, _ = ray.wait([ref], timeout=seconds)
+    return bool(ready)
+
+
+def result(ref: Any) -> Any:
+    """Return what a task returned, or raise what it raised, as itself."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        raise (cause if isinstance(cause, Exception) else error) from error
+
+
+def cancel(ref: Any) -> None:
+    """Stop a task and all that it started."""
+    ray.cancel(ref, force=True, recursive=True)
+
+
+@ray.remote(max_retries=3)
+def _evaluate(task: EvaluationTask, storage: str, threads: int) -> Record:
+    torch.set_num_threads(threads)
+    return evaluate_and_commit(task, Records(Storage(storage)))
+
+
+def evaluate_all(tasks: Sequence[EvaluationTask], records: Records, resources: ResourceSettings) -> list[Record]:
+    """Run evaluation tasks in the given order, largest first where the caller sorted them so; return their records in that order."""
+    remote = _evaluate.options(num_cpus=resources.cpus_per_evaluation, num_gpus=resources.gpus_per_evaluation)
+    waiting = list(enumerate(tasks))[::-1]
+    running: dict[Any, int] = {}
+    done: dict[int, Record] = {}
+    while waiting or running:
+        while waiting and len(running) < IN_FLIGHT:
+            index, task = waiting.pop()
+            running[remote.remote(task, records.storage.uri, resources.cpus_per_evaluation)] = index
+        ready, _ = ray.wait(list(running), num_returns=1)
+        for ref in ready:
+            done[running.pop(ref)] = result(ref)
+    return [done[index] for index in range(len(tasks))]

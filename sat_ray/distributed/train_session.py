@@ -1,0 +1,58 @@
+"""The train stage as a session: one Ray Train worker group works through a queue of jobs, committing a record per job.
+
+Start-up (about 10 s) is paid once. A lost worker restarts the group, which skips what is committed and goes on from the last validation.
+"""
+
+import logging
+import os
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from sat_ray.config import ResourceSettings
+from sat_ray.jobs import train_and_commit
+from sat_ray.plan import TrainingJob
+from sat_ray.stages import Records, attempt_name
+from sat_ray.storage import Storage
+from sat_ray.world import World
+
+MAX_FAILURES = 8
+
+
+def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSettings) -> None:
+    """Train every job data-parallel on `resources.train_workers` workers; their records are committed when this returns."""
+    waiting = [job for job in jobs if records.find(job.stage, job.key) is None]
+    if not waiting:
+        return
+    gpus = resources.gpus_per_worker
+    trainer = TorchTrainer(
+        _session,
+        train_loop_config={"jobs": waiting, "storage": records.storage.uri, "threads": resources.cpus_per_worker, "gpu": gpus > 0},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.train_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=f"session-{attempt_name()}",
+            storage_path=records.storage.full("state/ray"),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+        ),
+    )
+    trainer.fit()
+
+
+def _session(settings: dict[str, Any]) -> None:
+    """Run in every worker: the same jobs in the same order."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    os.environ["OMP_NUM_THREADS"] = str(settings["threads"])
+    torch.set_num_threads(settings["threads"])
+    context = ray.train.get_context()
+    device = f"cuda:{torch.cuda.current_device()}" if settings["gpu"] else "cpu"
+    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=device)
+    records = Records(Storage(settings["storage"]))
+    for job in settings["jobs"]:
+        train_and_commit(job, records, world=world)

@@ -1,0 +1,67 @@
+"""Search trials as Ray Tune trials: reused actors, one trial in one process, a committed record per trial and rung."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from sat_ray.config import ResourceSettings
+from sat_ray.jobs import train_and_commit
+from sat_ray.plan import TrainingJob
+from sat_ray.stages import Record, Records, attempt_name
+from sat_ray.storage import Storage
+
+METRIC, TIME = "val_robust_accuracy", "epochs"
+
+
+def run_trials(
+    trainable: Callable[[dict[str, Any]], None],
+    space: dict[str, Any],
+    records: Records,
+    resources: ResourceSettings,
+    *,
+    scheduler: Any = None,
+    searcher: Any = None,
+    samples: int = 1,
+    callbacks: Sequence[Any] = (),
+) -> None:
+    """Run Tune trials of a function in reused actors; a failed trial's own error is raised when all have ended."""
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=METRIC, mode="max", reuse_actors=True, scheduler=scheduler, search_alg=searcher, num_samples=samples
+        ),
+        run_config=tune.RunConfig(
+            name=f"search-{attempt_name()}",
+            storage_path=records.storage.full("state/ray"),
+            failure_config=tune.FailureConfig(max_failures=3),
+            verbose=0,
+            callbacks=list(callbacks),
+        ),
+    )
+    failed = [outcome.error for outcome in tuner.fit() if outcome.error is not None]
+    if failed:
+        raise failed[0].cause if isinstance(failed[0], ray.exceptions.RayTaskError) and failed[0].cause else failed[0]
+
+
+def run_rung(jobs: Sequence[TrainingJob], previous: Sequence[Record | None], records: Records, resources: ResourceSettings) -> None:
+    """Train every job to its epoch, each going on from its record of the rung before; returns when all are committed."""
+    waiting = [(job, before) for job, before in zip(jobs, previous, strict=True) if records.find(job.stage, job.key) is None]
+    if not waiting:
+        return
+    queue, storage, threads = ray.put(waiting), records.storage.uri, resources.cpus_per_trial
+
+    def trial(config: dict[str, Any]) -> None:
+        torch.set_num_threads(threads)
+        job, before = ray.get(queue)[config["trial"]]
+        report_record(train_and_commit(job, Records(Storage(storage)), previous=before))
+
+    run_trials(trial, {"trial": tune.grid_search(list(range(len(waiting))))}, records, resources)
+
+
+def report_record(record: Record) -> None:
+    """Tell Tune what a committed record scored."""
+    tune.report({METRIC: record.payload["last_val"][0], TIME: record.payload["until"]})

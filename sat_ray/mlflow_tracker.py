@@ -1,0 +1,258 @@
+"""The tracker that writes to MLflow: the only module that imports it, and only when a tracker is made (the import takes seconds).
+
+Only MlflowClient is used: nothing depends on an active run or leaves one. Runs are found again by the tag `sat_ray.key`.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from torch import nn
+
+from sat_ray.activations import Activation
+from sat_ray.models.export import exportable
+from sat_ray.tracking import Point
+from sat_ray.tracking_uri import check_tracking, login_to_environment, redacted, sqlite_path
+
+KEY, CONTENT, MODEL_CONTENT = "sat_ray.key", "sat_ray.content", "sat_ray.model_content"
+
+
+@contextmanager
+def _sole_creator(uri: str) -> Iterator[None]:
+    """Let one process at a time open a SQLite file: of several that migrate a fresh one at once, all but one crash."""
+    if not uri.startswith("sqlite"):
+        yield
+        return
+    path = sqlite_path(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{path}.lock", "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass
+class _Run:
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+
+
+class MlflowTracker:
+    """The Tracker of an MLflow experiment; one writer at a time. Every method may be repeated.
+
+    tracking_uri: see check_tracking, which is called first; artifact_root: a local folder or s3://, used where the experiment is new.
+    A parameter keeps its first value, MLflow cannot change it; a note is cut to 8,000 and a parameter to 500 characters. Raises ValueError.
+    """
+
+    def __init__(self, tracking_uri: str, *, experiment: str, artifact_root: str | None) -> None:
+        check_tracking(tracking_uri)
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # else two lines for every run that ends
+        self._login = urlsplit(tracking_uri).netloc.rpartition("@")[0]
+        self._uri = login_to_environment(tracking_uri)
+        import mlflow
+
+        for noisy in ("mlflow.store.db.utils", "mlflow.utils.environment"):  # migrations; "no pip installed" for every model
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        try:
+            with _sole_creator(self._uri):
+                self._client = mlflow.MlflowClient(self._uri, self._uri)
+                self._experiment_id = self._open_experiment(experiment, artifact_root)
+            self._runs, self._ids = self._load_runs()
+        except ValueError:
+            raise
+        except Exception as error:
+            reason = self._clean((str(error) or type(error).__name__).splitlines()[0])
+            raise ValueError(f"tracking at {redacted(tracking_uri)} refused the first request: {reason}") from None
+
+    def _open_experiment(self, name: str, artifact_root: str | None) -> str:
+        import mlflow
+
+        if artifact_root is not None and not urlsplit(artifact_root).scheme:
+            artifact_root = str(Path(artifact_root).absolute())
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name, artifact_location=artifact_root))
+            except mlflow.MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            found = self._client.get_experiment_by_name(name)
+        if found.lifecycle_stage != "active":
+            raise ValueError(f"experiment {name!r} was deleted in MLflow; restore it there or choose another name")
+        return str(found.experiment_id)
+
+    def _load_runs(self) -> tuple[dict[str, _Run], dict[str, str]]:
+        runs: dict[str, _Run] = {}
+        ids: dict[str, str] = {}
+        page: str | None = None
+        while page != "":
+            query = {"filter_string": f"tags.`{KEY}` LIKE '%'", "order_by": ["attributes.start_time ASC"], "page_token": page}
+            found = self._client.search_runs([self._experiment_id], max_results=1000, **query)
+            for run in found:
+                runs[run.info.run_id] = _Run(dict(run.data.tags), dict(run.data.params))
+                ids.setdefault(run.data.tags[KEY], run.info.run_id)
+            page = found.token or ""
+        return runs, ids
+
+    def _clean(self, text: str) -> str:
+        return text.replace(f"{self._login}@", "***@") if self._login else text
+
+    def run(self, key: str, *, name: str, parent: str | None = None, tags: Mapping[str, str], params: Mapping[str, object]) -> str:
+        """Return the id of the run with this key, made now if there is none; parent: a run id."""
+        from mlflow.entities import Param, RunTag
+
+        wanted = {tag: self._clean(value) for tag, value in tags.items()} | {KEY: key, "mlflow.runName": name}
+        if parent is not None:
+            wanted["mlflow.parentRunId"] = parent
+        if key not in self._ids:
+            self._ids[key] = self._client.create_run(self._experiment_id, tags=wanted, run_name=name).info.run_id
+            self._runs[self._ids[key]] = _Run(dict(wanted))
+        run_id = self._ids[key]
+        known = self._runs[run_id]
+        texts = {p: self._clean("none" if value is None else str(value))[:500] for p, value in params.items() if p not in known.params}
+        new_tags = [RunTag(tag, value) for tag, value in wanted.items() if known.tags.get(tag) != value]
+        for start in range(0, len(texts), 100):  # the most that one request may hold
+            self._client.log_batch(run_id, params=[Param(p, text) for p, text in list(texts.items())[start : start + 100]])
+        if new_tags:
+            self._client.log_batch(run_id, tags=new_tags)
+        known.tags |= wanted
+        known.params |= texts
+        return run_id
+
+    def is_complete(self, run_id: str, *, content: str) -> bool:
+        """Say whether `complete` was called for this run with the same content hash."""
+        return self._runs[run_id].tags.get(CONTENT) == content
+
+    def complete(self, run_id: str, *, content: str, failed: bool = False) -> None:
+        """End a run and remember the hash of what it shows; the hash comes last, so that a crash in between is repaired."""
+        self._client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+        self._client.set_tag(run_id, CONTENT, content)
+        self._runs[run_id].tags[CONTENT] = content
+
+    def log(self, run_id: str, points: Sequence[Point]) -> None:
+        """Write metric values; MLflow keeps a point (name, value, step, time) once however often it is sent."""
+        from mlflow.entities import Metric
+
+        for start in range(0, len(points), 1000):  # the most that one request may hold
+            batch = [Metric(p.name, float(p.value), round(p.seconds * 1000), p.step) for p in points[start : start + 1000]]
+            self._client.log_batch(run_id, metrics=batch)
+
+    def artifact(self, run_id: str, path: str, data: bytes) -> None:
+        """Attach a file under a relative path, replacing an earlier one."""
+        relative = PurePosixPath(path)
+        if relative.is_absolute() or ".." in relative.parts or not relative.name:
+            raise ValueError(f"artifact path {path!r} is not allowed; allowed: a relative path without '..'")
+        folder = str(relative.parent) if len(relative.parts) > 1 else None
+        with tempfile.TemporaryDirectory() as temporary:
+            file = Path(temporary, relative.name)
+            file.write_bytes(data)
+            self._client.log_artifact(run_id, str(file), folder)
+
+    def dataset(self, run_id: str, *, name: str, digest: str, context: str, profile: Mapping[str, object]) -> None:
+        """Say which data a run used (context: train, val or test); MLflow keeps 36 characters of the digest."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        about = Dataset(name, digest[:36], source_type="sat_ray", source="{}", profile=json.dumps(dict(profile), default=str))
+        self._client.log_inputs(run_id, datasets=[DatasetInput(about, [InputTag("mlflow.data.context", context)])])
+
+    def note(self, run_id: str, markdown: str) -> None:
+        """Set the run's description."""
+        self._client.set_tag(run_id, "mlflow.note.content", self._clean(markdown)[:8000])
+
+    def model(self, run_id: str, model: nn.Module, *, name: str, input_shape: Sequence[int]) -> str:
+        """Attach a model that loads without this package ([0, 1] images of input_shape -> logits) and return its URI."""
+        from mlflow.entities import LoggedModelOutput
+
+        content = _model_digest(model, input_shape)
+        mine = f"source_run_id = '{run_id}' AND name = '{name}' AND tags.`{MODEL_CONTENT}` = '{content}'"
+        for found in self._client.search_logged_models([self._experiment_id], filter_string=mine):
+            if str(found.status) == "READY":
+                return str(found.model_uri)
+        logged = self._client.create_logged_model(self._experiment_id, name, run_id, {MODEL_CONTENT: content}, model_type="classifier")
+        try:
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = str(Path(temporary, "model"))
+                _save(model, folder, input_shape, logged)
+                self._client.log_model_artifacts(logged.model_id, folder)
+        except BaseException:
+            self._client.finalize_logged_model(logged.model_id, "FAILED")
+            raise
+        self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        self._client.finalize_logged_model(logged.model_id, "READY")
+        return str(logged.model_uri)
+
+    def register(self, model_uri: str, *, name: str, alias: str, tags: Mapping[str, str], run_id: str) -> str:
+        """Make a version of a registered model, or find the one made from this URI, and point the alias at it; return the version."""
+        import mlflow
+
+        try:
+            self._client.create_registered_model(name)
+        except mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = [found for found in self._client.search_model_versions(f"name = '{name}'") if found.source == model_uri]
+        if not versions:
+            source = {"source": model_uri, "run_id": run_id, "model_id": re.sub("^models:/", "", model_uri)}  # a server compares the two
+            with _global_tracking_uri(self._uri):
+                versions = [self._client.create_model_version(name, **source, await_creation_for=0)]
+        version = str(min(int(found.version) for found in versions))
+        for tag, value in tags.items():
+            self._client.set_model_version_tag(name, version, tag, self._clean(value))
+        self._client.set_registered_model_alias(name, alias, version)
+        return version
+
+
+def _model_digest(model: nn.Module, input_shape: Sequence[int]) -> str:
+    """Hash what the model computes: its structure with every alpha, its weights, its input shape."""
+    digest = hashlib.sha256(repr((list(input_shape), model, [m.alpha for m in model.modules() if isinstance(m, Activation)])).encode())
+    for key, tensor in model.state_dict().items():
+        digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _save(model: nn.Module, folder: str, input_shape: Sequence[int], logged: Any) -> None:
+    """Write the pt2 export with its signature; the requirements are given, since inferring them loads the model in a new process."""
+    import mlflow.pytorch
+    import numpy as np
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import Schema, TensorSpec
+
+    exported = exportable(model)
+    example = np.random.default_rng(0).random((2, *input_shape), dtype=np.float32)
+    with torch.no_grad():
+        classes = exported(torch.from_numpy(example)).shape[1]
+    kind = np.dtype("float32")
+    signature = ModelSignature(Schema([TensorSpec(kind, (-1, *input_shape))]), Schema([TensorSpec(kind, (-1, classes))]))
+    mlflow.pytorch.save_model(
+        exported,
+        folder,
+        mlflow_model=Model(logged.artifact_location, logged.source_run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+        signature=signature,
+        input_example=example,
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
+        serialization_format="pt2",
+    )
+
+
+@contextmanager
+def _global_tracking_uri(uri: str) -> Iterator[None]:
+    """Set MLflow's global URI for a while: its database registry looks a models:/ source up there, whatever client asks."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)

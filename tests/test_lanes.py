@@ -1,0 +1,187 @@
+"""The lane engine against a plain loop over every point, and exact cycle detection on sequences made by hand."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sat_ray.attacks import PGD, InfeasiblePointError, State
+from sat_ray.cycles import CycleDetector
+from sat_ray.data.split import Split
+from sat_ray.lanes import NEVER, lane_logits, pad, run_lanes
+from sat_ray.models import Normalized
+from sat_ray.randomness import Randomness
+from sat_ray.threat import ThreatModel
+
+CPU = torch.device("cpu")
+LANES = 16
+PGD_40 = PGD(threat_model=ThreatModel("linf", 40 / 255), steps=40, step_size=8 / 255)
+PGD_L2 = PGD(threat_model=ThreatModel("l2", 0.8), steps=25, step_size=0.2)
+
+
+def plain(model: Normalized, attack: PGD, split: Split, seed: int) -> dict[str, Tensor]:
+    """Visit every point of every image, LANES rows at a time; nothing retires, nothing is skipped."""
+    rows = []
+    for part in torch.arange(len(split)).split(LANES):
+        index = torch.cat([part, part[:1].expand(LANES - len(part))])
+        x, y = split.images[index].float() / 255, split.labels[index]
+        x_adv = attack.threat_model.random_start(x, Randomness(seed, split.image_ids[index]))
+        points = []
+        for _ in range(attack.steps + 1):
+            leaf = x_adv.clone().requires_grad_()
+            z = model(leaf)
+            (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(z, y, reduction="sum"), leaf)
+            best_other = z.detach().clone()
+            best_other[torch.arange(LANES), y] = -torch.inf
+            points.append((z.argmax(1), z.detach()[torch.arange(LANES), y] - best_other.amax(1), attack.threat_model.distance(x_adv, x)))
+            x_adv = attack.threat_model.project(x_adv + attack.step_size * attack.threat_model.steepest_ascent(gradient), x)
+        prediction, margin, distance = (torch.stack(values) for values in zip(*points, strict=True))
+        for row in range(len(part)):
+            broken = torch.nonzero(prediction[:, row] != y[row]).flatten().tolist()
+            at = broken[0] if broken else int(margin[:, row].argmin())
+            rows.append((prediction[at, row], margin[at, row], broken[0] if broken else NEVER, distance[at, row]))
+    return {
+        name: torch.tensor([row[k] for row in rows]) for k, name in enumerate(("prediction", "margin", "first_broken_step", "distance"))
+    }
+
+
+@pytest.mark.parametrize("detect_cycles", [False, True], ids=["no cycles", "cycles"])
+@pytest.mark.parametrize("attack", [PGD_40, PGD_L2], ids=["linf", "l2"])
+def test_verdicts_equal_those_of_a_plain_loop_bit_for_bit(
+    attack: PGD, detect_cycles: bool, digits_model: Normalized, held_out: Split
+) -> None:
+    expected = plain(digits_model, attack, held_out, seed=4)
+    found = run_lanes(digits_model, attack, held_out.images, held_out.labels, Randomness(4, held_out.image_ids), lanes=LANES, device=CPU,
+                      detect_cycles=detect_cycles)  # fmt: skip
+    for name, values in expected.items():
+        assert torch.equal(getattr(found, name), values.to(getattr(found, name).dtype)), name
+    steps = expected["first_broken_step"]
+    assert int((steps >= 0).sum()) > 5
+    assert int((steps == NEVER).sum()) > 5
+    full = torch.where(steps == NEVER, attack.steps + 1, steps + 1)
+    if detect_cycles:
+        assert bool((found.passes <= full).all())
+        assert torch.equal(found.passes[steps != NEVER], full[steps != NEVER])
+        assert int(found.passes.sum()) < int(full.sum()) or attack is PGD_L2
+    else:
+        assert torch.equal(found.passes, full)
+
+
+def test_every_model_call_has_exactly_the_lanes_rows(digits_model: Normalized, held_out: Split) -> None:
+    sizes = []
+
+    def counted(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return digits_model(x)
+
+    for count in (1, 15, 16, 17, 40):
+        part = held_out.take(slice(0, count))
+        lane_logits(counted, part.images, part.image_ids, lanes=LANES, device=CPU)
+        run_lanes(counted, PGD_40, part.images, part.labels, Randomness(0, part.image_ids), lanes=LANES, device=CPU)
+    assert set(sizes) == {LANES}
+
+
+def test_retirement_packs_the_lanes(digits_model: Normalized, held_out: Split) -> None:
+    calls = [0]
+
+    def counted(x: Tensor) -> Tensor:
+        calls[0] += 1
+        return digits_model(x)
+
+    found = run_lanes(counted, PGD_40, held_out.images, held_out.labels, Randomness(0, held_out.image_ids), lanes=8, device=CPU)
+    blocks = -(-len(held_out) // 8)
+    assert calls[0] < blocks * (PGD_40.steps + 1) / 2
+    assert calls[0] * 8 < int(found.passes.sum()) + 8 * (PGD_40.steps + 1)
+
+
+def test_no_image_is_an_empty_verdict(digits_model: Normalized, held_out: Split) -> None:
+    none = held_out.take(slice(0, 0))
+    assert len(run_lanes(digits_model, PGD_40, none.images, none.labels, Randomness(0, none.image_ids), lanes=4, device=CPU).passes) == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaving(PGD):
+    """Leave the ball at one step."""
+
+    at: int = 0
+
+    def _leave(self, state: State) -> State:
+        return replace(state, x_adv=torch.where((state.step == self.at).view(-1, 1, 1, 1), state.x * 0.5, state.x_adv))
+
+    def start(self, x: Tensor, y: Tensor, rng: Randomness, *, step: int = 0) -> State:
+        return self._leave(super().start(x, y, rng, step=step))
+
+    def step(self, model, state):  # type: ignore[no-untyped-def]
+        return self._leave(super().step(model, state))
+
+
+@pytest.mark.parametrize("at", [0, 2, 5], ids=["start", "middle", "last"])
+def test_an_attack_that_leaves_its_ball_at_any_visited_point_raises(at: int) -> None:
+    attack = Leaving(threat_model=ThreatModel("linf", 0.1), steps=5, step_size=0.1, at=at)
+    images, y = torch.full((3, 1, 2, 2), 200, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+
+    def sturdy(x: Tensor) -> Tensor:
+        return torch.stack([x.flatten(1).sum(dim=1), 0 * x.flatten(1).sum(dim=1) - 1], dim=1)
+
+    with pytest.raises(InfeasiblePointError, match="leave linf"):
+        run_lanes(sturdy, attack, images, y, Randomness.of(0, range(3)), lanes=2, device=CPU, detect_cycles=False)
+
+
+def test_padding_repeats_the_first_row() -> None:
+    assert pad(torch.tensor([[4], [5]]), 4).tolist() == [[4], [5], [4], [4]]
+
+
+def watch(sequences: list[list[float]], *, detector: CycleDetector | None = None) -> list[list[int]]:
+    """Feed one sequence per lane, point k numbered k, and return the answers per lane."""
+    points = torch.tensor(sequences)
+    detector = detector or CycleDetector(len(sequences), points.shape[1], device=CPU)
+    answers = [detector.observe(points[:, k, None], torch.full((len(sequences),), k)) for k in range(points.shape[1])]
+    return torch.stack(answers, dim=1).tolist()
+
+
+@pytest.mark.parametrize("tail", [0, 1, 4])
+@pytest.mark.parametrize("period", [1, 2, 3, 7])
+def test_a_cycle_is_confirmed_at_its_second_repetition(period: int, tail: int) -> None:
+    cycle = [0.25 + k / 16 for k in range(period)]
+    sequence = [-1.0 - k for k in range(tail)] + cycle * 4
+    endless = [float(k) for k in range(100, 100 + len(sequence))]
+    found, nothing = watch([sequence, endless])
+    assert found.index(period) == tail + 2 * period
+    assert not any(found[: tail + 2 * period])
+    assert not any(nothing)
+
+
+def test_zeros_of_both_signs_and_near_misses_are_different_points() -> None:
+    near = [0.5, torch.nextafter(torch.tensor(0.5), torch.tensor(1.0)).item()]
+    assert watch([[near[0], near[1], 0.75, 0.1, 0.2, 0.3]]) == [[0] * 6]
+    assert watch([[0.0, -0.0, 3.0, 4.0, 5.0, 6.0]]) == [[0] * 6]
+
+
+def test_a_point_that_comes_back_only_once_is_no_cycle() -> None:
+    # 0.5 at 1 and 3 proposes period 2; the point at 5 differs, so nothing is confirmed until the true cycle shows
+    assert watch([[0.1, 0.5, 0.2, 0.5, 0.3, 0.6, 0.7, 0.8, 0.7, 0.8, 0.7]])[0] == [0] * 10 + [2]
+
+
+def test_a_false_hash_match_confirms_nothing() -> None:
+    detector = CycleDetector(1, 40, device=CPU)
+    detector.observe(torch.tensor([[9.0]]), torch.tensor([0]))
+    detector.weights = torch.zeros_like(detector.weights)  # from here on all points have one hash
+    for k in range(1, 20):
+        assert detector.observe(torch.tensor([[float(k)]]), torch.tensor([k])).tolist() == [0]
+    answers = [detector.observe(torch.tensor([[0.5]]), torch.tensor([k])).item() for k in range(20, 26)]
+    assert 1 in answers
+    assert set(answers) <= {0, 1}
+
+
+def test_a_lane_that_takes_another_image_forgets_the_last_one() -> None:
+    detector = CycleDetector(2, 20, device=CPU)
+    values = [0.1, 0.2, 0.3, 0.2]  # lane 0 is about to confirm period 2 at its next 0.3, 0.2
+    for k, value in enumerate(values):
+        detector.observe(torch.tensor([[value], [value]]), torch.tensor([k, k]))
+    detector.forget(torch.tensor([0]))
+    answers = [
+        detector.observe(torch.tensor([[first], [second]]), torch.tensor([k, 4 + k])).tolist()
+        for k, (first, second) in enumerate([(0.3, 0.3), (0.2, 0.2), (0.9, 0.9), (0.8, 0.8), (0.7, 0.7), (0.2, 0.6)])
+    ]
+    assert answers == [[0, 0], [0, 2], [0, 0], [0, 0], [0, 0], [0, 0]]

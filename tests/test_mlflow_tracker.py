@@ -1,0 +1,339 @@
+"""MLflow for real, on SQLite and local folders, read back through MlflowClient."""
+
+import ast
+import json
+import math
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from sat_ray.activations import ACTIVATIONS
+from sat_ray.mlflow_tracker import MlflowTracker
+from sat_ray.models import Normalized, build_model
+from sat_ray.tracking import Point
+from sat_ray.tracking_uri import check_tracking
+
+SHAPE = (1, 8, 8)
+POINTS = [Point("val/robust_accuracy", 0.1 * epoch, epoch, 1_700_000_000.5 + epoch) for epoch in range(1, 4)]
+LOAD_ELSEWHERE = """
+import json, sys
+sys.modules["sat_ray"] = None  # even where it is installed, it may not be imported
+import mlflow.pytorch, numpy as np, torch
+torch.set_num_threads(1)
+answers = {}
+for name, uri in json.loads(sys.stdin.read()).items():  # sent when the imports are long done
+    model = mlflow.pytorch.load_model(uri)
+    for n in (1, 5):
+        x = torch.from_numpy(np.load(f"x{n}.npy")).requires_grad_()
+        logits = model(x)
+        (logits * torch.arange(10)).sum().backward()
+        answers |= {f"{name}/{n}/logits": logits.detach().numpy(), f"{name}/{n}/gradient": x.grad.numpy()}
+np.savez("answers.npz", **answers)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tracking with spaces")
+
+
+@pytest.fixture(scope="module")
+def uri(folder: Path) -> str:
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def client(uri: str) -> MlflowClient:
+    check_tracking(uri)
+    MlflowTracker(uri, experiment="first", artifact_root=None)
+    return MlflowClient(uri, uri)
+
+
+@pytest.fixture
+def experiment(request: pytest.FixtureRequest, client: MlflowClient) -> str:
+    return str(request.node.name)
+
+
+@pytest.fixture
+def tracker(uri: str, folder: Path, experiment: str) -> MlflowTracker:
+    return MlflowTracker(uri, experiment=experiment, artifact_root=str(folder / "artifacts"))
+
+
+def write(tracker: MlflowTracker) -> tuple[str, str]:
+    """Project one sweep with one trial, as the driver does."""
+    parent = tracker.run("sweep-1", name="digits", tags={"stage": "sweep"}, params={})
+    child = tracker.run(
+        "trial-1", name="silu", parent=parent, tags={"stage": "search"}, params={"alpha": None, "model.name": "small_resnet", "epochs": 3}
+    )
+    tracker.log(child, POINTS)
+    tracker.dataset(child, name="digits", digest="d" * 64, context="train", profile={"images": 900})
+    tracker.artifact(child, "tables/leaderboard.md", b"| a |")
+    tracker.note(child, "**silu**")
+    return parent, child
+
+
+def runs_of(client: MlflowClient, experiment: str) -> list[mlflow.entities.Run]:
+    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
+
+
+def test_what_is_written_is_read_back(tracker: MlflowTracker, client: MlflowClient, folder: Path) -> None:
+    parent, child = write(tracker)
+    run = client.get_run(child)
+    assert run.info.run_name == "silu"
+    assert run.data.params == {"alpha": "none", "model.name": "small_resnet", "epochs": "3"}
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.tags["stage"] == "search"
+    assert run.data.tags["mlflow.note.content"] == "**silu**"
+    history = sorted(client.get_metric_history(child, "val/robust_accuracy"), key=lambda point: point.step)
+    assert [(m.step, m.value, m.timestamp) for m in history] == [(p.step, p.value, round(p.seconds * 1000)) for p in POINTS]
+    assert Path(client.download_artifacts(child, "tables/leaderboard.md")).read_bytes() == b"| a |"
+    assert Path(run.info.artifact_uri).is_relative_to(folder / "artifacts")
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest, json.loads(used.dataset.profile)) == ("digits", "d" * 36, {"images": 900})
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "train")]
+
+
+def test_a_restart_adopts_runs_and_doubles_nothing(tracker: MlflowTracker, client: MlflowClient, uri: str, experiment: str) -> None:
+    parent, child = write(tracker)
+    tracker.complete(child, content="abc")
+    again = MlflowTracker(uri, experiment=experiment, artifact_root=None)
+    assert again.is_complete(child, content="abc")
+    assert not again.is_complete(child, content="other")
+    assert not again.is_complete(parent, content="abc")
+    assert write(again) == (parent, child)
+    assert len(runs_of(client, experiment)) == 2
+    assert len(client.get_metric_history(child, "val/robust_accuracy")) == len(POINTS)
+    assert len(client.get_run(child).inputs.dataset_inputs) == 1
+
+
+def test_a_crash_right_after_creation_is_repaired(tracker: MlflowTracker, client: MlflowClient, uri: str, experiment: str) -> None:
+    bare = tracker.run("trial", name="old name", tags={}, params={})
+    again = MlflowTracker(uri, experiment=experiment, artifact_root=None)
+    assert again.run("trial", name="new name", tags={"stage": "search"}, params={"epochs": 3}) == bare
+    run = client.get_run(bare)
+    assert (run.info.run_name, run.data.tags["stage"], run.data.params) == ("new name", "search", {"epochs": "3"})
+
+
+def test_no_run_is_left_running_or_active(tracker: MlflowTracker, client: MlflowClient, experiment: str) -> None:
+    parent, child = write(tracker)
+    tracker.model(child, small("relu"), name="model", input_shape=SHAPE)
+    tracker.complete(child, content="a", failed=True)
+    tracker.complete(parent, content="b")
+    assert {run.info.run_id: run.info.status for run in runs_of(client, experiment)} == {child: "FAILED", parent: "FINISHED"}
+    assert mlflow.active_run() is None
+    assert not mlflow.is_tracking_uri_set()
+
+
+def test_batches_larger_than_a_request_and_odd_values_are_written_once(tracker: MlflowTracker, client: MlflowClient) -> None:
+    run_id = tracker.run("big", name="big", tags={}, params={f"p{i:03}": "x" * 900 for i in range(230)})
+    points = [Point("loss", i / 7, i, 1e9 + i) for i in range(1500)] + [Point("bad", math.nan, 0, 1e9), Point("bad", math.inf, 1, 1e9)] * 2
+    tracker.log(run_id, points)
+    tracker.log(run_id, points)
+    assert len(client.get_metric_history(run_id, "loss")) == 1500
+    assert len(client.get_metric_history(run_id, "bad")) == 2
+    params = client.get_run(run_id).data.params
+    assert len(params) == 230
+    assert set(params.values()) == {"x" * 500}
+
+
+def test_an_artifact_is_replaced_and_stays_inside_its_run(tracker: MlflowTracker, client: MlflowClient) -> None:
+    run_id = tracker.run("files", name="files", tags={}, params={})
+    for data in (b"old", b"new"):
+        tracker.artifact(run_id, "config.json", data)
+    assert Path(client.download_artifacts(run_id, "config.json")).read_bytes() == b"new"
+    for path in ("../config.json", "/config.json", ""):
+        with pytest.raises(ValueError, match="artifact path"):
+            tracker.artifact(run_id, path, b"")
+
+
+def small(activation: str) -> Normalized:
+    model = build_model("small_resnet", activation=activation, num_classes=10, in_channels=1, mean=(0.3,), std=(0.35,), seed=1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def reloaded(client: MlflowClient, uri: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Export every activation's model here and run all of them in a process that cannot import sat_ray."""
+    tracker = MlflowTracker(uri, experiment="models", artifact_root=str(folder / "artifacts"))
+    run_id = tracker.run("models", name="models", tags={}, params={})
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for n in (1, 5):
+        np.save(elsewhere / f"x{n}.npy", images(n))
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-I", "-c", LOAD_ELSEWHERE]
+    with subprocess.Popen(command, cwd=elsewhere, env=environment, stdin=subprocess.PIPE, text=True) as process:
+        uris = {name: tracker.model(run_id, small(name), name=name, input_shape=SHAPE) for name in ACTIVATIONS}
+        process.communicate(json.dumps(uris), timeout=120)
+    assert process.returncode == 0
+    return dict(np.load(elsewhere / "answers.npz"))
+
+
+def images(n: int) -> np.ndarray:
+    return np.random.default_rng(n).random((n, *SHAPE), dtype=np.float32)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_model_computes_the_same_without_the_project(reloaded: dict[str, np.ndarray], activation: str, n: int) -> None:
+    x = torch.from_numpy(images(n)).requires_grad_()
+    logits = small(activation)(x)
+    (logits * torch.arange(10)).sum().backward()
+    assert x.grad is not None
+    np.testing.assert_array_equal(reloaded[f"{activation}/{n}/logits"], logits.detach().numpy())
+    np.testing.assert_array_equal(reloaded[f"{activation}/{n}/gradient"], x.grad.numpy())
+
+
+def test_a_model_is_attached_once_with_signature_example_and_requirements(tracker: MlflowTracker, client: MlflowClient) -> None:
+    run_id = tracker.run("model", name="model", tags={}, params={})
+    model_uri = tracker.model(run_id, small("silu"), name="model", input_shape=SHAPE)
+    assert tracker.model(run_id, small("silu"), name="model", input_shape=SHAPE) == model_uri
+    (attached,) = client.get_run(run_id).outputs.model_outputs
+    assert model_uri == f"models:/{attached.model_id}"
+    files = Path(client.get_logged_model(attached.model_id).artifact_location)
+    about = mlflow.models.Model.load(str(files))
+    assert [spec.shape for spec in about.signature.inputs] == [(-1, *SHAPE)]
+    assert [spec.shape for spec in about.signature.outputs] == [(-1, 10)]
+    assert np.asarray(about.load_input_example(str(files))).shape == (2, *SHAPE)
+    assert {line.partition("==")[0] for line in (files / "requirements.txt").read_text().split()} == {"mlflow", "torch", "numpy"}
+    assert (files / "data" / "model.pt2").is_file()
+
+
+def test_registering_twice_yields_one_version(tracker: MlflowTracker, client: MlflowClient, uri: str) -> None:
+    run_id = tracker.run("champion", name="champion", tags={}, params={})
+    first = tracker.model(run_id, small("silu"), name="model", input_shape=SHAPE)
+    second = tracker.model(run_id, small("relu"), name="model", input_shape=SHAPE)
+    for tags in ({"card": "failed"}, {"card": "passed"}):
+        assert tracker.register(first, name="digits", alias="champion", tags=tags, run_id=run_id) == "1"
+    assert client.get_model_version_by_alias("digits", "champion").tags == {"card": "passed"}
+    assert tracker.register(second, name="digits", alias="champion", tags={}, run_id=run_id) == "2"
+    assert [int(v.version) for v in client.search_model_versions("name = 'digits'")] == [2, 1]
+    champion = client.get_model_version_by_alias("digits", "champion")
+    assert (int(champion.version), champion.source, champion.run_id, champion.status) == (2, second, run_id, "READY")
+    assert Path(client.get_model_version_download_uri("digits", "1"), "MLmodel").is_file()
+    assert not mlflow.is_tracking_uri_set()
+
+
+def test_a_deleted_experiment_is_refused(tracker: MlflowTracker, client: MlflowClient, uri: str, experiment: str) -> None:
+    client.delete_experiment(client.get_experiment_by_name(experiment).experiment_id)
+    with pytest.raises(ValueError, match="was deleted in MLflow; restore it"):
+        MlflowTracker(uri, experiment=experiment, artifact_root=None)
+
+
+def test_two_processes_create_one_fresh_database(tmp_path: Path) -> None:
+    fresh = f"sqlite:///{tmp_path}/new/mlflow.db"
+    context = multiprocessing.get_context("fork")  # a spawned process would import torch and MLflow for 20 s
+    both = [context.Process(target=MlflowTracker, args=(fresh,), kwargs={"experiment": "e", "artifact_root": None}) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert sorted(found.name for found in MlflowClient(fresh, fresh).search_experiments()) == ["Default", "e"]
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answer /health as MLflow does and refuse everything else; remember who asked."""
+
+    seen: list[str]
+
+    def do_GET(self) -> None:
+        self.seen.append(f"{self.path.partition('?')[0]} {self.headers.get('Authorization')}")
+        self.send_response({"/health": 200, "/elsewhere/health": 404, "/busy/health": 503}.get(self.path, 401))
+        self.end_headers()
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    Server.seen = []
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_healthy_server_is_accepted(address: str) -> None:
+    check_tracking(f"http://{address}")
+
+
+def test_another_server_or_a_sick_one_is_refused(address: str) -> None:
+    for path, status in (("elsewhere", 404), ("busy", 503)):
+        with pytest.raises(ValueError, match=rf"\(status {status} for /health\); start it or correct --tracking-uri"):
+            check_tracking(f"http://{address}/{path}")
+
+
+def test_a_refused_login_is_one_line_and_moves_to_the_environment(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "old")
+    with pytest.raises(ValueError, match=r"tracking at http://\*\*\*@127\.0\.0\.1:\d+ refused the first request") as caught:
+        MlflowTracker(f"http://me:s%40cret@{address}", experiment="e", artifact_root=None)
+    assert "cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert Server.seen[-1].endswith(" Basic bWU6c0BjcmV0")  # me:s@cret
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s@cret"
+
+
+@pytest.mark.parametrize("scheme", ["http", "postgresql+psycopg"])
+def test_a_silent_server_is_refused_in_time(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts, and never answers
+        port = listener.getsockname()[1] if scheme == "http" else 1
+        start = time.monotonic()
+        with pytest.raises(ValueError, match="gives no good answer within 1 s") as caught:
+            check_tracking(f"{scheme}://me:secret@127.0.0.1:{port}/db", timeout_seconds=1)
+    assert time.monotonic() - start < 3
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("./mlruns", "is a folder, which this MLflow refuses; allowed: sqlite"),
+        ("file:///tmp/mlruns", "is a folder"),
+        ("htp://me:secret@host:5000", "unknown scheme 'htp'; allowed"),
+        ("http://me:sec/ret@secret@host:5000", "percent-encode the login"),
+        ("sqlite://", "names no file"),
+        ("sqlite:////proc/nowhere/mlflow.db", "cannot be written"),
+        ("sqlite:////etc/hosts/mlflow.db", "cannot be written"),
+        ("sqlite:////etc/hosts", "cannot be written"),
+        ("", "is a folder"),
+    ],
+)
+def test_a_bad_uri_is_refused_without_showing_its_password(bad: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        check_tracking(bad)
+    assert "sec" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_login_in_texts_is_masked(tracker: MlflowTracker, client: MlflowClient) -> None:
+    tracker._login = "me:secret"
+    shown = "postgresql://me:secret@host/db"
+    run_id = tracker.run("masked", name="masked", tags={"where": shown}, params={"tracking_uri": shown})
+    tracker.note(run_id, shown)
+    run = client.get_run(run_id)
+    assert "secret" not in str(run.data.params) + str(run.data.tags)
+    assert run.data.params["tracking_uri"] == "postgresql://***@host/db"
+
+
+def test_importing_the_tracker_does_not_import_mlflow() -> None:
+    source = Path(sys.modules["sat_ray.mlflow_tracker"].__file__ or "").read_text()
+    imports = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports
+    assert not any("mlflow" in ast.unparse(node) for node in imports)
