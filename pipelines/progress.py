@@ -10,13 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from sat_ray.stages import Record
 
 LINE_SECONDS = 20.0
+PLAIN_WIDTH = 140  # of a log: wide enough for the leaderboard
 
 
 class Reporter:
     """Show stages as they go; `console.print` goes through it, so that bars and text do not mix."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         self.live = self.console.is_terminal
         columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console)
@@ -34,7 +35,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print a line with the time since the start."""
         minutes, seconds = divmod(int(monotonic() - self.started), 60)
-        self.console.print(f"[{minutes:02d}:{seconds:02d}] {text}", markup=False)
+        self.console.print(f"[{minutes:02d}:{seconds:02d}] {text}", markup=False, soft_wrap=True)
 
     def stage(self, name: str, total: int | None) -> "StageProgress":
         """Begin to show a stage with `total` units of work, None where that is not known."""

@@ -14,9 +14,9 @@ def digits() -> SweepConfig:
         recipe="digits",
         threat_model=ThreatModel("linf", 64 / 255),
         data=DataSettings(dataset="digits"),
-        model=ModelSettings(name="small_resnet", width=12),
-        training=TrainingSettings(epochs=20, global_batch_size=64, batchnorm_group_size=32, learning_rate=0.2),
-        search=SearchSettings(method="grid", rungs=(3, 6)),
+        model=ModelSettings(name="small_resnet", width=8),
+        training=TrainingSettings(epochs=15, global_batch_size=64, batchnorm_group_size=32, learning_rate=0.2),
+        search=SearchSettings(method="grid", rungs=(2, 5)),
         final=FinalSettings(seeds=(0, 1, 2)),
         evaluation=EvaluationSettings(steps=200, step_size=4 / 255, lanes=64, shard_size=450),
     )

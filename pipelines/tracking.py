@@ -1,6 +1,7 @@
 """Write MLflow from committed records: parent run = sweep; child run = search trial, or finalist and seed. Any of it may be repeated."""
 
 from collections.abc import Mapping
+from time import monotonic
 from typing import Any
 
 from pipelines.reporting import read_outcomes
@@ -15,6 +16,7 @@ from sat_ray.threat import as_255ths
 from sat_ray.tracking import Point, Tracker
 
 MODEL_NAME = "model"
+MODEL_SECONDS = 3.0
 
 
 class Projection:
@@ -26,13 +28,19 @@ class Projection:
         self.parent = tracker.run(f"sweep:{sweep.storage.uri}", name=sweep.name, tags={"sat_ray.kind": "sweep"}, params=params)
         tracker.artifact(self.parent, "config.json", json_bytes(to_json(sweep.config)))
         self.shown: dict[str, str] = {}
+        self.with_model: dict[str, str] = {}
 
     def update(self) -> None:
         """Write what was committed since the last call."""
         for record in self._longest_trials():
-            self._run(record, kind="trial", name=Configuration(**record.payload["configuration"]).name, cost={})
-        for record in self.sweep.records.all(TRAIN):
-            self._run(record, kind="finalist", name=_finalist_name(record), cost={})
+            self._run(record, kind="trial", name=Configuration(**record.payload["configuration"]).name)
+        trained = self.sweep.records.all(TRAIN)
+        for record in trained:
+            self._run(record, kind="finalist", name=_finalist_name(record))
+        deadline = monotonic() + MODEL_SECONDS
+        for record in trained:  # an export takes about a second: a few at a time, while others train and evaluate
+            if record.key not in self.with_model and monotonic() < deadline:
+                self._with_model(record)
 
     def finish(self, models: list[Record], outcomes: dict[str, str]) -> dict[str, str]:
         """Write the evaluated models with their outcomes and weights; return the run id of each training record by key."""
@@ -73,7 +81,7 @@ class Projection:
                 longest[name] = record
         return list(longest.values())
 
-    def _run(self, record: Record, *, kind: str, name: str, cost: Mapping[str, float]) -> str:
+    def _run(self, record: Record, *, kind: str, name: str) -> str:
         payload, config = record.payload, self.sweep.config
         key = f"{kind}:{self.sweep.storage.uri}:{payload['name']}"
         params = payload["configuration"] | {
@@ -96,7 +104,7 @@ class Projection:
     def _evaluated(self, record: Record, path: str, data: Dataset) -> str:
         from sat_ray.report.summary import summarise
 
-        run_id = self._run(record, kind="finalist", name=_finalist_name(record), cost={})
+        run_id = self._run(record, kind="finalist", name=_finalist_name(record))
         content = content_hash([record.key, record.content, path])
         if self.tracker.is_complete(run_id, content=content):
             return run_id
@@ -120,11 +128,14 @@ class Projection:
         return run_id
 
     def _with_model(self, record: Record) -> tuple[str, str]:
-        run_id = self._run(record, kind="finalist", name=_finalist_name(record), cost={})
+        run_id = self._run(record, kind="finalist", name=_finalist_name(record))
+        if record.key in self.with_model:
+            return run_id, self.with_model[record.key]
         model = load_model(record.payload["path"], expected_sha256=record.payload["sha256"])
         data = Dataset.open(dataset_uri(self.sweep.config, self.sweep.root))
         assert data is not None
-        return run_id, self.tracker.model(run_id, model, name=MODEL_NAME, input_shape=data.manifest["shape"])
+        self.with_model[record.key] = self.tracker.model(run_id, model, name=MODEL_NAME, input_shape=data.manifest["shape"])
+        return run_id, self.with_model[record.key]
 
 
 def _finalist_name(record: Record) -> str:

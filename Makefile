@@ -1,0 +1,99 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+RECIPE ?= digits
+STORAGE ?= runs
+OVERLAY ?= autoscaling
+ARGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+RAY_IMAGE := $(shell sed -n 's/^RAY_IMAGE=//p' cluster/versions.env)
+MLFLOW_IMAGE := $(shell sed -n 's/^MLFLOW_IMAGE=//p' cluster/versions.env)
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help setup sweep test test-faults test-browser lint format ui bench docs lock clean \
+        cluster-validate image cluster-apply submit ray-up ray-down cluster-local
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-18s %s\n' "$$name" "$$text"; done
+
+setup: $(READY) ## make .venv with everything pinned in requirements.lock
+
+# bytecode is compiled here once: Ray starts many processes, and each would otherwise compile torch and MLflow on import
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sat_ray needs Python >= 3.11: make PYTHON=python3.11 setup")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode -r requirements.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps torchattacks==3.5.1 # pins an old requests: without its dependencies
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
+	touch $@
+
+sweep: setup ## run the SAT sweep end to end (RECIPE=digits, ARGS="--training.epochs 10")
+	$(BIN)/python pipelines/sweep.py $(RECIPE) --storage $(STORAGE) $(ARGS)
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-faults: setup ## kill real processes of real sweeps
+	$(BIN)/python -m pytest -m fault $(ARGS)
+
+test-browser: setup ## drive a real browser (needs chromium)
+	$(BIN)/python -m pytest -m browser $(ARGS)
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: setup ## open MLflow on the sweep's store, http://127.0.0.1:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 2 \
+	  --backend-store-uri sqlite:///$(abspath $(STORAGE))/mlflow.db --default-artifact-root $(abspath $(STORAGE))/mlartifacts
+
+bench: setup ## measure evaluation, training, loading and the pipeline (ARGS=--quick)
+	for name in evaluation training loading pipeline; do $(BIN)/python benchmarks/$$name.py --json .cache/benchmarks/$$name.json $(ARGS); done
+
+docs: setup ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+lock: setup ## resolve requirements.lock again from requirements*.txt
+	$(BIN)/uv pip compile --quiet --no-header requirements.txt requirements-dev.txt --output-file requirements.lock
+
+clean: ## remove what make made, but never runs/
+	rm -rf .venv site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+cluster-validate: setup ## check every manifest offline
+	$(BIN)/python -m pytest -rs tests/test_cluster_manifests.py
+
+image: ## build and push the Ray and MLflow images (REGISTRY=registry.example.com)
+	@test -n "$(REGISTRY)" || { echo "make image REGISTRY=registry.example.com"; exit 2; }
+	docker build -f cluster/images/Dockerfile.ray -t $(REGISTRY)/$(RAY_IMAGE) .
+	docker build -f cluster/images/Dockerfile.mlflow -t $(REGISTRY)/$(MLFLOW_IMAGE) cluster/images
+	docker push $(REGISTRY)/$(RAY_IMAGE)
+	docker push $(REGISTRY)/$(MLFLOW_IMAGE)
+
+cluster-apply: cluster-validate ## put an overlay on the current Kubernetes cluster (OVERLAY=autoscaling)
+	kubectl kustomize cluster/overlays/$(OVERLAY) | kubectl apply --server-side -f -
+
+submit: setup ## run RECIPE on the Kubernetes cluster
+	kubectl -n sat-ray port-forward service/sat-ray-head-svc 8265:8265 >/dev/null & forward=$$!; \
+	trap 'kill $$forward' EXIT; sleep 3; \
+	export RAY_AUTH_TOKEN="$$(kubectl -n sat-ray get secret sat-ray-auth -o jsonpath='{.data.auth_token}' | base64 -d)"; \
+	RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 \
+	$(BIN)/ray job submit --working-dir . -- python pipelines/sweep.py $(RECIPE) $(ARGS)
+
+ray-up: setup ## start a Ray cluster on AWS without Kubernetes
+	@test -s ~/.ray/auth_token || { echo "put a token into ~/.ray/auth_token (cluster/README.md)"; exit 2; }
+	RAY_AUTH_MODE=token $(BIN)/ray up --yes cluster/aws/ray-up.yaml
+
+ray-down: setup ## stop it
+	RAY_AUTH_MODE=token $(BIN)/ray down --yes cluster/aws/ray-up.yaml
+
+cluster-local: setup ## start a Ray of three nodes on this machine
+	RAY=$(BIN)/ray cluster/local.sh up 2 1
