@@ -50,6 +50,7 @@ class Driver:
 
             check_reachable(self.command)
             self.reporter.say(f"Ray: {stack.enter_context(ray_session())}")
+            signal.signal(signal.SIGTERM, _interrupt)  # ray.init puts its own handler there, which exits without a word
             check_capacity(self.config)
             self.open = stack.pop_all()
         return self

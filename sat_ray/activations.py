@@ -274,6 +274,7 @@ _ENTRIES = (
 )
 ACTIVATIONS: dict[str, ActivationInfo] = {info.name: info for info in _ENTRIES}
 LEARNED_BETA_START = 20.0
+_OTHER_NAMES = {"swish": "silu", "smooth_relu": "smoothrelu", "softplus_parametric": "parametric_softplus"}
 
 
 class Activation(nn.Module):
@@ -302,6 +303,8 @@ class Activation(nn.Module):
 
 def activation_info(name: str, *, field: str = "activation") -> ActivationInfo:
     """Look an activation up; ValueError suggests the closest names."""
+    if name in _OTHER_NAMES:
+        raise ValueError(f"{field} {name!r} is called {_OTHER_NAMES[name]} here")
     return ACTIVATIONS[check_name(name, ACTIVATIONS, field=field)]
 
 

@@ -1,10 +1,14 @@
 """The command line: RECIPE, dotted overrides of its config, and where to run. Precedence is command line > recipe > default."""
 
+import contextlib
 import dataclasses
+import difflib
+import io
+import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,6 +22,10 @@ Recipe = Callable[[], SweepConfig]
 RESERVED_NAMES = ("data", "mlflow.db", "mlartifacts")
 
 
+def _help(text: str) -> Any:
+    return tyro.conf.arg(help=text)
+
+
 class UsageError(ValueError):
     """The command cannot be run as written."""
 
@@ -26,16 +34,18 @@ class UsageError(ValueError):
 class Options:
     """Where and how to run; no part of a result's identity."""
 
-    storage: str = ""
-    """Folder or s3://bucket/prefix for everything the sweep writes. Default: SAT_RAY_STORAGE, else ./runs."""
-    tracking_uri: str = ""
-    """MLflow server or database. Default: MLFLOW_TRACKING_URI, else sqlite:///STORAGE/mlflow.db."""
-    name: str = ""
-    """Name of the sweep, its folder under STORAGE. Default: the recipe, plus a short hash of what was overridden."""
-    on_code_change: Literal["refuse", "reuse", "rerun"] = "refuse"
-    """What to do with results made by other code than today's: refuse to start, reuse them, or move them aside and compute anew."""
-    dry_run: bool = False
-    """Print what would be done, and stop: touches nothing."""
+    storage: Annotated[str, _help("Folder or s3://bucket/prefix for everything the sweep writes; empty: SAT_RAY_STORAGE, else ./runs.")] = (
+        ""
+    )
+    tracking_uri: Annotated[str, _help("MLflow server or database; empty: MLFLOW_TRACKING_URI, else sqlite:///STORAGE/mlflow.db.")] = ""
+    name: Annotated[
+        str, _help("Name of the sweep, its folder under STORAGE; empty: the recipe, plus a short hash of what was overridden.")
+    ] = ""
+    on_code_change: Annotated[
+        Literal["refuse", "reuse", "rerun"],
+        _help("Results made by other code than today's: refuse to start, reuse them, or move them aside and compute anew."),
+    ] = "refuse"
+    dry_run: Annotated[bool, _help("Print what would be done and what it would take, and stop: touches nothing.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +77,23 @@ def parse(argv: Sequence[str], recipes: Mapping[str, Recipe], *, default: str, a
     _check_flags(arguments, flat)
     kind, defaults = _command_type(base)
     prog = f"{os.path.basename(sys.argv[0])} [RECIPE]"
-    description = f"{about}\n\nRecipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
-    parsed = tyro.cli(kind, prog=prog, description=description, args=arguments, default=defaults)
+    description = f"{about.partition(chr(10))[0]}\n\nRecipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
+    parsed = _parsed(kind, prog=prog, description=description, args=arguments, default=defaults)
     return _resolve(parsed, base, argv)
+
+
+def _parsed(kind: Any, **settings: Any) -> Any:
+    """Let tyro parse; turn its framed error into one line."""
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            return tyro.cli(kind, **settings)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+    lines = [line.strip(" │╭╰╮╯─") for line in shown.getvalue().splitlines()[1:]]
+    message = " ".join(itertools.takewhile(bool, lines))
+    raise UsageError(re.sub(r"^Error parsing (?!--)[\w.-]+: ", "", message)) from None
 
 
 def _as_float(word: str) -> str:
@@ -84,8 +108,18 @@ def _check_flags(arguments: Sequence[str], known: Mapping[str, Any]) -> None:
         name = word[2:].partition("=")[0].replace("-", "_")
         positive = re.sub(r"(^|\.)no_", r"\1", name)
         if name not in known and not isinstance(known.get(positive), bool):
-            hint = suggest(name, known) if "." in name or name in known else suggest(name, [*known, *(k.rpartition(".")[2] for k in known)])
-            raise UsageError(f"unknown option {word.partition('=')[0]}; {hint.replace('_', '-')} (all: --help)")
+            raise UsageError(f"unknown option {word.partition('=')[0]}; {_closest(name, known)} (all: --help)")
+
+
+def _closest(name: str, known: Collection[str]) -> str:
+    """Suggest full names whose last part is nearest to the last part given, where the whole name is near to none."""
+    tails: dict[str, list[str]] = {}
+    for full in known:
+        tails.setdefault(full.rpartition(".")[2], []).append(full)
+    near = difflib.get_close_matches(name.rpartition(".")[2], list(tails), n=2, cutoff=0.7)
+    found = [full for tail in near for full in tails[tail]]
+    hint = f"did you mean {' or '.join(f'--{full}' for full in found[:3])}?" if found else suggest(name, known)
+    return hint.replace("_", "-")
 
 
 def _command_type(base: SweepConfig) -> tuple[Any, Any]:

@@ -33,12 +33,13 @@ def _per_image(values: Tensor, like: Tensor) -> Tensor:
 class ThreatModel:
     """Describe what an attacker may do to an image, with the geometry that follows from it.
 
-    norm: "linf" or "l2"; epsilon: radius in [0, 1] pixels, in (0, 1] for linf, any positive number for l2.
-    Raises ValueError on any other value.
+    epsilon is in (0, 1] for linf, any positive number for l2. Raises ValueError on any other value.
     """
 
     norm: str
+    """linf or l2."""
     epsilon: float
+    """Radius in [0, 1] pixels; k/255 may be written on the command line."""
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:

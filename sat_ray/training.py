@@ -32,29 +32,38 @@ from sat_ray.world import World
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How a model is trained.
-
-    epochs: passes over the training split; global_batch_size: images per update over all workers; batchnorm_group_size: images that
-    share BatchNorm statistics, a divisor of it; learning_rate: peak; weight_decay: on convolution and linear weights only;
-    attack_steps, attack_step_size: the inner maximization, step size in [0, 1] pixels, None for epsilon; validate_every: epochs between
-    validations; validation_steps, validation_step_size: PGD on the validation split, None for epsilon / 4.
-    """
+    """How a model is trained."""
 
     epochs: int = 20
+    """Passes over the training split."""
     global_batch_size: int = 64
+    """Images in one update, over all workers."""
     batchnorm_group_size: int = 32
+    """Images that share BatchNorm statistics: a divisor of the global batch, whatever the number of workers."""
     learning_rate: float = 0.2
+    """Peak learning rate of SGD."""
     momentum: float = 0.9
+    """Nesterov momentum, in [0, 1)."""
     weight_decay: float = 5e-4
+    """On convolution and linear weights only."""
     label_smoothing: float = 0.0
+    """In the update's loss only, in [0, 1)."""
     schedule: str = "linear"
+    """Of the learning rate: constant, cosine, step or linear."""
     warmup_epochs: float = 2.0
+    """Epochs over which the learning rate rises to its peak."""
     attack_steps: int = 1
+    """Gradient steps of the inner maximization; 1 is the paper's fast training."""
     attack_step_size: float | None = None
+    """Length of one of them, in [0, 1] pixels; None for epsilon."""
     attack_random_start: bool = True
+    """Start the inner maximization at a random point of the ball."""
     validate_every: int = 5
+    """Epochs between validations."""
     validation_steps: int = 10
+    """Gradient steps of PGD on the validation split."""
     validation_step_size: float | None = None
+    """Length of one of them, in [0, 1] pixels; None for epsilon / 4."""
 
     def __post_init__(self) -> None:
         check_name(self.schedule, SCHEDULES, field="training.schedule")

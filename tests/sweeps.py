@@ -1,0 +1,41 @@
+"""Run the real commands, as a user would, and read what they leave."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+MEASURED = {"accelerator_seconds", "train_images_per_second", "checkpoint", "outcomes", "mlflow_run_id"}
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return this environment without anything that would redirect a sweep, plus changes."""
+    dropped = ("RAY_ADDRESS", "SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE")
+    return {name: value for name, value in os.environ.items() if name not in dropped} | changes
+
+
+def pipeline(name: str, *arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run one of the pipeline commands and capture what it prints."""
+    command = [sys.executable, str(ROOT / "pipelines" / f"{name}.py"), *arguments]
+    settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 500, "env": environment()}
+    return subprocess.run(command, check=False, **(settings | kwargs))
+
+
+def leaderboard(folder: Path) -> dict[str, Any]:
+    """Read a sweep's leaderboard."""
+    board: dict[str, Any] = json.loads((folder / "leaderboard.json").read_text())
+    return board
+
+
+def numbers(board: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows without what is measured or depends on the place: what two runs of one sweep must share."""
+    rows = [{name: value for name, value in row.items() if name not in MEASURED} for row in board["rows"]]
+    return sorted(rows, key=lambda row: json.dumps([row["configuration"], row["seed"]]))
+
+
+def records(folder: Path, stage: str) -> dict[str, dict[str, Any]]:
+    """Return the committed records of a stage by key."""
+    return {path.stem: json.loads(path.read_text()) for path in (folder / "state" / stage).glob("*.json")}

@@ -1,0 +1,115 @@
+"""What can be refused only when storage, tracking or the cluster is looked at: one line, status not 0, nothing harmed."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sweeps import ROOT, environment, pipeline
+
+from sat_ray.lease import driver_lease
+from sat_ray.storage import Storage
+
+RECIPE = "digits_smoke"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepare the data of the smoke recipe once."""
+    root = tmp_path_factory.mktemp("prepared")
+    done = pipeline("prepare", RECIPE, "--storage", str(root))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line on stderr of a command that must have failed."""
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode != 0
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Return every file below a folder that is not the tracker's or the lock's."""
+    found = (path for path in root.rglob("*") if path.is_file() and "mlflow" not in path.name and "driver" not in path.name)
+    return {str(path.relative_to(root)): path.read_bytes() for path in found}
+
+
+def test_a_damaged_or_missing_shard_stops_the_sweep_before_anything_is_trained(prepared: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(prepared, root)
+    shard = next((root / "data").rglob("val-00000.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    before = files(root)
+    message = refused(pipeline("sweep", RECIPE, "--storage", str(root)))
+    assert "val-00000.parquet" in message
+    assert "sha256" in message
+    assert files(root) == before
+
+
+def test_more_workers_than_the_machine_can_ever_hold_are_refused(prepared: Path) -> None:
+    flags = ["--resources.cpus-per-worker", "512", "--name", "too-large"]
+    message = refused(pipeline("sweep", RECIPE, "--storage", str(prepared), *flags))
+    assert "resources.train_workers" in message
+    assert "can never hold" in message
+
+
+def test_a_folder_with_another_config_is_refused_and_left_alone(prepared: Path) -> None:
+    before = files(prepared)
+    flags = ["--name", RECIPE, "--training.epochs", "2"]
+    message = refused(pipeline("sweep", RECIPE, "--storage", str(prepared), *flags))
+    assert "another config" in message
+    assert files(prepared) == before
+
+
+def test_a_second_driver_on_the_same_sweep_is_refused(prepared: Path) -> None:
+    with driver_lease(Storage.at(prepared / RECIPE)):
+        message = refused(pipeline("sweep", RECIPE, "--storage", str(prepared)))
+    assert "another driver" in message
+
+
+def test_a_tracking_server_that_does_not_answer_is_refused_before_ray_starts(prepared: Path) -> None:
+    started = time.monotonic()
+    message = refused(pipeline("sweep", RECIPE, "--storage", str(prepared), "--tracking-uri", "http://127.0.0.1:9"))
+    assert "127.0.0.1:9" in message
+    assert time.monotonic() - started < 60
+
+
+def test_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    message = refused(pipeline("sweep", RECIPE, "--storage", str(tmp_path / "file")))
+    assert "cannot be written" in message
+    assert "--storage" in message
+
+
+def test_results_of_other_code_are_refused_and_the_modules_named(prepared: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(prepared, root)
+    record = {"stage": "train", "key": "0" * 32, "inputs": {}, "payload": {}, "code": {"sat_ray.jobs": "older"}, "created": 0.0, "seconds": 0.0}
+    (root / RECIPE / "state" / "train").mkdir(parents=True)
+    (root / RECIPE / "state" / "train" / f"{'0' * 32}.json").write_text(json.dumps(record))
+    message = refused(pipeline("sweep", RECIPE, "--storage", str(root)))
+    assert "sat_ray.jobs" in message
+    assert "--on-code-change" in message
+
+
+def test_a_stage_run_before_its_inputs_names_the_command_to_run_first(prepared: Path) -> None:
+    message = refused(pipeline("train", RECIPE, "--storage", str(prepared)))
+    assert "pipelines/search.py" in message
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines" / "sweep.py"), RECIPE, "--storage", str(tmp_path)]
+    driver = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "data").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    driver.terminate()
+    _, errors = driver.communicate(timeout=120)
+    assert driver.returncode == 130
+    assert "the same command goes on from there" in errors

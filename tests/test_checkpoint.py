@@ -1,0 +1,176 @@
+"""Checkpoints and training states on disk: what comes back is what was saved, and nothing else is ever let in."""
+
+import ast
+import dataclasses
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import sat_ray
+from sat_ray.activations import ACTIVATIONS
+from sat_ray.checkpoint import MODEL_JSON, MODEL_WEIGHTS, load_model, pack_state, save_model, unpack_state
+from sat_ray.models import Normalized, build_model
+from sat_ray.storage import Storage
+from sat_ray.training import TrainingState
+
+
+def trained(activation: str = "relu", *, alpha: float | None = None) -> Normalized:
+    """Build a model whose every weight and statistic differs from a fresh one's."""
+    model = build_model("small_resnet", activation=activation, alpha=alpha, num_classes=10, in_channels=1, width=8, seed=0)
+    noise = torch.Generator().manual_seed(1)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and name not in ("mean", "std"):
+            tensor.copy_(tensor + 0.1 * torch.rand(tensor.shape, generator=noise))
+    return model.eval()
+
+
+def save(model: Normalized, folder: Path) -> str:
+    """Save a model into a folder and return its sha256."""
+    assert model.spec is not None
+    return save_model(Storage.at(folder), model.state_dict(), spec=model.spec, about={"seed": 3})
+
+
+def edit(folder: Path, **changes: object) -> None:
+    """Change entries of model.json."""
+    about = json.loads((folder / MODEL_JSON).read_text())
+    (folder / MODEL_JSON).write_text(json.dumps(about | changes))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_model_with_any_activation_comes_back_as_it_was_saved(activation: str, tmp_path: Path) -> None:
+    info = ACTIVATIONS[activation]
+    model = trained(activation, alpha=None if info.alpha is None else info.alpha.grid[0])
+    digest = save(model, tmp_path)
+    loaded = load_model(str(tmp_path), expected_sha256=digest)
+    assert loaded.spec == model.spec and not loaded.training
+    ours, theirs = model.state_dict(), loaded.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_the_sha256_and_the_notes_are_written_beside_the_weights(tmp_path: Path) -> None:
+    digest = save(trained(), tmp_path)
+    about = json.loads((tmp_path / MODEL_JSON).read_text())
+    assert digest == about["sha256"] == hashlib.sha256((tmp_path / MODEL_WEIGHTS).read_bytes()).hexdigest()
+    assert about["about"] == {"seed": 3} and about["format"] == 1
+
+
+@pytest.mark.parametrize("damage", ["one bit", "cut", "another model's"])
+def test_weights_that_are_not_those_described_are_refused(damage: str, tmp_path: Path) -> None:
+    digest = save(trained(), tmp_path)
+    path = tmp_path / MODEL_WEIGHTS
+    data = bytearray(path.read_bytes())
+    if damage == "one bit":
+        data[-1] ^= 1
+    elif damage == "cut":
+        data = data[:-4]
+    else:
+        other = tmp_path / "other"
+        save(trained("silu"), other)
+        data = bytearray((other / MODEL_WEIGHTS).read_bytes()[:-1] + b"\x01")
+    path.write_bytes(data)
+    for expected in (digest, None):
+        with pytest.raises(ValueError, match="does not match its sha256; it is damaged or was replaced"):
+            load_model(str(tmp_path), expected_sha256=expected)
+
+
+def test_a_sound_checkpoint_that_is_not_the_expected_one_is_refused(tmp_path: Path) -> None:
+    save(trained(), tmp_path)
+    with pytest.raises(ValueError, match="was replaced"):
+        load_model(str(tmp_path), expected_sha256="0" * 64)
+
+
+def test_another_format_is_refused_by_its_number(tmp_path: Path) -> None:
+    save(trained(), tmp_path)
+    edit(tmp_path, format=2)
+    with pytest.raises(ValueError, match="has format 2; this version reads 1"):
+        load_model(str(tmp_path))
+
+
+def test_a_folder_without_a_checkpoint_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no model\.json in .*nothing; give the folder of a checkpoint"):
+        load_model(str(tmp_path / "nothing"))
+
+
+class _Payload:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> object:
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize("spelling", ["pickle", "torch"])
+def test_a_pickle_under_the_name_of_weights_is_refused_and_never_run(spelling: str, tmp_path: Path) -> None:
+    save(trained(), tmp_path)
+    target = tmp_path / "run"
+    if spelling == "pickle":
+        data = pickle.dumps(_Payload(target))
+    else:
+        torch.save({"x": _Payload(target)}, tmp_path / "made.pt")
+        data = (tmp_path / "made.pt").read_bytes()
+    (tmp_path / MODEL_WEIGHTS).write_bytes(data)
+    edit(tmp_path, sha256=hashlib.sha256(data).hexdigest())
+    with pytest.raises((ValueError, safetensors.SafetensorError)):
+        load_model(str(tmp_path))
+    assert not target.exists()
+
+
+def test_no_module_unpickles_or_evaluates_text() -> None:
+    """Names that run what they read; torch.load and yaml.load are among them."""
+    forbidden = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "eval", "exec", "torch.load", "yaml.load"}
+    for path in Path(sat_ray.__file__).parent.rglob("*.py"):
+        tree, used = ast.parse(path.read_text()), set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                used |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                used.add((node.module or "").partition(".")[0])
+            elif isinstance(node, ast.Call):
+                used.add(ast.unparse(node.func))
+        assert not used & forbidden, (path, used & forbidden)
+
+
+def state() -> TrainingState:
+    """Return a state with every kind of value: scalars, whole numbers, channels-last tensors, shared tensors, awkward floats."""
+    weights = {
+        "body.conv1.weight": torch.rand(4, 3, 2, 2).to(memory_format=torch.channels_last),
+        "body.relu.beta": torch.tensor(20.0),
+        "body.bn1.num_batches_tracked": torch.tensor(7),
+        "tiny": torch.tensor([1e-45, float("inf"), -0.0]),
+    }
+    return TrainingState(
+        epoch=3,
+        weights=weights,
+        momentum={"body.conv1.weight": torch.rand(4, 3, 2, 2)},
+        best=weights,
+        best_epoch=2,
+        best_score=(0.1 + 0.2, 1 / 3),
+        history=[{"epoch": 0.0, "train/loss": 1 / 3}, {"epoch": 1.0, "train/loss": 5e-324}],
+        seconds=12.3,
+    )
+
+
+@pytest.mark.parametrize("ours", [TrainingState(), state()], ids=["empty", "full"])
+def test_a_training_state_survives_its_file_tensor_by_tensor_and_bit_by_bit(ours: TrainingState) -> None:
+    theirs = unpack_state(pack_state(ours))
+    for field in dataclasses.fields(TrainingState):
+        left, right = getattr(ours, field.name), getattr(theirs, field.name)
+        if field.name in ("weights", "momentum", "best"):
+            assert left.keys() == right.keys()
+            assert all(torch.equal(left[name], right[name]) and left[name].dtype == right[name].dtype for name in left)
+            assert all(torch.equal(left[name].signbit(), right[name].signbit()) for name in left)
+        else:
+            assert left == right and type(left) is type(right), field.name
+
+
+def test_weights_and_best_of_a_loaded_state_do_not_share_memory() -> None:
+    loaded = unpack_state(pack_state(state()))
+    loaded.weights["body.relu.beta"].zero_()
+    assert loaded.best["body.relu.beta"] == 20

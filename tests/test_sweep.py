@@ -1,0 +1,187 @@
+"""The whole pipeline for real: private Ray, Ray Tune, two Ray Train workers, evaluation tasks, MLflow on SQLite."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from mlflow import MlflowClient
+from sweeps import ROOT, environment, leaderboard, numbers, pipeline, records
+
+from sat_ray.checkpoint import load_model
+from sat_ray.data.shards import read_split
+from sat_ray.evaluation import OUTCOME_SCHEMA
+from sat_ray.storage import Storage
+
+RECIPE = "digits_smoke"
+ROW_KEYS = {
+    "model",
+    "activation",
+    "alpha",
+    "attacker_activation",
+    "attacker_alpha",
+    "seed",
+    "val_robust_accuracy",
+    "clean_accuracy",
+    "robust_accuracy",
+    "robust_accuracy_interval",
+    "n",
+    "checkpoint",
+    "outcomes",
+    "mlflow_run_id",
+    "accelerator_seconds",
+    "train_images_per_second",
+}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the smoke recipe once, undisturbed."""
+    root = tmp_path_factory.mktemp("storage")
+    done = pipeline("sweep", RECIPE, "--storage", str(root))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root
+
+
+@pytest.fixture
+def sweep(storage: Path) -> Path:
+    """Return the finished sweep's folder."""
+    return storage / RECIPE
+
+
+@pytest.fixture
+def client(storage: Path) -> MlflowClient:
+    """Read what the sweep wrote to MLflow."""
+    uri = f"sqlite:///{storage}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+    return MlflowClient(uri, uri)
+
+
+def test_a_sweep_leaves_every_file_of_the_contract(sweep: Path) -> None:
+    for name in ("config.json", "leaderboard.json", "leaderboard.md", "report.html"):
+        assert (sweep / name).stat().st_size > 100, name
+    figures = {path.name for path in (sweep / "figures").glob("*.png")}
+    assert figures >= {"clean_against_robust.png", "table1.png", "training_curves.png", "adversarial_examples.png", "alpha_response.png"}
+    board = leaderboard(sweep)
+    assert set(board) >= {"sweep", "dataset", "threat_model", "attack", "rows"}
+    assert set(board["threat_model"]) == {"norm", "epsilon"}
+    assert set(board["attack"]) == {"name", "steps", "step_size", "restarts"}
+    assert len(board["rows"]) == 6
+    assert all(set(row) >= ROW_KEYS for row in board["rows"])
+
+
+def test_a_row_is_what_its_outcomes_say(sweep: Path) -> None:
+    for row in leaderboard(sweep)["rows"]:
+        table = pq.read_table(row["outcomes"])
+        assert table.schema.equals(OUTCOME_SCHEMA)
+        frame = table.to_pandas()
+        broken = set(frame.image_id[~frame.robust])
+        ids = set(frame.image_id)
+        assert len(ids) == row["n"] == 899
+        assert row["robust_accuracy"] == pytest.approx(1 - len(broken) / 899)
+        low, high = row["robust_accuracy_interval"]
+        assert low <= row["robust_accuracy"] <= high
+        smooth = {name for name in set(frame.attack) if "@" in name}
+        assert bool(smooth) == ("relu_smooth_backward" in (row["activation"], row["attacker_activation"]))
+
+
+def test_a_checkpoint_of_the_leaderboard_scores_what_the_leaderboard_says(storage: Path, sweep: Path) -> None:
+    test = read_split(Storage(str(next((storage / "data").iterdir()))), "test")
+    for row in leaderboard(sweep)["rows"][:2]:
+        model = load_model(row["checkpoint"])
+        assert not model.training
+        with torch.no_grad():
+            right = (model(test.images.float() / 255).argmax(dim=1) == test.labels).float().mean().item()
+        assert right == pytest.approx(row["clean_accuracy"], abs=1.5 / 899)  # one image may change sides with the batch shape
+
+
+def test_the_champion_is_chosen_by_validation(sweep: Path) -> None:
+    board = leaderboard(sweep)
+    means: dict[str, list[float]] = {}
+    for row in board["rows"]:
+        means.setdefault(row["configuration"], []).append(row["val_robust_accuracy"])
+    best = max(float(np.mean(values)) for values in means.values())
+    assert float(np.mean(means[board["champion"]["configuration"]])) == pytest.approx(best)
+
+
+def test_mlflow_holds_one_parent_and_one_finished_child_per_trial_and_finalist(client: MlflowClient, sweep: Path) -> None:
+    experiment = client.get_experiment_by_name(RECIPE)
+    runs = client.search_runs([experiment.experiment_id], max_results=500)
+    kinds = [run.data.tags["sat_ray.kind"] for run in runs]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"sweep": 1, "trial": 4, "finalist": 6}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    parent = next(run for run in runs if run.data.tags["sat_ray.kind"] == "sweep")
+    assert parent.data.params["training.epochs"] == "3"
+    children = [run for run in runs if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    by_id = {run.info.run_id: run for run in runs}
+    for row in leaderboard(sweep)["rows"]:
+        metrics = by_id[row["mlflow_run_id"]].data.metrics
+        assert metrics["eval/robust_accuracy"] == pytest.approx(row["robust_accuracy"])
+        names = {"train/loss", "train/adversarial_accuracy", "val/clean_accuracy", "val/robust_accuracy", "throughput/images_per_second"}
+        names |= {"eval/clean_accuracy", "eval/robust_accuracy_low", "eval/robust_accuracy_high", "cost/accelerator_seconds"}
+        assert names <= set(metrics)
+        history = client.get_metric_history(row["mlflow_run_id"], "train/loss")
+        assert [point.step for point in history] == [1, 2, 3]
+        assert {item.path for item in client.list_artifacts(row["mlflow_run_id"])} >= {"outcomes.parquet", "config.json"}
+    files = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert files >= {"config.json", "leaderboard.json", "leaderboard.md", "report.html", "figures"}
+
+
+def test_the_champion_in_the_registry_computes_what_its_checkpoint_computes(client: MlflowClient, sweep: Path) -> None:
+    version = client.get_model_version_by_alias(RECIPE, "champion")
+    assert version.tags["sat_ray.robustness_card"] == "unverified"
+    logged = mlflow.pytorch.load_model(f"models:/{RECIPE}@champion")
+    model = load_model(leaderboard(sweep)["champion"]["row"]["checkpoint"])
+    x = torch.rand(5, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(logged(x), model(x), atol=1e-6)
+
+
+def test_a_finished_sweep_started_again_computes_nothing_and_changes_no_number(storage: Path, sweep: Path) -> None:
+    before = {stage: records(sweep, stage) for stage in ("search", "train", "evaluate")}
+    rows = numbers(leaderboard(sweep))
+    done = pipeline("sweep", RECIPE, "--storage", str(storage))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {stage: records(sweep, stage) for stage in before} == before
+    assert numbers(leaderboard(sweep)) == rows
+    assert done.stdout.count("0 computed") == 3
+
+
+def test_a_sweep_killed_in_the_middle_ends_with_the_numbers_of_an_undisturbed_one(tmp_path: Path, sweep: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines" / "sweep.py"), RECIPE, "--storage", str(tmp_path)]
+    for stage, count in (("search", 2), ("train", 3)):
+        driver = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        deadline = time.monotonic() + 240
+        while len(records(tmp_path / RECIPE, stage)) < count and time.monotonic() < deadline and driver.poll() is None:
+            time.sleep(0.1)
+        assert driver.poll() is None, driver.communicate()[0].decode()
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    committed = {stage: records(tmp_path / RECIPE, stage) for stage in ("search", "train")}
+    done = pipeline("sweep", RECIPE, "--storage", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage, earlier in committed.items():
+        now = records(tmp_path / RECIPE, stage)
+        assert {key: now[key] for key in earlier} == earlier, "a committed record was computed again"
+    assert numbers(leaderboard(tmp_path / RECIPE)) == numbers(leaderboard(sweep))
+
+
+@pytest.mark.parametrize("method", ["asha", "optuna"])
+def test_asynchronous_search_commits_its_trials_and_replays_them(storage: Path, tmp_path: Path, method: str) -> None:
+    arguments = [RECIPE, "--storage", str(tmp_path), "--search.method", method, "--search.samples", "5", "--name", method]
+    assert pipeline("prepare", *arguments).returncode == 0
+    done = pipeline("search", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first = records(tmp_path / method, "search")
+    assert len({record["payload"]["name"] for record in first.values()}) >= 3
+    again = pipeline("search", *arguments)
+    assert again.returncode == 0, again.stdout + again.stderr
+    second = records(tmp_path / method, "search")
+    assert {key: second[key] for key in first} == first
