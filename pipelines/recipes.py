@@ -18,7 +18,7 @@ def digits() -> SweepConfig:
         training=TrainingSettings(epochs=15, global_batch_size=64, batchnorm_group_size=32, learning_rate=0.2),
         search=SearchSettings(method="grid", rungs=(2, 5)),
         final=FinalSettings(seeds=(0, 1, 2)),
-        evaluation=EvaluationSettings(steps=200, step_size=4 / 255, lanes=64, shard_size=450),
+        evaluation=EvaluationSettings(steps=200, step_size=4 / 255, lanes=96, shard_size=900),
     )
 
 

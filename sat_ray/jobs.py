@@ -75,6 +75,7 @@ def train_and_commit(
         on_epoch(report)
     if world.rank == 0:
         _commit_training(job, records, state, workers=world.size)
+        records.storage.discard(_progress(job))
     world.barrier()
     committed = records.find(job.stage, job.key)
     assert committed is not None

@@ -4,6 +4,7 @@ A local write goes to a temporary name and is renamed; a commit links it to its 
 one PUT, and a commit is a PUT with If-None-Match, which the server refuses if the object exists.
 """
 
+import contextlib
 import json
 import os
 import uuid
@@ -111,6 +112,11 @@ class Storage:
             os.makedirs(os.path.dirname(self._inner(target)), exist_ok=True)
         self._opened[0].move(self._inner(path), self._inner(target))
 
+    def discard(self, path: str) -> None:
+        """Remove a file that nothing refers to any more; it may be gone already."""
+        with contextlib.suppress(FileNotFoundError):
+            self._opened[0].delete_file(self._inner(path))
+
     def _temporary(self, path: str, data: bytes) -> str:
         final = self._inner(path)
         os.makedirs(os.path.dirname(final), exist_ok=True)
@@ -147,7 +153,7 @@ def check_writable(storage: Storage) -> None:
         storage.write(probe, b"sat_ray")
         if storage.read(probe) != b"sat_ray":
             raise OSError("what was read is not what was written")
-        storage._opened[0].delete_file(storage._inner(probe))
+        storage.discard(probe)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         advice = "choose a writable folder" if storage.is_local else "check the bucket, the credentials and AWS_ENDPOINT_URL"

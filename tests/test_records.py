@@ -1,0 +1,394 @@
+"""Records and plans: a key is what determines a result, the first commit counts, and nothing is computed twice."""
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sat_ray.config import EvaluationSettings, FinalSettings, ModelSettings, ResourceSettings, SearchSettings, SweepConfig
+from sat_ray.configuration import Configuration
+from sat_ray.data.shards import write_dataset
+from sat_ray.data.sources import DATASETS
+from sat_ray.jobs import check_each_id_once, evaluate_and_commit, merge_outcomes, split_of, train_and_commit
+from sat_ray.plan import (
+    EVALUATE,
+    SEARCH,
+    STAGES,
+    TRAIN,
+    Dataset,
+    Group,
+    TrainingJob,
+    evaluation_tasks,
+    final_jobs,
+    groups,
+    promote,
+    trial_job,
+)
+from sat_ray.stages import Record, Records, Stage, changed_modules, code_hashes, record_key
+from sat_ray.storage import Storage
+from sat_ray.threat import ThreatModel
+from sat_ray.training import EpochReport, TrainingSettings
+
+CONFIG = SweepConfig(
+    recipe="toy",
+    threat_model=ThreatModel("linf", 40 / 255),
+    model=ModelSettings(width=8),
+    training=TrainingSettings(
+        epochs=3, global_batch_size=128, batchnorm_group_size=64, validate_every=1, validation_steps=4, warmup_epochs=1
+    ),
+    search=SearchSettings(activations=("silu", "elu:0.5,1,2"), pairs=("relu/relu_smooth_backward",), rungs=(1, 2)),
+    final=FinalSettings(seeds=(0, 1)),
+    evaluation=EvaluationSettings(steps=4, step_size=10 / 255, lanes=32, shard_size=450),
+)
+SILU = Configuration(activation="silu")
+TOY = Stage("toy", 1, ("sat_ray.names",))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return the digits as shards."""
+    uri = str(tmp_path_factory.mktemp("digits"))
+    write_dataset(DATASETS["digits"], Storage.at(uri), rows_per_shard=512)
+    found = Dataset.open(uri)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    """Return the records of an empty sweep."""
+    return Records(Storage.at(tmp_path / "sweep"))
+
+
+def final_job(dataset: Dataset, config: SweepConfig = CONFIG, configuration: Configuration = SILU) -> TrainingJob:
+    """Return the first training of the leaderboard."""
+    return final_jobs(config, dataset, [configuration])[0]
+
+
+def changed(config: SweepConfig, section: str, **values: Any) -> SweepConfig:
+    """Return a config with other values in one section."""
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+
+
+def trained(dataset: Dataset, records: Records) -> Record:
+    """Return the record of one training, made now if there is none."""
+    return train_and_commit(final_job(dataset), records)
+
+
+def record_of(configuration: Configuration) -> Record:
+    """Return what a training of this configuration would have left."""
+    payload = {"configuration": configuration.to_json(), "path": "p", "sha256": "0", "name": "toy-s0"}
+    return Record(stage="train", key="k", inputs={}, payload=payload, code={}, created=0.0, seconds=0.0)
+
+
+def test_the_same_work_has_the_same_key_wherever_and_by_however_many_it_is_done(dataset: Dataset) -> None:
+    key = final_job(dataset).key
+    assert key == final_job(dataset).key and len(key) == 32
+    assert key == final_job(dataclasses.replace(dataset, uri="s3://elsewhere/data")).key
+    resources = {"train_workers": 1, "cpus_per_trial": 2, "gpus_per_worker": 1, "cpus_per_evaluation": 2}
+    assert key == final_job(dataset, changed(CONFIG, "resources", **resources)).key
+    assert key == final_job(dataset, changed(CONFIG, "search", reduction=3, rungs=(1, 3))).key
+    assert key == final_job(dataset, changed(CONFIG, "final", seeds=(0, 5, 6))).key
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("final", {"seeds": (1,)}),
+        ("threat_model", {"epsilon": 39 / 255}),
+        ("model", {"width": 9}),
+        ("training", {"epochs": 4}),
+        ("training", {"learning_rate": 0.1}),
+        ("training", {"batchnorm_group_size": 32}),
+        ("evaluation", {"lanes": 64}),
+        ("resources", {"cpus_per_worker": 2}),
+        ("resources", {"accelerator": "H200"}),
+    ],
+)
+def test_what_changes_a_training_changes_its_key(dataset: Dataset, section: str, values: dict[str, Any]) -> None:
+    """Lanes are among them: they decide the rounding of the validation that chooses the weights."""
+    assert final_job(dataset, changed(CONFIG, section, **values)).key != final_job(dataset).key
+
+
+def test_activation_alpha_attacker_data_stage_and_length_change_the_key(dataset: Dataset) -> None:
+    jobs = [final_job(dataset, configuration=one) for one in (*CONFIG.search.configurations(), Configuration(activation="relu"))]
+    jobs += [final_job(dataclasses.replace(dataset, hash="other")), final_job(dataset).at(2), trial_job(CONFIG, dataset, SILU)]
+    assert len({job.key for job in jobs}) == len(jobs) == 9
+    assert record_key(TOY, {}) != record_key(dataclasses.replace(TOY, version=2), {}) != record_key(TOY, {"x": 1})
+
+
+def test_the_first_commit_of_a_key_counts(records: Records) -> None:
+    first = records.commit(TOY, "k", inputs={}, payload={"value": 1}, seconds=1.0)
+    second = records.commit(TOY, "k", inputs={}, payload={"value": 2}, seconds=2.0)
+    assert first == second == records.find(TOY, "k") and records.keys(TOY) == ["k"]
+    assert records.find(TOY, "other") is None
+
+
+def test_a_half_written_record_is_never_seen(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.link", killed)
+        patch.setattr("os.unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            records.commit(TOY, "k", inputs={}, payload={}, seconds=0.0)
+    assert len(list(Path(records.storage.full("state/toy")).iterdir())) == 1
+    assert records.keys(TOY) == [] and records.find(TOY, "k") is None and records.all(TOY) == []
+    records.commit(TOY, "k", inputs={}, payload={}, seconds=0.0)
+    assert records.keys(TOY) == ["k"]
+
+
+def test_a_damaged_record_is_named(records: Records) -> None:
+    records.commit(TOY, "k", inputs={}, payload={}, seconds=0.0)
+    records.storage.write("state/toy/k.json", records.storage.read("state/toy/k.json")[:40])
+    with pytest.raises(ValueError, match=r"state/toy/k\.json"):
+        records.find(TOY, "k")
+
+
+def test_records_come_oldest_first(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, created in (("b", 1.0), ("a", 2.0), ("c", 1.0)):
+        monkeypatch.setattr("time.time", lambda created=created: created)
+        records.commit(TOY, key, inputs={}, payload={}, seconds=0.0)
+    assert [record.key for record in records.all(TOY)] == ["b", "c", "a"]
+
+
+def test_a_superseded_record_is_moved_and_its_work_may_be_done_again(records: Records) -> None:
+    old = records.commit(TOY, "k", inputs={}, payload={"value": 1}, seconds=0.0)
+    records.supersede(old)
+    assert records.find(TOY, "k") is None
+    assert records.commit(TOY, "k", inputs={}, payload={"value": 2}, seconds=0.0).payload == {"value": 2}
+    (kept,) = Path(records.storage.full("superseded")).rglob("*.json")
+    assert kept.parts[-2:] == ("toy", "k.json") and '"value": 1' in kept.read_text()
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the source file of a module that imports one of ours."""
+    path = tmp_path / "toy_stage_code.py"
+    path.write_text("from sat_ray.names import suggest\nSTEPS = 10\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    code_hashes.cache_clear()
+    yield path
+    code_hashes.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("source", "noticed"),
+    [
+        ('"""A docstring."""\n\nfrom sat_ray.names import suggest  # a comment\n\nSTEPS = (10)\n', False),
+        ("from sat_ray.names import suggest\nSTEPS = 11\n", True),
+        ("from sat_ray.names import suggest\nSTEPS = 10\ndef more(): pass\n", True),
+        ("from sat_ray.names import suggest\nSTEPS = '10'\n", True),
+    ],
+)
+def test_code_is_what_runs_not_how_it_is_laid_out(records: Records, module: Path, source: str, noticed: bool) -> None:
+    stage = Stage("toy", 1, (module.stem,))
+    record = records.commit(stage, "k", inputs={}, payload={}, seconds=0.0)
+    assert record.code.keys() == {module.stem, "sat_ray.names"} and changed_modules(record, stage) == []
+    module.write_text(source)
+    code_hashes.cache_clear()
+    assert changed_modules(record, stage) == ([module.stem] if noticed else [])
+
+
+def test_a_docstring_inside_a_function_is_no_code_and_a_new_import_is(records: Records, module: Path) -> None:
+    stage = Stage("toy", 1, (module.stem,))
+    module.write_text("def f():\n    'one'\n    return 1\n")
+    record = records.commit(stage, "k", inputs={}, payload={}, seconds=0.0)
+    code_hashes.cache_clear()
+    module.write_text("def f():\n    'two'\n    return 1\n")
+    assert changed_modules(record, stage) == []
+    code_hashes.cache_clear()
+    module.write_text("def f():\n    from sat_ray import names\n    return 1\n")
+    assert changed_modules(record, stage) == ["sat_ray", "sat_ray.names", module.stem]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_record_notices_a_change_anywhere_in_the_science(stage: Stage) -> None:
+    science = {
+        "training",
+        "attacks.pgd",
+        "activations",
+        "models.view",
+        "randomness",
+        "threat",
+        "evaluation",
+        "lanes",
+        "losses",
+        "data.shards",
+    }
+    assert {f"sat_ray.{name}" for name in science} <= code_hashes(stage.modules).keys()
+    assert not any("distributed" in name or "mlflow" in name for name in code_hashes(stage.modules))
+
+
+def configurations(*alphas: float) -> tuple[Configuration, ...]:
+    return tuple(Configuration(activation="elu", alpha=alpha) for alpha in alphas)
+
+
+def test_a_group_is_the_alphas_of_one_activation_or_one_pair_in_the_order_given() -> None:
+    found = groups(CONFIG.search.configurations())
+    assert [(one.members[0].activation, one.members[0].attacker_activation, len(one.members)) for one in found] == [
+        ("silu", "silu", 1),
+        ("elu", "elu", 3),
+        ("relu", "relu_smooth_backward", 1),
+    ]
+    assert len(groups(SearchSettings().configurations())) == 13
+
+
+def test_promotion_goes_by_robust_then_clean_accuracy_and_ties_to_the_earlier() -> None:
+    members = configurations(0.5, 1.0, 2.0, 4.0)
+    scores = dict(zip(members, [(0.5, 0.9), (0.6, 0.1), (0.5, 0.95), (0.5, 0.9)], strict=True))
+    assert promote(Group(members), scores, reduction=1).members == (members[1], members[2], members[0], members[3])
+    assert promote(Group(members), scores, reduction=2).members == (members[1], members[2])
+    level = dict.fromkeys(members, (0.5, 0.5))
+    assert promote(Group(members), level, reduction=4).members == members[:1]
+
+
+@given(count=st.integers(1, 30), reduction=st.integers(2, 5))
+def test_promotion_keeps_one_in_reduction_rounded_up_and_never_none(count: int, reduction: int) -> None:
+    members = configurations(*[1.0 + i for i in range(count)])
+    kept = promote(Group(members), dict.fromkeys(members, (0.0, 0.0)), reduction=reduction)
+    assert len(kept.members) == math.ceil(count / reduction)
+
+
+@pytest.mark.parametrize("rungs", [(1,), (1, 2), (1, 2, 3)])
+@pytest.mark.parametrize("reduction", [2, 3])
+def test_planned_trials_are_what_the_grid_really_commits(
+    dataset: Dataset, records: Records, monkeypatch: pytest.MonkeyPatch, rungs: tuple[int, ...], reduction: int
+) -> None:
+    search = importlib.import_module("sat_ray.distributed.search")
+    space = SearchSettings(activations=("silu", "elu:0.5,1,2,3,4,5,6", "celu:1,2"), rungs=rungs, reduction=reduction)
+    config = dataclasses.replace(CONFIG, search=space)
+
+    def run_rung(jobs: list[TrainingJob], previous: list[Record | None], records: Records, resources: ResourceSettings) -> None:
+        for job, before in zip(jobs, previous, strict=True):
+            assert (before is None) == (job.until == rungs[0]) and (before is None or before.payload["until"] < job.until)
+            alpha = job.configuration.alpha or 0.0
+            payload = {"until": job.until, "last_val": [alpha / 10, 0.5]}
+            records.commit(job.stage, job.key, inputs=job.inputs, payload=payload, seconds=0.0)
+
+    monkeypatch.setattr(search, "run_rung", run_rung)
+    assert search.committed_finalists(config, dataset, records) is None
+    finalists = search.search_finalists(config, dataset, records)
+    assert len(records.keys(SEARCH)) == search.planned_trials(config)
+    assert [one.alpha for one in finalists[:3]] == [None, 6.0, 2.0]
+    assert finalists == search.committed_finalists(config, dataset, records) and len(finalists) == 6
+
+
+def test_a_training_is_computed_once(dataset: Dataset, records: Records) -> None:
+    epochs: list[int] = []
+    first = train_and_commit(final_job(dataset), records, on_epoch=lambda report: epochs.append(report.epoch))
+    again = train_and_commit(final_job(dataset), records, on_epoch=lambda report: epochs.append(report.epoch))
+    assert epochs == [0, 1, 2] and first == again and records.keys(TRAIN) == [final_job(dataset).key]
+    assert first.payload["until"] == 3 and len(first.payload["history"]) == 3
+
+
+def test_a_training_killed_half_way_goes_on_and_ends_with_the_same_content(dataset: Dataset, records: Records, tmp_path: Path) -> None:
+    epochs: list[int] = []
+
+    def kill(report: EpochReport) -> None:
+        epochs.append(report.epoch)
+        if epochs == [0, 1]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_and_commit(final_job(dataset), records, on_epoch=kill)
+    assert records.keys(TRAIN) == []
+    resumed = train_and_commit(final_job(dataset), records, on_epoch=kill)
+    assert epochs == [0, 1, 2]
+    undisturbed = trained(dataset, Records(Storage.at(tmp_path / "other")))
+    assert resumed.content == undisturbed.content and resumed.payload["sha256"] == undisturbed.payload["sha256"]
+
+
+def test_a_trial_goes_on_from_its_record_of_the_rung_before(dataset: Dataset, records: Records) -> None:
+    job, epochs = trial_job(CONFIG, dataset, SILU), []
+    short = train_and_commit(job.at(1), records)
+    long = train_and_commit(job, records, previous=short, on_epoch=lambda report: epochs.append(report.epoch))
+    assert epochs == [1] and (short.payload["until"], long.payload["until"]) == (1, 2)
+    assert [row["epoch"] for row in long.payload["history"]] == [0, 1]
+    assert long.payload["history"][0] == short.payload["history"][0]
+
+
+def test_a_shard_is_attacked_once_and_all_shards_make_the_whole_split(
+    dataset: Dataset, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = evaluation_tasks(CONFIG, dataset, trained(dataset, records))
+    parts = [evaluate_and_commit(task, records) for task in tasks]
+    monkeypatch.setattr("sat_ray.jobs.evaluate", lambda *args, **kwargs: pytest.fail("attacked again"))
+    assert [evaluate_and_commit(task, records) for task in tasks] == parts
+    expected = set(split_of(dataset.uri, "test", dataset.hash).image_ids.tolist())
+    path = merge_outcomes(parts, expected, records, name="silu-s0")
+    table = pq.read_table(records.storage.full(path))
+    assert table["image_id"].to_pylist() == sorted(expected)
+    assert sum(table["robust"].to_pylist()) == sum(part.payload["robust"] for part in parts)
+    assert sum(part.payload["n"] for part in parts) == 899
+    for wrong, message in ((parts[:1], "missing ids"), ([*parts, parts[0]], "doubled ids")):
+        with pytest.raises(ValueError, match=message):
+            merge_outcomes(wrong, expected, records, name="silu-s0")
+    records.storage.write(parts[0].payload["path"], b"damaged")
+    with pytest.raises(ValueError, match=r"outcomes state/parts/.*parquet do not match their record"):
+        merge_outcomes(parts, expected, records, name="silu-s0")
+
+
+def test_evaluation_keys_follow_weights_attack_rows_seed_data_and_lanes(dataset: Dataset) -> None:
+    record = record_of(SILU)
+    task = evaluation_tasks(CONFIG, dataset, record)[0]
+    assert task.key == evaluation_tasks(changed(CONFIG, "resources", train_workers=1), dataset, record)[0].key
+    assert task.key == dataclasses.replace(task, checkpoint="elsewhere", name="other").key
+    others = [
+        evaluation_tasks(changed(CONFIG, "evaluation", **one), dataset, record)[0] for one in ({"lanes": 64}, {"steps": 5}, {"seed": 1})
+    ]
+    others += [
+        dataclasses.replace(task, checkpoint_sha256="1"),
+        dataclasses.replace(task, last=7),
+        evaluation_tasks(CONFIG, dataset, record)[1],
+    ]
+    others += [dataclasses.replace(task, dataset=dataclasses.replace(dataset, hash="other"))]
+    assert len({task.key, *(one.key for one in others)}) == 8
+    assert record_key(EVALUATE, task.inputs) == task.key
+
+
+@pytest.mark.parametrize(
+    ("shards", "message"),
+    [
+        ([{1, 2}, {3}], r"doubled ids \[\], missing ids \[4\], foreign ids \[\]"),
+        ([{1, 2}, {2, 3, 4}], r"doubled ids \[2\], missing ids \[\], foreign ids \[\]"),
+        ([{1, 2}, {3, 4, 9}], r"doubled ids \[\], missing ids \[\], foreign ids \[9\]"),
+        ([{1, 2}, {2, 9}], r"doubled ids \[2\], missing ids \[3, 4\], foreign ids \[9\]"),
+    ],
+)
+def test_shards_that_do_not_partition_the_split_are_refused_by_the_ids(shards: list[set[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=f"outcomes of toy: {message}"):
+        check_each_id_once(shards, {1, 2, 3, 4}, name="toy")
+
+
+def test_shards_that_partition_the_split_pass() -> None:
+    check_each_id_once([{1, 3}, {2, 4}], {1, 2, 3, 4}, name="toy")
+
+
+@given(count=st.integers(1, 3000), shard_size=st.integers(1, 700))
+def test_evaluation_shards_partition_the_split_evenly(count: int, shard_size: int) -> None:
+    data = Dataset(uri="", hash="h", manifest={"splits": {"test": count}})
+    tasks = evaluation_tasks(changed(CONFIG, "evaluation", shard_size=shard_size), data, record_of(SILU))
+    assert [row for task in tasks for row in range(task.first, task.last)] == list(range(count))
+    sizes = [task.last - task.first for task in tasks]
+    assert max(sizes) <= shard_size and max(sizes) - min(sizes) <= 1 and len({task.key for task in tasks}) == len(tasks)
+
+
+def test_rows_of_table_1_are_evaluated_through_both_backward_passes_and_others_once(dataset: Dataset) -> None:
+    def views(activation: str, attacker: str = "") -> list[str | None]:
+        row = record_of(Configuration(activation=activation, attacker_activation=attacker))
+        return [spec.attacker_activation for spec in evaluation_tasks(CONFIG, dataset, row)[0].attacks]
+
+    smooth = "relu_smooth_backward"
+    assert views("silu") == views("relu") == [None]
+    assert views("relu", smooth) == [None, smooth]
+    assert views(smooth, "relu") == views(smooth) == ["relu", smooth]
