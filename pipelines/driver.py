@@ -13,7 +13,7 @@ from pipelines import stages
 from pipelines.dry_run import describe
 from pipelines.progress import Reporter
 from pipelines.recipes import DEFAULT, RECIPES
-from pipelines.stages import MissingInputError, Sweep
+from pipelines.stages import Sweep
 from sat_ray.cli import Command, parse
 from sat_ray.config import SweepConfig, content_hash, from_json, to_json
 from sat_ray.lease import driver_lease
@@ -30,7 +30,7 @@ class Driver:
 
     def __init__(self, command: Command) -> None:
         self.command, self.config = command, command.config
-        self.sweep = Sweep(command.config, command.name, command.root, command.storage, command.argv)
+        self.sweep = sweep_of(command)
         self.reporter = Reporter()
         self.open = contextlib.ExitStack()
         self.pending: list[tuple[str, Any]] = []
@@ -153,6 +153,11 @@ class Driver:
             self.reporter.say(f"MLflow does not answer ({type(error).__name__}); training goes on, it will be written later")
 
 
+def sweep_of(command: Command) -> Sweep:
+    """Return what the stages are given for a command."""
+    return Sweep(command.config, command.name, command.root, command.storage, command.argv)
+
+
 def check_reachable(command: Command) -> None:
     """Raise ValueError where the tracking server does not answer, before anything is started."""
     from sat_ray.tracking_uri import check_tracking
@@ -174,7 +179,7 @@ def claim_folder(command: Command) -> None:
 
 def check_code(command: Command, reporter: Reporter) -> None:
     """Deal with records that other code made: refuse to start, reuse them, or move them aside."""
-    records = Sweep(command.config, command.name, command.root, command.storage, ()).records
+    records = sweep_of(command).records
     changed = [(record, names) for stage in STAGES for record in records.all(stage) if (names := changed_modules(record, stage))]
     if not changed or command.on_code_change == "reuse":
         return
@@ -193,15 +198,15 @@ def only(name: str) -> Callable[[Command], None]:
     """Return a run of one stage whose inputs must all be committed."""
 
     def run(command: Command) -> None:
+        inputs = stages.committed_inputs(sweep_of(command), name)
         with Driver(command) as driver:
-            run_alone(driver, name)
+            run_alone(driver, name, inputs)
 
     return run
 
 
-def run_alone(driver: Driver, name: str) -> None:
-    """Read what the earlier stages committed, then run one stage; MissingInputError names the command to run first."""
-    inputs = stages.committed_inputs(driver.sweep, name)
+def run_alone(driver: Driver, name: str, inputs: dict[str, Any]) -> None:
+    """Run one stage on what the earlier ones committed."""
     functions: dict[str, Callable[..., Any]] = {"search": stages.search, "train": stages.train, "evaluate": stages.evaluate}
     function = functions.get(name)
     if name == "prepare":
@@ -229,7 +234,7 @@ def main(run: Callable[[Command], None], *, about: str | None) -> int:
     except KeyboardInterrupt:
         print("stopped; what is committed is kept, the same command goes on from there", file=sys.stderr)
         return 130
-    except (ValueError, OSError, MissingInputError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("SAT_RAY_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)

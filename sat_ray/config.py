@@ -196,11 +196,13 @@ class SweepConfig:
 
 
 def to_json(value: Any) -> Any:
-    """Turn settings into plain JSON values."""
+    """Turn settings into plain JSON values, the same for equal settings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 1 and 1.0 are one setting and must have one hash
     return value
 
 

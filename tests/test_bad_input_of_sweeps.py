@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from sweeps import ROOT, environment, pipeline
 
+from pipelines import stages
+from pipelines.driver import claim_folder
+from pipelines.recipes import RECIPES
+from sat_ray.cli import parse
 from sat_ray.lease import driver_lease
 from sat_ray.storage import Storage
 
@@ -18,10 +22,11 @@ RECIPE = "digits_smoke"
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepare the data of the smoke recipe once."""
+    """Prepare the data of the smoke recipe once, as the prepare stage does."""
     root = tmp_path_factory.mktemp("prepared")
-    done = pipeline("prepare", RECIPE, "--storage", str(root))
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = parse([RECIPE, "--storage", str(root)], RECIPES, default=RECIPE, about="")
+    claim_folder(command)
+    stages.prepare(stages.Sweep(command.config, command.name, command.root, command.storage, ()))
     return root
 
 

@@ -1,0 +1,100 @@
+"""What the benchmarks share: options, timing by interleaved rounds, the machine's description, tables and JSON."""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "benchmarks"
+
+
+def options(about: str | None, *, smoke: bool = True) -> argparse.Namespace:
+    """Parse --quick, --json PATH and, where a benchmark has it, --smoke."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="end within 5 minutes on 2 cores")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here as well")
+    if smoke:
+        parser.add_argument("--smoke", action="store_true", help="end within seconds; the figures mean nothing (for the tests)")
+    return parser.parse_args()
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Run and return the wall time in seconds."""
+    started = perf_counter()
+    work()
+    return perf_counter() - started
+
+
+def interleaved(cases: Mapping[str, Callable[[], float]], *, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Run every case once per round, so that a slow minute of the machine falls on all of them, and return what each case returned.
+
+    cases: name -> function that does its work and returns its own measure. The first `warm_up` rounds are thrown away.
+    """
+    results: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(warm_up + rounds):
+        for name, case in cases.items():
+            value = case()
+            if number >= warm_up:
+                results[name].append(value)
+    return results
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Return the median over rounds of above / below."""
+    return median(a / b for a, b in zip(above, below, strict=True))
+
+
+def cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """Describe where the figures were measured; load_1_minute above 0 says that the machine was shared."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": cores(),
+        "vector_unit": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load_1_minute": round(os.getloadavg()[0], 2),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def finish(title: str, figures: dict[str, Any], details: dict[str, Any], about: dict[str, Any], *, path: Path | None) -> None:
+    """Print the figures as a table and write them as JSON: the contract's keys, `machine` and `details`."""
+    unit, load = about["gpu"] or about["vector_unit"], about["load_1_minute"]
+    where = f"{about['cpu']}, {about['cores']} cores, {unit}, torch {about['torch']}, load {load} at the start"
+    table = Table("figure", "value", title=title, caption=where)
+    for name, value in [*_flat(figures), *_flat(details)]:
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console(width=None if os.isatty(1) else 140, highlight=False).print(table)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures | {"machine": about, "details": details}, indent=2) + "\n")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+    return rows

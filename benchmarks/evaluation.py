@@ -1,0 +1,207 @@
+"""PGD-200 of torchattacks, foolbox, ART and sat_ray on one adversarially trained ResNet-18 and the same images of 32 pixels.
+
+All start from the clean image. A library attacks the images in batches of at most 64; what it returns is scored in float32. sat_ray runs
+its real evaluation (every visited point counts, images retire, cycles are detected). The model is trained by sat_ray once and cached.
+
+--quick: width 32 and as many of 64 images as the five minutes allow; else width 64 and 64 images, an hour or two on 2 cores.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from statistics import mean, median
+from time import perf_counter
+from typing import Any
+
+import common
+import pyarrow as pa
+import safetensors.torch
+import torch
+from libraries import LIBRARIES, Library
+from parts import digits_at_32_pixels, scaled_resnet18
+from torch import Tensor
+
+from sat_ray.attacks import AttackSpec
+from sat_ray.data.pixels import to_pixels
+from sat_ray.data.split import Split
+from sat_ray.evaluation import evaluate, robust_image_ids
+from sat_ray.losses import attack_loss
+from sat_ray.models import Normalized, settle_layout
+from sat_ray.threat import ThreatModel
+from sat_ray.training import TrainingSettings, fit
+
+QUICK_SECONDS = 270.0
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. epsilon: in 255ths; epochs, train_images: of the adversarial training; rounds: of the interleaved timing."""
+
+    width: int
+    images: int
+    lanes: int
+    steps: int = 200
+    rounds: int = 1
+    epsilon: int = 48
+    epochs: int = 4
+    train_images: int = 718
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        """Return the ball that training and all attacks use."""
+        return ThreatModel("linf", self.epsilon / 255)
+
+    @property
+    def spec(self) -> AttackSpec:
+        """Describe the attack that everybody runs."""
+        step_size = max(self.epsilon / 255 / 10, self.epsilon / 255 / self.steps)
+        return AttackSpec(threat_model=self.threat_model, steps=self.steps, step_size=step_size, random_start=False)
+
+
+FULL = Size(width=64, images=64, lanes=16, rounds=3)
+QUICK = Size(width=32, images=64, lanes=16)
+SMOKE = Size(width=8, images=8, lanes=4, steps=5, epochs=1, train_images=64)
+
+
+def trained_model(size: Size, splits: dict[str, Split], *, cache: bool) -> Normalized:
+    """Train the model with sat_ray's own `fit`, or read the weights that an earlier run cached."""
+    about = {name: value for name, value in asdict(size).items() if name in ("width", "epsilon", "epochs", "train_images")}
+    path = common.CACHE / f"evaluation-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}.safetensors"
+    model = scaled_resnet18(width=size.width)
+    if cache and path.exists():
+        model.load_state_dict(safetensors.torch.load_file(path))
+        return model.eval()
+    settings = TrainingSettings(
+        epochs=size.epochs, global_batch_size=32, batchnorm_group_size=32, learning_rate=0.05, warmup_epochs=1, validate_every=size.epochs
+    )
+    train, val = splits["train"].take(slice(0, size.train_images)), splits["val"].take(slice(0, 32))
+    for report in fit(model, train, val, settings=settings, threat_model=size.threat_model):
+        print(f"training epoch {report.epoch + 1}/{size.epochs}: {report.metrics}", flush=True)
+    if cache:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    return model.to(memory_format=torch.contiguous_format).eval()
+
+
+def pass_seconds(model: Normalized, x: Tensor, y: Tensor, *, repeats: int = 5) -> float:
+    """Time one forward pass with the gradient at the input, the median of some."""
+
+    def once() -> None:
+        point = x.clone().requires_grad_()
+        torch.autograd.grad(attack_loss(model(point), y), point)
+
+    once()
+    return median(common.seconds_of(once) for _ in range(repeats))
+
+
+def affordable(size: Size, seconds_per_image: float, *, seconds_left: float) -> Size:
+    """Take as many of the images as fit: each costs `steps` passes in every library and at most as many in ours, twice."""
+    passes = (len(LIBRARIES) + 1.2) * size.steps * seconds_per_image
+    count = next((n for n in (64, 48, 40, 32, 24, 16) if n <= size.images and n * passes < seconds_left), 12)
+    return replace(size, images=count, lanes=size.lanes if count >= 32 else 8)
+
+
+def attack_in_batches(library: Library, x: Tensor, y: Tensor) -> Tensor:
+    """Let a library attack all images."""
+    return torch.cat([library(part, labels) for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True)])
+
+
+@torch.no_grad()
+def robust_share(model: Normalized, x_adv: Tensor, x: Tensor, y: Tensor, *, threat_model: ThreatModel) -> float:
+    """Score returned points in float32; a point outside the threat model is an error of the library, and raises."""
+    assert bool(threat_model.contains(x_adv, x).all()), "a library returned an infeasible point"
+    correct = [model(part).argmax(dim=1) == labels for part, labels in zip(x_adv.split(BATCH), y.split(BATCH), strict=True)]
+    return float(torch.cat(correct).float().mean())
+
+
+class Contest:
+    """The contestants on the same images; ours runs before and after every round of the libraries."""
+
+    def __init__(self, model: Normalized, images: Split, size: Size) -> None:
+        self.model, self.images, self.size = model, images, size
+        self.ours = copy.deepcopy(model)
+        settle_layout(self.ours)
+        self.x, self.y = to_pixels(images.images), images.labels
+        self.libraries = {name: build(copy.deepcopy(model), size.spec) for name, build in LIBRARIES.items()}
+        self.robust: dict[str, float] = {}
+        self.outcomes: pa.Table | None = None
+
+    def run_ours(self) -> float:
+        """Run the real evaluation and return its seconds."""
+
+        def work() -> None:
+            split, size = self.images, self.size
+            self.outcomes = evaluate(self.ours, split.images, split.labels, split.image_ids, attacks=[size.spec], lanes=size.lanes)
+
+        seconds = common.seconds_of(work)
+        self.robust["ours"] = len(robust_image_ids(self.outcomes)) / len(self.images)
+        return seconds
+
+    def run_library(self, name: str) -> float:
+        """Run one library and return its seconds; the scoring is not timed."""
+        started = perf_counter()
+        x_adv = attack_in_batches(self.libraries[name], self.x.clone(), self.y)
+        seconds = perf_counter() - started
+        self.robust[name] = robust_share(self.model, x_adv, self.x, self.y, threat_model=self.size.threat_model)
+        print(f"{name}: {seconds:.1f} s, {100 * self.robust[name]:.1f} % robust", flush=True)
+        return seconds
+
+    def rounds(self) -> dict[str, list[float]]:
+        """Time everybody; ours counts as the mean of the runs on either side of the libraries."""
+        cases: dict[str, Callable[[], float]] = {name: partial(self.run_library, name) for name in self.libraries}
+        seconds = common.interleaved({"before": self.run_ours, **cases, "after": self.run_ours}, rounds=self.size.rounds, warm_up=0)
+        sides = zip(seconds.pop("before"), seconds.pop("after"), strict=True)
+        return {"ours": [mean(pair) for pair in sides], **seconds}
+
+
+def figures_of(contest: Contest, seconds: dict[str, list[float]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Turn times and outcomes into the contract's figures and what stands behind them."""
+    size, table = contest.size, contest.outcomes
+    assert table is not None
+    passes = sum(table["passes"].to_pylist())
+    survivor_passes = sum(table.filter(table["robust"])["passes"].to_pylist())
+    rows = torch.arange(size.lanes) % len(contest.y)
+    one_pass = pass_seconds(contest.ours, contest.x[rows], contest.y[rows])
+    figures = {
+        "speedup": {name: common.median_ratio(seconds[name], seconds["ours"]) for name in contest.libraries},
+        "robust_accuracy": contest.robust,
+        "passes_per_image": passes / size.images,
+        "floor_share": survivor_passes / size.lanes * one_pass / median(seconds["ours"]),
+    }
+    tolerance = max(0.005, 2 / size.images)
+    lowest = min(share for name, share in contest.robust.items() if name != "ours")
+    details = {
+        "size": asdict(size),
+        "attack": str(size.spec),
+        "seconds": seconds,
+        "milliseconds_of_a_pass": {"ours, per image": 1000 * one_pass / size.lanes},
+        "survivor_passes": survivor_passes,
+        "at_most_the_lowest": contest.robust["ours"] <= lowest + tolerance,
+    }
+    return figures, details
+
+
+def main() -> None:
+    """Run the benchmark."""
+    started = perf_counter()
+    options = common.options(__doc__)
+    about = common.machine()
+    size = SMOKE if options.smoke else QUICK if options.quick else FULL
+    splits = digits_at_32_pixels()
+    model = trained_model(size, splits, cache=not options.smoke)
+    if options.quick and not options.smoke:
+        sample = splits["test"].take(slice(0, 16))
+        per_image = pass_seconds(model, to_pixels(sample.images), sample.labels, repeats=3) / len(sample)
+        size = affordable(size, per_image, seconds_left=QUICK_SECONDS - (perf_counter() - started))
+    print(f"{size.images} images, {size.spec}, lanes {size.lanes}", flush=True)
+    contest = Contest(model, splits["test"].take(slice(0, size.images)), size)
+    figures, details = figures_of(contest, contest.rounds())
+    details["wall_seconds"] = perf_counter() - started
+    common.finish("evaluation: PGD of four libraries", figures, details, about, path=options.json)
+
+
+if __name__ == "__main__":
+    main()
