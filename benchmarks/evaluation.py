@@ -45,7 +45,7 @@ class Size:
     lanes: int
     steps: int = 200
     rounds: int = 1
-    epsilon: int = 48
+    epsilon: int = 32
     epochs: int = 4
     train_images: int = 718
 
@@ -63,7 +63,7 @@ class Size:
 
 FULL = Size(width=64, images=64, lanes=16, rounds=3)
 QUICK = Size(width=32, images=64, lanes=16)
-SMOKE = Size(width=8, images=8, lanes=4, steps=5, epochs=1, train_images=64)
+SMOKE = Size(width=8, images=16, lanes=4, steps=5, epsilon=2, epochs=3, train_images=320)
 
 
 def trained_model(size: Size, splits: dict[str, Split], *, cache: bool) -> Normalized:

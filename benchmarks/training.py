@@ -12,6 +12,7 @@ Scaling: two processes joined by gloo on one core each, against one of them alon
 
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -234,6 +235,7 @@ def measure_steps(size: Size, train: Split) -> tuple[dict[str, float], dict[str,
 def _worker(rank: int, folder: str, size: Size) -> None:
     """Train alone (rank 0, the other waits) and together, in turn; rank 0 writes the images per second of both."""
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, about an argument of DDP
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     world = World(rank=rank, size=2)
     train = batch_of(digits_at_32_pixels()["train"], 2 * size.images * size.steps)

@@ -3,7 +3,7 @@
 from sat_ray.cli import Recipe
 from sat_ray.config import DataSettings, EvaluationSettings, FinalSettings, ModelSettings, SearchSettings, SweepConfig
 from sat_ray.threat import ThreatModel
-from sat_ray.training import TrainingSettings
+from sat_ray.training_settings import TrainingSettings
 
 DEFAULT = "digits"
 

@@ -9,16 +9,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sat_ray import activation_functions as functions
+from sat_ray.activation_functions import Alpha
 from sat_ray.names import check_name
-
-Alpha = float | Tensor | None
-_SOFTPLUS_THRESHOLD = 50.0  # F.softplus is linear above beta * x = threshold; at 50 the neglected exp(-50) is below float64 rounding
 
 
 @dataclass(frozen=True)
@@ -81,89 +79,6 @@ class ActivationInfo:
         return value
 
 
-def _widen(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-class _SmoothRelu(torch.autograd.Function):
-    """Compute smoothrelu saving its input alone, as the built-in activations do; alpha may be a learned scalar tensor."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: Tensor) -> Tensor:
-        ctx.save_for_backward(x, alpha)
-        r = _widen(x).clamp_min(0)
-        return (r - torch.log1p(alpha * r) / alpha).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, alpha = ctx.saved_tensors
-        grad = _widen(grad_outputs[0])
-        r = _widen(x).clamp_min(0)
-        u = alpha * r
-        grad_x = grad_alpha = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad * u / (1 + u)).to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_alpha = (grad * (torch.log1p(u) - u / (1 + u)) / alpha**2).sum().to(alpha.dtype)
-        return grad_x, grad_alpha
-
-
-class _ReluSmoothBackward(torch.autograd.Function):
-    """Pass relu forward and the derivative of parametric softplus backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.alpha = alpha
-        return F.relu(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return (grad_outputs[0] * torch.sigmoid(ctx.alpha * _widen(x))).to(x.dtype), None
-
-
-def _number(alpha: Alpha) -> float:
-    assert isinstance(alpha, float)
-    return alpha
-
-
-def _smoothrelu(x: Tensor, alpha: Alpha) -> Tensor:
-    scalar = alpha if isinstance(alpha, Tensor) else torch.as_tensor(_number(alpha), dtype=_widen(x).dtype, device=x.device)
-    value: Tensor = _SmoothRelu.apply(x, scalar)
-    return value
-
-
-def _relu_smooth_backward(x: Tensor, alpha: Alpha) -> Tensor:
-    value: Tensor = _ReluSmoothBackward.apply(x, _number(alpha))
-    return value
-
-
-def _smoothrelu_slope(x: Tensor, alpha: Alpha) -> Tensor:
-    assert alpha is not None
-    u = alpha * x.clamp_min(0)
-    return u / (1 + u)
-
-
-def _silu_slope(x: Tensor, alpha: Alpha) -> Tensor:
-    s = torch.sigmoid(x)
-    return s + x * s * (1 - s)
-
-
-def _gelu_slope(x: Tensor, alpha: Alpha) -> Tensor:
-    slope: Tensor = torch.special.ndtr(x) + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-    return slope
-
-
-def _mish_slope(x: Tensor, alpha: Alpha) -> Tensor:
-    t = torch.tanh(F.softplus(x, threshold=_SOFTPLUS_THRESHOLD))
-    return t + x * (1 - t * t) * torch.sigmoid(x)
-
-
-def _softplus(x: Tensor, alpha: Alpha) -> Tensor:
-    return F.softplus(x, beta=_number(alpha), threshold=_SOFTPLUS_THRESHOLD)
-
-
 _ENTRIES = (
     ActivationInfo(
         name="relu",
@@ -178,8 +93,8 @@ _ENTRIES = (
         name="parametric_softplus",
         formula="log(1 + exp(alpha x)) / alpha",
         derivative_formula="sigmoid(alpha x)",
-        function=_softplus,
-        derivative=lambda x, alpha: torch.sigmoid(_number(alpha) * x),
+        function=functions.softplus,
+        derivative=lambda x, alpha: torch.sigmoid(functions.number(alpha) * x),
         smoothness=math.inf,
         reference="Xie et al. 2020, section 4.1; alpha = 10 there",
         alpha=AlphaRange(1e-3, 1e6, 10.0, (2.0, 5.0, 10.0, 20.0)),
@@ -188,7 +103,7 @@ _ENTRIES = (
         name="softplus",
         formula="log(1 + exp(x))",
         derivative_formula="sigmoid(x)",
-        function=lambda x, alpha: _softplus(x, 1.0),
+        function=lambda x, alpha: functions.softplus(x, 1.0),
         derivative=lambda x, alpha: torch.sigmoid(x),
         smoothness=math.inf,
         reference="Xie et al. 2020, released code",
@@ -198,7 +113,7 @@ _ENTRIES = (
         formula="x sigmoid(x)",
         derivative_formula="sigmoid(x) + x sigmoid(x) (1 - sigmoid(x))",
         function=lambda x, alpha: F.silu(x),
-        derivative=_silu_slope,
+        derivative=functions.silu_slope,
         smoothness=math.inf,
         reference="Xie et al. 2020: the most robust of its activations",
     ),
@@ -207,7 +122,7 @@ _ENTRIES = (
         formula="x Phi(x)",
         derivative_formula="Phi(x) + x phi(x)",
         function=lambda x, alpha: F.gelu(x),
-        derivative=_gelu_slope,
+        derivative=functions.gelu_slope,
         smoothness=math.inf,
         reference="Hendrycks and Gimpel 2016; the SAT release uses its tanh approximation",
     ),
@@ -215,8 +130,8 @@ _ENTRIES = (
         name="elu",
         formula="x for x >= 0, alpha (exp(x) - 1) below",
         derivative_formula="1 for x >= 0, alpha exp(x) below",
-        function=lambda x, alpha: F.elu(x, alpha=_number(alpha)),
-        derivative=lambda x, alpha: torch.where(x >= 0, torch.ones_like(x), _number(alpha) * torch.exp(x.clamp_max(0))),
+        function=lambda x, alpha: F.elu(x, alpha=functions.number(alpha)),
+        derivative=lambda x, alpha: torch.where(x >= 0, torch.ones_like(x), functions.number(alpha) * torch.exp(x.clamp_max(0))),
         smoothness=1,
         reference="Clevert et al. 2015; smooth at alpha = 1 alone",
         alpha=AlphaRange(1e-3, 100.0, 1.0, (0.5, 1.0, 2.0)),
@@ -225,8 +140,8 @@ _ENTRIES = (
         name="celu",
         formula="x for x >= 0, alpha (exp(x / alpha) - 1) below",
         derivative_formula="1 for x >= 0, exp(x / alpha) below",
-        function=lambda x, alpha: F.celu(x, alpha=_number(alpha)),
-        derivative=lambda x, alpha: torch.where(x >= 0, torch.ones_like(x), torch.exp(x.clamp_max(0) / _number(alpha))),
+        function=lambda x, alpha: F.celu(x, alpha=functions.number(alpha)),
+        derivative=lambda x, alpha: torch.where(x >= 0, torch.ones_like(x), torch.exp(x.clamp_max(0) / functions.number(alpha))),
         smoothness=1,
         reference="Barron 2017; smooth for every alpha",
         alpha=AlphaRange(1e-3, 100.0, 1.0, (0.5, 1.0, 2.0)),
@@ -235,8 +150,8 @@ _ENTRIES = (
         name="smoothrelu",
         formula="x - log(alpha x + 1) / alpha for x >= 0, else 0",
         derivative_formula="alpha x / (1 + alpha x) for x >= 0, else 0",
-        function=_smoothrelu,
-        derivative=_smoothrelu_slope,
+        function=functions.smoothrelu,
+        derivative=functions.smoothrelu_slope,
         smoothness=1,
         reference="Xie et al. 2020, equation 5",
         alpha=AlphaRange(1e-3, 1e6, 10.0, (5.0, 20.0, 100.0)),
@@ -245,8 +160,8 @@ _ENTRIES = (
         name="smoothrelu_learned",
         formula="smoothrelu with alpha = beta**2, beta learned per layer from 20",
         derivative_formula="alpha x / (1 + alpha x) for x >= 0, else 0",
-        function=_smoothrelu,
-        derivative=_smoothrelu_slope,
+        function=functions.smoothrelu,
+        derivative=functions.smoothrelu_slope,
         smoothness=1,
         reference="Xie et al. 2020, released code; no weight decay on beta",
         learned=True,
@@ -256,7 +171,7 @@ _ENTRIES = (
         formula="x tanh(log(1 + exp(x)))",
         derivative_formula="tanh(softplus(x)) + x (1 - tanh(softplus(x))**2) sigmoid(x)",
         function=lambda x, alpha: F.mish(x),
-        derivative=_mish_slope,
+        derivative=functions.mish_slope,
         smoothness=math.inf,
         reference="Misra 2019",
     ),
@@ -264,8 +179,8 @@ _ENTRIES = (
         name="relu_smooth_backward",
         formula="max(x, 0)",
         derivative_formula="sigmoid(alpha x), in the backward pass only",
-        function=_relu_smooth_backward,
-        derivative=lambda x, alpha: torch.sigmoid(_number(alpha) * x),
+        function=functions.relu_smooth_backward,
+        derivative=lambda x, alpha: torch.sigmoid(functions.number(alpha) * x),
         smoothness=0,
         reference="Xie et al. 2020, section 3: the gradient-quality experiment (Table 1)",
         alpha=AlphaRange(1e-3, 1e6, 10.0, (10.0,)),
@@ -319,4 +234,9 @@ def make_activation(name: str, *, alpha: float | None = None) -> Activation:
 
 def display_name(name: str, alpha: float | None) -> str:
     """Name a configuration as people say it: `silu`, `parametric_softplus α=10`."""
-    return name if alpha is None else f"{name} α={alpha:.4g}"
+    return name if alpha is None else f"{name} α={alpha_text(alpha)}"
+
+
+def alpha_text(alpha: float) -> str:
+    """Write an alpha so that no two look alike: `10`, `0.5`."""
+    return repr(float(alpha)).removesuffix(".0")

@@ -77,7 +77,8 @@ def parse(argv: Sequence[str], recipes: Mapping[str, Recipe], *, default: str, a
     _check_flags(arguments, flat)
     kind, defaults = _command_type(base)
     prog = f"{os.path.basename(sys.argv[0])} [RECIPE]"
-    description = f"{about.partition(chr(10))[0]}\n\nRecipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
+    known = f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
+    description = f"{about.partition(chr(10))[0]}\n\n{known}"
     parsed = _parsed(kind, prog=prog, description=description, args=arguments, default=defaults)
     return _resolve(parsed, base, argv)
 

@@ -16,7 +16,7 @@ from sat_ray.models.spec import STEMS
 from sat_ray.names import check_name
 from sat_ray.storage import json_bytes
 from sat_ray.threat import ThreatModel
-from sat_ray.training import TrainingSettings, local_groups
+from sat_ray.training_settings import TrainingSettings, local_groups
 
 TABLE1_PAIRS = ("relu/relu_smooth_backward", "relu_smooth_backward/relu", "relu_smooth_backward/relu_smooth_backward")
 SEARCHED = tuple(name for name in ACTIVATIONS if name != "relu_smooth_backward")

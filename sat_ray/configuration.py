@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sat_ray.activations import activation_info, display_name
+from sat_ray.activations import activation_info, alpha_text, display_name
 from sat_ray.models import check_attacker_activation
 
 
@@ -43,8 +43,10 @@ class Configuration:
     @property
     def slug(self) -> str:
         """Name it for a file: letters, digits, '.', '_' and '-'."""
-        text = self.activation + ("" if self.alpha is None else f"-a{self.alpha:g}")
-        return text if self.own_attacker else f"{text}-vs-{self.attacker_activation}"
+        text = self.activation + ("" if self.alpha is None else f"-a{alpha_text(self.alpha)}")
+        if self.own_attacker:
+            return text
+        return f"{text}-vs-{self.attacker_activation}" + ("" if self.attacker_alpha is None else f"-a{alpha_text(self.attacker_alpha)}")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

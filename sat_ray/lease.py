@@ -74,7 +74,7 @@ def _renewed(storage: Storage, heartbeat: float, expiry: float) -> Iterator[None
     stopped = threading.Event()
 
     def beat() -> None:
-        while not stopped.wait(heartbeat):
+        while not stopped.wait(heartbeat) and _read(storage).get("token") == mine["token"]:
             storage.write_json(LOCK, mine | {"beat": time.time()})
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -84,7 +84,8 @@ def _renewed(storage: Storage, heartbeat: float, expiry: float) -> Iterator[None
     finally:
         stopped.set()
         thread.join()
-        storage.write_json(LOCK, {})
+        if _read(storage).get("token") == mine["token"]:  # a driver that thought this one dead may have taken over
+            storage.write_json(LOCK, {})
 
 
 def _wait_until_silent(storage: Storage, heartbeat: float, expiry: float) -> None:

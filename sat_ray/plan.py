@@ -14,7 +14,7 @@ from sat_ray.models import ModelSpec
 from sat_ray.stages import Record, Stage, numerical_environment, record_key
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
-from sat_ray.training import TrainingSettings
+from sat_ray.training_settings import TrainingSettings
 
 SEARCH = Stage("search", 1, ("sat_ray.jobs",))
 TRAIN = Stage("train", 1, ("sat_ray.jobs",))
@@ -140,9 +140,8 @@ def training_job(
         std=tuple(manifest["std"]),
         zero_gamma=config.model.zero_gamma,
     )
-    environment = numerical_environment(
-        accelerator=resources.accelerator, threads=resources.cpus_per_worker if stage is TRAIN else resources.cpus_per_trial
-    )
+    threads = resources.cpus_per_worker if stage is TRAIN else resources.cpus_per_trial
+    environment = numerical_environment(accelerator=resources.accelerator, threads=threads, lanes=config.evaluation.lanes)
     return TrainingJob(
         stage=stage,
         configuration=configuration,

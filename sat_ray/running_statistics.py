@@ -23,6 +23,9 @@ class RunningStatistics:
             for buffer in (module.running_mean, module.running_var)
             if buffer is not None
         ]
+        modules = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self.counters: list[Tensor] = [m.num_batches_tracked for m in modules if m.num_batches_tracked is not None]
+        self.updates: list[Tensor] = []
         self.before: list[Tensor] = []
         self.total: list[Tensor] = []
 
@@ -34,6 +37,7 @@ class RunningStatistics:
             return
         if index == 0:
             self.before = [b.clone() for b in self.buffers]
+            self.updates = [counter + 1 for counter in self.counters]
         else:
             self._restore(self.before)
         yield
@@ -46,6 +50,9 @@ class RunningStatistics:
         flat = self.world.sum(torch.cat([t.flatten() for t in self.total])) / (self.groups * self.world.size)
         parts = torch.split(flat, [b.numel() for b in self.buffers])
         self._restore([part.view_as(b) for part, b in zip(parts, self.buffers, strict=True)])
+
+        for counter, updates in zip(self.counters, self.updates, strict=True):
+            counter.copy_(updates)  # one update, however many groups it had
 
     def _restore(self, values: list[Tensor]) -> None:
         for buffer, value in zip(self.buffers, values, strict=True):

@@ -74,11 +74,14 @@ class Records:
         self.storage = storage
 
     def find(self, stage: Stage, key: str) -> Record | None:
-        """Return the committed record with this key, or None."""
+        """Return the committed record with this key, or None; ValueError names a damaged one."""
+        path = f"{STATE}/{stage.name}/{key}.json"
         try:
-            return Record(**self.storage.read_json(f"{STATE}/{stage.name}/{key}.json"))
+            return Record(**self.storage.read_json(path))
         except FileNotFoundError:
             return None
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"record {self.storage.full(path)} is damaged ({error}); move it away and run again") from None
 
     def commit(self, stage: Stage, key: str, *, inputs: dict[str, Any], payload: dict[str, Any], seconds: float) -> Record:
         """Commit a result and return the record that counts: this one, or the one that another attempt committed before."""
@@ -167,11 +170,10 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def numerical_environment(*, accelerator: str, threads: int, lanes: int | None = None) -> dict[str, Any]:
+def numerical_environment(*, accelerator: str, threads: int, lanes: int) -> dict[str, Any]:
     """Describe what the bits of a result depend on beside its inputs. accelerator: GPU model, "" for this machine's CPU."""
     device = f"cuda:{accelerator}" if accelerator else f"cpu:{torch.backends.cpu.get_cpu_capability()}"
-    environment: dict[str, Any] = {"torch": torch.__version__, "device": device, "threads": threads, "precision": "float32"}
-    return environment if lanes is None else environment | {"lanes": lanes}
+    return {"torch": torch.__version__, "device": device, "threads": threads, "precision": "float32", "lanes": lanes}
 
 
 def attempt_name() -> str:

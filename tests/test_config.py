@@ -144,7 +144,7 @@ def test_equal_configurations_are_equal_however_they_are_written() -> None:
     assert Configuration(activation="elu") == Configuration(activation="elu", alpha=1.0, attacker_activation="elu", attacker_alpha=1.0)
     pair = parse_pair("relu/relu_smooth_backward", field="x")
     assert pair == Configuration(activation="relu", attacker_activation="relu_smooth_backward", attacker_alpha=10.0)
-    assert not pair.own_attacker and pair.slug == "relu-vs-relu_smooth_backward"
+    assert not pair.own_attacker and pair.slug == "relu-vs-relu_smooth_backward-a10"
     assert Configuration(**pair.to_json()) == pair
 
 

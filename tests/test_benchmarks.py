@@ -1,0 +1,87 @@
+"""The benchmarks run, and write the figures that the contract names; how fast anything is, no test says."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+CONTRACT = {
+    "evaluation": {"speedup", "robust_accuracy", "passes_per_image", "floor_share"},
+    "training": {"sat_over_plain", "sat_over_floor", "speedup_over_textbook", "images_per_second", "scaling_2_workers"},
+    "loading": {"images_per_second_per_core", "wait_share"},
+    "pipeline": {"wall_over_compute", "wall_seconds", "peak_rss_gib"},
+}
+LIBRARIES = {"torchattacks", "foolbox", "art"}
+
+
+def benchmark(name: str, *arguments: str) -> str:
+    """Run a benchmark as a user would, on one core, and return what it prints."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "140"}
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def figures(name: str, folder: Path) -> dict[str, Any]:
+    """Run a benchmark at its smallest and read the JSON it writes."""
+    path = folder / "new" / f"{name}.json"
+    benchmark(name, "--smoke", "--json", str(path))
+    written: dict[str, Any] = json.loads(path.read_text())
+    return written
+
+
+def numbers(value: Any) -> list[float]:
+    """Return every number in a JSON value."""
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in numbers(item)]
+    return [float(value)]
+
+
+def check_contract(name: str, written: dict[str, Any]) -> None:
+    """Assert the contract's keys, nothing beside them but where and how they were measured, and finite values."""
+    assert set(written) == CONTRACT[name] | {"machine", "details"}
+    assert {"cpu", "cores", "torch", "load_1_minute"} <= set(written["machine"])
+    values = [number for key in CONTRACT[name] for number in numbers(written[key])]
+    assert all(math.isfinite(number) and number >= 0 for number in values), written
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_help_names_the_options_of_every_benchmark(name: str) -> None:
+    text = benchmark(name, "--help")
+    assert "--quick" in text and "--json PATH" in text
+    assert all(key in text for key in CONTRACT[name] if name in ("loading", "pipeline") and key != "wall_seconds")
+
+
+def test_ours_is_at_most_as_robust_as_any_library_finds_from_the_same_starts(tmp_path: Path) -> None:
+    for library in ("torchattacks", "foolbox", "art"):
+        pytest.importorskip(library)
+    written = figures("evaluation", tmp_path)
+    check_contract("evaluation", written)
+    assert set(written["speedup"]) == LIBRARIES
+    robust = written["robust_accuracy"]
+    assert set(robust) == LIBRARIES | {"ours"}
+    tolerance = max(0.005, 2 / written["details"]["size"]["images"])
+    assert all(0 <= robust["ours"] <= robust[library] + tolerance for library in LIBRARIES), robust
+    assert 0 < written["passes_per_image"] <= written["details"]["size"]["steps"] + 1
+
+
+def test_the_attack_of_a_training_step_computes_no_weight_gradient(tmp_path: Path) -> None:
+    written = figures("training", tmp_path)
+    check_contract("training", written)
+    counts = written["details"]["weight_gradient_convolutions_per_step"]
+    assert counts["attack"] == 0
+    assert counts["sat"] == counts["plain"] > 0
+    assert counts["textbook"] == 2 * counts["plain"]  # what the counter sees where they are computed
+
+
+def test_loading_writes_its_figures(tmp_path: Path) -> None:
+    written = figures("loading", tmp_path)
+    check_contract("loading", written)
+    assert written["wait_share"] < 1
