@@ -18,13 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
 
 
-def options(about: str | None, *, smoke: bool = True) -> argparse.Namespace:
-    """Parse --quick, --json PATH and, where a benchmark has it, --smoke."""
+def options(about: str | None, *, smoke: bool = True, images: bool = False) -> argparse.Namespace:
+    """Parse --quick, --json PATH and, where a benchmark has them, --smoke and --images."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="end within 5 minutes on 2 cores")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here as well")
     if smoke:
         parser.add_argument("--smoke", action="store_true", help="end within seconds; the figures mean nothing (for the tests)")
+    if images:
+        parser.add_argument("--images", type=int, metavar="N", help="attack exactly N images, however long it takes")
     return parser.parse_args()
 
 

@@ -14,76 +14,24 @@ import json
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import common
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from parts import batch_of, digits_at_32_pixels, scaled_resnet18
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from steps import THREAT_MODEL, OperationCounter, Plain, Size, Textbook
 
-from sat_ray.activations import Activation
-from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.losses import cross_entropy
-from sat_ray.models import settle_layout, view
-from sat_ray.randomness import Randomness
-from sat_ray.threat import ThreatModel
-from sat_ray.training import EpochReport, TrainingSettings, fit, parameter_groups
+from sat_ray.training import EpochReport, fit
 from sat_ray.world import World
-
-THREAT_MODEL = ThreatModel("linf", 8 / 255)
-LEARNING_RATE = 0.01
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is measured. images: per worker and step; steps: in one timed sample."""
-
-    width: int
-    images: int
-    steps: int
-    rounds: int
-
-    def settings(self, *, workers: int = 1) -> TrainingSettings:
-        """Describe an endless training in which every worker has one BatchNorm group; nothing is validated while it is timed."""
-        return TrainingSettings(
-            epochs=1000,
-            global_batch_size=self.images * workers,
-            batchnorm_group_size=self.images,
-            learning_rate=LEARNING_RATE,
-            schedule="constant",
-            warmup_epochs=0,
-            validate_every=1000,
-        )
-
 
 FULL = Size(width=64, images=64, steps=4, rounds=7)
 QUICK = Size(width=32, images=64, steps=2, rounds=7)
 SMOKE = Size(width=8, images=8, steps=1, rounds=1)
-
-
-class OperationCounter(TorchDispatchMode):
-    """Count floating-point operations, and the convolutions whose backward pass computes the gradient of a weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight_gradients = self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.convolution_backward.default:
-            self.weight_gradients += bool(args[10][1])  # output_mask = (input, weight, bias)
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def reports_of(size: Size, train: Split, *, world: World | None = None) -> Iterator[EpochReport]:
@@ -96,88 +44,6 @@ def reports_of(size: Size, train: Split, *, world: World | None = None) -> Itera
 def seconds_per_step(report: EpochReport, *, images: int) -> float:
     """Return the seconds of one step of `images` images; validation and copies of the state are not in it."""
     return images / report.metrics["throughput/images_per_second"]
-
-
-class Plain:
-    """A training step without an attack, and the attack alone, on the same batches, model and layout as `fit` uses."""
-
-    def __init__(self, size: Size, train: Split) -> None:
-        self.size, self.train = size, train
-        model = scaled_resnet18(width=size.width)
-        self.layout = settle_layout(model)
-        self.model = model.train()
-        self.attacker = view(model)
-        self.attack = size.settings().attack(THREAT_MODEL)
-        self.optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=5e-4), lr=LEARNING_RATE, momentum=0.9, nesterov=True)
-
-    def batches(self) -> Iterator[Split]:
-        """Yield the batches of one sample."""
-        for rows in torch.randperm(len(self.train)).split(self.size.images):
-            yield self.train.take(rows)
-
-    def step(self) -> float:
-        """Train on the clean batches of one sample; return seconds per step."""
-        started = perf_counter()
-        for batch in self.batches():
-            x = to_pixels(batch.images).contiguous(memory_format=self.layout)
-            self.optimizer.zero_grad(set_to_none=True)
-            cross_entropy(self.model(x), batch.labels).mean().backward()
-            self.optimizer.step()
-        return (perf_counter() - started) / self.size.steps
-
-    def craft(self) -> float:
-        """Attack the batches of one sample; return seconds per step. The attack alone is timed."""
-        seconds = 0.0
-        for batch in self.batches():
-            x = to_pixels(batch.images).contiguous(memory_format=self.layout)
-            rng = Randomness(0, batch.image_ids)
-            started = perf_counter()
-            self.attack.run(self.attacker, x, batch.labels, rng)
-            seconds += perf_counter() - started
-        return seconds / self.size.steps
-
-
-class ComposedSilu(nn.Module):
-    """SiLU as one writes it from its formula."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply it to every element."""
-        return x * torch.sigmoid(x)
-
-
-class Textbook:
-    """Adversarial training as tutorials show it."""
-
-    def __init__(self, size: Size, train: Split) -> None:
-        self.size, self.train = size, train
-        self.model = scaled_resnet18(width=size.width)
-        for parent in list(self.model.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, Activation):
-                    setattr(parent, name, ComposedSilu())
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
-
-    def craft(self, x: Tensor, y: Tensor) -> Tensor:
-        """Take one signed step from a random start."""
-        epsilon = THREAT_MODEL.epsilon
-        self.model.eval()
-        x_adv = (x + torch.empty_like(x).uniform_(-epsilon, epsilon)).clamp(0, 1).detach().requires_grad_()
-        F.cross_entropy(self.model(x_adv), y).backward()
-        assert x_adv.grad is not None
-        moved = x_adv.detach() + epsilon * x_adv.grad.sign()
-        self.model.train()
-        return torch.min(torch.max(moved, x - epsilon), x + epsilon).clamp(0, 1)
-
-    def step(self) -> float:
-        """Train on the batches of one sample; return seconds per step."""
-        started = perf_counter()
-        for rows in torch.randperm(len(self.train)).split(self.size.images):
-            x, y = self.train.images[rows].float() / 255, self.train.labels[rows]
-            x_adv = self.craft(x, y)
-            self.optimizer.zero_grad()
-            F.cross_entropy(self.model(x_adv), y).backward()
-            self.optimizer.step()
-        return (perf_counter() - started) / self.size.steps
 
 
 def count_operations(size: Size, plain: Plain, textbook: Textbook, reports: Iterator[EpochReport]) -> dict[str, dict[str, float]]:

@@ -14,10 +14,11 @@ from pipelines.dry_run import describe
 from pipelines.progress import Reporter
 from pipelines.recipes import DEFAULT, RECIPES
 from pipelines.stages import Sweep
+from sat_ray.attacks import InfeasiblePointError
 from sat_ray.cli import Command, parse
 from sat_ray.config import SweepConfig, content_hash, from_json, to_json
 from sat_ray.lease import driver_lease
-from sat_ray.plan import EVALUATE, SEARCH, STAGES, TRAIN
+from sat_ray.plan import EVALUATE, SEARCH, STAGES, TRAIN, planned_trials
 from sat_ray.stages import Stage, changed_modules
 from sat_ray.storage import check_writable
 
@@ -125,8 +126,6 @@ class Driver:
         return answer
 
     def _total(self, name: str) -> int | None:
-        from sat_ray.distributed.search import planned_trials
-
         models = len(self.returned.get("search", [])) * len(self.config.final.seeds)
         if name == "evaluate":
             count = self.returned["prepare"].manifest["splits"]["test"] if "prepare" in self.returned else 0
@@ -234,7 +233,7 @@ def main(run: Callable[[Command], None], *, about: str | None) -> int:
     except KeyboardInterrupt:
         print("stopped; what is committed is kept, the same command goes on from there", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArithmeticError, InfeasiblePointError) as error:
         if os.environ.get("SAT_RAY_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)

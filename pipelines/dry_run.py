@@ -5,7 +5,7 @@ from typing import Any
 from sat_ray.cli import Command
 from sat_ray.config import SweepConfig, flatten, to_json
 from sat_ray.data.sources import dataset_source
-from sat_ray.plan import attacks_for, groups
+from sat_ray.plan import attacks_for, groups, planned_trials
 from sat_ray.threat import as_255ths
 from sat_ray.tracking_uri import redacted
 
@@ -23,8 +23,6 @@ def describe(command: Command) -> str:
 
 def plan(config: SweepConfig) -> dict[str, str]:
     """Return what would be computed. One pass is one forward and backward pass of one image."""
-    from sat_ray.distributed.search import planned_trials
-
     training, resources = config.training, config.resources
     finalists, seeds = len(groups(config.search.configurations())), len(config.final.seeds)
     source = dataset_source(config.data.dataset)
@@ -45,8 +43,6 @@ def plan(config: SweepConfig) -> dict[str, str]:
 
 
 def _passes(config: SweepConfig, source: Any) -> dict[str, str]:
-    from sat_ray.distributed.search import planned_trials
-
     per_image = config.training.attack_steps + 1
     images = source.images - source.test - source.val
     seeds = len(config.final.seeds)

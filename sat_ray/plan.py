@@ -227,3 +227,14 @@ def promote(group: Group, scores: dict[Configuration, tuple[float, float]], *, r
     """Keep the best 1 / reduction of a group (at least one) by (robust, clean) score; ties go to the earlier configuration."""
     ranked = sorted(group.members, key=lambda one: (tuple(-v for v in scores[one]), group.members.index(one)))
     return Group(tuple(ranked[: max(1, -(-len(ranked) // reduction))]))
+
+
+def planned_trials(config: SweepConfig) -> int:
+    """Return how many records the grid will commit; for asynchronous search, the most it can."""
+    if config.search.method != "grid":
+        return config.search.samples * len(config.search.rungs)
+    sizes, total = [len(group.members) for group in groups(config.search.configurations())], 0
+    for number in range(len(config.search.rungs)):
+        total += sum(size for size in sizes if number == 0 or size > 1)
+        sizes = [max(1, -(-size // config.search.reduction)) for size in sizes]
+    return total

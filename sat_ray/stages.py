@@ -112,7 +112,7 @@ class Records:
     def supersede(self, record: Record) -> None:
         """Move a record aside, so that its work is done again; nothing is deleted."""
         name = f"{record.stage}/{record.key}.json"
-        self.storage.move(f"{STATE}/{name}", f"superseded/{int(time.time())}/{name}")
+        self.storage.move(f"{STATE}/{name}", f"superseded/{attempt_name()}/{name}")
 
 
 def changed_modules(record: Record, stage: Stage) -> list[str]:

@@ -66,9 +66,11 @@ def test_a_second_driver_does_not_harm_what_the_first_has_written(tmp_path: Path
 def test_heartbeats_refuse_a_second_driver_until_the_first_lets_go(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     with _renewed(storage, BEAT, EXPIRY):
-        with pytest.raises(SecondDriverError, match="another driver"), _renewed(storage, BEAT, EXPIRY):
+        token, started = storage.read_json(LOCK)["token"], time.monotonic()
+        with pytest.raises(SecondDriverError, match="another driver"), _renewed(storage, BEAT, 10.0):
             pass
-        assert storage.read_json(LOCK)["token"]
+        assert time.monotonic() - started < 5  # the first beat that is seen refuses; nobody waits for the expiry
+        assert storage.read_json(LOCK)["token"] == token
     started = time.monotonic()
     with _renewed(storage, BEAT, 60.0):
         pass

@@ -28,6 +28,7 @@ from sat_ray.plan import (
     evaluation_tasks,
     final_jobs,
     groups,
+    planned_trials,
     promote,
     trial_job,
 )
@@ -278,7 +279,7 @@ def test_planned_trials_are_what_the_grid_really_commits(
     monkeypatch.setattr(search, "run_rung", run_rung)
     assert search.committed_finalists(config, dataset, records) is None
     finalists = search.search_finalists(config, dataset, records)
-    assert len(records.keys(SEARCH)) == search.planned_trials(config)
+    assert len(records.keys(SEARCH)) == planned_trials(config)
     assert [one.alpha for one in finalists[:3]] == [None, 6.0, 2.0]
     assert finalists == search.committed_finalists(config, dataset, records) and len(finalists) == 6
 

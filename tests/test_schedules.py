@@ -23,6 +23,7 @@ from sat_ray.training import TrainingSettings
         ("step", 3.0, 0.1),
         ("step", 5.99, 0.1),
         ("step", 6.0, 0.01),
+        ("step", 8.99, 0.01),
         ("step", 9.0, 0.001),
         ("linear", 0.0, 1.0),
         ("linear", 2.5, 0.75),

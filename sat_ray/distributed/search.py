@@ -51,14 +51,3 @@ def _grid(config: SweepConfig, dataset: Dataset, records: Records, *, run: bool 
 
 def _best(group: Group, scores: dict[Configuration, tuple[float, float]]) -> Configuration:
     return promote(group, scores, reduction=len(group.members)).members[0]
-
-
-def planned_trials(config: SweepConfig) -> int:
-    """Return how many records the grid will commit; for asynchronous search, the most it can."""
-    if config.search.method != "grid":
-        return config.search.samples * len(config.search.rungs)
-    sizes, total = [len(group.members) for group in groups(config.search.configurations())], 0
-    for number in range(len(config.search.rungs)):
-        total += sum(size for size in sizes if number == 0 or size > 1)
-        sizes = [max(1, -(-size // config.search.reduction)) for size in sizes]
-    return total
