@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipelines import stages
+from pipelines.driver import claim_folder, sweep_of
+from pipelines.recipes import DEFAULT, RECIPES
+from sat_ray.cli import parse
+
 ROOT = Path(__file__).parent.parent
 MEASURED = {"accelerator_seconds", "train_images_per_second", "checkpoint", "outcomes", "mlflow_run_id"}
 
@@ -22,6 +27,13 @@ def pipeline(name: str, *arguments: str, **kwargs: Any) -> subprocess.CompletedP
     command = [sys.executable, str(ROOT / "pipelines" / f"{name}.py"), *arguments]
     settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 500, "env": environment()}
     return subprocess.run(command, check=False, **(settings | kwargs))
+
+
+def prepare(*arguments: str) -> None:
+    """Claim a sweep's folder and prepare its data as the driver and its first stage do, without a Ray for it."""
+    command = parse(arguments, RECIPES, default=DEFAULT, about="")
+    claim_folder(command)
+    stages.prepare(sweep_of(command))
 
 
 def leaderboard(folder: Path) -> dict[str, Any]:

@@ -8,23 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from sweeps import ROOT, environment, pipeline
-
-from pipelines import stages
-from pipelines.driver import claim_folder
-from pipelines.recipes import RECIPES
-from sat_ray.cli import parse
+from sweeps import ROOT, environment, pipeline, prepare
 
 RECIPE = "digits_smoke"
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepare the data of the smoke recipe once, as the prepare stage does."""
+    """Prepare the data of the smoke recipe once."""
     root = tmp_path_factory.mktemp("prepared")
-    command = parse([RECIPE, "--storage", str(root)], RECIPES, default=RECIPE, about="")
-    claim_folder(command)
-    stages.prepare(stages.Sweep(command.config, command.name, command.root, command.storage, ()))
+    prepare(RECIPE, "--storage", str(root))
     return root
 
 
