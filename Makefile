@@ -27,7 +27,7 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode -r requirements.lock
-	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps torchattacks==3.5.1 # pins an old requests: without its dependencies
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps torchattacks==3.5.1 adversarial-robustness-toolbox==1.20.1 # their pins are old
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
 	touch $@
 

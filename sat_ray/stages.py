@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -179,8 +178,3 @@ def numerical_environment(*, accelerator: str, threads: int, lanes: int) -> dict
 def attempt_name() -> str:
     """Return a name that no other attempt at the same work uses."""
     return f"{time.time_ns():x}-{os.getpid():x}-{os.urandom(3).hex()}"
-
-
-def total_seconds(records: Sequence[Record]) -> float:
-    """Add up the work of records."""
-    return sum(record.seconds for record in records)

@@ -85,3 +85,38 @@ def test_loading_writes_its_figures(tmp_path: Path) -> None:
     written = figures("loading", tmp_path)
     check_contract("loading", written)
     assert written["wait_share"] < 1
+
+
+FAKE_SWEEP = """
+import json, pathlib, subprocess, sys
+folder = pathlib.Path(sys.argv[sys.argv.index("--storage") + 1], sys.argv[1])
+resources = {"train_workers": 2, "cpus_per_worker": 1, "cpus_per_trial": 1, "cpus_per_evaluation": 1}
+done = [("search", "a", 1.0), ("search", "a", 3.0), ("train", "a", 2.0), ("evaluate", "a", 1.5), ("evaluate", "a", 0.5)]
+for number, (stage, name, seconds) in enumerate(done):
+    record = {"stage": stage, "seconds": seconds, "payload": {"name": name}}
+    (folder / "state" / stage).mkdir(parents=True, exist_ok=True)
+    (folder / "state" / stage / f"{number}.json").write_text(json.dumps(record))
+(folder / "config.json").write_text(json.dumps({"resources": resources}))
+subprocess.run([sys.executable, "-c", "import time; block = b'x' * (200 << 20); time.sleep(2.5)"])
+print("[00:02] train done in 2 s: 1 computed, 0 reused")
+"""
+
+
+def test_the_pipeline_benchmark_adds_up_records_and_memory(tmp_path: Path) -> None:
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "sweep.py").write_text(FAKE_SWEEP)
+    path = tmp_path / "figures.json"
+    code = (
+        f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import common, pathlib, pipeline; common.ROOT = pathlib.Path({str(tmp_path)!r})"
+    )
+    command = [sys.executable, "-c", f"{code}; sys.argv = ['pipeline.py', '--quick', '--json', {str(path)!r}]; pipeline.main()"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = json.loads(path.read_text())
+    check_contract("pipeline", written)
+    details = written["details"]
+    # a trial goes on from its last rung, so its longest record counts; a training keeps two workers busy; shards add up
+    assert details["core_seconds_of_stage"] == {"search": 3.0, "train": 4.0, "evaluate": 2.0}
+    assert written["wall_over_compute"] == pytest.approx(written["wall_seconds"] / (9.0 / written["machine"]["cores"]))
+    assert written["peak_rss_gib"] > 0.19  # the child of the sweep is counted
+    assert details["wall_seconds_of_stage"] == {"train": 2.0}
