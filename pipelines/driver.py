@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from sat_ray.storage import check_writable
 
 FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "evaluate": EVALUATE}
 POLL_SECONDS, TRACK_SECONDS = 1.0, 10.0
+EXPECTED = (ValueError, OSError, ArithmeticError, InfeasiblePointError)  # what a user can mend: one line, no traceback
 
 
 class Driver:
@@ -50,8 +52,9 @@ class Driver:
             from sat_ray.distributed.session import check_capacity, ray_session
 
             check_reachable(self.command)
+            interrupt = signal.getsignal(signal.SIGTERM)
             self.reporter.say(f"Ray: {stack.enter_context(ray_session())}")
-            signal.signal(signal.SIGTERM, _interrupt)  # ray.init puts its own handler there, which exits without a word
+            signal.signal(signal.SIGTERM, interrupt)  # ray.init puts its own handler there, which exits without a word
             check_capacity(self.config)
             self.open = stack.pop_all()
         return self
@@ -222,23 +225,30 @@ def run_alone(driver: Driver, name: str, inputs: dict[str, Any]) -> None:
 
 def main(run: Callable[[Command], None], *, about: str | None) -> int:
     """Parse the command line, run, and return the exit status: 0 only if every stage succeeded."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    stopped = threading.Event()
+
+    def interrupt(signum: int, frame: Any) -> None:
+        stopped.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         command = parse(sys.argv[1:], RECIPES, default=DEFAULT, about=about or "")
         if command.dry_run:
             print(describe(command))
-            return 0
-        run(command)
+        else:
+            run(command)
         return 0
-    except KeyboardInterrupt:
-        print("stopped; what is committed is kept, the same command goes on from there", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ArithmeticError, InfeasiblePointError) as error:
-        if os.environ.get("SAT_RAY_TRACEBACK"):
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+    except EXPECTED as error:
+        if not stopped.is_set():
+            if os.environ.get("SAT_RAY_TRACEBACK"):
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    except BaseException as error:
+        # an interrupted call into Ray may surface as another error; Ray's own handler, in place during ray.init, exits with 15
+        ended_by_signal = stopped.is_set() or isinstance(error, KeyboardInterrupt)
+        if not ended_by_signal and not (isinstance(error, SystemExit) and error.code == signal.SIGTERM):
+            raise
+    print("stopped; what is committed is kept, the same command goes on from there", file=sys.stderr)
+    return 130

@@ -6,6 +6,7 @@ scores again without training, and Optuna is first asked for the trials that exi
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -113,6 +114,20 @@ def _run_asha(config: SweepConfig, dataset: Dataset, records: Records, chosen: l
     )
 
 
+@dataclass(frozen=True)
+class _Space:
+    """Draw a group, and an alpha where the group has one to choose; a class, because Tune pickles the searcher."""
+
+    groups: int
+    ranges: dict[int, tuple[float, float]]
+
+    def __call__(self, trial: Any) -> None:
+        index = trial.suggest_categorical("group", list(range(self.groups)))
+        if index in self.ranges:
+            low, high = self.ranges[index]
+            trial.suggest_float(f"alpha_{index}", low, high, log=True)
+
+
 def _run_optuna(
     config: SweepConfig, dataset: Dataset, records: Records, competing: list[Group], ranges: dict[int, tuple[float, float]]
 ) -> None:
@@ -121,17 +136,15 @@ def _run_optuna(
         alpha = space.get(f"alpha_{space['group']}")
         return group.members[0] if alpha is None else _with_alpha(group, alpha)
 
-    def define(trial: Any) -> None:
-        index = trial.suggest_categorical("group", list(range(len(competing))))
-        if index in ranges:
-            low, high = ranges[index]
-            trial.suggest_float(f"alpha_{index}", low, high, log=True)
-
     known = [_as_point(Configuration(**record.payload["configuration"]), competing, ranges) for record in _by_trial(records)]
     start = [_as_point(group.members[0], competing, ranges) for group in competing]
     points = [point for point in dict.fromkeys(map(_frozen, [*known, *start])) if point]
     searcher = OptunaSearch(
-        define, metric=METRIC, mode="max", seed=config.search.seed, points_to_evaluate=[dict(point) for point in points]
+        _Space(len(competing), ranges),
+        metric=METRIC,
+        mode="max",
+        seed=config.search.seed,
+        points_to_evaluate=[dict(point) for point in points],
     )
     run_trials(
         _trial(config, dataset, records, pick),
