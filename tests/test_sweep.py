@@ -174,7 +174,7 @@ def test_a_sweep_killed_in_the_middle_ends_with_the_numbers_of_an_undisturbed_on
 
 
 @pytest.mark.parametrize("method", ["asha", "optuna"])
-def test_asynchronous_search_commits_its_trials_and_replays_them(storage: Path, tmp_path: Path, method: str) -> None:
+def test_asynchronous_search_commits_its_trials_and_replays_them(tmp_path: Path, method: str) -> None:
     arguments = [RECIPE, "--storage", str(tmp_path), "--search.method", method, "--search.samples", "5", "--name", method]
     prepare(*arguments)
     done = pipeline("search", *arguments)
