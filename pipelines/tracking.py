@@ -9,7 +9,7 @@ from pipelines.stages import Sweep
 from sat_ray.checkpoint import load_model
 from sat_ray.config import content_hash, flatten, to_json
 from sat_ray.configuration import Configuration
-from sat_ray.plan import SEARCH, TRAIN, Dataset, dataset_uri
+from sat_ray.plan import TRAIN, Dataset, dataset_uri, longest_trials
 from sat_ray.stages import Record
 from sat_ray.storage import json_bytes
 from sat_ray.threat import as_255ths
@@ -32,7 +32,7 @@ class Projection:
 
     def update(self) -> None:
         """Write what was committed since the last call."""
-        for record in self._longest_trials():
+        for record in longest_trials(self.sweep.records):
             self._run(record, kind="trial", name=Configuration(**record.payload["configuration"]).name)
         trained = self.sweep.records.all(TRAIN)
         for record in trained:
@@ -72,14 +72,6 @@ class Projection:
             "sat_ray.threat_model": str(self.sweep.config.threat_model),
         }
         return self.tracker.register(uri, name=self.sweep.config.recipe, alias="champion", tags=tags, run_id=run_id)
-
-    def _longest_trials(self) -> list[Record]:
-        longest: dict[str, Record] = {}
-        for record in self.sweep.records.all(SEARCH):
-            name = record.payload["name"]
-            if name not in longest or record.payload["until"] > longest[name].payload["until"]:
-                longest[name] = record
-        return list(longest.values())
 
     def _run(self, record: Record, *, kind: str, name: str) -> str:
         payload, config = record.payload, self.sweep.config

@@ -82,7 +82,7 @@ def train_and_commit(
     return committed
 
 
-def _accelerator(job: TrainingJob) -> str:
+def _accelerator(job: TrainingJob | EvaluationTask) -> str:
     device = str(job.environment["device"])
     return device.partition(":")[2] if device.startswith("cuda") else ""
 
@@ -139,8 +139,7 @@ def evaluate_and_commit(task: EvaluationTask, records: Records) -> Record:
     if done is not None:
         return done
     started = perf_counter()
-    device = str(task.environment["device"])
-    model = cached_model(task.checkpoint, task.checkpoint_sha256, device.partition(":")[2] if device.startswith("cuda") else "")
+    model = cached_model(task.checkpoint, task.checkpoint_sha256, _accelerator(task))
     shard = split_of(task.dataset.uri, "test", task.dataset.hash).take(slice(task.first, task.last))
     table = evaluate(model, shard.images, shard.labels, shard.image_ids, attacks=task.attacks, seed=task.seed, lanes=task.lanes)
     data = parquet_bytes(table)

@@ -11,7 +11,7 @@ from sat_ray.config import SweepConfig, content_hash, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, manifest_hash
 from sat_ray.models import ModelSpec
-from sat_ray.stages import Record, Stage, numerical_environment, record_key
+from sat_ray.stages import Record, Records, Stage, numerical_environment, record_key
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 from sat_ray.training_settings import TrainingSettings
@@ -238,3 +238,13 @@ def planned_trials(config: SweepConfig) -> int:
         total += sum(size for size in sizes if number == 0 or size > 1)
         sizes = [max(1, -(-size // config.search.reduction)) for size in sizes]
     return total
+
+
+def longest_trials(records: Records) -> list[Record]:
+    """Return the longest record of every trial, oldest trial first."""
+    longest: dict[str, Record] = {}
+    for record in records.all(SEARCH):
+        name = record.payload["name"]
+        if name not in longest or record.payload["until"] > longest[name].payload["until"]:
+            longest[name] = record
+    return list(longest.values())

@@ -18,9 +18,9 @@ from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
 from sat_ray.distributed.trials import METRIC, TIME, report_record, run_trials
 from sat_ray.jobs import train_and_commit
-from sat_ray.plan import SEARCH, Dataset, Group, groups, trial_job
+from sat_ray.plan import Dataset, Group, groups, longest_trials, trial_job
 from sat_ray.randomness import Randomness
-from sat_ray.stages import Record, Records, Stage
+from sat_ray.stages import Records, Stage
 from sat_ray.storage import Storage
 
 STOPPED = Stage("search_stopped", 1, ("sat_ray.plan",))
@@ -136,7 +136,7 @@ def _run_optuna(
         alpha = space.get(f"alpha_{space['group']}")
         return group.members[0] if alpha is None else _with_alpha(group, alpha)
 
-    known = [_as_point(Configuration(**record.payload["configuration"]), competing, ranges) for record in _by_trial(records)]
+    known = [_as_point(Configuration(**record.payload["configuration"]), competing, ranges) for record in longest_trials(records)]
     start = [_as_point(group.members[0], competing, ranges) for group in competing]
     points = [point for point in dict.fromkeys(map(_frozen, [*known, *start])) if point]
     searcher = OptunaSearch(
@@ -167,20 +167,10 @@ def _as_point(one: Configuration, competing: list[Group], ranges: dict[int, tupl
     return {"group": index} | ({f"alpha_{index}": one.alpha} if index in ranges else {})
 
 
-def _by_trial(records: Records) -> list[Record]:
-    """Return the longest record of every trial, oldest trial first."""
-    longest: dict[str, Record] = {}
-    for record in records.all(SEARCH):
-        name = record.payload["name"]
-        if name not in longest or record.payload["until"] > longest[name].payload["until"]:
-            longest[name] = record
-    return list(longest.values())
-
-
 def winners(competing: list[Group], records: Records) -> list[Configuration] | None:
     """Choose by the longest rung reached, then (robust, clean) validation accuracy; ties go to the earlier trial. None if one lacks."""
     best: dict[tuple[str, str], tuple[tuple[float, ...], Configuration]] = {}
-    for record in _by_trial(records):
+    for record in longest_trials(records):
         one = Configuration(**record.payload["configuration"])
         group, score = (one.activation, one.attacker_activation), (record.payload["until"], *record.payload["last_val"])
         if group not in best or score > best[group][0]:
