@@ -24,6 +24,7 @@ class Projection:
 
     def __init__(self, sweep: Sweep, tracker: Tracker) -> None:
         self.sweep, self.tracker = sweep, tracker
+        self.records = sweep.records  # one for all updates: it reads every record once
         params = flatten(to_json(sweep.config)) | {"sweep": sweep.name}
         self.parent = tracker.run(f"sweep:{sweep.storage.uri}", name=sweep.name, tags={"sat_ray.kind": "sweep"}, params=params)
         tracker.artifact(self.parent, "config.json", json_bytes(to_json(sweep.config)))
@@ -32,9 +33,9 @@ class Projection:
 
     def update(self) -> None:
         """Write what was committed since the last call."""
-        for record in longest_trials(self.sweep.records):
+        for record in longest_trials(self.records):
             self._run(record, kind="trial", name=Configuration(**record.payload["configuration"]).name)
-        trained = self.sweep.records.all(TRAIN)
+        trained = self.records.all(TRAIN)
         for record in trained:
             self._run(record, kind="finalist", name=_finalist_name(record))
         deadline = monotonic() + MODEL_SECONDS
@@ -62,7 +63,7 @@ class Projection:
     def register(self, board: Mapping[str, Any]) -> str:
         """Register the winner by validation as `champion` of its sweep family and return the version."""
         best = board["champion"]["row"]
-        record = next(r for r in self.sweep.records.all(TRAIN) if r.payload["path"] == best["checkpoint"])
+        record = next(r for r in self.records.all(TRAIN) if r.payload["path"] == best["checkpoint"])
         run_id, uri = self._with_model(record)
         tags = {
             "sat_ray.robustness_card": "unverified",

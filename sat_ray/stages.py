@@ -67,10 +67,14 @@ def record_key(stage: Stage, inputs: dict[str, Any]) -> str:
 
 
 class Records:
-    """The records of one sweep. Any number of processes may use it at once; a key has one record, the first committed."""
+    """The records of one sweep. Any number of processes may use it at once; a key has one record, the first committed.
+
+    What `all` has read it keeps, because a committed record never changes: who asks again and again holds on to one of these.
+    """
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self._read: dict[tuple[str, str], Record] = {}
 
     def find(self, stage: Stage, key: str) -> Record | None:
         """Return the committed record with this key, or None; ValueError names a damaged one."""
@@ -104,14 +108,21 @@ class Records:
         return [name.removesuffix(".json") for name in self.storage.names(f"{STATE}/{stage.name}")]
 
     def all(self, stage: Stage) -> list[Record]:
-        """Return every committed record of a stage, oldest first."""
-        found = (self.find(stage, key) for key in self.keys(stage))
+        """Return every committed record of a stage, oldest first; only those that came since the last call are read."""
+        found = (self._kept(stage, key) for key in self.keys(stage))
         return sorted((record for record in found if record), key=lambda record: (record.created, record.key))
+
+    def _kept(self, stage: Stage, key: str) -> Record | None:
+        name = (stage.name, key)
+        if name not in self._read and (record := self.find(stage, key)) is not None:
+            self._read[name] = record
+        return self._read.get(name)
 
     def supersede(self, record: Record) -> None:
         """Move a record aside, so that its work is done again; nothing is deleted."""
         name = f"{record.stage}/{record.key}.json"
         self.storage.move(f"{STATE}/{name}", f"superseded/{attempt_name()}/{name}")
+        self._read.pop((record.stage, record.key), None)
 
 
 def changed_modules(record: Record, stage: Stage) -> list[str]:

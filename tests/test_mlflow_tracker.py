@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import mlflow
 import numpy as np
@@ -20,9 +21,16 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from pipelines.recipes import RECIPES
+from pipelines.stages import Sweep
+from pipelines.tracking import Projection
 from sat_ray.activations import ACTIVATIONS
+from sat_ray.configuration import Configuration
 from sat_ray.mlflow_tracker import MlflowTracker
 from sat_ray.models import Normalized, build_model
+from sat_ray.plan import SEARCH
+from sat_ray.stages import Records
+from sat_ray.storage import Storage
 from sat_ray.tracking import Point
 from sat_ray.tracking_uri import check_tracking
 
@@ -117,6 +125,39 @@ def test_a_restart_adopts_runs_and_doubles_nothing(tracker: MlflowTracker, clien
     assert len(runs_of(client, experiment)) == 2
     assert len(client.get_metric_history(child, "val/robust_accuracy")) == len(POINTS)
     assert len(client.get_run(child).inputs.dataset_inputs) == 1
+
+
+class CountedStorage(Storage):
+    """A folder that remembers what was read from it."""
+
+    reads: ClassVar[list[str]] = []
+
+    def read(self, path: str) -> bytes:
+        self.reads.append(path)
+        return super().read(path)
+
+
+def commit_trials(records: Records, names: str) -> None:
+    """Commit one short search trial for each name."""
+    for name in names:
+        history = [{"epoch": 0, "val/robust_accuracy": 0.5}]
+        payload = {"configuration": Configuration(activation="elu", alpha=1.0).to_json(), "name": name, "seed": 0, "until": 1}
+        records.commit(SEARCH, name, inputs={}, payload=payload | {"history": history}, seconds=1.0)
+
+
+def test_following_a_growing_sweep_reads_each_record_once(
+    tracker: MlflowTracker, client: MlflowClient, experiment: str, tmp_path: Path
+) -> None:
+    storage = CountedStorage(str(tmp_path))
+    projection = Projection(Sweep(RECIPES["digits_smoke"](), "toy", storage, storage, ()), tracker)
+    writer = Records(Storage(str(tmp_path)))
+    for batch in ("abc", "", "de", ""):
+        commit_trials(writer, batch)
+        projection.update()
+    assert sorted(storage.reads) == [f"state/search/{name}.json" for name in "abcde"]
+    writer.supersede(writer.all(SEARCH)[0])
+    assert len(projection.records.all(SEARCH)) == 4  # what is not there any more is not shown from memory
+    assert {run.info.run_name for run in runs_of(client, experiment)} == {"toy", "elu α=1"} and len(runs_of(client, experiment)) == 6
 
 
 def test_a_crash_right_after_creation_is_repaired(tracker: MlflowTracker, client: MlflowClient, uri: str, experiment: str) -> None:
