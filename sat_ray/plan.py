@@ -92,7 +92,12 @@ class TrainingJob:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTask:
-    """Attack one shard of the test split with one trained model."""
+    """Attack one shard of a split with one model.
+
+    kind: what is at `checkpoint`, see `sat_ray.model_source`; checkpoint_sha256: the digest of its contents; first, last: rows of the
+    split, or, where `sample` is a number, of that many images drawn from it by the seed; cascade: each attack takes what survived those
+    before it.
+    """
 
     checkpoint: str
     checkpoint_sha256: str
@@ -104,11 +109,16 @@ class EvaluationTask:
     lanes: int
     dataset: Dataset
     environment: dict[str, Any]
+    kind: str = "checkpoint"
+    split: str = "test"
+    sample: int | None = None
+    cascade: bool = False
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Return everything that determines the outcomes."""
-        return {
+        """Return everything that determines the outcomes; what a sweep never asks for is named only where it was asked for."""
+        unusual = {"split": self.split != "test", "sample": self.sample is not None, "cascade": self.cascade}
+        return {name: getattr(self, name) for name, named in unusual.items() if named} | {
             "weights": self.checkpoint_sha256,
             "attacks": [to_json(spec) for spec in self.attacks],
             "rows": [self.first, self.last],

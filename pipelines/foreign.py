@@ -1,0 +1,405 @@
+"""Evaluate a model that others made: exact robust accuracy with its interval, sharded over Ray, resumed where it stopped."""
+
+import importlib.metadata
+import io
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+import torch
+
+from pipelines.exit_status import exit_status
+from pipelines.progress import Reporter
+from pipelines.verdict import summary, to_terminal
+from sat_ray.attacks import AttackSpec, cascade
+from sat_ray.bundles import Demand, check_room, evaluation_resources
+from sat_ray.cli import UsageError, folder_name, parse_options, storage_root
+from sat_ray.config import ResourceSettings, content_hash, to_json
+from sat_ray.data.foreign import prepared
+from sat_ray.data.shards import image_ids, read_rows
+from sat_ray.jobs import model_of, rows_of, sampled_rows
+from sat_ray.lease import driver_lease
+from sat_ray.model_source import count_classes, kind_of, load_source, try_attack
+from sat_ray.models import Normalized
+from sat_ray.outcomes import merge_outcomes
+from sat_ray.plan import EVALUATE, Dataset, EvaluationTask
+from sat_ray.stages import Record, Records, changed_modules, numerical_environment
+from sat_ray.storage import Storage, check_writable
+from sat_ray.threat import ThreatModel
+
+POLL_SECONDS = 1.0
+LANES_PER_SHARD = 4
+VERSIONS = ("ray", "torch", "torchvision", "pyarrow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignOptions:
+    """A model, images, and the attack that is to be survived."""
+
+    model: str = ""
+    """The model, from [0, 1] pixels to logits: a sat_ray checkpoint folder, an MLflow model (models:/..., runs:/... or its folder), a
+    torch.export file (.pt2), or module:function that returns it."""
+    data: str = ""
+    """The images: a prepared dataset (a folder with manifest.json), an image folder with one sub-folder per class, or an .npz with
+    images (uint8), labels and perhaps image_ids and class_names."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the perturbation."""
+    epsilon: float = 8 / 255
+    """Radius in [0, 1] pixels; k/255 may be written."""
+    attack: Literal["pgd", "cascade"] = "pgd"
+    """pgd, or the cascade of APGD on cross-entropy, targeted APGD on DLR, and Square, each on the survivors of those before it."""
+    steps: int | None = None
+    """Steps of pgd (200) or of each APGD run of the cascade (100)."""
+    step_size: float | None = None
+    """Length of one step of pgd, in [0, 1] pixels (1/255); the cascade finds its own."""
+    restarts: int | None = None
+    """Random starts of pgd (1)."""
+    queries: int | None = None
+    """Queries of Square in the cascade (5000)."""
+    split: str = "test"
+    """Split of a prepared dataset; image folders and .npz files are a test split."""
+    images: int | None = None
+    """Evaluate this many images, drawn by the seed; all of them where not given."""
+    image_size: int | None = None
+    """Resize the short side of an image folder's images to this and crop the centre."""
+    seed: int = 0
+    """Seed of the random starts, and of the draw of images."""
+    lanes: int = 64
+    """Images in every model call; part of the numerical environment."""
+    shard_size: int | None = None
+    """Most images in one task; four times the lanes where not given."""
+    storage: str = ""
+    """Folder or s3://bucket/prefix for everything that is written; empty: SAT_RAY_STORAGE, else ./runs."""
+    name: str = ""
+    """Folder of this evaluation under STORAGE; empty: model, data and a hash of everything that determines the result."""
+    tracking_uri: str = ""
+    """Where MLflow model URIs are looked up; empty: MLFLOW_TRACKING_URI, else sqlite:///STORAGE/mlflow.db."""
+    allow_pickle: bool = False
+    """Load an MLflow model that is pickled, or a .pt2 file with pickled parts: this runs whatever code they hold."""
+    card: bool = False
+    """Compute the robustness card too, for a PGD of these steps: PASS, or FLAG with reasons."""
+    cpus_per_task: int = 1
+    """CPUs (and threads) of each task."""
+    gpus_per_task: float = 0
+    """GPUs of each task; fractions share one."""
+    accelerator: str = ""
+    """Model of the GPUs as it should appear in the records, for example H200; empty on CPUs."""
+    on_code_change: Literal["refuse", "reuse", "rerun"] = "refuse"
+    """Shards evaluated by other code than today's: refuse to start, reuse them, or move them aside and compute anew."""
+
+    def __post_init__(self) -> None:
+        for field, low in (("images", 1), ("lanes", 1), ("shard_size", 1), ("cpus_per_task", 1), ("gpus_per_task", 0)):
+            value = getattr(self, field)
+            if value is not None and value < low:
+                raise ValueError(f"--{field.replace('_', '-')} is {value}; allowed: a whole number >= {low}")
+        if bool(self.accelerator) != (self.gpus_per_task > 0):
+            raise ValueError(
+                f"--accelerator is {self.accelerator!r} with --gpus-per-task {self.gpus_per_task:g}; allowed: both (H200 and 1), or neither"
+            )
+        unused = ("step_size", "restarts") if self.attack == "cascade" else ("queries",)
+        if given := [field for field in unused if getattr(self, field) is not None]:
+            raise ValueError(f"--{given[0].replace('_', '-')} means nothing to --attack {self.attack}; leave it out")
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        """Return the allowed set."""
+        return ThreatModel(self.norm, self.epsilon)
+
+    @property
+    def resources(self) -> ResourceSettings:
+        """Return what a task asks of the cluster."""
+        return ResourceSettings(
+            cpus_per_evaluation=self.cpus_per_task, gpus_per_evaluation=self.gpus_per_task, accelerator=self.accelerator
+        )
+
+    def pgd(self) -> AttackSpec:
+        """Return the PGD that these options describe; beside the cascade, the one whose claim the card examines."""
+        steps = self.steps if self.steps is not None and self.attack == "pgd" else 200
+        return AttackSpec(threat_model=self.threat_model, steps=steps, step_size=self.step_size or 1 / 255, restarts=self.restarts or 1)
+
+    def attacks(self, *, num_classes: int) -> list[AttackSpec]:
+        """Return the attacks in their order."""
+        if self.attack == "pgd":
+            return [self.pgd()]
+        budgets = {"steps": self.steps, "queries": self.queries}
+        return cascade(self.threat_model, num_classes=num_classes, **{name: count for name, count in budgets.items() if count is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The model and the images, opened and found to fit each other. uri: where every worker can read the model."""
+
+    kind: str
+    uri: str
+    digest: str
+    model: torch.nn.Module
+    dataset: Dataset
+    n_split: int
+    n: int
+    classes: int
+
+    @property
+    def sample(self) -> int | None:
+        """Return the number of images drawn; None where all are evaluated."""
+        return None if self.n == self.n_split else self.n
+
+
+def main() -> int:
+    """Evaluate as the command line says and return the exit status."""
+    return exit_status(lambda: evaluate_foreign(parse_options(sys.argv[1:], ForeignOptions(), about=__doc__ or "")))
+
+
+def evaluate_foreign(given: ForeignOptions) -> None:
+    """Evaluate, write outcomes and evaluation.json, and print the verdict."""
+    for field in ("model", "data"):
+        if not getattr(given, field):
+            raise UsageError(f"--{field} is missing; --model URI and --data URI are needed (all: --help)")
+    given.attacks(num_classes=10)  # refuses bad steps and sizes before anything is read
+    root = storage_root(given.storage)
+    check_writable(root)
+    with tempfile.TemporaryDirectory(prefix="sat_ray-model-") as temporary, Reporter() as reporter:
+        reporter.say(f"opening model {given.model} and data {given.data}")
+        subject = open_subject(given, root, Path(temporary))
+        name, identity = identify(given, subject)
+        storage = root.child(name)
+        reporter.say(f"evaluation {name} in {storage.uri}: {subject.n:,} images, {subject.classes} classes")
+        with driver_lease(storage):
+            claim_folder(storage, identity)
+            subject = staged(subject, storage)
+            tasks = tasks_of(given, subject, name)
+            check_code(given, Records(storage), tasks, reporter)
+            parts = run_tasks(given, subject, tasks, Records(storage), reporter)
+            found = write_evaluation(given, subject, parts, storage, name, identity)
+            reporter.console.print(to_terminal(found))
+            reporter.say(
+                f"{found['passes_per_image']:.1f} passes per image, {found['seconds']:.0f} s of work; {storage.full('evaluation.json')}"
+            )
+            if given.card:
+                write_card(given, tasks[0], storage, reporter)
+
+
+def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subject:
+    """Open data and model and check that they fit; ValueError in one line where they do not."""
+    dataset = Dataset.open(prepared(given.data, root, image_size=given.image_size))
+    assert dataset is not None
+    splits = dataset.manifest["splits"]
+    if not splits.get(given.split):
+        raise ValueError(
+            f"--split {given.split!r} of data {given.data} has no images; allowed: {', '.join(s for s in splits if splits[s])}"
+        )
+    n_split = splits[given.split]
+    if given.images is not None and given.images > n_split:
+        raise ValueError(f"--images is {given.images}; allowed: 1 to {n_split}, the images of split {given.split}")
+    kind, uri = kind_of(given.model), given.model
+    if kind == "mlflow":
+        from sat_ray.mlflow_tracker import fetch_model
+
+        tracking = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.uri}/mlflow.db"
+        uri = str(fetch_model(given.model, tracking_uri=tracking, folder=str(temporary), allow_pickle=given.allow_pickle))
+        kind = "pt2" if uri.endswith(".pt2") else "pickle"
+    if kind == "pt2" and given.allow_pickle:
+        kind = "pickled_pt2"
+    model, digest = load_source(kind, uri)
+    some = read_rows(Storage(dataset.uri), given.split, torch.arange(min(given.lanes, n_split)))
+    expected = len(dataset.manifest["class_names"]) or None
+    classes = count_classes(model, some, lanes=given.lanes, expected=expected, what=given.model)
+    try_attack(model, some, given.attacks(num_classes=classes)[0], lanes=given.lanes)
+    return Subject(
+        kind=kind, uri=uri, digest=digest, model=model, dataset=dataset, n_split=n_split, n=given.images or n_split, classes=classes
+    )
+
+
+def identify(given: ForeignOptions, subject: Subject) -> tuple[str, dict[str, Any]]:
+    """Return the evaluation's name and, as JSON, all that determines its result but the numerical environment."""
+    spec = subject.model.spec if isinstance(subject.model, Normalized) else None
+    identity = {
+        "model": {"kind": subject.kind, "digest": subject.digest, "spec": to_json(spec)},
+        "data": {"hash": subject.dataset.hash, "split": given.split, "sample": subject.sample},
+        "attacks": [to_json(attack) for attack in given.attacks(num_classes=subject.classes)],
+        "cascade": given.attack == "cascade",
+        "seed": given.seed,
+        "lanes": given.lanes,
+    }
+    made = f"{_slug(given.model)}-{_slug(given.data)}-{content_hash(identity)[:8]}"
+    return folder_name(given.name or made), identity
+
+
+def _slug(text: str) -> str:
+    last = re.sub(r"\.(pt2|npz)$", "", text.rstrip("/").rpartition("/")[2])
+    return re.sub(r"[^A-Za-z0-9_]+", "-", last).strip("-_")[:24] or "unnamed"
+
+
+def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
+    """Write config.json into a new folder; ValueError where the folder holds something else."""
+    try:
+        theirs = storage.read_json("config.json")
+    except FileNotFoundError:
+        storage.write_json("config.json", identity)
+        return
+    if theirs != identity:
+        raise ValueError(f"{storage.uri} holds another evaluation or a sweep; choose another --name or --storage")
+
+
+def staged(subject: Subject, storage: Storage) -> Subject:
+    """Copy a model that is one file into the evaluation's folder, where every worker can read it."""
+    if subject.kind in ("checkpoint", "function"):
+        return subject
+    name = "model.pt2" if subject.uri.endswith(".pt2") else "model.pth"
+    if not storage.exists(name):
+        storage.write(name, Path(subject.uri).read_bytes())
+    return replace(subject, uri=storage.full(name))
+
+
+def tasks_of(given: ForeignOptions, subject: Subject, name: str) -> list[EvaluationTask]:
+    """Cut the images into shards of nearly equal size."""
+    shards = -(-subject.n // (given.shard_size or LANES_PER_SHARD * given.lanes))
+    bounds = [subject.n * i // shards for i in range(shards + 1)]
+    return [
+        EvaluationTask(
+            checkpoint=subject.uri,
+            checkpoint_sha256=subject.digest,
+            kind=subject.kind,
+            name=name,
+            attacks=tuple(given.attacks(num_classes=subject.classes)),
+            cascade=given.attack == "cascade",
+            first=first,
+            last=last,
+            split=given.split,
+            sample=subject.sample,
+            seed=given.seed,
+            lanes=given.lanes,
+            dataset=subject.dataset,
+            environment=_environment(given),
+        )
+        for first, last in pairwise(bounds)
+    ]
+
+
+def _environment(given: ForeignOptions) -> dict[str, Any]:
+    return numerical_environment(accelerator=given.accelerator, threads=given.cpus_per_task, lanes=given.lanes)
+
+
+def check_code(given: ForeignOptions, records: Records, tasks: Sequence[EvaluationTask], reporter: Reporter) -> None:
+    """Deal with shards that other code evaluated: refuse to start, reuse them, or move them aside."""
+    committed = [record for task in tasks if (record := records.find(EVALUATE, task.key))]
+    changed = [(record, names) for record in committed if (names := changed_modules(record, EVALUATE))]
+    if not changed or given.on_code_change == "reuse":
+        return
+    modules = ", ".join(sorted({name for _, names in changed for name in names}))
+    if given.on_code_change == "refuse":
+        raise ValueError(
+            f"{len(changed)} shards in {records.storage.uri} were evaluated by other code ({modules} changed); "
+            "choose --on-code-change reuse (keep them) or rerun (compute anew, old ones moved to superseded/)"
+        )
+    for record, _ in changed:
+        records.supersede(record)
+    reporter.say(f"moved {len(changed)} shards evaluated by other code to superseded/")
+
+
+def run_tasks(
+    given: ForeignOptions, subject: Subject, tasks: Sequence[EvaluationTask], records: Records, reporter: Reporter
+) -> list[Record]:
+    """Evaluate what is not committed yet, as Ray tasks, and return every task's record."""
+    missing = [task for task in tasks if records.find(EVALUATE, task.key) is None]
+    if missing:
+        from sat_ray.distributed.tasks import evaluate_all, stage_task
+
+        with _on_ray(given, reporter):
+            _follow(stage_task(evaluate_all, missing, records, given.resources, name="evaluate"), missing, len(tasks), records, reporter)
+    reporter.say(f"{len(tasks)} shards: {len(missing)} computed, {len(tasks) - len(missing)} reused")
+    found = [records.find(EVALUATE, task.key) for task in tasks]
+    assert all(found)
+    return [record for record in found if record is not None]
+
+
+@contextmanager
+def _on_ray(given: ForeignOptions, reporter: Reporter) -> Iterator[None]:
+    from sat_ray.distributed.nodes import node_groups
+    from sat_ray.distributed.session import ray_session
+
+    interrupt = signal.getsignal(signal.SIGTERM)
+    with ray_session() as which:
+        signal.signal(signal.SIGTERM, interrupt)  # ray.init puts its own handler there, which exits without a word
+        reporter.say(f"Ray: {which}")
+        check_room([Demand(stage="evaluate", field="--cpus-per-task", resources=evaluation_resources(given.resources))], node_groups())
+        yield
+
+
+def _follow(ref: Any, missing: Sequence[EvaluationTask], total: int, records: Records, reporter: Reporter) -> Any:
+    from sat_ray.distributed.tasks import cancel, result, wait
+
+    progress = reporter.stage("evaluate", total)
+    waiting = {task.key for task in missing}
+    try:
+        while not wait(ref, seconds=POLL_SECONDS):
+            progress.update(total - len(waiting.difference(records.keys(EVALUATE))), [])
+        answer = result(ref)
+    except BaseException:
+        cancel(ref)
+        raise
+    progress.end()
+    return answer
+
+
+def write_evaluation(
+    given: ForeignOptions, subject: Subject, parts: Sequence[Record], storage: Storage, name: str, identity: dict[str, Any]
+) -> dict[str, Any]:
+    """Merge the shards into outcomes/<name>.parquet, write evaluation.json and return it."""
+    rows = torch.arange(subject.n) if subject.sample is None else sampled_rows(subject.n_split, subject.n, seed=given.seed)
+    expected = image_ids(Storage(subject.dataset.uri), given.split)[rows]
+    path = merge_outcomes(list(parts), set(expected.tolist()), Records(storage), name=name)
+    columns = ["image_id", "label", "clean_prediction", "attack", "first_broken_step", "passes", "robust"]
+    table = pq.read_table(io.BytesIO(storage.read(path)), columns=columns)
+    found = {
+        "name": name,
+        "model": {"uri": given.model, **identity["model"]},
+        "data": {"uri": given.data, "prepared": subject.dataset.uri, **identity["data"]},
+        "threat_model": to_json(given.threat_model),
+        "n_split": subject.n_split,
+        "num_classes": subject.classes,
+        "seed": given.seed,
+        "cascade": identity["cascade"],
+        **summary(table, given.attacks(num_classes=subject.classes)),
+        "seconds": sum(part.seconds for part in parts),
+        "environment": _environment(given) | {"versions": {package: importlib.metadata.version(package) for package in VERSIONS}},
+        "outcomes": storage.full(path),
+    }
+    storage.write_json("evaluation.json", found)
+    return found
+
+
+def write_card(given: ForeignOptions, task: EvaluationTask, storage: Storage, reporter: Reporter) -> None:
+    """Compute the robustness card as one Ray task, unless card.json is there, and print its verdict and reasons."""
+    from sat_ray.card import CardSettings
+
+    if not storage.exists("card.json"):
+        from sat_ray.distributed.tasks import result, stage_task
+
+        n = min(CardSettings().images, task.sample or task.dataset.manifest["splits"][task.split])
+        whole = replace(task, first=0, last=n, sample=n)
+        reporter.say(f"robustness card: {n:,} images")
+        with _on_ray(given, reporter):
+            ref = stage_task(card_of, whole, given.pgd(), name="card", resources=evaluation_resources(given.resources))
+            storage.write_json("card.json", result(ref))
+    card = storage.read_json("card.json")
+    reporter.say(f"robustness card: {card['verdict']}; {storage.full('card.json')}")
+    for reason in card["reasons"]:
+        reporter.say(f"  {reason}")
+
+
+def card_of(task: EvaluationTask, attack: AttackSpec) -> dict[str, Any]:
+    """Compute the card of a task's model on the task's images, where the task runs."""
+    from sat_ray.card import robustness_card
+
+    torch.set_num_threads(int(task.environment["threads"]))
+    split = read_rows(Storage(task.dataset.uri), task.split, rows_of(task))
+    return robustness_card(model_of(task), split, attack=attack, seed=task.seed, lanes=task.lanes)

@@ -1,0 +1,188 @@
+"""Models that others made: which kinds are taken, what their contents hash to, and how a process loads one.
+
+    checkpoint    a folder that this package wrote                     sha256 of the weights
+    pt2           a file that torch.export.save wrote                  sha256 of the bytes
+    pickled_pt2   such a file with pickled parts, if allowed           sha256 of the bytes
+    pickle        a pickled module, if allowed                         sha256 of the bytes
+    function      module:function of an importable module that         sha256 of parameters, buffers, the name, and the source files
+                  returns the model when called without arguments      of the module and of the classes that the model is made of
+
+Every one maps [0, 1] pixels (N, C, H, W) to logits (N, K).
+"""
+
+import functools
+import hashlib
+import importlib
+import io
+import itertools
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sat_ray.attacks import AttackSpec
+from sat_ray.attacks.base import require_inference_mode
+from sat_ray.checkpoint import MODEL_JSON, load_model, sha256
+from sat_ray.data.split import Split
+from sat_ray.evaluation import device_of, evaluate
+from sat_ray.lanes import lane_logits
+from sat_ray.models.exported import Exported, load_exported
+from sat_ray.models.layout import settle_layout
+from sat_ray.storage import Storage
+
+ALLOWED = (
+    "a checkpoint folder of sat_ray, an MLflow model (models:/..., runs:/... or its folder), a torch.export file (.pt2), "
+    "or module:function that returns a model on [0, 1] pixels"
+)
+MLFLOW_SCHEMES = ("models:/", "runs:/", "mlflow-artifacts:/")
+PICKLES = (".pt", ".pth", ".pkl", ".ckpt", ".bin")
+
+
+def kind_of(text: str) -> str:
+    """Return checkpoint, mlflow, pt2 or function for what a user gave as a model; ValueError says what is allowed."""
+    if text.startswith(MLFLOW_SCHEMES):
+        return "mlflow"
+    path = Path(text.removeprefix("file://")).expanduser()
+    if text.startswith("s3://") or (path / MODEL_JSON).is_file():
+        return "checkpoint"
+    if (path / "MLmodel").is_file():
+        return "mlflow"
+    if path.suffix == ".pt2" and path.is_file():
+        return "pt2"
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", text):
+        return "function"
+    reason = "is not there"
+    if path.is_dir():
+        reason = f"is a folder without {MODEL_JSON} or MLmodel"
+    elif path.exists():
+        pickled = path.suffix in PICKLES
+        reason = (
+            "is a pickled file, and loading it could run code; write it with torch.export.save" if pickled else "is another kind of file"
+        )
+    raise ValueError(f"model {text} {reason}; allowed: {ALLOWED}")
+
+
+def load_source(kind: str, uri: str, digest: str | None = None, *, device: torch.device | None = None) -> tuple[nn.Module, str]:
+    """Load a model onto a device (None: the CPU) with frozen parameters; return it and the digest of its contents.
+
+    digest: what the contents must hash to, None where that is to be found out. Raises ValueError in one line.
+    """
+    model, found = _LOADERS[kind](uri, device or torch.device("cpu"))
+    if digest not in (None, found):
+        hint = ": it must return the same weights in every process, so seed it or load them from a file" if kind == "function" else ""
+        raise ValueError(f"model {uri} is not what it was when the evaluation began ({found[:12]}, not {str(digest)[:12]}){hint}")
+    return model.requires_grad_(False), found
+
+
+def _checkpoint(uri: str, device: torch.device) -> tuple[nn.Module, str]:
+    model = load_model(uri).to(device)
+    settle_layout(model)
+    return model, str(Storage.at(uri).read_json(MODEL_JSON)["sha256"])
+
+
+def _pt2(uri: str, device: torch.device, *, allow_pickle: bool = False) -> tuple[nn.Module, str]:
+    data = _bytes(uri)
+    try:
+        return load_exported(data, device=device, allow_pickle=allow_pickle), sha256(data)
+    except ValueError as error:
+        raise ValueError(f"model {uri} {error}") from None
+
+
+def _pickle(uri: str, device: torch.device) -> tuple[nn.Module, str]:
+    data = _bytes(uri)
+    try:
+        model = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+    except Exception as error:
+        raise ValueError(f"model {uri} cannot be unpickled here ({_first_line(error)})") from None
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model {uri} is a pickled {type(model).__name__}; allowed: a torch.nn.Module")
+    return model.eval().to(device), sha256(data)
+
+
+def _bytes(uri: str) -> bytes:
+    folder, _, name = Storage.at(uri).uri.rpartition("/")
+    return Storage(folder).read(name)
+
+
+def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
+    module_name, _, name = uri.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a script's own folder stands there instead
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"model {uri}: module {module_name} cannot be imported ({type(error).__name__}: {_first_line(error)})") from None
+    function = getattr(module, name, None)
+    if not callable(function) or isinstance(function, nn.Module):
+        kind = "has no" if function is None else f"has a {type(function).__name__} called"
+        raise ValueError(f"model {uri}: module {module_name} {kind} {name}; allowed: a function without arguments that returns the model")
+    try:
+        model = function()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"model {uri}: calling {name}() failed ({type(error).__name__}: {_first_line(error)})") from None
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model {uri} returned a {type(model).__name__}; allowed: a torch.nn.Module in inference mode")
+    return model.to(device), _content(uri, model, module.__file__)
+
+
+def _content(uri: str, model: nn.Module, source: str | None) -> str:
+    """Hash a module: its name, every parameter and buffer, and the source files (but torch's own) that say what it computes."""
+    digest = hashlib.sha256(uri.encode())
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    files = {getattr(sys.modules.get(type(one).__module__), "__file__", None) for one in model.modules()} | {source}
+    torchs_own = str(Path(torch.__file__).parent)
+    for text in sorted(Path(file).read_bytes() for file in files if file and not file.startswith(torchs_own)):
+        digest.update(hashlib.sha256(text).digest())
+    return digest.hexdigest()
+
+
+_LOADERS: dict[str, Callable[[str, torch.device], tuple[nn.Module, str]]] = {
+    "checkpoint": _checkpoint,
+    "pt2": _pt2,
+    "pickled_pt2": functools.partial(_pt2, allow_pickle=True),
+    "pickle": _pickle,
+    "function": _function,
+}
+
+
+def count_classes(model: nn.Module, some: Split, *, lanes: int, expected: int | None, what: str) -> int:
+    """Run a model on at most `lanes` images and return its number of classes.
+
+    expected: classes of the dataset, None where it does not say; what: the model's name for messages. Raises ValueError in one line: a
+    model in train mode, of a fixed other batch size, for other images, or whose output is not finite logits of at least 2 classes.
+    """
+    require_inference_mode(model)
+    if isinstance(model, Exported) and model.batch_size not in (None, lanes):
+        raise ValueError(f"model {what} was exported for exactly {model.batch_size} images a call; give --lanes {model.batch_size}")
+    some = some.take(slice(0, lanes))
+    try:
+        logits = lane_logits(model, some.images, some.image_ids, lanes=lanes, device=device_of(model))
+    except ValueError:
+        raise
+    except Exception as error:
+        shape = (lanes, *some.images.shape[1:])
+        raise ValueError(
+            f"model {what} cannot take float32 images of shape {shape} ({type(error).__name__}: {_first_line(error)})"
+        ) from None
+    classes = logits.shape[1]
+    if len(logits) != len(some) or classes < 2:
+        raise ValueError(f"model {what} returned {tuple(logits.shape)} for {len(some)} images; allowed: (N, K) logits, K >= 2 classes")
+    if expected not in (None, classes):
+        raise ValueError(f"model {what} has {classes} classes, the dataset {expected}; allowed: the same classes in the same order")
+    return classes
+
+
+def try_attack(model: nn.Module, some: Split, attack: AttackSpec, *, lanes: int) -> None:
+    """Evaluate at most `lanes` images with one attack, so that what cannot be evaluated is refused before any worker starts."""
+    some = some.take(slice(0, lanes))
+    evaluate(model, some.images, some.labels, some.image_ids, attacks=[attack], lanes=lanes)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
