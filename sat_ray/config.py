@@ -12,7 +12,7 @@ from sat_ray.attacks import AttackSpec
 from sat_ray.configuration import Configuration, parse_choice, parse_pair
 from sat_ray.data.sources import dataset_source
 from sat_ray.models import MODELS
-from sat_ray.models.spec import STEMS
+from sat_ray.models.spec import STEMS, check_zero_gamma
 from sat_ray.names import check_name
 from sat_ray.storage import json_bytes
 from sat_ray.threat import ThreatModel
@@ -47,17 +47,20 @@ class ModelSettings:
     """Which network; its activation is what the sweep varies."""
 
     name: str = "small_resnet"
-    """small_resnet, or any torchvision ResNet, ResNeXt or Wide-ResNet by name."""
+    """A residual network (resnet50, resnext50_32x8d, ...), an EfficientNet (efficientnet_b0 to b7, efficientnet_l1), a network for 32-pixel
+    images (preact_resnet18, wide_resnet28_10, wide_resnet34_10) or small_resnet."""
     width: int = 12
     """Channels of small_resnet's first layer."""
     stem: str = "imagenet"
-    """First layer of torchvision models: imagenet (7x7, stride 2) or small (3x3, stride 1, for 32-pixel images)."""
+    """First layer of residual networks: imagenet (7x7, stride 2) or small (3x3, stride 1, for 32-pixel images); of EfficientNets: stride 2
+    or 1."""
     zero_gamma: bool = False
     """Start the last BatchNorm of each block at 0."""
 
     def __post_init__(self) -> None:
         check_name(self.name, MODELS, field="model.name")
         check_name(self.stem, STEMS, field="model.stem")
+        check_zero_gamma(self.name, self.zero_gamma)
         _at_least(self, 1, "width", section="model")
 
 

@@ -1,13 +1,16 @@
-"""Build any supported model by name: torchvision's ResNet family and a small ResNet for digits."""
+"""Build any supported model by name: residual networks, ResNeXts, EfficientNets, networks for 32-pixel images and one for digits."""
 
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet
 
+from sat_ray.models.efficientnet import SCALES, efficientnet, zero_last_gammas
 from sat_ray.models.injection import inject_activation
 from sat_ray.models.normalized import Normalized
+from sat_ray.models.preact import PREACT, PreActResNet
 from sat_ray.models.small_resnet import SmallResNet
-from sat_ray.models.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
+from sat_ray.models.spec import IMAGENET_MEAN, IMAGENET_STD, RESNEXTS, ModelSpec
 
 
 def _small_stem(net: nn.Module, *, in_channels: int) -> None:
@@ -16,8 +19,13 @@ def _small_stem(net: nn.Module, *, in_channels: int) -> None:
     net.maxpool = nn.Identity()
 
 
-def _torchvision_net(spec: ModelSpec) -> nn.Module:
-    net: nn.Module = torchvision.models.get_model(spec.name, weights=None, num_classes=spec.num_classes, zero_init_residual=spec.zero_gamma)
+def _residual_net(spec: ModelSpec) -> nn.Module:
+    options = {"num_classes": spec.num_classes, "zero_init_residual": spec.zero_gamma}
+    if spec.name in RESNEXTS:
+        blocks, groups, width = RESNEXTS[spec.name]
+        net: nn.Module = ResNet(Bottleneck, list(blocks), groups=groups, width_per_group=width, **options)
+    else:
+        net = torchvision.models.get_model(spec.name, weights=None, **options)
     if spec.stem == "small":
         _small_stem(net, in_channels=spec.in_channels)
     elif spec.in_channels != 3:
@@ -34,6 +42,27 @@ def _small_net(spec: ModelSpec) -> nn.Module:
     return net
 
 
+def _efficient_net(spec: ModelSpec) -> nn.Module:
+    width, depth, _ = SCALES[spec.name]
+    net: nn.Module = efficientnet(width=width, depth=depth, num_classes=spec.num_classes, in_channels=spec.in_channels, stem=spec.stem)
+    if spec.zero_gamma:
+        zero_last_gammas(net)
+    return net
+
+
+def _preact_net(spec: ModelSpec) -> nn.Module:
+    stem, widths, blocks = PREACT[spec.name]
+    return PreActResNet(stem=stem, widths=widths, blocks=blocks, num_classes=spec.num_classes, in_channels=spec.in_channels)
+
+
+def _net(spec: ModelSpec) -> nn.Module:
+    if spec.name in SCALES:
+        return _efficient_net(spec)
+    if spec.name in PREACT:
+        return _preact_net(spec)
+    return _small_net(spec) if spec.name == "small_resnet" else _residual_net(spec)
+
+
 def model_from_spec(spec: ModelSpec, *, seed: int | None = None) -> Normalized:
     """Build the model that a spec describes, in train mode, float32, on the CPU.
 
@@ -43,7 +72,7 @@ def model_from_spec(spec: ModelSpec, *, seed: int | None = None) -> Normalized:
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        net = _small_net(spec) if spec.name == "small_resnet" else _torchvision_net(spec)
+        net = _net(spec)
     inject_activation(net, activation=spec.activation, alpha=spec.alpha)
     return Normalized(net, mean=spec.mean, std=spec.std, spec=spec)
 

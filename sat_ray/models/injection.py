@@ -1,7 +1,7 @@
-"""Replace every ReLU of a torchvision ResNet by an activation of the registry, one module per call site.
+"""Replace every ReLU and SiLU of a network by an activation of the registry, one module per call site.
 
-torchvision's blocks call one shared ReLU two or three times; a learned alpha is one per layer, so the blocks are first taught to use
-separate activation modules. Parameters, their names and their initial values stay as torchvision made them.
+torchvision's residual blocks call one shared ReLU two or three times; a learned alpha is one per layer, so the blocks are first taught to
+use separate activation modules. Parameters, their names and their initial values stay as torchvision made them.
 """
 
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ class SplitBottleneck(Bottleneck):
         return result
 
 
+REPLACED = (nn.ReLU, nn.SiLU)  # what residual networks and EfficientNets come with
 _SPLIT: dict[type[nn.Module], tuple[type[nn.Module], int]] = {BasicBlock: (SplitBasicBlock, 2), Bottleneck: (SplitBottleneck, 3)}
 
 
@@ -54,17 +55,17 @@ def _split_block(block: nn.Module) -> None:
 
 
 def inject_activation(model: nn.Module, *, activation: str, alpha: float | None = None) -> int:
-    """Replace every nn.ReLU of `model` in place and return how many activation modules it now has.
+    """Replace every nn.ReLU and nn.SiLU of `model` in place and return how many activation modules it now has.
 
-    No random number is drawn. Raises ValueError on a bad activation, AssertionError if a ReLU survives or none was found.
+    No random number is drawn. Raises ValueError on a bad activation, AssertionError if one survives or none was found.
     """
     for module in list(model.modules()):
         if type(module) in _SPLIT:
             _split_block(module)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.ReLU):
+            if isinstance(child, REPLACED):
                 setattr(parent, name, make_activation(activation, alpha=alpha))
     count = sum(isinstance(module, Activation) for module in model.modules())
-    assert count > 0 and not any(isinstance(module, nn.ReLU) for module in model.modules()), "a ReLU was not replaced"
+    assert count > 0 and not any(isinstance(module, REPLACED) for module in model.modules()), "an activation was not replaced"
     return count

@@ -5,22 +5,35 @@ from dataclasses import dataclass
 import torchvision
 
 from sat_ray.activations import activation_info
+from sat_ray.models.efficientnet import SCALES
+from sat_ray.models.preact import PREACT
 from sat_ray.names import check_name
 
 _FAMILIES = ("resnet", "resnext", "wide_resnet")
 TORCHVISION_MODELS = tuple(name for name in torchvision.models.list_models(module=torchvision.models) if name.startswith(_FAMILIES))
-MODELS = (*TORCHVISION_MODELS, "small_resnet")
+RESNEXTS: dict[str, tuple[tuple[int, int, int, int], int, int]] = {  # blocks in each stage, groups, channels in a group
+    "resnext50_32x8d": ((3, 4, 6, 3), 32, 8),
+    "resnext152_32x8d": ((3, 8, 36, 3), 32, 8),
+}
+MODELS = (*TORCHVISION_MODELS, *RESNEXTS, *SCALES, *PREACT, "small_resnet")
 STEMS = ("imagenet", "small")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def check_zero_gamma(name: str, zero_gamma: bool) -> None:
+    """Raise ValueError where a network has no BatchNorm at the end of its blocks to start at 0."""
+    if zero_gamma and name in PREACT:
+        raise ValueError(f"zero_gamma is True; allowed for {name}: False, its blocks end in a convolution")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Everything that determines a model but its weights; it travels in the checkpoint as JSON.
 
-    stem: "imagenet" (7 x 7 stride 2 and max-pooling) or "small" (3 x 3 stride 1, for images of 32 pixels); width: channels of the
-    first layer of small_resnet, ignored elsewhere; mean, std: per channel in [0, 1] pixels; zero_gamma: start the last BatchNorm of
-    each block at 0.
+    stem: of residual networks "imagenet" (7 x 7 stride 2 and max-pooling) or "small" (3 x 3 stride 1, for images of 32 pixels), of
+    EfficientNets the stride of the first convolution, 2 or 1; preact_resnet18, wide_resnet28_10, wide_resnet34_10 and small_resnet are
+    made for small images and have no other stem; width: channels of the first layer of small_resnet, ignored elsewhere; mean, std: per
+    channel in [0, 1] pixels; zero_gamma: start the last BatchNorm of each block with a shortcut at 0.
     """
 
     name: str
@@ -37,6 +50,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         check_name(self.name, MODELS, field="model")
         check_name(self.stem, STEMS, field="stem")
+        check_zero_gamma(self.name, self.zero_gamma)
         object.__setattr__(self, "alpha", activation_info(self.activation).check_alpha(self.alpha))
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
