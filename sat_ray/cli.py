@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -19,6 +19,7 @@ from sat_ray.names import check_name, suggest
 from sat_ray.storage import Storage
 
 Recipe = Callable[[], SweepConfig]
+Given = TypeVar("Given")  # a dataclass of options
 RESERVED_NAMES = ("data", "mlflow.db", "mlartifacts")
 
 
@@ -69,18 +70,48 @@ class Command:
 
 def parse(argv: Sequence[str], recipes: Mapping[str, Recipe], *, default: str, about: str) -> Command:
     """Read a command line. Raises UsageError or ValueError in one line; prints help and exits 0 on --help."""
+    config, base, given = parse_recipe(argv, recipes, default=default, about=about, options=Options())
+    return _resolve(config, base, given, argv)
+
+
+def parse_recipe(
+    argv: Sequence[str], recipes: Mapping[str, Recipe], *, default: str, about: str, options: Given
+) -> tuple[SweepConfig, SweepConfig, Given]:
+    """Read RECIPE, overrides of its config and the fields of `options`; return the config, the recipe's own config and the options.
+
+    options: a dataclass instance that holds the defaults. Raises UsageError or ValueError in one line; exits 0 on --help.
+    """
     arguments = list(argv)
     recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
     base = recipes[check_name(recipe, recipes, field="recipe")]()
     arguments = [_as_float(word) for word in arguments]
-    flat = flatten(dataclasses.asdict(base)) | dataclasses.asdict(Options())
-    _check_flags(arguments, flat)
-    kind, defaults = _command_type(base)
-    prog = f"{os.path.basename(sys.argv[0])} [RECIPE]"
+    _check_flags(arguments, flatten(dataclasses.asdict(base)) | vars(options))
+    kind, defaults = _command_type(base, options)
     known = f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
-    description = f"{about.partition(chr(10))[0]}\n\n{known}"
-    parsed = _parsed(kind, prog=prog, description=description, args=arguments, default=defaults)
-    return _resolve(parsed, base, argv)
+    parsed = _parsed(kind, prog=_program("[RECIPE]"), description=f"{_headline(about)}\n\n{known}", args=arguments, default=defaults)
+    return _only(SweepConfig, parsed), base, _only(type(options), parsed)
+
+
+def parse_options(argv: Sequence[str], options: Given, *, about: str) -> Given:
+    """Read a command line that takes no recipe: the fields of a dataclass and nothing else. Errors and --help as in `parse_recipe`."""
+    _check_flags(argv, vars(options))
+    found: Given = _parsed(
+        type(options), prog=_program(), description=_headline(about), args=[_as_float(word) for word in argv], default=options
+    )
+    return found
+
+
+def _only(kind: type[Given], parsed: Any) -> Given:
+    fields: Any = kind
+    return kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(fields)})
+
+
+def _program(*words: str) -> str:
+    return " ".join([os.path.basename(sys.argv[0]), *words])
+
+
+def _headline(about: str) -> str:
+    return about.partition("\n")[0]
 
 
 def _parsed(kind: Any, **settings: Any) -> Any:
@@ -123,10 +154,10 @@ def _closest(name: str, known: Collection[str]) -> str:
     return hint.replace("_", "-")
 
 
-def _command_type(base: SweepConfig) -> tuple[Any, Any]:
+def _command_type(base: SweepConfig, options: Any) -> tuple[Any, Any]:
     """Join the config's fields and the options into one flat command, so that no prefix is needed."""
     fields: list[tuple[str, Any, Any]] = []
-    for settings in (base, Options()):
+    for settings in (base, options):
         for field in dataclasses.fields(settings):
             kind: Any = Annotated[field.type, tyro.conf.Suppress] if field.name == "recipe" else field.type
             fields.append((field.name, kind, dataclasses.field(default=getattr(settings, field.name))))
@@ -135,31 +166,41 @@ def _command_type(base: SweepConfig) -> tuple[Any, Any]:
     return made, made()
 
 
-def _resolve(parsed: Any, base: SweepConfig, argv: Sequence[str]) -> Command:
-    config = SweepConfig(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(SweepConfig)})
-    root = Storage.at(parsed.storage or os.environ.get("SAT_RAY_STORAGE") or "./runs")
-    tracking = parsed.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+def _resolve(config: SweepConfig, base: SweepConfig, given: Options, argv: Sequence[str]) -> Command:
+    root = storage_root(given.storage)
+    tracking = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     if not tracking:
         if not root.is_local:
             raise UsageError(f"storage {root.uri} is on S3, where no SQLite database can live; give --tracking-uri or MLFLOW_TRACKING_URI")
         tracking = f"sqlite:///{root.uri}/mlflow.db"
     return Command(
         config=config,
-        name=_sweep_name(parsed.name, config, base),
+        name=sweep_name(given.name, config, base),
         root=root,
         tracking_uri=tracking,
         artifact_root=root.full("mlartifacts") if tracking.startswith("sqlite") else "",
-        on_code_change=parsed.on_code_change,
-        dry_run=parsed.dry_run,
+        on_code_change=given.on_code_change,
+        dry_run=given.dry_run,
         argv=tuple(argv),
     )
 
 
-def _sweep_name(given: str, config: SweepConfig, base: SweepConfig) -> str:
+def storage_root(given: str) -> Storage:
+    """Open the storage that sweeps share: the one given, else SAT_RAY_STORAGE, else ./runs."""
+    return Storage.at(given or os.environ.get("SAT_RAY_STORAGE") or "./runs")
+
+
+def sweep_name(given: str, config: SweepConfig, base: SweepConfig) -> str:
+    """Return the name given, checked, or the one made from what differs from the recipe's own config."""
     if given:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", given) or given in RESERVED_NAMES:
-            raise UsageError(f"name {given!r}; allowed: up to 64 letters, digits, '.', '_' and '-', not {', '.join(RESERVED_NAMES)}")
-        return given
+        return folder_name(given)
     ours, theirs = flatten(config.semantic()), flatten(base.semantic())
     overrides = {name: value for name, value in ours.items() if theirs.get(name) != value}
     return f"{config.recipe}-{content_hash(overrides)[:8]}" if overrides else config.recipe
+
+
+def folder_name(given: str) -> str:
+    """Return a name that is fit for a folder directly below the storage; UsageError says what is allowed."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", given) or given in RESERVED_NAMES:
+        raise UsageError(f"name {given!r}; allowed: up to 64 letters, digits, '.', '_' and '-', not {', '.join(RESERVED_NAMES)}")
+    return given

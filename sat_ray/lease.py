@@ -8,6 +8,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sat_ray.storage import Storage
@@ -19,6 +21,15 @@ EXPIRY_SECONDS = 30.0
 
 class SecondDriverError(ValueError):
     """Another driver works on this sweep."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The driver that took a sweep last. alive: whether it still holds it, None where this machine cannot tell."""
+
+    host: str
+    pid: int
+    alive: bool | None
 
 
 @contextmanager
@@ -101,3 +112,37 @@ def _wait_until_silent(storage: Storage, heartbeat: float, expiry: float) -> Non
             return
         if now != first:
             raise _refused(storage, now)
+
+
+def read_lease(storage: Storage, *, patience: float = HEARTBEAT_SECONDS + 2.0) -> Holder | None:
+    """Say which driver holds a sweep without taking or changing anything; None where none has, or the last one let go on S3.
+
+    patience: seconds to wait for a heartbeat before a driver counts as silent (S3 only).
+    """
+    owner = _read(storage)
+    if not owner.get("token"):
+        return None
+    alive = _locked(storage.full(LOCK), owner) if storage.is_local else _beats(storage, owner, patience)
+    return Holder(str(owner.get("host", "?")), int(owner.get("pid", 0)), alive)
+
+
+def _locked(path: str, owner: dict[str, Any]) -> bool | None:
+    """Look the lock up in the kernel's table: trying to take it, even for a moment, could turn a driver away."""
+    here = owner.get("host") == socket.gethostname()
+    try:
+        inode = str(os.stat(path).st_ino)
+        table = Path("/proc/locks").read_text()
+    except FileNotFoundError:
+        return None  # no lock file, or no such table on this system
+    # device numbers are left out: on overlays and btrfs the table's differ from those of stat
+    held = any(line.split()[1] == "FLOCK" and line.split()[-3].split(":")[-1] == inode for line in table.splitlines())
+    return held or (False if here else None)  # a lock taken on another machine of a shared disk is not in this kernel's table
+
+
+def _beats(storage: Storage, first: dict[str, Any], patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        if (now := _read(storage)) != first:
+            return bool(now.get("token"))
+    return False

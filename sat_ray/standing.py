@@ -1,0 +1,222 @@
+"""Where a sweep stands, read from its storage alone: no Ray, no MLflow, nothing written, while it runs or after.
+
+Counts are of committed records, so they hold for whoever looks, on whatever machine: keys name the numerical environment of the machine
+that computed, and this need not be it. What the newest record's environment did not make is counted apart.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from sat_ray.config import SweepConfig, from_json
+from sat_ray.configuration import Configuration
+from sat_ray.lease import HEARTBEAT_SECONDS, Holder, read_lease
+from sat_ray.plan import EVALUATE, SEARCH, STAGES, TRAIN, Dataset, dataset_uri, groups, planned_trials
+from sat_ray.stages import STATE, Record, Records, Stage
+from sat_ray.storage import Storage
+
+READERS = 16
+PAUSE_SECONDS = 30.0  # a longer silence between two results is a sweep that stood still, not the price of a result
+REPORT = ("leaderboard.json", "report.html")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best configuration so far. val_robust_accuracy: in [0, 1], mean over `models` trainings on the validation split."""
+
+    name: str
+    val_robust_accuracy: float
+    models: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStanding:
+    """How far one stage is.
+
+    done, planned: units of work, None where the plan is not known; at_most: planned is an upper bound (asynchronous search);
+    other_environment: units that another numerical environment made, not counted as done; images_per_second: of one unit while it
+    worked; accelerator_seconds: spent; last_commit: unix time; seconds_left: at the pace so far, None where that is not known or is 0.
+    """
+
+    name: str
+    done: int
+    planned: int | None
+    at_most: bool = False
+    other_environment: int = 0
+    images_per_second: float | None = None
+    accelerator_seconds: float = 0.0
+    best: Best | None = None
+    last_commit: float | None = None
+    seconds_left: float | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Say whether every planned unit is committed."""
+        return self.planned is not None and self.done >= self.planned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How far a sweep is. under_way: trainings with a saved state that are not committed; report: its path once all is done, else ""."""
+
+    name: str
+    uri: str
+    config: SweepConfig
+    prepared: bool
+    stages: tuple[StageStanding, ...]
+    under_way: int
+    driver: Holder | None
+    report: str
+
+    @property
+    def last_commit(self) -> float | None:
+        """Return the unix time of the newest record, by the clock of the machine that wrote it."""
+        return max((stage.last_commit for stage in self.stages if stage.last_commit is not None), default=None)
+
+    @property
+    def current(self) -> StageStanding | None:
+        """Return the first stage that is not complete."""
+        return next((stage for stage in self.stages if not stage.complete), None)
+
+    @property
+    def best(self) -> Best | None:
+        """Return the best configuration of the latest stage that has trained any."""
+        return next((stage.best for stage in reversed(self.stages) if stage.best is not None), None)
+
+
+def sweeps_in(root: Storage) -> list[str]:
+    """List the sweeps of a storage: its folders that hold a config."""
+    return [name for name in root.folders() if root.exists(f"{name}/config.json")]
+
+
+def standing(root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 2.0) -> Standing:
+    """Read how far the sweep `name` in `root` is. patience: as in `read_lease`. ValueError where its config cannot be read."""
+    storage = root.child(name)
+    try:
+        config = from_json(SweepConfig, storage.read_json("config.json"))
+    except FileNotFoundError:
+        raise ValueError(f"{storage.uri} is not a sweep: it has no config.json") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{storage.full('config.json')} cannot be read as a sweep's config ({str(error).splitlines()[0]})") from None
+    with ThreadPoolExecutor(READERS) as pool:
+        held = pool.submit(read_lease, storage, patience=patience)
+        found = {stage: _read_all(Records(storage), stage, pool) for stage in STAGES}
+        driver = held.result()
+    dataset = Dataset.open(dataset_uri(config, root))
+    stages = _stages(config, found, dataset)
+    finished = all(stage.complete for stage in stages) and all(storage.exists(path) for path in REPORT)
+    return Standing(
+        name=name,
+        uri=storage.uri,
+        config=config,
+        prepared=dataset is not None,
+        stages=stages,
+        under_way=len(storage.names(f"{STATE}/progress")),
+        driver=driver,
+        report=storage.full(REPORT[-1]) if finished else "",
+    )
+
+
+def _read_all(records: Records, stage: Stage, pool: ThreadPoolExecutor) -> list[Record]:
+    """Return every record of a stage, oldest first; on S3 each is a request."""
+    found = pool.map(lambda key: records.find(stage, key), records.keys(stage))
+    return sorted((record for record in found if record is not None), key=lambda record: (record.created, record.key))
+
+
+def _stages(config: SweepConfig, found: dict[Stage, list[Record]], dataset: Dataset | None) -> tuple[StageStanding, ...]:
+    models = len(groups(config.search.configurations())) * len(config.final.seeds)
+    shards = None if dataset is None else -(-dataset.manifest["splits"]["test"] // config.evaluation.shard_size)
+    planned = {SEARCH: planned_trials(config), TRAIN: models, EVALUATE: None if shards is None else models * shards}
+    counted = {stage: _same_environment(records) for stage, records in found.items()}
+    weights = {record.payload["sha256"] for record in counted[TRAIN]}
+    counted[EVALUATE] = [record for record in counted[EVALUATE] if record.inputs["weights"] in weights]
+    asynchronous = config.search.method != "grid"
+    if asynchronous and counted[TRAIN]:
+        planned[SEARCH] = _units(SEARCH, counted[SEARCH])  # the search has ended, or nothing would train
+    return tuple(
+        _stage(
+            stage,
+            counted[stage],
+            planned=planned.get(stage),
+            at_most=stage is SEARCH and asynchronous and not counted[TRAIN],
+            others=len(found[stage]) - len(counted[stage]),
+        )
+        for stage in STAGES
+        if stage in planned or found[stage]
+    )
+
+
+def _same_environment(records: Sequence[Record]) -> list[Record]:
+    """Keep the records that were made where the newest was."""
+    return [record for record in records if record.inputs.get("environment") == records[-1].inputs.get("environment")]
+
+
+def _units(stage: Stage, records: Sequence[Record]) -> int:
+    """Count units of work, whoever did them: an attempt may have been repeated under another key."""
+    return len({_unit(stage, record) for record in records})
+
+
+def _unit(stage: Stage, record: Record) -> tuple[Any, ...]:
+    if stage is SEARCH:
+        return record.payload["name"], record.payload["until"]
+    if stage is EVALUATE:
+        return record.inputs["weights"], *record.inputs["rows"]
+    return (record.payload["name"],) if stage is TRAIN else (record.key,)
+
+
+def _stage(stage: Stage, records: list[Record], *, planned: int | None, at_most: bool, others: int) -> StageStanding:
+    done = _units(stage, records)
+    longest = list({record.payload.get("name"): record for record in sorted(records, key=_until)}.values())
+    return StageStanding(
+        name=stage.name,
+        done=done,
+        planned=planned,
+        at_most=at_most,
+        other_environment=others,
+        images_per_second=_images_per_second(records),
+        # a trial's later record counts the seconds of its earlier rungs too
+        accelerator_seconds=sum(
+            record.payload.get("accelerator_seconds", record.seconds) for record in (longest if stage is SEARCH else records)
+        ),
+        best=_best(longest),
+        last_commit=records[-1].created if records else None,
+        seconds_left=_seconds_left(records, left=(planned or 0) - done),
+    )
+
+
+def _until(record: Record) -> int:
+    return int(record.payload.get("until", 0))
+
+
+def _images_per_second(records: Sequence[Record]) -> float | None:
+    rates = [record.payload["train_images_per_second"] for record in records if "train_images_per_second" in record.payload]
+    if rates:
+        return float(sum(rates) / len(rates))
+    images, seconds = sum(record.payload.get("n", 0) for record in records), sum(record.seconds for record in records)
+    return images / seconds if images and seconds else None
+
+
+def _best(records: Sequence[Record]) -> Best | None:
+    """Return the configuration with the best mean over its trainings, as the champion is chosen; the earlier one where two are equal."""
+    scores: dict[Configuration, list[float]] = {}
+    for record in records:
+        if record.payload.get("val_robust_accuracy", -1.0) >= 0:
+            scores.setdefault(Configuration(**record.payload["configuration"]), []).append(record.payload["val_robust_accuracy"])
+    means = {one: sum(values) / len(values) for one, values in scores.items()}
+    if not means:
+        return None
+    best = max(means, key=lambda one: means[one])
+    return Best(name=best.name, val_robust_accuracy=means[best], models=len(scores[best]))
+
+
+def _seconds_left(records: Sequence[Record], *, left: int) -> float | None:
+    """Estimate at the pace of the committed units, pauses left out."""
+    if left <= 0 or not records:
+        return None
+    busy, until = 0.0, float("-inf")
+    for begin, end in sorted((record.created - record.seconds, record.created) for record in records):
+        first = until if begin - until <= PAUSE_SECONDS else begin
+        busy += max(0.0, end - first)
+        until = max(until, end)
+    return left * busy / len(records)
