@@ -91,7 +91,7 @@ def pass_seconds(model: Normalized, x: Tensor, y: Tensor, *, repeats: int = 5) -
 
     def once() -> None:
         point = x.clone().requires_grad_()
-        torch.autograd.grad(attack_loss(model(point), y), point)
+        torch.autograd.grad(attack_loss(model(point), y).sum(), point)
 
     once()
     return [common.seconds_of(once) for _ in range(repeats)]

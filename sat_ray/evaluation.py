@@ -15,7 +15,7 @@ from sat_ray.activations import Activation, display_name
 from sat_ray.attacks import AttackSpec, make_attack
 from sat_ray.attacks.base import Model, require_inference_mode
 from sat_ray.lanes import CLEAN_ERROR, NEVER, Verdicts, lane_logits, run_lanes
-from sat_ray.losses import margin
+from sat_ray.losses import fewest_classes, margin
 from sat_ray.models import view
 from sat_ray.randomness import Randomness
 
@@ -47,12 +47,14 @@ def evaluate(
     attacks: Sequence[AttackSpec],
     seed: int = 0,
     lanes: int = 32,
+    cascade: bool = False,
 ) -> pa.Table:
     """Attack every image with every attack and return the outcomes, sorted by attack, restart and image id.
 
     model: [0, 1] pixels -> logits, in inference mode; images_uint8: (N, C, H, W) uint8; labels: (N,) in [0, K); image_ids: (N,) unique;
-    lanes: rows of every model call, part of the numerical environment. Clean errors are not attacked (but for final-iterate attacks,
-    whose rule scores the last point alone); restart r has rows for the images that survived the restarts before it.
+    lanes: rows of every model call, part of the numerical environment; cascade: give each attack only what survived those before it,
+    instead of every image. Clean errors are not attacked (but for final-iterate attacks, whose rule scores the last point alone);
+    restart r has rows for the images that survived the restarts before it (of a targeted attack: every target is a restart).
     Raises ValueError on bad input, InfeasiblePointError if an attack leaves its threat model.
     """
     images, y, ids = _checked(images_uint8, labels, image_ids, lanes=lanes)
@@ -61,10 +63,18 @@ def evaluate(
         raise ValueError(f"attacks are {[spec.name for spec in attacks]}; allowed: at least one, with different names")
     if len(images) == 0:
         return OUTCOME_SCHEMA.empty_table()
-    device = _device(model)
+    device = device_of(model)
     clean = lane_logits(model, images, ids, lanes=lanes, device=device)
     _check_logits(clean, y)
-    tables = [_one_attack(model, images, y, ids, clean, spec=spec, seed=seed, lanes=lanes, device=device) for spec in attacks]
+    for spec in attacks:
+        _check_classes(spec, clean.shape[1])
+    tables: list[pa.Table] = []
+    alive = torch.ones_like(y, dtype=torch.bool)
+    for spec in attacks:
+        rows = torch.nonzero(alive).flatten()
+        tables.append(_one_attack(model, images[rows], y[rows], ids[rows], clean[rows], spec=spec, seed=seed, lanes=lanes, device=device))
+        if cascade and not spec.final_iterate:
+            alive = torch.isin(ids, torch.tensor(sorted(robust_image_ids(tables[-1])), dtype=torch.int64))
     return pa.concat_tables(tables).sort_by(SORT_ORDER)
 
 
@@ -87,6 +97,8 @@ def clean_correct_ids(table: pa.Table) -> set[int]:
 def _one_attack(
     model: Model, images: Tensor, y: Tensor, ids: Tensor, clean: Tensor, *, spec: AttackSpec, seed: int, lanes: int, device: torch.device
 ) -> pa.Table:
+    if len(images) == 0:
+        return OUTCOME_SCHEMA.empty_table()
     attack = make_attack(spec)
     attacked = _attacker_view(model, spec)
     if attacked is not model:
@@ -95,16 +107,29 @@ def _one_attack(
     correct = clean.argmax(dim=1) == y
     tables = []
     waiting = torch.arange(len(images)) if spec.final_iterate else torch.nonzero(correct).flatten()
-    for restart in range(spec.restarts):
-        rng = Randomness(seed, ids[waiting], restart)
+    for run in range(spec.runs):
         verdicts = run_lanes(
-            attacked, attack, images[waiting], y[waiting], rng, lanes=lanes, device=device, final_iterate=spec.final_iterate
+            attacked,
+            attack,
+            images[waiting],
+            y[waiting],
+            Randomness(seed, ids[waiting], run),
+            lanes=lanes,
+            device=device,
+            target=likeliest_others(clean, y)[waiting, spec.rank_of_target(run)] if spec.targets else None,
+            final_iterate=spec.final_iterate,
         )
-        tables.append(_outcomes(waiting, verdicts, y, ids, clean, spec=spec, restart=restart))
+        tables.append(_outcomes(waiting, verdicts, y, ids, clean, spec=spec, restart=run))
         waiting = waiting[verdicts.first_broken_step == NEVER]
     if not spec.final_iterate:
         tables.append(_clean_errors(torch.nonzero(~correct).flatten(), y, ids, clean, spec=spec))
     return pa.concat_tables(tables)
+
+
+def likeliest_others(logits: Tensor, y: Tensor) -> Tensor:
+    """Return every class but the label, from the largest logit to the smallest, (N, K - 1) int64."""
+    order = logits.argsort(dim=1, descending=True, stable=True)
+    return order[order != y[:, None]].view(len(y), -1)
 
 
 def _attacker_view(model: Model, spec: AttackSpec) -> Model:
@@ -142,7 +167,8 @@ def _clean_errors(rows: Tensor, y: Tensor, ids: Tensor, clean: Tensor, *, spec: 
     return _outcomes(rows, verdicts, y, ids, clean, spec=spec, restart=0)
 
 
-def _device(model: Model) -> torch.device:
+def device_of(model: Model) -> torch.device:
+    """Return where a model's parameters live; the CPU where it has none."""
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
 
@@ -166,6 +192,14 @@ def _checked(
     if lanes < 1:
         raise ValueError(f"lanes is {lanes}; allowed: a whole number >= 1")
     return images, y.to(torch.int64), ids.to(torch.int64)
+
+
+def _check_classes(spec: AttackSpec, num_classes: int) -> None:
+    fewest = max(fewest_classes(spec.loss, targeted=spec.targets > 0), spec.targets + 1)
+    if spec.algorithm != "square" and num_classes < fewest:
+        raise ValueError(
+            f"attack {spec.name} needs at least {fewest} classes, the model has {num_classes}; choose loss margin, fewer targets"
+        )
 
 
 def _check_logits(clean: Tensor, y: Tensor) -> None:

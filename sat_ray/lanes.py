@@ -6,7 +6,7 @@ lane, the neighbours, the shard or the order.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -79,8 +79,11 @@ def lane_logits(model: Model, images: Tensor, image_ids: Tensor, *, lanes: int, 
 class _Reserve:
     """Hand out started images one by one; each block of L is started by calls of exactly L rows."""
 
-    def __init__(self, attack: Attack, images: Tensor, y: Tensor, rng: Randomness, *, lanes: int, device: torch.device) -> None:
-        self.attack, self.images, self.y, self.rng, self.lanes, self.device = attack, images, y, rng, lanes, device
+    def __init__(
+        self, attack: Attack, images: Tensor, y: Tensor, rng: Randomness, target: Tensor | None, *, lanes: int, device: torch.device
+    ) -> None:
+        self.attack, self.images, self.y, self.rng, self.target = attack, images, y, rng, target
+        self.lanes, self.device = lanes, device
         self.next = 0
         self.block: State | None = None
 
@@ -100,7 +103,8 @@ class _Reserve:
         span = slice(first, first + self.lanes)
         images, y = (pad(values[span], self.lanes).to(self.device) for values in (self.images, self.y))
         ids = pad(self.rng.image_ids[span], self.lanes).to(self.device)
-        return self.attack.start(to_pixels(images), y, Randomness(self.rng.seed, ids, self.rng.restart))
+        target = None if self.target is None else pad(self.target[span], self.lanes).to(self.device)
+        return self.attack.start(to_pixels(images), y, Randomness(self.rng.seed, ids, self.rng.restart), target=target)
 
 
 def run_lanes(
@@ -112,16 +116,18 @@ def run_lanes(
     *,
     lanes: int,
     device: torch.device,
+    target: Tensor | None = None,
     final_iterate: bool = False,
     detect_cycles: bool = True,
 ) -> Verdicts:
     """Attack every image and return its verdict.
 
     model: in inference mode on `device`; images: (N, C, H, W) uint8 and y: (N,) int64, on the CPU; rng: one stream per image.
+    target: (N,) int64, the classes that a targeted attack moves towards;
     final_iterate: only the last point counts, no image stops early; detect_cycles: skip what an exact cycle would visit again.
     """
     out = Verdicts.empty(len(images))
-    run = _Run(attack, images, y, rng, lanes=lanes, device=device, final_iterate=final_iterate, detect_cycles=detect_cycles)
+    run = _Run(attack, images, y, rng, target, lanes=lanes, device=device, final_iterate=final_iterate, detect_cycles=detect_cycles)
     while run.fill():
         retired = run.advance(model)
         if len(retired):
@@ -139,6 +145,7 @@ class _Run:
         images: Tensor,
         y: Tensor,
         rng: Randomness,
+        target: Tensor | None,
         *,
         lanes: int,
         device: torch.device,
@@ -146,7 +153,7 @@ class _Run:
         detect_cycles: bool,
     ) -> None:
         self.attack, self.final_iterate = attack, final_iterate
-        self.reserve = _Reserve(attack, images, y, rng, lanes=lanes, device=device)
+        self.reserve = _Reserve(attack, images, y, rng, target, lanes=lanes, device=device)
         self.position = torch.full((lanes,), -1)
         self.seen = Verdicts.empty(lanes)
         self.state: State | None = None
@@ -207,4 +214,4 @@ class _Run:
         """Advance the step counter of cycling lanes by whole periods: the point stays what it would be."""
         left = (self.attack.steps - state.step.cpu()).clamp_min(0)
         skipped = torch.where(period > 0, left - left % period.clamp_min(1), torch.zeros_like(left))
-        return State(**{**state.__dict__, "step": state.step + skipped.to(state.step.device)})
+        return replace(state, step=state.step + skipped.to(state.step.device))

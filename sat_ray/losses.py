@@ -1,11 +1,21 @@
 """Losses of one image: every function maps logits (N, K) and labels (N,) to (N,) float32; the caller sums or averages.
 
+z: logits; y: the label; t: an attack's target class; π: the classes from the largest logit to the smallest.
+
 cross_entropy(z, y) = log sum_k exp(z_k) - z_y          margin(z, y) = z_y - max_{k != y} z_k
+
+What an attack ascends        untargeted                                  towards a target class t
+  cross_entropy               cross_entropy(z, y)                         -cross_entropy(z, t)
+  margin                      -margin(z, y)                               z_t - z_y
+  dlr (Croce & Hein 2020)     -margin(z, y) / (z_π1 - z_π3)               (z_t - z_y) / (z_π1 - (z_π3 + z_π4) / 2)
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+ATTACK_LOSSES = ("cross_entropy", "margin", "dlr")
+_TINY = 1e-12  # keeps DLR finite where all the logits are equal
 
 
 def cross_entropy(logits: Tensor, y: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -21,6 +31,27 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, label)[:, 0] - others.amax(dim=1)
 
 
-def attack_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the scalar that an attack ascends: the sum over images, so that no image's gradient depends on the batch size."""
-    return torch.sum(cross_entropy(logits, y))
+def fewest_classes(loss: str, *, targeted: bool) -> int:
+    """Return how many classes a model must have for an attack loss to be defined."""
+    return (4 if targeted else 3) if loss == "dlr" else 2
+
+
+def attack_loss(logits: Tensor, y: Tensor, *, loss: str = "cross_entropy", target: Tensor | None = None) -> Tensor:
+    """Return what an attack ascends, image by image, (N,) float32; its sum gives every image a gradient free of the batch size.
+
+    loss: one of ATTACK_LOSSES; target: (N,) classes to move towards, None to move away from the label.
+    """
+    if loss == "cross_entropy":
+        return cross_entropy(logits, y) if target is None else -cross_entropy(logits, target)
+    logits = logits.float()
+    rise = -margin(logits, y) if target is None else _logit(logits, target) - _logit(logits, y)
+    return rise if loss == "margin" else rise / (_spread(logits, targeted=target is not None) + _TINY)
+
+
+def _logit(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(1, classes.long()[:, None])[:, 0]
+
+
+def _spread(logits: Tensor, *, targeted: bool) -> Tensor:
+    largest = torch.topk(logits, 4 if targeted else 3, dim=1).values
+    return largest[:, 0] - (largest[:, 2:4].mean(dim=1) if targeted else largest[:, 2])

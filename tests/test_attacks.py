@@ -199,8 +199,8 @@ def test_nothing_leaks_into_the_model_or_out_of_the_graph(digits: Split) -> None
 def test_an_images_gradient_does_not_depend_on_the_size_of_its_batch(digits_model: Normalized, digits: Split) -> None:
     x, y = dyadic(digits)
     whole, alone = x.clone().requires_grad_(), x[:1].clone().requires_grad_()
-    (g_whole,) = torch.autograd.grad(attack_loss(digits_model(whole), y), whole)
-    (g_alone,) = torch.autograd.grad(attack_loss(digits_model(alone), y[:1]), alone)
+    (g_whole,) = torch.autograd.grad(attack_loss(digits_model(whole), y).sum(), whole)
+    (g_alone,) = torch.autograd.grad(attack_loss(digits_model(alone), y[:1]).sum(), alone)
     torch.testing.assert_close(g_whole[:1], g_alone, rtol=1e-4, atol=1e-6)
 
 

@@ -109,8 +109,8 @@ class Leaving(PGD):
     def _leave(self, state: State) -> State:
         return replace(state, x_adv=torch.where((state.step == self.at).view(-1, 1, 1, 1), state.x * 0.5, state.x_adv))
 
-    def start(self, x: Tensor, y: Tensor, rng: Randomness, *, step: int = 0) -> State:
-        return self._leave(super().start(x, y, rng, step=step))
+    def start(self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None, step: int = 0) -> State:
+        return self._leave(super().start(x, y, rng, target=target, step=step))
 
     def step(self, model, state):  # type: ignore[no-untyped-def]
         return self._leave(super().step(model, state))

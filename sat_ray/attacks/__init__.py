@@ -1,7 +1,10 @@
 """Attacks as steppers: `start` makes a state, `step` scores its point and moves it. `pgd` is the plain function over them."""
 
+from sat_ray.attacks.apgd import APGD
 from sat_ray.attacks.base import Attack, InfeasiblePointError, State
+from sat_ray.attacks.cascade import cascade
 from sat_ray.attacks.pgd import PGD, pgd
 from sat_ray.attacks.spec import AttackSpec, make_attack
+from sat_ray.attacks.square import Square
 
-__all__ = ["PGD", "Attack", "AttackSpec", "InfeasiblePointError", "State", "make_attack", "pgd"]
+__all__ = ["APGD", "PGD", "Attack", "AttackSpec", "InfeasiblePointError", "Square", "State", "cascade", "make_attack", "pgd"]

@@ -7,14 +7,20 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sat_ray.losses import attack_loss
 from sat_ray.randomness import Randomness
 from sat_ray.threat import TOLERANCE, ThreatModel
 
 Model = Callable[[Tensor], Tensor]
+NO_GRADIENT = "has no gradient at its input (detached, or under no_grad); allowed: a differentiable model, or the attack square"
 
 
 class InfeasiblePointError(RuntimeError):
     """An attack visited a point outside its threat model: a bug in the attack, never something to clip away."""
+
+
+class NoGradientError(ValueError):
+    """The model's output is cut off from its input: only attacks without gradients can be used."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class State:
     """Hold L lanes in flight; row i of every field belongs to the same image.
 
     x, x_adv: (L, C, H, W) float32 in [0, 1]; y: (L,) int64; step: (L,) int64, the number of the point in x_adv (0 = the start);
+    target: (L,) int64, the class that a targeted attack moves towards, else None;
     logits: (L, K) float32 at the point scored by the latest step; zero_share: (L,) share of that point's gradient that is exactly 0.
     """
 
@@ -30,6 +37,7 @@ class State:
     x_adv: Tensor
     step: Tensor
     rng: Randomness
+    target: Tensor | None = None
     logits: Tensor | None = None
     zero_share: Tensor | None = None
 
@@ -66,13 +74,35 @@ class Attack(Protocol):
         """Whether the next point depends on the current one alone."""
         ...
 
-    def start(self, x: Tensor, y: Tensor, rng: Randomness) -> State:
+    def start(self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None) -> State:
         """Place every image at point 0."""
         ...
 
     def step(self, model: Model, state: State) -> State:
         """Score the current points and move on."""
         ...
+
+
+def differentiate(model: Model, state: State, *, loss: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits (L, K), loss (L,) and the loss's gradient at the current points, all float32 and free of the graph.
+
+    Raises NoGradientError where autograd finds no way from the output to the input.
+    """
+    point = state.x_adv.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(point)
+        if not logits.requires_grad:
+            raise NoGradientError(f"model {NO_GRADIENT}")
+        losses = attack_loss(logits, state.y, loss=loss, target=state.target)
+        (gradient,) = torch.autograd.grad(losses.sum(), point, allow_unused=True)
+    if gradient is None:
+        raise NoGradientError(f"model {NO_GRADIENT}")
+    return logits.detach().float(), losses.detach(), gradient
+
+
+def zero_share(gradient: Tensor) -> Tensor:
+    """Return the share of each image's gradient that is exactly 0, (L,): sign(0) = 0 freezes those pixels."""
+    return (gradient == 0).flatten(1).float().mean(dim=1)
 
 
 def require_inference_mode(model: Model) -> None:

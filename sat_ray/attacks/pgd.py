@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sat_ray.attacks.base import Model, State, require_feasible, require_images, require_inference_mode
-from sat_ray.losses import attack_loss, cross_entropy
+from sat_ray.attacks.base import Model, State, differentiate, require_feasible, require_images, require_inference_mode, zero_share
+from sat_ray.losses import cross_entropy
 from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel, as_255ths
 
@@ -19,6 +19,7 @@ from sat_ray.threat import ThreatModel, as_255ths
 class PGD:
     """Step along the gradient's steepest ascent and project back.
 
+    loss: what is ascended, one of `sat_ray.losses.ATTACK_LOSSES`;
     steps >= 1; step_size > 0 in [0, 1] pixels with steps * step_size >= epsilon, or parts of the ball are out of reach.
     """
 
@@ -26,6 +27,7 @@ class PGD:
     steps: int
     step_size: float
     use_random_start: bool = True
+    loss: str = "cross_entropy"
     memoryless: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -40,20 +42,16 @@ class PGD:
                 f"reach; allowed: step_size >= {as_255ths(self.threat_model.epsilon / self.steps)} at {self.steps} steps, or more steps"
             )
 
-    def start(self, x: Tensor, y: Tensor, rng: Randomness, *, step: int = 0) -> State:
+    def start(self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None, step: int = 0) -> State:
         """Place every image at its start; step: counter of the noise, so that a training epoch draws anew."""
         x_adv = self.threat_model.random_start(x, rng, step=step) if self.use_random_start else x.clone()
-        return State(x=x, y=y, x_adv=x_adv, step=torch.zeros_like(y), rng=rng)
+        return State(x=x, y=y, x_adv=x_adv, step=torch.zeros_like(y), rng=rng, target=target)
 
     def step(self, model: Model, state: State) -> State:
         """Score the current points and move each one step uphill."""
-        point = state.x_adv.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = model(point)
-            (gradient,) = torch.autograd.grad(attack_loss(logits, state.y), point)
-        moved = self.threat_model.project(point.detach() + self.step_size * self.threat_model.steepest_ascent(gradient), state.x)
-        zero_share = (gradient == 0).flatten(1).float().mean(dim=1)
-        return replace(state, x_adv=moved, step=state.step + 1, logits=logits.detach().float(), zero_share=zero_share)
+        logits, _, gradient = differentiate(model, state, loss=self.loss)
+        moved = self.threat_model.project(state.x_adv + self.step_size * self.threat_model.steepest_ascent(gradient), state.x)
+        return replace(state, x_adv=moved, step=state.step + 1, logits=logits, zero_share=zero_share(gradient))
 
     def run(self, model: Model, x: Tensor, y: Tensor, rng: Randomness, *, step: int = 0) -> Tensor:
         """Return the last iterate of every image; no check, no synchronisation with the host."""

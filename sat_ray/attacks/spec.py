@@ -2,28 +2,40 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from sat_ray.activations import activation_info
+from sat_ray.attacks.apgd import APGD
+from sat_ray.attacks.base import Attack
 from sat_ray.attacks.pgd import PGD
+from sat_ray.attacks.square import Square
+from sat_ray.losses import ATTACK_LOSSES
+from sat_ray.names import check_name
 from sat_ray.threat import ThreatModel, as_255ths
 
 FINAL_SUFFIX = "-final"
+ALGORITHMS = ("pgd", "apgd", "square")
+_SHORT = {"cross_entropy": "ce"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSpec:
     """Describe one attack completely.
 
-    steps: gradient steps >= 1; step_size: in [0, 1] pixels, steps * step_size >= epsilon; restarts: >= 1; random_start: uniform in the
-    ball, else the clean image; attacker_activation, attacker_alpha: differentiate through this view of the model, None for its own;
-    final_iterate: only the last point counts (the paper's rule), else every visited point; name: as it appears in outcomes, made from
-    the rest where empty.
+    algorithm: pgd, apgd or square; steps: moves per run >= 1 (queries for square); step_size: of pgd alone, in [0, 1] pixels with
+    steps * step_size >= epsilon; restarts: >= 1; random_start: uniform in the ball, else the clean image (square has its own start);
+    loss: what pgd and apgd ascend; targets: 0 to move away from the label, else that many runs per restart, each towards one of the
+    likeliest other classes of the clean image; attacker_activation, attacker_alpha: differentiate through this view of the model, None
+    for its own; final_iterate: only the last point counts (the paper's rule), else every visited point; name: as it appears in outcomes,
+    made from the rest where empty.
     """
 
     threat_model: ThreatModel
     steps: int
-    step_size: float
+    step_size: float | None = None
+    algorithm: Literal["pgd", "apgd", "square"] = "pgd"
+    loss: str = "cross_entropy"
+    targets: int = 0
     restarts: int = 1
     random_start: bool = True
     attacker_activation: str | None = None
@@ -32,21 +44,44 @@ class AttackSpec:
     name: str = ""
 
     def __post_init__(self) -> None:
+        check_name(self.algorithm, ALGORITHMS, field="attack algorithm")
+        check_name(self.loss, ATTACK_LOSSES, field="attack loss")
         if self.restarts < 1:
             raise ValueError(f"restarts is {self.restarts}; allowed: a whole number >= 1")
+        if self.targets < 0 or (self.targets and self.algorithm == "square"):
+            raise ValueError(f"targets is {self.targets}; allowed: a whole number >= 0, and 0 for square")
+        if (self.step_size is None) != (self.algorithm != "pgd"):
+            raise ValueError(f"step_size is {self.step_size}; allowed: a number > 0 for pgd, none for apgd and square")
+        if self.algorithm == "square" and (self.attacker_activation is not None or not self.random_start or self.loss != "cross_entropy"):
+            raise ValueError("square takes no gradient and has its own start; allowed: steps and restarts")
         if self.attacker_activation is not None:
             activation_info(self.attacker_activation, field="attacker_activation").check_alpha(self.attacker_alpha, field="attacker_alpha")
         make_attack(self)  # refuses bad steps and sizes
         object.__setattr__(self, "name", self.name or self._made_name())
 
+    @property
+    def runs(self) -> int:
+        """Return how often one image is attacked at most: every restart, towards every target."""
+        return self.restarts * max(1, self.targets)
+
+    def rank_of_target(self, run: int) -> int:
+        """Return which of the likeliest other classes a run moves towards; 0 is the likeliest."""
+        return run % self.targets
+
     def _made_name(self) -> str:
-        name = f"pgd-{self.steps}"
+        words: list[str] = [self.algorithm]
+        if self.algorithm != "square" and (self.algorithm == "apgd" or self.targets or self.loss != "cross_entropy"):
+            words += [*(["t"] if self.targets else []), _SHORT.get(self.loss, self.loss)]
+        name = "-".join([*words, str(self.steps)])
         if self.attacker_activation is not None:
             name += f"@{self.attacker_activation}"
         return name + (FINAL_SUFFIX if self.final_iterate else "")
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.steps} steps of {as_255ths(self.step_size)}, {self.restarts} restart(s), {self.threat_model}"
+        unit = "queries" if self.algorithm == "square" else "steps"
+        size = "" if self.step_size is None else f" of {as_255ths(self.step_size)}"
+        towards = f" towards {self.targets} classes" if self.targets else ""
+        return f"{self.name}: {self.steps} {unit}{size}{towards}, {self.restarts} restart(s), {self.threat_model}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values from which `from_json` makes the same spec."""
@@ -58,9 +93,16 @@ class AttackSpec:
         return cls(**{**value, "threat_model": ThreatModel(**value["threat_model"])})
 
 
-def make_attack(spec: AttackSpec) -> PGD:
+def make_attack(spec: AttackSpec) -> Attack:
     """Build the stepper that a spec describes."""
-    return PGD(threat_model=spec.threat_model, steps=spec.steps, step_size=spec.step_size, use_random_start=spec.random_start)
+    if spec.algorithm == "square":
+        return Square(threat_model=spec.threat_model, steps=spec.steps)
+    if spec.algorithm == "apgd":
+        return APGD(threat_model=spec.threat_model, steps=spec.steps, use_random_start=spec.random_start, loss=spec.loss)
+    assert spec.step_size is not None
+    return PGD(
+        threat_model=spec.threat_model, steps=spec.steps, step_size=spec.step_size, use_random_start=spec.random_start, loss=spec.loss
+    )
 
 
 def true_and_smooth(
@@ -72,7 +114,7 @@ def true_and_smooth(
     """
     own = activation_info(activation)
     used = activation_info(attacker_activation or activation)
-    if not own.smooth_backward and not used.smooth_backward:
+    if spec.algorithm == "square" or (not own.smooth_backward and not used.smooth_backward):
         return [spec]
     smooth = own.name if own.smooth_backward else used.name
     true = replace(spec, attacker_activation=own.forward_name if own.smooth_backward else None)

@@ -1,0 +1,181 @@
+"""Square attack (Andriushchenko et al. 2020, arXiv 1912.00049): random search over squares; it asks for logits, never for a gradient.
+
+linf: start from vertical stripes of ±epsilon; then a proposal moves one square of the best point to the faces of the ball, a sign per
+channel. l2: start from a grid of bumps; then a proposal takes the perturbation out of one square and spends it on a bump in another.
+A proposal is kept where it lowers the margin. The share of the image that a square covers shrinks with the number of queries.
+"""
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sat_ray.attacks.base import Model, State
+from sat_ray.losses import margin
+from sat_ray.randomness import Randomness
+from sat_ray.threat import ThreatModel
+
+FIRST_SHARE = 0.8  # of the pixels in the first square
+HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries out of 10,000 after which the share halves
+GRID = 5  # bumps along each side of the l2 start
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquareState(State):
+    """What random search remembers of each lane. best: (L, C, H, W); best_margin: (L,) float32."""
+
+    best: Tensor
+    best_margin: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    """Search without gradients. steps: proposals, >= 1; point 0 is the start."""
+
+    threat_model: ThreatModel
+    steps: int
+    memoryless: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; allowed: a whole number >= 1")
+
+    def start(self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None) -> SquareState:
+        """Place every image at its stripes or bumps. target must be None: the margin to every class is searched at once."""
+        if target is not None:
+            raise ValueError("square has no targeted form; allowed: targets 0")
+        pattern = self._stripes(x, rng) if self.threat_model.norm == "linf" else self._bumps(x, rng)
+        x_adv = self.threat_model.project(x + pattern, x)
+        unknown = torch.full(y.shape, torch.inf, dtype=torch.float32, device=x.device)
+        return SquareState(x=x, y=y, x_adv=x_adv, step=torch.zeros_like(y), rng=rng, best=x_adv.clone(), best_margin=unknown)
+
+    @torch.no_grad()
+    def step(self, model: Model, state: State) -> SquareState:
+        """Score the current points, keep the better ones, and propose the next."""
+        assert isinstance(state, SquareState)
+        logits = model(state.x_adv).float()
+        scored = margin(logits, state.y)
+        better = scored < state.best_margin
+        best = torch.where(better.view(-1, 1, 1, 1), state.x_adv, state.best)
+        propose = self._propose_linf if self.threat_model.norm == "linf" else self._propose_l2
+        proposal = self.threat_model.project(propose(best, state), state.x)
+        return replace(
+            state,
+            x_adv=proposal,
+            step=state.step + 1,
+            logits=logits,
+            zero_share=torch.zeros_like(scored),
+            best=best,
+            best_margin=torch.where(better, scored, state.best_margin),
+        )
+
+    def _stripes(self, x: Tensor, rng: Randomness) -> Tensor:
+        channels, _, width = x.shape[1:]
+        return self.threat_model.epsilon * _signs(rng.uniform("square-stripes", (channels, 1, width), device=x.device))
+
+    def _propose_linf(self, best: Tensor, state: State) -> Tensor:
+        channels, height, width = best.shape[1:]
+        side = self._sides(state.step, height * width).clamp_max(min(height, width))
+        draws = state.rng.uniform("square", (2 + channels,), step=state.step, device=best.device)
+        rows, columns = _offsets(draws[:, 0], side, height), _offsets(draws[:, 1], side, width)
+        inside = _inside(rows, side)[:, :, None] & _inside(columns, side)[:, None, :]
+        faces = state.x + self.threat_model.epsilon * _signs(draws[:, 2:])[:, :, None, None]
+        return torch.where(inside[:, None], faces, best)
+
+    def _bumps(self, x: Tensor, rng: Randomness) -> Tensor:
+        channels, height, width = x.shape[1:]
+        side = max(1, min(height, width) // GRID)
+        down, across = height // side, width // side
+        tile = _bump(side).to(x.device).repeat(down, across)
+        signs = _signs(rng.uniform("square-bumps", (channels, down, across), device=x.device))
+        pattern = torch.zeros_like(x)
+        pattern[:, :, : down * side, : across * side] = tile * signs.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
+        return _scaled(pattern, torch.full((len(x),), self.threat_model.epsilon, device=x.device))
+
+    def _propose_l2(self, best: Tensor, state: State) -> Tensor:
+        channels, height, width = best.shape[1:]
+        side = _odd(self._sides(state.step, height * width).clamp_min(3)).clamp_max(min(height, width))
+        draws = state.rng.uniform("square", (5 + channels,), step=state.step, device=best.device)
+        to, away = ((_offsets(draws[:, k], side, height), _offsets(draws[:, k + 1], side, width)) for k in (0, 2))
+        inside, emptied = ((_inside(rows, side)[:, :, None] & _inside(columns, side)[:, None, :])[:, None] for rows, columns in (to, away))
+        delta = best - state.x
+        freed = (delta * (inside | emptied)).flatten(1).double().square().sum(dim=1)
+        unspent = (self.threat_model.epsilon**2 - delta.flatten(1).double().square().sum(dim=1)).clamp_min(0) / channels
+        bump = _placed_bump(*to, side, turned=draws[:, 4] < 0.5)[:, None] * _signs(draws[:, 5:])[:, :, None, None]
+        # the new bump goes on from what the square held: random search then builds on what has worked
+        held = delta * inside
+        new = bump + held / held.flatten(2).norm(dim=2).clamp_min(1e-12)[:, :, None, None]
+        budget = (unspent + freed / channels).sqrt().float()
+        new = new / new.flatten(2).norm(dim=2).clamp_min(1e-12)[:, :, None, None] * budget[:, None, None, None]
+        delta = torch.where(inside, new, torch.where(emptied, torch.zeros_like(delta), delta))
+        return state.x + _scaled(delta, torch.full_like(budget, self.threat_model.epsilon))
+
+    def _sides(self, step: Tensor, pixels: int) -> Tensor:
+        """Return the side of each lane's next square, (L,) int64 >= 1."""
+        table = torch.tensor(sides(self.steps, pixels), device=step.device)
+        return table[step.clamp_max(self.steps)]
+
+
+@functools.cache
+def sides(steps: int, pixels: int) -> tuple[int, ...]:
+    """Return the side of the square proposed after each point 0..steps."""
+    shares = (FIRST_SHARE / 2 ** sum(10_000 * step / steps > at for at in HALVED_AT) for step in range(steps + 1))
+    return tuple(max(1, round(math.sqrt(share * pixels))) for share in shares)
+
+
+def _signs(draws: Tensor) -> Tensor:
+    return torch.where(draws < 0.5, -1.0, 1.0)
+
+
+def _odd(side: Tensor) -> Tensor:
+    return side + 1 - side % 2
+
+
+def _offsets(draw: Tensor, side: Tensor, length: int) -> Tensor:
+    """Return the positions 0..length-1 relative to a square's first one, which is uniform where the square fits, (L, length) int64."""
+    first = (draw * (length - side + 1)).long()
+    return torch.arange(length, device=draw.device)[None, :] - first[:, None]
+
+
+def _inside(offsets: Tensor, side: Tensor) -> Tensor:
+    return (offsets >= 0) & (offsets < side[:, None])
+
+
+@functools.cache
+def _bump(side: int) -> Tensor:
+    """Return two opposite peaks, one in each half of a square, of unit length: (side, side) float32."""
+    half = side // 2
+    bump = torch.cat([_peak(half, side), -_peak(side - half, side)]) if half else _peak(side, side)
+    return bump / torch.linalg.vector_norm(bump)
+
+
+def _peak(height: int, width: int) -> Tensor:
+    """Add up ever larger squares around the middle, the k-th with weight 1 / k²."""
+    away = torch.maximum((torch.arange(height) - height // 2).abs()[:, None], (torch.arange(width) - width // 2).abs()[None, :])
+    largest = max(height, width) // 2 + 1
+    tails = torch.tensor([1.0 / k**2 for k in range(1, largest + 1)]).flip(0).cumsum(0).flip(0)
+    return tails[away]
+
+
+def _placed_bump(rows: Tensor, columns: Tensor, side: Tensor, *, turned: Tensor) -> Tensor:
+    """Return each lane's bump at its place, (L, H, W), turned by a quarter where asked."""
+    sizes = torch.unique(side).tolist()
+    largest = max(sizes)
+    table = torch.zeros(len(sizes), largest, largest, device=side.device)
+    for index, size in enumerate(sizes):
+        table[index, :size, :size] = _bump(size).to(side.device)
+    which = torch.searchsorted(torch.tensor(sizes, device=side.device), side)
+    # positions outside the square read anything: they are masked by the caller
+    row, column = (offsets.clamp(0, largest - 1) for offsets in (rows, columns))
+    row, column = row[:, :, None].expand(-1, -1, column.shape[1]), column[:, None, :].expand(-1, row.shape[1], -1)
+    row, column = torch.where(turned[:, None, None], column, row), torch.where(turned[:, None, None], row, column)
+    placed: Tensor = table[which[:, None, None], row, column] * (_inside(rows, side)[:, :, None] & _inside(columns, side)[:, None, :])
+    return placed
+
+
+def _scaled(pattern: Tensor, length: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(pattern.flatten(1).double(), dim=1).clamp_min(1e-12)
+    return pattern * (length / norm).float().view(-1, 1, 1, 1)
