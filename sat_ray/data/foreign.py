@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from sat_ray.data.shards import MANIFEST, verify, write_test_split
+from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, verify, write_test_split
 from sat_ray.storage import Storage
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -63,7 +63,8 @@ def prepared(uri: str, root: Storage, *, image_size: int | None = None) -> str:
 
 def _written(found: ForeignImages, root: Storage) -> Storage:
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", found.name).strip(".-")[:40] or "images"
-    storage = root.child(f"data/{slug}-{found.fingerprint[:16]}")
+    content = hashlib.sha256(f"{SCHEMA_VERSION} {found.fingerprint}".encode()).hexdigest()
+    storage = root.child(f"data/{slug}-{content[:16]}")
     if not storage.exists(MANIFEST):
         write_test_split(found.blocks(), storage, name=slug, shape=found.shape, class_names=found.class_names)
     return storage
@@ -151,13 +152,14 @@ def open_image_folder(folder: Path, *, image_size: int | None = None) -> Foreign
     if not files:
         raise ValueError(f"data {folder} has no images in sub-folders; allowed: {ALLOWED}")
     with ThreadPoolExecutor() as pool:
-        headers = list(pool.map(_header, (path for path, _ in files)))
-    _refuse([(path, header) for (path, _), header in zip(files, headers, strict=True) if isinstance(header, str)], len(files))
+        looked = list(zip((path for path, _ in files), pool.map(_header, (path for path, _ in files)), strict=True))
+    _refuse([(path, header) for path, header in looked if isinstance(header, str)], len(files))
+    headers = [(path, header) for path, header in looked if not isinstance(header, str)]
     digest = hashlib.sha256(f"{image_size} {classes}".encode())
-    for (path, _), header in zip(files, headers, strict=True):
-        digest.update(f"{path.relative_to(folder)} {header[2]}\n".encode())
-    size = _common_size([(path, header[1]) for (path, _), header in zip(files, headers, strict=True)], image_size)
-    channels = max(CHANNELS[header[0]] for header in headers)
+    for path, (_, _, content) in headers:
+        digest.update(f"{path.relative_to(folder)} {content}\n".encode())
+    size = _common_size([(path, size) for path, (_, size, _) in headers], image_size)
+    channels = max(CHANNELS[mode] for _, (mode, _, _) in headers)
     return ForeignImages(
         name=folder.resolve().name,
         fingerprint=digest.hexdigest(),
