@@ -64,13 +64,13 @@ def train(sweep: Sweep, data: Dataset, finalists: list[Configuration]) -> list[R
 def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]:
     """Attack every model; return the path of each one's merged outcomes by model name."""
     from sat_ray.distributed.tasks import evaluate_all
-    from sat_ray.jobs import merge_outcomes
+    from sat_ray.outcomes import merge_outcomes
 
     # the more robust a model, the longer its images are attacked: start with those, so that no long task is last
     ordered = sorted(models, key=lambda record: -record.payload["val_robust_accuracy"])
     tasks = [task for record in ordered for task in evaluation_tasks(sweep.config, data, record)]
     done = evaluate_all(tasks, sweep.records, sweep.config.resources)
-    expected = set(read_split(Storage(data.uri), "test").image_ids.tolist())
+    expected = read_split(Storage(data.uri), "test").image_ids.numpy()
     by_model = {record.payload["name"]: [part for part in done if part.payload["name"] == record.payload["name"]] for record in models}
     return {name: merge_outcomes(parts, expected, sweep.records, name=name) for name, parts in by_model.items()}
 

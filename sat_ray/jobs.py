@@ -14,7 +14,7 @@ from torch import nn
 from sat_ray.checkpoint import load_model, pack_state, save_model, sha256, unpack_state
 from sat_ray.data.shards import read_split
 from sat_ray.data.split import Split
-from sat_ray.evaluation import SORT_ORDER, clean_correct_ids, evaluate, robust_image_ids
+from sat_ray.evaluation import clean_correct_ids, evaluate, robust_image_ids
 from sat_ray.models import model_from_spec, settle_layout
 from sat_ray.plan import EVALUATE, EvaluationTask, TrainingJob
 from sat_ray.stages import Record, Records, attempt_name
@@ -162,26 +162,3 @@ def parquet_bytes(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
-
-
-def merge_outcomes(parts: list[Record], expected_ids: set[int], records: Records, *, name: str) -> str:
-    """Merge a model's shards into outcomes/<name>.parquet and return its path; ValueError names missing or doubled image ids."""
-    tables = []
-    for part in parts:
-        data = records.storage.read(part.payload["path"])
-        if sha256(data) != part.payload["sha256"]:
-            raise ValueError(f"outcomes {part.payload['path']} do not match their record; move {part.key} away from state/ and run again")
-        tables.append(pq.read_table(io.BytesIO(data)))
-    check_each_id_once([set(table["image_id"].to_pylist()) for table in tables], expected_ids, name=name)
-    path = f"outcomes/{name}.parquet"
-    records.storage.write(path, parquet_bytes(pa.concat_tables(tables).sort_by(SORT_ORDER)))
-    return path
-
-
-def check_each_id_once(shards: list[set[int]], expected: set[int], *, name: str) -> None:
-    """Raise ValueError unless the shards partition the expected image ids."""
-    union = set().union(*shards)
-    doubled = sorted(i for i in union if sum(i in shard for shard in shards) > 1)
-    if doubled or union != expected:
-        missing, foreign = sorted(expected - union), sorted(union - expected)
-        raise ValueError(f"outcomes of {name}: doubled ids {doubled[:5]}, missing ids {missing[:5]}, foreign ids {foreign[:5]}")

@@ -5,15 +5,18 @@ one PUT, and a commit is a PUT with If-None-Match, which the server refuses if t
 """
 
 import contextlib
+import io
 import json
 import os
+import shutil
 import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 
@@ -71,11 +74,6 @@ class Storage:
         found = self._opened[0].get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == pafs.FileType.File and not info.base_name.startswith(".tmp-"))
 
-    def folders(self, folder: str = "") -> list[str]:
-        """List the names of the folders directly in a folder, sorted; [] where there is none."""
-        found = self._opened[0].get_file_info(pafs.FileSelector(self._inner(folder), allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
-
     def read(self, path: str) -> bytes:
         """Return a file's bytes; FileNotFoundError where there is none."""
         with self._opened[0].open_input_stream(self._inner(path)) as stream:
@@ -88,11 +86,21 @@ class Storage:
     def write(self, path: str, data: bytes) -> None:
         """Put a whole file in place, replacing what was there; readers see the old or the new one."""
         if self.is_local:
-            temporary = self._temporary(path, data)
+            temporary = self._temporary(path, io.BytesIO(data))
             os.replace(temporary, self._inner(path))
             return
         with self._opened[0].open_output_stream(self._inner(path)) as stream:
             stream.write(data)
+
+    def write_file(self, path: str, source: Path) -> None:
+        """Put a copy of a local file in place as `write` does, without holding it in memory."""
+        if self.is_local:
+            with open(source, "rb") as stream:
+                temporary = self._temporary(path, stream)
+            os.replace(temporary, self._inner(path))
+            return
+        with pa.memory_map(str(source)) as mapped, self._opened[0].open_output_stream(self._inner(path)) as stream:
+            stream.write(mapped.read_buffer())
 
     def write_json(self, path: str, value: Any) -> None:
         """Put a JSON file in place."""
@@ -101,7 +109,7 @@ class Storage:
     def commit(self, path: str, data: bytes) -> bool:
         """Put a file in place unless it exists; say whether this call won. Never replaces anything."""
         if self.is_local:
-            temporary = self._temporary(path, data)
+            temporary = self._temporary(path, io.BytesIO(data))
             try:
                 os.link(temporary, self._inner(path))
             except FileExistsError:
@@ -122,12 +130,12 @@ class Storage:
         with contextlib.suppress(FileNotFoundError):
             self._opened[0].delete_file(self._inner(path))
 
-    def _temporary(self, path: str, data: bytes) -> str:
+    def _temporary(self, path: str, source: BinaryIO) -> str:
         final = self._inner(path)
         os.makedirs(os.path.dirname(final), exist_ok=True)
         temporary = os.path.join(os.path.dirname(final), f".tmp-{uuid.uuid4().hex}")
         with open(temporary, "wb") as stream:
-            stream.write(data)
+            shutil.copyfileobj(source, stream)
             stream.flush()
             os.fsync(stream.fileno())
         return temporary

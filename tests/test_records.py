@@ -16,7 +16,8 @@ from sat_ray.config import EvaluationSettings, FinalSettings, ModelSettings, Res
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import write_dataset
 from sat_ray.data.sources import DATASETS
-from sat_ray.jobs import check_each_id_once, evaluate_and_commit, merge_outcomes, split_of, train_and_commit
+from sat_ray.jobs import evaluate_and_commit, split_of, train_and_commit
+from sat_ray.outcomes import check_each_id_once, merge_outcomes
 from sat_ray.plan import (
     EVALUATE,
     SEARCH,

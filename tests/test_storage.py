@@ -33,6 +33,17 @@ def test_what_is_written_is_read_back_and_a_second_write_replaces_it(storage: St
     assert storage.read("a/b/c.bin") == b""
 
 
+def test_a_local_file_is_put_in_place_whole_and_replaces_what_was_there(storage: Storage, tmp_path: Path) -> None:
+    source, data = tmp_path / "source.bin", os.urandom(12_000_000)
+    source.write_bytes(data)
+    storage.write("a/b.bin", b"old")
+    storage.write_file("a/b.bin", source)
+    assert storage.read("a/b.bin") == data and storage.names("a") == ["b.bin"]
+    source.write_bytes(b"")
+    storage.write_file("a/b.bin", source)
+    assert storage.read("a/b.bin") == b""
+
+
 def test_json_comes_back_and_is_spelled_the_same_every_time(storage: Storage) -> None:
     storage.write_json("x.json", {"b": [1, 2.5, None], "a": "α"})
     assert storage.read_json("x.json") == {"a": "α", "b": [1, 2.5, None]}

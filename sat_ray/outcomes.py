@@ -1,0 +1,203 @@
+"""Outcomes of whole models: merging a model's shards into one file, and reading such files again.
+
+The merge sorts externally. One pass takes part by part, compares its bytes with its record and appends its rows to one spool file per
+(attack, restart) on the local disk (TMPDIR). The next takes spool by spool, sorts by image id and writes the rows. So it holds one
+compressed part, then the rows of one (attack, restart), however many shards, attacks and models there are; and the file depends on the
+rows alone: sorted by attack, restart and image id, cut into row groups at the same places.
+"""
+
+import itertools
+import json
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sat_ray.checkpoint import sha256
+from sat_ray.evaluation import OUTCOME_SCHEMA, SORT_ORDER
+from sat_ray.stages import Record, Records
+from sat_ray.storage import Storage
+
+EVALUATION_KEY = b"sat_ray.evaluation"
+ROWS_AT_ONCE = 1 << 16  # of a part, while it is read
+ROWS_PER_GROUP = 1 << 17  # of the merged file; an (attack, restart) with more images has several row groups
+REPEATING = [field.name for field in OUTCOME_SCHEMA if field.type in (pa.int32(), pa.string())]  # floats and ids would only cost memory
+Ids = NDArray[np.int64]
+
+
+def merge_outcomes(parts: Sequence[Record], expected_ids: Collection[int] | Ids, records: Records, *, name: str) -> str:
+    """Merge a model's shards into outcomes/<name>.parquet and return its path, relative to the storage.
+
+    expected_ids: of the whole split, each once. The file's metadata says what was evaluated (`evaluation_of`). Raises ValueError if a part
+    is not what its record says or belongs to another evaluation, or naming ids, if the shards do not partition the split or a part holds
+    an image twice; then nothing is written.
+    """
+    schema = OUTCOME_SCHEMA.with_metadata({EVALUATION_KEY: json.dumps(_shared_inputs(parts, name=name), sort_keys=True).encode()})
+    path = f"outcomes/{name}.parquet"
+    with tempfile.TemporaryDirectory(prefix="sat_ray-merge-") as folder, _Spools(Path(folder)) as spools:
+        shards = [spools.add(batches) for batches in (_checked_batches(part, records) for part in parts)]
+        check_each_id_once(shards, expected_ids, name=name)
+        merged = Path(folder) / "merged.parquet"
+        with pq.ParquetWriter(merged, schema, compression="zstd", use_dictionary=REPEATING) as writer:
+            for (attack, restart), rows in spools.sorted_groups():
+                _check_no_image_twice(rows, f"outcomes of {name}, attack {attack}, restart {restart}")
+                writer.write_table(rows, row_group_size=ROWS_PER_GROUP)
+        records.storage.write_file(path, merged)
+    return path
+
+
+def check_each_id_once(shards: Sequence[Collection[int] | Ids], expected: Collection[int] | Ids, *, name: str) -> None:
+    """Raise ValueError unless the shards, each a set of image ids, partition the expected ones."""
+    union, times = np.unique(np.concatenate([_as_ids(()), *map(_as_ids, shards)]), return_counts=True)
+    wanted, doubled = np.unique(_as_ids(expected)), union[times > 1]
+    missing, foreign = np.setdiff1d(wanted, union, assume_unique=True), np.setdiff1d(union, wanted, assume_unique=True)
+    if len(doubled) or len(missing) or len(foreign):
+        found = (("doubled", doubled), ("missing", missing), ("foreign", foreign))
+        raise ValueError(f"outcomes of {name}: " + ", ".join(f"{word} ids {ids[:5].tolist()}" for word, ids in found))
+
+
+def evaluation_of(table: pa.Table) -> dict[str, Any] | None:
+    """Return what a merged table says of its evaluation: hashes of weights and dataset, attacks, seed, environment; None if nothing."""
+    text = (table.schema.metadata or {}).get(EVALUATION_KEY)
+    found: dict[str, Any] | None = json.loads(text) if text else None
+    return found or None
+
+
+def read_outcomes(uri: str) -> pa.Table:
+    """Read one model's outcomes from a Parquet file or a folder of parts, local or s3://.
+
+    Raises FileNotFoundError where there is neither, ValueError for a file that is not Parquet or lacks columns, for parts of several
+    evaluations, and for an (attack, restart, image_id) that occurs twice.
+    """
+    folder, names = _files_at(uri)
+    tables = [_read_table(folder, name) for name in names]
+    evaluations = [evaluation_of(table) for table in tables]
+    for name, evaluation in zip(names, evaluations, strict=True):
+        if evaluation != evaluations[0]:
+            raise ValueError(f"{folder.uri} holds outcomes of several evaluations ({names[0]}, {name}); {_ONE_MODEL}")
+    table = pa.concat_tables(tables)
+    key = [column for column, _ in SORT_ORDER]
+    counted = table.group_by(key).aggregate([([], "count_all")])
+    doubled = counted.filter(pc.greater(counted["count_all"], 1)).sort_by(SORT_ORDER)
+    if doubled.num_rows:
+        row = doubled.slice(0, 1).to_pylist()[0]
+        raise ValueError(
+            f"{uri} holds image_id {row['image_id']} twice for attack {row['attack']}, restart {row['restart']} "
+            f"({doubled.num_rows} rows are doubled); {_ONE_MODEL}"
+        )
+    return table
+
+
+_ONE_MODEL = "allowed: one file, or a folder with the parts of one model (the outcomes/ of a sweep holds one file per model: name those)"
+
+
+def _files_at(uri: str) -> tuple[Storage, list[str]]:
+    """Return the folder and the Parquet files in it that `uri` names: the file itself, or all of a folder."""
+    here = Storage.at(uri)
+    parent, _, name = here.uri.rpartition("/")
+    if name.endswith(".parquet") and name in (above := Storage.at(parent)).names(""):
+        return above, [name]
+    names = [one for one in here.names("") if one.endswith(".parquet")]
+    if not names:
+        raise FileNotFoundError(f"no outcomes at {uri}; allowed: a Parquet file or a folder that holds some")
+    return here, names
+
+
+def _read_table(folder: Storage, name: str) -> pa.Table:
+    try:
+        table = pq.read_table(pa.BufferReader(folder.read(name)))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{folder.full(name)} is no Parquet file ({str(error).splitlines()[0]})") from None
+    missing = [column for column in OUTCOME_SCHEMA.names if column not in table.column_names]
+    if missing:
+        raise ValueError(f"{folder.full(name)} lacks the columns {', '.join(missing)}; allowed: outcomes as the evaluate stage writes them")
+    return table.select(OUTCOME_SCHEMA.names)
+
+
+def _shared_inputs(parts: Sequence[Record], *, name: str) -> dict[str, Any]:
+    """Return what determined every part alike: all inputs of their records but the rows."""
+    shared = [{field: value for field, value in part.inputs.items() if field != "rows"} for part in parts]
+    for part, inputs in zip(parts, shared, strict=True):
+        if inputs != shared[0]:
+            differing = sorted(field for field in inputs.keys() | shared[0].keys() if inputs.get(field) != shared[0].get(field))
+            raise ValueError(f"outcomes of {name}: parts {parts[0].key} and {part.key} differ in {', '.join(differing)}; allowed: the same")
+    return shared[0] if shared else {}
+
+
+def _checked_batches(part: Record, records: Records) -> Iterator[pa.RecordBatch]:
+    """Yield a part's rows, a bounded number at a time, after its bytes were compared with its record."""
+    path = part.payload["path"]
+    data = records.storage.read(path)
+    if sha256(data) != part.payload["sha256"]:
+        raise ValueError(f"outcomes {path} do not match their record; move {part.key} away from state/ and run again")
+    file = pq.ParquetFile(pa.BufferReader(data))
+    if not file.schema_arrow.equals(OUTCOME_SCHEMA):
+        raise ValueError(f"outcomes {path} have the columns {file.schema_arrow.names}; allowed: {OUTCOME_SCHEMA.names}")
+    yield from file.iter_batches(batch_size=ROWS_AT_ONCE, use_threads=False)
+
+
+class _Spools:
+    """One Arrow file per (attack, restart) in a local folder, written in any order and read back sorted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[tuple[str, int], str] = {}
+        self.writers: dict[tuple[str, int], pa.ipc.RecordBatchStreamWriter] = {}
+
+    def __enter__(self) -> "_Spools":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._close()
+
+    def add(self, batches: Iterator[pa.RecordBatch]) -> Ids:
+        """Append a part's rows to their spools and return the ids of its images, each once, ascending."""
+        ids = _as_ids(())
+        for batch in batches:
+            ids = np.union1d(ids, batch["image_id"].to_numpy())
+            for key, rows in _runs(batch):
+                self._writer(key).write_batch(rows)
+        return ids
+
+    def sorted_groups(self) -> Iterator[tuple[tuple[str, int], pa.Table]]:
+        """Yield ((attack, restart), its rows sorted by image id in one chunk) in order; nothing can be added any more."""
+        self._close()
+        for key in sorted(self.files):
+            with pa.memory_map(self.files[key]) as spool:
+                rows = pa.ipc.open_stream(spool).read_all().sort_by("image_id").combine_chunks()
+            yield key, rows
+
+    def _writer(self, key: tuple[str, int]) -> pa.ipc.RecordBatchStreamWriter:
+        if key not in self.writers:
+            self.files[key] = str(self.folder / f"{len(self.files)}.arrow")
+            self.writers[key] = pa.ipc.new_stream(self.files[key], OUTCOME_SCHEMA)
+        return self.writers[key]
+
+    def _close(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+
+
+def _runs(batch: pa.RecordBatch) -> Iterator[tuple[tuple[str, int], pa.RecordBatch]]:
+    """Yield ((attack, restart), rows) for every stretch of rows that share both; a sorted batch has one for each."""
+    attack, restart = batch["attack"].dictionary_encode().indices.to_numpy(), batch["restart"].to_numpy()
+    changes = np.flatnonzero((np.diff(attack) != 0) | (np.diff(restart) != 0)) + 1
+    for first, last in itertools.pairwise([0, *changes.tolist(), len(batch)] if len(batch) else []):
+        yield (batch["attack"][first].as_py(), batch["restart"][first].as_py()), batch.slice(first, last - first)
+
+
+def _check_no_image_twice(rows: pa.Table, what: str) -> None:
+    """Raise ValueError if rows sorted by image id hold one twice."""
+    ids = rows["image_id"].to_numpy()
+    if len(doubled := np.unique(ids[1:][ids[1:] == ids[:-1]])):
+        raise ValueError(f"{what}: doubled ids {doubled[:5].tolist()}; allowed: each image once")
+
+
+def _as_ids(ids: Collection[int] | Ids) -> Ids:
+    return ids if isinstance(ids, np.ndarray) else np.fromiter(ids, dtype=np.int64, count=len(ids))
