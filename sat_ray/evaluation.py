@@ -57,7 +57,7 @@ def evaluate(
     restart r has rows for the images that survived the restarts before it (of a targeted attack: every target is a restart).
     Raises ValueError on bad input, InfeasiblePointError if an attack leaves its threat model.
     """
-    images, y, ids = _checked(images_uint8, labels, image_ids, lanes=lanes)
+    images, y, ids = check_images(images_uint8, labels, image_ids, lanes=lanes)
     require_inference_mode(model)
     if not attacks or len({spec.name for spec in attacks}) != len(attacks):
         raise ValueError(f"attacks are {[spec.name for spec in attacks]}; allowed: at least one, with different names")
@@ -65,7 +65,7 @@ def evaluate(
         return OUTCOME_SCHEMA.empty_table()
     device = device_of(model)
     clean = lane_logits(model, images, ids, lanes=lanes, device=device)
-    _check_logits(clean, y)
+    check_logits(clean, y)
     for spec in attacks:
         _check_classes(spec, clean.shape[1])
     tables: list[pa.Table] = []
@@ -173,13 +173,14 @@ def device_of(model: Model) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _checked(
+def check_images(
     images_uint8: Tensor | np.ndarray,
     labels: Tensor | np.ndarray | Sequence[int],
     image_ids: Tensor | np.ndarray | Sequence[int],
     *,
     lanes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images (N, C, H, W) uint8, labels and ids (N,) int64 on the CPU; ValueError names what is wrong with them."""
     images = torch.as_tensor(images_uint8).cpu()
     if images.dtype != torch.uint8 or images.dim() != 4:
         raise ValueError(f"images_uint8 is {tuple(images.shape)} {images.dtype}; allowed: (N, C, H, W) uint8")
@@ -202,7 +203,8 @@ def _check_classes(spec: AttackSpec, num_classes: int) -> None:
         )
 
 
-def _check_logits(clean: Tensor, y: Tensor) -> None:
+def check_logits(clean: Tensor, y: Tensor) -> None:
+    """Raise ValueError where clean logits (N, K) do not go with the labels, or are probabilities."""
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < clean.shape[1]:
         raise ValueError(f"labels lie in [{int(y.min())}, {int(y.max())}] but the model has {clean.shape[1]} classes")
     if clean.shape[1] > 1 and bool((clean >= 0).all()) and bool(((clean.sum(dim=1) - 1).abs() < 1e-4).all()):

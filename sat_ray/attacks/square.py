@@ -149,7 +149,8 @@ def _bump(side: int) -> Tensor:
     """Return two opposite peaks, one in each half of a square, of unit length: (side, side) float32."""
     half = side // 2
     bump = torch.cat([_peak(half, side), -_peak(side - half, side)]) if half else _peak(side, side)
-    return bump / torch.linalg.vector_norm(bump)
+    unit: Tensor = bump / torch.linalg.vector_norm(bump)
+    return unit
 
 
 def _peak(height: int, width: int) -> Tensor:
@@ -178,4 +179,5 @@ def _placed_bump(rows: Tensor, columns: Tensor, side: Tensor, *, turned: Tensor)
 
 def _scaled(pattern: Tensor, length: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(pattern.flatten(1).double(), dim=1).clamp_min(1e-12)
-    return pattern * (length / norm).float().view(-1, 1, 1, 1)
+    scaled: Tensor = pattern * (length / norm).float().view(-1, 1, 1, 1)
+    return scaled
