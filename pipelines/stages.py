@@ -35,10 +35,20 @@ class MissingInputError(ValueError):
 
 def prepare(sweep: Sweep) -> Dataset:
     """Write the dataset's shards, or verify the ones that are there."""
-    uri = dataset_uri(sweep.config, sweep.root)
+    from sat_ray.distributed.preparing import in_tasks
+
+    uri, data = dataset_uri(sweep.config, sweep.root), sweep.config.data
     dataset = Dataset.open(uri)
     if dataset is None:
-        write_dataset(dataset_source(sweep.config.data.dataset), Storage(uri), rows_per_shard=sweep.config.data.rows_per_shard)
+        write_dataset(
+            dataset_source(data.dataset),
+            Storage(uri),
+            rows_per_shard=data.rows_per_shard,
+            path=data.path,
+            storing=data.storing(),
+            corrupt_share=data.corrupt_share,
+            run=in_tasks,
+        )
         dataset = Dataset.open(uri)
         assert dataset is not None
     verify(Storage(uri))

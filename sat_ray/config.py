@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from sat_ray.activations import ACTIVATIONS
 from sat_ray.attacks import AttackSpec
+from sat_ray.card import CardSettings
 from sat_ray.configuration import Configuration, parse_choice, parse_pair
+from sat_ray.data.images import ENCODINGS, Storing
 from sat_ray.data.sources import dataset_source
 from sat_ray.models import MODELS
 from sat_ray.models.spec import STEMS, check_zero_gamma
@@ -34,12 +36,38 @@ class DataSettings:
 
     dataset: str = "digits"
     """Name of a dataset in sat_ray/data/sources.py."""
+    path: str = ""
+    """Folder of the images as they were downloaded, the same on every node that prepares them; not needed once they are prepared."""
+    image_size: int = 0
+    """Side of the stored squares: the short side is resized to it and the centre kept; 0 leaves images as they are."""
+    encoding: Literal["raw", "jpeg"] = "raw"
+    """How images that come in files are stored: raw pixels, or jpeg (quality 92, full colour) in about a tenth of the space."""
+    corrupt_share: float = 0.0
+    """Share of the images that may be unreadable: they are left out and listed in the manifest."""
     rows_per_shard: int = 512
     """Images in one Parquet shard."""
 
     def __post_init__(self) -> None:
-        dataset_source(self.dataset)
+        source = dataset_source(self.dataset)
         _at_least(self, 1, "rows_per_shard", section="data")
+        _at_least(self, 0, "image_size", section="data")
+        check_name(self.encoding, ENCODINGS, field="data.encoding")
+        if not 0 <= self.corrupt_share < 1:
+            raise ValueError(f"data.corrupt_share is {self.corrupt_share:g}; allowed: [0, 1)")
+        if not source.encoded and (self.image_size or self.encoding != "raw"):
+            raise ValueError(
+                f"data.image_size and encoding are {self.image_size}, {self.encoding}; allowed for {self.dataset}: 0, raw; "
+                "its images are stored as they are"
+            )
+
+    def storing(self) -> Storing:
+        """Return how images that come in files are stored."""
+        return Storing(image_size=self.image_size, encoding=self.encoding)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what says which images these are, as JSON: where a known dataset lies does not matter, an image folder is its path."""
+        dropped = {"corrupt_share"} if dataset_source(self.dataset).anonymous else {"corrupt_share", "path"}
+        return {name: value for name, value in to_json(self).items() if name not in dropped}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +201,7 @@ class SweepConfig:
     search: SearchSettings = field(default_factory=SearchSettings)
     final: FinalSettings = field(default_factory=FinalSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    card: CardSettings = field(default_factory=CardSettings)
     resources: ResourceSettings = field(default_factory=ResourceSettings)
 
     def __post_init__(self) -> None:
@@ -195,7 +224,7 @@ class SweepConfig:
         """Return what determines the results, as JSON: everything but the resources."""
         value: dict[str, Any] = to_json(self)
         del value["resources"]
-        return value
+        return value | {"data": self.data.identity()}
 
 
 def to_json(value: Any) -> Any:

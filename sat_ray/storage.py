@@ -74,6 +74,11 @@ class Storage:
         found = self._opened[0].get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == pafs.FileType.File and not info.base_name.startswith(".tmp-"))
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the bytes of every file directly in a folder, by name; {} where there is none."""
+        found = self._opened[0].get_file_info(pafs.FileSelector(self._inner(folder), allow_not_found=True))
+        return {info.base_name: info.size for info in found if info.type == pafs.FileType.File}
+
     def read(self, path: str) -> bytes:
         """Return a file's bytes; FileNotFoundError where there is none."""
         with self._opened[0].open_input_stream(self._inner(path)) as stream:

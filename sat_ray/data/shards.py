@@ -2,7 +2,10 @@
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,69 +14,100 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from sat_ray.data.sources import Source
+from sat_ray.data.images import Storing
+from sat_ray.data.preparing import PLAN, ShardTask, shard_tasks, write_shard
+from sat_ray.data.source import Source
 from sat_ray.data.split import SPLITS, Split
+from sat_ray.data.table import as_split, shard_bytes
 from sat_ray.storage import Storage, json_bytes
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
+ENTRY = ("file", "split", "rows", "bytes", "sha256")  # what the manifest says about a shard
+VERIFIED_BYTES = 256 * 1024**2  # about a second of reading and hashing
+REMEDY = "restore the file, or move the dataset folder away and run pipelines/prepare.py again"
+Part = dict[str, Any]
 
 
 class CorruptShardError(ValueError):
     """A shard is missing or is not what the manifest says."""
 
 
-def split_by_hash(name: str, count: int, *, test: int, val: int) -> dict[str, np.ndarray]:
-    """Assign image ids to splits by the order of sha256("name:id"): fixed for ever, independent of labels and machine."""
-    if not 0 < test + val < count:
-        raise ValueError(f"test {test} + val {val} images; allowed: fewer than the {count} of {name}")
-    order = sorted(range(count), key=lambda image_id: hashlib.sha256(f"{name}:{image_id}".encode()).digest())
-    ids = np.array(order, dtype=np.int64)
-    return {"test": np.sort(ids[:test]), "val": np.sort(ids[test : test + val]), "train": np.sort(ids[test + val :])}
-
-
-def _shard_bytes(images: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> bytes:
-    flat = np.ascontiguousarray(images.reshape(len(ids), -1))
-    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(flat.shape[1]), len(ids), [None, pa.py_buffer(flat)])
-    table = pa.table({"image_id": ids, "label": labels.astype(np.int32), "image": column})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
 def _write_shards(storage: Storage, split: str, blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
     """Write each block (images, labels, ids) as one shard of a split; return their entries of the manifest."""
     entries = []
     for number, (images, labels, ids) in enumerate(blocks):
-        data = _shard_bytes(images, labels, ids)
+        data = shard_bytes(images, labels, ids)
         name = f"{split}-{number:05d}.parquet"
         storage.write(name, data)
-        entries.append({"file": name, "split": split, "rows": len(ids), "sha256": hashlib.sha256(data).hexdigest()})
+        digest = hashlib.sha256(data).hexdigest()
+        entries.append({"file": name, "split": split, "rows": len(ids), "bytes": len(data), "sha256": digest})
     return entries
 
 
-def write_dataset(source: Source, storage: Storage, *, rows_per_shard: int) -> dict[str, Any]:
-    """Write every split of a dataset as shards, the manifest last, and return the manifest."""
-    raw = source.read()
-    splits = split_by_hash(source.name, len(raw.labels), test=source.test, val=source.val)
-    shards = []
-    for split in SPLITS:
-        ids = splits[split]
-        parts = (ids[first : first + rows_per_shard] for first in range(0, len(ids), rows_per_shard))
-        shards += _write_shards(storage, split, ((raw.images[part], raw.labels[part], part) for part in parts))
-    pixels = raw.images[splits["train"]].astype(np.float64) / 255
+def write_dataset(
+    source: Source,
+    storage: Storage,
+    *,
+    rows_per_shard: int,
+    path: str = "",
+    storing: Storing | None = None,
+    corrupt_share: float = 0.0,
+    run: Callable[[Callable[[ShardTask], Part], Iterable[ShardTask]], Iterable[Part]] = map,
+) -> dict[str, Any]:
+    """Write every split of a dataset as shards, the manifest last, and return the manifest. What is written already is not done again.
+
+    path: the folder that the source reads, if it reads one; storing: how images that come in files are stored; corrupt_share: share of
+    them that may be unreadable, in [0, 1): those are left out and listed in the manifest. run: map, or what applies a function elsewhere
+    and returns the results in order; it is given the shards of encoded images, while what is in memory is written from here.
+    Raises ValueError naming images that cannot be read or differ in size, LayoutError where the folder is not as wanted.
+    """
+    found, storing = source.open(path), storing or Storing()
+    splits = source.splits(found)
+    storage.write_json(PLAN, {"shards": sum(-(-len(ids) // rows_per_shard) for ids in splits.values())})
+    tasks = shard_tasks(found, splits, rows_per_shard=rows_per_shard, storing=storing)
+    parts = list((run if source.encoded else map)(partial(write_shard, storage=storage), tasks))
+    corrupt = [one for part in parts for one in part["corrupt"]]
+    _check_corrupt(corrupt, len(found.labels), corrupt_share)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "dataset": source.name,
-        "class_names": list(raw.class_names),
-        "shape": list(raw.images.shape[1:]),
-        "splits": {split: len(ids) for split, ids in splits.items()},
-        "mean": [round(float(v), 6) for v in pixels.mean(axis=(0, 2, 3))],
-        "std": [round(float(v), 6) for v in pixels.std(axis=(0, 2, 3))],
-        "shards": shards,
+        "class_names": list(found.class_names),
+        "shape": _one_shape(parts),
+        "splits": {split: sum(part["rows"] for part in parts if part["split"] == split) for split in SPLITS},
+        **_mean_and_std([part for part in parts if part["split"] == "train" and part["rows"]]),
+        "encoding": storing.encoding,
+        "corrupt": corrupt,
+        "shards": [{key: part[key] for key in ENTRY} for part in parts if part["rows"]],
     }
     storage.write(MANIFEST, json_bytes(manifest))
     return manifest
+
+
+def _check_corrupt(corrupt: Sequence[dict[str, Any]], count: int, share: float) -> None:
+    if len(corrupt) > share * count:
+        shown = "; ".join(f"{one['image']} ({one['reason']})" for one in corrupt[:3])
+        more = f" and {len(corrupt) - 3} more" if len(corrupt) > 3 else ""
+        raise ValueError(
+            f"{len(corrupt)} of {count} images cannot be read: {shown}{more}; allowed by data.corrupt_share: a share of {share:g}, "
+            f"{int(share * count)} images"
+        )
+
+
+def _one_shape(parts: Sequence[Part]) -> list[int]:
+    shapes = {tuple(part["shape"]): part["file"] for part in parts if part["rows"]}
+    if len(shapes) != 1:
+        shown = ", ".join(f"{w} x {h} in {file}" for (_, h, w), file in sorted(shapes.items())[:3])
+        raise ValueError(f"images differ in size: {shown}; give --data.image-size N")
+    return list(next(iter(shapes)))
+
+
+def _mean_and_std(parts: Sequence[Part]) -> dict[str, list[float]]:
+    """Return mean and standard deviation per channel in [0, 1] pixels, from the exact sums of every part."""
+    pixels = sum(part["pixels"] for part in parts)
+    sums, squares = ([sum(column) for column in zip(*(part[key] for part in parts), strict=True)] for key in ("sum", "sum_of_squares"))
+    variances = [Fraction(q, pixels) - Fraction(s, pixels) ** 2 for s, q in zip(sums, squares, strict=True)]
+    return {"mean": [round(s / pixels / 255, 6) for s in sums], "std": [round(math.sqrt(v) / 255, 6) for v in variances]}
 
 
 def write_test_split(
@@ -115,24 +149,13 @@ def _read_manifest(storage: Storage) -> dict[str, Any]:
     return manifest
 
 
-def _as_split(tables: list[pa.Table], shape: Sequence[int]) -> Split:
-    table = pa.concat_tables(tables).combine_chunks()
-    column = table["image"].chunk(0)
-    flat = np.frombuffer(column.buffers()[1], dtype=np.uint8)[: len(table) * column.type.byte_width]
-    return Split(
-        torch.from_numpy(flat.reshape(len(table), *shape).copy()),
-        torch.from_numpy(table["label"].to_numpy().astype(np.int64)),
-        torch.from_numpy(table["image_id"].to_numpy().astype(np.int64)),
-    )
-
-
 def read_split(storage: Storage, split: str) -> Split:
     """Load one split into memory, checking every shard against the manifest.
 
     Raises CorruptShardError naming the shard and what to do.
     """
     manifest = _read_manifest(storage)
-    return _as_split([_read_shard(storage, shard) for shard in manifest["shards"] if shard["split"] == split], manifest["shape"])
+    return as_split([_read_shard(storage, shard) for shard in manifest["shards"] if shard["split"] == split], manifest["shape"])
 
 
 def read_rows(storage: Storage, split: str, rows: Tensor) -> Split:
@@ -147,24 +170,49 @@ def read_rows(storage: Storage, split: str, rows: Tensor) -> Split:
             first += shard["rows"]
             if len(inside):
                 parts.append(_read_shard(storage, shard).take(inside.numpy()))
-    return _as_split(parts, manifest["shape"])
+    return as_split(parts, manifest["shape"])
+
+
+def image_ids(storage: Storage, split: str) -> Tensor:
+    """Return the image ids of a split, (N,) int64, in the order of its rows, with one shard in memory at a time."""
+    shards = [shard for shard in _read_manifest(storage)["shards"] if shard["split"] == split]
+    return torch.from_numpy(
+        np.concatenate([_read_shard(storage, shard, columns=["image_id"])["image_id"].to_numpy() for shard in shards]).astype(np.int64)
+    )
 
 
 def _read_shard(storage: Storage, shard: dict[str, Any], *, columns: Sequence[str] | None = None) -> pa.Table:
-    remedy = "restore the file, or move the dataset folder away and run pipelines/prepare.py again"
     try:
         data = storage.read(shard["file"])
     except FileNotFoundError:
-        raise CorruptShardError(f"shard {storage.uri}/{shard['file']} is missing; {remedy}") from None
+        raise _missing(storage, shard) from None
     found = hashlib.sha256(data).hexdigest()
     if found != shard["sha256"]:
         raise CorruptShardError(
-            f"shard {storage.uri}/{shard['file']} has sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}: damaged; {remedy}"
+            f"shard {storage.uri}/{shard['file']} has sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}: damaged; {REMEDY}"
         )
     return pq.read_table(io.BytesIO(data), columns=columns)
 
 
 def verify(storage: Storage) -> None:
-    """Check every shard of a dataset against its manifest; CorruptShardError names the first bad one."""
-    for shard in storage.read_json(MANIFEST)["shards"]:
-        _read_shard(storage, shard)
+    """Check a dataset against its manifest before work begins; CorruptShardError names the first bad shard.
+
+    Up to VERIFIED_BYTES every checksum is computed; of more, only sizes are compared, since a shard is checked whenever it is read.
+    """
+    shards = _read_manifest(storage)["shards"]
+    if sum(shard["bytes"] for shard in shards) <= VERIFIED_BYTES:
+        for shard in shards:
+            _read_shard(storage, shard)
+        return
+    sizes = storage.sizes("")
+    for shard in shards:
+        if shard["file"] not in sizes:
+            raise _missing(storage, shard)
+        if (size := sizes[shard["file"]]) != shard["bytes"]:
+            raise CorruptShardError(
+                f"shard {storage.uri}/{shard['file']} has {size} bytes, the manifest says {shard['bytes']}: damaged; {REMEDY}"
+            )
+
+
+def _missing(storage: Storage, shard: dict[str, Any]) -> CorruptShardError:
+    return CorruptShardError(f"shard {storage.uri}/{shard['file']} is missing; {REMEDY}")

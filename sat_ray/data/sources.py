@@ -1,32 +1,14 @@
 """Where images come from: one entry adds one dataset."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 
+from sat_ray.data import cifar
+from sat_ray.data.folders import IMAGE_FOLDER_LAYOUT, list_image_folder
+from sat_ray.data.imagenet import IMAGENET_LAYOUT, list_imagenet
+from sat_ray.data.source import LayoutError, Listing, Raw, Source
 from sat_ray.names import check_name
 
-
-@dataclass(frozen=True)
-class Raw:
-    """A dataset in its official order: images (N, C, H, W) uint8, labels (N,) int64, one name per class."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Source:
-    """How to read a dataset, how many images it has, and how many of them are held out for test and val."""
-
-    name: str
-    read: Callable[[], Raw]
-    images: int
-    test: int
-    val: int
-    about: str
+__all__ = ["DATASETS", "LayoutError", "Listing", "Raw", "Source", "dataset_source"]
 
 
 def _read_digits() -> Raw:
@@ -37,11 +19,49 @@ def _read_digits() -> Raw:
     return Raw(images, bunch.target.astype(np.int64), tuple(str(digit) for digit in range(10)))
 
 
-DATASETS: dict[str, Source] = {
-    "digits": Source(
-        "digits", _read_digits, images=1797, test=899, val=180, about="scikit-learn's 1,797 handwritten digits, 8 x 8, one channel"
+_ENTRIES = (
+    Source("digits", _read_digits, images=1797, test=899, val=180, about="scikit-learn's 1,797 handwritten digits, 8 x 8, one channel"),
+    Source(
+        "cifar10",
+        cifar.CIFAR10.read,
+        images=60_000,
+        test=10_000,
+        val=1_000,
+        about="CIFAR-10: 60,000 photographs of 10 classes, 32 x 32; the official test images are the test split",
+        layout=cifar.CIFAR10.layout,
     ),
-}
+    Source(
+        "cifar100",
+        cifar.CIFAR100.read,
+        images=60_000,
+        test=10_000,
+        val=1_000,
+        about="CIFAR-100: 60,000 photographs of 100 classes, 32 x 32; the official test images are the test split",
+        layout=cifar.CIFAR100.layout,
+    ),
+    Source(
+        "imagenet",
+        list_imagenet,
+        images=1_331_167,
+        test=50_000,
+        val=10_000,
+        about="ImageNet (ILSVRC 2012): 1,281,167 photographs to train on, 1,000 classes; the official validation images are the test split",
+        layout=IMAGENET_LAYOUT,
+        encoded=True,
+    ),
+    Source(
+        "image_folder",
+        list_image_folder,
+        images=0,
+        test=0,
+        val=0,
+        about="a folder of images, one sub-folder per class; counted when it is prepared",
+        layout=IMAGE_FOLDER_LAYOUT,
+        encoded=True,
+        anonymous=True,
+    ),
+)
+DATASETS: dict[str, Source] = {source.name: source for source in _ENTRIES}
 
 
 def dataset_source(name: str) -> Source:

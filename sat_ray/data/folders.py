@@ -1,0 +1,69 @@
+"""Image folders: one sub-folder per class, perhaps below train/, val/ and test/."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sat_ray.data.images import Place
+from sat_ray.data.source import LayoutError, Listing
+from sat_ray.data.split import SPLITS
+
+IMAGE_FOLDER_LAYOUT = (
+    "CLASS/IMAGE (split by hash, a tenth each for test and val), or train/CLASS/IMAGE with test/CLASS/IMAGE, val/CLASS/IMAGE or both; "
+    "without test/, val/ is the test split; without a val split, a tenth of train is taken by hash"
+)
+Found = list[tuple[str, str]]  # (class, path below the folder)
+
+
+def entries(folder: Path, *, folders: bool) -> list[str]:
+    """Return the names of the visible sub-folders of a folder, or of its visible files, sorted."""
+    with os.scandir(folder) as found:
+        return sorted(one.name for one in found if one.is_dir() == folders and not one.name.startswith("."))
+
+
+def class_files(folder: Path) -> Found:
+    """List every visible file in the sub-folders of a folder, by class, then by file name. Raises LayoutError where there is none.
+
+    Nothing is looked into: a file that is no image is found when it is decoded, and counts as a corrupt image.
+    """
+    found = [(name, f"{name}/{file}") for name in entries(folder, folders=True) for file in entries(folder / name, folders=False)]
+    if not found:
+        raise LayoutError(f"{folder.name}/ has no files in sub-folders")
+    return found
+
+
+def list_image_folder(path: Path) -> Listing:
+    """List an image folder; the image id is the place in the order train, val, test, then class, then file name.
+
+    Raises LayoutError where no class or no image is found, or where a split has a class that train has not.
+    """
+    if not path.is_dir():
+        raise LayoutError("it is not a folder")
+    parts = {name: path / name for name in SPLITS if (path / name).is_dir()}
+    if "train" not in parts:
+        parts = {"train": path}
+    found = {split: class_files(folder) for split, folder in parts.items()}
+    listed = _listing(path, {split: [(name, parts[split] / file) for name, file in files] for split, files in found.items()})
+    if len(listed.class_names) < 2:
+        raise LayoutError(f"it has {len(listed.class_names)} class, and a classifier needs two")
+    return listed
+
+
+def _listing(root: Path, parts: dict[str, list[tuple[str, Path]]]) -> Listing:
+    """Join the (class, file) pairs of several splits, train first; a lone val split is what there is to test on."""
+    classes = sorted({name for name, _ in parts["train"]})
+    index = {name: number for number, name in enumerate(classes)}
+    places: list[Place] = []
+    labels: list[int] = []
+    held_out: dict[str, np.ndarray] = {}
+    for split, files in parts.items():
+        if foreign := sorted({name for name, _ in files} - index.keys()):
+            raise LayoutError(f"{split}/ has classes that train/ has not: {', '.join(foreign[:3])}")
+        if split != "train":
+            held_out[split] = np.arange(len(places), len(places) + len(files))
+        places += [Place(str(file.relative_to(root)), str(file)) for _, file in files]
+        labels += [index[name] for name, _ in files]
+    if "val" in held_out and "test" not in held_out:
+        held_out["test"] = held_out.pop("val")
+    return Listing(places, np.array(labels, dtype=np.int64), tuple(classes), held_out)

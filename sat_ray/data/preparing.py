@@ -1,0 +1,107 @@
+"""One shard from its images to its file, as a piece of work of its own: anywhere, in any order, and never twice.
+
+A shard's file is written first and its part, parts/FILE.json, last. The part says from which images and how the shard was made, so
+a preparation that was stopped goes on where it was, and one of other images or settings starts anew.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sat_ray.data.images import CorruptImageError, Place, Storing
+from sat_ray.data.source import Listing, Raw
+from sat_ray.data.split import SPLITS
+from sat_ray.data.table import shard_bytes
+from sat_ray.storage import Storage, json_bytes
+
+PARTS, PLAN = "parts", "parts/plan.json"
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What one shard is made of. ids, labels: (N,) int64; images: (N, C, H, W) uint8, or N places to read them from."""
+
+    file: str
+    split: str
+    ids: np.ndarray
+    labels: np.ndarray
+    images: np.ndarray | Sequence[Place]
+    storing: Storing
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash what the shard is made of; of images that are still in files, their places."""
+        digest = hashlib.sha256(repr((self.split, self.ids.tolist(), self.labels.tolist(), self.storing)).encode())
+        digest.update(self.images.tobytes() if isinstance(self.images, np.ndarray) else repr(self.images).encode())
+        return digest.hexdigest()
+
+
+def shard_tasks(found: Raw | Listing, splits: dict[str, np.ndarray], *, rows_per_shard: int, storing: Storing) -> Iterator[ShardTask]:
+    """Yield the work of every shard, one at a time: split by split, `rows_per_shard` images each."""
+    for split in SPLITS:
+        ids = splits[split]
+        for number, first in enumerate(range(0, len(ids), rows_per_shard)):
+            rows = ids[first : first + rows_per_shard]
+            images = found.images[rows] if isinstance(found, Raw) else [found.images[one] for one in rows.tolist()]
+            yield ShardTask(f"{split}-{number:05d}.parquet", split, rows, found.labels[rows], images, storing)
+
+
+def progress(storage: Storage) -> tuple[int, int | None]:
+    """Return how many shards of a dataset are written and how many there will be, None where that is not known yet."""
+    done = sum(name.endswith(".parquet.json") for name in storage.names(PARTS))
+    try:
+        return done, storage.read_json(PLAN)["shards"]
+    except FileNotFoundError:
+        return done, None
+
+
+def write_shard(task: ShardTask, storage: Storage) -> dict[str, Any]:
+    """Write a shard and return its part; where the part is there already and says the same, only read it.
+
+    The part holds what the manifest needs: rows, bytes, sha256, shape, sums over pixels per channel, and the corrupt images left out.
+    """
+    fingerprint, name = task.fingerprint, f"{PARTS}/{task.file}.json"
+    part: dict[str, Any]
+    try:
+        part = storage.read_json(name)
+        if part["fingerprint"] == fingerprint:
+            return part
+    except FileNotFoundError:
+        pass
+    pixels, kept, corrupt = _pixels(task)
+    part = {"file": task.file, "split": task.split, "rows": len(kept), "fingerprint": fingerprint, "corrupt": corrupt}
+    if len(kept):
+        stored = [task.storing.encode(one) for one in pixels] if task.storing.encoding == "jpeg" else pixels
+        data = shard_bytes(stored, task.labels[kept], task.ids[kept])
+        storage.write(task.file, data)
+        part |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "shape": list(pixels.shape[1:])}
+        part |= {"pixels": pixels[:, 0].size, "sum": _sums(pixels, 1), "sum_of_squares": _sums(pixels, 2)}
+    storage.write(name, json_bytes(part))
+    return part
+
+
+def _sums(pixels: np.ndarray, power: int) -> list[int]:
+    """Sum a power of the pixel values, exactly, per channel."""
+    values = np.arange(256, dtype=object) ** power
+    return [int(np.dot(np.bincount(pixels[:, channel].ravel(), minlength=256), values)) for channel in range(pixels.shape[1])]
+
+
+def _pixels(task: ShardTask) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    """Return a task's images as one array, the rows that could be read, and the images that could not."""
+    if isinstance(task.images, np.ndarray):
+        return task.images, np.arange(len(task.ids)), []
+    images, kept, corrupt = [], [], []
+    for row, place in enumerate(task.images):
+        try:
+            images.append(task.storing.pixels(place.read()))
+            kept.append(row)
+        except (CorruptImageError, OSError) as error:
+            corrupt.append({"image_id": int(task.ids[row]), "image": place.name, "reason": str(error)})
+            continue
+        if images[-1].shape != images[0].shape:
+            (_, h, w), (_, height, width) = images[0].shape, images[-1].shape
+            raise ValueError(f"images differ in size: {place.name} is {width} x {height}, others {w} x {h}; give --data.image-size N")
+    return np.stack(images) if images else np.empty((0, 3, 0, 0), np.uint8), np.array(kept, dtype=np.int64), corrupt

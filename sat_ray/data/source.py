@@ -1,0 +1,86 @@
+"""What a dataset is before it is prepared: images in memory or still in their files, and the splits it comes with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sat_ray.data.images import Place
+from sat_ray.data.split import split_by_hash, split_officially
+
+SHARE = 0.1  # of the images, held out for each split that a folder of images does not come with
+
+
+class LayoutError(ValueError):
+    """A folder does not hold what a dataset's reader looks for."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A dataset in memory, in its official order: images (N, C, H, W) uint8, labels (N,) int64, one name per class.
+
+    held_out: image ids of the splits that it comes with: "test" and perhaps "val".
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    held_out: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A dataset of encoded images that are still where they were, in its official order; otherwise like Raw."""
+
+    images: Sequence[Place]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    held_out: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """How to read a dataset, how many images it has, and how many of them are held out for test and val.
+
+    layout: what its folder looks like; empty where none is needed, and then `read` takes no argument. images: 0 where that is known
+    only after a look; a folder that holds another number of images than this keeps the shares of test and val.
+    encoded: its images are files to decode, so they may be resized and stored as JPEG. anonymous: the folder says which images these are.
+    """
+
+    name: str
+    read: Callable[..., Raw | Listing]
+    images: int
+    test: int
+    val: int
+    about: str
+    layout: str = ""
+    encoded: bool = False
+    anonymous: bool = False
+
+    def open(self, path: str = "") -> Raw | Listing:
+        """Read the dataset, or list its images. path: its folder, absolute or from here. Raises LayoutError with the layout wanted."""
+        if not self.layout:
+            return self.read()
+        if not path:
+            raise LayoutError(f"data.path is empty; allowed for {self.name}: {self.layout}")
+        folder = Path(path).expanduser().resolve()
+        try:
+            if not folder.exists():
+                raise LayoutError("it is not there")
+            return self.read(folder)
+        except LayoutError as error:
+            raise LayoutError(f"data.path {path}: {error}; allowed for {self.name}: {self.layout}") from None
+
+    def splits(self, found: Raw | Listing) -> dict[str, np.ndarray]:
+        """Return the image ids of every split: the official ones where there are any, the rest by hash."""
+        count = len(found.labels)
+        if "test" not in found.held_out:
+            test, val = (_share(part, self.images, count) for part in (self.test, self.val))
+            return split_by_hash(self.name, count, test=test, val=val)
+        train = count - sum(map(len, found.held_out.values()))
+        return split_officially(self.name, count, found.held_out, val=_share(self.val, self.images - self.test, train))
+
+
+def _share(part: int, whole: int, count: int) -> int:
+    return max(1, round(count * part / whole if whole else count * SHARE))

@@ -1,0 +1,43 @@
+"""One shard as bytes: a Parquet table of image ids, labels and images, either uint8 of one shape or JPEG files."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sat_ray.data.images import decoded
+from sat_ray.data.split import Split
+
+
+def shard_bytes(images: np.ndarray | Sequence[bytes], labels: np.ndarray, ids: np.ndarray) -> bytes:
+    """Spell a shard. images: (N, C, H, W) uint8 or N JPEG files; labels, ids: (N,) whole numbers."""
+    if isinstance(images, np.ndarray):
+        flat = np.ascontiguousarray(images.reshape(len(ids), -1))
+        column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(flat.shape[1]), len(ids), [None, pa.py_buffer(flat)])
+    else:
+        column = pa.array(images, type=pa.binary())
+    table = pa.table({"image_id": ids, "label": labels.astype(np.int32), "image": column})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def as_split(tables: Sequence[pa.Table], shape: Sequence[int]) -> Split:
+    """Turn tables of shards into a split in memory, decoding what is JPEG. shape: (C, H, W)."""
+    table = pa.concat_tables(tables).combine_chunks()
+    column = table["image"].chunk(0)
+    if pa.types.is_fixed_size_binary(column.type):
+        flat = np.frombuffer(column.buffers()[1], dtype=np.uint8)[: len(table) * column.type.byte_width]
+        images = flat.reshape(len(table), *shape).copy()
+    else:
+        images = np.empty((len(table), *shape), dtype=np.uint8)
+        for row, data in enumerate(column):
+            images[row] = decoded(data.as_py())
+    return Split(
+        torch.from_numpy(images),
+        torch.from_numpy(table["label"].to_numpy().astype(np.int64)),
+        torch.from_numpy(table["image_id"].to_numpy().astype(np.int64)),
+    )
