@@ -1,6 +1,9 @@
 """Accuracies, their intervals and paired tests, computed from whole counts.
 
     Wilson (1927):   (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n),   p = successes / n, z = the normal quantile of the confidence
+    Newcombe, paired (1998, his method 10), for D = p − q = (only_a − only_b) / n with the Wilson limits (l, u) of p and (l′, u′) of q:
+        D − √((p − l)² − 2φ(p − l)(u′ − q) + (u′ − q)²)   to   D + √((u − p)² − 2φ(u − p)(q − l′) + (q − l′)²)
+        φ = C / √(product of the four margins), 0 if one is 0;  B = both · neither − only_a · only_b;  C = max(B − n/2, 0) if B > 0, else B
     McNemar, exact:  2 · P[Binomial(a + b, ½) ≤ min(a, b)], capped at 1,   a = only_a, b = only_b
 
 Counts are added up as integers and divided once, so a ragged last batch weighs no more than its images.
@@ -43,15 +46,36 @@ def wilson_interval(successes: SupportsIndex, n: SupportsIndex, *, confidence: f
     return low, high
 
 
+def paired_difference_interval(
+    both: SupportsIndex, only_a: SupportsIndex, only_b: SupportsIndex, neither: SupportsIndex, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return Newcombe's interval (low, high) of accuracy(a) − accuracy(b) on the same images, both in [−1, 1].
+
+    both, only_a, only_b, neither: numbers ≥ 0 of images that both models get right, one alone, none; at least one image in all.
+    confidence: in (0, 1). Raises ValueError outside these ranges. It has width even where the models never differ.
+    Source: R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired data", 1998.
+    """
+    a, b, c, d = (_not_negative(name, v) for name, v in (("both", both), ("only_a", only_a), ("only_b", only_b), ("neither", neither)))
+    n = a + b + c + d
+    p, q = accuracy(a + b, n), accuracy(a + c, n)
+    (low_p, high_p), (low_q, high_q) = (wilson_interval(successes, n, confidence=confidence) for successes in (a + b, a + c))
+    margins, excess = (a + b) * (c + d) * (a + c) * (b + d), a * d - b * c
+    phi = (max(excess - n / 2, 0.0) if excess > 0 else excess) / math.sqrt(margins) if margins else 0.0
+    below, above = (_joined(p - low_p, high_q - q, phi), _joined(high_p - p, q - low_q, phi))
+    return max(-1.0, (b - c) / n - below), min(1.0, (b - c) / n + above)
+
+
+def _joined(first: float, second: float, phi: float) -> float:
+    """Return the length of the sum of two errors with correlation phi of the accuracies that are subtracted."""
+    return math.sqrt(max(0.0, first * first - 2 * phi * first * second + second * second))
+
+
 def mcnemar_p_value(only_a: SupportsIndex, only_b: SupportsIndex) -> float:
     """Return the exact two-sided p-value that two models differ on the same images, in [0, 1].
 
     only_a, only_b: numbers ≥ 0 of images that one model alone gets right. No discordant image gives 1. Raises ValueError if negative.
     """
-    only_a, only_b = _whole("only_a", only_a), _whole("only_b", only_b)
-    for name, value in (("only_a", only_a), ("only_b", only_b)):
-        if value < 0:
-            raise ValueError(f"{name} is {value}; allowed: a whole number ≥ 0")
+    only_a, only_b = _not_negative("only_a", only_a), _not_negative("only_b", only_b)
     discordant = only_a + only_b
     term = tail = 1
     for k in range(min(only_a, only_b)):
@@ -59,6 +83,14 @@ def mcnemar_p_value(only_a: SupportsIndex, only_b: SupportsIndex) -> float:
         tail += term
     # A quotient of integers is rounded once and cannot overflow, however many images there are.
     return min(1.0, 2 * tail / (1 << discordant))
+
+
+def _not_negative(name: str, value: SupportsIndex) -> int:
+    """Return `value` as int; raise ValueError below 0."""
+    whole = _whole(name, value)
+    if whole < 0:
+        raise ValueError(f"{name} is {whole}; allowed: a whole number ≥ 0")
+    return whole
 
 
 def _counts(successes: SupportsIndex, n: SupportsIndex) -> tuple[int, int]:

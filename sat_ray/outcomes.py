@@ -1,6 +1,6 @@
-"""Outcomes of whole models: merging a model's shards into one file, and reading such files again.
+"""Merge the shards of a model's outcomes into one file, by an external sort.
 
-The merge sorts externally. One pass takes part by part, compares its bytes with its record and appends its rows to one spool file per
+One pass takes part by part, compares its bytes with its record and appends its rows to one spool file per
 (attack, restart) on the local disk (TMPDIR). The next takes spool by spool, sorts by image id and writes the rows. So it holds one
 compressed part, then the rows of one (attack, restart), however many shards, attacks and models there are; and the file depends on the
 rows alone: sorted by attack, restart and image id, cut into row groups at the same places.
@@ -15,16 +15,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sat_ray.checkpoint import sha256
-from sat_ray.evaluation import OUTCOME_SCHEMA, SORT_ORDER
+from sat_ray.evaluation import OUTCOME_SCHEMA
+from sat_ray.outcome_files import EVALUATION_KEY
 from sat_ray.stages import Record, Records
-from sat_ray.storage import Storage
 
-EVALUATION_KEY = b"sat_ray.evaluation"
 ROWS_AT_ONCE = 1 << 16  # of a part, while it is read
 ROWS_PER_GROUP = 1 << 17  # of the merged file; an (attack, restart) with more images has several row groups
 REPEATING = [field.name for field in OUTCOME_SCHEMA if field.type in (pa.int32(), pa.string())]  # floats and ids would only cost memory
@@ -34,9 +32,9 @@ Ids = NDArray[np.int64]
 def merge_outcomes(parts: Sequence[Record], expected_ids: Collection[int] | Ids, records: Records, *, name: str) -> str:
     """Merge a model's shards into outcomes/<name>.parquet and return its path, relative to the storage.
 
-    expected_ids: of the whole split, each once. The file's metadata says what was evaluated (`evaluation_of`). Raises ValueError if a part
-    is not what its record says or belongs to another evaluation, or naming ids, if the shards do not partition the split or a part holds
-    an image twice; then nothing is written.
+    expected_ids: of the whole split, each once. The file's metadata says what was evaluated (`outcome_files.evaluation_of`). Raises
+    ValueError if a part is not what its record says or belongs to another evaluation, or, naming ids, if the shards do not partition the
+    split or a part holds an image twice; then nothing is written.
     """
     schema = OUTCOME_SCHEMA.with_metadata({EVALUATION_KEY: json.dumps(_shared_inputs(parts, name=name), sort_keys=True).encode()})
     path = f"outcomes/{name}.parquet"
@@ -60,64 +58,6 @@ def check_each_id_once(shards: Sequence[Collection[int] | Ids], expected: Collec
     if len(doubled) or len(missing) or len(foreign):
         found = (("doubled", doubled), ("missing", missing), ("foreign", foreign))
         raise ValueError(f"outcomes of {name}: " + ", ".join(f"{word} ids {ids[:5].tolist()}" for word, ids in found))
-
-
-def evaluation_of(table: pa.Table) -> dict[str, Any] | None:
-    """Return what a merged table says of its evaluation: hashes of weights and dataset, attacks, seed, environment; None if nothing."""
-    text = (table.schema.metadata or {}).get(EVALUATION_KEY)
-    found: dict[str, Any] | None = json.loads(text) if text else None
-    return found or None
-
-
-def read_outcomes(uri: str) -> pa.Table:
-    """Read one model's outcomes from a Parquet file or a folder of parts, local or s3://.
-
-    Raises FileNotFoundError where there is neither, ValueError for a file that is not Parquet or lacks columns, for parts of several
-    evaluations, and for an (attack, restart, image_id) that occurs twice.
-    """
-    folder, names = _files_at(uri)
-    tables = [_read_table(folder, name) for name in names]
-    evaluations = [evaluation_of(table) for table in tables]
-    for name, evaluation in zip(names, evaluations, strict=True):
-        if evaluation != evaluations[0]:
-            raise ValueError(f"{folder.uri} holds outcomes of several evaluations ({names[0]}, {name}); {_ONE_MODEL}")
-    table = pa.concat_tables(tables)
-    key = [column for column, _ in SORT_ORDER]
-    counted = table.group_by(key).aggregate([([], "count_all")])
-    doubled = counted.filter(pc.greater(counted["count_all"], 1)).sort_by(SORT_ORDER)
-    if doubled.num_rows:
-        row = doubled.slice(0, 1).to_pylist()[0]
-        raise ValueError(
-            f"{uri} holds image_id {row['image_id']} twice for attack {row['attack']}, restart {row['restart']} "
-            f"({doubled.num_rows} rows are doubled); {_ONE_MODEL}"
-        )
-    return table
-
-
-_ONE_MODEL = "allowed: one file, or a folder with the parts of one model (the outcomes/ of a sweep holds one file per model: name those)"
-
-
-def _files_at(uri: str) -> tuple[Storage, list[str]]:
-    """Return the folder and the Parquet files in it that `uri` names: the file itself, or all of a folder."""
-    here = Storage.at(uri)
-    parent, _, name = here.uri.rpartition("/")
-    if name.endswith(".parquet") and name in (above := Storage.at(parent)).names(""):
-        return above, [name]
-    names = [one for one in here.names("") if one.endswith(".parquet")]
-    if not names:
-        raise FileNotFoundError(f"no outcomes at {uri}; allowed: a Parquet file or a folder that holds some")
-    return here, names
-
-
-def _read_table(folder: Storage, name: str) -> pa.Table:
-    try:
-        table = pq.read_table(pa.BufferReader(folder.read(name)))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{folder.full(name)} is no Parquet file ({str(error).splitlines()[0]})") from None
-    missing = [column for column in OUTCOME_SCHEMA.names if column not in table.column_names]
-    if missing:
-        raise ValueError(f"{folder.full(name)} lacks the columns {', '.join(missing)}; allowed: outcomes as the evaluate stage writes them")
-    return table.select(OUTCOME_SCHEMA.names)
 
 
 def _shared_inputs(parts: Sequence[Record], *, name: str) -> dict[str, Any]:

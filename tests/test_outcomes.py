@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from sat_ray.checkpoint import sha256
 from sat_ray.evaluation import OUTCOME_SCHEMA, SORT_ORDER
 from sat_ray.jobs import parquet_bytes
-from sat_ray.outcomes import check_each_id_once, evaluation_of, merge_outcomes, read_outcomes
+from sat_ray.outcome_files import COLUMNS, evaluation_of, read_outcomes
+from sat_ray.outcomes import check_each_id_once, merge_outcomes
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
 
@@ -169,7 +170,7 @@ def test_shards_pass_exactly_where_they_partition_the_split(shards: list[set[int
 def test_a_file_and_a_folder_of_parts_read_as_the_same_rows(tmp_path: Path) -> None:
     merged(tmp_path, [rows_of(IDS[:9]), rows_of(IDS[9:])], IDS)
     whole, parts = read_outcomes(f"{tmp_path}/outcomes/m.parquet"), read_outcomes(f"{tmp_path}/state/parts/")
-    assert evaluation_of(whole) == INPUTS and whole.equals(rows_of(IDS)) and parts.sort_by(SORT_ORDER).equals(whole)
+    assert evaluation_of(whole) == INPUTS and whole.equals(rows_of(IDS).select(COLUMNS)) and parts.sort_by(SORT_ORDER).equals(whole)
     assert read_outcomes(f"{tmp_path}/outcomes").equals(whole)
 
 
@@ -183,7 +184,9 @@ def test_what_is_not_one_models_outcomes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"text/a\.parquet is no Parquet file \("):
         read_outcomes(f"{tmp_path}/text")
     storage.write("other/a.parquet", parquet_bytes(pa.table({"x": [1], "label": [2]})))
-    with pytest.raises(ValueError, match=r"other/a\.parquet lacks the columns image_id, clean_prediction, .*robust; allowed: outcomes"):
+    with pytest.raises(
+        ValueError, match=r"other/a\.parquet lacks the columns attack, restart, image_id, clean_prediction, .*robust; allowed: outcomes"
+    ):
         read_outcomes(f"{tmp_path}/other/a.parquet")
     for name in ("a", "b"):
         storage.write(f"twice/{name}.parquet", parquet_bytes(rows_of(IDS[:2])))

@@ -21,7 +21,8 @@ class Survival:
     """Hold one verdict per distinct image, all arrays (N,) in the order of `image_ids` (ascending).
 
     clean: the clean image is classified correctly. robust: no row of any attack broke it, final-iterate attacks left out.
-    by_attack: the same per attack, over all its restarts, final-iterate attacks included.
+    by_attack: the same per attack, over all its restarts, final-iterate attacks included; false for an image that a cascade did not give
+    to the attack, because an attack before it had broken the image.
     """
 
     image_ids: IntArray
@@ -76,8 +77,8 @@ def summarise_survival(images: Survival, *, passes: int) -> Summary:
 def survival(table: pa.Table) -> Survival:
     """Return one verdict per image from a table of outcomes, the pointwise AND over its attacks and restarts.
 
-    Raises ValueError for an empty table, an image with two labels, a robust clean error, a repeated (image_id, attack, restart),
-    or an image that an attack or, though unbroken, one of its restarts never saw: each of these would inflate the accuracy.
+    Raises ValueError for an empty table, an image with two labels, a robust clean error, a repeated (image_id, attack, restart), or an
+    image that, though unbroken, an attack or one of its restarts never saw: each of these would inflate the accuracy.
     """
     if table.num_rows == 0:
         raise ValueError("table has 0 rows; allowed: at least one outcome")
@@ -89,10 +90,13 @@ def survival(table: pa.Table) -> Survival:
     attacks = np.asarray(_column(table, "attack").cast(pa.string()).to_pylist())
     restarts = _integers(table, "restart")
     by_attack: dict[str, BoolArray] = {}
+    counted_row = ~np.char.endswith(attacks, FINAL_ITERATE_SUFFIX)
+    unbroken = _every(position[counted_row], robust[counted_row], n=len(image_ids))
     for name in sorted(set(attacks.tolist())):
         rows = attacks == name
-        _check_restarts(name, image_ids, position[rows], restarts=restarts[rows], robust=robust[rows])
-        by_attack[name] = _every(position[rows], robust[rows], n=len(image_ids))
+        _check_restarts(name, image_ids, position[rows], restarts=restarts[rows], robust=robust[rows], unbroken=unbroken)
+        seen = np.bincount(position[rows], minlength=len(image_ids)) > 0
+        by_attack[name] = seen & _every(position[rows], robust[rows], n=len(image_ids))
     counted = [survived for name, survived in by_attack.items() if not name.endswith(FINAL_ITERATE_SUFFIX)]
     if not counted:
         raise ValueError(f"attack is {', '.join(by_attack)}; allowed: at least one attack that counts every visited point")
@@ -116,8 +120,13 @@ def _check_rows(
         raise ValueError(f"robust is true for image_id {image_ids[position[robust_clean_errors][0]]}, a clean error; allowed: false")
 
 
-def _check_restarts(attack: str, image_ids: IntArray, position: IntArray, *, restarts: IntArray, robust: BoolArray) -> None:
-    """Raise ValueError if the attack repeats an (image, restart), missed an image, or left an unbroken image without a restart."""
+def _check_restarts(
+    attack: str, image_ids: IntArray, position: IntArray, *, restarts: IntArray, robust: BoolArray, unbroken: BoolArray
+) -> None:
+    """Raise ValueError if the attack repeats an (image, restart), missed an image, or left one without a restart.
+
+    unbroken: (N,) bool, by any attack that counts. A broken image may be missing: a cascade gives each attack the survivors alone.
+    """
     numbers, restart_index = np.unique(restarts, return_inverse=True)
     seen = np.zeros((len(image_ids), len(numbers)), dtype=np.int64)
     np.add.at(seen, (position, restart_index), 1)
@@ -125,7 +134,7 @@ def _check_restarts(attack: str, image_ids: IntArray, position: IntArray, *, res
         raise ValueError(f"image_id {image_ids[seen.max(axis=1) > 1][0]} has a restart of attack {attack} twice; allowed: once")
     times = seen.sum(axis=1)
     # A broken image stays broken, so an engine may skip its later restarts; an unbroken one must have met them all.
-    missed = (times == 0) | (_every(position, robust, n=len(image_ids)) & (times < len(numbers)))
+    missed = ((times == 0) & unbroken) | ((times > 0) & _every(position, robust, n=len(image_ids)) & (times < len(numbers)))
     if missed.any():
         raise ValueError(
             f"attack {attack} has no outcome for {int(missed.sum())} of {len(image_ids)} images (image_id {image_ids[missed][0]} first); "

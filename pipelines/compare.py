@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Compare models evaluated on the same images: paired differences, classes, and which images flipped.
+
+Each OUTCOMES is a Parquet file of outcomes, or a folder with the parts of one model's, local or s3://: what the evaluate stage leaves as
+STORAGE/SWEEP/outcomes/MODEL.parquet. The first is compared with each of the others.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any, NoReturn
+
+from sat_ray.outcome_files import evaluation_of, read_outcomes
+from sat_ray.report.judged import JudgedModel, judge
+from sat_ray.storage import Storage
+
+PLAIN_WIDTH = 140  # where the output is no terminal
+
+
+class UsageError(ValueError):
+    """The command cannot be run as written."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (all options: --help)")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; UsageError in one line."""
+    parser = _Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s OUTCOMES OUTCOMES [OUTCOMES ...] [options]",
+    )
+    parser.add_argument("outcomes", nargs="+", metavar="OUTCOMES", help="outcomes of one model; the first is the one compared with")
+    parser.add_argument("--json", metavar="PATH", help="write everything, every flipped image included, here as well")
+    parser.add_argument("--flips", type=int, default=10, metavar="N", help="images shown of each direction (default 10; 0 for none)")
+    parser.add_argument("--common", action="store_true", help="compare on the images that all outcomes have, by their ids")
+    given = parser.parse_args(argv)
+    if len(given.outcomes) < 2:
+        raise UsageError(f"OUTCOMES are {len(given.outcomes)}; allowed: at least 2")
+    places = [Storage.at(one).uri for one in given.outcomes]
+    if len(set(places)) < len(places):
+        raise UsageError(f"{next(one for one in places if places.count(one) > 1)} is given twice; allowed: each once")
+    if given.flips < 0:
+        raise UsageError(f"--flips is {given.flips}; allowed: a whole number >= 0")
+    return given
+
+
+def read_model(uri: str, *, name: str) -> JudgedModel:
+    """Read one model's outcomes and judge every image; ValueError names the place."""
+    table = read_outcomes(uri)
+    try:
+        return judge(table, name=name, evaluation=evaluation_of(table))
+    except ValueError as error:
+        raise ValueError(f"{uri}: {error}") from None
+
+
+def run(argv: Sequence[str]) -> None:
+    """Compare, print, and write the JSON file where one was asked for."""
+    from rich.console import Console
+
+    from sat_ray.report.comparison import compare, to_json
+    from sat_ray.report.comparison_tables import notes, render
+
+    given = parse(argv)
+    stems = [PurePosixPath(uri.rstrip("/")).stem for uri in given.outcomes]
+    names = stems if len(set(stems)) == len(stems) else given.outcomes
+    models = [read_model(uri, name=name) for uri, name in zip(given.outcomes, names, strict=True)]
+    seen = [len(model.images.image_ids) for model in models]
+    comparison = compare(models, common=given.common)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    if given.common:
+        console.print(f"--common: {comparison.n:,} images are common to outcomes of {', '.join(f'{n:,}' for n in seen)}", markup=False)
+    for part in render(comparison, flips=given.flips):
+        console.print(part, soft_wrap=True)
+    if given.json:
+        found: dict[str, Any] = {"outcomes": given.outcomes, "common": given.common, **to_json(comparison), "notes": notes(comparison)}
+        folder, _, name = Storage.at(given.json).uri.rpartition("/")
+        Storage.at(folder).write_json(name, found)
+
+
+def main() -> int:
+    """Run the command and return the exit status: 2, with one line, for what a user can mend."""
+    try:
+        run(sys.argv[1:])
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
