@@ -12,10 +12,10 @@ import sat_ray
 
 ROOT = Path(sat_ray.__file__).parent
 LAYERS: dict[int, tuple[str, ...]] = {
-    0: ("names", "randomness", "threat", "activation_functions", "activations", "losses", "metrics", "storage", "world"),
+    0: ("names", "randomness", "threat", "activation_functions", "activations", "losses", "metrics", "storage", "s3_preflight", "world"),
     1: ("attacks", "models", "data", "cycles", "outcome_files"),
     2: ("lanes", "evaluation", "schedules", "running_statistics", "training_settings", "training", "checkpoint"),
-    3: ("configuration", "config", "stages", "plan", "jobs", "outcomes", "cli", "lease", "tracking", "tracking_uri"),
+    3: ("configuration", "config", "stages", "plan", "bundles", "jobs", "outcomes", "cli", "lease", "tracking", "tracking_uri"),
     4: ("mlflow_tracker", "distributed", "report"),
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}

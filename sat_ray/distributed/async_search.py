@@ -16,6 +16,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
+from sat_ray.distributed.metrics import training_shown
 from sat_ray.distributed.trials import METRIC, TIME, report_record, run_trials
 from sat_ray.jobs import train_and_commit
 from sat_ray.plan import Dataset, Group, groups, longest_trials, trial_job
@@ -75,7 +76,8 @@ def _trial(config: SweepConfig, dataset: Dataset, records: Records, chosen: Call
         for rung in config.search.rungs:
             if stopped is not None and rung > stopped.payload["until"]:
                 return
-            before = train_and_commit(job.at(rung), own, previous=before)
+            with training_shown(own, trial=True) as after_epoch:
+                before = train_and_commit(job.at(rung), own, previous=before, on_epoch=after_epoch)
             report_record(before)
 
     return trial

@@ -6,7 +6,9 @@ from typing import Any
 import ray
 import torch
 
+from sat_ray.bundles import STAGE_RESOURCES, evaluation_resources
 from sat_ray.config import ResourceSettings
+from sat_ray.distributed.nodes import selector_for
 from sat_ray.jobs import evaluate_and_commit
 from sat_ray.plan import EvaluationTask
 from sat_ray.stages import Record, Records
@@ -15,14 +17,14 @@ from sat_ray.storage import Storage
 IN_FLIGHT = 256  # submitted and unfinished at once: enough for any cluster's slots, little for the driver to hold
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+@ray.remote(num_cpus=STAGE_RESOURCES["CPU"], max_retries=3)  # with its node a stage may die; what it committed is not done again
 def _stage(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
 def stage_task(function: Callable[..., Any], *arguments: Any, name: str) -> Any:
     """Run a stage as a task of no CPUs and return its ObjectRef; arguments that are ObjectRefs are waited for."""
-    return _stage.options(name=name).remote(function, *arguments)
+    return _stage.options(name=name, label_selector=selector_for(STAGE_RESOURCES)).remote(function, *arguments)
 
 
 def wait(ref: Any, *, seconds: float) -> bool:
@@ -53,7 +55,8 @@ def _evaluate(task: EvaluationTask, storage: str, threads: int) -> Record:
 
 def evaluate_all(tasks: Sequence[EvaluationTask], records: Records, resources: ResourceSettings) -> list[Record]:
     """Run evaluation tasks in the given order, largest first where the caller sorted them so; return their records in that order."""
-    remote = _evaluate.options(num_cpus=resources.cpus_per_evaluation, num_gpus=resources.gpus_per_evaluation)
+    bundle = evaluation_resources(resources)
+    remote = _evaluate.options(num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), label_selector=selector_for(bundle))
     waiting = list(enumerate(tasks))[::-1]
     running: dict[Any, int] = {}
     done: dict[int, Record] = {}

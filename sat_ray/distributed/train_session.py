@@ -11,7 +11,10 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from sat_ray.bundles import worker_resources
 from sat_ray.config import ResourceSettings
+from sat_ray.distributed.metrics import training_shown
+from sat_ray.distributed.nodes import selector_for
 from sat_ray.jobs import train_and_commit
 from sat_ray.plan import TrainingJob
 from sat_ray.stages import Records, attempt_name
@@ -33,7 +36,8 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.train_workers,
             use_gpu=gpus > 0,
-            resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+            resources_per_worker=worker_resources(resources),
+            label_selector=selector_for(worker_resources(resources)) or None,
         ),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=ray.train.RunConfig(
@@ -54,5 +58,6 @@ def _session(settings: dict[str, Any]) -> None:
     device = f"cuda:{torch.cuda.current_device()}" if settings["gpu"] else "cpu"
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=device)
     records = Records(Storage(settings["storage"]))
-    for job in settings["jobs"]:
-        train_and_commit(job, records, world=world)
+    with training_shown(records) as after_epoch:
+        for job in settings["jobs"]:
+            train_and_commit(job, records, world=world, on_epoch=after_epoch if world.rank == 0 else lambda report: None)

@@ -7,7 +7,10 @@ import ray
 import torch
 from ray import tune
 
+from sat_ray.bundles import trial_resources
 from sat_ray.config import ResourceSettings
+from sat_ray.distributed.metrics import training_shown
+from sat_ray.distributed.nodes import selector_for
 from sat_ray.jobs import train_and_commit
 from sat_ray.plan import TrainingJob
 from sat_ray.stages import Record, Records, attempt_name
@@ -29,7 +32,7 @@ def run_trials(
 ) -> None:
     """Run Tune trials of a function in reused actors; a failed trial's own error is raised when all have ended."""
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}),
+        tune.with_resources(trainable, _placement(resources)),
         param_space=space,
         tune_config=tune.TuneConfig(
             metric=METRIC, mode="max", reuse_actors=True, scheduler=scheduler, search_alg=searcher, num_samples=samples
@@ -47,6 +50,12 @@ def run_trials(
         raise failed[0].cause if isinstance(failed[0], ray.exceptions.RayTaskError) and failed[0].cause else failed[0]
 
 
+def _placement(resources: ResourceSettings) -> tune.PlacementGroupFactory:
+    bundle = trial_resources(resources)
+    selector = selector_for(bundle)
+    return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [selector]} if selector else {}))
+
+
 def run_rung(jobs: Sequence[TrainingJob], previous: Sequence[Record | None], records: Records, resources: ResourceSettings) -> None:
     """Train every job to its epoch, each going on from its record of the rung before; returns when all are committed."""
     waiting = [(job, before) for job, before in zip(jobs, previous, strict=True) if records.find(job.stage, job.key) is None]
@@ -57,7 +66,10 @@ def run_rung(jobs: Sequence[TrainingJob], previous: Sequence[Record | None], rec
     def trial(config: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
         job, before = ray.get(queue)[config["trial"]]
-        report_record(train_and_commit(job, Records(Storage(storage)), previous=before))
+        own = Records(Storage(storage))
+        with training_shown(own, trial=True) as after_epoch:
+            record = train_and_commit(job, own, previous=before, on_epoch=after_epoch)
+        report_record(record)
 
     run_trials(trial, {"trial": tune.grid_search(list(range(len(waiting))))}, records, resources)
 

@@ -1,0 +1,47 @@
+"""The session folder of a private Ray: made at the start, removed at the end, and by the next start where the driver was killed.
+
+A driver holds a lock on a file in its folder. The kernel drops the lock with the process, however it ends, so a folder whose lock can be
+taken belongs to nobody. Folders without that file are not ours, whatever their name.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PREFIX, LOCK = "sat_ray-", "driver.lock"
+
+
+@contextmanager
+def session_folder(parent: Path | None = None) -> Iterator[str]:
+    """Yield a new folder for a private Ray and remove it at the end; folders that killed drivers of this user left go first.
+
+    parent: where to make it, the system's folder for temporary files by default.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    remove_abandoned(parent)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # short: Ray's unix sockets are here, and their names may have 107 bytes
+    with open(folder / f"{LOCK}.new", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        os.rename(handle.name, folder / LOCK)  # only now: a lock file in its place was never without its lock
+        try:
+            yield str(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned(parent: Path) -> list[Path]:
+    """Remove the session folders of this user whose driver is gone and return them; what cannot be removed stays."""
+    removed = []
+    for lock in parent.glob(f"{PREFIX}*/{LOCK}"):
+        with contextlib.suppress(OSError):  # another start is removing it, or its driver lives: BlockingIOError
+            if lock.stat().st_uid == os.getuid():
+                with open(lock) as handle:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(lock.parent)
+                removed.append(lock.parent)
+    return removed
