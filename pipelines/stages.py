@@ -6,7 +6,7 @@ from typing import Any
 from pipelines.reporting import write_report
 from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
-from sat_ray.data.shards import read_split, verify, write_dataset
+from sat_ray.data.shards import image_ids, verify, write_dataset
 from sat_ray.data.sources import dataset_source
 from sat_ray.plan import Dataset, dataset_uri, evaluation_tasks, final_jobs
 from sat_ray.stages import Record, Records
@@ -80,7 +80,7 @@ def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str
     ordered = sorted(models, key=lambda record: -record.payload["val_robust_accuracy"])
     tasks = [task for record in ordered for task in evaluation_tasks(sweep.config, data, record)]
     done = evaluate_all(tasks, sweep.records, sweep.config.resources)
-    expected = read_split(Storage(data.uri), "test").image_ids.numpy()
+    expected = image_ids(Storage(data.uri), "test").numpy()
     by_model = {record.payload["name"]: [part for part in done if part.payload["name"] == record.payload["name"]] for record in models}
     return {name: merge_outcomes(parts, expected, sweep.records, name=name) for name, parts in by_model.items()}
 

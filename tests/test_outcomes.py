@@ -65,21 +65,28 @@ def merged(folder: Path, tables: Sequence[pa.Table], expected: np.ndarray) -> by
 IDS = np.arange(7, 7 + 3 * 60, 3)
 
 
+@pytest.fixture(scope="module")
+def in_one_piece(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the merged file of one shard that holds every image in order."""
+    return merged(tmp_path_factory.mktemp("whole"), [rows_of(IDS)], IDS)
+
+
 @settings(max_examples=12)
 @given(cuts=st.lists(st.integers(1, len(IDS) - 1), max_size=8, unique=True), seed=st.integers(0, 99))
 def test_the_merged_file_is_the_same_bytes_whatever_the_shards_were(
-    cuts: list[int], seed: int, tmp_path_factory: pytest.TempPathFactory
+    cuts: list[int], seed: int, in_one_piece: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     pieces = np.split(np.random.default_rng(seed).permutation(IDS), sorted(cuts))
-    whole = merged(tmp_path_factory.mktemp("whole"), [rows_of(IDS)], IDS)
-    assert merged(tmp_path_factory.mktemp("cut"), [rows_of(piece) for piece in pieces], IDS) == whole
-    table = pq.read_table(pa.BufferReader(whole))
+    assert merged(tmp_path_factory.mktemp("cut"), [rows_of(piece) for piece in pieces], IDS) == in_one_piece
+
+
+def test_a_shard_per_image_in_reverse_order_gives_the_same_bytes_too(in_one_piece: bytes, tmp_path: Path) -> None:
+    assert merged(tmp_path, [rows_of(IDS[i : i + 1]) for i in range(len(IDS))][::-1], set(IDS.tolist())) == in_one_piece
+
+
+def test_the_merged_file_holds_every_row_of_every_shard_sorted(in_one_piece: bytes) -> None:
+    table = pq.read_table(pa.BufferReader(in_one_piece))
     assert table.equals(rows_of(IDS)) and table.schema == OUTCOME_SCHEMA
-
-
-def test_a_shard_per_image_in_reverse_order_gives_the_same_bytes_too(tmp_path: Path) -> None:
-    single = [rows_of(IDS[i : i + 1]) for i in range(len(IDS))][::-1]
-    assert merged(tmp_path / "a", single, IDS) == merged(tmp_path / "b", [rows_of(IDS)], set(IDS.tolist()))
 
 
 def test_images_that_an_attack_never_saw_because_an_earlier_one_broke_them_need_no_rows_of_it(tmp_path: Path) -> None:
