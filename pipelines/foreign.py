@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ import torch
 from pipelines.exit_status import exit_status
 from pipelines.foreign_options import LANES_PER_SHARD, ForeignOptions
 from pipelines.progress import Reporter
-from pipelines.verdict import summary, to_terminal
+from pipelines.verdict import claim, summary, to_terminal
 from sat_ray.attacks import AttackSpec
 from sat_ray.bundles import Demand, check_room, evaluation_resources
+from sat_ray.card import CardSettings, robustness_card
+from sat_ray.checkpoint import MODEL_JSON
 from sat_ray.cli import UsageError, folder_name, parse_options, storage_root
 from sat_ray.config import content_hash, to_json
+from sat_ray.configuration import Configuration
 from sat_ray.data.foreign import prepared
 from sat_ray.data.shards import image_ids, read_rows
 from sat_ray.jobs import model_of, rows_of, sampled_rows
@@ -32,7 +36,7 @@ from sat_ray.lease import driver_lease
 from sat_ray.model_source import count_classes, kind_of, load_source, try_attack
 from sat_ray.models import Normalized
 from sat_ray.outcomes import merge_outcomes
-from sat_ray.plan import EVALUATE, Dataset, EvaluationTask
+from sat_ray.plan import EVALUATE, Dataset, EvaluationTask, through_every_backward
 from sat_ray.stages import Record, Records, changed_modules, numerical_environment
 from sat_ray.storage import Storage, check_writable
 
@@ -42,7 +46,11 @@ VERSIONS = ("ray", "torch", "torchvision", "pyarrow")
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """The model and the images, opened and found to fit each other. uri: where every worker can read the model."""
+    """The model and the images, opened and found to fit each other.
+
+    uri: where every worker can read the model; configuration: of a checkpoint's training, else None; attacks: what the model is to
+    survive, through every backward pass that its training used.
+    """
 
     kind: str
     uri: str
@@ -52,6 +60,8 @@ class Subject:
     n_split: int
     n: int
     classes: int
+    configuration: Configuration | None
+    attacks: tuple[AttackSpec, ...]
 
     @property
     def sample(self) -> int | None:
@@ -70,6 +80,8 @@ def evaluate_foreign(given: ForeignOptions) -> None:
         if not getattr(given, field):
             raise UsageError(f"--{field} is missing; --model URI and --data URI are needed (all: --help)")
     given.attacks(num_classes=10)  # refuses bad steps and sizes before anything is read
+    if given.name:
+        folder_name(given.name)
     root = storage_root(given.storage)
     check_writable(root)
     with tempfile.TemporaryDirectory(prefix="sat_ray-model-") as temporary, Reporter() as reporter:
@@ -85,12 +97,13 @@ def evaluate_foreign(given: ForeignOptions) -> None:
             check_code(given, Records(storage), tasks, reporter)
             parts = run_tasks(given, subject, tasks, Records(storage), reporter)
             found = write_evaluation(given, subject, parts, storage, name, identity)
+            reporter.console.print(claim(found), style="bold", soft_wrap=True)
             reporter.console.print(to_terminal(found))
             reporter.say(
                 f"{found['passes_per_image']:.1f} passes per image, {found['seconds']:.0f} s of work; {storage.full('evaluation.json')}"
             )
             if given.card:
-                write_card(given, tasks[0], storage, reporter)
+                write_card(given, subject, tasks[0], storage, reporter)
 
 
 def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subject:
@@ -118,10 +131,34 @@ def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subje
     some = read_rows(Storage(dataset.uri), given.split, torch.arange(min(given.lanes, n_split)))
     expected = len(dataset.manifest["class_names"]) or None
     classes = count_classes(model, some, lanes=given.lanes, expected=expected, what=given.model)
-    try_attack(model, some, given.attacks(num_classes=classes)[0], lanes=given.lanes)
+    configuration = _configuration(model, uri)
+    attacks = tuple(one for spec in given.attacks(num_classes=classes) for one in _variants(configuration, spec))
+    try_attack(model, some, attacks[0], lanes=given.lanes)
     return Subject(
-        kind=kind, uri=uri, digest=digest, model=model, dataset=dataset, n_split=n_split, n=given.images or n_split, classes=classes
+        kind=kind,
+        uri=uri,
+        digest=digest,
+        model=model,
+        dataset=dataset,
+        n_split=n_split,
+        n=given.images or n_split,
+        classes=classes,
+        configuration=configuration,
+        attacks=attacks,
     )
+
+
+def _configuration(model: torch.nn.Module, uri: str) -> Configuration | None:
+    """Return how a checkpoint was trained; its own activation where it does not say, None for any other model."""
+    if not isinstance(model, Normalized) or model.spec is None or kind_of(uri) != "checkpoint":
+        return None
+    said = Storage.at(uri).read_json(MODEL_JSON)["about"].get("configuration")
+    return Configuration(**said) if said else Configuration(activation=model.spec.activation, alpha=model.spec.alpha)
+
+
+def _variants(configuration: Configuration | None, spec: AttackSpec) -> list[AttackSpec]:
+    """A backward pass that training replaced hides gradients: attack through the true one and the smooth one."""
+    return [spec] if configuration is None else through_every_backward(spec, configuration)
 
 
 def identify(given: ForeignOptions, subject: Subject) -> tuple[str, dict[str, Any]]:
@@ -130,7 +167,7 @@ def identify(given: ForeignOptions, subject: Subject) -> tuple[str, dict[str, An
     identity = {
         "model": {"kind": subject.kind, "digest": subject.digest, "spec": to_json(spec)},
         "data": {"hash": subject.dataset.hash, "split": given.split, "sample": subject.sample},
-        "attacks": [to_json(attack) for attack in given.attacks(num_classes=subject.classes)],
+        "attacks": [to_json(attack) for attack in subject.attacks],
         "cascade": given.attack == "cascade",
         "seed": given.seed,
         "lanes": given.lanes,
@@ -175,7 +212,7 @@ def tasks_of(given: ForeignOptions, subject: Subject, name: str) -> list[Evaluat
             checkpoint_sha256=subject.digest,
             kind=subject.kind,
             name=name,
-            attacks=tuple(given.attacks(num_classes=subject.classes)),
+            attacks=subject.attacks,
             cascade=given.attack == "cascade",
             first=first,
             last=last,
@@ -241,17 +278,13 @@ def _on_ray(given: ForeignOptions, reporter: Reporter) -> Iterator[None]:
 
 
 def _follow(ref: Any, missing: Sequence[EvaluationTask], total: int, records: Records, reporter: Reporter) -> Any:
-    from sat_ray.distributed.tasks import cancel, result, wait
+    from sat_ray.distributed.tasks import result, wait
 
     progress = reporter.stage("evaluate", total)
     waiting = {task.key for task in missing}
-    try:
-        while not wait(ref, seconds=POLL_SECONDS):
-            progress.update(total - len(waiting.difference(records.keys(EVALUATE))), [])
-        answer = result(ref)
-    except BaseException:
-        cancel(ref)
-        raise
+    while not wait(ref, seconds=POLL_SECONDS):
+        progress.update(total - len(waiting.difference(records.keys(EVALUATE))), [])
+    answer = result(ref)
     progress.end()
     return answer
 
@@ -274,7 +307,7 @@ def write_evaluation(
         "num_classes": subject.classes,
         "seed": given.seed,
         "cascade": identity["cascade"],
-        **summary(table, given.attacks(num_classes=subject.classes)),
+        **summary(table, subject.attacks),
         "seconds": sum(part.seconds for part in parts),
         "environment": _environment(given) | {"versions": {package: importlib.metadata.version(package) for package in VERSIONS}},
         "outcomes": storage.full(path),
@@ -283,10 +316,8 @@ def write_evaluation(
     return found
 
 
-def write_card(given: ForeignOptions, task: EvaluationTask, storage: Storage, reporter: Reporter) -> None:
+def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, storage: Storage, reporter: Reporter) -> None:
     """Compute the robustness card as one Ray task, unless card.json is there, and print its verdict and reasons."""
-    from sat_ray.card import CardSettings
-
     if not storage.exists("card.json"):
         from sat_ray.distributed.tasks import result, stage_task
 
@@ -294,7 +325,8 @@ def write_card(given: ForeignOptions, task: EvaluationTask, storage: Storage, re
         whole = replace(task, first=0, last=n, sample=n)
         reporter.say(f"robustness card: {n:,} images")
         with _on_ray(given, reporter):
-            ref = stage_task(card_of, whole, given.pgd(), name="card", resources=evaluation_resources(given.resources))
+            work = (card_of, whole, given.pgd(), subject.configuration)
+            ref = stage_task(*work, name="card", resources=evaluation_resources(given.resources))
             storage.write_json("card.json", result(ref))
     card = storage.read_json("card.json")
     reporter.say(f"robustness card: {card['verdict']}; {storage.full('card.json')}")
@@ -302,10 +334,9 @@ def write_card(given: ForeignOptions, task: EvaluationTask, storage: Storage, re
         reporter.say(f"  {reason}")
 
 
-def card_of(task: EvaluationTask, attack: AttackSpec) -> dict[str, Any]:
+def card_of(task: EvaluationTask, attack: AttackSpec, configuration: Configuration | None) -> dict[str, Any]:
     """Compute the card of a task's model on the task's images, where the task runs."""
-    from sat_ray.card import robustness_card
-
     torch.set_num_threads(int(task.environment["threads"]))
     split = read_rows(Storage(task.dataset.uri), task.split, rows_of(task))
-    return robustness_card(model_of(task), split, attack=attack, seed=task.seed, lanes=task.lanes)
+    variants = partial(_variants, configuration)
+    return robustness_card(model_of(task), split, attack=attack, variants=variants, seed=task.seed, lanes=task.lanes)

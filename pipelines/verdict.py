@@ -46,18 +46,19 @@ def _accuracy(name: str, correct: int, n: int) -> dict[str, Any]:
 
 
 def to_terminal(found: dict[str, Any]) -> Table:
-    """Draw evaluation.json as a small table."""
-    threat = found["threat_model"]
-    drawn = Table(title=claim(found), title_justify="left", title_style="bold")
+    """Draw evaluation.json as a small table, one row per attack."""
+    ball = f"{found['threat_model']['norm']} {as_255ths(found['threat_model']['epsilon'])}"
+    drawn = Table()
     for column in ("attack", "images attacked", "accuracy after it", "95 % interval", "passes"):
         drawn.add_column(column, justify="left" if column == "attack" else "right")
     drawn.add_row("none (clean)", "", *_percentages(found, "clean_accuracy"), "")
     for attack in found["attacks"]:
-        ball = f"{attack['name']}, {threat['norm']} {as_255ths(threat['epsilon'])}"
-        drawn.add_row(ball, f"{attack['attacked']:,}", *_percentages(attack, "robust_accuracy"), f"{attack['passes']:,}")
-    together = "all attacks together" if len(found["attacks"]) > 1 else "in all"
-    drawn.add_section()
-    drawn.add_row(together, f"{found['n']:,}", *_percentages(found, "robust_accuracy"), f"{found['passes']:,}")
+        drawn.add_row(
+            f"{attack['name']}, {ball}", f"{attack['attacked']:,}", *_percentages(attack, "robust_accuracy"), f"{attack['passes']:,}"
+        )
+    if len(found["attacks"]) > 1:
+        drawn.add_section()
+        drawn.add_row(f"all of them, {ball}", "", *_percentages(found, "robust_accuracy"), f"{found['passes']:,}")
     return drawn
 
 

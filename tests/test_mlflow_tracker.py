@@ -16,17 +16,21 @@ from pathlib import Path
 from typing import ClassVar
 
 import mlflow
+import mlflow.pytorch
 import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from torch import nn
 
 from pipelines.recipes import RECIPES
 from pipelines.stages import Sweep
 from pipelines.tracking import Projection
 from sat_ray.activations import ACTIVATIONS
+from sat_ray.attacks.base import require_inference_mode
 from sat_ray.configuration import Configuration
-from sat_ray.mlflow_tracker import MlflowTracker
+from sat_ray.mlflow_tracker import MlflowTracker, fetch_model
+from sat_ray.model_source import kind_of, load_source
 from sat_ray.models import Normalized, build_model
 from sat_ray.plan import SEARCH
 from sat_ray.stages import Records
@@ -250,6 +254,25 @@ def test_a_model_is_attached_once_with_signature_example_and_requirements(tracke
     assert np.asarray(about.load_input_example(str(files))).shape == (2, *SHAPE)
     assert {line.partition("==")[0] for line in (files / "requirements.txt").read_text().split()} == {"mlflow", "torch", "numpy"}
     assert (files / "data" / "model.pt2").is_file()
+
+
+def test_a_logged_model_is_fetched_and_a_pickled_one_needs_permission(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
+    run_id = tracker.run("fetched", name="fetched", tags={}, params={})
+    model_uri = tracker.model(run_id, small("silu"), name="model", input_shape=SHAPE)
+    found = fetch_model(model_uri, tracking_uri=uri, folder=str(tmp_path))
+    x = torch.rand(3, *SHAPE)
+    torch.testing.assert_close(load_source("pt2", str(found))[0](x), small("silu")(x))
+    with pytest.raises(ValueError, match=r"models:/nothing/7 cannot be had"):
+        fetch_model("models:/nothing/7", tracking_uri=uri, folder=str(tmp_path))
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(SHAPE)), 10)).train()
+    mlflow.pytorch.save_model(linear, str(tmp_path / "pickled"), serialization_format="pickle", pip_requirements=["torch"])
+    assert kind_of(str(tmp_path / "pickled")) == "mlflow"
+    with pytest.raises(ValueError, match=r"is pickled, and loading it would run whatever code it holds.*--allow-pickle"):
+        fetch_model(str(tmp_path / "pickled"), tracking_uri=uri, folder=str(tmp_path))
+    pickled = fetch_model(str(tmp_path / "pickled"), tracking_uri=uri, folder=str(tmp_path), allow_pickle=True)
+    loaded = load_source("pickle", str(pickled))[0]
+    require_inference_mode(loaded)
+    torch.testing.assert_close(loaded(x), linear(x))
 
 
 def test_registering_twice_yields_one_version(tracker: MlflowTracker, client: MlflowClient, uri: str) -> None:

@@ -1,0 +1,478 @@
+"""Models and images that others made: what is read, what is refused in one line, and that the verdict is evaluate()'s own."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+import pipelines
+from pipelines import foreign
+from pipelines.evaluate import names_a_model
+from pipelines.foreign_options import ForeignOptions
+from pipelines.verdict import claim, summary
+from sat_ray.attacks import AttackSpec, cascade
+from sat_ray.attacks.base import require_inference_mode
+from sat_ray.checkpoint import save_model
+from sat_ray.data.foreign import ROWS_PER_SHARD, prepared
+from sat_ray.data.pixels import to_pixels
+from sat_ray.data.shards import CorruptShardError, image_ids, read_rows, read_split
+from sat_ray.data.split import Split
+from sat_ray.evaluation import evaluate
+from sat_ray.jobs import sampled_rows
+from sat_ray.metrics import wilson_interval
+from sat_ray.model_source import kind_of, load_source
+from sat_ray.models import Normalized
+from sat_ray.models.exported import load_exported, pickled_part
+from sat_ray.plan import EVALUATE, Dataset, EvaluationTask
+from sat_ray.storage import Storage
+from sat_ray.threat import ThreatModel
+
+CPU = torch.device("cpu")
+GRAY = np.random.default_rng(0).integers(0, 256, (6, 1, 9, 8), dtype=np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (6, 3, 9, 8), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+MODELS = """
+import os
+import torch
+from torch import nn
+from sat_ray.checkpoint import load_model
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+def digits(): return load_model(HERE + "/checkpoint")
+def training(): return digits().train()
+def softmax(): return nn.Sequential(digits(), nn.Softmax(dim=1)).eval()
+def nine(): return nn.Sequential(digits(), nn.Linear(10, 9)).eval()
+def flat(): return nn.Sequential(digits(), nn.Flatten(0)).eval()
+def colour(): return nn.Sequential(nn.Conv2d(3, 1, 1), digits()).eval()
+def unseeded(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+def number(): return 3
+def fails(): raise RuntimeError("no weights\\nat all")
+constant = 1
+
+class Broken(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.body = kind, digits()
+    def forward(self, x):
+        return self.body(x.detach()) if self.kind == "detached" else self.body(x) / (0 if self.kind == "nan" else 1)
+
+def nan(): return Broken("nan").eval()
+def detached(): return Broken("detached").eval()
+"""
+
+
+def save_npz(path: Path, **arrays: Any) -> Path:
+    """Write an .npz of six small gray images, changed as asked; None leaves an array out."""
+    content = {"images": GRAY, "labels": LABELS} | arrays
+    np.savez(path, **{name: value for name, value in content.items() if value is not None})
+    return path
+
+
+def image_folder(root: Path, *, size: Callable[[int], tuple[int, int]] = lambda number: (8, 9)) -> Path:
+    """Write three classes of two colour images each, size(number) = (width, height), and one hidden file."""
+    for number in range(6):
+        folder = root / ("zebra", "apple", "Moon")[number // 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (*size(number)[::-1], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.{'png' if number % 2 else 'jpeg'}")
+    (root / "apple" / ".hidden").write_text("not an image")
+    return root
+
+
+def exported(model: nn.Module, *, batch: int | None = None) -> bytes:
+    """Export a model of digits, for any number of images or for exactly `batch`."""
+    shapes = None if batch else ({0: torch.export.Dim("n")},)
+    sink = io.BytesIO()
+    torch.export.save(torch.export.export(model, (torch.rand(batch or 2, 1, 8, 8),), dynamic_shapes=shapes), sink)
+    return sink.getvalue()
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory, digits_model: Normalized, held_out: Split) -> Path:
+    """Return a folder with one model in every form, and held-out digits as digits.npz."""
+    folder = tmp_path_factory.mktemp("shelf")
+    assert digits_model.spec is not None
+    save_model(Storage(str(folder / "checkpoint")), digits_model.state_dict(), spec=digits_model.spec, about={})
+    (folder / "foreign_models.py").write_text(MODELS)
+    (folder / "model.pt2").write_bytes(exported(digits_model))
+    (folder / "static.pt2").write_bytes(exported(digits_model, batch=8))
+    torch.save(digits_model.state_dict(), folder / "model.pt")
+    ids = held_out.image_ids.numpy()
+    np.savez(folder / "digits.npz", images=held_out.images.numpy(), labels=held_out.labels.numpy(), image_ids=ids)
+    return folder
+
+
+@pytest.fixture
+def on_the_shelf(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Work in the shelf's folder, whose module is importable there alone."""
+    monkeypatch.chdir(shelf)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield shelf
+    sys.modules.pop("foreign_models", None)
+
+
+@pytest.mark.parametrize(("images", "channels"), [(GRAY, 1), (COLOUR, 3)])
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_an_npz_becomes_a_dataset_of_its_own_images_labels_and_ids(images: np.ndarray, channels: int, last: bool, tmp_path: Path) -> None:
+    given = images.transpose(0, 2, 3, 1) if last else images
+    path = save_npz(tmp_path / "some.npz", images=given, image_ids=np.array([7, 3, 11, 0, 5, 2]), class_names=np.array(["a", "b", "c"]))
+    uri = prepared(str(path), Storage(str(tmp_path)))
+    split = read_split(Storage(uri), "test")
+    assert np.array_equal(split.images.numpy(), images) and split.images.shape[1] == channels
+    assert split.labels.tolist() == LABELS.tolist() and split.image_ids.tolist() == [7, 3, 11, 0, 5, 2]
+    dataset = Dataset.open(uri)
+    assert dataset is not None and dataset.manifest["class_names"] == ["a", "b", "c"]
+    assert prepared(uri, Storage(str(tmp_path))) == uri  # a prepared dataset is its own
+    files = {file: file.stat().st_mtime_ns for file in Path(uri).iterdir()}
+    assert prepared(str(path), Storage(str(tmp_path))) == uri
+    assert files == {file: file.stat().st_mtime_ns for file in Path(uri).iterdir()}, "the same content was written again"
+
+
+BAD_NPZ: dict[str, tuple[dict[str, Any], str]] = {
+    "floats": ({"images": GRAY / np.float32(255)}, "float32; allowed: uint8 pixels"),
+    "no labels": ({"labels": None}, "not labels; allowed: images, labels"),
+    "pickled labels": ({"labels": np.array([{}, 1, 2, 3, 4, 5], dtype=object)}, "arrays, no objects"),
+    "labels of another count": ({"labels": LABELS[:5]}, "labels of"),
+    "float labels": ({"labels": LABELS / 1.0}, "float64; allowed: (6,) whole numbers"),
+    "negative labels": ({"labels": LABELS - 1}, "lie in [-1, 1]; allowed: 0 or more"),
+    "labels beyond the names": ({"class_names": np.array(["a", "b"])}, "lie in [0, 2]; allowed: 0 to 1"),
+    "equal names": ({"class_names": np.array(["a", "b", "b"])}, "all different"),
+    "doubled ids": ({"image_ids": np.array([0, 1, 2, 3, 3, 4])}, "holds [3] more than once"),
+    "three axes": ({"images": GRAY[:, 0]}, "allowed: (N, C, H, W) or (N, H, W, C)"),
+    "no channels": ({"images": GRAY[:, [0, 0]]}, "neither of axes 1 and 3"),
+    "two axes of channels": ({"images": GRAY[..., :1]}, "both of axes 1 and 3"),
+    "nothing": ({"images": GRAY[:0], "labels": LABELS[:0]}, "none of them 0"),
+}
+
+
+@pytest.mark.parametrize(("arrays", "message"), BAD_NPZ.values(), ids=BAD_NPZ.keys())
+def test_an_npz_of_anything_else_is_refused(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as refused:
+        prepared(str(save_npz(tmp_path / "bad.npz", **arrays)), Storage(str(tmp_path)))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_image_folder_is_read_as_torchvision_reads_it(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "photos")
+    split = read_split(Storage(prepared(str(folder), Storage(str(tmp_path)))), "test")
+    theirs = ImageFolder(str(folder), transform=v2.PILToTensor())
+    assert theirs.classes == ["Moon", "apple", "zebra"]
+    assert split.labels.tolist() == theirs.targets and split.image_ids.tolist() == list(range(6))
+    assert torch.equal(split.images, torch.stack([image for image, _ in theirs]))
+
+
+def test_an_image_folder_of_many_sizes_is_resized_and_cropped(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "photos", size=lambda number: (20 + 3 * number, 31 - number))
+    with pytest.raises(ValueError, match=r"differ in size: .*give --image-size"):
+        prepared(str(folder), Storage(str(tmp_path)))
+    split = read_split(Storage(prepared(str(folder), Storage(str(tmp_path)), image_size=16)), "test")
+    theirs = ImageFolder(str(folder), transform=v2.Compose([v2.Resize(16), v2.CenterCrop(16), v2.PILToTensor()]))
+    assert torch.equal(split.images, torch.stack([image for image, _ in theirs]))
+
+
+def test_gray_images_stay_gray_unless_some_are_in_colour(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "gray" / name).mkdir(parents=True)
+        Image.fromarray(GRAY[0, 0]).save(tmp_path / "gray" / name / "1.png")
+    root = Storage(str(tmp_path))
+    split = read_split(Storage(prepared(str(tmp_path / "gray"), root)), "test")
+    assert torch.equal(split.images, torch.from_numpy(GRAY[[0, 0]]))
+    Image.fromarray(COLOUR[0].transpose(1, 2, 0)).save(tmp_path / "gray" / "b" / "1.png")
+    split = read_split(Storage(prepared(str(tmp_path / "gray"), root)), "test")
+    assert torch.equal(split.images, torch.from_numpy(np.stack([GRAY[0].repeat(3, axis=0), COLOUR[0]])))
+
+
+def test_every_file_of_an_image_folder_that_cannot_be_used_is_listed(tmp_path: Path) -> None:
+    folder, root = image_folder(tmp_path / "photos"), Storage(str(tmp_path))
+    whole = (folder / "zebra" / "1.png").read_bytes()
+    (folder / "zebra" / "1.png").write_bytes(whole[:-60])  # found only when the pixels are decoded
+    (folder / "apple" / "3.png").write_bytes(whole[:-60])
+    with pytest.raises(ValueError, match=r"2 of 6 files cannot be used: .*apple/3.png .*; .*zebra/1.png"):
+        prepared(str(folder), root)
+    (folder / "zebra" / "1.png").write_bytes(b"GIF, perhaps")
+    with pytest.raises(ValueError, match=r"1 of 6 files cannot be used: .*zebra/1.png \(not an image\)"):
+        prepared(str(folder), root)
+    Image.fromarray(np.zeros((9, 8), dtype=np.uint16)).save(folder / "zebra" / "1.png")
+    with pytest.raises(ValueError, match="PIL mode I;16"):
+        prepared(str(folder), root)
+    (folder / "zebra" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes.txt \(not .png"):
+        prepared(str(folder), root)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "file.csv", "s3.npz"])
+def test_data_of_another_kind_is_answered_with_what_is_allowed(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.csv").write_text("1,2")
+    (tmp_path / "s3.npz").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match="allowed: ") as refused:
+        prepared(str(tmp_path / name), Storage(str(tmp_path)))
+    assert "\n" not in str(refused.value)
+
+
+def test_rows_are_read_from_the_shards_that_hold_them_alone(tmp_path: Path) -> None:
+    count = 2 * ROWS_PER_SHARD + 9
+    images = np.random.default_rng(2).integers(0, 256, (count, 1, 2, 2), dtype=np.uint8)
+    path = save_npz(tmp_path / "many.npz", images=images, labels=np.arange(count) % 3, image_ids=np.arange(count)[::-1])
+    storage = Storage(prepared(str(path), Storage(str(tmp_path))))
+    whole = read_split(storage, "test")
+    rows = torch.tensor([0, 7, ROWS_PER_SHARD - 1, ROWS_PER_SHARD, count - 1])
+    some, expected = read_rows(storage, "test", rows), whole.take(rows)
+    assert torch.equal(some.images, expected.images) and some.labels.tolist() == expected.labels.tolist()
+    assert torch.equal(some.image_ids, expected.image_ids) and torch.equal(image_ids(storage, "test"), whole.image_ids)
+    (Path(storage.uri) / "test-00001.parquet").unlink()
+    assert torch.equal(read_rows(storage, "test", rows[:3]).images, expected.images[:3])
+    with pytest.raises(CorruptShardError, match="test-00001"):
+        read_rows(storage, "test", rows)
+
+
+def test_a_sample_is_drawn_by_the_seed_and_grows_without_changing() -> None:
+    small, large = sampled_rows(1000, 50, seed=0), sampled_rows(1000, 200, seed=0)
+    assert len(set(small.tolist())) == 50 and small.tolist() == sorted(small.tolist())
+    assert set(small.tolist()) < set(large.tolist())
+    assert small.tolist() != sampled_rows(1000, 50, seed=1).tolist()
+    assert 350 < large.float().mean() < 650, "not spread over the split"
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"), [("checkpoint", "checkpoint"), ("model.pt2", "pt2"), ("foreign_models:digits", "function")], ids=lambda v: v
+)
+def test_every_kind_loads_in_inference_mode_with_the_same_logits_and_gradients(
+    model: str, kind: str, on_the_shelf: Path, digits_model: Normalized, held_out: Split
+) -> None:
+    assert kind_of(model) == kind
+    loaded, digest = load_source(kind, model)
+    require_inference_mode(loaded)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    x = to_pixels(held_out.images[:8]).requires_grad_()
+    gradients = []
+    for one in (digits_model, loaded):
+        logits = one(x)
+        gradients.append(torch.autograd.grad(nn.functional.cross_entropy(logits, held_out.labels[:8], reduction="sum"), x)[0])
+    torch.testing.assert_close(logits, digits_model(x))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+    assert load_source(kind, model, digest)[1] == digest
+    with pytest.raises(ValueError, match="is not what it was when the evaluation began"):
+        load_source(kind, model, "0" * 64)
+
+
+def test_the_digest_of_a_function_follows_weights_name_and_source(on_the_shelf: Path) -> None:
+    digests = {load_source("function", f"foreign_models:{name}")[1] for name in ("digits", "nan", "unseeded")}
+    assert len(digests) == 3
+    assert load_source("function", "foreign_models:unseeded")[1] not in digests, "other weights, the same digest"
+    before = load_source("function", "foreign_models:digits")[1]
+    with open(on_the_shelf / "foreign_models.py", "a") as file:
+        file.write("# changed\n")
+    assert load_source("function", "foreign_models:digits")[1] != before
+
+
+class _Shell:
+    """Unpickling this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+def _repacked(data: bytes, change: Callable[[str, bytes], bytes]) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(sink, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return sink.getvalue()
+
+
+def test_a_pt2_file_with_pickled_parts_is_refused_before_anything_is_unpickled(shelf: Path, tmp_path: Path) -> None:
+    data, proof = (shelf / "model.pt2").read_bytes(), tmp_path / "was run"
+    assert pickled_part(data) == ""
+    sink = io.BytesIO()
+    torch.save(_Shell(proof), sink)
+
+    def evil_examples(name: str, content: bytes) -> bytes:
+        return sink.getvalue() if "sample_inputs" in name else content
+
+    def pickled_weights(name: str, content: bytes) -> bytes:
+        return content.replace(b'"use_pickle": false', b'"use_pickle": true') if name.endswith("weights_config.json") else content
+
+    for change, message in ((evil_examples, "sample_inputs"), (pickled_weights, "pickled tensor")):
+        with pytest.raises(ValueError, match=rf"{message}.*could run code"):
+            load_exported(_repacked(data, change), device=CPU)
+    assert not proof.exists()
+    assert "is no .pt2" in pickled_part(b"PK")
+
+
+def test_a_model_exported_in_train_mode_is_refused_though_its_flag_says_nothing(digits_model: Normalized) -> None:
+    class Dropping(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(x.flatten(1), 0.5, self.training)
+
+    with pytest.raises(ValueError, match=r"exported in train mode \(aten.dropout"):
+        load_exported(exported(Dropping()), device=CPU)
+    honest = load_exported(exported(Dropping().eval()), device=CPU)
+    require_inference_mode(honest)
+    assert honest.batch_size is None
+
+
+def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
+    """Return commands that must fail, each with a part of its message. One that is not given model or data gets good ones."""
+    return {
+        "no model": (["--model="], "--model is missing"),
+        "no such model": (["--model", "nothing.here"], "is not there; allowed: a checkpoint folder"),
+        "a pickled file": (["--model", "model.pt"], "is a pickled file, and loading it could run code"),
+        "a folder of something": (["--model", str(folder)], "is a folder without model.json or MLmodel"),
+        "no such module": (["--model", "no_such_module:f"], "cannot be imported (ModuleNotFoundError"),
+        "no such function": (["--model", "foreign_models:f"], "has no f; allowed: a function without arguments"),
+        "not a function": (["--model", "foreign_models:constant"], "has a int called constant"),
+        "not a model": (["--model", "foreign_models:number"], "returned a int; allowed: a torch.nn.Module"),
+        "a failing function": (["--model", "foreign_models:fails"], "calling fails() failed (RuntimeError: no weights)"),
+        "train mode": (["--model", "foreign_models:training"], "is in train mode"),
+        "probabilities": (["--model", "foreign_models:softmax"], "returns probabilities"),
+        "NaN": (["--model", "foreign_models:nan"], "NaN or inf logits for image ids"),
+        "one axis of output": (["--model", "foreign_models:flat"], "returned shape"),
+        "another input": (["--model", "foreign_models:colour"], "cannot take float32 images of shape (16, 1, 8, 8)"),
+        "too few classes": (["--model", "foreign_models:nine"], "but the model has 9 classes"),
+        "no gradient": (["--model", "foreign_models:detached"], "has no gradient at its input"),
+        "a static batch": (["--model", "static.pt2"], "exactly 8 images a call; give --lanes 8"),
+        "class names of another count": (["--data", "named.npz"], "has 10 classes, the dataset 11"),
+        "no such data": (["--data", "nowhere"], "is not there; allowed: a prepared dataset"),
+        "split": (["--split", "val"], "has no images; allowed: test"),
+        "too many images": (["--images", "78"], "--images is 78; allowed: 1 to 77"),
+        "image size of an npz": (["--image-size", "8"], "is no image folder"),
+        "epsilon in 255ths": (["--epsilon", "8"], "Did you mean 8/255"),
+        "unreachable edge": (["--steps", "2", "--step-size", "1/255"], "out of reach"),
+        "norm": (["--norm", "l1"], "linf"),
+        "no steps": (["--steps", "0"], "steps is 0"),
+        "steps of another attack": (["--attack", "cascade", "--restarts", "2"], "--restarts means nothing to --attack cascade"),
+        "lanes": (["--lanes", "0"], "--lanes is 0"),
+        "GPUs without a name": (["--gpus-per-task", "1"], "--accelerator is ''"),
+        "option": (["--epsilom", "1/255"], "did you mean --epsilon"),
+        "name that leaves the storage": (["--name", "../elsewhere"], "allowed: up to 64 letters"),
+        "name of the data folder": (["--name", "data"], "not data"),
+        "another evaluation's folder": (["--name", "taken"], "holds another evaluation"),
+    }
+
+
+@pytest.fixture
+def refused(on_the_shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """Return a function that runs the command, requires exit status 2 and no Ray, and returns the one line on stderr."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # what is not refused must not start
+    for name in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "SAT_RAY_TRACEBACK"):
+        monkeypatch.delenv(name, raising=False)
+    images, labels = np.zeros((2, 1, 8, 8), dtype=np.uint8), np.array([0, 1])
+    np.savez(on_the_shelf / "named.npz", images=images, labels=labels, class_names=np.array([f"class {k}" for k in range(11)]))
+    Storage(str(on_the_shelf / "runs" / "taken")).write_json("config.json", {"something": "else"})
+
+    def run(*arguments: str) -> str:
+        given = {"--model": "foreign_models:digits", "--data": "digits.npz", "--lanes": "16"}
+        defaults = [f"{flag}={value}" for flag, value in given.items() if not any(word.startswith(flag) for word in arguments)]
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *defaults, *arguments])
+        assert foreign.main() == 2
+        return capsys.readouterr().err
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("case", refusals(Path()))
+def test_what_cannot_be_evaluated_is_refused_in_one_line(case: str, refused: Callable[..., str], on_the_shelf: Path) -> None:
+    arguments, message = refusals(on_the_shelf)[case]
+    said = refused(*arguments)
+    assert message in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_model_chooses_the_command_and_model_fields_do_not() -> None:
+    assert names_a_model(["--model", "m:f"]) and names_a_model(["--data", "d", "--model=m:f"])
+    assert not names_a_model(["digits", "--model.width", "8"]) and not names_a_model(["--model.name=resnet18"])
+
+
+def test_what_a_sweep_does_not_ask_for_leaves_its_keys_alone() -> None:
+    attack = AttackSpec(threat_model=ThreatModel("linf", 8 / 255), steps=10, step_size=1 / 255)
+    dataset = Dataset(uri="u", hash="h", manifest={})
+    task = EvaluationTask(
+        checkpoint="c",
+        checkpoint_sha256="s",
+        name="n",
+        attacks=(attack,),
+        first=0,
+        last=5,
+        seed=0,
+        lanes=8,
+        dataset=dataset,
+        environment={},
+    )
+    assert set(task.inputs) == {"weights", "attacks", "rows", "seed", "dataset", "environment"}
+    others = [replace(task, split="val"), replace(task, sample=5), replace(task, cascade=True)]
+    assert len({one.key for one in (task, *others)}) == 4
+
+
+def test_the_summary_of_a_cascade_counts_what_each_attack_left(digits_model: Normalized, held_out: Split) -> None:
+    attacks = cascade(ThreatModel("linf", 40 / 255), num_classes=10, steps=4, queries=5)
+    table = evaluate(digits_model, held_out.images, held_out.labels, held_out.image_ids, attacks=attacks, lanes=32, cascade=True)
+    found = summary(table, attacks)
+    rows = table.to_pylist()
+    alive = {row["image_id"] for row in rows if row["clean_prediction"] == row["label"]}
+    assert found["n"] == 77 and found["clean_accuracy"] == len(alive) / 77
+    for attack in found["attacks"]:
+        assert attack["attacked"] == len(alive)
+        alive -= {row["image_id"] for row in rows if row["attack"] == attack["name"] and not row["robust"]}
+        assert attack["robust_accuracy"] == len(alive) / 77
+    assert found["robust_accuracy_interval"] == list(wilson_interval(len(alive), 77))
+    assert found["passes"] == sum(row["passes"] for row in rows) == sum(attack["passes"] for attack in found["attacks"])
+    said = claim(found | {"threat_model": {"norm": "linf", "epsilon": 40 / 255}, "n_split": 899, "seed": 5})
+    assert all(part in said for part in ("linf 40/255", "n = 77 of 899", "seed 5", "95 % interval", "apgd-ce-4 + apgd-t-dlr-4 + square-5"))
+
+
+def test_the_command_gives_the_outcomes_of_evaluate_and_repeats_without_work(
+    on_the_shelf: Path, held_out: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"--epsilon": "40/255", "--steps": "20", "--step-size": "8/255", "--images": "40", "--lanes": "16", "--shard-size": "20"}
+    words = [word for pair in options.items() for word in pair]
+    script = Path(pipelines.__file__).parent / "evaluate.py"
+    command = [sys.executable, str(script), "--model", "foreign_models:digits", "--data", "digits.npz", "--storage", str(tmp_path), *words]
+    dropped = ("RAY_ADDRESS", "SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    done = subprocess.run(command, cwd=on_the_shelf, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert "2 shards: 2 computed, 0 reused" in done.stdout
+    folder = next(path for path in tmp_path.iterdir() if path.name.startswith("foreign_models-digits-digits-"))
+    found = json.loads((folder / "evaluation.json").read_text())
+    assert claim(found) in done.stdout
+
+    rows = sampled_rows(77, 40, seed=0)
+    model, split = load_source("function", "foreign_models:digits")[0], held_out.take(rows)
+    attack = AttackSpec(threat_model=ThreatModel("linf", 40 / 255), steps=20, step_size=8 / 255)
+    table = evaluate(model, split.images, split.labels, split.image_ids, attacks=[attack], seed=0, lanes=16)
+    assert pq.read_table(found["outcomes"]).replace_schema_metadata(None).combine_chunks().equals(table.combine_chunks())
+    assert {name: found[name] for name in summary(table, [attack])} == summary(table, [attack])
+
+    given = ForeignOptions(
+        model="foreign_models:digits", data="digits.npz", storage=str(tmp_path), **{  # type: ignore[arg-type]
+            "epsilon": 40 / 255, "steps": 20, "step_size": 8 / 255, "images": 40, "lanes": 16, "shard_size": 20,
+        },
+    )  # fmt: skip
+    before = (folder / "evaluation.json").read_bytes()
+    foreign.evaluate_foreign(given)  # in this process: whatever started Ray here would show, and nothing has to
+    assert "2 shards: 0 computed, 2 reused" in capsys.readouterr().out
+    assert (folder / "evaluation.json").read_bytes() == before
+    assert EVALUATE.name in os.listdir(folder / "state")
