@@ -44,6 +44,29 @@ PURCHASES = [
     pytest.param([{"CPU": 1}, WORKER], [], {"gpu-spot": 1}, 0, id="a CPU task fills a GPU node bought anyway"),
 ]
 
+# resources of small_sweep() -> nodes that its stages buy
+SWEEP_PURCHASES = [
+    pytest.param({}, {"prepare": {"cpu": 1}, "search": {"cpu": 1}, "train": {"cpu": 1}, "report": {"cpu": 1}}, id="CPUs only"),
+    pytest.param(
+        {"cpus_per_trial": 14, "cpus_per_evaluation": 14}, {"search": {"cpu": 4}, "evaluate": {"cpu": 8}}, id="CPU nodes are capped"
+    ),
+    pytest.param(
+        {"train_workers": 8, "gpus_per_worker": 1, "cpus_per_worker": 4},
+        {"prepare": {"cpu": 1}, "search": {"cpu": 1}, "train": {"gpu-spot": 2}, "report": {"cpu": 1}},
+        id="a gang on spot nodes, everything else on CPU nodes",
+    ),
+    pytest.param({"gpus_per_trial": 0.25, "gpus_per_evaluation": 1}, {"search": {"gpu-spot": 1}}, id="four trials share one GPU"),
+    pytest.param({"gpus_per_evaluation": 2}, {"evaluate": {"gpu-spot": 8, "gpu-on-demand": 2}}, id="on-demand once spot is full"),
+]
+
+INFEASIBLE = [
+    pytest.param(
+        {"cpus_per_trial": 15}, r"resources.cpus_per_trial: 15 CPUs and 0 GPUs on one node.*largest node has 14 CPUs", id="a CPU bundle"
+    ),
+    pytest.param({"gpus_per_evaluation": 5}, r"resources.cpus_per_evaluation: 1 CPUs and 5 GPUs on one node", id="a GPU bundle"),
+    pytest.param({"train_workers": 64, "gpus_per_worker": 1}, r"resources.train_workers: 64 workers.*more than 40 such", id="a gang"),
+]
+
 # A dotted path in ray-up.yaml and what stands there instead; None drops it.
 BROKEN_LAUNCHERS = [
     pytest.param("provider", {"type": "aws", "regoin": "eu-central-1"}, id="a misspelt provider key"),
@@ -53,7 +76,70 @@ BROKEN_LAUNCHERS = [
     pytest.param("available_node_types.gpu-spot.min_workers", 1, id="a machine that is never given back"),
     pytest.param("available_node_types.cpu.node_config.IamInstanceProfile", None, id="keys instead of a role"),
     pytest.param("max_workers", 3, id="a cap below the groups"),
+    pytest.param("available_node_types.gpu-spot.max_workers", 3, id="another group than the sweeps are told of"),
 ]
+
+
+DASHBOARD = CLUSTER / "monitoring" / "dashboards" / "sat_ray-sweeps.json"
+OTHER_METRICS = {"up", "kube_deployment_status_replicas_available"}  # of Prometheus and of kube-state-metrics
+PROMQL = {"sum", "avg", "max", "min", "by", "without", "unless", "and", "or", "absent", "changes", "rate", "increase", "label_values"}
+
+
+def small_sweep(**resources: Any) -> Any:
+    """Return a config of four activations and eight models whose evaluation is cut into forty tasks."""
+    config = pytest.importorskip("sat_ray.config")
+    threat = pytest.importorskip("sat_ray.threat")
+    return config.SweepConfig(
+        recipe="small",
+        threat_model=threat.ThreatModel("linf", 40 / 255),
+        training=config.TrainingSettings(global_batch_size=256, batchnorm_group_size=4),
+        search=config.SearchSettings(activations=("relu", "silu", "gelu", "mish"), pairs=()),
+        final=config.FinalSettings(seeds=(0, 1)),
+        evaluation=config.EvaluationSettings(shard_size=180, steps=50),
+        resources=config.ResourceSettings(**resources),
+    )
+
+
+def own_metrics() -> set[str]:
+    """Return the names of the pipeline's metrics as Prometheus has them, without Ray's prefix."""
+    metrics = pytest.importorskip("sat_ray.distributed.metrics")
+    named = {value[0] for value in vars(metrics).values() if isinstance(value, tuple) and str(value[0]).startswith("sat_ray_")}
+    return {f"{name}_total" if name == metrics.ACCELERATOR_SECONDS[0] else name for name in named}
+
+
+@cache
+def ray_dashboards() -> str:
+    """Return Ray's own dashboards as the README's command prints them."""
+    return run(sys.executable, CLUSTER / "monitoring" / "ray_dashboards.py")
+
+
+@cache
+def ray_metrics() -> frozenset[str]:
+    """Return the names that this Ray's own dashboards query and that its agent on each node writes."""
+    agent = pytest.importorskip("ray.dashboard.modules.reporter.reporter_agent")
+    shown = yaml.safe_load_all(ray_dashboards())
+    text = " ".join(content for document in shown for content in document["data"].values())
+    return frozenset(re.findall(r"\b(?:ray|autoscaler)_\w+", text)) | {f"ray_{name}" for name in agent.METRICS_GAUGES}
+
+
+def dashboard_queries() -> list[str]:
+    """Return every query of the dashboard of sweeps, those of its variables included."""
+    board = json.loads(DASHBOARD.read_text())
+    variables = [variable["query"] for variable in board["templating"]["list"] if variable["type"] == "query"]
+    return variables + [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+
+
+def alert_queries() -> list[str]:
+    """Return the expression of every alert."""
+    (document,) = yaml.safe_load_all((CLUSTER / "monitoring" / "alerts.yaml").read_text())
+    return [rule["expr"] for group in document["spec"]["groups"] for rule in group["rules"]]
+
+
+def queried(query: str) -> set[str]:
+    """Return the names of the metrics in a PromQL query or a label_values()."""
+    text = re.sub(r",\s*\w+\)$", ")", query) if query.startswith("label_values") else query
+    text = re.sub(r"\{[^}]*\}|\[[^]]*\]|\b(?:by|without) \([^)]*\)", " ", text)
+    return set(re.findall(r"\b[a-zA-Z_]\w*", text)) - PROMQL
 
 
 class Broken(NamedTuple):

@@ -18,15 +18,26 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from cluster_rules import (  # noqa: E402
     ALL_RULES,
     BROKEN_LAUNCHERS,
+    DASHBOARD,
+    INFEASIBLE,
+    OTHER_METRICS,
     OVERLAYS,
     PURCHASES,
     SCHEMA_FILES,
+    SWEEP_PURCHASES,
+    alert_queries,
     broken_manifests,
     change,
     core_documents,
+    dashboard_queries,
+    own_metrics,
+    queried,
+    ray_dashboards,
+    ray_metrics,
     ray_schema,
     rendered,
     run,
+    small_sweep,
     tool,
 )
 
@@ -119,6 +130,41 @@ def test_cpu_tasks_with_the_pool_label_never_start_a_gpu_node():
     assert "gpu-spot" in _planned(*flood).nodes
 
 
+@pytest.mark.parametrize(("resources", "nodes"), SWEEP_PURCHASES)
+def test_a_sweep_buys_these_nodes_stage_by_stage(resources, nodes, monkeypatch):
+    bundles = pytest.importorskip("sat_ray.bundles")
+    documents = rendered("autoscaling")
+    monkeypatch.setenv(bundles.NODE_GROUPS, named(documents, "ConfigMap", "sat-ray-environment")["data"][bundles.NODE_GROUPS])
+    config = small_sweep(**resources)
+    bundles.check_room(bundles.bundles(config), bundles.announced_groups())
+    bought = {}
+    for demand in bundles.bundles(config):
+        wanted = [demand.resources] * demand.count
+        selector = bundles.pool_selector(demand.resources, bundles.announced_groups())
+        plans = {"gangs": [wanted]} if demand.gang else {"tasks": wanted}
+        bought[demand.stage] = plan(named(documents, "RayCluster", "sat-ray"), **plans, selector=selector)
+    assert {stage: found.nodes for stage, found in bought.items() if stage in nodes} == nodes
+
+
+@pytest.mark.parametrize(("resources", "message"), INFEASIBLE)
+def test_what_no_node_could_ever_hold_is_refused_and_ray_would_not_buy_it_either(resources, message, monkeypatch):
+    bundles = pytest.importorskip("sat_ray.bundles")
+    documents = rendered("autoscaling")
+    monkeypatch.setenv(bundles.NODE_GROUPS, named(documents, "ConfigMap", "sat-ray-environment")["data"][bundles.NODE_GROUPS])
+    demands = bundles.bundles(small_sweep(**resources))
+    with pytest.raises(ValueError, match=message):
+        bundles.check_room(demands, bundles.announced_groups())
+    unplaced = [
+        plan(
+            named(documents, "RayCluster", "sat-ray"),
+            **({"gangs": [[d.resources] * d.count]} if d.gang else {"tasks": [d.resources]}),
+            selector=bundles.pool_selector(d.resources, bundles.announced_groups()),
+        ).unplaced
+        for d in demands
+    ]
+    assert sum(map(bool, unplaced)) == 1
+
+
 def test_a_job_gets_the_cluster_of_the_raycluster():
     spec = named(rendered("rayjob"), "RayJob", "sat-ray-sweep")["spec"]["rayClusterSpec"]
     assert spec == named(rendered("autoscaling"), "RayCluster", "sat-ray")["spec"]
@@ -205,19 +251,40 @@ def test_the_monitor_scrapes_ports_that_ray_pods_have():
     assert {ports[name] for name in scraped} == {port["port"] for port in ray["spec"]["ingress"][1]["ports"]}
 
 
-def test_the_sweep_dashboard_shows_the_five_metrics_of_a_sweep():
-    board = json.loads((CLUSTER / "monitoring" / "dashboards" / "sat_ray-sweeps.json").read_text())
-    expressions = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
-    assert set(re.findall(r"sat_ray_\w+", expressions)) == {
-        "sat_ray_trials_running", "sat_ray_train_images_per_second", "sat_ray_val_robust_accuracy",
-        "sat_ray_accelerator_seconds_total", "sat_ray_evaluation_shards_left",
-    }  # fmt: skip
+def test_the_sweep_dashboard_shows_every_metric_of_a_sweep():
+    shown = set().union(*map(queried, dashboard_queries()))
+    assert {name for name in shown if name.startswith("sat_ray_")} == own_metrics()
+    board = json.loads(DASHBOARD.read_text())
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_every_metric_that_is_queried_is_one_that_the_code_ray_or_kubernetes_exports():
+    for query in [*dashboard_queries(), *alert_queries()]:
+        assert queried(query) and queried(query) <= own_metrics() | ray_metrics() | OTHER_METRICS, query
+
+
+def test_the_monitor_gives_our_metrics_the_names_that_are_queried():
+    (monitor,) = load(CLUSTER / "monitoring" / "podmonitor.yaml")
+    (rule,) = monitor["spec"]["podMetricsEndpoints"][0]["metricRelabelings"]
+    assert {re.fullmatch(rule["regex"], f"ray_{name}")[1] for name in own_metrics()} == own_metrics()
+    assert not any(re.fullmatch(rule["regex"], name) for name in ray_metrics())
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ('sum by (a, b) (x{l=~"$y"}) > 0 unless sum(changes(z[1h])) > 0', {"x", "z"}),
+        ("label_values(x, label)", {"x"}),
+        ('absent(up{job=~".*/ray"} == 1)', {"up"}),
+    ],
+)
+def test_the_names_in_a_query_are_found(query, names):
+    assert queried(query) == names
 
 
 def test_rays_own_dashboards_fit_into_config_maps():
     pytest.importorskip("ray")
-    for document in yaml.safe_load_all(run(sys.executable, CLUSTER / "monitoring" / "ray_dashboards.py")):
+    for document in yaml.safe_load_all(ray_dashboards()):
         (content,) = document["data"].values()
         assert json.loads(content)["panels"]
         assert len(content) < 2**20

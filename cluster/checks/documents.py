@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,6 +93,19 @@ def pods(documents: list[Document]) -> Iterator[Pod]:
     for job in of_kind(documents, "RayJob"):
         if template := job["spec"].get("submitterPodTemplate"):
             yield Pod(f"RayJob {job['metadata']['name']}, submitter", template.get("metadata", {}), template["spec"], False)
+
+
+def announced(text: str) -> list[Document]:
+    """Return what SAT_RAY_NODE_GROUPS says; [] where it says nothing or is no JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return []
+
+
+def announcement(pool: str, nodes: int, cpus: int, gpus: int) -> Document:
+    """Return how SAT_RAY_NODE_GROUPS has to name a group."""
+    return {"pool": pool, "nodes": nodes, "CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
 
 def gpus(group: Document) -> int:

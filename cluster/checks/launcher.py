@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 
-from cluster.checks.documents import Document
+from cluster.checks.documents import Document, announced, announcement
 
 # Ray hands unknown provider keys on in silence; these are the ones its AWS provider reads and we use.
 PROVIDER_KEYS = {"type", "region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "security_group"}
@@ -23,6 +25,13 @@ def launcher(config: Document) -> Iterator[str]:
                 yield f"{role}: started without RAY_AUTH_MODE=token"
             if role == "head":
                 yield from _head(line)
+    (head,) = [line for line in config["head_start_ray_commands"] if "ray start" in line][:1] or [""]
+    said = announced("".join(re.findall(r"SAT_RAY_NODE_GROUPS='([^']*)'", head)))
+    for name, group in config["available_node_types"].items():
+        has = group["resources"]
+        wanted = announcement(name, group.get("max_workers", 0), has["CPU"], has.get("GPU", 0))
+        if name != config["head_node_type"] and wanted not in said:
+            yield f"head: SAT_RAY_NODE_GROUPS lacks {json.dumps(wanted)}"
     if "~/.ray/auth_token" not in config.get("file_mounts", {}):
         yield "the token's file does not travel to the nodes"
     groups = config["available_node_types"]

@@ -34,8 +34,8 @@ def plan(
 ) -> Plan:
     """Return what an otherwise empty cluster would buy.
 
-    tasks: bundles that may run anywhere, one by one, on nodes with the labels in selector.
-    gangs: placement groups; all bundles of one start together or not at all.
+    tasks: bundles that may run anywhere, one by one; gangs: placement groups, all bundles of one start together or not at all.
+    selector: labels of the nodes that are allowed.
     """
     from ray.autoscaler._private.kuberay import autoscaling_config
     from ray.autoscaler.v2 import scheduler, utils
@@ -48,7 +48,7 @@ def plan(
     demands = [make(dict(task), label_selectors=labels) for task in tasks]
     groups = []
     for bundles in gangs:
-        requests = [make(dict(bundle)) for bundle in bundles]
+        requests = [make(dict(bundle), label_selectors=labels) for bundle in bundles]
         group = GangResourceRequest(requests=requests)
         group.bundle_selectors.add().resource_requests.extend(requests)
         groups.append(group)

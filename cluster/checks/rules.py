@@ -5,10 +5,11 @@ Each rule takes the rendered documents and yields one sentence per violation.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
-from cluster.checks.documents import Cluster, Document, clusters, gpus, named, of_kind, pods, versions
+from cluster.checks.documents import Cluster, Document, announced, announcement, clusters, gpus, named, of_kind, pods, versions
 
 LONGEST_NAME = {"RayCluster": 53, "RayJob": 47}
 GATED_FIELDS = ("networkPolicy", "tlsOptions")
@@ -157,6 +158,21 @@ def graceful_drain(documents: list[Document]) -> Iterator[str]:
                 yield f"{where}: a preStop hook runs before SIGTERM and cuts Ray's own drain short"
 
 
+def announced_groups(documents: list[Document]) -> Iterator[str]:
+    """Ask that SAT_RAY_NODE_GROUPS is what the groups can grow to: a driver cannot ask Ray's autoscaler."""
+    for cluster in clusters(documents):
+        said = announced(_environment(documents, cluster).get("SAT_RAY_NODE_GROUPS", ""))
+        for group in cluster.groups:
+            cpus = group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]
+            wanted = announcement(
+                group.get("labels", {}).get("sat-ray/pool", ""), group.get("maxReplicas", UNBOUNDED), int(cpus), gpus(group)
+            )
+            if wanted not in said:
+                yield f"{cluster.where}, group {group['groupName']}: SAT_RAY_NODE_GROUPS lacks {json.dumps(wanted)}"
+        if len(said) > len(cluster.groups):
+            yield f"{cluster.where}: SAT_RAY_NODE_GROUPS names {len(said)} groups of {len(cluster.groups)}"
+
+
 def finishing_jobs(documents: list[Document]) -> Iterator[str]:
     """Ask that a RayJob's cluster goes away, by one mechanism, and that retries are bounded."""
     for job in of_kind(documents, "RayJob"):
@@ -203,5 +219,5 @@ def _environment(documents: list[Document], cluster: Cluster) -> dict[str, str]:
 
 RULES = (
     stable_api, one_ray_version, token_authentication, autoscaler_v2, head_without_work, bounded_groups, spot_first,
-    start_parameters, whole_node_pods, graceful_drain, finishing_jobs, external_state,
+    start_parameters, whole_node_pods, graceful_drain, announced_groups, finishing_jobs, external_state,
 )  # fmt: skip
