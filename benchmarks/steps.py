@@ -17,9 +17,10 @@ from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.losses import cross_entropy
 from sat_ray.models import settle_layout, view
+from sat_ray.optimizers import parameter_groups
 from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
-from sat_ray.training import TrainingSettings, parameter_groups
+from sat_ray.training import TrainingSettings
 
 THREAT_MODEL = ThreatModel("linf", 8 / 255)
 LEARNING_RATE = 0.01

@@ -6,11 +6,13 @@ import json
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from sat_ray.models import ModelSpec, Normalized, model_from_spec
+from sat_ray.sentinel import Memory
 from sat_ray.storage import Storage, json_bytes
-from sat_ray.training import TrainingState
+from sat_ray.training_state import TrainingState, joined, part_of
 
 FORMAT = 1
 MODEL_JSON, MODEL_WEIGHTS = "model.json", "model.safetensors"
@@ -50,24 +52,39 @@ def load_model(path_or_uri: str, *, expected_sha256: str | None = None) -> Norma
     return model.eval()
 
 
+_PARTS = ("weights", "momentum", "average", "best", "good")
+
+
 def pack_state(state: TrainingState) -> bytes:
-    """Spell a training state as one safetensors file, its plain values in the header."""
-    tensors: dict[str, Tensor] = {}
-    for part in ("weights", "momentum", "best"):
-        # best and weights may be the same tensors; safetensors wants each to own its memory
-        tensors |= {f"{part}/{name}": tensor.clone().contiguous() for name, tensor in getattr(state, part).items()}
-    plain = {key: getattr(state, key) for key in ("epoch", "best_epoch", "best_score", "history", "seconds")}
-    packed: bytes = safetensors.torch.save(tensors, metadata={"state": json.dumps(plain)})
+    """Spell a training state as one safetensors file, its plain values and a sha256 of everything in the header."""
+    # best and weights may be the same tensors; safetensors wants each to own its memory
+    tensors = {name: t.clone().contiguous() for name, t in joined(**{part: getattr(state, part) for part in _PARTS}).items()}
+    plain = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in _PARTS}
+    text = json.dumps(plain | {"sentinel": dataclasses.asdict(state.sentinel)})
+    packed: bytes = safetensors.torch.save(tensors, metadata={"state": text, "sha256": _digest(text, tensors)})
     return packed
 
 
 def unpack_state(data: bytes) -> TrainingState:
-    """Rebuild the training state that `pack_state` spelled."""
-    length = int.from_bytes(data[:8], "little")
-    plain = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
-    plain["best_score"] = tuple(plain["best_score"])
-    state = TrainingState(**plain)
-    for key, tensor in safetensors.torch.load(data).items():
-        part, _, name = key.partition("/")
-        getattr(state, part)[name] = tensor
-    return state
+    """Rebuild the training state that `pack_state` spelled; ValueError where it is damaged."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])["__metadata__"]
+        tensors = safetensors.torch.load(data)
+        sound = header["sha256"] == _digest(header["state"], tensors)
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError):
+        sound = False
+    if not sound:
+        raise ValueError("training state does not match its sha256; it is damaged, or not one of this version")
+    plain = json.loads(header["state"])
+    plain |= {name: tuple(plain[name]) for name in ("best_score", "sums")} | {"sentinel": Memory(**plain["sentinel"])}
+    parts: dict[str, Any] = {part: part_of(tensors, part) for part in _PARTS}
+    return TrainingState(**plain, **parts)
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    running = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        running.update(name.encode())
+        running.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return running.hexdigest()

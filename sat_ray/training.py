@@ -4,63 +4,34 @@
 
 A global batch is cut into BatchNorm groups of a fixed size. Each group is normalised by its own statistics, gradients and running
 statistics are averaged over all groups, and the groups are dealt to the processes: so N processes compute what one process computes.
+A process works through its groups one after the other: a global batch too large for its memory needs smaller groups, nothing else.
 """
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from sat_ray.attacks import InfeasiblePointError
-from sat_ray.attacks.spec import true_and_smooth
-from sat_ray.data.pixels import to_pixels
+from sat_ray.attacks.spec import AttackSpec, true_and_smooth
+from sat_ray.crafting import AlphaSchedule, Crafter, follow
 from sat_ray.data.split import Split
 from sat_ray.evaluation import clean_correct_ids, evaluate, robust_image_ids
-from sat_ray.losses import cross_entropy
+from sat_ray.learner import Learner
 from sat_ray.models import Normalized, assert_shares_storage, settle_layout, view
-from sat_ray.randomness import Randomness, permutation
-from sat_ray.running_statistics import RunningStatistics
-from sat_ray.schedules import learning_rate_factor
+from sat_ray.objectives import make_objective
+from sat_ray.precision import check_precision
+from sat_ray.randomness import permutation
+from sat_ray.schedules import FLOOR, learning_rate_factor
+from sat_ray.sentinel import collapse_error, event_of, sentinel_attack
 from sat_ray.threat import TOLERANCE, ThreatModel
+from sat_ray.totals import NonFiniteLossError, Totals
 from sat_ray.training_settings import TrainingSettings, local_groups
+from sat_ray.training_state import EpochReport, TrainingState, joined, part_of
 from sat_ray.world import World
 
-
-@dataclass
-class TrainingState:
-    """Everything needed to go on as if nothing had happened; tensors on the CPU, keyed by parameter or buffer name.
-
-    epoch: epochs done; best: weights with the highest (robust, clean) validation accuracy so far, at best_epoch; seconds: spent so far.
-    """
-
-    epoch: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    momentum: dict[str, Tensor] = field(default_factory=dict)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_epoch: int = -1
-    best_score: tuple[float, float] = (-1.0, -1.0)
-    history: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What one epoch did. metrics: names as in MLflow, accuracies over all processes; state: to be saved or thrown away."""
-
-    epoch: int
-    metrics: dict[str, float]
-    state: TrainingState
-
-
-def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
-    """Decay convolution and linear weights; leave biases, BatchNorm and learned alphas alone."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+__all__ = ["EpochReport", "TrainingSettings", "TrainingState", "fit"]
 
 
 def fit(
@@ -77,12 +48,16 @@ def fit(
     state: TrainingState | None = None,
     until: int | None = None,
     lanes: int = 32,
+    checkpoint_every: int = 0,
+    on_checkpoint: Callable[[TrainingState], None] = lambda state: None,
 ) -> Iterator[EpochReport]:
     """Train `model` in place and yield a report after every epoch, on every process.
 
     attacker_activation: the attack's view of the model, None for the model's own; state: go on from here; until: stop after this many
     epochs of the schedule; the model must already be on its device, with the same initial weights everywhere. The last epoch is validated.
-    Raises ValueError on settings that do not fit, FloatingPointError on NaN loss.
+    on_checkpoint: called on every process after each `checkpoint_every` steps (0: never) with the state, to be written before it returns.
+    Raises ValueError on settings that do not fit, NonFiniteLossError on a NaN or infinite loss, CatastrophicOverfittingError where the
+    sentinel gives up.
     """
     run = _Run(
         model,
@@ -97,6 +72,7 @@ def fit(
         state or TrainingState(),
         lanes,
     )
+    run.checkpoint_every, run.on_checkpoint = checkpoint_every, on_checkpoint
     last = settings.epochs if until is None else min(until, settings.epochs)
     for epoch in range(run.state.epoch, last):
         yield run.epoch(epoch, validate=(epoch + 1) % settings.validate_every == 0 or epoch + 1 == last)
@@ -104,6 +80,9 @@ def fit(
 
 class _Run:
     """One training in one process."""
+
+    checkpoint_every: int
+    on_checkpoint: Callable[[TrainingState], None]
 
     def __init__(
         self,
@@ -125,49 +104,41 @@ class _Run:
             raise ValueError(
                 f"training.global_batch_size is {settings.global_batch_size}; allowed: at most the {len(train)} training images"
             )
-        self.settings, self.threat_model, self.seed, self.world, self.state, self.lanes = settings, threat_model, seed, world, state, lanes
+        self.settings, self.seed, self.world, self.state, self.lanes = settings, seed, world, state, lanes
+        self.train, self.val, self.threat_model = train, val, threat_model
         self.device = next(model.parameters()).device
+        check_precision(settings.precision, self.device)
         self.layout = settle_layout(model)
-        self.model = model.train()
-        self.train, self.val = train, val
-        self.attack = settings.attack(threat_model)
-        self.attacker = view(model, attacker_activation, alpha=attacker_alpha)
-        self.own_view = view(model)
+        objective, attacker = make_objective(settings), view(model, attacker_activation, alpha=attacker_alpha)
+        self.learner = Learner(model.train(), objective, settings, groups=self.groups, world=world)
+        self.crafter = Crafter(attacker, objective, settings, threat_model, seed=seed)
+        self.own_view, self.validated = view(model), view(self.learner.result)
+        self.alphas = AlphaSchedule(model, attacker, start=settings.alpha_start, ramp=settings.alpha_ramp)
         assert model.spec is not None
-        self.validation_attacks = true_and_smooth(
-            settings.validation_attack(threat_model),
-            activation=model.spec.activation,
-            attacker_activation=attacker_activation,
-            alpha=model.spec.alpha if attacker_alpha is None else attacker_alpha,
+        activation, alpha = model.spec.activation, model.spec.alpha if attacker_alpha is None else attacker_alpha
+        self.validation_attacks, self.sentinel_attacks = (
+            true_and_smooth(spec, activation=activation, attacker_activation=attacker_activation, alpha=alpha)
+            for spec in (settings.validation_attack(threat_model), sentinel_attack(threat_model))
         )
-        groups = parameter_groups(model, weight_decay=settings.weight_decay)
-        self.optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=settings.momentum > 0)
-        self._load(state)
-        self.statistics = RunningStatistics(model, groups=self.groups, world=world)
-        self.ddp = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else None
-        assert_shares_storage(model, self.attacker)
+        if state.weights:
+            self.learner.restore(joined(weights=state.weights, momentum=state.momentum, average=state.average))
+        assert_shares_storage(model, attacker)
 
     def epoch(self, epoch: int, *, validate: bool) -> EpochReport:
-        """Train for one epoch, validate if asked, and take stock."""
-        started = perf_counter()
-        totals = torch.zeros(4, device=self.device)  # loss, correct, images, worst overshoot (kept on the device: no waiting in the loop)
+        """Train for one epoch, or for what is left of it, validate if asked, and take stock."""
+        self.clock = perf_counter()
+        totals = Totals(self.state.sums, device=self.device, world=self.world)
         order = permutation(len(self.train), seed=self.seed, epoch=epoch)
-        for step in range(self.steps_per_epoch):
-            factor = learning_rate_factor(
-                epoch + step / self.steps_per_epoch,
-                schedule=self.settings.schedule,
-                epochs=self.settings.epochs,
-                warmup_epochs=self.settings.warmup_epochs,
-            )
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.settings.learning_rate * max(factor, 1e-3)
-            self._update(self._rows(order, step), epoch, totals)
-        metrics = self._training_metrics(totals, started, epoch)
+        self.alphas.set(epoch / self.settings.epochs)
+        for step in range(self.state.step, self.steps_per_epoch):
+            self._step(self._rows(order, step), epoch, step, totals)
+            self._between_steps(epoch, step + 1, totals)
+        self.alphas.set(1.0)
+        metrics = self._training_metrics(epoch, totals)
         if validate:
             metrics |= self._validate()
-        self.state.seconds += perf_counter() - started
         self._save(epoch, metrics)
-        return EpochReport(epoch, metrics, self.state)
+        return EpochReport(epoch, metrics, self.state, tuple(event for event in self.state.events if event["epoch"] == epoch))
 
     def _rows(self, order: Tensor, step: int) -> list[Tensor]:
         """Return this process's BatchNorm groups of one global batch, as rows of the training split."""
@@ -175,79 +146,113 @@ class _Run:
         first = step * self.settings.global_batch_size + self.world.rank * self.groups * size
         return [order[first + group * size : first + (group + 1) * size] for group in range(self.groups)]
 
-    def _update(self, groups: list[Tensor], epoch: int, totals: Tensor) -> None:
-        crafted = [self._craft(self.train.take(rows), epoch, totals) for rows in groups]
-        self.optimizer.zero_grad(set_to_none=True)
-        for index, (x_adv, y) in enumerate(crafted):
-            forward = self.model if self.ddp is None else self.ddp
-            quiet = self.ddp.no_sync() if self.ddp is not None and index + 1 < len(crafted) else nullcontext()
-            with quiet, self.statistics.group(index):
-                logits = forward(x_adv)
-                losses = cross_entropy(logits, y, label_smoothing=self.settings.label_smoothing)
-                torch.mean(losses / len(crafted)).backward()  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                totals[0] += losses.sum()
-                totals[1] += (logits.argmax(dim=1) == y).sum()
-                totals[2] += len(y)
-        self.statistics.average()
-        self.optimizer.step()
+    def _step(self, groups: list[Tensor], epoch: int, step: int, totals: Totals) -> None:
+        """Craft and update; nothing here waits for the device."""
+        progress, replays = epoch + step / self.steps_per_epoch, max(1, self.settings.attack_replays)
+        attack = self.crafter.attack_at(progress / self.settings.epochs, collapses=self.state.sentinel.collapses)
+        crafted = [self.crafter.craft(attack, self.train.take(rows), totals, layout=self.layout, epoch=epoch) for rows in groups]
+        for replay in range(replays):
+            number = (epoch * self.steps_per_epoch + step) * replays + replay
+            self.learner.update(crafted, totals, learning_rate=self._learning_rate(progress), step=step, number=number)
+            if replay + 1 < replays:
+                crafted = [follow(attack, one, totals) for one in crafted]
 
-    def _craft(self, batch: Split, epoch: int, totals: Tensor) -> tuple[Tensor, Tensor]:
-        """Inner maximization; the view is in inference mode, so BatchNorm statistics stand still."""
-        x, y = to_pixels(batch.images.to(self.device)).contiguous(memory_format=self.layout), batch.labels.to(self.device)
-        rng = Randomness(self.seed, batch.image_ids.to(self.device))
-        x_adv = self.attack.run(self.attacker, x, y, rng, step=epoch)
-        overshoot = torch.maximum(self.threat_model.distance(x_adv, x).max() - self.threat_model.epsilon, (x_adv - 0.5).abs().max() - 0.5)
-        totals[3] = torch.maximum(totals[3], overshoot)
-        return x_adv, y
+    def _learning_rate(self, progress: float) -> float:
+        settings = self.settings
+        factor = learning_rate_factor(progress, schedule=settings.schedule, epochs=settings.epochs, warmup_epochs=settings.warmup_epochs)
+        return settings.learning_rate * max(factor, FLOOR)
 
-    def _training_metrics(self, totals: Tensor, started: float, epoch: int) -> dict[str, float]:
-        if totals[3] > TOLERANCE:
-            raise InfeasiblePointError(f"the training attack left {self.threat_model} by {float(totals[3]):.3g} in epoch {epoch}")
-        loss, correct, images = self.world.sum(totals[:3].clone()).tolist()
-        if not torch.isfinite(torch.tensor(loss)):
-            raise FloatingPointError(
-                f"training loss became {loss} in epoch {epoch} (seed {self.seed}); try a smaller training.learning_rate; "
-                f"the last good epoch is {self.state.epoch - 1}"
-            )
-        return {
+    def _between_steps(self, epoch: int, step: int, totals: Totals) -> None:
+        """Do what is due after so many steps of an epoch: look for a collapse, write a checkpoint."""
+        done = epoch * self.steps_per_epoch + step
+        if self.settings.sentinel_every and done % self.settings.sentinel_every == 0:
+            self._require_sound(epoch, step, totals)
+            self._look(epoch, step)
+        if self.checkpoint_every and done % self.checkpoint_every == 0:
+            self._require_sound(epoch, step, totals)
+            self._take()
+            self.state.step, self.state.sums = step, totals.summed()
+            self._take_time()
+            self.on_checkpoint(self.state)
+
+    def _look(self, epoch: int, step: int) -> None:
+        """Let the sentinel judge the model, keep it where it is good, and go back where it has collapsed."""
+        held_out = self.val.take(slice(0, self.settings.sentinel_images))
+        _, robust, images = self._survivors(self.own_view, held_out, self.sentinel_attacks)
+        state = self.state
+        memory, verdict = state.sentinel.after(robust, images, epoch=epoch, step=step)
+        state.sentinel = memory
+        if verdict == "good":
+            state.good = self.learner.snapshot()
+        if verdict == "collapsed":
+            progress = (epoch + step / self.steps_per_epoch) / self.settings.epochs
+            if memory.collapses > self.settings.sentinel_limit:
+                attack = self.crafter.attack_at(progress, collapses=memory.collapses - 1)
+                raise collapse_error(memory, limit=self.settings.sentinel_limit, epoch=epoch, step=step, attack=attack)
+            self.learner.restore(state.good)
+            state.events.append(event_of(memory, self.crafter.attack_at(progress, collapses=memory.collapses), epoch=epoch, step=step))
+
+    def _require_sound(self, epoch: int, step: int, totals: Totals) -> None:
+        """Raise where an image left the threat model, a loss was not finite, or the update before `step` has destroyed the weights."""
+        if totals.overshoot > TOLERANCE:
+            raise InfeasiblePointError(f"the training attack left {self.threat_model} by {float(totals.overshoot):.3g} in epoch {epoch}")
+        bad = totals.first_bad_step()
+        if bad is None and self.learner.finite():
+            return
+        first = step - 1 if bad is None else bad
+        size = self.settings.global_batch_size
+        rows = permutation(len(self.train), seed=self.seed, epoch=epoch)[first * size : (first + 1) * size]
+        raise NonFiniteLossError.at(
+            epoch, first, self.train.image_ids[rows].tolist(), seed=self.seed, saved=(self.state.epoch, self.state.step)
+        )
+
+    def _training_metrics(self, epoch: int, totals: Totals) -> dict[str, float]:
+        self._require_sound(epoch, self.steps_per_epoch, totals)
+        loss, correct, images = totals.summed()
+        self._take_time()
+        metrics = {
             "train/loss": loss / images,
             "train/adversarial_accuracy": correct / images,
-            "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
-            "throughput/images_per_second": images / (perf_counter() - started),
+            "train/learning_rate": self._learning_rate(epoch + (self.steps_per_epoch - 1) / self.steps_per_epoch),
+            "throughput/images_per_second": images / self.state.epoch_seconds,
         }
+        memory = self.state.sentinel
+        if memory.images:
+            metrics |= {"sentinel/robust_accuracy": memory.robust / memory.images, "sentinel/collapses": float(memory.collapses)}
+        return metrics
 
     def _validate(self) -> dict[str, float]:
-        mine = self.val.take(slice(self.world.rank, None, self.world.size))
-        table = evaluate(
-            self.own_view, mine.images, mine.labels, mine.image_ids, attacks=self.validation_attacks, seed=self.seed, lanes=self.lanes
-        )
-        counts = torch.tensor([len(clean_correct_ids(table)), len(robust_image_ids(table)), len(mine)], dtype=torch.float64)
-        clean, robust, images = self.world.sum(counts).tolist()
+        clean, robust, images = self._survivors(self.validated, self.val, self.validation_attacks)
         return {"val/clean_accuracy": clean / images, "val/robust_accuracy": robust / images}
 
+    def _survivors(self, model: nn.Module, split: Split, attacks: list[AttackSpec]) -> tuple[int, int, int]:
+        """Return how many images of a split are right, how many stay so under every attack, and how many there are; processes share."""
+        mine = split.take(slice(self.world.rank, None, self.world.size))
+        table = evaluate(model, mine.images, mine.labels, mine.image_ids, attacks=attacks, seed=self.seed, lanes=self.lanes)
+        counts = torch.tensor([len(clean_correct_ids(table)), len(robust_image_ids(table)), len(mine)])
+        clean, robust, images = self.world.sum(counts).tolist()
+        return clean, robust, images
+
     def _save(self, epoch: int, metrics: dict[str, float]) -> None:
-        state, model = self.state, self.model
-        state.epoch = epoch + 1
+        """Write what an epoch has done into the state."""
+        state = self.state
+        self._take()
         state.history.append({"epoch": float(epoch), **metrics})
-        state.weights = _copy(model.state_dict())
-        named = {id(p): name for name, p in model.named_parameters()}
-        buffers = {named[id(p)]: slot["momentum_buffer"] for p, slot in self.optimizer.state.items() if "momentum_buffer" in slot}
-        state.momentum = _copy(buffers)
         if "val/robust_accuracy" in metrics:
             score = (metrics["val/robust_accuracy"], metrics["val/clean_accuracy"])
             if score >= state.best_score:
-                state.best, state.best_epoch, state.best_score = state.weights, epoch, score
+                state.best, state.best_epoch, state.best_score = state.average or state.weights, epoch, score
+        self._take_time()
+        state.epoch, state.step, state.sums, state.epoch_seconds = epoch + 1, 0, (0.0, 0.0, 0.0), 0.0
 
-    def _load(self, state: TrainingState) -> None:
-        if not state.weights:
-            return
-        self.model.load_state_dict(state.weights)
-        for name, parameter in self.model.named_parameters():
-            if name in state.momentum:
-                buffer = torch.empty_like(parameter).copy_(state.momentum[name])
-                self.optimizer.state[parameter] = {"momentum_buffer": buffer}
+    def _take(self) -> None:
+        """Copy the model into the state."""
+        state, snapshot = self.state, self.learner.snapshot()
+        state.weights, state.momentum, state.average = (part_of(snapshot, part) for part in ("weights", "momentum", "average"))
 
-
-def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    def _take_time(self) -> None:
+        """Add the time since this was last called."""
+        now = perf_counter()
+        self.state.seconds += now - self.clock
+        self.state.epoch_seconds += now - self.clock
+        self.clock = now

@@ -1,11 +1,20 @@
 """How a model is trained: the fields of a recipe, checked when they are set."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sat_ray.attacks import PGD, AttackSpec
 from sat_ray.names import check_name
+from sat_ray.precision import PRECISIONS
 from sat_ray.schedules import SCHEDULES
 from sat_ray.threat import ThreatModel
+
+OBJECTIVES = ("cross_entropy", "trades")
+_COUNTS = ("epochs", "global_batch_size", "batchnorm_group_size", "attack_steps", "validate_every", "validation_steps", "sentinel_images")
+_POSITIVE = ("learning_rate", "alpha_learning_rate", "alpha_start", "trades_beta", "trades_noise")
+_NOT_NEGATIVE = ("weight_decay", "warmup_epochs", "gradient_clip", "attack_replays", "sentinel_every", "sentinel_limit")
+_BELOW_ONE = ("momentum", "label_smoothing", "ema_decay")
+_SHARES = ("epsilon_warmup", "alpha_ramp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,25 +26,53 @@ class TrainingSettings:
     global_batch_size: int = 64
     """Images in one update, over all workers."""
     batchnorm_group_size: int = 32
-    """Images that share BatchNorm statistics: a divisor of the global batch, whatever the number of workers."""
+    """Images that share BatchNorm statistics and one forward pass: a divisor of the global batch, whatever the number of workers."""
     learning_rate: float = 0.2
     """Peak learning rate of SGD."""
+    alpha_learning_rate: float = 1.0
+    """That of learned alphas, in units of it."""
     momentum: float = 0.9
     """Nesterov momentum, in [0, 1)."""
     weight_decay: float = 5e-4
     """On convolution and linear weights only."""
+    gradient_clip: float = 0.0
+    """Longest gradient over all weights (L2); 0 for no limit."""
+    ema_decay: float = 0.0
+    """Decay of an average of the weights, which is then what is validated and saved, in [0, 1); 0 for none."""
     label_smoothing: float = 0.0
     """In the update's loss only, in [0, 1)."""
     schedule: str = "linear"
-    """Of the learning rate: constant, cosine, step or linear."""
+    """Of the learning rate: constant, cosine, step, linear or one_cycle."""
     warmup_epochs: float = 2.0
     """Epochs over which the learning rate rises to its peak."""
+    precision: str = "float32"
+    """Of the forward and backward passes: float32, or bf16 (autocast; validation stays float32)."""
+    objective: str = "cross_entropy"
+    """What the update minimizes: cross_entropy of adversarial images, or trades."""
+    trades_beta: float = 6.0
+    """Weight of the KL divergence in trades."""
+    trades_noise: float = 0.001
+    """Standard deviation of the noise from which trades' attack starts, in [0, 1] pixels."""
     attack_steps: int = 1
     """Gradient steps of the inner maximization; 1 is the paper's fast training."""
     attack_step_size: float | None = None
     """Length of one of them, in [0, 1] pixels; None for epsilon."""
     attack_random_start: bool = True
     """Start the inner maximization at a random point of the ball."""
+    attack_replays: int = 0
+    """Free adversarial training: this many updates on each batch, whose backward passes move the images too; 0 for the usual attack."""
+    epsilon_warmup: float = 0.0
+    """Share of the epochs over which the training attack's epsilon and step size grow from 0."""
+    alpha_start: float = 1.0
+    """Alpha of the first epoch, in units of the configured one, towards which it then moves; activations without one ignore it."""
+    alpha_ramp: float = 0.5
+    """Share of the epochs after which alpha is the configured one."""
+    sentinel_every: int = 0
+    """Steps between two looks for catastrophic overfitting (PGD-10 on held-out images); 0 for none."""
+    sentinel_images: int = 256
+    """Images of the validation split that they use."""
+    sentinel_limit: int = 3
+    """Times that training is rolled back and given a weaker or finer attack before it gives up."""
     validate_every: int = 5
     """Epochs between validations."""
     validation_steps: int = 10
@@ -45,21 +82,27 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         check_name(self.schedule, SCHEDULES, field="training.schedule")
-        for name in ("epochs", "global_batch_size", "batchnorm_group_size", "attack_steps", "validate_every", "validation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; allowed: a whole number >= 1")
-        if not self.learning_rate > 0:
-            raise ValueError(f"training.learning_rate is {self.learning_rate:g}; allowed: a number > 0")
-        for name in ("momentum", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"training.{name} is {getattr(self, name):g}; allowed: [0, 1)")
-        if self.weight_decay < 0 or self.warmup_epochs < 0:
-            raise ValueError(f"training.weight_decay and warmup_epochs are {self.weight_decay:g}, {self.warmup_epochs:g}; allowed: >= 0")
+        check_name(self.precision, PRECISIONS, field="training.precision")
+        check_name(self.objective, OBJECTIVES, field="training.objective")
+        self._check(_COUNTS, lambda value: value >= 1, "a whole number >= 1")
+        self._check(_POSITIVE, lambda value: value > 0, "a number > 0")
+        self._check(_NOT_NEGATIVE, lambda value: value >= 0, "a number >= 0")
+        self._check(_BELOW_ONE, lambda value: 0 <= value < 1, "[0, 1)")
+        self._check(_SHARES, lambda value: 0 <= value <= 1, "[0, 1]")
         if self.batchnorm_group_size < 2 or self.global_batch_size % self.batchnorm_group_size:
             raise ValueError(
                 f"training.batchnorm_group_size is {self.batchnorm_group_size}; allowed: a divisor >= 2 of global_batch_size "
                 f"({self.global_batch_size})"
             )
+        if self.attack_replays and (self.attack_steps > 1 or self.objective != "cross_entropy" or self.sentinel_every):
+            raise ValueError(
+                f"training.attack_replays is {self.attack_replays}; allowed: 0, or attack_steps 1, objective cross_entropy and no sentinel"
+            )
+
+    def _check(self, names: tuple[str, ...], allows: Callable[[float], bool], allowed: str) -> None:
+        for name in names:
+            if not allows(getattr(self, name)):
+                raise ValueError(f"training.{name} is {getattr(self, name):g}; allowed: {allowed}")
 
     def attack(self, threat_model: ThreatModel) -> PGD:
         """Build the inner maximization."""

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from trainings import TENSORS
 
 import sat_ray
 from sat_ray.activations import ACTIVATIONS
 from sat_ray.checkpoint import MODEL_JSON, MODEL_WEIGHTS, load_model, pack_state, save_model, unpack_state
 from sat_ray.models import Normalized, build_model
+from sat_ray.sentinel import Memory
 from sat_ray.storage import Storage
 from sat_ray.training import TrainingState
 
@@ -153,9 +155,15 @@ def state() -> TrainingState:
         epoch=3,
         weights=weights,
         momentum={"body.conv1.weight": torch.rand(4, 3, 2, 2)},
+        average={"body.conv1.weight": torch.rand(4, 3, 2, 2)},
         best=weights,
+        good={"weights/body.relu.beta": torch.tensor(19.0), "momentum/body.relu.beta": torch.tensor(0.1)},
         best_epoch=2,
         best_score=(0.1 + 0.2, 1 / 3),
+        sentinel=Memory(best=7, robust=6, images=9, good_epoch=1, good_step=4, collapses=2),
+        events=[{"epoch": 1, "step": 4, "robust_accuracy": 1 / 3}],
+        step=5,
+        sums=(0.1, 7.0, 64.0),
         history=[{"epoch": 0.0, "train/loss": 1 / 3}, {"epoch": 1.0, "train/loss": 5e-324}],
         seconds=12.3,
     )
@@ -166,7 +174,7 @@ def test_a_training_state_survives_its_file_tensor_by_tensor_and_bit_by_bit(ours
     theirs = unpack_state(pack_state(ours))
     for field in dataclasses.fields(TrainingState):
         left, right = getattr(ours, field.name), getattr(theirs, field.name)
-        if field.name in ("weights", "momentum", "best"):
+        if field.name in TENSORS:
             assert left.keys() == right.keys()
             assert all(torch.equal(left[name], right[name]) and left[name].dtype == right[name].dtype for name in left)
             assert all(torch.equal(left[name].signbit(), right[name].signbit()) for name in left)
@@ -178,3 +186,23 @@ def test_weights_and_best_of_a_loaded_state_do_not_share_memory() -> None:
     loaded = unpack_state(pack_state(state()))
     loaded.weights["body.relu.beta"].zero_()
     assert loaded.best["body.relu.beta"] == 20
+
+
+@pytest.mark.parametrize("damage", ["a bit of a tensor", "a digit of the header", "cut", "empty", "a list", "not ours"])
+def test_a_damaged_training_state_is_refused(damage: str) -> None:
+    data = bytearray(pack_state(state()))
+    if damage == "a bit of a tensor":
+        data[-1] ^= 1
+    elif damage == "a digit of the header":
+        data = data.replace(b'epoch_seconds\\": 0.0', b'epoch_seconds\\": 1.0')
+        assert bytes(data) != pack_state(state())
+    elif damage == "cut":
+        data = data[:-4]
+    elif damage == "empty":
+        data = bytearray()
+    elif damage == "a list":
+        data = bytearray(b"\x02\0\0\0\0\0\0\0[]")
+    else:
+        data = bytearray(safetensors.torch.save({"x": torch.zeros(2)}))
+    with pytest.raises(ValueError, match="training state does not match its sha256"):
+        unpack_state(bytes(data))

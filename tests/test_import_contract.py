@@ -11,14 +11,15 @@ import pytest
 import sat_ray
 
 ROOT = Path(sat_ray.__file__).parent
-LAYERS: dict[int, tuple[str, ...]] = {
-    0: ("names", "randomness", "threat", "activation_functions", "activations", "losses", "metrics", "storage", "s3_preflight", "world"),
-    1: ("attacks", "models", "data", "cycles", "outcome_files"),
-    2: ("lanes", "evaluation", "schedules", "running_statistics", "training_settings", "training", "checkpoint"),
-    3: ("configuration", "config", "stages", "plan", "bundles", "jobs", "outcomes", "cli", "lease", "tracking", "tracking_uri"),
-    4: ("mlflow_tracker", "distributed", "report"),
+LAYERS: dict[int, str] = {
+    0: "names randomness threat activation_functions activations losses metrics selection storage s3_preflight world",
+    1: "attacks models data cycles outcome_files",
+    2: "lanes evaluation card training_settings schedules precision objectives crafting optimizers averaging running_statistics learner"
+    " totals sentinel training_state training checkpoint model_source",
+    3: "configuration config stages plan bundles jobs outcomes cli lease standing journey tracking tracking_uri",
+    4: "mlflow_tracker distributed report",
 }
-LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
+LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts.split()}
 ALLOWED_AT_THE_TOP = {"torch", "torchvision", "numpy", "pyarrow", "safetensors", "tyro", "sat_ray"}
 
 

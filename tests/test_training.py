@@ -1,6 +1,7 @@
 """Training: N processes equal one, a stopped run equals an undisturbed one, and the attack leaves no trace on the model."""
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,55 +12,24 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from trainings import BALL, SMALL, TIMES, Crafting, record_crafting, small_model, train
 
 import sat_ray.training
 from sat_ray.attacks import PGD
-from sat_ray.checkpoint import pack_state, unpack_state
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.losses import cross_entropy
-from sat_ray.models import Normalized, build_model, settle_layout, view
+from sat_ray.models import settle_layout, view
 from sat_ray.randomness import Randomness, permutation
 from sat_ray.running_statistics import RunningStatistics
-from sat_ray.threat import ThreatModel
-from sat_ray.training import EpochReport, TrainingSettings, TrainingState, fit, local_groups, parameter_groups
+from sat_ray.training import fit
 from sat_ray.world import World
 
-BALL = ThreatModel("linf", 40 / 255)
-SMALL = TrainingSettings(
-    epochs=2, global_batch_size=32, batchnorm_group_size=16, learning_rate=0.1, warmup_epochs=0, validate_every=9, validation_steps=4
-)
-TIMES = ("throughput/images_per_second",)
-
-
-def small_model(activation: str = "silu", **choices: Any) -> Normalized:
-    """Build the model of these tests, the same weights every time."""
-    shape = {"num_classes": 10, "in_channels": 1, "width": 8, "mean": (0.3,), "std": (0.35,)}
-    return build_model("small_resnet", activation=activation, seed=0, **shape, **choices)
-
-
-def train(model: Normalized, digits: Split, images: int = 128, **changes: Any) -> list[EpochReport]:
-    """Train on the first digits, validating on 32 others. changes: of SMALL, or arguments of `fit`."""
-    names = {field.name for field in dataclasses.fields(TrainingSettings)}
-    settings = dataclasses.replace(SMALL, **{key: value for key, value in changes.items() if key in names})
-    others = {key: value for key, value in changes.items() if key not in names}
-    parts = digits.take(slice(0, images)), digits.take(slice(1000, 1032))
-    return list(fit(model, *parts, settings=settings, threat_model=BALL, **others))
-
-
-@dataclasses.dataclass
-class Crafting:
-    """What the training attack was given, in order: (epoch, image ids, start) of every call."""
-
-    calls: list[tuple[int, list[int], Tensor]]
-
-    def ids(self, epoch: int) -> list[int]:
-        """Return the image ids of one epoch in the order in which they were trained."""
-        return [one for at, ids, _ in self.calls if at == epoch for one in ids]
-
-    def starts(self) -> dict[tuple[int, int], Tensor]:
-        """Return the start of every (epoch, image id)."""
-        return {(epoch, one): row for epoch, ids, x in self.calls for one, row in zip(ids, x, strict=True)}
+EXTRAS: dict[str, dict[str, Any]] = {
+    "one group": {},
+    "two groups": {"ema_decay": 0.5, "gradient_clip": 1.0, "sentinel_every": 2, "sentinel_images": 31, "validate_every": 1},
+}
+"""Settings of the two cases that are trained by two workers."""
 
 
 @pytest.fixture
@@ -67,17 +37,6 @@ def crafting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crafting]:
     """Record every call of the training attack."""
     with monkeypatch.context() as patch:
         yield record_crafting(patch)
-
-
-def record_crafting(patch: Any) -> Crafting:
-    seen, run = Crafting([]), PGD.run
-
-    def recording(self: PGD, model: Any, x: Tensor, y: Tensor, rng: Randomness, *, step: int = 0) -> Tensor:
-        seen.calls.append((step, rng.image_ids.tolist(), self.start(x, y, rng, step=step).x_adv.clone()))
-        return run(self, model, x, y, rng, step=step)
-
-    patch.setattr(PGD, "run", recording)
-    return seen
 
 
 def one_of_two_workers(rank: int, folder: str) -> None:
@@ -93,9 +52,10 @@ def one_of_two_workers(rank: int, folder: str) -> None:
         model = small_model()
         with pytest.MonkeyPatch.context() as patch:
             seen = record_crafting(patch)
-            reports = train(model, digits, images=3 * batch, global_batch_size=batch, world=World(rank, 2))
-        ids = [seen.ids(epoch) for epoch in range(2)]
-        torch.save({"weights": reports[-1].state.weights, "ids": ids, "metrics": reports[0].metrics}, f"{folder}/{name}-{rank}.pt")
+            reports = train(model, digits, images=3 * batch, global_batch_size=batch, world=World(rank, 2), **EXTRAS[name])
+        state, ids = reports[-1].state, [seen.ids(epoch) for epoch in range(2)]
+        left = {"weights": state.weights, "best": state.best, "ids": ids, "metrics": reports[0].metrics}
+        torch.save(left, f"{folder}/{name}-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -117,14 +77,14 @@ def test_two_workers_equal_one_process_with_the_same_groups(
     two_workers: dict[str, list[Any]], digits: Split, case: str, batch: int
 ) -> None:
     """Three updates an epoch, two epochs; every weight and buffer."""
-    alone = train(small_model(), digits, images=3 * batch, global_batch_size=batch)
+    alone = train(small_model(), digits, images=3 * batch, global_batch_size=batch, **EXTRAS[case])
     start = small_model().state_dict()
     assert not torch.equal(alone[-1].state.weights["body.conv1.weight"], start["body.conv1.weight"])
-    for worker in two_workers[case]:
-        for name, ours in alone[-1].state.weights.items():
-            torch.testing.assert_close(worker["weights"][name], ours, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    for worker, part in itertools.product(two_workers[case], ("weights", "best")):
+        for name, ours in getattr(alone[-1].state, part).items():
+            torch.testing.assert_close(worker[part][name], ours, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
         for name in alone[0].metrics.keys() - set(TIMES):
-            assert worker["metrics"].get(name, alone[0].metrics[name]) == pytest.approx(alone[0].metrics[name], abs=1e-4), name
+            assert worker["metrics"][name] == pytest.approx(alone[0].metrics[name], abs=1e-4), name
 
 
 @pytest.mark.parametrize("case", ["one group", "two groups"])
@@ -200,35 +160,6 @@ def test_the_attack_never_moves_batchnorm_statistics_nor_touches_gradients(digit
     assert calls == [True] * 8
 
 
-def comparable(state: TrainingState) -> dict[str, Any]:
-    """Return a state without what a clock measured."""
-    history = [{name: value for name, value in row.items() if name not in TIMES} for row in state.history]
-    return dataclasses.asdict(dataclasses.replace(state, history=history, seconds=0.0))
-
-
-def assert_same_bits(ours: TrainingState, theirs: TrainingState) -> None:
-    one, other = comparable(ours), comparable(theirs)
-    for part in ("weights", "momentum", "best"):
-        left, right = one.pop(part), other.pop(part)
-        assert left.keys() == right.keys() and left
-        assert all(torch.equal(left[name], right[name]) for name in left), part
-    assert one == other
-
-
-@pytest.mark.parametrize("activation", ["silu", "smoothrelu_learned"])
-@pytest.mark.parametrize("stop", [1, 2])
-def test_a_run_stopped_and_resumed_from_its_file_is_the_undisturbed_run_bit_for_bit(digits: Split, activation: str, stop: int) -> None:
-    changes: dict[str, Any] = {"epochs": 3, "validate_every": 1, "warmup_epochs": 1.0}
-    undisturbed = train(small_model(activation), digits, **changes)[-1].state
-    stopped = train(small_model(activation), digits, **changes, until=stop)[-1].state
-    assert stopped.epoch == stop
-    other = small_model(activation)
-    torch.nn.init.zeros_(other.body.conv1.weight)  # whatever the model held, the state decides
-    resumed = train(other, digits, **changes, state=unpack_state(pack_state(stopped)))
-    assert [report.epoch for report in resumed] == list(range(stop, 3))
-    assert_same_bits(resumed[-1].state, undisturbed)
-
-
 def test_until_follows_the_whole_schedule_and_validates_where_it_stops(digits: Split) -> None:
     short = train(small_model(), digits, epochs=4, until=1)
     straight = train(small_model(), digits, epochs=4)
@@ -260,22 +191,6 @@ def test_training_noise_depends_on_seed_image_and_epoch_alone(digits: Split, cra
     assert not torch.equal(ours[0, 5], ours[1, 5])
 
 
-def test_weight_decay_reaches_matrices_alone_and_no_learned_beta() -> None:
-    model = small_model("smoothrelu_learned")
-    decayed, free = parameter_groups(model, weight_decay=0.1)
-    names = {id(p): name for name, p in model.named_parameters()}
-    assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0.0
-    kept = {names[id(p)] for p in free["params"]}  # type: ignore[attr-defined]
-    assert {names[id(p)] for p in decayed["params"]} | kept == set(names.values())  # type: ignore[attr-defined]
-    assert sum("beta" in name for name in kept) == 7 and "body.fc.bias" in kept and "body.bn1.weight" in kept
-    assert all(p.dim() >= 2 for p in decayed["params"])  # type: ignore[attr-defined]
-
-
-def test_a_nan_loss_stops_the_run_and_names_epoch_and_seed(digits: Split) -> None:
-    with pytest.raises(FloatingPointError, match=r"in epoch 0 \(seed 7\); try a smaller training\.learning_rate"):
-        train(small_model(), digits, learning_rate=1e30, seed=7)
-
-
 def test_the_best_weights_are_chosen_by_robust_then_clean_accuracy(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([(0.5, 0.90), (0.5, 0.95), (0.4, 0.99)])
 
@@ -296,17 +211,6 @@ def test_the_best_weights_are_chosen_by_robust_then_clean_accuracy(digits: Split
     assert (report.state.best_epoch, report.state.best_score) == (1, (0.5, 0.95))
     assert all(torch.equal(report.state.best[name], t) for name, t in after[1].items())
     assert not torch.equal(report.state.best["body.fc.weight"], after[2]["body.fc.weight"])
-
-
-def test_label_smoothing_acts_on_the_update_and_not_on_the_attack(digits: Split) -> None:
-    crafted: dict[float, list[Tensor]] = {}
-    losses = {}
-    for smoothing in (0.0, 0.5):
-        model, seen = small_model(), crafted.setdefault(smoothing, [])
-        model.register_forward_pre_hook(lambda module, x, seen=seen: seen.append(x[0].detach().clone()) if module.training else None)
-        losses[smoothing] = train(model, digits, images=32, epochs=1, label_smoothing=smoothing)[0].metrics["train/loss"]
-    assert all(torch.equal(a, b) for a, b in zip(crafted[0.0], crafted[0.5], strict=True)) and len(crafted[0.0]) == 2
-    assert losses[0.0] != losses[0.5]
 
 
 @pytest.mark.parametrize(
@@ -342,29 +246,3 @@ def test_the_two_choices_of_activation_are_different_trainings(digits: Split) ->
 def test_a_global_batch_larger_than_the_split_is_refused(digits: Split) -> None:
     with pytest.raises(ValueError, match=r"training\.global_batch_size is 32; allowed: at most the 31 training images"):
         train(small_model(), digits, images=31)
-
-
-@pytest.mark.parametrize(("workers", "groups"), [(1, 4), (2, 2), (4, 1), (3, None), (8, None)])
-def test_groups_are_dealt_evenly_or_refused(workers: int, groups: int | None) -> None:
-    settings = TrainingSettings(global_batch_size=64, batchnorm_group_size=16)
-    if groups is None:
-        with pytest.raises(ValueError, match=rf"{workers} workers cannot share 4 BatchNorm groups .* allowed: a divisor of 4"):
-            local_groups(settings, world_size=workers)
-    else:
-        assert local_groups(settings, world_size=workers) == groups
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("epochs", 0),
-        ("learning_rate", 0.0),
-        ("momentum", 1.0),
-        ("label_smoothing", -0.1),
-        ("weight_decay", -1.0),
-        ("batchnorm_group_size", 24),
-    ],
-)
-def test_a_setting_out_of_range_names_itself_and_what_is_allowed(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"training\.{field}.*allowed"):
-        TrainingSettings(**{field: value})

@@ -1,0 +1,87 @@
+"""The inner maximization of training: batches become adversarial images, under an epsilon and an alpha that may change on the way.
+
+Free adversarial training (Shafahi et al. 2019) spends no pass of its own: the backward pass of each update also gives the gradient at the
+images, along which they move before the next of `attack_replays` updates. Here every batch starts anew at random points; there, at the
+perturbation of the batch before.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from sat_ray.activations import Activation, activation_info
+from sat_ray.attacks import PGD
+from sat_ray.data.pixels import to_pixels
+from sat_ray.data.split import Split
+from sat_ray.learner import Crafted
+from sat_ray.objectives import Objective
+from sat_ray.precision import autocast
+from sat_ray.randomness import Randomness
+from sat_ray.schedules import FLOOR, alpha_factor, epsilon_factor
+from sat_ray.sentinel import milder
+from sat_ray.threat import ThreatModel
+from sat_ray.totals import Totals
+from sat_ray.training_settings import TrainingSettings
+
+
+class Crafter:
+    """Craft adversarial images through a view in inference mode, so that BatchNorm statistics stand still."""
+
+    def __init__(
+        self, attacker: nn.Module, objective: Objective, settings: TrainingSettings, threat_model: ThreatModel, *, seed: int
+    ) -> None:
+        self.attacker, self.objective, self.settings, self.seed = attacker, objective, settings, seed
+        self.full_attack = settings.attack(threat_model)
+
+    def attack_at(self, progress: float, *, collapses: int) -> PGD:
+        """Return the attack when this share of the epochs is done, after so many collapses."""
+        attack = milder(self.full_attack, times=collapses)
+        factor = max(epsilon_factor(progress, warmup=self.settings.epsilon_warmup), FLOOR)
+        if factor == 1.0:
+            return attack
+        ball = attack.threat_model
+        return replace(attack, threat_model=ThreatModel(ball.norm, ball.epsilon * factor), step_size=attack.step_size * factor)
+
+    def craft(self, attack: PGD, batch: Split, totals: Totals, *, layout: torch.memory_format, epoch: int) -> Crafted:
+        """Return the x, x_adv and y of a batch on the attacker's device."""
+        device = next(self.attacker.parameters()).device
+        x, y = to_pixels(batch.images.to(device)).contiguous(memory_format=layout), batch.labels.to(device)
+        rng = Randomness(self.seed, batch.image_ids.to(device))
+        if self.settings.attack_replays:
+            x_adv = attack.start(x, y, rng, step=epoch).x_adv.requires_grad_()
+        else:
+            with autocast(self.settings.precision, device):
+                x_adv = self.objective.craft(attack, self.attacker, x, y, rng, step=epoch)
+        totals.watch(x_adv, x, attack.threat_model)
+        return x, x_adv, y
+
+
+def follow(attack: PGD, crafted: Crafted, totals: Totals) -> Crafted:
+    """Move images along the gradient that an update has left at them."""
+    x, x_adv, y = crafted
+    assert x_adv.grad is not None
+    ball = attack.threat_model
+    moved = ball.project(x_adv.detach() + attack.step_size * ball.steepest_ascent(x_adv.grad), x)
+    totals.watch(moved, x, ball)
+    return x, moved.requires_grad_(), y
+
+
+class AlphaSchedule:
+    """Set the alpha of every activation in some modules that has one, in units of its configured alpha.
+
+    Raises ValueError where the first alpha is not allowed.
+    """
+
+    def __init__(self, *modules: nn.Module, start: float, ramp: float) -> None:
+        found = [one for module in modules for one in module.modules() if isinstance(one, Activation)]
+        self.alphas = [(one, one.alpha) for one in found if one.alpha is not None]
+        self.start, self.ramp = start, ramp
+        for one, alpha in self.alphas:
+            activation_info(one.activation).check_alpha(alpha * start, field=f"training.alpha_start {start:g} times alpha")
+
+    def set(self, progress: float) -> None:
+        """Set the alphas for when this share of the epochs is done; 1 gives the configured ones."""
+        factor = alpha_factor(progress, start=self.start, ramp=self.ramp)
+        for one, alpha in self.alphas:
+            one.alpha = alpha * factor

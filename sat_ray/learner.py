@@ -1,0 +1,73 @@
+"""The outer minimization: one model in one process, with its optimizer, its average, and one update from crafted images."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sat_ray.averaging import WeightAverage
+from sat_ray.objectives import Objective
+from sat_ray.optimizers import make_optimizer, momentum_of, restore_momentum, set_learning_rate
+from sat_ray.precision import autocast
+from sat_ray.running_statistics import RunningStatistics
+from sat_ray.totals import Totals
+from sat_ray.training_settings import TrainingSettings
+from sat_ray.training_state import joined, part_of
+from sat_ray.world import World
+
+Crafted = tuple[Tensor, Tensor, Tensor]  # x, x_adv, y
+
+
+class Learner:
+    """Update a model in place. groups: BatchNorm groups of this process in every update; weights must be the same in every process."""
+
+    def __init__(self, model: nn.Module, objective: Objective, settings: TrainingSettings, *, groups: int, world: World) -> None:
+        self.model, self.objective, self.settings = model, objective, settings
+        self.device = next(model.parameters()).device
+        self.optimizer = make_optimizer(model, settings)
+        self.average = WeightAverage(model, decay=settings.ema_decay) if settings.ema_decay else None
+        self.statistics = RunningStatistics(model, groups=groups, world=world)
+        self.ddp = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else None
+
+    @property
+    def result(self) -> nn.Module:
+        """Return the module to validate and save: the average where one is kept."""
+        return self.model if self.average is None else self.average.model
+
+    def update(self, crafted: Sequence[Crafted], totals: Totals, *, learning_rate: float, step: int, number: int) -> None:
+        """Take one step from the mean gradient over all groups of all processes. step: for the totals; number: updates before this one."""
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        forward = self.model if self.ddp is None else self.ddp
+        for index, (x, x_adv, y) in enumerate(crafted):
+            quiet = self.ddp.no_sync() if self.ddp is not None and index + 1 < len(crafted) else nullcontext()
+            with quiet, self.statistics.group(index):
+                with autocast(self.settings.precision, self.device):
+                    losses, logits = self.objective.losses(forward, x, x_adv, y)
+                torch.mean(losses / len(crafted)).backward()  # type: ignore[no-untyped-call]
+            totals.add(losses, logits, y, step=step)
+        self.statistics.average()
+        if self.settings.gradient_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(number)
+
+    def finite(self) -> bool:
+        """Say whether every weight and running statistic is a finite number."""
+        return bool(torch.stack([tensor.isfinite().all() for tensor in self.model.state_dict().values()]).all())
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return copies on the CPU of weights, momentum and average, keyed `weights/name` and so on."""
+        average = {} if self.average is None else self.average.model.state_dict()
+        tensors = joined(weights=self.model.state_dict(), momentum=momentum_of(self.model, self.optimizer), average=average)
+        return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go back to a snapshot, in place."""
+        self.model.load_state_dict(part_of(tensors, "weights"))
+        restore_momentum(self.model, self.optimizer, part_of(tensors, "momentum"))
+        if self.average is not None:
+            self.average.model.load_state_dict(part_of(tensors, "average"))

@@ -1,0 +1,29 @@
+"""Numbers of the training passes: float32, or bfloat16 where autocast allows it.
+
+Images, perturbations, weights and losses stay float32 either way; so do validation and every verdict.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from sat_ray.names import check_name
+
+PRECISIONS = ("float32", "bf16")
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise ValueError where a device cannot compute in this precision. On a CPU bf16 is right but may be slow."""
+    check_name(precision, PRECISIONS, field="training.precision")
+    if precision == "float32" or device.type == "cpu":
+        return
+    if device.type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        raise ValueError(f"training.precision is bf16, which {name} does not support; allowed there: float32")
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which models are called."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

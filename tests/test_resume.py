@@ -1,0 +1,141 @@
+"""Training goes on from any step as if nothing had happened, and stops where its numbers have gone bad."""
+
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from trainings import assert_same_bits, small_model, train
+
+from sat_ray.checkpoint import pack_state, unpack_state
+from sat_ray.data.split import Split
+from sat_ray.learner import Learner
+from sat_ray.randomness import permutation
+from sat_ray.storage import Storage
+from sat_ray.totals import NonFiniteLossError
+from sat_ray.training import TrainingState
+
+EVERYTHING: dict[str, Any] = {
+    "epochs": 3,
+    "validate_every": 2,
+    "warmup_epochs": 1.0,
+    "ema_decay": 0.9,
+    "gradient_clip": 1.0,
+    "epsilon_warmup": 0.5,
+    "sentinel_every": 3,
+    "sentinel_images": 32,
+}
+"""Whatever has a state of its own, or changes on the way."""
+
+
+def states_of(digits: Split, activation: str, **changes: Any) -> tuple[list[TrainingState], TrainingState]:
+    """Return the states after every step, each from its file, and the last state of all."""
+    seen: list[TrainingState] = []
+    every = {"checkpoint_every": 1, "on_checkpoint": lambda state: seen.append(unpack_state(pack_state(state)))}
+    return seen, train(small_model(activation), digits, **EVERYTHING, **changes, **every)[-1].state
+
+
+@pytest.mark.parametrize(("activation", "changes"), [("silu", {}), ("parametric_softplus", {"alpha_start": 0.5})])
+def test_a_run_resumed_after_any_step_is_the_undisturbed_run_bit_for_bit(digits: Split, activation: str, changes: dict[str, Any]) -> None:
+    """Four steps an epoch: the first, one in the middle, the last of an epoch (before its validation), the very last."""
+    seen, undisturbed = states_of(digits, activation, **changes)
+    assert [(state.epoch, state.step) for state in seen] == [(epoch, step) for epoch in range(3) for step in range(1, 5)]
+    for at in (0, 5, 7, 11) if not changes else (5,):
+        other = small_model(activation)
+        torch.nn.init.zeros_(other.body.conv1.weight)  # whatever the model held, the state decides
+        resumed = train(other, digits, **EVERYTHING, **changes, state=seen[at])
+        assert [report.epoch for report in resumed] == list(range(at // 4, 3))
+        assert_same_bits(resumed[-1].state, undisturbed)
+
+
+def train_and_leave_checkpoints(folder: str) -> None:
+    """Run as a process of its own: train for ever so long, leaving a checkpoint after every step."""
+    torch.set_num_threads(1)
+    storage = Storage.at(folder)
+
+    def leave(state: TrainingState) -> None:
+        storage.write("state.safetensors", pack_state(state))
+        time.sleep(0.02)  # so that there is time to be killed
+
+    train(small_model(), digits_again(), **EVERYTHING | {"epochs": 40}, checkpoint_every=1, on_checkpoint=leave)
+
+
+def digits_again() -> Split:
+    """Return what the fixture `digits` is, in a process that has no fixtures."""
+    images, labels = load_digits(return_X_y=True)
+    pixels = torch.from_numpy((images * 255 / 16).round()).to(torch.uint8).view(-1, 1, 8, 8)
+    return Split(pixels, torch.from_numpy(labels).long(), torch.arange(len(labels)))
+
+
+def test_training_killed_at_a_random_step_and_resumed_is_the_run_left_alone_bit_for_bit(digits: Split, tmp_path: Path) -> None:
+    """SIGKILL whenever the clock says so; both runs then stop six epochs after the one that was under way."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_resume as t; "
+    with subprocess.Popen([sys.executable, "-c", code + f"t.train_and_leave_checkpoints({str(tmp_path)!r})"]) as process:
+        storage, deadline = Storage.at(tmp_path), time.monotonic() + 120
+        while not storage.exists("state.safetensors") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(time.time() % 0.5)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    state = unpack_state(storage.read("state.safetensors"))
+    changes = EVERYTHING | {"epochs": 40}
+    resumed = train(small_model(), digits, **changes, state=state, until=state.epoch + 2)[-1].state
+    assert resumed.epoch >= 2
+    assert_same_bits(resumed, train(small_model(), digits, **changes, until=resumed.epoch)[-1].state)
+
+
+def test_a_run_stopped_between_epochs_goes_on_in_the_same_way(digits: Split) -> None:
+    changes: dict[str, Any] = {"epochs": 3, "validate_every": 1, "warmup_epochs": 1.0}
+    undisturbed = train(small_model("smoothrelu_learned"), digits, **changes)[-1].state
+    for stop in (1, 2):
+        stopped = train(small_model("smoothrelu_learned"), digits, **changes, until=stop)[-1].state
+        assert (stopped.epoch, stopped.step) == (stop, 0)
+        resumed = train(small_model("smoothrelu_learned"), digits, **changes, state=unpack_state(pack_state(stopped)))
+        assert [report.epoch for report in resumed] == list(range(stop, 3))
+        assert_same_bits(resumed[-1].state, undisturbed)
+
+
+def test_a_nan_loss_stops_the_run_and_names_step_images_and_last_good_state(digits: Split) -> None:
+    """With so large a rate the first update destroys the weights, and the second batch is the first to show it."""
+    with pytest.raises(FloatingPointError) as caught:
+        train(small_model(), digits, learning_rate=1e30, seed=7)
+    error = caught.value
+    assert isinstance(error, NonFiniteLossError)
+    ids = permutation(128, seed=7, epoch=0)[32:64].tolist()
+    shown = ", ".join(map(str, ids[:8]))
+    assert str(error) == (
+        f"training loss or weights became NaN or infinite in epoch 0, step 1 (seed 7), on the 32 images with ids {shown}, ...; "
+        "try a smaller training.learning_rate; the last good state is of epoch 0, step 0"
+    )
+    assert error.step == 1 and list(error.image_ids) == ids
+    carried = pickle.loads(pickle.dumps(error))  # as Ray carries it from a worker to the driver
+    assert (str(carried), carried.step, carried.image_ids) == (str(error), 1, error.image_ids)
+
+
+def test_a_checkpoint_never_holds_weights_whose_loss_was_nan(digits: Split) -> None:
+    seen: list[int] = []
+    with pytest.raises(NonFiniteLossError, match=r"step 1 \(seed 0\).* the last good state is of epoch 0, step 1$"):
+        train(small_model(), digits, learning_rate=1e30, checkpoint_every=1, on_checkpoint=lambda state: seen.append(state.step))
+    assert seen == [1]
+
+
+def test_weights_destroyed_by_the_last_update_are_noticed_before_they_are_validated_or_saved(
+    digits: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every loss of this run is finite."""
+    update = Learner.update
+
+    def destroying(self: Learner, *args: Any, **kwargs: Any) -> None:
+        update(self, *args, **kwargs)
+        if kwargs["number"] == 7:
+            self.model.get_parameter("body.fc.bias").data[3] = float("inf")
+
+    monkeypatch.setattr(Learner, "update", destroying)
+    with pytest.raises(NonFiniteLossError, match=r"in epoch 1, step 3 .* the last good state is of epoch 1, step 0$"):
+        train(small_model(), digits)

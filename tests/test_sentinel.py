@@ -1,0 +1,137 @@
+"""The sentinel against catastrophic overfitting: its rule, its remedies, and a real run that collapses without it."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from trainings import BALL, assert_same_bits
+
+from sat_ray.attacks import PGD
+from sat_ray.checkpoint import pack_state, unpack_state
+from sat_ray.data.split import Split
+from sat_ray.models import build_model
+from sat_ray.sentinel import CatastrophicOverfittingError, Memory, judge, milder
+from sat_ray.threat import ThreatModel
+from sat_ray.training import EpochReport, TrainingSettings, TrainingState, fit
+
+COLLAPSING = TrainingSettings(
+    epochs=36,
+    global_batch_size=64,
+    batchnorm_group_size=64,
+    learning_rate=0.5,
+    schedule="constant",
+    warmup_epochs=1,
+    attack_random_start=False,
+    validate_every=19,
+)
+"""FGSM from the clean image, a large epsilon and a high learning rate."""
+LOOKS = {"sentinel_every": 8, "sentinel_images": 96}
+
+
+def run(digits: Split, *, until: int, state: TrainingState | None = None, **changes: Any) -> list[EpochReport]:
+    """Train the model of these tests on 512 digits."""
+    model = build_model("small_resnet", activation="relu", seed=0, num_classes=10, in_channels=1, width=4, mean=(0.3,), std=(0.35,))
+    settings = dataclasses.replace(COLLAPSING, **{k: v for k, v in changes.items() if hasattr(COLLAPSING, k)})
+    others = {k: v for k, v in changes.items() if not hasattr(COLLAPSING, k)}
+    parts = digits.take(slice(0, 512)), digits.take(slice(1000, 1096))
+    ball = ThreatModel("linf", 64 / 255)
+    return list(fit(model, *parts, settings=settings, threat_model=ball, state=state, until=until, lanes=96, **others))
+
+
+@pytest.fixture(scope="module")
+def guarded(digits: Split) -> tuple[list[EpochReport], list[bytes]]:
+    """Return the reports of the run with a sentinel, and its states after every fifth step."""
+    packed: list[bytes] = []
+    reports = run(digits, until=19, **LOOKS, checkpoint_every=5, on_checkpoint=lambda state: packed.append(pack_state(state)))
+    return reports, packed
+
+
+def test_the_rule_compares_wilson_intervals_with_the_best_look() -> None:
+    """100 images; the upper ends for 50, 41, 40, 17 and 16 survivors are 0.596, 0.508, 0.498, 0.256 and 0.245."""
+    assert [judge(robust, 50, 100) for robust in (50, 41, 40, 17, 16, 0)] == [
+        "good",
+        "good",
+        "waiting",
+        "waiting",
+        "collapsed",
+        "collapsed",
+    ]
+    assert judge(0, 0, 100) == "good"  # nothing was ever robust, nothing can be lost
+    assert judge(1, 3, 10) == "good"  # ten images say little
+
+
+def test_memory_counts_collapses_and_remembers_where_the_good_state_is_from() -> None:
+    memory, verdicts = Memory(), []
+    for step, robust in enumerate((10, 50, 60, 30, 5, 55)):
+        memory, verdict = memory.after(robust, 100, epoch=3, step=step)
+        verdicts.append(verdict)
+    assert verdicts == ["good", "good", "good", "waiting", "collapsed", "good"]
+    assert memory == Memory(best=60, robust=55, images=100, good_epoch=3, good_step=5, collapses=1)
+
+
+def test_the_remedy_halves_the_step_down_to_the_edge_and_then_adds_one() -> None:
+    epsilon = BALL.epsilon
+    attack = PGD(threat_model=BALL, steps=1, step_size=3 * epsilon)
+    ladder = [(milder(attack, times=n).steps, milder(attack, times=n).step_size / epsilon) for n in range(6)]
+    assert ladder == [(1, 3.0), (1, 1.5), (1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25)]
+    assert milder(attack, times=3).use_random_start == attack.use_random_start
+
+
+def test_a_run_that_collapses_without_a_sentinel_is_rolled_back_and_recovers_with_one(
+    digits: Split, guarded: tuple[list[EpochReport], list[bytes]]
+) -> None:
+    reports, _ = guarded
+    alone, watched = run(digits, until=19)[-1], reports[-1]
+    assert alone.metrics["val/robust_accuracy"] < 0.1  # PGD-10; FGSM, with which it trains, leaves it far more:
+    assert alone.metrics["train/adversarial_accuracy"] > 0.6
+    assert watched.metrics["val/robust_accuracy"] > 0.25  # four epochs after its collapse
+    assert watched.metrics["sentinel/collapses"] == len(watched.state.events) >= 1
+    event = watched.state.events[0]
+    assert event["robust_accuracy"] < event["best_robust_accuracy"] / 2
+    assert (event["attack_steps"], event["attack_step_size"]) == (2, pytest.approx(32 / 255))
+    assert (event["back_to_epoch"], event["back_to_step"]) < (event["epoch"], event["step"])
+    assert [one for report in reports for one in report.events] == watched.state.events
+    assert [row["sentinel/collapses"] for row in watched.state.history] == sorted(
+        row["sentinel/collapses"] for row in watched.state.history
+    )
+
+
+def test_going_back_restores_every_weight_statistic_and_momentum(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks after steps 2, 4 and 6, the last of them made to collapse: the state after step 6 is that after step 4."""
+    looks = iter([90, 90, 0])
+    monkeypatch.setattr("sat_ray.training._Run._survivors", lambda *_: (96, next(looks, 90), 96))
+    seen: list[TrainingState] = []
+    changes = {"sentinel_every": 2, "checkpoint_every": 2, "on_checkpoint": lambda state: seen.append(unpack_state(pack_state(state)))}
+    run(digits, until=1, sentinel_limit=1, ema_decay=0.9, **changes)
+    second, fourth, sixth = seen[:3]
+    for part in ("weights", "momentum", "average"):
+        kept, undone = getattr(fourth, part), getattr(sixth, part)
+        assert kept.keys() == undone.keys() and kept
+        assert all(torch.equal(kept[name], undone[name]) for name in kept), part
+        assert any(not torch.equal(tensor, getattr(second, part)[name]) for name, tensor in kept.items()), part
+    assert (sixth.sentinel.collapses, sixth.sentinel.good_step, len(sixth.events)) == (1, 4, 1)
+
+
+def test_after_the_last_remedy_the_run_stops_and_says_what_it_tried(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([90, 0, 0])
+    monkeypatch.setattr("sat_ray.training._Run._survivors", lambda *_: (96, next(looks), 96))
+    expected = (
+        r"^training collapsed 2 times, at last in epoch 0, step 6: 0 of 96 held-out images survive PGD-10, 90 did at best; "
+        r"allowed: training\.sentinel_limit = 1 times; the training attack was PGD-2 with steps of 32/255, try .*"
+        r"the last good state is of epoch 0, step 2$"
+    )
+    with pytest.raises(CatastrophicOverfittingError, match=expected):
+        run(digits, until=1, sentinel_every=2, sentinel_limit=1)
+
+
+def test_a_guarded_run_resumed_right_before_its_collapse_is_the_undisturbed_one_bit_for_bit(
+    digits: Split, guarded: tuple[list[EpochReport], list[bytes]]
+) -> None:
+    """Nothing but the file goes over: the good state, the best look and, once it has collapsed, the milder attack are in it."""
+    undisturbed = guarded[0][-1].state
+    states = [unpack_state(data) for data in guarded[1]]
+    before = next(i for i, state in enumerate(states) if state.events) - 1
+    assert states[before].step and states[before].good and states[before].sentinel.best and not states[before].sentinel.collapses
+    for state in states[before : before + 2]:
+        assert_same_bits(run(digits, until=19, **LOOKS, state=state)[-1].state, undisturbed)

@@ -1,0 +1,81 @@
+"""What the tests of training share: a small model, a short training, and a record of what its attack was given."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sat_ray.attacks import PGD
+from sat_ray.data.split import Split
+from sat_ray.models import Normalized, build_model
+from sat_ray.randomness import Randomness
+from sat_ray.threat import ThreatModel
+from sat_ray.training import EpochReport, TrainingSettings, TrainingState, fit
+
+BALL = ThreatModel("linf", 40 / 255)
+SMALL = TrainingSettings(
+    epochs=2, global_batch_size=32, batchnorm_group_size=16, learning_rate=0.1, warmup_epochs=0, validate_every=9, validation_steps=4
+)
+TIMES = ("throughput/images_per_second",)
+
+
+def small_model(activation: str = "silu", **choices: Any) -> Normalized:
+    """Build the model of these tests, the same weights every time."""
+    shape = {"num_classes": 10, "in_channels": 1, "width": 8, "mean": (0.3,), "std": (0.35,)}
+    return build_model("small_resnet", activation=activation, seed=0, **shape, **choices)
+
+
+def train(model: Normalized, digits: Split, images: int = 128, **changes: Any) -> list[EpochReport]:
+    """Train on the first digits, validating on 32 others. changes: of SMALL, or arguments of `fit`."""
+    names = {field.name for field in dataclasses.fields(TrainingSettings)}
+    settings = dataclasses.replace(SMALL, **{key: value for key, value in changes.items() if key in names})
+    others = {key: value for key, value in changes.items() if key not in names}
+    parts = digits.take(slice(0, images)), digits.take(slice(1000, 1032))
+    return list(fit(model, *parts, settings=settings, threat_model=BALL, **others))
+
+
+@dataclasses.dataclass
+class Crafting:
+    """What the training attack was given, in order: (epoch, image ids, start) of every call."""
+
+    calls: list[tuple[int, list[int], Tensor]]
+
+    def ids(self, epoch: int) -> list[int]:
+        """Return the image ids of one epoch in the order in which they were trained."""
+        return [one for at, ids, _ in self.calls if at == epoch for one in ids]
+
+    def starts(self) -> dict[tuple[int, int], Tensor]:
+        """Return the start of every (epoch, image id)."""
+        return {(epoch, one): row for epoch, ids, x in self.calls for one, row in zip(ids, x, strict=True)}
+
+
+def record_crafting(patch: Any) -> Crafting:
+    """Let a monkeypatch record every call of the training attack."""
+    seen, run = Crafting([]), PGD.run
+
+    def recording(self: PGD, model: Any, x: Tensor, y: Tensor, rng: Randomness, *, step: int = 0) -> Tensor:
+        seen.calls.append((step, rng.image_ids.tolist(), self.start(x, y, rng, step=step).x_adv.clone()))
+        return run(self, model, x, y, rng, step=step)
+
+    patch.setattr(PGD, "run", recording)
+    return seen
+
+
+TENSORS = ("weights", "momentum", "average", "best", "good")
+
+
+def comparable(state: TrainingState) -> dict[str, Any]:
+    """Return a state without what a clock measured."""
+    history = [{name: value for name, value in row.items() if name not in TIMES} for row in state.history]
+    return dataclasses.asdict(dataclasses.replace(state, history=history, seconds=0.0, epoch_seconds=0.0))
+
+
+def assert_same_bits(ours: TrainingState, theirs: TrainingState) -> None:
+    """Assert that two states agree in all but the time they took."""
+    one, other = comparable(ours), comparable(theirs)
+    for part in TENSORS:
+        left, right = one.pop(part), other.pop(part)
+        assert left.keys() == right.keys() and (left or part in ("average", "good"))
+        assert all(torch.equal(left[name], right[name]) for name in left), part
+    assert one == other
