@@ -74,6 +74,11 @@ class Storage:
         found = self._opened[0].get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == pafs.FileType.File and not info.base_name.startswith(".tmp-"))
 
+    def folders(self, folder: str = "") -> list[str]:
+        """List the names of the folders directly in a folder, sorted; [] where there is none."""
+        found = self._opened[0].get_file_info(pafs.FileSelector(self._inner(folder), allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the bytes of every file directly in a folder, by name; {} where there is none."""
         found = self._opened[0].get_file_info(pafs.FileSelector(self._inner(folder), allow_not_found=True))
