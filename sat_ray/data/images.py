@@ -13,7 +13,7 @@ class CorruptImageError(ValueError):
     """The bytes of one image cannot be decoded."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a million
 class Place:
     """The bytes of one image: all of a file, or `length` of them from `offset` inside an archive. name: what people call it."""
 

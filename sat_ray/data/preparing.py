@@ -78,15 +78,16 @@ def write_shard(task: ShardTask, storage: Storage) -> dict[str, Any]:
         data = shard_bytes(stored, task.labels[kept], task.ids[kept])
         storage.write(task.file, data)
         part |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "shape": list(pixels.shape[1:])}
-        part |= {"pixels": pixels[:, 0].size, "sum": _sums(pixels, 1), "sum_of_squares": _sums(pixels, 2)}
+        part |= {"pixels": pixels[:, 0].size, **_sums(pixels)}
     storage.write(name, json_bytes(part))
     return part
 
 
-def _sums(pixels: np.ndarray, power: int) -> list[int]:
-    """Sum a power of the pixel values, exactly, per channel."""
-    values = np.arange(256, dtype=object) ** power
-    return [int(np.dot(np.bincount(pixels[:, channel].ravel(), minlength=256), values)) for channel in range(pixels.shape[1])]
+def _sums(pixels: np.ndarray) -> dict[str, list[int]]:
+    """Return the exact sums of the pixel values and of their squares, per channel."""
+    counts = np.stack([np.bincount(pixels[:, channel].ravel(), minlength=256) for channel in range(pixels.shape[1])])
+    values = np.arange(256)
+    return {"sum": (counts @ values).tolist(), "sum_of_squares": (counts @ values**2).tolist()}
 
 
 def _pixels(task: ShardTask) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
