@@ -9,18 +9,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sat_ray.checkpoint import load_model, pack_state, save_model, sha256, unpack_state
-from sat_ray.data.shards import read_split
+from sat_ray.checkpoint import pack_state, save_model, sha256, unpack_state
+from sat_ray.data.shards import read_rows, read_split
 from sat_ray.data.split import Split
 from sat_ray.evaluation import clean_correct_ids, evaluate, robust_image_ids
-from sat_ray.models import model_from_spec, settle_layout
+from sat_ray.model_source import load_source
+from sat_ray.models import model_from_spec
 from sat_ray.plan import EVALUATE, EvaluationTask, TrainingJob
+from sat_ray.randomness import Randomness
 from sat_ray.stages import Record, Records, attempt_name
 from sat_ray.storage import Storage
+from sat_ray.totals import NonFiniteLossError
 from sat_ray.training import EpochReport, TrainingState, fit
 from sat_ray.world import World
+
+CHECKPOINT_IMAGES = 100_000  # trained on between two checkpoints inside an epoch: minutes on an accelerator, never on digits
 
 
 @functools.lru_cache(maxsize=4)
@@ -41,17 +46,23 @@ def train_and_commit(
     world: World | None = None,
     previous: Record | None = None,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
+    checkpoint_images: int = CHECKPOINT_IMAGES,
 ) -> Record:
     """Train a job and return its record; every process of the world calls it, rank 0 writes.
 
     previous: record of the same training up to an earlier epoch, to go on from. A job already committed is not trained again; one that
-    was interrupted goes on from its last validation.
+    was interrupted goes on from its last checkpoint: that of its last validation, or after every `checkpoint_images` images.
     """
     world = world or World()
     done = records.find(job.stage, job.key)
     if done is not None:
         return done
     state = _starting_state(job, records, previous)
+
+    def write(state: TrainingState) -> None:
+        if world.rank == 0:
+            records.storage.write(_progress(job), pack_state(state))
+
     train, val = (split_of(job.dataset.uri, split, job.dataset.hash) for split in ("train", "val"))
     model = model_from_spec(job.model, seed=job.seed).to(device_of(_accelerator(job)))
     reports = fit(
@@ -67,12 +78,18 @@ def train_and_commit(
         state=state,
         until=job.until,
         lanes=job.lanes,
+        checkpoint_every=max(1, checkpoint_images // job.training.global_batch_size),
+        on_checkpoint=write,
     )
-    for report in reports:
-        state = report.state
-        if world.rank == 0 and "val/robust_accuracy" in report.metrics and report.epoch + 1 < job.until:
-            records.storage.write(_progress(job), pack_state(state))
-        on_epoch(report)
+    try:
+        for report in reports:
+            state = report.state
+            if "val/robust_accuracy" in report.metrics and report.epoch + 1 < job.until:
+                write(state)
+            on_epoch(report)
+    except NonFiniteLossError as error:
+        error.args = (f"{error}; {_last_checkpoint(job, records)}",)
+        raise
     if world.rank == 0:
         _commit_training(job, records, state, workers=world.size)
         records.storage.discard(_progress(job))
@@ -85,6 +102,11 @@ def train_and_commit(
 def _accelerator(job: TrainingJob | EvaluationTask) -> str:
     device = str(job.environment["device"])
     return device.partition(":")[2] if device.startswith("cuda") else ""
+
+
+def _last_checkpoint(job: TrainingJob, records: Records) -> str:
+    written = records.storage.exists(_progress(job))
+    return f"the last checkpoint is {records.storage.full(_progress(job))}" if written else "there is no checkpoint yet"
 
 
 def _progress(job: TrainingJob) -> str:
@@ -119,6 +141,8 @@ def _commit_training(job: TrainingJob, records: Records, state: TrainingState, *
         "accelerator_seconds": state.seconds * workers,
         "train_images_per_second": sum(row["throughput/images_per_second"] for row in state.history) / len(state.history),
     }
+    if state.events:
+        payload["sentinel_events"] = state.events
     if job.until < job.training.epochs:
         payload["state"] = f"{folder}/state.safetensors"
         records.storage.write(payload["state"], pack_state(state))
@@ -126,11 +150,28 @@ def _commit_training(job: TrainingJob, records: Records, state: TrainingState, *
 
 
 @functools.lru_cache(maxsize=2)
-def cached_model(uri: str, digest: str, accelerator: str) -> nn.Module:
-    """Load a checkpoint once per process; digest: what its weights must hash to."""
-    model = load_model(uri, expected_sha256=digest).to(device_of(accelerator))
-    settle_layout(model)
+def cached_model(uri: str, digest: str, accelerator: str, kind: str = "checkpoint") -> nn.Module:
+    """Load a model once per process; kind: see `sat_ray.model_source`; digest: what its contents must hash to."""
+    model, _ = load_source(kind, uri, digest, device=device_of(accelerator))
     return model
+
+
+def model_of(task: EvaluationTask) -> nn.Module:
+    """Return the model that a task attacks, on this process's device."""
+    return cached_model(task.checkpoint, task.checkpoint_sha256, _accelerator(task), task.kind)
+
+
+def rows_of(task: EvaluationTask) -> Tensor:
+    """Return the rows of the split that a task attacks, ascending."""
+    if task.sample is None:
+        return torch.arange(task.first, task.last)
+    return sampled_rows(task.dataset.manifest["splits"][task.split], task.sample, seed=task.seed)[task.first : task.last]
+
+
+def sampled_rows(count: int, sample: int, *, seed: int) -> Tensor:
+    """Return `sample` of `count` rows, drawn by the seed, ascending (an image folder is sorted by class: its first rows are no sample)."""
+    keys = Randomness.of(seed, torch.arange(count)).draw("sample", 1)[:, 0]
+    return torch.argsort(keys, stable=True)[:sample].sort().values
 
 
 def evaluate_and_commit(task: EvaluationTask, records: Records) -> Record:
@@ -139,9 +180,10 @@ def evaluate_and_commit(task: EvaluationTask, records: Records) -> Record:
     if done is not None:
         return done
     started = perf_counter()
-    model = cached_model(task.checkpoint, task.checkpoint_sha256, _accelerator(task))
-    shard = split_of(task.dataset.uri, "test", task.dataset.hash).take(slice(task.first, task.last))
-    table = evaluate(model, shard.images, shard.labels, shard.image_ids, attacks=task.attacks, seed=task.seed, lanes=task.lanes)
+    model = model_of(task)
+    shard = read_rows(Storage.at(task.dataset.uri), task.split, rows_of(task))
+    settings: dict[str, Any] = {"attacks": task.attacks, "seed": task.seed, "lanes": task.lanes, "cascade": task.cascade}
+    table = evaluate(model, shard.images, shard.labels, shard.image_ids, **settings)
     data = parquet_bytes(table)
     path = f"state/parts/{task.key}-{attempt_name()}.parquet"
     records.storage.write(path, data)

@@ -182,14 +182,13 @@ def final_jobs(config: SweepConfig, dataset: Dataset, finalists: Sequence[Config
 
 def attacks_for(config: SweepConfig, configuration: Configuration) -> tuple[AttackSpec, ...]:
     """Return the attacks that count for a configuration: through the true backward pass, and the smooth one where it was trained with."""
+    return tuple(spec for base in config.evaluation_attacks() for spec in through_every_backward(base, configuration))
+
+
+def through_every_backward(spec: AttackSpec, configuration: Configuration) -> list[AttackSpec]:
+    """Return an attack through the true backward pass, and through the smooth one where training used one."""
     alpha = configuration.alpha if configuration.alpha is not None else configuration.attacker_alpha
-    return tuple(
-        spec
-        for base in config.evaluation_attacks()
-        for spec in true_and_smooth(
-            base, activation=configuration.activation, attacker_activation=configuration.attacker_activation, alpha=alpha
-        )
-    )
+    return true_and_smooth(spec, activation=configuration.activation, attacker_activation=configuration.attacker_activation, alpha=alpha)
 
 
 def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:

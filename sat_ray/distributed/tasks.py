@@ -6,7 +6,7 @@ from typing import Any
 import ray
 import torch
 
-from sat_ray.bundles import STAGE_RESOURCES, evaluation_resources
+from sat_ray.bundles import STAGE_RESOURCES, Resources, evaluation_resources
 from sat_ray.config import ResourceSettings
 from sat_ray.distributed.nodes import selector_for
 from sat_ray.jobs import evaluate_and_commit
@@ -22,9 +22,10 @@ def _stage(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def stage_task(function: Callable[..., Any], *arguments: Any, name: str) -> Any:
-    """Run a stage as a task of no CPUs and return its ObjectRef; arguments that are ObjectRefs are waited for."""
-    return _stage.options(name=name, label_selector=selector_for(STAGE_RESOURCES)).remote(function, *arguments)
+def stage_task(function: Callable[..., Any], *arguments: Any, name: str, resources: Resources = STAGE_RESOURCES) -> Any:
+    """Run a stage as a task, of no CPUs unless it says so, and return its ObjectRef; arguments that are ObjectRefs are waited for."""
+    options = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0), "label_selector": selector_for(resources)}
+    return _stage.options(name=name, **options).remote(function, *arguments)
 
 
 def wait(ref: Any, *, seconds: float) -> bool:
