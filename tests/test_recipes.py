@@ -20,7 +20,7 @@ from sat_ray.plan import TRAIN, Dataset, training_job
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 
-REAL = {"cifar10_resnet18": lambda: cifar("cifar10", per_batch=4)[0], "imagenet_resnet50": lambda: imagenet()[0]}
+REAL = {"cifar10_resnet18": lambda: cifar("cifar10", per_batch=2)[0], "imagenet_resnet50": lambda: imagenet(per_class=3, val=3)[0]}
 PLANNED = {  # epsilon, training attack, and passes of training: images, epochs, passes per image, 10 configurations x 3 seeds
     "cifar10_resnet18": ("8/255 (linf)", "PGD-10, step 2/255", 49_000 * 30 * 11 * 30),
     "imagenet_resnet50": ("4/255 (linf)", "PGD-1, step 4/255", 1_271_167 * 100 * 2 * 30),
@@ -38,7 +38,7 @@ def test_a_recipe_is_planned_without_its_data(recipe: str, tmp_path: Path) -> No
 def small(config: SweepConfig, path: Path) -> SweepConfig:
     """Shrink what takes time and nothing else: images, batches, epochs, steps of attacks; on one CPU."""
     short = {"epochs": 1, "warmup_epochs": 0, "validate_every": 1, "validation_steps": 4, "attack_steps": 1, "attack_step_size": None}
-    training = dataclasses.replace(config.training, global_batch_size=8, batchnorm_group_size=8, **short)
+    training = dataclasses.replace(config.training, global_batch_size=4, batchnorm_group_size=4, **short)
     size = 32 if config.data.image_size else 0
     data = dataclasses.replace(config.data, path=str(path), image_size=size, rows_per_shard=16)
     evaluation = dataclasses.replace(config.evaluation, lanes=2)
@@ -55,6 +55,7 @@ def test_a_recipe_takes_real_steps_on_a_small_archive(recipe: str, tmp_path: Pat
     job = training_job(config, dataset, parse_choice("silu", field="x")[0], stage=TRAIN, seed=0, training=config.training)
     record = train_and_commit(job, Records(Storage.at(tmp_path / "runs")))
     history = record.payload["history"]
+    assert dataset.manifest["splits"]["train"] == {"cifar10_resnet18": 9, "imagenet_resnet50": 8}[recipe]  # two steps of four
     assert len(history) == 1 and torch.tensor(history[0]["train/loss"]).isfinite()
     assert job.model.num_classes == len(dataset.manifest["class_names"]) and job.model.name == config.model.name
 
