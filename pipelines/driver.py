@@ -19,11 +19,11 @@ from sat_ray.attacks import InfeasiblePointError
 from sat_ray.cli import Command, parse
 from sat_ray.config import SweepConfig, content_hash, from_json, to_json
 from sat_ray.lease import driver_lease
-from sat_ray.plan import EVALUATE, SEARCH, STAGES, TRAIN, planned_trials
-from sat_ray.stages import Stage, changed_modules
+from sat_ray.plan import CARD, EVALUATE, SEARCH, STAGES, TRAIN, planned_trials
+from sat_ray.stages import Record, Stage, changed_modules
 from sat_ray.storage import check_writable
 
-FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "evaluate": EVALUATE}
+FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "card": CARD, "evaluate": EVALUATE}
 POLL_SECONDS, TRACK_SECONDS = 1.0, 10.0
 EXPECTED = (ValueError, OSError, ArithmeticError, InfeasiblePointError)  # what a user can mend: one line, no traceback
 
@@ -38,7 +38,9 @@ class Driver:
         self.open = contextlib.ExitStack()
         self.pending: list[tuple[str, Any]] = []
         self.returned: dict[str, Any] = {}
+        self.reused: dict[str, int] = {}
         self.projection: Any = None
+        self.metrics: Any = None
 
     def __enter__(self) -> "Driver":
         with contextlib.ExitStack() as stack:
@@ -60,12 +62,7 @@ class Driver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if error is not None and self.pending:
-            from sat_ray.distributed.tasks import cancel
-
-            for _, ref in self.pending:
-                with contextlib.suppress(Exception):  # already ending for a reason that will be shown
-                    cancel(ref)
+        # stages still running end with the driver: Ray stops all work of a job whose driver has gone
         self.open.__exit__(kind, error, trace)
 
     def stage(self, function: Callable[..., Any], *inputs: Any) -> Any:
@@ -73,6 +70,7 @@ class Driver:
         from sat_ray.distributed.tasks import stage_task
 
         name = function.__name__
+        self.reused[name] = len(self.sweep.records.keys(FOLLOWED[name])) if name in FOLLOWED else 0
         ref = stage_task(function, self.sweep, *inputs, name=name)
         self.pending.append((name, ref))
         return ref
@@ -90,29 +88,34 @@ class Driver:
     def track(self, outcomes: Any) -> dict[str, str]:
         """Wait for the evaluation, write its results to MLflow, and return the run id of every training record."""
         paths = self.wait(outcomes)
+        return self.track_committed(self.returned["train"], paths)
+
+    def track_committed(self, models: list[Record], paths: dict[str, str]) -> dict[str, str]:
+        """Write evaluated models to MLflow and return the run id of every training record."""
         self.reporter.say("writing runs, outcomes and models to MLflow")
-        run_ids: dict[str, str] = self._projection().finish(self.returned["train"], paths)
+        run_ids: dict[str, str] = self._projection().finish(models, paths)
         return run_ids
 
     def register(self, board_ref: Any) -> None:
-        """Wait for the report, register the winner by validation, and show the leaderboard."""
+        """Wait for the report, register the winner if its robustness card allows it, and show the leaderboard."""
         from sat_ray.report.leaderboard import to_terminal
 
         board = self.wait(board_ref)
         projection = self._projection()
-        version = projection.register(board)
+        outcome = projection.register(board, self.returned["card"], override=self.command.accept_flagged)
         projection.close(board)
         self.reporter.console.print(to_terminal(board))
-        self.reporter.say(f"champion: version {version} of model {self.config.recipe} in MLflow (robustness not verified by a card yet)")
+        self.reporter.say(outcome)
         self.reporter.say(f"report: {self.command.storage.full('report.html')}")
         self.reporter.say("compare the runs: make ui")
 
     def _follow(self, name: str, ref: Any) -> Any:
+        from sat_ray.distributed.metrics import SweepMetrics
         from sat_ray.distributed.tasks import result, wait
 
+        self.metrics = self.metrics or SweepMetrics(self.config, self.sweep.records)
         stage, records, seen = FOLLOWED.get(name), self.sweep.records, set[str]()
         progress = self.reporter.stage(name, self._total(name))
-        reused = len(records.keys(stage)) if stage else 0
         polls = 0
         while not wait(ref, seconds=POLL_SECONDS):
             polls += 1
@@ -121,11 +124,14 @@ class Driver:
                 new = [record for key in keys - seen if (record := records.find(stage, key)) is not None]
                 seen = keys
                 progress.update(len(keys), new)
-                if polls % int(TRACK_SECONDS / POLL_SECONDS) == 0 and self.tracker.done():
-                    self._track_quietly()
+                if polls % int(TRACK_SECONDS / POLL_SECONDS) == 0:
+                    self.metrics.update()
+                    if self.tracker.done():
+                        self._track_quietly()
         answer = result(ref)
+        self.metrics.update()
         done = len(records.keys(stage)) if stage else 0
-        progress.end(f"{done - reused} computed, {reused} reused" if stage else "")
+        progress.end(f"{done - self.reused[name]} computed, {self.reused[name]} reused" if stage else "")
         return answer
 
     def _total(self, name: str) -> int | None:
@@ -209,18 +215,13 @@ def only(name: str) -> Callable[[Command], None]:
 
 def run_alone(driver: Driver, name: str, inputs: dict[str, Any]) -> None:
     """Run one stage on what the earlier ones committed."""
-    functions: dict[str, Callable[..., Any]] = {"search": stages.search, "train": stages.train, "evaluate": stages.evaluate}
-    function = functions.get(name)
-    if name == "prepare":
-        driver.wait(driver.stage(stages.prepare))
-        return
+    functions = {function.__name__: function for function in (stages.prepare, stages.search, stages.train, stages.card, stages.evaluate)}
     driver.returned |= inputs
-    if function is not None:
-        wanted = {"search": ("prepare",), "train": ("prepare", "search"), "evaluate": ("prepare", "train")}[name]
-        driver.wait(driver.stage(function, *(inputs[one] for one in wanted)))
+    if name in functions:
+        driver.wait(driver.stage(functions[name], *inputs.values()))
         return
-    run_ids = driver._projection().finish(inputs["train"], inputs["evaluate"])
-    driver.register(driver.stage(stages.report, inputs["prepare"], inputs["train"], inputs["evaluate"], run_ids))
+    run_ids = driver.track_committed(inputs["train"], inputs["evaluate"])
+    driver.register(driver.stage(stages.report, inputs["prepare"], inputs["train"], inputs["card"], inputs["evaluate"], run_ids))
 
 
 def main(run: Callable[[Command], None], *, about: str | None) -> int:

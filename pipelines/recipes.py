@@ -1,5 +1,6 @@
 """Recipes: functions that return a full config. Add one here and it is a word of the command line."""
 
+from sat_ray.card import CardSettings
 from sat_ray.cli import Recipe
 from sat_ray.config import DataSettings, EvaluationSettings, FinalSettings, ModelSettings, ResourceSettings, SearchSettings, SweepConfig
 from sat_ray.threat import ThreatModel
@@ -32,7 +33,8 @@ def digits_smoke() -> SweepConfig:
         training=TrainingSettings(epochs=3, validate_every=1, warmup_epochs=1),
         search=SearchSettings(activations=("relu", "parametric_softplus:5,10"), pairs=("relu/relu_smooth_backward",), rungs=(1, 2)),
         final=FinalSettings(seeds=(0, 1)),
-        evaluation=EvaluationSettings(steps=20, step_size=8 / 255, lanes=64, shard_size=450),
+        evaluation=EvaluationSettings(steps=40, step_size=8 / 255, lanes=64, shard_size=450),
+        card=CardSettings(images=48, restarts=2, cascade_steps=5, cascade_queries=50, candidates=1),
     )
 
 

@@ -38,6 +38,7 @@ def write_report(
     records: Records,
     data: Dataset,
     models: Sequence[Record],
+    cards: Sequence[Record],
     outcomes: dict[str, str],
     run_ids: dict[str, str],
     *,
@@ -55,8 +56,12 @@ def write_report(
         dataset=config.data.dataset,
         threat_model=to_json(config.threat_model),
         attack={"name": spec.name, "steps": spec.steps, "step_size": spec.step_size, "restarts": spec.restarts},
+        verdicts={card.payload["checkpoint"]: card.payload["card"]["verdict"] for card in cards},
     )
-    figures = _figures(config, records, data, board, evaluated)
+    made = {card.payload["checkpoint"]: card.payload for card in cards}
+    figures = _figures(config, records, data, board, evaluated, made[board["champion"]["row"]["checkpoint"]]["card"])
+    for card in cards:
+        records.storage.write_json(f"cards/{card.payload['name']}.json", card.payload["card"])
     for figure, png in figures.items():
         records.storage.write(f"figures/{figure}.png", png)
     records.storage.write("leaderboard.md", to_markdown(board).encode())
@@ -66,6 +71,7 @@ def write_report(
         command=shlex.join(["python", "pipelines/sweep.py", *command]),
         versions={package: importlib.metadata.version(package) for package in VERSIONS},
         notes=[],
+        cards=[card.payload for card in cards],
         config=to_json(config),
     )
     records.storage.write("report.html", page.encode())
@@ -97,14 +103,18 @@ def evaluated_model(config: SweepConfig, records: Records, record: Record, outco
     )
 
 
-def _figures(config: SweepConfig, records: Records, data: Dataset, board: dict[str, Any], evaluated: list[Any]) -> dict[str, bytes]:
+def _figures(
+    config: SweepConfig, records: Records, data: Dataset, board: dict[str, Any], evaluated: list[Any], card: dict[str, Any]
+) -> dict[str, bytes]:
     from sat_ray.report import curves, figures
+    from sat_ray.report.card import card_figure
 
     drawn = {
         "clean_against_robust": figures.clean_against_robust(board),
         "table1": figures.table1(board),
         "training_curves": curves.training_curves(evaluated),
         "adversarial_examples": _examples(config, data, board),
+        "robustness_card": card_figure(card, name=board["champion"]["configuration"]),
     }
     if trials := [trial_of(record) for record in records.all(SEARCH)]:
         drawn["alpha_response"] = curves.alpha_response(trials)
@@ -135,6 +145,7 @@ def _examples(config: SweepConfig, data: Dataset, board: dict[str, Any]) -> Any:
     x = to_pixels(chosen.images)
     spec = config.evaluation_attacks()[0]
     rng = Randomness(config.evaluation.seed, chosen.image_ids)
+    assert spec.step_size is not None
     x_adv = pgd(model, x, chosen.labels, threat_model=config.threat_model, step_size=spec.step_size, steps=spec.steps, rng=rng)
     with torch.no_grad():
         clean, adversarial = model(x).argmax(dim=1), model(x_adv).argmax(dim=1)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.reporting import write_report
+from sat_ray.card import PASS
 from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import image_ids, verify, write_dataset
 from sat_ray.data.sources import dataset_source
-from sat_ray.plan import Dataset, dataset_uri, evaluation_tasks, final_jobs
+from sat_ray.plan import CARD, Dataset, card_tasks, dataset_uri, evaluation_tasks, final_jobs
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
 
@@ -85,9 +86,23 @@ def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str
     return {name: merge_outcomes(parts, expected, sweep.records, name=name) for name, parts in by_model.items()}
 
 
-def report(sweep: Sweep, data: Dataset, models: list[Record], outcomes: dict[str, str], run_ids: dict[str, str]) -> dict[str, Any]:
-    """Write leaderboard, figures and report.html; return the leaderboard."""
-    return write_report(sweep.config, sweep.name, sweep.records, data, models, outcomes, run_ids, command=sweep.command)
+def card(sweep: Sweep, data: Dataset, models: list[Record]) -> list[Record]:
+    """Make robustness cards of the candidates for champion, best by validation first, until one passes; return their records."""
+    from sat_ray.distributed.tasks import make_card
+
+    cards = []
+    for task in card_tasks(sweep.config, data, models):
+        cards.append(make_card(task, sweep.records, sweep.config.resources))
+        if cards[-1].payload["card"]["verdict"] == PASS:
+            break
+    return cards
+
+
+def report(
+    sweep: Sweep, data: Dataset, models: list[Record], cards: list[Record], outcomes: dict[str, str], run_ids: dict[str, str]
+) -> dict[str, Any]:
+    """Write leaderboard, cards, figures and report.html; return the leaderboard."""
+    return write_report(sweep.config, sweep.name, sweep.records, data, models, cards, outcomes, run_ids, command=sweep.command)
 
 
 def _committed(sweep: Sweep, wanted: list[tuple[Any, str]]) -> list[Record]:
@@ -96,18 +111,33 @@ def _committed(sweep: Sweep, wanted: list[tuple[Any, str]]) -> list[Record]:
     return [record for record in found if record is not None]
 
 
+NEEDS: dict[str, tuple[str, ...]] = {
+    "prepare": (),
+    "search": ("prepare",),
+    "train": ("prepare", "search"),
+    "card": ("prepare", "train"),
+    "evaluate": ("prepare", "train"),
+    "report": ("prepare", "train", "card", "evaluate"),
+}
+
+
 def committed_inputs(sweep: Sweep, name: str) -> dict[str, Any]:
-    """Return what the stages before `name` returned, from their records; MissingInputError names the command to run first."""
+    """Return what the stages that `name` needs returned, from their records; MissingInputError names the command to run first."""
+    readers = {"prepare": _prepared, "search": _searched, "train": _trained, "card": _carded, "evaluate": _evaluated}
     inputs: dict[str, Any] = {}
-    for stage, read in (("prepare", _prepared), ("search", _searched), ("train", _trained), ("evaluate", _evaluated)):
-        if stage == name:
-            break
-        inputs[stage] = read(sweep, inputs)
-        if inputs[stage] is None:
-            raise MissingInputError(
-                f"stage {name} needs the results of {stage}; run first: python pipelines/{stage}.py with the same options"
-            )
-    return inputs
+
+    def collect(stage: str) -> None:
+        for before in NEEDS[stage]:
+            collect(before)
+            if before not in inputs:
+                inputs[before] = readers[before](sweep, inputs)
+            if inputs[before] is None:
+                raise MissingInputError(
+                    f"stage {name} needs the results of {before}; run first: python pipelines/{before}.py with the same options"
+                )
+
+    collect(name)
+    return {stage: inputs[stage] for stage in NEEDS[name]}
 
 
 def _prepared(sweep: Sweep, inputs: dict[str, Any]) -> Dataset | None:
@@ -129,3 +159,16 @@ def _trained(sweep: Sweep, inputs: dict[str, Any]) -> list[Record] | None:
 def _evaluated(sweep: Sweep, inputs: dict[str, Any]) -> dict[str, str] | None:
     paths = {record.payload["name"]: f"outcomes/{record.payload['name']}.parquet" for record in inputs["train"]}
     return paths if all(sweep.storage.exists(path) for path in paths.values()) else None
+
+
+def _carded(sweep: Sweep, inputs: dict[str, Any]) -> list[Record] | None:
+    tasks = card_tasks(sweep.config, inputs["prepare"], inputs["train"])
+    found: list[Record] = []
+    for task in tasks:
+        record = sweep.records.find(CARD, task.key)
+        if record is None:
+            return None
+        found.append(record)
+        if record.payload["card"]["verdict"] == PASS:
+            break
+    return found

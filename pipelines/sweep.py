@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Search, train, evaluate and report: the whole pipeline, from images to a leaderboard.
+"""Search, train, evaluate, judge and report: the whole pipeline, from images to a leaderboard.
 
 python pipelines/sweep.py                                     the digits recipe on this machine, results in ./runs/digits
 python pipelines/sweep.py digits --training.epochs 10         override any field of the recipe
@@ -19,9 +19,10 @@ def sweep(command: Command) -> None:
         data = driver.stage(stages.prepare)
         finalists = driver.stage(stages.search, data)
         models = driver.stage(stages.train, data, finalists)
+        cards = driver.stage(stages.card, data, models)
         outcomes = driver.stage(stages.evaluate, data, models)
         run_ids = driver.track(outcomes)
-        board = driver.stage(stages.report, data, models, outcomes, run_ids)
+        board = driver.stage(stages.report, data, models, cards, outcomes, run_ids)
         driver.register(board)
 
 

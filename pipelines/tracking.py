@@ -1,11 +1,12 @@
 """Write MLflow from committed records: parent run = sweep; child run = search trial, or finalist and seed. Any of it may be repeated."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
 
 from pipelines.reporting import read_outcomes
 from pipelines.stages import Sweep
+from sat_ray.card import PASS
 from sat_ray.checkpoint import load_model
 from sat_ray.config import content_hash, flatten, to_json
 from sat_ray.configuration import Configuration
@@ -60,21 +61,39 @@ class Projection:
         self.tracker.log(self.parent, [Point(f"champion/{name}", best[name], 0, 0.0) for name in ("clean_accuracy", "robust_accuracy")])
         self.tracker.complete(self.parent, content=content_hash(board["rows"]))
 
-    def register(self, board: Mapping[str, Any]) -> str:
-        """Register the winner by validation as `champion` of its sweep family and return the version."""
+    def register(self, board: Mapping[str, Any], cards: Sequence[Record], *, override: str) -> str:
+        """Show the cards on their runs; register the winner as `champion` of its sweep family if its card says PASS, or `override` why not.
+
+        Returns a sentence for people.
+        """
         best = board["champion"]["row"]
-        record = next(r for r in self.records.all(TRAIN) if r.payload["path"] == best["checkpoint"])
-        run_id, uri = self._with_model(record)
+        trained = {record.payload["path"]: record for record in self.sweep.records.all(TRAIN)}
+        for card in cards:
+            self._carded(trained[card.payload["checkpoint"]], card.payload["card"])
+        card = next(one.payload["card"] for one in cards if one.payload["checkpoint"] == best["checkpoint"])
+        passed = card["verdict"] == PASS
+        name = board["champion"]["configuration"]
+        if not passed and not override:
+            reasons = "; ".join(card["reasons"])
+            return f"no champion: the robustness card of {name} says FLAG ({reasons}). --accept-flagged REASON registers it all the same"
+        run_id, uri = self._with_model(trained[best["checkpoint"]])
         tags = {
-            "sat_ray.robustness_card": "unverified",
+            "sat_ray.robustness_card": card["verdict"],
+            "sat_ray.robust_accuracy_of_cascade": f"{card['ladder']['cascade']:.4f} (validation, n = {card['n']})",
             "sat_ray.sweep": self.sweep.name,
-            "sat_ray.configuration": board["champion"]["configuration"],
+            "sat_ray.configuration": name,
             "sat_ray.robust_accuracy": f"{best['robust_accuracy']:.4f}",
             "sat_ray.threat_model": str(self.sweep.config.threat_model),
-        }
-        return self.tracker.register(uri, name=self.sweep.config.recipe, alias="champion", tags=tags, run_id=run_id)
+        } | ({} if passed else {"sat_ray.flag_accepted_because": override, "sat_ray.flagged_because": "; ".join(card["reasons"])[:500]})
+        version = self.tracker.register(uri, name=self.sweep.config.recipe, alias="champion", tags=tags, run_id=run_id)
+        accepted = "" if passed else f", accepted because: {override}"
+        return f"champion: version {version} of model {self.sweep.config.recipe} in MLflow (robustness card: {card['verdict']}{accepted})"
 
-    def _run(self, record: Record, *, kind: str, name: str) -> str:
+    def _carded(self, record: Record, card: Mapping[str, Any]) -> None:
+        run_id = self._run(record, kind="finalist", name=_finalist_name(record), tags={"sat_ray.robustness_card": card["verdict"]})
+        self.tracker.artifact(run_id, "robustness_card.json", json_bytes(card))
+
+    def _run(self, record: Record, *, kind: str, name: str, tags: Mapping[str, str] | None = None) -> str:
         payload, config = record.payload, self.sweep.config
         key = f"{kind}:{self.sweep.storage.uri}:{payload['name']}"
         params = payload["configuration"] | {
@@ -86,8 +105,8 @@ class Projection:
         }
         if kind == "trial":
             params.pop("epochs")  # grows from rung to rung; MLflow params are final
-        tags = {"sat_ray.kind": kind, "sat_ray.activation": payload["configuration"]["activation"], "sat_ray.sweep": self.sweep.name}
-        run_id = self.tracker.run(key, name=name, parent=self.parent, tags=tags, params=params)
+        own = {"sat_ray.kind": kind, "sat_ray.activation": payload["configuration"]["activation"], "sat_ray.sweep": self.sweep.name}
+        run_id = self.tracker.run(key, name=name, parent=self.parent, tags=own | dict(tags or {}), params=params)
         if self.shown.get(key) != record.key and not self.tracker.is_complete(run_id, content=record.key):
             self.tracker.log(run_id, _points(record))
             self.tracker.complete(run_id, content=record.key)

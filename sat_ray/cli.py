@@ -46,6 +46,9 @@ class Options:
         Literal["refuse", "reuse", "rerun"],
         _help("Results made by other code than today's: refuse to start, reuse them, or move them aside and compute anew."),
     ] = "refuse"
+    accept_flagged: Annotated[
+        str, _help("Register the best model even if its robustness card says FLAG; give the reason, it is recorded with the model.")
+    ] = ""
     dry_run: Annotated[bool, _help("Print what would be done and what it would take, and stop: touches nothing.")] = False
 
 
@@ -59,6 +62,7 @@ class Command:
     tracking_uri: str
     artifact_root: str
     on_code_change: str
+    accept_flagged: str
     dry_run: bool
     argv: tuple[str, ...]
 
@@ -180,6 +184,7 @@ def _resolve(config: SweepConfig, base: SweepConfig, given: Options, argv: Seque
         tracking_uri=tracking,
         artifact_root=root.full("mlartifacts") if tracking.startswith("sqlite") else "",
         on_code_change=given.on_code_change,
+        accept_flagged=given.accept_flagged,
         dry_run=given.dry_run,
         argv=tuple(argv),
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sat_ray.activations import ACTIVATIONS
 from sat_ray.attacks import AttackSpec
+from sat_ray.card import CardSettings
 from sat_ray.configuration import Configuration, parse_choice, parse_pair
 from sat_ray.data.images import ENCODINGS, Storing
 from sat_ray.data.sources import dataset_source
@@ -200,6 +201,7 @@ class SweepConfig:
     search: SearchSettings = field(default_factory=SearchSettings)
     final: FinalSettings = field(default_factory=FinalSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    card: CardSettings = field(default_factory=CardSettings)
     resources: ResourceSettings = field(default_factory=ResourceSettings)
 
     def __post_init__(self) -> None:

@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from sat_ray.card import robustness_card
 from sat_ray.checkpoint import pack_state, save_model, sha256, unpack_state
 from sat_ray.data.shards import read_rows, read_split
 from sat_ray.data.split import Split
 from sat_ray.evaluation import clean_correct_ids, evaluate, robust_image_ids
 from sat_ray.model_source import load_source
 from sat_ray.models import model_from_spec
-from sat_ray.plan import EVALUATE, EvaluationTask, TrainingJob
+from sat_ray.plan import CARD, EVALUATE, CardTask, EvaluationTask, TrainingJob
 from sat_ray.randomness import Randomness
 from sat_ray.stages import Record, Records, attempt_name
 from sat_ray.storage import Storage
@@ -99,7 +100,7 @@ def train_and_commit(
     return committed
 
 
-def _accelerator(job: TrainingJob | EvaluationTask) -> str:
+def _accelerator(job: TrainingJob | EvaluationTask | CardTask) -> str:
     device = str(job.environment["device"])
     return device.partition(":")[2] if device.startswith("cuda") else ""
 
@@ -197,6 +198,20 @@ def evaluate_and_commit(task: EvaluationTask, records: Records) -> Record:
         "passes": sum(table["passes"].to_pylist()),
     }
     return records.commit(EVALUATE, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started)
+
+
+def card_and_commit(task: CardTask, records: Records) -> Record:
+    """Make a robustness card and return its record; a card already committed is not made again."""
+    done = records.find(CARD, task.key)
+    if done is not None:
+        return done
+    started = perf_counter()
+    model = cached_model(task.checkpoint, task.checkpoint_sha256, _accelerator(task))
+    split = split_of(task.dataset.uri, "val", task.dataset.hash)
+    settings: dict[str, Any] = {"attack": task.attack, "settings": task.settings, "variants": task.variants}
+    card = robustness_card(model, split, **settings, seed=task.seed, lanes=task.lanes)
+    payload = {"name": task.name, "checkpoint": task.checkpoint, "split": "val", "card": card}
+    return records.commit(CARD, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

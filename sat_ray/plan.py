@@ -7,10 +7,12 @@ from typing import Any
 
 from sat_ray.attacks import AttackSpec
 from sat_ray.attacks.spec import true_and_smooth
+from sat_ray.card import CardSettings
 from sat_ray.config import SweepConfig, content_hash, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, manifest_hash
 from sat_ray.models import ModelSpec
+from sat_ray.selection import Validated, ranked
 from sat_ray.stages import Record, Records, Stage, numerical_environment, record_key
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
@@ -19,7 +21,8 @@ from sat_ray.training_settings import TrainingSettings
 SEARCH = Stage("search", 1, ("sat_ray.jobs",))
 TRAIN = Stage("train", 1, ("sat_ray.jobs",))
 EVALUATE = Stage("evaluate", 1, ("sat_ray.jobs",))
-STAGES = (SEARCH, TRAIN, EVALUATE)
+CARD = Stage("card", 1, ("sat_ray.jobs",))
+STAGES = (SEARCH, TRAIN, EVALUATE, CARD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,44 @@ class EvaluationTask:
         return record_key(EVALUATE, self.inputs)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CardTask:
+    """Make the robustness card of one trained model on the validation split."""
+
+    checkpoint: str
+    checkpoint_sha256: str
+    name: str
+    attack: AttackSpec
+    configuration: Configuration
+    settings: CardSettings
+    seed: int
+    lanes: int
+    dataset: Dataset
+    environment: dict[str, Any]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Return everything that determines the card."""
+        return {
+            "weights": self.checkpoint_sha256,
+            "attack": to_json(self.attack),
+            "configuration": self.configuration.to_json(),
+            "settings": to_json(self.settings),
+            "seed": self.seed,
+            "dataset": self.dataset.hash,
+            "environment": self.environment,
+        }
+
+    @property
+    def key(self) -> str:
+        """Name the record."""
+        return record_key(CARD, self.inputs)
+
+    def variants(self, spec: AttackSpec) -> list[AttackSpec]:
+        """Return the attack through every backward pass that training used."""
+        return through_every_backward(spec, self.configuration)
+
+
 def training_job(
     config: SweepConfig, dataset: Dataset, configuration: Configuration, *, stage: Stage, seed: int, training: TrainingSettings
 ) -> TrainingJob:
@@ -189,6 +230,33 @@ def through_every_backward(spec: AttackSpec, configuration: Configuration) -> li
     """Return an attack through the true backward pass, and through the smooth one where training used one."""
     alpha = configuration.alpha if configuration.alpha is not None else configuration.attacker_alpha
     return true_and_smooth(spec, activation=configuration.activation, attacker_activation=configuration.attacker_activation, alpha=alpha)
+
+
+def card_tasks(config: SweepConfig, dataset: Dataset, trained: Sequence[Record]) -> list[CardTask]:
+    """Describe the cards of the candidates for champion, best by validation first: one model, the best seed, per configuration."""
+    configurations = [Configuration(**record.payload["configuration"]) for record in trained]
+    scored = [
+        Validated(configuration.name, record.payload["seed"], record.payload["val_robust_accuracy"])
+        for configuration, record in zip(configurations, trained, strict=True)
+    ]
+    resources = config.resources
+    return [
+        CardTask(
+            checkpoint=trained[index].payload["path"],
+            checkpoint_sha256=trained[index].payload["sha256"],
+            name=trained[index].payload["name"],
+            attack=config.evaluation_attacks()[0],
+            configuration=configurations[index],
+            settings=config.card,
+            seed=config.evaluation.seed,
+            lanes=config.evaluation.lanes,
+            dataset=dataset,
+            environment=numerical_environment(
+                accelerator=resources.accelerator, threads=resources.cpus_per_evaluation, lanes=config.evaluation.lanes
+            ),
+        )
+        for _, index in ranked(scored)[: config.card.candidates]
+    ]
 
 
 def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:

@@ -206,6 +206,19 @@ def test_champion_ties_go_to_the_display_name() -> None:
     assert choose_champion(rows)["configuration"] == "a"
 
 
+def test_the_champion_is_the_best_by_validation_whose_card_passes() -> None:
+    rows = [{"configuration": name, "seed": 0, "val_robust_accuracy": value} for name, value in (("a", 0.3), ("b", 0.5), ("c", 0.4))]
+
+    def chosen(**verdicts: str) -> tuple[str, str | None]:
+        champion = choose_champion([row | {"robustness_card": verdicts.get(str(row["configuration"]))} for row in rows])
+        return champion["configuration"], champion["robustness_card"]
+
+    assert chosen() == ("b", None)
+    assert chosen(b="PASS", c="PASS") == ("b", "PASS")
+    assert chosen(b="FLAG", c="PASS") == ("c", "PASS")
+    assert chosen(b="FLAG", c="FLAG") == ("b", "FLAG")
+
+
 def test_differences_to_relu_are_paired_by_seed_and_say_within_noise() -> None:
     models = [*seeds_of("relu", [400, 500, 600]), *seeds_of("silu", [451, 549, 651]), *seeds_of("elu", [420, 480, 601])]
     board = board_of([*models, *seeds_of("gelu", [900, 910])])

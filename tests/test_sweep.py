@@ -1,5 +1,7 @@
 """The whole pipeline for real: private Ray, Ray Tune, two Ray Train workers, evaluation tasks, MLflow on SQLite."""
 
+import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -14,9 +16,16 @@ import torch
 from mlflow import MlflowClient
 from sweeps import ROOT, environment, leaderboard, numbers, pipeline, prepare, records
 
+from pipelines.driver import sweep_of
+from pipelines.recipes import RECIPES
+from pipelines.tracking import Projection
 from sat_ray.checkpoint import load_model
+from sat_ray.cli import parse
 from sat_ray.data.shards import read_split
 from sat_ray.evaluation import OUTCOME_SCHEMA
+from sat_ray.mlflow_tracker import MlflowTracker
+from sat_ray.plan import CARD
+from sat_ray.stages import Records
 from sat_ray.storage import Storage
 
 RECIPE = "digits_smoke"
@@ -68,6 +77,7 @@ def test_a_sweep_leaves_every_file_of_the_contract(sweep: Path) -> None:
         assert (sweep / name).stat().st_size > 100, name
     figures = {path.name for path in (sweep / "figures").glob("*.png")}
     assert figures >= {"clean_against_robust.png", "table1.png", "training_curves.png", "adversarial_examples.png", "alpha_response.png"}
+    assert "robustness_card.png" in figures
     board = leaderboard(sweep)
     assert set(board) >= {"sweep", "dataset", "threat_model", "attack", "rows"}
     assert set(board["threat_model"]) == {"norm", "epsilon"}
@@ -136,7 +146,9 @@ def test_mlflow_holds_one_parent_and_one_finished_child_per_trial_and_finalist(c
 
 def test_the_champion_in_the_registry_computes_what_its_checkpoint_computes(client: MlflowClient, sweep: Path) -> None:
     version = client.get_model_version_by_alias(RECIPE, "champion")
-    assert version.tags["sat_ray.robustness_card"] == "unverified"
+    assert version.tags["sat_ray.robustness_card"] == "PASS"
+    card = next(iter(records(sweep, "card").values()))["payload"]
+    assert version.tags["sat_ray.robust_accuracy_of_cascade"].startswith(f"{card['card']['ladder']['cascade']:.4f}")
     logged = mlflow.pytorch.load_model(f"models:/{RECIPE}@champion")
     model = load_model(leaderboard(sweep)["champion"]["row"]["checkpoint"])
     x = torch.rand(5, 1, 8, 8)
@@ -144,14 +156,48 @@ def test_the_champion_in_the_registry_computes_what_its_checkpoint_computes(clie
         assert torch.allclose(logged(x), model(x), atol=1e-6)
 
 
+def test_the_champion_has_a_card_and_its_files_say_so(client: MlflowClient, sweep: Path) -> None:
+    board = leaderboard(sweep)
+    (card,) = records(sweep, "card").values()
+    assert card["payload"]["checkpoint"] == board["champion"]["row"]["checkpoint"]
+    assert board["champion"]["robustness_card"] == card["payload"]["card"]["verdict"] == "PASS"
+    assert [row["robustness_card"] for row in board["rows"]].count("PASS") == 1
+    assert json.loads((sweep / "cards" / f"{card['payload']['name']}.json").read_text()) == card["payload"]["card"]
+    run = client.get_run(board["champion"]["row"]["mlflow_run_id"])
+    assert run.data.tags["sat_ray.robustness_card"] == "PASS"
+    assert "robustness_card.json" in {item.path for item in client.list_artifacts(run.info.run_id)}
+    page = (sweep / "report.html").read_text()
+    assert all(check["name"] in page for check in card["payload"]["card"]["checks"])
+
+
+def test_a_flagged_model_is_withheld_unless_somebody_says_why(storage: Path, sweep: Path, tmp_path: Path) -> None:
+    """The finished sweep again, with a card that says FLAG, into an MLflow of its own."""
+    command = parse([RECIPE, "--storage", str(storage)], RECIPES, default=RECIPE, about="")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    projection = Projection(sweep_of(command), MlflowTracker(uri, experiment=RECIPE, artifact_root=str(tmp_path / "artifacts")))
+    (record,) = Records(Storage(str(sweep))).all(CARD)
+    flagged = record.payload | {"card": record.payload["card"] | {"verdict": "FLAG", "reasons": ["the gradient is not zero: 3 images"]}}
+    cards, board = [dataclasses.replace(record, payload=flagged)], leaderboard(sweep)
+    client = MlflowClient(uri, uri)
+    said = projection.register(board, cards, override="")
+    assert said.startswith("no champion") and "3 images" in said and "--accept-flagged" in said
+    assert client.search_registered_models() == []
+    said = projection.register(board, cards, override="the images are synthetic")
+    assert "FLAG, accepted because: the images are synthetic" in said
+    tags = client.get_model_version_by_alias(RECIPE, "champion").tags
+    assert tags["sat_ray.robustness_card"] == "FLAG"
+    assert tags["sat_ray.flag_accepted_because"] == "the images are synthetic"
+    assert "3 images" in tags["sat_ray.flagged_because"]
+
+
 def test_a_finished_sweep_started_again_computes_nothing_and_changes_no_number(storage: Path, sweep: Path) -> None:
-    before = {stage: records(sweep, stage) for stage in ("search", "train", "evaluate")}
+    before = {stage: records(sweep, stage) for stage in ("search", "train", "card", "evaluate")}
     rows = numbers(leaderboard(sweep))
     done = pipeline("sweep", RECIPE, "--storage", str(storage))
     assert done.returncode == 0, done.stdout + done.stderr
     assert {stage: records(sweep, stage) for stage in before} == before
     assert numbers(leaderboard(sweep)) == rows
-    assert done.stdout.count("0 computed") == 3
+    assert done.stdout.count("0 computed") == 4
 
 
 def test_a_sweep_killed_in_the_middle_ends_with_the_numbers_of_an_undisturbed_one(tmp_path: Path, sweep: Path) -> None:

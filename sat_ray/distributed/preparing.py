@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from sat_ray.distributed.tasks import cancel, result
+from sat_ray.distributed.tasks import result
 
 IN_FLIGHT = 256  # shards submitted and not yet returned: work for that many CPUs, some MB for the driver
 
@@ -22,13 +22,9 @@ def in_tasks(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[A
         yield from map(function, tasks)
         return
     remote, running = ray.put(function), deque[Any]()
-    try:
-        for task in tasks:
-            running.append(_apply.remote(remote, task))
-            if len(running) >= IN_FLIGHT:
-                yield result(running.popleft())
-        while running:
+    for task in tasks:
+        running.append(_apply.remote(remote, task))
+        if len(running) >= IN_FLIGHT:
             yield result(running.popleft())
-    finally:
-        for ref in running:  # one has failed, so the others are in vain
-            cancel(ref)
+    while running:
+        yield result(running.popleft())

@@ -9,8 +9,8 @@ import torch
 from sat_ray.bundles import STAGE_RESOURCES, Resources, evaluation_resources
 from sat_ray.config import ResourceSettings
 from sat_ray.distributed.nodes import selector_for
-from sat_ray.jobs import evaluate_and_commit
-from sat_ray.plan import EvaluationTask
+from sat_ray.jobs import card_and_commit, evaluate_and_commit
+from sat_ray.plan import CardTask, EvaluationTask
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
 
@@ -49,22 +49,31 @@ def cancel(ref: Any) -> None:
 
 
 @ray.remote(max_retries=3)
-def _evaluate(task: EvaluationTask, storage: str, threads: int) -> Record:
+def _unit(work: Callable[[Any, Records], Record], task: Any, storage: str, threads: int) -> Record:
     torch.set_num_threads(threads)
-    return evaluate_and_commit(task, Records(Storage(storage)))
+    return work(task, Records(Storage(storage)))
 
 
 def evaluate_all(tasks: Sequence[EvaluationTask], records: Records, resources: ResourceSettings) -> list[Record]:
     """Run evaluation tasks in the given order, largest first where the caller sorted them so; return their records in that order."""
+    return _run_all(evaluate_and_commit, tasks, records, resources)
+
+
+def make_card(task: CardTask, records: Records, resources: ResourceSettings) -> Record:
+    """Make one robustness card where evaluation runs; return its record."""
+    return _run_all(card_and_commit, [task], records, resources)[0]
+
+
+def _run_all(work: Callable[[Any, Records], Record], tasks: Sequence[Any], records: Records, resources: ResourceSettings) -> list[Record]:
     bundle = evaluation_resources(resources)
-    remote = _evaluate.options(num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), label_selector=selector_for(bundle))
+    remote = _unit.options(name=work.__name__, num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), label_selector=selector_for(bundle))
     waiting = list(enumerate(tasks))[::-1]
     running: dict[Any, int] = {}
     done: dict[int, Record] = {}
     while waiting or running:
         while waiting and len(running) < IN_FLIGHT:
             index, task = waiting.pop()
-            running[remote.remote(task, records.storage.uri, resources.cpus_per_evaluation)] = index
+            running[remote.remote(work, task, records.storage.uri, resources.cpus_per_evaluation)] = index
         ready, _ = ray.wait(list(running), num_returns=1)
         for ref in ready:
             done[running.pop(ref)] = result(ref)

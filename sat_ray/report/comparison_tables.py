@@ -40,8 +40,8 @@ def setting(comparison: Comparison) -> str:
     """Spell what all accuracies refer to: images, attacks and, where the files record it, the threat model."""
     first = comparison.models[0]
     specs = counted_specs(first)
-    ball = f" · {_threat(specs[min(specs)])}" if specs else ""
-    return f"n = {comparison.n:,} images{ball} · {'; '.join(_attack(name, specs) for name in counted_attacks(first))}"
+    balls = sorted({_threat(spec) for spec in specs.values() if "threat_model.norm" in spec})
+    return " · ".join([f"n = {comparison.n:,} images", *balls, "; ".join(_attack(name, specs) for name in counted_attacks(first))])
 
 
 def sentence(comparison: Comparison, pair: Pair) -> str:
@@ -57,8 +57,8 @@ def notes(comparison: Comparison) -> list[str]:
     """Say how the figures were made and what they do not show."""
     models, count = comparison.models, len(comparison.pairs)
     found = [
-        "differences in points with Newcombe's paired 95 % interval (1998, method 10); p: McNemar's exact test, "
-        + (f"corrected by Holm over {count} pairs; " if count > 1 else "")
+        "differences in points with Newcombe's paired 95 % interval (1998, method 10); p: McNemar's exact test; "
+        + (f"p (Holm): corrected over {count} pairs; " if count > 1 else "")
         + "within noise: p > 0.05"
         + (" after Holm" if count > 1 else ""),
         "McNemar compares these checkpoints on these images, not two activations or ways of training: that takes seeds, at least 3 of each",
@@ -83,12 +83,12 @@ def _accuracies(comparison: Comparison) -> Table:
 
 
 def _differences(comparison: Comparison) -> Table:
-    table = Table(title="Paired differences in points", title_justify="left")
+    table = Table(title="Paired differences of accuracy in points", title_justify="left")
     table.add_column("", no_wrap=True)
-    table.add_column("accuracy")
-    for name in ("difference", "95 % interval", "first alone", "other alone", "p", "p (Holm)"):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
+    table.add_column("")
+    for name in ("points", "95 % interval", "first alone", "other alone", "p", "p (Holm)"):
+        table.add_column(name, justify="right", no_wrap=name in ("points", "95 % interval", "p"))
+    table.add_column("verdict", no_wrap=True)
     for kind in ("robust", "clean"):
         for pair in comparison.pairs:
             test = pair.robust if kind == "robust" else pair.clean

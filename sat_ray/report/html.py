@@ -32,6 +32,7 @@ FIGURES = {
     "table1": ("Table 1", "The paper's five combinations of backward passes, from this sweep's rows."),
     "alpha_response": ("Response to α", "Robust accuracy on the validation split for every search trial of an activation with an α."),
     "training_curves": ("Training curves", "Loss and accuracies by epoch, the mean over seeds per configuration."),
+    "robustness_card": ("Robustness card of the champion", "The evidence behind the verdict, on validation images."),
     "adversarial_examples": ("Images and their adversarial counterparts", "What the attack changed, and what the model answered."),
 }
 
@@ -44,11 +45,13 @@ def render(
     versions: Mapping[str, str],
     notes: Sequence[str],
     config: Mapping[str, Any],
+    cards: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Render the board as one HTML page without external requests.
 
     figures: name → PNG as a path or as bytes; command: what reproduces the sweep; versions: package → version; notes: shown as they are;
-    config: JSON-ready. Everything is escaped. Raises ValueError for a figure that is no PNG.
+    config: JSON-ready; cards: {"name", "card"} of each robustness card made, best candidate first.
+    Everything is escaped. Raises ValueError for a figure that is no PNG.
     """
     shown = _figures(figures)
     template = _environment().get_template("report.html.j2")
@@ -58,7 +61,9 @@ def render(
         scale=_scale(board),
         total_seconds=sum(group["accelerator_seconds"] for group in board["groups"]),
         table1_figure=next((figure for figure in shown if figure["name"] == "table1"), None),
-        figures=[figure for figure in shown if figure["name"] != "table1"],
+        card_figure=next((figure for figure in shown if figure["name"] == "robustness_card"), None),
+        figures=[figure for figure in shown if figure["name"] not in ("table1", "robustness_card")],
+        cards=cards,
         command=command,
         versions=dict(sorted(versions.items())),
         notes=[*NOTES, *notes],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,16 +12,24 @@ from sat_ray.report.headline import write_headline
 from sat_ray.report.rows import EvaluatedModel, display_names
 from sat_ray.report.summary import Summary, summarise, survival
 from sat_ray.report.tables import to_markdown, to_terminal
+from sat_ray.selection import Validated, ranked
 
 __all__ = ["Summary", "choose_champion", "leaderboard", "summarise", "to_markdown", "to_terminal"]
 
 
 def leaderboard(
-    models: Sequence[EvaluatedModel], *, sweep: str, dataset: str, threat_model: Mapping[str, Any], attack: Mapping[str, Any]
+    models: Sequence[EvaluatedModel],
+    *,
+    sweep: str,
+    dataset: str,
+    threat_model: Mapping[str, Any],
+    attack: Mapping[str, Any],
+    verdicts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the board as a JSON-ready dict; rows and groups are sorted by robust accuracy on the test split, best first, for display.
 
-    threat_model: {"norm", "epsilon"}; attack: {"name", "steps", "step_size", "restarts"}; epsilon and step_size in [0, 1] pixels.
+    threat_model: {"norm", "epsilon"}; attack: {"name", "steps", "step_size", "restarts"}; epsilon and step_size in [0, 1] pixels;
+    verdicts: PASS or FLAG of the robustness cards that were made, by checkpoint.
     Raises ValueError without models, with a repeated seed, or if two models were evaluated on different images.
     """
     if not models:
@@ -30,7 +37,7 @@ def leaderboard(
     scored = [_score(model, name=name) for model, name in zip(models, display_names(models), strict=True)]
     _check_same_images(scored)
     groups = group_by_configuration(scored)
-    rows = sorted((_row(one) for one in scored), key=_best_first)
+    rows = sorted((_row(one, verdict=(verdicts or {}).get(one.model.checkpoint)) for one in scored), key=_best_first)
     champion = choose_champion(rows)
     by_name = {group.name: group for group in groups}
     return {
@@ -46,18 +53,20 @@ def leaderboard(
 
 
 def choose_champion(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Choose the configuration with the best mean `val_robust_accuracy` over its seeds, then its best seed by the same figure.
+    """Choose the best configuration by validation (`sat_ray.selection`) whose robustness card says PASS, and its best seed.
 
-    rows: leaderboard rows. No figure of the test split takes part; ties go to the display name, then to the lower seed.
+    rows: leaderboard rows. No figure of the test split takes part. Where no card says PASS, the best by validation, with its verdict.
     """
-    validated: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        validated.setdefault(row["configuration"], []).append(row)
-    # Rounded, because equal accuracies summed in another order may differ in the last bit and a tie must stay a tie.
-    means = {name: round(math.fsum(row["val_robust_accuracy"] for row in same) / len(same), 12) for name, same in validated.items()}
-    winner = min(means, key=lambda name: (-means[name], name))
-    best = min(validated[winner], key=lambda row: (-row["val_robust_accuracy"], row["seed"]))
-    return {"configuration": winner, "selected_by": "val_robust_accuracy", "val_robust_accuracy": means[winner], "row": dict(best)}
+    scored = [Validated(row["configuration"], row["seed"], row["val_robust_accuracy"]) for row in rows]
+    order = ranked(scored)
+    mean, best = next(((mean, index) for mean, index in order if rows[index].get("robustness_card") == "PASS"), order[0])
+    return {
+        "configuration": rows[best]["configuration"],
+        "selected_by": "val_robust_accuracy",
+        "val_robust_accuracy": mean,
+        "robustness_card": rows[best].get("robustness_card"),
+        "row": dict(rows[best]),
+    }
 
 
 def _score(model: EvaluatedModel, *, name: str) -> Scored:
@@ -81,7 +90,7 @@ def _check_same_images(scored: Sequence[Scored]) -> None:
             raise ValueError(f"label differs between {first.name} and {other.name}; allowed: the same labels for every model")
 
 
-def _row(scored: Scored) -> dict[str, Any]:
+def _row(scored: Scored, *, verdict: str | None) -> dict[str, Any]:
     model, summary = scored.model, scored.summary
     return {
         "configuration": scored.name,
@@ -100,6 +109,7 @@ def _row(scored: Scored) -> dict[str, Any]:
         "attacks": summary.attacks,
         "final_iterate_attacks": summary.final_iterate_attacks,
         "passes_per_image": summary.passes_per_image,
+        "robustness_card": verdict,
         "checkpoint": model.checkpoint,
         "outcomes": model.outcomes,
         "mlflow_run_id": model.mlflow_run_id,
