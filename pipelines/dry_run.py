@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sat_ray.bundles import bundles
 from sat_ray.cli import Command
 from sat_ray.config import SweepConfig, flatten, to_json
 from sat_ray.data.sources import dataset_source
@@ -39,6 +40,7 @@ def plan(config: SweepConfig) -> dict[str, str]:
         f"({config.search.method}, rungs at {', '.join(map(str, config.search.rungs))} epochs)",
         "models for the leaderboard": f"{finalists} configurations x {seeds} seeds = {finalists * seeds}",
         **_passes(config, source),
+        **{f"asked of Ray, {demand.stage}": str(demand) for demand in bundles(config)},
     }
 
 

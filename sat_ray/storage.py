@@ -19,6 +19,8 @@ from urllib.parse import urlparse
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from sat_ray.s3_preflight import check_s3
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -171,6 +173,8 @@ def json_bytes(value: Any) -> bytes:
 
 def check_writable(storage: Storage) -> None:
     """Write, read and remove a probe; ValueError says what failed and what to do."""
+    if not storage.is_local:
+        check_s3(storage.uri)  # knows more of S3's answers than pyarrow tells, which is tried after it
     probe = f".probe-{uuid.uuid4().hex}"
     try:
         storage.write(probe, b"sat_ray")

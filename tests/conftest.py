@@ -1,7 +1,16 @@
-"""Fixtures shared by all tests: real digits, and one small model adversarially trained on them, once per session."""
+"""Fixtures shared by all tests: real digits, one small model adversarially trained on them, and an S3 server, each once per session."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import s3_server
 import torch
 from hypothesis import settings
 from sklearn.datasets import load_digits
@@ -12,6 +21,7 @@ from sat_ray.data.split import Split
 from sat_ray.losses import cross_entropy
 from sat_ray.models import Normalized, build_model, view
 from sat_ray.randomness import Randomness, permutation
+from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=40)
@@ -64,3 +74,54 @@ def digits_model(digits: Split, digits_threat_model: ThreatModel) -> Normalized:
 def held_out(digits: Split) -> Split:
     """Return 77 digits that the model was not trained on: two full blocks of 32 lanes and a ragged third."""
     return digits.take(slice(1000, 1077))
+
+
+@pytest.fixture(scope="session")
+def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Start a real S3 server and return the variables that lead to it; skip with a notice where it cannot run."""
+    folder = tmp_path_factory.mktemp("s3")
+    if importlib.util.find_spec("swift") is None:
+        pytest.skip("swift is not installed (requirements-dev.txt): nothing was run against an S3 server")
+    try:
+        os.setxattr(folder, "user.probe", b"")
+    except OSError as error:
+        pytest.skip(f"{folder} has no user extended attributes ({error}): nothing was run against an S3 server")
+    port = _free_ports(len(s3_server.ROLES))
+    with (folder / "log").open("wb") as log:
+        command = [sys.executable, "-W", "ignore", s3_server.__file__, str(folder), str(port)]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+    try:
+        assert server.stdout is not None and server.stdout.readline() == b"ready\n", (folder / "log").read_text()
+        yield s3_server.environment(port)
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def s3(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """Return an empty folder in a bucket of its own on a real S3 server, with this process's environment set for it."""
+    import boto3
+
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"tests-{uuid.uuid4().hex[:12]}"
+    boto3.session.Session().client("s3").create_bucket(Bucket=bucket)
+    return Storage.at(f"s3://{bucket}/sweeps")
+
+
+def _free_ports(count: int) -> int:
+    """Return the first of some consecutive ports that are free now."""
+    for first in range(20_000 + os.getpid() % 10_000, 32_000, count):
+        probes = [socket.socket() for _ in range(count)]
+        try:
+            for offset, probe in enumerate(probes):
+                probe.bind(("127.0.0.1", first + offset))
+        except OSError:
+            continue
+        else:
+            return first
+        finally:
+            for probe in probes:
+                probe.close()
+    raise AssertionError("no free ports")

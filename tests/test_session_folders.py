@@ -1,0 +1,42 @@
+"""The folders of private Rays: gone with their driver, or with the next start after a driver was killed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from sat_ray.distributed.folders import LOCK, remove_abandoned, session_folder
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from sat_ray.distributed.folders import session_folder
+with session_folder(Path(sys.argv[1])) as folder:
+    (Path(folder) / "session").mkdir()
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_folder_of_a_killed_driver_goes_at_the_next_start_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    drivers = [subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        folders = [Path(driver.stdout.readline().strip()) for driver in drivers if driver.stdout is not None]
+        (tmp_path / "sat_ray-0-26379").mkdir()  # a name like ours, and no lock in it: somebody else's
+        drivers[0].kill()
+        drivers[0].wait()
+        assert folders[0].is_dir()
+        with session_folder(tmp_path) as mine:
+            assert sorted(tmp_path.iterdir()) == sorted([folders[1], Path(mine), tmp_path / "sat_ray-0-26379"])
+            assert remove_abandoned(tmp_path) == []
+        assert not Path(mine).exists()
+    finally:
+        for driver in drivers:
+            driver.kill()
+            driver.wait()
+    assert remove_abandoned(tmp_path) == [folders[1]]
+
+
+def test_a_folder_that_is_just_being_made_is_not_taken_for_an_abandoned_one(tmp_path: Path) -> None:
+    (tmp_path / "sat_ray-young").mkdir()
+    (tmp_path / "sat_ray-young" / f"{LOCK}.new").touch()
+    assert remove_abandoned(tmp_path) == [] and (tmp_path / "sat_ray-young").is_dir()
