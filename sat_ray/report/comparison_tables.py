@@ -58,7 +58,7 @@ def notes(comparison: Comparison) -> list[str]:
     models, count = comparison.models, len(comparison.pairs)
     found = [
         "differences in points with Newcombe's paired 95 % interval (1998, method 10); p: McNemar's exact test; "
-        + (f"p (Holm): corrected over {count} pairs; " if count > 1 else "")
+        + (f"Holm p: corrected over {count} pairs; " if count > 1 else "")
         + "within noise: p > 0.05"
         + (" after Holm" if count > 1 else ""),
         "McNemar compares these checkpoints on these images, not two activations or ways of training: that takes seeds, at least 3 of each",
@@ -86,21 +86,24 @@ def _differences(comparison: Comparison) -> Table:
     table = Table(title="Paired differences of accuracy in points", title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("")
-    for name in ("points", "95 % interval", "first alone", "other alone", "p", "p (Holm)"):
-        table.add_column(name, justify="right", no_wrap=name in ("points", "95 % interval", "p"))
-    table.add_column("verdict", no_wrap=True)
+    for name in ("points", "95 % interval", "first alone", "other alone", "p", *(["Holm p"] if len(comparison.pairs) > 1 else [])):
+        table.add_column(name, justify="right", no_wrap=name in ("points", "95 % interval", "p", "Holm p"))
+    table.add_column("verdict")
     for kind in ("robust", "clean"):
         for pair in comparison.pairs:
             test = pair.robust if kind == "robust" else pair.clean
-            table.add_row(f"{letter(pair.other)} − {letter(pair.first)}", kind, *_test_cells(test, pair))
+            table.add_row(
+                f"{letter(pair.other)} − {letter(pair.first)}", kind, *_test_cells(test, pair, corrected=len(comparison.pairs) > 1)
+            )
         table.add_section()
     return table
 
 
-def _test_cells(test: PairedTest, pair: Pair) -> list[str]:
+def _test_cells(test: PairedTest, pair: Pair, *, corrected: bool) -> list[str]:
     verdict = "within noise" if test.within_noise else f"{letter(pair.other if test.difference > 0 else pair.first)} higher"
     counts = [f"{test.only_first:,}", f"{test.only_other:,}"]
-    return [points(test.difference, signed=True), _limits(test), *counts, _p(test.p_value), _p(test.holm_p_value), verdict]
+    p_values = [_p(test.p_value), *([_p(test.holm_p_value)] if corrected else [])]
+    return [points(test.difference, signed=True), _limits(test), *counts, *p_values, verdict]
 
 
 def _classes(comparison: Comparison) -> Table:
