@@ -1,5 +1,6 @@
 """Training goes on from any step as if nothing had happened, and stops where its numbers have gone bad."""
 
+import dataclasses
 import pickle
 import signal
 import subprocess
@@ -11,15 +12,22 @@ from typing import Any
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from trainings import assert_same_bits, small_model, train
+from trainings import BALL, assert_same_bits, small_model, train
 
 from sat_ray.checkpoint import pack_state, unpack_state
+from sat_ray.config import ModelSettings, SweepConfig
+from sat_ray.configuration import Configuration
+from sat_ray.data.shards import write_dataset
+from sat_ray.data.sources import DATASETS
 from sat_ray.data.split import Split
+from sat_ray.jobs import train_and_commit
 from sat_ray.learner import Learner
+from sat_ray.plan import Dataset, TrainingJob, final_jobs
 from sat_ray.randomness import permutation
+from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.totals import NonFiniteLossError
-from sat_ray.training import TrainingState
+from sat_ray.training import TrainingSettings, TrainingState
 
 EVERYTHING: dict[str, Any] = {
     "epochs": 3,
@@ -139,3 +147,44 @@ def test_weights_destroyed_by_the_last_update_are_noticed_before_they_are_valida
     monkeypatch.setattr(Learner, "update", destroying)
     with pytest.raises(NonFiniteLossError, match=r"in epoch 1, step 3 .* the last good state is of epoch 1, step 0$"):
         train(small_model(), digits)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainingJob:
+    """Return a training of the digits."""
+    write_dataset(DATASETS["digits"], Storage.at(tmp_path / "data"), rows_per_shard=2000)
+    training = TrainingSettings(epochs=1, global_batch_size=64, batchnorm_group_size=32, warmup_epochs=0.5, validation_steps=4)
+    config = SweepConfig(recipe="toy", threat_model=BALL, model=ModelSettings(width=8), training=training)
+    dataset = Dataset.open(str(tmp_path / "data"))
+    assert dataset is not None
+    return final_jobs(config, dataset, [Configuration(activation="silu")])[0]
+
+
+def test_a_job_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
+    job: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, update, numbers = Records(Storage.at(tmp_path / "sweep")), Learner.update, []
+
+    def counted(self: Learner, *args: Any, **kwargs: Any) -> None:
+        numbers.append(kwargs["number"])
+        if len(numbers) == 8:
+            raise KeyboardInterrupt
+        update(self, *args, **kwargs)
+
+    monkeypatch.setattr(Learner, "update", counted)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_commit(job, records, checkpoint_images=300)
+    resumed = train_and_commit(job, records, checkpoint_images=300)
+    assert numbers[:9] == [0, 1, 2, 3, 4, 5, 6, 7, 4]  # 300 images are four steps
+    undisturbed = train_and_commit(job, Records(Storage.at(tmp_path / "other")))
+    assert resumed.payload["sha256"] == undisturbed.payload["sha256"] and resumed.content == undisturbed.content
+    assert records.storage.names("state/progress") == []
+
+
+def test_a_job_whose_loss_is_nan_names_its_last_checkpoint(job: TrainingJob, tmp_path: Path) -> None:
+    bad = dataclasses.replace(job, training=dataclasses.replace(job.training, learning_rate=1e30, warmup_epochs=0.0))
+    records = Records(Storage.at(tmp_path / "sweep"))
+    with pytest.raises(NonFiniteLossError, match=r"epoch 0, step 1; the last checkpoint is .*/state/progress/\w+\.safetensors$"):
+        train_and_commit(bad, records, checkpoint_images=64)
+    with pytest.raises(NonFiniteLossError, match=r"epoch 0, step 0; there is no checkpoint yet$"):
+        train_and_commit(bad, Records(Storage.at(tmp_path / "other")))
