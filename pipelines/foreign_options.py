@@ -15,11 +15,9 @@ class ForeignOptions:
     """A model, images, and the attack that is to be survived."""
 
     model: str = ""
-    """The model, from [0, 1] pixels to logits: a sat_ray checkpoint folder, an MLflow model (models:/..., runs:/... or its folder), a
-    torch.export file (.pt2), or module:function that returns it."""
+    """Checkpoint folder of sat_ray, MLflow model (models:/..., runs:/... or its folder), torch.export file (.pt2), or module:function."""
     data: str = ""
-    """The images: a prepared dataset (a folder with manifest.json), an image folder with one sub-folder per class, or an .npz with
-    images (uint8), labels and perhaps image_ids and class_names."""
+    """Prepared dataset (has a manifest.json), folder of images (one sub-folder per class), or .npz of images (uint8) and labels."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the perturbation."""
     epsilon: float = 8 / 255
