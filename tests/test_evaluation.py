@@ -260,3 +260,11 @@ def test_logits_that_become_nan_under_attack_are_refused_by_image_id() -> None:
 
     with pytest.raises(ValueError, match=r"NaN or inf logits for image ids \[3"):
         evaluate(fragile, **FOUR, attacks=[PGD_20], lanes=4)
+
+
+def test_another_lane_count_is_another_environment_with_nearly_the_same_verdicts(digits_model: Normalized, digits: Split) -> None:
+    """Kernels round differently for another batch shape, and sign() amplifies it: verdicts may differ on images near the boundary alone."""
+    split = digits.take(slice(1000, 1400))
+    one, other = (by_id(outcomes(digits_model, split, lanes=lanes), "robust") for lanes in (16, 40))
+    differing = sorted(image_id for image_id in one if one[image_id] != other[image_id])
+    assert len(differing) <= 0.005 * len(split), differing

@@ -107,3 +107,14 @@ def test_a_smooth_backward_in_training_is_attacked_with_both_gradients(
     specs = true_and_smooth(spec, activation=activation, attacker_activation=attacker)
     assert [s.attacker_activation for s in specs] == used
     assert len({s.name for s in specs}) == len(used)
+
+
+def test_a_final_iterate_attack_through_the_smooth_backward_is_still_known_as_one() -> None:
+    spec = AttackSpec(threat_model=LINF, steps=10, step_size=0.1, final_iterate=True)
+    names = [s.name for s in true_and_smooth(spec, activation="relu", attacker_activation="relu_smooth_backward")]
+    assert names == ["pgd-10-final", "pgd-10@relu_smooth_backward-final"]
+
+
+def test_square_takes_no_gradient_so_one_backward_is_enough() -> None:
+    spec = AttackSpec(threat_model=LINF, algorithm="square", steps=10)
+    assert true_and_smooth(spec, activation="relu", attacker_activation="relu_smooth_backward") == [spec]

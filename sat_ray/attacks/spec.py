@@ -118,4 +118,6 @@ def true_and_smooth(
         return [spec]
     smooth = own.name if own.smooth_backward else used.name
     true = replace(spec, attacker_activation=own.forward_name if own.smooth_backward else None)
-    return [true, replace(spec, attacker_activation=smooth, attacker_alpha=alpha, name=f"{spec.name}@{smooth}")]
+    suffix = FINAL_SUFFIX if spec.name.endswith(FINAL_SUFFIX) else ""
+    name = f"{spec.name.removesuffix(suffix)}@{smooth}{suffix}"  # what reads outcomes knows a final-iterate attack by the end of its name
+    return [true, replace(spec, attacker_activation=smooth, attacker_alpha=alpha, name=name)]

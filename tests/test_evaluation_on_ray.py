@@ -1,0 +1,84 @@
+"""Exactly once on a cluster: shards as Ray tasks, one worker killed in the middle of its shard, the outcomes of an undisturbed process."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from sat_ray.attacks import AttackSpec
+from sat_ray.checkpoint import load_model, save_model
+from sat_ray.config import ResourceSettings
+from sat_ray.data.shards import image_ids, read_split, write_dataset
+from sat_ray.data.sources import DATASETS
+from sat_ray.distributed.session import ray_session
+from sat_ray.distributed.tasks import evaluate_all
+from sat_ray.evaluation import evaluate
+from sat_ray.models import Normalized, settle_layout
+from sat_ray.outcomes import merge_outcomes
+from sat_ray.plan import Dataset, EvaluationTask
+from sat_ray.stages import Record, Records
+from sat_ray.storage import Storage
+from sat_ray.threat import ThreatModel
+
+ATTACK = AttackSpec(threat_model=ThreatModel("linf", 40 / 255), steps=60, step_size=4 / 255)
+LANES = 32
+
+
+@pytest.fixture
+def tasks(digits_model: Normalized, tmp_path: Path) -> list[EvaluationTask]:
+    """Return the four shards of one model's test images."""
+    write_dataset(DATASETS["digits"], Storage(str(tmp_path / "data")), rows_per_shard=512)
+    dataset = Dataset.open(str(tmp_path / "data"))
+    assert dataset is not None and digits_model.spec is not None
+    digest = save_model(Storage(str(tmp_path / "model")), digits_model.state_dict(), spec=digits_model.spec, about={})
+    common = {
+        "checkpoint": str(tmp_path / "model"),
+        "checkpoint_sha256": digest,
+        "name": "m",
+        "attacks": (ATTACK,),
+        "seed": 0,
+        "lanes": LANES,
+    }
+    bounds = [0, 230, 450, 700, 899]
+    return [
+        EvaluationTask(**common, first=first, last=last, dataset=dataset, environment={"device": "cpu"})  # type: ignore[arg-type]
+        for first, last in itertools.pairwise(bounds)
+    ]
+
+
+def kill_one_worker(killed: list[int], *, within: float) -> None:
+    """Wait for a process that evaluates a shard, let it get into its work, and kill it."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline and not killed:
+        for process in psutil.process_iter(["name", "cmdline"]):
+            title = " ".join(process.info["cmdline"] or [process.info["name"] or ""])
+            if title.startswith("ray::evaluate_and_commit") or "ray::_unit" in title:
+                time.sleep(0.3)
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+                return
+        time.sleep(0.02)
+
+
+def test_a_worker_killed_in_the_middle_of_a_shard_loses_and_doubles_nothing(tasks: list[EvaluationTask], tmp_path: Path) -> None:
+    records, killed, done = Records(Storage(str(tmp_path / "sweep"))), list[int](), list[Record]()
+    with ray_session():
+        killer = threading.Thread(target=kill_one_worker, args=(killed,), kwargs={"within": 60.0})
+        killer.start()
+        done = evaluate_all(tasks, records, ResourceSettings())
+        killer.join()
+    assert killed, "no worker was seen at work"
+    assert [record.key for record in done] == [task.key for task in tasks]
+    path = merge_outcomes(done, image_ids(Storage(tasks[0].dataset.uri), "test").numpy(), records, name="m")
+    merged = pq.read_table(str(tmp_path / "sweep" / path))
+    test = read_split(Storage(tasks[0].dataset.uri), "test")
+    model = load_model(tasks[0].checkpoint)
+    settle_layout(model)
+    alone = evaluate(model, test.images, test.labels, test.image_ids, attacks=[ATTACK], lanes=LANES)
+    assert merged.equals(alone)
