@@ -19,6 +19,7 @@ Resources = dict[str, float]
 POOL_LABEL, CPU_POOL = "sat-ray/pool", "cpu"  # a label of Ray's nodes; cluster/ sets it
 NODE_GROUPS = "SAT_RAY_NODE_GROUPS"  # Ray's autoscaler tells nobody what it may buy: the cluster's environment has to
 STAGE_RESOURCES: Resources = {"CPU": 0}  # a stage itself mostly waits for what it started
+SHARD_RESOURCES: Resources = {"CPU": 1}  # of a task that prepares one shard of a dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +75,11 @@ def bundles(config: SweepConfig) -> list[Demand]:
     shards = -(-dataset_source(config.data.dataset).test // config.evaluation.shard_size)
     trials = len(config.search.configurations()) if config.search.method == "grid" else config.search.samples
     return [
-        Demand(stage="prepare", field="prepare", resources=STAGE_RESOURCES),
+        Demand(stage="prepare", field="data.dataset", resources=SHARD_RESOURCES),
         Demand(stage="search", field="resources.cpus_per_trial", resources=trial_resources(asked), count=trials),
         Demand(stage="train", field="resources.train_workers", resources=worker_resources(asked), count=asked.train_workers, gang=True),
         Demand(stage="evaluate", field="resources.cpus_per_evaluation", resources=evaluation_resources(asked), count=models * shards),
+        Demand(stage="card", field="resources.cpus_per_evaluation", resources=evaluation_resources(asked)),
         Demand(stage="report", field="report", resources=STAGE_RESOURCES),
     ]
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import ray
 
+from sat_ray.bundles import SHARD_RESOURCES
+from sat_ray.distributed.nodes import selector_for
 from sat_ray.distributed.tasks import result
 
 IN_FLIGHT = 256  # shards submitted and not yet returned: work for that many CPUs, some MB for the driver
 
 
-@ray.remote(num_cpus=1, max_retries=3)
+@ray.remote(num_cpus=SHARD_RESOURCES["CPU"], max_retries=3)
 def _apply(function: Callable[[Any], Any], task: Any) -> Any:
     return function(task)
 
@@ -22,8 +24,9 @@ def in_tasks(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[A
         yield from map(function, tasks)
         return
     remote, running = ray.put(function), deque[Any]()
+    apply = _apply.options(label_selector=selector_for(SHARD_RESOURCES))
     for task in tasks:
-        running.append(_apply.remote(remote, task))
+        running.append(apply.remote(remote, task))
         if len(running) >= IN_FLIGHT:
             yield result(running.popleft())
     while running:
