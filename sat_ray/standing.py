@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from sat_ray.card import PASS
 from sat_ray.config import SweepConfig, from_json
 from sat_ray.configuration import Configuration
 from sat_ray.lease import HEARTBEAT_SECONDS, Holder, read_lease
-from sat_ray.plan import EVALUATE, SEARCH, STAGES, TRAIN, Dataset, dataset_uri, groups, planned_trials
+from sat_ray.plan import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset, dataset_uri, groups, planned_trials
 from sat_ray.stages import STATE, Record, Records, Stage
 from sat_ray.storage import Storage
 
@@ -34,7 +35,7 @@ class Best:
 class StageStanding:
     """How far one stage is.
 
-    done, planned: units of work, None where the plan is not known; at_most: planned is an upper bound (asynchronous search);
+    done, planned: units of work, None where the plan is not known; at_most: planned is an upper bound;
     other_environment: units that another numerical environment made, not counted as done; images_per_second: of one unit while it
     worked; accelerator_seconds: spent; last_commit: unix time; seconds_left: at the pace so far, None where that is not known or is 0.
     """
@@ -125,25 +126,32 @@ def _read_all(records: Records, stage: Stage, pool: ThreadPoolExecutor) -> list[
 
 
 def _stages(config: SweepConfig, found: dict[Stage, list[Record]], dataset: Dataset | None) -> tuple[StageStanding, ...]:
-    models = len(groups(config.search.configurations())) * len(config.final.seeds)
+    finalists = len(groups(config.search.configurations()))
+    models = finalists * len(config.final.seeds)
     shards = None if dataset is None else -(-dataset.manifest["splits"]["test"] // config.evaluation.shard_size)
     planned = {SEARCH: planned_trials(config), TRAIN: models, EVALUATE: None if shards is None else models * shards}
+    planned[CARD] = min(config.card.candidates, finalists)
     counted = {stage: _same_environment(records) for stage, records in found.items()}
     weights = {record.payload["sha256"] for record in counted[TRAIN]}
     counted[EVALUATE] = [record for record in counted[EVALUATE] if record.inputs["weights"] in weights]
-    asynchronous = config.search.method != "grid"
-    if asynchronous and counted[TRAIN]:
+    bounds = set()  # stages whose plan is the most they can need
+    if config.search.method != "grid" and not counted[TRAIN]:
+        bounds.add(SEARCH)
+    elif config.search.method != "grid":
         planned[SEARCH] = _units(SEARCH, counted[SEARCH])  # the search has ended, or nothing would train
+    if any(record.payload["card"]["verdict"] == PASS for record in counted[CARD]):
+        planned[CARD] = len(counted[CARD])
+    else:
+        bounds.add(CARD)
     return tuple(
         _stage(
             stage,
             counted[stage],
-            planned=planned.get(stage),
-            at_most=stage is SEARCH and asynchronous and not counted[TRAIN],
+            planned=planned[stage],
+            at_most=stage in bounds,
             others=len(found[stage]) - len(counted[stage]),
         )
         for stage in STAGES
-        if stage in planned or found[stage]
     )
 
 

@@ -16,9 +16,10 @@ from test_lease import holder
 
 from pipelines import status
 from pipelines.recipes import DEFAULT, RECIPES
+from sat_ray.card import PASS
 from sat_ray.cli import parse
 from sat_ray.jobs import evaluate_and_commit, train_and_commit
-from sat_ray.plan import Dataset, dataset_uri, evaluation_tasks, final_jobs, trial_job
+from sat_ray.plan import CARD, Dataset, dataset_uri, evaluation_tasks, final_jobs, trial_job
 from sat_ray.stages import Record, Records
 from sat_ray.standing import PAUSE_SECONDS, Standing, _seconds_left, standing
 from sat_ray.storage import Storage
@@ -84,7 +85,7 @@ def test_units_best_and_cost_are_those_of_the_records(root: Path) -> None:
     scores = {one["payload"]["configuration"]["activation"]: one["payload"]["val_robust_accuracy"] for one in files["train"]}
     assert found.best is not None and found.best.models == 1
     assert found.best.val_robust_accuracy == max(scores.values()) == scores[found.best.name]
-    for one in found.stages:
+    for one in found.stages[:3]:
         cost = [record["payload"].get("accelerator_seconds", record["seconds"]) for record in files[one.name]]
         assert one.accelerator_seconds == pytest.approx(sum(cost))
         assert one.last_commit == max(record["created"] for record in files[one.name])
@@ -127,6 +128,9 @@ def test_a_finished_sweep_names_its_report(copy: Path, capsys: pytest.CaptureFix
     for job in final_jobs(config, data, list(config.search.configurations())):
         for task in evaluation_tasks(config, data, train_and_commit(job, store)):
             evaluate_and_commit(task, store)
+    assert stage(standing(Storage.at(copy), NAME), "card") == (0, min(config.card.candidates, 2), 0)
+    store.commit(CARD, "0" * 32, inputs={}, payload={"name": "silu-s0", "card": {"verdict": PASS}}, seconds=1.0)
+    assert stage(standing(Storage.at(copy), NAME), "card") == (1, 1, 0)  # the first that passes ends the stage
     assert standing(Storage.at(copy), NAME).report == ""  # every unit is there, the report is not
     for name in ("leaderboard.json", "report.html"):
         (copy / NAME / name).write_text("{}")
