@@ -3,6 +3,7 @@
 from typing import Any
 
 from sat_ray.bundles import bundles
+from sat_ray.card.evidence import most_passes
 from sat_ray.cli import Command
 from sat_ray.config import SweepConfig, flatten, to_json
 from sat_ray.data.sources import dataset_source
@@ -17,8 +18,8 @@ def describe(command: Command) -> str:
     """Return the resolved config and the plan as text."""
     config = command.config
     lines = [f"sweep {command.name} in {command.storage.uri}", f"tracking {redacted(command.tracking_uri)}", "", "resolved config"]
-    lines += [f"  {name:<36} {_show(name, value)}" for name, value in flatten(to_json(config)).items()]
-    lines += ["", "plan", *(f"  {name:<36} {value}" for name, value in plan(config).items()), "", "dry run: nothing was touched"]
+    lines += [f"  {name:<40} {_show(name, value)}" for name, value in flatten(to_json(config)).items()]
+    lines += ["", "plan", *(f"  {name:<40} {value}" for name, value in plan(config).items()), "", "dry run: nothing was touched"]
     return "\n".join(lines)
 
 
@@ -33,7 +34,7 @@ def plan(config: SweepConfig) -> dict[str, str]:
         "global batch": f"{training.global_batch_size} images, {training.global_batch_size // resources.train_workers} per worker",
         "learning rate": f"{training.learning_rate:g} at the peak, {training.schedule}, {training.warmup_epochs:g} epochs of warm-up",
         "epsilon": f"{as_255ths(config.threat_model.epsilon)} ({config.threat_model.norm})",
-        "training attack": f"PGD-{training.attack_steps}, step {as_255ths(training.attack(config.threat_model).step_size)}",
+        "training attack": _training_attack(config),
         "evaluation attack": f"PGD-{config.evaluation.steps}, step {as_255ths(config.evaluation.step_size)}, "
         f"{config.evaluation.restarts} restart(s)",
         "search trials": f"{len(config.search.configurations())} configurations, {planned_trials(config)} trainings "
@@ -44,8 +45,16 @@ def plan(config: SweepConfig) -> dict[str, str]:
     }
 
 
+def _training_attack(config: SweepConfig) -> str:
+    training, step = config.training, as_255ths(config.training.attack(config.threat_model).step_size)
+    if training.attack_replays:
+        return f"Free: {training.attack_replays} updates on each batch, step {step}"
+    ascended = f"on the KL divergence of TRADES (beta {training.trades_beta:g}), " if training.objective == "trades" else ""
+    return f"PGD-{training.attack_steps}, {ascended}step {step}"
+
+
 def _passes(config: SweepConfig, source: Any) -> dict[str, str]:
-    per_image = config.training.attack_steps + 1
+    per_image = config.training.passes_per_image()
     images = source.images - source.test - source.val
     seeds = len(config.final.seeds)
     chosen = [group.members[0] for group in groups(config.search.configurations())]
@@ -53,8 +62,12 @@ def _passes(config: SweepConfig, source: Any) -> dict[str, str]:
     train = len(chosen) * seeds * config.training.epochs * images * per_image
     attacks = sum(spec.restarts * (spec.steps + 1) for one in chosen for spec in attacks_for(config, one))
     evaluate = seeds * attacks * source.test
-    names = {"search": trials, "training": train, "evaluation, at most": evaluate}
-    return {f"estimated passes, {name}": f"{count / 1e6:.2f} million images" for name, count in names.items()}
+    judged = min(config.card.images, source.val) * config.card.candidates
+    card = judged * most_passes(config.evaluation_attacks()[0], config.card)
+    names = {"search": trials, "training": train, "evaluation, at most": evaluate, "cards, at most": card}
+    queries = {"queries of cards, at most": f"{judged * config.card.cascade_queries / 1e6:.2f} million images, forward only"}
+    passes = {f"estimated passes, {name}": f"{count / 1e6:.2f} million images" for name, count in names.items()}
+    return passes | queries
 
 
 def _show(name: str, value: Any) -> str:

@@ -104,6 +104,12 @@ class TrainingSettings:
             if not allows(getattr(self, name)):
                 raise ValueError(f"training.{name} is {getattr(self, name):g}; allowed: {allowed}")
 
+    def passes_per_image(self) -> int:
+        """Return the forward and backward passes that one image takes in one epoch: the attack's and the update's."""
+        if self.attack_replays:
+            return self.attack_replays
+        return self.attack_steps + (2 if self.objective == "trades" else 1)
+
     def attack(self, threat_model: ThreatModel) -> PGD:
         """Build the inner maximization."""
         step_size = threat_model.epsilon if self.attack_step_size is None else self.attack_step_size

@@ -1,5 +1,7 @@
 """Training settings: what is refused, and how groups are dealt."""
 
+from typing import Any
+
 import pytest
 
 from sat_ray.training_settings import TrainingSettings, local_groups
@@ -49,3 +51,11 @@ def test_half_precision_of_the_other_kind_is_refused_with_the_one_that_is_meant(
 def test_free_training_is_refused_beside_what_has_an_attack_of_its_own(other: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"training\.attack_replays is 4; allowed: 0, or attack_steps 1, objective cross_entropy and no"):
         TrainingSettings(attack_replays=4, **other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [({}, 2), ({"attack_steps": 7}, 8), ({"objective": "trades", "attack_steps": 10}, 12), ({"attack_replays": 4}, 4)],
+)
+def test_passes_per_image_are_those_of_the_attack_and_the_update(changes: dict[str, Any], passes: int) -> None:
+    assert TrainingSettings(**changes).passes_per_image() == passes

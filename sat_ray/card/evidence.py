@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sat_ray.attacks import AttackSpec, State, cascade, make_attack
 from sat_ray.attacks.base import Model, NoGradientError, differentiate, require_inference_mode, zero_share
+from sat_ray.attacks.cascade import TARGETS
 from sat_ray.card.settings import CardSettings
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
@@ -62,6 +63,14 @@ class Subject:
             rng = Randomness(self.seed, chosen.image_ids.to(device))
             found.append((to_pixels(chosen.images.to(device)), chosen.labels.to(device), rng, len(part)))
         return found
+
+
+def most_passes(attack: AttackSpec, settings: CardSettings) -> int:
+    """Return the most forward and backward passes that one image of a card takes through one backward pass, Square's queries left out."""
+    claimed = max(attack.restarts, settings.restarts) * (attack.steps + 1)
+    cascade_runs = (1 + TARGETS) * (settings.cascade_steps + 1)
+    curves = len(EPSILON_MULTIPLES) * (EPSILON_STEPS + 1) + (attack.steps + 1)
+    return claimed + cascade_runs + curves + (SHORT_STEPS + 1) + 2
 
 
 def sample(split: Split, count: int, *, seed: int) -> Split:
