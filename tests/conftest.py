@@ -24,6 +24,8 @@ from sat_ray.randomness import Randomness, permutation
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 
+BUCKET = "tests-bucket"
+
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("repeatable")
 
@@ -78,7 +80,7 @@ def held_out(digits: Split) -> Split:
 
 @pytest.fixture(scope="session")
 def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Start a real S3 server and return the variables that lead to it; skip with a notice where it cannot run."""
+    """Start a real S3 server with one bucket and return the variables that lead to it; skip with a notice where it cannot run."""
     folder = tmp_path_factory.mktemp("s3")
     if importlib.util.find_spec("swift") is None:
         pytest.skip("swift is not installed (requirements-dev.txt): nothing was run against an S3 server")
@@ -86,13 +88,18 @@ def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
         os.setxattr(folder, "user.probe", b"")
     except OSError as error:
         pytest.skip(f"{folder} has no user extended attributes ({error}): nothing was run against an S3 server")
+    import boto3
+
     port = _free_ports(len(s3_server.ROLES))
     with (folder / "log").open("wb") as log:
         command = [sys.executable, "-W", "ignore", s3_server.__file__, str(folder), str(port)]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
     try:
         assert server.stdout is not None and server.stdout.readline() == b"ready\n", (folder / "log").read_text()
-        yield s3_server.environment(port)
+        variables = s3_server.environment(port)
+        keys = {"aws_access_key_id": s3_server.ACCESS_KEY, "aws_secret_access_key": s3_server.SECRET_KEY}
+        boto3.client("s3", endpoint_url=variables["AWS_ENDPOINT_URL"], region_name=s3_server.REGION, **keys).create_bucket(Bucket=BUCKET)
+        yield variables
     finally:
         server.kill()
         server.wait()
@@ -100,14 +107,10 @@ def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
 
 @pytest.fixture
 def s3(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """Return an empty folder in a bucket of its own on a real S3 server, with this process's environment set for it."""
-    import boto3
-
+    """Return an empty folder on a real S3 server, with this process's environment set for it."""
     for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
-    bucket = f"tests-{uuid.uuid4().hex[:12]}"
-    boto3.session.Session().client("s3").create_bucket(Bucket=bucket)
-    return Storage.at(f"s3://{bucket}/sweeps")
+    return Storage.at(f"s3://{BUCKET}/{uuid.uuid4().hex}")
 
 
 def _free_ports(count: int) -> int:
