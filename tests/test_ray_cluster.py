@@ -22,7 +22,7 @@ from sat_ray.storage import Storage
 from sat_ray.training import EpochReport, TrainingState
 
 POOLS = ("gpu-spot", "cpu")
-DEADLINE_SECONDS, REPORT_MS = 60.0, 3000  # a gauge not set again within two reports is gone
+DEADLINE_SECONDS, REPORT_MS = 150.0, 3000  # a gauge not set again within two reports is gone
 
 
 @pytest.fixture(scope="module")
