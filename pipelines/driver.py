@@ -1,21 +1,18 @@
-"""The driver: starts stages, follows them through their records, is the only writer of MLflow, and turns errors into one line."""
+"""The driver: starts stages, follows them through their records, and is the only writer of MLflow."""
 
 import contextlib
-import os
 import signal
 import sys
-import threading
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipelines import stages
 from pipelines.dry_run import describe
+from pipelines.exit_status import exit_status
 from pipelines.progress import Reporter
 from pipelines.recipes import DEFAULT, RECIPES
 from pipelines.stages import Sweep
-from sat_ray.attacks import InfeasiblePointError
 from sat_ray.cli import Command, parse
 from sat_ray.config import SweepConfig, content_hash, from_json, to_json
 from sat_ray.lease import driver_lease
@@ -25,7 +22,6 @@ from sat_ray.storage import check_writable
 
 FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "card": CARD, "evaluate": EVALUATE}
 POLL_SECONDS, TRACK_SECONDS = 1.0, 10.0
-EXPECTED = (ValueError, OSError, ArithmeticError, InfeasiblePointError)  # what a user can mend: one line, no traceback
 
 
 class Driver:
@@ -226,30 +222,12 @@ def run_alone(driver: Driver, name: str, inputs: dict[str, Any]) -> None:
 
 def main(run: Callable[[Command], None], *, about: str | None) -> int:
     """Parse the command line, run, and return the exit status: 0 only if every stage succeeded."""
-    stopped = threading.Event()
 
-    def interrupt(signum: int, frame: Any) -> None:
-        stopped.set()
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
+    def act() -> None:
         command = parse(sys.argv[1:], RECIPES, default=DEFAULT, about=about or "")
         if command.dry_run:
             print(describe(command))
         else:
             run(command)
-        return 0
-    except EXPECTED as error:
-        if not stopped.is_set():
-            if os.environ.get("SAT_RAY_TRACEBACK"):
-                traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    except BaseException as error:
-        # an interrupted call into Ray may surface as another error; Ray's own handler, in place during ray.init, exits with 15
-        ended_by_signal = stopped.is_set() or isinstance(error, KeyboardInterrupt)
-        if not ended_by_signal and not (isinstance(error, SystemExit) and error.code == signal.SIGTERM):
-            raise
-    print("stopped; what is committed is kept, the same command goes on from there", file=sys.stderr)
-    return 130
+
+    return exit_status(act)

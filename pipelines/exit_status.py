@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from sat_ray.attacks import InfeasiblePointError
+from sat_ray.sentinel import CatastrophicOverfittingError
 
-EXPECTED = (ValueError, OSError, ArithmeticError, InfeasiblePointError)
+EXPECTED = (ValueError, OSError, ArithmeticError, InfeasiblePointError, CatastrophicOverfittingError)
 
 
 def exit_status(action: Callable[[], None]) -> int:

@@ -43,11 +43,6 @@ def result(ref: Any) -> Any:
         raise (cause if isinstance(cause, Exception) else error) from error
 
 
-def cancel(ref: Any) -> None:
-    """Stop a task and all that it started."""
-    ray.cancel(ref, force=True, recursive=True)
-
-
 @ray.remote(max_retries=3)
 def _unit(work: Callable[[Any, Records], Record], task: Any, storage: str, threads: int) -> Record:
     torch.set_num_threads(threads)

@@ -17,8 +17,10 @@ from sat_ray.distributed.metrics import training_shown
 from sat_ray.distributed.nodes import selector_for
 from sat_ray.jobs import train_and_commit
 from sat_ray.plan import TrainingJob
+from sat_ray.sentinel import CatastrophicOverfittingError
 from sat_ray.stages import Records, attempt_name
 from sat_ray.storage import Storage
+from sat_ray.totals import NonFiniteLossError
 from sat_ray.world import World
 
 MAX_FAILURES = 8
@@ -47,6 +49,13 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
         ),
     )
     trainer.fit()
+    unfinished = [job for job in waiting if records.find(job.stage, job.key) is None]
+    if unfinished:
+        raise ArithmeticError(records.storage.read_json(_verdict(unfinished[0]))["error"])
+
+
+def _verdict(job: TrainingJob) -> str:
+    return f"state/progress/{job.key}.error.json"
 
 
 def _session(settings: dict[str, Any]) -> None:
@@ -60,4 +69,10 @@ def _session(settings: dict[str, Any]) -> None:
     records = Records(Storage(settings["storage"]))
     with training_shown(records) as after_epoch:
         for job in settings["jobs"]:
-            train_and_commit(job, records, world=world, on_epoch=after_epoch if world.rank == 0 else lambda report: None)
+            try:
+                train_and_commit(job, records, world=world, on_epoch=after_epoch if world.rank == 0 else lambda report: None)
+            except (NonFiniteLossError, CatastrophicOverfittingError) as error:
+                # all ranks agree on these, and a new start would end in the same place: no failure for Ray to retry
+                if world.rank == 0:
+                    records.storage.write_json(_verdict(job), {"error": f"{job.name}: {error}"})
+                return
