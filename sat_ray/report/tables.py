@@ -22,7 +22,8 @@ NOTES = (
     "Accuracies are in points, over all images. Robust: correct at every visited point of every attack; clean errors count as broken.",
     "Per configuration: mean ± standard deviation over seeds. Against relu: seed-paired difference ± half the 95 % Student interval.",
     "Differences that do not survive Holm's correction over all configurations say so. Rows per seed: 95 % Wilson interval over images.",
-    "The champion (★) is chosen by mean robust accuracy on the validation split, never by the test split.",
+    "The champion (★) is chosen by mean robust accuracy on the validation split, never by the test split, among models whose robustness "
+    "card says PASS, if any does.",
 )
 
 
@@ -47,7 +48,7 @@ def to_markdown(board: Mapping[str, Any]) -> str:
     parts = [
         f"# {_cell(board['sweep'])}",
         f"**{_cell(headline['sentence'])}.** {_cell(headline['detail'])}",
-        f"{_cell(setting_text(board))} · {seeds_text(board)}",
+        f"{_cell(setting_text(board))} · {seeds_text(board)} · {card_text(board)}",
         "## Configurations",
         _markdown_table(
             ["", "configuration", "robust", "clean", "robust on validation", "against relu", "seeds", "accelerator time"],
@@ -73,7 +74,8 @@ def to_markdown(board: Mapping[str, Any]) -> str:
 
 def to_terminal(board: Mapping[str, Any]) -> Table:
     """Return one line per configuration as a rich table; names are shown literally, markup in them included."""
-    table = Table(title=Text(board["sweep"]), caption=Text(f"{setting_text(board)} · {seeds_text(board)}"), title_justify="left")
+    table = Table(title=Text(board["sweep"]), title_justify="left")
+    table.caption = Text(f"{setting_text(board)} · {seeds_text(board)}\n★ by validation, {card_text(board)}")
     table.add_column("", width=1)
     table.add_column("configuration", overflow="fold")
     for name in ("robust", "clean", "validation"):
@@ -85,6 +87,12 @@ def to_terminal(board: Mapping[str, Any]) -> Table:
         cells = _group_cells(group, board=board)
         table.add_row(*(Text(cell) for cell in cells), style="bold" if cells[0] else None)
     return table
+
+
+def card_text(board: Mapping[str, Any]) -> str:
+    """Say what the champion's robustness card says."""
+    verdict = board["champion"].get("robustness_card")
+    return f"robustness card: {verdict}" if verdict else "no robustness card"
 
 
 def _group_cells(group: Mapping[str, Any], *, board: Mapping[str, Any]) -> list[str]:
