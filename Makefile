@@ -34,8 +34,8 @@ $(READY): requirements.lock pyproject.toml
 sweep: setup ## run the SAT sweep end to end (RECIPE=digits, ARGS="--training.epochs 10")
 	$(BIN)/python pipelines/sweep.py $(RECIPE) --storage $(STORAGE) $(ARGS)
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## run the tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-faults: setup ## kill real processes of real sweeps
 	$(BIN)/python -m pytest -m fault $(ARGS)

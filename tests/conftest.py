@@ -30,6 +30,19 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.load_profile("repeatable")
 
 
+WITH_RAY = (
+    *("test_bad_input_of_sweeps", "test_evaluation_on_ray", "test_foreign", "test_job_submission", "test_preparing", "test_ray_cluster"),
+    "test_sweep",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, and all that start a Ray in the same one: two that start at once collide on ports."""
+    for item in items:
+        name = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("ray" if name in WITH_RAY else name))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Keep torch on one core: the kernels are tiny, and a fixed thread count fixes their rounding."""
