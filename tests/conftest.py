@@ -37,10 +37,10 @@ WITH_RAY = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, and all that start a Ray in the same one: two that start at once collide on ports."""
+    """Mark what starts a Ray: two that start at once collide on ports, so `make test` runs these one by one and the others beside them."""
     for item in items:
-        name = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("ray" if name in WITH_RAY else name))
+        if item.path.stem in WITH_RAY:
+            item.add_marker("ray")
 
 
 @pytest.fixture(autouse=True, scope="session")
