@@ -21,6 +21,7 @@ from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.training import EpochReport, TrainingState
 
+pytestmark = pytest.mark.fault  # minutes: a Ray of several nodes
 POOLS = ("gpu-spot", "cpu")
 DEADLINE_SECONDS, REPORT_MS = 150.0, 3000  # a gauge not set again within two reports is gone
 
