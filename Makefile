@@ -42,7 +42,7 @@ test: setup ## run the tests: those that start Ray in one process, the others be
 	rest=0; wait $$others || rest=$$?; cat .cache/tests.log; \
 	for status in $$with_ray $$rest; do [ $$status = 0 ] || [ $$status = 5 ] || exit $$status; done; [ $$with_ray$$rest != 55 ]
 
-test-faults: setup ## what takes a Ray of several nodes, minutes each
+test-faults: setup ## slower tests: a Ray of several nodes, a second search method
 	$(BIN)/python -m pytest -m fault $(ARGS)
 
 test-browser: setup ## drive a real browser (needs chromium)
