@@ -41,7 +41,8 @@ def card_figure(card: Mapping[str, Any], *, name: str) -> Figure:
 
 def _ladder(axes: Axes, ladder: Mapping[str, float]) -> None:
     plain(axes, grid="x")
-    names = list(ladder)[::-1]
+    # a card read back from its record has its names in alphabetical order
+    names = sorted(ladder, key=lambda name: {"clean": 0, "noise": 1, "cascade": 3}.get(name, 2))[::-1]
     axes.barh(names, [100 * ladder[name] for name in names], color=BAR, height=0.62)
     for row, name in enumerate(names):
         axes.text(100 * ladder[name] + 1.5, row, f"{100 * ladder[name]:.1f}", va="center", fontsize=8.5, color=INK)
