@@ -1,13 +1,13 @@
 """The driver: starts stages, follows them through their records, and is the only writer of MLflow."""
 
 import contextlib
-import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipelines import stages
+from pipelines.code_change import settle_code_changes
 from pipelines.dry_run import describe
 from pipelines.exit_status import exit_status
 from pipelines.progress import Reporter
@@ -17,7 +17,7 @@ from sat_ray.cli import Command, parse
 from sat_ray.config import SweepConfig, content_hash, from_json, to_json
 from sat_ray.lease import driver_lease
 from sat_ray.plan import CARD, EVALUATE, SEARCH, STAGES, TRAIN, planned_trials
-from sat_ray.stages import Record, Stage, changed_modules
+from sat_ray.stages import Record, Stage
 from sat_ray.storage import check_writable
 
 FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "card": CARD, "evaluate": EVALUATE}
@@ -50,9 +50,7 @@ class Driver:
             from sat_ray.distributed.session import check_capacity, ray_session
 
             check_reachable(self.command)
-            interrupt = signal.getsignal(signal.SIGTERM)
             self.reporter.say(f"Ray: {stack.enter_context(ray_session())}")
-            signal.signal(signal.SIGTERM, interrupt)  # ray.init puts its own handler there, which exits without a word
             check_capacity(self.config)
             self.open = stack.pop_all()
         return self
@@ -184,18 +182,8 @@ def claim_folder(command: Command) -> None:
 def check_code(command: Command, reporter: Reporter) -> None:
     """Deal with records that other code made: refuse to start, reuse them, or move them aside."""
     records = sweep_of(command).records
-    changed = [(record, names) for stage in STAGES for record in records.all(stage) if (names := changed_modules(record, stage))]
-    if not changed or command.on_code_change == "reuse":
-        return
-    modules = ", ".join(sorted({name for _, names in changed for name in names}))
-    if command.on_code_change == "refuse":
-        raise ValueError(
-            f"{len(changed)} results in {command.storage.uri} were made by other code ({modules} changed); "
-            "choose --on-code-change reuse (keep them) or rerun (compute anew, old ones moved to superseded/)"
-        )
-    for record, _ in changed:
-        records.supersede(record)
-    reporter.say(f"moved {len(changed)} results made by other code to superseded/")
+    committed = ((stage, record) for stage in STAGES for record in records.all(stage))
+    settle_code_changes(records, committed, choice=command.on_code_change, reporter=reporter)
 
 
 def only(name: str) -> Callable[[Command], None]:

@@ -4,20 +4,19 @@ import importlib.metadata
 import io
 import os
 import re
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 
+from pipelines.code_change import settle_code_changes
 from pipelines.exit_status import exit_status
 from pipelines.foreign_options import LANES_PER_SHARD, ForeignOptions
 from pipelines.progress import Reporter
@@ -36,8 +35,8 @@ from sat_ray.lease import driver_lease
 from sat_ray.model_source import count_classes, kind_of, load_source, try_attack
 from sat_ray.models import Normalized
 from sat_ray.outcomes import merge_outcomes
-from sat_ray.plan import EVALUATE, Dataset, EvaluationTask, through_every_backward
-from sat_ray.stages import Record, Records, changed_modules, numerical_environment
+from sat_ray.plan import EVALUATE, Dataset, EvaluationTask, shard_bounds, through_every_backward
+from sat_ray.stages import Record, Records, numerical_environment
 from sat_ray.storage import Storage, check_writable
 
 POLL_SECONDS = 1.0
@@ -204,8 +203,6 @@ def staged(subject: Subject, storage: Storage) -> Subject:
 
 def tasks_of(given: ForeignOptions, subject: Subject, name: str) -> list[EvaluationTask]:
     """Cut the images into shards of nearly equal size."""
-    shards = -(-subject.n // (given.shard_size or LANES_PER_SHARD * given.lanes))
-    bounds = [subject.n * i // shards for i in range(shards + 1)]
     return [
         EvaluationTask(
             checkpoint=subject.uri,
@@ -223,7 +220,7 @@ def tasks_of(given: ForeignOptions, subject: Subject, name: str) -> list[Evaluat
             dataset=subject.dataset,
             environment=_environment(given),
         )
-        for first, last in pairwise(bounds)
+        for first, last in shard_bounds(subject.n, given.shard_size or LANES_PER_SHARD * given.lanes)
     ]
 
 
@@ -233,19 +230,8 @@ def _environment(given: ForeignOptions) -> dict[str, Any]:
 
 def check_code(given: ForeignOptions, records: Records, tasks: Sequence[EvaluationTask], reporter: Reporter) -> None:
     """Deal with shards that other code evaluated: refuse to start, reuse them, or move them aside."""
-    committed = [record for task in tasks if (record := records.find(EVALUATE, task.key))]
-    changed = [(record, names) for record in committed if (names := changed_modules(record, EVALUATE))]
-    if not changed or given.on_code_change == "reuse":
-        return
-    modules = ", ".join(sorted({name for _, names in changed for name in names}))
-    if given.on_code_change == "refuse":
-        raise ValueError(
-            f"{len(changed)} shards in {records.storage.uri} were evaluated by other code ({modules} changed); "
-            "choose --on-code-change reuse (keep them) or rerun (compute anew, old ones moved to superseded/)"
-        )
-    for record, _ in changed:
-        records.supersede(record)
-    reporter.say(f"moved {len(changed)} shards evaluated by other code to superseded/")
+    committed = [(EVALUATE, record) for task in tasks if (record := records.find(EVALUATE, task.key))]
+    settle_code_changes(records, committed, choice=given.on_code_change, reporter=reporter, made="shards", by="evaluated")
 
 
 def run_tasks(
@@ -269,9 +255,7 @@ def _on_ray(given: ForeignOptions, reporter: Reporter) -> Iterator[None]:
     from sat_ray.distributed.nodes import node_groups
     from sat_ray.distributed.session import ray_session
 
-    interrupt = signal.getsignal(signal.SIGTERM)
     with ray_session() as which:
-        signal.signal(signal.SIGTERM, interrupt)  # ray.init puts its own handler there, which exits without a word
         reporter.say(f"Ray: {which}")
         check_room([Demand(stage="evaluate", field="--cpus-per-task", resources=evaluation_resources(given.resources))], node_groups())
         yield
@@ -295,7 +279,7 @@ def write_evaluation(
     """Merge the shards into outcomes/<name>.parquet, write evaluation.json and return it."""
     rows = torch.arange(subject.n) if subject.sample is None else sampled_rows(subject.n_split, subject.n, seed=given.seed)
     expected = image_ids(Storage(subject.dataset.uri), given.split)[rows]
-    path = merge_outcomes(list(parts), set(expected.tolist()), Records(storage), name=name)
+    path = merge_outcomes(list(parts), expected.numpy(), Records(storage), name=name)
     columns = ["image_id", "label", "clean_prediction", "attack", "first_broken_step", "passes", "robust"]
     table = pq.read_table(io.BytesIO(storage.read(path)), columns=columns)
     found = {

@@ -58,10 +58,11 @@ def write_report(
         attack={"name": spec.name, "steps": spec.steps, "step_size": spec.step_size, "restarts": spec.restarts},
         verdicts={card.payload["checkpoint"]: card.payload["card"]["verdict"] for card in cards},
     )
-    made = {card.payload["checkpoint"]: card.payload for card in cards}
-    figures = _figures(config, records, data, board, evaluated, made[board["champion"]["row"]["checkpoint"]]["card"])
-    for card in cards:
-        records.storage.write_json(f"cards/{card.payload['name']}.json", card.payload["card"])
+    champion = board["champion"]["row"]["checkpoint"]
+    card = next(card.payload["card"] for card in cards if card.payload["checkpoint"] == champion)
+    figures = _figures(config, records, data, board, evaluated, card)
+    for made in cards:
+        records.storage.write_json(f"cards/{made.payload['name']}.json", made.payload["card"])
     for figure, png in figures.items():
         records.storage.write(f"figures/{figure}.png", png)
     records.storage.write("leaderboard.md", to_markdown(board).encode())

@@ -19,7 +19,7 @@ from sat_ray.evaluation import clean_correct_ids, evaluate, robust_image_ids
 from sat_ray.model_source import load_source
 from sat_ray.models import model_from_spec
 from sat_ray.plan import CARD, EVALUATE, CardTask, EvaluationTask, TrainingJob
-from sat_ray.randomness import Randomness
+from sat_ray.randomness import Randomness, sample_rows
 from sat_ray.stages import Record, Records, attempt_name
 from sat_ray.storage import Storage
 from sat_ray.totals import NonFiniteLossError
@@ -171,8 +171,7 @@ def rows_of(task: EvaluationTask) -> Tensor:
 
 def sampled_rows(count: int, sample: int, *, seed: int) -> Tensor:
     """Return `sample` of `count` rows, drawn by the seed, ascending (an image folder is sorted by class: its first rows are no sample)."""
-    keys = Randomness.of(seed, torch.arange(count)).draw("sample", 1)[:, 0]
-    return torch.argsort(keys, stable=True)[:sample].sort().values
+    return sample_rows(Randomness.of(seed, torch.arange(count)), sample, purpose="sample")
 
 
 def evaluate_and_commit(task: EvaluationTask, records: Records) -> Record:

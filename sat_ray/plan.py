@@ -239,7 +239,6 @@ def card_tasks(config: SweepConfig, dataset: Dataset, trained: Sequence[Record])
         Validated(configuration.name, record.payload["seed"], record.payload["val_robust_accuracy"])
         for configuration, record in zip(configurations, trained, strict=True)
     ]
-    resources = config.resources
     return [
         CardTask(
             checkpoint=trained[index].payload["path"],
@@ -251,9 +250,7 @@ def card_tasks(config: SweepConfig, dataset: Dataset, trained: Sequence[Record])
             seed=config.evaluation.seed,
             lanes=config.evaluation.lanes,
             dataset=dataset,
-            environment=numerical_environment(
-                accelerator=resources.accelerator, threads=resources.cpus_per_evaluation, lanes=config.evaluation.lanes
-            ),
+            environment=_evaluation_environment(config),
         )
         for _, index in ranked(scored)[: config.card.candidates]
     ]
@@ -262,12 +259,6 @@ def card_tasks(config: SweepConfig, dataset: Dataset, trained: Sequence[Record])
 def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
     """Cut the test split of one trained model into shards of nearly equal size."""
     configuration = Configuration(**trained.payload["configuration"])
-    count, resources = dataset.manifest["splits"]["test"], config.resources
-    shards = -(-count // config.evaluation.shard_size)
-    bounds = [count * i // shards for i in range(shards + 1)]
-    environment = numerical_environment(
-        accelerator=resources.accelerator, threads=resources.cpus_per_evaluation, lanes=config.evaluation.lanes
-    )
     return [
         EvaluationTask(
             checkpoint=trained.payload["path"],
@@ -279,10 +270,21 @@ def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> 
             seed=config.evaluation.seed,
             lanes=config.evaluation.lanes,
             dataset=dataset,
-            environment=environment,
+            environment=_evaluation_environment(config),
         )
-        for first, last in itertools.pairwise(bounds)
+        for first, last in shard_bounds(dataset.manifest["splits"]["test"], config.evaluation.shard_size)
     ]
+
+
+def shard_bounds(count: int, shard_size: int) -> list[tuple[int, int]]:
+    """Cut `count` rows into spans (first, last) of nearly equal size, none longer than `shard_size`."""
+    shards = -(-count // shard_size)
+    return list(itertools.pairwise(count * i // shards for i in range(shards + 1)))
+
+
+def _evaluation_environment(config: SweepConfig) -> dict[str, Any]:
+    asked = config.resources
+    return numerical_environment(accelerator=asked.accelerator, threads=asked.cpus_per_evaluation, lanes=config.evaluation.lanes)
 
 
 @dataclass(frozen=True)

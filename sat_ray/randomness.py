@@ -102,6 +102,12 @@ def permutation(count: int, *, seed: int, epoch: int) -> Tensor:
     return torch.argsort(keys, stable=True)
 
 
+def sample_rows(rng: Randomness, count: int, *, purpose: str) -> Tensor:
+    """Return at most `count` positions of the streams of `rng`, ascending: those of the smallest keys, whatever the order, (M,) int64."""
+    keys = rng.draw(purpose, 1)[:, 0]
+    return torch.argsort(keys, stable=True)[:count].sort().values
+
+
 def coin(rng: Randomness, *, probability: float, purpose: str, step: int | Tensor = 0, device: torch.device | None = None) -> Tensor:
     """Toss one coin per image, (N,) bool, heads with the given probability in [0, 1]."""
     return rng.uniform(purpose, (1,), step=step, device=device).flatten() < probability

@@ -98,11 +98,7 @@ def _fix(error: Any, bucket: str, prefix: str, action: str) -> str:
         return "AWS_SESSION_TOKEN is not valid any more; get new credentials"
     if code == "RequestTimeTooSkewed":
         return "this machine's clock is wrong; set it"
-    if (
-        region
-        or code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
-        or status in (301, 307)
-    ):
+    if region or code in ELSEWHERE or status in (301, 307):
         return f"the bucket is in another region; set AWS_REGION{f'={region}' if region else ''}"
     if code == "NotImplemented":
         return f"{_store()} lacks what a sweep needs; use a store with conditional writes (If-None-Match)"

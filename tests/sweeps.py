@@ -15,6 +15,17 @@ from sat_ray.cli import parse
 ROOT = Path(__file__).parent.parent
 MEASURED = {"accelerator_seconds", "train_images_per_second", "checkpoint", "outcomes", "mlflow_run_id"}
 
+# python -c WITHOUT_RAY SCRIPT ...: run a command and see that it loaded neither ray nor mlflow
+WITHOUT_RAY = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0, end.code
+assert not {"ray", "mlflow"} & set(sys.modules)
+"""
+
 
 def environment(**changes: str) -> dict[str, str]:
     """Return this environment without anything that would redirect a sweep, plus changes."""

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sweeps import ROOT, environment, prepare, records
+from sweeps import ROOT, WITHOUT_RAY, environment, prepare, records
 from test_lease import holder
 
 from pipelines import status
@@ -29,15 +29,6 @@ FLAGS = (
     *("digits_smoke", "--name", NAME, "--search.activations", "relu", "silu", "--search.pairs", "--search.rungs", "1"),
     *("--training.epochs", "1", "--model.width", "4", "--evaluation.steps", "4", "--evaluation.step-size", "16/255"),
 )
-WITHOUT = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    assert end.code == 0, end.code
-assert not {"ray", "mlflow"} & set(sys.modules)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +89,7 @@ def test_the_command_writes_nothing_and_sees_the_driver_while_it_lives(copy: Pat
     driver = holder(copy / NAME)
     try:
         before = digest(copy)
-        command = [sys.executable, "-c", WITHOUT, str(ROOT / "pipelines" / "status.py"), NAME, "--storage", str(copy)]
+        command = [sys.executable, "-c", WITHOUT_RAY, str(ROOT / "pipelines" / "status.py"), NAME, "--storage", str(copy)]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert digest(copy) == before

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from sweeps import ROOT, environment
+from sweeps import ROOT, WITHOUT_RAY, environment
 
 from pipelines import trace
 from pipelines.picture import WIDEST, difference, drawing
@@ -37,15 +37,6 @@ WORDS = (
     *("digits_smoke", "--search.activations", "silu", "--search.pairs", "--search.rungs", "2"),
     *("--threat-model.epsilon", "24/255", "--evaluation.steps", "60", "--evaluation.step-size", "4/255", "--evaluation.lanes", "8"),
 )
-WITHOUT = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    assert end.code == 0, end.code
-assert not {"ray", "mlflow"} & set(sys.modules)
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +177,7 @@ def test_the_split_shown_follows_from_the_hash(tour: Tour) -> None:
 def told(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Run the command as a newcomer would, in an empty folder, and return what it prints."""
     folder = tmp_path_factory.mktemp("empty")
-    command = [sys.executable, "-c", WITHOUT, str(ROOT / "pipelines" / "trace.py"), *WORDS, "--image-id", "17"]
+    command = [sys.executable, "-c", WITHOUT_RAY, str(ROOT / "pipelines" / "trace.py"), *WORDS, "--image-id", "17"]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert list(folder.iterdir()) == []

@@ -52,6 +52,11 @@ def windows(steps: int) -> tuple[int, ...]:
     return tuple(closes)
 
 
+@functools.cache
+def _windows_on(device: torch.device, steps: int) -> Tensor:
+    return torch.tensor(windows(steps), device=device)
+
+
 def _wide(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
@@ -107,8 +112,7 @@ class APGD:
 
     def _check(self, state: APGDState) -> tuple[APGDState, Tensor]:
         """Halve the step size of the lanes that stand at a checkpoint and are stuck; say which they are."""
-        table = torch.tensor(windows(self.steps), device=state.step.device)
-        window = table[state.step.clamp_max(self.steps)]
+        window = _windows_on(state.step.device, self.steps)[state.step.clamp_max(self.steps)]
         here = window > 0
         stuck = here & ((state.rises <= RISING * window) | (~state.halved & (state.loss_at_check >= state.best_loss)))
         checked = replace(

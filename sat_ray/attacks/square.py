@@ -115,8 +115,7 @@ class Square:
 
     def _sides(self, step: Tensor, pixels: int) -> Tensor:
         """Return the side of each lane's next square, (L,) int64 >= 1."""
-        table = torch.tensor(sides(self.steps, pixels), device=step.device)
-        return table[step.clamp_max(self.steps)]
+        return _sides_on(step.device, self.steps, pixels)[step.clamp_max(self.steps)]
 
 
 @functools.cache
@@ -124,6 +123,11 @@ def sides(steps: int, pixels: int) -> tuple[int, ...]:
     """Return the side of the square proposed after each point 0..steps."""
     shares = (FIRST_SHARE / 2 ** sum(10_000 * step / steps > at for at in HALVED_AT) for step in range(steps + 1))
     return tuple(max(1, round(math.sqrt(share * pixels))) for share in shares)
+
+
+@functools.cache
+def _sides_on(device: torch.device, steps: int, pixels: int) -> Tensor:
+    return torch.tensor(sides(steps, pixels), device=device)
 
 
 def _signs(draws: Tensor) -> Tensor:

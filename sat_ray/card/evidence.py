@@ -18,7 +18,7 @@ from sat_ray.data.split import Split
 from sat_ray.evaluation import check_images, check_logits, clean_correct_ids, device_of, evaluate, robust_image_ids
 from sat_ray.lanes import CLEAN_ERROR, NEVER, lane_logits, pad
 from sat_ray.losses import attack_loss
-from sat_ray.randomness import Randomness
+from sat_ray.randomness import Randomness, sample_rows
 from sat_ray.threat import ThreatModel
 
 Variants = Callable[[AttackSpec], Sequence[AttackSpec]]
@@ -75,8 +75,7 @@ def most_passes(attack: AttackSpec, settings: CardSettings) -> int:
 
 def sample(split: Split, count: int, *, seed: int) -> Split:
     """Return at most `count` images: those whose random key is smallest, a pure function of (seed, image ids)."""
-    keys = Randomness.of(seed, split.image_ids).draw("card", 1)[:, 0]
-    return split.take(torch.argsort(keys, stable=True)[:count].sort().values)
+    return split.take(sample_rows(Randomness.of(seed, split.image_ids), count, purpose="card"))
 
 
 def measure(
@@ -95,7 +94,7 @@ def measure(
         "seed": seed,
         "threat_model": {"norm": attack.threat_model.norm, "epsilon": attack.threat_model.epsilon},
         "attack": str(attack),
-        "repeatability": repeatability(subject),
+        "repeatability": repeatability(subject, clean),
         "gradient": gradient_probe(subject),
     }
     attacks = cascade(attack.threat_model, num_classes=clean.shape[1], steps=settings.cascade_steps, queries=settings.cascade_queries)
@@ -122,9 +121,9 @@ def measure(
     return evidence
 
 
-def repeatability(subject: Subject) -> dict[str, float]:
-    """Run the images twice, and once in reverse order: largest differences of logits, and the largest logit to compare them with."""
-    first, again = subject.logits(subject.split), subject.logits(subject.split)
+def repeatability(subject: Subject, first: Tensor) -> dict[str, float]:
+    """Run the images again, and once in reverse order: largest differences from the `first` logits, and the largest of these."""
+    again = subject.logits(subject.split)
     backwards = subject.logits(subject.split.take(torch.arange(subject.n - 1, -1, -1))).flip(0)
     pairs = {"second_run": again, "other_neighbours": backwards}
     return {name: float((other - first).abs().max()) for name, other in pairs.items()} | {"largest_logit": float(first.abs().max())}

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -31,6 +32,7 @@ def ray_session() -> Iterator[str]:
         os.environ["RAY_AUTH_MODE"] = "disabled"  # nobody else can reach it; the default would write a token into the home folder
     import ray
 
+    interrupt = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
         if private:
             ray.init(
@@ -48,6 +50,7 @@ def ray_session() -> Iterator[str]:
             )
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": WORKER_ENVIRONMENT})
+        signal.signal(signal.SIGTERM, interrupt)  # ray.init puts its own handler there, which exits without a word
         stack.callback(ray.shutdown)
         nodes = len([node for node in ray.nodes() if node["Alive"]])
         cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
