@@ -23,6 +23,7 @@ from pipelines.progress import Reporter
 from pipelines.verdict import claim, summary, to_terminal
 from sat_ray.attacks import AttackSpec
 from sat_ray.bundles import Demand, check_room, evaluation_resources
+from sat_ray.calibration import Calibration
 from sat_ray.card import CardSettings, robustness_card
 from sat_ray.checkpoint import MODEL_JSON
 from sat_ray.cli import UsageError, folder_name, parse_options, storage_root
@@ -98,6 +99,8 @@ def evaluate_foreign(given: ForeignOptions) -> None:
             found = write_evaluation(given, subject, parts, storage, name, identity)
             reporter.console.print(claim(found), style="bold", soft_wrap=True)
             reporter.console.print(to_terminal(found))
+            for measured in found.get("calibrations", ()):
+                reporter.say(str(Calibration.from_json(measured)))
             reporter.say(
                 f"{found['passes_per_image']:.1f} passes per image, {found['seconds']:.0f} s of work; {storage.full('evaluation.json')}"
             )
@@ -292,12 +295,21 @@ def write_evaluation(
         "seed": given.seed,
         "cascade": identity["cascade"],
         **summary(table, subject.attacks),
+        **_calibrations(parts),
         "seconds": sum(part.seconds for part in parts),
         "environment": _environment(given) | {"versions": {package: importlib.metadata.version(package) for package in VERSIONS}},
         "outcomes": storage.full(path),
     }
     storage.write_json("evaluation.json", found)
     return found
+
+
+def _calibrations(parts: Sequence[Record]) -> dict[str, Any]:
+    """Return what bf16 gradients were checked with; every shard must have found the same, or their verdicts are not of one evaluation."""
+    found = [part.payload.get("calibrations") for part in parts]
+    if any(one != found[0] for one in found):
+        raise ValueError("the shards were calibrated differently: their workers compute differently; use one kind of node, or float32")
+    return {"calibrations": found[0]} if found[0] else {}
 
 
 def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, storage: Storage, reporter: Reporter) -> None:

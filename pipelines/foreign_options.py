@@ -1,6 +1,6 @@
 """What `pipelines/evaluate.py --model` can be asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sat_ray.attacks import AttackSpec, cascade
@@ -32,6 +32,8 @@ class ForeignOptions:
     """Random starts of pgd (1)."""
     queries: int | None = None
     """Queries of Square in the cascade (5000)."""
+    gradient: Literal["float32", "bf16"] = "float32"
+    """bf16: differentiate a bfloat16 copy (another attack; faster on GPUs and CPUs that have it); float32 says what is broken."""
     split: str = "test"
     """Split of a prepared dataset; image folders and .npz files are a test split."""
     images: int | None = None
@@ -89,13 +91,17 @@ class ForeignOptions:
         )
 
     def pgd(self) -> AttackSpec:
-        """Return the PGD that these options describe; beside the cascade, the one whose claim the card examines."""
+        """Return the PGD that these options describe, with float32 gradients; beside the cascade, the one whose claim the card examines."""
         steps = self.steps if self.steps is not None and self.attack == "pgd" else 200
         return AttackSpec(threat_model=self.threat_model, steps=steps, step_size=self.step_size or 1 / 255, restarts=self.restarts or 1)
+
+    def _with_gradient(self, spec: AttackSpec) -> AttackSpec:
+        return spec if spec.algorithm == "square" else replace(spec, gradient=self.gradient, name="")
 
     def attacks(self, *, num_classes: int) -> list[AttackSpec]:
         """Return the attacks in their order."""
         if self.attack == "pgd":
-            return [self.pgd()]
+            return [self._with_gradient(self.pgd())]
         budgets = {"steps": self.steps, "queries": self.queries}
-        return cascade(self.threat_model, num_classes=num_classes, **{name: count for name, count in budgets.items() if count is not None})
+        given = {name: count for name, count in budgets.items() if count is not None}
+        return [self._with_gradient(spec) for spec in cascade(self.threat_model, num_classes=num_classes, **given)]

@@ -150,6 +150,8 @@ class EvaluationSettings:
     """Random starts."""
     final_iterate: bool = False
     """Add the paper's rule as an attack of its own: only the last iterate counts."""
+    gradient: Literal["float32", "bf16"] = "float32"
+    """Numbers of the attack's gradients; bf16 is another attack, for GPUs and CPUs that have it, and float32 says what is broken."""
     lanes: int = 64
     """Images in every model call; part of the numerical environment."""
     shard_size: int = 450
@@ -213,8 +215,9 @@ class SweepConfig:
     def evaluation_attacks(self) -> list[AttackSpec]:
         """Return the attacks of the evaluate stage, before views are chosen."""
         e = self.evaluation
-        spec = AttackSpec(threat_model=self.threat_model, steps=e.steps, step_size=e.step_size, restarts=e.restarts)
-        return [spec, dataclasses.replace(spec, final_iterate=True, name="")] if e.final_iterate else [spec]
+        exact = AttackSpec(threat_model=self.threat_model, steps=e.steps, step_size=e.step_size, restarts=e.restarts)
+        spec = dataclasses.replace(exact, gradient=e.gradient, name="")
+        return [spec, dataclasses.replace(exact, final_iterate=True, name="")] if e.final_iterate else [spec]
 
     def trial_training(self) -> TrainingSettings:
         """Return the training of a search trial: the whole schedule, squeezed into the longest rung; validated at the rungs."""

@@ -3,7 +3,8 @@
 An image is broken when any visited feasible point is misclassified, the start and the last point included: k steps score k + 1 points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,14 @@ from torch import Tensor, nn
 from sat_ray.activations import Activation, display_name
 from sat_ray.attacks import AttackSpec, make_attack
 from sat_ray.attacks.base import Model, require_inference_mode
+from sat_ray.calibration import Calibration, calibrate
+from sat_ray.data.split import Split
 from sat_ray.lanes import CLEAN_ERROR, NEVER, Verdicts, lane_logits, run_lanes
 from sat_ray.losses import fewest_classes, margin
 from sat_ray.models import view
+from sat_ray.models.bf16 import bf16_copy
 from sat_ray.randomness import Randomness
+from sat_ray.rescoring import run_rescored
 
 OUTCOME_SCHEMA = pa.schema(
     [
@@ -48,13 +53,15 @@ def evaluate(
     seed: int = 0,
     lanes: int = 32,
     cascade: bool = False,
+    calibrations: Mapping[str, Calibration] | None = None,
 ) -> pa.Table:
     """Attack every image with every attack and return the outcomes, sorted by attack, restart and image id.
 
     model: [0, 1] pixels -> logits, in inference mode; images_uint8: (N, C, H, W) uint8; labels: (N,) in [0, K); image_ids: (N,) unique;
     lanes: rows of every model call, part of the numerical environment; cascade: give each attack only what survived those before it,
-    instead of every image. Clean errors are not attacked (but for final-iterate attacks, whose rule scores the last point alone);
-    restart r has rows for the images that survived the restarts before it (of a targeted attack: every target is a restart).
+    instead of every image; calibrations: of every attack with bf16 gradients, by its name (`calibrate_attacks`).
+    Clean errors are not attacked (but for final-iterate attacks, whose rule scores the last point alone); restart r has rows for the
+    images that survived the restarts before it (of a targeted attack: every target is a restart).
     Raises ValueError on bad input, InfeasiblePointError if an attack leaves its threat model.
     """
     images, y, ids = check_images(images_uint8, labels, image_ids, lanes=lanes)
@@ -70,9 +77,10 @@ def evaluate(
         _check_classes(spec, clean.shape[1])
     tables: list[pa.Table] = []
     alive = torch.ones_like(y, dtype=torch.bool)
+    where: dict[str, Any] = {"seed": seed, "lanes": lanes, "device": device}
     for spec in attacks:
-        rows = torch.nonzero(alive).flatten()
-        tables.append(_one_attack(model, images[rows], y[rows], ids[rows], clean[rows], spec=spec, seed=seed, lanes=lanes, device=device))
+        rows, bound = torch.nonzero(alive).flatten(), _bound(spec, calibrations or {})
+        tables.append(_one_attack(model, images[rows], y[rows], ids[rows], clean[rows], spec=spec, bound=bound, **where))
         if cascade and not spec.final_iterate:
             alive = torch.isin(ids, torch.tensor(sorted(robust_image_ids(tables[-1])), dtype=torch.int64))
     return pa.concat_tables(tables).sort_by(SORT_ORDER)
@@ -94,13 +102,53 @@ def clean_correct_ids(table: pa.Table) -> set[int]:
     return survivors(table, pc.equal(table["clean_prediction"], table["label"]))
 
 
+def calibrate_attacks(
+    model: Model, control: Split, *, attacks: Sequence[AttackSpec], seed: int = 0, lanes: int = 32
+) -> dict[str, Calibration]:
+    """Measure on control images, for every attack with bf16 gradients, where float32 must look again; by name of the attack.
+
+    control: some images of the split that will be attacked (`sat_ray.calibration.CONTROL_IMAGES` of them); seed and lanes: of the
+    evaluation. The verdicts depend on the answer, so all shards of an evaluation need the same one. Raises ValueError where fewer than
+    two control images are classified rightly.
+    """
+    device = device_of(model)
+    clean = lane_logits(model, control.images, control.image_ids, lanes=lanes, device=device)
+    right = control.take(torch.nonzero(clean.argmax(dim=1) == control.labels).flatten())
+    return {
+        spec.name: calibrate(
+            attacker_view(model, spec), right.images, right.labels, right.image_ids, spec=spec, seed=seed, lanes=lanes, device=device
+        )
+        for spec in attacks
+        if spec.gradient == "bf16"
+    }
+
+
+def _bound(spec: AttackSpec, calibrations: Mapping[str, Calibration]) -> float | None:
+    if spec.gradient == "float32":
+        return None
+    if spec.name not in calibrations:
+        raise ValueError(f"attack {spec.name} takes bf16 gradients and is not calibrated; pass calibrations=calibrate_attacks(...)")
+    return calibrations[spec.name].bound
+
+
 def _one_attack(
-    model: Model, images: Tensor, y: Tensor, ids: Tensor, clean: Tensor, *, spec: AttackSpec, seed: int, lanes: int, device: torch.device
+    model: Model,
+    images: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    clean: Tensor,
+    *,
+    spec: AttackSpec,
+    bound: float | None,
+    seed: int,
+    lanes: int,
+    device: torch.device,
 ) -> pa.Table:
     if len(images) == 0:
         return OUTCOME_SCHEMA.empty_table()
     attack = make_attack(spec)
-    attacked = _attacker_view(model, spec)
+    attacked = attacker_view(model, spec)
+    fast = None if bound is None else bf16_copy(attacked, device=device)
     if attacked is not model:
         same = torch.equal(lane_logits(attacked, images, ids, lanes=lanes, device=device).argmax(1), clean.argmax(1))
         assert same, "the attacker's view does not compute the model's forward pass"
@@ -108,17 +156,13 @@ def _one_attack(
     tables = []
     waiting = torch.arange(len(images)) if spec.final_iterate else torch.nonzero(correct).flatten()
     for run in range(spec.runs):
-        verdicts = run_lanes(
-            attacked,
-            attack,
-            images[waiting],
-            y[waiting],
-            Randomness(seed, ids[waiting], run),
-            lanes=lanes,
-            device=device,
-            target=likeliest_others(clean, y)[waiting, spec.rank_of_target(run)] if spec.targets else None,
-            final_iterate=spec.final_iterate,
-        )
+        inputs = (attack, images[waiting], y[waiting], Randomness(seed, ids[waiting], run))
+        target = likeliest_others(clean, y)[waiting, spec.rank_of_target(run)] if spec.targets else None
+        where: dict[str, Any] = {"target": target, "lanes": lanes, "device": device}
+        if fast is None or bound is None:
+            verdicts = run_lanes(attacked, *inputs, final_iterate=spec.final_iterate, **where)
+        else:
+            verdicts, _ = run_rescored(fast, attacked, *inputs, bound=bound, **where)
         tables.append(_outcomes(waiting, verdicts, y, ids, clean, spec=spec, restart=run))
         waiting = waiting[verdicts.first_broken_step == NEVER]
     if not spec.final_iterate:
@@ -132,7 +176,8 @@ def likeliest_others(logits: Tensor, y: Tensor) -> Tensor:
     return order[order != y[:, None]].view(len(y), -1)
 
 
-def _attacker_view(model: Model, spec: AttackSpec) -> Model:
+def attacker_view(model: Model, spec: AttackSpec) -> Model:
+    """Return the model as an attack differentiates it; ValueError where it cannot be had."""
     if spec.attacker_activation is None:
         return model
     if not isinstance(model, nn.Module) or not any(isinstance(module, Activation) for module in model.modules()):

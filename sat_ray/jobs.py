@@ -3,6 +3,7 @@
 import functools
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -11,11 +12,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from sat_ray.calibration import CONTROL_IMAGES, Calibration
 from sat_ray.card import robustness_card
 from sat_ray.checkpoint import pack_state, save_model, sha256, unpack_state
 from sat_ray.data.shards import read_rows, read_split
 from sat_ray.data.split import Split
-from sat_ray.evaluation import clean_correct_ids, evaluate, robust_image_ids
+from sat_ray.evaluation import calibrate_attacks, clean_correct_ids, evaluate, robust_image_ids
 from sat_ray.model_source import load_source
 from sat_ray.models import model_from_spec
 from sat_ray.plan import CARD, EVALUATE, CardTask, EvaluationTask, TrainingJob
@@ -26,6 +28,7 @@ from sat_ray.totals import NonFiniteLossError
 from sat_ray.training import EpochReport, TrainingState, fit
 from sat_ray.world import World
 
+_CALIBRATIONS: dict[str, dict[str, Calibration]] = {}
 CHECKPOINT_IMAGES = 100_000  # trained on between two checkpoints inside an epoch: minutes on an accelerator, never on digits
 
 
@@ -174,6 +177,19 @@ def sampled_rows(count: int, sample: int, *, seed: int) -> Tensor:
     return sample_rows(Randomness.of(seed, torch.arange(count)), sample, purpose="sample")
 
 
+def calibrations_of(task: EvaluationTask) -> dict[str, Calibration]:
+    """Measure where float32 must look again in attacks with bf16 gradients: once per process, the same for every shard of an evaluation."""
+    if all(spec.gradient == "float32" for spec in task.attacks):
+        return {}
+    evaluation = replace(task, first=0, last=0).key
+    if evaluation not in _CALIBRATIONS:
+        count = task.dataset.manifest["splits"][task.split]
+        rows = sampled_rows(count, min(CONTROL_IMAGES, count), seed=task.seed)
+        control = read_rows(Storage.at(task.dataset.uri), task.split, rows)
+        _CALIBRATIONS[evaluation] = calibrate_attacks(model_of(task), control, attacks=task.attacks, seed=task.seed, lanes=task.lanes)
+    return _CALIBRATIONS[evaluation]
+
+
 def evaluate_and_commit(task: EvaluationTask, records: Records) -> Record:
     """Attack one shard and return its record; a shard already committed is not attacked again."""
     done = records.find(EVALUATE, task.key)
@@ -182,8 +198,9 @@ def evaluate_and_commit(task: EvaluationTask, records: Records) -> Record:
     started = perf_counter()
     model = model_of(task)
     shard = read_rows(Storage.at(task.dataset.uri), task.split, rows_of(task))
+    calibrations = calibrations_of(task)
     settings: dict[str, Any] = {"attacks": task.attacks, "seed": task.seed, "lanes": task.lanes, "cascade": task.cascade}
-    table = evaluate(model, shard.images, shard.labels, shard.image_ids, **settings)
+    table = evaluate(model, shard.images, shard.labels, shard.image_ids, calibrations=calibrations, **settings)
     data = parquet_bytes(table)
     path = f"state/parts/{task.key}-{attempt_name()}.parquet"
     records.storage.write(path, data)
@@ -195,6 +212,7 @@ def evaluate_and_commit(task: EvaluationTask, records: Records) -> Record:
         "clean_correct": len(clean_correct_ids(table)),
         "robust": len(robust_image_ids(table)),
         "passes": sum(table["passes"].to_pylist()),
+        **({"calibrations": [found.to_json() for found in calibrations.values()]} if calibrations else {}),
     }
     return records.commit(EVALUATE, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started)
 

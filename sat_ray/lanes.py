@@ -5,7 +5,6 @@ has exactly L rows, because a float32 kernel rounds differently for another batc
 lane, the neighbours, the shard or the order.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from sat_ray.attacks import Attack, State
 from sat_ray.attacks.base import Model, require_feasible
-from sat_ray.cycles import CycleDetector
 from sat_ray.data.pixels import to_pixels
+from sat_ray.flight import Flight, pad
 from sat_ray.losses import margin
 from sat_ray.randomness import Randomness
 
@@ -48,12 +47,6 @@ class Verdicts:
             getattr(self, name)[rows] = getattr(other, name)[lanes].to(getattr(self, name).dtype)
 
 
-def pad(values: Tensor, lanes: int) -> Tensor:
-    """Repeat the first row until there are exactly `lanes` rows."""
-    missing = lanes - len(values)
-    return values if missing == 0 else torch.cat([values, values[:1].expand(missing, *values.shape[1:])])
-
-
 def require_finite(logits: Tensor, image_ids: Tensor) -> None:
     """Raise ValueError unless logits are (N, K) and finite, naming the images where they are not."""
     if logits.dim() != 2:
@@ -76,37 +69,6 @@ def lane_logits(model: Model, images: Tensor, image_ids: Tensor, *, lanes: int, 
     return torch.cat(parts)
 
 
-class _Reserve:
-    """Hand out started images one by one; each block of L is started by calls of exactly L rows."""
-
-    def __init__(
-        self, attack: Attack, images: Tensor, y: Tensor, rng: Randomness, target: Tensor | None, *, lanes: int, device: torch.device
-    ) -> None:
-        self.attack, self.images, self.y, self.rng, self.target = attack, images, y, rng, target
-        self.lanes, self.device = lanes, device
-        self.next = 0
-        self.block: State | None = None
-
-    def take(self, wanted: int) -> Iterator[tuple[State, Tensor, Tensor]]:
-        """Yield (block, rows of the block, positions of the images) until `wanted` images were given or none is left."""
-        while wanted > 0 and self.next < len(self.images):
-            first = self.next - self.next % self.lanes
-            if self.next == first or self.block is None:
-                self.block = self._start(first)
-            last = min(first + self.lanes, len(self.images), self.next + wanted)
-            positions = torch.arange(self.next, last)
-            wanted -= last - self.next
-            self.next = last
-            yield self.block, positions - first, positions
-
-    def _start(self, first: int) -> State:
-        span = slice(first, first + self.lanes)
-        images, y = (pad(values[span], self.lanes).to(self.device) for values in (self.images, self.y))
-        ids = pad(self.rng.image_ids[span], self.lanes).to(self.device)
-        target = None if self.target is None else pad(self.target[span], self.lanes).to(self.device)
-        return self.attack.start(to_pixels(images), y, Randomness(self.rng.seed, ids, self.rng.restart), target=target)
-
-
 def run_lanes(
     model: Model,
     attack: Attack,
@@ -127,58 +89,33 @@ def run_lanes(
     final_iterate: only the last point counts, no image stops early; detect_cycles: skip what an exact cycle would visit again.
     """
     out = Verdicts.empty(len(images))
-    run = _Run(attack, images, y, rng, target, lanes=lanes, device=device, final_iterate=final_iterate, detect_cycles=detect_cycles)
+    flight = Flight(attack, images, y, rng, target, lanes=lanes, device=device, detect_cycles=detect_cycles)
+    run = _Run(attack, flight, final_iterate=final_iterate)
     while run.fill():
         retired = run.advance(model)
         if len(retired):
-            out.write(run.position[retired], retired, run.seen)
-            run.position[retired] = -1
+            out.write(flight.position[retired], retired, run.seen)
+            flight.free(retired)
     return out
 
 
 class _Run:
-    """The L lanes in flight: which image each holds, and the worst point that image has visited."""
+    """The worst point that the image of each lane has visited so far."""
 
-    def __init__(
-        self,
-        attack: Attack,
-        images: Tensor,
-        y: Tensor,
-        rng: Randomness,
-        target: Tensor | None,
-        *,
-        lanes: int,
-        device: torch.device,
-        final_iterate: bool,
-        detect_cycles: bool,
-    ) -> None:
-        self.attack, self.final_iterate = attack, final_iterate
-        self.reserve = _Reserve(attack, images, y, rng, target, lanes=lanes, device=device)
-        self.position = torch.full((lanes,), -1)
-        self.seen = Verdicts.empty(lanes)
-        self.state: State | None = None
-        self.cycles = CycleDetector(lanes, attack.steps, device=device) if detect_cycles and attack.memoryless else None
+    def __init__(self, attack: Attack, flight: Flight, *, final_iterate: bool) -> None:
+        self.attack, self.flight, self.final_iterate = attack, flight, final_iterate
+        self.seen = Verdicts.empty(len(flight.position))
 
     def fill(self) -> bool:
         """Put waiting images into free lanes; False when no lane holds an image any more."""
-        free = torch.nonzero(self.position < 0).flatten()
-        used = 0
-        for block, rows, positions in self.reserve.take(len(free)):
-            taken = free[used : used + len(rows)]
-            used += len(rows)
-            device = block.x.device
-            self.state = block if self.state is None else self.state.put(taken.to(device), block, rows.to(device))
-            self.position[taken] = positions
-            self.seen.write(taken, taken, Verdicts.empty(len(self.position)))
-            if self.cycles is not None:
-                self.cycles.forget(taken)
-        return bool((self.position >= 0).any())
+        taken = self.flight.fill()
+        self.seen.write(taken, taken, Verdicts.empty(len(self.flight.position)))
+        return self.flight.busy
 
     def advance(self, model: Model) -> Tensor:
         """Score every lane's point, move it, and return the lanes that are done."""
-        assert self.state is not None
-        before = self.state
-        self.state = after = self.attack.step(model, before)
+        before = self.flight.state
+        self.flight.state = after = self.attack.step(model, before)
         assert after.logits is not None and after.zero_share is not None
         require_finite(after.logits, before.rng.image_ids)
         require_feasible(before.x_adv, before.x, self.attack.threat_model)
@@ -186,13 +123,13 @@ class _Run:
         last = step >= self.attack.steps
         wrong = self._record(before, after, step, counts=last if self.final_iterate else torch.ones_like(last))
         done = last if self.final_iterate else last | wrong
-        if self.cycles is not None:
-            period = self.cycles.observe(after.x_adv, after.step)
+        if self.flight.cycles is not None:
+            period = self.flight.cycles.observe(after.x_adv, after.step)
             if self.final_iterate:
-                self.state = self._skip_periods(after, period)
+                self.flight.state = self._skip_periods(after, period)
             else:
                 done = done | (period > 0)
-        return torch.nonzero(done & (self.position >= 0)).flatten()
+        return torch.nonzero(done & (self.flight.position >= 0)).flatten()
 
     def _record(self, before: State, after: State, step: Tensor, *, counts: Tensor) -> Tensor:
         assert after.logits is not None and after.zero_share is not None

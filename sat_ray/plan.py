@@ -244,7 +244,7 @@ def card_tasks(config: SweepConfig, dataset: Dataset, trained: Sequence[Record])
             checkpoint=trained[index].payload["path"],
             checkpoint_sha256=trained[index].payload["sha256"],
             name=trained[index].payload["name"],
-            attack=config.evaluation_attacks()[0],
+            attack=replace(config.evaluation_attacks()[0], gradient="float32", name=""),
             configuration=configurations[index],
             settings=config.card,
             seed=config.evaluation.seed,

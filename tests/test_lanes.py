@@ -9,7 +9,8 @@ from torch import Tensor
 from sat_ray.attacks import PGD, InfeasiblePointError, State
 from sat_ray.cycles import CycleDetector
 from sat_ray.data.split import Split
-from sat_ray.lanes import NEVER, lane_logits, pad, run_lanes
+from sat_ray.flight import pad
+from sat_ray.lanes import NEVER, lane_logits, run_lanes
 from sat_ray.models import Normalized
 from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel

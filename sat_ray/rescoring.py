@@ -1,0 +1,130 @@
+"""The lane engine with gradients in bfloat16 and verdicts in float32.
+
+The attack climbs on the model's bfloat16 copy, which makes it another attack, with a name of its own. A point counts as broken only if
+the model itself misclassifies it in float32. Points whose bfloat16 margin lies below a bound, and the last point of every image, wait in
+a queue; each L of them are scored by one call of exactly L rows, so that a verdict does not depend on neighbours or order.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from sat_ray.attacks import Attack, State
+from sat_ray.attacks.base import Model, require_feasible
+from sat_ray.flight import Flight, pad
+from sat_ray.lanes import NEVER, Verdicts, require_finite
+from sat_ray.losses import margin
+from sat_ray.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Visited points that wait for their float32 score; x_adv and y on the model's device, the rest on the CPU."""
+
+    x_adv: Tensor
+    y: Tensor
+    image_ids: Tensor
+    position: Tensor
+    step: Tensor
+    distance: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def slice(self, first: int, last: int | None = None) -> "_Points":
+        return _Points(*(getattr(self, field.name)[first:last] for field in fields(self)))
+
+    def and_then(self, other: "_Points") -> "_Points":
+        return _Points(*(torch.cat([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self)))
+
+
+def run_rescored(
+    fast: Model,
+    model: Model,
+    attack: Attack,
+    images: Tensor,
+    y: Tensor,
+    rng: Randomness,
+    *,
+    bound: float,
+    lanes: int,
+    device: torch.device,
+    target: Tensor | None = None,
+) -> tuple[Verdicts, int]:
+    """Attack every image and return its verdict, and how many points float32 scored.
+
+    fast: what is differentiated, `model` in bfloat16; bound: logit margin > 0 below which a point is scored again; the rest as in
+    `sat_ray.lanes.run_lanes`. passes counts the points up to the verdict; zero_share is not measured and stays 0. Among the points that
+    float32 scored, a survivor shows the one of smallest margin.
+    """
+    flight = Flight(attack, images, y, rng, target, lanes=lanes, device=device)
+    referee = _Referee(model, Verdicts.empty(len(images)), lanes=lanes)
+    while len(flight.fill()) or flight.busy:
+        before = flight.state
+        flight.state = after = attack.step(fast, before)
+        assert after.logits is not None
+        require_finite(after.logits, before.rng.image_ids)
+        require_feasible(before.x_adv, before.x, attack.threat_model)
+        done = before.step.cpu() >= attack.steps
+        if flight.cycles is not None:
+            done = done | (flight.cycles.observe(after.x_adv, after.step) > 0)
+        doubtful = margin(after.logits, before.y).cpu() < bound
+        waiting = torch.nonzero((flight.position >= 0) & (doubtful | done)).flatten()
+        if len(waiting):
+            referee.ask(_points(before, attack, flight.position, waiting))
+            flight.free(torch.nonzero(done).flatten())
+            flight.free(torch.nonzero(referee.is_broken(flight.position)).flatten())
+    referee.finish()
+    return referee.out, referee.scored
+
+
+def _points(state: State, attack: Attack, position: Tensor, lanes: Tensor) -> _Points:
+    rows = lanes.to(state.y.device)
+    x_adv = state.x_adv[rows]
+    distance = attack.threat_model.distance(x_adv, state.x[rows]).cpu()
+    return _Points(x_adv, state.y[rows], state.rng.image_ids[rows].cpu(), position[lanes], state.step[rows].cpu(), distance)
+
+
+class _Referee:
+    """Score points in float32, first come first served, L at a time, and write what they mean for their images."""
+
+    def __init__(self, model: Model, out: Verdicts, *, lanes: int) -> None:
+        self.model, self.out, self.lanes = model, out, lanes
+        self.queue: _Points | None = None
+        self.scored = 0
+
+    def ask(self, points: _Points) -> None:
+        """Let points wait, and score as many as fill whole calls."""
+        self.queue = points if self.queue is None else self.queue.and_then(points)
+        while len(self.queue) >= self.lanes:
+            self._score(self.queue.slice(0, self.lanes))
+            self.queue = self.queue.slice(self.lanes)
+
+    def finish(self) -> None:
+        """Score what still waits."""
+        if self.queue is not None and len(self.queue):
+            self._score(self.queue)
+            self.queue = None
+
+    def is_broken(self, position: Tensor) -> Tensor:
+        """Tell of each lane's image whether it is known to be broken; False for an empty lane."""
+        return (position >= 0) & (self.out.first_broken_step[position.clamp_min(0)] != NEVER)
+
+    @torch.no_grad()
+    def _score(self, points: _Points) -> None:
+        logits = self.model(pad(points.x_adv, self.lanes)).float()[: len(points)]
+        require_finite(logits, points.image_ids)
+        self.scored += len(points)
+        margins, predictions = margin(logits, points.y).cpu(), logits.argmax(dim=1).cpu()
+        wrong = predictions != points.y.cpu()
+        out = self.out
+        for row, (position, step) in enumerate(zip(points.position.tolist(), points.step.tolist(), strict=True)):
+            if out.first_broken_step[position] != NEVER:
+                continue  # broken by an earlier point, which was scored before this one
+            out.passes[position] = step + 1
+            if wrong[row]:
+                out.first_broken_step[position] = step
+            if wrong[row] or margins[row] < out.margin[position]:
+                out.prediction[position], out.margin[position] = predictions[row], margins[row]
+                out.distance[position] = points.distance[row]

@@ -1,0 +1,196 @@
+"""Gradients in bfloat16, verdicts in float32: every verdict is one that the model itself gives, and the bound is shown to matter."""
+
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sat_ray.attacks import PGD, AttackSpec, make_attack
+from sat_ray.attacks.base import Model
+from sat_ray.calibration import LEAST_BOUND, Calibration
+from sat_ray.data.split import Split
+from sat_ray.evaluation import calibrate_attacks, evaluate, robust_image_ids
+from sat_ray.lanes import NEVER, run_lanes
+from sat_ray.models import Normalized
+from sat_ray.models.bf16 import _rounded, bf16_copy
+from sat_ray.randomness import Randomness
+from sat_ray.rescoring import run_rescored
+from sat_ray.threat import ThreatModel
+
+CPU = torch.device("cpu")
+LANES = 16
+SPEC = AttackSpec(threat_model=ThreatModel("linf", 40 / 255), steps=20, step_size=8 / 255, gradient="bf16")
+
+
+@pytest.fixture(scope="module")
+def control(held_out: Split) -> Split:
+    """Return the images that the bound is measured on."""
+    return held_out.take(slice(0, 32))
+
+
+@pytest.fixture(scope="module")
+def calibrations(digits_model: Normalized, control: Split) -> dict[str, Calibration]:
+    """Return what the control images say."""
+    return calibrate_attacks(digits_model, control, attacks=[SPEC], lanes=LANES)
+
+
+def attacked(model: Model, split: Split, calibrations: dict[str, Calibration], **changes: Any) -> pa.Table:
+    """Evaluate some images."""
+    settings: dict[str, Any] = {"attacks": [SPEC], "lanes": LANES, "calibrations": calibrations, **changes}
+    return evaluate(model, split.images, split.labels, split.image_ids, **settings)
+
+
+def plain(model: Normalized, split: Split, *, bound: float, lanes: int = LANES) -> dict[int, tuple[int, int]]:
+    """Walk every image to its end in bfloat16 and score every point again in float32: (first broken step asked about, prediction)."""
+    fast, attack = bf16_copy(model, device=CPU), make_attack(SPEC)
+    found = {}
+    for part in torch.arange(len(split)).split(lanes):
+        rows = torch.cat([part, part[:1].expand(lanes - len(part))])
+        rng = Randomness(0, split.image_ids[rows])
+        state = attack.start(split.images[rows].float() / 255, split.labels[rows], rng)
+        first, said = torch.full((lanes,), NEVER), torch.zeros(lanes, dtype=torch.int64)
+        for step in range(SPEC.steps + 1):
+            after = attack.step(fast, state)
+            low = after.logits.gather(1, state.y[:, None])[:, 0] - after.logits.scatter(1, state.y[:, None], -torch.inf).amax(1)  # type: ignore[union-attr]
+            with torch.no_grad():
+                prediction = model(state.x_adv).argmax(1)
+            new = (first == NEVER) & (prediction != state.y) & ((low < bound) | (step == SPEC.steps))
+            first, said = torch.where(new, step, first), torch.where(new, prediction, said)
+            state = after
+        found |= {int(split.image_ids[row]): (int(first[k]), int(said[k])) for k, row in enumerate(part)}
+    return found
+
+
+def test_verdicts_are_those_of_a_plain_loop_that_scores_every_point_again(digits_model: Normalized, held_out: Split) -> None:
+    bound = 0.5
+    fast, attack = bf16_copy(digits_model, device=CPU), make_attack(SPEC)
+    rng = Randomness(0, held_out.image_ids)
+    verdicts, scored = run_rescored(fast, digits_model, attack, held_out.images, held_out.labels, rng, bound=bound, lanes=LANES, device=CPU)
+    expected = plain(digits_model, held_out, bound=bound)
+    steps = torch.tensor([expected[one][0] for one in held_out.image_ids.tolist()])
+    assert torch.equal(verdicts.first_broken_step, steps)
+    broken = steps != NEVER
+    assert 5 < int(broken.sum()) < len(held_out) - 5
+    said = torch.tensor([expected[one][1] for one in held_out.image_ids.tolist()])
+    assert torch.equal(verdicts.prediction[broken], said[broken])
+    assert torch.equal(verdicts.passes[broken], steps[broken] + 1)
+    assert bool((verdicts.margin[broken] <= 0).all())
+    assert bool((verdicts.margin[~broken] >= 0).all())
+    assert scored < int(verdicts.passes.sum())
+
+
+def test_outcomes_do_not_depend_on_order_or_shards(digits_model: Normalized, held_out: Split, calibrations: dict[str, Calibration]) -> None:
+    whole = attacked(digits_model, held_out, calibrations)
+    backwards = attacked(digits_model, held_out.take(torch.arange(len(held_out) - 1, -1, -1)), calibrations)
+    assert backwards.equals(whole)
+    shards = [attacked(digits_model, held_out.take(slice(first, first + 23)), calibrations) for first in range(0, len(held_out), 23)]
+    assert pa.concat_tables(shards).sort_by("image_id").equals(whole.sort_by("image_id"))
+
+
+def test_a_copy_that_lies_breaks_nothing_and_hides_nothing_at_the_last_point(digits_model: Normalized, held_out: Split) -> None:
+    attack = PGD(threat_model=SPEC.threat_model, steps=5, step_size=SPEC.step_size or 0, loss="margin")
+    rng = Randomness(0, held_out.image_ids)
+    given: dict[str, Any] = {"lanes": LANES, "device": CPU}
+
+    def all_wrong(x: Tensor) -> Tensor:
+        return -digits_model(x)
+
+    honest = run_lanes(digits_model, attack, held_out.images, held_out.labels, rng, **given)
+    climbing_down, _ = run_rescored(all_wrong, digits_model, attack, held_out.images, held_out.labels, rng, bound=0.1, **given)
+    assert int((climbing_down.first_broken_step != NEVER).sum()) < int((honest.first_broken_step != NEVER).sum())
+
+    def all_right(x: Tensor) -> Tensor:  # the model's gradient, and margins that never look doubtful
+        logits = digits_model(x)
+        return logits + 1e4 * torch.nn.functional.one_hot(held_out.labels[:LANES], 10)
+
+    first = held_out.take(slice(0, LANES))
+    rng = Randomness(0, first.image_ids)
+    shown, scored = run_rescored(all_right, digits_model, attack, first.images, first.labels, rng, bound=0.1, **given)
+    assert scored == LANES  # the last points alone
+    last = run_lanes(digits_model, attack, first.images, first.labels, rng, **given, final_iterate=True)
+    assert torch.equal(shown.first_broken_step, last.first_broken_step)
+    assert int((shown.first_broken_step == attack.steps).sum()) > 0
+
+
+def test_calibration_measures_the_difference_of_the_margins(
+    digits_model: Normalized, control: Split, calibrations: dict[str, Calibration]
+) -> None:
+    found = calibrations["pgd-20-bf16"]
+    assert LEAST_BOUND < found.bound < 2
+    assert found.images <= len(control)
+    assert found.missed == 0
+    assert found.above > 50
+    assert 0.98 < found.margin_sign <= 1
+    assert 0.8 < found.gradient_sign < 1
+    assert found.verdicts >= 0.9
+    assert len(found.differing_ids) == round((1 - found.verdicts) * found.images)
+    assert 0 < found.rescored < 1
+    assert "scored again in float32" in str(found)
+    assert found.to_json()["miss_rate_at_most"] < 0.1
+
+
+def test_bf16_breaks_as_many_images_as_float32_does(
+    digits_model: Normalized, held_out: Split, calibrations: dict[str, Calibration]
+) -> None:
+    ours = robust_image_ids(attacked(digits_model, held_out, calibrations))
+    exact = robust_image_ids(attacked(digits_model, held_out, {}, attacks=[replace(SPEC, gradient="float32", name="")]))
+    assert len(ours ^ exact) <= max(1, len(held_out) // 50)
+
+
+@pytest.mark.parametrize("algorithm", ["apgd", "targeted"])
+def test_attacks_with_memory_and_targets_take_bf16_gradients_too(algorithm: str, digits_model: Normalized, control: Split) -> None:
+    spec = AttackSpec(threat_model=SPEC.threat_model, steps=10, algorithm="apgd", gradient="bf16",
+                      **({"loss": "dlr", "targets": 2} if algorithm == "targeted" else {}))  # fmt: skip
+    assert spec.name in ("apgd-ce-10-bf16", "apgd-t-dlr-10-bf16")
+    table = attacked(digits_model, control, calibrate_attacks(digits_model, control, attacks=[spec], lanes=LANES), attacks=[spec])
+    exact = attacked(digits_model, control, {}, attacks=[replace(spec, gradient="float32", name="")])
+    assert len(robust_image_ids(table) ^ robust_image_ids(exact)) <= 2
+    assert pc.max(table["first_broken_step"]).as_py() > 0
+
+
+def test_the_copy_is_folded_rounded_and_apart(digits_model: Normalized, held_out: Split) -> None:
+    before = {name: tensor.clone() for name, tensor in digits_model.state_dict().items()}
+    copied = _rounded(digits_model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copied.modules())
+    assert {parameter.dtype for module in copied.modules() if isinstance(module, nn.Conv2d) for parameter in module.parameters()} == {
+        torch.bfloat16
+    }
+    x = held_out.images[:8].float() / 255
+    with torch.no_grad():
+        torch.testing.assert_close(bf16_copy(digits_model, device=CPU)(x), digits_model(x), rtol=0.05, atol=0.3)
+    assert all(torch.equal(before[name], tensor) for name, tensor in digits_model.state_dict().items())
+
+
+def test_a_model_that_cannot_be_traced_is_used_unfolded() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if float(x.mean()) > 2:
+                return x
+            return self.norm(self.conv(x)).mean(dim=(2, 3))
+
+    model = Branching().eval()
+    x = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(bf16_copy(model, device=CPU)(x), model(x), rtol=0.02, atol=0.02)
+
+
+def test_bad_requests(digits_model: Normalized, held_out: Split, control: Split) -> None:
+    with pytest.raises(ValueError, match="pgd-20-bf16 takes bf16 gradients and is not calibrated"):
+        attacked(digits_model, held_out, {})
+    with pytest.raises(ValueError, match="allowed for square"):
+        AttackSpec(threat_model=SPEC.threat_model, steps=5, algorithm="square", gradient="bf16")
+    with pytest.raises(ValueError, match="with final_iterate: float32"):
+        replace(SPEC, final_iterate=True, name="")
+    with pytest.raises(ValueError, match="attack gradient"):
+        replace(SPEC, gradient="bf1", name="")
+    wrong = Split(control.images, (control.labels + 1) % 10, control.image_ids)
+    with pytest.raises(ValueError, match="control images are classified rightly"):
+        calibrate_attacks(digits_model, wrong, attacks=[SPEC], lanes=LANES)
