@@ -20,7 +20,7 @@ from sat_ray.losses import margin
 from sat_ray.metrics import wilson_interval
 from sat_ray.models.bf16 import bf16_copy
 from sat_ray.randomness import Randomness
-from sat_ray.rescoring import run_rescored
+from sat_ray.rescoring import run_lanes_bf16
 
 CONTROL_IMAGES = 64
 SAFETY = 2.0  # the bound is this many times the largest difference seen
@@ -35,7 +35,7 @@ class Calibration:
     bound: logit margin below which a point is scored again; points, above, missed: visited points of the held-out half, those with a
     bfloat16 margin >= bound, and how many of these float32 misclassifies; margin_sign, gradient_sign: shares of points, and of pixels of
     every tenth point's gradient, whose sign is the same in both precisions; verdicts: share of control images with the verdict of the
-    same attack in float32, differing_ids: the others; rescored: float32 scores per gradient.
+    same attack in float32, differing_ids: the others; rescored: float32 scores per pass.
     """
 
     attack: str
@@ -68,7 +68,7 @@ class Calibration:
     def __str__(self) -> str:
         differing = f" (not on ids {', '.join(map(str, self.differing_ids))})" if self.differing_ids else ""
         return (
-            f"{self.attack}: margins below {self.bound:.3g} are scored again in float32 ({self.rescored:.2f} scores per gradient); on "
+            f"{self.attack}: margins below {self.bound:.3g} are scored again in float32 ({self.rescored:.2f} scores per pass); on "
             f"{self.images} control images {self.missed} of {self.above:,} points above it were missed "
             f"(at most {100 * self.miss_rate_at_most:.2g} %), signs agree on {100 * self.margin_sign:.2f} % of the margins and "
             f"{100 * self.gradient_sign:.1f} % of the gradients, verdicts on {100 * self.verdicts:.1f} %{differing}"
@@ -99,7 +99,7 @@ def calibrate(
     bound = max(LEAST_BOUND, SAFETY * float((low - true).abs()[visited & ~held_out].max()))
     above = visited & held_out & (low >= bound)
     given: dict[str, Any] = {"lanes": lanes, "device": device, "target": target}
-    found, scored = run_rescored(fast, model, attack, images, y, rng, bound=bound, **given)
+    found, scored = run_lanes_bf16(fast, model, attack, images, y, rng, bound=bound, **given)
     exact = run_lanes(model, attack, images, y, rng, **given)
     differs = (found.first_broken_step == NEVER) != (exact.first_broken_step == NEVER)
     return Calibration(

@@ -22,7 +22,7 @@ from sat_ray.losses import fewest_classes, margin
 from sat_ray.models import view
 from sat_ray.models.bf16 import bf16_copy
 from sat_ray.randomness import Randomness
-from sat_ray.rescoring import run_rescored
+from sat_ray.rescoring import run_lanes_bf16
 
 OUTCOME_SCHEMA = pa.schema(
     [
@@ -162,7 +162,7 @@ def _one_attack(
         if fast is None or bound is None:
             verdicts = run_lanes(attacked, *inputs, final_iterate=spec.final_iterate, **where)
         else:
-            verdicts, _ = run_rescored(fast, attacked, *inputs, bound=bound, **where)
+            verdicts, _ = run_lanes_bf16(fast, attacked, *inputs, bound=bound, **where)
         tables.append(_outcomes(waiting, verdicts, y, ids, clean, spec=spec, restart=run))
         waiting = waiting[verdicts.first_broken_step == NEVER]
     if not spec.final_iterate:

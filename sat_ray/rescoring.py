@@ -2,10 +2,12 @@
 
 The attack climbs on the model's bfloat16 copy, which makes it another attack, with a name of its own. A point counts as broken only if
 the model itself misclassifies it in float32. Points whose bfloat16 margin lies below a bound, and the last point of every image, wait in
-a queue; each L of them are scored by one call of exactly L rows, so that a verdict does not depend on neighbours or order.
+a queue; each L of them are scored by one call of exactly L rows, so that a verdict does not depend on neighbours or order. What survives
+closely, with a float32 margin below the bound somewhere on its way, is attacked once more with float32 gradients.
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from sat_ray.attacks import Attack, State
 from sat_ray.attacks.base import Model, require_feasible
 from sat_ray.flight import Flight, pad
-from sat_ray.lanes import NEVER, Verdicts, require_finite
+from sat_ray.lanes import NEVER, Verdicts, require_finite, run_lanes
 from sat_ray.losses import margin
 from sat_ray.randomness import Randomness
 
@@ -39,6 +41,25 @@ class _Points:
         return _Points(*(torch.cat([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self)))
 
 
+def run_lanes_bf16(
+    fast: Model, model: Model, attack: Attack, images: Tensor, y: Tensor, rng: Randomness, *, bound: float, **where: Any
+) -> tuple[Verdicts, int]:
+    """Attack every image with bfloat16 gradients, close survivors again with float32's, and return verdicts and the points scored.
+
+    where: lanes, device and target, as of `run_rescored`; passes of an image that was attacked twice are those of both attacks.
+    """
+    out, scored = run_rescored(fast, model, attack, images, y, rng, bound=bound, **where)
+    close = torch.nonzero((out.first_broken_step == NEVER) & (out.margin < bound)).flatten()
+    if len(close):
+        target = where.pop("target", None)
+        target = None if target is None else target[close]
+        streams = Randomness(rng.seed, rng.image_ids[close], rng.restart)
+        again = run_lanes(model, attack, images[close], y[close], streams, target=target, **where)
+        again.passes += out.passes[close]
+        out.write(close, torch.arange(len(close)), again)
+    return out, scored
+
+
 def run_rescored(
     fast: Model,
     model: Model,
@@ -52,7 +73,7 @@ def run_rescored(
     device: torch.device,
     target: Tensor | None = None,
 ) -> tuple[Verdicts, int]:
-    """Attack every image and return its verdict, and how many points float32 scored.
+    """Attack every image with bfloat16 gradients alone and return its verdict, and how many points float32 scored.
 
     fast: what is differentiated, `model` in bfloat16; bound: logit margin > 0 below which a point is scored again; the rest as in
     `sat_ray.lanes.run_lanes`. passes counts the points up to the verdict; zero_share is not measured and stays 0. Among the points that

@@ -18,7 +18,7 @@ from sat_ray.lanes import NEVER, run_lanes
 from sat_ray.models import Normalized
 from sat_ray.models.bf16 import _rounded, bf16_copy
 from sat_ray.randomness import Randomness
-from sat_ray.rescoring import run_rescored
+from sat_ray.rescoring import run_lanes_bf16, run_rescored
 from sat_ray.threat import ThreatModel
 
 CPU = torch.device("cpu")
@@ -81,6 +81,24 @@ def test_verdicts_are_those_of_a_plain_loop_that_scores_every_point_again(digits
     assert bool((verdicts.margin[broken] <= 0).all())
     assert bool((verdicts.margin[~broken] >= 0).all())
     assert scored < int(verdicts.passes.sum())
+
+
+def test_close_survivors_are_attacked_again_in_float32(digits_model: Normalized, held_out: Split) -> None:
+    bound = 2.0
+    inputs = (make_attack(SPEC), held_out.images, held_out.labels, Randomness(0, held_out.image_ids))
+    given: dict[str, Any] = {"lanes": LANES, "device": CPU}
+
+    def blind(x: Tensor) -> Tensor:  # no gradient to climb: every image stays at its start
+        return digits_model(x.detach()) + 0 * x.sum()
+
+    first, _ = run_rescored(blind, digits_model, *inputs, bound=bound, **given)
+    both, _ = run_lanes_bf16(blind, digits_model, *inputs, bound=bound, **given)
+    exact = run_lanes(digits_model, *inputs, **given)
+    close = (first.first_broken_step == NEVER) & (first.margin < bound)
+    assert 5 < int(close.sum()) < int((first.first_broken_step == NEVER).sum())
+    assert torch.equal(both.first_broken_step[close], exact.first_broken_step[close])
+    assert torch.equal(both.passes[close], exact.passes[close] + first.passes[close])
+    assert torch.equal(both.first_broken_step[~close], first.first_broken_step[~close])
 
 
 def test_outcomes_do_not_depend_on_order_or_shards(digits_model: Normalized, held_out: Split, calibrations: dict[str, Calibration]) -> None:
