@@ -61,8 +61,8 @@ ui: setup ## open MLflow on the sweep's store, http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 2 \
 	  --backend-store-uri sqlite:///$(abspath $(STORAGE))/mlflow.db --default-artifact-root $(abspath $(STORAGE))/mlartifacts
 
-bench: setup ## measure evaluation, training, loading and the pipeline (ARGS=--quick)
-	for name in evaluation training loading pipeline; do $(BIN)/python benchmarks/$$name.py --json .cache/benchmarks/$$name.json $(ARGS); done
+bench: setup ## measure evaluation, agreement, training, loading and the pipeline (ARGS=--quick)
+	for name in evaluation agreement training loading pipeline; do $(BIN)/python benchmarks/$$name.py --json .cache/benchmarks/$$name.json $(ARGS); done
 
 docs: setup ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
 
 
-def options(about: str | None, *, smoke: bool = True, images: bool = False) -> argparse.Namespace:
-    """Parse --quick, --json PATH and, where a benchmark has them, --smoke and --images."""
+def options(about: str | None, *, smoke: bool = True, images: bool = False, bf16: bool = False) -> argparse.Namespace:
+    """Parse --quick, --json PATH and, where a benchmark has them, --smoke, --images and --bf16."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="end within 5 minutes on 2 cores")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here as well")
@@ -27,6 +27,8 @@ def options(about: str | None, *, smoke: bool = True, images: bool = False) -> a
         parser.add_argument("--smoke", action="store_true", help="end within seconds; the figures mean nothing (for the tests)")
     if images:
         parser.add_argument("--images", type=int, metavar="N", help="attack exactly N images, however long it takes")
+    if bf16:
+        parser.add_argument("--bf16", action="store_true", help="time bf16 gradients too where the hardware has none (it is slow)")
     return parser.parse_args()
 
 

@@ -24,11 +24,13 @@ from parts import digits_at_32_pixels, scaled_resnet18
 from torch import Tensor
 
 from sat_ray.attacks import AttackSpec
+from sat_ray.calibration import CONTROL_IMAGES
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.evaluation import evaluate, robust_image_ids
+from sat_ray.evaluation import calibrate_attacks, evaluate, robust_image_ids
 from sat_ray.losses import attack_loss
 from sat_ray.models import Normalized, settle_layout
+from sat_ray.models.bf16 import pays
 from sat_ray.threat import ThreatModel
 from sat_ray.training import TrainingSettings, fit
 
@@ -125,13 +127,14 @@ def robust_share(model: Normalized, x_adv: Tensor, x: Tensor, y: Tensor, *, thre
 class Contest:
     """The contestants on the same images; ours runs before and after every round of the libraries."""
 
-    def __init__(self, model: Normalized, images: Split, size: Size) -> None:
-        self.model, self.images, self.size = model, images, size
+    def __init__(self, model: Normalized, images: Split, size: Size, *, bf16: bool) -> None:
+        self.model, self.images, self.size, self.bf16 = model, images, size, bf16
         self.ours = copy.deepcopy(model)
         settle_layout(self.ours)
         self.x, self.y = to_pixels(images.images), images.labels
         self.libraries = {name: build(copy.deepcopy(model), size.spec) for name, build in LIBRARIES.items()}
         self.robust: dict[str, float] = {}
+        self.robust_in_bf16 = float("nan")
         self.cpu_seconds: dict[str, list[float]] = {}
         self.outcomes: pa.Table | None = None
 
@@ -153,6 +156,19 @@ class Contest:
         self.robust["ours"] = len(robust_image_ids(self.outcomes)) / len(self.images)
         return seconds
 
+    def run_ours_in_bf16(self) -> float:
+        """Run the real evaluation with bf16 gradients and float32 verdicts, calibration included, and return its seconds."""
+        split, size, tables = self.images, self.size, []
+        settings: dict[str, Any] = {"attacks": [replace(size.spec, gradient="bf16", name="")], "lanes": size.lanes}
+
+        def work() -> None:
+            calibrations = calibrate_attacks(self.ours, split.take(slice(0, CONTROL_IMAGES)), **settings)
+            tables.append(evaluate(self.ours, split.images, split.labels, split.image_ids, calibrations=calibrations, **settings))
+
+        seconds = self.timed("ours_bf16", work)
+        self.robust_in_bf16 = len(robust_image_ids(tables[0])) / len(split)
+        return seconds
+
     def run_library(self, name: str) -> float:
         """Run one library and return its seconds; the scoring is not timed."""
         returned: list[Tensor] = []
@@ -164,6 +180,8 @@ class Contest:
     def rounds(self) -> dict[str, list[float]]:
         """Time everybody; ours counts as the mean of the runs on either side of the libraries."""
         cases: dict[str, Callable[[], float]] = {name: partial(self.run_library, name) for name in self.libraries}
+        if self.bf16:
+            cases["ours_bf16"] = self.run_ours_in_bf16
         seconds = common.interleaved({"before": self.run_ours, **cases, "after": self.run_ours}, rounds=self.size.rounds, warm_up=0)
         sides = zip(seconds.pop("before"), seconds.pop("after"), strict=True)
         return {"ours": [mean(pair) for pair in sides], **seconds}
@@ -196,14 +214,18 @@ def figures_of(contest: Contest, seconds: dict[str, list[float]]) -> tuple[dict[
         "milliseconds_of_a_pass": {"ours, per image": 1000 * one_pass / size.lanes},
         "survivor_passes": survivor_passes,
         "at_most_the_lowest": contest.robust["ours"] <= lowest + tolerance,
+        "bf16": "not measured: this processor has neither AVX512-BF16 nor AMX",
     }
+    if contest.bf16:
+        speedup = {name: common.median_ratio(seconds[name], seconds["ours_bf16"]) for name in contest.libraries}
+        details["bf16"] = {"speedup": speedup, "robust_accuracy": contest.robust_in_bf16}
     return figures, details
 
 
 def main() -> None:
     """Run the benchmark."""
     started = perf_counter()
-    options = common.options(__doc__, images=True)
+    options = common.options(__doc__, images=True, bf16=True)
     about = common.machine()
     size = SMOKE if options.smoke else QUICK if options.quick else FULL
     splits = digits_at_32_pixels()
@@ -215,7 +237,7 @@ def main() -> None:
         per_image = min(pass_seconds(model, to_pixels(sample.images), sample.labels)) / len(sample)
         size = affordable(size, per_image, seconds_left=QUICK_SECONDS - (perf_counter() - started))
     print(f"{size.images} images, {size.spec}, lanes {size.lanes}", flush=True)
-    contest = Contest(model, splits["test"].take(slice(0, size.images)), size)
+    contest = Contest(model, splits["test"].take(slice(0, size.images)), size, bf16=options.bf16 or pays(torch.device("cpu")))
     figures, details = figures_of(contest, contest.rounds())
     details["wall_seconds"] = perf_counter() - started
     common.finish("evaluation: PGD of four libraries", figures, details, about, path=options.json)

@@ -15,6 +15,7 @@ CONTRACT = {
     "evaluation": {"speedup", "robust_accuracy", "passes_per_image", "floor_share"},
     "training": {"sat_over_plain", "sat_over_floor", "speedup_over_textbook", "images_per_second", "scaling_2_workers"},
     "loading": {"images_per_second_per_core", "wait_share"},
+    "agreement": {"robust_accuracy", "difference_in_points"},
     "pipeline": {"wall_over_compute", "wall_seconds", "peak_rss_gib"},
 }
 LIBRARIES = {"torchattacks", "foolbox", "art"}
@@ -29,10 +30,10 @@ def benchmark(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def figures(name: str, folder: Path) -> dict[str, Any]:
+def figures(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
     """Run a benchmark at its smallest and read the JSON it writes."""
     path = folder / "new" / f"{name}.json"
-    benchmark(name, "--smoke", "--json", str(path))
+    benchmark(name, "--smoke", "--json", str(path), *arguments)
     written: dict[str, Any] = json.loads(path.read_text())
     return written
 
@@ -48,7 +49,7 @@ def check_contract(name: str, written: dict[str, Any]) -> None:
     """Assert the contract's keys, nothing beside them but where and how they were measured, and finite values."""
     assert set(written) == CONTRACT[name] | {"machine", "details"}
     assert {"cpu", "cores", "torch", "load_1_minute"} <= set(written["machine"])
-    values = [number for key in CONTRACT[name] for number in numbers(written[key])]
+    values = [number for key in CONTRACT[name] - {"difference_in_points"} for number in numbers(written[key])]
     assert all(math.isfinite(number) and number >= 0 for number in values), written
 
 
@@ -62,7 +63,7 @@ def test_help_names_the_options_of_every_benchmark(name: str) -> None:
 def test_ours_is_at_most_as_robust_as_any_library_finds_from_the_same_starts(tmp_path: Path) -> None:
     for library in ("torchattacks", "foolbox", "art"):
         pytest.importorskip(library)
-    written = figures("evaluation", tmp_path)
+    written = figures("evaluation", tmp_path, "--bf16")
     check_contract("evaluation", written)
     assert set(written["speedup"]) == LIBRARIES
     robust = written["robust_accuracy"]
@@ -70,6 +71,16 @@ def test_ours_is_at_most_as_robust_as_any_library_finds_from_the_same_starts(tmp
     tolerance = max(0.005, 2 / written["details"]["size"]["images"])
     assert all(0 <= robust["ours"] <= robust[library] + tolerance for library in LIBRARIES), robust
     assert 0 < written["passes_per_image"] <= written["details"]["size"]["steps"] + 1
+    assert abs(written["details"]["bf16"]["robust_accuracy"] - robust["ours"]) <= tolerance
+
+
+def test_the_cascade_and_autoattack_agree_within_two_images(tmp_path: Path) -> None:
+    pytest.importorskip("torchattacks")
+    written = figures("agreement", tmp_path)
+    check_contract("agreement", written)
+    (accuracy,), (difference,) = written["robust_accuracy"].values(), written["difference_in_points"].values()
+    assert difference == pytest.approx(100 * (accuracy["ours"] - accuracy["autoattack"]))
+    assert abs(difference) <= 100 * 2 / written["details"]["size"]["images"]
 
 
 def test_the_attack_of_a_training_step_computes_no_weight_gradient(tmp_path: Path) -> None:
