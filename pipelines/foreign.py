@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -36,8 +37,8 @@ from sat_ray.lease import driver_lease
 from sat_ray.model_source import count_classes, kind_of, load_source, try_attack
 from sat_ray.models import Normalized
 from sat_ray.outcomes import merge_outcomes
-from sat_ray.plan import EVALUATE, Dataset, EvaluationTask, shard_bounds, through_every_backward
-from sat_ray.stages import Record, Records, numerical_environment
+from sat_ray.plan import CARD, EVALUATE, Dataset, EvaluationTask, shard_bounds, through_every_backward
+from sat_ray.stages import Record, Records, numerical_environment, record_key
 from sat_ray.storage import Storage, check_writable
 
 POLL_SECONDS = 1.0
@@ -94,7 +95,7 @@ def evaluate_foreign(given: ForeignOptions) -> None:
             claim_folder(storage, identity)
             subject = staged(subject, storage)
             tasks = tasks_of(given, subject, name)
-            check_code(given, Records(storage), tasks, reporter)
+            check_code(given, subject, Records(storage), tasks, reporter)
             parts = run_tasks(given, subject, tasks, Records(storage), reporter)
             found = write_evaluation(given, subject, parts, storage, name, identity)
             reporter.console.print(claim(found), style="bold", soft_wrap=True)
@@ -231,9 +232,12 @@ def _environment(given: ForeignOptions) -> dict[str, Any]:
     return numerical_environment(accelerator=given.accelerator, threads=given.cpus_per_task, lanes=given.lanes)
 
 
-def check_code(given: ForeignOptions, records: Records, tasks: Sequence[EvaluationTask], reporter: Reporter) -> None:
-    """Deal with shards that other code evaluated: refuse to start, reuse them, or move them aside."""
-    committed = [(EVALUATE, record) for task in tasks if (record := records.find(EVALUATE, task.key))]
+def check_code(given: ForeignOptions, subject: Subject, records: Records, tasks: Sequence[EvaluationTask], reporter: Reporter) -> None:
+    """Deal with shards, and a card, that other code made: refuse to start, reuse them, or move them aside."""
+    wanted = [(EVALUATE, task.key) for task in tasks]
+    if given.card:
+        wanted.append((CARD, record_key(CARD, card_inputs(given, subject, tasks[0]))))
+    committed = [(stage, record) for stage, key in wanted if (record := records.find(stage, key))]
     settle_code_changes(records, committed, choice=given.on_code_change, reporter=reporter, made="shards", by="evaluated")
 
 
@@ -313,21 +317,42 @@ def _calibrations(parts: Sequence[Record]) -> dict[str, Any]:
 
 
 def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, storage: Storage, reporter: Reporter) -> None:
-    """Compute the robustness card as one Ray task, unless card.json is there, and print its verdict and reasons."""
-    if not storage.exists("card.json"):
+    """Compute the robustness card as one Ray task, unless it is committed, write card.json, and print its verdict and reasons."""
+    records, inputs = Records(storage), card_inputs(given, subject, task)
+    record = records.find(CARD, record_key(CARD, inputs))
+    if record is None:
         from sat_ray.distributed.tasks import result, stage_task
 
-        n = min(CardSettings().images, task.sample or task.dataset.manifest["splits"][task.split])
-        whole = replace(task, first=0, last=n, sample=n)
+        n = inputs["images"]
         reporter.say(f"robustness card: {n:,} images")
+        started = perf_counter()
         with _on_ray(given, reporter):
-            work = (card_of, whole, given.pgd(), subject.configuration)
+            work = (card_of, replace(task, first=0, last=n, sample=n), given.pgd(), subject.configuration)
             ref = stage_task(*work, name="card", resources=evaluation_resources(given.resources))
-            storage.write_json("card.json", result(ref))
-    card = storage.read_json("card.json")
+            payload = {"name": task.name, "card": result(ref)}
+        record = records.commit(CARD, record_key(CARD, inputs), inputs=inputs, payload=payload, seconds=perf_counter() - started)
+    card = record.payload["card"]
+    storage.write_json("card.json", card)
     reporter.say(f"robustness card: {card['verdict']}; {storage.full('card.json')}")
     for reason in card["reasons"]:
         reporter.say(f"  {reason}")
+
+
+def card_inputs(given: ForeignOptions, subject: Subject, task: EvaluationTask) -> dict[str, Any]:
+    """Return everything that determines the card."""
+    settings = CardSettings()
+    return {
+        "weights": task.checkpoint_sha256,
+        "attack": given.pgd().to_json(),
+        "configuration": None if subject.configuration is None else subject.configuration.to_json(),
+        "settings": to_json(settings),
+        "split": task.split,
+        "images": min(settings.images, subject.n),
+        "seed": task.seed,
+        "lanes": task.lanes,
+        "dataset": task.dataset.hash,
+        "environment": task.environment,
+    }
 
 
 def card_of(task: EvaluationTask, attack: AttackSpec, configuration: Configuration | None) -> dict[str, Any]:
