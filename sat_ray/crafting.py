@@ -12,6 +12,7 @@ from torch import nn
 
 from sat_ray.activations import Activation, activation_info
 from sat_ray.attacks import PGD
+from sat_ray.augmentation import augment
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.learner import Crafted
@@ -46,8 +47,9 @@ class Crafter:
     def craft(self, attack: PGD, batch: Split, totals: Totals, *, layout: torch.memory_format, epoch: int) -> Crafted:
         """Return the x, x_adv and y of a batch on the attacker's device."""
         device = next(self.attacker.parameters()).device
-        x, y = to_pixels(batch.images.to(device)).contiguous(memory_format=layout), batch.labels.to(device)
-        rng = Randomness(self.seed, batch.image_ids.to(device))
+        images, y, ids = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels, batch.image_ids))
+        rng = Randomness(self.seed, ids)
+        x = to_pixels(augment(images, rng, name=self.settings.augmentation, epoch=epoch)).contiguous(memory_format=layout)
         if self.settings.attack_replays:
             x_adv = attack.start(x, y, rng, step=epoch).x_adv.requires_grad_()
         else:

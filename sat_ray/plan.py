@@ -7,6 +7,7 @@ from typing import Any
 
 from sat_ray.attacks import AttackSpec
 from sat_ray.attacks.spec import true_and_smooth
+from sat_ray.augmentation import check_augmentation
 from sat_ray.card import CardSettings
 from sat_ray.config import SweepConfig, content_hash, to_json
 from sat_ray.configuration import Configuration
@@ -177,8 +178,9 @@ class CardTask:
 def training_job(
     config: SweepConfig, dataset: Dataset, configuration: Configuration, *, stage: Stage, seed: int, training: TrainingSettings
 ) -> TrainingJob:
-    """Describe one training of the sweep."""
+    """Describe one training of the sweep. Raises ValueError where the images are too small for its augmentation."""
     manifest, resources = dataset.manifest, config.resources
+    check_augmentation(training.augmentation, manifest["shape"])
     spec = ModelSpec(
         name=config.model.name,
         activation=configuration.activation,

@@ -88,6 +88,10 @@ class Randomness:
         bits = self.draw(purpose, math.prod(shape), step=step, device=device)
         return (_shift(bits, 40).to(torch.float32) * 2.0**-24).view(-1, *shape)
 
+    def below(self, bound: int | Tensor, purpose: str, count: int, *, step: int | Tensor = 0, device: torch.device | None = None) -> Tensor:
+        """Return (N, count) int64 in [0, bound), uniform to 1 in 2**31; bound: at most 2**31, or a tensor that broadcasts to (N, count)."""
+        return (_shift(self.draw(purpose, count, step=step, device=device), 33) * bound) >> 31
+
     def normal(self, purpose: str, shape: Sequence[int], *, step: int | Tensor = 0, device: torch.device | None = None) -> Tensor:
         """Return (N, *shape) float32 standard normals (Box-Muller in float64, one pair of uniforms each)."""
         count = math.prod(shape)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sat_ray.attacks import PGD, AttackSpec
+from sat_ray.augmentation import AUGMENTATIONS
 from sat_ray.names import check_name
 from sat_ray.precision import PRECISIONS
 from sat_ray.schedules import SCHEDULES
@@ -27,6 +28,9 @@ class TrainingSettings:
     """Images in one update, over all workers."""
     batchnorm_group_size: int = 32
     """Images that share BatchNorm statistics and one forward pass: a divisor of the global batch, whatever the number of workers."""
+    augmentation: str = "none"
+    """How training images are changed at random: none, crop_flip (padded by 4 pixels, cropped, flipped: CIFAR) or resized_crop_flip (a part
+    of 8 to 100 % of the area is enlarged, then flipped: ImageNet)."""
     learning_rate: float = 0.2
     """Peak learning rate of SGD."""
     alpha_learning_rate: float = 1.0
@@ -82,6 +86,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         check_name(self.schedule, SCHEDULES, field="training.schedule")
+        check_name(self.augmentation, AUGMENTATIONS, field="training.augmentation")
         check_name(self.precision, PRECISIONS, field="training.precision")
         check_name(self.objective, OBJECTIVES, field="training.objective")
         self._check(_COUNTS, lambda value: value >= 1, "a whole number >= 1")
