@@ -6,6 +6,7 @@
 `alpha` is the sharpness of the activation and nothing else. Sources: Xie et al. 2020 (arXiv 2006.14536) unless an entry says otherwise.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from sat_ray import activation_functions as functions
 from sat_ray.activation_functions import Alpha
 from sat_ray.names import check_name
+from sat_ray.own_activation import OwnActivation, check_activation, read_activation
+from sat_ray.reference import is_reference
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class ActivationInfo:
     """Everything the system knows about one activation.
 
     function(x, alpha) and derivative(x, alpha) work on tensors of any shape; smoothness is the number of continuous derivatives
-    (inf for analytic functions); forward_of names the activation whose forward pass this one shares.
+    (inf for analytic functions, nan where nobody said); forward_of names the activation whose forward pass this one shares; own: where it
+    is not of the registry but the user's.
     """
 
     name: str
@@ -47,6 +51,7 @@ class ActivationInfo:
     alpha: AlphaRange | None = None
     learned: bool = False
     forward_of: str = ""
+    own: OwnActivation | None = None
 
     @property
     def forward_name(self) -> str:
@@ -76,6 +81,8 @@ class ActivationInfo:
         value = self.alpha.default if alpha is None else float(alpha)
         if not (math.isfinite(value) and self.alpha.low <= value <= self.alpha.high):
             raise ValueError(f"{field} is {value:g}; allowed for {self.name}: {self.alpha.low:g} to {self.alpha.high:g}")
+        if self.own is not None:
+            _checked(self.own, value)
         return value
 
 
@@ -204,11 +211,15 @@ class Activation(nn.Module):
         self.function = info.function
         self.alpha = alpha
         self.learned = info.learned
+        self.own = info.own.module(alpha) if info.own is not None and info.own.make is not None else None
         if info.learned:
             self.beta = nn.Parameter(torch.tensor(LEARNED_BETA_START))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the activation to every element."""
+        if self.own is not None:
+            value: Tensor = self.own(x)
+            return value
         return self.function(x, self.beta.square() if self.learned else self.alpha)
 
     def extra_repr(self) -> str:
@@ -216,15 +227,51 @@ class Activation(nn.Module):
         return self.activation if self.alpha is None else f"{self.activation}, alpha={self.alpha:g}"
 
 
+OWN_ALPHA = 1e6  # largest alpha, either sign, of a user's own activation
+
+
+@functools.cache
+def _own(name: str) -> ActivationInfo:
+    own = read_activation(name)
+    if own.default is None:
+        _checked(own, None)
+    return ActivationInfo(
+        name=name,
+        formula=own.about,
+        derivative_formula="of autograd, agrees with finite differences",
+        function=own.apply,
+        derivative=functools.partial(_slope, own),
+        smoothness=math.nan,
+        reference=name,
+        alpha=None if own.default is None else AlphaRange(-OWN_ALPHA, OWN_ALPHA, own.default, own.grid),
+        own=own,
+    )
+
+
+@functools.cache
+def _checked(own: OwnActivation, alpha: float | None) -> None:
+    check_activation(own, alpha)
+
+
+def _slope(own: OwnActivation, x: Tensor, alpha: Alpha) -> Tensor:
+    point = x.detach().clone().requires_grad_(True)
+    return torch.autograd.grad(own.apply(point, None if alpha is None else functions.number(alpha)).sum(), point)[0]
+
+
 def activation_info(name: str, *, field: str = "activation") -> ActivationInfo:
-    """Look an activation up; ValueError suggests the closest names."""
+    """Look an activation up, in the registry or, as module:function, in the user's code; ValueError suggests the closest names.
+
+    The user's own is checked when it is first asked for, and at each alpha that it is used with.
+    """
+    if is_reference(name):
+        return _own(name)
     if name in _OTHER_NAMES:
         raise ValueError(f"{field} {name!r} is called {_OTHER_NAMES[name]} here")
     return ACTIVATIONS[check_name(name, ACTIVATIONS, field=field)]
 
 
 def make_activation(name: str, *, alpha: float | None = None) -> Activation:
-    """Build the module of a registered activation.
+    """Build the module of an activation of the registry, or of the user's own, `module:function`.
 
     alpha: sharpness, None for the registry's default. Raises ValueError on an unknown name or an alpha that is not allowed.
     """

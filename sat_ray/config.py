@@ -5,7 +5,7 @@ import hashlib
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sat_ray.activations import ACTIVATIONS
 from sat_ray.attacks import AttackSpec
@@ -13,8 +13,7 @@ from sat_ray.card import CardSettings
 from sat_ray.configuration import Configuration, parse_choice, parse_pair
 from sat_ray.data.images import ENCODINGS, Storing
 from sat_ray.data.sources import dataset_source
-from sat_ray.models import MODELS
-from sat_ray.models.spec import STEMS, check_zero_gamma
+from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
 from sat_ray.names import check_name
 from sat_ray.storage import json_bytes
 from sat_ray.threat import ThreatModel
@@ -35,7 +34,7 @@ class DataSettings:
     """Which images."""
 
     dataset: str = "digits"
-    """Name of a dataset in sat_ray/data/sources.py."""
+    """Name of a dataset in sat_ray/data/sources.py, or module:function of your own (docs/bring-your-own.md)."""
     path: str = ""
     """Folder of the images as they were downloaded, the same on every node that prepares them; not needed once they are prepared."""
     image_size: int = 0
@@ -76,9 +75,9 @@ class ModelSettings:
 
     name: str = "small_resnet"
     """A residual network (resnet50, resnext50_32x8d, ...), an EfficientNet (efficientnet_b0 to b7, efficientnet_l1), a network for 32-pixel
-    images (preact_resnet18, wide_resnet28_10, wide_resnet34_10) or small_resnet."""
+    images (preact_resnet18, wide_resnet28_10, wide_resnet34_10), small_resnet, or module:function of your own."""
     width: int = 12
-    """Channels of small_resnet's first layer."""
+    """Channels of the first layer of small_resnet, or of a network of your own that takes it."""
     stem: str = "imagenet"
     """First layer of residual networks: imagenet (7x7, stride 2) or small (3x3, stride 1, for 32-pixel images); of EfficientNets: stride 2
     or 1."""
@@ -86,7 +85,7 @@ class ModelSettings:
     """Start the last BatchNorm of each block at 0."""
 
     def __post_init__(self) -> None:
-        check_name(self.name, MODELS, field="model.name")
+        check_model_name(self.name, field="model.name")
         check_name(self.stem, STEMS, field="model.stem")
         check_zero_gamma(self.name, self.zero_gamma)
         _at_least(self, 1, "width", section="model")
@@ -99,7 +98,7 @@ class SearchSettings:
     method: Literal["grid", "asha", "optuna"] = "grid"
     """grid: every alpha of each activation, halved at each rung; asha: random alphas, stopped asynchronously; optuna: TPE over alpha."""
     activations: tuple[str, ...] = SEARCHED
-    """Activations to compare: a name (its own alphas) or name:alpha,alpha."""
+    """Activations to compare: a name (its own alphas) or name:alpha,alpha; module:function of your own, and perhaps :alpha,alpha."""
     pairs: tuple[str, ...] = TABLE1_PAIRS
     """activation/attacker_activation rows trained beside them: the paper's Table 1."""
     rungs: tuple[int, ...] = (3, 6)

@@ -3,8 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sat_ray.activations import activation_info, alpha_text, display_name
+from sat_ray.activations import ACTIVATIONS, activation_info, alpha_text, display_name
 from sat_ray.models import check_attacker_activation
+from sat_ray.reference import is_reference, slug
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,12 @@ class Configuration:
     @property
     def slug(self) -> str:
         """Name it for a file: letters, digits, '.', '_' and '-'."""
-        text = self.activation + ("" if self.alpha is None else f"-a{alpha_text(self.alpha)}")
+        text = slug(self.activation) + ("" if self.alpha is None else f"-a{alpha_text(self.alpha)}")
         if self.own_attacker:
             return text
-        return f"{text}-vs-{self.attacker_activation}" + ("" if self.attacker_alpha is None else f"-a{alpha_text(self.attacker_alpha)}")
+        return f"{text}-vs-{slug(self.attacker_activation)}" + (
+            "" if self.attacker_alpha is None else f"-a{alpha_text(self.attacker_alpha)}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -64,14 +67,22 @@ def configuration_name(activation: str, *, alpha: float | None, attacker_activat
 def parse_choice(text: str, *, field: str) -> list[Configuration]:
     """Read one entry of a search: `silu`, `parametric_softplus` (its own grid of alphas) or `parametric_softplus:5,10`.
 
+    An activation of the user's own is `module:function` or `module:function:5,10`.
+
     Raises ValueError naming the field, the value and what is allowed.
     """
-    name, colon, values = text.partition(":")
+    name, colon, values = _name_and_alphas(text)
     info = activation_info(name, field=field)
     if colon:
         alphas = [_number(value, field=f"{field} {text!r}") for value in values.split(",")]
         return [Configuration(activation=name, alpha=alpha) for alpha in alphas]
     return [Configuration(activation=name, alpha=alpha) for alpha in info.grid]
+
+
+def _name_and_alphas(text: str) -> tuple[str, str, str]:
+    head, colon, values = text.rpartition(":")
+    own = is_reference(text) and head not in ACTIVATIONS  # relu:x is a mistyped alpha, no module
+    return (head, colon, values) if colon and not own else (text, "", "")
 
 
 def parse_pair(text: str, *, field: str) -> Configuration:

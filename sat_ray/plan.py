@@ -14,7 +14,9 @@ from sat_ray.configuration import Configuration
 from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, manifest_hash
 from sat_ray.models import ModelSpec
 from sat_ray.selection import Validated, ranked
-from sat_ray.stages import Record, Records, Stage, numerical_environment, record_key
+from sat_ray.reference import is_reference, slug
+from sat_ray.source_code import code_hashes
+from sat_ray.stages import OWN, Record, Records, Stage, numerical_environment, record_key
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 from sat_ray.training_settings import TrainingSettings
@@ -46,8 +48,20 @@ class Dataset:
 
 def dataset_uri(config: SweepConfig, root: Storage) -> str:
     """Return the folder of the sweep's dataset; sweeps of the same data share it."""
-    key = content_hash({"data": config.data.identity(), "schema": SCHEMA_VERSION})[:8]
-    return root.full(f"data/{config.data.dataset}-{key}")
+    name = config.data.dataset
+    code = {"code": code_hashes((name.partition(":")[0],))} if is_reference(name) else {}  # other code, perhaps other images
+    key = content_hash({"data": config.data.identity(), "schema": SCHEMA_VERSION, **code})[:8]
+    return root.full(f"data/{slug(name)}-{key}")
+
+
+def own_names(configuration: Configuration, *, model: str, dataset: "Dataset") -> list[str]:
+    """Return the names, module:function, of the user's own code that a training rests on."""
+    named = (configuration.activation, configuration.attacker_activation, model, str(dataset.manifest.get("dataset", "")))
+    return sorted({name for name in named if is_reference(name)})
+
+
+def _named(own: Sequence[str]) -> dict[str, Any]:
+    return {OWN: list(own)} if own else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +82,7 @@ class TrainingJob:
     @property
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the weights."""
-        return {
+        return _named(own_names(self.configuration, model=self.model.name, dataset=self.dataset)) | {
             "configuration": self.configuration.to_json(),
             "seed": self.seed,
             "until": self.until,
@@ -100,7 +114,7 @@ class EvaluationTask:
 
     kind: what is at `checkpoint`, see `sat_ray.model_source`; checkpoint_sha256: the digest of its contents; first, last: rows of the
     split, or, where `sample` is a number, of that many images drawn from it by the seed; cascade: each attack takes what survived those
-    before it.
+    before it; own: names of the user's own code that the model is made of.
     """
 
     checkpoint: str
@@ -119,9 +133,10 @@ class EvaluationTask:
     cascade: bool = False
 
     @property
+    own: tuple[str, ...] = ()
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the outcomes; what a sweep never asks for is named only where it was asked for."""
-        unusual = {"split": self.split != "test", "sample": self.sample is not None, "cascade": self.cascade}
+        unusual = {"split": self.split != "test", "sample": self.sample is not None, "cascade": self.cascade, OWN: bool(self.own)}
         return {name: getattr(self, name) for name, named in unusual.items() if named} | {
             "weights": self.checkpoint_sha256,
             "attacks": [to_json(spec) for spec in self.attacks],
@@ -153,9 +168,10 @@ class CardTask:
     environment: dict[str, Any]
 
     @property
+    own: tuple[str, ...] = ()
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the card."""
-        return {
+        return _named(self.own) | {
             "weights": self.checkpoint_sha256,
             "attack": to_json(self.attack),
             "configuration": self.configuration.to_json(),
@@ -256,6 +272,7 @@ def card_tasks(config: SweepConfig, dataset: Dataset, trained: Sequence[Record])
         )
         for _, index in ranked(scored)[: config.card.candidates]
     ]
+            own=tuple(own_names(configurations[index], model=config.model.name, dataset=dataset)),
 
 
 def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
@@ -276,6 +293,7 @@ def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> 
         )
         for first, last in shard_bounds(dataset.manifest["splits"]["test"], config.evaluation.shard_size)
     ]
+            own=tuple(own_names(configuration, model=config.model.name, dataset=dataset)),
 
 
 def shard_bounds(count: int, shard_size: int) -> list[tuple[int, int]]:

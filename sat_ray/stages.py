@@ -4,22 +4,19 @@ A record is one JSON file under state/<stage>/, named by its key and committed l
 version, the semantic inputs and the numerical environment, so a committed record is never computed again.
 """
 
-import ast
-import functools
-import hashlib
-import importlib.util
 import os
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sat_ray.config import content_hash
+from sat_ray.source_code import code_hashes
 from sat_ray.storage import Storage, json_bytes
 
 STATE = "state"
+OWN = "own"  # among a record's inputs: the names, module:function, of the user's own code that it rests on
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Records:
             key=key,
             inputs=inputs,
             payload=payload,
-            code=code_hashes(stage.modules),
+            code=code_hashes(modules_behind(stage, inputs)),
             created=time.time(),
             seconds=seconds,
         )
@@ -125,59 +122,15 @@ class Records:
         self._read.pop((record.stage, record.key), None)
 
 
+def modules_behind(stage: Stage, inputs: dict[str, Any]) -> tuple[str, ...]:
+    """Return the modules whose code a record rests on: those of the stage, and the user's own that its inputs name."""
+    return (*stage.modules, *sorted({name.partition(":")[0] for name in inputs.get(OWN, [])}))
+
+
 def changed_modules(record: Record, stage: Stage) -> list[str]:
     """Name the modules that are not what they were when the record was made."""
-    now = code_hashes(stage.modules)
+    now = code_hashes(modules_behind(stage, record.inputs))
     return sorted(name for name in now.keys() | record.code.keys() if now.get(name) != record.code.get(name))
-
-
-@functools.cache
-def code_hashes(modules: tuple[str, ...]) -> dict[str, str]:
-    """Hash the code of modules and of all of this package that they import; comments, docstrings and layout do not count."""
-    hashes: dict[str, str] = {}
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
-        if name in hashes:
-            continue
-        tree = _tree(name)
-        hashes[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()[:16]
-        waiting += [found for found in _imports(tree) if found.partition(".")[0] == "sat_ray"]
-    return dict(sorted(hashes.items()))
-
-
-def _tree(module: str) -> ast.Module:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None, module
-    return ast.parse(Path(spec.origin).read_text())
-
-
-def _imports(tree: ast.Module) -> list[str]:
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.append(node.module)
-            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
-            if node.module.partition(".")[0] == "sat_ray":
-                found += [name for name in submodules if _is_module(name)]
-    return found
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
-    return tree
 
 
 def numerical_environment(*, accelerator: str, threads: int, lanes: int) -> dict[str, Any]:

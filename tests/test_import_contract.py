@@ -12,7 +12,8 @@ import sat_ray
 
 ROOT = Path(sat_ray.__file__).parent
 LAYERS: dict[int, str] = {
-    0: "names randomness threat activation_functions activations losses metrics selection storage s3_preflight world",
+    0: "names reference source_code own_activation randomness threat activation_functions activations losses metrics selection storage"
+    " s3_preflight world",
     1: "attacks augmentation models data cycles outcome_files",
     2: "flight lanes rescoring calibration evaluation card training_settings schedules precision objectives crafting optimizers"
     " averaging running_statistics learner totals sentinel training_state training checkpoint model_source",

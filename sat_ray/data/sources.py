@@ -5,8 +5,10 @@ import numpy as np
 from sat_ray.data import cifar
 from sat_ray.data.folders import IMAGE_FOLDER_LAYOUT, list_image_folder
 from sat_ray.data.imagenet import IMAGENET_LAYOUT, list_imagenet
+from sat_ray.data.own import own_source
 from sat_ray.data.source import LayoutError, Listing, Raw, Source
 from sat_ray.names import check_name
+from sat_ray.reference import is_reference
 
 __all__ = ["DATASETS", "LayoutError", "Listing", "Raw", "Source", "dataset_source"]
 
@@ -65,5 +67,7 @@ DATASETS: dict[str, Source] = {source.name: source for source in _ENTRIES}
 
 
 def dataset_source(name: str) -> Source:
-    """Look a dataset up; ValueError suggests the closest names."""
+    """Look a dataset up, here or, as module:name, in the user's code; ValueError suggests the closest names."""
+    if is_reference(name):
+        return own_source(name)
     return DATASETS[check_name(name, DATASETS, field="data.dataset")]

@@ -1,6 +1,6 @@
 """Models on [0, 1] pixels with any registered activation, and second views over their parameters."""
 
-from sat_ray.models.build import build_model, model_from_spec
+from sat_ray.models.build import build_model, check_own_model, model_from_spec
 from sat_ray.models.layout import memory_format, settle_layout
 from sat_ray.models.normalized import Normalized
 from sat_ray.models.spec import MODELS, ModelSpec
@@ -13,6 +13,7 @@ __all__ = [
     "assert_shares_storage",
     "build_model",
     "check_attacker_activation",
+    "check_own_model",
     "memory_format",
     "model_from_spec",
     "settle_layout",

@@ -1,5 +1,7 @@
 """Build any supported model by name: residual networks, ResNeXts, EfficientNets, networks for 32-pixel images and one for digits."""
 
+import functools
+
 import torch
 import torchvision
 from torch import nn
@@ -8,9 +10,12 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from sat_ray.models.efficientnet import SCALES, efficientnet, zero_last_gammas
 from sat_ray.models.injection import inject_activation
 from sat_ray.models.normalized import Normalized
+from sat_ray.models.own import check_net, own_net
 from sat_ray.models.preact import PREACT, PreActResNet
 from sat_ray.models.small_resnet import SmallResNet
 from sat_ray.models.spec import IMAGENET_MEAN, IMAGENET_STD, RESNEXTS, ModelSpec
+from sat_ray.models.view import view
+from sat_ray.reference import is_reference
 
 
 def _small_stem(net: nn.Module, *, in_channels: int) -> None:
@@ -56,6 +61,8 @@ def _preact_net(spec: ModelSpec) -> nn.Module:
 
 
 def _net(spec: ModelSpec) -> nn.Module:
+    if is_reference(spec.name):
+        return own_net(spec)
     if spec.name in SCALES:
         return _efficient_net(spec)
     if spec.name in PREACT:
@@ -73,8 +80,27 @@ def model_from_spec(spec: ModelSpec, *, seed: int | None = None) -> Normalized:
         if seed is not None:
             torch.manual_seed(seed)
         net = _net(spec)
-    inject_activation(net, activation=spec.activation, alpha=spec.alpha)
+    if not is_reference(spec.name):
+        inject_activation(net, activation=spec.activation, alpha=spec.alpha)
     return Normalized(net, mean=spec.mean, std=spec.std, spec=spec)
+
+
+@functools.cache
+def check_own_model(spec: ModelSpec, shape: tuple[int, ...]) -> None:
+    """Build a network of the user's own and raise ValueError, in one line, where it cannot be trained; others pass unseen.
+
+    shape: (C, H, W) of the images.
+    """
+    if not is_reference(spec.name):
+        return
+    check_net(functools.partial(model_from_spec, spec, seed=0), name=spec.name, num_classes=spec.num_classes, shape=shape)
+    model = model_from_spec(spec, seed=0).eval()
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    logits = model(x)
+    if not torch.equal(view(model.train())(x), logits):  # the attacker's view is in inference mode while the model trains
+        raise ValueError(
+            f"model {spec.name} keeps a reference to itself (a bound method?); allowed: parts that are modules or plain values"
+        )
 
 
 def build_model(

@@ -66,6 +66,8 @@ def inject_activation(model: nn.Module, *, activation: str, alpha: float | None 
         for name, child in list(parent.named_children()):
             if isinstance(child, REPLACED):
                 setattr(parent, name, make_activation(activation, alpha=alpha))
-    count = sum(isinstance(module, Activation) for module in model.modules())
-    assert count > 0 and not any(isinstance(module, REPLACED) for module in model.modules()), "an activation was not replaced"
-    return count
+    made = [module for module in model.modules() if isinstance(module, Activation)]
+    inside = {id(part) for module in made for part in module.modules()}  # an activation of the user's own may use them
+    left = [module for module in model.modules() if isinstance(module, REPLACED) and id(module) not in inside]
+    assert made and not left, "an activation was not replaced"
+    return len(made)

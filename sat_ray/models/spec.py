@@ -6,8 +6,10 @@ import torchvision
 
 from sat_ray.activations import activation_info
 from sat_ray.models.efficientnet import SCALES
+from sat_ray.models.own import read_net
 from sat_ray.models.preact import PREACT
 from sat_ray.names import check_name
+from sat_ray.reference import is_reference
 
 _FAMILIES = ("resnet", "resnext", "wide_resnet")
 TORCHVISION_MODELS = tuple(name for name in torchvision.models.list_models(module=torchvision.models) if name.startswith(_FAMILIES))
@@ -20,19 +22,31 @@ STEMS = ("imagenet", "small")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def check_model_name(name: str, *, field: str) -> None:
+    """Raise ValueError where a name is neither a model here nor a `module:function` that can be called as one."""
+    if is_reference(name):
+        read_net(name, field=field)
+    else:
+        check_name(name, MODELS, field=field)
+
+
 def check_zero_gamma(name: str, zero_gamma: bool) -> None:
     """Raise ValueError where a network has no BatchNorm at the end of its blocks to start at 0."""
     if zero_gamma and name in PREACT:
         raise ValueError(f"zero_gamma is True; allowed for {name}: False, its blocks end in a convolution")
+    if zero_gamma and is_reference(name):
+        raise ValueError(f"zero_gamma is True; allowed for {name}: False, what its weights start from is its own affair")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Everything that determines a model but its weights; it travels in the checkpoint as JSON.
 
+    name: one of `MODELS`, or `module:function` of the user's own (see `sat_ray.models.own`);
     stem: of residual networks "imagenet" (7 x 7 stride 2 and max-pooling) or "small" (3 x 3 stride 1, for images of 32 pixels), of
     EfficientNets the stride of the first convolution, 2 or 1; preact_resnet18, wide_resnet28_10, wide_resnet34_10 and small_resnet are
-    made for small images and have no other stem; width: channels of the first layer of small_resnet, ignored elsewhere; mean, std: per
+    made for small images and have no other stem; width: channels of the first layer of small_resnet or of
+    an own network that takes it, ignored elsewhere; mean, std: per
     channel in [0, 1] pixels; zero_gamma: start the last BatchNorm of each block with a shortcut at 0.
     """
 
@@ -48,7 +62,7 @@ class ModelSpec:
     zero_gamma: bool = False
 
     def __post_init__(self) -> None:
-        check_name(self.name, MODELS, field="model")
+        check_model_name(self.name, field="model")
         check_name(self.stem, STEMS, field="stem")
         check_zero_gamma(self.name, self.zero_gamma)
         object.__setattr__(self, "alpha", activation_info(self.activation).check_alpha(self.alpha))

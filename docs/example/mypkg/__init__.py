@@ -1,0 +1,1 @@
+"""What somebody brings along: activations, a network and a dataset."""
