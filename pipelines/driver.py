@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipelines import stages
+from pipelines.arrival import check_own_parts, own_names
 from pipelines.code_change import settle_code_changes
 from pipelines.dry_run import describe
 from pipelines.exit_status import exit_status
@@ -51,7 +52,10 @@ class Driver:
 
             check_reachable(self.command)
             self.reporter.say(f"Ray: {stack.enter_context(ray_session())}")
+            from sat_ray.distributed.arrival import check_importable
+
             check_capacity(self.config)
+            check_importable(own_names(self.config))
             self.open = stack.pop_all()
         return self
 
@@ -213,6 +217,7 @@ def main(run: Callable[[Command], None], *, about: str | None) -> int:
 
     def act() -> None:
         command = parse(sys.argv[1:], RECIPES, default=DEFAULT, about=about or "")
+        check_own_parts(command.config, command.root)
         if command.dry_run:
             print(describe(command))
         else:

@@ -6,6 +6,7 @@ from sat_ray.bundles import bundles
 from sat_ray.card.evidence import most_passes
 from sat_ray.cli import Command
 from sat_ray.config import SweepConfig, flatten, to_json
+from sat_ray.data.own import counted
 from sat_ray.data.sources import dataset_source
 from sat_ray.plan import attacks_for, groups, planned_trials
 from sat_ray.threat import as_255ths
@@ -27,7 +28,7 @@ def plan(config: SweepConfig) -> dict[str, str]:
     """Return what would be computed. One pass is one forward and backward pass of one image."""
     training, resources = config.training, config.resources
     finalists, seeds = len(groups(config.search.configurations())), len(config.final.seeds)
-    source = dataset_source(config.data.dataset)
+    source = counted(dataset_source(config.data.dataset), config.data.path)
     return {
         "dataset": f"{source.name}: {source.about}",
         "world size": f"{resources.train_workers} workers",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.arrival import check_network
 from pipelines.reporting import write_report
 from sat_ray.card import PASS
 from sat_ray.config import SweepConfig
@@ -60,6 +61,7 @@ def search(sweep: Sweep, data: Dataset) -> list[Configuration]:
     """Return the configurations that are worth a full training."""
     from sat_ray.distributed.search import search_finalists
 
+    check_network(sweep.config, len(data.manifest["class_names"]), tuple(data.manifest["shape"]))
     return search_finalists(sweep.config, data, sweep.records)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sat_ray.config import ResourceSettings, SweepConfig
+from sat_ray.data.own import counted
 from sat_ray.data.sources import dataset_source
 from sat_ray.plan import groups
 
@@ -72,7 +73,8 @@ def bundles(config: SweepConfig) -> list[Demand]:
     """Return everything that a sweep asks of the cluster, in the order of its stages; `count` is the most that may wait at once."""
     asked = config.resources
     models = len(groups(config.search.configurations())) * len(config.final.seeds)
-    shards = -(-dataset_source(config.data.dataset).test // config.evaluation.shard_size)
+    source = counted(dataset_source(config.data.dataset), config.data.path)
+    shards = -(-source.test // config.evaluation.shard_size)
     trials = len(config.search.configurations()) if config.search.method == "grid" else config.search.samples
     return [
         Demand(stage="prepare", field="data.dataset", resources=SHARD_RESOURCES),

@@ -12,11 +12,8 @@ Every one maps [0, 1] pixels (N, C, H, W) to logits (N, K).
 
 import functools
 import hashlib
-import importlib
 import io
 import itertools
-import os
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +30,7 @@ from sat_ray.evaluation import device_of, evaluate
 from sat_ray.lanes import lane_logits
 from sat_ray.models.exported import Exported, load_exported
 from sat_ray.models.layout import settle_layout
+from sat_ray.reference import first_line, import_module, is_reference
 from sat_ray.storage import Storage
 
 ALLOWED = (
@@ -54,7 +52,7 @@ def kind_of(text: str) -> str:
         return "mlflow"
     if path.suffix == ".pt2" and path.is_file():
         return "pt2"
-    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", text):
+    if is_reference(text):
         return "function"
     reason = "is not there"
     if path.is_dir():
@@ -98,7 +96,7 @@ def _pickle(uri: str, device: torch.device) -> tuple[nn.Module, str]:
     try:
         model = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
     except Exception as error:
-        raise ValueError(f"model {uri} cannot be unpickled here ({_first_line(error)})") from None
+        raise ValueError(f"model {uri} cannot be unpickled here ({first_line(error)})") from None
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {uri} is a pickled {type(model).__name__}; allowed: a torch.nn.Module")
     return model.eval().to(device), sha256(data)
@@ -111,12 +109,7 @@ def _bytes(uri: str) -> bytes:
 
 def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
     module_name, _, name = uri.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a script's own folder stands there instead
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"model {uri}: module {module_name} cannot be imported ({type(error).__name__}: {_first_line(error)})") from None
+    module = import_module(uri, what="model")
     function = getattr(module, name, None)
     if not callable(function) or isinstance(function, nn.Module):
         kind = "has no" if function is None else f"has a {type(function).__name__} called"
@@ -124,7 +117,7 @@ def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
     try:
         model = function()
     except (Exception, SystemExit) as error:
-        raise ValueError(f"model {uri}: calling {name}() failed ({type(error).__name__}: {_first_line(error)})") from None
+        raise ValueError(f"model {uri}: calling {name}() failed ({type(error).__name__}: {first_line(error)})") from None
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {uri} returned a {type(model).__name__}; allowed: a torch.nn.Module in inference mode")
     return model.to(device), _content(uri, model, module.__file__)
@@ -169,7 +162,7 @@ def count_classes(model: nn.Module, some: Split, *, lanes: int, expected: int | 
     except Exception as error:
         shape = (lanes, *some.images.shape[1:])
         raise ValueError(
-            f"model {what} cannot take float32 images of shape {shape} ({type(error).__name__}: {_first_line(error)})"
+            f"model {what} cannot take float32 images of shape {shape} ({type(error).__name__}: {first_line(error)})"
         ) from None
     classes = logits.shape[1]
     if len(logits) != len(some) or classes < 2:
@@ -183,7 +176,3 @@ def try_attack(model: nn.Module, some: Split, attack: AttackSpec, *, lanes: int)
     """Evaluate at most `lanes` images with one attack, so that what cannot be evaluated is refused before any worker starts."""
     some, exact = some.take(slice(0, lanes)), replace(attack, gradient="float32", name="")
     evaluate(model, some.images, some.labels, some.image_ids, attacks=[exact], lanes=lanes)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -38,7 +38,7 @@ def own_source(name: str) -> Source:
 
 def counted(source: Source, path: str = "") -> Source:
     """Return a source that knows how many images it has; one in memory whose number is not known is read for that."""
-    if source.images or source.encoded or not isinstance(source.read, functools.partial):
+    if source.images or source.encoded or (source.layout and not path):
         return source
     found = opened(source, path)
     splits = source.splits(found)

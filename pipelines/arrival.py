@@ -1,0 +1,48 @@
+"""The user's own parts are looked at as they arrive: before a cluster is asked for anything, and when images are prepared."""
+
+from sat_ray.config import SweepConfig
+from sat_ray.data.own import opened
+from sat_ray.data.sources import dataset_source
+from sat_ray.models import ModelSpec, check_own_model
+from sat_ray.plan import Dataset, dataset_uri
+from sat_ray.reference import is_reference
+from sat_ray.storage import Storage
+
+
+def own_names(config: SweepConfig) -> list[str]:
+    """Return every name, module:function, of the user's own code that a sweep uses."""
+    activations = [name for one in config.search.configurations() for name in (one.activation, one.attacker_activation)]
+    return sorted({name for name in (*activations, config.model.name, config.data.dataset) if is_reference(name)})
+
+
+def check_own_parts(config: SweepConfig, root: Storage) -> None:
+    """Raise ValueError, in one line, where a dataset or a network of the user's own is not what it must be.
+
+    Activations were checked when the config was made. A dataset that is prepared is not read again; a network for images that are still
+    in their files is looked at when they are prepared.
+    """
+    if not own_names(config):
+        return
+    prepared, source = Dataset.open(dataset_uri(config, root)), dataset_source(config.data.dataset)
+    if prepared is not None:
+        check_network(config, len(prepared.manifest["class_names"]), tuple(prepared.manifest["shape"]))
+    elif not source.encoded:
+        found = opened(source, config.data.path)
+        check_network(config, len(found.class_names), tuple(found.images.shape[1:]))  # type: ignore[union-attr]
+
+
+def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> None:
+    """Raise ValueError where the network of the user's own cannot take images of this shape, or cannot be trained. shape: (C, H, W)."""
+    if not is_reference(config.model.name):
+        return
+    half = (0.5,) * shape[0]
+    spec = ModelSpec(
+        name=config.model.name,
+        activation="silu",  # has no kink, so that finite differences can be trusted
+        num_classes=classes,
+        in_channels=shape[0],
+        width=config.model.width,
+        mean=half,
+        std=half,
+    )
+    check_own_model(spec, shape)
