@@ -24,7 +24,7 @@ from sat_ray.report import figures
 from sat_ray.report.html import render
 from sat_ray.report.leaderboard import choose_champion, leaderboard, summarise, to_markdown, to_terminal
 from sat_ray.report.rows import EvaluatedModel, configuration_name
-from sat_ray.report.statistics import hierarchical_bootstrap, holm, paired_difference
+from sat_ray.report.statistics import holm, paired_difference
 
 Row = tuple[int, bool, str, int, bool]  # image_id, clean prediction right, attack, restart, robust
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -280,32 +280,6 @@ def test_holm_steps_down_and_keeps_the_order_given() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
     assert holm([0.9, 0.8]) == [1.0, 1.0]
-
-
-def test_bootstrap_repeats_itself_and_finds_nothing_between_a_model_and_itself() -> None:
-    images = np.random.default_rng(0).random((3, 50)) < 0.5
-    other = np.random.default_rng(1).random((3, 50)) < 0.7
-    assert hierarchical_bootstrap(images, other) == hierarchical_bootstrap(images, other)
-    assert hierarchical_bootstrap(images, images) == (0.0, 0.0)
-
-
-def test_bootstrap_counts_the_spread_over_seeds_as_well_as_over_images() -> None:
-    calm = np.tile(np.arange(200) < 100, (4, 1))
-    moved = np.stack([np.arange(200) < k for k in (40, 100, 140, 160)])
-    base = np.zeros_like(calm)
-    narrow, wide = hierarchical_bootstrap(calm, base), hierarchical_bootstrap(moved, base)
-    assert narrow[1] - narrow[0] == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 200), rel=0.15)
-    assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
-
-
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
-    rng, hits, truth = np.random.default_rng(7), 0, 0.1
-    for trial in range(60):
-        skill = 0.5 + rng.normal(0, 0.03, size=(2, 8, 1)) + np.array([truth, 0.0])[:, None, None]
-        treatment, baseline = rng.random((2, 8, 120)) < skill
-        low, high = hierarchical_bootstrap(treatment, baseline, resamples=300, seed=trial)
-        hits += low <= truth <= high
-    assert hits >= 50  # 57 expected at 95 %
 
 
 def trials() -> list[dict[str, Any]]:

@@ -1,10 +1,10 @@
-"""From evaluated models to one entry per configuration: mean and spread over seeds, and its seed-paired difference to relu."""
+"""From evaluated models to one entry per configuration: mean and spread over seeds, and its paired difference to relu."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from sat_ray.report.rows import EvaluatedModel
 from sat_ray.report.statistics import MINIMUM_SEEDS, PairedDifference, holm, paired_difference
 from sat_ray.report.summary import Summary, Survival
 from sat_ray.report.text import points
+from sat_ray.report.variation import MixedDifference, mixed_difference
 
 SIGNIFICANCE_LEVEL = 0.05
 
@@ -36,6 +37,7 @@ class Group:
     baseline: Group | None
     clean_difference: PairedDifference | None = None
     robust_difference: PairedDifference | None = None
+    mixed_difference: MixedDifference | None = None
     holm_p_value: float | None = None
 
     @property
@@ -50,23 +52,24 @@ class Group:
 
     @property
     def beyond_noise(self) -> bool:
-        """Say whether the difference to relu holds after Holm's correction over all configurations of the board."""
-        return self.holm_p_value is not None and self.holm_p_value <= SIGNIFICANCE_LEVEL
+        """Say whether the difference to relu holds over seeds and images, after Holm's correction over all configurations of the board."""
+        mixed, p_value = self.mixed_difference, self.holm_p_value
+        return mixed is not None and p_value is not None and p_value <= SIGNIFICANCE_LEVEL and mixed.excludes_zero
 
     @property
     def verdict(self) -> str:
-        """Say what the difference in robust accuracy to relu amounts to: its interval over seeds excludes zero, or it is noise."""
+        """Say what the difference in robust accuracy to relu amounts to: noise, unless its interval over seeds and images excludes zero."""
         if self.is_baseline:
             return "baseline"
         if self.baseline is None:
             return "no relu baseline"
-        if self.robust_difference is None:
+        if self.robust_difference is None or self.mixed_difference is None:
             return f"not enough seeds ({self.common_seeds})"
         if not self.robust_difference.has_spread:
             return "no spread over seeds"
-        if self.robust_difference.low <= 0.0 <= self.robust_difference.high:
+        if not self.mixed_difference.excludes_zero:
             return "within noise"
-        return f"{points(self.robust_difference.mean, signed=True)} ± {points(self.robust_difference.half_width)} points"
+        return f"{points(self.mixed_difference.mean, signed=True)} ± {points(self.mixed_difference.half_width)} points"
 
     def values(self, measure: Callable[[Scored], float]) -> dict[int, float]:
         """Return seed → measure."""
@@ -103,12 +106,20 @@ def _compared(group: Group, baseline: Group | None) -> Group:
         related,
         clean_difference=paired_difference(group.values(_clean), baseline.values(_clean)),
         robust_difference=paired_difference(group.values(_robust), baseline.values(_robust)),
+        mixed_difference=_over_seeds_and_images(group, baseline),
     )
+
+
+def _over_seeds_and_images(group: Group, baseline: Group) -> MixedDifference:
+    """Compare the verdicts on every image with those of the baseline trained with the same seed; the images are the same for all."""
+    ours, theirs = ({one.model.seed: one.images.robust for one in side.members} for side in (group, baseline))
+    seeds = sorted(set(ours) & set(theirs))
+    return mixed_difference(np.stack([ours[seed] for seed in seeds]), np.stack([theirs[seed] for seed in seeds]))
 
 
 def _with_holm(groups: list[Group]) -> list[Group]:
     """Return the groups with p-values of the robust difference corrected over all of them: the family is the whole board."""
-    p_values = {group.name: group.robust_difference.p_value for group in groups if group.robust_difference is not None}
+    p_values = {group.name: group.mixed_difference.p_value for group in groups if group.mixed_difference is not None}
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return [replace(group, holm_p_value=adjusted.get(group.name)) for group in groups]
 
@@ -138,18 +149,21 @@ def describe_group(group: Group) -> dict[str, Any]:
 
 
 def _describe_difference(group: Group) -> dict[str, Any] | None:
-    if group.clean_difference is None or group.robust_difference is None:
+    if group.clean_difference is None or group.robust_difference is None or group.mixed_difference is None:
         return None
     return {
         "seeds": list(group.robust_difference.seeds),
         "clean_accuracy": _describe_paired(group.clean_difference),
-        "robust_accuracy": _describe_paired(group.robust_difference) | {"holm_p_value": group.holm_p_value},
+        "robust_accuracy": _describe_paired(group.robust_difference),
+        "over_seeds_and_images": asdict(group.mixed_difference)
+        | {"bootstrap": list(group.mixed_difference.bootstrap), "holm_p_value": group.holm_p_value},
     }
 
 
-def _describe_paired(difference: PairedDifference) -> dict[str, float]:
+def _describe_paired(difference: PairedDifference) -> dict[str, float | None]:
     return {
         "mean": difference.mean,
+        "effect_size": difference.effect_size,
         "standard_deviation": difference.standard_deviation,
         "low": difference.low,
         "high": difference.high,

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from sat_ray.report.text import ABSENT, interval, points, seconds, seeds_text, setting_text, spread, verdict_text
+from sat_ray.report.text import ABSENT, MINUS, interval, points, seconds, seeds_text, setting_text, spread, verdict_text
 
 # (attacker's backward, optimizer's backward, activation, attacker_activation): the five rows of the paper's Table 1.
 TABLE1_ROWS = (
@@ -20,8 +20,10 @@ TABLE1_ROWS = (
 )
 NOTES = (
     "Accuracies are in points, over all images. Robust: correct at every visited point of every attack; clean errors count as broken.",
-    "Per configuration: mean ± standard deviation over seeds. Against relu: seed-paired difference ± half the 95 % Student interval.",
-    "Differences that do not survive Holm's correction over all configurations say so. Rows per seed: 95 % Wilson interval over images.",
+    "Per configuration: mean ± standard deviation over seeds. Against relu: difference paired by seed and image ± half the 95 % "
+    "interval over seeds and images.",
+    "Effect size: Hedges' g, the difference in units of its standard deviation over seeds. Differences that do not survive Holm's "
+    "correction over all configurations say so. Rows per seed: 95 % Wilson interval over images.",
     "The champion (★) is chosen by mean robust accuracy on the validation split, never by the test split, among models whose robustness "
     "card says PASS, if any does.",
 )
@@ -55,6 +57,7 @@ def to_markdown(board: Mapping[str, Any]) -> str:
             [_group_cells(group, board=board) for group in board["groups"]],
             numeric=range(2, 5),
         ),
+        *_differences(board),
         "## Table 1: where the gradient is improved",
         _markdown_table(
             ["attacker's backward", "optimizer's backward", "clean", "robust"],
@@ -70,6 +73,29 @@ def to_markdown(board: Mapping[str, Any]) -> str:
         "\n".join(f"- {note}" for note in NOTES),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _differences(board: Mapping[str, Any]) -> list[str]:
+    """Return the section on differences to relu: what they are, how sure, and whether seeds or images blur them; nothing without any."""
+    compared = [group for group in board["groups"] if group["difference_to_relu"] is not None]
+    header = ["configuration", "difference", "95 % interval", "by bootstrap", "effect size", "p after Holm", "sd of seeds", "sd of images"]
+    table = _markdown_table(header, [_difference_cells(group) for group in compared], numeric=range(1, len(header)))
+    return ["## Against relu: over seeds and images", table] if compared else []
+
+
+def _difference_cells(group: Mapping[str, Any]) -> list[str]:
+    over_seeds, mixed = (group["difference_to_relu"][name] for name in ("robust_accuracy", "over_seeds_and_images"))
+    effect = over_seeds["effect_size"]
+    return [
+        group["configuration"],
+        points(mixed["mean"], signed=True),
+        interval((mixed["low"], mixed["high"])),
+        interval(mixed["bootstrap"]),
+        ABSENT if effect is None else f"{effect:+.1f}".replace("-", MINUS),
+        f"{mixed['holm_p_value']:.3f}" if mixed["holm_p_value"] >= 0.001 else "< 0.001",
+        points(mixed["seed_deviation"]),
+        points(mixed["image_deviation"]),
+    ]
 
 
 def to_terminal(board: Mapping[str, Any]) -> Table:
