@@ -13,8 +13,8 @@ from sat_ray.config import SweepConfig, content_hash, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, manifest_hash
 from sat_ray.models import ModelSpec
-from sat_ray.selection import Validated, ranked
 from sat_ray.reference import is_reference, slug
+from sat_ray.selection import Validated, ranked
 from sat_ray.source_code import code_hashes
 from sat_ray.stages import OWN, Record, Records, Stage, numerical_environment, record_key
 from sat_ray.storage import Storage
@@ -131,9 +131,9 @@ class EvaluationTask:
     split: str = "test"
     sample: int | None = None
     cascade: bool = False
+    own: tuple[str, ...] = ()
 
     @property
-    own: tuple[str, ...] = ()
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the outcomes; what a sweep never asks for is named only where it was asked for."""
         unusual = {"split": self.split != "test", "sample": self.sample is not None, "cascade": self.cascade, OWN: bool(self.own)}
@@ -166,9 +166,9 @@ class CardTask:
     lanes: int
     dataset: Dataset
     environment: dict[str, Any]
+    own: tuple[str, ...] = ()
 
     @property
-    own: tuple[str, ...] = ()
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the card."""
         return _named(self.own) | {
@@ -269,10 +269,10 @@ def card_tasks(config: SweepConfig, dataset: Dataset, trained: Sequence[Record])
             lanes=config.evaluation.lanes,
             dataset=dataset,
             environment=_evaluation_environment(config),
+            own=tuple(own_names(configurations[index], model=config.model.name, dataset=dataset)),
         )
         for _, index in ranked(scored)[: config.card.candidates]
     ]
-            own=tuple(own_names(configurations[index], model=config.model.name, dataset=dataset)),
 
 
 def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
@@ -290,10 +290,10 @@ def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> 
             lanes=config.evaluation.lanes,
             dataset=dataset,
             environment=_evaluation_environment(config),
+            own=tuple(own_names(configuration, model=config.model.name, dataset=dataset)),
         )
         for first, last in shard_bounds(dataset.manifest["splits"]["test"], config.evaluation.shard_size)
     ]
-            own=tuple(own_names(configuration, model=config.model.name, dataset=dataset)),
 
 
 def shard_bounds(count: int, shard_size: int) -> list[tuple[int, int]]:
