@@ -12,6 +12,7 @@ from sat_ray.attacks import AttackSpec
 from sat_ray.card import CardSettings
 from sat_ray.configuration import Configuration, parse_choice, parse_pair
 from sat_ray.data.images import ENCODINGS, Storing
+from sat_ray.data.loading import Loading
 from sat_ray.data.sources import dataset_source
 from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
 from sat_ray.names import check_name
@@ -45,12 +46,16 @@ class DataSettings:
     """Share of the images that may be unreadable: they are left out and listed in the manifest."""
     rows_per_shard: int = 512
     """Images in one Parquet shard."""
+    loading: Loading = "auto"
+    """Where training takes images from: resident (memory, the accelerator's where there is one), streaming (the shards, decoded ahead of
+    use), or auto: streaming above 4 GiB of pixels. The images are the same."""
 
     def __post_init__(self) -> None:
         source = dataset_source(self.dataset)
         _at_least(self, 1, "rows_per_shard", section="data")
         _at_least(self, 0, "image_size", section="data")
         check_name(self.encoding, ENCODINGS, field="data.encoding")
+        check_name(self.loading, get_args(Loading), field="data.loading")
         if not 0 <= self.corrupt_share < 1:
             raise ValueError(f"data.corrupt_share is {self.corrupt_share:g}; allowed: [0, 1)")
         if not source.encoded and (self.image_size or self.encoding != "raw"):
@@ -65,7 +70,7 @@ class DataSettings:
 
     def identity(self) -> dict[str, Any]:
         """Return what says which images these are, as JSON: where a known dataset lies does not matter, an image folder is its path."""
-        dropped = {"corrupt_share"} if dataset_source(self.dataset).anonymous else {"corrupt_share", "path"}
+        dropped = {"corrupt_share", "loading"} | (set() if dataset_source(self.dataset).anonymous else {"path"})
         return {name: value for name, value in to_json(self).items() if name not in dropped}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sat_ray.calibration import CONTROL_IMAGES, Calibration
 from sat_ray.card import robustness_card
 from sat_ray.checkpoint import pack_state, save_model, sha256, unpack_state
+from sat_ray.data.loading import Loader, Resident, Streamed, shard_rows, streams
 from sat_ray.data.shards import read_rows, read_split
 from sat_ray.data.split import Split
 from sat_ray.evaluation import calibrate_attacks, clean_correct_ids, evaluate, robust_image_ids
@@ -36,6 +37,15 @@ CHECKPOINT_IMAGES = 100_000  # trained on between two checkpoints inside an epoc
 def split_of(uri: str, split: str, content: str) -> Split:
     """Load a split once per process. content: hash of the manifest, so that other data is another entry."""
     return read_split(Storage.at(uri), split)
+
+
+def training_images(job: TrainingJob) -> Loader:
+    """Return the images that a job trains on, in memory or streamed from their shards."""
+    manifest = job.dataset.manifest
+    if streams(manifest, job.loading):
+        threads, pin = torch.get_num_threads(), bool(_accelerator(job))
+        return Streamed(Storage.at(job.dataset.uri), "train", threads=threads, pin=pin)
+    return Resident(split_of(job.dataset.uri, "train", job.dataset.hash), shard_rows(manifest, "train"))
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -67,12 +77,11 @@ def train_and_commit(
         if world.rank == 0:
             records.storage.write(_progress(job), pack_state(state))
 
-    train, val = (split_of(job.dataset.uri, split, job.dataset.hash) for split in ("train", "val"))
     model = model_from_spec(job.model, seed=job.seed).to(device_of(_accelerator(job)))
     reports = fit(
         model,
-        train,
-        val,
+        training_images(job),
+        split_of(job.dataset.uri, "val", job.dataset.hash),
         settings=job.training,
         threat_model=job.threat_model,
         attacker_activation=None if job.configuration.own_attacker else job.configuration.attacker_activation,

@@ -11,6 +11,7 @@ from sat_ray.augmentation import check_augmentation
 from sat_ray.card import CardSettings
 from sat_ray.config import SweepConfig, content_hash, to_json
 from sat_ray.configuration import Configuration
+from sat_ray.data.loading import Loading
 from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, manifest_hash
 from sat_ray.models import ModelSpec
 from sat_ray.reference import is_reference, slug
@@ -66,7 +67,7 @@ def _named(own: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """Train one configuration with one seed up to an epoch. `inputs` says what determines the result."""
+    """Train one configuration with one seed up to an epoch. `inputs` says what determines the result, and `loading` is none of it."""
 
     stage: Stage
     configuration: Configuration
@@ -78,6 +79,7 @@ class TrainingJob:
     lanes: int
     dataset: Dataset
     environment: dict[str, Any]
+    loading: Loading = "auto"
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -222,6 +224,7 @@ def training_job(
         lanes=config.evaluation.lanes,
         dataset=dataset,
         environment=environment,
+        loading=config.data.loading,
     )
 
 

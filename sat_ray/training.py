@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from sat_ray.attacks import InfeasiblePointError
 from sat_ray.attacks.spec import AttackSpec, true_and_smooth
 from sat_ray.crafting import AlphaSchedule, Crafter, follow
+from sat_ray.data.loading import Loader, loader_of
+from sat_ray.data.order import epoch_order
 from sat_ray.data.split import Split
 from sat_ray.evaluation import clean_correct_ids, evaluate, robust_image_ids
 from sat_ray.learner import Learner
 from sat_ray.models import Normalized, assert_shares_storage, settle_layout, view
 from sat_ray.objectives import make_objective
 from sat_ray.precision import check_precision
-from sat_ray.randomness import permutation
 from sat_ray.schedules import FLOOR, learning_rate_factor
 from sat_ray.sentinel import collapse_error, event_of, sentinel_attack
 from sat_ray.threat import TOLERANCE, ThreatModel
@@ -36,7 +37,7 @@ __all__ = ["EpochReport", "TrainingSettings", "TrainingState", "fit"]
 
 def fit(
     model: Normalized,
-    train: Split,
+    train: Split | Loader,
     val: Split,
     *,
     settings: TrainingSettings,
@@ -53,6 +54,7 @@ def fit(
 ) -> Iterator[EpochReport]:
     """Train `model` in place and yield a report after every epoch, on every process.
 
+    train: in memory, or what brings the rows that it is asked for; they are the same rows either way.
     attacker_activation: the attack's view of the model, None for the model's own; state: go on from here; until: stop after this many
     epochs of the schedule; the model must already be on its device, with the same initial weights everywhere. The last epoch is validated.
     on_checkpoint: called on every process after each `checkpoint_every` steps (0: never) with the state, to be written before it returns.
@@ -87,7 +89,7 @@ class _Run:
     def __init__(
         self,
         model: Normalized,
-        train: Split,
+        train: Split | Loader,
         val: Split,
         settings: TrainingSettings,
         threat_model: ThreatModel,
@@ -99,14 +101,13 @@ class _Run:
         lanes: int,
     ) -> None:
         self.groups = local_groups(settings, world_size=world.size)
-        self.steps_per_epoch = len(train) // settings.global_batch_size
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"training.global_batch_size is {settings.global_batch_size}; allowed: at most the {len(train)} training images"
-            )
-        self.settings, self.seed, self.world, self.state, self.lanes = settings, seed, world, state, lanes
-        self.train, self.val, self.threat_model = train, val, threat_model
         self.device = next(model.parameters()).device
+        self.train, self.val, self.threat_model = loader_of(train, self.device), val, threat_model
+        images = sum(self.train.shards)
+        self.steps_per_epoch = images // settings.global_batch_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(f"training.global_batch_size is {settings.global_batch_size}; allowed: at most the {images} training images")
+        self.settings, self.seed, self.world, self.state, self.lanes = settings, seed, world, state, lanes
         check_precision(settings.precision, self.device)
         self.layout = settle_layout(model)
         objective, attacker = make_objective(settings), view(model, attacker_activation, alpha=attacker_alpha)
@@ -128,10 +129,11 @@ class _Run:
         """Train for one epoch, or for what is left of it, validate if asked, and take stock."""
         self.clock = perf_counter()
         totals = Totals(self.state.sums, device=self.device, world=self.world)
-        order = permutation(len(self.train), seed=self.seed, epoch=epoch)
+        mine = slice(self.world.rank * self.groups, (self.world.rank + 1) * self.groups)
+        plan = self._order(epoch)[self.state.step :, mine]
         self.alphas.set(epoch / self.settings.epochs)
-        for step in range(self.state.step, self.steps_per_epoch):
-            self._step(self._rows(order, step), epoch, step, totals)
+        for step, batches in enumerate(self.train.batches(plan), start=self.state.step):
+            self._step(batches, epoch, step, totals)
             self._between_steps(epoch, step + 1, totals)
         self.alphas.set(1.0)
         metrics = self._training_metrics(epoch, totals)
@@ -140,17 +142,17 @@ class _Run:
         self._save(epoch, metrics)
         return EpochReport(epoch, metrics, self.state, tuple(event for event in self.state.events if event["epoch"] == epoch))
 
-    def _rows(self, order: Tensor, step: int) -> list[Tensor]:
-        """Return this process's BatchNorm groups of one global batch, as rows of the training split."""
+    def _order(self, epoch: int) -> Tensor:
+        """Return the rows of the training split in every group of every step, (steps, groups, group size)."""
         size = self.settings.batchnorm_group_size
-        first = step * self.settings.global_batch_size + self.world.rank * self.groups * size
-        return [order[first + group * size : first + (group + 1) * size] for group in range(self.groups)]
+        groups, window = self.settings.global_batch_size // size, self.settings.shuffle_window
+        return epoch_order(self.train.shards, groups=groups, group_size=size, window=window, seed=self.seed, epoch=epoch)
 
-    def _step(self, groups: list[Tensor], epoch: int, step: int, totals: Totals) -> None:
-        """Craft and update; nothing here waits for the device."""
+    def _step(self, batches: list[Split], epoch: int, step: int, totals: Totals) -> None:
+        """Craft and update from one batch per BatchNorm group; nothing here waits for the device."""
         progress, replays = epoch + step / self.steps_per_epoch, max(1, self.settings.attack_replays)
         attack = self.crafter.attack_at(progress / self.settings.epochs, collapses=self.state.sentinel.collapses)
-        crafted = [self.crafter.craft(attack, self.train.take(rows), totals, layout=self.layout, epoch=epoch) for rows in groups]
+        crafted = [self.crafter.craft(attack, batch, totals, layout=self.layout, epoch=epoch) for batch in batches]
         for replay in range(replays):
             number = (epoch * self.steps_per_epoch + step) * replays + replay
             self.learner.update(crafted, totals, learning_rate=self._learning_rate(progress), step=step, number=number)
@@ -200,11 +202,8 @@ class _Run:
         if bad is None and self.learner.finite():
             return
         first = step - 1 if bad is None else bad
-        size = self.settings.global_batch_size
-        rows = permutation(len(self.train), seed=self.seed, epoch=epoch)[first * size : (first + 1) * size]
-        raise NonFiniteLossError.at(
-            epoch, first, self.train.image_ids[rows].tolist(), seed=self.seed, saved=(self.state.epoch, self.state.step)
-        )
+        ids = self.train.ids(self._order(epoch)[first].flatten()).tolist()
+        raise NonFiniteLossError.at(epoch, first, ids, seed=self.seed, saved=(self.state.epoch, self.state.step))
 
     def _training_metrics(self, epoch: int, totals: Totals) -> dict[str, float]:
         self._require_sound(epoch, self.steps_per_epoch, totals)

@@ -11,7 +11,16 @@ from sat_ray.schedules import SCHEDULES
 from sat_ray.threat import ThreatModel
 
 OBJECTIVES = ("cross_entropy", "trades")
-_COUNTS = ("epochs", "global_batch_size", "batchnorm_group_size", "attack_steps", "validate_every", "validation_steps", "sentinel_images")
+_COUNTS = (
+    "epochs",
+    "global_batch_size",
+    "batchnorm_group_size",
+    "attack_steps",
+    "validate_every",
+    "validation_steps",
+    "sentinel_images",
+    "shuffle_window",
+)
 _POSITIVE = ("learning_rate", "alpha_learning_rate", "alpha_start", "trades_beta", "trades_noise")
 _NOT_NEGATIVE = ("weight_decay", "warmup_epochs", "gradient_clip", "attack_replays", "sentinel_every", "sentinel_limit")
 _BELOW_ONE = ("momentum", "label_smoothing", "ema_decay")
@@ -28,6 +37,9 @@ class TrainingSettings:
     """Images in one update, over all workers."""
     batchnorm_group_size: int = 32
     """Images that share BatchNorm statistics and one forward pass: a divisor of the global batch, whatever the number of workers."""
+    shuffle_window: int = 65536
+    """Images among which each next one is drawn at random; a training split no larger is shuffled as a whole in every epoch, a larger one
+    shard by shard."""
     augmentation: str = "none"
     """How training images are changed at random: none, crop_flip (padded by 4 pixels, cropped, flipped: CIFAR) or resized_crop_flip (a part
     of 8 to 100 % of the area is enlarged, then flipped: ImageNet)."""

@@ -140,7 +140,8 @@ def manifest_hash(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json_bytes(manifest)).hexdigest()
 
 
-def _read_manifest(storage: Storage) -> dict[str, Any]:
+def read_manifest(storage: Storage) -> dict[str, Any]:
+    """Read what a dataset says about itself; CorruptShardError where it is of another schema version."""
     manifest: dict[str, Any] = storage.read_json(MANIFEST)
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise CorruptShardError(
@@ -154,8 +155,8 @@ def read_split(storage: Storage, split: str) -> Split:
 
     Raises CorruptShardError naming the shard and what to do.
     """
-    manifest = _read_manifest(storage)
-    return as_split([_read_shard(storage, shard) for shard in manifest["shards"] if shard["split"] == split], manifest["shape"])
+    manifest = read_manifest(storage)
+    return as_split([read_shard(storage, shard) for shard in manifest["shards"] if shard["split"] == split], manifest["shape"])
 
 
 def read_rows(storage: Storage, split: str, rows: Tensor) -> Split:
@@ -163,25 +164,26 @@ def read_rows(storage: Storage, split: str, rows: Tensor) -> Split:
 
     Raises CorruptShardError as `read_split` does.
     """
-    manifest, parts, first = _read_manifest(storage), [], 0
+    manifest, parts, first = read_manifest(storage), [], 0
     for shard in manifest["shards"]:
         if shard["split"] == split:
             inside = rows[(rows >= first) & (rows < first + shard["rows"])] - first
             first += shard["rows"]
             if len(inside):
-                parts.append(_read_shard(storage, shard).take(inside.numpy()))
+                parts.append(read_shard(storage, shard).take(inside.numpy()))
     return as_split(parts, manifest["shape"])
 
 
 def image_ids(storage: Storage, split: str) -> Tensor:
     """Return the image ids of a split, (N,) int64, in the order of its rows, with one shard in memory at a time."""
-    shards = [shard for shard in _read_manifest(storage)["shards"] if shard["split"] == split]
+    shards = [shard for shard in read_manifest(storage)["shards"] if shard["split"] == split]
     return torch.from_numpy(
-        np.concatenate([_read_shard(storage, shard, columns=["image_id"])["image_id"].to_numpy() for shard in shards]).astype(np.int64)
+        np.concatenate([read_shard(storage, shard, columns=["image_id"])["image_id"].to_numpy() for shard in shards]).astype(np.int64)
     )
 
 
-def _read_shard(storage: Storage, shard: dict[str, Any], *, columns: Sequence[str] | None = None) -> pa.Table:
+def read_shard(storage: Storage, shard: dict[str, Any], *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one shard and check its sha256. shard: its entry in the manifest; raises CorruptShardError naming the shard and what to do."""
     try:
         data = storage.read(shard["file"])
     except FileNotFoundError:
@@ -199,10 +201,10 @@ def verify(storage: Storage) -> None:
 
     Up to VERIFIED_BYTES every checksum is computed; of more, only sizes are compared, since a shard is checked whenever it is read.
     """
-    shards = _read_manifest(storage)["shards"]
+    shards = read_manifest(storage)["shards"]
     if sum(shard["bytes"] for shard in shards) <= VERIFIED_BYTES:
         for shard in shards:
-            _read_shard(storage, shard)
+            read_shard(storage, shard)
         return
     sizes = storage.sizes("")
     for shard in shards:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sat_ray.data.images import Place
-from sat_ray.data.split import split_by_hash, split_officially
+from sat_ray.data.split import by_hash, split_by_hash, split_officially
 
 SHARE = 0.1  # of the images, held out for each split that a folder of images does not come with
 
@@ -73,7 +73,15 @@ class Source:
             raise LayoutError(f"data.path {path}: {error}; allowed for {self.name}: {self.layout}") from None
 
     def splits(self, found: Raw | Listing) -> dict[str, np.ndarray]:
-        """Return the image ids of every split: the official ones where there are any, the rest by hash."""
+        """Return the image ids of every split: the official ones where there are any, the rest by hash.
+
+        They ascend, but for those of encoded train images, which come sorted by class: these are in the order of their hash, so that
+        every shard is a sample of all classes.
+        """
+        splits = self._splits(found)
+        return splits | {"train": by_hash(self.name, splits["train"].tolist())} if self.encoded else splits
+
+    def _splits(self, found: Raw | Listing) -> dict[str, np.ndarray]:
         count = len(found.labels)
         if "test" not in found.held_out:
             test, val = (_share(part, self.images, count) for part in (self.test, self.val))

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 SPLITS = ("train", "val", "test")
@@ -25,8 +26,16 @@ class Split:
         """Keep these rows."""
         return Split(self.images[rows], self.labels[rows], self.image_ids[rows])
 
+    def to(self, device: torch.device) -> "Split":
+        """Move to a device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), image_ids=self.image_ids.to(device))
 
-def _by_hash(name: str, ids: Iterable[int]) -> np.ndarray:
+    def pinned(self) -> "Split":
+        """Copy to page-locked memory of the host."""
+        return Split(self.images.pin_memory(), self.labels.pin_memory(), self.image_ids.pin_memory())
+
+
+def by_hash(name: str, ids: Iterable[int]) -> np.ndarray:
     """Order ids by sha256("name:id"): fixed for ever, independent of labels and machine."""
     return np.array(sorted(ids, key=lambda one: hashlib.sha256(f"{name}:{one}".encode()).digest()), dtype=np.int64)
 
@@ -35,7 +44,7 @@ def split_by_hash(name: str, count: int, *, test: int, val: int) -> dict[str, np
     """Assign image ids to splits by their hash: the first `test` are the test split, the next `val` the val split."""
     if not 0 < test + val < count:
         raise ValueError(f"test {test} + val {val} images; allowed: fewer than the {count} of {name}")
-    ids = _by_hash(name, range(count))
+    ids = by_hash(name, range(count))
     return {"test": np.sort(ids[:test]), "val": np.sort(ids[test : test + val]), "train": np.sort(ids[test + val :])}
 
 
@@ -46,7 +55,7 @@ def split_officially(name: str, count: int, held_out: Mapping[str, np.ndarray], 
     """
     taken = np.concatenate(list(held_out.values()))
     rest = np.setdiff1d(np.arange(count), taken)
-    ids = _by_hash(name, rest.tolist())
+    ids = by_hash(name, rest.tolist())
     chosen = held_out["val"] if "val" in held_out else ids[:val]
     train = np.setdiff1d(rest, chosen)
     if not (len(train) and len(chosen) and len(held_out["test"])):
