@@ -18,7 +18,7 @@ from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
 from sat_ray.names import check_name
 from sat_ray.storage import json_bytes
 from sat_ray.threat import ThreatModel
-from sat_ray.training_settings import TrainingSettings, local_groups
+from sat_ray.training_settings import TrainingSettings, check_even
 
 TABLE1_PAIRS = ("relu/relu_smooth_backward", "relu_smooth_backward/relu", "relu_smooth_backward/relu_smooth_backward")
 SEARCHED = tuple(name for name in ACTIVATIONS if name != "relu_smooth_backward")
@@ -173,6 +173,8 @@ class ResourceSettings:
 
     train_workers: int = 2
     """Data-parallel workers of the train stage."""
+    fewest_train_workers: int = 0
+    """Go on with as few as this many when workers are lost and cannot be replaced, same global batch; 0: wait for all of them."""
     cpus_per_worker: int = 1
     """CPUs (and threads) of each training worker."""
     gpus_per_worker: int = 0
@@ -190,7 +192,11 @@ class ResourceSettings:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "train_workers", "cpus_per_worker", "cpus_per_trial", "cpus_per_evaluation", section="resources")
-        _at_least(self, 0, "gpus_per_worker", "gpus_per_trial", "gpus_per_evaluation", section="resources")
+        _at_least(self, 0, "fewest_train_workers", "gpus_per_worker", "gpus_per_trial", "gpus_per_evaluation", section="resources")
+        if self.fewest_train_workers > self.train_workers:
+            raise ValueError(
+                f"resources.fewest_train_workers is {self.fewest_train_workers}; allowed: 0 to train_workers {self.train_workers}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +220,7 @@ class SweepConfig:
         self.training.attack(self.threat_model)
         self.training.validation_attack(self.threat_model)
         self.evaluation_attacks()
-        local_groups(self.training, world_size=self.resources.train_workers)
+        check_even(self.training, world_size=self.resources.train_workers)
 
     def evaluation_attacks(self) -> list[AttackSpec]:
         """Return the attacks of the evaluate stage, before views are chosen."""

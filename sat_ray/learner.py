@@ -21,13 +21,15 @@ Crafted = tuple[Tensor, Tensor, Tensor]  # x, x_adv, y
 
 
 class Learner:
-    """Update a model in place. groups: BatchNorm groups of this process in every update; weights must be the same in every process."""
+    """Update a model in place; weights must be the same in every process of the world."""
 
-    def __init__(self, model: nn.Module, objective: Objective, settings: TrainingSettings, *, groups: int, world: World) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, settings: TrainingSettings, *, world: World) -> None:
         self.model, self.objective, self.settings = model, objective, settings
         self.device = next(model.parameters()).device
         self.optimizer = make_optimizer(model, settings)
         self.average = WeightAverage(model, decay=settings.ema_decay) if settings.ema_decay else None
+        groups = settings.global_batch_size // settings.batchnorm_group_size
+        self.share = groups / world.size  # DDP takes the mean over processes, whose groups may be one more or less
         self.statistics = RunningStatistics(model, groups=groups, world=world)
         self.ddp = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else None
 
@@ -46,7 +48,7 @@ class Learner:
             with quiet, self.statistics.group(index):
                 with autocast(self.settings.precision, self.device):
                     losses, logits = self.objective.losses(forward, x, x_adv, y)
-                torch.mean(losses / len(crafted)).backward()  # type: ignore[no-untyped-call]
+                torch.mean(losses / self.share).backward()  # type: ignore[no-untyped-call]
             totals.add(losses, logits, y, step=step)
         self.statistics.average()
         if self.settings.gradient_clip:

@@ -11,11 +11,14 @@ from sat_ray.world import World
 
 
 class RunningStatistics:
-    """Let every group start from the same statistics, then average what the groups made of them."""
+    """Let every group start from the same statistics, then average what the groups made of them.
+
+    groups: of one update, in all processes together; each process has at least one.
+    """
 
     def __init__(self, model: nn.Module, *, groups: int, world: World) -> None:
         self.world, self.groups = world, groups
-        self.alone = groups * world.size == 1
+        self.alone = groups == 1
         self.buffers: list[Tensor] = [
             buffer
             for module in model.modules()
@@ -47,7 +50,7 @@ class RunningStatistics:
         """Write the mean over all groups of all processes into the model."""
         if self.alone or not self.buffers:
             return
-        flat = self.world.sum(torch.cat([t.flatten() for t in self.total])) / (self.groups * self.world.size)
+        flat = self.world.sum(torch.cat([t.flatten() for t in self.total])) / self.groups
         parts = torch.split(flat, [b.numel() for b in self.buffers])
         self._restore([part.view_as(b) for part, b in zip(parts, self.buffers, strict=True)])
 

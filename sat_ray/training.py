@@ -28,7 +28,7 @@ from sat_ray.schedules import FLOOR, learning_rate_factor
 from sat_ray.sentinel import collapse_error, event_of, sentinel_attack
 from sat_ray.threat import TOLERANCE, ThreatModel
 from sat_ray.totals import NonFiniteLossError, Totals
-from sat_ray.training_settings import TrainingSettings, local_groups
+from sat_ray.training_settings import TrainingSettings, groups_of
 from sat_ray.training_state import EpochReport, TrainingState, joined, part_of
 from sat_ray.world import World
 
@@ -100,7 +100,7 @@ class _Run:
         state: TrainingState,
         lanes: int,
     ) -> None:
-        self.groups = local_groups(settings, world_size=world.size)
+        self.mine = groups_of(settings, rank=world.rank, world_size=world.size)
         self.device = next(model.parameters()).device
         self.train, self.val, self.threat_model = loader_of(train, self.device), val, threat_model
         images = sum(self.train.shards)
@@ -111,7 +111,7 @@ class _Run:
         check_precision(settings.precision, self.device)
         self.layout = settle_layout(model)
         objective, attacker = make_objective(settings), view(model, attacker_activation, alpha=attacker_alpha)
-        self.learner = Learner(model.train(), objective, settings, groups=self.groups, world=world)
+        self.learner = Learner(model.train(), objective, settings, world=world)
         self.crafter = Crafter(attacker, objective, settings, threat_model, seed=seed)
         self.own_view, self.validated = view(model), view(self.learner.result)
         self.alphas = AlphaSchedule(model, attacker, start=settings.alpha_start, ramp=settings.alpha_ramp)
@@ -129,8 +129,7 @@ class _Run:
         """Train for one epoch, or for what is left of it, validate if asked, and take stock."""
         self.clock = perf_counter()
         totals = Totals(self.state.sums, device=self.device, world=self.world)
-        mine = slice(self.world.rank * self.groups, (self.world.rank + 1) * self.groups)
-        plan = self._order(epoch)[self.state.step :, mine]
+        plan = self._order(epoch)[self.state.step :, self.mine]
         self.alphas.set(epoch / self.settings.epochs)
         for step, batches in enumerate(self.train.batches(plan), start=self.state.step):
             self._step(batches, epoch, step, totals)

@@ -138,12 +138,21 @@ class TrainingSettings:
         return AttackSpec(threat_model=threat_model, steps=self.validation_steps, step_size=step_size)
 
 
-def local_groups(settings: TrainingSettings, *, world_size: int) -> int:
-    """Return how many BatchNorm groups each process trains per update; ValueError where they cannot be dealt evenly."""
+def groups_of(settings: TrainingSettings, *, rank: int, world_size: int) -> slice:
+    """Return which BatchNorm groups of each update a process trains, as even a share as there is; ValueError where some get none."""
+    groups = settings.global_batch_size // settings.batchnorm_group_size
+    if world_size > groups:
+        raise ValueError(f"{world_size} workers cannot share {_groups(settings)}; allowed: at most {groups} workers")
+    return slice(groups * rank // world_size, groups * (rank + 1) // world_size)
+
+
+def check_even(settings: TrainingSettings, *, world_size: int) -> None:
+    """Raise ValueError where a number of workers that was asked for would leave some of them waiting for others in every update."""
     groups = settings.global_batch_size // settings.batchnorm_group_size
     if groups % world_size:
-        raise ValueError(
-            f"{world_size} workers cannot share {groups} BatchNorm groups (global_batch_size {settings.global_batch_size} / "
-            f"batchnorm_group_size {settings.batchnorm_group_size}); allowed: a divisor of {groups}"
-        )
-    return groups // world_size
+        raise ValueError(f"{world_size} workers cannot share {_groups(settings)} evenly; allowed: a divisor of {groups}")
+
+
+def _groups(settings: TrainingSettings) -> str:
+    size, group = settings.global_batch_size, settings.batchnorm_group_size
+    return f"{size // group} BatchNorm groups (global_batch_size {size} / batchnorm_group_size {group})"

@@ -27,9 +27,12 @@ from sat_ray.world import World
 
 EXTRAS: dict[str, dict[str, Any]] = {
     "one group": {},
+    "three groups": {},
     "two groups": {"ema_decay": 0.5, "gradient_clip": 1.0, "sentinel_every": 2, "sentinel_images": 31, "validate_every": 1},
 }
-"""Settings of the two cases that are trained by two workers."""
+"""Settings of the cases that are trained by two workers; of three groups one worker has two."""
+BATCHES = {"one group": 32, "two groups": 64, "three groups": 48}
+CASES = list(BATCHES)
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def crafting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crafting]:
 
 
 def one_of_two_workers(rank: int, folder: str) -> None:
-    """Run as a process of its own: train both cases as one of two gloo workers and leave the weights and the ids behind."""
+    """Run as a process of its own: train all cases as one of two gloo workers and leave the weights and the ids behind."""
     from sklearn.datasets import load_digits
 
     torch.set_num_threads(1)
@@ -48,7 +51,7 @@ def one_of_two_workers(rank: int, folder: str) -> None:
     images, labels = load_digits(return_X_y=True)
     pixels = torch.from_numpy((images * 255 / 16).round()).to(torch.uint8).view(-1, 1, 8, 8)
     digits = Split(pixels, torch.from_numpy(labels).long(), torch.arange(len(labels)))
-    for name, batch in (("one group", 32), ("two groups", 64)):
+    for name, batch in BATCHES.items():
         model = small_model()
         with pytest.MonkeyPatch.context() as patch:
             seen = record_crafting(patch)
@@ -61,7 +64,7 @@ def one_of_two_workers(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """Return what two real processes left: [rank 0, rank 1] for one and for two BatchNorm groups per worker."""
+    """Return what two real processes left: [rank 0, rank 1] for every case."""
     folder = tmp_path_factory.mktemp("gloo")
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_training as t; "
     start = [[sys.executable, "-c", code + f"t.one_of_two_workers({rank}, {str(folder)!r})"] for rank in (0, 1)]
@@ -69,10 +72,10 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]
     for process in running:
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
-    return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1)] for name in ("one group", "two groups")}
+    return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1)] for name in CASES}
 
 
-@pytest.mark.parametrize(("case", "batch"), [("one group", 32), ("two groups", 64)])
+@pytest.mark.parametrize(("case", "batch"), BATCHES.items())
 def test_two_workers_equal_one_process_with_the_same_groups(
     two_workers: dict[str, list[Any]], digits: Split, case: str, batch: int
 ) -> None:
@@ -87,10 +90,10 @@ def test_two_workers_equal_one_process_with_the_same_groups(
             assert worker["metrics"][name] == pytest.approx(alone[0].metrics[name], abs=1e-4), name
 
 
-@pytest.mark.parametrize("case", ["one group", "two groups"])
+@pytest.mark.parametrize("case", CASES)
 def test_ranks_are_disjoint_and_together_are_the_order_of_the_epoch(two_workers: dict[str, list[Any]], case: str) -> None:
     first, second = (worker["ids"] for worker in two_workers[case])
-    count = 96 if case == "one group" else 192
+    count = 3 * BATCHES[case]
     for epoch in range(2):
         assert not set(first[epoch]) & set(second[epoch])
         assert sorted(first[epoch] + second[epoch]) == list(range(count))

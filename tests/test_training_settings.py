@@ -4,17 +4,25 @@ from typing import Any
 
 import pytest
 
-from sat_ray.training_settings import TrainingSettings, local_groups
+from sat_ray.training_settings import TrainingSettings, check_even, groups_of
 
 
-@pytest.mark.parametrize(("workers", "groups"), [(1, 4), (2, 2), (4, 1), (3, None), (8, None)])
-def test_groups_are_dealt_evenly_or_refused(workers: int, groups: int | None) -> None:
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_groups_are_dealt_so_that_each_has_one_owner_and_shares_differ_by_one_at_most(workers: int) -> None:
     settings = TrainingSettings(global_batch_size=64, batchnorm_group_size=16)
-    if groups is None:
-        with pytest.raises(ValueError, match=rf"{workers} workers cannot share 4 BatchNorm groups .* allowed: a divisor of 4"):
-            local_groups(settings, world_size=workers)
-    else:
-        assert local_groups(settings, world_size=workers) == groups
+    shares = [list(range(4))[groups_of(settings, rank=rank, world_size=workers)] for rank in range(workers)]
+    assert [group for share in shares for group in share] == [0, 1, 2, 3]
+    assert max(map(len, shares)) - min(map(len, shares)) == (workers == 3)
+
+
+def test_more_workers_than_groups_and_uneven_shares_that_nobody_needs_are_refused() -> None:
+    settings = TrainingSettings(global_batch_size=64, batchnorm_group_size=16)
+    with pytest.raises(ValueError, match=r"8 workers cannot share 4 BatchNorm groups .* allowed: at most 4"):
+        groups_of(settings, rank=0, world_size=8)
+    for workers in (3, 8):
+        with pytest.raises(ValueError, match=rf"{workers} workers cannot share 4 BatchNorm groups .* evenly; allowed: a divisor of 4"):
+            check_even(settings, world_size=workers)
+    check_even(settings, world_size=2)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The train stage as a session: one Ray Train worker group works through a queue of jobs, committing a record per job.
 
-Start-up (about 10 s) is paid once. A lost worker restarts the group, which skips what is committed and goes on from the last validation.
+Start-up (about 10 s) is paid once. A lost worker restarts the group, which skips what is committed and goes on from the last checkpoint;
+with fewer workers where that is allowed and the lost ones cannot be replaced, on the same global batch and the same BatchNorm groups.
 """
 
 import logging
@@ -10,6 +11,7 @@ from typing import Any
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 
 from sat_ray.bundles import worker_resources
 from sat_ray.config import ResourceSettings
@@ -24,6 +26,7 @@ from sat_ray.totals import NonFiniteLossError
 from sat_ray.world import World
 
 MAX_FAILURES = 8
+ELASTIC_START_SECONDS = 15  # an elastic group gives up on workers that do not come so soon, and asks again for as many as there are
 
 
 def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSettings) -> None:
@@ -36,7 +39,7 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
         _session,
         train_loop_config={"jobs": waiting, "storage": records.storage.uri, "threads": resources.cpus_per_worker, "gpu": gpus > 0},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.train_workers,
+            num_workers=workers_wanted(resources),
             use_gpu=gpus > 0,
             resources_per_worker=worker_resources(resources),
             label_selector=selector_for(worker_resources(resources)) or None,
@@ -48,10 +51,18 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
         ),
     )
+    if resources.fewest_train_workers:
+        os.environ.setdefault(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, str(ELASTIC_START_SECONDS))
     trainer.fit()
     unfinished = [job for job in waiting if records.find(job.stage, job.key) is None]
     if unfinished:
         raise ArithmeticError(records.storage.read_json(_verdict(unfinished[0]))["error"])
+
+
+def workers_wanted(resources: ResourceSettings) -> int | tuple[int, int]:
+    """Return the workers of a session as Ray Train takes them: a number, or the fewest and the most of an elastic group."""
+    fewest, most = resources.fewest_train_workers, resources.train_workers
+    return (fewest, most) if 0 < fewest < most else most
 
 
 def _verdict(job: TrainingJob) -> str:
