@@ -10,13 +10,14 @@ from archives import cifar, imagenet, unpack
 
 from pipelines.dry_run import describe
 from pipelines.recipes import DEFAULT, PAPER_ACTIVATIONS, RECIPES
+from sat_ray.activations import ACTIVATIONS
 from sat_ray.cli import parse
 from sat_ray.config import ResourceSettings, SweepConfig
 from sat_ray.configuration import parse_choice
 from sat_ray.data.shards import write_dataset
 from sat_ray.data.sources import dataset_source
 from sat_ray.jobs import train_and_commit
-from sat_ray.plan import TRAIN, Dataset, training_job
+from sat_ray.plan import TRAIN, Dataset, groups, planned_trials, training_job
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 
@@ -33,6 +34,16 @@ def test_a_recipe_is_planned_without_its_data(recipe: str, tmp_path: Path) -> No
     epsilon, attack, passes = PLANNED[recipe]
     assert epsilon in text and attack in text and f"{passes / 1e6:.2f} million images" in text
     assert "nothing was touched" in text and not list(tmp_path.iterdir())
+
+
+def test_the_study_trains_every_activation_of_the_registry_with_ten_seeds_and_searches_nothing(tmp_path: Path) -> None:
+    study = RECIPES["study"]()
+    configurations = study.search.configurations()
+    assert sorted(one.activation for one in configurations) == sorted(ACTIVATIONS)
+    assert all(len(group.members) == 1 for group in groups(configurations)) and planned_trials(study) == len(configurations)
+    assert study.final.seeds == tuple(range(10))
+    text = describe(parse(["study", "--storage", str(tmp_path / "runs"), "--dry-run"], RECIPES, default=DEFAULT, about=""))
+    assert f"{len(ACTIVATIONS)} configurations x 10 seeds = {10 * len(ACTIVATIONS)}" in text
 
 
 def small(config: SweepConfig, path: Path) -> SweepConfig:
