@@ -9,6 +9,7 @@ import torch
 from archives import cifar, imagenet, unpack
 
 from pipelines.dry_run import describe
+from pipelines.ladder import RUNGS, Rung
 from pipelines.recipes import DEFAULT, PAPER_ACTIVATIONS, RECIPES
 from sat_ray.activations import ACTIVATIONS
 from sat_ray.cli import parse
@@ -44,6 +45,16 @@ def test_the_study_trains_every_activation_of_the_registry_with_ten_seeds_and_se
     assert study.final.seeds == tuple(range(10))
     text = describe(parse(["study", "--storage", str(tmp_path / "runs"), "--dry-run"], RECIPES, default=DEFAULT, about=""))
     assert f"{len(ACTIVATIONS)} configurations x 10 seeds = {10 * len(ACTIVATIONS)}" in text
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
+def test_every_rung_of_the_ladder_is_the_imagenet_recipe_at_another_size(rung: Rung, tmp_path: Path) -> None:
+    config = RECIPES[rung.name]()
+    assert config.recipe == rung.name and config.model.name == rung.model and config.data.image_size == rung.pixels
+    assert [one.name for one in config.search.configurations()] == ["relu", "silu"] and config.final.seeds == (0,)
+    assert rung.published in (RECIPES[rung.name].__doc__ or "")
+    text = describe(parse([rung.name, "--storage", str(tmp_path / "runs"), "--dry-run"], RECIPES, default=DEFAULT, about=""))
+    assert f"{1_271_167 * 100 * 2 * 2 / 1e6:.2f} million images" in text and not list(tmp_path.iterdir())
 
 
 def small(config: SweepConfig, path: Path) -> SweepConfig:
