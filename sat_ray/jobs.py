@@ -2,7 +2,7 @@
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -23,7 +23,8 @@ from sat_ray.model_source import load_source
 from sat_ray.models import model_from_spec
 from sat_ray.plan import CARD, EVALUATE, CardTask, EvaluationTask, TrainingJob
 from sat_ray.randomness import Randomness, sample_rows
-from sat_ray.stages import Record, Records, attempt_name
+from sat_ray.stages import STATE, Record, Records, attempt_name
+from sat_ray.state_files import StateFiles
 from sat_ray.storage import Storage
 from sat_ray.totals import NonFiniteLossError
 from sat_ray.training import EpochReport, TrainingState, fit
@@ -71,41 +72,24 @@ def train_and_commit(
     done = records.find(job.stage, job.key)
     if done is not None:
         return done
-    state = _starting_state(job, records, previous)
-
-    def write(state: TrainingState) -> None:
+    with StateFiles(records.storage, job.key) as files:
+        state = files.read() or _starting_state(records, previous)
+        write = files.write if world.rank == 0 else lambda state: None
+        reports = _training(job, state, world=world, checkpoint_images=checkpoint_images, on_checkpoint=write)
+        try:
+            for report in reports:
+                state = report.state
+                if "val/robust_accuracy" in report.metrics and report.epoch + 1 < job.until:
+                    write(state)
+                on_epoch(report)
+        except NonFiniteLossError as error:
+            files.wait()
+            error.args = (f"{error}; {f'the last checkpoint is {files.last}' if files.last else 'there is no checkpoint yet'}",)
+            raise
         if world.rank == 0:
-            records.storage.write(_progress(job), pack_state(state))
-
-    model = model_from_spec(job.model, seed=job.seed).to(device_of(_accelerator(job)))
-    reports = fit(
-        model,
-        training_images(job),
-        split_of(job.dataset.uri, "val", job.dataset.hash),
-        settings=job.training,
-        threat_model=job.threat_model,
-        attacker_activation=None if job.configuration.own_attacker else job.configuration.attacker_activation,
-        attacker_alpha=None if job.configuration.own_attacker else job.configuration.attacker_alpha,
-        seed=job.seed,
-        world=world,
-        state=state,
-        until=job.until,
-        lanes=job.lanes,
-        checkpoint_every=max(1, checkpoint_images // job.training.global_batch_size),
-        on_checkpoint=write,
-    )
-    try:
-        for report in reports:
-            state = report.state
-            if "val/robust_accuracy" in report.metrics and report.epoch + 1 < job.until:
-                write(state)
-            on_epoch(report)
-    except NonFiniteLossError as error:
-        error.args = (f"{error}; {_last_checkpoint(job, records)}",)
-        raise
-    if world.rank == 0:
-        _commit_training(job, records, state, workers=world.size)
-        records.storage.discard(_progress(job))
+            files.wait()
+            _commit_training(job, records, state, workers=world.size)
+            files.discard()
     world.barrier()
     committed = records.find(job.stage, job.key)
     assert committed is not None
@@ -117,22 +101,39 @@ def _accelerator(job: TrainingJob | EvaluationTask | CardTask) -> str:
     return device.partition(":")[2] if device.startswith("cuda") else ""
 
 
-def _last_checkpoint(job: TrainingJob, records: Records) -> str:
-    written = records.storage.exists(_progress(job))
-    return f"the last checkpoint is {records.storage.full(_progress(job))}" if written else "there is no checkpoint yet"
+def _training(
+    job: TrainingJob, state: TrainingState, *, world: World, checkpoint_images: int, on_checkpoint: Callable[[TrainingState], None]
+) -> Iterator[EpochReport]:
+    """Return the epochs of a job, from a state on."""
+    own = job.configuration.own_attacker
+    return fit(
+        model_from_spec(job.model, seed=job.seed).to(device_of(_accelerator(job))),
+        training_images(job),
+        split_of(job.dataset.uri, "val", job.dataset.hash),
+        settings=job.training,
+        threat_model=job.threat_model,
+        attacker_activation=None if own else job.configuration.attacker_activation,
+        attacker_alpha=None if own else job.configuration.attacker_alpha,
+        seed=job.seed,
+        world=world,
+        state=state,
+        until=job.until,
+        lanes=job.lanes,
+        checkpoint_every=max(1, checkpoint_images // job.training.global_batch_size),
+        on_checkpoint=on_checkpoint,
+    )
 
 
-def _progress(job: TrainingJob) -> str:
-    return f"state/progress/{job.key}.safetensors"
-
-
-def _starting_state(job: TrainingJob, records: Records, previous: Record | None) -> TrainingState:
+def _starting_state(records: Records, previous: Record | None) -> TrainingState:
+    if previous is None:
+        return TrainingState()
+    path = previous.payload["state"]
     try:
-        return unpack_state(records.storage.read(_progress(job)))
-    except FileNotFoundError:
-        if previous is None:
-            return TrainingState()
-    return unpack_state(records.storage.read(previous.payload["state"]))
+        return unpack_state(records.storage.read(path))
+    except (FileNotFoundError, ValueError) as error:
+        reason = "it is gone" if isinstance(error, FileNotFoundError) else error
+        record = records.storage.full(f"{STATE}/{previous.stage}/{previous.key}.json")
+        raise ValueError(f"{records.storage.full(path)}: {reason}; move {record} away and run again") from None
 
 
 def _commit_training(job: TrainingJob, records: Records, state: TrainingState, *, workers: int) -> Record:

@@ -57,7 +57,7 @@ def fit(
     train: in memory, or what brings the rows that it is asked for; they are the same rows either way.
     attacker_activation: the attack's view of the model, None for the model's own; state: go on from here; until: stop after this many
     epochs of the schedule; the model must already be on its device, with the same initial weights everywhere. The last epoch is validated.
-    on_checkpoint: called on every process after each `checkpoint_every` steps (0: never) with the state, to be written before it returns.
+    on_checkpoint: called on every process after each `checkpoint_every` steps (0: never) with the state, to be written or copied at once.
     Raises ValueError on settings that do not fit, NonFiniteLossError on a NaN or infinite loss, CatastrophicOverfittingError where the
     sentinel gives up.
     """

@@ -1,6 +1,6 @@
 """What a training is at one moment, and what it reports after each epoch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -32,6 +32,10 @@ class TrainingState:
     sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
     epoch_seconds: float = 0.0
     seconds: float = 0.0
+
+    def snapshot(self) -> "TrainingState":
+        """Return what this is now, whatever training does next: it puts new tensors in place of these, and adds to these lists."""
+        return replace(self, events=[*self.events], history=[*self.history])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sat_ray.learner import Learner
 from sat_ray.plan import Dataset, TrainingJob, final_jobs
 from sat_ray.randomness import permutation
 from sat_ray.stages import Records
+from sat_ray.state_files import StateFiles
 from sat_ray.storage import Storage
 from sat_ray.totals import NonFiniteLossError
 from sat_ray.training import TrainingSettings, TrainingState
@@ -179,6 +181,99 @@ def test_a_job_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
     undisturbed = train_and_commit(job, Records(Storage.at(tmp_path / "other")))
     assert resumed.payload["sha256"] == undisturbed.payload["sha256"] and resumed.content == undisturbed.content
     assert records.storage.names("state/progress") == []
+
+
+class HeldStorage(Storage):
+    """A storage whose writes of training states wait until they may go on, or fail."""
+
+    gate = threading.Event()
+    fails = False
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write as any storage does, later."""
+        self.gate.wait(60)
+        if self.fails:
+            raise OSError(f"no space for {path}")
+        super().write(path, data)
+
+
+def test_a_state_is_written_beside_the_training_as_it_was_and_one_at_a_time(tmp_path: Path) -> None:
+    storage, state = HeldStorage(str(tmp_path)), TrainingState(epoch=1, weights={"w": torch.ones(3)}, history=[{"epoch": 0.0}])
+    with StateFiles(storage, "key") as files:
+        files.write(state)  # returns although nothing can be written
+        assert files.last is None
+        state.epoch, state.weights = 2, {"w": torch.zeros(3)}
+        state.history.append({"epoch": 1.0})
+        threading.Timer(0.3, storage.gate.set).start()
+        files.write(state)
+        first = unpack_state(storage.read(files.paths[0]))  # in its place before the second begins, and what it was
+        assert (first.epoch, first.weights["w"].tolist(), first.history) == (1, [1.0, 1.0, 1.0], [{"epoch": 0.0}])
+    assert {path: unpack_state(storage.read(path)).epoch for path in files.paths} == dict(zip(files.paths, (1, 2), strict=True))
+    with StateFiles(storage, "key") as again:
+        found = again.read()
+        assert found is not None and found.epoch == 2 and again.last == storage.full(files.paths[1])
+        again.write(TrainingState(epoch=3))
+        again.wait()
+        assert again.last == storage.full(files.paths[0])  # over the older one
+        again.discard()
+    assert storage.names("state/progress") == storage.names("state/progress/second") == []
+
+
+def test_what_keeps_a_state_from_being_written_is_raised_at_the_next_or_at_the_end(tmp_path: Path) -> None:
+    storage = HeldStorage(str(tmp_path))
+    storage.gate.set()
+    object.__setattr__(storage, "fails", True)
+    with StateFiles(storage, "key") as files:
+        files.write(TrainingState())
+        with pytest.raises(OSError, match=r"no space for state/progress/key\.safetensors"):
+            files.write(TrainingState())
+        files.write(TrainingState())
+        with pytest.raises(OSError, match="no space"):
+            files.wait()
+        files.wait()
+
+
+def damage(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before_with_the_same_result(
+    job: TrainingJob, damaged: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    records, update, numbers = Records(Storage.at(tmp_path / "sweep")), Learner.update, []
+
+    def counted(self: Learner, *args: Any, **kwargs: Any) -> None:
+        numbers.append(kwargs["number"])
+        if len(numbers) == 10:
+            raise KeyboardInterrupt
+        update(self, *args, **kwargs)
+
+    monkeypatch.setattr(Learner, "update", counted)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_commit(job, records, checkpoint_images=200)  # after three, six and nine steps
+    last = [tmp_path / "sweep" / path for path in StateFiles(records.storage, job.key).paths]
+    for path in last[:damaged]:
+        damage(path)
+    resumed = train_and_commit(job, records, checkpoint_images=200)
+    assert numbers[9:11] == [9, 6 if damaged == 1 else 0]
+    named = [record.getMessage() for record in caplog.records if record.name == "sat_ray.state_files"]
+    assert [path in message for path, message in zip(map(str, last[:damaged]), named, strict=True)] == [True] * damaged
+    assert "does not match its sha256" in named[0] and "\n" not in named[0]
+    assert resumed.content == train_and_commit(job, Records(Storage.at(tmp_path / "other"))).content
+
+
+def test_a_damaged_state_of_an_earlier_rung_stops_a_job_with_one_line_that_says_what_to_do(job: TrainingJob, tmp_path: Path) -> None:
+    records = Records(Storage.at(tmp_path / "sweep"))
+    longer = dataclasses.replace(job, training=dataclasses.replace(job.training, epochs=2), until=2)
+    first = train_and_commit(longer.at(1), records)
+    damage(tmp_path / "sweep" / first.payload["state"])
+    with pytest.raises(ValueError, match=r"state\.safetensors: .*sha256.*; move .*/state/train/\w+\.json away and run again$") as caught:
+        train_and_commit(longer, records, previous=first)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_job_whose_loss_is_nan_names_its_last_checkpoint(job: TrainingJob, tmp_path: Path) -> None:

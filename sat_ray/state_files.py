@@ -1,0 +1,74 @@
+"""The state of a training under way, in files: written beside the training, in two places by turns, read with their checksums.
+
+The later of the two is the last state, which holds the best weights too; the other is the state before it, for the day when the last is
+damaged. Nothing is kept of earlier ones, and nothing at all once the training is committed.
+"""
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from sat_ray.checkpoint import pack_state, unpack_state
+from sat_ray.storage import Storage
+from sat_ray.training_state import TrainingState
+
+FOLDERS = ("state/progress", "state/progress/second")
+
+
+class StateFiles:
+    """The two files of one training; to be used in a `with`, which ends when nothing is being written any more."""
+
+    def __init__(self, storage: Storage, key: str) -> None:
+        self.storage, self.turn = storage, 0
+        self.paths = tuple(f"{folder}/{key}.safetensors" for folder in FOLDERS)
+        self.writing: Future[None] | None = None
+        self.thread = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> "StateFiles":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.shutdown()
+
+    def write(self, state: TrainingState) -> None:
+        """Write a state as it is now, in a thread; first wait for the one before it. Raises what kept that one from being written."""
+        self.wait()
+        self.writing = self.thread.submit(self._write, state.snapshot())
+
+    def wait(self) -> None:
+        """Wait until the last state is in its place; raises what kept it from that."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def read(self) -> TrainingState | None:
+        """Return the last state, None where there is none; a damaged file is named in a warning, and the state before it counts."""
+        found = [(state.epoch, state.step, turn, state) for turn in (0, 1) if (state := self._read(self.paths[turn])) is not None]
+        if not found:
+            return None
+        *_, turn, state = max(found, key=lambda one: one[:2])
+        self.turn = 1 - turn
+        return state
+
+    @property
+    def last(self) -> str | None:
+        """Return the full path of the state that was written last, None where there is none."""
+        path = self.paths[1 - self.turn]
+        return self.storage.full(path) if self.storage.exists(path) else None
+
+    def discard(self) -> None:
+        """Remove both."""
+        for path in self.paths:
+            self.storage.discard(path)
+
+    def _write(self, state: TrainingState) -> None:
+        self.storage.write(self.paths[self.turn], pack_state(state))
+        self.turn = 1 - self.turn
+
+    def _read(self, path: str) -> TrainingState | None:
+        try:
+            return unpack_state(self.storage.read(path))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            logging.getLogger(__name__).warning("%s: %s; training goes on from an earlier state", self.storage.full(path), error)
+            return None
