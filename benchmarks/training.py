@@ -11,6 +11,7 @@ Scaling: two processes joined by gloo on one core each, against one of them alon
 """
 
 import json
+import resource
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import common
+import scaling
 import torch
 import torch.distributed as dist
 from parts import batch_of, digits_at_32_pixels, scaled_resnet18
@@ -89,7 +91,13 @@ def measure_steps(size: Size, train: Split) -> tuple[dict[str, float], dict[str,
         "images_per_second": size.images / median(seconds["sat"]),
     }
     operations = 1e9 * counts["gigaflops_per_step"]["sat"]
+    gradients = 4.0 * sum(parameter.numel() for parameter in plain.model.parameters())
+    step, plain_step = median(seconds["sat"]), median(seconds["plain"])
     details = {
+        "modelled_scaling": {
+            f"{workers} workers": scaling.efficiency(step, plain_step, gradients, workers=workers) for workers in scaling.WORKERS
+        },
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "median_seconds_per_step": {name: median(values) for name, values in seconds.items()},
         **counts,
         "share_of_matrix_rate": median(operations / s / rate for s, rate in zip(seconds["sat"], rates, strict=True)),

@@ -89,7 +89,19 @@ def test_the_attack_of_a_training_step_computes_no_weight_gradient(tmp_path: Pat
     counts = written["details"]["weight_gradient_convolutions_per_step"]
     assert counts["attack"] == 0
     assert counts["sat"] == counts["plain"] > 0
+    modelled = list(written["details"]["modelled_scaling"].values())
+    assert modelled == sorted(modelled, reverse=True) and 0 < modelled[-1] <= modelled[0] <= 1
     assert counts["textbook"] == 2 * counts["plain"]  # what the counter sees where they are computed
+
+
+def test_the_scaling_model_waits_for_what_the_backward_pass_does_not_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import scaling
+
+    size = 25.6e6 * 4  # bytes of ResNet-50's gradients
+    assert scaling.all_reduce_seconds(size, workers=2, latency=0) == pytest.approx(size / scaling.BANDWIDTH)
+    assert scaling.efficiency(0.5, 0.3, size, workers=256) == 1  # 9 ms of exchange behind 200 ms of backward pass
+    assert scaling.efficiency(0.002, 0.0, size, workers=2) == pytest.approx(0.002 / (0.002 + size / scaling.BANDWIDTH + 2e-5))
 
 
 def test_loading_writes_its_figures(tmp_path: Path) -> None:
