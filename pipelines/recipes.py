@@ -1,5 +1,6 @@
 """Recipes: functions that return a full config. Add one here and it is a word of the command line."""
 
+from pipelines.ladder import ladder
 from sat_ray.card import CardSettings
 from sat_ray.cli import Recipe
 from sat_ray.config import DataSettings, EvaluationSettings, FinalSettings, ModelSettings, ResourceSettings, SearchSettings, SweepConfig
@@ -41,7 +42,7 @@ def digits_smoke() -> SweepConfig:
 
 
 def study() -> SweepConfig:
-    """Train every activation, at one alpha each, with ten seeds on digits: enough seeds for a claim, cheap attacks, half an hour on 2 cores.
+    """Train every activation, at one alpha each, with ten seeds on digits: enough for a claim, cheap attacks, half an hour on 2 cores.
 
     Nothing is searched, so no alpha is picked for its luck. 15 epochs, because the smooth activations need more than the 10 of `digits`;
     robust accuracy is that of PGD-40, so compare rows of this board with each other, not with those of `digits`.
@@ -137,4 +138,5 @@ def _gpus(*, workers: int) -> ResourceSettings:
     )
 
 
-RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in (digits, digits_smoke, study, cifar10_resnet18, imagenet_resnet50)}
+_OWN = (digits, digits_smoke, study, cifar10_resnet18, imagenet_resnet50)
+RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in _OWN} | ladder(imagenet_resnet50)
