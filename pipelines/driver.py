@@ -16,13 +16,16 @@ from pipelines.recipes import DEFAULT, RECIPES
 from pipelines.stages import Sweep
 from sat_ray.cli import Command, parse
 from sat_ray.config import SweepConfig, content_hash, from_json, to_json
+from sat_ray.data.preparing import progress as shards_written
+from sat_ray.data.shards import MANIFEST
 from sat_ray.lease import driver_lease
-from sat_ray.plan import CARD, EVALUATE, SEARCH, STAGES, TRAIN, planned_trials
+from sat_ray.plan import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset, dataset_uri, planned_trials
 from sat_ray.stages import Record, Stage
-from sat_ray.storage import check_writable
+from sat_ray.storage import Storage, check_writable
 
 FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "card": CARD, "evaluate": EVALUATE}
 POLL_SECONDS, TRACK_SECONDS = 1.0, 10.0
+SHOWN_IMAGES = 3
 
 
 class Driver:
@@ -114,9 +117,11 @@ class Driver:
         self.metrics = self.metrics or SweepMetrics(self.config, self.sweep.records)
         stage, records, seen = FOLLOWED.get(name), self.sweep.records, set[str]()
         progress = self.reporter.stage(name, self._total(name))
-        polls = 0
+        polls, shards = 0, Storage(dataset_uri(self.config, self.command.root))
         while not wait(ref, seconds=POLL_SECONDS):
             polls += 1
+            if name == "prepare":
+                progress.update_shards(*shards_written(shards))
             if stage is not None:
                 keys = set(records.keys(stage))
                 new = [record for key in keys - seen if (record := records.find(stage, key)) is not None]
@@ -129,7 +134,8 @@ class Driver:
         answer = result(ref)
         self.metrics.update()
         done = len(records.keys(stage)) if stage else 0
-        progress.end(f"{done - self.reused[name]} computed, {self.reused[name]} reused" if stage else "")
+        counted = f"{done - self.reused[name]} computed, {self.reused[name]} reused" if stage else ""
+        progress.end(left_out(answer) if name == "prepare" else counted)
         return answer
 
     def _total(self, name: str) -> int | None:
@@ -157,6 +163,16 @@ class Driver:
             self._projection().update()
         except Exception as error:
             self.reporter.say(f"MLflow does not answer ({type(error).__name__}); training goes on, it will be written later")
+
+
+def left_out(dataset: Dataset) -> str:
+    """Name the images that could not be read when a dataset was prepared; "" where all could."""
+    corrupt = dataset.manifest.get("corrupt", [])
+    if not corrupt:
+        return ""
+    shown = "; ".join(f"{one['image']} ({one['reason']})" for one in corrupt[:SHOWN_IMAGES])
+    more = f" and {len(corrupt) - SHOWN_IMAGES} more" if len(corrupt) > SHOWN_IMAGES else ""
+    return f"corrupt images left out, {len(corrupt)}: {shown}{more}; all are listed in {dataset.uri}/{MANIFEST}"
 
 
 def sweep_of(command: Command) -> Sweep:

@@ -64,6 +64,13 @@ class StageProgress:
             self.printed = monotonic()
             self.reporter.say(f"{self.name} {done}{f'/{self.total}' if self.total else ''} {self._note()}")
 
+    def update_shards(self, done: int, total: int | None) -> None:
+        """Show the number of shards of a dataset that are written, of how many, None where that is not known yet."""
+        self.total = total
+        if self.bar is not None:
+            self.reporter.bars.update(self.bar, total=total)
+        self.update(done, [])
+
     def _note(self) -> str:
         parts = []
         if self.best is not None:
