@@ -22,6 +22,7 @@ from sat_ray.lease import driver_lease
 from sat_ray.plan import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset, dataset_uri, planned_trials
 from sat_ray.stages import Record, Stage
 from sat_ray.storage import Storage, check_writable
+from sat_ray.tracking_uri import pages_of
 
 FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "card": CARD, "evaluate": EVALUATE}
 POLL_SECONDS, TRACK_SECONDS = 1.0, 10.0
@@ -154,7 +155,9 @@ class Driver:
         from pipelines.tracking import Projection
 
         if self.projection is None:
-            self.projection = Projection(self.sweep, self.tracker.result())
+            tracker = self.tracker.result()
+            self.projection = Projection(self.sweep, tracker)
+            self.open.enter_context(tracker.watch(self.projection.parent))
         return self.projection
 
     def _track_quietly(self) -> None:
@@ -177,7 +180,7 @@ def left_out(dataset: Dataset) -> str:
 
 def sweep_of(command: Command) -> Sweep:
     """Return what the stages are given for a command."""
-    return Sweep(command.config, command.name, command.root, command.storage, command.argv)
+    return Sweep(command.config, command.name, command.root, command.storage, command.argv, pages_of(command.tracking_uri))
 
 
 def check_reachable(command: Command) -> None:

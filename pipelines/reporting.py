@@ -14,7 +14,7 @@ import torch
 
 from sat_ray.attacks import pgd
 from sat_ray.checkpoint import load_model
-from sat_ray.config import SweepConfig, to_json
+from sat_ray.config import SweepConfig, content_hash, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.shards import read_split
@@ -32,6 +32,11 @@ def read_outcomes(records: Records, path: str) -> pa.Table:
     return pq.read_table(io.BytesIO(records.storage.read(path)))
 
 
+def command_line(arguments: Sequence[str]) -> str:
+    """Return the command that runs this sweep, fit for a shell."""
+    return shlex.join(["python", "pipelines/sweep.py", *arguments])
+
+
 def write_report(
     config: SweepConfig,
     name: str,
@@ -43,6 +48,7 @@ def write_report(
     run_ids: dict[str, str],
     *,
     command: Sequence[str],
+    pages: str,
 ) -> dict[str, Any]:
     """Write every file of the report and return the leaderboard. run_ids: MLflow run of each training record, by key."""
     from sat_ray.report.html import render
@@ -69,15 +75,32 @@ def write_report(
     page = render(
         board,
         figures=figures,
-        command=shlex.join(["python", "pipelines/sweep.py", *command]),
+        command=command_line(command),
         versions={package: importlib.metadata.version(package) for package in VERSIONS},
         notes=[],
         cards=[card.payload for card in cards],
         config=to_json(config),
+        hashes=_hashes(config, data, models),
+        class_names=data.manifest["class_names"],
+        events=[event for model in evaluated for event in _events(model)],
+        digests={model.checkpoint: model.sha256 for model in evaluated},
+        pages=pages,
     )
     records.storage.write("report.html", page.encode())
     records.storage.write_json("leaderboard.json", board)  # last: whoever finds it finds the rest
     return board
+
+
+def _hashes(config: SweepConfig, data: Dataset, models: Sequence[Record]) -> dict[str, str]:
+    """Return what determined the results: the config's meaning, the images, the code that trained, module by module."""
+    code = content_hash(sorted({(name, digest) for record in models for name, digest in record.code.items()}))
+    return {"config": content_hash(config.semantic()), "dataset": data.hash, "training code": code}
+
+
+def _events(model: Any) -> list[dict[str, Any]]:
+    from sat_ray.report.rows import display_names
+
+    return [{"configuration": display_names([model])[0], "seed": model.seed} | dict(event) for event in model.events]
 
 
 def evaluated_model(config: SweepConfig, records: Records, record: Record, outcomes: dict[str, str], run_ids: dict[str, str]) -> Any:
@@ -101,6 +124,8 @@ def evaluated_model(config: SweepConfig, records: Records, record: Record, outco
         train_images_per_second=payload["train_images_per_second"],
         history=tuple(payload["history"]),
         table=read_outcomes(records, outcomes[payload["name"]]),
+        events=tuple(payload.get("sentinel_events", [])),
+        sha256=payload["sha256"],
     )
 
 
@@ -109,12 +134,16 @@ def _figures(
 ) -> dict[str, bytes]:
     from sat_ray.report import curves, figures
     from sat_ray.report.card import card_figure
+    from sat_ray.report.steps import accuracy_against_steps
+    from sat_ray.report.text import setting_text
 
+    steps = max(spec.steps for spec in config.evaluation_attacks())
     drawn = {
         "clean_against_robust": figures.clean_against_robust(board),
         "table1": figures.table1(board),
         "training_curves": curves.training_curves(evaluated),
         "adversarial_examples": _examples(config, data, board),
+        "accuracy_against_steps": accuracy_against_steps(evaluated, steps=steps, subtitle=setting_text(board)),
         "robustness_card": card_figure(card, name=board["champion"]["configuration"]),
     }
     if trials := [trial_of(record) for record in records.all(SEARCH)]:

@@ -13,17 +13,22 @@ from sat_ray.data.sources import dataset_source
 from sat_ray.plan import CARD, Dataset, card_tasks, dataset_uri, evaluation_tasks, final_jobs
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
+from sat_ray.tracking_uri import LOCAL_PAGES
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What every stage is given. root: the storage that sweeps share; storage: this sweep's own folder; command: how it was called."""
+    """What every stage is given.
+
+    root: the storage that sweeps share; storage: this sweep's own folder; command: how it was called; pages: address of MLflow's pages.
+    """
 
     config: SweepConfig
     name: str
     root: Storage
     storage: Storage
     command: tuple[str, ...]
+    pages: str = LOCAL_PAGES
 
     @property
     def records(self) -> Records:
@@ -104,7 +109,9 @@ def report(
     sweep: Sweep, data: Dataset, models: list[Record], cards: list[Record], outcomes: dict[str, str], run_ids: dict[str, str]
 ) -> dict[str, Any]:
     """Write leaderboard, cards, figures and report.html; return the leaderboard."""
-    return write_report(sweep.config, sweep.name, sweep.records, data, models, cards, outcomes, run_ids, command=sweep.command)
+    return write_report(
+        sweep.config, sweep.name, sweep.records, data, models, cards, outcomes, run_ids, command=sweep.command, pages=sweep.pages
+    )
 
 
 def _committed(sweep: Sweep, wanted: list[tuple[Any, str]]) -> list[Record]:

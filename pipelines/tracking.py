@@ -1,11 +1,17 @@
-"""Write MLflow from committed records: parent run = sweep; child run = search trial, or finalist and seed. Any of it may be repeated."""
+"""Write MLflow from committed records, as a tree of runs. Any of it may be repeated.
+
+sweep ─┬─ search ──────── one run per trial
+       └─ configuration ─ one run per seed        mean over seeds, difference to relu, cost: what Compare is for
+"""
 
 from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
 
-from pipelines.reporting import read_outcomes
+from pipelines.measures import group_metrics, history_points
+from pipelines.reporting import command_line, read_outcomes
 from pipelines.stages import Sweep
+from sat_ray.activations import alpha_text
 from sat_ray.card import PASS
 from sat_ray.checkpoint import load_model
 from sat_ray.config import content_hash, flatten, to_json
@@ -27,10 +33,12 @@ class Projection:
         self.sweep, self.tracker = sweep, tracker
         self.records = sweep.records  # one for all updates: it reads every record once
         params = flatten(to_json(sweep.config)) | {"sweep": sweep.name}
-        self.parent = tracker.run(f"sweep:{sweep.storage.uri}", name=sweep.name, tags={"sat_ray.kind": "sweep"}, params=params)
+        tags = {"sat_ray.kind": "sweep", "mlflow.source.name": "pipelines/sweep.py", "mlflow.source.type": "LOCAL"}
+        self.parent = tracker.run(f"sweep:{sweep.storage.uri}", name=sweep.name, tags=tags, params=params)
         tracker.artifact(self.parent, "config.json", json_bytes(to_json(sweep.config)))
         self.shown: dict[str, str] = {}
         self.with_model: dict[str, str] = {}
+        self.data: Dataset | None = None
 
     def update(self) -> None:
         """Write what was committed since the last call."""
@@ -47,25 +55,33 @@ class Projection:
     def finish(self, models: list[Record], outcomes: dict[str, str]) -> dict[str, str]:
         """Write the evaluated models with their outcomes and weights; return the run id of each training record by key."""
         self.update()
-        data = Dataset.open(dataset_uri(self.sweep.config, self.sweep.root))
-        assert data is not None
-        return {record.key: self._evaluated(record, outcomes[record.payload["name"]], data) for record in models}
+        return {record.key: self._evaluated(record, outcomes[record.payload["name"]]) for record in models}
 
     def close(self, board: Mapping[str, Any]) -> None:
-        """Attach the leaderboard and the figures to the sweep's run and end it."""
-        storage = self.sweep.storage
+        """Show the board on the runs of its configurations, attach the report to the sweep's run, and end them."""
+        from sat_ray.report.notes import sweep_note
+
+        storage, tracker = self.sweep.storage, self.tracker
+        for group in board["groups"]:
+            self._compared(group, board)
+        self._close_search()
         for path in ("leaderboard.json", "leaderboard.md", "report.html", *(f"figures/{name}" for name in storage.names("figures"))):
-            self.tracker.artifact(self.parent, path, storage.read(path))
-        self.tracker.note(self.parent, storage.read("leaderboard.md").decode())
+            tracker.artifact(self.parent, path, storage.read(path))
+        picture = f"get-artifact?path=figures%2Fclean_against_robust.png&run_uuid={self.parent}"  # where MLflow serves a run's artifacts
+        tracker.note(self.parent, sweep_note(board, command=command_line(self.sweep.command), figure=picture))
         best = board["champion"]["row"]
-        self.tracker.log(self.parent, [Point(f"champion/{name}", best[name], 0, 0.0) for name in ("clean_accuracy", "robust_accuracy")])
-        self.tracker.complete(self.parent, content=content_hash(board["rows"]))
+        tracker.log(self.parent, [Point(f"champion/{name}", best[name], 0, 0.0) for name in ("robust_accuracy", "clean_accuracy")])
+        for split in ("train", "val", "test"):
+            self._uses(self.parent, split)
+        tracker.complete(self.parent, content=content_hash(board["rows"]))
 
     def register(self, board: Mapping[str, Any], cards: Sequence[Record], *, override: str) -> str:
         """Show the cards on their runs; register the winner as `champion` of its sweep family if its card says PASS, or `override` why not.
 
         Returns a sentence for people.
         """
+        from sat_ray.report.notes import card_note
+
         best = board["champion"]["row"]
         trained = {record.payload["path"]: record for record in self.sweep.records.all(TRAIN)}
         for card in cards:
@@ -85,35 +101,115 @@ class Projection:
             "sat_ray.robust_accuracy": f"{best['robust_accuracy']:.4f}",
             "sat_ray.threat_model": str(self.sweep.config.threat_model),
         } | ({} if passed else {"sat_ray.flag_accepted_because": override, "sat_ray.flagged_because": "; ".join(card["reasons"])[:500]})
-        version = self.tracker.register(uri, name=self.sweep.config.recipe, alias="champion", tags=tags, run_id=run_id)
+        note = card_note(card, name=name)
+        version = self.tracker.register(uri, name=self.sweep.config.recipe, alias="champion", tags=tags, run_id=run_id, note=note)
         accepted = "" if passed else f", accepted because: {override}"
         return f"champion: version {version} of model {self.sweep.config.recipe} in MLflow (robustness card: {card['verdict']}{accepted})"
 
     def _carded(self, record: Record, card: Mapping[str, Any]) -> None:
-        run_id = self._run(record, kind="finalist", name=_finalist_name(record), tags={"sat_ray.robustness_card": card["verdict"]})
+        from sat_ray.report.card import card_figure
+        from sat_ray.report.figures import png
+        from sat_ray.report.notes import card_note
+
+        name = _finalist_name(record)
+        run_id = self._run(record, kind="finalist", name=name, tags={"sat_ray.robustness_card": card["verdict"]})
         self.tracker.artifact(run_id, "robustness_card.json", json_bytes(card))
+        self.tracker.artifact(run_id, "figures/robustness_card.png", png(card_figure(card, name=name)))
+        self.tracker.note(run_id, card_note(card, name=name))
 
     def _run(self, record: Record, *, kind: str, name: str, tags: Mapping[str, str] | None = None) -> str:
-        payload, config = record.payload, self.sweep.config
+        payload, configuration = record.payload, Configuration(**record.payload["configuration"])
         key = f"{kind}:{self.sweep.storage.uri}:{payload['name']}"
-        params = payload["configuration"] | {
-            "seed": payload["seed"],
-            "model": config.model.name,
-            "epochs": payload["until"],
-            "threat_model": str(config.threat_model),
-            "attack": f"pgd-{config.evaluation.steps}, step {as_255ths(config.evaluation.step_size)}",
-        }
-        if kind == "trial":
-            params.pop("epochs")  # grows from rung to rung; MLflow params are final
-        own = {"sat_ray.kind": kind, "sat_ray.activation": payload["configuration"]["activation"], "sat_ray.sweep": self.sweep.name}
-        run_id = self.tracker.run(key, name=name, parent=self.parent, tags=own | dict(tags or {}), params=params)
+        params = {"seed": payload["seed"]} | ({} if kind == "trial" else {"epochs": payload["until"]})  # a trial's grow from rung to rung
+        parent = self._search() if kind == "trial" else self._configuration(configuration)
+        run_id = self._child(key, kind, name, configuration, parent=parent, params=params, tags=tags)
         if self.shown.get(key) != record.key and not self.tracker.is_complete(run_id, content=record.key):
-            self.tracker.log(run_id, _points(record))
+            self.tracker.log(run_id, history_points(record))
+            for split in ("train", "val"):
+                self._uses(run_id, split)
             self.tracker.complete(run_id, content=record.key)
         self.shown[key] = record.key
         return run_id
 
-    def _evaluated(self, record: Record, path: str, data: Dataset) -> str:
+    def _child(
+        self,
+        key: str,
+        kind: str,
+        name: str,
+        configuration: Configuration,
+        *,
+        parent: str,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        """Make a run that shows a configuration; what varies comes first among its parameters."""
+        config = self.sweep.config
+        varying = {field: alpha_text(value) if isinstance(value, float) else value for field, value in configuration.to_json().items()}
+        fixed = {
+            "model": config.model.name,
+            "threat_model": str(config.threat_model),
+            "attack": f"pgd-{config.evaluation.steps}, step {as_255ths(config.evaluation.step_size)}",
+        }
+        own = {"sat_ray.kind": kind, "sat_ray.activation": configuration.activation, "sat_ray.sweep": self.sweep.name}
+        return self.tracker.run(key, name=name, parent=parent, tags=own | dict(tags or {}), params=varying | dict(params or {}) | fixed)
+
+    def _search(self) -> str:
+        tags = {"sat_ray.kind": "search", "sat_ray.sweep": self.sweep.name}
+        return self.tracker.run(f"search:{self.sweep.storage.uri}", name="search", parent=self.parent, tags=tags, params={})
+
+    def _close_search(self) -> None:
+        trials = longest_trials(self.records)
+        run_id, content = self._search(), content_hash([record.key for record in trials])
+        if self.tracker.is_complete(run_id, content=content):
+            return
+        if self.sweep.storage.exists("figures/alpha_response.png"):
+            self.tracker.artifact(run_id, "figures/alpha_response.png", self.sweep.storage.read("figures/alpha_response.png"))
+        self.tracker.log(run_id, [Point("trials", len(trials), 0, 0.0)])
+        self.tracker.complete(run_id, content=content)
+
+    def _configuration(self, configuration: Configuration, *, tags: Mapping[str, str] | None = None) -> str:
+        key = f"configuration:{self.sweep.storage.uri}:{configuration.slug}"
+        return self._child(key, "configuration", configuration.name, configuration, parent=self.parent, tags=tags)
+
+    def _compared(self, group: Mapping[str, Any], board: Mapping[str, Any]) -> None:
+        """Show what the seeds of a configuration say together."""
+        from sat_ray.report.figures import png
+        from sat_ray.report.notes import configuration_note
+        from sat_ray.report.seed_curves import seed_curves
+        from sat_ray.report.text import verdict_text
+
+        configuration = Configuration(**{field: group[field] for field in Configuration.__dataclass_fields__})
+        chosen = "yes" if group["configuration"] == board["champion"]["configuration"] else "no"
+        tags = {"sat_ray.against_relu": verdict_text(group), "sat_ray.chosen_by_validation": chosen}
+        run_id = self._configuration(configuration, tags=tags)
+        content = content_hash([group, chosen])
+        if self.tracker.is_complete(run_id, content=content):
+            return
+        seeds = {
+            one.payload["seed"]: one.payload
+            for one in self.records.all(TRAIN)
+            if Configuration(**one.payload["configuration"]) == configuration
+        }
+        self.tracker.log(run_id, [Point(name, value, 0, 0.0) for name, value in group_metrics(group).items()])
+        figure = seed_curves(
+            configuration.name,
+            {seed: payload["history"] for seed, payload in seeds.items()},
+            events={seed: payload.get("sentinel_events", []) for seed, payload in seeds.items()},
+        )
+        self.tracker.artifact(run_id, "figures/training.png", png(figure))
+        self.tracker.note(run_id, configuration_note(group, rows=board["rows"]))
+        for split in ("train", "val", "test"):
+            self._uses(run_id, split)
+        self.tracker.complete(run_id, content=content)
+
+    def _uses(self, run_id: str, split: str) -> None:
+        self.data = self.data or Dataset.open(dataset_uri(self.sweep.config, self.sweep.root))
+        if self.data is not None:
+            profile = {"images": self.data.manifest["splits"][split], "shape": self.data.manifest["shape"]}
+            digest = f"{self.data.hash[:8]}-{split}"
+            self.tracker.dataset(run_id, name=self.data.manifest["dataset"], digest=digest, context=split, profile=profile)
+
+    def _evaluated(self, record: Record, path: str) -> str:
         from sat_ray.report.summary import summarise
 
         run_id = self._run(record, kind="finalist", name=_finalist_name(record))
@@ -122,19 +218,18 @@ class Projection:
             return run_id
         summary = summarise(read_outcomes(self.sweep.records, path))
         values = {
-            "eval/clean_accuracy": summary.clean_accuracy,
             "eval/robust_accuracy": summary.robust_accuracy,
             "eval/robust_accuracy_low": summary.robust_accuracy_interval[0],
             "eval/robust_accuracy_high": summary.robust_accuracy_interval[1],
+            "eval/clean_accuracy": summary.clean_accuracy,
             "cost/accelerator_seconds": record.payload["accelerator_seconds"],
+            "cost/passes_per_image": summary.passes_per_image,
         }
         step = record.payload["until"]
         self.tracker.log(run_id, [Point(name, value, step, record.created) for name, value in values.items()])
         self.tracker.artifact(run_id, "outcomes.parquet", self.sweep.storage.read(path))
         self.tracker.artifact(run_id, "config.json", json_bytes(record.inputs))
-        for split in ("train", "val", "test"):
-            profile = {"images": data.manifest["splits"][split], "shape": data.manifest["shape"]}
-            self.tracker.dataset(run_id, name=data.manifest["dataset"], digest=f"{data.hash[:8]}-{split}", context=split, profile=profile)
+        self._uses(run_id, "test")
         self._with_model(record)
         self.tracker.complete(run_id, content=content)
         return run_id
@@ -152,12 +247,3 @@ class Projection:
 
 def _finalist_name(record: Record) -> str:
     return f"{Configuration(**record.payload['configuration']).name} · seed {record.payload['seed']}"
-
-
-def _points(record: Record) -> list[Point]:
-    return [
-        Point(name, float(value), int(row["epoch"]) + 1, record.created)
-        for row in record.payload["history"]
-        for name, value in row.items()
-        if name != "epoch"
-    ]

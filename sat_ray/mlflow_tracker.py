@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from sat_ray.tracking import Point
 from sat_ray.tracking_uri import check_tracking, login_to_environment, redacted, sqlite_path
 
 KEY, CONTENT, MODEL_CONTENT = "sat_ray.key", "sat_ray.content", "sat_ray.model_content"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # its pages then open on runs and charts, not on traces of language models
+WATCH_SECONDS = 10
 
 
 @contextmanager
@@ -83,7 +86,7 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self._client.create_experiment(name, artifact_location=artifact_root))
+                return str(self._client.create_experiment(name, artifact_location=artifact_root, tags=KIND))
             except mlflow.MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -170,6 +173,25 @@ class MlflowTracker:
         """Set the run's description."""
         self._client.set_tag(run_id, "mlflow.note.content", self._clean(markdown)[:8000])
 
+    @contextmanager
+    def watch(self, run_id: str) -> Iterator[None]:
+        """Write this machine's load (CPU, memory, disk, network, GPUs) to a run every ten seconds; an outage ends it without a word."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
+        try:
+            monitor = SystemMetricsMonitor(run_id, sampling_interval=WATCH_SECONDS, resume_logging=True, tracking_uri=self._uri)
+        except Exception:  # the tracker is away: the sweep matters more than the load of its machine
+            yield
+            return
+        monitor.start()
+        try:
+            yield
+        finally:
+            ending = threading.Thread(target=monitor.finish, daemon=True)  # MLflow asks a server that is away again for minutes
+            ending.start()
+            ending.join(WATCH_SECONDS)
+
     def model(self, run_id: str, model: nn.Module, *, name: str, input_shape: Sequence[int]) -> str:
         """Attach a model that loads without this package ([0, 1] images of input_shape -> logits) and return its URI."""
         from mlflow.entities import LoggedModelOutput
@@ -192,8 +214,11 @@ class MlflowTracker:
         self._client.finalize_logged_model(logged.model_id, "READY")
         return str(logged.model_uri)
 
-    def register(self, model_uri: str, *, name: str, alias: str, tags: Mapping[str, str], run_id: str) -> str:
-        """Make a version of a registered model, or find the one made from this URI, and point the alias at it; return the version."""
+    def register(self, model_uri: str, *, name: str, alias: str, tags: Mapping[str, str], run_id: str, note: str = "") -> str:
+        """Make a version of a registered model, or find the one made from this URI, and point the alias at it; return the version.
+
+        note: Markdown that describes the version.
+        """
         import mlflow
 
         try:
@@ -209,6 +234,8 @@ class MlflowTracker:
         version = str(min(int(found.version) for found in versions))
         for tag, value in tags.items():
             self._client.set_model_version_tag(name, version, tag, self._clean(value))
+        if note:
+            self._client.update_model_version(name, version, self._clean(note)[:5000])  # the most that MLflow's databases hold
         self._client.set_registered_model_alias(name, alias, version)
         return version
 

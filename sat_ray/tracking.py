@@ -1,6 +1,7 @@
 """What the system asks of an experiment tracker. Runs are projections of committed records: any of this may be repeated at any time."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,6 +45,10 @@ class Tracker(Protocol):
         """Set the run's description."""
         ...
 
+    def watch(self, run_id: str) -> AbstractContextManager[None]:
+        """Write the load of this machine to a run for as long as the context is open."""
+        ...
+
     def model(self, run_id: str, model: nn.Module, *, name: str, input_shape: Sequence[int]) -> str:
         """Attach a model that loads without this package ([0, 1] images of input_shape -> logits) and return its URI."""
         ...
@@ -52,6 +57,9 @@ class Tracker(Protocol):
         """End a run and remember the hash of what it shows."""
         ...
 
-    def register(self, model_uri: str, *, name: str, alias: str, tags: Mapping[str, str], run_id: str) -> str:
-        """Make a version of a registered model, or find the one made from this URI, and point the alias at it; return the version."""
+    def register(self, model_uri: str, *, name: str, alias: str, tags: Mapping[str, str], run_id: str, note: str = "") -> str:
+        """Make a version of a registered model, or find the one made from this URI, and point the alias at it; return the version.
+
+        note: Markdown that describes the version.
+        """
         ...

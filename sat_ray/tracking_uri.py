@@ -12,12 +12,21 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ALLOWED = "sqlite:///FOLDER/mlflow.db, http(s)://HOST:PORT or postgresql+psycopg://HOST/DATABASE"
+LOCAL_PAGES = "http://127.0.0.1:5000"  # of `make ui`
 _DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def redacted(uri: str) -> str:
     """Return a URI without login and query, fit for messages."""
     return re.sub(r"//.*@", "//***@", uri, flags=re.DOTALL).partition("?")[0]
+
+
+def pages_of(uri: str) -> str:
+    """Return where a browser finds the tracker's pages, without any login: the server itself, or for a database that of `make ui`."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return LOCAL_PAGES
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
 
 
 def check_tracking(uri: str, *, timeout_seconds: float = 10.0) -> None:

@@ -121,17 +121,19 @@ def test_the_champion_is_chosen_by_validation(sweep: Path) -> None:
     assert float(np.mean(means[board["champion"]["configuration"]])) == pytest.approx(best)
 
 
-def test_mlflow_holds_one_parent_and_one_finished_child_per_trial_and_finalist(client: MlflowClient, sweep: Path) -> None:
+def test_mlflow_holds_a_finished_tree_of_sweep_configurations_seeds_and_trials(client: MlflowClient, sweep: Path) -> None:
     experiment = client.get_experiment_by_name(RECIPE)
     runs = client.search_runs([experiment.experiment_id], max_results=500)
     kinds = [run.data.tags["sat_ray.kind"] for run in runs]
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"sweep": 1, "trial": 4, "finalist": 3}
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"sweep": 1, "search": 1, "configuration": 3, "trial": 4, "finalist": 3}
     assert {run.info.status for run in runs} == {"FINISHED"}
     parent = next(run for run in runs if run.data.tags["sat_ray.kind"] == "sweep")
     assert parent.data.params["training.epochs"] == "3"
-    children = [run for run in runs if run is not parent]
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     by_id = {run.info.run_id: run for run in runs}
+    above = {"search": "sweep", "configuration": "sweep", "trial": "search", "finalist": "configuration"}
+    for run in runs:
+        if run is not parent:
+            assert by_id[run.data.tags["mlflow.parentRunId"]].data.tags["sat_ray.kind"] == above[run.data.tags["sat_ray.kind"]]
     for row in leaderboard(sweep)["rows"]:
         metrics = by_id[row["mlflow_run_id"]].data.metrics
         assert metrics["eval/robust_accuracy"] == pytest.approx(row["robust_accuracy"])

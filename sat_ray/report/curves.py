@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from sat_ray.report.drawing import FAINT, INK, head, label, mark, mean_and_spread, new_figure, plain, say_nothing, two_lines
 from sat_ray.report.rows import EvaluatedModel, display_names
+from sat_ray.report.seed_curves import mark_roll_backs
 from sat_ray.report.text import join_names
 
 _CURVES = (
@@ -107,22 +108,25 @@ def training_curves(models: Sequence[EvaluatedModel]) -> Figure:
         figure,
         "Training curves",
         subtitle="mean over seeds; robust accuracy is that of the validation attack, adversarial accuracy that of the training attack",
-        note=f"Best by validation first. Thick, with bands (± standard deviation over seeds): {join_names(sorted(stressed))}.",
+        note=f"Best by validation first. Thick, with bands (± standard deviation over seeds): {join_names(sorted(stressed))}."
+        + ("" if not any(model.events for model in models) else " ✕: roll-backs by the sentinel."),
     )
     panels = figure.subplots(2, 2).ravel()
     for axes, (key, title, unit, scale) in zip(panels, _CURVES, strict=True):
         plain(axes)
-        label(axes, x="epoch", y=unit, title=title)
+        label(axes, x="epochs done", y=unit, title=title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for name in reversed(order):
             _curve(axes, by_name[name], key=key, scale=scale, stressed=name in stressed)
+        if key == "val/robust_accuracy":
+            mark_roll_backs(axes, [event for model in models for event in model.events])
     legend = [Line2D([], [], label=two_lines(name), **_curve_style(by_name[name][0], stressed=name in stressed)) for name in order]
     figure.legend(handles=legend, loc="outside right center", frameon=False, fontsize=8.5)
     return figure
 
 
 def _curve(axes: Axes, models: Sequence[EvaluatedModel], *, key: str, scale: float, stressed: bool) -> None:
-    curves = [{epoch["epoch"]: scale * epoch[key] for epoch in model.history if key in epoch} for model in models]
+    curves = [{epoch["epoch"] + 1: scale * epoch[key] for epoch in model.history if key in epoch} for model in models]
     epochs, means, deviations = mean_and_spread(curves)
     if not len(epochs):
         return

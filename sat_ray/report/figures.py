@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,22 @@ from sat_ray.report.examples import adversarial_examples
 from sat_ray.report.tables import table1_rows
 from sat_ray.report.text import seeds_text, setting_text
 
-__all__ = ["adversarial_examples", "alpha_response", "clean_against_robust", "save", "table1", "training_curves"]
+__all__ = ["adversarial_examples", "alpha_response", "clean_against_robust", "png", "save", "table1", "training_curves"]
 
 
 def save(figure: Figure, path: Path | str) -> Path:
     """Write the figure as a PNG of 160 dots per inch and return its path; the same figure gives the same bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=160, metadata={"Software": None})
+    path.write_bytes(png(figure))
     return path
+
+
+def png(figure: Figure) -> bytes:
+    """Return the figure as the bytes of a PNG of 160 dots per inch; the same figure gives the same bytes."""
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=160, metadata={"Software": None})
+    return sink.getvalue()
 
 
 def clean_against_robust(board: Mapping[str, Any]) -> Figure:

@@ -24,6 +24,7 @@ from sat_ray.report.text import (
     spread,
     threat_text,
 )
+from sat_ray.tracking_uri import LOCAL_PAGES
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Title and caption of the known figures, in the order of the page; others follow under their own names.
@@ -31,6 +32,7 @@ FIGURES = {
     "clean_against_robust": ("Clean against robust accuracy", "One mark per configuration; up and to the right is better."),
     "table1": ("Table 1", "The paper's five combinations of backward passes, from this sweep's rows."),
     "alpha_response": ("Response to α", "Robust accuracy on the validation split for every search trial of an activation with an α."),
+    "accuracy_against_steps": ("Against steps", "Robust accuracy if the attack had stopped earlier, on the test split."),
     "training_curves": ("Training curves", "Loss and accuracies by epoch, the mean over seeds per configuration."),
     "robustness_card": ("Robustness card of the champion", "The evidence behind the verdict, on validation images."),
     "adversarial_examples": ("Images and their adversarial counterparts", "What the attack changed, and what the model answered."),
@@ -46,11 +48,18 @@ def render(
     notes: Sequence[str],
     config: Mapping[str, Any],
     cards: Sequence[Mapping[str, Any]] = (),
+    hashes: Mapping[str, str] | None = None,
+    class_names: Sequence[str] = (),
+    events: Sequence[Mapping[str, Any]] = (),
+    digests: Mapping[str, str] | None = None,
+    pages: str = "",
 ) -> str:
     """Render the board as one HTML page without external requests.
 
     figures: name → PNG as a path or as bytes; command: what reproduces the sweep; versions: package → version; notes: shown as they are;
-    config: JSON-ready; cards: {"name", "card"} of each robustness card made, best candidate first.
+    config: JSON-ready; cards: {"name", "card"} of each robustness card made, best candidate first; hashes: of what determined the results,
+    by name; class_names: by label; events: the sentinel's roll-backs with "configuration" and "seed"; digests: sha256 of each checkpoint's
+    weights; pages: address of the tracker's pages, "" for no links.
     Everything is escaped. Raises ValueError for a figure that is no PNG.
     """
     shown = _figures(figures)
@@ -67,6 +76,12 @@ def render(
         command=command,
         versions=dict(sorted(versions.items())),
         notes=[*NOTES, *notes],
+        hashes=hashes or {},
+        class_names=class_names,
+        events=events,
+        watched=(config.get("training") or {}).get("sentinel_every", 0),
+        digests=digests or {},
+        pages=pages if pages.startswith(("http://", "https://")) else "",
         config=json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, default=str),
     )
 
@@ -75,7 +90,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["absent"] = ABSENT
+    environment.globals |= {"absent": ABSENT, "local_pages": LOCAL_PAGES}
     environment.filters |= {
         "points": points,
         "signed_points": lambda fraction: points(fraction, signed=True),

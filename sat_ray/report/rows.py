@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -35,6 +35,7 @@ class EvaluatedModel:
     accelerator_seconds: what training took, seconds of one accelerator (or core) summed; train_images_per_second: its throughput.
     history: one dict per epoch, keys `epoch`, `train/loss`, `val/robust_accuracy` and so on; val keys absent in epochs without validation.
     table: outcomes on the test split, one row per (image_id, attack, restart).
+    events: the sentinel's roll-backs, oldest first; sha256: of the checkpoint's weights.
     Raises ValueError for a figure outside its range or a table without the outcome columns.
     """
 
@@ -52,6 +53,8 @@ class EvaluatedModel:
     train_images_per_second: float
     history: tuple[dict[str, float], ...]
     table: pa.Table
+    events: tuple[Mapping[str, float], ...] = ()
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.val_robust_accuracy <= 1.0:

@@ -1,0 +1,41 @@
+"""What a record and a leaderboard group look like as metrics of a tracker."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sat_ray.stages import Record
+from sat_ray.tracking import Point
+
+
+def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of a configuration, most telling first: tracking pages choose the first one to draw."""
+    metrics = {
+        "robust_accuracy": group["robust_accuracy"]["mean"],
+        "clean_accuracy": group["clean_accuracy"]["mean"],
+        "val_robust_accuracy": group["val_robust_accuracy"]["mean"],
+        "robust_accuracy_sd": group["robust_accuracy"]["standard_deviation"],
+        "clean_accuracy_sd": group["clean_accuracy"]["standard_deviation"],
+    }
+    if group["difference_to_relu"] is not None:
+        found = group["difference_to_relu"]["over_seeds_and_images"]
+        metrics |= {
+            "against_relu/difference": found["mean"],
+            "against_relu/low": found["low"],
+            "against_relu/high": found["high"],
+            "against_relu/holm_p_value": found["holm_p_value"],
+            "against_relu/beyond_noise": float(group["holm_significant"]),
+        }
+    metrics |= {
+        "cost/accelerator_seconds": group["accelerator_seconds"],
+        "cost/images_per_second": group["train_images_per_second"]["mean"],
+        "cost/passes_per_image": group["passes_per_image"]["mean"],
+        "seeds": len(group["seeds"]),
+    }
+    return {name: float(value) for name, value in metrics.items() if value is not None}
+
+
+def history_points(record: Record) -> list[Point]:
+    """Return the history as points, robust accuracy first; step: epochs done."""
+    rows = record.payload["history"]
+    names = sorted({name for row in rows for name in row} - {"epoch"}, key=lambda name: (not name.startswith("val/robust"), name))
+    return [Point(name, float(row[name]), int(row["epoch"]) + 1, record.created) for name in names for row in rows if name in row]

@@ -1,0 +1,121 @@
+"""Steps, roll-backs, links, hashes and the descriptions in MLflow: what the report says beside its leaderboard."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from test_report import board_of, evaluated, seeds_of
+
+from pipelines.measures import group_metrics
+from sat_ray.attacks.spec import AttackSpec
+from sat_ray.data.split import Split
+from sat_ray.evaluation import evaluate, robust_image_ids
+from sat_ray.models import Normalized
+from sat_ray.report.curves import training_curves
+from sat_ray.report.html import render
+from sat_ray.report.notes import card_note, configuration_note, sweep_note
+from sat_ray.report.seed_curves import seed_curves
+from sat_ray.report.steps import accuracy_after
+from sat_ray.threat import ThreatModel
+from sat_ray.tracking_uri import pages_of
+
+EVENT = {
+    "epoch": 1,
+    "step": 7,
+    "robust_accuracy": 0.02,
+    "best_robust_accuracy": 0.5,
+    "back_to_epoch": 0,
+    "back_to_step": 9,
+    "attack_steps": 2,
+    "attack_step_size": 8 / 255,
+}
+HISTORY = [{"epoch": epoch, "train/loss": 2.0 - epoch, "val/clean_accuracy": 0.9, "val/robust_accuracy": 0.2 * epoch} for epoch in range(3)]
+
+
+def page(board: dict[str, Any], **changes: Any) -> str:
+    settings: dict[str, Any] = {"figures": {}, "command": "python pipelines/sweep.py digits", "versions": {}, "notes": [], "config": {}}
+    return render(board, **(settings | changes))
+
+
+def test_accuracy_after_k_steps_is_what_an_attack_of_k_steps_leaves(
+    digits_model: Normalized, held_out: Split, digits_threat_model: ThreatModel
+) -> None:
+    def outcomes(steps: int) -> Any:
+        attack = AttackSpec(threat_model=digits_threat_model, steps=steps, step_size=40 / 255, name="pgd")
+        return evaluate(digits_model, held_out.images, held_out.labels, held_out.image_ids, attacks=[attack])
+
+    curve = accuracy_after(outcomes(12), steps=12)
+    for steps in (1, 3, 12):
+        assert curve[steps] == pytest.approx(len(robust_image_ids(outcomes(steps))) / len(held_out))
+    assert len(set(curve.tolist())) > 2 and all(curve[:-1] >= curve[1:])
+
+
+def test_every_roll_back_is_a_cross_where_it_happened() -> None:
+    figure = seed_curves("silu", {0: HISTORY, 1: HISTORY}, events={0: [], 1: [EVENT]})
+    crosses = [line for axes in figure.axes for line in axes.lines if line.get_marker() == "X"]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in crosses] == [([2], [2.0])]
+    assert any("(1 in all)" in text.get_text() for text in figure.texts)
+    whole = training_curves([replace(evaluated("silu"), history=tuple(HISTORY), events=(EVENT,))])
+    assert [line.get_marker() for axes in whole.axes for line in axes.lines].count("X") >= 1
+    assert any("roll-backs" in text.get_text() for text in whole.texts)
+
+
+def test_the_page_shows_roll_backs_links_hashes_and_class_names() -> None:
+    board = board_of([replace(evaluated("silu"), mlflow_run_id="ab12" * 8)])
+    (row,) = board["rows"]
+    png = b"\x89PNG\r\n\x1a\n" + bytes(8) + (100).to_bytes(4) * 2
+    text = page(
+        board,
+        figures={"training_curves": png},
+        events=[EVENT | {"configuration": "silu", "seed": 3}],
+        config={"training": {"sentinel_every": 5}},
+        hashes={"dataset": "d" * 64},
+        digests={row["checkpoint"]: "e" * 64},
+        class_names=[f"class {label}" for label in range(10)],
+        pages="http://mlflow:5000",
+    )
+    assert "PGD-2, steps of 8/255" in text and "2, 7" in text and "1, 9" in text
+    assert f'href="http://mlflow:5000/#/runs/{"ab12" * 8}"' in text
+    assert "d" * 64 in text and "sha256 " + "e" * 16 in text and "class 9" in text
+    assert "saw no collapse" in page(board, figures={"training_curves": png}, config={"training": {"sentinel_every": 5}})
+    assert "No sentinel watched" in page(board, figures={"training_curves": png})
+    assert 'href="javascript' not in page(board, pages="javascript:alert(1)")
+
+
+def test_the_page_says_of_every_difference_whether_it_is_real() -> None:
+    board = board_of(seeds_of("relu", [400, 405, 398]) + seeds_of("silu", [440, 446, 439]) + seeds_of("gelu", [300, 405, 500]))
+    text = page(board)
+    section = text[text.index("Is the difference real?</h2>") : text.index("Table 1: where")]
+    rows = {name: section[section.index(f'"name">{name}<') :].partition("</tr>")[0] for name in ("silu", "gelu")}
+    assert "yes" in rows["silu"] and "within noise" in rows["gelu"]
+
+
+def test_addresses_of_pages_hold_no_login() -> None:
+    assert pages_of("http://user:secret@mlflow:5000/?a=1") == "http://mlflow:5000"
+    assert pages_of("https://host/mlflow/") == "https://host/mlflow"
+    assert pages_of("sqlite:////somewhere/mlflow.db") == pages_of("postgresql+psycopg://u:p@h/d") == "http://127.0.0.1:5000"
+
+
+def test_descriptions_fit_into_the_tracker_and_say_what_to_do() -> None:
+    board = board_of(seeds_of("parametric_softplus", [400, 410, 390], alpha=10.0) + seeds_of("relu", [400, 405, 398]))
+    board["groups"] = sorted(board["groups"] * 50, key=lambda group: group["configuration"], reverse=True)
+    note = sweep_note(board, command="python pipelines/sweep.py digits", figure="get-artifact?x")
+    assert len(note) < 8000 and "60 more configurations" in note
+    assert note.startswith(f"### {board['headline']['sentence']}") and note.endswith("```\npython pipelines/sweep.py digits\n```")
+    group = next(group for group in board["groups"] if group["configuration"] == "relu")
+    described = configuration_note(group, rows=board["rows"])
+    assert "Against relu: baseline" in described and [f"| {seed} |" in described for seed in range(4)] == [True] * 3 + [False]
+    card = {"verdict": "FLAG", "attack": "pgd-200", "n": 48, "ladder": {"clean": 0.9, "cascade": 0.2, "pgd-10": 0.4}}
+    checks = [{"passed": True, "name": "a | b", "found": "fine"}, {"passed": False, "name": "c", "found": "0 images"}]
+    text = card_note(card | {"checks": checks}, name="silu")
+    assert "clean 90.0 → pgd-10 40.0 → cascade 20.0" in text and "| ✓ | a \\| b | fine |" in text and "| FLAG | c | 0 images |" in text
+
+
+def test_metrics_of_a_configuration_begin_with_its_robust_accuracy_and_say_whether_it_differs() -> None:
+    board = board_of(seeds_of("relu", [400, 405, 398]) + seeds_of("silu", [440, 446, 439]))
+    by_name = {group["configuration"]: group_metrics(group) for group in board["groups"]}
+    assert next(iter(by_name["silu"])) == "robust_accuracy"
+    assert by_name["silu"]["against_relu/difference"] == pytest.approx(0.0406667, abs=1e-6)
+    assert by_name["silu"]["against_relu/low"] < 0.0406667 < by_name["silu"]["against_relu/high"]
+    assert by_name["silu"]["against_relu/beyond_noise"] == 1.0
+    assert not any(name.startswith("against_relu") for name in by_name["relu"])
