@@ -1,0 +1,184 @@
+"""Parts that somebody might bring along and that must be refused, each for one reason."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return F.relu(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def straight_through(x: Tensor) -> Tensor:
+    return _StraightThrough.apply(x)
+
+
+def in_place(x: Tensor) -> Tensor:
+    return x.mul_(2)
+
+
+def softmax(x: Tensor) -> Tensor:
+    return x.softmax(-1)
+
+
+def explodes(x: Tensor) -> Tensor:
+    return x.exp()
+
+
+def detached(x: Tensor) -> Tensor:
+    return 2 * x.detach()
+
+
+def staircase(x: Tensor) -> Tensor:
+    return x.round()
+
+
+def noisy(x: Tensor) -> Tensor:
+    return x + torch.randn_like(x)
+
+
+def mean(x: Tensor) -> Tensor:
+    return x.mean()
+
+
+def two(x: Tensor, y: Tensor) -> Tensor:
+    return x + y
+
+
+def divides(x: Tensor, alpha: float = 1.0) -> Tensor:
+    return x / alpha
+
+
+number = 3
+
+
+def counts() -> nn.Module:
+    return nn.BatchNorm2d(5)
+
+
+def _layers(num_classes: int, activation) -> list[nn.Module]:
+    return [nn.Flatten(), nn.Linear(64, 8), activation(), nn.Linear(8, num_classes)]
+
+
+class _Lambda(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def no_activation(num_classes: int, activation) -> nn.Module:
+    return nn.Sequential(*_layers(num_classes, nn.ReLU))
+
+
+def mixed(num_classes: int, activation) -> nn.Module:
+    return nn.Sequential(*_layers(num_classes, activation), nn.ReLU())
+
+
+def shared(num_classes: int, activation) -> nn.Module:
+    one = activation()
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), one, nn.Linear(8, 8), one, nn.Linear(8, num_classes))
+
+
+def probabilities(num_classes: int, activation) -> nn.Module:
+    return nn.Sequential(*_layers(num_classes, activation), nn.Softmax(dim=1))
+
+
+def other_classes(num_classes: int, activation) -> nn.Module:
+    return nn.Sequential(*_layers(7, activation))
+
+
+def idle(num_classes: int, activation) -> nn.Module:
+    net = nn.Sequential(*_layers(num_classes, activation))
+    net[0].extra = nn.Linear(3, 3)
+    return net
+
+
+def in_a_list(num_classes: int, activation) -> nn.Module:
+    net = nn.Sequential(*_layers(num_classes, activation))
+    net[0].layers = [nn.Linear(3, 3)]
+    return net
+
+
+def bound(num_classes: int, activation) -> nn.Module:
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), *_layers(num_classes, activation)[1:])
+    outer = _Lambda(None)
+    outer.net, outer.function = net, net.forward
+    return outer
+
+
+def quantised(num_classes: int, activation) -> nn.Module:
+    return nn.Sequential(_Lambda(lambda x: x + ((16 * x).round() / 16 - x).detach()), *_layers(num_classes, activation))
+
+
+def of_the_batch(num_classes: int, activation) -> nn.Module:
+    return nn.Sequential(_Lambda(lambda x: x - x.mean(0, keepdim=True)), *_layers(num_classes, activation))
+
+
+def other_images(num_classes: int, activation) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(65, 8), activation(), nn.Linear(8, num_classes))
+
+
+def other_arguments(num_classes: int, depth: int) -> None: ...
+
+
+def nothing(num_classes: int, activation) -> None: ...
+
+
+def by_chance(num_classes: int, activation) -> nn.Module:
+    net = nn.Sequential(*_layers(num_classes, activation))
+    net[1].weight.data += torch.from_numpy(np.random.default_rng().normal(size=(8, 64))).float()
+    return net
+
+
+IMAGES = np.arange(24 * 64, dtype=np.uint64).astype(np.uint8).reshape(24, 1, 8, 8)
+LABELS, NAMES = np.arange(24) % 2, ("a", "b")
+
+
+def good():
+    return IMAGES, LABELS, NAMES
+
+
+def scaled():
+    return IMAGES / 255, LABELS, NAMES
+
+
+def channels_last():
+    return IMAGES.transpose(0, 2, 3, 1), LABELS, NAMES
+
+
+def zeros_and_ones():
+    return IMAGES % 2, LABELS, NAMES
+
+
+def few():
+    return IMAGES[:5], LABELS[:5], NAMES
+
+
+def three_labels():
+    return IMAGES, LABELS + 1, NAMES
+
+
+def one_class():
+    return IMAGES, 0 * LABELS, NAMES
+
+
+def float_labels():
+    return IMAGES, LABELS / 2, NAMES
+
+
+def pair():
+    return IMAGES, LABELS
+
+
+def broken():
+    raise KeyError("no such file")
