@@ -1,16 +1,19 @@
-"""What it costs to bring images to the training step, through `sat_ray.data` as it is today.
+"""What it costs to bring images to the training step, from memory and streamed from JPEG in Parquet shards, through `sat_ray.data`.
 
-Today a split is read whole: Parquet shards of uint8, checksummed, into memory, and batches are rows of one tensor. Streaming of what does
-not fit, decoding of encoded images ahead of use and augmentation are not there yet, and nothing here measures them.
+    images_per_second_per_core    JPEG images streamed: read, checked, decoded and delivered as uint8 batches, per second of processor time
+    wait_share                    share of a training epoch in the real `fit` (ResNet-18 at 32 pixels, batches of 64) spent waiting for
+                                  streamed JPEG images, one thread decoding
 
-    images_per_second_per_core    images read, checked, decoded and delivered once as float32 batches, on one thread, page cache warm
-    wait_share                    share of a training epoch in the real `fit` (ResNet-18, batches of 64) spent fetching batches
+Beside them: the same from memory; threads against worker processes of torch's DataLoader; the memory of a streamed epoch after each tenth.
 
---quick: 10,000 images of 32 pixels and a width of 32; else 50,000 and 64.
+--quick: 1,500 JPEG images of 224 pixels and a width of 32; else 10,000 and 64.
 """
 
+import gc
 import tempfile
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -21,7 +24,11 @@ import psutil
 import torch
 from parts import batch_of, digits_at_32_pixels, scaled_resnet18, upsampled
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from sat_ray.data.images import Storing
+from sat_ray.data.loading import Loader, Streamed
+from sat_ray.data.order import epoch_order
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.shards import read_split, write_dataset
 from sat_ray.data.sources import Raw, Source, dataset_source
@@ -36,32 +43,54 @@ HELD_OUT = 16
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. images: in the dataset; steps: training steps in a timed epoch; epochs: timed, after one to warm up."""
+    """How much is measured. images: raw ones of 32 pixels; pictures: JPEG ones of `side` pixels; steps: training steps in a timed epoch."""
 
     images: int
+    pictures: int
     width: int
     steps: int
+    side: int = 224
     rounds: int = 5
     batch: int = 64
+    rows_per_shard: int = 128
 
 
-FULL = Size(images=50_000, width=64, steps=4)
-QUICK = Size(images=10_000, width=32, steps=4)
-SMOKE = Size(images=200, width=8, steps=1, rounds=1, batch=16)
+FULL = Size(images=50_000, pictures=10_000, width=64, steps=4, rows_per_shard=512)
+QUICK = Size(images=10_000, pictures=1_500, width=32, steps=4, rounds=3)
+SMOKE = Size(images=200, pictures=70, width=8, steps=1, side=40, rounds=1, batch=16, rows_per_shard=20)
 
 
-@dataclass(frozen=True)
-class WatchedSplit(Split):
-    """A split that remembers how long its batches took to fetch."""
+class WatchedLoader:
+    """A loader that remembers how long its batches were waited for."""
 
-    seconds: list[float] = field(default_factory=list)
+    def __init__(self, loader: Loader) -> None:
+        self.loader, self.shards, self.ids, self.seconds = loader, loader.shards, loader.ids, list[float]()
 
-    def take(self, rows: Tensor | slice) -> Split:
-        """Keep these rows, and note the time."""
-        started = perf_counter()
-        batch = super().take(rows)
-        self.seconds.append(perf_counter() - started)
-        return batch
+    def batches(self, plan: Tensor) -> Iterator[list[Split]]:
+        """Deliver, and note the time of each wait."""
+        batches = self.loader.batches(plan)
+        while True:
+            started = perf_counter()
+            found = next(batches, None)
+            self.seconds.append(perf_counter() - started)
+            if found is None:
+                return
+            yield found
+
+
+class InWorkers(IterableDataset):  # type: ignore[type-arg]
+    """Every k-th group of a plan in each of k worker processes, each with one thread and shards of its own."""
+
+    def __init__(self, storage: Storage, plan: Tensor) -> None:
+        self.storage, self.plan = storage, plan
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield groups as tensors."""
+        worker = get_worker_info()
+        assert worker is not None
+        torch.set_num_threads(1)
+        for (group,) in Streamed(self.storage, "train", threads=1).batches(self.plan[worker.id :: worker.num_workers]):
+            yield group.images, group.labels, group.image_ids
 
 
 def made_up_source(count: int) -> Source:
@@ -83,7 +112,7 @@ def deliver(split: Split, *, batch: int) -> None:
 
 
 def measure_delivery(size: Size, folder: str) -> tuple[float, dict[str, Any]]:
-    """Time reading and delivering on one thread; return images per second and the parts."""
+    """Time reading and delivering raw images from memory on one thread; return images per second and the parts."""
     storage, process, threads = Storage.at(folder), psutil.Process(), torch.get_num_threads()
     manifest = write_dataset(made_up_source(size.images), storage, rows_per_shard=2048)
     torch.set_num_threads(1)
@@ -106,19 +135,91 @@ def measure_delivery(size: Size, folder: str) -> tuple[float, dict[str, Any]]:
     return median(size.images / (r + d) for r, d in zip(seconds["read"], seconds["deliver"], strict=True)), details
 
 
-def measure_waiting(size: Size) -> tuple[float, dict[str, Any]]:
-    """Train for some epochs and return the share of their time spent fetching batches."""
-    rows = batch_of(digits_at_32_pixels()["train"], size.batch * size.steps)
-    train = WatchedSplit(rows.images, rows.labels, rows.image_ids)
-    settings = TrainingSettings(epochs=1000, global_batch_size=size.batch, batchnorm_group_size=size.batch, validate_every=1000)
-    model = scaled_resnet18(width=size.width)
-    reports = fit(model, train, rows.take(slice(0, 16)), settings=settings, threat_model=ThreatModel("linf", 8 / 255))
+def write_pictures(folder: str, count: int, *, side: int, rows_per_shard: int) -> Storage:
+    """Write `count` noisy digits enlarged to `side` pixels as JPEG shards, with a few held out."""
+    from PIL import Image
+
+    raw, found = made_up_source(count).read(), Path(folder) / "pictures"
+    for number, (image, label) in enumerate(zip(raw.images, raw.labels.tolist(), strict=True)):
+        path = found / ("val" if number < HELD_OUT else "test" if number < 2 * HELD_OUT else "train") / str(label % 2) / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).resize((side, side), Image.Resampling.BICUBIC).save(path, quality=92)
+    storage = Storage.at(Path(folder) / "shards")
+    storing = Storing(image_size=side, encoding="jpeg")
+    write_dataset(dataset_source("image_folder"), storage, rows_per_shard=rows_per_shard, path=str(found), storing=storing)
+    return storage
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this process and of its children, those that have ended too."""
+    own = psutil.Process()
+    times = [own.cpu_times()] + [child.cpu_times() for child in own.children(recursive=True)]
+    return sum(one.user + one.system for one in times) + times[0].children_user + times[0].children_system
+
+
+def timed(work: Callable[[], None], images: int) -> tuple[float, float]:
+    """Run and return images per second of the clock and per second of processor time."""
+    started, used = perf_counter(), processor_seconds()
+    work()
+    return images / (perf_counter() - started), images / (processor_seconds() - used)
+
+
+def measure_streaming(size: Size, storage: Storage) -> tuple[float, dict[str, Any]]:
+    """Stream whole epochs in threads and in worker processes; return images per core-second of one thread, and everything."""
+    shards = Streamed(storage, "train", threads=1).shards
+    plan = epoch_order(shards, groups=1, group_size=size.batch, window=4 * size.rows_per_shard, seed=0, epoch=0)
+
+    def in_threads(count: int) -> None:
+        for _ in Streamed(storage, "train", threads=count).batches(plan):
+            pass
+
+    def in_workers(count: int) -> None:
+        for _ in DataLoader(InWorkers(storage, plan), batch_size=None, num_workers=count, prefetch_factor=2):
+            pass
+
+    in_threads(1)
+    cases = {f"{name}_{count}": (work, count) for count in (1, 2) for name, work in (("threads", in_threads), ("workers", in_workers))}
+    rates = common.interleaved(
+        {name: lambda work=work, count=count: timed(lambda: work(count), plan.numel()) for name, (work, count) in cases.items()},  # type: ignore[misc]
+        rounds=size.rounds,
+        warm_up=0,
+    )
+    clock, core = ({name: median(one[part] for one in found) for name, found in rates.items()} for part in (0, 1))  # type: ignore[index]
+    details = {
+        "streamed_images_per_second": clock,
+        "streamed_images_per_core_second": core,
+        "memory_mib_by_tenth": memory_by_tenth(storage, plan),
+    }
+    return core["threads_1"], details
+
+
+def memory_by_tenth(storage: Storage, plan: Tensor) -> list[float]:
+    """Return this process's memory in MiB after each tenth of a streamed epoch."""
+    process, seen, every = psutil.Process(), list[float](), max(1, len(plan) // 10)
+    for step, _ in enumerate(Streamed(storage, "train", threads=1).batches(plan), start=1):
+        if step % every == 0:
+            gc.collect()
+            seen.append(round(process.memory_info().rss / 2**20, 1))
+    return seen
+
+
+def measure_waiting(size: Size, folder: str) -> tuple[float, dict[str, Any]]:
+    """Train for some epochs on streamed JPEG images of 32 pixels and return the share of their time spent waiting for them."""
+    images = size.batch * size.steps
+    storage = write_pictures(folder, images, side=32, rows_per_shard=max(size.batch // 2, 8))
+    train = WatchedLoader(Streamed(storage, "train", threads=1))
+    window = size.batch  # so small that shards come and go
+    settings = TrainingSettings(
+        epochs=1000, global_batch_size=size.batch, batchnorm_group_size=size.batch, validate_every=1000, shuffle_window=window
+    )
+    val = batch_of(digits_at_32_pixels()["val"], 16)
+    reports = fit(scaled_resnet18(width=size.width), train, val, settings=settings, threat_model=ThreatModel("linf", 8 / 255))
     next(reports)
     shares, rates = [], []
     for _ in range(size.rounds):
         train.seconds.clear()
         rate = next(reports).metrics["throughput/images_per_second"]
-        shares.append(sum(train.seconds) * rate / len(train))
+        shares.append(sum(train.seconds) * rate / images)
         rates.append(rate)
     return median(shares), {"train_images_per_second": median(rates), "wait_share_of_rounds": shares}
 
@@ -129,10 +230,13 @@ def main() -> None:
     about = common.machine()
     size = SMOKE if options.smoke else QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory() as folder:
-        rate, delivery = measure_delivery(size, folder)
-    share, waiting = measure_waiting(size)
-    figures = {"images_per_second_per_core": rate, "wait_share": share}
-    common.finish("loading: images to the training step", figures, {"size": asdict(size), **delivery, **waiting}, about, path=options.json)
+        rate, resident = measure_delivery(size, f"{folder}/raw")
+        pictures = write_pictures(f"{folder}/jpeg", size.pictures, side=size.side, rows_per_shard=size.rows_per_shard)
+        streamed, streaming = measure_streaming(size, pictures)
+        share, waiting = measure_waiting(size, f"{folder}/waiting")
+    figures = {"images_per_second_per_core": streamed, "wait_share": share}
+    details = {"size": asdict(size), "resident_images_per_second_per_core": rate, **resident, **streaming, **waiting}
+    common.finish("loading: images to the training step", figures, details, about, path=options.json)
 
 
 if __name__ == "__main__":
