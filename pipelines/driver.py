@@ -1,7 +1,9 @@
 """The driver: starts stages, follows them through their records, and is the only writer of MLflow."""
 
 import contextlib
+import os
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,10 +24,11 @@ from sat_ray.lease import driver_lease
 from sat_ray.plan import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset, dataset_uri, planned_trials
 from sat_ray.stages import Record, Stage
 from sat_ray.storage import Storage, check_writable
-from sat_ray.tracking_uri import pages_of
+from sat_ray.tracking_uri import is_outage, pages_of
 
 FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "card": CARD, "evaluate": EVALUATE}
 POLL_SECONDS, TRACK_SECONDS = 1.0, 10.0
+TRACKER_OUTAGE_SECONDS, TRACKER_PAUSE_SECONDS = 300.0, 5.0  # the tracker may stay away so long at the end before the sweep fails
 SHOWN_IMAGES = 3
 
 
@@ -41,6 +44,7 @@ class Driver:
         self.returned: dict[str, Any] = {}
         self.reused: dict[str, int] = {}
         self.projection: Any = None
+        self.watched = False  # is this machine's load being written
         self.metrics: Any = None
 
     def __enter__(self) -> "Driver":
@@ -50,7 +54,8 @@ class Driver:
             check_writable(self.command.root)
             stack.enter_context(driver_lease(self.command.storage))
             claim_folder(self.command)
-            self.tracker = stack.enter_context(ThreadPoolExecutor(1)).submit(self._make_tracker)
+            self.trackers = stack.enter_context(ThreadPoolExecutor(1))
+            self.tracker = self.trackers.submit(self._make_tracker)
             check_code(self.command, self.reporter)
             from sat_ray.distributed.session import check_capacity, ray_session
 
@@ -95,7 +100,7 @@ class Driver:
     def track_committed(self, models: list[Record], paths: dict[str, str]) -> dict[str, str]:
         """Write evaluated models to MLflow and return the run id of every training record."""
         self.reporter.say("writing runs, outcomes and models to MLflow")
-        run_ids: dict[str, str] = self._projection().finish(models, paths)
+        run_ids: dict[str, str] = self._tracked(lambda projection: projection.finish(models, paths))
         return run_ids
 
     def register(self, board_ref: Any) -> None:
@@ -103,9 +108,9 @@ class Driver:
         from sat_ray.report.leaderboard import to_terminal
 
         board = self.wait(board_ref)
-        projection = self._projection()
-        outcome = projection.register(board, self.returned["card"], override=self.command.accept_flagged)
-        projection.close(board)
+        cards, override = self.returned["card"], self.command.accept_flagged
+        outcome = self._tracked(lambda projection: projection.register(board, cards, override=override))
+        self._tracked(lambda projection: projection.close(board))
         self.reporter.console.print(to_terminal(board))
         self.reporter.say(outcome)
         self.reporter.say(f"report: {self.command.storage.full('report.html')}")
@@ -149,6 +154,7 @@ class Driver:
     def _make_tracker(self) -> Any:
         from sat_ray.mlflow_tracker import MlflowTracker
 
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # a run made again after a lost answer would be there twice
         return MlflowTracker(self.command.tracking_uri, experiment=self.config.recipe, artifact_root=self.command.artifact_root or None)
 
     def _projection(self) -> Any:
@@ -157,14 +163,34 @@ class Driver:
         if self.projection is None:
             tracker = self.tracker.result()
             self.projection = Projection(self.sweep, tracker)
-            self.open.enter_context(tracker.watch(self.projection.parent))
+            if not self.watched:
+                self.open.enter_context(tracker.watch(self.projection.parent))
+            self.watched = True
         return self.projection
+
+    def _tracked(self, write: Callable[[Any], Any]) -> Any:
+        """Write to MLflow; while it does not answer, for up to TRACKER_OUTAGE_SECONDS, start over from what it and the records hold."""
+        deadline = time.monotonic() + TRACKER_OUTAGE_SECONDS
+        while True:
+            try:
+                return write(self._projection())
+            except Exception as error:
+                if not is_outage(error) or time.monotonic() > deadline:
+                    raise
+                self.reporter.say(f"MLflow does not answer ({type(error).__name__}); trying for {TRACKER_OUTAGE_SECONDS:g} s")
+            self._forget_projection()
+            time.sleep(TRACKER_PAUSE_SECONDS)
+
+    def _forget_projection(self) -> None:
+        """Read MLflow's runs again before the next write: one may have been made though its answer was lost."""
+        self.projection, self.tracker = None, self.trackers.submit(self._make_tracker)
 
     def _track_quietly(self) -> None:
         """Show progress in MLflow; an outage now costs nothing, the records are written again at the end."""
         try:
             self._projection().update()
         except Exception as error:
+            self._forget_projection()
             self.reporter.say(f"MLflow does not answer ({type(error).__name__}); training goes on, it will be written later")
 
 

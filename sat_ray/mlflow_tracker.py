@@ -24,7 +24,7 @@ from torch import nn
 from sat_ray.activations import Activation
 from sat_ray.models.export import exportable
 from sat_ray.tracking import Point
-from sat_ray.tracking_uri import check_tracking, login_to_environment, redacted, sqlite_path
+from sat_ray.tracking_uri import NoAnswerError, check_tracking, is_outage, login_to_environment, redacted, sqlite_path
 
 KEY, CONTENT, MODEL_CONTENT = "sat_ray.key", "sat_ray.content", "sat_ray.model_content"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # its pages then open on runs and charts, not on traces of language models
@@ -76,7 +76,8 @@ class MlflowTracker:
             raise
         except Exception as error:
             reason = self._clean((str(error) or type(error).__name__).splitlines()[0])
-            raise ValueError(f"tracking at {redacted(tracking_uri)} refused the first request: {reason}") from None
+            kind = NoAnswerError if is_outage(error) else ValueError
+            raise kind(f"tracking at {redacted(tracking_uri)} refused the first request: {reason}") from None
 
     def _open_experiment(self, name: str, artifact_root: str | None) -> str:
         import mlflow

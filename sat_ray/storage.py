@@ -1,25 +1,71 @@
 """One folder, local or on S3: whole-object reads and writes, and a commit that exactly one writer wins.
 
 A local write goes to a temporary name and is renamed; a commit links it to its final name, which fails if that exists. On S3 a write is
-one PUT, and a commit is a PUT with If-None-Match, which the server refuses if the object exists.
+one PUT, and a commit is a PUT with If-None-Match, which the server refuses if the object exists. All of them may be repeated, and while an
+S3 server is away they are, for up to OUTAGE_SECONDS.
 """
 
 import contextlib
+import functools
 import io
 import json
+import logging
 import os
 import shutil
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlparse
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from sat_ray.s3_preflight import check_s3
+
+OUTAGE_SECONDS = 300.0  # an S3 server may stay away so long before work is given up
+PAUSE_SECONDS = (0.5, 10.0)  # between two attempts: at first, at most
+AWAY = ("NETWORK_CONNECTION", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "SLOW_DOWN", "THROTTLING", "REQUEST_TIMEOUT", "HTTP status 5")
+"""In pyarrow's words for what S3 answered: it may answer otherwise a moment later."""
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+def _patient(
+    method: "Callable[Concatenate[Storage, Arguments], Answer]",
+) -> "Callable[Concatenate[Storage, Arguments], Answer]":
+    """Repeat a method that may be repeated while the S3 server is away; the last error is raised."""
+
+    @functools.wraps(method)
+    def call(storage: "Storage", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+        began, pause = time.monotonic(), PAUSE_SECONDS[0]
+        while True:
+            try:
+                return method(storage, *args, **kwargs)
+            except Exception as error:
+                if storage.is_local or not _is_away(error) or time.monotonic() + pause > began + OUTAGE_SECONDS:
+                    raise
+            if pause == PAUSE_SECONDS[0]:
+                logging.getLogger(__name__).warning("%s does not answer; trying for %g s", storage.uri, OUTAGE_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, PAUSE_SECONDS[1])
+
+    return call
+
+
+def _is_away(error: Exception) -> bool:
+    """Say whether a request to S3 failed for a reason that may pass: no connection, or an error of the server's own."""
+    if isinstance(error, OSError):
+        return any(word in str(error) for word in AWAY)
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+
+    if isinstance(error, ClientError):
+        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
+    return isinstance(error, (ConnectionError, HTTPClientError))
 
 
 @dataclass(frozen=True)
@@ -65,27 +111,32 @@ class Storage:
         self.full(path)
         return f"{self._opened[1]}/{path}" if path else self._opened[1]
 
+    @_patient
     def exists(self, path: str) -> bool:
         """Say whether a file or folder is there."""
         kind = self._opened[0].get_file_info(self._inner(path)).type
         return bool(kind != pafs.FileType.NotFound)
 
+    @_patient
     def names(self, folder: str) -> list[str]:
         """List the file names directly in a folder, sorted; [] where there is none."""
         selector = pafs.FileSelector(self._inner(folder), allow_not_found=True)
         found = self._opened[0].get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == pafs.FileType.File and not info.base_name.startswith(".tmp-"))
 
+    @_patient
     def folders(self, folder: str = "") -> list[str]:
         """List the names of the folders directly in a folder, sorted; [] where there is none."""
         found = self._opened[0].get_file_info(pafs.FileSelector(self._inner(folder), allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
+    @_patient
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the bytes of every file directly in a folder, by name; {} where there is none."""
         found = self._opened[0].get_file_info(pafs.FileSelector(self._inner(folder), allow_not_found=True))
         return {info.base_name: info.size for info in found if info.type == pafs.FileType.File}
 
+    @_patient
     def read(self, path: str) -> bytes:
         """Return a file's bytes; FileNotFoundError where there is none."""
         with self._opened[0].open_input_stream(self._inner(path)) as stream:
@@ -95,6 +146,7 @@ class Storage:
         """Return a file's JSON value."""
         return json.loads(self.read(path))
 
+    @_patient
     def write(self, path: str, data: bytes) -> None:
         """Put a whole file in place, replacing what was there; readers see the old or the new one."""
         if self.is_local:
@@ -104,6 +156,7 @@ class Storage:
         with self._opened[0].open_output_stream(self._inner(path)) as stream:
             stream.write(data)
 
+    @_patient
     def write_file(self, path: str, source: Path) -> None:
         """Put a copy of a local file in place as `write` does, without holding it in memory."""
         if self.is_local:
@@ -118,6 +171,7 @@ class Storage:
         """Put a JSON file in place."""
         self.write(path, json_bytes(value))
 
+    @_patient
     def commit(self, path: str, data: bytes) -> bool:
         """Put a file in place unless it exists; say whether this call won. Never replaces anything."""
         if self.is_local:
@@ -137,6 +191,7 @@ class Storage:
             os.makedirs(os.path.dirname(self._inner(target)), exist_ok=True)
         self._opened[0].move(self._inner(path), self._inner(target))
 
+    @_patient
     def discard(self, path: str) -> None:
         """Remove a file that nothing refers to any more; it may be gone already."""
         with contextlib.suppress(FileNotFoundError):

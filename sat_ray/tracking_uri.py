@@ -16,6 +16,16 @@ LOCAL_PAGES = "http://127.0.0.1:5000"  # of `make ui`
 _DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
+class NoAnswerError(ValueError):
+    """The tracker does not answer, or answers that it cannot now."""
+
+
+def is_outage(error: Exception) -> bool:
+    """Say whether a call to a tracker failed for a reason that may pass: nothing answered, or the server could not."""
+    status = getattr(error, "get_http_status_code", None)  # what MLflow raises has it
+    return int(status()) >= 500 if status else isinstance(error, (NoAnswerError, OSError))  # what requests raises is an OSError
+
+
 def redacted(uri: str) -> str:
     """Return a URI without login and query, fit for messages."""
     return re.sub(r"//.*@", "//***@", uri, flags=re.DOTALL).partition("?")[0]
@@ -97,7 +107,7 @@ def _within(timeout_seconds: float, probe: Callable[[], None], what: str) -> Non
     thread.join(timeout_seconds)
     reason = outcome[0] if outcome else "no answer"
     if reason:
-        raise ValueError(f"{what} gives no good answer within {timeout_seconds:g} s ({reason}); start it or correct --tracking-uri")
+        raise NoAnswerError(f"{what} gives no good answer within {timeout_seconds:g} s ({reason}); start it or correct --tracking-uri")
 
 
 def login_to_environment(uri: str) -> str:

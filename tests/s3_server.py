@@ -1,7 +1,7 @@
 """A real S3 server for tests: OpenStack Swift with its S3 API, all four of its servers in one process, on loopback, without root.
 
-python tests/s3_server.py FOLDER PORT prints a line once it answers and serves until it is killed. FOLDER needs a filesystem with user
-extended attributes. Requests to ports PORT to PORT + 3.
+python tests/s3_server.py FOLDER PORT [ADDRESS] prints a line once it answers and serves until it is killed. FOLDER needs a filesystem with
+user extended attributes. Requests to ports PORT to PORT + 3; ADDRESS: where port PORT itself listens instead of loopback.
 """
 
 import configparser
@@ -71,7 +71,7 @@ def _write(path: Path, sections: dict[str, dict[str, str]]) -> None:
         settings.write(stream)
 
 
-def serve(folder: Path, port: int) -> None:
+def serve(folder: Path, port: int, *, address: str = "127.0.0.1") -> None:
     """Serve until killed."""
     import eventlet
 
@@ -86,7 +86,7 @@ def serve(folder: Path, port: int) -> None:
     servers = []
     for offset, role in enumerate(ROLES):
         application = wsgi.loadapp(str(folder / "etc" / f"{role}-server.conf"), global_conf={"log_name": role})
-        listening = eventlet.listen(("127.0.0.1", port + offset))
+        listening = eventlet.listen((address if role == "proxy" else "127.0.0.1", port + offset))
         # one request at a time for the objects: of two conditional writes at once Swift alone lets both win, which S3 does not
         pool = eventlet.GreenPool(1 if role == "object" else 100)
         servers.append(eventlet.spawn(eventlet.wsgi.server, listening, application, log_output=False, custom_pool=pool))
@@ -99,4 +99,4 @@ if __name__ == "__main__":
     place, first_port = Path(sys.argv[1]).absolute(), int(sys.argv[2])
     os.environ.pop("SWIFT_CONF", None)
     write_settings(place, first_port)
-    serve(place, first_port)
+    serve(place, first_port, **({"address": sys.argv[3]} if len(sys.argv) > 3 else {}))

@@ -26,6 +26,7 @@ from sat_ray.totals import NonFiniteLossError
 from sat_ray.world import World
 
 MAX_FAILURES = 8
+COLLECTIVE_SECONDS = 600  # a worker that a silent network keeps from its peers gives up then; longer than S3 may be away
 ELASTIC_START_SECONDS = 15  # an elastic group gives up on workers that do not come so soon, and asks again for as many as there are
 
 
@@ -44,7 +45,7 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
             resources_per_worker=worker_resources(resources),
             label_selector=selector_for(worker_resources(resources)) or None,
         ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=COLLECTIVE_SECONDS),
         run_config=ray.train.RunConfig(
             name=f"session-{attempt_name()}",
             storage_path=records.storage.full("state/ray"),

@@ -6,6 +6,7 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from sat_ray.bundles import trial_resources
 from sat_ray.config import ResourceSettings
@@ -31,6 +32,7 @@ def run_trials(
     callbacks: Sequence[Any] = (),
 ) -> None:
     """Run Tune trials of a function in reused actors; a failed trial's own error is raised when all have ended."""
+    _remove_orphans()
     tuner = tune.Tuner(
         tune.with_resources(trainable, _placement(resources)),
         param_space=space,
@@ -48,6 +50,17 @@ def run_trials(
     failed = [outcome.error for outcome in tuner.fit() if outcome.error is not None]
     if failed:
         raise failed[0].cause if isinstance(failed[0], ray.exceptions.RayTaskError) and failed[0].cause else failed[0]
+
+
+def _remove_orphans() -> None:
+    """Remove what a killed attempt at this stage reserved; Ray keeps it until the driver ends, and the new trials would wait for ever.
+
+    Only the search reserves anything while it runs, so whatever this job holds now is left over. A group's id ends in its job's.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for name, group in ray.util.placement_group_table().items():
+        if name.endswith(job) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
 
 
 def _placement(resources: ResourceSettings) -> tune.PlacementGroupFactory:
