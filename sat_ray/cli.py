@@ -17,6 +17,7 @@ import tyro
 from sat_ray.config import SweepConfig, content_hash, flatten
 from sat_ray.names import check_name, suggest
 from sat_ray.storage import Storage
+from sat_ray.tracking_uri import redacted
 
 Recipe = Callable[[], SweepConfig]
 Given = TypeVar("Given")  # a dataclass of options
@@ -186,7 +187,7 @@ def _resolve(config: SweepConfig, base: SweepConfig, given: Options, argv: Seque
         on_code_change=given.on_code_change,
         accept_flagged=given.accept_flagged,
         dry_run=given.dry_run,
-        argv=tuple(argv),
+        argv=tuple(redacted(word) if "://" in word else word for word in argv),  # the report shows it
     )
 
 

@@ -80,6 +80,10 @@ class Storage:
         text = str(uri)
         scheme = urlparse(text).scheme
         if scheme == "s3":
+            if "@" in urlparse(text).netloc or "?" in text:  # pyarrow would take keys there, and every record names its storage
+                raise ValueError(
+                    "storage holds a login or settings; allowed: s3://bucket/prefix, with keys and endpoint in AWS_* variables"
+                )
             return cls(text.rstrip("/"))
         if scheme not in ("", "file"):
             raise ValueError(f"storage is {text!r}; allowed: a local folder or s3://bucket/prefix")

@@ -30,6 +30,11 @@ from sat_ray.storage import Storage
 
 RECIPE = "digits_smoke"
 SWEEP = (RECIPE, "--name", RECIPE, "--final.seeds", "0")  # one seed is enough to see every stage
+CREDENTIALS = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    *("MLFLOW_TRACKING_TOKEN", "MLFLOW_FLASK_SERVER_SECRET_KEY", "PGPASSWORD", "RAY_AUTH_TOKEN"),
+)
+PLANTED = "planted-4f1d0c"
 ROW_KEYS = {
     "model",
     "activation",
@@ -54,8 +59,9 @@ ROW_KEYS = {
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the smoke recipe once, undisturbed."""
     root = tmp_path_factory.mktemp("storage")
-    done = pipeline("sweep", *SWEEP, "--storage", str(root))
+    done = pipeline("sweep", *SWEEP, "--storage", str(root), env=environment(**dict.fromkeys(CREDENTIALS, PLANTED)))
     assert done.returncode == 0, done.stdout + done.stderr
+    (root / "printed").write_text(done.stdout + done.stderr)
     return root
 
 
@@ -234,3 +240,11 @@ def test_asynchronous_search_commits_its_trials_and_replays_them(tmp_path: Path,
     assert again.returncode == 0, again.stdout + again.stderr
     second = records(tmp_path / method, "search")
     assert {key: second[key] for key in first} == first
+
+
+def test_no_credential_of_the_environment_is_in_anything_that_a_sweep_leaves_or_prints(storage: Path) -> None:
+    left = [path for path in storage.rglob("*") if path.is_file()]
+    names = {path.name for path in left}
+    assert {"config.json", "mlflow.db", "report.html", "printed", "leaderboard.json"} <= names and len(left) > 50
+    assert [str(path) for path in left if PLANTED.encode() in path.read_bytes()] == []
+    assert b"digits_smoke" in (storage / "mlflow.db").read_bytes()  # what a tag says can be found in there
