@@ -122,7 +122,7 @@ class Driver:
 
         self.metrics = self.metrics or SweepMetrics(self.config, self.sweep.records)
         stage, records, seen = FOLLOWED.get(name), self.sweep.records, set[str]()
-        progress = self.reporter.stage(name, self._total(name))
+        progress = self.reporter.stage(name, self._total(name), reused=self.reused[name])
         polls, shards = 0, Storage(dataset_uri(self.config, self.command.root))
         while not wait(ref, seconds=POLL_SECONDS):
             polls += 1

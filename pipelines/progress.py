@@ -7,9 +7,11 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from sat_ray.report.text import seconds
 from sat_ray.stages import Record
 
 LINE_SECONDS = 20.0
+RECENT = 8  # trainings whose speed is shown
 PLAIN_WIDTH = 140  # of a log: wide enough for the leaderboard
 
 
@@ -37,19 +39,24 @@ class Reporter:
         minutes, seconds = divmod(int(monotonic() - self.started), 60)
         self.console.print(f"[{minutes:02d}:{seconds:02d}] {text}", markup=False, soft_wrap=True)
 
-    def stage(self, name: str, total: int | None) -> "StageProgress":
-        """Begin to show a stage with `total` units of work, None where that is not known."""
-        return StageProgress(self, name, total)
+    def stage(self, name: str, total: int | None, *, reused: int = 0) -> "StageProgress":
+        """Begin to show a stage with `total` units of work, None where that is not known; reused: committed before it began."""
+        return StageProgress(self, name, total, reused=reused)
 
 
 class StageProgress:
     """Follow one stage through the records that it commits."""
 
-    def __init__(self, reporter: Reporter, name: str, total: int | None) -> None:
+    def __init__(self, reporter: Reporter, name: str, total: int | None, *, reused: int = 0) -> None:
         self.reporter, self.name, self.total, self.done = reporter, name, total, 0
         self.began = self.printed = monotonic()
         self.bar: TaskID | None = reporter.bars.add_task(name, total=total, note="") if reporter.live else None
         self.best: Record | None = None
+        self.before: int | None = None  # committed when it was first looked at: no measure of how fast this run is
+        self.rates: list[float] = []  # images per second of each training that came, in the order they came
+        self.images = 0  # attacked by the evaluation shards that came
+        if self.bar is None and total:
+            reporter.say(f"{name}: {total - min(reused, total)} of {total} to do")
 
     def update(self, done: int, new: list[Record], *, working: bool = True) -> None:
         """Show the number of committed records; new: those that came since the last call."""
@@ -57,6 +64,10 @@ class StageProgress:
             score = record.payload.get("val_robust_accuracy", -1.0)
             if score >= 0 and (self.best is None or score > self.best.payload["val_robust_accuracy"]):
                 self.best = record
+            if self.before is not None:
+                self.rates += [record.payload["train_images_per_second"]] if "train_images_per_second" in record.payload else []
+                self.images += record.payload.get("n", 0)
+        self.before = done if self.before is None else self.before
         self.done = done
         if self.bar is not None:
             self.reporter.bars.update(self.bar, completed=done, note=self._note())
@@ -75,14 +86,18 @@ class StageProgress:
         parts = []
         if self.best is not None:
             parts.append(f"best val robust {100 * self.best.payload['val_robust_accuracy']:.1f} % ({self.best.payload['name']})")
-        if self.total and 0 < self.done < self.total:
-            left = (monotonic() - self.began) / self.done * (self.total - self.done)
-            parts.append(f"about {left:.0f} s left")
+        elapsed, computed = monotonic() - self.began, self.done - (self.before or 0)
+        if latest := self.rates[-RECENT:]:
+            parts.append(f"{sum(latest) / len(latest):,.0f} images/s per training")
+        elif self.images and elapsed > 0:
+            parts.append(f"{self.images / elapsed:,.1f} images/s")
+        if self.total and computed > 0 and self.done < self.total:
+            parts.append(f"about {seconds(elapsed / computed * (self.total - self.done))} left")
         return " · ".join(parts)
 
     def end(self, text: str = "") -> None:
         """Say that the stage is done."""
-        seconds = monotonic() - self.began
+        spent = monotonic() - self.began
         if self.bar is not None:
             self.reporter.bars.update(self.bar, total=self.total or 1, completed=self.total or 1)
-        self.reporter.say(f"{self.name} done in {seconds:.0f} s{f': {text}' if text else ''}")
+        self.reporter.say(f"{self.name} done in {spent:.0f} s{f': {text}' if text else ''}")

@@ -10,6 +10,7 @@ from pipelines import progress
 from pipelines.driver import left_out
 from pipelines.progress import Reporter
 from sat_ray.plan import Dataset
+from sat_ray.stages import Record
 
 
 def dataset(*corrupt: dict[str, Any]) -> Dataset:
@@ -26,7 +27,7 @@ def test_a_log_says_how_many_shards_are_written_and_how_long_it_may_take(
     for second, written in ((1.0, (0, None)), (10.0, (2, 620)), (31.0, (31, 620)), (32.0, (32, 620))):
         now[0] = second
         shown.update_shards(*written)
-    assert capsys.readouterr().out == "[00:31] prepare 31/620 about 589 s left\n"
+    assert capsys.readouterr().out == "[00:31] prepare 31/620 about 9.8 min left\n"
 
 
 def test_a_terminal_shows_a_bar_whose_length_becomes_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +38,41 @@ def test_a_terminal_shows_a_bar_whose_length_becomes_known(monkeypatch: pytest.M
     assert reporter.bars.tasks[0].total is None
     shown.update_shards(7, 20)
     assert (reporter.bars.tasks[0].completed, reporter.bars.tasks[0].total) == (7, 20)
+
+
+def committed(name: str, **payload: Any) -> Record:
+    """Return a record as a stage commits it."""
+    return Record(stage="s", key=name, inputs={}, payload={"name": name} | payload, code={}, created=0.0, seconds=1.0)
+
+
+def test_a_log_says_best_speed_and_time_left_and_counts_only_what_this_run_computes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    shown = Reporter().stage("train", 39, reused=30)
+    old = [committed(f"old-{i}", val_robust_accuracy=0.1, train_images_per_second=9.0) for i in range(30)]
+    new = [committed(f"silu-s{i}", val_robust_accuracy=0.2 + 0.1 * i, train_images_per_second=1000.0 + 200 * i) for i in range(3)]
+    for second, done, came in ((1.0, 30, old), (60.0, 33, new), (61.0, 33, [])):
+        now[0] = second
+        shown.update(done, came)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "[00:00] train: 9 of 39 to do",
+        "[01:00] train 33/39 best val robust 40.0 % (silu-s2) · 1,200 images/s per training · about 2.0 min left",
+    ]
+
+
+def test_an_evaluation_shows_images_attacked_per_second_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "Console", lambda **settings: Console(force_terminal=True, width=100, quiet=True))
+    reporter = Reporter()
+    shown = reporter.stage("evaluate", 4)
+    for second, done, came in ((1.0, 0, []), (10.0, 2, [committed("a", n=450), committed("b", n=450)])):
+        now[0] = second
+        shown.update(done, came)
+    assert reporter.bars.tasks[0].fields["note"] == "90.0 images/s · about 10 s left"
 
 
 def test_corrupt_images_are_named_when_the_dataset_is_there() -> None:
