@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from pipelines.cost import costs
 from sat_ray.bundles import bundles
 from sat_ray.card.evidence import most_passes
 from sat_ray.cli import Command
 from sat_ray.config import SweepConfig, flatten, to_json
 from sat_ray.data.own import counted
+from sat_ray.data.source import Source
 from sat_ray.data.sources import dataset_source
 from sat_ray.plan import attacks_for, groups, planned_trials
 from sat_ray.threat import as_255ths
@@ -29,6 +31,7 @@ def plan(config: SweepConfig) -> dict[str, str]:
     training, resources = config.training, config.resources
     finalists, seeds = len(groups(config.search.configurations())), len(config.final.seeds)
     source = counted(dataset_source(config.data.dataset), config.data.path)
+    passes = passes_of(config, source)
     return {
         "dataset": f"{source.name}: {source.about}",
         "world size": f"{resources.train_workers} workers",
@@ -41,7 +44,8 @@ def plan(config: SweepConfig) -> dict[str, str]:
         "search trials": f"{len(config.search.configurations())} configurations, {planned_trials(config)} trainings "
         f"({config.search.method}, rungs at {', '.join(map(str, config.search.rungs))} epochs)",
         "models for the leaderboard": f"{finalists} configurations x {seeds} seeds = {finalists * seeds}",
-        **_passes(config, source),
+        **_shown(passes),
+        **costs(config, source, passes),
         **{f"asked of Ray, {demand.stage}": str(demand) for demand in bundles(config)},
     }
 
@@ -54,7 +58,8 @@ def _training_attack(config: SweepConfig) -> str:
     return f"PGD-{training.attack_steps}, {ascended}step {step}"
 
 
-def _passes(config: SweepConfig, source: Any) -> dict[str, str]:
+def passes_of(config: SweepConfig, source: Source) -> dict[str, float]:
+    """Return the passes of every part of a sweep, of one image each; what is evaluated, at most."""
     per_image = config.training.passes_per_image()
     images = source.images - source.test - source.val
     seeds = len(config.final.seeds)
@@ -65,10 +70,15 @@ def _passes(config: SweepConfig, source: Any) -> dict[str, str]:
     evaluate = seeds * attacks * source.test
     judged = min(config.card.images, source.val) * config.card.candidates
     card = judged * most_passes(config.evaluation_attacks()[0], config.card)
-    names = {"search": trials, "training": train, "evaluation, at most": evaluate, "cards, at most": card}
-    queries = {"queries of cards, at most": f"{judged * config.card.cascade_queries / 1e6:.2f} million images, forward only"}
-    passes = {f"estimated passes, {name}": f"{count / 1e6:.2f} million images" for name, count in names.items()}
-    return passes | queries
+    queries = judged * config.card.cascade_queries
+    return {"search": trials, "training": train, "evaluation": evaluate, "cards": card, "queries of cards": queries}
+
+
+def _shown(passes: dict[str, float]) -> dict[str, str]:
+    *found, (_, queries) = passes.items()
+    at_most = {name: f"estimated passes, {name}{', at most' if name in ('evaluation', 'cards') else ''}" for name, _ in found}
+    lines = {at_most[name]: f"{count / 1e6:.2f} million images" for name, count in found}
+    return lines | {"queries of cards, at most": f"{queries / 1e6:.2f} million images, forward only"}
 
 
 def _show(name: str, value: Any) -> str:

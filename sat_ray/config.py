@@ -187,12 +187,23 @@ class ResourceSettings:
     """CPUs (and threads) of each evaluation task."""
     gpus_per_evaluation: float = 0
     """GPUs of each evaluation task; fractions share one."""
+    images_per_second: float = 0.0
+    """Training images per second of one accelerator, attack included, as measured: for the hours of --dry-run; 0 where not known."""
     accelerator: str = ""
     """Model of the GPUs as it should appear in the records, for example H200; empty on CPUs."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "train_workers", "cpus_per_worker", "cpus_per_trial", "cpus_per_evaluation", section="resources")
-        _at_least(self, 0, "fewest_train_workers", "gpus_per_worker", "gpus_per_trial", "gpus_per_evaluation", section="resources")
+        _at_least(
+            self,
+            0,
+            "images_per_second",
+            "fewest_train_workers",
+            "gpus_per_worker",
+            "gpus_per_trial",
+            "gpus_per_evaluation",
+            section="resources",
+        )
         if self.fewest_train_workers > self.train_workers:
             raise ValueError(
                 f"resources.fewest_train_workers is {self.fewest_train_workers}; allowed: 0 to train_workers {self.train_workers}"

@@ -46,6 +46,7 @@ class Source:
     layout: what its folder looks like; empty where none is needed, and then `read` takes no argument. images: 0 where that is known
     only after a look; a folder that holds another number of images than this keeps the shares of test and val.
     encoded: its images are files to decode, so they may be resized and stored as JPEG. anonymous: the folder says which images these are.
+    shape: (C, H, W) where all are of one size, classes: how many there are; None and 0 where that is known only after a look.
     """
 
     name: str
@@ -57,6 +58,8 @@ class Source:
     layout: str = ""
     encoded: bool = False
     anonymous: bool = False
+    shape: tuple[int, int, int] | None = None
+    classes: int = 0
 
     def open(self, path: str = "") -> Raw | Listing:
         """Read the dataset, or list its images. path: its folder, absolute or from here. Raises LayoutError with the layout wanted."""

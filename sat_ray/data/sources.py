@@ -22,7 +22,16 @@ def _read_digits() -> Raw:
 
 
 _ENTRIES = (
-    Source("digits", _read_digits, images=1797, test=899, val=180, about="scikit-learn's 1,797 handwritten digits, 8 x 8, one channel"),
+    Source(
+        "digits",
+        _read_digits,
+        images=1797,
+        test=899,
+        val=180,
+        about="scikit-learn's 1,797 handwritten digits, 8 x 8, one channel",
+        shape=(1, 8, 8),
+        classes=10,
+    ),
     Source(
         "cifar10",
         cifar.CIFAR10.read,
@@ -31,6 +40,8 @@ _ENTRIES = (
         val=1_000,
         about="CIFAR-10: 60,000 photographs of 10 classes, 32 x 32; the official test images are the test split",
         layout=cifar.CIFAR10.layout,
+        shape=(3, cifar.SIDE, cifar.SIDE),
+        classes=10,
     ),
     Source(
         "cifar100",
@@ -40,6 +51,8 @@ _ENTRIES = (
         val=1_000,
         about="CIFAR-100: 60,000 photographs of 100 classes, 32 x 32; the official test images are the test split",
         layout=cifar.CIFAR100.layout,
+        shape=(3, cifar.SIDE, cifar.SIDE),
+        classes=100,
     ),
     Source(
         "imagenet",
@@ -50,6 +63,7 @@ _ENTRIES = (
         about="ImageNet (ILSVRC 2012): 1,281,167 photographs to train on, 1,000 classes; the official validation images are the test split",
         layout=IMAGENET_LAYOUT,
         encoded=True,
+        classes=1000,
     ),
     Source(
         "image_folder",

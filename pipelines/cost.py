@@ -1,0 +1,102 @@
+"""What a sweep costs before anything is spent: floating-point operations, accelerator-hours and storage.
+
+    F        operations of one forward pass of one image, counted by torch on its meta device, where nothing is computed
+    2 F      with the gradient at the image: a step of an attack
+    3 F      with the gradient at the weights too: an update
+    hours    from one measured rate of training, resources.images_per_second, in proportion to these operations
+
+Not counted: validation while training, optimizer, decoding, communication, waiting for nodes.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sat_ray.config import SweepConfig
+from sat_ray.data.source import Source
+from sat_ray.models import ModelSpec, model_from_spec
+from sat_ray.plan import groups, planned_trials
+from sat_ray.reference import is_reference
+from sat_ray.training_settings import TrainingSettings
+
+JPEG_SHARE = 0.1  # of the raw pixels, roughly, at the quality in which images are stored
+UNMEASURED = "not known; give --resources.images-per-second N: measured training images per second of one accelerator, attack included"
+
+
+def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> dict[str, str]:
+    """Return what is shown. passes: see `dry_run.passes_of`; what cannot be known without the images, or without own code, is left out."""
+    shape = image_shape(config, source)
+    if shape is None or is_reference(config.model.name):
+        return {"estimated accelerator-hours": UNMEASURED} if not config.resources.images_per_second else {}
+    forward, parameters = forward_operations(config, shape, classes=source.classes)
+    done = {name: forward * count for name, count in forwards(config, passes).items()}
+    return {
+        "one forward pass": f"{forward / 1e9:.3g} GFLOP an image of {shape[2]} x {shape[1]}, {parameters / 1e6:.3g} million parameters",
+        **{f"estimated operations, {name}": f"{count:.2g} FLOP" for name, count in done.items()},
+        "estimated accelerator-hours": _hours(config, done, forward),
+        "estimated storage": _storage(config, source, shape, parameters),
+    }
+
+
+def image_shape(config: SweepConfig, source: Source) -> tuple[int, int, int] | None:
+    """Return (C, H, W) of the images as they will be stored, None where that is known only after a look."""
+    size = config.data.image_size
+    return (3, size, size) if size else source.shape
+
+
+def forward_operations(config: SweepConfig, shape: tuple[int, int, int], *, classes: int) -> tuple[int, int]:
+    """Return the floating-point operations of one forward pass of one image, a multiplication and an addition being two, and parameters."""
+    model = config.model
+    spec = ModelSpec(
+        name=model.name, num_classes=classes or 10, in_channels=shape[0], stem=model.stem, width=model.width, mean=(0.5,) * shape[0],
+        std=(0.5,) * shape[0],
+    )  # fmt: skip
+    with torch.device("meta"):
+        net, image = model_from_spec(spec, seed=0).eval(), torch.empty(1, *shape)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(image)
+    return counter.get_total_flops(), sum(parameter.numel() for parameter in net.parameters())
+
+
+def forwards_per_image(training: TrainingSettings) -> int:
+    """Return what one image costs in one epoch of training, in forward passes."""
+    if training.attack_replays:
+        return 3 * training.attack_replays
+    trades = training.objective == "trades"  # updates on clean and adversarial images, attacks against the clean logits
+    return 2 * training.attack_steps + (3 + 3 + 1 if trades else 3)
+
+
+def forwards(config: SweepConfig, passes: Mapping[str, float]) -> dict[str, float]:
+    """Return the cost of every part of a sweep in forward passes of one image."""
+    trained = forwards_per_image(config.training) / config.training.passes_per_image()
+    each = {"search": trained, "training": trained, "evaluation": 2, "cards": 2, "queries of cards": 1}
+    return {name: count * each[name] for name, count in passes.items()}
+
+
+def _hours(config: SweepConfig, operations: Mapping[str, float], forward: int) -> str:
+    rate = config.resources.images_per_second
+    if not rate:
+        return UNMEASURED
+    per_hour = 3600 * rate * forwards_per_image(config.training) * forward
+    hours = {name: count / per_hour for name, count in operations.items()}
+    parts = ", ".join(f"{name} {count:.3g}" for name, count in hours.items())
+    return f"{sum(hours.values()):.3g} at {rate:g} images/s each ({parts}; evaluation and cards at most)"
+
+
+def _storage(config: SweepConfig, source: Source, shape: tuple[int, int, int], parameters: int) -> str:
+    images = source.images * prod(shape) * (JPEG_SHARE if config.data.encoding == "jpeg" else 1)
+    training, trials = config.training, planned_trials(config)
+    models = len(groups(config.search.configurations())) * len(config.final.seeds)
+    copies = 3 + bool(training.ema_decay) + bool(training.sentinel_every) * (2 + bool(training.ema_decay))
+    kept = models + trials + (trials * copies if len(config.search.rungs) > 1 else 0) + 2 * copies
+    checkpoints = 4 * parameters * kept
+    return f"{_bytes(images)} of images, {_bytes(checkpoints)} of weights and states of training"
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e6:.3g} MB"
