@@ -25,6 +25,8 @@ def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
             "against_relu/holm_p_value": found["holm_p_value"],
             "against_relu/beyond_noise": float(group["holm_significant"]),
         }
+    elif group["verdict"] == "baseline":  # differs from itself by nothing; pages draw only what all compared runs have
+        metrics |= {f"against_relu/{name}": 0.0 for name in ("difference", "low", "high", "beyond_noise")}
     metrics |= {
         "cost/accelerator_seconds": group["accelerator_seconds"],
         "cost/images_per_second": group["train_images_per_second"]["mean"],

@@ -118,4 +118,9 @@ def test_metrics_of_a_configuration_begin_with_its_robust_accuracy_and_say_wheth
     assert by_name["silu"]["against_relu/difference"] == pytest.approx(0.0406667, abs=1e-6)
     assert by_name["silu"]["against_relu/low"] < 0.0406667 < by_name["silu"]["against_relu/high"]
     assert by_name["silu"]["against_relu/beyond_noise"] == 1.0
-    assert not any(name.startswith("against_relu") for name in by_name["relu"])
+    assert {name: by_name["relu"][f"against_relu/{name}"] for name in ("difference", "beyond_noise")} == {
+        "difference": 0,
+        "beyond_noise": 0,
+    }
+    (alone,) = board_of(seeds_of("silu", [440, 446, 439]))["groups"]
+    assert not any(name.startswith("against_relu") for name in group_metrics(alone))

@@ -33,10 +33,10 @@ def sweep_note(board: Mapping[str, Any], *, command: str, figure: str = "") -> s
         "image, ± half the 95 % interval.",
         f"![clean against robust accuracy]({figure})" if figure else "",
         "#### Compare",
-        "Search for `tags.sat_ray.kind = 'configuration'`, select all rows and press **Compare**: `robust_accuracy`, "
-        "`against_relu/difference` with its `low` and `high`, `against_relu/beyond_noise` (1: the difference is real) and "
-        "`cost/accelerator_seconds` answer which activation, which α, at what cost. Below each configuration are its seeds; the trials of "
-        "the search are below `search`.",
+        "Among the runs, search for `tags.sat_ray.kind = 'configuration'`, open the sweep with the + beside its name, select the rows "
+        "below it and press **Compare**: `robust_accuracy`, `against_relu/difference` with its `low` and `high`, "
+        "`against_relu/beyond_noise` (1: the difference is real) and `cost/accelerator_seconds` answer which activation, which α, at what "
+        "cost. Below each configuration are its seeds, below `search` its trials.",
         "#### Reproduce",
         f"```\n{command}\n```",
     ]

@@ -1,0 +1,85 @@
+"""A small sweep, an MLflow server on its store, and a headless Chromium, each once per session."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from small_sweep import Made, make_sweep
+
+HEADLESS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+START_SECONDS = 180
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Return a finished sweep."""
+    return make_sweep(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def mlflow_pages(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start the server that `make ui` starts and return its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", made.store, "--default-artifact-root", str(made.folder.parent / "mlartifacts")]
+    log = tmp_path_factory.mktemp("server") / "log"
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with log.open("wb") as stream:
+        server = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | quiet, start_new_session=True)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        await_health(address, server, log)
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def await_health(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the server answers."""
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        assert server.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Start Chromium; skip with a notice where there is none."""
+    path = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("chromium is not installed (apt-get install chromium): nothing was looked at in a browser")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=list(HEADLESS))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def desk(browser: Browser) -> Iterator[Page]:
+    """Open an empty page of a desktop's width."""
+    context = browser.new_context(viewport={"width": 1500, "height": 1100})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=30_000)
+    yield page
+    context.close()

@@ -1,0 +1,87 @@
+"""A small sweep computed, tracked and reported for real in this process, one unit after the other: no Ray."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mlflow import MlflowClient
+
+from pipelines import stages
+from pipelines.driver import claim_folder, sweep_of
+from pipelines.recipes import DEFAULT, RECIPES
+from pipelines.stages import Sweep
+from pipelines.tracking import Projection
+from sat_ray.card import PASS
+from sat_ray.cli import parse
+from sat_ray.data.shards import image_ids
+from sat_ray.distributed.search import committed_finalists
+from sat_ray.jobs import card_and_commit, evaluate_and_commit, train_and_commit
+from sat_ray.mlflow_tracker import MlflowTracker
+from sat_ray.outcomes import merge_outcomes
+from sat_ray.plan import card_tasks, evaluation_tasks, final_jobs, trial_job
+from sat_ray.storage import Storage
+
+RECIPE = "digits_smoke"
+SWEEP = (
+    *(RECIPE, "--search.activations", "relu", "silu", "parametric_softplus:5,10", "--search.pairs", "--final.seeds", "0", "1", "2"),
+    *("--training.epochs", "2", "--search.rungs", "1", "--evaluation.steps", "20", "--evaluation.step-size", "0.03"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A finished sweep: its folder, its board, and where its runs are."""
+
+    folder: Path
+    board: dict[str, Any]
+    client: MlflowClient
+    store: str
+    parent: str
+
+    def runs(self, kind: str) -> dict[str, Any]:
+        """Return the runs of a kind by name."""
+        experiment = self.client.get_experiment_by_name(RECIPE)
+        found = self.client.search_runs([experiment.experiment_id], f"tags.sat_ray.kind = '{kind}'", max_results=100)
+        return {run.info.run_name: run for run in found}
+
+
+def compute(sweep: Sweep) -> tuple[Any, ...]:
+    """Commit everything that a sweep computes, one unit after the other; return what its report needs."""
+    config, records = sweep.config, sweep.records
+    data = stages.prepare(sweep)
+    for configuration in config.search.configurations():
+        train_and_commit(trial_job(config, data, configuration).at(1), records)
+    finalists = committed_finalists(config, data, records)
+    assert finalists is not None
+    models = [train_and_commit(job, records) for job in final_jobs(config, data, finalists)]
+    cards = []
+    for task in card_tasks(config, data, models):
+        cards.append(card_and_commit(task, records))
+        if cards[-1].payload["card"]["verdict"] == PASS:
+            break
+    expected, outcomes = image_ids(Storage(data.uri), "test").numpy(), {}
+    for model in models:
+        parts = [evaluate_and_commit(task, records) for task in evaluation_tasks(config, data, model)]
+        outcomes[model.payload["name"]] = merge_outcomes(parts, expected, records, name=model.payload["name"])
+    return data, models, cards, outcomes
+
+
+def make_sweep(root: Path) -> Made:
+    """Run the whole of a sweep below a folder."""
+    torch.set_num_threads(1)
+    store = f"sqlite:///{root}/mlflow.db"
+    command = parse([*SWEEP, "--storage", str(root)], RECIPES, default=DEFAULT, about="")
+    claim_folder(command)
+    sweep = sweep_of(command)
+    data, models, cards, outcomes = compute(sweep)
+    os.environ["MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"] = "1"
+    tracker = MlflowTracker(store, experiment=RECIPE, artifact_root=str(root / "mlartifacts"))
+    projection = Projection(sweep, tracker)
+    with tracker.watch(projection.parent):
+        run_ids = projection.finish(models, outcomes)
+        board = stages.report(sweep, data, models, cards, outcomes, run_ids)
+        projection.register(board, cards, override="a small model for the tests")
+        projection.close(board)
+    return Made(Path(sweep.storage.uri), board, MlflowClient(store, store), store, projection.parent)
