@@ -1,12 +1,24 @@
-"""Prepare a model for torch.export: activations with a hand-written backward pass are rewritten so that the export keeps it."""
+"""Models as files that need none of this code: .pt2 (torch.export) and ONNX, with a check that they compute what the model computes.
+
+For .pt2, activations with a hand-written backward pass are rewritten so that the export keeps it. ONNX has no gradients.
+"""
 
 import copy
+import importlib.util
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sat_ray.activations import Activation
 
+FORMATS = ("pt2", "onnx")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+BATCHES = (1, 5)  # sizes of the calls that parity is checked with; the export itself sees another
+TOLERANCE = 1e-4  # largest difference of logits, in units of the largest logit (at least 1)
 _HAND_WRITTEN = ("smoothrelu", "smoothrelu_learned", "relu_smooth_backward")  # backward passes that torch.export would drop
 
 
@@ -37,3 +49,82 @@ def exportable(model: nn.Module) -> nn.Module:
             if isinstance(child, Activation) and child.activation in _HAND_WRITTEN:
                 setattr(module, name, _Traceable(child))
     return clone
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an exported model is from the model: largest differences of logits and, of .pt2, of gradients at the images."""
+
+    logits: float
+    gradient: float | None
+    bound: float
+
+    def __str__(self) -> str:
+        gradient = "" if self.gradient is None else f", of input gradients {self.gradient:.1e}"
+        batches = " and ".join(map(str, BATCHES))
+        return f"batches of {batches}: largest difference of logits {self.logits:.1e}{gradient}, allowed {self.bound:.1e}"
+
+
+def export_model(model: nn.Module, *, shape: Sequence[int], kind: str) -> tuple[bytes, Parity]:
+    """Return a model as the bytes of a .pt2 or ONNX file that takes any number of [0, 1] images, and how far it is from the model.
+
+    shape: (C, H, W) of the images; kind: one of `FORMATS`. Raises ValueError where ONNX is not installed, ArithmeticError where the
+    export computes something else.
+    """
+    data, run = {"pt2": _pt2, "onnx": _onnx}[kind](model, shape)
+    return data, _parity(model, run, shape=shape, gradients=kind == "pt2")
+
+
+def _example(count: int, shape: Sequence[int]) -> Tensor:
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(count))
+
+
+def _pt2(model: nn.Module, shape: Sequence[int]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(exportable(model).requires_grad_(False), (_example(2, shape),), dynamic_shapes=({0: batch},))
+    stream = io.BytesIO()
+    torch.export.save(program, stream)
+    again = torch.export.load(io.BytesIO(stream.getvalue())).module()
+    return stream.getvalue(), again
+
+
+def _onnx(model: nn.Module, shape: Sequence[int]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+    if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"format onnx needs {', '.join(missing)}; install them: pip install 'sat_ray[onnx]', or choose pt2")
+    import onnxruntime
+
+    batch = torch.export.Dim("batch", min=1)
+    plain = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    settings: dict[str, Any] = {"dynamic_shapes": ({0: batch},), "dynamo": True, "verbose": False}
+    program = torch.onnx.export(plain, (_example(2, shape),), input_names=["images"], output_names=["logits"], **settings)
+    assert program is not None
+    data: bytes = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return data, lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+
+def _parity(model: nn.Module, run: Callable[[Tensor], Tensor], *, shape: Sequence[int], gradients: bool) -> Parity:
+    logits = slopes = scale = slope_scale = 0.0
+    for count in BATCHES:
+        x = _example(count, shape)
+        with torch.no_grad():
+            ours, theirs = model(x), run(x)
+        scale, logits = max(scale, float(ours.abs().max())), max(logits, _distance(ours, theirs))
+        if gradients:
+            here, there = _gradient(model, x), _gradient(run, x)
+            slope_scale, slopes = max(slope_scale, float(here.abs().max())), max(slopes, _distance(here, there))
+    found = Parity(logits, slopes if gradients else None, TOLERANCE * max(1.0, scale))
+    if not (found.logits <= found.bound and slopes <= TOLERANCE * max(1.0, slope_scale)):
+        raise ArithmeticError(f"the exported model computes something else ({found}); nothing was written")
+    return found
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
+
+
+def _gradient(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    point = x.clone().requires_grad_(True)
+    logits = run(point)
+    weights = torch.linspace(-1, 1, logits.shape[1])
+    return torch.autograd.grad((logits * weights).sum(), point)[0]
