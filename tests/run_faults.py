@@ -24,7 +24,7 @@ import s3_server
 from faults.hosts import enter, missing
 from faults.injections import KINDS, STAGES, Kind, Scene, await_work
 from faults.logins import secrets_left, wrong_answers
-from faults.parts import S3, Cluster, Mlflow, Postgres, clean_environment
+from faults.parts import PATIENCE_SECONDS, S3, Cluster, Mlflow, Postgres, clean_environment
 from faults.report import ROOT, merged, write
 from faults.victim import Left, Victim, faults_of
 
@@ -49,7 +49,8 @@ class Workplace:
         mlflow = Mlflow(folder, s3, postgres)
         mlflow.migrate()
         mlflow.start()
-        environment = clean_environment(**s3.environment, **mlflow.environment, RAY_AUTH_MODE="disabled")
+        patience = {"RAY_raylet_start_wait_time_s": str(int(PATIENCE_SECONDS))}
+        environment = clean_environment(**s3.environment, **mlflow.environment, **patience, RAY_AUTH_MODE="disabled")
         cluster = Cluster(folder, environment)
         cluster.up()
         return cls(folder, s3, postgres, mlflow, cluster)
