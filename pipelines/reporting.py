@@ -20,6 +20,7 @@ from sat_ray.data.pixels import to_pixels
 from sat_ray.data.shards import read_split
 from sat_ray.plan import SEARCH, Dataset
 from sat_ray.randomness import Randomness
+from sat_ray.spending import cost_markdown, cost_sentence, cost_summary, row_cost, spent_by_stage
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
 
@@ -64,6 +65,10 @@ def write_report(
         attack={"name": spec.name, "steps": spec.steps, "step_size": spec.step_size, "restarts": spec.restarts},
         verdicts={card.payload["checkpoint"]: card.payload["card"]["verdict"] for card in cards},
     )
+    train_images = data.manifest["splits"]["train"]
+    board["cost"] = cost_summary(config, records, train_images=train_images)
+    stages = spent_by_stage(config, records, train_images=train_images)
+    board["rows"] = [row | {"cost": row_cost(row, config, stages)} for row in board["rows"]]
     champion = board["champion"]["row"]["checkpoint"]
     card = next(card.payload["card"] for card in cards if card.payload["checkpoint"] == champion)
     figures = _figures(config, records, data, board, evaluated, card)
@@ -71,13 +76,13 @@ def write_report(
         records.storage.write_json(f"cards/{made.payload['name']}.json", made.payload["card"])
     for figure, png in figures.items():
         records.storage.write(f"figures/{figure}.png", png)
-    records.storage.write("leaderboard.md", to_markdown(board).encode())
+    records.storage.write("leaderboard.md", (to_markdown(board) + cost_markdown(board["cost"])).encode())
     page = render(
         board,
         figures=figures,
         command=command_line(command),
         versions={package: importlib.metadata.version(package) for package in VERSIONS},
-        notes=[],
+        notes=[cost_sentence(board["cost"])],
         cards=[card.payload for card in cards],
         config=to_json(config),
         hashes=_hashes(config, data, models),

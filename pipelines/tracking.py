@@ -225,6 +225,8 @@ class Projection:
             "cost/accelerator_seconds": record.payload["accelerator_seconds"],
             "cost/passes_per_image": summary.passes_per_image,
         }
+        money = self.sweep.config.cost.money(record.payload["accelerator_seconds"] * (self.sweep.config.resources.gpus_per_worker or 1))
+        values |= {} if money is None else {"cost/money": money}
         step = record.payload["until"]
         self.tracker.log(run_id, [Point(name, value, step, record.created) for name, value in values.items()])
         self.tracker.artifact(run_id, "outcomes.parquet", self.sweep.storage.read(path))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -211,6 +212,26 @@ class ResourceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CostSettings:
+    """What accelerators cost; never part of a result's identity."""
+
+    price_per_accelerator_hour: float = 0.0
+    """Price of one GPU (on CPUs: of one worker process) for an hour; 0: no money is reported."""
+    currency: str = "USD"
+    """Name of the currency, for tables."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.price_per_accelerator_hour) and self.price_per_accelerator_hour >= 0):
+            raise ValueError(f"cost.price_per_accelerator_hour is {self.price_per_accelerator_hour:g}; allowed: a number >= 0")
+        if not self.currency.isalpha():
+            raise ValueError(f"cost.currency is {self.currency!r}; allowed: letters, for example EUR")
+
+    def money(self, accelerator_seconds: float) -> float | None:
+        """Return what these accelerator-seconds cost; None without a price."""
+        return accelerator_seconds / 3600 * self.price_per_accelerator_hour if self.price_per_accelerator_hour else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """Everything that determines a sweep's results, and the resources it asks for."""
 
@@ -226,6 +247,7 @@ class SweepConfig:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     card: CardSettings = field(default_factory=CardSettings)
     resources: ResourceSettings = field(default_factory=ResourceSettings)
+    cost: CostSettings = field(default_factory=CostSettings)
 
     def __post_init__(self) -> None:
         self.training.attack(self.threat_model)
@@ -245,9 +267,9 @@ class SweepConfig:
         return dataclasses.replace(self.training, epochs=self.search.rungs[-1], validate_every=self.search.rungs[-1])
 
     def semantic(self) -> dict[str, Any]:
-        """Return what determines the results, as JSON: everything but the resources."""
+        """Return what determines the results, as JSON: everything but the resources and their price."""
         value: dict[str, Any] = to_json(self)
-        del value["resources"]
+        del value["resources"], value["cost"]
         return value | {"data": self.data.identity()}
 
 
