@@ -1,0 +1,72 @@
+"""What a sweep spent is a sum over its records, and a price changes nothing but the money that is shown."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pipelines.recipes import digits_smoke
+from sat_ray.config import CostSettings, SweepConfig, content_hash, from_json, to_json
+from sat_ray.plan import CARD, EVALUATE, SEARCH, TRAIN
+from sat_ray.spending import cost_markdown, cost_sentence, cost_summary, row_cost, spent_by_stage
+from sat_ray.stages import Records
+from sat_ray.storage import Storage
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    """Return records of a trial with two rungs, one training, two shards of it, and a card."""
+    made = Records(Storage.at(str(tmp_path)))
+    for key, until, seconds in (("a", 1, 10.0), ("b", 2, 30.0)):  # the second goes on from the first, and counts it
+        made.commit(SEARCH, key, inputs={}, payload={"name": "relu-s0", "until": until, "accelerator_seconds": seconds}, seconds=seconds)
+    made.commit(TRAIN, "c", inputs={}, payload={"name": "relu-s0", "until": 3, "accelerator_seconds": 60.0}, seconds=30.0)
+    for key, passes in (("d", 1000), ("e", 500)):
+        made.commit(EVALUATE, key, inputs={}, payload={"name": "relu-s0", "passes": passes}, seconds=8.0)
+    made.commit(CARD, "f", inputs={}, payload={"name": "relu-s0"}, seconds=20.0)
+    return made
+
+
+def priced(**changes: float) -> SweepConfig:
+    base = digits_smoke()
+    resources = dataclasses.replace(base.resources, gpus_per_trial=0.5, gpus_per_worker=1, gpus_per_evaluation=0.25)
+    return dataclasses.replace(base, resources=resources, cost=CostSettings(price_per_accelerator_hour=36.0, currency="EUR"), **changes)
+
+
+def test_a_sweep_costs_the_seconds_of_its_accelerators_times_their_price(records: Records) -> None:
+    cost = cost_summary(priced(), records, train_images=100)
+    seconds = {one["name"]: one["accelerator_seconds"] for one in cost["stages"]}
+    assert seconds == {"search": 30 * 0.5, "train": 60.0, "evaluate": 16 * 0.25, "card": 20 * 0.25}
+    assert cost["total"]["accelerator_seconds"] == 84.0 and cost["total"]["money"] == pytest.approx(0.84)
+    per_image = priced().training.passes_per_image()
+    passes = {one["name"]: one["passes"] for one in cost["stages"]}
+    assert passes == {"search": 2 * 100 * per_image, "train": 3 * 100 * per_image, "evaluate": 1500, "card": None}
+    assert [one["money"] for one in cost["trials"]] == [pytest.approx(0.15)]
+    assert cost_sentence(cost) == "Accelerator-seconds of committed work: 84, 0.84 EUR (search 15, train 60, evaluate 4, card 5)."
+    assert "| train | 60 |" in cost_markdown(cost) and "EUR" in cost_markdown(cost)
+
+
+def test_a_row_costs_its_training_and_its_evaluation(records: Records) -> None:
+    stages = spent_by_stage(priced(), records, train_images=100)
+    found = row_cost({"outcomes": "/x/outcomes/relu-s0.parquet"}, priced(), stages)
+    assert found["accelerator_seconds"] == 64.0 and found["money"] == pytest.approx(0.64)
+
+
+def test_without_a_price_no_money_is_reported_and_without_gpus_workers_count(records: Records) -> None:
+    cost = cost_summary(digits_smoke(), records, train_images=100)
+    assert cost["total"]["money"] is None and cost["total"]["accelerator_seconds"] == 30 + 60 + 16 + 20
+    assert "USD" not in cost_markdown(cost)
+
+
+def test_a_price_is_no_part_of_what_determines_results() -> None:
+    base = digits_smoke()
+    assert content_hash(dataclasses.replace(base, cost=CostSettings(price_per_accelerator_hour=3.0)).semantic()) == content_hash(
+        base.semantic()
+    )
+    older = {name: value for name, value in to_json(base).items() if name != "cost"}
+    assert from_json(SweepConfig, older) == base and "cost" not in base.semantic()
+
+
+@pytest.mark.parametrize("changes", [{"price_per_accelerator_hour": -1.0}, {"price_per_accelerator_hour": float("nan")}, {"currency": ""}])
+def test_a_price_that_is_none_is_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"^cost\.\w+ is .*; allowed: "):
+        CostSettings(**changes)
