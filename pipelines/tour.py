@@ -28,6 +28,7 @@ from sat_ray.plan import Dataset
 from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel, as_255ths
 from sat_ray.training import fit
+from sat_ray.training_settings import TrainingSettings
 
 WIDTH = 118
 FIRST, AROUND = 4, 1
@@ -155,7 +156,24 @@ def _crafted(trained: Trained, image: Split, points: Sequence[Point]) -> list[st
         f"PGD-{attack.steps}: a step of {as_255ths(attack.step_size)} along {along}, then back into ball and box",
         f"loss {clean:.4f} on the clean image -> " + " -> ".join(f"{point.loss:.4f}" for point in points) + " (start, then each step)",
         f"x_adv {about(points[-1].x_adv)}, distance {_length(points[-1].distance)}, predicted {points[-1].prediction}",
+        *not_shown(trained.job.training),
     ]
+
+
+def not_shown(training: TrainingSettings) -> list[str]:
+    """Say where the recipe's inner maximization is another than the plain PGD of these two sections; nothing where it is not."""
+    other = {
+        f"TRADES ascends the KL divergence from the clean prediction, from noise of {training.trades_noise:g}": training.objective
+        == "trades",
+        f"Free moves the images along the gradients of {training.attack_replays} updates": training.attack_replays > 0,
+        f"epsilon grows over the first {100 * training.epsilon_warmup:g} % of the epochs": training.epsilon_warmup > 0,
+        f"alpha moves from {training.alpha_start:g} times its value": training.alpha_start != 1,
+    }
+    named = [text for text, applies in other.items() if applies]
+    words = (
+        "not shown here: in this recipe " + "; ".join(named) + ". Start and steps above are plain PGD; the update below is the recipe's own"
+    )
+    return _para(words) if named else []
 
 
 def _update(trained: Trained, image: Split, batch: Split, crafted: Point) -> list[str]:

@@ -17,6 +17,7 @@ from sweeps import ROOT, WITHOUT_RAY, environment
 from pipelines import trace
 from pipelines.picture import WIDEST, difference, drawing
 from pipelines.recipes import DEFAULT, RECIPES
+from pipelines.tour import not_shown
 from sat_ray.attacks import make_attack
 from sat_ray.checkpoint import save_model
 from sat_ray.cli import parse_recipe
@@ -32,6 +33,7 @@ from sat_ray.models import build_model, view
 from sat_ray.plan import Dataset
 from sat_ray.randomness import Randomness, permutation
 from sat_ray.storage import Storage
+from sat_ray.training_settings import TrainingSettings
 
 WORDS = (
     *("digits_smoke", "--search.activations", "silu", "--search.pairs", "--search.rungs", "2"),
@@ -140,6 +142,18 @@ def test_the_training_attack_shown_is_the_one_that_training_runs(tour: Tour) -> 
     assert torch.equal(points[0].x_adv, start_of(trained, image)[0])
     assert torch.equal(points[0].x_adv, job.threat_model.random_start(x, rng, step=trained.epoch)[0])
     assert torch.equal(points[-1].x_adv, attack.run(view(trained.model), x, image.labels, rng, step=trained.epoch)[0])
+
+
+def test_the_tour_says_what_it_does_not_show_of_other_recipes_and_nothing_of_the_plain_one() -> None:
+    assert not_shown(TrainingSettings()) == []
+    for other, wanted in (
+        (TrainingSettings(objective="trades"), "TRADES ascends the KL divergence"),
+        (TrainingSettings(attack_replays=4), "the gradients of 4 updates"),
+        (TrainingSettings(epsilon_warmup=0.3), "epsilon grows over the first 30 %"),
+        (TrainingSettings(alpha_start=0.1), "alpha moves from 0.1 times"),
+    ):
+        text = " ".join(not_shown(other))
+        assert text.startswith("not shown here") and wanted in text and text.count(";") == 1
 
 
 def test_the_update_shown_has_the_loss_of_its_batch_and_leaves_the_model_alone(tour: Tour) -> None:
