@@ -24,12 +24,12 @@ WORKER_ENVIRONMENT = {
 
 @contextmanager
 def ray_session() -> Iterator[str]:
-    """Yield a sentence that says which Ray this is; a private one listens on loopback only and ends with the block."""
+    """Yield a sentence that says which Ray this is; a private one ends with the block."""
     address = os.environ.get("RAY_ADDRESS", "")
     private = not address or address == "local"
     if private:
         os.environ.pop(NODE_GROUPS, None)  # a private Ray buys no nodes
-        os.environ["RAY_AUTH_MODE"] = "disabled"  # nobody else can reach it; the default would write a token into the home folder
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # open (docs/security.md); the default would write a token into the home folder
     import ray
 
     interrupt = signal.getsignal(signal.SIGTERM)
