@@ -5,7 +5,7 @@ queries): its own AutoAttack class takes 10 steps. What counts is the difference
 Digits are enlarged to 32 pixels, because published code of Square never puts a square at an image's last row or column: ours does, as the
 paper's algorithm says, which at 8 pixels makes it far stronger.
 
-  python benchmarks/agreement.py                 300 images of digits per norm
+  python benchmarks/agreement.py                 100 images of digits per norm (half an hour on one core)
   python benchmarks/agreement.py --images 899    all of the test split
 
 Figures: robust_accuracy (ours and autoattack, per norm), difference_in_points (ours - autoattack; above 0: ours is weaker).
@@ -38,7 +38,7 @@ LINF, L2 = ThreatModel("linf", 24 / 255), ThreatModel("l2", 3.0)
 class Size:
     """How much is trained and attacked; fewer steps and queries than AutoAttack's are for the tests alone."""
 
-    images: int = 300
+    images: int = 100
     epochs: int = 12
     steps: int = 100
     queries: int = 5000
@@ -46,7 +46,7 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(images=60)
+QUICK = Size(images=20)
 SMOKE = Size(images=16, epochs=2, steps=5, queries=20, balls=(LINF,))
 
 
