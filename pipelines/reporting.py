@@ -17,7 +17,7 @@ from sat_ray.checkpoint import load_model
 from sat_ray.config import SweepConfig, content_hash, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards import read_split
+from sat_ray.data.shards import labels, read_rows
 from sat_ray.plan import SEARCH, Dataset
 from sat_ray.randomness import Randomness
 from sat_ray.spending import cost_markdown, cost_sentence, cost_summary, row_cost, spent_by_stage
@@ -174,9 +174,10 @@ def _examples(config: SweepConfig, data: Dataset, board: dict[str, Any]) -> Any:
     from sat_ray.report.examples import adversarial_examples
 
     model = load_model(board["champion"]["row"]["checkpoint"])
-    test = read_split(Storage(data.uri), "test")
-    first_of_class = [int((test.labels == label).nonzero()[0]) for label in sorted(set(test.labels.tolist()))]
-    chosen = test.take(torch.tensor(first_of_class[:EXAMPLES]))
+    storage = Storage(data.uri)
+    y = labels(storage, "test")
+    rows, by_class = torch.tensor([int((y == label).nonzero()[0]) for label in y.unique()[:EXAMPLES]]).sort()
+    chosen = read_rows(storage, "test", rows).take(by_class.argsort())
     x = to_pixels(chosen.images)
     spec = config.evaluation_attacks()[0]
     rng = Randomness(config.evaluation.seed, chosen.image_ids)

@@ -176,10 +176,18 @@ def read_rows(storage: Storage, split: str, rows: Tensor) -> Split:
 
 def image_ids(storage: Storage, split: str) -> Tensor:
     """Return the image ids of a split, (N,) int64, in the order of its rows, with one shard in memory at a time."""
+    return _column(storage, split, "image_id")
+
+
+def labels(storage: Storage, split: str) -> Tensor:
+    """Return the labels of a split, (N,) int64, as `image_ids` does."""
+    return _column(storage, split, "label")
+
+
+def _column(storage: Storage, split: str, name: str) -> Tensor:
     shards = [shard for shard in read_manifest(storage)["shards"] if shard["split"] == split]
-    return torch.from_numpy(
-        np.concatenate([read_shard(storage, shard, columns=["image_id"])["image_id"].to_numpy() for shard in shards]).astype(np.int64)
-    )
+    values = np.concatenate([read_shard(storage, shard, columns=[name])[name].to_numpy() for shard in shards])
+    return torch.from_numpy(values.astype(np.int64))
 
 
 def read_shard(storage: Storage, shard: dict[str, Any], *, columns: Sequence[str] | None = None) -> pa.Table:

@@ -53,7 +53,7 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
         ),
     )
     if resources.fewest_train_workers:
-        os.environ.setdefault(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, str(ELASTIC_START_SECONDS))
+        os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(ELASTIC_START_SECONDS)
     trainer.fit()
     unfinished = [job for job in waiting if records.find(job.stage, job.key) is None]
     if unfinished:
