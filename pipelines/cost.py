@@ -35,7 +35,7 @@ def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> d
     return {
         "one forward pass": f"{forward / 1e9:.3g} GFLOP an image of {shape[2]} x {shape[1]}, {parameters / 1e6:.3g} million parameters",
         **{f"estimated operations, {name}": f"{count:.2g} FLOP" for name, count in done.items()},
-        "estimated accelerator-hours": _hours(config, done, forward),
+        **_spent(config, hours_of(config, done, forward)),
         "estimated storage": _storage(config, source, shape, parameters),
     }
 
@@ -75,14 +75,20 @@ def forwards(config: SweepConfig, passes: Mapping[str, float]) -> dict[str, floa
     return {name: count * each[name] for name, count in passes.items()}
 
 
-def _hours(config: SweepConfig, operations: Mapping[str, float], forward: int) -> str:
-    rate = config.resources.images_per_second
-    if not rate:
-        return UNMEASURED
-    per_hour = 3600 * rate * forwards_per_image(config.training) * forward
-    hours = {name: count / per_hour for name, count in operations.items()}
+def hours_of(config: SweepConfig, operations: Mapping[str, float], forward: int) -> dict[str, float]:
+    """Return the accelerator-hours of every part of a sweep, {} without a measured rate. forward: operations of one forward pass."""
+    per_hour = 3600 * config.resources.images_per_second * forwards_per_image(config.training) * forward
+    return {name: count / per_hour for name, count in operations.items()} if per_hour else {}
+
+
+def _spent(config: SweepConfig, hours: Mapping[str, float]) -> dict[str, str]:
+    if not hours:
+        return {"estimated accelerator-hours": UNMEASURED}
+    total, rate = sum(hours.values()), config.resources.images_per_second
     parts = ", ".join(f"{name} {count:.3g}" for name, count in hours.items())
-    return f"{sum(hours.values()):.3g} at {rate:g} images/s each ({parts}; evaluation and cards at most)"
+    shown = {"estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each ({parts}; evaluation and cards at most)"}
+    money = config.cost.money(3600 * total)
+    return shown if money is None else shown | {"estimated price": f"{money:,.2f} {config.cost.currency} (evaluation and cards at most)"}
 
 
 def _storage(config: SweepConfig, source: Source, shape: tuple[int, int, int], parameters: int) -> str:

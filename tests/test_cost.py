@@ -63,6 +63,18 @@ def test_hours_follow_from_the_measured_rate() -> None:
     assert per_model % (201 * 2) == 0 and f"evaluation {evaluation * per_model / (201 * 2 * 12):.3g}" in shown
 
 
+def test_the_price_is_that_of_the_hours() -> None:
+    fields = {"resources": {"images_per_second": 1500.0}, "cost": {"price_per_accelerator_hour": 3.5, "currency": "EUR"}}
+    config = changed("imagenet_resnet50", **fields)
+    source = dataset_source("imagenet")
+    shown = costs(config, source, passes_of(config, source))
+    hours = float(shown["estimated accelerator-hours"].split()[0])
+    price = float(shown["estimated price"].split()[0].replace(",", ""))
+    assert shown["estimated price"].startswith(f"{price:,.2f} EUR") and price == pytest.approx(3.5 * hours, rel=0.001)
+    free = changed("imagenet_resnet50", resources={"images_per_second": 1500.0})
+    assert "estimated price" not in costs(free, source, passes_of(free, source))
+
+
 def test_storage_counts_images_weights_and_states() -> None:
     config = changed("cifar10_resnet18", training={"ema_decay": 0.9})
     shown = costs(config, dataset_source("cifar10"), passes_of(config, dataset_source("cifar10")))
