@@ -68,7 +68,7 @@ docs: setup ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
 lock: setup ## resolve requirements.lock again from requirements*.txt
-	$(BIN)/uv pip compile --quiet --no-header requirements.txt requirements-dev.txt --output-file requirements.lock
+	$(BIN)/uv pip compile --quiet --no-header --generate-hashes requirements.txt requirements-dev.txt --output-file requirements.lock
 
 clean: ## remove what make made, but never runs/
 	rm -rf .venv site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
