@@ -136,7 +136,7 @@ def gradients(precision: str, digits: Split, activation: str) -> tuple[dict[str,
     model = small_model(activation)
     x, y, _ = batch(digits, 64)
     x_adv = x.clone().requires_grad_()
-    learner = Learner(model.train(), AdversarialCrossEntropy(), SMALL_IN[precision], groups=1, world=World())
+    learner = Learner(model.train(), AdversarialCrossEntropy(), SMALL_IN[precision], world=World())
     totals = Totals((0.0, 0.0, 0.0), device=torch.device("cpu"), world=World())
     learner.update([(x, x_adv, y)], totals, learning_rate=0.1, step=0, number=0)
     assert x_adv.grad is not None
