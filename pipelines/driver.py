@@ -239,6 +239,9 @@ def only(name: str) -> Callable[[Command], None]:
     """Return a run of one stage whose inputs must all be committed."""
 
     def run(command: Command) -> None:
+        from sat_ray.distributed.session import require_token
+
+        require_token()  # before anything imports ray
         inputs = stages.committed_inputs(sweep_of(command), name)
         with Driver(command) as driver:
             run_alone(driver, name, inputs)

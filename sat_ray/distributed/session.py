@@ -2,7 +2,9 @@
 
 import logging
 import os
+import secrets
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -22,14 +24,32 @@ WORKER_ENVIRONMENT = {
 }
 
 
+def is_private() -> bool:
+    """Say whether a sweep starts a Ray of its own."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
+def require_token() -> None:
+    """Let a private Ray answer nobody without this process's token: its servers listen on every interface, whatever address it is given.
+
+    Call it before the first import of ray, which settles Ray's mode; after an import by somebody else the private Ray is open.
+    """
+    if not is_private():
+        return
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray's own would be a file in the home folder
+    if "ray" not in sys.modules:
+        os.environ["RAY_AUTH_MODE"] = "token"
+    elif os.environ.get("RAY_AUTH_MODE") != "token":
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+
+
 @contextmanager
 def ray_session() -> Iterator[str]:
-    """Yield a sentence that says which Ray this is; a private one ends with the block."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    private = not address or address == "local"
+    """Yield a sentence that says which Ray this is; a private one answers this process alone and ends with the block."""
+    address, private = os.environ.get("RAY_ADDRESS", ""), is_private()
     if private:
         os.environ.pop(NODE_GROUPS, None)  # a private Ray buys no nodes
-        os.environ["RAY_AUTH_MODE"] = "disabled"  # open (docs/security.md); the default would write a token into the home folder
+        require_token()
     import ray
 
     interrupt = signal.getsignal(signal.SIGTERM)
