@@ -176,7 +176,7 @@ def _examples(config: SweepConfig, data: Dataset, board: dict[str, Any]) -> Any:
     model = load_model(board["champion"]["row"]["checkpoint"])
     storage = Storage(data.uri)
     y = labels(storage, "test")
-    rows, by_class = torch.tensor([int((y == label).nonzero()[0]) for label in y.unique()[:EXAMPLES]]).sort()
+    rows, by_class = torch.tensor([int((y == label).nonzero()[0]) for label in sorted(set(y.tolist()))[:EXAMPLES]]).sort()
     chosen = read_rows(storage, "test", rows).take(by_class.argsort())
     x = to_pixels(chosen.images)
     spec = config.evaluation_attacks()[0]
