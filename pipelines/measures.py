@@ -1,10 +1,30 @@
-"""What a record and a leaderboard group look like as metrics of a tracker."""
+"""What a configuration looks like as parameters of a tracker, a record and a leaderboard group as metrics."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from sat_ray.activations import activation_info, alpha_text
+from sat_ray.configuration import Configuration
 from sat_ray.stages import Record
 from sat_ray.tracking import Point
+
+
+def compared_params(configuration: Configuration) -> dict[str, str | None]:
+    """Return what varies between runs, so that a page which shows ten letters of a value still tells two apart.
+
+    MLflow's parallel coordinates are such a page. A learned alpha is an alpha called `learned`, and of the user's own code the function's
+    name comes before its module's.
+    """
+    activation, alpha = _shown(configuration.activation, configuration.alpha)
+    attacker, attacker_alpha = _shown(configuration.attacker_activation, configuration.attacker_alpha)
+    return {"activation": activation, "alpha": alpha, "attacker_activation": attacker, "attacker_alpha": attacker_alpha}
+
+
+def _shown(name: str, alpha: float | None) -> tuple[str, str | None]:
+    if activation_info(name).learned:
+        return name.removesuffix("_learned"), "learned"
+    module, colon, function = name.partition(":")
+    return f"{function} ({module})" if colon else name, None if alpha is None else alpha_text(alpha)
 
 
 def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:

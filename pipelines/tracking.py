@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
 
-from pipelines.measures import group_metrics, history_points
+from pipelines.measures import compared_params, group_metrics, history_points
 from pipelines.reporting import command_line, read_outcomes
 from pipelines.stages import Sweep
-from sat_ray.activations import alpha_text
 from sat_ray.card import PASS
 from sat_ray.checkpoint import load_model
 from sat_ray.config import content_hash, flatten, to_json
@@ -144,14 +143,14 @@ class Projection:
     ) -> str:
         """Make a run that shows a configuration; what varies comes first among its parameters."""
         config = self.sweep.config
-        varying = {field: alpha_text(value) if isinstance(value, float) else value for field, value in configuration.to_json().items()}
         fixed = {
             "model": config.model.name,
             "threat_model": str(config.threat_model),
             "attack": f"pgd-{config.evaluation.steps}, step {as_255ths(config.evaluation.step_size)}",
         }
         own = {"sat_ray.kind": kind, "sat_ray.activation": configuration.activation, "sat_ray.sweep": self.sweep.name}
-        return self.tracker.run(key, name=name, parent=parent, tags=own | dict(tags or {}), params=varying | dict(params or {}) | fixed)
+        shown = compared_params(configuration) | dict(params or {}) | fixed
+        return self.tracker.run(key, name=name, parent=parent, tags=own | dict(tags or {}), params=shown)
 
     def _search(self) -> str:
         tags = {"sat_ray.kind": "search", "sat_ray.sweep": self.sweep.name}

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from test_report import board_of, evaluated, seeds_of
 
-from pipelines.measures import group_metrics
+from pipelines.measures import compared_params, group_metrics
+from pipelines.recipes import digits, study
 from sat_ray.attacks.spec import AttackSpec
+from sat_ray.configuration import Configuration
 from sat_ray.data.split import Split
 from sat_ray.evaluation import evaluate, robust_image_ids
 from sat_ray.models import Normalized
@@ -124,3 +126,12 @@ def test_metrics_of_a_configuration_begin_with_its_robust_accuracy_and_say_wheth
     }
     (alone,) = board_of(seeds_of("silu", [440, 446, 439]))["groups"]
     assert not any(name.startswith("against_relu") for name in group_metrics(alone))
+
+
+def test_activations_differ_within_the_ten_letters_that_mlflow_draws() -> None:
+    everything = dict.fromkeys(digits().search.configurations() + study().search.configurations())
+    shown = [tuple(str(value)[:10] for value in compared_params(one).values()) for one in everything]
+    assert len(set(shown)) == len(shown) > 13
+    learned = compared_params(Configuration(activation="smoothrelu_learned"))
+    assert learned == {"activation": "smoothrelu", "alpha": "learned", "attacker_activation": "smoothrelu", "attacker_alpha": "learned"}
+    assert compared_params(Configuration(activation="torch.nn.functional:softsign"))["activation"] == "softsign (torch.nn.functional)"

@@ -1,8 +1,11 @@
 """The folders of private Rays: gone with their driver, or with the next start after a driver was killed."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from sat_ray.distributed.folders import LOCK, remove_abandoned, session_folder
 
@@ -40,3 +43,21 @@ def test_a_folder_that_is_just_being_made_is_not_taken_for_an_abandoned_one(tmp_
     (tmp_path / "sat_ray-young").mkdir()
     (tmp_path / "sat_ray-young" / f"{LOCK}.new").touch()
     assert remove_abandoned(tmp_path) == [] and (tmp_path / "sat_ray-young").is_dir()
+
+
+def test_a_machine_too_busy_to_start_ray_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray._private import node
+
+    from sat_ray.distributed.session import ray_session
+
+    text = "The current node timed out during startup. This "
+    assert text in inspect.getsource(node)
+
+    def too_slow(**settings: object) -> None:
+        raise Exception(text)
+
+    monkeypatch.setattr(ray, "init", too_slow)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(TimeoutError, match="did not start on this machine within 30 s"), ray_session():
+        pass

@@ -55,19 +55,7 @@ def ray_session() -> Iterator[str]:
     interrupt = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
         if private:
-            ray.init(
-                address="local",
-                num_cpus=len(os.sched_getaffinity(0)),
-                include_dashboard=True,  # without it Ray Train's placement-group cleaner logs an error every second
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-                object_store_memory=512 * 1024**2,
-                runtime_env={"env_vars": WORKER_ENVIRONMENT},
-                _temp_dir=stack.enter_context(session_folder()),
-                _node_ip_address="127.0.0.1",
-            )
+            _start(stack.enter_context(session_folder()))
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": WORKER_ENVIRONMENT})
         signal.signal(signal.SIGTERM, interrupt)  # ray.init puts its own handler there, which exits without a word
@@ -76,6 +64,33 @@ def ray_session() -> Iterator[str]:
         cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
         which = "a private Ray on this machine" if private else f"the cluster at {address}"
         yield f"{which}: {nodes} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def _start(folder: str) -> None:
+    """Start a private Ray; TimeoutError where it is not up within the 30 s that Ray gives itself."""
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            include_dashboard=True,  # without it Ray Train's placement-group cleaner logs an error every second
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+            object_store_memory=512 * 1024**2,
+            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            _temp_dir=folder,
+            _node_ip_address="127.0.0.1",
+        )
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        raise TimeoutError(
+            "Ray did not start on this machine within 30 s: other work takes its processors or its memory; "
+            "give the same command again when there is less of it, or set RAY_ADDRESS to a Ray that runs"
+        ) from error
 
 
 def check_capacity(config: SweepConfig) -> None:
