@@ -36,7 +36,7 @@ def environment(**changes: str) -> dict[str, str]:
 def pipeline(name: str, *arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Run one of the pipeline commands and capture what it prints."""
     command = [sys.executable, str(ROOT / "pipelines" / f"{name}.py"), *arguments]
-    settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 500, "env": environment()}
+    settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 900, "env": environment()}
     return subprocess.run(command, check=False, **(settings | kwargs))
 
 

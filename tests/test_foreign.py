@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from sweeps import environment
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -28,7 +29,9 @@ from pipelines.foreign_options import ForeignOptions
 from pipelines.verdict import claim, summary
 from sat_ray.attacks import AttackSpec, cascade
 from sat_ray.attacks.base import require_inference_mode
+from sat_ray.card import robustness_card
 from sat_ray.checkpoint import save_model
+from sat_ray.cli import parse_options
 from sat_ray.data.foreign import ROWS_PER_SHARD, prepared
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.shards import CorruptShardError, image_ids, read_rows, read_split
@@ -450,9 +453,7 @@ def test_the_command_gives_the_outcomes_of_evaluate_and_repeats_without_work(
     words = [word for pair in options.items() for word in pair]
     script = Path(pipelines.__file__).parent / "evaluate.py"
     command = [sys.executable, str(script), "--model", "foreign_models:digits", "--data", "digits.npz", "--storage", str(tmp_path), *words]
-    dropped = ("RAY_ADDRESS", "SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE")
-    environment = {name: value for name, value in os.environ.items() if name not in dropped}
-    done = subprocess.run(command, cwd=on_the_shelf, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=on_the_shelf, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert "2 shards: 2 computed, 0 reused" in done.stdout
     folder = next(path for path in tmp_path.iterdir() if path.name.startswith("foreign_models-digits-digits-"))
@@ -476,3 +477,28 @@ def test_the_command_gives_the_outcomes_of_evaluate_and_repeats_without_work(
     assert "2 shards: 0 computed, 2 reused" in capsys.readouterr().out
     assert (folder / "evaluation.json").read_bytes() == before
     assert EVALUATE.name in os.listdir(folder / "state")
+
+
+@pytest.mark.fault
+def test_the_card_of_a_model_brought_along_is_that_of_its_images_and_is_made_once(
+    on_the_shelf: Path, held_out: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"--epsilon": "40/255", "--steps": "20", "--step-size": "8/255", "--images": "40", "--lanes": "16"}
+    words = ["--model", "foreign_models:digits", "--data", "digits.npz", "--storage", str(tmp_path), "--card"]
+    words += [word for pair in options.items() for word in pair]
+    script = Path(pipelines.__file__).parent / "evaluate.py"
+    done = subprocess.run(
+        [sys.executable, str(script), *words], cwd=on_the_shelf, env=environment(), capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    folder = next(path for path in tmp_path.iterdir() if path.name.startswith("foreign_models-digits-digits-"))
+    card = json.loads((folder / "card.json").read_text())
+    assert f"robustness card: {card['verdict']}" in done.stdout and card["n"] == 40
+    assert all(reason in done.stdout for reason in card["reasons"])
+
+    attack = AttackSpec(threat_model=ThreatModel("linf", 40 / 255), steps=20, step_size=8 / 255)
+    model, split = load_source("function", "foreign_models:digits")[0], held_out.take(sampled_rows(77, 40, seed=0))
+    assert json.loads(json.dumps(robustness_card(model, split, attack=attack, seed=0, lanes=16))) == card
+
+    foreign.evaluate_foreign(parse_options(words, ForeignOptions(), about=""))
+    assert "robustness card: 40 images" not in capsys.readouterr().out, "computed again"
