@@ -22,6 +22,7 @@ from sat_ray.tracking_uri import redacted
 Recipe = Callable[[], SweepConfig]
 Given = TypeVar("Given")  # a dataclass of options
 RESERVED_NAMES = ("data", "mlflow.db", "mlartifacts")
+SHORT = {"--budget": "--cost.budget"}
 
 
 def _help(text: str) -> Any:
@@ -89,7 +90,7 @@ def parse_recipe(
     arguments = list(argv)
     recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
     base = recipes[check_name(recipe, recipes, field="recipe")]()
-    arguments = [_as_float(word) for word in arguments]
+    arguments = [_as_float(_in_full(word)) for word in arguments]
     _check_flags(arguments, flatten(dataclasses.asdict(base)) | vars(options))
     kind, defaults = _command_type(base, options)
     known = f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
@@ -131,6 +132,11 @@ def _parsed(kind: Any, **settings: Any) -> Any:
     lines = [line.strip(" │╭╰╮╯─") for line in shown.getvalue().splitlines()[1:]]
     message = " ".join(itertools.takewhile(bool, lines))
     raise UsageError(re.sub(r"^Error parsing (?!--)[\w.-]+: ", "", message)) from None
+
+
+def _in_full(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return f"{SHORT.get(flag, flag)}{equals}{value}"
 
 
 def _as_float(word: str) -> str:

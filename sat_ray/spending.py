@@ -46,8 +46,17 @@ def spent_by_stage(config: SweepConfig, records: Records, *, train_images: int) 
 
 def _training(record: Record, *, gpus: float, per_epoch: float) -> Spent:
     payload = record.payload
-    seconds = payload["accelerator_seconds"] * (gpus or 1)
-    return Spent(name=payload["name"], accelerator_seconds=seconds, passes=round(payload["until"] * per_epoch))
+    return Spent(name=payload["name"], accelerator_seconds=training_seconds(record, gpus=gpus), passes=round(payload["until"] * per_epoch))
+
+
+def training_seconds(record: Record, *, gpus: float) -> float:
+    """Return the accelerator-seconds of a training, all rungs of a trial together. gpus: of each worker, 0 where it has none."""
+    return float(record.payload["accelerator_seconds"] * (gpus or 1))
+
+
+def search_seconds(records: Records, *, gpus: float) -> float:
+    """Return the accelerator-seconds of the committed trials of a search. gpus: of each trial."""
+    return math.fsum(training_seconds(record, gpus=gpus) for record in longest_trials(records))
 
 
 def total(name: str, parts: list[Spent]) -> Spent:

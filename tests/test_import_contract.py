@@ -17,7 +17,7 @@ LAYERS: dict[int, str] = {
     1: "attacks augmentation models data cycles outcome_files",
     2: "flight lanes rescoring calibration evaluation card training_settings schedules precision objectives crafting optimizers"
     " averaging running_statistics learner totals sentinel training_state training checkpoint state_files model_source",
-    3: "configuration config stages spending plan bundles jobs outcomes cli lease standing journey tracking tracking_uri",
+    3: "configuration config stages spending budget halving plan bundles jobs outcomes cli lease standing journey tracking tracking_uri",
     4: "mlflow_tracker distributed report",
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts.split()}

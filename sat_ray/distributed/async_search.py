@@ -2,6 +2,7 @@
 
 Arrival order decides here, so decisions are recorded: a trial that was stopped stays stopped, a committed trial reports its recorded
 scores again without training, and Optuna is first asked for the trials that exist. Every row reproduces from its own config and seed.
+That a trial was cut by the budget is no such decision: with a larger one it goes on.
 """
 
 import math
@@ -12,35 +13,38 @@ from typing import Any
 import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from sat_ray.budget import Budget, SearchResult, result_of
 from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
 from sat_ray.distributed.metrics import training_shown
-from sat_ray.distributed.trials import METRIC, TIME, report_record, run_trials
+from sat_ray.distributed.trials import CUT, METRIC, TIME, kept_records, report_cut, report_record, run_trials
+from sat_ray.halving import in_turn
 from sat_ray.jobs import train_and_commit
 from sat_ray.plan import Dataset, Group, groups, longest_trials, trial_job
 from sat_ray.randomness import Randomness
 from sat_ray.stages import Records, Stage
-from sat_ray.storage import Storage
 
 STOPPED = Stage("search_stopped", 1, ("sat_ray.plan",))
 
 
-def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> list[Configuration]:
-    """Run `search.samples` trials and return the best configuration of every group that has one."""
+def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResult:
+    """Run `search.samples` trials, or as many as the budget allows, and return the best configuration of every group that was tried."""
     competing = groups(config.search.configurations())
     if config.search.samples < len(competing):
         raise ValueError(f"search.samples is {config.search.samples}; allowed: at least one for each of the {len(competing)} activations")
-    first = [group.members[0] for group in competing]
+    first = in_turn([group.members[:1] for group in competing])
     ranges = {index: bounds for index, group in enumerate(competing) if (bounds := _alpha_bounds(group)) is not None}
     if config.search.method == "asha":
-        _run_asha(config, dataset, records, first + _random(config, competing, ranges, count=config.search.samples - len(first)))
+        drawn = _random(config, competing, ranges, count=config.search.samples - len(first))
+        chosen = list(dict.fromkeys(first + drawn))
+        done, planned = _run_asha(config, dataset, records, chosen), len(chosen)
     else:
-        _run_optuna(config, dataset, records, competing, ranges)
-    found = winners(competing, records)
-    assert found is not None
-    return found
+        done, planned = _run_optuna(config, dataset, records, competing, ranges, first), config.search.samples
+    best = _best(competing, records)
+    return result_of(config, best, done=done, planned=planned, unit="trials", cut=done < planned)
 
 
 def _alpha_bounds(group: Group) -> tuple[float, float] | None:
@@ -66,15 +70,28 @@ def _with_alpha(group: Group, alpha: float) -> Configuration:
     return Configuration(activation=group.members[0].activation, alpha=float(f"{alpha:.4g}"))
 
 
-def _trial(config: SweepConfig, dataset: Dataset, records: Records, chosen: Callable[[dict[str, Any]], Configuration]) -> Any:
-    storage, threads = records.storage.uri, config.resources.cpus_per_trial
+def _trial(
+    config: SweepConfig,
+    dataset: Dataset,
+    records: Records,
+    chosen: Callable[[dict[str, Any]], Configuration],
+    *,
+    exempt: Configuration,
+) -> Any:
+    """Return the function of a trial. exempt: the configuration whose first rung is trained whatever the budget."""
+    storage, threads, budget = records.storage.uri, config.resources.cpus_per_trial, Budget.of(config)
 
     def trial(space: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
-        own, job, before = Records(Storage(storage)), trial_job(config, dataset, chosen(space)), None
+        own, one, before = kept_records(storage), chosen(space), None
+        job = trial_job(config, dataset, one)
         stopped = own.find(STOPPED, job.key)
         for rung in config.search.rungs:
             if stopped is not None and rung > stopped.payload["until"]:
+                return
+            committed, spared = own.find(job.stage, job.at(rung).key), one == exempt and before is None
+            if committed is None and not spared and budget.is_spent(own):
+                report_cut(before)
                 return
             with training_shown(own, trial=True) as after_epoch:
                 before = train_and_commit(job.at(rung), own, previous=before, on_epoch=after_epoch)
@@ -84,31 +101,31 @@ def _trial(config: SweepConfig, dataset: Dataset, records: Records, chosen: Call
 
 
 class _RememberStops(tune.Callback):
-    """Commit a trial's last rung when the scheduler ends it."""
+    """Commit a trial's last rung when it ends, by the scheduler or of itself."""
 
     def __init__(self, config: SweepConfig, dataset: Dataset, records: Records, chosen: Callable[[dict[str, Any]], Configuration]) -> None:
         self.config, self.dataset, self.records, self.chosen = config, dataset, records, chosen
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write the decision down."""
+        """Write the decision down; the budget's is none."""
+        if (trial.last_result or {}).get(CUT):
+            return
         job = trial_job(self.config, self.dataset, self.chosen(trial.config))
         until = (trial.last_result or {}).get(TIME)
         if until is not None:
             self.records.commit(STOPPED, job.key, inputs=job.inputs, payload={"until": until}, seconds=0.0)
 
 
-def _run_asha(config: SweepConfig, dataset: Dataset, records: Records, chosen: list[Configuration]) -> None:
-    unique = list(dict.fromkeys(chosen))
-
+def _run_asha(config: SweepConfig, dataset: Dataset, records: Records, chosen: list[Configuration]) -> int:
     def pick(space: dict[str, Any]) -> Configuration:
-        one: Configuration = unique[space["trial"]]
+        one: Configuration = chosen[space["trial"]]
         return one
 
     rungs = config.search.rungs
     scheduler = ASHAScheduler(time_attr=TIME, grace_period=rungs[0], max_t=max(rungs[-1], 2), reduction_factor=config.search.reduction)
-    run_trials(
-        _trial(config, dataset, records, pick),
-        {"trial": tune.grid_search(list(range(len(unique))))},
+    return run_trials(
+        _trial(config, dataset, records, pick, exempt=chosen[0]),
+        {"trial": tune.grid_search(list(range(len(chosen))))},
         records,
         config.resources,
         scheduler=scheduler,
@@ -130,26 +147,47 @@ class _Space:
             trial.suggest_float(f"alpha_{index}", low, high, log=True)
 
 
+class _Optuna(OptunaSearch):
+    """Optuna, which proposes nothing more once a budget is spent; a class, because Tune pickles the searcher."""
+
+    def __init__(self, *given: Any, budget: Budget, records: Records, needed: int, **settings: Any) -> None:
+        super().__init__(*given, **settings)
+        self.budget, self.records, self.needed = budget, records, needed
+
+    def suggest(self, trial_id: str) -> Any:
+        """Propose the next trial; the first `needed` are those that exist and the one that is trained whatever the budget."""
+        self.needed -= 1
+        return Searcher.FINISHED if self.needed < 0 and self.budget.is_spent(self.records) else super().suggest(trial_id)
+
+
 def _run_optuna(
-    config: SweepConfig, dataset: Dataset, records: Records, competing: list[Group], ranges: dict[int, tuple[float, float]]
-) -> None:
+    config: SweepConfig,
+    dataset: Dataset,
+    records: Records,
+    competing: list[Group],
+    ranges: dict[int, tuple[float, float]],
+    first: list[Configuration],
+) -> int:
     def pick(space: dict[str, Any]) -> Configuration:
         group = competing[space["group"]]
         alpha = space.get(f"alpha_{space['group']}")
         return group.members[0] if alpha is None else _with_alpha(group, alpha)
 
     known = [_as_point(Configuration(**record.payload["configuration"]), competing, ranges) for record in longest_trials(records)]
-    start = [_as_point(group.members[0], competing, ranges) for group in competing]
+    start = [_as_point(one, competing, ranges) for one in first]
     points = [point for point in dict.fromkeys(map(_frozen, [*known, *start])) if point]
-    searcher = OptunaSearch(
+    searcher = _Optuna(
         _Space(len(competing), ranges),
         metric=METRIC,
         mode="max",
         seed=config.search.seed,
         points_to_evaluate=[dict(point) for point in points],
+        budget=Budget.of(config),
+        records=Records(records.storage),
+        needed=len(known) + 1,
     )
-    run_trials(
-        _trial(config, dataset, records, pick),
+    return run_trials(
+        _trial(config, dataset, records, pick, exempt=first[0]),
         {},
         records,
         config.resources,
@@ -170,7 +208,13 @@ def _as_point(one: Configuration, competing: list[Group], ranges: dict[int, tupl
 
 
 def winners(competing: list[Group], records: Records) -> list[Configuration] | None:
-    """Choose by the longest rung reached, then (robust, clean) validation accuracy; ties go to the earlier trial. None if one lacks."""
+    """Return the best configuration of every group; None where a group has no trial."""
+    best = _best(competing, records)
+    return None if None in best else [one for one in best if one is not None]
+
+
+def _best(competing: list[Group], records: Records) -> list[Configuration | None]:
+    """Choose by the longest rung reached, then (robust, clean) validation accuracy; ties go to the earlier trial."""
     best: dict[tuple[str, str], tuple[tuple[float, ...], Configuration]] = {}
     for record in longest_trials(records):
         one = Configuration(**record.payload["configuration"])
@@ -178,4 +222,4 @@ def winners(competing: list[Group], records: Records) -> list[Configuration] | N
         if group not in best or score > best[group][0]:
             best[group] = (score, one)
     wanted = [(group.members[0].activation, group.members[0].attacker_activation) for group in competing]
-    return [best[group][1] for group in wanted] if all(group in best for group in wanted) else None
+    return [best[group][1] if group in best else None for group in wanted]

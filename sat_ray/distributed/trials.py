@@ -1,5 +1,6 @@
 """Search trials as Ray Tune trials: reused actors, one trial in one process, a committed record per trial and rung."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from ray import tune
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from sat_ray.budget import Budget
 from sat_ray.bundles import trial_resources
 from sat_ray.config import ResourceSettings
 from sat_ray.distributed.metrics import training_shown
@@ -17,7 +19,7 @@ from sat_ray.plan import TrainingJob
 from sat_ray.stages import Record, Records, attempt_name
 from sat_ray.storage import Storage
 
-METRIC, TIME = "val_robust_accuracy", "epochs"
+METRIC, TIME, CUT = "val_robust_accuracy", "epochs", "cut_by_budget"
 
 
 def run_trials(
@@ -30,8 +32,11 @@ def run_trials(
     searcher: Any = None,
     samples: int = 1,
     callbacks: Sequence[Any] = (),
-) -> None:
-    """Run Tune trials of a function in reused actors; a failed trial's own error is raised when all have ended."""
+) -> int:
+    """Run Tune trials of a function in reused actors and return how many ended without being cut by the budget.
+
+    A failed trial's own error is raised when all have ended.
+    """
     _remove_orphans()
     tuner = tune.Tuner(
         tune.with_resources(trainable, _placement(resources)),
@@ -47,9 +52,11 @@ def run_trials(
             callbacks=list(callbacks),
         ),
     )
-    failed = [outcome.error for outcome in tuner.fit() if outcome.error is not None]
+    outcomes = list(tuner.fit())
+    failed = [outcome.error for outcome in outcomes if outcome.error is not None]
     if failed:
         raise failed[0].cause if isinstance(failed[0], ray.exceptions.RayTaskError) and failed[0].cause else failed[0]
+    return sum(not (outcome.metrics or {}).get(CUT) for outcome in outcomes)
 
 
 def _remove_orphans() -> None:
@@ -69,24 +76,48 @@ def _placement(resources: ResourceSettings) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [selector]} if selector else {}))
 
 
-def run_rung(jobs: Sequence[TrainingJob], previous: Sequence[Record | None], records: Records, resources: ResourceSettings) -> None:
-    """Train every job to its epoch, each going on from its record of the rung before; returns when all are committed."""
-    waiting = [(job, before) for job, before in zip(jobs, previous, strict=True) if records.find(job.stage, job.key) is None]
-    if not waiting:
-        return
-    queue, storage, threads = ray.put(waiting), records.storage.uri, resources.cpus_per_trial
+def run_rung(
+    jobs: Sequence[TrainingJob],
+    previous: Sequence[Record | None],
+    records: Records,
+    resources: ResourceSettings,
+    *,
+    budget: Budget,
+    exempt: TrainingJob | None,
+) -> None:
+    """Train jobs to their epoch, in this order, each going on from its record of the rung before, until the budget is spent.
+
+    Returns when all that were started are committed. exempt: the job that is trained whatever the budget.
+    """
+    queue, storage, threads = ray.put(list(zip(jobs, previous, strict=True))), records.storage.uri, resources.cpus_per_trial
+    spared = None if exempt is None else exempt.key
 
     def trial(config: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
         job, before = ray.get(queue)[config["trial"]]
-        own = Records(Storage(storage))
+        own = kept_records(storage)
+        if job.key != spared and budget.is_spent(own):
+            report_cut(None)
+            return
         with training_shown(own, trial=True) as after_epoch:
             record = train_and_commit(job, own, previous=before, on_epoch=after_epoch)
         report_record(record)
 
-    run_trials(trial, {"trial": tune.grid_search(list(range(len(waiting))))}, records, resources)
+    run_trials(trial, {"trial": tune.grid_search(list(range(len(jobs))))}, records, resources)
+
+
+@functools.lru_cache(maxsize=1)
+def kept_records(storage: str) -> Records:
+    """Return the records of a sweep, the same object for every trial of this process: what one has read the next need not."""
+    return Records(Storage(storage))
 
 
 def report_record(record: Record) -> None:
     """Tell Tune what a committed record scored."""
     tune.report({METRIC: record.payload["last_val"][0], TIME: record.payload["until"]})
+
+
+def report_cut(before: Record | None) -> None:
+    """Tell Tune that the budget ends a trial. before: its record of the rung before, None where it has not begun."""
+    score, until = (0.0, 0) if before is None else (before.payload["last_val"][0], before.payload["until"])
+    tune.report({METRIC: score, TIME: until, CUT: True})
