@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from sat_ray.attacks import AttackSpec
 from sat_ray.card import FLAG, PASS, CardSettings, robustness_card
 from sat_ray.card.checks import judge
-from sat_ray.card.evidence import sample, steps_curve
+from sat_ray.card.evidence import accuracy_by_restart, sample, steps_curve
 from sat_ray.data.split import Split
 from sat_ray.evaluation import evaluate
 from sat_ray.models import Normalized
@@ -142,6 +143,12 @@ def test_the_sample_is_a_pure_function_of_seed_and_ids(held_out: Split) -> None:
     assert sorted(sample(shuffled, 20, seed=0).image_ids.tolist()) == sorted(chosen)
     assert sample(held_out, 20, seed=1).image_ids.tolist() != chosen
     assert len(sample(held_out, 500, seed=0)) == 77
+
+
+def test_every_restart_has_its_point_where_no_image_is_left_for_the_later_ones(digits_model: Normalized, held_out: Split) -> None:
+    wide = replace(CLAIM, threat_model=ThreatModel("linf", 0.9), restarts=3)
+    table = evaluate(digits_model.eval(), held_out.images[:4], held_out.labels[:4], held_out.image_ids[:4], attacks=[wide], seed=0, lanes=24)
+    assert accuracy_by_restart(table, restarts=3) == [0.0, 0.0, 0.0]
 
 
 def test_the_curves_are_those_of_direct_evaluations(honest: dict[str, Any], digits_model: Normalized, held_out: Split) -> None:

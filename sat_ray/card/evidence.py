@@ -108,11 +108,12 @@ def measure(
     if evidence["gradient"]["exists"]:
         table = subject.outcomes(claimed)
         survivors = robust_image_ids(table)
-        evidence["ladder"] |= {f"pgd-{SHORT_STEPS}": short_attack(subject), attack.name: accuracy_by_restart(table)[attack.restarts - 1]}
+        restarts = accuracy_by_restart(table, restarts=claimed.restarts)
+        evidence["ladder"] |= {f"pgd-{SHORT_STEPS}": short_attack(subject), attack.name: restarts[attack.restarts - 1]}
         evidence["curves"] = {
             "epsilon": epsilon_curve(subject),
             "steps": steps_curve(table, steps=attack.steps),
-            "restarts": [[number + 1, value] for number, value in enumerate(accuracy_by_restart(table))],
+            "restarts": [[number + 1, value] for number, value in enumerate(restarts)],
             **trajectories(subject, attack),
         }
     else:
@@ -186,11 +187,11 @@ def steps_curve(table: pa.Table, *, steps: int) -> list[list[float]]:
     return [[mark, float((values > mark).mean())] for mark in marks]
 
 
-def accuracy_by_restart(table: pa.Table) -> list[float]:
-    """Return the robust accuracy after 1, 2, ... restarts."""
-    restarts = np.array(table["restart"].to_pylist())
+def accuracy_by_restart(table: pa.Table, *, restarts: int) -> list[float]:
+    """Return the robust accuracy after 1, 2, ... `restarts` restarts."""
+    tried = np.array(table["restart"].to_pylist())  # a restart has rows only for the images that the ones before it left
     n = len(set(table["image_id"].to_pylist()))
-    return [len(robust_image_ids(table.filter(pa.array(restarts <= last)))) / n for last in range(int(restarts.max()) + 1)]
+    return [len(robust_image_ids(table.filter(pa.array(tried <= last)))) / n for last in range(restarts)]
 
 
 def trajectories(subject: Subject, attack: AttackSpec) -> dict[str, Any]:
