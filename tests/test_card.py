@@ -147,7 +147,9 @@ def test_the_sample_is_a_pure_function_of_seed_and_ids(held_out: Split) -> None:
 
 def test_every_restart_has_its_point_where_no_image_is_left_for_the_later_ones(digits_model: Normalized, held_out: Split) -> None:
     wide = replace(CLAIM, threat_model=ThreatModel("linf", 0.9), restarts=3)
-    table = evaluate(digits_model.eval(), held_out.images[:4], held_out.labels[:4], held_out.image_ids[:4], attacks=[wide], seed=0, lanes=24)
+    table = evaluate(
+        digits_model.eval(), held_out.images[:4], held_out.labels[:4], held_out.image_ids[:4], attacks=[wide], seed=0, lanes=24
+    )
     assert accuracy_by_restart(table, restarts=3) == [0.0, 0.0, 0.0]
 
 
