@@ -219,28 +219,22 @@ class CostSettings:
     """Price of one GPU (on CPUs: of one worker process) for an hour; 0: no money is reported."""
     currency: str = "USD"
     """Name of the currency, for tables."""
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.price_per_accelerator_hour) and self.price_per_accelerator_hour >= 0):
-            raise ValueError(f"cost.price_per_accelerator_hour is {self.price_per_accelerator_hour:g}; allowed: a number >= 0")
-        if not self.currency.isalpha():
-            raise ValueError(f"cost.currency is {self.currency!r}; allowed: letters, for example EUR")
     budget: float | None = None
     """--budget for short: what the search may spend, in the currency where there is a price, else in accelerator-hours. Once its committed
     trials have taken that, no other starts; those that run are finished, and the sweep goes on with what there is. None: no limit."""
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.price_per_accelerator_hour) and self.price_per_accelerator_hour >= 0):
+            raise ValueError(f"cost.price_per_accelerator_hour is {self.price_per_accelerator_hour:g}; allowed: a number >= 0")
+        if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
+            raise ValueError(f"cost.budget is {self.budget:g}; allowed: a number > 0, or None for no limit")
+        if not self.currency.isalpha():
+            raise ValueError(f"cost.currency is {self.currency!r}; allowed: letters, for example EUR")
+
     def money(self, accelerator_seconds: float) -> float | None:
         """Return what these accelerator-seconds cost; None without a price."""
         return accelerator_seconds / 3600 * self.price_per_accelerator_hour if self.price_per_accelerator_hour else None
-        if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
-            raise ValueError(f"cost.budget is {self.budget:g}; allowed: a number > 0, or None for no limit")
 
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """Everything that determines a sweep's results, and the resources it asks for."""
-
-    recipe: str
     def budget_seconds(self) -> float | None:
         """Return the budget in accelerator-seconds; None without one."""
         return None if self.budget is None else 3600 * self.budget / (self.price_per_accelerator_hour or 1.0)
@@ -250,6 +244,12 @@ class SweepConfig:
         money = self.money(accelerator_seconds)
         return f"{accelerator_seconds / 3600:,.3g} accelerator-hours" if money is None else f"{money:,.2f} {self.currency}"
 
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Everything that determines a sweep's results, and the resources it asks for."""
+
+    recipe: str
     """Name of the recipe this started from."""
     threat_model: ThreatModel
     """What the attacker may do: norm and epsilon."""
