@@ -20,3 +20,20 @@ def test_a_storage_address_with_a_login_is_refused_without_showing_it(uri: str) 
     with pytest.raises(ValueError, match=r"storage holds a login or settings; allowed: s3://bucket/prefix, .*AWS_\* variables") as caught:
         Storage.at(uri)
     assert "planted" not in str(caught.value)
+
+
+def test_a_search_trial_is_not_described_by_the_keys_of_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray writes the runtime environment of every actor to a log."""
+    from ray.tune.execution import class_cache
+
+    from sat_ray.distributed.trials import keep_keys_back
+
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", class_cache.ENV_VARS_TO_PROPAGATE)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted")
+
+    class Trainable:
+        """Stands for any."""
+
+    assert "planted" in str(vars(class_cache._ActorClassCache().get(Trainable))), "Ray no longer does that: keep_keys_back can go"
+    keep_keys_back()
+    assert "planted" not in str(vars(class_cache._ActorClassCache().get(Trainable)))

@@ -7,6 +7,7 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from sat_ray.budget import Budget
@@ -38,6 +39,7 @@ def run_trials(
     A failed trial's own error is raised when all have ended.
     """
     _remove_orphans()
+    keep_keys_back()
     tuner = tune.Tuner(
         tune.with_resources(trainable, _placement(resources)),
         param_space=space,
@@ -57,6 +59,11 @@ def run_trials(
     if failed:
         raise failed[0].cause if isinstance(failed[0], ray.exceptions.RayTaskError) and failed[0].cause else failed[0]
     return sum(not (outcome.metrics or {}).get(CUT) for outcome in outcomes)
+
+
+def keep_keys_back() -> None:
+    """Keep Ray Tune from naming the S3 keys in the runtime environment of its actors, which Ray logs; every node has its own."""
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
 
 
 def _remove_orphans() -> None:
