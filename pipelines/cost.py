@@ -46,6 +46,15 @@ def image_shape(config: SweepConfig, source: Source) -> tuple[int, int, int] | N
     return (3, size, size) if size else source.shape
 
 
+def estimated_hours(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> dict[str, float]:
+    """Return the accelerator-hours of every part of a sweep; {} where `costs` shows none. passes: see `dry_run.passes_of`."""
+    shape = image_shape(config, source)
+    if shape is None or is_reference(config.model.name) or not config.resources.images_per_second:
+        return {}
+    forward, _ = forward_operations(config, shape, classes=source.classes)
+    return hours_of(config, {name: forward * count for name, count in forwards(config, passes).items()}, forward)
+
+
 def forward_operations(config: SweepConfig, shape: tuple[int, int, int], *, classes: int) -> tuple[int, int]:
     """Return the floating-point operations of one forward pass of one image, a multiplication and an addition being two, and parameters."""
     model = config.model

@@ -16,12 +16,14 @@ from pipelines.exit_status import exit_status
 from pipelines.progress import Reporter
 from pipelines.recipes import DEFAULT, RECIPES
 from pipelines.stages import Sweep
+from sat_ray.budget import describe_search
 from sat_ray.cli import Command, parse
 from sat_ray.config import SweepConfig, content_hash, from_json, to_json
 from sat_ray.data.preparing import progress as shards_written
 from sat_ray.data.shards import MANIFEST
 from sat_ray.lease import driver_lease
 from sat_ray.plan import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset, dataset_uri, planned_trials
+from sat_ray.spending import cost_sentence
 from sat_ray.stages import Record, Stage
 from sat_ray.storage import Storage, check_writable
 from sat_ray.tracking_uri import is_outage, pages_of
@@ -112,6 +114,7 @@ class Driver:
         outcome = self._tracked(lambda projection: projection.register(board, cards, override=override))
         self._tracked(lambda projection: projection.close(board))
         self.reporter.console.print(to_terminal(board))
+        self.reporter.say(cost_sentence(board["cost"]))
         self.reporter.say(outcome)
         self.reporter.say(f"report: {self.command.storage.full('report.html')}")
         self.reporter.say("compare the runs: make ui")
@@ -142,6 +145,8 @@ class Driver:
         done = len(records.keys(stage)) if stage else 0
         counted = f"{done - self.reused[name]} computed, {self.reused[name]} reused" if stage else ""
         progress.end(left_out(answer) if name == "prepare" else counted)
+        if name == "search" and (found := describe_search(self.config, records)) is not None and found["cut_by_budget"]:
+            self.reporter.say(found["sentence"])
         return answer
 
     def _total(self, name: str) -> int | None:
@@ -217,15 +222,17 @@ def check_reachable(command: Command) -> None:
 
 
 def claim_folder(command: Command) -> None:
-    """Write config.json into a new sweep folder; ValueError where the folder holds another config."""
-    ours = to_json(command.config)
-    try:
+    """Write config.json into a sweep's folder; ValueError where the folder holds another config.
+
+    Resources, price and budget are no part of what a sweep is: it holds those of the latest run.
+    """
+    ours, theirs = to_json(command.config), None
+    with contextlib.suppress(FileNotFoundError):
         theirs = command.storage.read_json("config.json")
-    except FileNotFoundError:
-        command.storage.write_json("config.json", ours)
-        return
-    if content_hash(from_json(SweepConfig, theirs).semantic()) != content_hash(command.config.semantic()):
+    if theirs is not None and content_hash(from_json(SweepConfig, theirs).semantic()) != content_hash(command.config.semantic()):
         raise ValueError(f"{command.storage.uri} holds a sweep with another config; choose another --name or --storage")
+    if ours != theirs:
+        command.storage.write_json("config.json", ours)
 
 
 def check_code(command: Command, reporter: Reporter) -> None:

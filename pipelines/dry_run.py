@@ -46,8 +46,18 @@ def plan(config: SweepConfig) -> dict[str, str]:
         "models for the leaderboard": f"{finalists} configurations x {seeds} seeds = {finalists * seeds}",
         **_shown(passes),
         **costs(config, source, passes),
+        **_budget(config),
         **{f"asked of Ray, {demand.stage}": str(demand) for demand in bundles(config)},
     }
+
+
+def _budget(config: SweepConfig) -> dict[str, str]:
+    seconds = config.cost.budget_seconds()
+    if seconds is None:
+        return {}
+    hours = f"{seconds / 3600:,.3g} accelerator-hours"
+    priced = f"{config.cost.amount(seconds)}, {hours}" if config.cost.price_per_accelerator_hour else hours
+    return {"budget of the search": f"{priced}: no trial starts once it is spent; training, evaluation and cards are not in it"}
 
 
 def _training_attack(config: SweepConfig) -> str:

@@ -47,13 +47,29 @@ def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
         }
     elif group["verdict"] == "baseline":  # differs from itself by nothing; pages draw only what all compared runs have
         metrics |= {f"against_relu/{name}": 0.0 for name in ("difference", "low", "high", "beyond_noise")}
-    metrics |= {
-        "cost/accelerator_seconds": group["accelerator_seconds"],
+    metrics |= cost_metrics(group.get("cost", group)) | {
         "cost/images_per_second": group["train_images_per_second"]["mean"],
         "cost/passes_per_image": group["passes_per_image"]["mean"],
         "seeds": len(group["seeds"]),
     }
     return {name: float(value) for name, value in metrics.items() if value is not None}
+
+
+def cost_metrics(cost: Mapping[str, Any], *, of: str = "cost") -> dict[str, float]:
+    """Return what something took as metrics, `cost/accelerator_seconds` and, where it is known, `cost/money`; what is None is left out.
+
+    cost: with accelerator_seconds, perhaps money, and perhaps what of both was estimated.
+    """
+    names = ("accelerator_seconds", "money", "estimated_accelerator_seconds", "estimated_money")
+    return {f"{of}/{name}": float(cost[name]) for name in names if cost.get(name) is not None}
+
+
+def sweep_cost_metrics(cost: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a sweep took in all, and each stage as `cost/<stage>/...`. cost: of the leaderboard."""
+    metrics = cost_metrics(cost["total"])
+    for stage in cost["stages"]:
+        metrics |= cost_metrics(stage, of=f"cost/{stage['name']}")
+    return metrics
 
 
 def history_points(record: Record) -> list[Point]:

@@ -5,6 +5,7 @@ import io
 import shlex
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ import pyarrow.parquet as pq
 import torch
 
 from sat_ray.attacks import pgd
+from sat_ray.budget import describe_search
 from sat_ray.checkpoint import load_model
 from sat_ray.config import SweepConfig, content_hash, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.shards import labels, read_rows
+from sat_ray.data.sources import dataset_source
 from sat_ray.plan import SEARCH, Dataset
 from sat_ray.randomness import Randomness
-from sat_ray.spending import cost_markdown, cost_sentence, cost_summary, row_cost, spent_by_stage
+from sat_ray.spending import cost_markdown, cost_summary, spent_by_stage, with_costs
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
 
@@ -65,10 +68,10 @@ def write_report(
         attack={"name": spec.name, "steps": spec.steps, "step_size": spec.step_size, "restarts": spec.restarts},
         verdicts={card.payload["checkpoint"]: card.payload["card"]["verdict"] for card in cards},
     )
-    train_images = data.manifest["splits"]["train"]
-    board["cost"] = cost_summary(config, records, train_images=train_images)
-    stages = spent_by_stage(config, records, train_images=train_images)
-    board["rows"] = [row | {"cost": row_cost(row, config, stages)} for row in board["rows"]]
+    stages = spent_by_stage(config, records, train_images=data.manifest["splits"]["train"])
+    board = with_costs(board, config, stages) | {"cost": cost_summary(config, stages, estimated=_estimated(config, data))}
+    if (searched := describe_search(config, records)) is not None:
+        board["search"] = searched
     champion = board["champion"]["row"]["checkpoint"]
     card = next(card.payload["card"] for card in cards if card.payload["checkpoint"] == champion)
     figures = _figures(config, records, data, board, evaluated, card)
@@ -82,7 +85,7 @@ def write_report(
         figures=figures,
         command=command_line(command),
         versions={package: importlib.metadata.version(package) for package in VERSIONS},
-        notes=[cost_sentence(board["cost"])],
+        notes=[],
         cards=[card.payload for card in cards],
         config=to_json(config),
         hashes=_hashes(config, data, models),
@@ -94,6 +97,18 @@ def write_report(
     records.storage.write("report.html", page.encode())
     records.storage.write_json("leaderboard.json", board)  # last: whoever finds it finds the rest
     return board
+
+
+def _estimated(config: SweepConfig, data: Dataset) -> dict[str, float]:
+    """Return the accelerator-seconds that --dry-run expects of each stage, for the images that there are; {} without a measured rate."""
+    from pipelines.cost import estimated_hours
+    from pipelines.dry_run import passes_of
+
+    counts = data.manifest["splits"]
+    source = replace(dataset_source(config.data.dataset), images=sum(counts.values()), test=counts["test"], val=counts["val"])
+    hours = estimated_hours(config, source, passes_of(config, source))
+    parts = {"search": ("search",), "train": ("training",), "evaluate": ("evaluation",), "card": ("cards", "queries of cards")}
+    return {stage: 3600 * sum(hours[name] for name in names) for stage, names in parts.items()} if hours else {}
 
 
 def _hashes(config: SweepConfig, data: Dataset, models: Sequence[Record]) -> dict[str, str]:

@@ -84,6 +84,7 @@ def as_json(found: Standing) -> dict[str, Any]:
         "driver": driver,
         "done": bool(found.report),
         "report": found.report,
+        "cut": found.cut,
     }
 
 
@@ -109,6 +110,8 @@ def describe(found: Standing, root: Storage, *, now: float) -> str:
         "left": _left(found),
         "next": _next(found, root),
     }
+    if found.cut:
+        facts["search"] = found.cut
     if found.under_way:
         facts["under way"] = f"{found.under_way} training(s) with a saved state, taken up where they stopped"
     others = sum(stage.other_environment for stage in found.stages)

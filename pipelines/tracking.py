@@ -5,10 +5,10 @@ sweep ─┬─ search ──────── one run per trial
 """
 
 from collections.abc import Mapping, Sequence
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
-from pipelines.measures import compared_params, group_metrics, history_points
+from pipelines.measures import compared_params, cost_metrics, group_metrics, history_points, sweep_cost_metrics
 from pipelines.reporting import command_line, read_outcomes
 from pipelines.stages import Sweep
 from sat_ray.card import PASS
@@ -16,6 +16,7 @@ from sat_ray.checkpoint import load_model
 from sat_ray.config import content_hash, flatten, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.plan import TRAIN, Dataset, dataset_uri, longest_trials
+from sat_ray.spending import row_cost, spent_by_stage, training_seconds
 from sat_ray.stages import Record
 from sat_ray.storage import json_bytes
 from sat_ray.threat import as_255ths
@@ -31,13 +32,24 @@ class Projection:
     def __init__(self, sweep: Sweep, tracker: Tracker) -> None:
         self.sweep, self.tracker = sweep, tracker
         self.records = sweep.records  # one for all updates: it reads every record once
-        params = flatten(to_json(sweep.config)) | {"sweep": sweep.name}
-        tags = {"sat_ray.kind": "sweep", "mlflow.source.name": "pipelines/sweep.py", "mlflow.source.type": "LOCAL"}
-        self.parent = tracker.run(f"sweep:{sweep.storage.uri}", name=sweep.name, tags=tags, params=params)
+        self.parent = self._parent({})
         tracker.artifact(self.parent, "config.json", json_bytes(to_json(sweep.config)))
         self.shown: dict[str, str] = {}
         self.with_model: dict[str, str] = {}
         self.data: Dataset | None = None
+
+    def _parent(self, tags: Mapping[str, str]) -> str:
+        """Make the sweep's run, or give it more tags: those of today's price and budget among them, which parameters cannot be."""
+        sweep, cost = self.sweep, self.sweep.config.cost
+        priced = f"{cost.price_per_accelerator_hour:g} {cost.currency} an accelerator-hour" if cost.price_per_accelerator_hour else "none"
+        own = {"sat_ray.kind": "sweep", "mlflow.source.name": "pipelines/sweep.py", "mlflow.source.type": "LOCAL", "sat_ray.price": priced}
+        own["sat_ray.search_budget"] = cost.amount(cost.budget_seconds() or 0.0) if cost.budget is not None else "none"
+        params = flatten(to_json(sweep.config)) | {"sweep": sweep.name}
+        return self.tracker.run(f"sweep:{sweep.storage.uri}", name=sweep.name, tags=own | dict(tags), params=params)
+
+    def _price(self) -> list[Any]:
+        cost = self.sweep.config.cost
+        return [cost.price_per_accelerator_hour, cost.currency] if cost.price_per_accelerator_hour else []
 
     def update(self) -> None:
         """Write what was committed since the last call."""
@@ -54,7 +66,10 @@ class Projection:
     def finish(self, models: list[Record], outcomes: dict[str, str]) -> dict[str, str]:
         """Write the evaluated models with their outcomes and weights; return the run id of each training record by key."""
         self.update()
-        return {record.key: self._evaluated(record, outcomes[record.payload["name"]]) for record in models}
+        stages = spent_by_stage(self.sweep.config, self.records, train_images=self._dataset().manifest["splits"]["train"])
+        paths = {record.key: outcomes[record.payload["name"]] for record in models}
+        costs = {key: row_cost({"outcomes": path}, self.sweep.config, stages) for key, path in paths.items()}
+        return {record.key: self._evaluated(record, paths[record.key], cost=costs[record.key]) for record in models}
 
     def close(self, board: Mapping[str, Any]) -> None:
         """Show the board on the runs of its configurations, attach the report to the sweep's run, and end them."""
@@ -63,16 +78,29 @@ class Projection:
         storage, tracker = self.sweep.storage, self.tracker
         for group in board["groups"]:
             self._compared(group, board)
-        self._close_search()
+        self._retire(board)
+        searched = board.get("search")
+        self._parent({} if searched is None else {"sat_ray.search": searched["sentence"]})
+        self._close_search(board)
         for path in ("leaderboard.json", "leaderboard.md", "report.html", *(f"figures/{name}" for name in storage.names("figures"))):
             tracker.artifact(self.parent, path, storage.read(path))
         picture = f"get-artifact?path=figures%2Fclean_against_robust.png&run_uuid={self.parent}"  # where MLflow serves a run's artifacts
         tracker.note(self.parent, sweep_note(board, command=command_line(self.sweep.command), figure=picture))
         best = board["champion"]["row"]
-        tracker.log(self.parent, [Point(f"champion/{name}", best[name], 0, 0.0) for name in ("robust_accuracy", "clean_accuracy")])
+        shown = {f"champion/{name}": best[name] for name in ("robust_accuracy", "clean_accuracy")} | sweep_cost_metrics(board["cost"])
+        content = content_hash([board["rows"], shown])
+        if not tracker.is_complete(self.parent, content=content):
+            tracker.log(self.parent, _now(shown))
         for split in ("train", "val", "test"):
             self._uses(self.parent, split)
-        tracker.complete(self.parent, content=content_hash(board["rows"]))
+        tracker.complete(self.parent, content=content)
+
+    def _retire(self, board: Mapping[str, Any]) -> None:
+        """Mark the configurations that were finalists before a larger budget found better ones."""
+        shown = {group["configuration"] for group in board["groups"]}
+        for one in dict.fromkeys(_configuration_of(record) for record in self.records.all(TRAIN)):
+            if one.name not in shown:
+                self._configuration(one, tags={"sat_ray.chosen_by_validation": "no", "sat_ray.against_relu": "not on the leaderboard"})
 
     def register(self, board: Mapping[str, Any], cards: Sequence[Record], *, override: str) -> str:
         """Show the cards on their runs; register the winner as `champion` of its sweep family if its card says PASS, or `override` why not.
@@ -122,13 +150,20 @@ class Projection:
         params = {"seed": payload["seed"]} | ({} if kind == "trial" else {"epochs": payload["until"]})  # a trial's grow from rung to rung
         parent = self._search() if kind == "trial" else self._configuration(configuration)
         run_id = self._child(key, kind, name, configuration, parent=parent, params=params, tags=tags)
-        if self.shown.get(key) != record.key and not self.tracker.is_complete(run_id, content=record.key):
-            self.tracker.log(run_id, history_points(record))
+        content = content_hash([record.key, self._price()]) if kind == "trial" else record.key
+        if self.shown.get(key) != record.key and not self.tracker.is_complete(run_id, content=content):
+            self.tracker.log(run_id, history_points(record) + (self._trial_cost(record) if kind == "trial" else []))
             for split in ("train", "val"):
                 self._uses(run_id, split)
-            self.tracker.complete(run_id, content=record.key)
+            self.tracker.complete(run_id, content=content)
         self.shown[key] = record.key
         return run_id
+
+    def _trial_cost(self, record: Record) -> list[Point]:
+        config = self.sweep.config
+        seconds = training_seconds(record, gpus=config.resources.gpus_per_trial)
+        cost = cost_metrics({"accelerator_seconds": seconds, "money": config.cost.money(seconds)})
+        return _now(cost, step=record.payload["until"])
 
     def _child(
         self,
@@ -156,14 +191,18 @@ class Projection:
         tags = {"sat_ray.kind": "search", "sat_ray.sweep": self.sweep.name}
         return self.tracker.run(f"search:{self.sweep.storage.uri}", name="search", parent=self.parent, tags=tags, params={})
 
-    def _close_search(self) -> None:
+    def _close_search(self, board: Mapping[str, Any]) -> None:
         trials = longest_trials(self.records)
-        run_id, content = self._search(), content_hash([record.key for record in trials])
+        took = next(stage for stage in board["cost"]["stages"] if stage["name"] == "search")
+        shown = {"trials": float(len(trials))} | cost_metrics(took)
+        run_id, content = self._search(), content_hash([[record.key for record in trials], shown, board.get("search")])
         if self.tracker.is_complete(run_id, content=content):
             return
         if self.sweep.storage.exists("figures/alpha_response.png"):
             self.tracker.artifact(run_id, "figures/alpha_response.png", self.sweep.storage.read("figures/alpha_response.png"))
-        self.tracker.log(run_id, [Point("trials", len(trials), 0, 0.0)])
+        if (searched := board.get("search")) is not None:
+            self.tracker.note(run_id, searched["sentence"])
+        self.tracker.log(run_id, _now(shown))
         self.tracker.complete(run_id, content=content)
 
     def _configuration(self, configuration: Configuration, *, tags: Mapping[str, str] | None = None) -> str:
@@ -189,7 +228,7 @@ class Projection:
             for one in self.records.all(TRAIN)
             if Configuration(**one.payload["configuration"]) == configuration
         }
-        self.tracker.log(run_id, [Point(name, value, 0, 0.0) for name, value in group_metrics(group).items()])
+        self.tracker.log(run_id, _now(group_metrics(group)))
         figure = seed_curves(
             configuration.name,
             {seed: payload["history"] for seed, payload in seeds.items()},
@@ -208,11 +247,16 @@ class Projection:
             digest = f"{self.data.hash[:8]}-{split}"
             self.tracker.dataset(run_id, name=self.data.manifest["dataset"], digest=digest, context=split, profile=profile)
 
-    def _evaluated(self, record: Record, path: str) -> str:
+    def _dataset(self) -> Dataset:
+        self.data = self.data or Dataset.open(dataset_uri(self.sweep.config, self.sweep.root))
+        assert self.data is not None
+        return self.data
+
+    def _evaluated(self, record: Record, path: str, *, cost: Mapping[str, Any]) -> str:
         from sat_ray.report.summary import summarise
 
         run_id = self._run(record, kind="finalist", name=_finalist_name(record))
-        content = content_hash([record.key, record.content, path])
+        content = content_hash([record.key, record.content, path, self._price()])
         if self.tracker.is_complete(run_id, content=content):
             return run_id
         summary = summarise(read_outcomes(self.sweep.records, path))
@@ -221,13 +265,11 @@ class Projection:
             "eval/robust_accuracy_low": summary.robust_accuracy_interval[0],
             "eval/robust_accuracy_high": summary.robust_accuracy_interval[1],
             "eval/clean_accuracy": summary.clean_accuracy,
-            "cost/accelerator_seconds": record.payload["accelerator_seconds"],
             "cost/passes_per_image": summary.passes_per_image,
         }
-        money = self.sweep.config.cost.money(record.payload["accelerator_seconds"] * (self.sweep.config.resources.gpus_per_worker or 1))
-        values |= {} if money is None else {"cost/money": money}
         step = record.payload["until"]
-        self.tracker.log(run_id, [Point(name, value, step, record.created) for name, value in values.items()])
+        points = [Point(name, value, step, record.created) for name, value in values.items()]
+        self.tracker.log(run_id, points + _now(cost_metrics(cost), step=step))
         self.tracker.artifact(run_id, "outcomes.parquet", self.sweep.storage.read(path))
         self.tracker.artifact(run_id, "config.json", json_bytes(record.inputs))
         self._uses(run_id, "test")
@@ -240,11 +282,20 @@ class Projection:
         if record.key in self.with_model:
             return run_id, self.with_model[record.key]
         model = load_model(record.payload["path"], expected_sha256=record.payload["sha256"])
-        data = Dataset.open(dataset_uri(self.sweep.config, self.sweep.root))
-        assert data is not None
-        self.with_model[record.key] = self.tracker.model(run_id, model, name=MODEL_NAME, input_shape=data.manifest["shape"])
+        shape = self._dataset().manifest["shape"]
+        self.with_model[record.key] = self.tracker.model(run_id, model, name=MODEL_NAME, input_shape=shape)
         return run_id, self.with_model[record.key]
 
 
+def _now(values: Mapping[str, float], *, step: int = 0) -> list[Point]:
+    """Return values that a later run of the sweep may replace: of two with the same step the tracker shows the later one."""
+    moment = time()
+    return [Point(name, value, step, moment) for name, value in values.items()]
+
+
 def _finalist_name(record: Record) -> str:
-    return f"{Configuration(**record.payload['configuration']).name} · seed {record.payload['seed']}"
+    return f"{_configuration_of(record).name} · seed {record.payload['seed']}"
+
+
+def _configuration_of(record: Record) -> Configuration:
+    return Configuration(**record.payload["configuration"])

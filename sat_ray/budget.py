@@ -1,9 +1,9 @@
 """The budget of a search, and what a search came to.
 
-Spent is what the committed trials took (`sat_ray.spending`). Once that reaches the budget no trial and no rung is started; what
-runs is brought to the end of its rung and counts, so the budget is exceeded by at most what runs at that moment. The configuration that
-starts first, relu where it is searched, is trained to its first rung whatever the budget. Only the search has a budget: what it found is
-trained, evaluated and judged in full.
+Spent is what the committed trials took (`sat_ray.spending`). Once that reaches the budget no trial and no rung is started; what runs is
+brought to the end of its rung and counts, so the budget is exceeded by at most what runs at that moment. The configuration that starts
+first, relu where it is searched, is trained whatever the budget: to the first rung of a grid, else to the end of its trial. Only the
+search has a budget: what it found is trained, evaluated and judged in full.
 """
 
 from dataclasses import asdict, dataclass
@@ -115,6 +115,7 @@ def describe_search(config: SweepConfig, records: Records) -> dict[str, Any] | N
         "done": found.done,
         "planned": found.planned,
         "unit": found.unit,
+        "finalists": len(found.finalists),
         "cut_by_budget": found.cut,
         "left_out": list(found.left_out),
         "budget_accelerator_seconds": limit,

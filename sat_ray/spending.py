@@ -7,12 +7,18 @@ Time that ended in no record (a killed attempt, start-up, an idle node) is not i
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sat_ray.config import CostSettings, SweepConfig
 from sat_ray.plan import CARD, EVALUATE, TRAIN, longest_trials
 from sat_ray.stages import Record, Records
+
+ESTIMATES = (
+    "Estimated: what --dry-run expects of the whole plan from resources.images_per_second, of evaluation and cards at most; validation "
+    "while training is not in it. Spent: committed work alone."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +72,39 @@ def total(name: str, parts: list[Spent]) -> Spent:
     return Spent(name=name, accelerator_seconds=math.fsum(part.accelerator_seconds for part in parts), passes=passes)
 
 
-def cost_summary(config: SweepConfig, records: Records, *, train_images: int) -> dict[str, Any]:
-    """Return what leaderboard.json says under `cost`: the price, every stage, their sum, and every trial of the search."""
-    stages = spent_by_stage(config, records, train_images=train_images)
+def cost_summary(config: SweepConfig, stages: Mapping[str, list[Spent]], *, estimated: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Return what leaderboard.json says under `cost`: the price, every stage, their sum, and every trial of the search.
+
+    stages: of `spent_by_stage`; estimated: accelerator-seconds expected of each stage, as far as that was known before.
+    """
+    before = dict(estimated or {})
     sums = [total(name, parts) for name, parts in stages.items()]
+    whole = math.fsum(before.values()) if stages.keys() <= before.keys() else None
     return {
         "price_per_accelerator_hour": config.cost.price_per_accelerator_hour,
         "currency": config.cost.currency,
-        "stages": [one.to_json(config.cost) for one in sums],
-        "total": total("total", sums).to_json(config.cost),
+        "stages": [one.to_json(config.cost) | _estimate(config.cost, before.get(one.name)) for one in sums],
+        "total": total("total", sums).to_json(config.cost) | _estimate(config.cost, whole),
         "trials": [one.to_json(config.cost) for one in stages["search"]],
     }
 
 
-def row_cost(row: dict[str, Any], config: SweepConfig, stages: dict[str, list[Spent]]) -> dict[str, Any]:
+def _estimate(cost: CostSettings, seconds: float | None) -> dict[str, Any]:
+    return {"estimated_accelerator_seconds": seconds, "estimated_money": None if seconds is None else cost.money(seconds)}
+
+
+def with_costs(board: Mapping[str, Any], config: SweepConfig, stages: Mapping[str, list[Spent]]) -> dict[str, Any]:
+    """Return a leaderboard whose rows, and groups of rows, say what they cost."""
+    rows = [row | {"cost": row_cost(row, config, stages)} for row in board["rows"]]
+    groups = []
+    for group in board["groups"]:
+        own = [row["cost"] for row in rows if row["configuration"] == group["configuration"]]
+        seconds = math.fsum(cost["accelerator_seconds"] for cost in own)
+        groups.append(group | {"cost": {"accelerator_seconds": seconds, "money": config.cost.money(seconds)}})
+    return dict(board) | {"rows": rows, "groups": groups}
+
+
+def row_cost(row: Mapping[str, Any], config: SweepConfig, stages: Mapping[str, list[Spent]]) -> dict[str, Any]:
     """Return what one row of the leaderboard cost, training and evaluation together. row: with the place of its `outcomes`."""
     name = row["outcomes"].rpartition("/")[2].removesuffix(".parquet")
     parts = [one for stage in ("train", "evaluate") for one in stages[stage] if one.name == name]
@@ -95,12 +120,18 @@ def cost_sentence(cost: dict[str, Any]) -> str:
 
 
 def cost_markdown(cost: dict[str, Any]) -> str:
-    """Draw the stages as a Markdown table."""
-    priced, currency = bool(cost["price_per_accelerator_hour"]), cost["currency"]
-    head = ["stage", "accelerator-seconds", "passes (million)", *([currency] if priced else [])]
+    """Draw the stages as a Markdown table, estimated beside spent."""
+    currency = cost["currency"]
+    money = [currency, f"{currency} estimated"] if cost["price_per_accelerator_hour"] else []
+    head = ["stage", "accelerator-seconds", "estimated", "passes (million)", *money]
     lines = ["| " + " | ".join(head) + " |", "| :-- |" + " --: |" * (len(head) - 1)]
     for one in (*cost["stages"], cost["total"]):
         passes = "not counted" if one["passes"] is None else f"{one['passes'] / 1e6:.2f}"
-        cells = [one["name"], f"{one['accelerator_seconds']:,.0f}", passes, *([f"{one['money']:,.2f}"] if priced else [])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n## What it took\n\n" + "\n".join(lines) + "\n"
+        seconds = [_number(one[name], ",.0f") for name in ("accelerator_seconds", "estimated_accelerator_seconds")]
+        amounts = [_number(one[name], ",.2f") for name in ("money", "estimated_money")] if money else []
+        lines.append("| " + " | ".join([one["name"], *seconds, passes, *amounts]) + " |")
+    return "\n## What it took\n\n" + "\n".join([*lines, "", ESTIMATES]) + "\n"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "no estimate" if value is None else format(value, form)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from sat_ray.budget import describe_search
 from sat_ray.card import PASS
 from sat_ray.config import SweepConfig, from_json
 from sat_ray.configuration import Configuration
@@ -59,7 +60,11 @@ class StageStanding:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """How far a sweep is. under_way: trainings with a saved state that are not committed; report: its path once all is done, else ""."""
+    """How far a sweep is.
+
+    under_way: trainings with a saved state that are not committed; cut: what is to say of a search that its budget ended, else ""; report:
+    its path once all is done, else "".
+    """
 
     name: str
     uri: str
@@ -69,6 +74,7 @@ class Standing:
     under_way: int
     driver: Holder | None
     report: str
+    cut: str = ""
 
     @property
     def last_commit(self) -> float | None:
@@ -105,7 +111,8 @@ def standing(root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 
         found = {stage: _read_all(Records(storage), stage, pool) for stage in STAGES}
         driver = held.result()
     dataset = Dataset.open(dataset_uri(config, root))
-    stages = _stages(config, found, dataset)
+    searched = describe_search(config, Records(storage))
+    stages = _stages(config, found, dataset, searched)
     finished = all(stage.complete for stage in stages) and all(storage.exists(path) for path in REPORT)
     return Standing(
         name=name,
@@ -116,6 +123,7 @@ def standing(root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 
         under_way=len(storage.names(f"{STATE}/progress")),
         driver=driver,
         report=storage.full(REPORT[-1]) if finished else "",
+        cut=str(searched["sentence"]) if searched is not None and searched["cut_by_budget"] else "",
     )
 
 
@@ -125,8 +133,10 @@ def _read_all(records: Records, stage: Stage, pool: ThreadPoolExecutor) -> list[
     return sorted((record for record in found if record is not None), key=lambda record: (record.created, record.key))
 
 
-def _stages(config: SweepConfig, found: dict[Stage, list[Record]], dataset: Dataset | None) -> tuple[StageStanding, ...]:
-    finalists = len(groups(config.search.configurations()))
+def _stages(
+    config: SweepConfig, found: dict[Stage, list[Record]], dataset: Dataset | None, searched: dict[str, Any] | None
+) -> tuple[StageStanding, ...]:
+    finalists = len(groups(config.search.configurations())) if searched is None else searched["finalists"]
     models = finalists * len(config.final.seeds)
     shards = None if dataset is None else -(-dataset.manifest["splits"]["test"] // config.evaluation.shard_size)
     planned = {SEARCH: planned_trials(config), TRAIN: models, EVALUATE: None if shards is None else models * shards}
@@ -135,7 +145,9 @@ def _stages(config: SweepConfig, found: dict[Stage, list[Record]], dataset: Data
     weights = {record.payload["sha256"] for record in counted[TRAIN]}
     counted[EVALUATE] = [record for record in counted[EVALUATE] if record.inputs["weights"] in weights]
     bounds = set()  # stages whose plan is the most they can need
-    if config.search.method != "grid" and not counted[TRAIN]:
+    if searched is not None:
+        planned[SEARCH] = _units(SEARCH, counted[SEARCH])
+    elif config.search.method != "grid" and not counted[TRAIN]:
         bounds.add(SEARCH)
     elif config.search.method != "grid":
         planned[SEARCH] = _units(SEARCH, counted[SEARCH])  # the search has ended, or nothing would train

@@ -1,6 +1,7 @@
 """MLflow for real, on SQLite and local folders, read back through MlflowClient."""
 
 import ast
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -28,6 +29,7 @@ from pipelines.stages import Sweep
 from pipelines.tracking import Projection
 from sat_ray.activations import ACTIVATIONS
 from sat_ray.attacks.base import require_inference_mode
+from sat_ray.config import CostSettings
 from sat_ray.configuration import Configuration
 from sat_ray.mlflow_tracker import MlflowTracker, fetch_model
 from sat_ray.model_source import kind_of, load_source
@@ -146,7 +148,7 @@ def commit_trials(records: Records, names: str) -> None:
     for name in names:
         history = [{"epoch": 0, "val/robust_accuracy": 0.5}]
         payload = {"configuration": Configuration(activation="elu", alpha=1.0).to_json(), "name": name, "seed": 0, "until": 1}
-        records.commit(SEARCH, name, inputs={}, payload=payload | {"history": history}, seconds=1.0)
+        records.commit(SEARCH, name, inputs={}, payload=payload | {"history": history, "accelerator_seconds": 20.0}, seconds=20.0)
 
 
 def test_following_a_growing_sweep_reads_each_record_once(
@@ -163,6 +165,21 @@ def test_following_a_growing_sweep_reads_each_record_once(
     assert len(projection.records.all(SEARCH)) == 4  # what is not there any more is not shown from memory
     names = [run.info.run_name for run in runs_of(client, experiment)]
     assert sorted(names) == [*["elu α=1"] * 5, "search", "toy"]
+
+
+def test_a_trial_shows_what_it_cost_at_the_price_of_today(
+    tracker: MlflowTracker, client: MlflowClient, experiment: str, uri: str, tmp_path: Path
+) -> None:
+    storage = Storage(str(tmp_path))
+    commit_trials(Records(storage), "a")
+    for price, money in ((0.0, None), (36.0, 0.2), (18.0, 0.1)):  # 20 seconds
+        config = dataclasses.replace(RECIPES["digits_smoke"](), cost=CostSettings(price_per_accelerator_hour=price, currency="EUR"))
+        again = MlflowTracker(uri, experiment=experiment, artifact_root=None)
+        Projection(Sweep(config, "toy", storage, storage, ()), again).update()
+        runs = {run.info.run_name: run.data for run in runs_of(client, experiment)}
+        assert runs["elu α=1"].metrics["cost/accelerator_seconds"] == 20.0
+        assert runs["elu α=1"].metrics.get("cost/money") == (None if money is None else pytest.approx(money))
+        assert runs["toy"].tags["sat_ray.price"] == (f"{price:g} EUR an accelerator-hour" if price else "none")
 
 
 def test_a_crash_right_after_creation_is_repaired(tracker: MlflowTracker, client: MlflowClient, uri: str, experiment: str) -> None:

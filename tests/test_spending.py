@@ -8,7 +8,7 @@ import pytest
 from pipelines.recipes import digits_smoke
 from sat_ray.config import CostSettings, SweepConfig, content_hash, from_json, to_json
 from sat_ray.plan import CARD, EVALUATE, SEARCH, TRAIN
-from sat_ray.spending import cost_markdown, cost_sentence, cost_summary, row_cost, spent_by_stage
+from sat_ray.spending import cost_markdown, cost_sentence, cost_summary, row_cost, search_seconds, spent_by_stage, with_costs
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 
@@ -33,7 +33,7 @@ def priced(**changes: float) -> SweepConfig:
 
 
 def test_a_sweep_costs_the_seconds_of_its_accelerators_times_their_price(records: Records) -> None:
-    cost = cost_summary(priced(), records, train_images=100)
+    cost = cost_summary(priced(), spent_by_stage(priced(), records, train_images=100))
     seconds = {one["name"]: one["accelerator_seconds"] for one in cost["stages"]}
     assert seconds == {"search": 30 * 0.5, "train": 60.0, "evaluate": 16 * 0.25, "card": 20 * 0.25}
     assert cost["total"]["accelerator_seconds"] == 84.0 and cost["total"]["money"] == pytest.approx(0.84)
@@ -51,8 +51,34 @@ def test_a_row_costs_its_training_and_its_evaluation(records: Records) -> None:
     assert found["accelerator_seconds"] == 64.0 and found["money"] == pytest.approx(0.64)
 
 
+def test_groups_cost_what_their_rows_cost(records: Records) -> None:
+    stages = spent_by_stage(priced(), records, train_images=100)
+    rows = [{"configuration": "relu", "outcomes": f"/x/outcomes/relu-s{seed}.parquet"} for seed in (0, 1)]  # of seed 1 nothing is committed
+    board = with_costs({"rows": rows, "groups": [{"configuration": "relu"}, {"configuration": "silu"}]}, priced(), stages)
+    assert [row["cost"]["accelerator_seconds"] for row in board["rows"]] == [64.0, 0.0]
+    assert board["groups"][0]["cost"] == {"accelerator_seconds": 64.0, "money": pytest.approx(0.64)}
+    assert board["groups"][1]["cost"]["accelerator_seconds"] == 0.0
+
+
+def test_what_was_estimated_stands_beside_what_was_spent(records: Records) -> None:
+    stages = spent_by_stage(priced(), records, train_images=100)
+    known = {"search": 20.0, "train": 50.0, "evaluate": 100.0, "card": 30.0}
+    cost = cost_summary(priced(), stages, estimated=known)
+    assert {one["name"]: one["estimated_accelerator_seconds"] for one in cost["stages"]} == known
+    assert cost["total"]["estimated_accelerator_seconds"] == 200.0 and cost["total"]["estimated_money"] == pytest.approx(2.0)
+    assert "| total | 84 | 200 | not counted | 0.84 | 2.00 |" in cost_markdown(cost)
+    partly = cost_summary(priced(), stages, estimated={"search": 20.0})
+    assert [one["estimated_money"] for one in partly["stages"]] == [pytest.approx(0.2), None, None, None]
+    assert partly["total"]["estimated_accelerator_seconds"] is None
+    assert "| card | 5 | no estimate | not counted | 0.05 | no estimate |" in cost_markdown(partly)
+
+
+def test_a_search_has_spent_what_its_longest_trials_took(records: Records) -> None:
+    assert search_seconds(records, gpus=0) == 30.0 and search_seconds(records, gpus=0.5) == 15.0
+
+
 def test_without_a_price_no_money_is_reported_and_without_gpus_workers_count(records: Records) -> None:
-    cost = cost_summary(digits_smoke(), records, train_images=100)
+    cost = cost_summary(digits_smoke(), spent_by_stage(digits_smoke(), records, train_images=100))
     assert cost["total"]["money"] is None and cost["total"]["accelerator_seconds"] == 30 + 60 + 16 + 20
     assert "USD" not in cost_markdown(cost)
 

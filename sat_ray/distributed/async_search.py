@@ -78,7 +78,7 @@ def _trial(
     *,
     exempt: Configuration,
 ) -> Any:
-    """Return the function of a trial. exempt: the configuration whose first rung is trained whatever the budget."""
+    """Return the function of a trial. exempt: the configuration that is trained whatever the budget."""
     storage, threads, budget = records.storage.uri, config.resources.cpus_per_trial, Budget.of(config)
 
     def trial(space: dict[str, Any]) -> None:
@@ -89,8 +89,7 @@ def _trial(
         for rung in config.search.rungs:
             if stopped is not None and rung > stopped.payload["until"]:
                 return
-            committed, spared = own.find(job.stage, job.at(rung).key), one == exempt and before is None
-            if committed is None and not spared and budget.is_spent(own):
+            if one != exempt and own.find(job.stage, job.at(rung).key) is None and budget.is_spent(own):
                 report_cut(before)
                 return
             with training_shown(own, trial=True) as after_epoch:

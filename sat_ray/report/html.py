@@ -15,7 +15,9 @@ from sat_ray.report.tables import NOTES, table1_rows
 from sat_ray.report.text import (
     ABSENT,
     attack_text,
+    cut_text,
     interval,
+    money_text,
     pixels,
     points,
     seconds,
@@ -24,6 +26,7 @@ from sat_ray.report.text import (
     spread,
     threat_text,
 )
+from sat_ray.spending import ESTIMATES
 from sat_ray.tracking_uri import LOCAL_PAGES
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -62,10 +65,14 @@ def render(
     weights; pages: address of the tracker's pages, "" for no links.
     Everything is escaped. Raises ValueError for a figure that is no PNG.
     """
-    shown = _figures(figures)
+    shown, costs = _figures(figures), board.get("cost")
     template = _environment().get_template("report.html.j2")
     return template.render(
         board=board,
+        cut=cut_text(board),
+        costs=costs,
+        priced=bool(costs and costs["price_per_accelerator_hour"]),
+        estimates=ESTIMATES,
         table1=table1_rows(board),
         scale=_scale(board),
         total_seconds=sum(group["accelerator_seconds"] for group in board["groups"]),
@@ -98,6 +105,7 @@ def _environment() -> Environment:
         "interval": interval,
         "pixels": pixels,
         "seconds": seconds,
+        "money": money_text,
         "setting": setting_text,
         "threat": threat_text,
         "attack": attack_text,

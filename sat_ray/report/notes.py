@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sat_ray.report.text import interval, points, seconds, seeds_text, setting_text, spread, verdict_text
+from sat_ray.report.text import cut_text, interval, points, seconds, seeds_text, setting_text, spread, verdict_text
 
 LONGEST_TABLE = 40  # configurations: about 90 characters each
 
@@ -24,6 +24,7 @@ def sweep_note(board: Mapping[str, Any], *, command: str, figure: str = "") -> s
     parts = [
         f"### {_cell(headline['sentence'])}",
         f"{_cell(headline['detail'])}",
+        f"**{_cell(cut_text(board))}**" if cut_text(board) else "",
         f"{_cell(setting_text(board))} · {seeds_text(board)}",
         _table(
             ("", "configuration", "robust (%)", "clean (%)", "against relu", "training"), [_cells(group, board=board) for group in shown]

@@ -8,7 +8,19 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from sat_ray.report.text import ABSENT, MINUS, interval, points, seconds, seeds_text, setting_text, spread, verdict_text
+from sat_ray.report.text import (
+    ABSENT,
+    MINUS,
+    cut_text,
+    interval,
+    money_text,
+    points,
+    seconds,
+    seeds_text,
+    setting_text,
+    spread,
+    verdict_text,
+)
 
 # (attacker's backward, optimizer's backward, activation, attacker_activation): the five rows of the paper's Table 1.
 TABLE1_ROWS = (
@@ -51,6 +63,7 @@ def to_markdown(board: Mapping[str, Any]) -> str:
         f"# {_cell(board['sweep'])}",
         f"**{_cell(headline['sentence'])}.** {_cell(headline['detail'])}",
         f"{_cell(setting_text(board))} · {seeds_text(board)} · {card_text(board)}",
+        *([f"**{_cell(cut_text(board))}**"] if cut_text(board) else []),
         "## Configurations",
         _markdown_table(
             ["", "configuration", "robust", "clean", "robust on validation", "against relu", "seeds", "accelerator time"],
@@ -65,11 +78,7 @@ def to_markdown(board: Mapping[str, Any]) -> str:
             numeric=(2, 3),
         ),
         "## Rows",
-        _markdown_table(
-            ["configuration", "seed", "robust", "95 % interval", "clean", "robust on validation", "MLflow run"],
-            [_row_cells(row) for row in board["rows"]],
-            numeric=range(1, 6),
-        ),
+        _rows(board),
         "\n".join(f"- {note}" for note in NOTES),
     ]
     return "\n\n".join(parts) + "\n"
@@ -101,7 +110,8 @@ def _difference_cells(group: Mapping[str, Any]) -> list[str]:
 def to_terminal(board: Mapping[str, Any]) -> Table:
     """Return one line per configuration as a rich table; names are shown literally, markup in them included."""
     table = Table(title=Text(board["sweep"]), title_justify="left")
-    table.caption = Text(f"{setting_text(board)} · {seeds_text(board)}\n★ by validation, {card_text(board)}")
+    caption = [f"{setting_text(board)} · {seeds_text(board)}", f"★ by validation, {card_text(board)}", cut_text(board)]
+    table.caption = Text("\n".join(filter(None, caption)))
     table.add_column("", width=1)
     table.add_column("configuration", overflow="fold")
     for name in ("robust", "clean", "validation"):
@@ -140,7 +150,12 @@ def _table1_cells(row: Mapping[str, Any]) -> list[str]:
     return [row["attacker_backward"], row["optimizer_backward"], *figures]
 
 
-def _row_cells(row: Mapping[str, Any]) -> list[str]:
+def _rows(board: Mapping[str, Any]) -> str:
+    header = ["configuration", "seed", "robust", "95 % interval", "clean", "robust on validation", *_cost_header(board), "MLflow run"]
+    return _markdown_table(header, [_row_cells(row, board=board) for row in board["rows"]], numeric=range(1, len(header) - 1))
+
+
+def _row_cells(row: Mapping[str, Any], *, board: Mapping[str, Any]) -> list[str]:
     return [
         row["configuration"],
         str(row["seed"]),
@@ -148,8 +163,20 @@ def _row_cells(row: Mapping[str, Any]) -> list[str]:
         interval(row["robust_accuracy_interval"]),
         points(row["clean_accuracy"]),
         points(row["val_robust_accuracy"]),
+        *_cost_cells(row, board=board),
         row["mlflow_run_id"] or ABSENT,
     ]
+
+
+def _cost_header(board: Mapping[str, Any]) -> list[str]:
+    """Name the columns of what a row cost: accelerator-seconds of training and evaluation, and money where there is a price."""
+    cost = board.get("cost")
+    return [] if cost is None else ["accelerator-seconds", *([cost["currency"]] if cost["price_per_accelerator_hour"] else [])]
+
+
+def _cost_cells(row: Mapping[str, Any], *, board: Mapping[str, Any]) -> list[str]:
+    cells = [f"{row['cost']['accelerator_seconds']:,.0f}", money_text(row["cost"]["money"])] if "cost" in board else []
+    return cells[: len(_cost_header(board))]
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int]) -> str:

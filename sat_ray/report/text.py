@@ -71,6 +71,19 @@ def seconds(value: float) -> str:
     return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
+def money_text(value: float | None) -> str:
+    """Spell an amount of money, `5.31`; small ones with two digits that say something, `0.0042`."""
+    if value is None:
+        return ABSENT
+    return f"{value:,.2f}" if round(value, 2) >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def cut_text(board: Mapping[str, Any]) -> str:
+    """Say that the budget cut the search that a board rests on; "" where it did not, or where that is not known."""
+    searched = board.get("search") or {}
+    return str(searched["sentence"]) if searched.get("cut_by_budget") else ""
+
+
 def verdict_text(group: Mapping[str, Any]) -> str:
     """Spell the verdict on a group; an interval that does not survive the correction for many comparisons says so."""
     verdict = str(group["verdict"])

@@ -1,0 +1,104 @@
+"""What the report says of money, of estimates, and of a search that its budget cut: on a board whose figures are known."""
+
+import dataclasses
+import re
+from html import unescape
+from typing import Any
+
+import pytest
+from rich.console import Console
+from test_report import PNG, board_of, seeds_of
+
+from pipelines.recipes import digits_smoke
+from sat_ray.config import CostSettings
+from sat_ray.report.html import render
+from sat_ray.report.leaderboard import to_markdown, to_terminal
+from sat_ray.report.notes import sweep_note
+from sat_ray.report.text import money_text
+from sat_ray.spending import Spent, cost_summary, with_costs
+
+CUT = "The search was cut by its budget of 2.00 EUR at 3 of 9 trainings (2.10 EUR spent); never tried: gelu <b>."
+
+
+def costly(*, price: float = 3.6, estimated: dict[str, float] | None = None) -> dict[str, Any]:
+    """Return a board of two configurations with three seeds each: a row takes 1,000 s of training and 200 s of evaluation."""
+    config = dataclasses.replace(digits_smoke(), cost=CostSettings(price_per_accelerator_hour=price, currency="EUR"))
+    board = board_of([*seeds_of("relu", [400, 405, 398]), *seeds_of("silu", [410, 404, 400])])
+    board["rows"] = [row | {"outcomes": f"o/{row['activation']}-s{row['seed']}.parquet"} for row in board["rows"]]
+    names = [f"{activation}-s{seed}" for activation in ("relu", "silu") for seed in range(3)]
+    stages = {
+        "search": [Spent(name="relu-s0", accelerator_seconds=500.0, passes=2_000_000)],
+        "train": [Spent(name=name, accelerator_seconds=1000.0, passes=1) for name in names],
+        "evaluate": [Spent(name=name, accelerator_seconds=200.0, passes=1) for name in names],
+        "card": [Spent(name="relu-s0", accelerator_seconds=100.0)],
+    }
+    return with_costs(board, config, stages) | {"cost": cost_summary(config, stages, estimated=estimated)}
+
+
+def page(board: dict[str, Any]) -> str:
+    return render(board, figures={"table1": PNG + bytes(16)}, command="c", versions={}, notes=[], config={})
+
+
+def table(text: str, section: str) -> list[list[str]]:
+    """Return the cells of the first table of a section of the page, headings first."""
+    part = text[text.index(f'<section id="{section}">') :]
+    rows = re.findall(r"<tr.*?</tr>", part[: part.index("</table>")], flags=re.DOTALL)
+    cells = [re.findall(r"<t[hd][ >].*?</t[hd]>", row, flags=re.DOTALL) for row in rows]
+    return [[unescape(re.sub(r"<[^>]*>", "", cell)).strip() for cell in row] for row in cells]
+
+
+def test_rows_and_configurations_show_accelerator_time_and_money() -> None:
+    text = page(costly())
+    head, *body = table(text, "leaderboard")
+    assert head[-2:] == ["accelerator time", "EUR"]
+    assert {tuple(row[-2:]) for row in body} == {("60.0 min", "3.60")}  # 3 x 1,200 s at 3.60 an hour
+    head, *body = table(text, "rows")
+    assert {row[head.index("EUR")] for row in body} == {"1.20"} and len(body) == 6
+    assert {row[head.index("accelerator time")] for row in body} == {"20.0 min"}
+
+
+def test_stages_are_shown_estimated_beside_spent() -> None:
+    expected = {"search": 1000.0, "train": 5000.0, "evaluate": 4000.0, "card": 0.0}
+    head, *body = table(page(costly(estimated=expected)), "took")
+    assert head == ["stage", "accelerator-seconds", "estimated", "of the estimate", "passes (million)", "EUR", "EUR estimated"]
+    assert body[0] == ["search", "500", "1,000", "50 %", "2.00", "0.50", "1.00"]
+    assert body[3] == ["card", "100", "0", "–", "not counted", "0.10", "0.00"]
+    assert body[4] == ["total", "7,800", "10,000", "78 %", "not counted", "7.80", "10.00"]
+    _, *unknown = table(page(costly()), "took")
+    assert {row[2] for row in unknown} == {"no estimate"} and {row[6] for row in unknown} == {"–"}
+
+
+def test_without_a_price_no_money_is_mentioned() -> None:
+    board = costly(price=0.0)
+    assert "EUR" not in page(board) and "EUR" not in to_markdown(board)
+    assert table(page(board), "took")[0][-1] == "passes (million)"
+    assert "accelerator-seconds" in to_markdown(board)
+
+
+def test_a_board_that_knows_no_costs_is_shown_as_before() -> None:
+    text = page(board_of(seeds_of("relu", [400, 405, 398])))
+    assert table(text, "leaderboard")[0][-1] == "cost" and 'id="took"' not in text and 'class="cut"' not in text
+
+
+def test_markdown_rows_say_what_they_cost() -> None:
+    (line,) = [line for line in to_markdown(costly()).splitlines() if line.startswith("| silu | 1 |")]
+    assert [cell.strip() for cell in line.split("|")][7:9] == ["1,200", "1.20"]
+
+
+def test_a_search_cut_by_its_budget_is_said_wherever_the_board_is_shown() -> None:
+    board = costly() | {"search": {"cut_by_budget": True, "sentence": CUT}}
+    text = page(board)
+    assert f'<p class="cut">{CUT.replace("<", "&lt;").replace(">", "&gt;")}</p>' in text
+    assert text.index('class="cut"') < text.index('id="leaderboard"')
+    escaped = CUT.replace("<", "&lt;")
+    assert f"**{escaped}**" in to_markdown(board) and escaped in sweep_note(board, command="c")
+    console = Console(width=140, record=True)
+    console.print(to_terminal(board))
+    assert "cut by its budget of 2.00 EUR at 3 of 9 trainings" in console.export_text().replace("\n", " ")
+    whole = costly() | {"search": {"cut_by_budget": False, "sentence": "The search ran to its end."}}
+    assert "cut by" not in page(whole) and "cut by" not in to_markdown(whole)
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "–"), (0.0, "0.00"), (1234.5, "1,234.50"), (0.1, "0.10"), (0.00421, "0.0042")])
+def test_small_amounts_keep_two_digits_that_say_something(value: float | None, text: str) -> None:
+    assert money_text(value) == text
