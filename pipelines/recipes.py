@@ -45,7 +45,7 @@ def study() -> SweepConfig:
     """Train every activation, at one alpha each, with ten seeds on digits: enough for a claim, cheap attacks, half an hour on 2 cores.
 
     Nothing is searched, so no alpha is picked for its luck. 15 epochs, because the smooth activations need more than the 10 of `digits`;
-    robust accuracy is that of PGD-40, so compare rows of this board with each other, not with those of `digits`.
+    robust accuracy is that of PGD-100, so compare rows of this board with each other, not with those of `digits`.
     """
     return SweepConfig(
         recipe="study",
@@ -55,7 +55,7 @@ def study() -> SweepConfig:
         training=TrainingSettings(epochs=15, global_batch_size=64, batchnorm_group_size=32, learning_rate=0.2, validate_every=15),
         search=SearchSettings(activations=STUDIED, pairs=(), rungs=(1,)),
         final=FinalSettings(seeds=tuple(range(10))),
-        evaluation=EvaluationSettings(steps=40, step_size=8 / 255, lanes=96, shard_size=900),
+        evaluation=EvaluationSettings(steps=100, step_size=4 / 255, lanes=96, shard_size=900),
         card=CardSettings(restarts=3, cascade_steps=20, cascade_queries=500, candidates=1),
     )
 
