@@ -6,6 +6,7 @@ from sat_ray.data.sources import dataset_source
 from sat_ray.models import ModelSpec, check_own_model
 from sat_ray.plan import Dataset, dataset_uri
 from sat_ray.reference import is_reference
+from sat_ray.resizing import check_resizing, image_shape
 from sat_ray.storage import Storage
 
 
@@ -33,6 +34,7 @@ def check_own_parts(config: SweepConfig, root: Storage) -> None:
 
 def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> None:
     """Raise ValueError where the network of the user's own cannot take images of this shape, or cannot be trained. shape: (C, H, W)."""
+    check_resizing(config.training, shape)
     if not is_reference(config.model.name):
         return
     half = (0.5,) * shape[0]
@@ -45,4 +47,5 @@ def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> 
         mean=half,
         std=half,
     )
-    check_own_model(spec, shape)
+    sizes = (image_shape(one, epoch, shape) for one in (config.training, config.trial_training()) for epoch in range(one.epochs))
+    check_own_model(spec, shape, tuple(size for size in dict.fromkeys(sizes) if size != shape))

@@ -4,21 +4,25 @@
     2 F      with the gradient at the image: a step of an attack
     3 F      with the gradient at the weights too: an update
     hours    from one measured rate of training, resources.images_per_second, in proportion to these operations
+    smaller  images of the first epochs (training.resize_start) cost what a forward pass of their size costs
 
 Not counted: validation while training, optimizer, decoding, communication, waiting for nodes.
 """
 
+import functools
+from collections import Counter
 from collections.abc import Mapping
 from math import prod
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sat_ray.config import SweepConfig
+from sat_ray.config import ModelSettings, SweepConfig
 from sat_ray.data.source import Source
 from sat_ray.models import ModelSpec, model_from_spec
 from sat_ray.plan import groups, planned_trials
 from sat_ray.reference import is_reference
+from sat_ray.resizing import image_shape
 from sat_ray.training_settings import TrainingSettings
 
 JPEG_SHARE = 0.1  # of the raw pixels, roughly, at the quality in which images are stored
@@ -27,37 +31,43 @@ UNMEASURED = "not known; give --resources.images-per-second N: measured training
 
 def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> dict[str, str]:
     """Return what is shown. passes: see `dry_run.passes_of`; what cannot be known without the images, or without own code, is left out."""
-    shape = image_shape(config, source)
+    shape = config.data.shape()
     if shape is None or is_reference(config.model.name):
         return {"estimated accelerator-hours": UNMEASURED} if not config.resources.images_per_second else {}
     forward, parameters = forward_operations(config, shape, classes=source.classes)
-    done = {name: forward * count for name, count in forwards(config, passes).items()}
+    shares = _shares(config, shape, classes=source.classes)
+    done = {name: forward * count * shares.get(name, 1) for name, count in forwards(config, passes).items()}
     return {
         "one forward pass": f"{forward / 1e9:.3g} GFLOP an image of {shape[2]} x {shape[1]}, {parameters / 1e6:.3g} million parameters",
+        **_sizes(config, shape, shares["training"]),
         **{f"estimated operations, {name}": f"{count:.2g} FLOP" for name, count in done.items()},
         **_spent(config, hours_of(config, done, forward)),
         "estimated storage": _storage(config, source, shape, parameters),
     }
 
 
-def image_shape(config: SweepConfig, source: Source) -> tuple[int, int, int] | None:
-    """Return (C, H, W) of the images as they will be stored, None where that is known only after a look."""
-    size = config.data.image_size
-    return (3, size, size) if size else source.shape
-
-
 def estimated_hours(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> dict[str, float]:
     """Return the accelerator-hours of every part of a sweep; {} where `costs` shows none. passes: see `dry_run.passes_of`."""
-    shape = image_shape(config, source)
+    shape = config.data.shape()
     if shape is None or is_reference(config.model.name) or not config.resources.images_per_second:
         return {}
     forward, _ = forward_operations(config, shape, classes=source.classes)
-    return hours_of(config, {name: forward * count for name, count in forwards(config, passes).items()}, forward)
+    shares = _shares(config, shape, classes=source.classes)
+    return hours_of(config, {name: forward * count * shares.get(name, 1) for name, count in forwards(config, passes).items()}, forward)
+
+
+def _shares(config: SweepConfig, shape: tuple[int, int, int], *, classes: int) -> dict[str, float]:
+    plans = {"search": config.trial_training(), "training": config.training}
+    return {name: share_of_whole_images(config, training, shape, classes=classes) for name, training in plans.items()}
 
 
 def forward_operations(config: SweepConfig, shape: tuple[int, int, int], *, classes: int) -> tuple[int, int]:
     """Return the floating-point operations of one forward pass of one image, a multiplication and an addition being two, and parameters."""
-    model = config.model
+    return _operations(config.model, shape, classes)
+
+
+@functools.cache
+def _operations(model: ModelSettings, shape: tuple[int, int, int], classes: int) -> tuple[int, int]:
     spec = ModelSpec(
         name=model.name, num_classes=classes or 10, in_channels=shape[0], stem=model.stem, width=model.width, mean=(0.5,) * shape[0],
         std=(0.5,) * shape[0],
@@ -67,6 +77,25 @@ def forward_operations(config: SweepConfig, shape: tuple[int, int, int], *, clas
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(image)
     return counter.get_total_flops(), sum(parameter.numel() for parameter in net.parameters())
+
+
+def share_of_whole_images(config: SweepConfig, training: TrainingSettings, shape: tuple[int, int, int], *, classes: int) -> float:
+    """Return the operations of a training over those that it would take if all its images were whole, in (0, 1]. shape: of whole ones."""
+    if not training.resize_start:
+        return 1.0
+    epochs = Counter(image_shape(training, epoch, shape) for epoch in range(training.epochs))
+    operations = {size: forward_operations(config, size, classes=classes)[0] for size in {*epochs, shape}}
+    return sum(operations[size] * count for size, count in epochs.items()) / (operations[shape] * training.epochs)
+
+
+def _sizes(config: SweepConfig, shape: tuple[int, int, int], share: float) -> dict[str, str]:
+    if not config.training.resize_start:
+        return {}
+    first: dict[tuple[int, int, int], int] = {}
+    for epoch in range(config.training.epochs):
+        first.setdefault(image_shape(config.training, epoch, shape), epoch)
+    sizes = ", ".join(f"{width} x {height} from epoch {epoch + 1}" for (_, height, width), epoch in first.items())
+    return {"sizes of training images": f"{sizes}: {100 * share:.0f} % of the operations that whole images would take"}
 
 
 def forwards_per_image(training: TrainingSettings) -> int:

@@ -17,6 +17,7 @@ from sat_ray.data.loading import Loading
 from sat_ray.data.sources import dataset_source
 from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
 from sat_ray.names import check_name
+from sat_ray.resizing import check_resizing
 from sat_ray.storage import json_bytes
 from sat_ray.threat import ThreatModel
 from sat_ray.training_settings import TrainingSettings, check_even
@@ -68,6 +69,10 @@ class DataSettings:
     def storing(self) -> Storing:
         """Return how images that come in files are stored."""
         return Storing(image_size=self.image_size, encoding=self.encoding)
+
+    def shape(self) -> tuple[int, int, int] | None:
+        """Return (C, H, W) of the images as they will be stored, None where that is known only after a look."""
+        return (3, self.image_size, self.image_size) if self.image_size else dataset_source(self.dataset).shape
 
     def identity(self) -> dict[str, Any]:
         """Return what says which images these are, as JSON: where a known dataset lies does not matter, an image folder is its path."""
@@ -189,7 +194,8 @@ class ResourceSettings:
     gpus_per_evaluation: float = 0
     """GPUs of each evaluation task; fractions share one."""
     images_per_second: float = 0.0
-    """Training images per second of one accelerator, attack included, as measured: for the hours of --dry-run; 0 where not known."""
+    """Training images per second of one accelerator, attack included, as measured on images as stored: for the hours of --dry-run; 0 where
+    not known."""
     accelerator: str = ""
     """Model of the GPUs as it should appear in the records, for example H200; empty on CPUs."""
 
@@ -268,6 +274,8 @@ class SweepConfig:
         self.training.validation_attack(self.threat_model)
         self.evaluation_attacks()
         check_even(self.training, world_size=self.resources.train_workers)
+        if (shape := self.data.shape()) is not None:
+            check_resizing(self.training, shape)
 
     def evaluation_attacks(self) -> list[AttackSpec]:
         """Return the attacks of the evaluate stage, before views are chosen."""

@@ -8,17 +8,20 @@ perturbation of the batch before.
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sat_ray.activations import Activation, activation_info
 from sat_ray.attacks import PGD
 from sat_ray.augmentation import augment
+from sat_ray.compilation import compiled, require_agreement
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.learner import Crafted
-from sat_ray.objectives import Objective
+from sat_ray.losses import cross_entropy
+from sat_ray.objectives import Forward, Objective
 from sat_ray.precision import autocast
 from sat_ray.randomness import Randomness
+from sat_ray.resizing import image_side, resize
 from sat_ray.schedules import FLOOR, alpha_factor, epsilon_factor
 from sat_ray.sentinel import milder
 from sat_ray.threat import ThreatModel
@@ -33,6 +36,8 @@ class Crafter:
         self, attacker: nn.Module, objective: Objective, settings: TrainingSettings, threat_model: ThreatModel, *, seed: int
     ) -> None:
         self.attacker, self.objective, self.settings, self.seed = attacker, objective, settings, seed
+        self.forward: Forward = compiled(attacker) if settings.compile else attacker
+        self.checked = not settings.compile or settings.attack_replays > 0  # Free has no pass through the view
         self.full_attack = settings.attack(threat_model)
 
     def attack_at(self, progress: float, *, collapses: int) -> PGD:
@@ -45,18 +50,35 @@ class Crafter:
         return replace(attack, threat_model=ThreatModel(ball.norm, ball.epsilon * factor), step_size=attack.step_size * factor)
 
     def craft(self, attack: PGD, batch: Split, totals: Totals, *, layout: torch.memory_format, epoch: int) -> Crafted:
-        """Return the x, x_adv and y of a batch on the attacker's device."""
+        """Return the x, x_adv and y of a batch on the attacker's device, in this epoch's size."""
         device = next(self.attacker.parameters()).device
         images, y, ids = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels, batch.image_ids))
         rng = Randomness(self.seed, ids)
-        x = to_pixels(augment(images, rng, name=self.settings.augmentation, epoch=epoch)).contiguous(memory_format=layout)
+        whole = to_pixels(augment(images, rng, name=self.settings.augmentation, epoch=epoch))
+        x = resize(whole, image_side(self.settings, epoch, full=min(whole.shape[-2:]))).contiguous(memory_format=layout)
         if self.settings.attack_replays:
             x_adv = attack.start(x, y, rng, step=epoch).x_adv.requires_grad_()
         else:
             with autocast(self.settings.precision, device):
-                x_adv = self.objective.craft(attack, self.attacker, x, y, rng, step=epoch)
+                self._check_compiled(x, y)
+                x_adv = self.objective.craft(attack, self.forward, x, y, rng, step=epoch)
         totals.watch(x_adv, x, attack.threat_model)
         return x, x_adv, y
+
+    def _check_compiled(self, x: Tensor, y: Tensor) -> None:
+        """Compare, once, the compiled view's logits and gradients at the images with the plain one's."""
+        if not self.checked:
+            self.checked = True
+            ours, theirs = (logits_and_gradient(forward, x, y) for forward in (self.forward, self.attacker))
+            require_agreement(ours, theirs, what="attacker's view", precision=self.settings.precision)
+
+
+def logits_and_gradient(forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits (N, K) float32, and the gradient of the summed cross-entropy at the images, of the shape of x."""
+    point = x.clone().requires_grad_()
+    logits = forward(point)
+    (gradient,) = torch.autograd.grad(cross_entropy(logits, y).sum(), point)
+    return logits.detach().float(), gradient
 
 
 def follow(attack: PGD, crafted: Crafted, totals: Totals) -> Crafted:

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -204,7 +204,7 @@ def update(trained: Trained, image: Split, batch: Split, crafted: Point) -> Upda
         model,
         batch,
         batch.take(slice(0, 2)),
-        settings=job.training,
+        settings=replace(job.training, compile=False),  # not for one update
         threat_model=job.threat_model,
         attacker_activation=own,
         attacker_alpha=None if own is None else trained.configuration.attacker_alpha,

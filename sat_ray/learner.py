@@ -1,14 +1,15 @@
 """The outer minimization: one model in one process, with its optimizer, its average, and one update from crafted images."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sat_ray.averaging import WeightAverage
-from sat_ray.objectives import Objective
+from sat_ray.compilation import compiled, require_agreement
+from sat_ray.objectives import Forward, Objective
 from sat_ray.optimizers import make_optimizer, momentum_of, restore_momentum, set_learning_rate
 from sat_ray.precision import autocast
 from sat_ray.running_statistics import RunningStatistics
@@ -32,6 +33,9 @@ class Learner:
         self.share = groups / world.size  # DDP takes the mean over processes, whose groups may be one more or less
         self.statistics = RunningStatistics(model, groups=groups, world=world)
         self.ddp = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else None
+        self.plain: nn.Module = model if self.ddp is None else self.ddp
+        self.forward: Forward = compiled(self.plain) if settings.compile else self.plain
+        self.checked = not settings.compile
 
     @property
     def result(self) -> nn.Module:
@@ -42,12 +46,12 @@ class Learner:
         """Take one step from the mean gradient over all groups of all processes. step: for the totals; number: updates before this one."""
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
-        forward = self.model if self.ddp is None else self.ddp
+        self._check_compiled(crafted[0])
         for index, (x, x_adv, y) in enumerate(crafted):
-            quiet = self.ddp.no_sync() if self.ddp is not None and index + 1 < len(crafted) else nullcontext()
+            quiet = self._alone() if index + 1 < len(crafted) else nullcontext()
             with quiet, self.statistics.group(index):
                 with autocast(self.settings.precision, self.device):
-                    losses, logits = self.objective.losses(forward, x, x_adv, y)
+                    losses, logits = self.objective.losses(self.forward, x, x_adv, y)
                 torch.mean(losses / self.share).backward()  # type: ignore[no-untyped-call]
             totals.add(losses, logits, y, step=step)
         self.statistics.average()
@@ -56,6 +60,25 @@ class Learner:
         self.optimizer.step()
         if self.average is not None:
             self.average.update(number)
+
+    def _check_compiled(self, crafted: Crafted) -> None:
+        """Compare, once, the compiled model's logits and gradients at the weights with the plain one's; buffers are put back."""
+        if self.checked:
+            return
+        self.checked, found = True, []
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        for forward in (self.forward, self.plain):
+            with self._alone(), autocast(self.settings.precision, self.device):
+                losses, logits = self.objective.losses(forward, *crafted)
+            gradients = torch.autograd.grad(losses.sum(), list(self.model.parameters()))
+            found.append((logits.detach().float(), torch.cat([gradient.flatten().float() for gradient in gradients])))
+            for buffer, value in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(value)
+        require_agreement(*found, what="model", precision=self.settings.precision)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Return the context in which processes do not wait for each other's gradients."""
+        return nullcontext() if self.ddp is None else self.ddp.no_sync()
 
     def finite(self) -> bool:
         """Say whether every weight and running statistic is a finite number."""

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sat_ray.attacks import PGD
 from sat_ray.losses import cross_entropy
@@ -26,7 +26,7 @@ Forward = Callable[[Tensor], Tensor]
 class Objective(Protocol):
     """The two halves of a training step; x, x_adv: (N, C, H, W) float32 in [0, 1]; y: (N,) int64."""
 
-    def craft(self, attack: PGD, attacker: nn.Module, x: Tensor, y: Tensor, rng: Randomness, *, step: int) -> Tensor:
+    def craft(self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int) -> Tensor:
         """Return x_adv, the last iterate of the inner maximization; step: counter of the noise."""
         ...
 
@@ -41,7 +41,7 @@ class AdversarialCrossEntropy:
 
     label_smoothing: float = 0.0
 
-    def craft(self, attack: PGD, attacker: nn.Module, x: Tensor, y: Tensor, rng: Randomness, *, step: int) -> Tensor:
+    def craft(self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int) -> Tensor:
         """Ascend the cross-entropy of the true label."""
         return attack.run(attacker, x, y, rng, step=step)
 
@@ -59,7 +59,7 @@ class Trades:
     noise: float
     label_smoothing: float = 0.0
 
-    def craft(self, attack: PGD, attacker: nn.Module, x: Tensor, y: Tensor, rng: Randomness, *, step: int) -> Tensor:
+    def craft(self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int) -> Tensor:
         """Ascend the KL divergence from the clean prediction; labels are not used."""
         ball = attack.threat_model
         with torch.no_grad():

@@ -15,6 +15,7 @@ from sat_ray.data.loading import Loading
 from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, manifest_hash
 from sat_ray.models import ModelSpec
 from sat_ray.reference import is_reference, slug
+from sat_ray.resizing import check_resizing
 from sat_ray.selection import Validated, ranked
 from sat_ray.source_code import code_hashes
 from sat_ray.stages import OWN, Record, Records, Stage, numerical_environment, record_key
@@ -196,9 +197,10 @@ class CardTask:
 def training_job(
     config: SweepConfig, dataset: Dataset, configuration: Configuration, *, stage: Stage, seed: int, training: TrainingSettings
 ) -> TrainingJob:
-    """Describe one training of the sweep. Raises ValueError where the images are too small for its augmentation."""
+    """Describe one training of the sweep. Raises ValueError where the images are too small for its augmentation or its first size."""
     manifest, resources = dataset.manifest, config.resources
     check_augmentation(training.augmentation, manifest["shape"])
+    check_resizing(training, manifest["shape"])
     spec = ModelSpec(
         name=config.model.name,
         activation=configuration.activation,
@@ -212,7 +214,9 @@ def training_job(
         zero_gamma=config.model.zero_gamma,
     )
     threads = resources.cpus_per_worker if stage is TRAIN else resources.cpus_per_trial
-    environment = numerical_environment(accelerator=resources.accelerator, threads=threads, lanes=config.evaluation.lanes)
+    environment = numerical_environment(
+        accelerator=resources.accelerator, threads=threads, lanes=config.evaluation.lanes, compiled=training.compile
+    )
     return TrainingJob(
         stage=stage,
         configuration=configuration,

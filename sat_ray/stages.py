@@ -133,10 +133,14 @@ def changed_modules(record: Record, stage: Stage) -> list[str]:
     return sorted(name for name in now.keys() | record.code.keys() if now.get(name) != record.code.get(name))
 
 
-def numerical_environment(*, accelerator: str, threads: int, lanes: int) -> dict[str, Any]:
-    """Describe what the bits of a result depend on beside its inputs. accelerator: GPU model, "" for this machine's CPU."""
+def numerical_environment(*, accelerator: str, threads: int, lanes: int, compiled: bool = False) -> dict[str, Any]:
+    """Describe what the bits of a result depend on beside its inputs.
+
+    accelerator: GPU model, "" for this machine's CPU; compiled: torch.compile makes the kernels (those of torch itself have no entry).
+    """
     device = f"cuda:{accelerator}" if accelerator else f"cpu:{torch.backends.cpu.get_cpu_capability()}"
-    return {"torch": torch.__version__, "device": device, "threads": threads, "precision": "float32", "lanes": lanes}
+    kernels = {"kernels": "torch.compile"} if compiled else {}
+    return {"torch": torch.__version__, "device": device, "threads": threads, "precision": "float32", "lanes": lanes, **kernels}
 
 
 def attempt_name() -> str:

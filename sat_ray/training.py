@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sat_ray.attacks import InfeasiblePointError
 from sat_ray.attacks.spec import AttackSpec, true_and_smooth
+from sat_ray.compilation import check_compiler, forget_graphs
 from sat_ray.crafting import AlphaSchedule, Crafter, follow
 from sat_ray.data.loading import Loader, loader_of
 from sat_ray.data.order import epoch_order
@@ -24,6 +25,7 @@ from sat_ray.learner import Learner
 from sat_ray.models import Normalized, assert_shares_storage, settle_layout, view
 from sat_ray.objectives import make_objective
 from sat_ray.precision import check_precision
+from sat_ray.resizing import check_resizing
 from sat_ray.schedules import FLOOR, learning_rate_factor
 from sat_ray.sentinel import collapse_error, event_of, sentinel_attack
 from sat_ray.threat import TOLERANCE, ThreatModel
@@ -109,6 +111,10 @@ class _Run:
             raise ValueError(f"training.global_batch_size is {settings.global_batch_size}; allowed: at most the {images} training images")
         self.settings, self.seed, self.world, self.state, self.lanes = settings, seed, world, state, lanes
         check_precision(settings.precision, self.device)
+        check_resizing(settings, val.images.shape[1:])
+        if settings.compile:
+            check_compiler(self.device)
+            forget_graphs()
         self.layout = settle_layout(model)
         objective, attacker = make_objective(settings), view(model, attacker_activation, alpha=attacker_alpha)
         self.learner = Learner(model.train(), objective, settings, world=world)

@@ -11,6 +11,7 @@ from sat_ray.schedules import SCHEDULES
 from sat_ray.threat import ThreatModel
 
 OBJECTIVES = ("cross_entropy", "trades")
+SMALLEST_SIDE = 8  # pixels of the smallest images that training may begin with
 _COUNTS = (
     "epochs",
     "global_batch_size",
@@ -20,11 +21,12 @@ _COUNTS = (
     "validation_steps",
     "sentinel_images",
     "shuffle_window",
+    "resize_step",
 )
 _POSITIVE = ("learning_rate", "alpha_learning_rate", "alpha_start", "trades_beta", "trades_noise")
 _NOT_NEGATIVE = ("weight_decay", "warmup_epochs", "gradient_clip", "attack_replays", "sentinel_every", "sentinel_limit")
 _BELOW_ONE = ("momentum", "label_smoothing", "ema_decay")
-_SHARES = ("epsilon_warmup", "alpha_ramp")
+_SHARES = ("epsilon_warmup", "alpha_ramp", "resize_ramp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,13 @@ class TrainingSettings:
     augmentation: str = "none"
     """How training images are changed at random: none, crop_flip (padded by 4 pixels, cropped, flipped: CIFAR) or resized_crop_flip (a part
     of 8 to 100 % of the area is enlarged, then flipped: ImageNet)."""
+    resize_start: int = 0
+    """Side of the images of the first epochs, in pixels; it grows to that of the stored ones (the longer side in proportion). 0: all images
+    are as stored. Validation and evaluation always use those."""
+    resize_ramp: float = 0.75
+    """Share of the epochs after which training images are as stored."""
+    resize_step: int = 32
+    """Pixels by which the side grows at a time; a small number for small images."""
     learning_rate: float = 0.2
     """Peak learning rate of SGD."""
     alpha_learning_rate: float = 1.0
@@ -63,6 +72,9 @@ class TrainingSettings:
     """Epochs over which the learning rate rises to its peak."""
     precision: str = "float32"
     """Of the forward and backward passes: float32, or bf16 (autocast; validation stays float32)."""
+    compile: bool = False
+    """Compile the attacker's view and the model with torch.compile: minutes at the start of a training, other kernels (so other bits), less
+    memory traffic. Needs a C++ compiler, on GPUs Triton. Validation is not compiled."""
     objective: str = "cross_entropy"
     """What the update minimizes: cross_entropy of adversarial images, or trades."""
     trades_beta: float = 6.0
@@ -111,6 +123,10 @@ class TrainingSettings:
                 f"training.batchnorm_group_size is {self.batchnorm_group_size}; allowed: a divisor >= 2 of global_batch_size "
                 f"({self.global_batch_size})"
             )
+        if self.compile and self.alpha_start != 1:
+            raise ValueError("training.compile is True; allowed: False, or alpha_start 1: every new alpha would be compiled anew")
+        if 0 != self.resize_start < SMALLEST_SIDE:
+            raise ValueError(f"training.resize_start is {self.resize_start}; allowed: 0, or a whole number >= {SMALLEST_SIDE}")
         if self.attack_replays and (self.attack_steps > 1 or self.objective != "cross_entropy" or self.sentinel_every):
             raise ValueError(
                 f"training.attack_replays is {self.attack_replays}; allowed: 0, or attack_steps 1, objective cross_entropy and no sentinel"

@@ -128,6 +128,10 @@ def other_images(num_classes: int, activation) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(65, 8), activation(), nn.Linear(8, num_classes))
 
 
+def of_one_size(num_classes: int, activation) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8), activation(), nn.Linear(8, num_classes))
+
+
 def other_arguments(num_classes: int, depth: int) -> None: ...
 
 

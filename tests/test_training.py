@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from trainings import BALL, SMALL, TIMES, Crafting, record_crafting, small_model, train
+from trainings import BALL, SMALL, TIMES, Crafting, enlarged, record_crafting, small_model, train
 
 import sat_ray.training
 from sat_ray.attacks import PGD
@@ -27,12 +27,17 @@ from sat_ray.world import World
 
 EXTRAS: dict[str, dict[str, Any]] = {
     "one group": {},
-    "three groups": {},
+    "three groups": {"resize_start": 8, "resize_step": 4, "resize_ramp": 1.0},
     "two groups": {"ema_decay": 0.5, "gradient_clip": 1.0, "sentinel_every": 2, "sentinel_images": 31, "validate_every": 1},
 }
-"""Settings of the cases that are trained by two workers; of three groups one worker has two."""
+"""Settings of the cases that are trained by two workers; of three groups one worker has two, of images of 8 and then 12 pixels."""
 BATCHES = {"one group": 32, "two groups": 64, "three groups": 48}
 CASES = list(BATCHES)
+
+
+def images_of(case: str, digits: Split) -> Split:
+    """Return the digits as a case trains on them."""
+    return enlarged(digits) if "resize_start" in EXTRAS[case] else digits
 
 
 @pytest.fixture
@@ -55,7 +60,7 @@ def one_of_two_workers(rank: int, folder: str) -> None:
         model = small_model()
         with pytest.MonkeyPatch.context() as patch:
             seen = record_crafting(patch)
-            reports = train(model, digits, images=3 * batch, global_batch_size=batch, world=World(rank, 2), **EXTRAS[name])
+            reports = train(model, images_of(name, digits), images=3 * batch, global_batch_size=batch, world=World(rank, 2), **EXTRAS[name])
         state, ids = reports[-1].state, [seen.ids(epoch) for epoch in range(2)]
         left = {"weights": state.weights, "best": state.best, "ids": ids, "metrics": reports[0].metrics}
         torch.save(left, f"{folder}/{name}-{rank}.pt")
@@ -80,7 +85,7 @@ def test_two_workers_equal_one_process_with_the_same_groups(
     two_workers: dict[str, list[Any]], digits: Split, case: str, batch: int
 ) -> None:
     """Three updates an epoch, two epochs; every weight and buffer."""
-    alone = train(small_model(), digits, images=3 * batch, global_batch_size=batch, **EXTRAS[case])
+    alone = train(small_model(), images_of(case, digits), images=3 * batch, global_batch_size=batch, **EXTRAS[case])
     start = small_model().state_dict()
     assert not torch.equal(alone[-1].state.weights["body.conv1.weight"], start["body.conv1.weight"])
     for worker, part in itertools.product(two_workers[case], ("weights", "best")):

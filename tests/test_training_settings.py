@@ -43,6 +43,10 @@ def test_more_workers_than_groups_and_uneven_shares_that_nobody_needs_are_refuse
         ("alpha_start", 0.0),
         ("sentinel_every", -1),
         ("sentinel_images", 0),
+        ("resize_start", 7),
+        ("resize_start", -8),
+        ("resize_ramp", 1.1),
+        ("resize_step", 0),
     ],
 )
 def test_a_setting_out_of_range_names_itself_and_what_is_allowed(field: str, value: float | str) -> None:

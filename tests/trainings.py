@@ -62,6 +62,11 @@ def record_crafting(patch: Any) -> Crafting:
     return seen
 
 
+def enlarged(split: Split) -> Split:
+    """Return the same images with every pixel four times, so that there is something to shrink."""
+    return dataclasses.replace(split, images=split.images.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
 TENSORS = ("weights", "momentum", "average", "best", "good")
 
 

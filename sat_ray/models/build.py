@@ -10,7 +10,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from sat_ray.models.efficientnet import SCALES, efficientnet, zero_last_gammas
 from sat_ray.models.injection import inject_activation
 from sat_ray.models.normalized import Normalized
-from sat_ray.models.own import check_net, own_net
+from sat_ray.models.own import check_net, check_sizes, own_net
 from sat_ray.models.preact import PREACT, PreActResNet
 from sat_ray.models.small_resnet import SmallResNet
 from sat_ray.models.spec import IMAGENET_MEAN, IMAGENET_STD, RESNEXTS, ModelSpec
@@ -86,10 +86,10 @@ def model_from_spec(spec: ModelSpec, *, seed: int | None = None) -> Normalized:
 
 
 @functools.cache
-def check_own_model(spec: ModelSpec, shape: tuple[int, ...]) -> None:
+def check_own_model(spec: ModelSpec, shape: tuple[int, ...], smaller: tuple[tuple[int, ...], ...] = ()) -> None:
     """Build a network of the user's own and raise ValueError, in one line, where it cannot be trained; others pass unseen.
 
-    shape: (C, H, W) of the images.
+    shape: (C, H, W) of the images; smaller: of those that training begins with, where it resizes them.
     """
     if not is_reference(spec.name):
         return
@@ -101,6 +101,7 @@ def check_own_model(spec: ModelSpec, shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"model {spec.name} keeps a reference to itself (a bound method?); allowed: parts that are modules or plain values"
         )
+    check_sizes(model, name=spec.name, num_classes=spec.num_classes, shapes=smaller)
 
 
 def build_model(

@@ -7,7 +7,7 @@ module; there must be one per place, for a learned alpha is one per layer. It re
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,6 +72,17 @@ def check_net(build: Callable[[], nn.Module], *, name: str, num_classes: int, sh
     model.eval()
     _check_logits(model, x, num_classes=num_classes, what=what)
     _check_gradient(copy.deepcopy(model).double(), x.double(), what=what)
+
+
+def check_sizes(model: nn.Module, *, name: str, num_classes: int, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raise ValueError, in one line, where a network that takes its images cannot take smaller ones too. shapes: (C, H, W) of those."""
+    for channels, height, width in shapes:
+        x = torch.rand(IMAGES, channels, height, width, generator=torch.Generator().manual_seed(0))
+        what = f"model {name}, given images of {width} x {height} for training.resize_start,"
+        for mode in (True, False):
+            logits = call(model.train(mode), x, what=what)
+            if logits.shape != (IMAGES, num_classes):
+                raise ValueError(f"{what} returned {_described(logits)}; allowed: {(IMAGES, num_classes)} logits, or resize_start 0")
 
 
 def _check_parts(model: nn.Module, *, what: str) -> None:

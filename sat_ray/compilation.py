@@ -1,0 +1,57 @@
+"""torch.compile for the two models of a training: the attacker's view, and the model that is updated.
+
+What is compiled is a way to call a module, never the module: weights keep their names, checkpoints and exports stay as they are, and views
+go on sharing memory. Each has graphs of its own (one is in train mode, the other never), one for every size of images, and shares none
+with another training of the process. Before the first step of a training both are compared with the plain modules.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BACKEND = "inductor"
+MOST_GRAPHS = 128  # of one module in one training: its calls with and without gradients, for every size of images
+ALLOWED = {"float32": 0.01, "bf16": 0.25}  # difference to the plain module, in units of the length of what is compared
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ValueError where this machine cannot compile for a device: it takes a C++ compiler, for a GPU also Triton."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # a second to import, for those who compile
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise ValueError(_refused("there is no C++ compiler here", "g++ on the path, or its path in CXX")) from None
+    if device.type != "cpu" and not has_triton():
+        raise ValueError(_refused(f"there is no Triton for {device.type} here", "a GPU that Triton knows, and its package"))
+
+
+def _refused(reason: str, wanted: str) -> str:
+    return f"training.compile is True, but {reason}; allowed: False, or {wanted}"
+
+
+def forget_graphs() -> None:
+    """Drop what earlier trainings of this process compiled: a worker that trains many models would run out of graphs, then of memory."""
+    torch.compiler.reset()
+
+
+def compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a way to call a module that is compiled at the first call, and again for other sizes of images."""
+    settings: dict[str, Any] = {"backend": BACKEND, "dynamic": False, "isolate_recompiles": True, "recompile_limit": MOST_GRAPHS}
+    call: Callable[[Tensor], Tensor] = torch.compile(module, **settings)
+    return call
+
+
+def require_agreement(compiled: Sequence[Tensor], plain: Sequence[Tensor], *, what: str, precision: str) -> None:
+    """Raise ArithmeticError where logits or gradients of a compiled module are not those of the plain one, up to rounding."""
+    for name, one, other in zip(("logits", "gradients"), compiled, plain, strict=True):
+        difference, allowed = float((one - other).norm() / other.norm().clamp_min(1e-12)), ALLOWED[precision]
+        if not difference <= allowed:
+            raise ArithmeticError(
+                f"training.compile: {name} of the compiled {what} differ by {100 * difference:.2g} % from those of the plain one, allowed: "
+                f"{100 * allowed:g} %; leave training.compile out, and report it with the versions of torch and of the compiler"
+            )

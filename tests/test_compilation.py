@@ -1,0 +1,153 @@
+"""Compiled training: the same numbers up to rounding, the same weights by name, whatever the activation; and what it refuses.
+
+Traced and differentiated as any compiled model is, run by torch's own kernels (backend aot_eager): seconds. Real kernels: marker fault.
+"""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_resume import digits_again
+from torch import Tensor, nn
+from trainings import assert_same_bits, enlarged, small_model, train
+
+import sat_ray.crafting
+from sat_ray import compilation
+from sat_ray.activations import ACTIVATIONS, make_activation
+from sat_ray.compilation import require_agreement
+from sat_ray.data.split import Split
+from sat_ray.models import view
+from sat_ray.stages import numerical_environment
+from sat_ray.training import EpochReport, TrainingSettings
+from sat_ray.world import World
+
+SHORT: dict[str, Any] = {"images": 64, "epochs": 2}  # two updates an epoch, of two groups each
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the kernels to torch."""
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+
+
+def assert_close(ours: EpochReport, theirs: EpochReport, *, within: float) -> None:
+    """Assert that two trainings left the same weights, statistics and momentum by name, up to rounding."""
+    for part in ("weights", "momentum", "best"):
+        one, other = getattr(ours.state, part), getattr(theirs.state, part)
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(tensor, other[name], rtol=0, atol=within, msg=f"{part} {name}")
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_is_one_graph_with_its_own_gradient(name: str, traced: None) -> None:
+    activation = make_activation(name)
+    x = torch.linspace(-3, 3, 61)
+    assert torch._dynamo.explain(activation)(x.clone().requires_grad_()).graph_break_count == 0
+    found = []
+    for call in (compilation.compiled(activation), activation):
+        point = x.clone().requires_grad_()
+        value = call(point)
+        found.append([value, *torch.autograd.grad((value * x.cos()).sum(), [point, *activation.parameters()])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("activation", "changes"),
+    [
+        ("relu_smooth_backward", {"attacker_activation": "relu", "ema_decay": 0.5}),
+        ("smoothrelu_learned", {"objective": "trades"}),
+        ("silu", {"attack_replays": 2}),
+    ],
+)
+def test_a_compiled_training_is_the_plain_one_up_to_rounding(digits: Split, traced: None, activation: str, changes: dict[str, Any]) -> None:
+    model = small_model(activation)
+    names = list(model.state_dict())
+    (*_, ours), (*_, theirs) = (
+        train(one, digits, **SHORT, **changes, compile=do) for one, do in ((model, True), (small_model(activation), False))
+    )
+    assert list(model.state_dict()) == list(ours.state.weights) == names
+    assert_close(ours, theirs, within=1e-5)
+
+
+def wrong_attacker(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Stand for a compiler that loses a hand-written backward pass."""
+    return view(module, "relu")
+
+
+def test_a_graph_with_another_backward_pass_is_noticed_before_the_first_step(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sat_ray.crafting, "compiled", wrong_attacker)
+    with pytest.raises(ArithmeticError, match=r"gradients of the compiled attacker's view differ by \d+ % .* allowed: 1 %"):
+        train(small_model("relu_smooth_backward"), digits, **SHORT, compile=True)
+
+
+def test_rounding_is_allowed_and_nan_is_not() -> None:
+    one = [torch.ones(4), torch.arange(4.0)]
+    require_agreement([tensor * 1.005 for tensor in one], one, what="model", precision="float32")
+    for bad in (1.02, float("nan")):
+        with pytest.raises(ArithmeticError, match="logits of the compiled model"):
+            require_agreement([one[0] * bad, one[1]], one, what="model", precision="float32")
+
+
+def test_a_machine_without_a_compiler_refuses_in_one_line_and_so_does_an_alpha_that_moves(
+    digits: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match=r"^training\.compile is True, but there is no C\+\+ compiler here; allowed: False, or .*CXX$"):
+        train(small_model(), digits, compile=True)
+    with pytest.raises(ValueError, match=r"training\.compile is True; allowed: False, or alpha_start 1"):
+        TrainingSettings(compile=True, alpha_start=0.5)
+
+
+def test_compiled_kernels_are_another_environment() -> None:
+    plain = numerical_environment(accelerator="", threads=1, lanes=8)
+    assert numerical_environment(accelerator="", threads=1, lanes=8, compiled=True) == plain | {"kernels": "torch.compile"}
+
+
+def one_of_two_workers(rank: int, folder: str) -> None:
+    """Run as a process of its own: train compiled as one of two gloo workers and leave the weights behind."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    (*_, last) = train(small_model("smoothrelu"), digits_again(), **SHORT, compile=True, world=World(rank, 2))
+    torch.save(last.state.weights, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.fault
+def test_two_workers_with_compiled_kernels_equal_one_with_plain_ones(digits: Split, tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_compilation as t; "
+    start = [[sys.executable, "-c", code + f"t.one_of_two_workers({rank}, {str(tmp_path)!r})"] for rank in (0, 1)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in start]
+    for process in running:
+        output, _ = process.communicate(timeout=500)
+        assert process.returncode == 0, output
+    (*_, plain) = train(small_model("smoothrelu"), digits, **SHORT)
+    for rank in (0, 1):
+        for name, tensor in torch.load(tmp_path / f"{rank}.pt").items():
+            torch.testing.assert_close(tensor, plain.state.weights[name], rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.fault
+def test_compiled_kernels_train_every_size_of_images_like_plain_ones_and_resume_bit_for_bit(digits: Split) -> None:
+    images, ramp = enlarged(digits), {"epochs": 2, "resize_start": 8, "resize_step": 4, "resize_ramp": 1.0}
+    changes = SHORT | ramp
+    first, last = train(small_model("relu_smooth_backward"), images, **changes, compile=True)
+    (*_, plain) = train(small_model("relu_smooth_backward"), images, **changes)
+    assert_close(last, plain, within=1e-4)
+    (stopped,) = train(small_model("relu_smooth_backward"), images, **changes, compile=True, until=1)
+    state = dataclasses.replace(stopped.state, best={}, best_epoch=-1, best_score=(-1.0, -1.0), history=first.state.history[:1])
+    (resumed,) = train(small_model("relu_smooth_backward"), images, **changes, compile=True, state=state)
+    assert_same_bits(resumed.state, last.state)
+
+
+@pytest.mark.fault
+def test_compiled_kernels_in_bf16_agree_with_plain_ones(digits: Split) -> None:
+    ours, theirs = (train(small_model("gelu"), digits, **SHORT, precision="bf16", compile=do)[-1].metrics for do in (True, False))
+    assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=0.02)
