@@ -15,6 +15,7 @@ from pathlib import Path
 BRIDGE, NETWORK = "faults0", "10.99.0"
 OUTSIDE = f"{NETWORK}.1"  # where the servers listen that are not part of the cluster
 INSIDE = "SAT_RAY_FAULTS_INSIDE"
+NOWHERE = "02:00:00:00:00:01"  # an Ethernet address that nobody has: a route that drops would be an error at the sender
 DISK = "/mnt"  # of every host: its own tmpfs
 TOOLS = ("unshare", "nsenter", "ip", "mount", "hostname")
 SETUP = """
@@ -56,12 +57,12 @@ class Host:
 
     def __init__(self, role: str, number: int, *, disk_mib: int = 512) -> None:
         self.name, self.number, self.address = f"{role}{number}", number, f"{NETWORK}.{number}"
-        self.link, nic = f"cable{number}", f"nic{number}"
+        self.link, self.nic = f"cable{number}", f"nic{number}"
         _ip("netns", "add", self.name)
-        _ip("link", "add", self.link, "type", "veth", "peer", "name", nic)
+        _ip("link", "add", self.link, "type", "veth", "peer", "name", self.nic)
         _ip("link", "set", self.link, "master", BRIDGE, "up")
-        _ip("link", "set", nic, "netns", self.name)
-        for words in (f"address add {self.address}/24 dev {nic}", f"link set {nic} up", "link set lo up"):
+        _ip("link", "set", self.nic, "netns", self.name)
+        for words in (f"address add {self.address}/24 dev {self.nic}", f"link set {self.nic} up", "link set lo up"):
             _ip("-n", self.name, *words.split())
         script = SETUP.format(name=self.name, address=self.address, disk=DISK, mib=disk_mib)
         command = ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-ec", script]
@@ -89,9 +90,10 @@ class Host:
             self.signal(signal.SIGKILL)
 
     def cut(self, other: "Host", *, on: bool = True) -> None:
-        """Drop every packet between two hosts without a word; on=False mends it."""
+        """Lose every packet between two hosts, and tell neither; on=False mends it."""
         for here, there in ((self, other), (other, self)):
-            _ip("-n", here.name, "route", "add" if on else "del", "blackhole", f"{there.address}/32")
+            way = ("neigh", "replace" if on else "del", there.address, "lladdr", NOWHERE, "dev", here.nic)
+            _ip("-n", here.name, *way, *(("nud", "permanent") if on else ()))
 
     def disk(self) -> Path:
         """Return the path of its disk, as seen from outside."""

@@ -52,8 +52,9 @@ def evaluation_worker(scene: Scene) -> int:
 
 def stage(scene: Scene) -> int:
     """Kill the task that runs the search, while its trials train."""
+    trials = len(scene.at_work(WORKING["search"]))
     _kill(scene, r"ray::search")
-    return len(scene.at_work(WORKING["search"]))
+    return trials
 
 
 def node(scene: Scene) -> int:
@@ -163,13 +164,15 @@ KINDS = {
 }
 
 
-def await_work(victim: Victim, stage: str) -> None:
-    """Wait until a stage is well at work: processes of it run and, but for the search, something of it is stored."""
-    scene_nodes = victim.cluster.everyone
+def at_work(victim: Victim, stage: str) -> bool:
+    """Wait until processes of a stage work and, but for the search, something of it is stored; False where it was over before."""
 
-    def working() -> bool:
-        assert not victim.over(stage), f"{stage} was over before anything could be done to it:\n{victim.said()[-1500:]}"
-        return any(node.workers(WORKING[stage]) for node in scene_nodes()) and (stage == "search" or bool(victim.committed(stage)))
+    def found() -> str:
+        if victim.over(stage):
+            return "over"
+        works = any(node.workers(WORKING[stage]) for node in victim.cluster.everyone())
+        return "working" if works and (stage == "search" or victim.committed(stage)) else ""
 
-    until(working, what=f"work of the stage {stage}", seconds=2400)
+    answer = until(found, what=f"work of the stage {stage}", seconds=2400)
     time.sleep(0.5)
+    return bool(answer == "working")

@@ -46,17 +46,17 @@ def _status(mlflow: Mlflow, path: str, login: tuple[str, str] | None, body: dict
         return error.code
 
 
-def secrets_left(places: list[Path], secrets: list[str], postgres: Postgres | None) -> list[str]:
-    """Search files, and a dump of the database, for secrets; name where each was found."""
+def secrets_left(places: list[Path], secrets: dict[str, str], postgres: Postgres | None) -> list[str]:
+    """Search files, and a dump of the database, for secrets, given by name; say which was found where."""
     found = []
     for place in places:
         for path in place.rglob("*"):
             if path.is_file() and not path.is_symlink():
                 data = path.read_bytes()
-                found += [f"a secret is in {path}" for secret in secrets if secret.encode() in data]
+                found += [f"{name} is in {path}" for name, secret in secrets.items() if secret.encode() in data]
     if postgres is not None:
         dump = [str(postgres.programs() / "pg_dump"), "--inserts"]  # type: ignore[operator]
         text = subprocess.run(dump, env=clean_environment(**postgres.environment), capture_output=True, check=True).stdout
-        found += ["a secret is in MLflow's database" for secret in secrets if secret.encode() in text]
+        found += [f"{name} is in MLflow's database" for name, secret in secrets.items() if secret.encode() in text]
         assert b"sat_ray.key" in text, "the dump holds no run"
     return found
