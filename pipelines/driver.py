@@ -114,7 +114,8 @@ class Driver:
         outcome = self._tracked(lambda projection: projection.register(board, cards, override=override))
         self._tracked(lambda projection: projection.close(board))
         self.reporter.console.print(to_terminal(board))
-        self.reporter.say(cost_sentence(board["cost"]))
+        for sentence in filter(None, (board["calibration"], cost_sentence(board["cost"]))):
+            self.reporter.say(sentence)
         self.reporter.say(outcome)
         self.reporter.say(f"report: {self.command.storage.full('report.html')}")
         self.reporter.say("compare the runs: make ui")

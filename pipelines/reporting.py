@@ -15,13 +15,14 @@ import torch
 
 from sat_ray.attacks import pgd
 from sat_ray.budget import describe_search
+from sat_ray.calibration import Calibration, summary_of
 from sat_ray.checkpoint import load_model
 from sat_ray.config import SweepConfig, content_hash, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.shards import labels, read_rows
 from sat_ray.data.sources import dataset_source
-from sat_ray.plan import SEARCH, Dataset
+from sat_ray.plan import EVALUATE, SEARCH, Dataset, evaluation_tasks
 from sat_ray.randomness import Randomness
 from sat_ray.spending import cost_markdown, cost_summary, spent_by_stage, with_costs
 from sat_ray.stages import Record, Records
@@ -72,6 +73,7 @@ def write_report(
     board = with_costs(board, config, stages) | {"cost": cost_summary(config, stages, estimated=_estimated(config, data))}
     if (searched := describe_search(config, records)) is not None:
         board["search"] = searched
+    board["calibration"] = summary_of(_calibrations(config, records, data, models))
     champion = board["champion"]["row"]["checkpoint"]
     card = next(card.payload["card"] for card in cards if card.payload["checkpoint"] == champion)
     figures = _figures(config, records, data, board, evaluated, card)
@@ -85,7 +87,7 @@ def write_report(
         figures=figures,
         command=command_line(command),
         versions={package: importlib.metadata.version(package) for package in VERSIONS},
-        notes=[],
+        notes=[board["calibration"]] if board["calibration"] else [],
         cards=[card.payload for card in cards],
         config=to_json(config),
         hashes=_hashes(config, data, models),
@@ -97,6 +99,14 @@ def write_report(
     records.storage.write("report.html", page.encode())
     records.storage.write_json("leaderboard.json", board)  # last: whoever finds it finds the rest
     return board
+
+
+def _calibrations(config: SweepConfig, records: Records, data: Dataset, models: Sequence[Record]) -> list[Calibration]:
+    """Return what was measured of attacks with bfloat16 gradients; every shard of a model holds the same, so one is read."""
+    if config.evaluation.gradient == "float32":
+        return []
+    first = (records.find(EVALUATE, evaluation_tasks(config, data, model)[0].key) for model in models)
+    return [Calibration.from_json(one) for shard in first if shard is not None for one in shard.payload.get("calibrations", [])]
 
 
 def _estimated(config: SweepConfig, data: Dataset) -> dict[str, float]:

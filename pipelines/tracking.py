@@ -151,7 +151,8 @@ class Projection:
         parent = self._search() if kind == "trial" else self._configuration(configuration)
         run_id = self._child(key, kind, name, configuration, parent=parent, params=params, tags=tags)
         content = content_hash([record.key, self._price()]) if kind == "trial" else record.key
-        if self.shown.get(key) != record.key and not self.tracker.is_complete(run_id, content=content):
+        finished = (content, self._evaluation(record))
+        if self.shown.get(key) != record.key and not any(self.tracker.is_complete(run_id, content=one) for one in finished):
             self.tracker.log(run_id, history_points(record) + (self._trial_cost(record) if kind == "trial" else []))
             for split in ("train", "val"):
                 self._uses(run_id, split)
@@ -252,11 +253,15 @@ class Projection:
         assert self.data is not None
         return self.data
 
+    def _evaluation(self, record: Record) -> str:
+        """Hash what the run of an evaluated model shows."""
+        return content_hash([record.key, record.content, self._price()])
+
     def _evaluated(self, record: Record, path: str, *, cost: Mapping[str, Any]) -> str:
         from sat_ray.report.summary import summarise
 
         run_id = self._run(record, kind="finalist", name=_finalist_name(record))
-        content = content_hash([record.key, record.content, path, self._price()])
+        content = self._evaluation(record)
         if self.tracker.is_complete(run_id, content=content):
             return run_id
         summary = summarise(read_outcomes(self.sweep.records, path))

@@ -102,7 +102,7 @@ def find_result(config: SweepConfig, records: Records) -> SearchResult | None:
 
 
 def _inputs(config: SweepConfig, records: Records) -> dict[str, Any]:
-    return {"search": to_json(config.search), "budget": asdict(Budget.of(config)), "trials": sorted(records.keys(SEARCH))}
+    return {"search": to_json(config.search), "budget": to_json(Budget.of(config)), "trials": sorted(records.keys(SEARCH))}
 
 
 def describe_search(config: SweepConfig, records: Records) -> dict[str, Any] | None:

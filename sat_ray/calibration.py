@@ -4,7 +4,7 @@ One half of the control images sets the bound below which a point is scored agai
 shows how many broken points the bound would have missed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,6 +73,19 @@ class Calibration:
             f"(at most {100 * self.miss_rate_at_most:.2g} %), signs agree on {100 * self.margin_sign:.2f} % of the margins and "
             f"{100 * self.gradient_sign:.1f} % of the gradients, verdicts on {100 * self.verdicts:.1f} %{differing}"
         )
+
+
+def summary_of(calibrations: Sequence[Calibration]) -> str:
+    """Say in one line what several calibrations, of other models or attacks, say together; "" for none."""
+    if not calibrations:
+        return ""
+    missed, above = (sum(getattr(one, name) for one in calibrations) for name in ("missed", "above"))
+    worst, verdicts = max(one.miss_rate_at_most for one in calibrations), min(one.verdicts for one in calibrations)
+    return (
+        f"The attack's gradients are bfloat16; float32 says what is broken, and scores again every point whose margin is below a bound. "
+        f"On {calibrations[0].images} control images of each model {missed:,} of {above:,} points above it were missed (at most "
+        f"{100 * worst:.2g} % of any model's), and at least {100 * verdicts:.1f} % of the verdicts are those of the attack in float32."
+    )
 
 
 def calibrate(

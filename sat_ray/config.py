@@ -248,7 +248,12 @@ class CostSettings:
     def amount(self, accelerator_seconds: float) -> str:
         """Spell accelerator-seconds in the unit of the budget, `5.31 USD` or `1.2 accelerator-hours`."""
         money = self.money(accelerator_seconds)
-        return f"{accelerator_seconds / 3600:,.3g} accelerator-hours" if money is None else f"{money:,.2f} {self.currency}"
+        return f"{accelerator_seconds / 3600:,.3g} accelerator-hours" if money is None else f"{money_text(money)} {self.currency}"
+
+
+def money_text(value: float) -> str:
+    """Spell an amount of money, `5.31`; small ones with two digits that say something, `0.0042`."""
+    return f"{value:,.2f}" if round(value, 2) >= 0.1 or value == 0 else f"{value:.2g}"
 
 
 @dataclass(frozen=True, kw_only=True)

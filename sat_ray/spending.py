@@ -7,11 +7,11 @@ Time that ended in no record (a killed attempt, start-up, an idle node) is not i
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sat_ray.config import CostSettings, SweepConfig
+from sat_ray.config import CostSettings, SweepConfig, money_text
 from sat_ray.plan import CARD, EVALUATE, TRAIN, longest_trials
 from sat_ray.stages import Record, Records
 
@@ -114,7 +114,7 @@ def row_cost(row: Mapping[str, Any], config: SweepConfig, stages: Mapping[str, l
 def cost_sentence(cost: dict[str, Any]) -> str:
     """Say in one sentence what everything took."""
     whole = cost["total"]
-    money = f", {whole['money']:,.2f} {cost['currency']}" if whole["money"] is not None else ""
+    money = f", {money_text(whole['money'])} {cost['currency']}" if whole["money"] is not None else ""
     stages = ", ".join(f"{one['name']} {one['accelerator_seconds']:,.0f}" for one in cost["stages"])
     return f"Accelerator-seconds of committed work: {whole['accelerator_seconds']:,.0f}{money} ({stages})."
 
@@ -127,11 +127,11 @@ def cost_markdown(cost: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(head) + " |", "| :-- |" + " --: |" * (len(head) - 1)]
     for one in (*cost["stages"], cost["total"]):
         passes = "not counted" if one["passes"] is None else f"{one['passes'] / 1e6:.2f}"
-        seconds = [_number(one[name], ",.0f") for name in ("accelerator_seconds", "estimated_accelerator_seconds")]
-        amounts = [_number(one[name], ",.2f") for name in ("money", "estimated_money")] if money else []
+        seconds = [_known(one[name], "{:,.0f}".format) for name in ("accelerator_seconds", "estimated_accelerator_seconds")]
+        amounts = [_known(one[name], money_text) for name in ("money", "estimated_money")] if money else []
         lines.append("| " + " | ".join([one["name"], *seconds, passes, *amounts]) + " |")
     return "\n## What it took\n\n" + "\n".join([*lines, "", ESTIMATES]) + "\n"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "no estimate" if value is None else format(value, form)
+def _known(value: float | None, spell: Callable[[float], str]) -> str:
+    return "no estimate" if value is None else spell(value)

@@ -135,6 +135,7 @@ def test_a_result_holds_for_its_own_trials_and_budget_alone(records: Records) ->
     assert find_result(config, records) is None
     commit_result(config, records, result)
     assert find_result(config, records) == result == SearchResult.from_json(result.to_json())
+    assert find_result(from_json(SweepConfig, to_json(config)), records) == result, "as whoever reads config.json finds it"
     assert find_result(with_budget(0.02), records) is None and find_result(with_budget(None), records) is None
     said = describe_search(config, records)
     assert said is not None and said["cut_by_budget"] and said["accelerator_seconds"] == 70.0

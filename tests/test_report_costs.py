@@ -1,4 +1,4 @@
-"""What the report says of money, of estimates, and of a search that its budget cut: on a board whose figures are known."""
+"""What the report says of money, of estimates, of a search cut by its budget, of bfloat16 gradients: on a board whose figures are known."""
 
 import dataclasses
 import re
@@ -10,11 +10,13 @@ from rich.console import Console
 from test_report import PNG, board_of, seeds_of
 
 from pipelines.recipes import digits_smoke
+from sat_ray.calibration import Calibration, summary_of
 from sat_ray.config import CostSettings
+from sat_ray.metrics import wilson_interval
 from sat_ray.report.html import render
 from sat_ray.report.leaderboard import to_markdown, to_terminal
 from sat_ray.report.notes import sweep_note
-from sat_ray.report.text import money_text
+from sat_ray.report.text import amount_text
 from sat_ray.spending import Spent, cost_summary, with_costs
 
 CUT = "The search was cut by its budget of 2.00 EUR at 3 of 9 trainings (2.10 EUR spent); never tried: gelu <b>."
@@ -101,4 +103,17 @@ def test_a_search_cut_by_its_budget_is_said_wherever_the_board_is_shown() -> Non
 
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (0.0, "0.00"), (1234.5, "1,234.50"), (0.1, "0.10"), (0.00421, "0.0042")])
 def test_small_amounts_keep_two_digits_that_say_something(value: float | None, text: str) -> None:
-    assert money_text(value) == text
+    assert amount_text(value) == text
+
+
+def test_calibrations_of_several_models_are_one_line() -> None:
+    agreeing = Calibration(
+        attack="pgd-200-bf16", bound=0.1, images=64, points=5000, above=4000, missed=0, margin_sign=1.0, gradient_sign=0.99, verdicts=1.0,
+        differing_ids=(), rescored=0.2,
+    )  # fmt: skip
+    worse = dataclasses.replace(agreeing, above=1000, missed=2, verdicts=1 - 1 / 64, differing_ids=(17,))
+    low, high = wilson_interval(2, 1000)
+    said = summary_of([agreeing, worse])
+    assert "On 64 control images of each model 2 of 5,000 points above it were missed" in said and low < 0.002 < high
+    assert f"(at most {100 * high:.2g} % of any model's)" in said and "at least 98.4 % of the verdicts" in said and "\n" not in said
+    assert summary_of([]) == ""

@@ -14,10 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sat_ray.report.tables import NOTES, table1_rows
 from sat_ray.report.text import (
     ABSENT,
+    amount_text,
     attack_text,
     cut_text,
     interval,
-    money_text,
     pixels,
     points,
     seconds,
@@ -105,7 +105,7 @@ def _environment() -> Environment:
         "interval": interval,
         "pixels": pixels,
         "seconds": seconds,
-        "money": money_text,
+        "money": amount_text,
         "setting": setting_text,
         "threat": threat_text,
         "attack": attack_text,

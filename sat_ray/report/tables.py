@@ -11,9 +11,9 @@ from rich.text import Text
 from sat_ray.report.text import (
     ABSENT,
     MINUS,
+    amount_text,
     cut_text,
     interval,
-    money_text,
     points,
     seconds,
     seeds_text,
@@ -175,7 +175,7 @@ def _cost_header(board: Mapping[str, Any]) -> list[str]:
 
 
 def _cost_cells(row: Mapping[str, Any], *, board: Mapping[str, Any]) -> list[str]:
-    cells = [f"{row['cost']['accelerator_seconds']:,.0f}", money_text(row["cost"]["money"])] if "cost" in board else []
+    cells = [f"{row['cost']['accelerator_seconds']:,.0f}", amount_text(row["cost"]["money"])] if "cost" in board else []
     return cells[: len(_cost_header(board))]
 
 

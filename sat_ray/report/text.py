@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sat_ray.config import money_text
+
 MINUS = "−"
 ABSENT = "–"
 _NORMS = {"linf": "L∞", "l2": "L2"}
@@ -71,11 +73,9 @@ def seconds(value: float) -> str:
     return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
-def money_text(value: float | None) -> str:
-    """Spell an amount of money, `5.31`; small ones with two digits that say something, `0.0042`."""
-    if value is None:
-        return ABSENT
-    return f"{value:,.2f}" if round(value, 2) >= 0.1 or value == 0 else f"{value:.2g}"
+def amount_text(value: float | None) -> str:
+    """Spell an amount of money; where there is none, say so."""
+    return ABSENT if value is None else money_text(value)
 
 
 def cut_text(board: Mapping[str, Any]) -> str:
