@@ -30,6 +30,7 @@ from sat_ray.tracking_uri import is_outage, pages_of
 
 FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "card": CARD, "evaluate": EVALUATE}
 POLL_SECONDS, TRACK_SECONDS = 1.0, 10.0
+REST = 19  # times as long as a look at the records took, up to ten seconds: looking takes 5 % of the driver's time, however many there are
 TRACKER_OUTAGE_SECONDS, TRACKER_PAUSE_SECONDS = 300.0, 5.0  # the tracker may stay away so long at the end before the sweep fails
 SHOWN_IMAGES = 3
 
@@ -125,22 +126,23 @@ class Driver:
         from sat_ray.distributed.tasks import result, wait
 
         self.metrics = self.metrics or SweepMetrics(self.config, self.sweep.records)
-        stage, records, seen = FOLLOWED.get(name), self.sweep.records, set[str]()
+        stage, records, shards = FOLLOWED.get(name), self.sweep.records, Storage(dataset_uri(self.config, self.command.root))
         progress = self.reporter.stage(name, self._total(name), reused=self.reused[name])
-        polls, shards = 0, Storage(dataset_uri(self.config, self.command.root))
-        while not wait(ref, seconds=POLL_SECONDS):
-            polls += 1
+        looked, tracked = 0.0, time.monotonic()
+        while not wait(ref, seconds=min(max(POLL_SECONDS, REST * looked), TRACK_SECONDS)):
+            began = time.monotonic()
+            due = stage is not None and began > tracked + TRACK_SECONDS
             if name == "prepare":
                 progress.update_shards(*shards_written(shards))
             if stage is not None:
-                keys = set(records.keys(stage))
-                new = [record for key in keys - seen if (record := records.find(stage, key)) is not None]
-                seen = keys
-                progress.update(len(keys), new)
-                if polls % int(TRACK_SECONDS / POLL_SECONDS) == 0:
-                    self.metrics.update()
-                    if self.tracker.done():
-                        self._track_quietly()
+                progress.update(len(records.keys(stage)), records.new(stage))
+            if due:
+                self.metrics.update()
+            looked = time.monotonic() - began
+            if due:
+                if self.tracker.done():
+                    self._track_quietly()
+                tracked = time.monotonic()
         answer = result(ref)
         self.metrics.update()
         done = len(records.keys(stage)) if stage else 0
@@ -239,7 +241,7 @@ def claim_folder(command: Command) -> None:
 def check_code(command: Command, reporter: Reporter) -> None:
     """Deal with records that other code made: refuse to start, reuse them, or move them aside."""
     records = sweep_of(command).records
-    committed = ((stage, record) for stage in STAGES for record in records.all(stage))
+    committed = ((stage, record) for stage in STAGES for record in records.each(stage))
     settle_code_changes(records, committed, choice=command.on_code_change, reporter=reporter)
 
 

@@ -1,6 +1,7 @@
 """What a person sees while a sweep runs: live bars on a terminal, plain lines in a log."""
 
 import sys
+from collections.abc import Iterable
 from time import monotonic
 from types import TracebackType
 
@@ -58,7 +59,7 @@ class StageProgress:
         if self.bar is None and total:
             reporter.say(f"{name}: {total - min(reused, total)} of {total} to do")
 
-    def update(self, done: int, new: list[Record], *, working: bool = True) -> None:
+    def update(self, done: int, new: Iterable[Record], *, working: bool = True) -> None:
         """Show the number of committed records; new: those that came since the last call."""
         for record in new:
             score = record.payload.get("val_robust_accuracy", -1.0)

@@ -10,7 +10,7 @@ from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import image_ids, verify, write_dataset
 from sat_ray.data.sources import dataset_source
-from sat_ray.plan import CARD, Dataset, card_tasks, dataset_uri, evaluation_tasks, final_jobs
+from sat_ray.plan import CARD, EVALUATE, Dataset, card_tasks, dataset_uri, evaluation_tasks, final_jobs
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
 from sat_ray.tracking_uri import LOCAL_PAGES
@@ -86,11 +86,15 @@ def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str
 
     # the more robust a model, the longer its images are attacked: start with those, so that no long task is last
     ordered = sorted(models, key=lambda record: -record.payload["val_robust_accuracy"])
-    tasks = [task for record in ordered for task in evaluation_tasks(sweep.config, data, record)]
-    done = evaluate_all(tasks, sweep.records, sweep.config.resources)
+    shards = (task for record in ordered for task in evaluation_tasks(sweep.config, data, record))
+    evaluate_all(shards, sweep.records, sweep.config.resources)
     expected = image_ids(Storage(data.uri), "test").numpy()
-    by_model = {record.payload["name"]: [part for part in done if part.payload["name"] == record.payload["name"]] for record in models}
-    return {name: merge_outcomes(parts, expected, sweep.records, name=name) for name, parts in by_model.items()}
+    paths = {}
+    for record in models:
+        name, tasks = record.payload["name"], evaluation_tasks(sweep.config, data, record)
+        parts = (part for task in tasks if (part := sweep.records.find(EVALUATE, task.key)))
+        paths[name] = merge_outcomes(parts, expected, sweep.records, name=name)
+    return paths
 
 
 def card(sweep: Sweep, data: Dataset, models: list[Record]) -> list[Record]:

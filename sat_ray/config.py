@@ -252,8 +252,8 @@ class CostSettings:
 
 
 def money_text(value: float) -> str:
-    """Spell an amount of money, `5.31`; small ones with two digits that say something, `0.0042`."""
-    return f"{value:,.2f}" if round(value, 2) >= 0.1 or value == 0 else f"{value:.2g}"
+    """Spell an amount of money, `5.31`; small ones with two digits that say something, `0.0040`."""
+    return f"{value:,.2f}" if round(value, 2) >= 0.1 or value == 0 else f"{value:#.2g}"
 
 
 @dataclass(frozen=True, kw_only=True)

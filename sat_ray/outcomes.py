@@ -9,7 +9,7 @@ rows alone: sorted by attack, restart and image id, cut into row groups at the s
 import itertools
 import json
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,26 @@ from sat_ray.outcome_files import EVALUATION_KEY
 from sat_ray.stages import Record, Records
 
 ROWS_AT_ONCE = 1 << 16  # of a part, while it is read
+ROWS_AT_LEAST = 1 << 10  # in one piece of a spool: Arrow takes some kilobytes for each piece, in the file and in memory
 ROWS_PER_GROUP = 1 << 17  # of the merged file; an (attack, restart) with more images has several row groups
 REPEATING = [field.name for field in OUTCOME_SCHEMA if field.type in (pa.int32(), pa.string())]  # floats and ids would only cost memory
 Ids = NDArray[np.int64]
 
 
-def merge_outcomes(parts: Sequence[Record], expected_ids: Collection[int] | Ids, records: Records, *, name: str) -> str:
+def merge_outcomes(parts: Iterable[Record], expected_ids: Collection[int] | Ids, records: Records, *, name: str) -> str:
     """Merge a model's shards into outcomes/<name>.parquet and return its path, relative to the storage.
 
     expected_ids: of the whole split, each once. The file's metadata says what was evaluated (`outcome_files.evaluation_of`). Raises
     ValueError if a part is not what its record says or belongs to another evaluation, or, naming ids, if the shards do not partition the
     split or a part holds an image twice; then nothing is written.
     """
-    schema = OUTCOME_SCHEMA.with_metadata({EVALUATION_KEY: json.dumps(_shared_inputs(parts, name=name), sort_keys=True).encode()})
     path = f"outcomes/{name}.parquet"
     with tempfile.TemporaryDirectory(prefix="sat_ray-merge-") as folder, _Spools(Path(folder)) as spools:
-        shards = [spools.add(batches) for batches in (_checked_batches(part, records) for part in parts)]
+        alike = _Alike(name)
+        shards = [spools.add(_checked_batches(part, records)) for part in map(alike.checked, parts)]
         check_each_id_once(shards, expected_ids, name=name)
         merged = Path(folder) / "merged.parquet"
+        schema = OUTCOME_SCHEMA.with_metadata({EVALUATION_KEY: json.dumps(alike.inputs, sort_keys=True).encode()})
         with pq.ParquetWriter(merged, schema, compression="zstd", use_dictionary=REPEATING) as writer:
             for (attack, restart), rows in spools.sorted_groups():
                 _check_no_image_twice(rows, f"outcomes of {name}, attack {attack}, restart {restart}")
@@ -60,14 +62,23 @@ def check_each_id_once(shards: Sequence[Collection[int] | Ids], expected: Collec
         raise ValueError(f"outcomes of {name}: " + ", ".join(f"{word} ids {ids[:5].tolist()}" for word, ids in found))
 
 
-def _shared_inputs(parts: Sequence[Record], *, name: str) -> dict[str, Any]:
-    """Return what determined every part alike: all inputs of their records but the rows."""
-    shared = [{field: value for field, value in part.inputs.items() if field != "rows"} for part in parts]
-    for part, inputs in zip(parts, shared, strict=True):
-        if inputs != shared[0]:
-            differing = sorted(field for field in inputs.keys() | shared[0].keys() if inputs.get(field) != shared[0].get(field))
-            raise ValueError(f"outcomes of {name}: parts {parts[0].key} and {part.key} differ in {', '.join(differing)}; allowed: the same")
-    return shared[0] if shared else {}
+class _Alike:
+    """See that all parts belong to one evaluation. inputs: what determined every one alike, all inputs of their records but the rows."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.first, self.inputs = name, "", dict[str, Any]()
+
+    def checked(self, part: Record) -> Record:
+        """Return the part; ValueError where something else determined it than the first."""
+        ours = {field: value for field, value in part.inputs.items() if field != "rows"}
+        if not self.first:
+            self.first, self.inputs = part.key, ours
+        if ours != self.inputs:
+            differing = sorted(field for field in ours.keys() | self.inputs.keys() if ours.get(field) != self.inputs.get(field))
+            raise ValueError(
+                f"outcomes of {self.name}: parts {self.first} and {part.key} differ in {', '.join(differing)}; allowed: the same"
+            )
+        return part
 
 
 def _checked_batches(part: Record, records: Records) -> Iterator[pa.RecordBatch]:
@@ -89,6 +100,7 @@ class _Spools:
         self.folder = folder
         self.files: dict[tuple[str, int], str] = {}
         self.writers: dict[tuple[str, int], pa.ipc.RecordBatchStreamWriter] = {}
+        self.waiting: dict[tuple[str, int], pa.RecordBatch] = {}  # rows too few for a piece of their own
 
     def __enter__(self) -> "_Spools":
         return self
@@ -102,7 +114,7 @@ class _Spools:
         for batch in batches:
             ids = np.union1d(ids, batch["image_id"].to_numpy())
             for key, rows in _runs(batch):
-                self._writer(key).write_batch(rows)
+                self._append(key, rows)
         return ids
 
     def sorted_groups(self) -> Iterator[tuple[tuple[str, int], pa.Table]]:
@@ -113,6 +125,14 @@ class _Spools:
                 rows = pa.ipc.open_stream(spool).read_all().sort_by("image_id").combine_chunks()
             yield key, rows
 
+    def _append(self, key: tuple[str, int], rows: pa.RecordBatch) -> None:
+        if key in self.waiting:
+            rows = pa.concat_batches([self.waiting.pop(key), rows])
+        if len(rows) < ROWS_AT_LEAST:
+            self.waiting[key] = rows
+        else:
+            self._writer(key).write_batch(rows)
+
     def _writer(self, key: tuple[str, int]) -> pa.ipc.RecordBatchStreamWriter:
         if key not in self.writers:
             self.files[key] = str(self.folder / f"{len(self.files)}.arrow")
@@ -120,6 +140,9 @@ class _Spools:
         return self.writers[key]
 
     def _close(self) -> None:
+        while self.waiting:
+            key, rows = self.waiting.popitem()
+            self._writer(key).write_batch(rows)
         for writer in self.writers.values():
             writer.close()
 

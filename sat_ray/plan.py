@@ -285,22 +285,21 @@ def card_tasks(config: SweepConfig, dataset: Dataset, trained: Sequence[Record])
 def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
     """Cut the test split of one trained model into shards of nearly equal size."""
     configuration = Configuration(**trained.payload["configuration"])
-    return [
-        EvaluationTask(
-            checkpoint=trained.payload["path"],
-            checkpoint_sha256=trained.payload["sha256"],
-            name=trained.payload["name"],
-            attacks=attacks_for(config, configuration),
-            first=first,
-            last=last,
-            seed=config.evaluation.seed,
-            lanes=config.evaluation.lanes,
-            dataset=dataset,
-            environment=_evaluation_environment(config),
-            own=tuple(own_names(configuration, model=config.model.name, dataset=dataset)),
-        )
-        for first, last in shard_bounds(dataset.manifest["splits"]["test"], config.evaluation.shard_size)
-    ]
+    task = EvaluationTask(
+        checkpoint=trained.payload["path"],
+        checkpoint_sha256=trained.payload["sha256"],
+        name=trained.payload["name"],
+        attacks=attacks_for(config, configuration),
+        first=0,
+        last=0,
+        seed=config.evaluation.seed,
+        lanes=config.evaluation.lanes,
+        dataset=dataset,
+        environment=_evaluation_environment(config),
+        own=tuple(own_names(configuration, model=config.model.name, dataset=dataset)),
+    )
+    bounds = shard_bounds(dataset.manifest["splits"]["test"], config.evaluation.shard_size)
+    return [replace(task, first=first, last=last) for first, last in bounds]
 
 
 def shard_bounds(count: int, shard_size: int) -> list[tuple[int, int]]:

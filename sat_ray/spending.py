@@ -36,18 +36,19 @@ class Spent:
 
 
 def spent_by_stage(config: SweepConfig, records: Records, *, train_images: int) -> dict[str, list[Spent]]:
-    """Return every committed piece of work of the stages that take accelerators. train_images: of the split that training sees."""
+    """Return the committed work of the stages that take accelerators, a model's shards as one piece. train_images: of the train split."""
     asked = config.resources
     per_epoch = train_images * config.training.passes_per_image()
     trials = [_training(record, gpus=asked.gpus_per_trial, per_epoch=per_epoch) for record in longest_trials(records)]
     trainings = [_training(record, gpus=asked.gpus_per_worker, per_epoch=per_epoch) for record in records.all(TRAIN)]
     gpus = asked.gpus_per_evaluation or 1
-    shards = [
-        Spent(name=one.payload["name"], accelerator_seconds=one.seconds * gpus, passes=one.payload["passes"])
-        for one in records.all(EVALUATE)
-    ]
+    models: dict[str, Spent] = {}
+    for one in records.each(EVALUATE):
+        name = one.payload["name"]
+        shard = Spent(name=name, accelerator_seconds=one.seconds * gpus, passes=one.payload["passes"])
+        models[name] = total(name, [models[name], shard]) if name in models else shard
     cards = [Spent(name=one.payload["name"], accelerator_seconds=one.seconds * gpus) for one in records.all(CARD)]
-    return {"search": trials, "train": trainings, "evaluate": shards, "card": cards}
+    return {"search": trials, "train": trainings, "evaluate": list(models.values()), "card": cards}
 
 
 def _training(record: Record, *, gpus: float, per_epoch: float) -> Spent:

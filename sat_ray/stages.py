@@ -6,6 +6,7 @@ version, the semantic inputs and the numerical environment, so a committed recor
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,12 +67,14 @@ def record_key(stage: Stage, inputs: dict[str, Any]) -> str:
 class Records:
     """The records of one sweep. Any number of processes may use it at once; a key has one record, the first committed.
 
-    What `all` has read it keeps, because a committed record never changes: who asks again and again holds on to one of these.
+    What `all` has read it keeps, because a committed record never changes: who asks again and again holds on to one of these. Of
+    evaluation shards there may be tens of thousands: `each` and `new` hold one record at a time.
     """
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._read: dict[tuple[str, str], Record] = {}
+        self._seen: dict[str, set[str]] = {}
 
     def find(self, stage: Stage, key: str) -> Record | None:
         """Return the committed record with this key, or None; ValueError names a damaged one."""
@@ -108,6 +111,18 @@ class Records:
         """Return every committed record of a stage, oldest first; only those that came since the last call are read."""
         found = (self._kept(stage, key) for key in self.keys(stage))
         return sorted((record for record in found if record), key=lambda record: (record.created, record.key))
+
+    def each(self, stage: Stage) -> Iterator[Record]:
+        """Yield every committed record of a stage, by key, and keep none."""
+        return (record for key in self.keys(stage) if (record := self.find(stage, key)))
+
+    def new(self, stage: Stage) -> Iterator[Record]:
+        """Yield the records of a stage that were not yielded before, by key; their keys alone are kept."""
+        seen = self._seen.setdefault(stage.name, set())
+        for key in self.keys(stage):
+            if key not in seen and (record := self.find(stage, key)):
+                seen.add(key)
+                yield record
 
     def _kept(self, stage: Stage, key: str) -> Record | None:
         name = (stage.name, key)

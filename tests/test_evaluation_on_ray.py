@@ -21,8 +21,8 @@ from sat_ray.distributed.tasks import evaluate_all
 from sat_ray.evaluation import evaluate
 from sat_ray.models import Normalized, settle_layout
 from sat_ray.outcomes import merge_outcomes
-from sat_ray.plan import Dataset, EvaluationTask
-from sat_ray.stages import Record, Records
+from sat_ray.plan import EVALUATE, Dataset, EvaluationTask
+from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 
@@ -67,15 +67,16 @@ def kill_one_worker(killed: list[int], *, within: float) -> None:
 
 
 def test_a_worker_killed_in_the_middle_of_a_shard_loses_and_doubles_nothing(tasks: list[EvaluationTask], tmp_path: Path) -> None:
-    records, killed, done = Records(Storage(str(tmp_path / "sweep"))), list[int](), list[Record]()
+    records, killed = Records(Storage(str(tmp_path / "sweep"))), list[int]()
     with ray_session():
         killer = threading.Thread(target=kill_one_worker, args=(killed,), kwargs={"within": 60.0})
         killer.start()
-        done = evaluate_all(tasks, records, ResourceSettings())
+        evaluate_all(tasks, records, ResourceSettings())
         killer.join()
+        evaluate_all(tasks, records, ResourceSettings(cpus_per_evaluation=1000))  # all committed: nothing is asked for, else it waits
     assert killed, "no worker was seen at work"
-    assert [record.key for record in done] == [task.key for task in tasks]
-    path = merge_outcomes(done, image_ids(Storage(tasks[0].dataset.uri), "test").numpy(), records, name="m")
+    assert records.keys(EVALUATE) == sorted(task.key for task in tasks)
+    path = merge_outcomes(records.each(EVALUATE), image_ids(Storage(tasks[0].dataset.uri), "test").numpy(), records, name="m")
     merged = pq.read_table(str(tmp_path / "sweep" / path))
     test = read_split(Storage(tasks[0].dataset.uri), "test")
     model = load_model(tasks[0].checkpoint)

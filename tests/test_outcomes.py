@@ -207,6 +207,18 @@ def test_what_is_not_one_models_outcomes_is_refused(tmp_path: Path) -> None:
         read_outcomes(f"{tmp_path}/mixed")
 
 
+STATUS = """
+def status(field):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+def peak_above(start):
+    return status("VmHWM") - start
+
+def forget_the_peak():
+    with open("/proc/self/clear_refs", "w") as peak:
+        peak.write("5")
+"""
 MEASURE = """
 import json, sys
 import pyarrow as pa, pyarrow.parquet as pq
@@ -215,18 +227,10 @@ from sat_ray.outcomes import merge_outcomes
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
 
-def status(field):
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
-
-def peak_above(start):
-    return status("VmHWM") - start
-
 records = Records(Storage.at(sys.argv[1]))
 parts = [Record(**part) for part in json.load(open(sys.argv[2]))]
 merge_outcomes(parts[:2], np.arange(1000), records, name="warm-up")  # imports and thread pools are not the merge
-with open("/proc/self/clear_refs", "w") as peak:
-    peak.write("5")
+forget_the_peak()
 start, found = status("VmRSS"), {}
 for model in range(2):
     merge_outcomes(parts, np.arange(50_000), records, name=f"model-{model}")
@@ -247,7 +251,7 @@ def test_the_merge_holds_a_small_part_of_the_table_and_many_models_do_not_add_up
     chosen = [pa.concat_tables([whole.slice(run * 50_000 + part * 500, 500) for run in range(16)]) for part in range(100)]
     parts = written(Storage.at(tmp_path), chosen)
     (tmp_path / "parts.json").write_text(json.dumps([vars(part) for part in parts]))
-    command = [sys.executable, "-c", MEASURE, str(tmp_path), str(tmp_path / "parts.json")]
+    command = [sys.executable, "-c", STATUS + MEASURE, str(tmp_path), str(tmp_path / "parts.json")]
     environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
     assert found["table"] > 40
@@ -255,3 +259,61 @@ def test_the_merge_holds_a_small_part_of_the_table_and_many_models_do_not_add_up
     assert found["after 2"] < found["after 1"] + found["table"] / 10
     assert found["held"] > found["table"] * 0.9, "the measure does not see memory"
     assert pq.read_table(tmp_path / "outcomes" / "model-1.parquet").equals(whole)
+
+
+MANY = """
+import json, sys, time
+import numpy as np
+from sat_ray.outcomes import merge_outcomes
+from sat_ray.plan import EVALUATE
+from sat_ray.stages import Records
+from sat_ray.storage import Storage
+
+found = {}
+for name in ("few", "few", "many"):  # the first time warms up
+    records, count = Records(Storage.at(f"{sys.argv[1]}/{name}")), len(Records(Storage.at(f"{sys.argv[1]}/{name}")).keys(EVALUATE))
+    forget_the_peak()
+    start, began = status("VmRSS"), time.process_time()
+    merge_outcomes(records.each(EVALUATE), np.arange(count), records, name="m")
+    found[name] = {"seconds": (time.process_time() - began) / count, "mib": peak_above(start), "count": count}
+held = list(records.each(EVALUATE))
+found["held"] = peak_above(start)
+print(json.dumps(found))
+"""
+
+
+def commit_shards(folder: Path, count: int) -> None:
+    """Leave what an evaluation of `count` images, each a shard of its own, has left behind; not synced to the disk, which takes longest."""
+    storage, whole = Storage.at(folder), rows_of(np.arange(count), groups=GROUPS[:2])
+    code = {f"sat_ray.module_{number}": f"{number:016x}" for number in range(70)}
+    for place in ("state/parts", "state/evaluate"):
+        (folder / place).mkdir(parents=True)
+    for number in range(count):
+        data = parquet_bytes(pa.concat_tables([whole.slice(run * count + number, 1) for run in range(2)]))
+        path = f"state/parts/{number}.parquet"
+        record = Record(
+            stage="evaluate",
+            key=f"{number:032x}",
+            inputs=INPUTS | {"rows": [number, number + 1]},
+            payload={"name": "m", "path": path, "sha256": sha256(data)},
+            code=code,
+            created=float(number),
+            seconds=1.0,
+        )
+        Path(storage.full(path)).write_bytes(data)
+        Path(storage.full(f"state/evaluate/{record.key}.json")).write_text(json.dumps(vars(record)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_ten_times_the_shards_take_ten_times_as_long_and_no_more_memory(tmp_path: Path) -> None:
+    """Processor time, which a busy machine stretches least; holding the records afterwards shows that the measure sees memory."""
+    for name, count in (("few", 150), ("many", 1500)):
+        commit_shards(tmp_path / name, count)
+    command = [sys.executable, "-c", STATUS + MANY, str(tmp_path)]
+    environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+    few, many = found["few"], found["many"]
+    assert (few["count"], many["count"]) == (150, 1500)
+    assert many["seconds"] < 2 * few["seconds"]
+    assert many["mib"] < few["mib"] + 4 < found["held"] - 10, found
+    assert pq.read_table(tmp_path / "many" / "outcomes" / "m.parquet").num_rows == 2 * 1500

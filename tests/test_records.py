@@ -155,6 +155,20 @@ def test_a_damaged_record_is_named(records: Records) -> None:
         records.find(TOY, "k")
 
 
+def test_new_records_come_once_and_only_their_keys_are_kept(records: Records) -> None:
+    def commit(*keys: str) -> None:
+        for key in keys:
+            records.commit(TOY, key, inputs={}, payload={"value": key}, seconds=0.0)
+
+    assert list(records.new(TOY)) == []
+    commit("b", "a")
+    assert [record.payload["value"] for record in records.new(TOY)] == ["a", "b"]
+    commit("c")
+    assert [[record.key for record in records.new(TOY)] for _ in range(2)] == [["c"], []]
+    assert [[record.key for record in records.each(TOY)] for _ in range(2)] == [["a", "b", "c"]] * 2
+    assert records._read == {} and [record.key for record in Records(records.storage).new(TOY)] == ["a", "b", "c"]
+
+
 def test_records_come_oldest_first(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, created in (("b", 1.0), ("a", 2.0), ("c", 1.0)):
         monkeypatch.setattr("time.time", lambda created=created: created)

@@ -101,7 +101,7 @@ def test_a_search_cut_by_its_budget_is_said_wherever_the_board_is_shown() -> Non
     assert "cut by" not in page(whole) and "cut by" not in to_markdown(whole)
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, "–"), (0.0, "0.00"), (1234.5, "1,234.50"), (0.1, "0.10"), (0.00421, "0.0042")])
+@pytest.mark.parametrize(("value", "text"), [(None, "–"), (0.0, "0.00"), (1234.5, "1,234.50"), (0.1, "0.10"), (0.00401, "0.0040")])
 def test_small_amounts_keep_two_digits_that_say_something(value: float | None, text: str) -> None:
     assert amount_text(value) == text
 

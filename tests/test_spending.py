@@ -70,7 +70,7 @@ def test_what_was_estimated_stands_beside_what_was_spent(records: Records) -> No
     partly = cost_summary(priced(), stages, estimated={"search": 20.0})
     assert [one["estimated_money"] for one in partly["stages"]] == [pytest.approx(0.2), None, None, None]
     assert partly["total"]["estimated_accelerator_seconds"] is None
-    assert "| card | 5 | no estimate | not counted | 0.05 | no estimate |" in cost_markdown(partly)
+    assert "| card | 5 | no estimate | not counted | 0.050 | no estimate |" in cost_markdown(partly)
 
 
 def test_a_search_has_spent_what_its_longest_trials_took(records: Records) -> None:

@@ -38,6 +38,7 @@ class SweepMetrics:
         self.accuracy = Gauge(*VAL_ROBUST_ACCURACY, tag_keys=("sweep", "activation"))
         self.left = Gauge(*EVALUATION_SHARDS_LEFT, tag_keys=("sweep",))
         self.seconds = Counter(*ACCELERATOR_SECONDS, tag_keys=("sweep",))
+        self.shards, self.shard_seconds = 0, 0.0
         self.counted = self._accelerator_seconds()
         self.update()
 
@@ -46,8 +47,8 @@ class SweepMetrics:
         for activation, value in self._best().items():
             self.accuracy.set(value, self.tags | {"activation": activation})
         planned = next(demand.count for demand in bundles(self.config) if demand.stage == "evaluate")
-        self.left.set(max(0, planned - len(self.records.keys(EVALUATE))), self.tags)
         spent = self._accelerator_seconds()
+        self.left.set(max(0, planned - self.shards), self.tags)
         if spent > self.counted:
             self.seconds.inc(spent - self.counted, self.tags)
             self.counted = spent
@@ -63,9 +64,12 @@ class SweepMetrics:
         asked = self.config.resources
         trials = sum(record.payload["accelerator_seconds"] for record in longest_trials(self.records))
         trainings = sum(record.payload["accelerator_seconds"] for record in self.records.all(TRAIN))
-        shards = sum(record.seconds for record in self.records.all(EVALUATE))
+        for record in self.records.new(EVALUATE):
+            self.shards, self.shard_seconds = self.shards + 1, self.shard_seconds + record.seconds
         return float(
-            trials * (asked.gpus_per_trial or 1) + trainings * (asked.gpus_per_worker or 1) + shards * (asked.gpus_per_evaluation or 1)
+            trials * (asked.gpus_per_trial or 1)
+            + trainings * (asked.gpus_per_worker or 1)
+            + self.shard_seconds * (asked.gpus_per_evaluation or 1)
         )
 
 

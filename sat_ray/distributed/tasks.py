@@ -1,6 +1,6 @@
 """Stages as plain Ray tasks joined by ObjectRefs, and the fan-out of evaluation inside one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray
@@ -10,7 +10,7 @@ from sat_ray.bundles import STAGE_RESOURCES, Resources, evaluation_resources
 from sat_ray.config import ResourceSettings
 from sat_ray.distributed.nodes import selector_for
 from sat_ray.jobs import card_and_commit, evaluate_and_commit
-from sat_ray.plan import CardTask, EvaluationTask
+from sat_ray.plan import CARD, EVALUATE, CardTask, EvaluationTask
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
 
@@ -44,32 +44,44 @@ def result(ref: Any) -> Any:
 
 
 @ray.remote(max_retries=3)
-def _unit(work: Callable[[Any, Records], Record], task: Any, storage: str, threads: int) -> Record:
+def _unit(work: Callable[[Any, Records], Record], task: Any, storage: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    return work(task, Records(Storage(storage)))
+    work(task, Records(Storage(storage)))
 
 
-def evaluate_all(tasks: Sequence[EvaluationTask], records: Records, resources: ResourceSettings) -> list[Record]:
-    """Run evaluation tasks in the given order, largest first where the caller sorted them so; return their records in that order."""
-    return _run_all(evaluate_and_commit, tasks, records, resources)
+def evaluate_all(tasks: Iterable[EvaluationTask], records: Records, resources: ResourceSettings) -> None:
+    """Run evaluation tasks in the given order, largest first where the caller sorted them so; all are committed when this returns.
+
+    What is committed already asks for nothing: a sweep that only has its report to write buys no node for it.
+    """
+    committed = set(records.keys(EVALUATE))
+    _run_all(evaluate_and_commit, (task for task in tasks if task.key not in committed), records, resources)
 
 
 def make_card(task: CardTask, records: Records, resources: ResourceSettings) -> Record:
-    """Make one robustness card where evaluation runs; return its record."""
-    return _run_all(card_and_commit, [task], records, resources)[0]
+    """Make one robustness card where evaluation runs, unless it is committed; return its record."""
+    if records.find(CARD, task.key) is None:
+        _run_all(card_and_commit, [task], records, resources)
+    made = records.find(CARD, task.key)
+    assert made is not None
+    return made
 
 
-def _run_all(work: Callable[[Any, Records], Record], tasks: Sequence[Any], records: Records, resources: ResourceSettings) -> list[Record]:
+def _run_all(work: Callable[[Any, Records], Record], tasks: Iterable[Any], records: Records, resources: ResourceSettings) -> None:
+    """Run tasks, a bounded number of them at once; nothing of those that have ended is held."""
     bundle = evaluation_resources(resources)
     remote = _unit.options(name=work.__name__, num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), label_selector=selector_for(bundle))
-    waiting = list(enumerate(tasks))[::-1]
-    running: dict[Any, int] = {}
-    done: dict[int, Record] = {}
-    while waiting or running:
-        while waiting and len(running) < IN_FLIGHT:
-            index, task = waiting.pop()
-            running[remote.remote(work, task, records.storage.uri, resources.cpus_per_evaluation)] = index
-        ready, _ = ray.wait(list(running), num_returns=1)
-        for ref in ready:
-            done[running.pop(ref)] = result(ref)
-    return [done[index] for index in range(len(tasks))]
+    running: list[Any] = []
+    for task in tasks:
+        running.append(remote.remote(work, task, records.storage.uri, resources.cpus_per_evaluation))
+        if len(running) >= IN_FLIGHT:
+            running = _without_one(running)
+    while running:
+        running = _without_one(running)
+
+
+def _without_one(running: list[Any]) -> list[Any]:
+    """Wait for one task, raise what it raised, and return the others."""
+    (ready, *_), others = ray.wait(running, num_returns=1)
+    result(ready)
+    return list(others)
