@@ -18,8 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
 
 
-def options(about: str | None, *, smoke: bool = True, images: bool = False, bf16: bool = False) -> argparse.Namespace:
-    """Parse --quick, --json PATH and, where a benchmark has them, --smoke, --images and --bf16."""
+def options(
+    about: str | None,
+    *,
+    smoke: bool = True,
+    images: bool = False,
+    bf16: bool = False,
+    more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> argparse.Namespace:
+    """Parse --quick, --json PATH and, where a benchmark has them, --smoke, --images, --bf16 and `more`."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="end within 5 minutes on 2 cores")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here as well")
@@ -29,6 +36,7 @@ def options(about: str | None, *, smoke: bool = True, images: bool = False, bf16
         parser.add_argument("--images", type=int, metavar="N", help="attack exactly N images, however long it takes")
     if bf16:
         parser.add_argument("--bf16", action="store_true", help="time bf16 gradients too where the hardware has none (it is slow)")
+    more(parser)
     return parser.parse_args()
 
 

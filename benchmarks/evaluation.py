@@ -1,26 +1,32 @@
 """PGD-200 of torchattacks, foolbox, ART and sat_ray on one adversarially trained ResNet-18 and the same images of 32 pixels.
 
-All start from the clean image. A library attacks the images in batches of at most 64; what it returns is scored in float32. sat_ray runs
-its real evaluation (every visited point counts, images retire, cycles are detected). The model is trained by sat_ray once and cached.
+All start from the clean image. A library attacks the images in batches of at most 64 (on a GPU 256); what it returns is scored in float32.
+sat_ray runs its real evaluation (every visited point counts, images retire, cycles are detected). The model is trained by sat_ray once and
+cached.
 
---quick: width 32 and as many of 64 images as the five minutes allow; else width 64 and 64 images, an hour or two on 2 cores.
+--quick: width 32 and as many of 64 images as the five minutes allow; else width 64 and 64 images, an hour or two on 2 cores. On a GPU, with
+512 images and bf16 beside float32:
+
+    python benchmarks/evaluation.py --device cuda --model resnet50 --size 224 --precision bf16
 """
 
 import copy
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from statistics import mean, median
 from time import perf_counter, process_time
 from typing import Any
 
 import common
+import hardware
 import pyarrow as pa
 import safetensors.torch
 import torch
+from hardware import Hardware, PeakMemory
 from libraries import LIBRARIES, Library
-from parts import digits_at_32_pixels, scaled_resnet18
+from steps import OperationCounter
 from torch import Tensor
 
 from sat_ray.attacks import AttackSpec
@@ -35,12 +41,15 @@ from sat_ray.threat import ThreatModel
 from sat_ray.training import TrainingSettings, fit
 
 QUICK_SECONDS = 270.0
-BATCH = 64
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. epsilon: in 255ths; epochs, train_images: of the adversarial training; rounds: of the interleaved timing."""
+    """How much is measured.
+
+    epsilon: in 255ths; epochs, train_images: of the adversarial training; rounds: of the interleaved timing; batch: images of one call of
+    a library.
+    """
 
     width: int
     images: int
@@ -50,6 +59,8 @@ class Size:
     epsilon: int = 32
     epochs: int = 4
     train_images: int = 718
+    batch: int = 64
+    hardware: Hardware = field(default_factory=Hardware)
 
     @property
     def threat_model(self) -> ThreatModel:
@@ -68,16 +79,27 @@ QUICK = Size(width=32, images=64, lanes=16)
 SMOKE = Size(width=8, images=16, lanes=4, steps=5, epsilon=2, epochs=3, train_images=320)
 
 
+GPU = Size(width=64, images=512, lanes=256, rounds=3, batch=256)
+
+
 def trained_model(size: Size, splits: dict[str, Split], *, cache: bool) -> Normalized:
     """Train the model with sat_ray's own `fit`, or read the weights that an earlier run cached."""
     about = {name: value for name, value in asdict(size).items() if name in ("width", "epsilon", "epochs", "train_images")}
+    if (on := size.hardware) != Hardware():
+        about |= {"model": on.model, "pixels": on.pixels, "precision": on.precision}
     path = common.CACHE / f"evaluation-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}.safetensors"
-    model = scaled_resnet18(width=size.width)
+    model = on.build(width=size.width)
     if cache and path.exists():
         model.load_state_dict(safetensors.torch.load_file(path))
         return model.eval()
     settings = TrainingSettings(
-        epochs=size.epochs, global_batch_size=32, batchnorm_group_size=32, learning_rate=0.05, warmup_epochs=1, validate_every=size.epochs
+        epochs=size.epochs,
+        global_batch_size=32,
+        batchnorm_group_size=32,
+        learning_rate=0.05,
+        warmup_epochs=1,
+        validate_every=size.epochs,
+        precision=on.precision,
     )
     train, val = splits["train"].take(slice(0, size.train_images)), splits["val"].take(slice(0, 32))
     for report in fit(model, train, val, settings=settings, threat_model=size.threat_model):
@@ -88,15 +110,23 @@ def trained_model(size: Size, splits: dict[str, Split], *, cache: bool) -> Norma
     return model.to(memory_format=torch.contiguous_format).eval()
 
 
-def pass_seconds(model: Normalized, x: Tensor, y: Tensor, *, repeats: int = 5) -> list[float]:
+def one_pass(model: Normalized, x: Tensor, y: Tensor) -> None:
+    """Compute a forward pass with the gradient at the input."""
+    point = x.clone().requires_grad_()
+    torch.autograd.grad(attack_loss(model(point), y).sum(), point)
+
+
+def pass_seconds(model: Normalized, x: Tensor, y: Tensor, *, on: Hardware, repeats: int = 5) -> list[float]:
     """Time forward passes with the gradient at the input."""
+    one_pass(model, x, y)
+    return [on.seconds_of(lambda: one_pass(model, x, y)) for _ in range(repeats)]
 
-    def once() -> None:
-        point = x.clone().requires_grad_()
-        torch.autograd.grad(attack_loss(model(point), y).sum(), point)
 
-    once()
-    return [common.seconds_of(once) for _ in range(repeats)]
+def pass_operations(model: Normalized, x: Tensor, y: Tensor) -> float:
+    """Return the floating-point operations of such a pass, of one image."""
+    with OperationCounter() as seen:
+        one_pass(model, x[:1], y[:1])
+    return float(seen.flops)
 
 
 def affordable(size: Size, seconds_per_image: float, *, seconds_left: float) -> Size:
@@ -111,16 +141,16 @@ def with_images(size: Size, count: int) -> Size:
     return replace(size, images=count, lanes=size.lanes if count >= 32 else 8)
 
 
-def attack_in_batches(library: Library, x: Tensor, y: Tensor) -> Tensor:
+def attack_in_batches(library: Library, x: Tensor, y: Tensor, *, batch: int) -> Tensor:
     """Let a library attack all images."""
-    return torch.cat([library(part, labels) for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True)])
+    return torch.cat([library(part, labels) for part, labels in zip(x.split(batch), y.split(batch), strict=True)])
 
 
 @torch.no_grad()
-def robust_share(model: Normalized, x_adv: Tensor, x: Tensor, y: Tensor, *, threat_model: ThreatModel) -> float:
+def robust_share(model: Normalized, x_adv: Tensor, x: Tensor, y: Tensor, *, threat_model: ThreatModel, batch: int) -> float:
     """Score returned points in float32; a point outside the threat model is an error of the library, and raises."""
     assert bool(threat_model.contains(x_adv, x).all()), "a library returned an infeasible point"
-    correct = [model(part).argmax(dim=1) == labels for part, labels in zip(x_adv.split(BATCH), y.split(BATCH), strict=True)]
+    correct = [model(part).argmax(dim=1) == labels for part, labels in zip(x_adv.split(batch), y.split(batch), strict=True)]
     return float(torch.cat(correct).float().mean())
 
 
@@ -131,17 +161,19 @@ class Contest:
         self.model, self.images, self.size, self.bf16 = model, images, size, bf16
         self.ours = copy.deepcopy(model)
         settle_layout(self.ours)
-        self.x, self.y = to_pixels(images.images), images.labels
-        self.libraries = {name: build(copy.deepcopy(model), size.spec) for name, build in LIBRARIES.items()}
+        self.on, self.memory = size.hardware, PeakMemory(size.hardware)
+        self.x, self.y = to_pixels(images.images.to(self.on.place)), images.labels.to(self.on.place)
+        shape = tuple(images.images.shape[1:])
+        self.libraries = {name: build(copy.deepcopy(model), size.spec, shape) for name, build in LIBRARIES.items()}
         self.robust: dict[str, float] = {}
-        self.robust_in_bf16 = float("nan")
+        self.robust_in_bf16, self.passes_in_bf16 = float("nan"), 0
         self.cpu_seconds: dict[str, list[float]] = {}
         self.outcomes: pa.Table | None = None
 
     def timed(self, name: str, work: Callable[[], object]) -> float:
         """Return the wall seconds of some work, and keep its processor seconds: on a shared machine they tell more, with one thread."""
         before = process_time()
-        seconds = common.seconds_of(work)
+        seconds = self.memory.watching(name, lambda: self.on.seconds_of(work))()
         self.cpu_seconds.setdefault(name, []).append(process_time() - before)
         return seconds
 
@@ -167,13 +199,15 @@ class Contest:
 
         seconds = self.timed("ours_bf16", work)
         self.robust_in_bf16 = len(robust_image_ids(tables[0])) / len(split)
+        self.passes_in_bf16 = sum(tables[0]["passes"].to_pylist())
         return seconds
 
     def run_library(self, name: str) -> float:
         """Run one library and return its seconds; the scoring is not timed."""
         returned: list[Tensor] = []
-        seconds = self.timed(name, lambda: returned.append(attack_in_batches(self.libraries[name], self.x.clone(), self.y)))
-        self.robust[name] = robust_share(self.model, returned[0], self.x, self.y, threat_model=self.size.threat_model)
+        library, batch = self.libraries[name], self.size.batch
+        seconds = self.timed(name, lambda: returned.append(attack_in_batches(library, self.x.clone(), self.y, batch=batch)))
+        self.robust[name] = robust_share(self.model, returned[0], self.x, self.y, threat_model=self.size.threat_model, batch=batch)
         print(f"{name}: {seconds:.1f} s, {100 * self.robust[name]:.1f} % robust", flush=True)
         return seconds
 
@@ -194,12 +228,13 @@ def figures_of(contest: Contest, seconds: dict[str, list[float]]) -> tuple[dict[
     passes = sum(table["passes"].to_pylist())
     survivor_passes = sum(table.filter(table["robust"])["passes"].to_pylist())
     rows = torch.arange(size.lanes) % len(contest.y)
-    one_pass = median(pass_seconds(contest.ours, contest.x[rows], contest.y[rows]))
+    on, seconds_of_a_pass = contest.on, median(pass_seconds(contest.ours, contest.x[rows], contest.y[rows], on=contest.on))
+    operations = pass_operations(contest.ours, contest.x, contest.y)
     figures = {
         "speedup": {name: common.median_ratio(seconds[name], seconds["ours"]) for name in contest.libraries},
         "robust_accuracy": contest.robust,
         "passes_per_image": passes / size.images,
-        "floor_share": survivor_passes / size.lanes * one_pass / median(seconds["ours"]),
+        "floor_share": survivor_passes / size.lanes * seconds_of_a_pass / median(seconds["ours"]),
     }
     tolerance = max(0.005, 2 / size.images)
     lowest = min(share for name, share in contest.robust.items() if name != "ours")
@@ -211,33 +246,41 @@ def figures_of(contest: Contest, seconds: dict[str, list[float]]) -> tuple[dict[
             name: median(contest.cpu_seconds[name]) / mean(contest.cpu_seconds["ours"]) for name in contest.libraries
         },
         "threads": torch.get_num_threads(),
-        "milliseconds_of_a_pass": {"ours, per image": 1000 * one_pass / size.lanes},
+        "milliseconds_of_a_pass": {"ours, per image": 1000 * seconds_of_a_pass / size.lanes},
+        "peak_memory_gib": contest.memory.figures,
+        "share_of_matrix_rate": {
+            "ours": operations * passes / median(seconds["ours"]) / on.matrix_rate(precision="float32"),
+            "a pass at full lanes": operations * size.lanes / seconds_of_a_pass / on.matrix_rate(precision="float32"),
+        },
         "survivor_passes": survivor_passes,
         "at_most_the_lowest": contest.robust["ours"] <= lowest + tolerance,
-        "bf16": "not measured: this processor has neither AVX512-BF16 nor AMX",
+        "bf16": "not measured: not asked for, and this processor has neither AVX512-BF16 nor AMX",
     }
     if contest.bf16:
         speedup = {name: common.median_ratio(seconds[name], seconds["ours_bf16"]) for name in contest.libraries}
-        details["bf16"] = {"speedup": speedup, "robust_accuracy": contest.robust_in_bf16}
+        share = operations * contest.passes_in_bf16 / median(seconds["ours_bf16"]) / on.matrix_rate(precision="bf16")
+        details["bf16"] = {"speedup": speedup, "robust_accuracy": contest.robust_in_bf16, "share_of_matrix_rate": share}
     return figures, details
 
 
 def main() -> None:
     """Run the benchmark."""
     started = perf_counter()
-    options = common.options(__doc__, images=True, bf16=True)
-    about = common.machine()
-    size = SMOKE if options.smoke else QUICK if options.quick else FULL
-    splits = digits_at_32_pixels()
+    options = common.options(__doc__, images=True, bf16=True, more=hardware.add_options)
+    about, on = common.machine(), hardware.from_options(options)
+    size = replace(SMOKE if options.smoke else QUICK if options.quick else GPU if on.on_gpu else FULL, hardware=on)
+    splits = on.images()
     model = trained_model(size, splits, cache=not options.smoke)
     if options.images:
         size = with_images(size, options.images)
     elif options.quick and not options.smoke:
         sample = splits["test"].take(slice(0, 16))
-        per_image = min(pass_seconds(model, to_pixels(sample.images), sample.labels)) / len(sample)
+        x, y = to_pixels(sample.images.to(on.place)), sample.labels.to(on.place)
+        per_image = min(pass_seconds(model, x, y, on=on)) / len(sample)
         size = affordable(size, per_image, seconds_left=QUICK_SECONDS - (perf_counter() - started))
     print(f"{size.images} images, {size.spec}, lanes {size.lanes}", flush=True)
-    contest = Contest(model, splits["test"].take(slice(0, size.images)), size, bf16=options.bf16 or pays(torch.device("cpu")))
+    bf16 = options.bf16 or on.precision == "bf16" or pays(on.place)
+    contest = Contest(model, splits["test"].take(slice(0, size.images)), size, bf16=bf16)
     figures, details = figures_of(contest, contest.rounds())
     details["wall_seconds"] = perf_counter() - started
     common.finish("evaluation: PGD of four libraries", figures, details, about, path=options.json)

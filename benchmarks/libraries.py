@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from sat_ray.attacks import AttackSpec
 
+CLASSES = 10
+MOST_AT_ONCE = 10_000  # images of one call of a library: whoever calls it cuts them
 Library = Callable[[Tensor, Tensor], Tensor]
+Shape = tuple[int, ...]  # (C, H, W)
 
 
-def torchattacks_pgd(model: nn.Module, spec: AttackSpec) -> Library:
+def torchattacks_pgd(model: nn.Module, spec: AttackSpec, shape: Shape) -> Library:
     """Build torchattacks' PGD."""
     import torchattacks
 
@@ -21,35 +24,36 @@ def torchattacks_pgd(model: nn.Module, spec: AttackSpec) -> Library:
     return lambda x, y: attack(x, y)
 
 
-def foolbox_pgd(model: nn.Module, spec: AttackSpec) -> Library:
+def foolbox_pgd(model: nn.Module, spec: AttackSpec, shape: Shape) -> Library:
     """Build foolbox's LinfPGD."""
     import foolbox
 
-    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
     attack = foolbox.attacks.LinfPGD(abs_stepsize=spec.step_size, steps=spec.steps, random_start=False)
     return lambda x, y: attack(wrapped, x, y, epsilons=spec.threat_model.epsilon)[1]
 
 
-def art_pgd(model: nn.Module, spec: AttackSpec) -> Library:
+def art_pgd(model: nn.Module, spec: AttackSpec, shape: Shape) -> Library:
     """Build ART's ProjectedGradientDescent."""
     from art.attacks.evasion import ProjectedGradientDescent
     from art.estimators.classification import PyTorchClassifier
 
-    shape, classes = (3, 32, 32), 10
-    wrapped = PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, classes, clip_values=(0.0, 1.0), device_type="cpu")
+    device = next(model.parameters()).device
+    kind = "cpu" if device.type == "cpu" else "gpu"
+    wrapped = PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, CLASSES, clip_values=(0.0, 1.0), device_type=kind)
     attack = ProjectedGradientDescent(
         wrapped,
         eps=spec.threat_model.epsilon,
         eps_step=spec.step_size,
         max_iter=spec.steps,
         num_random_init=0,
-        batch_size=64,
+        batch_size=MOST_AT_ONCE,
         verbose=False,
     )
-    return lambda x, y: torch.from_numpy(attack.generate(x.numpy(), y=y.numpy()))
+    return lambda x, y: torch.from_numpy(attack.generate(x.cpu().numpy(), y=y.cpu().numpy())).to(device)
 
 
-LIBRARIES: dict[str, Callable[[nn.Module, AttackSpec], Library]] = {
+LIBRARIES: dict[str, Callable[[nn.Module, AttackSpec, Shape], Library]] = {
     "torchattacks": torchattacks_pgd,
     "foolbox": foolbox_pgd,
     "art": art_pgd,

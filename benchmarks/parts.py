@@ -1,4 +1,4 @@
-"""What is measured on: digits at 32 pixels in three channels, and ResNet-18 for small images at any width."""
+"""What is measured on: digits at 32 pixels (or any other size) in three channels, and ResNet-18 for small images at any width."""
 
 from typing import Any
 
@@ -14,6 +14,7 @@ from sat_ray.models.injection import inject_activation
 
 PIXELS = 32
 ACTIVATION = "silu"
+MEAN, STD = (0.3,) * 3, (0.35,) * 3
 
 
 class ScaledResNet18(ResNet):
@@ -40,23 +41,27 @@ def scaled_resnet18(*, width: int, seed: int = 0) -> Normalized:
         torch.manual_seed(seed)
         body = ScaledResNet18(width=width, num_classes=10)
     inject_activation(body, activation=ACTIVATION)
-    mean, std = (0.3,) * 3, (0.35,) * 3
-    spec = ModelSpec(name="resnet18", activation=ACTIVATION, stem="small", mean=mean, std=std)
-    return Normalized(body, mean=mean, std=std, spec=spec)
+    spec = ModelSpec(name="resnet18", activation=ACTIVATION, stem="small", mean=MEAN, std=STD)
+    return Normalized(body, mean=MEAN, std=STD, spec=spec)
 
 
 def digits_at_32_pixels() -> dict[str, Split]:
     """Return train, val and test of the digits, (N, 3, 32, 32) uint8, upsampled from 8 pixels."""
+    return digits_enlarged(PIXELS)
+
+
+def digits_enlarged(pixels: int) -> dict[str, Split]:
+    """Return train, val and test of the digits, (N, 3, pixels, pixels) uint8, upsampled from 8 pixels."""
     source = dataset_source("digits")
-    raw = upsampled(source.read())
+    raw = upsampled(source.read(), pixels=pixels)
     images, labels = torch.from_numpy(raw.images), torch.from_numpy(raw.labels)
     ids = split_by_hash(source.name, len(labels), test=source.test, val=source.val)
     return {name: Split(images[rows], labels[rows], torch.from_numpy(rows)) for name, rows in ids.items()}
 
 
-def upsampled(raw: Raw) -> Raw:
-    """Enlarge grey images to 32 pixels and three equal channels."""
-    larger = F.interpolate(torch.from_numpy(raw.images).float(), size=PIXELS, mode="bilinear").round().clamp(0, 255)
+def upsampled(raw: Raw, *, pixels: int = PIXELS) -> Raw:
+    """Enlarge grey images and give them three equal channels."""
+    larger = F.interpolate(torch.from_numpy(raw.images).float(), size=pixels, mode="bilinear").round().clamp(0, 255)
     images = larger.to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     return Raw(images.numpy(), raw.labels, raw.class_names)
 

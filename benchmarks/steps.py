@@ -1,13 +1,13 @@
 """The steps that are compared: the plain one, the attack alone, and the textbook's; and a counter of what a step computes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from time import perf_counter
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from parts import scaled_resnet18
+from hardware import Hardware
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -18,6 +18,7 @@ from sat_ray.data.split import Split
 from sat_ray.losses import cross_entropy
 from sat_ray.models import settle_layout, view
 from sat_ray.optimizers import parameter_groups
+from sat_ray.precision import autocast
 from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
 from sat_ray.training import TrainingSettings
@@ -34,8 +35,9 @@ class Size:
     images: int
     steps: int
     rounds: int
+    hardware: Hardware = field(default_factory=Hardware)
 
-    def settings(self, *, workers: int = 1) -> TrainingSettings:
+    def settings(self, *, workers: int = 1, compiled: bool = False) -> TrainingSettings:
         """Describe an endless training in which every worker has one BatchNorm group; nothing is validated while it is timed."""
         return TrainingSettings(
             epochs=1000,
@@ -45,7 +47,13 @@ class Size:
             schedule="constant",
             warmup_epochs=0,
             validate_every=1000,
+            precision=self.hardware.precision,
+            compile=compiled,
         )
+
+    def numbers(self) -> AbstractContextManager[object]:
+        """Return the context in which models are called."""
+        return autocast(self.hardware.precision, self.hardware.place)
 
 
 class OperationCounter(TorchDispatchMode):
@@ -68,8 +76,8 @@ class Plain:
     """A training step without an attack, and the attack alone, on the same batches, model and layout as `fit` uses."""
 
     def __init__(self, size: Size, train: Split) -> None:
-        self.size, self.train = size, train
-        model = scaled_resnet18(width=size.width)
+        self.size, self.train = size, train.to(size.hardware.place)
+        model = size.hardware.build(width=size.width)
         self.layout = settle_layout(model)
         self.model = model.train()
         self.attacker = view(model)
@@ -78,29 +86,36 @@ class Plain:
 
     def batches(self) -> Iterator[Split]:
         """Yield the batches of one sample."""
-        for rows in torch.randperm(len(self.train)).split(self.size.images):
+        for rows in torch.randperm(len(self.train)).to(self.size.hardware.place).split(self.size.images):
             yield self.train.take(rows)
 
     def step(self) -> float:
         """Train on the clean batches of one sample; return seconds per step."""
-        started = perf_counter()
-        for batch in self.batches():
-            x = to_pixels(batch.images).contiguous(memory_format=self.layout)
-            self.optimizer.zero_grad(set_to_none=True)
-            cross_entropy(self.model(x), batch.labels).mean().backward()
-            self.optimizer.step()
-        return (perf_counter() - started) / self.size.steps
+
+        def work() -> None:
+            for batch in self.batches():
+                x = to_pixels(batch.images).contiguous(memory_format=self.layout)
+                self.optimizer.zero_grad(set_to_none=True)
+                with self.size.numbers():
+                    logits = self.model(x)
+                cross_entropy(logits, batch.labels).mean().backward()
+                self.optimizer.step()
+
+        return self.size.hardware.seconds_of(work) / self.size.steps
 
     def craft(self) -> float:
         """Attack the batches of one sample; return seconds per step. The attack alone is timed."""
-        seconds = 0.0
-        for batch in self.batches():
-            x = to_pixels(batch.images).contiguous(memory_format=self.layout)
-            rng = Randomness(0, batch.image_ids)
-            started = perf_counter()
-            self.attack.run(self.attacker, x, batch.labels, rng)
-            seconds += perf_counter() - started
-        return seconds / self.size.steps
+        ready = [
+            (to_pixels(batch.images).contiguous(memory_format=self.layout), batch.labels, Randomness(0, batch.image_ids))
+            for batch in self.batches()
+        ]
+
+        def work() -> None:
+            for x, y, rng in ready:
+                with self.size.numbers():
+                    self.attack.run(self.attacker, x, y, rng)
+
+        return self.size.hardware.seconds_of(work) / self.size.steps
 
 
 class ComposedSilu(nn.Module):
@@ -112,23 +127,28 @@ class ComposedSilu(nn.Module):
 
 
 class Textbook:
-    """Adversarial training as tutorials show it."""
+    """Adversarial training as tutorials show it. bf16: under autocast, which few of them use."""
 
-    def __init__(self, size: Size, train: Split) -> None:
-        self.size, self.train = size, train
-        self.model = scaled_resnet18(width=size.width)
+    def __init__(self, size: Size, train: Split, *, bf16: bool = False) -> None:
+        self.size, self.train, self.bf16 = size, train.to(size.hardware.place), bf16
+        self.model = size.hardware.build(width=size.width).train()
         for parent in list(self.model.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, Activation):
                     setattr(parent, name, ComposedSilu())
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the mean cross-entropy."""
+        with autocast("bf16", x.device) if self.bf16 else nullcontext():
+            return F.cross_entropy(self.model(x), y)
+
     def craft(self, x: Tensor, y: Tensor) -> Tensor:
         """Take one signed step from a random start."""
         epsilon = THREAT_MODEL.epsilon
         self.model.eval()
         x_adv = (x + torch.empty_like(x).uniform_(-epsilon, epsilon)).clamp(0, 1).detach().requires_grad_()
-        F.cross_entropy(self.model(x_adv), y).backward()
+        self.loss(x_adv, y).backward()
         assert x_adv.grad is not None
         moved = x_adv.detach() + epsilon * x_adv.grad.sign()
         self.model.train()
@@ -136,11 +156,13 @@ class Textbook:
 
     def step(self) -> float:
         """Train on the batches of one sample; return seconds per step."""
-        started = perf_counter()
-        for rows in torch.randperm(len(self.train)).split(self.size.images):
-            x, y = self.train.images[rows].float() / 255, self.train.labels[rows]
-            x_adv = self.craft(x, y)
-            self.optimizer.zero_grad()
-            F.cross_entropy(self.model(x_adv), y).backward()
-            self.optimizer.step()
-        return (perf_counter() - started) / self.size.steps
+
+        def work() -> None:
+            for rows in torch.randperm(len(self.train)).to(self.size.hardware.place).split(self.size.images):
+                x, y = self.train.images[rows].float() / 255, self.train.labels[rows]
+                x_adv = self.craft(x, y)
+                self.optimizer.zero_grad()
+                self.loss(x_adv, y).backward()
+                self.optimizer.step()
+
+        return self.size.hardware.seconds_of(work) / self.size.steps

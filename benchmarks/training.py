@@ -6,25 +6,31 @@
     textbook    attack by .backward(), plain layout, eager, the activation as composed operations
     floor       attack + plain, what a step cannot go below without another algorithm
 
-Scaling: two processes joined by gloo on one core each, against one of them alone, the same images per worker.
---quick: width 32; else width 64.
+    compiled    the real step with training.compile, where --compile asks for it
+
+Scaling: two processes, joined by gloo on one core each or by nccl on one GPU each, against one of them alone, the same images per worker.
+--quick: width 32; else width 64. On a GPU:
+
+    python benchmarks/training.py --device cuda --model resnet50 --size 224 --precision bf16 --compile
 """
 
+import argparse
 import json
-import resource
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import common
+import hardware
 import scaling
 import torch
 import torch.distributed as dist
-from parts import batch_of, digits_at_32_pixels, scaled_resnet18
+from hardware import Hardware, PeakMemory
+from parts import batch_of
 from steps import THREAT_MODEL, OperationCounter, Plain, Size, Textbook
 
 from sat_ray.data.split import Split
@@ -34,13 +40,14 @@ from sat_ray.world import World
 FULL = Size(width=64, images=64, steps=4, rounds=7)
 QUICK = Size(width=32, images=64, steps=2, rounds=7)
 SMOKE = Size(width=8, images=8, steps=1, rounds=1)
+GPU_IMAGES, GPU_STEPS = 256, 8  # of a step, and in one timed sample
 
 
-def reports_of(size: Size, train: Split, *, world: World | None = None) -> Iterator[EpochReport]:
+def reports_of(size: Size, train: Split, *, world: World | None = None, compiled: bool = False) -> Iterator[EpochReport]:
     """Start the real training; each report is one sample."""
     world = world or World()
-    settings = size.settings(workers=world.size)
-    return fit(scaled_resnet18(width=size.width), train, train, settings=settings, threat_model=THREAT_MODEL, world=world)
+    model, settings = size.hardware.build(width=size.width), size.settings(workers=world.size, compiled=compiled)
+    return fit(model, train, train.take(slice(0, size.images)), settings=settings, threat_model=THREAT_MODEL, world=world)
 
 
 def seconds_per_step(report: EpochReport, *, images: int) -> float:
@@ -63,15 +70,9 @@ def count_operations(size: Size, plain: Plain, textbook: Textbook, reports: Iter
     return {"weight_gradient_convolutions_per_step": weights, "gigaflops_per_step": gigaflops}
 
 
-def matrix_rate(*, side: int = 1024, repeats: int = 5) -> float:
-    """Measure this process's float32 matrix product, in floating-point operations per second."""
-    a, b = torch.rand(side, side), torch.rand(side, side)
-    torch.mm(a, b)
-    return 2 * side**3 / median(common.seconds_of(lambda: torch.mm(a, b)) for _ in range(repeats))
-
-
-def measure_steps(size: Size, train: Split) -> tuple[dict[str, float], dict[str, Any]]:
-    """Time the four kinds of step in interleaved rounds."""
+def measure_steps(size: Size, train: Split, *, compiled: bool = False) -> tuple[dict[str, float | None], dict[str, Any]]:
+    """Time the kinds of step in interleaved rounds."""
+    on, memory = size.hardware, PeakMemory(size.hardware)
     plain, textbook, reports = Plain(size, train), Textbook(size, train), reports_of(size, train)
     counts = count_operations(size, plain, textbook, reports)
     cases = {
@@ -79,12 +80,19 @@ def measure_steps(size: Size, train: Split) -> tuple[dict[str, float], dict[str,
         "plain": plain.step,
         "attack": plain.craft,
         "textbook": textbook.step,
-        "matrix_rate": lambda: matrix_rate(repeats=1),
     }
-    seconds = common.interleaved(cases, rounds=size.rounds)
+    if on.precision == "bf16":
+        cases["textbook_bf16"] = Textbook(size, train, bf16=True).step
+    details: dict[str, Any] = {}
+    if compiled:
+        faster = reports_of(size, train, compiled=True)
+        details["seconds_to_compile"] = common.seconds_of(lambda: next(faster))
+        cases["compiled"] = lambda: seconds_per_step(next(faster), images=size.images)
+    watched = {name: memory.watching(name, case) for name, case in cases.items()}
+    seconds = common.interleaved({**watched, "matrix_rate": on.matrix_rate}, rounds=size.rounds)
     rates = seconds.pop("matrix_rate")
     floor = [attack + step for attack, step in zip(seconds["attack"], seconds["plain"], strict=True)]
-    figures = {
+    figures: dict[str, float | None] = {
         "sat_over_plain": common.median_ratio(seconds["sat"], seconds["plain"]),
         "sat_over_floor": common.median_ratio(seconds["sat"], floor),
         "speedup_over_textbook": common.median_ratio(seconds["textbook"], seconds["sat"]),
@@ -93,14 +101,22 @@ def measure_steps(size: Size, train: Split) -> tuple[dict[str, float], dict[str,
     operations = 1e9 * counts["gigaflops_per_step"]["sat"]
     gradients = 4.0 * sum(parameter.numel() for parameter in plain.model.parameters())
     step, plain_step = median(seconds["sat"]), median(seconds["plain"])
-    details = {
+    details |= {
         "modelled_scaling": {
             f"{workers} workers": scaling.efficiency(step, plain_step, gradients, workers=workers) for workers in scaling.WORKERS
         },
-        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gib": memory.figures,
         "median_seconds_per_step": {name: median(values) for name, values in seconds.items()},
         **counts,
-        "share_of_matrix_rate": median(operations / s / rate for s, rate in zip(seconds["sat"], rates, strict=True)),
+        "matrix_rate_teraflops": median(rates) / 1e12,
+        "share_of_matrix_rate": {
+            name: median(operations / s / rate for s, rate in zip(seconds[name], rates, strict=True))
+            for name in ("sat", "compiled")
+            if name in seconds
+        },
+        "seconds_over_sat": {
+            name: common.median_ratio(seconds[name], seconds["sat"]) for name in ("textbook_bf16", "compiled") if name in seconds
+        },
         "seconds_per_step": seconds,
     }
     return figures, details
@@ -110,9 +126,14 @@ def _worker(rank: int, folder: str, size: Size) -> None:
     """Train alone (rank 0, the other waits) and together, in turn; rank 0 writes the images per second of both."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, about an argument of DDP
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     world = World(rank=rank, size=2)
-    train = batch_of(digits_at_32_pixels()["train"], 2 * size.images * size.steps)
+    if size.hardware.on_gpu:
+        torch.cuda.set_device(rank)
+        world = replace(world, device=f"cuda:{rank}")
+        size = replace(size, hardware=replace(size.hardware, device=world.device))
+    backend = "nccl" if size.hardware.on_gpu else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    train = batch_of(size.hardware.images()["train"], 2 * size.images * size.steps)
     alone = reports_of(size, train.take(slice(0, size.images * size.steps)))
     together = reports_of(size, train, world=world)
 
@@ -136,16 +157,32 @@ def measure_scaling(size: Size) -> dict[str, list[float]]:
     return rates
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what this benchmark alone can be asked for."""
+    hardware.add_options(parser)
+    parser.add_argument("--batch", type=int, default=0, metavar="N", help=f"images of a step; default 64, on a GPU {GPU_IMAGES}")
+    parser.add_argument("--compile", action="store_true", help="time training.compile as well; it takes minutes to compile")
+
+
+def size_of(options: argparse.Namespace, on: Hardware) -> Size:
+    """Return how much is measured."""
+    size = SMOKE if options.smoke else QUICK if options.quick else FULL
+    if on.on_gpu and not options.smoke:
+        size = replace(size, images=GPU_IMAGES, steps=GPU_STEPS)
+    return replace(size, hardware=on, images=options.batch or size.images)
+
+
 def main() -> None:
     """Run the benchmark."""
-    options = common.options(__doc__)
-    about = common.machine()
-    size = SMOKE if options.smoke else QUICK if options.quick else FULL
-    train = batch_of(digits_at_32_pixels()["train"], size.images * size.steps)
-    figures, details = measure_steps(size, train)
-    rates = measure_scaling(size)
-    figures["scaling_2_workers"] = common.median_ratio(rates["two"], rates["one"])
-    details |= {"size": asdict(size), "images_per_second_of_workers": rates}
+    options = common.options(__doc__, more=add_options)
+    about, size = common.machine(), size_of(options, hardware.from_options(options))
+    figures, details = measure_steps(size, batch_of(size.hardware.images()["train"], size.images * size.steps), compiled=options.compile)
+    figures["scaling_2_workers"], details["images_per_second_of_workers"] = None, "not measured: there is one GPU"
+    if not size.hardware.on_gpu or torch.cuda.device_count() > 1:
+        rates = measure_scaling(size)
+        figures["scaling_2_workers"] = common.median_ratio(rates["two"], rates["one"])
+        details["images_per_second_of_workers"] = rates
+    details["size"] = asdict(size)
     common.finish("training: one step of smooth adversarial training", figures, details, about, path=options.json)
 
 

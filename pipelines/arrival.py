@@ -1,5 +1,9 @@
-"""The user's own parts are looked at as they arrive: before a cluster is asked for anything, and when images are prepared."""
+"""What a sweep rests on is looked at as it arrives, before a cluster is asked for anything: the user's own parts (again when images are
+prepared), and the compiler of this machine."""
 
+import torch
+
+from sat_ray.compilation import check_compiler
 from sat_ray.config import SweepConfig
 from sat_ray.data.own import opened
 from sat_ray.data.sources import dataset_source
@@ -30,6 +34,14 @@ def check_own_parts(config: SweepConfig, root: Storage) -> None:
     elif not source.encoded:
         found = opened(source, config.data.path)
         check_network(config, len(found.class_names), tuple(found.images.shape[1:]))  # type: ignore[union-attr]
+
+
+def check_machine(config: SweepConfig) -> None:
+    """Raise ValueError where a sweep on this machine alone could not compile what it asks for; on a cluster its workers find out."""
+    from sat_ray.distributed.session import is_private
+
+    if config.training.compile and is_private():
+        check_compiler(torch.device("cuda" if config.resources.accelerator else "cpu"))
 
 
 def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipelines import stages
-from pipelines.arrival import check_own_parts, own_names
+from pipelines.arrival import check_machine, check_own_parts, own_names
 from pipelines.code_change import settle_code_changes
 from pipelines.dry_run import describe
 from pipelines.exit_status import exit_status
@@ -279,6 +279,7 @@ def main(run: Callable[[Command], None], *, about: str | None) -> int:
         if command.dry_run:
             print(describe(command))
         else:
+            check_machine(command.config)
             run(command)
 
     return exit_status(act)

@@ -5,6 +5,8 @@ go on sharing memory. Each has graphs of its own (one is in train mode, the othe
 with another training of the process. Before the first step of a training both are compared with the plain modules.
 """
 
+import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,14 +20,12 @@ ALLOWED = {"float32": 0.01, "bf16": 0.25}  # difference to the plain module, in 
 
 def check_compiler(device: torch.device) -> None:
     """Raise ValueError where this machine cannot compile for a device: it takes a C++ compiler, for a GPU also Triton."""
-    from torch._inductor.cpp_builder import get_cpp_compiler  # a second to import, for those who compile
-    from torch._inductor.exc import InvalidCxxCompiler
+    from torch._inductor import config  # a second to import, for those who compile
     from torch.utils._triton import has_triton
 
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        raise ValueError(_refused("there is no C++ compiler here", "g++ on the path, or its path in CXX")) from None
+    known = config.cpp.cxx if isinstance(config.cpp.cxx, tuple) else (config.cpp.cxx,)
+    if not any(shutil.which(shlex.split(command)[0]) for command in known if command):
+        raise ValueError(_refused("there is no C++ compiler here", "g++ on the path, or its path in CXX"))
     if device.type != "cpu" and not has_triton():
         raise ValueError(_refused(f"there is no Triton for {device.type} here", "a GPU that Triton knows, and its package"))
 

@@ -1,5 +1,7 @@
 """The benchmarks run, and write the figures that the contract names; how fast anything is, no test says."""
 
+import argparse
+import dataclasses
 import json
 import math
 import os
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 CONTRACT = {
@@ -63,7 +66,7 @@ def test_help_names_the_options_of_every_benchmark(name: str) -> None:
 def test_ours_is_at_most_as_robust_as_any_library_finds_from_the_same_starts(tmp_path: Path) -> None:
     for library in ("torchattacks", "foolbox", "art"):
         pytest.importorskip(library)
-    written = figures("evaluation", tmp_path, "--bf16")
+    written = figures("evaluation", tmp_path, "--bf16", "--model", "small_resnet", "--size", "16")
     check_contract("evaluation", written)
     assert set(written["speedup"]) == LIBRARIES
     robust = written["robust_accuracy"]
@@ -72,6 +75,9 @@ def test_ours_is_at_most_as_robust_as_any_library_finds_from_the_same_starts(tmp
     assert all(0 <= robust["ours"] <= robust[library] + tolerance for library in LIBRARIES), robust
     assert 0 < written["passes_per_image"] <= written["details"]["size"]["steps"] + 1
     assert abs(written["details"]["bf16"]["robust_accuracy"] - robust["ours"]) <= tolerance
+    assert written["details"]["size"]["hardware"] == {"device": "cpu", "precision": "float32", "model": "small_resnet", "pixels": 16}
+    shares = [*written["details"]["share_of_matrix_rate"].values(), written["details"]["bf16"]["share_of_matrix_rate"]]
+    assert all(0 < share < 2 for share in shares), shares
 
 
 def test_the_cascade_and_autoattack_agree_within_two_images(tmp_path: Path) -> None:
@@ -92,6 +98,48 @@ def test_the_attack_of_a_training_step_computes_no_weight_gradient(tmp_path: Pat
     modelled = list(written["details"]["modelled_scaling"].values())
     assert modelled == sorted(modelled, reverse=True) and 0 < modelled[-1] <= modelled[0] <= 1
     assert counts["textbook"] == 2 * counts["plain"]  # what the counter sees where they are computed
+
+
+def test_training_is_measured_on_any_network_size_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import hardware
+    import training
+
+    on = hardware.Hardware(model="small_resnet", pixels=16, precision="bf16")
+    size = dataclasses.replace(training.SMOKE, hardware=on)
+    assert on.images()["train"].images.shape[1:] == (3, 16, 16)
+    measured, details = training.measure_steps(size, training.batch_of(on.images()["train"], size.images))
+    assert set(measured) == CONTRACT["training"] - {"scaling_2_workers"}
+    assert set(details["median_seconds_per_step"]) == {"sat", "plain", "attack", "textbook", "textbook_bf16"}
+    assert details["weight_gradient_convolutions_per_step"]["attack"] == 0
+    assert details["gigaflops_per_step"]["plain"] < details["gigaflops_per_step"]["sat"] <= details["gigaflops_per_step"]["textbook"]
+    step, operations = details["seconds_per_step"]["sat"][0], 1e9 * details["gigaflops_per_step"]["sat"]
+    share = operations / step / (1e12 * details["matrix_rate_teraflops"])
+    assert details["share_of_matrix_rate"] == {"sat": pytest.approx(share)}
+    assert details["peak_memory_gib"]["process"] > 0.1
+
+
+@pytest.mark.fault
+def test_compiled_training_is_measured_beside_the_plain_one(tmp_path: Path) -> None:
+    written = figures("training", tmp_path, "--compile")
+    check_contract("training", written)
+    details = written["details"]
+    assert details["seconds_to_compile"] > details["median_seconds_per_step"]["compiled"] > 0
+    assert details["seconds_over_sat"]["compiled"] > 0
+
+
+def test_what_a_benchmark_cannot_be_run_on_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import hardware
+
+    asked = argparse.Namespace(device="cpu", precision="float32", model="", size=32)
+    wrong = {"size": (4, "--size is 4; allowed: at least 8 pixels"), "model": ("resnet5", "--model 'resnet5' is unknown; did you mean")}
+    if not torch.cuda.is_available():
+        wrong["device"] = ("cuda", "--device is cuda, but torch sees no GPU here; allowed: cpu")
+    for name, (value, message) in wrong.items():
+        with pytest.raises(SystemExit, match=message) as error:
+            hardware.from_options(argparse.Namespace(**vars(asked) | {name: value}))
+        assert "\n" not in str(error.value)
 
 
 def test_the_scaling_model_waits_for_what_the_backward_pass_does_not_hide(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,7 @@ def test_the_same_work_has_the_same_key_wherever_and_by_however_many_it_is_done(
         ("training", {"epochs": 4}),
         ("training", {"learning_rate": 0.1}),
         ("training", {"batchnorm_group_size": 32}),
+        ("training", {"compile": True}),
         ("evaluation", {"lanes": 64}),
         ("resources", {"cpus_per_worker": 2}),
         ("resources", {"accelerator": "H200"}),

@@ -132,7 +132,7 @@ def test_a_network_of_ones_own_that_takes_one_size_alone_is_refused_on_arrival(t
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d", "efficientnet_b0", "preact_resnet18", "small_resnet"])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "preact_resnet18", "small_resnet"])
 def test_every_family_of_networks_trains_on_the_smallest_images(name: str) -> None:
     with torch.device("meta"):
         model = model_from_spec(ModelSpec(name=name), seed=0)
