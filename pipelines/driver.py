@@ -156,7 +156,8 @@ class Driver:
         models = len(self.returned.get("search", [])) * len(self.config.final.seeds)
         if name == "evaluate":
             count = self.returned["prepare"].manifest["splits"]["test"] if "prepare" in self.returned else 0
-            return models * -(-count // self.config.evaluation.shard_size) or None
+            different = {record.payload["sha256"] for record in self.returned.get("train", [])}
+            return len(different) * -(-count // self.config.evaluation.shard_size) or None
         return {"search": planned_trials(self.config), "train": models or None}.get(name)
 
     def _make_tracker(self) -> Any:

@@ -139,10 +139,11 @@ def _stages(
     finalists = len(groups(config.search.configurations())) if searched is None else searched["finalists"]
     models = finalists * len(config.final.seeds)
     shards = None if dataset is None else -(-dataset.manifest["splits"]["test"] // config.evaluation.shard_size)
-    planned = {SEARCH: planned_trials(config), TRAIN: models, EVALUATE: None if shards is None else models * shards}
-    planned[CARD] = min(config.card.candidates, finalists)
     counted = {stage: _same_environment(records) for stage, records in found.items()}
     weights = {record.payload["sha256"] for record in counted[TRAIN]}
+    twins = max(0, _units(TRAIN, counted[TRAIN]) - len(weights))  # models with another's weights: its outcomes are theirs
+    planned = {SEARCH: planned_trials(config), TRAIN: models, EVALUATE: None if shards is None else (models - twins) * shards}
+    planned[CARD] = min(config.card.candidates, finalists)
     counted[EVALUATE] = [record for record in counted[EVALUATE] if record.inputs["weights"] in weights]
     bounds = set()  # stages whose plan is the most they can need
     if searched is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import shlex
 import shutil
@@ -18,8 +19,12 @@ from pipelines import status
 from pipelines.recipes import DEFAULT, RECIPES
 from sat_ray.card import PASS
 from sat_ray.cli import parse
+from sat_ray.config import to_json
+from sat_ray.data.shards import image_ids
+from sat_ray.distributed.tasks import _each_once
 from sat_ray.jobs import evaluate_and_commit, train_and_commit
-from sat_ray.plan import CARD, Dataset, dataset_uri, evaluation_tasks, final_jobs, trial_job
+from sat_ray.outcomes import merge_outcomes
+from sat_ray.plan import CARD, EVALUATE, Dataset, dataset_uri, evaluation_tasks, final_jobs, trial_job
 from sat_ray.stages import Record, Records
 from sat_ray.standing import PAUSE_SECONDS, Standing, _seconds_left, standing
 from sat_ray.storage import Storage
@@ -83,6 +88,26 @@ def test_units_best_and_cost_are_those_of_the_records(root: Path) -> None:
         assert (one.seconds_left is None) == one.complete
     (evaluation,) = files["evaluate"]
     assert found.stages[2].images_per_second == pytest.approx(evaluation["payload"]["n"] / evaluation["seconds"])
+
+
+def test_models_with_the_same_weights_share_their_outcomes(copy: Path) -> None:
+    name = "twins"
+    given = ["--search.activations", "elu:1", "celu:1", "--final.seeds", "0", "--name", name, "--storage", str(copy)]  # one function
+    config = parse([*FLAGS, *given], RECIPES, default=DEFAULT, about="").config
+    store = Records(Storage.at(copy / name))
+    store.storage.write_json("config.json", to_json(config))
+    data = Dataset.open(dataset_uri(config, Storage.at(copy)))
+    assert data is not None
+    trained = [train_and_commit(job, store) for job in final_jobs(config, data, list(config.search.configurations()))]
+    assert len(trained) == 2 and len({record.payload["sha256"] for record in trained}) == 1
+    tasks = [evaluation_tasks(config, data, record) for record in trained]
+    wanted = list(_each_once(itertools.chain(*tasks), set()))
+    assert wanted == tasks[0] and [one.key for one in tasks[0]] == [one.key for one in tasks[1]]
+    for task in wanted:
+        evaluate_and_commit(task, store)
+    assert stage(standing(Storage.at(copy), name), "evaluate") == (len(wanted), len(wanted), 0)
+    paths = [merge_outcomes(store.each(EVALUATE), image_ids(Storage(data.uri), "test").numpy(), store, name=one) for one in ("elu", "celu")]
+    assert store.storage.read(paths[0]) == store.storage.read(paths[1])
 
 
 def test_the_command_writes_nothing_and_sees_the_driver_while_it_lives(copy: Path) -> None:

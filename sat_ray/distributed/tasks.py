@@ -1,6 +1,6 @@
 """Stages as plain Ray tasks joined by ObjectRefs, and the fan-out of evaluation inside one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
@@ -52,10 +52,18 @@ def _unit(work: Callable[[Any, Records], Record], task: Any, storage: str, threa
 def evaluate_all(tasks: Iterable[EvaluationTask], records: Records, resources: ResourceSettings) -> None:
     """Run evaluation tasks in the given order, largest first where the caller sorted them so; all are committed when this returns.
 
-    What is committed already asks for nothing: a sweep that only has its report to write buys no node for it.
+    What is committed already asks for nothing: a sweep that only has its report to write buys no node for it. Models with the same weights
+    share their outcomes.
     """
-    committed = set(records.keys(EVALUATE))
-    _run_all(evaluate_and_commit, (task for task in tasks if task.key not in committed), records, resources)
+    _run_all(evaluate_and_commit, _each_once(tasks, set(records.keys(EVALUATE))), records, resources)
+
+
+def _each_once(tasks: Iterable[EvaluationTask], committed: set[str]) -> Iterator[EvaluationTask]:
+    """Yield the tasks whose keys are neither committed nor those of an earlier task."""
+    for task in tasks:
+        if task.key not in committed:
+            committed.add(task.key)
+            yield task
 
 
 def make_card(task: CardTask, records: Records, resources: ResourceSettings) -> Record:
