@@ -96,7 +96,7 @@ def disturbed(
                 late.append(kind)
                 continue
             say(f"{name}: {kind.name} in {kind.stage}")
-            since = time.time() - max(victim.committed(kind.stage), default=victim.began)
+            since = time.time() + 1 - max(victim.committed(kind.stage), default=victim.began)  # S3 rounds its times up to seconds
             struck.append({"sweep": name, "kind": kind.name, "stage": kind.stage, "since_last_stored": round(since, 1)})
             struck[-1]["interrupted"] = kind.inject(scene)
         left = victim.finish()

@@ -83,7 +83,8 @@ placement group is left, no password or key is in a log, an object or the databa
 Seconds lost are those of the stage against the quickest undisturbed sweep's (of the whole sweep for `head`): on a machine that is busy
 with other work they vary by more than small faults cost. The bound is the unit that is lost whole when its process dies, because only
 a finished unit is committed; seconds repeated are measured from above: what ran since the last commit or checkpoint, or the longest
-unit of the stage, for each unit that was interrupted.
+unit of the stage, for each unit that was interrupted. An outage of MLflow or its database delays no stage: the runs are written once
+it is back, for which the sweep waits at its end.
 
 | kind | what is done | during | effect | seconds lost | s repeated, at most | bound of what is repeated | injections |
 | :-- | :-- | :-- | :-- | --: | --: | :-- | --: |"""
