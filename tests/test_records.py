@@ -285,7 +285,9 @@ def test_planned_trials_are_what_the_grid_really_commits(
     space = SearchSettings(activations=("silu", "elu:0.5,1,2,3,4,5,6", "celu:1,2"), rungs=rungs, reduction=reduction)
     config = dataclasses.replace(CONFIG, search=space)
 
-    def run_rung(jobs: list[TrainingJob], previous: list[Record | None], records: Records, resources: ResourceSettings) -> None:
+    def run_rung(
+        jobs: list[TrainingJob], previous: list[Record | None], records: Records, resources: ResourceSettings, **limits: Any
+    ) -> None:
         for job, before in zip(jobs, previous, strict=True):
             assert (before is None) == (job.until == rungs[0]) and (before is None or before.payload["until"] < job.until)
             alpha = job.configuration.alpha or 0.0

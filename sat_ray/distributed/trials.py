@@ -96,12 +96,13 @@ def run_rung(
 
     Returns when all that were started are committed. exempt: the job that is trained whatever the budget.
     """
-    queue, storage, threads = ray.put(list(zip(jobs, previous, strict=True))), records.storage.uri, resources.cpus_per_trial
+    queue = [ray.put(both) for both in zip(jobs, previous, strict=True)]  # one by one: a trial reads its own job alone
+    storage, threads = records.storage.uri, resources.cpus_per_trial
     spared = None if exempt is None else exempt.key
 
     def trial(config: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
-        job, before = ray.get(queue)[config["trial"]]
+        job, before = ray.get(queue[config["trial"]])
         own = kept_records(storage)
         if job.key != spared and budget.is_spent(own):
             report_cut(None)
