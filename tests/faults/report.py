@@ -45,7 +45,9 @@ def page(found: dict[str, Any]) -> str:
         effect, numbers, count = ("not run", ["–", "–"], 0) if one is None else (_effect(one), _most([one], quickest), one["injections"])
         lines.append(f"| {name} | {what} | {kind.stage} | {effect} | {' | '.join(numbers)} | {kind.bound} | {count} |")
     lines += ["", *_conditions(list(found["kinds"].values()), quickest)]
-    if chaos := found["chaos"]:
+    if not (chaos := found["chaos"]):
+        lines += ["", "## Chaos", "", "Not run."]
+    else:
         lines += ["", CHAOS.format(count=len(chaos), sweeps=len({one["sweep"] for one in chaos})), *_conditions(chaos, quickest), "", TABLE]
         for name in KINDS:
             if some := [one for one in chaos if one["kind"] == name]:
