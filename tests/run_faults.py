@@ -91,7 +91,7 @@ def disturbed(
     struck: list[dict[str, Any]] = []
     late: list[Kind] = []
     try:
-        for kind in sorted(kinds, key=lambda one: STAGES.index(one.stage)):
+        for kind in sorted(kinds, key=lambda one: (STAGES.index(one.stage), one.lasting)):
             if not at_work(victim, kind.stage):
                 late.append(kind)
                 continue

@@ -135,13 +135,17 @@ def network_cut(scene: Scene) -> int:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault. stage: where it strikes; bound: of the work that it makes be done again; alone: in a sweep of its own."""
+    """A kind of fault.
+
+    stage: where it strikes; bound: of the work that it makes be done again; alone: in a sweep of its own; lasting: until the stage is over.
+    """
 
     name: str
     stage: str
     inject: Callable[[Scene], int]
     bound: str
     alone: bool = False
+    lasting: bool = False
 
 
 TRIAL, CHECKPOINT, SHARD, NOTHING = "one rung of the trial", "one validation interval of the job", "one shard", "nothing"
@@ -158,7 +162,7 @@ KINDS = {
         Kind("network-cut", "train", network_cut, CHECKPOINT),
         Kind("postgres-restart", "evaluate", postgres_restart, NOTHING),
         Kind("slow-node", "search", slow_node, NOTHING),
-        Kind("full-disk", "train", full_disk, NOTHING),
+        Kind("full-disk", "train", full_disk, NOTHING, lasting=True),
         Kind("head", "evaluate", head, "one shard of each evaluation task that runs", alone=True),
     )
 }
