@@ -53,11 +53,23 @@ def page(found: dict[str, Any]) -> str:
             if some := [one for one in chaos if one["kind"] == name]:
                 survived = sum(not one["wrong"] for one in some)
                 lines.append(f"| {name} | {len(some)} | {survived} | {' | '.join(_most(some, quickest))} |")
+        lines += ["", *_failed(chaos)]
     return "\n".join(lines) + "\n"
 
 
 def _effect(one: dict[str, Any]) -> str:
     return "survived" if not one["wrong"] else "**not survived**: " + one["wrong"][0].splitlines()[0][:120]
+
+
+def _failed(chaos: list[dict[str, Any]]) -> list[str]:
+    """Say for each sweep that did not survive what was done to it and its last error."""
+    lines = []
+    for sweep in dict.fromkeys(one["sweep"] for one in chaos if one["wrong"]):
+        some = [one for one in chaos if one["sweep"] == sweep]
+        words = some[0]["wrong"][0].splitlines()
+        reason = next((line for line in reversed(words) if "Error: " in line), words[0])
+        lines.append(f"- **Not survived**: {', '.join(one['kind'] for one in some)} in one sweep. {reason[:200]}")
+    return lines
 
 
 def _most(some: list[dict[str, Any]], quickest: dict[str, float]) -> list[str]:
@@ -93,7 +105,8 @@ it is back, for which the sweep waits at its end.
 CHAOS = """## Chaos
 
 {count} faults, their kinds, processes and nodes drawn by a seed, in {sweeps} sweeps, up to three in a stage one after the other; of each
-kind the most that one cost. Where a stage had several, seconds lost are those of the whole sweep.
+kind the most that one cost. Where a stage had several, seconds lost are those of the whole sweep. A run
+that was stopped holds fewer faults than its command asked for.
 """
 TABLE = """| kind | injections | survived | seconds lost | s repeated, at most |
 | :-- | --: | --: | --: | --: |"""
