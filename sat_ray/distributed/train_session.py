@@ -26,6 +26,7 @@ from sat_ray.totals import NonFiniteLossError
 from sat_ray.world import World
 
 MAX_FAILURES = 8
+MAX_FAILED_STARTS = 40  # of a group, one in about six seconds: a node whose disk is full may have room again in four minutes
 COLLECTIVE_SECONDS = 600  # a worker that a silent network keeps from its peers gives up then; longer than S3 may be away
 ELASTIC_START_SECONDS = 15  # an elastic group gives up on workers that do not come so soon, and asks again for as many as there are
 
@@ -49,7 +50,7 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
         run_config=ray.train.RunConfig(
             name=f"session-{attempt_name()}",
             storage_path=records.storage.full("state/ray"),
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILED_STARTS),
         ),
     )
     if resources.fewest_train_workers:

@@ -110,7 +110,7 @@ def slow_node(scene: Scene) -> int:
 
 
 def full_disk(scene: Scene) -> int:
-    """Fill a worker node's disk to the last byte, until the stage is over."""
+    """Fill a worker node's disk to the last byte, for as long as the outage."""
     disk = scene.random.choice(scene.victim.cluster.nodes).host.disk()
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as stream:
@@ -119,7 +119,7 @@ def full_disk(scene: Scene) -> int:
                 stream.write(bytes(4096))
         except OSError:
             pass
-    until(lambda: scene.victim.over("train"), what="the end of the stage", seconds=2400)
+    time.sleep(scene.outage)
     ballast.unlink()
     return 0
 
@@ -137,7 +137,7 @@ def network_cut(scene: Scene) -> int:
 class Kind:
     """A kind of fault.
 
-    stage: where it strikes; bound: of the work that it makes be done again; alone: in a sweep of its own; lasting: until the stage is over.
+    stage: where it strikes; bound: of the work that it makes be done again; alone: in a sweep of its own; lasting: about as long as its stage.
     """
 
     name: str
