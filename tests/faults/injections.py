@@ -137,7 +137,7 @@ def network_cut(scene: Scene) -> int:
 class Kind:
     """A kind of fault.
 
-    stage: where it strikes; bound: of the work that it makes be done again; alone: in a sweep of its own; lasting: about as long as its stage.
+    stage: where it strikes; bound: of the work that it makes be done again; alone: in a sweep of its own; lasting: as long as its stage.
     """
 
     name: str
