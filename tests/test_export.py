@@ -115,7 +115,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(model: str, out: str, sa
 def test_mlflow_serves_the_registered_champion(digits_model: Normalized, tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = MlflowTracker(database, experiment="served", artifact_root=str(tmp_path / "artifacts"))
-    run = tracker.run("one", name="one")
+    run = tracker.run("one", name="one", tags={}, params={})
     uri = tracker.model(run, digits_model, name="model", input_shape=SHAPE)
     tracker.register(uri, name="served", alias="champion", tags={}, run_id=run)
     with socket.socket() as probe:
