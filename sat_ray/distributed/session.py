@@ -58,12 +58,24 @@ def ray_session() -> Iterator[str]:
             _start(stack.enter_context(session_folder()))
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": WORKER_ENVIRONMENT})
+            _keep_coordinator_here()
         signal.signal(signal.SIGTERM, interrupt)  # ray.init puts its own handler there, which exits without a word
         stack.callback(ray.shutdown)
         nodes = len([node for node in ray.nodes() if node["Alive"]])
         cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
         which = "a private Ray on this machine" if private else f"the cluster at {address}"
         yield f"{which}: {nodes} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def _keep_coordinator_here() -> None:
+    """Start the actor through which Ray Train asks for nodes on the driver's node, the head of a cluster.
+
+    Ray starts it on the node of the first training and never ends it, and a node with an actor is never given back: one node of
+    accelerators would be paid for as long as the cluster lives.
+    """
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+
+    get_or_create_autoscaling_coordinator()
 
 
 def _start(folder: str) -> None:
