@@ -27,7 +27,7 @@ from faults.hosts import enter, missing
 from faults.injections import KINDS, STAGES, Kind, Scene, at_work
 from faults.logins import secrets_left, wrong_answers
 from faults.parts import PATIENCE_SECONDS, S3, Cluster, Mlflow, Postgres, clean_environment
-from faults.report import ROOT, SWEEP, merged, write
+from faults.report import ROOT, SWEEP, brief, merged, write
 from faults.victim import Left, Victim, faults_of
 
 
@@ -112,7 +112,7 @@ def disturbed(
             one["seconds"] = round(left.seconds if whole else left.stages[one["stage"]], 1)
             each = one["since_last_stored"] if one["stage"] == "train" else victim.longest(one["stage"])
             one["repeated_seconds_at_most"] = round(one["interrupted"] * each, 1)
-        one["wrong"] = wrong
+        one["wrong"] = [brief(text) for text in wrong]
     say(f"{name}: {'; '.join(wrong) or 'the same numbers, nothing lost, nothing doubled, nothing left behind'}")
     assert struck, f"{name}: not one fault could be put into it: {wrong}"
     return struck, late

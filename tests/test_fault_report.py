@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from faults.injections import KINDS
-from faults.report import merged, page
+from faults.report import brief, merged, page
 from faults.victim import Left
 from run_faults import first_sweep
 
@@ -35,3 +35,9 @@ def test_the_page_says_what_a_fault_cost_what_failed_and_what_was_not_run(tmp_pa
     assert "| **not survived**: an outcome is lost | – | – |" in lines["trial"]
     assert "| not run | – | – |" in lines["head"]
     assert "`it` on" in page(found) and "took 187 s (search 20, train 45, evaluate 18)" in page(found)
+
+
+def test_of_an_error_the_page_keeps_its_first_line_and_its_cause_and_no_path() -> None:
+    text = 'AssertionError: sweep ended with 1:\nFile "/home/me/sweep.py", line 3, in main\nray.ActorDiedError: it died\n  pid: 7'
+    assert brief(text) == "AssertionError: sweep ended with 1: ray.ActorDiedError: it died"
+    assert brief("an outcome is lost") == "an outcome is lost"

@@ -57,6 +57,13 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def brief(text: str) -> str:
+    """Return what a page needs of an error with its traceback: its first line, and the last that names an error."""
+    first, *others = text.splitlines() or [""]
+    last = next((line for line in reversed(others) if "Error: " in line), "")
+    return f"{first} {last}".strip()[:300]
+
+
 def _effect(one: dict[str, Any]) -> str:
     return "survived" if not one["wrong"] else "**not survived**: " + one["wrong"][0].splitlines()[0][:120]
 
