@@ -66,7 +66,7 @@ def to_markdown(board: Mapping[str, Any]) -> str:
         *([f"**{_cell(cut_text(board))}**"] if cut_text(board) else []),
         "## Configurations",
         _markdown_table(
-            ["", "configuration", "robust", "clean", "robust on validation", "against relu", "seeds", "accelerator time"],
+            ["", "configuration", "robust", "clean", "robust on validation", "against relu", "seeds", "training time"],
             [_group_cells(group, board=board) for group in board["groups"]],
             numeric=range(2, 5),
         ),
@@ -118,7 +118,7 @@ def to_terminal(board: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("against relu")
     table.add_column("seeds", justify="right")
-    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("training", justify="right", no_wrap=True)
     for group in board["groups"]:
         cells = _group_cells(group, board=board)
         table.add_row(*(Text(cell) for cell in cells), style="bold" if cells[0] else None)
