@@ -25,18 +25,23 @@ SHARD_RESOURCES: Resources = {"CPU": 1}  # of a task that prepares one shard of 
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """`count` times the same resources for one stage; a gang starts whole or not at all. field: the setting that decides."""
+    """`count` times the same resources for one stage; a gang starts whole or not at all.
+
+    field: the setting that decides; shared: all but the first ask for a share of the GPU, by what the first needed.
+    """
 
     stage: str
     field: str
     resources: Resources
     count: int = 1
     gang: bool = False
+    shared: bool = False
 
     def __str__(self) -> str:
         bundle = ", ".join(f"{name} {amount:g}" for name, amount in self.resources.items())
         count = f"a gang of {self.count} x " if self.gang else f"{self.count} x " if self.count > 1 else ""
-        return f"{count}{{{bundle}}}{'' if _gpus(self.resources) else f' on {POOL_LABEL}={CPU_POOL} where nodes carry that label'}"
+        shared = ", all but the first a share of the GPU by the memory that it needed" if self.shared else ""
+        return f"{count}{{{bundle}}}{shared}{'' if _gpus(self.resources) else f' on {POOL_LABEL}={CPU_POOL} where nodes carry that label'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,13 @@ def bundles(config: SweepConfig) -> list[Demand]:
         Demand(stage="prepare", field="data.dataset", resources=SHARD_RESOURCES),
         Demand(stage="search", field="resources.cpus_per_trial", resources=trial_resources(asked), count=trials),
         Demand(stage="train", field="resources.train_workers", resources=worker_resources(asked), count=asked.train_workers, gang=True),
-        Demand(stage="evaluate", field="resources.cpus_per_evaluation", resources=evaluation_resources(asked), count=models * shards),
+        Demand(
+            stage="evaluate",
+            field="resources.cpus_per_evaluation",
+            resources=evaluation_resources(asked),
+            count=models * shards,
+            shared=asked.share_gpus,
+        ),
         Demand(stage="card", field="resources.cpus_per_evaluation", resources=evaluation_resources(asked)),
         Demand(stage="report", field="report", resources=STAGE_RESOURCES),
     ]

@@ -193,6 +193,8 @@ class ResourceSettings:
     """CPUs (and threads) of each evaluation task."""
     gpus_per_evaluation: float = 0
     """GPUs of each evaluation task; fractions share one."""
+    share_gpus: bool = False
+    """Let the first evaluation task have its GPU alone, and as many of the others share one (up to 4) as its memory then shows to fit."""
     images_per_second: float = 0.0
     """Training images per second of one accelerator, attack included, as measured on images as stored: for the hours of --dry-run; 0 where
     not known."""
@@ -211,6 +213,11 @@ class ResourceSettings:
             "gpus_per_evaluation",
             section="resources",
         )
+        if self.share_gpus and self.gpus_per_evaluation != 1:
+            raise ValueError(
+                f"resources.share_gpus is set and resources.gpus_per_evaluation is {self.gpus_per_evaluation:g}; allowed: 1, of which each "
+                "task then takes the share that it needs"
+            )
         if self.fewest_train_workers > self.train_workers:
             raise ValueError(
                 f"resources.fewest_train_workers is {self.fewest_train_workers}; allowed: 0 to train_workers {self.train_workers}"

@@ -19,6 +19,7 @@ from sat_ray.data.loading import Loader, Resident, Streamed, shard_rows, streams
 from sat_ray.data.shards import read_rows, read_split
 from sat_ray.data.split import Split
 from sat_ray.evaluation import calibrate_attacks, clean_correct_ids, evaluate, robust_image_ids
+from sat_ray.gpu_memory import memory_needed
 from sat_ray.model_source import load_source
 from sat_ray.models import model_from_spec
 from sat_ray.plan import CARD, EVALUATE, CardTask, EvaluationTask, TrainingJob
@@ -62,11 +63,13 @@ def train_and_commit(
     previous: Record | None = None,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
     checkpoint_images: int = CHECKPOINT_IMAGES,
+    leaving: Callable[[], bool] | None = None,
 ) -> Record:
     """Train a job and return its record; every process of the world calls it, rank 0 writes.
 
     previous: record of the same training up to an earlier epoch, to go on from. A job already committed is not trained again; one that
-    was interrupted goes on from its last checkpoint: that of its last validation, or after every `checkpoint_images` images.
+    was interrupted goes on from its last checkpoint: that of its last validation, of the last `checkpoint_images` images, or of a node
+    that `leaving` announced to go (see `fit`).
     """
     world = world or World()
     done = records.find(job.stage, job.key)
@@ -75,7 +78,8 @@ def train_and_commit(
     with StateFiles(records.storage, job.key) as files:
         state = files.read() or _starting_state(records, previous)
         write = files.write if world.rank == 0 else lambda state: None
-        reports = _training(job, state, world=world, checkpoint_images=checkpoint_images, on_checkpoint=write)
+        settings: dict[str, Any] = {"world": world, "checkpoint_images": checkpoint_images, "leaving": leaving}
+        reports = _training(job, state, on_checkpoint=write, **settings)
         try:
             for report in reports:
                 state = report.state
@@ -102,7 +106,13 @@ def _accelerator(job: TrainingJob | EvaluationTask | CardTask) -> str:
 
 
 def _training(
-    job: TrainingJob, state: TrainingState, *, world: World, checkpoint_images: int, on_checkpoint: Callable[[TrainingState], None]
+    job: TrainingJob,
+    state: TrainingState,
+    *,
+    world: World,
+    checkpoint_images: int,
+    leaving: Callable[[], bool] | None,
+    on_checkpoint: Callable[[TrainingState], None],
 ) -> Iterator[EpochReport]:
     """Return the epochs of a job, from a state on."""
     own = job.configuration.own_attacker
@@ -121,6 +131,7 @@ def _training(
         lanes=job.lanes,
         checkpoint_every=max(1, checkpoint_images // job.training.global_batch_size),
         on_checkpoint=on_checkpoint,
+        leaving=leaving,
     )
 
 
@@ -200,8 +211,8 @@ def calibrations_of(task: EvaluationTask) -> dict[str, Calibration]:
     return _CALIBRATIONS[evaluation]
 
 
-def evaluate_and_commit(task: EvaluationTask, records: Records) -> Record:
-    """Attack one shard and return its record; a shard already committed is not attacked again."""
+def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float = 0) -> Record:
+    """Attack one shard and return its record; a shard already committed is not attacked again. gpus: that it holds, for its price."""
     done = records.find(EVALUATE, task.key)
     if done is not None:
         return done
@@ -223,12 +234,14 @@ def evaluate_and_commit(task: EvaluationTask, records: Records) -> Record:
         "robust": len(robust_image_ids(table)),
         "passes": sum(table["passes"].to_pylist()),
         **({"calibrations": [found.to_json() for found in calibrations.values()]} if calibrations else {}),
+        **({"gpus": gpus} if gpus else {}),
+        **({"gpu_memory": needed} if (needed := memory_needed(device_of(_accelerator(task)))) else {}),
     }
     return records.commit(EVALUATE, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started)
 
 
-def card_and_commit(task: CardTask, records: Records) -> Record:
-    """Make a robustness card and return its record; a card already committed is not made again."""
+def card_and_commit(task: CardTask, records: Records, *, gpus: float = 0) -> Record:
+    """Make a robustness card and return its record; a card already committed is not made again. gpus: that it holds, for its price."""
     done = records.find(CARD, task.key)
     if done is not None:
         return done
@@ -237,7 +250,7 @@ def card_and_commit(task: CardTask, records: Records) -> Record:
     split = split_of(task.dataset.uri, "val", task.dataset.hash)
     settings: dict[str, Any] = {"attack": task.attack, "settings": task.settings, "variants": task.variants}
     card = robustness_card(model, split, **settings, seed=task.seed, lanes=task.lanes)
-    payload = {"name": task.name, "checkpoint": task.checkpoint, "split": "val", "card": card}
+    payload = {"name": task.name, "checkpoint": task.checkpoint, "split": "val", "card": card, **({"gpus": gpus} if gpus else {})}
     return records.commit(CARD, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started)
 
 

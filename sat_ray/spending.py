@@ -41,19 +41,26 @@ def spent_by_stage(config: SweepConfig, records: Records, *, train_images: int) 
     per_epoch = train_images * config.training.passes_per_image()
     trials = [_training(record, gpus=asked.gpus_per_trial, per_epoch=per_epoch) for record in longest_trials(records)]
     trainings = [_training(record, gpus=asked.gpus_per_worker, per_epoch=per_epoch) for record in records.all(TRAIN)]
-    gpus = asked.gpus_per_evaluation or 1
     models: dict[str, Spent] = {}
     for one in records.each(EVALUATE):
         name = one.payload["name"]
-        shard = Spent(name=name, accelerator_seconds=one.seconds * gpus, passes=one.payload["passes"])
+        shard = Spent(name=name, accelerator_seconds=evaluation_seconds(one, gpus=asked.gpus_per_evaluation), passes=one.payload["passes"])
         models[name] = total(name, [models[name], shard]) if name in models else shard
-    cards = [Spent(name=one.payload["name"], accelerator_seconds=one.seconds * gpus) for one in records.all(CARD)]
+    cards = [
+        Spent(name=one.payload["name"], accelerator_seconds=evaluation_seconds(one, gpus=asked.gpus_per_evaluation))
+        for one in records.all(CARD)
+    ]
     return {"search": trials, "train": trainings, "evaluate": list(models.values()), "card": cards}
 
 
 def _training(record: Record, *, gpus: float, per_epoch: float) -> Spent:
     payload = record.payload
     return Spent(name=payload["name"], accelerator_seconds=training_seconds(record, gpus=gpus), passes=round(payload["until"] * per_epoch))
+
+
+def evaluation_seconds(record: Record, *, gpus: float) -> float:
+    """Return the accelerator-seconds of an evaluated shard or a card. gpus: that it held where its record does not say, 0 for none."""
+    return float(record.seconds * record.payload.get("gpus", gpus or 1))
 
 
 def training_seconds(record: Record, *, gpus: float) -> float:

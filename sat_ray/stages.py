@@ -52,8 +52,8 @@ class Record:
 
 
 def _timeless(value: Any) -> Any:
-    """Drop measured times and the attempt's own paths, which differ between two equal computations."""
-    dropped = ("seconds", "images_per_second", "path", "created", "history")
+    """Drop measured times, the GPU that was held and the attempt's own paths, which differ between two equal computations."""
+    dropped = ("seconds", "images_per_second", "path", "created", "history", "gpu")
     if isinstance(value, dict):
         return {k: _timeless(v) for k, v in value.items() if not any(word in k for word in dropped)}
     return [_timeless(item) for item in value] if isinstance(value, list) else value

@@ -25,6 +25,7 @@ from sat_ray.learner import Learner
 from sat_ray.models import Normalized, assert_shares_storage, settle_layout, view
 from sat_ray.objectives import make_objective
 from sat_ray.precision import check_precision
+from sat_ray.preemption import Lookout
 from sat_ray.resizing import check_resizing
 from sat_ray.schedules import FLOOR, learning_rate_factor
 from sat_ray.sentinel import collapse_error, event_of, sentinel_attack
@@ -53,6 +54,7 @@ def fit(
     lanes: int = 32,
     checkpoint_every: int = 0,
     on_checkpoint: Callable[[TrainingState], None] = lambda state: None,
+    leaving: Callable[[], bool] | None = None,
 ) -> Iterator[EpochReport]:
     """Train `model` in place and yield a report after every epoch, on every process.
 
@@ -60,6 +62,8 @@ def fit(
     attacker_activation: the attack's view of the model, None for the model's own; state: go on from here; until: stop after this many
     epochs of the schedule; the model must already be on its device, with the same initial weights everywhere. The last epoch is validated.
     on_checkpoint: called on every process after each `checkpoint_every` steps (0: never) with the state, to be written or copied at once.
+    leaving: asked every few seconds whether a machine is about to go, the same answer on every process; as long as it is, a checkpoint
+    follows each question.
     Raises ValueError on settings that do not fit, NonFiniteLossError on a NaN or infinite loss, CatastrophicOverfittingError where the
     sentinel gives up.
     """
@@ -77,6 +81,7 @@ def fit(
         lanes,
     )
     run.checkpoint_every, run.on_checkpoint = checkpoint_every, on_checkpoint
+    run.lookout = Lookout(leaving, run.world)
     last = settings.epochs if until is None else min(until, settings.epochs)
     for epoch in range(run.state.epoch, last):
         yield run.epoch(epoch, validate=(epoch + 1) % settings.validate_every == 0 or epoch + 1 == last)
@@ -87,6 +92,7 @@ class _Run:
 
     checkpoint_every: int
     on_checkpoint: Callable[[TrainingState], None]
+    lookout: Lookout
 
     def __init__(
         self,
@@ -175,7 +181,8 @@ class _Run:
         if self.settings.sentinel_every and done % self.settings.sentinel_every == 0:
             self._require_sound(epoch, step, totals)
             self._look(epoch, step)
-        if self.checkpoint_every and done % self.checkpoint_every == 0:
+        notice = self.lookout.sees_notice(now=step == self.steps_per_epoch)  # a validation may take longer than a node has left
+        if notice or (self.checkpoint_every and done % self.checkpoint_every == 0):
             self._require_sound(epoch, step, totals)
             self._take()
             self.state.step, self.state.sums = step, totals.summed()

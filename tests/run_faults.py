@@ -51,7 +51,11 @@ class Workplace:
         mlflow = Mlflow(folder, s3, postgres)
         mlflow.migrate()
         mlflow.start()
-        patience = {"RAY_raylet_start_wait_time_s": str(int(PATIENCE_SECONDS)), "RAY_worker_niceness": "0"}
+        patience = {
+            "RAY_raylet_start_wait_time_s": str(int(PATIENCE_SECONDS)),
+            "RAY_worker_niceness": "0",
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "20",
+        }
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         environment = clean_environment(**s3.environment, **mlflow.environment, **patience, **token)
         cluster = Cluster(folder, environment)

@@ -20,6 +20,7 @@ from sat_ray.budget import Budget, SearchResult, result_of
 from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
 from sat_ray.distributed.metrics import training_shown
+from sat_ray.distributed.nodes import this_node_leaves
 from sat_ray.distributed.trials import CUT, METRIC, TIME, kept_records, report_cut, report_record, run_trials
 from sat_ray.halving import in_turn
 from sat_ray.jobs import train_and_commit
@@ -93,7 +94,7 @@ def _trial(
                 report_cut(before)
                 return
             with training_shown(own, trial=True) as after_epoch:
-                before = train_and_commit(job.at(rung), own, previous=before, on_epoch=after_epoch)
+                before = train_and_commit(job.at(rung), own, previous=before, on_epoch=after_epoch, leaving=this_node_leaves)
             report_record(before)
 
     return trial

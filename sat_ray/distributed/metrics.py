@@ -13,6 +13,7 @@ from ray.util.metrics import Counter, Gauge
 from sat_ray.bundles import bundles
 from sat_ray.config import SweepConfig
 from sat_ray.plan import EVALUATE, TRAIN, longest_trials
+from sat_ray.spending import evaluation_seconds
 from sat_ray.stages import Records
 from sat_ray.training import EpochReport
 
@@ -65,12 +66,9 @@ class SweepMetrics:
         trials = sum(record.payload["accelerator_seconds"] for record in longest_trials(self.records))
         trainings = sum(record.payload["accelerator_seconds"] for record in self.records.all(TRAIN))
         for record in self.records.new(EVALUATE):
-            self.shards, self.shard_seconds = self.shards + 1, self.shard_seconds + record.seconds
-        return float(
-            trials * (asked.gpus_per_trial or 1)
-            + trainings * (asked.gpus_per_worker or 1)
-            + self.shard_seconds * (asked.gpus_per_evaluation or 1)
-        )
+            self.shards += 1
+            self.shard_seconds += evaluation_seconds(record, gpus=asked.gpus_per_evaluation)
+        return float(trials * (asked.gpus_per_trial or 1) + trainings * (asked.gpus_per_worker or 1) + self.shard_seconds)
 
 
 @contextmanager

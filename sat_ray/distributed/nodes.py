@@ -18,6 +18,14 @@ def node_groups() -> list[NodeGroup]:
     ]
 
 
+def this_node_leaves() -> bool:
+    """Say whether the node of this process drains: it takes no more work and is about to go."""
+    import ray
+
+    # what Ray Train asks too; there is no public way outside a training of its own
+    return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
+
+
 def selector_for(resources: Resources) -> dict[str, str]:
     """Return the label selector of this cluster for a task, actor or bundle with these resources; {} asks for nothing."""
     return pool_selector(resources, node_groups())

@@ -13,7 +13,8 @@ from sat_ray.config import SweepConfig
 from sat_ray.distributed.folders import session_folder
 from sat_ray.distributed.nodes import node_groups
 
-WORKER_ENVIRONMENT = {
+RETRY_DELAY = {"RAY_task_retry_delay_ms": "5000"}  # a node that kills whatever is started on it must not use up all tries of a task at once
+WORKER_ENVIRONMENT = RETRY_DELAY | {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the next poll; the default is 2 s
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -50,6 +51,8 @@ def ray_session() -> Iterator[str]:
     if private:
         os.environ.pop(NODE_GROUPS, None)  # a private Ray buys no nodes
         require_token()
+    for name, value in RETRY_DELAY.items():
+        os.environ.setdefault(name, value)  # read at the first import
     import ray
 
     interrupt = signal.getsignal(signal.SIGTERM)

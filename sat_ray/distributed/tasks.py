@@ -1,6 +1,7 @@
 """Stages as plain Ray tasks joined by ObjectRefs, and the fan-out of evaluation inside one."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -9,15 +10,17 @@ import torch
 from sat_ray.bundles import STAGE_RESOURCES, Resources, evaluation_resources
 from sat_ray.config import ResourceSettings
 from sat_ray.distributed.nodes import selector_for
+from sat_ray.gpu_memory import fitting_share
 from sat_ray.jobs import card_and_commit, evaluate_and_commit
 from sat_ray.plan import CARD, EVALUATE, CardTask, EvaluationTask
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
 
+RETRIES = 16  # of a task whose process dies, some seconds apart: a node whose disk is full kills each, and may have room in two minutes
 IN_FLIGHT = 256  # submitted and unfinished at once: enough for any cluster's slots, little for the driver to hold
 
 
-@ray.remote(num_cpus=STAGE_RESOURCES["CPU"], max_retries=3)  # with its node a stage may die; what it committed is not done again
+@ray.remote(num_cpus=STAGE_RESOURCES["CPU"], max_retries=RETRIES)  # with its node a stage may die; what it committed is not done again
 def _stage(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
@@ -43,19 +46,34 @@ def result(ref: Any) -> Any:
         raise (cause if isinstance(cause, Exception) else error) from error
 
 
-@ray.remote(max_retries=3)
-def _unit(work: Callable[[Any, Records], Record], task: Any, storage: str, threads: int) -> None:
+@ray.remote(max_retries=RETRIES)
+def _unit(work: Callable[..., Record], task: Any, storage: str, threads: int, gpus: float) -> None:
     torch.set_num_threads(threads)
-    work(task, Records(Storage(storage)))
+    try:
+        work(task, Records(Storage(storage)), gpus=gpus)
+    except torch.OutOfMemoryError as error:
+        advice = "fewer --evaluation.lanes, or more --resources.gpus-per-evaluation (1 and no sharing: a whole GPU for each task)"
+        raise MemoryError(f"{task.name}: the GPU's memory is too small for this evaluation task ({error}); {advice}") from error
 
 
 def evaluate_all(tasks: Iterable[EvaluationTask], records: Records, resources: ResourceSettings) -> None:
     """Run evaluation tasks in the given order, largest first where the caller sorted them so; all are committed when this returns.
 
     What is committed already asks for nothing: a sweep that only has its report to write buys no node for it. Models with the same weights
-    share their outcomes.
+    share their outcomes. With `share_gpus` the first task has a GPU alone, and shows how many of the others fit on one.
     """
-    _run_all(evaluate_and_commit, _each_once(tasks, set(records.keys(EVALUATE))), records, resources)
+    waiting = _each_once(tasks, set(records.keys(EVALUATE)))
+    if resources.share_gpus and (first := next(waiting, None)) is not None:
+        _run_all(evaluate_and_commit, [first], records, resources)
+        made = records.find(EVALUATE, first.key)
+        assert made is not None
+        resources = sharing(resources, made)
+    _run_all(evaluate_and_commit, waiting, records, resources)
+
+
+def sharing(resources: ResourceSettings, first: Record) -> ResourceSettings:
+    """Return the resources of tasks like one that ran with a GPU alone: the share that its memory shows to fit."""
+    return replace(resources, share_gpus=False, gpus_per_evaluation=fitting_share(first.payload.get("gpu_memory", 1.0)))
 
 
 def _each_once(tasks: Iterable[EvaluationTask], committed: set[str]) -> Iterator[EvaluationTask]:
@@ -75,13 +93,14 @@ def make_card(task: CardTask, records: Records, resources: ResourceSettings) -> 
     return made
 
 
-def _run_all(work: Callable[[Any, Records], Record], tasks: Iterable[Any], records: Records, resources: ResourceSettings) -> None:
+def _run_all(work: Callable[..., Record], tasks: Iterable[Any], records: Records, resources: ResourceSettings) -> None:
     """Run tasks, a bounded number of them at once; nothing of those that have ended is held."""
     bundle = evaluation_resources(resources)
-    remote = _unit.options(name=work.__name__, num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), label_selector=selector_for(bundle))
+    gpus = bundle.get("GPU", 0)
+    remote = _unit.options(name=work.__name__, num_cpus=bundle["CPU"], num_gpus=gpus, label_selector=selector_for(bundle))
     running: list[Any] = []
     for task in tasks:
-        running.append(remote.remote(work, task, records.storage.uri, resources.cpus_per_evaluation))
+        running.append(remote.remote(work, task, records.storage.uri, resources.cpus_per_evaluation, gpus))
         if len(running) >= IN_FLIGHT:
             running = _without_one(running)
     while running:

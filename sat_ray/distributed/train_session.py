@@ -71,6 +71,11 @@ def _verdict(job: TrainingJob) -> str:
     return f"state/progress/{job.key}.error.json"
 
 
+def a_node_leaves() -> bool:
+    """Say whether Ray has announced that a node of this worker group goes; every worker has to ask, and is told the same."""
+    return ray.train.get_preemption_info() is not None
+
+
 def _session(settings: dict[str, Any]) -> None:
     """Run in every worker: the same jobs in the same order."""
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -83,7 +88,8 @@ def _session(settings: dict[str, Any]) -> None:
     with training_shown(records) as after_epoch:
         for job in settings["jobs"]:
             try:
-                train_and_commit(job, records, world=world, on_epoch=after_epoch if world.rank == 0 else lambda report: None)
+                show = after_epoch if world.rank == 0 else lambda report: None
+                train_and_commit(job, records, world=world, on_epoch=show, leaving=a_node_leaves)
             except (NonFiniteLossError, CatastrophicOverfittingError) as error:
                 # all ranks agree on these, and a new start would end in the same place: no failure for Ray to retry
                 if world.rank == 0:

@@ -14,7 +14,7 @@ from sat_ray.budget import Budget
 from sat_ray.bundles import trial_resources
 from sat_ray.config import ResourceSettings
 from sat_ray.distributed.metrics import training_shown
-from sat_ray.distributed.nodes import selector_for
+from sat_ray.distributed.nodes import selector_for, this_node_leaves
 from sat_ray.jobs import train_and_commit
 from sat_ray.plan import TrainingJob
 from sat_ray.stages import Record, Records, attempt_name
@@ -108,7 +108,7 @@ def run_rung(
             report_cut(None)
             return
         with training_shown(own, trial=True) as after_epoch:
-            record = train_and_commit(job, own, previous=before, on_epoch=after_epoch)
+            record = train_and_commit(job, own, previous=before, on_epoch=after_epoch, leaving=this_node_leaves)
         report_record(record)
 
     run_trials(trial, {"trial": tune.grid_search(list(range(len(jobs))))}, records, resources)

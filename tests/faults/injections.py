@@ -66,6 +66,17 @@ def node(scene: Scene) -> int:
     return 1
 
 
+def drain(scene: Scene) -> int:
+    """Tell a worker node, as a spot node's pod is told, that it goes in twenty seconds; another joins when it has gone."""
+    lost = scene.random.choice(scene.victim.cluster.nodes)
+    (service,) = lost.workers(r"\S+ -m ray\.scripts\.scripts start")
+    os.kill(service, signal.SIGTERM)
+    until(lambda: lost.process.poll() is not None, what="the end of a node that drains")
+    scene.victim.cluster.crash(lost)
+    scene.victim.cluster.add()
+    return 1
+
+
 def head(scene: Scene) -> int:
     """Cut the power of every node, the head with the driver too; start a new cluster and give the same command again."""
     scene.victim.cluster.down()
@@ -157,6 +168,7 @@ KINDS = {
         Kind("evaluation-worker", "evaluate", evaluation_worker, SHARD),
         Kind("stage", "search", stage, "one rung of each trial that runs"),
         Kind("node", "train", node, CHECKPOINT),
+        Kind("drain", "train", drain, "what was trained since the last question whether a node goes, seconds"),
         Kind("mlflow-down", "evaluate", mlflow_down, NOTHING),
         Kind("s3-down", "search", s3_down, NOTHING),
         Kind("network-cut", "train", network_cut, CHECKPOINT),
