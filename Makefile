@@ -23,12 +23,12 @@ help: ## list the targets
 setup: $(READY) ## make .venv with everything pinned in requirements.lock
 
 # bytecode is compiled here once: Ray starts many processes, and each would otherwise compile torch and MLflow on import
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements-no-deps.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sat_ray needs Python >= 3.11: make PYTHON=python3.11 setup")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode -r requirements.lock
-	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps torchattacks==3.5.1 adversarial-robustness-toolbox==1.20.1 # their pins are old
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --require-hashes -r requirements-no-deps.lock
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
 	touch $@
 

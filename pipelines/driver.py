@@ -1,11 +1,10 @@
 """The driver: starts stages, follows them through their records, and is the only writer of MLflow."""
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from pipelines import stages
@@ -16,6 +15,7 @@ from pipelines.exit_status import exit_status
 from pipelines.progress import Reporter
 from pipelines.recipes import DEFAULT, RECIPES
 from pipelines.stages import Sweep
+from pipelines.tracker_link import TrackerLink, mlflow_tracker
 from sat_ray.budget import describe_search
 from sat_ray.cli import Command, parse
 from sat_ray.config import SweepConfig, content_hash, from_json, to_json
@@ -26,12 +26,11 @@ from sat_ray.plan import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset, dataset
 from sat_ray.spending import cost_sentence
 from sat_ray.stages import Record, Stage
 from sat_ray.storage import Storage, check_writable
-from sat_ray.tracking_uri import is_outage, pages_of
+from sat_ray.tracking_uri import pages_of
 
 FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "card": CARD, "evaluate": EVALUATE}
 POLL_SECONDS, TRACK_SECONDS = 1.0, 10.0
 REST = 19  # times as long as a look at the records took, up to ten seconds: looking takes 5 % of the driver's time, however many there are
-TRACKER_OUTAGE_SECONDS, TRACKER_PAUSE_SECONDS = 300.0, 5.0  # the tracker may stay away so long at the end before the sweep fails
 SHOWN_IMAGES = 3
 
 
@@ -46,8 +45,6 @@ class Driver:
         self.pending: list[tuple[str, Any]] = []
         self.returned: dict[str, Any] = {}
         self.reused: dict[str, int] = {}
-        self.projection: Any = None
-        self.watched = False  # is this machine's load being written
         self.metrics: Any = None
 
     def __enter__(self) -> "Driver":
@@ -57,8 +54,9 @@ class Driver:
             check_writable(self.command.root)
             stack.enter_context(driver_lease(self.command.storage))
             claim_folder(self.command)
-            self.trackers = stack.enter_context(ThreadPoolExecutor(1))
-            self.tracker = self.trackers.submit(self._make_tracker)
+            experiment = {"experiment": self.config.recipe, "artifact_root": self.command.artifact_root}
+            make = partial(mlflow_tracker, self.command.tracking_uri, **experiment)
+            self.mlflow = stack.enter_context(TrackerLink(self.sweep, self.reporter, make))
             check_code(self.command, self.reporter)
             from sat_ray.distributed.session import check_capacity, ray_session
 
@@ -103,7 +101,7 @@ class Driver:
     def track_committed(self, models: list[Record], paths: dict[str, str]) -> dict[str, str]:
         """Write evaluated models to MLflow and return the run id of every training record."""
         self.reporter.say("writing runs, outcomes and models to MLflow")
-        run_ids: dict[str, str] = self._tracked(lambda projection: projection.finish(models, paths))
+        run_ids: dict[str, str] = self.mlflow.write(lambda projection: projection.finish(models, paths))
         return run_ids
 
     def register(self, board_ref: Any) -> None:
@@ -112,8 +110,8 @@ class Driver:
 
         board = self.wait(board_ref)
         cards, override = self.returned["card"], self.command.accept_flagged
-        outcome = self._tracked(lambda projection: projection.register(board, cards, override=override))
-        self._tracked(lambda projection: projection.close(board))
+        outcome = self.mlflow.write(lambda projection: projection.register(board, cards, override=override))
+        self.mlflow.write(lambda projection: projection.close(board))
         self.reporter.console.print(to_terminal(board))
         for sentence in filter(None, (board["calibration"], cost_sentence(board["cost"]))):
             self.reporter.say(sentence)
@@ -140,8 +138,7 @@ class Driver:
                 self.metrics.update()
             looked = time.monotonic() - began
             if due:
-                if self.tracker.done():
-                    self._track_quietly()
+                self.mlflow.show_progress()
                 tracked = time.monotonic()
         answer = result(ref)
         self.metrics.update()
@@ -159,48 +156,6 @@ class Driver:
             different = {record.payload["sha256"] for record in self.returned.get("train", [])}
             return len(different) * -(-count // self.config.evaluation.shard_size) or None
         return {"search": planned_trials(self.config), "train": models or None}.get(name)
-
-    def _make_tracker(self) -> Any:
-        from sat_ray.mlflow_tracker import MlflowTracker
-
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # a run made again after a lost answer would be there twice
-        return MlflowTracker(self.command.tracking_uri, experiment=self.config.recipe, artifact_root=self.command.artifact_root or None)
-
-    def _projection(self) -> Any:
-        from pipelines.tracking import Projection
-
-        if self.projection is None:
-            tracker = self.tracker.result()
-            self.projection = Projection(self.sweep, tracker)
-            if not self.watched:
-                self.open.enter_context(tracker.watch(self.projection.parent))
-            self.watched = True
-        return self.projection
-
-    def _tracked(self, write: Callable[[Any], Any]) -> Any:
-        """Write to MLflow; while it does not answer, for up to TRACKER_OUTAGE_SECONDS, start over from what it and the records hold."""
-        deadline = time.monotonic() + TRACKER_OUTAGE_SECONDS
-        while True:
-            try:
-                return write(self._projection())
-            except Exception as error:
-                if not is_outage(error) or time.monotonic() > deadline:
-                    raise
-                self.reporter.say(f"MLflow does not answer ({type(error).__name__}); trying for {TRACKER_OUTAGE_SECONDS:g} s")
-            self._forget_projection()
-            time.sleep(TRACKER_PAUSE_SECONDS)
-
-    def _forget_projection(self) -> None:
-        """Read MLflow's runs again before the next write: one may have been made though its answer was lost."""
-        self.projection, self.tracker = None, self.trackers.submit(self._make_tracker)
-
-    def _track_quietly(self) -> None:
-        """Show progress in MLflow; an outage now costs nothing, the records are written again at the end."""
-        try:
-            self._projection().update()
-        except Exception as error:
-            self._forget_projection()
-            self.reporter.say(f"MLflow does not answer ({type(error).__name__}); training goes on, it will be written later")
 
 
 def left_out(dataset: Dataset) -> str:
