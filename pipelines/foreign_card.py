@@ -1,0 +1,70 @@
+"""The robustness card of a model that others made: one Ray task, one record, card.json."""
+
+from dataclasses import replace
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from pipelines.foreign_options import ForeignOptions
+from pipelines.foreign_subject import Subject, variants_of
+from pipelines.foreign_tasks import on_ray
+from pipelines.progress import Reporter
+from sat_ray.attacks import AttackSpec
+from sat_ray.bundles import evaluation_resources
+from sat_ray.card import CardSettings, robustness_card
+from sat_ray.config import to_json
+from sat_ray.configuration import Configuration
+from sat_ray.data.shards import read_rows
+from sat_ray.jobs import model_of, rows_of
+from sat_ray.plan import CARD, EvaluationTask
+from sat_ray.stages import Records, record_key
+from sat_ray.storage import Storage
+
+
+def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, storage: Storage, reporter: Reporter) -> None:
+    """Compute the robustness card as one Ray task, unless it is committed, write card.json, and print its verdict and reasons."""
+    records, inputs = Records(storage), card_inputs(given, subject, task)
+    record = records.find(CARD, record_key(CARD, inputs))
+    if record is None:
+        from sat_ray.distributed.tasks import result, stage_task
+
+        n = inputs["images"]
+        reporter.say(f"robustness card: {n:,} images")
+        started = perf_counter()
+        with on_ray(given, reporter):
+            work = (card_of, replace(task, first=0, last=n, sample=n), given.pgd(), subject.configuration)
+            ref = stage_task(*work, name="card", resources=evaluation_resources(given.resources))
+            payload = {"name": task.name, "card": result(ref)}
+        record = records.commit(CARD, record_key(CARD, inputs), inputs=inputs, payload=payload, seconds=perf_counter() - started)
+    card = record.payload["card"]
+    storage.write_json("card.json", card)
+    reporter.say(f"robustness card: {card['verdict']}; {storage.full('card.json')}")
+    for reason in card["reasons"]:
+        reporter.say(f"  {reason}")
+
+
+def card_inputs(given: ForeignOptions, subject: Subject, task: EvaluationTask) -> dict[str, Any]:
+    """Return everything that determines the card."""
+    settings = CardSettings()
+    return {
+        "weights": task.checkpoint_sha256,
+        "attack": given.pgd().to_json(),
+        "configuration": None if subject.configuration is None else subject.configuration.to_json(),
+        "settings": to_json(settings),
+        "split": task.split,
+        "images": min(settings.images, subject.n),
+        "seed": task.seed,
+        "lanes": task.lanes,
+        "dataset": task.dataset.hash,
+        "environment": task.environment,
+    }
+
+
+def card_of(task: EvaluationTask, attack: AttackSpec, configuration: Configuration | None) -> dict[str, Any]:
+    """Compute the card of a task's model on the task's images, where the task runs."""
+    torch.set_num_threads(int(task.environment["threads"]))
+    split = read_rows(Storage(task.dataset.uri), task.split, rows_of(task))
+    variants = partial(variants_of, configuration)
+    return robustness_card(model_of(task), split, attack=attack, variants=variants, seed=task.seed, lanes=task.lanes)

@@ -1,0 +1,132 @@
+"""The model of others and the images to attack it on: opened, found to fit each other, and named by what they are."""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.foreign_options import ForeignOptions
+from sat_ray.attacks import AttackSpec
+from sat_ray.checkpoint import MODEL_JSON
+from sat_ray.cli import folder_name
+from sat_ray.config import content_hash, to_json
+from sat_ray.configuration import Configuration
+from sat_ray.data.foreign import prepared
+from sat_ray.data.shards import read_rows
+from sat_ray.model_source import count_classes, kind_of, load_source, try_attack
+from sat_ray.models import Normalized
+from sat_ray.plan import Dataset, through_every_backward
+from sat_ray.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The model and the images, opened and found to fit each other.
+
+    uri: where every worker can read the model; configuration: of a checkpoint's training, else None; attacks: what the model is to
+    survive, through every backward pass that its training used.
+    """
+
+    kind: str
+    uri: str
+    digest: str
+    model: torch.nn.Module
+    dataset: Dataset
+    n_split: int
+    n: int
+    classes: int
+    configuration: Configuration | None
+    attacks: tuple[AttackSpec, ...]
+
+    @property
+    def sample(self) -> int | None:
+        """Return the number of images drawn; None where all are evaluated."""
+        return None if self.n == self.n_split else self.n
+
+
+def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subject:
+    """Open data and model and check that they fit; ValueError in one line where they do not."""
+    dataset = Dataset.open(prepared(given.data, root, image_size=given.image_size))
+    assert dataset is not None
+    splits = dataset.manifest["splits"]
+    if not splits.get(given.split):
+        raise ValueError(
+            f"--split {given.split!r} of data {given.data} has no images; allowed: {', '.join(s for s in splits if splits[s])}"
+        )
+    n_split = splits[given.split]
+    if given.images is not None and given.images > n_split:
+        raise ValueError(f"--images is {given.images}; allowed: 1 to {n_split}, the images of split {given.split}")
+    kind, uri = kind_of(given.model), given.model
+    if kind == "mlflow":
+        from sat_ray.mlflow_tracker import fetch_model
+
+        tracking = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.uri}/mlflow.db"
+        uri = str(fetch_model(given.model, tracking_uri=tracking, folder=str(temporary), allow_pickle=given.allow_pickle))
+        kind = "pt2" if uri.endswith(".pt2") else "pickle"
+    if kind == "pt2" and given.allow_pickle:
+        kind = "pickled_pt2"
+    model, digest = load_source(kind, uri)
+    some = read_rows(Storage(dataset.uri), given.split, torch.arange(min(given.lanes, n_split)))
+    expected = len(dataset.manifest["class_names"]) or None
+    classes = count_classes(model, some, lanes=given.lanes, expected=expected, what=given.model)
+    configuration = _configuration(model, uri)
+    attacks = tuple(one for spec in given.attacks(num_classes=classes) for one in variants_of(configuration, spec))
+    try_attack(model, some, attacks[0], lanes=given.lanes)
+    return Subject(
+        kind=kind,
+        uri=uri,
+        digest=digest,
+        model=model,
+        dataset=dataset,
+        n_split=n_split,
+        n=given.images or n_split,
+        classes=classes,
+        configuration=configuration,
+        attacks=attacks,
+    )
+
+
+def _configuration(model: torch.nn.Module, uri: str) -> Configuration | None:
+    """Return how a checkpoint was trained; its own activation where it does not say, None for any other model."""
+    if not isinstance(model, Normalized) or model.spec is None or kind_of(uri) != "checkpoint":
+        return None
+    said = Storage.at(uri).read_json(MODEL_JSON)["about"].get("configuration")
+    return Configuration(**said) if said else Configuration(activation=model.spec.activation, alpha=model.spec.alpha)
+
+
+def variants_of(configuration: Configuration | None, spec: AttackSpec) -> list[AttackSpec]:
+    """A backward pass that training replaced hides gradients: attack through the true one and the smooth one."""
+    return [spec] if configuration is None else through_every_backward(spec, configuration)
+
+
+def identify(given: ForeignOptions, subject: Subject) -> tuple[str, dict[str, Any]]:
+    """Return the evaluation's name and, as JSON, all that determines its result but the numerical environment."""
+    spec = subject.model.spec if isinstance(subject.model, Normalized) else None
+    identity = {
+        "model": {"kind": subject.kind, "digest": subject.digest, "spec": to_json(spec)},
+        "data": {"hash": subject.dataset.hash, "split": given.split, "sample": subject.sample},
+        "attacks": [to_json(attack) for attack in subject.attacks],
+        "cascade": given.attack == "cascade",
+        "seed": given.seed,
+        "lanes": given.lanes,
+    }
+    made = f"{_slug(given.model)}-{_slug(given.data)}-{content_hash(identity)[:8]}"
+    return folder_name(given.name or made), identity
+
+
+def _slug(text: str) -> str:
+    last = re.sub(r"\.(pt2|npz)$", "", text.rstrip("/").rpartition("/")[2])
+    return re.sub(r"[^A-Za-z0-9_]+", "-", last).strip("-_")[:24] or "unnamed"
+
+
+def staged(subject: Subject, storage: Storage) -> Subject:
+    """Copy a model that is one file into the evaluation's folder, where every worker can read it."""
+    if subject.kind in ("checkpoint", "function"):
+        return subject
+    name = "model.pt2" if subject.uri.endswith(".pt2") else "model.pth"
+    if not storage.exists(name):
+        storage.write(name, Path(subject.uri).read_bytes())
+    return replace(subject, uri=storage.full(name))
