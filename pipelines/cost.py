@@ -35,8 +35,7 @@ def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> d
     if shape is None or is_reference(config.model.name):
         return {"estimated accelerator-hours": UNMEASURED} if not config.resources.images_per_second else {}
     forward, parameters = forward_operations(config, shape, classes=source.classes)
-    shares = _shares(config, shape, classes=source.classes)
-    done = {name: forward * count * shares.get(name, 1) for name, count in forwards(config, passes).items()}
+    shares, done = _shares(config, shape, classes=source.classes), operations(config, shape, passes, classes=source.classes)
     return {
         "one forward pass": f"{forward / 1e9:.3g} GFLOP an image of {shape[2]} x {shape[1]}, {parameters / 1e6:.3g} million parameters",
         **_sizes(config, shape, shares["training"]),
@@ -52,8 +51,14 @@ def estimated_hours(config: SweepConfig, source: Source, passes: Mapping[str, fl
     if shape is None or is_reference(config.model.name) or not config.resources.images_per_second:
         return {}
     forward, _ = forward_operations(config, shape, classes=source.classes)
-    shares = _shares(config, shape, classes=source.classes)
-    return hours_of(config, {name: forward * count * shares.get(name, 1) for name, count in forwards(config, passes).items()}, forward)
+    return hours_of(config, operations(config, shape, passes, classes=source.classes), forward)
+
+
+def operations(config: SweepConfig, shape: tuple[int, int, int], passes: Mapping[str, float], *, classes: int) -> dict[str, float]:
+    """Return the floating-point operations of every part of a sweep. shape: of whole images."""
+    forward, _ = forward_operations(config, shape, classes=classes)
+    shares = _shares(config, shape, classes=classes)
+    return {name: forward * count * shares.get(name, 1) for name, count in forwards(config, passes).items()}
 
 
 def _shares(config: SweepConfig, shape: tuple[int, int, int], *, classes: int) -> dict[str, float]:
@@ -84,8 +89,8 @@ def share_of_whole_images(config: SweepConfig, training: TrainingSettings, shape
     if not training.resize_start:
         return 1.0
     epochs = Counter(image_shape(training, epoch, shape) for epoch in range(training.epochs))
-    operations = {size: forward_operations(config, size, classes=classes)[0] for size in {*epochs, shape}}
-    return sum(operations[size] * count for size, count in epochs.items()) / (operations[shape] * training.epochs)
+    each = {size: forward_operations(config, size, classes=classes)[0] for size in {*epochs, shape}}
+    return sum(each[size] * count for size, count in epochs.items()) / (each[shape] * training.epochs)
 
 
 def _sizes(config: SweepConfig, shape: tuple[int, int, int], share: float) -> dict[str, str]:

@@ -138,7 +138,7 @@ def evaluated_model(config: SweepConfig, records: Records, record: Record, outco
     from sat_ray.report.rows import EvaluatedModel
 
     payload = record.payload
-    configuration = Configuration(**payload["configuration"])
+    configuration = Configuration.of(payload)
     return EvaluatedModel(
         model=config.model.name,
         activation=configuration.activation,

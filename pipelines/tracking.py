@@ -54,7 +54,7 @@ class Projection:
     def update(self) -> None:
         """Write what was committed since the last call."""
         for record in longest_trials(self.records):
-            self._run(record, kind="trial", name=Configuration(**record.payload["configuration"]).name)
+            self._run(record, kind="trial", name=Configuration.of(record.payload).name)
         trained = self.records.all(TRAIN)
         for record in trained:
             self._run(record, kind="finalist", name=_finalist_name(record))
@@ -98,7 +98,7 @@ class Projection:
     def _retire(self, board: Mapping[str, Any]) -> None:
         """Mark the configurations that were finalists before a larger budget found better ones."""
         shown = {group["configuration"] for group in board["groups"]}
-        for one in dict.fromkeys(_configuration_of(record) for record in self.records.all(TRAIN)):
+        for one in dict.fromkeys(Configuration.of(record.payload) for record in self.records.all(TRAIN)):
             if one.name not in shown:
                 self._configuration(one, tags={"sat_ray.chosen_by_validation": "no", "sat_ray.against_relu": "not on the leaderboard"})
 
@@ -145,7 +145,7 @@ class Projection:
         self.tracker.note(run_id, card_note(card, name=name))
 
     def _run(self, record: Record, *, kind: str, name: str, tags: Mapping[str, str] | None = None) -> str:
-        payload, configuration = record.payload, Configuration(**record.payload["configuration"])
+        payload, configuration = record.payload, Configuration.of(record.payload)
         key = f"{kind}:{self.sweep.storage.uri}:{payload['name']}"
         params = {"seed": payload["seed"]} | ({} if kind == "trial" else {"epochs": payload["until"]})  # a trial's grow from rung to rung
         parent = self._search() if kind == "trial" else self._configuration(configuration)
@@ -224,11 +224,7 @@ class Projection:
         content = content_hash([group, chosen])
         if self.tracker.is_complete(run_id, content=content):
             return
-        seeds = {
-            one.payload["seed"]: one.payload
-            for one in self.records.all(TRAIN)
-            if Configuration(**one.payload["configuration"]) == configuration
-        }
+        seeds = {one.payload["seed"]: one.payload for one in self.records.all(TRAIN) if Configuration.of(one.payload) == configuration}
         self.tracker.log(run_id, _now(group_metrics(group)))
         figure = seed_curves(
             configuration.name,
@@ -299,8 +295,4 @@ def _now(values: Mapping[str, float], *, step: int = 0) -> list[Point]:
 
 
 def _finalist_name(record: Record) -> str:
-    return f"{_configuration_of(record).name} · seed {record.payload['seed']}"
-
-
-def _configuration_of(record: Record) -> Configuration:
-    return Configuration(**record.payload["configuration"])
+    return f"{Configuration.of(record.payload).name} · seed {record.payload['seed']}"

@@ -1,5 +1,6 @@
 """One point of the search: which activation the model uses, and through which view the attacker sees it during training."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +29,11 @@ class Configuration:
         resolved = activation_info(attacker).check_alpha(attacker_alpha)
         for field, value in (("alpha", alpha), ("attacker_activation", attacker), ("attacker_alpha", resolved)):
             object.__setattr__(self, field, value)
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any]) -> "Configuration":
+        """Return the configuration of a committed training. payload: of its record."""
+        return cls(**payload["configuration"])
 
     @property
     def own_attacker(self) -> bool:

@@ -259,7 +259,7 @@ def through_every_backward(spec: AttackSpec, configuration: Configuration) -> li
 
 def card_tasks(config: SweepConfig, dataset: Dataset, trained: Sequence[Record]) -> list[CardTask]:
     """Describe the cards of the candidates for champion, best by validation first: one model, the best seed, per configuration."""
-    configurations = [Configuration(**record.payload["configuration"]) for record in trained]
+    configurations = [Configuration.of(record.payload) for record in trained]
     scored = [
         Validated(configuration.name, record.payload["seed"], record.payload["val_robust_accuracy"])
         for configuration, record in zip(configurations, trained, strict=True)
@@ -284,7 +284,7 @@ def card_tasks(config: SweepConfig, dataset: Dataset, trained: Sequence[Record])
 
 def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
     """Cut the test split of one trained model into shards of nearly equal size."""
-    configuration = Configuration(**trained.payload["configuration"])
+    configuration = Configuration.of(trained.payload)
     task = EvaluationTask(
         checkpoint=trained.payload["path"],
         checkpoint_sha256=trained.payload["sha256"],

@@ -223,7 +223,7 @@ def _best(records: Sequence[Record]) -> Best | None:
     scores: dict[Configuration, list[float]] = {}
     for record in records:
         if record.payload.get("val_robust_accuracy", -1.0) >= 0:
-            scores.setdefault(Configuration(**record.payload["configuration"]), []).append(record.payload["val_robust_accuracy"])
+            scores.setdefault(Configuration.of(record.payload), []).append(record.payload["val_robust_accuracy"])
     means = {one: sum(values) / len(values) for one, values in scores.items()}
     if not means:
         return None

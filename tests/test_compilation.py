@@ -4,8 +4,6 @@ Traced and differentiated as any compiled model is, run by torch's own kernels (
 """
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 import torch.distributed as dist
 from test_resume import digits_again
 from torch import Tensor, nn
-from trainings import assert_same_bits, enlarged, small_model, train
+from trainings import assert_same_bits, enlarged, in_two_processes, small_model, train
 
 import sat_ray.crafting
 from pipelines.arrival import check_machine
@@ -140,12 +138,7 @@ def one_of_two_workers(rank: int, folder: str) -> None:
 
 @pytest.mark.fault
 def test_two_workers_with_compiled_kernels_equal_one_with_plain_ones(digits: Split, tmp_path: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_compilation as t; "
-    start = [[sys.executable, "-c", code + f"t.one_of_two_workers({rank}, {str(tmp_path)!r})"] for rank in (0, 1)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in start]
-    for process in running:
-        output, _ = process.communicate(timeout=500)
-        assert process.returncode == 0, output
+    in_two_processes(f"test_compilation.one_of_two_workers({{rank}}, {str(tmp_path)!r})", timeout=500)
     (*_, plain) = train(small_model("smoothrelu"), digits, **SHORT)
     for rank in (0, 1):
         for name, tensor in torch.load(tmp_path / f"{rank}.pt").items():

@@ -2,17 +2,14 @@
 
 import dataclasses
 import itertools
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from trainings import BALL, SMALL, TIMES, Crafting, enlarged, record_crafting, small_model, train
+from trainings import BALL, SMALL, TIMES, Crafting, enlarged, in_two_processes, record_crafting, small_model, train
 
 import sat_ray.training
 from sat_ray.attacks import PGD
@@ -71,12 +68,7 @@ def one_of_two_workers(rank: int, folder: str) -> None:
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """Return what two real processes left: [rank 0, rank 1] for every case."""
     folder = tmp_path_factory.mktemp("gloo")
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_training as t; "
-    start = [[sys.executable, "-c", code + f"t.one_of_two_workers({rank}, {str(folder)!r})"] for rank in (0, 1)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in start]
-    for process in running:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+    in_two_processes(f"test_training.one_of_two_workers({{rank}}, {str(folder)!r})", timeout=120)
     return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1)] for name in CASES}
 
 

@@ -1,6 +1,9 @@
-"""What the tests of training share: a small model, a short training, and a record of what its attack was given."""
+"""What the tests of training share: a small model, a short training, two processes, and a record of what its attack was given."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +36,16 @@ def train(model: Normalized, digits: Split, images: int = 128, **changes: Any) -
     others = {key: value for key, value in changes.items() if key not in names}
     parts = digits.take(slice(0, images)), digits.take(slice(1000, 1032))
     return list(fit(model, *parts, settings=settings, threat_model=BALL, **others))
+
+
+def in_two_processes(call: str, *, timeout: float) -> None:
+    """Run `module.function({rank}, ...)` of these tests in two processes at once, for ranks 0 and 1; AssertionError shows what failed."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import {call.partition('.')[0]}; "
+    start = [[sys.executable, "-c", code + call.format(rank=rank)] for rank in (0, 1)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in start]
+    for process in running:
+        output, _ = process.communicate(timeout=timeout)
+        assert process.returncode == 0, output
 
 
 @dataclasses.dataclass

@@ -173,7 +173,7 @@ def _run_optuna(
         alpha = space.get(f"alpha_{space['group']}")
         return group.members[0] if alpha is None else _with_alpha(group, alpha)
 
-    known = [_as_point(Configuration(**record.payload["configuration"]), competing, ranges) for record in longest_trials(records)]
+    known = [_as_point(Configuration.of(record.payload), competing, ranges) for record in longest_trials(records)]
     start = [_as_point(one, competing, ranges) for one in first]
     points = [point for point in dict.fromkeys(map(_frozen, [*known, *start])) if point]
     searcher = _Optuna(
@@ -217,7 +217,7 @@ def _best(competing: list[Group], records: Records) -> list[Configuration | None
     """Choose by the longest rung reached, then (robust, clean) validation accuracy; ties go to the earlier trial."""
     best: dict[tuple[str, str], tuple[tuple[float, ...], Configuration]] = {}
     for record in longest_trials(records):
-        one = Configuration(**record.payload["configuration"])
+        one = Configuration.of(record.payload)
         group, score = (one.activation, one.attacker_activation), (record.payload["until"], *record.payload["last_val"])
         if group not in best or score > best[group][0]:
             best[group] = (score, one)
