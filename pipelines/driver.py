@@ -125,7 +125,10 @@ class Driver:
 
         self.metrics = self.metrics or SweepMetrics(self.config, self.sweep.records)
         stage, records, shards = FOLLOWED.get(name), self.sweep.records, Storage(dataset_uri(self.config, self.command.root))
-        progress = self.reporter.stage(name, self._total(name), reused=self.reused[name])
+        total = self._total(name)
+        if name == "evaluate" and total is not None:
+            self.metrics.planned_shards = total
+        progress = self.reporter.stage(name, total, reused=self.reused[name])
         looked, tracked = 0.0, time.monotonic()
         while not wait(ref, seconds=min(max(POLL_SECONDS, REST * looked), TRACK_SECONDS)):
             began = time.monotonic()

@@ -129,6 +129,9 @@ def test_the_metrics_pages_show_a_sweep_under_the_names_that_the_dashboard_queri
             ray.cancel(ref, force=True)
     gone = {name: value for name, value in expected.items() if "running" not in name and "per_second" not in name}
     assert _await(metrics_pages, metrics, gone) == gone  # a killed process takes what it showed with it
+    metrics.planned_shards = 4  # the search has left two models
+    fewer = gone | {"ray_sat_ray_evaluation_shards_left{}": 3.0}
+    assert _await(metrics_pages, metrics, fewer) == fewer
 
 
 def _await(pages: list[str], metrics: SweepMetrics, expected: dict[str, float]) -> dict[str, float]:

@@ -31,7 +31,8 @@ REFRESH_SECONDS = 5.0
 class SweepMetrics:
     """Show a sweep's committed records; call `update` every ten seconds or so.
 
-    Ray keeps the counter of a driver that has ended, so each driver counts only what came in its own time.
+    Ray keeps the counter of a driver that has ended, so each driver counts only what came in its own time. planned_shards: all that there
+    can be, until the driver knows what the search has left.
     """
 
     def __init__(self, config: SweepConfig, records: Records) -> None:
@@ -39,6 +40,7 @@ class SweepMetrics:
         self.accuracy = Gauge(*VAL_ROBUST_ACCURACY, tag_keys=("sweep", "activation"))
         self.left = Gauge(*EVALUATION_SHARDS_LEFT, tag_keys=("sweep",))
         self.seconds = Counter(*ACCELERATOR_SECONDS, tag_keys=("sweep",))
+        self.planned_shards = next(demand.count for demand in bundles(config) if demand.stage == "evaluate")
         self.shards, self.shard_seconds = 0, 0.0
         self.counted = self._accelerator_seconds()
         self.update()
@@ -47,9 +49,8 @@ class SweepMetrics:
         """Show what is committed now; reads only the records that came since the last call."""
         for activation, value in self._best().items():
             self.accuracy.set(value, self.tags | {"activation": activation})
-        planned = next(demand.count for demand in bundles(self.config) if demand.stage == "evaluate")
         spent = self._accelerator_seconds()
-        self.left.set(max(0, planned - self.shards), self.tags)
+        self.left.set(max(0, self.planned_shards - self.shards), self.tags)
         if spent > self.counted:
             self.seconds.inc(spent - self.counted, self.tags)
             self.counted = spent
