@@ -83,3 +83,23 @@ def test_a_worker_killed_in_the_middle_of_a_shard_loses_and_doubles_nothing(task
     settle_layout(model)
     alone = evaluate(model, test.images, test.labels, test.image_ids, attacks=[ATTACK], lanes=LANES)
     assert merged.equals(alone)
+
+
+def die_at_first(task: str, records: Records, *, gpus: float) -> None:
+    """Do as on a node whose disk is full: die at once, five times."""
+    with open(task, "a") as deaths:
+        deaths.write(f"{time.time()}\n")
+    if Path(task).read_text().count("\n") <= 5:
+        os._exit(1)
+
+
+@pytest.mark.fault  # a minute of pauses
+def test_a_task_whose_process_dies_again_and_again_is_tried_again_after_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sat_ray.distributed.tasks import _run_all
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    with ray_session():
+        _run_all(die_at_first, [str(tmp_path / "deaths")], Records(Storage(str(tmp_path))), ResourceSettings())  # type: ignore[arg-type]
+    times = [float(line) for line in (tmp_path / "deaths").read_text().splitlines()]
+    assert len(times) == 6
+    assert all(later - earlier > 4 for earlier, later in itertools.pairwise(times))
