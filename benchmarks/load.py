@@ -117,7 +117,7 @@ def _at(samples: list[Sample], shards: int) -> float:
 MERGE = """
 import json, sys, time
 from sat_ray.outcomes import merge_outcomes
-from sat_ray.plan import EVALUATE
+from sat_ray.units import EVALUATE
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from pipelines.stages import Dataset

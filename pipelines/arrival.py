@@ -8,10 +8,11 @@ from sat_ray.config import SweepConfig
 from sat_ray.data.own import opened
 from sat_ray.data.sources import dataset_source
 from sat_ray.models import ModelSpec, check_own_model
-from sat_ray.plan import Dataset, dataset_uri
+from sat_ray.plan import dataset_uri
 from sat_ray.reference import is_reference
 from sat_ray.resizing import check_resizing, image_shape
 from sat_ray.storage import Storage
+from sat_ray.units import Dataset
 
 
 def own_names(config: SweepConfig) -> list[str]:

@@ -22,11 +22,12 @@ from sat_ray.config import SweepConfig, content_hash, from_json, to_json
 from sat_ray.data.preparing import progress as shards_written
 from sat_ray.data.shards import MANIFEST
 from sat_ray.lease import driver_lease
-from sat_ray.plan import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset, dataset_uri, planned_trials
+from sat_ray.plan import dataset_uri, planned_trials
 from sat_ray.spending import cost_sentence
 from sat_ray.stages import Record, Stage
 from sat_ray.storage import Storage, check_writable
 from sat_ray.tracking_uri import pages_of
+from sat_ray.units import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset
 
 FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "card": CARD, "evaluate": EVALUATE}
 POLL_SECONDS, TRACK_SECONDS = 1.0, 10.0

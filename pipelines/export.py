@@ -20,9 +20,10 @@ from sat_ray.config import SweepConfig, from_json
 from sat_ray.configuration import Configuration
 from sat_ray.models.export import FORMATS, export_model
 from sat_ray.names import check_name
-from sat_ray.plan import Dataset, dataset_uri
+from sat_ray.plan import dataset_uri
 from sat_ray.standing import sweeps_in
 from sat_ray.storage import Storage
+from sat_ray.units import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,9 @@ from sat_ray.data.shards import image_ids
 from sat_ray.jobs import sampled_rows
 from sat_ray.lease import driver_lease
 from sat_ray.outcomes import merge_outcomes
-from sat_ray.plan import CARD, EVALUATE, EvaluationTask
 from sat_ray.stages import Record, Records, record_key
 from sat_ray.storage import Storage, check_writable
+from sat_ray.units import CARD, EVALUATE, EvaluationTask
 
 VERSIONS = ("ray", "torch", "torchvision", "pyarrow")
 

@@ -18,9 +18,9 @@ from sat_ray.config import to_json
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import read_rows
 from sat_ray.jobs import model_of, rows_of
-from sat_ray.plan import CARD, EvaluationTask
 from sat_ray.stages import Records, record_key
 from sat_ray.storage import Storage
+from sat_ray.units import CARD, EvaluationTask
 
 
 def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, storage: Storage, reporter: Reporter) -> None:

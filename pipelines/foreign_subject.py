@@ -18,8 +18,8 @@ from sat_ray.data.foreign import prepared
 from sat_ray.data.shards import read_rows
 from sat_ray.model_source import count_classes, kind_of, load_source, try_attack
 from sat_ray.models import Normalized
-from sat_ray.plan import Dataset, through_every_backward
 from sat_ray.storage import Storage
+from sat_ray.units import Dataset, through_every_backward
 
 
 @dataclass(frozen=True, kw_only=True)

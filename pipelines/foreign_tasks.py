@@ -8,8 +8,9 @@ from pipelines.foreign_options import LANES_PER_SHARD, ForeignOptions
 from pipelines.foreign_subject import Subject
 from pipelines.progress import Reporter
 from sat_ray.bundles import Demand, check_room, evaluation_resources
-from sat_ray.plan import EVALUATE, EvaluationTask, shard_bounds
+from sat_ray.plan import shard_bounds
 from sat_ray.stages import Record, Records, numerical_environment
+from sat_ray.units import EVALUATE, EvaluationTask
 
 POLL_SECONDS = 1.0
 

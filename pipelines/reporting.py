@@ -22,11 +22,12 @@ from sat_ray.configuration import Configuration
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.shards import labels, read_rows
 from sat_ray.data.sources import dataset_source
-from sat_ray.plan import EVALUATE, SEARCH, Dataset, evaluation_tasks
+from sat_ray.plan import evaluation_tasks
 from sat_ray.randomness import Randomness
 from sat_ray.spending import cost_markdown, cost_summary, spent_by_stage, with_costs
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
+from sat_ray.units import EVALUATE, SEARCH, Dataset
 
 VERSIONS = ("ray", "torch", "torchvision", "mlflow", "pyarrow")
 EXAMPLES = 8

@@ -10,10 +10,11 @@ from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import image_ids, verify, write_dataset
 from sat_ray.data.sources import dataset_source
-from sat_ray.plan import CARD, EVALUATE, Dataset, card_tasks, dataset_uri, evaluation_tasks, final_jobs
+from sat_ray.plan import card_tasks, dataset_uri, evaluation_tasks, final_jobs
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
 from sat_ray.tracking_uri import LOCAL_PAGES
+from sat_ray.units import CARD, EVALUATE, Dataset
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from sat_ray.lanes import NEVER, lane_logits, run_lanes
 from sat_ray.losses import cross_entropy, margin
 from sat_ray.models import Normalized, view
 from sat_ray.models.injection import inject_activation
-from sat_ray.plan import Dataset
 from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel, as_255ths
 from sat_ray.training import fit
 from sat_ray.training_settings import TrainingSettings
+from sat_ray.units import Dataset
 
 WIDTH = 118
 FIRST, AROUND = 4, 1

@@ -22,10 +22,11 @@ from sat_ray.data.shards import write_dataset
 from sat_ray.data.sources import dataset_source
 from sat_ray.jobs import train_and_commit
 from sat_ray.journey import find, open_trained
-from sat_ray.plan import Dataset, dataset_uri, trial_job
+from sat_ray.plan import dataset_uri, trial_job
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.training import EpochReport
+from sat_ray.units import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)

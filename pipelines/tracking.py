@@ -15,12 +15,13 @@ from sat_ray.card import PASS
 from sat_ray.checkpoint import load_model
 from sat_ray.config import content_hash, flatten, to_json
 from sat_ray.configuration import Configuration
-from sat_ray.plan import TRAIN, Dataset, dataset_uri, longest_trials
+from sat_ray.plan import dataset_uri, longest_trials
 from sat_ray.spending import row_cost, spent_by_stage, training_seconds
 from sat_ray.stages import Record
 from sat_ray.storage import json_bytes
 from sat_ray.threat import as_255ths
 from sat_ray.tracking import Point, Tracker
+from sat_ray.units import TRAIN, Dataset
 
 MODEL_NAME = "model"
 MODEL_SECONDS = 3.0

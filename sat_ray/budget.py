@@ -11,9 +11,10 @@ from typing import Any
 
 from sat_ray.config import CostSettings, SweepConfig, to_json
 from sat_ray.configuration import Configuration
-from sat_ray.plan import SEARCH, Group, groups
+from sat_ray.plan import Group, groups
 from sat_ray.spending import search_seconds
 from sat_ray.stages import Records, Stage, record_key
+from sat_ray.units import SEARCH
 
 RESULT = Stage("search_result", 1, ("sat_ray.plan",))
 

@@ -22,13 +22,13 @@ from sat_ray.evaluation import calibrate_attacks, clean_correct_ids, evaluate, r
 from sat_ray.gpu_memory import memory_needed
 from sat_ray.model_source import load_source
 from sat_ray.models import model_from_spec
-from sat_ray.plan import CARD, EVALUATE, CardTask, EvaluationTask, TrainingJob
 from sat_ray.randomness import Randomness, sample_rows
 from sat_ray.stages import STATE, Record, Records, attempt_name
 from sat_ray.state_files import StateFiles
 from sat_ray.storage import Storage
 from sat_ray.totals import NonFiniteLossError
 from sat_ray.training import EpochReport, TrainingState, fit
+from sat_ray.units import CARD, EVALUATE, CardTask, EvaluationTask, TrainingJob
 from sat_ray.world import World
 
 _CALIBRATIONS: dict[str, dict[str, Calibration]] = {}

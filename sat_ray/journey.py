@@ -21,11 +21,12 @@ from sat_ray.evaluation import evaluate
 from sat_ray.lanes import NEVER, run_lanes
 from sat_ray.losses import cross_entropy, margin
 from sat_ray.models import Normalized, settle_layout, view
-from sat_ray.plan import TRAIN, Dataset, TrainingJob, attacks_for, training_job
+from sat_ray.plan import attacks_for, training_job
 from sat_ray.randomness import Randomness
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 from sat_ray.training import TrainingState, fit
+from sat_ray.units import TRAIN, Dataset, TrainingJob
 
 
 @dataclass(frozen=True, kw_only=True)

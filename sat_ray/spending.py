@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sat_ray.config import CostSettings, SweepConfig, money_text
-from sat_ray.plan import CARD, EVALUATE, TRAIN, longest_trials
+from sat_ray.plan import longest_trials
 from sat_ray.stages import Record, Records
+from sat_ray.units import CARD, EVALUATE, TRAIN
 
 ESTIMATES = (
     "Estimated: what --dry-run expects of the whole plan from resources.images_per_second, of evaluation and cards at most; validation "

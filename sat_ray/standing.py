@@ -14,9 +14,10 @@ from sat_ray.card import PASS
 from sat_ray.config import SweepConfig, from_json
 from sat_ray.configuration import Configuration
 from sat_ray.lease import HEARTBEAT_SECONDS, Holder, read_lease
-from sat_ray.plan import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset, dataset_uri, groups, planned_trials
+from sat_ray.plan import dataset_uri, groups, planned_trials
 from sat_ray.stages import STATE, Record, Records, Stage
 from sat_ray.storage import Storage
+from sat_ray.units import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset
 
 READERS = 16
 PAUSE_SECONDS = 30.0  # a longer silence between two results is a sweep that stood still, not the price of a result

@@ -22,11 +22,12 @@ from sat_ray.data.sources import DATASETS, dataset_source
 from sat_ray.data.split import Split
 from sat_ray.evaluation import evaluate, robust_image_ids
 from sat_ray.models import ModelSpec, check_own_model, model_from_spec, view
-from sat_ray.plan import TRAIN, Dataset, dataset_uri, evaluation_tasks, training_job
+from sat_ray.plan import dataset_uri, evaluation_tasks, training_job
 from sat_ray.source_code import code_hashes
 from sat_ray.stages import Records, Stage, changed_modules
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
+from sat_ray.units import TRAIN, Dataset
 
 TOY = Stage("toy", 1, ("sat_ray.names",))
 SPEC = ModelSpec(name="mypkg.nets:net", activation="mypkg.acts:my_swish", alpha=2.0, num_classes=2, width=4)

@@ -14,9 +14,10 @@ from sat_ray.cli import Command, parse
 from sat_ray.config import CostSettings, SearchSettings, SweepConfig, content_hash, from_json, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.halving import BASELINE, climbs, in_turn, next_rung
-from sat_ray.plan import SEARCH, groups, planned_trials
+from sat_ray.plan import groups, planned_trials
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
+from sat_ray.units import SEARCH
 
 GRID = SearchSettings(activations=("silu", "parametric_softplus:2,5,10,20", "relu", "celu:0.5,1,2"), pairs=("relu/relu_smooth_backward",))
 GRID = dataclasses.replace(GRID, rungs=(1, 2, 4))

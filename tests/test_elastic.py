@@ -20,9 +20,10 @@ from sat_ray.data.sources import DATASETS
 from sat_ray.distributed.folders import session_folder
 from sat_ray.distributed.train_session import train_all, workers_wanted
 from sat_ray.jobs import train_and_commit
-from sat_ray.plan import TRAIN, Dataset, TrainingJob, training_job
+from sat_ray.plan import training_job
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
+from sat_ray.units import TRAIN, Dataset, TrainingJob
 
 pytestmark = pytest.mark.fault  # minutes: a Ray of two nodes, one of which dies
 EPOCHS = 12

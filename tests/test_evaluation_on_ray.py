@@ -21,10 +21,10 @@ from sat_ray.distributed.tasks import evaluate_all
 from sat_ray.evaluation import evaluate
 from sat_ray.models import Normalized, settle_layout
 from sat_ray.outcomes import merge_outcomes
-from sat_ray.plan import EVALUATE, Dataset, EvaluationTask
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
+from sat_ray.units import EVALUATE, Dataset, EvaluationTask
 
 ATTACK = AttackSpec(threat_model=ThreatModel("linf", 40 / 255), steps=60, step_size=4 / 255)
 LANES = 32

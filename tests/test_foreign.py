@@ -42,9 +42,9 @@ from sat_ray.metrics import wilson_interval
 from sat_ray.model_source import kind_of, load_source
 from sat_ray.models import Normalized
 from sat_ray.models.exported import load_exported, pickled_part
-from sat_ray.plan import EVALUATE, Dataset, EvaluationTask
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
+from sat_ray.units import EVALUATE, Dataset, EvaluationTask
 
 CPU = torch.device("cpu")
 GRAY = np.random.default_rng(0).integers(0, 256, (6, 1, 9, 8), dtype=np.uint8)

@@ -24,12 +24,13 @@ from sat_ray.data.shards import CorruptShardError, read_split, write_dataset
 from sat_ray.data.sources import DATASETS
 from sat_ray.data.split import Split
 from sat_ray.jobs import train_and_commit
-from sat_ray.plan import Dataset, final_jobs
+from sat_ray.plan import final_jobs
 from sat_ray.randomness import permutation
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.totals import NonFiniteLossError
 from sat_ray.training import TrainingSettings, TrainingState, fit
+from sat_ray.units import Dataset
 
 ROWS = 20
 SHARDS = (ROWS,) * 15 + (7,)  # 307 rows

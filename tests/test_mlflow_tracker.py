@@ -34,11 +34,11 @@ from sat_ray.configuration import Configuration
 from sat_ray.mlflow_tracker import MlflowTracker, fetch_model
 from sat_ray.model_source import kind_of, load_source
 from sat_ray.models import Normalized, build_model
-from sat_ray.plan import SEARCH
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.tracking import Point
 from sat_ray.tracking_uri import check_tracking
+from sat_ray.units import SEARCH
 
 SHAPE = (1, 8, 8)
 POINTS = [Point("val/robust_accuracy", 0.1 * epoch, epoch, 1_700_000_000.5 + epoch) for epoch in range(1, 4)]

@@ -265,7 +265,7 @@ MANY = """
 import json, sys, time
 import numpy as np
 from sat_ray.outcomes import merge_outcomes
-from sat_ray.plan import EVALUATE
+from sat_ray.units import EVALUATE
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 

@@ -26,12 +26,13 @@ from sat_ray.data.sources import DATASETS
 from sat_ray.data.split import Split
 from sat_ray.distributed.folders import session_folder
 from sat_ray.jobs import train_and_commit
-from sat_ray.plan import TRAIN, Dataset, TrainingJob, training_job
+from sat_ray.plan import training_job
 from sat_ray.preemption import LOOK_SECONDS, Lookout
 from sat_ray.stages import Records
 from sat_ray.state_files import StateFiles
 from sat_ray.storage import Storage
 from sat_ray.training import TrainingState
+from sat_ray.units import TRAIN, Dataset, TrainingJob
 from sat_ray.world import World
 
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from pipelines import progress
 from pipelines.driver import left_out
 from pipelines.progress import Reporter
-from sat_ray.plan import Dataset
 from sat_ray.stages import Record
+from sat_ray.units import Dataset
 
 
 def dataset(*corrupt: dict[str, Any]) -> Dataset:

@@ -16,10 +16,10 @@ from sat_ray.bundles import POOL_LABEL
 from sat_ray.config import ResourceSettings
 from sat_ray.distributed.folders import session_folder
 from sat_ray.distributed.metrics import SweepMetrics, training_shown
-from sat_ray.plan import EVALUATE, SEARCH, TRAIN
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.training import EpochReport, TrainingState
+from sat_ray.units import EVALUATE, SEARCH, TRAIN
 
 pytestmark = pytest.mark.fault  # minutes: a Ray of several nodes
 POOLS = ("gpu-spot", "cpu")

@@ -18,9 +18,10 @@ from sat_ray.configuration import parse_choice
 from sat_ray.data.shards import write_dataset
 from sat_ray.data.sources import dataset_source
 from sat_ray.jobs import train_and_commit
-from sat_ray.plan import TRAIN, Dataset, groups, planned_trials, training_job
+from sat_ray.plan import groups, planned_trials, training_job
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
+from sat_ray.units import TRAIN, Dataset
 
 REAL = {"cifar10_resnet18": lambda: cifar("cifar10", per_batch=2)[0], "imagenet_resnet50": lambda: imagenet(per_class=3, val=3)[0]}
 PLANNED = {  # epsilon, training attack, and passes of training: images, epochs, passes per image, 10 configurations x 3 seeds

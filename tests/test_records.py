@@ -18,25 +18,12 @@ from sat_ray.data.shards import write_dataset
 from sat_ray.data.sources import DATASETS
 from sat_ray.jobs import evaluate_and_commit, split_of, train_and_commit
 from sat_ray.outcomes import check_each_id_once, merge_outcomes
-from sat_ray.plan import (
-    EVALUATE,
-    SEARCH,
-    STAGES,
-    TRAIN,
-    Dataset,
-    Group,
-    TrainingJob,
-    evaluation_tasks,
-    final_jobs,
-    groups,
-    planned_trials,
-    promote,
-    trial_job,
-)
+from sat_ray.plan import Group, evaluation_tasks, final_jobs, groups, planned_trials, promote, trial_job
 from sat_ray.stages import Record, Records, Stage, changed_modules, code_hashes, record_key
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 from sat_ray.training import EpochReport, TrainingSettings
+from sat_ray.units import EVALUATE, SEARCH, STAGES, TRAIN, Dataset, TrainingJob
 
 CONFIG = SweepConfig(
     recipe="toy",

@@ -23,13 +23,14 @@ from sat_ray.data.sources import DATASETS
 from sat_ray.data.split import Split
 from sat_ray.jobs import train_and_commit
 from sat_ray.learner import Learner
-from sat_ray.plan import Dataset, TrainingJob, final_jobs
+from sat_ray.plan import final_jobs
 from sat_ray.randomness import permutation
 from sat_ray.stages import Records
 from sat_ray.state_files import StateFiles
 from sat_ray.storage import Storage
 from sat_ray.totals import NonFiniteLossError
 from sat_ray.training import TrainingSettings, TrainingState
+from sat_ray.units import Dataset, TrainingJob
 
 EVERYTHING: dict[str, Any] = {
     "epochs": 3,

@@ -7,10 +7,10 @@ import pytest
 
 from pipelines.recipes import digits_smoke
 from sat_ray.config import CostSettings, SweepConfig, content_hash, from_json, to_json
-from sat_ray.plan import CARD, EVALUATE, SEARCH, TRAIN
 from sat_ray.spending import cost_markdown, cost_sentence, cost_summary, row_cost, search_seconds, spent_by_stage, with_costs
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
+from sat_ray.units import CARD, EVALUATE, SEARCH, TRAIN
 
 
 @pytest.fixture

@@ -24,10 +24,11 @@ from sat_ray.data.shards import image_ids
 from sat_ray.distributed.tasks import _each_once
 from sat_ray.jobs import evaluate_and_commit, train_and_commit
 from sat_ray.outcomes import merge_outcomes
-from sat_ray.plan import CARD, EVALUATE, Dataset, dataset_uri, evaluation_tasks, final_jobs, trial_job
+from sat_ray.plan import dataset_uri, evaluation_tasks, final_jobs, trial_job
 from sat_ray.stages import Record, Records
 from sat_ray.standing import PAUSE_SECONDS, Standing, _seconds_left, standing
 from sat_ray.storage import Storage
+from sat_ray.units import CARD, EVALUATE, Dataset
 
 NAME = "half"
 FLAGS = (

@@ -24,9 +24,9 @@ from sat_ray.cli import parse
 from sat_ray.data.shards import read_split
 from sat_ray.evaluation import OUTCOME_SCHEMA
 from sat_ray.mlflow_tracker import MlflowTracker
-from sat_ray.plan import CARD
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
+from sat_ray.units import CARD
 
 RECIPE = "digits_smoke"
 SWEEP = (RECIPE, "--name", RECIPE, "--final.seeds", "0")  # one seed is enough to see every stage

@@ -30,10 +30,10 @@ from sat_ray.journey import Attacked, Trained, attack_image, attacks_of, batch_w
 from sat_ray.lanes import CLEAN_ERROR, NEVER, run_lanes
 from sat_ray.losses import cross_entropy
 from sat_ray.models import build_model, view
-from sat_ray.plan import Dataset
 from sat_ray.randomness import Randomness, permutation
 from sat_ray.storage import Storage
 from sat_ray.training_settings import TrainingSettings
+from sat_ray.units import Dataset
 
 WORDS = (
     *("digits_smoke", "--search.activations", "silu", "--search.pairs", "--search.rungs", "2"),

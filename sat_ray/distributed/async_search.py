@@ -24,9 +24,10 @@ from sat_ray.distributed.nodes import this_node_leaves
 from sat_ray.distributed.trials import CUT, METRIC, TIME, kept_records, report_cut, report_record, run_trials
 from sat_ray.halving import in_turn
 from sat_ray.jobs import train_and_commit
-from sat_ray.plan import Dataset, Group, groups, longest_trials, trial_job
+from sat_ray.plan import Group, groups, longest_trials, trial_job
 from sat_ray.randomness import Randomness
 from sat_ray.stages import Records, Stage
+from sat_ray.units import Dataset
 
 STOPPED = Stage("search_stopped", 1, ("sat_ray.plan",))
 

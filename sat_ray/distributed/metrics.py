@@ -12,10 +12,11 @@ from ray.util.metrics import Counter, Gauge
 
 from sat_ray.bundles import bundles
 from sat_ray.config import SweepConfig
-from sat_ray.plan import EVALUATE, TRAIN, longest_trials
+from sat_ray.plan import longest_trials
 from sat_ray.spending import evaluation_seconds
 from sat_ray.stages import Records
 from sat_ray.training import EpochReport
+from sat_ray.units import EVALUATE, TRAIN
 
 TRIALS_RUNNING = ("sat_ray_trials_running", "search trials that train now")
 IMAGES_PER_SECOND = ("sat_ray_train_images_per_second", "of the last epoch, over all workers of a training, its attack included")

@@ -11,8 +11,9 @@ from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
 from sat_ray.distributed.trials import run_rung
 from sat_ray.halving import Climb, Scores, climbs, in_turn, next_rung
-from sat_ray.plan import SEARCH, Dataset, groups, planned_trials, trial_job
+from sat_ray.plan import groups, planned_trials, trial_job
 from sat_ray.stages import Record, Records
+from sat_ray.units import SEARCH, Dataset
 
 
 def search_finalists(config: SweepConfig, dataset: Dataset, records: Records) -> list[Configuration]:

@@ -12,9 +12,9 @@ from sat_ray.config import ResourceSettings
 from sat_ray.distributed.nodes import selector_for
 from sat_ray.gpu_memory import fitting_share
 from sat_ray.jobs import card_and_commit, evaluate_and_commit
-from sat_ray.plan import CARD, EVALUATE, CardTask, EvaluationTask
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
+from sat_ray.units import CARD, EVALUATE, CardTask, EvaluationTask
 
 RETRIES = 16  # of a task whose process dies, some seconds apart: a node whose disk is full kills each, and may have room in two minutes
 IN_FLIGHT = 256  # submitted and unfinished at once: enough for any cluster's slots, little for the driver to hold

@@ -18,11 +18,11 @@ from sat_ray.config import ResourceSettings
 from sat_ray.distributed.metrics import training_shown
 from sat_ray.distributed.nodes import selector_for
 from sat_ray.jobs import train_and_commit
-from sat_ray.plan import TrainingJob
 from sat_ray.sentinel import CatastrophicOverfittingError
 from sat_ray.stages import Records, attempt_name
 from sat_ray.storage import Storage
 from sat_ray.totals import NonFiniteLossError
+from sat_ray.units import TrainingJob
 from sat_ray.world import World
 
 MAX_FAILURES = 8

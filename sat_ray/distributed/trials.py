@@ -16,9 +16,9 @@ from sat_ray.config import ResourceSettings
 from sat_ray.distributed.metrics import training_shown
 from sat_ray.distributed.nodes import selector_for, this_node_leaves
 from sat_ray.jobs import train_and_commit
-from sat_ray.plan import TrainingJob
 from sat_ray.stages import Record, Records, attempt_name
 from sat_ray.storage import Storage
+from sat_ray.units import TrainingJob
 
 METRIC, TIME, CUT = "val_robust_accuracy", "epochs", "cut_by_budget"
 
