@@ -15,7 +15,7 @@ from pipelines.driver import main
 from pipelines.sweep import sweep
 from sat_ray.mlflow_tracker import MlflowTracker
 
-METHODS = ("__init__", "run", "is_complete", "log", "artifact", "dataset", "note", "model", "complete", "register")
+METHODS = ("__init__", "run", "is_complete", "log", "artifact", "uses", "note", "model", "complete", "register")
 
 
 class Clock:

@@ -48,7 +48,7 @@ class Ran:
         """Return by how many KiB per shard the memory of `part` grew over the evaluation: from its first tenth to its last."""
         seen = [sample for sample in self.samples if sample.shards > 0 and getattr(sample, part) > 0]
         early = [getattr(one, part) for one in seen if shards // 10 <= one.shards <= shards // 5]
-        late = [getattr(one, part) for one in seen if 9 * shards // 10 <= one.shards]
+        late = [getattr(one, part) for one in seen if 9 * shards // 10 <= one.shards < shards]  # later the report's own memory is in it
         return (max(late) - max(early)) / (0.85 * shards) if early and late else float("nan")
 
 

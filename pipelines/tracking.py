@@ -20,7 +20,7 @@ from sat_ray.spending import row_cost, spent_by_stage, training_seconds
 from sat_ray.stages import Record
 from sat_ray.storage import json_bytes
 from sat_ray.threat import as_255ths
-from sat_ray.tracking import Point, Tracker
+from sat_ray.tracking import Point, Tracker, Used
 from sat_ray.units import TRAIN, Dataset
 
 MODEL_NAME = "model"
@@ -90,11 +90,9 @@ class Projection:
         best = board["champion"]["row"]
         shown = {f"champion/{name}": best[name] for name in ("robust_accuracy", "clean_accuracy")} | sweep_cost_metrics(board["cost"])
         content = content_hash([board["rows"], shown])
-        if not tracker.is_complete(self.parent, content=content):
-            tracker.log(self.parent, _now(shown))
-        for split in ("train", "val", "test"):
-            self._uses(self.parent, split)
-        tracker.complete(self.parent, content=content)
+        points = [] if tracker.is_complete(self.parent, content=content) else _now(shown)
+        self._uses(self.parent, "train", "val", "test")
+        tracker.complete(self.parent, content=content, points=points)
 
     def _retire(self, board: Mapping[str, Any]) -> None:
         """Mark the configurations that were finalists before a larger budget found better ones."""
@@ -150,14 +148,13 @@ class Projection:
         key = f"{kind}:{self.sweep.storage.uri}:{payload['name']}"
         params = {"seed": payload["seed"]} | ({} if kind == "trial" else {"epochs": payload["until"]})  # a trial's grow from rung to rung
         parent = self._search() if kind == "trial" else self._configuration(configuration)
-        run_id = self._child(key, kind, name, configuration, parent=parent, params=params, tags=tags)
+        run_id = self._child(key, kind, name, configuration, parent=parent, tags=tags)
         content = content_hash([record.key, self._price()]) if kind == "trial" else record.key
         finished = (content, self._evaluation(record))
         if self.shown.get(key) != record.key and not any(self.tracker.is_complete(run_id, content=one) for one in finished):
-            self.tracker.log(run_id, history_points(record) + (self._trial_cost(record) if kind == "trial" else []))
-            for split in ("train", "val"):
-                self._uses(run_id, split)
-            self.tracker.complete(run_id, content=content)
+            points = history_points(record) + (self._trial_cost(record) if kind == "trial" else [])
+            self._uses(run_id, "train", "val")
+            self.tracker.complete(run_id, content=content, points=points, params=self._params(configuration, params))
         self.shown[key] = record.key
         return run_id
 
@@ -178,16 +175,19 @@ class Projection:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """Make a run that shows a configuration; what varies comes first among its parameters."""
+        """Make a run that belongs to a configuration."""
+        own = {"sat_ray.kind": kind, "sat_ray.activation": configuration.activation, "sat_ray.sweep": self.sweep.name}
+        return self.tracker.run(key, name=name, parent=parent, tags=own | dict(tags or {}), params=params or {})
+
+    def _params(self, configuration: Configuration, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the parameters of a run that shows a configuration, what varies first."""
         config = self.sweep.config
         fixed = {
             "model": config.model.name,
             "threat_model": str(config.threat_model),
             "attack": f"pgd-{config.evaluation.steps}, step {as_255ths(config.evaluation.step_size)}",
         }
-        own = {"sat_ray.kind": kind, "sat_ray.activation": configuration.activation, "sat_ray.sweep": self.sweep.name}
-        shown = compared_params(configuration) | dict(params or {}) | fixed
-        return self.tracker.run(key, name=name, parent=parent, tags=own | dict(tags or {}), params=shown)
+        return compared_params(configuration) | dict(own or {}) | fixed
 
     def _search(self) -> str:
         tags = {"sat_ray.kind": "search", "sat_ray.sweep": self.sweep.name}
@@ -204,12 +204,12 @@ class Projection:
             self.tracker.artifact(run_id, "figures/alpha_response.png", self.sweep.storage.read("figures/alpha_response.png"))
         if (searched := board.get("search")) is not None:
             self.tracker.note(run_id, searched["sentence"])
-        self.tracker.log(run_id, _now(shown))
-        self.tracker.complete(run_id, content=content)
+        self.tracker.complete(run_id, content=content, points=_now(shown))
 
     def _configuration(self, configuration: Configuration, *, tags: Mapping[str, str] | None = None) -> str:
         key = f"configuration:{self.sweep.storage.uri}:{configuration.slug}"
-        return self._child(key, "configuration", configuration.name, configuration, parent=self.parent, tags=tags)
+        params = self._params(configuration)
+        return self._child(key, "configuration", configuration.name, configuration, parent=self.parent, params=params, tags=tags)
 
     def _compared(self, group: Mapping[str, Any], board: Mapping[str, Any]) -> None:
         """Show what the seeds of a configuration say together."""
@@ -226,7 +226,6 @@ class Projection:
         if self.tracker.is_complete(run_id, content=content):
             return
         seeds = {one.payload["seed"]: one.payload for one in self.records.all(TRAIN) if Configuration.of(one.payload) == configuration}
-        self.tracker.log(run_id, _now(group_metrics(group)))
         figure = seed_curves(
             configuration.name,
             {seed: payload["history"] for seed, payload in seeds.items()},
@@ -234,16 +233,16 @@ class Projection:
         )
         self.tracker.artifact(run_id, "figures/training.png", png(figure))
         self.tracker.note(run_id, configuration_note(group, rows=board["rows"]))
-        for split in ("train", "val", "test"):
-            self._uses(run_id, split)
-        self.tracker.complete(run_id, content=content)
+        self._uses(run_id, "train", "val", "test")
+        self.tracker.complete(run_id, content=content, points=_now(group_metrics(group)))
 
-    def _uses(self, run_id: str, split: str) -> None:
+    def _uses(self, run_id: str, *splits: str) -> None:
         self.data = self.data or Dataset.open(dataset_uri(self.sweep.config, self.sweep.root))
-        if self.data is not None:
-            profile = {"images": self.data.manifest["splits"][split], "shape": self.data.manifest["shape"]}
-            digest = f"{self.data.hash[:8]}-{split}"
-            self.tracker.dataset(run_id, name=self.data.manifest["dataset"], digest=digest, context=split, profile=profile)
+        if self.data is None:
+            return
+        manifest, mark = self.data.manifest, self.data.hash[:8]
+        profiles = {split: {"images": manifest["splits"][split], "shape": manifest["shape"]} for split in splits}
+        self.tracker.uses(run_id, [Used(manifest["dataset"], f"{mark}-{split}", split, profile) for split, profile in profiles.items()])
 
     def _dataset(self) -> Dataset:
         self.data = self.data or Dataset.open(dataset_uri(self.sweep.config, self.sweep.root))
@@ -271,12 +270,11 @@ class Projection:
         }
         step = record.payload["until"]
         points = [Point(name, value, step, record.created) for name, value in values.items()]
-        self.tracker.log(run_id, points + _now(cost_metrics(cost), step=step))
         self.tracker.artifact(run_id, "outcomes.parquet", self.sweep.storage.read(path))
         self.tracker.artifact(run_id, "config.json", json_bytes(record.inputs))
         self._uses(run_id, "test")
         self._with_model(record)
-        self.tracker.complete(run_id, content=content)
+        self.tracker.complete(run_id, content=content, points=points + _now(cost_metrics(cost), step=step))
         return run_id
 
     def _with_model(self, record: Record) -> tuple[str, str]:

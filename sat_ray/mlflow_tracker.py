@@ -23,12 +23,14 @@ from torch import nn
 
 from sat_ray.activations import Activation
 from sat_ray.models.export import exportable
-from sat_ray.tracking import Point
+from sat_ray.tracking import Point, Used
 from sat_ray.tracking_uri import NoAnswerError, check_tracking, is_outage, login_to_environment, redacted, sqlite_path
 
 KEY, CONTENT, MODEL_CONTENT = "sat_ray.key", "sat_ray.content", "sat_ray.model_content"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # its pages then open on runs and charts, not on traces of language models
 WATCH_SECONDS = 10
+METRICS, PARAMS = 1000, 100  # the most that one request may hold
+METRICS_AT_THE_END = 800  # beside a request's parameters and tags: 1,000 in all
 
 
 @contextmanager
@@ -48,6 +50,7 @@ def _sole_creator(uri: str) -> Iterator[None]:
 class _Run:
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
+    ended: bool = False
 
 
 class MlflowTracker:
@@ -104,7 +107,7 @@ class MlflowTracker:
             query = {"filter_string": f"tags.`{KEY}` LIKE '%'", "order_by": ["attributes.start_time ASC"], "page_token": page}
             found = self._client.search_runs([self._experiment_id], max_results=1000, **query)
             for run in found:
-                runs[run.info.run_id] = _Run(dict(run.data.tags), dict(run.data.params))
+                runs[run.info.run_id] = _Run(dict(run.data.tags), dict(run.data.params), run.info.status != "RUNNING")
                 ids.setdefault(run.data.tags[KEY], run.info.run_id)
             page = found.token or ""
         return runs, ids
@@ -114,7 +117,7 @@ class MlflowTracker:
 
     def run(self, key: str, *, name: str, parent: str | None = None, tags: Mapping[str, str], params: Mapping[str, object]) -> str:
         """Return the id of the run with this key, made now if there is none; parent: a run id."""
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import RunTag
 
         wanted = {tag: self._clean(value) for tag, value in tags.items()} | {KEY: key, "mlflow.runName": name}
         if parent is not None:
@@ -124,33 +127,54 @@ class MlflowTracker:
             self._runs[self._ids[key]] = _Run(dict(wanted))
         run_id = self._ids[key]
         known = self._runs[run_id]
-        texts = {p: self._clean("none" if value is None else str(value))[:500] for p, value in params.items() if p not in known.params}
+        for some in self._new_params(run_id, params):
+            self._client.log_batch(run_id, params=some)
         new_tags = [RunTag(tag, value) for tag, value in wanted.items() if known.tags.get(tag) != value]
-        for start in range(0, len(texts), 100):  # the most that one request may hold
-            self._client.log_batch(run_id, params=[Param(p, text) for p, text in list(texts.items())[start : start + 100]])
         if new_tags:
             self._client.log_batch(run_id, tags=new_tags)
         known.tags |= wanted
-        known.params |= texts
+        known.params |= self._texts(params)
         return run_id
 
-    def is_complete(self, run_id: str, *, content: str) -> bool:
-        """Say whether `complete` was called for this run with the same content hash."""
-        return self._runs[run_id].tags.get(CONTENT) == content
+    def _texts(self, params: Mapping[str, object]) -> dict[str, str]:
+        return {name: self._clean("none" if value is None else str(value))[:500] for name, value in params.items()}
 
-    def complete(self, run_id: str, *, content: str, failed: bool = False) -> None:
-        """End a run and remember the hash of what it shows; the hash comes last, so that a crash in between is repaired."""
+    def _new_params(self, run_id: str, params: Mapping[str, object]) -> list[list[Any]]:
+        """Return the parameters that a run does not have yet, in lists of as many as one request may hold."""
+        from mlflow.entities import Param
+
+        known = self._runs[run_id].params
+        new = [Param(name, text) for name, text in self._texts(params).items() if name not in known]
+        return [new[start : start + PARAMS] for start in range(0, len(new), PARAMS)]
+
+    def is_complete(self, run_id: str, *, content: str) -> bool:
+        """Say whether this run was ended by `complete` with the same content hash."""
+        known = self._runs[run_id]
+        return known.ended and known.tags.get(CONTENT) == content
+
+    def complete(
+        self, run_id: str, *, content: str, points: Sequence[Point] = (), params: Mapping[str, object] | None = None, failed: bool = False
+    ) -> None:
+        """Write the last of what a run shows, metric values and parameters, with the hash of all of it, and end it.
+
+        The hash goes with the last request but one, and counts only for a run that has ended: a crash anywhere is repaired.
+        """
+        from mlflow.entities import RunTag
+
+        *early, last = self._new_params(run_id, params or {}) or [[]]
+        for some in early:
+            self._client.log_batch(run_id, params=some)
+        self.log(run_id, points[:-METRICS_AT_THE_END])
+        self._client.log_batch(run_id, metrics=_metrics(points[-METRICS_AT_THE_END:]), params=last, tags=[RunTag(CONTENT, content)])
         self._client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
-        self._client.set_tag(run_id, CONTENT, content)
-        self._runs[run_id].tags[CONTENT] = content
+        known = self._runs[run_id]
+        known.tags[CONTENT], known.ended = content, True
+        known.params |= self._texts(params or {})
 
     def log(self, run_id: str, points: Sequence[Point]) -> None:
         """Write metric values; MLflow keeps a point (name, value, step, time) once however often it is sent."""
-        from mlflow.entities import Metric
-
-        for start in range(0, len(points), 1000):  # the most that one request may hold
-            batch = [Metric(p.name, float(p.value), round(p.seconds * 1000), p.step) for p in points[start : start + 1000]]
-            self._client.log_batch(run_id, metrics=batch)
+        for start in range(0, len(points), METRICS):
+            self._client.log_batch(run_id, metrics=_metrics(points[start : start + METRICS]))
 
     def artifact(self, run_id: str, path: str, data: bytes) -> None:
         """Attach a file under a relative path, replacing an earlier one."""
@@ -163,12 +187,16 @@ class MlflowTracker:
             file.write_bytes(data)
             self._client.log_artifact(run_id, str(file), folder)
 
-    def dataset(self, run_id: str, *, name: str, digest: str, context: str, profile: Mapping[str, object]) -> None:
-        """Say which data a run used (context: train, val or test); MLflow keeps 36 characters of the digest."""
+    def uses(self, run_id: str, data: Sequence[Used]) -> None:
+        """Say which data a run used; MLflow keeps 36 characters of a digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        about = Dataset(name, digest[:36], source_type="sat_ray", source="{}", profile=json.dumps(dict(profile), default=str))
-        self._client.log_inputs(run_id, datasets=[DatasetInput(about, [InputTag("mlflow.data.context", context)])])
+        inputs = []
+        for one in data:
+            profile = json.dumps(dict(one.profile), default=str)
+            about = Dataset(one.name, one.digest[:36], source_type="sat_ray", source="{}", profile=profile)
+            inputs.append(DatasetInput(about, [InputTag("mlflow.data.context", one.context)]))
+        self._client.log_inputs(run_id, datasets=inputs)
 
     def note(self, run_id: str, markdown: str) -> None:
         """Set the run's description."""
@@ -247,6 +275,12 @@ def _model_digest(model: nn.Module, input_shape: Sequence[int]) -> str:
     for key, tensor in model.state_dict().items():
         digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _metrics(points: Sequence[Point]) -> list[Any]:
+    from mlflow.entities import Metric
+
+    return [Metric(point.name, float(point.value), round(point.seconds * 1000), point.step) for point in points]
 
 
 def _save(model: nn.Module, folder: str, input_shape: Sequence[int], logged: Any) -> None:

@@ -18,15 +18,29 @@ class Point:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Used:
+    """Images that a run used. context: train, val or test; digest: of their contents."""
+
+    name: str
+    digest: str
+    context: str
+    profile: Mapping[str, object]
+
+
 class Tracker(Protocol):
-    """Write runs keyed by what they show, so that a restart adopts them instead of doubling them."""
+    """Write runs keyed by what they show, so that a restart adopts them instead of doubling them.
+
+    A search may have hundreds of trials that take seconds: one is written in four requests (`run`, `uses`, and `complete` with its
+    parameters and metrics, which takes two).
+    """
 
     def run(self, key: str, *, name: str, parent: str | None = None, tags: Mapping[str, str], params: Mapping[str, object]) -> str:
         """Return the id of the run with this key, made now if there is none; parent: a run id."""
         ...
 
     def is_complete(self, run_id: str, *, content: str) -> bool:
-        """Say whether `complete` was called for this run with the same content hash."""
+        """Say whether this run was ended by `complete` with the same content hash."""
         ...
 
     def log(self, run_id: str, points: Sequence[Point]) -> None:
@@ -37,8 +51,8 @@ class Tracker(Protocol):
         """Attach a file under a relative path, replacing an earlier one."""
         ...
 
-    def dataset(self, run_id: str, *, name: str, digest: str, context: str, profile: Mapping[str, object]) -> None:
-        """Say which data a run used. context: train, val or test."""
+    def uses(self, run_id: str, data: Sequence[Used]) -> None:
+        """Say which data a run used."""
         ...
 
     def note(self, run_id: str, markdown: str) -> None:
@@ -53,8 +67,10 @@ class Tracker(Protocol):
         """Attach a model that loads without this package ([0, 1] images of input_shape -> logits) and return its URI."""
         ...
 
-    def complete(self, run_id: str, *, content: str, failed: bool = False) -> None:
-        """End a run and remember the hash of what it shows."""
+    def complete(
+        self, run_id: str, *, content: str, points: Sequence[Point] = (), params: Mapping[str, object] | None = None, failed: bool = False
+    ) -> None:
+        """Write the last of what a run shows, metric values and parameters, with the hash of all of it, and end it."""
         ...
 
     def register(self, model_uri: str, *, name: str, alias: str, tags: Mapping[str, str], run_id: str, note: str = "") -> str:

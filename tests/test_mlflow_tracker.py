@@ -11,10 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlflow
 import mlflow.pytorch
@@ -36,7 +36,7 @@ from sat_ray.model_source import kind_of, load_source
 from sat_ray.models import Normalized, build_model
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
-from sat_ray.tracking import Point
+from sat_ray.tracking import Point, Used
 from sat_ray.tracking_uri import check_tracking
 from sat_ray.units import SEARCH
 
@@ -93,7 +93,7 @@ def write(tracker: MlflowTracker) -> tuple[str, str]:
         "trial-1", name="silu", parent=parent, tags={"stage": "search"}, params={"alpha": None, "model.name": "small_resnet", "epochs": 3}
     )
     tracker.log(child, POINTS)
-    tracker.dataset(child, name="digits", digest="d" * 64, context="train", profile={"images": 900})
+    tracker.uses(child, [Used("digits", "d" * 64, "train", {"images": 900})])
     tracker.artifact(child, "tables/leaderboard.md", b"| a |")
     tracker.note(child, "**silu**")
     return parent, child
@@ -190,6 +190,45 @@ def test_a_crash_right_after_creation_is_repaired(tracker: MlflowTracker, client
     assert (run.info.run_name, run.data.tags["stage"], run.data.params) == ("new name", "search", {"epochs": "3"})
 
 
+def test_a_crash_before_a_run_has_ended_is_repaired(
+    tracker: MlflowTracker, client: MlflowClient, uri: str, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, child = write(tracker)
+    monkeypatch.setattr(tracker._client, "set_terminated", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tracker.complete(child, content="abc", points=[Point("late", 1.0, 0, 1e9)])
+    again = MlflowTracker(uri, experiment=experiment, artifact_root=None)
+    assert not again.is_complete(child, content="abc")
+    again.complete(child, content="abc", points=[Point("late", 1.0, 0, 1e9)])
+    assert again.is_complete(child, content="abc")
+    assert len(client.get_metric_history(child, "late")) == 1
+    assert client.get_run(child).info.status == "FINISHED"
+
+
+def test_a_trial_is_written_in_four_requests(tracker: MlflowTracker, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of hundreds of trials that take seconds, each request counts."""
+    requests = list[str]()
+
+    def counted(name: str, ask: Callable[..., Any]) -> Callable[..., Any]:
+        def asking(*given: Any, **more: Any) -> Any:
+            requests.append(name)
+            return ask(*given, **more)
+
+        return asking
+
+    for name in ("create_run", "log_batch", "log_inputs", "set_tag", "set_terminated", "update_run"):
+        monkeypatch.setattr(tracker._client, name, counted(name, getattr(tracker._client, name)))
+    run_id = tracker.run("trial", name="silu", tags={"kind": "trial"}, params={})
+    tracker.uses(run_id, [Used("digits", f"d-{split}", split, {"images": 9}) for split in ("train", "val")])
+    tracker.complete(run_id, content="abc", points=POINTS, params={"alpha": None, "epochs": 3})
+    assert requests == ["create_run", "log_inputs", "log_batch", "set_terminated"]
+    run = client.get_run(run_id)
+    assert run.data.params == {"alpha": "none", "epochs": "3"} and run.data.metrics.keys() == {point.name for point in POINTS}
+    assert len(run.inputs.dataset_inputs) == 2
+    tracker.complete(run_id, content="abd", params={"alpha": None, "epochs": 3})  # repeated, as after a crash
+    assert client.get_run(run_id).data.params == {"alpha": "none", "epochs": "3"}
+
+
 def test_no_run_is_left_running_or_active(tracker: MlflowTracker, client: MlflowClient, experiment: str) -> None:
     parent, child = write(tracker)
     tracker.model(child, small("relu"), name="model", input_shape=SHAPE)
@@ -210,6 +249,10 @@ def test_batches_larger_than_a_request_and_odd_values_are_written_once(tracker: 
     params = client.get_run(run_id).data.params
     assert len(params) == 230
     assert set(params.values()) == {"x" * 500}
+    late = [Point("late", i / 7, i, 1e9 + i) for i in range(1500)]
+    tracker.complete(run_id, content="abc", points=late, params={f"q{i}": i for i in range(230)})
+    assert len(client.get_metric_history(run_id, "late")) == 1500
+    assert len(client.get_run(run_id).data.params) == 460
 
 
 def test_an_artifact_is_replaced_and_stays_inside_its_run(tracker: MlflowTracker, client: MlflowClient) -> None:
