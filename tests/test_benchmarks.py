@@ -191,3 +191,24 @@ def test_the_pipeline_benchmark_adds_up_records_and_memory(tmp_path: Path) -> No
     assert written["wall_over_compute"] == pytest.approx(written["wall_seconds"] / (9.0 / written["machine"]["cores"]))
     assert written["peak_rss_gib"] > 0.19  # the child of the sweep is counted
     assert details["wall_seconds_of_stage"] == {"train": 2.0}
+
+
+def test_growth_is_told_from_the_first_tenth_to_the_last_while_shards_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from watched_sweep import Ran, Sample
+
+    steady = [Sample(float(shards), shards, 100.0 + 2 * shards, 0.0) for shards in range(0, 1000, 50)]
+    reported = Sample(2000.0, 1000, 9000.0, 0.0)  # all shards are there: what the report takes is not theirs
+    ran = Ran(2000.0, "[00:01] evaluate done in 7 s: 1000 computed", {}, [*steady, reported])
+    assert ran.growth("driver", 1000) == pytest.approx(2.0, rel=0.15)
+    assert math.isnan(ran.growth("stage", 1000))
+    assert ran.stage_seconds() == {"evaluate": 7.0}
+
+
+def test_trials_at_once_are_counted_from_what_their_records_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from load import most_at_once
+
+    ended = [{"created": end, "seconds": seconds} for end, seconds in ((10.0, 5.0), (12.0, 4.0), (9.0, 1.0), (20.0, 8.0))]
+    assert most_at_once(ended) == 3
+    assert most_at_once([]) == 0
