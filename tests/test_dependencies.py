@@ -1,0 +1,57 @@
+"""What is installed is what was locked: every package by version and by the sha256 of its files."""
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LOCKS = ("requirements.lock", "requirements-no-deps.lock")
+REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(\[[\w,-]+\])?==(?P<version>[\w.!+-]+)(?P<marker> ;[^\\]*)? \\")
+
+
+def locked(name: str) -> dict[str, tuple[str, list[str]]]:
+    """Return version and hashes of every package of a lock; AssertionError on a line that is none of what a lock holds."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    hashes: list[str] = []
+    for line in (ROOT / name).read_text().splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if line.startswith("    --hash="):
+            hashes.append(line.strip().removesuffix(" \\"))
+            continue
+        parts = REQUIREMENT.fullmatch(line)
+        assert parts is not None, f"{name}: {line!r} has no exact version, or no hash follows it"
+        hashes = []
+        found[parts["name"]] = parts["version"], hashes
+    return found
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_locked_package_has_a_version_and_a_hash(name: str) -> None:
+    packages = locked(name)
+    assert packages
+    for package, (_, hashes) in packages.items():
+        assert hashes, f"{name}: {package} has no hash"
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", one) for one in hashes), f"{name}: {package}"
+
+
+def test_nothing_is_installed_without_its_hash() -> None:
+    installs = [line for line in (ROOT / "Makefile").read_text().splitlines() if "uv pip install" in line]
+    from_locks = [line for line in installs if "-r requirements" in line]
+    assert sorted(line.rsplit("-r ", 1)[1] for line in from_locks) == sorted(LOCKS)
+    assert all("--require-hashes" in line for line in from_locks)
+    assert [line for line in installs if line not in from_locks and "--no-deps --editable ." not in line] == []
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_what_is_installed_is_what_is_locked(name: str) -> None:
+    wrong = {}
+    for package, (wanted, _) in locked(name).items():
+        try:
+            if version(package).partition("+")[0] != wanted.partition("+")[0]:
+                wrong[package] = version(package)
+        except PackageNotFoundError:
+            continue  # of another platform, or not needed by what was installed here
+    assert wrong == {}
