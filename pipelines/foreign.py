@@ -113,8 +113,7 @@ def write_evaluation(
         "seed": given.seed,
         "cascade": identity["cascade"],
         **summary(table, subject.attacks),
-        **_calibrations(records_of(tasks, records)),
-        "seconds": sum(record.seconds for record in records_of(tasks, records)),
+        **_together(records_of(tasks, records)),
         "environment": environment_of(given) | {"versions": {package: importlib.metadata.version(package) for package in VERSIONS}},
         "outcomes": storage.full(path),
     }
@@ -122,10 +121,13 @@ def write_evaluation(
     return found
 
 
-def _calibrations(parts: Iterable[Record]) -> dict[str, Any]:
-    """Return what bf16 gradients were checked with; every shard must have found the same, or their verdicts are not of one evaluation."""
-    found = {json.dumps(part.payload.get("calibrations"), sort_keys=True) for part in parts}
+def _together(parts: Iterable[Record]) -> dict[str, Any]:
+    """Return what all shards took, and what bf16 gradients were checked with: the same everywhere, or it is not one evaluation."""
+    seconds, found = 0.0, set[str]()
+    for part in parts:
+        seconds += part.seconds
+        found.add(json.dumps(part.payload.get("calibrations"), sort_keys=True))
     if len(found) > 1:
         raise ValueError("the shards were calibrated differently: their workers compute differently; use one kind of node, or float32")
     same = json.loads(found.pop())
-    return {"calibrations": same} if same else {}
+    return {"seconds": seconds} | ({"calibrations": same} if same else {})
