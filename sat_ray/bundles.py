@@ -40,7 +40,7 @@ class Demand:
     def __str__(self) -> str:
         bundle = ", ".join(f"{name} {amount:g}" for name, amount in self.resources.items())
         count = f"a gang of {self.count} x " if self.gang else f"{self.count} x " if self.count > 1 else ""
-        shared = ", all but the first a share of the GPU by the memory that it needed" if self.shared else ""
+        shared = ": the first has its GPU alone, of the others as many share one as its memory then shows to fit" if self.shared else ""
         return f"{count}{{{bundle}}}{shared}{'' if _gpus(self.resources) else f' on {POOL_LABEL}={CPU_POOL} where nodes carry that label'}"
 
 

@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from pipelines.recipes import digits_smoke
+from sat_ray.bundles import bundles
 from sat_ray.config import ResourceSettings
 from sat_ray.distributed.tasks import sharing
 from sat_ray.gpu_memory import fitting_share, memory_needed
@@ -44,3 +46,9 @@ def test_the_memory_of_a_process_is_what_torch_reserved_and_its_context() -> Non
     block = torch.zeros(1 << 28, dtype=torch.uint8, device=device)
     needed, (_, total) = memory_needed(device), torch.cuda.mem_get_info(device)
     assert needed is not None and (len(block) + (1 << 30)) / total <= needed < (len(block) + (1 << 30)) / total + 0.1
+
+
+def test_a_dry_run_says_who_shares() -> None:
+    config = dataclasses.replace(digits_smoke(), resources=dataclasses.replace(WHOLE, accelerator="H200"))
+    (said,) = (str(demand) for demand in bundles(config) if demand.stage == "evaluate")
+    assert said.endswith("x {CPU 1, GPU 1}: the first has its GPU alone, of the others as many share one as its memory then shows to fit")
