@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -57,7 +56,7 @@ class AutoscalingRay:
     """A head without CPUs and an autoscaler that may start up to NODES nodes on this machine; ends what it started and nothing else."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, _free_port()
+        self.folder, self.port = folder, common.free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.processes: dict[int, psutil.Process] = {}
@@ -68,7 +67,7 @@ class AutoscalingRay:
         config.write_text(json.dumps(_autoscaler_config(self.address)))
         words = ["start", "--head", "--block", "--disable-usage-stats", "--num-cpus=0", "--num-gpus=0", f"--object-store-memory={MEMORY}"]
         words += [f"--port={self.port}", "--node-ip-address=127.0.0.1", f"--temp-dir={self.folder}", f"--autoscaling-config={config}"]
-        words += ["--include-dashboard=false", f"--ray-client-server-port={_free_port()}"]
+        words += ["--include-dashboard=false", f"--ray-client-server-port={common.free_port()}"]
         local = {"RAY_FAKE_CLUSTER": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
         local |= {"RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_raylet_start_wait_time_s": "120"}
         with (self.folder / "head.log").open("wb") as log:
@@ -152,12 +151,6 @@ def _environment() -> dict[str, str]:
     redirecting = ("RAY_ADDRESS", "SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     path = os.pathsep.join(filter(None, [str(common.ROOT), os.environ.get("PYTHONPATH")]))
     return {name: value for name, value in os.environ.items() if name not in redirecting} | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _until(true: Callable[[], bool], *, what: str) -> None:

@@ -55,10 +55,9 @@ def measure_trials(count: int, at_once: int) -> tuple[dict[str, Any], dict[str, 
             ran = run_sweep(choice, Path(folder), **variables)
         done = records(Path(folder), "search")
     assert len(done) == count, f"{len(done)} trials of {count}"
-    spent = sum(seconds for name, seconds in ran.tracker["seconds"].items() if name != "__init__")
     drivers = [sample.driver for sample in ran.samples]
     figures = {
-        "tracking_share": spent / ran.wall,
+        "tracking_share": ran.tracking_share(),
         "trials_per_second": count / ran.stage_seconds()["search"],
         "trials_at_once": most_at_once(done),
     }
@@ -104,7 +103,7 @@ def measure_shards(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
         "driver_mib_again": max(sample.driver for sample in again.samples) / 1024,
         "stage_mib": max(sample.stage for sample in ran.samples) / 1024,
         "merge": {f"of {size}": merge for size, merge in merges.items()},
-        "tracker_share": sum(seconds for name, seconds in ran.tracker["seconds"].items() if name != "__init__") / ran.wall,
+        "tracker_share": ran.tracking_share(),
     }
     return figures, details
 

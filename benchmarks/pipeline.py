@@ -47,7 +47,7 @@ class MemoryWatch:
 
     def _run(self) -> None:
         while not self.stopped.wait(SAMPLE_SECONDS):
-            memory = [self._memory(process) for process in self._tree()]
+            memory = [memory_of(process) for process in self._tree()]
             self.peak_rss = max(self.peak_rss, sum(rss for rss, _ in memory))
             self.peak_pss = max(self.peak_pss, sum(pss for _, pss in memory))
             self.most_processes = max(self.most_processes, len(memory))
@@ -61,13 +61,14 @@ class MemoryWatch:
         self.seen |= {process.pid: process for process in found}
         return [process for process in self.seen.values() if process.is_running()]
 
-    @staticmethod
-    def _memory(process: psutil.Process) -> tuple[int, int]:
-        try:
-            info = process.memory_full_info()
-        except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
-            return 0, 0
-        return info.rss, getattr(info, "pss", 0)
+
+def memory_of(process: psutil.Process) -> tuple[int, int]:
+    """Return resident memory, and the same with shared pages counted once (Linux only), in bytes; 0 of a process that is gone."""
+    try:
+        info = process.memory_full_info()
+    except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
+        return 0, 0
+    return info.rss, getattr(info, "pss", 0)
 
 
 def run_sweep(recipe: str, root: Path) -> tuple[float, str, MemoryWatch]:

@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import common
 import psutil
-from pipeline import STAGE_DONE
+from pipeline import STAGE_DONE, memory_of
 
 SAMPLE_SECONDS = 1.0
 REDIRECTING = ("RAY_ADDRESS", "SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "SAT_RAY_NODE_GROUPS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
@@ -43,6 +42,10 @@ class Ran:
     def stage_seconds(self) -> dict[str, float]:
         """Return the wall seconds of each stage, as the driver printed them."""
         return {name: float(seconds) for name, seconds in STAGE_DONE.findall(self.output)}
+
+    def tracking_share(self) -> float:
+        """Return the part of the wall time that calls of the tracker took; it is made beside other work."""
+        return sum(seconds for name, seconds in self.tracker["seconds"].items() if name != "__init__") / self.wall
 
     def growth(self, part: str, shards: int) -> float:
         """Return by how many KiB per shard the memory of `part` grew over the evaluation: from its first tenth to its last."""
@@ -89,10 +92,8 @@ def _titled(driver: psutil.Process, title: str) -> list[psutil.Process]:
 
 
 def _pss(process: psutil.Process) -> float:
-    try:
-        return float(process.memory_full_info().pss) / 1024
-    except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
-        return 0.0
+    _, pss = memory_of(process)
+    return pss / 1024
 
 
 @contextmanager
@@ -106,15 +107,9 @@ def crowded_ray(cpus: int) -> Iterator[dict[str, str]]:
 
     with tempfile.TemporaryDirectory(prefix="sat_ray-", ignore_cleanup_errors=True) as folder:
         head = {"num_cpus": cpus, "num_gpus": 0, "object_store_memory": 200 * 1024**2, "temp_dir": folder}
-        head |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": _free_port()}
+        head |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": common.free_port()}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             yield {"RAY_ADDRESS": cluster.address} | {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
         finally:
             cluster.shutdown()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
