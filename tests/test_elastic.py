@@ -1,29 +1,22 @@
 """A training that loses a node for good goes on with the workers that are left and ends with the weights of an undisturbed one."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_rays import ONE_CPU, job_in, ray_of_one_node
 
-from pipelines.recipes import RECIPES
 from sat_ray.checkpoint import load_model
 from sat_ray.config import ResourceSettings
-from sat_ray.configuration import Configuration
-from sat_ray.data.shards import write_dataset
-from sat_ray.data.sources import DATASETS
-from sat_ray.distributed.folders import session_folder
 from sat_ray.distributed.train_session import train_all, workers_wanted
 from sat_ray.jobs import train_and_commit
-from sat_ray.plan import training_job
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
-from sat_ray.units import TRAIN, Dataset, TrainingJob
+from sat_ray.units import TRAIN
 
 pytestmark = pytest.mark.fault  # minutes: a Ray of two nodes, one of which dies
 EPOCHS = 12
@@ -33,37 +26,13 @@ SOON_MISSED = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """Start a Ray of two nodes with one CPU each."""
-    with pytest.MonkeyPatch.context() as environment, session_folder() as folder:
-        environment.setenv("RAY_AUTH_MODE", "disabled")
-        environment.setenv("RAY_raylet_start_wait_time_s", "120")
-        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        import ray
-        from ray.cluster_utils import Cluster
-
-        settings: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 1024**2}
-        head = settings | {"temp_dir": folder, "include_dashboard": False, "_system_config": SOON_MISSED}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        try:
-            cluster.add_node(**settings)
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-            yield cluster
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
-
-
-def job_in(folder: Path) -> TrainingJob:
-    """Describe a training of some epochs, validated and saved after each."""
-    write_dataset(DATASETS["digits"], Storage(str(folder)), rows_per_shard=512)
-    dataset = Dataset.open(str(folder))
-    assert dataset is not None
-    config = RECIPES["digits_smoke"]()
-    training = replace(config.training, epochs=EPOCHS, validate_every=1)
-    return training_job(config, dataset, Configuration(activation="silu"), stage=TRAIN, seed=0, training=training)
+    with ray_of_one_node(_system_config=SOON_MISSED) as cluster:
+        cluster.add_node(**ONE_CPU)
+        yield cluster
 
 
 def test_a_lost_node_costs_a_worker_and_changes_nothing(cluster: Any, tmp_path: Path) -> None:
-    job, records = job_in(tmp_path / "data"), Records(Storage(str(tmp_path / "sweep")))
+    job, records = job_in(tmp_path / "data", epochs=EPOCHS, validate_every=1), Records(Storage(str(tmp_path / "sweep")))
     lost = []
 
     def lose_the_second_node() -> None:

@@ -9,30 +9,24 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_rays import OBJECT_STORE, job_in, ray_of_one_node
 from trainings import assert_same_bits, small_model, train
 
-from pipelines.recipes import RECIPES
 from sat_ray.checkpoint import load_model, pack_state, unpack_state
 from sat_ray.config import ResourceSettings
-from sat_ray.configuration import Configuration
-from sat_ray.data.shards import write_dataset
-from sat_ray.data.sources import DATASETS
 from sat_ray.data.split import Split
-from sat_ray.distributed.folders import session_folder
 from sat_ray.jobs import train_and_commit
-from sat_ray.plan import training_job
 from sat_ray.preemption import LOOK_SECONDS, Lookout
 from sat_ray.stages import Records
 from sat_ray.state_files import StateFiles
 from sat_ray.storage import Storage
 from sat_ray.training import TrainingState
-from sat_ray.units import TRAIN, Dataset, TrainingJob
+from sat_ray.units import TRAIN
 from sat_ray.world import World
 
 
@@ -91,21 +85,8 @@ EPOCHS = 60
 @pytest.fixture
 def head() -> Iterator[Any]:
     """Start a Ray node with one CPU and yield its cluster."""
-    with pytest.MonkeyPatch.context() as environment, session_folder() as folder:
-        environment.setenv("RAY_AUTH_MODE", "disabled")
-        environment.setenv("RAY_raylet_start_wait_time_s", "120")
-        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        import ray
-        from ray.cluster_utils import Cluster
-
-        settings = {"num_cpus": 1, "object_store_memory": 100 * 1024**2, "temp_dir": folder, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=settings)
-        try:
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-            yield cluster
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+    with ray_of_one_node() as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -114,7 +95,7 @@ def spot(head: Any) -> Iterator[subprocess.Popen[bytes]]:
     import ray
 
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={head.address}", "--num-cpus=1", "--block"]
-    command += ["--disable-usage-stats", f"--object-store-memory={100 * 1024**2}"]
+    command += ["--disable-usage-stats", f"--object-store-memory={OBJECT_STORE}"]
     with subprocess.Popen(
         command,
         env=os.environ | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_SECONDS)},
@@ -132,22 +113,12 @@ def spot(head: Any) -> Iterator[subprocess.Popen[bytes]]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def job_in(folder: Path) -> TrainingJob:
-    """Describe a training that saves nothing of itself before its end."""
-    write_dataset(DATASETS["digits"], Storage(str(folder)), rows_per_shard=512)
-    dataset = Dataset.open(str(folder))
-    assert dataset is not None
-    config = RECIPES["digits_smoke"]()
-    training = replace(config.training, epochs=EPOCHS, validate_every=EPOCHS)
-    return training_job(config, dataset, Configuration(activation="silu"), stage=TRAIN, seed=0, training=training)
-
-
 @pytest.mark.fault  # minutes: a node drains
 def test_a_drained_node_leaves_a_checkpoint_from_which_the_others_go_on(head: Any, spot: subprocess.Popen[bytes], tmp_path: Path) -> None:
     """SIGTERM, as a spot node's pod gets it; without the notice nothing would be saved before the last epoch."""
     from sat_ray.distributed.train_session import train_all
 
-    job, records = job_in(tmp_path / "data"), Records(Storage(str(tmp_path / "sweep")))
+    job, records = job_in(tmp_path / "data", epochs=EPOCHS, validate_every=EPOCHS), Records(Storage(str(tmp_path / "sweep")))
     told, left = list[float](), list[TrainingState]()
 
     def take_the_node_away() -> None:

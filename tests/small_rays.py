@@ -1,0 +1,51 @@
+"""What the tests of lost nodes share: a Ray of one small node to which others are added, and a short training on digits."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.recipes import RECIPES
+from sat_ray.configuration import Configuration
+from sat_ray.data.shards import write_dataset
+from sat_ray.data.sources import DATASETS
+from sat_ray.distributed.folders import session_folder
+from sat_ray.plan import training_job
+from sat_ray.storage import Storage
+from sat_ray.units import TRAIN, Dataset, TrainingJob
+
+OBJECT_STORE = 100 * 1024**2
+ONE_CPU: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
+
+
+@contextmanager
+def ray_of_one_node(**head: Any) -> Iterator[Any]:
+    """Start a Ray node with one CPU, connect to it, and yield its cluster. head: more of what its node is told."""
+    with pytest.MonkeyPatch.context() as environment, session_folder() as folder:
+        environment.setenv("RAY_AUTH_MODE", "disabled")
+        environment.setenv("RAY_raylet_start_wait_time_s", "120")
+        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        import ray
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args=ONE_CPU | {"temp_dir": folder, "include_dashboard": False} | head)
+        try:
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+def job_in(folder: Path, *, epochs: int, validate_every: int) -> TrainingJob:
+    """Describe a training on digits, which are written into a folder; it is saved when it is validated."""
+    write_dataset(DATASETS["digits"], Storage(str(folder)), rows_per_shard=512)
+    dataset = Dataset.open(str(folder))
+    assert dataset is not None
+    config = RECIPES["digits_smoke"]()
+    training = replace(config.training, epochs=epochs, validate_every=validate_every)
+    return training_job(config, dataset, Configuration(activation="silu"), stage=TRAIN, seed=0, training=training)
