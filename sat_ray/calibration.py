@@ -111,7 +111,7 @@ def calibrate(
     held_out = (torch.arange(len(images)) % 2 == 1).expand_as(visited)
     bound = max(LEAST_BOUND, SAFETY * float((low - true).abs()[visited & ~held_out].max()))
     above = visited & held_out & (low >= bound)
-    given: dict[str, Any] = {"lanes": lanes, "device": device, "target": target}
+    given: dict[str, Any] = {"lanes": lanes, "device": device, "target": None if target is None else target[:, None]}
     found, scored = run_lanes_bf16(fast, model, attack, images, y, rng, bound=bound, **given)
     exact = run_lanes(model, attack, images, y, rng, **given)
     differs = (found.first_broken_step == NEVER) != (exact.first_broken_step == NEVER)

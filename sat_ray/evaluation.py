@@ -17,7 +17,7 @@ from sat_ray.attacks import AttackSpec, make_attack
 from sat_ray.attacks.base import Model, require_inference_mode
 from sat_ray.calibration import Calibration, calibrate
 from sat_ray.data.split import Split
-from sat_ray.lanes import CLEAN_ERROR, NEVER, Verdicts, lane_logits, run_lanes
+from sat_ray.lanes import CLEAN_ERROR, NEVER, Verdicts, by_run, lane_logits, run_lanes
 from sat_ray.losses import fewest_classes, margin
 from sat_ray.models import view
 from sat_ray.models.bf16 import bf16_copy
@@ -153,18 +153,19 @@ def _one_attack(
         same = torch.equal(lane_logits(attacked, images, ids, lanes=lanes, device=device).argmax(1), clean.argmax(1))
         assert same, "the attacker's view does not compute the model's forward pass"
     correct = clean.argmax(dim=1) == y
-    tables = []
-    waiting = torch.arange(len(images)) if spec.final_iterate else torch.nonzero(correct).flatten()
-    for run in range(spec.runs):
-        inputs = (attack, images[waiting], y[waiting], Randomness(seed, ids[waiting], run))
-        target = likeliest_others(clean, y)[waiting, spec.rank_of_target(run)] if spec.targets else None
-        where: dict[str, Any] = {"target": target, "lanes": lanes, "device": device}
-        if fast is None or bound is None:
-            verdicts = run_lanes(attacked, *inputs, final_iterate=spec.final_iterate, **where)
-        else:
-            verdicts, _ = run_lanes_bf16(fast, attacked, *inputs, bound=bound, **where)
-        tables.append(_outcomes(waiting, verdicts, y, ids, clean, spec=spec, restart=run))
-        waiting = waiting[verdicts.first_broken_step == NEVER]
+    given = torch.arange(len(images)) if spec.final_iterate else torch.nonzero(correct).flatten()
+    inputs = (attack, images[given], y[given], Randomness(seed, ids[given]))
+    ranks = [spec.rank_of_target(run) for run in range(spec.runs)] if spec.targets else None
+    target = None if ranks is None else likeliest_others(clean, y)[given][:, ranks]
+    where: dict[str, Any] = {"runs": spec.runs, "target": target, "lanes": lanes, "device": device}
+    if fast is None or bound is None:
+        verdicts = run_lanes(attacked, *inputs, final_iterate=spec.final_iterate, **where)
+    else:
+        verdicts, _ = run_lanes_bf16(fast, attacked, *inputs, bound=bound, **where)
+    tables = [
+        _outcomes(given[rows], found, y, ids, clean, spec=spec, restart=run)
+        for run, (rows, found) in enumerate(by_run(verdicts, len(given), runs=spec.runs))
+    ]
     if not spec.final_iterate:
         tables.append(_clean_errors(torch.nonzero(~correct).flatten(), y, ids, clean, spec=spec))
     return pa.concat_tables(tables)

@@ -1,4 +1,4 @@
-"""Which image is in which lane: a reserve of started images, and the L lanes that take from it."""
+"""Which run is in which lane: a reserve of started runs, and the L lanes that take from it."""
 
 from collections.abc import Iterator
 
@@ -9,6 +9,7 @@ from sat_ray.attacks import Attack, State
 from sat_ray.cycles import CycleDetector
 from sat_ray.data.pixels import to_pixels
 from sat_ray.randomness import Randomness
+from sat_ray.run_queue import RunQueue
 
 
 def pad(values: Tensor, lanes: int) -> Tensor:
@@ -18,41 +19,62 @@ def pad(values: Tensor, lanes: int) -> Tensor:
 
 
 class _Reserve:
-    """Hand out started images one by one; each block of L is started by calls of exactly L rows."""
+    """Hand out started runs; each block of at most L of them is started by calls of exactly L rows."""
 
     def __init__(
-        self, attack: Attack, images: Tensor, y: Tensor, rng: Randomness, target: Tensor | None, *, lanes: int, device: torch.device
+        self,
+        queue: RunQueue,
+        attack: Attack,
+        images: Tensor,
+        y: Tensor,
+        rng: Randomness,
+        target: Tensor | None,
+        *,
+        lanes: int,
+        device: torch.device,
     ) -> None:
-        self.attack, self.images, self.y, self.rng, self.target = attack, images, y, rng, target
+        self.queue, self.attack = queue, attack
+        self.images, self.y, self.rng, self.target = images, y, rng, target
         self.lanes, self.device = lanes, device
-        self.next = 0
         self.block: State | None = None
+        self.numbers = torch.zeros(0, dtype=torch.int64)
+        self.next = 0
 
     def take(self, wanted: int) -> Iterator[tuple[State, Tensor, Tensor]]:
-        """Yield (block, rows of the block, positions of the images) until `wanted` images were given or none is left."""
-        while wanted > 0 and self.next < len(self.images):
-            first = self.next - self.next % self.lanes
-            if self.next == first or self.block is None:
-                self.block = self._start(first)
-            last = min(first + self.lanes, len(self.images), self.next + wanted)
-            positions = torch.arange(self.next, last)
-            wanted -= last - self.next
-            self.next = last
-            yield self.block, positions - first, positions
+        """Yield (block, rows of the block, numbers of the runs) until `wanted` runs were given or none is left."""
+        while wanted > 0:
+            if self.next == len(self.numbers) and not self._start_more(wanted):
+                return
+            rows = torch.arange(self.next, min(self.next + wanted, len(self.numbers)))
+            self.next += len(rows)
+            rows = rows[~self.queue.in_vain(self.numbers[rows])]
+            wanted -= len(rows)
+            assert self.block is not None
+            yield self.block, rows, self.numbers[rows]
 
-    def _start(self, first: int) -> State:
-        span = slice(first, first + self.lanes)
-        images, y = (pad(values[span], self.lanes).to(self.device) for values in (self.images, self.y))
-        ids = pad(self.rng.image_ids[span], self.lanes).to(self.device)
-        target = None if self.target is None else pad(self.target[span], self.lanes).to(self.device)
-        return self.attack.start(to_pixels(images), y, Randomness(self.rng.seed, ids, self.rng.restart), target=target)
+    def _start_more(self, wanted: int) -> bool:
+        """Start runs that are needed, as many as a block holds, else as many ahead of need as are wanted; False where none is left."""
+        numbers = self.queue.take(self.lanes)
+        if len(numbers) == 0:
+            numbers = self.queue.take(wanted, ahead=True)
+        if len(numbers):
+            self.block, self.numbers, self.next = self._start(numbers), numbers, 0
+        return len(numbers) > 0
+
+    def _start(self, numbers: Tensor) -> State:
+        image, run = numbers % self.queue.images, numbers // self.queue.images
+        images, y, ids = (pad(values[image], self.lanes).to(self.device) for values in (self.images, self.y, self.rng.image_ids))
+        target = None if self.target is None else pad(self.target[image, run], self.lanes).to(self.device)
+        restart = self.rng.restart[image] if isinstance(self.rng.restart, Tensor) else self.rng.restart
+        streams = Randomness(self.rng.seed, ids, pad(restart + run, self.lanes).to(self.device))
+        return self.attack.start(to_pixels(images), y, streams, target=target)
 
 
 class Flight:
     """The L lanes in flight.
 
-    position: (L,) int64 on the CPU, which of the given images a lane holds, -1 for none; state: where the attack stands in every lane;
-    cycles: None where exact cycles are not looked for, or where the attack remembers more than its point.
+    number: (L,) int64 on the CPU, which run a lane flies (run r of N images' i-th is r * N + i), -1 for none; state: where the attack
+    stands in every lane; cycles: None where exact cycles are not looked for, or where the attack remembers more than its point.
     """
 
     def __init__(
@@ -63,12 +85,14 @@ class Flight:
         rng: Randomness,
         target: Tensor | None,
         *,
+        runs: int,
         lanes: int,
         device: torch.device,
         detect_cycles: bool = True,
     ) -> None:
-        self.reserve = _Reserve(attack, images, y, rng, target, lanes=lanes, device=device)
-        self.position = torch.full((lanes,), -1)
+        self.queue = RunQueue(len(images), runs=runs)
+        self.reserve = _Reserve(self.queue, attack, images, y, rng, target, lanes=lanes, device=device)
+        self.number = torch.full((lanes,), -1)
         self.cycles = CycleDetector(lanes, attack.steps, device=device) if detect_cycles and attack.memoryless else None
         self._state: State | None = None
 
@@ -84,24 +108,31 @@ class Flight:
 
     @property
     def busy(self) -> bool:
-        """Tell whether any lane holds an image."""
-        return bool((self.position >= 0).any())
+        """Tell whether any lane flies a run."""
+        return bool((self.number >= 0).any())
 
     def fill(self) -> Tensor:
-        """Put waiting images into free lanes and return the lanes that hold a new one."""
-        free = torch.nonzero(self.position < 0).flatten()
+        """Put waiting runs into free lanes and return the lanes that hold a new one."""
+        free = torch.nonzero(self.number < 0).flatten()
         used = 0
-        for block, rows, positions in self.reserve.take(len(free)):
+        for block, rows, numbers in self.reserve.take(len(free)):
             taken = free[used : used + len(rows)]
             used += len(rows)
             device = block.x.device
             self._state = block if self._state is None else self._state.put(taken.to(device), block, rows.to(device))
-            self.position[taken] = positions
+            self.number[taken] = numbers
         filled = free[:used]
         if self.cycles is not None:
             self.cycles.forget(filled)
         return filled
 
     def free(self, lanes: Tensor) -> None:
-        """Let the images of these lanes go."""
-        self.position[lanes] = -1
+        """End the runs of these lanes, where they hold any."""
+        lanes = lanes[self.number[lanes] >= 0]
+        self.queue.end(self.number[lanes])
+        self.number[lanes] = -1
+
+    def note_broken(self, numbers: Tensor) -> None:
+        """Note that these runs broke their images, and end the later runs of the same images."""
+        self.queue.note_broken(numbers)
+        self.free(torch.nonzero(self.queue.in_vain(self.number)).flatten())

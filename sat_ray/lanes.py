@@ -5,6 +5,7 @@ has exactly L rows, because a float32 kernel rounds differently for another batc
 lane, the neighbours, the shard or the order.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +23,7 @@ NEVER, CLEAN_ERROR = -1, -2
 
 @dataclass
 class Verdicts:
-    """Collect one row per image, in the order the images were given; all (N,) on the CPU.
+    """Collect one row per run of an image; all (N,) on the CPU.
 
     prediction, margin, distance: at the first breaking point, or, for a survivor, at its visited point of smallest margin.
     """
@@ -45,6 +46,10 @@ class Verdicts:
         """Copy the lanes of `other` into these rows."""
         for name in self.__dataclass_fields__:
             getattr(self, name)[rows] = getattr(other, name)[lanes].to(getattr(self, name).dtype)
+
+    def take(self, rows: Tensor) -> "Verdicts":
+        """Return these rows."""
+        return Verdicts(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 def require_finite(logits: Tensor, image_ids: Tensor) -> None:
@@ -78,38 +83,51 @@ def run_lanes(
     *,
     lanes: int,
     device: torch.device,
+    runs: int = 1,
     target: Tensor | None = None,
     final_iterate: bool = False,
     detect_cycles: bool = True,
 ) -> Verdicts:
-    """Attack every image and return its verdict.
+    """Attack every image until a run breaks it, and return runs * N rows: row r * N + i is run r of image i (`by_run` tells which count).
 
-    model: in inference mode on `device`; images: (N, C, H, W) uint8 and y: (N,) int64, on the CPU; rng: one stream per image.
-    target: (N,) int64, the classes that a targeted attack moves towards;
+    model: as the attacker sees it, in inference mode on `device`; images: (N, C, H, W) uint8 and y: (N,) int64, on the CPU;
+    rng: one stream per image, run r draws from restart rng.restart + r; runs >= 1;
+    target: (N, runs) int64, the classes that the runs of a targeted attack move towards;
     final_iterate: only the last point counts, no image stops early; detect_cycles: skip what an exact cycle would visit again.
     """
-    out = Verdicts.empty(len(images))
-    flight = Flight(attack, images, y, rng, target, lanes=lanes, device=device, detect_cycles=detect_cycles)
-    run = _Run(attack, flight, final_iterate=final_iterate)
-    while run.fill():
-        retired = run.advance(model)
+    out = Verdicts.empty(runs * len(images))
+    flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device, detect_cycles=detect_cycles)
+    watch = _Watch(attack, flight, final_iterate=final_iterate)
+    while watch.fill():
+        retired = watch.advance(model)
         if len(retired):
-            out.write(flight.position[retired], retired, run.seen)
+            numbers = flight.number[retired]
+            out.write(numbers, retired, watch.seen)
             flight.free(retired)
+            flight.note_broken(numbers[out.first_broken_step[numbers] != NEVER])
     return out
 
 
-class _Run:
-    """The worst point that the image of each lane has visited so far."""
+def by_run(verdicts: Verdicts, images: int, *, runs: int) -> Iterator[tuple[Tensor, Verdicts]]:
+    """Yield for each run the images that no run before it broke, (M,) int64, and their verdicts; what is not yielded means nothing."""
+    waiting = torch.arange(images)
+    for run in range(runs):
+        found = verdicts.take(run * images + waiting)
+        yield waiting, found
+        waiting = waiting[found.first_broken_step == NEVER]
+
+
+class _Watch:
+    """The worst point that the run in each lane has visited so far."""
 
     def __init__(self, attack: Attack, flight: Flight, *, final_iterate: bool) -> None:
         self.attack, self.flight, self.final_iterate = attack, flight, final_iterate
-        self.seen = Verdicts.empty(len(flight.position))
+        self.seen = Verdicts.empty(len(flight.number))
 
     def fill(self) -> bool:
-        """Put waiting images into free lanes; False when no lane holds an image any more."""
+        """Put waiting runs into free lanes; False when no lane holds one any more."""
         taken = self.flight.fill()
-        self.seen.write(taken, taken, Verdicts.empty(len(self.flight.position)))
+        self.seen.write(taken, taken, Verdicts.empty(len(self.flight.number)))
         return self.flight.busy
 
     def advance(self, model: Model) -> Tensor:
@@ -129,7 +147,7 @@ class _Run:
                 self.flight.state = self._skip_periods(after, period)
             else:
                 done = done | (period > 0)
-        return torch.nonzero(done & (self.flight.position >= 0)).flatten()
+        return torch.nonzero(done & (self.flight.number >= 0)).flatten()
 
     def _record(self, before: State, after: State, step: Tensor, *, counts: Tensor) -> Tensor:
         assert after.logits is not None and after.zero_share is not None

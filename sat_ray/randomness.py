@@ -68,6 +68,12 @@ class Randomness:
         restart = self.restart[lanes] if isinstance(self.restart, Tensor) else self.restart
         return Randomness(self.seed, self.image_ids[lanes], restart)
 
+    def put(self, lanes: Tensor, other: "Randomness", rows: Tensor) -> "Randomness":
+        """Return streams whose `lanes` are the `rows` of `other`."""
+        ids = self.image_ids.index_copy(0, lanes, other.image_ids[rows])
+        own, new = (torch.as_tensor(one.restart, device=ids.device).expand_as(one.image_ids) for one in (self, other))
+        return Randomness(self.seed, ids, own.index_copy(0, lanes, new[rows]))
+
     def with_restart(self, restart: int) -> "Randomness":
         """Return the same images with the streams of another restart."""
         return Randomness(self.seed, self.image_ids, restart)

@@ -27,7 +27,7 @@ class _Points:
     x_adv: Tensor
     y: Tensor
     image_ids: Tensor
-    position: Tensor
+    number: Tensor
     step: Tensor
     distance: Tensor
 
@@ -42,19 +42,31 @@ class _Points:
 
 
 def run_lanes_bf16(
-    fast: Model, model: Model, attack: Attack, images: Tensor, y: Tensor, rng: Randomness, *, bound: float, **where: Any
+    fast: Model,
+    model: Model,
+    attack: Attack,
+    images: Tensor,
+    y: Tensor,
+    rng: Randomness,
+    *,
+    bound: float,
+    runs: int = 1,
+    target: Tensor | None = None,
+    **where: Any,
 ) -> tuple[Verdicts, int]:
     """Attack every image with bfloat16 gradients, close survivors again with float32's, and return verdicts and the points scored.
 
-    where: lanes, device and target, as of `run_rescored`; passes of an image that was attacked twice are those of both attacks.
+    where: lanes and device; all as of `run_rescored`. passes of a run that was flown twice are those of both flights.
     """
-    out, scored = run_rescored(fast, model, attack, images, y, rng, bound=bound, **where)
-    close = torch.nonzero((out.first_broken_step == NEVER) & (out.margin < bound)).flatten()
+    out, scored = run_rescored(fast, model, attack, images, y, rng, bound=bound, runs=runs, target=target, **where)
+    broken = (out.first_broken_step != NEVER).view(runs, len(images))
+    survived = broken.cumsum(dim=0).flatten() == 0  # neither this run nor one before it broke the image
+    close = torch.nonzero(survived & (out.margin < bound)).flatten()
     if len(close):
-        target = where.pop("target", None)
-        target = None if target is None else target[close]
-        streams = Randomness(rng.seed, rng.image_ids[close], rng.restart)
-        again = run_lanes(model, attack, images[close], y[close], streams, target=target, **where)
+        image, run = close % len(images), close // len(images)
+        towards = None if target is None else target[image, run][:, None]
+        streams = Randomness(rng.seed, rng.image_ids[image], rng.restart + run)
+        again = run_lanes(model, attack, images[image], y[image], streams, target=towards, **where)
         again.passes += out.passes[close]
         out.write(close, torch.arange(len(close)), again)
     return out, scored
@@ -71,6 +83,7 @@ def run_rescored(
     bound: float,
     lanes: int,
     device: torch.device,
+    runs: int = 1,
     target: Tensor | None = None,
 ) -> tuple[Verdicts, int]:
     """Attack every image with bfloat16 gradients alone and return its verdict, and how many points float32 scored.
@@ -79,8 +92,8 @@ def run_rescored(
     `sat_ray.lanes.run_lanes`. passes counts the points up to the verdict; zero_share is not measured and stays 0. Among the points that
     float32 scored, a survivor shows the one of smallest margin.
     """
-    flight = Flight(attack, images, y, rng, target, lanes=lanes, device=device)
-    referee = _Referee(model, Verdicts.empty(len(images)), lanes=lanes)
+    flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device)
+    referee = _Referee(model, Verdicts.empty(runs * len(images)), lanes=lanes)
     while len(flight.fill()) or flight.busy:
         before = flight.state
         flight.state = after = attack.step(fast, before)
@@ -91,24 +104,24 @@ def run_rescored(
         if flight.cycles is not None:
             done = done | (flight.cycles.observe(after.x_adv, after.step) > 0)
         doubtful = margin(after.logits, before.y).cpu() < bound
-        waiting = torch.nonzero((flight.position >= 0) & (doubtful | done)).flatten()
+        waiting = torch.nonzero((flight.number >= 0) & (doubtful | done)).flatten()
         if len(waiting):
-            referee.ask(_points(before, attack, flight.position, waiting))
-            flight.free(torch.nonzero(done).flatten())
-            flight.free(torch.nonzero(referee.is_broken(flight.position)).flatten())
+            referee.ask(_points(before, attack, flight.number, waiting))
+            flight.free(torch.nonzero(done | referee.is_broken(flight.number)).flatten())
+            flight.note_broken(torch.nonzero(referee.out.first_broken_step != NEVER).flatten())
     referee.finish()
     return referee.out, referee.scored
 
 
-def _points(state: State, attack: Attack, position: Tensor, lanes: Tensor) -> _Points:
+def _points(state: State, attack: Attack, number: Tensor, lanes: Tensor) -> _Points:
     rows = lanes.to(state.y.device)
     x_adv = state.x_adv[rows]
     distance = attack.threat_model.distance(x_adv, state.x[rows]).cpu()
-    return _Points(x_adv, state.y[rows], state.rng.image_ids[rows].cpu(), position[lanes], state.step[rows].cpu(), distance)
+    return _Points(x_adv, state.y[rows], state.rng.image_ids[rows].cpu(), number[lanes], state.step[rows].cpu(), distance)
 
 
 class _Referee:
-    """Score points in float32, first come first served, L at a time, and write what they mean for their images."""
+    """Score points in float32, first come first served, L at a time, and write what they mean for their runs."""
 
     def __init__(self, model: Model, out: Verdicts, *, lanes: int) -> None:
         self.model, self.out, self.lanes = model, out, lanes
@@ -128,9 +141,9 @@ class _Referee:
             self._score(self.queue)
             self.queue = None
 
-    def is_broken(self, position: Tensor) -> Tensor:
-        """Tell of each lane's image whether it is known to be broken; False for an empty lane."""
-        return (position >= 0) & (self.out.first_broken_step[position.clamp_min(0)] != NEVER)
+    def is_broken(self, number: Tensor) -> Tensor:
+        """Tell of each lane's run whether it is known to have broken its image; False for an empty lane."""
+        return (number >= 0) & (self.out.first_broken_step[number.clamp_min(0)] != NEVER)
 
     @torch.no_grad()
     def _score(self, points: _Points) -> None:
@@ -140,12 +153,12 @@ class _Referee:
         margins, predictions = margin(logits, points.y).cpu(), logits.argmax(dim=1).cpu()
         wrong = predictions != points.y.cpu()
         out = self.out
-        for row, (position, step) in enumerate(zip(points.position.tolist(), points.step.tolist(), strict=True)):
-            if out.first_broken_step[position] != NEVER:
+        for row, (number, step) in enumerate(zip(points.number.tolist(), points.step.tolist(), strict=True)):
+            if out.first_broken_step[number] != NEVER:
                 continue  # broken by an earlier point, which was scored before this one
-            out.passes[position] = step + 1
+            out.passes[number] = step + 1
             if wrong[row]:
-                out.first_broken_step[position] = step
-            if wrong[row] or margins[row] < out.margin[position]:
-                out.prediction[position], out.margin[position] = predictions[row], margins[row]
-                out.distance[position] = points.distance[row]
+                out.first_broken_step[number] = step
+            if wrong[row] or margins[row] < out.margin[number]:
+                out.prediction[number], out.margin[number] = predictions[row], margins[row]
+                out.distance[number] = points.distance[row]

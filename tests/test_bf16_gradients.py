@@ -14,7 +14,7 @@ from sat_ray.attacks.base import Model
 from sat_ray.calibration import LEAST_BOUND, Calibration
 from sat_ray.data.split import Split
 from sat_ray.evaluation import calibrate_attacks, evaluate, robust_image_ids
-from sat_ray.lanes import NEVER, run_lanes
+from sat_ray.lanes import NEVER, by_run, run_lanes
 from sat_ray.models import Normalized
 from sat_ray.models.bf16 import _rounded, bf16_copy
 from sat_ray.randomness import Randomness
@@ -99,6 +99,24 @@ def test_close_survivors_are_attacked_again_in_float32(digits_model: Normalized,
     assert torch.equal(both.first_broken_step[close], exact.first_broken_step[close])
     assert torch.equal(both.passes[close], exact.passes[close] + first.passes[close])
     assert torch.equal(both.first_broken_step[~close], first.first_broken_step[~close])
+
+
+def test_restarts_flown_together_say_what_they_say_alone(digits_model: Normalized, held_out: Split) -> None:
+    bound, fast, attack = 2.0, bf16_copy(digits_model, device=CPU), make_attack(SPEC)
+    given: dict[str, Any] = {"lanes": LANES, "device": CPU, "bound": bound}
+    together, _ = run_lanes_bf16(
+        fast, digits_model, attack, held_out.images, held_out.labels, Randomness(0, held_out.image_ids), runs=3, **given
+    )
+    waiting, counts = torch.arange(len(held_out)), []
+    for run, (rows, found) in enumerate(by_run(together, len(held_out), runs=3)):
+        assert torch.equal(rows, waiting)
+        rng = Randomness(0, held_out.image_ids[waiting], run)
+        alone, _ = run_lanes_bf16(fast, digits_model, attack, held_out.images[waiting], held_out.labels[waiting], rng, **given)
+        for name in ("first_broken_step", "prediction", "margin", "distance", "passes"):
+            assert torch.equal(getattr(alone, name), getattr(found, name)), name
+        waiting = waiting[alone.first_broken_step == NEVER]
+        counts.append(len(waiting))
+    assert 0 < counts[-1] < counts[0] < len(held_out)
 
 
 def test_outcomes_do_not_depend_on_order_or_shards(digits_model: Normalized, held_out: Split, calibrations: dict[str, Calibration]) -> None:

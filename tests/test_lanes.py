@@ -1,16 +1,18 @@
 """The lane engine against a plain loop over every point, and exact cycle detection on sequences made by hand."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sat_ray.attacks import PGD, InfeasiblePointError, State
+from sat_ray.attacks import APGD, PGD, Attack, InfeasiblePointError, State
+from sat_ray.attacks.base import Model
 from sat_ray.cycles import CycleDetector
 from sat_ray.data.split import Split
 from sat_ray.flight import pad
-from sat_ray.lanes import NEVER, lane_logits, run_lanes
+from sat_ray.lanes import NEVER, Verdicts, by_run, lane_logits, run_lanes
 from sat_ray.models import Normalized
 from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
@@ -94,6 +96,70 @@ def test_retirement_packs_the_lanes(digits_model: Normalized, held_out: Split) -
     blocks = -(-len(held_out) // 8)
     assert calls[0] < blocks * (PGD_40.steps + 1) / 2
     assert calls[0] * 8 < int(found.passes.sum()) + 8 * (PGD_40.steps + 1)
+
+
+def one_after_another(
+    model: Model, attack: Attack, split: Split, *, runs: int, target: Tensor | None, final_iterate: bool
+) -> list[tuple[Tensor, Verdicts]]:
+    """Fly run after run, each on the images that all runs before it have left."""
+    waiting, found = torch.arange(len(split)), []
+    for run in range(runs):
+        rng = Randomness(0, split.image_ids[waiting], 3 + run)
+        towards = None if target is None else target[waiting, run][:, None]
+        images, y = split.images[waiting], split.labels[waiting]
+        verdicts = run_lanes(model, attack, images, y, rng, lanes=LANES, device=CPU, target=towards, final_iterate=final_iterate)
+        found.append((waiting, verdicts))
+        waiting = waiting[verdicts.first_broken_step == NEVER]
+    return found
+
+
+@dataclass
+class Counted:
+    """A model that counts its calls."""
+
+    model: Model
+    calls: int = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.model(x)
+
+
+APGD_DLR = APGD(threat_model=ThreatModel("linf", 40 / 255), steps=10, loss="dlr")
+
+
+@pytest.mark.parametrize(
+    ("attack", "runs", "targeted", "final_iterate"),
+    [(PGD_40, 4, False, False), (PGD_40, 3, False, True), (APGD_DLR, 9, True, False)],
+    ids=["restarts", "final iterate", "targets"],
+)
+def test_runs_in_flight_together_say_what_runs_one_after_another_say_in_fewer_calls(
+    attack: Attack, runs: int, targeted: bool, final_iterate: bool, digits_model: Normalized, held_out: Split
+) -> None:
+    target = (held_out.labels[:, None] + torch.arange(1, runs + 1)) % 10 if targeted else None
+    rng = Randomness(0, held_out.image_ids, 3)
+    in_turn, together = Counted(digits_model), Counted(digits_model)
+    expected = one_after_another(in_turn, attack, held_out, runs=runs, target=target, final_iterate=final_iterate)
+    where: dict[str, Any] = {"lanes": LANES, "device": CPU, "target": target, "final_iterate": final_iterate}
+    found = run_lanes(together, attack, held_out.images, held_out.labels, rng, runs=runs, **where)
+    assert len({len(rows) for rows, _ in expected}) > 1, "no run but the first broke anything"
+    for (rows, wanted), (seen, got) in zip(expected, by_run(found, len(held_out), runs=runs), strict=True):
+        assert torch.equal(rows, seen)
+        assert wanted.__dict__.keys() == got.__dict__.keys()
+        for name, values in wanted.__dict__.items():
+            assert torch.equal(values, getattr(got, name)), name
+    assert together.calls <= in_turn.calls * (1 if final_iterate else 0.9)
+
+
+def test_few_images_fly_their_runs_side_by_side(digits_model: Normalized, held_out: Split) -> None:
+    sturdy = ThreatModel("linf", 2 / 255)
+    attack, model = APGD(threat_model=sturdy, steps=20), Counted(digits_model)
+    right = torch.nonzero(digits_model(held_out.images.float() / 255).argmax(dim=1) == held_out.labels).flatten()[: LANES // 4]
+    few = held_out.take(right)
+    found = run_lanes(model, attack, few.images, few.labels, Randomness(0, few.image_ids), runs=4, lanes=LANES, device=CPU)
+    assert bool((found.first_broken_step == NEVER).all())
+    assert int(found.passes.sum()) == 4 * len(few) * (attack.steps + 1)
+    assert model.calls == attack.steps + 1
 
 
 def test_no_image_is_an_empty_verdict(digits_model: Normalized, held_out: Split) -> None:

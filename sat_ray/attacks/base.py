@@ -48,8 +48,7 @@ class State:
             own, new = getattr(self, field.name), getattr(other, field.name)
             if isinstance(own, Tensor) and isinstance(new, Tensor):
                 changed[field.name] = own.index_copy(0, lanes, new[rows])
-        ids = self.rng.image_ids.index_copy(0, lanes, other.rng.image_ids[rows])
-        return replace(self, **changed, rng=Randomness(self.rng.seed, ids, self.rng.restart))  # type: ignore[arg-type]
+        return replace(self, **changed, rng=self.rng.put(lanes, other.rng, rows))  # type: ignore[arg-type]
 
 
 class Attack(Protocol):
