@@ -1,10 +1,8 @@
-"""The tracker that writes to MLflow: the only module that imports it, and only when a tracker is made (the import takes seconds).
+"""The tracker that writes to MLflow.
 
 Only MlflowClient is used: nothing depends on an active run or leaves one. Runs are found again by the tag `sat_ray.key`.
 """
 
-import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -18,32 +16,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-import torch
 from torch import nn
 
-from sat_ray.activations import Activation
-from sat_ray.models.export import exportable
+from sat_ray.mlflow_tracker.connection import global_tracking_uri, sole_creator
+from sat_ray.mlflow_tracker.models import model_digest, save_model
 from sat_ray.tracking import Point, Used
-from sat_ray.tracking_uri import NoAnswerError, check_tracking, is_outage, login_to_environment, redacted, sqlite_path
+from sat_ray.tracking_uri import NoAnswerError, check_tracking, is_outage, login_to_environment, redacted
 
 KEY, CONTENT, MODEL_CONTENT = "sat_ray.key", "sat_ray.content", "sat_ray.model_content"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # its pages then open on runs and charts, not on traces of language models
 WATCH_SECONDS = 10
 METRICS, PARAMS = 1000, 100  # the most that one request may hold
 METRICS_AT_THE_END = 800  # beside a request's parameters and tags: 1,000 in all
-
-
-@contextmanager
-def _sole_creator(uri: str) -> Iterator[None]:
-    """Let one process at a time open a SQLite file: of several that migrate a fresh one at once, all but one crash."""
-    if not uri.startswith("sqlite"):
-        yield
-        return
-    path = sqlite_path(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{path}.lock", "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass
@@ -71,7 +55,7 @@ class MlflowTracker:
         for noisy in ("mlflow.store.db.utils", "mlflow.utils.environment"):  # migrations; "no pip installed" for every model
             logging.getLogger(noisy).setLevel(logging.ERROR)
         try:
-            with _sole_creator(self._uri):
+            with sole_creator(self._uri):
                 self._client = mlflow.MlflowClient(self._uri, self._uri)
                 self._experiment_id = self._open_experiment(experiment, artifact_root)
             self._runs, self._ids = self._load_runs()
@@ -225,7 +209,7 @@ class MlflowTracker:
         """Attach a model that loads without this package ([0, 1] images of input_shape -> logits) and return its URI."""
         from mlflow.entities import LoggedModelOutput
 
-        content = _model_digest(model, input_shape)
+        content = model_digest(model, input_shape)
         mine = f"source_run_id = '{run_id}' AND name = '{name}' AND tags.`{MODEL_CONTENT}` = '{content}'"
         for found in self._client.search_logged_models([self._experiment_id], filter_string=mine):
             if str(found.status) == "READY":
@@ -234,7 +218,7 @@ class MlflowTracker:
         try:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = str(Path(temporary, "model"))
-                _save(model, folder, input_shape, logged)
+                save_model(model, folder, input_shape, logged)
                 self._client.log_model_artifacts(logged.model_id, folder)
         except BaseException:
             self._client.finalize_logged_model(logged.model_id, "FAILED")
@@ -258,7 +242,7 @@ class MlflowTracker:
         versions = [found for found in self._client.search_model_versions(f"name = '{name}'") if found.source == model_uri]
         if not versions:
             source = {"source": model_uri, "run_id": run_id, "model_id": re.sub("^models:/", "", model_uri)}  # a server compares the two
-            with _global_tracking_uri(self._uri):
+            with global_tracking_uri(self._uri):
                 versions = [self._client.create_model_version(name, **source, await_creation_for=0)]
         version = str(min(int(found.version) for found in versions))
         for tag, value in tags.items():
@@ -269,99 +253,7 @@ class MlflowTracker:
         return version
 
 
-def _model_digest(model: nn.Module, input_shape: Sequence[int]) -> str:
-    """Hash what the model computes: its structure with every alpha, its weights, its input shape."""
-    digest = hashlib.sha256(repr((list(input_shape), model, [m.alpha for m in model.modules() if isinstance(m, Activation)])).encode())
-    for key, tensor in model.state_dict().items():
-        digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _metrics(points: Sequence[Point]) -> list[Any]:
     from mlflow.entities import Metric
 
     return [Metric(point.name, float(point.value), round(point.seconds * 1000), point.step) for point in points]
-
-
-def _save(model: nn.Module, folder: str, input_shape: Sequence[int], logged: Any) -> None:
-    """Write the pt2 export with its signature; the requirements are given, since inferring them loads the model in a new process."""
-    import mlflow.pytorch
-    import numpy as np
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types.schema import Schema, TensorSpec
-
-    exported = exportable(model)
-    example = np.random.default_rng(0).random((2, *input_shape), dtype=np.float32)
-    with torch.no_grad():
-        classes = exported(torch.from_numpy(example)).shape[1]
-    kind = np.dtype("float32")
-    signature = ModelSignature(Schema([TensorSpec(kind, (-1, *input_shape))]), Schema([TensorSpec(kind, (-1, classes))]))
-    mlflow.pytorch.save_model(
-        exported,
-        folder,
-        mlflow_model=Model(logged.artifact_location, logged.source_run_id, model_uuid=logged.model_id, model_id=logged.model_id),
-        signature=signature,
-        input_example=example,
-        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
-        serialization_format="pt2",
-    )
-
-
-def fetch_model(uri: str, *, tracking_uri: str, folder: str, allow_pickle: bool = False) -> Path:
-    """Return the one file that holds a PyTorch model, downloaded into `folder` where it is not on this machine: .pt2 or a pickle.
-
-    uri: models:/..., runs:/..., mlflow-artifacts:/... or the model's own folder; tracking_uri: unused for the last. Raises ValueError in
-    one line, for a pickled model too unless allow_pickle.
-    """
-    from mlflow.models import Model
-
-    local = Path(uri.removeprefix("file://")).expanduser()
-    root = (local if local.is_dir() else _download(uri, tracking_uri, folder)).resolve()
-    try:
-        flavors = Model.load(str(root)).flavors
-    except Exception as error:
-        raise ValueError(f"model {uri} has no MLmodel file that MLflow can read ({type(error).__name__})") from None
-    if "pytorch" not in flavors:
-        raise ValueError(f"model {uri} has the flavors {', '.join(sorted(flavors))}; allowed: pytorch, stored as pt2 (torch.export)")
-    data = (root / str(flavors["pytorch"].get("model_data", "data"))).resolve()
-    found = next((file for name in ("model.pt2", "model.pth") if (file := data / name).is_file()), None)
-    if found is None or not found.is_relative_to(root):
-        raise ValueError(f"model {uri} holds neither model.pt2 nor model.pth; allowed: what mlflow.pytorch.log_model writes")
-    if found.suffix != ".pt2" and not allow_pickle:
-        raise ValueError(
-            f"model {uri} is pickled, and loading it would run whatever code it holds; log it again with serialization_format='pt2', or, "
-            "if you trust who made it, give --allow-pickle"
-        )
-    return found
-
-
-def _download(uri: str, tracking_uri: str, folder: str) -> Path:
-    check_tracking(tracking_uri)
-    if tracking_uri.startswith("sqlite") and not sqlite_path(tracking_uri).exists():
-        raise ValueError(f"model {uri} is to be looked up in {redacted(tracking_uri)}, which is not there; give --tracking-uri")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    import mlflow.artifacts
-
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
-    login = urlsplit(tracking_uri).netloc.rpartition("@")[0]
-    bare = login_to_environment(tracking_uri)
-    try:
-        with _sole_creator(bare), _global_tracking_uri(bare):
-            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        reason = reason.replace(f"{login}@", "***@") if login else reason
-        raise ValueError(f"model {uri} cannot be had from {redacted(tracking_uri)} ({reason})") from None
-
-
-@contextmanager
-def _global_tracking_uri(uri: str) -> Iterator[None]:
-    """Set MLflow's global URI for a while: its database registry looks a models:/ source up there, whatever client asks."""
-    import mlflow
-
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)
