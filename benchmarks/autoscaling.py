@@ -33,6 +33,7 @@ import psutil
 NODES, IDLE_SECONDS, POLL_SECONDS = 2, 15.0, 0.5
 PATIENCE_SECONDS = 900.0  # for the head to start and for nodes to go, on a machine that may be busy
 MEMORY = 100 * 1024**2  # of a node's object store
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 GROUP = "cpu"
 JOINED = "] Ray: "  # what the driver prints once it has joined
 SMALLER = (
@@ -72,7 +73,9 @@ class AutoscalingRay:
         local |= {"RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_raylet_start_wait_time_s": "120"}
         with (self.folder / "head.log").open("wb") as log:
             command = [sys.executable, "-m", "ray.scripts.scripts", *words]
-            started = subprocess.Popen(command, env=_environment() | self.environment | local, stdout=log, stderr=subprocess.STDOUT)
+            started = subprocess.Popen(
+                command, env=common.environment(**ONE_THREAD, **self.environment, **local), stdout=log, stderr=subprocess.STDOUT
+            )
         self.head = psutil.Process(started.pid)
         os.environ |= self.environment  # before the first import of ray, which settles its mode
         _until(self._answers, what=f"the autoscaler of the head; see {self.folder}/head.log")
@@ -146,13 +149,6 @@ def _autoscaler_config(address: str) -> dict[str, Any]:
     }
 
 
-def _environment() -> dict[str, str]:
-    """Return this environment without anything that would redirect a sweep, and with this project for every node."""
-    redirecting = ("RAY_ADDRESS", "SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    path = os.pathsep.join(filter(None, [str(common.ROOT), os.environ.get("PYTHONPATH")]))
-    return {name: value for name, value in os.environ.items() if name not in redirecting} | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-
 def _until(true: Callable[[], bool], *, what: str) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not true():
@@ -185,7 +181,8 @@ class Watched:
 def run_sweep(cluster: AutoscalingRay, storage: Path, options: tuple[str, ...]) -> Watched:
     """Run the sweep as a driver of the cluster, then wait until no node is left. RuntimeError if the sweep fails."""
     groups = json.dumps([{"pool": "cpu", "nodes": NODES, "CPU": 1}])
-    environment = _environment() | cluster.environment | {"RAY_ADDRESS": cluster.address, "SAT_RAY_NODE_GROUPS": groups}
+    to_it = {"RAY_ADDRESS": cluster.address, "SAT_RAY_NODE_GROUPS": groups}
+    environment = common.environment(**ONE_THREAD, **cluster.environment, **to_it)
     command = [sys.executable, str(common.ROOT / "pipelines" / "sweep.py"), "digits_smoke", "--storage", str(storage), *options]
     log, seen, joined, started = cluster.folder / "sweep.log", list[Seen](), 0.0, time.monotonic()
 

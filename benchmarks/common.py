@@ -17,6 +17,10 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
+REDIRECTING = (
+    *("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
+    *("SAT_RAY_STORAGE", "SAT_RAY_NODE_GROUPS", "MLFLOW_TRACKING_URI"),
+)
 
 
 def options(
@@ -77,6 +81,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return this process's environment without what would send a sweep elsewhere, with this project and its benchmarks to import."""
+    path = (str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+    kept = {name: value for name, value in os.environ.items() if name not in REDIRECTING}
+    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, path))} | more
 
 
 def machine() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import common
-from pipeline import MemoryWatch
+from pipeline import MemoryWatch, records_of
 from watched_sweep import Sample, crowded_ray, run_sweep
 
 TRIVIAL = (
@@ -31,9 +31,9 @@ TRIVIAL = (
 
 
 def records(root: Path, stage: str) -> list[dict[str, Any]]:
-    """Return the records of a stage, oldest first."""
-    found = [json.loads(path.read_text()) for path in root.glob(f"*/state/{stage}/*.json")]
-    return sorted(found, key=lambda record: record["created"])
+    """Return the records of a stage of the only sweep, oldest first."""
+    (folder,) = root.glob("digits_smoke*")
+    return sorted((record for record in records_of(folder) if record["stage"] == stage), key=lambda record: record["created"])
 
 
 def most_at_once(done: list[dict[str, Any]]) -> int:
@@ -128,11 +128,15 @@ def status(field):
 
 records, size, data = Records(Storage.at(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
 expected = image_ids(Storage(data), "test").numpy()
-chosen = [record.key for record in records.each(EVALUATE) if record.inputs["rows"][0] < size]
-parts = lambda keys: (records.find(EVALUATE, key) for key in keys)
-merge_outcomes(parts([one for one in chosen if records.find(EVALUATE, one).inputs["rows"][0] == 0]), expected[:1], records, name="warm-up")
+first_row = {record.key: record.inputs["rows"][0] for record in records.each(EVALUATE)}
+
+def merge(count, name):
+    chosen = (records.find(EVALUATE, key) for key, row in first_row.items() if row < count)
+    merge_outcomes(chosen, expected[:count], records, name=name)
+
+merge(1, "warm-up")
 before, started = status("VmRSS"), time.perf_counter()
-merge_outcomes(parts(chosen), expected[:size], records, name="merged")
+merge(size, "merged")
 print(json.dumps({"seconds": time.perf_counter() - started, "peak_kib": status("VmHWM") - before}))
 """
 
@@ -140,10 +144,9 @@ print(json.dumps({"seconds": time.perf_counter() - started, "peak_kib": status("
 def merge_alone(root: Path, size: int) -> dict[str, float]:
     """Merge the first `size` shards of a sweep in a process of its own; return its seconds and the growth of its memory."""
     (folder,), (data,) = root.glob("digits_smoke*"), (root / "data").iterdir()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(common.ROOT), str(Path(__file__).parent)]), "OMP_NUM_THREADS": "1"}
-    environment["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # Arrow's own keeps some 30 MB for later whatever the work was
+    pool = {"ARROW_DEFAULT_MEMORY_POOL": "system"}  # Arrow's own keeps some 30 MB for later whatever the work was
     command = [sys.executable, "-c", MERGE, str(folder), str(size), str(data)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=common.environment(OMP_NUM_THREADS="1", **pool), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
     found: dict[str, float] = json.loads(done.stdout)

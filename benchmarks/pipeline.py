@@ -8,7 +8,6 @@ The recipe is digits, some minutes; --quick: digits_smoke, about a minute, nearl
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -23,7 +22,6 @@ import common
 import psutil
 
 SAMPLE_SECONDS = 1.0
-REDIRECTING = ("RAY_ADDRESS", "SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI")
 STAGE_DONE = re.compile(r"\] (\w+) done in (\d+) s")
 
 
@@ -74,11 +72,10 @@ def memory_of(process: psutil.Process) -> tuple[int, int]:
 def run_sweep(recipe: str, root: Path) -> tuple[float, str, MemoryWatch]:
     """Run the sweep as a user would; return wall seconds, its output and the memory seen. Raises RuntimeError if it fails."""
     command = [sys.executable, str(common.ROOT / "pipelines" / "sweep.py"), recipe, "--storage", str(root)]
-    environment = {name: value for name, value in os.environ.items() if name not in REDIRECTING}
     started = perf_counter()
     lines = []
     with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as sweep,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=common.environment()) as sweep,
         MemoryWatch(sweep.pid) as memory,
     ):
         assert sweep.stdout is not None

@@ -17,7 +17,6 @@ import psutil
 from pipeline import STAGE_DONE, memory_of
 
 SAMPLE_SECONDS = 1.0
-REDIRECTING = ("RAY_ADDRESS", "SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "SAT_RAY_NODE_GROUPS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,7 @@ def run_sweep(arguments: list[str], root: Path, **environment: str) -> Ran:
     """Run a sweep with its tracker timed and its driver watched. RuntimeError if it fails."""
     clock, log, samples = root / "tracker.json", root / "sweep.log", list[Sample]()
     command = [sys.executable, str(Path(__file__).with_name("timed_sweep.py")), str(clock), *arguments, "--storage", str(root)]
-    path = os.pathsep.join(filter(None, [str(common.ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    clean = {name: value for name, value in os.environ.items() if name not in REDIRECTING} | {"PYTHONPATH": path} | environment
+    clean = common.environment(**environment)
     started = time.monotonic()
     with log.open("w") as stream, subprocess.Popen(command, env=clean, stdout=stream, stderr=subprocess.STDOUT) as sweep:
         driver = psutil.Process(sweep.pid)
@@ -100,9 +98,7 @@ def _pss(process: psutil.Process) -> float:
 def crowded_ray(cpus: int) -> Iterator[dict[str, str]]:
     """Start a Ray that believes in `cpus` CPUs and yield the variables that lead to it."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_raylet_start_wait_time_s": "120"}
-    path = (str(common.ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ |= {"PYTHONPATH": common.environment()["PYTHONPATH"], "OMP_NUM_THREADS": "1"}
     from ray.cluster_utils import Cluster
 
     with tempfile.TemporaryDirectory(prefix="sat_ray-", ignore_cleanup_errors=True) as folder:
