@@ -65,7 +65,7 @@ def number(alpha: Alpha) -> float:
 
 
 def smoothrelu(x: Tensor, alpha: Alpha) -> Tensor:
-    scalar = alpha if isinstance(alpha, Tensor) else torch.as_tensor(number(alpha), dtype=_widen(x).dtype, device=x.device)
+    scalar = alpha if isinstance(alpha, Tensor) else torch.full((), number(alpha), dtype=_widen(x).dtype, device=x.device)
     value: Tensor = _SmoothRelu.apply(x, scalar)
     return value
 

@@ -62,8 +62,8 @@ def rectangles(rng: Randomness, height: int, width: int, *, epoch: int) -> Tenso
     found, tall, wide = fits.any(dim=1), tall.gather(1, first)[:, 0], wide.gather(1, first)[:, 0]
     room = torch.stack([height - tall, width - wide], dim=1) + 1
     top, left = rng.below(room, "augment/place", 2, step=epoch).unbind(dim=1)
-    centred = torch.tensor(_centred(height, width), device=tall.device)
-    return torch.where(found[:, None], torch.stack([top, left, tall, wide], dim=1), centred)
+    sides = zip((top, left, tall, wide), _centred(height, width), strict=True)
+    return torch.stack([torch.where(found, drawn, centred) for drawn, centred in sides], dim=1)
 
 
 def _centred(height: int, width: int) -> tuple[int, int, int, int]:

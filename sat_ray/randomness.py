@@ -38,7 +38,7 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ _shift(z, 31)
 
 
-def _absorb(key: Tensor, value: Tensor) -> Tensor:
+def _absorb(key: Tensor, value: int | Tensor) -> Tensor:
     return _mix((key ^ value) + _signed(_GAMMA))
 
 
@@ -71,7 +71,7 @@ class Randomness:
     def put(self, lanes: Tensor, other: "Randomness", rows: Tensor) -> "Randomness":
         """Return streams whose `lanes` are the `rows` of `other`."""
         ids = self.image_ids.index_copy(0, lanes, other.image_ids[rows])
-        own, new = (torch.as_tensor(one.restart, device=ids.device).expand_as(one.image_ids) for one in (self, other))
+        own, new = (torch.zeros_like(one.image_ids) + one.restart for one in (self, other))
         return Randomness(self.seed, ids, own.index_copy(0, lanes, new[rows]))
 
     def with_restart(self, restart: int) -> "Randomness":
@@ -84,8 +84,12 @@ class Randomness:
         ids = self.image_ids.to(device)
         # the seed is mixed alone first: mix(seed ^ id) would give image 1 of seed 0 the stream of image 0 of seed 1
         key = _absorb(_mix(torch.full_like(ids, _signed(self.seed + _GAMMA))), ids)
-        for value in (self.restart, purpose_code(purpose), step):
-            key = _absorb(key, torch.as_tensor(value, dtype=torch.int64, device=device).expand_as(ids))
+        for value in (
+            self.restart,
+            purpose_code(purpose),
+            step,
+        ):  # a number stays one: as a tensor it would be copied to a GPU, and waited for
+            key = _absorb(key, value.to(device, torch.int64) if isinstance(value, Tensor) else _signed(int(value)))
         counter = torch.arange(1, count + 1, dtype=torch.int64, device=device) * _signed(_GAMMA)
         return _mix(key[:, None] + counter[None, :])
 
