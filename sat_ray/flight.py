@@ -43,7 +43,7 @@ class _Reserve:
     def take(self, wanted: int) -> Iterator[tuple[State, Tensor, Tensor]]:
         """Yield (block, rows of the block, numbers of the runs) until `wanted` runs were given or none is left."""
         while wanted > 0:
-            if self.next == len(self.numbers) and not self._start_more(wanted):
+            if self.next == len(self.numbers) and not self._start_more():
                 return
             rows = torch.arange(self.next, min(self.next + wanted, len(self.numbers)))
             self.next += len(rows)
@@ -52,22 +52,22 @@ class _Reserve:
             assert self.block is not None
             yield self.block, rows, self.numbers[rows]
 
-    def _start_more(self, wanted: int) -> bool:
-        """Start runs that are needed, as many as a block holds, else as many ahead of need as are wanted; False where none is left."""
+    def _start_more(self) -> bool:
+        """Start a block of runs, those that are needed before those ahead of need; False where none is left."""
         numbers = self.queue.take(self.lanes)
-        if len(numbers) == 0:
-            numbers = self.queue.take(wanted, ahead=True)
+        numbers = torch.cat([numbers, self.queue.take(self.lanes - len(numbers), ahead=True)])
         if len(numbers):
             self.block, self.numbers, self.next = self._start(numbers), numbers, 0
         return len(numbers) > 0
 
     def _start(self, numbers: Tensor) -> State:
         image, run = numbers % self.queue.images, numbers // self.queue.images
-        images, y, ids = (pad(values[image], self.lanes).to(self.device) for values in (self.images, self.y, self.rng.image_ids))
-        target = None if self.target is None else pad(self.target[image, run], self.lanes).to(self.device)
-        restart = self.rng.restart[image] if isinstance(self.rng.restart, Tensor) else self.rng.restart
-        streams = Randomness(self.rng.seed, ids, pad(restart + run, self.lanes).to(self.device))
-        return self.attack.start(to_pixels(images), y, streams, target=target)
+        rng = self.rng.take(image).further(run)
+        assert isinstance(rng.restart, Tensor)
+        given = (self.images[image], self.y[image], rng.image_ids, rng.restart)
+        images, y, ids, restart = (pad(values.to(self.device), self.lanes) for values in given)
+        target = None if self.target is None else pad(self.target[image, run].to(self.device), self.lanes)
+        return self.attack.start(to_pixels(images), y, Randomness(rng.seed, ids, restart), target=target)
 
 
 class Flight:
@@ -93,6 +93,7 @@ class Flight:
         self.queue = RunQueue(len(images), runs=runs)
         self.reserve = _Reserve(self.queue, attack, images, y, rng, target, lanes=lanes, device=device)
         self.number = torch.full((lanes,), -1)
+        self.unsound = torch.zeros(0, dtype=torch.int64)
         self.cycles = CycleDetector(lanes, attack.steps, device=device) if detect_cycles and attack.memoryless else None
         self._state: State | None = None
 
@@ -131,6 +132,15 @@ class Flight:
         lanes = lanes[self.number[lanes] >= 0]
         self.queue.end(self.number[lanes])
         self.number[lanes] = -1
+
+    def set_aside(self, lanes: Tensor) -> None:
+        """End runs that went wrong; `unsound_numbers` tells which of them count."""
+        self.unsound = torch.cat([self.unsound, self.number[lanes]])
+        self.free(lanes)
+
+    def unsound_numbers(self) -> Tensor:
+        """Return the runs set aside whose images no earlier run has broken, (M,) int64."""
+        return self.unsound[~self.queue.in_vain(self.unsound)]
 
     def note_broken(self, numbers: Tensor) -> None:
         """Note that these runs broke their images, and end the later runs of the same images."""

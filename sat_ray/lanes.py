@@ -54,12 +54,40 @@ class Verdicts:
 
 def require_finite(logits: Tensor, image_ids: Tensor) -> None:
     """Raise ValueError unless logits are (N, K) and finite, naming the images where they are not."""
+    bad = _not_finite(logits)
+    if bool(bad.any()):
+        raise _error(image_ids.cpu()[bad])
+
+
+def _not_finite(logits: Tensor) -> Tensor:
     if logits.dim() != 2:
         raise ValueError(f"model returned shape {tuple(logits.shape)}; allowed: (N, num_classes) logits")
-    bad = ~torch.isfinite(logits).all(dim=1)
+    return (~torch.isfinite(logits).all(dim=1)).cpu()
+
+
+def _error(image_ids: Tensor) -> ValueError:
+    ids = list(dict.fromkeys(image_ids.tolist()))[:5]
+    return ValueError(f"model returned NaN or inf logits for image ids {ids}; allowed: finite logits")
+
+
+def require_finite_runs(logits: Tensor, flight: Flight) -> None:
+    """Raise ValueError where the logits of an image's first run are not finite, and set later runs aside whose logits are not.
+
+    A later run may be one that nobody needs: `require_sound` raises for it if no earlier run breaks its image, whatever the lanes.
+    """
+    bad = _not_finite(logits) & (flight.number >= 0)
     if bool(bad.any()):
-        ids = list(dict.fromkeys(image_ids[bad].tolist()))[:5]
-        raise ValueError(f"model returned NaN or inf logits for image ids {ids}; allowed: finite logits")
+        first = bad & (flight.number < flight.queue.images)
+        if bool(first.any()):
+            raise _error(flight.state.rng.image_ids.cpu()[first])
+        flight.set_aside(torch.nonzero(bad).flatten())
+
+
+def require_sound(flight: Flight, image_ids: Tensor) -> None:
+    """Raise ValueError where a run was set aside that counts. image_ids: of the images in flight, in the order they were given."""
+    numbers = flight.unsound_numbers()
+    if len(numbers):
+        raise _error(image_ids[numbers % flight.queue.images])
 
 
 @torch.no_grad()
@@ -105,6 +133,7 @@ def run_lanes(
             out.write(numbers, retired, watch.seen)
             flight.free(retired)
             flight.note_broken(numbers[out.first_broken_step[numbers] != NEVER])
+    require_sound(flight, rng.image_ids)
     return out
 
 
@@ -135,8 +164,8 @@ class _Watch:
         before = self.flight.state
         self.flight.state = after = self.attack.step(model, before)
         assert after.logits is not None and after.zero_share is not None
-        require_finite(after.logits, before.rng.image_ids)
-        require_feasible(before.x_adv, before.x, self.attack.threat_model)
+        require_finite_runs(after.logits, self.flight)
+        require_feasible(before.x_adv, before.x, self.attack.threat_model, held=self.flight.number >= 0)
         step = before.step.cpu()
         last = step >= self.attack.steps
         wrong = self._record(before, after, step, counts=last if self.final_iterate else torch.ones_like(last))
@@ -144,7 +173,7 @@ class _Watch:
         if self.flight.cycles is not None:
             period = self.flight.cycles.observe(after.x_adv, after.step)
             if self.final_iterate:
-                self.flight.state = self._skip_periods(after, period)
+                self.flight.state = skip_periods(after, period, steps=self.attack.steps)
             else:
                 done = done | (period > 0)
         return torch.nonzero(done & (self.flight.number >= 0)).flatten()
@@ -165,8 +194,9 @@ class _Watch:
         seen.zero_share = torch.maximum(seen.zero_share, after.zero_share.cpu())
         return wrong
 
-    def _skip_periods(self, state: State, period: Tensor) -> State:
-        """Advance the step counter of cycling lanes by whole periods: the point stays what it would be."""
-        left = (self.attack.steps - state.step.cpu()).clamp_min(0)
-        skipped = torch.where(period > 0, left - left % period.clamp_min(1), torch.zeros_like(left))
-        return replace(state, step=state.step + skipped.to(state.step.device))
+
+def skip_periods(state: State, period: Tensor, *, steps: int) -> State:
+    """Advance the step counter of cycling lanes by whole periods: the point stays what it would be. period: (L,) int64, 0 for no cycle."""
+    left = (steps - state.step.cpu()).clamp_min(0)
+    skipped = torch.where(period > 0, left - left % period.clamp_min(1), torch.zeros_like(left))
+    return replace(state, step=state.step + skipped.to(state.step.device))

@@ -74,6 +74,10 @@ class Randomness:
         own, new = (torch.zeros_like(one.image_ids) + one.restart for one in (self, other))
         return Randomness(self.seed, ids, own.index_copy(0, lanes, new[rows]))
 
+    def further(self, restarts: int | Tensor) -> "Randomness":
+        """Return the same images with the streams of so many restarts later."""
+        return Randomness(self.seed, self.image_ids, self.restart + restarts)
+
     def with_restart(self, restart: int) -> "Randomness":
         """Return the same images with the streams of another restart."""
         return Randomness(self.seed, self.image_ids, restart)

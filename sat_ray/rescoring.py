@@ -15,7 +15,7 @@ from torch import Tensor
 from sat_ray.attacks import Attack, State
 from sat_ray.attacks.base import Model, require_feasible
 from sat_ray.flight import Flight, pad
-from sat_ray.lanes import NEVER, Verdicts, require_finite, run_lanes
+from sat_ray.lanes import NEVER, Verdicts, require_finite, require_finite_runs, require_sound, run_lanes, skip_periods
 from sat_ray.losses import margin
 from sat_ray.randomness import Randomness
 
@@ -29,6 +29,7 @@ class _Points:
     image_ids: Tensor
     number: Tensor
     step: Tensor
+    passes: Tensor
     distance: Tensor
 
     def __len__(self) -> int:
@@ -59,16 +60,17 @@ def run_lanes_bf16(
     where: lanes and device; all as of `run_rescored`. passes of a run that was flown twice are those of both flights.
     """
     out, scored = run_rescored(fast, model, attack, images, y, rng, bound=bound, runs=runs, target=target, **where)
-    broken = (out.first_broken_step != NEVER).view(runs, len(images))
-    survived = broken.cumsum(dim=0).flatten() == 0  # neither this run nor one before it broke the image
-    close = torch.nonzero(survived & (out.margin < bound)).flatten()
-    if len(close):
-        image, run = close % len(images), close // len(images)
-        towards = None if target is None else target[image, run][:, None]
-        streams = Randomness(rng.seed, rng.image_ids[image], rng.restart + run)
-        again = run_lanes(model, attack, images[image], y[image], streams, target=towards, **where)
-        again.passes += out.passes[close]
-        out.write(close, torch.arange(len(close)), again)
+    waiting = torch.arange(len(images))
+    for run in range(runs):
+        first = run * len(images)
+        rows = first + waiting
+        close = waiting[(out.first_broken_step[rows] == NEVER) & (out.margin[rows] < bound)]
+        if len(close):
+            towards = None if target is None else target[close, run][:, None]
+            again = run_lanes(model, attack, images[close], y[close], rng.take(close).further(run), target=towards, **where)
+            again.passes += out.passes[first + close]
+            out.write(first + close, torch.arange(len(close)), again)
+        waiting = waiting[out.first_broken_step[rows] == NEVER]
     return out, scored
 
 
@@ -89,35 +91,40 @@ def run_rescored(
     """Attack every image with bfloat16 gradients alone and return its verdict, and how many points float32 scored.
 
     fast: what is differentiated, `model` in bfloat16; bound: logit margin > 0 below which a point is scored again; the rest as in
-    `sat_ray.lanes.run_lanes`. passes counts the points up to the verdict; zero_share is not measured and stays 0. Among the points that
-    float32 scored, a survivor shows the one of smallest margin.
+    `sat_ray.lanes.run_lanes`. An image that cycles goes on to the point that its last step would reach. passes counts the points up to the
+    verdict; zero_share is not measured and stays 0. Among the points that float32 scored, a survivor shows the one of smallest margin.
     """
     flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device)
     referee = _Referee(model, Verdicts.empty(runs * len(images)), lanes=lanes)
-    while len(flight.fill()) or flight.busy:
+    flown = torch.zeros(lanes, dtype=torch.int64)
+    while len(filled := flight.fill()) or flight.busy:
+        flown[filled] = 0
+        flown += 1
         before = flight.state
         flight.state = after = attack.step(fast, before)
         assert after.logits is not None
-        require_finite(after.logits, before.rng.image_ids)
-        require_feasible(before.x_adv, before.x, attack.threat_model)
+        require_finite_runs(after.logits, flight)
+        require_feasible(before.x_adv, before.x, attack.threat_model, held=flight.number >= 0)
         done = before.step.cpu() >= attack.steps
         if flight.cycles is not None:
-            done = done | (flight.cycles.observe(after.x_adv, after.step) > 0)
+            flight.state = skip_periods(after, flight.cycles.observe(after.x_adv, after.step), steps=attack.steps)
         doubtful = margin(after.logits, before.y).cpu() < bound
         waiting = torch.nonzero((flight.number >= 0) & (doubtful | done)).flatten()
         if len(waiting):
-            referee.ask(_points(before, attack, flight.number, waiting))
+            referee.ask(_points(before, attack, flight.number, flown, waiting))
             flight.free(torch.nonzero(done | referee.is_broken(flight.number)).flatten())
             flight.note_broken(torch.nonzero(referee.out.first_broken_step != NEVER).flatten())
     referee.finish()
+    flight.note_broken(torch.nonzero(referee.out.first_broken_step != NEVER).flatten())
+    require_sound(flight, rng.image_ids)
     return referee.out, referee.scored
 
 
-def _points(state: State, attack: Attack, number: Tensor, lanes: Tensor) -> _Points:
+def _points(state: State, attack: Attack, number: Tensor, flown: Tensor, lanes: Tensor) -> _Points:
     rows = lanes.to(state.y.device)
     x_adv = state.x_adv[rows]
     distance = attack.threat_model.distance(x_adv, state.x[rows]).cpu()
-    return _Points(x_adv, state.y[rows], state.rng.image_ids[rows].cpu(), number[lanes], state.step[rows].cpu(), distance)
+    return _Points(x_adv, state.y[rows], state.rng.image_ids[rows].cpu(), number[lanes], state.step[rows].cpu(), flown[lanes], distance)
 
 
 class _Referee:
@@ -156,7 +163,7 @@ class _Referee:
         for row, (number, step) in enumerate(zip(points.number.tolist(), points.step.tolist(), strict=True)):
             if out.first_broken_step[number] != NEVER:
                 continue  # broken by an earlier point, which was scored before this one
-            out.passes[number] = step + 1
+            out.passes[number] = points.passes[row]
             if wrong[row]:
                 out.first_broken_step[number] = step
             if wrong[row] or margins[row] < out.margin[number]:

@@ -101,6 +101,54 @@ def test_close_survivors_are_attacked_again_in_float32(digits_model: Normalized,
     assert torch.equal(both.first_broken_step[~close], first.first_broken_step[~close])
 
 
+@pytest.mark.parametrize("steps", [6, 7, 20, 21])
+def test_an_image_that_cycles_is_scored_where_its_last_step_leads(steps: int) -> None:
+    """The copy climbs to a ridge and steps to and fro over it; the model itself misclassifies one side of the ridge."""
+    ridge, pixel = 0.52, torch.full((1, 1, 1, 1), 127, dtype=torch.uint8)
+    attack = PGD(threat_model=ThreatModel("linf", 0.25), steps=steps, step_size=0.05, use_random_start=False)
+    y, rng = torch.zeros(1, dtype=torch.int64), Randomness.of(0, [6])
+
+    def fast(x: Tensor) -> Tensor:
+        height = x.flatten(1).sum(dim=1, keepdim=True)
+        return torch.cat([5 + (height - ridge).abs(), 0 * height], dim=1)
+
+    def model(x: Tensor) -> Tensor:
+        height = x.flatten(1).sum(dim=1, keepdim=True)
+        return torch.cat([torch.where(height > ridge, -5.0, 5.0), 0 * height], dim=1)
+
+    state = attack.start(pixel.float() / 255, y, rng)
+    for _ in range(steps):
+        state = attack.step(fast, state)
+    found, scored = run_rescored(fast, model, attack, pixel, y, rng, bound=0.1, lanes=1, device=CPU)
+    assert found.first_broken_step.tolist() == ([steps] if float(state.x_adv) > ridge else [NEVER])
+    assert scored == 1
+    assert int(found.passes) <= min(steps + 1, 9), "whole periods are skipped"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8])
+def test_a_run_that_goes_wrong_counts_only_if_it_is_needed_whatever_the_lanes(lanes: int, precision: str) -> None:
+    """A NaN where run 3 starts: an error where the runs before it fail, nothing where run 0 breaks the image."""
+    attack = PGD(threat_model=ThreatModel("linf", 0.1), steps=10, step_size=0.02)
+    pixel, y, rng = torch.full((1, 1, 1, 1), 127, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), Randomness.of(0, [0])
+    spot = float(attack.threat_model.random_start(pixel.float() / 255, Randomness.of(0, [0], 3)))
+
+    def attacked(limit: float) -> Tensor:
+        def model(x: Tensor) -> Tensor:
+            value = x.flatten(1).sum(dim=1, keepdim=True)
+            hole = torch.where((value - spot).abs() < 1e-6, torch.nan, 0.0)
+            return torch.cat([limit - value, 0 * value], dim=1) + hole
+
+        inputs, where = (attack, pixel, y, rng), {"lanes": lanes, "device": CPU, "runs": 6}
+        if precision == "float32":
+            return run_lanes(model, *inputs, **where).first_broken_step  # type: ignore[arg-type]
+        return run_rescored(model, model, *inputs, bound=0.01, **where)[0].first_broken_step  # type: ignore[arg-type]
+
+    assert int(attacked(0.59)[0]) >= 0
+    with pytest.raises(ValueError, match=r"NaN or inf logits for image ids \[0\]"):
+        attacked(2.0)
+
+
 def test_restarts_flown_together_say_what_they_say_alone(digits_model: Normalized, held_out: Split) -> None:
     bound, fast, attack = 2.0, bf16_copy(digits_model, device=CPU), make_attack(SPEC)
     given: dict[str, Any] = {"lanes": LANES, "device": CPU, "bound": bound}

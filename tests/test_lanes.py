@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sat_ray.attacks import APGD, PGD, Attack, InfeasiblePointError, State
+from sat_ray.attacks.apgd import APGDState
 from sat_ray.attacks.base import Model
 from sat_ray.cycles import CycleDetector
 from sat_ray.data.split import Split
@@ -160,6 +161,21 @@ def test_few_images_fly_their_runs_side_by_side(digits_model: Normalized, held_o
     assert bool((found.first_broken_step == NEVER).all())
     assert int(found.passes.sum()) == 4 * len(few) * (attack.steps + 1)
     assert model.calls == attack.steps + 1
+
+
+def test_runs_are_started_in_blocks(digits_model: Normalized, held_out: Split) -> None:
+    starts = []
+
+    class Started(APGD):
+        def start(self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None) -> APGDState:
+            starts.append(len(x))
+            return super().start(x, y, rng, target=target)
+
+    attack, rng = Started(threat_model=APGD_DLR.threat_model, steps=10, loss="margin"), Randomness(0, held_out.image_ids)
+    found = run_lanes(digits_model, attack, held_out.images, held_out.labels, rng, runs=6, lanes=LANES, device=CPU)
+    counted = sum(len(rows) for rows, _ in by_run(found, len(held_out), runs=6))
+    assert set(starts) == {LANES}
+    assert len(starts) <= 2 * counted / LANES + 2
 
 
 def test_no_image_is_an_empty_verdict(digits_model: Normalized, held_out: Split) -> None:

@@ -122,12 +122,14 @@ def require_images(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"x lies in [{x.min():g}, {x.max():g}]; allowed: [0, 1] (divide uint8 images by 255, do not normalise)")
 
 
-def require_feasible(x_adv: Tensor, x: Tensor, threat_model: ThreatModel) -> None:
-    """Raise InfeasiblePointError unless every image is allowed."""
-    feasible = threat_model.contains(x_adv, x)
-    if not bool(feasible.all()):
-        worst = threat_model.distance(x_adv, x).max().item()
+def require_feasible(x_adv: Tensor, x: Tensor, threat_model: ThreatModel, *, held: Tensor | None = None) -> None:
+    """Raise InfeasiblePointError unless every image is allowed. held: (N,) bool, the lanes that are asked about; None for all."""
+    left = ~threat_model.contains(x_adv, x)
+    if held is not None:
+        left &= held.to(left.device)
+    if bool(left.any()):
+        worst = threat_model.distance(x_adv, x)[left].max().item()
         raise InfeasiblePointError(
-            f"{int((~feasible).sum())} of {len(x)} adversarial images leave {threat_model} (largest distance {worst:.6g}, "
+            f"{int(left.sum())} of {len(x)} adversarial images leave {threat_model} (largest distance {worst:.6g}, "
             f"tolerance {TOLERANCE:g}) or the box [0, 1]"
         )
