@@ -21,6 +21,7 @@ from sat_ray.lanes import CLEAN_ERROR, NEVER, Verdicts, by_run, lane_logits, run
 from sat_ray.losses import fewest_classes, margin
 from sat_ray.models import view
 from sat_ray.models.bf16 import bf16_copy
+from sat_ray.precision import exact_float32
 from sat_ray.randomness import Randomness
 from sat_ray.rescoring import run_lanes_bf16
 
@@ -43,6 +44,7 @@ OUTCOME_SCHEMA = pa.schema(
 SORT_ORDER = [("attack", "ascending"), ("restart", "ascending"), ("image_id", "ascending")]
 
 
+@exact_float32()
 def evaluate(
     model: Model,
     images_uint8: Tensor | np.ndarray,
@@ -102,6 +104,7 @@ def clean_correct_ids(table: pa.Table) -> set[int]:
     return survivors(table, pc.equal(table["clean_prediction"], table["label"]))
 
 
+@exact_float32()
 def calibrate_attacks(
     model: Model, control: Split, *, attacks: Sequence[AttackSpec], seed: int = 0, lanes: int = 32
 ) -> dict[str, Calibration]:

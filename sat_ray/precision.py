@@ -3,7 +3,8 @@
 Images, perturbations, weights and losses stay float32 either way; so do validation and every verdict.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -20,6 +21,22 @@ def check_precision(precision: str, device: torch.device) -> None:
     if device.type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         raise ValueError(f"training.precision is bf16, which {name} does not support; allowed there: float32")
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Let float32 be float32, with the same bits every time, as verdicts need it; usable as a decorator.
+
+    On a GPU, torch would let convolutions round their factors to TF32's 10 bits and choose kernels that add up in any order. What the
+    caller had set is put back.
+    """
+    cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(products)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -19,6 +19,7 @@ from sat_ray.evaluation import check_images, check_logits, clean_correct_ids, de
 from sat_ray.flight import pad
 from sat_ray.lanes import CLEAN_ERROR, NEVER, lane_logits
 from sat_ray.losses import attack_loss
+from sat_ray.precision import exact_float32
 from sat_ray.randomness import Randomness, sample_rows
 from sat_ray.threat import ThreatModel
 
@@ -79,6 +80,7 @@ def sample(split: Split, count: int, *, seed: int) -> Split:
     return split.take(sample_rows(Randomness.of(seed, split.image_ids), count, purpose="card"))
 
 
+@exact_float32()
 def measure(
     model: Model, split: Split, *, attack: AttackSpec, settings: CardSettings, variants: Variants, seed: int, lanes: int
 ) -> dict[str, Any]:
