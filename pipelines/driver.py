@@ -1,6 +1,7 @@
 """The driver: starts stages, follows them through their records, and is the only writer of MLflow."""
 
 import contextlib
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -199,10 +200,11 @@ def claim_folder(command: Command) -> None:
 
 
 def check_code(command: Command, reporter: Reporter) -> None:
-    """Deal with records that other code made: refuse to start, reuse them, or move them aside."""
-    records = sweep_of(command).records
+    """Deal with records that other code made, and trainings that it began: refuse to start, reuse them, or move them aside."""
+    records, named = sweep_of(command).records, {stage.name: stage for stage in STAGES}
+    begun = ((named[record.stage], record) for record in records.begun())
     committed = ((stage, record) for stage in STAGES for record in records.each(stage))
-    settle_code_changes(records, committed, choice=command.on_code_change, reporter=reporter)
+    settle_code_changes(records, itertools.chain(begun, committed), choice=command.on_code_change, reporter=reporter)
 
 
 def only(name: str) -> Callable[[Command], None]:
@@ -235,6 +237,7 @@ def main(run: Callable[[Command], None], *, about: str | None) -> int:
 
     def act() -> None:
         command = parse(sys.argv[1:], RECIPES, default=DEFAULT, about=about or "")
+        command.config.resources.require_accelerator()
         check_own_parts(command.config, command.root)
         if command.dry_run:
             print(describe(command))

@@ -223,6 +223,16 @@ class ResourceSettings:
                 f"resources.fewest_train_workers is {self.fewest_train_workers}; allowed: 0 to train_workers {self.train_workers}"
             )
 
+    def require_accelerator(self) -> None:
+        """Raise ValueError where some stages have GPUs and others have none, or the GPUs have no name."""
+        gpus = {name: getattr(self, name) for name in ("gpus_per_trial", "gpus_per_worker", "gpus_per_evaluation")}
+        if len({bool(self.accelerator), *(count > 0 for count in gpus.values())}) > 1:
+            given = ", ".join(f"{name} {count:g}" for name, count in gpus.items())
+            raise ValueError(
+                f"resources.accelerator is {self.accelerator!r} with {given}; allowed: the GPUs' name (H200) and GPUs for all three, or "
+                "neither, since results of different devices are not compared"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CostSettings:

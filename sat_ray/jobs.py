@@ -23,7 +23,7 @@ from sat_ray.gpu_memory import memory_needed
 from sat_ray.model_source import load_source
 from sat_ray.models import model_from_spec
 from sat_ray.randomness import Randomness, sample_rows
-from sat_ray.stages import STATE, Record, Records, attempt_name
+from sat_ray.stages import STATE, Record, Records, attempt_name, require_environment
 from sat_ray.state_files import StateFiles
 from sat_ray.storage import Storage
 from sat_ray.totals import NonFiniteLossError
@@ -75,8 +75,13 @@ def train_and_commit(
     done = records.find(job.stage, job.key)
     if done is not None:
         return done
+    require_environment(job.environment)
     with StateFiles(records.storage, job.key) as files:
-        state = files.read() or _starting_state(records, previous)
+        state = files.read()
+        if state is None:
+            state = _starting_state(records, previous)
+            if world.rank == 0:
+                records.begin(job.stage, job.key, inputs=job.inputs)
         write = files.write if world.rank == 0 else lambda state: None
         settings: dict[str, Any] = {"world": world, "checkpoint_images": checkpoint_images, "leaving": leaving}
         reports = _training(job, state, on_checkpoint=write, **settings)
@@ -94,6 +99,7 @@ def train_and_commit(
             files.wait()
             _commit_training(job, records, state, workers=world.size)
             files.discard()
+            records.end(job.key)
     world.barrier()
     committed = records.find(job.stage, job.key)
     assert committed is not None
@@ -216,6 +222,7 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
     done = records.find(EVALUATE, task.key)
     if done is not None:
         return done
+    require_environment(task.environment)
     started = perf_counter()
     model = model_of(task)
     shard = read_rows(Storage.at(task.dataset.uri), task.split, rows_of(task))
@@ -245,6 +252,7 @@ def card_and_commit(task: CardTask, records: Records, *, gpus: float = 0) -> Rec
     done = records.find(CARD, task.key)
     if done is not None:
         return done
+    require_environment(task.environment)
     started = perf_counter()
     model = cached_model(task.checkpoint, task.checkpoint_sha256, _accelerator(task))
     split = split_of(task.dataset.uri, "val", task.dataset.hash)

@@ -6,7 +6,7 @@ version, the semantic inputs and the numerical environment, so a committed recor
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from sat_ray.source_code import code_hashes
 from sat_ray.storage import Storage, json_bytes
 
 STATE = "state"
+BEGUN = f"{STATE}/progress"  # trainings under way: what they began with, and their states
 OWN = "own"  # among a record's inputs: the names, module:function, of the user's own code that it rests on
 
 
@@ -103,6 +104,22 @@ class Records:
         assert winner is not None
         return winner
 
+    def begin(self, stage: Stage, key: str, *, inputs: dict[str, Any]) -> None:
+        """Write down with which code work begins whose state is kept before it is committed; replaces what an earlier start wrote."""
+        code = code_hashes(modules_behind(stage, inputs))
+        begun = Record(stage=stage.name, key=key, inputs=inputs, payload={"begun": True}, code=code, created=time.time(), seconds=0.0)
+        self.storage.write_json(f"{BEGUN}/{key}.json", asdict(begun))
+
+    def end(self, key: str) -> None:
+        """Forget that work began."""
+        self.storage.discard(f"{BEGUN}/{key}.json")
+
+    def begun(self) -> Iterator[Record]:
+        """Yield what `begin` wrote and `end` has not removed."""
+        for name in self.storage.names(BEGUN):
+            if name.endswith(".json") and not name.endswith(".error.json"):
+                yield Record(**self.storage.read_json(f"{BEGUN}/{name}"))
+
     def keys(self, stage: Stage) -> list[str]:
         """List the keys committed so far."""
         return [name.removesuffix(".json") for name in self.storage.names(f"{STATE}/{stage.name}")]
@@ -131,9 +148,12 @@ class Records:
         return self._read.get(name)
 
     def supersede(self, record: Record) -> None:
-        """Move a record aside, so that its work is done again; nothing is deleted."""
-        name = f"{record.stage}/{record.key}.json"
-        self.storage.move(f"{STATE}/{name}", f"superseded/{attempt_name()}/{name}")
+        """Move a record aside, or the states of work that has only begun, so that it is done again; nothing is deleted."""
+        states = [f"progress/{record.key}.safetensors", f"progress/second/{record.key}.safetensors", f"progress/{record.key}.json"]
+        aside = f"superseded/{attempt_name()}"
+        for name in states if record.payload.get("begun") else [f"{record.stage}/{record.key}.json"]:
+            if self.storage.exists(f"{STATE}/{name}"):
+                self.storage.move(f"{STATE}/{name}", f"{aside}/{name}")
         self._read.pop((record.stage, record.key), None)
 
 
@@ -156,6 +176,20 @@ def numerical_environment(*, accelerator: str, threads: int, lanes: int, compile
     device = f"cuda:{accelerator}" if accelerator else f"cpu:{torch.backends.cpu.get_cpu_capability()}"
     kernels = {"kernels": "torch.compile"} if compiled else {}
     return {"torch": torch.__version__, "device": device, "threads": threads, "precision": "float32", "lanes": lanes, **kernels}
+
+
+def require_environment(environment: Mapping[str, Any]) -> None:
+    """Raise ValueError where this process would compute other bits than a result is to be recorded under: another GPU or CPU."""
+    kind, _, wanted = str(environment["device"]).partition(":")
+    if kind == "cuda":
+        found = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
+        if wanted.lower() not in found.lower():
+            raise ValueError(f"the accelerator is given as {wanted!r} and this node's GPU is {found!r}; allowed: a part of that name")
+    elif (here := torch.backends.cpu.get_cpu_capability()) != wanted:
+        raise ValueError(
+            f"this node's processor computes with {here}, the driver's with {wanted}, and their bits differ; use nodes of one kind, or set "
+            "ATEN_CPU_CAPABILITY (default, avx2 or avx512) to the lesser of the two on all of them"
+        )
 
 
 def attempt_name() -> str:

@@ -32,7 +32,7 @@ settings.load_profile("repeatable")
 
 WITH_RAY = (
     *("test_bad_input_of_sweeps", "test_evaluation_on_ray", "test_foreign", "test_job_submission", "test_preparing", "test_ray_cluster"),
-    "test_sweep",
+    *("test_sweep", "test_train_session"),
 )
 
 

@@ -72,6 +72,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "dataset": (["--data.dataset", "digist"], "did you mean digits"),
     "model": (["--model.name", "resnet19"], "did you mean resnet18"),
     "schedule": (["--training.schedule", "lineer"], "did you mean linear"),
+    "a name without GPUs": (["--resources.accelerator", "H200"], "is 'H200' with gpus_per_trial 0, gpus_per_worker 0"),
+    "GPUs for one stage": (["--resources.gpus-per-worker", "1"], "allowed: the GPUs' name (H200) and GPUs for all three, or neither"),
     "norm": (["--threat-model.norm", "l7"], "allowed: linf, l2"),
     "alpha": (["--search.activations", "elu:1000"], "allowed for elu: 0.001 to 100"),
     "epsilon of zero": (["--threat-model.epsilon", "0"], "threat_model.epsilon is 0"),

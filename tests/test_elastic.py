@@ -36,7 +36,7 @@ def test_a_lost_node_costs_a_worker_and_changes_nothing(cluster: Any, tmp_path: 
     lost = []
 
     def lose_the_second_node() -> None:
-        while not list((tmp_path / "sweep" / "state" / "progress").glob("*")) and len(lost) == 0:
+        while not list((tmp_path / "sweep" / "state" / "progress").glob("*.safetensors")) and len(lost) == 0:
             time.sleep(0.05)
         time.sleep(1.0)
         cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)

@@ -131,6 +131,24 @@ def test_more_corrupt_images_than_allowed_stop_it_and_are_named_and_a_larger_sha
     assert {path: path.stat().st_mtime_ns for path in target.glob("*.parquet")} == written
 
 
+def test_storage_that_is_away_for_a_while_makes_no_image_corrupt(tmp_path: Path) -> None:
+    source, elsewhere = unpack(imagenet()[0], tmp_path / "in"), tmp_path / "elsewhere"
+    found = Storing.pixels
+
+    def goes_away(self: Storing, data: bytes) -> np.ndarray:
+        if not elsewhere.exists():
+            source.rename(elsewhere)
+        return found(self, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Storing, "pixels", goes_away)
+        with pytest.raises(FileNotFoundError, match="JPEG"):
+            prepare("imagenet", source, tmp_path / "out", storing=SMALL, corrupt_share=0.99)
+    elsewhere.rename(source)
+    manifest = prepare("imagenet", source, tmp_path / "out", storing=SMALL)
+    assert manifest["corrupt"] == [] and sum(manifest["splits"].values()) == 33
+
+
 def test_images_of_several_sizes_are_refused_unless_a_size_is_given(imagenets: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"images differ in size: .* is \d+ x \d+, others \d+ x \d+; give --data\.image-size N"):
         prepare("imagenet", imagenets[0], tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from sat_ray.data.sources import DATASETS
 from sat_ray.jobs import evaluate_and_commit, split_of, train_and_commit
 from sat_ray.outcomes import check_each_id_once, merge_outcomes
 from sat_ray.plan import Group, evaluation_tasks, final_jobs, groups, planned_trials, promote, trial_job
-from sat_ray.stages import Record, Records, Stage, changed_modules, code_hashes, record_key
+from sat_ray.stages import Record, Records, Stage, changed_modules, code_hashes, numerical_environment, record_key, require_environment
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 from sat_ray.training import EpochReport, TrainingSettings
@@ -398,3 +399,13 @@ def test_rows_of_table_1_are_evaluated_through_both_backward_passes_and_others_o
     assert views("silu") == views("relu") == [None]
     assert views("relu", smooth) == [None, smooth]
     assert views(smooth, "relu") == views(smooth) == ["relu", smooth]
+
+
+def test_a_result_is_made_only_on_the_processor_or_gpu_it_is_recorded_under() -> None:
+    here = numerical_environment(accelerator="", threads=1, lanes=8)
+    require_environment(here)
+    with pytest.raises(ValueError, match=r"computes with \w+, the driver's with OTHER, and their bits differ; .*ATEN_CPU_CAPABILITY"):
+        require_environment(here | {"device": "cpu:OTHER"})
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"accelerator is given as 'H200' and this node's GPU is 'none that torch can use'"):
+            require_environment(here | {"device": "cuda:H200"})

@@ -15,6 +15,8 @@ import torch
 from sklearn.datasets import load_digits
 from trainings import BALL, assert_same_bits, small_model, train
 
+from pipelines.code_change import settle_code_changes
+from pipelines.progress import Reporter
 from sat_ray.checkpoint import pack_state, unpack_state
 from sat_ray.config import ModelSettings, SweepConfig
 from sat_ray.configuration import Configuration
@@ -25,12 +27,12 @@ from sat_ray.jobs import train_and_commit
 from sat_ray.learner import Learner
 from sat_ray.plan import final_jobs
 from sat_ray.randomness import permutation
-from sat_ray.stages import Records
+from sat_ray.stages import Records, changed_modules
 from sat_ray.state_files import StateFiles
 from sat_ray.storage import Storage
 from sat_ray.totals import NonFiniteLossError
 from sat_ray.training import TrainingSettings, TrainingState
-from sat_ray.units import Dataset, TrainingJob
+from sat_ray.units import TRAIN, Dataset, TrainingJob
 
 EVERYTHING: dict[str, Any] = {
     "epochs": 3,
@@ -182,6 +184,47 @@ def test_a_job_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
     undisturbed = train_and_commit(job, Records(Storage.at(tmp_path / "other")))
     assert resumed.payload["sha256"] == undisturbed.payload["sha256"] and resumed.content == undisturbed.content
     assert records.storage.names("state/progress") == []
+
+
+def interrupted(job: TrainingJob, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until some states are written, and stop there."""
+    update, numbers = Learner.update, []
+
+    def counted(self: Learner, *args: Any, **kwargs: Any) -> None:
+        numbers.append(kwargs["number"])
+        if len(numbers) == 8:
+            raise KeyboardInterrupt
+        update(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "update", counted)
+        with pytest.raises(KeyboardInterrupt):
+            train_and_commit(job, records, checkpoint_images=200)
+
+
+def test_a_training_that_other_code_began_is_refused_or_goes_on_or_begins_anew_as_asked(
+    job: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records(Storage.at(tmp_path / "sweep"))
+    interrupted(job, records, monkeypatch)
+    (begun,) = records.begun()
+    assert changed_modules(begun, TRAIN) == []
+    path = f"state/progress/{job.key}.json"
+    records.storage.write_json(path, records.storage.read_json(path) | {"code": begun.code | {"sat_ray.training": "older"}})
+
+    def settle(choice: str) -> None:
+        settle_code_changes(records, ((TRAIN, one) for one in records.begun()), choice=choice, reporter=Reporter())
+
+    with pytest.raises(ValueError, match=r"1 results in .* were made by other code \(sat_ray\.training changed\)"):
+        settle("refuse")
+    settle("reuse")
+    assert len(records.storage.names("state/progress")) == 2
+    settle("rerun")
+    assert records.storage.names("state/progress") == records.storage.names("state/progress/second") == []
+    assert len(list((tmp_path / "sweep" / "superseded").rglob("*.safetensors"))) == 2
+    anew = train_and_commit(job, records, checkpoint_images=200)
+    assert list(records.begun()) == []
+    assert anew.content == train_and_commit(job, Records(Storage.at(tmp_path / "other"))).content
 
 
 class HeldStorage(Storage):

@@ -99,7 +99,7 @@ def _pixels(task: ShardTask) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any
         try:
             images.append(task.storing.pixels(place.read()))
             kept.append(row)
-        except (CorruptImageError, OSError) as error:
+        except CorruptImageError as error:  # an OSError is no property of the image: storage that is away now may come back
             corrupt.append({"image_id": int(task.ids[row]), "image": place.name, "reason": str(error)})
             continue
         if images[-1].shape != images[0].shape:

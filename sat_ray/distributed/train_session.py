@@ -13,6 +13,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 
+from sat_ray.attacks import InfeasiblePointError
 from sat_ray.bundles import worker_resources
 from sat_ray.config import ResourceSettings
 from sat_ray.distributed.metrics import training_shown
@@ -55,6 +56,8 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
     )
     if resources.fewest_train_workers:
         os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(ELASTIC_START_SECONDS)
+    for job in waiting:
+        records.storage.discard(_verdict(job))  # of an earlier start, whose cause may be gone
     trainer.fit()
     unfinished = [job for job in waiting if records.find(job.stage, job.key) is None]
     if unfinished:
@@ -69,6 +72,13 @@ def workers_wanted(resources: ResourceSettings) -> int | tuple[int, int]:
 
 def _verdict(job: TrainingJob) -> str:
     return f"state/progress/{job.key}.error.json"
+
+
+def _advised(error: Exception) -> str:
+    text = str(error).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU's memory is too small ({text}); more --resources.train-workers, or a smaller --training.batchnorm-group-size"
+    return text
 
 
 def a_node_leaves() -> bool:
@@ -87,6 +97,8 @@ def _session(settings: dict[str, Any]) -> None:
     records = Records(Storage(settings["storage"]))
     with training_shown(records) as after_epoch:
         for job in settings["jobs"]:
+            if records.storage.exists(_verdict(job)):
+                return  # one worker found what it cannot mend and ended the group; the others had to be started anew to hear of it
             try:
                 show = after_epoch if world.rank == 0 else lambda report: None
                 train_and_commit(job, records, world=world, on_epoch=show, leaving=a_node_leaves)
@@ -95,3 +107,7 @@ def _session(settings: dict[str, Any]) -> None:
                 if world.rank == 0:
                     records.storage.write_json(_verdict(job), {"error": f"{job.name}: {error}"})
                 return
+            except (ValueError, InfeasiblePointError, torch.OutOfMemoryError) as error:
+                # so would these, but the others do not know: they wait in a collective, and only the end of this worker frees them
+                records.storage.write_json(_verdict(job), {"error": f"{job.name}, worker {world.rank}: {_advised(error)}"})
+                raise

@@ -96,7 +96,9 @@ class Victim:
 
     def committed(self, stage: str) -> list[float]:
         """Return when the units of a stage were committed and, in training, when its checkpoints were written."""
-        return sorted([*self.names(f"state/{stage}").values(), *(self.names("state/progress").values() if stage == "train" else ())])
+        states = self.names("state/progress") if stage == "train" else {}
+        written = [when for name, when in states.items() if name.endswith(".safetensors")]
+        return sorted([*self.names(f"state/{stage}").values(), *written])
 
 
 def faults_of(left: Left, undisturbed: Left, name: str, mlflow: Mlflow, cluster: Cluster) -> list[str]:

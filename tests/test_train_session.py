@@ -1,0 +1,61 @@
+"""A session of Ray Train workers that meets what it cannot mend: one line, after one new start instead of eight."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_rays import job_in, ray_of_one_node
+
+from sat_ray.config import ResourceSettings
+from sat_ray.stages import Records
+from sat_ray.storage import Storage
+from sat_ray.units import TRAIN, TrainingJob
+
+
+@pytest.fixture(scope="module")
+def ray_of_two_cpus() -> Iterator[None]:
+    """Start a Ray with room for two workers."""
+    with ray_of_one_node(num_cpus=2):
+        yield
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainingJob:
+    """Describe a short training on digits."""
+    return job_in(tmp_path / "data", epochs=1, validate_every=1)
+
+
+def spoil_first_shard(folder: Path) -> bytes:
+    """Change one byte of the first training shard; return what it was."""
+    shard = min((folder / "data").glob("train-*.parquet"))
+    sound = shard.read_bytes()
+    shard.write_bytes(sound[:100] + bytes([sound[100] ^ 1]) + sound[101:])
+    return sound
+
+
+@pytest.mark.fault
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_a_damaged_shard_ends_a_session_with_one_line_and_a_sound_one_is_trained_on(job: TrainingJob, tmp_path: Path) -> None:
+    from sat_ray.distributed.train_session import train_all
+
+    records, resources = Records(Storage(str(tmp_path / "sweep"))), ResourceSettings(train_workers=2)
+    sound = spoil_first_shard(tmp_path)
+    with pytest.raises(ArithmeticError, match=rf"^{job.name}, worker [01]: .*train-.*parquet.*") as caught:
+        train_all([job], records, resources)
+    assert "\n" not in str(caught.value)
+    starts = list((tmp_path / "sweep" / "state" / "ray").glob("session-*"))
+    assert len(starts) == 1
+    assert records.find(TRAIN, job.key) is None
+    min((tmp_path / "data").glob("train-*.parquet")).write_bytes(sound)
+    train_all([job], records, resources)
+    assert records.find(TRAIN, job.key) is not None
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_workers_of_another_processor_than_the_drivers_refuse_to_train(job: TrainingJob, tmp_path: Path) -> None:
+    from sat_ray.distributed.train_session import train_all
+
+    other = dataclasses.replace(job, environment=job.environment | {"device": "cpu:OTHER"})
+    with pytest.raises(ArithmeticError, match=r"this node's processor computes with \w+, the driver's with OTHER"):
+        train_all([other], Records(Storage(str(tmp_path / "sweep"))), ResourceSettings(train_workers=2))
