@@ -17,7 +17,7 @@ from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.losses import cross_entropy
 from sat_ray.models import settle_layout, view
-from sat_ray.optimizers import parameter_groups
+from sat_ray.optimizers import fuses, parameter_groups
 from sat_ray.precision import autocast
 from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
@@ -82,7 +82,8 @@ class Plain:
         self.model = model.train()
         self.attacker = view(model)
         self.attack = size.settings().attack(THREAT_MODEL)
-        self.optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=5e-4), lr=LEARNING_RATE, momentum=0.9, nesterov=True)
+        groups = parameter_groups(model, weight_decay=5e-4)
+        self.optimizer = torch.optim.SGD(groups, lr=LEARNING_RATE, momentum=0.9, nesterov=True, fused=fuses(model))
 
     def batches(self) -> Iterator[Split]:
         """Yield the batches of one sample."""

@@ -38,6 +38,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", metavar="PATH", help="write everything, every flipped image included, here as well")
     parser.add_argument("--flips", type=int, default=10, metavar="N", help="images shown of each direction (default 10; 0 for none)")
     parser.add_argument("--common", action="store_true", help="compare on the images that all outcomes have, by their ids")
+    parser.add_argument(
+        "--any-gradient", action="store_true", help="attacks may differ in the precision of their gradients, as pgd-200 and pgd-200-bf16 do"
+    )
     given = parser.parse_args(argv)
     if len(given.outcomes) < 2:
         raise UsageError(f"OUTCOMES are {len(given.outcomes)}; allowed: at least 2")
@@ -70,7 +73,7 @@ def run(argv: Sequence[str]) -> None:
     names = stems if len(set(stems)) == len(stems) else given.outcomes
     models = [read_model(uri, name=name) for uri, name in zip(given.outcomes, names, strict=True)]
     seen = [len(model.images.image_ids) for model in models]
-    comparison = compare(models, common=given.common)
+    comparison = compare(models, common=given.common, any_gradient=given.any_gradient)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     if given.common:
         console.print(f"--common: {comparison.n:,} images are common to outcomes of {', '.join(f'{n:,}' for n in seen)}", markup=False)

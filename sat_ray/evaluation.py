@@ -256,5 +256,5 @@ def check_logits(clean: Tensor, y: Tensor) -> None:
     """Raise ValueError where clean logits (N, K) do not go with the labels, or are probabilities."""
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < clean.shape[1]:
         raise ValueError(f"labels lie in [{int(y.min())}, {int(y.max())}] but the model has {clean.shape[1]} classes")
-    if clean.shape[1] > 1 and bool((clean >= 0).all()) and bool(((clean.sum(dim=1) - 1).abs() < 1e-4).all()):
+    if clean.shape[1] > 1 and bool((clean >= 0).all()) and bool(((clean.sum(dim=1) - 1).abs() < 2e-2).all()):  # in bf16 too
         raise ValueError("model returns probabilities (rows sum to 1); allowed: logits. Drop the softmax, it flattens the gradient")

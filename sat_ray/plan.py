@@ -43,6 +43,8 @@ def training_job(
 ) -> TrainingJob:
     """Describe one training of the sweep. Raises ValueError where the images are too small for its augmentation or its first size."""
     manifest, resources = dataset.manifest, config.resources
+    if training.global_batch_size > (images := manifest["splits"]["train"]):
+        raise ValueError(f"training.global_batch_size is {training.global_batch_size}; allowed: at most the {images} training images")
     check_augmentation(training.augmentation, manifest["shape"])
     check_resizing(training, manifest["shape"])
     spec = ModelSpec(

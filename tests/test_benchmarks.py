@@ -74,6 +74,7 @@ def test_ours_is_at_most_as_robust_as_any_library_finds_from_the_same_starts(tmp
     tolerance = max(0.005, 2 / written["details"]["size"]["images"])
     assert all(0 <= robust["ours"] <= robust[library] + tolerance for library in LIBRARIES), robust
     assert 0 < written["passes_per_image"] <= written["details"]["size"]["steps"] + 1
+    assert written["details"]["bf16"]["calibration_seconds"] > 0
     assert abs(written["details"]["bf16"]["robust_accuracy"] - robust["ours"]) <= tolerance
     assert written["details"]["size"]["hardware"] == {"device": "cpu", "precision": "float32", "model": "small_resnet", "pixels": 16}
     shares = [*written["details"]["share_of_matrix_rate"].values(), written["details"]["bf16"]["share_of_matrix_rate"]]

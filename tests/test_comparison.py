@@ -20,7 +20,7 @@ from scipy import stats
 from pipelines.compare import run
 from sat_ray.attacks import AttackSpec
 from sat_ray.data.split import Split
-from sat_ray.evaluation import clean_correct_ids, evaluate, robust_image_ids
+from sat_ray.evaluation import calibrate_attacks, clean_correct_ids, evaluate, robust_image_ids
 from sat_ray.metrics import mcnemar_p_value, paired_difference_interval
 from sat_ray.models import Normalized
 from sat_ray.outcome_files import EVALUATION_KEY
@@ -236,6 +236,28 @@ def saved(folder: Path, **tables: pa.Table) -> list[str]:
     for name, table in tables.items():
         pq.write_table(table, folder / f"{name}.parquet")
     return [str(folder / f"{name}.parquet") for name in tables]
+
+
+def test_attacks_that_differ_in_the_precision_of_their_gradients_are_compared_when_asked(
+    models: dict[str, Normalized], some: Split, tables: dict[str, pa.Table], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    low = replace(PGD_8, gradient="bf16", name="")
+    calibrations = calibrate_attacks(models["silu-s0"], some.take(slice(0, 32)), attacks=[low], lanes=40)
+    rounded = recorded(outcomes(models["silu-s0"], some, low, calibrations=calibrations), low)
+    paths = saved(tmp_path, exact=recorded(tables["silu-s0"]), rounded=rounded)
+    with pytest.raises(ValueError, match=r"A \(exact\) pgd-8; B \(rounded\) pgd-8-bf16; allowed: the same attacks, or --any-gradient"):
+        run(paths)
+    run([*paths, "--any-gradient", "--json", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())["pairs"][0]
+    flipped = len(found["robust_in_first_alone"]) + len(found["robust_in_other_alone"])
+    differing = sum(a != b for a, b in zip(*(sorted_robust(table) for table in (tables["silu-s0"], rounded)), strict=True))
+    assert found["same_verdicts"] == pytest.approx(1 - flipped / 120) == pytest.approx(1 - differing / 120)
+    assert f"images with the same verdict: {100 * found['same_verdicts']:.2f} % A and B" in capsys.readouterr().out
+
+
+def sorted_robust(table: pa.Table) -> list[bool]:
+    """Return whether each image is robust, by its id."""
+    return list(table.sort_by("image_id")["robust"].to_pylist())
 
 
 def relabelled(table: pa.Table) -> pa.Table:

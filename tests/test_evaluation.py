@@ -237,6 +237,7 @@ def test_no_image_is_an_empty_table() -> None:
         ({"model": lambda x: head(x) * torch.nan}, r"NaN or inf logits for image ids \[3, 1, 2, 9\]"),
         ({"model": lambda x: head(x) + torch.inf}, "NaN or inf logits"),
         ({"model": lambda x: head(x).softmax(dim=1)}, "probabilities"),
+        ({"model": lambda x: head(x).softmax(dim=1).to(torch.bfloat16)}, "probabilities"),
         ({"model": lambda x: head(x)[:, 0]}, r"allowed: \(N, num_classes\)"),
         ({"model": lambda x: head(x)[:, :, None]}, r"allowed: \(N, num_classes\)"),
         ({"labels": [0, 1, 2, 0]}, "2 classes"), ({"labels": [0, 1, -1, 0]}, r"lie in \[-1, 1\]"),

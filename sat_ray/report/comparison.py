@@ -74,14 +74,19 @@ class Comparison:
         """Return the number of images."""
         return len(self.models[0].images.image_ids)
 
+    def same_verdicts(self, pair: Pair) -> float:
+        """Return the share of images that both models of a pair withstand, or neither."""
+        return 1 - (len(pair.lost) + len(pair.gained)) / self.n
 
-def compare(models: Sequence[JudgedModel], *, common: bool = False) -> Comparison:
+
+def compare(models: Sequence[JudgedModel], *, common: bool = False, any_gradient: bool = False) -> Comparison:
     """Compare the first model with each of the others; raises ValueError wherever `check_comparable` does.
 
-    common: compare on the images that all models were evaluated on, by their ids, whatever else each of them has seen.
+    common: compare on the images that all models were evaluated on, by their ids, whatever else each of them has seen;
+    any_gradient: the attacks may differ in the precision of their gradients.
     """
     models = in_common(models) if common else models
-    check_comparable(models, any_dataset=common)
+    check_comparable(models, any_dataset=common, any_gradient=any_gradient)
     first = models[0].images
     robust = _tests([(first.robust, other.images.robust) for other in models[1:]])
     clean = _tests([(first.clean, other.images.clean) for other in models[1:]])
@@ -118,6 +123,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                 "first": letter(pair.first),
                 "other": letter(pair.other),
                 "robust": dataclasses.asdict(pair.robust) | {"within_noise": pair.robust.within_noise},
+                "same_verdicts": comparison.same_verdicts(pair),
                 "clean": dataclasses.asdict(pair.clean) | {"within_noise": pair.clean.within_noise},
                 "robust_in_first_alone": [flip(models[pair.first], models[pair.other], row) for row in pair.lost.tolist()],
                 "robust_in_other_alone": [flip(models[pair.first], models[pair.other], row) for row in pair.gained.tolist()],

@@ -63,6 +63,10 @@ def notes(comparison: Comparison) -> list[str]:
         + (" after Holm" if count > 1 else ""),
         "McNemar compares these checkpoints on these images, not two activations or ways of training: that takes seeds, at least 3 of each",
     ]
+    same = ", ".join(
+        f"{100 * comparison.same_verdicts(pair):.2f} % {letter(pair.first)} and {letter(pair.other)}" for pair in comparison.pairs
+    )
+    found.append(f"images with the same verdict: {same}")
     if missing := [letter(i) for i, model in enumerate(models) if not counted_specs(model)]:
         distances = ", ".join(f"{letter(i)} {pixels(model.largest_distance)}" for i, model in enumerate(models))
         found.append(f"no threat model is recorded for {', '.join(missing)}; largest distance from an image: {distances}")

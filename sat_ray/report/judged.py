@@ -84,10 +84,11 @@ def in_common(models: Sequence[JudgedModel]) -> list[JudgedModel]:
     return [model.take(np.isin(model.images.image_ids, shared)) for model in models]
 
 
-def check_comparable(models: Sequence[JudgedModel], *, any_dataset: bool = False) -> None:
+def check_comparable(models: Sequence[JudgedModel], *, any_dataset: bool = False, any_gradient: bool = False) -> None:
     """Raise ValueError, naming what differs, for fewer than two models, other images, other labels, other attacks or threat models.
 
-    any_dataset: trust image ids and labels where the files record different datasets.
+    any_dataset: trust image ids and labels where the files record different datasets; any_gradient: let attacks differ in the precision of
+    their gradients alone.
     """
     if len(models) < 2:
         raise ValueError(f"models are {len(models)}; allowed: at least 2")
@@ -96,7 +97,7 @@ def check_comparable(models: Sequence[JudgedModel], *, any_dataset: bool = False
             _check_same_dataset(models, index)
         _check_same_images(models, index)
         _check_same_labels(models, index)
-        _check_same_attacks(models, index)
+        _check_same_attacks(models, index, any_gradient=any_gradient)
 
 
 def counted_attacks(model: JudgedModel) -> list[str]:
@@ -166,17 +167,19 @@ def _check_same_labels(models: Sequence[JudgedModel], index: int) -> None:
         )
 
 
-def _check_same_attacks(models: Sequence[JudgedModel], index: int) -> None:
+def _check_same_attacks(models: Sequence[JudgedModel], index: int, *, any_gradient: bool) -> None:
     """Raise ValueError where the attacks have other names or, where both files record them, other settings or threat models."""
-    ours, theirs = counted_attacks(models[0]), counted_attacks(models[index])
-    if ours != theirs:
-        both = f"{_named(models, 0)} {', '.join(ours)}; {_named(models, index)} {', '.join(theirs)}"
-        raise ValueError(f"attacks differ: {both}; allowed: the same attacks")
-    one, other = counted_specs(models[0]), counted_specs(models[index])
+    ours, theirs = ([_without_gradient(name) for name in counted_attacks(models[i])] for i in (0, index))
+    only_gradient = ours == theirs and counted_attacks(models[0]) != counted_attacks(models[index])
+    if ours != theirs or (only_gradient and not any_gradient):
+        both = "; ".join(f"{_named(models, i)} {', '.join(counted_attacks(models[i]))}" for i in (0, index))
+        way = ", or --any-gradient for attacks that differ in the precision of their gradients alone" if only_gradient else ""
+        raise ValueError(f"attacks differ: {both}; allowed: the same attacks{way}")
+    one, other = ({_without_gradient(name): spec for name, spec in counted_specs(models[i]).items()} for i in (0, index))
     for name in sorted(one.keys() & other.keys()):
         for field in sorted(one[name].keys() | other[name].keys()):
             a, b = one[name].get(field), other[name].get(field)
-            if a != b:
+            if a != b and not (any_gradient and field == "gradient"):
                 raise ValueError(
                     f"attacks differ: {field} of {name} is {a} in {_named(models, 0)} and {b} in {_named(models, index)}; "
                     "allowed: the same attacks and threat model"
@@ -185,6 +188,10 @@ def _check_same_attacks(models: Sequence[JudgedModel], index: int) -> None:
 
 def _without_view(attack: str) -> str:
     return re.sub(r"@\w+", "", attack)
+
+
+def _without_gradient(attack: str) -> str:
+    return attack.replace("-bf16", "")
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
