@@ -22,6 +22,7 @@ from sat_ray.cli import Command, parse
 from sat_ray.config import SweepConfig, content_hash, from_json, to_json
 from sat_ray.data.preparing import progress as shards_written
 from sat_ray.data.shards import MANIFEST
+from sat_ray.data.sources import dataset_source
 from sat_ray.lease import driver_lease
 from sat_ray.plan import dataset_uri, planned_trials
 from sat_ray.spending import cost_sentence
@@ -149,7 +150,7 @@ class Driver:
         self.metrics.update()
         done = len(records.keys(stage)) if stage else 0
         counted = f"{done - self.reused[name]} computed, {self.reused[name]} reused" if stage else ""
-        progress.end(left_out(answer) if name == "prepare" else counted)
+        progress.end("; ".join(filter(None, (other_classes(answer), left_out(answer)))) if name == "prepare" else counted)
         if name == "search" and (found := describe_search(self.config, records)) is not None and found["cut_by_budget"]:
             self.reporter.say(found["sentence"])
         return answer
@@ -161,6 +162,13 @@ class Driver:
             different = {record.payload["sha256"] for record in self.returned.get("train", [])}
             return len(different) * -(-count // self.config.evaluation.shard_size) or None
         return {"search": planned_trials(self.config), "train": models or None}.get(name)
+
+
+def other_classes(dataset: Dataset) -> str:
+    """Say so where a dataset has not the classes it is known for, as a folder that was not unpacked to its end; "" else."""
+    manifest = dataset.manifest
+    known, found = dataset_source(manifest["dataset"]).classes, len(manifest["class_names"])
+    return f"{manifest['dataset']} has {known:,} classes, this one {found:,}" if known not in (0, found) else ""
 
 
 def left_out(dataset: Dataset) -> str:

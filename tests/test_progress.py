@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from pipelines import progress
-from pipelines.driver import left_out
+from pipelines.driver import left_out, other_classes
 from pipelines.progress import Reporter
 from sat_ray.stages import Record
 from sat_ray.units import Dataset
@@ -73,6 +73,15 @@ def test_an_evaluation_shows_images_attacked_per_second_of_the_clock(monkeypatch
         now[0] = second
         shown.update(done, came)
     assert reporter.bars.tasks[0].fields["note"] == "90.0 images/s · about 10 s left"
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "said"),
+    [("imagenet", 999, "imagenet has 1,000 classes, this one 999"), ("imagenet", 1000, ""), ("cifar10", 10, ""), ("image_folder", 7, "")],
+)
+def test_a_dataset_without_some_of_its_classes_is_pointed_out(name: str, classes: int, said: str) -> None:
+    manifest = {"dataset": name, "class_names": [str(number) for number in range(classes)]}
+    assert other_classes(dataclasses.replace(dataset(), manifest=manifest)) == said
 
 
 def test_corrupt_images_are_named_when_the_dataset_is_there() -> None:
