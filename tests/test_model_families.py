@@ -1,15 +1,19 @@
 """What every family of networks must do: any activation, a gradient for the attacker, views, layouts, checkpoints, export."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from thin_networks import thin_networks, without_draws
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sat_ray.activations import ACTIVATIONS, Activation
 from sat_ray.checkpoint import load_model, save_model
-from sat_ray.models import Normalized, assert_shares_storage, build_model, model_from_spec, settle_layout, view
+from sat_ray.models import MODELS, Normalized, assert_shares_storage, build_model, model_from_spec, settle_layout, view
 from sat_ray.models.efficientnet import efficientnet
 from sat_ray.models.export import exportable
 from sat_ray.models.injection import inject_activation
@@ -66,6 +70,68 @@ def miniature(family: str, activation: str) -> Normalized:
 def model(request: pytest.FixtureRequest) -> Normalized:
     """Build one network of each family with small images in mind; tests must not change it."""
     return with_statistics(build_model(request.param, activation="relu", num_classes=5, stem="small", seed=0))
+
+
+LINEAR = {*("conv2d", "batch_norm", "linear", "add", "add_", "sub", "div", "mul"), *("flatten", "dim", "__get__", "adaptive_avg_pool2d")}
+OTHERS = {"resne": {"max_pool2d"}, "efficientnet": {"sigmoid", "dropout"}}  # pooling; gates, which weigh channels; no share is dropped
+
+
+class Watch(TorchFunctionMode):
+    """Note the activation modules that images pass, and what is called outside of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.called, self.passed, self.inside = set[str](), list[nn.Module](), False
+        for module in model.modules():
+            if isinstance(module, Activation):
+                module.register_forward_pre_hook(self._enter)
+                module.register_forward_hook(self._leave)
+
+    def _enter(self, module: nn.Module, _: Any) -> None:
+        self.passed.append(module)
+        self.inside = True
+
+    def _leave(self, *_: Any) -> None:
+        self.inside = False
+
+    def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do what is asked for."""
+        if not self.inside:
+            self.called.add(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def assert_passes_its_activation_alone(name: str, activation: str, x: Tensor) -> None:
+    """Assert that images get from a network to logits through each activation module once, all of them the right one, and no other."""
+    with x.device:
+        model = build_model(name, activation=activation, num_classes=7)
+    with torch.no_grad(), Watch(model) as watch:
+        logits = model(x)
+    assert logits.shape == (len(x), 7) and (logits.is_meta or bool(logits.isfinite().all()))
+    made, info = [module for module in model.modules() if isinstance(module, Activation)], ACTIVATIONS[activation]
+    assert len(made) >= 5 and len(watch.passed) == len(made) and set(watch.passed) == set(made)
+    for one in made:
+        assert (one.activation, one.function, one.alpha, one.learned) == (activation, info.function, info.check_alpha(None), info.learned)
+    allowed = next((others for family, others in OTHERS.items() if family in name), set())
+    assert watch.called <= LINEAR | allowed, "something that is not linear was called outside of the activation modules"
+    left = {type(module) for module in model.modules() if type(module).__module__ == nn.ReLU.__module__}
+    assert left <= ({nn.Sigmoid} if "sigmoid" in allowed else set())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_model_has_a_forward_with_every_activation(name: str, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    thin_networks(monkeypatch)
+    without_draws(monkeypatch)
+    assert_passes_its_activation_alone(name, activation, images())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_a_forward_at_full_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_draws(monkeypatch)
+    monkeypatch.setattr(F, "batch_norm", lambda x, *_, **__: x)  # on the meta device nine tenths of the time
+    other = "relu" if name.startswith("efficientnet") else "silu"  # than what the network comes with
+    assert_passes_its_activation_alone(name, other, images().to("meta"))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

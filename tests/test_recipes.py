@@ -1,29 +1,39 @@
-"""Recipes for data that is not there: planned without it, and trained for two real steps on small archives in the official formats."""
+"""Recipes: planned without their data, and each trained for two real steps on thin networks and small archives in the official formats."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from archives import cifar, imagenet, unpack
+from thin_networks import thin_networks
+from torch import Tensor
 
 from pipelines.dry_run import describe
 from pipelines.ladder import RUNGS, Rung
 from pipelines.recipes import DEFAULT, PAPER_ACTIVATIONS, RECIPES
 from sat_ray.activations import ACTIVATIONS
+from sat_ray.attacks import PGD
 from sat_ray.cli import parse
-from sat_ray.config import ResourceSettings, SweepConfig
-from sat_ray.configuration import parse_choice
+from sat_ray.config import DataSettings, ResourceSettings, SweepConfig
+from sat_ray.configuration import Configuration, parse_choice
 from sat_ray.data.shards import write_dataset
 from sat_ray.data.sources import dataset_source
-from sat_ray.jobs import train_and_commit
+from sat_ray.data.split import Split
+from sat_ray.jobs import split_of, train_and_commit
+from sat_ray.models import model_from_spec
 from sat_ray.plan import groups, planned_trials, training_job
+from sat_ray.schedules import learning_rate_factor
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
-from sat_ray.units import TRAIN, Dataset
+from sat_ray.training import TrainingSettings, TrainingState, fit
+from sat_ray.units import TRAIN, Dataset, TrainingJob
 
-REAL = {"cifar10_resnet18": lambda: cifar("cifar10", per_batch=2)[0], "imagenet_resnet50": lambda: imagenet(per_class=3, val=3)[0]}
+ARCHIVES = {"cifar10": lambda: cifar("cifar10", per_batch=2)[0], "imagenet": lambda: imagenet(per_class=7, val=3)[0]}
+REAL = ("cifar10_resnet18", "imagenet_resnet50")
 PLANNED = {  # epsilon, training attack, and passes of training: images, epochs, passes per image, 10 configurations x 3 seeds
     "cifar10_resnet18": ("8/255 (linf)", "PGD-10, step 2/255", 49_000 * 30 * 11 * 30),
     "imagenet_resnet50": ("4/255 (linf)", "PGD-1, step 4/255", 1_271_167 * 100 * 2 * 30),
@@ -36,6 +46,12 @@ def test_a_recipe_is_planned_without_its_data(recipe: str, tmp_path: Path) -> No
     epsilon, attack, passes = PLANNED[recipe]
     assert epsilon in text and attack in text and f"{passes / 1e6:.2f} million images" in text
     assert "nothing was touched" in text and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe", ["digits", "digits_smoke"])  # the others have dry runs of their own here
+def test_the_plan_of_a_recipe_on_digits_touches_nothing(recipe: str, tmp_path: Path) -> None:
+    text = describe(parse([recipe, "--storage", str(tmp_path / "runs"), "--dry-run"], RECIPES, default=DEFAULT, about=""))
+    assert "PGD-1, step 64/255" in text and "nothing was touched" in text and not list(tmp_path.iterdir())
 
 
 def test_the_study_trains_every_activation_of_the_registry_with_ten_seeds_and_searches_nothing(tmp_path: Path) -> None:
@@ -58,27 +74,126 @@ def test_every_rung_of_the_ladder_is_the_imagenet_recipe_at_another_size(rung: R
     assert f"{1_271_167 * 100 * 2 * 2 / 1e6:.2f} million images" in text and not list(tmp_path.iterdir())
 
 
-def small(config: SweepConfig, path: Path) -> SweepConfig:
-    """Shrink what takes time and nothing else: images, batches, epochs, steps of attacks; on one CPU."""
-    short = {"epochs": 1, "warmup_epochs": 0, "validate_every": 1, "validation_steps": 4, "attack_steps": 1, "attack_step_size": None}
-    training = dataclasses.replace(config.training, global_batch_size=4, batchnorm_group_size=4, **short)
-    size = 32 if config.data.image_size else 0
-    data = dataclasses.replace(config.data, path=str(path), image_size=size, rows_per_shard=16)
+SHRUNK = {"global_batch_size", "batchnorm_group_size", "validation_steps"}  # of the training's settings; all others stay the recipe's
+
+
+def small(config: SweepConfig) -> SweepConfig:
+    """Shrink what takes time and does not train: images, BatchNorm groups and their number, steps of the validation; on one CPU."""
+    accumulated = min(2, config.training.global_batch_size // config.training.batchnorm_group_size)
+    training = dataclasses.replace(config.training, global_batch_size=4 * accumulated, batchnorm_group_size=4, validation_steps=4)
+    data = dataclasses.replace(config.data, image_size=32 if config.data.image_size else 0, rows_per_shard=64)
     evaluation = dataclasses.replace(config.evaluation, lanes=2)
     return dataclasses.replace(config, training=training, data=data, evaluation=evaluation, resources=ResourceSettings(train_workers=1))
 
 
+@pytest.fixture
+def thin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let networks be thin."""
+    thin_networks(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DataSettings], Dataset]:
+    """Return what prepares a dataset from its small archive, each once."""
+
+    @functools.cache
+    def prepare(data: DataSettings) -> Dataset:
+        folder = tmp_path_factory.mktemp(data.dataset)
+        path = unpack(ARCHIVES[data.dataset](), folder / "downloads") if data.dataset in ARCHIVES else ""
+        settings: dict[str, Any] = {"path": str(path), "storing": data.storing(), "rows_per_shard": data.rows_per_shard}
+        write_dataset(dataset_source(data.dataset), Storage.at(folder / "data"), **settings)
+        dataset = Dataset.open(str(folder / "data"))
+        assert dataset is not None
+        return dataset
+
+    return prepare
+
+
+def one_of_each_kind(config: SweepConfig) -> list[Configuration]:
+    """Return what a search tries but silu: its first activation without alpha, with alpha, with a learned alpha, and its first pair."""
+    found: dict[object, Configuration] = {}
+    for one in config.search.configurations():
+        if one.activation != "silu":
+            found.setdefault((one.alpha is None, ACTIVATIONS[one.activation].learned) if one.own_attacker else "pair", one)
+    return list(found.values())
+
+
+EVERY_KIND = [pytest.param(name, one, id=f"{name}-{one.slug}") for name in RECIPES for one in one_of_each_kind(RECIPES[name]())]
+
+
+@pytest.mark.usefixtures("thin")
+@pytest.mark.parametrize(("recipe", "configuration"), EVERY_KIND)
+def test_a_recipe_takes_two_real_steps_with_its_own_settings(
+    recipe: str, configuration: Configuration, prepared: Callable[[DataSettings], Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, config = RECIPES[recipe](), small(RECIPES[recipe]())
+    job = training_job(config, prepared(config.data), configuration, stage=TRAIN, seed=0, training=config.training)
+    assert differing(job.training, whole.training) <= SHRUNK and job.threat_model == whole.threat_model
+    crafted, run = list[PGD](), PGD.run
+    monkeypatch.setattr(PGD, "run", lambda self, *given, **named: crafted.append(self) or run(self, *given, **named))
+    start, states = two_steps(job)
+    assert [(state.epoch, state.step) for state in states] == [(0, 1), (0, 2), (1, 0)]
+    assert_updates(start, *states)
+    assert crafted == [whole.training.attack(whole.threat_model)] * 2 * (job.training.global_batch_size // 4)
+    factor = learning_rate_factor(
+        0.5, schedule=whole.training.schedule, epochs=whole.training.epochs, warmup_epochs=whole.training.warmup_epochs
+    )
+    (row,) = states[-1].history
+    assert row["train/learning_rate"] == whole.training.learning_rate * factor > 0 and torch.tensor(row["train/loss"]).isfinite()
+
+
+def differing(one: TrainingSettings, other: TrainingSettings) -> set[str]:
+    """Name the settings in which two trainings differ."""
+    return {field.name for field in dataclasses.fields(one) if getattr(one, field.name) != getattr(other, field.name)}
+
+
+def two_steps(job: TrainingJob) -> tuple[dict[str, Tensor], list[TrainingState]]:
+    """Train a job on the images of two updates; return its first parameters, and its state after each step and after the epoch."""
+    train, val = (split_of(job.dataset.uri, split, job.dataset.hash) for split in ("train", "val"))
+    train, val = corners(train.take(slice(0, 2 * job.training.global_batch_size))), corners(val.take(slice(0, 4)))
+    assert len(train) == 2 * job.training.global_batch_size
+    model, taken = model_from_spec(job.model, seed=job.seed), list[TrainingState]()
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    one, settings = job.configuration, dict[str, Any](settings=job.training, threat_model=job.threat_model, seed=job.seed, lanes=job.lanes)
+    if not one.own_attacker:
+        settings |= {"attacker_activation": one.attacker_activation, "attacker_alpha": one.attacker_alpha}
+    settings |= {"until": 1, "checkpoint_every": 1, "on_checkpoint": lambda state: taken.append(state.snapshot())}
+    for report in fit(model, train, val, **settings):
+        taken.append(report.state)
+    return start, taken
+
+
+def corners(split: Split) -> Split:
+    """Return the upper left corners of images, 16 x 16 at most."""
+    return dataclasses.replace(split, images=split.images[..., :16, :16].contiguous())
+
+
+def assert_updates(start: dict[str, Tensor], first: TrainingState, second: TrainingState, last: TrainingState) -> None:
+    """Assert that both updates moved the weights by finite amounts and were counted, and that the epoch ends with the second."""
+    one, two = first.weights, second.weights
+    assert first.momentum.keys() == second.momentum.keys() == start.keys()
+    assert all(bool(tensor.isfinite().all()) for state in (first, second) for tensor in (*state.weights.values(), *state.momentum.values()))
+    assert all(not torch.equal(tensor, two[name]) for name, tensor in start.items() if tensor.dim() >= 2)
+    bias = next(reversed(start))  # the classifier's: it does not decay, so a gradient has moved it
+    assert start[bias].dim() == 1 and not torch.equal(start[bias], one[bias]) and not torch.equal(one[bias], two[bias])
+    betas = [name for name in start if name.endswith(".beta")]
+    assert not betas or any(not torch.equal(start[name], two[name]) for name in betas)
+    for count, weights in enumerate((one, two), start=1):
+        assert {int(tensor) for name, tensor in weights.items() if name.endswith("num_batches_tracked")} == {count}
+    assert last.weights.keys() == two.keys() and all(torch.equal(tensor, two[name]) for name, tensor in last.weights.items())
+
+
+@pytest.mark.usefixtures("thin")
 @pytest.mark.parametrize("recipe", REAL)
-def test_a_recipe_takes_real_steps_on_a_small_archive(recipe: str, tmp_path: Path) -> None:
-    config = small(RECIPES[recipe](), unpack(REAL[recipe](), tmp_path / "downloads"))
-    settings: Any = {"path": config.data.path, "storing": config.data.storing(), "rows_per_shard": config.data.rows_per_shard}
-    write_dataset(dataset_source(config.data.dataset), Storage.at(tmp_path / "data"), **settings)
-    dataset = Dataset.open(str(tmp_path / "data"))
-    assert dataset is not None
-    job = training_job(config, dataset, parse_choice("silu", field="x")[0], stage=TRAIN, seed=0, training=config.training)
+def test_a_recipe_is_trained_and_committed_from_a_small_archive(
+    recipe: str, prepared: Callable[[DataSettings], Dataset], tmp_path: Path
+) -> None:
+    config = small(RECIPES[recipe]())
+    dataset = prepared(config.data)
+    job = training_job(config, dataset, parse_choice("silu", field="x")[0], stage=TRAIN, seed=0, training=config.training).at(1)
     record = train_and_commit(job, Records(Storage.at(tmp_path / "runs")))
     history = record.payload["history"]
-    assert dataset.manifest["splits"]["train"] == {"cifar10_resnet18": 9, "imagenet_resnet50": 8}[recipe]  # two steps of four
+    assert dataset.manifest["splits"]["train"] // config.training.global_batch_size == 2
     assert len(history) == 1 and torch.tensor(history[0]["train/loss"]).isfinite()
     assert job.model.num_classes == len(dataset.manifest["class_names"]) and job.model.name == config.model.name
 

@@ -401,6 +401,11 @@ def test_rows_of_table_1_are_evaluated_through_both_backward_passes_and_others_o
     assert views(smooth, "relu") == views(smooth) == ["relu", smooth]
 
 
+def test_a_batch_larger_than_the_dataset_is_refused_before_anything_starts(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"^training\.global_batch_size is 4096; allowed: at most the \d+ training images$"):
+        final_job(dataset, changed(CONFIG, "training", global_batch_size=4096))
+
+
 def test_a_result_is_made_only_on_the_processor_or_gpu_it_is_recorded_under() -> None:
     here = numerical_environment(accelerator="", threads=1, lanes=8)
     require_environment(here)
