@@ -4,6 +4,7 @@ A record is one JSON file under state/<stage>/, named by its key and committed l
 version, the semantic inputs and the numerical environment, so a committed record is never computed again.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -118,7 +119,8 @@ class Records:
         """Yield what `begin` wrote and `end` has not removed."""
         for name in self.storage.names(BEGUN):
             if name.endswith(".json") and not name.endswith(".error.json"):
-                yield Record(**self.storage.read_json(f"{BEGUN}/{name}"))
+                with contextlib.suppress(FileNotFoundError):  # it has ended since
+                    yield Record(**self.storage.read_json(f"{BEGUN}/{name}"))
 
     def keys(self, stage: Stage) -> list[str]:
         """List the keys committed so far."""

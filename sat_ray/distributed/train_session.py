@@ -74,8 +74,17 @@ def _verdict(job: TrainingJob) -> str:
     return f"state/progress/{job.key}.error.json"
 
 
+def _said(records: Records, job: TrainingJob) -> dict[str, Any]:
+    """Return what an earlier start of this session said of a job; {} if nothing."""
+    try:
+        said: dict[str, Any] = records.storage.read_json(_verdict(job))
+    except FileNotFoundError:
+        return {}
+    return said
+
+
 def _advised(error: Exception) -> str:
-    text = str(error).splitlines()[0]
+    text = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory is too small ({text}); more --resources.train-workers, or a smaller --training.batchnorm-group-size"
     return text
@@ -97,17 +106,20 @@ def _session(settings: dict[str, Any]) -> None:
     records = Records(Storage(settings["storage"]))
     with training_shown(records) as after_epoch:
         for job in settings["jobs"]:
-            if records.storage.exists(_verdict(job)):
-                return  # one worker found what it cannot mend and ended the group; the others had to be started anew to hear of it
+            before = _said(records, job)
+            if before.get("final"):
+                return
             try:
                 show = after_epoch if world.rank == 0 else lambda report: None
                 train_and_commit(job, records, world=world, on_epoch=show, leaving=a_node_leaves)
             except (NonFiniteLossError, CatastrophicOverfittingError) as error:
                 # all ranks agree on these, and a new start would end in the same place: no failure for Ray to retry
                 if world.rank == 0:
-                    records.storage.write_json(_verdict(job), {"error": f"{job.name}: {error}"})
+                    records.storage.write_json(_verdict(job), {"error": f"{job.name}: {error}", "final": True})
                 return
-            except (ValueError, InfeasiblePointError, torch.OutOfMemoryError) as error:
-                # so would these, but the others do not know: they wait in a collective, and only the end of this worker frees them
-                records.storage.write_json(_verdict(job), {"error": f"{job.name}, worker {world.rank}: {_advised(error)}"})
+            except (ValueError, ArithmeticError, InfeasiblePointError, torch.OutOfMemoryError) as error:
+                # so may these, and the others do not know: they wait in a collective, and only the end of this worker frees them. Said by
+                # two starts it is final; said once, it may come of another worker's end, which tears down what this one was using
+                text = f"{job.name}: {_advised(error)}"
+                records.storage.write_json(_verdict(job), {"error": text, "final": before.get("error") == text})
                 raise
