@@ -150,7 +150,7 @@ class Driver:
         self.metrics.update()
         done = len(records.keys(stage)) if stage else 0
         counted = f"{done - self.reused[name]} computed, {self.reused[name]} reused" if stage else ""
-        progress.end("; ".join(filter(None, (other_classes(answer), left_out(answer)))) if name == "prepare" else counted)
+        progress.end("; ".join(filter(None, (other_classes(answer), enlarged(answer), left_out(answer)))) if name == "prepare" else counted)
         if name == "search" and (found := describe_search(self.config, records)) is not None and found["cut_by_budget"]:
             self.reporter.say(found["sentence"])
         return answer
@@ -169,6 +169,12 @@ def other_classes(dataset: Dataset) -> str:
     manifest = dataset.manifest
     known, found = dataset_source(manifest["dataset"]).classes, len(manifest["class_names"])
     return f"{manifest['dataset']} has {known:,} classes, this one {found:,}" if known not in (0, found) else ""
+
+
+def enlarged(dataset: Dataset) -> str:
+    """Say how many images were smaller than they are stored; "" where none was."""
+    count, (_, height, width) = dataset.manifest.get("enlarged", 0), dataset.manifest["shape"]
+    return f"images smaller than {width} x {height}, enlarged: {count:,}" if count else ""
 
 
 def left_out(dataset: Dataset) -> str:

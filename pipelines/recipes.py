@@ -93,7 +93,8 @@ def imagenet_resnet50() -> SweepConfig:
 
     100 epochs, learning rate / 10 at 30, 60 and 90 [C]; the rest is what the released code inherits: 0.1 per 256 images, 5 warm-up epochs,
     weight decay 1e-4, label smoothing 0.1 in the update alone, last BatchNorm of each block started at 0. PGD-1 with step epsilon [A, C].
-    Not the paper's: images are stored as 224-pixel centre crops, from which training cuts and enlarges random parts.
+    Not the paper's: images are stored as 224-pixel centre crops, the few smaller ones enlarged as everybody does, and training cuts and
+    enlarges random parts of them.
 
     What the paper reports, clean / robust under PGD-200, in per cent; references, not results of this project:
         relu 68.80 / 33.00 · parametric_softplus(10) 68.80 / 38.70 · softplus 68.36 / 40.00 · smoothrelu_learned 69.40 / 40.30 ·
@@ -105,7 +106,7 @@ def imagenet_resnet50() -> SweepConfig:
     return SweepConfig(
         recipe="imagenet_resnet50",
         threat_model=ThreatModel("linf", 4 / 255),
-        data=DataSettings(dataset="imagenet", image_size=224, encoding="jpeg", corrupt_share=1e-4, rows_per_shard=2048),
+        data=DataSettings(dataset="imagenet", image_size=224, encoding="jpeg", corrupt_share=1e-4, enlarged_share=1.0, rows_per_shard=2048),
         model=ModelSettings(name="resnet50", zero_gamma=True),
         training=TrainingSettings(
             epochs=100,

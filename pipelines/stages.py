@@ -55,6 +55,7 @@ def prepare(sweep: Sweep) -> Dataset:
             path=data.path,
             storing=data.storing(),
             corrupt_share=data.corrupt_share,
+            enlarged_share=data.enlarged_share,
             run=in_tasks,
         )
         dataset = Dataset.open(uri)

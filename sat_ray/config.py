@@ -46,6 +46,8 @@ class DataSettings:
     """How images that come in files are stored: raw pixels, or jpeg (quality 92, full colour) in about a tenth of the space."""
     corrupt_share: float = 0.0
     """Share of the images that may be unreadable: they are left out and listed in the manifest."""
+    enlarged_share: float = 0.0
+    """Share of the images whose short side may be less than image_size: they are enlarged, which adds work and no detail."""
     rows_per_shard: int = 512
     """Images in one Parquet shard."""
     loading: Loading = "auto"
@@ -60,6 +62,8 @@ class DataSettings:
         check_name(self.loading, get_args(Loading), field="data.loading")
         if not 0 <= self.corrupt_share < 1:
             raise ValueError(f"data.corrupt_share is {self.corrupt_share:g}; allowed: [0, 1)")
+        if not 0 <= self.enlarged_share <= 1:
+            raise ValueError(f"data.enlarged_share is {self.enlarged_share:g}; allowed: [0, 1]")
         if not source.encoded and (self.image_size or self.encoding != "raw"):
             raise ValueError(
                 f"data.image_size and encoding are {self.image_size}, {self.encoding}; allowed for {self.dataset}: 0, raw; "
@@ -76,7 +80,7 @@ class DataSettings:
 
     def identity(self) -> dict[str, Any]:
         """Return what says which images these are, as JSON: where a known dataset lies does not matter, an image folder is its path."""
-        dropped = {"corrupt_share", "loading"} | (set() if dataset_source(self.dataset).anonymous else {"path"})
+        dropped = {"corrupt_share", "enlarged_share", "loading"} | (set() if dataset_source(self.dataset).anonymous else {"path"})
         return {name: value for name, value in to_json(self).items() if name not in dropped}
 
 

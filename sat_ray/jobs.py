@@ -28,7 +28,7 @@ from sat_ray.state_files import StateFiles
 from sat_ray.storage import Storage
 from sat_ray.totals import NonFiniteLossError
 from sat_ray.training import EpochReport, TrainingState, fit
-from sat_ray.units import CARD, EVALUATE, CardTask, EvaluationTask, TrainingJob
+from sat_ray.units import CARD, EVALUATE, SEARCH, CardTask, EvaluationTask, TrainingJob
 from sat_ray.world import World
 
 _CALIBRATIONS: dict[str, dict[str, Calibration]] = {}
@@ -178,6 +178,13 @@ def _commit_training(job: TrainingJob, records: Records, state: TrainingState, *
         payload["state"] = f"{folder}/state.safetensors"
         records.storage.write(payload["state"], pack_state(state))
     return records.commit(job.stage, job.key, inputs=job.inputs, payload=payload, seconds=state.seconds)
+
+
+def discard_states(records: Records) -> None:
+    """Remove the states that the trials of a search could go on from; for a search that will train no more. The best weights stay."""
+    for record in records.each(SEARCH):
+        if path := record.payload.get("state"):
+            records.storage.discard(path)
 
 
 @functools.lru_cache(maxsize=2)

@@ -14,12 +14,12 @@ from PIL import Image
 from torchvision import transforms
 
 from pipelines import stages
-from pipelines.driver import sweep_of
+from pipelines.driver import enlarged, sweep_of
 from pipelines.recipes import DEFAULT, RECIPES
 from sat_ray.cli import parse
 from sat_ray.config import DataSettings, SweepConfig
 from sat_ray.data import shards
-from sat_ray.data.images import CorruptImageError, Storing
+from sat_ray.data.images import CorruptImageError, Storing, opened
 from sat_ray.data.preparing import PARTS, progress
 from sat_ray.data.shards import CorruptShardError, image_ids, manifest_hash, read_split, verify, write_dataset
 from sat_ray.data.sources import DATASETS
@@ -27,6 +27,7 @@ from sat_ray.data.split import SPLITS
 from sat_ray.distributed.preparing import in_tasks
 from sat_ray.distributed.session import ray_session
 from sat_ray.storage import Storage
+from sat_ray.units import Dataset
 
 SMALL = Storing(image_size=24)
 
@@ -89,13 +90,13 @@ def test_the_mean_and_deviation_of_the_manifest_are_those_of_the_train_images(im
 def test_every_kind_of_image_becomes_rgb(mode: str, kind: str) -> None:
     data = image_file(3, mode=mode, kind=kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
-    assert np.array_equal(Storing().pixels(data), expected) and expected.shape == (3, 30, 40)
+    assert np.array_equal(Storing().pixels(opened(data)), expected) and expected.shape == (3, 30, 40)
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", image_file(0)[:300], image_file(0, kind="PNG")[:-200]])
 def test_an_image_that_is_damaged_or_cut_is_corrupt(data: bytes) -> None:
     with pytest.raises(CorruptImageError) as caught:
-        Storing().pixels(data)
+        opened(data)
     assert "\n" not in str(caught.value)
 
 
@@ -135,10 +136,10 @@ def test_storage_that_is_away_for_a_while_makes_no_image_corrupt(tmp_path: Path)
     source, elsewhere = unpack(imagenet()[0], tmp_path / "in"), tmp_path / "elsewhere"
     found = Storing.pixels
 
-    def goes_away(self: Storing, data: bytes) -> np.ndarray:
+    def goes_away(self: Storing, image: Image.Image) -> np.ndarray:
         if not elsewhere.exists():
             source.rename(elsewhere)
-        return found(self, data)
+        return found(self, image)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Storing, "pixels", goes_away)
@@ -154,6 +155,26 @@ def test_images_of_several_sizes_are_refused_unless_a_size_is_given(imagenets: t
         prepare("imagenet", imagenets[0], tmp_path)
     with pytest.raises(ValueError, match=r"images differ in size: \d+ x \d+ in .*parquet, \d+ x \d+ in .*; give --data\.image-size N"):
         prepare("imagenet", imagenets[0], tmp_path, rows_per_shard=1)
+
+
+def test_images_smaller_than_they_are_stored_are_refused_unless_a_share_is_allowed(tmp_path: Path) -> None:
+    sides = {"a/0": (40, 30), "a/1": (24, 30), "b/0": (50, 23), "b/1": (20, 60)}
+    files = {f"{name}.png": image_file(3, kind="PNG", size=size) for name, size in sides.items()}
+    source, target = unpack(files, tmp_path / "in"), tmp_path / "out"
+    with pytest.raises(
+        ValueError,
+        match=r"2 of 4 images are smaller than data\.image_size, 24, the smallest is b/1\.png of 20 x 60; allowed by data\.enlarged_share: "
+        r"a share of 0\.25, 1 images; give --data\.image-size 20, or",
+    ):
+        prepare("image_folder", source, target, storing=SMALL, enlarged_share=0.25)
+    assert not (target / "manifest.json").exists()
+    written = {path: path.stat().st_mtime_ns for path in target.glob("*.parquet")}
+    manifest = prepare("image_folder", source, target, storing=SMALL, enlarged_share=0.5)
+    assert manifest["enlarged"] == 2 and manifest["shape"] == [3, 24, 24]
+    assert {path: path.stat().st_mtime_ns for path in target.glob("*.parquet")} == written
+    dataset = Dataset.open(str(target))
+    assert dataset is not None and enlarged(dataset) == "images smaller than 24 x 24, enlarged: 2"
+    assert "enlarged" not in prepare("image_folder", source, tmp_path / "smaller", storing=Storing(image_size=20))
 
 
 class StoppedError(Exception):
@@ -241,6 +262,7 @@ def test_a_known_dataset_is_the_same_wherever_it_lies_and_an_image_folder_is_its
         ({"dataset": "imagenet", "encoding": "jpg"}, r"data\.encoding 'jpg' is unknown; did you mean jpeg"),
         ({"dataset": "imagenet", "image_size": -1}, r"data\.image_size is -1; allowed: a whole number >= 0"),
         ({"dataset": "imagenet", "corrupt_share": 1.0}, r"data\.corrupt_share is 1; allowed: \[0, 1\)"),
+        ({"dataset": "imagenet", "enlarged_share": 1.5}, r"data\.enlarged_share is 1\.5; allowed: \[0, 1\]"),
     ],
 )
 def test_data_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any], message: str) -> None:

@@ -100,7 +100,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DataSettings
     def prepare(data: DataSettings) -> Dataset:
         folder = tmp_path_factory.mktemp(data.dataset)
         path = unpack(ARCHIVES[data.dataset](), folder / "downloads") if data.dataset in ARCHIVES else ""
-        settings: dict[str, Any] = {"path": str(path), "storing": data.storing(), "rows_per_shard": data.rows_per_shard}
+        settings: dict[str, Any] = {
+            "path": str(path),
+            "storing": data.storing(),
+            "rows_per_shard": data.rows_per_shard,
+            "enlarged_share": data.enlarged_share,
+        }
         write_dataset(dataset_source(data.dataset), Storage.at(folder / "data"), **settings)
         dataset = Dataset.open(str(folder / "data"))
         assert dataset is not None

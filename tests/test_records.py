@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_ray.config import EvaluationSettings, FinalSettings, ModelSettings, ResourceSettings, SearchSettings, SweepConfig
+from sat_ray.config import CostSettings, EvaluationSettings, FinalSettings, ModelSettings, ResourceSettings, SearchSettings, SweepConfig
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import write_dataset
 from sat_ray.data.sources import DATASETS
@@ -322,6 +322,28 @@ def test_a_trial_goes_on_from_its_record_of_the_rung_before(dataset: Dataset, re
     assert epochs == [1] and (short.payload["until"], long.payload["until"]) == (1, 2)
     assert [row["epoch"] for row in long.payload["history"]] == [0, 1]
     assert long.payload["history"][0] == short.payload["history"][0]
+
+
+def test_a_finished_search_keeps_no_states_to_go_on_from_and_one_cut_by_its_budget_keeps_them(
+    dataset: Dataset, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = importlib.import_module("sat_ray.distributed.search")
+
+    def run_rung(jobs: list[TrainingJob], previous: list[Record | None], records: Records, *_: Any, **limits: Any) -> None:
+        for job, before in zip(jobs, previous, strict=True):
+            if limits["budget"].accelerator_seconds is None or limits["exempt"] is job:
+                train_and_commit(job, records, previous=before)
+
+    monkeypatch.setattr(search, "run_rung", run_rung)
+    config = dataclasses.replace(CONFIG, search=SearchSettings(activations=("silu", "elu:1,2"), pairs=(), rungs=(1, 2)))
+    cut = search.search_finalists(dataclasses.replace(config, cost=CostSettings(budget=1e-9)), dataset, records)
+    kept = list((Path(records.storage.uri) / "checkpoints").rglob("state.safetensors"))
+    assert len(cut) == 1 and len(kept) == 1
+    finalists = search.search_finalists(config, dataset, records)
+    assert len(finalists) == 2 and len(records.keys(SEARCH)) == planned_trials(config) == 3
+    left = [path.name for path in (Path(records.storage.uri) / "checkpoints").rglob("*") if path.is_file()]
+    assert "state.safetensors" not in left and left.count("model.safetensors") == 3
+    assert search.search_finalists(config, dataset, records) == finalists
 
 
 def test_a_shard_is_attacked_once_and_all_shards_make_the_whole_split(

@@ -41,19 +41,10 @@ class Storing:
     encoding: str = "raw"
     quality: int = 92
 
-    def pixels(self, data: bytes) -> np.ndarray:
-        """Decode one image into (3, H, W) uint8, RGB whatever it was. Raises CorruptImageError.
-
-        Orientation tags are ignored, as ImageNet's usual readers do. Resizing is bilinear with antialiasing.
-        """
-        from PIL import Image  # comes with torchvision
+    def pixels(self, image: Any) -> np.ndarray:
+        """Return a decoded image, resized and cut, as (3, H, W) uint8. Resizing is bilinear with antialiasing."""
         from torchvision.transforms import functional
 
-        try:
-            with Image.open(io.BytesIO(data)) as file:
-                image: Any = file.convert("RGB")
-        except Exception as error:  # PIL raises what its many readers raise
-            raise CorruptImageError((str(error) or type(error).__name__).splitlines()[0]) from None
         if self.image_size:
             image = functional.center_crop(functional.resize(image, [self.image_size]), [self.image_size])
         return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
@@ -67,6 +58,20 @@ class Storing:
         return sink.getvalue()
 
 
+def opened(data: bytes) -> Any:
+    """Decode one image into a PIL image, RGB whatever it was. Raises CorruptImageError.
+
+    Orientation tags are ignored, as ImageNet's usual readers do.
+    """
+    from PIL import Image  # comes with torchvision
+
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            return file.convert("RGB")
+    except Exception as error:  # PIL raises what its many readers raise
+        raise CorruptImageError((str(error) or type(error).__name__).splitlines()[0]) from None
+
+
 def decoded(data: bytes) -> np.ndarray:
     """Decode a stored JPEG into (3, H, W) uint8."""
-    return Storing().pixels(data)
+    return Storing().pixels(opened(data))

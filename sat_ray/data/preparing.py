@@ -6,12 +6,12 @@ a preparation that was stopped goes on where it was, and one of other images or 
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from sat_ray.data.images import CorruptImageError, Place, Storing
+from sat_ray.data.images import CorruptImageError, Place, Storing, opened
 from sat_ray.data.source import Listing, Raw
 from sat_ray.data.split import SPLITS
 from sat_ray.data.table import shard_bytes
@@ -61,7 +61,8 @@ def progress(storage: Storage) -> tuple[int, int | None]:
 def write_shard(task: ShardTask, storage: Storage) -> dict[str, Any]:
     """Write a shard and return its part; where the part is there already and says the same, only read it.
 
-    The part holds what the manifest needs: rows, bytes, sha256, shape, sums over pixels per channel, and the corrupt images left out.
+    The part holds what the manifest needs: rows, bytes, sha256, shape, sums over pixels per channel, the corrupt images left out, and how
+    many were smaller than they are stored, with the smallest.
     """
     fingerprint, name = task.fingerprint, f"{PARTS}/{task.file}.json"
     part: dict[str, Any]
@@ -71,8 +72,10 @@ def write_shard(task: ShardTask, storage: Storage) -> dict[str, Any]:
             return part
     except FileNotFoundError:
         pass
-    pixels, kept, corrupt = _pixels(task)
-    part = {"file": task.file, "split": task.split, "rows": len(kept), "fingerprint": fingerprint, "corrupt": corrupt}
+    read = _read(task)
+    pixels, kept = read.pixels, read.kept
+    part = {"file": task.file, "split": task.split, "rows": len(kept), "fingerprint": fingerprint, "corrupt": read.corrupt}
+    part["enlarged"] = {"count": len(read.enlarged), "smallest": min(read.enlarged, default=None)}
     if len(kept):
         stored = [task.storing.encode(one) for one in pixels] if task.storing.encoding == "jpeg" else pixels
         data = shard_bytes(stored, task.labels[kept], task.ids[kept])
@@ -90,19 +93,34 @@ def _sums(pixels: np.ndarray) -> dict[str, list[int]]:
     return {"sum": (counts @ values).tolist(), "sum_of_squares": (counts @ values**2).tolist()}
 
 
-def _pixels(task: ShardTask) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
-    """Return a task's images as one array, the rows that could be read, and the images that could not."""
+@dataclass
+class _Read:
+    """The images of a shard. pixels: (N, C, H, W) uint8; kept: their rows in the task, (N,) int64; corrupt: those that could not be read;
+    enlarged: [short side, name, "W x H"] of those smaller than they are stored."""
+
+    pixels: np.ndarray
+    kept: np.ndarray
+    corrupt: list[dict[str, Any]] = field(default_factory=list)
+    enlarged: list[list[Any]] = field(default_factory=list)
+
+
+def _read(task: ShardTask) -> _Read:
+    """Return a task's images, those that could be read."""
     if isinstance(task.images, np.ndarray):
-        return task.images, np.arange(len(task.ids)), []
-    images, kept, corrupt = [], [], []
+        return _Read(task.images, np.arange(len(task.ids)))
+    images, kept, corrupt, enlarged = [], [], [], []
     for row, place in enumerate(task.images):
         try:
-            images.append(task.storing.pixels(place.read()))
-            kept.append(row)
+            image = opened(place.read())
         except CorruptImageError as error:  # an OSError is no property of the image: storage that is away now may come back
             corrupt.append({"image_id": int(task.ids[row]), "image": place.name, "reason": str(error)})
             continue
+        images.append(task.storing.pixels(image))
+        kept.append(row)
+        if min(image.size) < task.storing.image_size:
+            enlarged.append([min(image.size), place.name, f"{image.width} x {image.height}"])
         if images[-1].shape != images[0].shape:
             (_, h, w), (_, height, width) = images[0].shape, images[-1].shape
             raise ValueError(f"images differ in size: {place.name} is {width} x {height}, others {w} x {h}; give --data.image-size N")
-    return np.stack(images) if images else np.empty((0, 3, 0, 0), np.uint8), np.array(kept, dtype=np.int64), corrupt
+    pixels = np.stack(images) if images else np.empty((0, 3, 0, 0), np.uint8)
+    return _Read(pixels, np.array(kept, dtype=np.int64), corrupt, enlarged)

@@ -53,14 +53,16 @@ def write_dataset(
     path: str = "",
     storing: Storing | None = None,
     corrupt_share: float = 0.0,
+    enlarged_share: float = 0.0,
     run: Callable[[Callable[[ShardTask], Part], Iterable[ShardTask]], Iterable[Part]] = map,
 ) -> dict[str, Any]:
     """Write every split of a dataset as shards, the manifest last, and return the manifest. What is written already is not done again.
 
     path: the folder that the source reads, if it reads one; storing: how images that come in files are stored; corrupt_share: share of
-    them that may be unreadable, in [0, 1): those are left out and listed in the manifest. run: map, or what applies a function elsewhere
-    and returns the results in order; it is given the shards of encoded images, while what is in memory is written from here.
-    Raises ValueError naming images that cannot be read or differ in size, LayoutError where the folder is not as wanted.
+    them that may be unreadable, in [0, 1): those are left out and listed in the manifest; enlarged_share: share of them that may be smaller
+    than they are stored, in [0, 1]. run: map, or what applies a function elsewhere and returns the results in order; it is given the shards
+    of encoded images, while what is in memory is written from here.
+    Raises ValueError naming images that cannot be read, are too small or differ in size, LayoutError where the folder is not as wanted.
     """
     found, storing = source.open(path), storing or Storing()
     splits = source.splits(found)
@@ -69,6 +71,7 @@ def write_dataset(
     parts = list((run if source.encoded else map)(partial(write_shard, storage=storage), tasks))
     corrupt = [one for part in parts for one in part["corrupt"]]
     _check_corrupt(corrupt, len(found.labels), corrupt_share)
+    enlarged = _check_enlarged(parts, len(found.labels), enlarged_share, image_size=storing.image_size)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "dataset": source.name,
@@ -78,6 +81,7 @@ def write_dataset(
         **_mean_and_std([part for part in parts if part["split"] == "train" and part["rows"]]),
         "encoding": storing.encoding,
         "corrupt": corrupt,
+        **({"enlarged": enlarged} if enlarged else {}),
         "shards": [{key: part[key] for key in ENTRY} for part in parts if part["rows"]],
     }
     storage.write(MANIFEST, json_bytes(manifest))
@@ -92,6 +96,19 @@ def _check_corrupt(corrupt: Sequence[dict[str, Any]], count: int, share: float) 
             f"{len(corrupt)} of {count} images cannot be read: {shown}{more}; allowed by data.corrupt_share: a share of {share:g}, "
             f"{int(share * count)} images"
         )
+
+
+def _check_enlarged(parts: Sequence[Part], count: int, share: float, *, image_size: int) -> int:
+    """Return how many images were smaller than they are stored; ValueError names the smallest where they are too many."""
+    found = [part["enlarged"] for part in parts if part.get("enlarged", {}).get("count")]
+    enlarged: int = sum(one["count"] for one in found)
+    if enlarged > share * count:
+        side, name, size = min(one["smallest"] for one in found)
+        raise ValueError(
+            f"{enlarged} of {count} images are smaller than data.image_size, {image_size}, the smallest is {name} of {size}; allowed by "
+            f"data.enlarged_share: a share of {share:g}, {int(share * count)} images; give --data.image-size {side}, or a larger share"
+        )
+    return enlarged
 
 
 def _one_shape(parts: Sequence[Part]) -> list[int]:

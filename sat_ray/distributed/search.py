@@ -11,6 +11,7 @@ from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
 from sat_ray.distributed.trials import run_rung
 from sat_ray.halving import Climb, Scores, climbs, in_turn, next_rung
+from sat_ray.jobs import discard_states
 from sat_ray.plan import groups, planned_trials, trial_job
 from sat_ray.stages import Record, Records
 from sat_ray.units import SEARCH, Dataset
@@ -21,6 +22,8 @@ def search_finalists(config: SweepConfig, dataset: Dataset, records: Records) ->
     found = find_result(config, records)
     if found is None or not found.cut:
         found = _searched(config, dataset, records)
+        if not found.cut:
+            discard_states(records)
         commit_result(config, records, found)
     return list(found.finalists)
 
