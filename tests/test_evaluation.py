@@ -93,6 +93,40 @@ def test_a_later_restart_attacks_the_survivors_of_the_earlier_ones(undisturbed: 
     assert robust_image_ids(pa.concat_tables([first, second])) == {i for i, robust in by_id(second, "robust").items() if robust}
 
 
+def test_only_masks_of_bool_are_inverted(digits_model: Normalized, held_out: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    invert, seen = Tensor.__invert__, list[torch.dtype]()
+
+    def watched(mask: Tensor) -> Tensor:
+        seen.append(mask.dtype)
+        return invert(mask)
+
+    monkeypatch.setattr(Tensor, "__invert__", watched)
+    apgd = AttackSpec(threat_model=PGD_20.threat_model, algorithm="apgd", steps=5, loss="dlr", targets=2)
+    square = AttackSpec(threat_model=PGD_20.threat_model, algorithm="square", steps=9)
+    outcomes(digits_model, held_out, PGD_20, TWO_RESTARTS, FINAL, apgd, square)
+    assert seen and set(seen) == {torch.bool}
+
+
+@pytest.mark.parametrize("algorithm", ["pgd", "apgd", "square"])
+def test_the_attacks_forward_is_the_models_own(algorithm: str, digits_model: Normalized, held_out: Split) -> None:
+    steps = 20 if algorithm == "pgd" else 5
+    spec = AttackSpec(threat_model=PGD_20.threat_model, algorithm=algorithm, steps=steps, **({"step_size": 8 / 255} if steps == 20 else {}))
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def remembering(x: Tensor) -> Tensor:
+        logits = digits_model(x)
+        calls.append((x.detach().clone(), logits.detach().clone()))
+        return logits
+
+    with torch.no_grad():
+        plain = digits_model(held_out.images.float() / 255).argmax(dim=1)
+    table = outcomes(remembering, held_out, spec)
+    assert by_id(table, "clean_prediction") == dict(zip(held_out.image_ids.tolist(), plain.tolist(), strict=True))
+    with torch.no_grad():
+        assert all(torch.equal(digits_model(x), logits) for x, logits in calls)
+    assert all(float(x.min()) >= 0 and float(x.max()) <= 1 for x, _ in calls)  # pixels at the model's door, whatever is scored
+
+
 def test_clean_errors_count_as_broken_and_cost_no_pass(digits_model: Normalized, held_out: Split, undisturbed: pa.Table) -> None:
     clean = digits_model(held_out.images.float() / 255).argmax(dim=1)
     errors = set(held_out.image_ids[clean != held_out.labels].tolist())
