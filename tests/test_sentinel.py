@@ -1,11 +1,14 @@
 """The sentinel against catastrophic overfitting: its rule, its remedies, and a real run that collapses without it."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from trainings import BALL, assert_same_bits
+import torch.distributed as dist
+from sklearn.datasets import load_digits
+from trainings import BALL, assert_same_bits, in_two_processes
 
 from sat_ray.attacks import PGD
 from sat_ray.checkpoint import pack_state, unpack_state
@@ -14,6 +17,7 @@ from sat_ray.models import build_model
 from sat_ray.sentinel import CatastrophicOverfittingError, Memory, judge, milder
 from sat_ray.threat import ThreatModel
 from sat_ray.training import EpochReport, TrainingSettings, TrainingState, fit
+from sat_ray.world import World
 
 COLLAPSING = TrainingSettings(
     epochs=36,
@@ -95,6 +99,26 @@ def test_a_run_that_collapses_without_a_sentinel_is_rolled_back_and_recovers_wit
     assert [row["sentinel/collapses"] for row in watched.state.history] == sorted(
         row["sentinel/collapses"] for row in watched.state.history
     )
+
+
+def one_of_two_workers(rank: int, folder: str) -> None:
+    """Run as a process of its own: the same training as one of two gloo workers, one BatchNorm group each."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    images, labels = load_digits(return_X_y=True)
+    pixels = torch.from_numpy((images * 255 / 16).round()).to(torch.uint8).view(-1, 1, 8, 8)
+    digits = Split(pixels, torch.from_numpy(labels).long(), torch.arange(len(labels)))
+    last = run(digits, until=19, batchnorm_group_size=32, world=World(rank, 2), **LOOKS)[-1]
+    torch.save({"weights": last.state.weights, "events": last.state.events, "metrics": last.metrics}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_roll_back_together_and_recover(tmp_path: Path) -> None:
+    in_two_processes(f"test_sentinel.one_of_two_workers({{rank}}, {str(tmp_path)!r})", timeout=300)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["events"] == second["events"] and len(first["events"]) >= 1
+    assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
+    assert first["metrics"]["val/robust_accuracy"] > 0.25
 
 
 def test_going_back_restores_every_weight_statistic_and_momentum(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
