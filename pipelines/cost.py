@@ -3,7 +3,8 @@
     F        operations of one forward pass of one image, counted by torch on its meta device, where nothing is computed
     2 F      with the gradient at the image: a step of an attack
     3 F      with the gradient at the weights too: an update
-    hours    from one measured rate of training, resources.images_per_second, in proportion to these operations
+    hours    from one measured rate of training, resources.images_per_second, in proportion to these operations; where that is a rate in
+             bf16, evaluation and cards, which compute in float32, take longer than is said
     smaller  images of the first epochs (training.resize_start) cost what a forward pass of their size costs
 
 Not counted: validation while training, optimizer, decoding, communication, waiting for nodes.
@@ -129,7 +130,9 @@ def _spent(config: SweepConfig, hours: Mapping[str, float]) -> dict[str, str]:
         return {"estimated accelerator-hours": UNMEASURED}
     total, rate = sum(hours.values()), config.resources.images_per_second
     parts = ", ".join(f"{name} {count:.3g}" for name, count in hours.items())
-    shown = {"estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each ({parts}; evaluation and cards at most)"}
+    faster = config.training.precision == "bf16" and config.evaluation.gradient == "float32"
+    caveat = "; their float32 is slower than the bf16 of this rate" if faster else ""
+    shown = {"estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each ({parts}; evaluation and cards at most{caveat})"}
     money = config.cost.money(3600 * total)
     return shown if money is None else shown | {"estimated price": f"{money:,.2f} {config.cost.currency} (evaluation and cards at most)"}
 

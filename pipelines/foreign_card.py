@@ -34,7 +34,7 @@ def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, st
         reporter.say(f"robustness card: {n:,} images")
         started = perf_counter()
         with on_ray(given, reporter):
-            work = (card_of, replace(task, first=0, last=n, sample=n), given.pgd(), subject.configuration)
+            work = (card_of, replace(task, first=0, last=n, sample=n), given.examined(), subject.configuration)
             ref = stage_task(*work, name="card", resources=evaluation_resources(given.resources))
             payload = {"name": task.name, "card": result(ref)}
         record = records.commit(CARD, record_key(CARD, inputs), inputs=inputs, payload=payload, seconds=perf_counter() - started)
@@ -50,7 +50,7 @@ def card_inputs(given: ForeignOptions, subject: Subject, task: EvaluationTask) -
     settings = CardSettings()
     return {
         "weights": task.checkpoint_sha256,
-        "attack": given.pgd().to_json(),
+        "attack": given.examined().to_json(),
         "configuration": None if subject.configuration is None else subject.configuration.to_json(),
         "settings": to_json(settings),
         "split": task.split,

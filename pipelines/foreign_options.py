@@ -1,13 +1,22 @@
 """What `pipelines/evaluate.py --model` can be asked for."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from sat_ray.attacks import AttackSpec, cascade
+from sat_ray.attacks.cascade import QUERIES, STEPS
 from sat_ray.config import ResourceSettings
 from sat_ray.threat import ThreatModel
 
 LANES_PER_SHARD = 4
+PGD_STEPS = 200
+MEANT_FOR = {
+    "steps": ("pgd", "apgd", "cascade"),
+    "step_size": ("pgd",),
+    "loss": ("pgd", "apgd"),
+    "targets": ("pgd", "apgd"),
+    "queries": ("square", "cascade"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +31,21 @@ class ForeignOptions:
     """Norm of the perturbation."""
     epsilon: float = 8 / 255
     """Radius in [0, 1] pixels; k/255 may be written."""
-    attack: Literal["pgd", "cascade"] = "pgd"
-    """pgd, or the cascade of APGD on cross-entropy, targeted APGD on DLR, and Square, each on the survivors of those before it."""
+    attack: Literal["pgd", "apgd", "square", "cascade"] = "pgd"
+    """pgd; apgd, which finds its own step size; square, which needs no gradient; or the cascade of APGD on cross-entropy, targeted APGD on
+    DLR, and Square, each on the survivors of those before it."""
     steps: int | None = None
-    """Steps of pgd (200) or of each APGD run of the cascade (100)."""
+    """Steps of pgd (200), of apgd or of each APGD run of the cascade (100)."""
     step_size: float | None = None
-    """Length of one step of pgd, in [0, 1] pixels (1/255); the cascade finds its own."""
-    restarts: int | None = None
-    """Random starts of pgd (1)."""
+    """Length of one step of pgd, in [0, 1] pixels (1/255)."""
+    loss: Literal["cross_entropy", "dlr", "margin"] | None = None
+    """What pgd and apgd climb (cross_entropy)."""
+    targets: int | None = None
+    """Run pgd or apgd towards each of this many likeliest other classes in turn (0: away from the label)."""
+    restarts: int = 1
+    """Random starts of every attack."""
     queries: int | None = None
-    """Queries of Square in the cascade (5000)."""
+    """Queries of Square (5000)."""
     gradient: Literal["float32", "bf16"] = "float32"
     """bf16: differentiate a bfloat16 copy (another attack; faster on GPUs and CPUs that have it); float32 says what is broken."""
     split: str = "test"
@@ -66,7 +80,8 @@ class ForeignOptions:
     """Shards evaluated by other code than today's: refuse to start, reuse them, or move them aside and compute anew."""
 
     def __post_init__(self) -> None:
-        for field, low in (("images", 1), ("lanes", 1), ("shard_size", 1), ("cpus_per_task", 1), ("gpus_per_task", 0)):
+        lows = {"images": 1, "lanes": 1, "shard_size": 1, "restarts": 1, "targets": 0, "cpus_per_task": 1, "gpus_per_task": 0}
+        for field, low in lows.items():
             value = getattr(self, field)
             if value is not None and value < low:
                 raise ValueError(f"--{field.replace('_', '-')} is {value}; allowed: a whole number >= {low}")
@@ -74,9 +89,12 @@ class ForeignOptions:
             raise ValueError(
                 f"--accelerator is {self.accelerator!r} with --gpus-per-task {self.gpus_per_task:g}; allowed: both (H200 and 1), or neither"
             )
-        unused = ("step_size", "restarts") if self.attack == "cascade" else ("queries",)
-        if given := [field for field in unused if getattr(self, field) is not None]:
-            raise ValueError(f"--{given[0].replace('_', '-')} means nothing to --attack {self.attack}; leave it out")
+        if self.attack == "square" and self.gradient != "float32":
+            raise ValueError(f"--gradient {self.gradient} means nothing to --attack square, which takes none; leave it out")
+        for field, attacks in MEANT_FOR.items():
+            if getattr(self, field) is not None and self.attack not in attacks:
+                flag = f"--{field.replace('_', '-')}"
+                raise ValueError(f"{flag} means nothing to --attack {self.attack}; leave it out, or choose {' or '.join(attacks)}")
 
     @property
     def threat_model(self) -> ThreatModel:
@@ -90,18 +108,32 @@ class ForeignOptions:
             cpus_per_evaluation=self.cpus_per_task, gpus_per_evaluation=self.gpus_per_task, accelerator=self.accelerator
         )
 
-    def pgd(self) -> AttackSpec:
-        """Return the PGD that these options describe, with float32 gradients; beside the cascade, the one whose claim the card examines."""
-        steps = self.steps if self.steps is not None and self.attack == "pgd" else 200
-        return AttackSpec(threat_model=self.threat_model, steps=steps, step_size=self.step_size or 1 / 255, restarts=self.restarts or 1)
-
-    def _with_gradient(self, spec: AttackSpec) -> AttackSpec:
-        return spec if spec.algorithm == "square" else replace(spec, gradient=self.gradient, name="")
+    def examined(self) -> AttackSpec:
+        """Return the PGD whose claim the card examines: untargeted, float32 gradients; of these steps and starts where --attack is pgd."""
+        plain: dict[str, Any] = {"steps": PGD_STEPS, "step_size": 1 / 255}
+        if self.attack == "pgd":
+            plain = {"steps": self._count("steps", PGD_STEPS), "step_size": self._step_size, "restarts": self.restarts}
+        return AttackSpec(threat_model=self.threat_model, **plain)
 
     def attacks(self, *, num_classes: int) -> list[AttackSpec]:
         """Return the attacks in their order."""
+        queries = self._count("queries", QUERIES)
+        common: dict[str, Any] = {"threat_model": self.threat_model, "restarts": self.restarts}
+        climbed: dict[str, Any] = {"loss": self.loss or "cross_entropy", "targets": self.targets or 0}
         if self.attack == "pgd":
-            return [self._with_gradient(self.pgd())]
-        budgets = {"steps": self.steps, "queries": self.queries}
-        given = {name: count for name, count in budgets.items() if count is not None}
-        return [self._with_gradient(spec) for spec in cascade(self.threat_model, num_classes=num_classes, **given)]
+            found = [AttackSpec(**common, **climbed, steps=self._count("steps", PGD_STEPS), step_size=self._step_size)]
+        elif self.attack == "apgd":
+            found = [AttackSpec(**common, **climbed, algorithm="apgd", steps=self._count("steps", STEPS))]
+        elif self.attack == "square":
+            found = [AttackSpec(**common, algorithm="square", steps=queries)]
+        else:
+            found = cascade(**common, num_classes=num_classes, steps=self._count("steps", STEPS), queries=queries)
+        return [spec if spec.algorithm == "square" else replace(spec, gradient=self.gradient, name="") for spec in found]
+
+    @property
+    def _step_size(self) -> float:
+        return 1 / 255 if self.step_size is None else self.step_size
+
+    def _count(self, field: str, default: int) -> int:
+        given: int | None = getattr(self, field)
+        return default if given is None else given

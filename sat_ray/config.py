@@ -17,6 +17,7 @@ from sat_ray.data.loading import Loading
 from sat_ray.data.sources import dataset_source
 from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
 from sat_ray.names import check_name
+from sat_ray.precision import check_accelerator
 from sat_ray.resizing import check_resizing
 from sat_ray.storage import json_bytes
 from sat_ray.threat import ThreatModel
@@ -39,7 +40,8 @@ class DataSettings:
     dataset: str = "digits"
     """Name of a dataset in sat_ray/data/sources.py, or module:function of your own (docs/bring-your-own.md)."""
     path: str = ""
-    """Folder of the images as they were downloaded, the same on every node that prepares them; not needed once they are prepared."""
+    """Folder of the images as they were downloaded: s3://bucket/folder, or a local one that is the same on every node that prepares them;
+    not needed once they are prepared."""
     image_size: int = 0
     """Side of the stored squares: the short side is resized to it and the centre kept; 0 leaves images as they are."""
     encoding: Literal["raw", "jpeg"] = "raw"
@@ -300,6 +302,7 @@ class SweepConfig:
         self.training.validation_attack(self.threat_model)
         self.evaluation_attacks()
         check_even(self.training, world_size=self.resources.train_workers)
+        check_accelerator(self.training.precision, self.resources.accelerator)
         if (shape := self.data.shape()) is not None:
             check_resizing(self.training, shape)
 

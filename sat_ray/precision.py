@@ -3,6 +3,7 @@
 Images, perturbations, weights and losses stay float32 either way; so do validation and every verdict.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -11,6 +12,7 @@ import torch
 from sat_ray.names import check_name
 
 PRECISIONS = ("float32", "bf16")
+_BEFORE_BF16 = re.compile(r"\b(K80|M60|P4|P40|P100|V100|T4)\b", re.IGNORECASE)  # GPUs of clouds, older than Ampere
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -21,6 +23,12 @@ def check_precision(precision: str, device: torch.device) -> None:
     if device.type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         raise ValueError(f"training.precision is bf16, which {name} does not support; allowed there: float32")
+
+
+def check_accelerator(precision: str, accelerator: str) -> None:
+    """Raise ValueError where the name of a GPU tells that it cannot compute in this precision, before any node is asked for."""
+    if precision == "bf16" and _BEFORE_BF16.search(accelerator):
+        raise ValueError(f"training.precision is bf16, which resources.accelerator {accelerator} does not support; allowed there: float32")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ import pyarrow.fs as pafs
 from sat_ray.s3_preflight import check_s3
 
 OUTAGE_SECONDS = 300.0  # an S3 server may stay away so long before work is given up
+BLOCK_BYTES = 8 * 1024**2  # of a file that is read from end to end: few requests, little memory
 PAUSE_SECONDS = (0.5, 10.0)  # between two attempts: at first, at most
 AWAY = ("NETWORK_CONNECTION", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "SLOW_DOWN", "THROTTLING", "REQUEST_TIMEOUT", "HTTP status 5")
 """In pyarrow's words for what S3 answered: it may answer otherwise a moment later."""
@@ -141,10 +142,24 @@ class Storage:
         return {info.base_name: info.size for info in found if info.type == pafs.FileType.File}
 
     @_patient
-    def read(self, path: str) -> bytes:
-        """Return a file's bytes; FileNotFoundError where there is none."""
-        with self._opened[0].open_input_stream(self._inner(path)) as stream:
-            return bytes(stream.read())
+    def is_file(self, path: str) -> bool:
+        """Say whether a file is there."""
+        return bool(self._opened[0].get_file_info(self._inner(path)).type == pafs.FileType.File)
+
+    @_patient
+    def read(self, path: str, *, offset: int = 0, length: int = -1) -> bytes:
+        """Return a file's bytes, or `length` of them from `offset`; FileNotFoundError where there is none."""
+        if not offset and length < 0:
+            with self._opened[0].open_input_stream(self._inner(path), compression=None) as stream:
+                return bytes(stream.read())
+        with self._opened[0].open_input_file(self._inner(path)) as file:
+            file.seek(offset)
+            return bytes(file.read(None if length < 0 else length))
+
+    @_patient
+    def open(self, path: str) -> BinaryIO:
+        """Open a file to read it at any place, in blocks of BLOCK_BYTES; FileNotFoundError where there is none."""
+        return io.BufferedReader(self._opened[0].open_input_file(self._inner(path)), BLOCK_BYTES)
 
     def read_json(self, path: str) -> Any:
         """Return a file's JSON value."""
@@ -157,7 +172,7 @@ class Storage:
             temporary = self._temporary(path, io.BytesIO(data))
             os.replace(temporary, self._inner(path))
             return
-        with self._opened[0].open_output_stream(self._inner(path)) as stream:
+        with self._opened[0].open_output_stream(self._inner(path), compression=None) as stream:
             stream.write(data)
 
     @_patient
@@ -168,7 +183,7 @@ class Storage:
                 temporary = self._temporary(path, stream)
             os.replace(temporary, self._inner(path))
             return
-        with pa.memory_map(str(source)) as mapped, self._opened[0].open_output_stream(self._inner(path)) as stream:
+        with pa.memory_map(str(source)) as mapped, self._opened[0].open_output_stream(self._inner(path), compression=None) as stream:
             stream.write(mapped.read_buffer())
 
     def write_json(self, path: str, value: Any) -> None:

@@ -124,6 +124,10 @@ def test_an_epsilon_outside_0_to_1_is_refused(epsilon: float) -> None:
             "3 workers cannot share 2 BatchNorm groups .* allowed: a divisor of 2",
         ),
         (lambda: config(evaluation=EvaluationSettings(step_size=0.0)), "step_size is 0; allowed: a number > 0"),
+        (
+            lambda: config(training=TrainingSettings(precision="bf16"), resources=ResourceSettings(accelerator="V100")),
+            r"training\.precision is bf16, which resources\.accelerator V100 does not support; allowed there: float32",
+        ),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_in_one_line_that_names_it(build: Any, message: str) -> None:

@@ -365,7 +365,15 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "unreachable edge": (["--steps", "2", "--step-size", "1/255"], "out of reach"),
         "norm": (["--norm", "l1"], "linf"),
         "no steps": (["--steps", "0"], "steps is 0"),
-        "steps of another attack": (["--attack", "cascade", "--restarts", "2"], "--restarts means nothing to --attack cascade"),
+        "a loss of another attack": (
+            ["--attack", "cascade", "--loss", "dlr"],
+            "--loss means nothing to --attack cascade; leave it out, or",
+        ),
+        "a step size of another attack": (["--attack", "apgd", "--step-size", "1/255"], "--step-size means nothing to --attack apgd"),
+        "steps of queries": (["--attack", "square", "--steps", "9"], "--steps means nothing to --attack square"),
+        "a gradient of none": (["--attack", "square", "--gradient", "bf16"], "--gradient bf16 means nothing to --attack square"),
+        "no restarts": (["--restarts", "0"], "--restarts is 0; allowed: a whole number >= 1"),
+        "more targets than classes": (["--attack", "apgd", "--targets", "10"], "needs at least 11 classes, the model has 10"),
         "lanes": (["--lanes", "0"], "--lanes is 0"),
         "GPUs without a name": (["--gpus-per-task", "1"], "--accelerator is ''"),
         "option": (["--epsilom", "1/255"], "did you mean --epsilon"),
@@ -402,6 +410,27 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(case: str, refused: Cal
     arguments, message = refusals(on_the_shelf)[case]
     said = refused(*arguments)
     assert message in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "runs"),
+    [
+        ([], ["pgd-200"], [1]),
+        (["--restarts", "5", "--loss", "margin"], ["pgd-margin-200"], [5]),
+        (["--targets", "3", "--restarts", "2"], ["pgd-t-ce-200"], [6]),
+        (["--attack", "apgd"], ["apgd-ce-100"], [1]),
+        (["--attack", "apgd", "--loss", "dlr", "--targets", "9", "--steps", "20", "--gradient", "bf16"], ["apgd-t-dlr-20-bf16"], [9]),
+        (["--attack", "square", "--queries", "70", "--restarts", "2"], ["square-70"], [2]),
+        (["--attack", "cascade", "--restarts", "2"], ["apgd-ce-100", "apgd-t-dlr-100", "square-5000"], [2, 18, 2]),
+    ],
+)
+def test_the_options_describe_any_attack_of_the_engine(words: list[str], names: list[str], runs: list[int]) -> None:
+    given = parse_options(["--model", "m:f", "--data", "d", *words], ForeignOptions(), about="")
+    found = given.attacks(num_classes=10)
+    assert [spec.name for spec in found] == names and [spec.runs for spec in found] == runs
+    assert all(spec.threat_model == ThreatModel("linf", 8 / 255) for spec in found)
+    examined = given.examined()
+    assert (examined.algorithm, examined.loss, examined.targets, examined.gradient) == ("pgd", "cross_entropy", 0, "float32")
 
 
 def test_model_chooses_the_command_and_model_fields_do_not() -> None:

@@ -15,7 +15,7 @@ from sat_ray.data.split import Split
 from sat_ray.learner import Learner
 from sat_ray.models import Normalized, view
 from sat_ray.objectives import AdversarialCrossEntropy, Trades, kl_divergence
-from sat_ray.precision import check_precision
+from sat_ray.precision import check_accelerator, check_precision
 from sat_ray.randomness import Randomness, permutation
 from sat_ray.threat import ThreatModel
 from sat_ray.totals import Totals
@@ -180,6 +180,17 @@ def test_a_device_that_cannot_compute_in_bf16_is_refused_by_name(monkeypatch: py
     with pytest.raises(ValueError, match="mps does not support"):
         check_precision("bf16", torch.device("mps"))
     check_precision("float32", torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize("name", ["T4", "Tesla V100-SXM2-32GB", "p100"])
+def test_bf16_on_a_gpu_whose_name_says_that_it_has_none_is_refused_before_a_node_is_asked_for(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"training\.precision is bf16, which resources\.accelerator {name} does not support; allowed there"
+    ):
+        check_accelerator("bf16", name)
+    check_accelerator("float32", name)
+    for other in ("", "L4", "A100", "NVIDIA H200", "T400", "GB200"):
+        check_accelerator("bf16", other)
 
 
 def test_epsilon_grows_to_its_value_and_the_step_with_it(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from archives import WORDNET_IDS, cifar, cifar_batch, devkit, image_file, imagen
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from sat_ray.data.batch_pickle import UnsafePickleError, read_batch
-from sat_ray.data.sources import DATASETS, LayoutError, Listing, Raw
+from sat_ray.data.images import Storing
+from sat_ray.data.shards import manifest_hash, write_dataset
+from sat_ray.data.sources import DATASETS, LayoutError, Listing, Raw, Source
+from sat_ray.storage import Storage
 
 ARCHIVES = {
     "cifar10": ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"),
@@ -269,6 +273,42 @@ def test_the_folders_of_an_image_folder_are_its_splits(parts: tuple[str, ...], e
 def test_an_image_folder_of_the_wrong_layout_is_refused(names: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match=message):
         listed("image_folder", unpack(folder(*names), tmp_path))
+
+
+# --- on S3 ---
+
+FILES = {
+    "cifar10": [cifar("cifar10")[0], cifar("cifar10")[1]],
+    "cifar100": [cifar("cifar100")[0]],
+    "imagenet": list(imagenet()),
+    "image_folder": [folder(*[f"{part}/{label}/a picture ({i}) #1.png" for part in ("train", "val") for label in "ab" for i in range(11)])],
+}
+
+
+@pytest.mark.parametrize(("name", "layout"), [(name, i) for name, layouts in FILES.items() for i in range(len(layouts))])
+def test_a_dataset_on_s3_is_the_one_on_disk(name: str, layout: int, s3: Storage, tmp_path: Path) -> None:
+    files = FILES[name][layout]
+    for path, data in files.items():
+        s3.write(f"downloads/{path}", data)
+    if name == "image_folder":
+        s3.write("downloads/.hidden/x.png", b"")
+    settings: dict[str, Any] = {"rows_per_shard": 7, "storing": Storing(image_size=24 if DATASETS[name].encoded else 0)}
+    here = write_dataset(DATASETS[name], Storage.at(tmp_path / "here"), path=str(unpack(files, tmp_path / "downloads")), **settings)
+    there = write_dataset(DATASETS[name], s3.child("shards"), path=s3.full("downloads/"), **settings)
+    assert manifest_hash(here) == manifest_hash(there)
+
+
+def test_what_is_not_on_s3_and_what_is_wrong_there_is_refused_like_on_disk(s3: Storage) -> None:
+    with pytest.raises(LayoutError, match=r"data\.path s3://\S+/nowhere: it is not there; allowed for cifar10: the official archive"):
+        DATASETS["cifar10"].open(s3.full("nowhere"))
+    s3.write("half/train/n01440764/a.JPEG", b"")
+    with pytest.raises(LayoutError, match=r"it has neither val/ nor ILSVRC2012_img_val\.tar"):
+        DATASETS["imagenet"].open(s3.full("half"))
+    with pytest.raises(LayoutError, match="it is not a folder"):
+        DATASETS["image_folder"].open(s3.full("half/train/n01440764/a.JPEG"))
+    own = Source("m:f", lambda path: None, images=0, test=0, val=0, about="", layout="a folder")
+    with pytest.raises(LayoutError, match="images of your own are read from a local folder"):
+        own.open(s3.full("half"))
 
 
 def test_a_dataset_that_needs_a_folder_says_so_when_none_is_given() -> None:

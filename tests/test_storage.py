@@ -1,5 +1,6 @@
 """One table of cases for a folder on this disk and on a real S3 server: this session's own, or the one SAT_RAY_TEST_S3 names."""
 
+import gzip
 import os
 import threading
 import uuid
@@ -31,6 +32,31 @@ def test_what_is_written_is_read_back_and_a_second_write_replaces_it(storage: St
     assert storage.read("a/b/c.bin") == b"\x00\xff" and storage.exists("a/b/c.bin")
     storage.write("a/b/c.bin", b"")
     assert storage.read("a/b/c.bin") == b""
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.bz2", "a.zst"])
+def test_no_name_makes_a_file_compressed_on_its_way(name: str, storage: Storage, tmp_path: Path) -> None:
+    data = gzip.compress(b"\x00" * 1000)
+    (tmp_path / "source").write_bytes(data)
+    storage.write(name, data)
+    storage.write_file(f"other-{name}", tmp_path / "source")
+    assert storage.commit(f"committed-{name}", data)
+    assert storage.sizes("") == {name: len(data), f"other-{name}": len(data), f"committed-{name}": len(data)}
+    assert all(storage.read(one) == data for one in storage.names(""))
+
+
+def test_a_file_is_read_from_any_place(storage: Storage) -> None:
+    data = os.urandom(100_000)
+    storage.write("a/b.bin", data)
+    assert storage.read("a/b.bin", offset=7, length=90_001) == data[7:90_008]
+    assert storage.read("a/b.bin", length=5) == data[:5] and storage.read("a/b.bin", offset=99_990) == data[99_990:]
+    with storage.open("a/b.bin") as stream:
+        assert stream.read(3) == data[:3] and stream.seek(50_000) == 50_000 and stream.read(4) == data[50_000:50_004]
+        assert stream.seek(1) == 1 and stream.read() == data[1:]
+    assert storage.is_file("a/b.bin") and not storage.is_file("a") and not storage.is_file("a/c.bin")
+    for read in (storage.open, lambda path: storage.read(path, offset=1)):
+        with pytest.raises(FileNotFoundError):
+            read("a/c.bin")
 
 
 def test_a_local_file_is_put_in_place_whole_and_replaces_what_was_there(storage: Storage, tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ images in the same order, so they make the same dataset. Format: https://www.cs.
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from sat_ray.data.batch_pickle import UnsafePickleError, read_batch
+from sat_ray.data.remote import Folder
 from sat_ray.data.source import LayoutError, Raw
 
 SIDE = 32
@@ -33,7 +33,7 @@ class Version:
         """Return every file that is needed."""
         return (*self.train, self.test, self.names)
 
-    def find(self, path: Path) -> dict[str, bytes] | None:
+    def find(self, path: Folder) -> dict[str, bytes] | None:
         """Return the files below `path`, a folder or the archive itself; None where this version is not there at all."""
         for folder in (path / self.folder, path):
             if (folder / self.test).is_file():
@@ -41,10 +41,10 @@ class Version:
         archive = path if path.is_file() else path / self.archive
         return self._unpack(archive) if archive.is_file() else None
 
-    def _unpack(self, archive: Path) -> dict[str, bytes] | None:
+    def _unpack(self, archive: Folder) -> dict[str, bytes] | None:
         found = {}
         try:
-            with tarfile.open(archive) as tar:
+            with archive.open("rb") as packed, tarfile.open(fileobj=packed) as tar:
                 for member in tar:
                     folder, _, name = member.name.removeprefix("./").rpartition("/")
                     if member.isfile() and folder == self.folder and name in self.files:
@@ -75,7 +75,7 @@ class Cifar:
         choices = (f"{v.archive} or {v.folder}/ ({', '.join(v.files)})" for v in (self.python, self.binary))
         return "the official archive, or a folder with " + ", or ".join(choices)
 
-    def read(self, path: Path) -> Raw:
+    def read(self, path: Folder) -> Raw:
         """Read all images. Raises LayoutError naming the file that is missing or wrong."""
         for version, parse, read_names in (
             (self.python, self._python_batch, self._python_names),

@@ -1,11 +1,11 @@
 """Image folders: one sub-folder per class, perhaps below train/, val/ and test/."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 
 from sat_ray.data.images import Place
+from sat_ray.data.remote import Folder, RemotePath
 from sat_ray.data.source import LayoutError, Listing
 from sat_ray.data.split import SPLITS
 
@@ -16,13 +16,15 @@ IMAGE_FOLDER_LAYOUT = (
 Found = list[tuple[str, str]]  # (class, path below the folder)
 
 
-def entries(folder: Path, *, folders: bool) -> list[str]:
+def entries(folder: Folder, *, folders: bool) -> list[str]:
     """Return the names of the visible sub-folders of a folder, or of its visible files, sorted."""
+    if isinstance(folder, RemotePath):
+        return [name for name in folder.entries(folders=folders) if not name.startswith(".")]
     with os.scandir(folder) as found:
         return sorted(one.name for one in found if one.is_dir() == folders and not one.name.startswith("."))
 
 
-def class_files(folder: Path) -> Found:
+def class_files(folder: Folder) -> Found:
     """List every visible file in the sub-folders of a folder, by class, then by file name. Raises LayoutError where there is none.
 
     Nothing is looked into: a file that is no image is found when it is decoded, and counts as a corrupt image.
@@ -33,7 +35,7 @@ def class_files(folder: Path) -> Found:
     return found
 
 
-def list_image_folder(path: Path) -> Listing:
+def list_image_folder(path: Folder) -> Listing:
     """List an image folder; the image id is the place in the order train, val, test, then class, then file name.
 
     Raises LayoutError where no class or no image is found, or where a split has a class that train has not.
@@ -50,7 +52,7 @@ def list_image_folder(path: Path) -> Listing:
     return listed
 
 
-def _listing(root: Path, parts: dict[str, list[tuple[str, Path]]]) -> Listing:
+def _listing(root: Folder, parts: dict[str, list[tuple[str, Folder]]]) -> Listing:
     """Join the (class, file) pairs of several splits, train first; a lone val split is what there is to test on."""
     classes = sorted({name for name, _ in parts["train"]})
     index = {name: number for number, name in enumerate(classes)}
@@ -62,7 +64,7 @@ def _listing(root: Path, parts: dict[str, list[tuple[str, Path]]]) -> Listing:
             raise LayoutError(f"{split}/ has classes that train/ has not: {', '.join(foreign[:3])}")
         if split != "train":
             held_out[split] = np.arange(len(places), len(places) + len(files))
-        places += [Place(str(file.relative_to(root)), str(file)) for _, file in files]
+        places += [Place(str(file).removeprefix(f"{root}/"), str(file)) for _, file in files]
         labels += [index[name] for name, _ in files]
     if "val" in held_out and "test" not in held_out:
         held_out["test"] = held_out.pop("val")

@@ -13,6 +13,7 @@ import numpy as np
 
 from sat_ray.data.folders import class_files
 from sat_ray.data.images import Place
+from sat_ray.data.remote import Folder
 from sat_ray.data.source import LayoutError, Listing
 
 TRAIN_TAR, VAL_TAR, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
@@ -25,7 +26,7 @@ IMAGENET_LAYOUT = (
 Labelled = tuple[str, Place]  # (WordNet id, where the image is)
 
 
-def list_imagenet(path: Path) -> Listing:
+def list_imagenet(path: Folder) -> Listing:
     """List ImageNet below a folder; both halves in either layout. Raises LayoutError naming what is missing or wrong."""
     if not path.is_dir():
         raise LayoutError("it is not a folder")
@@ -40,14 +41,14 @@ def list_imagenet(path: Path) -> Listing:
     return Listing([place for _, place in both], labels, tuple(classes), held_out={"test": np.arange(len(train), len(both))})
 
 
-def _train(path: Path) -> list[Labelled]:
+def _train(path: Folder) -> list[Labelled]:
     if (path / "train").is_dir():
         return _folder(path / "train")
     if not (path / TRAIN_TAR).is_file():
         raise LayoutError(f"it has neither train/ nor {TRAIN_TAR}")
     found = []
     try:
-        with tarfile.open(path / TRAIN_TAR) as outer:
+        with (path / TRAIN_TAR).open("rb") as stream, tarfile.open(fileobj=stream) as outer:
             for member in outer:
                 inner = outer.extractfile(member) if member.name.endswith(".tar") else None
                 if inner is not None:
@@ -60,13 +61,13 @@ def _train(path: Path) -> list[Labelled]:
     return found
 
 
-def _val(path: Path) -> list[Labelled]:
+def _val(path: Folder) -> list[Labelled]:
     if (path / "val").is_dir():
         return _folder(path / "val")
     if not (path / VAL_TAR).is_file():
         raise LayoutError(f"it has neither val/ nor {VAL_TAR}")
     try:
-        with open(path / VAL_TAR, "rb") as stream:
+        with (path / VAL_TAR).open("rb") as stream:
             places = sorted(_places(path / VAL_TAR, stream, start=0), key=lambda place: place.name)
     except (tarfile.TarError, EOFError) as error:
         raise LayoutError(f"{VAL_TAR} is damaged ({error})") from None
@@ -76,11 +77,11 @@ def _val(path: Path) -> list[Labelled]:
     return list(zip(names, places, strict=True))
 
 
-def _folder(folder: Path) -> list[Labelled]:
+def _folder(folder: Folder) -> list[Labelled]:
     return [(name, Place(file.partition("/")[2], str(folder / file))) for name, file in class_files(folder)]
 
 
-def _places(archive: Path, stream: object, *, start: int) -> Iterator[Place]:
+def _places(archive: Folder, stream: object, *, start: int) -> Iterator[Place]:
     """Yield every file of an uncompressed tar that begins at byte `start` of an archive, as a range of the archive's bytes."""
     with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
         for member in tar:
@@ -88,7 +89,7 @@ def _places(archive: Path, stream: object, *, start: int) -> Iterator[Place]:
                 yield Place(Path(member.name).name, str(archive), start + member.offset_data, member.size)
 
 
-def _val_wordnet_ids(path: Path) -> list[str]:
+def _val_wordnet_ids(path: Folder) -> list[str]:
     """Return the class of each validation image, in order, from the text file or the development kit."""
     if (path / VAL_IDS).is_file():
         return (path / VAL_IDS).read_text().split()
@@ -96,7 +97,7 @@ def _val_wordnet_ids(path: Path) -> list[str]:
         raise LayoutError(f"{VAL_TAR} needs {DEVKIT} or {VAL_IDS} beside it")
     wanted: dict[str, bytes] = {}
     try:
-        with tarfile.open(path / DEVKIT) as tar:
+        with (path / DEVKIT).open("rb") as file, tarfile.open(fileobj=file) as tar:
             for member in tar:
                 stream = tar.extractfile(member) if member.name.endswith((GROUND_TRUTH, META)) else None
                 if stream is not None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sat_ray.data.remote import read_range
+
 ENCODINGS = ("raw", "jpeg")
 
 
@@ -15,7 +17,10 @@ class CorruptImageError(ValueError):
 
 @dataclass(frozen=True, slots=True)  # there may be a million
 class Place:
-    """The bytes of one image: all of a file, or `length` of them from `offset` inside an archive. name: what people call it."""
+    """The bytes of one image: all of a file, or `length` of them from `offset` inside an archive.
+
+    name: what people call it; path: of the file, absolute or on S3.
+    """
 
     name: str
     path: str
@@ -24,9 +29,7 @@ class Place:
 
     def read(self) -> bytes:
         """Return the bytes."""
-        with open(self.path, "rb") as stream:
-            stream.seek(self.offset)
-            return stream.read(self.length)
+        return read_range(self.path, self.offset, self.length)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from sat_ray.data.images import Place
+from sat_ray.data.remote import RemotePath, folder_at
 from sat_ray.data.split import by_hash, split_by_hash, split_officially
 
 SHARE = 0.1  # of the images, held out for each split that a folder of images does not come with
@@ -47,6 +47,7 @@ class Source:
     only after a look; a folder that holds another number of images than this keeps the shares of test and val.
     encoded: its images are files to decode, so they may be resized and stored as JPEG. anonymous: the folder says which images these are.
     shape: (C, H, W) where all are of one size, classes: how many there are; None and 0 where that is known only after a look.
+    remote: `read` takes a folder on S3 as well.
     """
 
     name: str
@@ -60,15 +61,21 @@ class Source:
     anonymous: bool = False
     shape: tuple[int, int, int] | None = None
     classes: int = 0
+    remote: bool = False
 
     def open(self, path: str = "") -> Raw | Listing:
-        """Read the dataset, or list its images. path: its folder, absolute or from here. Raises LayoutError with the layout wanted."""
+        """Read the dataset, or list its images. Raises LayoutError with the layout wanted.
+
+        path: its folder, absolute or from here, or on S3.
+        """
         if not self.layout:
             return self.read()
         if not path:
             raise LayoutError(f"data.path is empty; allowed for {self.name}: {self.layout}")
-        folder = Path(path).expanduser().resolve()
+        folder = folder_at(path)
         try:
+            if isinstance(folder, RemotePath) and not self.remote:
+                raise LayoutError("it is on S3, and images of your own are read from a local folder")
             if not folder.exists():
                 raise LayoutError("it is not there")
             return self.read(folder)

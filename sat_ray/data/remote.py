@@ -1,0 +1,88 @@
+"""Datasets as they were downloaded, on S3: the methods of pathlib.Path that their readers use."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sat_ray.storage import Storage
+
+SCHEME = "s3://"
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A file or folder on S3. key: its path in the bucket, "" for the whole of it."""
+
+    bucket: str
+    key: str
+
+    @classmethod
+    def at(cls, uri: str) -> "RemotePath":
+        """Read s3://bucket/prefix. Raises ValueError where it holds a login."""
+        bucket, _, key = Storage.at(uri).uri.removeprefix(SCHEME).partition("/")
+        return cls(bucket, key)
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.bucket}/{self.key}".rstrip("/")
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(self.bucket, f"{self.key}/{name}".lstrip("/"))
+
+    @property
+    def name(self) -> str:
+        """Return its last part."""
+        return str(self).rpartition("/")[2]
+
+    def exists(self) -> bool:
+        """Say whether it is there."""
+        return _opened(self.bucket).exists(self.key)
+
+    def is_file(self) -> bool:
+        """Say whether it is a file."""
+        return _opened(self.bucket).is_file(self.key)
+
+    def is_dir(self) -> bool:
+        """Say whether it is a folder, which on S3 is a prefix that something has."""
+        return self.exists() and not self.is_file()
+
+    def entries(self, *, folders: bool) -> list[str]:
+        """Return the names of the folders directly below, or of the files, sorted."""
+        storage = _opened(self.bucket)
+        return storage.folders(self.key) if folders else storage.names(self.key)
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Open a file to read it at any place."""
+        assert mode == "rb", mode
+        return _opened(self.bucket).open(self.key)
+
+    def read_bytes(self, offset: int = 0, length: int = -1) -> bytes:
+        """Return a file's bytes, or `length` of them from `offset`."""
+        return _opened(self.bucket).read(self.key, offset=offset, length=length)
+
+    def read_text(self) -> str:
+        """Return a file's text."""
+        return self.read_bytes().decode()
+
+
+Folder = Path | RemotePath
+
+
+def folder_at(path: str) -> Folder:
+    """Return a folder of this machine, absolute or from here, or one on S3."""
+    return RemotePath.at(path) if path.startswith(SCHEME) else Path(path).expanduser().resolve()
+
+
+def read_range(path: str, offset: int, length: int) -> bytes:
+    """Return `length` bytes of a file from `offset`, -1 for all that follow. path: absolute, or on S3."""
+    if path.startswith(SCHEME):
+        return RemotePath.at(path).read_bytes(offset, length)
+    with open(path, "rb") as stream:
+        stream.seek(offset)
+        return stream.read(length)
+
+
+@functools.cache
+def _opened(bucket: str) -> Storage:
+    """Return a bucket, with one connection for all its files."""
+    return Storage(f"{SCHEME}{bucket}")
