@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from pipelines.code_change import settle_code_changes
 from pipelines.exit_status import exit_status
-from pipelines.foreign_card import card_inputs, write_card
+from pipelines.foreign_card import card_is_made, card_key, write_card
 from pipelines.foreign_options import ForeignOptions
 from pipelines.foreign_subject import Subject, identify, open_subject, staged
 from pipelines.foreign_tasks import environment_of, records_of, run_tasks, tasks_of
@@ -27,10 +28,11 @@ from sat_ray.data.shards import image_ids
 from sat_ray.jobs import sampled_rows
 from sat_ray.lease import driver_lease
 from sat_ray.outcomes import merge_outcomes
-from sat_ray.stages import Record, Records, record_key
+from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage, check_writable
 from sat_ray.units import CARD, EVALUATE, EvaluationTask
 
+PAGE = "evaluation.html"
 VERSIONS = ("ray", "torch", "torchvision", "pyarrow")
 
 
@@ -40,7 +42,7 @@ def main() -> int:
 
 
 def evaluate_foreign(given: ForeignOptions) -> None:
-    """Evaluate, write outcomes and evaluation.json, and print the verdict."""
+    """Evaluate, write outcomes, evaluation.json and a page, and print the verdict."""
     for field in ("model", "data"):
         if not getattr(given, field):
             raise UsageError(f"--{field} is missing; --model URI and --data URI are needed (all: --help)")
@@ -61,7 +63,7 @@ def evaluate_foreign(given: ForeignOptions) -> None:
             tasks = tasks_of(given, subject, name)
             check_code(given, subject, Records(storage), tasks, reporter)
             run_tasks(given, tasks, Records(storage), reporter)
-            found = write_evaluation(given, subject, tasks, storage, identity)
+            found, table = write_evaluation(given, subject, tasks, storage, identity)
             reporter.console.print(claim(found), style="bold", soft_wrap=True)
             reporter.console.print(to_terminal(found))
             for measured in found.get("calibrations", ()):
@@ -69,8 +71,10 @@ def evaluate_foreign(given: ForeignOptions) -> None:
             reporter.say(
                 f"{found['passes_per_image']:.1f} passes per image, {found['seconds']:.0f} s of work; {storage.full('evaluation.json')}"
             )
-            if given.card:
-                write_card(given, subject, tasks[0], storage, reporter)
+            wanted = given.card or card_is_made(given, subject, tasks[0], storage)
+            card = write_card(given, subject, tasks[0], storage, reporter) if wanted else None
+            write_page(given, found, table, card, storage)
+            reporter.say(f"page: {storage.full(PAGE)}")
 
 
 def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
@@ -86,17 +90,15 @@ def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
 
 def check_code(given: ForeignOptions, subject: Subject, records: Records, tasks: Sequence[EvaluationTask], reporter: Reporter) -> None:
     """Deal with shards, and a card, that other code made: refuse to start, reuse them, or move them aside."""
-    wanted = [(EVALUATE, task.key) for task in tasks]
-    if given.card:
-        wanted.append((CARD, record_key(CARD, card_inputs(given, subject, tasks[0]))))
+    wanted = [*((EVALUATE, task.key) for task in tasks), (CARD, card_key(given, subject, tasks[0]))]
     committed = ((stage, record) for stage, key in wanted if (record := records.find(stage, key)))
     settle_code_changes(records, committed, choice=given.on_code_change, reporter=reporter, made="shards", by="evaluated")
 
 
 def write_evaluation(
     given: ForeignOptions, subject: Subject, tasks: Sequence[EvaluationTask], storage: Storage, identity: dict[str, Any]
-) -> dict[str, Any]:
-    """Merge the shards into outcomes/<name>.parquet, write evaluation.json and return it."""
+) -> tuple[dict[str, Any], pa.Table]:
+    """Merge the shards into outcomes/<name>.parquet and write evaluation.json; return it and the outcomes."""
     rows = torch.arange(subject.n) if subject.sample is None else sampled_rows(subject.n_split, subject.n, seed=given.seed)
     expected = image_ids(Storage(subject.dataset.uri), given.split)[rows]
     name, records = tasks[0].name, Records(storage)
@@ -118,7 +120,15 @@ def write_evaluation(
         "outcomes": storage.full(path),
     }
     storage.write_json("evaluation.json", found)
-    return found
+    return found, table
+
+
+def write_page(given: ForeignOptions, found: dict[str, Any], table: pa.Table, card: dict[str, Any] | None, storage: Storage) -> None:
+    """Write the page that a person reads."""
+    from sat_ray.report.evaluation_page import render_evaluation  # matplotlib takes a second to import
+
+    page = render_evaluation(found, table, claim=claim(found), command=given.command(), card=card)
+    storage.write(PAGE, page.encode())
 
 
 def _together(parts: Iterable[Record]) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from sat_ray.storage import Storage
 from sat_ray.units import CARD, EvaluationTask
 
 
-def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, storage: Storage, reporter: Reporter) -> None:
-    """Compute the robustness card as one Ray task, unless it is committed, write card.json, and print its verdict and reasons."""
-    records, inputs = Records(storage), card_inputs(given, subject, task)
-    record = records.find(CARD, record_key(CARD, inputs))
+def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, storage: Storage, reporter: Reporter) -> dict[str, Any]:
+    """Compute the robustness card as one Ray task, unless it is committed; write card.json, print its verdict and reasons, return it."""
+    records, inputs, key = Records(storage), card_inputs(given, subject, task), card_key(given, subject, task)
+    record = records.find(CARD, key)
     if record is None:
         from sat_ray.distributed.tasks import result, stage_task
 
@@ -37,12 +37,23 @@ def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, st
             work = (card_of, replace(task, first=0, last=n, sample=n), given.examined(), subject.configuration)
             ref = stage_task(*work, name="card", resources=evaluation_resources(given.resources))
             payload = {"name": task.name, "card": result(ref)}
-        record = records.commit(CARD, record_key(CARD, inputs), inputs=inputs, payload=payload, seconds=perf_counter() - started)
-    card = record.payload["card"]
+        record = records.commit(CARD, key, inputs=inputs, payload=payload, seconds=perf_counter() - started)
+    card: dict[str, Any] = record.payload["card"]
     storage.write_json("card.json", card)
     reporter.say(f"robustness card: {card['verdict']}; {storage.full('card.json')}")
     for reason in card["reasons"]:
         reporter.say(f"  {reason}")
+    return card
+
+
+def card_key(given: ForeignOptions, subject: Subject, task: EvaluationTask) -> str:
+    """Return the key of the card's record."""
+    return record_key(CARD, card_inputs(given, subject, task))
+
+
+def card_is_made(given: ForeignOptions, subject: Subject, task: EvaluationTask, storage: Storage) -> bool:
+    """Say whether an earlier command made the card."""
+    return Records(storage).find(CARD, card_key(given, subject, task)) is not None
 
 
 def card_inputs(given: ForeignOptions, subject: Subject, task: EvaluationTask) -> dict[str, Any]:

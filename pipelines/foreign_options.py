@@ -1,6 +1,7 @@
 """What `pipelines/evaluate.py --model` can be asked for."""
 
-from dataclasses import dataclass, replace
+import shlex
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from sat_ray.attacks import AttackSpec, cascade
@@ -17,6 +18,12 @@ MEANT_FOR = {
     "targets": ("pgd", "apgd"),
     "queries": ("square", "cascade"),
 }
+
+
+def exact_text(value: object) -> str:
+    """Spell a value of the command line so that it is read back as it was; k/255 where a number is one."""
+    k = round(255 * value) if isinstance(value, float) else 0
+    return f"{k}/255" if k and k / 255 == value else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +102,15 @@ class ForeignOptions:
             if getattr(self, field) is not None and self.attack not in attacks:
                 flag = f"--{field.replace('_', '-')}"
                 raise ValueError(f"{flag} means nothing to --attack {self.attack}; leave it out, or choose {' or '.join(attacks)}")
+
+    def command(self) -> str:
+        """Return the command that these options came from, without defaults and without the tracker's address, which may hold a login."""
+        words = ["python", "pipelines/evaluate.py"]
+        for field in fields(self):
+            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            if value != field.default and field.name != "tracking_uri":
+                words += [flag] if value is True else [flag, exact_text(value)]
+        return shlex.join(words)
 
     @property
     def threat_model(self) -> ThreatModel:

@@ -1,8 +1,10 @@
 """Models and images that others made: what is read, what is refused in one line, and that the verdict is evaluate()'s own."""
 
+import html
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -430,6 +432,7 @@ def test_the_options_describe_any_attack_of_the_engine(words: list[str], names: 
     assert [spec.name for spec in found] == names and [spec.runs for spec in found] == runs
     assert all(spec.threat_model == ThreatModel("linf", 8 / 255) for spec in found)
     examined = given.examined()
+    assert parse_options(shlex.split(given.command())[2:], ForeignOptions(), about="") == given
     assert (examined.algorithm, examined.loss, examined.targets, examined.gradient) == ("pgd", "cross_entropy", 0, "float32")
 
 
@@ -488,6 +491,7 @@ def test_the_command_gives_the_outcomes_of_evaluate_and_repeats_without_work(
     folder = next(path for path in tmp_path.iterdir() if path.name.startswith("foreign_models-digits-digits-"))
     found = json.loads((folder / "evaluation.json").read_text())
     assert claim(found) in done.stdout
+    assert claim(found) in html.unescape((folder / "evaluation.html").read_text())
 
     rows = sampled_rows(77, 40, seed=0)
     model, split = load_source("function", "foreign_models:digits")[0], held_out.take(rows)

@@ -66,7 +66,7 @@ def render(
     Everything is escaped. Raises ValueError for a figure that is no PNG.
     """
     shown, costs = _figures(figures), board.get("cost")
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(
         board=board,
         cut=cut_text(board),
@@ -93,12 +93,13 @@ def render(
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates of this folder, with the report's way to spell numbers."""
+    found = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals |= {"absent": ABSENT, "local_pages": LOCAL_PAGES}
-    environment.filters |= {
+    found.globals |= {"absent": ABSENT, "local_pages": LOCAL_PAGES}
+    found.filters |= {
         "points": points,
         "signed_points": lambda fraction: points(fraction, signed=True),
         "spread": spread,
@@ -111,7 +112,7 @@ def _environment() -> Environment:
         "attack": attack_text,
         "seeds": seeds_text,
     }
-    return environment
+    return found
 
 
 def _figures(figures: Mapping[str, Path | str | bytes]) -> list[dict[str, str | int]]:
@@ -121,11 +122,11 @@ def _figures(figures: Mapping[str, Path | str | bytes]) -> list[dict[str, str | 
     for name in order:
         title, caption = FIGURES.get(name, (name.replace("_", " "), ""))
         identifier = "figure-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        shown.append({"name": name, "id": identifier, "title": title, "caption": caption, **_image(name, figures[name])})
+        shown.append({"name": name, "id": identifier, "title": title, "caption": caption, **image(name, figures[name])})
     return shown
 
 
-def _image(name: str, source: Path | str | bytes) -> dict[str, str | int]:
+def image(name: str, source: Path | str | bytes) -> dict[str, str | int]:
     """Return {"uri", "width", "height"}: the PNG as a data URI and its size on the page in CSS pixels."""
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data.startswith(_PNG_SIGNATURE):

@@ -58,10 +58,10 @@ def accuracy_against_steps(models: Sequence[EvaluatedModel], *, steps: int, subt
         model = looks[name]
         style = mark(model.activation, attacker_activation=model.attacker_activation, size=5)
         style |= {"linewidth": 1.5, "linestyle": "-" if model.attacker_activation == model.activation else "--"}
-        axes.plot(range(steps + 1), means[name], markevery=_marked(steps), **style)
+        axes.plot(range(steps + 1), means[name], markevery=marked(steps), **style)
         handles.append(Line2D([], [], label=f"{means[name][-1]:.1f}   {two_lines(name)}", **style))
     axes.set_xscale("symlog", linthresh=1)
-    axes.set_xticks(_marked(steps), [str(step) for step in _marked(steps)])
+    axes.set_xticks(marked(steps), [str(step) for step in marked(steps)])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     label(axes, x="steps (log scale)", y="robust accuracy (%)")
@@ -71,7 +71,7 @@ def accuracy_against_steps(models: Sequence[EvaluatedModel], *, steps: int, subt
     return figure
 
 
-def _marked(steps: int) -> list[int]:
+def marked(steps: int) -> list[int]:
     """Return the steps that the axis names: 0, 1, 2, 5, 10, … and the last."""
     named = [factor * 10**power for power in range(len(str(steps))) for factor in (1, 2, 5)]
     return [0, *(step for step in named if step < 0.8 * steps), steps]
