@@ -9,7 +9,7 @@ import torch
 
 from pipelines.foreign_options import ForeignOptions
 from pipelines.foreign_subject import Subject, variants_of
-from pipelines.foreign_tasks import on_ray
+from pipelines.foreign_tasks import POLL_SECONDS, on_ray
 from pipelines.progress import Reporter
 from sat_ray.attacks import AttackSpec
 from sat_ray.bundles import evaluation_resources
@@ -28,7 +28,7 @@ def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, st
     records, inputs, key = Records(storage), card_inputs(given, subject, task), card_key(given, subject, task)
     record = records.find(CARD, key)
     if record is None:
-        from sat_ray.distributed.tasks import result, stage_task
+        from sat_ray.distributed.tasks import result, stage_task, wait
 
         n = inputs["images"]
         reporter.say(f"robustness card: {n:,} images")
@@ -36,7 +36,11 @@ def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, st
         with on_ray(given, reporter):
             work = (card_of, replace(task, first=0, last=n, sample=n), given.examined(), subject.configuration)
             ref = stage_task(*work, name="card", resources=evaluation_resources(given.resources))
+            progress = reporter.stage("card", 1)
+            while not wait(ref, seconds=POLL_SECONDS):
+                progress.update(0, [])
             payload = {"name": task.name, "card": result(ref)}
+            progress.end()
         record = records.commit(CARD, key, inputs=inputs, payload=payload, seconds=perf_counter() - started)
     card: dict[str, Any] = record.payload["card"]
     storage.write_json("card.json", card)

@@ -69,7 +69,8 @@ def _curve(
                       textcoords="offset points", fontsize=8, color=FAINT)  # fmt: skip
     if scale == "symlog":
         axes.set_xscale("symlog", linthresh=1)
-        ticks = [point[0] for point in points]
+        last = points[-1][0]
+        ticks = [point[0] for point in points if point[0] == last or 2.5 * point[0] <= last]  # labels must not touch
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_ylim(bottom=0)
     label(axes, x=x, y=y, title=title)

@@ -76,6 +76,7 @@ def steps_figure(found: Mapping[str, Any], table: pa.Table) -> Figure:
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks(marked(longest), [f"{step:,}" for step in marked(longest)])
     axes.minorticks_off()
+    axes.set_xlim(0, longest)
     axes.set_ylim(0, 102)
     label(axes, x="steps, or queries of square (log scale)", y="accuracy (%)")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8.5)
