@@ -281,7 +281,7 @@ FILES = {
     "cifar10": [cifar("cifar10")[0], cifar("cifar10")[1]],
     "cifar100": [cifar("cifar100")[0]],
     "imagenet": list(imagenet()),
-    "image_folder": [folder(*[f"{part}/{label}/a picture ({i}) #1.png" for part in ("train", "val") for label in "ab" for i in range(11)])],
+    "image_folder": [folder(*[f"{part}/{label}/a ({i})? #1 @5%.png" for part in ("train", "val") for label in "ab" for i in range(11)])],
 }
 
 

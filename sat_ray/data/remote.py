@@ -76,7 +76,8 @@ def folder_at(path: str) -> Folder:
 def read_range(path: str, offset: int, length: int) -> bytes:
     """Return `length` bytes of a file from `offset`, -1 for all that follow. path: absolute, or on S3."""
     if path.startswith(SCHEME):
-        return RemotePath.at(path).read_bytes(offset, length)
+        bucket, _, key = path.removeprefix(SCHEME).partition("/")  # a name of a file may hold anything
+        return RemotePath(bucket, key).read_bytes(offset, length)
     with open(path, "rb") as stream:
         stream.seek(offset)
         return stream.read(length)
