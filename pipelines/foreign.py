@@ -15,7 +15,7 @@ import torch
 
 from pipelines.code_change import settle_code_changes
 from pipelines.exit_status import exit_status
-from pipelines.foreign_card import card_is_made, card_key, write_card
+from pipelines.foreign_card import card_key, write_card
 from pipelines.foreign_options import ForeignOptions
 from pipelines.foreign_subject import Subject, identify, open_subject, staged
 from pipelines.foreign_tasks import environment_of, records_of, run_tasks, tasks_of
@@ -71,8 +71,7 @@ def evaluate_foreign(given: ForeignOptions) -> None:
             reporter.say(
                 f"{found['passes_per_image']:.1f} passes per image, {found['seconds']:.0f} s of work; {storage.full('evaluation.json')}"
             )
-            wanted = given.card or card_is_made(given, subject, tasks[0], storage)
-            card = write_card(given, subject, tasks[0], storage, reporter) if wanted else None
+            card = write_card(given, subject, tasks[0], storage, reporter)
             write_page(given, found, table, card, storage)
             reporter.say(f"page: {storage.full(PAGE)}")
 

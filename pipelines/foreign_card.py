@@ -9,7 +9,7 @@ import torch
 
 from pipelines.foreign_options import ForeignOptions
 from pipelines.foreign_subject import Subject, variants_of
-from pipelines.foreign_tasks import POLL_SECONDS, on_ray
+from pipelines.foreign_tasks import follow, on_ray
 from pipelines.progress import Reporter
 from sat_ray.attacks import AttackSpec
 from sat_ray.bundles import evaluation_resources
@@ -23,12 +23,19 @@ from sat_ray.storage import Storage
 from sat_ray.units import CARD, EvaluationTask
 
 
-def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, storage: Storage, reporter: Reporter) -> dict[str, Any]:
-    """Compute the robustness card as one Ray task, unless it is committed; write card.json, print its verdict and reasons, return it."""
+def write_card(
+    given: ForeignOptions, subject: Subject, task: EvaluationTask, storage: Storage, reporter: Reporter
+) -> dict[str, Any] | None:
+    """Compute the robustness card as one Ray task, unless it is committed; write card.json, print its verdict and reasons, return it.
+
+    None where it is not asked for and no earlier command made it.
+    """
     records, inputs, key = Records(storage), card_inputs(given, subject, task), card_key(given, subject, task)
     record = records.find(CARD, key)
+    if record is None and not given.card:
+        return None
     if record is None:
-        from sat_ray.distributed.tasks import result, stage_task, wait
+        from sat_ray.distributed.tasks import stage_task
 
         n = inputs["images"]
         reporter.say(f"robustness card: {n:,} images")
@@ -36,11 +43,7 @@ def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, st
         with on_ray(given, reporter):
             work = (card_of, replace(task, first=0, last=n, sample=n), given.examined(), subject.configuration)
             ref = stage_task(*work, name="card", resources=evaluation_resources(given.resources))
-            progress = reporter.stage("card", 1)
-            while not wait(ref, seconds=POLL_SECONDS):
-                progress.update(0, [])
-            payload = {"name": task.name, "card": result(ref)}
-            progress.end()
+            payload = {"name": task.name, "card": follow(ref, reporter.stage("card", 1), done=lambda: 0)}
         record = records.commit(CARD, key, inputs=inputs, payload=payload, seconds=perf_counter() - started)
     card: dict[str, Any] = record.payload["card"]
     storage.write_json("card.json", card)
@@ -53,11 +56,6 @@ def write_card(given: ForeignOptions, subject: Subject, task: EvaluationTask, st
 def card_key(given: ForeignOptions, subject: Subject, task: EvaluationTask) -> str:
     """Return the key of the card's record."""
     return record_key(CARD, card_inputs(given, subject, task))
-
-
-def card_is_made(given: ForeignOptions, subject: Subject, task: EvaluationTask, storage: Storage) -> bool:
-    """Say whether an earlier command made the card."""
-    return Records(storage).find(CARD, card_key(given, subject, task)) is not None
 
 
 def card_inputs(given: ForeignOptions, subject: Subject, task: EvaluationTask) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """The evaluation of others' models as Ray tasks: one per shard, each committed once, followed until all are there."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pipelines.foreign_options import LANES_PER_SHARD, ForeignOptions
 from pipelines.foreign_subject import Subject
-from pipelines.progress import Reporter
+from pipelines.progress import Reporter, StageProgress
 from sat_ray.bundles import Demand, check_room, evaluation_resources
 from sat_ray.plan import shard_bounds
 from sat_ray.stages import Record, Records, numerical_environment
@@ -50,7 +50,9 @@ def run_tasks(given: ForeignOptions, tasks: Sequence[EvaluationTask], records: R
         from sat_ray.distributed.tasks import evaluate_all, stage_task
 
         with on_ray(given, reporter):
-            _follow(stage_task(evaluate_all, missing, records, given.resources, name="evaluate"), missing, len(tasks), records, reporter)
+            ref = stage_task(evaluate_all, missing, records, given.resources, name="evaluate")
+            waiting = {task.key for task in missing}
+            follow(ref, reporter.stage("evaluate", len(tasks)), done=lambda: len(tasks) - len(waiting.difference(records.keys(EVALUATE))))
     reporter.say(f"{len(tasks):,} shards: {len(missing)} computed, {len(tasks) - len(missing)} reused")
 
 
@@ -74,13 +76,12 @@ def on_ray(given: ForeignOptions, reporter: Reporter) -> Iterator[None]:
         yield
 
 
-def _follow(ref: Any, missing: Sequence[EvaluationTask], total: int, records: Records, reporter: Reporter) -> Any:
+def follow(ref: Any, progress: StageProgress, *, done: Callable[[], int]) -> Any:
+    """Wait for a stage, show how far it is, and return what it returns. done: counts its finished units of work."""
     from sat_ray.distributed.tasks import result, wait
 
-    progress = reporter.stage("evaluate", total)
-    waiting = {task.key for task in missing}
     while not wait(ref, seconds=POLL_SECONDS):
-        progress.update(total - len(waiting.difference(records.keys(EVALUATE))), [])
+        progress.update(done(), [])
     answer = result(ref)
     progress.end()
     return answer

@@ -8,12 +8,11 @@ import sys
 import uuid
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import s3_server
 import torch
 from hypothesis import settings
-from sklearn.datasets import load_digits
+from trainings import digits_again
 
 from sat_ray.attacks import PGD
 from sat_ray.data.pixels import to_pixels
@@ -52,9 +51,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def digits() -> Split:
     """Return scikit-learn's 1,797 handwritten digits as uint8 (N, 1, 8, 8); image_id = index."""
-    bundle = load_digits()
-    images = np.rint(bundle.images * 255 / 16).astype(np.uint8)[:, None]
-    return Split(torch.from_numpy(images), torch.from_numpy(bundle.target).long(), torch.arange(len(images)))
+    return digits_again()
 
 
 @pytest.fixture(scope="session")

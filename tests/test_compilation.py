@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from test_resume import digits_again
 from torch import Tensor, nn
-from trainings import assert_same_bits, enlarged, in_two_processes, small_model, train
+from trainings import assert_same_bits, digits_again, enlarged, in_two_processes, small_model, train, worker_of_two
 
 import sat_ray.crafting
 from pipelines.arrival import check_machine
@@ -25,7 +23,6 @@ from sat_ray.data.split import Split
 from sat_ray.models import view
 from sat_ray.stages import numerical_environment
 from sat_ray.training import EpochReport, TrainingSettings
-from sat_ray.world import World
 
 SHORT: dict[str, Any] = {"images": 64, "epochs": 2}  # two updates an epoch, of two groups each
 
@@ -129,11 +126,9 @@ def test_compiled_kernels_are_another_environment() -> None:
 
 def one_of_two_workers(rank: int, folder: str) -> None:
     """Run as a process of its own: train compiled as one of two gloo workers and leave the weights behind."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    (*_, last) = train(small_model("smoothrelu"), digits_again(), **SHORT, compile=True, world=World(rank, 2))
+    with worker_of_two(rank, folder) as world:
+        (*_, last) = train(small_model("smoothrelu"), digits_again(), **SHORT, compile=True, world=world)
     torch.save(last.state.weights, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.fault

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from trainings import BALL, assert_same_bits, small_model, train
+from trainings import BALL, assert_same_bits, digits_again, small_model, train
 
 from pipelines.code_change import settle_code_changes
 from pipelines.progress import Reporter
@@ -77,13 +76,6 @@ def train_and_leave_checkpoints(folder: str) -> None:
         time.sleep(0.02)  # so that there is time to be killed
 
     train(small_model(), digits_again(), **EVERYTHING | {"epochs": 40}, checkpoint_every=1, on_checkpoint=leave)
-
-
-def digits_again() -> Split:
-    """Return what the fixture `digits` is, in a process that has no fixtures."""
-    images, labels = load_digits(return_X_y=True)
-    pixels = torch.from_numpy((images * 255 / 16).round()).to(torch.uint8).view(-1, 1, 8, 8)
-    return Split(pixels, torch.from_numpy(labels).long(), torch.arange(len(labels)))
 
 
 def test_training_killed_at_a_random_step_and_resumed_is_the_run_left_alone_bit_for_bit(digits: Split, tmp_path: Path) -> None:

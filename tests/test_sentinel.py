@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from sklearn.datasets import load_digits
-from trainings import BALL, assert_same_bits, in_two_processes
+from trainings import BALL, assert_same_bits, digits_again, in_two_processes, worker_of_two
 
 from sat_ray.attacks import PGD
 from sat_ray.checkpoint import pack_state, unpack_state
@@ -17,7 +15,6 @@ from sat_ray.models import build_model
 from sat_ray.sentinel import CatastrophicOverfittingError, Memory, judge, milder
 from sat_ray.threat import ThreatModel
 from sat_ray.training import EpochReport, TrainingSettings, TrainingState, fit
-from sat_ray.world import World
 
 COLLAPSING = TrainingSettings(
     epochs=36,
@@ -103,14 +100,9 @@ def test_a_run_that_collapses_without_a_sentinel_is_rolled_back_and_recovers_wit
 
 def one_of_two_workers(rank: int, folder: str) -> None:
     """Run as a process of its own: the same training as one of two gloo workers, one BatchNorm group each."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    images, labels = load_digits(return_X_y=True)
-    pixels = torch.from_numpy((images * 255 / 16).round()).to(torch.uint8).view(-1, 1, 8, 8)
-    digits = Split(pixels, torch.from_numpy(labels).long(), torch.arange(len(labels)))
-    last = run(digits, until=19, batchnorm_group_size=32, world=World(rank, 2), **LOOKS)[-1]
+    with worker_of_two(rank, folder) as world:
+        last = run(digits_again(), until=19, batchnorm_group_size=32, world=world, **LOOKS)[-1]
     torch.save({"weights": last.state.weights, "events": last.state.events, "metrics": last.metrics}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def test_two_workers_roll_back_together_and_recover(tmp_path: Path) -> None:

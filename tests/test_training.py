@@ -7,9 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from trainings import BALL, SMALL, TIMES, Crafting, enlarged, in_two_processes, record_crafting, small_model, train
+from trainings import (
+    BALL,
+    SMALL,
+    TIMES,
+    Crafting,
+    digits_again,
+    enlarged,
+    in_two_processes,
+    record_crafting,
+    small_model,
+    train,
+    worker_of_two,
+)
 
 import sat_ray.training
 from sat_ray.attacks import PGD
@@ -46,22 +57,16 @@ def crafting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crafting]:
 
 def one_of_two_workers(rank: int, folder: str) -> None:
     """Run as a process of its own: train all cases as one of two gloo workers and leave the weights and the ids behind."""
-    from sklearn.datasets import load_digits
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    images, labels = load_digits(return_X_y=True)
-    pixels = torch.from_numpy((images * 255 / 16).round()).to(torch.uint8).view(-1, 1, 8, 8)
-    digits = Split(pixels, torch.from_numpy(labels).long(), torch.arange(len(labels)))
-    for name, batch in BATCHES.items():
-        model = small_model()
-        with pytest.MonkeyPatch.context() as patch:
-            seen = record_crafting(patch)
-            reports = train(model, images_of(name, digits), images=3 * batch, global_batch_size=batch, world=World(rank, 2), **EXTRAS[name])
-        state, ids = reports[-1].state, [seen.ids(epoch) for epoch in range(2)]
-        left = {"weights": state.weights, "best": state.best, "ids": ids, "metrics": reports[0].metrics}
-        torch.save(left, f"{folder}/{name}-{rank}.pt")
-    dist.destroy_process_group()
+    digits = digits_again()
+    with worker_of_two(rank, folder) as world:
+        for name, batch in BATCHES.items():
+            model = small_model()
+            with pytest.MonkeyPatch.context() as patch:
+                seen = record_crafting(patch)
+                reports = train(model, images_of(name, digits), images=3 * batch, global_batch_size=batch, world=world, **EXTRAS[name])
+            state, ids = reports[-1].state, [seen.ids(epoch) for epoch in range(2)]
+            left = {"weights": state.weights, "best": state.best, "ids": ids, "metrics": reports[0].metrics}
+            torch.save(left, f"{folder}/{name}-{rank}.pt")
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,14 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from sat_ray.attacks import PGD
@@ -15,6 +19,7 @@ from sat_ray.models import Normalized, build_model
 from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
 from sat_ray.training import EpochReport, TrainingSettings, TrainingState, fit
+from sat_ray.world import World
 
 BALL = ThreatModel("linf", 40 / 255)
 SMALL = TrainingSettings(
@@ -36,6 +41,22 @@ def train(model: Normalized, digits: Split, images: int = 128, **changes: Any) -
     others = {key: value for key, value in changes.items() if key not in names}
     parts = digits.take(slice(0, images)), digits.take(slice(1000, 1032))
     return list(fit(model, *parts, settings=settings, threat_model=BALL, **others))
+
+
+def digits_again() -> Split:
+    """Return what the fixture `digits` is, in a process that has no fixtures."""
+    images, labels = load_digits(return_X_y=True)
+    pixels = torch.from_numpy((images * 255 / 16).round()).to(torch.uint8).view(-1, 1, 8, 8)
+    return Split(pixels, torch.from_numpy(labels).long(), torch.arange(len(labels)))
+
+
+@contextmanager
+def worker_of_two(rank: int, folder: str) -> Iterator[World]:
+    """Be one of two gloo workers of one thread each. folder: where they find each other."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    yield World(rank, 2)
+    dist.destroy_process_group()
 
 
 def in_two_processes(call: str, *, timeout: float) -> None:

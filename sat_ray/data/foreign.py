@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from sat_ray.data.images import fitted
 from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, verify, write_test_split
 from sat_ray.storage import Storage
 
@@ -230,7 +231,6 @@ def _decoded(files: Sequence[tuple[Path, int]], *, channels: int, image_size: in
 def _pixels(path: Path, *, channels: int, image_size: int | None) -> Any:
     """Return one image (C, H, W) uint8, or why its file cannot be decoded."""
     from PIL import Image
-    from torchvision.transforms import functional
 
     try:
         with Image.open(path) as file:
@@ -238,7 +238,7 @@ def _pixels(path: Path, *, channels: int, image_size: int | None) -> Any:
     except Exception as error:
         return _reason(error)
     if image_size is not None:
-        image = functional.center_crop(functional.resize(image, [image_size]), [image_size])
+        image = fitted(image, image_size)
     pixels = np.asarray(image, dtype=np.uint8)
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 

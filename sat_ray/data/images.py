@@ -45,11 +45,9 @@ class Storing:
     quality: int = 92
 
     def pixels(self, image: Any) -> np.ndarray:
-        """Return a decoded image, resized and cut, as (3, H, W) uint8. Resizing is bilinear with antialiasing."""
-        from torchvision.transforms import functional
-
+        """Return a decoded image, resized and cut, as (3, H, W) uint8."""
         if self.image_size:
-            image = functional.center_crop(functional.resize(image, [self.image_size]), [self.image_size])
+            image = fitted(image, self.image_size)
         return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
     def encode(self, pixels: np.ndarray) -> bytes:
@@ -59,6 +57,13 @@ class Storing:
         sink = io.BytesIO()
         Image.fromarray(pixels.transpose(1, 2, 0)).save(sink, format="JPEG", quality=self.quality, subsampling=0)
         return sink.getvalue()
+
+
+def fitted(image: Any, side: int) -> Any:
+    """Resize the short side of a PIL image, bilinearly with antialiasing, and keep the centre: a square."""
+    from torchvision.transforms import functional
+
+    return functional.center_crop(functional.resize(image, [side]), [side])
 
 
 def opened(data: bytes) -> Any:

@@ -12,12 +12,11 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sat_ray.lanes import NEVER
 from sat_ray.report.card import card_figure
 from sat_ray.report.drawing import head, label, new_figure, plain
 from sat_ray.report.figures import png
 from sat_ray.report.html import environment, image
-from sat_ray.report.steps import marked
+from sat_ray.report.steps import count_steps, survivors_after
 from sat_ray.report.text import threat_text
 
 SHOWN = ("model", "data", "threat_model", "attacks", "cascade", "seed", "environment")
@@ -48,15 +47,8 @@ def curves(found: Mapping[str, Any], table: pa.Table) -> dict[str, NDArray[np.fl
 
     Those of a cascade begin where the attack before ended. table: outcomes, columns image_id, attack and first_broken_step.
     """
-    n, found_curves = found["n"], {}
-    for spec in found["attacks"]:
-        rows = table.filter(pc.equal(table["attack"], spec["name"]))
-        ids, position = np.unique(rows["image_id"].to_numpy(), return_inverse=True)
-        first, step = np.full(len(ids), spec["steps"] + 1), rows["first_broken_step"].to_numpy().astype(np.int64)
-        np.minimum.at(first, position, np.where(step == NEVER, spec["steps"] + 1, step))  # a clean error broke before step 0
-        left = len(ids) - np.searchsorted(np.sort(first), np.arange(spec["steps"] + 1), side="right")
-        found_curves[spec["name"]] = left / n
-    return found_curves
+    rows = {spec["name"]: table.filter(pc.equal(table["attack"], spec["name"])) for spec in found["attacks"]}
+    return {spec["name"]: survivors_after(rows[spec["name"]], steps=spec["steps"])[0] / found["n"] for spec in found["attacks"]}
 
 
 def steps_figure(found: Mapping[str, Any], table: pa.Table) -> Figure:
@@ -73,9 +65,7 @@ def steps_figure(found: Mapping[str, Any], table: pa.Table) -> Figure:
         axes.plot(range(len(values)), 100 * values, label=f"{name}: {100 * values[-1]:.1f} %", linestyle=LINES[number % len(LINES)])
     longest = max(spec["steps"] for spec in found["attacks"])
     axes.axhline(100 * found["clean_accuracy"], color="#888888", linewidth=1, label=f"clean: {100 * found['clean_accuracy']:.1f} %")
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xticks(marked(longest), [f"{step:,}" for step in marked(longest)])
-    axes.minorticks_off()
+    count_steps(axes, longest)
     axes.set_xlim(0, longest)
     axes.set_ylim(0, 102)
     label(axes, x="steps, or queries of square (log scale)", y="accuracy (%)")

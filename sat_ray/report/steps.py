@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from sat_ray.lanes import CLEAN_ERROR, NEVER
+from sat_ray.lanes import NEVER
 from sat_ray.report.drawing import head, label, mark, new_figure, plain, two_lines
 from sat_ray.report.rows import EvaluatedModel, display_names
 from sat_ray.report.summary import FINAL_ITERATE_SUFFIX
@@ -27,13 +28,17 @@ def accuracy_after(table: pa.Table, *, steps: int) -> NDArray[np.float64]:
     Step 0 is the start of the attack, random or not. Attacks that count their last point only are left out.
     """
     counted = np.array([not name.endswith(FINAL_ITERATE_SUFFIX) for name in table["attack"].to_pylist()])
-    images, position = np.unique(table["image_id"].to_numpy()[counted], return_inverse=True)
-    broken = table["first_broken_step"].to_numpy()[counted].astype(np.int64)
-    broken = np.where(broken == NEVER, steps + 1, np.where(broken == CLEAN_ERROR, -1, broken))
+    left, images = survivors_after(table.filter(counted), steps=steps)
+    return left / images
+
+
+def survivors_after(table: pa.Table, *, steps: int) -> tuple[NDArray[np.int64], int]:
+    """Return how many images no row broke within 0, 1, …, `steps` steps, (steps + 1,), and how many images there are."""
+    images, position = np.unique(table["image_id"].to_numpy(), return_inverse=True)
+    broken = table["first_broken_step"].to_numpy().astype(np.int64)  # a clean error broke before step 0
     first = np.full(len(images), steps + 1)
-    np.minimum.at(first, position, broken)
-    accuracies: NDArray[np.float64] = (first[None] > np.arange(steps + 1)[:, None]).mean(axis=1)
-    return accuracies
+    np.minimum.at(first, position, np.where(broken == NEVER, steps + 1, broken))
+    return len(images) - np.searchsorted(np.sort(first), np.arange(steps + 1), side="right"), len(images)
 
 
 def accuracy_against_steps(models: Sequence[EvaluatedModel], *, steps: int, subtitle: str) -> Figure:
@@ -58,11 +63,9 @@ def accuracy_against_steps(models: Sequence[EvaluatedModel], *, steps: int, subt
         model = looks[name]
         style = mark(model.activation, attacker_activation=model.attacker_activation, size=5)
         style |= {"linewidth": 1.5, "linestyle": "-" if model.attacker_activation == model.activation else "--"}
-        axes.plot(range(steps + 1), means[name], markevery=marked(steps), **style)
+        axes.plot(range(steps + 1), means[name], markevery=_marked(steps), **style)
         handles.append(Line2D([], [], label=f"{means[name][-1]:.1f}   {two_lines(name)}", **style))
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xticks(marked(steps), [str(step) for step in marked(steps)])
-    axes.minorticks_off()
+    count_steps(axes, steps)
     axes.set_ylim(bottom=0)
     label(axes, x="steps (log scale)", y="robust accuracy (%)")
     figure.legend(
@@ -71,7 +74,14 @@ def accuracy_against_steps(models: Sequence[EvaluatedModel], *, steps: int, subt
     return figure
 
 
-def marked(steps: int) -> list[int]:
+def count_steps(axes: Axes, steps: int) -> None:
+    """Give axes a logarithmic horizontal axis from 0 to a number of steps."""
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xticks(_marked(steps), [str(step) for step in _marked(steps)])
+    axes.minorticks_off()
+
+
+def _marked(steps: int) -> list[int]:
     """Return the steps that the axis names: 0, 1, 2, 5, 10, … and the last."""
     named = [factor * 10**power for power in range(len(str(steps))) for factor in (1, 2, 5)]
     return [0, *(step for step in named if step < 0.8 * steps), steps]
