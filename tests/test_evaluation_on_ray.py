@@ -63,28 +63,35 @@ def worker_at_work() -> psutil.Process | None:
     return next(filter(is_at_work, psutil.process_iter()), None)
 
 
-def kill_one_worker(killed: list[int], *, within: float) -> None:
+def kill_one_worker(killed: list[int], *, over: threading.Event) -> None:
     """Wait for a process that evaluates a shard, let it compute for half a second of its processor's time, and kill it."""
-    deadline = time.monotonic() + within
-    while (process := worker_at_work()) is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    if process is None:
-        return
-    begun = process.cpu_times().user
-    while process.cpu_times().user < begun + 0.5:
-        time.sleep(0.02)
-    if is_at_work(process):
-        process.kill()
-        killed.append(process.pid)
+    while not killed and not over.wait(0.02):
+        process = worker_at_work()
+        if process is not None and _is_at_work_after(0.5, process, over):
+            process.kill()
+            killed.append(process.pid)
+
+
+def _is_at_work_after(seconds: float, process: psutil.Process, over: threading.Event) -> bool:
+    try:
+        begun = process.cpu_times().user
+        while process.cpu_times().user < begun + seconds and not over.wait(0.02):
+            pass
+    except psutil.Error:
+        return False
+    return is_at_work(process)
 
 
 def test_a_worker_killed_in_the_middle_of_a_shard_loses_and_doubles_nothing(tasks: list[EvaluationTask], tmp_path: Path) -> None:
-    records, killed = Records(Storage(str(tmp_path / "sweep"))), list[int]()
+    records, killed, over = Records(Storage(str(tmp_path / "sweep"))), list[int](), threading.Event()
     with ray_session():
-        killer = threading.Thread(target=kill_one_worker, args=(killed,), kwargs={"within": 60.0})
+        killer = threading.Thread(target=kill_one_worker, args=(killed,), kwargs={"over": over})
         killer.start()
-        evaluate_all(tasks, records, ResourceSettings())
-        killer.join()
+        try:
+            evaluate_all(tasks, records, ResourceSettings())
+        finally:
+            over.set()
+            killer.join()
         evaluate_all(tasks, records, ResourceSettings(cpus_per_evaluation=1000))  # all committed: nothing is asked for, else it waits
     assert killed, "no worker was caught in the middle of a shard"
     assert records.keys(EVALUATE) == sorted(task.key for task in tasks)
