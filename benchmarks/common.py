@@ -28,10 +28,10 @@ def options(
     *,
     smoke: bool = True,
     images: bool = False,
-    bf16: bool = False,
+    gradient: bool = False,
     more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> argparse.Namespace:
-    """Parse --quick, --json PATH and, where a benchmark has them, --smoke, --images, --bf16 and `more`."""
+    """Parse --quick, --json PATH and, where a benchmark has them, --smoke, --images, --gradient and `more`."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="end within 5 minutes on 2 cores")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here as well")
@@ -39,8 +39,9 @@ def options(
         parser.add_argument("--smoke", action="store_true", help="end within seconds; the figures mean nothing (for the tests)")
     if images:
         parser.add_argument("--images", type=int, metavar="N", help="attack exactly N images, however long it takes")
-    if bf16:
-        parser.add_argument("--bf16", action="store_true", help="time bf16 gradients too where the hardware has none (it is slow)")
+    if gradient:
+        fast = ("bf16", "float32-compiled", "bf16-compiled")
+        parser.add_argument("--gradient", choices=fast, help="time gradients of a fast copy too; default: bf16 where the hardware has it")
     more(parser)
     return parser.parse_args()
 

@@ -5,9 +5,9 @@ sat_ray runs its real evaluation (every visited point counts, images retire, cyc
 cached.
 
 --quick: width 32 and as many of 64 images as the five minutes allow; else width 64 and 64 images, an hour or two on 2 cores. On a GPU, with
-512 images and bf16 beside float32:
+512 images and bf16 beside float32, in torch's own kernels or compiled ones:
 
-    python benchmarks/evaluation.py --device cuda --model resnet50 --size 224 --precision bf16
+    python benchmarks/evaluation.py --device cuda --model resnet50 --size 224 --precision bf16 [--gradient bf16-compiled]
 """
 
 import copy
@@ -34,9 +34,9 @@ from sat_ray.calibration import CONTROL_IMAGES, Calibration
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.evaluation import calibrate_attacks, evaluate, robust_image_ids
+from sat_ray.fast_copy import pays
 from sat_ray.losses import attack_loss
 from sat_ray.models import Normalized, settle_layout
-from sat_ray.models.bf16 import pays
 from sat_ray.threat import ThreatModel
 from sat_ray.training import TrainingSettings, fit
 
@@ -157,8 +157,8 @@ def robust_share(model: Normalized, x_adv: Tensor, x: Tensor, y: Tensor, *, thre
 class Contest:
     """The contestants on the same images; ours runs before and after every round of the libraries."""
 
-    def __init__(self, model: Normalized, images: Split, size: Size, *, bf16: bool) -> None:
-        self.model, self.images, self.size, self.bf16 = model, images, size, bf16
+    def __init__(self, model: Normalized, images: Split, size: Size, *, gradient: str) -> None:
+        self.model, self.images, self.size, self.gradient = model, images, size, gradient
         self.ours = copy.deepcopy(model)
         settle_layout(self.ours)
         self.on, self.memory = size.hardware, PeakMemory(size.hardware)
@@ -166,7 +166,7 @@ class Contest:
         shape = tuple(images.images.shape[1:])
         self.libraries = {name: build(copy.deepcopy(model), size.spec, shape) for name, build in LIBRARIES.items()}
         self.robust: dict[str, float] = {}
-        self.robust_in_bf16, self.passes_in_bf16 = float("nan"), 0
+        self.fast_robust, self.fast_passes = float("nan"), 0
         self.calibrating: list[float] = []
         self.cpu_seconds: dict[str, list[float]] = {}
         self.outcomes: pa.Table | None = None
@@ -189,22 +189,22 @@ class Contest:
         self.robust["ours"] = len(robust_image_ids(self.outcomes)) / len(self.images)
         return seconds
 
-    def run_ours_in_bf16(self) -> float:
-        """Run the real evaluation with bf16 gradients and float32 verdicts and return its seconds.
+    def run_ours_fast(self) -> float:
+        """Run the real evaluation with gradients of a fast copy and float32 verdicts and return its seconds.
 
         The calibration, once per model and process whatever the number of images, is timed apart.
         """
         split, size, tables = self.images, self.size, []
-        settings: dict[str, Any] = {"attacks": [replace(size.spec, gradient="bf16", name="")], "lanes": size.lanes}
+        settings: dict[str, Any] = {"attacks": [replace(size.spec, gradient=self.gradient, name="")], "lanes": size.lanes}
         control, calibrations = split.take(slice(0, CONTROL_IMAGES)), dict[str, Calibration]()
         self.calibrating.append(self.timed("calibration", lambda: calibrations.update(calibrate_attacks(self.ours, control, **settings))))
 
         def work() -> None:
             tables.append(evaluate(self.ours, split.images, split.labels, split.image_ids, calibrations=calibrations, **settings))
 
-        seconds = self.timed("ours_bf16", work)
-        self.robust_in_bf16 = len(robust_image_ids(tables[0])) / len(split)
-        self.passes_in_bf16 = sum(tables[0]["passes"].to_pylist())
+        seconds = self.timed("ours_fast", work)
+        self.fast_robust = len(robust_image_ids(tables[0])) / len(split)
+        self.fast_passes = sum(tables[0]["passes"].to_pylist())
         return seconds
 
     def run_library(self, name: str) -> float:
@@ -219,8 +219,8 @@ class Contest:
     def rounds(self) -> dict[str, list[float]]:
         """Time everybody; ours counts as the mean of the runs on either side of the libraries."""
         cases: dict[str, Callable[[], float]] = {name: partial(self.run_library, name) for name in self.libraries}
-        if self.bf16:
-            cases["ours_bf16"] = self.run_ours_in_bf16
+        if self.gradient:
+            cases["ours_fast"] = self.run_ours_fast
         seconds = common.interleaved({"before": self.run_ours, **cases, "after": self.run_ours}, rounds=self.size.rounds, warm_up=0)
         sides = zip(seconds.pop("before"), seconds.pop("after"), strict=True)
         return {"ours": [mean(pair) for pair in sides], **seconds}
@@ -259,25 +259,27 @@ def figures_of(contest: Contest, seconds: dict[str, list[float]]) -> tuple[dict[
         },
         "survivor_passes": survivor_passes,
         "at_most_the_lowest": contest.robust["ours"] <= lowest + tolerance,
-        "bf16": "not measured: not asked for, and this processor has neither AVX512-BF16 nor AMX",
+        "fast": "not measured: not asked for, and this processor has neither AVX512-BF16 nor AMX",
     }
-    if contest.bf16:
-        details["bf16"] = _bf16_figures(contest, seconds, operations)
+    if contest.gradient:
+        details["fast"] = _fast_figures(contest, seconds, operations)
         if pays(on.place):  # then it is what a user would choose
             details["float32"] = {"speedup": figures["speedup"], "robust_accuracy": contest.robust["ours"]}
-            figures["speedup"] = details["bf16"]["speedup"]
-            figures["robust_accuracy"] = contest.robust | {"ours": contest.robust_in_bf16}
-            details["at_most_the_lowest"] = contest.robust_in_bf16 <= lowest + tolerance
+            figures["speedup"] = details["fast"]["speedup"]
+            figures["robust_accuracy"] = contest.robust | {"ours": contest.fast_robust}
+            details["at_most_the_lowest"] = contest.fast_robust <= lowest + tolerance
     return figures, details
 
 
-def _bf16_figures(contest: Contest, seconds: dict[str, list[float]], operations: float) -> dict[str, Any]:
-    """Return what bf16 gradients make of it. minutes_for_50000: of images as robust as these, with calibration."""
-    taken, calibrating = median(seconds["ours_bf16"]), median(contest.calibrating)
+def _fast_figures(contest: Contest, seconds: dict[str, list[float]], operations: float) -> dict[str, Any]:
+    """Return what gradients of a fast copy make of it. minutes_for_50000: of images as robust as these, with calibration."""
+    precision = contest.gradient.removesuffix("-compiled")
+    taken, calibrating = median(seconds["ours_fast"]), median(contest.calibrating)
     return {
-        "speedup": {name: common.median_ratio(seconds[name], seconds["ours_bf16"]) for name in contest.libraries},
-        "robust_accuracy": contest.robust_in_bf16,
-        "share_of_matrix_rate": operations * contest.passes_in_bf16 / taken / contest.on.matrix_rate(precision="bf16"),
+        "speedup": {name: common.median_ratio(seconds[name], seconds["ours_fast"]) for name in contest.libraries},
+        "robust_accuracy": contest.fast_robust,
+        "gradient": contest.gradient,
+        "share_of_matrix_rate": operations * contest.fast_passes / taken / contest.on.matrix_rate(precision=precision),
         "calibration_seconds": calibrating,
         "minutes_for_50000": (taken / contest.size.images * 50_000 + calibrating) / 60,
     }
@@ -286,7 +288,7 @@ def _bf16_figures(contest: Contest, seconds: dict[str, list[float]], operations:
 def main() -> None:
     """Run the benchmark."""
     started = perf_counter()
-    options = common.options(__doc__, images=True, bf16=True, more=hardware.add_options)
+    options = common.options(__doc__, images=True, gradient=True, more=hardware.add_options)
     about, on = common.machine(), hardware.from_options(options)
     size = replace(SMOKE if options.smoke else QUICK if options.quick else GPU if on.on_gpu else FULL, hardware=on)
     splits = on.images()
@@ -299,8 +301,8 @@ def main() -> None:
         per_image = min(pass_seconds(model, x, y, on=on)) / len(sample)
         size = affordable(size, per_image, seconds_left=QUICK_SECONDS - (perf_counter() - started))
     print(f"{size.images} images, {size.spec}, lanes {size.lanes}", flush=True)
-    bf16 = options.bf16 or on.precision == "bf16" or pays(on.place)
-    contest = Contest(model, splits["test"].take(slice(0, size.images)), size, bf16=bf16)
+    gradient = options.gradient or ("bf16" if on.precision == "bf16" or pays(on.place) else "")
+    contest = Contest(model, splits["test"].take(slice(0, size.images)), size, gradient=gradient)
     figures, details = figures_of(contest, contest.rounds())
     details["wall_seconds"] = perf_counter() - started
     common.finish("evaluation: PGD of four libraries", figures, details, about, path=options.json)

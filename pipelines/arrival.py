@@ -7,6 +7,7 @@ from sat_ray.compilation import check_compiler
 from sat_ray.config import SweepConfig
 from sat_ray.data.own import opened
 from sat_ray.data.sources import dataset_source
+from sat_ray.fast_copy import check_gradient
 from sat_ray.models import ModelSpec, check_own_model
 from sat_ray.plan import dataset_uri
 from sat_ray.reference import is_reference
@@ -41,8 +42,11 @@ def check_machine(config: SweepConfig) -> None:
     """Raise ValueError where a sweep on this machine alone could not compile what it asks for; on a cluster its workers find out."""
     from sat_ray.distributed.session import is_private
 
-    if config.training.compile and is_private():
-        check_compiler(torch.device("cuda" if config.resources.accelerator else "cpu"))
+    if is_private():
+        device = torch.device("cuda" if config.resources.accelerator else "cpu")
+        if config.training.compile:
+            check_compiler(device, asked="training.compile is True", instead="False")
+        check_gradient(config.evaluation.gradient, device, field="evaluation.gradient")
 
 
 def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> None:

@@ -39,7 +39,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--flips", type=int, default=10, metavar="N", help="images shown of each direction (default 10; 0 for none)")
     parser.add_argument("--common", action="store_true", help="compare on the images that all outcomes have, by their ids")
     parser.add_argument(
-        "--any-gradient", action="store_true", help="attacks may differ in the precision of their gradients, as pgd-200 and pgd-200-bf16 do"
+        "--any-gradient", action="store_true", help="attacks may differ in the gradients they climb, as pgd-200 and pgd-200-bf16 do"
     )
     given = parser.parse_args(argv)
     if len(given.outcomes) < 2:

@@ -18,7 +18,7 @@ from pipelines.exit_status import exit_status
 from pipelines.foreign_card import card_key, write_card
 from pipelines.foreign_options import ForeignOptions
 from pipelines.foreign_subject import Subject, identify, open_subject, staged
-from pipelines.foreign_tasks import environment_of, records_of, run_tasks, tasks_of
+from pipelines.foreign_tasks import check_machine, environment_of, records_of, run_tasks, tasks_of
 from pipelines.progress import Reporter
 from pipelines.verdict import claim, summary, to_terminal
 from sat_ray.calibration import Calibration
@@ -47,6 +47,7 @@ def evaluate_foreign(given: ForeignOptions) -> None:
         if not getattr(given, field):
             raise UsageError(f"--{field} is missing; --model URI and --data URI are needed (all: --help)")
     given.attacks(num_classes=10)  # refuses bad steps and sizes before anything is read
+    check_machine(given)
     if given.name:
         folder_name(given.name)
     root = storage_root(given.storage)
@@ -131,7 +132,7 @@ def write_page(given: ForeignOptions, found: dict[str, Any], table: pa.Table, ca
 
 
 def _together(parts: Iterable[Record]) -> dict[str, Any]:
-    """Return what all shards took, and what bf16 gradients were checked with: the same everywhere, or it is not one evaluation."""
+    """Return what all shards took, and what fast gradients were checked with: the same everywhere, or it is not one evaluation."""
     seconds, found = 0.0, set[str]()
     for part in parts:
         seconds += part.seconds

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from sat_ray.attacks import AttackSpec, cascade
+from sat_ray.attacks import AttackSpec, Gradient, cascade
 from sat_ray.attacks.cascade import QUERIES, STEPS
 from sat_ray.config import ResourceSettings
 from sat_ray.threat import ThreatModel
@@ -53,8 +53,9 @@ class ForeignOptions:
     """Random starts of every attack."""
     queries: int | None = None
     """Queries of Square (5000)."""
-    gradient: Literal["float32", "bf16"] = "float32"
-    """bf16: differentiate a bfloat16 copy (another attack; faster on GPUs and CPUs that have it); float32 says what is broken."""
+    gradient: Gradient = "float32"
+    """What the attack climbs: the model (float32), or a copy in bf16 (for GPUs and CPUs that have it), in compiled kernels (minutes at the
+    start of every worker), or both. That is another attack, and the model itself, in float32, says what is broken."""
     split: str = "test"
     """Split of a prepared dataset; image folders and .npz files are a test split."""
     images: int | None = None

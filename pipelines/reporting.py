@@ -103,7 +103,7 @@ def write_report(
 
 
 def _calibrations(config: SweepConfig, records: Records, data: Dataset, models: Sequence[Record]) -> list[Calibration]:
-    """Return what was measured of attacks with bfloat16 gradients; every shard of a model holds the same, so one is read."""
+    """Return what was measured of attacks on a fast copy; every shard of a model holds the same, so one is read."""
     if config.evaluation.gradient == "float32":
         return []
     first = (records.find(EVALUATE, evaluation_tasks(config, data, model)[0].key) for model in models)

@@ -1,4 +1,4 @@
-"""How far bfloat16 margins are from float32's, measured on control images before an attack with bfloat16 gradients is trusted.
+"""How far the margins of a fast copy are from the model's, measured on control images before an attack that climbs on it is trusted.
 
 One half of the control images sets the bound below which a point is scored again in float32; the other half, which had no say in it,
 shows how many broken points the bound would have missed.
@@ -14,17 +14,17 @@ from torch import Tensor
 from sat_ray.attacks import AttackSpec, State, make_attack
 from sat_ray.attacks.base import Model, differentiate
 from sat_ray.data.pixels import to_pixels
+from sat_ray.fast_copy import fast_copy
 from sat_ray.flight import pad
 from sat_ray.lanes import NEVER, lane_logits, run_lanes
 from sat_ray.losses import margin
 from sat_ray.metrics import wilson_interval
-from sat_ray.models.bf16 import bf16_copy
 from sat_ray.randomness import Randomness
-from sat_ray.rescoring import run_lanes_bf16
+from sat_ray.rescoring import run_lanes_fast
 
 CONTROL_IMAGES = 64
 SAFETY = 2.0  # the bound is this many times the largest difference seen
-LEAST_BOUND = 1e-3  # where both precisions agree to the last bit, as a model that ignores autocast does
+LEAST_BOUND = 1e-3  # where both agree to the last bit, as a model that ignores autocast does
 GRADIENT_EVERY = 10
 
 
@@ -32,10 +32,10 @@ GRADIENT_EVERY = 10
 class Calibration:
     """What the control images say about one attack.
 
-    bound: logit margin below which a point is scored again; points, above, missed: visited points of the held-out half, those with a
-    bfloat16 margin >= bound, and how many of these float32 misclassifies; margin_sign, gradient_sign: shares of points, and of pixels of
-    every tenth point's gradient, whose sign is the same in both precisions; verdicts: share of control images with the verdict of the
-    same attack in float32, differing_ids: the others; rescored: float32 scores per pass.
+    bound: logit margin below which a point is scored again; points, above, missed: visited points of the held-out half, those where the
+    copy's margin is >= bound, and how many of these the model misclassifies; margin_sign, gradient_sign: shares of points, and of pixels
+    of every tenth point's gradient, whose sign is the same for the copy and the model; verdicts: share of control images with the
+    verdict of the same attack in float32, differing_ids: the others; rescored: float32 scores per pass.
     """
 
     attack: str
@@ -82,7 +82,8 @@ def summary_of(calibrations: Sequence[Calibration]) -> str:
     missed, above = (sum(getattr(one, name) for one in calibrations) for name in ("missed", "above"))
     worst, verdicts = max(one.miss_rate_at_most for one in calibrations), min(one.verdicts for one in calibrations)
     return (
-        f"The attack's gradients are bfloat16; float32 says what is broken, and scores again every point whose margin is below a bound. "
+        f"The attack climbs a fast copy of the model; the model itself, in float32, says what is broken, and scores again every point "
+        f"whose margin is below a bound. "
         f"On {calibrations[0].images} control images of each model {missed:,} of {above:,} points above it were missed (at most "
         f"{100 * worst:.2g} % of any model's), and at least {100 * verdicts:.1f} % of the verdicts are those of the attack in float32."
     )
@@ -91,14 +92,14 @@ def summary_of(calibrations: Sequence[Calibration]) -> str:
 def calibrate(
     model: Model, images: Tensor, y: Tensor, image_ids: Tensor, *, spec: AttackSpec, seed: int, lanes: int, device: torch.device
 ) -> Calibration:
-    """Run the first run of an attack on control images in both precisions.
+    """Run the first run of an attack on control images, on the fast copy and on the model.
 
     model: as the attacker sees it, in inference mode on `device`; images: (N, C, H, W) uint8, rightly classified, with y and image_ids
     (N,) int64, all on the CPU; N >= 2. Raises ValueError for fewer.
     """
     if len(images) < 2:
         raise ValueError(f"{len(images)} control images are classified rightly; allowed: at least 2, or attack with gradient float32")
-    fast, attack = bf16_copy(model, device=device), make_attack(spec)
+    fast, attack = fast_copy(model, gradient=spec.gradient, device=device), make_attack(spec)
     rng = Randomness(seed, image_ids, 0)
     target = _likeliest_other(model, images, y, lanes=lanes, device=device) if spec.targets else None
     tracks = [
@@ -112,7 +113,7 @@ def calibrate(
     bound = max(LEAST_BOUND, SAFETY * float((low - true).abs()[visited & ~held_out].max()))
     above = visited & held_out & (low >= bound)
     given: dict[str, Any] = {"lanes": lanes, "device": device, "target": None if target is None else target[:, None]}
-    found, scored = run_lanes_bf16(fast, model, attack, images, y, rng, bound=bound, **given)
+    found, scored = run_lanes_fast(fast, model, attack, images, y, rng, bound=bound, **given)
     exact = run_lanes(model, attack, images, y, rng, **given)
     differs = (found.first_broken_step == NEVER) != (exact.first_broken_step == NEVER)
     return Calibration(
@@ -132,7 +133,7 @@ def calibrate(
 
 @dataclass
 class _Track:
-    """Margins (steps + 1, N) of both precisions along one bfloat16 trajectory, and how many of the compared pixels agree in sign."""
+    """Margins (steps + 1, N) of the copy and of the model along one path on the copy, and how many of the compared pixels agree in sign."""
 
     low: Tensor
     true: Tensor

@@ -1,8 +1,8 @@
-"""torch.compile for the two models of a training: the attacker's view, and the model that is updated.
+"""torch.compile for the two models of a training, the attacker's view and the model that is updated, and for copies that attacks climb on.
 
 What is compiled is a way to call a module, never the module: weights keep their names, checkpoints and exports stay as they are, and views
-go on sharing memory. Each has graphs of its own (one is in train mode, the other never), one for every size of images, and shares none
-with another training of the process. Before the first step of a training both are compared with the plain modules.
+go on sharing memory. In a training each has graphs of its own (one is in train mode, the other never), one for every size of images, and
+shares none with another training of the process. Whatever is compiled is compared with the plain module before it is used.
 """
 
 import shlex
@@ -18,24 +18,25 @@ MOST_GRAPHS = 128  # of one module in one training: its calls with and without g
 ALLOWED = {"float32": 0.01, "bf16": 0.25}  # difference to the plain module, in units of the length of what is compared
 
 
-def check_compiler(device: torch.device) -> None:
-    """Raise ValueError where this machine cannot compile for a device: it takes a C++ compiler, for a GPU also Triton."""
+def check_compiler(device: torch.device, *, asked: str, instead: str) -> None:
+    """Raise ValueError where this machine cannot compile for a device: it takes a C++ compiler, for a GPU also Triton.
+
+    asked, instead: the setting that wants it, as "field is value", and the value that does without.
+    """
     from torch._inductor import config  # a second to import, for those who compile
     from torch.utils._triton import has_triton
 
     known = config.cpp.cxx if isinstance(config.cpp.cxx, tuple) else (config.cpp.cxx,)
     if not any(shutil.which(shlex.split(command)[0]) for command in known if command):
-        raise ValueError(_refused("there is no C++ compiler here", "g++ on the path, or its path in CXX"))
+        raise ValueError(f"{asked}, but there is no C++ compiler here; allowed: {instead}, or g++ on the path, or its path in CXX")
     if device.type != "cpu" and not has_triton():
-        raise ValueError(_refused(f"there is no Triton for {device.type} here", "a GPU that Triton knows, and its package"))
-
-
-def _refused(reason: str, wanted: str) -> str:
-    return f"training.compile is True, but {reason}; allowed: False, or {wanted}"
+        raise ValueError(
+            f"{asked}, but there is no Triton for {device.type} here; allowed: {instead}, or a GPU that Triton knows, and its package"
+        )
 
 
 def forget_graphs() -> None:
-    """Drop what earlier trainings of this process compiled: a worker that trains many models would run out of graphs, then of memory."""
+    """Drop what this process has compiled: a worker of many models would run out of graphs, then of memory."""
     torch.compiler.reset()
 
 
@@ -46,12 +47,15 @@ def compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return call
 
 
-def require_agreement(compiled: Sequence[Tensor], plain: Sequence[Tensor], *, what: str, precision: str) -> None:
-    """Raise ArithmeticError where logits or gradients of a compiled module are not those of the plain one, up to rounding."""
+def require_agreement(compiled: Sequence[Tensor], plain: Sequence[Tensor], *, what: str, precision: str, asked: str) -> None:
+    """Raise ArithmeticError where logits or gradients of a compiled module are not those of the plain one, up to rounding.
+
+    asked: the setting to do without.
+    """
     for name, one, other in zip(("logits", "gradients"), compiled, plain, strict=True):
         difference, allowed = float((one - other).norm() / other.norm().clamp_min(1e-12)), ALLOWED[precision]
         if not difference <= allowed:
             raise ArithmeticError(
-                f"training.compile: {name} of the compiled {what} differ by {100 * difference:.2g} % from those of the plain one, allowed: "
-                f"{100 * allowed:g} %; leave training.compile out, and report it with the versions of torch and of the compiler"
+                f"{asked}: {name} of the compiled {what} differ by {100 * difference:.3g} % from those of the plain one, allowed: "
+                f"{100 * allowed:g} %; do without {asked}, and report it with the versions of torch and of the compiler"
             )

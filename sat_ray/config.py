@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from sat_ray.activations import ACTIVATIONS
-from sat_ray.attacks import AttackSpec
+from sat_ray.attacks import AttackSpec, Gradient
 from sat_ray.card import CardSettings
 from sat_ray.configuration import Configuration, parse_choice, parse_pair
 from sat_ray.data.images import ENCODINGS, Storing
@@ -166,8 +166,9 @@ class EvaluationSettings:
     """Random starts."""
     final_iterate: bool = False
     """Add the paper's rule as an attack of its own: only the last iterate counts."""
-    gradient: Literal["float32", "bf16"] = "float32"
-    """Numbers of the attack's gradients; bf16 is another attack, for GPUs and CPUs that have it, and float32 says what is broken."""
+    gradient: Gradient = "float32"
+    """What the attack climbs: the model (float32), or a copy in bf16 (for GPUs and CPUs that have it), in compiled kernels (minutes at the
+    start of every worker), or both. That is another attack, and the model itself, in float32, says what is broken."""
     lanes: int = 64
     """Images in every model call; part of the numerical environment."""
     shard_size: int = 450

@@ -70,7 +70,7 @@ class Crafter:
         if not self.checked:
             self.checked = True
             ours, theirs = (logits_and_gradient(forward, x, y) for forward in (self.forward, self.attacker))
-            require_agreement(ours, theirs, what="attacker's view", precision=self.settings.precision)
+            require_agreement(ours, theirs, what="attacker's view", precision=self.settings.precision, asked="training.compile")
 
 
 def logits_and_gradient(forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

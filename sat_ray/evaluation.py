@@ -17,13 +17,13 @@ from sat_ray.attacks import AttackSpec, make_attack
 from sat_ray.attacks.base import Model, require_inference_mode
 from sat_ray.calibration import Calibration, calibrate
 from sat_ray.data.split import Split
+from sat_ray.fast_copy import fast_copy
 from sat_ray.lanes import CLEAN_ERROR, NEVER, Verdicts, by_run, lane_logits, run_lanes
 from sat_ray.losses import fewest_classes, margin
 from sat_ray.models import view
-from sat_ray.models.bf16 import bf16_copy
 from sat_ray.precision import exact_float32
 from sat_ray.randomness import Randomness
-from sat_ray.rescoring import run_lanes_bf16
+from sat_ray.rescoring import run_lanes_fast
 
 OUTCOME_SCHEMA = pa.schema(
     [
@@ -61,7 +61,7 @@ def evaluate(
 
     model: [0, 1] pixels -> logits, in inference mode; images_uint8: (N, C, H, W) uint8; labels: (N,) in [0, K); image_ids: (N,) unique;
     lanes: rows of every model call, part of the numerical environment; cascade: give each attack only what survived those before it,
-    instead of every image; calibrations: of every attack with bf16 gradients, by its name (`calibrate_attacks`).
+    instead of every image; calibrations: of every attack on a fast copy, by its name (`calibrate_attacks`).
     Clean errors are not attacked (but for final-iterate attacks, whose rule scores the last point alone); restart r has rows for the
     images that survived the restarts before it (of a targeted attack: every target is a restart).
     Raises ValueError on bad input, InfeasiblePointError if an attack leaves its threat model.
@@ -108,7 +108,7 @@ def clean_correct_ids(table: pa.Table) -> set[int]:
 def calibrate_attacks(
     model: Model, control: Split, *, attacks: Sequence[AttackSpec], seed: int = 0, lanes: int = 32
 ) -> dict[str, Calibration]:
-    """Measure on control images, for every attack with bf16 gradients, where float32 must look again; by name of the attack.
+    """Measure on control images, for every attack on a fast copy, where float32 must look again; by name of the attack.
 
     control: some images of the split that will be attacked (`sat_ray.calibration.CONTROL_IMAGES` of them); seed and lanes: of the
     evaluation. The verdicts depend on the answer, so all shards of an evaluation need the same one. Raises ValueError where fewer than
@@ -122,7 +122,7 @@ def calibrate_attacks(
             attacker_view(model, spec), right.images, right.labels, right.image_ids, spec=spec, seed=seed, lanes=lanes, device=device
         )
         for spec in attacks
-        if spec.gradient == "bf16"
+        if spec.gradient != "float32"
     }
 
 
@@ -130,7 +130,7 @@ def _bound(spec: AttackSpec, calibrations: Mapping[str, Calibration]) -> float |
     if spec.gradient == "float32":
         return None
     if spec.name not in calibrations:
-        raise ValueError(f"attack {spec.name} takes bf16 gradients and is not calibrated; pass calibrations=calibrate_attacks(...)")
+        raise ValueError(f"attack {spec.name} climbs a fast copy and is not calibrated; pass calibrations=calibrate_attacks(...)")
     return calibrations[spec.name].bound
 
 
@@ -151,7 +151,7 @@ def _one_attack(
         return OUTCOME_SCHEMA.empty_table()
     attack = make_attack(spec)
     attacked = attacker_view(model, spec)
-    fast = None if bound is None else bf16_copy(attacked, device=device)
+    fast = None if bound is None else fast_copy(attacked, gradient=spec.gradient, device=device)
     if attacked is not model:
         same = torch.equal(lane_logits(attacked, images, ids, lanes=lanes, device=device).argmax(1), clean.argmax(1))
         assert same, "the attacker's view does not compute the model's forward pass"
@@ -164,7 +164,7 @@ def _one_attack(
     if fast is None or bound is None:
         verdicts = run_lanes(attacked, *inputs, final_iterate=spec.final_iterate, **where)
     else:
-        verdicts, _ = run_lanes_bf16(fast, attacked, *inputs, bound=bound, **where)
+        verdicts, _ = run_lanes_fast(fast, attacked, *inputs, bound=bound, **where)
     tables = [
         _outcomes(given[rows], found, y, ids, clean, spec=spec, restart=run)
         for run, (rows, found) in enumerate(by_run(verdicts, len(given), runs=spec.runs))

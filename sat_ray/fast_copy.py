@@ -1,18 +1,28 @@
-"""A model's bfloat16 copy, to take gradients of: half the bytes, and on hardware that has it several times the rate.
+"""A model's fast copy, to take gradients of: its logits are near the model's and never stand for them.
 
-Its logits are near the model's and never stand for them: what counts is said by the model itself, in float32 (`sat_ray.rescoring`).
+What counts is said by the model itself, in float32 (`sat_ray.rescoring`). A copy has BatchNorm folded into its convolutions; it computes in
+bfloat16 (half the bytes, on hardware that has it several times the rate), or through kernels that torch.compile makes, or both.
 """
 
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from sat_ray.activations import Activation
+from sat_ray.attacks import Gradient
+from sat_ray.compilation import check_compiler, compiled, forget_graphs, require_agreement
+from sat_ray.precision import autocast
 
+Forward = Callable[[Tensor], Tensor]
+
+COMPILED = tuple(name for name in get_args(Gradient) if name.endswith("-compiled"))
+MOST_KEPT = 16  # compiled copies of one process: as many architectures, activations and alphas
 _WEIGHTY = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
@@ -23,26 +33,37 @@ def pays(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def bf16_copy(model: Callable[[Tensor], Tensor], *, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return a function [0, 1] float32 images (N, C, H, W) -> float32 logits (N, K) that computes in bfloat16 where autocast does.
+def check_gradient(gradient: str, device: torch.device, *, field: str) -> None:
+    """Raise ValueError where this machine cannot compile what an attack's gradients ask for."""
+    if gradient in COMPILED:
+        check_compiler(device, asked=f"{field} is {gradient}", instead=gradient.removesuffix("-compiled"))
 
-    model: in inference mode on `device`; it is not touched. Of a module, BatchNorm is folded into the convolutions before it where the
-    module can be traced, and the weights of convolutions and linear layers are rounded once; a plain function runs under autocast.
+
+def fast_copy(model: Forward, *, gradient: str, device: torch.device) -> Forward:
+    """Return a function [0, 1] float32 images (N, C, H, W) -> float32 logits (N, K), the model in other kernels.
+
+    model: in inference mode on `device`; it is not touched. gradient: of an attack, not float32. Of a module, BatchNorm is folded into the
+    convolutions before it where the module can be traced and, for bf16, the weights of convolutions and linear layers are rounded once; a
+    plain function runs under autocast and is never compiled. A compiled copy is compared at its first call with the same copy in torch's
+    own kernels (ArithmeticError).
     """
-    rounded = _rounded(model) if isinstance(model, nn.Module) else model
+    precision = "bf16" if gradient.startswith("bf16") else "float32"
+    copied = _copied(model, precision=precision) if isinstance(model, nn.Module) else model
+    forward: Forward = _Compiled(copied, precision=precision) if gradient in COMPILED and isinstance(copied, nn.Module) else copied
 
-    def in_bf16(x: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            return rounded(x).float()
+    def call(x: Tensor) -> Tensor:
+        with autocast(precision, device):
+            return forward(x).float()
 
-    return in_bf16
+    return call
 
 
-def _rounded(model: nn.Module) -> nn.Module:
+def _copied(model: nn.Module, *, precision: str) -> nn.Module:
     copied = _folded(copy.deepcopy(model)).eval()
-    for module in copied.modules():
-        if isinstance(module, _WEIGHTY):
-            module.to(torch.bfloat16)
+    if precision == "bf16":
+        for module in copied.modules():
+            if isinstance(module, _WEIGHTY):
+                module.to(torch.bfloat16)
     return copied.requires_grad_(False)
 
 
@@ -63,3 +84,85 @@ def _folded(model: nn.Module) -> nn.Module:
         logging.getLogger(__name__).info("BatchNorm is not folded into %s: %s", type(model).__name__, reason)
         return model
     return folded
+
+
+@dataclass
+class _Kernels:
+    """What was compiled for one kind of copy. module: the copy that was compiled; holds: whose weights are in it."""
+
+    module: nn.Module
+    forward: Forward
+    holds: nn.Module
+
+    @classmethod
+    def compile(cls, plain: nn.Module) -> "_Kernels":
+        """Compile a copy, at its first call."""
+        module = copy.deepcopy(plain)
+        return cls(module, compiled(module), plain)
+
+    @torch.no_grad()
+    def load(self, plain: nn.Module) -> None:
+        """Take over the weights and buffers of another copy of the same layers."""
+        if self.holds is not plain:
+            for ours, theirs in zip(_tensors(self.module).values(), _tensors(plain).values(), strict=True):
+                ours.copy_(theirs)
+            self.holds = plain
+
+
+_KEPT: dict[Any, _Kernels] = {}
+
+
+class _Compiled:
+    """A copy through compiled kernels, which copies of the same layers share: compiling takes a minute, other weights take nothing.
+
+    Whether kernels fit is decided by numbers, never by the look of the layers alone: by logits and gradients at the first images of a copy.
+    """
+
+    def __init__(self, plain: nn.Module, *, precision: str) -> None:
+        self.plain, self.precision = plain, precision
+        self.kernels: _Kernels | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.kernels is None:
+            self.kernels = self._fitting(x.detach())
+        self.kernels.load(self.plain)
+        return self.kernels.forward(x)
+
+    def _fitting(self, x: Tensor) -> _Kernels:
+        """Return kernels that agree with the plain copy at x: those of a copy of the same layers, else new ones."""
+        layers = (self.precision, *_layers(self.plain))
+        if layers in _KEPT:
+            try:
+                return self._checked(_KEPT[layers], x)
+            except ArithmeticError:
+                del _KEPT[layers]
+        if len(_KEPT) == MOST_KEPT:
+            _KEPT.clear()
+            forget_graphs()
+        _KEPT[layers] = self._checked(_Kernels.compile(self.plain), x)
+        return _KEPT[layers]
+
+    def _checked(self, kernels: _Kernels, x: Tensor) -> _Kernels:
+        kernels.load(self.plain)
+        ours, theirs = (_logits_and_gradient(forward, x) for forward in (kernels.forward, self.plain))
+        require_agreement(ours, theirs, what="model that is attacked", precision=self.precision, asked="compiled gradients")
+        return kernels
+
+
+def _layers(module: nn.Module) -> tuple[Any, ...]:
+    """Describe what kernels are compiled for: everything of a copy but the values of its tensors."""
+    tensors = tuple((name, tensor.shape, tensor.dtype, tensor.device) for name, tensor in _tensors(module).items())
+    return (type(module).__qualname__, getattr(module, "code", ""), repr(module), tensors)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _logits_and_gradient(forward: Forward, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits (N, K) float32, and the gradient at x of half their squared length, which no saturated softmax makes vanish."""
+    with torch.enable_grad():
+        point = x.clone().requires_grad_()
+        logits = forward(point).float()
+        gradient = torch.autograd.grad(logits.square().sum() / 2, point, allow_unused=True)[0] if logits.requires_grad else None
+    return logits.detach(), torch.zeros_like(x) if gradient is None else gradient

@@ -212,7 +212,7 @@ def sampled_rows(count: int, sample: int, *, seed: int) -> Tensor:
 
 
 def calibrations_of(task: EvaluationTask) -> dict[str, Calibration]:
-    """Measure where float32 must look again in attacks with bf16 gradients: once per process, the same for every shard of an evaluation."""
+    """Measure where float32 must look again in attacks on a fast copy: once per process, the same for every shard of an evaluation."""
     if all(spec.gradient == "float32" for spec in task.attacks):
         return {}
     evaluation = replace(task, first=0, last=0).key

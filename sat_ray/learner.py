@@ -74,7 +74,7 @@ class Learner:
             found.append((logits.detach().float(), torch.cat([gradient.flatten().float() for gradient in gradients])))
             for buffer, value in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(value)
-        require_agreement(*found, what="model", precision=self.settings.precision)
+        require_agreement(*found, what="model", precision=self.settings.precision, asked="training.compile")
 
     def _alone(self) -> AbstractContextManager[None]:
         """Return the context in which processes do not wait for each other's gradients."""

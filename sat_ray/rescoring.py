@@ -1,9 +1,9 @@
-"""The lane engine with gradients in bfloat16 and verdicts in float32.
+"""The lane engine with gradients of a fast copy and verdicts of the model, in float32.
 
-The attack climbs on the model's bfloat16 copy, which makes it another attack, with a name of its own. A point counts as broken only if
-the model itself misclassifies it in float32. Points whose bfloat16 margin lies below a bound, and the last point of every image, wait in
-a queue; each L of them are scored by one call of exactly L rows, so that a verdict does not depend on neighbours or order. What survives
-closely, with a float32 margin below the bound somewhere on its way, is attacked once more with float32 gradients.
+The attack climbs on the copy (`sat_ray.fast_copy`), which makes it another attack, with a name of its own. A point counts as broken only
+if the model itself misclassifies it in float32. Points whose margin on the copy lies below a bound, and the last point of every image,
+wait in a queue; each L of them are scored by one call of exactly L rows, so that a verdict does not depend on neighbours or order. What
+survives closely, with a float32 margin below the bound somewhere on its way, is attacked once more with float32 gradients.
 """
 
 from dataclasses import dataclass, fields
@@ -42,7 +42,7 @@ class _Points:
         return _Points(*(torch.cat([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self)))
 
 
-def run_lanes_bf16(
+def run_lanes_fast(
     fast: Model,
     model: Model,
     attack: Attack,
@@ -55,7 +55,7 @@ def run_lanes_bf16(
     target: Tensor | None = None,
     **where: Any,
 ) -> tuple[Verdicts, int]:
-    """Attack every image with bfloat16 gradients, close survivors again with float32's, and return verdicts and the points scored.
+    """Attack every image with gradients of a fast copy, close survivors again with the model's, and return verdicts and the points scored.
 
     where: lanes and device; all as of `run_rescored`. passes of a run that was flown twice are those of both flights.
     """
@@ -88,9 +88,9 @@ def run_rescored(
     runs: int = 1,
     target: Tensor | None = None,
 ) -> tuple[Verdicts, int]:
-    """Attack every image with bfloat16 gradients alone and return its verdict, and how many points float32 scored.
+    """Attack every image with gradients of a fast copy alone and return its verdict, and how many points float32 scored.
 
-    fast: what is differentiated, `model` in bfloat16; bound: logit margin > 0 below which a point is scored again; the rest as in
+    fast: what is differentiated, a copy of `model`; bound: logit margin > 0 below which a point is scored again; the rest as in
     `sat_ray.lanes.run_lanes`. An image that cycles goes on to the point that its last step would reach. passes counts the points up to the
     verdict; zero_share is not measured and stays 0. Among the points that float32 scored, a survivor shows the one of smallest margin.
     """

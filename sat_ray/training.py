@@ -119,7 +119,7 @@ class _Run:
         check_precision(settings.precision, self.device)
         check_resizing(settings, val.images.shape[1:])
         if settings.compile:
-            check_compiler(self.device)
+            check_compiler(self.device, asked="training.compile is True", instead="False")
             forget_graphs()
         self.layout = settle_layout(model)
         objective, attacker = make_objective(settings), view(model, attacker_activation, alpha=attacker_alpha)

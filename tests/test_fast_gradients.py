@@ -1,5 +1,7 @@
-"""Gradients in bfloat16, verdicts in float32: every verdict is one that the model itself gives, and the bound is shown to matter."""
+"""Gradients of a fast copy, in bfloat16 or compiled, and verdicts in float32: all are ones that the model itself gives, and the bound
+is shown to matter. Compiled copies run in torch's own kernels here (backend aot_eager); real ones: marker fault."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,17 +10,20 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from torch import Tensor, nn
+from trainings import small_model
 
+import sat_ray.fast_copy
+from sat_ray import compilation
 from sat_ray.attacks import PGD, AttackSpec, make_attack
 from sat_ray.attacks.base import Model
 from sat_ray.calibration import LEAST_BOUND, Calibration
 from sat_ray.data.split import Split
 from sat_ray.evaluation import calibrate_attacks, evaluate, robust_image_ids
+from sat_ray.fast_copy import _copied, check_gradient, fast_copy
 from sat_ray.lanes import NEVER, by_run, run_lanes
-from sat_ray.models import Normalized
-from sat_ray.models.bf16 import _rounded, bf16_copy
+from sat_ray.models import Normalized, build_model
 from sat_ray.randomness import Randomness
-from sat_ray.rescoring import run_lanes_bf16, run_rescored
+from sat_ray.rescoring import run_lanes_fast, run_rescored
 from sat_ray.threat import ThreatModel
 
 CPU = torch.device("cpu")
@@ -46,7 +51,7 @@ def attacked(model: Model, split: Split, calibrations: dict[str, Calibration], *
 
 def plain(model: Normalized, split: Split, *, bound: float, lanes: int = LANES) -> dict[int, tuple[int, int]]:
     """Walk every image to its end in bfloat16 and score every point again in float32: (first broken step asked about, prediction)."""
-    fast, attack = bf16_copy(model, device=CPU), make_attack(SPEC)
+    fast, attack = fast_copy(model, gradient="bf16", device=CPU), make_attack(SPEC)
     found = {}
     for part in torch.arange(len(split)).split(lanes):
         rows = torch.cat([part, part[:1].expand(lanes - len(part))])
@@ -67,7 +72,7 @@ def plain(model: Normalized, split: Split, *, bound: float, lanes: int = LANES) 
 
 def test_verdicts_are_those_of_a_plain_loop_that_scores_every_point_again(digits_model: Normalized, held_out: Split) -> None:
     bound = 0.5
-    fast, attack = bf16_copy(digits_model, device=CPU), make_attack(SPEC)
+    fast, attack = fast_copy(digits_model, gradient="bf16", device=CPU), make_attack(SPEC)
     rng = Randomness(0, held_out.image_ids)
     verdicts, scored = run_rescored(fast, digits_model, attack, held_out.images, held_out.labels, rng, bound=bound, lanes=LANES, device=CPU)
     expected = plain(digits_model, held_out, bound=bound)
@@ -92,7 +97,7 @@ def test_close_survivors_are_attacked_again_in_float32(digits_model: Normalized,
         return digits_model(x.detach()) + 0 * x.sum()
 
     first, _ = run_rescored(blind, digits_model, *inputs, bound=bound, **given)
-    both, _ = run_lanes_bf16(blind, digits_model, *inputs, bound=bound, **given)
+    both, _ = run_lanes_fast(blind, digits_model, *inputs, bound=bound, **given)
     exact = run_lanes(digits_model, *inputs, **given)
     close = (first.first_broken_step == NEVER) & (first.margin < bound)
     assert 5 < int(close.sum()) < int((first.first_broken_step == NEVER).sum())
@@ -150,16 +155,16 @@ def test_a_run_that_goes_wrong_counts_only_if_it_is_needed_whatever_the_lanes(la
 
 
 def test_restarts_flown_together_say_what_they_say_alone(digits_model: Normalized, held_out: Split) -> None:
-    bound, fast, attack = 2.0, bf16_copy(digits_model, device=CPU), make_attack(SPEC)
+    bound, fast, attack = 2.0, fast_copy(digits_model, gradient="bf16", device=CPU), make_attack(SPEC)
     given: dict[str, Any] = {"lanes": LANES, "device": CPU, "bound": bound}
-    together, _ = run_lanes_bf16(
+    together, _ = run_lanes_fast(
         fast, digits_model, attack, held_out.images, held_out.labels, Randomness(0, held_out.image_ids), runs=3, **given
     )
     waiting, counts = torch.arange(len(held_out)), []
     for run, (rows, found) in enumerate(by_run(together, len(held_out), runs=3)):
         assert torch.equal(rows, waiting)
         rng = Randomness(0, held_out.image_ids[waiting], run)
-        alone, _ = run_lanes_bf16(fast, digits_model, attack, held_out.images[waiting], held_out.labels[waiting], rng, **given)
+        alone, _ = run_lanes_fast(fast, digits_model, attack, held_out.images[waiting], held_out.labels[waiting], rng, **given)
         for name in ("first_broken_step", "prediction", "margin", "distance", "passes"):
             assert torch.equal(getattr(alone, name), getattr(found, name)), name
         waiting = waiting[alone.first_broken_step == NEVER]
@@ -238,14 +243,14 @@ def test_attacks_with_memory_and_targets_take_bf16_gradients_too(algorithm: str,
 
 def test_the_copy_is_folded_rounded_and_apart(digits_model: Normalized, held_out: Split) -> None:
     before = {name: tensor.clone() for name, tensor in digits_model.state_dict().items()}
-    copied = _rounded(digits_model)
+    copied = _copied(digits_model, precision="bf16")
     assert not any(isinstance(module, nn.BatchNorm2d) for module in copied.modules())
     assert {parameter.dtype for module in copied.modules() if isinstance(module, nn.Conv2d) for parameter in module.parameters()} == {
         torch.bfloat16
     }
     x = held_out.images[:8].float() / 255
     with torch.no_grad():
-        torch.testing.assert_close(bf16_copy(digits_model, device=CPU)(x), digits_model(x), rtol=0.05, atol=0.3)
+        torch.testing.assert_close(fast_copy(digits_model, gradient="bf16", device=CPU)(x), digits_model(x), rtol=0.05, atol=0.3)
     assert all(torch.equal(before[name], tensor) for name, tensor in digits_model.state_dict().items())
 
 
@@ -263,11 +268,117 @@ def test_a_model_that_cannot_be_traced_is_used_unfolded() -> None:
     model = Branching().eval()
     x = torch.rand(4, 1, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(bf16_copy(model, device=CPU)(x), model(x), rtol=0.02, atol=0.02)
+        torch.testing.assert_close(fast_copy(model, gradient="bf16", device=CPU)(x), model(x), rtol=0.02, atol=0.02)
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """Leave the kernels to torch, forget what was compiled, and collect what is."""
+    found: list[nn.Module] = []
+
+    def counted(module: nn.Module) -> Callable[[Tensor], Tensor]:
+        found.append(module)
+        return compilation.compiled(module)
+
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+    monkeypatch.setattr(sat_ray.fast_copy, "compiled", counted)
+    monkeypatch.setattr(sat_ray.fast_copy, "_KEPT", {})
+    return found
+
+
+def gradient_of(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Differentiate the sum of the first logit."""
+    point = x.clone().requires_grad_()
+    return torch.autograd.grad(forward(point)[:, 0].sum(), point)[0]
+
+
+@pytest.mark.parametrize("gradient", ["float32-compiled", "bf16-compiled"])
+@pytest.mark.parametrize("activation", ["relu_smooth_backward", "smoothrelu"])
+def test_a_compiled_copy_computes_what_the_same_copy_does(activation: str, gradient: str, compilations: list[nn.Module]) -> None:
+    model, x = small_model(activation).eval(), torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    fast = fast_copy(model, gradient=gradient, device=CPU)
+    plain = model if gradient == "float32-compiled" else fast_copy(model, gradient="bf16", device=CPU)
+    tolerance: dict[str, float] = {"rtol": 1e-4, "atol": 1e-5} if gradient == "float32-compiled" else {"rtol": 0.05, "atol": 0.02}
+    torch.testing.assert_close(fast(x), plain(x), **tolerance)
+    torch.testing.assert_close(gradient_of(fast, x), gradient_of(plain, x), **tolerance)
+    assert len(compilations) == 1
+
+
+def test_copies_of_the_same_layers_share_kernels_and_never_weights(compilations: list[nn.Module]) -> None:
+    x = torch.rand(8, 1, 8, 8)
+    models = [build_model("small_resnet", activation="silu", num_classes=10, in_channels=1, width=4, seed=seed).eval() for seed in (0, 1)]
+    copies = [fast_copy(model, gradient="float32-compiled", device=CPU) for model in models]
+    for number in (0, 1, 0):  # in turns
+        torch.testing.assert_close(copies[number](x), models[number](x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradient_of(copies[number], x), gradient_of(models[number], x), rtol=1e-4, atol=1e-5)
+    assert len(compilations) == 1
+    with torch.no_grad():
+        next(models[0].parameters()).mul_(2.0)
+    again = fast_copy(models[0], gradient="float32-compiled", device=CPU)
+    torch.testing.assert_close(again(x), models[0](x), rtol=1e-4, atol=1e-5)
+    assert len(compilations) == 1
+    for alpha in (1.0, 2.0):
+        other = build_model("small_resnet", activation="smoothrelu", alpha=alpha, num_classes=10, in_channels=1, width=4).eval()
+        torch.testing.assert_close(fast_copy(other, gradient="float32-compiled", device=CPU)(x), other(x), rtol=1e-4, atol=1e-5)
+    assert len(compilations) == 3
+
+
+def test_kernels_that_do_not_fit_are_made_anew_and_a_compiler_that_errs_is_refused(
+    compilations: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two modules that look alike and differ; then a compiler whose forward pass is right and whose backward pass is not."""
+
+    class Looks(nn.Module):
+        def __init__(self, power: int) -> None:
+            super().__init__()
+            self.power, self.head = power, nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(x.flatten(1) ** self.power)
+            return logits
+
+    x = torch.rand(8, 1, 8, 8)
+    for power in (1, 3):
+        model = Looks(power).eval()
+        torch.testing.assert_close(fast_copy(model, gradient="float32-compiled", device=CPU)(x), model(x))
+    assert len(compilations) == 2
+
+    def wrong(module: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda x: 2 * module(x) - module(x).detach()
+
+    monkeypatch.setattr(sat_ray.fast_copy, "compiled", wrong)
+    fast = fast_copy(small_model("silu").eval(), gradient="float32-compiled", device=CPU)
+    with pytest.raises(ArithmeticError, match=r"gradients of the compiled model that is attacked differ by 100 %"):
+        fast(x)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.fault)])
+def test_verdicts_on_compiled_gradients_are_those_of_float32_in_any_shards(
+    backend: str, digits_model: Normalized, held_out: Split, control: Split, compilations: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", backend)
+    spec = replace(SPEC, gradient="float32-compiled", name="")
+    assert spec.name == "pgd-20-float32-compiled"
+    calibrations = calibrate_attacks(digits_model, control, attacks=[spec], lanes=LANES)
+    assert calibrations[spec.name].bound < 0.1
+    whole = attacked(digits_model, held_out, calibrations, attacks=[spec])
+    exact = attacked(digits_model, held_out, {}, attacks=[replace(SPEC, gradient="float32", name="")])
+    assert len(robust_image_ids(whole) ^ robust_image_ids(exact)) <= 1
+    assert 0 < len(robust_image_ids(whole)) < len(held_out)
+    shards = [attacked(digits_model, held_out.take(slice(a, a + 40)), calibrations, attacks=[spec]) for a in range(0, len(held_out), 40)]
+    assert pa.concat_tables(shards).sort_by("image_id").equals(whole.sort_by("image_id"))
+    assert len(compilations) == 1
+
+
+def test_a_machine_without_a_compiler_refuses_compiled_gradients_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match=r"^--gradient is bf16-compiled, but there is no C\+\+ compiler here; allowed: bf16, or g\+\+"):
+        check_gradient("bf16-compiled", CPU, field="--gradient")
+    check_gradient("bf16", CPU, field="--gradient")
 
 
 def test_bad_requests(digits_model: Normalized, held_out: Split, control: Split) -> None:
-    with pytest.raises(ValueError, match="pgd-20-bf16 takes bf16 gradients and is not calibrated"):
+    with pytest.raises(ValueError, match="pgd-20-bf16 climbs a fast copy and is not calibrated"):
         attacked(digits_model, held_out, {})
     with pytest.raises(ValueError, match="allowed for square"):
         AttackSpec(threat_model=SPEC.threat_model, steps=5, algorithm="square", gradient="bf16")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sat_ray.activations import activation_info
 from sat_ray.attacks.apgd import APGD
@@ -15,7 +15,8 @@ from sat_ray.threat import ThreatModel, as_255ths
 
 FINAL_SUFFIX = "-final"
 ALGORITHMS = ("pgd", "apgd", "square")
-GRADIENTS = ("float32", "bf16")
+Gradient = Literal["float32", "bf16", "float32-compiled", "bf16-compiled"]
+GRADIENTS = get_args(Gradient)
 _SHORT = {"cross_entropy": "ce"}
 
 
@@ -27,9 +28,9 @@ class AttackSpec:
     steps * step_size >= epsilon; restarts: >= 1; random_start: uniform in the ball, else the clean image (square has its own start);
     loss: what pgd and apgd ascend; targets: 0 to move away from the label, else that many runs per restart, each towards one of the
     likeliest other classes of the clean image; attacker_activation, attacker_alpha: differentiate through this view of the model, None
-    for its own; final_iterate: only the last point counts (the paper's rule), else every visited point; gradient: float32, or bf16: the
-    model's bfloat16 copy is differentiated, which is another attack, and float32 says what is broken (`sat_ray.rescoring`); name: as it
-    appears in outcomes, made from the rest where empty.
+    for its own; final_iterate: only the last point counts (the paper's rule), else every visited point; gradient: of the model
+    itself (float32), or of a faster copy of it, which is another attack, and float32 says what is broken (`sat_ray.rescoring`); name: as
+    it appears in outcomes, made from the rest where empty.
     """
 
     threat_model: ThreatModel
@@ -43,15 +44,15 @@ class AttackSpec:
     attacker_activation: str | None = None
     attacker_alpha: float | None = None
     final_iterate: bool = False
-    gradient: Literal["float32", "bf16"] = "float32"
+    gradient: Gradient = "float32"
     name: str = ""
 
     def __post_init__(self) -> None:
         check_name(self.algorithm, ALGORITHMS, field="attack algorithm")
         check_name(self.loss, ATTACK_LOSSES, field="attack loss")
         check_name(self.gradient, GRADIENTS, field="attack gradient")
-        if self.gradient == "bf16" and (self.algorithm == "square" or self.final_iterate):
-            raise ValueError("attack gradient is bf16; allowed for square, which takes none, and with final_iterate: float32")
+        if self.gradient != "float32" and (self.algorithm == "square" or self.final_iterate):
+            raise ValueError(f"attack gradient is {self.gradient}; allowed for square, which takes none, and with final_iterate: float32")
         if self.restarts < 1:
             raise ValueError(f"restarts is {self.restarts}; allowed: a whole number >= 1")
         if self.targets < 0 or (self.targets and self.algorithm == "square"):
@@ -78,7 +79,7 @@ class AttackSpec:
         words: list[str] = [self.algorithm]
         if self.algorithm != "square" and (self.algorithm == "apgd" or self.targets or self.loss != "cross_entropy"):
             words += [*(["t"] if self.targets else []), _SHORT.get(self.loss, self.loss)]
-        name = "-".join([*words, str(self.steps), *(["bf16"] if self.gradient == "bf16" else [])])
+        name = "-".join([*words, str(self.steps), *([self.gradient] if self.gradient != "float32" else [])])
         if self.attacker_activation is not None:
             name += f"@{self.attacker_activation}"
         return name + (FINAL_SUFFIX if self.final_iterate else "")

@@ -173,7 +173,7 @@ def _check_same_attacks(models: Sequence[JudgedModel], index: int, *, any_gradie
     only_gradient = ours == theirs and counted_attacks(models[0]) != counted_attacks(models[index])
     if ours != theirs or (only_gradient and not any_gradient):
         both = "; ".join(f"{_named(models, i)} {', '.join(counted_attacks(models[i]))}" for i in (0, index))
-        way = ", or --any-gradient for attacks that differ in the precision of their gradients alone" if only_gradient else ""
+        way = ", or --any-gradient for attacks that differ in their gradients alone" if only_gradient else ""
         raise ValueError(f"attacks differ: {both}; allowed: the same attacks{way}")
     one, other = ({_without_gradient(name): spec for name, spec in counted_specs(models[i]).items()} for i in (0, index))
     for name in sorted(one.keys() & other.keys()):
@@ -191,7 +191,7 @@ def _without_view(attack: str) -> str:
 
 
 def _without_gradient(attack: str) -> str:
-    return attack.replace("-bf16", "")
+    return re.sub(r"-(float32|bf16)(-compiled)?(?=@|-|$)", "", attack)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
