@@ -9,7 +9,7 @@ from sat_ray.attacks.cascade import QUERIES, STEPS
 from sat_ray.config import ResourceSettings
 from sat_ray.threat import ThreatModel
 
-LANES_PER_SHARD = 4
+SHARDS, LANES_PER_SHARD = 16, (4, 16)
 PGD_STEPS = 200
 MEANT_FOR = {
     "steps": ("pgd", "apgd", "cascade"),
@@ -67,7 +67,8 @@ class ForeignOptions:
     lanes: int = 64
     """Images in every model call; part of the numerical environment."""
     shard_size: int | None = None
-    """Most images in one task; four times the lanes where not given."""
+    """Most images in one task; where not given a sixteenth of them, but at least 4 and at most 16 times the lanes: large shards keep lanes
+    full for longer, small ones leave no worker alone with the last of them."""
     storage: str = ""
     """Folder or s3://bucket/prefix for everything that is written; empty: SAT_RAY_STORAGE, else ./runs."""
     name: str = ""
@@ -124,6 +125,11 @@ class ForeignOptions:
         return ResourceSettings(
             cpus_per_evaluation=self.cpus_per_task, gpus_per_evaluation=self.gpus_per_task, accelerator=self.accelerator
         )
+
+    def images_per_shard(self, n: int) -> int:
+        """Return the most images in one task, of n in all."""
+        fewest, most = (self.lanes * times for times in LANES_PER_SHARD)
+        return self.shard_size or min(max(-(-n // SHARDS), fewest), most)
 
     def examined(self) -> AttackSpec:
         """Return the PGD whose claim the card examines: untargeted, float32 gradients; of these steps and starts where --attack is pgd."""

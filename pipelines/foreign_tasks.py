@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipelines.foreign_options import LANES_PER_SHARD, ForeignOptions
+from pipelines.foreign_options import ForeignOptions
 from pipelines.foreign_subject import Subject
 from pipelines.progress import Reporter, StageProgress
 from sat_ray.bundles import Demand, check_room, evaluation_resources
@@ -45,7 +45,7 @@ def tasks_of(given: ForeignOptions, subject: Subject, name: str) -> list[Evaluat
             dataset=subject.dataset,
             environment=environment_of(given),
         )
-        for first, last in shard_bounds(subject.n, given.shard_size or LANES_PER_SHARD * given.lanes)
+        for first, last in shard_bounds(subject.n, given.images_per_shard(subject.n))
     ]
 
 

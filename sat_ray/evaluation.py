@@ -156,7 +156,8 @@ def _one_attack(
         same = torch.equal(lane_logits(attacked, images, ids, lanes=lanes, device=device).argmax(1), clean.argmax(1))
         assert same, "the attacker's view does not compute the model's forward pass"
     correct = clean.argmax(dim=1) == y
-    given = torch.arange(len(images)) if spec.final_iterate else torch.nonzero(correct).flatten()
+    given = _longest_first(clean, y)
+    given = given if spec.final_iterate else given[correct[given]]
     inputs = (attack, images[given], y[given], Randomness(seed, ids[given]))
     ranks = [spec.rank_of_target(run) for run in range(spec.runs)] if spec.targets else None
     target = None if ranks is None else likeliest_others(clean, y)[given][:, ranks]
@@ -172,6 +173,11 @@ def _one_attack(
     if not spec.final_iterate:
         tables.append(_clean_errors(torch.nonzero(~correct).flatten(), y, ids, clean, spec=spec))
     return pa.concat_tables(tables)
+
+
+def _longest_first(clean: Tensor, y: Tensor) -> Tensor:
+    """Order images by clean margin: likely survivors, which take every step, begin first, so that the lanes end together. (N,) int64."""
+    return margin(clean, y).argsort(descending=True, stable=True)
 
 
 def likeliest_others(logits: Tensor, y: Tensor) -> Tensor:

@@ -233,6 +233,12 @@ def test_data_of_another_kind_is_answered_with_what_is_allowed(name: str, tmp_pa
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(("n", "expected"), [(10, 256), (899, 256), (10_000, 625), (50_000, 1024)])
+def test_shards_are_large_enough_to_keep_lanes_full_and_small_enough_to_share(n: int, expected: int) -> None:
+    assert ForeignOptions(lanes=64).images_per_shard(n) == expected
+    assert ForeignOptions(lanes=64, shard_size=7).images_per_shard(n) == 7
+
+
 def test_rows_are_read_from_the_shards_that_hold_them_alone(tmp_path: Path) -> None:
     count = 2 * ROWS_PER_SHARD + 9
     images = np.random.default_rng(2).integers(0, 256, (count, 1, 2, 2), dtype=np.uint8)
