@@ -222,6 +222,17 @@ def test_calibration_measures_the_difference_of_the_margins(
     assert found.to_json()["miss_rate_at_most"] < 0.1
 
 
+def test_lanes_that_control_images_leave_empty_change_no_measurement(
+    digits_model: Normalized, control: Split, calibrations: dict[str, Calibration]
+) -> None:
+    (wide,) = calibrate_attacks(digits_model, control, attacks=[SPEC], lanes=80).values()
+    (narrow,) = calibrations.values()
+    assert wide.images == narrow.images
+    assert wide.bound == pytest.approx(narrow.bound, rel=0.5)
+    assert abs(wide.points - narrow.points) < 0.05 * narrow.points
+    assert abs(wide.verdicts - narrow.verdicts) <= 2 / wide.images
+
+
 def test_bf16_breaks_as_many_images_as_float32_does(
     digits_model: Normalized, held_out: Split, calibrations: dict[str, Calibration]
 ) -> None:
