@@ -79,11 +79,21 @@ def _folded(model: nn.Module) -> nn.Module:
         return model
     try:
         traced = fx.GraphModule(model, _Tracer().trace(model))
+        if _calls_twice(traced, (*_WEIGHTY, nn.BatchNorm2d)):  # would be folded twice
+            return model
         folded: nn.Module = fuse(traced, inplace=True, no_trace=True)
     except Exception as reason:  # a model that cannot be traced (data-dependent control flow) is slower, not wrong
         logging.getLogger(__name__).info("BatchNorm is not folded into %s: %s", type(model).__name__, reason)
         return model
     return folded
+
+
+def _calls_twice(traced: fx.GraphModule, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Say whether a layer of these kinds is called in more than one place."""
+    modules = dict(traced.named_modules())
+    called = [modules[str(node.target)] for node in traced.graph.nodes if node.op == "call_module"]
+    weighty = [id(module) for module in called if isinstance(module, kinds)]
+    return len(set(weighty)) < len(weighty)
 
 
 @dataclass

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from trainings import small_model
 
@@ -263,6 +264,31 @@ def test_the_copy_is_folded_rounded_and_apart(digits_model: Normalized, held_out
     with torch.no_grad():
         torch.testing.assert_close(fast_copy(digits_model, gradient="bf16", device=CPU)(x), digits_model(x), rtol=0.05, atol=0.3)
     assert all(torch.equal(before[name], tensor) for name, tensor in digits_model.state_dict().items())
+
+
+def test_networks_that_call_one_relu_again_and_again_are_folded() -> None:
+    copied = _copied(torchvision.models.resnet18().eval(), precision="bf16")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copied.modules())
+
+
+def test_layers_that_are_called_twice_are_not_folded_twice() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            once = self.norm(self.conv(x))
+            twice: Tensor = self.norm(self.conv(once))
+            return twice.mean(dim=(2, 3))
+
+    torch.manual_seed(0)
+    model, x = Shared(), torch.rand(8, 2, 8, 8)
+    model(x)  # moves the running statistics away from 0 and 1
+    model.norm.weight.data.mul_(3.0)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fast_copy(model, gradient="bf16", device=CPU)(x), model(x), rtol=0.05, atol=0.05)
 
 
 def test_a_model_that_cannot_be_traced_is_used_unfolded() -> None:
