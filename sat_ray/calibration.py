@@ -15,10 +15,10 @@ from sat_ray.attacks import AttackSpec, State, make_attack
 from sat_ray.attacks.base import Model, differentiate
 from sat_ray.data.pixels import to_pixels
 from sat_ray.fast_copy import fast_copy
-from sat_ray.flight import pad
 from sat_ray.lanes import NEVER, lane_logits, run_lanes
 from sat_ray.losses import margin
 from sat_ray.metrics import wilson_interval
+from sat_ray.narrowing import pad
 from sat_ray.randomness import Randomness
 from sat_ray.rescoring import run_lanes_fast
 

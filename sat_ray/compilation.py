@@ -7,7 +7,7 @@ shares none with another training of the process. Whatever is compiled is compar
 
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 BACKEND = "inductor"
 MOST_GRAPHS = 128  # of one module in one training: its calls with and without gradients, for every size of images
-ALLOWED = {"float32": 0.01, "bf16": 0.25}  # difference to the plain module, in units of the length of what is compared
 
 
 def check_compiler(device: torch.device, *, asked: str, instead: str) -> None:
@@ -45,17 +44,3 @@ def compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:
     settings: dict[str, Any] = {"backend": BACKEND, "dynamic": False, "isolate_recompiles": True, "recompile_limit": MOST_GRAPHS}
     call: Callable[[Tensor], Tensor] = torch.compile(module, **settings)
     return call
-
-
-def require_agreement(compiled: Sequence[Tensor], plain: Sequence[Tensor], *, what: str, precision: str, asked: str) -> None:
-    """Raise ArithmeticError where logits or gradients of a compiled module are not those of the plain one, up to rounding.
-
-    asked: the setting to do without.
-    """
-    for name, one, other in zip(("logits", "gradients"), compiled, plain, strict=True):
-        difference, allowed = float((one - other).norm() / other.norm().clamp_min(1e-12)), ALLOWED[precision]
-        if not difference <= allowed:
-            raise ArithmeticError(
-                f"{asked}: {name} of the compiled {what} differ by {100 * difference:.3g} % from those of the plain one, allowed: "
-                f"{100 * allowed:g} %; do without {asked}, and report it with the versions of torch and of the compiler"
-            )

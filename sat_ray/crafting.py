@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.activations import Activation, activation_info
+from sat_ray.agreement import logits_and_gradient, require_agreement
 from sat_ray.attacks import PGD
 from sat_ray.augmentation import augment
-from sat_ray.compilation import compiled, require_agreement
+from sat_ray.compilation import compiled
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.learner import Crafted
-from sat_ray.losses import cross_entropy
 from sat_ray.objectives import Forward, Objective
 from sat_ray.precision import autocast
 from sat_ray.randomness import Randomness
@@ -60,25 +60,17 @@ class Crafter:
             x_adv = attack.start(x, y, rng, step=epoch).x_adv.requires_grad_()
         else:
             with autocast(self.settings.precision, device):
-                self._check_compiled(x, y)
+                self._check_compiled(x)
                 x_adv = self.objective.craft(attack, self.forward, x, y, rng, step=epoch)
         totals.watch(x_adv, x, attack.threat_model)
         return x, x_adv, y
 
-    def _check_compiled(self, x: Tensor, y: Tensor) -> None:
+    def _check_compiled(self, x: Tensor) -> None:
         """Compare, once, the compiled view's logits and gradients at the images with the plain one's."""
         if not self.checked:
             self.checked = True
-            ours, theirs = (logits_and_gradient(forward, x, y) for forward in (self.forward, self.attacker))
+            ours, theirs = (logits_and_gradient(forward, x) for forward in (self.forward, self.attacker))
             require_agreement(ours, theirs, what="attacker's view", precision=self.settings.precision, asked="training.compile")
-
-
-def logits_and_gradient(forward: Forward, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits (N, K) float32, and the gradient of the summed cross-entropy at the images, of the shape of x."""
-    point = x.clone().requires_grad_()
-    logits = forward(point)
-    (gradient,) = torch.autograd.grad(cross_entropy(logits, y).sum(), point)
-    return logits.detach().float(), gradient
 
 
 def follow(attack: PGD, crafted: Crafted, totals: Totals) -> Crafted:

@@ -6,22 +6,21 @@ bfloat16 (half the bytes, on hardware that has it several times the rate), or th
 
 import copy
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from sat_ray.activations import Activation
-from sat_ray.attacks import Gradient
-from sat_ray.compilation import check_compiler, compiled, forget_graphs, require_agreement
+from sat_ray.agreement import logits_and_gradient, require_agreement
+from sat_ray.attacks.base import Model
+from sat_ray.attacks.spec import GRADIENTS
+from sat_ray.compilation import check_compiler, compiled, forget_graphs
 from sat_ray.precision import autocast
 
-Forward = Callable[[Tensor], Tensor]
-
-COMPILED = tuple(name for name in get_args(Gradient) if name.endswith("-compiled"))
+COMPILED = tuple(name for name in GRADIENTS if name.endswith("-compiled"))
 MOST_KEPT = 16  # compiled copies of one process: as many architectures, activations and alphas
 _WEIGHTY = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
@@ -39,8 +38,22 @@ def check_gradient(gradient: str, device: torch.device, *, field: str) -> None:
         check_compiler(device, asked=f"{field} is {gradient}", instead=gradient.removesuffix("-compiled"))
 
 
-def fast_copy(model: Forward, *, gradient: str, device: torch.device) -> Forward:
-    """Return a function [0, 1] float32 images (N, C, H, W) -> float32 logits (N, K), the model in other kernels.
+@dataclass(frozen=True)
+class FastCopy:
+    """A function [0, 1] float32 images (N, C, H, W) -> float32 logits (N, K). fixed_rows: another N would be compiled anew."""
+
+    forward: Model
+    precision: str
+    device: torch.device
+    fixed_rows: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with autocast(self.precision, self.device):
+            return self.forward(x).float()
+
+
+def fast_copy(model: Model, *, gradient: str, device: torch.device) -> FastCopy:
+    """Return the model in other kernels.
 
     model: in inference mode on `device`; it is not touched. gradient: of an attack, not float32. Of a module, BatchNorm is folded into the
     convolutions before it where the module can be traced and, for bf16, the weights of convolutions and linear layers are rounded once; a
@@ -49,13 +62,8 @@ def fast_copy(model: Forward, *, gradient: str, device: torch.device) -> Forward
     """
     precision = "bf16" if gradient.startswith("bf16") else "float32"
     copied = _copied(model, precision=precision) if isinstance(model, nn.Module) else model
-    forward: Forward = _Compiled(copied, precision=precision) if gradient in COMPILED and isinstance(copied, nn.Module) else copied
-
-    def call(x: Tensor) -> Tensor:
-        with autocast(precision, device):
-            return forward(x).float()
-
-    return call
+    forward: Model = _Compiled(copied, precision=precision) if gradient in COMPILED and isinstance(copied, nn.Module) else copied
+    return FastCopy(forward, precision, device, fixed_rows=forward is not copied)
 
 
 def _copied(model: nn.Module, *, precision: str) -> nn.Module:
@@ -101,7 +109,7 @@ class _Kernels:
     """What was compiled for one kind of copy. module: the copy that was compiled; holds: whose weights are in it."""
 
     module: nn.Module
-    forward: Forward
+    forward: Model
     holds: nn.Module
 
     @classmethod
@@ -154,7 +162,7 @@ class _Compiled:
 
     def _checked(self, kernels: _Kernels, x: Tensor) -> _Kernels:
         kernels.load(self.plain)
-        ours, theirs = (_logits_and_gradient(forward, x) for forward in (kernels.forward, self.plain))
+        ours, theirs = (logits_and_gradient(forward, x) for forward in (kernels.forward, self.plain))
         require_agreement(ours, theirs, what="model that is attacked", precision=self.precision, asked="compiled gradients")
         return kernels
 
@@ -167,12 +175,3 @@ def _layers(module: nn.Module) -> tuple[Any, ...]:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _logits_and_gradient(forward: Forward, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits (N, K) float32, and the gradient at x of half their squared length, which no saturated softmax makes vanish."""
-    with torch.enable_grad():
-        point = x.clone().requires_grad_()
-        logits = forward(point).float()
-        gradient = torch.autograd.grad(logits.square().sum() / 2, point, allow_unused=True)[0] if logits.requires_grad else None
-    return logits.detach(), torch.zeros_like(x) if gradient is None else gradient

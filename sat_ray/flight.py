@@ -8,18 +8,13 @@ from torch import Tensor
 from sat_ray.attacks import Attack, State
 from sat_ray.cycles import CycleDetector
 from sat_ray.data.pixels import to_pixels
+from sat_ray.narrowing import pad
 from sat_ray.randomness import Randomness
 from sat_ray.run_queue import RunQueue
 
 
-def pad(values: Tensor, lanes: int) -> Tensor:
-    """Repeat the first row until there are exactly `lanes` rows."""
-    missing = lanes - len(values)
-    return values if missing == 0 else torch.cat([values, values[:1].expand(missing, *values.shape[1:])])
-
-
 class _Reserve:
-    """Hand out started runs; each block of at most L of them is started by calls of exactly L rows."""
+    """Hand out started runs; each block of at most L of them is started in L rows."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """The lane engine: drive any attack over many images through one fixed batch of L lanes, and stop each image as soon as it can.
 
-A lane whose image is broken, has visited its last point, or repeats an earlier point exactly takes the next image. Every model call
-has exactly L rows, because a float32 kernel rounds differently for another batch shape: so an image's verdict does not depend on the
-lane, the neighbours, the shard or the order.
+A lane whose image is broken, has visited its last point, or repeats an earlier point exactly takes the next image. A float32 kernel rounds
+differently for another batch shape: so every model call has L rows, or fewer where fewer give the same bits (`sat_ray.narrowing`), and an
+image's verdict does not depend on the lane, the neighbours, the shard or the order.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,9 @@ from torch import Tensor
 from sat_ray.attacks import Attack, State
 from sat_ray.attacks.base import Model, require_feasible
 from sat_ray.data.pixels import to_pixels
-from sat_ray.flight import Flight, pad
+from sat_ray.flight import Flight
 from sat_ray.losses import margin
+from sat_ray.narrowing import Narrowing, call_rows, pad
 from sat_ray.randomness import Randomness
 
 NEVER, CLEAN_ERROR = -1, -2
@@ -92,11 +93,11 @@ def require_sound(flight: Flight, image_ids: Tensor) -> None:
 
 @torch.no_grad()
 def lane_logits(model: Model, images: Tensor, image_ids: Tensor, *, lanes: int, device: torch.device) -> Tensor:
-    """Return logits (N, K) float32 on the CPU from calls of exactly `lanes` rows. images: (N, C, H, W) uint8."""
+    """Return logits (N, K) float32 on the CPU from calls of as many rows as the lanes have. images: (N, C, H, W) uint8."""
     parts = []
     for first in range(0, len(images), lanes):
         rows = images[first : first + lanes].to(device)
-        logits = model(to_pixels(pad(rows, lanes))).float()[: len(rows)].cpu()
+        logits = model(to_pixels(pad(rows, call_rows(lanes)))).float()[: len(rows)].cpu()
         require_finite(logits, image_ids[first : first + lanes])
         parts.append(logits)
     return torch.cat(parts)
@@ -125,9 +126,9 @@ def run_lanes(
     """
     out = Verdicts.empty(runs * len(images))
     flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device, detect_cycles=detect_cycles)
-    watch = _Watch(attack, flight, final_iterate=final_iterate)
+    watch, calls = _Watch(attack, flight, final_iterate=final_iterate), Narrowing(model, lanes=lanes)
     while watch.fill():
-        retired = watch.advance(model)
+        retired = watch.advance(calls.over(flight.number >= 0, flight.state.x_adv))
         if len(retired):
             numbers = flight.number[retired]
             out.write(numbers, retired, watch.seen)

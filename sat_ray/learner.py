@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sat_ray.agreement import require_agreement
 from sat_ray.averaging import WeightAverage
-from sat_ray.compilation import compiled, require_agreement
+from sat_ray.compilation import compiled
 from sat_ray.objectives import Forward, Objective
 from sat_ray.optimizers import make_optimizer, momentum_of, restore_momentum, set_learning_rate
 from sat_ray.precision import autocast

@@ -2,8 +2,8 @@
 
 The attack climbs on the copy (`sat_ray.fast_copy`), which makes it another attack, with a name of its own. A point counts as broken only
 if the model itself misclassifies it in float32. Points whose margin on the copy lies below a bound, and the last point of every image,
-wait in a queue; each L of them are scored by one call of exactly L rows, so that a verdict does not depend on neighbours or order. What
-survives closely, with a float32 margin below the bound somewhere on its way, is attacked once more with float32 gradients.
+wait in a queue; each L of them are scored by one full call, so that a verdict does not depend on neighbours or order. What survives
+closely, with a float32 margin below the bound somewhere on its way, is attacked once more with float32 gradients.
 """
 
 from dataclasses import dataclass, fields
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from sat_ray.attacks import Attack, State
 from sat_ray.attacks.base import Model, require_feasible
-from sat_ray.flight import Flight, pad
+from sat_ray.flight import Flight
 from sat_ray.lanes import NEVER, Verdicts, require_finite, require_finite_runs, require_sound, run_lanes, skip_periods
 from sat_ray.losses import margin
+from sat_ray.narrowing import Narrowing, call_rows, pad
 from sat_ray.randomness import Randomness
 
 
@@ -96,12 +97,12 @@ def run_rescored(
     """
     flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device)
     referee = _Referee(model, Verdicts.empty(runs * len(images)), lanes=lanes)
-    flown = torch.zeros(lanes, dtype=torch.int64)
+    flown, calls = torch.zeros(lanes, dtype=torch.int64), Narrowing(fast, lanes=lanes)
     while len(filled := flight.fill()) or flight.busy:
         flown[filled] = 0
         flown += 1
         before = flight.state
-        flight.state = after = attack.step(fast, before)
+        flight.state = after = attack.step(calls.over(flight.number >= 0, before.x_adv), before)
         assert after.logits is not None
         require_finite_runs(after.logits, flight)
         require_feasible(before.x_adv, before.x, attack.threat_model, held=flight.number >= 0)
@@ -154,7 +155,7 @@ class _Referee:
 
     @torch.no_grad()
     def _score(self, points: _Points) -> None:
-        logits = self.model(pad(points.x_adv, self.lanes)).float()[: len(points)]
+        logits = self.model(pad(points.x_adv, call_rows(self.lanes))).float()[: len(points)]
         require_finite(logits, points.image_ids)
         self.scored += len(points)
         margins, predictions = margin(logits, points.y).cpu(), logits.argmax(dim=1).cpu()

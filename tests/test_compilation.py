@@ -18,7 +18,7 @@ from pipelines.arrival import check_machine
 from pipelines.recipes import RECIPES
 from sat_ray import compilation
 from sat_ray.activations import ACTIVATIONS, make_activation
-from sat_ray.compilation import require_agreement
+from sat_ray.agreement import require_agreement
 from sat_ray.data.split import Split
 from sat_ray.models import view
 from sat_ray.stages import numerical_environment

@@ -12,9 +12,9 @@ from sat_ray.attacks.apgd import APGDState
 from sat_ray.attacks.base import Model
 from sat_ray.cycles import CycleDetector
 from sat_ray.data.split import Split
-from sat_ray.flight import pad
 from sat_ray.lanes import NEVER, Verdicts, by_run, lane_logits, run_lanes
 from sat_ray.models import Normalized
+from sat_ray.narrowing import pad
 from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
 
@@ -72,13 +72,14 @@ def test_verdicts_equal_those_of_a_plain_loop_bit_for_bit(
         assert torch.equal(found.passes, full)
 
 
-def test_every_model_call_has_exactly_the_lanes_rows(digits_model: Normalized, held_out: Split) -> None:
+def test_a_model_of_fixed_rows_is_called_with_exactly_the_lanes_rows(digits_model: Normalized, held_out: Split) -> None:
     sizes = []
 
     def counted(x: Tensor) -> Tensor:
         sizes.append(len(x))
         return digits_model(x)
 
+    counted.fixed_rows = True  # type: ignore[attr-defined]
     for count in (1, 15, 16, 17, 40):
         part = held_out.take(slice(0, count))
         lane_logits(counted, part.images, part.image_ids, lanes=LANES, device=CPU)

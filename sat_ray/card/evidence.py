@@ -16,9 +16,9 @@ from sat_ray.card.settings import CardSettings
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.evaluation import check_images, check_logits, clean_correct_ids, device_of, evaluate, robust_image_ids
-from sat_ray.flight import pad
 from sat_ray.lanes import CLEAN_ERROR, NEVER, lane_logits
 from sat_ray.losses import attack_loss
+from sat_ray.narrowing import pad
 from sat_ray.precision import exact_float32
 from sat_ray.randomness import Randomness, sample_rows
 from sat_ray.threat import ThreatModel
