@@ -15,6 +15,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from sat_ray.attacks.spec import GRADIENTS
+
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
 REDIRECTING = (
@@ -40,7 +42,7 @@ def options(
     if images:
         parser.add_argument("--images", type=int, metavar="N", help="attack exactly N images, however long it takes")
     if gradient:
-        fast = ("bf16", "float32-compiled", "bf16-compiled")
+        fast = [name for name in GRADIENTS if name != "float32"]
         parser.add_argument("--gradient", choices=fast, help="time gradients of a fast copy too; default: bf16 where the hardware has it")
     more(parser)
     return parser.parse_args()

@@ -38,15 +38,18 @@ def check_own_parts(config: SweepConfig, root: Storage) -> None:
         check_network(config, len(found.class_names), tuple(found.images.shape[1:]))  # type: ignore[union-attr]
 
 
-def check_machine(config: SweepConfig) -> None:
-    """Raise ValueError where a sweep on this machine alone could not compile what it asks for; on a cluster its workers find out."""
+def check_machine(*, gradient: str, field: str, accelerator: str, compiles_training: bool = False) -> None:
+    """Raise ValueError where a private Ray, on this machine alone, could not compile what is asked for; on a cluster its workers find out.
+
+    gradient, field: of the attacks, and the setting that says so; accelerator: name of a GPU, "" for none.
+    """
     from sat_ray.distributed.session import is_private
 
     if is_private():
-        device = torch.device("cuda" if config.resources.accelerator else "cpu")
-        if config.training.compile:
+        device = torch.device("cuda" if accelerator else "cpu")
+        if compiles_training:
             check_compiler(device, asked="training.compile is True", instead="False")
-        check_gradient(config.evaluation.gradient, device, field="evaluation.gradient")
+        check_gradient(gradient, device, field=field)
 
 
 def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> None:

@@ -256,7 +256,12 @@ def main(run: Callable[[Command], None], *, about: str | None) -> int:
         if command.dry_run:
             print(describe(command))
         else:
-            check_machine(command.config)
+            check_machine(
+                gradient=command.config.evaluation.gradient,
+                field="evaluation.gradient",
+                accelerator=command.config.resources.accelerator,
+                compiles_training=command.config.training.compile,
+            )
             run(command)
 
     return exit_status(act)

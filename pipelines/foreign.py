@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from pipelines.arrival import check_machine
 from pipelines.code_change import settle_code_changes
 from pipelines.exit_status import exit_status
 from pipelines.foreign_card import card_key, write_card
 from pipelines.foreign_options import ForeignOptions
 from pipelines.foreign_subject import Subject, identify, open_subject, staged
-from pipelines.foreign_tasks import check_machine, environment_of, records_of, run_tasks, tasks_of
+from pipelines.foreign_tasks import environment_of, records_of, run_tasks, tasks_of
 from pipelines.progress import Reporter
 from pipelines.verdict import claim, summary, to_terminal
 from sat_ray.calibration import Calibration
@@ -47,7 +48,7 @@ def evaluate_foreign(given: ForeignOptions) -> None:
         if not getattr(given, field):
             raise UsageError(f"--{field} is missing; --model URI and --data URI are needed (all: --help)")
     given.attacks(num_classes=10)  # refuses bad steps and sizes before anything is read
-    check_machine(given)
+    check_machine(gradient=given.gradient, field="--gradient", accelerator=given.accelerator)
     if given.name:
         folder_name(given.name)
     root = storage_root(given.storage)

@@ -4,26 +4,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from pipelines.foreign_options import ForeignOptions
 from pipelines.foreign_subject import Subject
 from pipelines.progress import Reporter, StageProgress
 from sat_ray.bundles import Demand, check_room, evaluation_resources
-from sat_ray.fast_copy import check_gradient
 from sat_ray.plan import shard_bounds
 from sat_ray.stages import Record, Records, numerical_environment
 from sat_ray.units import EVALUATE, EvaluationTask
 
 POLL_SECONDS = 1.0
-
-
-def check_machine(given: ForeignOptions) -> None:
-    """Raise ValueError where a private Ray's workers, on this machine, could not compile what is asked for."""
-    from sat_ray.distributed.session import is_private
-
-    if is_private():
-        check_gradient(given.gradient, torch.device("cuda" if given.accelerator else "cpu"), field="--gradient")
 
 
 def tasks_of(given: ForeignOptions, subject: Subject, name: str) -> list[EvaluationTask]:

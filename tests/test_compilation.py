@@ -15,7 +15,6 @@ from trainings import assert_same_bits, digits_again, enlarged, in_two_processes
 
 import sat_ray.crafting
 from pipelines.arrival import check_machine
-from pipelines.recipes import RECIPES
 from sat_ray import compilation
 from sat_ray.activations import ACTIVATIONS, make_activation
 from sat_ray.agreement import require_agreement
@@ -111,8 +110,8 @@ def test_a_machine_without_a_compiler_refuses_in_one_line_and_so_does_an_alpha_t
 ) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    config = dataclasses.replace(RECIPES["digits"](), training=TrainingSettings(compile=True))
-    for refuse in (lambda: train(small_model(), digits, compile=True), lambda: check_machine(config)):
+    machine = {"gradient": "float32", "field": "evaluation.gradient", "accelerator": ""}
+    for refuse in (lambda: train(small_model(), digits, compile=True), lambda: check_machine(**machine, compiles_training=True)):
         with pytest.raises(ValueError, match=r"^training\.compile is True, but there is no C\+\+ compiler here; allowed: False, or .*CXX$"):
             refuse()
     with pytest.raises(ValueError, match=r"training\.compile is True; allowed: False, or alpha_start 1"):

@@ -47,8 +47,10 @@ def curves(found: Mapping[str, Any], table: pa.Table) -> dict[str, NDArray[np.fl
 
     Those of a cascade begin where the attack before ended. table: outcomes, columns image_id, attack and first_broken_step.
     """
-    rows = {spec["name"]: table.filter(pc.equal(table["attack"], spec["name"])) for spec in found["attacks"]}
-    return {spec["name"]: survivors_after(rows[spec["name"]], steps=spec["steps"])[0] / found["n"] for spec in found["attacks"]}
+    return {
+        spec["name"]: survivors_after(table.filter(pc.equal(table["attack"], spec["name"])), steps=spec["steps"])[0] / found["n"]
+        for spec in found["attacks"]
+    }
 
 
 def steps_figure(found: Mapping[str, Any], table: pa.Table) -> Figure:

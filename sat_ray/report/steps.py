@@ -77,7 +77,7 @@ def accuracy_against_steps(models: Sequence[EvaluatedModel], *, steps: int, subt
 def count_steps(axes: Axes, steps: int) -> None:
     """Give axes a logarithmic horizontal axis from 0 to a number of steps."""
     axes.set_xscale("symlog", linthresh=1)
-    axes.set_xticks(_marked(steps), [str(step) for step in _marked(steps)])
+    axes.set_xticks(_marked(steps), [f"{step:,}" for step in _marked(steps)])
     axes.minorticks_off()
 
 
