@@ -4,21 +4,21 @@ One half of the control images sets the bound below which a point is scored agai
 shows how many broken points the bound would have missed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sat_ray.attacks import AttackSpec, State, make_attack
+from sat_ray.attacks import AttackSpec, make_attack
 from sat_ray.attacks.base import Model, differentiate
-from sat_ray.data.pixels import to_pixels
 from sat_ray.fast_copy import fast_copy
+from sat_ray.flight import Flight
 from sat_ray.lanes import NEVER, lane_logits, run_lanes
 from sat_ray.losses import margin
 from sat_ray.metrics import wilson_interval
-from sat_ray.narrowing import pad
+from sat_ray.narrowing import Narrowing, call_rows, pad
 from sat_ray.randomness import Randomness
 from sat_ray.rescoring import run_lanes_fast
 
@@ -34,7 +34,8 @@ class Calibration:
 
     bound: logit margin below which a point is scored again; points, above, missed: visited points of the held-out half, those where the
     copy's margin is >= bound, and how many of these the model misclassifies; margin_sign, gradient_sign: shares of points, and of pixels
-    of every tenth point's gradient, whose sign is the same for the copy and the model; verdicts: share of control images with the
+    of every tenth call's gradients, whose sign is the same for the copy and the model; gradient_unknown: share of these pixels that the
+    copy gives no sign (`sat_ray.fast_copy.known_signs`), which gradient_sign leaves out; verdicts: share of control images with the
     verdict of the same attack in float32, differing_ids: the others; rescored: float32 scores per pass.
     """
 
@@ -49,6 +50,7 @@ class Calibration:
     verdicts: float
     differing_ids: tuple[int, ...]
     rescored: float
+    gradient_unknown: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, the upper 95 % limit of the miss rate among them."""
@@ -66,12 +68,13 @@ class Calibration:
         return wilson_interval(self.missed, self.above)[1] if self.above else 1.0
 
     def __str__(self) -> str:
+        unknown = f" ({100 * self.gradient_unknown:.2g} % have none)" if self.gradient_unknown else ""
         differing = f" (not on ids {', '.join(map(str, self.differing_ids))})" if self.differing_ids else ""
         return (
             f"{self.attack}: margins below {self.bound:.3g} are scored again in float32 ({self.rescored:.2f} scores per pass); on "
             f"{self.images} control images {self.missed} of {self.above:,} points above it were missed "
             f"(at most {100 * self.miss_rate_at_most:.2g} %), signs agree on {100 * self.margin_sign:.2f} % of the margins and "
-            f"{100 * self.gradient_sign:.1f} % of the gradients, verdicts on {100 * self.verdicts:.1f} %{differing}"
+            f"{100 * self.gradient_sign:.1f} % of the gradients{unknown}, verdicts on {100 * self.verdicts:.1f} %{differing}"
         )
 
 
@@ -101,18 +104,13 @@ def calibrate(
         raise ValueError(f"{len(images)} control images are classified rightly; allowed: at least 2, or attack with gradient float32")
     fast, attack = fast_copy(model, gradient=spec.gradient, device=device), make_attack(spec)
     rng = Randomness(seed, image_ids, 0)
-    target = _likeliest_other(model, images, y, lanes=lanes, device=device) if spec.targets else None
-    tracks = [
-        _follow(model, fast, spec, *(pad(values[span], lanes).to(device) for values in (images, y, image_ids)), seed=seed,
-                target=None if target is None else pad(target[span], lanes).to(device), real=len(y[span]))
-        for span in (slice(first, first + lanes) for first in range(0, len(images), lanes))
-    ]  # fmt: skip
-    low, true = (torch.cat([getattr(track, name) for track in tracks], dim=1) for name in ("low", "true"))
-    visited = _until_broken(true)
-    held_out = (torch.arange(len(images)) % 2 == 1).expand_as(visited)
-    bound = max(LEAST_BOUND, SAFETY * float((low - true).abs()[visited & ~held_out].max()))
-    above = visited & held_out & (low >= bound)
-    given: dict[str, Any] = {"lanes": lanes, "device": device, "target": None if target is None else target[:, None]}
+    target = _likeliest_other(model, images, y, lanes=lanes, device=device)[:, None] if spec.targets else None
+    flight = Flight(attack, images, y, rng, target, runs=1, lanes=lanes, device=device)
+    seen = _visit(flight, fast, model, loss=spec.loss)
+    held_out, difference = seen.row % 2 == 1, (seen.low - seen.true).abs()
+    bound = max(LEAST_BOUND, SAFETY * float(difference[~held_out].max()))
+    above = held_out & (seen.low >= bound)
+    given: dict[str, Any] = {"lanes": lanes, "device": device, "target": target}
     found, scored = run_lanes_fast(fast, model, attack, images, y, rng, bound=bound, **given)
     exact = run_lanes(model, attack, images, y, rng, **given | {"lanes": min(lanes, CONTROL_IMAGES)})  # float32 is slow: no empty lanes
     differs = (found.first_broken_step == NEVER) != (exact.first_broken_step == NEVER)
@@ -120,59 +118,60 @@ def calibrate(
         attack=spec.name,
         bound=bound,
         images=len(images),
-        points=int((visited & held_out).sum()),
+        points=int(held_out.sum()),
         above=int(above.sum()),
-        missed=int((above & (true < 0)).sum()),
-        margin_sign=float(((low < 0) == (true < 0))[visited].double().mean()),
-        gradient_sign=sum(track.agreeing for track in tracks) / sum(track.pixels for track in tracks),
+        missed=int((above & (seen.true < 0)).sum()),
+        margin_sign=float(((seen.low < 0) == (seen.true < 0)).double().mean()),
+        gradient_sign=seen.agreeing / max(1, seen.known),
         verdicts=1 - float(differs.double().mean()),
         differing_ids=tuple(image_ids[differs].tolist()),
         rescored=scored / max(1, int(found.passes.sum())),
+        gradient_unknown=1 - seen.known / seen.pixels,
     )
 
 
 @dataclass
-class _Track:
-    """Margins (steps + 1, N) of the copy and of the model along one path on the copy, and how many of the compared pixels agree in sign."""
+class _Seen:
+    """Every point that the control images visit, (P,): whose it is, and its margin on the copy and on the model; the gradients compared.
 
-    low: Tensor
-    true: Tensor
+    pixels: entries of those gradients; known: of them, those that the copy gives a sign; agreeing: of these, those with the model's sign.
+    """
+
+    row: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    low: Tensor = field(default_factory=lambda: torch.zeros(0))
+    true: Tensor = field(default_factory=lambda: torch.zeros(0))
     agreeing: int = 0
+    known: int = 0
     pixels: int = 0
 
-
-def _follow(
-    model: Model, fast: Model, spec: AttackSpec, images: Tensor, y: Tensor, ids: Tensor, *, seed: int, target: Tensor | None, real: int
-) -> _Track:
-    low, true, agreeing, pixels = [], [], 0, 0
-    for number, (state, logits) in enumerate(_trajectory(fast, spec, images, y, Randomness(seed, ids, 0), target)):
-        with torch.no_grad():
-            exact = model(state.x_adv[:real]).float()
-        low.append(margin(logits, y)[:real].cpu())
-        true.append(margin(exact, y[:real]).cpu())
-        if number % GRADIENT_EVERY == 0:
-            ours, theirs = (differentiate(one, state, loss=spec.loss)[2][:real].sign() for one in (fast, model))
-            agreeing += int((ours == theirs).sum())
-            pixels += ours.numel()
-    return _Track(torch.stack(low), torch.stack(true), agreeing, pixels)
+    def compare(self, ours: Tensor, theirs: Tensor) -> None:
+        """Count the signs of two gradients."""
+        self.agreeing += int(((ours != 0) & (ours.sign() == theirs.sign())).sum())
+        self.known += int((ours != 0).sum())
+        self.pixels += ours.numel()
 
 
-def _trajectory(
-    fast: Model, spec: AttackSpec, images: Tensor, y: Tensor, rng: Randomness, target: Tensor | None
-) -> Iterator[tuple[State, Tensor]]:
-    attack = make_attack(spec)
-    state = attack.start(to_pixels(images), y, rng, target=target)
-    for _ in range(spec.steps + 1):
-        after = attack.step(fast, state)
+def _visit(flight: Flight, fast: Model, model: Model, *, loss: str) -> _Seen:
+    """Let images climb on the copy until the model calls them broken or they repeat a point, and compare the two at every point."""
+    attack, lanes = flight.attack, len(flight.number)
+    climbing, judging = Narrowing(fast, lanes=lanes, gradients=attack.differentiates), Narrowing(model, lanes=lanes, gradients=False)
+    seen, parts = _Seen(), list[tuple[Tensor, Tensor, Tensor]]()
+    while len(flight.fill()) or flight.busy:
+        before, held = flight.state, flight.number >= 0
+        flight.state = after = attack.step(climbing.over(held, before.x_adv), before)
         assert after.logits is not None
-        yield state, after.logits
-        state = after
-
-
-def _until_broken(true: Tensor) -> Tensor:
-    """Say which points an image visits: up to and with its first broken one, (steps + 1, N) bool."""
-    broken_before = (true < 0).long().cumsum(dim=0) - (true < 0).long()
-    return broken_before == 0
+        with torch.no_grad():
+            exact = judging.over(held, before.x_adv)(pad(before.x_adv, call_rows(lanes)))[:lanes].float()
+        low, true = (margin(logits, before.y).cpu() for logits in (after.logits, exact))
+        if len(parts) % GRADIENT_EVERY == 0:
+            seen.compare(*(differentiate(one, before, loss=loss)[2][held.to(before.x.device)] for one in (fast, model)))
+        parts.append((flight.number[held], low[held], true[held]))
+        done = (before.step.cpu() >= attack.steps) | (true < 0)
+        if flight.cycles is not None:
+            done |= flight.cycles.observe(after.x_adv, after.step) > 0
+        flight.free(torch.nonzero(done).flatten())
+    seen.row, seen.low, seen.true = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return seen
 
 
 @torch.no_grad()

@@ -2,6 +2,9 @@
 
 What counts is said by the model itself, in float32 (`sat_ray.rescoring`). A copy has BatchNorm folded into its convolutions; it computes in
 bfloat16 (half the bytes, on hardware that has it several times the rate), or through kernels that torch.compile makes, or both.
+
+Entries of a bfloat16 gradient that are far below the others are rounding alone, and so are their signs. They are set to 0. Otherwise such
+pixels move at random for ever; without them a point soon repeats, and an image that repeats needs no more steps.
 """
 
 import copy
@@ -22,6 +25,7 @@ from sat_ray.precision import autocast
 
 COMPILED = tuple(name for name in GRADIENTS if name.endswith("-compiled"))
 MOST_KEPT = 16  # compiled copies of one process: as many architectures, activations and alphas
+UNKNOWN = 32  # an entry below a 32nd of its image's mean: bfloat16 keeps 8 bits, and a pass rounds some dozen times
 _WEIGHTY = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
@@ -48,8 +52,33 @@ class FastCopy:
     fixed_rows: bool
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.precision == "bf16":
+            x = _KnownSigns.apply(x)
         with autocast(self.precision, self.device):
             return self.forward(x).float()
+
+
+class _KnownSigns(torch.autograd.Function):
+    """Pass x on, and of its gradient the entries whose sign is known."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return known_signs(gradients[0])
+
+
+def known_signs(gradient: Tensor) -> Tensor:
+    """Return a gradient (N, C, H, W) with 0 for entries smaller than a 32nd of the mean of their image's entries, signs left out.
+
+    The mean is that of whole numbers, 2^20 for the largest entry: their sum is the same in any order, in any kernel and batch.
+    """
+    size = gradient.detach().abs().flatten(1)
+    whole = (size / size.amax(dim=1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny) * 2**20).to(torch.int64)
+    unknown = UNKNOWN * whole.shape[1] * whole < whole.sum(dim=1, keepdim=True)
+    return gradient.masked_fill(unknown.view_as(gradient), 0)
 
 
 def fast_copy(model: Model, *, gradient: str, device: torch.device) -> FastCopy:

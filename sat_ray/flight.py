@@ -85,7 +85,7 @@ class Flight:
         device: torch.device,
         detect_cycles: bool = True,
     ) -> None:
-        self.queue = RunQueue(len(images), runs=runs)
+        self.attack, self.queue = attack, RunQueue(len(images), runs=runs)
         self.reserve = _Reserve(self.queue, attack, images, y, rng, target, lanes=lanes, device=device)
         self.number = torch.full((lanes,), -1)
         self.unsound = torch.zeros(0, dtype=torch.int64)

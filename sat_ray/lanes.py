@@ -126,7 +126,7 @@ def run_lanes(
     """
     out = Verdicts.empty(runs * len(images))
     flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device, detect_cycles=detect_cycles)
-    watch, calls = _Watch(attack, flight, final_iterate=final_iterate), Narrowing(model, lanes=lanes)
+    watch, calls = _Watch(attack, flight, final_iterate=final_iterate), Narrowing(model, lanes=lanes, gradients=attack.differentiates)
     while watch.fill():
         retired = watch.advance(calls.over(flight.number >= 0, flight.state.x_adv))
         if len(retired):

@@ -33,10 +33,11 @@ class Narrowing:
     """A model as the lanes see it: called on the rows of those lanes alone that hold a run, in the fewest rows that give the same bits.
 
     model: as an attack sees it; one whose attribute `fixed_rows` is true, as of kernels compiled for one shape, gets full calls only.
+    gradients: whether the attack asks for them; a model that is never differentiated may have none.
     """
 
-    def __init__(self, model: Model, *, lanes: int) -> None:
-        self.model, self.lanes, self.full = model, lanes, call_rows(lanes)
+    def __init__(self, model: Model, *, lanes: int, gradients: bool = True) -> None:
+        self.model, self.lanes, self.full, self.gradients = model, lanes, call_rows(lanes), gradients
         sizes = () if getattr(model, "fixed_rows", False) else (self.full * share for share in SHARES)
         self.candidates = [int(size) for size in sizes if size >= BLOCK and size % BLOCK == 0]
         self.proven: list[int] | None = None
@@ -65,13 +66,18 @@ class Narrowing:
 
     def _compare(self, x: Tensor) -> list[int]:
         """Return the candidates whose calls give the bits of the full call. x: (full, C, H, W)."""
-        full = [values.flip(0) for values in logits_and_gradient(self.model, x)]
+        full = [values.flip(0) for values in self._found(x)]
         moved = x.flip(0)
         return [rows for rows in self.candidates if self._same_bits(moved[:rows], [values[:rows] for values in full])]
 
+    @torch.no_grad()
+    def _found(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return logits and, where they are asked for, gradients."""
+        return logits_and_gradient(self.model, x) if self.gradients else (self.model(x).float(),)
+
     def _same_bits(self, x: Tensor, expected: list[Tensor]) -> bool:
         try:
-            found = logits_and_gradient(self.model, x)
+            found = self._found(x)
         except Exception as reason:  # a model exported for one number of rows
             logging.getLogger(__name__).info("the model is not called with %d rows: %s", len(x), reason)
             return False

@@ -97,7 +97,7 @@ def run_rescored(
     """
     flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device)
     referee = _Referee(model, Verdicts.empty(runs * len(images)), lanes=lanes)
-    flown, calls = torch.zeros(lanes, dtype=torch.int64), Narrowing(fast, lanes=lanes)
+    flown, calls = torch.zeros(lanes, dtype=torch.int64), Narrowing(fast, lanes=lanes, gradients=attack.differentiates)
     while len(filled := flight.fill()) or flight.busy:
         flown[filled] = 0
         flown += 1

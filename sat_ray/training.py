@@ -21,12 +21,13 @@ from sat_ray.data.loading import Loader, loader_of
 from sat_ray.data.order import epoch_order
 from sat_ray.data.split import Split
 from sat_ray.evaluation import clean_correct_ids, evaluate, robust_image_ids
+from sat_ray.kernel_reach import KernelReach
 from sat_ray.learner import Learner
 from sat_ray.models import Normalized, assert_shares_storage, settle_layout, view
 from sat_ray.objectives import make_objective
 from sat_ray.precision import check_precision
 from sat_ray.preemption import Lookout
-from sat_ray.resizing import check_resizing
+from sat_ray.resizing import check_resizing, image_shape
 from sat_ray.schedules import FLOOR, learning_rate_factor
 from sat_ray.sentinel import collapse_error, event_of, sentinel_attack
 from sat_ray.threat import TOLERANCE, ThreatModel
@@ -126,6 +127,7 @@ class _Run:
         self.learner = Learner(model.train(), objective, settings, world=world)
         self.crafter = Crafter(attacker, objective, settings, threat_model, seed=seed)
         self.own_view, self.validated = view(model), view(self.learner.result)
+        self.reach = KernelReach(model, self.own_view, precision=settings.precision, device=self.device)
         self.alphas = AlphaSchedule(model, attacker, start=settings.alpha_start, ramp=settings.alpha_ramp)
         assert model.spec is not None
         activation, alpha = model.spec.activation, model.spec.alpha if attacker_alpha is None else attacker_alpha
@@ -143,6 +145,7 @@ class _Run:
         totals = Totals(self.state.sums, device=self.device, world=self.world)
         plan = self._order(epoch)[self.state.step :, self.mine]
         self.alphas.set(epoch / self.settings.epochs)
+        self.reach.at(image_shape(self.settings, epoch, self.val.images.shape[1:]))
         for step, batches in enumerate(self.train.batches(plan), start=self.state.step):
             self._step(batches, epoch, step, totals)
             self._between_steps(epoch, step + 1, totals)

@@ -128,7 +128,8 @@ def test_low_precision_is_the_float64_result_rounded(info: ActivationInfo, alpha
     exact = value_of(info, alpha, x.double())
     value = value_of(info, alpha, x)
     assert value.dtype == dtype
-    torch.testing.assert_close(value.double(), exact, rtol=2 * eps, atol=2 * eps)
+    phi = x.double().abs().clamp_min(1) if info.name == "gelu" else 1.0  # x Phi(x): kernels know Phi, not its tail, to a rounding
+    assert ((value.double() - exact).abs() <= 2 * eps * (exact.abs() + phi)).all()
     off_zero = x != 0  # where a one-sided derivative is a matter of convention
     slope = slope_of(info, alpha, x)
     assert slope.dtype == dtype

@@ -20,7 +20,7 @@ from sat_ray.attacks.base import Model
 from sat_ray.calibration import LEAST_BOUND, Calibration
 from sat_ray.data.split import Split
 from sat_ray.evaluation import calibrate_attacks, evaluate, robust_image_ids
-from sat_ray.fast_copy import _copied, check_gradient, fast_copy
+from sat_ray.fast_copy import UNKNOWN, _copied, check_gradient, fast_copy, known_signs
 from sat_ray.lanes import NEVER, by_run, run_lanes
 from sat_ray.models import Normalized, build_model
 from sat_ray.randomness import Randomness
@@ -241,6 +241,40 @@ def test_bf16_breaks_as_many_images_as_float32_does(
     ours = robust_image_ids(attacked(digits_model, held_out, calibrations))
     exact = robust_image_ids(attacked(digits_model, held_out, {}, attacks=[replace(SPEC, gradient="float32", name="")]))
     assert len(ours ^ exact) <= max(1, len(held_out) // 50)
+
+
+def test_entries_of_a_gradient_far_below_the_others_are_0_and_the_others_untouched() -> None:
+    gradient = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * torch.logspace(-30, 20, 6)[:, None, None, None]
+    gradient[5] = 0.0
+    known = known_signs(gradient)
+    mean = gradient.abs().double().mean(dim=(1, 2, 3), keepdim=True)
+    clearly_small, clearly_large = gradient.abs() < 0.999 * mean / UNKNOWN, gradient.abs() > 1.001 * mean / UNKNOWN
+    assert 0.01 < float(clearly_small[:5].float().mean()) < 0.1
+    assert not known[clearly_small].any()
+    assert torch.equal(known[clearly_large], gradient[clearly_large])
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    shuffled = gradient.flatten(2)[:, :, order].view_as(gradient)
+    assert torch.equal(known_signs(shuffled[2:4]), known.flatten(2)[2:4, :, order].view(2, 3, 8, 8))
+
+
+def test_points_repeat_on_a_bf16_copy_because_unknown_signs_are_0(digits_model: Normalized, held_out: Split) -> None:
+    """The digits' images are so small that they end where they cannot move; images of 32 pixels do not."""
+    larger = held_out.take(slice(0, 24))
+    images = larger.images.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    model = build_model("small_resnet", activation="silu", num_classes=10, in_channels=1, width=8, seed=0).eval()
+    labels = model(images.float() / 255).argmax(dim=1)
+    attack = PGD(threat_model=ThreatModel("linf", 2 / 255), steps=60, step_size=0.2 / 255)
+    copied = fast_copy(model, gradient="bf16", device=CPU)
+
+    def random_signs(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return copied.forward(x).float()
+
+    found = [run_lanes(one, attack, images, labels, Randomness(0, larger.image_ids), lanes=8, device=CPU) for one in (copied, random_signs)]
+    survived = [one.first_broken_step == NEVER for one in found]
+    assert bool(torch.stack(survived).any())
+    known, random = (int(one.passes[rows].sum()) / int(rows.sum()) for one, rows in zip(found, survived, strict=True))
+    assert known < 0.9 * random
 
 
 @pytest.mark.parametrize("algorithm", ["apgd", "targeted"])

@@ -1,6 +1,7 @@
 """The sentinel against catastrophic overfitting: its rule, its remedies, and a real run that collapses without it."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +21,56 @@ COLLAPSING = TrainingSettings(
     epochs=36,
     global_batch_size=64,
     batchnorm_group_size=64,
-    learning_rate=0.5,
+    learning_rate=0.7,
     schedule="constant",
     warmup_epochs=1,
     attack_random_start=False,
-    validate_every=19,
 )
-"""FGSM from the clean image, a large epsilon and a high learning rate."""
+"""FGSM from the clean image, a large epsilon and a high learning rate. When it collapses depends on how a processor rounds."""
+SEEDS = range(8)
 LOOKS = {"sentinel_every": 8, "sentinel_images": 96}
+RECOVERY = 5  # epochs
 
 
-def run(digits: Split, *, until: int, state: TrainingState | None = None, **changes: Any) -> list[EpochReport]:
+def run(digits: Split, *, until: int, state: TrainingState | None = None, seed: int = 0, **changes: Any) -> list[EpochReport]:
     """Train the model of these tests on 512 digits."""
-    model = build_model("small_resnet", activation="relu", seed=0, num_classes=10, in_channels=1, width=4, mean=(0.3,), std=(0.35,))
+    return list(epochs_of(digits, until=until, state=state, seed=seed, **changes))
+
+
+def epochs_of(digits: Split, *, until: int, state: TrainingState | None = None, seed: int = 0, **changes: Any) -> Iterator[EpochReport]:
+    """Do so epoch by epoch."""
+    model = build_model("small_resnet", activation="relu", seed=seed, num_classes=10, in_channels=1, width=4, mean=(0.3,), std=(0.35,))
     settings = dataclasses.replace(COLLAPSING, **{k: v for k, v in changes.items() if hasattr(COLLAPSING, k)})
     others = {k: v for k, v in changes.items() if not hasattr(COLLAPSING, k)}
     parts = digits.take(slice(0, 512)), digits.take(slice(1000, 1096))
     ball = ThreatModel("linf", 64 / 255)
-    return list(fit(model, *parts, settings=settings, threat_model=ball, state=state, until=until, lanes=96, **others))
+    return fit(model, *parts, settings=settings, threat_model=ball, state=state, until=until, lanes=96, seed=seed, **others)
+
+
+def survivors(report: EpochReport) -> int:
+    """Return how many of the 96 validation images survive PGD-10."""
+    return round(report.metrics["val/robust_accuracy"] * 96)
 
 
 @pytest.fixture(scope="module")
-def guarded(digits: Split) -> tuple[list[EpochReport], list[bytes]]:
-    """Return the reports of the run with a sentinel, and its states after every fifth step."""
-    packed: list[bytes] = []
-    reports = run(digits, until=19, **LOOKS, checkpoint_every=5, on_checkpoint=lambda state: packed.append(pack_state(state)))
-    return reports, packed
+def collapse(digits: Split) -> tuple[int, list[EpochReport]]:
+    """Return the first seed with which training collapses when nobody looks, and its reports up to that epoch."""
+    for seed in SEEDS:
+        reports = list[EpochReport]()
+        for report in epochs_of(digits, until=COLLAPSING.epochs, seed=seed, validate_every=1):
+            best = max(map(survivors, reports), default=0)
+            reports.append(report)
+            if judge(survivors(report), best, 96) == "collapsed":
+                return seed, reports
+    raise AssertionError(f"no training collapsed with the seeds {list(SEEDS)}")
+
+
+@pytest.fixture(scope="module")
+def guarded(digits: Split, collapse: tuple[int, list[EpochReport]]) -> tuple[list[EpochReport], list[bytes]]:
+    """Return the reports of the same run with a sentinel, some epochs longer, and its states after every fifth step."""
+    (seed, alone), packed = collapse, list[bytes]()
+    states = {"checkpoint_every": 5, "on_checkpoint": lambda state: packed.append(pack_state(state))}
+    return run(digits, until=len(alone) + RECOVERY, seed=seed, validate_every=1, **LOOKS, **states), packed
 
 
 def test_the_rule_compares_wilson_intervals_with_the_best_look() -> None:
@@ -80,13 +105,13 @@ def test_the_remedy_halves_the_step_down_to_the_edge_and_then_adds_one() -> None
 
 
 def test_a_run_that_collapses_without_a_sentinel_is_rolled_back_and_recovers_with_one(
-    digits: Split, guarded: tuple[list[EpochReport], list[bytes]]
+    collapse: tuple[int, list[EpochReport]], guarded: tuple[list[EpochReport], list[bytes]]
 ) -> None:
-    reports, _ = guarded
-    alone, watched = run(digits, until=19)[-1], reports[-1]
-    assert alone.metrics["val/robust_accuracy"] < 0.1  # PGD-10; FGSM, with which it trains, leaves it far more:
-    assert alone.metrics["train/adversarial_accuracy"] > 0.6
-    assert watched.metrics["val/robust_accuracy"] > 0.25  # four epochs after its collapse
+    (_, alone), (reports, _) = collapse, guarded
+    watched, best = reports[-1], max(map(survivors, alone))
+    assert survivors(alone[-1]) < best / 2  # under PGD-10; FGSM, with which it trains, leaves it far more:
+    assert alone[-1].metrics["train/adversarial_accuracy"] > alone[-1].metrics["val/robust_accuracy"] + 0.3
+    assert max(map(survivors, reports[len(alone) :])) > best / 2
     assert watched.metrics["sentinel/collapses"] == len(watched.state.events) >= 1
     event = watched.state.events[0]
     assert event["robust_accuracy"] < event["best_robust_accuracy"] / 2
@@ -101,7 +126,12 @@ def test_a_run_that_collapses_without_a_sentinel_is_rolled_back_and_recovers_wit
 def one_of_two_workers(rank: int, folder: str) -> None:
     """Run as a process of its own: the same training as one of two gloo workers, one BatchNorm group each."""
     with worker_of_two(rank, folder) as world:
-        last = run(digits_again(), until=19, batchnorm_group_size=32, world=world, **LOOKS)[-1]
+        for seed in SEEDS:
+            for last in epochs_of(digits_again(), until=COLLAPSING.epochs, seed=seed, batchnorm_group_size=32, world=world, **LOOKS):
+                if any(event["epoch"] + RECOVERY <= last.epoch for event in last.state.events):
+                    break
+            if last.state.events:
+                break
     torch.save({"weights": last.state.weights, "events": last.state.events, "metrics": last.metrics}, f"{folder}/{rank}.pt")
 
 
@@ -110,7 +140,7 @@ def test_two_workers_roll_back_together_and_recover(tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first["events"] == second["events"] and len(first["events"]) >= 1
     assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
-    assert first["metrics"]["val/robust_accuracy"] > 0.25
+    assert first["metrics"]["sentinel/robust_accuracy"] > first["events"][0]["robust_accuracy"]
 
 
 def test_going_back_restores_every_weight_statistic_and_momentum(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,12 +172,14 @@ def test_after_the_last_remedy_the_run_stops_and_says_what_it_tried(digits: Spli
 
 
 def test_a_guarded_run_resumed_right_before_its_collapse_is_the_undisturbed_one_bit_for_bit(
-    digits: Split, guarded: tuple[list[EpochReport], list[bytes]]
+    digits: Split, collapse: tuple[int, list[EpochReport]], guarded: tuple[list[EpochReport], list[bytes]]
 ) -> None:
     """Nothing but the file goes over: the good state, the best look and, once it has collapsed, the milder attack are in it."""
     undisturbed = guarded[0][-1].state
     states = [unpack_state(data) for data in guarded[1]]
     before = next(i for i, state in enumerate(states) if state.events) - 1
     assert states[before].step and states[before].good and states[before].sentinel.best and not states[before].sentinel.collapses
+    seed, alone = collapse
     for state in states[before : before + 2]:
-        assert_same_bits(run(digits, until=19, **LOOKS, state=state)[-1].state, undisturbed)
+        again = run(digits, until=len(alone) + RECOVERY, seed=seed, validate_every=1, **LOOKS, state=state)
+        assert_same_bits(again[-1].state, undisturbed)

@@ -70,6 +70,7 @@ class APGD:
     use_random_start: bool = True
     loss: str = "cross_entropy"
     memoryless: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1:

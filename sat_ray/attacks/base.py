@@ -55,7 +55,8 @@ class Attack(Protocol):
     """Start images in lanes, then score and move them one step at a time.
 
     `steps` moves visit steps + 1 points; `step` scores the point in x_adv (its logits) before it moves it. Rows never influence each
-    other. memoryless: the move is a function of the point alone, so that a point seen twice means a cycle.
+    other. memoryless: the move is a function of the point alone, so that a point seen twice means a cycle. differentiates: the move asks
+    for the model's gradient.
     """
 
     @property
@@ -71,6 +72,11 @@ class Attack(Protocol):
     @property
     def memoryless(self) -> bool:
         """Whether the next point depends on the current one alone."""
+        ...
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether a step asks for the model's gradient."""
         ...
 
     def start(self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None) -> State:

@@ -29,6 +29,7 @@ class PGD:
     use_random_start: bool = True
     loss: str = "cross_entropy"
     memoryless: ClassVar[bool] = True
+    differentiates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -38,6 +38,7 @@ class Square:
     threat_model: ThreatModel
     steps: int
     memoryless: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
