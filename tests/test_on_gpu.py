@@ -114,7 +114,7 @@ def test_an_activation_computes_on_the_gpu_what_it_computes_in_float64(name: str
     torch.testing.assert_close(found_slope.cpu().double()[off_zero], slope[off_zero], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["small_resnet", "resnet18", "preact_resnet18", "efficientnet_b0"])
+@pytest.mark.parametrize("name", ["small_resnet", "resnet18", "preact_resnet18"])
 def test_a_network_has_the_logits_and_gradients_of_the_cpu(name: str) -> None:
     model = build_model(name, activation="silu", num_classes=10, seed=0).eval()
     x = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
