@@ -47,8 +47,8 @@ QUICK_SECONDS = 270.0
 class Size:
     """How much is measured.
 
-    epsilon: in 255ths; epochs, train_images: of the adversarial training; rounds: of the interleaved timing; batch: images of one call of
-    a library.
+    epsilon: in 255ths; epochs, learning_rate, train_images: of the adversarial training; rounds: of the interleaved timing; batch: images of
+    one call of a library.
     """
 
     width: int
@@ -58,6 +58,7 @@ class Size:
     rounds: int = 1
     epsilon: int = 32
     epochs: int = 4
+    learning_rate: float = 0.05
     train_images: int = 718
     batch: int = 64
     hardware: Hardware = field(default_factory=Hardware)
@@ -79,12 +80,12 @@ QUICK = Size(width=32, images=64, lanes=16)
 SMOKE = Size(width=8, images=16, lanes=4, steps=5, epsilon=2, epochs=3, train_images=320)
 
 
-GPU = Size(width=64, images=512, lanes=256, rounds=3, batch=256)
+GPU = Size(width=64, images=512, lanes=64, rounds=1, batch=256, epsilon=16, epochs=20, learning_rate=0.1)
 
 
 def trained_model(size: Size, splits: dict[str, Split], *, cache: bool) -> Normalized:
     """Train the model with sat_ray's own `fit`, or read the weights that an earlier run cached."""
-    about = {name: value for name, value in asdict(size).items() if name in ("width", "epsilon", "epochs", "train_images")}
+    about = {name: value for name, value in asdict(size).items() if name in ("width", "epsilon", "epochs", "learning_rate", "train_images")}
     if (on := size.hardware) != Hardware():
         about |= {"model": on.model, "pixels": on.pixels, "precision": on.precision}
     path = common.CACHE / f"evaluation-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}.safetensors"
@@ -96,7 +97,7 @@ def trained_model(size: Size, splits: dict[str, Split], *, cache: bool) -> Norma
         epochs=size.epochs,
         global_batch_size=32,
         batchnorm_group_size=32,
-        learning_rate=0.05,
+        learning_rate=size.learning_rate,
         warmup_epochs=1,
         validate_every=size.epochs,
         precision=on.precision,

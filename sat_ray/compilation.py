@@ -5,6 +5,7 @@ go on sharing memory. In a training each has graphs of its own (one is in train 
 shares none with another training of the process. Whatever is compiled is compared with the plain module before it is used.
 """
 
+import inspect
 import shlex
 import shutil
 from collections.abc import Callable
@@ -41,6 +42,11 @@ def forget_graphs() -> None:
 
 def compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return a way to call a module that is compiled at the first call, and again for other sizes of images."""
-    settings: dict[str, Any] = {"backend": BACKEND, "dynamic": False, "isolate_recompiles": True, "recompile_limit": MOST_GRAPHS}
+    settings: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
+    newer = {"isolate_recompiles": True, "recompile_limit": MOST_GRAPHS}
+    if newer.keys() <= inspect.signature(torch.compile).parameters.keys():
+        settings |= newer
+    else:  # before torch 2.14 the limit is one for all
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
     call: Callable[[Tensor], Tensor] = torch.compile(module, **settings)
     return call
