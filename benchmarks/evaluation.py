@@ -47,8 +47,8 @@ QUICK_SECONDS = 270.0
 class Size:
     """How much is measured.
 
-    epsilon: in 255ths; epochs, learning_rate, train_images: of the adversarial training; rounds: of the interleaved timing; batch: images of
-    one call of a library.
+    epsilon: in 255ths; epochs, learning_rate, train_images: of the adversarial training; rounds: of the interleaved timing; batch: images
+    of one call of a library.
     """
 
     width: int
@@ -80,7 +80,7 @@ QUICK = Size(width=32, images=64, lanes=16)
 SMOKE = Size(width=8, images=16, lanes=4, steps=5, epsilon=2, epochs=3, train_images=320)
 
 
-GPU = Size(width=64, images=512, lanes=64, rounds=1, batch=256, epsilon=16, epochs=20, learning_rate=0.1)
+GPU = Size(width=64, images=512, lanes=128, rounds=1, batch=256, epsilon=16, epochs=20, learning_rate=0.1)
 
 
 def trained_model(size: Size, splits: dict[str, Split], *, cache: bool) -> Normalized:

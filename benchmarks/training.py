@@ -168,7 +168,7 @@ def size_of(options: argparse.Namespace, on: Hardware) -> Size:
     """Return how much is measured."""
     size = SMOKE if options.smoke else QUICK if options.quick else FULL
     if on.on_gpu and not options.smoke:
-        size = replace(size, images=GPU_IMAGES, steps=GPU_STEPS)
+        size = replace(size, images=GPU_IMAGES, steps=GPU_STEPS, rounds=5)
     return replace(size, hardware=on, images=options.batch or size.images)
 
 

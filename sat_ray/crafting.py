@@ -59,8 +59,8 @@ class Crafter:
         if self.settings.attack_replays:
             x_adv = attack.start(x, y, rng, step=epoch).x_adv.requires_grad_()
         else:
+            self._check_compiled(x)
             with autocast(self.settings.precision, device):
-                self._check_compiled(x)
                 x_adv = self.objective.craft(attack, self.forward, x, y, rng, step=epoch)
         totals.watch(x_adv, x, attack.threat_model)
         return x, x_adv, y
@@ -69,8 +69,11 @@ class Crafter:
         """Compare, once, the compiled view's logits and gradients at the images with the plain one's."""
         if not self.checked:
             self.checked = True
-            ours, theirs = (logits_and_gradient(forward, x) for forward in (self.forward, self.attacker))
-            require_agreement(ours, theirs, what="attacker's view", precision=self.settings.precision, asked="training.compile")
+            precision = self.settings.precision
+            with autocast(precision, x.device):
+                ours, theirs = (logits_and_gradient(forward, x) for forward in (self.forward, self.attacker))
+            exact = logits_and_gradient(self.attacker, x)
+            require_agreement(ours, theirs, exact, what="attacker's view", precision=precision, asked="training.compile")
 
 
 def follow(attack: PGD, crafted: Crafted, totals: Totals) -> Crafted:

@@ -91,7 +91,9 @@ def fast_copy(model: Model, *, gradient: str, device: torch.device) -> FastCopy:
     """
     precision = "bf16" if gradient.startswith("bf16") else "float32"
     copied = _copied(model, precision=precision) if isinstance(model, nn.Module) else model
-    forward: Model = _Compiled(copied, precision=precision) if gradient in COMPILED and isinstance(copied, nn.Module) else copied
+    forward: Model = copied
+    if gradient in COMPILED and isinstance(copied, nn.Module):
+        forward = _Compiled(copied, model, precision=precision)
     return FastCopy(forward, precision, device, fixed_rows=forward is not copied)
 
 
@@ -165,8 +167,8 @@ class _Compiled:
     Whether kernels fit is decided by numbers, never by the look of the layers alone: by logits and gradients at the first images of a copy.
     """
 
-    def __init__(self, plain: nn.Module, *, precision: str) -> None:
-        self.plain, self.precision = plain, precision
+    def __init__(self, plain: nn.Module, model: Model, *, precision: str) -> None:
+        self.plain, self.model, self.precision = plain, model, precision
         self.kernels: _Kernels | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -192,7 +194,9 @@ class _Compiled:
     def _checked(self, kernels: _Kernels, x: Tensor) -> _Kernels:
         kernels.load(self.plain)
         ours, theirs = (logits_and_gradient(forward, x) for forward in (kernels.forward, self.plain))
-        require_agreement(ours, theirs, what="model that is attacked", precision=self.precision, asked="compiled gradients")
+        with torch.autocast(x.device.type, enabled=False):
+            exact = logits_and_gradient(self.model, x)
+        require_agreement(ours, theirs, exact, what="model that is attacked", precision=self.precision, asked="compiled gradients")
         return kernels
 
 

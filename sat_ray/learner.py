@@ -67,15 +67,15 @@ class Learner:
         if self.checked:
             return
         self.checked, found = True, []
-        before = [buffer.clone() for buffer in self.model.buffers()]
-        for forward in (self.forward, self.plain):
-            with self._alone(), autocast(self.settings.precision, self.device):
+        precision, before = self.settings.precision, [buffer.clone() for buffer in self.model.buffers()]
+        for forward, numbers in ((self.forward, precision), (self.plain, precision), (self.plain, "float32")):
+            with self._alone(), autocast(numbers, self.device):
                 losses, logits = self.objective.losses(forward, *crafted)
             gradients = torch.autograd.grad(losses.sum(), list(self.model.parameters()))
             found.append((logits.detach().float(), torch.cat([gradient.flatten().float() for gradient in gradients])))
             for buffer, value in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(value)
-        require_agreement(*found, what="model", precision=self.settings.precision, asked="training.compile")
+        require_agreement(*found, what="model", precision=precision, asked="training.compile")
 
     def _alone(self) -> AbstractContextManager[None]:
         """Return the context in which processes do not wait for each other's gradients."""

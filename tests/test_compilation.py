@@ -99,10 +99,23 @@ def test_a_graph_with_another_backward_pass_is_noticed_before_the_first_step(dig
 
 def test_rounding_is_allowed_and_nan_is_not() -> None:
     one = [torch.ones(4), torch.arange(4.0)]
-    require_agreement([tensor * 1.005 for tensor in one], one, what="model", precision="float32", asked="training.compile")
+    asked = {"what": "model", "precision": "float32", "asked": "training.compile"}
+    require_agreement([tensor * 1.005 for tensor in one], one, one, **asked)
     for bad in (1.02, float("nan")):
         with pytest.raises(ArithmeticError, match="logits of the compiled model"):
-            require_agreement([one[0] * bad, one[1]], one, what="model", precision="float32", asked="training.compile")
+            require_agreement([one[0] * bad, one[1]], one, one, **asked)
+
+
+def test_in_bf16_compiled_gradients_may_be_as_far_from_float32_as_plain_ones_but_not_twice_as_long() -> None:
+    """Gradients of a deep network in bf16: half of their length is rounding, which differs from kernel to kernel."""
+    exact, *noise = torch.randn(3, 100_000, generator=torch.Generator().manual_seed(0))
+    plain, compiled = (exact + 0.5 * one for one in noise)
+    assert (compiled - plain).norm() > 0.6 * exact.norm()
+    asked = {"what": "model", "precision": "bf16", "asked": "training.compile"}
+    require_agreement([exact, compiled], [exact, plain], [exact, exact], **asked)
+    for wrong in (1.3 * compiled, 2 * compiled, 0.7 * compiled, 0 * compiled):
+        with pytest.raises(ArithmeticError, match=r"gradients of the compiled model (are wrong in length|differ)"):
+            require_agreement([exact, wrong], [exact, plain], [exact, exact], **asked)
 
 
 def test_a_machine_without_a_compiler_refuses_in_one_line_and_so_does_an_alpha_that_moves(
