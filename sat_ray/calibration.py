@@ -4,7 +4,7 @@ One half of the control images sets the bound below which a point is scored agai
 shows how many broken points the bound would have missed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -110,10 +110,16 @@ def calibrate(
     held_out, difference = seen.row % 2 == 1, (seen.low - seen.true).abs()
     bound = max(LEAST_BOUND, SAFETY * float(difference[~held_out].max()))
     above = held_out & (seen.low >= bound)
-    given: dict[str, Any] = {"lanes": lanes, "device": device, "target": target}
-    found, scored = run_lanes_fast(fast, model, attack, images, y, rng, bound=bound, **given)
-    exact = run_lanes(model, attack, images, y, rng, **given | {"lanes": min(lanes, CONTROL_IMAGES)})  # float32 is slow: no empty lanes
-    differs = (found.first_broken_step == NEVER) != (exact.first_broken_step == NEVER)
+    narrow = min(lanes, CONTROL_IMAGES)  # float32 is slow: no empty lanes
+    exact = run_lanes(model, attack, images, y, rng, target=target, lanes=narrow, device=device).first_broken_step != NEVER
+    asked = (seen.low < bound) | seen.last()
+
+    def broken_again(rows: Tensor) -> Tensor:
+        towards = None if target is None else target[rows]
+        given: dict[str, Any] = {"bound": bound, "target": towards, "lanes": lanes, "device": device}
+        return run_lanes_fast(fast, model, attack, images[rows], y[rows], rng.take(rows), **given)[0].first_broken_step != NEVER
+
+    differs = exact != _broken(seen, asked, exact, bound=bound, broken_again=broken_again)
     return Calibration(
         attack=spec.name,
         bound=bound,
@@ -125,7 +131,7 @@ def calibrate(
         gradient_sign=seen.agreeing / max(1, seen.known),
         verdicts=1 - float(differs.double().mean()),
         differing_ids=tuple(image_ids[differs].tolist()),
-        rescored=scored / max(1, int(found.passes.sum())),
+        rescored=float(asked.double().mean()),
         gradient_unknown=1 - seen.known / seen.pixels,
     )
 
@@ -144,11 +150,31 @@ class _Seen:
     known: int = 0
     pixels: int = 0
 
+    def last(self) -> Tensor:
+        """Say of each point whether it is its image's last, (P,) bool."""
+        places = torch.arange(len(self.row))
+        latest = torch.zeros(int(self.row.max()) + 1, dtype=torch.int64).scatter_reduce(0, self.row, places, "amax")
+        return latest[self.row] == places
+
     def compare(self, ours: Tensor, theirs: Tensor) -> None:
         """Count the signs of two gradients."""
         self.agreeing += int(((ours != 0) & (ours.sign() == theirs.sign())).sum())
         self.known += int((ours != 0).sum())
         self.pixels += ours.numel()
+
+
+def _broken(seen: _Seen, asked: Tensor, exact: Tensor, *, bound: float, broken_again: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return which images the attack on the copy breaks, (N,) bool, from the points they visited.
+
+    asked: (P,) bool, points that the model scores; exact: (N,) bool, what the attack in float32 breaks, which close survivors are given to;
+    broken_again: attacks images whose broken point nobody would have scored.
+    """
+    wrong, none = seen.true < 0, torch.zeros_like(exact)
+    found, missed = (none.index_put((seen.row[points],), torch.tensor(True)) for points in (wrong & asked, wrong & ~asked))
+    nearest = torch.full(exact.shape, torch.inf).scatter_reduce(0, seen.row[asked], seen.true[asked], "amin")
+    found = torch.where(~found & (nearest < bound), exact, found)
+    rows = torch.nonzero(missed).flatten()
+    return found.index_put((rows,), broken_again(rows)) if len(rows) else found
 
 
 def _visit(flight: Flight, fast: Model, model: Model, *, loss: str) -> _Seen:

@@ -224,6 +224,19 @@ def test_calibration_measures_the_difference_of_the_margins(
     assert found.to_json()["miss_rate_at_most"] < 0.1
 
 
+@pytest.mark.parametrize("activation", ["relu", "softplus"])
+def test_the_verdicts_that_a_calibration_compares_are_those_of_the_two_attacks(
+    activation: str, digits_model: Normalized, control: Split
+) -> None:
+    model = digits_model if activation == "relu" else small_model("softplus").eval()
+    images = control if activation == "relu" else Split(control.images, model(control.images.float() / 255).argmax(1), control.image_ids)
+    spec = replace(SPEC, steps=40, name="")
+    (found,) = calibrate_attacks(model, images, attacks=[spec], lanes=LANES).values()
+    low = attacked(model, images, {found.attack: found}, attacks=[spec])
+    exact = attacked(model, images, {}, attacks=[replace(spec, gradient="float32", name="")])
+    assert set(found.differing_ids) == robust_image_ids(low) ^ robust_image_ids(exact)
+
+
 def test_lanes_that_control_images_leave_empty_change_no_measurement(
     digits_model: Normalized, control: Split, calibrations: dict[str, Calibration]
 ) -> None:
