@@ -15,7 +15,7 @@ from sat_ray.attacks import AttackSpec, make_attack
 from sat_ray.attacks.base import Model, differentiate
 from sat_ray.fast_copy import fast_copy
 from sat_ray.flight import Flight
-from sat_ray.lanes import NEVER, lane_logits, run_lanes
+from sat_ray.lanes import NEVER, lane_logits, require_finite, run_lanes
 from sat_ray.losses import margin
 from sat_ray.metrics import wilson_interval
 from sat_ray.narrowing import Narrowing, call_rows, pad
@@ -188,6 +188,8 @@ def _visit(flight: Flight, fast: Model, model: Model, *, loss: str) -> _Seen:
         assert after.logits is not None
         with torch.no_grad():
             exact = judging.over(held, before.x_adv)(pad(before.x_adv, call_rows(lanes)))[:lanes].float()
+        for logits in (after.logits, exact):
+            require_finite(logits[held.to(logits.device)], before.rng.image_ids.cpu()[held])
         low, true = (margin(logits, before.y).cpu() for logits in (after.logits, exact))
         if len(parts) % GRADIENT_EVERY == 0:
             seen.compare(*(differentiate(one, before, loss=loss)[2][held.to(before.x.device)] for one in (fast, model)))

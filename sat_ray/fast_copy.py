@@ -25,7 +25,7 @@ from sat_ray.precision import autocast
 
 COMPILED = tuple(name for name in GRADIENTS if name.endswith("-compiled"))
 MOST_KEPT = 16  # compiled copies of one process: as many architectures, activations and alphas
-UNKNOWN = 32  # an entry below a 32nd of its image's mean: bfloat16 keeps 8 bits, and a pass rounds some dozen times
+UNKNOWN = 64  # an entry below a 64th of its image's mean: bfloat16 keeps 8 bits, and a pass rounds some dozen times
 _WEIGHTY = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
@@ -71,13 +71,14 @@ class _KnownSigns(torch.autograd.Function):
 
 
 def known_signs(gradient: Tensor) -> Tensor:
-    """Return a gradient (N, C, H, W) with 0 for entries smaller than a 32nd of the mean of their image's entries, signs left out.
+    """Return a gradient (N, C, H, W) with 0 for entries smaller than a 64th of the mean of their image's entries, signs left out.
 
+    NaN and infinity stay, so that whoever steps along them notices.
     The mean is that of whole numbers, 2^20 for the largest entry: their sum is the same in any order, in any kernel and batch.
     """
     size = gradient.detach().abs().flatten(1)
     whole = (size / size.amax(dim=1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny) * 2**20).to(torch.int64)
-    unknown = UNKNOWN * whole.shape[1] * whole < whole.sum(dim=1, keepdim=True)
+    unknown = (UNKNOWN * whole.shape[1] * whole < whole.sum(dim=1, keepdim=True)) & size.isfinite()
     return gradient.masked_fill(unknown.view_as(gradient), 0)
 
 
