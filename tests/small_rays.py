@@ -28,6 +28,8 @@ def ray_of_one_node(**head: Any) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as environment, session_folder() as folder:
         environment.setenv("RAY_AUTH_MODE", "disabled")
         environment.setenv("RAY_raylet_start_wait_time_s", "120")
+        environment.setenv("RAY_TMPDIR", folder)  # its address is written below, and not where others look for a Ray of this machine
+        Path(folder, "ray").mkdir()
         environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         import ray
         from ray.cluster_utils import Cluster
