@@ -131,7 +131,7 @@ def pass_operations(model: Normalized, x: Tensor, y: Tensor) -> float:
 
 def affordable(size: Size, seconds_per_image: float, *, seconds_left: float) -> Size:
     """Take as many of the images as fit into the time."""
-    passes = 7 * size.steps * seconds_per_image  # three libraries with weight gradients or more; ours thrice at a third, and calibrated
+    passes = 6 * size.steps * seconds_per_image  # three libraries with weight gradients or more; ours thrice at a third, and calibrated
     count = next((n for n in (64, 48, 40, 32, 24, 16) if n <= size.images and n * passes < seconds_left), 16)
     return with_images(size, count)
 
