@@ -48,8 +48,8 @@ QUICK_SECONDS = 270.0
 class Size:
     """How much is measured.
 
-    epsilon: in 255ths; epochs, learning_rate, train_images: of the adversarial training; rounds: of the interleaved timing; batch: images
-    of one call of a library.
+    epsilon: in 255ths; trained_epsilon: of the training, where it is another; epochs, learning_rate, train_images: of the adversarial
+    training; rounds: of the interleaved timing; batch: images of one call of a library.
     """
 
     width: int
@@ -58,6 +58,7 @@ class Size:
     steps: int = 200
     rounds: int = 1
     epsilon: int = 32
+    trained_epsilon: int = 0
     epochs: int = 4
     learning_rate: float = 0.05
     train_images: int = 718
@@ -66,8 +67,13 @@ class Size:
 
     @property
     def threat_model(self) -> ThreatModel:
-        """Return the ball that training and all attacks use."""
+        """Return the ball that all attacks use."""
         return ThreatModel("linf", self.epsilon / 255)
+
+    @property
+    def trained_in(self) -> ThreatModel:
+        """Return the ball that training uses."""
+        return ThreatModel("linf", (self.trained_epsilon or self.epsilon) / 255)
 
     @property
     def spec(self) -> AttackSpec:
@@ -79,12 +85,13 @@ class Size:
 FULL = Size(width=64, images=64, lanes=16, rounds=3, epsilon=40)
 QUICK = Size(width=32, images=64, lanes=16)
 SMOKE = Size(width=8, images=16, lanes=4, steps=5, epsilon=2, epochs=3, train_images=320)
-GPU = Size(width=64, images=512, lanes=128, rounds=1, batch=256, epsilon=16, epochs=20, learning_rate=0.1)
+GPU = Size(width=64, images=512, lanes=128, rounds=1, batch=256, epsilon=32, trained_epsilon=16, epochs=20, learning_rate=0.1)
 
 
 def trained_model(size: Size, splits: dict[str, Split], *, cache: bool) -> Normalized:
     """Train the model with sat_ray's own `fit`, or read the weights that an earlier run cached."""
-    about = {name: value for name, value in asdict(size).items() if name in ("width", "epsilon", "epochs", "learning_rate", "train_images")}
+    about = {name: value for name, value in asdict(size).items() if name in ("width", "epochs", "learning_rate", "train_images")}
+    about["epsilon"] = size.trained_epsilon or size.epsilon
     if (on := size.hardware) != Hardware():
         about |= {"model": on.model, "pixels": on.pixels, "precision": on.precision}
     path = common.CACHE / f"evaluation-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}.safetensors"
@@ -102,7 +109,7 @@ def trained_model(size: Size, splits: dict[str, Split], *, cache: bool) -> Norma
         precision=on.precision,
     )
     train, val = splits["train"].take(slice(0, size.train_images)), splits["val"].take(slice(0, 32))
-    for report in fit(model, train, val, settings=settings, threat_model=size.threat_model):
+    for report in fit(model, train, val, settings=settings, threat_model=size.trained_in):
         print(f"training epoch {report.epoch + 1}/{size.epochs}: {report.metrics}", flush=True)
     if cache:
         path.parent.mkdir(parents=True, exist_ok=True)
