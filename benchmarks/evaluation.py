@@ -91,7 +91,7 @@ GPU = Size(width=64, images=512, lanes=128, rounds=1, batch=256, epsilon=32, tra
 def trained_model(size: Size, splits: dict[str, Split], *, cache: bool) -> Normalized:
     """Train the model with sat_ray's own `fit`, or read the weights that an earlier run cached."""
     about = {name: value for name, value in asdict(size).items() if name in ("width", "epochs", "learning_rate", "train_images")}
-    about["epsilon"] = size.trained_epsilon or size.epsilon
+    about["epsilon"] = size.trained_in.epsilon
     if (on := size.hardware) != Hardware():
         about |= {"model": on.model, "pixels": on.pixels, "precision": on.precision}
     path = common.CACHE / f"evaluation-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}.safetensors"

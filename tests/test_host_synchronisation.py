@@ -3,7 +3,7 @@
 On a GPU both would stop the queue of kernels; here every call of torch within a step is looked at.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,23 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from trainings import small_model
+from trainings import step_of
 
 from sat_ray.activations import ACTIVATIONS
-from sat_ray.crafting import Crafter
 from sat_ray.data.split import Split
-from sat_ray.learner import Learner
-from sat_ray.models import settle_layout, view
-from sat_ray.objectives import make_objective
-from sat_ray.threat import ThreatModel
-from sat_ray.totals import Totals
-from sat_ray.training_settings import TrainingSettings
-from sat_ray.world import World
 
 READ_BACK = (Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__)
 SIZED_BY_VALUES = (torch.nonzero, Tensor.nonzero, torch.unique, torch.masked_select, Tensor.masked_select)
 COPIED_OVER = (torch.tensor, torch.as_tensor, torch.from_numpy)
-BALL = ThreatModel("linf", 32 / 255)
 
 
 class Waits(TorchFunctionMode):
@@ -48,23 +39,6 @@ def waits() -> Iterator[list[str]]:
     """Yield what has been seen so far."""
     with Waits() as watch:
         yield watch.seen
-
-
-def step_of(images: Split, *, activation: str = "silu", **changes: Any) -> Callable[[int], None]:
-    """Build a training's parts and return its step."""
-    settings = TrainingSettings(epochs=4, global_batch_size=len(images), batchnorm_group_size=len(images), **changes)
-    model = small_model(activation)
-    layout = settle_layout(model)
-    objective, world = make_objective(settings), World()
-    learner = Learner(model.train(), objective, settings, world=world)
-    crafter = Crafter(view(model), objective, settings, BALL, seed=0)
-    totals = Totals((0.0, 0.0, 0.0), device=torch.device("cpu"), world=world)
-
-    def step(number: int) -> None:
-        crafted = crafter.craft(crafter.attack_at(0.5, collapses=0), images, totals, layout=layout, epoch=1)
-        learner.update([crafted], totals, learning_rate=0.1, step=number, number=number)
-
-    return step
 
 
 @pytest.fixture(scope="module")

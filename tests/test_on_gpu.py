@@ -12,23 +12,17 @@ import pyarrow as pa
 import pytest
 import torch
 from torch import nn
-from trainings import BALL, small_model, train
+from trainings import BALL, small_model, step_of, train
 
 from sat_ray.activations import ACTIVATIONS, make_activation
 from sat_ray.agreement import logits_and_gradient
 from sat_ray.attacks import AttackSpec, cascade, pgd
 from sat_ray.checkpoint import pack_state, unpack_state
-from sat_ray.crafting import Crafter
 from sat_ray.data.split import Split
-from sat_ray.evaluation import calibrate_attacks, clean_correct_ids, evaluate, robust_image_ids
-from sat_ray.learner import Learner
-from sat_ray.models import Normalized, build_model, settle_layout, view
-from sat_ray.objectives import make_objective
+from sat_ray.evaluation import SORT_ORDER, calibrate_attacks, clean_correct_ids, evaluate, robust_image_ids
+from sat_ray.models import Normalized, build_model, settle_layout
 from sat_ray.precision import exact_float32
 from sat_ray.threat import ThreatModel
-from sat_ray.totals import Totals
-from sat_ray.training_settings import TrainingSettings
-from sat_ray.world import World
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -69,9 +63,7 @@ def test_verdicts_are_those_of_the_cpu(digits_model: Normalized, on_gpu: Normali
 def test_outcomes_have_the_same_bytes_in_any_shards_and_order(on_gpu: Normalized, held_out: Split) -> None:
     whole = table_of(on_gpu, held_out)
     parts = [held_out.take(torch.arange(len(held_out))[first::3].flip(0)) for first in range(3)]
-    merged = pa.concat_tables([table_of(on_gpu, part) for part in parts]).sort_by(
-        [("attack", "ascending"), ("restart", "ascending"), ("image_id", "ascending")]
-    )
+    merged = pa.concat_tables([table_of(on_gpu, part) for part in parts]).sort_by(SORT_ORDER)
     assert merged.equals(whole)
     assert table_of(on_gpu, held_out).equals(whole)
 
@@ -161,17 +153,7 @@ def no_waiting() -> Iterator[None]:
 @pytest.mark.parametrize("activation", ["silu", "smoothrelu_learned", "relu_smooth_backward"])
 @pytest.mark.parametrize("changes", STEPS)
 def test_no_step_waits_for_the_gpu(changes: dict[str, Any], activation: str, digits: Split) -> None:
-    settings = TrainingSettings(epochs=4, global_batch_size=32, batchnorm_group_size=32, **changes)
-    model = small_model(activation).to(GPU)
-    layout, objective, world = settle_layout(model), make_objective(settings), World(device="cuda")
-    learner = Learner(model.train(), objective, settings, world=world)
-    crafter = Crafter(view(model), objective, settings, BALL, seed=0)
-    totals, images = Totals((0.0, 0.0, 0.0), device=GPU, world=world), digits.take(slice(0, 32)).to(GPU)
-
-    def step(number: int) -> None:
-        crafted = crafter.craft(crafter.attack_at(0.5, collapses=0), images, totals, layout=layout, epoch=1)
-        learner.update([crafted], totals, learning_rate=0.1, step=number, number=number)
-
+    step = step_of(digits.take(slice(0, 32)).to(GPU), activation=activation, device="cuda", **changes)
     step(0)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

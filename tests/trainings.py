@@ -3,7 +3,7 @@
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,14 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from sat_ray.attacks import PGD
+from sat_ray.crafting import Crafter
 from sat_ray.data.split import Split
-from sat_ray.models import Normalized, build_model
+from sat_ray.learner import Learner
+from sat_ray.models import Normalized, build_model, settle_layout, view
+from sat_ray.objectives import make_objective
 from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
+from sat_ray.totals import Totals
 from sat_ray.training import EpochReport, TrainingSettings, TrainingState, fit
 from sat_ray.world import World
 
@@ -41,6 +45,23 @@ def train(model: Normalized, digits: Split, images: int = 128, **changes: Any) -
     others = {key: value for key, value in changes.items() if key not in names}
     parts = digits.take(slice(0, images)), digits.take(slice(1000, 1032))
     return list(fit(model, *parts, settings=settings, threat_model=BALL, **others))
+
+
+def step_of(images: Split, *, activation: str = "silu", device: str = "cpu", **changes: Any) -> Callable[[int], None]:
+    """Build a training's parts on a device and return its step on these images. changes: of TrainingSettings."""
+    settings = TrainingSettings(epochs=4, global_batch_size=len(images), batchnorm_group_size=len(images), **changes)
+    model = small_model(activation).to(device)
+    layout = settle_layout(model)
+    objective, world = make_objective(settings), World(device=device)
+    learner = Learner(model.train(), objective, settings, world=world)
+    crafter = Crafter(view(model), objective, settings, BALL, seed=0)
+    totals = Totals((0.0, 0.0, 0.0), device=torch.device(device), world=world)
+
+    def step(number: int) -> None:
+        crafted = crafter.craft(crafter.attack_at(0.5, collapses=0), images, totals, layout=layout, epoch=1)
+        learner.update([crafted], totals, learning_rate=0.1, step=number, number=number)
+
+    return step
 
 
 def digits_again() -> Split:
