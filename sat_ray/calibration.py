@@ -106,7 +106,7 @@ def calibrate(
     rng = Randomness(seed, image_ids, 0)
     target = _likeliest_other(model, images, y, lanes=lanes, device=device)[:, None] if spec.targets else None
     flight = Flight(attack, images, y, rng, target, runs=1, lanes=lanes, device=device)
-    seen = _visit(flight, fast, model, loss=spec.loss)
+    seen = _visit(flight, fast, model, loss=spec.loss, gradient=spec.gradient)
     held_out, difference = seen.row % 2 == 1, (seen.low - seen.true).abs()
     bound = max(LEAST_BOUND, SAFETY * float(difference[~held_out].max()))
     above = held_out & (seen.low >= bound)
@@ -177,7 +177,7 @@ def _broken(seen: _Seen, asked: Tensor, exact: Tensor, *, bound: float, broken_a
     return found.index_put((rows,), broken_again(rows)) if len(rows) else found
 
 
-def _visit(flight: Flight, fast: Model, model: Model, *, loss: str) -> _Seen:
+def _visit(flight: Flight, fast: Model, model: Model, *, loss: str, gradient: str) -> _Seen:
     """Let images climb on the copy until the model calls them broken or they repeat a point, and compare the two at every point."""
     attack, lanes = flight.attack, len(flight.number)
     climbing, judging = Narrowing(fast, lanes=lanes, gradients=attack.differentiates), Narrowing(model, lanes=lanes, gradients=False)
@@ -188,11 +188,14 @@ def _visit(flight: Flight, fast: Model, model: Model, *, loss: str) -> _Seen:
         assert after.logits is not None
         with torch.no_grad():
             exact = judging.over(held, before.x_adv)(pad(before.x_adv, call_rows(lanes)))[:lanes].float()
-        for logits in (after.logits, exact):
-            require_finite(logits[held.to(logits.device)], before.rng.image_ids.cpu()[held])
+        on_device, ids = held.to(exact.device), before.rng.image_ids.cpu()[held]
+        require_finite(exact[on_device], ids)
+        _require_in_range(after.logits[on_device], ids, gradient=gradient, what="logits")
         low, true = (margin(logits, before.y).cpu() for logits in (after.logits, exact))
         if len(parts) % GRADIENT_EVERY == 0:
-            seen.compare(*(differentiate(one, before, loss=loss)[2][held.to(before.x.device)] for one in (fast, model)))
+            ours, theirs = (differentiate(one, before, loss=loss)[2][on_device] for one in (fast, model))
+            _require_in_range(ours, ids, gradient=gradient, what="gradients")
+            seen.compare(ours, theirs)
         parts.append((flight.number[held], low[held], true[held]))
         done = (before.step.cpu() >= attack.steps) | (true < 0)
         if flight.cycles is not None:
@@ -200,6 +203,17 @@ def _visit(flight: Flight, fast: Model, model: Model, *, loss: str) -> _Seen:
         flight.free(torch.nonzero(done).flatten())
     seen.row, seen.low, seen.true = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return seen
+
+
+def _require_in_range(values: Tensor, image_ids: Tensor, *, gradient: str, what: str) -> None:
+    """Raise ValueError where a copy's logits or gradients, (N, ...), are not finite numbers: the model's own are."""
+    bad = ~values.isfinite().flatten(1).all(dim=1).cpu()
+    if bool(bad.any()):
+        instead = "bf16 or float32" if gradient.startswith("fp16") else "float32"
+        raise ValueError(
+            f"the {gradient} copy of the model returns NaN or inf {what} for image ids {image_ids[bad].tolist()[:5]}: numbers beyond the "
+            f"range of {gradient.removesuffix('-compiled')}; allowed: {instead} as the attack's gradient"
+        )
 
 
 @torch.no_grad()

@@ -1,5 +1,8 @@
 """The inner maximization of training: batches become adversarial images, under an epsilon and an alpha that may change on the way.
 
+The attacker's view is climbed with BatchNorm folded into the convolutions, anew for every step: the same function in fewer passes over
+memory.
+
 Free adversarial training (Shafahi et al. 2019) spends no pass of its own: the backward pass of each update also gives the gradient at the
 images, along which they move before the next of `attack_replays` updates. Here every batch starts anew at random points; there, at the
 perturbation of the batch before.
@@ -18,8 +21,9 @@ from sat_ray.compilation import compiled
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.learner import Crafted
+from sat_ray.models import folded, refresh
 from sat_ray.objectives import Forward, Objective
-from sat_ray.precision import autocast
+from sat_ray.precision import SHORT, autocast
 from sat_ray.randomness import Randomness
 from sat_ray.resizing import image_side, resize
 from sat_ray.schedules import FLOOR, alpha_factor, epsilon_factor
@@ -36,7 +40,8 @@ class Crafter:
         self, attacker: nn.Module, objective: Objective, settings: TrainingSettings, threat_model: ThreatModel, *, seed: int
     ) -> None:
         self.attacker, self.objective, self.settings, self.seed = attacker, objective, settings, seed
-        self.forward: Forward = compiled(attacker) if settings.compile else attacker
+        self.climbed = folded(attacker, dtype=SHORT.get(settings.precision), follows=True)
+        self.forward: Forward = compiled(self.climbed) if settings.compile else self.climbed
         self.checked = not settings.compile or settings.attack_replays > 0  # Free has no pass through the view
         self.full_attack = settings.attack(threat_model)
 
@@ -59,6 +64,7 @@ class Crafter:
         if self.settings.attack_replays:
             x_adv = attack.start(x, y, rng, step=epoch).x_adv.requires_grad_()
         else:
+            refresh(self.climbed)
             self._check_compiled(x)
             with autocast(self.settings.precision, device):
                 x_adv = self.objective.craft(attack, self.forward, x, y, rng, step=epoch)
@@ -71,7 +77,7 @@ class Crafter:
             self.checked = True
             precision = self.settings.precision
             with autocast(precision, x.device):
-                ours, theirs = (logits_and_gradient(forward, x) for forward in (self.forward, self.attacker))
+                ours, theirs = (logits_and_gradient(forward, x) for forward in (self.forward, self.climbed))
             exact = logits_and_gradient(self.attacker, x)
             require_agreement(ours, theirs, exact, what="attacker's view", precision=precision, asked="training.compile")
 

@@ -1,32 +1,32 @@
 """A model's fast copy, to take gradients of: its logits are near the model's and never stand for them.
 
 What counts is said by the model itself, in float32 (`sat_ray.rescoring`). A copy has BatchNorm folded into its convolutions; it computes in
-bfloat16 (half the bytes, on hardware that has it several times the rate), or through kernels that torch.compile makes, or both.
+16 bits (half the bytes, on hardware that has them several times the rate), or through kernels that torch.compile makes, or both. bfloat16
+has float32's range and 8 bits of precision; float16 has 11, so it is near float32 eight times, and a range that a few networks exceed.
 
-Entries of a bfloat16 gradient that are far below the others are rounding alone, and so are their signs. They are set to 0. Otherwise such
+Entries of a 16-bit gradient that are far below the others are rounding alone, and so are their signs. They are set to 0. Otherwise such
 pixels move at random for ever; without them a point soon repeats, and an image that repeats needs no more steps.
 """
 
 import copy
-import logging
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
+from torch import Tensor, nn
 
-from sat_ray.activations import Activation
 from sat_ray.agreement import logits_and_gradient, require_agreement
 from sat_ray.attacks.base import Model
 from sat_ray.attacks.spec import GRADIENTS
 from sat_ray.compilation import check_compiler, compiled, forget_graphs
-from sat_ray.precision import autocast
+from sat_ray.models import folded
+from sat_ray.models.folding import WEIGHTY
+from sat_ray.precision import SHORT, autocast
 
 COMPILED = tuple(name for name in GRADIENTS if name.endswith("-compiled"))
 MOST_KEPT = 16  # compiled copies of one process: as many architectures, activations and alphas
-UNKNOWN = 64  # an entry below a 64th of its image's mean: bfloat16 keeps 8 bits, and a pass rounds some dozen times
-_WEIGHTY = (nn.Conv1d, nn.Conv2d, nn.Linear)
+UNKNOWN = {"bf16": 64, "fp16": 512}  # an entry below a 64th of its image's mean: bfloat16 keeps 8 bits, and a pass rounds some dozen times
+LARGEST = 2**4  # of the derivatives by an image's logits, in float16: its gradients have room for 65,504 above it and for 2^-24 below
 
 
 def pays(device: torch.device) -> bool:
@@ -52,45 +52,68 @@ class FastCopy:
     fixed_rows: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.precision == "bf16":
-            x = _KnownSigns.apply(x)
-        with autocast(self.precision, self.device):
+        if self.precision == "float32":
             return self.forward(x).float()
+        with autocast(self.precision, self.device):
+            logits = self.forward(_KnownSigns.apply(x, UNKNOWN[self.precision])).float()
+        return _Scaled.apply(logits) if self.precision == "fp16" else logits
 
 
 class _KnownSigns(torch.autograd.Function):
     """Pass x on, and of its gradient the entries whose sign is known."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, unknown: int) -> Tensor:
+        ctx.unknown = unknown
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return known_signs(gradients[0])
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return known_signs(gradients[0], unknown=ctx.unknown), None
 
 
-def known_signs(gradient: Tensor) -> Tensor:
-    """Return a gradient (N, C, H, W) with 0 for entries smaller than a 64th of the mean of their image's entries, signs left out.
+def known_signs(gradient: Tensor, *, unknown: int) -> Tensor:
+    """Return a gradient (N, C, H, W) with 0 for entries `unknown` times smaller than the mean of their image's entries, signs left out.
 
     NaN and infinity stay, so that whoever steps along them notices.
     The mean is that of whole numbers, 2^20 for the largest entry: their sum is the same in any order, in any kernel and batch.
     """
     size = gradient.detach().abs().flatten(1)
     whole = (size / size.amax(dim=1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny) * 2**20).to(torch.int64)
-    unknown = (UNKNOWN * whole.shape[1] * whole < whole.sum(dim=1, keepdim=True)) & size.isfinite()
-    return gradient.masked_fill(unknown.view_as(gradient), 0)
+    left_out = (unknown * whole.shape[1] * whole < whole.sum(dim=1, keepdim=True)) & size.isfinite()
+    return gradient.masked_fill(left_out.view_as(gradient), 0)
+
+
+class _Scaled(torch.autograd.Function):
+    """Pass logits on, and of their gradient each image's direction, at a length that float16 can carry through a network."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return scaled(gradients[0])
+
+
+def scaled(gradient: Tensor) -> Tensor:
+    """Return a gradient (N, K) with every row times the power of two, which rounds nothing, that brings its largest entry near LARGEST.
+
+    Attacks use directions alone, so a loss that has nearly vanished need not vanish in float16. A row of 0 stays 0.
+    """
+    exponent = torch.frexp(gradient.abs().amax(dim=1, keepdim=True)).exponent.clamp_min(-100)
+    return gradient * torch.exp2(-exponent.to(gradient.dtype)) * LARGEST
 
 
 def fast_copy(model: Model, *, gradient: str, device: torch.device) -> FastCopy:
     """Return the model in other kernels.
 
     model: in inference mode on `device`; it is not touched. gradient: of an attack, not float32. Of a module, BatchNorm is folded into the
-    convolutions before it where the module can be traced and, for bf16, the weights of convolutions and linear layers are rounded once; a
-    plain function runs under autocast and is never compiled. A compiled copy is compared at its first call with the same copy in torch's
+    convolutions before it where the module can be traced and, for 16 bits, the weights of convolutions and linear layers are rounded once;
+    a plain function runs under autocast and is never compiled. A compiled copy is compared at its first call with the same copy in torch's
     own kernels (ArithmeticError).
     """
-    precision = "bf16" if gradient.startswith("bf16") else "float32"
+    precision = gradient.removesuffix("-compiled")
     copied = _copied(model, precision=precision) if isinstance(model, nn.Module) else model
     forward: Model = copied
     if gradient in COMPILED and isinstance(copied, nn.Module):
@@ -99,41 +122,12 @@ def fast_copy(model: Model, *, gradient: str, device: torch.device) -> FastCopy:
 
 
 def _copied(model: nn.Module, *, precision: str) -> nn.Module:
-    copied = _folded(copy.deepcopy(model)).eval()
-    if precision == "bf16":
-        for module in copied.modules():
-            if isinstance(module, _WEIGHTY):
-                module.to(torch.bfloat16)
+    dtype = SHORT.get(precision)
+    copied = folded(copy.deepcopy(model), dtype=dtype).eval()
+    for module in copied.modules():
+        if dtype is not None and isinstance(module, WEIGHTY):
+            module.to(dtype)
     return copied.requires_grad_(False)
-
-
-class _Tracer(fx.Tracer):
-    """Trace through containers; an activation, whose backward pass may be its own, stays one call."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Activation) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _folded(model: nn.Module) -> nn.Module:
-    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        return model
-    try:
-        traced = fx.GraphModule(model, _Tracer().trace(model))
-        if _calls_twice(traced, (*_WEIGHTY, nn.BatchNorm2d)):  # would be folded twice
-            return model
-        folded: nn.Module = fuse(traced, inplace=True, no_trace=True)
-    except Exception as reason:  # a model that cannot be traced (data-dependent control flow) is slower, not wrong
-        logging.getLogger(__name__).info("BatchNorm is not folded into %s: %s", type(model).__name__, reason)
-        return model
-    return folded
-
-
-def _calls_twice(traced: fx.GraphModule, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Say whether a layer of these kinds is called in more than one place."""
-    modules = dict(traced.named_modules())
-    called = [modules[str(node.target)] for node in traced.graph.nodes if node.op == "call_module"]
-    weighty = [id(module) for module in called if isinstance(module, kinds)]
-    return len(set(weighty)) < len(weighty)
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sat_ray.agreement import require_agreement
+from sat_ray.agreement import gradients_by_name, require_agreement
 from sat_ray.averaging import WeightAverage
 from sat_ray.compilation import compiled
 from sat_ray.objectives import Forward, Objective
@@ -71,8 +71,9 @@ class Learner:
         for forward, numbers in ((self.forward, precision), (self.plain, precision), (self.plain, "float32")):
             with self._alone(), autocast(numbers, self.device):
                 losses, logits = self.objective.losses(forward, *crafted)
-            gradients = torch.autograd.grad(losses.sum(), list(self.model.parameters()))
-            found.append((logits.detach().float(), torch.cat([gradient.flatten().float() for gradient in gradients])))
+            names, parameters = zip(*self.model.named_parameters(), strict=True)
+            gradients = torch.autograd.grad(losses.sum(), parameters)
+            found.append({"logits": logits.detach().float(), **gradients_by_name(zip(names, gradients, strict=True))})
             for buffer, value in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(value)
         require_agreement(*found, what="model", precision=precision, asked="training.compile")

@@ -73,7 +73,7 @@ class Narrowing:
     @torch.no_grad()
     def _found(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return logits and, where they are asked for, gradients."""
-        return logits_and_gradient(self.model, x) if self.gradients else (self.model(x).float(),)
+        return tuple(logits_and_gradient(self.model, x).values()) if self.gradients else (self.model(x).float(),)
 
     def _same_bits(self, x: Tensor, expected: list[Tensor]) -> bool:
         try:

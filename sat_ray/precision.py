@@ -1,4 +1,4 @@
-"""Numbers of the training passes: float32, or bfloat16 where autocast allows it.
+"""Numbers of passes: float32, or bfloat16 where autocast allows it; for gradients of an attack also float16.
 
 Images, perturbations, weights and losses stay float32 either way; so do validation and every verdict.
 """
@@ -11,7 +11,8 @@ import torch
 
 from sat_ray.names import check_name
 
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "bf16")  # of training
+SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _BEFORE_BF16 = re.compile(r"\b(K80|M60|P4|P40|P100|V100|T4)\b", re.IGNORECASE)  # GPUs of clouds, older than Ampere
 
 
@@ -51,4 +52,4 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     """Return the context in which models are called."""
     if precision == "float32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=SHORT[precision])

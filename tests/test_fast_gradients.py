@@ -1,6 +1,7 @@
 """Gradients of a fast copy, in bfloat16 or compiled, and verdicts in float32: all are ones that the model itself gives, and the bound
 is shown to matter. Compiled copies run in torch's own kernels here (backend aot_eager); real ones: marker fault."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,9 +21,10 @@ from sat_ray.attacks.base import Model
 from sat_ray.calibration import LEAST_BOUND, Calibration
 from sat_ray.data.split import Split
 from sat_ray.evaluation import calibrate_attacks, evaluate, robust_image_ids
-from sat_ray.fast_copy import UNKNOWN, _copied, check_gradient, fast_copy, known_signs
+from sat_ray.fast_copy import LARGEST, UNKNOWN, _copied, check_gradient, fast_copy, known_signs, scaled
 from sat_ray.lanes import NEVER, by_run, run_lanes
-from sat_ray.models import Normalized, build_model
+from sat_ray.losses import attack_loss
+from sat_ray.models import FoldedConv, Normalized, build_model
 from sat_ray.randomness import Randomness
 from sat_ray.rescoring import run_lanes_fast, run_rescored
 from sat_ray.threat import ThreatModel
@@ -259,18 +261,19 @@ def test_bf16_breaks_as_many_images_as_float32_does(
 def test_entries_of_a_gradient_far_below_the_others_are_0_and_the_others_untouched() -> None:
     gradient = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * torch.logspace(-30, 20, 6)[:, None, None, None]
     gradient[5] = 0.0
-    known = known_signs(gradient)
+    unknown = UNKNOWN["bf16"]
+    known = known_signs(gradient, unknown=unknown)
     mean = gradient.abs().double().mean(dim=(1, 2, 3), keepdim=True)
-    clearly_small, clearly_large = gradient.abs() < 0.999 * mean / UNKNOWN, gradient.abs() > 1.001 * mean / UNKNOWN
+    clearly_small, clearly_large = gradient.abs() < 0.999 * mean / unknown, gradient.abs() > 1.001 * mean / unknown
     assert 0.005 < float(clearly_small[:5].float().mean()) < 0.1
     assert not known[clearly_small].any()
     assert torch.equal(known[clearly_large], gradient[clearly_large])
     gradient[0, 0, 0, :2] = torch.tensor([torch.nan, torch.inf])
-    assert torch.equal(known_signs(gradient)[0, 0, 0, :2].isnan(), torch.tensor([True, False]))
-    assert known_signs(gradient)[0, 0, 0, 1] == torch.inf
+    assert torch.equal(known_signs(gradient, unknown=unknown)[0, 0, 0, :2].isnan(), torch.tensor([True, False]))
+    assert known_signs(gradient, unknown=unknown)[0, 0, 0, 1] == torch.inf
     order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
     shuffled = gradient.flatten(2)[:, :, order].view_as(gradient)
-    assert torch.equal(known_signs(shuffled[2:4]), known.flatten(2)[2:4, :, order].view(2, 3, 8, 8))
+    assert torch.equal(known_signs(shuffled[2:4], unknown=unknown), known.flatten(2)[2:4, :, order].view(2, 3, 8, 8))
 
 
 def test_points_repeat_on_a_bf16_copy_because_unknown_signs_are_0(digits_model: Normalized, held_out: Split) -> None:
@@ -293,6 +296,76 @@ def test_points_repeat_on_a_bf16_copy_because_unknown_signs_are_0(digits_model: 
     assert known < 0.9 * random
 
 
+def test_directions_are_scaled_by_powers_of_two_and_a_vanished_loss_stays_vanished() -> None:
+    gradient = torch.randn(5, 10, generator=torch.Generator().manual_seed(0)) * torch.logspace(-30, 10, 5)[:, None]
+    gradient[4] = 0.0
+    found = scaled(gradient)
+    factor = found[:4] / gradient[:4]
+    assert torch.equal(factor, factor[:, :1].expand_as(factor)), "one factor for every row"
+    assert torch.equal(torch.frexp(factor).mantissa, torch.full_like(factor, 0.5)), "a power of two"
+    largest = found[:4].abs().amax(dim=1)
+    assert bool(((largest >= LARGEST / 2) & (largest <= LARGEST)).all())
+    assert not found[4].any()
+
+
+def test_in_fp16_a_confident_image_has_the_gradient_that_float64_gives_it(digits_model: Normalized, digits: Split) -> None:
+    """The derivatives of its loss, from 1e-6 to 1e-4, are lost in float16 on their way through the network unless they are scaled."""
+    x, y = digits.images.float() / 255, digits.labels
+
+    def gradient(forward: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
+        point = point.clone().requires_grad_()
+        return torch.autograd.grad(attack_loss(forward(point), y).sum(), point)[0].double().flatten(1)
+
+    def unscaled(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.float16):
+            return copied.forward(x).float()
+
+    copied = fast_copy(digits_model, gradient="fp16", device=CPU)
+    with torch.no_grad():
+        doubt = 1 - digits_model(x).double().softmax(dim=1).gather(1, y[:, None])[:, 0]
+    confident = (doubt > 1e-6) & (doubt < 1e-4)
+    assert int(confident.sum()) > 5
+    exact = gradient(copy.deepcopy(digits_model).double(), x.double())
+    ours, theirs = (torch.nn.functional.cosine_similarity(exact, gradient(one, x))[confident] for one in (copied, unscaled))
+    assert float(ours.min()) > 0.98 and float(ours.mean()) > 0.999
+    assert float(theirs.min()) < 0.9 and float(theirs.mean()) < float(ours.mean())
+
+
+def test_fp16_is_nearer_to_float32_than_bf16_and_asks_it_less_often(
+    digits_model: Normalized, held_out: Split, control: Split, calibrations: dict[str, Calibration]
+) -> None:
+    spec = replace(SPEC, gradient="fp16", name="")
+    assert spec.name == "pgd-20-fp16"
+    found = calibrate_attacks(digits_model, control, attacks=[spec], lanes=LANES)
+    (short,), (bf16,) = found.values(), calibrations.values()
+    assert short.bound < bf16.bound / 4
+    assert short.rescored < bf16.rescored
+    assert short.gradient_unknown < bf16.gradient_unknown
+    exact = robust_image_ids(attacked(digits_model, held_out, {}, attacks=[replace(SPEC, gradient="float32", name="")]))
+    assert robust_image_ids(attacked(digits_model, held_out, found, attacks=[spec])) == exact
+
+
+@pytest.mark.parametrize("where", ["logits", "gradient"])
+def test_a_network_beyond_the_range_of_fp16_is_refused_with_what_to_do(where: str, control: Split) -> None:
+    class Steep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(64, 10)
+            with torch.no_grad():
+                self.head.weight.mul_(4e5)  # float16 ends at 65,504
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(x.flatten(1) * (1.0 if where == "logits" else 1e-6))
+            return logits
+
+    torch.manual_seed(0)
+    model = Steep().eval()
+    with torch.no_grad():
+        images = Split(control.images, model(control.images.float() / 255).argmax(dim=1), control.image_ids)
+    with pytest.raises(ValueError, match=r"^the fp16 copy of the model returns NaN or inf \w+ for image ids \[.*allowed: bf16 or float32"):
+        calibrate_attacks(model, images, attacks=[replace(SPEC, gradient="fp16", name="")], lanes=LANES)
+
+
 @pytest.mark.parametrize("algorithm", ["apgd", "targeted"])
 def test_attacks_with_memory_and_targets_take_bf16_gradients_too(algorithm: str, digits_model: Normalized, control: Split) -> None:
     spec = AttackSpec(threat_model=SPEC.threat_model, steps=10, algorithm="apgd", gradient="bf16",
@@ -308,7 +381,7 @@ def test_the_copy_is_folded_rounded_and_apart(digits_model: Normalized, held_out
     before = {name: tensor.clone() for name, tensor in digits_model.state_dict().items()}
     copied = _copied(digits_model, precision="bf16")
     assert not any(isinstance(module, nn.BatchNorm2d) for module in copied.modules())
-    assert {parameter.dtype for module in copied.modules() if isinstance(module, nn.Conv2d) for parameter in module.parameters()} == {
+    assert {parameter.dtype for module in copied.modules() if isinstance(module, FoldedConv) for parameter in module.parameters()} == {
         torch.bfloat16
     }
     x = held_out.images[:8].float() / 255
@@ -436,7 +509,7 @@ def test_kernels_that_do_not_fit_are_made_anew_and_a_compiler_that_errs_is_refus
 
     monkeypatch.setattr(sat_ray.fast_copy, "compiled", wrong)
     fast = fast_copy(small_model("silu").eval(), gradient="float32-compiled", device=CPU)
-    with pytest.raises(ArithmeticError, match=r"gradients of the compiled model that is attacked differ by 100 %"):
+    with pytest.raises(ArithmeticError, match=r"gradient of the compiled model that is attacked differs by 100 %"):
         fast(x)
 
 

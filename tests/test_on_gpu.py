@@ -68,7 +68,7 @@ def test_outcomes_have_the_same_bytes_in_any_shards_and_order(on_gpu: Normalized
     assert table_of(on_gpu, held_out).equals(whole)
 
 
-@pytest.mark.parametrize("gradient", ["bf16", "float32-compiled", "bf16-compiled"])
+@pytest.mark.parametrize("gradient", ["bf16", "fp16", "float32-compiled", "bf16-compiled", "fp16-compiled"])
 def test_gradients_of_a_fast_copy_give_the_verdicts_of_float32(gradient: str, on_gpu: Normalized, digits: Split) -> None:
     part = digits.take(slice(900, 1156))
     spec = replace(PGD_50, gradient=gradient, name="")
@@ -112,7 +112,7 @@ def test_a_network_has_the_logits_and_gradients_of_the_cpu(name: str) -> None:
     x = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with exact_float32():
         expected, found = logits_and_gradient(model, x), logits_and_gradient(copy.deepcopy(model).to(GPU), x.to(GPU))
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(found.values(), expected.values(), strict=True):
         assert float((one.cpu() - other).norm() / other.norm()) < 1e-4
 
 

@@ -15,7 +15,7 @@ from sat_ray.threat import ThreatModel, as_255ths
 
 FINAL_SUFFIX = "-final"
 ALGORITHMS = ("pgd", "apgd", "square")
-Gradient = Literal["float32", "bf16", "float32-compiled", "bf16-compiled"]
+Gradient = Literal["float32", "bf16", "fp16", "float32-compiled", "bf16-compiled", "fp16-compiled"]
 GRADIENTS = get_args(Gradient)
 _SHORT = {"cross_entropy": "ce"}
 

@@ -1,6 +1,7 @@
 """Models on [0, 1] pixels with any registered activation, and second views over their parameters."""
 
 from sat_ray.models.build import build_model, check_own_model, model_from_spec
+from sat_ray.models.folding import FoldedConv, folded, refresh
 from sat_ray.models.layout import memory_format, settle_layout
 from sat_ray.models.normalized import Normalized
 from sat_ray.models.spec import MODELS, ModelSpec
@@ -8,14 +9,17 @@ from sat_ray.models.view import assert_shares_storage, check_attacker_activation
 
 __all__ = [
     "MODELS",
+    "FoldedConv",
     "ModelSpec",
     "Normalized",
     "assert_shares_storage",
     "build_model",
     "check_attacker_activation",
     "check_own_model",
+    "folded",
     "memory_format",
     "model_from_spec",
+    "refresh",
     "settle_layout",
     "view",
 ]

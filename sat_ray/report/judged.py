@@ -191,7 +191,7 @@ def _without_view(attack: str) -> str:
 
 
 def _without_gradient(attack: str) -> str:
-    return re.sub(r"-(float32|bf16)(-compiled)?(?=@|-|$)", "", attack)
+    return re.sub(r"-(float32|bf16|fp16)(-compiled)?(?=@|-|$)", "", attack)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
