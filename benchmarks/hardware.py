@@ -15,9 +15,9 @@ import torch
 from sat_ray.data.split import Split
 from sat_ray.models import MODELS, Normalized, build_model
 from sat_ray.names import check_name
-from sat_ray.precision import check_precision
+from sat_ray.precision import PRECISIONS, check_precision
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LARGEST_SMALL_IMAGE = 64  # pixels; residual networks get the stem for small images up to here
 
 
@@ -119,7 +119,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
     parser.add_argument("--model", default="", metavar="NAME", help="network, for example resnet50; default: ResNet-18 of the given width")
     parser.add_argument("--size", type=int, default=parts.PIXELS, metavar="PIXELS", help=f"side of the images; default {parts.PIXELS}")
-    parser.add_argument("--precision", default="float32", choices=tuple(DTYPES), help="of the passes; verdicts and weights stay float32")
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the passes; verdicts and weights stay float32")
 
 
 def from_options(options: argparse.Namespace) -> Hardware:

@@ -16,9 +16,9 @@ from sat_ray.activations import Activation
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.losses import cross_entropy
-from sat_ray.models import settle_layout, view
+from sat_ray.models import folded, refresh, settle_layout, view
 from sat_ray.optimizers import fuses, parameter_groups
-from sat_ray.precision import autocast
+from sat_ray.precision import SHORT, autocast
 from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
 from sat_ray.training import TrainingSettings
@@ -80,7 +80,7 @@ class Plain:
         model = size.hardware.build(width=size.width)
         self.layout = settle_layout(model)
         self.model = model.train()
-        self.attacker = view(model)
+        self.attacker = folded(view(model), dtype=SHORT.get(size.hardware.precision), follows=True)
         self.attack = size.settings().attack(THREAT_MODEL)
         groups = parameter_groups(model, weight_decay=5e-4)
         self.optimizer = torch.optim.SGD(groups, lr=LEARNING_RATE, momentum=0.9, nesterov=True, fused=fuses(model))
@@ -113,6 +113,7 @@ class Plain:
 
         def work() -> None:
             for x, y, rng in ready:
+                refresh(self.attacker)
                 with self.size.numbers():
                     self.attack.run(self.attacker, x, y, rng)
 

@@ -5,13 +5,13 @@ shows how many broken points the bound would have missed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sat_ray.attacks import AttackSpec, make_attack
+from sat_ray.attacks import AttackSpec, State, make_attack
 from sat_ray.attacks.base import Model, differentiate
 from sat_ray.fast_copy import fast_copy
 from sat_ray.flight import Flight
@@ -106,11 +106,11 @@ def calibrate(
     rng = Randomness(seed, image_ids, 0)
     target = _likeliest_other(model, images, y, lanes=lanes, device=device)[:, None] if spec.targets else None
     flight = Flight(attack, images, y, rng, target, runs=1, lanes=lanes, device=device)
-    seen = _visit(flight, fast, model, loss=spec.loss, gradient=spec.gradient)
+    narrow = min(lanes, len(images))  # float32 is slow: no empty lanes
+    seen = _visit(flight, fast, model, narrow=narrow, loss=spec.loss, gradient=spec.gradient)
     held_out, difference = seen.row % 2 == 1, (seen.low - seen.true).abs()
     bound = max(LEAST_BOUND, SAFETY * float(difference[~held_out].max()))
     above = held_out & (seen.low >= bound)
-    narrow = min(lanes, CONTROL_IMAGES)  # float32 is slow: no empty lanes
     exact = run_lanes(model, attack, images, y, rng, target=target, lanes=narrow, device=device).first_broken_step != NEVER
     asked = (seen.low < bound) | seen.last()
 
@@ -177,32 +177,44 @@ def _broken(seen: _Seen, asked: Tensor, exact: Tensor, *, bound: float, broken_a
     return found.index_put((rows,), broken_again(rows)) if len(rows) else found
 
 
-def _visit(flight: Flight, fast: Model, model: Model, *, loss: str, gradient: str) -> _Seen:
-    """Let images climb on the copy until the model calls them broken or they repeat a point, and compare the two at every point."""
+def _visit(flight: Flight, fast: Model, model: Model, *, narrow: int, loss: str, gradient: str) -> _Seen:
+    """Let images climb on the copy until the model calls them broken or they repeat a point, and compare the two at every point.
+
+    narrow: how many lanes, the first ones, ever hold an image.
+    """
     attack, lanes = flight.attack, len(flight.number)
-    climbing, judging = Narrowing(fast, lanes=lanes, gradients=attack.differentiates), Narrowing(model, lanes=lanes, gradients=False)
+    climbing, judging = Narrowing(fast, lanes=lanes, gradients=attack.differentiates), Narrowing(model, lanes=narrow, gradients=False)
     seen, parts = _Seen(), list[tuple[Tensor, Tensor, Tensor]]()
     while len(flight.fill()) or flight.busy:
-        before, held = flight.state, flight.number >= 0
-        flight.state = after = attack.step(climbing.over(held, before.x_adv), before)
+        before, held = flight.state, flight.number[:narrow] >= 0
+        flight.state = after = attack.step(climbing.over(flight.number >= 0, before.x_adv), before)
         assert after.logits is not None
+        judged, y = before.x_adv[:narrow], before.y[:narrow]
         with torch.no_grad():
-            exact = judging.over(held, before.x_adv)(pad(before.x_adv, call_rows(lanes)))[:lanes].float()
-        on_device, ids = held.to(exact.device), before.rng.image_ids.cpu()[held]
+            exact = judging.over(held, judged)(pad(judged, call_rows(narrow)))[:narrow].float()
+        copied, on_device, ids = after.logits[:narrow], held.to(exact.device), before.rng.image_ids[:narrow].cpu()[held]
         require_finite(exact[on_device], ids)
-        _require_in_range(after.logits[on_device], ids, gradient=gradient, what="logits")
-        low, true = (margin(logits, before.y).cpu() for logits in (after.logits, exact))
+        _require_in_range(copied[on_device], ids, gradient=gradient, what="logits")
+        low, true = (margin(logits, y).cpu() for logits in (copied, exact))
         if len(parts) % GRADIENT_EVERY == 0:
-            ours, theirs = (differentiate(one, before, loss=loss)[2][on_device] for one in (fast, model))
+            ours = differentiate(fast, before, loss=loss)[2][:narrow][on_device]
+            theirs = differentiate(model, _first(before, narrow), loss=loss)[2][on_device]
             _require_in_range(ours, ids, gradient=gradient, what="gradients")
             seen.compare(ours, theirs)
-        parts.append((flight.number[held], low[held], true[held]))
-        done = (before.step.cpu() >= attack.steps) | (true < 0)
+        parts.append((flight.number[:narrow][held], low[held], true[held]))
+        done = before.step.cpu() >= attack.steps
+        done[:narrow] |= true < 0
         if flight.cycles is not None:
             done |= flight.cycles.observe(after.x_adv, after.step) > 0
         flight.free(torch.nonzero(done).flatten())
     seen.row, seen.low, seen.true = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return seen
+
+
+def _first(state: State, lanes: int) -> State:
+    """Return what the first lanes need for a gradient."""
+    target = None if state.target is None else state.target[:lanes]
+    return replace(state, x_adv=state.x_adv[:lanes], y=state.y[:lanes], target=target)
 
 
 def _require_in_range(values: Tensor, image_ids: Tensor, *, gradient: str, what: str) -> None:

@@ -20,6 +20,8 @@ from sat_ray.losses import margin
 from sat_ray.narrowing import Narrowing, call_rows, pad
 from sat_ray.randomness import Randomness
 
+CLOSE_LANES = 16  # close survivors are few, and empty lanes in float32 cost what full ones do
+
 
 @dataclass(frozen=True)
 class _Points:
@@ -58,7 +60,7 @@ def run_lanes_fast(
 ) -> tuple[Verdicts, int]:
     """Attack every image with gradients of a fast copy, close survivors again with the model's, and return verdicts and the points scored.
 
-    where: lanes and device; all as of `run_rescored`. passes of a run that was flown twice are those of both flights.
+    where: lanes, of which the second attack uses at most CLOSE_LANES, and device; all as of `run_rescored`. passes of a run that was flown twice are those of both flights.
     """
     out, scored = run_rescored(fast, model, attack, images, y, rng, bound=bound, runs=runs, target=target, **where)
     waiting = torch.arange(len(images))
@@ -68,7 +70,8 @@ def run_lanes_fast(
         close = waiting[(out.first_broken_step[rows] == NEVER) & (out.margin[rows] < bound)]
         if len(close):
             towards = None if target is None else target[close, run][:, None]
-            again = run_lanes(model, attack, images[close], y[close], rng.take(close).further(run), target=towards, **where)
+            narrow = {**where, "lanes": min(where["lanes"], CLOSE_LANES)}
+            again = run_lanes(model, attack, images[close], y[close], rng.take(close).further(run), target=towards, **narrow)
             again.passes += out.passes[first + close]
             out.write(first + close, torch.arange(len(close)), again)
         waiting = waiting[out.first_broken_step[rows] == NEVER]

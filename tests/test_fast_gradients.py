@@ -327,8 +327,8 @@ def test_in_fp16_a_confident_image_has_the_gradient_that_float64_gives_it(digits
     assert int(confident.sum()) > 5
     exact = gradient(copy.deepcopy(digits_model).double(), x.double())
     ours, theirs = (torch.nn.functional.cosine_similarity(exact, gradient(one, x))[confident] for one in (copied, unscaled))
-    assert float(ours.min()) > 0.98 and float(ours.mean()) > 0.999
-    assert float(theirs.min()) < 0.9 and float(theirs.mean()) < float(ours.mean())
+    worst, lost = (float(one.quantile(0.1)) for one in (ours, theirs))  # at a relu's kink any rounding turns a gradient
+    assert worst > 0.999 and 1 - lost > 10 * (1 - worst)
 
 
 def test_fp16_is_nearer_to_float32_than_bf16_and_asks_it_less_often(
