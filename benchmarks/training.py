@@ -40,7 +40,7 @@ from sat_ray.world import World
 FULL = Size(width=64, images=64, steps=4, rounds=7)
 QUICK = Size(width=32, images=64, steps=2, rounds=7)
 SMOKE = Size(width=8, images=8, steps=1, rounds=1)
-GPU_IMAGES, GPU_STEPS = 256, 4  # of a step, and in one timed sample
+GPU_IMAGES, GPU_STEPS = 256, 8  # of a step, and in one timed sample
 
 
 def reports_of(size: Size, train: Split, *, world: World | None = None, compiled: bool = False) -> Iterator[EpochReport]:
@@ -168,7 +168,7 @@ def size_of(options: argparse.Namespace, on: Hardware) -> Size:
     """Return how much is measured."""
     size = SMOKE if options.smoke else QUICK if options.quick else FULL
     if on.on_gpu and not options.smoke:
-        size = replace(size, images=GPU_IMAGES, steps=GPU_STEPS, rounds=5)
+        size = replace(size, images=GPU_IMAGES, steps=GPU_STEPS, rounds=3)
     return replace(size, hardware=on, images=options.batch or size.images)
 
 

@@ -60,7 +60,8 @@ def run_lanes_fast(
 ) -> tuple[Verdicts, int]:
     """Attack every image with gradients of a fast copy, close survivors again with the model's, and return verdicts and the points scored.
 
-    where: lanes, of which the second attack uses at most CLOSE_LANES, and device; all as of `run_rescored`. passes of a run that was flown twice are those of both flights.
+    where: lanes, of which the second attack uses at most CLOSE_LANES, and device; all as of `run_rescored`. passes of a run that was flown
+    twice are those of both flights.
     """
     out, scored = run_rescored(fast, model, attack, images, y, rng, bound=bound, runs=runs, target=target, **where)
     waiting = torch.arange(len(images))
