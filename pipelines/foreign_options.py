@@ -54,8 +54,8 @@ class ForeignOptions:
     queries: int | None = None
     """Queries of Square (5000)."""
     gradient: Gradient = "float32"
-    """What the attack climbs: the model (float32), or a copy in bf16 (for GPUs and CPUs that have it), in compiled kernels (minutes at the
-    start of every worker), or both. That is another attack, and the model itself, in float32, says what is broken."""
+    """What the attack climbs: the model (float32), or a copy in fp16 (for GPUs) or bf16 (for GPUs and CPUs that have it), in compiled
+    kernels (minutes at the start of every worker), or both. That is another attack; the model itself, in float32, says what is broken."""
     split: str = "test"
     """Split of a prepared dataset; image folders and .npz files are a test split."""
     images: int | None = None

@@ -167,8 +167,8 @@ class EvaluationSettings:
     final_iterate: bool = False
     """Add the paper's rule as an attack of its own: only the last iterate counts."""
     gradient: Gradient = "float32"
-    """What the attack climbs: the model (float32), or a copy in bf16 (for GPUs and CPUs that have it), in compiled kernels (minutes at the
-    start of every worker), or both. That is another attack, and the model itself, in float32, says what is broken."""
+    """What the attack climbs: the model (float32), or a copy in fp16 (for GPUs) or bf16 (for GPUs and CPUs that have it), in compiled
+    kernels (minutes at the start of every worker), or both. That is another attack; the model itself, in float32, says what is broken."""
     lanes: int = 64
     """Images in every model call; part of the numerical environment."""
     shard_size: int = 450

@@ -2,8 +2,8 @@
 
 The attack climbs on the copy (`sat_ray.fast_copy`), which makes it another attack, with a name of its own. A point counts as broken only
 if the model itself misclassifies it in float32. Points whose margin on the copy lies below a bound, and the last point of every image,
-wait in a queue; each L of them are scored by one full call, so that a verdict does not depend on neighbours or order. What survives
-closely, with a float32 margin below the bound somewhere on its way, is attacked once more with float32 gradients.
+wait in a queue until they fill a call; all calls have the same number of rows, so that no verdict depends on neighbours or order. What
+survives closely, with a float32 margin below the bound somewhere on its way, is attacked once more with float32 gradients.
 """
 
 from dataclasses import dataclass, fields
@@ -20,6 +20,7 @@ from sat_ray.losses import margin
 from sat_ray.narrowing import Narrowing, call_rows, pad
 from sat_ray.randomness import Randomness
 
+SCORED_ROWS = 64  # of a float32 call at most: a lane flies on until its point is scored, so points should not wait long for a full call
 CLOSE_LANES = 16  # close survivors are few, and empty lanes in float32 cost what full ones do
 
 
@@ -100,7 +101,7 @@ def run_rescored(
     verdict; zero_share is not measured and stays 0. Among the points that float32 scored, a survivor shows the one of smallest margin.
     """
     flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device)
-    referee = _Referee(model, Verdicts.empty(runs * len(images)), lanes=lanes)
+    referee = _Referee(model, Verdicts.empty(runs * len(images)), lanes=min(lanes, SCORED_ROWS))
     flown, calls = torch.zeros(lanes, dtype=torch.int64), Narrowing(fast, lanes=lanes, gradients=attack.differentiates)
     while len(filled := flight.fill()) or flight.busy:
         flown[filled] = 0
@@ -133,7 +134,7 @@ def _points(state: State, attack: Attack, number: Tensor, flown: Tensor, lanes: 
 
 
 class _Referee:
-    """Score points in float32, first come first served, L at a time, and write what they mean for their runs."""
+    """Score points in float32, first come first served, a full call at a time, and write what they mean for their runs."""
 
     def __init__(self, model: Model, out: Verdicts, *, lanes: int) -> None:
         self.model, self.out, self.lanes = model, out, lanes

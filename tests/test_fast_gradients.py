@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainings import small_model
 
 import sat_ray.fast_copy
+import sat_ray.rescoring
 from sat_ray import compilation
 from sat_ray.attacks import PGD, AttackSpec, make_attack
 from sat_ray.attacks.base import Model
@@ -73,8 +74,12 @@ def plain(model: Normalized, split: Split, *, bound: float, lanes: int = LANES) 
     return found
 
 
-def test_verdicts_are_those_of_a_plain_loop_that_scores_every_point_again(digits_model: Normalized, held_out: Split) -> None:
+@pytest.mark.parametrize("rows", [4, 64])
+def test_verdicts_are_those_of_a_plain_loop_that_scores_every_point_again(
+    rows: int, digits_model: Normalized, held_out: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bound = 0.5
+    monkeypatch.setattr(sat_ray.rescoring, "SCORED_ROWS", rows)
     fast, attack = fast_copy(digits_model, gradient="bf16", device=CPU), make_attack(SPEC)
     rng = Randomness(0, held_out.image_ids)
     verdicts, scored = run_rescored(fast, digits_model, attack, held_out.images, held_out.labels, rng, bound=bound, lanes=LANES, device=CPU)

@@ -26,11 +26,13 @@ import sat_ray.training
 from sat_ray.attacks import PGD
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
+from sat_ray.learner import Learner
 from sat_ray.losses import cross_entropy
 from sat_ray.models import settle_layout, view
+from sat_ray.objectives import make_objective
 from sat_ray.randomness import Randomness, permutation
 from sat_ray.running_statistics import RunningStatistics
-from sat_ray.training import fit
+from sat_ray.training import TrainingSettings, fit
 from sat_ray.world import World
 
 EXTRAS: dict[str, dict[str, Any]] = {
@@ -251,3 +253,18 @@ def test_the_two_choices_of_activation_are_different_trainings(digits: Split) ->
 def test_a_global_batch_larger_than_the_split_is_refused(digits: Split) -> None:
     with pytest.raises(ValueError, match=r"training\.global_batch_size is 32; allowed: at most the 31 training images"):
         train(small_model(), digits, images=31)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", ["parameters", "buffers"])
+def test_one_number_that_is_not_finite_is_seen_wherever_it_is(kind: str, bad: float) -> None:
+    model, settings = small_model(), TrainingSettings(epochs=1, global_batch_size=8, batchnorm_group_size=8)
+    model.register_buffer("empty", torch.zeros(0))
+    learner = Learner(model, make_objective(settings), settings, world=World())
+    assert learner.finite()
+    last = [tensor for tensor in getattr(model, kind)() if tensor.is_floating_point() and tensor.numel()][-1]
+    with torch.no_grad():
+        last.flatten()[-1:] = 3e38
+        assert learner.finite()
+        last.flatten()[-1:] = bad
+    assert not learner.finite()
