@@ -20,7 +20,7 @@ from sat_ray.attacks import AttackSpec, cascade, pgd
 from sat_ray.checkpoint import pack_state, unpack_state
 from sat_ray.data.split import Split
 from sat_ray.evaluation import SORT_ORDER, calibrate_attacks, clean_correct_ids, evaluate, robust_image_ids
-from sat_ray.models import Normalized, build_model, settle_layout
+from sat_ray.models import Normalized, build_model, folded, settle_layout
 from sat_ray.precision import exact_float32
 from sat_ray.threat import ThreatModel
 
@@ -114,6 +114,19 @@ def test_a_network_has_the_logits_and_gradients_of_the_cpu(name: str) -> None:
         expected, found = logits_and_gradient(model, x), logits_and_gradient(copy.deepcopy(model).to(GPU), x.to(GPU))
     for one, other in zip(found.values(), expected.values(), strict=True):
         assert float((one.cpu() - other).norm() / other.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "preact_resnet18"])
+def test_a_folded_network_has_the_logits_and_gradients_of_the_network(name: str) -> None:
+    """With the products and blocks that replace convolutions on a GPU alone."""
+    model = build_model(name, activation="silu", num_classes=10, stem="imagenet", seed=0).to(GPU)
+    x = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(GPU)
+    model.train()(x)  # moves the running statistics away from 0 and 1
+    settle_layout(model.eval())
+    with exact_float32():
+        expected, found = logits_and_gradient(model, x), logits_and_gradient(folded(model), x)
+    for one, other in zip(found.values(), expected.values(), strict=True):
+        assert float((one - other).norm() / other.norm()) < 1e-4
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
