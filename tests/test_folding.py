@@ -138,3 +138,11 @@ def test_a_training_climbs_the_network_of_the_moment(digits: Split, monkeypatch:
 def test_a_network_without_batchnorm_is_returned_itself() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval()
     assert folded(model) is model
+
+
+def test_a_network_with_hooks_is_returned_itself() -> None:
+    model = small_model("relu").eval()
+    handle = next(iter(model.children())).register_forward_hook(lambda module, given, found: 2 * found)
+    assert folded(model) is model
+    handle.remove()
+    assert folded(model) is not model

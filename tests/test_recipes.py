@@ -74,13 +74,23 @@ def test_every_rung_of_the_ladder_is_the_imagenet_recipe_at_another_size(rung: R
     assert f"{1_271_167 * 100 * 2 * 2 / 1e6:.2f} million images" in text and not list(tmp_path.iterdir())
 
 
-SHRUNK = {"global_batch_size", "batchnorm_group_size", "validation_steps"}  # of the training's settings; all others stay the recipe's
+SHRUNK = {
+    "global_batch_size",
+    "batchnorm_group_size",
+    "validation_steps",
+    "learning_rate",
+}  # of the training's settings; all others stay the recipe's
 
 
 def small(config: SweepConfig) -> SweepConfig:
-    """Shrink what takes time and does not train: images, BatchNorm groups and their number, steps of the validation; on one CPU."""
-    accumulated = min(2, config.training.global_batch_size // config.training.batchnorm_group_size)
-    training = dataclasses.replace(config.training, global_batch_size=4 * accumulated, batchnorm_group_size=4, validation_steps=4)
+    """Shrink what takes time and does not train: images, BatchNorm groups and their number, steps of the validation; on one CPU.
+
+    The learning rate shrinks with the root of the batch: at that of hundreds of images, eight drive some networks to infinity in two steps.
+    """
+    whole = config.training.global_batch_size
+    images = 4 * min(2, whole // config.training.batchnorm_group_size)
+    small = {"global_batch_size": images, "batchnorm_group_size": 4, "validation_steps": 4}
+    training = dataclasses.replace(config.training, **small, learning_rate=config.training.learning_rate * (images / whole) ** 0.5)
     data = dataclasses.replace(config.data, image_size=32 if config.data.image_size else 0, rows_per_shard=64)
     evaluation = dataclasses.replace(config.evaluation, lanes=2)
     return dataclasses.replace(config, training=training, data=data, evaluation=evaluation, resources=ResourceSettings(train_workers=1))
@@ -144,7 +154,7 @@ def test_a_recipe_takes_two_real_steps_with_its_own_settings(
         0.5, schedule=whole.training.schedule, epochs=whole.training.epochs, warmup_epochs=whole.training.warmup_epochs
     )
     (row,) = states[-1].history
-    assert row["train/learning_rate"] == whole.training.learning_rate * factor > 0 and torch.tensor(row["train/loss"]).isfinite()
+    assert row["train/learning_rate"] == job.training.learning_rate * factor > 0 and torch.tensor(row["train/loss"]).isfinite()
 
 
 def differing(one: TrainingSettings, other: TrainingSettings) -> set[str]:

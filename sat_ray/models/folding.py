@@ -94,9 +94,11 @@ def folded(model: nn.Module, *, dtype: torch.dtype | None = None, follows: bool 
     """Return the model with every BatchNorm that follows a convolution folded into it.
 
     model: in inference mode; everything else is shared with it. dtype: of the folded weights, None for the model's. follows: `refresh` may
-    be called after the model has changed. A model that cannot be traced, or that calls a layer twice, is returned itself.
+    be called after the model has changed. A model that cannot be traced, has hooks, or calls a layer twice is returned itself.
     """
-    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+    modules = list(model.modules())
+    hooks = any(module._forward_hooks or module._forward_pre_hooks for module in modules)  # they would be lost, with what they compute
+    if hooks or not any(isinstance(module, nn.BatchNorm2d) for module in modules):
         return model
     try:
         traced = fx.GraphModule(model, _Tracer().trace(model))
@@ -105,9 +107,9 @@ def folded(model: nn.Module, *, dtype: torch.dtype | None = None, follows: bool 
         return model
     if _calls_twice(traced):
         return model
-    modules = dict(traced.named_modules())
+    named = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
-        pair = _pair(node, modules)
+        pair = _pair(node, named)
         if pair is not None:
             before = node.args[0]
             traced.set_submodule(before.target, FoldedConv(*pair, dtype=dtype, follows=follows))
