@@ -1,13 +1,14 @@
 """The inner maximization of training: batches become adversarial images, under an epsilon and an alpha that may change on the way.
 
 The attacker's view is climbed with BatchNorm folded into the convolutions, anew for every step: the same function in fewer passes over
-memory.
+memory. Where a look at two images says otherwise (a network that traces to another function), the view itself is climbed.
 
 Free adversarial training (Shafahi et al. 2019) spends no pass of its own: the backward pass of each update also gives the gradient at the
 images, along which they move before the next of `attack_replays` updates. Here every batch starts anew at random points; there, at the
 perturbation of the batch before.
 """
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -42,7 +43,7 @@ class Crafter:
         self.attacker, self.objective, self.settings, self.seed = attacker, objective, settings, seed
         self.climbed = folded(attacker, dtype=SHORT.get(settings.precision), follows=True)
         self.forward: Forward = compiled(self.climbed) if settings.compile else self.climbed
-        self.checked = not settings.compile or settings.attack_replays > 0  # Free has no pass through the view
+        self.checked = False
         self.full_attack = settings.attack(threat_model)
 
     def attack_at(self, progress: float, *, collapses: int) -> PGD:
@@ -65,21 +66,42 @@ class Crafter:
             x_adv = attack.start(x, y, rng, step=epoch).x_adv.requires_grad_()
         else:
             refresh(self.climbed)
-            self._check_compiled(x)
+            self._check(x)
             with autocast(self.settings.precision, device):
                 x_adv = self.objective.craft(attack, self.forward, x, y, rng, step=epoch)
         totals.watch(x_adv, x, attack.threat_model)
         return x, x_adv, y
 
+    def _check(self, x: Tensor) -> None:
+        """Compare, once, what is climbed with the attacker's view: logits and gradients at the images."""
+        if self.checked:
+            return
+        self.checked, compile = True, self.settings.compile
+        if not _same_function(self.climbed, self.attacker, x[:2]):
+            self.climbed = self.attacker
+            self.forward = compiled(self.climbed) if compile else self.climbed
+        if compile:
+            self._check_compiled(x)
+
     def _check_compiled(self, x: Tensor) -> None:
-        """Compare, once, the compiled view's logits and gradients at the images with the plain one's."""
-        if not self.checked:
-            self.checked = True
-            precision = self.settings.precision
-            with autocast(precision, x.device):
-                ours, theirs = (logits_and_gradient(forward, x) for forward in (self.forward, self.climbed))
-            exact = logits_and_gradient(self.attacker, x)
-            require_agreement(ours, theirs, exact, what="attacker's view", precision=precision, asked="training.compile")
+        precision = self.settings.precision
+        with autocast(precision, x.device):
+            ours, theirs = (logits_and_gradient(forward, x) for forward in (self.forward, self.climbed))
+        exact = logits_and_gradient(self.attacker, x)
+        require_agreement(ours, theirs, exact, what="attacker's view", precision=precision, asked="training.compile")
+
+
+def _same_function(climbed: nn.Module, attacker: nn.Module, x: Tensor) -> bool:
+    """Say whether a view is still itself when it is folded, in float32."""
+    if climbed is attacker:
+        return True
+    found, exact = (logits_and_gradient(one, x) for one in (folded(attacker), attacker))
+    try:
+        require_agreement(found, exact, exact, what="view", precision="float32", asked="folding")
+    except ArithmeticError as reason:
+        logging.getLogger(__name__).warning("BatchNorm is not folded into the network that is attacked: %s", reason)
+        return False
+    return True
 
 
 def follow(attack: PGD, crafted: Crafted, totals: Totals) -> Crafted:

@@ -66,12 +66,12 @@ def _not_finite(logits: Tensor) -> Tensor:
     return (~torch.isfinite(logits).all(dim=1)).cpu()
 
 
-def _error(image_ids: Tensor) -> ValueError:
+def _error(image_ids: Tensor, *, of: str = "model") -> ValueError:
     ids = list(dict.fromkeys(image_ids.tolist()))[:5]
-    return ValueError(f"model returned NaN or inf logits for image ids {ids}; allowed: finite logits")
+    return ValueError(f"{of} returned NaN or inf logits for image ids {ids}; allowed: finite logits")
 
 
-def require_finite_runs(logits: Tensor, flight: Flight) -> None:
+def require_finite_runs(logits: Tensor, flight: Flight, *, of: str = "model") -> None:
     """Raise ValueError where the logits of an image's first run are not finite, and set later runs aside whose logits are not.
 
     A later run may be one that nobody needs: `require_sound` raises for it if no earlier run breaks its image, whatever the lanes.
@@ -80,7 +80,7 @@ def require_finite_runs(logits: Tensor, flight: Flight) -> None:
     if bool(bad.any()):
         first = bad & (flight.number < flight.queue.images)
         if bool(first.any()):
-            raise _error(flight.state.rng.image_ids.cpu()[first])
+            raise _error(flight.state.rng.image_ids.cpu()[first], of=of)
         flight.set_aside(torch.nonzero(bad).flatten())
 
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from trainings import small_model, train
 
 from sat_ray.data.split import Split
@@ -133,6 +133,29 @@ def test_a_training_climbs_the_network_of_the_moment(digits: Split, monkeypatch:
     monkeypatch.setattr("sat_ray.crafting.folded", lambda model, **_: model)
     assert ours == pytest.approx(trained(), rel=1e-3)
     assert stale[-1] != pytest.approx(ours[-1], rel=1e-2)
+
+
+def test_a_network_that_traces_to_another_function_is_attacked_as_it_is(digits: Split, caplog: pytest.LogCaptureFixture) -> None:
+    """Its forward pass reads a number that tracing makes a constant."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls = small_model("silu").body, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += not isinstance(x, fx.Proxy)
+            value: Tensor = self.inner(x) * (1.0 if self.calls else 2.0)
+            return value
+
+    def trained(body: nn.Module) -> float:
+        model = small_model("silu")
+        model.body = body
+        return train(model, digits)[-1].metrics["train/loss"]
+
+    ours = trained(Counting())
+    assert "BatchNorm is not folded into the network that is attacked: folding: logits" in caplog.text
+    assert ours == pytest.approx(trained(small_model("silu").body), rel=1e-3)
 
 
 def test_a_network_without_batchnorm_is_returned_itself() -> None:
