@@ -27,6 +27,7 @@ import safetensors.torch
 import torch
 from hardware import Hardware, PeakMemory
 from libraries import LIBRARIES, Library
+from parts import moved
 from steps import OperationCounter
 from torch import Tensor
 
@@ -158,13 +159,6 @@ def attack_in_batches(library: Library, x: Tensor, y: Tensor, *, batch: int) -> 
     return torch.cat([library(part, labels) for part, labels in zip(x.split(batch), y.split(batch), strict=True)])
 
 
-def moved_digits(split: Split, count: int) -> Split:
-    """Repeat a split until it has `count` images, each with an id of its own, every repetition moved by some more pixels."""
-    rows = torch.arange(count) % len(split)
-    parts = [torch.roll(part, shifts=(turn, -2 * turn), dims=(2, 3)) for turn, part in enumerate(split.images[rows].split(len(split)))]
-    return Split(torch.cat(parts), split.labels[rows], torch.arange(count))
-
-
 def fitting_epsilon(model: Normalized, images: Split, size: Size, *, images_asked: int = 256) -> int:
     """Return the epsilon, in 255ths, at which PGD-20 on a copy in bf16 leaves about `size.robust` of some images right."""
     sample, on = images.take(slice(0, images_asked)), size.hardware
@@ -263,11 +257,8 @@ class Contest:
             cases["ours_fast"] = self.run_ours_fast
         if not self.float32:
             seconds = common.interleaved(cases, rounds=self.size.rounds, warm_up=0)
-            self.outcomes, self.robust["ours"], self.cpu_seconds["ours"] = (
-                self.fast_outcomes,
-                self.fast_robust,
-                self.cpu_seconds["ours_fast"],
-            )
+            self.outcomes, self.robust["ours"] = self.fast_outcomes, self.fast_robust
+            self.cpu_seconds["ours"] = self.cpu_seconds["ours_fast"]
             return {"ours": seconds["ours_fast"], **seconds}
         seconds = common.interleaved({"before": self.run_ours, **cases, "after": self.run_ours}, rounds=self.size.rounds, warm_up=0)
         sides = zip(seconds.pop("before"), seconds.pop("after"), strict=True)
@@ -364,7 +355,7 @@ def main() -> None:
     gradient = options.gradient or ("bf16" if on.precision == "bf16" or pays(on.place) else "")
     if options.no_float32 and not gradient:
         raise SystemExit("--no-float32 leaves nothing of ours to time; allowed: with --gradient")
-    images = moved_digits(splits["test"], size.images)
+    images = moved(splits["test"], size.images)
     if size.robust:
         size = replace(size, epsilon=fitting_epsilon(model, images, size))
     print(f"{size.images} images, {size.spec}, lanes {size.lanes}", flush=True)

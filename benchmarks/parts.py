@@ -70,3 +70,10 @@ def batch_of(split: Split, count: int) -> Split:
     """Repeat a split until it has `count` images, each with an id of its own."""
     rows = torch.arange(count) % len(split)
     return Split(split.images[rows], split.labels[rows], torch.arange(count))
+
+
+def moved(split: Split, count: int) -> Split:
+    """Repeat a split as `batch_of` does, every repetition moved by some more pixels."""
+    again = batch_of(split, count)
+    parts = [torch.roll(part, shifts=(turn, -2 * turn), dims=(2, 3)) for turn, part in enumerate(again.images.split(len(split)))]
+    return Split(torch.cat(parts), again.labels, again.image_ids)

@@ -41,7 +41,8 @@ class Crafter:
         self, attacker: nn.Module, objective: Objective, settings: TrainingSettings, threat_model: ThreatModel, *, seed: int
     ) -> None:
         self.attacker, self.objective, self.settings, self.seed = attacker, objective, settings, seed
-        self.climbed = folded(attacker, dtype=SHORT.get(settings.precision), follows=True)
+        free = settings.attack_replays > 0  # has no pass through the view
+        self.climbed = attacker if free else folded(attacker, dtype=SHORT.get(settings.precision), follows=True)
         self.forward: Forward = compiled(self.climbed) if settings.compile else self.climbed
         self.checked = False
         self.full_attack = settings.attack(threat_model)
@@ -77,7 +78,8 @@ class Crafter:
         if self.checked:
             return
         self.checked, compile = True, self.settings.compile
-        if not _same_function(self.climbed, self.attacker, x[:2]):
+        in_float32 = self.climbed if self.settings.precision == "float32" else folded(self.attacker)
+        if not _same_function(in_float32, self.attacker, x[:2]):
             self.climbed = self.attacker
             self.forward = compiled(self.climbed) if compile else self.climbed
         if compile:
@@ -91,11 +93,11 @@ class Crafter:
         require_agreement(ours, theirs, exact, what="attacker's view", precision=precision, asked="training.compile")
 
 
-def _same_function(climbed: nn.Module, attacker: nn.Module, x: Tensor) -> bool:
+def _same_function(copied: nn.Module, attacker: nn.Module, x: Tensor) -> bool:
     """Say whether a view is still itself when it is folded, in float32."""
-    if climbed is attacker:
+    if copied is attacker:
         return True
-    found, exact = (logits_and_gradient(one, x) for one in (folded(attacker), attacker))
+    found, exact = (logits_and_gradient(one, x) for one in (copied, attacker))
     try:
         require_agreement(found, exact, exact, what="view", precision="float32", asked="folding")
     except ArithmeticError as reason:

@@ -74,12 +74,8 @@ def test_every_rung_of_the_ladder_is_the_imagenet_recipe_at_another_size(rung: R
     assert f"{1_271_167 * 100 * 2 * 2 / 1e6:.2f} million images" in text and not list(tmp_path.iterdir())
 
 
-SHRUNK = {
-    "global_batch_size",
-    "batchnorm_group_size",
-    "validation_steps",
-    "learning_rate",
-}  # of the training's settings; all others stay the recipe's
+# of the training's settings; all others stay the recipe's
+SHRUNK = {"global_batch_size", "batchnorm_group_size", "validation_steps", "learning_rate"}
 
 
 def small(config: SweepConfig) -> SweepConfig:

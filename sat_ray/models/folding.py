@@ -141,8 +141,9 @@ def _pair(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[nn.Conv2d, nn.B
     if not isinstance(norm, nn.BatchNorm2d) or not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
         return None
     conv = modules[str(before.target)]
-    folds = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and norm.running_mean is not None
-    return (conv, norm) if folds else None  # type: ignore[return-value]
+    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str) or norm.running_mean is None:
+        return None
+    return conv, norm
 
 
 def _calls_twice(traced: fx.GraphModule) -> bool:
