@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sat_ray.attacks import AttackSpec, State, make_attack
 from sat_ray.attacks.base import Model, differentiate
-from sat_ray.fast_copy import fast_copy
+from sat_ray.compilation import fusing
+from sat_ray.fast_copy import fast_copy, flies_again
 from sat_ray.flight import Flight
 from sat_ray.lanes import NEVER, lane_logits, require_finite, run_lanes
 from sat_ray.losses import margin
@@ -107,19 +108,20 @@ def calibrate(
     target = _likeliest_other(model, images, y, lanes=lanes, device=device)[:, None] if spec.targets else None
     flight = Flight(attack, images, y, rng, target, runs=1, lanes=lanes, device=device)
     narrow = min(lanes, len(images))  # float32 is slow: no empty lanes
-    seen = _visit(flight, fast, model, narrow=narrow, loss=spec.loss, gradient=spec.gradient)
+    with fusing(getattr(fast, "fixed_rows", False)):
+        seen = _visit(flight, fast, model, narrow=narrow, loss=spec.loss, gradient=spec.gradient)
     held_out, difference = seen.row % 2 == 1, (seen.low - seen.true).abs()
     bound = max(LEAST_BOUND, SAFETY * float(difference[~held_out].max()))
     above = held_out & (seen.low >= bound)
     exact = run_lanes(model, attack, images, y, rng, target=target, lanes=narrow, device=device).first_broken_step != NEVER
-    asked = (seen.low < bound) | seen.last()
+    asked, again = (seen.low < bound) | seen.last(), flies_again(spec.gradient)
 
     def broken_again(rows: Tensor) -> Tensor:
         towards = None if target is None else target[rows]
-        given: dict[str, Any] = {"bound": bound, "target": towards, "lanes": lanes, "device": device}
+        given: dict[str, Any] = {"bound": bound, "again": again, "target": towards, "lanes": lanes, "device": device}
         return run_lanes_fast(fast, model, attack, images[rows], y[rows], rng.take(rows), **given)[0].first_broken_step != NEVER
 
-    differs = exact != _broken(seen, asked, exact, bound=bound, broken_again=broken_again)
+    differs = exact != _broken(seen, asked, exact, close=bound if again else -torch.inf, bound=bound, broken_again=broken_again)
     return Calibration(
         attack=spec.name,
         bound=bound,
@@ -163,16 +165,17 @@ class _Seen:
         self.pixels += ours.numel()
 
 
-def _broken(seen: _Seen, asked: Tensor, exact: Tensor, *, bound: float, broken_again: Callable[[Tensor], Tensor]) -> Tensor:
+def _broken(seen: _Seen, asked: Tensor, exact: Tensor, *, close: float, bound: float, broken_again: Callable[[Tensor], Tensor]) -> Tensor:
     """Return which images the attack on the copy breaks, (N,) bool, from the points they visited.
 
-    asked: (P,) bool, points that the model scores; exact: (N,) bool, what the attack in float32 breaks, which close survivors are given to;
-    broken_again: attacks images whose broken point nobody would have scored.
+    asked: (P,) bool, points that the model scores; exact: (N,) bool, what the attack in float32 breaks, which survivors with a margin below
+    `close` are given to; broken_again: attacks images whose broken point nobody would have scored, or of which the copy was wrongly sure.
     """
     wrong, none = seen.true < 0, torch.zeros_like(exact)
-    found, missed = (none.index_put((seen.row[points],), torch.tensor(True)) for points in (wrong & asked, wrong & ~asked))
+    unlike = (wrong & ~asked) | (~wrong & (seen.low < -bound))
+    found, missed = (none.index_put((seen.row[points],), torch.tensor(True)) for points in (wrong & asked, unlike))
     nearest = torch.full(exact.shape, torch.inf).scatter_reduce(0, seen.row[asked], seen.true[asked], "amin")
-    found = torch.where(~found & (nearest < bound), exact, found)
+    found = torch.where(~found & (nearest < close), exact, found)
     rows = torch.nonzero(missed).flatten()
     return found.index_put((rows,), broken_again(rows)) if len(rows) else found
 

@@ -1,4 +1,5 @@
-"""torch.compile for the two models of a training, the attacker's view and the model that is updated, and for copies that attacks climb on.
+"""torch.compile for the two models of a training, the attacker's view and the model that is updated, for copies that attacks climb on, and
+for what an attack's step does beside the model.
 
 What is compiled is a way to call a module, never the module: weights keep their names, checkpoints and exports stay as they are, and views
 go on sharing memory. In a training each has graphs of its own (one is in train mode, the other never), one for every size of images, and
@@ -8,11 +9,16 @@ shares none with another training of the process. Whatever is compiled is compar
 import inspect
 import shlex
 import shutil
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 BACKEND = "inductor"
 MOST_GRAPHS = 128  # of one module in one training: its calls with and without gradients, for every size of images
@@ -40,13 +46,44 @@ def forget_graphs() -> None:
     torch.compiler.reset()
 
 
-def compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a way to call a module that is compiled at the first call, and again for other sizes of images."""
+def compiled(module: nn.Module | Callable[..., Any]) -> Callable[..., Any]:
+    """Return a way to call a module or function that is compiled at the first call, and again for other sizes of images."""
     settings: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
     newer = {"isolate_recompiles": True, "recompile_limit": MOST_GRAPHS}
     if newer.keys() <= inspect.signature(torch.compile).parameters.keys():
         settings |= newer
     else:  # before torch 2.14 the limit is one for all
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
-    call: Callable[[Tensor], Tensor] = torch.compile(module, **settings)
+    call: Callable[..., Any] = torch.compile(module, **settings)
     return call
+
+
+_FUSING: ContextVar[bool] = ContextVar("fusing", default=False)
+
+
+@contextmanager
+def fusing(asked: bool) -> Iterator[None]:
+    """Let functions that are `fusable` run as compiled kernels in here, if asked."""
+    token = _FUSING.set(asked)
+    try:
+        yield
+    finally:
+        _FUSING.reset(token)
+
+
+def fusable(function: Function) -> Function:
+    """Decorate a function of tensors of fixed sizes that does little work on much memory: compiled, it passes over it once, not ten times.
+
+    The results are the same in every bit, but for sums of rounded numbers (an l2 norm), whose order is the compiler's.
+    """
+    kept: dict[str, Callable[..., Any]] = {}
+
+    @wraps(function)
+    def call(*args: Any, **keywords: Any) -> Any:
+        if not _FUSING.get():
+            return function(*args, **keywords)
+        if BACKEND not in kept:
+            kept[BACKEND] = compiled(function)
+        return kept[BACKEND](*args, **keywords)
+
+    return cast(Function, call)

@@ -17,7 +17,7 @@ from sat_ray.attacks import AttackSpec, make_attack
 from sat_ray.attacks.base import Model, require_inference_mode
 from sat_ray.calibration import Calibration, calibrate
 from sat_ray.data.split import Split
-from sat_ray.fast_copy import fast_copy
+from sat_ray.fast_copy import fast_copy, flies_again
 from sat_ray.lanes import CLEAN_ERROR, NEVER, Verdicts, by_run, lane_logits, run_lanes
 from sat_ray.losses import fewest_classes, margin
 from sat_ray.models import view
@@ -165,7 +165,7 @@ def _one_attack(
     if fast is None or bound is None:
         verdicts = run_lanes(attacked, *inputs, final_iterate=spec.final_iterate, **where)
     else:
-        verdicts, _ = run_lanes_fast(fast, attacked, *inputs, bound=bound, **where)
+        verdicts, _ = run_lanes_fast(fast, attacked, *inputs, bound=bound, again=flies_again(spec.gradient), **where)
     tables = [
         _outcomes(given[rows], found, y, ids, clean, spec=spec, restart=run)
         for run, (rows, found) in enumerate(by_run(verdicts, len(given), runs=spec.runs))

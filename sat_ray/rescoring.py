@@ -2,8 +2,10 @@
 
 The attack climbs on the copy (`sat_ray.fast_copy`), which makes it another attack, with a name of its own. A point counts as broken only
 if the model itself misclassifies it in float32. Points whose margin on the copy lies below a bound, and the last point of every image,
-wait in a queue until they fill a call; all calls have the same number of rows, so that no verdict depends on neighbours or order. What
-survives closely, with a float32 margin below the bound somewhere on its way, is attacked once more with float32 gradients.
+wait in a queue until they fill a call; all calls have the same number of rows, so that no verdict depends on neighbours or order. Where the
+copy is sure, with a margin below minus the bound, one point in QUIET_STEPS is enough; a run of which float32 then says otherwise is flown
+anew with every such point scored. On a copy of 8 bits, what survives closely, with a float32 margin below the bound somewhere on its way,
+is attacked once more with float32 gradients.
 """
 
 from dataclasses import dataclass, fields
@@ -14,12 +16,14 @@ from torch import Tensor
 
 from sat_ray.attacks import Attack, State
 from sat_ray.attacks.base import Model, require_feasible
+from sat_ray.compilation import fusing
 from sat_ray.flight import Flight
 from sat_ray.lanes import NEVER, Verdicts, require_finite, require_finite_runs, require_sound, run_lanes, skip_periods
 from sat_ray.losses import margin
 from sat_ray.narrowing import Narrowing, call_rows, pad
 from sat_ray.randomness import Randomness
 
+QUIET_STEPS = 16  # after a point of which the copy is sure: it waits, the lane flies on, and its next points would be asked about in vain
 SCORED_ROWS = 64  # of a float32 call at most: a lane flies on until its point is scored, so points should not wait long for a full call
 CLOSE_LANES = 16  # close survivors are few, and empty lanes in float32 cost what full ones do
 
@@ -35,6 +39,7 @@ class _Points:
     step: Tensor
     passes: Tensor
     distance: Tensor
+    sure: Tensor
 
     def __len__(self) -> int:
         return len(self.y)
@@ -55,27 +60,28 @@ def run_lanes_fast(
     rng: Randomness,
     *,
     bound: float,
+    again: bool,
     runs: int = 1,
     target: Tensor | None = None,
     **where: Any,
 ) -> tuple[Verdicts, int]:
     """Attack every image with gradients of a fast copy, close survivors again with the model's, and return verdicts and the points scored.
 
-    where: lanes, of which the second attack uses at most CLOSE_LANES, and device; all as of `run_rescored`. passes of a run that was flown
-    twice are those of both flights.
+    again: whether the second attack is asked for (`sat_ray.fast_copy.flies_again`); where: lanes, of which that attack uses at most
+    CLOSE_LANES, and device; all as of `run_rescored`. passes of a run that was flown twice are those of both flights.
     """
     out, scored = run_rescored(fast, model, attack, images, y, rng, bound=bound, runs=runs, target=target, **where)
     waiting = torch.arange(len(images))
-    for run in range(runs):
+    for run in range(runs if again else 0):
         first = run * len(images)
         rows = first + waiting
         close = waiting[(out.first_broken_step[rows] == NEVER) & (out.margin[rows] < bound)]
         if len(close):
             towards = None if target is None else target[close, run][:, None]
             narrow = {**where, "lanes": min(where["lanes"], CLOSE_LANES)}
-            again = run_lanes(model, attack, images[close], y[close], rng.take(close).further(run), target=towards, **narrow)
-            again.passes += out.passes[first + close]
-            out.write(first + close, torch.arange(len(close)), again)
+            second = run_lanes(model, attack, images[close], y[close], rng.take(close).further(run), target=towards, **narrow)
+            second.passes += out.passes[first + close]
+            out.write(first + close, torch.arange(len(close)), second)
         waiting = waiting[out.first_broken_step[rows] == NEVER]
     return out, scored
 
@@ -93,44 +99,62 @@ def run_rescored(
     device: torch.device,
     runs: int = 1,
     target: Tensor | None = None,
+    quiet_steps: int = QUIET_STEPS,
 ) -> tuple[Verdicts, int]:
     """Attack every image with gradients of a fast copy alone and return its verdict, and how many points float32 scored.
 
-    fast: what is differentiated, a copy of `model`; bound: logit margin > 0 below which a point is scored again; the rest as in
-    `sat_ray.lanes.run_lanes`. An image that cycles goes on to the point that its last step would reach. passes counts the points up to the
-    verdict; zero_share is not measured and stays 0. Among the points that float32 scored, a survivor shows the one of smallest margin.
+    fast: what is differentiated, a copy of `model`; bound: logit margin > 0 below which a point is scored again; quiet_steps: for how long
+    a point of which the copy is sure speaks for those after it, 0 to score them all; the rest as in `sat_ray.lanes.run_lanes`.
+    An image that cycles goes on to the point that its last step would reach. passes counts the points up to the verdict; zero_share is not
+    measured and stays 0. Among the points that float32 scored, a survivor shows the one of smallest margin.
     """
     flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device)
     referee = _Referee(model, Verdicts.empty(runs * len(images)), lanes=min(lanes, SCORED_ROWS))
     flown, calls = torch.zeros(lanes, dtype=torch.int64), Narrowing(fast, lanes=lanes, gradients=attack.differentiates)
-    while len(filled := flight.fill()) or flight.busy:
-        flown[filled] = 0
-        flown += 1
-        before = flight.state
-        flight.state = after = attack.step(calls.over(flight.number >= 0, before.x_adv), before)
-        assert after.logits is not None
-        require_finite_runs(after.logits, flight, of="the fast copy of the model")
-        require_feasible(before.x_adv, before.x, attack.threat_model, held=flight.number >= 0)
-        done = before.step.cpu() >= attack.steps
-        if flight.cycles is not None:
-            flight.state = skip_periods(after, flight.cycles.observe(after.x_adv, after.step), steps=attack.steps)
-        doubtful = margin(after.logits, before.y).cpu() < bound
-        waiting = torch.nonzero((flight.number >= 0) & (doubtful | done)).flatten()
-        if len(waiting):
-            referee.ask(_points(before, attack, flight.number, flown, waiting))
-            flight.free(torch.nonzero(done | referee.is_broken(flight.number)).flatten())
-            flight.note_broken(torch.nonzero(referee.out.first_broken_step != NEVER).flatten())
+    quiet_until = torch.zeros_like(flown)
+    with fusing(getattr(fast, "fixed_rows", False)):
+        while len(filled := flight.fill()) or flight.busy:
+            flown[filled] = quiet_until[filled] = 0
+            flown += 1
+            before = flight.state
+            flight.state = after = attack.step(calls.over(flight.number >= 0, before.x_adv), before)
+            assert after.logits is not None
+            require_finite_runs(after.logits, flight, of="the fast copy of the model")
+            require_feasible(before.x_adv, before.x, attack.threat_model, held=flight.number >= 0)
+            done = before.step.cpu() >= attack.steps
+            if flight.cycles is not None:
+                flight.state = skip_periods(after, flight.cycles.observe(after.x_adv, after.step), steps=attack.steps)
+            margins = margin(after.logits, before.y).cpu()
+            sure = margins < -bound
+            doubtful = (margins < bound) & ~(sure & (flown < quiet_until))
+            quiet_until = torch.where(sure & doubtful, flown + quiet_steps, quiet_until)
+            waiting = torch.nonzero((flight.number >= 0) & (doubtful | done)).flatten()
+            if len(waiting):
+                referee.ask(_points(before, attack, flight.number, flown, sure, waiting))
+                flight.free(torch.nonzero(done | referee.is_broken(flight.number)).flatten())
+                flight.note_broken(torch.nonzero(referee.out.first_broken_step != NEVER).flatten())
     referee.finish()
     flight.note_broken(torch.nonzero(referee.out.first_broken_step != NEVER).flatten())
     require_sound(flight, rng.image_ids)
-    return referee.out, referee.scored
+    out, scored = referee.out, referee.scored
+    wrongly_sure = torch.nonzero(referee.wrongly_sure).flatten()
+    if quiet_steps and len(wrongly_sure):
+        image, run = wrongly_sure % len(images), wrongly_sure // len(images)
+        towards = None if target is None else target[image, run][:, None]
+        given: dict[str, Any] = {"bound": bound, "lanes": lanes, "device": device, "target": towards, "quiet_steps": 0}
+        anew, more = run_rescored(fast, model, attack, images[image], y[image], rng.take(image).further(run), **given)
+        anew.passes += out.passes[wrongly_sure]
+        out.write(wrongly_sure, torch.arange(len(image)), anew)
+        scored += more
+    return out, scored
 
 
-def _points(state: State, attack: Attack, number: Tensor, flown: Tensor, lanes: Tensor) -> _Points:
+def _points(state: State, attack: Attack, number: Tensor, flown: Tensor, sure: Tensor, lanes: Tensor) -> _Points:
     rows = lanes.to(state.y.device)
     x_adv = state.x_adv[rows]
     distance = attack.threat_model.distance(x_adv, state.x[rows]).cpu()
-    return _Points(x_adv, state.y[rows], state.rng.image_ids[rows].cpu(), number[lanes], state.step[rows].cpu(), flown[lanes], distance)
+    ids, step = state.rng.image_ids[rows].cpu(), state.step[rows].cpu()
+    return _Points(x_adv, state.y[rows], ids, number[lanes], step, flown[lanes], distance, sure[lanes])
 
 
 class _Referee:
@@ -139,6 +163,7 @@ class _Referee:
     def __init__(self, model: Model, out: Verdicts, *, lanes: int) -> None:
         self.model, self.out, self.lanes = model, out, lanes
         self.queue: _Points | None = None
+        self.wrongly_sure = torch.zeros(len(out.margin), dtype=torch.bool)
         self.scored = 0
 
     def ask(self, points: _Points) -> None:
@@ -172,6 +197,8 @@ class _Referee:
             out.passes[number] = points.passes[row]
             if wrong[row]:
                 out.first_broken_step[number] = step
+            elif points.sure[row]:
+                self.wrongly_sure[number] = True
             if wrong[row] or margins[row] < out.margin[number]:
                 out.prediction[number], out.margin[number] = predictions[row], margins[row]
                 out.distance[number] = points.distance[row]

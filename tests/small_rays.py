@@ -23,24 +23,33 @@ ONE_CPU: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
 
 
 @contextmanager
-def ray_of_one_node(**head: Any) -> Iterator[Any]:
-    """Start a Ray node with one CPU, connect to it, and yield its cluster. head: more of what its node is told."""
+def cluster_of_one_node(**head: Any) -> Iterator[Any]:
+    """Start a Ray node, to which others may be added, and yield its cluster. head: what the node is told."""
     with pytest.MonkeyPatch.context() as environment, session_folder() as folder:
         environment.setenv("RAY_AUTH_MODE", "disabled")
-        environment.setenv("RAY_raylet_start_wait_time_s", "120")
+        environment.setenv("RAY_raylet_start_wait_time_s", "120")  # the default of 30 is short on a busy machine
         environment.setenv("RAY_TMPDIR", folder)  # its address is written below, and not where others look for a Ray of this machine
         Path(folder, "ray").mkdir()
-        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # the nodes' workers import the tests
         import ray
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args=ONE_CPU | {"temp_dir": folder, "include_dashboard": False} | head)
+        cluster = Cluster(initialize_head=True, head_node_args={"temp_dir": folder, "include_dashboard": False} | head)
         try:
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
             yield cluster
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+@contextmanager
+def ray_of_one_node(**head: Any) -> Iterator[Any]:
+    """Start a Ray node with one CPU, connect to it, and yield its cluster. head: more of what its node is told."""
+    with cluster_of_one_node(**ONE_CPU | head) as cluster:
+        import ray
+
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield cluster
 
 
 def job_in(folder: Path, *, epochs: int, validate_every: int) -> TrainingJob:

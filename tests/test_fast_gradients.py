@@ -105,7 +105,7 @@ def test_close_survivors_are_attacked_again_in_float32(digits_model: Normalized,
         return digits_model(x.detach()) + 0 * x.sum()
 
     first, _ = run_rescored(blind, digits_model, *inputs, bound=bound, **given)
-    both, _ = run_lanes_fast(blind, digits_model, *inputs, bound=bound, **given)
+    both, _ = run_lanes_fast(blind, digits_model, *inputs, bound=bound, again=True, **given)
     exact = run_lanes(digits_model, *inputs, **given)
     close = (first.first_broken_step == NEVER) & (first.margin < bound)
     assert 5 < int(close.sum()) < int((first.first_broken_step == NEVER).sum())
@@ -165,7 +165,7 @@ def test_a_run_that_goes_wrong_counts_only_if_it_is_needed_whatever_the_lanes(la
 def test_restarts_flown_together_say_what_they_say_alone(digits_model: Normalized, held_out: Split) -> None:
     bound, fast = 2.0, fast_copy(digits_model, gradient="bf16", device=CPU)
     attack = make_attack(replace(SPEC, steps=3, step_size=SPEC.threat_model.epsilon / 2, name=""))  # so coarse that restarts differ
-    given: dict[str, Any] = {"lanes": LANES, "device": CPU, "bound": bound}
+    given: dict[str, Any] = {"lanes": LANES, "device": CPU, "bound": bound, "again": True}
     together, _ = run_lanes_fast(
         fast, digits_model, attack, held_out.images, held_out.labels, Randomness(0, held_out.image_ids), runs=3, **given
     )
@@ -212,6 +212,30 @@ def test_a_copy_that_lies_breaks_nothing_and_hides_nothing_at_the_last_point(dig
     last = run_lanes(digits_model, attack, first.images, first.labels, rng, **given, final_iterate=True)
     assert torch.equal(shown.first_broken_step, last.first_broken_step)
     assert int((shown.first_broken_step == attack.steps).sum()) > 0
+
+
+@pytest.mark.parametrize("rows", [4, 64])
+def test_where_a_copy_is_sure_few_points_are_scored_and_where_it_is_wrong_all_of_them(
+    rows: int, digits_model: Normalized, held_out: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sat_ray.rescoring, "SCORED_ROWS", rows)
+    inputs = (digits_model, make_attack(SPEC), held_out.images, held_out.labels, Randomness(0, held_out.image_ids))
+    given: dict[str, Any] = {"lanes": LANES, "device": CPU, "bound": 0.3}
+
+    def wrong_half_of_the_time(x: Tensor) -> Tensor:  # a property of the point, not of its row
+        logits = digits_model(x)
+        return torch.where((1e4 * x.flatten(1).sum(dim=1, keepdim=True)).long() % 2 == 0, logits, -logits)
+
+    fewer = {}
+    for name, copied in {"sound": fast_copy(digits_model, gradient="bf16", device=CPU), "lying": wrong_half_of_the_time}.items():
+        quiet, scored = run_rescored(copied, *inputs, **given)
+        loud, every = run_rescored(copied, *inputs, **given, quiet_steps=0)
+        broken = loud.first_broken_step != NEVER
+        assert torch.equal(quiet.first_broken_step, loud.first_broken_step)
+        assert torch.equal(quiet.prediction[broken], loud.prediction[broken])
+        assert 5 < int(broken.sum()) < len(held_out)
+        fewer[name] = scored / every
+    assert fewer["sound"] <= 1 < fewer["lying"], "a point of which the copy is sure is asked about once"
 
 
 def test_calibration_measures_the_difference_of_the_margins(
@@ -292,7 +316,7 @@ def test_points_repeat_on_a_bf16_copy_because_unknown_signs_are_0(digits_model: 
 
     def random_signs(x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return copied.forward(x).float()
+            return copied.forward.model(x).float()
 
     found = [run_lanes(one, attack, images, labels, Randomness(0, larger.image_ids), lanes=8, device=CPU) for one in (copied, random_signs)]
     survived = [one.first_broken_step == NEVER for one in found]
@@ -323,7 +347,7 @@ def test_in_fp16_a_confident_image_has_the_gradient_that_float64_gives_it(digits
 
     def unscaled(x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.float16):
-            return copied.forward(x).float()
+            return copied.forward.model(x).float()
 
     copied = fast_copy(digits_model, gradient="fp16", device=CPU)
     with torch.no_grad():

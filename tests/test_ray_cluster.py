@@ -1,6 +1,5 @@
 """A real Ray of two nodes, one of them with (logical) GPUs: where work without GPUs goes, and what the metrics pages show."""
 
-import os
 import re
 import socket
 import time
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_rays import OBJECT_STORE, cluster_of_one_node
 
 from pipelines.recipes import RECIPES
 from sat_ray.bundles import POOL_LABEL
 from sat_ray.config import ResourceSettings
-from sat_ray.distributed.folders import session_folder
 from sat_ray.distributed.metrics import SweepMetrics, training_shown
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
@@ -29,30 +28,17 @@ DEADLINE_SECONDS, REPORT_MS = 150.0, 3000  # a gauge not set again within two re
 @pytest.fixture(scope="module")
 def metrics_pages() -> Iterator[list[str]]:
     """Start a GPU node as the head and a CPU node beside it; return the addresses of their metrics pages."""
-    with pytest.MonkeyPatch.context() as environment, session_folder() as folder:
-        environment.setenv("RAY_AUTH_MODE", "disabled")
-        environment.setenv("RAY_raylet_start_wait_time_s", "120")  # the default of 30 is short on a busy machine
-        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # the nodes' workers import this file
+    ports = [_free_port() for _ in POOLS]
+    settings: dict[str, Any] = {"num_cpus": 2, "object_store_memory": OBJECT_STORE}
+    labels = [{POOL_LABEL: pool} for pool in POOLS]
+    head = settings | {"num_gpus": 1, "labels": labels[0], "metrics_export_port": ports[0]}
+    head |= {"include_dashboard": True, "dashboard_port": _free_port(), "_system_config": {"metrics_report_interval_ms": REPORT_MS}}
+    with cluster_of_one_node(**head) as cluster:
         import ray
-        from ray.cluster_utils import Cluster
 
-        ports = [_free_port() for _ in POOLS]
-        settings: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 100 * 1024**2}
-        labels = [{POOL_LABEL: pool} for pool in POOLS]
-        head = settings | {"num_gpus": 1, "labels": labels[0], "metrics_export_port": ports[0], "temp_dir": folder}
-        head |= {
-            "include_dashboard": True,
-            "dashboard_port": _free_port(),
-            "_system_config": {"metrics_report_interval_ms": REPORT_MS},
-        }
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        try:
-            cluster.add_node(**settings, labels=labels[1], metrics_export_port=ports[1])
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-            yield [f"http://127.0.0.1:{port}/metrics" for port in ports]
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+        cluster.add_node(**settings, labels=labels[1], metrics_export_port=ports[1])
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield [f"http://127.0.0.1:{port}/metrics" for port in ports]
 
 
 def _free_port() -> int:

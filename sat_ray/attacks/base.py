@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sat_ray.compilation import fusable
 from sat_ray.losses import attack_loss
 from sat_ray.randomness import Randomness
 from sat_ray.threat import TOLERANCE, ThreatModel
@@ -130,7 +131,7 @@ def require_images(x: Tensor, y: Tensor) -> None:
 
 def require_feasible(x_adv: Tensor, x: Tensor, threat_model: ThreatModel, *, held: Tensor | None = None) -> None:
     """Raise InfeasiblePointError unless every image is allowed. held: (N,) bool, the lanes that are asked about; None for all."""
-    left = ~threat_model.contains(x_adv, x)
+    left = ~_contained(threat_model, x_adv, x)
     if held is not None:
         left &= held.to(left.device)
     if bool(left.any()):
@@ -139,3 +140,8 @@ def require_feasible(x_adv: Tensor, x: Tensor, threat_model: ThreatModel, *, hel
             f"{int(left.sum())} of {len(x)} adversarial images leave {threat_model} (largest distance {worst:.6g}, "
             f"tolerance {TOLERANCE:g}) or the box [0, 1]"
         )
+
+
+@fusable
+def _contained(threat_model: ThreatModel, x_adv: Tensor, x: Tensor) -> Tensor:
+    return threat_model.contains(x_adv, x)

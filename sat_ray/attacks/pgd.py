@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sat_ray.attacks.base import Model, State, differentiate, require_feasible, require_images, require_inference_mode, zero_share
+from sat_ray.compilation import fusable
 from sat_ray.losses import cross_entropy
 from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel, as_255ths
@@ -51,8 +52,8 @@ class PGD:
     def step(self, model: Model, state: State) -> State:
         """Score the current points and move each one step uphill."""
         logits, _, gradient = differentiate(model, state, loss=self.loss)
-        moved = self.threat_model.project(state.x_adv + self.step_size * self.threat_model.steepest_ascent(gradient), state.x)
-        return replace(state, x_adv=moved, step=state.step + 1, logits=logits, zero_share=zero_share(gradient))
+        moved, zeros = _moved(self.threat_model, self.step_size, gradient, state.x_adv, state.x)
+        return replace(state, x_adv=moved, step=state.step + 1, logits=logits, zero_share=zeros)
 
     def run(self, model: Model, x: Tensor, y: Tensor, rng: Randomness, *, step: int = 0) -> Tensor:
         """Return the last iterate of every image; no check, no synchronisation with the host."""
@@ -60,6 +61,12 @@ class PGD:
         for _ in range(self.steps):
             state = self.step(model, state)
         return state.x_adv
+
+
+@fusable
+def _moved(threat_model: ThreatModel, step_size: float, gradient: Tensor, x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the next points, and the share of each gradient that is 0."""
+    return threat_model.project(x_adv + step_size * threat_model.steepest_ascent(gradient), x), zero_share(gradient)
 
 
 def pgd(
