@@ -38,10 +38,10 @@ SHOWN_IMAGES = 3
 
 
 class Driver:
-    """Hold everything that a run of stages needs, from preflight checks to the last line."""
+    """Hold everything that a run of stages needs, from preflight checks to the last line. alone: the only stage that is run, "" for all."""
 
-    def __init__(self, command: Command) -> None:
-        self.command, self.config = command, command.config
+    def __init__(self, command: Command, *, alone: str = "") -> None:
+        self.command, self.config, self.alone = command, command.config, alone
         self.sweep = sweep_of(command)
         self.reporter = Reporter()
         self.open = contextlib.ExitStack()
@@ -67,7 +67,7 @@ class Driver:
             self.reporter.say(f"Ray: {stack.enter_context(ray_session())}")
             from sat_ray.distributed.arrival import check_importable
 
-            check_capacity(self.config)
+            check_capacity(self.config, stage=self.alone)
             check_importable(own_names(self.config))
             self.open = stack.pop_all()
         return self
@@ -229,7 +229,7 @@ def only(name: str) -> Callable[[Command], None]:
 
         require_token()  # before anything imports ray
         inputs = stages.committed_inputs(sweep_of(command), name)
-        with Driver(command) as driver:
+        with Driver(command, alone=name) as driver:
             run_alone(driver, name, inputs)
 
     return run

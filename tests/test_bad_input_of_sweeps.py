@@ -55,6 +55,13 @@ def test_more_workers_than_the_machine_can_ever_hold_are_refused(prepared: Path)
     assert "can never hold" in message
 
 
+def test_a_stage_alone_asks_for_its_own_room_only(tmp_path: Path) -> None:
+    """Data for a cluster of GPUs may be prepared where there is none."""
+    done = pipeline("prepare", RECIPE, "--storage", str(tmp_path), "--resources.cpus-per-worker", "512", "--resources.gpus-per-trial", "1")
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "data").rglob("manifest.json"))
+
+
 def test_a_tracking_server_that_does_not_answer_is_refused_before_ray_starts(prepared: Path) -> None:
     started = time.monotonic()
     message = refused(pipeline("sweep", RECIPE, "--storage", str(prepared), "--tracking-uri", "http://127.0.0.1:9"))

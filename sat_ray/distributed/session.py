@@ -108,6 +108,6 @@ def _start(folder: str) -> None:
         ) from error
 
 
-def check_capacity(config: SweepConfig) -> None:
-    """Raise ValueError where the cluster, fully grown, could never give what the sweep asks for."""
-    check_room(bundles(config), node_groups())
+def check_capacity(config: SweepConfig, *, stage: str = "") -> None:
+    """Raise ValueError where the cluster, fully grown, could never give what a sweep asks for, or one stage of it."""
+    check_room([demand for demand in bundles(config) if stage in ("", demand.stage)], node_groups())
