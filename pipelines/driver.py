@@ -150,7 +150,7 @@ class Driver:
         self.metrics.update()
         done = len(records.keys(stage)) if stage else 0
         counted = f"{done - self.reused[name]} computed, {self.reused[name]} reused" if stage else ""
-        progress.end("; ".join(filter(None, (other_classes(answer), enlarged(answer), left_out(answer)))) if name == "prepare" else counted)
+        progress.end(described(answer) if name == "prepare" else counted)
         if name == "search" and (found := describe_search(self.config, records)) is not None and found["cut_by_budget"]:
             self.reporter.say(found["sentence"])
         return answer
@@ -162,6 +162,14 @@ class Driver:
             different = {record.payload["sha256"] for record in self.returned.get("train", [])}
             return len(different) * -(-count // self.config.evaluation.shard_size) or None
         return {"search": planned_trials(self.config), "train": models or None}.get(name)
+
+
+def described(dataset: Dataset) -> str:
+    """Say what a prepared dataset holds and where it is, and what is odd about it."""
+    splits, classes = dataset.manifest["splits"], len(dataset.manifest["class_names"])
+    stored = ", ".join(f"{splits[name]:,} {name}" for name in ("train", "val"))
+    stored += f" and {splits['test']:,} test images of {classes:,} classes in {dataset.uri}"
+    return "; ".join(filter(None, (stored, other_classes(dataset), enlarged(dataset), left_out(dataset))))
 
 
 def other_classes(dataset: Dataset) -> str:
