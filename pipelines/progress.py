@@ -50,7 +50,7 @@ class StageProgress:
 
     def __init__(self, reporter: Reporter, name: str, total: int | None, *, reused: int = 0) -> None:
         self.reporter, self.name, self.total, self.done = reporter, name, total, 0
-        self.began = self.printed = monotonic()
+        self.began = self.printed = self.latest = monotonic()
         self.bar: TaskID | None = reporter.bars.add_task(name, total=total, note="") if reporter.live else None
         self.best: Record | None = None
         self.before: int | None = None  # committed when it was first looked at: no measure of how fast this run is
@@ -69,7 +69,8 @@ class StageProgress:
                 self.rates += [record.payload["train_images_per_second"]] if "train_images_per_second" in record.payload else []
                 self.images += record.payload.get("n", 0)
         self.before = done if self.before is None else self.before
-        self.done = done
+        if done > self.done:
+            self.done, self.latest = done, monotonic()
         if self.bar is not None:
             self.reporter.bars.update(self.bar, completed=done, note=self._note())
         elif working and done and monotonic() - self.printed > LINE_SECONDS:
@@ -93,7 +94,9 @@ class StageProgress:
         elif self.images and elapsed > 0:
             parts.append(f"{self.images / elapsed:,.1f} images/s")
         if self.total and computed > 0 and self.done < self.total:
-            parts.append(f"about {seconds(elapsed / computed * (self.total - self.done))} left")
+            each = (self.latest - self.began) / computed  # until one came: what is under way has no pace yet
+            left = each * (self.total - self.done) - (monotonic() - self.latest)
+            parts.append(f"about {seconds(left)} left" if left > 0 else "taking longer than those before")
         return " · ".join(parts)
 
     def end(self, text: str = "") -> None:

@@ -53,13 +53,16 @@ def test_a_log_says_best_speed_and_time_left_and_counts_only_what_this_run_compu
     shown = Reporter().stage("train", 39, reused=30)
     old = [committed(f"old-{i}", val_robust_accuracy=0.1, train_images_per_second=9.0) for i in range(30)]
     new = [committed(f"silu-s{i}", val_robust_accuracy=0.2 + 0.1 * i, train_images_per_second=1000.0 + 200 * i) for i in range(3)]
-    for second, done, came in ((1.0, 30, old), (60.0, 33, new), (61.0, 33, [])):
+    for second, done, came in ((1.0, 30, old), (60.0, 33, new), (61.0, 33, []), (85.0, 33, []), (200.0, 33, [])):
         now[0] = second
         shown.update(done, came)
     lines = capsys.readouterr().out.splitlines()
+    known = "train 33/39 best val robust 40.0 % (silu-s2) · 1,200 images/s per training"
     assert lines == [
         "[00:00] train: 9 of 39 to do",
-        "[01:00] train 33/39 best val robust 40.0 % (silu-s2) · 1,200 images/s per training · about 2.0 min left",
+        f"[01:00] {known} · about 2.0 min left",
+        f"[01:25] {known} · about 95 s left",  # less with every second, though nothing has come
+        f"[03:20] {known} · taking longer than those before",
     ]
 
 
