@@ -94,7 +94,7 @@ class ModelSettings:
     """A residual network (resnet50, resnext50_32x8d, ...), an EfficientNet (efficientnet_b0 to b7, efficientnet_l1), a network for 32-pixel
     images (preact_resnet18, wide_resnet28_10, wide_resnet34_10), small_resnet, or module:function of your own."""
     width: int = 12
-    """Channels of the first layer of small_resnet, or of a network of your own that takes it."""
+    """Channels of the first layer of small_resnet, or of a network of your own that takes it; the others have widths of their own."""
     stem: str = "imagenet"
     """First layer of residual networks: imagenet (7x7, stride 2) or small (3x3, stride 1, for 32-pixel images); of EfficientNets: stride 2
     or 1."""
