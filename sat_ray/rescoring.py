@@ -110,12 +110,11 @@ def run_rescored(
     """
     flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device)
     referee = _Referee(model, Verdicts.empty(runs * len(images)), lanes=min(lanes, SCORED_ROWS))
-    flown, calls = torch.zeros(lanes, dtype=torch.int64), Narrowing(fast, lanes=lanes, gradients=attack.differentiates)
-    quiet_until = torch.zeros_like(flown)
+    asking = _Asking(lanes, bound=bound, quiet_steps=quiet_steps)
+    calls = Narrowing(fast, lanes=lanes, gradients=attack.differentiates)
     with fusing(getattr(fast, "fixed_rows", False)):
         while len(filled := flight.fill()) or flight.busy:
-            flown[filled] = quiet_until[filled] = 0
-            flown += 1
+            asking.begin_step(filled)
             before = flight.state
             flight.state = after = attack.step(calls.over(flight.number >= 0, before.x_adv), before)
             assert after.logits is not None
@@ -124,13 +123,10 @@ def run_rescored(
             done = before.step.cpu() >= attack.steps
             if flight.cycles is not None:
                 flight.state = skip_periods(after, flight.cycles.observe(after.x_adv, after.step), steps=attack.steps)
-            margins = margin(after.logits, before.y).cpu()
-            sure = margins < -bound
-            doubtful = (margins < bound) & ~(sure & (flown < quiet_until))
-            quiet_until = torch.where(sure & doubtful, flown + quiet_steps, quiet_until)
+            doubtful, sure = asking.about(margin(after.logits, before.y).cpu())
             waiting = torch.nonzero((flight.number >= 0) & (doubtful | done)).flatten()
             if len(waiting):
-                referee.ask(_points(before, attack, flight.number, flown, sure, waiting))
+                referee.ask(_points(before, attack, flight.number, asking.flown, sure, waiting))
                 flight.free(torch.nonzero(done | referee.is_broken(flight.number)).flatten())
                 flight.note_broken(torch.nonzero(referee.out.first_broken_step != NEVER).flatten())
     referee.finish()
@@ -147,6 +143,26 @@ def run_rescored(
         out.write(wrongly_sure, torch.arange(len(image)), anew)
         scored += more
     return out, scored
+
+
+class _Asking:
+    """About which lanes' points float32 is asked. flown: (L,) int64, how many points the run in a lane has visited."""
+
+    def __init__(self, lanes: int, *, bound: float, quiet_steps: int) -> None:
+        self.bound, self.quiet_steps = bound, quiet_steps
+        self.flown, self.quiet_until = torch.zeros(lanes, dtype=torch.int64), torch.zeros(lanes, dtype=torch.int64)
+
+    def begin_step(self, filled: Tensor) -> None:
+        """Count a point in every lane. filled: the lanes that hold a new run."""
+        self.flown[filled] = self.quiet_until[filled] = 0
+        self.flown += 1
+
+    def about(self, margins: Tensor) -> tuple[Tensor, Tensor]:
+        """Say of margins (L,) on the copy which are to be scored, and of which the copy is sure, (L,) bool each."""
+        sure = margins < -self.bound
+        doubtful = (margins < self.bound) & ~(sure & (self.flown < self.quiet_until))
+        self.quiet_until = torch.where(sure & doubtful, self.flown + self.quiet_steps, self.quiet_until)
+        return doubtful, sure
 
 
 def _points(state: State, attack: Attack, number: Tensor, flown: Tensor, sure: Tensor, lanes: Tensor) -> _Points:
