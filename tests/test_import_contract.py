@@ -13,10 +13,10 @@ import sat_ray
 ROOT = Path(sat_ray.__file__).parent
 LAYERS: dict[int, str] = {
     0: "names reference source_code own_activation randomness threat activation_functions activations losses metrics selection storage"
-    " s3_preflight world",
+    " s3_preflight world compilation",
     1: "attacks augmentation models data cycles outcome_files",
     2: "agreement narrowing run_queue flight lanes"
-    " fast_copy rescoring calibration evaluation card training_settings schedules resizing precision compilation objectives crafting"
+    " fast_copy rescoring calibration evaluation card training_settings schedules resizing precision objectives crafting"
     " optimizers averaging running_statistics learner totals sentinel preemption gpu_memory training_state training checkpoint state_files"
     " model_source kernel_reach",
     3: "configuration config stages spending budget halving units plan bundles jobs outcomes cli lease standing journey tracking"
