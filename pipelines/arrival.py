@@ -7,7 +7,7 @@ from sat_ray.compilation import check_compiler
 from sat_ray.config import SweepConfig
 from sat_ray.data.own import opened
 from sat_ray.data.sources import dataset_source
-from sat_ray.fast_copy import check_gradient
+from sat_ray.fast_copy import check_gradient, emulated
 from sat_ray.models import ModelSpec, check_own_model
 from sat_ray.plan import dataset_uri
 from sat_ray.reference import is_reference
@@ -50,6 +50,15 @@ def check_machine(*, gradient: str, field: str, accelerator: str, compiles_train
         if compiles_training:
             check_compiler(device, asked="training.compile is True", instead="False")
         check_gradient(gradient, device, field=field)
+
+
+def slow_here(*, gradient: str, accelerator: str) -> str:
+    """Say so where a private Ray, on this machine alone, only imitates the arithmetic of an attack's gradients; "" else."""
+    from sat_ray.distributed.session import is_private
+
+    if not is_private() or not emulated(gradient, torch.device("cuda" if accelerator else "cpu")):
+        return ""
+    return f"this machine imitates {gradient.removesuffix('-compiled')}: gradients in float32 would take a fraction of the time"
 
 
 def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> None:

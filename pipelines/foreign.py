@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipelines.arrival import check_machine
+from pipelines.arrival import check_machine, slow_here
 from pipelines.code_change import settle_code_changes
 from pipelines.exit_status import exit_status
 from pipelines.foreign_card import card_key, write_card
@@ -54,6 +54,8 @@ def evaluate_foreign(given: ForeignOptions) -> None:
     root = storage_root(given.storage)
     check_writable(root)
     with tempfile.TemporaryDirectory(prefix="sat_ray-model-") as temporary, Reporter() as reporter:
+        if hint := slow_here(gradient=given.gradient, accelerator=given.accelerator):
+            reporter.say(hint)
         reporter.say(f"opening model {given.model} and data {given.data}")
         subject = open_subject(given, root, Path(temporary))
         name, identity = identify(given, subject)

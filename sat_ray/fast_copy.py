@@ -32,8 +32,14 @@ LARGEST = 2**4  # of the derivatives by an image's logits, in float16: its gradi
 def pays(device: torch.device) -> bool:
     """Tell whether bfloat16 is faster than float32 there: a GPU that has it, a CPU with AVX512-BF16 or AMX."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return torch.cuda.is_available() and bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def emulated(gradient: str, device: torch.device) -> bool:
+    """Say whether a device has no arithmetic for such gradients and imitates it, at several times the cost of float32."""
+    precision = gradient.removesuffix("-compiled")
+    return device.type != "cuda" if precision == "fp16" else precision == "bf16" and not pays(device)
 
 
 def check_gradient(gradient: str, device: torch.device, *, field: str) -> None:

@@ -16,9 +16,11 @@ from trainings import small_model
 
 import sat_ray.fast_copy
 import sat_ray.rescoring
+from pipelines.arrival import slow_here
 from sat_ray import compilation
 from sat_ray.attacks import PGD, AttackSpec, make_attack
 from sat_ray.attacks.base import Model
+from sat_ray.attacks.spec import GRADIENTS
 from sat_ray.calibration import LEAST_BOUND, Calibration
 from sat_ray.data.split import Split
 from sat_ray.evaluation import calibrate_attacks, evaluate, robust_image_ids
@@ -565,6 +567,19 @@ def test_a_machine_without_a_compiler_refuses_compiled_gradients_before_anything
     with pytest.raises(ValueError, match=r"^--gradient is bf16-compiled, but there is no C\+\+ compiler here; allowed: bf16, or g\+\+"):
         check_gradient("bf16-compiled", CPU, field="--gradient")
     check_gradient("bf16", CPU, field="--gradient")
+
+
+def test_arithmetic_that_a_machine_only_imitates_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for has_bf16 in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        said = {gradient: slow_here(gradient=gradient, accelerator="") for gradient in GRADIENTS}
+        slow = {gradient for gradient, text in said.items() if text}
+        assert slow == {"fp16", "fp16-compiled"} | (set() if has_bf16 else {"bf16", "bf16-compiled"})
+    assert said["bf16-compiled"] == "this machine imitates bf16: gradients in float32 would take a fraction of the time"
+    monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
+    assert not slow_here(gradient="fp16", accelerator="")
 
 
 def test_bad_requests(digits_model: Normalized, held_out: Split, control: Split) -> None:
