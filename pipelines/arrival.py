@@ -38,6 +38,12 @@ def check_own_parts(config: SweepConfig, root: Storage) -> None:
         check_network(config, len(found.class_names), tuple(found.images.shape[1:]))  # type: ignore[union-attr]
 
 
+def check_data_named(config: SweepConfig, root: Storage) -> None:
+    """Raise ValueError where images have to be prepared first and nobody said where they are. Whether they are there the nodes find out."""
+    if Dataset.open(dataset_uri(config, root)) is None:
+        dataset_source(config.data.dataset).require_path(config.data.path)
+
+
 def check_machine(*, gradient: str, field: str, accelerator: str, compiles_training: bool = False) -> None:
     """Raise ValueError where a private Ray, on this machine alone, could not compile what is asked for; on a cluster its workers find out.
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from pipelines import stages
-from pipelines.arrival import check_machine, check_own_parts, own_names, slow_here
+from pipelines.arrival import check_data_named, check_machine, check_own_parts, own_names, slow_here
 from pipelines.code_change import settle_code_changes
 from pipelines.dry_run import describe
 from pipelines.exit_status import exit_status
@@ -64,6 +64,8 @@ class Driver:
             from sat_ray.distributed.session import check_capacity, ray_session
 
             check_reachable(self.command)
+            if self.alone in ("", "prepare"):
+                check_data_named(self.config, self.command.root)
             self.reporter.say(f"Ray: {stack.enter_context(ray_session())}")
             if hint := slow_here(gradient=self.config.evaluation.gradient, accelerator=self.config.resources.accelerator):
                 self.reporter.say(hint)

@@ -55,6 +55,14 @@ def test_more_workers_than_the_machine_can_ever_hold_are_refused(prepared: Path)
     assert "can never hold" in message
 
 
+def test_images_that_nobody_said_where_they_are_are_missed_before_ray_starts(tmp_path: Path) -> None:
+    for stage in ("sweep", "prepare"):
+        done = pipeline(stage, "cifar10_resnet18", "--storage", str(tmp_path))
+        message = refused(done)
+        assert "data.path is empty; allowed for cifar10: the official archive" in message
+        assert "Ray:" not in done.stdout
+
+
 def test_a_stage_alone_asks_for_its_own_room_only(tmp_path: Path) -> None:
     """Data for a large cluster may be prepared on a small machine; where it is and how much there is of it is the last line."""
     done = pipeline("prepare", RECIPE, "--storage", str(tmp_path), "--resources.cpus-per-worker", "512")

@@ -68,10 +68,9 @@ class Source:
 
         path: its folder, absolute or from here, or on S3.
         """
+        self.require_path(path)
         if not self.layout:
             return self.read()
-        if not path:
-            raise LayoutError(f"data.path is empty; allowed for {self.name}: {self.layout}")
         folder = folder_at(path)
         try:
             if isinstance(folder, RemotePath) and not self.remote:
@@ -81,6 +80,11 @@ class Source:
             return self.read(folder)
         except LayoutError as error:
             raise LayoutError(f"data.path {path}: {error}; allowed for {self.name}: {self.layout}") from None
+
+    def require_path(self, path: str) -> None:
+        """Raise LayoutError with the layout wanted where a folder is needed and none is named."""
+        if self.layout and not path:
+            raise LayoutError(f"data.path is empty; allowed for {self.name}: {self.layout}")
 
     def splits(self, found: Raw | Listing) -> dict[str, np.ndarray]:
         """Return the image ids of every split: the official ones where there are any, the rest by hash.
