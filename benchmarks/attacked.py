@@ -44,9 +44,14 @@ class Size:
     hardware: Hardware = field(default_factory=Hardware)
 
     @property
-    def common(self) -> int:
+    def compared(self) -> int:
         """Return how many images everybody attacks, the first ones."""
         return min(self.images, self.library_images or self.images)
+
+    @property
+    def excess(self) -> float:
+        """Return how many times as many images sat_ray attacks as the libraries do."""
+        return self.images / self.compared
 
     @property
     def threat_model(self) -> ThreatModel:

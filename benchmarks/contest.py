@@ -38,7 +38,7 @@ class Contest:
         self.ours = copy.deepcopy(model)
         settle_layout(self.ours)
         self.on, self.memory = size.hardware, PeakMemory(size.hardware)
-        first = images.take(slice(0, size.common))
+        first = images.take(slice(0, size.compared))
         self.x, self.y = to_pixels(first.images.to(self.on.place)), first.labels.to(self.on.place)
         shape = tuple(images.images.shape[1:])
         self.libraries = {name: LIBRARIES[name](copy.deepcopy(model), size.spec, shape) for name in libraries}
@@ -70,7 +70,7 @@ class Contest:
 
     def robust_in(self, outcomes: pa.Table) -> float:
         """Return the robust accuracy on the images that everybody attacks."""
-        return len(robust_image_ids(outcomes) & set(self.images.image_ids[: self.size.common].tolist())) / self.size.common
+        return len(robust_image_ids(outcomes) & set(self.images.image_ids[: self.size.compared].tolist())) / self.size.compared
 
     def run_ours_fast(self) -> float:
         """Run the real evaluation with gradients of a fast copy and float32 verdicts and return its seconds.
@@ -104,8 +104,7 @@ class Contest:
 
     def speedup(self, seconds: dict[str, list[float]], ours: str) -> dict[str, float]:
         """Return by library how many times as fast, image for image, one of our runs is."""
-        more = self.size.images / self.size.common
-        return {name: more * common.median_ratio(seconds[name], seconds[ours]) for name in self.libraries}
+        return {name: self.size.excess * common.median_ratio(seconds[name], seconds[ours]) for name in self.libraries}
 
     def rounds(self) -> dict[str, list[float]]:
         """Time everybody; ours is the mean of the runs on either side of the libraries, or without float32 the one on the fast copy."""

@@ -76,15 +76,14 @@ def figures_of(contest: Contest, seconds: dict[str, list[float]]) -> tuple[dict[
         "passes_per_image": passes / size.images,
         "floor_share": survivor_passes / size.lanes * seconds_of_a_pass / median(seconds["ours"]),
     }
-    tolerance = max(0.005, 2 / size.common)
+    tolerance = max(0.005, 2 / size.compared)
     lowest = min(share for name, share in contest.robust.items() if name != "ours")
     details = {
         "size": asdict(size),
         "attack": str(size.spec),
         "seconds": seconds,
         "speedup_in_cpu_seconds": {
-            name: size.images / size.common * median(contest.cpu_seconds[name]) / mean(contest.cpu_seconds["ours"])
-            for name in contest.libraries
+            name: size.excess * median(contest.cpu_seconds[name]) / mean(contest.cpu_seconds["ours"]) for name in contest.libraries
         },
         "robust_of_all_images": len(robust_image_ids(table)) / size.images,
         "threads": torch.get_num_threads(),

@@ -49,10 +49,8 @@ def check_machine(*, gradient: str, field: str, accelerator: str, compiles_train
 
     gradient, field: of the attacks, and the setting that says so; accelerator: name of a GPU, "" for none.
     """
-    from sat_ray.distributed.session import is_private
-
-    if is_private():
-        device = torch.device("cuda" if accelerator else "cpu")
+    device = _device_here(accelerator)
+    if device is not None:
         if compiles_training:
             check_compiler(device, asked="training.compile is True", instead="False")
         check_gradient(gradient, device, field=field)
@@ -60,11 +58,17 @@ def check_machine(*, gradient: str, field: str, accelerator: str, compiles_train
 
 def slow_here(*, gradient: str, accelerator: str) -> str:
     """Say so where a private Ray, on this machine alone, only imitates the arithmetic of an attack's gradients; "" else."""
-    from sat_ray.distributed.session import is_private
-
-    if not is_private() or not emulated(gradient, torch.device("cuda" if accelerator else "cpu")):
+    device = _device_here(accelerator)
+    if device is None or not emulated(gradient, device):
         return ""
     return f"this machine imitates {gradient.removesuffix('-compiled')}: gradients in float32 would take a fraction of the time"
+
+
+def _device_here(accelerator: str) -> torch.device | None:
+    """Return where a private Ray, on this machine alone, computes; None for a cluster, whose machines this one says nothing about."""
+    from sat_ray.distributed.session import is_private
+
+    return torch.device("cuda" if accelerator else "cpu") if is_private() else None
 
 
 def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> None:

@@ -19,7 +19,7 @@ from sat_ray.flight import Flight
 from sat_ray.lanes import NEVER, lane_logits, require_finite, run_lanes
 from sat_ray.losses import margin
 from sat_ray.metrics import wilson_interval
-from sat_ray.narrowing import Narrowing, call_rows, pad
+from sat_ray.narrowing import Narrowing, call_rows, has_fixed_rows, pad
 from sat_ray.randomness import Randomness
 from sat_ray.rescoring import run_lanes_fast
 
@@ -108,7 +108,7 @@ def calibrate(
     target = _likeliest_other(model, images, y, lanes=lanes, device=device)[:, None] if spec.targets else None
     flight = Flight(attack, images, y, rng, target, runs=1, lanes=lanes, device=device)
     narrow = min(lanes, len(images))  # float32 is slow: no empty lanes
-    with fusing(getattr(fast, "fixed_rows", False)):
+    with fusing(has_fixed_rows(fast)):
         seen = _visit(flight, fast, model, narrow=narrow, loss=spec.loss, gradient=spec.gradient)
     held_out, difference = seen.row % 2 == 1, (seen.low - seen.true).abs()
     bound = max(LEAST_BOUND, SAFETY * float(difference[~held_out].max()))

@@ -29,16 +29,21 @@ def pad(values: Tensor, rows: int) -> Tensor:
     return values if missing == 0 else torch.cat([values, values[:1].expand(missing, *values.shape[1:])])
 
 
+def has_fixed_rows(model: Model) -> bool:
+    """Say whether a model wants full calls only, as compiled kernels do: its attribute `fixed_rows` is true."""
+    return bool(getattr(model, "fixed_rows", False))
+
+
 class Narrowing:
     """A model as the lanes see it: called on the rows of those lanes alone that hold a run, in the fewest rows that give the same bits.
 
-    model: as an attack sees it; one whose attribute `fixed_rows` is true, as of kernels compiled for one shape, gets full calls only.
+    model: as an attack sees it; one that `has_fixed_rows` gets full calls only.
     gradients: whether the attack asks for them; a model that is never differentiated may have none.
     """
 
     def __init__(self, model: Model, *, lanes: int, gradients: bool = True) -> None:
         self.model, self.lanes, self.full, self.gradients = model, lanes, call_rows(lanes), gradients
-        sizes = () if getattr(model, "fixed_rows", False) else (self.full * share for share in SHARES)
+        sizes = () if has_fixed_rows(model) else (self.full * share for share in SHARES)
         self.candidates = [int(size) for size in sizes if size >= BLOCK and size % BLOCK == 0]
         self.proven: list[int] | None = None
 

@@ -20,7 +20,7 @@ from sat_ray.compilation import fusing
 from sat_ray.flight import Flight
 from sat_ray.lanes import NEVER, Verdicts, require_finite, require_finite_runs, require_sound, run_lanes, skip_periods
 from sat_ray.losses import margin
-from sat_ray.narrowing import Narrowing, call_rows, pad
+from sat_ray.narrowing import Narrowing, call_rows, has_fixed_rows, pad
 from sat_ray.randomness import Randomness
 
 QUIET_STEPS = 16  # after a point of which the copy is sure: it waits, the lane flies on, and its next points would be asked about in vain
@@ -80,8 +80,7 @@ def run_lanes_fast(
             towards = None if target is None else target[close, run][:, None]
             narrow = {**where, "lanes": min(where["lanes"], CLOSE_LANES)}
             second = run_lanes(model, attack, images[close], y[close], rng.take(close).further(run), target=towards, **narrow)
-            second.passes += out.passes[first + close]
-            out.write(first + close, torch.arange(len(close)), second)
+            _replace(out, first + close, second)
         waiting = waiting[out.first_broken_step[rows] == NEVER]
     return out, scored
 
@@ -112,7 +111,7 @@ def run_rescored(
     referee = _Referee(model, Verdicts.empty(runs * len(images)), lanes=min(lanes, SCORED_ROWS))
     asking = _Asking(lanes, bound=bound, quiet_steps=quiet_steps)
     calls = Narrowing(fast, lanes=lanes, gradients=attack.differentiates)
-    with fusing(getattr(fast, "fixed_rows", False)):
+    with fusing(has_fixed_rows(fast)):
         while len(filled := flight.fill()) or flight.busy:
             asking.begin_step(filled)
             before = flight.state
@@ -139,10 +138,15 @@ def run_rescored(
         towards = None if target is None else target[image, run][:, None]
         given: dict[str, Any] = {"bound": bound, "lanes": lanes, "device": device, "target": towards, "quiet_steps": 0}
         anew, more = run_rescored(fast, model, attack, images[image], y[image], rng.take(image).further(run), **given)
-        anew.passes += out.passes[wrongly_sure]
-        out.write(wrongly_sure, torch.arange(len(image)), anew)
+        _replace(out, wrongly_sure, anew)
         scored += more
     return out, scored
+
+
+def _replace(out: Verdicts, rows: Tensor, second: Verdicts) -> None:
+    """Let the verdicts of a second flight of these rows count; the passes are those of both."""
+    second.passes += out.passes[rows]
+    out.write(rows, torch.arange(len(rows)), second)
 
 
 class _Asking:
