@@ -46,9 +46,14 @@ def forget_graphs() -> None:
     torch.compiler.reset()
 
 
-def compiled(module: nn.Module | Callable[..., Any]) -> Callable[..., Any]:
-    """Return a way to call a module or function that is compiled at the first call, and again for other sizes of images."""
+def compiled(module: nn.Module | Callable[..., Any], *, options: dict[str, Any] | None = None) -> Callable[..., Any]:
+    """Return a way to call a module or function that is compiled at the first call, and again for other sizes of images.
+
+    options: of torch's own compiler, as `sat_ray.kernel_choice` gives them; other backends have none.
+    """
     settings: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
+    if options and BACKEND == "inductor":
+        settings["options"] = options
     newer = {"isolate_recompiles": True, "recompile_limit": MOST_GRAPHS}
     if newer.keys() <= inspect.signature(torch.compile).parameters.keys():
         settings |= newer

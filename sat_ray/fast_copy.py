@@ -19,6 +19,7 @@ from sat_ray.agreement import logits_and_gradient, require_agreement
 from sat_ray.attacks.base import Model
 from sat_ray.attacks.spec import GRADIENTS
 from sat_ray.compilation import check_compiler, compiled, forget_graphs
+from sat_ray.kernel_choice import kernel_options
 from sat_ray.models import folded
 from sat_ray.models.folding import WEIGHTY
 from sat_ray.precision import SHORT, autocast
@@ -172,7 +173,12 @@ class _Kernels:
     def compile(cls, plain: nn.Module) -> "_Kernels":
         """Compile a copy, at its first call."""
         module = copy.deepcopy(plain)
-        return cls(module, compiled(module), plain)
+        if not all(tensor.is_cuda for tensor in _tensors(module).values()):
+            return cls(module, compiled(module), plain)
+        from sat_ray.pooling import with_own_pooling  # it needs Triton, which only a GPU has to have
+
+        module = with_own_pooling(module)
+        return cls(module, compiled(module, options=kernel_options()), plain)
 
     @torch.no_grad()
     def load(self, plain: nn.Module) -> None:

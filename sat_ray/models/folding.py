@@ -50,9 +50,13 @@ class FoldedConv(nn.Module):
         """Convolve (N, C, H, W)."""
         if x.is_cuda and self._is_product():
             return as_product(x, self.weight, self.bias)
-        if x.is_cuda and self._sees_blocks(x):
-            return on_blocks(x.to(self.weight.dtype), self.weight, self.bias)
+        if x.is_cuda:  # torch.compile adds a bias of its own in the activation behind it
+            found = self._convolve(x)
+            return found + self.bias.view(-1, 1, 1).to(found.dtype)
         return F.conv2d(x, self.weight, self.bias, **self.geometry)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        return on_blocks(x.to(self.weight.dtype), self.weight) if self._sees_blocks(x) else F.conv2d(x, self.weight, **self.geometry)
 
     def _is_product(self) -> bool:
         return self.weight.shape[2:] == (1, 1) and self.geometry == {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
@@ -73,7 +77,7 @@ def as_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
 
 
-def on_blocks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def on_blocks(x: Tensor, weight: Tensor) -> Tensor:
     """Convolve images (N, C, H, W) of even sides with stride 2 and padding k // 2, k odd, as blocks of 2 x 2 pixels with stride 1.
 
     A kernel's places become those of blocks; where it begins or ends in the middle of a block, weights of 0 fill that up.
@@ -87,7 +91,7 @@ def on_blocks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     pixels = x.permute(0, 2, 3, 1).reshape(images, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5)
     left = (side // 2 + 1) // 2
     around = F.pad(pixels.reshape(images, height // 2, width // 2, 4 * channels).permute(0, 3, 1, 2), 2 * (left, blocks - 1 - left))
-    return F.conv2d(around, kernel.contiguous(memory_format=torch.channels_last), bias)
+    return F.conv2d(around, kernel.contiguous(memory_format=torch.channels_last))
 
 
 def folded(model: nn.Module, *, dtype: torch.dtype | None = None, follows: bool = False) -> nn.Module:
