@@ -170,15 +170,14 @@ class _Kernels:
     holds: nn.Module
 
     @classmethod
-    def compile(cls, plain: nn.Module) -> "_Kernels":
-        """Compile a copy, at its first call."""
-        module = copy.deepcopy(plain)
-        if not all(tensor.is_cuda for tensor in _tensors(module).values()):
-            return cls(module, compiled(module), plain)
-        from sat_ray.pooling import with_own_pooling  # it needs Triton, which only a GPU has to have
+    def compile(cls, plain: nn.Module, device: torch.device) -> "_Kernels":
+        """Compile a copy on a device, at its first call."""
+        module, options = copy.deepcopy(plain), dict[str, Any]()
+        if device.type == "cuda":
+            from sat_ray.pooling import with_own_pooling  # it needs Triton, which a GPU has to have and a CPU has not
 
-        module = with_own_pooling(module)
-        return cls(module, compiled(module, options=kernel_options()), plain)
+            module, options = with_own_pooling(module), kernel_options(torch.cuda.get_device_capability(device))
+        return cls(module, compiled(module, options=options), plain)
 
     @torch.no_grad()
     def load(self, plain: nn.Module) -> None:
@@ -219,7 +218,7 @@ class _Compiled:
         if len(_KEPT) == MOST_KEPT:
             _KEPT.clear()
             forget_graphs()
-        _KEPT[layers] = self._checked(_Kernels.compile(self.plain), x)
+        _KEPT[layers] = self._checked(_Kernels.compile(self.plain, x.device), x)
         return _KEPT[layers]
 
     def _checked(self, kernels: _Kernels, x: Tensor) -> _Kernels:

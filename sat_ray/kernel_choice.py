@@ -10,13 +10,18 @@ from typing import Any
 
 ASKED = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON", "benchmark_epilogue_fusion": False}
 TILE = ("BLOCK_K=64,", "BLOCK_M=64,", "BLOCK_N=128,", "num_warps=4")
+OLDEST = (8, 0)
 FEWEST_ROWS = 4096
 FEWEST_CHANNELS = 64
 
 
-def kernel_options() -> dict[str, Any]:
-    """Return the options of torch.compile under which `by_shape` chooses; none where this torch lets nobody choose."""
-    return dict(ASKED) if _chooses() else {}
+def kernel_options(capability: tuple[int, int]) -> dict[str, Any]:
+    """Return the options of torch.compile under which `by_shape` chooses.
+
+    capability: of the GPU, as torch.cuda.get_device_capability tells. None for a GPU without room for the tile in its shared memory (before
+    8.0), and where this torch lets nobody choose.
+    """
+    return dict(ASKED) if capability >= OLDEST and _chooses() else {}
 
 
 @cache

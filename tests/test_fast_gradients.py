@@ -468,9 +468,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """Leave the kernels to torch, forget what was compiled, and collect what is."""
     found: list[nn.Module] = []
 
-    def counted(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    def counted(module: nn.Module, **settings: Any) -> Callable[[Tensor], Tensor]:
         found.append(module)
-        return compilation.compiled(module)
+        return compilation.compiled(module, **settings)
 
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     monkeypatch.setattr(sat_ray.fast_copy, "compiled", counted)
@@ -535,7 +535,7 @@ def test_kernels_that_do_not_fit_are_made_anew_and_a_compiler_that_errs_is_refus
         torch.testing.assert_close(fast_copy(model, gradient="float32-compiled", device=CPU)(x), model(x))
     assert len(compilations) == 2
 
-    def wrong(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    def wrong(module: nn.Module, **_: Any) -> Callable[[Tensor], Tensor]:
         return lambda x: 2 * module(x) - module(x).detach()
 
     monkeypatch.setattr(sat_ray.fast_copy, "compiled", wrong)

@@ -13,6 +13,7 @@ from torch._inductor.select_algorithm import ExternKernelCaller, ExternKernelCho
 from sat_ray import compilation, kernel_choice
 from sat_ray.kernel_choice import TILE, by_shape, kernel_options
 
+HOPPER = (9, 0)
 HERE = torch.device("cpu")  # the rule looks at shapes, not at devices
 
 
@@ -76,21 +77,25 @@ def test_what_others_compile_is_left_alone() -> None:
 
 
 def test_torch_knows_every_option_and_asks_once() -> None:
-    assert kernel_options() == kernel_options() == kernel_choice.ASKED
-    torch.compile(lambda x: x, options=kernel_options())  # RuntimeError on an unknown one
+    assert kernel_options(HOPPER) == kernel_options(HOPPER) == kernel_choice.ASKED
+    torch.compile(lambda x: x, options=kernel_options(HOPPER))  # RuntimeError on an unknown one
     assert select_algorithm.get_algorithm_selector_cache().preprocessing_fns.count(by_shape) == 1
+
+
+def test_a_gpu_of_little_shared_memory_keeps_torchs_choice() -> None:
+    assert kernel_options((7, 5)) == {}
 
 
 def test_other_backends_get_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
-    assert compilation.compiled(lambda x: x + 1, options=kernel_options())(torch.ones(2)).tolist() == [2, 2]
+    assert compilation.compiled(lambda x: x + 1, options=kernel_options(HOPPER))(torch.ones(2)).tolist() == [2, 2]
 
 
 def test_an_older_torch_chooses_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(select_algorithm, "add_preprocessing_fn")
     kernel_choice._chooses.cache_clear()
     try:
-        assert kernel_options() == {}
+        assert kernel_options(HOPPER) == {}
     finally:
         kernel_choice._chooses.cache_clear()
         select_algorithm.clear_preprocessing_fns()
