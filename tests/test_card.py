@@ -5,17 +5,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat_ray.attacks import AttackSpec
+from sat_ray.attacks import PGD, AttackSpec
 from sat_ray.card import FLAG, PASS, CardSettings, robustness_card
 from sat_ray.card.checks import judge
-from sat_ray.card.evidence import accuracy_by_restart, sample, steps_curve
+from sat_ray.card.evidence import accuracy_by_restart, steps_curve
+from sat_ray.card.subject import sample
 from sat_ray.data.split import Split
-from sat_ray.evaluation import evaluate
+from sat_ray.evaluation import evaluate, robust_image_ids
 from sat_ray.models import Normalized
+from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
 
 LINF = ThreatModel("linf", 40 / 255)
@@ -63,7 +67,7 @@ def honest(digits_model: Normalized, held_out: Split) -> dict[str, Any]:
 
 def test_an_honest_model_passes(honest: dict[str, Any]) -> None:
     assert honest["verdict"] == PASS, honest["reasons"]
-    assert honest["n"] == 48 and len(honest["checks"]) == 12
+    assert honest["n"] == 48 and len(honest["checks"]) == 13
     ladder = honest["ladder"]
     assert list(ladder) == ["clean", "noise", "pgd-10", "pgd-40", "cascade"]
     assert ladder["clean"] > 0.9 > 0.7 > ladder["pgd-40"] >= ladder["cascade"] > 0.1
@@ -110,19 +114,174 @@ def test_a_model_left_in_train_mode_is_refused(digits_model: Normalized, held_ou
         digits_model.eval()
 
 
-def test_train_mode_hidden_in_a_function_is_flagged(digits_model: Normalized, held_out: Split) -> None:
-    training = copy.deepcopy(digits_model).train()
-    for module in training.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.0  # the statistics of the batch are used, the running ones are left alone
+@pytest.mark.parametrize("images", [30, 48, 24], ids=["parts of a call", "whole calls", "one call"])
+@pytest.mark.parametrize("layers", [1, 99], ids=["one layer", "all layers"])
+def test_train_mode_hidden_in_a_function_is_flagged(layers: int, images: int, digits_model: Normalized, held_out: Split) -> None:
+    training = copy.deepcopy(digits_model).eval()
+    for module in [module for module in training.modules() if isinstance(module, nn.BatchNorm2d)][:layers]:
+        module.train()
+        module.momentum = 0.0  # the statistics of the batch are used, the running ones are left alone
 
     def hidden(x: Tensor) -> Tensor:
         logits: Tensor = training(x)
         return logits
 
-    made = card(hidden, held_out, CardSettings(images=30, restarts=2, cascade_steps=3, cascade_queries=5))
+    made = card(hidden, held_out, CardSettings(images=images, restarts=2, cascade_steps=3, cascade_queries=5))
     assert made["verdict"] == FLAG
     assert "images do not influence each other" in flagged(made)
+
+
+def stored(x: Tensor) -> Tensor:
+    """Return the share of each image's pixels that 8 bits can hold: 1 for images, near 0 for random starts, (N, 1, 1, 1)."""
+    scaled = x.detach() * 255
+    return ((scaled - scaled.round()).abs() < 1e-3).float().mean(dim=(1, 2, 3), keepdim=True)
+
+
+TINY = CardSettings(images=24, restarts=2, cascade_steps=3, cascade_queries=5)
+
+
+def test_noise_that_spares_images_as_they_are_stored_is_flagged(digits_model: Normalized, held_out: Split) -> None:
+    def noisy_elsewhere(x: Tensor) -> Tensor:
+        return torch.where(stored(x) > 0.999, x, x + 0.03 * torch.randn_like(x))
+
+    made = card(Wrapped(digits_model, before=noisy_elsewhere).eval(), held_out, TINY)
+    assert "the output is not random" in flagged(made)
+
+
+def test_a_gradient_that_vanishes_where_attacks_walk_is_flagged(digits_model: Normalized, held_out: Split) -> None:
+    """On the faces of the ball most pixels are whole again: neither images nor random starts look like that."""
+
+    def cut_off_there(x: Tensor) -> Tensor:
+        share = stored(x)
+        return torch.where((share > 0.7) & (share < 0.999), x.detach(), x)
+
+    made = card(Wrapped(digits_model, before=cut_off_there).eval(), held_out, TINY)
+    assert "the gradient is not zero" in flagged(made)
+    assert made["gradient"]["images_of_zero_gradient"] == 0 < made["curves"]["gradient_on_the_way"]["images_of_zero_gradient"]
+
+
+class Remembering(nn.Module):
+    """Answer near the images of the first call as it answered to them."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.seen, self.said = inner, torch.empty(0), torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)
+        if not len(self.seen):
+            self.seen, self.said = x.detach().clone(), logits.detach().clone()
+        away = torch.cdist(x.detach().flatten(1), self.seen.flatten(1), p=float("inf"))
+        nearest = away.min(dim=1)
+        return torch.where((nearest.values <= 41 / 255)[:, None], self.said[nearest.indices] + 0.01 * logits, logits)
+
+
+def test_a_model_that_remembers_images_is_flagged(digits_model: Normalized, held_out: Split) -> None:
+    made = card(Remembering(digits_model).eval(), held_out, TINY)
+    assert "the model remembers nothing" in flagged(made)
+    assert made["ladder"]["cascade"] > 0.9, "without that check it would look robust"
+
+
+def test_a_model_that_cannot_be_copied_is_judged_by_the_other_checks(digits_model: Normalized, held_out: Split) -> None:
+    class Uncopied(Wrapped):
+        def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+            raise RuntimeError("holds a file")
+
+    made = card(Uncopied(digits_model).eval(), held_out, TINY)
+    assert "fresh_copy" not in made["repeatability"]
+    assert len(made["checks"]) == 12
+
+
+def test_adversarial_images_that_rounding_heals_are_flagged(digits_model: Normalized, held_out: Split) -> None:
+    """A model that is wrong off the values of 8 bits alone: everything breaks it but what can be stored."""
+
+    class WrongElsewhere(Wrapped):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            return torch.where(stored(x).flatten(1) > 0.999, logits, logits.roll(1, dims=1))
+
+    made = card(WrongElsewhere(digits_model).eval(), held_out, TINY)
+    assert "rounding to 8 bits does not undo the attack" in flagged(made)
+    assert made["ladder"]["noise"] < 0.1 < 0.9 < made["ladder"]["clean"]
+
+
+def test_what_the_probes_measure_is_what_a_plain_loop_finds(honest: dict[str, Any], digits_model: Normalized, held_out: Split) -> None:
+    chosen = sample(held_out, 48, seed=0)
+    x, y, rng = chosen.images.float() / 255, chosen.labels, Randomness.of(0, chosen.image_ids)
+    attack = PGD(threat_model=LINF, steps=40, step_size=8 / 255)
+    state, losses = attack.start(x, y, rng), []
+    for _ in range(41):
+        last, state = state.x_adv, attack.step(digits_model, state)
+        assert state.logits is not None
+        losses.append(F.cross_entropy(state.logits, y, reduction="none"))
+    with torch.no_grad():
+        right = [float((digits_model(point).argmax(dim=1) == y).float().mean()) for point in (last, (last * 255).round() / 255)]
+        noise = float((digits_model(LINF.random_start(x, rng, step=1)).argmax(dim=1) == y).float().mean())
+    curves = honest["curves"]
+    assert [curves["eight_bit"][name] for name in ("last_points", "rounded")] == pytest.approx(right)
+    assert honest["ladder"]["noise"] == pytest.approx(noise)
+    assert curves["share_of_falling_loss"] == float((losses[-1] < losses[0]).float().mean())
+    assert curves["loss"][-1] == [40, pytest.approx(float(losses[-1].mean()), rel=1e-4)]
+
+
+def test_the_share_of_zero_gradients_is_that_of_the_pixels_cut_off(digits_model: Normalized, held_out: Split) -> None:
+    def without_a_quarter(x: Tensor) -> Tensor:
+        return torch.cat([x[..., :2].detach(), x[..., 2:]], dim=-1)  # two columns of eight
+
+    made = card(Wrapped(digits_model, before=without_a_quarter).eval(), held_out, TINY)
+    assert made["gradient"]["zero_share"] == pytest.approx(0.25, abs=0.01)
+    assert made["curves"]["gradient_on_the_way"]["zero_share"] == pytest.approx(0.25, abs=0.01)
+
+
+def test_what_survives_the_claim_and_falls_to_square_is_counted_though_other_attacks_break_it_too(
+    digits_model: Normalized, held_out: Split
+) -> None:
+    """The claim is made by one step that points anywhere: APGD, with another loss on the way, and Square find what it misses."""
+
+    def misleading(x: Tensor) -> Tensor:
+        return x + (x.detach() - x) * 2  # the same pixels, and the gradient turned around
+
+    model = Wrapped(digits_model, before=misleading).eval()
+    made = card(model, held_out, CardSettings(images=48, restarts=2, cascade_steps=3, cascade_queries=200))
+    chosen = sample(held_out, 48, seed=0)
+    claim = evaluate(model, chosen.images, chosen.labels, chosen.image_ids, attacks=[replace(CLAIM, restarts=2)], lanes=24)
+    square = AttackSpec(threat_model=LINF, algorithm="square", steps=200)
+    fallen = evaluate(model, chosen.images, chosen.labels, chosen.image_ids, attacks=[square], lanes=24)
+    expected = len(robust_image_ids(claim) - robust_image_ids(fallen))
+    assert made["survivors_broken_by_square"] == expected > 10
+    assert "attacks with gradients are the stronger ones" in flagged(made)
+
+
+def test_a_targeted_claim_counts_all_its_targets(digits_model: Normalized, held_out: Split) -> None:
+    claim = replace(CLAIM, loss="margin", targets=9, name="")
+    made = robustness_card(digits_model.eval(), held_out, attack=claim, settings=TINY, lanes=24)
+    chosen = sample(held_out, 24, seed=0)
+    table = evaluate(digits_model, chosen.images, chosen.labels, chosen.image_ids, attacks=[claim], lanes=24)
+    found = len(robust_image_ids(table)) / 24
+    assert made["ladder"][claim.name] == found == made["curves"]["restarts"][0][1] == made["curves"]["steps"][-1][1]
+    first = table.filter(pc.equal(table["restart"], 0))
+    assert len(robust_image_ids(first)) / 24 > found, "one target alone leaves more"
+
+
+def test_every_attack_is_made_through_every_backward_pass(digits_model: Normalized, held_out: Split) -> None:
+    def both(spec: AttackSpec) -> list[AttackSpec]:
+        return [spec] if spec.algorithm == "square" else [spec, replace(spec, attacker_activation="relu_smooth_backward", name="")]
+
+    weak = replace(CLAIM, steps=3, step_size=14 / 255, name="")
+    made = robustness_card(digits_model.eval(), held_out, attack=weak, settings=SMALL, variants=both, lanes=24)
+    chosen = sample(held_out, 48, seed=0)
+
+    def standing(*attacks: AttackSpec) -> float:
+        table = evaluate(digits_model, chosen.images, chosen.labels, chosen.image_ids, attacks=attacks, lanes=24)
+        return len(robust_image_ids(table)) / 48
+
+    assert made["ladder"][weak.name] == standing(*both(weak)) < standing(weak)
+
+
+@pytest.mark.parametrize("name", ["clean", "noise", "cascade"])
+def test_a_claim_named_like_a_rung_of_the_ladder_is_refused(name: str, digits_model: Normalized, held_out: Split) -> None:
+    with pytest.raises(ValueError, match=f"attack is named {name}, like a rung"):
+        robustness_card(digits_model.eval(), held_out, attack=replace(CLAIM, name=name), settings=TINY, lanes=24)
 
 
 def test_images_in_normalised_space_are_refused(digits_model: Normalized, held_out: Split) -> None:
@@ -150,14 +309,14 @@ def test_every_restart_has_its_point_where_no_image_is_left_for_the_later_ones(d
     table = evaluate(
         digits_model.eval(), held_out.images[:4], held_out.labels[:4], held_out.image_ids[:4], attacks=[wide], seed=0, lanes=24
     )
-    assert accuracy_by_restart(table, restarts=3) == [0.0, 0.0, 0.0]
+    assert accuracy_by_restart(table, wide) == [0.0, 0.0, 0.0]
 
 
 def test_the_curves_are_those_of_direct_evaluations(honest: dict[str, Any], digits_model: Normalized, held_out: Split) -> None:
     """After k steps of one attack as many images stand as an attack of k + 1 points leaves: first_broken_step says it all."""
     chosen = sample(held_out, 48, seed=0)
     table = evaluate(digits_model, chosen.images, chosen.labels, chosen.image_ids, attacks=[CLAIM], lanes=24)
-    curve = dict(tuple(point) for point in steps_curve(table, steps=40))
+    curve = dict(tuple(point) for point in steps_curve(table, CLAIM))
     assert curve == dict(tuple(point) for point in honest["curves"]["steps"])
     assert curve[40] == honest["ladder"]["pgd-40"] == honest["curves"]["restarts"][0][1]
     short = AttackSpec(threat_model=LINF, steps=20, step_size=8 / 255)
@@ -182,7 +341,17 @@ def test_the_curves_are_those_of_direct_evaluations(honest: dict[str, Any], digi
         ("the loss rises along the attack", {"curves": {"loss": [[0, 0.5], [40, 0.4]]}}),
         ("the loss rises along the attack", {"curves": {"share_of_falling_loss": 0.2}}),
         ("rounding to 8 bits does not undo the attack", {"curves": {"eight_bit": {"n": 48, "last_points": 0.2, "rounded": 0.4}}}),
-        ("attacks with gradients are the stronger ones", {"broken_by_square_alone": 9}),
+        ("attacks with gradients are the stronger ones", {"broken_by_square_alone": 3}),
+        ("attacks with gradients are the stronger ones", {"survivors_broken_by_square": 5}),
+        (
+            "the gradient is not zero",
+            {"curves": {"gradient_on_the_way": {"zero_share": 0.0, "images_of_zero_gradient": 1, "examples": [3]}}},
+        ),
+        (
+            "the gradient is not zero",
+            {"curves": {"gradient_on_the_way": {"zero_share": 0.4, "images_of_zero_gradient": 0, "examples": []}}},
+        ),
+        ("the model remembers nothing", {"repeatability": {"fresh_copy": 0.1}}),
         ("the gradient is not zero", {"gradient": {"exists": True, "zero_share": 0.0, "images_of_zero_gradient": 1, "examples": [3]}}),
         ("the gradient is not zero", {"gradient": {"exists": True, "zero_share": 0.4, "images_of_zero_gradient": 0, "examples": []}}),
         ("the output is not random", {"repeatability": {"second_run": 0.1, "other_neighbours": 0.0, "largest_logit": 9.0}}),

@@ -15,6 +15,7 @@ LARGEST_GAP = 0.20  # between the claimed attack and the cascade: honest models 
 LARGEST_TAIL = 0.02  # what the second half of the steps may still break
 LARGEST_LAST_RESTART = 0.02
 LARGEST_SQUARE_SHARE = 0.05  # on images of 8 x 8 pixels 5,000 queries come near to trying everything, and find up to 4 %
+LARGEST_SHARE_OVER_CLAIM = 0.10  # survive the claimed attack and fall to Square: honest small models at a large epsilon up to 10 %
 LARGEST_ZERO_SHARE = 0.25
 LARGEST_FALLING_SHARE = 0.05
 ACCURACY_AT_LARGEST_EPSILON = 0.02
@@ -38,7 +39,9 @@ class Check:
 
 def judge(evidence: dict[str, Any]) -> list[Check]:
     """Apply every check that the evidence allows, in the order a reader wants them."""
-    checks = [same_logits_twice(evidence), images_do_not_mix(evidence), gradient_exists(evidence)]
+    checks = [same_logits_twice(evidence), images_do_not_mix(evidence)]
+    checks += [nothing_is_remembered(evidence)] if "fresh_copy" in evidence["repeatability"] else []  # not every model can be copied
+    checks += [gradient_exists(evidence)]
     with_gradient: list[Callable[[dict[str, Any]], Check]] = [
         gradient_is_not_zero,
         loss_rises,
@@ -72,7 +75,7 @@ def same_logits_twice(evidence: dict[str, Any]) -> Check:
     return Check(
         name="the output is not random",
         passed=difference <= ROUNDING * scale,
-        found=f"the same images gave logits that differ by {difference:.3g} (largest logit {scale:.3g})",
+        found=f"the same images and points gave logits that differ by {difference:.3g} (largest logit {scale:.3g})",
         meaning="test-time noise hides the gradient; attacks must then average over it, which these do not",
     )
 
@@ -85,6 +88,18 @@ def images_do_not_mix(evidence: dict[str, Any]) -> Check:
         passed=difference <= ROUNDING * scale,
         found=f"with other neighbours in the batch the logits differ by {difference:.3g} (largest logit {scale:.3g})",
         meaning="a model in train mode is another model for every batch",
+    )
+
+
+def nothing_is_remembered(evidence: dict[str, Any]) -> Check:
+    """A model that remembers images can answer for those near them."""
+    difference, scale = evidence["repeatability"]["fresh_copy"], evidence["repeatability"]["largest_logit"]
+    return Check(
+        name="the model remembers nothing",
+        passed=difference <= ROUNDING * scale,
+        found=f"at the last points of the attack a copy that has seen no image gives logits that differ by {difference:.3g} "
+        f"(largest logit {scale:.3g})",
+        meaning="a model that what it was asked before has changed is not the model that an adversary meets",
     )
 
 
@@ -101,12 +116,15 @@ def gradient_exists(evidence: dict[str, Any]) -> Check:
 
 def gradient_is_not_zero(evidence: dict[str, Any]) -> Check:
     """sign(0) = 0: such pixels are never moved."""
-    gradient = evidence["gradient"]
+    parts = {"images and random starts": evidence["gradient"], "points on the way": evidence["curves"]["gradient_on_the_way"]}
     return Check(
         name="the gradient is not zero",
-        passed=gradient["images_of_zero_gradient"] == 0 and gradient["zero_share"] <= LARGEST_ZERO_SHARE,
-        found=f"{gradient['images_of_zero_gradient']} images have no gradient at all; {_percent(gradient['zero_share'])} of all entries are"
-        f" exactly 0 (allowed: 0 images, {_percent(LARGEST_ZERO_SHARE)})",
+        passed=all(part["images_of_zero_gradient"] == 0 and part["zero_share"] <= LARGEST_ZERO_SHARE for part in parts.values()),
+        found="; ".join(
+            f"{where}: {part['images_of_zero_gradient']} images with none at all, {_percent(part['zero_share'])} of all entries exactly 0"
+            for where, part in parts.items()
+        )
+        + f" (allowed: 0 images, {_percent(LARGEST_ZERO_SHARE)})",
         meaning="saturated logits and quantisers stop the attack, not the adversary",
     )
 
@@ -206,11 +224,12 @@ def eight_bits_keep_the_attack(evidence: dict[str, Any]) -> Check:
 
 def gradients_beat_square(evidence: dict[str, Any]) -> Check:
     """An attack that sees less cannot be stronger, unless what the other sees is a lie."""
-    found, n = evidence["broken_by_square_alone"], evidence["n"]
-    allowed = int(max(LARGEST_SQUARE_SHARE * n, 2))
+    alone, over, n = evidence["broken_by_square_alone"], evidence["survivors_broken_by_square"], evidence["n"]
+    allowed_alone, allowed_over = (int(max(share * n, 2)) for share in (LARGEST_SQUARE_SHARE, LARGEST_SHARE_OVER_CLAIM))
     return Check(
         name="attacks with gradients are the stronger ones",
-        passed=found <= allowed,
-        found=f"{found} of {n} images fall to Square alone (allowed: {allowed})",
+        passed=alone <= allowed_alone and over <= allowed_over,
+        found=f"of {n} images {over} survive the claimed attack and fall to Square (allowed: {allowed_over}), {alone} of them to it alone "
+        f"(allowed: {allowed_alone})",
         meaning="where search without gradients finds more, the gradient is masked",
     )
