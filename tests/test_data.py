@@ -15,6 +15,7 @@ from sat_ray.data.pixels import to_pixels
 from sat_ray.data.shards import MANIFEST, CorruptShardError, manifest_hash, read_split, verify, write_dataset
 from sat_ray.data.sources import DATASETS, Raw, Source, dataset_source
 from sat_ray.data.split import SPLITS, split_by_hash
+from sat_ray.data.table import shard_bytes
 from sat_ray.storage import Storage
 
 PINNED = {
@@ -150,6 +151,18 @@ def test_colour_images_of_any_shape_come_back_byte_for_byte(tmp_path: Path) -> N
     assert manifest["shape"] == [3, 5, 4] and len(manifest["mean"]) == len(manifest["std"]) == 3
     part = read_split(Storage.at(tmp_path), "test")
     assert np.array_equal(part.images.numpy(), raw.images[part.image_ids.numpy()])
+
+
+@pytest.mark.parametrize(
+    ("labels", "ids", "message"),
+    [
+        ([0, 2**32 + 1], [0, 1], r"labels lie in \[0, 4294967297\]; allowed: -2147483648 to 2147483647"),
+        ([0, 1], [0, 2**64 - 1], r"image_ids lie in \[0, 18446744073709551615\]; allowed: -9223372036854775808 to"),
+    ],
+)
+def test_a_shard_refuses_numbers_that_its_columns_would_wrap(labels: list[int], ids: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        shard_bytes(np.zeros((2, 1, 2, 2), dtype=np.uint8), np.array(labels), np.array(ids, dtype=np.uint64))
 
 
 def test_pixels_are_divided_by_255_once_and_only_from_uint8() -> None:

@@ -156,7 +156,16 @@ BAD_NPZ: dict[str, tuple[dict[str, Any], str]] = {
     "pickled labels": ({"labels": np.array([{}, 1, 2, 3, 4, 5], dtype=object)}, "arrays, no objects"),
     "labels of another count": ({"labels": LABELS[:5]}, "labels of"),
     "float labels": ({"labels": LABELS / 1.0}, "float64; allowed: (6,) whole numbers"),
-    "negative labels": ({"labels": LABELS - 1}, "lie in [-1, 1]; allowed: 0 or more"),
+    "negative labels": ({"labels": LABELS - 1}, "lie in [-1, 1]; allowed: 0 to 2147483647"),
+    "labels that int32 would wrap into classes": (
+        {"labels": LABELS + 2**40},
+        "lie in [1099511627776, 1099511627778]; allowed: 0 to 2147483647",
+    ),
+    "labels that int64 would wrap": ({"labels": LABELS.astype(np.uint64) + np.uint64(2**63)}, "9223372036854775810]; allowed: 0 to 2147"),
+    "ids that int64 would wrap": (
+        {"image_ids": np.arange(6, dtype=np.uint64) + np.uint64(2**64 - 6)},
+        "18446744073709551615]; allowed: -9223372036854775808 to 9223372036854775807",
+    ),
     "labels beyond the names": ({"class_names": np.array(["a", "b"])}, "lie in [0, 2]; allowed: 0 to 1"),
     "equal names": ({"class_names": np.array(["a", "b", "b"])}, "all different"),
     "doubled ids": ({"image_ids": np.array([0, 1, 2, 3, 3, 4])}, "holds [3] more than once"),

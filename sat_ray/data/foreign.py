@@ -18,6 +18,7 @@ from sat_ray.storage import Storage
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 ROWS_PER_SHARD = 256
+MOST_LABEL, INT64 = 2**31 - 1, (-(2**63), 2**63 - 1)  # labels are stored as int32, image ids as int64
 SUFFIXES = (".png", ".jpg", ".jpeg")
 CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}  # of PIL's 8-bit modes, as they are read here
 ALLOWED = "a prepared dataset (a folder with manifest.json), an image folder (one sub-folder per class) or an .npz file"
@@ -78,12 +79,13 @@ def open_npz(path: Path) -> ForeignImages:
     """
     arrays = _arrays(path)
     images = _channels_first(arrays["images"], path)
-    labels = _whole_numbers(arrays["labels"], "labels", path, count=len(images))
-    ids = _whole_numbers(arrays.get("image_ids", np.arange(len(images))), "image_ids", path, count=len(images))
     names = _class_names(arrays.get("class_names"), path)
-    if labels.min() < 0 or (names and labels.max() >= len(names)):
-        allowed = f"0 to {len(names) - 1}, one of class_names" if names else "0 or more"
-        raise ValueError(f"labels of {path} lie in [{labels.min()}, {labels.max()}]; allowed: {allowed}")
+    classes = f"0 to {len(names) - 1}, one of class_names" if names else f"0 to {MOST_LABEL}"
+    labels = _whole_numbers(
+        arrays["labels"], "labels", path, count=len(images), limits=(0, len(names) - 1 if names else MOST_LABEL), allowed=classes
+    )
+    given = arrays.get("image_ids", np.arange(len(images)))
+    ids = _whole_numbers(given, "image_ids", path, count=len(images), limits=INT64, allowed=f"{INT64[0]} to {INT64[1]}")
     if len(np.unique(ids)) != len(ids):
         doubled = [int(i) for i, count in zip(*np.unique(ids, return_counts=True), strict=True) if count > 1]
         raise ValueError(f"image_ids of {path} holds {doubled[:5]} more than once; allowed: each id once")
@@ -126,9 +128,12 @@ def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
     return images if first else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-def _whole_numbers(values: np.ndarray, name: str, path: Path, *, count: int) -> np.ndarray:
+def _whole_numbers(values: np.ndarray, name: str, path: Path, *, count: int, limits: tuple[int, int], allowed: str) -> np.ndarray:
+    """Return (count,) whole numbers as int64; ValueError for others, or for one outside the limits, which `allowed` says in words."""
     if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(f"{name} of {path} is {values.shape} {values.dtype}; allowed: ({count},) whole numbers, one per image")
+    if int(values.min()) < limits[0] or int(values.max()) > limits[1]:
+        raise ValueError(f"{name} of {path} lie in [{values.min()}, {values.max()}]; allowed: {allowed}")
     return values.astype(np.int64)
 
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +14,27 @@ from sat_ray.data.split import Split
 
 
 def shard_bytes(images: np.ndarray | Sequence[bytes], labels: np.ndarray, ids: np.ndarray) -> bytes:
-    """Spell a shard. images: (N, C, H, W) uint8 or N JPEG files; labels, ids: (N,) whole numbers."""
+    """Spell a shard. images: (N, C, H, W) uint8 or N JPEG files; labels: (N,) whole numbers within int32; ids: (N,) within int64.
+
+    Raises ValueError for a label or an id beyond that.
+    """
     if isinstance(images, np.ndarray):
         flat = np.ascontiguousarray(images.reshape(len(ids), -1))
         column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(flat.shape[1]), len(ids), [None, pa.py_buffer(flat)])
     else:
         column = pa.array(images, type=pa.binary())
-    table = pa.table({"image_id": ids, "label": labels.astype(np.int32), "image": column})
+    table = pa.table({"image_id": _kept(ids, np.int64, "image_ids"), "label": _kept(labels, np.int32, "labels"), "image": column})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
+
+
+def _kept(values: np.ndarray, kind: type[np.signedinteger[Any]], name: str) -> np.ndarray:
+    """Return whole numbers as another type, which would wrap around silently; ValueError where one does not fit."""
+    limits = np.iinfo(kind)
+    if len(values) and not limits.min <= int(values.min()) <= int(values.max()) <= limits.max:
+        raise ValueError(f"{name} lie in [{values.min()}, {values.max()}]; allowed: {limits.min} to {limits.max}")
+    return values.astype(kind)
 
 
 def as_split(tables: Sequence[pa.Table], shape: Sequence[int]) -> Split:
