@@ -451,6 +451,14 @@ def test_the_options_describe_any_attack_of_the_engine(words: list[str], names: 
     assert (examined.algorithm, examined.loss, examined.targets, examined.gradient) == ("pgd", "cross_entropy", 0, "float32")
 
 
+@pytest.mark.parametrize("spelling", ["--{} {}", "--{}={}"])
+def test_radius_and_step_may_be_fractions_and_a_folder_may_look_like_one(spelling: str) -> None:
+    given = {"epsilon": "4/255", "step-size": "1/510", "data": "2024/10", "name": "1/2"}
+    words = [word for field, value in given.items() for word in spelling.format(field, value).split()]
+    read = parse_options(words, ForeignOptions(), about="")
+    assert (read.epsilon, read.step_size, read.data, read.name) == (4 / 255, 1 / 510, "2024/10", "1/2")
+
+
 def test_model_chooses_the_command_and_model_fields_do_not() -> None:
     assert names_a_model(["--model", "m:f"]) and names_a_model(["--data", "d", "--model=m:f"])
     assert not names_a_model(["digits", "--model.width", "8"]) and not names_a_model(["--model.name=resnet18"])
