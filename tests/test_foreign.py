@@ -184,6 +184,52 @@ def test_an_npz_of_anything_else_is_refused(arrays: dict[str, Any], message: str
     assert not (tmp_path / "data").exists()
 
 
+def npy(array: np.ndarray) -> bytes:
+    """Return an array as np.save writes it."""
+    sink = io.BytesIO()
+    np.save(sink, array)
+    return sink.getvalue()
+
+
+def zipped(images: bytes, *, ending: str = ".npy", labels: bytes = npy(LABELS)) -> bytes:
+    """Return a zip of two members, images and labels, of any bytes."""
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"images{ending}", images)
+        archive.writestr(f"labels{ending}", labels)
+    return sink.getvalue()
+
+
+def headed(header: str) -> bytes:
+    """Return the bytes of six images below a .npy header of one's own."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + GRAY.tobytes()
+
+
+def damaged(data: bytes) -> bytes:
+    """Return bytes of which some, early in the first member of a zip, are others."""
+    return data[:100] + bytes(byte ^ 0x5A for byte in data[100:160]) + data[160:]
+
+
+VAST = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 3, 224, 224), }\n"
+DAMAGED_NPZ: dict[str, tuple[bytes, str]] = {
+    "one array": (npy(GRAY), "holds one array without a name, as np.save writes"),
+    "compressed bytes": (damaged(zipped(npy(GRAY))), "Error -3 while decompressing"),
+    "members that are no .npy": (zipped(b"foo", ending="", labels=b"bar"), "images is no array"),
+    "members without an array": (zipped(b"foo", labels=b"bar"), "images is no array"),
+    "header": (zipped(headed("{'descr': ((((((\n")), "no .npz of plain arrays ("),
+    "more images than memory": (zipped(headed(VAST)), "Unable to allocate"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), DAMAGED_NPZ.values(), ids=DAMAGED_NPZ.keys())
+def test_a_damaged_npz_is_named_in_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.npz").write_bytes(content)
+    with pytest.raises(ValueError) as refused:
+        prepared(str(tmp_path / "bad.npz"), Storage(str(tmp_path)))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert str(refused.value).startswith(f"data {tmp_path}/bad.npz is no .npz") and "; allowed: " in str(refused.value)
+
+
 def test_an_image_folder_is_read_as_torchvision_reads_it(tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "photos")
     split = read_split(Storage(prepared(str(folder), Storage(str(tmp_path)))), "test")

@@ -8,17 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from sat_ray.data.images import fitted
+from sat_ray.data.npz import first_line, read_npz
 from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, verify, write_test_split
 from sat_ray.storage import Storage
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 ROWS_PER_SHARD = 256
-MOST_LABEL, INT64 = 2**31 - 1, (-(2**63), 2**63 - 1)  # labels are stored as int32, image ids as int64
 SUFFIXES = (".png", ".jpg", ".jpeg")
 CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}  # of PIL's 8-bit modes, as they are read here
 ALLOWED = "a prepared dataset (a folder with manifest.json), an image folder (one sub-folder per class) or an .npz file"
@@ -73,22 +72,8 @@ def _written(found: ForeignImages, root: Storage) -> Storage:
 
 
 def open_npz(path: Path) -> ForeignImages:
-    """Read an .npz of plain arrays: images (N, C, H, W) or (N, H, W, C) uint8 with 1 or 3 channels, labels (N,) whole numbers,
-
-    and, if there, image_ids (N,) whole numbers, each once (else 0 to N - 1) and class_names (K,) strings. Raises ValueError.
-    """
-    arrays = _arrays(path)
-    images = _channels_first(arrays["images"], path)
-    names = _class_names(arrays.get("class_names"), path)
-    classes = f"0 to {len(names) - 1}, one of class_names" if names else f"0 to {MOST_LABEL}"
-    labels = _whole_numbers(
-        arrays["labels"], "labels", path, count=len(images), limits=(0, len(names) - 1 if names else MOST_LABEL), allowed=classes
-    )
-    given = arrays.get("image_ids", np.arange(len(images)))
-    ids = _whole_numbers(given, "image_ids", path, count=len(images), limits=INT64, allowed=f"{INT64[0]} to {INT64[1]}")
-    if len(np.unique(ids)) != len(ids):
-        doubled = [int(i) for i, count in zip(*np.unique(ids, return_counts=True), strict=True) if count > 1]
-        raise ValueError(f"image_ids of {path} holds {doubled[:5]} more than once; allowed: each id once")
+    """Read an .npz as `read_npz` does, with the file's bytes as its fingerprint. Raises ValueError."""
+    images, labels, ids, names = read_npz(path)
 
     def blocks() -> Iterator[Block]:
         for first in range(0, len(images), ROWS_PER_SHARD):
@@ -98,51 +83,6 @@ def open_npz(path: Path) -> ForeignImages:
     with open(path, "rb") as stream:
         fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
     return ForeignImages(name=path.stem, fingerprint=fingerprint, shape=images.shape[1:], class_names=names, blocks=blocks)
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    wanted, needed = ("images", "labels", "image_ids", "class_names"), ("images", "labels")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files if name in wanted}
-            names = list(file.files)
-    except (ValueError, OSError, BadZipFile, EOFError) as error:
-        raise ValueError(f"data {path} is no .npz of plain arrays ({_first_line(error)}); allowed: arrays, no objects") from None
-    if missing := [name for name in needed if name not in found]:
-        raise ValueError(f"data {path} holds {names} but not {' and '.join(missing)}; allowed: images, labels, image_ids, class_names")
-    return found
-
-
-def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
-    if images.dtype != np.uint8:
-        raise ValueError(
-            f"images of {path} are {images.dtype}; allowed: uint8 pixels, 0 to 255. Give the images as they were before any scaling: "
-            "epsilon is measured in [0, 1] pixels, and normalised images would change what it means"
-        )
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images of {path} have shape {images.shape}; allowed: (N, C, H, W) or (N, H, W, C), none of them 0")
-    first, last = (images.shape[axis] in (1, 3) for axis in (1, 3))
-    if first == last:
-        which = "both" if first else "neither"
-        raise ValueError(f"images of {path} have shape {images.shape}: {which} of axes 1 and 3 can be channels; allowed: 1 or 3 on one")
-    return images if first else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-
-
-def _whole_numbers(values: np.ndarray, name: str, path: Path, *, count: int, limits: tuple[int, int], allowed: str) -> np.ndarray:
-    """Return (count,) whole numbers as int64; ValueError for others, or for one outside the limits, which `allowed` says in words."""
-    if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"{name} of {path} is {values.shape} {values.dtype}; allowed: ({count},) whole numbers, one per image")
-    if int(values.min()) < limits[0] or int(values.max()) > limits[1]:
-        raise ValueError(f"{name} of {path} lie in [{values.min()}, {values.max()}]; allowed: {allowed}")
-    return values.astype(np.int64)
-
-
-def _class_names(values: np.ndarray | None, path: Path) -> tuple[str, ...]:
-    if values is None:
-        return ()
-    if values.ndim != 1 or values.dtype.kind != "U" or len(set(values.tolist())) != len(values):
-        raise ValueError(f"class_names of {path} is {values.shape} {values.dtype}; allowed: (K,) strings, one per class, all different")
-    return tuple(values.tolist())
 
 
 def open_image_folder(folder: Path, *, image_size: int | None = None) -> ForeignImages:
@@ -207,7 +147,7 @@ def _header(path: Path) -> tuple[str, tuple[int, int], str] | str:
 def _reason(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
-    return "not an image" if isinstance(error, UnidentifiedImageError) else _first_line(error)
+    return "not an image" if isinstance(error, UnidentifiedImageError) else first_line(error)
 
 
 def _common_size(sizes: Sequence[tuple[Path, tuple[int, int]]], image_size: int | None) -> tuple[int, int]:
@@ -246,7 +186,3 @@ def _pixels(path: Path, *, channels: int, image_size: int | None) -> Any:
         image = fitted(image, image_size)
     pixels = np.asarray(image, dtype=np.uint8)
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
