@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -37,17 +38,34 @@ def _kept(values: np.ndarray, kind: type[np.signedinteger[Any]], name: str) -> n
     return values.astype(kind)
 
 
+def check_shape(table: pa.Table, shape: Sequence[int], *, where: str) -> None:
+    """Raise ValueError where a shard's images cannot have this shape, (C, H, W); of JPEG files the first is decoded."""
+    column = table["image"]
+    if pa.types.is_fixed_size_binary(column.type):
+        _require_shape(f"{column.type.byte_width} bytes", f"{prod(shape)} bytes", shape, where)
+    elif len(column):
+        _require_shape(decoded(column[0].as_py()).shape, tuple(shape), shape, where)
+
+
+def _require_shape(found: object, needed: object, shape: Sequence[int], where: str) -> None:
+    if found != needed:
+        raise ValueError(f"an image of {where} has {found}; allowed by the manifest's shape {list(shape)}: {needed}")
+
+
 def as_split(tables: Sequence[pa.Table], shape: Sequence[int]) -> Split:
-    """Turn tables of shards into a split in memory, decoding what is JPEG. shape: (C, H, W)."""
+    """Turn tables of shards into a split in memory, decoding what is JPEG. shape: (C, H, W); ValueError where images have another."""
     table = pa.concat_tables(tables).combine_chunks()
     column = table["image"].chunk(0)
     if pa.types.is_fixed_size_binary(column.type):
+        check_shape(table, shape, where="a shard")
         flat = np.frombuffer(column.buffers()[1], dtype=np.uint8)[: len(table) * column.type.byte_width]
         images = flat.reshape(len(table), *shape).copy()
     else:
         images = np.empty((len(table), *shape), dtype=np.uint8)
         for row, data in enumerate(column):
-            images[row] = decoded(data.as_py())
+            pixels = decoded(data.as_py())
+            _require_shape(pixels.shape, images.shape[1:], shape, "a shard")  # numpy would repeat a smaller one
+            images[row] = pixels
     return Split(
         torch.from_numpy(images),
         torch.from_numpy(table["label"].to_numpy().astype(np.int64)),
