@@ -278,6 +278,25 @@ def test_every_file_of_an_image_folder_that_cannot_be_used_is_listed(tmp_path: P
         prepared(str(folder), root)
 
 
+def test_images_beside_the_class_folders_are_refused_and_other_files_are_not(tmp_path: Path) -> None:
+    folder, root = image_folder(tmp_path / "photos"), Storage(str(tmp_path))
+    (folder / "README.txt").write_text("mine")
+    (folder / ".preview.png").write_bytes(b"hidden")
+    assert len(read_split(Storage(prepared(str(folder), root)), "test")) == 6
+    for name in ("b.PNG", "a.jpg"):
+        Image.fromarray(GRAY[0, 0]).save(folder / name)
+    with pytest.raises(
+        ValueError, match=r"photos has images beside its class folders \(2, a\.jpg first\); allowed: .*one sub-folder per class"
+    ):
+        prepared(str(folder), root)
+
+
+@pytest.mark.parametrize("side", [0, 4097, 100_000_000])
+def test_a_size_that_no_memory_holds_is_refused_before_anything_is_decoded(side: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"image_size is {side}; allowed: a whole number from 1 to 4096"):
+        prepared(str(image_folder(tmp_path / "photos")), Storage(str(tmp_path)), image_size=side)
+
+
 @pytest.mark.parametrize("name", ["nowhere", "empty", "file.csv", "s3.npz"])
 def test_data_of_another_kind_is_answered_with_what_is_allowed(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sat_ray.data.folders import SUFFIXES, is_loose
 from sat_ray.data.images import fitted
 from sat_ray.data.npz import first_line, read_npz
 from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, verify, write_test_split
@@ -18,7 +19,7 @@ from sat_ray.storage import Storage
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 ROWS_PER_SHARD = 256
-SUFFIXES = (".png", ".jpg", ".jpeg")
+LARGEST_SIDE = 4096  # a shard of such images has 13 GB
 CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}  # of PIL's 8-bit modes, as they are read here
 ALLOWED = "a prepared dataset (a folder with manifest.json), an image folder (one sub-folder per class) or an .npz file"
 
@@ -88,15 +89,17 @@ def open_npz(path: Path) -> ForeignImages:
 def open_image_folder(folder: Path, *, image_size: int | None = None) -> ForeignImages:
     """Find the PNG and JPEG files of an image folder: one sub-folder per class, classes and files in the order of their names.
 
-    Gray images stay gray where all are; otherwise all are read as RGB. Sizes must agree unless image_size is given. The image id is the
-    place in that order. Raises ValueError listing what cannot be used; a file whose pixels are damaged is found when they are decoded.
+    Gray images stay gray where all are; otherwise all are read as RGB. Sizes must agree unless image_size (1 to LARGEST_SIDE) is given.
+    The image id is the place in that order. Raises ValueError listing what cannot be used; a file whose pixels are damaged is found when
+    they are decoded.
     """
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size is {image_size}; allowed: a whole number >= 1")
+    if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
+        raise ValueError(f"image_size is {image_size}; allowed: a whole number from 1 to {LARGEST_SIDE}")
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     files = [(path, label) for label, name in enumerate(classes) for path in _files_of(folder / name)]
     if not files:
         raise ValueError(f"data {folder} has no images in sub-folders; allowed: {ALLOWED}")
+    _refuse_loose(folder)
     with ThreadPoolExecutor() as pool:
         looked = list(zip((path for path, _ in files), pool.map(_header, (path for path, _ in files)), strict=True))
     _refuse([(path, header) for path, header in looked if isinstance(header, str)], len(files))
@@ -113,6 +116,13 @@ def open_image_folder(folder: Path, *, image_size: int | None = None) -> Foreign
         class_names=tuple(classes),
         blocks=lambda: _decoded(files, channels=channels, image_size=image_size),
     )
+
+
+def _refuse_loose(folder: Path) -> None:
+    """Refuse images beside the class folders: they have no class, and leaving them out would go unnoticed."""
+    loose = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and is_loose(entry.name))
+    if loose:
+        raise ValueError(f"data {folder} has images beside its class folders ({len(loose)}, {loose[0]} first); allowed: {ALLOWED}")
 
 
 def _files_of(folder: Path) -> list[Path]:
