@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
-from sat_ray.outcome_files import evaluation_of, read_outcomes
+from sat_ray.outcome_files import evaluation_of, folder_and_name, read_outcomes
 from sat_ray.report.judged import JudgedModel, judge
 from sat_ray.storage import Storage
 
@@ -44,12 +44,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_args(argv)
     if len(given.outcomes) < 2:
         raise UsageError(f"OUTCOMES are {len(given.outcomes)}; allowed: at least 2")
+    if "" in given.outcomes:
+        raise UsageError("OUTCOMES '' is empty; allowed: a Parquet file or a folder that holds some")
     places = [Storage.at(one).uri for one in given.outcomes]
     if len(set(places)) < len(places):
         raise UsageError(f"{next(one for one in places if places.count(one) > 1)} is given twice; allowed: each once")
     if given.flips < 0:
         raise UsageError(f"--flips is {given.flips}; allowed: a whole number >= 0")
+    if given.json is not None:
+        _check_json(given.json, places)
     return given
+
+
+def _check_json(path: str, outcomes: Sequence[str]) -> None:
+    """Refuse what --json cannot write or must not write over, before anything is read."""
+    if not path:
+        raise UsageError("--json '' is empty; allowed: the path of a file")
+    if Storage.at(path).uri in outcomes:
+        raise UsageError(f"--json {path} is one of the OUTCOMES; allowed: another file")
+    folder, name = folder_and_name(path)
+    if not name or path.endswith("/") or (folder.exists(name) and not folder.is_file(name)):
+        raise UsageError(f"--json {path} is a folder; allowed: the path of a file")
 
 
 def read_model(uri: str, *, name: str) -> JudgedModel:
@@ -79,10 +94,10 @@ def run(argv: Sequence[str]) -> None:
         console.print(f"--common: {comparison.n:,} images are common to outcomes of {', '.join(f'{n:,}' for n in seen)}", markup=False)
     for part in render(comparison, flips=given.flips):
         console.print(part, soft_wrap=True)
-    if given.json:
+    if given.json is not None:
         found: dict[str, Any] = {"outcomes": given.outcomes, "common": given.common, **to_json(comparison), "notes": notes(comparison)}
-        folder, _, name = Storage.at(given.json).uri.rpartition("/")
-        Storage.at(folder).write_json(name, found)
+        folder, name = folder_and_name(given.json)
+        folder.write_json(name, found)
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -90,7 +90,7 @@ def parse_recipe(
     arguments = list(argv)
     recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
     base = recipes[check_name(recipe, recipes, field="recipe")]()
-    arguments = [_as_float(_in_full(word)) for word in arguments]
+    arguments = _with_decimals([_in_full(word) for word in arguments], _number_fields(base) | _number_fields(options))
     _check_flags(arguments, flatten(dataclasses.asdict(base)) | vars(options))
     kind, defaults = _command_type(base, options)
     known = f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
@@ -101,9 +101,8 @@ def parse_recipe(
 def parse_options(argv: Sequence[str], options: Given, *, about: str) -> Given:
     """Read a command line that takes no recipe: the fields of a dataclass and nothing else. Errors and --help as in `parse_recipe`."""
     _check_flags(argv, vars(options))
-    found: Given = _parsed(
-        type(options), prog=_program(), description=_headline(about), args=[_as_float(word) for word in argv], default=options
-    )
+    words = _with_decimals(argv, _number_fields(options))
+    found: Given = _parsed(type(options), prog=_program(), description=_headline(about), args=words, default=options)
     return found
 
 
@@ -137,6 +136,35 @@ def _parsed(kind: Any, **settings: Any) -> Any:
 def _in_full(word: str) -> str:
     flag, equals, value = word.partition("=")
     return f"{SHORT.get(flag, flag)}{equals}{value}"
+
+
+def _number_fields(settings: Any, prefix: str = "") -> set[str]:
+    """Return the dotted names of a dataclass instance's fields, and of those inside, that hold a float, several, or perhaps one."""
+    kinds, found = get_type_hints(type(settings)), set()
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= _number_fields(value, f"{prefix}{field.name}.")
+        elif _holds_float(kinds[field.name]):
+            found.add(f"{prefix}{field.name}")
+    return found
+
+
+def _holds_float(kind: Any) -> bool:
+    return kind is float or any(_holds_float(part) for part in get_args(kind))
+
+
+def _with_decimals(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """Write k/255 as a decimal after the flags of these fields, behind a space or an equals sign; elsewhere it may be a path."""
+    written, takes_float = [], False
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if word.startswith("--"):
+            takes_float = flag[2:].replace("-", "_") in names
+            written.append(f"{flag}={_as_float(value)}" if equals and takes_float else word)
+        else:
+            written.append(_as_float(word) if takes_float else word)
+    return written
 
 
 def _as_float(word: str) -> str:

@@ -12,13 +12,22 @@ from sat_ray.storage import Storage
 EVALUATION_KEY = b"sat_ray.evaluation"
 KEY = ["attack", "restart", "image_id"]
 COLUMNS = (*KEY, "label", "clean_prediction", "adversarial_prediction", "first_broken_step", "passes", "distance", "robust")
+_WRITTEN = "allowed: outcomes as the evaluate stage writes them"
 _ONE_MODEL = "allowed: one file, or a folder with the parts of one model (the outcomes/ of a sweep holds one file per model: name those)"
 
 
 def evaluation_of(table: pa.Table) -> dict[str, Any] | None:
-    """Return what a merged table says of its evaluation: hashes of weights and dataset, attacks, seed, environment; None if nothing."""
+    """Return what a merged table says of its evaluation: hashes of weights and dataset, attacks, seed, environment; None if nothing.
+
+    Raises ValueError where that is no JSON object.
+    """
     text = (table.schema.metadata or {}).get(EVALUATION_KEY)
-    found: dict[str, Any] | None = json.loads(text) if text else None
+    try:
+        found: Any = json.loads(text) if text else None
+    except ValueError as error:
+        raise ValueError(f"metadata {EVALUATION_KEY.decode()} is no JSON ({error})") from None
+    if not (found is None or isinstance(found, dict)):
+        raise ValueError(f"metadata {EVALUATION_KEY.decode()} holds a JSON {type(found).__name__}; allowed: an object")
     return found or None
 
 
@@ -30,7 +39,7 @@ def read_outcomes(uri: str) -> pa.Table:
     """
     folder, names = _files_at(uri)
     tables = [_read_table(folder, name) for name in names]
-    evaluations = [evaluation_of(table) for table in tables]
+    evaluations = [_evaluation(table, folder.full(name)) for table, name in zip(tables, names, strict=True)]
     for name, evaluation in zip(names, evaluations, strict=True):
         if evaluation != evaluations[0]:
             raise ValueError(f"{folder.uri} holds outcomes of several evaluations ({names[0]}, {name}); {_ONE_MODEL}")
@@ -46,11 +55,27 @@ def read_outcomes(uri: str) -> pa.Table:
     return table
 
 
-def _files_at(uri: str) -> tuple[Storage, list[str]]:
-    """Return the folder and the Parquet files in it that `uri` names: the file itself, or all of a folder."""
+def folder_and_name(uri: str) -> tuple[Storage, str]:
+    """Return the folder that holds a file and the file's name in it; the name is "" where `uri` is a root or a bucket."""
     here = Storage.at(uri)
-    parent, _, name = here.uri.rpartition("/")
-    if name.endswith(".parquet") and name in (above := Storage.at(parent)).names(""):
+    folder, _, name = here.uri.rpartition("/")
+    if here.is_local:
+        return Storage.at(folder or "/"), name
+    return (here, "") if folder == "s3:/" else (Storage.at(folder), name)
+
+
+def _evaluation(table: pa.Table, place: str) -> dict[str, Any] | None:
+    try:
+        return evaluation_of(table)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}; {_WRITTEN}") from None
+
+
+def _files_at(uri: str) -> tuple[Storage, list[str]]:
+    """Return the folder and the Parquet files in it that `uri` names: the file itself, whatever its name, or all of a folder."""
+    here = Storage.at(uri)
+    above, name = folder_and_name(uri)
+    if name and above.is_file(name):
         return above, [name]
     names = [one for one in here.names("") if one.endswith(".parquet")]
     if not names:
@@ -59,10 +84,14 @@ def _files_at(uri: str) -> tuple[Storage, list[str]]:
 
 
 def _read_table(folder: Storage, name: str) -> pa.Table:
+    data, place = folder.read(name), folder.full(name)
     try:
-        file = pq.ParquetFile(pa.BufferReader(folder.read(name)))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{folder.full(name)} is no Parquet file ({str(error).splitlines()[0]})") from None
+        file = pq.ParquetFile(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{place} is no Parquet file ({str(error).splitlines()[0]}); {_WRITTEN}") from None
     if missing := [column for column in COLUMNS if column not in file.schema_arrow.names]:
-        raise ValueError(f"{folder.full(name)} lacks the columns {', '.join(missing)}; allowed: outcomes as the evaluate stage writes them")
-    return file.read(columns=list(COLUMNS)).select(COLUMNS)
+        raise ValueError(f"{place} lacks the columns {', '.join(missing)}; {_WRITTEN}")
+    try:
+        return file.read(columns=list(COLUMNS)).select(COLUMNS)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{place} is damaged ({str(error).splitlines()[0]}); {_WRITTEN}") from None

@@ -183,7 +183,10 @@ def test_the_command_line_beats_the_recipe_and_the_recipe_beats_the_default(comm
     assert config.recipe == "digits_smoke"
 
 
-@pytest.mark.parametrize("spelling", ["--threat-model.epsilon=0.5", "--threat_model.epsilon 0.5", "--threat-model.epsilon 127.5/255"])
+@pytest.mark.parametrize(
+    "spelling",
+    ["--threat-model.epsilon=0.5", "--threat_model.epsilon 0.5", "--threat-model.epsilon 127.5/255", "--threat_model.epsilon=127.5/255"],
+)
 def test_a_field_may_be_spelled_in_every_usual_way(command: Any, spelling: str) -> None:
     assert command(*spelling.split()).config.threat_model.epsilon == 0.5
 
@@ -191,6 +194,12 @@ def test_a_field_may_be_spelled_in_every_usual_way(command: Any, spelling: str) 
 def test_lengths_may_be_written_as_k_over_255(command: Any) -> None:
     config = command("--threat-model.epsilon", "16/255", "--evaluation.step-size", "2/255", "--training.attack-step-size", "16/255").config
     assert (config.threat_model.epsilon, config.evaluation.step_size, config.training.attack_step_size) == (16 / 255, 2 / 255, 16 / 255)
+
+
+@pytest.mark.parametrize("words", [["--storage", "2024/10"], ["--storage=2024/10"]], ids=["space", "equals"])
+def test_a_folder_that_looks_like_a_fraction_stays_a_folder(command: Any, words: list[str], tmp_path: Path) -> None:
+    assert command(*words, "--training.learning-rate", "1/10").root.uri == str(tmp_path / "2024/10")
+    assert command(*words, "--data.path", "3/4").config.data.path == "3/4"
 
 
 def test_lists_and_switches_are_read(command: Any) -> None:

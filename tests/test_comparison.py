@@ -23,10 +23,11 @@ from sat_ray.data.split import Split
 from sat_ray.evaluation import calibrate_attacks, clean_correct_ids, evaluate, robust_image_ids
 from sat_ray.metrics import mcnemar_p_value, paired_difference_interval
 from sat_ray.models import Normalized
-from sat_ray.outcome_files import EVALUATION_KEY
+from sat_ray.outcome_files import EVALUATION_KEY, folder_and_name
 from sat_ray.report.comparison import Comparison, compare, to_json
 from sat_ray.report.comparison_tables import notes, sentence
 from sat_ray.report.judged import counted_attacks, judge, letter
+from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 from tests.conftest import train_small
 
@@ -297,6 +298,12 @@ def test_outcomes_of_other_images_labels_attacks_or_threat_models_are_refused(ta
         (["{a}", "{b}", "--comon"], "unrecognized arguments: --comon"),
         (["{a}", "{folder}"], r"holds image_id 1000 twice for attack pgd-8.*name those"),
         (["{a}", "gs://bucket/x.parquet"], "allowed: a local folder or s3://"),
+        (["{a}", ""], "OUTCOMES '' is empty; allowed: a Parquet file or a folder that holds some"),
+        (["{a}", "{b}", "--json", ""], "--json '' is empty; allowed: the path of a file"),
+        (["{a}", "{b}", "--json", "{folder}"], "--json .* is a folder; allowed: the path of a file"),
+        (["{a}", "{b}", "--json", "{folder}/new/"], "--json .*/new/ is a folder; allowed: the path of a file"),
+        (["{a}", "{b}", "--json", "/"], "--json / is a folder; allowed: the path of a file"),
+        (["{a}", "{b}", "--json", "{b}"], r"--json .*b\.parquet is one of the OUTCOMES; allowed: another file"),
     ],
 )
 def test_commands_that_cannot_be_run_as_written_are_refused(
@@ -305,6 +312,46 @@ def test_commands_that_cannot_be_run_as_written_are_refused(
     a, b = saved(tmp_path, a=tables["relu-s0"], b=tables["silu-s0"])
     with pytest.raises(ValueError, match=message):
         run([one.format(a=a, b=b, folder=tmp_path) for one in arguments])
+
+
+def damaged(path: Path) -> None:
+    """Change bytes in the middle of a file of which the end says where everything is."""
+    data = path.read_bytes()
+    path.write_bytes(data[:20] + bytes(byte ^ 0x5A for byte in data[20:400]) + data[400:])
+
+
+def test_a_file_among_several_that_cannot_be_read_is_named(tables: dict[str, pa.Table], tmp_path: Path) -> None:
+    named = [f"{tmp_path}/{name}.parquet" for name in "abcd"]
+    key, table = EVALUATION_KEY, tables["silu-s0"]
+    saved(tmp_path, a=recorded(tables["relu-s0"]), b=table.replace_schema_metadata({key: "{x"}), d=table, c=recorded(table))
+    damaged(tmp_path / "c.parquet")
+    (tmp_path / "zoo.py").write_text("def good(): return 3")
+    refused = {
+        named[1]: r"b\.parquet: metadata sat_ray\.evaluation is no JSON \(Expecting property name.*; allowed: outcomes as",
+        named[2]: r"c\.parquet is damaged \(.*\); allowed: outcomes as",
+        f"{tmp_path}/zoo.py": r"zoo\.py is no Parquet file \(.*\); allowed: outcomes as",
+    }
+    for path, message in refused.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            run([named[0], path, named[3]])
+        assert "\n" not in str(caught.value)
+    saved(tmp_path, b=table.replace_schema_metadata({key: "[1]"}))
+    with pytest.raises(ValueError, match=r"b\.parquet: metadata sat_ray\.evaluation holds a JSON list; allowed: an object"):
+        run(named[:2])
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder", "name"),
+    [
+        ("/x.json", "/", "x.json"),
+        ("/tmp/x.json", "/tmp", "x.json"),
+        ("/", "/", ""),
+        ("s3://bucket/x.json", "s3://bucket", "x.json"),
+        ("s3://bucket", "s3://bucket", ""),
+    ],
+)
+def test_a_file_is_in_its_folder_wherever_it_lies(uri: str, folder: str, name: str) -> None:
+    assert folder_and_name(uri) == (Storage(folder), name)
 
 
 def test_common_compares_the_images_that_all_have_and_says_how_many(

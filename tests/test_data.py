@@ -2,19 +2,23 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from sat_ray.data.images import Storing
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.shards import MANIFEST, CorruptShardError, manifest_hash, read_split, verify, write_dataset
 from sat_ray.data.sources import DATASETS, Raw, Source, dataset_source
 from sat_ray.data.split import SPLITS, split_by_hash
+from sat_ray.data.table import as_split, shard_bytes
 from sat_ray.storage import Storage
 
 PINNED = {
@@ -142,6 +146,58 @@ def test_another_schema_version_is_refused(written: tuple[Storage, dict[str, Any
         read_split(written[0], "val")
 
 
+BAD_MANIFESTS: dict[str, tuple[Any, str]] = {
+    "no JSON": (b"{not json", "is no JSON (Expecting property name"),
+    "nothing": (b"", "is no JSON (Expecting value"),
+    "no text": (b"\xff\xfe\x00", "is no JSON ("),
+    "a list": (b"[]", "holds a JSON list; allowed: an object"),
+    "no shards": ({"shards": None}, "shards is missing; allowed: a list of at least one shard"),
+    "an empty list of shards": ({"shards": []}, "shards is []; allowed: a list of at least one shard"),
+    "a shard without rows": ({"shards": [{"file": "a", "split": "test", "bytes": 1, "sha256": "0"}]}, "shards[0] is {'file': 'a'"),
+    "no splits": ({"splits": None}, "splits is missing; allowed: the number of images of each split"),
+    "no class names": ({"class_names": None}, "class_names is missing; allowed: a list of texts"),
+    "no shape": ({"shape": None}, "shape is missing; allowed: channels, height and width"),
+    "two axes": ({"shape": [8, 8]}, "shape is [8, 8]; allowed: channels, height and width"),
+    "more images than shards hold": (
+        {"splits": {"train": 718, "val": 180, "test": 1000}},
+        "splits says that test has 1000 images; allowed: 899, the rows of its shards",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_MANIFESTS.values(), ids=BAD_MANIFESTS.keys())
+def test_a_manifest_that_cannot_be_right_is_named_with_field_and_value(
+    change: Any, message: str, written: tuple[Storage, dict[str, Any]]
+) -> None:
+    storage, manifest = written
+    changed = {key: value for key, value in (manifest | change).items() if value is not None} if isinstance(change, dict) else None
+    storage.write(MANIFEST, change if changed is None else json.dumps(changed).encode())
+    with pytest.raises(CorruptShardError) as caught:
+        verify(storage)
+    said = str(caught.value)
+    assert said.startswith(storage.full(MANIFEST)) and message in said and "\n" not in said
+
+
+def test_shards_of_another_shape_or_number_of_rows_than_the_manifest_says_are_named(written: tuple[Storage, dict[str, Any]]) -> None:
+    storage, manifest = written
+    storage.write_json(MANIFEST, manifest | {"shape": [3, 8, 8]})
+    with pytest.raises(ValueError, match=r"train-00000\.parquet has 64 bytes; allowed by the manifest's shape \[3, 8, 8\]: 192 bytes"):
+        verify(storage)
+    with pytest.raises(ValueError, match=r"an image of a shard has 64 bytes; allowed by the manifest's shape \[3, 8, 8\]: 192 bytes"):
+        read_split(storage, "test")
+    first = manifest["shards"][0] | {"rows": 500}
+    storage.write_json(MANIFEST, manifest | {"shards": [first, *manifest["shards"][1:]], "splits": manifest["splits"] | {"train": 818}})
+    with pytest.raises(CorruptShardError, match=r"train-00000\.parquet has 400 rows, the manifest says 500"):
+        verify(storage)
+
+
+def test_a_jpeg_of_another_size_than_the_manifest_says_is_not_repeated_to_fill_it() -> None:
+    stored = [Storing().encode(np.zeros((3, side, side), dtype=np.uint8)) for side in (4, 1)]
+    table = pq.read_table(io.BytesIO(shard_bytes(stored, np.arange(2), np.arange(2))))
+    with pytest.raises(ValueError, match=r"an image of a shard has \(3, 1, 1\); allowed by the manifest's shape \[3, 4, 4\]"):
+        as_split([table], [3, 4, 4])
+
+
 def test_colour_images_of_any_shape_come_back_byte_for_byte(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     raw = Raw(draw.integers(0, 256, (50, 3, 5, 4), dtype=np.uint8), draw.integers(0, 3, 50), ("a", "b", "c"))
@@ -150,6 +206,18 @@ def test_colour_images_of_any_shape_come_back_byte_for_byte(tmp_path: Path) -> N
     assert manifest["shape"] == [3, 5, 4] and len(manifest["mean"]) == len(manifest["std"]) == 3
     part = read_split(Storage.at(tmp_path), "test")
     assert np.array_equal(part.images.numpy(), raw.images[part.image_ids.numpy()])
+
+
+@pytest.mark.parametrize(
+    ("labels", "ids", "message"),
+    [
+        ([0, 2**32 + 1], [0, 1], r"labels lie in \[0, 4294967297\]; allowed: -2147483648 to 2147483647"),
+        ([0, 1], [0, 2**64 - 1], r"image_ids lie in \[0, 18446744073709551615\]; allowed: -9223372036854775808 to"),
+    ],
+)
+def test_a_shard_refuses_numbers_that_its_columns_would_wrap(labels: list[int], ids: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        shard_bytes(np.zeros((2, 1, 2, 2), dtype=np.uint8), np.array(labels), np.array(ids, dtype=np.uint64))
 
 
 def test_pixels_are_divided_by_255_once_and_only_from_uint8() -> None:

@@ -156,7 +156,16 @@ BAD_NPZ: dict[str, tuple[dict[str, Any], str]] = {
     "pickled labels": ({"labels": np.array([{}, 1, 2, 3, 4, 5], dtype=object)}, "arrays, no objects"),
     "labels of another count": ({"labels": LABELS[:5]}, "labels of"),
     "float labels": ({"labels": LABELS / 1.0}, "float64; allowed: (6,) whole numbers"),
-    "negative labels": ({"labels": LABELS - 1}, "lie in [-1, 1]; allowed: 0 or more"),
+    "negative labels": ({"labels": LABELS - 1}, "lie in [-1, 1]; allowed: 0 to 2147483647"),
+    "labels that int32 would wrap into classes": (
+        {"labels": LABELS + 2**40},
+        "lie in [1099511627776, 1099511627778]; allowed: 0 to 2147483647",
+    ),
+    "labels that int64 would wrap": ({"labels": LABELS.astype(np.uint64) + np.uint64(2**63)}, "9223372036854775810]; allowed: 0 to 2147"),
+    "ids that int64 would wrap": (
+        {"image_ids": np.arange(6, dtype=np.uint64) + np.uint64(2**64 - 6)},
+        "18446744073709551615]; allowed: -9223372036854775808 to 9223372036854775807",
+    ),
     "labels beyond the names": ({"class_names": np.array(["a", "b"])}, "lie in [0, 2]; allowed: 0 to 1"),
     "equal names": ({"class_names": np.array(["a", "b", "b"])}, "all different"),
     "doubled ids": ({"image_ids": np.array([0, 1, 2, 3, 3, 4])}, "holds [3] more than once"),
@@ -173,6 +182,52 @@ def test_an_npz_of_anything_else_is_refused(arrays: dict[str, Any], message: str
         prepared(str(save_npz(tmp_path / "bad.npz", **arrays)), Storage(str(tmp_path)))
     assert message in str(refused.value) and "\n" not in str(refused.value)
     assert not (tmp_path / "data").exists()
+
+
+def npy(array: np.ndarray) -> bytes:
+    """Return an array as np.save writes it."""
+    sink = io.BytesIO()
+    np.save(sink, array)
+    return sink.getvalue()
+
+
+def zipped(images: bytes, *, ending: str = ".npy", labels: bytes = npy(LABELS)) -> bytes:
+    """Return a zip of two members, images and labels, of any bytes."""
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"images{ending}", images)
+        archive.writestr(f"labels{ending}", labels)
+    return sink.getvalue()
+
+
+def headed(header: str) -> bytes:
+    """Return the bytes of six images below a .npy header of one's own."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + GRAY.tobytes()
+
+
+def damaged(data: bytes) -> bytes:
+    """Return bytes of which some, early in the first member of a zip, are others."""
+    return data[:100] + bytes(byte ^ 0x5A for byte in data[100:160]) + data[160:]
+
+
+VAST = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 3, 224, 224), }\n"
+DAMAGED_NPZ: dict[str, tuple[bytes, str]] = {
+    "one array": (npy(GRAY), "holds one array without a name, as np.save writes"),
+    "compressed bytes": (damaged(zipped(npy(GRAY))), "Error -3 while decompressing"),
+    "members that are no .npy": (zipped(b"foo", ending="", labels=b"bar"), "images is no array"),
+    "members without an array": (zipped(b"foo", labels=b"bar"), "images is no array"),
+    "header": (zipped(headed("{'descr': ((((((\n")), "no .npz of plain arrays ("),
+    "more images than memory": (zipped(headed(VAST)), "Unable to allocate"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), DAMAGED_NPZ.values(), ids=DAMAGED_NPZ.keys())
+def test_a_damaged_npz_is_named_in_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.npz").write_bytes(content)
+    with pytest.raises(ValueError) as refused:
+        prepared(str(tmp_path / "bad.npz"), Storage(str(tmp_path)))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert str(refused.value).startswith(f"data {tmp_path}/bad.npz is no .npz") and "; allowed: " in str(refused.value)
 
 
 def test_an_image_folder_is_read_as_torchvision_reads_it(tmp_path: Path) -> None:
@@ -221,6 +276,25 @@ def test_every_file_of_an_image_folder_that_cannot_be_used_is_listed(tmp_path: P
     (folder / "zebra" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"notes.txt \(not .png"):
         prepared(str(folder), root)
+
+
+def test_images_beside_the_class_folders_are_refused_and_other_files_are_not(tmp_path: Path) -> None:
+    folder, root = image_folder(tmp_path / "photos"), Storage(str(tmp_path))
+    (folder / "README.txt").write_text("mine")
+    (folder / ".preview.png").write_bytes(b"hidden")
+    assert len(read_split(Storage(prepared(str(folder), root)), "test")) == 6
+    for name in ("b.PNG", "a.jpg"):
+        Image.fromarray(GRAY[0, 0]).save(folder / name)
+    with pytest.raises(
+        ValueError, match=r"photos has images beside its class folders \(2, a\.jpg first\); allowed: .*one sub-folder per class"
+    ):
+        prepared(str(folder), root)
+
+
+@pytest.mark.parametrize("side", [0, 4097, 100_000_000])
+def test_a_size_that_no_memory_holds_is_refused_before_anything_is_decoded(side: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"image_size is {side}; allowed: a whole number from 1 to 4096"):
+        prepared(str(image_folder(tmp_path / "photos")), Storage(str(tmp_path)), image_size=side)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "file.csv", "s3.npz"])
@@ -440,6 +514,14 @@ def test_the_options_describe_any_attack_of_the_engine(words: list[str], names: 
     examined = given.examined()
     assert parse_options(shlex.split(given.command())[2:], ForeignOptions(), about="") == given
     assert (examined.algorithm, examined.loss, examined.targets, examined.gradient) == ("pgd", "cross_entropy", 0, "float32")
+
+
+@pytest.mark.parametrize("spelling", ["--{} {}", "--{}={}"])
+def test_radius_and_step_may_be_fractions_and_a_folder_may_look_like_one(spelling: str) -> None:
+    given = {"epsilon": "4/255", "step-size": "1/510", "data": "2024/10", "name": "1/2"}
+    words = [word for field, value in given.items() for word in spelling.format(field, value).split()]
+    read = parse_options(words, ForeignOptions(), about="")
+    assert (read.epsilon, read.step_size, read.data, read.name) == (4 / 255, 1 / 510, "2024/10", "1/2")
 
 
 def test_model_chooses_the_command_and_model_fields_do_not() -> None:

@@ -13,6 +13,7 @@ IMAGE_FOLDER_LAYOUT = (
     "CLASS/IMAGE (split by hash, a tenth each for test and val), or train/CLASS/IMAGE with test/CLASS/IMAGE, val/CLASS/IMAGE or both; "
     "without test/, val/ is the test split; without a val split, a tenth of train is taken by hash"
 )
+SUFFIXES = (".png", ".jpg", ".jpeg")
 Found = list[tuple[str, str]]  # (class, path below the folder)
 
 
@@ -22,6 +23,11 @@ def entries(folder: Folder, *, folders: bool) -> list[str]:
         return [name for name in folder.entries(folders=folders) if not name.startswith(".")]
     with os.scandir(folder) as found:
         return sorted(one.name for one in found if one.is_dir() == folders and not one.name.startswith("."))
+
+
+def is_loose(name: str) -> bool:
+    """Say whether a file beside class folders, by its name, is an image that nobody would read."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def class_files(folder: Folder) -> Found:
@@ -38,7 +44,8 @@ def class_files(folder: Folder) -> Found:
 def list_image_folder(path: Folder) -> Listing:
     """List an image folder; the image id is the place in the order train, val, test, then class, then file name.
 
-    Raises LayoutError where no class or no image is found, or where a split has a class that train has not.
+    Raises LayoutError where no class or no image is found, where images lie beside the class folders, or where a split has a class that
+    train has not.
     """
     if not path.is_dir():
         raise LayoutError("it is not a folder")
@@ -46,6 +53,9 @@ def list_image_folder(path: Folder) -> Listing:
     if "train" not in parts:
         parts = {"train": path}
     found = {split: class_files(folder) for split, folder in parts.items()}
+    for one in (path, *parts.values()):
+        if loose := [name for name in entries(one, folders=False) if is_loose(name)]:
+            raise LayoutError(f"{one.name}/ has images beside its folders ({len(loose)}, {loose[0]} first)")
     listed = _listing(path, {split: [(name, parts[split] / file) for name, file in files] for split, files in found.items()})
     if len(listed.class_names) < 2:
         raise LayoutError(f"it has {len(listed.class_names)} class, and a classifier needs two")

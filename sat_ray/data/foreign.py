@@ -8,17 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
+from sat_ray.data.folders import SUFFIXES, is_loose
 from sat_ray.data.images import fitted
+from sat_ray.data.npz import first_line, read_npz
 from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, verify, write_test_split
 from sat_ray.storage import Storage
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 ROWS_PER_SHARD = 256
-SUFFIXES = (".png", ".jpg", ".jpeg")
+LARGEST_SIDE = 4096  # a shard of such images has 13 GB
 CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}  # of PIL's 8-bit modes, as they are read here
 ALLOWED = "a prepared dataset (a folder with manifest.json), an image folder (one sub-folder per class) or an .npz file"
 
@@ -72,21 +73,8 @@ def _written(found: ForeignImages, root: Storage) -> Storage:
 
 
 def open_npz(path: Path) -> ForeignImages:
-    """Read an .npz of plain arrays: images (N, C, H, W) or (N, H, W, C) uint8 with 1 or 3 channels, labels (N,) whole numbers,
-
-    and, if there, image_ids (N,) whole numbers, each once (else 0 to N - 1) and class_names (K,) strings. Raises ValueError.
-    """
-    arrays = _arrays(path)
-    images = _channels_first(arrays["images"], path)
-    labels = _whole_numbers(arrays["labels"], "labels", path, count=len(images))
-    ids = _whole_numbers(arrays.get("image_ids", np.arange(len(images))), "image_ids", path, count=len(images))
-    names = _class_names(arrays.get("class_names"), path)
-    if labels.min() < 0 or (names and labels.max() >= len(names)):
-        allowed = f"0 to {len(names) - 1}, one of class_names" if names else "0 or more"
-        raise ValueError(f"labels of {path} lie in [{labels.min()}, {labels.max()}]; allowed: {allowed}")
-    if len(np.unique(ids)) != len(ids):
-        doubled = [int(i) for i, count in zip(*np.unique(ids, return_counts=True), strict=True) if count > 1]
-        raise ValueError(f"image_ids of {path} holds {doubled[:5]} more than once; allowed: each id once")
+    """Read an .npz as `read_npz` does, with the file's bytes as its fingerprint. Raises ValueError."""
+    images, labels, ids, names = read_npz(path)
 
     def blocks() -> Iterator[Block]:
         for first in range(0, len(images), ROWS_PER_SHARD):
@@ -98,60 +86,20 @@ def open_npz(path: Path) -> ForeignImages:
     return ForeignImages(name=path.stem, fingerprint=fingerprint, shape=images.shape[1:], class_names=names, blocks=blocks)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    wanted, needed = ("images", "labels", "image_ids", "class_names"), ("images", "labels")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files if name in wanted}
-            names = list(file.files)
-    except (ValueError, OSError, BadZipFile, EOFError) as error:
-        raise ValueError(f"data {path} is no .npz of plain arrays ({_first_line(error)}); allowed: arrays, no objects") from None
-    if missing := [name for name in needed if name not in found]:
-        raise ValueError(f"data {path} holds {names} but not {' and '.join(missing)}; allowed: images, labels, image_ids, class_names")
-    return found
-
-
-def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
-    if images.dtype != np.uint8:
-        raise ValueError(
-            f"images of {path} are {images.dtype}; allowed: uint8 pixels, 0 to 255. Give the images as they were before any scaling: "
-            "epsilon is measured in [0, 1] pixels, and normalised images would change what it means"
-        )
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images of {path} have shape {images.shape}; allowed: (N, C, H, W) or (N, H, W, C), none of them 0")
-    first, last = (images.shape[axis] in (1, 3) for axis in (1, 3))
-    if first == last:
-        which = "both" if first else "neither"
-        raise ValueError(f"images of {path} have shape {images.shape}: {which} of axes 1 and 3 can be channels; allowed: 1 or 3 on one")
-    return images if first else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-
-
-def _whole_numbers(values: np.ndarray, name: str, path: Path, *, count: int) -> np.ndarray:
-    if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"{name} of {path} is {values.shape} {values.dtype}; allowed: ({count},) whole numbers, one per image")
-    return values.astype(np.int64)
-
-
-def _class_names(values: np.ndarray | None, path: Path) -> tuple[str, ...]:
-    if values is None:
-        return ()
-    if values.ndim != 1 or values.dtype.kind != "U" or len(set(values.tolist())) != len(values):
-        raise ValueError(f"class_names of {path} is {values.shape} {values.dtype}; allowed: (K,) strings, one per class, all different")
-    return tuple(values.tolist())
-
-
 def open_image_folder(folder: Path, *, image_size: int | None = None) -> ForeignImages:
     """Find the PNG and JPEG files of an image folder: one sub-folder per class, classes and files in the order of their names.
 
-    Gray images stay gray where all are; otherwise all are read as RGB. Sizes must agree unless image_size is given. The image id is the
-    place in that order. Raises ValueError listing what cannot be used; a file whose pixels are damaged is found when they are decoded.
+    Gray images stay gray where all are; otherwise all are read as RGB. Sizes must agree unless image_size (1 to LARGEST_SIDE) is given.
+    The image id is the place in that order. Raises ValueError listing what cannot be used; a file whose pixels are damaged is found when
+    they are decoded.
     """
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size is {image_size}; allowed: a whole number >= 1")
+    if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
+        raise ValueError(f"image_size is {image_size}; allowed: a whole number from 1 to {LARGEST_SIDE}")
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     files = [(path, label) for label, name in enumerate(classes) for path in _files_of(folder / name)]
     if not files:
         raise ValueError(f"data {folder} has no images in sub-folders; allowed: {ALLOWED}")
+    _refuse_loose(folder)
     with ThreadPoolExecutor() as pool:
         looked = list(zip((path for path, _ in files), pool.map(_header, (path for path, _ in files)), strict=True))
     _refuse([(path, header) for path, header in looked if isinstance(header, str)], len(files))
@@ -168,6 +116,13 @@ def open_image_folder(folder: Path, *, image_size: int | None = None) -> Foreign
         class_names=tuple(classes),
         blocks=lambda: _decoded(files, channels=channels, image_size=image_size),
     )
+
+
+def _refuse_loose(folder: Path) -> None:
+    """Refuse images beside the class folders: they have no class, and leaving them out would go unnoticed."""
+    loose = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and is_loose(entry.name))
+    if loose:
+        raise ValueError(f"data {folder} has images beside its class folders ({len(loose)}, {loose[0]} first); allowed: {ALLOWED}")
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -202,7 +157,7 @@ def _header(path: Path) -> tuple[str, tuple[int, int], str] | str:
 def _reason(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
-    return "not an image" if isinstance(error, UnidentifiedImageError) else _first_line(error)
+    return "not an image" if isinstance(error, UnidentifiedImageError) else first_line(error)
 
 
 def _common_size(sizes: Sequence[tuple[Path, tuple[int, int]]], image_size: int | None) -> tuple[int, int]:
@@ -241,7 +196,3 @@ def _pixels(path: Path, *, channels: int, image_size: int | None) -> Any:
         image = fitted(image, image_size)
     pixels = np.asarray(image, dtype=np.uint8)
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

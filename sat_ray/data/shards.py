@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 
 from sat_ray.data.images import Storing
+from sat_ray.data.manifest import ENTRY, fault
 from sat_ray.data.preparing import PLAN, ShardTask, shard_tasks, write_shard
 from sat_ray.data.source import Source
 from sat_ray.data.split import SPLITS, Split
-from sat_ray.data.table import as_split, shard_bytes
+from sat_ray.data.table import as_split, check_shape, shard_bytes
 from sat_ray.storage import Storage, json_bytes
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
-ENTRY = ("file", "split", "rows", "bytes", "sha256")  # what the manifest says about a shard
 VERIFIED_BYTES = 256 * 1024**2  # about a second of reading and hashing
 REMEDY = "restore the file, or move the dataset folder away and run pipelines/prepare.py again"
 Part = dict[str, Any]
 
 
 class CorruptShardError(ValueError):
-    """A shard is missing or is not what the manifest says."""
+    """A shard is missing or is not what the manifest says, or the manifest itself is damaged."""
 
 
 def _write_shards(storage: Storage, split: str, blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
@@ -158,12 +158,18 @@ def manifest_hash(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(storage: Storage) -> dict[str, Any]:
-    """Read what a dataset says about itself; CorruptShardError where it is of another schema version."""
-    manifest: dict[str, Any] = storage.read_json(MANIFEST)
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise CorruptShardError(
-            f"{storage.uri}/{MANIFEST} has schema version {manifest.get('schema_version')}; this version reads {SCHEMA_VERSION}"
-        )
+    """Read what a dataset says about itself; CorruptShardError names the file where it is damaged or of another schema version."""
+    place = storage.full(MANIFEST)
+    try:
+        manifest: Any = storage.read_json(MANIFEST)
+    except ValueError as error:
+        raise CorruptShardError(f"{place} is no JSON ({error}); {REMEDY}") from None
+    if not isinstance(manifest, dict):
+        raise CorruptShardError(f"{place} holds a JSON {type(manifest).__name__}; allowed: an object with shape, splits, shards; {REMEDY}")
+    if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
+        raise CorruptShardError(f"{place} has schema version {version}; this version reads {SCHEMA_VERSION}")
+    if found := fault(manifest):
+        raise CorruptShardError(f"{place}: {found}; {REMEDY}")
     return manifest
 
 
@@ -218,7 +224,10 @@ def read_shard(storage: Storage, shard: dict[str, Any], *, columns: Sequence[str
         raise CorruptShardError(
             f"shard {storage.uri}/{shard['file']} has sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}: damaged; {REMEDY}"
         )
-    return pq.read_table(io.BytesIO(data), columns=columns)
+    table = pq.read_table(io.BytesIO(data), columns=columns)
+    if len(table) != shard["rows"]:
+        raise CorruptShardError(f"shard {storage.uri}/{shard['file']} has {len(table)} rows, the manifest says {shard['rows']}; {REMEDY}")
+    return table
 
 
 def verify(storage: Storage) -> None:
@@ -226,10 +235,11 @@ def verify(storage: Storage) -> None:
 
     Up to VERIFIED_BYTES every checksum is computed; of more, only sizes are compared, since a shard is checked whenever it is read.
     """
-    shards = read_manifest(storage)["shards"]
+    manifest = read_manifest(storage)
+    shards = manifest["shards"]
     if sum(shard["bytes"] for shard in shards) <= VERIFIED_BYTES:
         for shard in shards:
-            read_shard(storage, shard)
+            check_shape(read_shard(storage, shard), manifest["shape"], where=storage.full(shard["file"]))
         return
     sizes = storage.sizes("")
     for shard in shards:

@@ -1,0 +1,52 @@
+"""What the manifest of a prepared dataset must say before anything is read by it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+ENTRY = ("file", "split", "rows", "bytes", "sha256")  # what the manifest says about a shard
+
+
+def fault(manifest: Any) -> str:
+    """Return what is wrong with a manifest as it was read from JSON: field, value and what is allowed; "" where nothing is."""
+    shape, names, splits, shards = (manifest.get(field) for field in ("shape", "class_names", "splits", "shards"))
+    if not _is_shape(shape):
+        return f"shape is {_shown(shape)}; allowed: channels, height and width, whole numbers >= 1"
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return f"class_names is {_shown(names)}; allowed: a list of texts, empty where they are unknown"
+    if not isinstance(splits, dict) or not all(_is_count(count) for count in splits.values()):
+        return f"splits is {_shown(splits)}; allowed: the number of images of each split"
+    if not isinstance(shards, list) or not shards:
+        return f"shards is {_shown(shards)}; allowed: a list of at least one shard"
+    for number, shard in enumerate(shards):
+        if not _is_entry(shard):
+            return f"shards[{number}] is {_shown(shard)}; allowed: {', '.join(ENTRY)}, rows >= 1"
+    return _miscounted(splits, shards)
+
+
+def _miscounted(splits: Mapping[str, int], shards: list[dict[str, Any]]) -> str:
+    for split in sorted({*splits, *(shard["split"] for shard in shards)}):
+        held, said = sum(shard["rows"] for shard in shards if shard["split"] == split), splits.get(split, 0)
+        if held != said:
+            return f"splits says that {split} has {said} images; allowed: {held}, the rows of its shards"
+    return ""
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, list) and len(shape) == 3 and all(_is_count(side) and side for side in shape)
+
+
+def _is_entry(shard: Any) -> bool:
+    if not isinstance(shard, dict) or not all(isinstance(shard.get(key), str) and shard[key] for key in ("file", "split", "sha256")):
+        return False
+    return _is_count(shard.get("rows")) and shard["rows"] > 0 and _is_count(shard.get("bytes"))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0  # JSON's true is an int to Python
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "missing"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
