@@ -4,8 +4,8 @@
     pt2           a file that torch.export.save wrote                  sha256 of the bytes
     pickled_pt2   such a file with pickled parts, if allowed           sha256 of the bytes
     pickle        a pickled module, if allowed                         sha256 of the bytes
-    function      module:function of an importable module that         sha256 of parameters, buffers, the name, and the source files
-                  returns the model when called without arguments      of the module and of the classes that the model is made of
+    function      module:function of an importable module that         sha256 of parameters, buffers, the name, the code of the module and
+                  returns the model when called without arguments      of the model's classes, and all they import of their own packages
 
 Every one maps [0, 1] pixels (N, C, H, W) to logits (N, K).
 """
@@ -14,6 +14,7 @@ import functools
 import hashlib
 import io
 import itertools
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +32,7 @@ from sat_ray.lanes import lane_logits
 from sat_ray.models.exported import Exported, load_exported
 from sat_ray.models.layout import settle_layout
 from sat_ray.reference import first_line, import_module, is_reference
+from sat_ray.source_code import PACKAGE, hash_code, is_installed
 from sat_ray.storage import Storage
 
 ALLOWED = (
@@ -72,7 +74,7 @@ def load_source(kind: str, uri: str, digest: str | None = None, *, device: torch
     """
     model, found = _LOADERS[kind](uri, device or torch.device("cpu"))
     if digest not in (None, found):
-        hint = ": it must return the same weights in every process, so seed it or load them from a file" if kind == "function" else ""
+        hint = ": every process must find the same code and weights, so seed it or load them from a file" if kind == "function" else ""
         raise ValueError(f"model {uri} is not what it was when the evaluation began ({found[:12]}, not {str(digest)[:12]}){hint}")
     return model.requires_grad_(False), found
 
@@ -120,20 +122,33 @@ def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
         raise ValueError(f"model {uri}: calling {name}() failed ({type(error).__name__}: {first_line(error)})") from None
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {uri} returned a {type(model).__name__}; allowed: a torch.nn.Module in inference mode")
-    return model.to(device), _content(uri, model, module.__file__)
+    return model.to(device), _content(uri, model)
 
 
-def _content(uri: str, model: nn.Module, source: str | None) -> str:
-    """Hash a module: its name, every parameter and buffer, and the source files (but torch's own) that say what it computes."""
+def _content(uri: str, model: nn.Module) -> str:
+    """Hash a module: its name, every parameter and buffer, and the code that says what it computes."""
     digest = hashlib.sha256(uri.encode())
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    files = {getattr(sys.modules.get(type(one).__module__), "__file__", None) for one in model.modules()} | {source}
-    torchs_own = str(Path(torch.__file__).parent)
-    for text in sorted(Path(file).read_bytes() for file in files if file and not file.startswith(torchs_own)):
-        digest.update(hashlib.sha256(text).digest())
+    module = uri.partition(":")[0]
+    digest.update(json.dumps(_code(module, {type(one).__module__ for one in model.modules()})).encode())
     return digest.hexdigest()
+
+
+def _code(module: str, classes: set[str]) -> dict[str, str]:
+    """Hash the user's code: a module, those of a model's classes, and what they import of their own packages or from beside them.
+
+    A class of an installed package counts with its own file alone. This package's code is compared when a record is read, torch's version
+    stands in the numerical environment.
+    """
+    installed = {name for name in classes if is_installed(name)}
+    found = {name: text for name, text in hash_code({module} | classes - installed).items() if name.partition(".")[0] != PACKAGE}
+    for name in sorted(installed):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and name.partition(".")[0] not in (PACKAGE, "torch"):
+            found.setdefault(name, sha256(Path(file).read_bytes()))
+    return dict(sorted(found.items()))
 
 
 _LOADERS: dict[str, Callable[[str, torch.device], tuple[nn.Module, str]]] = {

@@ -291,8 +291,47 @@ def test_the_digest_of_a_function_follows_weights_name_and_source(on_the_shelf: 
     assert load_source("function", "foreign_models:unseeded")[1] not in digests, "other weights, the same digest"
     before = load_source("function", "foreign_models:digits")[1]
     with open(on_the_shelf / "foreign_models.py", "a") as file:
-        file.write("# changed\n")
+        file.write("# comments and layout do not count\n")
+    assert load_source("function", "foreign_models:digits")[1] == before
+    with open(on_the_shelf / "foreign_models.py", "a") as file:
+        file.write("changed = True\n")
     assert load_source("function", "foreign_models:digits")[1] != before
+
+
+@pytest.mark.parametrize("changed", ["nets/blocks.py", "nets/deep/scale.py", "beside.py"])
+def test_the_digest_of_a_function_follows_all_that_its_module_imports_of_its_own(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "nets/__init__.py": "",
+        "nets/deep/__init__.py": "",
+        "nets/deep/scale.py": "SCALE = 0.5",
+        "nets/blocks.py": "from nets.deep import scale\ndef pre(x): return x * scale.SCALE",
+        "beside.py": "CLASSES = 10",
+        "nets/made.py": """
+import torch
+import beside
+from nets import blocks
+class Net(torch.nn.Sequential):
+    def forward(self, x): return super().forward(blocks.pre(x))
+def make():
+    torch.manual_seed(0)
+    return Net(torch.nn.Flatten(), torch.nn.Linear(64, beside.CLASSES)).eval()
+""",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        before = load_source("function", "nets.made:make")[1]
+        assert load_source("function", "nets.made:make")[1] == before
+        with open(tmp_path / changed, "a") as file:
+            file.write("\nCHANGED = True\n")
+        assert load_source("function", "nets.made:make")[1] != before
+    finally:
+        for name in [one for one in sys.modules if one.partition(".")[0] in ("nets", "beside")]:
+            del sys.modules[name]
 
 
 class _Shell:
