@@ -47,7 +47,8 @@ def evaluate_foreign(given: ForeignOptions) -> None:
     for field in ("model", "data"):
         if not getattr(given, field):
             raise UsageError(f"--{field} is missing; --model URI and --data URI are needed (all: --help)")
-    given.attacks(num_classes=10)  # refuses bad steps and sizes before anything is read
+    given.attacks(num_classes=10)  # like the next line: refuses bad steps and sizes before anything is read
+    given.examined()
     check_machine(gradient=given.gradient, field="--gradient", accelerator=given.accelerator)
     if given.name:
         folder_name(given.name)

@@ -44,7 +44,7 @@ class ForeignOptions:
     steps: int | None = None
     """Steps of pgd (200), of apgd or of each APGD run of the cascade (100)."""
     step_size: float | None = None
-    """Length of one step of pgd, in [0, 1] pixels (1/255)."""
+    """Length of one step of pgd, in [0, 1] pixels (1/255, or a twentieth of epsilon where that is longer)."""
     loss: Literal["cross_entropy", "dlr", "margin"] | None = None
     """What pgd and apgd climb (cross_entropy)."""
     targets: int | None = None
@@ -133,9 +133,9 @@ class ForeignOptions:
 
     def examined(self) -> AttackSpec:
         """Return the PGD whose claim the card examines: untargeted, float32 gradients; of these steps and starts where --attack is pgd."""
-        plain: dict[str, Any] = {"steps": PGD_STEPS, "step_size": 1 / 255}
+        plain: dict[str, Any] = {"steps": PGD_STEPS, "step_size": self._step_size}
         if self.attack == "pgd":
-            plain = {"steps": self._count("steps", PGD_STEPS), "step_size": self._step_size, "restarts": self.restarts}
+            plain |= {"steps": self._count("steps", PGD_STEPS), "restarts": self.restarts}
         return AttackSpec(threat_model=self.threat_model, **plain)
 
     def attacks(self, *, num_classes: int) -> list[AttackSpec]:
@@ -155,7 +155,7 @@ class ForeignOptions:
 
     @property
     def _step_size(self) -> float:
-        return 1 / 255 if self.step_size is None else self.step_size
+        return max(1 / 255, self.epsilon / 20) if self.step_size is None else self.step_size
 
     def _count(self, field: str, default: int) -> int:
         given: int | None = getattr(self, field)

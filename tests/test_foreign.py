@@ -481,6 +481,16 @@ def test_the_options_describe_any_attack_of_the_engine(words: list[str], names: 
     assert (examined.algorithm, examined.loss, examined.targets, examined.gradient) == ("pgd", "cross_entropy", 0, "float32")
 
 
+@pytest.mark.parametrize("attack", ["pgd", "apgd", "square", "cascade"])
+@pytest.mark.parametrize(("norm", "epsilon", "step"), [("linf", 8 / 255, 1 / 255), ("l2", 0.1, 0.005), ("l2", 1.0, 0.05)])
+def test_the_pgd_of_the_card_and_by_default_crosses_any_ball(attack: str, norm: str, epsilon: float, step: float) -> None:
+    words = ["--model", "m:f", "--data", "d", "--norm", norm, "--epsilon", str(epsilon), "--attack", attack]
+    given = parse_options(words, ForeignOptions(), about="")
+    examined = given.examined()
+    assert (examined.steps, examined.step_size, examined.threat_model) == (200, step, ThreatModel(given.norm, epsilon))
+    assert attack != "pgd" or given.attacks(num_classes=10) == [examined]
+
+
 def test_model_chooses_the_command_and_model_fields_do_not() -> None:
     assert names_a_model(["--model", "m:f"]) and names_a_model(["--data", "d", "--model=m:f"])
     assert not names_a_model(["digits", "--model.width", "8"]) and not names_a_model(["--model.name=resnet18"])
