@@ -17,19 +17,14 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from sat_ray.attacks import AttackSpec
-from sat_ray.attacks.base import require_inference_mode
 from sat_ray.checkpoint import MODEL_JSON, load_model, sha256
-from sat_ray.data.split import Split
-from sat_ray.evaluation import device_of, evaluate
-from sat_ray.lanes import lane_logits
-from sat_ray.models.exported import Exported, load_exported
+from sat_ray.models.exported import load_exported
 from sat_ray.models.layout import settle_layout
 from sat_ray.reference import first_line, import_module, is_reference
 from sat_ray.source_code import PACKAGE, hash_code, is_installed
@@ -101,6 +96,7 @@ def _pickle(uri: str, device: torch.device) -> tuple[nn.Module, str]:
         raise ValueError(f"model {uri} cannot be unpickled here ({first_line(error)})") from None
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {uri} is a pickled {type(model).__name__}; allowed: a torch.nn.Module")
+    _require_weights(model, uri)
     return model.eval().to(device), sha256(data)
 
 
@@ -122,7 +118,21 @@ def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
         raise ValueError(f"model {uri}: calling {name}() failed ({type(error).__name__}: {first_line(error)})") from None
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {uri} returned a {type(model).__name__}; allowed: a torch.nn.Module in inference mode")
+    _require_weights(model, uri)
     return model.to(device), _content(uri, model)
+
+
+def _require_weights(model: nn.Module, uri: str) -> None:
+    """Raise ValueError where a parameter or buffer holds no values yet, or for a script, which nothing here can freeze or copy."""
+    if isinstance(model, torch.jit.RecursiveScriptModule):
+        raise ValueError(f"model {uri} is a torch.jit script; allowed: the module that it was made of, or what torch.export.save writes")
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(
+                f"model {uri}: {name} is not initialized (a lazy layer); call the model on a batch of images once, then return it"
+            )
+        if tensor.is_meta:
+            raise ValueError(f"model {uri}: {name} is on the meta device and holds no values; allowed: a model with its weights")
 
 
 def _content(uri: str, model: nn.Module) -> str:
@@ -158,36 +168,3 @@ _LOADERS: dict[str, Callable[[str, torch.device], tuple[nn.Module, str]]] = {
     "pickle": _pickle,
     "function": _function,
 }
-
-
-def count_classes(model: nn.Module, some: Split, *, lanes: int, expected: int | None, what: str) -> int:
-    """Run a model on at most `lanes` images and return its number of classes.
-
-    expected: classes of the dataset, None where it does not say; what: the model's name for messages. Raises ValueError in one line: a
-    model in train mode, of a fixed other batch size, for other images, or whose output is not finite logits of at least 2 classes.
-    """
-    require_inference_mode(model)
-    if isinstance(model, Exported) and model.batch_size not in (None, lanes):
-        raise ValueError(f"model {what} was exported for exactly {model.batch_size} images a call; give --lanes {model.batch_size}")
-    some = some.take(slice(0, lanes))
-    try:
-        logits = lane_logits(model, some.images, some.image_ids, lanes=lanes, device=device_of(model))
-    except ValueError:
-        raise
-    except Exception as error:
-        shape = (lanes, *some.images.shape[1:])
-        raise ValueError(
-            f"model {what} cannot take float32 images of shape {shape} ({type(error).__name__}: {first_line(error)})"
-        ) from None
-    classes = logits.shape[1]
-    if len(logits) != len(some) or classes < 2:
-        raise ValueError(f"model {what} returned {tuple(logits.shape)} for {len(some)} images; allowed: (N, K) logits, K >= 2 classes")
-    if expected not in (None, classes):
-        raise ValueError(f"model {what} has {classes} classes, the dataset {expected}; allowed: the same classes in the same order")
-    return classes
-
-
-def try_attack(model: nn.Module, some: Split, attack: AttackSpec, *, lanes: int) -> None:
-    """Evaluate at most `lanes` images with one attack, so that what cannot be evaluated is refused before any worker starts."""
-    some, exact = some.take(slice(0, lanes)), replace(attack, gradient="float32", name="")
-    evaluate(model, some.images, some.labels, some.image_ids, attacks=[exact], lanes=lanes)

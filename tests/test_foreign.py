@@ -28,6 +28,7 @@ import pipelines
 from pipelines import foreign
 from pipelines.evaluate import names_a_model
 from pipelines.foreign_options import ForeignOptions
+from pipelines.foreign_subject import open_subject
 from pipelines.verdict import claim, summary
 from sat_ray.attacks import AttackSpec, cascade
 from sat_ray.attacks.base import require_inference_mode
@@ -42,6 +43,7 @@ from sat_ray.evaluation import evaluate
 from sat_ray.jobs import sampled_rows
 from sat_ray.metrics import wilson_interval
 from sat_ray.model_source import kind_of, load_source
+from sat_ray.model_trial import ZeroGradients
 from sat_ray.models import Normalized
 from sat_ray.models.exported import load_exported, pickled_part
 from sat_ray.storage import Storage
@@ -78,6 +80,25 @@ class Broken(nn.Module):
     def forward(self, x):
         return self.body(x.detach()) if self.kind == "detached" else self.body(x) / (0 if self.kind == "nan" else 1)
 
+class Odd(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.body, self.does = digits(), forward
+    def forward(self, x):
+        return self.does(self.body, x)
+
+def odd(forward): return Odd(forward).eval()
+def noisy(): return odd(lambda body, x: body(x + 0.1 * torch.randn_like(x)))
+def of_the_batch(): return odd(lambda body, x: body(x - x.mean(0, keepdim=True)))
+def in_place(): return odd(lambda body, x: body(x.sub_(0.2)))
+def rounded(): return odd(lambda body, x: body((x * 255).round() / 255))
+def tuples(): return odd(lambda body, x: (body(x), x))
+def nothing(): return odd(lambda body, x: None)
+def scalar(): return odd(lambda body, x: body(x).sum())
+def imaginary(): return odd(lambda body, x: body(x) + 0j)
+def slope_of_nan(): return odd(lambda body, x: body(x) + (x - x.detach()).sum((1, 2, 3)).abs().sqrt()[:, None])
+def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10)).eval()
+def meta(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10, device="meta")).eval()
 def nan(): return Broken("nan").eval()
 def detached(): return Broken("detached").eval()
 """
@@ -401,6 +422,21 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "one axis of output": (["--model", "foreign_models:flat"], "returned shape"),
         "another input": (["--model", "foreign_models:colour"], "cannot take float32 images of shape (16, 1, 8, 8)"),
         "too few classes": (["--model", "foreign_models:nine"], "but the model has 9 classes"),
+        "noise": (["--model", "foreign_models:noisy"], "noisy gives other logits the second time in inference mode"),
+        "noise under square": (["--model", "foreign_models:noisy", "--attack", "square"], "gives other logits the second time"),
+        "statistics of the batch": (["--model", "foreign_models:of_the_batch"], "gives an image other logits in a batch than alone"),
+        "work in place": (["--model", "foreign_models:in_place"], "in_place writes to the images that it is given"),
+        "a tuple of outputs": (["--model", "foreign_models:tuples"], "returned a tuple; allowed: one tensor of (N, K) logits"),
+        "no output": (["--model", "foreign_models:nothing"], "returned a NoneType; allowed: one tensor of (N, K) logits"),
+        "no axis of output": (["--model", "foreign_models:scalar"], "returned shape () for 16 images"),
+        "complex output": (["--model", "foreign_models:imaginary"], "returned torch.complex64; allowed"),
+        "a gradient of NaN": (["--model", "foreign_models:slope_of_nan"], "has a gradient of NaN or infinity for image ids ["),
+        "a lazy layer": (["--model", "foreign_models:lazy"], "1.weight is not initialized (a lazy layer)"),
+        "no weights": (["--model", "foreign_models:meta"], "1.weight is on the meta device"),
+        "a label beyond the first lanes": (
+            ["--data", "late.npz", "--images", "1"],
+            "data late.npz has labels in [0, 10] (image id 19 has 10) but the model has 10 classes; allowed: 0 to 9",
+        ),
         "no gradient": (["--model", "foreign_models:detached"], "has no gradient at its input"),
         "a static batch": (["--model", "static.pt2"], "exactly 8 images a call; give --lanes 8"),
         "class names of another count": (["--data", "named.npz"], "has 10 classes, the dataset 11"),
@@ -439,6 +475,7 @@ def refused(on_the_shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         monkeypatch.delenv(name, raising=False)
     images, labels = np.zeros((2, 1, 8, 8), dtype=np.uint8), np.array([0, 1])
     np.savez(on_the_shelf / "named.npz", images=images, labels=labels, class_names=np.array([f"class {k}" for k in range(11)]))
+    np.savez(on_the_shelf / "late.npz", images=images[np.zeros(20, dtype=int)], labels=np.arange(20) // 19 * 10)
     Storage(str(on_the_shelf / "runs" / "taken")).write_json("config.json", {"something": "else"})
 
     def run(*arguments: str) -> str:
@@ -457,6 +494,31 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(case: str, refused: Cal
     arguments, message = refusals(on_the_shelf)[case]
     said = refused(*arguments)
     assert message in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("attack", [["--attack", "square"], ["--attack", "cascade"], ["--restarts", "50", "--targets", "9"]], ids=str)
+def test_the_try_before_the_work_costs_a_few_model_calls_whatever_the_attack(attack: list[str], on_the_shelf: Path, tmp_path: Path) -> None:
+    given = parse_options(
+        ["--model", "foreign_models:counted", "--data", "digits.npz", "--lanes", "16", *attack], ForeignOptions(), about=""
+    )
+    with open("foreign_models.py", "a") as file:
+        file.write("""
+calls = []
+def counted(): return odd(lambda body, x: calls.append(len(x)) or body(x))
+""")
+    subject = open_subject(given, Storage(str(tmp_path)), tmp_path)
+    assert sys.modules["foreign_models"].calls == [16] * 6 and not subject.zeros.images
+
+
+def test_images_without_a_slope_are_counted_but_for_square(on_the_shelf: Path, held_out: Split, tmp_path: Path) -> None:
+    words = ["--model", "foreign_models:rounded", "--data", "digits.npz", "--lanes", "16", "--epsilon", "40/255"]
+    for attack, warned in (("pgd", True), ("cascade", True), ("square", False)):
+        given = parse_options([*words, "--attack", attack], ForeignOptions(), about="")
+        zeros = open_subject(given, Storage(str(tmp_path)), tmp_path).zeros
+        model = load_source("function", "foreign_models:digits")[0]
+        right = int((model(to_pixels(held_out.images[:16])).argmax(1) == held_out.labels[:16]).sum())
+        assert zeros == ZeroGradients(right if warned else 0, right) and right > 8
+        assert (f"{right} of {right} images tried have a gradient of exactly 0" in str(zeros)) == warned
 
 
 @pytest.mark.parametrize(
