@@ -1,5 +1,6 @@
 """What `pipelines/evaluate.py --model` can be asked for."""
 
+import math
 import shlex
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -89,11 +90,13 @@ class ForeignOptions:
     """Shards evaluated by other code than today's: refuse to start, reuse them, or move them aside and compute anew."""
 
     def __post_init__(self) -> None:
-        lows = {"images": 1, "lanes": 1, "shard_size": 1, "restarts": 1, "targets": 0, "cpus_per_task": 1, "gpus_per_task": 0}
+        lows = {"images": 1, "lanes": 1, "shard_size": 1, "restarts": 1, "targets": 0, "cpus_per_task": 1, "steps": 1, "queries": 1}
         for field, low in lows.items():
             value = getattr(self, field)
             if value is not None and value < low:
                 raise ValueError(f"--{field.replace('_', '-')} is {value}; allowed: a whole number >= {low}")
+        if not 0 <= self.gpus_per_task < math.inf:
+            raise ValueError(f"--gpus-per-task is {self.gpus_per_task:g}; allowed: a number >= 0")
         if bool(self.accelerator) != (self.gpus_per_task > 0):
             raise ValueError(
                 f"--accelerator is {self.accelerator!r} with --gpus-per-task {self.gpus_per_task:g}; allowed: both (H200 and 1), or neither"

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.jit._script import RecursiveScriptModule
 from torch.nn.parameter import is_lazy
 
 from sat_ray.checkpoint import MODEL_JSON, load_model, sha256
@@ -124,7 +125,7 @@ def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
 
 def _require_weights(model: nn.Module, uri: str) -> None:
     """Raise ValueError where a parameter or buffer holds no values yet, or for a script, which nothing here can freeze or copy."""
-    if isinstance(model, torch.jit.RecursiveScriptModule):
+    if isinstance(model, RecursiveScriptModule):
         raise ValueError(f"model {uri} is a torch.jit script; allowed: the module that it was made of, or what torch.export.save writes")
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):

@@ -5,6 +5,8 @@ would depend on how the images are cut into shards. Its input is left as it was.
 counted: an attack that climbs it moves nothing there.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,6 +71,23 @@ def _forward(model: Model, x: Tensor, *, what: str) -> Tensor:
     if not torch.equal(given, x):
         raise ValueError(f"{what} writes to the images that it is given; allowed: no operation in place (x.sub_, x -= ...) on its input")
     return logits.float()
+
+
+@contextmanager
+def naming_model(what: str) -> Iterator[None]:
+    """Turn what a model raises amid the work into a ValueError that names it; errors that have words of their own pass.
+
+    A model that others made runs their code, so whatever is raised here but those is first of all theirs to look at.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ArithmeticError, AssertionError, InfeasiblePointError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"model {what} raised {type(error).__name__} on some images: {first_line(error)} "
+            "(SAT_RAY_TRACEBACK=1 shows where); mend it and run the same command again"
+        ) from error
 
 
 def check_labels(labels: Tensor, image_ids: Tensor, *, classes: int, what: str) -> None:

@@ -29,6 +29,7 @@ from pipelines import foreign
 from pipelines.evaluate import names_a_model
 from pipelines.foreign_options import ForeignOptions
 from pipelines.foreign_subject import open_subject
+from pipelines.foreign_tasks import tasks_of
 from pipelines.verdict import claim, summary
 from sat_ray.attacks import AttackSpec, cascade
 from sat_ray.attacks.base import require_inference_mode
@@ -40,12 +41,13 @@ from sat_ray.data.pixels import to_pixels
 from sat_ray.data.shards import CorruptShardError, image_ids, read_rows, read_split
 from sat_ray.data.split import Split
 from sat_ray.evaluation import evaluate
-from sat_ray.jobs import sampled_rows
+from sat_ray.jobs import evaluate_and_commit, sampled_rows
 from sat_ray.metrics import wilson_interval
 from sat_ray.model_source import kind_of, load_source
 from sat_ray.model_trial import ZeroGradients
 from sat_ray.models import Normalized
 from sat_ray.models.exported import load_exported, pickled_part
+from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 from sat_ray.units import EVALUATE, Dataset, EvaluationTask
@@ -98,6 +100,7 @@ def scalar(): return odd(lambda body, x: body(x).sum())
 def imaginary(): return odd(lambda body, x: body(x) + 0j)
 def slope_of_nan(): return odd(lambda body, x: body(x) + (x - x.detach()).sum((1, 2, 3)).abs().sqrt()[:, None])
 def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10)).eval()
+def script(): return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval())
 def meta(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10, device="meta")).eval()
 def nan(): return Broken("nan").eval()
 def detached(): return Broken("detached").eval()
@@ -431,6 +434,10 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no axis of output": (["--model", "foreign_models:scalar"], "returned shape () for 16 images"),
         "complex output": (["--model", "foreign_models:imaginary"], "returned torch.complex64; allowed"),
         "a gradient of NaN": (["--model", "foreign_models:slope_of_nan"], "has a gradient of NaN or infinity for image ids ["),
+        "a torch.jit script": (["--model", "foreign_models:script"], "script is a torch.jit script; allowed"),
+        "a byte of a .pt2 file": (["--model", "flipped.pt2"], "model flipped.pt2 is damaged (Bad CRC-32"),
+        "no queries": (["--attack", "square", "--queries", "0"], "--queries is 0; allowed: a whole number >= 1"),
+        "GPUs that are no number": (["--gpus-per-task", "nan", "--accelerator", "H200"], "--gpus-per-task is nan; allowed: a number >= 0"),
         "a lazy layer": (["--model", "foreign_models:lazy"], "1.weight is not initialized (a lazy layer)"),
         "no weights": (["--model", "foreign_models:meta"], "1.weight is on the meta device"),
         "a label beyond the first lanes": (
@@ -475,6 +482,9 @@ def refused(on_the_shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         monkeypatch.delenv(name, raising=False)
     images, labels = np.zeros((2, 1, 8, 8), dtype=np.uint8), np.array([0, 1])
     np.savez(on_the_shelf / "named.npz", images=images, labels=labels, class_names=np.array([f"class {k}" for k in range(11)]))
+    flipped = bytearray((on_the_shelf / "model.pt2").read_bytes())
+    flipped[flipped.index(b'"use_pickle"')] ^= 1
+    (on_the_shelf / "flipped.pt2").write_bytes(flipped)
     np.savez(on_the_shelf / "late.npz", images=images[np.zeros(20, dtype=int)], labels=np.arange(20) // 19 * 10)
     Storage(str(on_the_shelf / "runs" / "taken")).write_json("config.json", {"something": "else"})
 
@@ -508,6 +518,28 @@ def counted(): return odd(lambda body, x: calls.append(len(x)) or body(x))
 """)
     subject = open_subject(given, Storage(str(tmp_path)), tmp_path)
     assert sys.modules["foreign_models"].calls == [16] * 6 and not subject.zeros.images
+
+
+def test_a_model_that_fails_amid_the_work_is_named_with_its_error_in_one_line(on_the_shelf: Path, tmp_path: Path) -> None:
+    with open("foreign_models.py", "a") as file:
+        file.write("""
+def fail(body, x):
+    if (x == 0).all(): raise RuntimeError("no kernel\\nfor black images")
+    return body(x)
+def fails_late(): return odd(fail)
+""")
+    np.savez(
+        "black.npz",
+        images=np.arange(20 * 64, dtype=np.uint8).reshape(20, 1, 8, 8) * (np.arange(20) < 16)[:, None, None, None],
+        labels=[0] * 20,
+    )
+    words = ["--model", "foreign_models:fails_late", "--data", "black.npz", "--lanes", "4", "--storage", str(tmp_path)]
+    given = parse_options(words, ForeignOptions(), about="")
+    subject = open_subject(given, Storage(str(tmp_path)), tmp_path)
+    *_, task = tasks_of(given, subject, "late")
+    with pytest.raises(ValueError, match=r"model foreign_models:fails_late raised RuntimeError on some images: no kernel \(") as failed:
+        evaluate_and_commit(task, Records(Storage(str(tmp_path))))
+    assert "\n" not in str(failed.value)
 
 
 def test_images_without_a_slope_are_counted_but_for_square(on_the_shelf: Path, held_out: Split, tmp_path: Path) -> None:
