@@ -47,7 +47,8 @@ def evaluate_foreign(given: ForeignOptions) -> None:
     for field in ("model", "data"):
         if not getattr(given, field):
             raise UsageError(f"--{field} is missing; --model URI and --data URI are needed (all: --help)")
-    given.attacks(num_classes=10)  # refuses bad steps and sizes before anything is read
+    given.attacks(num_classes=10)  # like the next line: refuses bad steps and sizes before anything is read
+    given.examined()
     check_machine(gradient=given.gradient, field="--gradient", accelerator=given.accelerator)
     if given.name:
         folder_name(given.name)
@@ -61,6 +62,8 @@ def evaluate_foreign(given: ForeignOptions) -> None:
         name, identity = identify(given, subject)
         storage = root.child(name)
         reporter.say(f"evaluation {name} in {storage.uri}: {subject.n:,} images, {subject.classes} classes")
+        if warning := str(subject.zeros):
+            reporter.say(f"warning: {warning}")
         with driver_lease(storage):
             claim_folder(storage, identity)
             subject = staged(subject, storage)
@@ -69,6 +72,8 @@ def evaluate_foreign(given: ForeignOptions) -> None:
             run_tasks(given, tasks, Records(storage), reporter)
             found, table = write_evaluation(given, subject, tasks, storage, identity)
             reporter.console.print(claim(found), style="bold", soft_wrap=True)
+            if warning:
+                reporter.console.print(f"warning: {warning}", style="bold", soft_wrap=True, markup=False)
             reporter.console.print(to_terminal(found))
             for measured in found.get("calibrations", ()):
                 reporter.say(str(Calibration.from_json(measured)))
@@ -119,6 +124,7 @@ def write_evaluation(
         "cascade": identity["cascade"],
         **summary(table, subject.attacks),
         **_together(records_of(tasks, records)),
+        **({"warning": str(subject.zeros)} if subject.zeros.images else {}),
         "environment": environment_of(given) | {"versions": {package: importlib.metadata.version(package) for package in VERSIONS}},
         "outcomes": storage.full(path),
     }

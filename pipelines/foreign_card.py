@@ -18,6 +18,7 @@ from sat_ray.config import to_json
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import read_rows
 from sat_ray.jobs import model_of, rows_of
+from sat_ray.model_trial import naming_model
 from sat_ray.stages import Records, record_key
 from sat_ray.storage import Storage
 from sat_ray.units import CARD, EvaluationTask
@@ -80,4 +81,5 @@ def card_of(task: EvaluationTask, attack: AttackSpec, configuration: Configurati
     torch.set_num_threads(int(task.environment["threads"]))
     split = read_rows(Storage(task.dataset.uri), task.split, rows_of(task))
     variants = partial(variants_of, configuration)
-    return robustness_card(model_of(task), split, attack=attack, variants=variants, seed=task.seed, lanes=task.lanes)
+    with naming_model(task.checkpoint):
+        return robustness_card(model_of(task), split, attack=attack, variants=variants, seed=task.seed, lanes=task.lanes)

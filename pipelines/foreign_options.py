@@ -1,5 +1,6 @@
 """What `pipelines/evaluate.py --model` can be asked for."""
 
+import math
 import shlex
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -44,7 +45,7 @@ class ForeignOptions:
     steps: int | None = None
     """Steps of pgd (200), of apgd or of each APGD run of the cascade (100)."""
     step_size: float | None = None
-    """Length of one step of pgd, in [0, 1] pixels (1/255)."""
+    """Length of one step of pgd, in [0, 1] pixels (1/255, or a twentieth of epsilon where that is longer)."""
     loss: Literal["cross_entropy", "dlr", "margin"] | None = None
     """What pgd and apgd climb (cross_entropy)."""
     targets: int | None = None
@@ -89,11 +90,13 @@ class ForeignOptions:
     """Shards evaluated by other code than today's: refuse to start, reuse them, or move them aside and compute anew."""
 
     def __post_init__(self) -> None:
-        lows = {"images": 1, "lanes": 1, "shard_size": 1, "restarts": 1, "targets": 0, "cpus_per_task": 1, "gpus_per_task": 0}
+        lows = {"images": 1, "lanes": 1, "shard_size": 1, "restarts": 1, "targets": 0, "cpus_per_task": 1, "steps": 1, "queries": 1}
         for field, low in lows.items():
             value = getattr(self, field)
             if value is not None and value < low:
                 raise ValueError(f"--{field.replace('_', '-')} is {value}; allowed: a whole number >= {low}")
+        if not 0 <= self.gpus_per_task < math.inf:
+            raise ValueError(f"--gpus-per-task is {self.gpus_per_task:g}; allowed: a number >= 0")
         if bool(self.accelerator) != (self.gpus_per_task > 0):
             raise ValueError(
                 f"--accelerator is {self.accelerator!r} with --gpus-per-task {self.gpus_per_task:g}; allowed: both (H200 and 1), or neither"
@@ -133,9 +136,9 @@ class ForeignOptions:
 
     def examined(self) -> AttackSpec:
         """Return the PGD whose claim the card examines: untargeted, float32 gradients; of these steps and starts where --attack is pgd."""
-        plain: dict[str, Any] = {"steps": PGD_STEPS, "step_size": 1 / 255}
+        plain: dict[str, Any] = {"steps": PGD_STEPS, "step_size": self._step_size}
         if self.attack == "pgd":
-            plain = {"steps": self._count("steps", PGD_STEPS), "step_size": self._step_size, "restarts": self.restarts}
+            plain |= {"steps": self._count("steps", PGD_STEPS), "restarts": self.restarts}
         return AttackSpec(threat_model=self.threat_model, **plain)
 
     def attacks(self, *, num_classes: int) -> list[AttackSpec]:
@@ -155,7 +158,7 @@ class ForeignOptions:
 
     @property
     def _step_size(self) -> float:
-        return 1 / 255 if self.step_size is None else self.step_size
+        return max(1 / 255, self.epsilon / 20) if self.step_size is None else self.step_size
 
     def _count(self, field: str, default: int) -> int:
         given: int | None = getattr(self, field)

@@ -15,8 +15,9 @@ from sat_ray.cli import folder_name
 from sat_ray.config import content_hash, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.data.foreign import prepared
-from sat_ray.data.shards import read_rows
-from sat_ray.model_source import count_classes, kind_of, load_source, try_attack
+from sat_ray.data.shards import image_ids, labels, read_rows
+from sat_ray.model_source import kind_of, load_source
+from sat_ray.model_trial import ZeroGradients, check_labels, try_attack, try_model
 from sat_ray.models import Normalized
 from sat_ray.storage import Storage
 from sat_ray.units import Dataset, through_every_backward
@@ -27,7 +28,7 @@ class Subject:
     """The model and the images, opened and found to fit each other.
 
     uri: where every worker can read the model; configuration: of a checkpoint's training, else None; attacks: what the model is to
-    survive, through every backward pass that its training used.
+    survive, through every backward pass that its training used; zeros: where the first of them finds a gradient of 0.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Subject:
     classes: int
     configuration: Configuration | None
     attacks: tuple[AttackSpec, ...]
+    zeros: ZeroGradients
 
     @property
     def sample(self) -> int | None:
@@ -69,12 +71,15 @@ def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subje
     if kind == "pt2" and given.allow_pickle:
         kind = "pickled_pt2"
     model, digest = load_source(kind, uri)
-    some = read_rows(Storage(dataset.uri), given.split, torch.arange(min(given.lanes, n_split)))
+    shards = Storage(dataset.uri)
+    some = read_rows(shards, given.split, torch.arange(min(given.lanes, n_split)))
     expected = len(dataset.manifest["class_names"]) or None
-    classes = count_classes(model, some, lanes=given.lanes, expected=expected, what=given.model)
+    clean = try_model(model, some, lanes=given.lanes, expected=expected, what=given.model)
+    classes = clean.shape[1]
+    check_labels(labels(shards, given.split), image_ids(shards, given.split), classes=classes, what=f"data {given.data}")
     configuration = _configuration(model, uri)
     attacks = tuple(one for spec in given.attacks(num_classes=classes) for one in variants_of(configuration, spec))
-    try_attack(model, some, attacks[0], lanes=given.lanes)
+    zeros = try_attack(model, some, clean, attacks[0], lanes=given.lanes, what=given.model)
     return Subject(
         kind=kind,
         uri=uri,
@@ -86,6 +91,7 @@ def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subje
         classes=classes,
         configuration=configuration,
         attacks=attacks,
+        zeros=zeros,
     )
 
 

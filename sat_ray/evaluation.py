@@ -76,7 +76,7 @@ def evaluate(
     clean = lane_logits(model, images, ids, lanes=lanes, device=device)
     check_logits(clean, y)
     for spec in attacks:
-        _check_classes(spec, clean.shape[1])
+        check_classes(spec, clean.shape[1])
     tables: list[pa.Table] = []
     alive = torch.ones_like(y, dtype=torch.bool)
     where: dict[str, Any] = {"seed": seed, "lanes": lanes, "device": device}
@@ -250,7 +250,8 @@ def check_images(
     return images, y.to(torch.int64), ids.to(torch.int64)
 
 
-def _check_classes(spec: AttackSpec, num_classes: int) -> None:
+def check_classes(spec: AttackSpec, num_classes: int) -> None:
+    """Raise ValueError where a model has too few classes for an attack's loss or targets."""
     fewest = max(fewest_classes(spec.loss, targeted=spec.targets > 0), spec.targets + 1)
     if spec.algorithm != "square" and num_classes < fewest:
         raise ValueError(

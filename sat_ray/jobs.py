@@ -3,6 +3,7 @@
 import functools
 import io
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -21,6 +22,7 @@ from sat_ray.data.split import Split
 from sat_ray.evaluation import calibrate_attacks, clean_correct_ids, evaluate, robust_image_ids
 from sat_ray.gpu_memory import memory_needed
 from sat_ray.model_source import load_source
+from sat_ray.model_trial import naming_model
 from sat_ray.models import model_from_spec
 from sat_ray.randomness import Randomness, sample_rows
 from sat_ray.stages import STATE, Record, Records, attempt_name, require_environment
@@ -235,7 +237,8 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
     shard = read_rows(Storage.at(task.dataset.uri), task.split, rows_of(task))
     calibrations = calibrations_of(task)
     settings: dict[str, Any] = {"attacks": task.attacks, "seed": task.seed, "lanes": task.lanes, "cascade": task.cascade}
-    table = evaluate(model, shard.images, shard.labels, shard.image_ids, calibrations=calibrations, **settings)
+    with nullcontext() if task.kind == "checkpoint" else naming_model(task.checkpoint):
+        table = evaluate(model, shard.images, shard.labels, shard.image_ids, calibrations=calibrations, **settings)
     data = parquet_bytes(table)
     path = f"state/parts/{task.key}-{attempt_name()}.parquet"
     records.storage.write(path, data)

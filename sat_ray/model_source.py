@@ -4,8 +4,8 @@
     pt2           a file that torch.export.save wrote                  sha256 of the bytes
     pickled_pt2   such a file with pickled parts, if allowed           sha256 of the bytes
     pickle        a pickled module, if allowed                         sha256 of the bytes
-    function      module:function of an importable module that         sha256 of parameters, buffers, the name, and the source files
-                  returns the model when called without arguments      of the module and of the classes that the model is made of
+    function      module:function of an importable module that         sha256 of parameters, buffers, the name, the code of the module and
+                  returns the model when called without arguments      of the model's classes, and all they import of their own packages
 
 Every one maps [0, 1] pixels (N, C, H, W) to logits (N, K).
 """
@@ -14,23 +14,21 @@ import functools
 import hashlib
 import io
 import itertools
+import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.jit._script import RecursiveScriptModule
+from torch.nn.parameter import is_lazy
 
-from sat_ray.attacks import AttackSpec
-from sat_ray.attacks.base import require_inference_mode
 from sat_ray.checkpoint import MODEL_JSON, load_model, sha256
-from sat_ray.data.split import Split
-from sat_ray.evaluation import device_of, evaluate
-from sat_ray.lanes import lane_logits
-from sat_ray.models.exported import Exported, load_exported
+from sat_ray.models.exported import load_exported
 from sat_ray.models.layout import settle_layout
 from sat_ray.reference import first_line, import_module, is_reference
+from sat_ray.source_code import PACKAGE, hash_code, is_installed
 from sat_ray.storage import Storage
 
 ALLOWED = (
@@ -72,7 +70,7 @@ def load_source(kind: str, uri: str, digest: str | None = None, *, device: torch
     """
     model, found = _LOADERS[kind](uri, device or torch.device("cpu"))
     if digest not in (None, found):
-        hint = ": it must return the same weights in every process, so seed it or load them from a file" if kind == "function" else ""
+        hint = ": every process must find the same code and weights, so seed it or load them from a file" if kind == "function" else ""
         raise ValueError(f"model {uri} is not what it was when the evaluation began ({found[:12]}, not {str(digest)[:12]}){hint}")
     return model.requires_grad_(False), found
 
@@ -99,6 +97,7 @@ def _pickle(uri: str, device: torch.device) -> tuple[nn.Module, str]:
         raise ValueError(f"model {uri} cannot be unpickled here ({first_line(error)})") from None
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {uri} is a pickled {type(model).__name__}; allowed: a torch.nn.Module")
+    _require_weights(model, uri)
     return model.eval().to(device), sha256(data)
 
 
@@ -120,20 +119,47 @@ def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
         raise ValueError(f"model {uri}: calling {name}() failed ({type(error).__name__}: {first_line(error)})") from None
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {uri} returned a {type(model).__name__}; allowed: a torch.nn.Module in inference mode")
-    return model.to(device), _content(uri, model, module.__file__)
+    _require_weights(model, uri)
+    return model.to(device), _content(uri, model)
 
 
-def _content(uri: str, model: nn.Module, source: str | None) -> str:
-    """Hash a module: its name, every parameter and buffer, and the source files (but torch's own) that say what it computes."""
+def _require_weights(model: nn.Module, uri: str) -> None:
+    """Raise ValueError where a parameter or buffer holds no values yet, or for a script, which nothing here can freeze or copy."""
+    if isinstance(model, RecursiveScriptModule):
+        raise ValueError(f"model {uri} is a torch.jit script; allowed: the module that it was made of, or what torch.export.save writes")
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(
+                f"model {uri}: {name} is not initialized (a lazy layer); call the model on a batch of images once, then return it"
+            )
+        if tensor.is_meta:
+            raise ValueError(f"model {uri}: {name} is on the meta device and holds no values; allowed: a model with its weights")
+
+
+def _content(uri: str, model: nn.Module) -> str:
+    """Hash a module: its name, every parameter and buffer, and the code that says what it computes."""
     digest = hashlib.sha256(uri.encode())
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    files = {getattr(sys.modules.get(type(one).__module__), "__file__", None) for one in model.modules()} | {source}
-    torchs_own = str(Path(torch.__file__).parent)
-    for text in sorted(Path(file).read_bytes() for file in files if file and not file.startswith(torchs_own)):
-        digest.update(hashlib.sha256(text).digest())
+    module = uri.partition(":")[0]
+    digest.update(json.dumps(_code(module, {type(one).__module__ for one in model.modules()})).encode())
     return digest.hexdigest()
+
+
+def _code(module: str, classes: set[str]) -> dict[str, str]:
+    """Hash the user's code: a module, those of a model's classes, and what they import of their own packages or from beside them.
+
+    A class of an installed package counts with its own file alone. This package's code is compared when a record is read, torch's version
+    stands in the numerical environment.
+    """
+    installed = {name for name in classes if is_installed(name)}
+    found = {name: text for name, text in hash_code({module} | classes - installed).items() if name.partition(".")[0] != PACKAGE}
+    for name in sorted(installed):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and name.partition(".")[0] not in (PACKAGE, "torch"):
+            found.setdefault(name, sha256(Path(file).read_bytes()))
+    return dict(sorted(found.items()))
 
 
 _LOADERS: dict[str, Callable[[str, torch.device], tuple[nn.Module, str]]] = {
@@ -143,36 +169,3 @@ _LOADERS: dict[str, Callable[[str, torch.device], tuple[nn.Module, str]]] = {
     "pickle": _pickle,
     "function": _function,
 }
-
-
-def count_classes(model: nn.Module, some: Split, *, lanes: int, expected: int | None, what: str) -> int:
-    """Run a model on at most `lanes` images and return its number of classes.
-
-    expected: classes of the dataset, None where it does not say; what: the model's name for messages. Raises ValueError in one line: a
-    model in train mode, of a fixed other batch size, for other images, or whose output is not finite logits of at least 2 classes.
-    """
-    require_inference_mode(model)
-    if isinstance(model, Exported) and model.batch_size not in (None, lanes):
-        raise ValueError(f"model {what} was exported for exactly {model.batch_size} images a call; give --lanes {model.batch_size}")
-    some = some.take(slice(0, lanes))
-    try:
-        logits = lane_logits(model, some.images, some.image_ids, lanes=lanes, device=device_of(model))
-    except ValueError:
-        raise
-    except Exception as error:
-        shape = (lanes, *some.images.shape[1:])
-        raise ValueError(
-            f"model {what} cannot take float32 images of shape {shape} ({type(error).__name__}: {first_line(error)})"
-        ) from None
-    classes = logits.shape[1]
-    if len(logits) != len(some) or classes < 2:
-        raise ValueError(f"model {what} returned {tuple(logits.shape)} for {len(some)} images; allowed: (N, K) logits, K >= 2 classes")
-    if expected not in (None, classes):
-        raise ValueError(f"model {what} has {classes} classes, the dataset {expected}; allowed: the same classes in the same order")
-    return classes
-
-
-def try_attack(model: nn.Module, some: Split, attack: AttackSpec, *, lanes: int) -> None:
-    """Evaluate at most `lanes` images with one attack, so that what cannot be evaluated is refused before any worker starts."""
-    some, exact = some.take(slice(0, lanes)), replace(attack, gradient="float32", name="")
-    evaluate(model, some.images, some.labels, some.image_ids, attacks=[exact], lanes=lanes)

@@ -14,7 +14,13 @@ MISSING = "missing"
 
 @functools.cache
 def code_hashes(modules: tuple[str, ...]) -> dict[str, str]:
+    """Return what `hash_code` says, read once per process."""
+    return hash_code(modules)
+
+
+def hash_code(modules: Iterable[str]) -> dict[str, str]:
     """Hash modules and all that they import of this package, of their own packages, and of the plain files beside them."""
+    modules = tuple(modules)
     packages = {PACKAGE, *(name.partition(".")[0] for name in modules)}
     folders = {folder for name in packages - {PACKAGE} if (folder := _folder(name)) is not None}
     hashes: dict[str, str] = {}
@@ -26,6 +32,11 @@ def code_hashes(modules: tuple[str, ...]) -> dict[str, str]:
         hashes[name], imported = _read(name, packages)
         waiting += [found for found in imported if _counts(found.partition(".")[0], packages, folders)]
     return dict(sorted(hashes.items()))
+
+
+def is_installed(module: str) -> bool:
+    """Say whether a module lies in a folder of installed packages, or in none: its package is then nobody's own."""
+    return _folder(module.partition(".")[0]) is None
 
 
 def _folder(package: str) -> Path | None:

@@ -90,3 +90,9 @@ def test_the_figure_names_every_attack_with_what_it_leaves(evaluated: tuple[dict
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[:-1] == [f"{spec['name']}: {100 * spec['robust_accuracy']:.1f} %" for spec in found["attacks"]]
     assert figure.axes[0].get_xlabel() and figure.axes[0].get_ylabel() == "accuracy (%)"
+
+
+def test_a_warning_stands_beside_the_verdict(evaluated: tuple[dict[str, Any], pa.Table]) -> None:
+    found, table = evaluated
+    drawn = [render_evaluation(one, table, claim="c", command="c") for one in (found, found | {"warning": "3 of 9 <images>"})]
+    assert "Warning:" not in drawn[0] and "<b>Warning:</b> 3 of 9 &lt;images&gt;" in drawn[1]

@@ -28,6 +28,8 @@ import pipelines
 from pipelines import foreign
 from pipelines.evaluate import names_a_model
 from pipelines.foreign_options import ForeignOptions
+from pipelines.foreign_subject import open_subject
+from pipelines.foreign_tasks import tasks_of
 from pipelines.verdict import claim, summary
 from sat_ray.attacks import AttackSpec, cascade
 from sat_ray.attacks.base import require_inference_mode
@@ -39,11 +41,13 @@ from sat_ray.data.pixels import to_pixels
 from sat_ray.data.shards import CorruptShardError, image_ids, read_rows, read_split
 from sat_ray.data.split import Split
 from sat_ray.evaluation import evaluate
-from sat_ray.jobs import sampled_rows
+from sat_ray.jobs import evaluate_and_commit, sampled_rows
 from sat_ray.metrics import wilson_interval
 from sat_ray.model_source import kind_of, load_source
+from sat_ray.model_trial import ZeroGradients
 from sat_ray.models import Normalized
 from sat_ray.models.exported import load_exported, pickled_part
+from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 from sat_ray.units import EVALUATE, Dataset, EvaluationTask
@@ -78,6 +82,26 @@ class Broken(nn.Module):
     def forward(self, x):
         return self.body(x.detach()) if self.kind == "detached" else self.body(x) / (0 if self.kind == "nan" else 1)
 
+class Odd(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.body, self.does = digits(), forward
+    def forward(self, x):
+        return self.does(self.body, x)
+
+def odd(forward): return Odd(forward).eval()
+def noisy(): return odd(lambda body, x: body(x + 0.1 * torch.randn_like(x)))
+def of_the_batch(): return odd(lambda body, x: body(x - x.mean(0, keepdim=True)))
+def in_place(): return odd(lambda body, x: body(x.sub_(0.2)))
+def rounded(): return odd(lambda body, x: body((x * 255).round() / 255))
+def tuples(): return odd(lambda body, x: (body(x), x))
+def nothing(): return odd(lambda body, x: None)
+def scalar(): return odd(lambda body, x: body(x).sum())
+def imaginary(): return odd(lambda body, x: body(x) + 0j)
+def slope_of_nan(): return odd(lambda body, x: body(x) + (x - x.detach()).sum((1, 2, 3)).abs().sqrt()[:, None])
+def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10)).eval()
+def script(): return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval())
+def meta(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10, device="meta")).eval()
 def nan(): return Broken("nan").eval()
 def detached(): return Broken("detached").eval()
 """
@@ -365,8 +389,47 @@ def test_the_digest_of_a_function_follows_weights_name_and_source(on_the_shelf: 
     assert load_source("function", "foreign_models:unseeded")[1] not in digests, "other weights, the same digest"
     before = load_source("function", "foreign_models:digits")[1]
     with open(on_the_shelf / "foreign_models.py", "a") as file:
-        file.write("# changed\n")
+        file.write("# comments and layout do not count\n")
+    assert load_source("function", "foreign_models:digits")[1] == before
+    with open(on_the_shelf / "foreign_models.py", "a") as file:
+        file.write("changed = True\n")
     assert load_source("function", "foreign_models:digits")[1] != before
+
+
+@pytest.mark.parametrize("changed", ["nets/blocks.py", "nets/deep/scale.py", "beside.py"])
+def test_the_digest_of_a_function_follows_all_that_its_module_imports_of_its_own(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "nets/__init__.py": "",
+        "nets/deep/__init__.py": "",
+        "nets/deep/scale.py": "SCALE = 0.5",
+        "nets/blocks.py": "from nets.deep import scale\ndef pre(x): return x * scale.SCALE",
+        "beside.py": "CLASSES = 10",
+        "nets/made.py": """
+import torch
+import beside
+from nets import blocks
+class Net(torch.nn.Sequential):
+    def forward(self, x): return super().forward(blocks.pre(x))
+def make():
+    torch.manual_seed(0)
+    return Net(torch.nn.Flatten(), torch.nn.Linear(64, beside.CLASSES)).eval()
+""",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        before = load_source("function", "nets.made:make")[1]
+        assert load_source("function", "nets.made:make")[1] == before
+        with open(tmp_path / changed, "a") as file:
+            file.write("\nCHANGED = True\n")
+        assert load_source("function", "nets.made:make")[1] != before
+    finally:
+        for name in [one for one in sys.modules if one.partition(".")[0] in ("nets", "beside")]:
+            del sys.modules[name]
 
 
 class _Shell:
@@ -436,6 +499,25 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "one axis of output": (["--model", "foreign_models:flat"], "returned shape"),
         "another input": (["--model", "foreign_models:colour"], "cannot take float32 images of shape (16, 1, 8, 8)"),
         "too few classes": (["--model", "foreign_models:nine"], "but the model has 9 classes"),
+        "noise": (["--model", "foreign_models:noisy"], "noisy gives other logits the second time in inference mode"),
+        "noise under square": (["--model", "foreign_models:noisy", "--attack", "square"], "gives other logits the second time"),
+        "statistics of the batch": (["--model", "foreign_models:of_the_batch"], "gives an image other logits in a batch than alone"),
+        "work in place": (["--model", "foreign_models:in_place"], "in_place writes to the images that it is given"),
+        "a tuple of outputs": (["--model", "foreign_models:tuples"], "returned a tuple; allowed: one tensor of (N, K) logits"),
+        "no output": (["--model", "foreign_models:nothing"], "returned a NoneType; allowed: one tensor of (N, K) logits"),
+        "no axis of output": (["--model", "foreign_models:scalar"], "returned shape () for 16 images"),
+        "complex output": (["--model", "foreign_models:imaginary"], "returned torch.complex64; allowed"),
+        "a gradient of NaN": (["--model", "foreign_models:slope_of_nan"], "has a gradient of NaN or infinity for image ids ["),
+        "a torch.jit script": (["--model", "foreign_models:script"], "script is a torch.jit script; allowed"),
+        "a byte of a .pt2 file": (["--model", "flipped.pt2"], "model flipped.pt2 is damaged (Bad CRC-32"),
+        "no queries": (["--attack", "square", "--queries", "0"], "--queries is 0; allowed: a whole number >= 1"),
+        "GPUs that are no number": (["--gpus-per-task", "nan", "--accelerator", "H200"], "--gpus-per-task is nan; allowed: a number >= 0"),
+        "a lazy layer": (["--model", "foreign_models:lazy"], "1.weight is not initialized (a lazy layer)"),
+        "no weights": (["--model", "foreign_models:meta"], "1.weight is on the meta device"),
+        "a label beyond the first lanes": (
+            ["--data", "late.npz", "--images", "1"],
+            "data late.npz has labels in [0, 10] (image id 19 has 10) but the model has 10 classes; allowed: 0 to 9",
+        ),
         "no gradient": (["--model", "foreign_models:detached"], "has no gradient at its input"),
         "a static batch": (["--model", "static.pt2"], "exactly 8 images a call; give --lanes 8"),
         "class names of another count": (["--data", "named.npz"], "has 10 classes, the dataset 11"),
@@ -474,6 +556,10 @@ def refused(on_the_shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         monkeypatch.delenv(name, raising=False)
     images, labels = np.zeros((2, 1, 8, 8), dtype=np.uint8), np.array([0, 1])
     np.savez(on_the_shelf / "named.npz", images=images, labels=labels, class_names=np.array([f"class {k}" for k in range(11)]))
+    flipped = bytearray((on_the_shelf / "model.pt2").read_bytes())
+    flipped[flipped.index(b'"use_pickle"')] ^= 1
+    (on_the_shelf / "flipped.pt2").write_bytes(flipped)
+    np.savez(on_the_shelf / "late.npz", images=images[np.zeros(20, dtype=int)], labels=np.arange(20) // 19 * 10)
     Storage(str(on_the_shelf / "runs" / "taken")).write_json("config.json", {"something": "else"})
 
     def run(*arguments: str) -> str:
@@ -492,6 +578,53 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(case: str, refused: Cal
     arguments, message = refusals(on_the_shelf)[case]
     said = refused(*arguments)
     assert message in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("attack", [["--attack", "square"], ["--attack", "cascade"], ["--restarts", "50", "--targets", "9"]], ids=str)
+def test_the_try_before_the_work_costs_a_few_model_calls_whatever_the_attack(attack: list[str], on_the_shelf: Path, tmp_path: Path) -> None:
+    given = parse_options(
+        ["--model", "foreign_models:counted", "--data", "digits.npz", "--lanes", "16", *attack], ForeignOptions(), about=""
+    )
+    with open("foreign_models.py", "a") as file:
+        file.write("""
+calls = []
+def counted(): return odd(lambda body, x: calls.append(len(x)) or body(x))
+""")
+    subject = open_subject(given, Storage(str(tmp_path)), tmp_path)
+    assert sys.modules["foreign_models"].calls == [16] * 6 and not subject.zeros.images
+
+
+def test_a_model_that_fails_amid_the_work_is_named_with_its_error_in_one_line(on_the_shelf: Path, tmp_path: Path) -> None:
+    with open("foreign_models.py", "a") as file:
+        file.write("""
+def fail(body, x):
+    if (x == 0).all(): raise RuntimeError("no kernel\\nfor black images")
+    return body(x)
+def fails_late(): return odd(fail)
+""")
+    np.savez(
+        "black.npz",
+        images=np.arange(20 * 64, dtype=np.uint8).reshape(20, 1, 8, 8) * (np.arange(20) < 16)[:, None, None, None],
+        labels=[0] * 20,
+    )
+    words = ["--model", "foreign_models:fails_late", "--data", "black.npz", "--lanes", "4", "--storage", str(tmp_path)]
+    given = parse_options(words, ForeignOptions(), about="")
+    subject = open_subject(given, Storage(str(tmp_path)), tmp_path)
+    *_, task = tasks_of(given, subject, "late")
+    with pytest.raises(ValueError, match=r"model foreign_models:fails_late raised RuntimeError on some images: no kernel \(") as failed:
+        evaluate_and_commit(task, Records(Storage(str(tmp_path))))
+    assert "\n" not in str(failed.value)
+
+
+def test_images_without_a_slope_are_counted_but_for_square(on_the_shelf: Path, held_out: Split, tmp_path: Path) -> None:
+    words = ["--model", "foreign_models:rounded", "--data", "digits.npz", "--lanes", "16", "--epsilon", "40/255"]
+    for attack, warned in (("pgd", True), ("cascade", True), ("square", False)):
+        given = parse_options([*words, "--attack", attack], ForeignOptions(), about="")
+        zeros = open_subject(given, Storage(str(tmp_path)), tmp_path).zeros
+        model = load_source("function", "foreign_models:digits")[0]
+        right = int((model(to_pixels(held_out.images[:16])).argmax(1) == held_out.labels[:16]).sum())
+        assert zeros == ZeroGradients(right if warned else 0, right) and right > 8
+        assert (f"{right} of {right} images tried have a gradient of exactly 0" in str(zeros)) == warned
 
 
 @pytest.mark.parametrize(
@@ -522,6 +655,16 @@ def test_radius_and_step_may_be_fractions_and_a_folder_may_look_like_one(spellin
     words = [word for field, value in given.items() for word in spelling.format(field, value).split()]
     read = parse_options(words, ForeignOptions(), about="")
     assert (read.epsilon, read.step_size, read.data, read.name) == (4 / 255, 1 / 510, "2024/10", "1/2")
+
+
+@pytest.mark.parametrize("attack", ["pgd", "apgd", "square", "cascade"])
+@pytest.mark.parametrize(("norm", "epsilon", "step"), [("linf", 8 / 255, 1 / 255), ("l2", 0.1, 0.005), ("l2", 1.0, 0.05)])
+def test_the_pgd_of_the_card_and_by_default_crosses_any_ball(attack: str, norm: str, epsilon: float, step: float) -> None:
+    words = ["--model", "m:f", "--data", "d", "--norm", norm, "--epsilon", str(epsilon), "--attack", attack]
+    given = parse_options(words, ForeignOptions(), about="")
+    examined = given.examined()
+    assert (examined.steps, examined.step_size, examined.threat_model) == (200, step, ThreatModel(given.norm, epsilon))
+    assert attack != "pgd" or given.attacks(num_classes=10) == [examined]
 
 
 def test_model_chooses_the_command_and_model_fields_do_not() -> None:

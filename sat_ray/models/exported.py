@@ -10,10 +10,13 @@ import json
 import pickle
 import re
 import zipfile
+import zlib
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+
+from sat_ray.reference import first_line
 
 _TABLE = re.compile(r"([^/]+/data/(?:weights|constants))/[^/]+_config\.json")
 _NOTES = "archive_format|archive_version|byteorder|\\.data/version|\\.data/serialization_id"
@@ -45,12 +48,16 @@ class Exported(nn.Module):
 
 def load_exported(data: bytes, *, device: torch.device, allow_pickle: bool = False) -> Exported:
     """Load the bytes of a .pt2 file onto a device. Raises ValueError, a sentence without its subject."""
-    if not allow_pickle and (reason := pickled_part(data)):
+    try:
+        reason = "" if allow_pickle else pickled_part(data)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"is damaged ({first_line(error)}); copy or export it again") from None
+    if reason:
         raise ValueError(f"{reason}; loading it could run code. Allowed: what torch.export.save writes for a model of plain tensors")
     try:
         program = torch.export.load(io.BytesIO(data))
     except Exception as error:
-        raise ValueError(f"cannot be loaded by torch.export.load ({(str(error) or type(error).__name__).splitlines()[0]})") from None
+        raise ValueError(f"cannot be loaded by torch.export.load ({first_line(error)})") from None
     if device.type != "cpu":
         from torch.export.passes import move_to_device_pass
 
@@ -59,7 +66,7 @@ def load_exported(data: bytes, *, device: torch.device, allow_pickle: bool = Fal
 
 
 def pickled_part(data: bytes) -> str:
-    """Say which part of a .pt2 archive is, or may be, more than plain data; "" where all of it is."""
+    """Say which part of a .pt2 archive is, or may be, more than plain data; "" where all of it is. Raises zipfile's errors on damage."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except zipfile.BadZipFile:

@@ -141,11 +141,20 @@ def _check_logits(model: nn.Module, x: Tensor, *, num_classes: int, what: str) -
             raise ValueError(f"{what} returned NaN or infinite logits for images of uniform noise; allowed: finite logits")
         if (logits >= 0).all() and torch.allclose(logits.sum(dim=1), torch.ones(len(x)), atol=1e-4):
             raise ValueError(f"{what} returned probabilities (rows sum to 1); allowed: logits, for a softmax would hide gradients")
-        if not torch.equal(logits, model(x)):
-            raise ValueError(f"{what} gives other logits the second time in inference mode; allowed: no noise outside training")
-        alone = torch.cat([model(one[None]) for one in x])
-        if not torch.allclose(alone, logits, rtol=1e-3, atol=1e-4):
-            raise ValueError(f"{what} gives an image other logits in a batch than alone; allowed: no statistics of the batch")
+        require_same_again(logits, model(x), what=what)
+        require_same_alone(torch.cat([model(one[None]) for one in x]), logits, what=what)
+
+
+def require_same_again(logits: Tensor, again: Tensor, *, what: str) -> None:
+    """Raise ValueError unless two calls on the same images gave the same logits (N, K)."""
+    if not torch.equal(logits, again):
+        raise ValueError(f"{what} gives other logits the second time in inference mode; allowed: no noise outside training")
+
+
+def require_same_alone(alone: Tensor, logits: Tensor, *, what: str) -> None:
+    """Raise ValueError unless images alone, or beside others, got the logits (N, K) that they have in a batch, up to rounding."""
+    if not torch.allclose(alone, logits, rtol=1e-3, atol=1e-4):
+        raise ValueError(f"{what} gives an image other logits in a batch than alone; allowed: no statistics of the batch")
 
 
 def _check_gradient(model: nn.Module, x: Tensor, *, what: str) -> None:

@@ -1,0 +1,174 @@
+"""What a model that others made must do before any worker starts, tried on the first images of the split, in a few model calls.
+
+Its output: finite logits (N, K), the same each time, and of each image whatever the other images of the call are, for else the verdict
+would depend on how the images are cut into shards. Its input is left as it was. Its gradient: there, finite, and where it is exactly 0,
+counted: an attack that climbs it moves nothing there.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from sat_ray.attacks import AttackSpec, InfeasiblePointError, make_attack
+from sat_ray.attacks.base import Attack, Model, State, require_feasible, require_inference_mode
+from sat_ray.data.pixels import to_pixels
+from sat_ray.data.split import Split
+from sat_ray.evaluation import attacker_view, check_classes, check_logits, device_of, likeliest_others
+from sat_ray.lanes import require_finite
+from sat_ray.models.exported import Exported
+from sat_ray.models.own import require_same_again, require_same_alone
+from sat_ray.narrowing import call_rows, pad
+from sat_ray.precision import exact_float32
+from sat_ray.randomness import Randomness
+from sat_ray.reference import first_line
+
+TRIED_STEPS = 2  # of an attack: three points show what the gradient is, and cost three passes
+
+
+@exact_float32()
+@torch.no_grad()
+def try_model(model: nn.Module, some: Split, *, lanes: int, expected: int | None, what: str) -> Tensor:
+    """Run a model on at most `lanes` images and return its logits (N, K) float32 on the CPU.
+
+    expected: classes of the dataset, None where it does not say; what: the model's name for messages. Raises ValueError in one line: a
+    model in train mode, of a fixed other batch size, for other images, whose output is not finite logits of at least 2 classes, or that
+    gives other logits the second time or beside other images.
+    """
+    require_inference_mode(model)
+    if isinstance(model, Exported) and model.batch_size not in (None, lanes):
+        raise ValueError(f"model {what} was exported for exactly {model.batch_size} images a call; give --lanes {model.batch_size}")
+    some, what = some.take(slice(0, lanes)), f"model {what}"
+    x = to_pixels(pad(some.images.to(device_of(model)), call_rows(lanes)))
+    logits = _forward(model, x, what=what)
+    require_finite(logits[: len(some)], some.image_ids)
+    if expected not in (None, logits.shape[1]):
+        raise ValueError(f"{what} has {logits.shape[1]} classes, the dataset {expected}; allowed: the same classes in the same order")
+    require_same_again(logits, _forward(model, x, what=what), what=what)
+    kept = len(x) // 2
+    require_same_alone(logits[:kept], _forward(model, torch.cat([x[:kept], 1 - x[kept:]]), what=what)[:kept], what=what)
+    return logits[: len(some)].cpu()
+
+
+def _forward(model: Model, x: Tensor, *, what: str) -> Tensor:
+    """Return the logits of a whole call, (L, K) float32; ValueError where they are none, or where x was written to."""
+    given = x.clone()
+    try:
+        logits = model(x)
+    except Exception as error:
+        raise ValueError(
+            f"{what} cannot take float32 images of shape {tuple(x.shape)} ({type(error).__name__}: {first_line(error)})"
+        ) from None
+    allowed = "allowed: one tensor of (N, K) logits, K >= 2 classes"
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"{what} returned a {type(logits).__name__}; {allowed}")
+    if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        raise ValueError(f"{what} returned shape {tuple(logits.shape)} for {len(x)} images; {allowed}")
+    if logits.is_complex():
+        raise ValueError(f"{what} returned {logits.dtype}; {allowed}, of real numbers")
+    if not torch.equal(given, x):
+        raise ValueError(f"{what} writes to the images that it is given; allowed: no operation in place (x.sub_, x -= ...) on its input")
+    return logits.float()
+
+
+@contextmanager
+def naming_model(what: str) -> Iterator[None]:
+    """Turn what a model raises amid the work into a ValueError that names it; errors that have words of their own pass.
+
+    A model that others made runs their code, so whatever is raised here but those is first of all theirs to look at.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ArithmeticError, AssertionError, InfeasiblePointError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"model {what} raised {type(error).__name__} on some images: {first_line(error)} "
+            "(SAT_RAY_TRACEBACK=1 shows where); mend it and run the same command again"
+        ) from error
+
+
+def check_labels(labels: Tensor, image_ids: Tensor, *, classes: int, what: str) -> None:
+    """Raise ValueError unless every label is a class of the model. labels, image_ids: (N,) int64; what: the images' name for messages."""
+    wrong = (labels < 0) | (labels >= classes)
+    if bool(wrong.any()):
+        first = int(torch.nonzero(wrong)[0])
+        raise ValueError(
+            f"{what} has labels in [{int(labels.min())}, {int(labels.max())}] (image id {int(image_ids[first])} has {int(labels[first])}) "
+            f"but the model has {classes} classes; allowed: 0 to {classes - 1}"
+        )
+
+
+@dataclass(frozen=True)
+class ZeroGradients:
+    """Of how many images an attack's gradient was exactly 0 at every point tried. tried: images that the model gets right."""
+
+    images: int
+    tried: int
+
+    def __str__(self) -> str:
+        """Say it in a line; empty where there are none."""
+        if not self.images:
+            return ""
+        return (
+            f"{self.images} of {self.tried} images tried have a gradient of exactly 0: such an attack moves nothing there; "
+            "make the card (--card), or try --attack square"
+        )
+
+
+@exact_float32()
+def try_attack(model: nn.Module, some: Split, clean: Tensor, attack: AttackSpec, *, lanes: int, what: str) -> ZeroGradients:
+    """Take a few steps of an attack on at most `lanes` images, so that what cannot be evaluated is refused before any worker starts.
+
+    clean: (N, K) logits of the first images, from `try_model`. Raises ValueError where the model has no gradient, a NaN one, or fails,
+    InfeasiblePointError if the attack leaves its threat model.
+    """
+    check_logits(clean, some.labels[: len(clean)])
+    check_classes(attack, clean.shape[1])
+    some, device = some.take(slice(0, len(clean))), device_of(model)
+    state, stepper = _start(some, clean, attack, rows=call_rows(lanes), device=device), make_attack(shortened(attack))
+    viewed = attacker_view(model, attack)
+    still = torch.full((len(some),), stepper.differentiates)
+    for _ in range(stepper.steps + 1):
+        before, state = state, _step(stepper, viewed, state, what=what)
+        assert state.logits is not None and state.zero_share is not None
+        require_finite(state.logits[: len(some)], some.image_ids)
+        lost = ~state.x_adv[: len(some)].isfinite().flatten(1).all(dim=1).cpu()
+        if bool(lost.any()):
+            raise ValueError(
+                f"model {what} has a gradient of NaN or infinity for image ids {some.image_ids[lost].tolist()[:5]}, though its logits are "
+                "finite; allowed: a finite gradient, or the attack square"
+            )
+        require_feasible(state.x_adv, before.x, attack.threat_model)
+        still &= (state.zero_share[: len(some)] == 1).cpu()
+    right = clean.argmax(dim=1) == some.labels
+    return ZeroGradients(int((still & right).sum()), int(right.sum()))
+
+
+def shortened(attack: AttackSpec) -> AttackSpec:
+    """Return an attack of the same kind with few steps, one start and float32 gradients."""
+    steps = min(attack.steps, TRIED_STEPS)
+    size = None if attack.step_size is None else max(attack.step_size, attack.threat_model.epsilon / steps)
+    return replace(attack, steps=steps, step_size=size, restarts=1, targets=min(attack.targets, 1), gradient="float32", name="")
+
+
+def _start(some: Split, clean: Tensor, attack: AttackSpec, *, rows: int, device: torch.device) -> State:
+    """Place images at point 0 of an attack, in a call of `rows` rows; a targeted one moves towards the likeliest other class."""
+    x, y, ids = (pad(values.to(device), rows) for values in (some.images, some.labels, some.image_ids))
+    target = pad(likeliest_others(clean, some.labels)[:, 0].to(device), rows) if attack.targets else None
+    return make_attack(shortened(attack)).start(to_pixels(x), y, Randomness(0, ids), target=target)
+
+
+def _step(stepper: Attack, model: Model, state: State, *, what: str) -> State:
+    """Take one step; what the model raises becomes a ValueError in one line."""
+    try:
+        return stepper.step(model, state)
+    except (ValueError, InfeasiblePointError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"model {what} raised {type(error).__name__} when its gradient was asked for: {first_line(error)}; "
+            "allowed: a differentiable model, or the attack square"
+        ) from None
