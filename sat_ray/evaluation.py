@@ -60,8 +60,9 @@ def evaluate(
     """Attack every image with every attack and return the outcomes, sorted by attack, restart and image id.
 
     model: [0, 1] pixels -> logits, in inference mode; images_uint8: (N, C, H, W) uint8; labels: (N,) in [0, K); image_ids: (N,) unique;
-    lanes: rows of every model call, part of the numerical environment; cascade: give each attack only what survived those before it,
-    instead of every image; calibrations: of every attack on a fast copy, by its name (`calibrate_attacks`).
+    lanes: rows of every model call, part of the numerical environment (multiples of 32 serve every number of features, see docs/design.md);
+    cascade: give each attack only what survived those before it, instead of every image;
+    calibrations: of every attack on a fast copy, by its name (`calibrate_attacks`).
     Clean errors are not attacked (but for final-iterate attacks, whose rule scores the last point alone); restart r has rows for the
     images that survived the restarts before it (of a targeted attack: every target is a restart).
     Raises ValueError on bad input, InfeasiblePointError if an attack leaves its threat model.
@@ -247,7 +248,7 @@ def check_images(
         raise ValueError("image_ids has duplicates; allowed: each id once")
     if lanes < 1:
         raise ValueError(f"lanes is {lanes}; allowed: a whole number >= 1")
-    return images, y.to(torch.int64), ids.to(torch.int64)
+    return images.contiguous(), y.to(torch.int64), ids.to(torch.int64)  # the layout of images is no part of an evaluation
 
 
 def check_classes(spec: AttackSpec, num_classes: int) -> None:

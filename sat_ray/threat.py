@@ -47,9 +47,8 @@ class ThreatModel:
         if not (isinstance(self.epsilon, (int, float)) and math.isfinite(self.epsilon) and self.epsilon > 0):
             raise ValueError(f"threat_model.epsilon is {self.epsilon!r}; allowed: a number > 0, in [0, 1] pixels (for example 8/255)")
         if self.norm == "linf" and self.epsilon > 1:
-            raise ValueError(
-                f"threat_model.epsilon is {self.epsilon:g}; allowed: (0, 1], as pixels lie in [0, 1]. Did you mean {self.epsilon:g}/255?"
-            )
+            said = f"{self.epsilon:.12g}"
+            raise ValueError(f"threat_model.epsilon is {said}; allowed: (0, 1], as pixels lie in [0, 1]. Did you mean {said}/255?")
 
     def __str__(self) -> str:
         return f"{self.norm} {as_255ths(self.epsilon)}"

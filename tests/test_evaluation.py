@@ -329,3 +329,30 @@ def test_another_lane_count_is_another_environment_with_nearly_the_same_verdicts
     one, other = (by_id(outcomes(digits_model, split, lanes=lanes), "robust") for lanes in (16, 40))
     differing = sorted(image_id for image_id in one if one[image_id] != other[image_id])
     assert len(differing) <= 0.005 * len(split), differing
+
+
+@pytest.mark.parametrize("features", [33, 50])
+def test_a_row_has_the_same_bits_in_any_place_for_any_number_of_features(features: int, held_out: Split) -> None:
+    """MKL computes a row of 50 features in one of two ways, by its place in the batch, unless it is asked not to."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, features), torch.nn.SiLU(), torch.nn.Linear(features, 10)).eval()
+    with torch.no_grad():
+        labels = model(held_out.images.float() / 255).argmax(dim=1)
+    named = Split(held_out.images, labels, held_out.image_ids)
+    whole, *parts = (outcomes(model, part, lanes=64) for part in (named, *(named.take(slice(k, None, 3)) for k in (2, 0, 1))))
+    assert gathered(parts).equals(gathered([whole]))
+
+
+def test_the_layout_of_images_in_memory_is_no_part_of_an_evaluation() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.SiLU(), torch.nn.Conv2d(8, 16, 3), torch.nn.SiLU(), torch.nn.AdaptiveAvgPool2d(2),
+        torch.nn.Flatten(), torch.nn.Linear(64, 10),
+    ).eval()  # fmt: skip
+    images, ids = torch.randint(0, 256, (32, 3, 15, 15), dtype=torch.uint8), torch.arange(32)
+    with torch.no_grad():
+        labels = model(images.float() / 255).argmax(dim=1)
+    plain, other = (
+        outcomes(model, Split(laid_out, labels, ids)) for laid_out in (images, images.contiguous(memory_format=torch.channels_last))
+    )
+    assert plain.equals(other)
