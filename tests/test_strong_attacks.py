@@ -126,6 +126,21 @@ def test_a_linf_proposal_changes_one_square_to_the_faces_of_the_ball(digits_mode
     assert float(faces.max()) < 1e-6
 
 
+def test_an_l2_proposal_spends_all_that_is_left_in_two_squares_and_leaves_the_rest_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.full((LANES, 3, 16, 16), 0.5)
+    delta = torch.randn(x.shape, generator=generator)
+    delta = 0.5 * delta / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)  # of 0.8, so that something is left
+    attack = Square(threat_model=L2, steps=1000)
+    state = attack.start(x, torch.zeros(LANES, dtype=torch.int64), Randomness.of(0, range(LANES)))
+    proposed = attack._propose_l2(x + delta, replace(state, step=torch.full((LANES,), 300))) - x
+    torch.testing.assert_close(proposed.flatten(1).norm(dim=1), torch.full((LANES,), 0.8))
+    changed = (proposed - delta).abs().amax(dim=1) > 1e-5
+    side = 3  # of a square after 300 of 1,000 queries
+    assert int(changed.flatten(1).sum(dim=1).max()) <= 2 * side**2
+    assert int(changed.flatten(1).sum(dim=1).min()) >= side**2
+
+
 def test_square_never_asks_for_a_gradient(held_out: Split, digits_model: Normalized) -> None:
     def cut_off(x: Tensor) -> Tensor:
         assert not x.requires_grad and not torch.is_grad_enabled()
