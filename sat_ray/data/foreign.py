@@ -13,8 +13,9 @@ import numpy as np
 
 from sat_ray.data.folders import SUFFIXES, is_loose
 from sat_ray.data.images import fitted
-from sat_ray.data.npz import first_line, read_npz
+from sat_ray.data.npz import read_npz
 from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, verify, write_test_split
+from sat_ray.reference import first_line
 from sat_ray.storage import Storage
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sat_ray.reference import first_line
+
 WANTED, NEEDED = ("images", "labels", "image_ids", "class_names"), ("images", "labels")
 MOST_LABEL, INT64 = 2**31 - 1, (-(2**63), 2**63 - 1)  # labels are stored as int32, image ids as int64
 
@@ -77,8 +79,3 @@ def _class_names(values: np.ndarray | None, path: Path) -> tuple[str, ...]:
     if values.ndim != 1 or values.dtype.kind != "U" or len(set(values.tolist())) != len(values):
         raise ValueError(f"class_names of {path} is {values.shape} {values.dtype}; allowed: (K,) strings, one per class, all different")
     return tuple(values.tolist())
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or else its name."""
-    return (str(error) or type(error).__name__).splitlines()[0]
