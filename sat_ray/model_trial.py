@@ -5,7 +5,7 @@ would depend on how the images are cut into shards. Its input is left as it was.
 counted: an attack that climbs it moves nothing there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -90,13 +90,17 @@ def naming_model(what: str) -> Iterator[None]:
         ) from error
 
 
-def check_labels(labels: Tensor, image_ids: Tensor, *, classes: int, what: str) -> None:
-    """Raise ValueError unless every label is a class of the model. labels, image_ids: (N,) int64; what: the images' name for messages."""
+def check_labels(labels: Tensor, image_ids: Callable[[], Tensor], *, classes: int, what: str) -> None:
+    """Raise ValueError unless every label is a class of the model.
+
+    labels: (N,) int64; image_ids: reads theirs, for the message alone; what: the images' name for messages.
+    """
     wrong = (labels < 0) | (labels >= classes)
     if bool(wrong.any()):
         first = int(torch.nonzero(wrong)[0])
+        found = f"image id {int(image_ids()[first])} has {int(labels[first])}"
         raise ValueError(
-            f"{what} has labels in [{int(labels.min())}, {int(labels.max())}] (image id {int(image_ids[first])} has {int(labels[first])}) "
+            f"{what} has labels in [{int(labels.min())}, {int(labels.max())}] ({found}) "
             f"but the model has {classes} classes; allowed: 0 to {classes - 1}"
         )
 

@@ -55,7 +55,7 @@ def repeatability(subject: Subject, clean: Tensor, points: Sequence[Tensor], *, 
         found["other_neighbours"] = max(found["other_neighbours"], _apart(moved, first))
         found["largest_logit"] = max(found["largest_logit"], float(first.abs().max()))
     if fresh is not None and points:
-        found["fresh_copy"] = _apart(logits_at(subject, points[-1], model=fresh), logits_at(subject, points[-1]))
+        found["fresh_copy"] = _apart(logits_at(subject, points[-1], model=fresh), first)
     return found
 
 
