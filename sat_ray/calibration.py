@@ -188,7 +188,7 @@ def _visit(flight: Flight, fast: Model, model: Model, *, narrow: int, loss: str,
     attack, lanes = flight.attack, len(flight.number)
     climbing, judging = Narrowing(fast, lanes=lanes, gradients=attack.differentiates), Narrowing(model, lanes=narrow, gradients=False)
     seen, parts = _Seen(), list[tuple[Tensor, Tensor, Tensor]]()
-    while len(flight.fill()) or flight.busy:
+    while flight.fill():
         before, held = flight.state, flight.number[:narrow] >= 0
         flight.state = after = attack.step(climbing.over(flight.number >= 0, before.x_adv), before)
         assert after.logits is not None
@@ -208,7 +208,7 @@ def _visit(flight: Flight, fast: Model, model: Model, *, narrow: int, loss: str,
         done = before.step.cpu() >= attack.steps
         done[:narrow] |= true < 0
         if flight.cycles is not None:
-            done |= flight.cycles.observe(after.x_adv, after.step) > 0
+            done |= flight.cycles.observe(after.x_adv, after.step, flight.seat) > 0
         flight.free(torch.nonzero(done).flatten())
     seen.row, seen.low, seen.true = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return seen

@@ -1,6 +1,9 @@
-"""Which run is in which lane: a reserve of started runs, and the L lanes that take from it."""
+"""Which run is in which lane, so that lanes are full to the end.
 
-from collections.abc import Iterator
+Runs end at different times: some images are broken after three points, others never. If each run flew from start to end, the last ones
+would fly on in lanes that nothing is left to fill. So, once all runs that wait have a seat, whoever has visited the fewest points flies
+first, others are parked, and all end at nearly the same time. What a run finds does not depend on when it flies.
+"""
 
 import torch
 from torch import Tensor
@@ -11,65 +14,17 @@ from sat_ray.data.pixels import to_pixels
 from sat_ray.narrowing import pad
 from sat_ray.randomness import Randomness
 from sat_ray.run_queue import RunQueue
+from sat_ray.seats import Seats
 
-
-class _Reserve:
-    """Hand out started runs; each block of at most L of them is started in L rows."""
-
-    def __init__(
-        self,
-        queue: RunQueue,
-        attack: Attack,
-        images: Tensor,
-        y: Tensor,
-        rng: Randomness,
-        target: Tensor | None,
-        *,
-        lanes: int,
-        device: torch.device,
-    ) -> None:
-        self.queue, self.attack = queue, attack
-        self.images, self.y, self.rng, self.target = images, y, rng, target
-        self.lanes, self.device = lanes, device
-        self.block: State | None = None
-        self.numbers = torch.zeros(0, dtype=torch.int64)
-        self.next = 0
-
-    def take(self, wanted: int) -> Iterator[tuple[State, Tensor, Tensor]]:
-        """Yield (block, rows of the block, numbers of the runs) until `wanted` runs were given or none is left."""
-        while wanted > 0:
-            if self.next == len(self.numbers) and not self._start_more():
-                return
-            rows = torch.arange(self.next, min(self.next + wanted, len(self.numbers)))
-            self.next += len(rows)
-            rows = rows[~self.queue.in_vain(self.numbers[rows])]
-            wanted -= len(rows)
-            assert self.block is not None
-            yield self.block, rows, self.numbers[rows]
-
-    def _start_more(self) -> bool:
-        """Start a block of runs, those that are needed before those ahead of need; False where none is left."""
-        numbers = self.queue.take(self.lanes)
-        numbers = torch.cat([numbers, self.queue.take(self.lanes - len(numbers), ahead=True)])
-        if len(numbers):
-            self.block, self.numbers, self.next = self._start(numbers), numbers, 0
-        return len(numbers) > 0
-
-    def _start(self, numbers: Tensor) -> State:
-        image, run = numbers % self.queue.images, numbers // self.queue.images
-        rng = self.rng.take(image).further(run)
-        assert isinstance(rng.restart, Tensor)
-        given = (self.images[image], self.y[image], rng.image_ids, rng.restart)
-        images, y, ids, restart = (pad(values.to(self.device), self.lanes) for values in given)
-        target = None if self.target is None else pad(self.target[image, run].to(self.device), self.lanes)
-        return self.attack.start(to_pixels(images), y, Randomness(rng.seed, ids, restart), target=target)
+SEATS_PER_LANE = 8  # memory of so many points, against runs that would be left over at the end
+TURN = 4  # steps between two changes of who flies: each costs as much memory traffic as a step of the attack
 
 
 class Flight:
-    """The L lanes in flight.
+    """The L lanes in flight, and the runs that are parked.
 
-    number: (L,) int64 on the CPU, which run a lane flies (run r of N images' i-th is r * N + i), -1 for none; state: where the attack
-    stands in every lane; cycles: None where exact cycles are not looked for, or where the attack remembers more than its point.
+    seat: (L,) int64 on the CPU, the seat whose run is in a lane, -1 for none; state: where the attack stands in every lane; cycles: None
+    where exact cycles are not looked for, or where the attack remembers more than its point.
     """
 
     def __init__(
@@ -86,11 +41,20 @@ class Flight:
         detect_cycles: bool = True,
     ) -> None:
         self.attack, self.queue = attack, RunQueue(len(images), runs=runs)
-        self.reserve = _Reserve(self.queue, attack, images, y, rng, target, lanes=lanes, device=device)
-        self.number = torch.full((lanes,), -1)
+        self.images, self.y, self.rng, self.target = images, y, rng, target
+        self.lanes, self.device = lanes, device
+        self.seats = Seats(min(SEATS_PER_LANE * lanes, max(lanes, runs * len(images))))
+        self.seat = torch.full((lanes,), -1)
         self.unsound = torch.zeros(0, dtype=torch.int64)
-        self.cycles = CycleDetector(lanes, attack.steps, device=device) if detect_cycles and attack.memoryless else None
+        wanted = detect_cycles and attack.memoryless
+        self.cycles = CycleDetector(len(self.seats.number), attack.steps, device=device) if wanted else None
         self._state: State | None = None
+        self._steps = 0
+
+    @property
+    def number(self) -> Tensor:
+        """Return which run each lane flies, (L,) int64: run r of N images' i-th is r * N + i; -1 for none."""
+        return torch.where(self.seat >= 0, self.seats.number[self.seat], -1)
 
     @property
     def state(self) -> State:
@@ -102,31 +66,23 @@ class Flight:
     def state(self, state: State) -> None:
         self._state = state
 
-    @property
-    def busy(self) -> bool:
-        """Tell whether any lane flies a run."""
-        return bool((self.number >= 0).any())
-
-    def fill(self) -> Tensor:
-        """Put waiting runs into free lanes and return the lanes that hold a new one."""
-        free = torch.nonzero(self.number < 0).flatten()
-        used = 0
-        for block, rows, numbers in self.reserve.take(len(free)):
-            taken = free[used : used + len(rows)]
-            used += len(rows)
-            device = block.x.device
-            self._state = block if self._state is None else self._state.put(taken.to(device), block, rows.to(device))
-            self.number[taken] = numbers
-        filled = free[:used]
-        if self.cycles is not None:
-            self.cycles.forget(filled)
-        return filled
+    def fill(self) -> bool:
+        """Choose the runs of the next step; False when none is left."""
+        turn = self._steps % TURN == 0
+        self._steps += 1
+        if self._lacks_runs() or (turn and len(self.seats.empty) >= min(self.lanes, self.queue.waiting)):
+            self._open_more()
+        if turn and not self.queue.waiting:
+            self._give_way()
+        self._board()
+        flying = self.seat[self.seat >= 0]
+        self.seats.visited[flying] += 1
+        return len(flying) > 0
 
     def free(self, lanes: Tensor) -> None:
         """End the runs of these lanes, where they hold any."""
-        lanes = lanes[self.number[lanes] >= 0]
-        self.queue.end(self.number[lanes])
-        self.number[lanes] = -1
+        seats = self.seat[lanes]
+        self._close(seats[seats >= 0])
 
     def set_aside(self, lanes: Tensor) -> None:
         """End runs that went wrong; `unsound_numbers` tells which of them count."""
@@ -140,4 +96,55 @@ class Flight:
     def note_broken(self, numbers: Tensor) -> None:
         """Note that these runs broke their images, and end the later runs of the same images."""
         self.queue.note_broken(numbers)
-        self.free(torch.nonzero(self.queue.in_vain(self.number)).flatten())
+        self._close(torch.nonzero(self.queue.in_vain(self.seats.number)).flatten())
+
+    def _close(self, seats: Tensor) -> None:
+        self.queue.end(self.seats.number[seats])
+        self.seats.close(seats)
+        self.seat[torch.isin(self.seat, seats)] = -1
+
+    def _lacks_runs(self) -> bool:
+        return len(self.seats.taken) < self.lanes
+
+    def _open_more(self) -> None:
+        """Seat the runs that wait; where these are fewer than the lanes, some ahead of need."""
+        while len(numbers := self.queue.take(min(self.lanes, len(self.seats.empty)))):
+            self._open(numbers)
+        while self._lacks_runs() and len(numbers := self.queue.take(self.lanes - len(self.seats.taken), ahead=True)):
+            self._open(numbers)
+
+    def _open(self, numbers: Tensor) -> None:
+        """Start at most L runs, in L rows."""
+        image, run = numbers % self.queue.images, numbers // self.queue.images
+        rng = self.rng.take(image).further(run)
+        assert isinstance(rng.restart, Tensor)
+        given = (self.images[image], self.y[image], rng.image_ids, rng.restart)
+        images, y, ids, restart = (pad(values.to(self.device), self.lanes) for values in given)
+        target = None if self.target is None else pad(self.target[image, run].to(self.device), self.lanes)
+        started = self.attack.start(to_pixels(images), y, Randomness(rng.seed, ids, restart), target=target)
+        seats = self.seats.open(numbers, started)
+        if self.cycles is not None:
+            self.cycles.forget(seats)
+
+    def _give_way(self) -> None:
+        """Park the runs that should not be in the lanes now, where others should."""
+        first = self._by_progress(self.seats.taken)[: self.lanes]
+        lanes = torch.nonzero((self.seat >= 0) & ~torch.isin(self.seat, first)).flatten()
+        if len(lanes):
+            self.seats.park(self.seat[lanes], self.state, lanes)
+            self.seat[lanes] = -1
+
+    def _board(self) -> None:
+        """Put parked runs into free lanes."""
+        free, parked = torch.nonzero(self.seat < 0).flatten(), self.seats.parked
+        if len(free) and len(parked):
+            seats = self._by_progress(parked)[: len(free)]
+            lanes = free[: len(seats)]
+            self._state = self.seats.board(seats, self._state, lanes, rows=self.lanes)
+            self.seat[lanes] = seats
+
+    def _by_progress(self, seats: Tensor) -> Tensor:
+        """Order seats by how far their images are, in points visited; of equals those in a lane stay there, then in order of the images."""
+        seats = seats[(self.seats.number[seats] % self.queue.images).argsort(stable=True)]
+        visited = self.seats.number[seats] // self.queue.images * (self.attack.steps + 1) + self.seats.visited[seats]
+        return seats[(2 * visited + ~self.seats.in_lane[seats]).argsort(stable=True)]

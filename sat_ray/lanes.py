@@ -43,10 +43,10 @@ class Verdicts:
         real = torch.full((count,), float("inf"))
         return cls(whole.clone(), real.clone(), torch.full_like(whole, NEVER), whole.clone(), torch.zeros(count), torch.zeros(count))
 
-    def write(self, rows: Tensor, lanes: Tensor, other: "Verdicts") -> None:
-        """Copy the lanes of `other` into these rows."""
+    def write(self, rows: Tensor, other: "Verdicts") -> None:
+        """Let these rows be those of `other`."""
         for name in self.__dataclass_fields__:
-            getattr(self, name)[rows] = getattr(other, name)[lanes].to(getattr(self, name).dtype)
+            getattr(self, name)[rows] = getattr(other, name).to(getattr(self, name).dtype)
 
     def take(self, rows: Tensor) -> "Verdicts":
         """Return these rows."""
@@ -124,18 +124,17 @@ def run_lanes(
     target: (N, runs) int64, the classes that the runs of a targeted attack move towards;
     final_iterate: only the last point counts, no image stops early; detect_cycles: skip what an exact cycle would visit again.
     """
-    out = Verdicts.empty(runs * len(images))
     flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device, detect_cycles=detect_cycles)
-    watch, calls = _Watch(attack, flight, final_iterate=final_iterate), Narrowing(model, lanes=lanes, gradients=attack.differentiates)
-    while watch.fill():
+    watch = _Watch(attack, flight, Verdicts.empty(runs * len(images)), final_iterate=final_iterate)
+    calls = Narrowing(model, lanes=lanes, gradients=attack.differentiates)
+    while flight.fill():
         retired = watch.advance(calls.over(flight.number >= 0, flight.state.x_adv))
         if len(retired):
             numbers = flight.number[retired]
-            out.write(numbers, retired, watch.seen)
             flight.free(retired)
-            flight.note_broken(numbers[out.first_broken_step[numbers] != NEVER])
+            flight.note_broken(numbers[watch.seen.first_broken_step[numbers] != NEVER])
     require_sound(flight, rng.image_ids)
-    return out
+    return watch.seen
 
 
 def by_run(verdicts: Verdicts, images: int, *, runs: int) -> Iterator[tuple[Tensor, Verdicts]]:
@@ -148,17 +147,10 @@ def by_run(verdicts: Verdicts, images: int, *, runs: int) -> Iterator[tuple[Tens
 
 
 class _Watch:
-    """The worst point that the run in each lane has visited so far."""
+    """The worst point that each run has visited so far: `seen`, a row per run."""
 
-    def __init__(self, attack: Attack, flight: Flight, *, final_iterate: bool) -> None:
-        self.attack, self.flight, self.final_iterate = attack, flight, final_iterate
-        self.seen = Verdicts.empty(len(flight.number))
-
-    def fill(self) -> bool:
-        """Put waiting runs into free lanes; False when no lane holds one any more."""
-        taken = self.flight.fill()
-        self.seen.write(taken, taken, Verdicts.empty(len(self.flight.number)))
-        return self.flight.busy
+    def __init__(self, attack: Attack, flight: Flight, seen: Verdicts, *, final_iterate: bool) -> None:
+        self.attack, self.flight, self.seen, self.final_iterate = attack, flight, seen, final_iterate
 
     def advance(self, model: Model) -> Tensor:
         """Score every lane's point, move it, and return the lanes that are done."""
@@ -172,7 +164,7 @@ class _Watch:
         wrong = self._record(before, after, step, counts=last if self.final_iterate else torch.ones_like(last))
         done = last if self.final_iterate else last | wrong
         if self.flight.cycles is not None:
-            period = self.flight.cycles.observe(after.x_adv, after.step)
+            period = self.flight.cycles.observe(after.x_adv, after.step, self.flight.seat)
             if self.final_iterate:
                 self.flight.state = skip_periods(after, period, steps=self.attack.steps)
             else:
@@ -180,19 +172,23 @@ class _Watch:
         return torch.nonzero(done & (self.flight.number >= 0)).flatten()
 
     def _record(self, before: State, after: State, step: Tensor, *, counts: Tensor) -> Tensor:
+        """Note the points of the lanes that hold a run, and return where the model is wrong at a point that counts, (L,) bool."""
         assert after.logits is not None and after.zero_share is not None
         prediction = after.logits.argmax(dim=1)
-        margins = margin(after.logits, before.y).cpu()
         wrong = (prediction != before.y).cpu() & counts
-        worse = counts & ((margins < self.seen.margin) | wrong)
-        distance = self.attack.threat_model.distance(before.x_adv, before.x).cpu()
-        seen = self.seen
-        seen.prediction = torch.where(worse, prediction.cpu(), seen.prediction)
-        seen.margin = torch.where(worse, margins, seen.margin)
-        seen.distance = torch.where(worse, distance, seen.distance)
-        seen.first_broken_step = torch.where(wrong & (seen.first_broken_step == NEVER), step, seen.first_broken_step)
-        seen.passes = seen.passes + 1
-        seen.zero_share = torch.maximum(seen.zero_share, after.zero_share.cpu())
+        distance = self.attack.threat_model.distance(before.x_adv, before.x)
+        broken_at, margins = torch.where(wrong, step, NEVER), margin(after.logits, before.y)
+        points = (prediction, margins, broken_at, torch.ones_like(step), distance, after.zero_share)
+        held = torch.nonzero(self.flight.number >= 0).flatten()
+        numbers = self.flight.number[held]
+        seen, now = self.seen.take(numbers), Verdicts(*(values.cpu() for values in points)).take(held)
+        worse = counts[held] & ((now.margin < seen.margin) | wrong[held])
+        for name in ("prediction", "margin", "distance"):
+            setattr(now, name, torch.where(worse, getattr(now, name), getattr(seen, name)))
+        now.first_broken_step = torch.where(seen.first_broken_step == NEVER, now.first_broken_step, seen.first_broken_step)
+        now.passes += seen.passes
+        now.zero_share = torch.maximum(now.zero_share, seen.zero_share)
+        self.seen.write(numbers, now)
         return wrong
 
 

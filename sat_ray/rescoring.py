@@ -25,7 +25,7 @@ from sat_ray.randomness import Randomness
 
 QUIET_STEPS = 16  # after a point of which the copy is sure: it waits, the lane flies on, and its next points would be asked about in vain
 SCORED_ROWS = 64  # of a float32 call at most: a lane flies on until its point is scored, so points should not wait long for a full call
-CLOSE_LANES = 16  # close survivors are few, and empty lanes in float32 cost what full ones do
+CLOSE_LANES = 8  # close survivors are few, and empty lanes in float32 cost what full ones do
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,10 @@ def run_rescored(
     """
     flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device)
     referee = _Referee(model, Verdicts.empty(runs * len(images)), lanes=min(lanes, SCORED_ROWS))
-    asking = _Asking(lanes, bound=bound, quiet_steps=quiet_steps)
+    asking = _Asking(runs * len(images), bound=bound, quiet_steps=quiet_steps)
     calls = Narrowing(fast, lanes=lanes, gradients=attack.differentiates)
     with fusing(has_fixed_rows(fast)):
-        while len(filled := flight.fill()) or flight.busy:
-            asking.begin_step(filled)
+        while flight.fill():
             before = flight.state
             flight.state = after = attack.step(calls.over(flight.number >= 0, before.x_adv), before)
             assert after.logits is not None
@@ -121,11 +120,11 @@ def run_rescored(
             require_feasible(before.x_adv, before.x, attack.threat_model, held=flight.number >= 0)
             done = before.step.cpu() >= attack.steps
             if flight.cycles is not None:
-                flight.state = skip_periods(after, flight.cycles.observe(after.x_adv, after.step), steps=attack.steps)
-            doubtful, sure = asking.about(margin(after.logits, before.y).cpu())
+                flight.state = skip_periods(after, flight.cycles.observe(after.x_adv, after.step, flight.seat), steps=attack.steps)
+            doubtful, sure = asking.about(flight.number, margin(after.logits, before.y).cpu())
             waiting = torch.nonzero((flight.number >= 0) & (doubtful | done)).flatten()
             if len(waiting):
-                referee.ask(_points(before, attack, flight.number, asking.flown, sure, waiting))
+                referee.ask(_points(before, attack, flight.number[waiting], asking.flown, sure, waiting))
                 flight.free(torch.nonzero(done | referee.is_broken(flight.number)).flatten())
                 flight.note_broken(torch.nonzero(referee.out.first_broken_step != NEVER).flatten())
     referee.finish()
@@ -146,26 +145,29 @@ def run_rescored(
 def _replace(out: Verdicts, rows: Tensor, second: Verdicts) -> None:
     """Let the verdicts of a second flight of these rows count; the passes are those of both."""
     second.passes += out.passes[rows]
-    out.write(rows, torch.arange(len(rows)), second)
+    out.write(rows, second)
 
 
 class _Asking:
-    """About which lanes' points float32 is asked. flown: (L,) int64, how many points the run in a lane has visited."""
+    """Which points float32 is asked about. flown: (R,) int64, how many points each run has visited."""
 
-    def __init__(self, lanes: int, *, bound: float, quiet_steps: int) -> None:
+    def __init__(self, runs: int, *, bound: float, quiet_steps: int) -> None:
         self.bound, self.quiet_steps = bound, quiet_steps
-        self.flown, self.quiet_until = torch.zeros(lanes, dtype=torch.int64), torch.zeros(lanes, dtype=torch.int64)
+        self.flown, self.quiet_until = torch.zeros(2, runs, dtype=torch.int64)
 
-    def begin_step(self, filled: Tensor) -> None:
-        """Count a point in every lane. filled: the lanes that hold a new run."""
-        self.flown[filled] = self.quiet_until[filled] = 0
-        self.flown += 1
+    def about(self, number: Tensor, margins: Tensor) -> tuple[Tensor, Tensor]:
+        """Say of the lanes, by the margins (L,) of their points on the copy, which to score and of which the copy is sure, (L,) bool each.
 
-    def about(self, margins: Tensor) -> tuple[Tensor, Tensor]:
-        """Say of margins (L,) on the copy which are to be scored, and of which the copy is sure, (L,) bool each."""
+        number: (L,) int64, the runs in the lanes, which have visited one more point now; -1 for none.
+        """
+        held = number >= 0
+        runs = number[held]
+        self.flown[runs] += 1
+        quiet = torch.zeros_like(held).masked_scatter(held, self.flown[runs] < self.quiet_until[runs])
         sure = margins < -self.bound
-        doubtful = (margins < self.bound) & ~(sure & (self.flown < self.quiet_until))
-        self.quiet_until = torch.where(sure & doubtful, self.flown + self.quiet_steps, self.quiet_until)
+        doubtful = (margins < self.bound) & ~(sure & quiet)
+        quieted = number[held & sure & doubtful]
+        self.quiet_until[quieted] = self.flown[quieted] + self.quiet_steps
         return doubtful, sure
 
 
@@ -174,7 +176,7 @@ def _points(state: State, attack: Attack, number: Tensor, flown: Tensor, sure: T
     x_adv = state.x_adv[rows]
     distance = attack.threat_model.distance(x_adv, state.x[rows]).cpu()
     ids, step = state.rng.image_ids[rows].cpu(), state.step[rows].cpu()
-    return _Points(x_adv, state.y[rows], ids, number[lanes], step, flown[lanes], distance, sure[lanes])
+    return _Points(x_adv, state.y[rows], ids, number, step, flown[number], distance, sure[lanes])
 
 
 class _Referee:

@@ -18,6 +18,11 @@ class RunQueue:
         self.begun, self.ended = torch.zeros(2, images, dtype=torch.int64)
         self.first_broken = torch.full((images,), runs)  # `runs` where none has broken the image
 
+    @property
+    def waiting(self) -> int:
+        """Return how many images wait for a run whose predecessors have all failed."""
+        return int(((self.begun < self.first_broken) & (self.begun == self.ended)).sum())
+
     def take(self, wanted: int, *, ahead: bool = False) -> Tensor:
         """Return the numbers of at most `wanted` runs, one per image: those whose predecessors have failed, or, `ahead`, are in flight."""
         open_images = torch.nonzero((self.begun < self.first_broken) & ((self.begun > self.ended) == ahead)).flatten()

@@ -35,7 +35,7 @@ def walk(attack: PGD, *, steps: int) -> tuple[list[Tensor], list[list[int]]]:
         state = attack.step(model, state)
         assert state.zero_share is not None
         points += [state.x_adv, state.zero_share]
-        said.append(detector.observe(state.x_adv, state.step).tolist())
+        said.append(detector.observe(state.x_adv, state.step, torch.arange(4)).tolist())
     return points, said
 
 

@@ -220,7 +220,8 @@ def watch(sequences: list[list[float]], *, detector: CycleDetector | None = None
     """Feed one sequence per lane, point k numbered k, and return the answers per lane."""
     points = torch.tensor(sequences)
     detector = detector or CycleDetector(len(sequences), points.shape[1], device=CPU)
-    answers = [detector.observe(points[:, k, None], torch.full((len(sequences),), k)) for k in range(points.shape[1])]
+    lanes = torch.arange(len(sequences))
+    answers = [detector.observe(points[:, k, None], torch.full_like(lanes, k), lanes) for k in range(points.shape[1])]
     return torch.stack(answers, dim=1).tolist()
 
 
@@ -249,23 +250,24 @@ def test_a_point_that_comes_back_only_once_is_no_cycle() -> None:
 
 def test_a_false_hash_match_confirms_nothing() -> None:
     detector = CycleDetector(1, 40, device=CPU)
-    detector.observe(torch.tensor([[9.0]]), torch.tensor([0]))
+    lane = torch.tensor([0])
+    detector.observe(torch.tensor([[9.0]]), torch.tensor([0]), lane)
     detector.weights = torch.zeros_like(detector.weights)  # from here on all points have one hash
     for k in range(1, 20):
-        assert detector.observe(torch.tensor([[float(k)]]), torch.tensor([k])).tolist() == [0]
-    answers = [detector.observe(torch.tensor([[0.5]]), torch.tensor([k])).item() for k in range(20, 26)]
+        assert detector.observe(torch.tensor([[float(k)]]), torch.tensor([k]), lane).tolist() == [0]
+    answers = [detector.observe(torch.tensor([[0.5]]), torch.tensor([k]), lane).item() for k in range(20, 26)]
     assert 1 in answers
     assert set(answers) <= {0, 1}
 
 
 def test_a_lane_that_takes_another_image_forgets_the_last_one() -> None:
-    detector = CycleDetector(2, 20, device=CPU)
+    detector, lanes = CycleDetector(2, 20, device=CPU), torch.tensor([0, 1])
     values = [0.1, 0.2, 0.3, 0.2]  # lane 0 is about to confirm period 2 at its next 0.3, 0.2
     for k, value in enumerate(values):
-        detector.observe(torch.tensor([[value], [value]]), torch.tensor([k, k]))
+        detector.observe(torch.tensor([[value], [value]]), torch.tensor([k, k]), lanes)
     detector.forget(torch.tensor([0]))
     answers = [
-        detector.observe(torch.tensor([[first], [second]]), torch.tensor([k, 4 + k])).tolist()
+        detector.observe(torch.tensor([[first], [second]]), torch.tensor([k, 4 + k]), lanes).tolist()
         for k, (first, second) in enumerate([(0.3, 0.3), (0.2, 0.2), (0.9, 0.9), (0.8, 0.8), (0.7, 0.7), (0.2, 0.6)])
     ]
     assert answers == [[0, 0], [0, 2], [0, 0], [0, 0], [0, 0], [0, 0]]

@@ -1,6 +1,6 @@
 """What every attack is: a stepper over lanes that never touches the model and never remembers anything itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
@@ -42,14 +42,24 @@ class State:
     logits: Tensor | None = None
     zero_share: Tensor | None = None
 
+    def take(self, rows: Tensor) -> "State":
+        """Return these rows, copied."""
+        changed = {name: value[rows] for name, value in self._tensors()}
+        return replace(self, **changed, rng=self.rng.take(rows))
+
     def put(self, lanes: Tensor, other: "State", rows: Tensor) -> "State":
-        """Return a state whose `lanes` hold the `rows` of `other`; the scored fields, written anew by each step, are left alone."""
-        changed: dict[str, object] = {}
+        """Return this state, its `lanes` overwritten by the `rows` of `other`; what one of them lacks, such as scores, is left alone."""
+        for name, value in self._tensors():
+            new = getattr(other, name)
+            if isinstance(new, Tensor):
+                value.index_copy_(0, lanes, new[rows])
+        return replace(self, rng=self.rng.put(lanes, other.rng, rows))
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for field in fields(self):
-            own, new = getattr(self, field.name), getattr(other, field.name)
-            if isinstance(own, Tensor) and isinstance(new, Tensor):
-                changed[field.name] = own.index_copy(0, lanes, new[rows])
-        return replace(self, **changed, rng=self.rng.put(lanes, other.rng, rows))  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                yield field.name, value
 
 
 class Attack(Protocol):
