@@ -157,7 +157,7 @@ def _one_attack(
         same = torch.equal(lane_logits(attacked, images, ids, lanes=lanes, device=device).argmax(1), clean.argmax(1))
         assert same, "the attacker's view does not compute the model's forward pass"
     correct = clean.argmax(dim=1) == y
-    given = _longest_first(clean, y)
+    given = _weakest_first(clean, y)
     given = given if spec.final_iterate else given[correct[given]]
     inputs = (attack, images[given], y[given], Randomness(seed, ids[given]))
     ranks = [spec.rank_of_target(run) for run in range(spec.runs)] if spec.targets else None
@@ -176,9 +176,9 @@ def _one_attack(
     return pa.concat_tables(tables)
 
 
-def _longest_first(clean: Tensor, y: Tensor) -> Tensor:
-    """Order images by clean margin: likely survivors, which take every step, begin first, so that the lanes end together. (N,) int64."""
-    return margin(clean, y).argsort(descending=True, stable=True)
+def _weakest_first(clean: Tensor, y: Tensor) -> Tensor:
+    """Order images by clean margin: likely survivors, which take every step, wait for the end, and fill the lanes then. (N,) int64."""
+    return margin(clean, y).argsort(stable=True)
 
 
 def likeliest_others(logits: Tensor, y: Tensor) -> Tensor:

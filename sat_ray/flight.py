@@ -16,7 +16,7 @@ from sat_ray.randomness import Randomness
 from sat_ray.run_queue import RunQueue
 from sat_ray.seats import Seats
 
-SEATS_PER_LANE = 8  # memory of so many points, against runs that would be left over at the end
+SEATS_PER_LANE = 4  # memory of so many points, against lanes that run empty at the end
 TURN = 4  # steps between two changes of who flies: each costs as much memory traffic as a step of the attack
 
 

@@ -3,9 +3,9 @@
 The attack climbs on the copy (`sat_ray.fast_copy`), which makes it another attack, with a name of its own. A point counts as broken only
 if the model itself misclassifies it in float32. Points whose margin on the copy lies below a bound, and the last point of every image,
 wait in a queue until they fill a call; all calls have the same number of rows, so that no verdict depends on neighbours or order. Where the
-copy is sure, with a margin below minus the bound, one point in QUIET_STEPS is enough; a run of which float32 then says otherwise is flown
-anew with every such point scored. On a copy of 8 bits, what survives closely, with a float32 margin below the bound somewhere on its way,
-is attacked once more with float32 gradients.
+copy is sure that a point is broken, with a margin below minus the bound, its run ends there; one of which float32 then says otherwise is
+flown anew, to the end or until float32 calls a point broken. On a copy of 8 bits, what survives closely, with a float32 margin below the
+bound somewhere on its way, is attacked once more with float32 gradients.
 """
 
 from dataclasses import dataclass, fields
@@ -23,7 +23,6 @@ from sat_ray.losses import margin
 from sat_ray.narrowing import Narrowing, call_rows, has_fixed_rows, pad
 from sat_ray.randomness import Randomness
 
-QUIET_STEPS = 16  # after a point of which the copy is sure: it waits, the lane flies on, and its next points would be asked about in vain
 SCORED_ROWS = 64  # of a float32 call at most: a lane flies on until its point is scored, so points should not wait long for a full call
 CLOSE_LANES = 8  # close survivors are few, and empty lanes in float32 cost what full ones do
 
@@ -98,18 +97,18 @@ def run_rescored(
     device: torch.device,
     runs: int = 1,
     target: Tensor | None = None,
-    quiet_steps: int = QUIET_STEPS,
+    trusting: bool = True,
 ) -> tuple[Verdicts, int]:
     """Attack every image with gradients of a fast copy alone and return its verdict, and how many points float32 scored.
 
-    fast: what is differentiated, a copy of `model`; bound: logit margin > 0 below which a point is scored again; quiet_steps: for how long
-    a point of which the copy is sure speaks for those after it, 0 to score them all; the rest as in `sat_ray.lanes.run_lanes`.
+    fast: what is differentiated, a copy of `model`; bound: logit margin > 0 below which a point is scored again; trusting: whether a
+    run ends where the copy is sure; the rest as in `sat_ray.lanes.run_lanes`.
     An image that cycles goes on to the point that its last step would reach. passes counts the points up to the verdict; zero_share is not
     measured and stays 0. Among the points that float32 scored, a survivor shows the one of smallest margin.
     """
     flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device)
     referee = _Referee(model, Verdicts.empty(runs * len(images)), lanes=min(lanes, SCORED_ROWS))
-    asking = _Asking(runs * len(images), bound=bound, quiet_steps=quiet_steps)
+    flown = torch.zeros(runs * len(images), dtype=torch.int64)
     calls = Narrowing(fast, lanes=lanes, gradients=attack.differentiates)
     with fusing(has_fixed_rows(fast)):
         while flight.fill():
@@ -121,21 +120,22 @@ def run_rescored(
             done = before.step.cpu() >= attack.steps
             if flight.cycles is not None:
                 flight.state = skip_periods(after, flight.cycles.observe(after.x_adv, after.step, flight.seat), steps=attack.steps)
-            doubtful, sure = asking.about(flight.number, margin(after.logits, before.y).cpu())
-            waiting = torch.nonzero((flight.number >= 0) & (doubtful | done)).flatten()
+            held, margins = flight.number >= 0, margin(after.logits, before.y).cpu()
+            flown[flight.number[held]] += 1
+            waiting, sure = torch.nonzero(held & (done | (margins < bound))).flatten(), margins < -bound
             if len(waiting):
-                referee.ask(_points(before, attack, flight.number[waiting], asking.flown, sure, waiting))
-                flight.free(torch.nonzero(done | referee.is_broken(flight.number)).flatten())
+                referee.ask(_points(before, attack, flight.number[waiting], flown, sure, waiting))
+                flight.free(torch.nonzero(done | (sure & trusting) | referee.is_broken(flight.number)).flatten())
                 flight.note_broken(torch.nonzero(referee.out.first_broken_step != NEVER).flatten())
     referee.finish()
     flight.note_broken(torch.nonzero(referee.out.first_broken_step != NEVER).flatten())
     require_sound(flight, rng.image_ids)
     out, scored = referee.out, referee.scored
     wrongly_sure = torch.nonzero(referee.wrongly_sure).flatten()
-    if quiet_steps and len(wrongly_sure):
+    if trusting and len(wrongly_sure):
         image, run = wrongly_sure % len(images), wrongly_sure // len(images)
         towards = None if target is None else target[image, run][:, None]
-        given: dict[str, Any] = {"bound": bound, "lanes": lanes, "device": device, "target": towards, "quiet_steps": 0}
+        given: dict[str, Any] = {"bound": bound, "lanes": lanes, "device": device, "target": towards, "trusting": False}
         anew, more = run_rescored(fast, model, attack, images[image], y[image], rng.take(image).further(run), **given)
         _replace(out, wrongly_sure, anew)
         scored += more
@@ -146,29 +146,6 @@ def _replace(out: Verdicts, rows: Tensor, second: Verdicts) -> None:
     """Let the verdicts of a second flight of these rows count; the passes are those of both."""
     second.passes += out.passes[rows]
     out.write(rows, second)
-
-
-class _Asking:
-    """Which points float32 is asked about. flown: (R,) int64, how many points each run has visited."""
-
-    def __init__(self, runs: int, *, bound: float, quiet_steps: int) -> None:
-        self.bound, self.quiet_steps = bound, quiet_steps
-        self.flown, self.quiet_until = torch.zeros(2, runs, dtype=torch.int64)
-
-    def about(self, number: Tensor, margins: Tensor) -> tuple[Tensor, Tensor]:
-        """Say of the lanes, by the margins (L,) of their points on the copy, which to score and of which the copy is sure, (L,) bool each.
-
-        number: (L,) int64, the runs in the lanes, which have visited one more point now; -1 for none.
-        """
-        held = number >= 0
-        runs = number[held]
-        self.flown[runs] += 1
-        quiet = torch.zeros_like(held).masked_scatter(held, self.flown[runs] < self.quiet_until[runs])
-        sure = margins < -self.bound
-        doubtful = (margins < self.bound) & ~(sure & quiet)
-        quieted = number[held & sure & doubtful]
-        self.quiet_until[quieted] = self.flown[quieted] + self.quiet_steps
-        return doubtful, sure
 
 
 def _points(state: State, attack: Attack, number: Tensor, flown: Tensor, sure: Tensor, lanes: Tensor) -> _Points:

@@ -230,14 +230,14 @@ def test_where_a_copy_is_sure_few_points_are_scored_and_where_it_is_wrong_all_of
 
     fewer = {}
     for name, copied in {"sound": fast_copy(digits_model, gradient="bf16", device=CPU), "lying": wrong_half_of_the_time}.items():
-        quiet, scored = run_rescored(copied, *inputs, **given)
-        loud, every = run_rescored(copied, *inputs, **given, quiet_steps=0)
-        broken = loud.first_broken_step != NEVER
-        assert torch.equal(quiet.first_broken_step, loud.first_broken_step)
-        assert torch.equal(quiet.prediction[broken], loud.prediction[broken])
+        trusting, scored = run_rescored(copied, *inputs, **given)
+        asking, every = run_rescored(copied, *inputs, **given, trusting=False)
+        broken = asking.first_broken_step != NEVER
+        assert torch.equal(trusting.first_broken_step, asking.first_broken_step)
+        assert torch.equal(trusting.prediction[broken], asking.prediction[broken])
         assert 5 < int(broken.sum()) < len(held_out)
         fewer[name] = scored / every
-    assert fewer["sound"] <= 1 < fewer["lying"], "a point of which the copy is sure is asked about once"
+    assert fewer["sound"] <= 1 < fewer["lying"], "a run ends where the copy is sure, and is flown anew where it was wrongly so"
 
 
 def test_calibration_measures_the_difference_of_the_margins(

@@ -15,7 +15,7 @@ LAYERS: dict[int, str] = {
     0: "names reference source_code own_activation randomness threat activation_functions activations losses metrics selection storage"
     " s3_preflight world compilation kernel_choice pooling",
     1: "attacks augmentation models data cycles outcome_files",
-    2: "agreement narrowing run_queue flight lanes"
+    2: "agreement narrowing run_queue seats flight lanes"
     " fast_copy rescoring calibration evaluation card training_settings schedules resizing precision objectives crafting"
     " optimizers averaging running_statistics learner totals sentinel preemption gpu_memory training_state training checkpoint state_files"
     " model_source model_trial kernel_reach",
