@@ -54,15 +54,11 @@ class CycleDetector:
     def _propose(self, bits: Tensor, digest: Tensor, step: Tensor, rows: Tensor) -> None:
         lanes = torch.nonzero(rows >= 0).flatten()
         digest, step, rows = digest[lanes], step[lanes], rows[lanes]
-        match = self.known[rows] & (self.hashes[rows] == digest[:, None])
-        # the latest earlier occurrence gives the shortest period
-        index = torch.arange(match.shape[1])
-        earlier = torch.where(match, index, torch.full_like(index, -1)).amax(dim=1)
-        new = torch.nonzero((earlier >= 0) & (self.due[rows] < step)).flatten()
-        self.period[rows[new]] = (step - earlier)[new]
-        self.due[rows[new]] = (2 * step - earlier)[new]
-        for one in new.tolist():
-            self.kept[int(rows[one])] = bits[lanes[one]].clone()
+        place, column = torch.nonzero(self.hashes[rows] == digest[:, None], as_tuple=True)  # hardly ever any
+        known = self.known[rows[place], column] & (self.due[rows[place]] < step[place])
+        for one, earlier in zip(place[known].tolist(), column[known].tolist(), strict=True):
+            row, now = int(rows[one]), int(step[one])  # the latest earlier occurrence, which comes last, gives the shortest period
+            self.period[row], self.due[row], self.kept[row] = now - earlier, 2 * now - earlier, bits[lanes[one]].clone()
         column = step.clamp_max(self.hashes.shape[1] - 1)
         self.hashes[rows, column] = digest
         self.known[rows, column] = True

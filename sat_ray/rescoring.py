@@ -187,17 +187,18 @@ class _Referee:
         logits = self.model(pad(points.x_adv, call_rows(self.lanes))).float()[: len(points)]
         require_finite(logits, points.image_ids)
         self.scored += len(points)
-        margins, predictions = margin(logits, points.y).cpu(), logits.argmax(dim=1).cpu()
-        wrong = predictions != points.y.cpu()
-        out = self.out
-        for row, (number, step) in enumerate(zip(points.number.tolist(), points.step.tolist(), strict=True)):
-            if out.first_broken_step[number] != NEVER:
+        predictions = logits.argmax(dim=1)
+        told = (points.number, points.step, points.passes, points.sure, points.distance)
+        found = (predictions != points.y, predictions, margin(logits, points.y))
+        columns = (values.cpu().numpy() for values in (*told, *found))  # of which single values are read ten times as fast
+        out = {name: getattr(self.out, name).numpy() for name in self.out.__dataclass_fields__}
+        for number, step, passes, sure, distance, wrong, prediction, near in zip(*columns, strict=True):
+            if out["first_broken_step"][number] != NEVER:
                 continue  # broken by an earlier point, which was scored before this one
-            out.passes[number] = points.passes[row]
-            if wrong[row]:
-                out.first_broken_step[number] = step
-            elif points.sure[row]:
+            out["passes"][number] = passes
+            if wrong:
+                out["first_broken_step"][number] = step
+            elif sure:
                 self.wrongly_sure[number] = True
-            if wrong[row] or margins[row] < out.margin[number]:
-                out.prediction[number], out.margin[number] = predictions[row], margins[row]
-                out.distance[number] = points.distance[row]
+            if wrong or near < out["margin"][number]:
+                out["prediction"][number], out["margin"][number], out["distance"][number] = prediction, near, distance
