@@ -15,7 +15,8 @@ from sat_ray.agreement import logits_and_gradient
 from sat_ray.attacks.base import Model
 
 BLOCK = 4  # kernels take rows in blocks; the rows left over go through other code, which rounds differently
-SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
+FEWEST = (1, 2)  # rows: 16-bit kernels often compute so few as they compute a block
+SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of a full call, where that is whole blocks
 
 
 def call_rows(lanes: int) -> int:
@@ -43,8 +44,9 @@ class Narrowing:
 
     def __init__(self, model: Model, *, lanes: int, gradients: bool = True) -> None:
         self.model, self.lanes, self.full, self.gradients = model, lanes, call_rows(lanes), gradients
-        sizes = () if has_fixed_rows(model) else (self.full * share for share in SHARES)
-        self.candidates = [int(size) for size in sizes if size >= BLOCK and size % BLOCK == 0]
+        blocks = {int(rows) for share in SHARES if (rows := self.full * share) >= BLOCK and rows % BLOCK == 0}
+        few = {rows for rows in FEWEST if rows < self.full}
+        self.candidates = [] if has_fixed_rows(model) else sorted(blocks | few)
         self.proven: list[int] | None = None
 
     def over(self, held: Tensor, x_adv: Tensor) -> Model:

@@ -62,7 +62,7 @@ def test_fewer_rows_change_no_bit_of_any_verdict(attack: Attack, digits_model: N
     full, narrow = Recorded(digits_model, fixed_rows=True), Recorded(digits_model)
     assert_same(attacked(narrow, held_out, attack), attacked(full, held_out, attack))
     assert set(full.rows) == {LANES}
-    assert set(narrow.rows) <= {4, 8, 12, LANES}
+    assert set(narrow.rows) <= {1, 2, 4, 8, 12, LANES}
 
 
 def test_the_last_survivors_are_attacked_in_fewer_rows(digits_model: Normalized, held_out: Split) -> None:
@@ -70,7 +70,7 @@ def test_the_last_survivors_are_attacked_in_fewer_rows(digits_model: Normalized,
     passes = int(attacked(full, few).passes.sum())
     attacked(narrow, few)
     assert passes <= sum(narrow.rows) < 0.9 * sum(full.rows)
-    assert BLOCK in narrow.rows
+    assert min(narrow.rows) <= BLOCK
 
 
 def test_gradients_of_a_bf16_copy_narrow_too(digits_model: Normalized, held_out: Split) -> None:
