@@ -24,7 +24,7 @@ from sat_ray.narrowing import Narrowing, call_rows, has_fixed_rows, pad
 from sat_ray.randomness import Randomness
 
 SCORED_ROWS = 64  # of a float32 call at most: a lane flies on until its point is scored, so points should not wait long for a full call
-CLOSE_LANES = 8  # close survivors are few, and empty lanes in float32 cost what full ones do
+CLOSE_SHARE = 16  # one lane in 16 for close survivors: they are few, and in float32 an empty lane costs what a full one does
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def run_lanes_fast(
 ) -> tuple[Verdicts, int]:
     """Attack every image with gradients of a fast copy, close survivors again with the model's, and return verdicts and the points scored.
 
-    again: whether the second attack is asked for (`sat_ray.fast_copy.flies_again`); where: lanes, of which that attack uses at most
-    CLOSE_LANES, and device; all as of `run_rescored`. passes of a run that was flown twice are those of both flights.
+    again: whether the second attack is asked for (`sat_ray.fast_copy.flies_again`); where: lanes, of which that attack uses one in
+    CLOSE_SHARE, and device; all as of `run_rescored`. passes of a run that was flown twice are those of both flights.
     """
     out, scored = run_rescored(fast, model, attack, images, y, rng, bound=bound, runs=runs, target=target, **where)
     waiting = torch.arange(len(images))
@@ -77,7 +77,7 @@ def run_lanes_fast(
         close = waiting[(out.first_broken_step[rows] == NEVER) & (out.margin[rows] < bound)]
         if len(close):
             towards = None if target is None else target[close, run][:, None]
-            narrow = {**where, "lanes": min(where["lanes"], CLOSE_LANES)}
+            narrow = {**where, "lanes": max(1, where["lanes"] // CLOSE_SHARE)}
             second = run_lanes(model, attack, images[close], y[close], rng.take(close).further(run), target=towards, **narrow)
             _replace(out, first + close, second)
         waiting = waiting[out.first_broken_step[rows] == NEVER]
