@@ -30,6 +30,8 @@ class CycleDetector:
         self.known[rows] = False
         self.period[rows] = 0
         self.due[rows] = -1
+        for row in rows.tolist():
+            self.kept.pop(row, None)
 
     def observe(self, points: Tensor, step: Tensor, rows: Tensor) -> Tensor:
         """Look at one point of some sequences; return their confirmed periods, 0 where there is none, (L,) int64.
