@@ -12,7 +12,7 @@ from sat_ray.activations import ACTIVATIONS
 from sat_ray.attacks import AttackSpec, Gradient
 from sat_ray.card import CardSettings
 from sat_ray.configuration import Configuration, parse_choice, parse_pair
-from sat_ray.data.images import ENCODINGS, Storing
+from sat_ray.data.images import ENCODINGS, LARGEST_SIDE, Storing
 from sat_ray.data.loading import Loading
 from sat_ray.data.sources import dataset_source
 from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
@@ -59,7 +59,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         source = dataset_source(self.dataset)
         _at_least(self, 1, "rows_per_shard", section="data")
-        _at_least(self, 0, "image_size", section="data")
+        if not 0 <= self.image_size <= LARGEST_SIDE:
+            raise ValueError(f"data.image_size is {self.image_size}; allowed: 0 to {LARGEST_SIDE}, 0 for images as they are")
         check_name(self.encoding, ENCODINGS, field="data.encoding")
         check_name(self.loading, get_args(Loading), field="data.loading")
         if not 0 <= self.corrupt_share < 1:

@@ -10,7 +10,7 @@ from sat_ray.card import CardSettings
 from sat_ray.config import to_json
 from sat_ray.configuration import Configuration
 from sat_ray.data.loading import Loading
-from sat_ray.data.shards import MANIFEST, manifest_hash
+from sat_ray.data.shards import manifest_hash, read_manifest
 from sat_ray.models import ModelSpec
 from sat_ray.reference import is_reference
 from sat_ray.stages import OWN, Stage, record_key
@@ -35,9 +35,9 @@ class Dataset:
 
     @classmethod
     def open(cls, uri: str) -> "Dataset | None":
-        """Read the manifest in a folder; None where there is none."""
+        """Read the manifest in a folder; None where there is none. CorruptShardError names one that is damaged."""
         try:
-            manifest = Storage.at(uri).read_json(MANIFEST)
+            manifest = read_manifest(Storage.at(uri))
         except FileNotFoundError:
             return None
         return cls(uri=uri, hash=manifest_hash(manifest), manifest=manifest)

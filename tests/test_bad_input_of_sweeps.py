@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from sweeps import ROOT, environment, pipeline, prepare
 
+from sat_ray.data.shards import CorruptShardError
+from sat_ray.units import Dataset
+
 RECIPE = "digits_smoke"
 
 
@@ -46,6 +49,20 @@ def test_a_damaged_or_missing_shard_stops_the_sweep_before_anything_is_trained(p
     assert "val-00000.parquet" in message
     assert "sha256" in message
     assert files(root) == before
+
+
+@pytest.mark.parametrize(
+    ("written", "said"), [("{", "is no JSON"), ("[]", "holds a JSON list"), ('{"schema_version": 0}', "schema version 0")]
+)
+def test_a_damaged_manifest_is_named(prepared: Path, tmp_path: Path, written: str, said: str) -> None:
+    shutil.copytree(prepared / "data", tmp_path / "data")
+    (manifest,) = (tmp_path / "data").rglob("manifest.json")
+    manifest.write_text(written)
+    with pytest.raises(CorruptShardError, match=said) as caught:
+        Dataset.open(str(manifest.parent))
+    assert str(manifest) in str(caught.value)
+    if written == "{":
+        assert "manifest.json is no JSON" in refused(pipeline("sweep", RECIPE, "--storage", str(tmp_path)))
 
 
 def test_more_workers_than_the_machine_can_ever_hold_are_refused(prepared: Path) -> None:

@@ -117,6 +117,7 @@ def test_an_epsilon_outside_0_to_1_is_refused(epsilon: float) -> None:
         (lambda: SearchSettings(reduction=1), r"search\.reduction is 1; allowed: a whole number >= 2"),
         (lambda: FinalSettings(seeds=(1, 1)), r"final\.seeds is \(1, 1\); allowed: at least one seed, each once"),
         (lambda: FinalSettings(seeds=()), r"final\.seeds"),
+        (lambda: DataSettings(dataset="imagenet", image_size=5000), r"data\.image_size is 5000; allowed: 0 to 4096"),
         (lambda: EvaluationSettings(lanes=0), r"evaluation\.lanes is 0; allowed: a whole number >= 1"),
         (lambda: ResourceSettings(train_workers=0), r"resources\.train_workers is 0; allowed: a whole number >= 1"),
         (

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sat_ray.data.folders import SUFFIXES, is_loose
-from sat_ray.data.images import fitted
+from sat_ray.data.images import LARGEST_SIDE, fitted
 from sat_ray.data.npz import read_npz
 from sat_ray.data.shards import MANIFEST, SCHEMA_VERSION, verify, write_test_split
 from sat_ray.reference import first_line
@@ -20,7 +20,6 @@ from sat_ray.storage import Storage
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 ROWS_PER_SHARD = 256
-LARGEST_SIDE = 4096  # a shard of such images has 13 GB
 CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}  # of PIL's 8-bit modes, as they are read here
 ALLOWED = "a prepared dataset (a folder with manifest.json), an image folder (one sub-folder per class) or an .npz file"
 

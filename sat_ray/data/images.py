@@ -9,6 +9,7 @@ import numpy as np
 from sat_ray.data.remote import read_range
 
 ENCODINGS = ("raw", "jpeg")
+LARGEST_SIDE = 4096  # of images in pixels: a shard of such images has 13 GB
 
 
 class CorruptImageError(ValueError):
