@@ -57,6 +57,11 @@ class Flight:
         return torch.where(self.seat >= 0, self.seats.number[self.seat], -1)
 
     @property
+    def visited(self) -> Tensor:
+        """Return how many points each lane's run has visited, that of this step included, (L,) int64; means nothing where there is none."""
+        return self.seats.visited[self.seat]
+
+    @property
     def state(self) -> State:
         """Return where the attack stands, row i in lane i."""
         assert self._state is not None

@@ -108,7 +108,6 @@ def run_rescored(
     """
     flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device)
     referee = _Referee(model, Verdicts.empty(runs * len(images)), lanes=min(lanes, SCORED_ROWS))
-    flown = torch.zeros(runs * len(images), dtype=torch.int64)
     calls = Narrowing(fast, lanes=lanes, gradients=attack.differentiates)
     with fusing(has_fixed_rows(fast)):
         while flight.fill():
@@ -121,10 +120,9 @@ def run_rescored(
             if flight.cycles is not None:
                 flight.state = skip_periods(after, flight.cycles.observe(after.x_adv, after.step, flight.seat), steps=attack.steps)
             held, margins = flight.number >= 0, margin(after.logits, before.y).cpu()
-            flown[flight.number[held]] += 1
             waiting, sure = torch.nonzero(held & (done | (margins < bound))).flatten(), margins < -bound
             if len(waiting):
-                referee.ask(_points(before, attack, flight.number[waiting], flown, sure, waiting))
+                referee.ask(_points(before, flight, sure, waiting))
                 flight.free(torch.nonzero(done | (sure & trusting) | referee.is_broken(flight.number)).flatten())
                 flight.note_broken(torch.nonzero(referee.out.first_broken_step != NEVER).flatten())
     referee.finish()
@@ -148,12 +146,12 @@ def _replace(out: Verdicts, rows: Tensor, second: Verdicts) -> None:
     out.write(rows, second)
 
 
-def _points(state: State, attack: Attack, number: Tensor, flown: Tensor, sure: Tensor, lanes: Tensor) -> _Points:
+def _points(state: State, flight: Flight, sure: Tensor, lanes: Tensor) -> _Points:
     rows = lanes.to(state.y.device)
     x_adv = state.x_adv[rows]
-    distance = attack.threat_model.distance(x_adv, state.x[rows]).cpu()
+    distance = flight.attack.threat_model.distance(x_adv, state.x[rows]).cpu()
     ids, step = state.rng.image_ids[rows].cpu(), state.step[rows].cpu()
-    return _Points(x_adv, state.y[rows], ids, number, step, flown[number], distance, sure[lanes])
+    return _Points(x_adv, state.y[rows], ids, flight.number[lanes], step, flight.visited[lanes], distance, sure[lanes])
 
 
 class _Referee:
