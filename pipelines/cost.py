@@ -115,8 +115,9 @@ def forwards_per_image(training: TrainingSettings) -> int:
 def forwards(config: SweepConfig, passes: Mapping[str, float]) -> dict[str, float]:
     """Return the cost of every part of a sweep in forward passes of one image."""
     trained = forwards_per_image(config.training) / config.training.passes_per_image()
-    each = {"search": trained, "training": trained, "evaluation": 2, "cards": 2, "queries of cards": 1}
-    return {name: count * each[name] for name, count in passes.items()}
+    each = {"search": trained, "training": trained, "queries of cards": 1}
+    with_gradient = 2  # at the image: evaluations and cards
+    return {name: count * each.get(name, with_gradient) for name, count in passes.items()}
 
 
 def hours_of(config: SweepConfig, operations: Mapping[str, float], forward: int) -> dict[str, float]:
@@ -132,9 +133,9 @@ def _spent(config: SweepConfig, hours: Mapping[str, float]) -> dict[str, str]:
     parts = ", ".join(f"{name} {count:.3g}" for name, count in hours.items())
     faster = config.training.precision == "bf16" and config.evaluation.gradient.startswith("float32")
     caveat = "; their float32 is slower than the bf16 of this rate" if faster else ""
-    shown = {"estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each ({parts}; evaluation and cards at most{caveat})"}
+    shown = {"estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each ({parts}; all but search and training at most{caveat})"}
     money = config.cost.money(3600 * total)
-    return shown if money is None else shown | {"estimated price": f"{money:,.2f} {config.cost.currency} (evaluation and cards at most)"}
+    return shown if money is None else shown | {"estimated price": f"{money:,.2f} {config.cost.currency} (all but search and training at most)"}
 
 
 def _storage(config: SweepConfig, source: Source, shape: tuple[int, int, int], parameters: int) -> str:

@@ -29,9 +29,14 @@ from sat_ray.spending import cost_sentence
 from sat_ray.stages import Record, Stage
 from sat_ray.storage import Storage, check_writable
 from sat_ray.tracking_uri import pages_of
-from sat_ray.units import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset
+from sat_ray.units import CARD, EVALUATE, SEARCH, STAGES, STRONG, TRAIN, VALIDATE, Dataset
 
-FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "card": CARD, "evaluate": EVALUATE}
+FOLLOWED: dict[str, tuple[Stage, ...]] = {  # which records a stage of the pipeline commits
+    "search": (SEARCH,),
+    "train": (TRAIN,),
+    "card": (VALIDATE, CARD),
+    "evaluate": (EVALUATE, STRONG),
+}
 POLL_SECONDS, TRACK_SECONDS = 1.0, 10.0
 REST = 19  # times as long as a look at the records took, up to ten seconds: looking takes 5 % of the driver's time, however many there are
 SHOWN_IMAGES = 3
@@ -85,7 +90,7 @@ class Driver:
         from sat_ray.distributed.tasks import stage_task
 
         name = function.__name__
-        self.reused[name] = len(self.sweep.records.keys(FOLLOWED[name])) if name in FOLLOWED else 0
+        self.reused[name] = self._committed(name)
         ref = stage_task(function, self.sweep, *inputs, name=name)
         self.pending.append((name, ref))
         return ref
@@ -131,7 +136,8 @@ class Driver:
         from sat_ray.distributed.tasks import result, wait
 
         self.metrics = self.metrics or SweepMetrics(self.config, self.sweep.records)
-        stage, records, shards = FOLLOWED.get(name), self.sweep.records, Storage(dataset_uri(self.config, self.command.root))
+        followed, records = FOLLOWED.get(name, ()), self.sweep.records
+        shards = Storage(dataset_uri(self.config, self.command.root))
         total = self._total(name)
         if name == "evaluate" and total is not None:
             self.metrics.planned_shards = total
@@ -139,11 +145,12 @@ class Driver:
         looked, tracked = 0.0, time.monotonic()
         while not wait(ref, seconds=min(max(POLL_SECONDS, REST * looked), TRACK_SECONDS)):
             began = time.monotonic()
-            due = stage is not None and began > tracked + TRACK_SECONDS
+            due = bool(followed) and began > tracked + TRACK_SECONDS
             if name == "prepare":
                 progress.update_shards(*shards_written(shards))
-            if stage is not None:
-                progress.update(len(records.keys(stage)), records.new(stage))
+            if followed:
+                new = [record for stage in followed for record in records.new(stage)]
+                progress.update(self._committed(name), new)
             if due:
                 self.metrics.update()
             looked = time.monotonic() - began
@@ -152,19 +159,24 @@ class Driver:
                 tracked = time.monotonic()
         answer = result(ref)
         self.metrics.update()
-        done = len(records.keys(stage)) if stage else 0
-        counted = f"{done - self.reused[name]} computed, {self.reused[name]} reused" if stage else ""
+        done = self._committed(name)
+        counted = f"{done - self.reused[name]} computed, {self.reused[name]} reused" if followed else ""
         progress.end(described(answer) if name == "prepare" else counted)
         if name == "search" and (found := describe_search(self.config, records)) is not None and found["cut_by_budget"]:
             self.reporter.say(found["sentence"])
         return answer
+
+    def _committed(self, name: str) -> int:
+        """Count the records that a stage of the pipeline has committed."""
+        return sum(len(self.sweep.records.keys(stage)) for stage in FOLLOWED.get(name, ()))
 
     def _total(self, name: str) -> int | None:
         models = len(self.returned.get("search", [])) * len(self.config.final.seeds)
         if name == "evaluate":
             count = self.returned["prepare"].manifest["splits"]["test"] if "prepare" in self.returned else 0
             different = {record.payload["sha256"] for record in self.returned.get("train", [])}
-            return len(different) * -(-count // self.config.evaluation.shard_size) or None
+            verdicts = 1 if self.config.evaluation.strong == "none" else 2
+            return verdicts * len(different) * -(-count // self.config.evaluation.shard_size) or None
         return {"search": planned_trials(self.config), "train": models or None}.get(name)
 
 

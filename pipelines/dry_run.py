@@ -10,10 +10,12 @@ from sat_ray.config import SweepConfig, flatten, to_json
 from sat_ray.data.own import counted
 from sat_ray.data.source import Source
 from sat_ray.data.sources import dataset_source
-from sat_ray.plan import attacks_for, groups, planned_trials
+from sat_ray.plan import attacks_for, groups, planned_trials, strong_attacks_for
 from sat_ray.threat import as_255ths
 from sat_ray.tracking_uri import redacted
+from sat_ray.units import through_every_backward
 
+UNKNOWN_CLASSES = 10  # of images that are counted when they are prepared: enough for every target of AutoAttack's budget
 _LENGTHS = ("epsilon", "step_size")
 
 
@@ -41,6 +43,7 @@ def plan(config: SweepConfig) -> dict[str, str]:
         "training attack": _training_attack(config),
         "evaluation attack": f"PGD-{config.evaluation.steps}, step {as_255ths(config.evaluation.step_size)}, "
         f"{config.evaluation.restarts} restart(s)",
+        "strong attacks on what survives": _strong(config, source.classes),
         "search trials": f"{len(config.search.configurations())} configurations, {planned_trials(config)} trainings "
         f"({config.search.method}, rungs at {', '.join(map(str, config.search.rungs))} epochs)",
         "models for the leaderboard": f"{finalists} configurations x {seeds} seeds = {finalists * seeds}",
@@ -58,6 +61,11 @@ def _budget(config: SweepConfig) -> dict[str, str]:
     hours = f"{seconds / 3600:,.3g} accelerator-hours"
     priced = f"{config.cost.amount(seconds)}, {hours}" if config.cost.price_per_accelerator_hour else hours
     return {"budget of the search": f"{priced}: no trial starts once it is spent; training, evaluation and cards are not in it"}
+
+
+def _strong(config: SweepConfig, classes: int) -> str:
+    attacks = config.strong_attacks(classes or UNKNOWN_CLASSES)
+    return "; ".join(map(str, attacks)) if attacks else "none: rows are ranked by the evaluation attack"
 
 
 def _training_attack(config: SweepConfig) -> str:
@@ -78,15 +86,35 @@ def passes_of(config: SweepConfig, source: Source) -> dict[str, float]:
     train = len(chosen) * seeds * config.training.epochs * images * per_image
     attacks = sum(spec.restarts * (spec.steps + 1) for one in chosen for spec in attacks_for(config, one))
     evaluate = seeds * attacks * source.test
+    classes = source.classes or UNKNOWN_CLASSES
+    strong = sum(
+        spec.runs * (spec.steps + 1)
+        for one in chosen
+        for spec in strong_attacks_for(config, one, num_classes=classes)
+    )
+    first = sum(
+        spec.runs * (spec.steps + 1)
+        for one in chosen
+        for spec in through_every_backward(config.evaluation_attacks()[0], one)
+    )
     judged = min(config.card.images, source.val) * config.card.candidates
     card = judged * most_passes(config.evaluation_attacks()[0], config.card)
     queries = judged * config.card.cascade_queries
-    return {"search": trials, "training": train, "evaluation": evaluate, "cards": card, "queries of cards": queries}
+    return {
+        "search": trials,
+        "training": train,
+        "choice of the champion": seeds * (first + strong) * source.val if strong else 0,
+        "evaluation": evaluate,
+        "strong evaluation": seeds * strong * source.test,
+        "cards": card,
+        "queries of cards": queries,
+    }
 
 
 def _shown(passes: dict[str, float]) -> dict[str, str]:
     *found, (_, queries) = passes.items()
-    at_most = {name: f"estimated passes, {name}{', at most' if name in ('evaluation', 'cards') else ''}" for name, _ in found}
+    bounded = {name: "" if name in ("search", "training") else ", at most" for name, _ in found}
+    at_most = {name: f"estimated passes, {name}{bound}" for name, bound in bounded.items()}
     lines = {at_most[name]: f"{count / 1e6:.2f} million images" for name, count in found}
     return lines | {"queries of cards, at most": f"{queries / 1e6:.2f} million images, forward only"}
 

@@ -4,7 +4,7 @@ import importlib.metadata
 import io
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from sat_ray.attacks import pgd
+from sat_ray.attacks.cascade import describe_strong
 from sat_ray.budget import describe_search
 from sat_ray.calibration import Calibration, summary_of
 from sat_ray.checkpoint import load_model
@@ -22,12 +23,12 @@ from sat_ray.configuration import Configuration
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.shards import labels, read_rows
 from sat_ray.data.sources import dataset_source
-from sat_ray.plan import evaluation_tasks
+from sat_ray.plan import evaluation_tasks, strong_on_validation, strong_tasks
 from sat_ray.randomness import Randomness
 from sat_ray.spending import cost_markdown, cost_summary, spent_by_stage, with_costs
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
-from sat_ray.units import EVALUATE, SEARCH, Dataset
+from sat_ray.units import SEARCH, Dataset
 
 VERSIONS = ("ray", "torch", "torchvision", "mlflow", "pyarrow")
 EXAMPLES = 8
@@ -36,6 +37,17 @@ EXAMPLES = 8
 def read_outcomes(records: Records, path: str) -> pa.Table:
     """Read a model's merged outcomes."""
     return pq.read_table(io.BytesIO(records.storage.read(path)))
+
+
+def strong_name(name: str) -> str:
+    """Return the name under which a model's outcomes of the strong attacks are merged."""
+    return f"strong/{name}"
+
+
+def outcome_paths(config: SweepConfig, name: str) -> list[str]:
+    """Return where a model's merged outcomes are: those of PGD and, in a sweep that has any, those of the strong attacks."""
+    names = [name] if config.evaluation.strong == "none" else [name, strong_name(name)]
+    return [f"outcomes/{one}.parquet" for one in names]
 
 
 def command_line(arguments: Sequence[str]) -> str:
@@ -60,7 +72,8 @@ def write_report(
     from sat_ray.report.html import render
     from sat_ray.report.leaderboard import leaderboard, to_markdown
 
-    evaluated = [evaluated_model(config, records, record, outcomes, run_ids) for record in models]
+    strong = strong_on_validation(config, data, models, records) or {}
+    evaluated = [evaluated_model(config, records, record, outcomes, run_ids, strong) for record in models]
     spec = config.evaluation_attacks()[0]
     board = leaderboard(
         evaluated,
@@ -68,6 +81,7 @@ def write_report(
         dataset=config.data.dataset,
         threat_model=to_json(config.threat_model),
         attack={"name": spec.name, "steps": spec.steps, "step_size": spec.step_size, "restarts": spec.restarts},
+        strong_attack=strong_attack(config, data),
         verdicts={card.payload["checkpoint"]: card.payload["card"]["verdict"] for card in cards},
     )
     stages = spent_by_stage(config, records, train_images=data.manifest["splits"]["train"])
@@ -102,12 +116,31 @@ def write_report(
     return board
 
 
-def _calibrations(config: SweepConfig, records: Records, data: Dataset, models: Sequence[Record]) -> list[Calibration]:
-    """Return what was measured of attacks on a fast copy; every shard of a model holds the same, so one is read."""
+def strong_attack(config: SweepConfig, data: Dataset) -> dict[str, Any] | None:
+    """Describe the attacks behind the strong verdict, before views are chosen; None in a sweep without them."""
+    attacks = config.strong_attacks(len(data.manifest["class_names"]))
+    return describe_strong(attacks, after=config.evaluation_attacks()[0].name) if attacks else None
+
+
+def _calibrations(
+    config: SweepConfig,
+    records: Records,
+    data: Dataset,
+    models: Sequence[Record],
+) -> list[Calibration]:
+    """Return what was measured of attacks on a fast copy.
+
+    Every shard of a model holds the same, so the first that holds any is read: of the strong attacks those without survivors hold none.
+    """
     if config.evaluation.gradient == "float32":
         return []
-    first = (records.find(EVALUATE, evaluation_tasks(config, data, model)[0].key) for model in models)
-    return [Calibration.from_json(one) for shard in first if shard is not None for one in shard.payload.get("calibrations", [])]
+    found: list[Calibration] = []
+    for model in models:
+        for tasks in (evaluation_tasks(config, data, model), strong_tasks(config, data, model)):
+            shards = (records.find(task.stage, task.key) for task in tasks)
+            measured = (shard.payload.get("calibrations", []) for shard in shards if shard is not None)
+            found += [Calibration.from_json(one) for one in next(filter(None, measured), [])]
+    return found
 
 
 def _estimated(config: SweepConfig, data: Dataset) -> dict[str, float]:
@@ -118,7 +151,14 @@ def _estimated(config: SweepConfig, data: Dataset) -> dict[str, float]:
     counts = data.manifest["splits"]
     source = replace(dataset_source(config.data.dataset), images=sum(counts.values()), test=counts["test"], val=counts["val"])
     hours = estimated_hours(config, source, passes_of(config, source))
-    parts = {"search": ("search",), "train": ("training",), "evaluate": ("evaluation",), "card": ("cards", "queries of cards")}
+    parts = {
+        "search": ("search",),
+        "train": ("training",),
+        "validate": ("choice of the champion",),
+        "evaluate": ("evaluation",),
+        "strong": ("strong evaluation",),
+        "card": ("cards", "queries of cards"),
+    }
     return {stage: 3600 * sum(hours[name] for name in names) for stage, names in parts.items()} if hours else {}
 
 
@@ -134,12 +174,20 @@ def _events(model: Any) -> list[dict[str, Any]]:
     return [{"configuration": display_names([model])[0], "seed": model.seed} | dict(event) for event in model.events]
 
 
-def evaluated_model(config: SweepConfig, records: Records, record: Record, outcomes: dict[str, str], run_ids: dict[str, str]) -> Any:
-    """Join a training record with its outcomes, as the report wants it."""
+def evaluated_model(
+    config: SweepConfig,
+    records: Records,
+    record: Record,
+    outcomes: dict[str, str],
+    run_ids: dict[str, str],
+    strong: Mapping[str, float],
+) -> Any:
+    """Join a training record with its outcomes, as the report wants it. strong: of `sat_ray.plan.strong_on_validation`."""
     from sat_ray.report.rows import EvaluatedModel
 
     payload = record.payload
     configuration = Configuration.of(payload)
+    strong_path = next(iter(outcome_paths(config, payload["name"])[1:]), None)
     return EvaluatedModel(
         model=config.model.name,
         activation=configuration.activation,
@@ -157,6 +205,9 @@ def evaluated_model(config: SweepConfig, records: Records, record: Record, outco
         table=read_outcomes(records, outcomes[payload["name"]]),
         events=tuple(payload.get("sentinel_events", [])),
         sha256=payload["sha256"],
+        val_strong_robust_accuracy=strong.get(payload["name"]),
+        strong_table=None if strong_path is None else read_outcomes(records, strong_path),
+        strong_outcomes=None if strong_path is None else records.storage.full(strong_path),
     )
 
 

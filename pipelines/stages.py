@@ -1,20 +1,30 @@
 """The stages: what each takes, what each returns. Work that is committed is read, not done again; so a stage may be run at any time."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.arrival import check_network
-from pipelines.reporting import write_report
+from pipelines.reporting import outcome_paths, read_outcomes, strong_name, write_report
 from sat_ray.card import PASS
 from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import image_ids, verify, write_dataset
 from sat_ray.data.sources import dataset_source
-from sat_ray.plan import card_tasks, dataset_uri, evaluation_tasks, final_jobs
+from sat_ray.evaluation import counted_robust_ids
+from sat_ray.plan import (
+    card_tasks,
+    dataset_uri,
+    evaluation_tasks,
+    final_jobs,
+    strong_on_validation,
+    strong_tasks,
+    validation_tasks,
+)
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
 from sat_ray.tracking_uri import LOCAL_PAGES
-from sat_ray.units import CARD, EVALUATE, Dataset
+from sat_ray.units import CARD, Dataset, EvaluationTask
 
 
 @dataclass(frozen=True)
@@ -82,29 +92,50 @@ def train(sweep: Sweep, data: Dataset, finalists: list[Configuration]) -> list[R
 
 
 def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]:
-    """Attack every model; return the path of each one's merged outcomes by model name."""
+    """Attack every model on the test split: PGD, then the strong attacks on what survives.
+
+    Returns the path of each model's merged outcomes of PGD by model name; those of the strong attacks are where `outcome_paths` says.
+    """
     from sat_ray.distributed.tasks import evaluate_all
     from sat_ray.outcomes import merge_outcomes
 
     # the more robust a model, the longer its images are attacked: start with those, so that no long task is last
     ordered = sorted(models, key=lambda record: -record.payload["val_robust_accuracy"])
-    shards = (task for record in ordered for task in evaluation_tasks(sweep.config, data, record))
+    shards = (task for record in ordered for task in _test_tasks(sweep.config, data, record))
     evaluate_all(shards, sweep.records, sweep.config.resources)
     expected = image_ids(Storage(data.uri), "test").numpy()
     paths = {}
     for record in models:
         name, tasks = record.payload["name"], evaluation_tasks(sweep.config, data, record)
-        parts = (part for task in tasks if (part := sweep.records.find(EVALUATE, task.key)))
-        paths[name] = merge_outcomes(parts, expected, sweep.records, name=name)
+        paths[name] = merge_outcomes(_parts(sweep, tasks), expected, sweep.records, name=name)
+        if strong := strong_tasks(sweep.config, data, record):
+            alive = counted_robust_ids(read_outcomes(sweep.records, paths[name]))
+            merge_outcomes(_parts(sweep, strong), alive, sweep.records, name=strong_name(name))
     return paths
 
 
-def card(sweep: Sweep, data: Dataset, models: list[Record]) -> list[Record]:
-    """Make robustness cards of the candidates for champion, best by validation first, until one passes; return their records."""
-    from sat_ray.distributed.tasks import make_card
+def _test_tasks(config: SweepConfig, data: Dataset, record: Record) -> list[EvaluationTask]:
+    """Return the tasks of a model on the test split: each does the one that it builds on, too."""
+    return strong_tasks(config, data, record) or evaluation_tasks(config, data, record)
 
+
+def _parts(sweep: Sweep, tasks: list[EvaluationTask]) -> Iterator[Record]:
+    return (part for task in tasks if (part := sweep.records.find(task.stage, task.key)))
+
+
+def card(sweep: Sweep, data: Dataset, models: list[Record]) -> list[Record]:
+    """Attack the validation images of every model; make robustness cards of the candidates for champion until one passes.
+
+    The candidates are the best under that attack. Returns the records of the cards.
+    """
+    from sat_ray.distributed.tasks import evaluate_all, make_card
+
+    tasks = (task for record in models for task in validation_tasks(sweep.config, data, record))
+    evaluate_all(tasks, sweep.records, sweep.config.resources)
+    strong = strong_on_validation(sweep.config, data, models, sweep.records)
+    assert strong is not None
     cards = []
-    for task in card_tasks(sweep.config, data, models):
+    for task in card_tasks(sweep.config, data, models, strong):
         cards.append(make_card(task, sweep.records, sweep.config.resources))
         if cards[-1].payload["card"]["verdict"] == PASS:
             break
@@ -172,12 +203,18 @@ def _trained(sweep: Sweep, inputs: dict[str, Any]) -> list[Record] | None:
 
 
 def _evaluated(sweep: Sweep, inputs: dict[str, Any]) -> dict[str, str] | None:
-    paths = {record.payload["name"]: f"outcomes/{record.payload['name']}.parquet" for record in inputs["train"]}
-    return paths if all(sweep.storage.exists(path) for path in paths.values()) else None
+    names = [record.payload["name"] for record in inputs["train"]]
+    wanted = [path for name in names for path in outcome_paths(sweep.config, name)]
+    if not all(sweep.storage.exists(path) for path in wanted):
+        return None
+    return {name: outcome_paths(sweep.config, name)[0] for name in names}
 
 
 def _carded(sweep: Sweep, inputs: dict[str, Any]) -> list[Record] | None:
-    tasks = card_tasks(sweep.config, inputs["prepare"], inputs["train"])
+    strong = strong_on_validation(sweep.config, inputs["prepare"], inputs["train"], sweep.records)
+    if strong is None:
+        return None
+    tasks = card_tasks(sweep.config, inputs["prepare"], inputs["train"], strong)
     found: list[Record] = []
     for task in tasks:
         record = sweep.records.find(CARD, task.key)

@@ -92,7 +92,12 @@ def bundles(config: SweepConfig) -> list[Demand]:
             count=models * shards,
             shared=asked.share_gpus,
         ),
-        Demand(stage="card", field="resources.cpus_per_evaluation", resources=evaluation_resources(asked)),
+        Demand(
+            stage="card",
+            field="resources.cpus_per_evaluation",
+            resources=evaluation_resources(asked),
+            count=1 if config.evaluation.strong == "none" else models * -(-source.val // config.evaluation.shard_size),
+        ),
         Demand(stage="report", field="report", resources=STAGE_RESOURCES),
     ]
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from sat_ray.activations import ACTIVATIONS
-from sat_ray.attacks import AttackSpec, Gradient
+from sat_ray.attacks import AttackSpec, Gradient, strong_attacks
+from sat_ray.attacks.cascade import STEPS, TARGETS
 from sat_ray.card import CardSettings
 from sat_ray.configuration import Configuration, parse_choice, parse_pair
 from sat_ray.data.images import ENCODINGS, LARGEST_SIDE, Storing
@@ -23,6 +24,7 @@ from sat_ray.storage import json_bytes
 from sat_ray.threat import ThreatModel
 from sat_ray.training_settings import TrainingSettings, check_even
 
+Strong = Literal["all", "none"]
 TABLE1_PAIRS = ("relu/relu_smooth_backward", "relu_smooth_backward/relu", "relu_smooth_backward/relu_smooth_backward")
 SEARCHED = tuple(name for name in ACTIVATIONS if name != "relu_smooth_backward")
 
@@ -170,6 +172,13 @@ class EvaluationSettings:
     gradient: Gradient = "float32"
     """What the attack climbs: the model (float32), or a copy in fp16 (for GPUs) or bf16 (for GPUs and CPUs that have it), in compiled
     kernels (minutes at the start of every worker), or both. That is another attack; the model itself, in float32, says what is broken."""
+    strong: Strong = "all"
+    """Which models meet the strong attacks too (APGD on cross-entropy, then targeted APGD on DLR, as in AutoAttack): all of them, or
+    none. They attack what survives PGD. Ranking, statistics and champion rest on the strong verdict; without it, on PGD's."""
+    strong_steps: int = STEPS
+    """Steps of each run of a strong attack; AutoAttack takes 100."""
+    strong_targets: int = TARGETS
+    """Most classes that the targeted strong attack moves towards, likeliest first; AutoAttack takes 9."""
     lanes: int = 64
     """Images in every model call; part of the numerical environment."""
     shard_size: int = 450
@@ -178,7 +187,9 @@ class EvaluationSettings:
     """Seed of the random starts."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "steps", "restarts", "lanes", "shard_size", section="evaluation")
+        counts = ("steps", "restarts", "strong_steps", "strong_targets", "lanes", "shard_size")
+        _at_least(self, 1, *counts, section="evaluation")
+        check_name(self.strong, get_args(Strong), field="evaluation.strong")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +325,19 @@ class SweepConfig:
         exact = AttackSpec(threat_model=self.threat_model, steps=e.steps, step_size=e.step_size, restarts=e.restarts)
         spec = dataclasses.replace(exact, gradient=e.gradient, name="")
         return [spec, dataclasses.replace(exact, final_iterate=True, name="")] if e.final_iterate else [spec]
+
+    def strong_attacks(self, num_classes: int) -> list[AttackSpec]:
+        """Return the attacks behind the strong verdict, before views are chosen; [] where no model meets any."""
+        e = self.evaluation
+        if e.strong == "none":
+            return []
+        return strong_attacks(
+            self.threat_model,
+            num_classes=num_classes,
+            steps=e.strong_steps,
+            targets=e.strong_targets,
+            gradient=e.gradient,
+        )
 
     def trial_training(self) -> TrainingSettings:
         """Return the training of a search trial: the whole schedule, squeezed into the longest rung; validated at the rungs."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sat_ray.activations import Activation, display_name
 from sat_ray.attacks import AttackSpec, make_attack
 from sat_ray.attacks.base import Model, require_inference_mode
+from sat_ray.attacks.spec import FINAL_SUFFIX
 from sat_ray.calibration import Calibration, calibrate
 from sat_ray.data.split import Split
 from sat_ray.fast_copy import fast_copy, flies_again
@@ -98,6 +99,12 @@ def survivors(table: pa.Table, column: pa.ChunkedArray) -> set[int]:
 def robust_image_ids(table: pa.Table) -> set[int]:
     """Return the ids of images that survived every attack and restart of the table."""
     return survivors(table, table["robust"])
+
+
+def counted_robust_ids(table: pa.Table) -> set[int]:
+    """Return the same without final-iterate attacks, which are no part of a robust accuracy (`sat_ray.report.summary`)."""
+    counted = pc.invert(pc.ends_with(table["attack"], FINAL_SUFFIX))
+    return robust_image_ids(table.filter(counted))
 
 
 def clean_correct_ids(table: pa.Table) -> set[int]:

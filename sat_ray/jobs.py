@@ -19,18 +19,25 @@ from sat_ray.checkpoint import pack_state, save_model, sha256, unpack_state
 from sat_ray.data.loading import Loader, Resident, Streamed, shard_rows, streams
 from sat_ray.data.shards import read_rows, read_split
 from sat_ray.data.split import Split
-from sat_ray.evaluation import calibrate_attacks, clean_correct_ids, evaluate, robust_image_ids
+from sat_ray.evaluation import (
+    calibrate_attacks,
+    clean_correct_ids,
+    counted_robust_ids,
+    evaluate,
+    robust_image_ids,
+)
 from sat_ray.gpu_memory import memory_needed
 from sat_ray.model_source import load_source
 from sat_ray.model_trial import naming_model
 from sat_ray.models import model_from_spec
+from sat_ray.outcomes import read_part
 from sat_ray.randomness import Randomness, sample_rows
 from sat_ray.stages import STATE, Record, Records, attempt_name, require_environment
 from sat_ray.state_files import StateFiles
 from sat_ray.storage import Storage
 from sat_ray.totals import NonFiniteLossError
 from sat_ray.training import EpochReport, TrainingState, fit
-from sat_ray.units import CARD, EVALUATE, SEARCH, CardTask, EvaluationTask, TrainingJob
+from sat_ray.units import CARD, SEARCH, CardTask, EvaluationTask, TrainingJob
 from sat_ray.world import World
 
 _CALIBRATIONS: dict[str, dict[str, Calibration]] = {}
@@ -217,7 +224,7 @@ def calibrations_of(task: EvaluationTask) -> dict[str, Calibration]:
     """Measure where float32 must look again in attacks on a fast copy: once per process, the same for every shard of an evaluation."""
     if all(spec.gradient == "float32" for spec in task.attacks):
         return {}
-    evaluation = replace(task, first=0, last=0).key
+    evaluation = replace(task, first=0, last=0, after=None).key
     if evaluation not in _CALIBRATIONS:
         count = task.dataset.manifest["splits"][task.split]
         rows = sampled_rows(count, min(CONTROL_IMAGES, count), seed=task.seed)
@@ -227,15 +234,22 @@ def calibrations_of(task: EvaluationTask) -> dict[str, Calibration]:
 
 
 def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float = 0) -> Record:
-    """Attack one shard and return its record; a shard already committed is not attacked again. gpus: that it holds, for its price."""
-    done = records.find(EVALUATE, task.key)
+    """Attack one shard and return its record; a shard already committed is not attacked again. gpus: that it holds, for its price.
+
+    A task that builds on another evaluates that one first and commits it, then attacks the images that survived.
+    """
+    done = records.find(task.stage, task.key)
     if done is not None:
         return done
+    before = None if task.after is None else evaluate_and_commit(task.after, records, gpus=gpus)
     require_environment(task.environment)
     started = perf_counter()
     model = model_of(task)
     shard = read_rows(Storage.at(task.dataset.uri), task.split, rows_of(task))
-    calibrations = calibrations_of(task)
+    if before is not None:
+        alive = torch.tensor(sorted(counted_robust_ids(read_part(before, records))), dtype=torch.int64)
+        shard = shard.take(torch.isin(shard.image_ids, alive))
+    calibrations = calibrations_of(task) if len(shard) else {}
     settings: dict[str, Any] = {"attacks": task.attacks, "seed": task.seed, "lanes": task.lanes, "cascade": task.cascade}
     with nullcontext() if task.kind == "checkpoint" else naming_model(task.checkpoint):
         table = evaluate(model, shard.images, shard.labels, shard.image_ids, calibrations=calibrations, **settings)
@@ -254,7 +268,7 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
         **({"gpus": gpus} if gpus else {}),
         **({"gpu_memory": needed} if (needed := memory_needed(device_of(_accelerator(task)))) else {}),
     }
-    return records.commit(EVALUATE, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started)
+    return records.commit(task.stage, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started)
 
 
 def card_and_commit(task: CardTask, records: Records, *, gpus: float = 0) -> Record:

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from sat_ray.checkpoint import sha256
 from sat_ray.evaluation import OUTCOME_SCHEMA
 from sat_ray.outcome_files import EVALUATION_KEY
-from sat_ray.stages import Record, Records
+from sat_ray.stages import SURVIVORS_OF, Record, Records
 
 ROWS_AT_ONCE = 1 << 16  # of a part, while it is read
 ROWS_AT_LEAST = 1 << 10  # in one piece of a spool: Arrow takes some kilobytes for each piece, in the file and in memory
 ROWS_PER_GROUP = 1 << 17  # of the merged file; an (attack, restart) with more images has several row groups
 REPEATING = [field.name for field in OUTCOME_SCHEMA if field.type in (pa.int32(), pa.string())]  # floats and ids would only cost memory
+PER_PART = ("rows", SURVIVORS_OF)  # inputs in which the parts of one evaluation differ
 Ids = NDArray[np.int64]
 
 
@@ -63,14 +64,14 @@ def check_each_id_once(shards: Sequence[Collection[int] | Ids], expected: Collec
 
 
 class _Alike:
-    """See that all parts belong to one evaluation. inputs: what determined every one alike, all inputs of their records but the rows."""
+    """See that all parts belong to one evaluation. inputs: what determined every one alike, all inputs of their records but those that name their rows."""
 
     def __init__(self, name: str) -> None:
         self.name, self.first, self.inputs = name, "", dict[str, Any]()
 
     def checked(self, part: Record) -> Record:
         """Return the part; ValueError where something else determined it than the first."""
-        ours = {field: value for field, value in part.inputs.items() if field != "rows"}
+        ours = {field: value for field, value in part.inputs.items() if field not in PER_PART}
         if not self.first:
             self.first, self.inputs = part.key, ours
         if ours != self.inputs:
@@ -79,6 +80,11 @@ class _Alike:
                 f"outcomes of {self.name}: parts {self.first} and {part.key} differ in {', '.join(differing)}; allowed: the same"
             )
         return part
+
+
+def read_part(part: Record, records: Records) -> pa.Table:
+    """Return the rows of one part, after its bytes were compared with its record."""
+    return pa.Table.from_batches(_checked_batches(part, records), schema=OUTCOME_SCHEMA)
 
 
 def _checked_batches(part: Record, records: Records) -> Iterator[pa.RecordBatch]:

@@ -1,7 +1,7 @@
 """What a sweep has to compute: which units of work its config and what is committed already ask for."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,9 @@ from sat_ray.storage import Storage
 from sat_ray.training_settings import TrainingSettings
 from sat_ray.units import (
     SEARCH,
+    STRONG,
     TRAIN,
+    VALIDATE,
     CardTask,
     Dataset,
     EvaluationTask,
@@ -97,11 +99,23 @@ def attacks_for(config: SweepConfig, configuration: Configuration) -> tuple[Atta
     return tuple(spec for base in config.evaluation_attacks() for spec in through_every_backward(base, configuration))
 
 
-def card_tasks(config: SweepConfig, dataset: Dataset, trained: Sequence[Record]) -> list[CardTask]:
-    """Describe the cards of the candidates for champion, best by validation first: one model, the best seed, per configuration."""
+def card_tasks(
+    config: SweepConfig,
+    dataset: Dataset,
+    trained: Sequence[Record],
+    strong: Mapping[str, float],
+) -> list[CardTask]:
+    """Describe the cards of the candidates for champion, best by validation first: one model, the best seed, per configuration.
+
+    strong: of `strong_on_validation`, by model name; {} in a sweep without strong attacks, which ranks by training's own validation.
+    """
     configurations = [Configuration.of(record.payload) for record in trained]
     scored = [
-        Validated(configuration.name, record.payload["seed"], record.payload["val_robust_accuracy"])
+        Validated(
+            configuration.name,
+            record.payload["seed"],
+            strong.get(record.payload["name"], record.payload["val_robust_accuracy"]),
+        )
         for configuration, record in zip(configurations, trained, strict=True)
     ]
     return [
@@ -122,23 +136,98 @@ def card_tasks(config: SweepConfig, dataset: Dataset, trained: Sequence[Record])
     ]
 
 
+def strong_attacks_for(
+    config: SweepConfig,
+    configuration: Configuration,
+    *,
+    num_classes: int,
+) -> tuple[AttackSpec, ...]:
+    """Return the strong attacks on a configuration, through every backward pass that training used; () where no model meets any."""
+    bases = config.strong_attacks(num_classes)
+    return tuple(spec for base in bases for spec in through_every_backward(base, configuration))
+
+
 def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
-    """Cut the test split of one trained model into shards of nearly equal size."""
+    """Cut the test split of one trained model into shards of nearly equal size, for the attacks of the evaluate stage."""
+    attacks = attacks_for(config, Configuration.of(trained.payload))
+    return _tasks(config, dataset, trained, split="test", attacks=attacks)
+
+
+def strong_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
+    """Describe the strong attacks on what survives each task of `evaluation_tasks`; [] where no model meets any."""
+    attacks = _strong_attacks_on(config, dataset, trained)
+    return [
+        replace(task, attacks=attacks, stage=STRONG, cascade=True, after=task)
+        for task in evaluation_tasks(config, dataset, trained)
+        if attacks
+    ]
+
+
+def validation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
+    """Cut the validation split of one trained model: the evaluate stage's PGD and the strong attacks in one cascade.
+
+    The champion is chosen by what that cascade leaves. [] where no model meets strong attacks.
+    """
+    configuration, strong = Configuration.of(trained.payload), _strong_attacks_on(config, dataset, trained)
+    if not strong:
+        return []
+    pgd = through_every_backward(config.evaluation_attacks()[0], configuration)
+    tasks = _tasks(config, dataset, trained, split="val", attacks=(*pgd, *strong))
+    return [replace(task, stage=VALIDATE, cascade=True) for task in tasks]
+
+
+def strong_on_validation(
+    config: SweepConfig,
+    dataset: Dataset,
+    trained: Sequence[Record],
+    records: Records,
+) -> dict[str, float] | None:
+    """Return the share of validation images that survives PGD and the strong attacks, by model name.
+
+    {} in a sweep without strong attacks, None where some of it is not committed.
+    """
+    found: dict[str, float] = {}
+    for record in trained:
+        shards = [records.find(VALIDATE, task.key) for task in validation_tasks(config, dataset, record)]
+        made = [shard.payload for shard in shards if shard is not None]
+        if len(made) < len(shards):
+            return None
+        if made:
+            images = sum(payload["n"] for payload in made)
+            found[record.payload["name"]] = sum(payload["robust"] for payload in made) / images
+    return found
+
+
+def _strong_attacks_on(config: SweepConfig, dataset: Dataset, trained: Record) -> tuple[AttackSpec, ...]:
+    classes = len(dataset.manifest["class_names"])
+    return strong_attacks_for(config, Configuration.of(trained.payload), num_classes=classes)
+
+
+def _tasks(
+    config: SweepConfig,
+    dataset: Dataset,
+    trained: Record,
+    *,
+    split: str,
+    attacks: tuple[AttackSpec, ...],
+) -> list[EvaluationTask]:
+    """Cut a split into tasks of nearly equal size."""
     configuration = Configuration.of(trained.payload)
     task = EvaluationTask(
         checkpoint=trained.payload["path"],
         checkpoint_sha256=trained.payload["sha256"],
         name=trained.payload["name"],
-        attacks=attacks_for(config, configuration),
+        attacks=attacks,
         first=0,
         last=0,
         seed=config.evaluation.seed,
         lanes=config.evaluation.lanes,
         dataset=dataset,
         environment=_evaluation_environment(config),
+        split=split,
         own=tuple(own_names(configuration, model=config.model.name, dataset=dataset)),
     )
-    bounds = shard_bounds(dataset.manifest["splits"]["test"], config.evaluation.shard_size)
+    bounds = shard_bounds(dataset.manifest["splits"][split], config.evaluation.shard_size)
     return [replace(task, first=first, last=last) for first, last in bounds]
 
 

@@ -7,18 +7,18 @@ Time that ended in no record (a killed attempt, start-up, an idle node) is not i
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sat_ray.config import CostSettings, SweepConfig, money_text
 from sat_ray.plan import longest_trials
 from sat_ray.stages import Record, Records
-from sat_ray.units import CARD, EVALUATE, TRAIN
+from sat_ray.units import CARD, EVALUATE, STRONG, TRAIN, VALIDATE
 
 ESTIMATES = (
-    "Estimated: what --dry-run expects of the whole plan from resources.images_per_second, of evaluation and cards at most; validation "
-    "while training is not in it. Spent: committed work alone."
+    "Estimated: what --dry-run expects of the whole plan from resources.images_per_second, of attacks and cards at most (strong attacks "
+    "are counted on every image, and meet the survivors of PGD alone); validation while training is not in it. Spent: committed work alone."
 )
 
 
@@ -42,16 +42,26 @@ def spent_by_stage(config: SweepConfig, records: Records, *, train_images: int) 
     per_epoch = train_images * config.training.passes_per_image()
     trials = [_training(record, gpus=asked.gpus_per_trial, per_epoch=per_epoch) for record in longest_trials(records)]
     trainings = [_training(record, gpus=asked.gpus_per_worker, per_epoch=per_epoch) for record in records.all(TRAIN)]
-    models: dict[str, Spent] = {}
-    for one in records.each(EVALUATE):
-        name = one.payload["name"]
-        shard = Spent(name=name, accelerator_seconds=evaluation_seconds(one, gpus=asked.gpus_per_evaluation), passes=one.payload["passes"])
-        models[name] = total(name, [models[name], shard]) if name in models else shard
     cards = [
         Spent(name=one.payload["name"], accelerator_seconds=evaluation_seconds(one, gpus=asked.gpus_per_evaluation))
         for one in records.all(CARD)
     ]
-    return {"search": trials, "train": trainings, "evaluate": list(models.values()), "card": cards}
+    shards = {
+        stage.name: _by_model(records.each(stage), gpus=asked.gpus_per_evaluation)
+        for stage in (VALIDATE, EVALUATE, STRONG)
+    }
+    return {"search": trials, "train": trainings, **shards, "card": cards}
+
+
+def _by_model(shards: Iterable[Record], *, gpus: float) -> list[Spent]:
+    """Add up what the shards of each model took."""
+    models: dict[str, Spent] = {}
+    for one in shards:
+        name = one.payload["name"]
+        seconds = evaluation_seconds(one, gpus=gpus)
+        shard = Spent(name=name, accelerator_seconds=seconds, passes=one.payload["passes"])
+        models[name] = total(name, [models[name], shard]) if name in models else shard
+    return list(models.values())
 
 
 def _training(record: Record, *, gpus: float, per_epoch: float) -> Spent:
@@ -114,9 +124,9 @@ def with_costs(board: Mapping[str, Any], config: SweepConfig, stages: Mapping[st
 
 
 def row_cost(row: Mapping[str, Any], config: SweepConfig, stages: Mapping[str, list[Spent]]) -> dict[str, Any]:
-    """Return what one row of the leaderboard cost, training and evaluation together. row: with the place of its `outcomes`."""
+    """Return what one row of the leaderboard cost, training and evaluations together. row: with the place of its `outcomes`."""
     name = row["outcomes"].rpartition("/")[2].removesuffix(".parquet")
-    parts = [one for stage in ("train", "evaluate") for one in stages[stage] if one.name == name]
+    parts = [one for stage in ("train", "validate", "evaluate", "strong") for one in stages[stage] if one.name == name]
     return {key: value for key, value in total(name, parts).to_json(config.cost).items() if key != "name"}
 
 

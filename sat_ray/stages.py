@@ -20,6 +20,7 @@ from sat_ray.storage import Storage, json_bytes
 STATE = "state"
 BEGUN = f"{STATE}/progress"  # trainings under way: what they began with, and their states
 OWN = "own"  # among a record's inputs: the names, module:function, of the user's own code that it rests on
+SURVIVORS_OF = "survivors_of"  # among those of an evaluation: the record whose surviving images it attacks
 
 
 @dataclass(frozen=True)

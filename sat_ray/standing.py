@@ -17,10 +17,11 @@ from sat_ray.lease import HEARTBEAT_SECONDS, Holder, read_lease
 from sat_ray.plan import dataset_uri, groups, planned_trials
 from sat_ray.stages import STATE, Record, Records, Stage
 from sat_ray.storage import Storage
-from sat_ray.units import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset
+from sat_ray.units import CARD, EVALUATE, SEARCH, STAGES, STRONG, TRAIN, VALIDATE, Dataset
 
 READERS = 16
 PAUSE_SECONDS = 30.0  # a longer silence between two results is a sweep that stood still, not the price of a result
+SHARDED = {VALIDATE: "val", EVALUATE: "test", STRONG: "test"}  # stages with a record for each model and shard of a split
 REPORT = ("leaderboard.json", "report.html")
 
 
@@ -139,13 +140,16 @@ def _stages(
 ) -> tuple[StageStanding, ...]:
     finalists = len(groups(config.search.configurations())) if searched is None else searched["finalists"]
     models = finalists * len(config.final.seeds)
-    shards = None if dataset is None else -(-dataset.manifest["splits"]["test"] // config.evaluation.shard_size)
     counted = {stage: _same_environment(records) for stage, records in found.items()}
     weights = {record.payload["sha256"] for record in counted[TRAIN]}
     twins = max(0, _units(TRAIN, counted[TRAIN]) - len(weights))  # models with another's weights: its outcomes are theirs
-    planned = {SEARCH: planned_trials(config), TRAIN: models, EVALUATE: None if shards is None else (models - twins) * shards}
+    planned: dict[Stage, int | None] = {SEARCH: planned_trials(config), TRAIN: models}
+    for stage, split in SHARDED.items():
+        wanted = stage is EVALUATE or config.evaluation.strong != "none"
+        shards = _shards(config, dataset, split) if wanted else 0
+        planned[stage] = None if shards is None else (models - twins) * shards
+        counted[stage] = [record for record in counted[stage] if record.inputs["weights"] in weights]
     planned[CARD] = min(config.card.candidates, finalists)
-    counted[EVALUATE] = [record for record in counted[EVALUATE] if record.inputs["weights"] in weights]
     bounds = set()  # stages whose plan is the most they can need
     if searched is not None:
         planned[SEARCH] = _units(SEARCH, counted[SEARCH])
@@ -169,6 +173,11 @@ def _stages(
     )
 
 
+def _shards(config: SweepConfig, dataset: Dataset | None, split: str) -> int | None:
+    """Return into how many tasks a split is cut for each model; None where its images are not prepared."""
+    return None if dataset is None else -(-dataset.manifest["splits"][split] // config.evaluation.shard_size)
+
+
 def _same_environment(records: Sequence[Record]) -> list[Record]:
     """Keep the records that were made where the newest was."""
     return [record for record in records if record.inputs.get("environment") == records[-1].inputs.get("environment")]
@@ -182,7 +191,7 @@ def _units(stage: Stage, records: Sequence[Record]) -> int:
 def _unit(stage: Stage, record: Record) -> tuple[Any, ...]:
     if stage is SEARCH:
         return record.payload["name"], record.payload["until"]
-    if stage is EVALUATE:
+    if stage in SHARDED:
         return record.inputs["weights"], *record.inputs["rows"]
     return (record.payload["name"],) if stage is TRAIN else (record.key,)
 

@@ -13,18 +13,19 @@ from sat_ray.data.loading import Loading
 from sat_ray.data.shards import manifest_hash, read_manifest
 from sat_ray.models import ModelSpec
 from sat_ray.reference import is_reference
-from sat_ray.stages import OWN, Stage, record_key
+from sat_ray.stages import OWN, SURVIVORS_OF, Stage, record_key
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 from sat_ray.training_settings import TrainingSettings
 
-SEARCH = Stage("search", 1, ("sat_ray.jobs",))
-TRAIN = Stage("train", 1, ("sat_ray.jobs",))
+# version 2 of search and train: val/robust_accuracy is that of a cascade, no longer that of PGD on cross-entropy alone
+SEARCH = Stage("search", 2, ("sat_ray.jobs",))
+TRAIN = Stage("train", 2, ("sat_ray.jobs",))
+VALIDATE = Stage("validate", 1, ("sat_ray.jobs",))
 EVALUATE = Stage("evaluate", 1, ("sat_ray.jobs",))
-CARD = Stage("card", 1, ("sat_ray.jobs",))
-STAGES = (SEARCH, TRAIN, EVALUATE, CARD)
-
-
+STRONG = Stage("strong", 1, ("sat_ray.jobs",))
+CARD = Stage("card", 2, ("sat_ray.jobs",))  # version 2: limits are shares of what survives
+STAGES = (SEARCH, TRAIN, VALIDATE, EVALUATE, STRONG, CARD)
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A prepared dataset. uri: its folder; hash: of its manifest, which covers every shard."""
@@ -105,6 +106,8 @@ class EvaluationTask:
     kind: what is at `checkpoint`, see `sat_ray.model_source`; checkpoint_sha256: the digest of its contents; first, last: rows of the
     split, or, where `sample` is a number, of that many images drawn from it by the seed; cascade: each attack takes what survived those
     before it; own: names of the user's own code that the model is made of.
+    stage: EVALUATE for the test split, VALIDATE for the choice of the champion, STRONG for strong attacks on what survived `after`:
+    the same rows under the attacks before, which are evaluated first.
     """
 
     checkpoint: str
@@ -122,12 +125,15 @@ class EvaluationTask:
     sample: int | None = None
     cascade: bool = False
     own: tuple[str, ...] = ()
+    stage: Stage = EVALUATE
+    after: "EvaluationTask | None" = None
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the outcomes; what a sweep never asks for is named only where it was asked for."""
+        before = {SURVIVORS_OF: self.after.key} if self.after is not None else {}
         unusual = {"split": self.split != "test", "sample": self.sample is not None, "cascade": self.cascade, OWN: bool(self.own)}
-        return {name: getattr(self, name) for name, named in unusual.items() if named} | {
+        return {name: getattr(self, name) for name, named in unusual.items() if named} | before | {
             "weights": self.checkpoint_sha256,
             "attacks": [to_json(spec) for spec in self.attacks],
             "rows": [self.first, self.last],
@@ -139,7 +145,12 @@ class EvaluationTask:
     @property
     def key(self) -> str:
         """Name the record."""
-        return record_key(EVALUATE, self.inputs)
+        return record_key(self.stage, self.inputs)
+
+    @property
+    def tasks(self) -> "tuple[EvaluationTask, ...]":
+        """Return this task, and before it the one that it builds on."""
+        return (self,) if self.after is None else (self.after, self)
 
 
 @dataclass(frozen=True, kw_only=True)

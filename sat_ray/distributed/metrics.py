@@ -16,7 +16,7 @@ from sat_ray.plan import longest_trials
 from sat_ray.spending import evaluation_seconds
 from sat_ray.stages import Records
 from sat_ray.training import EpochReport
-from sat_ray.units import EVALUATE, TRAIN
+from sat_ray.units import EVALUATE, STRONG, TRAIN, VALIDATE
 
 TRIALS_RUNNING = ("sat_ray_trials_running", "search trials that train now")
 IMAGES_PER_SECOND = ("sat_ray_train_images_per_second", "of the last epoch, over all workers of a training, its attack included")
@@ -41,7 +41,8 @@ class SweepMetrics:
         self.accuracy = Gauge(*VAL_ROBUST_ACCURACY, tag_keys=("sweep", "activation"))
         self.left = Gauge(*EVALUATION_SHARDS_LEFT, tag_keys=("sweep",))
         self.seconds = Counter(*ACCELERATOR_SECONDS, tag_keys=("sweep",))
-        self.planned_shards = next(demand.count for demand in bundles(config) if demand.stage == "evaluate")
+        tasks = next(demand.count for demand in bundles(config) if demand.stage == "evaluate")
+        self.planned_shards = tasks * (1 if config.evaluation.strong == "none" else 2)
         self.shards, self.shard_seconds = 0, 0.0
         self.counted = self._accelerator_seconds()
         self.update()
@@ -67,9 +68,10 @@ class SweepMetrics:
         asked = self.config.resources
         trials = sum(record.payload["accelerator_seconds"] for record in longest_trials(self.records))
         trainings = sum(record.payload["accelerator_seconds"] for record in self.records.all(TRAIN))
-        for record in self.records.new(EVALUATE):
-            self.shards += 1
-            self.shard_seconds += evaluation_seconds(record, gpus=asked.gpus_per_evaluation)
+        for stage in (VALIDATE, EVALUATE, STRONG):
+            for record in self.records.new(stage):
+                self.shards += stage is not VALIDATE
+                self.shard_seconds += evaluation_seconds(record, gpus=asked.gpus_per_evaluation)
         return float(trials * (asked.gpus_per_trial or 1) + trainings * (asked.gpus_per_worker or 1) + self.shard_seconds)
 
 

@@ -12,9 +12,9 @@ from sat_ray.config import ResourceSettings
 from sat_ray.distributed.nodes import selector_for
 from sat_ray.gpu_memory import fitting_share
 from sat_ray.jobs import card_and_commit, evaluate_and_commit
-from sat_ray.stages import Record, Records
+from sat_ray.stages import Record, Records, Stage
 from sat_ray.storage import Storage
-from sat_ray.units import CARD, EVALUATE, CardTask, EvaluationTask
+from sat_ray.units import CARD, CardTask, EvaluationTask
 
 RETRIES = 16  # of a task whose process dies, some seconds apart: a node whose disk is full kills each, and may have room in two minutes
 IN_FLIGHT = 256  # submitted and unfinished at once: enough for any cluster's slots, little for the driver to hold
@@ -62,10 +62,10 @@ def evaluate_all(tasks: Iterable[EvaluationTask], records: Records, resources: R
     What is committed already asks for nothing: a sweep that only has its report to write buys no node for it. Models with the same weights
     share their outcomes. With `share_gpus` the first task has a GPU alone, and shows how many of the others fit on one.
     """
-    waiting = _each_once(tasks, set(records.keys(EVALUATE)))
+    waiting = _each_once(tasks, records)
     if resources.share_gpus and (first := next(waiting, None)) is not None:
         _run_all(evaluate_and_commit, [first], records, resources)
-        made = records.find(EVALUATE, first.key)
+        made = records.find(first.stage, first.key)
         assert made is not None
         resources = sharing(resources, made)
     _run_all(evaluate_and_commit, waiting, records, resources)
@@ -76,11 +76,15 @@ def sharing(resources: ResourceSettings, first: Record) -> ResourceSettings:
     return replace(resources, share_gpus=False, gpus_per_evaluation=fitting_share(first.payload.get("gpu_memory", 1.0)))
 
 
-def _each_once(tasks: Iterable[EvaluationTask], committed: set[str]) -> Iterator[EvaluationTask]:
+def _each_once(tasks: Iterable[EvaluationTask], records: Records) -> Iterator[EvaluationTask]:
     """Yield the tasks whose keys are neither committed nor those of an earlier task."""
+    known: dict[Stage, set[str]] = {}
     for task in tasks:
-        if task.key not in committed:
-            committed.add(task.key)
+        if task.stage not in known:
+            known[task.stage] = set(records.keys(task.stage))
+        keys = known[task.stage]
+        if task.key not in keys:
+            keys.add(task.key)
             yield task
 
 
