@@ -133,9 +133,13 @@ def _spent(config: SweepConfig, hours: Mapping[str, float]) -> dict[str, str]:
     parts = ", ".join(f"{name} {count:.3g}" for name, count in hours.items())
     faster = config.training.precision == "bf16" and config.evaluation.gradient.startswith("float32")
     caveat = "; their float32 is slower than the bf16 of this rate" if faster else ""
-    shown = {"estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each ({parts}; all but search and training at most{caveat})"}
+    shown = {"estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each ({parts}; but for search and training at most{caveat})"}
     money = config.cost.money(3600 * total)
-    return shown if money is None else shown | {"estimated price": f"{money:,.2f} {config.cost.currency} (all but search and training at most)"}
+    return (
+        shown
+        if money is None
+        else shown | {"estimated price": f"{money:,.2f} {config.cost.currency} (but for search and training at most)"}
+    )
 
 
 def _storage(config: SweepConfig, source: Source, shape: tuple[int, int, int], parameters: int) -> str:

@@ -87,16 +87,8 @@ def passes_of(config: SweepConfig, source: Source) -> dict[str, float]:
     attacks = sum(spec.restarts * (spec.steps + 1) for one in chosen for spec in attacks_for(config, one))
     evaluate = seeds * attacks * source.test
     classes = source.classes or UNKNOWN_CLASSES
-    strong = sum(
-        spec.runs * (spec.steps + 1)
-        for one in chosen
-        for spec in strong_attacks_for(config, one, num_classes=classes)
-    )
-    first = sum(
-        spec.runs * (spec.steps + 1)
-        for one in chosen
-        for spec in through_every_backward(config.evaluation_attacks()[0], one)
-    )
+    strong = sum(spec.runs * (spec.steps + 1) for one in chosen for spec in strong_attacks_for(config, one, num_classes=classes))
+    first = sum(spec.runs * (spec.steps + 1) for one in chosen for spec in through_every_backward(config.evaluation_attacks()[0], one))
     judged = min(config.card.images, source.val) * config.card.candidates
     card = judged * most_passes(config.evaluation_attacks()[0], config.card)
     queries = judged * config.card.cascade_queries

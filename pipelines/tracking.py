@@ -4,24 +4,34 @@ sweep ─┬─ search ──────── one run per trial
        └─ configuration ─ one run per seed        mean over seeds, difference to relu, cost: what Compare is for
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from time import monotonic, time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from pipelines.measures import compared_params, cost_metrics, group_metrics, history_points, sweep_cost_metrics
-from pipelines.reporting import command_line, read_outcomes
+from pipelines.registry import ALIAS, Contender, objection, registered_name
+from pipelines.reporting import command_line, outcome_paths, read_outcomes, strong_attack
 from pipelines.stages import Sweep
 from sat_ray.card import PASS
+from sat_ray.card.checks import ABOVE_CHANCE
 from sat_ray.checkpoint import load_model
 from sat_ray.config import content_hash, flatten, to_json
 from sat_ray.configuration import Configuration
-from sat_ray.plan import dataset_uri, longest_trials
+from sat_ray.evaluation import robust_image_ids
+from sat_ray.metrics import wilson_interval
+from sat_ray.plan import dataset_uri, longest_trials, strong_on_validation
 from sat_ray.spending import row_cost, spent_by_stage, training_seconds
 from sat_ray.stages import Record
 from sat_ray.storage import json_bytes
 from sat_ray.threat import as_255ths
 from sat_ray.tracking import Point, Tracker, Used
 from sat_ray.units import TRAIN, Dataset
+
+if TYPE_CHECKING:
+    from sat_ray.report.summary import Summary
 
 MODEL_NAME = "model"
 MODEL_SECONDS = 3.0
@@ -88,7 +98,9 @@ class Projection:
         picture = f"get-artifact?path=figures%2Fclean_against_robust.png&run_uuid={self.parent}"  # where MLflow serves a run's artifacts
         tracker.note(self.parent, sweep_note(board, command=command_line(self.sweep.command), figure=picture))
         best = board["champion"]["row"]
-        shown = {f"champion/{name}": best[name] for name in ("robust_accuracy", "clean_accuracy")} | sweep_cost_metrics(board["cost"])
+        figures = ("strong_robust_accuracy", "robust_accuracy", "clean_accuracy")
+        shown = {f"champion/{name}": best[name] for name in figures if best.get(name) is not None}
+        shown |= sweep_cost_metrics(board["cost"])
         content = content_hash([board["rows"], shown])
         points = [] if tracker.is_complete(self.parent, content=content) else _now(shown)
         self._uses(self.parent, "train", "val", "test")
@@ -102,9 +114,10 @@ class Projection:
                 self._configuration(one, tags={"sat_ray.chosen_by_validation": "no", "sat_ray.against_relu": "not on the leaderboard"})
 
     def register(self, board: Mapping[str, Any], cards: Sequence[Record], *, override: str) -> str:
-        """Show the cards on their runs; register the winner as `champion` of its sweep family if its card says PASS, or `override` why not.
+        """Show the cards on their runs; register the winner if its card says PASS, or `override` why it is accepted all the same.
 
-        Returns a sentence for people.
+        It becomes `champion` of its data, architecture and threat model where it beats the version that is (`pipelines.registry`).
+        A model that is no better than chance is never registered. Returns a sentence for people.
         """
         from sat_ray.report.notes import card_note
 
@@ -113,24 +126,74 @@ class Projection:
         for card in cards:
             self._carded(trained[card.payload["checkpoint"]], card.payload["card"])
         card = next(one.payload["card"] for one in cards if one.payload["checkpoint"] == best["checkpoint"])
-        passed = card["verdict"] == PASS
         name = board["champion"]["configuration"]
-        if not passed and not override:
-            reasons = "; ".join(card["reasons"])
-            return f"no champion: the robustness card of {name} says FLAG ({reasons}). --accept-flagged REASON registers it all the same"
+        if refused := _refusal(card, name=name, override=override):
+            return refused
+        seeds = [trained[row["checkpoint"]] for row in board["rows"] if row["configuration"] == name]
+        contender = self._contender(seeds)
+        model = registered_name(self.sweep.config, self._dataset())
         run_id, uri = self._with_model(trained[best["checkpoint"]])
+        present = self.tracker.holder(model, alias=ALIAS)
+        same = present is not None and present.source == uri
+        against = "" if same else objection(contender, None if present is None else present.tags)
+        tags = self._version_tags(best, card, name=name, override=override) | contender.tags
+        version = self.tracker.register(
+            uri,
+            name=model,
+            alias=None if against else ALIAS,
+            tags=tags,
+            run_id=run_id,
+            note=card_note(card, name=name),
+        )
+        accepted = "" if card["verdict"] == PASS else f", accepted because: {override}"
+        said = f"version {version} of model {model} in MLflow (robustness card: {card['verdict']}{accepted})"
+        if against:
+            assert present is not None
+            return f"registered without the alias {ALIAS}: {said}; version {present.version} keeps it: {against}"
+        return f"{ALIAS}: {said}; load it as models:/{model}@{ALIAS}"
+
+    def _contender(self, seeds: Sequence[Record]) -> Contender:
+        """Return what the registry compares of a configuration. seeds: its trained models."""
+        config, data = self.sweep.config, self._dataset()
+        strong = strong_on_validation(config, data, seeds, self.records) or {}
+        numbers = [strong.get(one.payload["name"], one.payload["val_robust_accuracy"]) for one in seeds]
+        attack = strong_attack(config, data)
+        training = config.training.validation_attacks(
+            config.threat_model,
+            num_classes=len(data.manifest["class_names"]),
+        )
+        names = [spec.name for spec in training] if attack is None else [str(attack["after"]), str(attack["name"])]
+        return Contender(
+            data=data.hash,
+            threat_model=str(config.threat_model),
+            number=math.fsum(numbers) / len(numbers),
+            measured=" + ".join(names),
+        )
+
+    def _version_tags(
+        self,
+        best: Mapping[str, Any],
+        card: Mapping[str, Any],
+        *,
+        name: str,
+        override: str,
+    ) -> dict[str, str]:
+        """Return what a registered version says of itself; `sat_ray.robust_accuracy` is the figure to quote, the strong one."""
+        spec = self.sweep.config.evaluation_attacks()[0]
+        attack = strong_attack(self.sweep.config, self._dataset())
+        quoted = best["robust_accuracy"] if attack is None else best["strong_robust_accuracy"]
         tags = {
             "sat_ray.robustness_card": card["verdict"],
-            "sat_ray.robust_accuracy_of_cascade": f"{card['ladder']['cascade']:.4f} (validation, n = {card['n']})",
             "sat_ray.sweep": self.sweep.name,
             "sat_ray.configuration": name,
-            "sat_ray.robust_accuracy": f"{best['robust_accuracy']:.4f}",
-            "sat_ray.threat_model": str(self.sweep.config.threat_model),
-        } | ({} if passed else {"sat_ray.flag_accepted_because": override, "sat_ray.flagged_because": "; ".join(card["reasons"])[:500]})
-        note = card_note(card, name=name)
-        version = self.tracker.register(uri, name=self.sweep.config.recipe, alias="champion", tags=tags, run_id=run_id, note=note)
-        accepted = "" if passed else f", accepted because: {override}"
-        return f"champion: version {version} of model {self.sweep.config.recipe} in MLflow (robustness card: {card['verdict']}{accepted})"
+            "sat_ray.robust_accuracy": f"{quoted:.4f}",
+            "sat_ray.robust_accuracy_attack": spec.name if attack is None else f"{spec.name} + {attack['name']}",
+            "sat_ray.pgd_robust_accuracy": f"{best['robust_accuracy']:.4f}",
+        }
+        if card["verdict"] == PASS:
+            return tags
+        reasons = "; ".join(card["reasons"])[:500]
+        return tags | {"sat_ray.flag_accepted_because": override, "sat_ray.flagged_because": reasons}
 
     def _carded(self, record: Record, card: Mapping[str, Any]) -> None:
         from sat_ray.report.card import card_figure
@@ -251,7 +314,11 @@ class Projection:
 
     def _evaluation(self, record: Record) -> str:
         """Hash what the run of an evaluated model shows."""
-        return content_hash([record.key, record.content, self._price()])
+        return content_hash([record.key, record.content, self._price(), self._strong_settings()])
+
+    def _strong_settings(self) -> list[Any]:
+        e = self.sweep.config.evaluation
+        return [] if e.strong == "none" else [e.strong_steps, e.strong_targets]
 
     def _evaluated(self, record: Record, path: str, *, cost: Mapping[str, Any]) -> str:
         from sat_ray.report.summary import summarise
@@ -268,6 +335,9 @@ class Projection:
             "eval/clean_accuracy": summary.clean_accuracy,
             "cost/passes_per_image": summary.passes_per_image,
         }
+        for strong in outcome_paths(self.sweep.config, record.payload["name"])[1:]:
+            values = self._strong_metrics(read_outcomes(self.sweep.records, strong), summary) | values
+            self.tracker.artifact(run_id, "strong_outcomes.parquet", self.sweep.storage.read(strong))
         step = record.payload["until"]
         points = [Point(name, value, step, record.created) for name, value in values.items()]
         self.tracker.artifact(run_id, "outcomes.parquet", self.sweep.storage.read(path))
@@ -277,6 +347,18 @@ class Projection:
         self.tracker.complete(run_id, content=content, points=points + _now(cost_metrics(cost), step=step))
         return run_id
 
+    @staticmethod
+    def _strong_metrics(table: pa.Table, usual: "Summary") -> dict[str, float]:
+        """Return the metrics of the strong verdict. table: outcomes of the images that `usual` counts as robust."""
+        survivors = len(robust_image_ids(table))
+        low, high = wilson_interval(survivors, usual.n)
+        return {
+            "eval/strong_robust_accuracy": survivors / usual.n,
+            "eval/strong_robust_accuracy_low": low,
+            "eval/strong_robust_accuracy_high": high,
+            "eval/verdict_gap": usual.robust_accuracy - survivors / usual.n,
+        }
+
     def _with_model(self, record: Record) -> tuple[str, str]:
         run_id = self._run(record, kind="finalist", name=_finalist_name(record))
         if record.key in self.with_model:
@@ -285,6 +367,16 @@ class Projection:
         shape = self._dataset().manifest["shape"]
         self.with_model[record.key] = self.tracker.model(run_id, model, name=MODEL_NAME, input_shape=shape)
         return run_id, self.with_model[record.key]
+
+
+def _refusal(card: Mapping[str, Any], *, name: str, override: str) -> str:
+    """Return why a model is not registered at all; "" where it may be."""
+    reasons = "; ".join(card["reasons"])
+    if chance := next((one["found"] for one in card["checks"] if one["name"] == ABOVE_CHANCE and not one["passed"]), ""):
+        return f"no champion: {name} is no better than chance ({chance}); such a model is never registered"
+    if card["verdict"] != PASS and not override:
+        return f"no champion: the robustness card of {name} says FLAG ({reasons}). --accept-flagged REASON registers it all the same"
+    return ""
 
 
 def _now(values: Mapping[str, float], *, step: int = 0) -> list[Point]:

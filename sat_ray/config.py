@@ -312,7 +312,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         self.training.attack(self.threat_model)
-        self.training.validation_attack(self.threat_model)
+        self.training.validation_attacks(self.threat_model, num_classes=2)
         self.evaluation_attacks()
         check_even(self.training, world_size=self.resources.train_workers)
         check_accelerator(self.training.precision, self.resources.accelerator)

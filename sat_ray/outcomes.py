@@ -64,7 +64,7 @@ def check_each_id_once(shards: Sequence[Collection[int] | Ids], expected: Collec
 
 
 class _Alike:
-    """See that all parts belong to one evaluation. inputs: what determined every one alike, all inputs of their records but those that name their rows."""
+    """See that all parts belong to one evaluation. inputs: what determined all alike: of their records all but which rows."""
 
     def __init__(self, name: str) -> None:
         self.name, self.first, self.inputs = name, "", dict[str, Any]()

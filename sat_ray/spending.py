@@ -46,10 +46,7 @@ def spent_by_stage(config: SweepConfig, records: Records, *, train_images: int) 
         Spent(name=one.payload["name"], accelerator_seconds=evaluation_seconds(one, gpus=asked.gpus_per_evaluation))
         for one in records.all(CARD)
     ]
-    shards = {
-        stage.name: _by_model(records.each(stage), gpus=asked.gpus_per_evaluation)
-        for stage in (VALIDATE, EVALUATE, STRONG)
-    }
+    shards = {stage.name: _by_model(records.each(stage), gpus=asked.gpus_per_evaluation) for stage in (VALIDATE, EVALUATE, STRONG)}
     return {"search": trials, "train": trainings, **shards, "card": cards}
 
 

@@ -28,6 +28,15 @@ class Used:
     profile: Mapping[str, object]
 
 
+@dataclass(frozen=True)
+class Holder:
+    """A version of a registered model. source: URI of the model that it was made from."""
+
+    version: str
+    source: str
+    tags: Mapping[str, str]
+
+
 class Tracker(Protocol):
     """Write runs keyed by what they show, so that a restart adopts them instead of doubling them.
 
@@ -73,9 +82,22 @@ class Tracker(Protocol):
         """Write the last of what a run shows, metric values and parameters, with the hash of all of it, and end it."""
         ...
 
-    def register(self, model_uri: str, *, name: str, alias: str, tags: Mapping[str, str], run_id: str, note: str = "") -> str:
+    def register(
+        self,
+        model_uri: str,
+        *,
+        name: str,
+        alias: str | None,
+        tags: Mapping[str, str],
+        run_id: str,
+        note: str = "",
+    ) -> str:
         """Make a version of a registered model, or find the one made from this URI, and point the alias at it; return the version.
 
-        note: Markdown that describes the version.
+        alias: None to leave it where it is; note: Markdown that describes the version.
         """
+        ...
+
+    def holder(self, name: str, *, alias: str) -> Holder | None:
+        """Return the version of a registered model that an alias points at, None where there is none."""
         ...

@@ -131,9 +131,19 @@ class _Run:
         self.alphas = AlphaSchedule(model, attacker, start=settings.alpha_start, ramp=settings.alpha_ramp)
         assert model.spec is not None
         activation, alpha = model.spec.activation, model.spec.alpha if attacker_alpha is None else attacker_alpha
+        judges = settings.validation_attacks(threat_model, num_classes=model.spec.num_classes)
         self.validation_attacks, self.sentinel_attacks = (
-            true_and_smooth(spec, activation=activation, attacker_activation=attacker_activation, alpha=alpha)
-            for spec in (settings.validation_attack(threat_model), sentinel_attack(threat_model))
+            [
+                variant
+                for spec in specs
+                for variant in true_and_smooth(
+                    spec,
+                    activation=activation,
+                    attacker_activation=attacker_activation,
+                    alpha=alpha,
+                )
+            ]
+            for specs in (judges, [sentinel_attack(threat_model)])
         )
         if state.weights:
             self.learner.restore(joined(weights=state.weights, momentum=state.momentum, average=state.average))
@@ -242,7 +252,16 @@ class _Run:
     def _survivors(self, model: nn.Module, split: Split, attacks: list[AttackSpec]) -> tuple[int, int, int]:
         """Return how many images of a split are right, how many stay so under every attack, and how many there are; processes share."""
         mine = split.take(slice(self.world.rank, None, self.world.size))
-        table = evaluate(model, mine.images, mine.labels, mine.image_ids, attacks=attacks, seed=self.seed, lanes=self.lanes)
+        table = evaluate(
+            model,
+            mine.images,
+            mine.labels,
+            mine.image_ids,
+            attacks=attacks,
+            seed=self.seed,
+            lanes=self.lanes,
+            cascade=True,
+        )
         counts = torch.tensor([len(clean_correct_ids(table)), len(robust_image_ids(table)), len(mine)])
         clean, robust, images = self.world.sum(counts).tolist()
         return clean, robust, images

@@ -26,6 +26,8 @@ EVALUATE = Stage("evaluate", 1, ("sat_ray.jobs",))
 STRONG = Stage("strong", 1, ("sat_ray.jobs",))
 CARD = Stage("card", 2, ("sat_ray.jobs",))  # version 2: limits are shares of what survives
 STAGES = (SEARCH, TRAIN, VALIDATE, EVALUATE, STRONG, CARD)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A prepared dataset. uri: its folder; hash: of its manifest, which covers every shard."""
@@ -133,14 +135,18 @@ class EvaluationTask:
         """Return everything that determines the outcomes; what a sweep never asks for is named only where it was asked for."""
         before = {SURVIVORS_OF: self.after.key} if self.after is not None else {}
         unusual = {"split": self.split != "test", "sample": self.sample is not None, "cascade": self.cascade, OWN: bool(self.own)}
-        return {name: getattr(self, name) for name, named in unusual.items() if named} | before | {
-            "weights": self.checkpoint_sha256,
-            "attacks": [to_json(spec) for spec in self.attacks],
-            "rows": [self.first, self.last],
-            "seed": self.seed,
-            "dataset": self.dataset.hash,
-            "environment": self.environment,
-        }
+        return (
+            {name: getattr(self, name) for name, named in unusual.items() if named}
+            | before
+            | {
+                "weights": self.checkpoint_sha256,
+                "attacks": [to_json(spec) for spec in self.attacks],
+                "rows": [self.first, self.last],
+                "seed": self.seed,
+                "dataset": self.dataset.hash,
+                "environment": self.environment,
+            }
+        )
 
     @property
     def key(self) -> str:

@@ -1,6 +1,7 @@
 """What a robustness card demands. Every check can fail; the limits are fixed here and stand in the card with what was found.
 
-Differences of accuracies below two images are never held against a model, however few images there are.
+What an attack may still break is limited as a share of the images that survived before it: 10 points are little of 90 % and a third
+of 30 %. Differences below two images are never held against a model, however few images there are.
 """
 
 from collections.abc import Callable
@@ -8,14 +9,20 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from sat_ray.metrics import wilson_interval
+
 PASS, FLAG = "PASS", "FLAG"
+ABOVE_CHANCE = "the model is better than chance"
 
 ORDER_SLACK = 0.01  # accuracies of neighbours on the ladder may be this much out of order: each attack draws its own start
-LARGEST_GAP = 0.20  # between the claimed attack and the cascade: honest models show 1 to 10 points, small ones at a large epsilon 15
-LARGEST_TAIL = 0.02  # what the second half of the steps may still break
-LARGEST_LAST_RESTART = 0.02
-LARGEST_SQUARE_SHARE = 0.05  # on images of 8 x 8 pixels 5,000 queries come near to trying everything, and find up to 4 %
-LARGEST_SHARE_OVER_CLAIM = 0.10  # survive the claimed attack and fall to Square: honest small models at a large epsilon up to 10 %
+# Of the images that survive the claimed attack, the share that the cascade may break. In the survey of Croce & Hein (2020, table 2)
+# adversarially trained models without hidden gradients lose 4 to 9 % of what their authors' attacks left, models with hidden ones a
+# third and more; on digits (docs/science.md) networks lose 0 to 5 % at epsilon 32/255, and 20 to 50 % at 64/255, relu among them.
+LARGEST_BROKEN_SHARE = 0.10
+LARGEST_TAIL_SHARE = 0.05  # of what survives the first half of the steps, what the second half may still break
+LARGEST_RESTART_SHARE = 0.05  # of what survives the claimed attack, what further starts, all together, may break
+LARGEST_SQUARE_SHARE = 0.10  # of what survives the attacks with gradients, what Square may break
+LARGEST_SHARE_OVER_CLAIM = 0.15  # of what survives the claimed attack: what the cascade may break, and what only Square may
 LARGEST_ZERO_SHARE = 0.25
 LARGEST_FALLING_SHARE = 0.05
 ACCURACY_AT_LARGEST_EPSILON = 0.02
@@ -41,7 +48,7 @@ def judge(evidence: dict[str, Any]) -> list[Check]:
     """Apply every check that the evidence allows, in the order a reader wants them."""
     checks = [same_logits_twice(evidence), images_do_not_mix(evidence)]
     checks += [nothing_is_remembered(evidence)] if "fresh_copy" in evidence["repeatability"] else []  # not every model can be copied
-    checks += [gradient_exists(evidence)]
+    checks += [better_than_chance(evidence), gradient_exists(evidence)]
     with_gradient: list[Callable[[dict[str, Any]], Check]] = [
         gradient_is_not_zero,
         loss_rises,
@@ -67,6 +74,28 @@ def _percent(fraction: float) -> str:
 
 def _slack(evidence: dict[str, Any], fraction: float) -> float:
     return max(fraction, 2 / int(evidence["n"])) + 1e-9
+
+
+def _allowed(evidence: dict[str, Any], share: float, *, of: float) -> float:
+    """Return how much accuracy may be lost: a share of an accuracy, or two images where that is more."""
+    return _slack(evidence, share * of)
+
+
+def _share(lost: float, *, of: float) -> str:
+    return f"{100 * lost / of:.1f} % of them" if of else "none was left"
+
+
+def better_than_chance(evidence: dict[str, Any]) -> Check:
+    """A model that ignores its input is as robust as it is accurate."""
+    n, chance = int(evidence["n"]), float(evidence["chance"])
+    accuracies = {"clean": evidence["ladder"]["clean"], "under the cascade": evidence["ladder"]["cascade"]}
+    return Check(
+        name=ABOVE_CHANCE,
+        passed=all(wilson_interval(round(value * n), n)[0] > chance for value in accuracies.values()),
+        found=", ".join(f"{_percent(value)} {name}" for name, value in accuracies.items())
+        + f"; always naming the most frequent class gives {_percent(chance)} (needed: beyond noise more)",
+        meaning="a constant answer cannot be attacked, and says nothing",
+    )
 
 
 def same_logits_twice(evidence: dict[str, Any]) -> Check:
@@ -158,13 +187,13 @@ def ladder_is_ordered(evidence: dict[str, Any]) -> Check:
 def claim_survives_the_cascade(evidence: dict[str, Any]) -> Check:
     """What is claimed should be near to what the strongest attack leaves."""
     claimed, cascade = list(evidence["ladder"].values())[-2:]
-    allowed = _slack(evidence, LARGEST_GAP)
+    allowed = _allowed(evidence, LARGEST_BROKEN_SHARE, of=claimed)
     return Check(
         name="the claim holds against the cascade",
         passed=claimed - cascade <= allowed,
-        found=f"the claimed attack leaves {_percent(claimed)}, the cascade {_percent(cascade)}: {_points(claimed - cascade)} less "
-        f"(allowed: {_points(allowed)})",
-        meaning="a large gap means that the claimed attack is too weak for this model",
+        found=f"the claimed attack leaves {_percent(claimed)}, the cascade {_percent(cascade)}: {_points(claimed - cascade)} less, "
+        f"{_share(claimed - cascade, of=claimed)} (allowed: {_points(allowed)})",
+        meaning="a large gap means that the claimed attack is too weak for this model: quote what the cascade leaves",
     )
 
 
@@ -172,24 +201,27 @@ def steps_reach_a_plateau(evidence: dict[str, Any]) -> Check:
     """More steps must have stopped to matter."""
     curve = evidence["curves"]["steps"]
     half = next(value for mark, value in curve if mark >= curve[-1][0] // 2)
-    allowed = _slack(evidence, LARGEST_TAIL)
+    lost = half - curve[-1][1]
+    allowed = _allowed(evidence, LARGEST_TAIL_SHARE, of=half)
     return Check(
         name="more steps would not help",
-        passed=half - curve[-1][1] <= allowed,
-        found=f"the second half of {curve[-1][0]} steps takes {_points(half - curve[-1][1])} (allowed: {_points(allowed)})",
+        passed=lost <= allowed,
+        found=f"the first half of {curve[-1][0]} steps leaves {_percent(half)}, the second takes {_points(lost)} of it, "
+        f"{_share(lost, of=half)} (allowed: {_points(allowed)})",
         meaning="an accuracy that still falls is not yet measured",
     )
 
 
 def restarts_converge(evidence: dict[str, Any]) -> Check:
-    """More random starts must have stopped to matter."""
-    curve = evidence["curves"]["restarts"]
-    last = curve[-2][1] - curve[-1][1]
-    allowed = _slack(evidence, LARGEST_LAST_RESTART)
+    """All further random starts together must matter little; the last alone may take little while the sum goes on growing."""
+    curve, claimed = evidence["curves"]["restarts"], list(evidence["ladder"].values())[-2]
+    lost = claimed - curve[-1][1]
+    allowed = _allowed(evidence, LARGEST_RESTART_SHARE, of=claimed)
     return Check(
         name="more restarts would not help",
-        passed=last <= allowed,
-        found=f"restart {curve[-1][0]} takes {_points(last)} (allowed: {_points(allowed)})",
+        passed=lost <= allowed,
+        found=f"the claimed attack leaves {_percent(claimed)}, more starts, {curve[-1][0]} in all, take {_points(lost)} of it, "
+        f"{_share(lost, of=claimed)} (allowed: {_points(allowed)})",
         meaning="an accuracy that depends on the start is luck",
     )
 
@@ -225,11 +257,14 @@ def eight_bits_keep_the_attack(evidence: dict[str, Any]) -> Check:
 def gradients_beat_square(evidence: dict[str, Any]) -> Check:
     """An attack that sees less cannot be stronger, unless what the other sees is a lie."""
     alone, over, n = evidence["broken_by_square_alone"], evidence["survivors_broken_by_square"], evidence["n"]
-    allowed_alone, allowed_over = (int(max(share * n, 2)) for share in (LARGEST_SQUARE_SHARE, LARGEST_SHARE_OVER_CLAIM))
+    left = round(evidence["ladder"]["cascade"] * n) + alone  # before Square
+    claimed = round(list(evidence["ladder"].values())[-2] * n)
+    shares = ((LARGEST_SQUARE_SHARE, left), (LARGEST_SHARE_OVER_CLAIM, claimed))
+    allowed_alone, allowed_over = (int(max(share * count, 2)) for share, count in shares)
     return Check(
         name="attacks with gradients are the stronger ones",
         passed=alone <= allowed_alone and over <= allowed_over,
-        found=f"of {n} images {over} survive the claimed attack and fall to Square (allowed: {allowed_over}), {alone} of them to it alone "
-        f"(allowed: {allowed_alone})",
+        found=f"{over} of the {claimed} images that survive the claimed attack fall to Square (allowed: {allowed_over}); "
+        f"{alone} of the {left} that survive every attack with gradients do (allowed: {allowed_alone})",
         meaning="where search without gradients finds more, the gradient is masked",
     )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from sat_ray.attacks import AttackSpec, cascade
 from sat_ray.attacks.base import Model, require_inference_mode
@@ -27,7 +28,7 @@ RUNGS = ("clean", "noise", "cascade")  # of the ladder, beside pgd-10 and the cl
 
 def most_passes(attack: AttackSpec, settings: CardSettings) -> int:
     """Return the most forward and backward passes that one image of a card takes through one backward pass, Square's queries left out."""
-    claimed = max(attack.restarts, settings.restarts) * (attack.steps + 1)
+    claimed = (attack.restarts + settings.restarts - 1) * (attack.steps + 1)
     cascade_runs = (1 + TARGETS) * (settings.cascade_steps + 1)
     curves = len(EPSILON_MULTIPLES) * (EPSILON_STEPS + 1) + (attack.steps + 1)
     return claimed + cascade_runs + curves + (SHORT_STEPS + 1) + 2
@@ -53,7 +54,8 @@ def measure(
     ladder, curves = {"clean": len(clean_correct_ids(in_turn)) / subject.n, "noise": noise_accuracy(subject)}, dict[str, Any]()
     survivors = clean_correct_ids(in_turn)
     if gradient["exists"]:
-        claimed = replace(attack, restarts=max(attack.restarts, settings.restarts), final_iterate=False, name="")
+        restarts_in_all = attack.restarts + settings.restarts - 1
+        claimed = replace(attack, restarts=restarts_in_all, final_iterate=False, name="")
         table = subject.outcomes(claimed)
         survivors, restarts = robust_image_ids(table), accuracy_by_restart(table, claimed)
         ladder |= {f"pgd-{SHORT_STEPS}": short_attack(subject), attack.name: restarts[attack.restarts - 1]}
@@ -68,6 +70,7 @@ def measure(
     ladder["cascade"] = len(robust_image_ids(in_turn)) / subject.n
     return {
         "n": subject.n,
+        "chance": chance(split.labels, num_classes=clean.shape[1]),
         "seed": seed,
         "threat_model": {"norm": attack.threat_model.norm, "epsilon": attack.threat_model.epsilon},
         "attack": str(attack),
@@ -79,6 +82,11 @@ def measure(
         "broken_by_square_alone": square_alone(in_turn, survivors),
         "survivors_broken_by_square": len(fallen_to_square(subject, attacks[-1], in_turn, survivors)),
     }
+
+
+def chance(labels: Tensor, *, num_classes: int) -> float:
+    """Return the accuracy of a model that ignores its input, and answers with the most frequent class of these images."""
+    return max(1 / num_classes, float(torch.bincount(torch.as_tensor(labels).long()).max()) / len(labels))
 
 
 def noise_accuracy(subject: Subject) -> float:

@@ -12,7 +12,7 @@ class CardSettings:
     images: int = 1000
     """Most images of the validation split that the card uses."""
     restarts: int = 5
-    """Random starts of the claimed attack, to see whether more of them would still lower the accuracy."""
+    """Random starts of an attack that claims one, to see whether more of them lower the accuracy; as many more where it claims more."""
     cascade_steps: int = STEPS
     """Steps of each APGD run of the cascade; AutoAttack takes 100."""
     cascade_queries: int = QUERIES

@@ -20,7 +20,7 @@ from torch import nn
 
 from sat_ray.mlflow_tracker.connection import global_tracking_uri, sole_creator
 from sat_ray.mlflow_tracker.models import model_digest, save_model
-from sat_ray.tracking import Point, Used
+from sat_ray.tracking import Holder, Point, Used
 from sat_ray.tracking_uri import NoAnswerError, check_tracking, is_outage, login_to_environment, redacted
 
 KEY, CONTENT, MODEL_CONTENT = "sat_ray.key", "sat_ray.content", "sat_ray.model_content"
@@ -227,10 +227,19 @@ class MlflowTracker:
         self._client.finalize_logged_model(logged.model_id, "READY")
         return str(logged.model_uri)
 
-    def register(self, model_uri: str, *, name: str, alias: str, tags: Mapping[str, str], run_id: str, note: str = "") -> str:
+    def register(
+        self,
+        model_uri: str,
+        *,
+        name: str,
+        alias: str | None,
+        tags: Mapping[str, str],
+        run_id: str,
+        note: str = "",
+    ) -> str:
         """Make a version of a registered model, or find the one made from this URI, and point the alias at it; return the version.
 
-        note: Markdown that describes the version.
+        alias: None to leave it where it is; note: Markdown that describes the version.
         """
         import mlflow
 
@@ -249,8 +258,21 @@ class MlflowTracker:
             self._client.set_model_version_tag(name, version, tag, self._clean(value))
         if note:
             self._client.update_model_version(name, version, self._clean(note)[:5000])  # the most that MLflow's databases hold
-        self._client.set_registered_model_alias(name, alias, version)
+        if alias is not None:
+            self._client.set_registered_model_alias(name, alias, version)
         return version
+
+    def holder(self, name: str, *, alias: str) -> Holder | None:
+        """Return the version of a registered model that an alias points at, None where there is none."""
+        import mlflow
+
+        try:
+            found = self._client.get_model_version_by_alias(name, alias)
+        except mlflow.MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model; no such alias
+                return None
+            raise
+        return Holder(version=str(found.version), source=str(found.source), tags=dict(found.tags))
 
 
 def _metrics(points: Sequence[Point]) -> list[Any]:
