@@ -36,6 +36,9 @@ class EvaluatedModel:
     history: one dict per epoch, keys `epoch`, `train/loss`, `val/robust_accuracy` and so on; val keys absent in epochs without validation.
     table: outcomes on the test split, one row per (image_id, attack, restart).
     events: the sentinel's roll-backs, oldest first; sha256: of the checkpoint's weights.
+    val_strong_robust_accuracy: in [0, 1], on the validation split under the strong attacks; it chooses the champion where it is there.
+    strong_table: outcomes of the strong attacks on the same test images. It has rows for the survivors of `table` alone: an image
+    without rows is a clean error or was broken before. strong_outcomes: where it is stored. All None: no strong attack was run.
     Raises ValueError for a figure outside its range or a table without the outcome columns.
     """
 
@@ -55,17 +58,22 @@ class EvaluatedModel:
     table: pa.Table
     events: tuple[Mapping[str, float], ...] = ()
     sha256: str = ""
+    val_strong_robust_accuracy: float | None = None
+    strong_table: pa.Table | None = None
+    strong_outcomes: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.val_robust_accuracy <= 1.0:
-            raise ValueError(f"val_robust_accuracy is {self.val_robust_accuracy}; allowed: [0, 1]")
+        for name in ("val_robust_accuracy", "val_strong_robust_accuracy"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {value}")
         for name in ("accelerator_seconds", "train_images_per_second"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
                 raise ValueError(f"{name} is {value}; allowed: a finite number ≥ 0")
-        missing = [name for name in OUTCOME_COLUMNS if name not in self.table.column_names]
-        if missing:
-            raise ValueError(f"table has no column {', '.join(missing)}; allowed: a table with {', '.join(OUTCOME_COLUMNS)}")
+        _check_columns("table", self.table)
+        if self.strong_table is not None:
+            _check_columns("strong_table", self.strong_table)
 
     @property
     def key(self) -> tuple[str, str, float | None, str, float | None]:
@@ -76,6 +84,12 @@ class EvaluatedModel:
     def is_relu_baseline(self) -> bool:
         """Say whether differences of this model's architecture are measured against it."""
         return self.activation == "relu" and self.attacker_activation == "relu"
+
+
+def _check_columns(field: str, table: pa.Table) -> None:
+    missing = [name for name in OUTCOME_COLUMNS if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{field} has no column {', '.join(missing)}; allowed: a table with {', '.join(OUTCOME_COLUMNS)}")
 
 
 def display_names(models: Sequence[EvaluatedModel]) -> list[str]:
