@@ -29,13 +29,19 @@ def _shown(name: str, alpha: float | None) -> tuple[str, str | None]:
 
 def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics of a configuration, most telling first: tracking pages choose the first one to draw."""
-    metrics = {
+    strong, gap = group["strong_robust_accuracy"], group["gap"]
+    quoted = {} if strong is None else {"strong_robust_accuracy": strong["mean"]}
+    metrics = quoted | {
         "robust_accuracy": group["robust_accuracy"]["mean"],
         "clean_accuracy": group["clean_accuracy"]["mean"],
         "val_robust_accuracy": group["val_robust_accuracy"]["mean"],
         "robust_accuracy_sd": group["robust_accuracy"]["standard_deviation"],
         "clean_accuracy_sd": group["clean_accuracy"]["standard_deviation"],
     }
+    if strong is not None and gap is not None:
+        metrics |= {"strong_robust_accuracy_sd": strong["standard_deviation"], "gap": gap["mean"]}
+    if group["curvature"] is not None:
+        metrics["curvature"] = group["curvature"]
     if group["difference_to_relu"] is not None:
         found = group["difference_to_relu"]["over_seeds_and_images"]
         metrics |= {

@@ -84,7 +84,7 @@ class Projection:
 
     def close(self, board: Mapping[str, Any]) -> None:
         """Show the board on the runs of its configurations, attach the report to the sweep's run, and end them."""
-        from sat_ray.report.notes import sweep_note
+        from sat_ray.report.notes import NOTED, sweep_note
 
         storage, tracker = self.sweep.storage, self.tracker
         for group in board["groups"]:
@@ -95,12 +95,12 @@ class Projection:
         self._close_search(board)
         for path in ("leaderboard.json", "leaderboard.md", "report.html", *(f"figures/{name}" for name in storage.names("figures"))):
             tracker.artifact(self.parent, path, storage.read(path))
-        picture = f"get-artifact?path=figures%2Fclean_against_robust.png&run_uuid={self.parent}"  # where MLflow serves a run's artifacts
-        tracker.note(self.parent, sweep_note(board, command=command_line(self.sweep.command), figure=picture))
+        served = f"get-artifact?run_uuid={self.parent}&path=figures%2F"  # where MLflow serves a run's artifacts
+        figures = {title: f"{served}{name}.png" for name, title in NOTED.items() if storage.exists(f"figures/{name}.png")}
+        tracker.note(self.parent, sweep_note(board, command=command_line(self.sweep.command), figures=figures))
         best = board["champion"]["row"]
-        figures = ("strong_robust_accuracy", "robust_accuracy", "clean_accuracy")
-        shown = {f"champion/{name}": best[name] for name in figures if best.get(name) is not None}
-        shown |= sweep_cost_metrics(board["cost"])
+        quoted = ("strong_robust_accuracy", "robust_accuracy", "clean_accuracy")
+        shown = {f"champion/{name}": best[name] for name in quoted if best[name] is not None} | sweep_cost_metrics(board["cost"])
         content = content_hash([board["rows"], shown])
         points = [] if tracker.is_complete(self.parent, content=content) else _now(shown)
         self._uses(self.parent, "train", "val", "test")
@@ -295,7 +295,7 @@ class Projection:
             events={seed: payload.get("sentinel_events", []) for seed, payload in seeds.items()},
         )
         self.tracker.artifact(run_id, "figures/training.png", png(figure))
-        self.tracker.note(run_id, configuration_note(group, rows=board["rows"]))
+        self.tracker.note(run_id, configuration_note(group, board=board))
         self._uses(run_id, "train", "val", "test")
         self.tracker.complete(run_id, content=content, points=_now(group_metrics(group)))
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sat_ray.report.card import card_figure
 from sat_ray.report.drawing import head, label, new_figure, plain
 from sat_ray.report.figures import png
-from sat_ray.report.html import environment, image
+from sat_ray.report.html import image, templates
 from sat_ray.report.steps import count_steps, survivors_after
 from sat_ray.report.text import threat_text
 
@@ -28,7 +28,7 @@ def render_evaluation(found: Mapping[str, Any], table: pa.Table, *, claim: str, 
 
     found: what evaluation.json says; table: outcomes of all images; claim: the result in one sentence; command: what reproduces it.
     """
-    template = environment().get_template("evaluation.html.j2")
+    template = templates().get_template("evaluation.html.j2")
     steps = {"title": "Accuracy against steps", "caption": "Read from the outcomes: the step at which each image broke first."}
     drawn = {"title": "Robustness card", "caption": "The evidence behind the verdict."}
     return template.render(

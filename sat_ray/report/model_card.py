@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sat_ray.report.text import attack_text, interval, points, threat_text
+from sat_ray.report.strong import FLATTERED
+from sat_ray.report.text import attack_text, interval, pgd_name, points, threat_text
 
 LOADING = {
     "pt2": (
@@ -50,7 +51,7 @@ def model_card(
         _training(config, about, board),
         "## How robust it is",
         _robustness(board, row),
-        _verdict(card),
+        _verdict(card, quoted=row is None or row.get("strong_robust_accuracy") is None),
         "## Limits",
         "- The figures hold for this threat model, this dataset and these attacks; another norm or a larger radius is another question.\n"
         "- They are of images like those it was trained on: nothing is known about other sources, corruptions or shifts.\n"
@@ -78,18 +79,24 @@ def _training(config: Mapping[str, Any] | None, about: Mapping[str, Any], board:
 def _robustness(board: Mapping[str, Any] | None, row: Mapping[str, Any] | None) -> str:
     if board is None or row is None:
         return "Not measured: no leaderboard names this checkpoint. Evaluate it first (`python pipelines/evaluate.py --model`)."
+    rest = f"on n = {row['n']} test images; clean accuracy {points(row['clean_accuracy'])} %."
+    pgd = f"{points(row['robust_accuracy'])} % (95 % interval {interval(row['robust_accuracy_interval'])})"
+    if row.get("strong_robust_accuracy") is None:
+        return f"Robust accuracy {pgd} under {threat_text(board)}, {attack_text(board)}, {rest}"
+    strong = f"{points(row['strong_robust_accuracy'])} % (95 % interval {interval(row['strong_robust_accuracy_interval'])})"
+    flattered = f" {FLATTERED.replace('row', 'model')}: do not quote that number." if row["pgd_flatters"] else ""
     return (
-        f"Robust accuracy {points(row['robust_accuracy'])} % (95 % interval {interval(row['robust_accuracy_interval'])}) under "
-        f"{threat_text(board)}, {attack_text(board)}, on n = {row['n']} test images; clean accuracy "
-        f"{points(row['clean_accuracy'])} %."
+        f"Robust accuracy {strong} under {threat_text(board)}, {attack_text(board)} and {board['strong_attack']['name']}, {rest} "
+        f"Under {pgd_name(board)} alone, the paper's measure: {pgd}.{flattered}"
     )
 
 
-def _verdict(card: Mapping[str, Any] | None) -> str:
+def _verdict(card: Mapping[str, Any] | None, *, quoted: bool) -> str:
+    """Say what the robustness card found. quoted: there is no strong number on test images, so the cascade's is the one to quote."""
     if card is None:
         return "No robustness card was made for this model."
     flagged = "".join(f"\n- {reason}" for reason in card["reasons"])
     return (
-        f"Robustness card: **{card['verdict']}**; after a cascade of stronger attacks "
-        f"{points(card['ladder']['cascade'])} % of {card['n']} validation images are left, which is the figure to quote.{flagged}"
+        f"Robustness card: **{card['verdict']}**; a cascade of stronger attacks leaves {points(card['ladder']['cascade'])} % of "
+        f"{card['n']} validation images{', which is the figure to quote' if quoted else ''}.{flagged}"
     )

@@ -5,37 +5,48 @@ MLflow keeps 8,000 characters of a description, so a long leaderboard is cut aft
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
-from sat_ray.report.text import cut_text, interval, points, seconds, seeds_text, setting_text, spread, verdict_text
+from sat_ray.report.columns import WORDS, Cell, Column, group_columns, narrow, row_columns
+from sat_ray.report.groups import STRONG
+from sat_ray.report.tables import escaped, markdown_table, power_text
+from sat_ray.report.text import cut_text, pgd_name, points, seeds_text, setting_text, spread, verdict_text
 
-LONGEST_TABLE = 40  # configurations: about 90 characters each
+LONGEST_TABLE = 5500  # characters
+NOTED = {  # figures below a sweep's table, where they were drawn
+    "robust_against_curvature": "robust accuracy against curvature",
+    "gap_against_curvature": "gap between both verdicts against curvature",
+    "clean_against_robust": "clean against robust accuracy",
+}
+_CHECKS = [
+    Column(title="", kind=WORDS, cell=lambda check: Cell(text="✓" if check["passed"] else "FLAG")),
+    Column(title="demand", kind=WORDS, cell=lambda check: Cell(text=check["name"])),
+    Column(title="found", kind=WORDS, cell=lambda check: Cell(text=check["found"])),
+]
 
 
-def sweep_note(board: Mapping[str, Any], *, command: str, figure: str = "") -> str:
+def sweep_note(board: Mapping[str, Any], *, command: str, figures: Mapping[str, str] | None = None) -> str:
     """Describe a sweep: the headline, the leaderboard, how to compare in the tracker's own pages, how to do it again.
 
-    command: what reproduces the sweep; figure: address of a picture to show, "" for none.
+    command: what reproduces the sweep; figures: addresses of pictures to show, by what they show.
     """
-    headline, groups = board["headline"], board["groups"]
-    shown = groups[:LONGEST_TABLE]
-    left = len(groups) - len(shown)
+    headline = board["headline"]
+    table, left = _cut_table(board)
     parts = [
-        f"### {_cell(headline['sentence'])}",
-        f"{_cell(headline['detail'])}",
-        f"**{_cell(cut_text(board))}**" if cut_text(board) else "",
-        f"{_cell(setting_text(board))} · {seeds_text(board)}",
-        _table(
-            ("", "configuration", "robust (%)", "clean (%)", "against relu", "training"), [_cells(group, board=board) for group in shown]
-        ),
+        f"### {escaped(headline['sentence'])}",
+        escaped(headline["detail"]),
+        f"**{escaped(cut_text(board))}**" if cut_text(board) else "",
+        f"{escaped(setting_text(board))} · {seeds_text(board)}",
+        table,
         f"{left} more configurations: leaderboard.md among the artifacts." if left else "",
-        "Accuracies are means over seeds ± standard deviation. ★ was chosen on the validation split. Against relu: paired by seed and "
-        "image, ± half the 95 % interval.",
-        f"![clean against robust accuracy]({figure})" if figure else "",
+        _about_figures(board),
+        escaped(power_text(board)),
+        *(f"![{name}]({address})" for name, address in (figures or {}).items()),
         "#### Compare",
         "Among the runs, search for `tags.sat_ray.kind = 'configuration'`, open the sweep with the + beside its name, select the rows "
-        "below it and press **Compare**: `robust_accuracy`, `against_relu/difference` with its `low` and `high`, "
+        f"below it and press **Compare**: `{board['measure']}`, `against_relu/difference` with its `low` and `high`, "
         "`against_relu/beyond_noise` (1: the difference is real) and `cost/accelerator_seconds` answer which activation, which α, at what "
         "cost. Below each configuration are its seeds, below `search` its trials.",
         "#### Reproduce",
@@ -44,29 +55,42 @@ def sweep_note(board: Mapping[str, Any], *, command: str, figure: str = "") -> s
     return "\n\n".join(part for part in parts if part)
 
 
-def configuration_note(group: Mapping[str, Any], *, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Describe one configuration: its accuracies over seeds, what its difference to relu amounts to, and its seeds. rows: of the board."""
-    own = [row for row in rows if row["configuration"] == group["configuration"]]
+def _cut_table(board: Mapping[str, Any]) -> tuple[str, int]:
+    """Return the leaderboard, cut after as many whole lines as fit, and how many lines are left out."""
+    lines = markdown_table(narrow(group_columns(board)), board["groups"]).splitlines()
+    lengths = itertools.accumulate(len(line) + 1 for line in lines)
+    shown = [line for line, length in zip(lines, lengths, strict=True) if length <= LONGEST_TABLE]
+    return "\n".join(shown), len(lines) - len(shown)
+
+
+def _about_figures(board: Mapping[str, Any]) -> str:
+    """Say what the figures of the table are."""
+    strong = f"Strong: after {pgd_name(board)} and {board['strong_attack']['name']}. " if board["measure"] == STRONG else ""
+    return escaped(
+        f"{strong}Accuracies are means over seeds ± standard deviation, in points. ★ was chosen on the validation split. Against relu: "
+        "paired by seed and image, ± half the 95 % interval."
+    )
+
+
+def configuration_note(group: Mapping[str, Any], *, board: Mapping[str, Any]) -> str:
+    """Describe one configuration: its accuracies over seeds, what its difference to relu amounts to, and its seeds."""
+    own = [row for row in board["rows"] if row["configuration"] == group["configuration"]]
+    columns = [column for column in narrow(row_columns(board)) if column.title not in ("configuration", "MLflow run")]
     return "\n\n".join(
         [
-            f"**{_cell(group['configuration'])}**: robust {spread(group['robust_accuracy'])} %, clean {spread(group['clean_accuracy'])} % "
+            f"**{escaped(group['configuration'])}**: {_robustness(group, board=board)}, clean {spread(group['clean_accuracy'])} % "
             f"(mean ± standard deviation over {len(own)} seeds). Against relu: {verdict_text(group)}.",
-            _table(
-                ("seed", "robust (%)", "95 % over images", "clean (%)", "on validation (%)", "training"),
-                [
-                    (
-                        str(row["seed"]),
-                        points(row["robust_accuracy"]),
-                        interval(row["robust_accuracy_interval"]),
-                        points(row["clean_accuracy"]),
-                        points(row["val_robust_accuracy"]),
-                        seconds(row["accelerator_seconds"]),
-                    )
-                    for row in sorted(own, key=lambda row: row["seed"])
-                ],
-            ),
+            markdown_table(columns, sorted(own, key=lambda row: row["seed"])),
         ]
     )
+
+
+def _robustness(group: Mapping[str, Any], *, board: Mapping[str, Any]) -> str:
+    """Name the figure to quote, with the paper's measure beside it."""
+    pgd = f"{spread(group['robust_accuracy'])} %"
+    if group[STRONG] is None:
+        return f"robust {pgd} under {pgd_name(board)}"
+    return f"strong robust {spread(group[STRONG])} % ({pgd_name(board)}: {pgd})"
 
 
 def card_note(card: Mapping[str, Any], *, name: str) -> str:
@@ -74,31 +98,8 @@ def card_note(card: Mapping[str, Any], *, name: str) -> str:
     ladder = " → ".join(f"{step} {points(value)}" for step, value in sorted(card["ladder"].items(), key=lambda step: -step[1]))
     return "\n\n".join(
         [
-            f"### {_cell(name)}: {card['verdict']}",
-            f"Claimed under {_cell(str(card['attack']))}. Accuracy in points on {card['n']} validation images: {ladder}.",
-            _table(
-                ("", "demand", "found"),
-                [("✓" if check["passed"] else "FLAG", _cell(check["name"]), _cell(check["found"])) for check in card["checks"]],
-            ),
+            f"### {escaped(name)}: {card['verdict']}",
+            f"Claimed under {escaped(str(card['attack']))}. Accuracy in points on {card['n']} validation images: {ladder}.",
+            markdown_table(_CHECKS, card["checks"]),
         ]
     )
-
-
-def _cells(group: Mapping[str, Any], *, board: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        "★" if group["configuration"] == board["champion"]["configuration"] else "",
-        _cell(group["configuration"]),
-        spread(group["robust_accuracy"]),
-        spread(group["clean_accuracy"]),
-        verdict_text(group),
-        seconds(group["accelerator_seconds"]),
-    )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, [":--"] * len(header), *rows))
-
-
-def _cell(text: str) -> str:
-    """Escape what would end a table cell or start HTML in a Markdown viewer."""
-    return text.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")

@@ -1,4 +1,4 @@
-"""The board as tables: the paper's Table 1, Markdown, and a table for the terminal. All read the board alone."""
+"""The board as Markdown and as a table for the terminal. Both read the board alone; what stands in a cell is in `columns`."""
 
 from __future__ import annotations
 
@@ -8,120 +8,106 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from sat_ray.report.text import (
-    ABSENT,
-    MINUS,
-    amount_text,
-    cut_text,
-    interval,
-    points,
-    seconds,
-    seeds_text,
-    setting_text,
-    spread,
-    verdict_text,
+from sat_ray.report.columns import (
+    NUMBER,
+    STRIP,
+    Column,
+    compared_groups,
+    difference_columns,
+    group_columns,
+    narrow,
+    row_columns,
+    table1_columns,
+    table1_rows,
 )
-
-# (attacker's backward, optimizer's backward, activation, attacker_activation): the five rows of the paper's Table 1.
-TABLE1_ROWS = (
-    ("ReLU", "ReLU", "relu", "relu"),
-    ("smooth", "ReLU", "relu", "relu_smooth_backward"),
-    ("ReLU", "smooth", "relu_smooth_backward", "relu"),
-    ("smooth", "smooth", "relu_smooth_backward", "relu_smooth_backward"),
-    ("parametric softplus, forward and backward", "", "parametric_softplus", "parametric_softplus"),
-)
-NOTES = (
-    "Accuracies are in points, over all images. Robust: correct at every visited point of every attack; clean errors count as broken.",
-    "Per configuration: mean ± standard deviation over seeds. Against relu: difference paired by seed and image ± half the 95 % "
-    "interval over seeds and images.",
-    "Effect size: Hedges' g, the difference in units of its standard deviation over seeds. Differences that do not survive Holm's "
-    "correction over all configurations say so. Rows per seed: 95 % Wilson interval over images.",
-    "The champion (★) is chosen by mean robust accuracy on the validation split, never by the test split, among models whose robustness "
-    "card says PASS, if any does.",
-)
+from sat_ray.report.groups import STRONG
+from sat_ray.report.strong import FLATTERED, LARGEST_SHARE
+from sat_ray.report.text import cut_text, pgd_name, points, seeds_text, setting_text
 
 
-def table1_rows(board: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the paper's five rows as {"attacker_backward", "optimizer_backward", "group"}; group is None where the sweep has no such row.
+def notes_of(board: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know about the figures of a board."""
+    by_strong = board["measure"] == STRONG
+    return [
+        "Accuracies are in points, over all images. Robust: correct at every visited point of every attack; clean errors count as broken.",
+        *(_strong_notes(board) if by_strong else []),
+        "Per configuration: mean ± standard deviation over seeds. Against relu: difference paired by seed and image ± half the 95 % "
+        "interval over seeds and images.",
+        "Effect size: Hedges' g, the difference in units of its standard deviation over seeds. Differences that do not survive Holm's "
+        "correction over all configurations say so. Rows per seed: 95 % Wilson interval over images.",
+        "Curvature: the largest absolute second derivative of the activation; infinite (∞) for relu.",
+        f"The champion (★) is chosen by mean {'strong ' if _strong_choice(board) else ''}robust accuracy on the validation split, never "
+        "by the test split, among models whose robustness card says PASS, if any does.",
+    ]
 
-    Where several α fit a row, the one with the best validation accuracy stands for it.
-    """
-    rows = []
-    for attacker_backward, optimizer_backward, activation, attacker_activation in TABLE1_ROWS:
-        fitting = [
-            group for group in board["groups"] if (group["activation"], group["attacker_activation"]) == (activation, attacker_activation)
-        ]
-        best = min(fitting, key=lambda group: (-group["val_robust_accuracy"]["mean"], group["configuration"]), default=None)
-        rows.append({"attacker_backward": attacker_backward, "optimizer_backward": optimizer_backward, "group": best})
-    return rows
+
+def _strong_notes(board: Mapping[str, Any]) -> list[str]:
+    name = pgd_name(board)
+    without = [group["configuration"] for group in board["groups"] if group[STRONG] is None]
+    return [
+        f"Strong robust: correct under {name}, the paper's measure, and under {board['strong_attack']['name']} on the same images. It "
+        "decides order, champion and claims.",
+        f"Gap: images that survive {name} and fall to the strong attacks, in points. A wide gap means that gradients mislead PGD, so its "
+        f"number says little. “{FLATTERED}”: more than {100 * LARGEST_SHARE:g} % of PGD's survivors fall (lower end of the 95 % interval).",
+        *([f"No strong number, therefore last and in no order with the others: {', '.join(without)}."] if without else []),
+    ]
+
+
+def _strong_choice(board: Mapping[str, Any]) -> bool:
+    return bool(board["champion"]["selected_by"] == "val_strong_robust_accuracy")
+
+
+def power_text(board: Mapping[str, Any]) -> str:
+    """Say which difference to relu the sweep could see; "" where it compared nothing."""
+    power = board.get("power")
+    if power is None:
+        return ""
+    others = "" if power["comparisons"] == 1 else f", corrected for {power['comparisons']} comparisons"
+    return (
+        f"This sweep could see differences to relu of {points(power['smallest_difference'])} points and more ({100 * power['power']:.0f} % "
+        f"power, {power['seeds']} seeds, {power['n']:,} images{others}); smaller ones may be there unseen."
+    )
 
 
 def to_markdown(board: Mapping[str, Any]) -> str:
-    """Return the board as Markdown: headline, configurations, Table 1, rows per seed, notes."""
-    headline = board["headline"]
+    """Return the board as Markdown: headline, configurations, differences, Table 1, rows per seed, notes."""
+    headline, compared = board["headline"], compared_groups(board)
     parts = [
-        f"# {_cell(board['sweep'])}",
-        f"**{_cell(headline['sentence'])}.** {_cell(headline['detail'])}",
-        f"{_cell(setting_text(board))} · {seeds_text(board)} · {card_text(board)}",
-        *([f"**{_cell(cut_text(board))}**"] if cut_text(board) else []),
+        f"# {escaped(board['sweep'])}",
+        f"**{escaped(headline['sentence'])}.** {escaped(headline['detail'])}",
+        f"{escaped(setting_text(board))} · {seeds_text(board)} · {card_text(board)}",
+        *([f"**{escaped(cut_text(board))}**"] if cut_text(board) else []),
         "## Configurations",
-        _markdown_table(
-            ["", "configuration", "robust", "clean", "robust on validation", "against relu", "seeds", "training time"],
-            [_group_cells(group, board=board) for group in board["groups"]],
-            numeric=range(2, 5),
-        ),
-        *_differences(board),
+        markdown_table(group_columns(board), board["groups"]),
+        escaped(power_text(board)),
+        *(["## Against relu: over seeds and images", markdown_table(difference_columns(board), compared)] if compared else []),
         "## Table 1: where the gradient is improved",
-        _markdown_table(
-            ["attacker's backward", "optimizer's backward", "clean", "robust"],
-            [_table1_cells(row) for row in table1_rows(board)],
-            numeric=(2, 3),
-        ),
+        markdown_table(table1_columns(board), table1_rows(board)),
         "## Rows",
-        _rows(board),
-        "\n".join(f"- {note}" for note in NOTES),
+        markdown_table(row_columns(board), board["rows"]),
+        "\n".join(f"- {escaped(note)}" for note in notes_of(board)),
     ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _differences(board: Mapping[str, Any]) -> list[str]:
-    """Return the section on differences to relu: what they are, how sure, and whether seeds or images blur them; nothing without any."""
-    compared = [group for group in board["groups"] if group["difference_to_relu"] is not None]
-    header = ["configuration", "difference", "95 % interval", "by bootstrap", "effect size", "p after Holm", "sd of seeds", "sd of images"]
-    table = _markdown_table(header, [_difference_cells(group) for group in compared], numeric=range(1, len(header)))
-    return ["## Against relu: over seeds and images", table] if compared else []
-
-
-def _difference_cells(group: Mapping[str, Any]) -> list[str]:
-    over_seeds, mixed = (group["difference_to_relu"][name] for name in ("robust_accuracy", "over_seeds_and_images"))
-    effect = over_seeds["effect_size"]
-    return [
-        group["configuration"],
-        points(mixed["mean"], signed=True),
-        interval((mixed["low"], mixed["high"])),
-        interval(mixed["bootstrap"]),
-        ABSENT if effect is None else f"{effect:+.1f}".replace("-", MINUS),
-        f"{mixed['holm_p_value']:.3f}" if mixed["holm_p_value"] >= 0.001 else "< 0.001",
-        points(mixed["seed_deviation"]),
-        points(mixed["image_deviation"]),
-    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def to_terminal(board: Mapping[str, Any]) -> Table:
     """Return one line per configuration as a rich table; names are shown literally, markup in them included."""
     table = Table(title=Text(board["sweep"]), title_justify="left")
-    caption = [f"{setting_text(board)} · {seeds_text(board)}", f"★ by validation, {card_text(board)}", cut_text(board)]
+    caption = [
+        f"{setting_text(board)} · {seeds_text(board)}",
+        f"★ by validation, {card_text(board)}",
+        cut_text(board),
+        power_text(board),
+    ]
     table.caption = Text("\n".join(filter(None, caption)))
-    table.add_column("", width=1)
-    table.add_column("configuration", overflow="fold")
-    for name in ("robust", "clean", "validation"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("against relu")
-    table.add_column("seeds", justify="right")
-    table.add_column("training", justify="right", no_wrap=True)
+    columns = narrow(group_columns(board))
+    for column in columns:
+        number = column.kind == NUMBER
+        broken = column.title in ("against relu", "gap")  # their remarks are sentences
+        table.add_column(column.title, justify="right" if number else "left", no_wrap=number and not broken, overflow="fold")
     for group in board["groups"]:
-        cells = _group_cells(group, board=board)
-        table.add_row(*(Text(cell) for cell in cells), style="bold" if cells[0] else None)
+        champion = group["configuration"] == board["champion"]["configuration"]
+        table.add_row(*(Text(column.cell(group).line) for column in columns), style="bold" if champion else None)
     return table
 
 
@@ -131,59 +117,14 @@ def card_text(board: Mapping[str, Any]) -> str:
     return f"robustness card: {verdict}" if verdict else "no robustness card"
 
 
-def _group_cells(group: Mapping[str, Any], *, board: Mapping[str, Any]) -> list[str]:
-    return [
-        "★" if group["configuration"] == board["champion"]["configuration"] else "",
-        group["configuration"],
-        spread(group["robust_accuracy"]),
-        spread(group["clean_accuracy"]),
-        spread(group["val_robust_accuracy"]),
-        verdict_text(group),
-        str(len(group["seeds"])),
-        seconds(group["accelerator_seconds"]),
-    ]
+def markdown_table(columns: Sequence[Column], items: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table with a line for every item."""
+    shown = [column for column in columns if column.kind != STRIP]
+    rule = ["--:" if column.kind == NUMBER else ":--" for column in shown]
+    lines = [[column.title for column in shown], rule, *([column.cell(item).line for column in shown] for item in items)]
+    return "\n".join("| " + " | ".join(escaped(cell) for cell in line) + " |" for line in lines)
 
 
-def _table1_cells(row: Mapping[str, Any]) -> list[str]:
-    group = row["group"]
-    figures = ["not in this sweep", ABSENT] if group is None else [spread(group["clean_accuracy"]), spread(group["robust_accuracy"])]
-    return [row["attacker_backward"], row["optimizer_backward"], *figures]
-
-
-def _rows(board: Mapping[str, Any]) -> str:
-    header = ["configuration", "seed", "robust", "95 % interval", "clean", "robust on validation", *_cost_header(board), "MLflow run"]
-    return _markdown_table(header, [_row_cells(row, board=board) for row in board["rows"]], numeric=range(1, len(header) - 1))
-
-
-def _row_cells(row: Mapping[str, Any], *, board: Mapping[str, Any]) -> list[str]:
-    return [
-        row["configuration"],
-        str(row["seed"]),
-        points(row["robust_accuracy"]),
-        interval(row["robust_accuracy_interval"]),
-        points(row["clean_accuracy"]),
-        points(row["val_robust_accuracy"]),
-        *_cost_cells(row, board=board),
-        row["mlflow_run_id"] or ABSENT,
-    ]
-
-
-def _cost_header(board: Mapping[str, Any]) -> list[str]:
-    """Name the columns of what a row cost: accelerator-seconds of training and evaluation, and money where there is a price."""
-    cost = board.get("cost")
-    return [] if cost is None else ["accelerator-seconds", *([cost["currency"]] if cost["price_per_accelerator_hour"] else [])]
-
-
-def _cost_cells(row: Mapping[str, Any], *, board: Mapping[str, Any]) -> list[str]:
-    cells = [f"{row['cost']['accelerator_seconds']:,.0f}", amount_text(row["cost"]["money"])] if "cost" in board else []
-    return cells[: len(_cost_header(board))]
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int]) -> str:
-    rule = ["--:" if index in numeric else ":--" for index in range(len(header))]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in (header, rule, *rows))
-
-
-def _cell(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape what would end a table cell or start HTML in a Markdown viewer."""
     return text.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")

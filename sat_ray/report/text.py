@@ -53,9 +53,16 @@ def attack_text(board: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def pgd_name(board: Mapping[str, Any]) -> str:
+    """Name the paper's measure, as the attack of the board is called: `PGD-200`."""
+    return str(board["attack"].get("name", "PGD")).replace("pgd", "PGD")
+
+
 def setting_text(board: Mapping[str, Any]) -> str:
-    """Spell what every accuracy of a board refers to: dataset, threat model, attack, number of images."""
-    return f"{board['dataset']} · {threat_text(board)} · {attack_text(board)} · n = {board['rows'][0]['n']:,} images"
+    """Spell what every accuracy of a board refers to: dataset, threat model, attacks, number of images."""
+    strong = board.get("strong_attack")
+    beside = f"; strong: {strong['name']}" if strong else ""
+    return f"{board['dataset']} · {threat_text(board)} · {attack_text(board)}{beside} · n = {board['rows'][0]['n']:,} images"
 
 
 def seeds_text(board: Mapping[str, Any]) -> str:
