@@ -11,16 +11,26 @@ from mlflow import MlflowClient
 from pipelines import stages
 from pipelines.driver import claim_folder, sweep_of
 from pipelines.recipes import DEFAULT, RECIPES
+from pipelines.reporting import read_outcomes, strong_name
 from pipelines.stages import Sweep
 from pipelines.tracking import Projection
 from sat_ray.card import PASS
 from sat_ray.cli import parse
 from sat_ray.data.shards import image_ids
 from sat_ray.distributed.search import committed_finalists
+from sat_ray.evaluation import counted_robust_ids
 from sat_ray.jobs import card_and_commit, evaluate_and_commit, train_and_commit
 from sat_ray.mlflow_tracker import MlflowTracker
 from sat_ray.outcomes import merge_outcomes
-from sat_ray.plan import card_tasks, evaluation_tasks, final_jobs, trial_job
+from sat_ray.plan import (
+    card_tasks,
+    evaluation_tasks,
+    final_jobs,
+    strong_on_validation,
+    strong_tasks,
+    trial_job,
+    validation_tasks,
+)
 from sat_ray.storage import Storage
 
 RECIPE = "digits_smoke"
@@ -57,15 +67,24 @@ def compute(sweep: Sweep) -> tuple[Any, ...]:
     finalists = committed_finalists(config, data, records)
     assert finalists is not None
     models = [train_and_commit(job, records) for job in final_jobs(config, data, finalists)]
+    for model in models:
+        for task in validation_tasks(config, data, model):
+            evaluate_and_commit(task, records)
+    strong = strong_on_validation(config, data, models, records)
+    assert strong is not None
     cards = []
-    for task in card_tasks(config, data, models):
+    for task in card_tasks(config, data, models, strong):
         cards.append(card_and_commit(task, records))
         if cards[-1].payload["card"]["verdict"] == PASS:
             break
     expected, outcomes = image_ids(Storage(data.uri), "test").numpy(), {}
     for model in models:
         parts = [evaluate_and_commit(task, records) for task in evaluation_tasks(config, data, model)]
-        outcomes[model.payload["name"]] = merge_outcomes(parts, expected, records, name=model.payload["name"])
+        name = model.payload["name"]
+        outcomes[name] = merge_outcomes(parts, expected, records, name=name)
+        strong_parts = [evaluate_and_commit(task, records) for task in strong_tasks(config, data, model)]
+        alive = counted_robust_ids(read_outcomes(records, outcomes[name]))
+        merge_outcomes(strong_parts, alive, records, name=strong_name(name))
     return data, models, cards, outcomes
 
 
