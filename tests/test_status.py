@@ -24,7 +24,14 @@ from sat_ray.data.shards import image_ids
 from sat_ray.distributed.tasks import _each_once
 from sat_ray.jobs import evaluate_and_commit, train_and_commit
 from sat_ray.outcomes import merge_outcomes
-from sat_ray.plan import dataset_uri, evaluation_tasks, final_jobs, trial_job
+from sat_ray.plan import (
+    dataset_uri,
+    evaluation_tasks,
+    final_jobs,
+    strong_tasks,
+    trial_job,
+    validation_tasks,
+)
 from sat_ray.stages import Record, Records
 from sat_ray.standing import PAUSE_SECONDS, Standing, _seconds_left, standing
 from sat_ray.storage import Storage
@@ -34,12 +41,13 @@ NAME = "half"
 FLAGS = (
     *("digits_smoke", "--name", NAME, "--search.activations", "relu", "silu", "--search.pairs", "--search.rungs", "1"),
     *("--training.epochs", "1", "--model.width", "4", "--evaluation.steps", "4", "--evaluation.step-size", "16/255"),
+    *("--evaluation.strong-steps", "2", "--evaluation.strong-targets", "1"),
 )
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a sweep that has searched, trained 2 of 4 models, and evaluated 1 shard of 8."""
+    """Make a sweep that has searched, trained 2 of 4 models, validated one, and evaluated 1 shard of 8, but not strongly."""
     folder = tmp_path_factory.mktemp("status") / "runs"
     prepare(*FLAGS, "--storage", str(folder))
     config = parse([*FLAGS, "--storage", str(folder)], RECIPES, default=DEFAULT, about="").config
@@ -49,6 +57,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for one in configurations:
         train_and_commit(trial_job(config, data, one).at(1), store)
     trained = [train_and_commit(job, store) for job in final_jobs(config, data, configurations)[:2]]
+    evaluate_and_commit(validation_tasks(config, data, trained[0])[0], store)
     evaluate_and_commit(evaluation_tasks(config, data, trained[0])[0], store)
     return folder
 
@@ -76,19 +85,20 @@ def stage(found: Standing, name: str) -> tuple[int, int | None, int]:
 def test_units_best_and_cost_are_those_of_the_records(root: Path) -> None:
     found = standing(Storage.at(root), NAME)
     assert [stage(found, name) for name in ("search", "train", "evaluate")] == [(2, 2, 0), (2, 4, 0), (1, 8, 0)]
+    assert [stage(found, name) for name in ("validate", "strong")] == [(1, 4, 0), (0, 8, 0)]
     assert found.current is not None and found.current.name == "train"
     assert found.driver is None and not found.report
-    files = {name: list(records(root / NAME, name).values()) for name in ("search", "train", "evaluate")}
+    files = {name: list(records(root / NAME, name).values()) for name in ("search", "train", "validate", "evaluate")}
     scores = {one["payload"]["configuration"]["activation"]: one["payload"]["val_robust_accuracy"] for one in files["train"]}
     assert found.best is not None and found.best.models == 1
     assert found.best.val_robust_accuracy == max(scores.values()) == scores[found.best.name]
-    for one in found.stages[:3]:
+    for one in found.stages[:4]:
         cost = [record["payload"].get("accelerator_seconds", record["seconds"]) for record in files[one.name]]
         assert one.accelerator_seconds == pytest.approx(sum(cost))
         assert one.last_commit == max(record["created"] for record in files[one.name])
         assert (one.seconds_left is None) == one.complete
     (evaluation,) = files["evaluate"]
-    assert found.stages[2].images_per_second == pytest.approx(evaluation["payload"]["n"] / evaluation["seconds"])
+    assert found.stages[3].images_per_second == pytest.approx(evaluation["payload"]["n"] / evaluation["seconds"])
 
 
 def test_models_with_the_same_weights_share_their_outcomes(copy: Path) -> None:
@@ -102,7 +112,7 @@ def test_models_with_the_same_weights_share_their_outcomes(copy: Path) -> None:
     trained = [train_and_commit(job, store) for job in final_jobs(config, data, list(config.search.configurations()))]
     assert len(trained) == 2 and len({record.payload["sha256"] for record in trained}) == 1
     tasks = [evaluation_tasks(config, data, record) for record in trained]
-    wanted = list(_each_once(itertools.chain(*tasks), set()))
+    wanted = list(_each_once(itertools.chain(*tasks), store))
     assert wanted == tasks[0] and [one.key for one in tasks[0]] == [one.key for one in tasks[1]]
     for task in wanted:
         evaluate_and_commit(task, store)
@@ -143,7 +153,8 @@ def test_a_finished_sweep_names_its_report(copy: Path, capsys: pytest.CaptureFix
     data, store = Dataset.open(dataset_uri(config, Storage.at(copy))), Records(Storage.at(copy / NAME))
     assert data is not None
     for job in final_jobs(config, data, list(config.search.configurations())):
-        for task in evaluation_tasks(config, data, train_and_commit(job, store)):
+        model = train_and_commit(job, store)
+        for task in (*strong_tasks(config, data, model), *validation_tasks(config, data, model)):
             evaluate_and_commit(task, store)
     assert stage(standing(Storage.at(copy), NAME), "card") == (0, min(config.card.candidates, 2), 0)
     store.commit(CARD, "0" * 32, inputs={}, payload={"name": "silu-s0", "card": {"verdict": PASS}}, seconds=1.0)
