@@ -26,8 +26,9 @@ def registered_name(config: SweepConfig, data: Dataset) -> str:
     source = dataset_source(dataset)
     varies = is_reference(dataset) or source.anonymous or source.encoded
     images = f"{slug(dataset)}-{data.hash[:8]}" if varies else dataset
-    threat = f"{config.threat_model.norm}-{as_255ths(config.threat_model.epsilon)}".replace("/", "-")
-    return f"{images}-{slug(config.model.name)}-{threat}"
+    norm, epsilon = config.threat_model.norm, config.threat_model.epsilon
+    radius = as_255ths(epsilon).replace("/", "-") if norm == "linf" else f"{epsilon:g}"
+    return f"{images}-{slug(config.model.name)}-{norm}-{radius}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pipelines.recipes import DEFAULT, RECIPES
 from sat_ray.cli import parse
 
 ROOT = Path(__file__).parent.parent
-MEASURED = {"accelerator_seconds", "cost", "train_images_per_second", "checkpoint", "outcomes", "mlflow_run_id"}
+MEASURED = {"accelerator_seconds", "cost", "train_images_per_second", "checkpoint", "outcomes", "strong_outcomes", "mlflow_run_id"}
 
 # python -c WITHOUT_RAY SCRIPT ...: run a command and see that it loaded neither ray nor mlflow
 WITHOUT_RAY = """

@@ -336,6 +336,11 @@ def test_the_curves_are_those_of_direct_evaluations(honest: dict[str, Any], digi
         ("the claim holds against the cascade", {"ladder": {"clean": 0.9, "noise": 0.9, "pgd-10": 0.5, "pgd-40": 0.45, "cascade": 0.1}}),
         ("more steps would not help", {"curves": {"steps": [[0, 0.9], [20, 0.6], [40, 0.4]]}}),
         ("more restarts would not help", {"curves": {"restarts": [[1, 0.6], [2, 0.5], [3, 0.4]]}}),
+        (  # each start takes little, the sum does not end
+            "more restarts would not help",
+            {"curves": {"restarts": [[1, 0.394], [2, 0.368], [3, 0.344], [4, 0.322], [5, 0.311]]}},
+        ),
+        ("the model is better than chance", {"chance": 0.95}),
         ("larger balls break everything", {"curves": {"epsilon": [[0.1, 0.9], [0.5, 0.3], [1.0, 0.2]]}}),
         ("larger balls break everything", {"curves": {"epsilon": [[0.1, 0.5], [0.5, 0.6], [1.0, 0.0]]}}),
         ("the loss rises along the attack", {"curves": {"loss": [[0, 0.5], [40, 0.4]]}}),

@@ -35,7 +35,7 @@ from sat_ray.model_source import kind_of, load_source
 from sat_ray.models import Normalized, build_model
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
-from sat_ray.tracking import Point, Used
+from sat_ray.tracking import Holder, Point, Used
 from sat_ray.tracking_uri import check_tracking
 from sat_ray.units import SEARCH
 
@@ -333,6 +333,19 @@ def test_a_logged_model_is_fetched_and_a_pickled_one_needs_permission(tracker: M
     loaded = load_source("pickle", str(pickled))[0]
     require_inference_mode(loaded)
     torch.testing.assert_close(loaded(x), linear(x))
+
+
+def test_a_version_registered_without_an_alias_leaves_the_champion_where_it_is(tracker: MlflowTracker, client: MlflowClient) -> None:
+    run_id = tracker.run("holder", name="holder", tags={}, params={})
+    uris = [tracker.model(run_id, small(name), name=f"m-{name}", input_shape=SHAPE) for name in ("elu", "celu")]
+    assert tracker.holder("held", alias="champion") is None, "there is no such model"
+    assert tracker.register(uris[0], name="held", alias=None, tags={}, run_id=run_id) == "1"
+    assert tracker.holder("held", alias="champion") is None, "there is no such alias"
+    assert tracker.register(uris[0], name="held", alias="champion", tags={"number": "0.5"}, run_id=run_id) == "1"
+    assert tracker.register(uris[1], name="held", alias=None, tags={"number": "0.4"}, run_id=run_id) == "2"
+    held = tracker.holder("held", alias="champion")
+    assert held == Holder(version="1", source=uris[0], tags={"number": "0.5"})
+    assert client.get_model_version("held", "2").tags == {"number": "0.4"}
 
 
 def test_registering_twice_yields_one_version(tracker: MlflowTracker, client: MlflowClient, uri: str) -> None:

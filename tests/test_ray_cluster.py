@@ -104,7 +104,7 @@ def test_the_metrics_pages_show_a_sweep_under_the_names_that_the_dashboard_queri
         'ray_sat_ray_val_robust_accuracy{activation="silu"}': 0.5,
         'ray_sat_ray_val_robust_accuracy{activation="gelu"}': 0.4,
         "ray_sat_ray_accelerator_seconds_total{}": 40.0,  # two trials and two trainings; what was there at the start is not counted again
-        "ray_sat_ray_evaluation_shards_left{}": 11.0,  # of 6 models with 2 shards each
+        "ray_sat_ray_evaluation_shards_left{}": 23.0,  # of 6 models with 2 shards each, for PGD and for the strong attacks
         "ray_sat_ray_trials_running{}": 2.0,
         "ray_sat_ray_train_images_per_second{}": 246.0,
     }

@@ -46,8 +46,7 @@ def test_a_sweep_costs_the_seconds_of_its_accelerators_times_their_price(records
     assert passes == {"search": 2 * 100 * per_image, "train": 3 * 100 * per_image, **counted, "card": None}
     assert [one["money"] for one in cost["trials"]] == [pytest.approx(0.15)]
     assert cost_sentence(cost) == (
-        "Accelerator-seconds of committed work: 88, 0.88 EUR "
-        "(search 15, train 60, validate 1, evaluate 4, strong 3, card 5)."
+        "Accelerator-seconds of committed work: 88, 0.88 EUR (search 15, train 60, validate 1, evaluate 4, strong 3, card 5)."
     )
     assert "| train | 60 |" in cost_markdown(cost) and "EUR" in cost_markdown(cost)
 

@@ -22,13 +22,14 @@ from pipelines.tracking import Projection
 from sat_ray.checkpoint import load_model
 from sat_ray.cli import parse
 from sat_ray.data.shards import read_split
-from sat_ray.evaluation import OUTCOME_SCHEMA
+from sat_ray.evaluation import OUTCOME_SCHEMA, robust_image_ids
 from sat_ray.mlflow_tracker import MlflowTracker
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.units import CARD
 
 RECIPE = "digits_smoke"
+REGISTERED = "digits-small_resnet-linf-32-255"
 SWEEP = (RECIPE, "--name", RECIPE, "--final.seeds", "0")  # one seed is enough to see every stage
 CREDENTIALS = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
@@ -46,6 +47,8 @@ ROW_KEYS = {
     "clean_accuracy",
     "robust_accuracy",
     "robust_accuracy_interval",
+    "strong_robust_accuracy",
+    "strong_robust_accuracy_interval",
     "n",
     "checkpoint",
     "outcomes",
@@ -86,9 +89,16 @@ def test_a_sweep_leaves_every_file_of_the_contract(sweep: Path) -> None:
     assert figures >= {"clean_against_robust.png", "table1.png", "training_curves.png", "adversarial_examples.png", "alpha_response.png"}
     assert "robustness_card.png" in figures
     board = leaderboard(sweep)
-    assert set(board) >= {"sweep", "dataset", "threat_model", "attack", "rows"}
+    assert set(board) >= {"sweep", "dataset", "threat_model", "attack", "strong_attack", "rows"}
     assert set(board["threat_model"]) == {"norm", "epsilon"}
     assert set(board["attack"]) == {"name", "steps", "step_size", "restarts"}
+    assert board["strong_attack"] == {
+        "name": "apgd-ce-20 + apgd-t-dlr-20",
+        "after": "pgd-40",
+        "steps": 20,
+        "targets": 3,
+        "gradient": "float32",
+    }
     assert len(board["rows"]) == 3
     assert all(set(row) >= ROW_KEYS for row in board["rows"])
 
@@ -108,6 +118,21 @@ def test_a_row_is_what_its_outcomes_say(sweep: Path) -> None:
         assert bool(smooth) == ("relu_smooth_backward" in (row["activation"], row["attacker_activation"]))
 
 
+def test_the_strong_number_is_what_its_outcomes_leave_of_pgd(sweep: Path, client: MlflowClient) -> None:
+    for row in leaderboard(sweep)["rows"]:
+        survivors = robust_image_ids(pq.read_table(row["outcomes"]))
+        strong = pq.read_table(row["strong_outcomes"])
+        assert set(strong["image_id"].to_pylist()) == survivors
+        assert row["strong_robust_accuracy"] == pytest.approx(len(robust_image_ids(strong)) / 899)
+        assert row["strong_robust_accuracy"] <= row["robust_accuracy"]
+        metrics = client.get_run(row["mlflow_run_id"]).data.metrics
+        assert metrics["eval/strong_robust_accuracy"] == pytest.approx(row["strong_robust_accuracy"])
+        low, high = (metrics[f"eval/strong_robust_accuracy_{end}"] for end in ("low", "high"))
+        assert [low, high] == pytest.approx(row["strong_robust_accuracy_interval"])
+        gap = row["robust_accuracy"] - row["strong_robust_accuracy"]
+        assert metrics["eval/verdict_gap"] == pytest.approx(gap)
+
+
 def test_a_checkpoint_of_the_leaderboard_scores_what_the_leaderboard_says(storage: Path, sweep: Path) -> None:
     test = read_split(Storage(str(next((storage / "data").iterdir()))), "test")
     for row in leaderboard(sweep)["rows"][:2]:
@@ -122,7 +147,7 @@ def test_the_champion_is_chosen_by_validation(sweep: Path) -> None:
     board = leaderboard(sweep)
     means: dict[str, list[float]] = {}
     for row in board["rows"]:
-        means.setdefault(row["configuration"], []).append(row["val_robust_accuracy"])
+        means.setdefault(row["configuration"], []).append(row["val_strong_robust_accuracy"])
     best = max(float(np.mean(values)) for values in means.values())
     assert float(np.mean(means[board["champion"]["configuration"]])) == pytest.approx(best)
 
@@ -154,12 +179,13 @@ def test_mlflow_holds_a_finished_tree_of_sweep_configurations_seeds_and_trials(c
 
 
 def test_the_champion_in_the_registry_computes_what_its_checkpoint_computes(client: MlflowClient, sweep: Path) -> None:
-    version = client.get_model_version_by_alias(RECIPE, "champion")
+    version = client.get_model_version_by_alias(REGISTERED, "champion")
     assert version.tags["sat_ray.robustness_card"] == "PASS"
-    card = next(iter(records(sweep, "card").values()))["payload"]
-    assert version.tags["sat_ray.robust_accuracy_of_cascade"].startswith(f"{card['card']['ladder']['cascade']:.4f}")
-    logged = mlflow.pytorch.load_model(f"models:/{RECIPE}@champion")
-    model = load_model(leaderboard(sweep)["champion"]["row"]["checkpoint"])
+    champion = leaderboard(sweep)["champion"]["row"]
+    assert version.tags["sat_ray.robust_accuracy"] == f"{champion['strong_robust_accuracy']:.4f}"
+    assert version.tags["sat_ray.robust_accuracy_attack"] == "pgd-40 + apgd-ce-20 + apgd-t-dlr-20"
+    logged = mlflow.pytorch.load_model(f"models:/{REGISTERED}@champion")
+    model = load_model(champion["checkpoint"])
     x = torch.rand(5, 1, 8, 8)
     with torch.no_grad():
         assert torch.allclose(logged(x), model(x), atol=1e-6)
@@ -193,14 +219,47 @@ def test_a_flagged_model_is_withheld_unless_somebody_says_why(storage: Path, swe
     assert client.search_registered_models() == []
     said = projection.register(board, cards, override="the images are synthetic")
     assert "FLAG, accepted because: the images are synthetic" in said
-    tags = client.get_model_version_by_alias(RECIPE, "champion").tags
+    tags = client.get_model_version_by_alias(REGISTERED, "champion").tags
     assert tags["sat_ray.robustness_card"] == "FLAG"
     assert tags["sat_ray.flag_accepted_because"] == "the images are synthetic"
     assert "3 images" in tags["sat_ray.flagged_because"]
 
 
+def test_a_champion_keeps_its_alias_unless_it_is_beaten_on_the_same_data(storage: Path, sweep: Path, tmp_path: Path) -> None:
+    """The finished sweep, into an MLflow of its own where another version is champion."""
+    command = parse([*SWEEP, "--storage", str(storage)], RECIPES, default=RECIPE, about="")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = MlflowTracker(uri, experiment=RECIPE, artifact_root=str(tmp_path / "artifacts"))
+    projection = Projection(sweep_of(command), tracker)
+    cards, board = Records(Storage(str(sweep))).all(CARD), leaderboard(sweep)
+    other = next(row for row in board["rows"] if row["checkpoint"] != board["champion"]["row"]["checkpoint"])
+    run = tracker.run("other", name="other", tags={}, params={})
+    model = tracker.model(run, load_model(other["checkpoint"]), name="model", input_shape=(1, 8, 8))
+
+    def champion_with(**tags: str) -> str:
+        tracker.register(model, name=REGISTERED, alias="champion", tags=present | tags, run_id=run)
+        said: str = projection.register(board, cards, override="")
+        return said
+
+    assert "load it as models:/" in projection.register(board, cards, override="")
+    client = MlflowClient(uri, uri)
+    present = client.get_model_version_by_alias(REGISTERED, "champion").tags
+    ours = float(present["sat_ray.val_robust_accuracy"])
+    assert ours == pytest.approx(board["champion"]["val_strong_robust_accuracy"], abs=1e-6)
+    for tags, reason in (
+        ({"sat_ray.val_robust_accuracy": f"{ours:.6f}"}, "robust accuracy on validation"),
+        ({"sat_ray.val_robust_accuracy": "0.01", "sat_ray.dataset": "other"}, "another data,"),
+        ({"sat_ray.val_robust_accuracy": "0.01", "sat_ray.val_attack": "pgd-10"}, "another validation attack"),
+    ):
+        said = champion_with(**tags)
+        assert said.startswith("registered without the alias champion") and reason in said
+        assert client.get_model_version_by_alias(REGISTERED, "champion").source == model
+    champion_with(**{"sat_ray.val_robust_accuracy": "0.01"})
+    assert client.get_model_version_by_alias(REGISTERED, "champion").source != model
+
+
 def test_a_finished_sweep_started_again_computes_nothing_and_changes_no_number(storage: Path, sweep: Path) -> None:
-    before = {stage: records(sweep, stage) for stage in ("search", "train", "card", "evaluate")}
+    before = {stage: records(sweep, stage) for stage in ("search", "train", "validate", "card", "evaluate", "strong")}
     rows = numbers(leaderboard(sweep))
     done = pipeline("sweep", *SWEEP, "--storage", str(storage))
     assert done.returncode == 0, done.stdout + done.stderr
