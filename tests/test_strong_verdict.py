@@ -45,7 +45,6 @@ CONFIG = SweepConfig(
     evaluation=EvaluationSettings(steps=8, step_size=10 / 255, lanes=32, shard_size=450, strong_steps=10, strong_targets=3),
 )
 SHARP_BALL = ThreatModel("linf", 64 / 255)
-PGD_100 = AttackSpec(threat_model=SHARP_BALL, steps=100, step_size=4 / 255)
 
 
 @pytest.fixture(scope="module")
@@ -262,35 +261,59 @@ def sharp_model(digits: Split) -> Normalized:
     return train_small(digits, SHARP_BALL, activation="sharp_parts:sharp", epochs=8)
 
 
-def test_autoattack_finds_no_more_than_the_strong_verdict_and_pgd_far_less(sharp_model: Normalized, digits: Split) -> None:
-    """At most half a point above the package index's APGD-CE and targeted APGD-DLR; PGD-100 is more than ten points above."""
+def autoattack(model: Normalized, split: Split, ball: ThreatModel) -> int:
+    """Count what the package index's APGD-CE and targeted APGD-DLR leave, as AutoAttack runs them."""
     torchattacks = pytest.importorskip("torchattacks")
-    split = digits.take(slice(1000, 1200))
     x, y = to_pixels(split.images), split.labels
-    given = (split.images, split.labels, split.image_ids)
-    pgd = robust_image_ids(evaluate(sharp_model, *given, attacks=[PGD_100], lanes=64))
-    alive = split.take(torch.isin(split.image_ids, torch.tensor(sorted(pgd))))
-    attacks = strong_attacks(SHARP_BALL, num_classes=10)
-    table = evaluate(sharp_model, alive.images, alive.labels, alive.image_ids, attacks=attacks, lanes=64, cascade=True)
-    ours = robust_image_ids(table)
-    assert ours <= pgd
-    norm = {"norm": "Linf", "eps": SHARP_BALL.epsilon, "steps": 100, "n_restarts": 1}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for attack in (
-            torchattacks.APGD(sharp_model, loss="ce", **norm),
-            torchattacks.APGDT(sharp_model, n_classes=10, **norm),
-        ):
+    budget = {"norm": "Linf", "eps": ball.epsilon, "steps": 100, "n_restarts": 1}
+    for attack in (
+        torchattacks.APGD(model, loss="ce", **budget),
+        torchattacks.APGDT(model, n_classes=10, **budget),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             x_adv = attack(x, y)
-            with torch.no_grad():
-                right = sharp_model(x_adv).argmax(dim=1) == y
-            x, y = x[right], y[right]
-    assert len(ours) <= len(y) + 0.005 * len(split)
-    assert len(pgd) >= len(y) + 0.1 * len(split)
+        with torch.no_grad():
+            right = model(x_adv).argmax(dim=1) == y
+        x, y = x[right], y[right]
+    return len(y)
+
+
+def both_verdicts(model: Normalized, split: Split, ball: ThreatModel) -> tuple[set[int], set[int]]:
+    """Return what survives PGD-100, and what of it survives the strong attacks."""
+    pgd = AttackSpec(threat_model=ball, steps=100, step_size=4 / 255)
+    given = (split.images, split.labels, split.image_ids)
+    usual = robust_image_ids(evaluate(model, *given, attacks=[pgd], lanes=64))
+    alive = split.take(torch.isin(split.image_ids, torch.tensor(sorted(usual))))
+    attacks = strong_attacks(ball, num_classes=10)
+    given = (alive.images, alive.labels, alive.image_ids)
+    strong = robust_image_ids(evaluate(model, *given, attacks=attacks, lanes=64, cascade=True))
+    assert strong <= usual
+    return usual, strong
+
+
+def test_autoattack_finds_what_the_strong_verdict_finds_and_pgd_far_less(sharp_model: Normalized, digits: Split) -> None:
+    """In this ball a start decides about some images: other seeds of either leave 52 to 58 of the 200, hence 2 points."""
+    split = digits.take(slice(1000, 1200))
+    usual, strong = both_verdicts(sharp_model, split, SHARP_BALL)
+    left = autoattack(sharp_model, split, SHARP_BALL)
+    assert len(strong) <= left + 0.02 * len(split)
+    assert len(usual) >= left + 0.1 * len(split), "PGD believes what is not there"
+
+
+@pytest.mark.parametrize("activation", ["relu", "sharp_parts:sharp"])
+def test_in_a_smaller_ball_autoattack_confirms_every_row(activation: str, digits: Split) -> None:
+    """At most half a point above AutoAttack: of 100 images, none."""
+    ball = ThreatModel("linf", 32 / 255)
+    split = digits.take(slice(1000, 1100))
+    model = train_small(digits, ball, activation=activation, epochs=5)
+    _, strong = both_verdicts(model, split, ball)
+    assert len(strong) <= autoattack(model, split, ball) + 0.005 * len(split)
 
 
 def test_the_card_flags_what_pgd_cannot_see(sharp_model: Normalized, digits: Split) -> None:
     settings = CardSettings(images=80, restarts=2, cascade_steps=50, cascade_queries=20)
-    card = robustness_card(sharp_model, digits.take(slice(1000, 1080)), attack=PGD_100, settings=settings, lanes=64)
+    claimed = AttackSpec(threat_model=SHARP_BALL, steps=100, step_size=4 / 255)
+    card = robustness_card(sharp_model, digits.take(slice(1000, 1080)), attack=claimed, settings=settings, lanes=64)
     assert card["verdict"] == FLAG
     assert any(reason.startswith("the claim holds against the cascade") for reason in card["reasons"])
