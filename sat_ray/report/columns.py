@@ -83,7 +83,7 @@ def group_columns(board: Item) -> list[Column]:
         Column(title="clean", cell=lambda group: spread_cell(group["clean_accuracy"])),
         Column(title="validation", wide=True, cell=lambda group: spread_cell(group[chosen_by])),
         Column(title="against relu", cell=against_relu_cell),
-        Column(title="seeds", cell=lambda group: Cell(text=str(len(group["seeds"])), value=len(group["seeds"]))),
+        Column(title="seeds", wide=True, cell=lambda group: Cell(text=str(len(group["seeds"])), value=len(group["seeds"]))),
         *cost_columns(board),
     ]
 
@@ -241,7 +241,7 @@ def spread_cell(value: Mapping[str, float | None] | None) -> Cell:
 def against_relu_cell(found: Item) -> Cell:
     """Return what a difference to relu amounts to. found: a group, or its `pgd`."""
     verdict, difference = str(found["verdict"]), found["difference_to_relu"]
-    notes = ("not after Holm's correction",) if verdict.endswith("points") and not found["holm_significant"] else ()
+    notes = ("not after Holm",) if verdict.endswith("points") and not found["holm_significant"] else ()
     value = None if difference is None else difference["over_seeds_and_images"]["mean"]
     return Cell(text=verdict, value=value, notes=notes)
 
