@@ -184,7 +184,7 @@ def _figures(
         "table1": figures.table1(board),
         "training_curves": curves.training_curves(evaluated),
         "adversarial_examples": _examples(config, data, board),
-        "accuracy_against_steps": accuracy_against_steps(evaluated, steps=steps, subtitle=setting_text(board)),
+        "accuracy_against_steps": accuracy_against_steps(evaluated, steps=steps, subtitle=setting_text(board, with_strong=False)),
         "robustness_card": card_figure(card, name=board["champion"]["configuration"]),
     }
     trials = [trial_of(record) for record in records.all(SEARCH)]
