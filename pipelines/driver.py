@@ -118,6 +118,7 @@ class Driver:
 
     def register(self, board_ref: Any) -> None:
         """Wait for the report, register the winner if its robustness card allows it, and show the leaderboard."""
+        from sat_ray.report.headline import headline_line
         from sat_ray.report.leaderboard import to_terminal
 
         board = self.wait(board_ref)
@@ -125,6 +126,7 @@ class Driver:
         outcome = self.mlflow.write(lambda projection: projection.register(board, cards, override=override))
         self.mlflow.write(lambda projection: projection.close(board))
         self.reporter.console.print(to_terminal(board))
+        self.reporter.say(headline_line(board))
         for sentence in filter(None, (board["calibration"], cost_sentence(board["cost"]))):
             self.reporter.say(sentence)
         self.reporter.say(outcome)

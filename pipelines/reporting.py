@@ -2,9 +2,10 @@
 
 import importlib.metadata
 import io
+import itertools
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def write_report(
     """Write every file of the report and return the leaderboard. run_ids: MLflow run of each training record, by key."""
     from sat_ray.report.html import render
     from sat_ray.report.leaderboard import leaderboard, to_markdown
+    from sat_ray.report.origin import origin
 
     strong = strong_on_validation(config, data, models, records) or {}
     evaluated = [evaluated_model(config, records, record, outcomes, run_ids, strong) for record in models]
@@ -110,6 +112,7 @@ def write_report(
         events=[event for model in evaluated for event in _events(model)],
         digests={model.checkpoint: model.sha256 for model in evaluated},
         pages=pages,
+        environment=origin(_computed(records, models)),
     )
     records.storage.write("report.html", page.encode())
     records.storage.write_json("leaderboard.json", board)  # last: whoever finds it finds the rest
@@ -160,6 +163,12 @@ def _estimated(config: SweepConfig, data: Dataset) -> dict[str, float]:
         "card": ("cards", "queries of cards"),
     }
     return {stage: 3600 * sum(hours[name] for name in names) for stage, names in parts.items()} if hours else {}
+
+
+def _computed(records: Records, models: Sequence[Record]) -> Iterator[tuple[dict[str, Any], float]]:
+    """Yield the numerical environment and the time of every training and evaluation."""
+    for record in itertools.chain(models, records.each(EVALUATE)):
+        yield record.inputs.get("environment", {}), record.created
 
 
 def _hashes(config: SweepConfig, data: Dataset, models: Sequence[Record]) -> dict[str, str]:
@@ -216,6 +225,7 @@ def _figures(
 ) -> dict[str, bytes]:
     from sat_ray.report import curves, figures
     from sat_ray.report.card import card_figure
+    from sat_ray.report.curvature_figures import curvature_figures
     from sat_ray.report.steps import accuracy_against_steps
     from sat_ray.report.text import setting_text
 
@@ -225,10 +235,12 @@ def _figures(
         "table1": figures.table1(board),
         "training_curves": curves.training_curves(evaluated),
         "adversarial_examples": _examples(config, data, board),
-        "accuracy_against_steps": accuracy_against_steps(evaluated, steps=steps, subtitle=setting_text(board)),
+        "accuracy_against_steps": accuracy_against_steps(evaluated, steps=steps, subtitle=setting_text(board, with_strong=False)),
         "robustness_card": card_figure(card, name=board["champion"]["configuration"]),
     }
-    if trials := [trial_of(record) for record in records.all(SEARCH)]:
+    trials = [trial_of(record) for record in records.all(SEARCH)]
+    drawn |= curvature_figures(board, trials)
+    if curves.several_alphas(trials):
         drawn["alpha_response"] = curves.alpha_response(trials)
     pngs = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sat_ray.card.evidence import EPSILON_STEPS
 from sat_ray.report.drawing import FAINT, INK, head, label, new_figure, plain
 from sat_ray.threat import as_255ths
 
@@ -30,11 +31,25 @@ def card_figure(card: Mapping[str, Any], *, name: str) -> Figure:
     if curves:
         epsilon = [[round(255 * x, 6), y] for x, y in curves["epsilon"]]
         claimed = 255 * card["threat_model"]["epsilon"]
-        _curve(panels[1], epsilon, x=f"ε ({card['threat_model']['norm']}, 1/255)", title="Against ε: must fall to 0", mark=claimed)
-        _curve(panels[2], curves["steps"], x="steps", title="Against steps: must level off", scale="symlog")
-        _curve(panels[3], curves["restarts"], x="restarts", title="Against restarts: must level off")
+        _curve(
+            panels[1],
+            epsilon,
+            x=f"ε ({card['threat_model']['norm']}, 1/255)",
+            title=f"Against ε (PGD-{EPSILON_STEPS}): must fall to 0",
+            mark=claimed,
+        )
+        _curve(panels[2], curves["steps"], x="steps of the claimed attack", title="Against steps: must level off", scale="symlog")
+        _curve(panels[3], curves["restarts"], x="restarts of the claimed attack", title="Against restarts: must level off")
         panels[3].xaxis.set_major_locator(MaxNLocator(integer=True))
-        _curve(panels[4], curves["loss"], x="steps", title="Loss: must rise", y="cross-entropy (nats)", factor=1.0, scale="symlog")
+        _curve(
+            panels[4],
+            curves["loss"],
+            x="steps of the claimed attack",
+            title="Loss: must rise",
+            y="cross-entropy (nats)",
+            factor=1.0,
+            scale="symlog",
+        )
         panels[5].axis("off")
     return figure
 

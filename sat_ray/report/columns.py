@@ -20,7 +20,7 @@ from sat_ray.report.text import (
 )
 
 Item = Mapping[str, Any]
-NAME, WORDS, NUMBER, STRIP = "name", "words", "number", "strip"
+NAME, WORDS, LINES, NUMBER, STRIP = "name", "words", "lines", "number", "strip"
 
 # (attacker's backward, optimizer's backward, activation, attacker_activation): the five rows of the paper's Table 1.
 TABLE1_ROWS = (
@@ -34,9 +34,13 @@ TABLE1_ROWS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Hold what one cell says. value: what it is sorted by, None last; notes: smaller remarks; link: address behind the text."""
+    """Hold what one cell says. value: what it is sorted by, None last; lines: further lines like the first; notes: smaller remarks;
+
+    link: address behind the text.
+    """
 
     text: str
+    lines: tuple[str, ...] = ()
     value: float | None = None
     notes: tuple[str, ...] = ()
     link: str = ""
@@ -44,12 +48,15 @@ class Cell:
     @property
     def line(self) -> str:
         """Return everything on one line, as Markdown and terminals need it."""
-        return " ".join([self.text, *(f"({note})" for note in self.notes)])
+        return " ".join([" · ".join([self.text, *self.lines]), *(f"({note})" for note in self.notes)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """Hold one column. kind: NAME, WORDS, NUMBER or STRIP (a picture, on the page alone); wide: left out where there is little room."""
+    """Hold one column.
+
+    kind: NAME, WORDS, LINES (not broken), NUMBER or STRIP (a picture, on the page alone); wide: left out where there is little room.
+    """
 
     title: str
     cell: Callable[[Item], Cell]
@@ -83,9 +90,16 @@ def group_columns(board: Item) -> list[Column]:
         Column(title="clean", cell=lambda group: spread_cell(group["clean_accuracy"])),
         Column(title="validation", wide=True, cell=lambda group: spread_cell(group[chosen_by])),
         Column(title="against relu", cell=against_relu_cell),
-        Column(title="seeds", cell=lambda group: Cell(text=str(len(group["seeds"])), value=len(group["seeds"]))),
+        *_seed_column(board),
         *cost_columns(board),
     ]
+
+
+def _seed_column(board: Item) -> list[Column]:
+    """Return the column of how many seeds there are, where configurations differ in it; else a line above the table says it."""
+    counts = {len(group["seeds"]) for group in board["groups"]}
+    seeds = Column(title="seeds", cell=lambda group: Cell(text=str(len(group["seeds"])), value=len(group["seeds"])))
+    return [seeds] if len(counts) > 1 else []
 
 
 def _beside_strong(board: Item) -> list[Column]:
@@ -97,22 +111,25 @@ def _beside_strong(board: Item) -> list[Column]:
 
 
 def row_columns(board: Item, *, pages: str = "") -> list[Column]:
-    """Return the columns of the table with a line for every trained model. pages: address of the tracker's pages, "" for no links."""
+    """Return the columns of the table with a line for every trained model.
+
+    pages: address of the tracker's pages, to which the seeds link; "": no links, and the run has a column.
+    """
     chosen_by = board["champion"]["selected_by"]
     by_strong = board["measure"] == STRONG
     strong = Column(title="strong robust", best_first=True, cell=lambda row: _accuracy_cell(row, STRONG))
     pgd_title = pgd_name(board) if by_strong else "robust"
     return [
         Column(title="configuration", kind=NAME, cell=lambda row: Cell(text=row["configuration"])),
-        Column(title="seed", cell=lambda row: Cell(text=str(row["seed"]), value=row["seed"])),
+        Column(title="seed", cell=lambda row: Cell(text=str(row["seed"]), value=row["seed"], link=_run_page(row, pages))),
         *([strong] if by_strong else []),
         Column(title=pgd_title, best_first=not by_strong, cell=lambda row: _accuracy_cell(row, "robust_accuracy")),
         *([Column(title="gap, share of survivors", cell=_row_gap_cell)] if by_strong else []),
-        Column(title="after each attack", kind=WORDS, wide=True, cell=_attacks_cell),
+        Column(title="after each attack", kind=LINES, wide=True, cell=_attacks_cell),
         Column(title="clean", cell=lambda row: _points_cell(row["clean_accuracy"])),
         Column(title="validation", cell=lambda row: _points_cell(row[chosen_by])),
         *cost_columns(board),
-        Column(title="MLflow run", kind=WORDS, cell=lambda row: _run_cell(row, pages)),
+        *([] if pages else [Column(title="MLflow run", kind=WORDS, cell=lambda row: Cell(text=(row["mlflow_run_id"] or ABSENT)))]),
     ]
 
 
@@ -241,9 +258,9 @@ def spread_cell(value: Mapping[str, float | None] | None) -> Cell:
 def against_relu_cell(found: Item) -> Cell:
     """Return what a difference to relu amounts to. found: a group, or its `pgd`."""
     verdict, difference = str(found["verdict"]), found["difference_to_relu"]
-    notes = ("not after Holm's correction",) if verdict.endswith("points") and not found["holm_significant"] else ()
+    notes = ("not after Holm",) if verdict.endswith("points") and not found["holm_significant"] else ()
     value = None if difference is None else difference["over_seeds_and_images"]["mean"]
-    return Cell(text=verdict, value=value, notes=notes)
+    return Cell(text=verdict.removesuffix(" points"), value=value, notes=notes)
 
 
 def gap_cell(group: Item) -> Cell:
@@ -297,15 +314,13 @@ def _row_gap_cell(row: Item) -> Cell:
 def _attacks_cell(row: Item) -> Cell:
     """Return the robust accuracy under each attack; those that count their last point only say so."""
     found = {**row["attacks"], **row["strong_attacks"]}
+    first, *others = [f"{name} {points(value)}" for name, value in found.items()]
     last = [f"{name} {points(value)}, last point only" for name, value in row["final_iterate_attacks"].items()]
-    return Cell(text=" · ".join(f"{name} {points(value)}" for name, value in found.items()), notes=tuple(last))
+    return Cell(text=first, lines=tuple(others), notes=tuple(last))
 
 
-def _run_cell(row: Item, pages: str) -> Cell:
-    run = row["mlflow_run_id"]
-    if not run:
-        return Cell(text=ABSENT)
-    return Cell(text=run[:8], link=f"{pages}/#/runs/{run}") if pages else Cell(text=run[:8])
+def _run_page(row: Item, pages: str) -> str:
+    return f"{pages}/#/runs/{row['mlflow_run_id']}" if pages and row["mlflow_run_id"] else ""
 
 
 def _effect_cell(group: Item) -> Cell:

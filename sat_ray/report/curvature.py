@@ -33,7 +33,10 @@ def _known_curvature(name: str, alpha: float | None) -> float:
 def curvature_of(name: str, alpha: float | None) -> float:
     """Return max |f''|: infinite for a kink, NaN where it is not known (learned, or the user's own)."""
     registered: Callable[..., float] = getattr(activations, "curvature", _known_curvature)
-    return float(registered(name, alpha))
+    try:
+        return float(registered(name, alpha))
+    except ValueError:  # an activation of the user's own whose code is not here any more
+        return math.nan
 
 
 def curvature_json(value: float) -> dict[str, Any]:

@@ -26,33 +26,55 @@ _CURVES = (
 
 
 def alpha_response(trials: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw robust accuracy on validation against α, a panel per activation that has one; lines join trials of equal length only.
+    """Draw robust accuracy on validation against α, a panel per activation tried at several; lines join trials of equal length only.
 
     trials: {"activation", "alpha", "attacker_activation", "val_robust_accuracy", "epochs"}, one per trial or per rung of a trial.
     """
-    names = sorted({trial["activation"] for trial in trials if trial["alpha"] is not None})
+    names = several_alphas(trials)
     if not names:
-        return say_nothing(new_figure(6.4, 2.4), "No trial of this sweep has an α.")
+        return say_nothing(new_figure(6.4, 2.4), "No activation of this sweep was tried at several α.")
     longest = max(trial["epochs"] for trial in trials)
+    drawn = [trial for trial in trials if trial["activation"] in names]
+    height = _relu_height(trials, longest=longest)
     columns = 2 if len(names) == 4 else min(3, len(names))
     figure = new_figure(max(3.1 * columns + 0.4, 6.8), 2.75 * math.ceil(len(names) / columns) + 1.1)
     head(
         figure,
         "Response to α",
         subtitle="robust accuracy on the validation split, one mark per search trial",
-        note=f"Full marks: {longest:g} epochs; faint: trials stopped earlier, epochs beside them. Dashed: relu at {longest:g} epochs.\n"
-        "Hollow: the attacker saw another activation.",
+        note=_alpha_note(drawn, longest=longest, with_relu=height is not None),
     )
     panels = figure.subplots(math.ceil(len(names) / columns), columns, sharey=True, squeeze=False).ravel()
     for axes, name in zip(panels, names, strict=False):
-        _alpha_panel(axes, [trial for trial in trials if trial["activation"] == name and trial["alpha"] is not None], longest=longest)
-        _reference_line(axes, trials, longest=longest)
+        _alpha_panel(axes, [trial for trial in drawn if trial["activation"] == name and trial["alpha"] is not None], longest=longest)
+        if height is not None:
+            _reference_line(axes, height)
         label(axes, x="α (log scale)" if axes.get_xscale() == "log" else "α", title=name)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:
         axes.set_ylabel("robust accuracy (%)", fontsize=9.5, color=INK)
     return figure
+
+
+def several_alphas(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the activations that were tried at two α or more: one α has no response to draw."""
+    found: dict[str, set[float]] = {}
+    for trial in trials:
+        if trial["alpha"] is not None:
+            found.setdefault(trial["activation"], set()).add(trial["alpha"])
+    return sorted(name for name, alphas in found.items() if len(alphas) > 1)
+
+
+def _alpha_note(trials: Sequence[Mapping[str, Any]], *, longest: float, with_relu: bool) -> str:
+    """Explain the marks and lines that are in the figure, and no others."""
+    first = [f"Full marks: {longest:g} epochs."]
+    if any(trial["epochs"] != longest for trial in trials):
+        first = [f"Full marks: {longest:g} epochs; faint: trials stopped earlier, epochs beside them."]
+    if with_relu:
+        first.append(f"Dashed: relu at {longest:g} epochs.")
+    hollow = any(trial["attacker_activation"] != trial["activation"] for trial in trials)
+    return " ".join(first) + ("\nHollow: the attacker saw another activation." if hollow else "")
 
 
 def _alpha_panel(axes: Axes, trials: Sequence[Mapping[str, Any]], *, longest: float) -> None:
@@ -79,19 +101,22 @@ def _alpha_panel(axes: Axes, trials: Sequence[Mapping[str, Any]], *, longest: fl
     axes.margins(0.12)
 
 
-def _reference_line(axes: Axes, trials: Sequence[Mapping[str, Any]], *, longest: float) -> None:
-    """Draw relu's own trials of full length as a dashed line."""
+def _relu_height(trials: Sequence[Mapping[str, Any]], *, longest: float) -> float | None:
+    """Return the mean accuracy in % of relu's own trials of full length; None where there is none."""
     values = [
         trial["val_robust_accuracy"]
         for trial in trials
         if trial["activation"] == trial["attacker_activation"] == "relu" and trial["epochs"] == longest
     ]
-    if values:
-        height = 100 * float(np.mean(values))
-        axes.axhline(height, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
-        axes.annotate(
-            "relu", (1, height), xycoords=axes.get_yaxis_transform(), xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=8
-        )
+    return 100 * float(np.mean(values)) if values else None
+
+
+def _reference_line(axes: Axes, height: float) -> None:
+    """Draw relu's accuracy as a dashed line."""
+    axes.axhline(height, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+    axes.annotate(
+        "relu", (1, height), xycoords=axes.get_yaxis_transform(), xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=8
+    )
 
 
 def training_curves(models: Sequence[EvaluatedModel]) -> Figure:

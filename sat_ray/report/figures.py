@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from sat_ray.report.columns import table1_rows
 from sat_ray.report.curves import alpha_response, training_curves
 from sat_ray.report.drawing import (
     FAINT,
@@ -30,8 +31,8 @@ from sat_ray.report.drawing import (
     two_lines,
 )
 from sat_ray.report.examples import adversarial_examples
-from sat_ray.report.tables import table1_rows
-from sat_ray.report.text import seeds_text, setting_text
+from sat_ray.report.groups import STRONG
+from sat_ray.report.text import pgd_name, seeds_text, setting_text
 
 __all__ = ["adversarial_examples", "alpha_response", "clean_against_robust", "png", "save", "table1", "training_curves"]
 
@@ -64,15 +65,18 @@ def clean_against_robust(board: Mapping[str, Any]) -> Figure:
     axes, handles, places = plain(figure.add_subplot()), [], []
     for rank, group in enumerate(board["groups"], start=1):
         style = mark(group["activation"], attacker_activation=group["attacker_activation"], size=9)
-        (x, x_error), (y, y_error) = percent(group["clean_accuracy"]), percent(group["robust_accuracy"])
+        strong = group[board["measure"]] is not None
+        (x, x_error), (y, y_error) = percent(group["clean_accuracy"]), percent(group[board["measure"] if strong else "robust_accuracy"])
         error_bars(axes, x, y, colour=style["color"], x_error=x_error, y_error=y_error)
         axes.plot(x, y, linestyle="none", **style)
         places.append((x, y))
         name = two_lines(group["configuration"])
-        handles.append(Line2D([], [], linestyle="none", label=f"{rank}   {y:.1f}   {name}", **style))
-    label(axes, x="clean accuracy (%)", y="robust accuracy (%)")
+        beside = "" if strong else f" ({pgd_name(board)})"
+        handles.append(Line2D([], [], linestyle="none", label=f"{rank}   {y:.1f}   {name}{beside}", **style))
+    axis = f"{'strong ' if board['measure'] == STRONG else ''}robust accuracy (%)"
+    label(axes, x="clean accuracy (%)", y=axis)
     axes.margins(0.08)
-    legend_beside(axes, handles, title="rank, robust accuracy (%)")
+    legend_beside(axes, handles, title=f"rank, {axis}")
     _number_marks(axes, np.array(places))
     return figure
 
@@ -95,7 +99,9 @@ def table1(board: Mapping[str, Any]) -> Figure:
     note += f"Both panels span equally many points. Error bars: standard deviation over seeds ({seeds_text(board)})."
     head(figure, "Table 1: where the gradient is improved", subtitle=setting_text(board), note=note)
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, key, name in zip(panels, ("clean_accuracy", "robust_accuracy"), ("Clean", "Robust"), strict=True):
+    by_strong = board["measure"] == STRONG
+    names = ("Clean", "Strong robust" if by_strong else "Robust")
+    for axes, key, name in zip(panels, ("clean_accuracy", board["measure"]), names, strict=True):
         plain(axes, grid="x")
         label(axes, x=f"{name.lower()} accuracy (%)", title=name)
         for position, row in enumerate(rows):
@@ -118,10 +124,9 @@ def _same_span(panels: Sequence[Axes]) -> None:
 
 
 def _table1_mark(axes: Axes, group: Mapping[str, Any] | None, *, key: str, position: int) -> None:
-    if group is None:
-        axes.text(
-            0.5, position, "not in this sweep", transform=axes.get_yaxis_transform(), ha="center", va="center", color=FAINT, fontsize=8.5
-        )
+    if group is None or group[key] is None:
+        missing = "not in this sweep" if group is None else "no strong number"
+        axes.text(0.5, position, missing, transform=axes.get_yaxis_transform(), ha="center", va="center", color=FAINT, fontsize=8.5)
         return
     style = mark(group["activation"], attacker_activation=group["attacker_activation"], size=9)
     x, error = percent(group[key])

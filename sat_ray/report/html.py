@@ -16,7 +16,6 @@ from sat_ray.report.columns import (
     NAME,
     NUMBER,
     STRIP,
-    WORDS,
     class_columns,
     compared_groups,
     difference_columns,
@@ -168,8 +167,7 @@ def templates() -> Environment:
     found = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    kinds = {"NAME": NAME, "NUMBER": NUMBER, "STRIP": STRIP, "WORDS": WORDS}
-    found.globals |= {"absent": ABSENT, "local_pages": LOCAL_PAGES} | kinds
+    found.globals |= {"absent": ABSENT, "local_pages": LOCAL_PAGES, "NAME": NAME, "NUMBER": NUMBER, "STRIP": STRIP}
     found.filters |= {
         "points": points,
         "interval": interval,

@@ -16,6 +16,7 @@ from sat_ray.report.rows import EvaluatedModel, display_names
 from sat_ray.report.strong import strong_verdict
 from sat_ray.report.summary import Summary, summarise, survival
 from sat_ray.report.tables import to_markdown, to_terminal
+from sat_ray.report.text import pgd_name
 from sat_ray.selection import Validated, ranked
 
 __all__ = ["Summary", "choose_champion", "leaderboard", "summarise", "to_markdown", "to_terminal"]
@@ -55,7 +56,7 @@ def leaderboard(
         "attack": dict(attack),
         "strong_attack": _strong_attack(scored, strong_attack),
         "measure": groups[0].measure,
-        "headline": write_headline(best, groups, attack=str(attack.get("name", "PGD")), chosen_by=champion["selected_by"]),
+        "headline": write_headline(best, groups, attack=pgd_name({"attack": attack}), chosen_by=champion["selected_by"]),
         "power": _power(groups),
         "champion": champion | {"per_class": _per_class(best, seed=champion["row"]["seed"])},
         "groups": sorted((describe_group(group) for group in groups), key=_best_group_first),
@@ -106,11 +107,13 @@ def _power(groups: Sequence[Group]) -> dict[str, Any] | None:
     """Return which difference to relu this sweep could see; None where nothing was compared."""
     compared = [group for group in groups if group.difference is not None]
     seeds = min((group.common_seeds for group in compared), default=0)
-    smallest = visible_in([group.difference.mixed for group in compared if group.difference is not None], seeds=seeds)
+    found = [group.difference.mixed for group in compared if group.difference is not None]
+    smallest = visible_in(found, seeds=seeds)
     if smallest is None:
         return None
     return {
         "smallest_difference": smallest,
+        "smallest_difference_with_10_seeds": visible_in(found, seeds=seeds, planned_seeds=10) if seeds < 10 else None,
         "power": POWER,
         "level": LEVEL,
         "comparisons": len(compared),

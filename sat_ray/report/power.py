@@ -133,17 +133,19 @@ def visible_difference(deviations: Deviations, *, seeds: int, images: int, compa
     return smallest_visible(seed_error=seed_error, image_error=image_error, seeds=seeds, comparisons=comparisons)
 
 
-def visible_in(found: Sequence[MixedDifference], *, seeds: int) -> float | None:
+def visible_in(found: Sequence[MixedDifference], *, seeds: int, planned_seeds: int | None = None) -> float | None:
     """Return the smallest difference that a finished sweep could see with 80 % power; None where nothing was compared.
 
     found: the difference of every configuration to relu; seeds: the fewest behind any of them. The standard errors are the root
     mean squares of those that the configurations show, so one that differs wildly from seed to seed makes the sweep look blinder.
+    planned_seeds: ask what the same sweep would see with so many seeds.
     """
     if not found:
         return None
+    planned = planned_seeds or seeds
     return smallest_visible(
-        seed_error=math.sqrt(sum(one.seed_error**2 for one in found) / len(found)),
+        seed_error=math.sqrt(sum(one.seed_error**2 for one in found) / len(found) * seeds / planned),
         image_error=math.sqrt(sum(one.image_error**2 for one in found) / len(found)),
-        seeds=seeds,
+        seeds=planned,
         comparisons=len(found),
     )

@@ -8,7 +8,7 @@ The rule for "PGD flatters this row": the share of the survivors is above LARGES
 of its 95 % Wilson interval is above it too. Why one limit for every epsilon and activation: a PGD attack of 200 steps crosses the ball
 many times, and where gradients point somewhere it ends near what APGD finds, whatever the activation. On the digits at epsilon 32/255
 the strong attacks break 0.5 to 4.5 % of the survivors of 100 steps, relu and sharp and soft activations alike; at 64/255, where
-training with one step teaches the network to hide its gradients, 24 to 53 %. A larger share is therefore no property of the ball or of
+training with one step teaches the network to hide its gradients, 25 to 48 %. A larger share is therefore no property of the ball or of
 the activation: the gradient leads PGD astray. And a limit of 5 % keeps what it is for: with 60 to 80 % survivors a smaller gap moves
 no row by more than 3 to 4 points, about what a sweep can see at all. Whether PGD favours an activation *over relu* is another
 question, answered for a configuration by its `gap_difference` (`sat_ray.report.groups`).

@@ -63,9 +63,11 @@ def power_text(board: Mapping[str, Any]) -> str:
     if power is None:
         return ""
     others = "" if power["comparisons"] == 1 else f", corrected for {power['comparisons']} comparisons"
+    planned = power["smallest_difference_with_10_seeds"]
+    more = "" if planned is None else f" With 10 seeds it would see {points(planned)}."
     return (
         f"This sweep could see differences to relu of {points(power['smallest_difference'])} points and more ({100 * power['power']:.0f} % "
-        f"power, {power['seeds']} seeds, {power['n']:,} images{others}); smaller ones may be there unseen."
+        f"power, {power['seeds']} seeds, {power['n']:,} images{others}); smaller ones may be there unseen.{more}"
     )
 
 
@@ -103,8 +105,9 @@ def to_terminal(board: Mapping[str, Any]) -> Table:
     columns = narrow(group_columns(board))
     for column in columns:
         number = column.kind == NUMBER
-        broken = column.title in ("against relu", "gap")  # their remarks are sentences
-        table.add_column(column.title, justify="right" if number else "left", no_wrap=number and not broken, overflow="fold")
+        remarks = column.title in ("against relu", "gap")  # whole sentences, which need lines
+        title = column.title.replace(" ", "\n") if number else column.title
+        table.add_column(title, justify="right" if number else "left", no_wrap=number and not remarks, overflow="fold")
     for group in board["groups"]:
         champion = group["configuration"] == board["champion"]["configuration"]
         table.add_row(*(Text(column.cell(group).line) for column in columns), style="bold" if champion else None)

@@ -58,9 +58,9 @@ def pgd_name(board: Mapping[str, Any]) -> str:
     return str(board["attack"].get("name", "PGD")).replace("pgd", "PGD")
 
 
-def setting_text(board: Mapping[str, Any]) -> str:
-    """Spell what every accuracy of a board refers to: dataset, threat model, attacks, number of images."""
-    strong = board.get("strong_attack")
+def setting_text(board: Mapping[str, Any], *, with_strong: bool = True) -> str:
+    """Spell what the accuracies of a board refer to: dataset, threat model, attacks, number of images. with_strong: the strong ones too."""
+    strong = board.get("strong_attack") if with_strong else None
     beside = f"; strong: {strong['name']}" if strong else ""
     return f"{board['dataset']} · {threat_text(board)} · {attack_text(board)}{beside} · n = {board['rows'][0]['n']:,} images"
 
