@@ -29,7 +29,7 @@ from sat_ray.randomness import Randomness
 from sat_ray.spending import cost_markdown, cost_summary, spent_by_stage, with_costs
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
-from sat_ray.units import SEARCH, Dataset
+from sat_ray.units import EVALUATE, SEARCH, Dataset
 
 VERSIONS = ("ray", "torch", "torchvision", "mlflow", "pyarrow")
 EXAMPLES = 8
