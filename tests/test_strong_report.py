@@ -304,6 +304,8 @@ def test_the_board_says_what_it_could_see() -> None:
     for text in (to_markdown(board), page(board), sweep_note(board, command="c")):
         assert "This sweep could see differences to relu of" in text and "80 % power" in text
     assert board_of(masked_and_honest()[:1])["power"] is None
+    board["power"]["smallest_difference"] = 1.2  # no two accuracies differ by that much
+    assert "This sweep has too few seeds (3) to see any difference to relu" in to_markdown(board)
 
 
 # --- curvature ----------------------------------------------------------------------------------------------------------------
