@@ -323,7 +323,11 @@ def test_infinite_and_unknown_curvature_differ_where_people_read(value: float, f
     assert curvature_json(value) == found
 
 
-@pytest.mark.parametrize(("name", "alpha"), [("parametric_softplus", 10.0), ("silu", None), ("gelu", None), ("smoothrelu", 20.0)])
+CURVED = [("parametric_softplus", 10.0), ("softplus", None), ("silu", None), ("gelu", None), ("mish", None)]
+CURVED += [("smoothrelu", 20.0), ("celu", 0.5), ("celu", 2.0)]
+
+
+@pytest.mark.parametrize(("name", "alpha"), CURVED)
 def test_the_curvature_is_the_largest_second_derivative(name: str, alpha: float | None) -> None:
     import torch
 
