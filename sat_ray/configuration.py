@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sat_ray.activations import ACTIVATIONS, activation_info, alpha_text, display_name
+from sat_ray.activations import ACTIVATIONS, activation_info, alpha_text, display_name, leaves_out
 from sat_ray.models import check_attacker_activation
 from sat_ray.reference import is_reference, slug
 
@@ -50,16 +50,20 @@ class Configuration:
     @property
     def slug(self) -> str:
         """Name it for a file: letters, digits, '.', '_' and '-'."""
-        text = slug(self.activation) + ("" if self.alpha is None else f"-a{alpha_text(self.alpha)}")
+        text = _slug(self.activation, self.alpha)
         if self.own_attacker:
             return text
-        return f"{text}-vs-{slug(self.attacker_activation)}" + (
-            "" if self.attacker_alpha is None else f"-a{alpha_text(self.attacker_alpha)}"
-        )
+        return f"{text}-vs-{_slug(self.attacker_activation, self.attacker_alpha)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return asdict(self)
+
+
+def _slug(name: str, alpha: float | None) -> str:
+    if alpha is None or leaves_out(name, alpha):
+        return slug(name)
+    return f"{slug(name)}-a{alpha_text(alpha)}"
 
 
 def configuration_name(activation: str, *, alpha: float | None, attacker_activation: str, attacker_alpha: float | None) -> str:
