@@ -8,9 +8,15 @@ from sat_ray.threat import ThreatModel
 from sat_ray.training_settings import TrainingSettings
 
 DEFAULT = "digits"
-PAPER_ACTIVATIONS = ("relu", "parametric_softplus:10", "softplus", "smoothrelu_learned", "gelu", "elu:1", "silu")  # its activation figure
-
-STUDIED = (*PAPER_ACTIVATIONS, "celu:1", "smoothrelu:20", "mish", "relu_smooth_backward:10")
+PAPER_ACTIVATIONS = (  # its activation figure
+    *("relu", "parametric_softplus:10", "softplus", "smoothrelu_learned"),
+    *("gelu:1", "elu:1", "silu:1"),
+)
+STUDIED = (
+    *PAPER_ACTIVATIONS,
+    *("silu_learned", "gelu_learned", "celu:0.25", "smoothrelu:20", "mish:1"),
+    "relu_smooth_backward:10",
+)
 
 
 def digits() -> SweepConfig:

@@ -50,8 +50,8 @@ class ActivationInfo:
     """Everything the system knows about one activation.
 
     function(x, alpha) and derivative(x, alpha) work on tensors of any shape; smoothness is the number of continuous derivatives
-    (inf for analytic functions, nan where nobody said); curvature(alpha) is max |f''|, see
-    `curvature_at`; beta_start: where a learned alpha = beta**2 starts, None where alpha is not
+    (inf for analytic functions, nan where nobody said); curvature(alpha) is max |f''|, also of a
+    learned alpha; beta_start: where a learned alpha = beta**2 starts, None where alpha is not
     learned; forward_of names the activation whose forward pass this one shares; own: set where it
     is the user's.
     """
@@ -81,8 +81,14 @@ class ActivationInfo:
 
     @property
     def grid(self) -> tuple[float | None, ...]:
-        """Return the alphas that a search tries: one None where there is no alpha to choose."""
-        return (None,) if self.alpha is None else self.alpha.grid
+        """Return the alphas that a search tries: one None where there is no alpha to choose.
+
+        The default comes first, so that a search which its budget cuts has tried it.
+        """
+        if self.alpha is None:
+            return (None,)
+        default = self.alpha.default
+        return tuple(sorted(self.alpha.grid, key=lambda alpha: (alpha != default, alpha)))
 
     def curvature_at(self, alpha: float | None) -> float:
         """Return the maximum over x of |f''(x)| at one alpha, None for the default.
@@ -91,7 +97,14 @@ class ActivationInfo:
         layer then has its own. relu_smooth_backward has that of its forward pass, relu. That of a
         user's activation is measured. Raises ValueError on an alpha that is not allowed.
         """
-        return self.curvature(self.check_alpha(alpha))
+        used = self.check_alpha(alpha)
+        return math.nan if self.learned else self.curvature(used)
+
+    @property
+    def alpha_start(self) -> float:
+        """Return where a learned alpha starts."""
+        assert self.beta_start is not None
+        return self.beta_start**2
 
     @property
     def smooth_backward(self) -> bool:
@@ -183,7 +196,7 @@ _ENTRIES = (
         function=functions.silu,
         derivative=functions.silu_slope,
         smoothness=math.inf,
-        curvature=_always(math.nan),
+        curvature=_times_alpha(_SILU_CURVATURE),
         reference="Dai et al. 2021 (arXiv 2110.05626) learn a parametric SiLU; no weight decay on beta",
         beta_start=1.0,
     ),
@@ -205,7 +218,7 @@ _ENTRIES = (
         function=functions.gelu,
         derivative=functions.gelu_slope,
         smoothness=math.inf,
-        curvature=_always(math.nan),
+        curvature=_times_alpha(_GELU_CURVATURE),
         reference="as silu_learned; no weight decay on beta",
         beta_start=1.0,
     ),
@@ -249,7 +262,7 @@ _ENTRIES = (
         function=functions.smoothrelu,
         derivative=functions.smoothrelu_slope,
         smoothness=1,
-        curvature=_always(math.nan),
+        curvature=_times_alpha(1.0),
         reference="Xie et al. 2020, released code; no weight decay on beta",
         beta_start=20.0,
     ),
@@ -278,6 +291,10 @@ _ENTRIES = (
     ),
 )
 ACTIVATIONS: dict[str, ActivationInfo] = {info.name: info for info in _ENTRIES}
+_TWINS = {  # names of one function
+    ("softplus", None): ("parametric_softplus", 1.0),
+    ("celu", 1.0): ("elu", 1.0),
+}
 _OTHER_NAMES = {"swish": "silu", "smooth_relu": "smoothrelu", "softplus_parametric": "parametric_softplus"}
 
 
@@ -359,6 +376,14 @@ def make_activation(name: str, *, alpha: float | None = None) -> Activation:
     """
     info = activation_info(name)
     return Activation(info, alpha=info.check_alpha(alpha))
+
+
+def function_of(name: str, alpha: float | None) -> tuple[str, float | None]:
+    """Return one name and alpha for all names of a function: those of softplus, and of celu at 1.
+
+    alpha: as `check_alpha` returns it.
+    """
+    return _TWINS.get((name, alpha), (name, alpha))
 
 
 def curvature(name: str, alpha: float | None = None) -> float:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from sat_ray.activations import ACTIVATIONS
 from sat_ray.attacks import AttackSpec, Gradient
 from sat_ray.card import CardSettings
-from sat_ray.configuration import Configuration, parse_choice, parse_pair
+from sat_ray.configuration import Configuration, parse_choice, parse_pair, without_repeats
 from sat_ray.data.images import ENCODINGS, LARGEST_SIDE, Storing
 from sat_ray.data.loading import Loading
 from sat_ray.data.sources import dataset_source
@@ -137,10 +137,18 @@ class SearchSettings:
         _at_least(self, 1, "samples", section="search")
 
     def configurations(self) -> tuple[Configuration, ...]:
-        """Return every point of the grid, each once, in the order given."""
+        """Return every point of the grid, each function once, in the order given."""
+        return without_repeats(self._named())
+
+    def repeated(self) -> tuple[str, ...]:
+        """Name the points left out because another name of the same function is in the grid."""
+        left_out = set(self._named()) - set(self.configurations())
+        return tuple(dict.fromkeys(one.name for one in self._named() if one in left_out))
+
+    def _named(self) -> list[Configuration]:
         singles = [one for text in self.activations for one in parse_choice(text, field="search.activations")]
         pairs = [parse_pair(text, field="search.pairs") for text in self.pairs]
-        return tuple(dict.fromkeys([*singles, *pairs]))
+        return [*singles, *pairs]
 
 
 @dataclass(frozen=True, kw_only=True)
