@@ -90,7 +90,7 @@ _GATES_AND_SLOPES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "gelu": _normal_gate,
     "mish": _mish_gate,
 }
-_BUILT_IN: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "mish": F.mish}
+_BUILT_IN: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "mish": F.mish}
 _KERNELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # (gradient, t) -> gradient f_1'(t)
     "silu": torch.ops.aten.silu_backward.default,
     "gelu": torch.ops.aten.gelu_backward.default,
@@ -127,6 +127,24 @@ class _Gated(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_alpha = (grad * (wide * (wide * slope))).sum().to(alpha.dtype)
         return grad_x, grad_alpha, None
+
+
+class _BuiltIn(torch.autograd.Function):
+    """Compute torch's own GELU or Mish, whose second derivative is NaN at large inputs there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kind: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.kind = kind
+        return _BUILT_IN[kind](x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return _KERNELS[ctx.kind](grad_outputs[0], x), None
+        slope = _gated_slope(_widen(x), 1.0, ctx.kind)
+        return (_widen(grad_outputs[0]) * slope).to(x.dtype), None
 
 
 class _ReluSmoothBackward(torch.autograd.Function):
@@ -178,9 +196,13 @@ def mish(x: Tensor, alpha: Alpha) -> Tensor:
 
 
 def _gated(x: Tensor, alpha: Alpha, kind: str) -> Tensor:
-    if not isinstance(alpha, Tensor) and number(alpha) == 1.0:
-        return _BUILT_IN[kind](x)
-    value: Tensor = _Gated.apply(x, _scalar(alpha, x), kind)
+    value: Tensor
+    if isinstance(alpha, Tensor) or number(alpha) != 1.0:
+        value = _Gated.apply(x, _scalar(alpha, x), kind)
+    elif kind == "silu":
+        value = F.silu(x)
+    else:
+        value = _BuiltIn.apply(x, kind)
     return value
 
 

@@ -96,9 +96,7 @@ def parse_recipe(
     kind, defaults = _command_type(base, options)
     known = f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
     text = "\n\n".join([_headline(about), known, activation_table()])
-    parsed = _parsed(
-        kind, prog=_program("[RECIPE]"), description=text, args=arguments, default=defaults
-    )
+    parsed = _parsed(kind, prog=_program("[RECIPE]"), description=text, args=arguments, default=defaults)
     return _only(SweepConfig, parsed), base, _only(type(options), parsed)
 
 

@@ -104,7 +104,7 @@ def test_an_epsilon_outside_0_to_1_is_refused(epsilon: float) -> None:
             r"'relu_smoth_backward' is unknown; did you mean relu_smooth_backward",
         ),
         (lambda: SearchSettings(activations=("elu:1000",)), r"alpha of elu is 1000; allowed for elu: 0\.001 to 100"),
-        (lambda: SearchSettings(activations=("silu:2",)), "silu takes no alpha"),
+        (lambda: SearchSettings(activations=("softplus:2",)), "softplus takes no alpha"),
         (lambda: SearchSettings(activations=("elu:a",)), r"search\.activations 'elu:a': 'a' is not a number"),
         (lambda: SearchSettings(activations=("elu:nan",)), r"alpha of elu is nan; allowed"),
         (lambda: SearchSettings(pairs=("relu",)), r"search\.pairs 'relu' is not a pair; allowed: activation/attacker_activation"),
