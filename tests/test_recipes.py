@@ -212,7 +212,7 @@ def test_a_recipe_is_trained_and_committed_from_a_small_archive(
 def test_the_papers_activations_are_those_of_its_figure_each_with_one_alpha() -> None:
     points = [one for text in PAPER_ACTIVATIONS for one in parse_choice(text, field="x")]
     assert [(one.activation, one.alpha) for one in points] == [
-        ("relu", None), ("parametric_softplus", 10.0), ("softplus", None), ("smoothrelu_learned", None), ("gelu", None), ("elu", 1.0),
-        ("silu", None),
+        ("relu", None), ("parametric_softplus", 10.0), ("softplus", None), ("smoothrelu_learned", None), ("gelu", 1.0), ("elu", 1.0),
+        ("silu", 1.0),
     ]  # fmt: skip
     assert len(RECIPES["imagenet_resnet50"]().search.configurations()) == 7 + 3

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from sat_ray.configuration import Configuration
 from sat_ray.own_activation import measured_curvature, read_activation
 from sat_ray.plan import groups
 
+ROOT = Path(__file__).parents[1]
 SCALED = ("silu", "gelu", "mish", "parametric_softplus", "smoothrelu")
 SMOOTH = (*SCALED, "celu")
 ALPHAS = (1e-3, 0.1, 1.0, 10.0, 1e3, 1e6)
@@ -258,6 +260,20 @@ def test_the_grid_of_a_smooth_activation_is_geometric_and_reaches_both_ends(name
     assert min(bends) <= 2.5 and max(bends) >= 16
     assert any(3 <= bend <= 13 for bend in bends)  # around the 4 to 10 of arXiv 2603.23860
     assert info.grid[0] == info.alpha.default  # first, for a search that its budget cuts
+
+
+def test_the_table_of_the_documentation_shows_the_grids_of_the_registry() -> None:
+    text = (ROOT / "docs" / "science.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    shown = {row[0].partition("(")[0]: row for row in rows if row[0].partition("(")[0] in ACTIVATIONS}
+    assert shown.keys() == ACTIVATIONS.keys()
+    for name, info in ACTIVATIONS.items():
+        if info.alpha is not None:
+            assert shown[name][-1] == " ".join(f"{alpha:g}" for alpha in info.alpha.grid)
+        if name in SCALED:
+            value = curvature(name, 1.0)
+            forms = {"α": 1.0, "α/2": 0.5, "α/4": 0.25, "0.644 α": 0.644}
+            assert forms.get(shown[name][3], 0.798) == pytest.approx(value, abs=5e-4)
 
 
 def my_tanh(x: Tensor, alpha: float = 1.0) -> Tensor:
