@@ -116,11 +116,13 @@ class SearchSettings:
     method: Literal["grid", "asha", "optuna"] = "grid"
     """grid: every alpha of each activation, halved at each rung; asha: random alphas, stopped asynchronously; optuna: TPE over alpha."""
     activations: tuple[str, ...] = SEARCHED
-    """Activations to compare: a name (its own alphas) or name:alpha,alpha; module:function of your own, and perhaps :alpha,alpha."""
+    """Activations to compare: a name (its own alphas) or name:alpha,alpha; module:function of your own, and perhaps :alpha,alpha. A function
+    with two names is trained once."""
     pairs: tuple[str, ...] = TABLE1_PAIRS
     """activation/attacker_activation rows trained beside them: the paper's Table 1."""
     rungs: tuple[int, ...] = (3, 6)
-    """Epochs after which the alphas of one activation are compared; the last is the longest trial."""
+    """Epochs after which the alphas of one activation are compared; the last is the longest trial. A first one below half of the last
+    prefers the alphas that learn fastest."""
     reduction: int = 2
     """One in `reduction` alphas of an activation goes on after a rung."""
     samples: int = 24
