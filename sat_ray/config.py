@@ -116,8 +116,8 @@ class SearchSettings:
     method: Literal["grid", "asha", "optuna"] = "grid"
     """grid: every alpha of each activation, halved at each rung; asha: random alphas, stopped asynchronously; optuna: TPE over alpha."""
     activations: tuple[str, ...] = SEARCHED
-    """Activations to compare: a name (its own alphas) or name:alpha,alpha; module:function of your own, and perhaps :alpha,alpha. A function
-    with two names is trained once."""
+    """Activations to compare: a name (its own alphas) or name:alpha,alpha; module:function of your own, and perhaps :alpha,alpha. Of two
+    names of one function one is trained."""
     pairs: tuple[str, ...] = TABLE1_PAIRS
     """activation/attacker_activation rows trained beside them: the paper's Table 1."""
     rungs: tuple[int, ...] = (3, 6)
