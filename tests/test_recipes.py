@@ -64,6 +64,12 @@ def test_the_study_trains_every_activation_of_the_registry_with_ten_seeds_and_se
     assert f"{len(ACTIVATIONS)} configurations x 10 seeds = {10 * len(ACTIVATIONS)}" in text
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_recipe_compares_alphas_before_half_of_a_trial(recipe: str) -> None:
+    rungs = RECIPES[recipe]().search.rungs
+    assert rungs[0] >= rungs[-1] / 2
+
+
 @pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
 def test_every_rung_of_the_ladder_is_the_imagenet_recipe_at_another_size(rung: Rung, tmp_path: Path) -> None:
     config = RECIPES[rung.name]()
