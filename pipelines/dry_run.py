@@ -3,6 +3,8 @@
 from typing import Any
 
 from pipelines.cost import costs
+from sat_ray.activation_table import alphas_and_curvatures
+from sat_ray.budget import group_name
 from sat_ray.bundles import bundles
 from sat_ray.card.evidence import most_passes
 from sat_ray.cli import Command
@@ -10,7 +12,7 @@ from sat_ray.config import SweepConfig, flatten, to_json
 from sat_ray.data.own import counted
 from sat_ray.data.source import Source
 from sat_ray.data.sources import dataset_source
-from sat_ray.plan import attacks_for, groups, planned_trials, strong_attacks_for
+from sat_ray.plan import Group, attacks_for, groups, planned_trials, strong_attacks_for
 from sat_ray.threat import as_255ths
 from sat_ray.tracking_uri import redacted
 from sat_ray.units import through_every_backward
@@ -46,12 +48,30 @@ def plan(config: SweepConfig) -> dict[str, str]:
         "strong attacks on what survives": _strong(config, source.classes),
         "search trials": f"{len(config.search.configurations())} configurations, {planned_trials(config)} trainings "
         f"({config.search.method}, rungs at {', '.join(map(str, config.search.rungs))} epochs)",
+        **_space(config),
         "models for the leaderboard": f"{finalists} configurations x {seeds} seeds = {finalists * seeds}",
         **_shown(passes),
         **costs(config, source, passes),
         **_budget(config),
         **{f"asked of Ray, {demand.stage}": str(demand) for demand in bundles(config)},
     }
+
+
+def _space(config: SweepConfig) -> dict[str, str]:
+    """Return a line for every activation of the search: its alphas, and the curvatures beside."""
+    search = config.search
+    competing = groups(search.configurations())
+    shown = {f"search space, {group_name(group)}": _alphas(group) for group in competing}
+    if repeated := search.repeated():
+        shown["searched under another name"] = ", ".join(repeated)
+    return shown
+
+
+def _alphas(group: Group) -> str:
+    return alphas_and_curvatures(
+        group.members[0].activation,
+        [one.alpha for one in group.members],
+    )
 
 
 def _budget(config: SweepConfig) -> dict[str, str]:

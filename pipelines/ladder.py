@@ -61,7 +61,7 @@ def _recipe(rung: Rung, base: Callable[[], SweepConfig]) -> Recipe:
             data=replace(config.data, image_size=rung.pixels),
             model=replace(config.model, name=rung.model),
             training=replace(config.training, batchnorm_group_size=rung.group, precision="bf16"),
-            search=replace(config.search, activations=("relu", "silu"), pairs=()),
+            search=replace(config.search, activations=("relu", "silu:1"), pairs=()),
             final=FinalSettings(seeds=(0,)),
             evaluation=replace(config.evaluation, lanes=rung.group),
         )

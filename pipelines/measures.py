@@ -1,9 +1,10 @@
 """What a configuration looks like as parameters of a tracker, a record and a leaderboard group as metrics."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from sat_ray.activations import activation_info, alpha_text
+from sat_ray.activations import activation_info, alpha_text, curvature_text
 from sat_ray.configuration import Configuration
 from sat_ray.stages import Record
 from sat_ray.tracking import Point
@@ -17,7 +18,19 @@ def compared_params(configuration: Configuration) -> dict[str, str | None]:
     """
     activation, alpha = _shown(configuration.activation, configuration.alpha)
     attacker, attacker_alpha = _shown(configuration.attacker_activation, configuration.attacker_alpha)
-    return {"activation": activation, "alpha": alpha, "attacker_activation": attacker, "attacker_alpha": attacker_alpha}
+    return {
+        "activation": activation,
+        "alpha": alpha,
+        "curvature": curvature_text(configuration.curvature),
+        "attacker_activation": attacker,
+        "attacker_alpha": attacker_alpha,
+    }
+
+
+def curvature_metrics(configuration: Configuration) -> dict[str, float]:
+    """Return the curvature as a metric, for figures; nothing where it is infinite or unknown."""
+    bend = configuration.curvature
+    return {"curvature": bend} if math.isfinite(bend) else {}
 
 
 def _shown(name: str, alpha: float | None) -> tuple[str, str | None]:

@@ -8,9 +8,15 @@ from sat_ray.threat import ThreatModel
 from sat_ray.training_settings import TrainingSettings
 
 DEFAULT = "digits"
-PAPER_ACTIVATIONS = ("relu", "parametric_softplus:10", "softplus", "smoothrelu_learned", "gelu", "elu:1", "silu")  # its activation figure
-
-STUDIED = (*PAPER_ACTIVATIONS, "celu:1", "smoothrelu:20", "mish", "relu_smooth_backward:10")
+PAPER_ACTIVATIONS = (  # its activation figure
+    *("relu", "parametric_softplus:10", "softplus", "smoothrelu_learned"),
+    *("gelu:1", "elu:1", "silu:1"),
+)
+STUDIED = (
+    *PAPER_ACTIVATIONS,
+    *("silu_learned", "gelu_learned", "celu:0.25", "smoothrelu:20", "mish:1"),
+    "relu_smooth_backward:10",
+)
 
 
 def digits() -> SweepConfig:
@@ -21,7 +27,7 @@ def digits() -> SweepConfig:
         data=DataSettings(dataset="digits"),
         model=ModelSettings(name="small_resnet", width=8),
         training=TrainingSettings(epochs=10, global_batch_size=64, batchnorm_group_size=32, learning_rate=0.2),
-        search=SearchSettings(method="grid", rungs=(2, 5)),
+        search=SearchSettings(method="grid", rungs=(3, 5)),
         final=FinalSettings(seeds=(0, 1, 2)),
         evaluation=EvaluationSettings(steps=200, step_size=4 / 255, lanes=96, shard_size=900),
     )

@@ -2,7 +2,7 @@
 """Follow one image through every step, without Ray and without MLflow: a tour for newcomers, with the real code and the real numbers.
 
 python pipelines/trace.py                                       image 17 of the digits, a model trained for a few seconds
-python pipelines/trace.py digits --image-id 1000 --search.activations silu
+python pipelines/trace.py digits --image-id 1000 --search.activations silu:1
 python pipelines/trace.py digits --image-id 1000 --checkpoint runs/digits/checkpoints/train/NAME
 """
 

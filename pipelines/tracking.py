@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipelines.measures import compared_params, cost_metrics, group_metrics, history_points, sweep_cost_metrics
+from pipelines.measures import (
+    compared_params,
+    cost_metrics,
+    curvature_metrics,
+    group_metrics,
+    history_points,
+    sweep_cost_metrics,
+)
 from pipelines.registry import ALIAS, Contender, objection, registered_name
 from pipelines.reporting import command_line, outcome_paths, read_outcomes, strong_attack
 from pipelines.stages import Sweep
@@ -216,6 +223,9 @@ class Projection:
         finished = (content, self._evaluation(record))
         if self.shown.get(key) != record.key and not any(self.tracker.is_complete(run_id, content=one) for one in finished):
             points = history_points(record) + (self._trial_cost(record) if kind == "trial" else [])
+            until = payload["until"]
+            for name, value in curvature_metrics(configuration).items():
+                points.append(Point(name, value, until, record.created))
             self._uses(run_id, "train", "val")
             self.tracker.complete(run_id, content=content, points=points, params=self._params(configuration, params))
         self.shown[key] = record.key
@@ -297,7 +307,8 @@ class Projection:
         self.tracker.artifact(run_id, "figures/training.png", png(figure))
         self.tracker.note(run_id, configuration_note(group, board=board))
         self._uses(run_id, "train", "val", "test")
-        self.tracker.complete(run_id, content=content, points=_now(group_metrics(group)))
+        metrics = group_metrics(group) | curvature_metrics(configuration)
+        self.tracker.complete(run_id, content=content, points=_now(metrics))
 
     def _uses(self, run_id: str, *splits: str) -> None:
         self.data = self.data or Dataset.open(dataset_uri(self.sweep.config, self.sweep.root))

@@ -1,9 +1,12 @@
 """The activation registry: one entry adds one activation to models, search space, command-line help, tables and tests.
 
-    parametric_softplus  f(x) = log(1 + exp(alpha x)) / alpha      f'(x) = sigmoid(alpha x)
-    smoothrelu           f(x) = x - log(alpha x + 1) / alpha       f'(x) = alpha x / (1 + alpha x)      for x >= 0, else 0
+    sharpness    f_alpha(x) = f(alpha x) / alpha    parametric_softplus, silu, gelu, mish, smoothrelu
+    curvature    max over x of |f''(x)|             of f_alpha it is alpha times that of f
 
-`alpha` is the sharpness of the activation and nothing else. Sources: Xie et al. 2020 (arXiv 2006.14536) unless an entry says otherwise.
+`alpha` is the sharpness of the activation and nothing else. A large alpha gives relu; a small one
+gives x / 2 (smoothrelu: 0). Two names keep torch's own alpha: celu's is 1 / sharpness, and elu's
+is the depth below zero, where the derivative jumps at 0 unless alpha is 1.
+Sources: Xie et al. 2020 (arXiv 2006.14536) unless an entry says otherwise.
 """
 
 import functools
@@ -18,18 +21,28 @@ from torch import Tensor, nn
 from sat_ray import activation_functions as functions
 from sat_ray.activation_functions import Alpha
 from sat_ray.names import check_name
-from sat_ray.own_activation import OwnActivation, check_activation, read_activation
+from sat_ray.own_activation import (
+    OwnActivation,
+    check_activation,
+    measured_curvature,
+    read_activation,
+)
 from sat_ray.reference import is_reference
 
 
 @dataclass(frozen=True)
 class AlphaRange:
-    """The values that alpha may take, the one used when none is given, and the grid that a search tries."""
+    """The values that alpha may take, the default, and the grid that a search tries.
+
+    unsaid: names leave the default out, because it gives the function that the bare name means
+    everywhere else: `silu`, `silu α=4`.
+    """
 
     low: float
     high: float
     default: float
     grid: tuple[float, ...]
+    unsaid: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,8 +50,10 @@ class ActivationInfo:
     """Everything the system knows about one activation.
 
     function(x, alpha) and derivative(x, alpha) work on tensors of any shape; smoothness is the number of continuous derivatives
-    (inf for analytic functions, nan where nobody said); forward_of names the activation whose forward pass this one shares; own: where it
-    is not of the registry but the user's.
+    (inf for analytic functions, nan where nobody said); curvature(alpha) is max |f''|, also of a
+    learned alpha; beta_start: where a learned alpha = beta**2 starts, None where alpha is not
+    learned; forward_of names the activation whose forward pass this one shares; own: set where it
+    is the user's.
     """
 
     name: str
@@ -47,11 +62,17 @@ class ActivationInfo:
     function: Callable[[Tensor, Alpha], Tensor]
     derivative: Callable[[Tensor, Alpha], Tensor]
     smoothness: float
+    curvature: Callable[[float | None], float]
     reference: str
     alpha: AlphaRange | None = None
-    learned: bool = False
+    beta_start: float | None = None
     forward_of: str = ""
     own: OwnActivation | None = None
+
+    @property
+    def learned(self) -> bool:
+        """Say whether alpha is learned, one per layer."""
+        return self.beta_start is not None
 
     @property
     def forward_name(self) -> str:
@@ -60,8 +81,30 @@ class ActivationInfo:
 
     @property
     def grid(self) -> tuple[float | None, ...]:
-        """Return the alphas that a search tries: one None where there is no alpha to choose."""
-        return (None,) if self.alpha is None else self.alpha.grid
+        """Return the alphas that a search tries: one None where there is no alpha to choose.
+
+        The default comes first, so that a search which its budget cuts has tried it.
+        """
+        if self.alpha is None:
+            return (None,)
+        default = self.alpha.default
+        return tuple(sorted(self.alpha.grid, key=lambda alpha: (alpha != default, alpha)))
+
+    def curvature_at(self, alpha: float | None) -> float:
+        """Return the maximum over x of |f''(x)| at one alpha, None for the default.
+
+        Infinite where the derivative jumps, as that of relu does. nan where alpha is learned: each
+        layer then has its own. relu_smooth_backward has that of its forward pass, relu. That of a
+        user's activation is measured. Raises ValueError on an alpha that is not allowed.
+        """
+        used = self.check_alpha(alpha)
+        return math.nan if self.learned else self.curvature(used)
+
+    @property
+    def alpha_start(self) -> float:
+        """Return where a learned alpha starts."""
+        assert self.beta_start is not None
+        return self.beta_start**2
 
     @property
     def smooth_backward(self) -> bool:
@@ -86,6 +129,23 @@ class ActivationInfo:
         return value
 
 
+def _times_alpha(of_one: float) -> Callable[[float | None], float]:
+    """Return the curvature of f(alpha x) / alpha. of_one: that of f."""
+    return lambda alpha: of_one * functions.number(alpha)
+
+
+def _always(value: float) -> Callable[[float | None], float]:
+    return lambda alpha: value
+
+
+_SOFTPLUS_CURVATURE = 0.25  # at x = 0
+_SILU_CURVATURE = 0.5  # at x = 0
+_GELU_CURVATURE = math.sqrt(2 / math.pi)  # at x = 0
+_MISH_CURVATURE = 0.6442046372369727  # at x = -0.0879344312, found numerically
+_SMALLEST = 1e-3
+_LARGEST = 1e6
+_GRID = (0.25, 1.0, 4.0, 16.0, 64.0)  # from nearly linear to nearly relu
+
 _ENTRIES = (
     ActivationInfo(
         name="relu",
@@ -94,6 +154,7 @@ _ENTRIES = (
         function=lambda x, alpha: F.relu(x),
         derivative=lambda x, alpha: (x > 0).to(x.dtype),
         smoothness=0,
+        curvature=_always(math.inf),
         reference="baseline",
     ),
     ActivationInfo(
@@ -103,8 +164,9 @@ _ENTRIES = (
         function=functions.softplus,
         derivative=lambda x, alpha: torch.sigmoid(functions.number(alpha) * x),
         smoothness=math.inf,
+        curvature=_times_alpha(_SOFTPLUS_CURVATURE),
         reference="Xie et al. 2020, section 4.1; alpha = 10 there",
-        alpha=AlphaRange(1e-3, 1e6, 10.0, (2.0, 5.0, 10.0, 20.0)),
+        alpha=AlphaRange(_SMALLEST, _LARGEST, 10.0, (2.5, 10.0, 40.0, 160.0)),
     ),
     ActivationInfo(
         name="softplus",
@@ -113,25 +175,52 @@ _ENTRIES = (
         function=lambda x, alpha: functions.softplus(x, 1.0),
         derivative=lambda x, alpha: torch.sigmoid(x),
         smoothness=math.inf,
-        reference="Xie et al. 2020, released code",
+        curvature=_always(_SOFTPLUS_CURVATURE),
+        reference="Xie et al. 2020, released code; parametric_softplus at alpha = 1",
     ),
     ActivationInfo(
         name="silu",
-        formula="x sigmoid(x)",
-        derivative_formula="sigmoid(x) + x sigmoid(x) (1 - sigmoid(x))",
-        function=lambda x, alpha: F.silu(x),
+        formula="x sigmoid(alpha x)",
+        derivative_formula="s + alpha x s (1 - s), s = sigmoid(alpha x)",
+        function=functions.silu,
         derivative=functions.silu_slope,
         smoothness=math.inf,
-        reference="Xie et al. 2020: the most robust of its activations",
+        curvature=_times_alpha(_SILU_CURVATURE),
+        reference="Xie et al. 2020: at alpha = 1 the most robust of its activations",
+        alpha=AlphaRange(_SMALLEST, _LARGEST, 1.0, _GRID, unsaid=True),
+    ),
+    ActivationInfo(
+        name="silu_learned",
+        formula="silu with alpha = beta**2, beta learned per layer from 1",
+        derivative_formula="s + alpha x s (1 - s), s = sigmoid(alpha x)",
+        function=functions.silu,
+        derivative=functions.silu_slope,
+        smoothness=math.inf,
+        curvature=_times_alpha(_SILU_CURVATURE),
+        reference="Dai et al. 2021 (arXiv 2110.05626) learn a parametric SiLU; no weight decay on beta",
+        beta_start=1.0,
     ),
     ActivationInfo(
         name="gelu",
-        formula="x Phi(x)",
-        derivative_formula="Phi(x) + x phi(x)",
-        function=lambda x, alpha: F.gelu(x),
+        formula="x Phi(alpha x)",
+        derivative_formula="Phi(alpha x) + alpha x phi(alpha x)",
+        function=functions.gelu,
         derivative=functions.gelu_slope,
         smoothness=math.inf,
+        curvature=_times_alpha(_GELU_CURVATURE),
         reference="Hendrycks and Gimpel 2016; the SAT release uses its tanh approximation",
+        alpha=AlphaRange(_SMALLEST, _LARGEST, 1.0, _GRID, unsaid=True),
+    ),
+    ActivationInfo(
+        name="gelu_learned",
+        formula="gelu with alpha = beta**2, beta learned per layer from 1",
+        derivative_formula="Phi(alpha x) + alpha x phi(alpha x)",
+        function=functions.gelu,
+        derivative=functions.gelu_slope,
+        smoothness=math.inf,
+        curvature=_times_alpha(_GELU_CURVATURE),
+        reference="as silu_learned; no weight decay on beta",
+        beta_start=1.0,
     ),
     ActivationInfo(
         name="elu",
@@ -140,6 +229,7 @@ _ENTRIES = (
         function=lambda x, alpha: F.elu(x, alpha=functions.number(alpha)),
         derivative=lambda x, alpha: torch.where(x >= 0, torch.ones_like(x), functions.number(alpha) * torch.exp(x.clamp_max(0))),
         smoothness=1,
+        curvature=lambda alpha: 1.0 if alpha == 1.0 else math.inf,
         reference="Clevert et al. 2015; smooth at alpha = 1 alone",
         alpha=AlphaRange(1e-3, 100.0, 1.0, (0.5, 1.0, 2.0)),
     ),
@@ -150,8 +240,9 @@ _ENTRIES = (
         function=lambda x, alpha: F.celu(x, alpha=functions.number(alpha)),
         derivative=lambda x, alpha: torch.where(x >= 0, torch.ones_like(x), torch.exp(x.clamp_max(0) / functions.number(alpha))),
         smoothness=1,
-        reference="Barron 2017; smooth for every alpha",
-        alpha=AlphaRange(1e-3, 100.0, 1.0, (0.5, 1.0, 2.0)),
+        curvature=lambda alpha: 1.0 / functions.number(alpha),
+        reference="Barron 2017; smooth for every alpha, which is 1 / sharpness",
+        alpha=AlphaRange(1e-3, 100.0, 1.0, (0.0625, 0.25, 1.0, 4.0)),
     ),
     ActivationInfo(
         name="smoothrelu",
@@ -160,8 +251,9 @@ _ENTRIES = (
         function=functions.smoothrelu,
         derivative=functions.smoothrelu_slope,
         smoothness=1,
+        curvature=_times_alpha(1.0),
         reference="Xie et al. 2020, equation 5",
-        alpha=AlphaRange(1e-3, 1e6, 10.0, (5.0, 20.0, 100.0)),
+        alpha=AlphaRange(_SMALLEST, _LARGEST, 10.0, (2.5, 10.0, 40.0, 160.0)),
     ),
     ActivationInfo(
         name="smoothrelu_learned",
@@ -170,17 +262,20 @@ _ENTRIES = (
         function=functions.smoothrelu,
         derivative=functions.smoothrelu_slope,
         smoothness=1,
+        curvature=_times_alpha(1.0),
         reference="Xie et al. 2020, released code; no weight decay on beta",
-        learned=True,
+        beta_start=20.0,
     ),
     ActivationInfo(
         name="mish",
-        formula="x tanh(log(1 + exp(x)))",
-        derivative_formula="tanh(softplus(x)) + x (1 - tanh(softplus(x))**2) sigmoid(x)",
-        function=lambda x, alpha: F.mish(x),
+        formula="x tanh(log(1 + exp(alpha x)))",
+        derivative_formula="g + alpha x (1 - g**2) sigmoid(alpha x), g = f(x) / x",
+        function=functions.mish,
         derivative=functions.mish_slope,
         smoothness=math.inf,
+        curvature=_times_alpha(_MISH_CURVATURE),
         reference="Misra 2019",
+        alpha=AlphaRange(_SMALLEST, _LARGEST, 1.0, _GRID, unsaid=True),
     ),
     ActivationInfo(
         name="relu_smooth_backward",
@@ -189,13 +284,17 @@ _ENTRIES = (
         function=functions.relu_smooth_backward,
         derivative=lambda x, alpha: torch.sigmoid(functions.number(alpha) * x),
         smoothness=0,
+        curvature=_always(math.inf),
         reference="Xie et al. 2020, section 3: the gradient-quality experiment (Table 1)",
-        alpha=AlphaRange(1e-3, 1e6, 10.0, (10.0,)),
+        alpha=AlphaRange(_SMALLEST, _LARGEST, 10.0, (10.0,)),
         forward_of="relu",
     ),
 )
 ACTIVATIONS: dict[str, ActivationInfo] = {info.name: info for info in _ENTRIES}
-LEARNED_BETA_START = 20.0
+_TWINS = {  # names of one function
+    ("softplus", None): ("parametric_softplus", 1.0),
+    ("celu", 1.0): ("elu", 1.0),
+}
 _OTHER_NAMES = {"swish": "silu", "smooth_relu": "smoothrelu", "softplus_parametric": "parametric_softplus"}
 
 
@@ -212,8 +311,8 @@ class Activation(nn.Module):
         self.alpha = alpha
         self.learned = info.learned
         self.own = info.own.module(alpha) if info.own is not None and info.own.make is not None else None
-        if info.learned:
-            self.beta = nn.Parameter(torch.tensor(LEARNED_BETA_START))
+        if info.beta_start is not None:
+            self.beta = nn.Parameter(torch.tensor(info.beta_start))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the activation to every element."""
@@ -242,6 +341,7 @@ def _own(name: str) -> ActivationInfo:
         function=own.apply,
         derivative=functools.partial(_slope, own),
         smoothness=math.nan,
+        curvature=functools.partial(measured_curvature, own),
         reference=name,
         alpha=None if own.default is None else AlphaRange(-OWN_ALPHA, OWN_ALPHA, own.default, own.grid),
         own=own,
@@ -254,8 +354,7 @@ def _checked(own: OwnActivation, alpha: float | None) -> None:
 
 
 def _slope(own: OwnActivation, x: Tensor, alpha: Alpha) -> Tensor:
-    point = x.detach().clone().requires_grad_(True)
-    return torch.autograd.grad(own.apply(point, None if alpha is None else functions.number(alpha)).sum(), point)[0]
+    return own.slope(x, None if alpha is None else functions.number(alpha))
 
 
 def activation_info(name: str, *, field: str = "activation") -> ActivationInfo:
@@ -279,9 +378,40 @@ def make_activation(name: str, *, alpha: float | None = None) -> Activation:
     return Activation(info, alpha=info.check_alpha(alpha))
 
 
+def function_of(name: str, alpha: float | None) -> tuple[str, float | None]:
+    """Return one name and alpha for all names of a function: those of softplus, and of celu at 1.
+
+    alpha: as `check_alpha` returns it.
+    """
+    return _TWINS.get((name, alpha), (name, alpha))
+
+
+def curvature(name: str, alpha: float | None = None) -> float:
+    """Return max over x of |f''(x)| of an activation of the registry, or of the user's own.
+
+    name: of the registry, or module:function; alpha: None for the default. math.inf for relu and
+    all that has a kink, math.nan where it is not known: see `ActivationInfo.curvature_at`. Raises
+    ValueError on an unknown name or an alpha that is not allowed.
+    """
+    return activation_info(name).curvature_at(alpha)
+
+
+def curvature_text(value: float) -> str:
+    """Write a curvature for people: `2.5`, `infinite`, `unknown`."""
+    if math.isnan(value):
+        return "unknown"
+    return "infinite" if math.isinf(value) else f"{value:.3g}"
+
+
 def display_name(name: str, alpha: float | None) -> str:
-    """Name a configuration as people say it: `silu`, `parametric_softplus α=10`."""
-    return name if alpha is None else f"{name} α={alpha_text(alpha)}"
+    """Name an activation and its alpha: `silu` (alpha 1), `silu α=4`, `parametric_softplus α=10`."""
+    return name if alpha is None or leaves_out(name, alpha) else f"{name} α={alpha_text(alpha)}"
+
+
+def leaves_out(name: str, alpha: float) -> bool:
+    """Say whether names leave an alpha out: that of silu, gelu and mish where it is 1."""
+    known = ACTIVATIONS[name].alpha if name in ACTIVATIONS else None
+    return known is not None and known.unsaid and alpha == known.default
 
 
 def alpha_text(alpha: float) -> str:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 
+from sat_ray.activation_table import activation_table
 from sat_ray.config import SweepConfig, content_hash, flatten
 from sat_ray.names import check_name, suggest
 from sat_ray.storage import Storage
@@ -94,7 +95,8 @@ def parse_recipe(
     _check_flags(arguments, flatten(dataclasses.asdict(base)) | vars(options))
     kind, defaults = _command_type(base, options)
     known = f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
-    parsed = _parsed(kind, prog=_program("[RECIPE]"), description=f"{_headline(about)}\n\n{known}", args=arguments, default=defaults)
+    text = "\n\n".join([_headline(about), known, activation_table()])
+    parsed = _parsed(kind, prog=_program("[RECIPE]"), description=text, args=arguments, default=defaults)
     return _only(SweepConfig, parsed), base, _only(type(options), parsed)
 
 

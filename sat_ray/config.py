@@ -12,7 +12,7 @@ from sat_ray.activations import ACTIVATIONS
 from sat_ray.attacks import AttackSpec, Gradient, strong_attacks
 from sat_ray.attacks.cascade import STEPS, TARGETS
 from sat_ray.card import CardSettings
-from sat_ray.configuration import Configuration, parse_choice, parse_pair
+from sat_ray.configuration import Configuration, parse_choice, parse_pair, without_repeats
 from sat_ray.data.images import ENCODINGS, LARGEST_SIDE, Storing
 from sat_ray.data.loading import Loading
 from sat_ray.data.sources import dataset_source
@@ -118,11 +118,13 @@ class SearchSettings:
     method: Literal["grid", "asha", "optuna"] = "grid"
     """grid: every alpha of each activation, halved at each rung; asha: random alphas, stopped asynchronously; optuna: TPE over alpha."""
     activations: tuple[str, ...] = SEARCHED
-    """Activations to compare: a name (its own alphas) or name:alpha,alpha; module:function of your own, and perhaps :alpha,alpha."""
+    """Activations to compare: a name (its own alphas) or name:alpha,alpha; module:function of your own, and perhaps :alpha,alpha. Of two
+    names of one function one is trained."""
     pairs: tuple[str, ...] = TABLE1_PAIRS
     """activation/attacker_activation rows trained beside them: the paper's Table 1."""
     rungs: tuple[int, ...] = (3, 6)
-    """Epochs after which the alphas of one activation are compared; the last is the longest trial."""
+    """Epochs after which the alphas of one activation are compared; the last is the longest trial. A first one below half of the last
+    prefers the alphas that learn fastest."""
     reduction: int = 2
     """One in `reduction` alphas of an activation goes on after a rung."""
     samples: int = 24
@@ -139,10 +141,18 @@ class SearchSettings:
         _at_least(self, 1, "samples", section="search")
 
     def configurations(self) -> tuple[Configuration, ...]:
-        """Return every point of the grid, each once, in the order given."""
+        """Return every point of the grid, each function once, in the order given."""
+        return without_repeats(self._named())
+
+    def repeated(self) -> tuple[str, ...]:
+        """Name the points left out because another name of the same function is in the grid."""
+        left_out = set(self._named()) - set(self.configurations())
+        return tuple(dict.fromkeys(one.name for one in self._named() if one in left_out))
+
+    def _named(self) -> list[Configuration]:
         singles = [one for text in self.activations for one in parse_choice(text, field="search.activations")]
         pairs = [parse_pair(text, field="search.pairs") for text in self.pairs]
-        return tuple(dict.fromkeys([*singles, *pairs]))
+        return [*singles, *pairs]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,8 +350,14 @@ class SweepConfig:
         )
 
     def trial_training(self) -> TrainingSettings:
-        """Return the training of a search trial: the whole schedule, squeezed into the longest rung; validated at the rungs."""
-        return dataclasses.replace(self.training, epochs=self.search.rungs[-1], validate_every=self.search.rungs[-1])
+        """Return the training of a search trial, validated at the rungs.
+
+        The whole schedule is squeezed into the longest rung, warm-up included: with all of it, a
+        first rung would compare how fast alphas learn while the learning rate still rises.
+        """
+        longest = self.search.rungs[-1]
+        warmup = self.training.warmup_epochs * longest / self.training.epochs
+        return dataclasses.replace(self.training, epochs=longest, warmup_epochs=warmup, validate_every=longest)
 
     def semantic(self) -> dict[str, Any]:
         """Return what determines the results, as JSON: everything but the resources and their price."""

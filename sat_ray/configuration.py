@@ -1,10 +1,19 @@
 """One point of the search: which activation the model uses, and through which view the attacker sees it during training."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sat_ray.activations import ACTIVATIONS, activation_info, alpha_text, display_name
+from sat_ray.activations import (
+    ACTIVATIONS,
+    activation_info,
+    alpha_text,
+    curvature,
+    display_name,
+    function_of,
+    leaves_out,
+)
 from sat_ray.models import check_attacker_activation
 from sat_ray.reference import is_reference, slug
 
@@ -41,6 +50,17 @@ class Configuration:
         return self.attacker_activation == self.activation
 
     @property
+    def functions(self) -> tuple[tuple[str, float | None], tuple[str, float | None]]:
+        """Return what model and attacker compute: equal where two names mean one training."""
+        model = function_of(self.activation, self.alpha)
+        return model, function_of(self.attacker_activation, self.attacker_alpha)
+
+    @property
+    def curvature(self) -> float:
+        """Return the curvature of the model's activation."""
+        return curvature(self.activation, self.alpha)
+
+    @property
     def name(self) -> str:
         """Name it as people say it."""
         return configuration_name(
@@ -50,16 +70,20 @@ class Configuration:
     @property
     def slug(self) -> str:
         """Name it for a file: letters, digits, '.', '_' and '-'."""
-        text = slug(self.activation) + ("" if self.alpha is None else f"-a{alpha_text(self.alpha)}")
+        text = _slug(self.activation, self.alpha)
         if self.own_attacker:
             return text
-        return f"{text}-vs-{slug(self.attacker_activation)}" + (
-            "" if self.attacker_alpha is None else f"-a{alpha_text(self.attacker_alpha)}"
-        )
+        return f"{text}-vs-{_slug(self.attacker_activation, self.attacker_alpha)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return asdict(self)
+
+
+def _slug(name: str, alpha: float | None) -> str:
+    if alpha is None or leaves_out(name, alpha):
+        return slug(name)
+    return f"{slug(name)}-a{alpha_text(alpha)}"
 
 
 def configuration_name(activation: str, *, alpha: float | None, attacker_activation: str, attacker_alpha: float | None) -> str:
@@ -71,7 +95,7 @@ def configuration_name(activation: str, *, alpha: float | None, attacker_activat
 
 
 def parse_choice(text: str, *, field: str) -> list[Configuration]:
-    """Read one entry of a search: `silu`, `parametric_softplus` (its own grid of alphas) or `parametric_softplus:5,10`.
+    """Read one entry of a search: `relu`, `silu` (its own grid of alphas) or `silu:1,4`.
 
     An activation of the user's own is `module:function` or `module:function:5,10`.
 
@@ -89,6 +113,20 @@ def _name_and_alphas(text: str) -> tuple[str, str, str]:
     head, colon, values = text.rpartition(":")
     own = is_reference(text) and head not in ACTIVATIONS  # relu:x is a mistyped alpha, no module
     return (head, colon, values) if colon and not own else (text, "", "")
+
+
+def without_repeats(given: Sequence[Configuration]) -> tuple[Configuration, ...]:
+    """Return configurations in the order given, each function once.
+
+    Of two names for one function the one with fewer alphas to choose from stays, so that
+    `softplus parametric_softplus:1,10` still has a row for softplus; of equals the first.
+    """
+    given = tuple(dict.fromkeys(given))
+    alphas = Counter((one.activation, one.attacker_activation) for one in given)
+    kept: dict[object, Configuration] = {}
+    for one in sorted(given, key=lambda one: alphas[one.activation, one.attacker_activation]):
+        kept.setdefault(one.functions, one)
+    return tuple(one for one in given if kept[one.functions] == one)
 
 
 def parse_pair(text: str, *, field: str) -> Configuration:

@@ -19,6 +19,8 @@ from sat_ray.reference import call, first_line, parameters, required, resolve
 LARGE = (-100.0, -50.0, -20.0, 20.0, 50.0, 100.0)  # inputs at which it must be finite, beside [-8, 8]
 STEP, TOLERANCE = 1e-5, 1e-3
 KINK, MOST_KINKS = 1e-2, 0.05  # a larger difference of the one-sided derivatives is a kink; the share of points that may have one
+DIVISIONS, PARTS, STEEPEST = 10, 8, 64  # how the search for the largest curvature goes on
+NARROW, JUMP = 1e-8, 0.02  # width of a cell, and the change of slope in it that is a jump
 ALLOWED = "a function f(x) or f(x, alpha=1.0) of one tensor, or a class of nn.Module made without arguments or with alpha=1.0"
 
 
@@ -39,6 +41,11 @@ class OwnActivation:
     def apply(self, x: Tensor, alpha: Any) -> Tensor:
         """Apply it to a tensor; a module is made for it, in the tensor's dtype."""
         return self.function(x, alpha) if self.function is not None else self.module(alpha).to(x.dtype)(x)
+
+    def slope(self, x: Tensor, alpha: Any) -> Tensor:
+        """Return its derivative at x, by autograd."""
+        point = x.detach().clone().requires_grad_(True)
+        return torch.autograd.grad(self.apply(point, alpha).sum(), point)[0]
 
     def module(self, alpha: float | None) -> nn.Module:
         """Make its module, the same each time, without touching torch's generator; ValueError where that is none."""
@@ -154,6 +161,35 @@ def _check_slope(apply: Callable[[Tensor], Tensor], x: Tensor, *, what: str) -> 
             f"{what} has a gradient that is not its derivative: at x = {_first(x, wrong):g} autograd says {float(slope[wrong][0]):.4g}, "
             f"finite differences {float(measured[wrong][0]):.4g}; a model that hides its derivative only looks robust"
         )
+
+
+def measured_curvature(own: OwnActivation, alpha: float | None) -> float:
+    """Return max |f''| of a user's activation on [-100, 100]: inf at a kink, nan without a slope.
+
+    The steepest cells of a grid that is dense around 0 are divided until they are narrow. Where the
+    slope still changes by more than JUMP inside one of them, the derivative jumps.
+    """
+    around = torch.logspace(-6, 2, 1001, dtype=torch.float64)
+    edges = torch.cat([-around.flip(0), torch.zeros(1, dtype=torch.float64), around])
+    left, right = edges[:-1], edges[1:]
+    change = bend = torch.zeros_like(left)
+    for _ in range(DIVISIONS):
+        change = (own.slope(right, alpha) - own.slope(left, alpha)).abs()
+        bend = change / (right - left)
+        if not bend.isfinite().all():
+            return math.nan
+        steep = torch.cat([bend.topk(STEEPEST).indices, change.topk(STEEPEST).indices]).unique()
+        left, right = _divided(left[steep], right[steep])
+    return math.inf if float(change.max()) > JUMP else float(bend.max())
+
+
+def _divided(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut each cell into PARTS, except narrow ones, which would show rounding alone."""
+    wide = right - left > NARROW
+    share = torch.linspace(0, 1, PARTS + 1, dtype=left.dtype)
+    edges = left[wide, None] + (right - left)[wide, None] * share
+    parts = edges[:, :-1].flatten(), edges[:, 1:].flatten()
+    return torch.cat([left[~wide], parts[0]]), torch.cat([right[~wide], parts[1]])
 
 
 def _first(x: Tensor, where: Tensor) -> float:

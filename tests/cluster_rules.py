@@ -93,7 +93,7 @@ def small_sweep(**resources: Any) -> Any:
         recipe="small",
         threat_model=threat.ThreatModel("linf", 40 / 255),
         training=config.TrainingSettings(global_batch_size=256, batchnorm_group_size=4),
-        search=config.SearchSettings(activations=("relu", "silu", "gelu", "mish"), pairs=()),
+        search=config.SearchSettings(activations=("relu", "silu:1", "gelu:1", "mish:1"), pairs=()),
         final=config.FinalSettings(seeds=(0, 1)),
         evaluation=config.EvaluationSettings(shard_size=180, steps=50),
         resources=config.ResourceSettings(**resources),

@@ -49,7 +49,9 @@ def by_hand(info: ActivationInfo, alpha: float | None, v: float) -> float:
     def softplus(z: float) -> float:
         return max(z, 0.0) + math.log1p(math.exp(-abs(z)))
 
-    sigmoid = 1 / (1 + math.exp(-v)) if v > -700 else 0.0
+    def sigmoid(z: float) -> float:
+        return 1 / (1 + math.exp(-z)) if z > -700 else 0.0
+
     match info.name:
         case "relu" | "relu_smooth_backward":
             return max(v, 0.0)
@@ -57,10 +59,10 @@ def by_hand(info: ActivationInfo, alpha: float | None, v: float) -> float:
             return softplus(a * v) / a
         case "softplus":
             return softplus(v)
-        case "silu":
-            return v * sigmoid
-        case "gelu":
-            return v * 0.5 * math.erfc(-v / math.sqrt(2))
+        case "silu" | "silu_learned":
+            return v * sigmoid(a * v)
+        case "gelu" | "gelu_learned":
+            return v * 0.5 * math.erfc(-a * v / math.sqrt(2))
         case "elu":
             return v if v >= 0 else a * math.expm1(v)
         case "celu":
@@ -68,7 +70,7 @@ def by_hand(info: ActivationInfo, alpha: float | None, v: float) -> float:
         case "smoothrelu" | "smoothrelu_learned":
             return v - math.log1p(a * v) / a if v >= 0 else 0.0
         case "mish":
-            return v * math.tanh(softplus(v))
+            return v * math.tanh(softplus(a * v))
     raise AssertionError(f"no formula written here for {info.name}")
 
 
@@ -196,7 +198,7 @@ def test_the_learned_alpha_gets_the_gradient_of_finite_differences() -> None:
 @pytest.mark.parametrize(
     ("name", "alpha"),
     [("parametric_softplus", 0.0), ("parametric_softplus", -1.0), ("parametric_softplus", math.inf), ("elu", math.nan), ("celu", 1e9),
-     ("silu", 1.0), ("smoothrelu_learned", 5.0)],
+     ("silu", 0.0), ("mish", -1.0), ("relu", 1.0), ("smoothrelu_learned", 5.0), ("silu_learned", 1.0)],
 )  # fmt: skip
 def test_an_alpha_outside_its_range_is_refused_by_name(name: str, alpha: float) -> None:
     with pytest.raises(ValueError, match=f"alpha is .*{name}"):

@@ -19,7 +19,7 @@ from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.units import SEARCH
 
-GRID = SearchSettings(activations=("silu", "parametric_softplus:2,5,10,20", "relu", "celu:0.5,1,2"), pairs=("relu/relu_smooth_backward",))
+GRID = SearchSettings(activations=("silu:1", "parametric_softplus:2,5,10,20", "relu", "celu:0.5,1,2"), pairs=("relu/relu_smooth_backward",))
 GRID = dataclasses.replace(GRID, rungs=(1, 2, 4))
 Scores = dict[tuple[Configuration, int], tuple[float, float]]
 

@@ -11,7 +11,7 @@ from sweeps import leaderboard, numbers, pipeline, prepare, records
 pytestmark = pytest.mark.fault  # minutes: several sweeps, each with a private Ray
 TINY, AMPLE = ("--budget", "0.000001"), ("--budget", "1")  # accelerator-hours: spent by any trial, and by none of these
 ONE_AT_A_TIME = ("--resources.cpus-per-trial", str(len(os.sched_getaffinity(0))))
-SPACE = ("digits_smoke", "--search.activations", "silu", "relu", "parametric_softplus:5,10", "--search.pairs", "--final.seeds", "0")
+SPACE = ("digits_smoke", "--search.activations", "silu:1", "relu", "parametric_softplus:5,10", "--search.pairs", "--final.seeds", "0")
 
 
 def run(name: str, *arguments: str) -> str:

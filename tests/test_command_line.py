@@ -13,9 +13,11 @@ import pytest
 import pipelines
 from pipelines.driver import claim_folder
 from pipelines.recipes import DEFAULT, RECIPES
+from sat_ray.activation_table import activation_table
 from sat_ray.cli import Command, UsageError, parse
 from sat_ray.config import to_json
 from sat_ray.lease import driver_lease
+from sat_ray.plan import groups, planned_trials
 from sat_ray.storage import Storage
 
 SWEEP = Path(pipelines.__file__).parent / "sweep.py"
@@ -140,6 +142,14 @@ def test_help_explains_where_and_how_to_run(wanted: str, answers: Mapping[str, t
     assert wanted in " ".join(answers["help"][1].replace("│", " ").split())
 
 
+def test_help_shows_curvature_beside_every_alpha_that_a_search_tries(
+    answers: Mapping[str, tuple[int, str, str]],
+) -> None:
+    shown = {" ".join(line.split()) for line in answers["help"][1].splitlines()}
+    assert {" ".join(line.split()) for line in activation_table().splitlines()} <= shown
+    assert "- silu alpha 0.25 1 4 16 64; curvature 0.125 0.5 2 8 32" in shown
+
+
 def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
     argv = ["--dry-run", "--training.epochs", "7", "--storage", "store"]
     done = subprocess.run([sys.executable, str(SWEEP), *argv], cwd=tmp_path, env=environment(), capture_output=True, text=True)
@@ -147,7 +157,11 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     lines = {" ".join(line.split()) for line in done.stdout.splitlines()}
     recipe = RECIPES["digits"]()
-    first, second = recipe.search.rungs
+    rungs = ", ".join(map(str, recipe.search.rungs))
+    points = recipe.search.configurations()
+    seeds = len(recipe.final.seeds)
+    finalists = len(groups(points))
+    models = finalists * seeds
     assert {
         "training.epochs 7",
         "threat_model.epsilon 64/255",
@@ -156,9 +170,10 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
         "global batch 64 images, 32 per worker",
         "learning rate 0.2 at the peak, linear, 2 epochs of warm-up",
         "epsilon 64/255 (linf)",
-        f"search trials 22 configurations, 30 trainings (grid, rungs at {first}, {second} epochs)",
-        "models for the leaderboard 13 configurations x 3 seeds = 39",
-        f"estimated passes, training {39 * 7 * 718 * 2 / 1e6:.2f} million images",
+        f"search trials {len(points)} configurations, {planned_trials(recipe)} trainings (grid, rungs at {rungs} epochs)",
+        "search space, softplus curvature 0.25",
+        f"models for the leaderboard {finalists} configurations x {seeds} seeds = {models}",
+        f"estimated passes, training {models * 7 * 718 * 2 / 1e6:.2f} million images",
         f"tracking sqlite:///{tmp_path}/store/mlflow.db",
     } <= lines
 

@@ -61,11 +61,12 @@ def test_every_activation_is_traced_without_a_break_and_keeps_its_own_gradient(t
         point = x.clone().requires_grad_()
         value = call(point)
         found.append([value, *torch.autograd.grad((value * x.cos()).sum(), [point, *module.parameters()])])
-    (values, slopes, beta), (other_values, other_slopes, other_beta) = found
+    (values, slopes, *betas), (other_values, other_slopes, *other_betas) = found
     for row, name in enumerate(ACTIVATIONS):
         torch.testing.assert_close(values[row], other_values[row], msg=f"{name}: other values")
         torch.testing.assert_close(slopes[row], other_slopes[row], msg=f"{name}: another gradient")
-    torch.testing.assert_close(beta, other_beta)  # of the learned alpha
+    assert len(betas) == sum(info.learned for info in ACTIVATIONS.values())
+    torch.testing.assert_close(betas, other_betas)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_an_epsilon_outside_0_to_1_is_refused(epsilon: float) -> None:
             r"'relu_smoth_backward' is unknown; did you mean relu_smooth_backward",
         ),
         (lambda: SearchSettings(activations=("elu:1000",)), r"alpha of elu is 1000; allowed for elu: 0\.001 to 100"),
-        (lambda: SearchSettings(activations=("silu:2",)), "silu takes no alpha"),
+        (lambda: SearchSettings(activations=("softplus:2",)), "softplus takes no alpha"),
         (lambda: SearchSettings(activations=("elu:a",)), r"search\.activations 'elu:a': 'a' is not a number"),
         (lambda: SearchSettings(activations=("elu:nan",)), r"alpha of elu is nan; allowed"),
         (lambda: SearchSettings(pairs=("relu",)), r"search\.pairs 'relu' is not a pair; allowed: activation/attacker_activation"),
@@ -140,8 +140,10 @@ def test_a_value_that_is_not_allowed_is_refused_in_one_line_that_names_it(build:
 def test_the_search_space_is_every_alpha_of_every_activation_and_the_pairs_each_once() -> None:
     default = SearchSettings().configurations()
     names = [name for name in ACTIVATIONS if name != "relu_smooth_backward"]
-    assert len(default) == sum(len(ACTIVATIONS[name].grid) for name in names) + 3
-    assert len(SearchSettings(activations=("silu", "silu", "elu:1,1"), pairs=()).configurations()) == 2
+    points = sum(len(ACTIVATIONS[name].grid) for name in names)
+    assert len(default) == points + 3 - 1  # three pairs; celu at 1 is elu at 1
+    twice = SearchSettings(activations=("silu:1", "silu:1", "elu:1,1"), pairs=())
+    assert len(twice.configurations()) == 2
     assert [one.alpha for one in parse_choice("elu:2,0.5", field="x")] == [2.0, 0.5]
 
 
@@ -177,8 +179,11 @@ def test_resources_are_no_part_of_a_result_and_everything_else_is() -> None:
 
 def test_a_search_trial_squeezes_the_whole_schedule_into_the_longest_rung() -> None:
     trial = config(search=SearchSettings(rungs=(2, 5))).trial_training()
-    assert (trial.epochs, trial.validate_every) == (5, 5)
-    assert dataclasses.replace(trial, epochs=20, validate_every=5) == TrainingSettings()
+    assert (trial.epochs, trial.validate_every, trial.warmup_epochs) == (5, 5, 0.5)
+    whole = TrainingSettings()
+    assert trial == dataclasses.replace(whole, epochs=5, warmup_epochs=0.5)
+    share = trial.warmup_epochs / trial.epochs
+    assert share == whole.warmup_epochs / whole.epochs == 0.1
 
 
 def test_the_final_iterate_rule_is_an_attack_of_its_own_and_off_by_default() -> None:

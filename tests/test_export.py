@@ -26,8 +26,9 @@ from sat_ray.storage import Storage
 SHAPE = (1, 8, 8)
 
 
-def small(activation: str) -> Normalized:
-    return build_model("small_resnet", activation=activation, num_classes=10, in_channels=1, width=4, seed=0).eval()
+def small(activation: str, alpha: float | None = None) -> Normalized:
+    shape = {"num_classes": 10, "in_channels": 1, "width": 4}
+    return build_model("small_resnet", activation=activation, alpha=alpha, seed=0, **shape).eval()
 
 
 @pytest.fixture
@@ -38,9 +39,13 @@ def checkpoint(digits_model: Normalized, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("activation", ["smoothrelu_learned", "relu_smooth_backward"])
-def test_a_pt2_file_computes_logits_and_gradients_of_the_model_at_any_batch_size(activation: str) -> None:
-    _, parity = export_model(small(activation), shape=SHAPE, kind="pt2")
+@pytest.mark.parametrize(
+    ("activation", "alpha"),
+    [("smoothrelu_learned", None), ("relu_smooth_backward", None), ("silu_learned", None),
+     ("silu", 8.0), ("gelu", 1.0), ("gelu", 4.0), ("mish", 1.0), ("mish", 16.0)],
+)  # fmt: skip
+def test_a_pt2_file_computes_logits_and_gradients_of_the_model_at_any_batch_size(activation: str, alpha: float | None) -> None:
+    _, parity = export_model(small(activation, alpha), shape=SHAPE, kind="pt2")
     assert parity.logits <= parity.bound and parity.gradient is not None and parity.gradient < 1e-5
 
 
@@ -89,9 +94,13 @@ def test_onnx_that_is_not_installed_is_asked_for_in_one_line(monkeypatch: pytest
 
 @pytest.mark.fault
 @pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in ONNX_PACKAGES), reason="onnx is not installed")
-@pytest.mark.parametrize("activation", ["relu", "smoothrelu_learned", "relu_smooth_backward"])
-def test_an_onnx_file_computes_the_logits_of_the_model(activation: str) -> None:
-    _, parity = export_model(small(activation), shape=SHAPE, kind="onnx")
+@pytest.mark.parametrize(
+    ("activation", "alpha"),
+    [("relu", None), ("smoothrelu_learned", None), ("relu_smooth_backward", None), ("silu", 8.0),
+     ("gelu", 4.0), ("mish", 16.0), ("gelu_learned", None)],
+)  # fmt: skip
+def test_an_onnx_file_computes_the_logits_of_the_model(activation: str, alpha: float | None) -> None:
+    _, parity = export_model(small(activation, alpha), shape=SHAPE, kind="onnx")
     assert parity.logits <= parity.bound
 
 

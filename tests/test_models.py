@@ -283,7 +283,7 @@ def test_a_spec_survives_json_and_builds_the_same_model() -> None:
         ({"name": "resnet81"}, "model 'resnet81' is unknown; did you mean .*resnet18"),
         ({"stem": "smal"}, "did you mean small"),
         ({"activation": "rleu"}, "did you mean .*relu"),
-        ({"activation": "silu", "alpha": 2.0}, "takes no alpha"),
+        ({"activation": "softplus", "alpha": 2.0}, "takes no alpha"),
         ({"num_classes": 1}, "num_classes is 1; allowed"),
         ({"in_channels": 0}, "in_channels is 0; allowed"),
         ({"width": 0}, "width is 0; allowed"),

@@ -229,4 +229,4 @@ def test_alpha_moves_to_its_value_in_model_and_attack_and_validation_sees_the_va
 def test_a_first_alpha_outside_its_range_is_refused(digits: Split) -> None:
     with pytest.raises(ValueError, match=r"training\.alpha_start 1e-05 times alpha is 0\.0001; allowed for parametric_softplus: 0\.001"):
         train(small_model("parametric_softplus"), digits, alpha_start=1e-5)
-    assert train(small_model("silu"), digits, images=32, epochs=1, alpha_start=1e-5)  # no alpha, nothing to refuse
+    assert train(small_model("relu"), digits, images=32, epochs=1, alpha_start=1e-5)  # no alpha, nothing to refuse

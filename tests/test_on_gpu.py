@@ -193,7 +193,7 @@ def no_waiting() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_waiting")
-@pytest.mark.parametrize("activation", ["silu", "smoothrelu_learned", "relu_smooth_backward"])
+@pytest.mark.parametrize("activation", ["silu", "gelu_learned", "smoothrelu_learned", "relu_smooth_backward"])
 @pytest.mark.parametrize("changes", STEPS)
 def test_no_step_waits_for_the_gpu(changes: dict[str, Any], activation: str, digits: Split) -> None:
     step = step_of(digits.take(slice(0, 32)).to(GPU), activation=activation, device="cuda", **changes)

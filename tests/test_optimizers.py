@@ -37,8 +37,9 @@ def length(tensors: dict[str, Tensor]) -> float:
     return math.sqrt(sum(t.double().square().sum().item() for t in tensors.values()))
 
 
-def test_weight_decay_reaches_matrices_alone_and_learned_alphas_have_their_own_group() -> None:
-    model = small_model("smoothrelu_learned")
+@pytest.mark.parametrize("activation", ["smoothrelu_learned", "silu_learned", "gelu_learned"])
+def test_weight_decay_reaches_matrices_alone_and_learned_alphas_have_their_own_group(activation: str) -> None:
+    model = small_model(activation)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = parameter_groups(model, weight_decay=0.1, alpha_learning_rate=3.0)
     decayed, free, alphas = ([names[id(p)] for p in group["params"]] for group in groups)  # type: ignore[attr-defined]

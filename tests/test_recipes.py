@@ -64,6 +64,12 @@ def test_the_study_trains_every_activation_of_the_registry_with_ten_seeds_and_se
     assert f"{len(ACTIVATIONS)} configurations x 10 seeds = {10 * len(ACTIVATIONS)}" in text
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_recipe_compares_alphas_before_half_of_a_trial(recipe: str) -> None:
+    rungs = RECIPES[recipe]().search.rungs
+    assert rungs[0] >= rungs[-1] / 2
+
+
 @pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
 def test_every_rung_of_the_ladder_is_the_imagenet_recipe_at_another_size(rung: Rung, tmp_path: Path) -> None:
     config = RECIPES[rung.name]()
@@ -212,7 +218,7 @@ def test_a_recipe_is_trained_and_committed_from_a_small_archive(
 def test_the_papers_activations_are_those_of_its_figure_each_with_one_alpha() -> None:
     points = [one for text in PAPER_ACTIVATIONS for one in parse_choice(text, field="x")]
     assert [(one.activation, one.alpha) for one in points] == [
-        ("relu", None), ("parametric_softplus", 10.0), ("softplus", None), ("smoothrelu_learned", None), ("gelu", None), ("elu", 1.0),
-        ("silu", None),
+        ("relu", None), ("parametric_softplus", 10.0), ("softplus", None), ("smoothrelu_learned", None), ("gelu", 1.0), ("elu", 1.0),
+        ("silu", 1.0),
     ]  # fmt: skip
     assert len(RECIPES["imagenet_resnet50"]().search.configurations()) == 7 + 3

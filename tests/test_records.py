@@ -33,7 +33,7 @@ CONFIG = SweepConfig(
     training=TrainingSettings(
         epochs=3, global_batch_size=128, batchnorm_group_size=64, validate_every=1, validation_steps=4, warmup_epochs=1
     ),
-    search=SearchSettings(activations=("silu", "elu:0.5,1,2"), pairs=("relu/relu_smooth_backward",), rungs=(1, 2)),
+    search=SearchSettings(activations=("silu:1", "elu:0.5,1,2"), pairs=("relu/relu_smooth_backward",), rungs=(1, 2)),
     final=FinalSettings(seeds=(0, 1)),
     evaluation=EvaluationSettings(steps=4, step_size=10 / 255, lanes=32, shard_size=450),
 )
@@ -245,7 +245,7 @@ def test_a_group_is_the_alphas_of_one_activation_or_one_pair_in_the_order_given(
         ("elu", "elu", 3),
         ("relu", "relu_smooth_backward", 1),
     ]
-    assert len(groups(SearchSettings().configurations())) == 13
+    assert len(groups(SearchSettings().configurations())) == 15
 
 
 def test_promotion_goes_by_robust_then_clean_accuracy_and_ties_to_the_earlier() -> None:
@@ -270,7 +270,7 @@ def test_planned_trials_are_what_the_grid_really_commits(
     dataset: Dataset, records: Records, monkeypatch: pytest.MonkeyPatch, rungs: tuple[int, ...], reduction: int
 ) -> None:
     search = importlib.import_module("sat_ray.distributed.search")
-    space = SearchSettings(activations=("silu", "elu:0.5,1,2,3,4,5,6", "celu:1,2"), rungs=rungs, reduction=reduction)
+    space = SearchSettings(activations=("silu:1", "elu:0.5,1,2,3,4,5,6", "celu:1.5,2"), rungs=rungs, reduction=reduction)
     config = dataclasses.replace(CONFIG, search=space)
 
     def run_rung(
@@ -286,7 +286,7 @@ def test_planned_trials_are_what_the_grid_really_commits(
     assert search.committed_finalists(config, dataset, records) is None
     finalists = search.search_finalists(config, dataset, records)
     assert len(records.keys(SEARCH)) == planned_trials(config)
-    assert [one.alpha for one in finalists[:3]] == [None, 6.0, 2.0]
+    assert [one.alpha for one in finalists[:3]] == [1.0, 6.0, 2.0]
     assert finalists == search.committed_finalists(config, dataset, records) and len(finalists) == 6
 
 
@@ -335,7 +335,7 @@ def test_a_finished_search_keeps_no_states_to_go_on_from_and_one_cut_by_its_budg
                 train_and_commit(job, records, previous=before)
 
     monkeypatch.setattr(search, "run_rung", run_rung)
-    config = dataclasses.replace(CONFIG, search=SearchSettings(activations=("silu", "elu:1,2"), pairs=(), rungs=(1, 2)))
+    config = dataclasses.replace(CONFIG, search=SearchSettings(activations=("silu:1", "elu:1,2"), pairs=(), rungs=(1, 2)))
     cut = search.search_finalists(dataclasses.replace(config, cost=CostSettings(budget=1e-9)), dataset, records)
     kept = list((Path(records.storage.uri) / "checkpoints").rglob("state.safetensors"))
     assert len(cut) == 1 and len(kept) == 1

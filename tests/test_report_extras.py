@@ -136,7 +136,13 @@ def test_activations_differ_within_the_ten_letters_that_mlflow_draws() -> None:
     shown = [tuple(str(value)[:10] for value in compared_params(one).values()) for one in everything]
     assert len(set(shown)) == len(shown) > 13
     learned = compared_params(Configuration(activation="smoothrelu_learned"))
-    assert learned == {"activation": "smoothrelu", "alpha": "learned", "attacker_activation": "smoothrelu", "attacker_alpha": "learned"}
+    assert learned == {
+        "activation": "smoothrelu",
+        "alpha": "learned",
+        "curvature": "unknown",
+        "attacker_activation": "smoothrelu",
+        "attacker_alpha": "learned",
+    }
     assert compared_params(Configuration(activation="torch.nn.functional:softsign"))["activation"] == "softsign (torch.nn.functional)"
 
 

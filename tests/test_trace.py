@@ -36,7 +36,7 @@ from sat_ray.training_settings import TrainingSettings
 from sat_ray.units import Dataset
 
 WORDS = (
-    *("digits_smoke", "--search.activations", "silu", "--search.pairs", "--search.rungs", "2"),
+    *("digits_smoke", "--search.activations", "silu:1", "--search.pairs", "--search.rungs", "2"),
     *("--threat-model.epsilon", "24/255", "--evaluation.steps", "60", "--evaluation.step-size", "4/255", "--evaluation.lanes", "8"),
 )
 

@@ -177,7 +177,9 @@ def test_only_activations_are_exchanged() -> None:
     ("own", "attacker"),
     [(("relu", None), ("silu", None)), (("silu", None), ("relu", None)), (("parametric_softplus", 10.0), ("parametric_softplus", 5.0)),
      (("relu", None), ("smoothrelu_learned", None)), (("smoothrelu", 400.0), ("smoothrelu_learned", None)),
-     (("parametric_softplus", 10.0), ("relu_smooth_backward", 10.0)), (("elu", 1.0), ("celu", 1.0))],
+     (("parametric_softplus", 10.0), ("relu_smooth_backward", 10.0)), (("elu", 1.0), ("celu", 1.0)),
+     (("silu", 1.0), ("silu", 4.0)), (("silu", 1.0), ("silu_learned", None)), (("gelu", 1.0), ("gelu_learned", None)),
+     (("silu_learned", None), ("silu", 1.0)), (("relu", None), ("silu_learned", None))],
 )  # fmt: skip
 def test_an_attacker_with_another_forward_is_refused(own: tuple[str, float | None], attacker: tuple[str, float | None]) -> None:
     with pytest.raises(ValueError, match="attacker_activation"):

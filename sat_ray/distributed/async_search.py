@@ -1,5 +1,7 @@
 """Asynchronous search: ASHA over random alphas, or Optuna's TPE over alpha.
 
+Alphas are drawn between the smallest and the largest of an activation's grid, log-uniform.
+
 Arrival order decides here, so decisions are recorded: a trial that was stopped stays stopped, a committed trial reports its recorded
 scores again without training, and Optuna is first asked for the trials that exist. Every row reproduces from its own config and seed.
 That a trial was cut by the budget is no such decision: with a larger one it goes on.
@@ -62,10 +64,19 @@ def _random(config: SweepConfig, competing: list[Group], ranges: dict[int, tuple
     found = []
     for choice, position in draws.tolist():
         index = list(ranges)[int(choice * len(ranges))]
-        low, high = ranges[index]
-        alpha = math.exp(math.log(low) + position * (math.log(high) - math.log(low)))
-        found.append(_with_alpha(competing[index], alpha))
+        found.append(_with_alpha(competing[index], _between(*ranges[index], position)))
     return found
+
+
+def _between(low: float, high: float, position: float) -> float:
+    """Return the alpha at a position in [0, 1], log-uniform where both ends are positive."""
+    if _is_logarithmic(low):
+        return low * math.exp(position * math.log(high / low))
+    return low + position * (high - low)
+
+
+def _is_logarithmic(low: float) -> bool:
+    return low > 0  # the alphas of a user's activation may be 0 or negative
 
 
 def _with_alpha(group: Group, alpha: float) -> Configuration:
@@ -145,7 +156,7 @@ class _Space:
         index = trial.suggest_categorical("group", list(range(self.groups)))
         if index in self.ranges:
             low, high = self.ranges[index]
-            trial.suggest_float(f"alpha_{index}", low, high, log=True)
+            trial.suggest_float(f"alpha_{index}", low, high, log=_is_logarithmic(low))
 
 
 class _Optuna(OptunaSearch):

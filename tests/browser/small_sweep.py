@@ -35,7 +35,7 @@ from sat_ray.storage import Storage
 
 RECIPE = "digits_smoke"
 SWEEP = (
-    *(RECIPE, "--search.activations", "relu", "silu", "parametric_softplus:5,10", "--search.pairs", "--final.seeds", "0", "1", "2"),
+    *(RECIPE, "--search.activations", "relu", "silu:1", "parametric_softplus:5,10", "--search.pairs", "--final.seeds", "0", "1", "2"),
     *("--training.epochs", "2", "--search.rungs", "1", "--evaluation.steps", "20", "--evaluation.step-size", "0.03"),
     *("--cost.price-per-accelerator-hour", "36", "--cost.currency", "EUR", "--resources.images-per-second", "500"),
 )

@@ -98,7 +98,7 @@ def test_the_page_answers_which_activation_at_what_cost_and_whether_it_is_real(o
     assert set(column(page, "#differences", "configuration")) == {"silu", made_alpha(made)}
     assert set(column(page, "#differences", "real?")) <= {"yes", "within noise", "not after Holm"}
     assert len(column(page, "#cost", "training time")) == 3
-    assert "python pipelines/sweep.py digits_smoke --search.activations relu silu" in page.locator("#reproduce pre").first.inner_text()
+    assert "python pipelines/sweep.py digits_smoke --search.activations relu silu:1" in page.locator("#reproduce pre").first.inner_text()
     assert made.board["rows"][0]["mlflow_run_id"] in str(page.locator("#rows a").first.get_attribute("href"))
     for wanted in ("dataset", "config", "training code", "torch", "computed: 20", "report written:", "code: sat_ray"):
         assert wanted in page.locator("#reproduce").inner_text()
