@@ -53,6 +53,7 @@ def prepare(sweep: Sweep) -> Dataset:
             Storage(uri),
             rows_per_shard=data.rows_per_shard,
             path=data.path,
+            download=data.download,
             storing=data.storing(),
             corrupt_share=data.corrupt_share,
             enlarged_share=data.enlarged_share,

@@ -79,7 +79,13 @@ def prepared(config: SweepConfig, root: Storage, scratch: Storage) -> Dataset:
         raise ValueError(
             f"data.dataset {source.name} is not prepared in {root.uri}; run first: python pipelines/prepare.py with the same options"
         )
-    write_dataset(source, Storage(uri), rows_per_shard=data.rows_per_shard, path=data.path)
+    write_dataset(
+        source,
+        Storage(uri),
+        rows_per_shard=data.rows_per_shard,
+        path=data.path,
+        download=data.download,
+    )
     made = Dataset.open(uri)
     assert made is not None
     return made

@@ -51,6 +51,7 @@ def write_dataset(
     *,
     rows_per_shard: int,
     path: str = "",
+    download: bool = False,
     storing: Storing | None = None,
     corrupt_share: float = 0.0,
     enlarged_share: float = 0.0,
@@ -58,13 +59,15 @@ def write_dataset(
 ) -> dict[str, Any]:
     """Write every split of a dataset as shards, the manifest last, and return the manifest. What is written already is not done again.
 
-    path: the folder that the source reads, if it reads one; storing: how images that come in files are stored; corrupt_share: share of
-    them that may be unreadable, in [0, 1): those are left out and listed in the manifest; enlarged_share: share of them that may be smaller
-    than they are stored, in [0, 1]. run: map, or what applies a function elsewhere and returns the results in order; it is given the shards
-    of encoded images, while what is in memory is written from here.
+    path: the folder that the source reads, if it reads one; download: fetch the official files where
+    they are not there; storing: how images that come in files are stored; corrupt_share: share of them
+    that may be unreadable, in [0, 1): those are left out and listed in the manifest; enlarged_share:
+    share of them that may be smaller than they are stored, in [0, 1]. run: map, or what applies a
+    function elsewhere and returns the results in order; it is given the shards of encoded images, while
+    what is in memory is written from here.
     Raises ValueError naming images that cannot be read, are too small or differ in size, LayoutError where the folder is not as wanted.
     """
-    found, storing = source.open(path), storing or Storing()
+    found, storing = source.open(path, download=download), storing or Storing()
     splits = source.splits(found)
     storage.write_json(PLAN, {"shards": sum(-(-len(ids) // rows_per_shard) for ids in splits.values())})
     tasks = shard_tasks(found, splits, rows_per_shard=rows_per_shard, storing=storing)
