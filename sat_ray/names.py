@@ -1,7 +1,16 @@
 """Errors that teach: an unknown name is answered with the closest known ones."""
 
 import difflib
+import unicodedata
 from collections.abc import Collection
+
+INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Unicode's controls, formats, and what begins a line
+
+
+def printable(text: str) -> str:
+    """Return a text of which a terminal shows every character: escapes, control characters, changes of direction and half characters
+    become \\x1b, \\u202e and the like, as Python writes them."""
+    return "".join(one if unicodedata.category(one) not in INVISIBLE else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
 def suggest(name: str, known: Collection[str]) -> str:
