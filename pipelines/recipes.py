@@ -94,7 +94,7 @@ def fashion_mnist_resnet18() -> SweepConfig:
         training=TrainingSettings(
             epochs=10,
             global_batch_size=256,
-            batchnorm_group_size=256,
+            batchnorm_group_size=128,
             learning_rate=0.2,
             precision="bf16",
             attack_steps=3,

@@ -50,7 +50,8 @@ class Source:
     encoded: its images are files to decode, so they may be resized and stored as JPEG. anonymous: the folder says which images these are.
     shape: (C, H, W) where all are of one size, classes: how many there are; None and 0 where that is known only after a look.
     remote: `read` takes a folder on S3 as well. package, installed: a Debian package that holds the dataset, and where it puts it;
-    downloader: name of torchvision's class that has the addresses and checksums of its official files.
+    downloader: name of torchvision's class that has the addresses and checksums of its official files. optional_path: `read` works
+    without a folder too.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Source:
     package: str = ""
     installed: str = ""
     downloader: str = ""
+    optional_path: bool = False
 
     def open(self, path: str = "", *, download: bool = False) -> Raw | Listing:
         """Read the dataset, or list its images. Raises LayoutError with the layout wanted.
@@ -76,7 +78,7 @@ class Source:
         are not there: into that folder, without one into a cache; DownloadError says why it failed.
         """
         self.require_path(path, download=download)
-        if not self.layout:
+        if not self.layout or (self.optional_path and not path):
             return self.read()
         named = path or (self.installed if self._is_installed() else str(cache_folder(self.name)))
         folder = folder_at(named)
@@ -100,8 +102,13 @@ class Source:
 
     def require_path(self, path: str, *, download: bool = False) -> None:
         """Raise LayoutError with the layout wanted where a folder is needed, none is named, and none is found."""
-        if self.layout and not (path or download or self._is_installed()):
+        if self.needs(path, download=download):
             raise LayoutError(f"data.path is empty; {self._allowed()}")
+
+    def needs(self, path: str, *, download: bool = False) -> bool:
+        """Say whether a folder is needed, none is named, and none is found."""
+        found = path or download or self.optional_path or self._is_installed()
+        return bool(self.layout) and not found
 
     def _is_installed(self) -> bool:
         return bool(self.installed) and Path(self.installed).is_dir()

@@ -5,7 +5,7 @@ import numpy as np
 from sat_ray.data import cifar, idx
 from sat_ray.data.folders import IMAGE_FOLDER_LAYOUT, list_image_folder
 from sat_ray.data.imagenet import IMAGENET_LAYOUT, list_imagenet
-from sat_ray.data.own import own_source
+from sat_ray.data.own import NPZ_LAYOUT, own_source, read_npz_file
 from sat_ray.data.source import LayoutError, Listing, Raw, Source
 from sat_ray.names import check_name
 from sat_ray.reference import is_reference
@@ -112,6 +112,16 @@ _ENTRIES = (
         layout=IMAGE_FOLDER_LAYOUT,
         remote=True,
         encoded=True,
+        anonymous=True,
+    ),
+    Source(
+        "npz",
+        read_npz_file,
+        images=0,
+        test=0,
+        val=0,
+        about="images and labels of an .npz file; counted when it is read",
+        layout=NPZ_LAYOUT,
         anonymous=True,
     ),
 )
