@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from archives import image_file, unpack
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from pipelines.exit_status import exit_status
+from pipelines.progress import Reporter
 from sat_ray.data import images, preparing
 from sat_ray.data.foreign import prepared
 from sat_ray.data.images import CorruptImageError, Place, Storing, opened
@@ -323,3 +326,19 @@ def test_only_what_a_terminal_would_obey_is_rewritten(text: str, shown: str) -> 
 def test_a_gray_image_is_stored_with_one_channel_where_that_is_asked_for() -> None:
     assert Storing().pixels(opened(RIGHT["gray.png"][0], channels=1)).shape == (1, 16, 16)
     assert Storing(image_size=8).pixels(opened(RIGHT["colour.png"][0], channels=1)).shape == (1, 8, 8)
+
+
+def test_a_command_prints_no_escape_that_a_name_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise ValueError(f"data {tmp_path}/{ODD} is not there")
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert exit_status(fail) == 2
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    with Reporter() as reporter:
+        reporter.say(f"class {ODD}")
+    said = capsys.readouterr()
+    assert r"a\x1b[31mred\x07\u202eevil" in said.err and r"a\x1b[31mred\x07\u202eevil" in said.out
+    assert not {"\x1b", "\x07", "\u202e"} & set(said.err + said.out)
