@@ -6,6 +6,7 @@ read is refused: a forgotten image is not noticed later.
 """
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -160,7 +161,8 @@ def _listing(root: Folder, parts: dict[str, Found]) -> Listing:
     held_out: dict[str, np.ndarray] = {}
     for split, files in parts.items():
         if foreign := sorted({name for name, _ in files} - index.keys()):
-            raise LayoutError(f"{split}/ has classes that train/ has not: {', '.join(map(printable, foreign[:3]))}")
+            shown = ", ".join(map(printable, foreign[:3]))
+            raise LayoutError(f"{split}/ has classes that train/ has not: {shown}{_spelling(foreign[0], classes)}")
         if split != "train":
             held_out[split] = np.arange(len(places), len(places) + len(files))
         places += [replace(place, name=place.path.removeprefix(f"{root}/")) for _, place in files]
@@ -168,3 +170,9 @@ def _listing(root: Folder, parts: dict[str, Found]) -> Listing:
     if "val" in held_out and "test" not in held_out:
         held_out["test"] = held_out.pop("val")
     return Listing(places, np.array(labels, dtype=np.int64), tuple(classes), held_out)
+
+
+def _spelling(name: str, classes: list[str]) -> str:
+    """Say so where a class is there and only its Unicode form differs: the two look the same."""
+    same = unicodedata.normalize("NFC", name) in (unicodedata.normalize("NFC", one) for one in classes)
+    return " (train/ has it in another Unicode form, NFC or NFD; rename one of the two)" if same else ""
