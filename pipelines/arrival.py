@@ -41,7 +41,7 @@ def check_own_parts(config: SweepConfig, root: Storage) -> None:
 def check_data_named(config: SweepConfig, root: Storage) -> None:
     """Raise ValueError where images have to be prepared first and nobody said where they are. Whether they are there the nodes find out."""
     if Dataset.open(dataset_uri(config, root)) is None:
-        dataset_source(config.data.dataset).require_path(config.data.path)
+        dataset_source(config.data.dataset).require_path(config.data.path, download=config.data.download)
 
 
 def check_machine(*, gradient: str, field: str, accelerator: str, compiles_training: bool = False) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
+from sat_ray.names import printable
 from sat_ray.outcome_files import evaluation_of, folder_and_name, read_outcomes
 from sat_ray.report.judged import JudgedModel, judge
 from sat_ray.storage import Storage
@@ -106,7 +107,7 @@ def main() -> int:
         run(sys.argv[1:])
         return 0
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}", kept="\n"), file=sys.stderr)
         return 2
 
 

@@ -187,7 +187,7 @@ def described(dataset: Dataset) -> str:
     splits, classes = dataset.manifest["splits"], len(dataset.manifest["class_names"])
     stored = ", ".join(f"{splits[name]:,} {name}" for name in ("train", "val"))
     stored += f" and {splits['test']:,} test images of {classes:,} classes in {dataset.uri}"
-    return "; ".join(filter(None, (stored, other_classes(dataset), enlarged(dataset), left_out(dataset))))
+    return "; ".join(filter(None, (stored, other_classes(dataset), other_count(dataset), enlarged(dataset), left_out(dataset))))
 
 
 def other_classes(dataset: Dataset) -> str:
@@ -195,6 +195,14 @@ def other_classes(dataset: Dataset) -> str:
     manifest = dataset.manifest
     known, found = dataset_source(manifest["dataset"]).classes, len(manifest["class_names"])
     return f"{manifest['dataset']} has {known:,} classes, this one {found:,}" if known not in (0, found) else ""
+
+
+def other_count(dataset: Dataset) -> str:
+    """Say so where a dataset has not the number of images that it is known for; "" else."""
+    manifest = dataset.manifest
+    found = sum(manifest["splits"].values()) + len(manifest.get("corrupt", []))
+    known = dataset_source(manifest["dataset"]).images
+    return f"{manifest['dataset']} has {known:,} images, this one {found:,}" if known not in (0, found) else ""
 
 
 def enlarged(dataset: Dataset) -> str:

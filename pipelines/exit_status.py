@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sat_ray.attacks import InfeasiblePointError
+from sat_ray.names import printable
 from sat_ray.sentinel import CatastrophicOverfittingError
 
 EXPECTED = (ValueError, OSError, ArithmeticError, InfeasiblePointError, CatastrophicOverfittingError)
@@ -30,7 +31,7 @@ def exit_status(action: Callable[[], None]) -> int:
         if not stopped.is_set():
             if os.environ.get("SAT_RAY_TRACEBACK"):
                 traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr)
+            print(printable(f"error: {error}", kept="\n"), file=sys.stderr)
             return 2
     except BaseException as error:
         # an interrupted call into Ray may surface as another error; Ray's own handler, in place during ray.init, exits with 15

@@ -28,6 +28,7 @@ from sat_ray.config import to_json
 from sat_ray.data.shards import image_ids
 from sat_ray.jobs import sampled_rows
 from sat_ray.lease import driver_lease
+from sat_ray.names import printable
 from sat_ray.outcomes import merge_outcomes
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage, check_writable
@@ -71,9 +72,9 @@ def evaluate_foreign(given: ForeignOptions) -> None:
             check_code(given, subject, Records(storage), tasks, reporter)
             run_tasks(given, tasks, Records(storage), reporter)
             found, table = write_evaluation(given, subject, tasks, storage, identity)
-            reporter.console.print(claim(found), style="bold", soft_wrap=True)
+            reporter.console.print(printable(claim(found)), style="bold", soft_wrap=True, markup=False)
             if warning:
-                reporter.console.print(f"warning: {warning}", style="bold", soft_wrap=True, markup=False)
+                reporter.console.print(printable(f"warning: {warning}"), style="bold", soft_wrap=True, markup=False)
             reporter.console.print(to_terminal(found))
             for measured in found.get("calibrations", ()):
                 reporter.say(str(Calibration.from_json(measured)))

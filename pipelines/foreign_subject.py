@@ -52,7 +52,8 @@ class Subject:
 
 def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subject:
     """Open data and model and check that they fit; ValueError in one line where they do not."""
-    dataset = Dataset.open(prepared(given.data, root, image_size=given.image_size))
+    channels = _channels(given.model)
+    dataset = Dataset.open(prepared(given.data, root, image_size=given.image_size, channels=channels))
     assert dataset is not None
     splits = dataset.manifest["splits"]
     if not splits.get(given.split):
@@ -95,6 +96,17 @@ def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subje
         attacks=attacks,
         zeros=zeros,
     )
+
+
+def _channels(model: str) -> int | None:
+    """Return how many channels the images of a checkpoint of sat_ray have; None for any other model."""
+    if kind_of(model) != "checkpoint":
+        return None
+    try:
+        found = Storage.at(model).read_json(MODEL_JSON)["spec"]["in_channels"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # what is wrong with it is said when it is loaded
+    return found if found in (1, 3) else None
 
 
 def _configuration(model: torch.nn.Module, uri: str) -> Configuration | None:

@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from sat_ray.names import printable
 from sat_ray.report.text import seconds
 from sat_ray.stages import Record
 
@@ -36,9 +37,10 @@ class Reporter:
             self.bars.stop()
 
     def say(self, text: str) -> None:
-        """Print a line with the time since the start."""
+        """Print a line with the time since the start; names in it may come from anywhere."""
         minutes, seconds = divmod(int(monotonic() - self.started), 60)
-        self.console.print(f"[{minutes:02d}:{seconds:02d}] {text}", markup=False, soft_wrap=True)
+        line = printable(f"[{minutes:02d}:{seconds:02d}] {text}", kept="\n")
+        self.console.print(line, markup=False, soft_wrap=True)
 
     def stage(self, name: str, total: int | None, *, reused: int = 0) -> "StageProgress":
         """Begin to show a stage with `total` units of work, None where that is not known; reused: committed before it began."""

@@ -17,6 +17,7 @@ STUDIED = (
     *("silu_learned", "gelu_learned", "celu:0.25", "smoothrelu:20", "mish:1"),
     "relu_smooth_backward:10",
 )
+FASHION_ACTIVATIONS = ("relu", "silu", "gelu", "parametric_softplus:5,10,20")
 
 
 def digits() -> SweepConfig:
@@ -73,6 +74,52 @@ def study() -> SweepConfig:
         final=FinalSettings(seeds=tuple(range(10))),
         evaluation=EvaluationSettings(steps=100, step_size=4 / 255, lanes=96, shard_size=900),
         card=CardSettings(restarts=3, cascade_steps=20, cascade_queries=500, candidates=1),
+    )
+
+
+def fashion_mnist() -> SweepConfig:
+    """Compare relu with smooth activations on Fashion-MNIST at epsilon 0.1: real images, hours on 2 cores; the same command resumes it.
+
+    The images come from Debian's package dataset-fashion-mnist, from --data.path or by --data.download. Certified L-infinity methods reach
+    79.2 % at this epsilon, so a lower robust accuracy would mean a poor recipe.
+    """
+    return SweepConfig(
+        recipe="fashion_mnist",
+        threat_model=ThreatModel("linf", 0.1),
+        data=DataSettings(dataset="fashion_mnist", rows_per_shard=5000),
+        model=ModelSettings(name="small_resnet", width=16),
+        training=TrainingSettings(
+            epochs=8,
+            global_batch_size=128,
+            batchnorm_group_size=64,
+            learning_rate=0.2,
+            validate_every=8,
+        ),
+        search=SearchSettings(activations=FASHION_ACTIVATIONS, pairs=(), rungs=(1, 2)),
+        evaluation=EvaluationSettings(steps=200, step_size=0.005, lanes=128, shard_size=2500),
+    )
+
+
+def fashion_mnist_resnet18() -> SweepConfig:
+    """Run the comparison of `fashion_mnist` with a ResNet-18, bf16 and PGD-3 in training: minutes on one GPU."""
+    return SweepConfig(
+        recipe="fashion_mnist_resnet18",
+        threat_model=ThreatModel("linf", 0.1),
+        data=DataSettings(dataset="fashion_mnist", rows_per_shard=5000),
+        model=ModelSettings(name="resnet18", stem="small"),
+        training=TrainingSettings(
+            epochs=10,
+            global_batch_size=256,
+            batchnorm_group_size=128,
+            learning_rate=0.2,
+            precision="bf16",
+            attack_steps=3,
+            attack_step_size=0.05,
+            validate_every=10,
+        ),
+        search=SearchSettings(activations=FASHION_ACTIVATIONS, pairs=(), rungs=(1, 2)),
+        evaluation=EvaluationSettings(steps=200, step_size=0.005, lanes=512, shard_size=5000),
+        resources=_gpus(workers=1),
     )
 
 
@@ -155,5 +202,13 @@ def _gpus(*, workers: int) -> ResourceSettings:
     )
 
 
-_OWN = (digits, digits_smoke, study, cifar10_resnet18, imagenet_resnet50)
+_OWN = (
+    digits,
+    digits_smoke,
+    study,
+    fashion_mnist,
+    fashion_mnist_resnet18,
+    cifar10_resnet18,
+    imagenet_resnet50,
+)
 RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in _OWN} | ladder(imagenet_resnet50)

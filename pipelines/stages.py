@@ -9,6 +9,7 @@ from pipelines.reporting import outcome_paths, read_outcomes, strong_name, write
 from sat_ray.card import PASS
 from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
+from sat_ray.data.changes import check_unchanged
 from sat_ray.data.shards import image_ids, verify, write_dataset
 from sat_ray.data.sources import dataset_source
 from sat_ray.evaluation import counted_robust_ids
@@ -56,13 +57,16 @@ def prepare(sweep: Sweep) -> Dataset:
     from sat_ray.distributed.preparing import in_tasks
 
     uri, data = dataset_uri(sweep.config, sweep.root), sweep.config.data
-    dataset = Dataset.open(uri)
-    if dataset is None:
+    dataset, source = Dataset.open(uri), dataset_source(data.dataset)
+    if dataset is not None:
+        check_unchanged(source, Storage(uri), path=data.path)
+    else:
         write_dataset(
-            dataset_source(data.dataset),
+            source,
             Storage(uri),
             rows_per_shard=data.rows_per_shard,
             path=data.path,
+            download=data.download,
             storing=data.storing(),
             corrupt_share=data.corrupt_share,
             enlarged_share=data.enlarged_share,

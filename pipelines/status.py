@@ -22,7 +22,8 @@ import tyro
 from pipelines.recipes import DEFAULT, RECIPES
 from sat_ray.cli import Options, parse_options, parse_recipe, storage_root, sweep_name
 from sat_ray.config import SweepConfig, flatten, to_json
-from sat_ray.names import check_name
+from sat_ray.names import check_name, printable
+from sat_ray.reference import first_line
 from sat_ray.standing import Best, StageStanding, Standing, standing, sweeps_in
 from sat_ray.storage import Storage
 
@@ -40,9 +41,10 @@ def main() -> int:
     """Answer, and return the exit status: 2 where there is no such storage or sweep."""
     try:
         asked = parse_options(sys.argv[1:], Asked(), about=__doc__ or "")
-        print(answer(asked, storage_root(asked.storage)))
+        text = answer(asked, storage_root(asked.storage))
+        print(text if asked.json else printable(text, kept="\n"))
     except (ValueError, OSError) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(printable(f"error: {first_line(error)}"), file=sys.stderr)
         return 2
     return 0
 

@@ -22,6 +22,7 @@ from sat_ray.data.shards import write_dataset
 from sat_ray.data.sources import dataset_source
 from sat_ray.jobs import train_and_commit
 from sat_ray.journey import find, open_trained
+from sat_ray.names import printable
 from sat_ray.plan import dataset_uri, trial_job
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
@@ -49,7 +50,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="sat_ray-trace-") as scratch:
             trace(config, asked, Storage.at(scratch))
     except (ValueError, OSError, ArithmeticError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}", kept="\n"), file=sys.stderr)
         return 2
     return 0
 
@@ -63,7 +64,7 @@ def trace(config: SweepConfig, asked: Asked, scratch: Storage) -> None:
     torch.set_num_threads(config.resources.cpus_per_evaluation)
     trained = open_trained(uri, config, dataset)
     for section in tell(config, dataset, place, trained, trained_here=not asked.checkpoint):
-        print(f"\n{section}")
+        print(printable(f"\n{section}", kept="\n"))
 
 
 def prepared(config: SweepConfig, root: Storage, scratch: Storage) -> Dataset:
@@ -79,7 +80,13 @@ def prepared(config: SweepConfig, root: Storage, scratch: Storage) -> Dataset:
         raise ValueError(
             f"data.dataset {source.name} is not prepared in {root.uri}; run first: python pipelines/prepare.py with the same options"
         )
-    write_dataset(source, Storage(uri), rows_per_shard=data.rows_per_shard, path=data.path)
+    write_dataset(
+        source,
+        Storage(uri),
+        rows_per_shard=data.rows_per_shard,
+        path=data.path,
+        download=data.download,
+    )
     made = Dataset.open(uri)
     assert made is not None
     return made

@@ -15,6 +15,8 @@ from sat_ray.card import CardSettings
 from sat_ray.configuration import Configuration, parse_choice, parse_pair, without_repeats
 from sat_ray.data.images import ENCODINGS, LARGEST_SIDE, Storing
 from sat_ray.data.loading import Loading
+from sat_ray.data.remote import SCHEME
+from sat_ray.data.source import Source
 from sat_ray.data.sources import dataset_source
 from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
 from sat_ray.names import check_name
@@ -44,6 +46,9 @@ class DataSettings:
     path: str = ""
     """Folder of the images as they were downloaded: s3://bucket/folder, or a local one that is the same on every node that prepares them;
     not needed once they are prepared."""
+    download: bool = False
+    """Fetch the official files of mnist, fashion_mnist, cifar10 or cifar100 where they are not there, into data.path, or without one into
+    ~/.cache/sat_ray; torchvision's checksums are checked."""
     image_size: int = 0
     """Side of the stored squares: the short side is resized to it and the centre kept; 0 leaves images as they are."""
     encoding: Literal["raw", "jpeg"] = "raw"
@@ -61,6 +66,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         source = dataset_source(self.dataset)
         _at_least(self, 1, "rows_per_shard", section="data")
+        self._check_download(source)
         if not 0 <= self.image_size <= LARGEST_SIDE:
             raise ValueError(f"data.image_size is {self.image_size}; allowed: 0 to {LARGEST_SIDE}, 0 for images as they are")
         check_name(self.encoding, ENCODINGS, field="data.encoding")
@@ -75,6 +81,18 @@ class DataSettings:
                 "its images are stored as they are"
             )
 
+    def _check_download(self, source: Source) -> None:
+        """Raise ValueError where there is nothing to download, or no folder to download it to."""
+        if self.download and not source.downloader:
+            raise ValueError(
+                f"data.download must be False for {self.dataset}, got True: "
+                "only mnist, fashion_mnist, cifar10 and cifar100 can be downloaded"
+            )
+        if self.download and self.path.startswith(SCHEME):
+            raise ValueError(
+                f"data.path must be a local folder with --data.download, got {self.path}; download into a local folder and copy it"
+            )
+
     def storing(self) -> Storing:
         """Return how images that come in files are stored."""
         return Storing(image_size=self.image_size, encoding=self.encoding)
@@ -85,7 +103,9 @@ class DataSettings:
 
     def identity(self) -> dict[str, Any]:
         """Return what says which images these are, as JSON: where a known dataset lies does not matter, an image folder is its path."""
-        dropped = {"corrupt_share", "enlarged_share", "loading"} | (set() if dataset_source(self.dataset).anonymous else {"path"})
+        dropped = {"corrupt_share", "download", "enlarged_share", "loading"}
+        if not dataset_source(self.dataset).anonymous:
+            dropped.add("path")
         return {name: value for name, value in to_json(self).items() if name not in dropped}
 
 

@@ -1,7 +1,23 @@
 """Errors that teach: an unknown name is answered with the closest known ones."""
 
 import difflib
+import unicodedata
 from collections.abc import Collection
+
+INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Unicode's controls, formats, and what begins a line
+
+
+def printable(text: str, *, kept: str = "") -> str:
+    """Return a text of which a terminal shows every character, and obeys none.
+
+    Escapes and other control characters, changes of direction and halves of characters become \\x1b, \\u202e and the like, as Python
+    writes them. kept: characters that stay, for example line ends in a text of several lines.
+    """
+    return "".join(one if one in kept or unicodedata.category(one) not in INVISIBLE else _escaped(one) for one in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def suggest(name: str, known: Collection[str]) -> str:

@@ -142,6 +142,12 @@ class Storage:
         return {info.base_name: info.size for info in found if info.type == pafs.FileType.File}
 
     @_patient
+    def stamps(self, folder: str) -> dict[str, str]:
+        """Return size and time of the last change of every file directly in a folder, by name; {} where there is none."""
+        found = self._opened[0].get_file_info(pafs.FileSelector(self._inner(folder), allow_not_found=True))
+        return {info.base_name: f"{info.size}:{info.mtime_ns}" for info in found if info.type == pafs.FileType.File}
+
+    @_patient
     def is_file(self, path: str) -> bool:
         """Say whether a file is there."""
         return bool(self._opened[0].get_file_info(self._inner(path)).type == pafs.FileType.File)

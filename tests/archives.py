@@ -62,6 +62,27 @@ def py2_pickle(items: dict[bytes, bytes]) -> bytes:
     return b"\x80\x02}(" + b"".join(py2_string(key) + value for key, value in items.items()) + b"u."
 
 
+# --- IDX ---
+
+
+def idx(array: np.ndarray) -> bytes:
+    """Spell an array of uint8 as an IDX file."""
+    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def idx_files(*, train: int = 36, test: int = 6, seed: int = 0) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
+    """Return the four files of MNIST's family, their images (N, 28, 28) and labels, train images first; every class is there."""
+    draw = np.random.default_rng(seed)
+    images = draw.integers(0, 256, (train + test, 28, 28), dtype=np.uint8)
+    labels = (np.arange(train + test) % 10).astype(np.uint8)
+    parts = {"train": slice(0, train), "t10k": slice(train, None)}
+    files = {}
+    for name, rows in parts.items():
+        files[f"{name}-images-idx3-ubyte"] = idx(images[rows])
+        files[f"{name}-labels-idx1-ubyte"] = idx(labels[rows])
+    return files, images, labels
+
+
 # --- CIFAR ---
 
 

@@ -241,7 +241,7 @@ DAMAGED_NPZ: dict[str, tuple[bytes, str]] = {
     "members that are no .npy": (zipped(b"foo", ending="", labels=b"bar"), "images is no array"),
     "members without an array": (zipped(b"foo", labels=b"bar"), "images is no array"),
     "header": (zipped(headed("{'descr': ((((((\n")), "no .npz of plain arrays ("),
-    "more images than memory": (zipped(headed(VAST)), "Unable to allocate"),
+    "more images than memory": (zipped(headed(VAST)), "images.npy announces 150,528,000,000,000,000 bytes and has"),
 }
 
 
@@ -298,7 +298,7 @@ def test_every_file_of_an_image_folder_that_cannot_be_used_is_listed(tmp_path: P
     with pytest.raises(ValueError, match="PIL mode I;16"):
         prepared(str(folder), root)
     (folder / "zebra" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"notes.txt \(not .png"):
+    with pytest.raises(ValueError, match=r"1 files that are no images by their names, zebra/notes\.txt first; move"):
         prepared(str(folder), root)
 
 
@@ -309,9 +309,7 @@ def test_images_beside_the_class_folders_are_refused_and_other_files_are_not(tmp
     assert len(read_split(Storage(prepared(str(folder), root)), "test")) == 6
     for name in ("b.PNG", "a.jpg"):
         Image.fromarray(GRAY[0, 0]).save(folder / name)
-    with pytest.raises(
-        ValueError, match=r"photos has images beside its class folders \(2, a\.jpg first\); allowed: .*one sub-folder per class"
-    ):
+    with pytest.raises(ValueError, match=r"photos/ has images beside its folders \(2, a\.jpg first\); allowed: .*one sub-folder per class"):
         prepared(str(folder), root)
 
 

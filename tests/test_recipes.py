@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from archives import cifar, imagenet, unpack
+from archives import cifar, idx_files, imagenet, unpack
 from thin_networks import thin_networks
 from torch import Tensor
 
@@ -32,9 +32,15 @@ from sat_ray.storage import Storage
 from sat_ray.training import TrainingSettings, TrainingState, fit
 from sat_ray.units import TRAIN, Dataset, TrainingJob
 
-ARCHIVES = {"cifar10": lambda: cifar("cifar10", per_batch=2)[0], "imagenet": lambda: imagenet(per_class=7, val=3)[0]}
-REAL = ("cifar10_resnet18", "imagenet_resnet50")
-PLANNED = {  # epsilon, training attack, and passes of training: images, epochs, passes per image, 10 configurations x 3 seeds
+ARCHIVES = {
+    "cifar10": lambda: cifar("cifar10", per_batch=2)[0],
+    "fashion_mnist": lambda: idx_files(train=24, test=10)[0],
+    "imagenet": lambda: imagenet(per_class=7, val=3)[0],
+}
+REAL = ("fashion_mnist", "fashion_mnist_resnet18", "cifar10_resnet18", "imagenet_resnet50")
+PLANNED = {  # epsilon, training attack, and passes of training: images, epochs, passes per image, finalists x seeds
+    "fashion_mnist": ("25.5/255 (linf)", "PGD-1, step 25.5/255", 55_000 * 8 * 2 * 12),
+    "fashion_mnist_resnet18": ("25.5/255 (linf)", "PGD-3, step 12.75/255", 55_000 * 10 * 4 * 12),
     "cifar10_resnet18": ("8/255 (linf)", "PGD-10, step 2/255", 49_000 * 30 * 11 * 30),
     "imagenet_resnet50": ("4/255 (linf)", "PGD-1, step 4/255", 1_271_167 * 100 * 2 * 30),
 }

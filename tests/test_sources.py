@@ -12,6 +12,7 @@ import pytest
 from archives import WORDNET_IDS, cifar, cifar_batch, devkit, image_file, imagenet, py2_array, py2_pickle, py2_string, tarred, unpack
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from sat_ray.data import cifar as cifar_reader
 from sat_ray.data.batch_pickle import UnsafePickleError, read_batch
 from sat_ray.data.images import Storing
 from sat_ray.data.shards import manifest_hash, write_dataset
@@ -126,6 +127,19 @@ def test_a_truncated_archive_is_named(tmp_path: Path) -> None:
     whole = tarred(cifar("cifar10")[0], mode="w:gz")
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(LayoutError, match=r"cifar-10-python\.tar\.gz is damaged"):
+        opened("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["archive", "folder"])
+def test_a_file_larger_than_any_of_the_family_is_not_read(packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar_reader, "MOST_BYTES", 10_000)
+    files = cifar("cifar10", per_batch=2)[0]
+    files["cifar-10-batches-py/data_batch_2"] += bytes(10_000)
+    if packed:
+        (tmp_path / "cifar-10-python.tar.gz").write_bytes(tarred(files, mode="w:gz"))
+    else:
+        unpack(files, tmp_path)
+    with pytest.raises(LayoutError, match=r"data_batch_2 .*(announces|has more than) [0-9,]+ bytes"):
         opened("cifar10", tmp_path)
 
 

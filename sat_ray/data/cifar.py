@@ -16,6 +16,16 @@ from sat_ray.data.source import LayoutError, Raw
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
+MOST_BYTES = 256 * 1024**2  # of one file: the largest, CIFAR-100's train images, has 155 MB
+
+
+def _read(file: Folder) -> bytes:
+    """Return the bytes of a file; LayoutError where it has more than any file of the family."""
+    with file.open("rb") as stream:
+        data = stream.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise LayoutError(f"{file.name} has more than {MOST_BYTES:,} bytes")
+    return data
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Version:
         """Return the files below `path`, a folder or the archive itself; None where this version is not there at all."""
         for folder in (path / self.folder, path):
             if (folder / self.test).is_file():
-                return {name: (folder / name).read_bytes() for name in self.files if (folder / name).is_file()}
+                return {name: _read(folder / name) for name in self.files if (folder / name).is_file()}
         archive = path if path.is_file() else path / self.archive
         return self._unpack(archive) if archive.is_file() else None
 
@@ -50,6 +60,8 @@ class Version:
                     if member.isfile() and folder == self.folder and name in self.files:
                         stream = tar.extractfile(member)
                         assert stream is not None
+                        if member.size > MOST_BYTES:
+                            raise LayoutError(f"{name} in {archive.name} announces {member.size:,} bytes; allowed: {MOST_BYTES:,}")
                         found[name] = stream.read()
         except (tarfile.TarError, EOFError, OSError) as error:
             raise LayoutError(f"{archive.name} is damaged ({type(error).__name__})") from None

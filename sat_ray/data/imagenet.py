@@ -7,6 +7,7 @@ then the 50,000 validation images by file name. Both layouts hold the same files
 import io
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def _val(path: Folder) -> list[Labelled]:
 
 
 def _folder(folder: Folder) -> list[Labelled]:
-    return [(name, Place(file.partition("/")[2], str(folder / file))) for name, file in class_files(folder)]
+    return [(name, replace(place, name=place.name.rpartition("/")[2])) for name, place in class_files(folder)]
 
 
 def _places(archive: Folder, stream: object, *, start: int) -> Iterator[Place]:

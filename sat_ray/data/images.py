@@ -1,15 +1,28 @@
 """Encoded images: where one lies, how it becomes an array of one size, and how it is stored."""
 
+import contextlib
 import io
+import threading
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sat_ray.data.remote import read_range
+from sat_ray.data.remote import NotAFileError, read_range
+from sat_ray.names import printable
+from sat_ray.reference import first_line
 
 ENCODINGS = ("raw", "jpeg")
-LARGEST_SIDE = 4096  # of images in pixels: a shard of such images has 13 GB
+LARGEST_SIDE = 4096  # of stored images in pixels
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # of files, in PIL's words
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp", ".gif")
+CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}  # of PIL's 8-bit modes
+MOST_PIXELS = 100_000_000  # of one file: 300 MB in memory; a small PNG may announce any number
+LARGE_PIXELS = 16_000_000  # larger ones are decoded one at a time in every process
+MOST_BYTES = 1024**3  # of one file
+_ONE_LARGE = threading.Lock()
 
 
 class CorruptImageError(ValueError):
@@ -20,17 +33,21 @@ class CorruptImageError(ValueError):
 class Place:
     """The bytes of one image: all of a file, or `length` of them from `offset` inside an archive.
 
-    name: what people call it; path: of the file, absolute or on S3.
+    name: what people call it; path: of the file, absolute or on S3; stamp: size and time of the last change, where they were looked at.
     """
 
     name: str
     path: str
     offset: int = 0
     length: int = -1
+    stamp: str = ""
 
     def read(self) -> bytes:
-        """Return the bytes."""
-        return read_range(self.path, self.offset, self.length)
+        """Return the bytes. Raises CorruptImageError for what is no regular file, and for one of more than MOST_BYTES."""
+        try:
+            return read_range(self.path, self.offset, self.length, most=MOST_BYTES)
+        except NotAFileError as error:
+            raise CorruptImageError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -46,10 +63,11 @@ class Storing:
     quality: int = 92
 
     def pixels(self, image: Any) -> np.ndarray:
-        """Return a decoded image, resized and cut, as (3, H, W) uint8."""
+        """Return a decoded image, resized and cut, as (3, H, W) uint8; a gray one as (1, H, W)."""
         if self.image_size:
             image = fitted(image, self.image_size)
-        return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+        pixels = np.asarray(image, dtype=np.uint8)
+        return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def encode(self, pixels: np.ndarray) -> bytes:
         """Spell (3, H, W) uint8 as a JPEG without chroma subsampling: an attack sees every colour at full resolution."""
@@ -67,18 +85,62 @@ def fitted(image: Any, side: int) -> Any:
     return functional.center_crop(functional.resize(image, [side]), [side])
 
 
-def opened(data: bytes) -> Any:
-    """Decode one image into a PIL image, RGB whatever it was. Raises CorruptImageError.
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image file says about itself. channels: 1 for gray, 3 for colour; size: (width, height)."""
 
-    Orientation tags are ignored, as ImageNet's usual readers do.
+    channels: int
+    size: tuple[int, int]
+
+
+def header(data: bytes) -> Header:
+    """Read the header of an image file. Raises CorruptImageError for anything but one 8-bit image."""
+    with _checked(data) as file:
+        return Header(CHANNELS[file.mode], file.size)
+
+
+def opened(data: bytes, *, channels: int = 3) -> Any:
+    """Decode one image into a PIL image. Raises CorruptImageError for anything but one 8-bit image.
+
+    channels: 1 for gray, 3 for RGB, whatever it was. Orientation tags are ignored, as ImageNet's usual readers do. This is the only
+    decoder: what is trained on and what is evaluated are the same pixels.
     """
+    with _checked(data) as file:
+        width, height = file.size
+        with _ONE_LARGE if width * height > LARGE_PIXELS else contextlib.nullcontext():
+            try:
+                return file.convert("L" if channels == 1 else "RGB")
+            except Exception as error:  # PIL raises what its many readers raise
+                raise CorruptImageError(_reason(error)) from None
+
+
+@contextlib.contextmanager
+def _checked(data: bytes) -> Iterator[Any]:
+    """Open an image file whose pixels are still encoded, once it has said that it is one 8-bit image of a size that memory holds."""
     from PIL import Image  # comes with torchvision
 
     try:
-        with Image.open(io.BytesIO(data)) as file:
-            return file.convert("RGB")
-    except Exception as error:  # PIL raises what its many readers raise
-        raise CorruptImageError((str(error) or type(error).__name__).splitlines()[0]) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower than its own
+            file = Image.open(io.BytesIO(data), formats=FORMATS)
+        mode, (width, height) = file.mode, file.size
+        frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a camera's JPEG with a preview behind it
+    except Exception as error:
+        raise CorruptImageError(_reason(error)) from None
+    with file:
+        if mode not in CHANNELS:
+            raise CorruptImageError(f"its pixels are of PIL mode {mode}, not 8-bit gray or colour; convert it to 8 bits")
+        if frames > 1:
+            raise CorruptImageError(f"it has {frames} frames; an image has one")
+        if width * height > MOST_PIXELS:
+            raise CorruptImageError(f"it says that it is {width} x {height}; at most {MOST_PIXELS:,} pixels are decoded")
+        yield file
+
+
+def _reason(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    return "not an image" if isinstance(error, UnidentifiedImageError) else printable(first_line(error))
 
 
 def decoded(data: bytes) -> np.ndarray:

@@ -1,12 +1,21 @@
 """Arrays of an .npz file that others wrote: images, labels, perhaps ids and class names, each checked before it is used."""
 
+import contextlib
+import os
+import zipfile
+from math import prod
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
+from sat_ray.data.pixels import too_dark
 from sat_ray.reference import first_line
 
 WANTED, NEEDED = ("images", "labels", "image_ids", "class_names"), ("images", "labels")
+MEMORY_SHARE = 0.5  # of what is free: images with channels last are copied once
+UNSUSPECTED = 1024**3  # bytes; only beyond these is it asked how well the images are packed
+MOST_PACKING = 100  # bytes of images in one of the file; drawings take a twentieth of their pixels
 MOST_LABEL, INT64 = 2**31 - 1, (-(2**63), 2**63 - 1)  # labels are stored as int32, image ids as int64
 
 
@@ -18,6 +27,8 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str,
     """
     arrays = _arrays(path)
     images = _channels_first(arrays["images"], path)
+    if (brightest := int(images.max())) <= 1:
+        raise ValueError(too_dark(brightest, what=f"images of {path}"))
     names = _class_names(arrays.get("class_names"), path)
     classes = f"0 to {len(names) - 1}, one of class_names" if names else f"0 to {MOST_LABEL}"
     labels = _whole_numbers(
@@ -34,6 +45,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str,
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays that are wanted; of anything else in the file only the names are read."""
     try:
+        _check_announced(path)
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
             raise ValueError("it holds one array without a name, as np.save writes")
@@ -46,6 +58,52 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"data {path} holds {names} but not {' and '.join(missing)}; allowed: {', '.join(WANTED)}")
     if strange := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:  # numpy hands over its bytes
         raise ValueError(f"data {path} is no .npz of plain arrays ({strange[0]} is no array); allowed: arrays, no objects")
+    return found
+
+
+def _check_announced(path: Path) -> None:
+    """Raise ValueError where arrays say that they are larger than they are, than memory, or than images can be packed."""
+    if not zipfile.is_zipfile(path):
+        return
+    announced = 0
+    with zipfile.ZipFile(path) as file:
+        for member in file.infolist():
+            if member.filename.removesuffix(".npy") in WANTED:
+                size = _announced(file, member)
+                if size > member.file_size:
+                    raise ValueError(f"{member.filename} announces {size:,} bytes and has {member.file_size:,}")
+                announced += size
+    packed, memory = path.stat().st_size, free_memory()
+    if announced > MEMORY_SHARE * memory:
+        raise ValueError(f"its arrays announce {announced:,} bytes, and {memory:,} bytes of memory are free; split it into smaller files")
+    if announced > UNSUSPECTED and announced > MOST_PACKING * packed:
+        raise ValueError(f"its arrays announce {announced:,} bytes in a file of {packed:,}, more than images can be packed")
+
+
+def _announced(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Return the bytes that the header of an array announces, 0 for what has no such header."""
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    with file.open(member) as stream:
+        if stream.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
+            return 0
+        version = tuple(stream.read(2))
+        if version not in readers:
+            return 0
+        shape, _, kind = readers[version](stream)
+    return prod(shape) * kind.itemsize
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that this process may still take: the machine's, or its container's."""
+    found = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (line,) = (one for one in lines if one.startswith("MemAvailable:"))
+        found = int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):  # of a container; "max" where it has no limit
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        found = min(found, limit - int((group / "memory.current").read_text()))
     return found
 
 

@@ -8,14 +8,22 @@ tenth of the images is held out for testing and a tenth for validation.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sat_ray.data.npz import read_npz
+from sat_ray.data.pixels import too_dark
+from sat_ray.data.remote import Folder
 from sat_ray.data.source import LayoutError, Listing, Raw, Source
 from sat_ray.reference import call, parameters, required, resolve
 
 FEWEST = 20
+NPZ_LAYOUT = (
+    "an .npz file of images (N, C, H, W) or (N, H, W, C) uint8 and labels (N,), perhaps with class_names (K,); "
+    "a tenth each is held out by hash for testing and validation"
+)
 RETURNED = "images (N, C, H, W) uint8, labels (N,), class_names"
 ALLOWED = f"a Source, or a function without arguments (or with path) that returns {RETURNED}"
 
@@ -33,12 +41,31 @@ def own_source(name: str) -> Source:
         raise ValueError(f"{what} needs {', '.join(unknown)}; allowed: {ALLOWED}")
     layout = f"a folder that {name} reads" if "path" in takes else ""
     about = f"images of your own from {name}; a tenth each for testing and validation where it names none"
-    return Source(name, functools.partial(_read, name), images=0, test=0, val=0, about=about, layout=layout, anonymous=bool(layout))
+    return Source(
+        name,
+        functools.partial(_read, name),
+        images=0,
+        test=0,
+        val=0,
+        about=about,
+        layout=layout,
+        anonymous=bool(layout),
+        optional_path=bool(layout) and "path" not in required(takes),
+    )
+
+
+def read_npz_file(path: Folder) -> Raw:
+    """Read an .npz file to train on: as evaluate.py reads it, and checked as what a user's function returns."""
+    if not isinstance(path, Path) or not path.is_file():
+        raise LayoutError("it is no file on this machine")
+    images, labels, _, names = read_npz(path)
+    names = names or tuple(str(label) for label in range(int(labels.max()) + 1))
+    return _checked(Raw(images, labels, names), what=f"data.path {path}")
 
 
 def counted(source: Source, path: str = "") -> Source:
     """Return a source that knows how many images it has; one in memory whose number is not known is read for that."""
-    if source.images or source.encoded or (source.layout and not path):
+    if source.images or source.encoded or source.needs(path):
         return source
     found = opened(source, path)
     splits = source.splits(found)
@@ -99,6 +126,6 @@ def _check_images(images: Any, *, what: str) -> None:
     if len(images) < FEWEST:
         raise ValueError(f"{what}: {len(images)} images; allowed: at least {FEWEST}")
     if images.max() <= 1:
-        raise ValueError(f"{what}: no pixel is above {images.max()}; allowed: 0 to 255, so multiply images of 0 and 1 by 255")
+        raise ValueError(too_dark(images.max(), what=what))
     if (images == images[:1]).all():
         raise ValueError(f"{what}: all images are the same; allowed: images that differ")

@@ -8,3 +8,8 @@ def to_pixels(images: Tensor) -> Tensor:
     """Turn (N, C, H, W) uint8 into float32 in [0, 1], on the same device."""
     assert images.dtype == torch.uint8, images.dtype
     return images.to(torch.float32) / 255.0
+
+
+def too_dark(brightest: int, *, what: str) -> str:
+    """Say why images without a pixel above 1 are refused: most likely they were scaled to [0, 1]."""
+    return f"{what}: no pixel is above {brightest}; allowed: 0 to 255, so multiply images of 0 and 1 by 255"

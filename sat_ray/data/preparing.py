@@ -15,8 +15,10 @@ from sat_ray.data.images import CorruptImageError, Place, Storing, opened
 from sat_ray.data.source import Listing, Raw
 from sat_ray.data.split import SPLITS
 from sat_ray.data.table import shard_bytes
+from sat_ray.names import printable
 from sat_ray.storage import Storage, json_bytes
 
+SHARD_BYTES = 4 * 1024**3  # of one shard's images in memory
 PARTS, PLAN = "parts", "parts/plan.json"
 
 
@@ -113,14 +115,28 @@ def _read(task: ShardTask) -> _Read:
         try:
             image = opened(place.read())
         except CorruptImageError as error:  # an OSError is no property of the image: storage that is away now may come back
-            corrupt.append({"image_id": int(task.ids[row]), "image": place.name, "reason": str(error)})
+            corrupt.append({"image_id": int(task.ids[row]), "image": printable(place.name), "reason": str(error)})
             continue
         images.append(task.storing.pixels(image))
+        if len(images) == 1:
+            _check_room(images[0], len(task.images), place)
         kept.append(row)
         if min(image.size) < task.storing.image_size:
-            enlarged.append([min(image.size), place.name, f"{image.width} x {image.height}"])
+            enlarged.append([min(image.size), printable(place.name), f"{image.width} x {image.height}"])
         if images[-1].shape != images[0].shape:
             (_, h, w), (_, height, width) = images[0].shape, images[-1].shape
-            raise ValueError(f"images differ in size: {place.name} is {width} x {height}, others {w} x {h}; give --data.image-size N")
+            raise ValueError(
+                f"images differ in size: {printable(place.name)} is {width} x {height}, others {w} x {h}; give --data.image-size N"
+            )
     pixels = np.stack(images) if images else np.empty((0, 3, 0, 0), np.uint8)
     return _Read(pixels, np.array(kept, dtype=np.int64), corrupt, enlarged)
+
+
+def _check_room(image: np.ndarray, count: int, place: Place) -> None:
+    """Raise ValueError where a shard of such images would not fit into memory. image: (C, H, W) uint8."""
+    if image.nbytes * count > SHARD_BYTES:
+        _, height, width = image.shape
+        raise ValueError(
+            f"data.rows_per_shard must be at most {max(1, SHARD_BYTES // image.nbytes)} for images of {width} x {height} "
+            f"({printable(place.name)}), got {count}: give a smaller --data.rows-per-shard or --data.image-size"
+        )

@@ -1,6 +1,8 @@
 """Datasets as they were downloaded, on S3: the methods of pathlib.Path that their readers use."""
 
 import functools
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -51,6 +53,10 @@ class RemotePath:
         storage = _opened(self.bucket)
         return storage.folders(self.key) if folders else storage.names(self.key)
 
+    def stamps(self) -> list[tuple[str, str]]:
+        """Return the names of the files directly below, sorted, each with its size and the time of its last change."""
+        return sorted(_opened(self.bucket).stamps(self.key).items())
+
     def open(self, mode: str = "rb") -> BinaryIO:
         """Open a file to read it at any place."""
         assert mode == "rb", mode
@@ -73,12 +79,27 @@ def folder_at(path: str) -> Folder:
     return RemotePath.at(path) if path.startswith(SCHEME) else Path(path).expanduser().resolve()
 
 
-def read_range(path: str, offset: int, length: int) -> bytes:
-    """Return `length` bytes of a file from `offset`, -1 for all that follow. path: absolute, or on S3."""
+class NotAFileError(ValueError):
+    """What has the name of a file is none, or is larger than any file of its kind."""
+
+
+def read_range(path: str, offset: int, length: int, *, most: int) -> bytes:
+    """Return `length` bytes of a file from `offset`, -1 for all that follow. path: absolute, or on S3.
+
+    most: bytes that are read at most. Raises NotAFileError where there would be more, and for a pipe, a device or a folder, which is
+    not waited for.
+    """
     if path.startswith(SCHEME):
         bucket, _, key = path.removeprefix(SCHEME).partition("/")  # a name of a file may hold anything
         return RemotePath(bucket, key).read_bytes(offset, length)
-    with open(path, "rb") as stream:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for its writer
+    with open(descriptor, "rb") as stream:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise NotAFileError("it is no regular file")
+        wanted = found.st_size - offset if length < 0 else length
+        if wanted > most:
+            raise NotAFileError(f"it has {wanted:,} bytes; at most {most:,} are read")
         stream.seek(offset)
         return stream.read(length)
 

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from sat_ray.data.changes import note_source, stamped
 from sat_ray.data.images import Storing
 from sat_ray.data.manifest import ENTRY, fault
+from sat_ray.data.pixels import too_dark
 from sat_ray.data.preparing import PLAN, ShardTask, shard_tasks, write_shard
-from sat_ray.data.source import Source
+from sat_ray.data.source import Listing, Source
 from sat_ray.data.split import SPLITS, Split
 from sat_ray.data.table import as_split, check_shape, shard_bytes
 from sat_ray.storage import Storage, json_bytes
@@ -27,6 +29,7 @@ MANIFEST = "manifest.json"
 VERIFIED_BYTES = 256 * 1024**2  # about a second of reading and hashing
 REMEDY = "restore the file, or move the dataset folder away and run pipelines/prepare.py again"
 Part = dict[str, Any]
+Block = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, ids
 
 
 class CorruptShardError(ValueError):
@@ -51,6 +54,7 @@ def write_dataset(
     *,
     rows_per_shard: int,
     path: str = "",
+    download: bool = False,
     storing: Storing | None = None,
     corrupt_share: float = 0.0,
     enlarged_share: float = 0.0,
@@ -58,17 +62,22 @@ def write_dataset(
 ) -> dict[str, Any]:
     """Write every split of a dataset as shards, the manifest last, and return the manifest. What is written already is not done again.
 
-    path: the folder that the source reads, if it reads one; storing: how images that come in files are stored; corrupt_share: share of
-    them that may be unreadable, in [0, 1): those are left out and listed in the manifest; enlarged_share: share of them that may be smaller
-    than they are stored, in [0, 1]. run: map, or what applies a function elsewhere and returns the results in order; it is given the shards
-    of encoded images, while what is in memory is written from here.
+    path: the folder that the source reads, if it reads one; download: fetch the official files where
+    they are not there; storing: how images that come in files are stored; corrupt_share: share of them
+    that may be unreadable, in [0, 1): those are left out and listed in the manifest; enlarged_share:
+    share of them that may be smaller than they are stored, in [0, 1]. run: map, or what applies a
+    function elsewhere and returns the results in order; it is given the shards of encoded images, while
+    what is in memory is written from here.
     Raises ValueError naming images that cannot be read, are too small or differ in size, LayoutError where the folder is not as wanted.
     """
-    found, storing = source.open(path), storing or Storing()
+    found, storing = source.open(path, download=download), storing or Storing()
+    if isinstance(found, Listing):
+        found = stamped(found)
     splits = source.splits(found)
     storage.write_json(PLAN, {"shards": sum(-(-len(ids) // rows_per_shard) for ids in splits.values())})
     tasks = shard_tasks(found, splits, rows_per_shard=rows_per_shard, storing=storing)
     parts = list((run if source.encoded else map)(partial(write_shard, storage=storage), tasks))
+    _check_range([part for part in parts if part["rows"]])
     corrupt = [one for part in parts for one in part["corrupt"]]
     _check_corrupt(corrupt, len(found.labels), corrupt_share)
     enlarged = _check_enlarged(parts, len(found.labels), enlarged_share, image_size=storing.image_size)
@@ -84,8 +93,15 @@ def write_dataset(
         **({"enlarged": enlarged} if enlarged else {}),
         "shards": [{key: part[key] for key in ENTRY} for part in parts if part["rows"]],
     }
+    note_source(source, found, storage)
     storage.write(MANIFEST, json_bytes(manifest))
     return manifest
+
+
+def _check_range(parts: Sequence[Part]) -> None:
+    """Refuse images whose every pixel is 0 or 1: only these are their own squares."""
+    if parts and all(part["sum"] == part["sum_of_squares"] for part in parts):
+        raise ValueError(too_dark(1, what="the images"))
 
 
 def _check_corrupt(corrupt: Sequence[dict[str, Any]], count: int, share: float) -> None:
@@ -139,7 +155,7 @@ def write_test_split(
 
     blocks: (images (N, C, H, W) uint8, labels (N,), ids (N,)), one shard each; shape: (C, H, W); class_names: none where unknown.
     """
-    shards = _write_shards(storage, "test", blocks)
+    shards = _write_shards(storage, "test", _bright_enough(blocks, what=f"data {name}"))
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "dataset": name,
@@ -150,6 +166,16 @@ def write_test_split(
     }
     storage.write(MANIFEST, json_bytes(manifest))
     return manifest
+
+
+def _bright_enough(blocks: Iterable[Block], *, what: str) -> Iterator[Block]:
+    """Yield blocks, and raise ValueError behind the last where no pixel of any was above 1."""
+    brightest = 0
+    for block in blocks:
+        brightest = max(brightest, int(block[0].max()))
+        yield block
+    if brightest <= 1:
+        raise ValueError(too_dark(brightest, what=what))
 
 
 def manifest_hash(manifest: dict[str, Any]) -> str:

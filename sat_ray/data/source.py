@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from sat_ray.data.downloading import cache_folder, fetch
 from sat_ray.data.images import Place
-from sat_ray.data.remote import RemotePath, folder_at
+from sat_ray.data.remote import Folder, RemotePath, folder_at
 from sat_ray.data.split import by_hash, split_by_hash, split_officially
 
 SHARE = 0.1  # of the images, held out for each split that a folder of images does not come with
@@ -47,7 +49,9 @@ class Source:
     only after a look; a folder that holds another number of images than this keeps the shares of test and val.
     encoded: its images are files to decode, so they may be resized and stored as JPEG. anonymous: the folder says which images these are.
     shape: (C, H, W) where all are of one size, classes: how many there are; None and 0 where that is known only after a look.
-    remote: `read` takes a folder on S3 as well.
+    remote: `read` takes a folder on S3 as well. package, installed: a Debian package that holds the dataset, and where it puts it;
+    downloader: name of torchvision's class that has the addresses and checksums of its official files. optional_path: `read` works
+    without a folder too.
     """
 
     name: str
@@ -62,29 +66,61 @@ class Source:
     shape: tuple[int, int, int] | None = None
     classes: int = 0
     remote: bool = False
+    package: str = ""
+    installed: str = ""
+    downloader: str = ""
+    optional_path: bool = False
 
-    def open(self, path: str = "") -> Raw | Listing:
+    def open(self, path: str = "", *, download: bool = False) -> Raw | Listing:
         """Read the dataset, or list its images. Raises LayoutError with the layout wanted.
 
-        path: its folder, absolute or from here, or on S3.
+        path: its folder, absolute or from here, or on S3; "" for where the package puts it. download: fetch the official files where they
+        are not there: into that folder, without one into a cache; DownloadError says why it failed.
         """
-        self.require_path(path)
-        if not self.layout:
+        self.require_path(path, download=download)
+        if not self.layout or (self.optional_path and not path):
             return self.read()
-        folder = folder_at(path)
+        named = path or (self.installed if self._is_installed() else str(cache_folder(self.name)))
+        folder = folder_at(named)
         try:
-            if isinstance(folder, RemotePath) and not self.remote:
-                raise LayoutError("it is on S3, and images of your own are read from a local folder")
-            if not folder.exists():
-                raise LayoutError("it is not there")
-            return self.read(folder)
+            return self._read(folder)
         except LayoutError as error:
-            raise LayoutError(f"data.path {path}: {error}; allowed for {self.name}: {self.layout}") from None
+            if not download or isinstance(folder, RemotePath):
+                raise LayoutError(f"data.path {named}: {error}; {self._allowed()}") from None
+        fetch(self.downloader, folder)
+        try:
+            return self._read(folder)
+        except LayoutError as error:
+            raise LayoutError(f"data.path {named}: {error}; {self._allowed()}") from None
 
-    def require_path(self, path: str) -> None:
-        """Raise LayoutError with the layout wanted where a folder is needed and none is named."""
-        if self.layout and not path:
-            raise LayoutError(f"data.path is empty; allowed for {self.name}: {self.layout}")
+    def _read(self, folder: Folder) -> Raw | Listing:
+        if isinstance(folder, RemotePath) and not self.remote:
+            raise LayoutError("it is on S3, and images of your own are read from a local folder")
+        if not folder.exists():
+            raise LayoutError("it is not there")
+        return self.read(folder)
+
+    def require_path(self, path: str, *, download: bool = False) -> None:
+        """Raise LayoutError with the layout wanted where a folder is needed, none is named, and none is found."""
+        if self.needs(path, download=download):
+            raise LayoutError(f"data.path is empty; {self._allowed()}")
+
+    def needs(self, path: str, *, download: bool = False) -> bool:
+        """Say whether a folder is needed, none is named, and none is found."""
+        found = path or download or self.optional_path or self._is_installed()
+        return bool(self.layout) and not found
+
+    def _is_installed(self) -> bool:
+        return bool(self.installed) and Path(self.installed).is_dir()
+
+    def _allowed(self) -> str:
+        """Say what a folder must hold, and the other ways to get the images."""
+        ways = [f"allowed for {self.name}: {self.layout}"]
+        if self.package:
+            ways.append(f"or install Debian's package (apt-get install {self.package}), which puts it in {self.installed}")
+        if self.downloader:
+            ways.append("or give --data.download, which fetches the official files")
+        return "; ".join(ways)
 
     def splits(self, found: Raw | Listing) -> dict[str, np.ndarray]:
         """Return the image ids of every split: the official ones where there are any, the rest by hash.

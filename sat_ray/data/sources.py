@@ -2,15 +2,18 @@
 
 import numpy as np
 
-from sat_ray.data import cifar
+from sat_ray.data import cifar, idx
 from sat_ray.data.folders import IMAGE_FOLDER_LAYOUT, list_image_folder
 from sat_ray.data.imagenet import IMAGENET_LAYOUT, list_imagenet
-from sat_ray.data.own import own_source
+from sat_ray.data.own import NPZ_LAYOUT, own_source, read_npz_file
 from sat_ray.data.source import LayoutError, Listing, Raw, Source
 from sat_ray.names import check_name
 from sat_ray.reference import is_reference
 
 __all__ = ["DATASETS", "LayoutError", "Listing", "Raw", "Source", "dataset_source"]
+
+
+IDX_VAL = 5_000  # of the 60,000 train images: a standard error of 0.6 points at 80 %
 
 
 def _read_digits() -> Raw:
@@ -33,6 +36,35 @@ _ENTRIES = (
         classes=10,
     ),
     Source(
+        "fashion_mnist",
+        idx.FASHION_MNIST.read,
+        images=idx.TRAIN + idx.TEST,
+        test=idx.TEST,
+        val=IDX_VAL,
+        about="Fashion-MNIST: 70,000 photographs of clothes of 10 classes, 28 x 28, one channel; "
+        "the official test images are the test split",
+        layout=idx.FASHION_MNIST.layout,
+        remote=True,
+        shape=(1, idx.SIDE, idx.SIDE),
+        classes=idx.CLASSES,
+        package="dataset-fashion-mnist",
+        installed="/usr/share/datasets/fashion-mnist",
+        downloader="FashionMNIST",
+    ),
+    Source(
+        "mnist",
+        idx.MNIST.read,
+        images=idx.TRAIN + idx.TEST,
+        test=idx.TEST,
+        val=IDX_VAL,
+        about="MNIST: 70,000 handwritten digits, 28 x 28, one channel; the official test images are the test split",
+        layout=idx.MNIST.layout,
+        remote=True,
+        shape=(1, idx.SIDE, idx.SIDE),
+        classes=idx.CLASSES,
+        downloader="MNIST",
+    ),
+    Source(
         "cifar10",
         cifar.CIFAR10.read,
         images=60_000,
@@ -40,6 +72,7 @@ _ENTRIES = (
         val=1_000,
         about="CIFAR-10: 60,000 photographs of 10 classes, 32 x 32; the official test images are the test split",
         layout=cifar.CIFAR10.layout,
+        downloader="CIFAR10",
         remote=True,
         shape=(3, cifar.SIDE, cifar.SIDE),
         classes=10,
@@ -52,6 +85,7 @@ _ENTRIES = (
         val=1_000,
         about="CIFAR-100: 60,000 photographs of 100 classes, 32 x 32; the official test images are the test split",
         layout=cifar.CIFAR100.layout,
+        downloader="CIFAR100",
         remote=True,
         shape=(3, cifar.SIDE, cifar.SIDE),
         classes=100,
@@ -78,6 +112,16 @@ _ENTRIES = (
         layout=IMAGE_FOLDER_LAYOUT,
         remote=True,
         encoded=True,
+        anonymous=True,
+    ),
+    Source(
+        "npz",
+        read_npz_file,
+        images=0,
+        test=0,
+        val=0,
+        about="images and labels of an .npz file; counted when it is read",
+        layout=NPZ_LAYOUT,
         anonymous=True,
     ),
 )
