@@ -103,7 +103,7 @@ def _configuration(model: torch.nn.Module, uri: str) -> Configuration | None:
     if not isinstance(model, Normalized) or model.spec is None or kind_of(uri) != "checkpoint":
         return None
     said = Storage.at(uri).read_json(MODEL_JSON)["about"].get("configuration")
-    return Configuration(**said) if said else Configuration(activation=model.spec.activation, alpha=model.spec.alpha)
+    return Configuration.stored(said or {"activation": model.spec.activation, "alpha": model.spec.alpha})
 
 
 def variants_of(configuration: Configuration | None, spec: AttackSpec) -> list[AttackSpec]:

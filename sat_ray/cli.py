@@ -29,6 +29,12 @@ def _help(text: str) -> Any:
     return tyro.conf.arg(help=text)
 
 
+AllowCode = Annotated[
+    tuple[str, ...],
+    _help("Names, module:function, of code that a stored file may name and this command may import."),
+]
+
+
 class UsageError(ValueError):
     """The command cannot be run as written."""
 

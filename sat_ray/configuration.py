@@ -6,7 +6,7 @@ from typing import Any
 
 from sat_ray.activations import ACTIVATIONS, activation_info, alpha_text, display_name
 from sat_ray.models import check_attacker_activation
-from sat_ray.reference import is_reference, slug
+from sat_ray.reference import is_reference, slug, stored_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,13 @@ class Configuration:
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> "Configuration":
         """Return the configuration of a committed training. payload: of its record."""
-        return cls(**payload["configuration"])
+        return cls.stored(payload["configuration"])
+
+    @classmethod
+    def stored(cls, value: Mapping[str, Any]) -> "Configuration":
+        """Return a configuration that a stored file holds; it names no code that no person named."""
+        with stored_names():
+            return cls(**value)
 
     @property
     def own_attacker(self) -> bool:
