@@ -20,7 +20,7 @@ from sat_ray.names import check_name
 from sat_ray.precision import check_accelerator
 from sat_ray.reference import check_confirmed, is_reference, stored_names
 from sat_ray.resizing import check_resizing
-from sat_ray.storage import Storage, json_bytes
+from sat_ray.storage import Storage, check_address, json_bytes
 from sat_ray.threat import ThreatModel
 from sat_ray.training_settings import TrainingSettings, check_even
 
@@ -58,6 +58,7 @@ class DataSettings:
     use), or auto: streaming above 4 GiB of pixels. The images are the same."""
 
     def __post_init__(self) -> None:
+        check_address(self.path, field="data.path")
         source = dataset_source(self.dataset)
         _at_least(self, 1, "rows_per_shard", section="data")
         if not 0 <= self.image_size <= LARGEST_SIDE:

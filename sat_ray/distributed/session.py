@@ -12,6 +12,7 @@ from sat_ray.bundles import NODE_GROUPS, bundles, check_room
 from sat_ray.config import SweepConfig
 from sat_ray.distributed.folders import session_folder
 from sat_ray.distributed.nodes import node_groups
+from sat_ray.tracking_uri import redacted
 
 RETRY_DELAY = {"RAY_task_retry_delay_ms": "5000"}  # a node that kills whatever is started on it must not use up all tries of a task at once
 WORKER_ENVIRONMENT = RETRY_DELAY | {
@@ -66,7 +67,7 @@ def ray_session() -> Iterator[str]:
         stack.callback(ray.shutdown)
         nodes = len([node for node in ray.nodes() if node["Alive"]])
         cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
-        which = "a private Ray on this machine" if private else f"the cluster at {address}"
+        which = "a private Ray on this machine" if private else f"the cluster at {redacted(address)}"
         yield f"{which}: {nodes} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
 
 
