@@ -342,5 +342,5 @@ def test_a_model_that_takes_all_memory_ends_its_trial_and_not_the_evaluation(goo
     monkeypatch.setattr(subprocess, "run", watched)
     try_in_child(good, SHAPE)
     assert "AWS_SECRET_ACCESS_KEY" not in seen[0] and "PATH" in seen[0]
-    with pytest.raises(ValueError, match=r"ended a trial .* which had 2\.0 GiB of memory"):
+    with pytest.raises(ValueError, match=r"cannot be loaded and called on 2 images within 2\.0 GiB of memory"):
         try_in_child(_exported(_Large()), SHAPE, memory_bytes=2 * 1024**3)

@@ -19,6 +19,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sat_ray.reference import first_line
@@ -139,7 +140,7 @@ def _checked_parts(data: bytes) -> dict[str, bytes]:
         found[table] = _checked_json(
             found[table],
             "a damaged table",
-            lambda value, table=table: _check_table(value, table, found),
+            partial(_check_table, name=table, parts=found),
         )
     found[_MODEL] = _checked_json(found[_MODEL], "a damaged description", lambda value: None)
     return found | {_EXAMPLES: b""}

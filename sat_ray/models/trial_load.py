@@ -57,15 +57,15 @@ def try_in_child(
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise ValueError(f"did not end a trial within {limits}; export a smaller model, or use a larger machine") from None
+            raise ValueError(f"did not end a trial within {limits}; export a smaller model") from None
     if done.returncode == 0:
         return
     said = done.stdout.decode(errors="replace").strip().splitlines()
     if said and said[-1].startswith("refused: "):
         raise ValueError(said[-1].removeprefix("refused: "))
     raise ValueError(
-        f"ended a trial on {IMAGES} images in a process of its own (exit status {done.returncode}), "
-        f"which had {limits}; export a smaller model, or use a larger machine"
+        f"cannot be loaded and called on {IMAGES} images within {limits} (the trial process ended "
+        f"with status {done.returncode}); export a smaller model, or use a larger machine"
     )
 
 
@@ -103,10 +103,9 @@ def _main() -> int:
         return 1
     except MemoryError:
         return 2
-    except RuntimeError as error:
-        if "alloc" in str(error):  # torch's own words where memory is refused
-            return 2
-        return 0  # images that do not fit the model: the evaluation says which
+    except Exception as error:
+        # torch says alloc where memory is refused; else the images do not fit, which the evaluation says
+        return 2 if "alloc" in str(error) else 0
     return 0
 
 
