@@ -12,6 +12,8 @@ TIER := not fault and not browser
 READY := .venv/.ready
 RAY_IMAGE := $(shell sed -n 's/^RAY_IMAGE=//p' cluster/versions.env)
 MLFLOW_IMAGE := $(shell sed -n 's/^MLFLOW_IMAGE=//p' cluster/versions.env)
+PYTHON_IMAGE := $(shell sed -n 's/^PYTHON_IMAGE=//p' cluster/versions.env)
+PYTHON_IMAGE_DIGEST ?= $(shell sed -n 's/^PYTHON_IMAGE_DIGEST=//p' cluster/versions.env)
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: help setup sweep test test-faults test-browser lint format ui bench docs lock clean \
@@ -69,6 +71,9 @@ docs: setup ## build the documentation into site/
 
 lock: setup ## resolve requirements.lock again from requirements*.txt
 	$(BIN)/uv pip compile --quiet --no-header --generate-hashes requirements.txt requirements-dev.txt --output-file requirements.lock
+	grep -v '^ *--hash\|^ *#' requirements.lock | sed 's/ \\$$//' > .cache/constraints.txt
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --generate-hashes --python-version 3.11 \
+	  --constraint .cache/constraints.txt requirements.txt --output-file cluster/images/requirements-ray.txt
 
 clean: ## remove what make made, but never runs/
 	rm -rf .venv site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -78,13 +83,17 @@ cluster-validate: setup ## check every manifest offline
 
 image: ## build and push the Ray and MLflow images (REGISTRY=registry.example.com)
 	@test -n "$(REGISTRY)" || { echo "make image REGISTRY=registry.example.com"; exit 2; }
-	docker build -f cluster/images/Dockerfile.ray -t $(REGISTRY)/$(RAY_IMAGE) .
-	docker build -f cluster/images/Dockerfile.mlflow -t $(REGISTRY)/$(MLFLOW_IMAGE) cluster/images
+	@test -n "$(PYTHON_IMAGE_DIGEST)" || { echo "cluster/versions.env: PYTHON_IMAGE_DIGEST is empty; look it up there"; exit 2; }
+	docker build -f cluster/images/Dockerfile.ray --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)@$(PYTHON_IMAGE_DIGEST) -t $(REGISTRY)/$(RAY_IMAGE) .
+	docker build -f cluster/images/Dockerfile.mlflow --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)@$(PYTHON_IMAGE_DIGEST) -t $(REGISTRY)/$(MLFLOW_IMAGE) cluster/images
 	docker push $(REGISTRY)/$(RAY_IMAGE)
 	docker push $(REGISTRY)/$(MLFLOW_IMAGE)
 
-cluster-apply: cluster-validate ## put an overlay on the current Kubernetes cluster (OVERLAY=autoscaling)
-	kubectl kustomize cluster/overlays/$(OVERLAY) | kubectl apply --server-side -f -
+cluster-apply: cluster-validate ## put an overlay on the current Kubernetes cluster (OVERLAY=mine; TAGS=1: images without digests)
+	@mkdir -p .cache
+	kubectl kustomize cluster/overlays/$(OVERLAY) > .cache/$(OVERLAY).yaml
+	test -n "$(TAGS)" || $(BIN)/python -m cluster.checks.pinned .cache/$(OVERLAY).yaml
+	kubectl apply --server-side -f .cache/$(OVERLAY).yaml
 
 submit: setup ## run RECIPE on the Kubernetes cluster
 	kubectl -n sat-ray port-forward service/sat-ray-head-svc 8265:8265 >/dev/null & forward=$$!; \

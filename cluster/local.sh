@@ -4,16 +4,15 @@
 #   eval "$(cluster/local.sh env)"         RAY_ADDRESS, token and submission address for this shell
 #   cluster/local.sh status | down
 # It knows its own nodes by process id and ends only those; `ray stop` would end every Ray of the machine.
-# Ray binds most of its ports on every interface whatever address it is given: jobs, objects and control need
-# the token, the metrics pages need none. On a shared network keep a firewall before it.
+# Ray replaces the loopback address by one that others reach, and listens on every interface: jobs, objects and
+# control need the token, the metrics pages and the store of a training need none. On a shared network keep a
+# firewall before it.
 set -euo pipefail
 umask 077
 
 state=${SAT_RAY_LOCAL_STATE:-${XDG_STATE_HOME:-$HOME/.local/state}/sat_ray-cluster}
 port=${SAT_RAY_LOCAL_PORT:-26379}
 dashboard=$((port + 1))
-# Socket paths below the session folder may not exceed 107 characters, so it is not under $state.
-session=${TMPDIR:-/tmp}/sat_ray-$(id -u)-$port
 ray=$(command -v "${RAY:-ray}") || { echo "no ray on the PATH; set RAY=/path/to/ray" >&2 && exit 1; }
 # Jobs start `python` from the nodes' PATH: it has to be the Python that Ray belongs to.
 PATH=$(dirname "$ray"):$PATH
@@ -24,6 +23,35 @@ environment() {
 
 # A recycled process id must not be ended: the start time is part of a process's name here.
 started() { awk '{sub(/.*\) /, ""); print $20}' "/proc/$1/stat" 2>/dev/null || true; }
+
+# Others of this machine must neither read the token nor put a folder of theirs in our way.
+require_own() {
+    local folder=$1
+    if [[ -L $folder || ! -d $folder || ! -O $folder || $(stat -c %a "$folder") != 700 ]]; then
+        echo "$folder must be a folder of $(id -un) that nobody else may enter (chmod 700); remove it, or set SAT_RAY_LOCAL_STATE" >&2
+        exit 1
+    fi
+}
+
+# Ray opens its own folder to everybody, so it lies inside a new one that only this user may enter.
+# Socket paths below it may not exceed 107 characters, so it is not under $state.
+make_session() {
+    local session
+    session=$(mktemp -d "${TMPDIR:-/tmp}/sat_ray-XXXXXXXX")
+    require_own "$session"
+    echo "$session" >"$state/session"
+    echo "$session/r"
+}
+
+remove_session() {
+    local session
+    [[ -f $state/session ]] || return 0
+    session=$(<"$state/session")
+    if [[ $session == */sat_ray-???????? && -d $session && ! -L $session && -O $session ]]; then
+        rm -rf -- "$session"
+    fi
+    rm -f "$state/session"
+}
 
 launch() {
     local name=$1
@@ -58,7 +86,11 @@ up() {
         echo "already up, or not put down: cluster/local.sh down" >&2
         exit 1
     fi
-    mkdir -p "$state" "$session"
+    mkdir -p "$state"
+    require_own "$state"
+    remove_session
+    local session
+    session=$(make_session)
     [[ -s $state/auth_token ]] || head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$state/auth_token"
     environment
     launch head --head --node-ip-address=127.0.0.1 --port="$port" --temp-dir="$session" --num-cpus=0 --num-gpus=0 \
@@ -96,6 +128,7 @@ down() {
         fi
         rm -f "$file"
     done
+    remove_session
 }
 
 case ${1:-} in

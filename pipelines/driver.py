@@ -19,12 +19,13 @@ from pipelines.stages import Sweep
 from pipelines.tracker_link import TrackerLink, mlflow_tracker
 from sat_ray.budget import describe_search
 from sat_ray.cli import Command, parse
-from sat_ray.config import SweepConfig, content_hash, from_json, to_json
+from sat_ray.config import SweepConfig, code_named, content_hash, from_json, to_json
 from sat_ray.data.preparing import progress as shards_written
 from sat_ray.data.shards import MANIFEST
-from sat_ray.data.sources import dataset_source
+from sat_ray.data.sources import DATASETS
 from sat_ray.lease import driver_lease
 from sat_ray.plan import dataset_uri, planned_trials
+from sat_ray.reference import stored_names
 from sat_ray.spending import cost_sentence
 from sat_ray.stages import Record, Stage
 from sat_ray.storage import Storage, check_writable
@@ -193,7 +194,8 @@ def described(dataset: Dataset) -> str:
 def other_classes(dataset: Dataset) -> str:
     """Say so where a dataset has not the classes it is known for, as a folder that was not unpacked to its end; "" else."""
     manifest = dataset.manifest
-    known, found = dataset_source(manifest["dataset"]).classes, len(manifest["class_names"])
+    known = DATASETS[manifest["dataset"]].classes if manifest["dataset"] in DATASETS else 0
+    found = len(manifest["class_names"])
     return f"{manifest['dataset']} has {known:,} classes, this one {found:,}" if known not in (0, found) else ""
 
 
@@ -241,10 +243,19 @@ def claim_folder(command: Command) -> None:
     ours, theirs = to_json(command.config), None
     with contextlib.suppress(FileNotFoundError):
         theirs = command.storage.read_json("config.json")
-    if theirs is not None and content_hash(from_json(SweepConfig, theirs).semantic()) != content_hash(command.config.semantic()):
+    if theirs is not None and not _is_of(command, theirs):
         raise ValueError(f"{command.storage.uri} holds a sweep with another config; choose another --name or --storage")
     if ours != theirs:
         command.storage.write_json("config.json", ours)
+
+
+def _is_of(command: Command, stored: dict[str, Any]) -> bool:
+    """Say whether a stored config is that of a command; one that names other code is not, and is not imported."""
+    if not set(code_named(stored)) <= set(code_named(to_json(command.config))):
+        return False
+    with stored_names():
+        theirs = from_json(SweepConfig, stored)
+    return content_hash(theirs.semantic()) == content_hash(command.config.semantic())
 
 
 def check_code(command: Command, reporter: Reporter) -> None:

@@ -15,12 +15,13 @@ import tyro
 
 from pipelines.exit_status import exit_status
 from sat_ray.checkpoint import MODEL_JSON, load_model
-from sat_ray.cli import UsageError, parse_options, storage_root
-from sat_ray.config import SweepConfig, from_json
+from sat_ray.cli import AllowCode, UsageError, parse_options, storage_root
+from sat_ray.config import SweepConfig, stored_config
 from sat_ray.configuration import Configuration
 from sat_ray.models.export import FORMATS, export_model
 from sat_ray.names import check_name
 from sat_ray.plan import dataset_uri
+from sat_ray.reference import confirm
 from sat_ray.standing import sweeps_in
 from sat_ray.storage import Storage
 from sat_ray.units import Dataset
@@ -34,6 +35,7 @@ class Asked:
     storage: Annotated[str, tyro.conf.arg(help="Folder or s3://bucket/prefix of the sweeps; empty: SAT_RAY_STORAGE, else ./runs.")] = ""
     format: Annotated[Literal["pt2", "onnx"], tyro.conf.arg(help="pt2 (torch.export) or onnx.")] = "pt2"
     out: Annotated[str, tyro.conf.arg(help="File to write; the card goes beside it, with .md in place of the ending.")] = ""
+    allow_code: AllowCode = ()
     image_shape: Annotated[
         tuple[int, ...], tyro.conf.arg(help="C H W of the images, for a checkpoint that lies outside its sweep's folder.")
     ] = ()
@@ -56,6 +58,7 @@ def export(asked: Asked) -> None:
     if not asked.out:
         raise UsageError(f"--out is empty; give the file to write, for example --out model.{asked.format}")
     check_name(asked.format, FORMATS, field="format")
+    confirm(asked.allow_code)
     found = locate(asked.model, storage_root(asked.storage))
     model = load_model(found.checkpoint)
     shape = asked.image_shape or image_shape(found)
@@ -65,7 +68,7 @@ def export(asked: Asked) -> None:
     out.write_bytes(data)
     about, name = Storage.at(found.checkpoint).read_json(MODEL_JSON), found.checkpoint.rstrip("/").rpartition("/")[2]
     text = model_card(
-        name=Configuration(**about["about"]["configuration"]).name if "configuration" in about["about"] else name,
+        name=Configuration.stored(about["about"]["configuration"]).name if "configuration" in about["about"] else name,
         file=out.name,
         kind=asked.format,
         spec=about["spec"],
@@ -108,7 +111,7 @@ def _board(sweep: Storage | None) -> dict[str, Any] | None:
 
 
 def _config(sweep: Storage | None) -> SweepConfig | None:
-    return None if sweep is None else from_json(SweepConfig, sweep.read_json("config.json"))
+    return None if sweep is None else stored_config(sweep)
 
 
 def image_shape(found: Found) -> tuple[int, ...]:

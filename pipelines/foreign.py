@@ -30,6 +30,7 @@ from sat_ray.jobs import sampled_rows
 from sat_ray.lease import driver_lease
 from sat_ray.names import printable
 from sat_ray.outcomes import merge_outcomes
+from sat_ray.reference import confirm
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage, check_writable
 from sat_ray.units import CARD, EVALUATE, EvaluationTask
@@ -48,6 +49,7 @@ def evaluate_foreign(given: ForeignOptions) -> None:
     for field in ("model", "data"):
         if not getattr(given, field):
             raise UsageError(f"--{field} is missing; --model URI and --data URI are needed (all: --help)")
+    confirm(given.allow_code)
     given.attacks(num_classes=10)  # like the next line: refuses bad steps and sizes before anything is read
     given.examined()
     check_machine(gradient=given.gradient, field="--gradient", accelerator=given.accelerator)

@@ -78,6 +78,8 @@ class ForeignOptions:
     """Where MLflow model URIs are looked up; empty: MLFLOW_TRACKING_URI, else sqlite:///STORAGE/mlflow.db."""
     allow_pickle: bool = False
     """Load an MLflow model that is pickled, or a .pt2 file with pickled parts: this runs whatever code they hold."""
+    allow_code: tuple[str, ...] = ()
+    """Names, module:function, of code that the checkpoint may name and this command may import."""
     card: bool = False
     """Compute the robustness card too, for a PGD of these steps: PASS, or FLAG with reasons."""
     cpus_per_task: int = 1
@@ -114,7 +116,8 @@ class ForeignOptions:
         for field in fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
             if value != field.default and field.name != "tracking_uri":
-                words += [flag] if value is True else [flag, exact_text(value)]
+                values = value if isinstance(value, tuple) else (value,)
+                words += [flag] if value is True else [flag, *map(exact_text, values)]
         return shlex.join(words)
 
     @property

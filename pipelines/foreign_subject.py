@@ -17,7 +17,7 @@ from sat_ray.config import content_hash, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.data.foreign import prepared
 from sat_ray.data.shards import image_ids, labels, read_rows
-from sat_ray.model_source import kind_of, load_source
+from sat_ray.model_source import kind_of, load_source, try_source
 from sat_ray.model_trial import ZeroGradients, check_labels, try_attack, try_model
 from sat_ray.models import Normalized
 from sat_ray.storage import Storage
@@ -72,6 +72,7 @@ def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subje
         kind = "pt2" if uri.endswith(".pt2") else "pickle"
     if kind == "pt2" and given.allow_pickle:
         kind = "pickled_pt2"
+    try_source(kind, uri, dataset.manifest["shape"])
     model, digest = load_source(kind, uri)
     shards = Storage(dataset.uri)
     some = read_rows(shards, given.split, torch.arange(min(given.lanes, n_split)))
@@ -114,7 +115,7 @@ def _configuration(model: torch.nn.Module, uri: str) -> Configuration | None:
     if not isinstance(model, Normalized) or model.spec is None or kind_of(uri) != "checkpoint":
         return None
     said = Storage.at(uri).read_json(MODEL_JSON)["about"].get("configuration")
-    return Configuration(**said) if said else Configuration(activation=model.spec.activation, alpha=model.spec.alpha)
+    return Configuration.stored(said or {"activation": model.spec.activation, "alpha": model.spec.alpha})
 
 
 def variants_of(configuration: Configuration | None, spec: AttackSpec) -> list[AttackSpec]:

@@ -20,10 +20,10 @@ from typing import Annotated, Any
 import tyro
 
 from pipelines.recipes import DEFAULT, RECIPES
-from sat_ray.cli import Options, parse_options, parse_recipe, storage_root, sweep_name
+from sat_ray.cli import AllowCode, Options, parse_options, parse_recipe, storage_root, sweep_name
 from sat_ray.config import SweepConfig, flatten, to_json
 from sat_ray.names import check_name, printable
-from sat_ray.reference import first_line
+from sat_ray.reference import UnconfirmedCodeError, confirm, first_line
 from sat_ray.standing import Best, StageStanding, Standing, standing, sweeps_in
 from sat_ray.storage import Storage
 
@@ -35,6 +35,7 @@ class Asked:
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="A sweep: its recipe or its name; empty: every one.")] = ""
     storage: Annotated[str, tyro.conf.arg(help="Folder or s3://bucket/prefix; empty: SAT_RAY_STORAGE, else ./runs.")] = ""
     json: Annotated[bool, tyro.conf.arg(help="Print JSON.")] = False
+    allow_code: AllowCode = ()
 
 
 def main() -> int:
@@ -50,7 +51,8 @@ def main() -> int:
 
 
 def answer(asked: Asked, root: Storage) -> str:
-    """Return what was asked for as text."""
+    """Return what was asked for as text. Code that a stored config names is not imported."""
+    confirm(asked.allow_code)
     if not root.exists(""):
         raise ValueError(f"storage {root.uri} does not exist; give the one that the sweep was started with: --storage or SAT_RAY_STORAGE")
     names = sweeps_in(root)
@@ -60,12 +62,22 @@ def answer(asked: Asked, root: Storage) -> str:
         found = standing(root, asked.name)
         return json.dumps(as_json(found), indent=2, ensure_ascii=False) if asked.json else describe(found, root, now=time.time())
     with ThreadPoolExecutor(8) as pool:
-        every = list(pool.map(lambda name: standing(root, name), names))
+        every = list(pool.map(lambda name: _standing_or_reason(root, name), names))
     if asked.json:
-        return json.dumps([as_json(one) for one in every], indent=2, ensure_ascii=False)
+        values = [{"name": name, "unread": one} if isinstance(one, str) else as_json(one) for name, one in zip(names, every, strict=True)]
+        return json.dumps(values, indent=2, ensure_ascii=False)
     width = max(map(len, names), default=0)
-    lines = [f"{one.name:<{width}}  {line(one, now=time.time())}" for one in every]
+    shown = [f"not read: {one}" if isinstance(one, str) else line(one, now=time.time()) for one in every]
+    lines = [f"{name:<{width}}  {text}" for name, text in zip(names, shown, strict=True)]
     return "\n".join(lines) or f"no sweep in {root.uri} yet; start one: python pipelines/sweep.py"
+
+
+def _standing_or_reason(root: Storage, name: str) -> Standing | str:
+    """Return a sweep's standing, or why its config is not read: it names code of somebody's own."""
+    try:
+        return standing(root, name)
+    except UnconfirmedCodeError as error:
+        return str(error)
 
 
 def as_json(found: Standing) -> dict[str, Any]:

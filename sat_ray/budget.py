@@ -58,7 +58,7 @@ class SearchResult:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "SearchResult":
         """Rebuild a result from `to_json`."""
-        finalists = tuple(Configuration(**one) for one in value["finalists"])
+        finalists = tuple(Configuration.stored(one) for one in value["finalists"])
         return cls(**{**value, "finalists": finalists, "left_out": tuple(value["left_out"])})
 
     def sentence(self, cost: CostSettings, *, spent: float) -> str:

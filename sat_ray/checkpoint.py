@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any
 
 import safetensors.torch
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sat_ray.models import ModelSpec, Normalized, model_from_spec
+from sat_ray.reference import check_confirmed, confirm, stored_names
 from sat_ray.sentinel import Memory
 from sat_ray.storage import Storage, json_bytes
 from sat_ray.training_state import TrainingState, joined, part_of
@@ -32,11 +34,15 @@ def save_model(storage: Storage, weights: dict[str, Tensor], *, spec: ModelSpec,
     return digest
 
 
-def load_model(path_or_uri: str, *, expected_sha256: str | None = None) -> Normalized:
+def load_model(path_or_uri: str, *, expected_sha256: str | None = None, allow_code: Collection[str] = ()) -> Normalized:
     """Load a checkpoint folder, local or s3://, as a module in eval mode: [0, 1] pixels -> logits.
 
-    Raises FileNotFoundError where no model is, ValueError where the weights are not those that model.json describes.
+    allow_code: names, `module:function`, of your own network and activation that the checkpoint may
+    name; they are imported, which runs them. Raises FileNotFoundError where no model is,
+    UnconfirmedCodeError where it names other code, ValueError where the weights are not those that
+    model.json describes.
     """
+    confirm(allow_code)
     storage = Storage.at(path_or_uri)
     try:
         about = storage.read_json(MODEL_JSON)
@@ -47,7 +53,11 @@ def load_model(path_or_uri: str, *, expected_sha256: str | None = None) -> Norma
     data = storage.read(MODEL_WEIGHTS)
     if sha256(data) != about["sha256"] or expected_sha256 not in (None, about["sha256"]):
         raise ValueError(f"checkpoint {storage.uri}: {MODEL_WEIGHTS} does not match its sha256; it is damaged or was replaced")
-    model = model_from_spec(ModelSpec(**about["spec"]), seed=0)
+    spec = about["spec"]
+    check_confirmed([str(spec.get("name")), str(spec.get("activation"))], source=storage.full(MODEL_JSON))
+    with stored_names():
+        given = ModelSpec(**spec)
+    model = model_from_spec(given, seed=0)
     model.load_state_dict(safetensors.torch.load(data))
     return model.eval()
 

@@ -17,7 +17,7 @@ import tyro
 from sat_ray.activation_table import activation_table
 from sat_ray.config import SweepConfig, content_hash, flatten
 from sat_ray.names import check_name, suggest
-from sat_ray.storage import Storage
+from sat_ray.storage import Storage, check_address
 from sat_ray.tracking_uri import redacted
 
 Recipe = Callable[[], SweepConfig]
@@ -28,6 +28,12 @@ SHORT = {"--budget": "--cost.budget"}
 
 def _help(text: str) -> Any:
     return tyro.conf.arg(help=text)
+
+
+AllowCode = Annotated[
+    tuple[str, ...],
+    _help("Names, module:function, of code that a stored file may name and this command may import."),
+]
 
 
 class UsageError(ValueError):
@@ -88,6 +94,7 @@ def parse_recipe(
 
     options: a dataclass instance that holds the defaults. Raises UsageError or ValueError in one line; exits 0 on --help.
     """
+    _check_addresses(argv)
     arguments = list(argv)
     recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
     base = recipes[check_name(recipe, recipes, field="recipe")]()
@@ -102,6 +109,7 @@ def parse_recipe(
 
 def parse_options(argv: Sequence[str], options: Given, *, about: str) -> Given:
     """Read a command line that takes no recipe: the fields of a dataclass and nothing else. Errors and --help as in `parse_recipe`."""
+    _check_addresses(argv)
     _check_flags(argv, vars(options))
     words = _with_decimals(argv, _number_fields(options))
     found: Given = _parsed(type(options), prog=_program(), description=_headline(about), args=words, default=options)
@@ -172,6 +180,18 @@ def _with_decimals(words: Sequence[str], names: Collection[str]) -> list[str]:
 def _as_float(word: str) -> str:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)/(\d+)", word)
     return repr(float(match[1]) / float(match[2])) if match and float(match[2]) else word
+
+
+def _check_addresses(words: Sequence[str]) -> None:
+    """Raise ValueError where a word is an address with a login, but for the tracker's, which MLflow takes there."""
+    flag = ""
+    for word in words:
+        name, _, value = word.partition("=")
+        if word.startswith("--"):
+            flag = name
+        given = value if word.startswith("--") else word
+        if flag.replace("_", "-") != "--tracking-uri":
+            check_address(given, field=flag.removeprefix("--") or "the address")
 
 
 def _check_flags(arguments: Sequence[str], known: Mapping[str, Any]) -> None:

@@ -21,8 +21,9 @@ from sat_ray.data.sources import dataset_source
 from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
 from sat_ray.names import check_name
 from sat_ray.precision import check_accelerator
+from sat_ray.reference import check_confirmed, is_reference, stored_names
 from sat_ray.resizing import check_resizing
-from sat_ray.storage import json_bytes
+from sat_ray.storage import Storage, check_address, json_bytes
 from sat_ray.threat import ThreatModel
 from sat_ray.training_settings import TrainingSettings, check_even
 
@@ -64,6 +65,7 @@ class DataSettings:
     use), or auto: streaming above 4 GiB of pixels. The images are the same."""
 
     def __post_init__(self) -> None:
+        check_address(self.path, field="data.path")
         source = dataset_source(self.dataset)
         _at_least(self, 1, "rows_per_shard", section="data")
         self._check_download(source)
@@ -409,6 +411,29 @@ def from_json(kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) in (typing.Union, types.UnionType) and value is not None:
         return from_json(next(k for k in typing.get_args(kind) if k is not type(None)), value)
     return float(value) if kind is float else value
+
+
+def code_named(config: dict[str, Any]) -> list[str]:
+    """Return every `module:function` that a stored config names, without making objects of it."""
+    search = config.get("search", {})
+    activations = [word for text in search.get("activations", ()) for word in (text, text.rpartition(":")[0])]
+    pairs = [word for text in search.get("pairs", ()) for word in text.split("/")]
+    others = [config.get("model", {}).get("name", ""), config.get("data", {}).get("dataset", "")]
+    names = {name for name in (*others, *activations, *pairs) if is_reference(name)}
+    return sorted(name for name in names if name.partition(":")[0] not in ACTIVATIONS)
+
+
+def stored_config(storage: Storage) -> SweepConfig:
+    """Read the config of the sweep in a folder.
+
+    Raises UnconfirmedCodeError where it names code that no person named, other ValueErrors where it
+    is no config of today.
+    """
+    value = storage.read_json("config.json")
+    check_confirmed(code_named(value), source=storage.full("config.json"))
+    with stored_names():
+        config: SweepConfig = from_json(SweepConfig, value)
+    return config
 
 
 def content_hash(value: Any) -> str:

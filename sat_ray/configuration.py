@@ -15,7 +15,7 @@ from sat_ray.activations import (
     leaves_out,
 )
 from sat_ray.models import check_attacker_activation
-from sat_ray.reference import is_reference, slug
+from sat_ray.reference import is_reference, slug, stored_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,13 @@ class Configuration:
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> "Configuration":
         """Return the configuration of a committed training. payload: of its record."""
-        return cls(**payload["configuration"])
+        return cls.stored(payload["configuration"])
+
+    @classmethod
+    def stored(cls, value: Mapping[str, Any]) -> "Configuration":
+        """Return a configuration that a stored file holds; it names no code that no person named."""
+        with stored_names():
+            return cls(**value)
 
     @property
     def own_attacker(self) -> bool:

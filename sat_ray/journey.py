@@ -165,7 +165,7 @@ def open_trained(uri: str, config: SweepConfig, dataset: Dataset) -> Trained:
         )
     settle_layout(model)
     given = about.get("configuration") or {"activation": spec.activation, "alpha": spec.alpha}
-    configuration = Configuration(**given)
+    configuration = Configuration.stored(given)
     seed = about.get("seed", config.search.seed)
     job = training_job(config, dataset, configuration, stage=TRAIN, seed=seed, training=config.training)
     epoch = about.get("epoch", config.training.epochs - 1)

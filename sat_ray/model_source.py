@@ -16,7 +16,7 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from torch.nn.parameter import is_lazy
 from sat_ray.checkpoint import MODEL_JSON, load_model, sha256
 from sat_ray.models.exported import load_exported
 from sat_ray.models.layout import settle_layout
+from sat_ray.models.trial_load import try_in_child
 from sat_ray.reference import first_line, import_module, is_reference
 from sat_ray.source_code import PACKAGE, hash_code, is_installed
 from sat_ray.storage import Storage
@@ -73,6 +74,16 @@ def load_source(kind: str, uri: str, digest: str | None = None, *, device: torch
         hint = ": every process must find the same code and weights, so seed it or load them from a file" if kind == "function" else ""
         raise ValueError(f"model {uri} is not what it was when the evaluation began ({found[:12]}, not {str(digest)[:12]}){hint}")
     return model.requires_grad_(False), found
+
+
+def try_source(kind: str, uri: str, shape: Sequence[int]) -> None:
+    """Load a .pt2 file first where that cannot hurt this process; ValueError in one line. shape: (C, H, W) of the images."""
+    if kind != "pt2":
+        return
+    try:
+        try_in_child(_bytes(uri), shape)
+    except ValueError as error:
+        raise ValueError(f"model {uri} {error}") from None
 
 
 def _checkpoint(uri: str, device: torch.device) -> tuple[nn.Module, str]:

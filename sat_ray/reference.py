@@ -1,16 +1,67 @@
-"""The user's own code by name, `module:function`: what such a name looks like, how it is imported, and errors that teach."""
+"""The user's own code by name, `module:function`: what such a name looks like and how it is imported.
+
+Importing runs code. A name that a person gave (on a command line, or as an argument in Python) is
+imported; one that a stored file gives is imported only if a person gave it too. So whatever is read
+from storage is turned into objects within `stored_names`.
+"""
 
 import importlib
 import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from sat_ray.names import suggest
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+_CONFIRMED: set[str] = set()
+_STORED: ContextVar[bool] = ContextVar("stored", default=False)
+
+
+class UnconfirmedCodeError(ValueError):
+    """A stored file names code that no person named."""
+
+
+def confirm(names: Collection[str]) -> None:
+    """Remember names that a person gave: from now on stored files may name them too."""
+    for name in names:
+        if not is_reference(name):
+            raise ValueError(f"allow_code must be names written as module:function, got {name!r}")
+    _CONFIRMED.update(names)
+
+
+def confirmed() -> tuple[str, ...]:
+    """Return the names that a person gave to this process, for a process that it starts."""
+    return tuple(sorted(_CONFIRMED))
+
+
+@contextmanager
+def stored_names() -> Iterator[None]:
+    """Import nothing in this block, in this thread, but names that a person gave."""
+    token = _STORED.set(True)
+    try:
+        yield
+    finally:
+        _STORED.reset(token)
+
+
+def check_confirmed(names: Collection[str], *, source: str) -> None:
+    """Raise UnconfirmedCodeError where some of these names are code that no person named.
+
+    source: the file that gives them, for the message.
+    """
+    missing = sorted({name for name in names if is_reference(name)} - _CONFIRMED)
+    if missing:
+        raise UnconfirmedCodeError(
+            f"{source} names code, and importing it runs it: {', '.join(missing)}; if you trust it, "
+            f"give --allow-code {' '.join(missing)} (in Python: allow_code={missing})"
+        )
 
 
 def is_reference(text: str) -> bool:
@@ -29,6 +80,10 @@ def import_module(text: str, *, what: str) -> Any:
     what: the kind of thing it names, for messages.
     """
     name = text.partition(":")[0]
+    if _STORED.get():
+        check_confirmed([text], source="a stored file")
+    else:
+        _CONFIRMED.add(text)
     if name == "__main__":
         raise ValueError(f"{what} {text}: __main__ is another module in every process; allowed: a module that every process can import")
     if os.getcwd() not in sys.path:

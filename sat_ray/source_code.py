@@ -5,7 +5,7 @@ import functools
 import hashlib
 import importlib.util
 from collections.abc import Iterable
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 PACKAGE = "sat_ray"
@@ -54,10 +54,18 @@ def _counts(top: str, packages: Iterable[str], folders: set[Path]) -> bool:
 
 
 def _spec(module: str) -> ModuleSpec | None:
+    """Find a module without importing its packages, as importlib.util.find_spec would: a stored record may name it."""
+    top, *rest = module.split(".")
     try:
-        return importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(top)
+        for depth in range(len(rest)):
+            if spec is None or spec.submodule_search_locations is None:
+                return None
+            name = ".".join([top, *rest[: depth + 1]])
+            spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
     except (ImportError, ValueError):
         return None
+    return spec
 
 
 def _read(module: str, packages: Iterable[str]) -> tuple[str, list[str]]:

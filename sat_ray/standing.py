@@ -11,10 +11,11 @@ from typing import Any
 
 from sat_ray.budget import describe_search
 from sat_ray.card import PASS
-from sat_ray.config import SweepConfig, from_json
+from sat_ray.config import SweepConfig, stored_config
 from sat_ray.configuration import Configuration
 from sat_ray.lease import HEARTBEAT_SECONDS, Holder, read_lease
 from sat_ray.plan import dataset_uri, groups, planned_trials
+from sat_ray.reference import UnconfirmedCodeError
 from sat_ray.stages import STATE, Record, Records, Stage
 from sat_ray.storage import Storage
 from sat_ray.units import CARD, EVALUATE, SEARCH, STAGES, STRONG, TRAIN, VALIDATE, Dataset
@@ -100,12 +101,15 @@ def sweeps_in(root: Storage) -> list[str]:
 
 
 def standing(root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 2.0) -> Standing:
-    """Read how far the sweep `name` in `root` is. patience: as in `read_lease`. ValueError where its config cannot be read."""
+    """Read how far the sweep `name` in `root` is. patience: as in `read_lease`. ValueError where its config cannot be read, or
+    names code that no person named."""
     storage = root.child(name)
     try:
-        config = from_json(SweepConfig, storage.read_json("config.json"))
+        config = stored_config(storage)
     except FileNotFoundError:
         raise ValueError(f"{storage.uri} is not a sweep: it has no config.json") from None
+    except UnconfirmedCodeError:
+        raise
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{storage.full('config.json')} cannot be read as a sweep's config ({str(error).splitlines()[0]})") from None
     with ThreadPoolExecutor(READERS) as pool:

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
@@ -69,6 +70,26 @@ def _is_away(error: Exception) -> bool:
     return isinstance(error, (ConnectionError, HTTPClientError))
 
 
+def check_address(text: str, *, field: str) -> None:
+    """Raise ValueError, without showing the text, where an address holds a login or settings.
+
+    Addresses are written into configs, records, reports and MLflow. A local path is none and may
+    hold any character.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        return
+    authority, _, path = rest.partition("/")
+    port = "" if scheme.lower() == "s3" else r"(:\d{1,5})?"
+    plain = re.fullmatch(rf"[^:@%\[]*{port}", authority) is not None
+    split = ":" in authority and "@" in path  # of a login whose password has a slash
+    if not plain or split or "?" in rest or "#" in rest:
+        raise ValueError(
+            f"{field} must be an address without login and settings, such as s3://bucket/prefix "
+            "(what was given is not shown); put keys and endpoint into the AWS_* variables"
+        )
+
+
 @dataclass(frozen=True)
 class Storage:
     """A folder named by an absolute local path or an s3:// URI; every `path` below is relative to it, with forward slashes."""
@@ -79,12 +100,9 @@ class Storage:
     def at(cls, uri: str | Path) -> "Storage":
         """Open a folder; a relative path is taken from the current directory. Raises ValueError on another scheme."""
         text = str(uri)
+        check_address(text, field="storage")  # pyarrow would take keys there, and every record names its storage
         scheme = urlparse(text).scheme
         if scheme == "s3":
-            if "@" in urlparse(text).netloc or "?" in text:  # pyarrow would take keys there, and every record names its storage
-                raise ValueError(
-                    "storage holds a login or settings; allowed: s3://bucket/prefix, with keys and endpoint in AWS_* variables"
-                )
             return cls(text.rstrip("/"))
         if scheme not in ("", "file"):
             raise ValueError(f"storage is {text!r}; allowed: a local folder or s3://bucket/prefix")

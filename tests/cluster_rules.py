@@ -25,7 +25,7 @@ OVERLAYS = ("autoscaling", "gcs-fault-tolerance", "kueue", "rayjob")
 ALL_RULES = (*rules.RULES, *safety.RULES, *references.RULES)
 RAY_SCHEMAS = Path(os.environ.get("KUBERAY_SCHEMAS") or ROOT.parent / "shared" / "kuberay")
 SCHEMA_FILES = {"RayCluster": "rayclusters", "RayJob": "rayjobs"}
-CORE_GROUPS = ("v1", "apps/v1", "policy/v1", "networking.k8s.io/v1")
+CORE_GROUPS = ("v1", "apps/v1", "policy/v1", "networking.k8s.io/v1", "scheduling.k8s.io/v1")
 
 WORKER = {"GPU": 1, "CPU": 3}
 
@@ -76,6 +76,9 @@ BROKEN_LAUNCHERS = [
     pytest.param("available_node_types.gpu-spot.min_workers", 1, id="a machine that is never given back"),
     pytest.param("available_node_types.cpu.node_config.IamInstanceProfile", None, id="keys instead of a role"),
     pytest.param("max_workers", 3, id="a cap below the groups"),
+    pytest.param("provider.use_internal_ips", False, id="nodes with public addresses"),
+    pytest.param("available_node_types.head.node_config.SecurityGroupIds", None, id="Ray's own security group"),
+    pytest.param("setup_commands", ["~/venv/bin/pip install --requirement x"], id="packages without hashes"),
     pytest.param("available_node_types.gpu-spot.max_workers", 3, id="another group than the sweeps are told of"),
 ]
 

@@ -13,7 +13,7 @@ from pipelines.recipes import RECIPES
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import write_dataset
 from sat_ray.data.sources import DATASETS
-from sat_ray.distributed.folders import session_folder
+from sat_ray.distributed.folders import RAY, session_folder
 from sat_ray.plan import training_job
 from sat_ray.storage import Storage
 from sat_ray.units import TRAIN, Dataset, TrainingJob
@@ -25,7 +25,8 @@ ONE_CPU: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
 @contextmanager
 def cluster_of_one_node(**head: Any) -> Iterator[Any]:
     """Start a Ray node, to which others may be added, and yield its cluster. head: what the node is told."""
-    with pytest.MonkeyPatch.context() as environment, session_folder() as folder:
+    with pytest.MonkeyPatch.context() as environment, session_folder() as private:
+        folder = f"{private}/{RAY}"
         environment.setenv("RAY_AUTH_MODE", "disabled")
         environment.setenv("RAY_raylet_start_wait_time_s", "120")  # the default of 30 is short on a busy machine
         environment.setenv("RAY_TMPDIR", folder)  # its address is written below, and not where others look for a Ray of this machine

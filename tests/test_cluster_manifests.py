@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.metadata
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,9 +42,12 @@ from cluster_rules import (  # noqa: E402
     small_sweep,
     tool,
 )
+from test_dependencies import locked  # noqa: E402
 
 from cluster.checks.documents import CLUSTER, clusters, named, of_kind, pods, versions  # noqa: E402
 from cluster.checks.launcher import launcher  # noqa: E402
+from cluster.checks.pinned import main as main_of_pinned  # noqa: E402
+from cluster.checks.pinned import pinned_images  # noqa: E402
 from cluster.checks.plan import Plan, plan  # noqa: E402
 from cluster.checks.references import SECRETS  # noqa: E402
 from cluster.checks.render import load  # noqa: E402
@@ -189,13 +194,90 @@ def test_images_and_names_carry_the_pinned_versions():
     assert f"ray{pinned['RAY']}-torch{pinned['TORCH']}-py{pinned['PYTHON']}-" in pinned["RAY_IMAGE"]
     assert f"mlflow{pinned['MLFLOW']}-" in pinned["MLFLOW_IMAGE"]
     for name in ("Dockerfile.ray", "Dockerfile.mlflow"):
-        assert f"FROM {pinned['PYTHON_IMAGE']}\n" in (CLUSTER / "images" / name).read_text()
+        assert f"ARG PYTHON_IMAGE={pinned['PYTHON_IMAGE']}\nFROM ${{PYTHON_IMAGE}}\n" in (CLUSTER / "images" / name).read_text()
     assert pinned["PYTHON_IMAGE"].startswith(f"python:{pinned['PYTHON']}.")
-    lines = (CLUSTER / "images" / "requirements-mlflow.txt").read_text().splitlines()
-    locked = dict(line.split("==") for line in lines)
-    assert {name: locked[name] for name in ("mlflow", "boto3", "psycopg")} == {
+    versions_of = {name: version for name, (version, _) in locked("cluster/images/requirements-mlflow.txt").items()}
+    assert {name: versions_of[name] for name in ("mlflow", "boto3", "psycopg")} == {
         "mlflow": pinned["MLFLOW"], "boto3": pinned["BOTO3"], "psycopg": pinned["PSYCOPG"],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ray", "mlflow"])
+def test_an_image_installs_only_what_is_locked_by_version_and_hash(name):
+    packages = locked(f"cluster/images/requirements-{name}.txt")
+    assert len(packages) > 50 and all(hashes for _, hashes in packages.values())
+    (install,) = [line for line in (CLUSTER / "images" / f"Dockerfile.{name}").read_text().splitlines() if "pip install" in line]
+    assert "--require-hashes" in install and "--no-deps" in install
+
+
+def test_the_image_of_ray_holds_the_versions_that_are_tested():
+    here, tested = locked("cluster/images/requirements-ray.txt"), locked("requirements.lock")
+    assert {name: version for name, (version, _) in here.items()} == {name: tested[name][0] for name in here}
+
+
+def test_images_are_built_on_a_base_with_a_digest_only():
+    commands = [line for line in (ROOT / "Makefile").read_text().splitlines() if "docker build" in line]
+    assert len(commands) == 2 and all("PYTHON_IMAGE=$(PYTHON_IMAGE)@$(PYTHON_IMAGE_DIGEST)" in line for line in commands)
+    assert re.fullmatch(r"(sha256:[0-9a-f]{64})?", versions()["PYTHON_IMAGE_DIGEST"])
+    if not versions()["PYTHON_IMAGE_DIGEST"]:
+        done = subprocess.run(["make", "image", "REGISTRY=r"], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode and "PYTHON_IMAGE_DIGEST is empty" in done.stdout
+
+
+def test_an_overlay_is_applied_only_with_digests(tmp_path):
+    documents = rendered("gcs-fault-tolerance")
+    assert {sentence.split()[0] for sentence in pinned_images(documents)} == {
+        versions()[name] for name in ("RAY_IMAGE", "MLFLOW_IMAGE", "REDIS_IMAGE")
+    }
+    path = tmp_path / "overlay.yaml"
+    path.write_text(yaml.safe_dump_all(documents))
+    assert main_of_pinned([str(path)]) == 1
+    for pod in pods(documents):
+        for container in pod.containers:
+            container["image"] = f"registry.example.com/{container['image']}@sha256:{'0' * 64}"
+    path.write_text(yaml.safe_dump_all(documents))
+    assert main_of_pinned([str(path)]) == 0
+
+
+def test_karpenter_removes_empty_nodes_alone_and_its_machine_image_is_chosen():
+    documents = load(CLUSTER / "nodes" / "karpenter.yaml")
+    for pool in of_kind(documents, "NodePool"):
+        assert pool["spec"]["disruption"]["consolidationPolicy"] == "WhenEmpty", pool["metadata"]["name"]
+    (node_class,) = of_kind(documents, "EC2NodeClass")
+    assert all(not term["alias"].endswith("@latest") for term in node_class["spec"]["amiSelectorTerms"])
+    wanted = {pod.spec["nodeSelector"]["sat-ray/pool"] for pod in pods(rendered("autoscaling"))}
+    assert {pool["spec"]["template"]["metadata"]["labels"]["sat-ray/pool"] for pool in of_kind(documents, "NodePool")} == wanted
+
+
+def test_the_bucket_policy_keeps_everybody_else_from_every_version_of_an_object():
+    policy = json.loads((CLUSTER / "aws" / "bucket-policy.json").read_text())
+    (denied,) = [statement for statement in policy["Statement"] if statement["Sid"] == "NobodyElse"]
+    for action in (
+        "GetObject",
+        "GetObjectVersion",
+        "PutObject",
+        "PutObjectAcl",
+        "DeleteObject",
+        "DeleteObjectVersion",
+        "ListBucketVersions",
+    ):
+        assert any(fnmatch.fnmatch(f"s3:{action}", pattern) for pattern in denied["Action"]), action
+    assert set(denied["Resource"]) == {"arn:aws:s3:::sat-ray-example", "arn:aws:s3:::sat-ray-example/*"}
+
+
+def test_the_head_may_start_only_machines_of_the_cluster():
+    policy = json.loads((CLUSTER / "aws" / "head-policy.json").read_text())
+    statements = {statement["Sid"]: statement for statement in policy["Statement"]}
+    types = statements["StartOwnMachines"]["Condition"]["ForAnyValue:StringEquals"]["ec2:InstanceType"]
+    config = _launcher()
+    groups = config["available_node_types"]
+    assert set(types) == {group["node_config"]["InstanceType"] for name, group in groups.items() if name != config["head_node_type"]}
+    for sid, key in (("StartOwnMachines", "aws:RequestTag/ray-cluster-name"), ("ChangeOwnMachines", "aws:ResourceTag/ray-cluster-name")):
+        assert statements[sid]["Condition"]["StringEquals"][key] == config["cluster_name"]
+    profiles = {group["node_config"]["IamInstanceProfile"]["Name"] for name, group in groups.items() if name != "head"}
+    assert {statements["WorkersRole"]["Resource"].rpartition("/")[2]} == profiles
+    assert [sid for sid, statement in statements.items() if statement["Resource"] == "*"] == ["Look"]
+    assert all(action.startswith("ec2:Describe") for action in statements["Look"]["Action"])
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -317,8 +399,9 @@ def test_the_launcher_asks_aws_for_fields_that_exist():
     shape = session.get_service_model("ec2").operation_model("RunInstances").input_shape
     for group in _launcher()["available_node_types"].values():
         request = {**group["node_config"], "MinCount": 1, "MaxCount": 1}
+        request["SubnetId"] = request.pop("SubnetIds")[0]  # Ray takes a list and asks for one of them
         assert not validate.validate(request, shape).has_errors()
-        assert set(group["node_config"]) <= set(shape.members)
+        assert set(request) <= set(shape.members)
 
 
 def test_the_lifecycle_rules_are_ones_that_s3_knows():

@@ -28,7 +28,7 @@ def locked(name: str) -> dict[str, tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", [*LOCKS, *(f"cluster/images/requirements-{image}.txt" for image in ("ray", "mlflow"))])
 def test_every_locked_package_has_a_version_and_a_hash(name: str) -> None:
     packages = locked(name)
     assert packages

@@ -46,7 +46,7 @@ from sat_ray.metrics import wilson_interval
 from sat_ray.model_source import kind_of, load_source
 from sat_ray.model_trial import ZeroGradients
 from sat_ray.models import Normalized
-from sat_ray.models.exported import load_exported, pickled_part
+from sat_ray.models.exported import load_exported
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
@@ -428,43 +428,6 @@ def make():
     finally:
         for name in [one for one in sys.modules if one.partition(".")[0] in ("nets", "beside")]:
             del sys.modules[name]
-
-
-class _Shell:
-    """Unpickling this makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, (str(self.path), "w")
-
-
-def _repacked(data: bytes, change: Callable[[str, bytes], bytes]) -> bytes:
-    sink = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(sink, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, change(name, old.read(name)))
-    return sink.getvalue()
-
-
-def test_a_pt2_file_with_pickled_parts_is_refused_before_anything_is_unpickled(shelf: Path, tmp_path: Path) -> None:
-    data, proof = (shelf / "model.pt2").read_bytes(), tmp_path / "was run"
-    assert pickled_part(data) == ""
-    sink = io.BytesIO()
-    torch.save(_Shell(proof), sink)
-
-    def evil_examples(name: str, content: bytes) -> bytes:
-        return sink.getvalue() if "sample_inputs" in name else content
-
-    def pickled_weights(name: str, content: bytes) -> bytes:
-        return content.replace(b'"use_pickle": false', b'"use_pickle": true') if name.endswith("weights_config.json") else content
-
-    for change, message in ((evil_examples, "sample_inputs"), (pickled_weights, "pickled tensor")):
-        with pytest.raises(ValueError, match=rf"{message}.*could run code"):
-            load_exported(_repacked(data, change), device=CPU)
-    assert not proof.exists()
-    assert "is no .pt2" in pickled_part(b"PK")
 
 
 def test_a_model_exported_in_train_mode_is_refused_though_its_flag_says_nothing(digits_model: Normalized) -> None:

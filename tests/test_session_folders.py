@@ -3,11 +3,12 @@
 import inspect
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from sat_ray.distributed.folders import LOCK, remove_abandoned, session_folder
+from sat_ray.distributed.folders import LOCK, RAY, is_private_folder, remove_abandoned, session_folder
 
 DRIVER = """
 import sys, time
@@ -61,3 +62,33 @@ def test_a_machine_too_busy_to_start_ray_gets_one_line(monkeypatch: pytest.Monke
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with pytest.raises(TimeoutError, match="did not start on this machine within 30 s"), ray_session():
         pass
+
+
+def test_the_folder_around_rays_own_is_closed_and_one_of_somebody_else_is_not_removed(tmp_path: Path) -> None:
+    with session_folder(tmp_path) as folder:
+        (Path(folder) / RAY).chmod(0o1777)  # as Ray does
+        assert is_private_folder(Path(folder))
+    for name, mode in (("sat_ray-open", 0o755), ("sat_ray-shared", 0o770)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / LOCK).touch()
+        (tmp_path / name).chmod(mode)
+    target = tmp_path / "elsewhere"
+    target.mkdir(mode=0o700)
+    (target / LOCK).touch()
+    (tmp_path / "sat_ray-link").symlink_to(target)
+    assert remove_abandoned(tmp_path) == []
+    assert (target / LOCK).exists()
+
+
+def test_a_file_system_that_keeps_no_modes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tempfile.mkdtemp
+
+    def open_to_all(**settings: str) -> str:
+        folder = made(**settings)
+        Path(folder).chmod(0o777)
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", open_to_all)
+    with pytest.raises(PermissionError, match="set TMPDIR to a folder on a local disk"), session_folder(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []

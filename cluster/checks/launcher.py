@@ -32,12 +32,19 @@ def launcher(config: Document) -> Iterator[str]:
         wanted = announcement(name, group.get("max_workers", 0), has["CPU"], has.get("GPU", 0))
         if name != config["head_node_type"] and wanted not in said:
             yield f"head: SAT_RAY_NODE_GROUPS lacks {json.dumps(wanted)}"
+    if config["provider"].get("use_internal_ips") is not True:
+        yield "provider: nodes get public addresses; set use_internal_ips to true"
+    installs = [line for line in config["setup_commands"] if "pip install" in line]
+    if not installs or any("--require-hashes" not in line for line in installs):
+        yield "setup_commands: packages are installed without --require-hashes"
     if "~/.ray/auth_token" not in config.get("file_mounts", {}):
         yield "the token's file does not travel to the nodes"
     groups = config["available_node_types"]
     for name, group in groups.items():
         if group.get("min_workers", 0) != 0:
             yield f"{name}: {group['min_workers']} machines are never given back"
+        if not group["node_config"].get("SecurityGroupIds"):
+            yield f"{name}: without SecurityGroupIds Ray opens port 22 to everybody"
         if "IamInstanceProfile" not in group["node_config"]:
             yield f"{name}: without an instance profile it needs keys"
         if group["node_config"].get("MetadataOptions", {}).get("HttpTokens") != "required":

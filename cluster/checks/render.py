@@ -24,7 +24,7 @@ UNDERSTOOD = {
     "configMapGenerator",
     "generatorOptions",
 }
-CLUSTER_SCOPED = {"Namespace"}
+CLUSTER_SCOPED = {"Namespace", "PriorityClass"}
 LOCAL_CONFIG = "config.kubernetes.io/local-config"
 
 

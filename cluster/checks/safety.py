@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from cluster.checks.documents import Document, clusters, named, of_kind, pods, v
 
 SECRET_NAME = re.compile(r"(password|secret|token|access_key|credential)", re.IGNORECASE)
 URI_WITH_LOGIN = re.compile(r"[a-z0-9+]+://[^/\s:@]+:[^/\s@]+@")
+PRIVATE = [ipaddress.ip_network(block) for block in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")]
 LONG_RUNNING = ("Deployment", "StatefulSet")
 
 
@@ -84,14 +86,78 @@ def closed_network(documents: list[Document]) -> Iterator[str]:
                 yield f"NetworkPolicy {policy['metadata']['name']}: ingress from everywhere"
         for rule in policy["spec"].get("egress", []):
             for block in (peer["ipBlock"] for peer in rule.get("to", []) if "ipBlock" in peer):
-                if block["cidr"] == "0.0.0.0/0" and "169.254.169.254/32" not in block.get("except", []):
-                    yield f"NetworkPolicy {policy['metadata']['name']}: the cloud's metadata address is reachable"
+                if not _is_private(block["cidr"]):
+                    yield f"NetworkPolicy {policy['metadata']['name']}: {block['cidr']} reaches beyond private networks"
+            if not rule.get("to"):
+                yield f"NetworkPolicy {policy['metadata']['name']}: egress to everywhere"
     for service in of_kind(documents, "Service"):
         if service["spec"].get("type", "ClusterIP") != "ClusterIP":
             yield f"Service {service['metadata']['name']}: {service['spec']['type']} leaves the cluster"
     for cluster in clusters(documents):
         if cluster.head.get("serviceType", "ClusterIP") != "ClusterIP" or cluster.head.get("enableIngress"):
             yield f"{cluster.where}: the dashboard (job submission) leaves the cluster"
+
+
+def _is_private(cidr: str) -> bool:
+    """Say whether a block lies inside a private network; the cloud's metadata address is in none."""
+    network = ipaddress.ip_network(cidr)
+    return any(network.version == own.version and network.subnet_of(own) for own in PRIVATE)  # type: ignore[arg-type]
+
+
+def undisturbed_pods(documents: list[Document]) -> Iterator[str]:
+    """Ask that neither Karpenter nor the cluster autoscaler moves a Ray pod: Ray's idle timeout ends empty ones."""
+    wanted = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+    for cluster in clusters(documents):
+        for group in (cluster.head, *cluster.groups):
+            annotations = group["template"].get("metadata", {}).get("annotations", {})
+            for name, value in wanted.items():
+                if annotations.get(name) != value:
+                    yield f"{cluster.where}, group {group.get('groupName', 'head')}: {name} is not {value!r}, so its work is moved away"
+
+
+def ranked_pods(documents: list[Document]) -> Iterator[str]:
+    """Ask for a priority of ours on every pod, higher for what all others need."""
+    classes = {d["metadata"]["name"]: d["value"] for d in of_kind(documents, "PriorityClass")}
+    for pod in pods(documents):
+        name = pod.spec.get("priorityClassName", "")
+        if name not in classes:
+            yield f"{pod.where}: priorityClassName {name!r} is not among {sorted(classes)}"
+        elif pod.ray and "group head" not in pod.where and classes[name] >= max(classes.values()):
+            yield f"{pod.where}: a worker ranks as high as the head"
+
+
+def bounded_namespace(documents: list[Document]) -> Iterator[str]:
+    """Ask for one quota, which everything fits into, and which lets no service out."""
+    quotas = of_kind(documents, "ResourceQuota")
+    if len(quotas) != 1:
+        yield f"{len(quotas)} ResourceQuotas; one bounds the namespace"
+        return
+    hard = quotas[0]["spec"]["hard"]
+    for kind in ("services.loadbalancers", "services.nodeports"):
+        if hard.get(kind) != "0":
+            yield f"ResourceQuota: {kind} is not 0"
+    for name, needed in _most(documents).items():
+        allowed = quantity(str(hard.get(f"requests.{name}", "0")))
+        if needed > allowed:
+            yield f"ResourceQuota: requests.{name} allows {allowed:g}, and everything together asks for {needed:g}"
+
+
+def _most(documents: list[Document]) -> dict[str, float]:
+    """Return what all pods ask for where every group has grown to its end."""
+    total = {"cpu": 0.0, "memory": 0.0, "nvidia.com/gpu": 0.0}
+    counts = {f"{c.where}, group {g['groupName']}": g.get("maxReplicas", 1) for c in clusters(documents) for g in c.groups}
+    for pod in pods(documents):
+        for container in pod.spec["containers"]:
+            for name, amount in container.get("resources", {}).get("requests", {}).items():
+                if name in total:
+                    total[name] += counts.get(pod.where, 1) * quantity(str(amount))
+    return {name: amount for name, amount in total.items() if amount}
+
+
+def quantity(text: str) -> float:
+    """Read a quantity of Kubernetes: 500m, 14, 16Gi."""
+    number, unit = re.fullmatch(r"([0-9.]+)(m|[KMGT]i)?", text).groups()  # type: ignore[union-attr]
+    return float(number) * {None: 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[unit]
 
 
 def head_budget(documents: list[Document]) -> Iterator[str]:
@@ -151,5 +217,5 @@ def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 RULES = (
     unprivileged_pods, bounded_containers, secrets_by_reference, closed_network, head_budget, mlflow_server,
-    allowed_hosts,
+    allowed_hosts, undisturbed_pods, ranked_pods, bounded_namespace,
 )  # fmt: skip

@@ -10,8 +10,10 @@ from contextlib import ExitStack, contextmanager
 
 from sat_ray.bundles import NODE_GROUPS, bundles, check_room
 from sat_ray.config import SweepConfig
-from sat_ray.distributed.folders import session_folder
+from sat_ray.distributed.folders import RAY, session_folder
+from sat_ray.distributed.local_group import GROUP_FOLDER, local_group_environment
 from sat_ray.distributed.nodes import node_groups
+from sat_ray.tracking_uri import redacted
 
 RETRY_DELAY = {"RAY_task_retry_delay_ms": "5000"}  # a node that kills whatever is started on it must not use up all tries of a task at once
 WORKER_ENVIRONMENT = RETRY_DELAY | {
@@ -31,7 +33,7 @@ def is_private() -> bool:
 
 
 def require_token() -> None:
-    """Let a private Ray answer nobody without this process's token: its servers listen on every interface, whatever address it is given.
+    """Let a private Ray answer nobody without this process's token: other users of the machine reach its ports.
 
     Call it before the first import of ray, which settles Ray's mode; after an import by somebody else the private Ray is open.
     """
@@ -58,7 +60,10 @@ def ray_session() -> Iterator[str]:
     interrupt = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
         if private:
-            _start(stack.enter_context(session_folder()))
+            folder = stack.enter_context(session_folder())
+            _start(folder)
+            os.environ |= {GROUP_FOLDER: local_group_environment(folder)[GROUP_FOLDER]}
+            stack.callback(os.environ.pop, GROUP_FOLDER, None)
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": WORKER_ENVIRONMENT})
             _keep_coordinator_here()
@@ -66,7 +71,7 @@ def ray_session() -> Iterator[str]:
         stack.callback(ray.shutdown)
         nodes = len([node for node in ray.nodes() if node["Alive"]])
         cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
-        which = "a private Ray on this machine" if private else f"the cluster at {address}"
+        which = "a private Ray on this machine" if private else f"the cluster at {redacted(address)}"
         yield f"{which}: {nodes} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
 
 
@@ -82,9 +87,14 @@ def _keep_coordinator_here() -> None:
 
 
 def _start(folder: str) -> None:
-    """Start a private Ray; TimeoutError where it is not up within the 30 s that Ray gives itself."""
+    """Start a private Ray on the loopback interface; TimeoutError where it is not up within the 30 s that Ray gives itself."""
     import ray
+    from ray._private import ray_constants
 
+    # Ray replaces a loopback address by one that others reach, and then listens on every interface,
+    # unless it was built for a system whose clusters it does not support.
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(
             address="local",
@@ -95,8 +105,8 @@ def _start(folder: str) -> None:
             logging_level=logging.ERROR,
             configure_logging=True,
             object_store_memory=512 * 1024**2,
-            runtime_env={"env_vars": WORKER_ENVIRONMENT},
-            _temp_dir=folder,
+            runtime_env={"env_vars": WORKER_ENVIRONMENT | local_group_environment(folder)},
+            _temp_dir=f"{folder}/{RAY}",
             _node_ip_address="127.0.0.1",
         )
     except Exception as error:
@@ -106,6 +116,8 @@ def _start(folder: str) -> None:
             "Ray did not start on this machine within 30 s: other work takes its processors or its memory; "
             "give the same command again when there is less of it, or set RAY_ADDRESS to a Ray that runs"
         ) from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def check_capacity(config: SweepConfig, *, stage: str = "") -> None:

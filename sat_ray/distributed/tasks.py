@@ -1,6 +1,6 @@
 """Stages as plain Ray tasks joined by ObjectRefs, and the fan-out of evaluation inside one."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from sat_ray.config import ResourceSettings
 from sat_ray.distributed.nodes import selector_for
 from sat_ray.gpu_memory import fitting_share
 from sat_ray.jobs import card_and_commit, evaluate_and_commit
+from sat_ray.reference import confirm, confirmed
 from sat_ray.stages import Record, Records, Stage
 from sat_ray.storage import Storage
 from sat_ray.units import CARD, CardTask, EvaluationTask
@@ -21,14 +22,15 @@ IN_FLIGHT = 256  # submitted and unfinished at once: enough for any cluster's sl
 
 
 @ray.remote(num_cpus=STAGE_RESOURCES["CPU"], max_retries=RETRIES)  # with its node a stage may die; what it committed is not done again
-def _stage(function: Callable[..., Any], *arguments: Any) -> Any:
+def _stage(function: Callable[..., Any], code: Collection[str], *arguments: Any) -> Any:
+    confirm(code)
     return function(*arguments)
 
 
 def stage_task(function: Callable[..., Any], *arguments: Any, name: str, resources: Resources = STAGE_RESOURCES) -> Any:
     """Run a stage as a task, of no CPUs unless it says so, and return its ObjectRef; arguments that are ObjectRefs are waited for."""
     options = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0), "label_selector": selector_for(resources)}
-    return _stage.options(name=name, **options).remote(function, *arguments)
+    return _stage.options(name=name, **options).remote(function, confirmed(), *arguments)
 
 
 def wait(ref: Any, *, seconds: float) -> bool:
@@ -47,7 +49,8 @@ def result(ref: Any) -> Any:
 
 
 @ray.remote(max_retries=RETRIES)
-def _unit(work: Callable[..., Record], task: Any, storage: str, threads: int, gpus: float) -> None:
+def _unit(work: Callable[..., Record], code: Collection[str], task: Any, storage: str, threads: int, gpus: float) -> None:
+    confirm(code)
     torch.set_num_threads(threads)
     try:
         work(task, Records(Storage(storage)), gpus=gpus)
@@ -104,7 +107,7 @@ def _run_all(work: Callable[..., Record], tasks: Iterable[Any], records: Records
     remote = _unit.options(name=work.__name__, num_cpus=bundle["CPU"], num_gpus=gpus, label_selector=selector_for(bundle))
     running: list[Any] = []
     for task in tasks:
-        running.append(remote.remote(work, task, records.storage.uri, resources.cpus_per_evaluation, gpus))
+        running.append(remote.remote(work, confirmed(), task, records.storage.uri, resources.cpus_per_evaluation, gpus))
         if len(running) >= IN_FLIGHT:
             running = _without_one(running)
     while running:

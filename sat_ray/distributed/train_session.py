@@ -10,12 +10,13 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 
 from sat_ray.attacks import InfeasiblePointError
 from sat_ray.bundles import worker_resources
 from sat_ray.config import ResourceSettings
+from sat_ray.distributed.local_group import group_config
 from sat_ray.distributed.metrics import training_shown
 from sat_ray.distributed.nodes import selector_for
 from sat_ray.jobs import train_and_commit
@@ -47,7 +48,7 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
             resources_per_worker=worker_resources(resources),
             label_selector=selector_for(worker_resources(resources)) or None,
         ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=COLLECTIVE_SECONDS),
+        torch_config=group_config("nccl" if gpus else "gloo", timeout_s=COLLECTIVE_SECONDS),
         run_config=ray.train.RunConfig(
             name=f"session-{attempt_name()}",
             storage_path=records.storage.full("state/ray"),

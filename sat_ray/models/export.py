@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.activations import Activation
+from sat_ray.models.pt2_archive import checked_archive
 
 FORMATS = ("pt2", "onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -84,7 +85,7 @@ def _pt2(model: nn.Module, shape: Sequence[int]) -> tuple[bytes, Callable[[Tenso
     program = torch.export.export(exportable(model).requires_grad_(False), (_example(2, shape),), dynamic_shapes=({0: batch},))
     stream = io.BytesIO()
     torch.export.save(program, stream)
-    again = torch.export.load(io.BytesIO(stream.getvalue())).module()
+    again = torch.export.load(io.BytesIO(checked_archive(stream.getvalue()))).module()  # as an evaluation loads it
     return stream.getvalue(), again
 
 

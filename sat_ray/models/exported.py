@@ -1,27 +1,16 @@
-"""Models as torch.export.save wrote them: what may be loaded, and what can be said of one before it is run.
+"""Models as torch.export.save wrote them: loaded from a checked archive, and what can be said of one before it is run.
 
-torch.export.load unpickles parts of an archive. So an archive is first read as what it is, a zip file, and refused unless every part is
-plain: raw tensors that its tables name, JSON, short text, or example inputs that torch's restricted unpickler takes. That keeps pickled
-code out; it is no sandbox, a model is a program all the same.
+Checks keep Python code out (see `pt2_archive`). They are no sandbox: a model is a program of torch's operators all the same.
 """
 
 import io
-import json
-import pickle
-import re
-import zipfile
-import zlib
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from sat_ray.models.pt2_archive import checked_archive
 from sat_ray.reference import first_line
-
-_TABLE = re.compile(r"([^/]+/data/(?:weights|constants))/[^/]+_config\.json")
-_NOTES = "archive_format|archive_version|byteorder|\\.data/version|\\.data/serialization_id"
-_TEXT = re.compile(rf"[^/]+/({_NOTES}|extra/.*|(?!data/aotinductor/).*\.json)")
-_EXAMPLES = re.compile(r"[^/]+/data/sample_inputs/[^/]+\.pt")
 
 
 class Exported(nn.Module):
@@ -48,14 +37,9 @@ class Exported(nn.Module):
 
 def load_exported(data: bytes, *, device: torch.device, allow_pickle: bool = False) -> Exported:
     """Load the bytes of a .pt2 file onto a device. Raises ValueError, a sentence without its subject."""
+    trusted = data if allow_pickle else checked_archive(data)
     try:
-        reason = "" if allow_pickle else pickled_part(data)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"is damaged ({first_line(error)}); copy or export it again") from None
-    if reason:
-        raise ValueError(f"{reason}; loading it could run code. Allowed: what torch.export.save writes for a model of plain tensors")
-    try:
-        program = torch.export.load(io.BytesIO(data))
+        program = torch.export.load(io.BytesIO(trusted))
     except Exception as error:
         raise ValueError(f"cannot be loaded by torch.export.load ({first_line(error)})") from None
     if device.type != "cpu":
@@ -63,42 +47,6 @@ def load_exported(data: bytes, *, device: torch.device, allow_pickle: bool = Fal
 
         program = move_to_device_pass(program, device)
     return Exported(program)
-
-
-def pickled_part(data: bytes) -> str:
-    """Say which part of a .pt2 archive is, or may be, more than plain data; "" where all of it is. Raises zipfile's errors on damage."""
-    try:
-        archive = zipfile.ZipFile(io.BytesIO(data))
-    except zipfile.BadZipFile:
-        return "is no .pt2 archive"
-    with archive:
-        names = [info.filename for info in archive.infolist() if not info.is_dir()]
-        if len(set(names)) != len(names):
-            return "holds a part twice"
-        try:
-            raw = {part for name in names if (table := _TABLE.fullmatch(name)) for part in _raw_tensors(archive.read(name), table[1])}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            return f"holds a pickled tensor or a damaged table ({error})"
-        for name in names:
-            if name not in raw and not _TEXT.fullmatch(name) and not (_EXAMPLES.fullmatch(name) and _is_plain(archive.read(name))):
-                return f"holds the pickled part {name}"
-    return ""
-
-
-def _raw_tensors(table: bytes, folder: str) -> set[str]:
-    entries = json.loads(table)["config"].items()
-    for name, entry in entries:
-        if entry["use_pickle"] is not False or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
-            raise ValueError(name)
-    return {f"{folder}/{entry['path_name']}" for _, entry in entries}
-
-
-def _is_plain(data: bytes) -> bool:
-    try:
-        torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError):
-        return False
-    return True
 
 
 def train_mode_operation(program: ExportedProgram) -> str:
