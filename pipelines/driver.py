@@ -26,9 +26,9 @@ from sat_ray.data.sources import dataset_source
 from sat_ray.lease import driver_lease
 from sat_ray.plan import dataset_uri, planned_trials
 from sat_ray.spending import cost_sentence
-from sat_ray.stages import Record, Stage
+from sat_ray.stages import Stage
 from sat_ray.storage import Storage, check_writable
-from sat_ray.tracking_uri import pages_of
+from sat_ray.tracking_uri import experiment_name, pages_of
 from sat_ray.units import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset
 
 FOLLOWED: dict[str, Stage] = {"search": SEARCH, "train": TRAIN, "card": CARD, "evaluate": EVALUATE}
@@ -57,7 +57,7 @@ class Driver:
             check_writable(self.command.root)
             stack.enter_context(driver_lease(self.command.storage))
             claim_folder(self.command)
-            experiment = {"experiment": self.config.recipe, "artifact_root": self.command.artifact_root}
+            experiment = {"experiment": experiment_name(self.config.recipe), "artifact_root": self.command.artifact_root}
             make = partial(mlflow_tracker, self.command.tracking_uri, **experiment)
             self.mlflow = stack.enter_context(TrackerLink(self.sweep, self.reporter, make))
             check_code(self.command, self.reporter)
@@ -73,6 +73,7 @@ class Driver:
 
             check_capacity(self.config, stage=self.alone)
             check_importable(own_names(self.config))
+            self.mlflow.check()
             self.open = stack.pop_all()
         return self
 
@@ -92,7 +93,7 @@ class Driver:
 
     def wait(self, wanted: Any) -> Any:
         """Follow the stages in order up to this one and return what it returned."""
-        while self.pending:
+        while any(ref is wanted for _, ref in self.pending):
             name, ref = self.pending[0]
             self.returned[name] = self._follow(name, ref)
             self.pending.pop(0)
@@ -100,30 +101,35 @@ class Driver:
                 return self.returned[name]
         return None
 
-    def track(self, outcomes: Any) -> dict[str, str]:
-        """Wait for the evaluation, write its results to MLflow, and return the run id of every training record."""
-        paths = self.wait(outcomes)
-        return self.track_committed(self.returned["train"], paths)
+    def report(self, *inputs: Any) -> dict[str, Any]:
+        """Write the report of the stages' results, then MLflow, and return the leaderboard.
 
-    def track_committed(self, models: list[Record], paths: dict[str, str]) -> dict[str, str]:
-        """Write evaluated models to MLflow and return the run id of every training record."""
-        self.reporter.say("writing runs, outcomes and models to MLflow")
-        run_ids: dict[str, str] = self.mlflow.write(lambda projection: projection.finish(models, paths))
-        return run_ids
-
-    def register(self, board_ref: Any) -> None:
-        """Wait for the report, register the winner if its robustness card allows it, and show the leaderboard."""
+        inputs: of the stage, as references or as what the stages returned. The report never waits
+        for MLflow: where that answers too late to tell the runs' ids, the report is written again.
+        """
         from sat_ray.report.leaderboard import to_terminal
 
-        board = self.wait(board_ref)
-        cards, override = self.returned["card"], self.command.accept_flagged
-        outcome = self.mlflow.write(lambda projection: projection.register(board, cards, override=override))
-        self.mlflow.write(lambda projection: projection.close(board))
+        for ref in inputs:
+            self.wait(ref)
+        models, outcomes = self.returned["train"], self.returned["evaluate"]
+        known = self.mlflow.run_ids(models)
+        board: dict[str, Any] = self.wait(self.stage(stages.report, *inputs, known))
         self.reporter.console.print(to_terminal(board))
         for sentence in filter(None, (board["calibration"], cost_sentence(board["cost"]))):
             self.reporter.say(sentence)
-        self.reporter.say(outcome)
         self.reporter.say(f"report: {self.command.storage.full('report.html')}")
+        self.reporter.say("writing runs, outcomes and models to MLflow")
+        run_ids = self.mlflow.write(lambda projection: projection.finish(models, outcomes))
+        if run_ids != known:
+            board = self.wait(self.stage(stages.report, *inputs, run_ids))
+        return board
+
+    def register(self, board: dict[str, Any]) -> None:
+        """Register the winner if its robustness card allows it, and end the sweep's runs."""
+        cards, override = self.returned["card"], self.command.accept_flagged
+        outcome = self.mlflow.write(lambda projection: projection.register(board, cards, override=override))
+        self.mlflow.write(lambda projection: projection.close(board))
+        self.reporter.say(outcome)
         self.reporter.say("compare the runs: make ui")
 
     def _follow(self, name: str, ref: Any) -> Any:
@@ -254,8 +260,7 @@ def run_alone(driver: Driver, name: str, inputs: dict[str, Any]) -> None:
     if name in functions:
         driver.wait(driver.stage(functions[name], *inputs.values()))
         return
-    run_ids = driver.track_committed(inputs["train"], inputs["evaluate"])
-    driver.register(driver.stage(stages.report, inputs["prepare"], inputs["train"], inputs["card"], inputs["evaluate"], run_ids))
+    driver.register(driver.report(*inputs.values()))
 
 
 def main(run: Callable[[Command], None], *, about: str | None) -> int:

@@ -64,6 +64,10 @@ class Projection:
             if record.key not in self.with_model and monotonic() < deadline:
                 self._with_model(record)
 
+    def run_ids(self, models: Sequence[Record]) -> dict[str, str]:
+        """Return the run of each training record by the record's key."""
+        return {one.key: self._run(one, kind="finalist", name=_finalist_name(one)) for one in models}
+
     def finish(self, models: list[Record], outcomes: dict[str, str]) -> dict[str, str]:
         """Write the evaluated models with their outcomes and weights; return the run id of each training record by key."""
         self.update()

@@ -48,7 +48,7 @@ def _patient(
             try:
                 return method(storage, *args, **kwargs)
             except Exception as error:
-                if storage.is_local or not _is_away(error) or time.monotonic() + pause > began + OUTAGE_SECONDS:
+                if storage.is_local or not is_away(error) or time.monotonic() + pause > began + OUTAGE_SECONDS:
                     raise
             if pause == PAUSE_SECONDS[0]:
                 logging.getLogger(__name__).warning("%s does not answer; trying for %g s", storage.uri, OUTAGE_SECONDS)
@@ -58,7 +58,7 @@ def _patient(
     return call
 
 
-def _is_away(error: Exception) -> bool:
+def is_away(error: BaseException) -> bool:
     """Say whether a request to S3 failed for a reason that may pass: no connection, or an error of the server's own."""
     if isinstance(error, OSError):
         return any(word in str(error) for word in AWAY)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +19,11 @@ from urllib.parse import urlsplit
 
 from torch import nn
 
-from sat_ray.mlflow_tracker.connection import global_tracking_uri, sole_creator
+from sat_ray.mlflow_tracker.connection import global_tracking_uri
+from sat_ray.mlflow_tracker.database import settle_database, sole_creator
 from sat_ray.mlflow_tracker.models import model_digest, save_model
 from sat_ray.tracking import Point, Used
-from sat_ray.tracking_uri import NoAnswerError, check_tracking, is_outage, login_to_environment, redacted
+from sat_ray.tracking_uri import EXPERIMENT, NoAnswerError, check_tracking, is_outage, login_to_environment, redacted
 
 KEY, CONTENT, MODEL_CONTENT = "sat_ray.key", "sat_ray.content", "sat_ray.model_content"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # its pages then open on runs and charts, not on traces of language models
@@ -56,6 +58,7 @@ class MlflowTracker:
             logging.getLogger(noisy).setLevel(logging.ERROR)
         try:
             with sole_creator(self._uri):
+                settle_database(self._uri)
                 self._client = mlflow.MlflowClient(self._uri, self._uri)
                 self._experiment_id = self._open_experiment(experiment, artifact_root)
             self._runs, self._ids = self._load_runs()
@@ -80,8 +83,18 @@ class MlflowTracker:
                     raise
             found = self._client.get_experiment_by_name(name)
         if found.lifecycle_stage != "active":
-            raise ValueError(f"experiment {name!r} was deleted in MLflow; restore it there or choose another name")
+            restore = ["mlflow", "experiments", "restore", "--experiment-id", found.experiment_id]
+            raise ValueError(
+                f"experiment {name!r} was deleted in MLflow; restore it with: "
+                f"MLFLOW_TRACKING_URI={shlex.quote(redacted(self._uri))} {shlex.join(restore)}, "
+                f"or choose another experiment with the variable {EXPERIMENT}"
+            )
         return str(found.experiment_id)
+
+    @property
+    def experiment_id(self) -> str:
+        """Return the id of the experiment that holds the runs."""
+        return self._experiment_id
 
     def _load_runs(self) -> tuple[dict[str, _Run], dict[str, str]]:
         runs: dict[str, _Run] = {}
