@@ -55,7 +55,7 @@ class Driver:
             stack.enter_context(self.reporter)
             self.reporter.say(f"sweep {self.command.name} in {self.command.storage.uri}")
             check_writable(self.command.root)
-            stack.enter_context(driver_lease(self.command.storage))
+            self.lease = stack.enter_context(driver_lease(self.command.storage))
             claim_folder(self.command)
             experiment = {"experiment": experiment_name(self.config.recipe), "artifact_root": self.command.artifact_root}
             make = partial(mlflow_tracker, self.command.tracking_uri, **experiment)
@@ -144,6 +144,7 @@ class Driver:
         progress = self.reporter.stage(name, total, reused=self.reused[name])
         looked, tracked = 0.0, time.monotonic()
         while not wait(ref, seconds=min(max(POLL_SECONDS, REST * looked), TRACK_SECONDS)):
+            self.lease.check()
             began = time.monotonic()
             due = stage is not None and began > tracked + TRACK_SECONDS
             if name == "prepare":

@@ -26,6 +26,11 @@ def exit_status(action: Callable[[], None]) -> int:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
         except BaseException as error:
+            if not stopped.is_set() and lost_by_ray(error):
+                if os.environ.get("SAT_RAY_TRACEBACK"):
+                    traceback.print_exc()
+                print(f"error: Ray ended the work: {_ends(error)}; {KEPT}", file=sys.stderr)
+                return 2
             # an interrupted call into Ray may surface as another error; Ray's own handler, in place
             # during ray.init, exits with 15
             by_ray = isinstance(error, SystemExit) and error.code == signal.SIGTERM
@@ -33,3 +38,17 @@ def exit_status(action: Callable[[], None]) -> int:
                 raise
         print(f"stopped; {KEPT}", file=sys.stderr, flush=True)
         return STATUS
+
+
+def lost_by_ray(error: BaseException) -> bool:
+    """Say whether Ray gave work up: a process, a node or its whole cluster died too often."""
+    names = [f"{one.__module__}.{one.__name__}" for one in type(error).__mro__]
+    # what code of a task raised is no loss: it is a mistake, and its traceback is wanted
+    return names[0].startswith("ray.") and "ray.exceptions.RayTaskError" not in names
+
+
+def _ends(error: BaseException) -> str:
+    """Return the first and the last line of a long message: what ended, and why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    ends = [type(error).__name__, *lines[:1], *lines[1:][-1:]]
+    return ": ".join(one.rstrip(":. ") for one in ends)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.progress import Reporter
 from pipelines.stages import Sweep
+from sat_ray.renewed_lease import LostLeaseError, check_lease
 from sat_ray.stages import Record
 from sat_ray.tracking_uri import is_outage
 
@@ -79,7 +80,7 @@ class TrackerLink:
             self.reporter.say(f"MLflow has not answered within {FIRST_SECONDS:g} s; {LATER}")
         except Exception as error:
             if not is_outage(error):
-                raise _refusal(error, "nothing is computed yet") from error
+                raise _refusal(error, "nothing is computed yet") from None
             self._lose(error, LATER)
 
     def write(self, write: Callable[[Any], Any]) -> Any:
@@ -94,7 +95,7 @@ class TrackerLink:
                 return self._reach(write)
             except Exception as error:
                 if not is_outage(error):
-                    raise _refusal(error, AGAIN) from error
+                    raise _refusal(error, AGAIN) from None
                 if time.monotonic() > deadline:
                     raise TrackingError(f"MLflow has not answered for {OUTAGE_SECONDS:g} s ({_first_line(error)}); {AGAIN}") from error
                 self._lose(error, f"trying for {OUTAGE_SECONDS:g} s")
@@ -115,11 +116,14 @@ class TrackerLink:
     def _try(self, write: Callable[[Any], Any], otherwise: Any) -> Any:
         try:
             return self._reach(write)
+        except LostLeaseError:
+            raise
         except Exception as error:
             self._lose(error, LATER)
             return otherwise
 
     def _reach(self, write: Callable[[Any], Any]) -> Any:
+        check_lease(self.sweep.storage)
         answer = write(self._current())
         if self.away:
             self.reporter.say("MLflow answers again")

@@ -29,6 +29,7 @@ from sat_ray.s3_preflight import check_s3
 OUTAGE_SECONDS = 300.0  # an S3 server may stay away so long before work is given up
 BLOCK_BYTES = 8 * 1024**2  # of a file that is read from end to end: few requests, little memory
 PAUSE_SECONDS = (0.5, 10.0)  # between two attempts: at first, at most
+CONFLICT = 409  # two conditional writes met, and neither has failed for good: S3 wants this one again
 AWAY = ("NETWORK_CONNECTION", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "SLOW_DOWN", "THROTTLING", "REQUEST_TIMEOUT", "HTTP status 5")
 """In pyarrow's words for what S3 answered: it may answer otherwise a moment later."""
 
@@ -65,7 +66,8 @@ def is_away(error: BaseException) -> bool:
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 
     if isinstance(error, ClientError):
-        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        return status >= 500 or status == CONFLICT
     return isinstance(error, (ConnectionError, HTTPClientError))
 
 
@@ -234,7 +236,7 @@ class Storage:
         try:
             boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
         except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412:
                 return False
             raise
         return True

@@ -12,6 +12,7 @@ from sat_ray.bundles import NODE_GROUPS, bundles, check_room
 from sat_ray.config import SweepConfig
 from sat_ray.distributed.folders import session_folder
 from sat_ray.distributed.nodes import node_groups
+from sat_ray.renewed_lease import LEASE
 
 RETRY_DELAY = {"RAY_task_retry_delay_ms": "5000"}  # a node that kills whatever is started on it must not use up all tries of a task at once
 WORKER_ENVIRONMENT = RETRY_DELAY | {
@@ -60,7 +61,7 @@ def ray_session() -> Iterator[str]:
         if private:
             _start(stack.enter_context(session_folder()))
         else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": WORKER_ENVIRONMENT})
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": _worker_environment()})
             _keep_coordinator_here()
         signal.signal(signal.SIGTERM, interrupt)  # ray.init puts its own handler there, which exits without a word
         stack.callback(ray.shutdown)
@@ -68,6 +69,11 @@ def ray_session() -> Iterator[str]:
         cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
         which = "a private Ray on this machine" if private else f"the cluster at {address}"
         yield f"{which}: {nodes} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def _worker_environment() -> dict[str, str]:
+    """Return what every worker needs in its environment: with it each checks the driver's lease."""
+    return WORKER_ENVIRONMENT | {name: os.environ[name] for name in (LEASE,) if name in os.environ}
 
 
 def _keep_coordinator_here() -> None:
@@ -95,7 +101,7 @@ def _start(folder: str) -> None:
             logging_level=logging.ERROR,
             configure_logging=True,
             object_store_memory=512 * 1024**2,
-            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            runtime_env={"env_vars": _worker_environment()},
             _temp_dir=folder,
             _node_ip_address="127.0.0.1",
         )
