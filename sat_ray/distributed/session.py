@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from sat_ray.bundles import NODE_GROUPS, bundles, check_room
+from sat_ray.cluster_address import VARIABLE, check_address
 from sat_ray.config import SweepConfig
 from sat_ray.distributed.folders import session_folder
 from sat_ray.distributed.nodes import node_groups
@@ -52,6 +53,8 @@ def ray_session() -> Iterator[str]:
     if private:
         os.environ.pop(NODE_GROUPS, None)  # a private Ray buys no nodes
         require_token()
+    else:
+        check_address(address)
     for name, value in RETRY_DELAY.items():
         os.environ.setdefault(name, value)  # read at the first import
     import ray
@@ -61,7 +64,7 @@ def ray_session() -> Iterator[str]:
         if private:
             _start(stack.enter_context(session_folder()))
         else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": _worker_environment()})
+            _join(address)
             _keep_coordinator_here()
         signal.signal(signal.SIGTERM, interrupt)  # ray.init puts its own handler there, which exits without a word
         stack.callback(ray.shutdown)
@@ -69,6 +72,23 @@ def ray_session() -> Iterator[str]:
         cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
         which = "a private Ray on this machine" if private else f"the cluster at {address}"
         yield f"{which}: {nodes} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def _join(address: str) -> None:
+    """Connect to a cluster; ValueError, in one line, where it refuses this driver."""
+    import ray
+
+    environment = {"env_vars": _worker_environment()}
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=environment,
+        )
+    except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"{VARIABLE} is {address}, and Ray refuses this driver: {reason}") from error
 
 
 def _worker_environment() -> dict[str, str]:
