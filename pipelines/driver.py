@@ -115,6 +115,7 @@ class Driver:
         known = self.mlflow.run_ids(models)
         board: dict[str, Any] = self.wait(self.stage(stages.report, *inputs, known))
         self.reporter.console.print(to_terminal(board))
+        self.reporter.say(f"{board['headline']['sentence']}.")
         for sentence in filter(None, (board["calibration"], cost_sentence(board["cost"]))):
             self.reporter.say(sentence)
         self.reporter.say(f"report: {self.command.storage.full('report.html')}")
@@ -141,7 +142,7 @@ class Driver:
         total = self._total(name)
         if name == "evaluate" and total is not None:
             self.metrics.planned_shards = total
-        progress = self.reporter.stage(name, total, reused=self.reused[name])
+        progress = self.reporter.stage(name, total, reused=self.reused[name], at_most=name == "card")
         looked, tracked = 0.0, time.monotonic()
         while not wait(ref, seconds=min(max(POLL_SECONDS, REST * looked), TRACK_SECONDS)):
             self.lease.check()
@@ -172,7 +173,8 @@ class Driver:
             count = self.returned["prepare"].manifest["splits"]["test"] if "prepare" in self.returned else 0
             different = {record.payload["sha256"] for record in self.returned.get("train", [])}
             return len(different) * -(-count // self.config.evaluation.shard_size) or None
-        return {"search": planned_trials(self.config), "train": models or None}.get(name)
+        cards = min(self.config.card.candidates, len(self.returned.get("search", []))) or None  # at most
+        return {"search": planned_trials(self.config), "train": models or None, "card": cards}.get(name)
 
 
 def described(dataset: Dataset) -> str:
