@@ -13,6 +13,8 @@ from pipelines.arrival import check_data_named, check_machine, check_own_parts, 
 from pipelines.code_change import settle_code_changes
 from pipelines.dry_run import describe
 from pipelines.exit_status import exit_status
+from pipelines.mlflow_links import described as described_links
+from pipelines.mlflow_links import how_to_serve
 from pipelines.progress import Reporter
 from pipelines.recipes import DEFAULT, RECIPES
 from pipelines.stages import Sweep
@@ -131,7 +133,11 @@ class Driver:
         outcome = self.mlflow.write(lambda projection: projection.register(board, cards, override=override))
         self.mlflow.write(lambda projection: projection.close(board))
         self.reporter.say(outcome)
-        self.reporter.say("compare the runs: make ui")
+        pages = self.sweep.pages
+        links = self.mlflow.write(lambda projection: projection.links(board, pages=pages))
+        serve = how_to_serve(self.command.tracking_uri, self.command.root)
+        for line in described_links(links, serve):
+            self.reporter.say(line)
 
     def _follow(self, name: str, ref: Any) -> Any:
         from sat_ray.distributed.metrics import SweepMetrics

@@ -9,6 +9,7 @@ from time import monotonic, time
 from typing import Any
 
 from pipelines.measures import compared_params, cost_metrics, group_metrics, history_points, sweep_cost_metrics
+from pipelines.mlflow_links import compare_link, table_link, view_of
 from pipelines.reporting import command_line, read_outcomes
 from pipelines.stages import Sweep
 from sat_ray.card import PASS
@@ -25,6 +26,7 @@ from sat_ray.units import TRAIN, Dataset
 
 MODEL_NAME = "model"
 MODEL_SECONDS = 3.0
+COMPARED = 30  # configurations in the address of one page, best first: browsers cut longer ones
 
 
 class Projection:
@@ -97,6 +99,16 @@ class Projection:
         points = [] if tracker.is_complete(self.parent, content=content) else _now(shown)
         self._uses(self.parent, "train", "val", "test")
         tracker.complete(self.parent, content=content, points=points)
+
+    def links(self, board: Mapping[str, Any], *, pages: str) -> dict[str, str]:
+        """Return the addresses that show the configurations of a board, by what they show."""
+        experiment, name = self.tracker.experiment_id, self.sweep.name
+        runs = [self._configuration(_of_group(group)) for group in board["groups"]]
+        self.tracker.share(f"sat_ray-{name}", view_of(name))
+        return {
+            "compare the configurations": compare_link(pages, experiment, runs[:COMPARED]),
+            "all configurations": table_link(pages, experiment, f"sat_ray-{name}"),
+        }
 
     def _retire(self, board: Mapping[str, Any]) -> None:
         """Mark the configurations that were finalists before a larger budget found better ones."""
@@ -222,7 +234,7 @@ class Projection:
         from sat_ray.report.seed_curves import seed_curves
         from sat_ray.report.text import verdict_text
 
-        configuration = Configuration(**{field: group[field] for field in Configuration.__dataclass_fields__})
+        configuration = _of_group(group)
         chosen = "yes" if group["configuration"] == board["champion"]["configuration"] else "no"
         tags = {"sat_ray.against_relu": verdict_text(group), "sat_ray.chosen_by_validation": chosen}
         run_id = self._configuration(configuration, tags=tags)
@@ -295,6 +307,10 @@ def _now(values: Mapping[str, float], *, step: int = 0) -> list[Point]:
     """Return values that a later run of the sweep may replace: of two with the same step the tracker shows the later one."""
     moment = time()
     return [Point(name, value, step, moment) for name, value in values.items()]
+
+
+def _of_group(group: Mapping[str, Any]) -> Configuration:
+    return Configuration(**{field: group[field] for field in Configuration.__dataclass_fields__})
 
 
 def _finalist_name(record: Record) -> str:

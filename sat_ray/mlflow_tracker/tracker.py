@@ -27,6 +27,7 @@ from sat_ray.tracking_uri import EXPERIMENT, NoAnswerError, check_tracking, is_o
 
 KEY, CONTENT, MODEL_CONTENT = "sat_ray.key", "sat_ray.content", "sat_ray.model_content"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # its pages then open on runs and charts, not on traces of language models
+VIEW = "mlflow.sharedViewState."  # of an experiment's tags: what its button Share writes
 WATCH_SECONDS = 10
 METRICS, PARAMS = 1000, 100  # the most that one request may hold
 METRICS_AT_THE_END = 800  # beside a request's parameters and tags: 1,000 in all
@@ -89,7 +90,13 @@ class MlflowTracker:
                 f"MLFLOW_TRACKING_URI={shlex.quote(redacted(self._uri))} {shlex.join(restore)}, "
                 f"or choose another experiment with the variable {EXPERIMENT}"
             )
+        if not found.tags.keys() & KIND.keys():  # one that an older MLflow made
+            self._client.set_experiment_tag(found.experiment_id, *next(iter(KIND.items())))
         return str(found.experiment_id)
+
+    def share(self, key: str, state: Mapping[str, object]) -> None:
+        """Keep a view of the page of runs under a key that an address can name."""
+        self._client.set_experiment_tag(self._experiment_id, f"{VIEW}{key}", json.dumps(state))
 
     @property
     def experiment_id(self) -> str:
