@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from time import monotonic, time
 from typing import Any
 
-from pipelines.measures import compared_params, cost_metrics, group_metrics, history_points, sweep_cost_metrics
+from pipelines.measures import compared_name, compared_params, cost_metrics, group_metrics, history_points, sweep_cost_metrics
 from pipelines.mlflow_links import compare_link, table_link, view_of
 from pipelines.reporting import command_line, read_outcomes
 from pipelines.stages import Sweep
@@ -91,8 +91,17 @@ class Projection:
         self._close_search(board)
         for path in ("leaderboard.json", "leaderboard.md", "report.html", *(f"figures/{name}" for name in storage.names("figures"))):
             tracker.artifact(self.parent, path, storage.read(path))
+        links = {what: link.lstrip("/") for what, link in self.links(board, pages="").items()}
         picture = f"get-artifact?path=figures%2Fclean_against_robust.png&run_uuid={self.parent}"  # where MLflow serves a run's artifacts
-        tracker.note(self.parent, sweep_note(board, command=command_line(self.sweep.command), figure=picture))
+        tracker.note(
+            self.parent,
+            sweep_note(
+                board,
+                command=command_line(self.sweep.command),
+                figure=picture,
+                compare=links["compare the configurations"],
+            ),
+        )
         best = board["champion"]["row"]
         shown = {f"champion/{name}": best[name] for name in ("robust_accuracy", "clean_accuracy")} | sweep_cost_metrics(board["cost"])
         content = content_hash([board["rows"], shown])
@@ -225,7 +234,8 @@ class Projection:
     def _configuration(self, configuration: Configuration, *, tags: Mapping[str, str] | None = None) -> str:
         key = f"configuration:{self.sweep.storage.uri}:{configuration.slug}"
         params = self._params(configuration)
-        return self._child(key, "configuration", configuration.name, configuration, parent=self.parent, params=params, tags=tags)
+        name = compared_name(configuration)
+        return self._child(key, "configuration", name, configuration, parent=self.parent, params=params, tags=tags)
 
     def _compared(self, group: Mapping[str, Any], board: Mapping[str, Any]) -> None:
         """Show what the seeds of a configuration say together."""

@@ -13,10 +13,11 @@ from sat_ray.report.text import cut_text, interval, points, seconds, seeds_text,
 LONGEST_TABLE = 40  # configurations: about 90 characters each
 
 
-def sweep_note(board: Mapping[str, Any], *, command: str, figure: str = "") -> str:
+def sweep_note(board: Mapping[str, Any], *, command: str, figure: str = "", compare: str = "") -> str:
     """Describe a sweep: the headline, the leaderboard, how to compare in the tracker's own pages, how to do it again.
 
-    command: what reproduces the sweep; figure: address of a picture to show, "" for none.
+    command: what reproduces the sweep; figure: address of a picture to show, "" for none;
+    compare: address of the page that compares the configurations, "" for none.
     """
     headline, groups = board["headline"], board["groups"]
     shown = groups[:LONGEST_TABLE]
@@ -34,10 +35,11 @@ def sweep_note(board: Mapping[str, Any], *, command: str, figure: str = "") -> s
         "image, ± half the 95 % interval.",
         f"![clean against robust accuracy]({figure})" if figure else "",
         "#### Compare",
-        "Among the runs, search for `tags.sat_ray.kind = 'configuration'`, open the sweep with the + beside its name, select the rows "
-        "below it and press **Compare**: `robust_accuracy`, `against_relu/difference` with its `low` and `high`, "
-        "`against_relu/beyond_noise` (1: the difference is real) and `cost/accelerator_seconds` answer which activation, which α, at what "
-        "cost. Below each configuration are its seeds, below `search` its trials.",
+        f"[Compare the configurations]({compare})" if compare else "",
+        "`robust_accuracy`, `against_relu/difference` with its `low` and `high`, "
+        "`against_relu/beyond_noise` (1: the difference is real) and `cost/accelerator_seconds` "
+        "answer which activation, which α, at what cost. A name starts with α; of a pair it is "
+        "`(model's activation|attacker's)`. Below each configuration are its seeds, below `search` its trials.",
         "#### Reproduce",
         f"```\n{command}\n```",
     ]
