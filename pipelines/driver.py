@@ -13,6 +13,8 @@ from pipelines.arrival import check_data_named, check_machine, check_own_parts, 
 from pipelines.code_change import settle_code_changes
 from pipelines.dry_run import describe
 from pipelines.exit_status import exit_status
+from pipelines.mlflow_links import described as described_links
+from pipelines.mlflow_links import how_to_serve
 from pipelines.progress import Reporter
 from pipelines.recipes import DEFAULT, RECIPES
 from pipelines.stages import Sweep
@@ -27,9 +29,9 @@ from sat_ray.lease import driver_lease
 from sat_ray.plan import dataset_uri, planned_trials
 from sat_ray.reference import stored_names
 from sat_ray.spending import cost_sentence
-from sat_ray.stages import Record, Stage
+from sat_ray.stages import Stage
 from sat_ray.storage import Storage, check_writable
-from sat_ray.tracking_uri import pages_of
+from sat_ray.tracking_uri import experiment_name, pages_of
 from sat_ray.units import CARD, EVALUATE, SEARCH, STAGES, STRONG, TRAIN, VALIDATE, Dataset
 
 FOLLOWED: dict[str, tuple[Stage, ...]] = {  # which records a stage of the pipeline commits
@@ -61,9 +63,9 @@ class Driver:
             stack.enter_context(self.reporter)
             self.reporter.say(f"sweep {self.command.name} in {self.command.storage.uri}")
             check_writable(self.command.root)
-            stack.enter_context(driver_lease(self.command.storage))
+            self.lease = stack.enter_context(driver_lease(self.command.storage))
             claim_folder(self.command)
-            experiment = {"experiment": self.config.recipe, "artifact_root": self.command.artifact_root}
+            experiment = {"experiment": experiment_name(self.config.recipe), "artifact_root": self.command.artifact_root}
             make = partial(mlflow_tracker, self.command.tracking_uri, **experiment)
             self.mlflow = stack.enter_context(TrackerLink(self.sweep, self.reporter, make))
             check_code(self.command, self.reporter)
@@ -79,6 +81,7 @@ class Driver:
 
             check_capacity(self.config, stage=self.alone)
             check_importable(own_names(self.config))
+            self.mlflow.check()
             self.open = stack.pop_all()
         return self
 
@@ -98,7 +101,7 @@ class Driver:
 
     def wait(self, wanted: Any) -> Any:
         """Follow the stages in order up to this one and return what it returned."""
-        while self.pending:
+        while any(ref is wanted for _, ref in self.pending):
             name, ref = self.pending[0]
             self.returned[name] = self._follow(name, ref)
             self.pending.pop(0)
@@ -106,33 +109,42 @@ class Driver:
                 return self.returned[name]
         return None
 
-    def track(self, outcomes: Any) -> dict[str, str]:
-        """Wait for the evaluation, write its results to MLflow, and return the run id of every training record."""
-        paths = self.wait(outcomes)
-        return self.track_committed(self.returned["train"], paths)
+    def report(self, *inputs: Any) -> dict[str, Any]:
+        """Write the report of the stages' results, then MLflow, and return the leaderboard.
 
-    def track_committed(self, models: list[Record], paths: dict[str, str]) -> dict[str, str]:
-        """Write evaluated models to MLflow and return the run id of every training record."""
-        self.reporter.say("writing runs, outcomes and models to MLflow")
-        run_ids: dict[str, str] = self.mlflow.write(lambda projection: projection.finish(models, paths))
-        return run_ids
-
-    def register(self, board_ref: Any) -> None:
-        """Wait for the report, register the winner if its robustness card allows it, and show the leaderboard."""
+        inputs: of the stage, as references or as what the stages returned. The report never waits
+        for MLflow: where that answers too late to tell the runs' ids, the report is written again.
+        """
         from sat_ray.report.headline import headline_line
         from sat_ray.report.leaderboard import to_terminal
 
-        board = self.wait(board_ref)
-        cards, override = self.returned["card"], self.command.accept_flagged
-        outcome = self.mlflow.write(lambda projection: projection.register(board, cards, override=override))
-        self.mlflow.write(lambda projection: projection.close(board))
+        for ref in inputs:
+            self.wait(ref)
+        models, outcomes = self.returned["train"], self.returned["evaluate"]
+        known = self.mlflow.run_ids(models)
+        board: dict[str, Any] = self.wait(self.stage(stages.report, *inputs, known))
         self.reporter.console.print(to_terminal(board))
         self.reporter.say(headline_line(board))
         for sentence in filter(None, (board["calibration"], cost_sentence(board["cost"]))):
             self.reporter.say(sentence)
-        self.reporter.say(outcome)
         self.reporter.say(f"report: {self.command.storage.full('report.html')}")
-        self.reporter.say("compare the runs: make ui")
+        self.reporter.say("writing runs, outcomes and models to MLflow")
+        run_ids = self.mlflow.write(lambda projection: projection.finish(models, outcomes))
+        if run_ids != known:
+            board = self.wait(self.stage(stages.report, *inputs, run_ids))
+        return board
+
+    def register(self, board: dict[str, Any]) -> None:
+        """Register the winner if its robustness card allows it, and end the sweep's runs."""
+        cards, override = self.returned["card"], self.command.accept_flagged
+        outcome = self.mlflow.write(lambda projection: projection.register(board, cards, override=override))
+        self.mlflow.write(lambda projection: projection.close(board))
+        self.reporter.say(outcome)
+        pages = self.sweep.pages
+        links = self.mlflow.write(lambda projection: projection.links(board, pages=pages))
+        serve = how_to_serve(self.command.tracking_uri, self.command.root)
+        for line in described_links(links, serve):
+            self.reporter.say(line)
 
     def _follow(self, name: str, ref: Any) -> Any:
         from sat_ray.distributed.metrics import SweepMetrics
@@ -144,9 +156,10 @@ class Driver:
         total = self._total(name)
         if name == "evaluate" and total is not None:
             self.metrics.planned_shards = total
-        progress = self.reporter.stage(name, total, reused=self.reused[name])
+        progress = self.reporter.stage(name, total, reused=self.reused[name], at_most=name == "card")
         looked, tracked = 0.0, time.monotonic()
         while not wait(ref, seconds=min(max(POLL_SECONDS, REST * looked), TRACK_SECONDS)):
+            self.lease.check()
             began = time.monotonic()
             due = bool(followed) and began > tracked + TRACK_SECONDS
             if name == "prepare":
@@ -174,13 +187,21 @@ class Driver:
         return sum(len(self.sweep.records.keys(stage)) for stage in FOLLOWED.get(name, ()))
 
     def _total(self, name: str) -> int | None:
-        models = len(self.returned.get("search", [])) * len(self.config.final.seeds)
+        """Return how many records a stage will commit; of the cards the most it can, None where that is not known yet."""
+        finalists = len(self.returned.get("search", []))
+        models = len({record.payload["sha256"] for record in self.returned.get("train", [])})
+        strong = self.config.evaluation.strong != "none"
+        if name == "card" and finalists:
+            return min(self.config.card.candidates, finalists) + strong * models * self._shards("val")
         if name == "evaluate":
-            count = self.returned["prepare"].manifest["splits"]["test"] if "prepare" in self.returned else 0
-            different = {record.payload["sha256"] for record in self.returned.get("train", [])}
-            verdicts = 1 if self.config.evaluation.strong == "none" else 2
-            return verdicts * len(different) * -(-count // self.config.evaluation.shard_size) or None
-        return {"search": planned_trials(self.config), "train": models or None}.get(name)
+            return (1 + strong) * models * self._shards("test") or None
+        return {"search": planned_trials(self.config), "train": finalists * len(self.config.final.seeds) or None}.get(name)
+
+    def _shards(self, split: str) -> int:
+        """Return into how many tasks a split is cut for each model; 0 before it is prepared."""
+        if "prepare" not in self.returned:
+            return 0
+        return -(-int(self.returned["prepare"].manifest["splits"][split]) // self.config.evaluation.shard_size)
 
 
 def described(dataset: Dataset) -> str:
@@ -203,7 +224,7 @@ def other_count(dataset: Dataset) -> str:
     """Say so where a dataset has not the number of images that it is known for; "" else."""
     manifest = dataset.manifest
     found = sum(manifest["splits"].values()) + len(manifest.get("corrupt", []))
-    known = dataset_source(manifest["dataset"]).images
+    known = DATASETS[manifest["dataset"]].images if manifest["dataset"] in DATASETS else 0
     return f"{manifest['dataset']} has {known:,} images, this one {found:,}" if known not in (0, found) else ""
 
 
@@ -287,8 +308,7 @@ def run_alone(driver: Driver, name: str, inputs: dict[str, Any]) -> None:
     if name in functions:
         driver.wait(driver.stage(functions[name], *inputs.values()))
         return
-    run_ids = driver.track_committed(inputs["train"], inputs["evaluate"])
-    driver.register(driver.stage(stages.report, inputs["prepare"], inputs["train"], inputs["card"], inputs["evaluate"], run_ids))
+    driver.register(driver.report(*inputs.values()))
 
 
 def main(run: Callable[[Command], None], *, about: str | None) -> int:

@@ -33,6 +33,24 @@ def curvature_metrics(configuration: Configuration) -> dict[str, float]:
     return {"curvature": bend} if math.isfinite(bend) else {}
 
 
+def compared_name(configuration: Configuration) -> str:
+    """Name a configuration by what tells it from others in its first ten characters: MLflow cuts names.
+
+    `silu`, `α=10 parametric_softplus`, and for a pair `(relu|α=10 relu_smooth_backward)`: the
+    model's activation, then the attacker's.
+    """
+    own = _alpha_first(configuration.activation, configuration.alpha)
+    if configuration.own_attacker:
+        return own
+    attacker = _alpha_first(configuration.attacker_activation, configuration.attacker_alpha)
+    return f"({own}|{attacker})"
+
+
+def _alpha_first(name: str, alpha: float | None) -> str:
+    shown, alpha_shown = _shown(name, alpha)
+    return shown if alpha_shown is None else f"α={alpha_shown} {shown}"
+
+
 def _shown(name: str, alpha: float | None) -> tuple[str, str | None]:
     if activation_info(name).learned:
         return name.removesuffix("_learned"), "learned"

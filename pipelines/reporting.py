@@ -26,6 +26,7 @@ from sat_ray.data.shards import labels, read_rows
 from sat_ray.data.sources import dataset_source
 from sat_ray.plan import evaluation_tasks, strong_on_validation, strong_tasks
 from sat_ray.randomness import Randomness
+from sat_ray.renewed_lease import check_lease
 from sat_ray.spending import cost_markdown, cost_summary, spent_by_stage, with_costs
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
@@ -94,6 +95,7 @@ def write_report(
     champion = board["champion"]["row"]["checkpoint"]
     card = next(card.payload["card"] for card in cards if card.payload["checkpoint"] == champion)
     figures = _figures(config, records, data, board, evaluated, card)
+    check_lease(records.storage)
     for made in cards:
         records.storage.write_json(f"cards/{made.payload['name']}.json", made.payload["card"])
     for figure, png in figures.items():

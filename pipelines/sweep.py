@@ -14,15 +14,14 @@ from sat_ray.cli import Command
 
 
 def sweep(command: Command) -> None:
-    """Run the DAG. Every stage is a Ray task that waits for its inputs; the driver alone writes MLflow, from committed records."""
+    """Run the DAG. Every stage is a Ray task that waits for its inputs; the driver alone writes MLflow, last, from committed records."""
     with Driver(command) as driver:
         data = driver.stage(stages.prepare)
         finalists = driver.stage(stages.search, data)
         models = driver.stage(stages.train, data, finalists)
         cards = driver.stage(stages.card, data, models)
         outcomes = driver.stage(stages.evaluate, data, models)
-        run_ids = driver.track(outcomes)
-        board = driver.stage(stages.report, data, models, cards, outcomes, run_ids)
+        board = driver.report(data, models, cards, outcomes)
         driver.register(board)
 
 

@@ -1,29 +1,67 @@
 """The driver's line to MLflow, which may go away and come back: only the end of a sweep waits for it, records are written later."""
 
 import os
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any
 
 from pipelines.progress import Reporter
 from pipelines.stages import Sweep
+from sat_ray.renewed_lease import LostLeaseError, check_lease
+from sat_ray.stages import Record
 from sat_ray.tracking_uri import is_outage
 
 OUTAGE_SECONDS, PAUSE_SECONDS = 300.0, 5.0  # it may stay away so long at the end before the sweep fails
+FIRST_SECONDS = 60.0  # of waiting before the first stage begins
+LATER = "the sweep goes on, it will be written later"
+AGAIN = "all results and the report are there; mend it and give the same command again, which only writes MLflow"
+
+
+class TrackingError(ValueError):
+    """MLflow could not be written, though everything else is done."""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _refusal(error: Exception, state: str) -> Exception:
+    """Return the error to raise for one that stays: in one line, but a mistake of ours as it is."""
+    if isinstance(error, ValueError):  # raised here, and says what to do
+        return error
+    of_mlflow = hasattr(error, "get_http_status_code") or isinstance(error, OSError)
+    if of_mlflow or type(error).__module__.partition(".")[0] in ("boto3", "botocore"):
+        return TrackingError(f"MLflow refuses the sweep's runs: {_first_line(error)}; {state}")
+    return error
+
+
+def in_thread(make: Callable[[], Any]) -> "Future[Any]":
+    """Call a function in a thread that the end of the process does not wait for."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(make())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 class TrackerLink:
-    """Makes the tracker in a thread, as MLflow takes seconds to import, and again after every outage, of which it tells once.
+    """Makes the tracker in a thread, as MLflow takes seconds to import, and again after an outage.
 
     make: makes the tracker; a `with` ends the watching of this machine's load and the thread.
     """
 
     def __init__(self, sweep: Sweep, reporter: Reporter, make: Callable[[], Any]) -> None:
         self.sweep, self.reporter, self.make = sweep, reporter, make
-        self.threads, self.open = ThreadPoolExecutor(1), ExitStack()
-        self.tracker = self.threads.submit(make)
+        self.open = ExitStack()
+        self.tracker = in_thread(make)
         self.projection: Any = None
         self.watched = self.away = False
 
@@ -32,30 +70,60 @@ class TrackerLink:
 
     def __exit__(self, *_: object) -> None:
         self.open.close()
-        self.threads.shutdown()
+
+    def check(self) -> None:
+        """Open the sweep's run before anything is computed; raise what no waiting can mend."""
+        try:
+            self.tracker.result(timeout=FIRST_SECONDS)
+            self._reach(lambda projection: None)
+        except TimeoutError:
+            self.reporter.say(f"MLflow has not answered within {FIRST_SECONDS:g} s; {LATER}")
+        except Exception as error:
+            if not is_outage(error):
+                raise _refusal(error, "nothing is computed yet") from None
+            self._lose(error, LATER)
 
     def write(self, write: Callable[[Any], Any]) -> Any:
-        """Write to MLflow; while it does not answer, for up to OUTAGE_SECONDS, start over from what it and the records hold."""
+        """Write to MLflow.
+
+        While it does not answer, for up to OUTAGE_SECONDS, start over from what it and the records
+        hold. Raises TrackingError where MLflow stays away or refuses.
+        """
         deadline = time.monotonic() + OUTAGE_SECONDS
         while True:
             try:
                 return self._reach(write)
             except Exception as error:
-                if not is_outage(error) or time.monotonic() > deadline:
-                    raise
+                if not is_outage(error):
+                    raise _refusal(error, AGAIN) from None
+                if time.monotonic() > deadline:
+                    raise TrackingError(f"MLflow has not answered for {OUTAGE_SECONDS:g} s ({_first_line(error)}); {AGAIN}") from error
                 self._lose(error, f"trying for {OUTAGE_SECONDS:g} s")
             time.sleep(PAUSE_SECONDS)
 
     def show_progress(self) -> None:
-        """Write what is new, if the tracker is there by now; an outage costs nothing, the records are written again at the end."""
+        """Write what is new, if the tracker is there by now; the records are written again at the end."""
+        if self.tracker.done():
+            self._try(lambda projection: projection.update(), None)
+
+    def run_ids(self, models: list[Record]) -> dict[str, str]:
+        """Return the run of each training record, by key, if MLflow answers now; else {}."""
         if not self.tracker.done():
-            return
+            return {}
+        found: dict[str, str] = self._try(lambda projection: projection.run_ids(models), {})
+        return found
+
+    def _try(self, write: Callable[[Any], Any], otherwise: Any) -> Any:
         try:
-            self._reach(lambda projection: projection.update())
+            return self._reach(write)
+        except LostLeaseError:
+            raise
         except Exception as error:
-            self._lose(error, "the sweep goes on, it will be written later")
+            self._lose(error, LATER)
+            return otherwise
 
     def _reach(self, write: Callable[[Any], Any]) -> Any:
+        check_lease(self.sweep.storage)
         answer = write(self._current())
         if self.away:
             self.reporter.say("MLflow answers again")
@@ -64,9 +132,13 @@ class TrackerLink:
 
     def _lose(self, error: Exception, then: str) -> None:
         """Read MLflow's runs again before the next write: one may have been made though its answer was lost."""
-        self.projection, self.tracker = None, self.threads.submit(self.make)
+        self.projection, self.tracker = None, in_thread(self.make)
         if not self.away:
-            self.reporter.say(f"MLflow does not answer ({type(error).__name__}); {then}")
+            reason = type(error).__name__
+            what = "does not answer" if is_outage(error) else "cannot be written"
+            if not is_outage(error):
+                reason = _first_line(error)
+            self.reporter.say(f"MLflow {what} ({reason}); {then}")
         self.away = True
 
     def _current(self) -> Any:

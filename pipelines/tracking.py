@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipelines.measures import (
+    compared_name,
     compared_params,
     cost_metrics,
     curvature_metrics,
@@ -19,6 +20,7 @@ from pipelines.measures import (
     history_points,
     sweep_cost_metrics,
 )
+from pipelines.mlflow_links import compare_link, table_link, view_of
 from pipelines.registry import ALIAS, Contender, objection, registered_name
 from pipelines.reporting import command_line, outcome_paths, read_outcomes, strong_attack
 from pipelines.stages import Sweep
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 MODEL_NAME = "model"
 MODEL_SECONDS = 3.0
+COMPARED = 30  # configurations in the address of one page, best first: browsers cut longer ones
 
 
 class Projection:
@@ -81,6 +84,10 @@ class Projection:
             if record.key not in self.with_model and monotonic() < deadline:
                 self._with_model(record)
 
+    def run_ids(self, models: Sequence[Record]) -> dict[str, str]:
+        """Return the run of each training record by the record's key."""
+        return {one.key: self._run(one, kind="finalist", name=_finalist_name(one)) for one in models}
+
     def finish(self, models: list[Record], outcomes: dict[str, str]) -> dict[str, str]:
         """Write the evaluated models with their outcomes and weights; return the run id of each training record by key."""
         self.update()
@@ -104,7 +111,14 @@ class Projection:
             tracker.artifact(self.parent, path, storage.read(path))
         served = f"get-artifact?run_uuid={self.parent}&path=figures%2F"  # where MLflow serves a run's artifacts
         figures = {title: f"{served}{name}.png" for name, title in NOTED.items() if storage.exists(f"figures/{name}.png")}
-        tracker.note(self.parent, sweep_note(board, command=command_line(self.sweep.command), figures=figures))
+        links = {what: link.lstrip("/") for what, link in self.links(board, pages="").items()}
+        note = sweep_note(
+            board,
+            command=command_line(self.sweep.command),
+            figures=figures,
+            compare=links["compare the configurations"],
+        )
+        tracker.note(self.parent, note)
         best = board["champion"]["row"]
         quoted = ("strong_robust_accuracy", "robust_accuracy", "clean_accuracy")
         shown = {f"champion/{name}": best[name] for name in quoted if best[name] is not None} | sweep_cost_metrics(board["cost"])
@@ -112,6 +126,16 @@ class Projection:
         points = [] if tracker.is_complete(self.parent, content=content) else _now(shown)
         self._uses(self.parent, "train", "val", "test")
         tracker.complete(self.parent, content=content, points=points)
+
+    def links(self, board: Mapping[str, Any], *, pages: str) -> dict[str, str]:
+        """Return the addresses that show the configurations of a board, by what they show."""
+        experiment, name = self.tracker.experiment_id, self.sweep.name
+        runs = [self._configuration(_of_group(group)) for group in board["groups"]]
+        self.tracker.share(f"sat_ray-{name}", view_of(name))
+        return {
+            "compare the configurations": compare_link(pages, experiment, runs[:COMPARED]),
+            "all configurations": table_link(pages, experiment, f"sat_ray-{name}"),
+        }
 
     def _retire(self, board: Mapping[str, Any]) -> None:
         """Mark the configurations that were finalists before a larger budget found better ones."""
@@ -282,7 +306,8 @@ class Projection:
     def _configuration(self, configuration: Configuration, *, tags: Mapping[str, str] | None = None) -> str:
         key = f"configuration:{self.sweep.storage.uri}:{configuration.slug}"
         params = self._params(configuration)
-        return self._child(key, "configuration", configuration.name, configuration, parent=self.parent, params=params, tags=tags)
+        name = compared_name(configuration)
+        return self._child(key, "configuration", name, configuration, parent=self.parent, params=params, tags=tags)
 
     def _compared(self, group: Mapping[str, Any], board: Mapping[str, Any]) -> None:
         """Show what the seeds of a configuration say together."""
@@ -291,7 +316,7 @@ class Projection:
         from sat_ray.report.seed_curves import seed_curves
         from sat_ray.report.text import verdict_text
 
-        configuration = Configuration(**{field: group[field] for field in Configuration.__dataclass_fields__})
+        configuration = _of_group(group)
         chosen = "yes" if group["configuration"] == board["champion"]["configuration"] else "no"
         tags = {"sat_ray.against_relu": verdict_text(group), "sat_ray.chosen_by_validation": chosen}
         run_id = self._configuration(configuration, tags=tags)
@@ -394,6 +419,10 @@ def _now(values: Mapping[str, float], *, step: int = 0) -> list[Point]:
     """Return values that a later run of the sweep may replace: of two with the same step the tracker shows the later one."""
     moment = time()
     return [Point(name, value, step, moment) for name, value in values.items()]
+
+
+def _of_group(group: Mapping[str, Any]) -> Configuration:
+    return Configuration(**{field: group[field] for field in Configuration.__dataclass_fields__})
 
 
 def _finalist_name(record: Record) -> str:

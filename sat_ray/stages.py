@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sat_ray.config import content_hash
+from sat_ray.renewed_lease import check_lease
 from sat_ray.source_code import code_hashes
 from sat_ray.storage import Storage, json_bytes
 
@@ -90,7 +91,11 @@ class Records:
             raise ValueError(f"record {self.storage.full(path)} is damaged ({error}); move it away and run again") from None
 
     def commit(self, stage: Stage, key: str, *, inputs: dict[str, Any], payload: dict[str, Any], seconds: float) -> Record:
-        """Commit a result and return the record that counts: this one, or the one that another attempt committed before."""
+        """Commit a result and return the record that counts: this one, or the one that another attempt committed before.
+
+        LostLeaseError where this process works for a driver that has lost the sweep.
+        """
+        check_lease(self.storage)
         record = Record(
             stage=stage.name,
             key=key,
@@ -108,6 +113,7 @@ class Records:
 
     def begin(self, stage: Stage, key: str, *, inputs: dict[str, Any]) -> None:
         """Write down with which code work begins whose state is kept before it is committed; replaces what an earlier start wrote."""
+        check_lease(self.storage)
         code = code_hashes(modules_behind(stage, inputs))
         begun = Record(stage=stage.name, key=key, inputs=inputs, payload={"begun": True}, code=code, created=time.time(), seconds=0.0)
         self.storage.write_json(f"{BEGUN}/{key}.json", asdict(begun))
@@ -152,6 +158,7 @@ class Records:
 
     def supersede(self, record: Record) -> None:
         """Move a record aside, or the states of work that has only begun, so that it is done again; nothing is deleted."""
+        check_lease(self.storage)
         states = [f"progress/{record.key}.safetensors", f"progress/second/{record.key}.safetensors", f"progress/{record.key}.json"]
         aside = f"superseded/{attempt_name()}"
         for name in states if record.payload.get("begun") else [f"{record.stage}/{record.key}.json"]:

@@ -30,6 +30,7 @@ from sat_ray.s3_preflight import check_s3
 OUTAGE_SECONDS = 300.0  # an S3 server may stay away so long before work is given up
 BLOCK_BYTES = 8 * 1024**2  # of a file that is read from end to end: few requests, little memory
 PAUSE_SECONDS = (0.5, 10.0)  # between two attempts: at first, at most
+CONFLICT = 409  # two conditional writes met, and neither has failed for good: S3 wants this one again
 AWAY = ("NETWORK_CONNECTION", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "SLOW_DOWN", "THROTTLING", "REQUEST_TIMEOUT", "HTTP status 5")
 """In pyarrow's words for what S3 answered: it may answer otherwise a moment later."""
 
@@ -49,7 +50,7 @@ def _patient(
             try:
                 return method(storage, *args, **kwargs)
             except Exception as error:
-                if storage.is_local or not _is_away(error) or time.monotonic() + pause > began + OUTAGE_SECONDS:
+                if storage.is_local or not is_away(error) or time.monotonic() + pause > began + OUTAGE_SECONDS:
                     raise
             if pause == PAUSE_SECONDS[0]:
                 logging.getLogger(__name__).warning("%s does not answer; trying for %g s", storage.uri, OUTAGE_SECONDS)
@@ -59,14 +60,15 @@ def _patient(
     return call
 
 
-def _is_away(error: Exception) -> bool:
+def is_away(error: BaseException) -> bool:
     """Say whether a request to S3 failed for a reason that may pass: no connection, or an error of the server's own."""
     if isinstance(error, OSError):
         return any(word in str(error) for word in AWAY)
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 
     if isinstance(error, ClientError):
-        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        return status >= 500 or status == CONFLICT
     return isinstance(error, (ConnectionError, HTTPClientError))
 
 
@@ -258,7 +260,7 @@ class Storage:
         try:
             boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
         except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412:
                 return False
             raise
         return True

@@ -44,6 +44,15 @@ class Tracker(Protocol):
     parameters and metrics, which takes two).
     """
 
+    @property
+    def experiment_id(self) -> str:
+        """Return the id of the experiment that holds the runs."""
+        ...
+
+    def share(self, key: str, state: Mapping[str, object]) -> None:
+        """Keep a view of the page of runs under a key that an address can name."""
+        ...
+
     def run(self, key: str, *, name: str, parent: str | None = None, tags: Mapping[str, str], params: Mapping[str, object]) -> str:
         """Return the id of the run with this key, made now if there is none; parent: a run id."""
         ...

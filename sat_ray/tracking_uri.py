@@ -11,19 +11,41 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from sat_ray.storage import is_away
+
 ALLOWED = "sqlite:///FOLDER/mlflow.db, http(s)://HOST:PORT or postgresql+psycopg://HOST/DATABASE"
+EXPERIMENT = "MLFLOW_EXPERIMENT_NAME"  # MLflow's own variable
 LOCAL_PAGES = "http://127.0.0.1:5000"  # of `make ui`
-_DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+PASSING = ("locked", "disk is full")  # in SQLite's words: a later attempt may succeed
+OF_FILES = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def experiment_name(recipe: str) -> str:
+    """Return the experiment of a sweep: the one that the environment names, else the recipe."""
+    return os.environ.get(EXPERIMENT) or recipe
 
 
 class NoAnswerError(ValueError):
     """The tracker does not answer, or answers that it cannot now."""
 
 
-def is_outage(error: Exception) -> bool:
-    """Say whether a call to a tracker failed for a reason that may pass: nothing answered, or the server could not."""
+def is_outage(error: BaseException) -> bool:
+    """Say whether a call to a tracker failed for a reason that may pass.
+
+    Nothing answered, or the server could not. MLflow gives the same status to what SQLite refuses
+    for good, so there its words decide.
+    """
+    if "(sqlite3." in str(error):
+        return any(word in str(error) for word in PASSING)
     status = getattr(error, "get_http_status_code", None)  # what MLflow raises has it
-    return int(status()) >= 500 if status else isinstance(error, (NoAnswerError, OSError))  # what requests raises is an OSError
+    if status:
+        return int(status()) >= 500
+    if isinstance(error, OF_FILES):
+        return False
+    if isinstance(error, (NoAnswerError, OSError)):  # what requests raises is an OSError
+        return True
+    return any(is_away(one) for one in (error, error.__context__) if one)  # of an S3 artifact store
 
 
 def redacted(uri: str) -> str:
@@ -51,9 +73,9 @@ def check_tracking(uri: str, *, timeout_seconds: float = 10.0) -> None:
         _check_sqlite(uri, timeout_seconds)
     elif scheme in ("http", "https"):
         _within(timeout_seconds, lambda: _probe_server(uri, timeout_seconds), f"tracking server {shown}")
-    elif scheme in _DATABASES:
+    elif scheme in DATABASES:
         if parts.hostname:  # without one the driver's own environment names it
-            address = (parts.hostname, port or _DATABASES[scheme])
+            address = (parts.hostname, port or DATABASES[scheme])
             _within(timeout_seconds, lambda: socket.create_connection(address, timeout_seconds).close(), f"tracking database {shown}")
     else:
         kind = "is a folder, which this MLflow refuses" if scheme in ("", "file") else f"has the unknown scheme {scheme!r}"

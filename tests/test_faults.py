@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from faults.hosts import missing
 
-KINDS = ("trial", "train-worker", "evaluation-worker")
+KINDS = (
+    *("trial", "train-worker", "evaluation-worker"),
+    *("stage", "train-stage", "train-controller", "evaluate-stage"),
+)
 
 
 @pytest.mark.fault

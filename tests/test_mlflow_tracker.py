@@ -472,3 +472,14 @@ def test_a_login_in_texts_is_masked(tracker: MlflowTracker, client: MlflowClient
 def test_importing_the_tracker_does_not_import_mlflow() -> None:
     code = "import sys, sat_ray.mlflow_tracker; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_experiment_that_others_made_opens_on_its_runs_and_keeps_shared_views(client: MlflowClient, uri: str) -> None:
+    client.create_experiment("of others")
+    client.create_experiment("of another kind", tags={"mlflow.experimentKind": "genai_development"})
+    for name, kind in (("of others", "custom_model_development"), ("of another kind", "genai_development")):
+        tracker = MlflowTracker(uri, experiment=name, artifact_root=None)
+        tracker.share("sat_ray-digits", {"orderByAsc": False})
+        tags = client.get_experiment_by_name(name).tags
+        assert tags["mlflow.experimentKind"] == kind
+        assert json.loads(tags["mlflow.sharedViewState.sat_ray-digits"]) == {"orderByAsc": False}

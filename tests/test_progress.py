@@ -1,6 +1,8 @@
 """What a person is shown while a dataset is prepared."""
 
 import dataclasses
+import io
+import re
 from typing import Any
 
 import pytest
@@ -75,7 +77,61 @@ def test_an_evaluation_shows_images_attacked_per_second_of_the_clock(monkeypatch
     for second, done, came in ((1.0, 0, []), (10.0, 2, [committed("a", n=450), committed("b", n=450)])):
         now[0] = second
         shown.update(done, came)
-    assert reporter.bars.tasks[0].fields["note"] == "90.0 images/s · about 10 s left"
+    assert reporter.bars.tasks[0].fields["note"] == "90.0 images/s"
+    assert reporter.bars.tasks[0].fields["left"] == "about 10 s left"
+
+
+def test_the_start_of_a_stage_is_no_part_of_its_pace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 39 trainings of 10 s each the first ends after 66 s, because the workers start first."""
+    now = [0.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "time", lambda: 1_000.0 + now[0])
+    shown = Reporter().stage("train", 39)
+    first = dataclasses.replace(committed("silu-s0"), seconds=10.0, created=1_065.0)
+    for second, done, came in ((1.0, 0, []), (66.0, 1, [first])):
+        now[0] = second
+        shown.update(done, came)
+    assert capsys.readouterr().out.endswith("train 1/39 about 7.0 min left\n")
+
+
+def test_a_log_says_that_a_stage_works_though_nothing_has_come(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    shown = Reporter().stage("card", 2, at_most=True)
+    for second in (1.0, 30.0, 31.0, 90.0):
+        now[0] = second
+        shown.update(0, [])
+    assert capsys.readouterr().out.splitlines() == [
+        "[00:00] card: 2 of at most 2 to do",
+        "[00:30] card 0/2 30 s so far",
+        "[01:30] card 0/2 90 s so far",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_a_narrow_terminal_cuts_the_note_and_neither_counts_nor_times(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width, color_system=None, legacy_windows=False)
+    monkeypatch.setattr(progress, "Console", lambda **settings: console)
+    reporter = Reporter()
+    shown = reporter.stage("evaluate", 1200)
+    name = "parametric_softplus-a10-attacker-relu_smooth_backward-a10-s0"
+    shown.update(0, [])
+    shown.update(7, [committed(name, val_robust_accuracy=0.4, train_images_per_second=12_345.0)])
+    console.print(reporter.bars.get_renderable())
+    (line,) = [line for line in screen.getvalue().splitlines() if "evaluate" in line]
+    assert "7/1200" in line and re.search(r"\d:\d\d:\d\d", line) and re.search(r"about .* left", line)
+    assert len(line) <= width
+
+
+def test_a_bar_goes_when_its_stage_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "Console", lambda **settings: Console(force_terminal=True, width=100, quiet=True))
+    reporter = Reporter()
+    first, second = reporter.stage("train", 2), reporter.stage("card", 1)
+    first.end()
+    assert [task.description for task in reporter.bars.tasks] == ["card"]
+    second.end()
+    assert not reporter.bars.tasks
 
 
 @pytest.mark.parametrize(

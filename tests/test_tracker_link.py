@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import mlflow
 import pytest
 from rich.console import Console
 
@@ -10,9 +11,9 @@ from pipelines import tracker_link
 from pipelines.progress import Reporter
 from pipelines.recipes import RECIPES
 from pipelines.stages import Sweep
-from pipelines.tracker_link import TrackerLink, mlflow_tracker
+from pipelines.tracker_link import TrackerLink, TrackingError, in_thread, mlflow_tracker
 from sat_ray.storage import Storage
-from sat_ray.tracking_uri import NoAnswerError
+from sat_ray.tracking_uri import NoAnswerError, experiment_name
 
 
 class Line:
@@ -105,6 +106,42 @@ def test_what_is_no_outage_is_raised_at_once_and_an_outage_when_patience_is_over
         with pytest.raises(KeyError, match="ours"):
             link.write(fail)
         line.cut = 99
-        link.projection, link.tracker = None, link.threads.submit(line.connect)
-        with pytest.raises(NoAnswerError):
+        link.projection, link.tracker = None, in_thread(line.connect)
+        with pytest.raises(TrackingError, match=r"has not answered for 0 s .* only writes MLflow"):
             link.write(lambda projection: None)
+
+
+def test_what_waiting_cannot_mend_is_refused_before_anything_is_computed(
+    sweep: Sweep, reporter: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(tmp_path)
+    with TrackerLink(sweep, reporter, line.connect) as link:
+        link.check()
+        experiment = link.tracker.result().experiment_id
+    mlflow.MlflowClient(line.uri).delete_experiment(experiment)
+    with TrackerLink(sweep, reporter, line.connect) as link:
+        with pytest.raises(ValueError, match="'smoke' was deleted in MLflow; restore it with"):
+            link.check()
+        show_progress(link)
+        assert link.run_ids([]) == {}
+    assert [line.partition(" (")[0] for line in said(reporter)] == ["MLflow cannot be written"]
+    (tmp_path / "file").touch()
+    line.artifacts, line.uri = str(tmp_path / "file" / "artifacts"), f"sqlite:///{tmp_path}/other.db"
+    with TrackerLink(sweep, reporter, line.connect) as link, pytest.raises(TrackingError, match="nothing is computed yet"):
+        link.check()
+
+
+def test_an_outage_at_the_start_stops_nothing(sweep: Sweep, reporter: Reporter, tmp_path: Path) -> None:
+    line = Line(tmp_path)
+    line.cut = 1
+    with TrackerLink(sweep, reporter, line.connect) as link:
+        link.check()
+        show_progress(link)
+    assert said(reporter)[-1] == "MLflow answers again"
+
+
+def test_the_environment_names_another_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    assert experiment_name("digits") == "digits"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    assert experiment_name("digits") == "mine"

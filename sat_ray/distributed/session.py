@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from sat_ray.bundles import NODE_GROUPS, bundles, check_room
+from sat_ray.cluster_address import VARIABLE, check_address
 from sat_ray.config import SweepConfig
 from sat_ray.distributed.folders import RAY, session_folder
 from sat_ray.distributed.local_group import GROUP_FOLDER, local_group_environment
 from sat_ray.distributed.nodes import node_groups
+from sat_ray.renewed_lease import LEASE
 from sat_ray.tracking_uri import redacted
 
 RETRY_DELAY = {"RAY_task_retry_delay_ms": "5000"}  # a node that kills whatever is started on it must not use up all tries of a task at once
@@ -53,6 +55,8 @@ def ray_session() -> Iterator[str]:
     if private:
         os.environ.pop(NODE_GROUPS, None)  # a private Ray buys no nodes
         require_token()
+    else:
+        check_address(address)
     for name, value in RETRY_DELAY.items():
         os.environ.setdefault(name, value)  # read at the first import
     import ray
@@ -65,7 +69,7 @@ def ray_session() -> Iterator[str]:
             os.environ |= {GROUP_FOLDER: local_group_environment(folder)[GROUP_FOLDER]}
             stack.callback(os.environ.pop, GROUP_FOLDER, None)
         else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": WORKER_ENVIRONMENT})
+            _join(address)
             _keep_coordinator_here()
         signal.signal(signal.SIGTERM, interrupt)  # ray.init puts its own handler there, which exits without a word
         stack.callback(ray.shutdown)
@@ -73,6 +77,28 @@ def ray_session() -> Iterator[str]:
         cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
         which = "a private Ray on this machine" if private else f"the cluster at {redacted(address)}"
         yield f"{which}: {nodes} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def _join(address: str) -> None:
+    """Connect to a cluster; ValueError, in one line, where it refuses this driver."""
+    import ray
+
+    environment = {"env_vars": _worker_environment()}
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=environment,
+        )
+    except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"{VARIABLE} is {address}, and Ray refuses this driver: {reason}") from error
+
+
+def _worker_environment() -> dict[str, str]:
+    """Return what every worker needs in its environment: with it each checks the driver's lease."""
+    return WORKER_ENVIRONMENT | {name: os.environ[name] for name in (LEASE,) if name in os.environ}
 
 
 def _keep_coordinator_here() -> None:
@@ -105,7 +131,7 @@ def _start(folder: str) -> None:
             logging_level=logging.ERROR,
             configure_logging=True,
             object_store_memory=512 * 1024**2,
-            runtime_env={"env_vars": WORKER_ENVIRONMENT | local_group_environment(folder)},
+            runtime_env={"env_vars": _worker_environment() | local_group_environment(folder)},
             _temp_dir=f"{folder}/{RAY}",
             _node_ip_address="127.0.0.1",
         )

@@ -9,6 +9,7 @@ import torch
 
 from sat_ray.bundles import STAGE_RESOURCES, Resources, evaluation_resources
 from sat_ray.config import ResourceSettings
+from sat_ray.distributed.leftovers import remove_orphans
 from sat_ray.distributed.nodes import selector_for
 from sat_ray.gpu_memory import fitting_share
 from sat_ray.jobs import card_and_commit, evaluate_and_commit
@@ -23,6 +24,7 @@ IN_FLIGHT = 256  # submitted and unfinished at once: enough for any cluster's sl
 
 @ray.remote(num_cpus=STAGE_RESOURCES["CPU"], max_retries=RETRIES)  # with its node a stage may die; what it committed is not done again
 def _stage(function: Callable[..., Any], code: Collection[str], *arguments: Any) -> Any:
+    remove_orphans()
     confirm(code)
     return function(*arguments)
 

@@ -16,6 +16,7 @@ from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VA
 from sat_ray.attacks import InfeasiblePointError
 from sat_ray.bundles import worker_resources
 from sat_ray.config import ResourceSettings
+from sat_ray.distributed.leftovers import remove_orphans
 from sat_ray.distributed.local_group import group_config
 from sat_ray.distributed.metrics import training_shown
 from sat_ray.distributed.nodes import selector_for
@@ -28,6 +29,7 @@ from sat_ray.units import TrainingJob
 from sat_ray.world import World
 
 MAX_FAILURES = 8
+MAX_CONTROLLERS = 8  # of the processes that lead a worker group, one after the other
 MAX_FAILED_STARTS = 40  # of a group, one in about six seconds: a node whose disk is full may have room again in four minutes
 COLLECTIVE_SECONDS = 600  # a worker that a silent network keeps from its peers gives up then; longer than S3 may be away
 ELASTIC_START_SECONDS = 15  # an elastic group gives up on workers that do not come so soon, and asks again for as many as there are
@@ -35,13 +37,42 @@ ELASTIC_START_SECONDS = 15  # an elastic group gives up on workers that do not c
 
 def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSettings) -> None:
     """Train every job data-parallel on `resources.train_workers` workers; their records are committed when this returns."""
-    waiting = [job for job in jobs if records.find(job.stage, job.key) is None]
+    waiting = _uncommitted(jobs, records)
     if not waiting:
         return
+    if resources.fewest_train_workers:
+        os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(ELASTIC_START_SECONDS)
+    for job in waiting:
+        records.storage.discard(_verdict(job))  # of an earlier start, whose cause may be gone
+    for left in reversed(range(MAX_CONTROLLERS)):
+        try:
+            _trainer(waiting, records, resources).fit()
+            break
+        except ray.exceptions.RayActorError:  # the process that leads the group died, and the group with it
+            remove_orphans()
+            waiting = _uncommitted(jobs, records)
+            if not waiting:
+                break
+            if not left:
+                raise
+    if unfinished := _uncommitted(jobs, records):
+        raise ArithmeticError(records.storage.read_json(_verdict(unfinished[0]))["error"])
+
+
+def _uncommitted(jobs: list[TrainingJob], records: Records) -> list[TrainingJob]:
+    return [job for job in jobs if records.find(job.stage, job.key) is None]
+
+
+def _trainer(waiting: list[TrainingJob], records: Records, resources: ResourceSettings) -> TorchTrainer:
     gpus = resources.gpus_per_worker
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _session,
-        train_loop_config={"jobs": waiting, "storage": records.storage.uri, "threads": resources.cpus_per_worker, "gpu": gpus > 0},
+        train_loop_config={
+            "jobs": waiting,
+            "storage": records.storage.uri,
+            "threads": resources.cpus_per_worker,
+            "gpu": gpus > 0,
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers_wanted(resources),
             use_gpu=gpus > 0,
@@ -55,14 +86,6 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILED_STARTS),
         ),
     )
-    if resources.fewest_train_workers:
-        os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(ELASTIC_START_SECONDS)
-    for job in waiting:
-        records.storage.discard(_verdict(job))  # of an earlier start, whose cause may be gone
-    trainer.fit()
-    unfinished = [job for job in waiting if records.find(job.stage, job.key) is None]
-    if unfinished:
-        raise ArithmeticError(records.storage.read_json(_verdict(unfinished[0]))["error"])
 
 
 def workers_wanted(resources: ResourceSettings) -> int | tuple[int, int]:

@@ -8,7 +8,6 @@ import ray
 import torch
 from ray import tune
 from ray.tune.execution import class_cache
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from sat_ray.budget import Budget
 from sat_ray.bundles import trial_resources
@@ -38,7 +37,6 @@ def run_trials(
 
     A failed trial's own error is raised when all have ended.
     """
-    _remove_orphans()
     keep_keys_back()
     tuner = tune.Tuner(
         tune.with_resources(trainable, _placement(resources)),
@@ -64,17 +62,6 @@ def run_trials(
 def keep_keys_back() -> None:
     """Keep Ray Tune from naming the S3 keys in the runtime environment of its actors, which Ray logs; every node has its own."""
     class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
-
-
-def _remove_orphans() -> None:
-    """Remove what a killed attempt at this stage reserved; Ray keeps it until the driver ends, and the new trials would wait for ever.
-
-    Only the search reserves anything while it runs, so whatever this job holds now is left over. A group's id ends in its job's.
-    """
-    job = ray.get_runtime_context().get_job_id()
-    for name, group in ray.util.placement_group_table().items():
-        if name.endswith(job) and group["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
 
 
 def _placement(resources: ResourceSettings) -> tune.PlacementGroupFactory:

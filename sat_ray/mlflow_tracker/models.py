@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from sat_ray.activations import Activation
-from sat_ray.mlflow_tracker.connection import global_tracking_uri, sole_creator
+from sat_ray.mlflow_tracker.connection import global_tracking_uri
+from sat_ray.mlflow_tracker.database import settle_database, sole_creator
 from sat_ray.models.export import exportable
 from sat_ray.tracking_uri import check_tracking, login_to_environment, redacted, sqlite_path
 
@@ -89,6 +90,7 @@ def _download(uri: str, tracking_uri: str, folder: str) -> Path:
     bare = login_to_environment(tracking_uri)
     try:
         with sole_creator(bare), global_tracking_uri(bare):
+            settle_database(bare)
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

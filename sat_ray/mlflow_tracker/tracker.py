@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +19,15 @@ from urllib.parse import urlsplit
 
 from torch import nn
 
-from sat_ray.mlflow_tracker.connection import global_tracking_uri, sole_creator
+from sat_ray.mlflow_tracker.connection import global_tracking_uri
+from sat_ray.mlflow_tracker.database import settle_database, sole_creator
 from sat_ray.mlflow_tracker.models import model_digest, save_model
 from sat_ray.tracking import Holder, Point, Used
-from sat_ray.tracking_uri import NoAnswerError, check_tracking, is_outage, login_to_environment, redacted
+from sat_ray.tracking_uri import EXPERIMENT, NoAnswerError, check_tracking, is_outage, login_to_environment, redacted
 
 KEY, CONTENT, MODEL_CONTENT = "sat_ray.key", "sat_ray.content", "sat_ray.model_content"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # its pages then open on runs and charts, not on traces of language models
+VIEW = "mlflow.sharedViewState."  # of an experiment's tags: what its button Share writes
 WATCH_SECONDS = 10
 METRICS, PARAMS = 1000, 100  # the most that one request may hold
 METRICS_AT_THE_END = 800  # beside a request's parameters and tags: 1,000 in all
@@ -56,6 +59,7 @@ class MlflowTracker:
             logging.getLogger(noisy).setLevel(logging.ERROR)
         try:
             with sole_creator(self._uri):
+                settle_database(self._uri)
                 self._client = mlflow.MlflowClient(self._uri, self._uri)
                 self._experiment_id = self._open_experiment(experiment, artifact_root)
             self._runs, self._ids = self._load_runs()
@@ -80,8 +84,24 @@ class MlflowTracker:
                     raise
             found = self._client.get_experiment_by_name(name)
         if found.lifecycle_stage != "active":
-            raise ValueError(f"experiment {name!r} was deleted in MLflow; restore it there or choose another name")
+            restore = ["mlflow", "experiments", "restore", "--experiment-id", found.experiment_id]
+            raise ValueError(
+                f"experiment {name!r} was deleted in MLflow; restore it with: "
+                f"MLFLOW_TRACKING_URI={shlex.quote(redacted(self._uri))} {shlex.join(restore)}, "
+                f"or choose another experiment with the variable {EXPERIMENT}"
+            )
+        if not found.tags.keys() & KIND.keys():  # one that an older MLflow made
+            self._client.set_experiment_tag(found.experiment_id, *next(iter(KIND.items())))
         return str(found.experiment_id)
+
+    def share(self, key: str, state: Mapping[str, object]) -> None:
+        """Keep a view of the page of runs under a key that an address can name."""
+        self._client.set_experiment_tag(self._experiment_id, f"{VIEW}{key}", json.dumps(state))
+
+    @property
+    def experiment_id(self) -> str:
+        """Return the id of the experiment that holds the runs."""
+        return self._experiment_id
 
     def _load_runs(self) -> tuple[dict[str, _Run], dict[str, str]]:
         runs: dict[str, _Run] = {}

@@ -27,10 +27,17 @@ _CHECKS = [
 ]
 
 
-def sweep_note(board: Mapping[str, Any], *, command: str, figures: Mapping[str, str] | None = None) -> str:
+def sweep_note(
+    board: Mapping[str, Any],
+    *,
+    command: str,
+    figures: Mapping[str, str] | None = None,
+    compare: str = "",
+) -> str:
     """Describe a sweep: the headline, the leaderboard, how to compare in the tracker's own pages, how to do it again.
 
-    command: what reproduces the sweep; figures: addresses of pictures to show, by what they show.
+    command: what reproduces the sweep; figures: addresses of pictures to show, by what they show;
+    compare: address of the page that compares the configurations, "" for none.
     """
     headline = board["headline"]
     table, left = _cut_table(board)
@@ -45,10 +52,11 @@ def sweep_note(board: Mapping[str, Any], *, command: str, figures: Mapping[str, 
         escaped(power_text(board)),
         *(f"![{name}]({address})" for name, address in (figures or {}).items()),
         "#### Compare",
-        "Among the runs, search for `tags.sat_ray.kind = 'configuration'`, open the sweep with the + beside its name, select the rows "
-        f"below it and press **Compare**: `{board['measure']}`, `against_relu/difference` with its `low` and `high`, "
-        "`against_relu/beyond_noise` (1: the difference is real) and `cost/accelerator_seconds` answer which activation, which α, at what "
-        "cost. Below each configuration are its seeds, below `search` its trials.",
+        f"[Compare the configurations]({compare})" if compare else "",
+        f"`{board['measure']}`, `against_relu/difference` with its `low` and `high`, "
+        "`against_relu/beyond_noise` (1: the difference is real) and `cost/accelerator_seconds` "
+        "answer which activation, which α, at what cost. A name starts with α; of a pair it is "
+        "`(model's activation|attacker's)`. Below each configuration are its seeds, below `search` its trials.",
         "#### Reproduce",
         f"```\n{command}\n```",
     ]

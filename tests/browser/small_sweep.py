@@ -50,6 +50,7 @@ class Made:
     client: MlflowClient
     store: str
     parent: str
+    links: dict[str, str]  # relative to the address of MLflow's server
 
     def runs(self, kind: str) -> dict[str, Any]:
         """Return the runs of a kind by name."""
@@ -104,4 +105,5 @@ def make_sweep(root: Path) -> Made:
         board = stages.report(sweep, data, models, cards, outcomes, run_ids)
         projection.register(board, cards, override="a small model for the tests")
         projection.close(board)
-    return Made(Path(sweep.storage.uri), board, MlflowClient(store, store), store, projection.parent)
+        links = projection.links(board, pages="")
+    return Made(Path(sweep.storage.uri), board, MlflowClient(store, store), store, projection.parent, links)

@@ -1,19 +1,21 @@
 """MLflow's own pages, as somebody sees them who has never read this code: the runs, one run, Compare, the registered model."""
 
-import json
 import re
-from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Page, expect
 from small_sweep import RECIPE, Made
 
+from pipelines.measures import compared_name
+from sat_ray.configuration import Configuration
+
 pytestmark = pytest.mark.browser
 
 
 def configurations(made: Made) -> list[str]:
-    """Return the names of the configurations on the leaderboard."""
-    return [group["configuration"] for group in made.board["groups"]]
+    """Return the names that MLflow shows for the configurations on the leaderboard, best first."""
+    fields = ("activation", "alpha", "attacker_activation", "attacker_alpha")
+    return [compared_name(Configuration(**{field: group[field] for field in fields})) for group in made.board["groups"]]
 
 
 def show(page: Page, address: str) -> None:
@@ -22,25 +24,24 @@ def show(page: Page, address: str) -> None:
     page.get_by_text("MLflow Assistant").or_(page.get_by_role("heading")).first.wait_for()
 
 
-def test_configurations_are_found_selected_and_compared(desk: Page, mlflow_pages: str, made: Made) -> None:
-    """Follow what the description of the sweep says: search, expand, select, Compare."""
-    experiment = made.client.get_experiment_by_name(RECIPE).experiment_id
-    search = quote("tags.sat_ray.kind = 'configuration'")
-    show(desk, f"{mlflow_pages}/#/experiments/{experiment}/runs?searchFilter={search}")
-    desk.locator(".ag-root .ag-row button").first.click()  # the small + beside the sweep's name
+def test_the_link_to_all_configurations_shows_them_alone_with_their_figures_and_compares_them(
+    desk: Page, mlflow_pages: str, made: Made
+) -> None:
+    """From the address alone: no search is typed, no row is expanded, no column is chosen."""
+    show(desk, mlflow_pages + made.links["all configurations"])
     for name in configurations(made):
         expect(desk.locator(".ag-root a", has_text=name).first).to_be_visible()
+    expect(desk.locator(".ag-root .ag-center-cols-container .ag-row")).to_have_count(len(configurations(made)))
+    for column in ("robust_accuracy", "clean_accuracy", "sat_ray.against_relu", "cost/accelerator_seconds"):
+        expect(desk.locator(".ag-header-cell", has_text=column).first).to_be_visible()
     desk.get_by_label("Select all runs").check()
     desk.get_by_role("button", name="Compare").first.click()
-    expect(desk.get_by_text("Comparing 4 Runs from 1 Experiment")).to_be_visible()  # the sweep's own run is above them
-    for name in configurations(made):
-        expect(desk.get_by_text(name, exact=True).first).to_be_visible()
+    expect(desk.get_by_text("Comparing 3 Runs from 1 Experiment")).to_be_visible()  # the sweep's own run is left out
 
 
 def test_compare_draws_activation_alpha_and_robust_accuracy_and_says_what_is_real(desk: Page, mlflow_pages: str, made: Made) -> None:
-    runs = [run.info.run_id for run in made.runs("configuration").values()]
-    experiment = made.client.get_experiment_by_name(RECIPE).experiment_id
-    show(desk, f"{mlflow_pages}/#/compare-runs?runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}")
+    show(desk, mlflow_pages + made.links["compare the configurations"])
+    expect(desk.get_by_text("Comparing 3 Runs from 1 Experiment")).to_be_visible()
     plot = desk.locator(".js-plotly-plot").first
     plot.wait_for()
     axes = plot.locator(".axis-title").all_text_contents()
@@ -67,7 +68,7 @@ def test_the_sweep_shows_its_leaderboard_its_figure_and_its_children(desk: Page,
     expect(desk.get_by_text(made.board["headline"]["sentence"]).first).to_be_visible()
     desk.get_by_text("Show more").first.click()
     table = desk.get_by_role("table").first
-    for name in configurations(made):
+    for name in (group["configuration"] for group in made.board["groups"]):
         expect(table.get_by_text(name, exact=True).first).to_be_visible()
     expect(desk.get_by_text("python pipelines/sweep.py digits_smoke").first).to_be_visible()
     picture = desk.locator("img[src*='clean_against_robust']").first
@@ -98,7 +99,8 @@ def test_trials_are_below_the_search_and_seeds_below_their_configuration(made: M
     assert {run.data.tags["mlflow.parentRunId"] for run in trials.values()} == {search}
     for name, run in made.runs("finalist").items():
         above = made.client.get_run(run.data.tags["mlflow.parentRunId"])
-        assert name == f"{above.info.run_name} · seed {run.data.params['seed']}"
+        assert above.info.run_name in configurations(made)
+        assert name.endswith(f" · seed {run.data.params['seed']}")
         steps = [point.step for point in made.client.get_metric_history(run.info.run_id, "val/robust_accuracy")]
         assert steps == [1, 2]
 

@@ -57,6 +57,23 @@ def stage(scene: Scene) -> int:
     return trials
 
 
+def train_stage(scene: Scene) -> int:
+    """Kill the task that runs the training stage, while its workers train."""
+    return _kill(scene, r"ray::train\b")
+
+
+def train_controller(scene: Scene) -> int:
+    """Kill the process that leads the training workers."""
+    return _kill(scene, r"ray::TrainController")
+
+
+def evaluate_stage(scene: Scene) -> int:
+    """Kill the task that runs the evaluation, while its shards are attacked."""
+    shards = len(scene.at_work(WORKING["evaluate"]))
+    _kill(scene, r"ray::evaluate\b(?!_)")
+    return shards
+
+
 def node(scene: Scene) -> int:
     """Cut the power of a worker node; another joins ten seconds later."""
     lost = scene.random.choice(scene.victim.cluster.nodes)
@@ -167,6 +184,9 @@ KINDS = {
         Kind("train-worker", "train", train_worker, CHECKPOINT),
         Kind("evaluation-worker", "evaluate", evaluation_worker, SHARD),
         Kind("stage", "search", stage, "one rung of each trial that runs"),
+        Kind("train-stage", "train", train_stage, CHECKPOINT),
+        Kind("train-controller", "train", train_controller, CHECKPOINT),
+        Kind("evaluate-stage", "evaluate", evaluate_stage, "each shard that was attacked"),
         Kind("node", "train", node, CHECKPOINT),
         Kind("drain", "train", drain, "what was trained since the last question whether a node goes, seconds"),
         Kind("mlflow-down", "evaluate", mlflow_down, NOTHING),

@@ -1,0 +1,17 @@
+"""What an attempt at a stage leaves behind in Ray when its process is killed."""
+
+import ray
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+
+def remove_orphans() -> None:
+    """Remove what a killed attempt at a stage reserved: Ray keeps it until the driver ends.
+
+    The next attempt would wait for it. Of all stages only search and training reserve anything, one
+    after the other, so what this job holds when a stage begins is left over. A group's id ends in
+    its job's.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for name, group in ray.util.placement_group_table().items():
+        if name.endswith(job) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
