@@ -213,7 +213,7 @@ class Activation(nn.Module):
         self.learned = info.learned
         self.own = info.own.module(alpha) if info.own is not None and info.own.make is not None else None
         if info.learned:
-            self.beta = nn.Parameter(torch.tensor(LEARNED_BETA_START))
+            self.beta = nn.Parameter(torch.tensor(LEARNED_BETA_START, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the activation to every element."""

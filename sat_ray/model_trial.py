@@ -17,7 +17,7 @@ from sat_ray.attacks.base import Attack, Model, State, require_feasible, require
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.evaluation import attacker_view, check_classes, check_logits, device_of, likeliest_others
-from sat_ray.lanes import require_finite
+from sat_ray.lanes import gradient_error, is_finite, require_finite
 from sat_ray.models.exported import Exported
 from sat_ray.models.own import require_same_again, require_same_alone
 from sat_ray.narrowing import call_rows, pad
@@ -139,12 +139,9 @@ def try_attack(model: nn.Module, some: Split, clean: Tensor, attack: AttackSpec,
         before, state = state, _step(stepper, viewed, state, what=what)
         assert state.logits is not None and state.zero_share is not None
         require_finite(state.logits[: len(some)], some.image_ids)
-        lost = ~state.x_adv[: len(some)].isfinite().flatten(1).all(dim=1).cpu()
+        lost = ~is_finite(state.x_adv[: len(some)])
         if bool(lost.any()):
-            raise ValueError(
-                f"model {what} has a gradient of NaN or infinity for image ids {some.image_ids[lost].tolist()[:5]}, though its logits are "
-                "finite; allowed: a finite gradient, or the attack square"
-            )
+            raise gradient_error(f"model {what}", some.image_ids[lost].tolist()[:5])
         require_feasible(state.x_adv, before.x, attack.threat_model)
         still &= (state.zero_share[: len(some)] == 1).cpu()
     right = clean.argmax(dim=1) == some.labels

@@ -3,7 +3,6 @@
 For .pt2, activations with a hand-written backward pass are rewritten so that the export keeps it. ONNX has no gradients.
 """
 
-import copy
 import importlib.util
 import io
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.activations import Activation
+from sat_ray.models.copying import copied
 
 FORMATS = ("pt2", "onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -43,7 +43,7 @@ class _Traceable(nn.Module):
 
 def exportable(model: nn.Module) -> nn.Module:
     """Copy a model to the CPU, in inference mode, with activations that export as they are."""
-    clone = copy.deepcopy(model).cpu().eval()
+    clone = copied(model).cpu().eval()
     for module in list(clone.modules()):
         for name, child in module.named_children():
             if isinstance(child, Activation) and child.activation in _HAND_WRITTEN:
@@ -76,7 +76,7 @@ def export_model(model: nn.Module, *, shape: Sequence[int], kind: str) -> tuple[
 
 
 def _example(count: int, shape: Sequence[int]) -> Tensor:
-    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(count))
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(count), dtype=torch.float32)
 
 
 def _pt2(model: nn.Module, shape: Sequence[int]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
@@ -94,7 +94,7 @@ def _onnx(model: nn.Module, shape: Sequence[int]) -> tuple[bytes, Callable[[Tens
     import onnxruntime
 
     batch = torch.export.Dim("batch", min=1)
-    plain = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    plain = copied(model).cpu().eval().requires_grad_(False)
     settings: dict[str, Any] = {"dynamic_shapes": ({0: batch},), "dynamo": True, "verbose": False}
     program = torch.onnx.export(plain, (_example(2, shape),), input_names=["images"], output_names=["logits"], **settings)
     assert program is not None
@@ -126,5 +126,5 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
 def _gradient(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     point = x.clone().requires_grad_(True)
     logits = run(point)
-    weights = torch.linspace(-1, 1, logits.shape[1])
+    weights = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype)
     return torch.autograd.grad((logits * weights).sum(), point)[0]

@@ -5,7 +5,6 @@ module; there must be one per place, for a learned alpha is one per layer. It re
 (N, C, H, W) float32 to logits (N, K): `Normalized` is put in front of it, so that epsilon stays in [0, 1] pixels.
 """
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.activations import Activation, make_activation
+from sat_ray.models.copying import copied
 from sat_ray.models.injection import REPLACED
 from sat_ray.reference import call, first_line, parameters, required, resolve
 
@@ -71,7 +71,7 @@ def check_net(build: Callable[[], nn.Module], *, name: str, num_classes: int, sh
     _check_training(model, x, what=what)
     model.eval()
     _check_logits(model, x, num_classes=num_classes, what=what)
-    _check_gradient(copy.deepcopy(model).double(), x.double(), what=what)
+    _check_gradient(copied(model).double(), x.double(), what=what)
 
 
 def check_sizes(model: nn.Module, *, name: str, num_classes: int, shapes: Sequence[tuple[int, ...]]) -> None:
