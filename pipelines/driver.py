@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from pipelines import stages
-from pipelines.arrival import check_data_named, check_machine, check_own_parts, own_names, slow_here
+from pipelines.arrival import check_data_named, check_machine, check_own_parts, export_warnings, own_names, slow_here
 from pipelines.code_change import settle_code_changes
 from pipelines.dry_run import describe
 from pipelines.exit_status import exit_status
@@ -265,6 +265,8 @@ def main(run: Callable[[Command], None], *, about: str | None) -> int:
         command = parse(sys.argv[1:], RECIPES, default=DEFAULT, about=about or "")
         command.config.resources.require_accelerator()
         check_own_parts(command.config, command.root)
+        for sentence in export_warnings(command.config, command.root):
+            print(f"warning: {sentence}", file=sys.stderr)
         if command.dry_run:
             print(describe(command))
         else:

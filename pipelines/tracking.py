@@ -15,6 +15,7 @@ from sat_ray.card import PASS
 from sat_ray.checkpoint import load_model
 from sat_ray.config import content_hash, flatten, to_json
 from sat_ray.configuration import Configuration
+from sat_ray.models.export import NotExportedError
 from sat_ray.plan import dataset_uri, longest_trials
 from sat_ray.spending import row_cost, spent_by_stage, training_seconds
 from sat_ray.stages import Record
@@ -37,6 +38,7 @@ class Projection:
         tracker.artifact(self.parent, "config.json", json_bytes(to_json(sweep.config)))
         self.shown: dict[str, str] = {}
         self.with_model: dict[str, str] = {}
+        self.not_exported = ""
         self.data: Dataset | None = None
 
     def _parent(self, tags: Mapping[str, str]) -> str:
@@ -119,6 +121,8 @@ class Projection:
             reasons = "; ".join(card["reasons"])
             return f"no champion: the robustness card of {name} says FLAG ({reasons}). --accept-flagged REASON registers it all the same"
         run_id, uri = self._with_model(trained[best["checkpoint"]])
+        if not uri:
+            return f"no champion: {self.not_exported}; its weights are in {best['checkpoint']}"
         tags = {
             "sat_ray.robustness_card": card["verdict"],
             "sat_ray.robust_accuracy_of_cascade": f"{card['ladder']['cascade']:.4f} (validation, n = {card['n']})",
@@ -278,13 +282,19 @@ class Projection:
         return run_id
 
     def _with_model(self, record: Record) -> tuple[str, str]:
+        """Attach the model to its run; return the run id and the model's URI, "" without one."""
         run_id = self._run(record, kind="finalist", name=_finalist_name(record))
         if record.key in self.with_model:
             return run_id, self.with_model[record.key]
         model = load_model(record.payload["path"], expected_sha256=record.payload["sha256"])
         shape = self._dataset().manifest["shape"]
-        self.with_model[record.key] = self.tracker.model(run_id, model, name=MODEL_NAME, input_shape=shape)
-        return run_id, self.with_model[record.key]
+        try:
+            uri = self.tracker.model(run_id, model, name=MODEL_NAME, input_shape=shape)
+        except NotExportedError as error:  # everything else of the run is written
+            uri = ""
+            self.not_exported = str(error)
+        self.with_model[record.key] = uri
+        return run_id, uri
 
 
 def _now(values: Mapping[str, float], *, step: int = 0) -> list[Point]:

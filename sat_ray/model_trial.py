@@ -19,7 +19,7 @@ from sat_ray.data.split import Split
 from sat_ray.evaluation import attacker_view, check_classes, check_logits, device_of, likeliest_others
 from sat_ray.lanes import gradient_error, is_finite, require_finite
 from sat_ray.models.exported import Exported
-from sat_ray.models.own import require_same_again, require_same_alone
+from sat_ray.models.own import require_same_again, require_same_alone, require_same_moved
 from sat_ray.narrowing import call_rows, pad
 from sat_ray.precision import exact_float32
 from sat_ray.randomness import Randomness
@@ -47,6 +47,8 @@ def try_model(model: nn.Module, some: Split, *, lanes: int, expected: int | None
     if expected not in (None, logits.shape[1]):
         raise ValueError(f"{what} has {logits.shape[1]} classes, the dataset {expected}; allowed: the same classes in the same order")
     require_same_again(logits, _forward(model, x, what=what), what=what)
+    moved = _forward(model, x.roll(1, dims=0), what=what).roll(-1, dims=0)
+    require_same_moved(moved, logits, what=what)
     kept = len(x) // 2
     require_same_alone(logits[:kept], _forward(model, torch.cat([x[:kept], 1 - x[kept:]]), what=what)[:kept], what=what)
     return logits[: len(some)].cpu()

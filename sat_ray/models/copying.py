@@ -15,8 +15,8 @@ class NotCopiedError(ValueError):
     """A model holds something that Python cannot copy, such as an open file."""
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model.
+def copied(model: nn.Module, *, what: str = "the model") -> nn.Module:
+    """Return a deep copy of a model. what: its name for the message.
 
     A tensor that an earlier forward pass left on a module (old-style weight_norm does) is copied
     without its graph, which copy.deepcopy refuses. A lock is shared with the copy. Raises
@@ -32,7 +32,7 @@ def copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise NotCopiedError(
-            f"the model cannot be copied ({type(error).__name__}: {first_line(error)}); keep what "
+            f"{what} cannot be copied ({type(error).__name__}: {first_line(error)}); keep what "
             "cannot be copied (open files, sessions, threads) outside the module"
         ) from error
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sat_ray.activations import Activation
 from sat_ray.models.copying import copied
+from sat_ray.reference import first_line
 
 FORMATS = ("pt2", "onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -79,9 +80,29 @@ def _example(count: int, shape: Sequence[int]) -> Tensor:
     return torch.rand(count, *shape, generator=torch.Generator().manual_seed(count), dtype=torch.float32)
 
 
-def _pt2(model: nn.Module, shape: Sequence[int]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+class NotExportedError(ValueError):
+    """A network cannot be written as a file of torch.export."""
+
+
+def check_exportable(model: nn.Module, shape: Sequence[int], *, what: str) -> None:
+    """Raise NotExportedError, in one line, where torch.export cannot trace a model.
+
+    shape: (C, H, W) of the images; what: the model's name for the message.
+    """
+    _program(model, shape, what=what)
+
+
+def _program(model: nn.Module, shape: Sequence[int], *, what: str = "the model") -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(exportable(model).requires_grad_(False), (_example(2, shape),), dynamic_shapes=({0: batch},))
+    try:
+        plain = exportable(model).requires_grad_(False)
+        return torch.export.export(plain, (_example(2, shape),), dynamic_shapes=({0: batch},))
+    except Exception as error:  # torch.export has many kinds of its own
+        raise NotExportedError(f"{what} cannot be exported ({first_line(error)})") from error
+
+
+def _pt2(model: nn.Module, shape: Sequence[int]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+    program = _program(model, shape)
     stream = io.BytesIO()
     torch.export.save(program, stream)
     again = torch.export.load(io.BytesIO(stream.getvalue())).module()
