@@ -18,6 +18,7 @@ from pipelines.recipes import DEFAULT, RECIPES
 from pipelines.stages import Sweep
 from pipelines.tracker_link import TrackerLink, mlflow_tracker
 from sat_ray.budget import describe_search
+from sat_ray.class_names import numbers_out_of_order
 from sat_ray.cli import Command, parse
 from sat_ray.config import SweepConfig, content_hash, from_json, to_json
 from sat_ray.data.preparing import progress as shards_written
@@ -173,7 +174,9 @@ def described(dataset: Dataset) -> str:
     splits, classes = dataset.manifest["splits"], len(dataset.manifest["class_names"])
     stored = ", ".join(f"{splits[name]:,} {name}" for name in ("train", "val"))
     stored += f" and {splits['test']:,} test images of {classes:,} classes in {dataset.uri}"
-    return "; ".join(filter(None, (stored, other_classes(dataset), enlarged(dataset), left_out(dataset))))
+    mixed_up = numbers_out_of_order(dataset.manifest["class_names"])
+    noted = (stored, other_classes(dataset), mixed_up, enlarged(dataset), left_out(dataset))
+    return "; ".join(filter(None, noted))
 
 
 def other_classes(dataset: Dataset) -> str:

@@ -104,7 +104,8 @@ class EvaluationTask:
 
     kind: what is at `checkpoint`, see `sat_ray.model_source`; checkpoint_sha256: the digest of its contents; first, last: rows of the
     split, or, where `sample` is a number, of that many images drawn from it by the seed; cascade: each attack takes what survived those
-    before it; own: names of the user's own code that the model is made of.
+    before it; own: names of the user's own code that the model is made of; label_order: the model's class of each label, where
+    the dataset has the same classes in another order.
     """
 
     checkpoint: str
@@ -122,19 +123,25 @@ class EvaluationTask:
     sample: int | None = None
     cascade: bool = False
     own: tuple[str, ...] = ()
+    label_order: tuple[int, ...] = ()
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the outcomes; what a sweep never asks for is named only where it was asked for."""
+        reordered = {"label_order": list(self.label_order)} if self.label_order else {}
         unusual = {"split": self.split != "test", "sample": self.sample is not None, "cascade": self.cascade, OWN: bool(self.own)}
-        return {name: getattr(self, name) for name, named in unusual.items() if named} | {
-            "weights": self.checkpoint_sha256,
-            "attacks": [to_json(spec) for spec in self.attacks],
-            "rows": [self.first, self.last],
-            "seed": self.seed,
-            "dataset": self.dataset.hash,
-            "environment": self.environment,
-        }
+        return (
+            reordered
+            | {name: getattr(self, name) for name, named in unusual.items() if named}
+            | {
+                "weights": self.checkpoint_sha256,
+                "attacks": [to_json(spec) for spec in self.attacks],
+                "rows": [self.first, self.last],
+                "seed": self.seed,
+                "dataset": self.dataset.hash,
+                "environment": self.environment,
+            }
+        )
 
     @property
     def key(self) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sat_ray.distributed.folders import LOCK, remove_abandoned, session_folder
+from sat_ray.distributed.folders import LOCK, remove_abandoned, require_short, session_folder
 
 DRIVER = """
 import sys, time
@@ -61,3 +61,11 @@ def test_a_machine_too_busy_to_start_ray_gets_one_line(monkeypatch: pytest.Monke
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with pytest.raises(TimeoutError, match="did not start on this machine within 30 s"), ray_session():
         pass
+
+
+def test_a_folder_whose_sockets_would_have_too_long_paths_is_refused_with_the_way_out() -> None:
+    require_short(Path("/tmp"))
+    for folder in ("/tmp/" + 60 * "x", "/tmp/" + 30 * "é"):  # bytes count, not letters
+        with pytest.raises(ValueError, match=r"bytes too long, got /tmp/.*107 bytes; set TMPDIR to a folder") as error:
+            require_short(Path(folder))
+        assert "\n" not in str(error.value)

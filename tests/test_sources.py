@@ -268,6 +268,7 @@ def test_the_folders_of_an_image_folder_are_its_splits(parts: tuple[str, ...], e
         (("readme.txt",), "has no files in sub-folders"),
         (("a/1.jpg", "a/2.jpg"), "it has 1 class, and a classifier needs two"),
         (("train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg"), "test/ has classes that train/ has not: c"),
+        (("train/caf\u00e9/1.jpg", "train/b/1.jpg", "test/cafe\u0301/1.jpg"), "are of two Unicode forms .'cafe.u0301' and 'caf.xe9'"),
         (("a/1.jpg", "b/1.jpg", "3.PNG", "2.jpg"), r"has images beside its folders \(2, 2\.jpg first\)"),
         (("train/a/1.jpg", "train/b/1.jpg", "train/2.jpg"), r"train/ has images beside its folders \(1, 2\.jpg first\)"),
     ],

@@ -1,9 +1,11 @@
 """Image folders: one sub-folder per class, perhaps below train/, val/ and test/."""
 
 import os
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from sat_ray.class_names import normal
 from sat_ray.data.images import Place
 from sat_ray.data.remote import Folder, RemotePath
 from sat_ray.data.source import LayoutError, Listing
@@ -62,6 +64,18 @@ def list_image_folder(path: Folder) -> Listing:
     return listed
 
 
+def _other_classes(split: str, foreign: Sequence[str], known: Collection[str]) -> str:
+    """Say which classes train/ lacks, and which it has in another Unicode form."""
+    written = {normal(name): name for name in known}
+    for name in foreign:
+        if (twin := written.get(normal(name))) is not None:
+            return (
+                f"{split}/{name} and train/{twin} look alike, but their accented letters are of two "
+                f"Unicode forms ({name!a} and {twin!a}); rename one folder as the other"
+            )
+    return f"{split}/ has classes that train/ has not: {', '.join(foreign[:3])}"
+
+
 def _listing(root: Folder, parts: dict[str, list[tuple[str, Folder]]]) -> Listing:
     """Join the (class, file) pairs of several splits, train first; a lone val split is what there is to test on."""
     classes = sorted({name for name, _ in parts["train"]})
@@ -71,7 +85,7 @@ def _listing(root: Folder, parts: dict[str, list[tuple[str, Folder]]]) -> Listin
     held_out: dict[str, np.ndarray] = {}
     for split, files in parts.items():
         if foreign := sorted({name for name, _ in files} - index.keys()):
-            raise LayoutError(f"{split}/ has classes that train/ has not: {', '.join(foreign[:3])}")
+            raise LayoutError(_other_classes(split, foreign, index))
         if split != "train":
             held_out[split] = np.arange(len(places), len(places) + len(files))
         places += [Place(str(file).removeprefix(f"{root}/"), str(file)) for _, file in files]

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREFIX, LOCK = "sat_ray-", "driver.lock"
+SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead"  # Ray's longest name
+LONGEST_SOCKET = 107  # bytes of a socket's path, by the operating system
 
 
 @contextmanager
@@ -32,6 +34,17 @@ def session_folder(parent: Path | None = None) -> Iterator[str]:
             yield str(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_short(parent: Path) -> None:
+    """Raise ValueError where Ray's unix sockets in a folder would have longer paths than allowed."""
+    length = len(os.fsencode(parent / f"{PREFIX}12345678" / SOCKET))
+    if length > LONGEST_SOCKET:
+        raise ValueError(
+            f"the path of the folder for temporary files is {length - LONGEST_SOCKET} bytes too long, got "
+            f"{parent}: Ray's unix sockets lie in it, and a socket's path may have {LONGEST_SOCKET} bytes; "
+            "set TMPDIR to a folder with a shorter path, such as /tmp"
+        )
 
 
 def remove_abandoned(parent: Path) -> list[Path]:

@@ -5,12 +5,14 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from sat_ray.bundles import NODE_GROUPS, bundles, check_room
 from sat_ray.config import SweepConfig
-from sat_ray.distributed.folders import session_folder
+from sat_ray.distributed.folders import require_short, session_folder
 from sat_ray.distributed.nodes import node_groups
 
 RETRY_DELAY = {"RAY_task_retry_delay_ms": "5000"}  # a node that kills whatever is started on it must not use up all tries of a task at once
@@ -49,6 +51,7 @@ def ray_session() -> Iterator[str]:
     """Yield a sentence that says which Ray this is; a private one answers this process alone and ends with the block."""
     address, private = os.environ.get("RAY_ADDRESS", ""), is_private()
     if private:
+        require_short(Path(tempfile.gettempdir()))
         os.environ.pop(NODE_GROUPS, None)  # a private Ray buys no nodes
         require_token()
     for name, value in RETRY_DELAY.items():
