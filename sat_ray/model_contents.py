@@ -95,7 +95,7 @@ class Contents:
         if tensor.is_quantized:
             return [(f"{path}.int_repr", tensor.int_repr()), *self._scales(path, tensor)]
         if tensor.layout is not torch.strided:
-            whole = tensor.to_sparse_coo().coalesce()
+            whole = tensor.to_dense().to_sparse()
             return [(f"{path}.indices", whole.indices()), (f"{path}.values", whole.values())]
         if tensor.is_meta:
             raise UnreadableModelError(f"{path} is on the meta device and holds no values")

@@ -14,7 +14,7 @@ from torch import nn
 from sat_ray.activations import Activation
 from sat_ray.mlflow_tracker.connection import global_tracking_uri, sole_creator
 from sat_ray.models.copying import NotCopiedError
-from sat_ray.models.export import NotExportedError, exportable
+from sat_ray.models.export import NotExportedError, exportable, quiet
 from sat_ray.reference import first_line
 from sat_ray.tracking_uri import check_tracking, login_to_environment, redacted, sqlite_path
 
@@ -44,15 +44,16 @@ def save_model(model: nn.Module, folder: str, input_shape: Sequence[int], logged
     kind = np.dtype("float32")
     signature = ModelSignature(Schema([TensorSpec(kind, (-1, *input_shape))]), Schema([TensorSpec(kind, (-1, classes))]))
     try:
-        mlflow.pytorch.save_model(
-            exported,
-            folder,
-            mlflow_model=Model(logged.artifact_location, logged.source_run_id, model_uuid=logged.model_id, model_id=logged.model_id),
-            signature=signature,
-            input_example=example,
-            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
-            serialization_format="pt2",
-        )
+        with quiet():
+            mlflow.pytorch.save_model(
+                exported,
+                folder,
+                mlflow_model=Model(logged.artifact_location, logged.source_run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+                signature=signature,
+                input_example=example,
+                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
+                serialization_format="pt2",
+            )
     except OSError:  # a full disk, not the network
         raise
     except Exception as error:

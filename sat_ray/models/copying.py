@@ -3,11 +3,13 @@
 import copy
 import threading
 from collections.abc import Iterator
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from sat_ray.reference import first_line
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
 LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 
@@ -15,7 +17,7 @@ class NotCopiedError(ValueError):
     """A model holds something that Python cannot copy, such as an open file."""
 
 
-def copied(model: nn.Module, *, what: str = "the model") -> nn.Module:
+def copied(model: ModelT, *, what: str = "the model") -> ModelT:
     """Return a deep copy of a model. what: its name for the message.
 
     A tensor that an earlier forward pass left on a module (old-style weight_norm does) is copied

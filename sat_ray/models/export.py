@@ -5,7 +5,9 @@ For .pt2, activations with a hand-written backward pass are rewritten so that th
 
 import importlib.util
 import io
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +82,18 @@ def _example(count: int, shape: Sequence[int]) -> Tensor:
     return torch.rand(count, *shape, generator=torch.Generator().manual_seed(count), dtype=torch.float32)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what torch.export logs where it fails: pages of its graph; the error says why."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
 class NotExportedError(ValueError):
     """A network cannot be written as a file of torch.export."""
 
@@ -96,7 +110,8 @@ def _program(model: nn.Module, shape: Sequence[int], *, what: str = "the model")
     batch = torch.export.Dim("batch", min=1)
     try:
         plain = exportable(model).requires_grad_(False)
-        return torch.export.export(plain, (_example(2, shape),), dynamic_shapes=({0: batch},))
+        with quiet():
+            return torch.export.export(plain, (_example(2, shape),), dynamic_shapes=({0: batch},))
     except Exception as error:  # torch.export has many kinds of its own
         raise NotExportedError(f"{what} cannot be exported ({first_line(error)})") from error
 

@@ -168,8 +168,9 @@ def _idle_parameters(model: nn.Module, x: Tensor, *, what: str) -> list[str]:
 
 def _random_states() -> tuple[object, ...]:
     """Return the states of the generators that a network may draw from."""
-    _, keys, *rest = np.random.get_state(legacy=True)
-    return (torch.get_rng_state().tolist(), random.getstate(), bytes(keys), rest)
+    legacy = np.random.get_state(legacy=False)["state"]
+    arrays = (torch.get_rng_state().tolist(), legacy["key"].tolist(), legacy["pos"])
+    return (*arrays, random.getstate())
 
 
 def _described(value: object) -> str:
