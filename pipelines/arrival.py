@@ -2,13 +2,16 @@
 prepared), and the compiler of this machine."""
 
 import torch
+from torch import nn
 
+from sat_ray.activations import make_activation
 from sat_ray.compilation import check_compiler
 from sat_ray.config import SweepConfig
 from sat_ray.data.own import opened
 from sat_ray.data.sources import dataset_source
 from sat_ray.fast_copy import check_gradient, emulated
-from sat_ray.models import ModelSpec, check_own_model
+from sat_ray.models import ModelSpec, check_own_model, model_from_spec
+from sat_ray.models.export import NotExportedError, check_exportable
 from sat_ray.plan import dataset_uri
 from sat_ray.reference import is_reference
 from sat_ray.resizing import check_resizing, image_shape
@@ -30,12 +33,52 @@ def check_own_parts(config: SweepConfig, root: Storage) -> None:
     """
     if not own_names(config):
         return
-    prepared, source = Dataset.open(dataset_uri(config, root)), dataset_source(config.data.dataset)
+    known = _shape_known(config, root)
+    if known is not None:
+        check_network(config, *known)
+
+
+def export_warnings(config: SweepConfig, root: Storage) -> list[str]:
+    """Return a sentence for each part of the user's own with which a model cannot be exported.
+
+    Such a model is trained, evaluated and reported; MLflow gets no model, and nothing is registered.
+    A network for images that are still in their files is not tried.
+    """
+    found = []
+    for name, alpha in _own_activations(config).items():
+        alone = nn.Sequential(make_activation(name, alpha=alpha))
+        found.append(_not_exported(alone, (1, 8, 8), what=f"activation {name}"))
+    known = _shape_known(config, root) if is_reference(config.model.name) else None
+    if known is not None:
+        model = model_from_spec(_spec_of_trial(config, *known), seed=0)
+        found.append(_not_exported(model, known[1], what=f"model {config.model.name}"))
+    return [sentence for sentence in found if sentence]
+
+
+def _own_activations(config: SweepConfig) -> dict[str, float | None]:
+    """Return the user's activations with one alpha of each."""
+    return {one.activation: one.alpha for one in config.search.configurations() if is_reference(one.activation)}
+
+
+def _not_exported(model: nn.Module, shape: tuple[int, ...], *, what: str) -> str:
+    try:
+        check_exportable(model, shape, what=what)
+    except NotExportedError as error:
+        return f"{error}: the sweep will end with a report, but without a model in MLflow"
+    return ""
+
+
+def _shape_known(config: SweepConfig, root: Storage) -> tuple[int, tuple[int, ...]] | None:
+    """Return the classes and (C, H, W) of the images; None while they are still in their files."""
+    prepared = Dataset.open(dataset_uri(config, root))
+    source = dataset_source(config.data.dataset)
     if prepared is not None:
-        check_network(config, len(prepared.manifest["class_names"]), tuple(prepared.manifest["shape"]))
-    elif not source.encoded:
-        found = opened(source, config.data.path)
-        check_network(config, len(found.class_names), tuple(found.images.shape[1:]))  # type: ignore[union-attr]
+        manifest = prepared.manifest
+        return len(manifest["class_names"]), tuple(manifest["shape"])
+    if source.encoded:
+        return None
+    found = opened(source, config.data.path)
+    return len(found.class_names), tuple(found.images.shape[1:])  # type: ignore[union-attr]
 
 
 def check_data_named(config: SweepConfig, root: Storage) -> None:
@@ -76,8 +119,15 @@ def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> 
     check_resizing(config.training, shape)
     if not is_reference(config.model.name):
         return
+    spec = _spec_of_trial(config, classes, shape)
+    sizes = (image_shape(one, epoch, shape) for one in (config.training, config.trial_training()) for epoch in range(one.epochs))
+    check_own_model(spec, shape, tuple(size for size in dict.fromkeys(sizes) if size != shape))
+
+
+def _spec_of_trial(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> ModelSpec:
+    """Describe the network with an activation whose derivative is known. shape: (C, H, W)."""
     half = (0.5,) * shape[0]
-    spec = ModelSpec(
+    return ModelSpec(
         name=config.model.name,
         activation="silu",  # has no kink, so that finite differences can be trusted
         num_classes=classes,
@@ -86,5 +136,3 @@ def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> 
         mean=half,
         std=half,
     )
-    sizes = (image_shape(one, epoch, shape) for one in (config.training, config.trial_training()) for epoch in range(one.epochs))
-    check_own_model(spec, shape, tuple(size for size in dict.fromkeys(sizes) if size != shape))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
+from pipelines.exit_status import leave_own_folder_off_the_path
 from sat_ray.names import printable
 from sat_ray.outcome_files import evaluation_of, folder_and_name, read_outcomes
 from sat_ray.report.judged import JudgedModel, judge
@@ -103,6 +104,7 @@ def run(argv: Sequence[str]) -> None:
 
 def main() -> int:
     """Run the command and return the exit status: 2, with one line, for what a user can mend."""
+    leave_own_folder_off_the_path()
     try:
         run(sys.argv[1:])
         return 0

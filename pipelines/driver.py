@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from pipelines import stages
-from pipelines.arrival import check_data_named, check_machine, check_own_parts, own_names, slow_here
+from pipelines.arrival import check_data_named, check_machine, check_own_parts, export_warnings, own_names, slow_here
 from pipelines.code_change import settle_code_changes
 from pipelines.dry_run import describe
 from pipelines.exit_status import exit_status
@@ -20,6 +20,7 @@ from pipelines.recipes import DEFAULT, RECIPES
 from pipelines.stages import Sweep
 from pipelines.tracker_link import TrackerLink, mlflow_tracker
 from sat_ray.budget import describe_search
+from sat_ray.class_names import numbers_out_of_order
 from sat_ray.cli import Command, parse
 from sat_ray.config import SweepConfig, code_named, content_hash, from_json, to_json
 from sat_ray.data.preparing import progress as shards_written
@@ -209,7 +210,9 @@ def described(dataset: Dataset) -> str:
     splits, classes = dataset.manifest["splits"], len(dataset.manifest["class_names"])
     stored = ", ".join(f"{splits[name]:,} {name}" for name in ("train", "val"))
     stored += f" and {splits['test']:,} test images of {classes:,} classes in {dataset.uri}"
-    return "; ".join(filter(None, (stored, other_classes(dataset), other_count(dataset), enlarged(dataset), left_out(dataset))))
+    mixed_up = numbers_out_of_order(dataset.manifest["class_names"])
+    odd = (other_classes(dataset), other_count(dataset), mixed_up, enlarged(dataset), left_out(dataset))
+    return "; ".join(filter(None, (stored, *odd)))
 
 
 def other_classes(dataset: Dataset) -> str:
@@ -318,6 +321,8 @@ def main(run: Callable[[Command], None], *, about: str | None) -> int:
         command = parse(sys.argv[1:], RECIPES, default=DEFAULT, about=about or "")
         command.config.resources.require_accelerator()
         check_own_parts(command.config, command.root)
+        for sentence in export_warnings(command.config, command.root):
+            print(f"warning: {sentence}", file=sys.stderr)
         if command.dry_run:
             print(describe(command))
         else:

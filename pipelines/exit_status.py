@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from pipelines.stop_signals import KEPT, STATUS, stop_signals
 from sat_ray.attacks import InfeasiblePointError
@@ -14,8 +15,19 @@ from sat_ray.sentinel import CatastrophicOverfittingError
 EXPECTED = (ValueError, OSError, ArithmeticError, InfeasiblePointError, CatastrophicOverfittingError)
 
 
+def leave_own_folder_off_the_path() -> None:
+    """Remove the folder of the commands from sys.path, where Python puts the folder of a script.
+
+    Otherwise `train:net` would name the command train.py, not the user's module. Ray's workers look
+    for modules where the driver does.
+    """
+    own = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != own]
+
+
 def exit_status(action: Callable[[], None]) -> int:
     """Run a command and return its exit status. SAT_RAY_TRACEBACK=1 in the environment adds the traceback; other errors are raised."""
+    leave_own_folder_off_the_path()
     with stop_signals() as stopped:
         try:
             action()

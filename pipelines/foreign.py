@@ -23,6 +23,7 @@ from pipelines.foreign_tasks import environment_of, records_of, run_tasks, tasks
 from pipelines.progress import Reporter
 from pipelines.verdict import claim, summary, to_terminal
 from sat_ray.calibration import Calibration
+from sat_ray.class_names import below_chance
 from sat_ray.cli import UsageError, folder_name, parse_options, storage_root
 from sat_ray.config import to_json
 from sat_ray.data.shards import image_ids
@@ -65,7 +66,7 @@ def evaluate_foreign(given: ForeignOptions) -> None:
         name, identity = identify(given, subject)
         storage = root.child(name)
         reporter.say(f"evaluation {name} in {storage.uri}: {subject.n:,} images, {subject.classes} classes")
-        if warning := str(subject.zeros):
+        for warning in subject.warnings:
             reporter.say(f"warning: {warning}")
         with driver_lease(storage):
             claim_folder(storage, identity)
@@ -75,7 +76,7 @@ def evaluate_foreign(given: ForeignOptions) -> None:
             run_tasks(given, tasks, Records(storage), reporter)
             found, table = write_evaluation(given, subject, tasks, storage, identity)
             reporter.console.print(printable(claim(found)), style="bold", soft_wrap=True, markup=False)
-            if warning:
+            if warning := found.get("warning", ""):
                 reporter.console.print(printable(f"warning: {warning}"), style="bold", soft_wrap=True, markup=False)
             reporter.console.print(to_terminal(found))
             for measured in found.get("calibrations", ()):
@@ -116,6 +117,9 @@ def write_evaluation(
     path = merge_outcomes(records_of(tasks, records), expected.numpy(), records, name=name)
     columns = ["image_id", "label", "clean_prediction", "attack", "first_broken_step", "passes", "robust"]
     table = pq.read_table(io.BytesIO(storage.read(path)), columns=columns)
+    counted = summary(table, subject.attacks)
+    chance = below_chance(counted["clean_accuracy"], subject.classes)
+    warning = "; ".join(filter(None, (*subject.warnings, chance)))
     found = {
         "name": name,
         "model": {"uri": given.model, **identity["model"]},
@@ -125,9 +129,9 @@ def write_evaluation(
         "num_classes": subject.classes,
         "seed": given.seed,
         "cascade": identity["cascade"],
-        **summary(table, subject.attacks),
+        **counted,
         **_together(records_of(tasks, records)),
-        **({"warning": str(subject.zeros)} if subject.zeros.images else {}),
+        **({"warning": warning} if warning else {}),
         "environment": environment_of(given) | {"versions": {package: importlib.metadata.version(package) for package in VERSIONS}},
         "outcomes": storage.full(path),
     }

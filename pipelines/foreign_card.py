@@ -16,8 +16,7 @@ from sat_ray.bundles import evaluation_resources
 from sat_ray.card import CardSettings, robustness_card
 from sat_ray.config import to_json
 from sat_ray.configuration import Configuration
-from sat_ray.data.shards import read_rows
-from sat_ray.jobs import model_of, rows_of
+from sat_ray.jobs import images_of, model_of, rows_of
 from sat_ray.model_trial import naming_model
 from sat_ray.stages import Records, record_key
 from sat_ray.storage import Storage
@@ -62,7 +61,8 @@ def card_key(given: ForeignOptions, subject: Subject, task: EvaluationTask) -> s
 def card_inputs(given: ForeignOptions, subject: Subject, task: EvaluationTask) -> dict[str, Any]:
     """Return everything that determines the card."""
     settings = CardSettings()
-    return {
+    reordered = {"label_order": list(task.label_order)} if task.label_order else {}
+    return reordered | {
         "weights": task.checkpoint_sha256,
         "attack": given.examined().to_json(),
         "configuration": None if subject.configuration is None else subject.configuration.to_json(),
@@ -79,7 +79,7 @@ def card_inputs(given: ForeignOptions, subject: Subject, task: EvaluationTask) -
 def card_of(task: EvaluationTask, attack: AttackSpec, configuration: Configuration | None) -> dict[str, Any]:
     """Compute the card of a task's model on the task's images, where the task runs."""
     torch.set_num_threads(int(task.environment["threads"]))
-    split = read_rows(Storage(task.dataset.uri), task.split, rows_of(task))
+    split = images_of(task, rows_of(task))
     variants = partial(variants_of, configuration)
     with naming_model(task.checkpoint):
         return robustness_card(model_of(task), split, attack=attack, variants=variants, seed=task.seed, lanes=task.lanes)

@@ -12,16 +12,22 @@ import torch
 from pipelines.foreign_options import ForeignOptions
 from sat_ray.attacks import AttackSpec
 from sat_ray.checkpoint import MODEL_JSON
+from sat_ray.class_names import label_order, numbers_out_of_order, relabelled
 from sat_ray.cli import folder_name
 from sat_ray.config import content_hash, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.data.foreign import prepared
 from sat_ray.data.shards import image_ids, labels, read_rows
+from sat_ray.jobs import sampled_rows
 from sat_ray.model_source import kind_of, load_source, try_source
-from sat_ray.model_trial import ZeroGradients, check_labels, try_attack, try_model
+from sat_ray.model_trial import ZeroGradients, check_copyable, check_labels, try_attack, try_model, try_more
 from sat_ray.models import Normalized
+from sat_ray.probabilities import bounded_outputs
 from sat_ray.storage import Storage
 from sat_ray.units import Dataset, through_every_backward
+
+PROBED_CALLS = 8  # calls of the model on images from all over the split, before any worker starts
+REORDERED = "the data has the model's classes in another order: labels are matched by name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +35,8 @@ class Subject:
     """The model and the images, opened and found to fit each other.
 
     uri: where every worker can read the model; configuration: of a checkpoint's training, else None; attacks: what the model is to
-    survive, through every backward pass that its training used; zeros: where the first of them finds a gradient of 0.
+    survive, through every backward pass that its training used; zeros: where the first of them finds a gradient of 0; label_order: the
+    model's class of each label, where the dataset has the same classes in another order; warnings: what is odd, in sentences.
     """
 
     kind: str
@@ -43,6 +50,8 @@ class Subject:
     configuration: Configuration | None
     attacks: tuple[AttackSpec, ...]
     zeros: ZeroGradients
+    label_order: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def sample(self) -> int | None:
@@ -75,8 +84,11 @@ def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subje
     try_source(kind, uri, dataset.manifest["shape"])
     model, digest = load_source(kind, uri)
     shards = Storage(dataset.uri)
-    some = read_rows(shards, given.split, torch.arange(min(given.lanes, n_split)))
-    expected = len(dataset.manifest["class_names"]) or None
+    names = dataset.manifest["class_names"]
+    known = _class_names(kind, uri)
+    order = label_order(known, names, what=f"data {given.data}")
+    some = relabelled(read_rows(shards, given.split, torch.arange(min(given.lanes, n_split))), order)
+    expected = len(names) or None
     clean = try_model(model, some, lanes=given.lanes, expected=expected, what=given.model)
     classes = clean.shape[1]
     if expected is None:  # with names of classes, labels were checked when they were written
@@ -84,6 +96,16 @@ def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subje
     configuration = _configuration(model, uri)
     attacks = tuple(one for spec in given.attacks(num_classes=classes) for one in variants_of(configuration, spec))
     zeros = try_attack(model, some, clean, attacks[0], lanes=given.lanes, what=given.model)
+    check_copyable(model, attacks[0], what=given.model)
+    rows = sampled_rows(n_split, min(n_split, PROBED_CALLS * given.lanes), seed=given.seed)
+    sample = relabelled(read_rows(shards, given.split, rows), order)
+    logits = try_more(model, sample, attacks[0], lanes=given.lanes, what=given.model)
+    warnings = (
+        str(zeros),
+        bounded_outputs(logits),
+        REORDERED if order else "",
+        "" if known else numbers_out_of_order(names),
+    )
     return Subject(
         kind=kind,
         uri=uri,
@@ -96,6 +118,8 @@ def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subje
         configuration=configuration,
         attacks=attacks,
         zeros=zeros,
+        label_order=order,
+        warnings=tuple(filter(None, warnings)),
     )
 
 
@@ -108,6 +132,14 @@ def _channels(model: str) -> int | None:
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # what is wrong with it is said when it is loaded
     return found if found in (1, 3) else None
+
+
+def _class_names(kind: str, uri: str) -> list[str]:
+    """Return the names of the classes that a checkpoint was trained on; [] where they are not known."""
+    if kind != "checkpoint":
+        return []
+    names: list[str] = Storage.at(uri).read_json(MODEL_JSON)["about"].get("class_names", [])
+    return names
 
 
 def _configuration(model: torch.nn.Module, uri: str) -> Configuration | None:
@@ -134,6 +166,8 @@ def identify(given: ForeignOptions, subject: Subject) -> tuple[str, dict[str, An
         "seed": given.seed,
         "lanes": given.lanes,
     }
+    if subject.label_order:
+        identity["label_order"] = list(subject.label_order)
     made = f"{_slug(given.model)}-{_slug(given.data)}-{content_hash(identity)[:8]}"
     return folder_name(given.name or made), identity
 

@@ -33,6 +33,7 @@ def tasks_of(given: ForeignOptions, subject: Subject, name: str) -> list[Evaluat
             lanes=given.lanes,
             dataset=subject.dataset,
             environment=environment_of(given),
+            label_order=subject.label_order,
         )
         for first, last in shard_bounds(subject.n, given.images_per_shard(subject.n))
     ]

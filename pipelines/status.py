@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from pipelines.exit_status import leave_own_folder_off_the_path
 from pipelines.recipes import DEFAULT, RECIPES
 from sat_ray.cli import AllowCode, Options, parse_options, parse_recipe, storage_root, sweep_name
 from sat_ray.config import SweepConfig, flatten, to_json
@@ -40,6 +41,7 @@ class Asked:
 
 def main() -> int:
     """Answer, and return the exit status: 2 where there is no such storage or sweep."""
+    leave_own_folder_off_the_path()
     try:
         asked = parse_options(sys.argv[1:], Asked(), about=__doc__ or "")
         text = answer(asked, storage_root(asked.storage))

@@ -14,6 +14,7 @@ from typing import Annotated
 import torch
 import tyro
 
+from pipelines.exit_status import leave_own_folder_off_the_path
 from pipelines.recipes import DEFAULT, RECIPES
 from pipelines.tour import tell
 from sat_ray.cli import parse_recipe, storage_root
@@ -45,6 +46,7 @@ class Asked:
 
 def main() -> int:
     """Tell the journey, and return the exit status: 2 where there is no such image or model."""
+    leave_own_folder_off_the_path()
     try:
         config, _, asked = parse_recipe(sys.argv[1:], RECIPES, default=DEFAULT, about=__doc__ or "", options=Asked())
         with tempfile.TemporaryDirectory(prefix="sat_ray-trace-") as scratch:

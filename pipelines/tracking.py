@@ -31,6 +31,7 @@ from sat_ray.config import content_hash, flatten, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.evaluation import robust_image_ids
 from sat_ray.metrics import wilson_interval
+from sat_ray.models.export import NotExportedError
 from sat_ray.plan import dataset_uri, longest_trials, strong_on_validation
 from sat_ray.spending import row_cost, spent_by_stage, training_seconds
 from sat_ray.stages import Record
@@ -57,6 +58,7 @@ class Projection:
         tracker.artifact(self.parent, "config.json", json_bytes(to_json(sweep.config)))
         self.shown: dict[str, str] = {}
         self.with_model: dict[str, str] = {}
+        self.not_exported = ""
         self.data: Dataset | None = None
 
     def _parent(self, tags: Mapping[str, str]) -> str:
@@ -164,6 +166,8 @@ class Projection:
         contender = self._contender(seeds)
         model = registered_name(self.sweep.config, self._dataset())
         run_id, uri = self._with_model(trained[best["checkpoint"]])
+        if not uri:
+            return f"no champion: {self.not_exported}; its weights are in {best['checkpoint']}"
         present = self.tracker.holder(model, alias=ALIAS)
         same = present is not None and present.source == uri
         against = "" if same else objection(contender, None if present is None else present.tags)
@@ -396,13 +400,19 @@ class Projection:
         }
 
     def _with_model(self, record: Record) -> tuple[str, str]:
+        """Attach the model to its run; return the run id and the model's URI, "" without one."""
         run_id = self._run(record, kind="finalist", name=_finalist_name(record))
         if record.key in self.with_model:
             return run_id, self.with_model[record.key]
         model = load_model(record.payload["path"], expected_sha256=record.payload["sha256"])
         shape = self._dataset().manifest["shape"]
-        self.with_model[record.key] = self.tracker.model(run_id, model, name=MODEL_NAME, input_shape=shape)
-        return run_id, self.with_model[record.key]
+        try:
+            uri = self.tracker.model(run_id, model, name=MODEL_NAME, input_shape=shape)
+        except NotExportedError as error:  # everything else of the run is written
+            uri = ""
+            self.not_exported = str(error)
+        self.with_model[record.key] = uri
+        return run_id, uri
 
 
 def _refusal(card: Mapping[str, Any], *, name: str, override: str) -> str:

@@ -312,7 +312,7 @@ class Activation(nn.Module):
         self.learned = info.learned
         self.own = info.own.module(alpha) if info.own is not None and info.own.make is not None else None
         if info.beta_start is not None:
-            self.beta = nn.Parameter(torch.tensor(info.beta_start))
+            self.beta = nn.Parameter(torch.tensor(info.beta_start, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the activation to every element."""

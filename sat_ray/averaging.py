@@ -4,10 +4,10 @@ The small d of the first updates keeps the random start out of the average. Buff
 after every update: sharing them would tie the average to whatever the followed model does next.
 """
 
-import copy
-
 import torch
 from torch import nn
+
+from sat_ray.models.copying import copied
 
 
 class WeightAverage:
@@ -15,7 +15,7 @@ class WeightAverage:
 
     def __init__(self, followed: nn.Module, *, decay: float) -> None:
         self.followed, self.decay = followed, decay
-        self.model = copy.deepcopy(followed).eval().requires_grad_(False)
+        self.model = copied(followed).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, number: int) -> None:

@@ -146,8 +146,8 @@ class _Seen:
     """
 
     row: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    low: Tensor = field(default_factory=lambda: torch.zeros(0))
-    true: Tensor = field(default_factory=lambda: torch.zeros(0))
+    low: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32))
+    true: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32))
     agreeing: int = 0
     known: int = 0
     pixels: int = 0
@@ -174,7 +174,8 @@ def _broken(seen: _Seen, asked: Tensor, exact: Tensor, *, close: float, bound: f
     wrong, none = seen.true < 0, torch.zeros_like(exact)
     unlike = (wrong & ~asked) | (~wrong & (seen.low < -bound))
     found, missed = (none.index_put((seen.row[points],), torch.tensor(True)) for points in (wrong & asked, unlike))
-    nearest = torch.full(exact.shape, torch.inf).scatter_reduce(0, seen.row[asked], seen.true[asked], "amin")
+    farthest = torch.full(exact.shape, torch.inf, dtype=torch.float32)
+    nearest = farthest.scatter_reduce(0, seen.row[asked], seen.true[asked], "amin")
     found = torch.where(~found & (nearest < close), exact, found)
     rows = torch.nonzero(missed).flatten()
     return found.index_put((rows,), broken_again(rows)) if len(rows) else found

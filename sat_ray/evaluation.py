@@ -23,6 +23,7 @@ from sat_ray.lanes import CLEAN_ERROR, NEVER, Verdicts, by_run, lane_logits, run
 from sat_ray.losses import fewest_classes, margin
 from sat_ray.models import view
 from sat_ray.precision import exact_float32
+from sat_ray.probabilities import require_no_probabilities
 from sat_ray.randomness import Randomness
 from sat_ray.rescoring import run_lanes_fast
 
@@ -271,5 +272,4 @@ def check_logits(clean: Tensor, y: Tensor) -> None:
     """Raise ValueError where clean logits (N, K) do not go with the labels, or are probabilities."""
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < clean.shape[1]:
         raise ValueError(f"labels lie in [{int(y.min())}, {int(y.max())}] but the model has {clean.shape[1]} classes")
-    if clean.shape[1] > 1 and bool((clean >= 0).all()) and bool(((clean.sum(dim=1) - 1).abs() < 2e-2).all()):  # in bf16 too
-        raise ValueError("model returns probabilities (rows sum to 1); allowed: logits. Drop the softmax, it flattens the gradient")
+    require_no_probabilities(clean, what="model")

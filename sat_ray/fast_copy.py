@@ -8,7 +8,6 @@ Entries of a 16-bit gradient that are far below the others are rounding alone, a
 pixels move at random for ever; without them a point soon repeats, and an image that repeats needs no more steps.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from sat_ray.attacks.spec import GRADIENTS
 from sat_ray.compilation import check_compiler, compiled, forget_graphs
 from sat_ray.kernel_choice import kernel_options
 from sat_ray.models import folded
+from sat_ray.models.copying import copied
 from sat_ray.models.folding import WEIGHTY
 from sat_ray.precision import SHORT, autocast
 
@@ -143,22 +143,22 @@ def fast_copy(model: Model, *, gradient: str, device: torch.device) -> FastCopy:
     own kernels (ArithmeticError).
     """
     precision = gradient.removesuffix("-compiled")
-    copied = _copied(model, precision=precision) if isinstance(model, nn.Module) else model
+    plain = _short(model, precision=precision) if isinstance(model, nn.Module) else model
     if precision in UNKNOWN:
-        copied = _WithKnownSigns(copied, unknown=UNKNOWN[precision])
-    forward: Model = copied
-    if gradient in COMPILED and isinstance(model, nn.Module) and isinstance(copied, nn.Module):
-        forward = _Compiled(copied, model, precision=precision)
-    return FastCopy(forward, precision, device, fixed_rows=forward is not copied)
+        plain = _WithKnownSigns(plain, unknown=UNKNOWN[precision])
+    forward: Model = plain
+    if gradient in COMPILED and isinstance(model, nn.Module) and isinstance(plain, nn.Module):
+        forward = _Compiled(plain, model, precision=precision)
+    return FastCopy(forward, precision, device, fixed_rows=forward is not plain)
 
 
-def _copied(model: nn.Module, *, precision: str) -> nn.Module:
+def _short(model: nn.Module, *, precision: str) -> nn.Module:
     dtype = SHORT.get(precision)
-    copied = folded(copy.deepcopy(model), dtype=dtype).eval()
-    for module in copied.modules():
+    short = folded(copied(model), dtype=dtype).eval()
+    for module in short.modules():
         if dtype is not None and isinstance(module, WEIGHTY):
             module.to(dtype)
-    return copied.requires_grad_(False)
+    return short.requires_grad_(False)
 
 
 @dataclass
@@ -172,7 +172,7 @@ class _Kernels:
     @classmethod
     def compile(cls, plain: nn.Module, device: torch.device) -> "_Kernels":
         """Compile a copy on a device, at its first call."""
-        module, options = copy.deepcopy(plain), dict[str, Any]()
+        module, options = copied(plain), dict[str, Any]()
         if device.type == "cuda":
             from sat_ray.pooling import with_own_pooling  # it needs Triton, which a GPU has to have and a CPU has not
 

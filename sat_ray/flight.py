@@ -46,6 +46,7 @@ class Flight:
         self.seats = Seats(min(SEATS_PER_LANE * lanes, max(lanes, runs * len(images))))
         self.seat = torch.full((lanes,), -1)
         self.unsound = torch.zeros(0, dtype=torch.int64)
+        self.without_gradient = torch.zeros(0, dtype=torch.int64)
         wanted = detect_cycles and attack.memoryless
         self.cycles = CycleDetector(len(self.seats.number), attack.steps, device=device) if wanted else None
         self._state: State | None = None
@@ -89,9 +90,14 @@ class Flight:
         seats = self.seat[lanes]
         self._close(seats[seats >= 0])
 
-    def set_aside(self, lanes: Tensor) -> None:
-        """End runs that went wrong; `unsound_numbers` tells which of them count."""
-        self.unsound = torch.cat([self.unsound, self.number[lanes]])
+    def set_aside(self, lanes: Tensor, *, lost: Tensor) -> None:
+        """End runs that went wrong; `unsound_numbers` returns those that count.
+
+        lost: (L,) bool, the lanes whose point is not finite because the gradient was not.
+        """
+        numbers = self.number[lanes]
+        self.unsound = torch.cat([self.unsound, numbers])
+        self.without_gradient = torch.cat([self.without_gradient, numbers[lost[lanes]]])
         self.free(lanes)
 
     def unsound_numbers(self) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sat_ray.calibration import CONTROL_IMAGES, Calibration
 from sat_ray.card import robustness_card
 from sat_ray.checkpoint import pack_state, save_model, sha256, unpack_state
+from sat_ray.class_names import relabelled
 from sat_ray.data.loading import Loader, Resident, Streamed, shard_rows, streams
 from sat_ray.data.shards import read_rows, read_split
 from sat_ray.data.split import Split
@@ -165,6 +166,7 @@ def _starting_state(records: Records, previous: Record | None) -> TrainingState:
 def _commit_training(job: TrainingJob, records: Records, state: TrainingState, *, workers: int) -> Record:
     folder = f"checkpoints/{job.stage.name}/{job.name}-{job.key[:8]}-{attempt_name()}"
     about = {"configuration": job.configuration.to_json(), "seed": job.seed, "epoch": state.best_epoch}
+    about["class_names"] = job.dataset.manifest["class_names"]
     digest = save_model(records.storage.child(folder), state.best, spec=job.model, about=about)
     payload: dict[str, Any] = {
         "name": job.name,
@@ -215,6 +217,12 @@ def rows_of(task: EvaluationTask) -> Tensor:
     return sampled_rows(task.dataset.manifest["splits"][task.split], task.sample, seed=task.seed)[task.first : task.last]
 
 
+def images_of(task: EvaluationTask, rows: Tensor) -> Split:
+    """Read rows of the split that a task attacks, labelled with the model's classes."""
+    found = read_rows(Storage.at(task.dataset.uri), task.split, rows)
+    return relabelled(found, task.label_order)
+
+
 def sampled_rows(count: int, sample: int, *, seed: int) -> Tensor:
     """Return `sample` of `count` rows, drawn by the seed, ascending (an image folder is sorted by class: its first rows are no sample)."""
     return sample_rows(Randomness.of(seed, torch.arange(count)), sample, purpose="sample")
@@ -228,7 +236,7 @@ def calibrations_of(task: EvaluationTask) -> dict[str, Calibration]:
     if evaluation not in _CALIBRATIONS:
         count = task.dataset.manifest["splits"][task.split]
         rows = sampled_rows(count, min(CONTROL_IMAGES, count), seed=task.seed)
-        control = read_rows(Storage.at(task.dataset.uri), task.split, rows)
+        control = images_of(task, rows)
         _CALIBRATIONS[evaluation] = calibrate_attacks(model_of(task), control, attacks=task.attacks, seed=task.seed, lanes=task.lanes)
     return _CALIBRATIONS[evaluation]
 
@@ -245,13 +253,13 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
     require_environment(task.environment)
     started = perf_counter()
     model = model_of(task)
-    shard = read_rows(Storage.at(task.dataset.uri), task.split, rows_of(task))
+    shard = images_of(task, rows_of(task))
     if before is not None:
         alive = torch.tensor(sorted(counted_robust_ids(read_part(before, records))), dtype=torch.int64)
         shard = shard.take(torch.isin(shard.image_ids, alive))
-    calibrations = calibrations_of(task) if len(shard) else {}
     settings: dict[str, Any] = {"attacks": task.attacks, "seed": task.seed, "lanes": task.lanes, "cascade": task.cascade}
     with nullcontext() if task.kind == "checkpoint" else naming_model(task.checkpoint):
+        calibrations = calibrations_of(task) if len(shard) else {}
         table = evaluate(model, shard.images, shard.labels, shard.image_ids, calibrations=calibrations, **settings)
     data = parquet_bytes(table)
     path = f"state/parts/{task.key}-{attempt_name()}.parquet"

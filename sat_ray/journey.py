@@ -1,6 +1,5 @@
 """One image's journey: what every step of the pipeline makes of it, computed by the code that the pipeline runs, in this process."""
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from sat_ray.evaluation import evaluate
 from sat_ray.lanes import NEVER, run_lanes
 from sat_ray.losses import cross_entropy, margin
 from sat_ray.models import Normalized, settle_layout, view
+from sat_ray.models.copying import copied
 from sat_ray.plan import attacks_for, training_job
 from sat_ray.randomness import Randomness
 from sat_ray.storage import Storage
@@ -199,7 +199,7 @@ def craft(trained: Trained, image: Split) -> list[Point]:
 def update(trained: Trained, image: Split, batch: Split, crafted: Point) -> Update:
     """Train a copy of the model for one update on a batch that holds the image, and return its figures. crafted: of that image."""
     job, epoch = trained.job, min(trained.epoch, trained.job.training.epochs - 1)
-    model = copy.deepcopy(trained.model)
+    model = copied(trained.model)
     own = None if trained.configuration.own_attacker else trained.configuration.attacker_activation
     reports = fit(
         model,

@@ -51,7 +51,7 @@ def unreached(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
     names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     handles = [module.register_forward_pre_hook(look) for module in names]
     try:
-        model(torch.zeros(1, *shape))
+        model(torch.zeros(1, *shape, dtype=torch.float32))
     finally:
         for handle in handles:
             handle.remove()

@@ -40,8 +40,9 @@ class Verdicts:
     def empty(cls, count: int) -> "Verdicts":
         """Make room for `count` rows."""
         whole = torch.zeros(count, dtype=torch.int64)
-        real = torch.full((count,), float("inf"))
-        return cls(whole.clone(), real.clone(), torch.full_like(whole, NEVER), whole.clone(), torch.zeros(count), torch.zeros(count))
+        zeros = torch.zeros(count, dtype=torch.float32)
+        never = torch.full_like(whole, NEVER)
+        return cls(whole.clone(), torch.full_like(zeros, torch.inf), never, whole.clone(), zeros, zeros.clone())
 
     def write(self, rows: Tensor, other: "Verdicts") -> None:
         """Let these rows be those of `other`."""
@@ -66,29 +67,49 @@ def _not_finite(logits: Tensor) -> Tensor:
     return (~torch.isfinite(logits).all(dim=1)).cpu()
 
 
-def _error(image_ids: Tensor, *, of: str = "model") -> ValueError:
+def _error(image_ids: Tensor, *, of: str = "model", lost: bool = False) -> ValueError:
     ids = list(dict.fromkeys(image_ids.tolist()))[:5]
+    if lost:
+        return gradient_error(of, ids)
     return ValueError(f"{of} returned NaN or inf logits for image ids {ids}; allowed: finite logits")
 
 
-def require_finite_runs(logits: Tensor, flight: Flight, *, of: str = "model") -> None:
-    """Raise ValueError where the logits of an image's first run are not finite, and set later runs aside whose logits are not.
+def gradient_error(what: str, image_ids: list[int]) -> ValueError:
+    """Return the error for an attack whose gradient is not finite. what: the model's name."""
+    return ValueError(
+        f"{what} has a gradient of NaN or infinity for image ids {image_ids}, though its logits "
+        "are finite; allowed: a finite gradient (a square root or a norm has none at 0), or the attack square"
+    )
 
-    A later run may be one that nobody needs: `require_sound` raises for it if no earlier run breaks its image, whatever the lanes.
+
+def is_finite(x: Tensor) -> Tensor:
+    """Return which images (N, C, H, W) hold finite numbers alone, (N,) bool on the CPU."""
+    return x.isfinite().flatten(1).all(dim=1).cpu()
+
+
+def require_finite_runs(x_adv: Tensor, logits: Tensor, flight: Flight, *, of: str = "model") -> None:
+    """Raise ValueError where the logits of an image's first run are not finite.
+
+    Later runs whose logits are not finite are set aside: `require_sound` raises for one of them if
+    no earlier run breaks its image. x_adv: the points of the logits, (L, C, H, W); a point that is
+    not finite comes from a gradient that was not, and the message says so.
     """
-    bad = _not_finite(logits) & (flight.number >= 0)
+    lost = ~is_finite(x_adv)
+    bad = (_not_finite(logits) | lost) & (flight.number >= 0)
     if bool(bad.any()):
         first = bad & (flight.number < flight.queue.images)
         if bool(first.any()):
-            raise _error(flight.state.rng.image_ids.cpu()[first], of=of)
-        flight.set_aside(torch.nonzero(bad).flatten())
+            ids = flight.state.rng.image_ids.cpu()[first]
+            raise _error(ids, of=of, lost=bool((first & lost).any()))
+        flight.set_aside(torch.nonzero(bad).flatten(), lost=lost)
 
 
 def require_sound(flight: Flight, image_ids: Tensor) -> None:
     """Raise ValueError where a run was set aside that counts. image_ids: of the images in flight, in the order they were given."""
     numbers = flight.unsound_numbers()
     if len(numbers):
-        raise _error(image_ids[numbers % flight.queue.images])
+        lost = bool(torch.isin(numbers, flight.without_gradient).any())
+        raise _error(image_ids[numbers % flight.queue.images], lost=lost)
 
 
 @torch.no_grad()
@@ -157,7 +178,7 @@ class _Watch:
         before = self.flight.state
         self.flight.state = after = self.attack.step(model, before)
         assert after.logits is not None and after.zero_share is not None
-        require_finite_runs(after.logits, self.flight)
+        require_finite_runs(before.x_adv, after.logits, self.flight)
         require_feasible(before.x_adv, before.x, self.attack.threat_model, held=self.flight.number >= 0)
         step = before.step.cpu()
         last = step >= self.attack.steps

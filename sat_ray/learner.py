@@ -22,6 +22,25 @@ from sat_ray.world import World
 Crafted = tuple[Tensor, Tensor, Tensor]  # x, x_adv, y
 
 
+def _differentiate(loss: Tensor) -> None:
+    """Accumulate the gradients of a loss; ValueError where processes wait for one that is missing."""
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        _refuse_skipped_layers(error)
+        raise
+
+
+def _refuse_skipped_layers(error: RuntimeError) -> None:
+    """Raise ValueError for DDP's error about a parameter without a gradient in one process."""
+    if "Expected to have finished reduction" in str(error):
+        raise ValueError(
+            "the network left a parameter without a gradient in a training step, and the other "
+            "processes wait for it; multiply the output of a skipped layer by 0 instead of skipping "
+            "it (torchvision.ops.StochasticDepth), or train with one worker"
+        ) from error
+
+
 class Learner:
     """Update a model in place; weights must be the same in every process of the world."""
 
@@ -53,7 +72,7 @@ class Learner:
             with quiet, self.statistics.group(index):
                 with autocast(self.settings.precision, self.device):
                     losses, logits = self.objective.losses(self.forward, x, x_adv, y)
-                torch.mean(losses / self.share).backward()  # type: ignore[no-untyped-call]
+                _differentiate(torch.mean(losses / self.share))
             totals.add(losses, logits, y, step=step)
         self.statistics.average()
         if self.settings.gradient_clip:

@@ -4,8 +4,8 @@
     pt2           a file that torch.export.save wrote                  sha256 of the bytes
     pickled_pt2   such a file with pickled parts, if allowed           sha256 of the bytes
     pickle        a pickled module, if allowed                         sha256 of the bytes
-    function      module:function of an importable module that         sha256 of parameters, buffers, the name, the code of the module and
-                  returns the model when called without arguments      of the model's classes, and all they import of their own packages
+    function      module:function of an importable module that         sha256 of the name, of all that the model holds (`model_contents`),
+                  returns the model when called without arguments      of the code of the module and of what the model is made of
 
 Every one maps [0, 1] pixels (N, C, H, W) to logits (N, K).
 """
@@ -25,6 +25,7 @@ from torch.jit._script import RecursiveScriptModule
 from torch.nn.parameter import is_lazy
 
 from sat_ray.checkpoint import MODEL_JSON, load_model, sha256
+from sat_ray.model_contents import Contents, UnreadableModelError
 from sat_ray.models.exported import load_exported
 from sat_ray.models.layout import settle_layout
 from sat_ray.models.trial_load import try_in_child
@@ -131,7 +132,8 @@ def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {uri} returned a {type(model).__name__}; allowed: a torch.nn.Module in inference mode")
     _require_weights(model, uri)
-    return model.to(device), _content(uri, model)
+    content = _content(uri, model)
+    return model.to(device), content
 
 
 def _require_weights(model: nn.Module, uri: str) -> None:
@@ -148,14 +150,14 @@ def _require_weights(model: nn.Module, uri: str) -> None:
 
 
 def _content(uri: str, model: nn.Module) -> str:
-    """Hash a module: its name, every parameter and buffer, and the code that says what it computes."""
-    digest = hashlib.sha256(uri.encode())
-    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    module = uri.partition(":")[0]
-    digest.update(json.dumps(_code(module, {type(one).__module__ for one in model.modules()})).encode())
-    return digest.hexdigest()
+    """Hash a module: its name, all that it holds, and the code that says what it computes."""
+    try:
+        contents = Contents(model, name="model")
+    except UnreadableModelError as error:
+        raise ValueError(f"model {uri}: {error}") from None
+    code = _code(uri.partition(":")[0], contents.modules)
+    described = [uri, contents.hexdigest(), code]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
 def _code(module: str, classes: set[str]) -> dict[str, str]:

@@ -17,9 +17,10 @@ from sat_ray.attacks.base import Attack, Model, State, require_feasible, require
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.evaluation import attacker_view, check_classes, check_logits, device_of, likeliest_others
-from sat_ray.lanes import require_finite
+from sat_ray.lanes import gradient_error, is_finite, lane_logits, require_finite
+from sat_ray.models.copying import copied
 from sat_ray.models.exported import Exported
-from sat_ray.models.own import require_same_again, require_same_alone
+from sat_ray.models.own import require_same_again, require_same_alone, require_same_moved
 from sat_ray.narrowing import call_rows, pad
 from sat_ray.precision import exact_float32
 from sat_ray.randomness import Randomness
@@ -47,6 +48,8 @@ def try_model(model: nn.Module, some: Split, *, lanes: int, expected: int | None
     if expected not in (None, logits.shape[1]):
         raise ValueError(f"{what} has {logits.shape[1]} classes, the dataset {expected}; allowed: the same classes in the same order")
     require_same_again(logits, _forward(model, x, what=what), what=what)
+    moved = _forward(model, x.roll(1, dims=0), what=what).roll(-1, dims=0)
+    require_same_moved(moved, logits, what=what)
     kept = len(x) // 2
     require_same_alone(logits[:kept], _forward(model, torch.cat([x[:kept], 1 - x[kept:]]), what=what)[:kept], what=what)
     return logits[: len(some)].cpu()
@@ -138,17 +141,52 @@ def try_attack(model: nn.Module, some: Split, clean: Tensor, attack: AttackSpec,
     for _ in range(stepper.steps + 1):
         before, state = state, _step(stepper, viewed, state, what=what)
         assert state.logits is not None and state.zero_share is not None
-        require_finite(state.logits[: len(some)], some.image_ids)
-        lost = ~state.x_adv[: len(some)].isfinite().flatten(1).all(dim=1).cpu()
-        if bool(lost.any()):
-            raise ValueError(
-                f"model {what} has a gradient of NaN or infinity for image ids {some.image_ids[lost].tolist()[:5]}, though its logits are "
-                "finite; allowed: a finite gradient, or the attack square"
-            )
+        _require_finite_step(state.logits, state.x_adv, some, what=what)
         require_feasible(state.x_adv, before.x, attack.threat_model)
         still &= (state.zero_share[: len(some)] == 1).cpu()
     right = clean.argmax(dim=1) == some.labels
     return ZeroGradients(int((still & right).sum()), int(right.sum()))
+
+
+@exact_float32()
+def try_more(model: nn.Module, sample: Split, attack: AttackSpec, *, lanes: int, what: str) -> Tensor:
+    """Take two points from every clean image of a sample; return its clean logits, (N, K) float32.
+
+    sample: images from all over the split, where the first ones may be of one class. Raises
+    ValueError where logits or a gradient are not finite.
+    """
+    device = device_of(model)
+    spec = shortened(attack)
+    if spec.algorithm == "square":
+        return lane_logits(model, sample.images, sample.image_ids, lanes=lanes, device=device)
+    stepper = make_attack(replace(spec, targets=0, random_start=False, name=""))
+    viewed, found = attacker_view(model, attack), []
+    for first in range(0, len(sample), lanes):
+        some = sample.take(slice(first, first + lanes))
+        given = (some.images, some.labels, some.image_ids)
+        x, y, ids = (pad(values.to(device), call_rows(lanes)) for values in given)
+        state = stepper.start(to_pixels(x), y, Randomness(0, ids))
+        for point in range(2):
+            state = _step(stepper, viewed, state, what=what)
+            assert state.logits is not None
+            _require_finite_step(state.logits, state.x_adv, some, what=what)
+            if point == 0:
+                found.append(state.logits[: len(some)].cpu())
+    return torch.cat(found)
+
+
+def _require_finite_step(logits: Tensor, moved: Tensor, some: Split, *, what: str) -> None:
+    """Raise ValueError where logits, or the points that the gradient led to, are not finite."""
+    require_finite(logits[: len(some)], some.image_ids)
+    lost = ~is_finite(moved[: len(some)])
+    if bool(lost.any()):
+        raise gradient_error(f"model {what}", some.image_ids[lost].tolist()[:5])
+
+
+def check_copyable(model: nn.Module, attack: AttackSpec, *, what: str) -> None:
+    """Raise ValueError, in one line, where an attack needs a fast copy that cannot be made."""
+    if attack.gradient != "float32":
+        copied(model, what=f"model {what}")
 
 
 def shortened(attack: AttackSpec) -> AttackSpec:

@@ -101,7 +101,8 @@ def check_activation(own: OwnActivation, alpha: float | None) -> None:
     what = f"activation {own.name}" + ("" if alpha is None else f" at alpha={alpha:g}")
     module = own.module(alpha) if own.make is not None else None
     double = copy.deepcopy(module).double() if module is not None else None
-    x = torch.cat([torch.linspace(-8, 8, 834) + 1 / 977, torch.tensor(LARGE)]).reshape(4, 5, 6, 7)
+    middle = torch.linspace(-8, 8, 834, dtype=torch.float32) + 1 / 977
+    x = torch.cat([middle, torch.tensor(LARGE, dtype=torch.float32)]).reshape(4, 5, 6, 7)
     _check_value(module or (lambda x: own.apply(x, alpha)), x, what=what)
     if module is not None and not _same_state(module, own.module(alpha)):
         raise ValueError(f"{what} changes its own state when it is called; allowed: no running statistics")

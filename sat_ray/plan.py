@@ -11,6 +11,7 @@ from sat_ray.config import SweepConfig, content_hash
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import SCHEMA_VERSION
 from sat_ray.models import ModelSpec
+from sat_ray.models.normalized import require_spread
 from sat_ray.reference import is_reference, slug
 from sat_ray.resizing import check_resizing
 from sat_ray.selection import Validated, ranked
@@ -49,6 +50,7 @@ def training_job(
         raise ValueError(f"training.global_batch_size is {training.global_batch_size}; allowed: at most the {images} training images")
     check_augmentation(training.augmentation, manifest["shape"])
     check_resizing(training, manifest["shape"])
+    require_spread(manifest["std"])
     spec = ModelSpec(
         name=config.model.name,
         activation=configuration.activation,

@@ -36,5 +36,5 @@ class Lookout:
 
     def _steps_until_the_next(self) -> int:
         """Return how many steps take LOOK_SECONDS at the mean pace of the processes since the last question."""
-        seconds = self.world.sum(torch.tensor([perf_counter() - self.asked])).item() / self.world.size
+        seconds = self.world.sum(torch.tensor([perf_counter() - self.asked], dtype=torch.float32)).item() / self.world.size
         return max(1, int(LOOK_SECONDS * self.steps / max(seconds, 1e-6)))

@@ -75,7 +75,9 @@ def slug(text: str) -> str:
 
 
 def import_module(text: str, *, what: str) -> Any:
-    """Import the module of `module:function`, from here, from PYTHONPATH or as installed; ValueError in one line.
+    """Import the module of `module:function`; ValueError in one line.
+
+    It is looked for in the working directory, then on PYTHONPATH and among installed packages.
 
     what: the kind of thing it names, for messages.
     """
@@ -86,13 +88,20 @@ def import_module(text: str, *, what: str) -> Any:
         _CONFIRMED.add(text)
     if name == "__main__":
         raise ValueError(f"{what} {text}: __main__ is another module in every process; allowed: a module that every process can import")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a script's own folder stands there instead
+    _search_here_first()
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         where = f"; looked for in {os.getcwd()}, PYTHONPATH and what is installed" if isinstance(error, ModuleNotFoundError) else ""
         raise ValueError(f"{what} {text}: module {name} cannot be imported ({type(error).__name__}: {first_line(error)}){where}") from None
+
+
+def _search_here_first() -> None:
+    """Put the working directory first on sys.path, where Python puts the folder of a script."""
+    here = os.getcwd()
+    if not sys.path or sys.path[0] != here:
+        sys.path[:] = [here, *(entry for entry in sys.path if entry != here)]
+        importlib.invalidate_caches()
 
 
 def resolve(text: str, *, what: str) -> Any:

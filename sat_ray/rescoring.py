@@ -114,7 +114,8 @@ def run_rescored(
             before = flight.state
             flight.state = after = attack.step(calls.over(flight.number >= 0, before.x_adv), before)
             assert after.logits is not None
-            require_finite_runs(after.logits, flight, of="the fast copy of the model")
+            of = "the fast copy of the model"
+            require_finite_runs(before.x_adv, after.logits, flight, of=of)
             require_feasible(before.x_adv, before.x, attack.threat_model, held=flight.number >= 0)
             done = before.step.cpu() >= attack.steps
             if flight.cycles is not None:

@@ -36,8 +36,8 @@ class Totals:
     def __init__(self, sums: tuple[float, float, float], *, device: torch.device, world: World) -> None:
         self.world = world
         earlier = sums if world.rank == 0 else (0.0, 0.0, 0.0)  # what all processes had added up before a checkpoint
-        self.sums = torch.tensor(earlier, device=device)
-        self.overshoot = torch.zeros((), device=device)
+        self.sums = torch.tensor(earlier, dtype=torch.float32, device=device)
+        self.overshoot = torch.zeros((), dtype=torch.float32, device=device)
         self.bad_step = torch.full((), NEVER, dtype=torch.int64, device=device)
 
     @torch.no_grad()

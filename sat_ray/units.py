@@ -109,7 +109,8 @@ class EvaluationTask:
     split, or, where `sample` is a number, of that many images drawn from it by the seed; cascade: each attack takes what survived those
     before it; own: names of the user's own code that the model is made of.
     stage: EVALUATE for the test split, VALIDATE for the choice of the champion, STRONG for strong attacks on what survived `after`:
-    the same rows under the attacks before, which are evaluated first.
+    the same rows under the attacks before, which are evaluated first; label_order: the model's class of each label, where the dataset
+    has the same classes in another order.
     """
 
     checkpoint: str
@@ -129,15 +130,18 @@ class EvaluationTask:
     own: tuple[str, ...] = ()
     stage: Stage = EVALUATE
     after: "EvaluationTask | None" = None
+    label_order: tuple[int, ...] = ()
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the outcomes; what a sweep never asks for is named only where it was asked for."""
         before = {SURVIVORS_OF: self.after.key} if self.after is not None else {}
+        reordered = {"label_order": list(self.label_order)} if self.label_order else {}
         unusual = {"split": self.split != "test", "sample": self.sample is not None, "cascade": self.cascade, OWN: bool(self.own)}
         return (
             {name: getattr(self, name) for name, named in unusual.items() if named}
             | before
+            | reordered
             | {
                 "weights": self.checkpoint_sha256,
                 "attacks": [to_json(spec) for spec in self.attacks],

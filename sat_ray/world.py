@@ -26,4 +26,4 @@ class World:
     def barrier(self) -> None:
         """Wait for everybody."""
         if self.size > 1:
-            self.sum(torch.zeros(1))
+            self.sum(torch.zeros(1, dtype=torch.float32))

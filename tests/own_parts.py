@@ -1,5 +1,8 @@
 """Parts that somebody might bring along and that must be refused, each for one reason."""
 
+import sys
+import threading
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -91,6 +94,97 @@ def shared(num_classes: int, activation) -> nn.Module:
 
 def probabilities(num_classes: int, activation) -> nn.Module:
     return nn.Sequential(*_layers(num_classes, activation), nn.Softmax(dim=1))
+
+
+def scaled_probabilities(num_classes: int, activation) -> nn.Module:
+    return nn.Sequential(*_layers(num_classes, activation), nn.Softmax(dim=1), _Lambda(lambda x: 0.5 * x))
+
+
+def sigmoid(num_classes: int, activation) -> nn.Module:
+    return nn.Sequential(*_layers(num_classes, activation), _Lambda(torch.sigmoid))
+
+
+def lazy(num_classes: int, activation) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), activation(), nn.LazyLinear(num_classes))
+
+
+class _Skips(nn.Module):
+    def __init__(self, num_classes: int, activation, share: float) -> None:
+        super().__init__()
+        flatten, first, act, last = _layers(num_classes, activation)
+        self.first, self.last = nn.Sequential(flatten, first, act), last
+        self.maybe, self.share = nn.Linear(8, 8), share
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if not self.training or torch.rand(()) >= self.share:
+            x = x + self.maybe(x)
+        return self.last(x)
+
+
+def skips_a_layer(num_classes: int, activation) -> nn.Module:
+    return _Skips(num_classes, activation, 0.5)
+
+
+def seldom_skips(num_classes: int, activation) -> nn.Module:
+    return _Skips(num_classes, activation, 0.1)
+
+
+def drops_out(num_classes: int, activation) -> nn.Module:
+    return nn.Sequential(*_layers(num_classes, activation)[:3], nn.Dropout(0.5), nn.Linear(8, num_classes))
+
+
+class _Keeps(nn.Module):
+    def __init__(self, num_classes: int, activation, kept=None) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(*_layers(num_classes, activation)[:3]), nn.Linear(8, num_classes)
+        self.kept = kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.body(x)
+        return self.head(self.features)
+
+
+def keeps_features(num_classes: int, activation) -> nn.Module:
+    return _Keeps(num_classes, activation)
+
+
+def holds_a_lock(num_classes: int, activation) -> nn.Module:
+    return _Keeps(num_classes, activation, threading.Lock())
+
+
+def holds_a_file(num_classes: int, activation) -> nn.Module:
+    return _Keeps(num_classes, activation, sys.__stderr__)
+
+
+def old_weight_norm(num_classes: int, activation) -> nn.Module:
+    flatten, first, act, last = _layers(num_classes, activation)
+    return nn.Sequential(flatten, nn.utils.weight_norm(first), act, last)
+
+
+class _Branches(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.body(x)
+        return logits + 1 if logits.abs().mean().item() < 0 else logits
+
+
+def branches(num_classes: int, activation) -> nn.Module:
+    return _Branches(nn.Sequential(*_layers(num_classes, activation)))
+
+
+def looks_at_values(x: Tensor) -> Tensor:
+    return 2 * x if x.abs().sum().item() < 0 else x * torch.sigmoid(x)
+
+
+def noise_of_a_seed(num_classes: int, activation) -> nn.Module:
+    def noisy(x: Tensor) -> Tensor:
+        return x + torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+
+    return nn.Sequential(_Lambda(noisy), *_layers(num_classes, activation))
 
 
 def other_classes(num_classes: int, activation) -> nn.Module:

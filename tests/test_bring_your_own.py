@@ -9,7 +9,7 @@ import pytest
 import torch
 from trainings import train
 
-from pipelines.arrival import check_own_parts, own_names
+from pipelines.arrival import check_own_parts, export_warnings, own_names
 from pipelines.recipes import digits_smoke
 from sat_ray.activations import activation_info, make_activation
 from sat_ray.attacks import AttackSpec
@@ -98,7 +98,7 @@ MODELS = {
     "no_activation": "does not use its argument activation",
     "mixed": "holds a ReLU at body.4 that the sweep would not vary",
     "shared": "uses one module at several places",
-    "probabilities": "returned probabilities",
+    "probabilities": "returns probabilities",
     "other_classes": "allowed: (4, 10) float32 logits",
     "idle": "parameters without a gradient (body.0.extra.weight",
     "in_a_list": "keeps modules in the list body.0.layers",
@@ -108,6 +108,13 @@ MODELS = {
     "other_images": "given float32 images of shape (4, 1, 8, 8), raised RuntimeError",
     "other_arguments": "does not take activation and needs depth",
     "nothing": "returned a NoneType",
+    "scaled_probabilities": "returns values in [0, 1] whatever its weights are",
+    "sigmoid": "returns values in [0, 1] whatever its weights are",
+    "lazy": "has a lazy layer (body.1.weight has no size yet)",
+    "skips_a_layer": "without a gradient in some passes (body.maybe.weight, body.maybe.bias), as stochastic depth",
+    "seldom_skips": "without a gradient in some passes (body.maybe.weight, body.maybe.bias), as stochastic depth",
+    "holds_a_file": "cannot be copied (TypeError: cannot pickle '_io.TextIOWrapper'",
+    "noise_of_a_seed": "gives an image other logits in a batch than alone",
     "by_chance": "starts from other weights under the same seed",
 }
 
@@ -117,6 +124,27 @@ def test_a_network_that_cannot_be_trained_is_refused_in_one_line(name: str) -> N
     with pytest.raises(ValueError) as error:
         check_own_model(ModelSpec(name=f"own_parts:{name}", activation="silu", in_channels=1, mean=(0.5,), std=(0.5,)), (1, 8, 8))
     assert MODELS[name] in one_line(error)
+
+
+@pytest.mark.parametrize("name", ["old_weight_norm", "keeps_features", "drops_out", "holds_a_lock", "branches"])
+def test_a_network_of_an_odd_kind_that_can_be_trained_is_accepted(name: str) -> None:
+    check_own_model(ModelSpec(name=f"own_parts:{name}", activation="silu", in_channels=1, mean=(0.5,), std=(0.5,)), (1, 8, 8))
+
+
+@pytest.mark.parametrize(("name", "reason"), [("branches", "data-dependent"), ("old_weight_norm", "")])
+def test_a_network_that_cannot_be_exported_is_named_before_anything_is_trained(name: str, reason: str, tmp_path: Path) -> None:
+    config = dataclasses.replace(digits_smoke(), model=ModelSettings(name=f"own_parts:{name}"))
+    warnings = export_warnings(config, Storage.at(str(tmp_path)))
+    assert len(warnings) == bool(reason) and not list(tmp_path.iterdir())
+    if reason:
+        assert warnings[0].startswith(f"model own_parts:{name} cannot be exported (") and reason in warnings[0]
+        assert warnings[0].endswith("without a model in MLflow") and "\n" not in warnings[0]
+
+
+def test_an_activation_that_cannot_be_exported_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+    search = SearchSettings(activations=("relu", "own_parts:looks_at_values"), pairs=())
+    (warning,) = export_warnings(dataclasses.replace(digits_smoke(), search=search), Storage.at(str(tmp_path)))
+    assert warning.startswith("activation own_parts:looks_at_values cannot be exported (")
 
 
 DATA = {

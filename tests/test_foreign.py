@@ -28,7 +28,7 @@ import pipelines
 from pipelines import foreign
 from pipelines.evaluate import names_a_model
 from pipelines.foreign_options import ForeignOptions
-from pipelines.foreign_subject import open_subject
+from pipelines.foreign_subject import PROBED_CALLS, open_subject
 from pipelines.foreign_tasks import tasks_of
 from pipelines.verdict import claim, summary
 from sat_ray.attacks import AttackSpec, cascade
@@ -56,6 +56,7 @@ CPU = torch.device("cpu")
 GRAY = np.random.default_rng(0).integers(0, 256, (6, 1, 9, 8), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 3, 9, 8), dtype=np.uint8)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
+DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 MODELS = """
 import os
 import torch
@@ -99,6 +100,15 @@ def nothing(): return odd(lambda body, x: None)
 def scalar(): return odd(lambda body, x: body(x).sum())
 def imaginary(): return odd(lambda body, x: body(x) + 0j)
 def slope_of_nan(): return odd(lambda body, x: body(x) + (x - x.detach()).sum((1, 2, 3)).abs().sqrt()[:, None])
+def seeded(): return odd(lambda body, x: body(x + 0.25 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))))
+def seeded_globally(): return odd(lambda body, x: (torch.manual_seed(0), body(x + 0.25 * torch.randn_like(x)))[1])
+def per_cent(): return odd(lambda body, x: 100 * body(x).softmax(1))
+def sigmoids(): return odd(lambda body, x: body(x).sigmoid())
+def root(): return odd(lambda body, x: body(x) + 0 * x.flatten(1).square().sum(1).sqrt()[:, None])
+def holds_a_file():
+    model = digits()
+    model.kept = open(__file__)
+    return model
 def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10)).eval()
 def script(): return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval())
 def meta(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10, device="meta")).eval()
@@ -139,6 +149,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, digits_model: Normalized, he
     folder = tmp_path_factory.mktemp("shelf")
     assert digits_model.spec is not None
     save_model(Storage(str(folder / "checkpoint")), digits_model.state_dict(), spec=digits_model.spec, about={})
+    named = {"class_names": DIGIT_NAMES}
+    save_model(Storage(str(folder / "named_checkpoint")), digits_model.state_dict(), spec=digits_model.spec, about=named)
     (folder / "foreign_models.py").write_text(MODELS)
     (folder / "model.pt2").write_bytes(exported(digits_model))
     (folder / "static.pt2").write_bytes(exported(digits_model, batch=8))
@@ -460,6 +472,19 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "one axis of output": (["--model", "foreign_models:flat"], "returned shape"),
         "another input": (["--model", "foreign_models:colour"], "cannot take float32 images of shape (16, 1, 8, 8)"),
         "too few classes": (["--model", "foreign_models:nine"], "but the model has 9 classes"),
+        "noise of a fixed seed": (["--model", "foreign_models:seeded"], "gives an image other logits at another row of the batch"),
+        "noise of the global seed": (["--model", "foreign_models:seeded_globally"], "gives an image other logits at another row"),
+        "scaled probabilities": (["--model", "foreign_models:per_cent"], "returns scaled probabilities (rows of one sign that sum to 100)"),
+        "a file in a model": (["--model", "foreign_models:holds_a_file"], "holds_a_file: model.kept is a TextIOWrapper, whose content"),
+        "other channels": (["--data", "colour.npz"], "must have 1 channel(s), as the model's mean and std have, got 3"),
+        "a gradient of NaN at a later image": (
+            ["--model", "foreign_models:root", "--data", "late_black.npz"],
+            "root has a gradient of NaN or infinity for image ids [60], though its logits are finite",
+        ),
+        "classes of another name": (
+            ["--model", "named_checkpoint", "--data", "named.npz"],
+            "must have the classes that the model was trained on (zero, one, two, three, four and 5 more), got class 0, class 1,",
+        ),
         "noise": (["--model", "foreign_models:noisy"], "noisy gives other logits the second time in inference mode"),
         "noise under square": (["--model", "foreign_models:noisy", "--attack", "square"], "gives other logits the second time"),
         "statistics of the batch": (["--model", "foreign_models:of_the_batch"], "gives an image other logits in a batch than alone"),
@@ -516,6 +541,9 @@ def refused(on_the_shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     for name in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "SAT_RAY_TRACEBACK"):
         monkeypatch.delenv(name, raising=False)
     images, labels = np.zeros((2, 1, 8, 8), dtype=np.uint8), np.array([0, 1])
+    np.savez(on_the_shelf / "colour.npz", images=images.repeat(3, axis=1), labels=labels)
+    late = np.load(on_the_shelf / "digits.npz")["images"] * (np.arange(77) != 60)[:, None, None, None]
+    np.savez(on_the_shelf / "late_black.npz", images=late, labels=np.zeros(77, dtype=np.int64))
     np.savez(on_the_shelf / "named.npz", images=images, labels=labels, class_names=np.array([f"class {k}" for k in range(11)]))
     flipped = bytearray((on_the_shelf / "model.pt2").read_bytes())
     flipped[flipped.index(b'"use_pickle"')] ^= 1
@@ -552,29 +580,66 @@ calls = []
 def counted(): return odd(lambda body, x: calls.append(len(x)) or body(x))
 """)
     subject = open_subject(given, Storage(str(tmp_path)), tmp_path)
-    assert sys.modules["foreign_models"].calls == [16] * 6 and not subject.zeros.images
+    blocks = -(-77 // 16)  # of all images: two points each, of square the clean ones alone
+    points = 1 if "square" in attack else 2
+    assert sys.modules["foreign_models"].calls == [16] * (7 + points * blocks) and not subject.zeros.images
 
 
 def test_a_model_that_fails_amid_the_work_is_named_with_its_error_in_one_line(on_the_shelf: Path, tmp_path: Path) -> None:
     with open("foreign_models.py", "a") as file:
         file.write("""
 def fail(body, x):
-    if (x == 0).all(): raise RuntimeError("no kernel\\nfor black images")
+    if (x == 0).flatten(1).all(dim=1).any(): raise RuntimeError("no kernel\\nfor black images")
     return body(x)
 def fails_late(): return odd(fail)
 """)
+    looked_at = set(sampled_rows(80, PROBED_CALLS * 4, seed=0).tolist())
+    black = max(set(range(80)) - looked_at)
     np.savez(
         "black.npz",
-        images=np.arange(20 * 64, dtype=np.uint8).reshape(20, 1, 8, 8) * (np.arange(20) < 16)[:, None, None, None],
-        labels=[0] * 20,
+        images=np.arange(80 * 64).astype(np.uint8).reshape(80, 1, 8, 8) * (np.arange(80) != black)[:, None, None, None],
+        labels=[0] * 80,
     )
     words = ["--model", "foreign_models:fails_late", "--data", "black.npz", "--lanes", "4", "--storage", str(tmp_path)]
     given = parse_options(words, ForeignOptions(), about="")
     subject = open_subject(given, Storage(str(tmp_path)), tmp_path)
-    *_, task = tasks_of(given, subject, "late")
+    task = next(one for one in tasks_of(given, subject, "late") if one.first <= black < one.last)
     with pytest.raises(ValueError, match=r"model foreign_models:fails_late raised RuntimeError on some images: no kernel \(") as failed:
         evaluate_and_commit(task, Records(Storage(str(tmp_path))))
     assert "\n" not in str(failed.value)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["in order", "reversed"])
+def test_classes_are_matched_by_name_where_both_have_names(reverse: bool, on_the_shelf: Path, held_out: Split, tmp_path: Path) -> None:
+    """The same accuracy, whatever the order of the dataset's classes; the letters may be in another Unicode form."""
+    order = list(range(10))[:: -1 if reverse else 1]
+    labels = np.array([order.index(label) for label in held_out.labels.tolist()])
+    names = np.array([DIGIT_NAMES[label] for label in order])
+    np.savez("ordered.npz", images=held_out.images.numpy(), labels=labels, class_names=names)
+    words = ["--model", "named_checkpoint", "--data", "ordered.npz", "--lanes", "16", "--steps", "2", "--step-size", "40/255"]
+    given = parse_options([*words, "--epsilon", "40/255"], ForeignOptions(), about="")
+    subject = open_subject(given, Storage(str(tmp_path)), tmp_path)
+    assert subject.label_order == (tuple(order) if reverse else ())
+    assert any("matched by name" in warning for warning in subject.warnings) == reverse
+    task = tasks_of(given, subject, "ordered")[0]
+    records = Records(Storage(str(tmp_path)))
+    record = evaluate_and_commit(task, records)
+    table = pq.read_table(io.BytesIO(records.storage.read(record.payload["path"])))
+    assert table["label"].to_pylist()[0] == int(held_out.labels[0])
+    right = (
+        load_source("checkpoint", "checkpoint")[0](to_pixels(held_out.images[: task.last])).argmax(1) == held_out.labels[: task.last]
+    ).sum()
+    assert record.payload["clean_correct"] == int(right) > task.last / 2
+    assert (record.inputs.get("label_order") == order) == reverse
+
+
+def test_outputs_of_a_sigmoid_and_numbers_out_of_order_give_warnings(on_the_shelf: Path, held_out: Split, tmp_path: Path) -> None:
+    names = np.array(sorted(str(number) for number in range(3, 13)))
+    np.savez("numbers.npz", images=held_out.images.numpy(), labels=held_out.labels.numpy(), class_names=names)
+    words = ["--model", "foreign_models:sigmoids", "--data", "numbers.npz", "--lanes", "16"]
+    warnings = open_subject(parse_options(words, ForeignOptions(), about=""), Storage(str(tmp_path)), tmp_path).warnings
+    assert any(warning.startswith("all outputs on 77 images lie in [0, 1]") for warning in warnings)
+    assert any("numbers in the order of text (10, 11, 12, 3, 4 and 5 more): class 0 is 10;" in warning for warning in warnings)
 
 
 def test_images_without_a_slope_are_counted_but_for_square(on_the_shelf: Path, held_out: Split, tmp_path: Path) -> None:

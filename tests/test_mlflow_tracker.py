@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.recipes import RECIPES
 from pipelines.stages import Sweep
@@ -33,6 +33,7 @@ from sat_ray.configuration import Configuration
 from sat_ray.mlflow_tracker import MlflowTracker, fetch_model
 from sat_ray.model_source import kind_of, load_source
 from sat_ray.models import Normalized, build_model
+from sat_ray.models.export import NotExportedError
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.tracking import Holder, Point, Used
@@ -314,6 +315,28 @@ def test_a_model_is_attached_once_with_signature_example_and_requirements(tracke
     assert np.asarray(about.load_input_example(str(files))).shape == (2, *SHAPE)
     assert {line.partition("==")[0] for line in (files / "requirements.txt").read_text().split()} == {"mlflow", "torch", "numpy"}
     assert (files / "data" / "model.pt2").is_file()
+
+
+class Branches(nn.Module):
+    """A network whose path depends on its numbers, which torch.export cannot trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = small("silu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(x)
+        return logits + 1 if logits.mean().item() > 1e9 else logits
+
+
+def test_a_network_that_cannot_be_exported_raises_one_line_and_leaves_no_model(
+    tracker: MlflowTracker, client: MlflowClient, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_id = tracker.run("branches", name="branches", tags={}, params={})
+    with pytest.raises(NotExportedError, match="cannot be exported") as error:
+        tracker.model(run_id, Branches().eval(), name="model", input_shape=SHAPE)
+    assert "\n" not in str(error.value) and not client.get_run(run_id).outputs.model_outputs
+    assert "def forward" not in "".join(capfd.readouterr())
 
 
 def test_a_logged_model_is_fetched_and_a_pickled_one_needs_permission(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:

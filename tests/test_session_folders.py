@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sat_ray.distributed.folders import LOCK, RAY, is_private_folder, remove_abandoned, session_folder
+from sat_ray.distributed.folders import LOCK, RAY, is_private_folder, remove_abandoned, require_short, session_folder
 
 DRIVER = """
 import sys, time
@@ -92,3 +92,11 @@ def test_a_file_system_that_keeps_no_modes_is_refused(tmp_path: Path, monkeypatc
     with pytest.raises(PermissionError, match="set TMPDIR to a folder on a local disk"), session_folder(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_whose_sockets_would_have_too_long_paths_is_refused_with_the_way_out() -> None:
+    require_short(Path("/tmp"))
+    for folder in ("/tmp/" + 60 * "x", "/tmp/" + 30 * "é"):  # bytes count, not letters
+        with pytest.raises(ValueError, match=r"bytes too long, got /tmp/.*107 bytes; set TMPDIR to a folder") as error:
+            require_short(Path(folder))
+        assert "\n" not in str(error.value)

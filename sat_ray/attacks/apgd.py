@@ -107,7 +107,7 @@ class APGD:
         at = torch.where(_wide(stuck), state.best, state.x_adv)
         uphill = self.threat_model.steepest_ascent(torch.where(_wide(stuck), state.best_gradient, gradient))
         z = self.threat_model.project(at + _wide(state.step_size) * uphill, state.x)
-        a = _wide(torch.where(state.step == 0, 1.0, MOMENTUM))
+        a = _wide(torch.full_like(loss, MOMENTUM).masked_fill(state.step == 0, 1.0))
         moved = self.threat_model.project(at + a * (z - at) + (1 - a) * (at - state.previous), state.x)
         return replace(state, x_adv=moved, previous=at, step=state.step + 1, logits=logits, zero_share=zero_share(gradient))
 

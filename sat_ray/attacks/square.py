@@ -94,7 +94,7 @@ class Square:
         signs = _signs(rng.uniform("square-bumps", (channels, down, across), device=x.device))
         pattern = torch.zeros_like(x)
         pattern[:, :, : down * side, : across * side] = tile * signs.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
-        return _scaled(pattern, torch.full((len(x),), self.threat_model.epsilon, device=x.device))
+        return _scaled(pattern, x.new_full((len(x),), self.threat_model.epsilon))
 
     def _propose_l2(self, best: Tensor, state: State) -> Tensor:
         channels, height, width = best.shape[1:]
@@ -132,7 +132,7 @@ def _sides_on(device: torch.device, steps: int, pixels: int) -> Tensor:
 
 
 def _signs(draws: Tensor) -> Tensor:
-    return torch.where(draws < 0.5, -1.0, 1.0)
+    return torch.ones_like(draws).masked_fill(draws < 0.5, -1.0)
 
 
 def _odd(side: Tensor) -> Tensor:
@@ -162,7 +162,8 @@ def _peak(height: int, width: int) -> Tensor:
     """Add up ever larger squares around the middle, the k-th with weight 1 / k²."""
     away = torch.maximum((torch.arange(height) - height // 2).abs()[:, None], (torch.arange(width) - width // 2).abs()[None, :])
     largest = max(height, width) // 2 + 1
-    tails = torch.tensor([1.0 / k**2 for k in range(1, largest + 1)]).flip(0).cumsum(0).flip(0)
+    weights = torch.tensor([1.0 / k**2 for k in range(1, largest + 1)], dtype=torch.float32)
+    tails = weights.flip(0).cumsum(0).flip(0)
     return tails[away]
 
 
@@ -170,7 +171,7 @@ def _placed_bump(rows: Tensor, columns: Tensor, side: Tensor, *, turned: Tensor)
     """Return each lane's bump at its place, (L, H, W), turned by a quarter where asked."""
     sizes = torch.unique(side).tolist()
     largest = max(sizes)
-    table = torch.zeros(len(sizes), largest, largest, device=side.device)
+    table = torch.zeros(len(sizes), largest, largest, dtype=torch.float32, device=side.device)
     for index, size in enumerate(sizes):
         table[index, :size, :size] = _bump(size).to(side.device)
     which = torch.searchsorted(torch.tensor(sizes, device=side.device), side)

@@ -4,7 +4,6 @@ A model can be honest at the images and lie where attacks walk. So each probe lo
 claimed attack ends.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from sat_ray.attacks.base import Model, NoGradientError, differentiate, zero_sha
 from sat_ray.card.subject import Subject
 from sat_ray.evaluation import device_of
 from sat_ray.losses import attack_loss
+from sat_ray.models.copying import NotCopiedError, copied
 from sat_ray.narrowing import call_rows, pad
 
 PROBED = 128  # most images that are followed to the last step, however early they break, and whose random starts are looked at
@@ -28,8 +28,8 @@ def untouched(model: Model) -> Model | None:
     if not isinstance(model, nn.Module):
         return None
     try:
-        return copy.deepcopy(model)
-    except Exception:  # whatever a part of somebody's model raises when it is copied
+        return copied(model)
+    except NotCopiedError:
         return None
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 
 PREFIX, LOCK = "sat_ray-", "driver.lock"
 RAY, GROUPS = "r", "g"  # inside: Ray's own folder, and where the process groups of trainings meet
+SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead"  # Ray's longest name
+LONGEST_SOCKET = 107  # bytes of a socket's path, by the operating system
 
 
 @contextmanager
@@ -49,6 +51,17 @@ def is_private_folder(folder: Path) -> bool:
     """Say whether a folder, and no link to one, belongs to this user, and nobody else may enter it."""
     found = folder.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
+def require_short(parent: Path) -> None:
+    """Raise ValueError where Ray's unix sockets in a folder would have longer paths than allowed."""
+    length = len(os.fsencode(parent / f"{PREFIX}12345678" / SOCKET))
+    if length > LONGEST_SOCKET:
+        raise ValueError(
+            f"the path of the folder for temporary files is {length - LONGEST_SOCKET} bytes too long, got "
+            f"{parent}: Ray's unix sockets lie in it, and a socket's path may have {LONGEST_SOCKET} bytes; "
+            "set TMPDIR to a folder with a shorter path, such as /tmp"
+        )
 
 
 def remove_abandoned(parent: Path) -> list[Path]:

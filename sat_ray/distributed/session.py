@@ -5,13 +5,15 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from sat_ray.bundles import NODE_GROUPS, bundles, check_room
 from sat_ray.cluster_address import VARIABLE, check_address
 from sat_ray.config import SweepConfig
-from sat_ray.distributed.folders import RAY, session_folder
+from sat_ray.distributed.folders import RAY, require_short, session_folder
 from sat_ray.distributed.local_group import GROUP_FOLDER, local_group_environment
 from sat_ray.distributed.nodes import node_groups
 from sat_ray.renewed_lease import LEASE
@@ -53,6 +55,7 @@ def ray_session() -> Iterator[str]:
     """Yield a sentence that says which Ray this is; a private one answers this process alone and ends with the block."""
     address, private = os.environ.get("RAY_ADDRESS", ""), is_private()
     if private:
+        require_short(Path(tempfile.gettempdir()))
         os.environ.pop(NODE_GROUPS, None)  # a private Ray buys no nodes
         require_token()
     else:

@@ -14,7 +14,9 @@ from torch import nn
 from sat_ray.activations import Activation
 from sat_ray.mlflow_tracker.connection import global_tracking_uri
 from sat_ray.mlflow_tracker.database import settle_database, sole_creator
-from sat_ray.models.export import exportable
+from sat_ray.models.copying import NotCopiedError
+from sat_ray.models.export import NotExportedError, exportable, quiet
+from sat_ray.reference import first_line
 from sat_ray.tracking_uri import check_tracking, login_to_environment, redacted, sqlite_path
 
 
@@ -33,21 +35,30 @@ def save_model(model: nn.Module, folder: str, input_shape: Sequence[int], logged
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import Schema, TensorSpec
 
-    exported = exportable(model)
+    try:
+        exported = exportable(model)
+    except NotCopiedError as error:
+        raise NotExportedError(f"the model cannot be exported: {error}") from error
     example = np.random.default_rng(0).random((2, *input_shape), dtype=np.float32)
     with torch.no_grad():
         classes = exported(torch.from_numpy(example)).shape[1]
     kind = np.dtype("float32")
     signature = ModelSignature(Schema([TensorSpec(kind, (-1, *input_shape))]), Schema([TensorSpec(kind, (-1, classes))]))
-    mlflow.pytorch.save_model(
-        exported,
-        folder,
-        mlflow_model=Model(logged.artifact_location, logged.source_run_id, model_uuid=logged.model_id, model_id=logged.model_id),
-        signature=signature,
-        input_example=example,
-        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
-        serialization_format="pt2",
-    )
+    try:
+        with quiet():
+            mlflow.pytorch.save_model(
+                exported,
+                folder,
+                mlflow_model=Model(logged.artifact_location, logged.source_run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+                signature=signature,
+                input_example=example,
+                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
+                serialization_format="pt2",
+            )
+    except OSError:  # a full disk, not the network
+        raise
+    except Exception as error:
+        raise NotExportedError(f"the model cannot be exported ({first_line(error)})") from error
 
 
 def fetch_model(uri: str, *, tracking_uri: str, folder: str, allow_pickle: bool = False) -> Path:

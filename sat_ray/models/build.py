@@ -95,7 +95,7 @@ def check_own_model(spec: ModelSpec, shape: tuple[int, ...], smaller: tuple[tupl
         return
     check_net(functools.partial(model_from_spec, spec, seed=0), name=spec.name, num_classes=spec.num_classes, shape=shape)
     model = model_from_spec(spec, seed=0).eval()
-    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     logits = model(x)
     if not torch.equal(view(model.train())(x), logits):  # the attacker's view is in inference mode while the model trains
         raise ValueError(

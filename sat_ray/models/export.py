@@ -3,10 +3,11 @@
 For .pt2, activations with a hand-written backward pass are rewritten so that the export keeps it. ONNX has no gradients.
 """
 
-import copy
 import importlib.util
 import io
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.activations import Activation
+from sat_ray.models.copying import copied
 from sat_ray.models.pt2_archive import checked_archive
+from sat_ray.reference import first_line
 
 FORMATS = ("pt2", "onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -44,7 +47,7 @@ class _Traceable(nn.Module):
 
 def exportable(model: nn.Module) -> nn.Module:
     """Copy a model to the CPU, in inference mode, with activations that export as they are."""
-    clone = copy.deepcopy(model).cpu().eval()
+    clone = copied(model).cpu().eval()
     for module in list(clone.modules()):
         for name, child in module.named_children():
             if isinstance(child, Activation) and child.activation in _HAND_WRITTEN:
@@ -77,12 +80,45 @@ def export_model(model: nn.Module, *, shape: Sequence[int], kind: str) -> tuple[
 
 
 def _example(count: int, shape: Sequence[int]) -> Tensor:
-    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(count))
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(count), dtype=torch.float32)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what torch.export logs where it fails: pages of its graph; the error says why."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+class NotExportedError(ValueError):
+    """A network cannot be written as a file of torch.export."""
+
+
+def check_exportable(model: nn.Module, shape: Sequence[int], *, what: str) -> None:
+    """Raise NotExportedError, in one line, where torch.export cannot trace a model.
+
+    shape: (C, H, W) of the images; what: the model's name for the message.
+    """
+    _program(model, shape, what=what)
+
+
+def _program(model: nn.Module, shape: Sequence[int], *, what: str = "the model") -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        plain = exportable(model).requires_grad_(False)
+        with quiet():
+            return torch.export.export(plain, (_example(2, shape),), dynamic_shapes=({0: batch},))
+    except Exception as error:  # torch.export has many kinds of its own
+        raise NotExportedError(f"{what} cannot be exported ({first_line(error)})") from error
 
 
 def _pt2(model: nn.Module, shape: Sequence[int]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
-    batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(exportable(model).requires_grad_(False), (_example(2, shape),), dynamic_shapes=({0: batch},))
+    program = _program(model, shape)
     stream = io.BytesIO()
     torch.export.save(program, stream)
     again = torch.export.load(io.BytesIO(checked_archive(stream.getvalue()))).module()  # as an evaluation loads it
@@ -95,7 +131,7 @@ def _onnx(model: nn.Module, shape: Sequence[int]) -> tuple[bytes, Callable[[Tens
     import onnxruntime
 
     batch = torch.export.Dim("batch", min=1)
-    plain = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    plain = copied(model).cpu().eval().requires_grad_(False)
     settings: dict[str, Any] = {"dynamic_shapes": ({0: batch},), "dynamo": True, "verbose": False}
     program = torch.onnx.export(plain, (_example(2, shape),), input_names=["images"], output_names=["logits"], **settings)
     assert program is not None
@@ -127,5 +163,5 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
 def _gradient(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     point = x.clone().requires_grad_(True)
     logits = run(point)
-    weights = torch.linspace(-1, 1, logits.shape[1])
+    weights = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype)
     return torch.autograd.grad((logits * weights).sum(), point)[0]

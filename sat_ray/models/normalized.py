@@ -3,9 +3,20 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sat_ray.models.spec import ModelSpec
+
+
+def require_spread(std: Sequence[float]) -> None:
+    """Raise ValueError where a channel is the same number in all training images (std 0)."""
+    flat = [channel for channel, one in enumerate(std) if not one > 0]
+    if flat:
+        raise ValueError(
+            f"std must be above 0 in every channel, got {std[flat[0]]:g} in channel {flat[0]}: all "
+            "training images have the same value there, so it cannot be standardised; leave the "
+            "channel out (an image's alpha channel, for example), or store gray images as one channel"
+        )
 
 
 class Normalized(nn.Module):
@@ -21,8 +32,9 @@ class Normalized(nn.Module):
 
     def __init__(self, body: nn.Module, *, mean: Sequence[float], std: Sequence[float], spec: ModelSpec | None = None) -> None:
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
-            raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} need one number per channel, std > 0")
+        if len(mean) != len(std):
+            raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must have one number per channel each")
+        require_spread(std)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
         self.body = body
@@ -30,5 +42,16 @@ class Normalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images to logits."""
+        if not isinstance(x, fx.Proxy):  # while a graph is traced there is no shape to look at
+            self._require_channels(x.shape[1])
         logits: Tensor = self.body((x - self.mean) / self.std)
         return logits
+
+    def _require_channels(self, found: int) -> None:
+        """Raise ValueError for another number of channels: one would be broadcast over all means."""
+        expected = self.mean.shape[1]
+        if found != expected:
+            raise ValueError(
+                f"images must have {expected} channel(s), as the model's mean and std have, "
+                f"got {found}; convert the images (gray to RGB, or RGB to gray) as in training"
+            )

@@ -1,0 +1,71 @@
+"""Names of classes: of a model against those of a dataset, and what is odd about them."""
+
+import dataclasses
+import unicodedata
+from collections.abc import Sequence
+
+import torch
+
+from sat_ray.data.split import Split
+
+SHOWN = 5
+
+
+def normal(name: str) -> str:
+    """Return a name in one Unicode form: an accented letter may be written as one sign or as two."""
+    return unicodedata.normalize("NFC", name)
+
+
+def label_order(model: Sequence[str], data: Sequence[str], *, what: str) -> tuple[int, ...]:
+    """Return the model's class of each label of a dataset; () where the two count alike.
+
+    model, data: names of the classes in the order of the labels; empty where they are not known.
+    what: the dataset's name for the message. Raises ValueError where the names are others.
+    """
+    ours, theirs = ([normal(name) for name in names] for names in (model, data))
+    if not ours or not theirs or ours == theirs:
+        return ()
+    if sorted(ours) != sorted(theirs) or len(set(ours)) != len(ours):
+        raise ValueError(
+            f"{what} must have the classes that the model was trained on ({shortened(ours)}), got "
+            f"{shortened(theirs)}; evaluate on images of the same classes, or rename them"
+        )
+    places = {name: place for place, name in enumerate(ours)}
+    return tuple(places[name] for name in theirs)
+
+
+def shortened(names: Sequence[str]) -> str:
+    """List the first names of many."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def relabelled(split: Split, order: Sequence[int]) -> Split:
+    """Return a split whose labels are the model's classes. order: from `label_order`."""
+    if not order:
+        return split
+    return dataclasses.replace(split, labels=torch.tensor(order, dtype=torch.int64)[split.labels])
+
+
+def numbers_out_of_order(names: Sequence[str]) -> str:
+    """Return a warning for classes named by numbers that text order has mixed up; "" else."""
+    numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
+    if len(numbers) < len(names) or numbers == sorted(numbers):
+        return ""
+    place = next(one for one, number in enumerate(numbers) if number != sorted(numbers)[one])
+    return (
+        f"the classes are numbers in the order of text ({shortened(names)}): class {place} is "
+        f"{names[place]}; if the model counts them as numbers, rename them with leading zeros "
+        f"(such as {sorted(numbers)[0]:0{len(str(max(numbers)))}d})"
+    )
+
+
+def below_chance(accuracy: float, classes: int) -> str:
+    """Return a warning for a clean accuracy below that of guessing; "" else."""
+    if accuracy >= 1 / classes:
+        return ""
+    return (
+        f"the clean accuracy, {100 * accuracy:.1f} %, is below that of guessing, "
+        f"{100 / classes:.1f} %: check the order of the classes, and that the model takes [0, 1] "
+        "images with as many channels, in the order in which the data has them"
+    )

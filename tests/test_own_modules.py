@@ -1,0 +1,59 @@
+"""The user's own modules are found whatever their names, also those of this package's commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pipelines
+
+COMMANDS = Path(pipelines.__file__).parent
+CODE = """
+import json, os, sys
+from pipelines.exit_status import exit_status
+from sat_ray.reference import resolve
+found = {}
+def look():
+    for name in json.loads(sys.argv[1]):
+        found[name] = resolve(f"{name}:part", what="model")()
+status = exit_status(look)
+print(json.dumps([status, found, sys.path[0]]))
+"""
+
+
+def run(names: list[str], folder: Path, *, script: Path) -> list[object]:
+    """Resolve `name:part` for every name from a script that lies among the commands."""
+    script.write_text(CODE)
+    environment = os.environ | {"PYTHONPATH": str(COMMANDS.parent)}
+    command = [sys.executable, str(script), json.dumps(names)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answer: list[object] = json.loads(done.stdout.splitlines()[-1])
+    return [*answer, done.stderr]
+
+
+def test_a_module_named_as_a_command_is_the_users_own(tmp_path: Path) -> None:
+    names = sorted(path.stem for path in COMMANDS.glob("*.py") if path.stem != "__init__")
+    here = tmp_path / "mine"
+    here.mkdir()
+    for name in names:
+        (here / f"{name}.py").write_text(f"def part():\n    return 'my {name}'\n")
+    script = COMMANDS / f"_test_{os.getpid()}.py"
+    try:
+        status, found, first, _ = run(names, here, script=script)
+    finally:
+        script.unlink()
+    assert status == 0
+    assert found == {name: f"my {name}" for name in names}
+    assert first == str(here)
+
+
+def test_a_command_is_never_taken_for_a_module_that_is_not_there(tmp_path: Path) -> None:
+    script = COMMANDS / f"_test_{os.getpid()}.py"
+    try:
+        status, found, _, said = run(["train"], tmp_path, script=script)
+    finally:
+        script.unlink()
+    assert (status, found) == (2, {})
+    assert "module train cannot be imported (ModuleNotFoundError" in str(said)
