@@ -23,7 +23,7 @@ from pipelines.foreign_tasks import environment_of, records_of, run_tasks, tasks
 from pipelines.progress import Reporter
 from pipelines.verdict import claim, summary, to_terminal
 from sat_ray.calibration import Calibration
-from sat_ray.cli import UsageError, folder_name, parse_options, storage_root
+from sat_ray.cli import UsageError, check_not_a_file, folder_name, parse_options, storage_root
 from sat_ray.config import to_json
 from sat_ray.data.shards import image_ids
 from sat_ray.jobs import sampled_rows
@@ -53,6 +53,7 @@ def evaluate_foreign(given: ForeignOptions) -> None:
     if given.name:
         folder_name(given.name)
     root = storage_root(given.storage)
+    check_not_a_file(given.name, root, given.tracking_uri)
     check_writable(root)
     with tempfile.TemporaryDirectory(prefix="sat_ray-model-") as temporary, Reporter() as reporter:
         if hint := slow_here(gradient=given.gradient, accelerator=given.accelerator):
