@@ -19,7 +19,7 @@ from pipelines.stages import Sweep
 from pipelines.tracker_link import TrackerLink, mlflow_tracker
 from sat_ray.budget import describe_search
 from sat_ray.cli import Command, parse
-from sat_ray.config import SweepConfig, content_hash, from_json, to_json
+from sat_ray.config import content_hash, read_config, to_json
 from sat_ray.data.preparing import progress as shards_written
 from sat_ray.data.shards import MANIFEST
 from sat_ray.data.sources import dataset_source
@@ -218,10 +218,10 @@ def claim_folder(command: Command) -> None:
     """
     ours, theirs = to_json(command.config), None
     with contextlib.suppress(FileNotFoundError):
-        theirs = command.storage.read_json("config.json")
-    if theirs is not None and content_hash(from_json(SweepConfig, theirs).semantic()) != content_hash(command.config.semantic()):
+        theirs = read_config(command.storage)
+    if theirs is not None and content_hash(theirs.semantic()) != content_hash(command.config.semantic()):
         raise ValueError(f"{command.storage.uri} holds a sweep with another config; choose another --name or --storage")
-    if ours != theirs:
+    if theirs is None or ours != to_json(theirs):
         command.storage.write_json("config.json", ours)
 
 

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from pipelines.exit_status import exit_status
-from sat_ray.checkpoint import MODEL_JSON, load_model
+from sat_ray.checkpoint import MODEL_JSON, load_model, read_description
 from sat_ray.cli import UsageError, parse_options, storage_root
-from sat_ray.config import SweepConfig, from_json
+from sat_ray.config import SweepConfig, read_config
 from sat_ray.configuration import Configuration
 from sat_ray.models.export import FORMATS, export_model
 from sat_ray.names import check_name
@@ -63,7 +63,7 @@ def export(asked: Asked) -> None:
     out = Path(asked.out).expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data)
-    about, name = Storage.at(found.checkpoint).read_json(MODEL_JSON), found.checkpoint.rstrip("/").rpartition("/")[2]
+    about, name = read_description(Storage.at(found.checkpoint)), found.checkpoint.rstrip("/").rpartition("/")[2]
     text = model_card(
         name=Configuration(**about["about"]["configuration"]).name if "configuration" in about["about"] else name,
         file=out.name,
@@ -108,7 +108,7 @@ def _board(sweep: Storage | None) -> dict[str, Any] | None:
 
 
 def _config(sweep: Storage | None) -> SweepConfig | None:
-    return None if sweep is None else from_json(SweepConfig, sweep.read_json("config.json"))
+    return None if sweep is None else read_config(sweep)
 
 
 def image_shape(found: Found) -> tuple[int, ...]:

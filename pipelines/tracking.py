@@ -9,7 +9,7 @@ from time import monotonic, time
 from typing import Any
 
 from pipelines.measures import compared_params, cost_metrics, group_metrics, history_points, sweep_cost_metrics
-from pipelines.reporting import command_line, read_outcomes
+from pipelines.reporting import card_of, command_line, read_outcomes
 from pipelines.stages import Sweep
 from sat_ray.card import PASS
 from sat_ray.checkpoint import load_model
@@ -32,6 +32,7 @@ class Projection:
 
     def __init__(self, sweep: Sweep, tracker: Tracker) -> None:
         self.sweep, self.tracker = sweep, tracker
+        self.identity = sweep.identity
         self.records = sweep.records  # one for all updates: it reads every record once
         self.parent = self._parent({})
         tracker.artifact(self.parent, "config.json", json_bytes(to_json(sweep.config)))
@@ -46,7 +47,7 @@ class Projection:
         own = {"sat_ray.kind": "sweep", "mlflow.source.name": "pipelines/sweep.py", "mlflow.source.type": "LOCAL", "sat_ray.price": priced}
         own["sat_ray.search_budget"] = cost.amount(cost.budget_seconds() or 0.0) if cost.budget is not None else "none"
         params = flatten(to_json(sweep.config)) | {"sweep": sweep.name}
-        return self.tracker.run(f"sweep:{sweep.storage.uri}", name=sweep.name, tags=own | dict(tags), params=params)
+        return self.tracker.run(f"sweep:{self.identity}", name=sweep.name, tags=own | dict(tags), params=params)
 
     def _price(self) -> list[Any]:
         cost = self.sweep.config.cost
@@ -109,16 +110,19 @@ class Projection:
         from sat_ray.report.notes import card_note
 
         best = board["champion"]["row"]
-        trained = {record.payload["path"]: record for record in self.sweep.records.all(TRAIN)}
+        records = self.sweep.records.all(TRAIN)
+        trained = {self.sweep.storage.located(record.payload["path"]): record for record in records}
+        champion = trained[best["checkpoint"]]
         for card in cards:
-            self._carded(trained[card.payload["checkpoint"]], card.payload["card"])
-        card = next(one.payload["card"] for one in cards if one.payload["checkpoint"] == best["checkpoint"])
+            same = [record for record in records if record.payload["sha256"] == card.inputs["weights"]]
+            self._carded(max(same, key=lambda record: record.payload["name"] == card.payload["name"]), card.payload["card"])
+        card = card_of(cards, champion.payload["sha256"])
         passed = card["verdict"] == PASS
         name = board["champion"]["configuration"]
         if not passed and not override:
             reasons = "; ".join(card["reasons"])
             return f"no champion: the robustness card of {name} says FLAG ({reasons}). --accept-flagged REASON registers it all the same"
-        run_id, uri = self._with_model(trained[best["checkpoint"]])
+        run_id, uri = self._with_model(champion)
         tags = {
             "sat_ray.robustness_card": card["verdict"],
             "sat_ray.robust_accuracy_of_cascade": f"{card['ladder']['cascade']:.4f} (validation, n = {card['n']})",
@@ -145,7 +149,7 @@ class Projection:
 
     def _run(self, record: Record, *, kind: str, name: str, tags: Mapping[str, str] | None = None) -> str:
         payload, configuration = record.payload, Configuration.of(record.payload)
-        key = f"{kind}:{self.sweep.storage.uri}:{payload['name']}"
+        key = f"{kind}:{self.identity}:{payload['name']}"
         params = {"seed": payload["seed"]} | ({} if kind == "trial" else {"epochs": payload["until"]})  # a trial's grow from rung to rung
         parent = self._search() if kind == "trial" else self._configuration(configuration)
         run_id = self._child(key, kind, name, configuration, parent=parent, tags=tags)
@@ -191,7 +195,7 @@ class Projection:
 
     def _search(self) -> str:
         tags = {"sat_ray.kind": "search", "sat_ray.sweep": self.sweep.name}
-        return self.tracker.run(f"search:{self.sweep.storage.uri}", name="search", parent=self.parent, tags=tags, params={})
+        return self.tracker.run(f"search:{self.identity}", name="search", parent=self.parent, tags=tags, params={})
 
     def _close_search(self, board: Mapping[str, Any]) -> None:
         trials = longest_trials(self.records)
@@ -207,7 +211,7 @@ class Projection:
         self.tracker.complete(run_id, content=content, points=_now(shown))
 
     def _configuration(self, configuration: Configuration, *, tags: Mapping[str, str] | None = None) -> str:
-        key = f"configuration:{self.sweep.storage.uri}:{configuration.slug}"
+        key = f"configuration:{self.identity}:{configuration.slug}"
         params = self._params(configuration)
         return self._child(key, "configuration", configuration.name, configuration, parent=self.parent, params=params, tags=tags)
 
@@ -281,7 +285,7 @@ class Projection:
         run_id = self._run(record, kind="finalist", name=_finalist_name(record))
         if record.key in self.with_model:
             return run_id, self.with_model[record.key]
-        model = load_model(record.payload["path"], expected_sha256=record.payload["sha256"])
+        model = load_model(self.sweep.storage.located(record.payload["path"]), expected_sha256=record.payload["sha256"])
         shape = self._dataset().manifest["shape"]
         self.with_model[record.key] = self.tracker.model(run_id, model, name=MODEL_NAME, input_shape=shape)
         return run_id, self.with_model[record.key]

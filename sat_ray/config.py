@@ -35,7 +35,7 @@ from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
 from sat_ray.names import check_name
 from sat_ray.precision import check_accelerator
 from sat_ray.resizing import check_resizing
-from sat_ray.storage import json_bytes
+from sat_ray.storage import Storage, json_bytes
 from sat_ray.threat import ThreatModel
 from sat_ray.training_settings import TrainingSettings, check_even
 
@@ -357,6 +357,16 @@ def _settings_from_json(kind: Any, value: Any) -> Any:
         if required and field_.name not in value:
             raise ValueError(f"field {field_.name} of {kind.__name__} is missing")
     return kind(**{name: from_json(hints[name], item) for name, item in value.items()})
+
+
+def read_config(storage: Storage) -> SweepConfig:
+    """Return the config of the sweep in a folder; FileNotFoundError where there is none, ValueError where it cannot be read as one."""
+    try:
+        config: SweepConfig = from_json(SweepConfig, storage.read_json("config.json"))
+    except ValueError as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{storage.full('config.json')} cannot be read as a sweep's config ({reason})") from None
+    return config
 
 
 def content_hash(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sat_ray.budget import describe_search
 from sat_ray.card import PASS
-from sat_ray.config import SweepConfig, from_json
+from sat_ray.config import SweepConfig, read_config
 from sat_ray.configuration import Configuration
 from sat_ray.lease import HEARTBEAT_SECONDS, Holder, read_lease
 from sat_ray.plan import dataset_uri, groups, planned_trials
@@ -102,11 +102,9 @@ def standing(root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 
     """Read how far the sweep `name` in `root` is. patience: as in `read_lease`. ValueError where its config cannot be read."""
     storage = root.child(name)
     try:
-        config = from_json(SweepConfig, storage.read_json("config.json"))
+        config = read_config(storage)
     except FileNotFoundError:
         raise ValueError(f"{storage.uri} is not a sweep: it has no config.json") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{storage.full('config.json')} cannot be read as a sweep's config ({str(error).splitlines()[0]})") from None
     with ThreadPoolExecutor(READERS) as pool:
         held = pool.submit(read_lease, storage, patience=patience)
         found = {stage: _read_all(Records(storage), stage, pool) for stage in STAGES}

@@ -116,6 +116,10 @@ class Storage:
         self.full(path)
         return f"{self._opened[1]}/{path}" if path else self._opened[1]
 
+    def located(self, path: str) -> str:
+        """Return the absolute path or URI of what a record names: a path in this folder, or one that is absolute already."""
+        return path if path.startswith(("/", "s3://")) else self.full(path)
+
     @_patient
     def exists(self, path: str) -> bool:
         """Say whether a file or folder is there."""
@@ -162,8 +166,11 @@ class Storage:
         return io.BufferedReader(self._opened[0].open_input_file(self._inner(path)), BLOCK_BYTES)
 
     def read_json(self, path: str) -> Any:
-        """Return a file's JSON value."""
-        return json.loads(self.read(path))
+        """Return a file's JSON value; ValueError where it is none."""
+        try:
+            return json.loads(self.read(path))
+        except RecursionError:
+            raise ValueError("its values are nested too deeply") from None
 
     @_patient
     def write(self, path: str, data: bytes) -> None:

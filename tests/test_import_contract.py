@@ -13,7 +13,7 @@ import sat_ray
 ROOT = Path(sat_ray.__file__).parent
 LAYERS: dict[int, str] = {
     0: "names reference source_code own_activation randomness threat activation_functions activations losses metrics selection storage"
-    " s3_preflight world compilation kernel_choice pooling",
+    " s3_preflight sealed bounds world compilation kernel_choice pooling",
     1: "attacks augmentation models data cycles outcome_files",
     2: "agreement narrowing run_queue seats flight lanes"
     " fast_copy rescoring calibration evaluation card training_settings schedules resizing precision objectives crafting"

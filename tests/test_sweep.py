@@ -168,7 +168,8 @@ def test_the_champion_in_the_registry_computes_what_its_checkpoint_computes(clie
 def test_the_champion_has_a_card_and_its_files_say_so(client: MlflowClient, sweep: Path) -> None:
     board = leaderboard(sweep)
     (card,) = records(sweep, "card").values()
-    assert card["payload"]["checkpoint"] == board["champion"]["row"]["checkpoint"]
+    description = json.loads(Path(board["champion"]["row"]["checkpoint"], "model.json").read_text())
+    assert card["payload"]["weights"] == card["inputs"]["weights"] == description["sha256"]
     assert board["champion"]["robustness_card"] == card["payload"]["card"]["verdict"] == "PASS"
     assert [row["robustness_card"] for row in board["rows"]].count("PASS") == 1
     assert json.loads((sweep / "cards" / f"{card['payload']['name']}.json").read_text()) == card["payload"]["card"]
