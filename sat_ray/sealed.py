@@ -31,7 +31,7 @@ def checksum(value: Mapping[str, Any]) -> str:
 def seal_fault(value: Any) -> str:
     """Return what is wrong with an object that was read: UNSEALED, CHANGED or its type; "" where it is what was written."""
     if not isinstance(value, dict):
-        return f"holds a JSON {type(value).__name__}, not an object"
+        return f"holds a JSON {type(value).__name__}; allowed: an object"
     if SEAL not in value:
         return UNSEALED
     return "" if value[SEAL] == checksum(value) else CHANGED
@@ -63,7 +63,7 @@ def _object(storage: Storage, path: str) -> Any:
     try:
         return storage.read_json(path)
     except ValueError as error:
-        raise ValueError(f"is not JSON ({error})") from None
+        raise ValueError(f"is no JSON ({error})") from None
 
 
 def _unsealed(value: dict[str, Any]) -> dict[str, Any]:

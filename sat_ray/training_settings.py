@@ -38,8 +38,8 @@ class TrainingSettings:
     """Share of the epochs after which training images are as stored."""
     resize_step: Annotated[int, Bounds(1, 4096)] = 32
     """Pixels by which the side grows at a time; a small number for small images."""
-    learning_rate: Annotated[float, Bounds(0, 1000, above=True)] = 0.2
-    """Peak learning rate of SGD."""
+    learning_rate: Annotated[float, Bounds(0, 1e30, above=True)] = 0.2
+    """Peak learning rate of SGD; what is too large for a network ends in a loss of NaN, and that stops the training."""
     alpha_learning_rate: Annotated[float, Bounds(0, 1_000_000, above=True)] = 1.0
     """That of learned alphas, in units of it."""
     momentum: BelowOne = 0.9
