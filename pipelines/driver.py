@@ -24,6 +24,7 @@ from sat_ray.data.preparing import progress as shards_written
 from sat_ray.data.shards import MANIFEST
 from sat_ray.data.sources import dataset_source
 from sat_ray.lease import driver_lease
+from sat_ray.leftovers import remove_leftovers
 from sat_ray.plan import dataset_uri, planned_trials
 from sat_ray.spending import cost_sentence
 from sat_ray.stages import Record, Stage
@@ -57,6 +58,8 @@ class Driver:
             check_writable(self.command.root)
             stack.enter_context(driver_lease(self.command.storage))
             claim_folder(self.command)
+            remove_leftovers(self.command.storage)
+            self.command.root.child("data").remove_abandoned()
             experiment = {"experiment": self.config.recipe, "artifact_root": self.command.artifact_root}
             make = partial(mlflow_tracker, self.command.tracking_uri, **experiment)
             self.mlflow = stack.enter_context(TrackerLink(self.sweep, self.reporter, make))

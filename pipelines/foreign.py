@@ -28,6 +28,7 @@ from sat_ray.config import to_json
 from sat_ray.data.shards import image_ids
 from sat_ray.jobs import sampled_rows
 from sat_ray.lease import driver_lease
+from sat_ray.leftovers import remove_leftovers
 from sat_ray.outcomes import merge_outcomes
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage, check_writable
@@ -67,6 +68,7 @@ def evaluate_foreign(given: ForeignOptions) -> None:
             reporter.say(f"warning: {warning}")
         with driver_lease(storage):
             claim_folder(storage, identity)
+            remove_leftovers(storage)
             subject = staged(subject, storage)
             tasks = tasks_of(given, subject, name)
             check_code(given, subject, Records(storage), tasks, reporter)

@@ -6,6 +6,7 @@ version, the semantic inputs and the numerical environment, so a committed recor
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +20,7 @@ from sat_ray.source_code import code_hashes
 from sat_ray.storage import Storage, json_bytes
 
 STATE = "state"
+SUPERSEDED = f"{STATE}/superseded"  # records that were moved aside
 BEGUN = f"{STATE}/progress"  # trainings under way: what they began with, and their states
 AGAIN = "move it away and run again"
 ELSEWHERE = "choose another --name or --storage, or move the folder of the sweep away"
@@ -211,3 +213,9 @@ def require_environment(environment: Mapping[str, Any]) -> None:
 def attempt_name() -> str:
     """Return a name that no other attempt at the same work uses."""
     return f"{time.time_ns():x}-{os.getpid():x}-{os.urandom(3).hex()}"
+
+
+def attempt_began(name: str) -> float | None:
+    """Return the unix time of the attempt at the end of a file's or folder's name; None where there is none."""
+    found = re.fullmatch(r"(?:.*-)?([0-9a-f]{15,16})-[0-9a-f]+-[0-9a-f]{6}(?:\.\w+)?", name)
+    return int(found[1], 16) / 1e9 if found else None

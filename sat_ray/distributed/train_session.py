@@ -18,6 +18,7 @@ from sat_ray.bundles import worker_resources
 from sat_ray.config import ResourceSettings
 from sat_ray.distributed.metrics import training_shown
 from sat_ray.distributed.nodes import selector_for
+from sat_ray.distributed.nowhere import nowhere
 from sat_ray.jobs import train_and_commit
 from sat_ray.sentinel import CatastrophicOverfittingError
 from sat_ray.stages import Records, attempt_name
@@ -50,7 +51,7 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=COLLECTIVE_SECONDS),
         run_config=ray.train.RunConfig(
             name=f"session-{attempt_name()}",
-            storage_path=records.storage.full("state/ray"),
+            **nowhere(),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILED_STARTS),
         ),
     )

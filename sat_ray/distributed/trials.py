@@ -15,6 +15,7 @@ from sat_ray.bundles import trial_resources
 from sat_ray.config import ResourceSettings
 from sat_ray.distributed.metrics import training_shown
 from sat_ray.distributed.nodes import selector_for, this_node_leaves
+from sat_ray.distributed.nowhere import nowhere
 from sat_ray.jobs import train_and_commit
 from sat_ray.stages import Record, Records, attempt_name
 from sat_ray.storage import Storage
@@ -48,7 +49,7 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name=f"search-{attempt_name()}",
-            storage_path=records.storage.full("state/ray"),
+            **nowhere(),
             failure_config=tune.FailureConfig(max_failures=3),
             verbose=0,
             callbacks=list(callbacks),
