@@ -20,7 +20,7 @@ from sat_ray.source_code import code_hashes
 from sat_ray.storage import Storage, json_bytes
 
 STATE = "state"
-SUPERSEDED = f"{STATE}/superseded"  # records that were moved aside
+SUPERSEDED = "superseded"  # records that were moved aside
 BEGUN = f"{STATE}/progress"  # trainings under way: what they began with, and their states
 AGAIN = "move it away and run again"
 ELSEWHERE = "choose another --name or --storage, or move the folder of the sweep away"
@@ -168,7 +168,7 @@ class Records:
     def supersede(self, record: Record) -> None:
         """Move a record aside, or the states of work that has only begun, so that it is done again; nothing is deleted."""
         states = [f"progress/{record.key}.safetensors", f"progress/second/{record.key}.safetensors", f"progress/{record.key}.json"]
-        aside = f"superseded/{attempt_name()}"
+        aside = f"{SUPERSEDED}/{attempt_name()}"
         for name in states if record.payload.get("begun") else [f"{record.stage}/{record.key}.json"]:
             if self.storage.exists(f"{STATE}/{name}"):
                 self.storage.move(f"{STATE}/{name}", f"{aside}/{name}")
