@@ -75,6 +75,7 @@ def _is_away(error: Exception) -> bool:
     return isinstance(error, (ConnectionError, HTTPClientError))
 
 
+LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk that is full or read-only: doing the work again would end the same way
 CONFLICT, EXISTS = 409, 412  # S3's answers to a conditional PUT: another request is under way, try again; the object is there
 
 
@@ -322,6 +323,11 @@ def _is_abandoned(path: Path) -> bool:
             path.unlink()
         return True
     return False
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Say whether work that failed to write to its storage would fail again: the disk is full, or read-only."""
+    return isinstance(error, OSError) and error.errno in LASTING
 
 
 def json_bytes(value: Any) -> bytes:

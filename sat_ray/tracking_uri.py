@@ -22,6 +22,8 @@ class NoAnswerError(ValueError):
 
 def is_outage(error: Exception) -> bool:
     """Say whether a call to a tracker failed for a reason that may pass: nothing answered, or the server could not."""
+    if "database or disk is full" in str(error):
+        return False
     status = getattr(error, "get_http_status_code", None)  # what MLflow raises has it
     return int(status()) >= 500 if status else isinstance(error, (NoAnswerError, OSError))  # what requests raises is an OSError
 

@@ -4,12 +4,14 @@ Start-up (about 10 s) is paid once. A lost worker restarts the group, which skip
 with fewer workers where that is allowed and the lost ones cannot be replaced, on the same global batch and the same BatchNorm groups.
 """
 
+import json
 import logging
 import os
 from typing import Any
 
 import ray.train
 import torch
+from ray.experimental import internal_kv
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 
@@ -22,7 +24,7 @@ from sat_ray.distributed.nowhere import nowhere
 from sat_ray.jobs import train_and_commit
 from sat_ray.sentinel import CatastrophicOverfittingError
 from sat_ray.stages import Records, attempt_name
-from sat_ray.storage import Storage
+from sat_ray.storage import Storage, is_lasting
 from sat_ray.totals import NonFiniteLossError
 from sat_ray.units import TrainingJob
 from sat_ray.world import World
@@ -59,10 +61,11 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
         os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(ELASTIC_START_SECONDS)
     for job in waiting:
         records.storage.discard(_verdict(job))  # of an earlier start, whose cause may be gone
+        internal_kv._internal_kv_del(_verdict(job))
     trainer.fit()
     unfinished = [job for job in waiting if records.find(job.stage, job.key) is None]
     if unfinished:
-        raise ArithmeticError(records.storage.read_json(_verdict(unfinished[0]))["error"])
+        raise ArithmeticError(_said(records, unfinished[0])["error"])
 
 
 def workers_wanted(resources: ResourceSettings) -> int | tuple[int, int]:
@@ -79,9 +82,19 @@ def _said(records: Records, job: TrainingJob) -> dict[str, Any]:
     """Return what an earlier start of this session said of a job; {} if nothing."""
     try:
         said: dict[str, Any] = records.storage.read_json(_verdict(job))
-    except FileNotFoundError:
-        return {}
+    except (FileNotFoundError, ValueError):
+        kept = internal_kv._internal_kv_get(_verdict(job))
+        said = json.loads(kept) if kept else {}
     return said
+
+
+def _say(records: Records, job: TrainingJob, error: str, *, final: bool) -> None:
+    """Leave word of a job for the next start of this session; with Ray where the storage takes nothing any more."""
+    said = {"error": error, "final": final}
+    try:
+        records.storage.write_json(_verdict(job), said)
+    except OSError:
+        internal_kv._internal_kv_put(_verdict(job), json.dumps(said))
 
 
 def _advised(error: Exception) -> str:
@@ -116,11 +129,13 @@ def _session(settings: dict[str, Any]) -> None:
             except (NonFiniteLossError, CatastrophicOverfittingError) as error:
                 # all ranks agree on these, and a new start would end in the same place: no failure for Ray to retry
                 if world.rank == 0:
-                    records.storage.write_json(_verdict(job), {"error": f"{job.name}: {error}", "final": True})
+                    _say(records, job, f"{job.name}: {error}", final=True)
                 return
-            except (ValueError, ArithmeticError, InfeasiblePointError, torch.OutOfMemoryError) as error:
+            except (ValueError, ArithmeticError, OSError, InfeasiblePointError, torch.OutOfMemoryError) as error:
                 # so may these, and the others do not know: they wait in a collective, and only the end of this worker frees them. Said by
-                # two starts it is final; said once, it may come of another worker's end, which tears down what this one was using
+                # two starts it is final; said once, it may come of another worker's end, which tears down what this one was using. A full
+                # disk is final at once; other errors of a disk or a network may pass, and are left to the next start
                 text = f"{job.name}: {_advised(error)}"
-                records.storage.write_json(_verdict(job), {"error": text, "final": before.get("error") == text})
+                if is_lasting(error) or not isinstance(error, OSError):
+                    _say(records, job, text, final=is_lasting(error) or before.get("error") == text)
                 raise

@@ -20,6 +20,7 @@ from torch import nn
 
 from sat_ray.mlflow_tracker.connection import global_tracking_uri, sole_creator
 from sat_ray.mlflow_tracker.models import model_digest, save_model
+from sat_ray.mlflow_tracker.relocation import follow_moved_artifacts
 from sat_ray.tracking import Point, Used
 from sat_ray.tracking_uri import NoAnswerError, check_tracking, is_outage, login_to_environment, redacted
 
@@ -56,6 +57,7 @@ class MlflowTracker:
             logging.getLogger(noisy).setLevel(logging.ERROR)
         try:
             with sole_creator(self._uri):
+                follow_moved_artifacts(self._uri, artifact_root)
                 self._client = mlflow.MlflowClient(self._uri, self._uri)
                 self._experiment_id = self._open_experiment(experiment, artifact_root)
             self._runs, self._ids = self._load_runs()
