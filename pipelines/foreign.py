@@ -4,7 +4,6 @@ import importlib.metadata
 import io
 import json
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from sat_ray.calibration import Calibration
 from sat_ray.cli import UsageError, check_not_a_file, folder_name, parse_options, storage_root
 from sat_ray.config import to_json
 from sat_ray.data.shards import image_ids
+from sat_ray.distributed.folders import session_folder
 from sat_ray.jobs import sampled_rows
 from sat_ray.lease import driver_lease
 from sat_ray.leftovers import remove_leftovers
@@ -56,7 +56,7 @@ def evaluate_foreign(given: ForeignOptions) -> None:
     root = storage_root(given.storage)
     check_not_a_file(given.name, root, given.tracking_uri)
     check_writable(root)
-    with tempfile.TemporaryDirectory(prefix="sat_ray-model-") as temporary, Reporter() as reporter:
+    with session_folder() as temporary, Reporter() as reporter:
         if hint := slow_here(gradient=given.gradient, accelerator=given.accelerator):
             reporter.say(hint)
         reporter.say(f"opening model {given.model} and data {given.data}")
