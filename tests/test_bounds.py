@@ -4,23 +4,26 @@ import dataclasses
 import math
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 
+from pipelines.export import Asked
 from pipelines.foreign_options import ForeignOptions
 from pipelines.recipes import RECIPES
 from sat_ray.attacks import AttackSpec
 from sat_ray.bounds import Bounds, Count, bounds_of, check_fields, fault
 from sat_ray.card import CardSettings
-from sat_ray.config import SweepConfig, from_json, to_json
+from sat_ray.config import SweepConfig, from_json, read_config, to_json
 from sat_ray.models import ModelSpec
+from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 
 VALUES: tuple[Any, ...] = (math.inf, -math.inf, math.nan, 0, -1, 10**26, 1e26, 10**400, "ten", True, [])
 CONFIG = RECIPES["digits"]()
 SECTIONS = {field.name: type(getattr(CONFIG, field.name)) for field in dataclasses.fields(CONFIG) if field.name != "recipe"}
-CLASSES = (*SECTIONS.values(), CardSettings, ForeignOptions, AttackSpec, ModelSpec)
+CLASSES = (*SECTIONS.values(), CardSettings, ForeignOptions, Asked, AttackSpec, ModelSpec)
 WITHOUT = {("AttackSpec", "attacker_alpha"), ("ModelSpec", "alpha")}  # the bounds of an alpha are those of its activation
 
 
@@ -92,6 +95,14 @@ def test_stored_json_of_another_shape_is_refused_in_one_line(field: str) -> None
 def test_a_whole_config_of_another_shape_is_refused_in_one_line(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^(SweepConfig must be a JSON object, got a \w+|field \w+ of SweepConfig is missing)$"):
         from_json(SweepConfig, value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "null", "[" * 100_000, "\xff", '{"recipe": 5}', '{"threat_model": []}'])
+def test_a_config_file_of_another_shape_is_named_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"/config\.json cannot be read as a sweep's config \(.*\)$") as caught:
+        read_config(Storage.at(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 @dataclasses.dataclass(frozen=True)
