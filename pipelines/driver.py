@@ -22,13 +22,13 @@ from pipelines.tracker_link import TrackerLink, mlflow_tracker
 from sat_ray.budget import describe_search
 from sat_ray.class_names import numbers_out_of_order
 from sat_ray.cli import Command, parse
-from sat_ray.config import SweepConfig, code_named, content_hash, from_json, to_json
+from sat_ray.config import code_named, config_of, content_hash, to_json
 from sat_ray.data.preparing import progress as shards_written
 from sat_ray.data.shards import MANIFEST
 from sat_ray.data.sources import DATASETS
 from sat_ray.lease import driver_lease
+from sat_ray.leftovers import remove_leftovers
 from sat_ray.plan import dataset_uri, planned_trials
-from sat_ray.reference import stored_names
 from sat_ray.spending import cost_sentence
 from sat_ray.stages import Stage
 from sat_ray.storage import Storage, check_writable
@@ -66,6 +66,8 @@ class Driver:
             check_writable(self.command.root)
             self.lease = stack.enter_context(driver_lease(self.command.storage))
             claim_folder(self.command)
+            remove_leftovers(self.command.storage)
+            self.command.root.child("data").remove_abandoned()
             experiment = {"experiment": experiment_name(self.config.recipe), "artifact_root": self.command.artifact_root}
             make = partial(mlflow_tracker, self.command.tracking_uri, **experiment)
             self.mlflow = stack.enter_context(TrackerLink(self.sweep, self.reporter, make))
@@ -277,8 +279,7 @@ def _is_of(command: Command, stored: dict[str, Any]) -> bool:
     """Say whether a stored config is that of a command; one that names other code is not, and is not imported."""
     if not set(code_named(stored)) <= set(code_named(to_json(command.config))):
         return False
-    with stored_names():
-        theirs = from_json(SweepConfig, stored)
+    theirs = config_of(stored, source=command.storage.full("config.json"))
     return content_hash(theirs.semantic()) == content_hash(command.config.semantic())
 
 

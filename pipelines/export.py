@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from pipelines.exit_status import exit_status
-from sat_ray.checkpoint import MODEL_JSON, load_model
+from sat_ray.bounds import Bounds, check_fields
+from sat_ray.checkpoint import MODEL_JSON, load_model, read_description
 from sat_ray.cli import AllowCode, UsageError, parse_options, storage_root
 from sat_ray.config import SweepConfig, stored_config
 from sat_ray.configuration import Configuration
@@ -25,6 +26,8 @@ from sat_ray.reference import confirm
 from sat_ray.standing import sweeps_in
 from sat_ray.storage import Storage
 from sat_ray.units import Dataset
+
+REPORT_AGAIN = "run again: python pipelines/report.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,13 @@ class Asked:
     out: Annotated[str, tyro.conf.arg(help="File to write; the card goes beside it, with .md in place of the ending.")] = ""
     allow_code: AllowCode = ()
     image_shape: Annotated[
-        tuple[int, ...], tyro.conf.arg(help="C H W of the images, for a checkpoint that lies outside its sweep's folder.")
+        tuple[int, ...],
+        tyro.conf.arg(help="C H W of the images, for a checkpoint that lies outside its sweep's folder."),
+        Bounds(1, 4096),
     ] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, prefix="--")
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def export(asked: Asked) -> None:
     out = Path(asked.out).expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data)
-    about, name = Storage.at(found.checkpoint).read_json(MODEL_JSON), found.checkpoint.rstrip("/").rpartition("/")[2]
+    about, name = read_description(Storage.at(found.checkpoint)), found.checkpoint.rstrip("/").rpartition("/")[2]
     text = model_card(
         name=Configuration.stored(about["about"]["configuration"]).name if "configuration" in about["about"] else name,
         file=out.name,
@@ -99,14 +107,20 @@ def locate(model: str, root: Storage) -> Found:
     board = _board(sweep)
     if board is None:
         raise ValueError(f"sweep {model} has no leaderboard yet; run first: python pipelines/sweep.py {model}, or name a checkpoint")
-    own = board["champion"]["row"]["checkpoint"].rpartition("/checkpoints/")[2]  # the storage may have been moved since
+    try:
+        own = board["champion"]["row"]["checkpoint"].rpartition("/checkpoints/")[2]  # the storage may have been moved since
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{sweep.full('leaderboard.json')} names no champion; {REPORT_AGAIN} {model}, or name a checkpoint") from None
     return Found(sweep.full(f"checkpoints/{own}"), sweep, board, _config(sweep))
 
 
 def _board(sweep: Storage | None) -> dict[str, Any] | None:
     if sweep is None or not sweep.exists("leaderboard.json"):
         return None
-    board: dict[str, Any] = sweep.read_json("leaderboard.json")
+    try:
+        board: dict[str, Any] = sweep.read_json("leaderboard.json")
+    except ValueError as error:
+        raise ValueError(f"{sweep.full('leaderboard.json')} is no JSON ({error}); {REPORT_AGAIN} RECIPE") from None
     return board
 
 

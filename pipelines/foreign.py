@@ -4,7 +4,6 @@ import importlib.metadata
 import io
 import json
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,13 @@ from pipelines.progress import Reporter
 from pipelines.verdict import claim, summary, to_terminal
 from sat_ray.calibration import Calibration
 from sat_ray.class_names import below_chance
-from sat_ray.cli import UsageError, folder_name, parse_options, storage_root
+from sat_ray.cli import UsageError, check_not_a_file, folder_name, parse_options, storage_root
 from sat_ray.config import to_json
 from sat_ray.data.shards import image_ids
+from sat_ray.distributed.folders import session_folder
 from sat_ray.jobs import sampled_rows
 from sat_ray.lease import driver_lease
+from sat_ray.leftovers import remove_leftovers
 from sat_ray.names import printable
 from sat_ray.outcomes import merge_outcomes
 from sat_ray.reference import confirm
@@ -57,8 +58,9 @@ def evaluate_foreign(given: ForeignOptions) -> None:
     if given.name:
         folder_name(given.name)
     root = storage_root(given.storage)
+    check_not_a_file(given.name, root, given.tracking_uri)
     check_writable(root)
-    with tempfile.TemporaryDirectory(prefix="sat_ray-model-") as temporary, Reporter() as reporter:
+    with session_folder() as temporary, Reporter() as reporter:
         if hint := slow_here(gradient=given.gradient, accelerator=given.accelerator):
             reporter.say(hint)
         reporter.say(f"opening model {given.model} and data {given.data}")
@@ -70,6 +72,7 @@ def evaluate_foreign(given: ForeignOptions) -> None:
             reporter.say(f"warning: {warning}")
         with driver_lease(storage):
             claim_folder(storage, identity)
+            remove_leftovers(storage)
             subject = staged(subject, storage)
             tasks = tasks_of(given, subject, name)
             check_code(given, subject, Records(storage), tasks, reporter)
@@ -96,6 +99,8 @@ def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
     except FileNotFoundError:
         storage.write_json("config.json", identity)
         return
+    except ValueError as error:
+        raise ValueError(f"{storage.full('config.json')} is no JSON ({error}); choose another --name or --storage") from None
     if theirs != identity:
         raise ValueError(f"{storage.uri} holds another evaluation or a sweep; choose another --name or --storage")
 

@@ -1,13 +1,14 @@
 """What `pipelines/evaluate.py --model` can be asked for."""
 
-import math
 import shlex
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from sat_ray.attacks import AttackSpec, Gradient, cascade
 from sat_ray.attacks.cascade import QUERIES, STEPS
+from sat_ray.bounds import Bounds, Count, Gpus, Lanes, Seed, Steps, StepSize, Workers, check_fields
 from sat_ray.config import ResourceSettings
+from sat_ray.data.images import LARGEST_SIDE
 from sat_ray.threat import ThreatModel
 
 SHARDS, LANES_PER_SHARD = 16, (4, 16)
@@ -37,37 +38,37 @@ class ForeignOptions:
     """Prepared dataset (has a manifest.json), folder of images (one sub-folder per class), or .npz of images (uint8) and labels."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the perturbation."""
-    epsilon: float = 8 / 255
+    epsilon: StepSize = 8 / 255
     """Radius in [0, 1] pixels; k/255 may be written."""
     attack: Literal["pgd", "apgd", "square", "cascade"] = "pgd"
     """pgd; apgd, which finds its own step size; square, which needs no gradient; or the cascade of APGD on cross-entropy, targeted APGD on
     DLR, and Square, each on the survivors of those before it."""
-    steps: int | None = None
+    steps: Steps | None = None
     """Steps of pgd (200), of apgd or of each APGD run of the cascade (100)."""
-    step_size: float | None = None
+    step_size: StepSize | None = None
     """Length of one step of pgd, in [0, 1] pixels (1/255, or a twentieth of epsilon where that is longer)."""
     loss: Literal["cross_entropy", "dlr", "margin"] | None = None
     """What pgd and apgd climb (cross_entropy)."""
-    targets: int | None = None
+    targets: Annotated[int, Bounds(0, 1_000_000)] | None = None
     """Run pgd or apgd towards each of this many likeliest other classes in turn (0: away from the label)."""
-    restarts: int = 1
+    restarts: Steps = 1
     """Random starts of every attack."""
-    queries: int | None = None
+    queries: Steps | None = None
     """Queries of Square (5000)."""
     gradient: Gradient = "float32"
     """What the attack climbs: the model (float32), or a copy in fp16 (for GPUs) or bf16 (for GPUs and CPUs that have it), in compiled
     kernels (minutes at the start of every worker), or both. That is another attack; the model itself, in float32, says what is broken."""
     split: str = "test"
     """Split of a prepared dataset; image folders and .npz files are a test split."""
-    images: int | None = None
+    images: Count | None = None
     """Evaluate this many images, drawn by the seed; all of them where not given."""
-    image_size: int | None = None
+    image_size: Annotated[int, Bounds(1, LARGEST_SIDE)] | None = None
     """Resize the short side of an image folder's images to this and crop the centre."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the random starts, and of the draw of images."""
-    lanes: int = 64
+    lanes: Lanes = 64
     """Images in every model call; part of the numerical environment."""
-    shard_size: int | None = None
+    shard_size: Count | None = None
     """Most images in one task; where not given a sixteenth of them, but at least 4 and at most 16 times the lanes: large shards keep lanes
     full for longer, small ones leave no worker alone with the last of them."""
     storage: str = ""
@@ -82,9 +83,9 @@ class ForeignOptions:
     """Names, module:function, of code that the checkpoint may name and this command may import."""
     card: bool = False
     """Compute the robustness card too, for a PGD of these steps: PASS, or FLAG with reasons."""
-    cpus_per_task: int = 1
+    cpus_per_task: Workers = 1
     """CPUs (and threads) of each task."""
-    gpus_per_task: float = 0
+    gpus_per_task: Gpus = 0
     """GPUs of each task; fractions share one."""
     accelerator: str = ""
     """Model of the GPUs as it should appear in the records, for example H200; empty on CPUs."""
@@ -92,13 +93,7 @@ class ForeignOptions:
     """Shards evaluated by other code than today's: refuse to start, reuse them, or move them aside and compute anew."""
 
     def __post_init__(self) -> None:
-        lows = {"images": 1, "lanes": 1, "shard_size": 1, "restarts": 1, "targets": 0, "cpus_per_task": 1, "steps": 1, "queries": 1}
-        for field, low in lows.items():
-            value = getattr(self, field)
-            if value is not None and value < low:
-                raise ValueError(f"--{field.replace('_', '-')} is {value}; allowed: a whole number >= {low}")
-        if not 0 <= self.gpus_per_task < math.inf:
-            raise ValueError(f"--gpus-per-task is {self.gpus_per_task:g}; allowed: a number >= 0")
+        check_fields(self, prefix="--")
         if bool(self.accelerator) != (self.gpus_per_task > 0):
             raise ValueError(
                 f"--accelerator is {self.accelerator!r} with --gpus-per-task {self.gpus_per_task:g}; allowed: both (H200 and 1), or neither"

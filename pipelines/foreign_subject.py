@@ -11,7 +11,7 @@ import torch
 
 from pipelines.foreign_options import ForeignOptions
 from sat_ray.attacks import AttackSpec
-from sat_ray.checkpoint import MODEL_JSON
+from sat_ray.checkpoint import MODEL_JSON, read_description
 from sat_ray.class_names import label_order, numbers_out_of_order, relabelled
 from sat_ray.cli import folder_name
 from sat_ray.config import content_hash, to_json
@@ -79,6 +79,8 @@ def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subje
         tracking = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.uri}/mlflow.db"
         uri = str(fetch_model(given.model, tracking_uri=tracking, folder=str(temporary), allow_pickle=given.allow_pickle))
         kind = "pt2" if uri.endswith(".pt2") else "pickle"
+    if kind == "checkpoint":
+        uri = Storage.at(uri).uri  # a worker may run in another folder
     if kind == "pt2" and given.allow_pickle:
         kind = "pickled_pt2"
     try_source(kind, uri, dataset.manifest["shape"])
@@ -146,7 +148,7 @@ def _configuration(model: torch.nn.Module, uri: str) -> Configuration | None:
     """Return how a checkpoint was trained; its own activation where it does not say, None for any other model."""
     if not isinstance(model, Normalized) or model.spec is None or kind_of(uri) != "checkpoint":
         return None
-    said = Storage.at(uri).read_json(MODEL_JSON)["about"].get("configuration")
+    said = read_description(Storage.at(uri))["about"].get("configuration")
     return Configuration.stored(said or {"activation": model.spec.activation, "alpha": model.spec.alpha})
 
 

@@ -78,6 +78,7 @@ def write_report(
     strong = strong_on_validation(config, data, models, records) or {}
     evaluated = [evaluated_model(config, records, record, outcomes, run_ids, strong) for record in models]
     spec = config.evaluation_attacks()[0]
+    verdicts = {card.inputs["weights"]: card.payload["card"]["verdict"] for card in cards}
     board = leaderboard(
         evaluated,
         sweep=name,
@@ -85,15 +86,15 @@ def write_report(
         threat_model=to_json(config.threat_model),
         attack={"name": spec.name, "steps": spec.steps, "step_size": spec.step_size, "restarts": spec.restarts},
         strong_attack=strong_attack(config, data),
-        verdicts={card.payload["checkpoint"]: card.payload["card"]["verdict"] for card in cards},
+        verdicts={model.checkpoint: verdicts[model.sha256] for model in evaluated if model.sha256 in verdicts},
     )
     stages = spent_by_stage(config, records, train_images=data.manifest["splits"]["train"])
     board = with_costs(board, config, stages) | {"cost": cost_summary(config, stages, estimated=_estimated(config, data))}
     if (searched := describe_search(config, records)) is not None:
         board["search"] = searched
     board["calibration"] = summary_of(_calibrations(config, records, data, models))
-    champion = board["champion"]["row"]["checkpoint"]
-    card = next(card.payload["card"] for card in cards if card.payload["checkpoint"] == champion)
+    weights = {model.checkpoint: model.sha256 for model in evaluated}
+    card = card_of(cards, weights[board["champion"]["row"]["checkpoint"]])
     figures = _figures(config, records, data, board, evaluated, card)
     check_lease(records.storage)
     for made in cards:
@@ -112,13 +113,19 @@ def write_report(
         hashes=_hashes(config, data, models),
         class_names=data.manifest["class_names"],
         events=[event for model in evaluated for event in _events(model)],
-        digests={model.checkpoint: model.sha256 for model in evaluated},
+        digests=weights,
         pages=pages,
         environment=origin(_computed(records, models)),
     )
     records.storage.write("report.html", page.encode())
     records.storage.write_json("leaderboard.json", board)  # last: whoever finds it finds the rest
     return board
+
+
+def card_of(cards: Sequence[Record], weights: str) -> dict[str, Any]:
+    """Return the card of the model with these weights: a model that was trained again, to the same weights, keeps its card."""
+    card: dict[str, Any] = next(card.payload["card"] for card in cards if card.inputs["weights"] == weights)
+    return card
 
 
 def strong_attack(config: SweepConfig, data: Dataset) -> dict[str, Any] | None:
@@ -207,7 +214,7 @@ def evaluated_model(
         attacker_alpha=configuration.attacker_alpha,
         seed=payload["seed"],
         val_robust_accuracy=payload["val_robust_accuracy"],
-        checkpoint=payload["path"],
+        checkpoint=records.storage.located(payload["path"]),
         outcomes=records.storage.full(outcomes[payload["name"]]),
         mlflow_run_id=run_ids.get(record.key),
         accelerator_seconds=payload["accelerator_seconds"],

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.arrival import check_network
-from pipelines.reporting import outcome_paths, read_outcomes, strong_name, write_report
+from pipelines.reporting import read_outcomes, strong_name, write_report
 from sat_ray.card import PASS
 from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
 from sat_ray.data.changes import check_unchanged
-from sat_ray.data.shards import image_ids, verify, write_dataset
+from sat_ray.data.shards import MANIFEST, image_ids, verify, write_dataset
 from sat_ray.data.sources import dataset_source
 from sat_ray.evaluation import counted_robust_ids
 from sat_ray.plan import (
@@ -22,10 +22,13 @@ from sat_ray.plan import (
     strong_tasks,
     validation_tasks,
 )
-from sat_ray.stages import Record, Records
-from sat_ray.storage import Storage
+from sat_ray.sealed import read_sealed, sealed
+from sat_ray.stages import STATE, Record, Records, attempt_name
+from sat_ray.storage import Storage, json_bytes
 from sat_ray.tracking_uri import LOCAL_PAGES
-from sat_ray.units import CARD, Dataset, EvaluationTask
+from sat_ray.units import CARD, EVALUATE, STRONG, Dataset, EvaluationTask
+
+IDENTITY = f"{STATE}/identity.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,13 @@ class Sweep:
     def records(self) -> Records:
         """Return the sweep's records."""
         return Records(self.storage)
+
+    @property
+    def identity(self) -> str:
+        """Return what names this sweep wherever its folder lies: the tracker's runs carry it, so a moved sweep finds them again."""
+        self.storage.commit(IDENTITY, json_bytes(sealed({"identity": attempt_name()})))
+        found = _read_state(self.storage, IDENTITY)
+        return str(found["identity"])
 
 
 class MissingInputError(ValueError):
@@ -75,7 +85,27 @@ def prepare(sweep: Sweep) -> Dataset:
         dataset = Dataset.open(uri)
         assert dataset is not None
     verify(Storage(uri))
+    require_same_dataset(sweep, dataset)
     return dataset
+
+
+def require_same_dataset(sweep: Sweep, dataset: Dataset) -> None:
+    """Raise ValueError where the manifest of a dataset's folder is not the one that this sweep began with."""
+    name = dataset.uri.rpartition("/")[2]
+    path = f"{STATE}/datasets/{name}.json"
+    sweep.storage.commit(path, json_bytes(sealed({"dataset": name, "hash": dataset.hash})))
+    if _read_state(sweep.storage, path).get("hash") != dataset.hash:
+        raise ValueError(
+            f"{dataset.uri}/{MANIFEST} is not the manifest that the sweep in {sweep.storage.uri} began with; restore the folder, or choose "
+            "another --name to train on these images"
+        )
+
+
+def _read_state(storage: Storage, path: str) -> dict[str, Any]:
+    try:
+        return read_sealed(storage, path)
+    except ValueError as error:
+        raise ValueError(f"{storage.full(path)} {error}; move it away and run again") from None
 
 
 def search(sweep: Sweep, data: Dataset) -> list[Configuration]:
@@ -101,12 +131,18 @@ def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str
     Returns the path of each model's merged outcomes of PGD by model name; those of the strong attacks are where `outcome_paths` says.
     """
     from sat_ray.distributed.tasks import evaluate_all
-    from sat_ray.outcomes import merge_outcomes
 
     # the more robust a model, the longer its images are attacked: start with those, so that no long task is last
     ordered = sorted(models, key=lambda record: -record.payload["val_robust_accuracy"])
     shards = (task for record in ordered for task in _test_tasks(sweep.config, data, record))
     evaluate_all(shards, sweep.records, sweep.config.resources)
+    return _merged(sweep, data, models)
+
+
+def _merged(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]:
+    """Merge the committed shards of every model; return the path of each one's outcomes by model name."""
+    from sat_ray.outcomes import merge_outcomes
+
     expected = image_ids(Storage(data.uri), "test").numpy()
     paths = {}
     for record in models:
@@ -191,7 +227,10 @@ def committed_inputs(sweep: Sweep, name: str) -> dict[str, Any]:
 
 
 def _prepared(sweep: Sweep, inputs: dict[str, Any]) -> Dataset | None:
-    return Dataset.open(dataset_uri(sweep.config, sweep.root))
+    dataset = Dataset.open(dataset_uri(sweep.config, sweep.root))
+    if dataset is not None:
+        require_same_dataset(sweep, dataset)
+    return dataset
 
 
 def _searched(sweep: Sweep, inputs: dict[str, Any]) -> list[Configuration] | None:
@@ -207,11 +246,19 @@ def _trained(sweep: Sweep, inputs: dict[str, Any]) -> list[Record] | None:
 
 
 def _evaluated(sweep: Sweep, inputs: dict[str, Any]) -> dict[str, str] | None:
-    names = [record.payload["name"] for record in inputs["train"]]
-    wanted = [path for name in names for path in outcome_paths(sweep.config, name)]
-    if not all(sweep.storage.exists(path) for path in wanted):
+    data, models = inputs["prepare"], inputs["train"]
+    tasks = [
+        task
+        for record in models
+        for task in (
+            *evaluation_tasks(sweep.config, data, record),
+            *strong_tasks(sweep.config, data, record),
+        )
+    ]
+    committed = {stage: set(sweep.records.keys(stage)) for stage in (EVALUATE, STRONG)}
+    if any(task.key not in committed[task.stage] for task in tasks):
         return None
-    return {name: outcome_paths(sweep.config, name)[0] for name in names}
+    return _merged(sweep, data, models)  # again, because a merged file may be damaged or old
 
 
 def _carded(sweep: Sweep, inputs: dict[str, Any]) -> list[Record] | None:

@@ -107,7 +107,7 @@ def train_here(config: SweepConfig, dataset: Dataset, scratch: Storage) -> str:
         print(f"  epoch {report.epoch + 1}/{job.until}  loss {loss:.3f}  accuracy on training attacks {100 * accuracy:.0f} %", flush=True)
 
     record = train_and_commit(job, Records(scratch), on_epoch=show)
-    return str(record.payload["path"])
+    return scratch.located(record.payload["path"])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pipelines.measures import (
 )
 from pipelines.mlflow_links import compare_link, table_link, view_of
 from pipelines.registry import ALIAS, Contender, objection, registered_name
-from pipelines.reporting import command_line, outcome_paths, read_outcomes, strong_attack
+from pipelines.reporting import card_of, command_line, outcome_paths, read_outcomes, strong_attack
 from pipelines.stages import Sweep
 from sat_ray.card import PASS
 from sat_ray.card.checks import ABOVE_CHANCE
@@ -53,6 +53,7 @@ class Projection:
 
     def __init__(self, sweep: Sweep, tracker: Tracker) -> None:
         self.sweep, self.tracker = sweep, tracker
+        self.identity = sweep.identity
         self.records = sweep.records  # one for all updates: it reads every record once
         self.parent = self._parent({})
         tracker.artifact(self.parent, "config.json", json_bytes(to_json(sweep.config)))
@@ -68,7 +69,7 @@ class Projection:
         own = {"sat_ray.kind": "sweep", "mlflow.source.name": "pipelines/sweep.py", "mlflow.source.type": "LOCAL", "sat_ray.price": priced}
         own["sat_ray.search_budget"] = cost.amount(cost.budget_seconds() or 0.0) if cost.budget is not None else "none"
         params = flatten(to_json(sweep.config)) | {"sweep": sweep.name}
-        return self.tracker.run(f"sweep:{sweep.storage.uri}", name=sweep.name, tags=own | dict(tags), params=params)
+        return self.tracker.run(f"sweep:{self.identity}", name=sweep.name, tags=own | dict(tags), params=params)
 
     def _price(self) -> list[Any]:
         cost = self.sweep.config.cost
@@ -155,17 +156,20 @@ class Projection:
         from sat_ray.report.notes import card_note
 
         best = board["champion"]["row"]
-        trained = {record.payload["path"]: record for record in self.sweep.records.all(TRAIN)}
+        records = self.sweep.records.all(TRAIN)
+        trained = {self.sweep.storage.located(record.payload["path"]): record for record in records}
+        champion = trained[best["checkpoint"]]
         for card in cards:
-            self._carded(trained[card.payload["checkpoint"]], card.payload["card"])
-        card = next(one.payload["card"] for one in cards if one.payload["checkpoint"] == best["checkpoint"])
+            same = [record for record in records if record.payload["sha256"] == card.inputs["weights"]]
+            self._carded(max(same, key=lambda record: record.payload["name"] == card.payload["name"]), card.payload["card"])
+        card = card_of(cards, champion.payload["sha256"])
         name = board["champion"]["configuration"]
         if refused := _refusal(card, name=name, override=override):
             return refused
         seeds = [trained[row["checkpoint"]] for row in board["rows"] if row["configuration"] == name]
         contender = self._contender(seeds)
         model = registered_name(self.sweep.config, self._dataset())
-        run_id, uri = self._with_model(trained[best["checkpoint"]])
+        run_id, uri = self._with_model(champion)
         if not uri:
             return f"no champion: {self.not_exported}; its weights are in {best['checkpoint']}"
         present = self.tracker.holder(model, alias=ALIAS)
@@ -243,7 +247,7 @@ class Projection:
 
     def _run(self, record: Record, *, kind: str, name: str, tags: Mapping[str, str] | None = None) -> str:
         payload, configuration = record.payload, Configuration.of(record.payload)
-        key = f"{kind}:{self.sweep.storage.uri}:{payload['name']}"
+        key = f"{kind}:{self.identity}:{payload['name']}"
         params = {"seed": payload["seed"]} | ({} if kind == "trial" else {"epochs": payload["until"]})  # a trial's grow from rung to rung
         parent = self._search() if kind == "trial" else self._configuration(configuration)
         run_id = self._child(key, kind, name, configuration, parent=parent, tags=tags)
@@ -292,7 +296,7 @@ class Projection:
 
     def _search(self) -> str:
         tags = {"sat_ray.kind": "search", "sat_ray.sweep": self.sweep.name}
-        return self.tracker.run(f"search:{self.sweep.storage.uri}", name="search", parent=self.parent, tags=tags, params={})
+        return self.tracker.run(f"search:{self.identity}", name="search", parent=self.parent, tags=tags, params={})
 
     def _close_search(self, board: Mapping[str, Any]) -> None:
         trials = longest_trials(self.records)
@@ -308,7 +312,7 @@ class Projection:
         self.tracker.complete(run_id, content=content, points=_now(shown))
 
     def _configuration(self, configuration: Configuration, *, tags: Mapping[str, str] | None = None) -> str:
-        key = f"configuration:{self.sweep.storage.uri}:{configuration.slug}"
+        key = f"configuration:{self.identity}:{configuration.slug}"
         params = self._params(configuration)
         name = compared_name(configuration)
         return self._child(key, "configuration", name, configuration, parent=self.parent, params=params, tags=tags)
@@ -404,7 +408,7 @@ class Projection:
         run_id = self._run(record, kind="finalist", name=_finalist_name(record))
         if record.key in self.with_model:
             return run_id, self.with_model[record.key]
-        model = load_model(record.payload["path"], expected_sha256=record.payload["sha256"])
+        model = load_model(self.sweep.storage.located(record.payload["path"]), expected_sha256=record.payload["sha256"])
         shape = self._dataset().manifest["shape"]
         try:
             uri = self.tracker.model(run_id, model, name=MODEL_NAME, input_shape=shape)

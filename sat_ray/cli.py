@@ -18,11 +18,11 @@ from sat_ray.activation_table import activation_table
 from sat_ray.config import SweepConfig, content_hash, flatten
 from sat_ray.names import check_name, suggest
 from sat_ray.storage import Storage, check_address
-from sat_ray.tracking_uri import redacted
+from sat_ray.tracking_uri import redacted, sqlite_path
 
 Recipe = Callable[[], SweepConfig]
 Given = TypeVar("Given")  # a dataclass of options
-RESERVED_NAMES = ("data", "mlflow.db", "mlartifacts")
+RESERVED_NAMES = ("data", "mlartifacts", "mlflow.db")  # of the storage itself; beside the last lie files whose names begin with it
 SHORT = {"--budget": "--cost.budget"}
 
 
@@ -234,9 +234,11 @@ def _resolve(config: SweepConfig, base: SweepConfig, given: Options, argv: Seque
         if not root.is_local:
             raise UsageError(f"storage {root.uri} is on S3, where no SQLite database can live; give --tracking-uri or MLFLOW_TRACKING_URI")
         tracking = f"sqlite:///{root.uri}/mlflow.db"
+    name = sweep_name(given.name, config, base)
+    check_not_a_file(name, root, tracking)
     return Command(
         config=config,
-        name=sweep_name(given.name, config, base),
+        name=name,
         root=root,
         tracking_uri=tracking,
         artifact_root=root.full("mlartifacts") if tracking.startswith("sqlite") else "",
@@ -263,6 +265,19 @@ def sweep_name(given: str, config: SweepConfig, base: SweepConfig) -> str:
 
 def folder_name(given: str) -> str:
     """Return a name that is fit for a folder directly below the storage; UsageError says what is allowed."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", given) or given in RESERVED_NAMES:
-        raise UsageError(f"name {given!r}; allowed: up to 64 letters, digits, '.', '_' and '-', not {', '.join(RESERVED_NAMES)}")
+    *folders, database = RESERVED_NAMES
+    reserved = given.casefold() in folders or given.casefold().startswith(database)  # some disks do not tell data from Data
+    if reserved or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", given):
+        allowed = f"up to 64 letters, digits, '.', '_' and '-', not {', '.join(folders)} and nothing that begins with {database}"
+        raise UsageError(f"name {given!r}; allowed: {allowed}")
     return given
+
+
+def check_not_a_file(name: str, root: Storage, tracking_uri: str) -> None:
+    """Raise UsageError where the folder `name` of a local storage would be a file, or one of the tracker's database."""
+    if not root.is_local:
+        return
+    database = sqlite_path(tracking_uri) if tracking_uri.startswith("sqlite:///") else None
+    beside = database is not None and str(database.parent) == root.uri and name.startswith(database.name)
+    if beside or root.is_file(name):
+        raise UsageError(f"name {name!r} is that of a file in {root.uri}; choose another --name")

@@ -2,15 +2,31 @@
 
 import dataclasses
 import hashlib
-import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from sat_ray.activations import ACTIVATIONS
 from sat_ray.attacks import AttackSpec, Gradient, strong_attacks
 from sat_ray.attacks.cascade import STEPS, TARGETS
+from sat_ray.bounds import (
+    FARTHEST,
+    MOST_WORKERS,
+    BelowOne,
+    Bounds,
+    Count,
+    Epochs,
+    Gpus,
+    Lanes,
+    Seed,
+    Share,
+    Steps,
+    StepSize,
+    Width,
+    Workers,
+    check_fields,
+)
 from sat_ray.card import CardSettings
 from sat_ray.configuration import Configuration, parse_choice, parse_pair, without_repeats
 from sat_ray.data.images import ENCODINGS, LARGEST_SIDE, Storing
@@ -32,12 +48,6 @@ TABLE1_PAIRS = ("relu/relu_smooth_backward", "relu_smooth_backward/relu", "relu_
 SEARCHED = tuple(name for name in ACTIVATIONS if name != "relu_smooth_backward")
 
 
-def _at_least(settings: object, low: int, *names: str, section: str) -> None:
-    for name in names:
-        if getattr(settings, name) < low:
-            raise ValueError(f"{section}.{name} is {getattr(settings, name)}; allowed: a whole number >= {low}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Which images."""
@@ -50,15 +60,15 @@ class DataSettings:
     download: bool = False
     """Fetch the official files of mnist, fashion_mnist, cifar10 or cifar100 where they are not there, into data.path, or without one into
     ~/.cache/sat_ray; torchvision's checksums are checked."""
-    image_size: int = 0
+    image_size: Annotated[int, Bounds(0, LARGEST_SIDE)] = 0
     """Side of the stored squares: the short side is resized to it and the centre kept; 0 leaves images as they are."""
     encoding: Literal["raw", "jpeg"] = "raw"
     """How images that come in files are stored: raw pixels, or jpeg (quality 92, full colour) in about a tenth of the space."""
-    corrupt_share: float = 0.0
+    corrupt_share: BelowOne = 0.0
     """Share of the images that may be unreadable: they are left out and listed in the manifest."""
-    enlarged_share: float = 0.0
+    enlarged_share: Share = 0.0
     """Share of the images whose short side may be less than image_size: they are enlarged, which adds work and no detail."""
-    rows_per_shard: int = 512
+    rows_per_shard: Count = 512
     """Images in one Parquet shard."""
     loading: Loading = "auto"
     """Where training takes images from: resident (memory, the accelerator's where there is one), streaming (the shards, decoded ahead of
@@ -66,17 +76,11 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check_address(self.path, field="data.path")
-        source = dataset_source(self.dataset)
-        _at_least(self, 1, "rows_per_shard", section="data")
-        self._check_download(source)
-        if not 0 <= self.image_size <= LARGEST_SIDE:
-            raise ValueError(f"data.image_size is {self.image_size}; allowed: 0 to {LARGEST_SIDE}, 0 for images as they are")
         check_name(self.encoding, ENCODINGS, field="data.encoding")
         check_name(self.loading, get_args(Loading), field="data.loading")
-        if not 0 <= self.corrupt_share < 1:
-            raise ValueError(f"data.corrupt_share is {self.corrupt_share:g}; allowed: [0, 1)")
-        if not 0 <= self.enlarged_share <= 1:
-            raise ValueError(f"data.enlarged_share is {self.enlarged_share:g}; allowed: [0, 1]")
+        check_fields(self, prefix="data.")
+        source = dataset_source(self.dataset)
+        self._check_download(source)
         if not source.encoded and (self.image_size or self.encoding != "raw"):
             raise ValueError(
                 f"data.image_size and encoding are {self.image_size}, {self.encoding}; allowed for {self.dataset}: 0, raw; "
@@ -118,7 +122,7 @@ class ModelSettings:
     name: str = "small_resnet"
     """A residual network (resnet50, resnext50_32x8d, ...), an EfficientNet (efficientnet_b0 to b7, efficientnet_l1), a network for 32-pixel
     images (preact_resnet18, wide_resnet28_10, wide_resnet34_10), small_resnet, or module:function of your own."""
-    width: int = 12
+    width: Width = 12
     """Channels of the first layer of small_resnet, or of a network of your own that takes it; the others have widths of their own."""
     stem: str = "imagenet"
     """First layer of residual networks: imagenet (7x7, stride 2) or small (3x3, stride 1, for 32-pixel images); of EfficientNets: stride 2
@@ -127,10 +131,10 @@ class ModelSettings:
     """Start the last BatchNorm of each block at 0."""
 
     def __post_init__(self) -> None:
+        check_fields(self, prefix="model.")
         check_model_name(self.name, field="model.name")
         check_name(self.stem, STEMS, field="model.stem")
         check_zero_gamma(self.name, self.zero_gamma)
-        _at_least(self, 1, "width", section="model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,23 +148,22 @@ class SearchSettings:
     names of one function one is trained."""
     pairs: tuple[str, ...] = TABLE1_PAIRS
     """activation/attacker_activation rows trained beside them: the paper's Table 1."""
-    rungs: tuple[int, ...] = (3, 6)
+    rungs: tuple[Epochs, ...] = (3, 6)
     """Epochs after which the alphas of one activation are compared; the last is the longest trial. A first one below half of the last
     prefers the alphas that learn fastest."""
-    reduction: int = 2
+    reduction: Annotated[int, Bounds(2, 1_000_000)] = 2
     """One in `reduction` alphas of an activation goes on after a rung."""
-    samples: int = 24
+    samples: Annotated[int, Bounds(1, 1_000_000)] = 24
     """Trials drawn by asha and optuna."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the trials' training and of the sampler."""
 
     def __post_init__(self) -> None:
+        check_fields(self, prefix="search.")
         if not self.configurations():
             raise ValueError("search.activations and search.pairs are both empty; allowed: at least one activation")
-        if not self.rungs or list(self.rungs) != sorted(set(self.rungs)) or self.rungs[0] < 1:
+        if not self.rungs or list(self.rungs) != sorted(set(self.rungs)):
             raise ValueError(f"search.rungs is {self.rungs}; allowed: growing whole numbers of epochs, for example 3 6")
-        _at_least(self, 2, "reduction", section="search")
-        _at_least(self, 1, "samples", section="search")
 
     def configurations(self) -> tuple[Configuration, ...]:
         """Return every point of the grid, each function once, in the order given."""
@@ -181,10 +184,11 @@ class SearchSettings:
 class FinalSettings:
     """What is trained to the end for the leaderboard: the best alpha of each activation, and the pairs."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Seeds of each configuration; fewer than three support no claim."""
 
     def __post_init__(self) -> None:
+        check_fields(self, prefix="final.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"final.seeds is {self.seeds}; allowed: at least one seed, each once")
 
@@ -193,11 +197,11 @@ class FinalSettings:
 class EvaluationSettings:
     """The attack that robust accuracy is measured with."""
 
-    steps: int = 200
+    steps: Steps = 200
     """Gradient steps of PGD."""
-    step_size: float = 1 / 255
+    step_size: StepSize = 1 / 255
     """Length of one step, in [0, 1] pixels; k/255 may be written."""
-    restarts: int = 1
+    restarts: Steps = 1
     """Random starts."""
     final_iterate: bool = False
     """Add the paper's rule as an attack of its own: only the last iterate counts."""
@@ -207,63 +211,51 @@ class EvaluationSettings:
     strong: Strong = "all"
     """Which models meet the strong attacks too (APGD on cross-entropy, then targeted APGD on DLR, as in AutoAttack): all of them, or
     none. They attack what survives PGD. Ranking, statistics and champion rest on the strong verdict; without it, on PGD's."""
-    strong_steps: int = STEPS
+    strong_steps: Steps = STEPS
     """Steps of each run of a strong attack; AutoAttack takes 100."""
-    strong_targets: int = TARGETS
+    strong_targets: Annotated[int, Bounds(1, 1_000_000)] = TARGETS
     """Most classes that the targeted strong attack moves towards, likeliest first; AutoAttack takes 9."""
-    lanes: int = 64
+    lanes: Lanes = 64
     """Images in every model call; part of the numerical environment."""
-    shard_size: int = 450
+    shard_size: Count = 450
     """Most test images in one evaluation task."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the random starts."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "restarts", "strong_steps", "strong_targets", "lanes", "shard_size")
-        _at_least(self, 1, *counts, section="evaluation")
-        check_name(self.strong, get_args(Strong), field="evaluation.strong")
+        check_fields(self, prefix="evaluation.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceSettings:
     """What each part asks of the Ray cluster; never part of a result's identity."""
 
-    train_workers: int = 2
+    train_workers: Workers = 2
     """Data-parallel workers of the train stage."""
-    fewest_train_workers: int = 0
+    fewest_train_workers: Annotated[int, Bounds(0, MOST_WORKERS)] = 0
     """Go on with as few as this many when workers are lost and cannot be replaced, same global batch; 0: wait for all of them."""
-    cpus_per_worker: int = 1
+    cpus_per_worker: Workers = 1
     """CPUs (and threads) of each training worker."""
-    gpus_per_worker: int = 0
+    gpus_per_worker: Annotated[int, Bounds(0, MOST_WORKERS)] = 0
     """GPUs of each training worker."""
-    cpus_per_trial: int = 1
+    cpus_per_trial: Workers = 1
     """CPUs (and threads) of each search trial."""
-    gpus_per_trial: float = 0
+    gpus_per_trial: Gpus = 0
     """GPUs of each search trial."""
-    cpus_per_evaluation: int = 1
+    cpus_per_evaluation: Workers = 1
     """CPUs (and threads) of each evaluation task."""
-    gpus_per_evaluation: float = 0
+    gpus_per_evaluation: Gpus = 0
     """GPUs of each evaluation task; fractions share one."""
     share_gpus: bool = False
     """Let the first evaluation task have its GPU alone, and as many of the others share one (up to 4) as its memory then shows to fit."""
-    images_per_second: float = 0.0
+    images_per_second: Annotated[float, Bounds(0, 1e9)] = 0.0
     """Training images per second of one accelerator, attack included, as measured on images as stored: for the hours of --dry-run; 0 where
     not known."""
     accelerator: str = ""
     """Model of the GPUs as it should appear in the records, for example H200; empty on CPUs."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "train_workers", "cpus_per_worker", "cpus_per_trial", "cpus_per_evaluation", section="resources")
-        _at_least(
-            self,
-            0,
-            "images_per_second",
-            "fewest_train_workers",
-            "gpus_per_worker",
-            "gpus_per_trial",
-            "gpus_per_evaluation",
-            section="resources",
-        )
+        check_fields(self, prefix="resources.")
         if self.share_gpus and self.gpus_per_evaluation != 1:
             raise ValueError(
                 f"resources.share_gpus is set and resources.gpus_per_evaluation is {self.gpus_per_evaluation:g}; allowed: 1, of which each "
@@ -289,19 +281,16 @@ class ResourceSettings:
 class CostSettings:
     """What accelerators cost; never part of a result's identity."""
 
-    price_per_accelerator_hour: float = 0.0
+    price_per_accelerator_hour: Annotated[float, Bounds(0, 1e9)] = 0.0
     """Price of one GPU (on CPUs: of one worker process) for an hour; 0: no money is reported."""
     currency: str = "USD"
     """Name of the currency, for tables."""
-    budget: float | None = None
+    budget: Annotated[float | None, Bounds(0, 1e12, above=True)] = None
     """--budget for short: what the search may spend, in the currency where there is a price, else in accelerator-hours. Once its committed
     trials have taken that, no other starts; those that run are finished, and the sweep goes on with what there is. None: no limit."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.price_per_accelerator_hour) and self.price_per_accelerator_hour >= 0):
-            raise ValueError(f"cost.price_per_accelerator_hour is {self.price_per_accelerator_hour:g}; allowed: a number >= 0")
-        if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
-            raise ValueError(f"cost.budget is {self.budget:g}; allowed: a number > 0, or None for no limit")
+        check_fields(self, prefix="cost.")
         if not self.currency.isalpha():
             raise ValueError(f"cost.currency is {self.currency!r}; allowed: letters, for example EUR")
 
@@ -343,9 +332,15 @@ class SweepConfig:
     cost: CostSettings = field(default_factory=CostSettings)
 
     def __post_init__(self) -> None:
+        check_fields(self, prefix="")
         self.training.attack(self.threat_model)
         self.training.validation_attacks(self.threat_model, num_classes=2)
         self.evaluation_attacks()
+        if self.training.warmup_epochs > self.training.epochs:
+            raise ValueError(
+                f"training.warmup_epochs must be a number from 0 to training.epochs, {self.training.epochs}, "
+                f"got {self.training.warmup_epochs:g}; a longer one never reaches the learning rate"
+            )
         check_even(self.training, world_size=self.resources.train_workers)
         check_accelerator(self.training.precision, self.resources.accelerator)
         if (shape := self.data.shape()) is not None:
@@ -400,40 +395,78 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: Any, value: Any) -> Any:
-    """Rebuild settings of a type from `to_json`; ValueError names an unknown field."""
+    """Rebuild settings of a type from `to_json`; ValueError names a field that is unknown, missing or of another type."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
-        for name in value:
-            check_name(name, hints, field=f"field of {kind.__name__}")
-        return kind(**{name: from_json(hints[name], item) for name, item in value.items()})
-    if typing.get_origin(kind) is tuple:
+        return _settings_from_json(kind, value)
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
         return tuple(from_json(typing.get_args(kind)[0], item) for item in value)
     if typing.get_origin(kind) in (typing.Union, types.UnionType) and value is not None:
         return from_json(next(k for k in typing.get_args(kind) if k is not type(None)), value)
-    return float(value) if kind is float else value
+    exact = kind is float and type(value) is int and abs(value) <= FARTHEST  # whatever else is wrong, the settings themselves refuse
+    return float(value) if exact else value
 
 
-def code_named(config: dict[str, Any]) -> list[str]:
+def _settings_from_json(kind: Any, value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{kind.__name__} must be a JSON object, got a {type(value).__name__}")
+    hints = typing.get_type_hints(kind)
+    for name in value:
+        check_name(name, hints, field=f"field of {kind.__name__}")
+    for field_ in dataclasses.fields(kind):
+        required = field_.default is dataclasses.MISSING and field_.default_factory is dataclasses.MISSING
+        if required and field_.name not in value:
+            raise ValueError(f"field {field_.name} of {kind.__name__} is missing")
+    return kind(**{name: from_json(hints[name], item) for name, item in value.items()})
+
+
+def code_named(config: Any) -> list[str]:
     """Return every `module:function` that a stored config names, without making objects of it."""
-    search = config.get("search", {})
-    activations = [word for text in search.get("activations", ()) for word in (text, text.rpartition(":")[0])]
-    pairs = [word for text in search.get("pairs", ()) for word in text.split("/")]
-    others = [config.get("model", {}).get("name", ""), config.get("data", {}).get("dataset", "")]
+    search, model, data = (_part(config, name) for name in ("search", "model", "data"))
+    activations = [word for text in _words(search.get("activations")) for word in (text, text.rpartition(":")[0])]
+    pairs = [word for text in _words(search.get("pairs")) for word in text.split("/")]
+    others = _words([model.get("name"), data.get("dataset")])
     names = {name for name in (*others, *activations, *pairs) if is_reference(name)}
     return sorted(name for name in names if name.partition(":")[0] not in ACTIVATIONS)
+
+
+def _part(config: Any, name: str) -> dict[str, Any]:
+    """Return a part of a stored config, empty where something else stands there."""
+    found = config.get(name) if isinstance(config, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _words(value: Any) -> list[str]:
+    return [word for word in value if isinstance(word, str)] if isinstance(value, list) else []
 
 
 def stored_config(storage: Storage) -> SweepConfig:
     """Read the config of the sweep in a folder.
 
-    Raises UnconfirmedCodeError where it names code that no person named, other ValueErrors where it
-    is no config of today.
+    Raises FileNotFoundError where there is none, UnconfirmedCodeError where it names code that no
+    person named, other ValueErrors where it is no config of today.
     """
-    value = storage.read_json("config.json")
-    check_confirmed(code_named(value), source=storage.full("config.json"))
-    with stored_names():
-        config: SweepConfig = from_json(SweepConfig, value)
+    source = storage.full("config.json")
+    try:
+        value = storage.read_json("config.json")
+    except ValueError as error:
+        raise _unreadable(source, error) from None
+    check_confirmed(code_named(value), source=source)
+    return config_of(value, source=source)
+
+
+def config_of(value: Any, *, source: str) -> SweepConfig:
+    """Make a config of the JSON values in `source`; one line where they are none."""
+    try:
+        with stored_names():
+            config: SweepConfig = from_json(SweepConfig, value)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _unreadable(source, error) from None
     return config
+
+
+def _unreadable(source: str, error: Exception) -> ValueError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return ValueError(f"{source} cannot be read as a sweep's config ({reason})")
 
 
 def content_hash(value: Any) -> str:

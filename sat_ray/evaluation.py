@@ -16,6 +16,7 @@ from sat_ray.activations import Activation, display_name
 from sat_ray.attacks import AttackSpec, make_attack
 from sat_ray.attacks.base import Model, require_inference_mode
 from sat_ray.attacks.spec import FINAL_SUFFIX
+from sat_ray.bounds import Lanes, fault, shown
 from sat_ray.calibration import Calibration, calibrate
 from sat_ray.data.split import Split
 from sat_ray.fast_copy import fast_copy, flies_again
@@ -254,8 +255,8 @@ def check_images(
             raise ValueError(f"{name} is {tuple(values.shape)} {values.dtype}; allowed: ({len(images)},) whole numbers")
     if len(torch.unique(ids)) != len(ids):
         raise ValueError("image_ids has duplicates; allowed: each id once")
-    if lanes < 1:
-        raise ValueError(f"lanes is {lanes}; allowed: a whole number >= 1")
+    if reason := fault(lanes, Lanes):
+        raise ValueError(f"lanes must be {reason}, got {shown(lanes)}")
     return images.contiguous(), y.to(torch.int64), ids.to(torch.int64)  # the layout of images is no part of an evaluation
 
 

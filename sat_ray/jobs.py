@@ -173,7 +173,7 @@ def _commit_training(job: TrainingJob, records: Records, state: TrainingState, *
         "configuration": job.configuration.to_json(),
         "seed": job.seed,
         "until": job.until,
-        "path": records.storage.full(folder),
+        "path": folder,
         "sha256": digest,
         "best_epoch": state.best_epoch,
         "val_robust_accuracy": state.best_score[0],
@@ -203,6 +203,11 @@ def cached_model(uri: str, digest: str, accelerator: str, kind: str = "checkpoin
     """Load a model once per process; kind: see `sat_ray.model_source`; digest: what its contents must hash to."""
     model, _ = load_source(kind, uri, digest, device=device_of(accelerator))
     return model
+
+
+def located(task: EvaluationTask, storage: Storage) -> EvaluationTask:
+    """Return a task whose checkpoint is an absolute path or URI; in the tasks of a sweep it is relative to the storage."""
+    return task if task.kind == "function" else replace(task, checkpoint=storage.located(task.checkpoint))
 
 
 def model_of(task: EvaluationTask) -> nn.Module:
@@ -252,6 +257,7 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
     before = None if task.after is None else evaluate_and_commit(task.after, records, gpus=gpus)
     require_environment(task.environment)
     started = perf_counter()
+    task = located(task, records.storage)
     model = model_of(task)
     shard = images_of(task, rows_of(task))
     if before is not None:
@@ -286,11 +292,12 @@ def card_and_commit(task: CardTask, records: Records, *, gpus: float = 0) -> Rec
         return done
     require_environment(task.environment)
     started = perf_counter()
-    model = cached_model(task.checkpoint, task.checkpoint_sha256, _accelerator(task))
+    checkpoint = records.storage.located(task.checkpoint)
+    model = cached_model(checkpoint, task.checkpoint_sha256, _accelerator(task))
     split = split_of(task.dataset.uri, "val", task.dataset.hash)
     settings: dict[str, Any] = {"attack": task.attack, "settings": task.settings, "variants": task.variants}
     card = robustness_card(model, split, **settings, seed=task.seed, lanes=task.lanes)
-    payload = {"name": task.name, "checkpoint": task.checkpoint, "split": "val", "card": card, **({"gpus": gpus} if gpus else {})}
+    payload = {"name": task.name, "weights": task.checkpoint_sha256, "split": "val", "card": card, **({"gpus": gpus} if gpus else {})}
     return records.commit(CARD, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sat_ray.attacks import Attack, AttackSpec, State, make_attack
 from sat_ray.attacks.base import Model
-from sat_ray.checkpoint import MODEL_JSON, load_model
+from sat_ray.checkpoint import load_model, read_description
 from sat_ray.config import SweepConfig
 from sat_ray.configuration import Configuration
 from sat_ray.data.pixels import to_pixels
@@ -155,7 +155,7 @@ def _digest(name: str, image_id: int) -> bytes:
 def open_trained(uri: str, config: SweepConfig, dataset: Dataset) -> Trained:
     """Load a checkpoint as the evaluate stage does. ValueError where it was made for other images."""
     model = load_model(uri)
-    about = Storage.at(uri).read_json(MODEL_JSON)["about"]
+    about = read_description(Storage.at(uri))["about"]
     spec, shape, classes = model.spec, dataset.manifest["shape"], len(dataset.manifest["class_names"])
     assert spec is not None
     if (spec.in_channels, spec.num_classes) != (shape[0], classes):

@@ -24,7 +24,7 @@ from torch import nn
 from torch.jit._script import RecursiveScriptModule
 from torch.nn.parameter import is_lazy
 
-from sat_ray.checkpoint import MODEL_JSON, load_model, sha256
+from sat_ray.checkpoint import MODEL_JSON, load_model, read_description, sha256
 from sat_ray.model_contents import Contents, UnreadableModelError
 from sat_ray.models.exported import load_exported
 from sat_ray.models.layout import settle_layout
@@ -90,7 +90,7 @@ def try_source(kind: str, uri: str, shape: Sequence[int]) -> None:
 def _checkpoint(uri: str, device: torch.device) -> tuple[nn.Module, str]:
     model = load_model(uri).to(device)
     settle_layout(model)
-    return model, str(Storage.at(uri).read_json(MODEL_JSON)["sha256"])
+    return model, str(read_description(Storage.at(uri))["sha256"])
 
 
 def _pt2(uri: str, device: torch.device, *, allow_pickle: bool = False) -> tuple[nn.Module, str]:

@@ -28,6 +28,6 @@ def suggest(name: str, known: Collection[str]) -> str:
 
 def check_name(name: str, known: Collection[str], *, field: str) -> str:
     """Return `name` if it is known; raise ValueError naming the field, the value and the closest names."""
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"{field} {name!r} is unknown; {suggest(str(name), known)}")
     return name

@@ -6,20 +6,25 @@ version, the semantic inputs and the numerical environment, so a committed recor
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
 from sat_ray.config import content_hash
 from sat_ray.renewed_lease import check_lease
+from sat_ray.sealed import UNSEALED, read_sealed, sealed
 from sat_ray.source_code import code_hashes
 from sat_ray.storage import Storage, json_bytes
 
 STATE = "state"
+SUPERSEDED = "superseded"  # records that were moved aside
 BEGUN = f"{STATE}/progress"  # trainings under way: what they began with, and their states
+AGAIN = "move it away and run again"
+ELSEWHERE = "choose another --name or --storage, or move the folder of the sweep away"
 OWN = "own"  # among a record's inputs: the names, module:function, of the user's own code that it rests on
 SURVIVORS_OF = "survivors_of"  # among those of an evaluation: the record whose surviving images it attacks
 
@@ -81,14 +86,25 @@ class Records:
         self._seen: dict[str, set[str]] = {}
 
     def find(self, stage: Stage, key: str) -> Record | None:
-        """Return the committed record with this key, or None; ValueError names a damaged one."""
+        """Return the committed record with this key, or None; ValueError names one that is damaged or was changed."""
         path = f"{STATE}/{stage.name}/{key}.json"
         try:
-            return Record(**self.storage.read_json(path))
+            record = self._record(path)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"record {self.storage.full(path)} is damaged ({error}); move it away and run again") from None
+        if (record.stage, record.key) != (stage.name, key):
+            raise ValueError(f"record {self.storage.full(path)} is that of {record.stage} {record.key}; {AGAIN}")
+        return record
+
+    def _record(self, path: str) -> Record:
+        try:
+            found = read_sealed(self.storage, path)
+        except ValueError as error:
+            advice = ELSEWHERE if str(error) == UNSEALED else AGAIN
+            raise ValueError(f"record {self.storage.full(path)} {error}; {advice}") from None
+        if found.keys() != {field.name for field in fields(Record)}:
+            raise ValueError(f"record {self.storage.full(path)} has the fields of another version; {ELSEWHERE}")
+        return Record(**found)
 
     def commit(self, stage: Stage, key: str, *, inputs: dict[str, Any], payload: dict[str, Any], seconds: float) -> Record:
         """Commit a result and return the record that counts: this one, or the one that another attempt committed before.
@@ -105,18 +121,18 @@ class Records:
             created=time.time(),
             seconds=seconds,
         )
-        if self.storage.commit(f"{STATE}/{stage.name}/{key}.json", json_bytes(asdict(record))):
-            return record
-        winner = self.find(stage, key)
-        assert winner is not None
-        return winner
+        data = json_bytes(sealed(asdict(record)))
+        while not self.storage.commit(f"{STATE}/{stage.name}/{key}.json", data):
+            if (winner := self.find(stage, key)) is not None:
+                return winner
+        return record
 
     def begin(self, stage: Stage, key: str, *, inputs: dict[str, Any]) -> None:
         """Write down with which code work begins whose state is kept before it is committed; replaces what an earlier start wrote."""
         check_lease(self.storage)
         code = code_hashes(modules_behind(stage, inputs))
         begun = Record(stage=stage.name, key=key, inputs=inputs, payload={"begun": True}, code=code, created=time.time(), seconds=0.0)
-        self.storage.write_json(f"{BEGUN}/{key}.json", asdict(begun))
+        self.storage.write_json(f"{BEGUN}/{key}.json", sealed(asdict(begun)))
 
     def end(self, key: str) -> None:
         """Forget that work began."""
@@ -127,7 +143,7 @@ class Records:
         for name in self.storage.names(BEGUN):
             if name.endswith(".json") and not name.endswith(".error.json"):
                 with contextlib.suppress(FileNotFoundError):  # it has ended since
-                    yield Record(**self.storage.read_json(f"{BEGUN}/{name}"))
+                    yield self._record(f"{BEGUN}/{name}")
 
     def keys(self, stage: Stage) -> list[str]:
         """List the keys committed so far."""
@@ -160,7 +176,7 @@ class Records:
         """Move a record aside, or the states of work that has only begun, so that it is done again; nothing is deleted."""
         check_lease(self.storage)
         states = [f"progress/{record.key}.safetensors", f"progress/second/{record.key}.safetensors", f"progress/{record.key}.json"]
-        aside = f"superseded/{attempt_name()}"
+        aside = f"{SUPERSEDED}/{attempt_name()}"
         for name in states if record.payload.get("begun") else [f"{record.stage}/{record.key}.json"]:
             if self.storage.exists(f"{STATE}/{name}"):
                 self.storage.move(f"{STATE}/{name}", f"{aside}/{name}")
@@ -205,3 +221,9 @@ def require_environment(environment: Mapping[str, Any]) -> None:
 def attempt_name() -> str:
     """Return a name that no other attempt at the same work uses."""
     return f"{time.time_ns():x}-{os.getpid():x}-{os.urandom(3).hex()}"
+
+
+def attempt_began(name: str) -> float | None:
+    """Return the unix time of the attempt at the end of a file's or folder's name; None where there is none."""
+    found = re.fullmatch(r"(?:.*-)?([0-9a-f]{15,16})-[0-9a-f]+-[0-9a-f]{6}(?:\.\w+)?", name)
+    return int(found[1], 16) / 1e9 if found else None

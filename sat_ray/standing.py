@@ -15,7 +15,6 @@ from sat_ray.config import SweepConfig, stored_config
 from sat_ray.configuration import Configuration
 from sat_ray.lease import HEARTBEAT_SECONDS, Holder, read_lease
 from sat_ray.plan import dataset_uri, groups, planned_trials
-from sat_ray.reference import UnconfirmedCodeError
 from sat_ray.stages import STATE, Record, Records, Stage
 from sat_ray.storage import Storage
 from sat_ray.units import CARD, EVALUATE, SEARCH, STAGES, STRONG, TRAIN, VALIDATE, Dataset
@@ -108,10 +107,6 @@ def standing(root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 
         config = stored_config(storage)
     except FileNotFoundError:
         raise ValueError(f"{storage.uri} is not a sweep: it has no config.json") from None
-    except UnconfirmedCodeError:
-        raise
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{storage.full('config.json')} cannot be read as a sweep's config ({str(error).splitlines()[0]})") from None
     with ThreadPoolExecutor(READERS) as pool:
         held = pool.submit(read_lease, storage, patience=patience)
         found = {stage: _read_all(Records(storage), stage, pool) for stage in STAGES}

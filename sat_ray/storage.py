@@ -1,11 +1,14 @@
 """One folder, local or on S3: whole-object reads and writes, and a commit that exactly one writer wins.
 
-A local write goes to a temporary name and is renamed; a commit links it to its final name, which fails if that exists. On S3 a write is
-one PUT, and a commit is a PUT with If-None-Match, which the server refuses if the object exists. All of them may be repeated, and while an
-S3 server is away they are, for up to OUTAGE_SECONDS.
+A local write goes to a temporary name and is renamed; a commit links it to its final name, which fails if that exists. File and folder are
+flushed to the disk before either returns. A writer holds a lock on its temporary file, so that what killed writers left can be told from
+what is being written. On S3 a write is one PUT, and a commit is a PUT with If-None-Match, which the server refuses if the object exists.
+All of them may be repeated, and while an S3 server is away they are, for up to OUTAGE_SECONDS.
 """
 
 import contextlib
+import errno
+import fcntl
 import functools
 import io
 import json
@@ -15,7 +18,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +33,8 @@ from sat_ray.s3_preflight import check_s3
 OUTAGE_SECONDS = 300.0  # an S3 server may stay away so long before work is given up
 BLOCK_BYTES = 8 * 1024**2  # of a file that is read from end to end: few requests, little memory
 PAUSE_SECONDS = (0.5, 10.0)  # between two attempts: at first, at most
-CONFLICT = 409  # two conditional writes met, and neither has failed for good: S3 wants this one again
+ABANDONED_SECONDS = 60.0  # a temporary file that is younger may have a writer that is about to lock it
+TEMPORARY = ".tmp-"
 AWAY = ("NETWORK_CONNECTION", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "SLOW_DOWN", "THROTTLING", "REQUEST_TIMEOUT", "HTTP status 5")
 """In pyarrow's words for what S3 answered: it may answer otherwise a moment later."""
 
@@ -67,9 +71,18 @@ def is_away(error: BaseException) -> bool:
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 
     if isinstance(error, ClientError):
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        status = _status(error)
         return status >= 500 or status == CONFLICT
     return isinstance(error, (ConnectionError, HTTPClientError))
+
+
+LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk that is full or read-only: doing the work again would end the same way
+CONFLICT, EXISTS = 409, 412  # S3's answers to a conditional PUT: another request is under way, try again; the object is there
+
+
+def _status(error: Any) -> int:
+    """Return the HTTP status of an error of S3."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def check_address(text: str, *, field: str) -> None:
@@ -136,6 +149,10 @@ class Storage:
         self.full(path)
         return f"{self._opened[1]}/{path}" if path else self._opened[1]
 
+    def located(self, path: str) -> str:
+        """Return the absolute path or URI of what a record names: a path in this folder, or one that is absolute already."""
+        return path if path.startswith(("/", "s3://")) else self.full(path)
+
     @_patient
     def exists(self, path: str) -> bool:
         """Say whether a file or folder is there."""
@@ -147,7 +164,7 @@ class Storage:
         """List the file names directly in a folder, sorted; [] where there is none."""
         selector = pafs.FileSelector(self._inner(folder), allow_not_found=True)
         found = self._opened[0].get_file_info(selector)
-        return sorted(info.base_name for info in found if info.type == pafs.FileType.File and not info.base_name.startswith(".tmp-"))
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.File and not info.base_name.startswith(TEMPORARY))
 
     @_patient
     def folders(self, folder: str = "") -> list[str]:
@@ -188,15 +205,18 @@ class Storage:
         return io.BufferedReader(self._opened[0].open_input_file(self._inner(path)), BLOCK_BYTES)
 
     def read_json(self, path: str) -> Any:
-        """Return a file's JSON value."""
-        return json.loads(self.read(path))
+        """Return a file's JSON value; ValueError where it is none."""
+        try:
+            return json.loads(self.read(path))
+        except RecursionError:
+            raise ValueError("its values are nested too deeply") from None
 
     @_patient
     def write(self, path: str, data: bytes) -> None:
         """Put a whole file in place, replacing what was there; readers see the old or the new one."""
         if self.is_local:
-            temporary = self._temporary(path, io.BytesIO(data))
-            os.replace(temporary, self._inner(path))
+            with self._temporary(path, io.BytesIO(data)) as temporary:
+                os.replace(temporary, self._inner(path))
             return
         with self._opened[0].open_output_stream(self._inner(path), compression=None) as stream:
             stream.write(data)
@@ -205,9 +225,8 @@ class Storage:
     def write_file(self, path: str, source: Path) -> None:
         """Put a copy of a local file in place as `write` does, without holding it in memory."""
         if self.is_local:
-            with open(source, "rb") as stream:
-                temporary = self._temporary(path, stream)
-            os.replace(temporary, self._inner(path))
+            with open(source, "rb") as stream, self._temporary(path, stream) as temporary:
+                os.replace(temporary, self._inner(path))
             return
         with pa.memory_map(str(source)) as mapped, self._opened[0].open_output_stream(self._inner(path), compression=None) as stream:
             stream.write(mapped.read_buffer())
@@ -220,13 +239,11 @@ class Storage:
     def commit(self, path: str, data: bytes) -> bool:
         """Put a file in place unless it exists; say whether this call won. Never replaces anything."""
         if self.is_local:
-            temporary = self._temporary(path, io.BytesIO(data))
-            try:
-                os.link(temporary, self._inner(path))
-            except FileExistsError:
-                return False
-            finally:
-                os.unlink(temporary)
+            with self._temporary(path, io.BytesIO(data)) as temporary:
+                try:
+                    os.link(temporary, self._inner(path))
+                except FileExistsError:
+                    return False
             return True
         return self._put_if_absent(path, data)
 
@@ -235,6 +252,9 @@ class Storage:
         if self.is_local:
             os.makedirs(os.path.dirname(self._inner(target)), exist_ok=True)
         self._opened[0].move(self._inner(path), self._inner(target))
+        if self.is_local:
+            for moved in (path, target):
+                _flush_folder(os.path.dirname(self._inner(moved)))
 
     @_patient
     def discard(self, path: str) -> None:
@@ -242,15 +262,43 @@ class Storage:
         with contextlib.suppress(FileNotFoundError):
             self._opened[0].delete_file(self._inner(path))
 
-    def _temporary(self, path: str, source: BinaryIO) -> str:
+    def discard_folder(self, path: str) -> None:
+        """Remove a folder and the files directly in it; it may be gone already."""
+        for name in self.names(path):
+            self.discard(f"{path}/{name}")
+        if self.is_local:
+            with contextlib.suppress(OSError):  # gone, or not empty
+                os.rmdir(self._inner(path))
+
+    def remove_abandoned(self) -> list[str]:
+        """Remove the temporary files that killed writers left anywhere in a local folder and return their paths; [] on S3.
+
+        The lock of a writer that lives keeps its file; one that is younger than ABANDONED_SECONDS stays in any case.
+        """
+        if not self.is_local:
+            return []
+        found = Path(self.uri).rglob(f"{TEMPORARY}*")
+        return [str(path) for path in found if _is_abandoned(path)]
+
+    @contextlib.contextmanager
+    def _temporary(self, path: str, source: BinaryIO) -> Iterator[str]:
+        """Write a temporary file beside `path` for a block that puts it in place; then flush the folder, and leave no temporary."""
         final = self._inner(path)
-        os.makedirs(os.path.dirname(final), exist_ok=True)
-        temporary = os.path.join(os.path.dirname(final), f".tmp-{uuid.uuid4().hex}")
-        with open(temporary, "wb") as stream:
-            shutil.copyfileobj(source, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        return temporary
+        folder = os.path.dirname(final)
+        _make_folders(folder)
+        temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
+        try:
+            with open(temporary, "wb") as stream:
+                with contextlib.suppress(OSError):  # a disk without locks: then nothing is ever removed from it
+                    fcntl.flock(stream, fcntl.LOCK_EX)
+                shutil.copyfileobj(source, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+                yield temporary
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # it was renamed
+                os.unlink(temporary)
+        _flush_folder(folder)
 
     def _put_if_absent(self, path: str, data: bytes) -> bool:
         import boto3  # only here: the one S3 request that pyarrow cannot make
@@ -260,10 +308,50 @@ class Storage:
         try:
             boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
         except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412:
+            if _status(error) == EXISTS:
                 return False
             raise
         return True
+
+
+def _make_folders(folder: str) -> None:
+    """Make a folder and those above it, each flushed into the one that holds it."""
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    for one in reversed(missing):
+        os.makedirs(one, exist_ok=True)
+        _flush_folder(os.path.dirname(one))
+
+
+def _flush_folder(folder: str) -> None:
+    """Bring a folder's names to the disk: a file that was linked or renamed may be lost with the power until then."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks flush no folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Remove a temporary file whose writer is gone; say whether it was one."""
+    with contextlib.suppress(OSError):  # it is gone, or its writer holds the lock: BlockingIOError
+        if time.time() - path.stat().st_mtime < ABANDONED_SECONDS:
+            return False
+        with open(path, "rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        return True
+    return False
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Say whether work that failed to write to its storage would fail again: the disk is full, or read-only."""
+    return isinstance(error, OSError) and error.errno in LASTING
 
 
 def json_bytes(value: Any) -> bytes:
@@ -271,17 +359,34 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
+def _refusal(error: Exception) -> str:
+    """Return what a probe failed of, in one line."""
+    if (
+        isinstance(error, OSError)
+        and error.filename2 is not None
+        and error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+    ):
+        return f"its disk makes no hard links, with which a result is committed once: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no room is left: {error.strerror}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def check_writable(storage: Storage) -> None:
-    """Write, read and remove a probe; ValueError says what failed and what to do."""
+    """Write, commit twice, read and remove a probe, as a sweep does; ValueError says what failed and what to do."""
     if not storage.is_local:
         check_s3(storage.uri)  # knows more of S3's answers than pyarrow tells, which is tried after it
     probe = f".probe-{uuid.uuid4().hex}"
     try:
-        storage.write(probe, b"sat_ray")
-        if storage.read(probe) != b"sat_ray":
-            raise OSError("what was read is not what was written")
-        storage.discard(probe)
+        try:
+            storage.write(probe, b"sat_ray")
+            if storage.commit(probe, b"replaced"):
+                raise OSError("a commit replaced what was there, so two attempts could both commit a result")
+            if storage.read(probe) != b"sat_ray":
+                raise OSError("what was read is not what was written")
+        finally:
+            storage.discard(probe)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _refusal(error)
         advice = "choose a writable folder" if storage.is_local else "check the bucket, the credentials and AWS_ENDPOINT_URL"
         raise ValueError(f"storage {storage.uri} cannot be written ({reason}); {advice} with --storage") from error

@@ -3,13 +3,13 @@
 Symbols: p -> norm, epsilon -> epsilon. Everything lives in [0, 1] pixels, before any normalisation.
 """
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+from sat_ray.bounds import StepSize, fault, shown
 from sat_ray.randomness import Randomness
 
 NORMS = ("linf", "l2")
@@ -38,14 +38,14 @@ class ThreatModel:
 
     norm: str
     """linf or l2."""
-    epsilon: float
+    epsilon: StepSize
     """Radius in [0, 1] pixels; k/255 may be written on the command line."""
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ValueError(f"threat_model.norm is {self.norm!r}; allowed: {', '.join(NORMS)}")
-        if not (isinstance(self.epsilon, (int, float)) and math.isfinite(self.epsilon) and self.epsilon > 0):
-            raise ValueError(f"threat_model.epsilon is {self.epsilon!r}; allowed: a number > 0, in [0, 1] pixels (for example 8/255)")
+        if reason := fault(self.epsilon, StepSize):
+            raise ValueError(f"threat_model.epsilon must be {reason}, in [0, 1] pixels (for example 8/255), got {shown(self.epsilon)}")
         if self.norm == "linf" and self.epsilon > 1:
             said = f"{self.epsilon:.12g}"
             raise ValueError(f"threat_model.epsilon is {said}; allowed: (0, 1], as pixels lie in [0, 1]. Did you mean {said}/255?")

@@ -1,10 +1,11 @@
 """How a model is trained: the fields of a recipe, checked when they are set."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 from sat_ray.attacks import PGD, AttackSpec
 from sat_ray.augmentation import AUGMENTATIONS
+from sat_ray.bounds import BelowOne, Bounds, Count, Epochs, Share, Steps, StepSize, check_fields
 from sat_ray.names import check_name
 from sat_ray.precision import PRECISIONS
 from sat_ray.schedules import SCHEDULES
@@ -12,71 +13,48 @@ from sat_ray.threat import ThreatModel
 
 OBJECTIVES = ("cross_entropy", "trades")
 SMALLEST_SIDE = 8  # pixels of the smallest images that training may begin with
-_COUNTS = (
-    "epochs",
-    "global_batch_size",
-    "batchnorm_group_size",
-    "attack_steps",
-    "validate_every",
-    "validation_steps",
-    "sentinel_images",
-    "shuffle_window",
-    "resize_step",
-)
-_POSITIVE = ("learning_rate", "alpha_learning_rate", "alpha_start", "trades_beta", "trades_noise")
-_NOT_NEGATIVE = (
-    "weight_decay",
-    "warmup_epochs",
-    "gradient_clip",
-    "attack_replays",
-    "sentinel_every",
-    "sentinel_limit",
-    "validation_targets",
-)
-_BELOW_ONE = ("momentum", "label_smoothing", "ema_decay")
-_SHARES = ("epsilon_warmup", "alpha_ramp", "resize_ramp")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """How a model is trained."""
 
-    epochs: int = 20
+    epochs: Epochs = 20
     """Passes over the training split."""
-    global_batch_size: int = 64
+    global_batch_size: Count = 64
     """Images in one update, over all workers."""
-    batchnorm_group_size: int = 32
+    batchnorm_group_size: Count = 32
     """Images that share BatchNorm statistics and one forward pass: a divisor of the global batch, whatever the number of workers."""
-    shuffle_window: int = 65536
+    shuffle_window: Count = 65536
     """Images among which each next one is drawn at random; a training split no larger is shuffled as a whole in every epoch, a larger one
     shard by shard."""
     augmentation: str = "none"
     """How training images are changed at random: none, crop_flip (padded by 4 pixels, cropped, flipped: CIFAR) or resized_crop_flip (a part
     of 8 to 100 % of the area is enlarged, then flipped: ImageNet)."""
-    resize_start: int = 0
+    resize_start: Annotated[int, Bounds(0, 4096)] = 0
     """Side of the images of the first epochs, in pixels; it grows to that of the stored ones (the longer side in proportion). 0: all images
     are as stored. Validation and evaluation always use those."""
-    resize_ramp: float = 0.75
+    resize_ramp: Share = 0.75
     """Share of the epochs after which training images are as stored."""
-    resize_step: int = 32
+    resize_step: Annotated[int, Bounds(1, 4096)] = 32
     """Pixels by which the side grows at a time; a small number for small images."""
-    learning_rate: float = 0.2
-    """Peak learning rate of SGD."""
-    alpha_learning_rate: float = 1.0
+    learning_rate: Annotated[float, Bounds(0, 1e30, above=True)] = 0.2
+    """Peak learning rate of SGD; what is too large for a network ends in a loss of NaN, and that stops the training."""
+    alpha_learning_rate: Annotated[float, Bounds(0, 1_000_000, above=True)] = 1.0
     """That of learned alphas, in units of it."""
-    momentum: float = 0.9
+    momentum: BelowOne = 0.9
     """Nesterov momentum, in [0, 1)."""
-    weight_decay: float = 5e-4
+    weight_decay: Annotated[float, Bounds(0, 1000)] = 5e-4
     """On convolution and linear weights only."""
-    gradient_clip: float = 0.0
+    gradient_clip: Annotated[float, Bounds(0, 1e9)] = 0.0
     """Longest gradient over all weights (L2); 0 for no limit."""
-    ema_decay: float = 0.0
+    ema_decay: BelowOne = 0.0
     """Decay of an average of the weights, which is then what is validated and saved, in [0, 1); 0 for none."""
-    label_smoothing: float = 0.0
+    label_smoothing: BelowOne = 0.0
     """In the update's loss only, in [0, 1)."""
     schedule: str = "linear"
     """Of the learning rate: constant, cosine, step, linear or one_cycle."""
-    warmup_epochs: float = 2.0
+    warmup_epochs: Annotated[float, Bounds(0, 100_000)] = 2.0
     """Epochs over which the learning rate rises to its peak."""
     precision: str = "float32"
     """Of the forward and backward passes: float32, or bf16 (autocast; validation stays float32)."""
@@ -85,37 +63,37 @@ class TrainingSettings:
     memory traffic. Needs a C++ compiler, on GPUs Triton. Validation is not compiled."""
     objective: str = "cross_entropy"
     """What the update minimizes: cross_entropy of adversarial images, or trades."""
-    trades_beta: float = 6.0
+    trades_beta: Annotated[float, Bounds(0, 1_000_000, above=True)] = 6.0
     """Weight of the KL divergence in trades."""
-    trades_noise: float = 0.001
+    trades_noise: Annotated[float, Bounds(0, 1, above=True)] = 0.001
     """Standard deviation of the noise from which trades' attack starts, in [0, 1] pixels."""
-    attack_steps: int = 1
+    attack_steps: Steps = 1
     """Gradient steps of the inner maximization; 1 is the paper's fast training."""
-    attack_step_size: float | None = None
+    attack_step_size: StepSize | None = None
     """Length of one of them, in [0, 1] pixels; None for epsilon."""
     attack_random_start: bool = True
     """Start the inner maximization at a random point of the ball."""
-    attack_replays: int = 0
+    attack_replays: Annotated[int, Bounds(0, 1_000_000)] = 0
     """Free adversarial training: this many updates on each batch, whose backward passes move the images too; 0 for the usual attack."""
-    epsilon_warmup: float = 0.0
+    epsilon_warmup: Share = 0.0
     """Share of the epochs over which the training attack's epsilon and step size grow from 0."""
-    alpha_start: float = 1.0
+    alpha_start: Annotated[float, Bounds(0, 1_000_000, above=True)] = 1.0
     """Alpha of the first epoch, in units of the configured one, towards which it then moves; activations without one ignore it."""
-    alpha_ramp: float = 0.5
+    alpha_ramp: Share = 0.5
     """Share of the epochs after which alpha is the configured one."""
-    sentinel_every: int = 0
+    sentinel_every: Annotated[int, Bounds(0, 10**9)] = 0
     """Steps between two looks for catastrophic overfitting (PGD-10 on held-out images); 0 for none."""
-    sentinel_images: int = 256
+    sentinel_images: Count = 256
     """Images of the validation split that they use."""
-    sentinel_limit: int = 3
+    sentinel_limit: Annotated[int, Bounds(0, 1_000_000)] = 3
     """Times that training is rolled back and given a weaker or finer attack before it gives up."""
-    validate_every: int = 5
+    validate_every: Epochs = 5
     """Epochs between validations."""
-    validation_steps: int = 10
+    validation_steps: Steps = 10
     """Gradient steps of each attack on the validation split: PGD on cross-entropy, then targeted APGD on its survivors."""
-    validation_step_size: float | None = None
+    validation_step_size: StepSize | None = None
     """Length of one step of PGD, in [0, 1] pixels; None for epsilon / 4."""
-    validation_targets: int = 3
+    validation_targets: Annotated[int, Bounds(0, 1_000_000)] = 3
     """Classes that targeted APGD moves towards, the likeliest first; 0 for PGD alone, which also rewards hidden gradients."""
 
     def __post_init__(self) -> None:
@@ -123,11 +101,7 @@ class TrainingSettings:
         check_name(self.augmentation, AUGMENTATIONS, field="training.augmentation")
         check_name(self.precision, PRECISIONS, field="training.precision")
         check_name(self.objective, OBJECTIVES, field="training.objective")
-        self._check(_COUNTS, lambda value: value >= 1, "a whole number >= 1")
-        self._check(_POSITIVE, lambda value: value > 0, "a number > 0")
-        self._check(_NOT_NEGATIVE, lambda value: value >= 0, "a number >= 0")
-        self._check(_BELOW_ONE, lambda value: 0 <= value < 1, "[0, 1)")
-        self._check(_SHARES, lambda value: 0 <= value <= 1, "[0, 1]")
+        check_fields(self, prefix="training.")
         if self.batchnorm_group_size < 2 or self.global_batch_size % self.batchnorm_group_size:
             raise ValueError(
                 f"training.batchnorm_group_size is {self.batchnorm_group_size}; allowed: a divisor >= 2 of global_batch_size "
@@ -141,11 +115,6 @@ class TrainingSettings:
             raise ValueError(
                 f"training.attack_replays is {self.attack_replays}; allowed: 0, or attack_steps 1, objective cross_entropy and no sentinel"
             )
-
-    def _check(self, names: tuple[str, ...], allows: Callable[[float], bool], allowed: str) -> None:
-        for name in names:
-            if not allows(getattr(self, name)):
-                raise ValueError(f"training.{name} is {getattr(self, name):g}; allowed: {allowed}")
 
     def passes_per_image(self) -> int:
         """Return the forward and backward passes that one image takes in one epoch: the attack's and the update's."""

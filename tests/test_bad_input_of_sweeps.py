@@ -11,6 +11,7 @@ import pytest
 from sweeps import ROOT, environment, pipeline, prepare
 
 from sat_ray.data.shards import CorruptShardError
+from sat_ray.sealed import sealed
 from sat_ray.units import Dataset
 
 RECIPE = "digits_smoke"
@@ -103,7 +104,7 @@ def test_results_of_other_code_are_refused_and_the_modules_named(prepared: Path,
     record = {"stage": "train", "key": "0" * 32, "inputs": {}, "payload": {}, "created": 0.0, "seconds": 0.0}
     record |= {"code": {"sat_ray.jobs": "older"}}
     (root / RECIPE / "state" / "train").mkdir(parents=True)
-    (root / RECIPE / "state" / "train" / f"{'0' * 32}.json").write_text(json.dumps(record))
+    (root / RECIPE / "state" / "train" / f"{'0' * 32}.json").write_text(json.dumps(sealed(record)))
     message = refused(pipeline("sweep", RECIPE, "--storage", str(root)))
     assert "sat_ray.jobs" in message
     assert "--on-code-change" in message

@@ -4,18 +4,23 @@ import ast
 import dataclasses
 import hashlib
 import json
+import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trainings import TENSORS
 
 import sat_ray
 from sat_ray.activations import ACTIVATIONS
 from sat_ray.checkpoint import MODEL_JSON, MODEL_WEIGHTS, load_model, pack_state, save_model, unpack_state
 from sat_ray.models import Normalized, build_model
+from sat_ray.sealed import SEAL, sealed
 from sat_ray.sentinel import Memory
 from sat_ray.storage import Storage
 from sat_ray.training import TrainingState
@@ -38,9 +43,9 @@ def save(model: Normalized, folder: Path) -> str:
 
 
 def edit(folder: Path, **changes: object) -> None:
-    """Change entries of model.json."""
+    """Change entries of model.json, and its checksum with them."""
     about = json.loads((folder / MODEL_JSON).read_text())
-    (folder / MODEL_JSON).write_text(json.dumps(about | changes))
+    (folder / MODEL_JSON).write_text(json.dumps(sealed(about | changes)))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -60,7 +65,7 @@ def test_the_sha256_and_the_notes_are_written_beside_the_weights(tmp_path: Path)
     digest = save(trained(), tmp_path)
     about = json.loads((tmp_path / MODEL_JSON).read_text())
     assert digest == about["sha256"] == hashlib.sha256((tmp_path / MODEL_WEIGHTS).read_bytes()).hexdigest()
-    assert about["about"] == {"seed": 3} and about["format"] == 1
+    assert about["about"] == {"seed": 3} and about["format"] == 2
 
 
 @pytest.mark.parametrize("damage", ["one bit", "cut", "another model's"])
@@ -90,9 +95,122 @@ def test_a_sound_checkpoint_that_is_not_the_expected_one_is_refused(tmp_path: Pa
 
 def test_another_format_is_refused_by_its_number(tmp_path: Path) -> None:
     save(trained(), tmp_path)
-    edit(tmp_path, format=2)
-    with pytest.raises(ValueError, match="has format 2; this version reads 1"):
+    edit(tmp_path, format=3)
+    with pytest.raises(ValueError, match="has format 3; this version reads 2"):
         load_model(str(tmp_path))
+
+
+def test_an_alpha_that_was_changed_by_hand_is_refused_and_not_another_network(tmp_path: Path) -> None:
+    save(trained("parametric_softplus", alpha=5.0), tmp_path)
+    path = tmp_path / MODEL_JSON
+    path.write_text(path.read_text().replace('"alpha": 5.0', '"alpha": 50.0'))
+    with pytest.raises(ValueError, match=r"model\.json does not match its checksum: it was changed or is damaged; restore the folder"):
+        load_model(str(tmp_path))
+    about = json.loads(path.read_text())
+    del about[SEAL]
+    path.write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"model\.json has no checksum"):
+        load_model(str(tmp_path))
+
+
+def test_a_checkpoint_of_the_format_without_checksum_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = trained("silu")
+    save(model, tmp_path)
+    about = json.loads((tmp_path / MODEL_JSON).read_text()) | {"format": 1}
+    del about[SEAL]
+    (tmp_path / MODEL_JSON).write_text(json.dumps(about))
+    assert same_weights(load_model(str(tmp_path)), model)
+    assert "has no checksum" in caplog.text and str(tmp_path) in caplog.text
+
+
+JSON_VALUES = (None, True, 0, -1, 1.5, 10**30, math.inf, math.nan, "", "x", [], [[]], {}, {"x": 1})
+
+
+def same_weights(ours: Normalized, theirs: Normalized) -> bool:
+    """Say whether two models have the same weights, bit by bit."""
+    mine, others = ours.state_dict(), theirs.state_dict()
+    return mine.keys() == others.keys() and all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+def mutated(data: bytes, draw: st.DataObject) -> bytes:
+    """Return bytes with one thing wrong: a bit, a stretch removed or doubled, the end cut, or the length that a header begins with."""
+    at = draw.draw(st.integers(0, len(data) - 1), label="at")
+    kind = draw.draw(st.sampled_from(["bit", "cut", "hole", "doubled", "length", "zeros"]), label="kind")
+    if kind == "bit":
+        return data[:at] + bytes([data[at] ^ (1 << draw.draw(st.integers(0, 7), label="bit"))]) + data[at + 1 :]
+    if kind == "length":
+        return draw.draw(st.sampled_from([0, 1, len(data), 2**31, 2**63, 2**64 - 1]), label="length").to_bytes(8, "little") + data[8:]
+    end = min(len(data), at + draw.draw(st.integers(1, 64), label="span"))
+    pieces = {"cut": b"", "hole": data[end:], "doubled": data[at:end] + data[at:], "zeros": bytes(end - at) + data[end:]}
+    return data[:at] + pieces[kind]
+
+
+def with_one_value_changed(value: Any, draw: st.DataObject) -> Any:
+    """Return a JSON value of which one part, at any depth, is another value or gone."""
+    if isinstance(value, (dict, list)) and value and draw.draw(st.booleans(), label="deeper"):
+        key = draw.draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))), label="key")
+        changed = value.copy()
+        if draw.draw(st.booleans(), label="gone"):
+            del changed[key]
+        else:
+            changed[key] = with_one_value_changed(value[key], draw)
+        return changed
+    return draw.draw(st.sampled_from(JSON_VALUES), label="value")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Normalized]:
+    """Return the folder of a checkpoint that is in order, and its model."""
+    folder, model = tmp_path_factory.mktemp("whole"), trained("parametric_softplus", alpha=5.0)
+    save(model, folder)
+    return folder, model
+
+
+def loads_or_says_why(folder: Path, model: Normalized) -> None:
+    """Load a checkpoint and require one line, or the model that was saved."""
+    try:
+        loaded = load_model(str(folder))
+    except (ValueError, FileNotFoundError) as error:
+        message = str(error)
+    else:
+        assert same_weights(loaded, model) and loaded.spec == model.spec
+        return
+    assert message and "\n" not in message
+
+
+@settings(max_examples=200, deadline=None)
+@given(name=st.sampled_from([MODEL_JSON, MODEL_WEIGHTS]), draw=st.data())
+def test_damaged_bytes_of_a_checkpoint_give_one_line_or_the_same_model(
+    name: str, draw: st.DataObject, whole: tuple[Path, Normalized]
+) -> None:
+    folder, model = whole
+    data = (folder / name).read_bytes()
+    try:
+        (folder / name).write_bytes(mutated(data, draw))
+        loads_or_says_why(folder, model)
+    finally:
+        (folder / name).write_bytes(data)
+
+
+@settings(max_examples=200, deadline=None)
+@given(seal=st.booleans(), draw=st.data())
+def test_a_description_of_another_shape_gives_one_line_or_a_model(seal: bool, draw: st.DataObject, whole: tuple[Path, Normalized]) -> None:
+    """What has a right checksum may come from another version, and the format before had none."""
+    folder, model = whole
+    text = (folder / MODEL_JSON).read_text()
+    plain = {name: value for name, value in json.loads(text).items() if name != SEAL} | {"format": 2 if seal else 1}
+    changed = with_one_value_changed(plain, draw)
+    try:
+        (folder / MODEL_JSON).write_text(json.dumps(sealed(changed) if seal and isinstance(changed, dict) else changed))
+        loaded = load_model(str(folder))
+    except (ValueError, FileNotFoundError) as error:
+        message = str(error)
+    else:
+        assert same_weights(loaded, model)
+        return
+    finally:
+        (folder / MODEL_JSON).write_text(text)
+    assert message and "\n" not in message
 
 
 def test_a_folder_without_a_checkpoint_says_what_to_give(tmp_path: Path) -> None:
@@ -207,3 +325,20 @@ def test_a_damaged_training_state_is_refused(damage: str) -> None:
         data = bytearray(safetensors.torch.save({"x": torch.zeros(2)}))
     with pytest.raises(ValueError, match="training state does not match its sha256"):
         unpack_state(bytes(data))
+
+
+PACKED = pack_state(state())
+
+
+@settings(max_examples=300, deadline=None)
+@given(draw=st.data())
+def test_damaged_bytes_of_a_training_state_give_one_line_or_the_same_state(draw: st.DataObject) -> None:
+    data = mutated(PACKED, draw)
+    try:
+        loaded = unpack_state(data)
+    except ValueError as error:
+        message = str(error)
+    else:
+        assert pack_state(loaded) == PACKED
+        return
+    assert message == "training state does not match its sha256; it is damaged, or not one of this version"

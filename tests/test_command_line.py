@@ -238,10 +238,42 @@ def test_resources_do_not_change_the_name(command: Any) -> None:
     assert command("--resources.train-workers", "1", "--resources.cpus-per-trial", "2").name == "digits"
 
 
-@pytest.mark.parametrize("name", ["data", "mlflow.db", "mlartifacts", "..", ".hidden", "a/b", "a b", "-x", "x" * 65, "a\n", "ä", "$(x)"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data",
+        "Data",
+        "mlflow.db",
+        "mlflow.db.lock",
+        "mlflow.db-wal",
+        "MLflow.db",
+        "mlartifacts",
+        "..",
+        ".hidden",
+        "a/b",
+        "a b",
+        "-x",
+        "x" * 65,
+        "a\n",
+        "ä",
+        "$(x)",
+    ],
+)
 def test_names_that_are_taken_or_hostile_are_refused(command: Any, name: str) -> None:
     with pytest.raises(UsageError, match="allowed: up to 64 letters"):
         command(f"--name={name}")
+
+
+def test_a_name_that_is_a_file_of_the_storage_is_refused(command: Any, tmp_path: Path) -> None:
+    Path(tmp_path, "runs").mkdir()
+    Path(tmp_path, "runs", "notes.txt").touch()
+    tracker = f"sqlite:///{tmp_path}/runs/tracks.sqlite"
+    for words in (["--name", "notes.txt"], ["--name", "tracks.sqlite", "--tracking-uri", tracker]):
+        with pytest.raises(UsageError, match=r"is that of a file in .*; choose another --name"):
+            command(*words)
+    with pytest.raises(UsageError, match="is that of a file"):
+        command("--name", "tracks.sqlite-journal", "--tracking-uri", tracker)
+    assert command("--name", "notes").name == "notes"
 
 
 def test_a_given_name_is_the_folder(command: Any, tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from sklearn.datasets import load_digits
 
 from sat_ray.data.images import Storing
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards import MANIFEST, CorruptShardError, manifest_hash, read_split, verify, write_dataset
+from sat_ray.data.shards import MANIFEST, CorruptShardError, manifest_hash, read_manifest, read_split, verify, write_dataset
 from sat_ray.data.sources import DATASETS, Raw, Source, dataset_source
 from sat_ray.data.split import SPLITS, split_by_hash
 from sat_ray.data.table import as_split, shard_bytes
+from sat_ray.sealed import SEAL, sealed
 from sat_ray.storage import Storage
 
 PINNED = {
@@ -82,7 +83,7 @@ def test_splits_that_leave_nothing_are_refused(test: int, val: int) -> None:
 
 def test_the_manifest_says_everything_a_reader_needs(written: tuple[Storage, dict[str, Any]]) -> None:
     storage, manifest = written
-    assert manifest == storage.read_json(MANIFEST)
+    assert sealed(manifest) == storage.read_json(MANIFEST)
     assert {key: manifest[key] for key in ("schema_version", "dataset", "shape", "splits")} == {
         "schema_version": 2,
         "dataset": "digits",
@@ -230,3 +231,33 @@ def test_pixels_are_divided_by_255_once_and_only_from_uint8() -> None:
 def test_an_unknown_dataset_suggests_the_closest_name() -> None:
     with pytest.raises(ValueError, match=r"data\.dataset 'digit' is unknown; did you mean digits\?"):
         dataset_source("digit")
+
+
+def test_a_mean_that_was_changed_by_hand_is_refused(tmp_path: Path) -> None:
+    storage = Storage.at(tmp_path)
+    write_dataset(DATASETS["digits"], storage, rows_per_shard=400)
+    manifest = storage.read_json(MANIFEST)
+    storage.write_json(MANIFEST, manifest | {"mean": [0.9]})
+    with pytest.raises(CorruptShardError, match=r"manifest\.json does not match its checksum: .*; restore the file"):
+        read_split(storage, "test")
+
+
+def test_a_manifest_without_checksum_is_read_with_a_warning_and_is_the_same_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    storage = Storage.at(tmp_path)
+    made = write_dataset(DATASETS["digits"], storage, rows_per_shard=400)
+    assert manifest_hash(read_manifest(storage)) == manifest_hash(made) and not caplog.text
+    storage.write_json(MANIFEST, made)
+    assert manifest_hash(read_manifest(storage)) == manifest_hash(made)
+    assert "manifest.json has no checksum" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "changed", "without checksum"])
+def test_a_damaged_part_of_a_preparation_is_made_again(tmp_path: Path, damage: str) -> None:
+    """A part holds the sums that the mean comes from."""
+    storage = Storage.at(tmp_path)
+    made = write_dataset(DATASETS["digits"], storage, rows_per_shard=400)
+    name = "parts/train-00000.parquet.json"
+    part = storage.read_json(name)
+    changed = part | {"sum": [1]} if damage == "changed" else {key: value for key, value in part.items() if key != SEAL} | {"sum": [1]}
+    storage.write(name, json.dumps(changed).encode() if damage.startswith(("changed", "without")) else damage.encode())
+    assert write_dataset(DATASETS["digits"], storage, rows_per_shard=400) == made

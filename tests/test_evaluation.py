@@ -308,7 +308,7 @@ def test_no_image_is_an_empty_table() -> None:
         ({"labels": [0, 1]}, "labels is"), ({"labels": [0.0, 1.0, 0.0, 1.0]}, "labels is"),
         ({"image_ids": [1, 2, 1, 4]}, "duplicates"), ({"image_ids": [[1], [2], [3], [4]]}, "image_ids is"),
         ({"images_uint8": torch.zeros(4, 1, 2, 2)}, "uint8"), ({"images_uint8": torch.zeros(4, 4, dtype=torch.uint8)}, "uint8"),
-        ({"lanes": 0}, "lanes is 0"), ({"attacks": []}, "at least one"), ({"attacks": [PGD_20, PGD_20]}, "different names"),
+        ({"lanes": 0}, "lanes must be"), ({"attacks": []}, "at least one"), ({"attacks": [PGD_20, PGD_20]}, "different names"),
         ({"attacks": [AttackSpec(threat_model=PGD_20.threat_model, steps=20, step_size=0.1, attacker_activation="relu")]}, "not built by"),
         ({"model": torch.nn.Flatten().train()}, "train mode"),
     ],

@@ -5,7 +5,9 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -21,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from torch import Tensor, nn
 
 from pipelines.recipes import RECIPES
@@ -506,3 +509,44 @@ def test_an_experiment_that_others_made_opens_on_its_runs_and_keeps_shared_views
         tags = client.get_experiment_by_name(name).tags
         assert tags["mlflow.experimentKind"] == kind
         assert json.loads(tags["mlflow.sharedViewState.sat_ray-digits"]) == {"orderByAsc": False}
+
+
+@pytest.mark.parametrize("way", ["moved", "copied"])
+def test_a_store_that_was_moved_or_copied_with_its_artifacts_is_one_that_writes_where_it_lies(tmp_path: Path, way: str) -> None:
+    """MLflow keeps absolute paths: without help the copy writes into the original, and the moved one finds nothing."""
+    before, after = tmp_path / "before", tmp_path / "after it"
+
+    def opened(place: Path) -> tuple[MlflowTracker, MlflowClient]:
+        uri = f"sqlite:///{place}/mlflow.db"
+        return MlflowTracker(uri, experiment="family", artifact_root=str(place / "mlartifacts")), MlflowClient(uri, uri)
+
+    first, _ = opened(before)
+    _, run_id = write(first)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+    found = first.model(run_id, model, name="model", input_shape=(1, 2, 2))
+    version = first.register(found, name="family", alias="champion", tags={}, run_id=run_id)
+    (shutil.move if way == "moved" else shutil.copytree)(before, after)
+    kept = sorted(path for path in before.rglob("*") if path.is_file() and path.parent != before)
+    _artifact_repos_cache.clear()  # as in another process
+    tracker, client = opened(after)
+    assert write(tracker)[1] == run_id and len(runs_of(client, "family")) == 2
+    run = client.get_run(run_id)
+    assert Path(run.info.artifact_uri).is_relative_to(after / "mlartifacts")
+    assert Path(client.download_artifacts(run_id, "tables/leaderboard.md")).read_bytes() == b"| a |"
+    tracker.artifact(run_id, "new.txt", b"new")
+    assert (Path(run.info.artifact_uri) / "new.txt").read_bytes() == b"new"
+    assert tracker.model(run_id, model, name="model", input_shape=(1, 2, 2)) == found
+    assert tracker.register(found, name="family", alias="champion", tags={}, run_id=run_id) == version
+    with sqlite3.connect(after / "mlflow.db") as database:
+        dump = "\n".join(line for line in database.iterdump() if "Default" not in line)
+    assert str(before) not in dump
+    assert sorted(path for path in before.rglob("*") if path.is_file() and path.parent != before) == kept
+
+
+def test_artifacts_that_lie_in_another_storage_stay_there(tmp_path: Path) -> None:
+    """Two storages with one database: the runs of the first have their artifacts in the first."""
+    uri = f"sqlite:///{tmp_path}/second/mlflow.db"
+    first = MlflowTracker(uri, experiment="family", artifact_root=str(tmp_path / "first" / "mlartifacts"))
+    _, run_id = write(first)
+    MlflowTracker(uri, experiment="family", artifact_root=str(tmp_path / "second" / "mlartifacts"))
+    assert Path(MlflowClient(uri, uri).get_run(run_id).info.artifact_uri).is_relative_to(tmp_path / "first")

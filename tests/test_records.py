@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib
+import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,21 +12,24 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipelines.reporting import card_of
+from pipelines.stages import Sweep, committed_inputs, prepare
 from sat_ray.config import CostSettings, EvaluationSettings, FinalSettings, ModelSettings, ResourceSettings, SearchSettings, SweepConfig
 from sat_ray.configuration import Configuration
 from sat_ray.data.shards import write_dataset
 from sat_ray.data.sources import DATASETS
 from sat_ray.jobs import evaluate_and_commit, split_of, train_and_commit
 from sat_ray.outcomes import check_each_id_once, merge_outcomes
-from sat_ray.plan import Group, evaluation_tasks, final_jobs, groups, planned_trials, promote, trial_job
+from sat_ray.plan import Group, card_tasks, dataset_uri, evaluation_tasks, final_jobs, groups, planned_trials, promote, trial_job
+from sat_ray.sealed import SEAL, read_sealed, sealed
 from sat_ray.stages import Record, Records, Stage, changed_modules, code_hashes, numerical_environment, record_key, require_environment
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 from sat_ray.training import EpochReport, TrainingSettings
-from sat_ray.units import EVALUATE, SEARCH, STAGES, TRAIN, Dataset, TrainingJob
+from sat_ray.units import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset, TrainingJob
 
 CONFIG = SweepConfig(
     recipe="toy",
@@ -142,6 +147,55 @@ def test_a_damaged_record_is_named(records: Records) -> None:
     records.storage.write("state/toy/k.json", records.storage.read("state/toy/k.json")[:40])
     with pytest.raises(ValueError, match=r"state/toy/k\.json"):
         records.find(TOY, "k")
+
+
+def test_a_record_that_was_changed_by_hand_is_refused_and_says_what_to_do(records: Records) -> None:
+    records.commit(TOY, "k", inputs={"a": 1}, payload={"val_robust_accuracy": 0.5}, seconds=0.0)
+    text = records.storage.read("state/toy/k.json")
+    records.storage.write("state/toy/k.json", text.replace(b"0.5", b"0.6"))
+    with pytest.raises(ValueError, match=r"state/toy/k\.json does not match its checksum: .*; move it away and run again$"):
+        records.find(TOY, "k")
+    records.storage.write("state/toy/other.json", text)
+    with pytest.raises(ValueError, match=r"state/toy/other\.json is that of toy k; move it away and run again$"):
+        records.find(TOY, "other")
+
+
+def test_a_record_of_an_earlier_version_is_refused_and_says_what_to_do(records: Records) -> None:
+    records.commit(TOY, "k", inputs={}, payload={}, seconds=0.0)
+    plain = records.storage.read_json("state/toy/k.json")
+    del plain[SEAL]
+    records.storage.write_json("state/toy/k.json", plain)
+    with pytest.raises(ValueError, match=r"k\.json has no checksum: an earlier version of sat_ray wrote it; choose another --name"):
+        records.find(TOY, "k")
+    records.storage.write_json("state/toy/k.json", sealed(plain | {"more": 1}))
+    with pytest.raises(ValueError, match=r"k\.json has the fields of another version; choose another --name"):
+        records.find(TOY, "k")
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 400), replaced=st.binary(max_size=6), span=st.integers(0, 6))
+def test_damaged_bytes_of_a_record_give_one_line_or_the_same_record(records: Records, at: int, replaced: bytes, span: int) -> None:
+    key = "kept"
+    made = records.commit(TOY, key, inputs={"a": [1, None, "x"]}, payload={"score": 0.25, "list": [{"b": 1e-9}]}, seconds=1.5)
+    data = records.storage.read(f"state/toy/{key}.json")
+    records.storage.write(f"state/toy/{key}.json", data[:at] + replaced + data[at + span :])
+    try:
+        found = records.find(TOY, key)
+    except ValueError as error:
+        message = str(error)
+    else:
+        assert found == made
+        message = "the same"
+    finally:
+        records.storage.write(f"state/toy/{key}.json", data)
+    assert message and "\n" not in message
+
+
+@pytest.mark.parametrize("value", [{3: "a", 20: "b"}, {"x": (1, 2.0, -0.0, 1e300)}, {"ä": "α\u2028", "n": None, "t": True}])
+def test_what_is_sealed_is_sound_when_it_is_read_back(tmp_path: Path, value: dict[Any, Any]) -> None:
+    storage = Storage.at(tmp_path)
+    storage.write_json("x.json", sealed(value))
+    assert read_sealed(storage, "x.json") == json.loads(json.dumps(value))
 
 
 def test_new_records_come_once_and_only_their_keys_are_kept(records: Records) -> None:
@@ -436,3 +490,51 @@ def test_a_result_is_made_only_on_the_processor_or_gpu_it_is_recorded_under() ->
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"accelerator is given as 'H200' and this node's GPU is 'none that torch can use'"):
             require_environment(here | {"device": "cuda:H200"})
+
+
+def test_a_training_names_its_files_relative_to_the_storage_and_is_evaluated_where_the_storage_was_moved(
+    dataset: Dataset, records: Records, tmp_path: Path
+) -> None:
+    record = train_and_commit(final_job(dataset), records)
+    assert record.payload["path"].startswith("checkpoints/train/")
+    assert str(tmp_path).encode() not in b"".join(path.read_bytes() for path in (tmp_path / "sweep" / "state").rglob("*.json"))
+    moved = Records(Storage.at(shutil.move(tmp_path / "sweep", tmp_path / "elsewhere")))
+    again = moved.find(TRAIN, record.key)
+    assert again == record
+    (first, *_) = evaluation_tasks(CONFIG, dataset, again)
+    assert evaluate_and_commit(first, moved).payload["n"] == first.last - first.first
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_model_that_was_trained_again_to_the_same_weights_keeps_its_shards_and_its_card(dataset: Dataset, records: Records) -> None:
+    """The record was moved away as a message said; the new one names another folder."""
+    made = train_and_commit(final_job(dataset), records)
+    (first, *_) = evaluation_tasks(CONFIG, dataset, made)
+    shard = evaluate_and_commit(first, records)
+    card = {"weights": made.payload["sha256"]}
+    carded = records.commit(CARD, "c", inputs=card, payload={"name": made.payload["name"], "card": {"verdict": "PASS"}}, seconds=0.0)
+    records.storage.move(f"state/train/{made.key}.json", f"away/{made.key}.json")
+    again = train_and_commit(final_job(dataset), records)
+    assert again.payload["path"] != made.payload["path"] and again.payload["sha256"] == made.payload["sha256"]
+    assert evaluate_and_commit(evaluation_tasks(CONFIG, dataset, again)[0], records) == shard
+    assert card_of([carded], again.payload["sha256"]) == {"verdict": "PASS"}
+    (task, *_) = card_tasks(CONFIG, dataset, [again])
+    assert task.key == card_tasks(CONFIG, dataset, [made])[0].key
+
+
+def test_a_sweep_refuses_a_data_set_that_is_not_the_one_it_began_with(tmp_path: Path) -> None:
+    uri = dataset_uri(CONFIG, Storage.at(tmp_path))
+    write_dataset(DATASETS["digits"], Storage(uri), rows_per_shard=512)
+    sweep = Sweep(CONFIG, "s", Storage.at(tmp_path), Storage.at(tmp_path / "s"), ())
+    assert prepare(sweep) == prepare(sweep)
+    manifest = Storage(uri).read_json("manifest.json")
+    Storage(uri).write_json("manifest.json", sealed(manifest | {"mean": [0.9]}))
+    for read in (prepare, lambda sweep: committed_inputs(sweep, "search")):
+        with pytest.raises(ValueError, match=r"manifest\.json is not the manifest that the sweep in .* began with; restore the folder"):
+            read(sweep)
+
+
+def test_a_sweep_has_one_identity_wherever_it_lies(tmp_path: Path) -> None:
+    ours, other = (Sweep(CONFIG, name, Storage.at(tmp_path), Storage.at(tmp_path / name), ()).identity for name in ("a", "b"))
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    assert Sweep(CONFIG, "c", Storage.at(tmp_path), Storage.at(tmp_path / "c"), ()).identity == ours != other

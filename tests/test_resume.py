@@ -26,6 +26,7 @@ from sat_ray.jobs import train_and_commit
 from sat_ray.learner import Learner
 from sat_ray.plan import final_jobs
 from sat_ray.randomness import permutation
+from sat_ray.sealed import sealed
 from sat_ray.stages import Records, changed_modules
 from sat_ray.state_files import StateFiles
 from sat_ray.storage import Storage
@@ -202,7 +203,7 @@ def test_a_training_that_other_code_began_is_refused_or_goes_on_or_begins_anew_a
     (begun,) = records.begun()
     assert changed_modules(begun, TRAIN) == []
     path = f"state/progress/{job.key}.json"
-    records.storage.write_json(path, records.storage.read_json(path) | {"code": begun.code | {"sat_ray.training": "older"}})
+    records.storage.write_json(path, sealed(records.storage.read_json(path) | {"code": begun.code | {"sat_ray.training": "older"}}))
 
     def settle(choice: str) -> None:
         settle_code_changes(records, ((TRAIN, one) for one in records.begun()), choice=choice, reporter=Reporter())

@@ -32,10 +32,11 @@ from sat_ray.plan import (
     trial_job,
     validation_tasks,
 )
-from sat_ray.stages import Record, Records
+from sat_ray.sealed import sealed
+from sat_ray.stages import Records
 from sat_ray.standing import PAUSE_SECONDS, Standing, _seconds_left, standing
 from sat_ray.storage import Storage
-from sat_ray.units import CARD, EVALUATE, Dataset
+from sat_ray.units import CARD, EVALUATE, TRAIN, Dataset
 
 NAME = "half"
 FLAGS = (
@@ -181,7 +182,7 @@ def test_results_of_another_numerical_environment_are_not_counted_as_done(copy: 
     older = min((copy / NAME / "state" / "train").glob("*.json"), key=lambda path: json.loads(path.read_text())["created"])
     record = json.loads(older.read_text())
     record["inputs"]["environment"]["torch"] = "1.0"
-    older.write_text(json.dumps(record))
+    older.write_text(json.dumps(sealed(record)))
     found = standing(Storage.at(copy), NAME)
     assert stage(found, "train") == (1, 4, 1)
     assert stage(found, "evaluate") == (0, 8, 1)  # it attacked the weights of that training
@@ -196,7 +197,8 @@ def test_an_asynchronous_search_has_a_bound_instead_of_a_plan(tmp_path: Path) ->
 @pytest.mark.parametrize("pause", [0.0, 3600.0])
 def test_the_time_left_counts_parallel_work_once_and_pauses_not_at_all(root: Path, pause: float) -> None:
     path = next((root / NAME / "state" / "train").glob("*.json"))
-    one = Record(**json.loads(path.read_text()))
+    one = Records(Storage.at(root / NAME)).find(TRAIN, path.stem)
+    assert one is not None
     ends = [(10.0, 0.0), (10.0, 0.0), (20.0, pause), (20.0, pause)]  # two workers, 10 s a unit, standing still in between
     done = [dataclasses.replace(one, created=end + waited, seconds=10.0) for end, waited in ends]
     assert pause == 0 or pause > PAUSE_SECONDS
@@ -213,7 +215,7 @@ def test_what_is_no_sweep_is_refused_in_one_line(copy: Path, capsys: pytest.Capt
         (NAME, "--storrage", "x"): "did you mean --storage?",
         (NAME, "--storage", str(copy / "nowhere")): "does not exist",
         (NAME, "--storage", "gs://bucket/x"): "allowed: a local folder or s3://bucket/prefix",
-        (NAME, "--json"): f"record {damaged} is damaged",
+        (NAME, "--json"): f"record {damaged} is no JSON",
     }
     before = None
     for words, wanted in cases.items():

@@ -1,16 +1,22 @@
 """One table of cases for a folder on this disk and on a real S3 server: this session's own, or the one SAT_RAY_TEST_S3 names."""
 
+import contextlib
+import errno
 import gzip
 import os
+import subprocess
+import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
-from sat_ray.storage import Storage, check_writable, json_bytes
+from sat_ray.storage import Storage, _is_away, check_writable, json_bytes
 
 S3 = os.environ.get("SAT_RAY_TEST_S3", "")
 WRITERS = 8
@@ -135,18 +141,114 @@ def test_a_writable_folder_passes_and_keeps_no_probe(storage: Storage) -> None:
     assert storage.names("") == []
 
 
-def test_a_writer_that_dies_before_the_rename_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+WRITER = """
+import os, signal, sys, time
+from sat_ray.storage import Storage
+
+def stands_still(*args):
+    print("written", flush=True)
+    time.sleep(600)
+
+os.replace = stands_still
+Storage.at(sys.argv[1]).write("below/x", b"new")
+"""
+
+
+def test_a_writer_that_is_killed_leaves_what_was_there_and_its_temporary_is_removed_when_it_is_gone(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
+    storage.write("below/x", b"old")
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == "written\n"
+        (temporary,) = tmp_path.glob("below/.tmp-*")
+        os.utime(temporary, (0, 0))
+        assert storage.remove_abandoned() == [] and temporary.exists(), "its writer lives"
+        writer.kill()
+    assert storage.read("below/x") == b"old" and storage.names("below") == ["x"]
+    os.utime(temporary)
+    assert storage.remove_abandoned() == [], "it is young: a writer may be about to lock it"
+    os.utime(temporary, (0, 0))
+    assert storage.remove_abandoned() == [str(temporary)]
+    assert [path.name for path in (tmp_path / "below").iterdir()] == ["x"]
+
+
+def test_a_write_that_fails_leaves_no_temporary(tmp_path: Path) -> None:
+    storage = Storage.at(tmp_path)
+    (tmp_path / "x").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        storage.write("x", b"data")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("act", ["write", "commit", "move", "write_file"])
+def test_the_folder_is_flushed_after_its_names_have_changed(tmp_path: Path, act: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose name is not on the disk is lost with the power, however well its bytes are."""
+    storage, done = Storage.at(tmp_path), list[tuple[str, str]]()
+    storage.write("before", b"1")
+    (tmp_path / "source").write_bytes(b"2")
+    originals = {name: getattr(os, name) for name in ("fsync", "link", "replace")}
+    for name, original in originals.items():
+
+        def call(*args: Any, name: str = name, ours: Any = original) -> Any:
+            place = os.readlink(f"/proc/self/fd/{args[0]}") if name == "fsync" else ""
+            done.append((name, "folder" if place and os.path.isdir(place) else "file" if place else ""))
+            return ours(*args)
+
+        monkeypatch.setattr(os, name, call)
+    calls: dict[str, Callable[[], object]] = {
+        "write": lambda: storage.write("new/x", b"1"),
+        "commit": lambda: storage.commit("new/x", b"1"),
+        "move": lambda: storage.move("before", "new/x"),
+        "write_file": lambda: storage.write_file("new/x", tmp_path / "source"),
+    }
+    calls[act]()
+    assert done[-1] == ("fsync", "folder")
+    if act != "move":
+        assert ("fsync", "file") in done[: [name for name, _ in done].index("link" if act == "commit" else "replace")]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EPERM, "Operation not permitted", "a", None, "b"), "its disk makes no hard links, with which a result is committed"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no room is left"),
+    ],
+)
+def test_a_disk_that_cannot_commit_is_refused_at_once(tmp_path: Path, error: OSError, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few machines that tests run on have a disk without hard links: its answer to link() is given here."""
+
+    def refused(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises(ValueError, match=rf"storage .* cannot be written \({said}.*\); choose a writable folder with --storage"):
+        check_writable(Storage.at(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_what_was_there(small_disk: Path) -> None:
+    storage = Storage.at(small_disk)
     storage.write("x", b"old")
+    check_writable(storage)
+    (small_disk / "filler").write_bytes(bytes(1024**2 - 64 * 1024))
+    with pytest.raises(OSError, match="No space left on device"):
+        storage.write("x", bytes(200_000))
+    with pytest.raises(OSError, match="No space left on device"):
+        storage.commit("y", bytes(200_000))
+    assert storage.read("x") == b"old" and sorted(path.name for path in small_disk.iterdir()) == ["filler", "x"]
+    with contextlib.suppress(OSError), open(small_disk / "filler", "ab", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    with pytest.raises(ValueError, match=r"cannot be written \(no room is left: No space left on device\); choose") as caught:
+        check_writable(storage)
+    assert "\n" not in str(caught.value)
 
-    def killed(*args: object) -> None:
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        storage.write("x", b"new")
-    assert storage.read("x") == b"old"
-    assert storage.names("") == ["x"] and len(list(tmp_path.iterdir())) == 2  # the temporary is there, and is not listed
+@pytest.mark.parametrize("status", [409, 503])
+def test_an_answer_of_s3_that_may_be_another_the_next_time_is_no_answer(status: int) -> None:
+    """409: another request for this object is under way; the commit is tried again, and not taken for lost."""
+    answer: Any = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": "ConditionalRequestConflict"}}
+    assert _is_away(ClientError(answer, "PutObject"))
+    assert not _is_away(ClientError(answer | {"ResponseMetadata": {"HTTPStatusCode": 403}}, "PutObject"))
 
 
 def test_a_commit_leaves_no_temporary_whoever_wins(tmp_path: Path) -> None:

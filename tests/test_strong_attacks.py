@@ -249,10 +249,10 @@ def test_models_of_few_classes_get_the_margin_where_dlr_is_not_defined(classes: 
         ({"loss": "dll"}, "attack loss"),
         ({"step_size": 0.1}, "none for apgd and square"),
         ({"algorithm": "pgd"}, "a number > 0 for pgd"),
-        ({"targets": -1}, "targets is -1"),
-        ({"algorithm": "square", "targets": 2}, "0 for square"),
+        ({"targets": -1}, "targets must be a whole number from 0"),
+        ({"algorithm": "square", "targets": 2}, "allowed for square: 0"),
         ({"algorithm": "square", "loss": "dlr"}, "square takes no gradient"),
-        ({"steps": 0}, "steps is 0"),
+        ({"steps": 0}, "steps must be a whole number from 1"),
     ],
 )
 def test_a_spec_that_makes_no_sense_is_refused(change: dict[str, object], message: str) -> None:

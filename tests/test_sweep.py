@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,7 +197,8 @@ def test_the_champion_in_the_registry_computes_what_its_checkpoint_computes(clie
 def test_the_champion_has_a_card_and_its_files_say_so(client: MlflowClient, sweep: Path) -> None:
     board = leaderboard(sweep)
     (card,) = records(sweep, "card").values()
-    assert card["payload"]["checkpoint"] == board["champion"]["row"]["checkpoint"]
+    description = json.loads(Path(board["champion"]["row"]["checkpoint"], "model.json").read_text())
+    assert card["payload"]["weights"] == card["inputs"]["weights"] == description["sha256"]
     assert board["champion"]["robustness_card"] == card["payload"]["card"]["verdict"] == "PASS"
     assert [row["robustness_card"] for row in board["rows"]].count("PASS") == 1
     assert json.loads((sweep / "cards" / f"{card['payload']['name']}.json").read_text()) == card["payload"]["card"]
@@ -268,6 +270,33 @@ def test_a_finished_sweep_started_again_computes_nothing_and_changes_no_number(s
     assert {stage: records(sweep, stage) for stage in before} == before
     assert numbers(leaderboard(sweep)) == rows
     assert done.stdout.count("0 computed") == 4
+
+
+@pytest.mark.fault  # a minute more
+def test_a_copied_sweep_goes_on_in_its_own_folder_also_after_the_record_of_its_champion_was_moved_away(
+    storage: Path, sweep: Path, tmp_path: Path
+) -> None:
+    """As a message advises: the model is trained again to the same weights, keeps its shards and its card, and no run is doubled."""
+    copy = tmp_path / "copy"
+    shutil.copytree(storage, copy)
+    before = {path: path.stat().st_mtime_ns for path in storage.rglob("*")}
+    champion = leaderboard(sweep)["champion"]["row"]
+    description = json.loads(Path(champion["checkpoint"], "model.json").read_text())
+    (key,) = [key for key, one in records(sweep, "train").items() if one["payload"]["sha256"] == description["sha256"]]
+    (copy / RECIPE / "state" / "train" / f"{key}.json").rename(tmp_path / "moved-away.json")
+    shard = max((copy / RECIPE / "state" / "evaluate").glob("*.json"))
+    shard.unlink()
+    done = pipeline("sweep", *SWEEP, "--storage", str(copy))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path: path.stat().st_mtime_ns for path in storage.rglob("*")} == before, "the copy wrote into the original"
+    again = leaderboard(copy / RECIPE)
+    assert numbers(again) == numbers(leaderboard(sweep))
+    assert again["champion"]["row"]["robustness_card"] == "PASS"
+    assert all(row[place].startswith(f"{copy}/") for row in again["rows"] for place in ("checkpoint", "outcomes"))
+    theirs, ours = (MlflowClient(f"sqlite:///{place}/mlflow.db") for place in (storage, copy))
+    (family,) = [one.experiment_id for one in ours.search_experiments() if one.name == RECIPE]
+    assert {run.info.run_id for run in ours.search_runs([family])} == {run.info.run_id for run in theirs.search_runs([family])}
+    assert all(run.info.artifact_uri.startswith(f"{copy}/") for run in ours.search_runs([family]))
 
 
 def test_a_sweep_killed_in_the_middle_ends_with_the_numbers_of_an_undisturbed_one(tmp_path: Path, sweep: Path) -> None:

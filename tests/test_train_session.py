@@ -1,16 +1,19 @@
 """A session of Ray Train workers that meets what it cannot mend: one line, once it has met it twice, and not after eight starts."""
 
+import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from small_rays import job_in, ray_of_one_node
 
+from sat_ray.budget import Budget
 from sat_ray.config import ResourceSettings
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
-from sat_ray.units import TRAIN, TrainingJob
+from sat_ray.units import SEARCH, TRAIN, TrainingJob
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +60,35 @@ def test_workers_of_another_processor_than_the_drivers_refuse_to_train(job: Trai
     other = dataclasses.replace(job, environment=job.environment | {"device": "cpu:OTHER"})
     with pytest.raises(ArithmeticError, match=r"this node's processor computes with \w+, the driver's with OTHER"):
         train_all([other], Records(Storage(str(tmp_path / "sweep"))), ResourceSettings(train_workers=2))
+
+
+def fill(disk: Path) -> None:
+    """Write to a disk until it takes nothing more."""
+    with contextlib.suppress(OSError), open(disk / "ballast", "wb", buffering=0) as ballast:
+        while ballast.write(bytes(4096)):
+            pass
+
+
+@pytest.mark.fault
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_a_full_disk_ends_a_session_and_a_search_with_one_line_and_room_lets_both_go_on(job: TrainingJob, small_disk: Path) -> None:
+    """Started again and again it would end the same way: forty starts of a session, three of every trial."""
+    from sat_ray.distributed.train_session import train_all
+    from sat_ray.distributed.trials import run_rung
+
+    records, resources = Records(Storage(str(small_disk / "sweep"))), ResourceSettings(train_workers=2)
+    records.storage.write("state/there", b"")
+    trial = dataclasses.replace(job, stage=SEARCH)
+    fill(small_disk)
+    began = time.monotonic()
+    with pytest.raises(ArithmeticError, match=rf"^{job.name}: .*No space left on device") as caught:
+        train_all([job], records, resources)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(OSError, match="No space left on device") as lost:
+        run_rung([trial, trial], [None, None], records, resources, budget=Budget(accelerator_seconds=None, gpus=0), exempt=None)
+    assert "\n" not in str(lost.value)
+    assert time.monotonic() - began < 120
+    (small_disk / "ballast").unlink()
+    train_all([job], records, resources)
+    assert records.find(TRAIN, job.key) is not None
+    assert not list(small_disk.rglob("*.pkl")) and not records.storage.folders("state/ray")

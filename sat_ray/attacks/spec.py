@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from sat_ray.activations import activation_info
 from sat_ray.attacks.apgd import APGD
 from sat_ray.attacks.base import Attack
 from sat_ray.attacks.pgd import PGD
 from sat_ray.attacks.square import Square
+from sat_ray.bounds import Bounds, Steps, StepSize, check_fields
 from sat_ray.losses import ATTACK_LOSSES
 from sat_ray.names import check_name
 from sat_ray.threat import ThreatModel, as_255ths
@@ -34,12 +35,12 @@ class AttackSpec:
     """
 
     threat_model: ThreatModel
-    steps: int
-    step_size: float | None = None
+    steps: Steps
+    step_size: StepSize | None = None
     algorithm: Literal["pgd", "apgd", "square"] = "pgd"
     loss: str = "cross_entropy"
-    targets: int = 0
-    restarts: int = 1
+    targets: Annotated[int, Bounds(0, 1_000_000)] = 0
+    restarts: Steps = 1
     random_start: bool = True
     attacker_activation: str | None = None
     attacker_alpha: float | None = None
@@ -53,10 +54,9 @@ class AttackSpec:
         check_name(self.gradient, GRADIENTS, field="attack gradient")
         if self.gradient != "float32" and (self.algorithm == "square" or self.final_iterate):
             raise ValueError(f"attack gradient is {self.gradient}; allowed for square, which takes none, and with final_iterate: float32")
-        if self.restarts < 1:
-            raise ValueError(f"restarts is {self.restarts}; allowed: a whole number >= 1")
-        if self.targets < 0 or (self.targets and self.algorithm == "square"):
-            raise ValueError(f"targets is {self.targets}; allowed: a whole number >= 0, and 0 for square")
+        check_fields(self, prefix="")
+        if self.targets and self.algorithm == "square":
+            raise ValueError(f"targets is {self.targets}; allowed for square: 0")
         if (self.step_size is None) != (self.algorithm != "pgd"):
             raise ValueError(f"step_size is {self.step_size}; allowed: a number > 0 for pgd, none for apgd and square")
         if self.algorithm == "square" and (self.attacker_activation is not None or not self.random_start or self.loss != "cross_entropy"):

@@ -4,6 +4,7 @@ A shard's file is written first and its part, parts/FILE.json, last. The part sa
 a preparation that was stopped goes on where it was, and one of other images or settings starts anew.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from sat_ray.data.source import Listing, Raw
 from sat_ray.data.split import SPLITS
 from sat_ray.data.table import shard_bytes
 from sat_ray.names import printable
-from sat_ray.storage import Storage, json_bytes
+from sat_ray.sealed import read_sealed, sealed
+from sat_ray.storage import Storage
 
 SHARD_BYTES = 4 * 1024**3  # of one shard's images in memory
 PARTS, PLAN = "parts", "parts/plan.json"
@@ -55,25 +57,23 @@ def progress(storage: Storage) -> tuple[int, int | None]:
     """Return how many shards of a dataset are written and how many there will be, None where that is not known yet."""
     done = sum(name.endswith(".parquet.json") for name in storage.names(PARTS))
     try:
-        return done, storage.read_json(PLAN)["shards"]
-    except FileNotFoundError:
+        return done, int(storage.read_json(PLAN)["shards"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # only the number of shards is shown from it
         return done, None
 
 
 def write_shard(task: ShardTask, storage: Storage) -> dict[str, Any]:
-    """Write a shard and return its part; where the part is there already and says the same, only read it.
+    """Write a shard and return its part; where the part is there already, undamaged, and says the same, only read it.
 
     The part holds what the manifest needs: rows, bytes, sha256, shape, sums over pixels per channel, the corrupt images left out, and how
     many were smaller than they are stored, with the smallest.
     """
     fingerprint, name = task.fingerprint, f"{PARTS}/{task.file}.json"
     part: dict[str, Any]
-    try:
-        part = storage.read_json(name)
-        if part["fingerprint"] == fingerprint:
+    with contextlib.suppress(FileNotFoundError, ValueError):  # without a part, or with a damaged one, the shard is written again
+        part = read_sealed(storage, name)
+        if part.get("fingerprint") == fingerprint:
             return part
-    except FileNotFoundError:
-        pass
     read = _read(task)
     pixels, kept = read.pixels, read.kept
     part = {"file": task.file, "split": task.split, "rows": len(kept), "fingerprint": fingerprint, "corrupt": read.corrupt}
@@ -84,7 +84,7 @@ def write_shard(task: ShardTask, storage: Storage) -> dict[str, Any]:
         storage.write(task.file, data)
         part |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "shape": list(pixels.shape[1:])}
         part |= {"pixels": pixels[:, 0].size, **_sums(pixels)}
-    storage.write(name, json_bytes(part))
+    storage.write_json(name, sealed(part))
     return part
 
 

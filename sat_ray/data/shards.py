@@ -22,6 +22,7 @@ from sat_ray.data.preparing import PLAN, ShardTask, shard_tasks, write_shard
 from sat_ray.data.source import Listing, Source
 from sat_ray.data.split import SPLITS, Split
 from sat_ray.data.table import as_split, check_shape, shard_bytes
+from sat_ray.sealed import read_perhaps_sealed, sealed
 from sat_ray.storage import Storage, json_bytes
 
 SCHEMA_VERSION = 2
@@ -94,7 +95,7 @@ def write_dataset(
         "shards": [{key: part[key] for key in ENTRY} for part in parts if part["rows"]],
     }
     note_source(source, found, storage)
-    storage.write(MANIFEST, json_bytes(manifest))
+    storage.write_json(MANIFEST, sealed(manifest))
     return manifest
 
 
@@ -164,7 +165,7 @@ def write_test_split(
         "splits": {"test": sum(shard["rows"] for shard in shards)},
         "shards": shards,
     }
-    storage.write(MANIFEST, json_bytes(manifest))
+    storage.write_json(MANIFEST, sealed(manifest))
     return manifest
 
 
@@ -184,14 +185,12 @@ def manifest_hash(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(storage: Storage) -> dict[str, Any]:
-    """Read what a dataset says about itself; CorruptShardError names the file where it is damaged or of another schema version."""
+    """Read what a dataset says about itself; CorruptShardError names the file where it is damaged, changed or of another schema version."""
     place = storage.full(MANIFEST)
     try:
-        manifest: Any = storage.read_json(MANIFEST)
+        manifest = read_perhaps_sealed(storage, MANIFEST)
     except ValueError as error:
-        raise CorruptShardError(f"{place} is no JSON ({error}); {REMEDY}") from None
-    if not isinstance(manifest, dict):
-        raise CorruptShardError(f"{place} holds a JSON {type(manifest).__name__}; allowed: an object with shape, splits, shards; {REMEDY}")
+        raise CorruptShardError(f"{place} {error}; {REMEDY}") from None
     if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
         raise CorruptShardError(f"{place} has schema version {version}; this version reads {SCHEMA_VERSION}")
     if found := fault(manifest):

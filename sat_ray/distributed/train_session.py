@@ -4,12 +4,14 @@ Start-up (about 10 s) is paid once. A lost worker restarts the group, which skip
 with fewer workers where that is allowed and the lost ones cannot be replaced, on the same global batch and the same BatchNorm groups.
 """
 
+import json
 import logging
 import os
 from typing import Any
 
 import ray.train
 import torch
+from ray.experimental import internal_kv
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 
@@ -20,10 +22,11 @@ from sat_ray.distributed.leftovers import remove_orphans
 from sat_ray.distributed.local_group import group_config
 from sat_ray.distributed.metrics import training_shown
 from sat_ray.distributed.nodes import selector_for
+from sat_ray.distributed.nowhere import nowhere
 from sat_ray.jobs import train_and_commit
 from sat_ray.sentinel import CatastrophicOverfittingError
 from sat_ray.stages import Records, attempt_name
-from sat_ray.storage import Storage
+from sat_ray.storage import Storage, is_lasting
 from sat_ray.totals import NonFiniteLossError
 from sat_ray.units import TrainingJob
 from sat_ray.world import World
@@ -44,6 +47,7 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
         os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(ELASTIC_START_SECONDS)
     for job in waiting:
         records.storage.discard(_verdict(job))  # of an earlier start, whose cause may be gone
+        internal_kv._internal_kv_del(_verdict(job))
     for left in reversed(range(MAX_CONTROLLERS)):
         try:
             _trainer(waiting, records, resources).fit()
@@ -56,7 +60,7 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
             if not left:
                 raise
     if unfinished := _uncommitted(jobs, records):
-        raise ArithmeticError(records.storage.read_json(_verdict(unfinished[0]))["error"])
+        raise ArithmeticError(_said(records, unfinished[0])["error"])
 
 
 def _uncommitted(jobs: list[TrainingJob], records: Records) -> list[TrainingJob]:
@@ -82,7 +86,7 @@ def _trainer(waiting: list[TrainingJob], records: Records, resources: ResourceSe
         torch_config=group_config("nccl" if gpus else "gloo", timeout_s=COLLECTIVE_SECONDS),
         run_config=ray.train.RunConfig(
             name=f"session-{attempt_name()}",
-            storage_path=records.storage.full("state/ray"),
+            **nowhere(),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILED_STARTS),
         ),
     )
@@ -102,9 +106,19 @@ def _said(records: Records, job: TrainingJob) -> dict[str, Any]:
     """Return what an earlier start of this session said of a job; {} if nothing."""
     try:
         said: dict[str, Any] = records.storage.read_json(_verdict(job))
-    except FileNotFoundError:
-        return {}
+    except (FileNotFoundError, ValueError):
+        kept = internal_kv._internal_kv_get(_verdict(job))
+        said = json.loads(kept) if kept else {}
     return said
+
+
+def _say(records: Records, job: TrainingJob, error: str, *, final: bool) -> None:
+    """Leave word of a job for the next start of this session; with Ray where the storage takes nothing any more."""
+    said = {"error": error, "final": final}
+    try:
+        records.storage.write_json(_verdict(job), said)
+    except OSError:
+        internal_kv._internal_kv_put(_verdict(job), json.dumps(said))
 
 
 def _advised(error: Exception) -> str:
@@ -139,11 +153,13 @@ def _session(settings: dict[str, Any]) -> None:
             except (NonFiniteLossError, CatastrophicOverfittingError) as error:
                 # all ranks agree on these, and a new start would end in the same place: no failure for Ray to retry
                 if world.rank == 0:
-                    records.storage.write_json(_verdict(job), {"error": f"{job.name}: {error}", "final": True})
+                    _say(records, job, f"{job.name}: {error}", final=True)
                 return
-            except (ValueError, ArithmeticError, InfeasiblePointError, torch.OutOfMemoryError) as error:
+            except (ValueError, ArithmeticError, OSError, InfeasiblePointError, torch.OutOfMemoryError) as error:
                 # so may these, and the others do not know: they wait in a collective, and only the end of this worker frees them. Said by
-                # two starts it is final; said once, it may come of another worker's end, which tears down what this one was using
+                # two starts it is final; said once, it may come of another worker's end, which tears down what this one was using. A full
+                # disk is final at once; other errors of a disk or a network may pass, and are left to the next start
                 text = f"{job.name}: {_advised(error)}"
-                records.storage.write_json(_verdict(job), {"error": text, "final": before.get("error") == text})
+                if is_lasting(error) or not isinstance(error, OSError):
+                    _say(records, job, text, final=is_lasting(error) or before.get("error") == text)
                 raise

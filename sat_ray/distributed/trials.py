@@ -14,12 +14,30 @@ from sat_ray.bundles import trial_resources
 from sat_ray.config import ResourceSettings
 from sat_ray.distributed.metrics import training_shown
 from sat_ray.distributed.nodes import selector_for, this_node_leaves
+from sat_ray.distributed.nowhere import nowhere
 from sat_ray.jobs import train_and_commit
 from sat_ray.stages import Record, Records, attempt_name
-from sat_ray.storage import Storage
+from sat_ray.storage import Storage, is_lasting
 from sat_ray.units import TrainingJob
 
 METRIC, TIME, CUT = "val_robust_accuracy", "epochs", "cut_by_budget"
+LOST = "storage_lost"  # what a trial reports that cannot write: the search ends, since no other trial could
+
+
+class _StopWhenLost(tune.Stopper):
+    """End every trial once one has said that the storage takes nothing any more."""
+
+    def __init__(self) -> None:
+        self.lost = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Look at what a trial reports; say whether it ends."""
+        self.lost = self.lost or LOST in result
+        return self.lost
+
+    def stop_all(self) -> bool:
+        """Say whether all trials end."""
+        return self.lost
 
 
 def run_trials(
@@ -39,24 +57,41 @@ def run_trials(
     """
     keep_keys_back()
     tuner = tune.Tuner(
-        tune.with_resources(trainable, _placement(resources)),
+        tune.with_resources(_ending_when_lost(trainable), _placement(resources)),
         param_space=space,
         tune_config=tune.TuneConfig(
             metric=METRIC, mode="max", reuse_actors=True, scheduler=scheduler, search_alg=searcher, num_samples=samples
         ),
         run_config=tune.RunConfig(
             name=f"search-{attempt_name()}",
-            storage_path=records.storage.full("state/ray"),
+            **nowhere(),
             failure_config=tune.FailureConfig(max_failures=3),
+            stop=_StopWhenLost(),
             verbose=0,
             callbacks=list(callbacks),
         ),
     )
     outcomes = list(tuner.fit())
+    if lost := [outcome.metrics[LOST] for outcome in outcomes if LOST in (outcome.metrics or {})]:
+        raise OSError(lost[0])
     failed = [outcome.error for outcome in outcomes if outcome.error is not None]
     if failed:
         raise failed[0].cause if isinstance(failed[0], ray.exceptions.RayTaskError) and failed[0].cause else failed[0]
     return sum(not (outcome.metrics or {}).get(CUT) for outcome in outcomes)
+
+
+def _ending_when_lost(trainable: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """Return the function of a trial that reports a full disk, for which Tune would start it again and again."""
+
+    def trial(space: dict[str, Any]) -> None:
+        try:
+            trainable(space)
+        except OSError as error:
+            if not is_lasting(error):
+                raise
+            tune.report({METRIC: 0.0, TIME: 0, CUT: True, LOST: str(error)})
+
+    return trial
 
 
 def keep_keys_back() -> None:

@@ -22,6 +22,7 @@ from torch import nn
 from sat_ray.mlflow_tracker.connection import global_tracking_uri
 from sat_ray.mlflow_tracker.database import settle_database, sole_creator
 from sat_ray.mlflow_tracker.models import model_digest, save_model
+from sat_ray.mlflow_tracker.relocation import follow_moved_artifacts
 from sat_ray.tracking import Holder, Point, Used
 from sat_ray.tracking_uri import EXPERIMENT, NoAnswerError, check_tracking, is_outage, login_to_environment, redacted
 
@@ -60,6 +61,7 @@ class MlflowTracker:
         try:
             with sole_creator(self._uri):
                 settle_database(self._uri)
+                follow_moved_artifacts(self._uri, artifact_root)
                 self._client = mlflow.MlflowClient(self._uri, self._uri)
                 self._experiment_id = self._open_experiment(experiment, artifact_root)
             self._runs, self._ids = self._load_runs()

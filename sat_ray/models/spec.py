@@ -1,10 +1,12 @@
 """What determines a model but its weights."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torchvision
 
 from sat_ray.activations import activation_info
+from sat_ray.bounds import Bounds, Width, check_fields
 from sat_ray.models.efficientnet import SCALES
 from sat_ray.models.own import read_net
 from sat_ray.models.preact import PREACT
@@ -53,23 +55,22 @@ class ModelSpec:
     name: str
     activation: str = "relu"
     alpha: float | None = None
-    num_classes: int = 10
-    in_channels: int = 3
+    num_classes: Annotated[int, Bounds(2, 1_000_000)] = 10
+    in_channels: Annotated[int, Bounds(1, 4096)] = 3
     stem: str = "imagenet"
-    width: int = 16
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    width: Width = 16
+    mean: Annotated[tuple[float, ...], Bounds(-1e6, 1e6)] = IMAGENET_MEAN
+    std: Annotated[tuple[float, ...], Bounds(0, 1e6, above=True)] = IMAGENET_STD
     zero_gamma: bool = False
 
     def __post_init__(self) -> None:
+        for field in ("mean", "std"):
+            given = getattr(self, field)
+            object.__setattr__(self, field, tuple(given) if isinstance(given, list) else given)
+        check_fields(self, prefix="")
         check_model_name(self.name, field="model")
         check_name(self.stem, STEMS, field="stem")
         check_zero_gamma(self.name, self.zero_gamma)
         object.__setattr__(self, "alpha", activation_info(self.activation).check_alpha(self.alpha))
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
-        for field, low in (("num_classes", 2), ("in_channels", 1), ("width", 1)):
-            if getattr(self, field) < low:
-                raise ValueError(f"{field} is {getattr(self, field)}; allowed: a whole number >= {low}")
         if not len(self.mean) == len(self.std) == self.in_channels:
             raise ValueError(f"mean and std need one number for each of {self.in_channels} channels; got {self.mean} and {self.std}")

@@ -1,0 +1,126 @@
+"""The values that fields of settings may have: each number carries its bounds in its type, and one function checks every field.
+
+    steps: Annotated[int, Bounds(1, 1_000_000)] = 200
+    rate: Annotated[float, Bounds(0, 1000, above=True)] = 0.2      greater than 0
+
+A number without bounds of its own must be finite and no larger than FARTHEST.
+"""
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union
+
+FARTHEST = 10.0**12
+MOST_WORKERS = 65_536  # and the CPUs or GPUs of each
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The smallest and the largest value of a number. above, below: whether these two themselves are left out."""
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+
+    def hold(self, value: float) -> bool:
+        """Return whether a number is inside; NaN never is."""
+        enough = value > self.low if self.above else value >= self.low
+        return enough and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        low, high = (_spelled(edge) for edge in (self.low, self.high))
+        if not (self.above or self.below):
+            return f"from {low} to {high}"
+        return f"{'greater than' if self.above else 'at least'} {low} and {'less than' if self.below else 'at most'} {high}"
+
+
+Count = Annotated[int, Bounds(1, 10**9)]  # of images or rows: no data set comes near it
+Epochs = Annotated[int, Bounds(1, 100_000)]
+Steps = Annotated[int, Bounds(1, 1_000_000)]  # of an attack; its restarts and queries too
+StepSize = Annotated[float, Bounds(0, 1_000_000, above=True)]  # an L2 ball around an image of 4096 x 4096 has a radius of thousands
+Lanes = Annotated[int, Bounds(1, 65_536)]
+Width = Annotated[int, Bounds(1, 4096)]
+Workers = Annotated[int, Bounds(1, MOST_WORKERS)]
+Gpus = Annotated[float, Bounds(0, MOST_WORKERS)]
+Seed = Annotated[int, Bounds(0, 2**32 - 1)]  # the seeds that every library takes
+Share = Annotated[float, Bounds(0, 1)]
+BelowOne = Annotated[float, Bounds(0, 1, below=True)]
+
+
+def check_fields(settings: object, *, prefix: str) -> None:
+    """Raise ValueError, in one line, for the first field whose value is of another type or outside its bounds.
+
+    prefix: put before the field's name, "evaluation." or "--"; after "--" underscores are written as hyphens.
+    """
+    for name, kind in _kinds(type(settings)).items():
+        if reason := fault(getattr(settings, name), kind):
+            field = name.replace("_", "-") if prefix == "--" else name
+            raise ValueError(f"{prefix}{field} must be {reason}, got {shown(getattr(settings, name))}")
+
+
+def fault(value: Any, kind: Any, bounds: Bounds | None = None) -> str:
+    """Return what a value of this type must be, "" where it is. bounds: of its numbers, where the type around it names them."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return fault(value, parts[0], next((mark for mark in parts[1:] if isinstance(mark, Bounds)), bounds))
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in parts:
+            return ""
+        reason = fault(value, next(part for part in parts if part is not type(None)), bounds)
+        return f"{reason} or None" if reason else ""
+    if origin is tuple:
+        return _fault_of_tuple(value, parts[0], bounds)
+    if origin is Literal:
+        return "" if value in parts else f"one of {', '.join(map(str, parts))}"
+    if kind in (int, float):
+        return _fault_of_number(value, kind, bounds or Bounds(-FARTHEST, FARTHEST))
+    if kind is bool:
+        return "" if isinstance(value, bool) else "True or False"
+    return "" if kind is not str or isinstance(value, str) else "a text"
+
+
+def bounds_of(kind: type) -> dict[str, bool]:
+    """Return the fields of a dataclass that hold numbers, and whether each has bounds of its own."""
+    return {name: _has_bounds(field) for name, field in _kinds(kind).items() if _holds_number(field)}
+
+
+@functools.cache
+def _kinds(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields: Any = kind
+    return {field.name: hints[field.name] for field in dataclasses.fields(fields)}
+
+
+def _fault_of_number(value: Any, kind: type, bounds: Bounds) -> str:
+    whole = kind is int
+    typed = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    return "" if typed and bounds.hold(value) else f"{'a whole number' if whole else 'a number'} {bounds}"
+
+
+def _fault_of_tuple(value: Any, kind: Any, bounds: Bounds | None) -> str:
+    if not isinstance(value, tuple):
+        return "a list"
+    return next((f"a list of which each is {reason}" for item in value if (reason := fault(item, kind, bounds))), "")
+
+
+def _holds_number(kind: Any) -> bool:
+    return kind in (int, float) or any(_holds_number(part) for part in typing.get_args(kind) if not isinstance(part, Bounds))
+
+
+def _has_bounds(kind: Any) -> bool:
+    return isinstance(kind, Bounds) or any(_has_bounds(part) for part in typing.get_args(kind))
+
+
+def _spelled(edge: float) -> str:
+    return f"{edge:,.0f}" if math.isfinite(edge) and edge == round(edge) else f"{edge:g}"
+
+
+def shown(value: Any) -> str:
+    """Spell a value for a message, cut where it is long."""
+    text = f"{value:.12g}" if isinstance(value, float) else str(value) if isinstance(value, (int, tuple)) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,79 @@
+"""Where Ray Train and Ray Tune write their own snapshots: nowhere, since records are the truth and nothing is read back.
+
+Both demand a storage and fill it with pickles and JSON. In the sweep's storage those would be pickles that nobody may load, and a full disk
+would stop a controller that Ray then starts forty times. So they get a file system that takes everything and keeps nothing; of all files it
+has the marker by which a node recognises it, and a snapshot without trials.
+"""
+
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+MARKER = ".validate_storage_marker"
+SNAPSHOT, NO_TRIALS = "experiment_state-none.json", b'{"trial_data": []}'  # Tune looks for one at its end, and has the trials in memory
+PATH = "nowhere"
+
+
+class _Nowhere(pafs.FileSystemHandler):
+    """A file system without files; the marker alone seems to be there."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Nowhere)
+
+    def __hash__(self) -> int:
+        return hash(_Nowhere)
+
+    def get_type_name(self) -> str:
+        return "nowhere"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: list[str]) -> list[Any]:
+        kinds = (pafs.FileType.File if path.endswith(MARKER) else pafs.FileType.NotFound for path in paths)
+        return [pafs.FileInfo(path, type=kind) for path, kind in zip(paths, kinds, strict=True)]
+
+    def get_file_info_selector(self, selector: Any) -> list[Any]:
+        return [pafs.FileInfo(f"{selector.base_dir}/{SNAPSHOT}", type=pafs.FileType.File)]
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        pass
+
+    def delete_dir(self, path: str) -> None:
+        pass
+
+    def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
+        pass
+
+    def delete_root_dir_contents(self) -> None:
+        pass
+
+    def delete_file(self, path: str) -> None:
+        pass
+
+    def move(self, src: str, dest: str) -> None:
+        pass
+
+    def copy_file(self, src: str, dest: str) -> None:
+        pass
+
+    def open_input_stream(self, path: str) -> Any:
+        if not path.endswith(SNAPSHOT):
+            raise FileNotFoundError(path)
+        return pa.PythonFile(io.BytesIO(NO_TRIALS), mode="r")
+
+    def open_input_file(self, path: str) -> Any:
+        raise FileNotFoundError(path)
+
+    def open_output_stream(self, path: str, metadata: Any) -> Any:
+        return pa.PythonFile(io.BytesIO(), mode="w")
+
+    def open_append_stream(self, path: str, metadata: Any) -> Any:
+        return self.open_output_stream(path, metadata)
+
+
+def nowhere() -> dict[str, Any]:
+    """Return the arguments of a RunConfig whose files are kept nowhere."""
+    return {"storage_path": PATH, "storage_filesystem": pafs.PyFileSystem(_Nowhere())}
