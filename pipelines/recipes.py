@@ -28,7 +28,7 @@ def digits() -> SweepConfig:
         data=DataSettings(dataset="digits"),
         model=ModelSettings(name="small_resnet", width=8),
         training=TrainingSettings(epochs=10, global_batch_size=64, batchnorm_group_size=32, learning_rate=0.2),
-        search=SearchSettings(method="grid", rungs=(3, 5)),
+        search=SearchSettings(method="grid", rungs=(5,)),
         final=FinalSettings(seeds=(0, 1, 2)),
         evaluation=EvaluationSettings(steps=200, step_size=4 / 255, lanes=96, shard_size=900),
     )

@@ -367,14 +367,8 @@ class SweepConfig:
         )
 
     def trial_training(self) -> TrainingSettings:
-        """Return the training of a search trial, validated at the rungs.
-
-        The whole schedule is squeezed into the longest rung, warm-up included: with all of it, a
-        first rung would compare how fast alphas learn while the learning rate still rises.
-        """
-        longest = self.search.rungs[-1]
-        warmup = self.training.warmup_epochs * longest / self.training.epochs
-        return dataclasses.replace(self.training, epochs=longest, warmup_epochs=warmup, validate_every=longest)
+        """Return the training of a search trial: the whole schedule, squeezed into the longest rung; validated at the rungs."""
+        return dataclasses.replace(self.training, epochs=self.search.rungs[-1], validate_every=self.search.rungs[-1])
 
     def semantic(self) -> dict[str, Any]:
         """Return what determines the results, as JSON: everything but the resources and their price."""

@@ -179,11 +179,8 @@ def test_resources_are_no_part_of_a_result_and_everything_else_is() -> None:
 
 def test_a_search_trial_squeezes_the_whole_schedule_into_the_longest_rung() -> None:
     trial = config(search=SearchSettings(rungs=(2, 5))).trial_training()
-    assert (trial.epochs, trial.validate_every, trial.warmup_epochs) == (5, 5, 0.5)
-    whole = TrainingSettings()
-    assert trial == dataclasses.replace(whole, epochs=5, warmup_epochs=0.5)
-    share = trial.warmup_epochs / trial.epochs
-    assert share == whole.warmup_epochs / whole.epochs == 0.1
+    assert (trial.epochs, trial.validate_every) == (5, 5)
+    assert dataclasses.replace(trial, epochs=20, validate_every=5) == TrainingSettings()
 
 
 def test_the_final_iterate_rule_is_an_attack_of_its_own_and_off_by_default() -> None:
