@@ -47,6 +47,8 @@ from sat_ray.model_source import kind_of, load_source
 from sat_ray.model_trial import ZeroGradients
 from sat_ray.models import Normalized
 from sat_ray.models.exported import load_exported
+from sat_ray.models import ModelSpec, Normalized, model_from_spec
+from sat_ray.models.exported import load_exported, pickled_part
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
@@ -643,6 +645,23 @@ def test_outputs_of_a_sigmoid_and_numbers_out_of_order_give_warnings(on_the_shel
     warnings = open_subject(parse_options(words, ForeignOptions(), about=""), Storage(str(tmp_path)), tmp_path).warnings
     assert any(warning.startswith("all outputs on 77 images lie in [0, 1]") for warning in warnings)
     assert any("numbers in the order of text (10, 11, 12, 3, 4 and 5 more): class 0 is 10;" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(("model", "channels"), [("checkpoint", 1), ("colour", 3), ("foreign_models:colour", 3)])
+def test_an_image_folder_has_the_channels_that_a_checkpoint_takes(
+    model: str, channels: int, on_the_shelf: Path, held_out: Split, tmp_path: Path
+) -> None:
+    spec = ModelSpec(name="small_resnet", activation="silu", num_classes=10, in_channels=3, width=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+    save_model(Storage(str(on_the_shelf / "colour")), model_from_spec(spec, seed=0).state_dict(), spec=spec, about={})
+    folder = tmp_path / "photos"
+    for number, image in enumerate(held_out.images[:20].numpy()):
+        place = folder / f"c{number % 10}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        gray = Image.fromarray(image[0])
+        (gray.convert("RGB") if model == "foreign_models:colour" else gray).save(place)
+    words = ["--model", model, "--data", str(folder), "--lanes", "8", "--epsilon", "8/255", "--steps", "8"]
+    subject = open_subject(parse_options(words, ForeignOptions(), about=""), Storage(str(tmp_path)), tmp_path)
+    assert subject.dataset.manifest["shape"] == [channels, 8, 8]
 
 
 def test_images_without_a_slope_are_counted_but_for_square(on_the_shelf: Path, held_out: Split, tmp_path: Path) -> None:

@@ -303,3 +303,13 @@ def test_models_come_in_train_mode_and_as_normalized() -> None:
     assert model.training
     assert isinstance(model, Normalized)
     assert "small_resnet" in MODELS
+
+
+@pytest.mark.parametrize("side", [8, 16, 28, 32])
+def test_small_resnet_takes_images_of_any_side_and_halves_them_twice(side: int) -> None:
+    model = build_model("small_resnet", activation="silu", num_classes=10, in_channels=1, width=16, seed=0).eval()
+    seen = list[tuple[int, ...]]()
+    model.body.avgpool.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0].shape)))
+    logits = model(torch.rand(3, 1, side, side))
+    assert logits.shape == (3, 10) and bool(logits.isfinite().all())
+    assert seen == [(3, 64, side // 4, side // 4)]

@@ -74,10 +74,12 @@ def check_unchanged(source: Source, storage: Storage, *, path: str) -> None:
     """
     if not _may_change(source) or not storage.exists(SOURCE):
         return
-    if path and not folder_at(path).exists():
-        return
     try:
+        if path and not folder_at(path).exists():
+            return
         found = source.open(path)
+    except OSError:
+        return  # a server or a disk that is away now
     except ValueError as error:
         if is_reference(source.name):
             return  # a function may need what is not there any more
