@@ -65,7 +65,7 @@ bench: setup ## measure evaluation, agreement, training, loading and the pipelin
 	for name in evaluation agreement training loading pipeline; do $(BIN)/python benchmarks/$$name.py --json .cache/benchmarks/$$name.json $(ARGS); done
 
 docs: setup ## build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	$(BIN)/zensical build --strict --clean
 
 lock: setup ## resolve requirements.lock again from requirements*.txt
 	$(BIN)/uv pip compile --quiet --no-header --generate-hashes requirements.txt requirements-dev.txt --output-file requirements.lock
