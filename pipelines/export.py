@@ -15,11 +15,12 @@ import tyro
 
 from pipelines.exit_status import exit_status
 from sat_ray.checkpoint import MODEL_JSON, load_model
-from sat_ray.cli import UsageError, parse_options, storage_root
+from sat_ray.cli import parse_options, storage_root
 from sat_ray.config import SweepConfig, from_json
 from sat_ray.configuration import Configuration
 from sat_ray.models.export import FORMATS, export_model
 from sat_ray.names import check_name
+from sat_ray.option_values import UsageError
 from sat_ray.plan import dataset_uri
 from sat_ray.standing import sweeps_in
 from sat_ray.storage import Storage
