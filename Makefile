@@ -35,7 +35,7 @@ $(READY): requirements.lock requirements-no-deps.lock pyproject.toml
 	touch $@
 
 sweep: setup ## run the SAT sweep end to end (RECIPE=digits, ARGS="--training.epochs 10")
-	$(BIN)/python pipelines/sweep.py $(RECIPE) --storage $(STORAGE) $(ARGS)
+	$(BIN)/python pipelines/sweep.py $(RECIPE) --storage "$(STORAGE)" $(ARGS)
 
 test: setup ## run the tests: those that start Ray in one process, the others beside it
 	@mkdir -p .cache; echo "tests with Ray here, the others in .cache/tests.log"; \
@@ -59,15 +59,17 @@ format: setup ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ui: setup ## open MLflow on the sweep's store, http://127.0.0.1:5000
+ui: setup ## open MLflow on the sweep's store, http://127.0.0.1:5000 (STORAGE=runs)
+	storage="$$($(BIN)/python -c 'import os, sys; print(os.path.abspath(sys.argv[1]))' "$(STORAGE)")"; \
+	test -f "$$storage/mlflow.db" || { echo "$$storage has no mlflow.db: run a sweep there first, or name another folder with STORAGE=FOLDER"; exit 2; }; \
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 2 \
-	  --backend-store-uri sqlite:///$(abspath $(STORAGE))/mlflow.db --default-artifact-root $(abspath $(STORAGE))/mlartifacts
+	  --backend-store-uri "sqlite:///$$storage/mlflow.db" --default-artifact-root "$$storage/mlartifacts"
 
 bench: setup ## measure evaluation, agreement, training, loading and the pipeline (ARGS=--quick)
 	for name in evaluation agreement training loading pipeline; do $(BIN)/python benchmarks/$$name.py --json .cache/benchmarks/$$name.json $(ARGS); done
 
 docs: setup ## build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	$(BIN)/zensical build --strict --clean
 
 lock: setup ## resolve requirements.lock again from requirements*.txt
 	$(BIN)/uv pip compile --quiet --no-header --generate-hashes requirements.txt requirements-dev.txt --output-file requirements.lock

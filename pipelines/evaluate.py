@@ -12,11 +12,17 @@ def names_a_model(arguments: list[str]) -> bool:
     return any(word == "--model" or word.startswith("--model=") for word in arguments)
 
 
+def asks_for_help(arguments: list[str]) -> bool:
+    """Return whether the command asks how a model is evaluated; after a recipe --help is the stage's."""
+    wanted = any(word in ("--help", "-h") for word in arguments)
+    return wanted and (names_a_model(arguments) or arguments[0].startswith("-"))
+
+
 if __name__ == "__main__":
-    if names_a_model(sys.argv[1:]):
+    if asks_for_help(sys.argv[1:]) or names_a_model(sys.argv[1:]):
         from pipelines import foreign
 
-        sys.exit(foreign.main())
+        sys.exit(foreign.main(["--help"] if asks_for_help(sys.argv[1:]) else None))
     from pipelines.driver import main, only
 
     sys.exit(main(only("evaluate"), about=__doc__))

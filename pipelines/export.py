@@ -16,11 +16,12 @@ import tyro
 from pipelines.exit_status import exit_status
 from sat_ray.bounds import Bounds, check_fields
 from sat_ray.checkpoint import MODEL_JSON, load_model, read_description
-from sat_ray.cli import AllowCode, UsageError, parse_options, storage_root
+from sat_ray.cli import AllowCode, parse_options, storage_root
 from sat_ray.config import SweepConfig, stored_config
 from sat_ray.configuration import Configuration
 from sat_ray.models.export import FORMATS, export_model
 from sat_ray.names import check_name
+from sat_ray.option_values import UsageError
 from sat_ray.plan import dataset_uri
 from sat_ray.reference import confirm
 from sat_ray.standing import sweeps_in

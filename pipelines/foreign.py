@@ -23,7 +23,7 @@ from pipelines.progress import Reporter
 from pipelines.verdict import claim, summary, to_terminal
 from sat_ray.calibration import Calibration
 from sat_ray.class_names import below_chance
-from sat_ray.cli import UsageError, check_not_a_file, folder_name, parse_options, storage_root
+from sat_ray.cli import check_not_a_file, folder_name, parse_options, storage_root
 from sat_ray.config import to_json
 from sat_ray.data.shards import image_ids
 from sat_ray.distributed.folders import session_folder
@@ -31,6 +31,7 @@ from sat_ray.jobs import sampled_rows
 from sat_ray.lease import driver_lease
 from sat_ray.leftovers import remove_leftovers
 from sat_ray.names import printable
+from sat_ray.option_values import UsageError
 from sat_ray.outcomes import merge_outcomes
 from sat_ray.reference import confirm
 from sat_ray.stages import Record, Records
@@ -41,9 +42,17 @@ PAGE = "evaluation.html"
 VERSIONS = ("ray", "torch", "torchvision", "pyarrow")
 
 
-def main() -> int:
-    """Evaluate as the command line says and return the exit status."""
-    return exit_status(lambda: evaluate_foreign(parse_options(sys.argv[1:], ForeignOptions(), about=__doc__ or "")))
+ABOUT = (
+    "Attack a model: exact robust accuracy with its interval, sharded over Ray, resumed where it"
+    " stopped. Needs --model and --data. Without --model this command runs the evaluate stage of a"
+    " sweep: evaluate.py RECIPE, whose options evaluate.py RECIPE --help shows."
+)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Evaluate as the command line (or `words`) says and return the exit status."""
+    given = sys.argv[1:] if words is None else words
+    return exit_status(lambda: evaluate_foreign(parse_options(given, ForeignOptions(), about=ABOUT)))
 
 
 def evaluate_foreign(given: ForeignOptions) -> None:

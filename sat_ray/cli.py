@@ -10,13 +10,14 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from sat_ray.activation_table import activation_table
 from sat_ray.config import SweepConfig, content_hash, flatten
 from sat_ray.names import check_name, suggest
+from sat_ray.option_values import UsageError, check_words, option_kinds, positionals, with_decimals
 from sat_ray.storage import Storage, check_address
 from sat_ray.tracking_uri import redacted, sqlite_path
 
@@ -34,10 +35,6 @@ AllowCode = Annotated[
     tuple[str, ...],
     _help("Names, module:function, of code that a stored file may name and this command may import."),
 ]
-
-
-class UsageError(ValueError):
-    """The command cannot be run as written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +95,11 @@ def parse_recipe(
     arguments = list(argv)
     recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
     base = recipes[check_name(recipe, recipes, field="recipe")]()
-    arguments = _with_decimals([_in_full(word) for word in arguments], _number_fields(base) | _number_fields(options))
+    arguments = [_in_full(word) for word in arguments]
     _check_flags(arguments, flatten(dataclasses.asdict(base)) | vars(options))
+    kinds = option_kinds(base) | option_kinds(options)
+    check_words(arguments, kinds)
+    arguments = with_decimals(arguments, kinds)
     kind, defaults = _command_type(base, options)
     known = f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
     text = "\n\n".join([_headline(about), known, activation_table()])
@@ -111,7 +111,9 @@ def parse_options(argv: Sequence[str], options: Given, *, about: str) -> Given:
     """Read a command line that takes no recipe: the fields of a dataclass and nothing else. Errors and --help as in `parse_recipe`."""
     _check_addresses(argv)
     _check_flags(argv, vars(options))
-    words = _with_decimals(argv, _number_fields(options))
+    kinds = option_kinds(options)
+    check_words(argv, kinds, allowed_before=positionals(options))
+    words = with_decimals(argv, kinds)
     found: Given = _parsed(type(options), prog=_program(), description=_headline(about), args=words, default=options)
     return found
 
@@ -146,40 +148,6 @@ def _parsed(kind: Any, **settings: Any) -> Any:
 def _in_full(word: str) -> str:
     flag, equals, value = word.partition("=")
     return f"{SHORT.get(flag, flag)}{equals}{value}"
-
-
-def _number_fields(settings: Any, prefix: str = "") -> set[str]:
-    """Return the dotted names of a dataclass instance's fields, and of those inside, that hold a float, several, or perhaps one."""
-    kinds, found = get_type_hints(type(settings)), set()
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            found |= _number_fields(value, f"{prefix}{field.name}.")
-        elif _holds_float(kinds[field.name]):
-            found.add(f"{prefix}{field.name}")
-    return found
-
-
-def _holds_float(kind: Any) -> bool:
-    return kind is float or any(_holds_float(part) for part in get_args(kind))
-
-
-def _with_decimals(words: Sequence[str], names: Collection[str]) -> list[str]:
-    """Write k/255 as a decimal after the flags of these fields, behind a space or an equals sign; elsewhere it may be a path."""
-    written, takes_float = [], False
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if word.startswith("--"):
-            takes_float = flag[2:].replace("-", "_") in names
-            written.append(f"{flag}={_as_float(value)}" if equals and takes_float else word)
-        else:
-            written.append(_as_float(word) if takes_float else word)
-    return written
-
-
-def _as_float(word: str) -> str:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)/(\d+)", word)
-    return repr(float(match[1]) / float(match[2])) if match and float(match[2]) else word
 
 
 def _check_addresses(words: Sequence[str]) -> None:

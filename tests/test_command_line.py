@@ -14,9 +14,10 @@ import pipelines
 from pipelines.driver import claim_folder
 from pipelines.recipes import DEFAULT, RECIPES
 from sat_ray.activation_table import activation_table
-from sat_ray.cli import Command, UsageError, parse
+from sat_ray.cli import Command, parse
 from sat_ray.config import to_json
 from sat_ray.lease import driver_lease
+from sat_ray.option_values import UsageError
 from sat_ray.plan import groups, planned_trials
 from sat_ray.storage import Storage
 

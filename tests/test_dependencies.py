@@ -1,10 +1,12 @@
 """What is installed is what was locked: every package by version and by the sha256 of its files."""
 
 import re
+import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 LOCKS = ("requirements.lock", "requirements-no-deps.lock")
@@ -55,3 +57,24 @@ def test_what_is_installed_is_what_is_locked(name: str) -> None:
         except PackageNotFoundError:
             continue  # of another platform, or not needed by what was installed here
     assert wrong == {}
+
+
+def test_the_package_asks_for_ranges_that_hold_the_pinned_versions() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = {one.name: one for one in map(Requirement, project["dependencies"])}
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = {one.name: one for one in map(Requirement, (line for line in lines if line and line[0] != "#"))}
+    assert set(ranges) == set(pins)
+    for name, pin in pins.items():
+        (exact,) = pin.specifier
+        assert exact.operator == "=="
+        assert exact.version in ranges[name].specifier, f"{name} {exact.version} is outside {ranges[name]}"
+        assert "==" not in str(ranges[name].specifier), f"{name} is pinned in the package's metadata"
+        assert pin.extras == ranges[name].extras
+
+
+def test_the_package_names_its_readme_and_its_licence() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (ROOT / project["readme"]).is_file()
+    assert project["license"] == "Apache-2.0"
+    assert all("Apache License" in (ROOT / name).read_text() for name in project["license-files"])

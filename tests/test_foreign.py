@@ -45,10 +45,8 @@ from sat_ray.jobs import evaluate_and_commit, sampled_rows
 from sat_ray.metrics import wilson_interval
 from sat_ray.model_source import kind_of, load_source
 from sat_ray.model_trial import ZeroGradients
-from sat_ray.models import Normalized
-from sat_ray.models.exported import load_exported
 from sat_ray.models import ModelSpec, Normalized, model_from_spec
-from sat_ray.models.exported import load_exported, pickled_part
+from sat_ray.models.exported import load_exported
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel

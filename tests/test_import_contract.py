@@ -19,8 +19,8 @@ LAYERS: dict[int, str] = {
     " fast_copy rescoring calibration evaluation card training_settings schedules resizing precision objectives crafting"
     " optimizers averaging running_statistics learner totals sentinel preemption gpu_memory training_state training checkpoint state_files"
     " model_source model_trial kernel_reach",
-    3: "configuration config stages spending budget halving units plan bundles jobs outcomes cli cluster_address lease renewed_lease"
-    " leftovers standing journey tracking tracking_uri",
+    3: "configuration config stages spending budget halving units plan bundles jobs outcomes cli option_values cluster_address"
+    " lease renewed_lease leftovers standing journey tracking tracking_uri",
     4: "mlflow_tracker distributed report",
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts.split()}

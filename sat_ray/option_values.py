@@ -1,0 +1,165 @@
+"""The words after each option of a command: checked against the type of its field before the parser sees them.
+
+The parser's own messages name Python functions; these name the option, what it takes, and what was given.
+"""
+
+import dataclasses
+import re
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+
+class UsageError(ValueError):
+    """The command cannot be run as written."""
+
+
+def option_kinds(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the type of every option of a dataclass instance and of those inside, by dotted name.
+
+    Positional fields are left out: their words belong to no option.
+    """
+    marked = get_type_hints(type(settings), include_extras=True)
+    kinds = get_type_hints(type(settings))
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= option_kinds(value, f"{prefix}{field.name}.")
+        elif not is_positional(marked[field.name]):
+            found[f"{prefix}{field.name}"] = kinds[field.name]
+    return found
+
+
+def positionals(settings: Any) -> int:
+    """Return how many words a command takes that belong to no option."""
+    kinds = get_type_hints(type(settings), include_extras=True)
+    return sum(is_positional(kinds[field.name]) for field in dataclasses.fields(settings))
+
+
+def is_positional(kind: Any) -> bool:
+    """Return whether a field is written without its name."""
+    return get_origin(kind) is Annotated and tyro.conf.Positional[str].__metadata__[0] in get_args(kind)
+
+
+def check_words(words: Sequence[str], kinds: Mapping[str, Any], *, allowed_before: int = 0) -> None:
+    """Raise UsageError for the first word that its option does not take.
+
+    words: of a command whose options are all known; kinds: see `option_kinds`; allowed_before:
+    positional words that may stand before the first option.
+    """
+    groups = _grouped(words)
+    stray = groups.pop(0)[1]
+    if len(stray) > allowed_before:
+        raise UsageError(
+            f"unexpected word {stray[allowed_before]!r}: an option begins with --, and its values follow it (all options: --help)"
+        )
+    for option, values in groups:
+        _check_option(option, values, kinds)
+
+
+def _grouped(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Gather the words after each option; the first group belongs to none."""
+    groups: list[tuple[str, list[str]]] = [("", [])]
+    for word in words:
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            groups.append((option, [value] if equals else []))
+        else:
+            groups[-1][1].append(word)
+    return groups
+
+
+def _check_option(option: str, values: Sequence[str], kinds: Mapping[str, Any]) -> None:
+    name = option[2:].replace("-", "_")
+    if name == "help":
+        return
+    kind = kinds.get(name, bool)  # only a switch has a second spelling, --no-x
+    if kind is bool:
+        if values:
+            raise UsageError(f"{option} takes no value, got {values[0]}: write {option} alone, or {_opposite(name)}")
+        return
+    if get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
+    elif not values:
+        raise UsageError(f"{option} needs a value: {_named(kind)}")
+    elif len(values) > 1:
+        raise UsageError(f"{option} takes one value, got {len(values)}: {' '.join(values)}")
+    for value in values:
+        if not _fits(value, kind):
+            raise UsageError(f"{option} must be {_named(kind)}, got {value!r}")
+
+
+def _opposite(name: str) -> str:
+    section, _, last = name.rpartition(".")
+    positive = last.removeprefix("no_")
+    other = positive if positive != last else f"no_{last}"
+    return "--" + ".".join(filter(None, (section, other))).replace("_", "-")
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """Return the types that a value may have: those of a union, else the type itself."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _fits(value: str, kind: Any) -> bool:
+    return any(_fits_one(value, one) for one in _choices(kind))
+
+
+def _fits_one(value: str, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind is types.NoneType:
+        return value == "None"
+    if kind is int:
+        return re.fullmatch(r"[+-]?\d+", value) is not None
+    if kind is float:
+        return _is_number(value)
+    return True
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(as_decimal(value))
+    except ValueError:
+        return False
+    return True
+
+
+def _named(kind: Any) -> str:
+    return " or ".join(_named_one(one) for one in _choices(kind))
+
+
+def _named_one(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    names = {int: "an integer", float: "a number (k/255 may be written)", types.NoneType: "None"}
+    return names.get(kind, "a word")
+
+
+def holds_float(kind: Any) -> bool:
+    """Return whether a type is a float, several floats, or perhaps one."""
+    return kind is float or any(holds_float(part) for part in get_args(kind))
+
+
+def with_decimals(words: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
+    """Write k/255 as a decimal after options that hold floats; elsewhere it may be a path."""
+    floats = {name for name, kind in kinds.items() if holds_float(kind)}
+    written: list[str] = []
+    takes_float = False
+    for word in words:
+        option, equals, value = word.partition("=")
+        if word.startswith("--"):
+            takes_float = option[2:].replace("-", "_") in floats
+            written.append(f"{option}={as_decimal(value)}" if equals and takes_float else word)
+        else:
+            written.append(as_decimal(word) if takes_float else word)
+    return written
+
+
+def as_decimal(word: str) -> str:
+    """Return k/n as a decimal, any other word as it is."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)/(\d+)", word)
+    return repr(float(match[1]) / float(match[2])) if match and float(match[2]) else word
