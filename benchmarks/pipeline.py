@@ -105,7 +105,7 @@ def core_seconds(folder: Path) -> dict[str, float]:
     used = {
         "search": resources["cpus_per_trial"],
         "train": resources["train_workers"] * resources["cpus_per_worker"],
-        "evaluate": resources["cpus_per_evaluation"],
+        **dict.fromkeys(("validate", "evaluate", "strong", "card"), resources["cpus_per_evaluation"]),
     }
     totals: dict[str, float] = {}
     longest: dict[tuple[str, str], float] = {}

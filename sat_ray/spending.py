@@ -20,6 +20,7 @@ ESTIMATES = (
     "Estimated: what --dry-run expects of the whole plan from resources.images_per_second, of attacks and cards at most (strong attacks "
     "are counted on every image, and meet the survivors of PGD alone); validation while training is not in it. Spent: committed work alone."
 )
+EVALUATED = ("train", "validate", "evaluate", "strong")  # the stages that work on one model of the leaderboard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def with_costs(board: Mapping[str, Any], config: SweepConfig, stages: Mapping[st
 def row_cost(row: Mapping[str, Any], config: SweepConfig, stages: Mapping[str, list[Spent]]) -> dict[str, Any]:
     """Return what one row of the leaderboard cost, training and evaluations together. row: with the place of its `outcomes`."""
     name = row["outcomes"].rpartition("/")[2].removesuffix(".parquet")
-    parts = [one for stage in ("train", "validate", "evaluate", "strong") for one in stages[stage] if one.name == name]
+    parts = [one for stage in EVALUATED for one in stages.get(stage, []) if one.name == name]
     return {key: value for key, value in total(name, parts).to_json(config.cost).items() if key != "name"}
 
 

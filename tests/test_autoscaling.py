@@ -13,7 +13,7 @@ from sweeps import ROOT, environment, leaderboard, numbers, pipeline, records
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from autoscaling import SMALLER
 
-STAGES = ("search", "train", "evaluate", "card")
+STAGES = ("search", "train", "validate", "evaluate", "strong", "card")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,7 @@ def test_bought_nodes_leave_the_numbers_of_an_ordinary_ray_and_each_unit_of_work
     assert numbers(leaderboard(folder)) == numbers(leaderboard(tmp_path / "smaller"))
     for stage in STAGES:
         assert records(folder, stage).keys() == records(tmp_path / "smaller", stage).keys() != set(), stage
-    for model in (tmp_path / "smaller" / "outcomes").iterdir():
-        assert (folder / "outcomes" / model.name).read_bytes() == model.read_bytes()
+    written = tmp_path / "smaller" / "outcomes"
+    for model in written.rglob("*.parquet"):
+        assert (folder / "outcomes" / model.relative_to(written)).read_bytes() == model.read_bytes()
     assert "SAT_RAY_NODE_GROUPS" not in os.environ

@@ -67,7 +67,7 @@ def honest(digits_model: Normalized, held_out: Split) -> dict[str, Any]:
 
 def test_an_honest_model_passes(honest: dict[str, Any]) -> None:
     assert honest["verdict"] == PASS, honest["reasons"]
-    assert honest["n"] == 48 and len(honest["checks"]) == 13
+    assert honest["n"] == 48 and len(honest["checks"]) == 14
     ladder = honest["ladder"]
     assert list(ladder) == ["clean", "noise", "pgd-10", "pgd-40", "cascade"]
     assert ladder["clean"] > 0.9 > 0.7 > ladder["pgd-40"] >= ladder["cascade"] > 0.1
@@ -189,7 +189,7 @@ def test_a_model_that_cannot_be_copied_is_judged_by_the_other_checks(digits_mode
 
     made = card(Uncopied(digits_model).eval(), held_out, TINY)
     assert "fresh_copy" not in made["repeatability"]
-    assert len(made["checks"]) == 12
+    assert len(made["checks"]) == 13
 
 
 def test_adversarial_images_that_rounding_heals_are_flagged(digits_model: Normalized, held_out: Split) -> None:
@@ -333,9 +333,9 @@ def test_the_curves_are_those_of_direct_evaluations(honest: dict[str, Any], digi
         ("stronger attacks break more", {"ladder": {"clean": 0.9, "noise": 0.95, "pgd-10": 0.5, "pgd-40": 0.4, "cascade": 0.4}}),
         ("stronger attacks break more", {"ladder": {"clean": 0.9, "noise": 0.9, "pgd-10": 0.3, "pgd-40": 0.4, "cascade": 0.4}}),
         ("stronger attacks break more", {"ladder": {"clean": 0.9, "noise": 0.9, "pgd-10": 0.5, "pgd-40": 0.4, "cascade": 0.5}}),
-        ("the claim holds against the cascade", {"ladder": {"clean": 0.9, "noise": 0.9, "pgd-10": 0.5, "pgd-40": 0.45, "cascade": 0.1}}),
+        ("the claim holds against the cascade", {"ladder": {"clean": 0.9, "noise": 0.9, "pgd-10": 0.5, "pgd-40": 0.45, "cascade": 0.3}}),
         ("more steps would not help", {"curves": {"steps": [[0, 0.9], [20, 0.6], [40, 0.4]]}}),
-        ("more restarts would not help", {"curves": {"restarts": [[1, 0.6], [2, 0.5], [3, 0.4]]}}),
+        ("more restarts would not help", {"curves": {"restarts": [[1, 0.6], [2, 0.5], [3, 0.3]]}}),
         (  # each start takes little, the sum does not end
             "more restarts would not help",
             {"curves": {"restarts": [[1, 0.394], [2, 0.368], [3, 0.344], [4, 0.322], [5, 0.311]]}},
