@@ -13,12 +13,12 @@ import sat_ray
 ROOT = Path(sat_ray.__file__).parent
 LAYERS: dict[int, str] = {
     0: "names reference source_code own_activation randomness threat activation_functions activations losses metrics selection storage"
-    " s3_preflight sealed bounds world compilation kernel_choice pooling",
-    1: "attacks augmentation models data cycles outcome_files",
+    " s3_preflight sealed bounds world compilation kernel_choice pooling probabilities",
+    1: "attacks augmentation models data cycles outcome_files class_names",
     2: "agreement narrowing run_queue seats flight lanes"
     " fast_copy rescoring calibration evaluation card training_settings schedules resizing precision objectives crafting"
     " optimizers averaging running_statistics learner totals sentinel preemption gpu_memory training_state training checkpoint state_files"
-    " model_source model_trial kernel_reach",
+    " model_source model_contents model_trial kernel_reach",
     3: "configuration config stages spending budget halving units plan bundles jobs outcomes cli option_values cluster_address"
     " lease renewed_lease leftovers standing journey tracking tracking_uri",
     4: "mlflow_tracker distributed report",
