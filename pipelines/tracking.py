@@ -159,9 +159,10 @@ class Projection:
         records = self.sweep.records.all(TRAIN)
         trained = {self.sweep.storage.located(record.payload["path"]): record for record in records}
         champion = trained[best["checkpoint"]]
-        for card in cards:
-            same = [record for record in records if record.payload["sha256"] == card.inputs["weights"]]
-            self._carded(max(same, key=lambda record: record.payload["name"] == card.payload["name"]), card.payload["card"])
+        for made in cards:
+            twins = [record for record in records if record.payload["sha256"] == made.inputs["weights"]]
+            named = max(twins, key=lambda record: bool(record.payload["name"] == made.payload["name"]))
+            self._carded(named, made.payload["card"])
         card = card_of(cards, champion.payload["sha256"])
         name = board["champion"]["configuration"]
         if refused := _refusal(card, name=name, override=override):

@@ -52,7 +52,7 @@ Share = Annotated[float, Bounds(0, 1)]
 BelowOne = Annotated[float, Bounds(0, 1, below=True)]
 
 
-def check_fields(settings: object, *, prefix: str) -> None:
+def check_fields(settings: Any, *, prefix: str) -> None:
     """Raise ValueError, in one line, for the first field whose value is of another type or outside its bounds.
 
     prefix: put before the field's name, "evaluation." or "--"; after "--" underscores are written as hyphens.

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import tyro
 
+_POSITIONAL = get_args(tyro.conf.Positional[str])[1]
+
 
 class UsageError(ValueError):
     """The command cannot be run as written."""
@@ -41,7 +43,7 @@ def positionals(settings: Any) -> int:
 
 def is_positional(kind: Any) -> bool:
     """Return whether a field is written without its name."""
-    return get_origin(kind) is Annotated and tyro.conf.Positional[str].__metadata__[0] in get_args(kind)
+    return get_origin(kind) is Annotated and _POSITIONAL in get_args(kind)
 
 
 def check_words(words: Sequence[str], kinds: Mapping[str, Any], *, allowed_before: int = 0) -> None:

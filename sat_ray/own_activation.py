@@ -179,7 +179,8 @@ def measured_curvature(own: OwnActivation, alpha: float | None) -> float:
         bend = change / (right - left)
         if not bend.isfinite().all():
             return math.nan
-        steep = torch.cat([bend.topk(STEEPEST).indices, change.topk(STEEPEST).indices]).unique()
+        chosen = torch.cat([bend.topk(STEEPEST).indices, change.topk(STEEPEST).indices])
+        steep = torch.tensor(sorted(set(chosen.tolist())))
         left, right = _divided(left[steep], right[steep])
     return math.inf if float(change.max()) > JUMP else float(bend.max())
 

@@ -19,7 +19,8 @@ LAYERS: dict[int, str] = {
     " fast_copy rescoring calibration evaluation card training_settings schedules resizing precision objectives crafting"
     " optimizers averaging running_statistics learner totals sentinel preemption gpu_memory training_state training checkpoint state_files"
     " model_source model_contents model_trial kernel_reach",
-    3: "configuration config stages spending budget halving units plan bundles jobs outcomes cli option_values cluster_address"
+    3: "configuration config stages spending budget halving units plan bundles jobs outcomes cli option_values"
+    " activation_table cluster_address"
     " lease renewed_lease leftovers standing journey tracking tracking_uri",
     4: "mlflow_tracker distributed report",
 }
