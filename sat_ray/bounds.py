@@ -57,7 +57,8 @@ def check_fields(settings: Any, *, prefix: str) -> None:
 
     prefix: put before the field's name, "evaluation." or "--"; after "--" underscores are written as hyphens.
     """
-    for name, kind in _kinds(type(settings)).items():
+    owner: Any = type(settings)
+    for name, kind in _kinds(owner).items():
         if reason := fault(getattr(settings, name), kind):
             field = name.replace("_", "-") if prefix == "--" else name
             raise ValueError(f"{prefix}{field} must be {reason}, got {shown(getattr(settings, name))}")
@@ -90,7 +91,7 @@ def bounds_of(kind: type) -> dict[str, bool]:
 
 
 @functools.cache
-def _kinds(kind: type) -> dict[str, Any]:
+def _kinds(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind, include_extras=True)
     fields: Any = kind
     return {field.name: hints[field.name] for field in dataclasses.fields(fields)}
