@@ -182,7 +182,9 @@ def measured_curvature(own: OwnActivation, alpha: float | None) -> float:
         bend = change / (right - left)
         if not bend.isfinite().all():
             return math.nan
-        steep = torch.cat([bend.topk(STEEPEST).indices, change.topk(STEEPEST).indices]).unique()
+        steep = torch.zeros_like(change, dtype=torch.bool)
+        steep[bend.topk(STEEPEST).indices] = True
+        steep[change.topk(STEEPEST).indices] = True
         left, right = _divided(left[steep], right[steep])
     return math.inf if float(change.max()) > JUMP else float(bend.max())
 
