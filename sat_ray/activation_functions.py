@@ -24,7 +24,6 @@ from torch import Tensor
 Alpha = float | Tensor | None
 _SOFTPLUS_THRESHOLD = 50.0  # F.softplus is linear above beta * x = threshold; at 50 the neglected exp(-50) is below float64 rounding
 
-
 # the largest alpha x of smoothrelu: beyond it the result is that of infinity, and nothing overflows
 _LARGEST = 1e30
 # beyond it the gates of silu, gelu and mish are 0 or 1, and their slopes 0, in float64 too

@@ -19,8 +19,11 @@ from sat_ray.reference import call, first_line, parameters, required, resolve
 LARGE = (-100.0, -50.0, -20.0, 20.0, 50.0, 100.0)  # inputs at which it must be finite, beside [-8, 8]
 STEP, TOLERANCE = 1e-5, 1e-3
 KINK, MOST_KINKS = 1e-2, 0.05  # a larger difference of the one-sided derivatives is a kink; the share of points that may have one
-DIVISIONS, PARTS, STEEPEST = 10, 8, 64  # how the search for the largest curvature goes on
-NARROW, JUMP = 1e-8, 0.02  # width of a cell, and the change of slope in it that is a jump
+DIVISIONS = 10  # of the cells in which the largest curvature is searched
+PARTS = 8  # of a cell that is divided
+STEEPEST = 64  # cells that are divided
+NARROW = 1e-8  # width of a cell that is divided no more
+JUMP = 0.02  # change of the slope within a narrow cell that is a kink
 ALLOWED = "a function f(x) or f(x, alpha=1.0) of one tensor, or a class of nn.Module made without arguments or with alpha=1.0"
 
 
@@ -173,14 +176,16 @@ def measured_curvature(own: OwnActivation, alpha: float | None) -> float:
     around = torch.logspace(-6, 2, 1001, dtype=torch.float64)
     edges = torch.cat([-around.flip(0), torch.zeros(1, dtype=torch.float64), around])
     left, right = edges[:-1], edges[1:]
-    change = bend = torch.zeros_like(left)
+    change = torch.zeros_like(left)
+    bend = torch.zeros_like(left)
     for _ in range(DIVISIONS):
         change = (own.slope(right, alpha) - own.slope(left, alpha)).abs()
         bend = change / (right - left)
         if not bend.isfinite().all():
             return math.nan
-        chosen = torch.cat([bend.topk(STEEPEST).indices, change.topk(STEEPEST).indices])
-        steep = torch.tensor(sorted(set(chosen.tolist())))
+        steep = torch.zeros_like(change, dtype=torch.bool)
+        steep[bend.topk(STEEPEST).indices] = True
+        steep[change.topk(STEEPEST).indices] = True
         left, right = _divided(left[steep], right[steep])
     return math.inf if float(change.max()) > JUMP else float(bend.max())
 
