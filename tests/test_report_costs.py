@@ -31,7 +31,9 @@ def costly(*, price: float = 3.6, estimated: dict[str, float] | None = None) -> 
     stages = {
         "search": [Spent(name="relu-s0", accelerator_seconds=500.0, passes=2_000_000)],
         "train": [Spent(name=name, accelerator_seconds=1000.0, passes=1) for name in names],
+        "validate": [],
         "evaluate": [Spent(name=name, accelerator_seconds=200.0, passes=1) for name in names],
+        "strong": [],
         "card": [Spent(name="relu-s0", accelerator_seconds=100.0)],
     }
     return with_costs(board, config, stages) | {"cost": cost_summary(config, stages, estimated=estimated)}
@@ -60,12 +62,12 @@ def test_rows_and_configurations_show_accelerator_time_and_money() -> None:
 
 
 def test_stages_are_shown_estimated_beside_spent() -> None:
-    expected = {"search": 1000.0, "train": 5000.0, "evaluate": 4000.0, "card": 0.0}
+    expected = {"search": 1000.0, "train": 5000.0, "validate": 0.0, "evaluate": 4000.0, "strong": 0.0, "card": 0.0}
     head, *body = table(page(costly(estimated=expected)), "took")
     assert head == ["stage", "accelerator-seconds", "estimated", "of the estimate", "passes (million)", "EUR", "EUR estimated"]
     assert body[0] == ["search", "500", "1,000", "50 %", "2.00", "0.50", "1.00"]
-    assert body[3] == ["card", "100", "0", "–", "not counted", "0.10", "0.00"]
-    assert body[4] == ["total", "7,800", "10,000", "78 %", "not counted", "7.80", "10.00"]
+    assert body[5] == ["card", "100", "0", "–", "not counted", "0.10", "0.00"]
+    assert body[6] == ["total", "7,800", "10,000", "78 %", "not counted", "7.80", "10.00"]
     _, *unknown = table(page(costly()), "took")
     assert {row[2] for row in unknown} == {"no estimate"} and {row[6] for row in unknown} == {"–"}
 

@@ -13,9 +13,11 @@ from sat_ray.configuration import Configuration
 from sat_ray.data.split import Split
 from sat_ray.evaluation import evaluate, robust_image_ids
 from sat_ray.models import Normalized
-from sat_ray.report.curves import training_curves
+from sat_ray.report.card import card_figure
+from sat_ray.report.curves import alpha_response, several_alphas, training_curves
 from sat_ray.report.html import render
 from sat_ray.report.notes import card_note, configuration_note, sweep_note
+from sat_ray.report.origin import CPUINFO, code_version, origin
 from sat_ray.report.seed_curves import seed_curves
 from sat_ray.report.steps import accuracy_after
 from sat_ray.threat import ThreatModel
@@ -136,3 +138,82 @@ def test_activations_differ_within_the_ten_letters_that_mlflow_draws() -> None:
     learned = compared_params(Configuration(activation="smoothrelu_learned"))
     assert learned == {"activation": "smoothrelu", "alpha": "learned", "attacker_activation": "smoothrelu", "attacker_alpha": "learned"}
     assert compared_params(Configuration(activation="torch.nn.functional:softsign"))["activation"] == "softsign (torch.nn.functional)"
+
+
+AVX512 = {"device": "cpu:AVX512", "threads": 1, "torch": "2.14.1"}
+
+
+def test_the_footer_says_where_when_and_with_which_code_the_results_were_computed() -> None:
+    first, last = 1795910400.0, 1795996800.0  # 2026-11-29 and -30, midnight UTC
+    found = origin([(AVX512, last), (AVX512, first)])
+    assert found["computed"] == "2026-11-29 to 2026-11-30, cpu AVX512, 1 thread, torch 2.14.1"
+    assert found["code"] == code_version() and found["code"].startswith("sat_ray ")
+    if CPUINFO.exists() and "model name" in CPUINFO.read_text():
+        assert found["report written"].partition(" UTC on ")[2] in CPUINFO.read_text()
+    mixed = origin([(AVX512, first), ({"device": "cuda:NVIDIA H200", "threads": 4, "torch": "2.14.1"}, first)])
+    assert mixed["computed"] == "2026-11-29, cpu AVX512, 1 thread, torch 2.14.1; cuda NVIDIA H200, torch 2.14.1"
+    assert set(origin([])) == {"report written", "code"}
+    text = page(board_of(seeds_of("relu", [400, 405, 398])), environment=found)
+    assert "computed: 2026-11-29 to 2026-11-30, cpu AVX512" in text and f"code: {found['code']}" in text
+
+
+def test_a_run_without_gpus_speaks_of_none() -> None:
+    cost = {"price_per_accelerator_hour": 0.0, "currency": "EUR", "stages": [], "trials": []}
+    total = {"name": "total", "accelerator_seconds": 1.0, "passes": None, "money": None}
+    board = board_of(seeds_of("relu", [400, 405, 398])) | {"cost": cost | {"total": total | {"estimated_accelerator_seconds": None}}}
+    for item in (*board["groups"], *board["rows"]):
+        item["cost"] = {"accelerator_seconds": 1.0, "money": None}
+    on_cpu = page(board, config={"resources": {"accelerator": ""}})
+    assert "no GPU was used" in on_cpu and "GPUs it held" not in on_cpu
+    assert "the GPUs it held" in page(board, config={"resources": {"accelerator": "H200"}})
+
+
+def trial(activation: str, alpha: float | None, *, epochs: int = 10, value: float = 0.5) -> dict[str, Any]:
+    return {
+        "activation": activation,
+        "attacker_activation": activation,
+        "alpha": alpha,
+        "epochs": epochs,
+        "val_robust_accuracy": value,
+    }
+
+
+def test_the_response_to_alpha_shows_activations_with_several_and_explains_only_what_is_there() -> None:
+    celu = [trial("celu", 0.5), trial("celu", 2.0), trial("parametric_softplus", 10.0)]
+    assert several_alphas(celu) == ["celu"]
+
+    def said(trials: list[dict[str, Any]]) -> tuple[list[str], str]:
+        figure = alpha_response(trials)
+        panels = [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]
+        return panels, " ".join(text.get_text() for text in figure.texts)
+
+    panels, text = said(celu)
+    assert panels == ["celu"] and "Dashed" not in text and "faint" not in text and "Hollow" not in text
+    _, text = said([*celu, trial("relu", None), trial("celu", 4.0, epochs=5)])
+    assert "Dashed: relu at 10 epochs" in text and "faint: trials stopped earlier" in text
+    _, stopped = said([*celu, trial("relu", None, epochs=5)])
+    assert "Dashed" not in stopped  # relu has no line where it was stopped earlier
+    assert said([trial("celu", 2.0)])[0] == [""]
+
+
+def test_the_card_names_the_attack_behind_every_curve() -> None:
+    curve = [[0.0, 0.9], [10.0, 0.4]]
+    card = {
+        "verdict": "PASS",
+        "n": 48,
+        "seed": 0,
+        "attack": "pgd-200",
+        "threat_model": {"norm": "linf", "epsilon": 8 / 255},
+        "ladder": {"clean": 0.9, "cascade": 0.4},
+        "curves": dict.fromkeys(("epsilon", "steps", "restarts", "loss"), curve),
+    }
+    axes = card_figure(card, name="silu").axes[1:5]
+    assert axes[0].get_title(loc="left").startswith("Against ε (PGD-50)")
+    assert all("of the claimed attack" in one.get_xlabel() for one in axes[1:])
+
+
+def test_checkpoints_are_listed_once_below_the_folder_that_they_share() -> None:
+    models = [replace(one, checkpoint=f"/runs/digits/checkpoints/train/{one.seed}-ab") for one in seeds_of("relu", [400, 405, 398])]
+    text = page(board_of(models))
+    assert text.count("/runs/digits/checkpoints/train") == 1 and "Below /runs/digits/checkpoints/train" in text
+    assert text.count("-ab</td>") == 3

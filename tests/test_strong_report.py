@@ -304,6 +304,8 @@ def test_the_board_says_what_it_could_see() -> None:
     for text in (to_markdown(board), page(board), sweep_note(board, command="c")):
         assert "This sweep could see differences to relu of" in text and "80 % power" in text
     assert board_of(masked_and_honest()[:1])["power"] is None
+    board["power"]["smallest_difference"] = 1.2  # no two accuracies differ by that much
+    assert "This sweep has too few seeds (3) to see any difference to relu" in to_markdown(board)
 
 
 # --- curvature ----------------------------------------------------------------------------------------------------------------
@@ -321,7 +323,11 @@ def test_infinite_and_unknown_curvature_differ_where_people_read(value: float, f
     assert curvature_json(value) == found
 
 
-@pytest.mark.parametrize(("name", "alpha"), [("parametric_softplus", 10.0), ("silu", None), ("gelu", None), ("smoothrelu", 20.0)])
+CURVED = [("parametric_softplus", 10.0), ("softplus", None), ("silu", None), ("gelu", None), ("mish", None)]
+CURVED += [("smoothrelu", 20.0), ("celu", 0.5), ("celu", 2.0)]
+
+
+@pytest.mark.parametrize(("name", "alpha"), CURVED)
 def test_the_curvature_is_the_largest_second_derivative(name: str, alpha: float | None) -> None:
     import torch
 

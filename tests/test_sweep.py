@@ -87,7 +87,7 @@ def test_a_sweep_leaves_every_file_of_the_contract(sweep: Path) -> None:
         assert (sweep / name).stat().st_size > 100, name
     figures = {path.name for path in (sweep / "figures").glob("*.png")}
     assert figures >= {"clean_against_robust.png", "table1.png", "training_curves.png", "adversarial_examples.png", "alpha_response.png"}
-    assert "robustness_card.png" in figures
+    assert figures >= {"robustness_card.png", "robust_against_curvature.png"}
     board = leaderboard(sweep)
     assert set(board) >= {"sweep", "dataset", "threat_model", "attack", "strong_attack", "rows"}
     assert set(board["threat_model"]) == {"norm", "epsilon"}
@@ -100,6 +100,8 @@ def test_a_sweep_leaves_every_file_of_the_contract(sweep: Path) -> None:
         "gradient": "float32",
     }
     assert len(board["rows"]) == 3
+    printed = " ".join((sweep.parent / "printed").read_text().split())
+    assert f"{board['headline']['sentence']}." in printed
     assert all(set(row) >= ROW_KEYS for row in board["rows"])
 
 

@@ -10,7 +10,7 @@ from sat_ray import activations
 from sat_ray.report.text import ABSENT
 
 # max |f''| of f_alpha(x) = f(alpha x) / alpha is alpha times that of f.
-_UNSCALED = {"silu": 0.5, "gelu": math.sqrt(2 / math.pi), "softplus": 0.25, "mish": 0.6}
+_UNSCALED = {"silu": 0.5, "gelu": math.sqrt(2 / math.pi), "softplus": 0.25, "mish": 0.6442}
 _SCALED = {"parametric_softplus": 0.25, "smoothrelu": 1.0}
 _KINKED = ("relu", "relu_smooth_backward")
 

@@ -62,11 +62,15 @@ def power_text(board: Mapping[str, Any]) -> str:
     power = board.get("power")
     if power is None:
         return ""
+    smallest, planned = power["smallest_difference"], power["smallest_difference_with_10_seeds"]
+    more = "" if planned is None or planned >= 1 else f" With 10 seeds it would see {points(planned)}."
+    if smallest >= 1:
+        return (
+            f"This sweep has too few seeds ({power['seeds']}) to see any difference to relu with {100 * power['power']:.0f} % power.{more}"
+        )
     others = "" if power["comparisons"] == 1 else f", corrected for {power['comparisons']} comparisons"
-    planned = power["smallest_difference_with_10_seeds"]
-    more = "" if planned is None else f" With 10 seeds it would see {points(planned)}."
     return (
-        f"This sweep could see differences to relu of {points(power['smallest_difference'])} points and more ({100 * power['power']:.0f} % "
+        f"This sweep could see differences to relu of {points(smallest)} points and more ({100 * power['power']:.0f} % "
         f"power, {power['seeds']} seeds, {power['n']:,} images{others}); smaller ones may be there unseen.{more}"
     )
 
