@@ -115,7 +115,7 @@ def passes_of(config: SweepConfig, source: Source) -> dict[str, float]:
     return {
         "search": trials,
         "training": train,
-        "choice of the champion": seeds * (first + strong) * source.val if strong else 0,
+        "validation": seeds * (first + strong) * source.val if strong else 0,
         "evaluation": evaluate,
         "strong evaluation": seeds * strong * source.test,
         "cards": card,

@@ -166,7 +166,7 @@ def _estimated(config: SweepConfig, data: Dataset) -> dict[str, float]:
     parts = {
         "search": ("search",),
         "train": ("training",),
-        "validate": ("choice of the champion",),
+        "validate": ("validation",),
         "evaluate": ("evaluation",),
         "strong": ("strong evaluation",),
         "card": ("cards", "queries of cards"),

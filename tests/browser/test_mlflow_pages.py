@@ -4,7 +4,7 @@ import re
 
 import pytest
 from playwright.sync_api import Page, expect
-from small_sweep import RECIPE, Made
+from small_sweep import RECIPE, REGISTERED, Made
 
 from pipelines.measures import compared_name
 from sat_ray.configuration import Configuration
@@ -113,7 +113,7 @@ def test_the_load_of_the_machine_is_on_the_sweeps_system_metrics_page(desk: Page
 
 
 def test_the_registered_model_shows_its_robustness_card(desk: Page, mlflow_pages: str, made: Made) -> None:
-    show(desk, f"{mlflow_pages}/#/models/{RECIPE}/versions/1")
+    show(desk, f"{mlflow_pages}/#/models/{REGISTERED}/versions/1")
     expect(desk.get_by_text("more steps would not help").first).to_be_visible()
     expect(desk.get_by_text(re.compile(r"cascade \d")).first).to_be_visible()
     expect(desk.get_by_text("sat_ray.robustness_card").first).to_be_visible()
