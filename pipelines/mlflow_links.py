@@ -18,13 +18,15 @@ from sat_ray.tracking_uri import redacted
 FIRST_COLUMNS = (
     "metrics.`robust_accuracy`",
     "metrics.`clean_accuracy`",
-    "tags.`sat_ray.against_relu`",
+    "metrics.`against_relu/difference`",
+    "metrics.`against_relu/beyond_noise`",
     "metrics.`cost/accelerator_seconds`",
     "metrics.`cost/money`",
     "params.`activation`",
     "params.`alpha`",
     "params.`attacker_activation`",
     "metrics.`seeds`",
+    "tags.`sat_ray.against_relu`",
 )
 
 
