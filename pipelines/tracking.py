@@ -113,9 +113,9 @@ class Projection:
         records = self.sweep.records.all(TRAIN)
         trained = {self.sweep.storage.located(record.payload["path"]): record for record in records}
         champion = trained[best["checkpoint"]]
-        for card in cards:
-            same = [record for record in records if record.payload["sha256"] == card.inputs["weights"]]
-            self._carded(max(same, key=lambda record: record.payload["name"] == card.payload["name"]), card.payload["card"])
+        for made in cards:
+            same = [record for record in records if record.payload["sha256"] == made.inputs["weights"]]
+            self._carded(max(same, key=lambda record: bool(record.payload["name"] == made.payload["name"])), made.payload["card"])
         card = card_of(cards, champion.payload["sha256"])
         passed = card["verdict"] == PASS
         name = board["champion"]["configuration"]

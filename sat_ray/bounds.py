@@ -56,7 +56,8 @@ def check_fields(settings: object, *, prefix: str) -> None:
 
     prefix: put before the field's name, "evaluation." or "--"; after "--" underscores are written as hyphens.
     """
-    for name, kind in _kinds(type(settings)).items():
+    kinds: Any = type(settings)
+    for name, kind in _kinds(kinds).items():
         if reason := fault(getattr(settings, name), kind):
             field = name.replace("_", "-") if prefix == "--" else name
             raise ValueError(f"{prefix}{field} must be {reason}, got {shown(getattr(settings, name))}")
