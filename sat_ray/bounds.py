@@ -8,7 +8,6 @@ A number without bounds of its own must be finite and no larger than FARTHEST.
 
 import dataclasses
 import functools
-import math
 import types
 import typing
 from dataclasses import dataclass
@@ -72,8 +71,7 @@ def fault(value: Any, kind: Any, bounds: Bounds | None = None) -> str:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in parts:
             return ""
-        reason = fault(value, next(part for part in parts if part is not type(None)), bounds)
-        return f"{reason} or None" if reason else ""
+        return fault(value, next(part for part in parts if part is not type(None)), bounds)
     if origin is tuple:
         return _fault_of_tuple(value, parts[0], bounds)
     if origin is Literal:
@@ -118,7 +116,7 @@ def _has_bounds(kind: Any) -> bool:
 
 
 def _spelled(edge: float) -> str:
-    return f"{edge:,.0f}" if math.isfinite(edge) and edge == round(edge) else f"{edge:g}"
+    return f"{edge:.0f}" if edge == round(edge) and abs(edge) <= FARTHEST else f"{edge:g}"  # no commas: lines are broken at them
 
 
 def shown(value: Any) -> str:

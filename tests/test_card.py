@@ -369,5 +369,5 @@ def test_every_check_can_fail_alone(name: str, change: dict[str, Any], honest: d
 
 
 def test_bad_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"card\.restarts must be a whole number from 2 to 1,000,000, got 1"):
+    with pytest.raises(ValueError, match=r"card\.restarts must be a whole number from 2 to 1000000, got 1"):
         CardSettings(restarts=1)

@@ -79,7 +79,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "GPUs for one stage": (["--resources.gpus-per-worker", "1"], "allowed: the GPUs' name (H200) and GPUs for all three, or neither"),
     "norm": (["--threat-model.norm", "l7"], "allowed: linf, l2"),
     "alpha": (["--search.activations", "elu:1000"], "allowed for elu: 0.001 to 100"),
-    "epsilon of zero": (["--threat-model.epsilon", "0"], "threat_model.epsilon is 0"),
+    "epsilon of zero": (["--threat-model.epsilon", "0"], "threat_model.epsilon must be a number greater than 0"),
     "epsilon in 255ths": (["--threat-model.epsilon", "8"], "Did you mean 8/255"),
     "unreachable edge": (["--evaluation.step-size", "1/255", "--evaluation.steps", "10"], "out of reach"),
     "attacker": (["--search.pairs", "silu/relu"], "must share its forward pass"),

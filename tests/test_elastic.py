@@ -51,7 +51,8 @@ def test_a_lost_node_costs_a_worker_and_changes_nothing(cluster: Any, tmp_path: 
     assert record is not None
     alone = train_and_commit(job, Records(Storage(str(tmp_path / "alone"))))
     assert [row["epoch"] for row in record.payload["history"]] == [row["epoch"] for row in alone.payload["history"]] == list(range(EPOCHS))
-    ours, theirs = (load_model(one.payload["path"]).state_dict() for one in (record, alone))
+    places = ((records.storage, record), (Storage(str(tmp_path / "alone")), alone))
+    ours, theirs = (load_model(storage.located(one.payload["path"])).state_dict() for storage, one in places)
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 

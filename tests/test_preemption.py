@@ -144,7 +144,8 @@ def test_a_drained_node_leaves_a_checkpoint_from_which_the_others_go_on(head: An
     assert 0 < state.epoch < EPOCHS
     assert record.payload["history"][: state.epoch] == state.history  # with its times: it went on, it did not start again
     alone = train_and_commit(job, Records(Storage(str(tmp_path / "alone"))))
-    ours, theirs = (load_model(one.payload["path"]).state_dict() for one in (record, alone))
+    places = ((records.storage, record), (Storage(str(tmp_path / "alone")), alone))
+    ours, theirs = (load_model(storage.located(one.payload["path"])).state_dict() for storage, one in places)
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 

@@ -260,7 +260,7 @@ def test_a_known_dataset_is_the_same_wherever_it_lies_and_an_image_folder_is_its
         ({"dataset": "cifar10", "image_size": 16}, r"data\.image_size and encoding are 16, raw; allowed for cifar10: 0, raw"),
         ({"dataset": "digits", "encoding": "jpeg"}, r"allowed for digits: 0, raw"),
         ({"dataset": "imagenet", "encoding": "jpg"}, r"data\.encoding 'jpg' is unknown; did you mean jpeg"),
-        ({"dataset": "imagenet", "image_size": -1}, r"data\.image_size must be a whole number from 0 to 4,096, got -1"),
+        ({"dataset": "imagenet", "image_size": -1}, r"data\.image_size must be a whole number from 0 to 4096, got -1"),
         ({"dataset": "imagenet", "corrupt_share": 1.0}, r"data\.corrupt_share must be a number at least 0 and less than 1, got 1"),
         ({"dataset": "imagenet", "enlarged_share": 1.5}, r"data\.enlarged_share must be a number from 0 to 1, got 1\.5"),
     ],
