@@ -31,17 +31,21 @@ from pipelines.stages import Sweep
 from pipelines.tracking import Projection
 from sat_ray.activations import ACTIVATIONS
 from sat_ray.attacks.base import require_inference_mode
+from sat_ray.checkpoint import save_model as save_weights
 from sat_ray.config import CostSettings
 from sat_ray.configuration import Configuration
+from sat_ray.data.shards import write_dataset
+from sat_ray.data.sources import dataset_source
 from sat_ray.mlflow_tracker import MlflowTracker, fetch_model
 from sat_ray.model_source import kind_of, load_source
-from sat_ray.models import Normalized, build_model
+from sat_ray.models import ModelSpec, Normalized, build_model, model_from_spec
 from sat_ray.models.export import NotExportedError
+from sat_ray.plan import dataset_uri
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
 from sat_ray.tracking import Holder, Point, Used
 from sat_ray.tracking_uri import check_tracking
-from sat_ray.units import SEARCH
+from sat_ray.units import SEARCH, TRAIN
 
 SHAPE = (1, 8, 8)
 POINTS = [Point("val/robust_accuracy", 0.1 * epoch, epoch, 1_700_000_000.5 + epoch) for epoch in range(1, 4)]
@@ -340,6 +344,23 @@ def test_a_network_that_cannot_be_exported_raises_one_line_and_leaves_no_model(
         tracker.model(run_id, Branches().eval(), name="model", input_shape=SHAPE)
     assert "\n" not in str(error.value) and not client.get_run(run_id).outputs.model_outputs
     assert "def forward" not in "".join(capfd.readouterr())
+
+
+def test_a_sweep_of_a_network_that_cannot_be_exported_has_its_runs_without_models(
+    tracker: MlflowTracker, client: MlflowClient, experiment: str, tmp_path: Path
+) -> None:
+    config, storage = RECIPES["digits_smoke"](), Storage(str(tmp_path))
+    write_dataset(dataset_source("digits"), Storage(dataset_uri(config, storage)), rows_per_shard=900)
+    spec = ModelSpec(name="own_parts:branches", activation="silu", num_classes=10, in_channels=1, mean=(0.5,), std=(0.5,))
+    digest = save_weights(storage.child("net"), model_from_spec(spec, seed=0).state_dict(), spec=spec, about={})
+    payload = {"configuration": Configuration(activation="silu").to_json(), "name": "silu-s0", "seed": 0, "until": 1}
+    payload |= {"history": [{"epoch": 0, "val/robust_accuracy": 0.5}], "path": storage.full("net"), "sha256": digest}
+    record = Records(storage).commit(TRAIN, "one", inputs={}, payload=payload, seconds=1.0)
+    projection = Projection(Sweep(config, "toy", storage, storage, ()), tracker)
+    projection.update()
+    assert projection.with_model == {record.key: ""}
+    assert projection.not_exported.startswith("the model cannot be exported (")
+    assert "silu · seed 0" in [run.info.run_name for run in runs_of(client, experiment)]
 
 
 def test_a_logged_model_is_fetched_and_a_pickled_one_needs_permission(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
