@@ -13,14 +13,10 @@ import pytest
 import s3_server
 import torch
 from hypothesis import settings
-from trainings import digits_again
+from trainings import digits_again, train_small
 
-from sat_ray.attacks import PGD
-from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.losses import cross_entropy
-from sat_ray.models import Normalized, build_model, view
-from sat_ray.randomness import Randomness, permutation
+from sat_ray.models import Normalized
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
 
@@ -59,22 +55,6 @@ def digits() -> Split:
 def digits_threat_model() -> ThreatModel:
     """Return a ball large enough to break about half of the digits, small enough to leave survivors."""
     return ThreatModel("linf", 40 / 255)
-
-
-def train_small(digits: Split, threat_model: ThreatModel, *, activation: str, epochs: int = 5) -> Normalized:
-    """Train a small_resnet of width 8 on the first 900 digits with PGD-1; (train, attack, update) and nothing else."""
-    model = build_model("small_resnet", activation=activation, num_classes=10, in_channels=1, width=8, mean=(0.3,), std=(0.35,), seed=0)
-    attacker = view(model)
-    attack = PGD(threat_model=threat_model, steps=1, step_size=threat_model.epsilon)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
-    for epoch in range(epochs):
-        for rows in permutation(900, seed=0, epoch=epoch).split(50):
-            batch = digits.take(rows)
-            x_adv = attack.run(attacker, to_pixels(batch.images), batch.labels, Randomness(0, batch.image_ids), step=epoch)
-            optimizer.zero_grad()
-            cross_entropy(model(x_adv), batch.labels).mean().backward()
-            optimizer.step()
-    return model.eval()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from trainings import train_small
 
 from pipelines.compare import run
 from sat_ray.attacks import AttackSpec
@@ -29,7 +30,6 @@ from sat_ray.report.comparison_tables import notes, sentence
 from sat_ray.report.judged import counted_attacks, judge, letter
 from sat_ray.storage import Storage
 from sat_ray.threat import ThreatModel
-from tests.conftest import train_small
 
 ROOT = Path(__file__).parent.parent
 PGD_8 = AttackSpec(threat_model=ThreatModel("linf", 40 / 255), steps=8, step_size=12 / 255)

@@ -24,7 +24,7 @@ from sat_ray.attacks.spec import GRADIENTS
 from sat_ray.calibration import LEAST_BOUND, Calibration
 from sat_ray.data.split import Split
 from sat_ray.evaluation import calibrate_attacks, evaluate, robust_image_ids
-from sat_ray.fast_copy import LARGEST, UNKNOWN, _copied, check_gradient, fast_copy, known_signs, scaled
+from sat_ray.fast_copy import LARGEST, UNKNOWN, _short, check_gradient, fast_copy, known_signs, scaled
 from sat_ray.lanes import NEVER, by_run, run_lanes
 from sat_ray.losses import attack_loss
 from sat_ray.models import FoldedConv, Normalized, build_model
@@ -410,7 +410,7 @@ def test_attacks_with_memory_and_targets_take_bf16_gradients_too(algorithm: str,
 
 def test_the_copy_is_folded_rounded_and_apart(digits_model: Normalized, held_out: Split) -> None:
     before = {name: tensor.clone() for name, tensor in digits_model.state_dict().items()}
-    copied = _copied(digits_model, precision="bf16")
+    copied = _short(digits_model, precision="bf16")
     assert not any(isinstance(module, nn.BatchNorm2d) for module in copied.modules())
     assert {parameter.dtype for module in copied.modules() if isinstance(module, FoldedConv) for parameter in module.parameters()} == {
         torch.bfloat16
@@ -422,7 +422,7 @@ def test_the_copy_is_folded_rounded_and_apart(digits_model: Normalized, held_out
 
 
 def test_networks_that_call_one_relu_again_and_again_are_folded() -> None:
-    copied = _copied(torchvision.models.resnet18().eval(), precision="bf16")
+    copied = _short(torchvision.models.resnet18().eval(), precision="bf16")
     assert not any(isinstance(module, nn.BatchNorm2d) for module in copied.modules())
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from sat_ray.storage import Storage, _is_away, check_writable, json_bytes
+from sat_ray.storage import Storage, check_writable, is_away, json_bytes
 
 S3 = os.environ.get("SAT_RAY_TEST_S3", "")
 WRITERS = 8
@@ -247,8 +247,8 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_what_was_there(small_disk: P
 def test_an_answer_of_s3_that_may_be_another_the_next_time_is_no_answer(status: int) -> None:
     """409: another request for this object is under way; the commit is tried again, and not taken for lost."""
     answer: Any = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": "ConditionalRequestConflict"}}
-    assert _is_away(ClientError(answer, "PutObject"))
-    assert not _is_away(ClientError(answer | {"ResponseMetadata": {"HTTPStatusCode": 403}}, "PutObject"))
+    assert is_away(ClientError(answer, "PutObject"))
+    assert not is_away(ClientError(answer | {"ResponseMetadata": {"HTTPStatusCode": 403}}, "PutObject"))
 
 
 def test_a_commit_leaves_no_temporary_whoever_wins(tmp_path: Path) -> None:

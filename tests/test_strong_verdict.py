@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
-from conftest import train_small
+from trainings import train_small
 
 from sat_ray.attacks import AttackSpec, strong_attacks
 from sat_ray.card import FLAG, CardSettings, robustness_card

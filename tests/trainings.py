@@ -15,11 +15,13 @@ from torch import Tensor
 
 from sat_ray.attacks import PGD
 from sat_ray.crafting import Crafter
+from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.learner import Learner
+from sat_ray.losses import cross_entropy
 from sat_ray.models import Normalized, build_model, settle_layout, view
 from sat_ray.objectives import make_objective
-from sat_ray.randomness import Randomness
+from sat_ray.randomness import Randomness, permutation
 from sat_ray.threat import ThreatModel
 from sat_ray.totals import Totals
 from sat_ray.training import EpochReport, TrainingSettings, TrainingState, fit
@@ -30,6 +32,22 @@ SMALL = TrainingSettings(
     epochs=2, global_batch_size=32, batchnorm_group_size=16, learning_rate=0.1, warmup_epochs=0, validate_every=9, validation_steps=4
 )
 TIMES = ("throughput/images_per_second",)
+
+
+def train_small(digits: Split, threat_model: ThreatModel, *, activation: str, epochs: int = 5) -> Normalized:
+    """Train a small_resnet of width 8 on the first 900 digits with PGD-1; (train, attack, update) and nothing else."""
+    model = build_model("small_resnet", activation=activation, num_classes=10, in_channels=1, width=8, mean=(0.3,), std=(0.35,), seed=0)
+    attacker = view(model)
+    attack = PGD(threat_model=threat_model, steps=1, step_size=threat_model.epsilon)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    for epoch in range(epochs):
+        for rows in permutation(900, seed=0, epoch=epoch).split(50):
+            batch = digits.take(rows)
+            x_adv = attack.run(attacker, to_pixels(batch.images), batch.labels, Randomness(0, batch.image_ids), step=epoch)
+            optimizer.zero_grad()
+            cross_entropy(model(x_adv), batch.labels).mean().backward()
+            optimizer.step()
+    return model.eval()
 
 
 def small_model(activation: str = "silu", **choices: Any) -> Normalized:
