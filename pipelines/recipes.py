@@ -47,7 +47,7 @@ def digits_smoke() -> SweepConfig:
         search=SearchSettings(activations=("relu", "parametric_softplus:5,10"), pairs=("relu/relu_smooth_backward",), rungs=(1, 2)),
         final=FinalSettings(seeds=(0, 1)),
         evaluation=EvaluationSettings(
-            steps=40,
+            steps=100,
             step_size=4 / 255,
             lanes=64,
             shard_size=450,

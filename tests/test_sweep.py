@@ -95,7 +95,7 @@ def test_a_sweep_leaves_every_file_of_the_contract(sweep: Path) -> None:
     assert set(board["attack"]) == {"name", "steps", "step_size", "restarts"}
     assert board["strong_attack"] == {
         "name": "apgd-ce-20 + apgd-t-dlr-20",
-        "after": "pgd-40",
+        "after": "pgd-100",
         "steps": 20,
         "targets": 3,
         "gradient": "float32",
@@ -186,7 +186,7 @@ def test_the_champion_in_the_registry_computes_what_its_checkpoint_computes(clie
     assert version.tags["sat_ray.robustness_card"] == "PASS"
     champion = leaderboard(sweep)["champion"]["row"]
     assert version.tags["sat_ray.robust_accuracy"] == f"{champion['strong_robust_accuracy']:.4f}"
-    assert version.tags["sat_ray.robust_accuracy_attack"] == "pgd-40 + apgd-ce-20 + apgd-t-dlr-20"
+    assert version.tags["sat_ray.robust_accuracy_attack"] == "pgd-100 + apgd-ce-20 + apgd-t-dlr-20"
     logged = mlflow.pytorch.load_model(f"models:/{REGISTERED}@champion")
     model = load_model(champion["checkpoint"])
     x = torch.rand(5, 1, 8, 8)
