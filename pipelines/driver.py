@@ -204,7 +204,7 @@ class Driver:
         """Return into how many tasks a split is cut for each model; 0 before it is prepared."""
         if "prepare" not in self.returned:
             return 0
-        return -(-int(self.returned["prepare"].manifest["splits"][split]) // self.config.evaluation.shard_size)
+        return self.config.evaluation.shards(self.returned["prepare"].manifest["splits"][split])
 
 
 def described(dataset: Dataset) -> str:

@@ -105,7 +105,8 @@ def passes_of(config: SweepConfig, source: Source) -> dict[str, float]:
     trials = planned_trials(config) * config.search.rungs[-1] // len(config.search.rungs) * images * per_image
     train = len(chosen) * seeds * config.training.epochs * images * per_image
     attacks = sum(spec.restarts * (spec.steps + 1) for one in chosen for spec in attacks_for(config, one))
-    evaluate = seeds * attacks * source.test
+    test, val = (config.evaluation.evaluated(count) for count in (source.test, source.val))
+    evaluate = seeds * attacks * test
     classes = source.classes or UNKNOWN_CLASSES
     strong = sum(spec.runs * (spec.steps + 1) for one in chosen for spec in strong_attacks_for(config, one, num_classes=classes))
     first = sum(spec.runs * (spec.steps + 1) for one in chosen for spec in through_every_backward(config.evaluation_attacks()[0], one))
@@ -115,9 +116,9 @@ def passes_of(config: SweepConfig, source: Source) -> dict[str, float]:
     return {
         "search": trials,
         "training": train,
-        "validation": seeds * (first + strong) * source.val if strong else 0,
+        "validation": seeds * (first + strong) * val if strong else 0,
         "evaluation": evaluate,
-        "strong evaluation": seeds * strong * source.test,
+        "strong evaluation": seeds * strong * test,
         "cards": card,
         "queries of cards": queries,
     }

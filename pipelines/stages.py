@@ -141,9 +141,14 @@ def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str
 
 def _merged(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]:
     """Merge the committed shards of every model; return the path of each one's outcomes by model name."""
+    from sat_ray.jobs import sampled_rows
     from sat_ray.outcomes import merge_outcomes
 
-    expected = image_ids(Storage(data.uri), "test").numpy()
+    ids = image_ids(Storage(data.uri), "test")
+    evaluation = sweep.config.evaluation
+    if (evaluated := evaluation.evaluated(len(ids))) < len(ids):
+        ids = ids[sampled_rows(len(ids), evaluated, seed=evaluation.seed)]
+    expected = ids.numpy()
     paths = {}
     for record in models:
         name, tasks = record.payload["name"], evaluation_tasks(sweep.config, data, record)

@@ -79,7 +79,7 @@ def bundles(config: SweepConfig) -> list[Demand]:
     asked = config.resources
     models = len(groups(config.search.configurations())) * len(config.final.seeds)
     source = counted(dataset_source(config.data.dataset), config.data.path)
-    shards = -(-source.test // config.evaluation.shard_size)
+    shards = config.evaluation.shards(source.test)
     trials = len(config.search.configurations()) if config.search.method == "grid" else config.search.samples
     return [
         Demand(stage="prepare", field="data.dataset", resources=SHARD_RESOURCES),
@@ -96,7 +96,7 @@ def bundles(config: SweepConfig) -> list[Demand]:
             stage="card",
             field="resources.cpus_per_evaluation",
             resources=evaluation_resources(asked),
-            count=1 if config.evaluation.strong == "none" else models * -(-source.val // config.evaluation.shard_size),
+            count=1 if config.evaluation.strong == "none" else models * config.evaluation.shards(source.val),
         ),
         Demand(stage="report", field="report", resources=STAGE_RESOURCES),
     ]

@@ -219,11 +219,21 @@ class EvaluationSettings:
     """Images in every model call; part of the numerical environment."""
     shard_size: Count = 450
     """Most test images in one evaluation task."""
+    images: Count | None = None
+    """Most images of each split that are evaluated, drawn by the seed, the same for every model; None for all of them."""
     seed: Seed = 0
-    """Seed of the random starts."""
+    """Seed of the random starts, and of the draw of images."""
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="evaluation.")
+
+    def evaluated(self, count: int) -> int:
+        """Return how many of the `count` images of a split are evaluated."""
+        return count if self.images is None else min(self.images, count)
+
+    def shards(self, count: int) -> int:
+        """Return into how many tasks a split of `count` images is cut."""
+        return -(-self.evaluated(count) // self.shard_size)
 
 
 @dataclass(frozen=True, kw_only=True)

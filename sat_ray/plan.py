@@ -213,7 +213,9 @@ def _tasks(
     split: str,
     attacks: tuple[AttackSpec, ...],
 ) -> list[EvaluationTask]:
-    """Cut a split into tasks of nearly equal size."""
+    """Cut a split, or the images drawn from it, into tasks of nearly equal size."""
+    count = dataset.manifest["splits"][split]
+    evaluated = config.evaluation.evaluated(count)
     configuration = Configuration.of(trained.payload)
     task = EvaluationTask(
         checkpoint=trained.payload["path"],
@@ -227,9 +229,10 @@ def _tasks(
         dataset=dataset,
         environment=_evaluation_environment(config),
         split=split,
+        sample=evaluated if evaluated < count else None,
         own=tuple(own_names(configuration, model=config.model.name, dataset=dataset)),
     )
-    bounds = shard_bounds(dataset.manifest["splits"][split], config.evaluation.shard_size)
+    bounds = shard_bounds(evaluated, config.evaluation.shard_size)
     return [replace(task, first=first, last=last) for first, last in bounds]
 
 

@@ -174,7 +174,7 @@ def _stages(
 
 def _shards(config: SweepConfig, dataset: Dataset | None, split: str) -> int | None:
     """Return into how many tasks a split is cut for each model; None where its images are not prepared."""
-    return None if dataset is None else -(-dataset.manifest["splits"][split] // config.evaluation.shard_size)
+    return None if dataset is None else config.evaluation.shards(dataset.manifest["splits"][split])
 
 
 def _same_environment(records: Sequence[Record]) -> list[Record]:
