@@ -42,6 +42,7 @@ class Size:
     epochs: int = 12
     steps: int = 100
     queries: int = 5000
+    fab: bool = True
     balls: tuple[ThreatModel, ...] = (LINF, L2)
 
 
@@ -75,9 +76,11 @@ def autoattack(model: Normalized, images: Split, ball: ThreatModel, size: Size) 
     attacks = [
         torchattacks.APGD(model, steps=size.steps, loss="ce", **shared),
         torchattacks.APGDT(model, steps=size.steps, n_classes=CLASSES, **shared),
-        torchattacks.FAB(model, steps=size.steps, n_classes=CLASSES, multi_targeted=True, **shared),
-        torchattacks.Square(model, n_queries=size.queries, **shared),
     ]
+    if size.fab:
+        attacks.append(torchattacks.FAB(model, steps=size.steps, n_classes=CLASSES, multi_targeted=True, **shared))
+    if size.queries:
+        attacks.append(torchattacks.Square(model, n_queries=size.queries, **shared))
     alive = images.take(_right(model, to_pixels(images.images), images.labels).nonzero().flatten())
     for attack in attacks:
         kept = []
