@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from sweeps import ROOT
 
-from pipelines import compare, export, status, trace
+from pipelines import compare, export, status
 from pipelines.dry_run import describe
 from pipelines.foreign_options import ForeignOptions
 from pipelines.recipes import DEFAULT, RECIPES
-from sat_ray.cli import parse, parse_options, parse_recipe
+from sat_ray.cli import parse, parse_options
 from sat_ray.config import to_json
 from sat_ray.storage import Storage
 
@@ -71,8 +71,7 @@ def ask_status(words: list[str]) -> None:
 SCRIPTS: dict[str, Callable[[list[str]], object]] = {
     **{f"pipelines/{name}.py": plan for name in STAGES},
     "pipelines/status.py": ask_status,
-    # run for real by tests/test_trace.py, tests/test_comparison.py and tests/test_foreign.py
-    "pipelines/trace.py": lambda words: parse_recipe(words, RECIPES, default=DEFAULT, about="", options=trace.Asked()),
+    # run for real by tests/test_comparison.py and tests/test_foreign.py
     "pipelines/compare.py": compare.parse,
     "pipelines/export.py": lambda words: parse_options(words, export.Asked(), about=""),
 }

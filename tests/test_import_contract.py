@@ -21,7 +21,7 @@ LAYERS: dict[int, str] = {
     " model_source model_contents model_trial kernel_reach",
     3: "configuration config stages spending budget halving units plan bundles jobs outcomes cli option_values"
     " activation_table cluster_address"
-    " lease renewed_lease leftovers standing journey tracking tracking_uri",
+    " lease renewed_lease leftovers standing tracking tracking_uri",
     4: "mlflow_tracker distributed report",
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts.split()}
