@@ -56,18 +56,18 @@ def _digits_evaluation() -> EvaluationSettings:
 def digits_smoke() -> SweepConfig:
     """Run every stage on digits with three configurations and short trainings: about a minute, for trying things out.
 
-    The strong attacks are short, too; at this epsilon they still break nearly all that AutoAttack's budget breaks.
+    The ball is small, so that PGD-100 and the short strong attacks break nearly all that AutoAttack's budget breaks.
     """
     return SweepConfig(
         recipe="digits_smoke",
-        threat_model=ThreatModel("linf", 32 / 255),
+        threat_model=ThreatModel("linf", 16 / 255),
         model=ModelSettings(name="small_resnet", width=8),
         training=TrainingSettings(epochs=3, validate_every=1, warmup_epochs=1),
         search=SearchSettings(activations=("relu", "parametric_softplus:5,10"), pairs=("relu/relu_smooth_backward",), rungs=(1, 2)),
         final=FinalSettings(seeds=(0, 1)),
         evaluation=EvaluationSettings(
             steps=100,
-            step_size=4 / 255,
+            step_size=2 / 255,
             lanes=64,
             shard_size=450,
             strong_steps=20,

@@ -543,7 +543,7 @@ def refused(on_the_shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # what is not refused must not start
     for name in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "SAT_RAY_TRACEBACK"):
         monkeypatch.delenv(name, raising=False)
-    images, labels = np.zeros((2, 1, 8, 8), dtype=np.uint8), np.array([0, 1])
+    images, labels = np.full((2, 1, 8, 8), 128, dtype=np.uint8), np.array([0, 1])
     np.savez(on_the_shelf / "colour.npz", images=images.repeat(3, axis=1), labels=labels)
     late = np.load(on_the_shelf / "digits.npz")["images"] * (np.arange(77) != 60)[:, None, None, None]
     np.savez(on_the_shelf / "late_black.npz", images=late, labels=np.zeros(77, dtype=np.int64))

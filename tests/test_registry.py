@@ -23,9 +23,9 @@ def changed(section: str, **values: object) -> SweepConfig:
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        (RECIPES["digits_smoke"](), "digits-small_resnet-linf-32-255"),
-        (changed("model", name="resnet18"), "digits-resnet18-linf-32-255"),
-        (changed("data", dataset="image_folder"), "image_folder-01234567-small_resnet-linf-32-255"),
+        (RECIPES["digits_smoke"](), "digits-small_resnet-linf-16-255"),
+        (changed("model", name="resnet18"), "digits-resnet18-linf-16-255"),
+        (changed("data", dataset="image_folder"), "image_folder-01234567-small_resnet-linf-16-255"),
         (
             dataclasses.replace(RECIPES["digits_smoke"](), threat_model=ThreatModel("l2", 0.5)),
             "digits-small_resnet-l2-0.5",

@@ -30,7 +30,7 @@ from sat_ray.storage import Storage
 from sat_ray.units import CARD
 
 RECIPE = "digits_smoke"
-REGISTERED = "digits-small_resnet-linf-32-255"
+REGISTERED = "digits-small_resnet-linf-16-255"
 SWEEP = (RECIPE, "--name", RECIPE, "--final.seeds", "0")  # one seed is enough to see every stage
 CREDENTIALS = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),

@@ -34,7 +34,7 @@ from sat_ray.plan import (
 from sat_ray.storage import Storage
 
 RECIPE = "digits_smoke"
-REGISTERED = "digits-small_resnet-linf-32-255"
+REGISTERED = "digits-small_resnet-linf-16-255"
 SWEEP = (
     *(RECIPE, "--search.activations", "relu", "silu:1", "parametric_softplus:5,10", "--search.pairs", "--final.seeds", "0", "1", "2"),
     *("--training.epochs", "2", "--search.rungs", "1", "--evaluation.steps", "20", "--evaluation.step-size", "0.03"),
