@@ -25,7 +25,7 @@ from sat_ray.data.sources import dataset_source
 from sat_ray.data.split import Split
 from sat_ray.jobs import split_of, train_and_commit
 from sat_ray.models import model_from_spec
-from sat_ray.plan import groups, planned_trials, training_job
+from sat_ray.plan import training_job
 from sat_ray.schedules import learning_rate_factor
 from sat_ray.stages import Records
 from sat_ray.storage import Storage
