@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sat_ray.activations import activation_info, alpha_text, curvature_text
+from sat_ray.activations import activation_info, alpha_text, curvature_text, display_name
 from sat_ray.configuration import Configuration
 from sat_ray.stages import Record
 from sat_ray.tracking import Point
@@ -47,8 +47,11 @@ def compared_name(configuration: Configuration) -> str:
 
 
 def _alpha_first(name: str, alpha: float | None) -> str:
+    if activation_info(name).learned:
+        return f"{name.removesuffix('_learned')} learned"
     shown, alpha_shown = _shown(name, alpha)
-    return shown if alpha_shown is None else f"α={alpha_shown} {shown}"
+    hidden = alpha_shown is None or display_name(name, alpha) == name  # as in silu, torch's own
+    return shown if hidden else f"α={alpha_shown} {shown}"
 
 
 def _shown(name: str, alpha: float | None) -> tuple[str, str | None]:

@@ -26,7 +26,7 @@ from sat_ray.sealed import read_sealed, sealed
 from sat_ray.stages import STATE, Record, Records, attempt_name
 from sat_ray.storage import Storage, json_bytes
 from sat_ray.tracking_uri import LOCAL_PAGES
-from sat_ray.units import CARD, EVALUATE, STRONG, Dataset, EvaluationTask
+from sat_ray.units import CARD, EVALUATE, STAGES, STRONG, Dataset, EvaluationTask
 
 IDENTITY = f"{STATE}/identity.json"
 
@@ -90,10 +90,17 @@ def prepare(sweep: Sweep) -> Dataset:
 
 
 def require_same_dataset(sweep: Sweep, dataset: Dataset) -> None:
-    """Raise ValueError where the manifest of a dataset's folder is not the one that this sweep began with."""
+    """Raise ValueError where the manifest of a dataset's folder is not the one that this sweep began with.
+
+    A sweep that has computed nothing yet begins with what there is now.
+    """
     name = dataset.uri.rpartition("/")[2]
     path = f"{STATE}/datasets/{name}.json"
-    sweep.storage.commit(path, json_bytes(sealed({"dataset": name, "hash": dataset.hash})))
+    seal = json_bytes(sealed({"dataset": name, "hash": dataset.hash}))
+    if any(sweep.records.keys(stage) for stage in STAGES):
+        sweep.storage.commit(path, seal)
+    else:
+        sweep.storage.write(path, seal)
     if _read_state(sweep.storage, path).get("hash") != dataset.hash:
         raise ValueError(
             f"{dataset.uri}/{MANIFEST} is not the manifest that the sweep in {sweep.storage.uri} began with; restore the folder, or choose "

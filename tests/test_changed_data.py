@@ -158,6 +158,7 @@ def test_a_listing_of_the_users_own_is_watched_too(tmp_path: Path) -> None:
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write a module whose functions read an .npz; return the .npz."""
     path = arrays(tmp_path / "toy.npz")
+    sys.modules.pop("changing_data", None)  # of another test
     (tmp_path / "changing_data.py").write_text(MODULE.format(npz=str(path)))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -93,5 +93,5 @@ def test_what_cannot_be_known_without_the_images_is_left_out() -> None:
 
 
 def test_a_negative_rate_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"resources\.images_per_second is -1.*; allowed: .*>= 0"):
+    with pytest.raises(ValueError, match=r"resources\.images_per_second must be a number from 0 to .*, got -1"):
         ResourceSettings(images_per_second=-1.0)

@@ -167,7 +167,8 @@ def test_following_a_growing_sweep_reads_each_record_once(
     for batch in ("abc", "", "de", ""):
         commit_trials(writer, batch)
         projection.update()
-    assert sorted(storage.reads) == [f"state/search/{name}.json" for name in "abcde"]
+    records = [path for path in storage.reads if path.startswith("state/search/")]
+    assert sorted(records) == [f"state/search/{name}.json" for name in "abcde"]
     writer.supersede(writer.all(SEARCH)[0])
     assert len(projection.records.all(SEARCH)) == 4  # what is not there any more is not shown from memory
     names = [run.info.run_name for run in runs_of(client, experiment)]
@@ -306,7 +307,11 @@ def test_a_model_computes_the_same_without_the_project(reloaded: dict[str, np.nd
     (logits * torch.arange(10)).sum().backward()
     assert x.grad is not None
     np.testing.assert_array_equal(reloaded[f"{activation}/{n}/logits"], logits.detach().numpy())
-    np.testing.assert_array_equal(reloaded[f"{activation}/{n}/gradient"], x.grad.numpy())
+    gradient, ours = reloaded[f"{activation}/{n}/gradient"], x.grad.numpy()
+    if activation in ("silu_learned", "gelu_learned"):  # the exported graph differentiates the formula
+        np.testing.assert_allclose(gradient, ours, rtol=1e-4, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(gradient, ours)
 
 
 def test_a_model_is_attached_once_with_signature_example_and_requirements(tracker: MlflowTracker, client: MlflowClient) -> None:

@@ -20,6 +20,7 @@ from sat_ray.evaluation import OUTCOME_SCHEMA, SORT_ORDER
 from sat_ray.jobs import parquet_bytes
 from sat_ray.outcome_files import COLUMNS, evaluation_of, read_outcomes
 from sat_ray.outcomes import check_each_id_once, merge_outcomes
+from sat_ray.sealed import sealed
 from sat_ray.stages import Record, Records
 from sat_ray.storage import Storage
 
@@ -301,7 +302,7 @@ def commit_shards(folder: Path, count: int) -> None:
             seconds=1.0,
         )
         Path(storage.full(path)).write_bytes(data)
-        Path(storage.full(f"state/evaluate/{record.key}.json")).write_text(json.dumps(vars(record)))
+        Path(storage.full(f"state/evaluate/{record.key}.json")).write_text(json.dumps(sealed(vars(record))))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")

@@ -518,8 +518,8 @@ def test_a_model_that_was_trained_again_to_the_same_weights_keeps_its_shards_and
     assert again.payload["path"] != made.payload["path"] and again.payload["sha256"] == made.payload["sha256"]
     assert evaluate_and_commit(evaluation_tasks(CONFIG, dataset, again)[0], records) == shard
     assert card_of([carded], again.payload["sha256"]) == {"verdict": "PASS"}
-    (task, *_) = card_tasks(CONFIG, dataset, [again])
-    assert task.key == card_tasks(CONFIG, dataset, [made])[0].key
+    (task, *_) = card_tasks(CONFIG, dataset, [again], {})
+    assert task.key == card_tasks(CONFIG, dataset, [made], {})[0].key
 
 
 def test_a_sweep_refuses_a_data_set_that_is_not_the_one_it_began_with(tmp_path: Path) -> None:
@@ -527,6 +527,7 @@ def test_a_sweep_refuses_a_data_set_that_is_not_the_one_it_began_with(tmp_path: 
     write_dataset(DATASETS["digits"], Storage(uri), rows_per_shard=512)
     sweep = Sweep(CONFIG, "s", Storage.at(tmp_path), Storage.at(tmp_path / "s"), ())
     assert prepare(sweep) == prepare(sweep)
+    sweep.records.commit(SEARCH, "k", inputs={}, payload={}, seconds=0.0)  # something rests on these images
     manifest = Storage(uri).read_json("manifest.json")
     Storage(uri).write_json("manifest.json", sealed(manifest | {"mean": [0.9]}))
     for read in (prepare, lambda sweep: committed_inputs(sweep, "search")):

@@ -10,7 +10,7 @@ import pytest
 from pipelines.stop_signals import stop_signals
 
 START = """
-import ctypes, sys, time
+import ctypes, sys, threading, time
 from pipelines.stop_signals import stop_signals
 with stop_signals(grace=float(sys.argv[1])):
 """
@@ -30,10 +30,10 @@ SWALLOWS = f"""
         except BaseException:
             pass
 """
-LOCKED = f"""
+LOCKED = """
     mutex = ctypes.create_string_buffer(64)
     ctypes.CDLL(None).pthread_mutex_lock(mutex)
-    {READY}
+    threading.Timer(1.0, lambda: print("ready", flush=True)).start()  # by then the main thread waits
     ctypes.CDLL(None).pthread_mutex_lock(mutex)  # never returns, signal or not
 """
 SLOW_TO_END = f"""

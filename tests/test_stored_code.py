@@ -19,6 +19,7 @@ from sat_ray.config import code_named, stored_config, to_json
 from sat_ray.configuration import Configuration
 from sat_ray.models import ModelSpec, model_from_spec
 from sat_ray.reference import UnconfirmedCodeError, confirm
+from sat_ray.sealed import sealed
 from sat_ray.source_code import hash_code
 from sat_ray.storage import Storage
 
@@ -122,7 +123,8 @@ def test_a_checkpoint_imports_only_what_the_caller_allows(field: str, stranger: 
     save_model(storage, model_from_spec(spec, seed=0).state_dict(), spec=spec, about={})
     value = storage.read_json("model.json")
     value["spec"][field] = "strangers.net:make"
-    storage.write_json("model.json", value)
+    del value["checksum"]
+    storage.write_json("model.json", sealed(value))
     with pytest.raises(UnconfirmedCodeError, match=r"model\.json names code.*allow_code=\['strangers\.net:make'\]"):
         load_model(storage.uri)
     assert not stranger.exists()
