@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from sat_ray.calibration import CONTROL_IMAGES, Calibration
+from sat_ray.calibration import Calibration, control_rows
 from sat_ray.card import robustness_card
 from sat_ray.checkpoint import pack_state, save_model, sha256, unpack_state
 from sat_ray.class_names import relabelled
@@ -240,8 +240,7 @@ def calibrations_of(task: EvaluationTask) -> dict[str, Calibration]:
     evaluation = replace(task, first=0, last=0, after=None).key
     if evaluation not in _CALIBRATIONS:
         count = task.dataset.manifest["splits"][task.split]
-        rows = sampled_rows(count, min(CONTROL_IMAGES, count), seed=task.seed)
-        control = images_of(task, rows)
+        control = images_of(task, control_rows(count, seed=task.seed))
         _CALIBRATIONS[evaluation] = calibrate_attacks(model_of(task), control, attacks=task.attacks, seed=task.seed, lanes=task.lanes)
     return _CALIBRATIONS[evaluation]
 
