@@ -18,7 +18,7 @@ from sat_ray.attacks.base import Model, require_inference_mode
 from sat_ray.attacks.spec import FINAL_SUFFIX
 from sat_ray.bounds import Lanes, fault, shown
 from sat_ray.calibration import Calibration, calibrate, control_rows
-from sat_ray.data.split import Split
+from sat_ray.data.split import Split, checked_split
 from sat_ray.fast_copy import fast_copy, flies_again
 from sat_ray.lanes import CLEAN_ERROR, NEVER, Verdicts, by_run, lane_logits, run_lanes
 from sat_ray.losses import fewest_classes, margin
@@ -269,18 +269,10 @@ def check_images(
     lanes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return images (N, C, H, W) uint8, labels and ids (N,) int64 on the CPU; ValueError names what is wrong with them."""
-    images = torch.as_tensor(images_uint8).cpu()
-    if images.dtype != torch.uint8 or images.dim() != 4:
-        raise ValueError(f"images_uint8 is {tuple(images.shape)} {images.dtype}; allowed: (N, C, H, W) uint8")
-    y, ids = (torch.as_tensor(values).cpu() for values in (labels, image_ids))
-    for name, values in (("labels", y), ("image_ids", ids)):
-        if values.shape != images.shape[:1] or (len(values) and values.is_floating_point()):
-            raise ValueError(f"{name} is {tuple(values.shape)} {values.dtype}; allowed: ({len(images)},) whole numbers")
-    if len(torch.unique(ids)) != len(ids):
-        raise ValueError("image_ids has duplicates; allowed: each id once")
+    given = checked_split(images_uint8, labels, image_ids)
     if reason := fault(lanes, Lanes):
         raise ValueError(f"lanes must be {reason}, got {shown(lanes)}")
-    return images.contiguous(), y.to(torch.int64), ids.to(torch.int64)  # the layout of images is no part of an evaluation
+    return given.images, given.labels, given.image_ids
 
 
 def check_classes(spec: AttackSpec, num_classes: int) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.calibration import Calibration, control_rows
-from sat_ray.card import robustness_card
+from sat_ray.card import robustness_card, silent
 from sat_ray.checkpoint import pack_state, save_model, sha256, unpack_state
 from sat_ray.class_names import relabelled
 from sat_ray.data.loading import Loader, Resident, Streamed, shard_rows, streams
@@ -295,7 +295,7 @@ def card_and_commit(task: CardTask, records: Records, *, gpus: float = 0) -> Rec
     model = cached_model(checkpoint, task.checkpoint_sha256, _accelerator(task))
     split = split_of(task.dataset.uri, "val", task.dataset.hash)
     settings: dict[str, Any] = {"attack": task.attack, "settings": task.settings, "variants": task.variants}
-    card = robustness_card(model, split, **settings, seed=task.seed, lanes=task.lanes)
+    card = robustness_card(model, split, **settings, seed=task.seed, lanes=task.lanes, on_progress=silent)
     payload = {"name": task.name, "weights": task.checkpoint_sha256, "split": "val", "card": card, **({"gpus": gpus} if gpus else {})}
     return records.commit(CARD, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started)
 

@@ -215,6 +215,7 @@ def update(trained: Trained, image: Split, batch: Split, crafted: Point) -> Upda
         lanes=2,
     )
     (report,) = reports
+    model.load_state_dict(report.state.weights)  # of the update; where an average is kept, `fit` leaves that
     x_adv = crafted.x_adv[None]
     return Update(
         images=len(batch),
