@@ -77,7 +77,7 @@ def fit(
     num_classes = _classes_of(model)
     if isinstance(train, Split | tuple | list):
         train = _labelled(train, field="train", num_classes=num_classes)
-    if not isinstance(train, Loader):
+    elif not isinstance(train, Loader):
         raise ValueError(f"train must be a Split or a tuple (images, labels), got {type(train).__name__}")
     val = _labelled(val, field="val", num_classes=num_classes)
     run = _Run(

@@ -582,9 +582,7 @@ def test_arithmetic_that_a_machine_only_imitates_is_named(monkeypatch: pytest.Mo
     assert not slow_here(gradient="fp16", accelerator="")
 
 
-def test_without_calibrations_the_control_images_are_drawn_from_the_given_ones(
-    digits_model: Normalized, held_out: Split
-) -> None:
+def test_without_calibrations_the_control_images_are_drawn_from_the_given_ones(digits_model: Normalized, held_out: Split) -> None:
     rows = control_rows(len(held_out), seed=3)
     assert len(rows) == CONTROL_IMAGES < len(held_out)
     control = held_out.take(rows)
