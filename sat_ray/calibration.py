@@ -30,7 +30,8 @@ GRADIENT_EVERY = 10
 
 
 def control_rows(count: int, *, seed: int) -> Tensor:
-    """Return which of `count` images are control images, drawn by the seed, ascending, (M,) int64."""
+    """Return which of `count` images are control images, drawn by the seed, ascending, (M,)
+    int64."""
     rng = Randomness.of(seed, torch.arange(count))
     return sample_rows(rng, CONTROL_IMAGES, purpose="sample")
 

@@ -65,8 +65,10 @@ def evaluate(
     model: [0, 1] pixels -> logits, in inference mode; images_uint8: (N, C, H, W) uint8; labels: (N,) in [0, K); image_ids: (N,) unique;
     lanes: rows of every model call, part of the numerical environment (multiples of 32 serve every number of features, see docs/design.md);
     cascade: give each attack only what survived those before it, instead of every image;
-    calibrations: of every attack whose gradient is not float32, by its name (`calibrate_attacks`); None: measured here, on at most
-    `sat_ray.calibration.CONTROL_IMAGES` of the given images, drawn by the seed. Pass one where parts of a set are evaluated one by one:
+    calibrations: of every attack whose gradient is not float32, by its name (`calibrate_attacks`);
+    None: measured here, on at most
+    `sat_ray.calibration.CONTROL_IMAGES` of the given images, drawn by the seed. Pass one where
+    parts of a set are evaluated one by one:
     the verdicts depend on it.
     Clean errors are not attacked (but for final-iterate attacks, whose rule scores the last point alone); restart r has rows for the
     images that survived the restarts before it (of a targeted attack: every target is a restart).
@@ -149,7 +151,8 @@ def _calibrated(
     seed: int,
     lanes: int,
 ) -> dict[str, Calibration]:
-    """Calibrate attacks on control images of the images that they will attack, where any of them needs it."""
+    """Calibrate attacks on control images of the images that they will attack, where any of them
+    needs it."""
     if all(spec.gradient == "float32" for spec in attacks):
         return {}
     control = given.take(control_rows(len(given), seed=seed))

@@ -215,7 +215,8 @@ def update(trained: Trained, image: Split, batch: Split, crafted: Point) -> Upda
         lanes=2,
     )
     (report,) = reports
-    model.load_state_dict(report.state.weights)  # of the update; where an average is kept, `fit` leaves that
+    # where an average is kept, `fit` leaves that; the update is shown by the weights themselves
+    model.load_state_dict(report.state.weights)
     x_adv = crafted.x_adv[None]
     return Update(
         images=len(batch),

@@ -57,21 +57,28 @@ def fit(
     on_checkpoint: Callable[[TrainingState], None] = lambda state: None,
     leaving: Callable[[], bool] | None = None,
 ) -> Iterator[EpochReport]:
-    """Train `model` in place and yield a report after every epoch, on every process. Nothing is done until it is iterated.
+    """Train `model` in place and yield a report after every epoch, on every process. Nothing is
+    done until it is iterated.
 
-    When the iteration has come to its end, `model` is in eval mode and holds the best weights found in validation, those of
-    `report.state.best`: of the highest (robust, clean) validation accuracy, a tie going to the later epoch. Until then, and where
+    When the iteration has come to its end, `model` is in eval mode and holds the best weights found
+    in validation, those of
+    `report.state.best`: of the highest (robust, clean) validation accuracy, a tie going to the
+    later epoch. Until then, and where
     the iteration is left early, it holds the weights of the last update, in train mode.
 
-    model: of `sat_ray.models.build_model`, on its device, with the same initial weights in every process.
-    train: in memory, or a loader that reads rows when they are needed; they are the same rows either way. val: held-out images.
-    Either may be a `Split` or a tuple (images, labels) of arrays: (N, C, H, W) uint8 and (N,) whole numbers.
+    model: of `sat_ray.models.build_model`, on its device, with the same initial weights in every
+    process.
+    train: in memory, or a loader that reads rows when they are needed; they are the same rows
+    either way. val: held-out images.
+    Either may be a `Split` or a tuple (images, labels) of arrays: (N, C, H, W) uint8 and (N,) whole
+    numbers.
     attacker_activation: the attack's view of the model, None for the model's own; state: go on from here; until: stop after this many
     epochs of the schedule. The last epoch is validated.
     on_checkpoint: called on every process after each `checkpoint_every` steps (0: never) with the state, to be written or copied at once.
     leaving: asked every few seconds whether a machine is about to go, the same answer on every process; as long as it is, a checkpoint
     follows each question.
-    Raises ValueError on settings or images that do not fit, NonFiniteLossError on a NaN or infinite loss,
+    Raises ValueError on settings or images that do not fit, NonFiniteLossError on a NaN or infinite
+    loss,
     CatastrophicOverfittingError where the sentinel gives up.
     """
     num_classes = _classes_of(model)
@@ -115,7 +122,8 @@ def _classes_of(model: nn.Module) -> int:
 
 
 def _labelled(given: Split | Arrays, *, field: str, num_classes: int) -> Split:
-    """Return a split with at least one image and labels of the model's classes; ValueError for another."""
+    """Return a split with at least one image and labels of the model's classes; ValueError for
+    another."""
     split = given_split(given, field=field)
     if not len(split):
         raise ValueError(f"{field} must have at least one image, got none")

@@ -9,7 +9,8 @@ from sat_ray.sentinel import Memory
 
 @dataclass
 class TrainingState:
-    """Everything needed to go on as if nothing had happened; tensors on the CPU, keyed by parameter or buffer name."""
+    """Everything needed to go on as if nothing had happened; tensors on the CPU, keyed by parameter
+    or buffer name."""
 
     epoch: int = 0
     """Epochs done."""
@@ -22,7 +23,8 @@ class TrainingState:
     average: dict[str, Tensor] = field(default_factory=dict)
     """Moving average of the weights; empty where none is kept."""
     best: dict[str, Tensor] = field(default_factory=dict)
-    """Weights (or average) of the highest (robust, clean) validation accuracy so far; empty before the first validation."""
+    """Weights (or average) of the highest (robust, clean) validation accuracy so far; empty before
+    the first validation."""
     good: dict[str, Tensor] = field(default_factory=dict)
     """What the sentinel goes back to, keyed `weights/name`, `momentum/name`, `average/name`."""
     best_epoch: int = -1
@@ -54,11 +56,15 @@ class EpochReport:
     epoch: int
     """Counted from 0."""
     metrics: dict[str, float]
-    """Named as in MLflow, over all processes: `train/loss`, `train/adversarial_accuracy` (fraction, under the training attack),
-    `train/learning_rate`, `throughput/images_per_second`; after a validation `val/clean_accuracy` and `val/robust_accuracy`
-    (fractions of all validation images); with a sentinel `sentinel/robust_accuracy` and `sentinel/collapses`."""
+    """Named as in MLflow, over all processes: `train/loss`, `train/adversarial_accuracy` (fraction,
+    under the training attack),
+    `train/learning_rate`, `throughput/images_per_second`; after a validation `val/clean_accuracy`
+    and `val/robust_accuracy`
+    (fractions of all validation images); with a sentinel `sentinel/robust_accuracy` and
+    `sentinel/collapses`."""
     state: TrainingState
-    """Where training stands, to be saved or thrown away; training goes on in the same object, so copy it (`snapshot`) to keep it."""
+    """Where training stands, to be saved or thrown away; training goes on in the same object, so
+    copy it (`snapshot`) to keep it."""
     events: tuple[dict[str, float], ...] = ()
     """Roll-backs by the sentinel in this epoch."""
 

@@ -51,7 +51,8 @@ def train_attack_judge(
         mean=(0.3,),
         std=(0.35,),
     )
-    for report in fit(model, train, val, settings=TrainingSettings(epochs=epochs), threat_model=ball):
+    training = TrainingSettings(epochs=epochs)
+    for report in fit(model, train, val, settings=training, threat_model=ball):
         print(f"epoch {report.epoch + 1}: loss {report.metrics['train/loss']:.2f}")
 
     # the model is now in eval mode and holds the best weights found in validation
@@ -71,11 +72,13 @@ def train_attack_judge(
 
 # --8<-- [start:main]
 def main() -> None:
-    """Use the first images for training, the next for validation and the card, the last for the test."""
+    """Train on the first images, validate and judge on the next, test on the last."""
     torch.set_num_threads(1)  # threads slow down calls on images as small as these
     images, labels = digits()
-    train, val, test = ((images[part], labels[part]) for part in (slice(1000), slice(1000, 1200), slice(1200, 1500)))
-    train_attack_judge(train, val, test, settings=CardSettings(images=100))
+    train = images[:1000], labels[:1000]
+    val = images[1000:1200], labels[1000:1200]
+    test = images[1200:1500], labels[1200:1500]
+    train_attack_judge(train, val, test, settings=CardSettings(images=60))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,10 @@ _SHORT = {"cross_entropy": "ce"}
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSpec:
-    """Describe one attack completely: `AttackSpec(threat_model=ThreatModel("linf", 8 / 255), steps=200, step_size=1 / 255)`."""
+    """Describe one attack completely.
+
+    `AttackSpec(threat_model=ThreatModel("linf", 8 / 255), steps=200, step_size=1 / 255)`
+    """
 
     threat_model: ThreatModel
     """The ball around each image."""
@@ -36,11 +39,13 @@ class AttackSpec:
     loss: str = "cross_entropy"
     """What pgd and apgd ascend: cross_entropy, dlr or margin."""
     targets: Annotated[int, Bounds(0, 1_000_000)] = 0
-    """0 to move away from the label; else that many runs per restart, each towards one of the likeliest other classes of the image."""
+    """0 to move away from the label; else that many runs per restart, each towards one of the
+    likeliest other classes of the image."""
     restarts: Steps = 1
     """Runs of each image, >= 1, as long as it is not broken."""
     random_start: bool = True
-    """Start at a random point of the ball, uniformly; else at the image itself. Square has a start of its own."""
+    """Start at a random point of the ball, uniformly; else at the image itself. Square has a start
+    of its own."""
     attacker_activation: str | None = None
     """Differentiate through the view of the model with this activation; None for its own."""
     attacker_alpha: float | None = None
@@ -48,8 +53,9 @@ class AttackSpec:
     final_iterate: bool = False
     """Whether the last point alone counts, as in the paper; else every visited point."""
     gradient: Gradient = "float32"
-    """Where gradients come from: the model itself (float32), or a faster copy of it, which is another attack; the model in float32 says
-    what is broken (`sat_ray.rescoring`)."""
+    """Where gradients come from: the model itself (float32), or a faster copy of it, which is
+    another attack; the model in float32 says what is broken
+    (`sat_ray.rescoring`)."""
     name: str = ""
     """As it appears in outcomes; made from the rest where empty."""
 

@@ -37,20 +37,30 @@ def robustness_card(
     """Measure a model and judge it: {"verdict": "PASS" or "FLAG", "reasons", "checks", "ladder", "curves", "n", ...}, JSON-ready.
 
     model: [0, 1] pixels -> logits, in inference mode.
-    split: images that the model was not trained on, a `Split` or a tuple (images, labels) of arrays: (N, C, H, W) uint8 and (N,)
+    split: images that the model was not trained on, a `Split` or a tuple (images, labels) of
+    arrays: (N, C, H, W) uint8 and (N,)
     whole numbers, with the image ids 0 to N - 1. At most `settings.images` of them are used.
     attack: the PGD whose robust accuracy is claimed; variants: the backward passes that each attack must be tried through.
-    lanes: rows of every call of the model, part of the numerical environment. None: as many as there are images, rounded up to a
-    multiple of 32, at most 256 and fewer for large images; images of at most 256 values are then computed on one CPU thread.
-    on_progress: called with the name of each part of the work when it begins, and the seconds since the card was begun. None: these
-    are printed on stderr, a line each, once the work has taken 3 seconds; `sat_ray.card.silent` reports nothing.
+    lanes: rows of every call of the model, part of the numerical environment. None: as many as
+    there are images, rounded up to a
+    multiple of 32, at most 256 and fewer for large images; images of at most 256 values are then
+    computed on one CPU thread.
+    on_progress: called with the name of each part of the work when it begins, and the seconds since
+    the card was begun. None: these
+    are printed on stderr, a line each, once the work has taken 3 seconds; `sat_ray.card.silent`
+    reports nothing.
 
-    Cost: an image that survives everything takes about (attack.restarts + 4) * attack.steps + 1,500 forward and backward passes and
-    5,000 forward passes (Square); a broken one takes fewer. So the time grows with the number of images. Fewer images than fit in
-    one call take the time of one call, about 8,000 calls in all: half a minute for 60 images of 8 x 8 and a small network on one
-    core. `CardSettings` with fewer images, cascade_steps, cascade_queries or restarts makes a smaller card.
+    Cost: an image that survives everything takes about (attack.restarts + 4) * attack.steps + 1,500
+    forward and backward passes and
+    5,000 forward passes (Square); a broken one takes fewer. So the time grows with the number of
+    images. Fewer images than fit in
+    one call take the time of one call, about 8,000 calls in all: half a minute for 60 images of 8 x
+    8 and a small network on one
+    core. `CardSettings` with fewer images, cascade_steps, cascade_queries or restarts makes a
+    smaller card.
 
-    Raises ValueError on bad input (arrays of a wrong kind, a model in train mode, probabilities for logits, NaN, labels out of
+    Raises ValueError on bad input (arrays of a wrong kind, a model in train mode, probabilities for
+    logits, NaN, labels out of
     range).
     """
     settings = settings or CardSettings()
@@ -58,7 +68,8 @@ def robustness_card(
     if not len(checked):
         raise ValueError("split must have at least one image, got none")
     values = max(1, prod(checked.images.shape[1:]))
-    with reporting(on_progress) as begin, _threads(1 if lanes is None and values <= SMALL_IMAGE else None):
+    one_thread = lanes is None and values <= SMALL_IMAGE
+    with reporting(on_progress) as begin, _threads(1 if one_thread else None):
         evidence = measure(
             model,
             checked,

@@ -47,8 +47,9 @@ def measure(
     lanes: int,
     begin: Callable[[str], None] = lambda part: None,
 ) -> dict[str, Any]:
-    """Return all evidence, JSON-ready. Accuracies are fractions of `n` images; steps and epsilons are the x of the curves.
+    """Return all evidence, JSON-ready.
 
+    Accuracies are fractions of `n` images; steps and epsilons are the x of the curves.
     begin: called with the name of each part of the work when it begins.
     """
     if attack.name in RUNGS:
@@ -88,7 +89,8 @@ def measure(
     for spec in attacks[:-1]:
         begin(f"{spec.name} on {len(survivors)} images")
         survivors = robust_image_ids(subject.of(survivors).outcomes(spec, in_turn=True))
-    # one search for both questions: how many survivors of the cascade fall to it, and how many of the claimed attack
+    # one search answers two questions: how many survivors of the cascade fall to it, and how many
+    # of the claimed attack
     asked = survivors | claimed_survivors
     begin(f"{attacks[-1].name} on {len(asked)} images")
     fallen = asked - robust_image_ids(subject.of(asked).outcomes(attacks[-1]))

@@ -24,7 +24,8 @@ class Split:
     labels: Tensor
     """(N,) int64, classes from 0 to K - 1."""
     image_ids: Tensor
-    """(N,) int64, a different number for each image, for example its index in the data set; random draws depend on it."""
+    """(N,) int64, a different number for each image, for example its index in the data set; random
+    draws depend on it."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,10 +71,11 @@ def checked_split(images: Any, labels: Any, image_ids: Any = None, *, field: str
     start = f"{field}." if field else ""
     pixels = _as_tensor(images, name=f"{start}images")
     if pixels.dtype != torch.uint8 or pixels.dim() != 4:
-        hint = "; multiply pixels in [0, 1] by 255, round, and convert to uint8"
-        raise ValueError(
-            f"{start}images must be uint8 of shape (N, C, H, W), got {_kind(pixels)}{hint if pixels.is_floating_point() else ''}"
-        )
+        hint = ""
+        if pixels.is_floating_point():
+            hint = "; multiply pixels in [0, 1] by 255, round, and convert to uint8"
+        found = _kind(pixels)
+        raise ValueError(f"{start}images must be uint8 of shape (N, C, H, W), got {found}{hint}")
     y = _whole_numbers(labels, name=f"{start}labels", count=len(pixels))
     numbers = torch.arange(len(pixels)) if image_ids is None else image_ids
     ids = _whole_numbers(numbers, name=f"{start}image_ids", count=len(pixels))
@@ -86,7 +88,8 @@ def _as_tensor(values: Any, *, name: str) -> Tensor:
     try:
         return torch.as_tensor(values).cpu()
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name} must be an array of numbers, got {type(values).__name__}") from None
+        found = type(values).__name__
+        raise ValueError(f"{name} must be an array of numbers, got {found}") from None
 
 
 def _whole_numbers(values: Any, *, name: str, count: int) -> Tensor:
@@ -94,7 +97,8 @@ def _whole_numbers(values: Any, *, name: str, count: int) -> Tensor:
     numbers = _as_tensor(values, name=name)
     fraction = numbers.is_floating_point() or numbers.is_complex()
     if numbers.shape != (count,) or (count and fraction):
-        raise ValueError(f"{name} must be {count} whole numbers, one per image, got {_kind(numbers)}")
+        found = _kind(numbers)
+        raise ValueError(f"{name} must be {count} whole numbers, one per image, got {found}")
     return numbers.to(torch.int64)
 
 
