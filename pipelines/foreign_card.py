@@ -13,7 +13,7 @@ from pipelines.foreign_tasks import follow, on_ray
 from pipelines.progress import Reporter
 from sat_ray.attacks import AttackSpec
 from sat_ray.bundles import evaluation_resources
-from sat_ray.card import CardSettings, robustness_card
+from sat_ray.card import CardSettings, robustness_card, silent
 from sat_ray.config import to_json
 from sat_ray.configuration import Configuration
 from sat_ray.jobs import images_of, model_of, rows_of
@@ -82,4 +82,12 @@ def card_of(task: EvaluationTask, attack: AttackSpec, configuration: Configurati
     split = images_of(task, rows_of(task))
     variants = partial(variants_of, configuration)
     with naming_model(task.checkpoint):
-        return robustness_card(model_of(task), split, attack=attack, variants=variants, seed=task.seed, lanes=task.lanes)
+        return robustness_card(
+            model_of(task),
+            split,
+            attack=attack,
+            variants=variants,
+            seed=task.seed,
+            lanes=task.lanes,
+            on_progress=silent,
+        )

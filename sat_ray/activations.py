@@ -291,6 +291,7 @@ _ENTRIES = (
     ),
 )
 ACTIVATIONS: dict[str, ActivationInfo] = {info.name: info for info in _ENTRIES}
+"""Every registered activation by its name: formula, derivative, smoothness, range of alpha, reference."""
 _TWINS = {  # names of one function
     ("softplus", None): ("parametric_softplus", 1.0),
     ("celu", 1.0): ("elu", 1.0),

@@ -20,13 +20,20 @@ from sat_ray.lanes import NEVER, lane_logits, require_finite, run_lanes
 from sat_ray.losses import margin
 from sat_ray.metrics import wilson_interval
 from sat_ray.narrowing import Narrowing, call_rows, has_fixed_rows, pad
-from sat_ray.randomness import Randomness
+from sat_ray.randomness import Randomness, sample_rows
 from sat_ray.rescoring import run_lanes_fast
 
 CONTROL_IMAGES = 64
 SAFETY = 2.0  # the bound is this many times the largest difference seen
 LEAST_BOUND = 1e-3  # where both agree to the last bit, as a model that ignores autocast does
 GRADIENT_EVERY = 10
+
+
+def control_rows(count: int, *, seed: int) -> Tensor:
+    """Return which of `count` images are control images, drawn by the seed, ascending, (M,)
+    int64."""
+    rng = Randomness.of(seed, torch.arange(count))
+    return sample_rows(rng, CONTROL_IMAGES, purpose="sample")
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from sat_ray.attacks import AttackSpec, make_attack
 from sat_ray.attacks.base import Model, require_inference_mode
 from sat_ray.attacks.spec import FINAL_SUFFIX
 from sat_ray.bounds import Lanes, fault, shown
-from sat_ray.calibration import Calibration, calibrate
-from sat_ray.data.split import Split
+from sat_ray.calibration import Calibration, calibrate, control_rows
+from sat_ray.data.split import Split, checked_split
 from sat_ray.fast_copy import fast_copy, flies_again
 from sat_ray.lanes import CLEAN_ERROR, NEVER, Verdicts, by_run, lane_logits, run_lanes
 from sat_ray.losses import fewest_classes, margin
@@ -65,7 +65,11 @@ def evaluate(
     model: [0, 1] pixels -> logits, in inference mode; images_uint8: (N, C, H, W) uint8; labels: (N,) in [0, K); image_ids: (N,) unique;
     lanes: rows of every model call, part of the numerical environment (multiples of 32 serve every number of features, see docs/design.md);
     cascade: give each attack only what survived those before it, instead of every image;
-    calibrations: of every attack on a fast copy, by its name (`calibrate_attacks`).
+    calibrations: of every attack whose gradient is not float32, by its name (`calibrate_attacks`);
+    None: measured here, on at most
+    `sat_ray.calibration.CONTROL_IMAGES` of the given images, drawn by the seed. Pass one where
+    parts of a set are evaluated one by one:
+    the verdicts depend on it.
     Clean errors are not attacked (but for final-iterate attacks, whose rule scores the last point alone); restart r has rows for the
     images that survived the restarts before it (of a targeted attack: every target is a restart).
     Raises ValueError on bad input, InfeasiblePointError if an attack leaves its threat model.
@@ -81,11 +85,14 @@ def evaluate(
     check_logits(clean, y)
     for spec in attacks:
         check_classes(spec, clean.shape[1])
+    if calibrations is None:
+        given = Split(images, y, ids)
+        calibrations = _calibrated(model, given, attacks=attacks, seed=seed, lanes=lanes)
     tables: list[pa.Table] = []
     alive = torch.ones_like(y, dtype=torch.bool)
     where: dict[str, Any] = {"seed": seed, "lanes": lanes, "device": device}
     for spec in attacks:
-        rows, bound = torch.nonzero(alive).flatten(), _bound(spec, calibrations or {})
+        rows, bound = torch.nonzero(alive).flatten(), _bound(spec, calibrations)
         tables.append(_one_attack(model, images[rows], y[rows], ids[rows], clean[rows], spec=spec, bound=bound, **where))
         if cascade and not spec.final_iterate:
             alive = torch.isin(ids, torch.tensor(sorted(robust_image_ids(tables[-1])), dtype=torch.int64))
@@ -136,11 +143,30 @@ def calibrate_attacks(
     }
 
 
+def _calibrated(
+    model: Model,
+    given: Split,
+    *,
+    attacks: Sequence[AttackSpec],
+    seed: int,
+    lanes: int,
+) -> dict[str, Calibration]:
+    """Calibrate attacks on control images of the images that they will attack, where any of them
+    needs it."""
+    if all(spec.gradient == "float32" for spec in attacks):
+        return {}
+    control = given.take(control_rows(len(given), seed=seed))
+    return calibrate_attacks(model, control, attacks=attacks, seed=seed, lanes=lanes)
+
+
 def _bound(spec: AttackSpec, calibrations: Mapping[str, Calibration]) -> float | None:
     if spec.gradient == "float32":
         return None
     if spec.name not in calibrations:
-        raise ValueError(f"attack {spec.name} climbs a fast copy and is not calibrated; pass calibrations=calibrate_attacks(...)")
+        raise ValueError(
+            f"calibrations must have an entry for the attack {spec.name}, whose gradient is {spec.gradient}; "
+            "leave calibrations out, or pass calibrate_attacks(...)"
+        )
     return calibrations[spec.name].bound
 
 
@@ -246,18 +272,10 @@ def check_images(
     lanes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return images (N, C, H, W) uint8, labels and ids (N,) int64 on the CPU; ValueError names what is wrong with them."""
-    images = torch.as_tensor(images_uint8).cpu()
-    if images.dtype != torch.uint8 or images.dim() != 4:
-        raise ValueError(f"images_uint8 is {tuple(images.shape)} {images.dtype}; allowed: (N, C, H, W) uint8")
-    y, ids = (torch.as_tensor(values).cpu() for values in (labels, image_ids))
-    for name, values in (("labels", y), ("image_ids", ids)):
-        if values.shape != images.shape[:1] or (len(values) and values.is_floating_point()):
-            raise ValueError(f"{name} is {tuple(values.shape)} {values.dtype}; allowed: ({len(images)},) whole numbers")
-    if len(torch.unique(ids)) != len(ids):
-        raise ValueError("image_ids has duplicates; allowed: each id once")
+    given = checked_split(images_uint8, labels, image_ids)
     if reason := fault(lanes, Lanes):
         raise ValueError(f"lanes must be {reason}, got {shown(lanes)}")
-    return images.contiguous(), y.to(torch.int64), ids.to(torch.int64)  # the layout of images is no part of an evaluation
+    return given.images, given.labels, given.image_ids
 
 
 def check_classes(spec: AttackSpec, num_classes: int) -> None:

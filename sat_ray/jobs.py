@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from sat_ray.calibration import CONTROL_IMAGES, Calibration
-from sat_ray.card import robustness_card
+from sat_ray.calibration import Calibration, control_rows
+from sat_ray.card import robustness_card, silent
 from sat_ray.checkpoint import pack_state, save_model, sha256, unpack_state
 from sat_ray.class_names import relabelled
 from sat_ray.data.loading import Loader, Resident, Streamed, shard_rows, streams
@@ -240,8 +240,7 @@ def calibrations_of(task: EvaluationTask) -> dict[str, Calibration]:
     evaluation = replace(task, first=0, last=0, after=None).key
     if evaluation not in _CALIBRATIONS:
         count = task.dataset.manifest["splits"][task.split]
-        rows = sampled_rows(count, min(CONTROL_IMAGES, count), seed=task.seed)
-        control = images_of(task, rows)
+        control = images_of(task, control_rows(count, seed=task.seed))
         _CALIBRATIONS[evaluation] = calibrate_attacks(model_of(task), control, attacks=task.attacks, seed=task.seed, lanes=task.lanes)
     return _CALIBRATIONS[evaluation]
 
@@ -296,7 +295,7 @@ def card_and_commit(task: CardTask, records: Records, *, gpus: float = 0) -> Rec
     model = cached_model(checkpoint, task.checkpoint_sha256, _accelerator(task))
     split = split_of(task.dataset.uri, "val", task.dataset.hash)
     settings: dict[str, Any] = {"attack": task.attack, "settings": task.settings, "variants": task.variants}
-    card = robustness_card(model, split, **settings, seed=task.seed, lanes=task.lanes)
+    card = robustness_card(model, split, **settings, seed=task.seed, lanes=task.lanes, on_progress=silent)
     payload = {"name": task.name, "weights": task.checkpoint_sha256, "split": "val", "card": card, **({"gpus": gpus} if gpus else {})}
     return records.commit(CARD, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started)
 

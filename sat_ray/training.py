@@ -19,7 +19,7 @@ from sat_ray.compilation import check_compiler, forget_graphs
 from sat_ray.crafting import AlphaSchedule, Crafter, follow
 from sat_ray.data.loading import Loader, loader_of
 from sat_ray.data.order import epoch_order
-from sat_ray.data.split import Split
+from sat_ray.data.split import Arrays, Split, given_split
 from sat_ray.evaluation import clean_correct_ids, evaluate, robust_image_ids
 from sat_ray.kernel_reach import KernelReach
 from sat_ray.learner import Learner
@@ -41,8 +41,8 @@ __all__ = ["EpochReport", "TrainingSettings", "TrainingState", "fit"]
 
 def fit(
     model: Normalized,
-    train: Split | Loader,
-    val: Split,
+    train: Split | Arrays | Loader,
+    val: Split | Arrays,
     *,
     settings: TrainingSettings,
     threat_model: ThreatModel,
@@ -57,17 +57,36 @@ def fit(
     on_checkpoint: Callable[[TrainingState], None] = lambda state: None,
     leaving: Callable[[], bool] | None = None,
 ) -> Iterator[EpochReport]:
-    """Train `model` in place and yield a report after every epoch, on every process.
+    """Train `model` in place and yield a report after every epoch, on every process. Nothing is
+    done until it is iterated.
 
-    train: in memory, or what brings the rows that it is asked for; they are the same rows either way.
+    When the iteration has come to its end, `model` is in eval mode and holds the best weights found
+    in validation, those of
+    `report.state.best`: of the highest (robust, clean) validation accuracy, a tie going to the
+    later epoch. Until then, and where
+    the iteration is left early, it holds the weights of the last update, in train mode.
+
+    model: of `sat_ray.models.build_model`, on its device, with the same initial weights in every
+    process.
+    train: in memory, or a loader that reads rows when they are needed; they are the same rows
+    either way. val: held-out images.
+    Either may be a `Split` or a tuple (images, labels) of arrays: (N, C, H, W) uint8 and (N,) whole
+    numbers.
     attacker_activation: the attack's view of the model, None for the model's own; state: go on from here; until: stop after this many
-    epochs of the schedule; the model must already be on its device, with the same initial weights everywhere. The last epoch is validated.
+    epochs of the schedule. The last epoch is validated.
     on_checkpoint: called on every process after each `checkpoint_every` steps (0: never) with the state, to be written or copied at once.
     leaving: asked every few seconds whether a machine is about to go, the same answer on every process; as long as it is, a checkpoint
     follows each question.
-    Raises ValueError on settings that do not fit, NonFiniteLossError on a NaN or infinite loss, CatastrophicOverfittingError where the
-    sentinel gives up.
+    Raises ValueError on settings or images that do not fit, NonFiniteLossError on a NaN or infinite
+    loss,
+    CatastrophicOverfittingError where the sentinel gives up.
     """
+    num_classes = _classes_of(model)
+    if isinstance(train, Split | tuple | list):
+        train = _labelled(train, field="train", num_classes=num_classes)
+    elif not isinstance(train, Loader):
+        raise ValueError(f"train must be a Split or a tuple (images, labels), got {type(train).__name__}")
+    val = _labelled(val, field="val", num_classes=num_classes)
     run = _Run(
         model,
         train,
@@ -86,6 +105,32 @@ def fit(
     last = settings.epochs if until is None else min(until, settings.epochs)
     for epoch in range(run.state.epoch, last):
         yield run.epoch(epoch, validate=(epoch + 1) % settings.validate_every == 0 or epoch + 1 == last)
+    if run.state.best:
+        model.load_state_dict(run.state.best)
+    model.eval()
+
+
+def _classes_of(model: nn.Module) -> int:
+    """Return the number of classes of a model; ValueError for one that cannot be trained here."""
+    spec = getattr(model, "spec", None)
+    if spec is None:
+        raise ValueError(
+            f"model must be made by sat_ray.models.build_model, got {type(model).__name__}; "
+            "it builds a network of your own from a name like module:function"
+        )
+    return int(spec.num_classes)
+
+
+def _labelled(given: Split | Arrays, *, field: str, num_classes: int) -> Split:
+    """Return a split with at least one image and labels of the model's classes; ValueError for
+    another."""
+    split = given_split(given, field=field)
+    if not len(split):
+        raise ValueError(f"{field} must have at least one image, got none")
+    low, high = int(split.labels.min()), int(split.labels.max())
+    if not 0 <= low <= high < num_classes:
+        raise ValueError(f"{field}.labels must lie in 0 to {num_classes - 1}, as the model has {num_classes} classes, got {low} to {high}")
+    return split
 
 
 class _Run:

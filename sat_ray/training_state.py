@@ -9,29 +9,40 @@ from sat_ray.sentinel import Memory
 
 @dataclass
 class TrainingState:
-    """Everything needed to go on as if nothing had happened; tensors on the CPU, keyed by parameter or buffer name.
-
-    epoch: epochs done; step: steps done of the epoch under way, whose losses, right answers and images add up to `sums` over all
-    processes, in `epoch_seconds`; average: moving average of the weights, empty where none is kept; best: weights with the highest
-    (robust, clean) validation accuracy so far, at best_epoch; sentinel, good: what the sentinel remembers, and the state it goes back to,
-    keyed `weights/name`, `momentum/name`, `average/name`; events: what it did; seconds: spent so far.
-    """
+    """Everything needed to go on as if nothing had happened; tensors on the CPU, keyed by parameter
+    or buffer name."""
 
     epoch: int = 0
+    """Epochs done."""
     step: int = 0
+    """Steps done of the epoch under way; 0 between epochs."""
     weights: dict[str, Tensor] = field(default_factory=dict)
+    """Of the last update, with the buffers: what `load_state_dict` takes."""
     momentum: dict[str, Tensor] = field(default_factory=dict)
+    """Of the optimizer."""
     average: dict[str, Tensor] = field(default_factory=dict)
+    """Moving average of the weights; empty where none is kept."""
     best: dict[str, Tensor] = field(default_factory=dict)
+    """Weights (or average) of the highest (robust, clean) validation accuracy so far; empty before
+    the first validation."""
     good: dict[str, Tensor] = field(default_factory=dict)
+    """What the sentinel goes back to, keyed `weights/name`, `momentum/name`, `average/name`."""
     best_epoch: int = -1
+    """Epoch of `best`, counted from 0; -1 before the first validation."""
     best_score: tuple[float, float] = (-1.0, -1.0)
+    """(robust, clean) validation accuracy of `best`."""
     sentinel: Memory = field(default_factory=Memory)
+    """What the sentinel has seen."""
     events: list[dict[str, float]] = field(default_factory=list)
+    """Roll-backs by the sentinel."""
     history: list[dict[str, float]] = field(default_factory=list)
+    """Metrics of every epoch done, with its number as `epoch`."""
     sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Losses, right answers and images of the epoch under way, over all processes."""
     epoch_seconds: float = 0.0
+    """Spent on the epoch under way."""
     seconds: float = 0.0
+    """Spent so far, in one process."""
 
     def snapshot(self) -> "TrainingState":
         """Return what this is now, whatever training does next: it puts new tensors in place of these, and adds to these lists."""
@@ -40,15 +51,22 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch did.
-
-    metrics: names as in MLflow, accuracies over all processes; state: to be saved or thrown away; events: what the sentinel did.
-    """
+    """What one epoch did."""
 
     epoch: int
+    """Counted from 0."""
     metrics: dict[str, float]
+    """Named as in MLflow, over all processes: `train/loss`, `train/adversarial_accuracy` (fraction,
+    under the training attack),
+    `train/learning_rate`, `throughput/images_per_second`; after a validation `val/clean_accuracy`
+    and `val/robust_accuracy`
+    (fractions of all validation images); with a sentinel `sentinel/robust_accuracy` and
+    `sentinel/collapses`."""
     state: TrainingState
+    """Where training stands, to be saved or thrown away; training goes on in the same object, so
+    copy it (`snapshot`) to keep it."""
     events: tuple[dict[str, float], ...] = ()
+    """Roll-backs by the sentinel in this epoch."""
 
 
 def joined(**parts: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,16 +1,20 @@
 """The robustness card: an honest model passes, every planted fraud is flagged or refused, and what it measures is what it says."""
 
 import copy
+import re
+import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import sat_ray.card.progress
 from sat_ray.attacks import PGD, AttackSpec
 from sat_ray.card import FLAG, PASS, CardSettings, robustness_card
 from sat_ray.card.checks import judge
@@ -366,6 +370,126 @@ def test_the_curves_are_those_of_direct_evaluations(honest: dict[str, Any], digi
 def test_every_check_can_fail_alone(name: str, change: dict[str, Any], honest: dict[str, Any]) -> None:
     evidence = {key: honest[key] | value if isinstance(value := change.get(key), dict) else change.get(key, honest[key]) for key in honest}
     assert {check.name for check in judge(evidence) if not check.passed} == {name}
+
+
+def test_arrays_and_a_split_give_the_same_card(digits_model: Normalized, held_out: Split) -> None:
+    some = held_out.take(slice(0, 24))
+    split = Split(some.images, some.labels, torch.arange(24))
+    given = {
+        "split": split,
+        "tensors": (some.images, some.labels),
+        "arrays": (some.images.numpy(), some.labels.numpy()),
+        "a list of labels": (some.images.numpy(), some.labels.tolist()),
+    }
+    made = {name: robustness_card(digits_model.eval(), one, attack=CLAIM, settings=TINY) for name, one in given.items()}
+    assert all(one == made["split"] for one in made.values())
+    assert made["split"]["n"] == 24
+
+
+IMAGES = np.zeros((4, 1, 8, 8), dtype=np.uint8)
+LABELS = np.zeros(4, dtype=np.int64)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (IMAGES, r"split must be a Split or a tuple \(images, labels\), got ndarray"),
+        ((IMAGES, LABELS, LABELS), "got tuple of 3"),
+        ("digits", "got str"),
+        (None, "got NoneType"),
+        ((IMAGES / 255, LABELS), r"split.images must be uint8 of shape \(N, C, H, W\), got torch.float64 .*multiply"),
+        ((IMAGES[:, 0], LABELS), r"split.images must be uint8 .* of shape \(4, 8, 8\)"),
+        ((np.array(["a"]), LABELS), "split.images must be an array of numbers, got ndarray"),
+        ((IMAGES, LABELS[:3]), r"split.labels must be 4 whole numbers, one per image, got torch.int64 of shape \(3,\)"),
+        ((IMAGES, LABELS / 2), "split.labels must be 4 whole numbers"),
+        ((IMAGES, ["cat"] * 4), "split.labels must be an array of numbers, got list"),
+        ((IMAGES, np.eye(10)[LABELS]), r"split.labels must be 4 whole numbers, .*\(4, 10\)"),
+        ((IMAGES[:0], LABELS[:0]), "split must have at least one image"),
+        ((IMAGES, LABELS + 10), "labels lie in"),
+        (Split(torch.from_numpy(IMAGES), torch.zeros(4), torch.arange(3)), "split.labels must be 4 whole numbers"),
+        (Split(torch.from_numpy(IMAGES), torch.zeros(4).long(), torch.ones(4).long()), "split.image_ids must differ"),
+    ],
+)
+def test_images_of_a_wrong_kind_are_refused_in_one_line(given: Any, words: str, digits_model: Normalized) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        robustness_card(digits_model.eval(), given, attack=CLAIM, settings=TINY)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_part_is_reported_when_it_begins(digits_model: Normalized, held_out: Split, capfd: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[str, float]] = []
+    robustness_card(
+        digits_model.eval(),
+        held_out,
+        attack=CLAIM,
+        settings=TINY,
+        on_progress=lambda part, seconds: seen.append((part, seconds)),
+    )
+    parts = [part for part, _ in seen]
+    seconds = [second for _, second in seen]
+    assert len(set(parts)) == len(parts) >= 10
+    for start in ("pgd-40, 2 restarts", "pgd-50 at epsilon 1", "apgd-ce-3 on ", "apgd-t-dlr-3 on ", "square-5 on "):
+        assert [part.startswith(start) for part in parts].count(True) == 1, start
+    assert seconds == sorted(seconds) and seconds[0] >= 0
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("patience", "speaks"), [(0.01, True), (600.0, False)])
+def test_lines_on_stderr_begin_once_the_work_takes_long(
+    patience: float,
+    speaks: bool,
+    digits_model: Normalized,
+    held_out: Split,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sat_ray.card.progress, "PATIENCE", patience)
+    robustness_card(digits_model.eval(), held_out, attack=CLAIM, settings=TINY)
+    out, err = capfd.readouterr()
+    lines = err.splitlines()
+    assert out == "" and bool(lines) == speaks
+    if speaks:
+        assert all(line.startswith("robustness card: ") for line in lines)
+        assert re.search(r"square-5 on \d+ images \(\d+ s so far\)", err)
+        assert re.fullmatch(r"robustness card: ended after \d+ s", lines[-1])
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    for timer in timers:
+        timer.join(5)  # cancelled: it ends at once
+        assert not timer.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("images", "values", "rows"),
+    [(1, 64, 32), (60, 64, 64), (1000, 64, 256), (1000, 3072, 256), (1000, 3 * 64 * 64, 64), (1000, 3 * 224 * 224, 32)],
+)
+def test_a_call_holds_all_images_where_they_fit(images: int, values: int, rows: int) -> None:
+    assert sat_ray.card._rows(images, values) == rows
+
+
+def test_few_small_images_take_few_calls_on_one_thread(digits_model: Normalized, held_out: Split) -> None:
+    """Each point of an attack is one call for all images, and Square searches once."""
+
+    class Counting(Wrapped):
+        calls = 0
+        threads: ClassVar[set[int]] = set()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.threads.add(torch.get_num_threads())
+            return super().forward(x)
+
+    model = Counting(digits_model).eval()
+    before = torch.get_num_threads()
+    settings = CardSettings(images=60, restarts=2, cascade_steps=10, cascade_queries=400)
+    torch.set_num_threads(2)
+    try:
+        robustness_card(model, held_out, attack=CLAIM, settings=settings)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert model.threads == {1}
+    # two restarts of 41 points, those of the course, PGD-10, six radii of 51, 10 runs of 11, Square's 401; the rest are probes
+    assert 401 < model.calls < 2 * 41 + 41 + 11 + 6 * 51 + 10 * 11 + 401 + 100
 
 
 def test_bad_settings_are_refused() -> None:

@@ -28,7 +28,10 @@ EXCUSED = {
     "curl -d": "asks that server",
 }
 VARIABLES = ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "PYTHONPATH")
-TESTED_ELSEWHERE = {"docs/demos/five_ways.py": "test_five_ways.py"}
+TESTED_ELSEWHERE = {
+    "docs/demos/five_ways.py": "test_five_ways.py",
+    "docs/demos/from_python.py": "test_from_python.py",
+}
 
 
 @dataclass(frozen=True)

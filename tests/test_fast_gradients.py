@@ -21,7 +21,7 @@ from sat_ray import compilation
 from sat_ray.attacks import PGD, AttackSpec, make_attack
 from sat_ray.attacks.base import Model
 from sat_ray.attacks.spec import GRADIENTS
-from sat_ray.calibration import LEAST_BOUND, Calibration
+from sat_ray.calibration import CONTROL_IMAGES, LEAST_BOUND, Calibration, control_rows
 from sat_ray.data.split import Split
 from sat_ray.evaluation import calibrate_attacks, evaluate, robust_image_ids
 from sat_ray.fast_copy import LARGEST, UNKNOWN, _short, check_gradient, fast_copy, known_signs, scaled
@@ -582,8 +582,26 @@ def test_arithmetic_that_a_machine_only_imitates_is_named(monkeypatch: pytest.Mo
     assert not slow_here(gradient="fp16", accelerator="")
 
 
+def test_without_calibrations_the_control_images_are_drawn_from_the_given_ones(digits_model: Normalized, held_out: Split) -> None:
+    rows = control_rows(len(held_out), seed=3)
+    assert len(rows) == CONTROL_IMAGES < len(held_out)
+    control = held_out.take(rows)
+    measured = calibrate_attacks(digits_model, control, attacks=[SPEC], seed=3, lanes=LANES)
+    expected = attacked(digits_model, held_out, measured, seed=3)
+    found = evaluate(
+        digits_model,
+        held_out.images,
+        held_out.labels,
+        held_out.image_ids,
+        attacks=[SPEC],
+        seed=3,
+        lanes=LANES,
+    )
+    assert found.equals(expected)
+
+
 def test_bad_requests(digits_model: Normalized, held_out: Split, control: Split) -> None:
-    with pytest.raises(ValueError, match="pgd-20-bf16 climbs a fast copy and is not calibrated"):
+    with pytest.raises(ValueError, match="calibrations must have an entry for the attack pgd-20-bf16"):
         attacked(digits_model, held_out, {})
     with pytest.raises(ValueError, match="allowed for square"):
         AttackSpec(threat_model=SPEC.threat_model, steps=5, algorithm="square", gradient="bf16")

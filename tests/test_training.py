@@ -13,6 +13,7 @@ from trainings import (
     SMALL,
     TIMES,
     Crafting,
+    assert_same_bits,
     digits_again,
     enlarged,
     in_two_processes,
@@ -206,18 +207,71 @@ def test_the_best_weights_are_chosen_by_robust_then_clean_accuracy(digits: Split
         return {"val/robust_accuracy": robust, "val/clean_accuracy": clean}
 
     monkeypatch.setattr(sat_ray.training._Run, "_validate", scripted)
-    after = []
+    after, model = [], small_model()
     for report in fit(
-        small_model(),
+        model,
         digits.take(slice(0, 64)),
         digits.take(slice(1000, 1032)),
         settings=dataclasses.replace(SMALL, epochs=3, validate_every=1),
         threat_model=BALL,
     ):
         after.append({name: t.clone() for name, t in report.state.weights.items()})
+        assert model.training
+        assert all(torch.equal(model.state_dict()[name], t) for name, t in report.state.weights.items())
+    assert not any(module.training for module in model.modules())
+    assert all(torch.equal(model.state_dict()[name], t) for name, t in report.state.best.items())
     assert (report.state.best_epoch, report.state.best_score) == (1, (0.5, 0.95))
     assert all(torch.equal(report.state.best[name], t) for name, t in after[1].items())
     assert not torch.equal(report.state.best["body.fc.weight"], after[2]["body.fc.weight"])
+
+
+def test_a_model_that_was_trained_to_the_end_holds_what_is_saved_and_trains_on_with_the_same_bits(digits: Split) -> None:
+    """The average where one is kept; a later call with the state begins at the last weights, whatever the model holds."""
+    more = {"ema_decay": 0.9, "validate_every": 1}
+    undisturbed = train(small_model(), digits, **more)[-1].state
+    model = small_model()
+    first = train(model, digits, until=1, **more)[-1].state
+    assert all(torch.equal(model.state_dict()[name], t) for name, t in first.average.items())
+    assert not torch.equal(first.average["body.fc.weight"], first.weights["body.fc.weight"])
+    assert_same_bits(train(model, digits, state=first, **more)[-1].state, undisturbed)
+    assert train(model, digits, state=undisturbed, **more) == []
+    assert all(torch.equal(model.state_dict()[name], t) for name, t in undisturbed.best.items())
+
+
+def test_arrays_train_as_a_split_does(digits: Split) -> None:
+    val = digits.take(slice(1000, 1032))
+    found = list(
+        fit(
+            small_model(),
+            (digits.images[:64].numpy(), digits.labels[:64].tolist()),
+            (val.images, val.labels),
+            settings=SMALL,
+            threat_model=BALL,
+        )
+    )
+    expected = train(small_model(), digits, images=64)
+    for name, tensor in expected[-1].state.weights.items():
+        assert torch.equal(found[-1].state.weights[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, r"train must be a Split or a tuple \(images, labels\), got Tensor"),
+        ({"train": "digits"}, "train must be a Split .* got str"),
+        ({"val": None}, "val must be a Split .* got NoneType"),
+        ({"train": (torch.zeros(4, 1, 8, 8), [0] * 4)}, r"train\.images must be uint8 .* multiply"),
+        ({"val": (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), [0, 1, 2, 10])}, r"val\.labels must lie in 0 to 9, .* got 0 to 10"),
+        ({"val": (torch.zeros(0, 1, 8, 8, dtype=torch.uint8), [])}, "val must have at least one image"),
+        ({"model": torch.nn.Linear(2, 2)}, r"model must be made by sat_ray\.models\.build_model, got Linear"),
+    ],
+)
+def test_a_beginners_mistakes_end_in_one_line(changes: dict[str, Any], words: str, digits: Split) -> None:
+    images = digits.take(slice(0, 64))
+    given: dict[str, Any] = {"model": small_model(), "train": images, "val": images} | changes
+    with pytest.raises(ValueError, match=words) as caught:
+        next(fit(**given, settings=SMALL, threat_model=BALL))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -25,28 +25,39 @@ _SHORT = {"cross_entropy": "ce"}
 class AttackSpec:
     """Describe one attack completely.
 
-    algorithm: pgd, apgd or square; steps: moves per run >= 1 (queries for square); step_size: of pgd alone, in [0, 1] pixels with
-    steps * step_size >= epsilon; restarts: >= 1; random_start: uniform in the ball, else the clean image (square has its own start);
-    loss: what pgd and apgd ascend; targets: 0 to move away from the label, else that many runs per restart, each towards one of the
-    likeliest other classes of the clean image; attacker_activation, attacker_alpha: differentiate through this view of the model, None
-    for its own; final_iterate: only the last point counts (the paper's rule), else every visited point; gradient: of the model
-    itself (float32), or of a faster copy of it, which is another attack, and float32 says what is broken (`sat_ray.rescoring`); name: as
-    it appears in outcomes, made from the rest where empty.
+    `AttackSpec(threat_model=ThreatModel("linf", 8 / 255), steps=200, step_size=1 / 255)`
     """
 
     threat_model: ThreatModel
+    """The ball around each image."""
     steps: Steps
+    """Moves per run, >= 1; queries for square."""
     step_size: StepSize | None = None
+    """Of pgd alone, in [0, 1] pixels, with steps * step_size >= epsilon."""
     algorithm: Literal["pgd", "apgd", "square"] = "pgd"
+    """pgd, apgd (which chooses its step sizes) or square (which takes no gradient)."""
     loss: str = "cross_entropy"
+    """What pgd and apgd ascend: cross_entropy, dlr or margin."""
     targets: Annotated[int, Bounds(0, 1_000_000)] = 0
+    """0 to move away from the label; else that many runs per restart, each towards one of the
+    likeliest other classes of the image."""
     restarts: Steps = 1
+    """Runs of each image, >= 1, as long as it is not broken."""
     random_start: bool = True
+    """Start at a random point of the ball, uniformly; else at the image itself. Square has a start
+    of its own."""
     attacker_activation: str | None = None
+    """Differentiate through the view of the model with this activation; None for its own."""
     attacker_alpha: float | None = None
+    """Of that activation."""
     final_iterate: bool = False
+    """Whether the last point alone counts, as in the paper; else every visited point."""
     gradient: Gradient = "float32"
+    """Where gradients come from: the model itself (float32), or a faster copy of it, which is
+    another attack; the model in float32 says what is broken
+    (`sat_ray.rescoring`)."""
     name: str = ""
+    """As it appears in outcomes; made from the rest where empty."""
 
     def __post_init__(self) -> None:
         check_name(self.algorithm, ALGORITHMS, field="attack algorithm")

@@ -1,5 +1,6 @@
 """What a robustness card measures: a ladder of ever stronger attacks on the same images, curves, and probes of the model."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from sat_ray.card.probes import gradient_probe, random_starts, repeatability, tr
 from sat_ray.card.settings import CardSettings
 from sat_ray.card.subject import Subject, Variants, sample
 from sat_ray.data.split import Split
-from sat_ray.evaluation import check_images, check_logits, clean_correct_ids, robust_image_ids
+from sat_ray.evaluation import check_images, check_logits, robust_image_ids
 from sat_ray.lanes import CLEAN_ERROR, NEVER
 from sat_ray.precision import exact_float32
 from sat_ray.threat import ThreatModel
@@ -36,13 +37,26 @@ def most_passes(attack: AttackSpec, settings: CardSettings) -> int:
 
 @exact_float32()
 def measure(
-    model: Model, split: Split, *, attack: AttackSpec, settings: CardSettings, variants: Variants, seed: int, lanes: int
+    model: Model,
+    split: Split,
+    *,
+    attack: AttackSpec,
+    settings: CardSettings,
+    variants: Variants,
+    seed: int,
+    lanes: int,
+    begin: Callable[[str], None] = lambda part: None,
 ) -> dict[str, Any]:
-    """Return all evidence, JSON-ready. Accuracies are fractions of `n` images; steps and epsilons are the x of the curves."""
+    """Return all evidence, JSON-ready.
+
+    Accuracies are fractions of `n` images; steps and epsilons are the x of the curves.
+    begin: called with the name of each part of the work when it begins.
+    """
     if attack.name in RUNGS:
         raise ValueError(f"attack is named {attack.name}, like a rung of the card's ladder; allowed: any name but {', '.join(RUNGS)}")
     require_inference_mode(model)
     check_images(split.images, split.labels, split.image_ids, lanes=lanes)
+    begin("logits and gradients of the images")
     fresh, chosen = untouched(model), sample(split, settings.images, seed=seed)
     subject = Subject(model=model, split=chosen, threat_model=attack.threat_model, variants=variants, seed=seed, lanes=lanes)
     clean = subject.logits()
@@ -50,24 +64,38 @@ def measure(
     gradient, points = gradient_probe(subject), [random_starts(subject)]
     attacks = cascade(attack.threat_model, num_classes=clean.shape[1], steps=settings.cascade_steps, queries=settings.cascade_queries)
     attacks = attacks if gradient["exists"] else attacks[-1:]
-    in_turn = subject.outcomes(*attacks, in_turn=True)
-    ladder, curves = {"clean": len(clean_correct_ids(in_turn)) / subject.n, "noise": noise_accuracy(subject)}, dict[str, Any]()
-    survivors = clean_correct_ids(in_turn)
+    correct = set(chosen.image_ids[clean.argmax(dim=1) == chosen.labels].tolist())
+    ladder = {"clean": len(correct) / subject.n, "noise": noise_accuracy(subject)}
+    curves = dict[str, Any]()
+    claimed_survivors = correct
     if gradient["exists"]:
         restarts_in_all = attack.restarts + settings.restarts - 1
+        begin(f"{attack.name}, {restarts_in_all} restarts")
         claimed = replace(attack, restarts=restarts_in_all, final_iterate=False, name="")
         table = subject.outcomes(claimed)
-        survivors, restarts = robust_image_ids(table), accuracy_by_restart(table, claimed)
+        claimed_survivors = robust_image_ids(table)
+        restarts = accuracy_by_restart(table, claimed)
+        begin(f"pgd-{SHORT_STEPS} and the course of {attack.name}")
         ladder |= {f"pgd-{SHORT_STEPS}": short_attack(subject), attack.name: restarts[attack.restarts - 1]}
         followed, ends = trajectories(subject, attack)
         points.append(ends)
         curves = {
-            "epsilon": epsilon_curve(subject),
+            "epsilon": epsilon_curve(subject, begin),
             "steps": steps_curve(table, claimed),
             "restarts": [[number + 1, value] for number, value in enumerate(restarts)],
             **followed,
         }
-    ladder["cascade"] = len(robust_image_ids(in_turn)) / subject.n
+    survivors = correct
+    for spec in attacks[:-1]:
+        begin(f"{spec.name} on {len(survivors)} images")
+        survivors = robust_image_ids(subject.of(survivors).outcomes(spec, in_turn=True))
+    # one search answers two questions: how many survivors of the cascade fall to it, and how many
+    # of the claimed attack
+    asked = survivors | claimed_survivors
+    begin(f"{attacks[-1].name} on {len(asked)} images")
+    fallen = asked - robust_image_ids(subject.of(asked).outcomes(attacks[-1]))
+    ladder["cascade"] = len(survivors - fallen) / subject.n
+    begin("repeating the model's answers")
     return {
         "n": subject.n,
         "chance": chance(split.labels, num_classes=clean.shape[1]),
@@ -79,8 +107,8 @@ def measure(
         "cascade": [str(spec) for spec in attacks],
         "ladder": ladder,
         "curves": curves,
-        "broken_by_square_alone": square_alone(in_turn, survivors),
-        "survivors_broken_by_square": len(fallen_to_square(subject, attacks[-1], in_turn, survivors)),
+        "broken_by_square_alone": len(fallen & survivors & claimed_survivors),
+        "survivors_broken_by_square": len(fallen & claimed_survivors),
     }
 
 
@@ -105,13 +133,14 @@ def short_attack(subject: Subject) -> float:
     return len(robust_image_ids(subject.outcomes(spec))) / subject.n
 
 
-def epsilon_curve(subject: Subject) -> list[list[float]]:
+def epsilon_curve(subject: Subject, begin: Callable[[str], None]) -> list[list[float]]:
     """Return [epsilon, robust accuracy] from a quarter of epsilon to 16 times epsilon; for linf at most to 1, which holds every image."""
     norm, claimed = subject.threat_model.norm, subject.threat_model.epsilon
     radii = [multiple * claimed for multiple in EPSILON_MULTIPLES if norm == "l2" or multiple * claimed < 1]
     radii += [1.0] if norm == "linf" and len(radii) < len(EPSILON_MULTIPLES) else []
     curve = []
     for epsilon in radii:
+        begin(f"pgd-{EPSILON_STEPS} at epsilon {epsilon:.3g}")
         spec = AttackSpec(threat_model=ThreatModel(norm, epsilon), steps=EPSILON_STEPS, step_size=epsilon / 20)
         curve.append([epsilon, len(robust_image_ids(subject.outcomes(spec))) / subject.n])
     return curve
@@ -139,26 +168,3 @@ def accuracy_by_restart(table: pa.Table, attack: AttackSpec) -> list[float]:
     tried = restart_of(table, attack)  # a restart has rows only for the images that the ones before it left
     n = len(set(table["image_id"].to_pylist()))
     return [len(robust_image_ids(table.filter(pa.array(tried <= last)))) / n for last in range(attack.restarts)]
-
-
-def square_alone(table: pa.Table, survivors_of_claimed: set[int]) -> int:
-    """Count the images that only the attack without gradients breaks."""
-    square, others = _by_square(table)
-    fallen = set(square["image_id"].to_pylist()) - robust_image_ids(square)
-    survivors = robust_image_ids(others) & survivors_of_claimed if len(others) else survivors_of_claimed
-    return len(fallen & survivors)
-
-
-def fallen_to_square(subject: Subject, square: AttackSpec, table: pa.Table, survivors: set[int]) -> set[int]:
-    """Return the survivors of the claimed attack that Square breaks. table: of the cascade, where Square met what APGD had left."""
-    met, _ = _by_square(table)
-    met_ids = set(met["image_id"].to_pylist())
-    fallen = (met_ids - robust_image_ids(met)) & survivors
-    if rest := survivors - met_ids:
-        fallen |= rest - robust_image_ids(subject.of(rest).outcomes(square))
-    return fallen
-
-
-def _by_square(table: pa.Table) -> tuple[pa.Table, pa.Table]:
-    is_square = np.array([name.startswith("square") for name in table["attack"].to_pylist()], dtype=bool)
-    return table.filter(pa.array(is_square)), table.filter(pa.array(~is_square))
