@@ -199,7 +199,7 @@ def test_a_nan_loss_names_the_images_of_its_step_from_shards_too(digits: Split, 
 
 
 def test_a_job_has_the_same_key_and_weights_however_its_images_are_loaded(digit_shards: Dataset, tmp_path: Path) -> None:
-    training = TrainingSettings(epochs=1, validation_steps=4, validate_every=1)
+    training = TrainingSettings(epochs=1, warmup_epochs=0, validation_steps=4, validate_every=1)
     records = []
     for how in ("resident", "streaming"):
         data = DataSettings(loading=how, rows_per_shard=60)  # type: ignore[arg-type]
