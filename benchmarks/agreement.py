@@ -24,11 +24,12 @@ from torch import Tensor
 from sat_ray.attacks import cascade
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.evaluation import evaluate, robust_image_ids
+from sat_ray.evaluation.outcomes import robust_image_ids
+from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized, build_model
 from sat_ray.threat import ThreatModel, as_255ths
-from sat_ray.training import fit
-from sat_ray.training_settings import TrainingSettings
+from sat_ray.training.loop import fit
+from sat_ray.training.settings import TrainingSettings
 
 BATCH, CLASSES = 100, 10
 LINF, L2 = ThreatModel("linf", 24 / 255), ThreatModel("l2", 3.0)

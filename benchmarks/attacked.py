@@ -12,10 +12,10 @@ from torch import Tensor
 from sat_ray.attacks import AttackSpec, pgd
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.fast_copy import fast_copy
+from sat_ray.evaluation.low_precision.surrogate import fast_copy
 from sat_ray.models import Normalized
 from sat_ray.threat import ThreatModel
-from sat_ray.training import TrainingSettings, fit
+from sat_ray.training.loop import TrainingSettings, fit
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from hardware import PeakMemory
 from libraries import LIBRARIES, Library
 from torch import Tensor
 
-from sat_ray.calibration import CONTROL_IMAGES, Calibration
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.evaluation import calibrate_attacks, evaluate, robust_image_ids
+from sat_ray.evaluation.low_precision.calibration import CONTROL_IMAGES, Calibration
+from sat_ray.evaluation.outcomes import robust_image_ids
+from sat_ray.evaluation.robustness import calibrate_attacks, evaluate
 from sat_ray.models import Normalized, settle_layout
 
 

@@ -29,12 +29,12 @@ from steps import OperationCounter
 from torch import Tensor
 
 from sat_ray.attacks.base import Model
+from sat_ray.attacks.losses import attack_loss
 from sat_ray.data.pixels import to_pixels
-from sat_ray.evaluation import robust_image_ids
-from sat_ray.fast_copy import fast_copy, pays
-from sat_ray.losses import attack_loss
+from sat_ray.evaluation.low_precision.surrogate import fast_copy, pays
+from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.models import Normalized
-from sat_ray.precision import exact_float32
+from sat_ray.utils.precision import exact_float32
 
 QUICK_SECONDS = 270.0
 

@@ -23,12 +23,12 @@ import torch
 from agreement import FULL, autoattack
 
 from sat_ray.checkpoint import load_model
-from sat_ray.config import stored_config
-from sat_ray.data.shards import read_split
+from sat_ray.data.shards.dataset import read_split
 from sat_ray.data.split import Split
-from sat_ray.evaluation import robust_image_ids
-from sat_ray.plan import dataset_uri
-from sat_ray.storage import Storage
+from sat_ray.evaluation.outcomes import robust_image_ids
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import stored_config
+from sat_ray.sweep.plan import dataset_uri
 
 GRADIENT_ATTACKS = replace(FULL, fab=False, queries=0)
 

@@ -115,12 +115,12 @@ def _at(samples: list[Sample], shards: int) -> float:
 
 MERGE = """
 import json, sys, time
-from sat_ray.outcomes import merge_outcomes
-from sat_ray.units import EVALUATE
-from sat_ray.stages import Records
-from sat_ray.storage import Storage
-from pipelines.stages import Dataset
-from sat_ray.data.shards import image_ids
+from sat_ray.sweep.records.merge_outcomes import merge_outcomes
+from sat_ray.sweep.tasks import EVALUATE
+from sat_ray.sweep.records.store import Records
+from sat_ray.storage.store import Storage
+from sat_ray.integrations.stages import Dataset
+from sat_ray.data.shards.dataset import image_ids
 
 def status(field):
     with open("/proc/self/status") as lines:

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from torch import nn
 
-from sat_ray.data.source import Raw
+from sat_ray.data.sources.base import Raw
 
 TRAIN, VAL = 256, 64
 SHIFTS = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]

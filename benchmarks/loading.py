@@ -26,17 +26,17 @@ from parts import batch_of, digits_at_32_pixels, scaled_resnet18, upsampled
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from sat_ray.data.epoch_order import epoch_order
 from sat_ray.data.images import Storing
 from sat_ray.data.loading import Loader, Streamed
-from sat_ray.data.order import epoch_order
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards import read_split, write_dataset
-from sat_ray.data.sources import Raw, Source, dataset_source
+from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.sources.registry import Raw, Source, dataset_source
 from sat_ray.data.split import Split
-from sat_ray.randomness import permutation
-from sat_ray.storage import Storage
+from sat_ray.storage.store import Storage
 from sat_ray.threat import ThreatModel
-from sat_ray.training import TrainingSettings, fit
+from sat_ray.training.loop import TrainingSettings, fit
+from sat_ray.utils.randomness import permutation
 
 HELD_OUT = 16
 

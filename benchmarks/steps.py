@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from sat_ray.activations import Activation
+from sat_ray.activations.registry import Activation
+from sat_ray.attacks.losses import cross_entropy
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.losses import cross_entropy
 from sat_ray.models import folded, refresh, settle_layout, view
-from sat_ray.optimizers import fuses, parameter_groups
-from sat_ray.precision import SHORT, autocast
-from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
-from sat_ray.training import TrainingSettings
+from sat_ray.training.loop import TrainingSettings
+from sat_ray.training.optimization.optimizer import fuses, parameter_groups
+from sat_ray.utils.precision import SHORT, autocast
+from sat_ray.utils.randomness import Randomness
 
 THREAT_MODEL = ThreatModel("linf", 8 / 255)
 LEARNING_RATE = 0.01

@@ -11,9 +11,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from pipelines.driver import main
 from pipelines.sweep import sweep
-from sat_ray.mlflow_tracker import MlflowTracker
+from sat_ray.integrations.command_line.driver import main
+from sat_ray.integrations.mlflow import MlflowTracker
 
 METHODS = ("__init__", "run", "is_complete", "log", "artifact", "uses", "note", "model", "complete", "register")
 

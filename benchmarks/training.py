@@ -34,8 +34,8 @@ from parts import batch_of
 from steps import THREAT_MODEL, OperationCounter, Plain, Size, Textbook
 
 from sat_ray.data.split import Split
-from sat_ray.training import EpochReport, fit
-from sat_ray.world import World
+from sat_ray.training.loop import EpochReport, fit
+from sat_ray.training.parallel.process_group import World
 
 FULL = Size(width=64, images=64, steps=4, rounds=7)
 QUICK = Size(width=32, images=64, steps=2, rounds=7)

@@ -8,9 +8,9 @@ ray job submit --working-dir . -- python pipelines/sweep.py   the same on a clus
 
 import sys
 
-from pipelines import stages
-from pipelines.driver import Driver, main
-from sat_ray.cli import Command
+from sat_ray.integrations import stages
+from sat_ray.integrations.command_line.driver import Driver, main
+from sat_ray.integrations.command_line.parsing import Command
 
 
 def sweep(command: Command) -> None:

@@ -6,7 +6,7 @@ Runs this stage alone; what it needs must have been run before with the same rec
 
 import sys
 
-from pipelines.driver import main, only
+from sat_ray.integrations.command_line.driver import main, only
 
 if __name__ == "__main__":
     sys.exit(main(only("train"), about=__doc__))

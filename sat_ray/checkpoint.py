@@ -1,30 +1,21 @@
 """Weights on disk: safetensors beside a JSON description, never a pickle."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Collection
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from sat_ray.models import ModelSpec, Normalized, model_from_spec
-from sat_ray.reference import check_confirmed, confirm, stored_names
-from sat_ray.sealed import read_perhaps_sealed, sealed
-from sat_ray.sentinel import Memory
-from sat_ray.storage import Storage
-from sat_ray.training_state import TrainingState, joined, part_of
+from sat_ray.storage.sealed import read_perhaps_sealed, sealed
+from sat_ray.storage.store import Storage
+from sat_ray.utils.import_string import check_confirmed, confirm, stored_names
+from sat_ray.utils.serialization import sha256
 
 FORMAT, UNSEALED_FORMAT = 2, 1  # of format 1 model.json has no checksum
 RESTORE = "restore the folder, or train the model again"
 MODEL_JSON, MODEL_WEIGHTS = "model.json", "model.safetensors"
-
-
-def sha256(data: bytes) -> str:
-    """Return the hex digest that records and manifests quote."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def save_model(storage: Storage, weights: dict[str, Tensor], *, spec: ModelSpec, about: dict[str, Any]) -> str:
@@ -79,42 +70,3 @@ def load_model(path_or_uri: str, *, expected_sha256: str | None = None, allow_co
         reason = str(error).splitlines()[0]
         raise ValueError(f"checkpoint {storage.uri}: {MODEL_JSON} and {MODEL_WEIGHTS} do not fit together ({reason}); {RESTORE}") from None
     return model.eval()
-
-
-_PARTS = ("weights", "momentum", "average", "best", "good")
-
-
-def pack_state(state: TrainingState) -> bytes:
-    """Spell a training state as one safetensors file, its plain values and a sha256 of everything in the header."""
-    # best and weights may be the same tensors; safetensors wants each to own its memory
-    tensors = {name: t.clone().contiguous() for name, t in joined(**{part: getattr(state, part) for part in _PARTS}).items()}
-    plain = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in _PARTS}
-    text = json.dumps(plain | {"sentinel": dataclasses.asdict(state.sentinel)})
-    packed: bytes = safetensors.torch.save(tensors, metadata={"state": text, "sha256": _digest(text, tensors)})
-    return packed
-
-
-def unpack_state(data: bytes) -> TrainingState:
-    """Rebuild the training state that `pack_state` spelled; ValueError where it is damaged."""
-    try:
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])["__metadata__"]
-        tensors = safetensors.torch.load(data)
-        sound = header["sha256"] == _digest(header["state"], tensors)
-        plain = json.loads(header["state"])
-        plain |= {name: tuple(plain[name]) for name in ("best_score", "sums")} | {"sentinel": Memory(**plain["sentinel"])}
-        parts: dict[str, Any] = {part: part_of(tensors, part) for part in _PARTS}
-        state = TrainingState(**plain, **parts)
-    except Exception:  # bytes that are no state of ours fail in as many ways as there are readers of headers, tensors and JSON
-        sound = False
-    if not sound:
-        raise ValueError("training state does not match its sha256; it is damaged, or not one of this version")
-    return state
-
-
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
-    running = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        running.update(name.encode())
-        running.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
-    return running.hexdigest()

@@ -9,8 +9,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from sat_ray.bounds import StepSize, fault, shown
-from sat_ray.randomness import Randomness
+from sat_ray.utils.bounds import StepSize, fault, shown
+from sat_ray.utils.randomness import Randomness
 
 NORMS = ("linf", "l2")
 TOLERANCE = 1e-6  # float32 rounding of x + delta near 1 is 6e-8; ten of those fit easily

@@ -90,7 +90,7 @@ PROMQL = {"sum", "avg", "max", "min", "by", "without", "unless", "and", "or", "a
 
 def small_sweep(**resources: Any) -> Any:
     """Return a config of four activations and eight models whose evaluation is cut into forty tasks."""
-    config = pytest.importorskip("sat_ray.config")
+    config = pytest.importorskip("sat_ray.sweep.config")
     threat = pytest.importorskip("sat_ray.threat")
     return config.SweepConfig(
         recipe="small",
@@ -105,7 +105,7 @@ def small_sweep(**resources: Any) -> Any:
 
 def own_metrics() -> set[str]:
     """Return the names of the pipeline's metrics as Prometheus has them, without Ray's prefix."""
-    metrics = pytest.importorskip("sat_ray.distributed.metrics")
+    metrics = pytest.importorskip("sat_ray.integrations.ray.prometheus")
     named = {value[0] for value in vars(metrics).values() if isinstance(value, tuple) and str(value[0]).startswith("sat_ray_")}
     return {f"{name}_total" if name == metrics.ACCELERATOR_SECONDS[0] else name for name in named}
 

@@ -17,7 +17,7 @@ from trainings import digits_again, train_small
 
 from sat_ray.data.split import Split
 from sat_ray.models import Normalized
-from sat_ray.storage import Storage
+from sat_ray.storage.store import Storage
 from sat_ray.threat import ThreatModel
 
 BUCKET = "tests-bucket"

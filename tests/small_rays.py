@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.recipes import RECIPES
-from sat_ray.configuration import Configuration
-from sat_ray.data.shards import write_dataset
-from sat_ray.data.sources import DATASETS
-from sat_ray.distributed.folders import RAY, session_folder
-from sat_ray.plan import training_job
-from sat_ray.storage import Storage
-from sat_ray.units import TRAIN, Dataset, TrainingJob
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.sources.registry import DATASETS
+from sat_ray.integrations.ray.local.session_folders import RAY, session_folder
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.plan import training_job
+from sat_ray.sweep.recipes import RECIPES
+from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingJob
 
 OBJECT_STORE = 100 * 1024**2
 ONE_CPU: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines import stages
-from pipelines.driver import claim_folder, sweep_of
-from pipelines.recipes import DEFAULT, RECIPES
-from sat_ray.cli import parse
+from sat_ray.integrations import stages
+from sat_ray.integrations.command_line.driver import claim_folder, sweep_of
+from sat_ray.integrations.command_line.parsing import parse
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
 
 ROOT = Path(__file__).parent.parent
 MEASURED = {"accelerator_seconds", "cost", "train_images_per_second", "checkpoint", "outcomes", "strong_outcomes", "mlflow_run_id"}

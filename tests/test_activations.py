@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sat_ray.activations import ACTIVATIONS, ActivationInfo, activation_info, make_activation
+from sat_ray.activations.registry import ACTIVATIONS, ActivationInfo, activation_info, make_activation
 
 CASES = [
     pytest.param(info, alpha, id=info.name if alpha is None else f"{info.name}-{alpha:g}")

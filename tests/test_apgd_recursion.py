@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sat_ray.attacks import APGD
-from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.randomness import Randomness
 
 STEPS, IMAGES = 100, 96
 CHECKPOINTS = {22: 22, 41: 19, 57: 16, 70: 13, 80: 10, 87: 7, 93: 6, 99: 6}  # of the paper, with the steps since the one before

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.attacks import PGD, AttackSpec, InfeasiblePointError, make_attack, pgd
+from sat_ray.attacks.losses import attack_loss, cross_entropy
 from sat_ray.data.split import Split
-from sat_ray.losses import attack_loss, cross_entropy
 from sat_ray.models import Normalized, build_model
-from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.randomness import Randomness
 
 LINF, L2 = ThreatModel("linf", 0.1), ThreatModel("l2", 0.3)
 PIXELS = 9

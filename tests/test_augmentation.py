@@ -8,10 +8,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import RandomResizedCrop, functional
 from trainings import record_crafting, small_model, train
 
-from sat_ray.augmentation import AUGMENTATIONS, PADDING, augment, check_augmentation, flips, rectangles, shifts
+from sat_ray.data.augmentation import AUGMENTATIONS, PADDING, augment, check_augmentation, flips, rectangles, shifts
 from sat_ray.data.split import Split
-from sat_ray.randomness import Randomness
-from sat_ray.training_settings import TrainingSettings
+from sat_ray.training.settings import TrainingSettings
+from sat_ray.utils.randomness import Randomness
 
 COUNT = 64
 REAL = [name for name in AUGMENTATIONS if name != "none"]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from sweeps import ROOT, environment, pipeline, prepare
 
-from sat_ray.data.shards import CorruptShardError
-from sat_ray.sealed import sealed
-from sat_ray.units import Dataset
+from sat_ray.data.shards.dataset import CorruptShardError
+from sat_ray.storage.sealed import sealed
+from sat_ray.sweep.tasks import Dataset
 
 RECIPE = "digits_smoke"
 
@@ -102,11 +102,11 @@ def test_results_of_other_code_are_refused_and_the_modules_named(prepared: Path,
     root = tmp_path / "copy"
     shutil.copytree(prepared, root)
     record = {"stage": "train", "key": "0" * 32, "inputs": {}, "payload": {}, "created": 0.0, "seconds": 0.0}
-    record |= {"code": {"sat_ray.jobs": "older"}}
+    record |= {"code": {"sat_ray.sweep.execute": "older"}}
     (root / RECIPE / "state" / "train").mkdir(parents=True)
     (root / RECIPE / "state" / "train" / f"{'0' * 32}.json").write_text(json.dumps(sealed(record)))
     message = refused(pipeline("sweep", RECIPE, "--storage", str(root)))
-    assert "sat_ray.jobs" in message
+    assert "sat_ray.sweep.execute" in message
     assert "--on-code-change" in message
 
 

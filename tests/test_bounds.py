@@ -9,16 +9,17 @@ from typing import Annotated, Any
 
 import pytest
 
-from pipelines.export import Asked
-from pipelines.foreign_options import ForeignOptions
-from pipelines.recipes import RECIPES
 from sat_ray.attacks import AttackSpec
-from sat_ray.bounds import Bounds, Count, bounds_of, check_fields, fault
-from sat_ray.card import CardSettings
-from sat_ray.config import SweepConfig, from_json, stored_config, to_json
+from sat_ray.evaluation.card import CardSettings
+from sat_ray.integrations.command_line.export import Asked
+from sat_ray.integrations.command_line.external.options import ForeignOptions
 from sat_ray.models import ModelSpec
-from sat_ray.storage import Storage
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import SweepConfig, stored_config
+from sat_ray.sweep.recipes import RECIPES
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.bounds import Bounds, Count, bounds_of, check_fields, fault
+from sat_ray.utils.serialization import from_json, to_json
 
 VALUES: tuple[Any, ...] = (math.inf, -math.inf, math.nan, 0, -1, 10**26, 1e26, 10**400, "ten", True, [])
 CONFIG = RECIPES["digits"]()

@@ -9,27 +9,29 @@ import pytest
 import torch
 from trainings import train
 
-from pipelines.arrival import check_own_parts, export_warnings, own_names
-from pipelines.recipes import digits_smoke
-from sat_ray.activations import activation_info, make_activation
+from sat_ray.activations.registry import activation_info, make_activation
 from sat_ray.attacks import AttackSpec
 from sat_ray.checkpoint import load_model, save_model
-from sat_ray.config import DataSettings, ModelSettings, SearchSettings, from_json, to_json
-from sat_ray.configuration import Configuration, parse_choice
-from sat_ray.data.own import counted
-from sat_ray.data.shards import read_split, write_dataset
-from sat_ray.data.sources import DATASETS, dataset_source
+from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.sources.registry import DATASETS, dataset_source
+from sat_ray.data.sources.user_defined import counted
 from sat_ray.data.split import Split
-from sat_ray.evaluation import evaluate, robust_image_ids
+from sat_ray.evaluation.outcomes import robust_image_ids
+from sat_ray.evaluation.robustness import evaluate
+from sat_ray.integrations.command_line.preflight import check_own_parts, export_warnings, own_names
 from sat_ray.models import ModelSpec, check_own_model, model_from_spec, view
-from sat_ray.plan import dataset_uri, evaluation_tasks, training_job
-from sat_ray.source_code import code_hashes
-from sat_ray.stages import Records, Stage, changed_modules
-from sat_ray.storage import Storage
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import DataSettings, ModelSettings, SearchSettings
+from sat_ray.sweep.plan import dataset_uri, evaluation_tasks, training_job
+from sat_ray.sweep.recipes import digits_smoke
+from sat_ray.sweep.records.store import Records, Stage, changed_modules
+from sat_ray.sweep.search.search_space import Configuration, parse_choice
+from sat_ray.sweep.tasks import TRAIN, Dataset
 from sat_ray.threat import ThreatModel
-from sat_ray.units import TRAIN, Dataset
+from sat_ray.utils.code_hash import code_hashes
+from sat_ray.utils.serialization import from_json, to_json
 
-TOY = Stage("toy", 1, ("sat_ray.names",))
+TOY = Stage("toy", 1, ("sat_ray.utils.names",))
 SPEC = ModelSpec(name="mypkg.nets:net", activation="mypkg.acts:my_swish", alpha=2.0, num_classes=2, width=4)
 
 

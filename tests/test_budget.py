@@ -8,16 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.recipes import RECIPES, digits, digits_smoke
-from sat_ray.budget import Budget, SearchResult, commit_result, describe_search, find_result, result_of
-from sat_ray.cli import Command, parse
-from sat_ray.config import CostSettings, SearchSettings, SweepConfig, content_hash, from_json, to_json
-from sat_ray.configuration import Configuration
-from sat_ray.halving import BASELINE, climbs, in_turn, next_rung
-from sat_ray.plan import groups, planned_trials
-from sat_ray.stages import Records
-from sat_ray.storage import Storage
-from sat_ray.units import SEARCH
+from sat_ray.integrations.command_line.parsing import Command, parse
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import CostSettings, SearchSettings, SweepConfig
+from sat_ray.sweep.cost.budget import Budget, SearchResult, commit_result, describe_search, find_result, result_of
+from sat_ray.sweep.plan import planned_trials
+from sat_ray.sweep.recipes import RECIPES, digits, digits_smoke
+from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.search.search_space import Configuration, groups
+from sat_ray.sweep.search.successive_halving import BASELINE, climbs, in_turn, next_rung
+from sat_ray.sweep.tasks import SEARCH
+from sat_ray.utils.serialization import content_hash, from_json, to_json
 
 GRID = SearchSettings(activations=("silu:1", "parametric_softplus:2,5,10,20", "relu", "celu:0.5,1,2"), pairs=("relu/relu_smooth_backward",))
 GRID = dataclasses.replace(GRID, rungs=(1, 2, 4))

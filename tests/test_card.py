@@ -14,17 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import sat_ray.card.progress
+import sat_ray.evaluation.card.progress
 from sat_ray.attacks import PGD, AttackSpec
-from sat_ray.card import FLAG, PASS, CardSettings, robustness_card
-from sat_ray.card.checks import judge
-from sat_ray.card.evidence import accuracy_by_restart, steps_curve
-from sat_ray.card.subject import sample
 from sat_ray.data.split import Split
-from sat_ray.evaluation import evaluate, robust_image_ids
+from sat_ray.evaluation.card import FLAG, PASS, CardSettings, robustness_card
+from sat_ray.evaluation.card.checks import judge
+from sat_ray.evaluation.card.evidence import accuracy_by_restart, steps_curve
+from sat_ray.evaluation.card.subject import sample
+from sat_ray.evaluation.outcomes import robust_image_ids
+from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized
-from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.randomness import Randomness
 
 LINF = ThreatModel("linf", 40 / 255)
 CLAIM = AttackSpec(threat_model=LINF, steps=40, step_size=8 / 255)
@@ -443,7 +444,7 @@ def test_lines_on_stderr_begin_once_the_work_takes_long(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sat_ray.card.progress, "PATIENCE", patience)
+    monkeypatch.setattr(sat_ray.evaluation.card.progress, "PATIENCE", patience)
     robustness_card(digits_model.eval(), held_out, attack=CLAIM, settings=TINY)
     out, err = capfd.readouterr()
     lines = err.splitlines()
@@ -463,7 +464,7 @@ def test_lines_on_stderr_begin_once_the_work_takes_long(
     [(1, 64, 32), (60, 64, 64), (1000, 64, 256), (1000, 3072, 256), (1000, 3 * 64 * 64, 64), (1000, 3 * 224 * 224, 32)],
 )
 def test_a_call_holds_all_images_where_they_fit(images: int, values: int, rows: int) -> None:
-    assert sat_ray.card._rows(images, values) == rows
+    assert sat_ray.evaluation.card._rows(images, values) == rows
 
 
 def test_few_small_images_take_few_calls_on_one_thread(digits_model: Normalized, held_out: Split) -> None:

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from archives import image_file, unpack
 
-from pipelines import stages
-from pipelines.driver import sweep_of
-from pipelines.recipes import DEFAULT, RECIPES
-from sat_ray.cli import parse
-from sat_ray.data import npz
-from sat_ray.data.changes import SOURCE, ChangedDataError
-from sat_ray.data.foreign import prepared
-from sat_ray.data.own import counted, own_source
-from sat_ray.data.shards import read_split, write_dataset
-from sat_ray.data.sources import DATASETS, Listing, Source, dataset_source
-from sat_ray.storage import Storage
-from sat_ray.units import Dataset
+from sat_ray.data.shards.changes import SOURCE, ChangedDataError
+from sat_ray.data.shards.convert import prepared
+from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.sources import npz
+from sat_ray.data.sources.registry import DATASETS, Listing, Source, dataset_source
+from sat_ray.data.sources.user_defined import counted, own_source
+from sat_ray.integrations import stages
+from sat_ray.integrations.command_line.driver import sweep_of
+from sat_ray.integrations.command_line.parsing import parse
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.tasks import Dataset
 
 MODULE = """
 import numpy as np

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from trainings import TENSORS
 
 import sat_ray
-from sat_ray.activations import ACTIVATIONS
-from sat_ray.checkpoint import MODEL_JSON, MODEL_WEIGHTS, load_model, pack_state, save_model, unpack_state
+from sat_ray.activations.registry import ACTIVATIONS
+from sat_ray.checkpoint import MODEL_JSON, MODEL_WEIGHTS, load_model, save_model
 from sat_ray.models import Normalized, build_model
-from sat_ray.sealed import SEAL, sealed
-from sat_ray.sentinel import Memory
-from sat_ray.storage import Storage
-from sat_ray.training import TrainingState
+from sat_ray.storage.sealed import SEAL, sealed
+from sat_ray.storage.store import Storage
+from sat_ray.training.catastrophic_overfitting import Memory
+from sat_ray.training.loop import TrainingState
+from sat_ray.training.resume.checkpointing import pack_state, unpack_state
 
 
 def trained(activation: str = "relu", *, alpha: float | None = None) -> Normalized:

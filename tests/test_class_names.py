@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sat_ray.class_names import below_chance, label_order, numbers_out_of_order, relabelled
+from sat_ray.data.class_names import below_chance, label_order, numbers_out_of_order, relabelled
 from sat_ray.data.split import Split
 
 THREE = ["ant", "bee", "café"]

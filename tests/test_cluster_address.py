@@ -13,7 +13,7 @@ import grpc
 import pytest
 from sweeps import environment, pipeline
 
-from sat_ray.cluster_address import check_address
+from sat_ray.integrations.ray.address import check_address
 
 
 @pytest.fixture
@@ -84,5 +84,5 @@ def test_a_sweep_with_a_wrong_address_ends_in_one_line(tmp_path: object) -> None
 
 
 def test_the_check_imports_no_ray() -> None:
-    code = "import sys, sat_ray.cluster_address; assert 'ray' not in sys.modules"
+    code = "import sys, sat_ray.integrations.ray.address; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

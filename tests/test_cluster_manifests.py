@@ -137,7 +137,7 @@ def test_cpu_tasks_with_the_pool_label_never_start_a_gpu_node():
 
 @pytest.mark.parametrize(("resources", "nodes"), SWEEP_PURCHASES)
 def test_a_sweep_buys_these_nodes_stage_by_stage(resources, nodes, monkeypatch):
-    bundles = pytest.importorskip("sat_ray.bundles")
+    bundles = pytest.importorskip("sat_ray.sweep.resources")
     documents = rendered("autoscaling")
     monkeypatch.setenv(bundles.NODE_GROUPS, named(documents, "ConfigMap", "sat-ray-environment")["data"][bundles.NODE_GROUPS])
     config = small_sweep(**resources)
@@ -153,7 +153,7 @@ def test_a_sweep_buys_these_nodes_stage_by_stage(resources, nodes, monkeypatch):
 
 @pytest.mark.parametrize(("resources", "message"), INFEASIBLE)
 def test_what_no_node_could_ever_hold_is_refused_and_ray_would_not_buy_it_either(resources, message, monkeypatch):
-    bundles = pytest.importorskip("sat_ray.bundles")
+    bundles = pytest.importorskip("sat_ray.sweep.resources")
     documents = rendered("autoscaling")
     monkeypatch.setenv(bundles.NODE_GROUPS, named(documents, "ConfigMap", "sat-ray-environment")["data"][bundles.NODE_GROUPS])
     demands = bundles.bundles(small_sweep(**resources))

@@ -11,22 +11,23 @@ from typing import Any
 import pytest
 
 import pipelines
-from pipelines.driver import claim_folder
-from pipelines.recipes import DEFAULT, RECIPES
-from sat_ray.activation_table import activation_table
-from sat_ray.cli import Command, parse
-from sat_ray.config import to_json
-from sat_ray.lease import driver_lease
-from sat_ray.option_values import UsageError
-from sat_ray.plan import groups, planned_trials
-from sat_ray.storage import Storage
+from sat_ray.activations.table import activation_table
+from sat_ray.integrations.command_line.driver import claim_folder
+from sat_ray.integrations.command_line.option_values import UsageError
+from sat_ray.integrations.command_line.parsing import Command, parse
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.plan import planned_trials
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.records.lease import driver_lease
+from sat_ray.sweep.search.search_space import groups
+from sat_ray.utils.serialization import to_json
 
 SWEEP = Path(pipelines.__file__).parent / "sweep.py"
 # Imports once, then runs sweep.py as __main__ in one forked process per command: a real exit status and real streams, without eight
 # seconds of imports each.
 FORKING = """
 import json, os, runpy, sys
-import pipelines.driver
+import sat_ray.integrations.command_line.driver
 def run(number, argv):
     child = os.fork()
     if child == 0:

@@ -18,17 +18,18 @@ from hypothesis import strategies as st
 from scipy import stats
 from trainings import train_small
 
-from pipelines.compare import run
 from sat_ray.attacks import AttackSpec
 from sat_ray.data.split import Split
-from sat_ray.evaluation import calibrate_attacks, clean_correct_ids, evaluate, robust_image_ids
-from sat_ray.metrics import mcnemar_p_value, paired_difference_interval
+from sat_ray.evaluation.intervals import mcnemar_p_value, paired_difference_interval
+from sat_ray.evaluation.outcome_files import EVALUATION_KEY, folder_and_name
+from sat_ray.evaluation.outcomes import clean_correct_ids, robust_image_ids
+from sat_ray.evaluation.robustness import calibrate_attacks, evaluate
+from sat_ray.integrations.command_line.compare import run
 from sat_ray.models import Normalized
-from sat_ray.outcome_files import EVALUATION_KEY, folder_and_name
-from sat_ray.report.comparison import Comparison, compare, to_json
-from sat_ray.report.comparison_tables import notes, sentence
-from sat_ray.report.judged import counted_attacks, judge, letter
-from sat_ray.storage import Storage
+from sat_ray.report.compare.paired import Comparison, compare, to_json
+from sat_ray.report.compare.tables import notes, sentence
+from sat_ray.report.compare.verdicts import counted_attacks, judge, letter
+from sat_ray.storage.store import Storage
 from sat_ray.threat import ThreatModel
 
 ROOT = Path(__file__).parent.parent

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from trainings import assert_same_bits, digits_again, enlarged, in_two_processes, small_model, train, worker_of_two
 
-import sat_ray.crafting
-from pipelines.arrival import check_machine
-from sat_ray import compilation
-from sat_ray.activations import ACTIVATIONS, Activation, make_activation
-from sat_ray.agreement import gradients_by_name, require_agreement
+import sat_ray.training.adversary
+from sat_ray.activations.registry import ACTIVATIONS, Activation, make_activation
 from sat_ray.data.split import Split
-from sat_ray.stages import numerical_environment
-from sat_ray.training import EpochReport, TrainingSettings
+from sat_ray.integrations.command_line.preflight import check_machine
+from sat_ray.models.parity import gradients_by_name, require_agreement
+from sat_ray.sweep.records.store import numerical_environment
+from sat_ray.training.loop import EpochReport, TrainingSettings
+from sat_ray.utils import compile as compilation
 
 SHORT: dict[str, Any] = {"images": 64, "epochs": 2}  # two updates an epoch, of two groups each
 
@@ -96,7 +96,7 @@ def wrong_attacker(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def test_a_graph_with_another_backward_pass_is_noticed_before_the_first_step(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sat_ray.crafting, "compiled", wrong_attacker)
+    monkeypatch.setattr(sat_ray.training.adversary, "compiled", wrong_attacker)
     with pytest.raises(ArithmeticError, match=r"gradient of the compiled attacker's view differs by [\d.]+ % .* allowed: 1 %"):
         train(small_model("relu_smooth_backward"), digits, **SHORT, compile=True)
 

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.recipes import RECIPES
-from sat_ray.activations import ACTIVATIONS
-from sat_ray.config import (
+from sat_ray.activations.registry import ACTIVATIONS
+from sat_ray.sweep.config import (
     DataSettings,
     EvaluationSettings,
     FinalSettings,
@@ -18,14 +17,12 @@ from sat_ray.config import (
     ResourceSettings,
     SearchSettings,
     SweepConfig,
-    content_hash,
-    flatten,
-    from_json,
-    to_json,
 )
-from sat_ray.configuration import Configuration, parse_choice, parse_pair
+from sat_ray.sweep.recipes import RECIPES
+from sat_ray.sweep.search.search_space import Configuration, parse_choice, parse_pair
 from sat_ray.threat import ThreatModel
-from sat_ray.training import TrainingSettings
+from sat_ray.training.loop import TrainingSettings
+from sat_ray.utils.serialization import content_hash, flatten, from_json, to_json
 
 BALL = ThreatModel("linf", 8 / 255)
 

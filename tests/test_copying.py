@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sat_ray.fast_copy import fast_copy
+from sat_ray.evaluation.low_precision.surrogate import fast_copy
 from sat_ray.models import Normalized
 from sat_ray.models.copying import NotCopiedError, copied
 

@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet50_Weights
 
-from pipelines.cost import UNMEASURED, costs, forward_operations, forwards, forwards_per_image
-from pipelines.dry_run import passes_of
-from pipelines.recipes import RECIPES
-from sat_ray.config import ResourceSettings, SweepConfig
-from sat_ray.data.sources import dataset_source
-from sat_ray.training_settings import TrainingSettings
+from sat_ray.data.sources.registry import dataset_source
+from sat_ray.sweep.config import ResourceSettings, SweepConfig
+from sat_ray.sweep.cost.estimate import UNMEASURED, costs, forward_operations, forwards, forwards_per_image, passes_of
+from sat_ray.sweep.recipes import RECIPES
+from sat_ray.training.settings import TrainingSettings
 
 
 def changed(recipe: str, **sections: dict[str, Any]) -> SweepConfig:

@@ -15,12 +15,12 @@ from sklearn.datasets import load_digits
 
 from sat_ray.data.images import Storing
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards import MANIFEST, CorruptShardError, manifest_hash, read_manifest, read_split, verify, write_dataset
-from sat_ray.data.sources import DATASETS, Raw, Source, dataset_source
+from sat_ray.data.shards.dataset import MANIFEST, CorruptShardError, manifest_hash, read_manifest, read_split, verify, write_dataset
+from sat_ray.data.shards.parquet import as_split, shard_bytes
+from sat_ray.data.sources.registry import DATASETS, Raw, Source, dataset_source
 from sat_ray.data.split import SPLITS, split_by_hash
-from sat_ray.data.table import as_split, shard_bytes
-from sat_ray.sealed import SEAL, sealed
-from sat_ray.storage import Storage
+from sat_ray.storage.sealed import SEAL, sealed
+from sat_ray.storage.store import Storage
 
 PINNED = {
     "train": "bd6f9fc0d83bb1eedea2997a9a7d4240f486296b76e3ea252ef779e60cb002c1",

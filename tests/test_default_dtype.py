@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sat_ray.activations import make_activation
+from sat_ray.activations.registry import make_activation
 from sat_ray.attacks import AttackSpec, cascade, pgd
 from sat_ray.data.split import Split
-from sat_ray.evaluation import calibrate_attacks, evaluate
+from sat_ray.evaluation.robustness import calibrate_attacks, evaluate
 from sat_ray.models.export import export_model
 from sat_ray.threat import ThreatModel
 

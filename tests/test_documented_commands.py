@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from sweeps import ROOT
 
-from pipelines import compare, export, status
-from pipelines.dry_run import describe
-from pipelines.foreign_options import ForeignOptions
-from pipelines.recipes import DEFAULT, RECIPES
-from sat_ray.cli import parse, parse_options
-from sat_ray.config import to_json
-from sat_ray.storage import Storage
+from sat_ray.integrations.command_line import compare, export, status
+from sat_ray.integrations.command_line.dry_run import describe
+from sat_ray.integrations.command_line.external.options import ForeignOptions
+from sat_ray.integrations.command_line.parsing import parse, parse_options
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.utils.serialization import to_json
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STAGES = ("sweep", "prepare", "search", "train", "card", "evaluate", "report")

@@ -15,15 +15,15 @@ import torchvision.datasets
 from archives import cifar, idx_files, tarred, unpack
 from test_idx import zipped
 
-from pipelines import stages
-from pipelines.driver import described, sweep_of
-from pipelines.recipes import DEFAULT, RECIPES
-from sat_ray.cli import parse
-from sat_ray.config import DataSettings
-from sat_ray.data import downloading
-from sat_ray.data.downloading import DownloadError, official_files
-from sat_ray.data.sources import DATASETS
-from sat_ray.storage import Storage
+from sat_ray.data.sources import download as downloading
+from sat_ray.data.sources.download import DownloadError, official_files
+from sat_ray.data.sources.registry import DATASETS
+from sat_ray.integrations import stages
+from sat_ray.integrations.command_line.driver import described, sweep_of
+from sat_ray.integrations.command_line.parsing import parse
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import DataSettings
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
 
 CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST"}
 

@@ -11,12 +11,12 @@ import torch
 from small_rays import ONE_CPU, job_in, ray_of_one_node
 
 from sat_ray.checkpoint import load_model
-from sat_ray.config import ResourceSettings
-from sat_ray.distributed.train_session import train_all, workers_wanted
-from sat_ray.jobs import train_and_commit
-from sat_ray.stages import Records
-from sat_ray.storage import Storage
-from sat_ray.units import TRAIN
+from sat_ray.integrations.ray.train import train_all, workers_wanted
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import ResourceSettings
+from sat_ray.sweep.execute import train_and_commit
+from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.tasks import TRAIN
 
 pytestmark = pytest.mark.fault  # minutes: a Ray of two nodes, one of which dies
 EPOCHS = 12

@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sat_ray import flight
 from sat_ray.attacks import AttackSpec, make_attack, pgd
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.evaluation import OUTCOME_SCHEMA, SORT_ORDER, clean_correct_ids, evaluate, robust_image_ids
-from sat_ray.lanes import run_lanes
+from sat_ray.evaluation.engine import scheduler as flight
+from sat_ray.evaluation.engine.run_attack import run_lanes
+from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA, SORT_ORDER, clean_correct_ids, robust_image_ids
+from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized, build_model
-from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.randomness import Randomness
 
 LANES = 16
 PGD_20 = AttackSpec(threat_model=ThreatModel("linf", 40 / 255), steps=20, step_size=8 / 255)

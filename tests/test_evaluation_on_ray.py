@@ -12,18 +12,18 @@ import pytest
 
 from sat_ray.attacks import AttackSpec
 from sat_ray.checkpoint import load_model, save_model
-from sat_ray.config import ResourceSettings
-from sat_ray.data.shards import image_ids, read_split, write_dataset
-from sat_ray.data.sources import DATASETS
-from sat_ray.distributed.session import ray_session
-from sat_ray.distributed.tasks import evaluate_all
-from sat_ray.evaluation import evaluate
+from sat_ray.data.shards.dataset import image_ids, read_split, write_dataset
+from sat_ray.data.sources.registry import DATASETS
+from sat_ray.evaluation.robustness import evaluate
+from sat_ray.integrations.ray.session import ray_session
+from sat_ray.integrations.ray.tasks import evaluate_all
 from sat_ray.models import Normalized, settle_layout
-from sat_ray.outcomes import merge_outcomes
-from sat_ray.stages import Records, numerical_environment
-from sat_ray.storage import Storage
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import ResourceSettings
+from sat_ray.sweep.records.merge_outcomes import merge_outcomes
+from sat_ray.sweep.records.store import Records, numerical_environment
+from sat_ray.sweep.tasks import EVALUATE, Dataset, EvaluationTask
 from sat_ray.threat import ThreatModel
-from sat_ray.units import EVALUATE, Dataset, EvaluationTask
 
 ATTACK = AttackSpec(threat_model=ThreatModel("linf", 40 / 255), steps=60, step_size=4 / 255)
 LANES = 32
@@ -114,7 +114,7 @@ def die_at_first(task: str, records: Records, *, gpus: float) -> None:
 
 @pytest.mark.fault  # a minute of pauses
 def test_a_task_whose_process_dies_again_and_again_is_tried_again_after_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sat_ray.distributed.tasks import _run_all
+    from sat_ray.integrations.ray.tasks import _run_all
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     with ray_session():

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.verdict import claim, summary
 from sat_ray.attacks import AttackSpec, cascade
 from sat_ray.data.split import Split
-from sat_ray.evaluation import evaluate
+from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized
-from sat_ray.report.evaluation_page import curves, render_evaluation, steps_figure
+from sat_ray.report.evaluation_summary import claim, summary
+from sat_ray.report.pages.evaluation_page import curves, render_evaluation, steps_figure
 from sat_ray.threat import ThreatModel
 
 BALL = ThreatModel("linf", 40 / 255)

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.export import Asked, export
 from sat_ray.checkpoint import load_model, save_model
-from sat_ray.mlflow_tracker import MlflowTracker
+from sat_ray.integrations.command_line.export import Asked, export
+from sat_ray.integrations.mlflow import MlflowTracker
 from sat_ray.models import Normalized, build_model
 from sat_ray.models.export import ONNX_PACKAGES, export_model
-from sat_ray.storage import Storage
+from sat_ray.storage.store import Storage
 
 SHAPE = (1, 8, 8)
 

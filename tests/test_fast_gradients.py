@@ -14,23 +14,25 @@ import torchvision
 from torch import Tensor, nn
 from trainings import small_model
 
-import sat_ray.fast_copy
-import sat_ray.rescoring
-from pipelines.arrival import slow_here
-from sat_ray import compilation
+import sat_ray.evaluation.low_precision.surrogate
+import sat_ray.evaluation.low_precision.verification
 from sat_ray.attacks import PGD, AttackSpec, make_attack
 from sat_ray.attacks.base import Model
+from sat_ray.attacks.losses import attack_loss
 from sat_ray.attacks.spec import GRADIENTS
-from sat_ray.calibration import CONTROL_IMAGES, LEAST_BOUND, Calibration, control_rows
 from sat_ray.data.split import Split
-from sat_ray.evaluation import calibrate_attacks, evaluate, robust_image_ids
-from sat_ray.fast_copy import LARGEST, UNKNOWN, _short, check_gradient, fast_copy, known_signs, scaled
-from sat_ray.lanes import NEVER, by_run, run_lanes
-from sat_ray.losses import attack_loss
+from sat_ray.evaluation.engine.run_attack import run_lanes
+from sat_ray.evaluation.engine.verdicts import NEVER, by_run
+from sat_ray.evaluation.low_precision.calibration import CONTROL_IMAGES, LEAST_BOUND, Calibration, control_rows
+from sat_ray.evaluation.low_precision.surrogate import LARGEST, UNKNOWN, _short, check_gradient, fast_copy, known_signs, scaled
+from sat_ray.evaluation.low_precision.verification import run_lanes_fast, run_rescored
+from sat_ray.evaluation.outcomes import robust_image_ids
+from sat_ray.evaluation.robustness import calibrate_attacks, evaluate
+from sat_ray.integrations.command_line.preflight import slow_here
 from sat_ray.models import FoldedConv, Normalized, build_model
-from sat_ray.randomness import Randomness
-from sat_ray.rescoring import run_lanes_fast, run_rescored
 from sat_ray.threat import ThreatModel
+from sat_ray.utils import compile as compilation
+from sat_ray.utils.randomness import Randomness
 
 CPU = torch.device("cpu")
 LANES = 16
@@ -81,7 +83,7 @@ def test_verdicts_are_those_of_a_plain_loop_that_scores_every_point_again(
     rows: int, digits_model: Normalized, held_out: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bound = 0.5
-    monkeypatch.setattr(sat_ray.rescoring, "SCORED_ROWS", rows)
+    monkeypatch.setattr(sat_ray.evaluation.low_precision.verification, "SCORED_ROWS", rows)
     fast, attack = fast_copy(digits_model, gradient="bf16", device=CPU), make_attack(SPEC)
     rng = Randomness(0, held_out.image_ids)
     verdicts, scored = run_rescored(fast, digits_model, attack, held_out.images, held_out.labels, rng, bound=bound, lanes=LANES, device=CPU)
@@ -220,7 +222,7 @@ def test_a_copy_that_lies_breaks_nothing_and_hides_nothing_at_the_last_point(dig
 def test_where_a_copy_is_sure_few_points_are_scored_and_where_it_is_wrong_all_of_them(
     rows: int, digits_model: Normalized, held_out: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sat_ray.rescoring, "SCORED_ROWS", rows)
+    monkeypatch.setattr(sat_ray.evaluation.low_precision.verification, "SCORED_ROWS", rows)
     inputs = (digits_model, make_attack(SPEC), held_out.images, held_out.labels, Randomness(0, held_out.image_ids))
     given: dict[str, Any] = {"lanes": LANES, "device": CPU, "bound": 0.3}
 
@@ -473,8 +475,8 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         return compilation.compiled(module, **settings)
 
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
-    monkeypatch.setattr(sat_ray.fast_copy, "compiled", counted)
-    monkeypatch.setattr(sat_ray.fast_copy, "_KEPT", {})
+    monkeypatch.setattr(sat_ray.evaluation.low_precision.surrogate, "compiled", counted)
+    monkeypatch.setattr(sat_ray.evaluation.low_precision.surrogate, "_KEPT", {})
     return found
 
 
@@ -538,7 +540,7 @@ def test_kernels_that_do_not_fit_are_made_anew_and_a_compiler_that_errs_is_refus
     def wrong(module: nn.Module, **_: Any) -> Callable[[Tensor], Tensor]:
         return lambda x: 2 * module(x) - module(x).detach()
 
-    monkeypatch.setattr(sat_ray.fast_copy, "compiled", wrong)
+    monkeypatch.setattr(sat_ray.evaluation.low_precision.surrogate, "compiled", wrong)
     fast = fast_copy(small_model("silu").eval(), gradient="float32-compiled", device=CPU)
     with pytest.raises(ArithmeticError, match=r"gradient of the compiled model that is attacked differs by 100 %"):
         fast(x)

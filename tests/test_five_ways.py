@@ -7,9 +7,9 @@ import pytest
 from sweeps import ROOT
 
 from sat_ray.attacks import AttackSpec
-from sat_ray.card import CardSettings, robustness_card
 from sat_ray.data.split import Split
-from sat_ray.evaluation import evaluate
+from sat_ray.evaluation.card import CardSettings, robustness_card
+from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized
 
 

@@ -9,17 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sat_ray import flight as module
 from sat_ray.attacks import APGD, PGD, Attack, Square, State
 from sat_ray.attacks.base import Model
 from sat_ray.data.split import Split
-from sat_ray.fast_copy import fast_copy
-from sat_ray.flight import SEATS_PER_LANE, TURN, Flight
-from sat_ray.lanes import Verdicts, by_run, run_lanes
+from sat_ray.evaluation.engine import scheduler as module
+from sat_ray.evaluation.engine.run_attack import run_lanes
+from sat_ray.evaluation.engine.scheduler import SEATS_PER_LANE, TURN, Flight
+from sat_ray.evaluation.engine.verdicts import Verdicts, by_run
+from sat_ray.evaluation.low_precision.surrogate import fast_copy
+from sat_ray.evaluation.low_precision.verification import run_rescored
 from sat_ray.models import Normalized
-from sat_ray.randomness import Randomness
-from sat_ray.rescoring import run_rescored
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.randomness import Randomness
 
 CPU = torch.device("cpu")
 LANES = 16

@@ -10,7 +10,7 @@ from trainings import small_model, train
 
 from sat_ray.data.split import Split
 from sat_ray.models import FoldedConv, build_model, folded, refresh, view
-from sat_ray.models.folding import as_product, on_blocks
+from sat_ray.models.batchnorm_folding import as_product, on_blocks
 
 FAMILIES = ("resnet18", "resnet50", "resnext50_32x4d", "efficientnet_b0", "preact_resnet18", "small_resnet")
 
@@ -127,9 +127,9 @@ def test_a_training_climbs_the_network_of_the_moment(digits: Split, monkeypatch:
         return [report.metrics["train/loss"] for report in train(small_model(), digits, epochs=3, attack_steps=2)]
 
     ours = trained()
-    monkeypatch.setattr("sat_ray.crafting.refresh", lambda model: None)
+    monkeypatch.setattr("sat_ray.training.adversary.refresh", lambda model: None)
     stale = trained()
-    monkeypatch.setattr("sat_ray.crafting.folded", lambda model, **_: model)
+    monkeypatch.setattr("sat_ray.training.adversary.folded", lambda model, **_: model)
     assert ours == pytest.approx(trained(), rel=1e-3)
     assert stale[-1] != pytest.approx(ours[-1], rel=1e-2)
 

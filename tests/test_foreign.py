@@ -25,32 +25,32 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 import pipelines
-from pipelines import foreign
-from pipelines.evaluate import names_a_model
-from pipelines.foreign_options import ForeignOptions
-from pipelines.foreign_subject import PROBED_CALLS, open_subject
-from pipelines.foreign_tasks import tasks_of
-from pipelines.verdict import claim, summary
 from sat_ray.attacks import AttackSpec, cascade
 from sat_ray.attacks.base import require_inference_mode
-from sat_ray.card import robustness_card
 from sat_ray.checkpoint import save_model
-from sat_ray.cli import parse_options
-from sat_ray.data.foreign import ROWS_PER_SHARD, prepared
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards import CorruptShardError, image_ids, read_rows, read_split
+from sat_ray.data.shards.convert import ROWS_PER_SHARD, prepared
+from sat_ray.data.shards.dataset import CorruptShardError, image_ids, read_rows, read_split
 from sat_ray.data.split import Split
-from sat_ray.evaluation import evaluate
-from sat_ray.jobs import evaluate_and_commit, sampled_rows
-from sat_ray.metrics import wilson_interval
-from sat_ray.model_source import kind_of, load_source
-from sat_ray.model_trial import ZeroGradients
+from sat_ray.evaluation.card import robustness_card
+from sat_ray.evaluation.external.loading import kind_of, load_source
+from sat_ray.evaluation.external.validation import ZeroGradients
+from sat_ray.evaluation.intervals import wilson_interval
+from sat_ray.evaluation.robustness import evaluate
+from sat_ray.integrations.command_line.evaluate import names_a_model
+from sat_ray.integrations.command_line.external import run as foreign
+from sat_ray.integrations.command_line.external.options import ForeignOptions
+from sat_ray.integrations.command_line.external.subject import PROBED_CALLS, open_subject
+from sat_ray.integrations.command_line.external.tasks import tasks_of
+from sat_ray.integrations.command_line.parsing import parse_options
 from sat_ray.models import ModelSpec, Normalized, model_from_spec
-from sat_ray.models.exported import load_exported
-from sat_ray.stages import Records
-from sat_ray.storage import Storage
+from sat_ray.models.pt2.load import load_exported
+from sat_ray.report.evaluation_summary import claim, summary
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.execute import evaluate_and_commit, sampled_rows
+from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.tasks import EVALUATE, Dataset, EvaluationTask
 from sat_ray.threat import ThreatModel
-from sat_ray.units import EVALUATE, Dataset, EvaluationTask
 
 CPU = torch.device("cpu")
 GRAY = np.random.default_rng(0).integers(0, 256, (6, 1, 9, 8), dtype=np.uint8)

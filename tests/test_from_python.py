@@ -12,7 +12,7 @@ import pytest
 import torch
 from sweeps import ROOT
 
-from sat_ray.card import CardSettings
+from sat_ray.evaluation.card import CardSettings
 
 PUBLIC = (
     "sat_ray.activations:ACTIVATIONS",
@@ -30,8 +30,8 @@ PUBLIC = (
     "sat_ray.training:TrainingState",
     "sat_ray.training:EpochReport",
     "sat_ray.data:Split",
-    "sat_ray.card:robustness_card",
-    "sat_ray.card:CardSettings",
+    "sat_ray.evaluation.card:robustness_card",
+    "sat_ray.evaluation.card:CardSettings",
 )
 FIELDS = (
     "sat_ray.attacks:AttackSpec",
@@ -40,7 +40,7 @@ FIELDS = (
     "sat_ray.training:TrainingSettings",
     "sat_ray.data:Split",
     "sat_ray.threat:ThreatModel",
-    "sat_ray.card:CardSettings",
+    "sat_ray.evaluation.card:CardSettings",
 )
 
 

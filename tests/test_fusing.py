@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sat_ray import compilation
 from sat_ray.attacks import PGD, State
 from sat_ray.attacks.base import require_feasible
-from sat_ray.compilation import fusable, fusing
-from sat_ray.cycles import CycleDetector
-from sat_ray.randomness import Randomness
+from sat_ray.evaluation.engine.cycles import CycleDetector
 from sat_ray.threat import ThreatModel
+from sat_ray.utils import compile as compilation
+from sat_ray.utils.compile import fusable, fusing
+from sat_ray.utils.randomness import Randomness
 
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.fault)]  # real kernels take a minute to compile
 

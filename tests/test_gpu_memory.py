@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from pipelines.recipes import digits_smoke
-from sat_ray.bundles import bundles
-from sat_ray.config import ResourceSettings
-from sat_ray.distributed.tasks import sharing
-from sat_ray.gpu_memory import fitting_share, memory_needed
-from sat_ray.stages import Record
+from sat_ray.integrations.ray.tasks import sharing
+from sat_ray.sweep.config import ResourceSettings
+from sat_ray.sweep.gpu_sharing import fitting_share, memory_needed
+from sat_ray.sweep.recipes import digits_smoke
+from sat_ray.sweep.records.store import Record
+from sat_ray.sweep.resources import bundles
 
 WHOLE = ResourceSettings(gpus_per_evaluation=1, share_gpus=True, accelerator="H200")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from trainings import step_of
 
-from sat_ray.activations import ACTIVATIONS
+from sat_ray.activations.registry import ACTIVATIONS
 from sat_ray.data.split import Split
 
 READ_BACK = (Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__)

@@ -14,10 +14,10 @@ import pytest
 from archives import idx, idx_files, unpack
 from torchvision.datasets import FashionMNIST
 
-from sat_ray.data import idx as reader
-from sat_ray.data.shards import manifest_hash, read_split, write_dataset
-from sat_ray.data.sources import DATASETS, LayoutError, Raw
-from sat_ray.storage import Storage
+from sat_ray.data.shards.dataset import manifest_hash, read_split, write_dataset
+from sat_ray.data.sources import idx as reader
+from sat_ray.data.sources.registry import DATASETS, LayoutError, Raw
+from sat_ray.storage.store import Storage
 
 NAMES = ("fashion_mnist", "mnist")
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"

@@ -18,15 +18,16 @@ from archives import image_file, unpack
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from pipelines.exit_status import exit_status
-from pipelines.progress import Reporter
-from sat_ray.data import images, preparing
-from sat_ray.data.foreign import prepared
+from sat_ray.data import images
 from sat_ray.data.images import CorruptImageError, Place, Storing, opened
-from sat_ray.data.shards import read_split, write_dataset
-from sat_ray.data.sources import DATASETS, LayoutError, Listing
-from sat_ray.names import printable
-from sat_ray.storage import Storage
+from sat_ray.data.shards import writer as preparing
+from sat_ray.data.shards.convert import prepared
+from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.sources.registry import DATASETS, LayoutError, Listing
+from sat_ray.integrations.command_line.exit_status import exit_status
+from sat_ray.report.console import Reporter
+from sat_ray.storage.store import Storage
+from sat_ray.utils.names import printable
 
 BASE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 GRAY = BASE[..., 0]
@@ -238,10 +239,10 @@ def test_a_link_to_a_folder_above_is_refused(tmp_path: Path) -> None:
 
 ONE = """
 import sys
-from sat_ray.data.foreign import prepared
-from sat_ray.data.shards import write_dataset
-from sat_ray.data.sources import DATASETS
-from sat_ray.storage import Storage
+from sat_ray.data.shards.convert import prepared
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.sources.registry import DATASETS
+from sat_ray.storage.store import Storage
 try:
     if sys.argv[1] == "evaluate":
         prepared(sys.argv[2], Storage(sys.argv[3]))

@@ -10,8 +10,9 @@ from torch._inductor import config, select_algorithm
 from torch._inductor.ir import FixedLayout, InputBuffer
 from torch._inductor.select_algorithm import ExternKernelCaller, ExternKernelChoice, TritonTemplateCaller
 
-from sat_ray import compilation, kernel_choice
-from sat_ray.kernel_choice import TILE, by_shape, kernel_options
+from sat_ray.evaluation.low_precision import gemm_choice as kernel_choice
+from sat_ray.evaluation.low_precision.gemm_choice import TILE, by_shape, kernel_options
+from sat_ray.utils import compile as compilation
 
 HOPPER = (9, 0)
 HERE = torch.device("cpu")  # the rule looks at shapes, not at devices

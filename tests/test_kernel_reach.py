@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from trainings import train
 
-from sat_ray.kernel_reach import KernelReach, unreached
 from sat_ray.models import build_model, view
+from sat_ray.training.parallel.onednn_workaround import KernelReach, unreached
 
 CPU = torch.device("cpu")
 LAYERS = [

@@ -10,13 +10,14 @@ from torch import Tensor
 from sat_ray.attacks import APGD, PGD, Attack, InfeasiblePointError, State
 from sat_ray.attacks.apgd import APGDState
 from sat_ray.attacks.base import Model
-from sat_ray.cycles import CycleDetector
 from sat_ray.data.split import Split
-from sat_ray.lanes import NEVER, Verdicts, by_run, lane_logits, run_lanes
+from sat_ray.evaluation.engine.batch_buckets import pad
+from sat_ray.evaluation.engine.cycles import CycleDetector
+from sat_ray.evaluation.engine.run_attack import lane_logits, run_lanes
+from sat_ray.evaluation.engine.verdicts import NEVER, Verdicts, by_run
 from sat_ray.models import Normalized
-from sat_ray.narrowing import pad
-from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.randomness import Randomness
 
 CPU = torch.device("cpu")
 LANES = 16

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from sat_ray.lease import SecondDriverError, driver_lease, read_lease
-from sat_ray.renewed_lease import Lease, LostLeaseError, check_lease, latest, renewed_lease
-from sat_ray.storage import Storage
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.records.lease import SecondDriverError, driver_lease, read_lease
+from sat_ray.sweep.records.renewed_lease import Lease, LostLeaseError, check_lease, latest, renewed_lease
 
 HOLD = """
 import sys, time
-from sat_ray.lease import driver_lease
-from sat_ray.storage import Storage
+from sat_ray.sweep.records.lease import driver_lease
+from sat_ray.storage.store import Storage
 with driver_lease(Storage.at(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -192,10 +192,10 @@ def test_a_claim_whose_answer_was_lost_is_still_a_claim(storage: Storage, monkey
 
 STOPPED = """
 import sys
-from sat_ray.renewed_lease import renewed_lease
-from sat_ray.stages import Records
-from sat_ray.storage import Storage
-from sat_ray.units import SEARCH
+from sat_ray.sweep.records.renewed_lease import renewed_lease
+from sat_ray.sweep.records.store import Records
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.tasks import SEARCH
 storage = Storage.at(sys.argv[1])
 mine = {"host": "here", "pid": 2, "token": "first", "storage": storage.uri}
 with renewed_lease(storage, mine, heartbeat=float(sys.argv[2]), expiry=1.0):

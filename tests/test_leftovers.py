@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sat_ray.leftovers import LIVING_SECONDS, remove_leftovers
-from sat_ray.stages import Records, attempt_began, attempt_name
-from sat_ray.storage import Storage
-from sat_ray.units import EVALUATE, TRAIN
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.records.leftovers import LIVING_SECONDS, remove_leftovers
+from sat_ray.sweep.records.store import Records, attempt_began, attempt_name
+from sat_ray.sweep.tasks import EVALUATE, TRAIN
 
 
 def attempt(*, age: float) -> str:

@@ -13,24 +13,24 @@ from archives import image_file
 from torch import Tensor
 from trainings import BALL, SMALL, assert_same_bits, small_model
 
-from sat_ray.checkpoint import pack_state, unpack_state
-from sat_ray.config import DataSettings, ModelSettings, SweepConfig
-from sat_ray.configuration import Configuration
 from sat_ray.data import loading
+from sat_ray.data.epoch_order import epoch_order
 from sat_ray.data.images import Storing
 from sat_ray.data.loading import Resident, Streamed, streams
-from sat_ray.data.order import epoch_order
-from sat_ray.data.shards import CorruptShardError, read_split, write_dataset
-from sat_ray.data.sources import DATASETS
+from sat_ray.data.shards.dataset import CorruptShardError, read_split, write_dataset
+from sat_ray.data.sources.registry import DATASETS
 from sat_ray.data.split import Split
-from sat_ray.jobs import train_and_commit
-from sat_ray.plan import final_jobs
-from sat_ray.randomness import permutation
-from sat_ray.stages import Records
-from sat_ray.storage import Storage
-from sat_ray.totals import NonFiniteLossError
-from sat_ray.training import TrainingSettings, TrainingState, fit
-from sat_ray.units import Dataset
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import DataSettings, ModelSettings, SweepConfig
+from sat_ray.sweep.execute import train_and_commit
+from sat_ray.sweep.plan import final_jobs
+from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.tasks import Dataset
+from sat_ray.training.epoch_metrics import NonFiniteLossError
+from sat_ray.training.loop import TrainingSettings, TrainingState, fit
+from sat_ray.training.resume.checkpointing import pack_state, unpack_state
+from sat_ray.utils.randomness import permutation
 
 ROWS = 20
 SHARDS = (ROWS,) * 15 + (7,)  # 307 rows

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_ray.losses import ATTACK_LOSSES, attack_loss, fewest_classes
+from sat_ray.attacks.losses import ATTACK_LOSSES, attack_loss, fewest_classes
 
 
 def logits(seed: int, classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sat_ray.metrics import accuracy, mcnemar_p_value, wilson_interval
+from sat_ray.evaluation.intervals import accuracy, mcnemar_p_value, wilson_interval
 
 
 @st.composite

@@ -14,8 +14,8 @@ from pathlib import Path
 import mlflow  # here, so that forked processes need not import it
 import pytest
 
-from sat_ray.mlflow_tracker import MlflowTracker
-from sat_ray.mlflow_tracker.database import settle_database, sole_creator
+from sat_ray.integrations.mlflow import MlflowTracker
+from sat_ray.integrations.mlflow.database import settle_database, sole_creator
 
 FORK = multiprocessing.get_context("fork")
 

@@ -7,11 +7,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from pipelines.measures import compared_name
-from pipelines.mlflow_links import compare_link, described, how_to_serve, table_link, view_of
-from pipelines.recipes import RECIPES
-from sat_ray.configuration import Configuration
-from sat_ray.storage import Storage
+from sat_ray.integrations.mlflow.links import compare_link, described, how_to_serve, table_link, view_of
+from sat_ray.integrations.mlflow.metrics import compared_name
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.recipes import RECIPES
+from sat_ray.sweep.search.search_space import Configuration
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -26,26 +26,26 @@ from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from torch import Tensor, nn
 
-from pipelines.recipes import RECIPES
-from pipelines.stages import Sweep
-from pipelines.tracking import Projection
-from sat_ray.activations import ACTIVATIONS
+from sat_ray.activations.registry import ACTIVATIONS
 from sat_ray.attacks.base import require_inference_mode
 from sat_ray.checkpoint import save_model as save_weights
-from sat_ray.config import CostSettings
-from sat_ray.configuration import Configuration
-from sat_ray.data.shards import write_dataset
-from sat_ray.data.sources import dataset_source
-from sat_ray.mlflow_tracker import MlflowTracker, fetch_model
-from sat_ray.model_source import kind_of, load_source
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.sources.registry import dataset_source
+from sat_ray.evaluation.external.loading import kind_of, load_source
+from sat_ray.integrations.mlflow import MlflowTracker, fetch_model
+from sat_ray.integrations.mlflow.preflight import check_tracking
+from sat_ray.integrations.mlflow.projection import Projection
+from sat_ray.integrations.mlflow.tracker import Holder, Point, Used
 from sat_ray.models import ModelSpec, Normalized, build_model, model_from_spec
 from sat_ray.models.export import NotExportedError
-from sat_ray.plan import dataset_uri
-from sat_ray.stages import Records
-from sat_ray.storage import Storage
-from sat_ray.tracking import Holder, Point, Used
-from sat_ray.tracking_uri import check_tracking
-from sat_ray.units import SEARCH, TRAIN
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import CostSettings
+from sat_ray.sweep.context import Sweep
+from sat_ray.sweep.plan import dataset_uri
+from sat_ray.sweep.recipes import RECIPES
+from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.tasks import SEARCH, TRAIN
 
 SHAPE = (1, 8, 8)
 POINTS = [Point("val/robust_accuracy", 0.1 * epoch, epoch, 1_700_000_000.5 + epoch) for epoch in range(1, 4)]
@@ -522,7 +522,7 @@ def test_a_login_in_texts_is_masked(tracker: MlflowTracker, client: MlflowClient
 
 
 def test_importing_the_tracker_does_not_import_mlflow() -> None:
-    code = "import sys, sat_ray.mlflow_tracker; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, sat_ray.integrations.mlflow; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sat_ray.model_contents import Contents, UnreadableModelError
+from sat_ray.evaluation.external.contents import Contents, UnreadableModelError
 
 TABLE: dict[str, Tensor] = {}
 

@@ -11,14 +11,14 @@ from thin_networks import thin_networks, without_draws
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sat_ray.activations import ACTIVATIONS, Activation
+from sat_ray.activations.registry import ACTIVATIONS, Activation
 from sat_ray.checkpoint import load_model, save_model
 from sat_ray.models import MODELS, Normalized, assert_shares_storage, build_model, model_from_spec, settle_layout, view
-from sat_ray.models.efficientnet import efficientnet
+from sat_ray.models.architectures.efficientnet import efficientnet
+from sat_ray.models.architectures.preact_resnet import PreActResNet
 from sat_ray.models.export import exportable
 from sat_ray.models.injection import inject_activation
-from sat_ray.models.preact import PreActResNet
-from sat_ray.storage import Storage
+from sat_ray.storage.store import Storage
 
 FAMILIES = ("efficientnet_b0", "preact_resnet18")  # torchvision's residual networks have their own tests
 MINIATURES = {

@@ -11,9 +11,9 @@ import torchvision
 from torch import nn
 from torchvision.models.efficientnet import MBConv
 
-from sat_ray.activations import ACTIVATIONS, Activation
+from sat_ray.activations.registry import ACTIVATIONS, Activation
 from sat_ray.models import MODELS, ModelSpec, Normalized, build_model, model_from_spec
-from sat_ray.models.efficientnet import SCALES
+from sat_ray.models.architectures.efficientnet import SCALES
 from sat_ray.models.spec import TORCHVISION_MODELS
 
 BLOCKS = {"18": (8, 2), "34": (16, 2), "50": (16, 3), "101": (33, 3), "152": (50, 3)}  # residual blocks, activations in each

@@ -8,18 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from sat_ray.agreement import logits_and_gradient
 from sat_ray.attacks import APGD, PGD, Attack, AttackSpec
 from sat_ray.attacks.base import Model
 from sat_ray.attacks.square import Square
 from sat_ray.data.split import Split
-from sat_ray.evaluation import evaluate
-from sat_ray.fast_copy import fast_copy
-from sat_ray.lanes import Verdicts, run_lanes
+from sat_ray.evaluation.engine.batch_buckets import BLOCK, Narrowing, call_rows
+from sat_ray.evaluation.engine.run_attack import run_lanes
+from sat_ray.evaluation.engine.verdicts import Verdicts
+from sat_ray.evaluation.low_precision.surrogate import fast_copy
+from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized, build_model
-from sat_ray.narrowing import BLOCK, Narrowing, call_rows
-from sat_ray.randomness import Randomness
+from sat_ray.models.parity import logits_and_gradient
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.randomness import Randomness
 
 CPU = torch.device("cpu")
 LANES = 16

@@ -8,18 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from trainings import BALL, SMALL, small_model, train
 
-import sat_ray.crafting
+import sat_ray.training.adversary
 from sat_ray.attacks import PGD
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.learner import Learner
 from sat_ray.models import Normalized, view
-from sat_ray.objectives import AdversarialCrossEntropy, Trades, kl_divergence
-from sat_ray.precision import check_accelerator, check_precision
-from sat_ray.randomness import Randomness, permutation
 from sat_ray.threat import ThreatModel
-from sat_ray.totals import Totals
-from sat_ray.world import World
+from sat_ray.training.epoch_metrics import Totals
+from sat_ray.training.objectives import AdversarialCrossEntropy, Trades, kl_divergence
+from sat_ray.training.parallel.process_group import World
+from sat_ray.training.train_step import Learner
+from sat_ray.utils.precision import check_accelerator, check_precision
+from sat_ray.utils.randomness import Randomness, permutation
 
 ATTACK = PGD(threat_model=BALL, steps=5, step_size=BALL.epsilon / 2)
 

@@ -14,15 +14,16 @@ import torch
 from torch import nn
 from trainings import BALL, small_model, step_of, train
 
-from sat_ray.activations import ACTIVATIONS, make_activation
-from sat_ray.agreement import logits_and_gradient
+from sat_ray.activations.registry import ACTIVATIONS, make_activation
 from sat_ray.attacks import AttackSpec, cascade, pgd
-from sat_ray.checkpoint import pack_state, unpack_state
 from sat_ray.data.split import Split
-from sat_ray.evaluation import SORT_ORDER, calibrate_attacks, clean_correct_ids, evaluate, robust_image_ids
+from sat_ray.evaluation.outcomes import SORT_ORDER, clean_correct_ids, robust_image_ids
+from sat_ray.evaluation.robustness import calibrate_attacks, evaluate
 from sat_ray.models import Normalized, build_model, folded, settle_layout
-from sat_ray.precision import exact_float32
+from sat_ray.models.parity import logits_and_gradient
 from sat_ray.threat import ThreatModel
+from sat_ray.training.resume.checkpointing import pack_state, unpack_state
+from sat_ray.utils.precision import exact_float32
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -131,7 +132,7 @@ def test_a_folded_network_has_the_logits_and_gradients_of_the_network(name: str)
 
 @pytest.mark.parametrize("shape", [(2, 5, 8, 8), (1, 3, 7, 9), (64, 64, 112, 112)], ids=str)
 def test_the_pooling_kernels_pool_as_torch_does(shape: tuple[int, ...]) -> None:
-    from sat_ray.pooling import MaxPool
+    from sat_ray.evaluation.low_precision.triton_pooling import MaxPool
 
     x = torch.randn(shape, device=GPU).half().contiguous(memory_format=torch.channels_last).requires_grad_()
     pools = MaxPool(), nn.MaxPool2d(3, stride=2, padding=1)
@@ -145,8 +146,8 @@ def test_the_pooling_kernels_pool_as_torch_does(shape: tuple[int, ...]) -> None:
 def test_a_compiled_copy_of_a_network_for_imagenet_pools_and_multiplies_in_those_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor.utils import run_and_get_code
 
-    from sat_ray import fast_copy
-    from sat_ray.pooling import MaxPool
+    from sat_ray.evaluation.low_precision import surrogate as fast_copy
+    from sat_ray.evaluation.low_precision.triton_pooling import MaxPool
 
     monkeypatch.setattr(fast_copy, "_KEPT", {})
     model = build_model("resnet50", activation="silu", num_classes=10, stem="imagenet", seed=0).to(GPU).eval()

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from trainings import SMALL, small_model, train
 
-import sat_ray.training
-from sat_ray.averaging import WeightAverage
+import sat_ray.training.loop
 from sat_ray.data.split import Split
-from sat_ray.evaluation import evaluate
+from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized
-from sat_ray.optimizers import parameter_groups
-from sat_ray.training import EpochReport
+from sat_ray.training.loop import EpochReport
+from sat_ray.training.optimization.ema import WeightAverage
+from sat_ray.training.optimization.optimizer import parameter_groups
 
 
 def without_batchnorm() -> Normalized:

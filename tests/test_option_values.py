@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
-from sat_ray.option_values import UsageError, as_decimal, check_words, option_kinds, positionals, with_decimals
+from sat_ray.integrations.command_line.option_values import UsageError, as_decimal, check_words, option_kinds, positionals, with_decimals
 
 
 @dataclass(frozen=True, kw_only=True)

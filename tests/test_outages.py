@@ -7,10 +7,10 @@ import time
 import pytest
 import s3_server
 
-from sat_ray import storage as storage_module
-from sat_ray.mlflow_tracker import MlflowTracker
-from sat_ray.storage import Storage
-from sat_ray.tracking_uri import NoAnswerError, is_outage
+from sat_ray.integrations.mlflow import MlflowTracker
+from sat_ray.integrations.mlflow.preflight import NoAnswerError, is_outage
+from sat_ray.storage import store as storage_module
+from sat_ray.storage.store import Storage
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 

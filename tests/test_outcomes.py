@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat_ray.checkpoint import sha256
-from sat_ray.evaluation import OUTCOME_SCHEMA, SORT_ORDER
-from sat_ray.jobs import parquet_bytes
-from sat_ray.outcome_files import COLUMNS, evaluation_of, read_outcomes
-from sat_ray.outcomes import check_each_id_once, merge_outcomes
-from sat_ray.sealed import sealed
-from sat_ray.stages import Record, Records
-from sat_ray.storage import Storage
+from sat_ray.evaluation.outcome_files import COLUMNS, evaluation_of, read_outcomes
+from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA, SORT_ORDER
+from sat_ray.storage.sealed import sealed
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.execute import parquet_bytes
+from sat_ray.sweep.records.merge_outcomes import check_each_id_once, merge_outcomes
+from sat_ray.sweep.records.store import Record, Records
+from sat_ray.utils.serialization import sha256
 
 GROUPS = (("pgd-20", 0), ("pgd-20", 1), ("apgd-ce-100", 0), ("square-5000", 0))
 INPUTS = {"weights": "w", "attacks": [{"name": "pgd-20", "steps": 20}], "seed": 0, "dataset": "d", "environment": {"lanes": 8}}
@@ -102,7 +102,7 @@ def test_images_that_an_attack_never_saw_because_an_earlier_one_broke_them_need_
 def test_a_row_group_holds_one_attack_and_restart_and_never_more_rows_than_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sat_ray.outcomes.ROWS_PER_GROUP", 40)
+    monkeypatch.setattr("sat_ray.sweep.records.merge_outcomes.ROWS_PER_GROUP", 40)
     file = pq.ParquetFile(pa.BufferReader(merged(tmp_path, [rows_of(half) for half in (IDS[::2], IDS[1::2])], IDS)))
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
     assert sizes == [40, 20] * len(GROUPS)
@@ -224,9 +224,9 @@ MEASURE = """
 import json, sys
 import pyarrow as pa, pyarrow.parquet as pq
 import numpy as np
-from sat_ray.outcomes import merge_outcomes
-from sat_ray.stages import Record, Records
-from sat_ray.storage import Storage
+from sat_ray.sweep.records.merge_outcomes import merge_outcomes
+from sat_ray.sweep.records.store import Record, Records
+from sat_ray.storage.store import Storage
 
 records = Records(Storage.at(sys.argv[1]))
 parts = [Record(**part) for part in json.load(open(sys.argv[2]))]
@@ -265,10 +265,10 @@ def test_the_merge_holds_a_small_part_of_the_table_and_many_models_do_not_add_up
 MANY = """
 import json, sys, time
 import numpy as np
-from sat_ray.outcomes import merge_outcomes
-from sat_ray.units import EVALUATE
-from sat_ray.stages import Records
-from sat_ray.storage import Storage
+from sat_ray.sweep.records.merge_outcomes import merge_outcomes
+from sat_ray.sweep.tasks import EVALUATE
+from sat_ray.sweep.records.store import Records
+from sat_ray.storage.store import Storage
 
 found = {}
 for name in ("few", "few", "many"):  # the first time warms up

@@ -11,8 +11,8 @@ import pipelines
 COMMANDS = Path(pipelines.__file__).parent
 CODE = """
 import json, os, sys
-from pipelines.exit_status import exit_status
-from sat_ray.reference import resolve
+from sat_ray.integrations.command_line.exit_status import exit_status
+from sat_ray.utils.import_string import resolve
 found = {}
 def look():
     for name in json.loads(sys.argv[1]):

@@ -10,11 +10,11 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
 from sat_ray.attacks import AttackSpec
+from sat_ray.attacks.losses import attack_loss, cross_entropy, margin
 from sat_ray.attacks.spec import true_and_smooth
 from sat_ray.data.pixels import to_pixels
-from sat_ray.losses import attack_loss, cross_entropy, margin
-from sat_ray.names import check_name
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.names import check_name
 
 LINF = ThreatModel("linf", 0.1)
 logit_rows = hnp.arrays("float32", (3, 4), elements=st.floats(-30, 30, width=32)).map(torch.from_numpy)

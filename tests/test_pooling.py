@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-pooling = pytest.importorskip("sat_ray.pooling", reason="needs Triton")
+pooling = pytest.importorskip("sat_ray.evaluation.low_precision.triton_pooling", reason="needs Triton")
 HERE = Path(__file__).parent
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sat_ray.report.power import (
+from sat_ray.report.leaderboard.power import (
     POWER,
     Deviations,
     chance_to_see,
@@ -15,7 +15,7 @@ from sat_ray.report.power import (
     visible_difference,
     visible_in,
 )
-from sat_ray.report.variation import mean_squares, mixed_difference, paired
+from sat_ray.report.leaderboard.variation import mean_squares, mixed_difference, paired
 
 Verdicts = NDArray[np.bool_]
 

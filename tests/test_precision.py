@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from sat_ray.attacks import AttackSpec
-from sat_ray.card import robustness_card
-from sat_ray.card.settings import CardSettings
 from sat_ray.data.split import Split
-from sat_ray.evaluation import calibrate_attacks, evaluate
+from sat_ray.evaluation.card import robustness_card
+from sat_ray.evaluation.card.settings import CardSettings
+from sat_ray.evaluation.robustness import calibrate_attacks, evaluate
 from sat_ray.models import Normalized
-from sat_ray.precision import exact_float32
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.precision import exact_float32
 
 CUDNN = torch.backends.cudnn
 SPEC = AttackSpec(threat_model=ThreatModel("linf", 8 / 255), steps=2, step_size=8 / 255)

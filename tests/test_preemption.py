@@ -17,23 +17,23 @@ import torch
 from small_rays import OBJECT_STORE, job_in, ray_of_one_node
 from trainings import assert_same_bits, small_model, train
 
-from sat_ray.checkpoint import load_model, pack_state, unpack_state
-from sat_ray.config import ResourceSettings
+from sat_ray.checkpoint import load_model
 from sat_ray.data.split import Split
-from sat_ray.jobs import train_and_commit
-from sat_ray.preemption import LOOK_SECONDS, Lookout
-from sat_ray.stages import Records
-from sat_ray.state_files import StateFiles
-from sat_ray.storage import Storage
-from sat_ray.training import TrainingState
-from sat_ray.units import TRAIN
-from sat_ray.world import World
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import ResourceSettings
+from sat_ray.sweep.execute import train_and_commit
+from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.tasks import TRAIN
+from sat_ray.training.loop import TrainingState
+from sat_ray.training.parallel.process_group import World
+from sat_ray.training.resume.checkpointing import StateFiles, pack_state, unpack_state
+from sat_ray.training.resume.preemption import LOOK_SECONDS, Lookout
 
 
 def questions(step_seconds: list[float], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return after which of the steps, each of so many seconds, the question is asked."""
     clock, asked = [0.0], list[int]()
-    monkeypatch.setattr("sat_ray.preemption.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("sat_ray.training.resume.preemption.perf_counter", lambda: clock[0])
 
     def leaving() -> bool:
         asked.append(step)
@@ -60,7 +60,7 @@ def test_nothing_is_asked_where_there_is_nothing_to_ask() -> None:
 @pytest.mark.parametrize("first", [1, 3, 4])
 def test_a_notice_brings_checkpoints_and_changes_no_bit(first: int, digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four steps an epoch; the notice stands from the question after step `first` on, and each question is followed by a checkpoint."""
-    monkeypatch.setattr("sat_ray.preemption.LOOK_SECONDS", 0.0)  # a question after every step
+    monkeypatch.setattr("sat_ray.training.resume.preemption.LOOK_SECONDS", 0.0)  # a question after every step
     numbers, seen = itertools.count(1), list[TrainingState]()
     given: dict[str, Any] = {"leaving": lambda: next(numbers) >= first, "on_checkpoint": lambda s: seen.append(unpack_state(pack_state(s)))}
     told = train(small_model(), digits, **given)[-1].state
@@ -72,7 +72,7 @@ def test_a_notice_brings_checkpoints_and_changes_no_bit(first: int, digits: Spli
 
 
 def test_the_last_step_of_an_epoch_always_asks(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sat_ray.preemption.LOOK_SECONDS", 1e9)
+    monkeypatch.setattr("sat_ray.training.resume.preemption.LOOK_SECONDS", 1e9)
     seen = list[tuple[int, int]]()
     train(small_model(), digits, leaving=lambda: True, on_checkpoint=lambda state: seen.append((state.epoch, state.step)))
     assert seen == [(0, 1), (0, 4), (1, 4)]  # the first question learns the pace
@@ -116,7 +116,7 @@ def spot(head: Any) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.mark.fault  # minutes: a node drains
 def test_a_drained_node_leaves_a_checkpoint_from_which_the_others_go_on(head: Any, spot: subprocess.Popen[bytes], tmp_path: Path) -> None:
     """SIGTERM, as a spot node's pod gets it; without the notice nothing would be saved before the last epoch."""
-    from sat_ray.distributed.train_session import train_all
+    from sat_ray.integrations.ray.train import train_all
 
     job, records = job_in(tmp_path / "data", epochs=EPOCHS, validate_every=EPOCHS), Records(Storage(str(tmp_path / "sweep")))
     told, left = list[float](), list[TrainingState]()
@@ -159,7 +159,7 @@ def test_a_process_knows_when_its_own_node_drains_and_only_then(head: Any, spot:
     @ray.remote(num_cpus=1)
     class Trial:
         def leaves(self) -> bool:
-            from sat_ray.distributed.nodes import this_node_leaves
+            from sat_ray.integrations.ray.nodes import this_node_leaves
 
             return this_node_leaves()
 

@@ -13,21 +13,21 @@ from archives import cifar, image_file, imagenet, unpack
 from PIL import Image
 from torchvision import transforms
 
-from pipelines import stages
-from pipelines.driver import enlarged, sweep_of
-from pipelines.recipes import DEFAULT, RECIPES
-from sat_ray.cli import parse
-from sat_ray.config import DataSettings, SweepConfig
-from sat_ray.data import shards
 from sat_ray.data.images import CorruptImageError, Storing, opened
-from sat_ray.data.preparing import PARTS, progress
-from sat_ray.data.shards import CorruptShardError, image_ids, manifest_hash, read_split, verify, write_dataset
-from sat_ray.data.sources import DATASETS
+from sat_ray.data.shards import dataset as shards
+from sat_ray.data.shards.dataset import CorruptShardError, image_ids, manifest_hash, read_split, verify, write_dataset
+from sat_ray.data.shards.writer import PARTS, progress
+from sat_ray.data.sources.registry import DATASETS
 from sat_ray.data.split import SPLITS
-from sat_ray.distributed.preparing import in_tasks
-from sat_ray.distributed.session import ray_session
-from sat_ray.storage import Storage
-from sat_ray.units import Dataset
+from sat_ray.integrations import stages
+from sat_ray.integrations.command_line.driver import enlarged, sweep_of
+from sat_ray.integrations.command_line.parsing import parse
+from sat_ray.integrations.ray.prepare import in_tasks
+from sat_ray.integrations.ray.session import ray_session
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import DataSettings, SweepConfig
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.tasks import Dataset
 
 SMALL = Storing(image_size=24)
 

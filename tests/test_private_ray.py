@@ -12,7 +12,7 @@ from sweeps import environment
 
 OWNER = """
 import os, subprocess, sys
-from sat_ray.distributed.session import ray_session
+from sat_ray.integrations.ray.session import ray_session
 
 with ray_session():
     import ray
@@ -42,18 +42,18 @@ TRAINING = """
 import os, sys, tempfile, threading
 from pathlib import Path
 
-from sat_ray.distributed.session import ray_session
+from sat_ray.integrations.ray.session import ray_session
 
 with ray_session(), tempfile.TemporaryDirectory() as folder:
     import ray
     from listeners import is_loopback, listening
     from small_rays import job_in
 
-    from sat_ray.config import ResourceSettings
-    from sat_ray.distributed.train_session import train_all
-    from sat_ray.stages import Records
-    from sat_ray.storage import Storage
-    from sat_ray.units import TRAIN
+    from sat_ray.sweep.config import ResourceSettings
+    from sat_ray.integrations.ray.train import train_all
+    from sat_ray.sweep.records.store import Records
+    from sat_ray.storage.store import Storage
+    from sat_ray.sweep.tasks import TRAIN
 
     found, ended = set(), threading.Event()
 

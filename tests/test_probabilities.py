@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sat_ray.probabilities import bounded_outputs, require_no_probabilities
+from sat_ray.utils.probabilities import bounded_outputs, require_no_probabilities
 
 LOGITS = 4 * torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
 FEW = LOGITS[:3]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines import progress
-from pipelines.driver import left_out, other_classes
-from pipelines.progress import Reporter
-from sat_ray.stages import Record
-from sat_ray.units import Dataset
+from sat_ray.integrations.command_line.driver import left_out, other_classes
+from sat_ray.report import console as progress
+from sat_ray.report.console import Reporter
+from sat_ray.sweep.records.store import Record
+from sat_ray.sweep.tasks import Dataset
 
 
 def dataset(*corrupt: dict[str, Any]) -> Dataset:

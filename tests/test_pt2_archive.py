@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sat_ray.models.exported import load_exported
-from sat_ray.models.pt2_archive import check_expression, checked_archive
-from sat_ray.models.trial_load import try_in_child
+from sat_ray.models.pt2.archive import check_expression, checked_archive
+from sat_ray.models.pt2.load import load_exported
+from sat_ray.models.pt2.trial_load import try_in_child
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sat_ray.randomness import Randomness, permutation
+from sat_ray.utils.randomness import Randomness, permutation
 
 MASK = 2**64 - 1
 int64s = st.integers(-(2**63), 2**63 - 1)

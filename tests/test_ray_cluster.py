@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from small_rays import OBJECT_STORE, cluster_of_one_node
 
-from pipelines.recipes import RECIPES
-from sat_ray.bundles import POOL_LABEL
-from sat_ray.config import ResourceSettings
-from sat_ray.distributed.metrics import SweepMetrics, training_shown
-from sat_ray.stages import Records
-from sat_ray.storage import Storage
-from sat_ray.training import EpochReport, TrainingState
-from sat_ray.units import EVALUATE, SEARCH, TRAIN
+from sat_ray.integrations.ray.prometheus import SweepMetrics, training_shown
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import ResourceSettings
+from sat_ray.sweep.recipes import RECIPES
+from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.resources import POOL_LABEL
+from sat_ray.sweep.tasks import EVALUATE, SEARCH, TRAIN
+from sat_ray.training.loop import EpochReport, TrainingState
 
 pytestmark = pytest.mark.fault  # minutes: a Ray of several nodes
 POOLS = ("gpu-spot", "cpu")
@@ -58,8 +58,8 @@ def pool_here() -> str:
 def test_work_without_gpus_goes_to_cpu_nodes_alone_though_gpu_nodes_have_idle_cpus(metrics_pages: list[str], tmp_path: Path) -> None:
     from ray import tune
 
-    from sat_ray.distributed.tasks import result, stage_task
-    from sat_ray.distributed.trials import run_trials
+    from sat_ray.integrations.ray.search.trials import run_trials
+    from sat_ray.integrations.ray.tasks import result, stage_task
 
     stages = [stage_task(pool_here, name=f"stage {number}") for number in range(4)]
     assert {result(ref) for ref in stages} == {"cpu"}

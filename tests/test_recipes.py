@@ -12,25 +12,25 @@ from archives import cifar, idx_files, imagenet, unpack
 from thin_networks import thin_networks
 from torch import Tensor
 
-from pipelines.dry_run import describe
-from pipelines.ladder import RUNGS, Rung
-from pipelines.recipes import DEFAULT, PAPER_ACTIVATIONS, RECIPES
-from sat_ray.activations import ACTIVATIONS
+from sat_ray.activations.registry import ACTIVATIONS
 from sat_ray.attacks import PGD
-from sat_ray.cli import parse
-from sat_ray.config import DataSettings, ResourceSettings, SweepConfig
-from sat_ray.configuration import Configuration, parse_choice
-from sat_ray.data.shards import write_dataset
-from sat_ray.data.sources import dataset_source
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.split import Split
-from sat_ray.jobs import split_of, train_and_commit
+from sat_ray.integrations.command_line.dry_run import describe
+from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.models import model_from_spec
-from sat_ray.plan import training_job
-from sat_ray.schedules import learning_rate_factor
-from sat_ray.stages import Records
-from sat_ray.storage import Storage
-from sat_ray.training import TrainingSettings, TrainingState, fit
-from sat_ray.units import TRAIN, Dataset, TrainingJob
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import DataSettings, ResourceSettings, SweepConfig
+from sat_ray.sweep.execute import split_of, train_and_commit
+from sat_ray.sweep.imagenet_ladder import RUNGS, Rung
+from sat_ray.sweep.plan import training_job
+from sat_ray.sweep.recipes import DEFAULT, PAPER_ACTIVATIONS, RECIPES
+from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.search.search_space import Configuration, parse_choice
+from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingJob
+from sat_ray.training.loop import TrainingSettings, TrainingState, fit
+from sat_ray.training.optimization.schedules import learning_rate_factor
 
 ARCHIVES = {
     "cifar10": lambda: cifar("cifar10", per_batch=2)[0],

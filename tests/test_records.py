@@ -15,21 +15,39 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.reporting import card_of
-from pipelines.stages import Sweep, committed_inputs, prepare
-from sat_ray.config import CostSettings, EvaluationSettings, FinalSettings, ModelSettings, ResourceSettings, SearchSettings, SweepConfig
-from sat_ray.configuration import Configuration
-from sat_ray.data.shards import write_dataset
-from sat_ray.data.sources import DATASETS
-from sat_ray.jobs import evaluate_and_commit, split_of, train_and_commit
-from sat_ray.outcomes import check_each_id_once, merge_outcomes
-from sat_ray.plan import Group, card_tasks, dataset_uri, evaluation_tasks, final_jobs, groups, planned_trials, promote, trial_job
-from sat_ray.sealed import SEAL, read_sealed, sealed
-from sat_ray.stages import Record, Records, Stage, changed_modules, code_hashes, numerical_environment, record_key, require_environment
-from sat_ray.storage import Storage
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.sources.registry import DATASETS
+from sat_ray.integrations.stages import committed_inputs, prepare
+from sat_ray.report.sweep_report import card_of
+from sat_ray.storage.sealed import SEAL, read_sealed, sealed
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import (
+    CostSettings,
+    EvaluationSettings,
+    FinalSettings,
+    ModelSettings,
+    ResourceSettings,
+    SearchSettings,
+    SweepConfig,
+)
+from sat_ray.sweep.context import Sweep
+from sat_ray.sweep.execute import evaluate_and_commit, split_of, train_and_commit
+from sat_ray.sweep.plan import card_tasks, dataset_uri, evaluation_tasks, final_jobs, planned_trials, trial_job
+from sat_ray.sweep.records.merge_outcomes import check_each_id_once, merge_outcomes
+from sat_ray.sweep.records.store import (
+    Record,
+    Records,
+    Stage,
+    changed_modules,
+    code_hashes,
+    numerical_environment,
+    record_key,
+    require_environment,
+)
+from sat_ray.sweep.search.search_space import Configuration, Group, groups, promote
+from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset, TrainingJob
 from sat_ray.threat import ThreatModel
-from sat_ray.training import EpochReport, TrainingSettings
-from sat_ray.units import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset, TrainingJob
+from sat_ray.training.loop import EpochReport, TrainingSettings
 
 CONFIG = SweepConfig(
     recipe="toy",
@@ -43,7 +61,7 @@ CONFIG = SweepConfig(
     evaluation=EvaluationSettings(steps=4, step_size=10 / 255, lanes=32, shard_size=450),
 )
 SILU = Configuration(activation="silu")
-TOY = Stage("toy", 1, ("sat_ray.names",))
+TOY = Stage("toy", 1, ("sat_ray.utils.names",))
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +250,7 @@ def test_a_superseded_record_is_moved_and_its_work_may_be_done_again(records: Re
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return the source file of a module that imports one of ours."""
     path = tmp_path / "toy_stage_code.py"
-    path.write_text("from sat_ray.names import suggest\nSTEPS = 10\n")
+    path.write_text("from sat_ray.utils.names import suggest\nSTEPS = 10\n")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     code_hashes.cache_clear()
@@ -243,16 +261,16 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("source", "noticed"),
     [
-        ('"""A docstring."""\n\nfrom sat_ray.names import suggest  # a comment\n\nSTEPS = (10)\n', False),
-        ("from sat_ray.names import suggest\nSTEPS = 11\n", True),
-        ("from sat_ray.names import suggest\nSTEPS = 10\ndef more(): pass\n", True),
-        ("from sat_ray.names import suggest\nSTEPS = '10'\n", True),
+        ('"""A docstring."""\n\nfrom sat_ray.utils.names import suggest  # a comment\n\nSTEPS = (10)\n', False),
+        ("from sat_ray.utils.names import suggest\nSTEPS = 11\n", True),
+        ("from sat_ray.utils.names import suggest\nSTEPS = 10\ndef more(): pass\n", True),
+        ("from sat_ray.utils.names import suggest\nSTEPS = '10'\n", True),
     ],
 )
 def test_code_is_what_runs_not_how_it_is_laid_out(records: Records, module: Path, source: str, noticed: bool) -> None:
     stage = Stage("toy", 1, (module.stem,))
     record = records.commit(stage, "k", inputs={}, payload={}, seconds=0.0)
-    assert record.code.keys() == {module.stem, "sat_ray.names"} and changed_modules(record, stage) == []
+    assert record.code.keys() == {module.stem, "sat_ray.utils.names"} and changed_modules(record, stage) == []
     module.write_text(source)
     code_hashes.cache_clear()
     assert changed_modules(record, stage) == ([module.stem] if noticed else [])
@@ -267,7 +285,7 @@ def test_a_docstring_inside_a_function_is_no_code_and_a_new_import_is(records: R
     assert changed_modules(record, stage) == []
     code_hashes.cache_clear()
     module.write_text("def f():\n    from sat_ray import names\n    return 1\n")
-    assert changed_modules(record, stage) == ["sat_ray", "sat_ray.names", module.stem]
+    assert changed_modules(record, stage) == ["sat_ray", "sat_ray.utils.names", module.stem]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
@@ -323,7 +341,7 @@ def test_promotion_keeps_one_in_reduction_rounded_up_and_never_none(count: int, 
 def test_planned_trials_are_what_the_grid_really_commits(
     dataset: Dataset, records: Records, monkeypatch: pytest.MonkeyPatch, rungs: tuple[int, ...], reduction: int
 ) -> None:
-    search = importlib.import_module("sat_ray.distributed.search")
+    search = importlib.import_module("sat_ray.integrations.ray.search.grid_search")
     space = SearchSettings(activations=("silu:1", "elu:0.5,1,2,3,4,5,6", "celu:1.5,2"), rungs=rungs, reduction=reduction)
     config = dataclasses.replace(CONFIG, search=space)
 
@@ -381,7 +399,7 @@ def test_a_trial_goes_on_from_its_record_of_the_rung_before(dataset: Dataset, re
 def test_a_finished_search_keeps_no_states_to_go_on_from_and_one_cut_by_its_budget_keeps_them(
     dataset: Dataset, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = importlib.import_module("sat_ray.distributed.search")
+    search = importlib.import_module("sat_ray.integrations.ray.search.grid_search")
 
     def run_rung(jobs: list[TrainingJob], previous: list[Record | None], records: Records, *_: Any, **limits: Any) -> None:
         for job, before in zip(jobs, previous, strict=True):
@@ -405,7 +423,7 @@ def test_a_shard_is_attacked_once_and_all_shards_make_the_whole_split(
 ) -> None:
     tasks = evaluation_tasks(CONFIG, dataset, trained(dataset, records))
     parts = [evaluate_and_commit(task, records) for task in tasks]
-    monkeypatch.setattr("sat_ray.jobs.evaluate", lambda *args, **kwargs: pytest.fail("attacked again"))
+    monkeypatch.setattr("sat_ray.sweep.execute.evaluate", lambda *args, **kwargs: pytest.fail("attacked again"))
     assert [evaluate_and_commit(task, records) for task in tasks] == parts
     expected = set(split_of(dataset.uri, "test", dataset.hash).image_ids.tolist())
     path = merge_outcomes(parts, expected, records, name="silu-s0")

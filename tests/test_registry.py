@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from pipelines.recipes import RECIPES
-from pipelines.registry import Contender, objection, registered_name
-from sat_ray.config import SweepConfig
+from sat_ray.integrations.mlflow.registry import Contender, objection, registered_name
+from sat_ray.sweep.config import SweepConfig
+from sat_ray.sweep.recipes import RECIPES
+from sat_ray.sweep.tasks import Dataset
 from sat_ray.threat import ThreatModel
-from sat_ray.units import Dataset
 
 DATA = Dataset(uri="", hash="0123456789abcdef", manifest={})
 NEW = Contender(data="a", threat_model="linf 8/255", number=0.5, measured="pgd-200 + apgd-ce-100")

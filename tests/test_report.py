@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from sat_ray.metrics import wilson_interval
-from sat_ray.report import figures
-from sat_ray.report.html import render
-from sat_ray.report.leaderboard import choose_champion, leaderboard, summarise, to_markdown, to_terminal
-from sat_ray.report.rows import EvaluatedModel, configuration_name
-from sat_ray.report.statistics import holm, paired_difference
+from sat_ray.evaluation.intervals import wilson_interval
+from sat_ray.report.figures import leaderboard as figures
+from sat_ray.report.leaderboard.board import choose_champion, leaderboard, summarise, to_markdown, to_terminal
+from sat_ray.report.leaderboard.rows import EvaluatedModel, configuration_name
+from sat_ray.report.leaderboard.statistics import holm, paired_difference
+from sat_ray.report.pages.sweep_page import render
 
 Row = tuple[int, bool, str, int, bool]  # image_id, clean prediction right, attack, restart, robust
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -404,7 +404,7 @@ def test_markdown_and_terminal_show_hostile_names_literally() -> None:
 
 def test_the_report_imports_neither_ray_nor_mlflow_nor_pyplot() -> None:
     code = (
-        "import sys, sat_ray.report.html, sat_ray.report.figures, sat_ray.report.leaderboard\n"
+        "import sys, sat_ray.report.pages.sweep_page, sat_ray.report.figures.leaderboard, sat_ray.report.leaderboard.board\n"
         "print([name for name in ('ray', 'mlflow', 'matplotlib.pyplot') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,15 +9,15 @@ import pytest
 from rich.console import Console
 from test_report import PNG, board_of, seeds_of
 
-from pipelines.recipes import digits_smoke
-from sat_ray.calibration import Calibration, summary_of
-from sat_ray.config import CostSettings
-from sat_ray.metrics import wilson_interval
-from sat_ray.report.html import render
-from sat_ray.report.leaderboard import to_markdown, to_terminal
-from sat_ray.report.notes import sweep_note
-from sat_ray.report.text import amount_text
-from sat_ray.spending import Spent, cost_summary, with_costs
+from sat_ray.evaluation.intervals import wilson_interval
+from sat_ray.evaluation.low_precision.calibration import Calibration, summary_of
+from sat_ray.report.formatting import amount_text
+from sat_ray.report.leaderboard.board import to_markdown, to_terminal
+from sat_ray.report.pages.mlflow_notes import sweep_note
+from sat_ray.report.pages.sweep_page import render
+from sat_ray.sweep.config import CostSettings
+from sat_ray.sweep.cost.spent import Spent, cost_summary, with_costs
+from sat_ray.sweep.recipes import digits_smoke
 
 CUT = "The search was cut by its budget of 2.00 EUR at 3 of 9 trainings (2.10 EUR spent); never tried: gelu <b>."
 

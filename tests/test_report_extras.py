@@ -6,22 +6,23 @@ from typing import Any
 import pytest
 from test_report import board_of, evaluated, seeds_of
 
-from pipelines.measures import compared_params, group_metrics
-from pipelines.recipes import digits, study
 from sat_ray.attacks.spec import AttackSpec
-from sat_ray.configuration import Configuration
 from sat_ray.data.split import Split
-from sat_ray.evaluation import evaluate, robust_image_ids
+from sat_ray.evaluation.outcomes import robust_image_ids
+from sat_ray.evaluation.robustness import evaluate
+from sat_ray.integrations.mlflow.metrics import compared_params, group_metrics
 from sat_ray.models import Normalized
-from sat_ray.report.card import card_figure
-from sat_ray.report.curves import alpha_response, several_alphas, training_curves
-from sat_ray.report.html import render
-from sat_ray.report.notes import card_note, configuration_note, sweep_note
-from sat_ray.report.origin import CPUINFO, code_version, origin
-from sat_ray.report.seed_curves import seed_curves
-from sat_ray.report.steps import accuracy_after
+from sat_ray.report.figures.card import card_figure
+from sat_ray.report.figures.curves import alpha_response, several_alphas, training_curves
+from sat_ray.report.figures.seed_curves import seed_curves
+from sat_ray.report.figures.steps import accuracy_after
+from sat_ray.report.pages.mlflow_notes import card_note, configuration_note, sweep_note
+from sat_ray.report.pages.origin import CPUINFO, code_version, origin
+from sat_ray.report.pages.sweep_page import render
+from sat_ray.storage.uris import pages_of
+from sat_ray.sweep.recipes import digits, study
+from sat_ray.sweep.search.search_space import Configuration
 from sat_ray.threat import ThreatModel
-from sat_ray.tracking_uri import pages_of
 
 EVENT = {
     "epoch": 1,

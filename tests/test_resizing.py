@@ -12,20 +12,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from trainings import BALL, assert_same_bits, enlarged, small_model, train
 
-from pipelines.arrival import check_own_parts
-from pipelines.cost import costs, forward_operations, share_of_whole_images
-from pipelines.dry_run import passes_of
-from pipelines.recipes import RECIPES
 from sat_ray.attacks import PGD
-from sat_ray.checkpoint import pack_state, unpack_state
-from sat_ray.config import DataSettings, ModelSettings, SweepConfig
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.sources import dataset_source
+from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.split import Split
+from sat_ray.integrations.command_line.preflight import check_own_parts
 from sat_ray.models import ModelSpec, model_from_spec
-from sat_ray.resizing import check_resizing, image_shape, image_side, resize
-from sat_ray.storage import Storage
-from sat_ray.training import TrainingSettings, TrainingState
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import DataSettings, ModelSettings, SweepConfig
+from sat_ray.sweep.cost.estimate import costs, forward_operations, passes_of, share_of_whole_images
+from sat_ray.sweep.recipes import RECIPES
+from sat_ray.training.loop import TrainingSettings, TrainingState
+from sat_ray.training.progressive_resizing import check_resizing, image_shape, image_side, resize
+from sat_ray.training.resume.checkpointing import pack_state, unpack_state
 
 RAMP: dict[str, Any] = {"epochs": 4, "resize_start": 8, "resize_step": 4, "resize_ramp": 0.75}
 """Of images of 16 pixels: 8, 8, 12 and 16."""

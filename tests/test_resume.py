@@ -14,25 +14,24 @@ import pytest
 import torch
 from trainings import BALL, assert_same_bits, digits_again, small_model, train
 
-from pipelines.code_change import settle_code_changes
-from pipelines.progress import Reporter
-from sat_ray.checkpoint import pack_state, unpack_state
-from sat_ray.config import ModelSettings, SweepConfig
-from sat_ray.configuration import Configuration
-from sat_ray.data.shards import write_dataset
-from sat_ray.data.sources import DATASETS
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.sources.registry import DATASETS
 from sat_ray.data.split import Split
-from sat_ray.jobs import train_and_commit
-from sat_ray.learner import Learner
-from sat_ray.plan import final_jobs
-from sat_ray.randomness import permutation
-from sat_ray.sealed import sealed
-from sat_ray.stages import Records, changed_modules
-from sat_ray.state_files import StateFiles
-from sat_ray.storage import Storage
-from sat_ray.totals import NonFiniteLossError
-from sat_ray.training import TrainingSettings, TrainingState
-from sat_ray.units import TRAIN, Dataset, TrainingJob
+from sat_ray.integrations.command_line.code_changes import settle_code_changes
+from sat_ray.report.console import Reporter
+from sat_ray.storage.sealed import sealed
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import ModelSettings, SweepConfig
+from sat_ray.sweep.execute import train_and_commit
+from sat_ray.sweep.plan import final_jobs
+from sat_ray.sweep.records.store import Records, changed_modules
+from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingJob
+from sat_ray.training.epoch_metrics import NonFiniteLossError
+from sat_ray.training.loop import TrainingSettings, TrainingState
+from sat_ray.training.resume.checkpointing import StateFiles, pack_state, unpack_state
+from sat_ray.training.train_step import Learner
+from sat_ray.utils.randomness import permutation
 
 EVERYTHING: dict[str, Any] = {
     "epochs": 3,
@@ -297,7 +296,7 @@ def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before_with_
         damage(path)
     resumed = train_and_commit(job, records, checkpoint_images=200)
     assert numbers[9:11] == [9, 6 if damaged == 1 else 0]
-    named = [record.getMessage() for record in caplog.records if record.name == "sat_ray.state_files"]
+    named = [record.getMessage() for record in caplog.records if record.name == "sat_ray.training.resume.checkpointing"]
     assert [path in message for path, message in zip(map(str, last[:damaged]), named, strict=True)] == [True] * damaged
     assert "does not match its sha256" in named[0] and "\n" not in named[0]
     assert resumed.content == train_and_commit(job, Records(Storage.at(tmp_path / "other"))).content

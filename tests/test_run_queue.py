@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_ray.run_queue import RunQueue
+from sat_ray.evaluation.engine.restarts import RunQueue
 
 
 def numbers(*values: int) -> torch.Tensor:

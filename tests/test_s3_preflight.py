@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import s3_server
 
-from sat_ray.s3_preflight import check_s3
-from sat_ray.storage import Storage, check_writable
+from sat_ray.storage.preflight import check_s3
+from sat_ray.storage.store import Storage, check_writable
 
 KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nonexistent"}
 REFUSED = [

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_ray.schedules import SCHEDULES, alpha_factor, epsilon_factor, learning_rate_factor
-from sat_ray.training import TrainingSettings
+from sat_ray.training.loop import TrainingSettings
+from sat_ray.training.optimization.schedules import SCHEDULES, alpha_factor, epsilon_factor, learning_rate_factor
 
 
 @pytest.mark.parametrize(

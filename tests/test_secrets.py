@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from sweeps import environment
 
-from pipelines.export import Asked as ExportOptions
-from pipelines.foreign_options import ForeignOptions
-from pipelines.recipes import DEFAULT, RECIPES
-from sat_ray.cli import parse, parse_options
-from sat_ray.config import DataSettings, from_json
-from sat_ray.storage import Storage, check_address
+from sat_ray.integrations.command_line.export import Asked as ExportOptions
+from sat_ray.integrations.command_line.external.options import ForeignOptions
+from sat_ray.integrations.command_line.parsing import parse, parse_options
+from sat_ray.storage.store import Storage, check_address
+from sat_ray.sweep.config import DataSettings
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.utils.serialization import from_json
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_a_search_trial_is_not_described_by_the_keys_of_s3(monkeypatch: pytest.M
     """Ray writes the runtime environment of every actor to a log."""
     from ray.tune.execution import class_cache
 
-    from sat_ray.distributed.trials import keep_keys_back
+    from sat_ray.integrations.ray.search.trials import keep_keys_back
 
     monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", class_cache.ENV_VARS_TO_PROPAGATE)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted")

@@ -10,12 +10,12 @@ import torch
 from trainings import BALL, assert_same_bits, digits_again, in_two_processes, worker_of_two
 
 from sat_ray.attacks import PGD
-from sat_ray.checkpoint import pack_state, unpack_state
 from sat_ray.data.split import Split
 from sat_ray.models import build_model
-from sat_ray.sentinel import CatastrophicOverfittingError, Memory, judge, milder
 from sat_ray.threat import ThreatModel
-from sat_ray.training import EpochReport, TrainingSettings, TrainingState, fit
+from sat_ray.training.catastrophic_overfitting import CatastrophicOverfittingError, Memory, judge, milder
+from sat_ray.training.loop import EpochReport, TrainingSettings, TrainingState, fit
+from sat_ray.training.resume.checkpointing import pack_state, unpack_state
 
 COLLAPSING = TrainingSettings(
     epochs=36,

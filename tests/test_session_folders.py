@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sat_ray.distributed.folders import LOCK, RAY, is_private_folder, remove_abandoned, require_short, session_folder
+from sat_ray.integrations.ray.local.session_folders import LOCK, RAY, is_private_folder, remove_abandoned, require_short, session_folder
 
 DRIVER = """
 import sys, time
 from pathlib import Path
-from sat_ray.distributed.folders import session_folder
+from sat_ray.integrations.ray.local.session_folders import session_folder
 with session_folder(Path(sys.argv[1])) as folder:
     (Path(folder) / "session").mkdir()
     print(folder, flush=True)
@@ -50,7 +50,7 @@ def test_a_machine_too_busy_to_start_ray_gets_one_line(monkeypatch: pytest.Monke
     import ray
     from ray._private import node
 
-    from sat_ray.distributed.session import ray_session
+    from sat_ray.integrations.ray.session import ray_session
 
     text = "The current node timed out during startup. This "
     assert text in inspect.getsource(node)

@@ -9,12 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.dry_run import plan
-from pipelines.measures import compared_params, curvature_metrics
-from pipelines.recipes import digits
-from sat_ray import compilation
-from sat_ray.activation_table import alphas_and_curvatures
-from sat_ray.activations import (
+from sat_ray.activations.registry import (
     ACTIVATIONS,
     ActivationInfo,
     activation_info,
@@ -23,10 +18,14 @@ from sat_ray.activations import (
     display_name,
     make_activation,
 )
-from sat_ray.config import SearchSettings
-from sat_ray.configuration import Configuration
-from sat_ray.own_activation import measured_curvature, read_activation
-from sat_ray.plan import groups
+from sat_ray.activations.table import alphas_and_curvatures
+from sat_ray.activations.user_defined import measured_curvature, read_activation
+from sat_ray.integrations.command_line.dry_run import plan
+from sat_ray.integrations.mlflow.metrics import compared_params, curvature_metrics
+from sat_ray.sweep.config import SearchSettings
+from sat_ray.sweep.recipes import digits
+from sat_ray.sweep.search.search_space import Configuration, groups
+from sat_ray.utils import compile as compilation
 
 ROOT = Path(__file__).parents[1]
 SCALED = ("silu", "gelu", "mish", "parametric_softplus", "smoothrelu")
@@ -299,7 +298,7 @@ def test_the_curvature_of_a_users_activation_is_measured() -> None:
 
 
 def test_alphas_are_drawn_log_uniform_between_the_ends_of_the_grid() -> None:
-    from sat_ray.distributed.async_search import _alpha_bounds, _between
+    from sat_ray.integrations.ray.search.async_search import _alpha_bounds, _between
 
     (group,) = groups(SearchSettings(activations=("silu",), pairs=()).configurations())
     assert _alpha_bounds(group) == (0.25, 64.0)

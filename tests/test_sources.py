@@ -12,12 +12,12 @@ import pytest
 from archives import WORDNET_IDS, cifar, cifar_batch, devkit, image_file, imagenet, py2_array, py2_pickle, py2_string, tarred, unpack
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from sat_ray.data import cifar as cifar_reader
-from sat_ray.data.batch_pickle import UnsafePickleError, read_batch
 from sat_ray.data.images import Storing
-from sat_ray.data.shards import manifest_hash, write_dataset
-from sat_ray.data.sources import DATASETS, LayoutError, Listing, Raw, Source
-from sat_ray.storage import Storage
+from sat_ray.data.shards.dataset import manifest_hash, write_dataset
+from sat_ray.data.sources import cifar as cifar_reader
+from sat_ray.data.sources.cifar_pickle import UnsafePickleError, read_batch
+from sat_ray.data.sources.registry import DATASETS, LayoutError, Listing, Raw, Source
+from sat_ray.storage.store import Storage
 
 ARCHIVES = {
     "cifar10": ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"),

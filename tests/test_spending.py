@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.recipes import digits_smoke
-from sat_ray.config import CostSettings, SweepConfig, content_hash, from_json, to_json
-from sat_ray.spending import cost_markdown, cost_sentence, cost_summary, row_cost, search_seconds, spent_by_stage, with_costs
-from sat_ray.stages import Records
-from sat_ray.storage import Storage
-from sat_ray.units import CARD, EVALUATE, SEARCH, STRONG, TRAIN, VALIDATE
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import CostSettings, SweepConfig
+from sat_ray.sweep.cost.spent import cost_markdown, cost_sentence, cost_summary, row_cost, search_seconds, spent_by_stage, with_costs
+from sat_ray.sweep.recipes import digits_smoke
+from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STRONG, TRAIN, VALIDATE
+from sat_ray.utils.serialization import content_hash, from_json, to_json
 
 
 @pytest.fixture

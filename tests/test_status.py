@@ -15,28 +15,21 @@ import pytest
 from sweeps import ROOT, WITHOUT_RAY, environment, prepare, records
 from test_lease import holder
 
-from pipelines import status
-from pipelines.recipes import DEFAULT, RECIPES
-from sat_ray.card import PASS
-from sat_ray.cli import parse
-from sat_ray.config import to_json
-from sat_ray.data.shards import image_ids
-from sat_ray.distributed.tasks import _each_once
-from sat_ray.jobs import evaluate_and_commit, train_and_commit
-from sat_ray.outcomes import merge_outcomes
-from sat_ray.plan import (
-    dataset_uri,
-    evaluation_tasks,
-    final_jobs,
-    strong_tasks,
-    trial_job,
-    validation_tasks,
-)
-from sat_ray.sealed import sealed
-from sat_ray.stages import Records
-from sat_ray.standing import PAUSE_SECONDS, Standing, _seconds_left, standing
-from sat_ray.storage import Storage
-from sat_ray.units import CARD, EVALUATE, TRAIN, Dataset
+from sat_ray.data.shards.dataset import image_ids
+from sat_ray.evaluation.card import PASS
+from sat_ray.integrations.command_line import status
+from sat_ray.integrations.command_line.parsing import parse
+from sat_ray.integrations.ray.tasks import _each_once
+from sat_ray.storage.sealed import sealed
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.execute import evaluate_and_commit, train_and_commit
+from sat_ray.sweep.plan import dataset_uri, evaluation_tasks, final_jobs, strong_tasks, trial_job, validation_tasks
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.records.merge_outcomes import merge_outcomes
+from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.status import PAUSE_SECONDS, Standing, _seconds_left, standing
+from sat_ray.sweep.tasks import CARD, EVALUATE, TRAIN, Dataset
+from sat_ray.utils.serialization import to_json
 
 NAME = "half"
 FLAGS = (

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from sat_ray.storage import Storage, check_writable, is_away, json_bytes
+from sat_ray.storage.store import Storage, check_writable, is_away
+from sat_ray.utils.serialization import json_bytes
 
 S3 = os.environ.get("SAT_RAY_TEST_S3", "")
 WRITERS = 8
@@ -143,7 +144,7 @@ def test_a_writable_folder_passes_and_keeps_no_probe(storage: Storage) -> None:
 
 WRITER = """
 import os, signal, sys, time
-from sat_ray.storage import Storage
+from sat_ray.storage.store import Storage
 
 def stands_still(*args):
     print("written", flush=True)

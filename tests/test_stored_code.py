@@ -11,17 +11,18 @@ import pytest
 import torch
 from sweeps import environment
 
-from pipelines import export, status
-from pipelines.recipes import RECIPES
-from sat_ray import reference
 from sat_ray.checkpoint import load_model, save_model
-from sat_ray.config import code_named, stored_config, to_json
-from sat_ray.configuration import Configuration
+from sat_ray.integrations.command_line import export, status
 from sat_ray.models import ModelSpec, model_from_spec
-from sat_ray.reference import UnconfirmedCodeError, confirm
-from sat_ray.sealed import sealed
-from sat_ray.source_code import hash_code
-from sat_ray.storage import Storage
+from sat_ray.storage.sealed import sealed
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import code_named, stored_config
+from sat_ray.sweep.recipes import RECIPES
+from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.utils import import_string as reference
+from sat_ray.utils.code_hash import hash_code
+from sat_ray.utils.import_string import UnconfirmedCodeError, confirm
+from sat_ray.utils.serialization import to_json
 
 EVIL = "from pathlib import Path\nPath(__file__).with_name('was imported').touch()\n"
 PLACES: dict[str, Callable[[dict[str, Any]], None]] = {

@@ -15,10 +15,12 @@ from sat_ray.attacks import APGD, Attack, AttackSpec, Square, State, cascade, ma
 from sat_ray.attacks.apgd import windows
 from sat_ray.attacks.square import sides
 from sat_ray.data.split import Split
-from sat_ray.evaluation import SORT_ORDER, clean_correct_ids, evaluate, likeliest_others, robust_image_ids
+from sat_ray.evaluation.inputs import likeliest_others
+from sat_ray.evaluation.outcomes import SORT_ORDER, clean_correct_ids, robust_image_ids
+from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized
-from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.randomness import Randomness
 
 LINF, L2 = ThreatModel("linf", 40 / 255), ThreatModel("l2", 0.8)
 LANES = 32

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_report import board_of, counted, evaluated, group_named, outcomes
 
-from pipelines.measures import group_metrics
-from sat_ray.report import figures
-from sat_ray.report.curvature import curvature_json, curvature_of
-from sat_ray.report.curvature_figures import curvature_figures, families, search_lines
-from sat_ray.report.headline import headline_line
-from sat_ray.report.html import render
-from sat_ray.report.leaderboard import choose_champion, to_markdown, to_terminal
-from sat_ray.report.model_card import model_card
-from sat_ray.report.notes import configuration_note, sweep_note
-from sat_ray.report.rows import EvaluatedModel
-from sat_ray.report.strong import LARGEST_SHARE, Gap, strong_verdict
-from sat_ray.report.summary import survival
+from sat_ray.integrations.mlflow.metrics import group_metrics
+from sat_ray.report.figures import leaderboard as figures
+from sat_ray.report.figures.curvature import curvature_figures, families, search_lines
+from sat_ray.report.leaderboard.board import choose_champion, to_markdown, to_terminal
+from sat_ray.report.leaderboard.curvature import curvature_json, curvature_of
+from sat_ray.report.leaderboard.headline import headline_line
+from sat_ray.report.leaderboard.rows import EvaluatedModel
+from sat_ray.report.leaderboard.strong import LARGEST_SHARE, Gap, strong_verdict
+from sat_ray.report.leaderboard.summary import survival
+from sat_ray.report.pages.mlflow_notes import configuration_note, sweep_note
+from sat_ray.report.pages.model_card import model_card
+from sat_ray.report.pages.sweep_page import render
 
 N = 1000
 
@@ -331,7 +331,7 @@ CURVED += [("smoothrelu", 20.0), ("celu", 0.5), ("celu", 2.0)]
 def test_the_curvature_is_the_largest_second_derivative(name: str, alpha: float | None) -> None:
     import torch
 
-    from sat_ray.activations import make_activation
+    from sat_ray.activations.registry import make_activation
 
     x = torch.linspace(-6, 6, 240_001, dtype=torch.float64)
     f = make_activation(name, alpha=alpha)(x)

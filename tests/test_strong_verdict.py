@@ -12,29 +12,24 @@ import torch
 from trainings import train_small
 
 from sat_ray.attacks import AttackSpec, strong_attacks
-from sat_ray.card import FLAG, CardSettings, robustness_card
-from sat_ray.config import EvaluationSettings, FinalSettings, ModelSettings, SearchSettings, SweepConfig
-from sat_ray.configuration import Configuration
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards import image_ids, write_dataset
-from sat_ray.data.sources import DATASETS
+from sat_ray.data.shards.dataset import image_ids, write_dataset
+from sat_ray.data.sources.registry import DATASETS
 from sat_ray.data.split import Split
-from sat_ray.evaluation import counted_robust_ids, evaluate, robust_image_ids
-from sat_ray.jobs import evaluate_and_commit
+from sat_ray.evaluation.card import FLAG, CardSettings, robustness_card
+from sat_ray.evaluation.outcomes import robust_image_ids
+from sat_ray.evaluation.robustness import counted_robust_ids, evaluate
 from sat_ray.models import Normalized
-from sat_ray.outcomes import merge_outcomes, read_part
-from sat_ray.plan import (
-    card_tasks,
-    evaluation_tasks,
-    strong_on_validation,
-    strong_tasks,
-    validation_tasks,
-)
-from sat_ray.stages import Record, Records
-from sat_ray.storage import Storage
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import EvaluationSettings, FinalSettings, ModelSettings, SearchSettings, SweepConfig
+from sat_ray.sweep.execute import evaluate_and_commit
+from sat_ray.sweep.plan import card_tasks, evaluation_tasks, strong_on_validation, strong_tasks, validation_tasks
+from sat_ray.sweep.records.merge_outcomes import merge_outcomes, read_part
+from sat_ray.sweep.records.store import Record, Records
+from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.tasks import EVALUATE, STRONG, TRAIN, VALIDATE, Dataset, EvaluationTask
 from sat_ray.threat import ThreatModel
-from sat_ray.training import TrainingSettings
-from sat_ray.units import EVALUATE, STRONG, TRAIN, VALIDATE, Dataset, EvaluationTask
+from sat_ray.training.loop import TrainingSettings
 
 CONFIG = SweepConfig(
     recipe="toy",
@@ -137,7 +132,7 @@ def test_a_kill_between_pgd_and_the_strong_attacks_repeats_nothing(
             raise KeyboardInterrupt
         return evaluate(*arguments, attacks=attacks, **settings)
 
-    monkeypatch.setattr("sat_ray.jobs.evaluate", counted)
+    monkeypatch.setattr("sat_ray.sweep.execute.evaluate", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate_and_commit(task, records)
     assert (len(records.keys(EVALUATE)), len(records.keys(STRONG))) == (1, 0)

@@ -17,17 +17,17 @@ import torch
 from mlflow import MlflowClient
 from sweeps import ROOT, environment, leaderboard, numbers, pipeline, prepare, records
 
-from pipelines.driver import sweep_of
-from pipelines.recipes import RECIPES
-from pipelines.tracking import Projection
 from sat_ray.checkpoint import load_model
-from sat_ray.cli import parse
-from sat_ray.data.shards import read_split
-from sat_ray.evaluation import OUTCOME_SCHEMA, robust_image_ids
-from sat_ray.mlflow_tracker import MlflowTracker
-from sat_ray.stages import Records
-from sat_ray.storage import Storage
-from sat_ray.units import CARD
+from sat_ray.data.shards.dataset import read_split
+from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA, robust_image_ids
+from sat_ray.integrations.command_line.driver import sweep_of
+from sat_ray.integrations.command_line.parsing import parse
+from sat_ray.integrations.mlflow import MlflowTracker
+from sat_ray.integrations.mlflow.projection import Projection
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.recipes import RECIPES
+from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.tasks import CARD
 
 RECIPE = "digits_smoke"
 REGISTERED = "digits-small_resnet-linf-16-255"

@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 from torch import Tensor
 
-from sat_ray.randomness import Randomness, coin
 from sat_ray.threat import ThreatModel, as_255ths
+from sat_ray.utils.randomness import Randomness, coin
 
 SHAPE = (2, 1, 2, 3)
 pixels = st.floats(0, 1, width=32)

@@ -7,13 +7,13 @@ import mlflow
 import pytest
 from rich.console import Console
 
-from pipelines import tracker_link
-from pipelines.progress import Reporter
-from pipelines.recipes import RECIPES
-from pipelines.stages import Sweep
-from pipelines.tracker_link import TrackerLink, TrackingError, in_thread, mlflow_tracker
-from sat_ray.storage import Storage
-from sat_ray.tracking_uri import NoAnswerError, experiment_name
+from sat_ray.integrations.mlflow import writer as tracker_link
+from sat_ray.integrations.mlflow.preflight import NoAnswerError, experiment_name
+from sat_ray.integrations.mlflow.writer import TrackerLink, TrackingError, in_thread, mlflow_tracker
+from sat_ray.report.console import Reporter
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.context import Sweep
+from sat_ray.sweep.recipes import RECIPES
 
 
 class Line:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from small_rays import job_in, ray_of_one_node
 
-from sat_ray.budget import Budget
-from sat_ray.config import ResourceSettings
-from sat_ray.stages import Records
-from sat_ray.storage import Storage
-from sat_ray.units import SEARCH, TRAIN, TrainingJob
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import ResourceSettings
+from sat_ray.sweep.cost.budget import Budget
+from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.tasks import SEARCH, TRAIN, TrainingJob
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def spoil_first_shard(folder: Path) -> bytes:
 @pytest.mark.fault
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_a_damaged_shard_ends_a_session_with_one_line_and_a_sound_one_is_trained_on(job: TrainingJob, tmp_path: Path) -> None:
-    from sat_ray.distributed.train_session import train_all
+    from sat_ray.integrations.ray.train import train_all
 
     records, resources = Records(Storage(str(tmp_path / "sweep"))), ResourceSettings(train_workers=2)
     sound = spoil_first_shard(tmp_path)
@@ -55,7 +55,7 @@ def test_a_damaged_shard_ends_a_session_with_one_line_and_a_sound_one_is_trained
 
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_workers_of_another_processor_than_the_drivers_refuse_to_train(job: TrainingJob, tmp_path: Path) -> None:
-    from sat_ray.distributed.train_session import train_all
+    from sat_ray.integrations.ray.train import train_all
 
     other = dataclasses.replace(job, environment=job.environment | {"device": "cpu:OTHER"})
     with pytest.raises(ArithmeticError, match=r"this node's processor computes with \w+, the driver's with OTHER"):
@@ -73,8 +73,8 @@ def fill(disk: Path) -> None:
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_a_full_disk_ends_a_session_and_a_search_with_one_line_and_room_lets_both_go_on(job: TrainingJob, small_disk: Path) -> None:
     """Started again and again it would end the same way: forty starts of a session, three of every trial."""
-    from sat_ray.distributed.train_session import train_all
-    from sat_ray.distributed.trials import run_rung
+    from sat_ray.integrations.ray.search.trials import run_rung
+    from sat_ray.integrations.ray.train import train_all
 
     records, resources = Records(Storage(str(small_disk / "sweep"))), ResourceSettings(train_workers=2)
     records.storage.write("state/there", b"")

@@ -23,18 +23,18 @@ from trainings import (
     worker_of_two,
 )
 
-import sat_ray.training
+import sat_ray.training.loop
 from sat_ray.attacks import PGD
+from sat_ray.attacks.losses import cross_entropy
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.learner import Learner
-from sat_ray.losses import cross_entropy
 from sat_ray.models import settle_layout, view
-from sat_ray.objectives import make_objective
-from sat_ray.randomness import Randomness, permutation
-from sat_ray.running_statistics import RunningStatistics
-from sat_ray.training import TrainingSettings, fit
-from sat_ray.world import World
+from sat_ray.training.loop import TrainingSettings, fit
+from sat_ray.training.objectives import make_objective
+from sat_ray.training.parallel.batchnorm_groups import RunningStatistics
+from sat_ray.training.parallel.process_group import World
+from sat_ray.training.train_step import Learner
+from sat_ray.utils.randomness import Randomness, permutation
 
 EXTRAS: dict[str, dict[str, Any]] = {
     "one group": {},

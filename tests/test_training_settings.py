@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sat_ray.training_settings import TrainingSettings, check_even, groups_of
+from sat_ray.training.settings import TrainingSettings, check_even, groups_of
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from sat_ray.report.statistics import holm, paired_difference
-from sat_ray.report.variation import hierarchical_bootstrap, mean_squares, mixed_difference, paired
+from sat_ray.report.leaderboard.statistics import holm, paired_difference
+from sat_ray.report.leaderboard.variation import hierarchical_bootstrap, mean_squares, mixed_difference, paired
 
 Verdicts = NDArray[np.bool_]
 LEVEL = 0.05

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sat_ray.activations import Activation
+from sat_ray.activations.registry import Activation
 from sat_ray.attacks import PGD
-from sat_ray.losses import cross_entropy
+from sat_ray.attacks.losses import cross_entropy
 from sat_ray.models import Normalized, assert_shares_storage, build_model, check_attacker_activation, view
-from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.randomness import Randomness
 
 ATTACK = PGD(threat_model=ThreatModel("linf", 0.1), steps=2, step_size=0.1)
 

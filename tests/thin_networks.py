@@ -6,8 +6,8 @@ import pytest
 from torch import Tensor
 from torchvision.models.resnet import ResNet
 
-from sat_ray.models.efficientnet import SCALES
-from sat_ray.models.preact import PREACT
+from sat_ray.models.architectures.efficientnet import SCALES
+from sat_ray.models.architectures.preact_resnet import PREACT
 
 
 def thin_networks(patch: pytest.MonkeyPatch) -> None:

@@ -14,18 +14,18 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from sat_ray.attacks import PGD
-from sat_ray.crafting import Crafter
+from sat_ray.attacks.losses import cross_entropy
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.learner import Learner
-from sat_ray.losses import cross_entropy
 from sat_ray.models import Normalized, build_model, settle_layout, view
-from sat_ray.objectives import make_objective
-from sat_ray.randomness import Randomness, permutation
 from sat_ray.threat import ThreatModel
-from sat_ray.totals import Totals
-from sat_ray.training import EpochReport, TrainingSettings, TrainingState, fit
-from sat_ray.world import World
+from sat_ray.training.adversary import Crafter
+from sat_ray.training.epoch_metrics import Totals
+from sat_ray.training.loop import EpochReport, TrainingSettings, TrainingState, fit
+from sat_ray.training.objectives import make_objective
+from sat_ray.training.parallel.process_group import World
+from sat_ray.training.train_step import Learner
+from sat_ray.utils.randomness import Randomness, permutation
 
 BALL = ThreatModel("linf", 40 / 255)
 SMALL = TrainingSettings(

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.attacks import AttackSpec
+from sat_ray.attacks.losses import cross_entropy
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.sources import dataset_source
+from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.split import Split
-from sat_ray.evaluation import evaluate, robust_image_ids
-from sat_ray.losses import cross_entropy
+from sat_ray.evaluation.outcomes import robust_image_ids
+from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized, build_model
 from sat_ray.threat import ThreatModel
-from sat_ray.training import fit
-from sat_ray.training_settings import TrainingSettings
+from sat_ray.training import TrainingSettings, fit
 
 BALL = ThreatModel("linf", 40 / 255)
 STEPS, STEP_SIZE = 100, 4 / 255

@@ -9,8 +9,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from sat_ray.attacks import AttackSpec
-from sat_ray.card import CardSettings, robustness_card
-from sat_ray.evaluation import evaluate, robust_image_ids
+from sat_ray.evaluation.card import CardSettings, robustness_card
+from sat_ray.evaluation.outcomes import robust_image_ids
+from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import build_model
 from sat_ray.threat import ThreatModel
 from sat_ray.training import TrainingSettings, fit

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sat_ray.attacks.base import Model, State, differentiate, zero_share
-from sat_ray.randomness import Randomness
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.randomness import Randomness
 
 MOMENTUM, RISING = 0.75, 0.75
 FIRST_WINDOW, SHRINK, SHORTEST_WINDOW = 0.22, 0.03, 0.06  # of the steps
@@ -63,7 +63,7 @@ def _wide(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class APGD:
-    """Ascend a loss without a step size to choose. steps >= 1; loss: one of `sat_ray.losses.ATTACK_LOSSES`."""
+    """Ascend a loss without a step size to choose. steps >= 1; loss: one of `sat_ray.attacks.losses.ATTACK_LOSSES`."""
 
     threat_model: ThreatModel
     steps: int

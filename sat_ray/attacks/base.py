@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sat_ray.compilation import fusable
-from sat_ray.losses import attack_loss
-from sat_ray.randomness import Randomness
+from sat_ray.attacks.losses import attack_loss
 from sat_ray.threat import TOLERANCE, ThreatModel
+from sat_ray.utils.compile import fusable
+from sat_ray.utils.randomness import Randomness
 
 Model = Callable[[Tensor], Tensor]
 NO_GRADIENT = "has no gradient at its input (detached, or under no_grad); allowed: a differentiable model, or the attack square"

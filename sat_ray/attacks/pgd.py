@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from sat_ray.attacks.base import Model, State, differentiate, require_feasible, require_images, require_inference_mode, zero_share
-from sat_ray.compilation import fusable
-from sat_ray.losses import cross_entropy
-from sat_ray.randomness import Randomness
+from sat_ray.attacks.losses import cross_entropy
 from sat_ray.threat import ThreatModel, as_255ths
+from sat_ray.utils.compile import fusable
+from sat_ray.utils.randomness import Randomness
 
 
 @dataclass(frozen=True, kw_only=True)
 class PGD:
     """Step along the gradient's steepest ascent and project back.
 
-    loss: what is ascended, one of `sat_ray.losses.ATTACK_LOSSES`;
+    loss: what is ascended, one of `sat_ray.attacks.losses.ATTACK_LOSSES`;
     steps >= 1; step_size > 0 in [0, 1] pixels with steps * step_size >= epsilon, or parts of the ball are out of reach.
     """
 

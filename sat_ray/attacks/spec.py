@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 
-from sat_ray.activations import activation_info
+from sat_ray.activations.registry import activation_info
 from sat_ray.attacks.apgd import APGD
 from sat_ray.attacks.base import Attack
+from sat_ray.attacks.losses import ATTACK_LOSSES
 from sat_ray.attacks.pgd import PGD
 from sat_ray.attacks.square import Square
-from sat_ray.bounds import Bounds, Steps, StepSize, check_fields
-from sat_ray.losses import ATTACK_LOSSES
-from sat_ray.names import check_name
 from sat_ray.threat import ThreatModel, as_255ths
+from sat_ray.utils.bounds import Bounds, Steps, StepSize, check_fields
+from sat_ray.utils.names import check_name
 
 FINAL_SUFFIX = "-final"
 ALGORITHMS = ("pgd", "apgd", "square")
@@ -55,7 +55,7 @@ class AttackSpec:
     gradient: Gradient = "float32"
     """Where gradients come from: the model itself (float32), or a faster copy of it, which is
     another attack; the model in float32 says what is broken
-    (`sat_ray.rescoring`)."""
+    (`sat_ray.evaluation.low_precision.verification`)."""
     name: str = ""
     """As it appears in outcomes; made from the rest where empty."""
 

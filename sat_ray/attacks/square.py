@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sat_ray.attacks.base import Model, State
-from sat_ray.losses import margin
-from sat_ray.randomness import Randomness
+from sat_ray.attacks.losses import margin
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.randomness import Randomness
 
 FIRST_SHARE = 0.8  # of the pixels in the first square
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries out of 10,000 after which the share halves

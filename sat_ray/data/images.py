@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from sat_ray.data.remote import NotAFileError, read_range
-from sat_ray.names import printable
-from sat_ray.reference import first_line
+from sat_ray.storage.s3_path import NotAFileError, read_range
+from sat_ray.utils.import_string import first_line
+from sat_ray.utils.names import printable
 
 ENCODINGS = ("raw", "jpeg")
 LARGEST_SIDE = 4096  # of stored images in pixels

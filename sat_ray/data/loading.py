@@ -18,10 +18,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from sat_ray.data.shards import read_manifest, read_shard
+from sat_ray.data.shards.dataset import read_manifest, read_shard
+from sat_ray.data.shards.parquet import as_split
 from sat_ray.data.split import Split
-from sat_ray.data.table import as_split
-from sat_ray.storage import Storage
+from sat_ray.storage.store import Storage
 
 Loading = Literal["auto", "resident", "streaming"]
 RESIDENT_BYTES = 4 * 1024**3  # of decoded training images, in every process and on its accelerator: CIFAR is 0.15 GiB, ImageNet 179

@@ -7,15 +7,16 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from sat_ray.models.efficientnet import SCALES, efficientnet, zero_last_gammas
+from sat_ray.activations.registry import make_activation
+from sat_ray.models.architectures.efficientnet import SCALES, efficientnet, zero_last_gammas
+from sat_ray.models.architectures.preact_resnet import PREACT, PreActResNet
+from sat_ray.models.architectures.small_resnet import SmallResNet
 from sat_ray.models.injection import inject_activation
 from sat_ray.models.normalized import Normalized
-from sat_ray.models.own import check_net, check_sizes, own_net
-from sat_ray.models.preact import PREACT, PreActResNet
-from sat_ray.models.small_resnet import SmallResNet
 from sat_ray.models.spec import IMAGENET_MEAN, IMAGENET_STD, RESNEXTS, ModelSpec
+from sat_ray.models.user_defined import ALLOWED, check_net, check_sizes, read_net
 from sat_ray.models.view import view
-from sat_ray.reference import is_reference
+from sat_ray.utils.import_string import call, is_reference, resolve
 
 
 def _small_stem(net: nn.Module, *, in_channels: int) -> None:
@@ -136,3 +137,19 @@ def build_model(
         zero_gamma=zero_gamma,
     )
     return model_from_spec(spec, seed=seed)
+
+
+def own_net(spec: "ModelSpec") -> nn.Module:
+    """Build the network of a spec; ValueError where the function fails or returns something else."""
+    taken = read_net(spec.name, field="model")
+    offered = {
+        "num_classes": spec.num_classes,
+        "activation": lambda: make_activation(spec.activation, alpha=spec.alpha),
+        "in_channels": spec.in_channels,
+        "width": spec.width,
+    }
+    function = resolve(spec.name, what="model")
+    net = call(function, what=f"model {spec.name}", **{one: value for one, value in offered.items() if taken[one]})
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"model {spec.name} returned a {type(net).__name__}; allowed: {ALLOWED}")
+    return net

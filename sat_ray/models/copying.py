@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from sat_ray.reference import first_line
+from sat_ray.utils.import_string import first_line
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 LOCKS = (type(threading.Lock()), type(threading.RLock()))

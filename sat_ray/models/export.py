@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sat_ray.activations import Activation
+from sat_ray.activations.registry import Activation
 from sat_ray.models.copying import copied
-from sat_ray.models.pt2_archive import checked_archive
-from sat_ray.reference import first_line
+from sat_ray.models.pt2.archive import checked_archive
+from sat_ray.utils.import_string import first_line
 
 FORMATS = ("pt2", "onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")

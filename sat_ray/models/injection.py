@@ -7,7 +7,7 @@ use separate activation modules. Parameters, their names and their initial value
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from sat_ray.activations import Activation, make_activation
+from sat_ray.activations.registry import Activation, make_activation
 
 
 class SplitBasicBlock(BasicBlock):

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import torchvision
 
-from sat_ray.activations import activation_info
-from sat_ray.bounds import Bounds, Width, check_fields
-from sat_ray.models.efficientnet import SCALES
-from sat_ray.models.own import read_net
-from sat_ray.models.preact import PREACT
-from sat_ray.names import check_name
-from sat_ray.reference import is_reference
+from sat_ray.activations.registry import activation_info
+from sat_ray.models.architectures.efficientnet import SCALES
+from sat_ray.models.architectures.preact_resnet import PREACT
+from sat_ray.models.user_defined import read_net
+from sat_ray.utils.bounds import Bounds, Width, check_fields
+from sat_ray.utils.import_string import is_reference
+from sat_ray.utils.names import check_name
 
 _FAMILIES = ("resnet", "resnext", "wide_resnet")
 TORCHVISION_MODELS = tuple(name for name in torchvision.models.list_models(module=torchvision.models) if name.startswith(_FAMILIES))
@@ -44,7 +44,7 @@ def check_zero_gamma(name: str, zero_gamma: bool) -> None:
 class ModelSpec:
     """Everything that determines a model but its weights; it travels in the checkpoint as JSON.
 
-    name: one of `MODELS`, or `module:function` of the user's own (see `sat_ray.models.own`);
+    name: one of `MODELS`, or `module:function` of the user's own (see `sat_ray.models.user_defined`);
     stem: of residual networks "imagenet" (7 x 7 stride 2 and max-pooling) or "small" (3 x 3 stride 1, for images of 32 pixels), of
     EfficientNets the stride of the first convolution, 2 or 1; preact_resnet18, wide_resnet28_10, wide_resnet34_10 and small_resnet are
     made for small images and have no other stem; width: channels of the first layer of small_resnet or of

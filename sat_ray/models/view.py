@@ -5,7 +5,7 @@ The attacker differentiates through a view. Nothing is toggled on the model that
 
 from torch import nn
 
-from sat_ray.activations import Activation, activation_info, make_activation
+from sat_ray.activations.registry import Activation, activation_info, make_activation
 
 
 def check_attacker_activation(activation: str, alpha: float | None, attacker_activation: str, attacker_alpha: float | None) -> None:

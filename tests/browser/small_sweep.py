@@ -8,30 +8,22 @@ from typing import Any
 import torch
 from mlflow import MlflowClient
 
-from pipelines import stages
-from pipelines.driver import claim_folder, sweep_of
-from pipelines.recipes import DEFAULT, RECIPES
-from pipelines.reporting import read_outcomes, strong_name
-from pipelines.stages import Sweep
-from pipelines.tracking import Projection
-from sat_ray.card import PASS
-from sat_ray.cli import parse
-from sat_ray.data.shards import image_ids
-from sat_ray.distributed.search import committed_finalists
-from sat_ray.evaluation import counted_robust_ids
-from sat_ray.jobs import card_and_commit, evaluate_and_commit, train_and_commit
-from sat_ray.mlflow_tracker import MlflowTracker
-from sat_ray.outcomes import merge_outcomes
-from sat_ray.plan import (
-    card_tasks,
-    evaluation_tasks,
-    final_jobs,
-    strong_on_validation,
-    strong_tasks,
-    trial_job,
-    validation_tasks,
-)
-from sat_ray.storage import Storage
+from sat_ray.data.shards.dataset import image_ids
+from sat_ray.evaluation.card import PASS
+from sat_ray.evaluation.robustness import counted_robust_ids
+from sat_ray.integrations import stages
+from sat_ray.integrations.command_line.driver import claim_folder, sweep_of
+from sat_ray.integrations.command_line.parsing import parse
+from sat_ray.integrations.mlflow import MlflowTracker
+from sat_ray.integrations.mlflow.projection import Projection
+from sat_ray.integrations.ray.search.grid_search import committed_finalists
+from sat_ray.report.sweep_report import read_outcomes, strong_name
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.context import Sweep
+from sat_ray.sweep.execute import card_and_commit, evaluate_and_commit, train_and_commit
+from sat_ray.sweep.plan import card_tasks, evaluation_tasks, final_jobs, strong_on_validation, strong_tasks, trial_job, validation_tasks
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.records.merge_outcomes import merge_outcomes
 
 RECIPE = "digits_smoke"
 REGISTERED = "digits-small_resnet-linf-16-255"

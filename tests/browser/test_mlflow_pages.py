@@ -6,8 +6,8 @@ import pytest
 from playwright.sync_api import Page, expect
 from small_sweep import RECIPE, REGISTERED, Made
 
-from pipelines.measures import compared_name
-from sat_ray.configuration import Configuration
+from sat_ray.integrations.mlflow.metrics import compared_name
+from sat_ray.sweep.search.search_space import Configuration
 
 pytestmark = pytest.mark.browser
 

@@ -1,0 +1,1 @@
+"""Prepared datasets: Parquet shards with checksums and a manifest."""

@@ -1,0 +1,186 @@
+"""Images that others prepared, an image folder or an .npz file: written once as checksummed shards, then read like any dataset."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sat_ray.data.images import LARGEST_SIDE, CorruptImageError, Header, Place, Storing, header, opened
+from sat_ray.data.shards.dataset import MANIFEST, SCHEMA_VERSION, verify, write_test_split
+from sat_ray.data.sources.base import LayoutError
+from sat_ray.data.sources.image_folder import Found, class_files, split_folders
+from sat_ray.data.sources.npz import read_npz
+from sat_ray.storage.store import Storage
+from sat_ray.utils.import_string import first_line
+from sat_ray.utils.names import printable
+
+Block = tuple[np.ndarray, np.ndarray, np.ndarray]
+ROWS_PER_SHARD = 256
+BLOCK_BYTES = 256 * 1024**2  # of decoded images in one shard: fewer of them where they are large
+WORKERS = 4  # threads that read and decode
+ALLOWED = "a prepared dataset (a folder with manifest.json), an image folder (one sub-folder per class) or an .npz file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignImages:
+    """Images on this machine, checked but not yet decoded.
+
+    fingerprint: sha256 of all that determines the pixels, labels and ids; shape: (C, H, W); class_names: () where the file has none;
+    blocks: yields (images (N, C, H, W) uint8, labels (N,) int64, ids (N,) int64), and raises ValueError naming files that are damaged.
+    """
+
+    name: str
+    fingerprint: str
+    shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    blocks: Callable[[], Iterator[Block]]
+
+
+def prepared(uri: str, root: Storage, *, image_size: int | None = None, channels: int | None = None) -> str:
+    """Return the folder of the prepared dataset that `uri` is or becomes.
+
+    uri: a prepared dataset (local or s3://), an image folder, or an .npz; the last two are written below `root`, once for the same
+    content. image_size: resize an image folder's short sides to it and crop the centre; channels: read an image folder as gray (1) or RGB
+    (3), as the model takes it, None for what the images are. Raises ValueError in one line.
+    """
+    path = Path(uri.removeprefix("file://")).expanduser()
+    is_prepared = uri.startswith("s3://") or (path / MANIFEST).is_file()
+    if image_size is not None and (is_prepared or not path.is_dir()):
+        raise ValueError(f"image_size is {image_size}, but {uri} is no image folder; allowed: none, its images are taken as they are")
+    if is_prepared:
+        folder = Storage.at(uri)
+        if not folder.exists(MANIFEST):
+            raise ValueError(f"data {uri} has no {MANIFEST}; allowed: {ALLOWED} (the last two on a local disk)")
+    elif path.is_file() and path.suffix == ".npz":
+        folder = _written(open_npz(path), root)
+    elif path.is_dir():
+        folder = _written(open_image_folder(path, image_size=image_size, channels=channels), root)
+    else:
+        raise ValueError(f"data {uri} is {'no such kind of file' if path.exists() else 'not there'}; allowed: {ALLOWED}")
+    verify(folder)
+    return folder.uri
+
+
+def _written(found: ForeignImages, root: Storage) -> Storage:
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", found.name).strip(".-")[:40] or "images"
+    content = hashlib.sha256(f"{SCHEMA_VERSION} {found.fingerprint}".encode()).hexdigest()
+    storage = root.child(f"data/{slug}-{content[:16]}")
+    if not storage.exists(MANIFEST):
+        write_test_split(found.blocks(), storage, name=slug, shape=found.shape, class_names=found.class_names)
+    return storage
+
+
+def open_npz(path: Path) -> ForeignImages:
+    """Read an .npz as `read_npz` does, with the file's bytes as its fingerprint. Raises ValueError."""
+    images, labels, ids, names = read_npz(path)
+
+    def blocks() -> Iterator[Block]:
+        for first in range(0, len(images), ROWS_PER_SHARD):
+            rows = slice(first, first + ROWS_PER_SHARD)
+            yield images[rows], labels[rows], ids[rows]
+
+    with open(path, "rb") as stream:
+        fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
+    return ForeignImages(name=path.stem, fingerprint=fingerprint, shape=images.shape[1:], class_names=names, blocks=blocks)
+
+
+def open_image_folder(folder: Path, *, image_size: int | None = None, channels: int | None = None) -> ForeignImages:
+    """Find the images of an image folder, in the order of torchvision's ImageFolder.
+
+    Gray images stay gray where all are, otherwise all are read as RGB, unless channels, 1 or 3, says what the model takes. Sizes must
+    agree unless image_size (1 to LARGEST_SIDE) is given. The image id is the place in that order. Raises ValueError listing what cannot
+    be used; a file whose pixels are damaged is found when they are decoded.
+    """
+    if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
+        raise ValueError(f"image_size is {image_size}; allowed: a whole number from 1 to {LARGEST_SIDE}")
+    files = _files(folder)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        looked = list(pool.map(_looked_at, (place for _, place in files)))
+    places = [place for _, place in files]
+    _refuse([(place, found) for place, found in zip(places, looked, strict=True) if isinstance(found, str)], len(files))
+    headers = [found for found in looked if not isinstance(found, str)]
+    classes = sorted({name for name, _ in files})
+    digest = hashlib.sha256(f"{image_size} {channels} {classes}".encode(errors="surrogateescape"))
+    for place, (_, content) in zip(places, headers, strict=True):
+        digest.update(f"{place.name} {content}\n".encode(errors="surrogateescape"))
+    size = _common_size(places, [header for header, _ in headers], image_size)
+    taken = channels or max(header.channels for header, _ in headers)
+    labels = [classes.index(name) for name, _ in files]
+    return ForeignImages(
+        name=folder.resolve().name,
+        fingerprint=digest.hexdigest(),
+        shape=(taken, *size),
+        class_names=tuple(classes),
+        blocks=lambda: _decoded(places, labels, shape=(taken, *size), image_size=image_size),
+    )
+
+
+def _files(folder: Path) -> Found:
+    """List an image folder as training does; a folder of splits is refused, one of them is meant."""
+    try:
+        splits = split_folders(folder)
+        if not splits:
+            return class_files(folder)
+    except LayoutError as error:
+        raise ValueError(f"data {folder}: {error}; allowed: {ALLOWED}") from None
+    last = list(splits)[-1]
+    raise ValueError(f"data {folder} has the splits {', '.join(splits)}; name one of them: {folder}/{last}")
+
+
+def _refuse(bad: Sequence[tuple[Place, str]], count: int) -> None:
+    if bad:
+        shown = "; ".join(f"{printable(place.path)} ({reason})" for place, reason in bad[:5])
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise ValueError(f"{len(bad)} of {count} files cannot be used: {shown}{more}; allowed: images of 8 bits, one in a file")
+
+
+def _looked_at(place: Place) -> tuple[Header, str] | str:
+    """Return the header and the sha256 of an image file, or why it is none."""
+    try:
+        data = place.read()
+        return header(data), hashlib.sha256(data).hexdigest()
+    except (CorruptImageError, OSError) as error:
+        return printable(first_line(error))
+
+
+def _common_size(places: Sequence[Place], headers: Sequence[Header], image_size: int | None) -> tuple[int, int]:
+    if image_size is not None:
+        return image_size, image_size
+    width, height = headers[0].size
+    for place, found in zip(places, headers, strict=True):
+        if found.size != (width, height):
+            raise ValueError(
+                f"images differ in size: {printable(places[0].path)} is {width} x {height}, {printable(place.path)} is "
+                f"{found.size[0]} x {found.size[1]}; give --image-size N"
+            )
+    if max(width, height) > LARGEST_SIDE:
+        raise ValueError(f"images of {width} x {height} are too large to be attacked; give --image-size N, at most {LARGEST_SIDE}")
+    return height, width
+
+
+def _decoded(places: Sequence[Place], labels: Sequence[int], *, shape: tuple[int, ...], image_size: int | None) -> Iterator[Block]:
+    bad: list[tuple[Place, str]] = []
+    storing = Storing(image_size=image_size or 0)
+    rows = max(1, min(ROWS_PER_SHARD, BLOCK_BYTES // prod(shape)))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for first in range(0, len(places), rows):
+            part = places[first : first + rows]
+            pixels = list(pool.map(lambda place: _pixels(place, storing, channels=shape[0]), part))
+            bad += [(place, found) for place, found in zip(part, pixels, strict=True) if isinstance(found, str)]
+            if not bad:  # after a damaged file only the other damaged ones are looked for
+                yield np.stack(pixels), np.array(labels[first : first + rows], dtype=np.int64), np.arange(first, first + len(part))
+    _refuse(bad, len(places))
+
+
+def _pixels(place: Place, storing: Storing, *, channels: int) -> Any:
+    """Return one image (C, H, W) uint8, or why its file cannot be decoded."""
+    try:
+        return storing.pixels(opened(place.read(), channels=channels))
+    except (CorruptImageError, OSError) as error:
+        return printable(first_line(error))

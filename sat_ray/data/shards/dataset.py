@@ -1,0 +1,281 @@
+"""Datasets as checksummed Parquet shards with a manifest, the same on a local disk and on S3."""
+
+import hashlib
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from sat_ray.data.images import Storing
+from sat_ray.data.pixels import too_dark
+from sat_ray.data.shards.changes import note_source, stamped
+from sat_ray.data.shards.manifest import ENTRY, fault
+from sat_ray.data.shards.parquet import as_split, check_shape, shard_bytes
+from sat_ray.data.shards.writer import PLAN, ShardTask, shard_tasks, write_shard
+from sat_ray.data.sources.base import Listing, Source
+from sat_ray.data.split import SPLITS, Split
+from sat_ray.storage.sealed import read_perhaps_sealed, sealed
+from sat_ray.storage.store import Storage
+from sat_ray.utils.serialization import json_bytes
+
+SCHEMA_VERSION = 2
+MANIFEST = "manifest.json"
+VERIFIED_BYTES = 256 * 1024**2  # about a second of reading and hashing
+REMEDY = "restore the file, or move the dataset folder away and run pipelines/prepare.py again"
+Part = dict[str, Any]
+Block = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, ids
+
+
+class CorruptShardError(ValueError):
+    """A shard is missing or is not what the manifest says, or the manifest itself is damaged."""
+
+
+def _write_shards(storage: Storage, split: str, blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
+    """Write each block (images, labels, ids) as one shard of a split; return their entries of the manifest."""
+    entries = []
+    for number, (images, labels, ids) in enumerate(blocks):
+        data = shard_bytes(images, labels, ids)
+        name = f"{split}-{number:05d}.parquet"
+        storage.write(name, data)
+        digest = hashlib.sha256(data).hexdigest()
+        entries.append({"file": name, "split": split, "rows": len(ids), "bytes": len(data), "sha256": digest})
+    return entries
+
+
+def write_dataset(
+    source: Source,
+    storage: Storage,
+    *,
+    rows_per_shard: int,
+    path: str = "",
+    download: bool = False,
+    storing: Storing | None = None,
+    corrupt_share: float = 0.0,
+    enlarged_share: float = 0.0,
+    run: Callable[[Callable[[ShardTask], Part], Iterable[ShardTask]], Iterable[Part]] = map,
+) -> dict[str, Any]:
+    """Write every split of a dataset as shards, the manifest last, and return the manifest. What is written already is not done again.
+
+    path: the folder that the source reads, if it reads one; download: fetch the official files where
+    they are not there; storing: how images that come in files are stored; corrupt_share: share of them
+    that may be unreadable, in [0, 1): those are left out and listed in the manifest; enlarged_share:
+    share of them that may be smaller than they are stored, in [0, 1]. run: map, or what applies a
+    function elsewhere and returns the results in order; it is given the shards of encoded images, while
+    what is in memory is written from here.
+    Raises ValueError naming images that cannot be read, are too small or differ in size, LayoutError where the folder is not as wanted.
+    """
+    found, storing = source.open(path, download=download), storing or Storing()
+    if isinstance(found, Listing):
+        found = stamped(found)
+    splits = source.splits(found)
+    storage.write_json(PLAN, {"shards": sum(-(-len(ids) // rows_per_shard) for ids in splits.values())})
+    tasks = shard_tasks(found, splits, rows_per_shard=rows_per_shard, storing=storing)
+    parts = list((run if source.encoded else map)(partial(write_shard, storage=storage), tasks))
+    _check_range([part for part in parts if part["rows"]])
+    corrupt = [one for part in parts for one in part["corrupt"]]
+    _check_corrupt(corrupt, len(found.labels), corrupt_share)
+    enlarged = _check_enlarged(parts, len(found.labels), enlarged_share, image_size=storing.image_size)
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": source.name,
+        "class_names": list(found.class_names),
+        "shape": _one_shape(parts),
+        "splits": {split: sum(part["rows"] for part in parts if part["split"] == split) for split in SPLITS},
+        **_mean_and_std([part for part in parts if part["split"] == "train" and part["rows"]]),
+        "encoding": storing.encoding,
+        "corrupt": corrupt,
+        **({"enlarged": enlarged} if enlarged else {}),
+        "shards": [{key: part[key] for key in ENTRY} for part in parts if part["rows"]],
+    }
+    note_source(source, found, storage)
+    storage.write_json(MANIFEST, sealed(manifest))
+    return manifest
+
+
+def _check_range(parts: Sequence[Part]) -> None:
+    """Refuse images whose every pixel is 0 or 1: only these are their own squares."""
+    if parts and all(part["sum"] == part["sum_of_squares"] for part in parts):
+        raise ValueError(too_dark(1, what="the images"))
+
+
+def _check_corrupt(corrupt: Sequence[dict[str, Any]], count: int, share: float) -> None:
+    if len(corrupt) > share * count:
+        shown = "; ".join(f"{one['image']} ({one['reason']})" for one in corrupt[:3])
+        more = f" and {len(corrupt) - 3} more" if len(corrupt) > 3 else ""
+        raise ValueError(
+            f"{len(corrupt)} of {count} images cannot be read: {shown}{more}; allowed by data.corrupt_share: a share of {share:g}, "
+            f"{int(share * count)} images"
+        )
+
+
+def _check_enlarged(parts: Sequence[Part], count: int, share: float, *, image_size: int) -> int:
+    """Return how many images were smaller than they are stored; ValueError names the smallest where they are too many."""
+    found = [part["enlarged"] for part in parts if part.get("enlarged", {}).get("count")]
+    enlarged: int = sum(one["count"] for one in found)
+    if enlarged > share * count:
+        side, name, size = min(one["smallest"] for one in found)
+        raise ValueError(
+            f"{enlarged} of {count} images are smaller than data.image_size, {image_size}, the smallest is {name} of {size}; allowed by "
+            f"data.enlarged_share: a share of {share:g}, {int(share * count)} images; give --data.image-size {side}, or a larger share"
+        )
+    return enlarged
+
+
+def _one_shape(parts: Sequence[Part]) -> list[int]:
+    shapes = {tuple(part["shape"]): part["file"] for part in parts if part["rows"]}
+    if len(shapes) != 1:
+        shown = ", ".join(f"{w} x {h} in {file}" for (_, h, w), file in sorted(shapes.items())[:3])
+        raise ValueError(f"images differ in size: {shown}; give --data.image-size N")
+    return list(next(iter(shapes)))
+
+
+def _mean_and_std(parts: Sequence[Part]) -> dict[str, list[float]]:
+    """Return mean and standard deviation per channel in [0, 1] pixels, from the exact sums of every part."""
+    pixels = sum(part["pixels"] for part in parts)
+    sums, squares = ([sum(column) for column in zip(*(part[key] for part in parts), strict=True)] for key in ("sum", "sum_of_squares"))
+    variances = [Fraction(q, pixels) - Fraction(s, pixels) ** 2 for s, q in zip(sums, squares, strict=True)]
+    return {"mean": [round(s / pixels / 255, 6) for s in sums], "std": [round(math.sqrt(v) / 255, 6) for v in variances]}
+
+
+def write_test_split(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    storage: Storage,
+    *,
+    name: str,
+    shape: Sequence[int],
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """Write a dataset that is a test split alone, one block in memory at a time, the manifest last; return the manifest.
+
+    blocks: (images (N, C, H, W) uint8, labels (N,), ids (N,)), one shard each; shape: (C, H, W); class_names: none where unknown.
+    """
+    shards = _write_shards(storage, "test", _bright_enough(blocks, what=f"data {name}"))
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": name,
+        "class_names": list(class_names),
+        "shape": list(shape),
+        "splits": {"test": sum(shard["rows"] for shard in shards)},
+        "shards": shards,
+    }
+    storage.write_json(MANIFEST, sealed(manifest))
+    return manifest
+
+
+def _bright_enough(blocks: Iterable[Block], *, what: str) -> Iterator[Block]:
+    """Yield blocks, and raise ValueError behind the last where no pixel of any was above 1."""
+    brightest = 0
+    for block in blocks:
+        brightest = max(brightest, int(block[0].max()))
+        yield block
+    if brightest <= 1:
+        raise ValueError(too_dark(brightest, what=what))
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """Return the content hash of a dataset: it covers every shard's checksum."""
+    return hashlib.sha256(json_bytes(manifest)).hexdigest()
+
+
+def read_manifest(storage: Storage) -> dict[str, Any]:
+    """Read what a dataset says about itself; CorruptShardError names the file where it is damaged, changed or of another schema version."""
+    place = storage.full(MANIFEST)
+    try:
+        manifest = read_perhaps_sealed(storage, MANIFEST)
+    except ValueError as error:
+        raise CorruptShardError(f"{place} {error}; {REMEDY}") from None
+    if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
+        raise CorruptShardError(f"{place} has schema version {version}; this version reads {SCHEMA_VERSION}")
+    if found := fault(manifest):
+        raise CorruptShardError(f"{place}: {found}; {REMEDY}")
+    return manifest
+
+
+def read_split(storage: Storage, split: str) -> Split:
+    """Load one split into memory, checking every shard against the manifest.
+
+    Raises CorruptShardError naming the shard and what to do.
+    """
+    manifest = read_manifest(storage)
+    return as_split([read_shard(storage, shard) for shard in manifest["shards"] if shard["split"] == split], manifest["shape"])
+
+
+def read_rows(storage: Storage, split: str, rows: Tensor) -> Split:
+    """Load some rows of a split, reading the shards that hold them and no others. rows: (N,) int64, ascending, at least one.
+
+    Raises CorruptShardError as `read_split` does.
+    """
+    manifest, parts, first = read_manifest(storage), [], 0
+    for shard in manifest["shards"]:
+        if shard["split"] == split:
+            inside = rows[(rows >= first) & (rows < first + shard["rows"])] - first
+            first += shard["rows"]
+            if len(inside):
+                parts.append(read_shard(storage, shard).take(inside.numpy()))
+    return as_split(parts, manifest["shape"])
+
+
+def image_ids(storage: Storage, split: str) -> Tensor:
+    """Return the image ids of a split, (N,) int64, in the order of its rows, with one shard in memory at a time."""
+    return _column(storage, split, "image_id")
+
+
+def labels(storage: Storage, split: str) -> Tensor:
+    """Return the labels of a split, (N,) int64, as `image_ids` does."""
+    return _column(storage, split, "label")
+
+
+def _column(storage: Storage, split: str, name: str) -> Tensor:
+    shards = [shard for shard in read_manifest(storage)["shards"] if shard["split"] == split]
+    values = np.concatenate([read_shard(storage, shard, columns=[name])[name].to_numpy() for shard in shards])
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def read_shard(storage: Storage, shard: dict[str, Any], *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one shard and check its sha256. shard: its entry in the manifest; raises CorruptShardError naming the shard and what to do."""
+    try:
+        data = storage.read(shard["file"])
+    except FileNotFoundError:
+        raise _missing(storage, shard) from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != shard["sha256"]:
+        raise CorruptShardError(
+            f"shard {storage.uri}/{shard['file']} has sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}: damaged; {REMEDY}"
+        )
+    table = pq.read_table(io.BytesIO(data), columns=columns)
+    if len(table) != shard["rows"]:
+        raise CorruptShardError(f"shard {storage.uri}/{shard['file']} has {len(table)} rows, the manifest says {shard['rows']}; {REMEDY}")
+    return table
+
+
+def verify(storage: Storage) -> None:
+    """Check a dataset against its manifest before work begins; CorruptShardError names the first bad shard.
+
+    Up to VERIFIED_BYTES every checksum is computed; of more, only sizes are compared, since a shard is checked whenever it is read.
+    """
+    manifest = read_manifest(storage)
+    shards = manifest["shards"]
+    if sum(shard["bytes"] for shard in shards) <= VERIFIED_BYTES:
+        for shard in shards:
+            check_shape(read_shard(storage, shard), manifest["shape"], where=storage.full(shard["file"]))
+        return
+    sizes = storage.sizes("")
+    for shard in shards:
+        if shard["file"] not in sizes:
+            raise _missing(storage, shard)
+        if (size := sizes[shard["file"]]) != shard["bytes"]:
+            raise CorruptShardError(
+                f"shard {storage.uri}/{shard['file']} has {size} bytes, the manifest says {shard['bytes']}: damaged; {REMEDY}"
+            )
+
+
+def _missing(storage: Storage, shard: dict[str, Any]) -> CorruptShardError:
+    return CorruptShardError(f"shard {storage.uri}/{shard['file']} is missing; {REMEDY}")

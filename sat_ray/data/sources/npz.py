@@ -1,0 +1,139 @@
+"""Arrays of an .npz file that others wrote: images, labels, perhaps ids and class names, each checked before it is used."""
+
+import contextlib
+import os
+import zipfile
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+from sat_ray.data.pixels import too_dark
+from sat_ray.utils.import_string import first_line
+
+WANTED, NEEDED = ("images", "labels", "image_ids", "class_names"), ("images", "labels")
+MEMORY_SHARE = 0.5  # of what is free: images with channels last are copied once
+UNSUSPECTED = 1024**3  # bytes; only beyond these is it asked how well the images are packed
+MOST_PACKING = 100  # bytes of images in one of the file; drawings take a twentieth of their pixels
+MOST_LABEL, INT64 = 2**31 - 1, (-(2**63), 2**63 - 1)  # labels are stored as int32, image ids as int64
+
+
+def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Read plain arrays: images (N, C, H, W) or (N, H, W, C) uint8 with 1 or 3 channels, labels (N,) whole numbers,
+
+    and, if there, image_ids (N,) whole numbers, each once (else 0 to N - 1) and class_names (K,) strings. Returns images (N, C, H, W)
+    uint8, labels and ids (N,) int64, and the names, () where the file has none. Raises ValueError in one line.
+    """
+    arrays = _arrays(path)
+    images = _channels_first(arrays["images"], path)
+    if (brightest := int(images.max())) <= 1:
+        raise ValueError(too_dark(brightest, what=f"images of {path}"))
+    names = _class_names(arrays.get("class_names"), path)
+    classes = f"0 to {len(names) - 1}, one of class_names" if names else f"0 to {MOST_LABEL}"
+    labels = _whole_numbers(
+        arrays["labels"], "labels", path, count=len(images), limits=(0, len(names) - 1 if names else MOST_LABEL), allowed=classes
+    )
+    given = arrays.get("image_ids", np.arange(len(images)))
+    ids = _whole_numbers(given, "image_ids", path, count=len(images), limits=INT64, allowed=f"{INT64[0]} to {INT64[1]}")
+    if len(np.unique(ids)) != len(ids):
+        doubled = [int(i) for i, count in zip(*np.unique(ids, return_counts=True), strict=True) if count > 1]
+        raise ValueError(f"image_ids of {path} holds {doubled[:5]} more than once; allowed: each id once")
+    return images, labels, ids, names
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays that are wanted; of anything else in the file only the names are read."""
+    try:
+        _check_announced(path)
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it holds one array without a name, as np.save writes")
+        with file:
+            found = {name: file[name] for name in file.files if name in WANTED}
+            names = list(file.files)
+    except Exception as error:  # numpy, zip and zlib raise whatever damaged bytes lead them to
+        raise ValueError(f"data {path} is no .npz of plain arrays ({first_line(error)}); allowed: arrays, no objects") from None
+    if missing := [name for name in NEEDED if name not in found]:
+        raise ValueError(f"data {path} holds {names} but not {' and '.join(missing)}; allowed: {', '.join(WANTED)}")
+    if strange := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:  # numpy hands over its bytes
+        raise ValueError(f"data {path} is no .npz of plain arrays ({strange[0]} is no array); allowed: arrays, no objects")
+    return found
+
+
+def _check_announced(path: Path) -> None:
+    """Raise ValueError where arrays say that they are larger than they are, than memory, or than images can be packed."""
+    if not zipfile.is_zipfile(path):
+        return
+    announced = 0
+    with zipfile.ZipFile(path) as file:
+        for member in file.infolist():
+            if member.filename.removesuffix(".npy") in WANTED:
+                size = _announced(file, member)
+                if size > member.file_size:
+                    raise ValueError(f"{member.filename} announces {size:,} bytes and has {member.file_size:,}")
+                announced += size
+    packed, memory = path.stat().st_size, free_memory()
+    if announced > MEMORY_SHARE * memory:
+        raise ValueError(f"its arrays announce {announced:,} bytes, and {memory:,} bytes of memory are free; split it into smaller files")
+    if announced > UNSUSPECTED and announced > MOST_PACKING * packed:
+        raise ValueError(f"its arrays announce {announced:,} bytes in a file of {packed:,}, more than images can be packed")
+
+
+def _announced(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Return the bytes that the header of an array announces, 0 for what has no such header."""
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    with file.open(member) as stream:
+        if stream.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
+            return 0
+        version = tuple(stream.read(2))
+        if version not in readers:
+            return 0
+        shape, _, kind = readers[version](stream)
+    return prod(shape) * kind.itemsize
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that this process may still take: the machine's, or its container's."""
+    found = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (line,) = (one for one in lines if one.startswith("MemAvailable:"))
+        found = int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):  # of a container; "max" where it has no limit
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        found = min(found, limit - int((group / "memory.current").read_text()))
+    return found
+
+
+def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"images of {path} are {images.dtype}; allowed: uint8 pixels, 0 to 255. Give the images as they were before any scaling: "
+            "epsilon is measured in [0, 1] pixels, and normalised images would change what it means"
+        )
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"images of {path} have shape {images.shape}; allowed: (N, C, H, W) or (N, H, W, C), none of them 0")
+    first, last = (images.shape[axis] in (1, 3) for axis in (1, 3))
+    if first == last:
+        which = "both" if first else "neither"
+        raise ValueError(f"images of {path} have shape {images.shape}: {which} of axes 1 and 3 can be channels; allowed: 1 or 3 on one")
+    return images if first else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def _whole_numbers(values: np.ndarray, name: str, path: Path, *, count: int, limits: tuple[int, int], allowed: str) -> np.ndarray:
+    """Return (count,) whole numbers as int64; ValueError for others, or for one outside the limits, which `allowed` says in words."""
+    if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{name} of {path} is {values.shape} {values.dtype}; allowed: ({count},) whole numbers, one per image")
+    if int(values.min()) < limits[0] or int(values.max()) > limits[1]:
+        raise ValueError(f"{name} of {path} lie in [{values.min()}, {values.max()}]; allowed: {allowed}")
+    return values.astype(np.int64)
+
+
+def _class_names(values: np.ndarray | None, path: Path) -> tuple[str, ...]:
+    if values is None:
+        return ()
+    if values.ndim != 1 or values.dtype.kind != "U" or len(set(values.tolist())) != len(values):
+        raise ValueError(f"class_names of {path} is {values.shape} {values.dtype}; allowed: (K,) strings, one per class, all different")
+    return tuple(values.tolist())

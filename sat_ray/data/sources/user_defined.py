@@ -1,0 +1,131 @@
+"""A dataset of the user's own, `module:name`: a `Source`, or a function that returns the images, and what it must return.
+
+The function returns (images, labels, class_names): images (N, C, H, W) uint8, labels (N,) whole numbers, K names; or a `Raw`, which may
+say which images its test split has. It takes no argument, or `path`, and is then given --data.path. Where no split is official, a
+tenth of the images is held out for testing and a tenth for validation.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sat_ray.data.pixels import too_dark
+from sat_ray.data.sources.base import LayoutError, Listing, Raw, Source
+from sat_ray.data.sources.npz import read_npz
+from sat_ray.storage.s3_path import Folder
+from sat_ray.utils.import_string import call, parameters, required, resolve
+
+FEWEST = 20
+NPZ_LAYOUT = (
+    "an .npz file of images (N, C, H, W) or (N, H, W, C) uint8 and labels (N,), perhaps with class_names (K,); "
+    "a tenth each is held out by hash for testing and validation"
+)
+RETURNED = "images (N, C, H, W) uint8, labels (N,), class_names"
+ALLOWED = f"a Source, or a function without arguments (or with path) that returns {RETURNED}"
+
+
+@functools.cache
+def own_source(name: str) -> Source:
+    """Import a dataset of the user's own; its images are read when they are needed. ValueError in one line."""
+    found, what = resolve(name, what="data.dataset"), f"data.dataset {name}"
+    if isinstance(found, Source):
+        return dataclasses.replace(found, name=name)
+    if not callable(found):
+        raise ValueError(f"{what} is a {type(found).__name__}; allowed: {ALLOWED}")
+    takes = parameters(found, what=what)
+    if unknown := [one for one in required(takes) if one != "path"]:
+        raise ValueError(f"{what} needs {', '.join(unknown)}; allowed: {ALLOWED}")
+    layout = f"a folder that {name} reads" if "path" in takes else ""
+    about = f"images of your own from {name}; a tenth each for testing and validation where it names none"
+    return Source(
+        name,
+        functools.partial(_read, name),
+        images=0,
+        test=0,
+        val=0,
+        about=about,
+        layout=layout,
+        anonymous=bool(layout),
+        optional_path=bool(layout) and "path" not in required(takes),
+    )
+
+
+def read_npz_file(path: Folder) -> Raw:
+    """Read an .npz file to train on: as evaluate.py reads it, and checked as what a user's function returns."""
+    if not isinstance(path, Path) or not path.is_file():
+        raise LayoutError("it is no file on this machine")
+    images, labels, _, names = read_npz(path)
+    names = names or tuple(str(label) for label in range(int(labels.max()) + 1))
+    return _checked(Raw(images, labels, names), what=f"data.path {path}")
+
+
+def counted(source: Source, path: str = "") -> Source:
+    """Return a source that knows how many images it has; one in memory whose number is not known is read for that."""
+    if source.images or source.encoded or source.needs(path):
+        return source
+    found = opened(source, path)
+    splits = source.splits(found)
+    return dataclasses.replace(source, images=len(found.labels), test=len(splits["test"]), val=len(splits["val"]))
+
+
+@functools.lru_cache(maxsize=1)
+def opened(source: Source, path: str = "") -> Raw | Listing:
+    """Read a dataset, or list its images, once per process."""
+    return source.open(path)
+
+
+def _read(name: str, path: Any = None) -> Raw:
+    what = f"data.dataset {name}"
+    try:
+        found = call(resolve(name, what="data.dataset"), **({} if path is None else {"path": path}), what=what)
+    except LayoutError as error:
+        raise ValueError(str(error)) from None
+    return _checked(found if isinstance(found, Raw) else _raw(found, what=what), what=what)
+
+
+def _raw(found: Any, *, what: str) -> Raw:
+    if not isinstance(found, tuple) or len(found) != 3:
+        raise ValueError(f"{what} returned a {type(found).__name__}; allowed: {RETURNED}, as a tuple or a Raw")
+    images, labels, names = found
+    if not isinstance(names, Sequence) or isinstance(names, str) or not all(isinstance(one, str) for one in names):
+        raise ValueError(f"{what}: class_names are a {type(names).__name__}; allowed: one text per class, in the order of the labels")
+    return Raw(np.asarray(images), np.asarray(labels), tuple(names))
+
+
+def _checked(raw: Raw, *, what: str) -> Raw:
+    _check_images(raw.images, what=what)
+    labels, count = raw.labels, len(raw.images)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise ValueError(f"{what}: labels are {labels.dtype} {labels.shape}; allowed: {count} whole numbers, one per image")
+    if len(raw.class_names) < 2 or len(set(raw.class_names)) != len(raw.class_names):
+        raise ValueError(f"{what}: class_names are {raw.class_names}; allowed: at least 2, each once")
+    if labels.min() < 0 or labels.max() >= len(raw.class_names):
+        raise ValueError(f"{what}: labels lie in [{labels.min()}, {labels.max()}]; allowed: 0 to {len(raw.class_names) - 1}")
+    if absent := sorted(set(range(len(raw.class_names))) - set(labels.tolist())):
+        raise ValueError(f"{what}: no image has the label {absent[0]} ({raw.class_names[absent[0]]}); allowed: images of every class")
+    for split, ids in raw.held_out.items():
+        if split not in ("test", "val") or len(set(ids.tolist())) != len(ids) or not np.isin(ids, np.arange(count)).all():
+            raise ValueError(f"{what}: held_out {split} is wrong; allowed: test and val, image ids from 0 to {count - 1}, each once")
+    return dataclasses.replace(raw, images=np.ascontiguousarray(raw.images), labels=labels.astype(np.int64))
+
+
+def _check_images(images: Any, *, what: str) -> None:
+    """Refuse what is no uint8 image, and name the likely slip."""
+    if not isinstance(images, np.ndarray) or images.ndim != 4:
+        raise ValueError(f"{what}: images have shape {getattr(images, 'shape', None)}; allowed: (N, C, H, W), C = 1 for grey ones")
+    if images.dtype != np.uint8:
+        scaled = images.dtype.kind == "f" and float(images.min()) >= 0 and float(images.max()) <= 1
+        hint = "; write np.rint(images * 255).astype(np.uint8)" if scaled else ""
+        raise ValueError(f"{what}: images are {images.dtype}; allowed: uint8 pixels as they were before any scaling{hint}")
+    if images.shape[1] > 4 and images.shape[3] in (1, 3, 4):
+        raise ValueError(f"{what}: images have shape {images.shape}, channels last; allowed: (N, C, H, W), images.transpose(0, 3, 1, 2)")
+    if len(images) < FEWEST:
+        raise ValueError(f"{what}: {len(images)} images; allowed: at least {FEWEST}")
+    if images.max() <= 1:
+        raise ValueError(too_dark(images.max(), what=what))
+    if (images == images[:1]).all():
+        raise ValueError(f"{what}: all images are the same; allowed: images that differ")

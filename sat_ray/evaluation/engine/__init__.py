@@ -1,0 +1,1 @@
+"""Continuous batching of attacks over a fixed number of slots."""

@@ -1,0 +1,1 @@
+"""Gradients from a faster copy of the model, verified in float32."""

@@ -1,0 +1,97 @@
+"""The surrogate in compiled kernels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sat_ray.attacks.base import Model
+from sat_ray.evaluation.low_precision.gemm_choice import kernel_options
+from sat_ray.models.copying import copied
+from sat_ray.models.parity import logits_and_gradient, require_agreement
+from sat_ray.utils.compile import compiled, forget_graphs
+
+MOST_KEPT = 16  # compiled copies of one process: as many architectures, activations and alphas
+
+
+@dataclass
+class _Kernels:
+    """What was compiled for one kind of copy. module: the copy that was compiled; holds: whose weights are in it."""
+
+    module: nn.Module
+    forward: Model
+    holds: nn.Module
+
+    @classmethod
+    def compile(cls, plain: nn.Module, device: torch.device) -> "_Kernels":
+        """Compile a copy on a device, at its first call."""
+        module, options = copied(plain), dict[str, Any]()
+        if device.type == "cuda":
+            from sat_ray.evaluation.low_precision.triton_pooling import (
+                with_own_pooling,  # it needs Triton, which a GPU has to have and a CPU has not
+            )
+
+            module, options = with_own_pooling(module), kernel_options(torch.cuda.get_device_capability(device))
+        return cls(module, compiled(module, options=options), plain)
+
+    @torch.no_grad()
+    def load(self, plain: nn.Module) -> None:
+        """Take over the weights and buffers of another copy of the same layers."""
+        if self.holds is not plain:
+            for ours, theirs in zip(_tensors(self.module).values(), _tensors(plain).values(), strict=True):
+                ours.copy_(theirs)
+            self.holds = plain
+
+
+_KEPT: dict[Any, _Kernels] = {}
+
+
+class CompiledSurrogate:
+    """A copy through compiled kernels, which copies of the same layers share: compiling takes a minute, other weights take nothing.
+
+    Whether kernels fit is decided by numbers, never by the look of the layers alone: by logits and gradients at the first images of a copy.
+    """
+
+    def __init__(self, plain: nn.Module, model: Model, *, precision: str) -> None:
+        self.plain, self.model, self.precision = plain, model, precision
+        self.kernels: _Kernels | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.kernels is None:
+            self.kernels = self._fitting(x.detach())
+        self.kernels.load(self.plain)
+        return self.kernels.forward(x)
+
+    def _fitting(self, x: Tensor) -> _Kernels:
+        """Return kernels that agree with the plain copy at x: those of a copy of the same layers, else new ones."""
+        layers = (self.precision, *_layers(self.plain))
+        if layers in _KEPT:
+            try:
+                return self._checked(_KEPT[layers], x)
+            except ArithmeticError:
+                del _KEPT[layers]
+        if len(_KEPT) == MOST_KEPT:
+            _KEPT.clear()
+            forget_graphs()
+        _KEPT[layers] = self._checked(_Kernels.compile(self.plain, x.device), x)
+        return _KEPT[layers]
+
+    def _checked(self, kernels: _Kernels, x: Tensor) -> _Kernels:
+        kernels.load(self.plain)
+        ours, theirs = (logits_and_gradient(forward, x) for forward in (kernels.forward, self.plain))
+        with torch.autocast(x.device.type, enabled=False):
+            exact = logits_and_gradient(self.model, x)
+        require_agreement(ours, theirs, exact, what="model that is attacked", precision=self.precision, asked="compiled gradients")
+        return kernels
+
+
+def _layers(module: nn.Module) -> tuple[Any, ...]:
+    """Describe what kernels are compiled for: everything of a copy but the values of its tensors."""
+    tensors = tuple((name, tensor.shape, tensor.dtype, tensor.device) for name, tensor in _tensors(module).items())
+    code = tuple(getattr(part, "code", "") for part in module.modules())
+    return (type(module).__qualname__, code, repr(module), tensors)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -1,0 +1,1 @@
+"""How the project meets Ray, MLflow and the command line: the only imports of ray and mlflow."""

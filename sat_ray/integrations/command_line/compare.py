@@ -1,0 +1,112 @@
+"""Compare models evaluated on the same images: paired differences, classes, and which images flipped.
+
+Each OUTCOMES is a Parquet file of outcomes, or a folder with the parts of one model's, local or s3://: what the evaluate stage leaves as
+STORAGE/SWEEP/outcomes/MODEL.parquet. The first is compared with each of the others.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any, NoReturn
+
+from sat_ray.evaluation.outcome_files import evaluation_of, folder_and_name, read_outcomes
+from sat_ray.integrations.command_line.exit_status import leave_own_folder_off_the_path
+from sat_ray.report.compare.verdicts import JudgedModel, judge
+from sat_ray.storage.store import Storage
+from sat_ray.utils.names import printable
+
+PLAIN_WIDTH = 140  # where the output is no terminal
+
+
+class UsageError(ValueError):
+    """The command cannot be run as written."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (all options: --help)")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; UsageError in one line."""
+    parser = _Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s OUTCOMES OUTCOMES [OUTCOMES ...] [options]",
+    )
+    parser.add_argument("outcomes", nargs="+", metavar="OUTCOMES", help="outcomes of one model; the first is the one compared with")
+    parser.add_argument("--json", metavar="PATH", help="write everything, every flipped image included, here as well")
+    parser.add_argument("--flips", type=int, default=10, metavar="N", help="images shown of each direction (default 10; 0 for none)")
+    parser.add_argument("--common", action="store_true", help="compare on the images that all outcomes have, by their ids")
+    parser.add_argument(
+        "--any-gradient", action="store_true", help="attacks may differ in the gradients they climb, as pgd-200 and pgd-200-bf16 do"
+    )
+    given = parser.parse_args(argv)
+    if len(given.outcomes) < 2:
+        raise UsageError(f"OUTCOMES are {len(given.outcomes)}; allowed: at least 2")
+    if "" in given.outcomes:
+        raise UsageError("OUTCOMES '' is empty; allowed: a Parquet file or a folder that holds some")
+    places = [Storage.at(one).uri for one in given.outcomes]
+    if len(set(places)) < len(places):
+        raise UsageError(f"{next(one for one in places if places.count(one) > 1)} is given twice; allowed: each once")
+    if given.flips < 0:
+        raise UsageError(f"--flips is {given.flips}; allowed: a whole number >= 0")
+    if given.json is not None:
+        _check_json(given.json, places)
+    return given
+
+
+def _check_json(path: str, outcomes: Sequence[str]) -> None:
+    """Refuse what --json cannot write or must not write over, before anything is read."""
+    if not path:
+        raise UsageError("--json '' is empty; allowed: the path of a file")
+    if Storage.at(path).uri in outcomes:
+        raise UsageError(f"--json {path} is one of the OUTCOMES; allowed: another file")
+    folder, name = folder_and_name(path)
+    if not name or path.endswith("/") or (folder.exists(name) and not folder.is_file(name)):
+        raise UsageError(f"--json {path} is a folder; allowed: the path of a file")
+
+
+def read_model(uri: str, *, name: str) -> JudgedModel:
+    """Read one model's outcomes and judge every image; ValueError names the place."""
+    table = read_outcomes(uri)
+    try:
+        return judge(table, name=name, evaluation=evaluation_of(table))
+    except ValueError as error:
+        raise ValueError(f"{uri}: {error}") from None
+
+
+def run(argv: Sequence[str]) -> None:
+    """Compare, print, and write the JSON file where one was asked for."""
+    from rich.console import Console
+
+    from sat_ray.report.compare.paired import compare, to_json
+    from sat_ray.report.compare.tables import notes, render
+
+    given = parse(argv)
+    stems = [PurePosixPath(uri.rstrip("/")).stem for uri in given.outcomes]
+    names = stems if len(set(stems)) == len(stems) else given.outcomes
+    models = [read_model(uri, name=name) for uri, name in zip(given.outcomes, names, strict=True)]
+    seen = [len(model.images.image_ids) for model in models]
+    comparison = compare(models, common=given.common, any_gradient=given.any_gradient)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    if given.common:
+        console.print(f"--common: {comparison.n:,} images are common to outcomes of {', '.join(f'{n:,}' for n in seen)}", markup=False)
+    for part in render(comparison, flips=given.flips):
+        console.print(part, soft_wrap=True)
+    if given.json is not None:
+        found: dict[str, Any] = {"outcomes": given.outcomes, "common": given.common, **to_json(comparison), "notes": notes(comparison)}
+        folder, name = folder_and_name(given.json)
+        folder.write_json(name, found)
+
+
+def main() -> int:
+    """Run the command and return the exit status: 2, with one line, for what a user can mend."""
+    leave_own_folder_off_the_path()
+    try:
+        run(sys.argv[1:])
+        return 0
+    except (ValueError, OSError) as error:
+        print(printable(f"error: {error}", kept="\n"), file=sys.stderr)
+        return 2

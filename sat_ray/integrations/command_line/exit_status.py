@@ -1,0 +1,67 @@
+"""What a command ends with: 0 for success, 2 and one line for what a user can mend, 130 and one line for a signal."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from sat_ray.attacks import InfeasiblePointError
+from sat_ray.integrations.command_line.stop_signals import KEPT, STATUS, stop_signals
+from sat_ray.training.catastrophic_overfitting import CatastrophicOverfittingError
+from sat_ray.utils.names import printable
+
+EXPECTED = (ValueError, OSError, ArithmeticError, InfeasiblePointError, CatastrophicOverfittingError)
+
+
+def leave_own_folder_off_the_path() -> None:
+    """Remove the folder of the commands from sys.path, where Python puts the folder of a script.
+
+    Otherwise `train:net` would name the command train.py, not the user's module. Ray's workers look
+    for modules where the driver does.
+    """
+    own = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != own]
+
+
+def exit_status(action: Callable[[], None]) -> int:
+    """Run a command and return its exit status. SAT_RAY_TRACEBACK=1 in the environment adds the traceback; other errors are raised."""
+    leave_own_folder_off_the_path()
+    with stop_signals() as stopped:
+        try:
+            action()
+            return 0
+        except EXPECTED as error:
+            if not stopped.is_set():
+                if os.environ.get("SAT_RAY_TRACEBACK"):
+                    traceback.print_exc()
+                print(printable(f"error: {error}", kept="\n"), file=sys.stderr)
+                return 2
+        except BaseException as error:
+            if not stopped.is_set() and lost_by_ray(error):
+                if os.environ.get("SAT_RAY_TRACEBACK"):
+                    traceback.print_exc()
+                print(printable(f"error: Ray ended the work: {_ends(error)}; {KEPT}", kept="\n"), file=sys.stderr)
+                return 2
+            # an interrupted call into Ray may surface as another error; Ray's own handler, in place
+            # during ray.init, exits with 15
+            by_ray = isinstance(error, SystemExit) and error.code == signal.SIGTERM
+            if not (stopped.is_set() or isinstance(error, KeyboardInterrupt) or by_ray):
+                raise
+        print(f"stopped; {KEPT}", file=sys.stderr, flush=True)
+        return STATUS
+
+
+def lost_by_ray(error: BaseException) -> bool:
+    """Say whether Ray gave work up: a process, a node or its whole cluster died too often."""
+    names = [f"{one.__module__}.{one.__name__}" for one in type(error).__mro__]
+    # what code of a task raised is no loss: it is a mistake, and its traceback is wanted
+    return names[0].startswith("ray.") and "ray.exceptions.RayTaskError" not in names
+
+
+def _ends(error: BaseException) -> str:
+    """Return the first and the last line of a long message: what ended, and why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    ends = [type(error).__name__, *lines[:1], *lines[1:][-1:]]
+    return ": ".join(one.rstrip(":. ") for one in ends)

@@ -1,0 +1,160 @@
+"""Export a model to a file that needs none of this code, with a parity check and a model card.
+
+python pipelines/export.py digits --out silu.pt2                     the champion of a sweep in ./runs (or SAT_RAY_STORAGE)
+python pipelines/export.py digits --format onnx --out silu.onnx      the same for onnxruntime
+python pipelines/export.py runs/digits/checkpoints/train/… --out m.pt2   a given checkpoint
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sat_ray.checkpoint import MODEL_JSON, load_model, read_description
+from sat_ray.integrations.command_line.exit_status import exit_status
+from sat_ray.integrations.command_line.option_values import UsageError
+from sat_ray.integrations.command_line.parsing import AllowCode, parse_options, storage_root
+from sat_ray.models.export import FORMATS, export_model
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import SweepConfig, stored_config
+from sat_ray.sweep.plan import dataset_uri
+from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.status import sweeps_in
+from sat_ray.sweep.tasks import Dataset
+from sat_ray.utils.bounds import Bounds, check_fields
+from sat_ray.utils.import_string import confirm
+from sat_ray.utils.names import check_name
+
+REPORT_AGAIN = "run again: python pipelines/report.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Which model, as what, and where to."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="A sweep, for its champion, or the folder of a checkpoint.")] = "digits"
+    storage: Annotated[str, tyro.conf.arg(help="Folder or s3://bucket/prefix of the sweeps; empty: SAT_RAY_STORAGE, else ./runs.")] = ""
+    format: Annotated[Literal["pt2", "onnx"], tyro.conf.arg(help="pt2 (torch.export) or onnx.")] = "pt2"
+    out: Annotated[str, tyro.conf.arg(help="File to write; the card goes beside it, with .md in place of the ending.")] = ""
+    allow_code: AllowCode = ()
+    image_shape: Annotated[
+        tuple[int, ...],
+        tyro.conf.arg(help="C H W of the images, for a checkpoint that lies outside its sweep's folder."),
+        Bounds(1, 4096),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, prefix="--")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint and what its sweep says about it; None where there is no such sweep."""
+
+    checkpoint: str
+    sweep: Storage | None
+    board: dict[str, Any] | None
+    config: SweepConfig | None
+
+
+def export(asked: Asked) -> None:
+    """Write the file and its card, and print what was written."""
+    from sat_ray.report.pages.model_card import model_card
+
+    if not asked.out:
+        raise UsageError(f"--out is empty; give the file to write, for example --out model.{asked.format}")
+    check_name(asked.format, FORMATS, field="format")
+    confirm(asked.allow_code)
+    found = locate(asked.model, storage_root(asked.storage))
+    model = load_model(found.checkpoint)
+    shape = asked.image_shape or image_shape(found)
+    data, parity = export_model(model, shape=shape, kind=asked.format)
+    out = Path(asked.out).expanduser()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(data)
+    about, name = read_description(Storage.at(found.checkpoint)), found.checkpoint.rstrip("/").rpartition("/")[2]
+    text = model_card(
+        name=Configuration.stored(about["about"]["configuration"]).name if "configuration" in about["about"] else name,
+        file=out.name,
+        kind=asked.format,
+        spec=about["spec"],
+        shape=shape,
+        about=about["about"],
+        sha256=about["sha256"],
+        parity=str(parity),
+        board=found.board,
+        row=_row(found),
+        card=_card(found),
+        config=None if found.sweep is None else found.sweep.read_json("config.json"),
+    )
+    out.with_suffix(".md").write_text(text)
+    print(f"{found.checkpoint}\n{out}: {len(data):,} bytes; {parity}\n{out.with_suffix('.md')}: its card")
+
+
+def locate(model: str, root: Storage) -> Found:
+    """Find a checkpoint by the name of its sweep or by its folder; ValueError says what is allowed."""
+    if Storage.at(model).exists(MODEL_JSON):
+        checkpoint = Storage.at(model).uri
+        folder, inside, _ = checkpoint.rpartition("/checkpoints/")
+        sweep = Storage(folder) if inside and Storage(folder).exists("config.json") else None
+        return Found(checkpoint, sweep, _board(sweep), _config(sweep))
+    if "/" in model:
+        raise ValueError(f"model {model} is no folder of a checkpoint (no {MODEL_JSON}); allowed: such a folder, or the name of a sweep")
+    check_name(model, sweeps_in(root), field="sweep")
+    sweep = root.child(model)
+    board = _board(sweep)
+    if board is None:
+        raise ValueError(f"sweep {model} has no leaderboard yet; run first: python pipelines/sweep.py {model}, or name a checkpoint")
+    try:
+        own = board["champion"]["row"]["checkpoint"].rpartition("/checkpoints/")[2]  # the storage may have been moved since
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{sweep.full('leaderboard.json')} names no champion; {REPORT_AGAIN} {model}, or name a checkpoint") from None
+    return Found(sweep.full(f"checkpoints/{own}"), sweep, board, _config(sweep))
+
+
+def _board(sweep: Storage | None) -> dict[str, Any] | None:
+    if sweep is None or not sweep.exists("leaderboard.json"):
+        return None
+    try:
+        board: dict[str, Any] = sweep.read_json("leaderboard.json")
+    except ValueError as error:
+        raise ValueError(f"{sweep.full('leaderboard.json')} is no JSON ({error}); {REPORT_AGAIN} RECIPE") from None
+    return board
+
+
+def _config(sweep: Storage | None) -> SweepConfig | None:
+    return None if sweep is None else stored_config(sweep)
+
+
+def image_shape(found: Found) -> tuple[int, ...]:
+    """Return (C, H, W) of the sweep's images; ValueError where they are not prepared."""
+    if found.sweep is not None and found.config is not None:
+        root = Storage(found.sweep.uri.rpartition("/")[0])
+        dataset = Dataset.open(dataset_uri(found.config, root))
+        if dataset is not None:
+            return tuple(dataset.manifest["shape"])
+    raise ValueError(f"the images of {found.checkpoint} are not beside it; give --image-shape C H W")
+
+
+def _row(found: Found) -> dict[str, Any] | None:
+    tail = found.checkpoint.rstrip("/").rpartition("/")[2]
+    rows = found.board["rows"] if found.board is not None else []
+    return next((row for row in rows if row["checkpoint"].rpartition("/")[2] == tail), None)
+
+
+def _card(found: Found) -> dict[str, Any] | None:
+    row = _row(found)
+    if row is None or found.sweep is None:
+        return None
+    path = f"cards/{row['outcomes'].rpartition('/')[2].removesuffix('.parquet')}.json"
+    if not found.sweep.exists(path):
+        return None
+    card: dict[str, Any] = found.sweep.read_json(path)
+    return card
+
+
+def main() -> int:
+    """Run the command and return the exit status."""
+    return exit_status(lambda: export(parse_options(sys.argv[1:], Asked(), about=__doc__ or "")))

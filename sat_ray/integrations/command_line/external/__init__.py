@@ -1,0 +1,1 @@
+"""evaluate.py --model: attack a model that was made elsewhere."""

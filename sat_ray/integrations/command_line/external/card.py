@@ -1,0 +1,93 @@
+"""The robustness card of a model that others made: one Ray task, one record, card.json."""
+
+from dataclasses import replace
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from sat_ray.attacks import AttackSpec
+from sat_ray.evaluation.card import CardSettings, robustness_card, silent
+from sat_ray.evaluation.external.validation import naming_model
+from sat_ray.integrations.command_line.external.options import ForeignOptions
+from sat_ray.integrations.command_line.external.subject import Subject, variants_of
+from sat_ray.integrations.command_line.external.tasks import follow, on_ray
+from sat_ray.report.console import Reporter
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.execute import images_of, model_of, rows_of
+from sat_ray.sweep.records.store import Records, record_key
+from sat_ray.sweep.resources import evaluation_resources
+from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.tasks import CARD, EvaluationTask
+from sat_ray.utils.serialization import to_json
+
+
+def write_card(
+    given: ForeignOptions, subject: Subject, task: EvaluationTask, storage: Storage, reporter: Reporter
+) -> dict[str, Any] | None:
+    """Compute the robustness card as one Ray task, unless it is committed; write card.json, print its verdict and reasons, return it.
+
+    None where it is not asked for and no earlier command made it.
+    """
+    records, inputs, key = Records(storage), card_inputs(given, subject, task), card_key(given, subject, task)
+    record = records.find(CARD, key)
+    if record is None and not given.card:
+        return None
+    if record is None:
+        from sat_ray.integrations.ray.tasks import stage_task
+
+        n = inputs["images"]
+        reporter.say(f"robustness card: {n:,} images")
+        started = perf_counter()
+        with on_ray(given, reporter):
+            work = (card_of, replace(task, first=0, last=n, sample=n), given.examined(), subject.configuration)
+            ref = stage_task(*work, name="card", resources=evaluation_resources(given.resources))
+            payload = {"name": task.name, "card": follow(ref, reporter.stage("card", 1), done=lambda: 0)}
+        record = records.commit(CARD, key, inputs=inputs, payload=payload, seconds=perf_counter() - started)
+    card: dict[str, Any] = record.payload["card"]
+    storage.write_json("card.json", card)
+    reporter.say(f"robustness card: {card['verdict']}; {storage.full('card.json')}")
+    for reason in card["reasons"]:
+        reporter.say(f"  {reason}")
+    return card
+
+
+def card_key(given: ForeignOptions, subject: Subject, task: EvaluationTask) -> str:
+    """Return the key of the card's record."""
+    return record_key(CARD, card_inputs(given, subject, task))
+
+
+def card_inputs(given: ForeignOptions, subject: Subject, task: EvaluationTask) -> dict[str, Any]:
+    """Return everything that determines the card."""
+    settings = CardSettings()
+    reordered = {"label_order": list(task.label_order)} if task.label_order else {}
+    return reordered | {
+        "weights": task.checkpoint_sha256,
+        "attack": given.examined().to_json(),
+        "configuration": None if subject.configuration is None else subject.configuration.to_json(),
+        "settings": to_json(settings),
+        "split": task.split,
+        "images": min(settings.images, subject.n),
+        "seed": task.seed,
+        "lanes": task.lanes,
+        "dataset": task.dataset.hash,
+        "environment": task.environment,
+    }
+
+
+def card_of(task: EvaluationTask, attack: AttackSpec, configuration: Configuration | None) -> dict[str, Any]:
+    """Compute the card of a task's model on the task's images, where the task runs."""
+    torch.set_num_threads(int(task.environment["threads"]))
+    split = images_of(task, rows_of(task))
+    variants = partial(variants_of, configuration)
+    with naming_model(task.checkpoint):
+        return robustness_card(
+            model_of(task),
+            split,
+            attack=attack,
+            variants=variants,
+            seed=task.seed,
+            lanes=task.lanes,
+            on_progress=silent,
+        )

@@ -1,0 +1,163 @@
+"""What `pipelines/evaluate.py --model` can be asked for."""
+
+import shlex
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
+
+from sat_ray.attacks import AttackSpec, Gradient, cascade
+from sat_ray.attacks.cascade import QUERIES, STEPS
+from sat_ray.data.images import LARGEST_SIDE
+from sat_ray.sweep.config import ResourceSettings
+from sat_ray.threat import ThreatModel
+from sat_ray.utils.bounds import Bounds, Count, Gpus, Lanes, Seed, Steps, StepSize, Workers, check_fields
+
+SHARDS, LANES_PER_SHARD = 16, (4, 16)
+PGD_STEPS = 200
+MEANT_FOR = {
+    "steps": ("pgd", "apgd", "cascade"),
+    "step_size": ("pgd",),
+    "loss": ("pgd", "apgd"),
+    "targets": ("pgd", "apgd"),
+    "queries": ("square", "cascade"),
+}
+
+
+def exact_text(value: object) -> str:
+    """Spell a value of the command line so that it is read back as it was; k/255 where a number is one."""
+    k = round(255 * value) if isinstance(value, float) else 0
+    return f"{k}/255" if k and k / 255 == value else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignOptions:
+    """A model, images, and the attack that is to be survived."""
+
+    model: str = ""
+    """Checkpoint folder of sat_ray, MLflow model (models:/..., runs:/... or its folder), torch.export file (.pt2), or module:function."""
+    data: str = ""
+    """Prepared dataset (has a manifest.json), folder of images (one sub-folder per class), or .npz of images (uint8) and labels."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the perturbation."""
+    epsilon: StepSize = 8 / 255
+    """Radius in [0, 1] pixels; k/255 may be written."""
+    attack: Literal["pgd", "apgd", "square", "cascade"] = "pgd"
+    """pgd; apgd, which finds its own step size; square, which needs no gradient; or the cascade of APGD on cross-entropy, targeted APGD on
+    DLR, and Square, each on the survivors of those before it."""
+    steps: Steps | None = None
+    """Steps of pgd (200), of apgd or of each APGD run of the cascade (100)."""
+    step_size: StepSize | None = None
+    """Length of one step of pgd, in [0, 1] pixels (1/255, or a twentieth of epsilon where that is longer)."""
+    loss: Literal["cross_entropy", "dlr", "margin"] | None = None
+    """What pgd and apgd climb (cross_entropy)."""
+    targets: Annotated[int, Bounds(0, 1_000_000)] | None = None
+    """Run pgd or apgd towards each of this many likeliest other classes in turn (0: away from the label)."""
+    restarts: Steps = 1
+    """Random starts of every attack."""
+    queries: Steps | None = None
+    """Queries of Square (5000)."""
+    gradient: Gradient = "float32"
+    """What the attack climbs: the model (float32), or a copy in fp16 (for GPUs) or bf16 (for GPUs and CPUs that have it), in compiled
+    kernels (minutes at the start of every worker), or both. That is another attack; the model itself, in float32, says what is broken."""
+    split: str = "test"
+    """Split of a prepared dataset; image folders and .npz files are a test split."""
+    images: Count | None = None
+    """Evaluate this many images, drawn by the seed; all of them where not given."""
+    image_size: Annotated[int, Bounds(1, LARGEST_SIDE)] | None = None
+    """Resize the short side of an image folder's images to this and crop the centre."""
+    seed: Seed = 0
+    """Seed of the random starts, and of the draw of images."""
+    lanes: Lanes = 64
+    """Images in every model call; part of the numerical environment."""
+    shard_size: Count | None = None
+    """Most images in one task; where not given a sixteenth of them, but at least 4 and at most 16 times the lanes: large shards keep lanes
+    full for longer, small ones leave no worker alone with the last of them."""
+    storage: str = ""
+    """Folder or s3://bucket/prefix for everything that is written; empty: SAT_RAY_STORAGE, else ./runs."""
+    name: str = ""
+    """Folder of this evaluation under STORAGE; empty: model, data and a hash of everything that determines the result."""
+    tracking_uri: str = ""
+    """Where MLflow model URIs are looked up; empty: MLFLOW_TRACKING_URI, else sqlite:///STORAGE/mlflow.db."""
+    allow_pickle: bool = False
+    """Load an MLflow model that is pickled, or a .pt2 file with pickled parts: this runs whatever code they hold."""
+    allow_code: tuple[str, ...] = ()
+    """Names, module:function, of code that the checkpoint may name and this command may import."""
+    card: bool = False
+    """Compute the robustness card too, for a PGD of these steps: PASS, or FLAG with reasons."""
+    cpus_per_task: Workers = 1
+    """CPUs (and threads) of each task."""
+    gpus_per_task: Gpus = 0
+    """GPUs of each task; fractions share one."""
+    accelerator: str = ""
+    """Model of the GPUs as it should appear in the records, for example H200; empty on CPUs."""
+    on_code_change: Literal["refuse", "reuse", "rerun"] = "refuse"
+    """Shards evaluated by other code than today's: refuse to start, reuse them, or move them aside and compute anew."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, prefix="--")
+        if bool(self.accelerator) != (self.gpus_per_task > 0):
+            raise ValueError(
+                f"--accelerator is {self.accelerator!r} with --gpus-per-task {self.gpus_per_task:g}; allowed: both (H200 and 1), or neither"
+            )
+        if self.attack == "square" and self.gradient != "float32":
+            raise ValueError(f"--gradient {self.gradient} means nothing to --attack square, which takes none; leave it out")
+        for field, attacks in MEANT_FOR.items():
+            if getattr(self, field) is not None and self.attack not in attacks:
+                flag = f"--{field.replace('_', '-')}"
+                raise ValueError(f"{flag} means nothing to --attack {self.attack}; leave it out, or choose {' or '.join(attacks)}")
+
+    def command(self) -> str:
+        """Return the command that these options came from, without defaults and without the tracker's address, which may hold a login."""
+        words = ["python", "pipelines/evaluate.py"]
+        for field in fields(self):
+            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            if value != field.default and field.name != "tracking_uri":
+                values = value if isinstance(value, tuple) else (value,)
+                words += [flag] if value is True else [flag, *map(exact_text, values)]
+        return shlex.join(words)
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        """Return the allowed set."""
+        return ThreatModel(self.norm, self.epsilon)
+
+    @property
+    def resources(self) -> ResourceSettings:
+        """Return what a task asks of the cluster."""
+        return ResourceSettings(
+            cpus_per_evaluation=self.cpus_per_task, gpus_per_evaluation=self.gpus_per_task, accelerator=self.accelerator
+        )
+
+    def images_per_shard(self, n: int) -> int:
+        """Return the most images in one task, of n in all."""
+        fewest, most = (self.lanes * times for times in LANES_PER_SHARD)
+        return self.shard_size or min(max(-(-n // SHARDS), fewest), most)
+
+    def examined(self) -> AttackSpec:
+        """Return the PGD whose claim the card examines: untargeted, float32 gradients; of these steps and starts where --attack is pgd."""
+        plain: dict[str, Any] = {"steps": PGD_STEPS, "step_size": self._step_size}
+        if self.attack == "pgd":
+            plain |= {"steps": self._count("steps", PGD_STEPS), "restarts": self.restarts}
+        return AttackSpec(threat_model=self.threat_model, **plain)
+
+    def attacks(self, *, num_classes: int) -> list[AttackSpec]:
+        """Return the attacks in their order."""
+        queries = self._count("queries", QUERIES)
+        common: dict[str, Any] = {"threat_model": self.threat_model, "restarts": self.restarts}
+        climbed: dict[str, Any] = {"loss": self.loss or "cross_entropy", "targets": self.targets or 0}
+        if self.attack == "pgd":
+            found = [AttackSpec(**common, **climbed, steps=self._count("steps", PGD_STEPS), step_size=self._step_size)]
+        elif self.attack == "apgd":
+            found = [AttackSpec(**common, **climbed, algorithm="apgd", steps=self._count("steps", STEPS))]
+        elif self.attack == "square":
+            found = [AttackSpec(**common, algorithm="square", steps=queries)]
+        else:
+            found = cascade(**common, num_classes=num_classes, steps=self._count("steps", STEPS), queries=queries)
+        return [spec if spec.algorithm == "square" else replace(spec, gradient=self.gradient, name="") for spec in found]
+
+    @property
+    def _step_size(self) -> float:
+        return max(1 / 255, self.epsilon / 20) if self.step_size is None else self.step_size
+
+    def _count(self, field: str, default: int) -> int:
+        given: int | None = getattr(self, field)
+        return default if given is None else given

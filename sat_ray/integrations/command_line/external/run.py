@@ -1,0 +1,173 @@
+"""Evaluate a model that others made: exact robust accuracy with its interval, sharded over Ray, resumed where it stopped."""
+
+import importlib.metadata
+import io
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sat_ray.data.class_names import below_chance
+from sat_ray.data.shards.dataset import image_ids
+from sat_ray.evaluation.low_precision.calibration import Calibration
+from sat_ray.integrations.command_line.code_changes import settle_code_changes
+from sat_ray.integrations.command_line.exit_status import exit_status
+from sat_ray.integrations.command_line.external.card import card_key, write_card
+from sat_ray.integrations.command_line.external.options import ForeignOptions
+from sat_ray.integrations.command_line.external.subject import Subject, identify, open_subject, staged
+from sat_ray.integrations.command_line.external.tasks import environment_of, records_of, run_tasks, tasks_of
+from sat_ray.integrations.command_line.option_values import UsageError
+from sat_ray.integrations.command_line.parsing import check_not_a_file, folder_name, parse_options, storage_root
+from sat_ray.integrations.command_line.preflight import check_machine, slow_here
+from sat_ray.integrations.ray.local.session_folders import session_folder
+from sat_ray.report.console import Reporter
+from sat_ray.report.evaluation_summary import claim, summary, to_terminal
+from sat_ray.storage.store import Storage, check_writable
+from sat_ray.sweep.execute import sampled_rows
+from sat_ray.sweep.records.lease import driver_lease
+from sat_ray.sweep.records.leftovers import remove_leftovers
+from sat_ray.sweep.records.merge_outcomes import merge_outcomes
+from sat_ray.sweep.records.store import Record, Records
+from sat_ray.sweep.tasks import CARD, EVALUATE, EvaluationTask
+from sat_ray.utils.import_string import confirm
+from sat_ray.utils.names import printable
+from sat_ray.utils.serialization import to_json
+
+PAGE = "evaluation.html"
+VERSIONS = ("ray", "torch", "torchvision", "pyarrow")
+
+
+ABOUT = (
+    "Attack a model: exact robust accuracy with its interval, sharded over Ray, resumed where it"
+    " stopped. Needs --model and --data. Without --model this command runs the evaluate stage of a"
+    " sweep: evaluate.py RECIPE, whose options evaluate.py RECIPE --help shows."
+)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Evaluate as the command line (or `words`) says and return the exit status."""
+    given = sys.argv[1:] if words is None else words
+    return exit_status(lambda: evaluate_foreign(parse_options(given, ForeignOptions(), about=ABOUT)))
+
+
+def evaluate_foreign(given: ForeignOptions) -> None:
+    """Evaluate, write outcomes, evaluation.json and a page, and print the verdict."""
+    for field in ("model", "data"):
+        if not getattr(given, field):
+            raise UsageError(f"--{field} is missing; --model URI and --data URI are needed (all: --help)")
+    confirm(given.allow_code)
+    given.attacks(num_classes=10)  # like the next line: refuses bad steps and sizes before anything is read
+    given.examined()
+    check_machine(gradient=given.gradient, field="--gradient", accelerator=given.accelerator)
+    if given.name:
+        folder_name(given.name)
+    root = storage_root(given.storage)
+    check_not_a_file(given.name, root, given.tracking_uri)
+    check_writable(root)
+    with session_folder() as temporary, Reporter() as reporter:
+        if hint := slow_here(gradient=given.gradient, accelerator=given.accelerator):
+            reporter.say(hint)
+        reporter.say(f"opening model {given.model} and data {given.data}")
+        subject = open_subject(given, root, Path(temporary))
+        name, identity = identify(given, subject)
+        storage = root.child(name)
+        reporter.say(f"evaluation {name} in {storage.uri}: {subject.n:,} images, {subject.classes} classes")
+        for warning in subject.warnings:
+            reporter.say(f"warning: {warning}")
+        with driver_lease(storage):
+            claim_folder(storage, identity)
+            remove_leftovers(storage)
+            subject = staged(subject, storage)
+            tasks = tasks_of(given, subject, name)
+            check_code(given, subject, Records(storage), tasks, reporter)
+            run_tasks(given, tasks, Records(storage), reporter)
+            found, table = write_evaluation(given, subject, tasks, storage, identity)
+            reporter.console.print(printable(claim(found)), style="bold", soft_wrap=True, markup=False)
+            if warning := found.get("warning", ""):
+                reporter.console.print(printable(f"warning: {warning}"), style="bold", soft_wrap=True, markup=False)
+            reporter.console.print(to_terminal(found))
+            for measured in found.get("calibrations", ()):
+                reporter.say(str(Calibration.from_json(measured)))
+            reporter.say(
+                f"{found['passes_per_image']:.1f} passes per image, {found['seconds']:.0f} s of work; {storage.full('evaluation.json')}"
+            )
+            card = write_card(given, subject, tasks[0], storage, reporter)
+            write_page(given, found, table, card, storage)
+            reporter.say(f"page: {storage.full(PAGE)}")
+
+
+def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
+    """Write config.json into a new folder; ValueError where the folder holds something else."""
+    try:
+        theirs = storage.read_json("config.json")
+    except FileNotFoundError:
+        storage.write_json("config.json", identity)
+        return
+    except ValueError as error:
+        raise ValueError(f"{storage.full('config.json')} is no JSON ({error}); choose another --name or --storage") from None
+    if theirs != identity:
+        raise ValueError(f"{storage.uri} holds another evaluation or a sweep; choose another --name or --storage")
+
+
+def check_code(given: ForeignOptions, subject: Subject, records: Records, tasks: Sequence[EvaluationTask], reporter: Reporter) -> None:
+    """Deal with shards, and a card, that other code made: refuse to start, reuse them, or move them aside."""
+    wanted = [*((EVALUATE, task.key) for task in tasks), (CARD, card_key(given, subject, tasks[0]))]
+    committed = ((stage, record) for stage, key in wanted if (record := records.find(stage, key)))
+    settle_code_changes(records, committed, choice=given.on_code_change, reporter=reporter, made="shards", by="evaluated")
+
+
+def write_evaluation(
+    given: ForeignOptions, subject: Subject, tasks: Sequence[EvaluationTask], storage: Storage, identity: dict[str, Any]
+) -> tuple[dict[str, Any], pa.Table]:
+    """Merge the shards into outcomes/<name>.parquet and write evaluation.json; return it and the outcomes."""
+    rows = torch.arange(subject.n) if subject.sample is None else sampled_rows(subject.n_split, subject.n, seed=given.seed)
+    expected = image_ids(Storage(subject.dataset.uri), given.split)[rows]
+    name, records = tasks[0].name, Records(storage)
+    path = merge_outcomes(records_of(tasks, records), expected.numpy(), records, name=name)
+    columns = ["image_id", "label", "clean_prediction", "attack", "first_broken_step", "passes", "robust"]
+    table = pq.read_table(io.BytesIO(storage.read(path)), columns=columns)
+    counted = summary(table, subject.attacks)
+    chance = below_chance(counted["clean_accuracy"], subject.classes)
+    warning = "; ".join(filter(None, (*subject.warnings, chance)))
+    found = {
+        "name": name,
+        "model": {"uri": given.model, **identity["model"]},
+        "data": {"uri": given.data, "prepared": subject.dataset.uri, **identity["data"]},
+        "threat_model": to_json(given.threat_model),
+        "n_split": subject.n_split,
+        "num_classes": subject.classes,
+        "seed": given.seed,
+        "cascade": identity["cascade"],
+        **counted,
+        **_together(records_of(tasks, records)),
+        **({"warning": warning} if warning else {}),
+        "environment": environment_of(given) | {"versions": {package: importlib.metadata.version(package) for package in VERSIONS}},
+        "outcomes": storage.full(path),
+    }
+    storage.write_json("evaluation.json", found)
+    return found, table
+
+
+def write_page(given: ForeignOptions, found: dict[str, Any], table: pa.Table, card: dict[str, Any] | None, storage: Storage) -> None:
+    """Write the page that a person reads."""
+    from sat_ray.report.pages.evaluation_page import render_evaluation  # matplotlib takes a second to import
+
+    page = render_evaluation(found, table, claim=claim(found), command=given.command(), card=card)
+    storage.write(PAGE, page.encode())
+
+
+def _together(parts: Iterable[Record]) -> dict[str, Any]:
+    """Return what all shards took, and what fast gradients were checked with: the same everywhere, or it is not one evaluation."""
+    seconds, found = 0.0, set[str]()
+    for part in parts:
+        seconds += part.seconds
+        found.add(json.dumps(part.payload.get("calibrations"), sort_keys=True))
+    if len(found) > 1:
+        raise ValueError("the shards were calibrated differently: their workers compute differently; use one kind of node, or float32")
+    same = json.loads(found.pop())
+    return {"seconds": seconds} | ({"calibrations": same} if same else {})

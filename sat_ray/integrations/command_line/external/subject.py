@@ -1,0 +1,189 @@
+"""The model of others and the images to attack it on: opened, found to fit each other, and named by what they are."""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sat_ray.attacks import AttackSpec
+from sat_ray.checkpoint import MODEL_JSON, read_description
+from sat_ray.data.class_names import label_order, numbers_out_of_order, relabelled
+from sat_ray.data.shards.convert import prepared
+from sat_ray.data.shards.dataset import image_ids, labels, read_rows
+from sat_ray.evaluation.external.loading import kind_of, load_source, try_source
+from sat_ray.evaluation.external.validation import ZeroGradients, check_copyable, check_labels, try_attack, try_model, try_more
+from sat_ray.integrations.command_line.external.options import ForeignOptions
+from sat_ray.integrations.command_line.parsing import folder_name
+from sat_ray.models import Normalized
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.execute import sampled_rows
+from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.tasks import Dataset, through_every_backward
+from sat_ray.utils.probabilities import bounded_outputs
+from sat_ray.utils.serialization import content_hash, to_json
+
+PROBED_CALLS = 8  # calls of the model on images from all over the split, before any worker starts
+REORDERED = "the data has the model's classes in another order: labels are matched by name"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The model and the images, opened and found to fit each other.
+
+    uri: where every worker can read the model; configuration: of a checkpoint's training, else None; attacks: what the model is to
+    survive, through every backward pass that its training used; zeros: where the first of them finds a gradient of 0; label_order: the
+    model's class of each label, where the dataset has the same classes in another order; warnings: what is odd, in sentences.
+    """
+
+    kind: str
+    uri: str
+    digest: str
+    model: torch.nn.Module
+    dataset: Dataset
+    n_split: int
+    n: int
+    classes: int
+    configuration: Configuration | None
+    attacks: tuple[AttackSpec, ...]
+    zeros: ZeroGradients
+    label_order: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sample(self) -> int | None:
+        """Return the number of images drawn; None where all are evaluated."""
+        return None if self.n == self.n_split else self.n
+
+
+def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subject:
+    """Open data and model and check that they fit; ValueError in one line where they do not."""
+    channels = _channels(given.model)
+    dataset = Dataset.open(prepared(given.data, root, image_size=given.image_size, channels=channels))
+    assert dataset is not None
+    splits = dataset.manifest["splits"]
+    if not splits.get(given.split):
+        raise ValueError(
+            f"--split {given.split!r} of data {given.data} has no images; allowed: {', '.join(s for s in splits if splits[s])}"
+        )
+    n_split = splits[given.split]
+    if given.images is not None and given.images > n_split:
+        raise ValueError(f"--images is {given.images}; allowed: 1 to {n_split}, the images of split {given.split}")
+    kind, uri = kind_of(given.model), given.model
+    if kind == "mlflow":
+        from sat_ray.integrations.mlflow import fetch_model
+
+        tracking = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.uri}/mlflow.db"
+        uri = str(fetch_model(given.model, tracking_uri=tracking, folder=str(temporary), allow_pickle=given.allow_pickle))
+        kind = "pt2" if uri.endswith(".pt2") else "pickle"
+    if kind == "checkpoint":
+        uri = Storage.at(uri).uri  # a worker may run in another folder
+    if kind == "pt2" and given.allow_pickle:
+        kind = "pickled_pt2"
+    try_source(kind, uri, dataset.manifest["shape"])
+    model, digest = load_source(kind, uri)
+    shards = Storage(dataset.uri)
+    names = dataset.manifest["class_names"]
+    known = _class_names(kind, uri)
+    order = label_order(known, names, what=f"data {given.data}")
+    some = relabelled(read_rows(shards, given.split, torch.arange(min(given.lanes, n_split))), order)
+    expected = len(names) or None
+    clean = try_model(model, some, lanes=given.lanes, expected=expected, what=given.model)
+    classes = clean.shape[1]
+    if expected is None:  # with names of classes, labels were checked when they were written
+        check_labels(labels(shards, given.split), partial(image_ids, shards, given.split), classes=classes, what=f"data {given.data}")
+    configuration = _configuration(model, uri)
+    attacks = tuple(one for spec in given.attacks(num_classes=classes) for one in variants_of(configuration, spec))
+    zeros = try_attack(model, some, clean, attacks[0], lanes=given.lanes, what=given.model)
+    check_copyable(model, attacks[0], what=given.model)
+    rows = sampled_rows(n_split, min(n_split, PROBED_CALLS * given.lanes), seed=given.seed)
+    sample = relabelled(read_rows(shards, given.split, rows), order)
+    logits = try_more(model, sample, attacks[0], lanes=given.lanes, what=given.model)
+    warnings = (
+        str(zeros),
+        bounded_outputs(logits),
+        REORDERED if order else "",
+        "" if known else numbers_out_of_order(names),
+    )
+    return Subject(
+        kind=kind,
+        uri=uri,
+        digest=digest,
+        model=model,
+        dataset=dataset,
+        n_split=n_split,
+        n=given.images or n_split,
+        classes=classes,
+        configuration=configuration,
+        attacks=attacks,
+        zeros=zeros,
+        label_order=order,
+        warnings=tuple(filter(None, warnings)),
+    )
+
+
+def _channels(model: str) -> int | None:
+    """Return how many channels the images of a checkpoint of sat_ray have; None for any other model."""
+    if kind_of(model) != "checkpoint":
+        return None
+    try:
+        found = Storage.at(model).read_json(MODEL_JSON)["spec"]["in_channels"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # what is wrong with it is said when it is loaded
+    return found if found in (1, 3) else None
+
+
+def _class_names(kind: str, uri: str) -> list[str]:
+    """Return the names of the classes that a checkpoint was trained on; [] where they are not known."""
+    if kind != "checkpoint":
+        return []
+    names: list[str] = Storage.at(uri).read_json(MODEL_JSON)["about"].get("class_names", [])
+    return names
+
+
+def _configuration(model: torch.nn.Module, uri: str) -> Configuration | None:
+    """Return how a checkpoint was trained; its own activation where it does not say, None for any other model."""
+    if not isinstance(model, Normalized) or model.spec is None or kind_of(uri) != "checkpoint":
+        return None
+    said = read_description(Storage.at(uri))["about"].get("configuration")
+    return Configuration.stored(said or {"activation": model.spec.activation, "alpha": model.spec.alpha})
+
+
+def variants_of(configuration: Configuration | None, spec: AttackSpec) -> list[AttackSpec]:
+    """A backward pass that training replaced hides gradients: attack through the true one and the smooth one."""
+    return [spec] if configuration is None else through_every_backward(spec, configuration)
+
+
+def identify(given: ForeignOptions, subject: Subject) -> tuple[str, dict[str, Any]]:
+    """Return the evaluation's name and, as JSON, all that determines its result but the numerical environment."""
+    spec = subject.model.spec if isinstance(subject.model, Normalized) else None
+    identity = {
+        "model": {"kind": subject.kind, "digest": subject.digest, "spec": to_json(spec)},
+        "data": {"hash": subject.dataset.hash, "split": given.split, "sample": subject.sample},
+        "attacks": [to_json(attack) for attack in subject.attacks],
+        "cascade": given.attack == "cascade",
+        "seed": given.seed,
+        "lanes": given.lanes,
+    }
+    if subject.label_order:
+        identity["label_order"] = list(subject.label_order)
+    made = f"{_slug(given.model)}-{_slug(given.data)}-{content_hash(identity)[:8]}"
+    return folder_name(given.name or made), identity
+
+
+def _slug(text: str) -> str:
+    last = re.sub(r"\.(pt2|npz)$", "", text.rstrip("/").rpartition("/")[2])
+    return re.sub(r"[^A-Za-z0-9_]+", "-", last).strip("-_")[:24] or "unnamed"
+
+
+def staged(subject: Subject, storage: Storage) -> Subject:
+    """Copy a model that is one file into the evaluation's folder, where every worker can read it."""
+    if subject.kind in ("checkpoint", "function"):
+        return subject
+    name = "model.pt2" if subject.uri.endswith(".pt2") else "model.pth"
+    if not storage.exists(name):
+        storage.write(name, Path(subject.uri).read_bytes())
+    return replace(subject, uri=storage.full(name))

@@ -1,0 +1,252 @@
+"""The command line: RECIPE, dotted overrides of its config, and where to run. Precedence is command line > recipe > default."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import os
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from sat_ray.activations.table import activation_table
+from sat_ray.integrations.command_line.option_values import UsageError, check_words, option_kinds, positionals, with_decimals
+from sat_ray.integrations.mlflow.preflight import sqlite_path
+from sat_ray.storage.store import Storage, check_address
+from sat_ray.storage.uris import redacted
+from sat_ray.sweep.config import Recipe, SweepConfig
+from sat_ray.utils.names import check_name, suggest
+from sat_ray.utils.serialization import content_hash, flatten
+
+Given = TypeVar("Given")  # a dataclass of options
+RESERVED_NAMES = ("data", "mlartifacts", "mlflow.db")  # of the storage itself; beside the last lie files whose names begin with it
+SHORT = {"--budget": "--cost.budget"}
+
+
+def _help(text: str) -> Any:
+    return tyro.conf.arg(help=text)
+
+
+AllowCode = Annotated[
+    tuple[str, ...],
+    _help("Names, module:function, of code that a stored file may name and this command may import."),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where and how to run; no part of a result's identity."""
+
+    storage: Annotated[str, _help("Folder or s3://bucket/prefix for everything the sweep writes; empty: SAT_RAY_STORAGE, else ./runs.")] = (
+        ""
+    )
+    tracking_uri: Annotated[str, _help("MLflow server or database; empty: MLFLOW_TRACKING_URI, else sqlite:///STORAGE/mlflow.db.")] = ""
+    name: Annotated[
+        str, _help("Name of the sweep, its folder under STORAGE; empty: the recipe, plus a short hash of what was overridden.")
+    ] = ""
+    on_code_change: Annotated[
+        Literal["refuse", "reuse", "rerun"],
+        _help("Results made by other code than today's: refuse to start, reuse them, or move them aside and compute anew."),
+    ] = "refuse"
+    accept_flagged: Annotated[
+        str, _help("Register the best model even if its robustness card says FLAG; give the reason, it is recorded with the model.")
+    ] = ""
+    dry_run: Annotated[bool, _help("Print what would be done and what it would take, and stop: touches nothing.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A parsed command line: what to compute, and where."""
+
+    config: SweepConfig
+    name: str
+    root: Storage
+    tracking_uri: str
+    artifact_root: str
+    on_code_change: str
+    accept_flagged: str
+    dry_run: bool
+    argv: tuple[str, ...]
+
+    @property
+    def storage(self) -> Storage:
+        """Return the sweep's own folder."""
+        return self.root.child(self.name)
+
+
+def parse(argv: Sequence[str], recipes: Mapping[str, Recipe], *, default: str, about: str) -> Command:
+    """Read a command line. Raises UsageError or ValueError in one line; prints help and exits 0 on --help."""
+    config, base, given = parse_recipe(argv, recipes, default=default, about=about, options=Options())
+    return _resolve(config, base, given, argv)
+
+
+def parse_recipe(
+    argv: Sequence[str], recipes: Mapping[str, Recipe], *, default: str, about: str, options: Given
+) -> tuple[SweepConfig, SweepConfig, Given]:
+    """Read RECIPE, overrides of its config and the fields of `options`; return the config, the recipe's own config and the options.
+
+    options: a dataclass instance that holds the defaults. Raises UsageError or ValueError in one line; exits 0 on --help.
+    """
+    _check_addresses(argv)
+    arguments = list(argv)
+    recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
+    base = recipes[check_name(recipe, recipes, field="recipe")]()
+    arguments = [_in_full(word) for word in arguments]
+    _check_flags(arguments, flatten(dataclasses.asdict(base)) | vars(options))
+    kinds = option_kinds(base) | option_kinds(options)
+    check_words(arguments, kinds)
+    arguments = with_decimals(arguments, kinds)
+    kind, defaults = _command_type(base, options)
+    known = f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
+    text = "\n\n".join([_headline(about), known, activation_table()])
+    parsed = _parsed(kind, prog=_program("[RECIPE]"), description=text, args=arguments, default=defaults)
+    return _only(SweepConfig, parsed), base, _only(type(options), parsed)
+
+
+def parse_options(argv: Sequence[str], options: Given, *, about: str) -> Given:
+    """Read a command line that takes no recipe: the fields of a dataclass and nothing else. Errors and --help as in `parse_recipe`."""
+    _check_addresses(argv)
+    _check_flags(argv, vars(options))
+    kinds = option_kinds(options)
+    check_words(argv, kinds, allowed_before=positionals(options))
+    words = with_decimals(argv, kinds)
+    found: Given = _parsed(type(options), prog=_program(), description=_headline(about), args=words, default=options)
+    return found
+
+
+def _only(kind: type[Given], parsed: Any) -> Given:
+    fields: Any = kind
+    return kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(fields)})
+
+
+def _program(*words: str) -> str:
+    return " ".join([os.path.basename(sys.argv[0]), *words])
+
+
+def _headline(about: str) -> str:
+    return about.partition("\n")[0]
+
+
+def _parsed(kind: Any, **settings: Any) -> Any:
+    """Let tyro parse; turn its framed error into one line."""
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            return tyro.cli(kind, **settings)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+    lines = [line.strip(" │╭╰╮╯─") for line in shown.getvalue().splitlines()[1:]]
+    message = " ".join(itertools.takewhile(bool, lines))
+    raise UsageError(re.sub(r"^Error parsing (?!--)[\w.-]+: ", "", message)) from None
+
+
+def _in_full(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return f"{SHORT.get(flag, flag)}{equals}{value}"
+
+
+def _check_addresses(words: Sequence[str]) -> None:
+    """Raise ValueError where a word is an address with a login, but for the tracker's, which MLflow takes there."""
+    flag = ""
+    for word in words:
+        name, _, value = word.partition("=")
+        if word.startswith("--"):
+            flag = name
+        given = value if word.startswith("--") else word
+        if flag.replace("_", "-") != "--tracking-uri":
+            check_address(given, field=flag.removeprefix("--") or "the address")
+
+
+def _check_flags(arguments: Sequence[str], known: Mapping[str, Any]) -> None:
+    for word in arguments:
+        if not word.startswith("--") or word == "--help":
+            continue
+        name = word[2:].partition("=")[0].replace("-", "_")
+        positive = re.sub(r"(^|\.)no_", r"\1", name)
+        if name not in known and not isinstance(known.get(positive), bool):
+            raise UsageError(f"unknown option {word.partition('=')[0]}; {_closest(name, known)} (all: --help)")
+
+
+def _closest(name: str, known: Collection[str]) -> str:
+    """Suggest full names whose last part is nearest to the last part given, where the whole name is near to none."""
+    tails: dict[str, list[str]] = {}
+    for full in known:
+        tails.setdefault(full.rpartition(".")[2], []).append(full)
+    near = difflib.get_close_matches(name.rpartition(".")[2], list(tails), n=2, cutoff=0.7)
+    found = [full for tail in near for full in tails[tail]]
+    hint = f"did you mean {' or '.join(f'--{full}' for full in found[:3])}?" if found else suggest(name, known)
+    return hint.replace("_", "-")
+
+
+def _command_type(base: SweepConfig, options: Any) -> tuple[Any, Any]:
+    """Join the config's fields and the options into one flat command, so that no prefix is needed."""
+    fields: list[tuple[str, Any, Any]] = []
+    for settings in (base, options):
+        for field in dataclasses.fields(settings):
+            kind: Any = Annotated[field.type, tyro.conf.Suppress] if field.name == "recipe" else field.type
+            fields.append((field.name, kind, dataclasses.field(default=getattr(settings, field.name))))
+    made = dataclasses.make_dataclass("Sweep", fields, frozen=True, kw_only=True)
+    made.__doc__ = "\n"
+    return made, made()
+
+
+def _resolve(config: SweepConfig, base: SweepConfig, given: Options, argv: Sequence[str]) -> Command:
+    root = storage_root(given.storage)
+    tracking = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if not tracking:
+        if not root.is_local:
+            raise UsageError(f"storage {root.uri} is on S3, where no SQLite database can live; give --tracking-uri or MLFLOW_TRACKING_URI")
+        tracking = f"sqlite:///{root.uri}/mlflow.db"
+    name = sweep_name(given.name, config, base)
+    check_not_a_file(name, root, tracking)
+    return Command(
+        config=config,
+        name=name,
+        root=root,
+        tracking_uri=tracking,
+        artifact_root=root.full("mlartifacts") if tracking.startswith("sqlite") else "",
+        on_code_change=given.on_code_change,
+        accept_flagged=given.accept_flagged,
+        dry_run=given.dry_run,
+        argv=tuple(redacted(word) if "://" in word else word for word in argv),  # the report shows it
+    )
+
+
+def storage_root(given: str) -> Storage:
+    """Open the storage that sweeps share: the one given, else SAT_RAY_STORAGE, else ./runs."""
+    return Storage.at(given or os.environ.get("SAT_RAY_STORAGE") or "./runs")
+
+
+def sweep_name(given: str, config: SweepConfig, base: SweepConfig) -> str:
+    """Return the name given, checked, or the one made from what differs from the recipe's own config."""
+    if given:
+        return folder_name(given)
+    ours, theirs = flatten(config.semantic()), flatten(base.semantic())
+    overrides = {name: value for name, value in ours.items() if theirs.get(name) != value}
+    return f"{config.recipe}-{content_hash(overrides)[:8]}" if overrides else config.recipe
+
+
+def folder_name(given: str) -> str:
+    """Return a name that is fit for a folder directly below the storage; UsageError says what is allowed."""
+    *folders, database = RESERVED_NAMES
+    reserved = given.casefold() in folders or given.casefold().startswith(database)  # some disks do not tell data from Data
+    if reserved or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", given):
+        allowed = f"up to 64 letters, digits, '.', '_' and '-', not {', '.join(folders)} and nothing that begins with {database}"
+        raise UsageError(f"name {given!r}; allowed: {allowed}")
+    return given
+
+
+def check_not_a_file(name: str, root: Storage, tracking_uri: str) -> None:
+    """Raise UsageError where the folder `name` of a local storage would be a file, or one of the tracker's database."""
+    if not root.is_local:
+        return
+    database = sqlite_path(tracking_uri) if tracking_uri.startswith("sqlite:///") else None
+    beside = database is not None and str(database.parent) == root.uri and name.startswith(database.name)
+    if beside or root.is_file(name):
+        raise UsageError(f"name {name!r} is that of a file in {root.uri}; choose another --name")

@@ -1,0 +1,138 @@
+"""What a sweep rests on is looked at as it arrives, before a cluster is asked for anything: the user's own parts (again when images are
+prepared), and the compiler of this machine."""
+
+import torch
+from torch import nn
+
+from sat_ray.activations.registry import make_activation
+from sat_ray.data.sources.registry import dataset_source
+from sat_ray.data.sources.user_defined import opened
+from sat_ray.evaluation.low_precision.surrogate import check_gradient, emulated
+from sat_ray.models import ModelSpec, check_own_model, model_from_spec
+from sat_ray.models.export import NotExportedError, check_exportable
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import SweepConfig
+from sat_ray.sweep.plan import dataset_uri
+from sat_ray.sweep.tasks import Dataset
+from sat_ray.training.progressive_resizing import check_resizing, image_shape
+from sat_ray.utils.compile import check_compiler
+from sat_ray.utils.import_string import is_reference
+
+
+def own_names(config: SweepConfig) -> list[str]:
+    """Return every name, module:function, of the user's own code that a sweep uses."""
+    activations = [name for one in config.search.configurations() for name in (one.activation, one.attacker_activation)]
+    return sorted({name for name in (*activations, config.model.name, config.data.dataset) if is_reference(name)})
+
+
+def check_own_parts(config: SweepConfig, root: Storage) -> None:
+    """Raise ValueError, in one line, where a dataset or a network of the user's own is not what it must be.
+
+    Activations were checked when the config was made. A dataset that is prepared is not read again; a network for images that are still
+    in their files is looked at when they are prepared.
+    """
+    if not own_names(config):
+        return
+    known = _shape_known(config, root)
+    if known is not None:
+        check_network(config, *known)
+
+
+def export_warnings(config: SweepConfig, root: Storage) -> list[str]:
+    """Return a sentence for each part of the user's own with which a model cannot be exported.
+
+    Such a model is trained, evaluated and reported; MLflow gets no model, and nothing is registered.
+    A network for images that are still in their files is not tried.
+    """
+    found = []
+    for name, alpha in _own_activations(config).items():
+        alone = nn.Sequential(make_activation(name, alpha=alpha))
+        found.append(_not_exported(alone, (1, 8, 8), what=f"activation {name}"))
+    known = _shape_known(config, root) if is_reference(config.model.name) else None
+    if known is not None:
+        model = model_from_spec(_spec_of_trial(config, *known), seed=0)
+        found.append(_not_exported(model, known[1], what=f"model {config.model.name}"))
+    return [sentence for sentence in found if sentence]
+
+
+def _own_activations(config: SweepConfig) -> dict[str, float | None]:
+    """Return the user's activations with one alpha of each."""
+    return {one.activation: one.alpha for one in config.search.configurations() if is_reference(one.activation)}
+
+
+def _not_exported(model: nn.Module, shape: tuple[int, ...], *, what: str) -> str:
+    try:
+        check_exportable(model, shape, what=what)
+    except NotExportedError as error:
+        return f"{error}: the sweep will end with a report, but without a model in MLflow"
+    return ""
+
+
+def _shape_known(config: SweepConfig, root: Storage) -> tuple[int, tuple[int, ...]] | None:
+    """Return the classes and (C, H, W) of the images; None while they are still in their files."""
+    prepared = Dataset.open(dataset_uri(config, root))
+    source = dataset_source(config.data.dataset)
+    if prepared is not None:
+        manifest = prepared.manifest
+        return len(manifest["class_names"]), tuple(manifest["shape"])
+    if source.encoded:
+        return None
+    found = opened(source, config.data.path)
+    return len(found.class_names), tuple(found.images.shape[1:])  # type: ignore[union-attr]
+
+
+def check_data_named(config: SweepConfig, root: Storage) -> None:
+    """Raise ValueError where images have to be prepared first and nobody said where they are. Whether they are there the nodes find out."""
+    if Dataset.open(dataset_uri(config, root)) is None:
+        dataset_source(config.data.dataset).require_path(config.data.path, download=config.data.download)
+
+
+def check_machine(*, gradient: str, field: str, accelerator: str, compiles_training: bool = False) -> None:
+    """Raise ValueError where a private Ray, on this machine alone, could not compile what is asked for; on a cluster its workers find out.
+
+    gradient, field: of the attacks, and the setting that says so; accelerator: name of a GPU, "" for none.
+    """
+    device = _device_here(accelerator)
+    if device is not None:
+        if compiles_training:
+            check_compiler(device, asked="training.compile is True", instead="False")
+        check_gradient(gradient, device, field=field)
+
+
+def slow_here(*, gradient: str, accelerator: str) -> str:
+    """Say so where a private Ray, on this machine alone, only imitates the arithmetic of an attack's gradients; "" else."""
+    device = _device_here(accelerator)
+    if device is None or not emulated(gradient, device):
+        return ""
+    return f"this machine imitates {gradient.removesuffix('-compiled')}: gradients in float32 would take a fraction of the time"
+
+
+def _device_here(accelerator: str) -> torch.device | None:
+    """Return where a private Ray, on this machine alone, computes; None for a cluster, whose machines this one says nothing about."""
+    from sat_ray.integrations.ray.session import is_private
+
+    return torch.device("cuda" if accelerator else "cpu") if is_private() else None
+
+
+def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> None:
+    """Raise ValueError where the network of the user's own cannot take images of this shape, or cannot be trained. shape: (C, H, W)."""
+    check_resizing(config.training, shape)
+    if not is_reference(config.model.name):
+        return
+    spec = _spec_of_trial(config, classes, shape)
+    sizes = (image_shape(one, epoch, shape) for one in (config.training, config.trial_training()) for epoch in range(one.epochs))
+    check_own_model(spec, shape, tuple(size for size in dict.fromkeys(sizes) if size != shape))
+
+
+def _spec_of_trial(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> ModelSpec:
+    """Describe the network with an activation whose derivative is known. shape: (C, H, W)."""
+    half = (0.5,) * shape[0]
+    return ModelSpec(
+        name=config.model.name,
+        activation="silu",  # has no kink, so that finite differences can be trusted
+        num_classes=classes,
+        in_channels=shape[0],
+        width=config.model.width,
+        mean=half,
+        std=half,
+    )

@@ -1,0 +1,235 @@
+"""Tell where a sweep stands, from its storage alone: while it runs, after it stopped, on a local disk or on S3.
+
+python pipelines/status.py                                    every sweep in ./runs (or SAT_RAY_STORAGE), one line each
+python pipelines/status.py digits                             one sweep: stages, best so far, cost, what to do next
+python pipelines/status.py digits --storage s3://bucket/x     the same from another storage
+python pipelines/status.py digits --json                      the same for programs
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import tyro
+
+from sat_ray.integrations.command_line.exit_status import leave_own_folder_off_the_path
+from sat_ray.integrations.command_line.parsing import AllowCode, Options, parse_options, parse_recipe, storage_root, sweep_name
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import SweepConfig
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.status import Best, StageStanding, Standing, standing, sweeps_in
+from sat_ray.utils.import_string import UnconfirmedCodeError, confirm, first_line
+from sat_ray.utils.names import check_name, printable
+from sat_ray.utils.serialization import flatten, to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Which sweep, where, and for whom."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="A sweep: its recipe or its name; empty: every one.")] = ""
+    storage: Annotated[str, tyro.conf.arg(help="Folder or s3://bucket/prefix; empty: SAT_RAY_STORAGE, else ./runs.")] = ""
+    json: Annotated[bool, tyro.conf.arg(help="Print JSON.")] = False
+    allow_code: AllowCode = ()
+
+
+def main() -> int:
+    """Answer, and return the exit status: 2 where there is no such storage or sweep."""
+    leave_own_folder_off_the_path()
+    try:
+        asked = parse_options(sys.argv[1:], Asked(), about=__doc__ or "")
+        text = answer(asked, storage_root(asked.storage))
+        print(text if asked.json else printable(text, kept="\n"))
+    except (ValueError, OSError) as error:
+        print(printable(f"error: {first_line(error)}"), file=sys.stderr)
+        return 2
+    return 0
+
+
+def answer(asked: Asked, root: Storage) -> str:
+    """Return what was asked for as text. Code that a stored config names is not imported."""
+    confirm(asked.allow_code)
+    if not root.exists(""):
+        raise ValueError(f"storage {root.uri} does not exist; give the one that the sweep was started with: --storage or SAT_RAY_STORAGE")
+    names = sweeps_in(root)
+    if asked.name:
+        if names and asked.name not in root.folders():
+            check_name(asked.name, names, field="sweep")
+        found = standing(root, asked.name)
+        return json.dumps(as_json(found), indent=2, ensure_ascii=False) if asked.json else describe(found, root, now=time.time())
+    with ThreadPoolExecutor(8) as pool:
+        every = list(pool.map(lambda name: _standing_or_reason(root, name), names))
+    if asked.json:
+        values = [{"name": name, "unread": one} if isinstance(one, str) else as_json(one) for name, one in zip(names, every, strict=True)]
+        return json.dumps(values, indent=2, ensure_ascii=False)
+    width = max(map(len, names), default=0)
+    shown = [f"not read: {one}" if isinstance(one, str) else line(one, now=time.time()) for one in every]
+    lines = [f"{name:<{width}}  {text}" for name, text in zip(names, shown, strict=True)]
+    return "\n".join(lines) or f"no sweep in {root.uri} yet; start one: python pipelines/sweep.py"
+
+
+def _standing_or_reason(root: Storage, name: str) -> Standing | str:
+    """Return a sweep's standing, or why its config is not read: it names code of somebody's own."""
+    try:
+        return standing(root, name)
+    except UnconfirmedCodeError as error:
+        return str(error)
+
+
+def as_json(found: Standing) -> dict[str, Any]:
+    """Return the standing as plain JSON values."""
+    stages = [dataclasses.asdict(stage) | {"complete": stage.complete} for stage in found.stages]
+    best = dataclasses.asdict(found.best) if found.best is not None else None
+    driver = dataclasses.asdict(found.driver) if found.driver is not None else None
+    return {
+        "name": found.name,
+        "uri": found.uri,
+        "recipe": found.config.recipe,
+        "prepared": found.prepared,
+        "stages": stages,
+        "under_way": found.under_way,
+        "best": best,
+        "accelerator_seconds": sum(stage.accelerator_seconds for stage in found.stages),
+        "last_commit": found.last_commit,
+        "driver": driver,
+        "done": bool(found.report),
+        "report": found.report,
+        "cut": found.cut,
+    }
+
+
+def line(found: Standing, *, now: float) -> str:
+    """Return one sweep's standing as one line."""
+    stage = found.current
+    where = "done" if found.report else f"{stage.name} {_units(stage)}" if stage is not None else "report not written"
+    best = [f"best {_best(found.best)}"] if found.best is not None else []
+    driver = {None: "driver unknown", True: "driver at work", False: "no driver"}[found.driver.alive if found.driver else False]
+    return " · ".join([where, driver, *best, f"last record {_ago(found.last_commit, now=now)}"])
+
+
+def describe(found: Standing, root: Storage, *, now: float) -> str:
+    """Return one sweep's standing as a page."""
+    config = found.config
+    heads = ("stage", "done", "images/s", "accelerator-s", "best on validation")
+    rows = [("prepare", "yes" if found.prepared else "no", "", "", ""), *map(_row, found.stages)]
+    rows.append(("report", "yes" if found.report else "no", "", "", ""))
+    moment = "" if found.last_commit is None else f" ({datetime.fromtimestamp(found.last_commit, UTC):%Y-%m-%d %H:%M:%S} UTC)"
+    facts = {
+        "last record": _ago(found.last_commit, now=now) + moment,
+        "driver": _driver(found),
+        "left": _left(found),
+        "next": _next(found, root),
+    }
+    if found.cut:
+        facts["search"] = found.cut
+    if found.under_way:
+        facts["under way"] = f"{found.under_way} training(s) with a saved state, taken up where they stopped"
+    others = sum(stage.other_environment for stage in found.stages)
+    if others:
+        facts["not counted"] = f"{others} result(s) of another numerical environment (torch, device, threads, lanes) or of other weights"
+    return "\n".join(
+        [
+            f"sweep {found.name} in {root.uri}",
+            f"{config.data.dataset} · {config.model.name} · {config.threat_model} · "
+            f"{config.search.method} search over {len(config.search.configurations())} configurations · {len(config.final.seeds)} seeds",
+            "",
+            *(_columns(row) for row in (heads, *rows)),
+            "",
+            *(f"{name:<12} {text}" for name, text in facts.items()),
+        ]
+    )
+
+
+def _columns(row: tuple[str, ...]) -> str:
+    name, done, rate, seconds, best = row
+    return f"{name:<10} {done:>11} {rate:>10} {seconds:>14}   {best}".rstrip()
+
+
+def _row(stage: StageStanding) -> tuple[str, ...]:
+    rate = "" if stage.images_per_second is None else f"{stage.images_per_second:,.0f}"
+    best = "" if stage.best is None else _best(stage.best)
+    return stage.name, _units(stage), rate, f"{stage.accelerator_seconds:,.1f}" if stage.done else "", best
+
+
+def _units(stage: StageStanding) -> str:
+    return f"{stage.done}" if stage.planned is None else f"{stage.done}/{'≤' if stage.at_most else ''}{stage.planned}"
+
+
+def _best(best: Best) -> str:
+    of = f", mean of {best.models} seeds" if best.models > 1 else ""
+    return f"{best.name}: {100 * best.val_robust_accuracy:.1f} % robust{of}"
+
+
+def _driver(found: Standing) -> str:
+    if found.driver is None:
+        return "no driver"
+    who = f"process {found.driver.pid} on {found.driver.host}"
+    if found.driver.alive is None:
+        return f"driver unknown: the last was {who}, which cannot be seen from this machine"
+    return f"driver at work ({who})" if found.driver.alive else f"no driver (the last was {who})"
+
+
+def _left(found: Standing) -> str:
+    if found.report:
+        return "nothing"
+    open_stages = [stage for stage in found.stages if not stage.complete]
+    known = [f"{stage.name} about {_duration(stage.seconds_left)}" for stage in open_stages if stage.seconds_left is not None]
+    unknown = [stage.name for stage in open_stages if stage.seconds_left is None]
+    return "; ".join([*known, *([f"{', '.join(unknown)}: not known before the first result"] if unknown else [])]) or "the report"
+
+
+def _next(found: Standing, root: Storage) -> str:
+    if found.report:
+        return f"done; the report: {found.report}"
+    if found.driver is not None and found.driver.alive:
+        return "nothing to do, it goes on by itself; a Ctrl-C of the driver keeps all that is committed"
+    return f"go on where it stopped: {command_of(found, root) or 'the command that it was started with'}"
+
+
+def command_of(found: Standing, root: Storage) -> str:
+    """Return a command that goes on with a sweep; "" where its recipe is not among today's, or cannot be overridden to its config."""
+    if found.config.recipe not in RECIPES:
+        return ""
+    base = RECIPES[found.config.recipe]()
+    ours, theirs = flatten(to_json(found.config)), flatten(to_json(base))
+    words = [found.config.recipe, *(word for name in ours if ours[name] != theirs.get(name) for word in _words(name, ours[name]))]
+    if found.name != sweep_name("", found.config, base):
+        words += ["--name", found.name]
+    if root != storage_root(""):
+        words += ["--storage", root.uri]
+    return shlex.join(["python", "pipelines/sweep.py", *words]) if _parses_to(words, found.config) else ""
+
+
+def _words(name: str, value: Any) -> list[str]:
+    option = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [option if value else f"{option.rpartition('.')[0]}.no-{option.rpartition('.')[2]}"]
+    return [option, *map(str, value)] if isinstance(value, list) else [option, str(value)]
+
+
+def _parses_to(words: list[str], config: SweepConfig) -> bool:
+    try:
+        return parse_recipe(words, RECIPES, default=DEFAULT, about="", options=Options())[0] == config
+    except ValueError:
+        return False
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _ago(moment: float | None, *, now: float) -> str:
+    if moment is None:
+        return "none yet"
+    return f"{_duration(max(0.0, now - moment))} ago"

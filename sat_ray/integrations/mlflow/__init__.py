@@ -1,0 +1,6 @@
+"""The only package that imports mlflow, and only when a tracker is made or a model is fetched: the import takes seconds."""
+
+from sat_ray.integrations.mlflow.client import MlflowTracker
+from sat_ray.integrations.mlflow.models import fetch_model
+
+__all__ = ["MlflowTracker", "fetch_model"]

@@ -1,0 +1,161 @@
+"""The driver's line to MLflow, which may go away and come back: only the end of a sweep waits for it, records are written later."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from typing import Any
+
+from sat_ray.integrations.mlflow.preflight import is_outage
+from sat_ray.report.console import Reporter
+from sat_ray.sweep.context import Sweep
+from sat_ray.sweep.records.renewed_lease import LostLeaseError, check_lease
+from sat_ray.sweep.records.store import Record
+
+OUTAGE_SECONDS, PAUSE_SECONDS = 300.0, 5.0  # it may stay away so long at the end before the sweep fails
+FIRST_SECONDS = 60.0  # of waiting before the first stage begins
+LATER = "the sweep goes on, it will be written later"
+AGAIN = "all results and the report are there; mend it and give the same command again, which only writes MLflow"
+
+
+class TrackingError(ValueError):
+    """MLflow could not be written, though everything else is done."""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _refusal(error: Exception, state: str) -> Exception:
+    """Return the error to raise for one that stays: in one line, but a mistake of ours as it is."""
+    if isinstance(error, ValueError):  # raised here, and says what to do
+        return error
+    of_mlflow = hasattr(error, "get_http_status_code") or isinstance(error, OSError)
+    if of_mlflow or type(error).__module__.partition(".")[0] in ("boto3", "botocore"):
+        return TrackingError(f"MLflow refuses the sweep's runs: {_first_line(error)}; {state}")
+    return error
+
+
+def in_thread(make: Callable[[], Any]) -> "Future[Any]":
+    """Call a function in a thread that the end of the process does not wait for."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(make())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+class TrackerLink:
+    """Makes the tracker in a thread, as MLflow takes seconds to import, and again after an outage.
+
+    make: makes the tracker; a `with` ends the watching of this machine's load and the thread.
+    """
+
+    def __init__(self, sweep: Sweep, reporter: Reporter, make: Callable[[], Any]) -> None:
+        self.sweep, self.reporter, self.make = sweep, reporter, make
+        self.open = ExitStack()
+        self.tracker = in_thread(make)
+        self.projection: Any = None
+        self.watched = self.away = False
+
+    def __enter__(self) -> "TrackerLink":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open.close()
+
+    def check(self) -> None:
+        """Open the sweep's run before anything is computed; raise what no waiting can mend."""
+        try:
+            self.tracker.result(timeout=FIRST_SECONDS)
+            self._reach(lambda projection: None)
+        except TimeoutError:
+            self.reporter.say(f"MLflow has not answered within {FIRST_SECONDS:g} s; {LATER}")
+        except Exception as error:
+            if not is_outage(error):
+                raise _refusal(error, "nothing is computed yet") from None
+            self._lose(error, LATER)
+
+    def write(self, write: Callable[[Any], Any]) -> Any:
+        """Write to MLflow.
+
+        While it does not answer, for up to OUTAGE_SECONDS, start over from what it and the records
+        hold. Raises TrackingError where MLflow stays away or refuses.
+        """
+        deadline = time.monotonic() + OUTAGE_SECONDS
+        while True:
+            try:
+                return self._reach(write)
+            except Exception as error:
+                if not is_outage(error):
+                    raise _refusal(error, AGAIN) from None
+                if time.monotonic() > deadline:
+                    raise TrackingError(f"MLflow has not answered for {OUTAGE_SECONDS:g} s ({_first_line(error)}); {AGAIN}") from error
+                self._lose(error, f"trying for {OUTAGE_SECONDS:g} s")
+            time.sleep(PAUSE_SECONDS)
+
+    def show_progress(self) -> None:
+        """Write what is new, if the tracker is there by now; the records are written again at the end."""
+        if self.tracker.done():
+            self._try(lambda projection: projection.update(), None)
+
+    def run_ids(self, models: list[Record]) -> dict[str, str]:
+        """Return the run of each training record, by key, if MLflow answers now; else {}."""
+        if not self.tracker.done():
+            return {}
+        found: dict[str, str] = self._try(lambda projection: projection.run_ids(models), {})
+        return found
+
+    def _try(self, write: Callable[[Any], Any], otherwise: Any) -> Any:
+        try:
+            return self._reach(write)
+        except LostLeaseError:
+            raise
+        except Exception as error:
+            self._lose(error, LATER)
+            return otherwise
+
+    def _reach(self, write: Callable[[Any], Any]) -> Any:
+        check_lease(self.sweep.storage)
+        answer = write(self._current())
+        if self.away:
+            self.reporter.say("MLflow answers again")
+        self.away = False
+        return answer
+
+    def _lose(self, error: Exception, then: str) -> None:
+        """Read MLflow's runs again before the next write: one may have been made though its answer was lost."""
+        self.projection, self.tracker = None, in_thread(self.make)
+        if not self.away:
+            reason = type(error).__name__
+            what = "does not answer" if is_outage(error) else "cannot be written"
+            if not is_outage(error):
+                reason = _first_line(error)
+            self.reporter.say(f"MLflow {what} ({reason}); {then}")
+        self.away = True
+
+    def _current(self) -> Any:
+        from sat_ray.integrations.mlflow.projection import Projection
+
+        if self.projection is None:
+            tracker = self.tracker.result()
+            self.projection = Projection(self.sweep, tracker)
+            if not self.watched:
+                self.open.enter_context(tracker.watch(self.projection.parent))
+            self.watched = True
+        return self.projection
+
+
+def mlflow_tracker(tracking_uri: str, *, experiment: str, artifact_root: str) -> Any:
+    """Connect to MLflow. artifact_root: of a new experiment, "" for the server's own."""
+    from sat_ray.integrations.mlflow import MlflowTracker
+
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # a run made again after a lost answer would be there twice
+    return MlflowTracker(tracking_uri, experiment=experiment, artifact_root=artifact_root or None)

@@ -1,0 +1,1 @@
+"""The private Ray of one machine: its folders, process groups, and what killed attempts left."""

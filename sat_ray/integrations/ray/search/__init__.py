@@ -1,0 +1,1 @@
+"""Ray Tune: grid with halving, asynchronous search, and the trials of both."""

@@ -1,0 +1,88 @@
+"""The search over activation and alpha: a grid halved at rung barriers, or asynchronous search for large spaces.
+
+The grid is deterministic: every rung waits for all its trials, and ties go to the earlier configuration, so a sweep that was killed and
+started again promotes what an undisturbed one promotes. A search that its budget cut is over until the budget grows.
+"""
+
+from collections.abc import Sequence
+
+from sat_ray.integrations.ray.search.trials import run_rung
+from sat_ray.sweep.config import SweepConfig
+from sat_ray.sweep.cost.budget import Budget, SearchResult, commit_result, find_result, result_of
+from sat_ray.sweep.execute import discard_states
+from sat_ray.sweep.plan import planned_trials, trial_job
+from sat_ray.sweep.records.store import Record, Records
+from sat_ray.sweep.search.search_space import Configuration, groups
+from sat_ray.sweep.search.successive_halving import Climb, Scores, climbs, in_turn, next_rung
+from sat_ray.sweep.tasks import SEARCH, Dataset
+
+
+def search_finalists(config: SweepConfig, dataset: Dataset, records: Records) -> list[Configuration]:
+    """Return the best configuration of every group, in the order of the search space; where the budget cut it, of every group tried."""
+    found = find_result(config, records)
+    if found is None or not found.cut:
+        found = _searched(config, dataset, records)
+        if not found.cut:
+            discard_states(records)
+        commit_result(config, records, found)
+    return list(found.finalists)
+
+
+def _searched(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResult:
+    if config.search.method == "grid":
+        return _grid(config, dataset, records)
+    from sat_ray.integrations.ray.search.async_search import search_async  # imports Optuna, which the default recipe does without
+
+    return search_async(config, dataset, records)
+
+
+def committed_finalists(config: SweepConfig, dataset: Dataset, records: Records) -> list[Configuration] | None:
+    """Return what a finished search chose, from its records alone; None where the search is not finished."""
+    if (found := find_result(config, records)) is not None:
+        return list(found.finalists)
+    if config.search.method != "grid":
+        from sat_ray.integrations.ray.search.async_search import winners
+
+        return winners(groups(config.search.configurations()), records)
+    best = [None if one.waiting else one.best for one in _climbs(config, dataset, records)[0]]
+    return None if None in best else [one for one in best if one is not None]
+
+
+def _grid(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResult:
+    budget, rungs = Budget.of(config), config.search.rungs
+    exempt = in_turn([group.members for group in groups(config.search.configurations())])[0]
+    while True:
+        found, committed = _climbs(config, dataset, records)
+        rung, waiting = next_rung(found)
+        if budget.is_spent(records):
+            waiting = [one for one in waiting if one == exempt and rung == rungs[0]]
+        if not waiting:
+            break
+        before = [committed.get((one, rungs[rungs.index(rung) - 1])) if rung != rungs[0] else None for one in waiting]
+        jobs = [trial_job(config, dataset, one).at(rung) for one in waiting]
+        run_rung(jobs, before, records, config.resources, budget=budget, exempt=jobs[0] if waiting[0] == exempt else None)
+    return result_of(
+        config,
+        [one.best for one in found],
+        done=sum(one.done for one in found),
+        planned=planned_trials(config),
+        unit="trainings",
+        cut=any(one.waiting for one in found),
+    )
+
+
+def _climbs(config: SweepConfig, dataset: Dataset, records: Records) -> tuple[list[Climb], dict[tuple[Configuration, int], Record]]:
+    """Return how far every group has come, and the record of every configuration and rung that is committed."""
+    by_key = {record.key: record for record in records.all(SEARCH)}
+    committed: dict[tuple[Configuration, int], Record] = {}
+    for one in config.search.configurations():
+        job = trial_job(config, dataset, one)
+        committed |= {(one, rung): by_key[key] for rung in config.search.rungs if (key := job.at(rung).key) in by_key}
+    return climbs(groups(config.search.configurations()), _scores(committed), config.search), committed
+
+
+def _scores(committed: dict[tuple[Configuration, int], Record]) -> Scores:
+    def score(last_val: Sequence[float]) -> tuple[float, float]:
+        return last_val[0], last_val[1]
+
+    return {place: score(record.payload["last_val"]) for place, record in committed.items()}

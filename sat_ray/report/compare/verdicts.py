@@ -1,0 +1,202 @@
+"""One model's verdicts image by image, and whether several models' verdicts may be compared at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sat_ray.report.leaderboard.summary import FINAL_ITERATE_SUFFIX, BoolArray, IntArray, Survival, survival
+
+NOT_BROKEN = -1
+NOT_DECISIVE = ("dataset", "seed", "cascade", "environment")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JudgedModel:
+    """Hold one model's verdicts image by image, arrays (N,) in the order of `images.image_ids`.
+
+    prediction, step, attack: what it predicted, first_broken_step and attack at the first outcome that broke the image (by attack, then
+    restart); label, −1 and "" where none did. evaluation: what the file says was evaluated
+    (`sat_ray.sweep.records.merge_outcomes.evaluation_of`), or None.
+    largest_distance: of all its adversarial points from their images.
+    """
+
+    name: str
+    images: Survival
+    prediction: IntArray
+    step: IntArray
+    attack: NDArray[np.str_]
+    evaluation: Mapping[str, Any] | None
+    largest_distance: float
+
+    def take(self, chosen: BoolArray) -> JudgedModel:
+        """Return the verdicts of some images; chosen: (N,) bool."""
+        images = Survival(
+            image_ids=self.images.image_ids[chosen],
+            labels=self.images.labels[chosen],
+            clean=self.images.clean[chosen],
+            robust=self.images.robust[chosen],
+            by_attack={name: survived[chosen] for name, survived in self.images.by_attack.items()},
+        )
+        return dataclasses.replace(
+            self, images=images, prediction=self.prediction[chosen], step=self.step[chosen], attack=self.attack[chosen]
+        )
+
+
+def judge(table: pa.Table, *, name: str, evaluation: Mapping[str, Any] | None = None) -> JudgedModel:
+    """Return a model's verdicts from its outcomes; raises ValueError wherever `survival` does."""
+    images = survival(table)
+    attacks = np.asarray(table["attack"].to_pylist(), dtype=np.str_)
+    broken = ~table["robust"].to_numpy() & ~np.char.endswith(attacks, FINAL_ITERATE_SUFFIX)
+    position = np.searchsorted(images.image_ids, table["image_id"].to_numpy()[broken])
+    order = np.lexsort((table["restart"].to_numpy()[broken], attacks[broken], position))
+    where, first = np.unique(position[order], return_index=True)
+    rows = np.flatnonzero(broken)[order[first]]
+    prediction, step = images.labels.copy(), np.full(len(images.labels), NOT_BROKEN, dtype=np.int64)
+    attack = np.full(len(images.labels), "", dtype=attacks.dtype)
+    prediction[where] = table["adversarial_prediction"].to_numpy()[rows]
+    step[where] = table["first_broken_step"].to_numpy()[rows]
+    attack[where] = attacks[rows]
+    return JudgedModel(
+        name=name,
+        images=images,
+        prediction=prediction,
+        step=step,
+        attack=attack,
+        evaluation=evaluation,
+        largest_distance=float(table["distance"].to_numpy().max()),
+    )
+
+
+def in_common(models: Sequence[JudgedModel]) -> list[JudgedModel]:
+    """Restrict models to the images that all of them were evaluated on; raise ValueError where there is none."""
+    shared = models[0].images.image_ids
+    for model in models[1:]:
+        shared = np.intersect1d(shared, model.images.image_ids, assume_unique=True)
+    if len(shared) == 0:
+        raise ValueError("no image is common to all outcomes; allowed: at least one")
+    return [model.take(np.isin(model.images.image_ids, shared)) for model in models]
+
+
+def check_comparable(models: Sequence[JudgedModel], *, any_dataset: bool = False, any_gradient: bool = False) -> None:
+    """Raise ValueError, naming what differs, for fewer than two models, other images, other labels, other attacks or threat models.
+
+    any_dataset: trust image ids and labels where the files record different datasets; any_gradient: let attacks differ in the precision of
+    their gradients alone.
+    """
+    if len(models) < 2:
+        raise ValueError(f"models are {len(models)}; allowed: at least 2")
+    for index in range(1, len(models)):
+        if not any_dataset:
+            _check_same_dataset(models, index)
+        _check_same_images(models, index)
+        _check_same_labels(models, index)
+        _check_same_attacks(models, index, any_gradient=any_gradient)
+
+
+def counted_attacks(model: JudgedModel) -> list[str]:
+    """Return the attacks behind a model's robust accuracy, views left out: through which view it is attacked belongs to the model.
+
+    They are those that the file records, since a cascade may break every image before its last attack; else those that it holds rows of.
+    """
+    held = {_without_view(name) for name in model.images.by_attack if not name.endswith(FINAL_ITERATE_SUFFIX)}
+    return sorted(counted_specs(model) or held)
+
+
+def counted_specs(model: JudgedModel) -> dict[str, dict[str, Any]]:
+    """Return the recorded settings of those attacks by name, views left out; {} where the file records none."""
+    specs = (model.evaluation or {}).get("attacks", [])
+    viewless = {"name", "attacker_activation", "attacker_alpha"}
+    return {
+        _without_view(spec["name"]): {field: value for field, value in _flat(spec).items() if field not in viewless}
+        for spec in specs
+        if not spec.get("final_iterate", False)
+    }
+
+
+def differing_settings(models: Sequence[JudgedModel]) -> list[str]:
+    """Name what the files record differently without forbidding a comparison: dataset, seed, cascade, the environment's fields."""
+    recorded = [_flat({field: (model.evaluation or {}).get(field) for field in NOT_DECISIVE}) for model in models]
+    fields = sorted(set().union(*recorded))
+    return [field for field in fields if any(one.get(field) != recorded[0].get(field) for one in recorded)]
+
+
+def letter(index: int) -> str:
+    """Name a model by its place: A … Z, AA, AB …"""
+    return ("" if index < 26 else letter(index // 26 - 1)) + chr(ord("A") + index % 26)
+
+
+def _named(models: Sequence[JudgedModel], index: int) -> str:
+    return f"{letter(index)} ({models[index].name})"
+
+
+def _check_same_dataset(models: Sequence[JudgedModel], index: int) -> None:
+    ours, theirs = ((model.evaluation or {}).get("dataset") for model in (models[0], models[index]))
+    if ours and theirs and ours != theirs:
+        raise ValueError(
+            f"datasets differ: {_named(models, 0)} was evaluated on {ours[:12]}, {_named(models, index)} on {theirs[:12]}; "
+            "allowed: the same dataset, or --common to trust image ids and labels"
+        )
+
+
+def _check_same_images(models: Sequence[JudgedModel], index: int) -> None:
+    ours, theirs = models[0].images.image_ids, models[index].images.image_ids
+    alone = [np.setdiff1d(ours, theirs, assume_unique=True), np.setdiff1d(theirs, ours, assume_unique=True)]
+    if len(alone[0]) or len(alone[1]):
+        parts = [
+            f"{_named(models, i)} has {len(models[i].images.image_ids)} images, {len(ids)} of them alone"
+            + (f" (image_id {ids[0]} first)" if len(ids) else "")
+            for i, ids in zip((0, index), alone, strict=True)
+        ]
+        raise ValueError(f"image sets differ: {'; '.join(parts)}; allowed: the same images, or --common for those that all have")
+
+
+def _check_same_labels(models: Sequence[JudgedModel], index: int) -> None:
+    ours, theirs = models[0].images, models[index].images
+    if len(differing := np.flatnonzero(ours.labels != theirs.labels)):
+        row = differing[0]
+        raise ValueError(
+            f"labels differ for {len(differing)} images: image_id {ours.image_ids[row]} is {ours.labels[row]} in {_named(models, 0)} "
+            f"and {theirs.labels[row]} in {_named(models, index)}; allowed: the same labels"
+        )
+
+
+def _check_same_attacks(models: Sequence[JudgedModel], index: int, *, any_gradient: bool) -> None:
+    """Raise ValueError where the attacks have other names or, where both files record them, other settings or threat models."""
+    ours, theirs = ([_without_gradient(name) for name in counted_attacks(models[i])] for i in (0, index))
+    only_gradient = ours == theirs and counted_attacks(models[0]) != counted_attacks(models[index])
+    if ours != theirs or (only_gradient and not any_gradient):
+        both = "; ".join(f"{_named(models, i)} {', '.join(counted_attacks(models[i]))}" for i in (0, index))
+        way = ", or --any-gradient for attacks that differ in their gradients alone" if only_gradient else ""
+        raise ValueError(f"attacks differ: {both}; allowed: the same attacks{way}")
+    one, other = ({_without_gradient(name): spec for name, spec in counted_specs(models[i]).items()} for i in (0, index))
+    for name in sorted(one.keys() & other.keys()):
+        for field in sorted(one[name].keys() | other[name].keys()):
+            a, b = one[name].get(field), other[name].get(field)
+            if a != b and not (any_gradient and field == "gradient"):
+                raise ValueError(
+                    f"attacks differ: {field} of {name} is {a} in {_named(models, 0)} and {b} in {_named(models, index)}; "
+                    "allowed: the same attacks and threat model"
+                )
+
+
+def _without_view(attack: str) -> str:
+    return re.sub(r"@\w+", "", attack)
+
+
+def _without_gradient(attack: str) -> str:
+    return re.sub(r"-(float32|bf16|fp16)(-compiled)?(?=@|-|$)", "", attack)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
+    return flat

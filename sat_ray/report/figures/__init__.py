@@ -1,0 +1,1 @@
+"""Pictures: of the leaderboard, of curves, of single images."""

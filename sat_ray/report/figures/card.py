@@ -1,0 +1,91 @@
+"""The robustness card as a picture: the ladder of attacks, and the curves that its checks read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sat_ray.evaluation.card.evidence import EPSILON_STEPS
+from sat_ray.report.figures.style import FAINT, INK, head, label, new_figure, plain
+from sat_ray.threat import as_255ths
+
+BAR, LINE = "#88CCEE", "#332288"
+
+
+def card_figure(card: Mapping[str, Any], *, name: str) -> Figure:
+    """Draw the evidence of one card: ladder, epsilon, steps, restarts and loss; a model without gradients has the ladder alone."""
+    curves = card["curves"]
+    columns = 1 + 2 * bool(curves)
+    figure = new_figure(3.4 * columns, 6.2 if curves else 3.4)
+    head(
+        figure,
+        f"Robustness card: {card['verdict']}",
+        subtitle=f"{name} · {card['n']} images, seed {card['seed']} · claimed: {card['attack']}",
+    )
+    panels = figure.subplots(2 if curves else 1, columns, squeeze=False).ravel()
+    _ladder(panels[0], card["ladder"])
+    if curves:
+        epsilon = [[round(255 * x, 6), y] for x, y in curves["epsilon"]]
+        claimed = 255 * card["threat_model"]["epsilon"]
+        _curve(
+            panels[1],
+            epsilon,
+            x=f"ε ({card['threat_model']['norm']}, 1/255)",
+            title=f"Against ε (PGD-{EPSILON_STEPS}): must fall to 0",
+            mark=claimed,
+        )
+        _curve(panels[2], curves["steps"], x="steps of the claimed attack", title="Against steps: must level off", scale="symlog")
+        _curve(panels[3], curves["restarts"], x="restarts of the claimed attack", title="Against restarts: must level off")
+        panels[3].xaxis.set_major_locator(MaxNLocator(integer=True))
+        _curve(
+            panels[4],
+            curves["loss"],
+            x="steps of the claimed attack",
+            title="Loss: must rise",
+            y="cross-entropy (nats)",
+            factor=1.0,
+            scale="symlog",
+        )
+        panels[5].axis("off")
+    return figure
+
+
+def _ladder(axes: Axes, ladder: Mapping[str, float]) -> None:
+    plain(axes, grid="x")
+    # a card read back from its record has its names in alphabetical order
+    names = sorted(ladder, key=lambda name: {"clean": 0, "noise": 1, "cascade": 3}.get(name, 2))[::-1]
+    axes.barh(names, [100 * ladder[name] for name in names], color=BAR, height=0.62)
+    for row, name in enumerate(names):
+        axes.text(100 * ladder[name] + 1.5, row, f"{100 * ladder[name]:.1f}", va="center", fontsize=8.5, color=INK)
+    axes.set_xlim(0, 112)
+    label(axes, x="accuracy (%)", title="Ever stronger attacks")
+
+
+def _curve(
+    axes: Axes,
+    points: Sequence[Sequence[float]],
+    *,
+    x: str,
+    title: str,
+    y: str = "robust accuracy (%)",
+    factor: float = 100.0,
+    scale: str = "linear",
+    mark: float | None = None,
+) -> None:
+    plain(axes)
+    axes.plot([point[0] for point in points], [factor * point[1] for point in points], color=LINE, marker="o", markersize=4)
+    if mark is not None:
+        axes.axvline(mark, color=FAINT, linestyle="--", linewidth=1)
+        axes.annotate(f"claimed {as_255ths(mark / 255)}", (mark, 1.0), (4, -10), xycoords=("data", "axes fraction"),
+                      textcoords="offset points", fontsize=8, color=FAINT)  # fmt: skip
+    if scale == "symlog":
+        axes.set_xscale("symlog", linthresh=1)
+        last = points[-1][0]
+        ticks = [point[0] for point in points if point[0] == last or 2.5 * point[0] <= last]  # labels must not touch
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(bottom=0)
+    label(axes, x=x, y=y, title=title)

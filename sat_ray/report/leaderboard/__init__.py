@@ -1,0 +1,1 @@
+"""From outcomes to ranked rows, their statistics and the headline."""

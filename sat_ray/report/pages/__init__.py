@@ -1,0 +1,1 @@
+"""HTML pages, model cards and notes for MLflow."""

@@ -1,0 +1,113 @@
+"""What people read in the tracker: Markdown for the run of a sweep, of a configuration, and for a registered model version.
+
+MLflow keeps 8,000 characters of a description, so a long leaderboard is cut after whole lines and says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from sat_ray.report.formatting import cut_text, pgd_name, points, seeds_text, setting_text, spread, verdict_text
+from sat_ray.report.leaderboard.columns import WORDS, Cell, Column, group_columns, narrow, row_columns
+from sat_ray.report.leaderboard.groups import STRONG
+from sat_ray.report.leaderboard.tables import escaped, markdown_table, power_text
+
+LONGEST_TABLE = 5500  # characters
+NOTED = {  # figures below a sweep's table, where they were drawn
+    "robust_against_curvature": "robust accuracy against curvature",
+    "gap_against_curvature": "gap between both verdicts against curvature",
+    "clean_against_robust": "clean against robust accuracy",
+}
+_CHECKS = [
+    Column(title="", kind=WORDS, cell=lambda check: Cell(text="✓" if check["passed"] else "FLAG")),
+    Column(title="demand", kind=WORDS, cell=lambda check: Cell(text=check["name"])),
+    Column(title="found", kind=WORDS, cell=lambda check: Cell(text=check["found"])),
+]
+
+
+def sweep_note(
+    board: Mapping[str, Any],
+    *,
+    command: str,
+    figures: Mapping[str, str] | None = None,
+    compare: str = "",
+) -> str:
+    """Describe a sweep: the headline, the leaderboard, how to compare in the tracker's own pages, how to do it again.
+
+    command: what reproduces the sweep; figures: addresses of pictures to show, by what they show;
+    compare: address of the page that compares the configurations, "" for none.
+    """
+    headline = board["headline"]
+    table, left = _cut_table(board)
+    parts = [
+        f"### {escaped(headline['sentence'])}",
+        escaped(headline["detail"]),
+        f"**{escaped(cut_text(board))}**" if cut_text(board) else "",
+        f"{escaped(setting_text(board))} · {seeds_text(board)}",
+        table,
+        f"{left} more configurations: leaderboard.md among the artifacts." if left else "",
+        _about_figures(board),
+        escaped(power_text(board)),
+        *(f"![{name}]({address})" for name, address in (figures or {}).items()),
+        "#### Compare",
+        f"[Compare the configurations]({compare})" if compare else "",
+        f"`{board['measure']}`, `against_relu/difference` with its `low` and `high`, "
+        "`against_relu/beyond_noise` (1: the difference is real) and `cost/accelerator_seconds` "
+        "answer which activation, which α, at what cost. A name starts with α; of a pair it is "
+        "`(model's activation|attacker's)`. Below each configuration are its seeds, below `search` its trials.",
+        "#### Reproduce",
+        f"```\n{command}\n```",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _cut_table(board: Mapping[str, Any]) -> tuple[str, int]:
+    """Return the leaderboard, cut after as many whole lines as fit, and how many lines are left out."""
+    lines = markdown_table(narrow(group_columns(board)), board["groups"]).splitlines()
+    lengths = itertools.accumulate(len(line) + 1 for line in lines)
+    shown = [line for line, length in zip(lines, lengths, strict=True) if length <= LONGEST_TABLE]
+    return "\n".join(shown), len(lines) - len(shown)
+
+
+def _about_figures(board: Mapping[str, Any]) -> str:
+    """Say what the figures of the table are."""
+    strong = f"Strong: after {pgd_name(board)} and {board['strong_attack']['name']}. " if board["measure"] == STRONG else ""
+    return escaped(
+        f"{strong}Accuracies are means over seeds ± standard deviation, in points. ★ was chosen on the validation split. Against relu: "
+        "paired by seed and image, ± half the 95 % interval."
+    )
+
+
+def configuration_note(group: Mapping[str, Any], *, board: Mapping[str, Any]) -> str:
+    """Describe one configuration: its accuracies over seeds, what its difference to relu amounts to, and its seeds."""
+    own = [row for row in board["rows"] if row["configuration"] == group["configuration"]]
+    columns = [column for column in narrow(row_columns(board)) if column.title not in ("configuration", "MLflow run")]
+    return "\n\n".join(
+        [
+            f"**{escaped(group['configuration'])}**: {_robustness(group, board=board)}, clean {spread(group['clean_accuracy'])} % "
+            f"(mean ± standard deviation over {len(own)} seeds). Against relu: {verdict_text(group)}.",
+            markdown_table(columns, sorted(own, key=lambda row: row["seed"])),
+        ]
+    )
+
+
+def _robustness(group: Mapping[str, Any], *, board: Mapping[str, Any]) -> str:
+    """Name the figure to quote, with the paper's measure beside it."""
+    pgd = f"{spread(group['robust_accuracy'])} %"
+    if group[STRONG] is None:
+        return f"robust {pgd} under {pgd_name(board)}"
+    return f"strong robust {spread(group[STRONG])} % ({pgd_name(board)}: {pgd})"
+
+
+def card_note(card: Mapping[str, Any], *, name: str) -> str:
+    """Describe a robustness card: its verdict, the ladder of ever stronger attacks, and every demand with what was found."""
+    ladder = " → ".join(f"{step} {points(value)}" for step, value in sorted(card["ladder"].items(), key=lambda step: -step[1]))
+    return "\n\n".join(
+        [
+            f"### {escaped(name)}: {card['verdict']}",
+            f"Claimed under {escaped(str(card['attack']))}. Accuracy in points on {card['n']} validation images: {ladder}.",
+            markdown_table(_CHECKS, card["checks"]),
+        ]
+    )

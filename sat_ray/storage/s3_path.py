@@ -1,0 +1,110 @@
+"""Datasets as they were downloaded, on S3: the methods of pathlib.Path that their readers use."""
+
+import functools
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sat_ray.storage.store import Storage
+
+SCHEME = "s3://"
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A file or folder on S3. key: its path in the bucket, "" for the whole of it."""
+
+    bucket: str
+    key: str
+
+    @classmethod
+    def at(cls, uri: str) -> "RemotePath":
+        """Read s3://bucket/prefix. Raises ValueError where it holds a login."""
+        bucket, _, key = Storage.at(uri).uri.removeprefix(SCHEME).partition("/")
+        return cls(bucket, key)
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.bucket}/{self.key}".rstrip("/")
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(self.bucket, f"{self.key}/{name}".lstrip("/"))
+
+    @property
+    def name(self) -> str:
+        """Return its last part."""
+        return str(self).rpartition("/")[2]
+
+    def exists(self) -> bool:
+        """Say whether it is there."""
+        return _opened(self.bucket).exists(self.key)
+
+    def is_file(self) -> bool:
+        """Say whether it is a file."""
+        return _opened(self.bucket).is_file(self.key)
+
+    def is_dir(self) -> bool:
+        """Say whether it is a folder, which on S3 is a prefix that something has."""
+        return self.exists() and not self.is_file()
+
+    def entries(self, *, folders: bool) -> list[str]:
+        """Return the names of the folders directly below, or of the files, sorted."""
+        storage = _opened(self.bucket)
+        return storage.folders(self.key) if folders else storage.names(self.key)
+
+    def stamps(self) -> list[tuple[str, str]]:
+        """Return the names of the files directly below, sorted, each with its size and the time of its last change."""
+        return sorted(_opened(self.bucket).stamps(self.key).items())
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Open a file to read it at any place."""
+        assert mode == "rb", mode
+        return _opened(self.bucket).open(self.key)
+
+    def read_bytes(self, offset: int = 0, length: int = -1) -> bytes:
+        """Return a file's bytes, or `length` of them from `offset`."""
+        return _opened(self.bucket).read(self.key, offset=offset, length=length)
+
+    def read_text(self) -> str:
+        """Return a file's text."""
+        return self.read_bytes().decode()
+
+
+Folder = Path | RemotePath
+
+
+def folder_at(path: str) -> Folder:
+    """Return a folder of this machine, absolute or from here, or one on S3."""
+    return RemotePath.at(path) if path.startswith(SCHEME) else Path(path).expanduser().resolve()
+
+
+class NotAFileError(ValueError):
+    """What has the name of a file is none, or is larger than any file of its kind."""
+
+
+def read_range(path: str, offset: int, length: int, *, most: int) -> bytes:
+    """Return `length` bytes of a file from `offset`, -1 for all that follow. path: absolute, or on S3.
+
+    most: bytes that are read at most. Raises NotAFileError where there would be more, and for a pipe, a device or a folder, which is
+    not waited for.
+    """
+    if path.startswith(SCHEME):
+        bucket, _, key = path.removeprefix(SCHEME).partition("/")  # a name of a file may hold anything
+        return RemotePath(bucket, key).read_bytes(offset, length)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for its writer
+    with open(descriptor, "rb") as stream:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise NotAFileError("it is no regular file")
+        wanted = found.st_size - offset if length < 0 else length
+        if wanted > most:
+            raise NotAFileError(f"it has {wanted:,} bytes; at most {most:,} are read")
+        stream.seek(offset)
+        return stream.read(length)
+
+
+@functools.cache
+def _opened(bucket: str) -> Storage:
+    """Return a bucket, with one connection for all its files."""
+    return Storage(f"{SCHEME}{bucket}")

@@ -1,0 +1,76 @@
+"""JSON objects with a checksum of their own content, so that a change by hand or by a bad disk is noticed whenever one is read.
+
+checksum = sha256 of the object without that field, spelled as `json_bytes` spells it
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from sat_ray.storage.store import Storage
+from sat_ray.utils.serialization import json_bytes
+
+SEAL = "checksum"
+CHANGED = "does not match its checksum: it was changed or is damaged"
+UNSEALED = "has no checksum: an earlier version of sat_ray wrote it"
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its checksum, as it will be read back."""
+    plain = json.loads(json_bytes(dict(value)))
+    return {**plain, SEAL: checksum(plain)}
+
+
+def checksum(value: Mapping[str, Any]) -> str:
+    """Return the sha256 of a JSON object without its own checksum."""
+    return hashlib.sha256(json_bytes({name: item for name, item in value.items() if name != SEAL})).hexdigest()
+
+
+def seal_fault(value: Any) -> str:
+    """Return what is wrong with an object that was read: UNSEALED, CHANGED or its type; "" where it is what was written."""
+    if not isinstance(value, dict):
+        return f"holds a JSON {type(value).__name__}; allowed: an object"
+    if SEAL not in value:
+        return UNSEALED
+    return "" if value[SEAL] == checksum(value) else CHANGED
+
+
+def read_sealed(storage: Storage, path: str) -> dict[str, Any]:
+    """Read an object without its checksum; ValueError, a sentence without its subject, where it is damaged or has no checksum.
+
+    Raises FileNotFoundError where there is none.
+    """
+    value = _object(storage, path)
+    if fault := seal_fault(value):
+        raise ValueError(fault)
+    return _unsealed(value)
+
+
+def read_perhaps_sealed(storage: Storage, path: str, *, required: Callable[[dict[str, Any]], bool] = lambda value: False) -> dict[str, Any]:
+    """Read an object as `read_sealed` does; one without a checksum is returned after a warning, unless it is `required`."""
+    value = _object(storage, path)
+    fault = seal_fault(value)
+    if fault and (fault != UNSEALED or required(value)):
+        raise ValueError(fault)
+    if fault:
+        _warn(f"{storage.full(path)} {fault}; whether it was changed since cannot be checked")
+    return _unsealed(value)
+
+
+def _object(storage: Storage, path: str) -> Any:
+    try:
+        return storage.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"is no JSON ({error})") from None
+
+
+def _unsealed(value: dict[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in value.items() if name != SEAL}
+
+
+@cache
+def _warn(text: str) -> None:
+    logging.getLogger(__name__).warning(text)

@@ -1,0 +1,1 @@
+"""What a sweep is: its configuration, search space, tasks, records and cost."""

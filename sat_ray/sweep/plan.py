@@ -1,0 +1,269 @@
+"""What a sweep has to compute: which units of work its config and what is committed already ask for."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sat_ray.attacks import AttackSpec
+from sat_ray.data.augmentation import check_augmentation
+from sat_ray.data.shards.dataset import SCHEMA_VERSION
+from sat_ray.models import ModelSpec
+from sat_ray.models.normalized import require_spread
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import SweepConfig
+from sat_ray.sweep.records.store import Record, Records, Stage, numerical_environment
+from sat_ray.sweep.search.model_selection import Validated, ranked
+from sat_ray.sweep.search.search_space import Configuration, groups
+from sat_ray.sweep.tasks import (
+    SEARCH,
+    STRONG,
+    TRAIN,
+    VALIDATE,
+    CardTask,
+    Dataset,
+    EvaluationTask,
+    TrainingJob,
+    own_names,
+    through_every_backward,
+)
+from sat_ray.training.progressive_resizing import check_resizing
+from sat_ray.training.settings import TrainingSettings
+from sat_ray.utils.code_hash import code_hashes
+from sat_ray.utils.import_string import is_reference, slug
+from sat_ray.utils.serialization import content_hash
+
+
+def dataset_uri(config: SweepConfig, root: Storage) -> str:
+    """Return the folder of the sweep's dataset; sweeps of the same data share it."""
+    name = config.data.dataset
+    code = {"code": code_hashes((name.partition(":")[0],))} if is_reference(name) else {}  # other code, perhaps other images
+    key = content_hash({"data": config.data.identity(), "schema": SCHEMA_VERSION, **code})[:8]
+    return root.full(f"data/{slug(name)}-{key}")
+
+
+def training_job(
+    config: SweepConfig, dataset: Dataset, configuration: Configuration, *, stage: Stage, seed: int, training: TrainingSettings
+) -> TrainingJob:
+    """Describe one training of the sweep. Raises ValueError where the images are too small for its augmentation or its first size."""
+    manifest, resources = dataset.manifest, config.resources
+    if training.global_batch_size > (images := manifest["splits"]["train"]):
+        raise ValueError(f"training.global_batch_size is {training.global_batch_size}; allowed: at most the {images} training images")
+    check_augmentation(training.augmentation, manifest["shape"])
+    check_resizing(training, manifest["shape"])
+    require_spread(manifest["std"])
+    spec = ModelSpec(
+        name=config.model.name,
+        activation=configuration.activation,
+        alpha=configuration.alpha,
+        num_classes=len(manifest["class_names"]),
+        in_channels=manifest["shape"][0],
+        stem=config.model.stem,
+        width=config.model.width,
+        mean=tuple(manifest["mean"]),
+        std=tuple(manifest["std"]),
+        zero_gamma=config.model.zero_gamma,
+    )
+    threads = resources.cpus_per_worker if stage is TRAIN else resources.cpus_per_trial
+    environment = numerical_environment(
+        accelerator=resources.accelerator, threads=threads, lanes=config.evaluation.lanes, compiled=training.compile
+    )
+    return TrainingJob(
+        stage=stage,
+        configuration=configuration,
+        seed=seed,
+        until=training.epochs,
+        model=spec,
+        training=training,
+        threat_model=config.threat_model,
+        lanes=config.evaluation.lanes,
+        dataset=dataset,
+        environment=environment,
+        loading=config.data.loading,
+    )
+
+
+def trial_job(config: SweepConfig, dataset: Dataset, configuration: Configuration) -> TrainingJob:
+    """Describe one search trial, up to the longest rung."""
+    return training_job(config, dataset, configuration, stage=SEARCH, seed=config.search.seed, training=config.trial_training())
+
+
+def final_jobs(config: SweepConfig, dataset: Dataset, finalists: Sequence[Configuration]) -> list[TrainingJob]:
+    """Describe every training of the leaderboard, one per finalist and seed."""
+    return [
+        training_job(config, dataset, finalist, stage=TRAIN, seed=seed, training=config.training)
+        for seed in config.final.seeds
+        for finalist in finalists
+    ]
+
+
+def attacks_for(config: SweepConfig, configuration: Configuration) -> tuple[AttackSpec, ...]:
+    """Return the attacks that count for a configuration: through the true backward pass, and the smooth one where it was trained with."""
+    return tuple(spec for base in config.evaluation_attacks() for spec in through_every_backward(base, configuration))
+
+
+def card_tasks(
+    config: SweepConfig,
+    dataset: Dataset,
+    trained: Sequence[Record],
+    strong: Mapping[str, float],
+) -> list[CardTask]:
+    """Describe the cards of the candidates for champion, best by validation first: one model, the best seed, per configuration.
+
+    strong: of `strong_on_validation`, by model name; {} in a sweep without strong attacks, which ranks by training's own validation.
+    """
+    configurations = [Configuration.of(record.payload) for record in trained]
+    scored = [
+        Validated(
+            configuration.name,
+            record.payload["seed"],
+            strong.get(record.payload["name"], record.payload["val_robust_accuracy"]),
+        )
+        for configuration, record in zip(configurations, trained, strict=True)
+    ]
+    return [
+        CardTask(
+            checkpoint=trained[index].payload["path"],
+            checkpoint_sha256=trained[index].payload["sha256"],
+            name=trained[index].payload["name"],
+            attack=replace(config.evaluation_attacks()[0], gradient="float32", name=""),
+            configuration=configurations[index],
+            settings=config.card,
+            seed=config.evaluation.seed,
+            lanes=config.evaluation.lanes,
+            dataset=dataset,
+            environment=_evaluation_environment(config),
+            own=tuple(own_names(configurations[index], model=config.model.name, dataset=dataset)),
+        )
+        for _, index in ranked(scored)[: config.card.candidates]
+    ]
+
+
+def strong_attacks_for(
+    config: SweepConfig,
+    configuration: Configuration,
+    *,
+    num_classes: int,
+) -> tuple[AttackSpec, ...]:
+    """Return the strong attacks on a configuration, through every backward pass that training used; () where no model meets any."""
+    bases = config.strong_attacks(num_classes)
+    return tuple(spec for base in bases for spec in through_every_backward(base, configuration))
+
+
+def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
+    """Cut the test split of one trained model into shards of nearly equal size, for the attacks of the evaluate stage."""
+    attacks = attacks_for(config, Configuration.of(trained.payload))
+    return _tasks(config, dataset, trained, split="test", attacks=attacks)
+
+
+def strong_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
+    """Describe the strong attacks on what survives each task of `evaluation_tasks`; [] where no model meets any."""
+    attacks = _strong_attacks_on(config, dataset, trained)
+    return [
+        replace(task, attacks=attacks, stage=STRONG, cascade=True, after=task)
+        for task in evaluation_tasks(config, dataset, trained)
+        if attacks
+    ]
+
+
+def validation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
+    """Cut the validation split of one trained model: the evaluate stage's PGD and the strong attacks in one cascade.
+
+    The champion is chosen by what that cascade leaves. [] where no model meets strong attacks.
+    """
+    configuration, strong = Configuration.of(trained.payload), _strong_attacks_on(config, dataset, trained)
+    if not strong:
+        return []
+    pgd = through_every_backward(config.evaluation_attacks()[0], configuration)
+    tasks = _tasks(config, dataset, trained, split="val", attacks=(*pgd, *strong))
+    return [replace(task, stage=VALIDATE, cascade=True) for task in tasks]
+
+
+def strong_on_validation(
+    config: SweepConfig,
+    dataset: Dataset,
+    trained: Sequence[Record],
+    records: Records,
+) -> dict[str, float] | None:
+    """Return the share of validation images that survives PGD and the strong attacks, by model name.
+
+    {} in a sweep without strong attacks, None where some of it is not committed.
+    """
+    found: dict[str, float] = {}
+    for record in trained:
+        shards = [records.find(VALIDATE, task.key) for task in validation_tasks(config, dataset, record)]
+        made = [shard.payload for shard in shards if shard is not None]
+        if len(made) < len(shards):
+            return None
+        if made:
+            images = sum(payload["n"] for payload in made)
+            found[record.payload["name"]] = sum(payload["robust"] for payload in made) / images
+    return found
+
+
+def _strong_attacks_on(config: SweepConfig, dataset: Dataset, trained: Record) -> tuple[AttackSpec, ...]:
+    classes = len(dataset.manifest["class_names"])
+    return strong_attacks_for(config, Configuration.of(trained.payload), num_classes=classes)
+
+
+def _tasks(
+    config: SweepConfig,
+    dataset: Dataset,
+    trained: Record,
+    *,
+    split: str,
+    attacks: tuple[AttackSpec, ...],
+) -> list[EvaluationTask]:
+    """Cut a split, or the images drawn from it, into tasks of nearly equal size."""
+    count = dataset.manifest["splits"][split]
+    evaluated = config.evaluation.evaluated(count)
+    configuration = Configuration.of(trained.payload)
+    task = EvaluationTask(
+        checkpoint=trained.payload["path"],
+        checkpoint_sha256=trained.payload["sha256"],
+        name=trained.payload["name"],
+        attacks=attacks,
+        first=0,
+        last=0,
+        seed=config.evaluation.seed,
+        lanes=config.evaluation.lanes,
+        dataset=dataset,
+        environment=_evaluation_environment(config),
+        split=split,
+        sample=evaluated if evaluated < count else None,
+        own=tuple(own_names(configuration, model=config.model.name, dataset=dataset)),
+    )
+    bounds = shard_bounds(evaluated, config.evaluation.shard_size)
+    return [replace(task, first=first, last=last) for first, last in bounds]
+
+
+def shard_bounds(count: int, shard_size: int) -> list[tuple[int, int]]:
+    """Cut `count` rows into spans (first, last) of nearly equal size, none longer than `shard_size`."""
+    shards = -(-count // shard_size)
+    return list(itertools.pairwise(count * i // shards for i in range(shards + 1)))
+
+
+def _evaluation_environment(config: SweepConfig) -> dict[str, Any]:
+    asked = config.resources
+    return numerical_environment(accelerator=asked.accelerator, threads=asked.cpus_per_evaluation, lanes=config.evaluation.lanes)
+
+
+def planned_trials(config: SweepConfig) -> int:
+    """Return how many records the grid will commit; for asynchronous search, the most it can."""
+    if config.search.method != "grid":
+        return config.search.samples * len(config.search.rungs)
+    sizes, total = [len(group.members) for group in groups(config.search.configurations())], 0
+    for number in range(len(config.search.rungs)):
+        total += sum(size for size in sizes if number == 0 or size > 1)
+        sizes = [max(1, -(-size // config.search.reduction)) for size in sizes]
+    return total
+
+
+def longest_trials(records: Records) -> list[Record]:
+    """Return the longest record of every trial, oldest trial first."""
+    longest: dict[str, Record] = {}
+    for record in records.all(SEARCH):
+        name = record.payload["name"]
+        if name not in longest or record.payload["until"] > longest[name].payload["until"]:
+            longest[name] = record
+    return list(longest.values())

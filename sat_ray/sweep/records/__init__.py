@@ -1,0 +1,1 @@
+"""Immutable records, the lease of a sweep, and merged outcomes."""

@@ -1,0 +1,59 @@
+"""What killed attempts left in a sweep's folder: temporary files, models and shards that no record names; removed when a sweep starts."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from sat_ray.storage.sealed import read_sealed
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.records.store import STATE, SUPERSEDED, Record, Records, Stage, attempt_began
+from sat_ray.sweep.tasks import EVALUATE, SEARCH, TRAIN
+
+LIVING_SECONDS = 3600.0  # an attempt names its files when its work is done: a record that has not followed within an hour never will
+PARTS = f"{STATE}/parts"
+
+
+def remove_leftovers(storage: Storage) -> list[str]:
+    """Remove what no record of a sweep names and no living attempt writes; return the paths.
+
+    The caller holds the sweep, so that no other driver starts attempts meanwhile. Raises ValueError where a record is damaged.
+    """
+    removed = storage.remove_abandoned()
+    records = Records(storage)
+    for stage in (SEARCH, TRAIN):
+        folders = [f"checkpoints/{stage.name}/{name}" for name in _old(storage.folders(f"checkpoints/{stage.name}"))]
+        kept = set(_named(records, stage)) if folders else set()
+        for folder in (folder for folder in folders if folder not in kept):
+            storage.discard_folder(folder)
+            removed.append(folder)
+    for path in list(_parts_without_record(records)):
+        storage.discard(path)
+        removed.append(path)
+    return removed
+
+
+def _old(names: list[str]) -> list[str]:
+    began = ((name, attempt_began(name)) for name in names)
+    return [name for name, moment in began if moment is not None and time.time() - moment > LIVING_SECONDS]
+
+
+def _named(records: Records, stage: Stage) -> Iterator[str]:
+    """Yield the folders that the records of a stage name, those that were moved aside too."""
+    yield from (str(record.payload["path"]) for record in records.each(stage))
+    for aside in records.storage.folders(SUPERSEDED):
+        for name in records.storage.names(f"{SUPERSEDED}/{aside}/{stage.name}"):
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # what was moved aside because it is damaged names nothing
+                yield str(read_sealed(records.storage, f"{SUPERSEDED}/{aside}/{stage.name}/{name}")["payload"]["path"])
+
+
+def _parts_without_record(records: Records) -> Iterator[str]:
+    """Yield the parts of evaluations that no record names; the record of a shard with one part is not read, it can name no other."""
+    by_key: dict[str, list[str]] = {}
+    for name in _old(records.storage.names(PARTS)):
+        by_key.setdefault(name.partition("-")[0], []).append(f"{PARTS}/{name}")
+    committed = set(records.keys(EVALUATE))
+    for key, paths in by_key.items():
+        record: Record | None = records.find(EVALUATE, key) if key in committed and len(paths) > 1 else None
+        if key in committed and record is None:
+            continue
+        yield from (path for path in paths if record is None or path != record.payload["path"])

@@ -1,0 +1,155 @@
+"""What each stage asks of a Ray cluster, and whether the nodes that there are, or that can be bought, could ever give it.
+
+The same bundles are asked for at run time, printed by --dry-run, and fed to Ray's scheduler by the tests of the manifests.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sat_ray.data.sources.registry import dataset_source
+from sat_ray.data.sources.user_defined import counted
+from sat_ray.sweep.config import ResourceSettings, SweepConfig
+from sat_ray.sweep.search.search_space import groups
+
+Resources = dict[str, float]
+
+POOL_LABEL, CPU_POOL = "sat-ray/pool", "cpu"  # a label of Ray's nodes; cluster/ sets it
+NODE_GROUPS = "SAT_RAY_NODE_GROUPS"  # Ray's autoscaler tells nobody what it may buy: the cluster's environment has to
+STAGE_RESOURCES: Resources = {"CPU": 0}  # a stage itself mostly waits for what it started
+SHARD_RESOURCES: Resources = {"CPU": 1}  # of a task that prepares one shard of a dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """`count` times the same resources for one stage; a gang starts whole or not at all.
+
+    field: the setting that decides; shared: all but the first ask for a share of the GPU, by what the first needed.
+    """
+
+    stage: str
+    field: str
+    resources: Resources
+    count: int = 1
+    gang: bool = False
+    shared: bool = False
+
+    def __str__(self) -> str:
+        bundle = ", ".join(f"{name} {amount:g}" for name, amount in self.resources.items())
+        count = f"a gang of {self.count} x " if self.gang else f"{self.count} x " if self.count > 1 else ""
+        shared = ": the first has its GPU alone, of the others as many share one as its memory then shows to fit" if self.shared else ""
+        return f"{count}{{{bundle}}}{shared}{'' if _gpus(self.resources) else f' on {POOL_LABEL}={CPU_POOL} where nodes carry that label'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeGroup:
+    """Nodes of one kind that are there or can be bought: `nodes` times `resources`. pool: value of the label sat-ray/pool, or ""."""
+
+    pool: str
+    nodes: int
+    resources: Resources
+
+    def room(self, resources: Resources) -> int:
+        """Return how many such bundles the whole group holds; a bundle lies on one node."""
+        wanted = {name: amount for name, amount in resources.items() if amount}
+        each = min((math.floor(self.resources.get(name, 0) / amount + 1e-9) for name, amount in wanted.items()), default=1)
+        return self.nodes * each
+
+
+def worker_resources(resources: ResourceSettings) -> Resources:
+    """Return what one training worker takes."""
+    return _bundle(resources.cpus_per_worker, resources.gpus_per_worker)
+
+
+def trial_resources(resources: ResourceSettings) -> Resources:
+    """Return what one search trial takes."""
+    return _bundle(resources.cpus_per_trial, resources.gpus_per_trial)
+
+
+def evaluation_resources(resources: ResourceSettings) -> Resources:
+    """Return what one evaluation task takes."""
+    return _bundle(resources.cpus_per_evaluation, resources.gpus_per_evaluation)
+
+
+def bundles(config: SweepConfig) -> list[Demand]:
+    """Return everything that a sweep asks of the cluster, in the order of its stages; `count` is the most that may wait at once."""
+    asked = config.resources
+    models = len(groups(config.search.configurations())) * len(config.final.seeds)
+    source = counted(dataset_source(config.data.dataset), config.data.path)
+    shards = config.evaluation.shards(source.test)
+    trials = len(config.search.configurations()) if config.search.method == "grid" else config.search.samples
+    return [
+        Demand(stage="prepare", field="data.dataset", resources=SHARD_RESOURCES),
+        Demand(stage="search", field="resources.cpus_per_trial", resources=trial_resources(asked), count=trials),
+        Demand(stage="train", field="resources.train_workers", resources=worker_resources(asked), count=asked.train_workers, gang=True),
+        Demand(
+            stage="evaluate",
+            field="resources.cpus_per_evaluation",
+            resources=evaluation_resources(asked),
+            count=models * shards,
+            shared=asked.share_gpus,
+        ),
+        Demand(
+            stage="card",
+            field="resources.cpus_per_evaluation",
+            resources=evaluation_resources(asked),
+            count=1 if config.evaluation.strong == "none" else models * config.evaluation.shards(source.val),
+        ),
+        Demand(stage="report", field="report", resources=STAGE_RESOURCES),
+    ]
+
+
+def pool_selector(resources: Resources, nodes: Sequence[NodeGroup]) -> dict[str, str]:
+    """Return the label selector that keeps work without GPUs off GPU nodes; {} where it has GPUs, or no node would carry the label."""
+    labelled = any(group.pool == CPU_POOL for group in nodes)
+    return {POOL_LABEL: CPU_POOL} if labelled and not _gpus(resources) else {}
+
+
+def check_room(demands: Sequence[Demand], nodes: Sequence[NodeGroup]) -> None:
+    """Raise ValueError where the nodes could never give what is demanded, however long it waits."""
+    for demand in demands:
+        selector = pool_selector(demand.resources, nodes)
+        allowed = [group for group in nodes if not selector or group.pool == CPU_POOL]
+        room, needed = sum(group.room(demand.resources) for group in allowed), demand.count if demand.gang else 1
+        if room >= needed:
+            continue
+        at_once = f"{needed} workers of {_words(demand.resources)} at once" if demand.gang else f"{_words(demand.resources)} on one node"
+        most = max((group.resources for group in allowed), key=lambda r: (r.get("GPU", 0), r.get("CPU", 0)), default={})
+        raise ValueError(
+            f"{demand.field}: {at_once}, but this cluster can never hold more than {room} such; its largest node has {_words(most)}; "
+            f"lower --resources.*, use a larger cluster, or name in {NODE_GROUPS} what its autoscaler may buy"
+        )
+
+
+def announced_groups() -> list[NodeGroup]:
+    """Read from SAT_RAY_NODE_GROUPS what the autoscaler may buy; [] where it is not set. ValueError shows the form.
+
+    JSON, one object per group: [{"pool": "cpu", "nodes": 8, "CPU": 14}, {"pool": "gpu-spot", "nodes": 8, "CPU": 44, "GPU": 4}]
+    """
+    text = os.environ.get(NODE_GROUPS, "")
+    if not text:
+        return []
+    try:
+        return [_group(**one) for one in json.loads(text)]
+    except (ValueError, TypeError) as error:
+        form = '[{"pool": "cpu", "nodes": 8, "CPU": 14}, {"pool": "gpu-spot", "nodes": 8, "CPU": 44, "GPU": 4}]'
+        raise ValueError(f"{NODE_GROUPS} is {text!r} ({error}); allowed: JSON like {form}") from None
+
+
+def _group(*, pool: str, nodes: int, **resources: Any) -> NodeGroup:
+    return NodeGroup(pool=str(pool), nodes=int(nodes), resources={name: float(amount) for name, amount in resources.items()})
+
+
+def _bundle(cpus: float, gpus: float) -> Resources:
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+
+
+def _gpus(resources: Resources) -> bool:
+    return resources.get("GPU", 0) > 0
+
+
+def _words(resources: Resources) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"

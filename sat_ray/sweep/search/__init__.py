@@ -1,0 +1,1 @@
+"""Where the search looks, how it halves, and how the best model is selected."""

@@ -1,0 +1,209 @@
+"""The units of work of every stage: a training, a shard to attack, a card; each with the key of all that determines its result."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sat_ray.attacks import AttackSpec
+from sat_ray.attacks.spec import true_and_smooth
+from sat_ray.data.loading import Loading
+from sat_ray.data.shards.dataset import manifest_hash, read_manifest
+from sat_ray.evaluation.card import CardSettings
+from sat_ray.models import ModelSpec
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.records.store import OWN, SURVIVORS_OF, Stage, record_key
+from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.threat import ThreatModel
+from sat_ray.training.settings import TrainingSettings
+from sat_ray.utils.import_string import is_reference
+from sat_ray.utils.serialization import to_json
+
+# version 2 of search and train: val/robust_accuracy is that of a cascade, no longer that of PGD on cross-entropy alone
+SEARCH = Stage("search", 2, ("sat_ray.sweep.execute",))
+TRAIN = Stage("train", 2, ("sat_ray.sweep.execute",))
+VALIDATE = Stage("validate", 1, ("sat_ray.sweep.execute",))
+EVALUATE = Stage("evaluate", 1, ("sat_ray.sweep.execute",))
+STRONG = Stage("strong", 1, ("sat_ray.sweep.execute",))
+CARD = Stage("card", 2, ("sat_ray.sweep.execute",))  # version 2: limits are shares of what survives
+STAGES = (SEARCH, TRAIN, VALIDATE, EVALUATE, STRONG, CARD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A prepared dataset. uri: its folder; hash: of its manifest, which covers every shard."""
+
+    uri: str
+    hash: str
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, uri: str) -> "Dataset | None":
+        """Read the manifest in a folder; None where there is none. CorruptShardError names one that is damaged."""
+        try:
+            manifest = read_manifest(Storage.at(uri))
+        except FileNotFoundError:
+            return None
+        return cls(uri=uri, hash=manifest_hash(manifest), manifest=manifest)
+
+
+def own_names(configuration: Configuration, *, model: str, dataset: "Dataset") -> list[str]:
+    """Return the names, module:function, of the user's own code that a training rests on."""
+    named = (configuration.activation, configuration.attacker_activation, model, str(dataset.manifest.get("dataset", "")))
+    return sorted({name for name in named if is_reference(name)})
+
+
+def _named(own: Sequence[str]) -> dict[str, Any]:
+    return {OWN: list(own)} if own else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """Train one configuration with one seed up to an epoch. `inputs` says what determines the result, and `loading` is none of it."""
+
+    stage: Stage
+    configuration: Configuration
+    seed: int
+    until: int
+    model: ModelSpec
+    training: TrainingSettings
+    threat_model: ThreatModel
+    lanes: int
+    dataset: Dataset
+    environment: dict[str, Any]
+    loading: Loading = "auto"
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Return everything that determines the weights."""
+        return _named(own_names(self.configuration, model=self.model.name, dataset=self.dataset)) | {
+            "configuration": self.configuration.to_json(),
+            "seed": self.seed,
+            "until": self.until,
+            "model": to_json(self.model),
+            "training": to_json(self.training),
+            "threat_model": to_json(self.threat_model),
+            "dataset": self.dataset.hash,
+            "environment": self.environment,
+        }
+
+    @property
+    def key(self) -> str:
+        """Name the record."""
+        return record_key(self.stage, self.inputs)
+
+    @property
+    def name(self) -> str:
+        """Name the job for people and files."""
+        return f"{self.configuration.slug}-s{self.seed}"
+
+    def at(self, until: int) -> "TrainingJob":
+        """Return the same job up to another epoch."""
+        return replace(self, until=until)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationTask:
+    """Attack one shard of a split with one model.
+
+    kind: what is at `checkpoint`, see `sat_ray.evaluation.external.loading`; checkpoint_sha256: the digest of its
+    contents; first, last: rows of the
+    split, or, where `sample` is a number, of that many images drawn from it by the seed; cascade: each attack takes what survived those
+    before it; own: names of the user's own code that the model is made of.
+    stage: EVALUATE for the test split, VALIDATE for the choice of the champion, STRONG for strong attacks on what survived `after`:
+    the same rows under the attacks before, which are evaluated first; label_order: the model's class of each label, where the dataset
+    has the same classes in another order.
+    """
+
+    checkpoint: str
+    checkpoint_sha256: str
+    name: str
+    attacks: tuple[AttackSpec, ...]
+    first: int
+    last: int
+    seed: int
+    lanes: int
+    dataset: Dataset
+    environment: dict[str, Any]
+    kind: str = "checkpoint"
+    split: str = "test"
+    sample: int | None = None
+    cascade: bool = False
+    own: tuple[str, ...] = ()
+    stage: Stage = EVALUATE
+    after: "EvaluationTask | None" = None
+    label_order: tuple[int, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Return everything that determines the outcomes; what a sweep never asks for is named only where it was asked for."""
+        before = {SURVIVORS_OF: self.after.key} if self.after is not None else {}
+        reordered = {"label_order": list(self.label_order)} if self.label_order else {}
+        unusual = {"split": self.split != "test", "sample": self.sample is not None, "cascade": self.cascade, OWN: bool(self.own)}
+        return (
+            {name: getattr(self, name) for name, named in unusual.items() if named}
+            | before
+            | reordered
+            | {
+                "weights": self.checkpoint_sha256,
+                "attacks": [to_json(spec) for spec in self.attacks],
+                "rows": [self.first, self.last],
+                "seed": self.seed,
+                "dataset": self.dataset.hash,
+                "environment": self.environment,
+            }
+        )
+
+    @property
+    def key(self) -> str:
+        """Name the record."""
+        return record_key(self.stage, self.inputs)
+
+    @property
+    def tasks(self) -> "tuple[EvaluationTask, ...]":
+        """Return this task, and before it the one that it builds on."""
+        return (self,) if self.after is None else (self.after, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardTask:
+    """Make the robustness card of one trained model on the validation split."""
+
+    checkpoint: str
+    checkpoint_sha256: str
+    name: str
+    attack: AttackSpec
+    configuration: Configuration
+    settings: CardSettings
+    seed: int
+    lanes: int
+    dataset: Dataset
+    environment: dict[str, Any]
+    own: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Return everything that determines the card."""
+        return _named(self.own) | {
+            "weights": self.checkpoint_sha256,
+            "attack": to_json(self.attack),
+            "configuration": self.configuration.to_json(),
+            "settings": to_json(self.settings),
+            "seed": self.seed,
+            "dataset": self.dataset.hash,
+            "environment": self.environment,
+        }
+
+    @property
+    def key(self) -> str:
+        """Name the record."""
+        return record_key(CARD, self.inputs)
+
+    def variants(self, spec: AttackSpec) -> list[AttackSpec]:
+        """Return the attack through every backward pass that training used."""
+        return through_every_backward(spec, self.configuration)
+
+
+def through_every_backward(spec: AttackSpec, configuration: Configuration) -> list[AttackSpec]:
+    """Return an attack through the true backward pass, and through the smooth one where training used one."""
+    alpha = configuration.alpha if configuration.alpha is not None else configuration.attacker_alpha
+    return true_and_smooth(spec, activation=configuration.activation, attacker_activation=configuration.attacker_activation, alpha=alpha)

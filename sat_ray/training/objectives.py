@@ -1,0 +1,90 @@
+"""What training maximizes over the ball and minimizes over the weights.
+
+cross_entropy   max_x'  L(f(x'), y)                    min  L(f(x'), y)                                  (Madry et al. 2018)
+trades          max_x'  KL(f(x) || f(x'))              min  L(f(x), y) + beta KL(f(x) || f(x'))          (Zhang et al. 2019, equation 5)
+
+L: cross-entropy, smoothed in the update alone; KL between the softmax distributions. At x' = x the KL has no gradient, so trades' attack
+starts from a little noise. Its update passes clean and adversarial images through the model together, under shared BatchNorm statistics.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sat_ray.attacks import PGD
+from sat_ray.attacks.losses import cross_entropy
+from sat_ray.training.settings import TrainingSettings
+from sat_ray.utils.randomness import Randomness
+
+Forward = Callable[[Tensor], Tensor]
+
+
+class Objective(Protocol):
+    """The two halves of a training step; x, x_adv: (N, C, H, W) float32 in [0, 1]; y: (N,) int64."""
+
+    def craft(self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int) -> Tensor:
+        """Return x_adv, the last iterate of the inner maximization; step: counter of the noise."""
+        ...
+
+    def losses(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each image's loss (N,) float32, and the logits (N, K) of x_adv; `model` is called once."""
+        ...
+
+
+@dataclass(frozen=True)
+class AdversarialCrossEntropy:
+    """Train on adversarial images alone."""
+
+    label_smoothing: float = 0.0
+
+    def craft(self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int) -> Tensor:
+        """Ascend the cross-entropy of the true label."""
+        return attack.run(attacker, x, y, rng, step=step)
+
+    def losses(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropy of x_adv."""
+        logits = model(x_adv)
+        return cross_entropy(logits, y, label_smoothing=self.label_smoothing), logits
+
+
+@dataclass(frozen=True)
+class Trades:
+    """Trade clean accuracy for agreement between clean and adversarial predictions. noise: of the start, in [0, 1] pixels."""
+
+    beta: float
+    noise: float
+    label_smoothing: float = 0.0
+
+    def craft(self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int) -> Tensor:
+        """Ascend the KL divergence from the clean prediction; labels are not used."""
+        ball = attack.threat_model
+        with torch.no_grad():
+            clean = attacker(x)
+        x_adv = ball.project(x + self.noise * rng.normal("trades", x.shape[1:], step=step, device=x.device), x)
+        for _ in range(attack.steps):
+            point = x_adv.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(kl_divergence(clean, attacker(point)).sum(), point)
+            x_adv = ball.project(point.detach() + attack.step_size * ball.steepest_ascent(gradient), x)
+        return x_adv
+
+    def losses(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropy of x plus beta times the divergence."""
+        clean, adversarial = model(torch.cat([x, x_adv])).chunk(2)
+        return cross_entropy(clean, y, label_smoothing=self.label_smoothing) + self.beta * kl_divergence(clean, adversarial), adversarial
+
+
+def kl_divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """Return KL(softmax(clean) || softmax(adversarial)) of each row, (N,) float32; clean, adversarial: (N, K) logits."""
+    ours, theirs = F.log_softmax(clean.float(), dim=1), F.log_softmax(adversarial.float(), dim=1)
+    return (ours.exp() * (ours - theirs)).sum(dim=1)
+
+
+def make_objective(settings: TrainingSettings) -> Objective:
+    """Build the objective that the settings name."""
+    if settings.objective == "trades":
+        return Trades(settings.trades_beta, settings.trades_noise, settings.label_smoothing)
+    return AdversarialCrossEntropy(settings.label_smoothing)

@@ -1,0 +1,1 @@
+"""Data parallelism with equal numbers on any number of processes."""

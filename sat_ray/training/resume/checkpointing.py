@@ -1,0 +1,121 @@
+"""The state of a training under way, in files: written beside the training, in two places by turns, read with their checksums.
+
+The later of the two is the last state, which holds the best weights too; the other is the state before it, for the day when the last is
+damaged. Nothing is kept of earlier ones, and nothing at all once the training is committed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from sat_ray.storage.store import Storage
+from sat_ray.training.catastrophic_overfitting import Memory
+from sat_ray.training.resume.state import TrainingState, joined, part_of
+
+FOLDERS = ("state/progress", "state/progress/second")
+
+
+class StateFiles:
+    """The two files of one training; to be used in a `with`, which ends when nothing is being written any more."""
+
+    def __init__(self, storage: Storage, key: str) -> None:
+        self.storage, self.turn = storage, 0
+        self.paths = tuple(f"{folder}/{key}.safetensors" for folder in FOLDERS)
+        self.writing: Future[None] | None = None
+        self.thread = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> "StateFiles":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.shutdown()
+
+    def write(self, state: TrainingState) -> None:
+        """Write a state as it is now, in a thread; first wait for the one before it. Raises what kept that one from being written."""
+        self.wait()
+        self.writing = self.thread.submit(self._write, state.snapshot())
+
+    def wait(self) -> None:
+        """Wait until the last state is in its place; raises what kept it from that."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def read(self) -> TrainingState | None:
+        """Return the last state, None where there is none; a damaged file is named in a warning, and the state before it counts."""
+        found = [(state.epoch, state.step, turn, state) for turn in (0, 1) if (state := self._read(self.paths[turn])) is not None]
+        if not found:
+            return None
+        *_, turn, state = max(found, key=lambda one: one[:2])
+        self.turn = 1 - turn
+        return state
+
+    @property
+    def last(self) -> str | None:
+        """Return the full path of the state that was written last, None where there is none."""
+        path = self.paths[1 - self.turn]
+        return self.storage.full(path) if self.storage.exists(path) else None
+
+    def discard(self) -> None:
+        """Remove both."""
+        for path in self.paths:
+            self.storage.discard(path)
+
+    def _write(self, state: TrainingState) -> None:
+        self.storage.write(self.paths[self.turn], pack_state(state))
+        self.turn = 1 - self.turn
+
+    def _read(self, path: str) -> TrainingState | None:
+        try:
+            return unpack_state(self.storage.read(path))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            logging.getLogger(__name__).warning("%s: %s; training goes on from an earlier state", self.storage.full(path), error)
+            return None
+
+
+_PARTS = ("weights", "momentum", "average", "best", "good")
+
+
+def pack_state(state: TrainingState) -> bytes:
+    """Spell a training state as one safetensors file, its plain values and a sha256 of everything in the header."""
+    # best and weights may be the same tensors; safetensors wants each to own its memory
+    tensors = {name: t.clone().contiguous() for name, t in joined(**{part: getattr(state, part) for part in _PARTS}).items()}
+    plain = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in _PARTS}
+    text = json.dumps(plain | {"sentinel": dataclasses.asdict(state.sentinel)})
+    packed: bytes = safetensors.torch.save(tensors, metadata={"state": text, "sha256": _digest(text, tensors)})
+    return packed
+
+
+def unpack_state(data: bytes) -> TrainingState:
+    """Rebuild the training state that `pack_state` spelled; ValueError where it is damaged."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])["__metadata__"]
+        tensors = safetensors.torch.load(data)
+        sound = header["sha256"] == _digest(header["state"], tensors)
+        plain = json.loads(header["state"])
+        plain |= {name: tuple(plain[name]) for name in ("best_score", "sums")} | {"sentinel": Memory(**plain["sentinel"])}
+        parts: dict[str, Any] = {part: part_of(tensors, part) for part in _PARTS}
+        state = TrainingState(**plain, **parts)
+    except Exception:  # bytes that are no state of ours fail in as many ways as there are readers of headers, tensors and JSON
+        sound = False
+    if not sound:
+        raise ValueError("training state does not match its sha256; it is damaged, or not one of this version")
+    return state
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    running = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        running.update(name.encode())
+        running.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return running.hexdigest()

@@ -1,0 +1,79 @@
+"""What a training is at one moment, and what it reports after each epoch."""
+
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from sat_ray.training.catastrophic_overfitting import Memory
+
+
+@dataclass
+class TrainingState:
+    """Everything needed to go on as if nothing had happened; tensors on the CPU, keyed by parameter
+    or buffer name."""
+
+    epoch: int = 0
+    """Epochs done."""
+    step: int = 0
+    """Steps done of the epoch under way; 0 between epochs."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """Of the last update, with the buffers: what `load_state_dict` takes."""
+    momentum: dict[str, Tensor] = field(default_factory=dict)
+    """Of the optimizer."""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """Moving average of the weights; empty where none is kept."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """Weights (or average) of the highest (robust, clean) validation accuracy so far; empty before
+    the first validation."""
+    good: dict[str, Tensor] = field(default_factory=dict)
+    """What the sentinel goes back to, keyed `weights/name`, `momentum/name`, `average/name`."""
+    best_epoch: int = -1
+    """Epoch of `best`, counted from 0; -1 before the first validation."""
+    best_score: tuple[float, float] = (-1.0, -1.0)
+    """(robust, clean) validation accuracy of `best`."""
+    sentinel: Memory = field(default_factory=Memory)
+    """What the sentinel has seen."""
+    events: list[dict[str, float]] = field(default_factory=list)
+    """Roll-backs by the sentinel."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Metrics of every epoch done, with its number as `epoch`."""
+    sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Losses, right answers and images of the epoch under way, over all processes."""
+    epoch_seconds: float = 0.0
+    """Spent on the epoch under way."""
+    seconds: float = 0.0
+    """Spent so far, in one process."""
+
+    def snapshot(self) -> "TrainingState":
+        """Return what this is now, whatever training does next: it puts new tensors in place of these, and adds to these lists."""
+        return replace(self, events=[*self.events], history=[*self.history])
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch did."""
+
+    epoch: int
+    """Counted from 0."""
+    metrics: dict[str, float]
+    """Named as in MLflow, over all processes: `train/loss`, `train/adversarial_accuracy` (fraction,
+    under the training attack),
+    `train/learning_rate`, `throughput/images_per_second`; after a validation `val/clean_accuracy`
+    and `val/robust_accuracy`
+    (fractions of all validation images); with a sentinel `sentinel/robust_accuracy` and
+    `sentinel/collapses`."""
+    state: TrainingState
+    """Where training stands, to be saved or thrown away; training goes on in the same object, so
+    copy it (`snapshot`) to keep it."""
+    events: tuple[dict[str, float], ...] = ()
+    """Roll-backs by the sentinel in this epoch."""
+
+
+def joined(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of several dicts as one, keyed `part/name`."""
+    return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def part_of(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Return one of the dicts that `joined` took."""
+    return {name.removeprefix(f"{part}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{part}/")}

@@ -1,0 +1,120 @@
+"""The outer minimization: one model in one process, with its optimizer, its average, and one update from crafted images."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sat_ray.models.parity import gradients_by_name, require_agreement
+from sat_ray.training.epoch_metrics import Totals
+from sat_ray.training.objectives import Forward, Objective
+from sat_ray.training.optimization.ema import WeightAverage
+from sat_ray.training.optimization.optimizer import make_optimizer, momentum_of, restore_momentum, set_learning_rate
+from sat_ray.training.parallel.batchnorm_groups import RunningStatistics
+from sat_ray.training.parallel.process_group import World
+from sat_ray.training.resume.state import joined, part_of
+from sat_ray.training.settings import TrainingSettings
+from sat_ray.utils.compile import compiled
+from sat_ray.utils.precision import autocast
+
+Crafted = tuple[Tensor, Tensor, Tensor]  # x, x_adv, y
+
+
+def _differentiate(loss: Tensor) -> None:
+    """Accumulate the gradients of a loss; ValueError where processes wait for one that is missing."""
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        _refuse_skipped_layers(error)
+        raise
+
+
+def _refuse_skipped_layers(error: RuntimeError) -> None:
+    """Raise ValueError for DDP's error about a parameter without a gradient in one process."""
+    if "Expected to have finished reduction" in str(error):
+        raise ValueError(
+            "the network left a parameter without a gradient in a training step, and the other "
+            "processes wait for it; multiply the output of a skipped layer by 0 instead of skipping "
+            "it (torchvision.ops.StochasticDepth), or train with one worker"
+        ) from error
+
+
+class Learner:
+    """Update a model in place; weights must be the same in every process of the world."""
+
+    def __init__(self, model: nn.Module, objective: Objective, settings: TrainingSettings, *, world: World) -> None:
+        self.model, self.objective, self.settings = model, objective, settings
+        self.device = next(model.parameters()).device
+        self.optimizer = make_optimizer(model, settings)
+        self.average = WeightAverage(model, decay=settings.ema_decay) if settings.ema_decay else None
+        groups = settings.global_batch_size // settings.batchnorm_group_size
+        self.share = groups / world.size  # DDP takes the mean over processes, whose groups may be one more or less
+        self.statistics = RunningStatistics(model, groups=groups, world=world)
+        self.ddp = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else None
+        self.plain: nn.Module = model if self.ddp is None else self.ddp
+        self.forward: Forward = compiled(self.plain) if settings.compile else self.plain
+        self.checked = not settings.compile
+
+    @property
+    def result(self) -> nn.Module:
+        """Return the module to validate and save: the average where one is kept."""
+        return self.model if self.average is None else self.average.model
+
+    def update(self, crafted: Sequence[Crafted], totals: Totals, *, learning_rate: float, step: int, number: int) -> None:
+        """Take one step from the mean gradient over all groups of all processes. step: for the totals; number: updates before this one."""
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._check_compiled(crafted[0])
+        for index, (x, x_adv, y) in enumerate(crafted):
+            quiet = self._alone() if index + 1 < len(crafted) else nullcontext()
+            with quiet, self.statistics.group(index):
+                with autocast(self.settings.precision, self.device):
+                    losses, logits = self.objective.losses(self.forward, x, x_adv, y)
+                _differentiate(torch.mean(losses / self.share))
+            totals.add(losses, logits, y, step=step)
+        self.statistics.average()
+        if self.settings.gradient_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(number)
+
+    def _check_compiled(self, crafted: Crafted) -> None:
+        """Compare, once, the compiled model's logits and gradients at the weights with the plain one's; buffers are put back."""
+        if self.checked:
+            return
+        self.checked, found = True, []
+        precision, before = self.settings.precision, [buffer.clone() for buffer in self.model.buffers()]
+        for forward, numbers in ((self.forward, precision), (self.plain, precision), (self.plain, "float32")):
+            with self._alone(), autocast(numbers, self.device):
+                losses, logits = self.objective.losses(forward, *crafted)
+            names, parameters = zip(*self.model.named_parameters(), strict=True)
+            gradients = torch.autograd.grad(losses.sum(), parameters)
+            found.append({"logits": logits.detach().float(), **gradients_by_name(zip(names, gradients, strict=True))})
+            for buffer, value in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(value)
+        require_agreement(*found, what="model", precision=precision, asked="training.compile")
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Return the context in which processes do not wait for each other's gradients."""
+        return nullcontext() if self.ddp is None else self.ddp.no_sync()
+
+    def finite(self) -> bool:
+        """Say whether every weight and running statistic is a finite number."""
+        numbers = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point() and tensor.numel()]
+        return bool(nn.utils.get_total_norm(numbers, norm_type=torch.inf).isfinite())  # the largest entry, in a few kernels for all
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return copies on the CPU of weights, momentum and average, keyed `weights/name` and so on."""
+        average = {} if self.average is None else self.average.model.state_dict()
+        tensors = joined(weights=self.model.state_dict(), momentum=momentum_of(self.model, self.optimizer), average=average)
+        return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go back to a snapshot, in place."""
+        self.model.load_state_dict(part_of(tensors, "weights"))
+        restore_momentum(self.model, self.optimizer, part_of(tensors, "momentum"))
+        if self.average is not None:
+            self.average.model.load_state_dict(part_of(tensors, "average"))

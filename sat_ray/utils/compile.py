@@ -1,0 +1,94 @@
+"""torch.compile for the two models of a training, the attacker's view and the model that is updated, for copies that attacks climb on, and
+for what an attack's step does beside the model.
+
+What is compiled is a way to call a module, never the module: weights keep their names, checkpoints and exports stay as they are, and views
+go on sharing memory. In a training each has graphs of its own (one is in train mode, the other never), one for every size of images, and
+shares none with another training of the process. Whatever is compiled is compared with the plain module before it is used.
+"""
+
+import inspect
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+BACKEND = "inductor"
+MOST_GRAPHS = 128  # of one module in one training: its calls with and without gradients, for every size of images
+
+
+def check_compiler(device: torch.device, *, asked: str, instead: str) -> None:
+    """Raise ValueError where this machine cannot compile for a device: it takes a C++ compiler, for a GPU also Triton.
+
+    asked, instead: the setting that wants it, as "field is value", and the value that does without.
+    """
+    from torch._inductor import config  # a second to import, for those who compile
+    from torch.utils._triton import has_triton
+
+    known = config.cpp.cxx if isinstance(config.cpp.cxx, tuple) else (config.cpp.cxx,)
+    if not any(shutil.which(shlex.split(command)[0]) for command in known if command):
+        raise ValueError(f"{asked}, but there is no C++ compiler here; allowed: {instead}, or g++ on the path, or its path in CXX")
+    if device.type != "cpu" and not has_triton():
+        raise ValueError(
+            f"{asked}, but there is no Triton for {device.type} here; allowed: {instead}, or a GPU that Triton knows, and its package"
+        )
+
+
+def forget_graphs() -> None:
+    """Drop what this process has compiled: a worker of many models would run out of graphs, then of memory."""
+    torch.compiler.reset()
+
+
+def compiled(module: nn.Module | Callable[..., Any], *, options: dict[str, Any] | None = None) -> Callable[..., Any]:
+    """Return a way to call a module or function that is compiled at the first call, and again for other sizes of images.
+
+    options: of torch's own compiler, as `sat_ray.evaluation.low_precision.gemm_choice` gives them; other backends have none.
+    """
+    settings: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
+    if options and BACKEND == "inductor":
+        settings["options"] = options
+    newer = {"isolate_recompiles": True, "recompile_limit": MOST_GRAPHS}
+    if newer.keys() <= inspect.signature(torch.compile).parameters.keys():
+        settings |= newer
+    else:  # before torch 2.14 the limit is one for all
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+    call: Callable[..., Any] = torch.compile(module, **settings)
+    return call
+
+
+_FUSING: ContextVar[bool] = ContextVar("fusing", default=False)
+
+
+@contextmanager
+def fusing(asked: bool) -> Iterator[None]:
+    """Let functions that are `fusable` run as compiled kernels in here, if asked."""
+    token = _FUSING.set(asked)
+    try:
+        yield
+    finally:
+        _FUSING.reset(token)
+
+
+def fusable(function: Function) -> Function:
+    """Decorate a function of tensors of fixed sizes that does little work on much memory: compiled, it passes over it once, not ten times.
+
+    The results are the same in every bit, but for sums of rounded numbers (an l2 norm), whose order is the compiler's.
+    """
+    kept: dict[str, Callable[..., Any]] = {}
+
+    @wraps(function)
+    def call(*args: Any, **keywords: Any) -> Any:
+        if not _FUSING.get():
+            return function(*args, **keywords)
+        if BACKEND not in kept:
+            kept[BACKEND] = compiled(function)
+        return kept[BACKEND](*args, **keywords)
+
+    return cast(Function, call)

@@ -1,0 +1,142 @@
+"""The user's own code by name, `module:function`: what such a name looks like and how it is imported.
+
+Importing runs code. A name that a person gave (on a command line, or as an argument in Python) is
+imported; one that a stored file gives is imported only if a person gave it too. So whatever is read
+from storage is turned into objects within `stored_names`.
+"""
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from sat_ray.utils.names import suggest
+
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+_CONFIRMED: set[str] = set()
+_STORED: ContextVar[bool] = ContextVar("stored", default=False)
+
+
+class UnconfirmedCodeError(ValueError):
+    """A stored file names code that no person named."""
+
+
+def confirm(names: Collection[str]) -> None:
+    """Remember names that a person gave: from now on stored files may name them too."""
+    for name in names:
+        if not is_reference(name):
+            raise ValueError(f"allow_code must be names written as module:function, got {name!r}")
+    _CONFIRMED.update(names)
+
+
+def confirmed() -> tuple[str, ...]:
+    """Return the names that a person gave to this process, for a process that it starts."""
+    return tuple(sorted(_CONFIRMED))
+
+
+@contextmanager
+def stored_names() -> Iterator[None]:
+    """Import nothing in this block, in this thread, but names that a person gave."""
+    token = _STORED.set(True)
+    try:
+        yield
+    finally:
+        _STORED.reset(token)
+
+
+def check_confirmed(names: Collection[str], *, source: str) -> None:
+    """Raise UnconfirmedCodeError where some of these names are code that no person named.
+
+    source: the file that gives them, for the message.
+    """
+    missing = sorted({name for name in names if is_reference(name)} - _CONFIRMED)
+    if missing:
+        raise UnconfirmedCodeError(
+            f"{source} names code, and importing it runs it: {', '.join(missing)}; if you trust it, "
+            f"give --allow-code {' '.join(missing)} (in Python: allow_code={missing})"
+        )
+
+
+def is_reference(text: str) -> bool:
+    """Say whether a text is written as `module:function`."""
+    return _REFERENCE.fullmatch(text) is not None
+
+
+def slug(text: str) -> str:
+    """Write a name of either kind for a file: `module:function` becomes `module.function`."""
+    return text.replace(":", ".")
+
+
+def import_module(text: str, *, what: str) -> Any:
+    """Import the module of `module:function`; ValueError in one line.
+
+    It is looked for in the working directory, then on PYTHONPATH and among installed packages.
+
+    what: the kind of thing it names, for messages.
+    """
+    name = text.partition(":")[0]
+    if _STORED.get():
+        check_confirmed([text], source="a stored file")
+    else:
+        _CONFIRMED.add(text)
+    if name == "__main__":
+        raise ValueError(f"{what} {text}: __main__ is another module in every process; allowed: a module that every process can import")
+    _search_here_first()
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        where = f"; looked for in {os.getcwd()}, PYTHONPATH and what is installed" if isinstance(error, ModuleNotFoundError) else ""
+        raise ValueError(f"{what} {text}: module {name} cannot be imported ({type(error).__name__}: {first_line(error)}){where}") from None
+
+
+def _search_here_first() -> None:
+    """Put the working directory first on sys.path, where Python puts the folder of a script."""
+    here = os.getcwd()
+    if not sys.path or sys.path[0] != here:
+        sys.path[:] = [here, *(entry for entry in sys.path if entry != here)]
+        importlib.invalidate_caches()
+
+
+def resolve(text: str, *, what: str) -> Any:
+    """Return what `module:function` names; ValueError in one line suggests the closest public names of the module."""
+    module, name = import_module(text, what=what), text.partition(":")[2]
+    if not hasattr(module, name):
+        known = [one for one in vars(module) if not one.startswith("_")]
+        raise ValueError(f"{what} {text}: module {module.__name__} has no {name}; {suggest(name, known)}")
+    return getattr(module, name)
+
+
+def call(function: Callable[..., Any], *arguments: Any, what: str, **named: Any) -> Any:
+    """Call the user's code; whatever it raises becomes a ValueError in one line. what: the subject of the sentence."""
+    try:
+        return function(*arguments, **named)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{what} raised {type(error).__name__}: {first_line(error)}") from None
+
+
+def parameters(function: Callable[..., Any], *, what: str) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a function, or of what makes a class's instances; ValueError where Python does not know them."""
+    try:
+        return dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{what} is a {type(function).__name__} of unknown parameters; allowed: a Python function, def f(x): ..., or a class"
+        ) from None
+
+
+def required(found: dict[str, inspect.Parameter]) -> list[str]:
+    """Name the parameters that must be given."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [name for name, one in found.items() if one.default is inspect.Parameter.empty and one.kind not in variadic]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its type."""
+    return (str(error) or type(error).__name__).splitlines()[0]
