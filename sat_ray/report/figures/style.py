@@ -25,6 +25,8 @@ MARKS = {
     "celu": ("#999933", "X"),
     "smoothrelu": ("#44AA99", "h"),
     "smoothrelu_learned": ("#AA4499", "*"),
+    "silu_learned": ("#EE99AA", "p"),
+    "gelu_learned": ("#66AA55", "d"),
     "mish": ("#882255", "<"),
     "relu_smooth_backward": ("#888888", ">"),
 }
