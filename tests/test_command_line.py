@@ -166,16 +166,17 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
     models = finalists * seeds
     assert {
         "training.epochs 7",
-        "threat_model.epsilon 64/255",
-        "evaluation.step_size 4/255",
+        "threat_model.epsilon 24/255",
+        "evaluation.step_size 2/255",
         "world size 2 workers",
         "global batch 64 images, 32 per worker",
         "learning rate 0.2 at the peak, linear, 2 epochs of warm-up",
-        "epsilon 64/255 (linf)",
+        "epsilon 24/255 (linf)",
+        "training attack PGD-3, step 12/255",
         f"search trials {len(points)} configurations, {planned_trials(recipe)} trainings (grid, rungs at {rungs} epochs)",
-        "search space, softplus curvature 0.25",
+        "search space, relu curvature infinite",
         f"models for the leaderboard {finalists} configurations x {seeds} seeds = {models}",
-        f"estimated passes, training {models * 7 * 718 * 2 / 1e6:.2f} million images",
+        f"estimated passes, training {models * 7 * 718 * 4 / 1e6:.2f} million images",
         f"tracking sqlite:///{tmp_path}/store/mlflow.db",
     } <= lines
 

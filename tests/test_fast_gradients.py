@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor, nn
 from trainings import small_model
 
-import sat_ray.evaluation.low_precision.surrogate
+import sat_ray.evaluation.low_precision.compiled_surrogate
 import sat_ray.evaluation.low_precision.verification
 from sat_ray.attacks import PGD, AttackSpec, make_attack
 from sat_ray.attacks.base import Model
@@ -475,8 +475,8 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         return compilation.compiled(module, **settings)
 
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
-    monkeypatch.setattr(sat_ray.evaluation.low_precision.surrogate, "compiled", counted)
-    monkeypatch.setattr(sat_ray.evaluation.low_precision.surrogate, "_KEPT", {})
+    monkeypatch.setattr(sat_ray.evaluation.low_precision.compiled_surrogate, "compiled", counted)
+    monkeypatch.setattr(sat_ray.evaluation.low_precision.compiled_surrogate, "_KEPT", {})
     return found
 
 
@@ -540,7 +540,7 @@ def test_kernels_that_do_not_fit_are_made_anew_and_a_compiler_that_errs_is_refus
     def wrong(module: nn.Module, **_: Any) -> Callable[[Tensor], Tensor]:
         return lambda x: 2 * module(x) - module(x).detach()
 
-    monkeypatch.setattr(sat_ray.evaluation.low_precision.surrogate, "compiled", wrong)
+    monkeypatch.setattr(sat_ray.evaluation.low_precision.compiled_surrogate, "compiled", wrong)
     fast = fast_copy(small_model("silu").eval(), gradient="float32-compiled", device=CPU)
     with pytest.raises(ArithmeticError, match=r"gradient of the compiled model that is attacked differs by 100 %"):
         fast(x)

@@ -9,6 +9,7 @@ from torch import Tensor
 from trainings import BALL, SMALL, small_model, train
 
 import sat_ray.training.adversary
+import sat_ray.training.loop
 from sat_ray.attacks import PGD
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
@@ -93,7 +94,7 @@ def test_free_training_updates_once_per_pass_and_moves_the_images_between(
     model, seen = small_model(), []
     model.register_forward_pre_hook(lambda module, x: seen.append(x[0].detach().clone()))
     monkeypatch.setattr(PGD, "step", lambda *_: pytest.fail("an attack step of its own"))
-    monkeypatch.setattr(sat_ray.training._Run, "_validate", lambda run: {})
+    monkeypatch.setattr(sat_ray.training.loop._Run, "_validate", lambda run: {})
     (report,) = train(model, digits, images=64, epochs=1, attack_replays=replays, batchnorm_group_size=32)
     assert len(seen) == 2 * replays
     assert int(report.state.weights["body.bn1.num_batches_tracked"]) == 2 * replays

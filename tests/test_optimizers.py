@@ -110,7 +110,7 @@ def test_what_is_validated_and_kept_as_best_is_the_average(digits: Split, monkey
         validated.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return evaluate(model, *args, **kwargs)
 
-    monkeypatch.setattr(sat_ray.training, "evaluate", watched)
+    monkeypatch.setattr(sat_ray.training.loop, "evaluate", watched)
     (report,) = train(small_model(), digits, epochs=1, ema_decay=0.5)
     state = report.state
     for tensors in (state.best, *validated):

@@ -52,7 +52,6 @@ def _digits_training(*, epochs: int) -> TrainingSettings:
         batchnorm_group_size=32,
         learning_rate=0.2,
         attack_steps=3,
-        attack_step_size=12 / 255,
         validate_every=epochs,
     )
 

@@ -70,7 +70,7 @@ class TrainingSettings:
     attack_steps: Steps = 1
     """Gradient steps of the inner maximization; 1 is the paper's fast training."""
     attack_step_size: StepSize | None = None
-    """Length of one of them, in [0, 1] pixels; None for epsilon."""
+    """Length of one of them, in [0, 1] pixels; None for epsilon, of several for 1.5 epsilon / attack_steps each."""
     attack_random_start: bool = True
     """Start the inner maximization at a random point of the ball."""
     attack_replays: Annotated[int, Bounds(0, 1_000_000)] = 0
@@ -124,7 +124,9 @@ class TrainingSettings:
 
     def attack(self, threat_model: ThreatModel) -> PGD:
         """Build the inner maximization."""
-        step_size = threat_model.epsilon if self.attack_step_size is None else self.attack_step_size
+        step_size = self.attack_step_size
+        if step_size is None:
+            step_size = threat_model.epsilon * min(1.0, 1.5 / self.attack_steps)
         return PGD(threat_model=threat_model, steps=self.attack_steps, step_size=step_size, use_random_start=self.attack_random_start)
 
     def validation_attacks(self, threat_model: ThreatModel, *, num_classes: int) -> list[AttackSpec]:

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import sat_ray
 from sat_ray.attacks import InfeasiblePointError
 from sat_ray.integrations.command_line.stop_signals import KEPT, STATUS, stop_signals
 from sat_ray.training.catastrophic_overfitting import CatastrophicOverfittingError
@@ -21,7 +22,7 @@ def leave_own_folder_off_the_path() -> None:
     Otherwise `train:net` would name the command train.py, not the user's module. Ray's workers look
     for modules where the driver does.
     """
-    own = Path(__file__).resolve().parent
+    own = Path(sat_ray.__file__).resolve().parent.parent / "pipelines"
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != own]
 
 
