@@ -35,8 +35,9 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Return every file below a folder that is not the tracker's or the lock's."""
-    found = (path for path in root.rglob("*") if path.is_file() and "mlflow" not in path.name and "driver" not in path.name)
+    """Return every file below a folder but the tracker's, the lock's, and the name that a sweep gives itself when it starts."""
+    others = ("mlflow", "mlartifacts", "driver", "identity.json")
+    found = (path for path in root.rglob("*") if path.is_file() and not any(word in str(path) for word in others))
     return {str(path.relative_to(root)): path.read_bytes() for path in found}
 
 

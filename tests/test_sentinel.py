@@ -147,7 +147,7 @@ def test_two_workers_roll_back_together_and_recover(tmp_path: Path) -> None:
 def test_going_back_restores_every_weight_statistic_and_momentum(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks after steps 2, 4 and 6, the last of them made to collapse: the state after step 6 is that after step 4."""
     looks = iter([90, 90, 0])
-    monkeypatch.setattr("sat_ray.training._Run._survivors", lambda *_: (96, next(looks, 90), 96))
+    monkeypatch.setattr("sat_ray.training.loop._Run._survivors", lambda *_: (96, next(looks, 90), 96))
     seen: list[TrainingState] = []
     changes = {"sentinel_every": 2, "checkpoint_every": 2, "on_checkpoint": lambda state: seen.append(unpack_state(pack_state(state)))}
     run(digits, until=1, sentinel_limit=1, ema_decay=0.9, **changes)
@@ -162,7 +162,7 @@ def test_going_back_restores_every_weight_statistic_and_momentum(digits: Split, 
 
 def test_after_the_last_remedy_the_run_stops_and_says_what_it_tried(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([90, 0, 0])
-    monkeypatch.setattr("sat_ray.training._Run._survivors", lambda *_: (96, next(looks), 96))
+    monkeypatch.setattr("sat_ray.training.loop._Run._survivors", lambda *_: (96, next(looks), 96))
     expected = (
         r"^training collapsed 2 times, at last in epoch 0, step 6: 0 of 96 held-out images survive PGD-10, 90 did at best; "
         r"allowed: training\.sentinel_limit = 1 times; the training attack was PGD-2 with steps of 32/255, try .*"
