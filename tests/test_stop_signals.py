@@ -45,10 +45,21 @@ SLOW_TO_END = f"""
 """
 
 
+def hear_interrupts() -> None:
+    """Undo what a shell does to jobs in its background, such as half of `make test`: they ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(body: str, *signals: signal.Signals, grace: float) -> tuple[int, str, str, float]:
     """Send signals to a command half a second apart; return its status, both outputs and the seconds."""
     command = [sys.executable, "-c", START + body, str(grace)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     began = time.monotonic()
     for number in signals:

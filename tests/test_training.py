@@ -206,7 +206,7 @@ def test_the_best_weights_are_chosen_by_robust_then_clean_accuracy(digits: Split
         robust, clean = next(scores)
         return {"val/robust_accuracy": robust, "val/clean_accuracy": clean}
 
-    monkeypatch.setattr(sat_ray.training._Run, "_validate", scripted)
+    monkeypatch.setattr(sat_ray.training.loop._Run, "_validate", scripted)
     after, model = [], small_model()
     for report in fit(
         model,
