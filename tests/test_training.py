@@ -287,9 +287,9 @@ def test_a_beginners_mistakes_end_in_one_line(changes: dict[str, Any], words: st
 def test_rows_of_table_1_train_and_are_validated_through_both_backward_passes(
     digits: Split, monkeypatch: pytest.MonkeyPatch, activation: str, attacker: str | None, views: list[str | None]
 ) -> None:
-    used, evaluate = [], sat_ray.training.evaluate
+    used, evaluate = [], sat_ray.training.loop.evaluate
     monkeypatch.setattr(
-        sat_ray.training, "evaluate", lambda *args, **kwargs: (used.append(kwargs["attacks"]), evaluate(*args, **kwargs))[1]
+        sat_ray.training.loop, "evaluate", lambda *args, **kwargs: (used.append(kwargs["attacks"]), evaluate(*args, **kwargs))[1]
     )
     (report,) = train(small_model(activation), digits, epochs=1, attacker_activation=attacker)
     assert [[spec.attacker_activation for spec in attacks] for attacks in used] == [[*views, *views]]  # PGD and targeted APGD
