@@ -29,7 +29,7 @@ def digits() -> SweepConfig:
     """Search four smooth families and relu on scikit-learn's 1,797 handwritten digits: minutes on a laptop, the whole pipeline for real.
 
     Epsilon 24/255 and PGD-3 in training, because PGD-200 is then within 2 points of the strong number for every network that was tried on
-    validation images, from relu to x sigmoid(32 x); with PGD-1 or at 32/255 it is not, at 64/255 it is 14 to 27 points too high
+    validation images, from relu to x sigmoid(32 x); with PGD-1 or at 32/255 it is not, at 64/255 it was 12 to 18 points too high
     (docs/studies.md). Strong attacks of 20 steps towards 4 classes break there what AutoAttack's budget breaks. Seven seeds and four
     comparisons; the leaderboard says which difference that lets it see.
     """
