@@ -9,6 +9,8 @@ from sat_ray.integrations.mlflow.tracker import Point
 from sat_ray.sweep.records.store import Record
 from sat_ray.sweep.search.search_space import Configuration
 
+LEARNED = "learned"  # what stands in the place of an alpha that training learns
+
 
 def compared_params(configuration: Configuration) -> dict[str, str | None]:
     """Return what varies between runs, so that a page which shows ten letters of a value still tells two apart.
@@ -47,16 +49,16 @@ def compared_name(configuration: Configuration) -> str:
 
 
 def _alpha_first(name: str, alpha: float | None) -> str:
-    if activation_info(name).learned:
-        return f"{name.removesuffix('_learned')} learned"
     shown, alpha_shown = _shown(name, alpha)
+    if alpha_shown == LEARNED:
+        return f"{shown} {LEARNED}"
     hidden = alpha_shown is None or display_name(name, alpha) == name  # as in silu, torch's own
     return shown if hidden else f"α={alpha_shown} {shown}"
 
 
 def _shown(name: str, alpha: float | None) -> tuple[str, str | None]:
     if activation_info(name).learned:
-        return name.removesuffix("_learned"), "learned"
+        return name.removesuffix(f"_{LEARNED}"), LEARNED
     module, colon, function = name.partition(":")
     return f"{function} ({module})" if colon else name, None if alpha is None else alpha_text(alpha)
 
