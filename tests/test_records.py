@@ -338,11 +338,12 @@ def test_promotion_keeps_one_in_reduction_rounded_up_and_never_none(count: int, 
 
 @pytest.mark.parametrize("rungs", [(1,), (1, 2), (1, 2, 3)])
 @pytest.mark.parametrize("reduction", [2, 3])
+@pytest.mark.parametrize("seeds", [(0,), (3, 4)])
 def test_planned_trials_are_what_the_grid_really_commits(
-    dataset: Dataset, records: Records, monkeypatch: pytest.MonkeyPatch, rungs: tuple[int, ...], reduction: int
+    dataset: Dataset, records: Records, monkeypatch: pytest.MonkeyPatch, rungs: tuple[int, ...], reduction: int, seeds: tuple[int, ...]
 ) -> None:
     search = importlib.import_module("sat_ray.integrations.ray.search.grid_search")
-    space = SearchSettings(activations=("silu:1", "elu:0.5,1,2,3,4,5,6", "celu:1.5,2"), rungs=rungs, reduction=reduction)
+    space = SearchSettings(activations=("silu:1", "elu:0.5,1,2,3,4,5,6", "celu:1.5,2"), rungs=rungs, reduction=reduction, seeds=seeds)
     config = dataclasses.replace(CONFIG, search=space)
 
     def run_rung(
@@ -351,7 +352,9 @@ def test_planned_trials_are_what_the_grid_really_commits(
         for job, before in zip(jobs, previous, strict=True):
             assert (before is None) == (job.until == rungs[0]) and (before is None or before.payload["until"] < job.until)
             alpha = job.configuration.alpha or 0.0
-            payload = {"until": job.until, "last_val": [alpha / 10, 0.5]}
+            noise = 0.5 if job.seed == 3 else -0.5  # larger than what the alphas differ by; the mean over seeds has none
+            last_val = [alpha / 10 + noise * (len(seeds) > 1) * (1 if alpha < 3 else -1), 0.5]
+            payload = {"until": job.until, "last_val": last_val}
             records.commit(job.stage, job.key, inputs=job.inputs, payload=payload, seconds=0.0)
 
     monkeypatch.setattr(search, "run_rung", run_rung)
@@ -403,7 +406,7 @@ def test_a_finished_search_keeps_no_states_to_go_on_from_and_one_cut_by_its_budg
 
     def run_rung(jobs: list[TrainingJob], previous: list[Record | None], records: Records, *_: Any, **limits: Any) -> None:
         for job, before in zip(jobs, previous, strict=True):
-            if limits["budget"].accelerator_seconds is None or limits["exempt"] is job:
+            if limits["budget"].accelerator_seconds is None or job in limits["exempt"]:
                 train_and_commit(job, records, previous=before)
 
     monkeypatch.setattr(search, "run_rung", run_rung)

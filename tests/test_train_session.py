@@ -85,7 +85,7 @@ def test_a_full_disk_ends_a_session_and_a_search_with_one_line_and_room_lets_bot
         train_all([job], records, resources)
     assert "\n" not in str(caught.value)
     with pytest.raises(OSError, match="No space left on device") as lost:
-        run_rung([trial, trial], [None, None], records, resources, budget=Budget(accelerator_seconds=None, gpus=0), exempt=None)
+        run_rung([trial, trial], [None, None], records, resources, budget=Budget(accelerator_seconds=None, gpus=0), exempt=[])
     assert "\n" not in str(lost.value)
     assert time.monotonic() - began < 120
     (small_disk / "ballast").unlink()

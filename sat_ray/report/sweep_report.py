@@ -3,6 +3,7 @@
 import importlib.metadata
 import io
 import itertools
+import math
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -248,7 +249,7 @@ def _figures(
         "accuracy_against_steps": accuracy_against_steps(evaluated, steps=steps, subtitle=setting_text(board, with_strong=False)),
         "robustness_card": card_figure(card, name=board["champion"]["configuration"]),
     }
-    trials = [trial_of(record) for record in records.all(SEARCH)]
+    trials = trials_of(records.all(SEARCH))
     drawn |= curvature_figures(board, trials)
     if curves.several_alphas(trials):
         drawn["alpha_response"] = curves.alpha_response(trials)
@@ -259,13 +260,15 @@ def _figures(
     return pngs
 
 
-def trial_of(record: Record) -> dict[str, Any]:
-    """Return a search record as one point of the alpha response."""
-    point: dict[str, Any] = record.payload["configuration"] | {
-        "val_robust_accuracy": record.payload["last_val"][0],
-        "epochs": record.payload["until"],
-    }
-    return point
+def trials_of(found: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return search records as points of the alpha response, the mean over seeds where there are several."""
+    same: dict[tuple[Configuration, int], list[float]] = {}
+    for record in found:
+        place = (Configuration.of(record.payload), record.payload["until"])
+        same.setdefault(place, []).append(record.payload["last_val"][0])
+    return [
+        one.to_json() | {"val_robust_accuracy": math.fsum(values) / len(values), "epochs": until} for (one, until), values in same.items()
+    ]
 
 
 def _examples(config: SweepConfig, data: Dataset, board: dict[str, Any]) -> Any:

@@ -153,8 +153,9 @@ class SearchSettings:
     """One in `reduction` alphas of an activation goes on after a rung."""
     samples: Annotated[int, Bounds(1, 1_000_000)] = 24
     """Trials drawn by asha and optuna."""
-    seed: Seed = 0
-    """Seed of the trials' training and of the sampler."""
+    seeds: tuple[Seed, ...] = (0,)
+    """Seeds that each point of the grid is trained with; alphas are compared by the mean over them. asha and optuna take one, which is
+    the sampler's, too."""
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="search.")
@@ -162,6 +163,10 @@ class SearchSettings:
             raise ValueError("search.activations and search.pairs are both empty; allowed: at least one activation")
         if not self.rungs or list(self.rungs) != sorted(set(self.rungs)):
             raise ValueError(f"search.rungs is {self.rungs}; allowed: growing whole numbers of epochs, for example 3 6")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"search.seeds must be at least one seed, each once, got {self.seeds}")
+        if self.method != "grid" and len(self.seeds) > 1:
+            raise ValueError(f"search.seeds must be one seed with --search.method {self.method}, got {self.seeds}; the grid takes several")
 
     def configurations(self) -> tuple[Configuration, ...]:
         """Return every point of the grid, each function once, in the order given."""

@@ -83,9 +83,22 @@ def training_job(
     )
 
 
-def trial_job(config: SweepConfig, dataset: Dataset, configuration: Configuration) -> TrainingJob:
-    """Describe one search trial, up to the longest rung."""
-    return training_job(config, dataset, configuration, stage=SEARCH, seed=config.search.seed, training=config.trial_training())
+def trial_job(
+    config: SweepConfig,
+    dataset: Dataset,
+    configuration: Configuration,
+    *,
+    seed: int | None = None,
+) -> TrainingJob:
+    """Describe one search trial, up to the longest rung. seed: None for the search's first."""
+    return training_job(
+        config,
+        dataset,
+        configuration,
+        stage=SEARCH,
+        seed=config.search.seeds[0] if seed is None else seed,
+        training=config.trial_training(),
+    )
 
 
 def final_jobs(config: SweepConfig, dataset: Dataset, finalists: Sequence[Configuration]) -> list[TrainingJob]:
@@ -256,7 +269,7 @@ def planned_trials(config: SweepConfig) -> int:
     for number in range(len(config.search.rungs)):
         total += sum(size for size in sizes if number == 0 or size > 1)
         sizes = [max(1, -(-size // config.search.reduction)) for size in sizes]
-    return total
+    return total * len(config.search.seeds)
 
 
 def longest_trials(records: Records) -> list[Record]:

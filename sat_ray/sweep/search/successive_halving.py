@@ -18,31 +18,29 @@ Scores = Mapping[tuple[Configuration, int], tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Climb:
-    """How far a group has come. rung: epochs its `waiting` members are to reach, 0 where it is through; done: trainings up to rungs.
+    """How far a group has come. rung: epochs its `waiting` members are to reach, 0 where it is through.
 
     best: the leader of the last rung that all its members have reached, of the first rung among those that have; None before any has.
     """
 
     best: Configuration | None
-    done: int
     rung: int = 0
     waiting: tuple[Configuration, ...] = ()
 
 
 def climb(group: Group, scores: Scores, *, rungs: Sequence[int], reduction: int) -> Climb:
     """Follow a group from rung to rung as far as its members have scores; ties go to the earlier member."""
-    best, done = None, 0
+    best = None
     for number, rung in enumerate(rungs):
         if number and len(group.members) == 1:
             break
         found = {one: scores[one, rung] for one in group.members if (one, rung) in scores}
-        done += len(found)
         if found and (number == 0 or len(found) == len(group.members)):  # a later rung that some have not reached compares nothing
             best = promote(Group(tuple(one for one in group.members if one in found)), found, reduction=len(found)).members[0]
         if waiting := tuple(one for one in group.members if one not in found):
-            return Climb(best=best, done=done, rung=rung, waiting=waiting)
+            return Climb(best=best, rung=rung, waiting=waiting)
         group = promote(group, found, reduction=reduction)
-    return Climb(best=best, done=done)
+    return Climb(best=best)
 
 
 def climbs(competing: Sequence[Group], scores: Scores, search: SearchSettings) -> list[Climb]:

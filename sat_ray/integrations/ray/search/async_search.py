@@ -60,7 +60,7 @@ def _alpha_bounds(group: Group) -> tuple[float, float] | None:
 def _random(config: SweepConfig, competing: list[Group], ranges: dict[int, tuple[float, float]], *, count: int) -> list[Configuration]:
     if not ranges:
         return []
-    draws = Randomness.of(config.search.seed, torch.arange(count)).uniform("search", (2,))
+    draws = Randomness.of(config.search.seeds[0], torch.arange(count)).uniform("search", (2,))
     found = []
     for choice, position in draws.tolist():
         index = list(ranges)[int(choice * len(ranges))]
@@ -192,7 +192,7 @@ def _run_optuna(
         _Space(len(competing), ranges),
         metric=METRIC,
         mode="max",
-        seed=config.search.seed,
+        seed=config.search.seeds[0],
         points_to_evaluate=[dict(point) for point in points],
         budget=Budget.of(config),
         records=Records(records.storage),

@@ -4,6 +4,7 @@ The grid is deterministic: every rung waits for all its trials, and ties go to t
 started again promotes what an undisturbed one promotes. A search that its budget cut is over until the budget grows.
 """
 
+import math
 from collections.abc import Sequence
 
 from sat_ray.integrations.ray.search.trials import run_rung
@@ -58,31 +59,63 @@ def _grid(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResu
             waiting = [one for one in waiting if one == exempt and rung == rungs[0]]
         if not waiting:
             break
-        before = [committed.get((one, rungs[rungs.index(rung) - 1])) if rung != rungs[0] else None for one in waiting]
-        jobs = [trial_job(config, dataset, one).at(rung) for one in waiting]
-        run_rung(jobs, before, records, config.resources, budget=budget, exempt=jobs[0] if waiting[0] == exempt else None)
+        trials = [(one, seed) for one in waiting for seed in config.search.seeds if (one, rung, seed) not in committed]
+        shorter = None if rung == rungs[0] else rungs[rungs.index(rung) - 1]
+        before = [committed.get((one, shorter, seed)) for one, seed in trials]
+        jobs = [trial_job(config, dataset, one, seed=seed).at(rung) for one, seed in trials]
+        run_rung(
+            jobs,
+            before,
+            records,
+            config.resources,
+            budget=budget,
+            exempt=[job for job in jobs if job.configuration == exempt and rung == rungs[0]],
+        )
     return result_of(
         config,
         [one.best for one in found],
-        done=sum(one.done for one in found),
+        done=len(committed),
         planned=planned_trials(config),
         unit="trainings",
         cut=any(one.waiting for one in found),
     )
 
 
-def _climbs(config: SweepConfig, dataset: Dataset, records: Records) -> tuple[list[Climb], dict[tuple[Configuration, int], Record]]:
-    """Return how far every group has come, and the record of every configuration and rung that is committed."""
+_Committed = dict[tuple[Configuration, int | None, int], Record]
+"""The records of a search by configuration, rung in epochs and seed."""
+
+
+def _climbs(
+    config: SweepConfig,
+    dataset: Dataset,
+    records: Records,
+) -> tuple[list[Climb], _Committed]:
+    """Return how far every group has come, and what is committed of the search."""
     by_key = {record.key: record for record in records.all(SEARCH)}
-    committed: dict[tuple[Configuration, int], Record] = {}
+    committed: _Committed = {}
     for one in config.search.configurations():
-        job = trial_job(config, dataset, one)
-        committed |= {(one, rung): by_key[key] for rung in config.search.rungs if (key := job.at(rung).key) in by_key}
-    return climbs(groups(config.search.configurations()), _scores(committed), config.search), committed
+        for seed in config.search.seeds:
+            job = trial_job(config, dataset, one, seed=seed)
+            for rung in config.search.rungs:
+                if (record := by_key.get(job.at(rung).key)) is not None:
+                    committed[one, rung, seed] = record
+    competing = groups(config.search.configurations())
+    return climbs(competing, _scores(committed, seeds=len(config.search.seeds)), config.search), committed
 
 
-def _scores(committed: dict[tuple[Configuration, int], Record]) -> Scores:
-    def score(last_val: Sequence[float]) -> tuple[float, float]:
-        return last_val[0], last_val[1]
+def _scores(committed: _Committed, *, seeds: int) -> Scores:
+    """Return the mean (robust, clean) validation accuracy where all seeds of a rung are committed."""
+    found: dict[tuple[Configuration, int], list[Sequence[float]]] = {}
+    for (one, rung, _), record in committed.items():
+        assert rung is not None
+        found.setdefault((one, rung), []).append(record.payload["last_val"])
+    return {
+        place: (_mean([one[0] for one in values]), _mean([one[1] for one in values]))
+        for place, values in found.items()
+        if len(values) == seeds
+    }
 
-    return {place: score(record.payload["last_val"]) for place, record in committed.items()}
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean, rounded so that equal accuracies summed in another order stay a tie."""
+    return round(math.fsum(values) / len(values), 12)

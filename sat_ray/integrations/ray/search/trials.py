@@ -112,21 +112,21 @@ def run_rung(
     resources: ResourceSettings,
     *,
     budget: Budget,
-    exempt: TrainingJob | None,
+    exempt: Sequence[TrainingJob],
 ) -> None:
     """Train jobs to their epoch, in this order, each going on from its record of the rung before, until the budget is spent.
 
-    Returns when all that were started are committed. exempt: the job that is trained whatever the budget.
+    Returns when all that were started are committed. exempt: the jobs that are trained whatever the budget.
     """
     queue = [ray.put(both) for both in zip(jobs, previous, strict=True)]  # one by one: a trial reads its own job alone
     storage, threads = records.storage.uri, resources.cpus_per_trial
-    spared = None if exempt is None else exempt.key
+    spared = {job.key for job in exempt}
 
     def trial(config: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
         job, before = ray.get(queue[config["trial"]])
         own = kept_records(storage)
-        if job.key != spared and budget.is_spent(own):
+        if job.key not in spared and budget.is_spent(own):
             report_cut(None)
             return
         with training_shown(own, trial=True) as after_epoch:
