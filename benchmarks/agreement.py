@@ -55,12 +55,30 @@ SMOKE = Size(images=16, epochs=2, steps=5, queries=20, balls=(LINF,))
 def trained_model(splits: dict[str, Split], *, epochs: int) -> Normalized:
     """Train a small network with PGD-1 at the L-infinity ball."""
     model = build_model(
-        "small_resnet", activation="silu", num_classes=CLASSES, in_channels=3, width=12, mean=(0.3,) * 3, std=(0.35,) * 3, seed=0
+        "small_resnet",
+        activation="silu",
+        num_classes=CLASSES,
+        in_channels=3,
+        width=12,
+        mean=(0.3,) * 3,
+        std=(0.35,) * 3,
+        seed=0,
     )
     settings = TrainingSettings(
-        epochs=epochs, global_batch_size=32, batchnorm_group_size=32, learning_rate=0.1, warmup_epochs=1, validate_every=epochs
+        epochs=epochs,
+        global_batch_size=32,
+        batchnorm_group_size=32,
+        learning_rate=0.1,
+        warmup_epochs=1,
+        validate_every=epochs,
     )
-    for report in fit(model, splits["train"], splits["val"].take(slice(0, 32)), settings=settings, threat_model=LINF):
+    for report in fit(
+        model,
+        splits["train"],
+        splits["val"].take(slice(0, 32)),
+        settings=settings,
+        threat_model=LINF,
+    ):
         print(f"training epoch {report.epoch + 1}/{epochs}", flush=True)
     return model.to(memory_format=torch.contiguous_format).eval()
 
@@ -68,18 +86,37 @@ def trained_model(splits: dict[str, Split], *, epochs: int) -> Normalized:
 def ours(model: Normalized, images: Split, ball: ThreatModel, size: Size) -> set[int]:
     """Return the ids of the images that survive our cascade."""
     attacks = cascade(ball, num_classes=CLASSES, steps=size.steps, queries=size.queries)
-    return robust_image_ids(evaluate(model, images.images, images.labels, images.image_ids, attacks=attacks, lanes=32, cascade=True))
+    return robust_image_ids(
+        evaluate(
+            model,
+            images.images,
+            images.labels,
+            images.image_ids,
+            attacks=attacks,
+            slots=32,
+            cascade=True,
+        )
+    )
 
 
 def autoattack(model: Normalized, images: Split, ball: ThreatModel, size: Size) -> set[int]:
     """Return the ids of the images that survive AutoAttack; each attack takes the survivors of those before it."""
-    shared: dict[str, Any] = {"eps": ball.epsilon, "norm": {"linf": "Linf", "l2": "L2"}[ball.norm], "seed": 0, "n_restarts": 1}
+    shared: dict[str, Any] = {
+        "eps": ball.epsilon,
+        "norm": {"linf": "Linf", "l2": "L2"}[ball.norm],
+        "seed": 0,
+        "n_restarts": 1,
+    }
     attacks = [
         torchattacks.APGD(model, steps=size.steps, loss="ce", **shared),
         torchattacks.APGDT(model, steps=size.steps, n_classes=CLASSES, **shared),
     ]
     if size.fab:
-        attacks.append(torchattacks.FAB(model, steps=size.steps, n_classes=CLASSES, multi_targeted=True, **shared))
+        attacks.append(
+            torchattacks.FAB(
+                model, steps=size.steps, n_classes=CLASSES, multi_targeted=True, **shared
+            )
+        )
     if size.queries:
         attacks.append(torchattacks.Square(model, n_queries=size.queries, **shared))
     alive = images.take(_right(model, to_pixels(images.images), images.labels).nonzero().flatten())
@@ -89,7 +126,9 @@ def autoattack(model: Normalized, images: Split, ball: ThreatModel, size: Size) 
             part = alive.take(slice(first, first + BATCH))
             x = to_pixels(part.images)
             x_adv = attack(x, part.labels)
-            assert bool(ball.contains(x_adv, x).all()), f"{type(attack).__name__} returned an infeasible point"
+            assert bool(ball.contains(x_adv, x).all()), (
+                f"{type(attack).__name__} returned an infeasible point"
+            )
             kept.append(_right(model, x_adv, part.labels))
         alive = alive.take(torch.cat(kept).nonzero().flatten()) if kept else alive
     return set(alive.image_ids.tolist())
@@ -125,9 +164,13 @@ def main() -> None:
         }
     figures = {
         "robust_accuracy": accuracy,
-        "difference_in_points": {name: 100 * (both["ours"] - both["autoattack"]) for name, both in accuracy.items()},
+        "difference_in_points": {
+            name: 100 * (both["ours"] - both["autoattack"]) for name, both in accuracy.items()
+        },
     }
-    common.finish("agreement: the cascade and AutoAttack", figures, details, about, path=options.json)
+    common.finish(
+        "agreement: the cascade and AutoAttack", figures, details, about, path=options.json
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Size:
 
     width: int
     images: int
-    lanes: int
+    slots: int
     steps: int = 200
     rounds: int = 1
     epsilon: int = 32
@@ -67,16 +67,21 @@ class Size:
     def spec(self) -> AttackSpec:
         """Describe the attack that everybody runs."""
         step_size = max(self.epsilon / 255 / 10, self.epsilon / 255 / self.steps)
-        return AttackSpec(threat_model=self.threat_model, steps=self.steps, step_size=step_size, random_start=False)
+        return AttackSpec(
+            threat_model=self.threat_model,
+            steps=self.steps,
+            step_size=step_size,
+            random_start=False,
+        )
 
 
-FULL = Size(width=64, images=64, lanes=16, rounds=3, epsilon=40)
-QUICK = Size(width=32, images=64, lanes=16)
-SMOKE = Size(width=8, images=16, lanes=4, steps=5, epsilon=2, epochs=3, train_images=320)
+FULL = Size(width=64, images=64, slots=16, rounds=3, epsilon=40)
+QUICK = Size(width=32, images=64, slots=16)
+SMOKE = Size(width=8, images=16, slots=4, steps=5, epsilon=2, epochs=3, train_images=320)
 GPU = Size(
     width=64,
     images=4096,
-    lanes=512,
+    slots=512,
     batch=256,
     library_images=768,
     trained_epsilon=16,
@@ -88,11 +93,18 @@ GPU = Size(
 
 def trained_model(size: Size, splits: dict[str, Split], *, cache: bool) -> Normalized:
     """Train the model with sat_ray's own `fit`, or read the weights that an earlier run cached."""
-    about = {name: value for name, value in asdict(size).items() if name in ("width", "epochs", "learning_rate", "train_images")}
+    about = {
+        name: value
+        for name, value in asdict(size).items()
+        if name in ("width", "epochs", "learning_rate", "train_images")
+    }
     about["epsilon"] = size.trained_in.epsilon
     if (on := size.hardware) != Hardware():
         about |= {"model": on.model, "pixels": on.pixels, "precision": on.precision}
-    path = common.CACHE / f"evaluation-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}.safetensors"
+    path = (
+        common.CACHE
+        / f"evaluation-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}.safetensors"
+    )
     model = on.build(width=size.width)
     if cache and path.exists():
         model.load_state_dict(safetensors.torch.load_file(path))
@@ -111,23 +123,31 @@ def trained_model(size: Size, splits: dict[str, Split], *, cache: bool) -> Norma
         print(f"training epoch {report.epoch + 1}/{size.epochs}: {report.metrics}", flush=True)
     if cache:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+        safetensors.torch.save_file(
+            {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path
+        )
     return model.to(memory_format=torch.contiguous_format).eval()
 
 
 def affordable(size: Size, seconds_per_image: float, *, seconds_left: float) -> Size:
     """Take as many of the images as fit into the time."""
-    passes = 6 * size.steps * seconds_per_image  # three libraries with weight gradients or more; ours thrice at a third, and calibrated
-    count = next((n for n in (64, 48, 40, 32, 24, 16) if n <= size.images and n * passes < seconds_left), 16)
+    passes = (
+        6 * size.steps * seconds_per_image
+    )  # three libraries with weight gradients or more; ours thrice at a third, and calibrated
+    count = next(
+        (n for n in (64, 48, 40, 32, 24, 16) if n <= size.images and n * passes < seconds_left), 16
+    )
     return with_images(size, count)
 
 
 def with_images(size: Size, count: int) -> Size:
-    """Change the number of images; with few of them, few lanes waste less at the end, when there is nothing left to fill them."""
-    return replace(size, images=count, lanes=size.lanes if count >= 32 else 8)
+    """Change the number of images; with few of them, few slots waste less at the end, when there is nothing left to fill them."""
+    return replace(size, images=count, slots=size.slots if count >= 32 else 8)
 
 
-def fitting_epsilon(model: Normalized, images: Split, size: Size, *, images_asked: int = 256) -> int:
+def fitting_epsilon(
+    model: Normalized, images: Split, size: Size, *, images_asked: int = 256
+) -> int:
     """Return the epsilon, in 255ths, at which PGD-20 on a copy in bf16 leaves about `size.robust` of some images right."""
     sample, on = images.take(slice(0, images_asked)), size.hardware
     x, y = to_pixels(sample.images.to(on.place)), sample.labels.to(on.place)
@@ -135,15 +155,30 @@ def fitting_epsilon(model: Normalized, images: Split, size: Size, *, images_aske
     while high - low > 1:
         epsilon = (low + high) // 2
         ball = ThreatModel("linf", epsilon / 255)
-        x_adv = pgd(copied, x, y, threat_model=ball, step_size=ball.epsilon / 8, steps=20, random_start=False)
-        enough = robust_share(model, x_adv, x, y, threat_model=ball, batch=size.batch) >= size.robust
+        x_adv = pgd(
+            copied,
+            x,
+            y,
+            threat_model=ball,
+            step_size=ball.epsilon / 8,
+            steps=20,
+            random_start=False,
+        )
+        enough = (
+            robust_share(model, x_adv, x, y, threat_model=ball, batch=size.batch) >= size.robust
+        )
         low, high = (epsilon, high) if enough else (low, epsilon)
     return max(low, 1)
 
 
 @torch.no_grad()
-def robust_share(model: Normalized, x_adv: Tensor, x: Tensor, y: Tensor, *, threat_model: ThreatModel, batch: int) -> float:
+def robust_share(
+    model: Normalized, x_adv: Tensor, x: Tensor, y: Tensor, *, threat_model: ThreatModel, batch: int
+) -> float:
     """Score returned points in float32; a point outside the threat model is an error of the library, and raises."""
     assert bool(threat_model.contains(x_adv, x).all()), "a library returned an infeasible point"
-    correct = [model(part).argmax(dim=1) == labels for part, labels in zip(x_adv.split(batch), y.split(batch), strict=True)]
+    correct = [
+        model(part).argmax(dim=1) == labels
+        for part, labels in zip(x_adv.split(batch), y.split(batch), strict=True)
+    ]
     return float(torch.cat(correct).float().mean())

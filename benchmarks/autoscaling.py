@@ -37,11 +37,37 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 GROUP = "cpu"
 JOINED = "] Ray: "  # what the driver prints once it has joined
 SMALLER = (
-    *("--name", "smaller", "--search.activations", "relu", "parametric_softplus:5,10", "--search.pairs", "--search.rungs", "1", "2"),
-    *("--final.seeds", "0", "--training.epochs", "2", "--evaluation.steps", "10", "--evaluation.step-size", "16/255"),
+    *(
+        "--name",
+        "smaller",
+        "--search.activations",
+        "relu",
+        "parametric_softplus:5,10",
+        "--search.pairs",
+        "--search.rungs",
+        "1",
+        "2",
+    ),
+    *(
+        "--final.seeds",
+        "0",
+        "--training.epochs",
+        "2",
+        "--evaluation.steps",
+        "10",
+        "--evaluation.step-size",
+        "16/255",
+    ),
 )
 HEAD_ID = "f" * 51 + "00000"  # what Ray's provider of local nodes calls the head
-COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+COMMANDS = (
+    "initialization",
+    "setup",
+    "head_setup",
+    "worker_setup",
+    "head_start_ray",
+    "worker_start_ray",
+)
 
 
 @dataclass(frozen=True)
@@ -66,15 +92,39 @@ class AutoscalingRay:
         """Start the head and wait until its autoscaler answers."""
         config = self.folder / "autoscaler.json"
         config.write_text(json.dumps(_autoscaler_config(self.address)))
-        words = ["start", "--head", "--block", "--disable-usage-stats", "--num-cpus=0", "--num-gpus=0", f"--object-store-memory={MEMORY}"]
-        words += [f"--port={self.port}", "--node-ip-address=127.0.0.1", f"--temp-dir={self.folder}", f"--autoscaling-config={config}"]
+        words = [
+            "start",
+            "--head",
+            "--block",
+            "--disable-usage-stats",
+            "--num-cpus=0",
+            "--num-gpus=0",
+            f"--object-store-memory={MEMORY}",
+        ]
+        words += [
+            f"--port={self.port}",
+            "--node-ip-address=127.0.0.1",
+            f"--temp-dir={self.folder}",
+            f"--autoscaling-config={config}",
+        ]
         words += ["--include-dashboard=false", f"--ray-client-server-port={common.free_port()}"]
-        local = {"RAY_FAKE_CLUSTER": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
-        local |= {"RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_raylet_start_wait_time_s": "120"}
+        local = {
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+        }
+        local |= {
+            "RAY_enable_autoscaler_v2": "1",
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_raylet_start_wait_time_s": "120",
+        }
         with (self.folder / "head.log").open("wb") as log:
             command = [sys.executable, "-m", "ray.scripts.scripts", *words]
             started = subprocess.Popen(
-                command, env=common.environment(**ONE_THREAD, **self.environment, **local), stdout=log, stderr=subprocess.STDOUT
+                command,
+                env=common.environment(**ONE_THREAD, **self.environment, **local),
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         self.head = psutil.Process(started.pid)
         os.environ |= self.environment  # before the first import of ray, which settles its mode
@@ -86,14 +136,26 @@ class AutoscalingRay:
 
         self._remember()
         status = get_cluster_status(self.address)
-        up = [node for node in (*status.active_nodes, *status.idle_nodes) if node.ray_node_type_name == GROUP]
-        launching = sum(launch.count for launch in status.pending_launches if launch.ray_node_type_name == GROUP)
-        return launching + sum(node.ray_node_type_name == GROUP for node in status.pending_nodes), len(up)
+        up = [
+            node
+            for node in (*status.active_nodes, *status.idle_nodes)
+            if node.ray_node_type_name == GROUP
+        ]
+        launching = sum(
+            launch.count for launch in status.pending_launches if launch.ray_node_type_name == GROUP
+        )
+        return launching + sum(
+            node.ray_node_type_name == GROUP for node in status.pending_nodes
+        ), len(up)
 
     def raylets(self) -> int:
         """Count the node processes that really run, the head's among them."""
         self._remember()
-        return sum(process.name() == "raylet" for process in self.processes.values() if process.is_running())
+        return sum(
+            process.name() == "raylet"
+            for process in self.processes.values()
+            if process.is_running()
+        )
 
     def stop(self) -> None:
         """End every process of the cluster."""
@@ -110,10 +172,14 @@ class AutoscalingRay:
 
     def _answers(self) -> bool:
         if not self.head.is_running() or self.head.status() == psutil.STATUS_ZOMBIE:
-            raise RuntimeError(f"the head did not start: {(self.folder / 'head.log').read_text()[-2000:]}")
+            raise RuntimeError(
+                f"the head did not start: {(self.folder / 'head.log').read_text()[-2000:]}"
+            )
         if "Ray runtime started" not in (self.folder / "head.log").read_text():
             return False
-        with contextlib.suppress(Exception):  # Ray has many ways to say that the autoscaler is not there yet
+        with contextlib.suppress(
+            Exception
+        ):  # Ray has many ways to say that the autoscaler is not there yet
             return self.look() == (0, 0)
         return False
 
@@ -130,13 +196,23 @@ def _autoscaler_config(address: str) -> dict[str, Any]:
         "disable_launch_config_check": True,
         "launch_multiple": True,
     }
-    group = {"resources": {"CPU": 1, "object_store_memory": MEMORY}, "labels": {"sat-ray/pool": "cpu"}}
+    group = {
+        "resources": {"CPU": 1, "object_store_memory": MEMORY},
+        "labels": {"sat-ray/pool": "cpu"},
+    }
     types = {
         GROUP: group | {"node_config": {}, "min_workers": 0, "max_workers": NODES},
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
     }
     empty: dict[str, Any] = {f"{name}_commands": [] for name in COMMANDS}
-    empty |= {"auth": {}, "docker": {}, "file_mounts": {}, "cluster_synced_files": [], "rsync_exclude": [], "rsync_filter": []}
+    empty |= {
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "rsync_exclude": [],
+        "rsync_filter": [],
+    }
     return empty | {
         "cluster_name": "local",
         "provider": provider,
@@ -160,7 +236,9 @@ def _until(true: Callable[[], bool], *, what: str) -> None:
 @contextmanager
 def autoscaling_ray() -> Iterator[AutoscalingRay]:
     """Start the cluster, and end it with the block."""
-    with tempfile.TemporaryDirectory(prefix="sat_ray-", ignore_cleanup_errors=True) as folder:  # short, for the sockets below it
+    with tempfile.TemporaryDirectory(
+        prefix="sat_ray-", ignore_cleanup_errors=True
+    ) as folder:  # short, for the sockets below it
         cluster = AutoscalingRay(Path(folder))
         try:
             cluster.start()
@@ -183,14 +261,26 @@ def run_sweep(cluster: AutoscalingRay, storage: Path, options: tuple[str, ...]) 
     groups = json.dumps([{"pool": "cpu", "nodes": NODES, "CPU": 1}])
     to_it = {"RAY_ADDRESS": cluster.address, "SAT_RAY_NODE_GROUPS": groups}
     environment = common.environment(**ONE_THREAD, **cluster.environment, **to_it)
-    command = [sys.executable, str(common.ROOT / "pipelines" / "sweep.py"), "digits_smoke", "--storage", str(storage), *options]
+    command = [
+        sys.executable,
+        str(common.ROOT / "pipelines" / "sweep.py"),
+        "digits_smoke",
+        "--storage",
+        str(storage),
+        *options,
+    ]
     log, seen, joined, started = cluster.folder / "sweep.log", list[Seen](), 0.0, time.monotonic()
 
     def look() -> Seen:
         seen.append(Seen(round(time.monotonic() - started, 1), *cluster.look()))
         return seen[-1]
 
-    with log.open("w") as stream, subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT) as sweep:
+    with (
+        log.open("w") as stream,
+        subprocess.Popen(
+            command, env=environment, stdout=stream, stderr=subprocess.STDOUT
+        ) as sweep,
+    ):
         while sweep.poll() is None:
             joined = joined or (look().seconds if JOINED in log.read_text() else 0.0)
             look()
@@ -210,24 +300,45 @@ def figures_of(watched: Watched) -> dict[str, float]:
     asked = next((one.seconds for one in seen if one.asked or one.up), None)
     full = next((one.seconds for one in seen if one.up == NODES), None)
     if asked is None or full is None:
-        raise RuntimeError(f"the autoscaler never had {NODES} nodes: at most {max(one.up for one in seen)}")
-    times = {"joined_seconds": watched.joined, "asked_seconds": asked, "up_seconds": full, "sweep_seconds": ended}
+        raise RuntimeError(
+            f"the autoscaler never had {NODES} nodes: at most {max(one.up for one in seen)}"
+        )
+    times = {
+        "joined_seconds": watched.joined,
+        "asked_seconds": asked,
+        "up_seconds": full,
+        "sweep_seconds": ended,
+    }
     return times | {"empty_seconds": round(seen[-1].seconds - ended, 1)}
 
 
 def _own_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--storage", type=Path, metavar="FOLDER", help="keep what the sweep leaves here")
+    parser.add_argument(
+        "--storage", type=Path, metavar="FOLDER", help="keep what the sweep leaves here"
+    )
 
 
 def main() -> None:
     """Run the benchmark."""
     options = common.options(__doc__, smoke=False, more=_own_options)
     about = common.machine()
-    with tempfile.TemporaryDirectory(prefix="sat_ray-bench-") as scratch, autoscaling_ray() as cluster:
+    with (
+        tempfile.TemporaryDirectory(prefix="sat_ray-bench-") as scratch,
+        autoscaling_ray() as cluster,
+    ):
         before = cluster.look()
-        watched = run_sweep(cluster, options.storage or Path(scratch), SMALLER if options.quick else ())
+        watched = run_sweep(
+            cluster, options.storage or Path(scratch), SMALLER if options.quick else ()
+        )
     seen = watched.seen
-    changes = [seen[0], *(now for last, now in itertools.pairwise(seen) if (last.asked, last.up) != (now.asked, now.up))]
+    changes = [
+        seen[0],
+        *(
+            now
+            for last, now in itertools.pairwise(seen)
+            if (last.asked, last.up) != (now.asked, now.up)
+        ),
+    ]
     details = {
         "nodes_before": before[1],
         "most_nodes": max(one.up for one in seen),
@@ -235,7 +346,13 @@ def main() -> None:
         "idle_timeout_seconds": IDLE_SECONDS,
         "changes": {f"{number:02d}": asdict(one) for number, one in enumerate(changes)},
     }
-    common.finish("autoscaling: from no node to a sweep and back", figures_of(watched), details, about, path=options.json)
+    common.finish(
+        "autoscaling: from no node to a sweep and back",
+        figures_of(watched),
+        details,
+        about,
+        path=options.json,
+    )
 
 
 if __name__ == "__main__":

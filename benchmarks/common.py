@@ -34,16 +34,28 @@ def options(
     more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> argparse.Namespace:
     """Parse --quick, --json PATH and, where a benchmark has them, --smoke, --images, --gradient and `more`."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="end within 5 minutes on 2 cores")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here as well")
     if smoke:
-        parser.add_argument("--smoke", action="store_true", help="end within seconds; the figures mean nothing (for the tests)")
+        parser.add_argument(
+            "--smoke",
+            action="store_true",
+            help="end within seconds; the figures mean nothing (for the tests)",
+        )
     if images:
-        parser.add_argument("--images", type=int, metavar="N", help="attack exactly N images, however long it takes")
+        parser.add_argument(
+            "--images", type=int, metavar="N", help="attack exactly N images, however long it takes"
+        )
     if gradient:
         fast = [name for name in GRADIENTS if name != "float32"]
-        parser.add_argument("--gradient", choices=fast, help="time gradients of a fast copy too; default: bf16 where the hardware has it")
+        parser.add_argument(
+            "--gradient",
+            choices=fast,
+            help="time gradients of a fast copy too; default: bf16 where the hardware has it",
+        )
     more(parser)
     return parser.parse_args()
 
@@ -55,7 +67,9 @@ def seconds_of(work: Callable[[], object]) -> float:
     return perf_counter() - started
 
 
-def interleaved(cases: Mapping[str, Callable[[], float]], *, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+def interleaved(
+    cases: Mapping[str, Callable[[], float]], *, rounds: int, warm_up: int = 1
+) -> dict[str, list[float]]:
     """Run every case once per round, so that a slow minute of the machine falls on all of them, and return what each case returned.
 
     cases: name -> function that does its work and returns its own measure. The first `warm_up` rounds are thrown away.
@@ -111,10 +125,20 @@ def _cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
-def finish(title: str, figures: dict[str, Any], details: dict[str, Any], about: dict[str, Any], *, path: Path | None) -> None:
+def finish(
+    title: str,
+    figures: dict[str, Any],
+    details: dict[str, Any],
+    about: dict[str, Any],
+    *,
+    path: Path | None,
+) -> None:
     """Print the figures as a table and write them as JSON: the contract's keys, `machine` and `details`."""
     unit, load = about["gpu"] or about["vector_unit"], about["load_1_minute"]
     where = f"{about['cpu']}, {about['cores']} cores, {unit}, torch {about['torch']}, load {load} at the start"
@@ -124,11 +148,17 @@ def finish(title: str, figures: dict[str, Any], details: dict[str, Any], about: 
     Console(width=None if os.isatty(1) else 140, highlight=False).print(table)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures | {"machine": about, "details": details}, indent=2) + "\n")
+        path.write_text(
+            json.dumps(figures | {"machine": about, "details": details}, indent=2) + "\n"
+        )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for name, value in values.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+        rows += (
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else [(prefix + name, value)]
+        )
     return rows

@@ -26,23 +26,40 @@ from sat_ray.models import Normalized, settle_layout
 
 def attack_in_batches(library: Library, x: Tensor, y: Tensor, *, batch: int) -> Tensor:
     """Let a library attack all images."""
-    return torch.cat([library(part, labels) for part, labels in zip(x.split(batch), y.split(batch), strict=True)])
+    return torch.cat(
+        [library(part, labels) for part, labels in zip(x.split(batch), y.split(batch), strict=True)]
+    )
 
 
 class Contest:
     """The contestants on the same images; ours runs before and after every round of the libraries."""
 
     def __init__(
-        self, model: Normalized, images: Split, size: Size, *, gradient: str, libraries: Sequence[str], float32: bool = True
+        self,
+        model: Normalized,
+        images: Split,
+        size: Size,
+        *,
+        gradient: str,
+        libraries: Sequence[str],
+        float32: bool = True,
     ) -> None:
-        self.model, self.images, self.size, self.gradient, self.float32 = model, images, size, gradient, float32
+        self.model, self.images, self.size, self.gradient, self.float32 = (
+            model,
+            images,
+            size,
+            gradient,
+            float32,
+        )
         self.ours = copy.deepcopy(model)
         settle_layout(self.ours)
         self.on, self.memory = size.hardware, PeakMemory(size.hardware)
         first = images.take(slice(0, size.compared))
         self.x, self.y = to_pixels(first.images.to(self.on.place)), first.labels.to(self.on.place)
         shape = tuple(images.images.shape[1:])
-        self.libraries = {name: LIBRARIES[name](copy.deepcopy(model), size.spec, shape) for name in libraries}
+        self.libraries = {
+            name: LIBRARIES[name](copy.deepcopy(model), size.spec, shape) for name in libraries
+        }
         self.robust: dict[str, float] = {}
         self.fast_robust = float("nan")
         self.calibrating: list[float] = []
@@ -63,7 +80,14 @@ class Contest:
 
         def work() -> None:
             split, size = self.images, self.size
-            self.outcomes = evaluate(self.ours, split.images, split.labels, split.image_ids, attacks=[size.spec], lanes=size.lanes)
+            self.outcomes = evaluate(
+                self.ours,
+                split.images,
+                split.labels,
+                split.image_ids,
+                attacks=[size.spec],
+                slots=size.slots,
+            )
 
         seconds = self.timed("ours", work)
         self.robust["ours"] = self.robust_in(self.outcomes)
@@ -71,7 +95,13 @@ class Contest:
 
     def robust_in(self, outcomes: pa.Table) -> float:
         """Return the robust accuracy on the images that everybody attacks."""
-        return len(robust_image_ids(outcomes) & set(self.images.image_ids[: self.size.compared].tolist())) / self.size.compared
+        return (
+            len(
+                robust_image_ids(outcomes)
+                & set(self.images.image_ids[: self.size.compared].tolist())
+            )
+            / self.size.compared
+        )
 
     def run_ours_fast(self) -> float:
         """Run the real evaluation with gradients of a fast copy and float32 verdicts and return its seconds.
@@ -79,37 +109,72 @@ class Contest:
         The calibration, once per model and process whatever the number of images, is timed apart.
         """
         split, size = self.images, self.size
-        settings: dict[str, Any] = {"attacks": [replace(size.spec, gradient=self.gradient, name="")], "lanes": size.lanes}
+        settings: dict[str, Any] = {
+            "attacks": [replace(size.spec, gradient=self.gradient, name="")],
+            "slots": size.slots,
+        }
         control, calibrations = split.take(slice(0, CONTROL_IMAGES)), dict[str, Calibration]()
-        self.calibrating.append(self.timed("calibration", lambda: calibrations.update(calibrate_attacks(self.ours, control, **settings))))
+        self.calibrating.append(
+            self.timed(
+                "calibration",
+                lambda: calibrations.update(calibrate_attacks(self.ours, control, **settings)),
+            )
+        )
 
         self.calibration = ", ".join(map(str, calibrations.values()))
 
         def work() -> None:
-            self.fast_outcomes = evaluate(self.ours, split.images, split.labels, split.image_ids, calibrations=calibrations, **settings)
+            self.fast_outcomes = evaluate(
+                self.ours,
+                split.images,
+                split.labels,
+                split.image_ids,
+                calibrations=calibrations,
+                **settings,
+            )
 
         seconds = self.timed("ours_fast", work)
         assert self.fast_outcomes is not None
         self.fast_robust = self.robust_in(self.fast_outcomes)
-        print(f"ours with {self.gradient}: {seconds:.1f} s, {100 * self.fast_robust:.1f} % robust; {self.calibration}", flush=True)
+        print(
+            f"ours with {self.gradient}: {seconds:.1f} s, {100 * self.fast_robust:.1f} % robust; {self.calibration}",
+            flush=True,
+        )
         return seconds
 
     def run_library(self, name: str) -> float:
         """Run one library and return its seconds; the scoring is not timed."""
         returned: list[Tensor] = []
         library, batch = self.libraries[name], self.size.batch
-        seconds = self.timed(name, lambda: returned.append(attack_in_batches(library, self.x.clone(), self.y, batch=batch)))
-        self.robust[name] = robust_share(self.model, returned[0], self.x, self.y, threat_model=self.size.threat_model, batch=batch)
+        seconds = self.timed(
+            name,
+            lambda: returned.append(
+                attack_in_batches(library, self.x.clone(), self.y, batch=batch)
+            ),
+        )
+        self.robust[name] = robust_share(
+            self.model,
+            returned[0],
+            self.x,
+            self.y,
+            threat_model=self.size.threat_model,
+            batch=batch,
+        )
         print(f"{name}: {seconds:.1f} s, {100 * self.robust[name]:.1f} % robust", flush=True)
         return seconds
 
     def speedup(self, seconds: dict[str, list[float]], ours: str) -> dict[str, float]:
         """Return by library how many times as fast, image for image, one of our runs is."""
-        return {name: self.size.excess * common.median_ratio(seconds[name], seconds[ours]) for name in self.libraries}
+        return {
+            name: self.size.excess * common.median_ratio(seconds[name], seconds[ours])
+            for name in self.libraries
+        }
 
     def rounds(self) -> dict[str, list[float]]:
         """Time everybody; ours is the mean of the runs on either side of the libraries, or without float32 the one on the fast copy."""
-        cases: dict[str, Callable[[], float]] = {name: partial(self.run_library, name) for name in self.libraries}
+        cases: dict[str, Callable[[], float]] = {
+            name: partial(self.run_library, name) for name in self.libraries
+        }
         if self.gradient:
             cases["ours_fast"] = self.run_ours_fast
         if not self.float32:
@@ -117,6 +182,10 @@ class Contest:
             self.outcomes, self.robust["ours"] = self.fast_outcomes, self.fast_robust
             self.cpu_seconds["ours"] = self.cpu_seconds["ours_fast"]
             return {"ours": seconds["ours_fast"], **seconds}
-        seconds = common.interleaved({"before": self.run_ours, **cases, "after": self.run_ours}, rounds=self.size.rounds, warm_up=0)
+        seconds = common.interleaved(
+            {"before": self.run_ours, **cases, "after": self.run_ours},
+            rounds=self.size.rounds,
+            warm_up=0,
+        )
         sides = zip(seconds.pop("before"), seconds.pop("after"), strict=True)
         return {"ours": [mean(pair) for pair in sides], **seconds}

@@ -20,7 +20,16 @@ from typing import Any
 import common
 import hardware
 import torch
-from attacked import FULL, GPU, QUICK, SMOKE, affordable, fitting_epsilon, trained_model, with_images
+from attacked import (
+    FULL,
+    GPU,
+    QUICK,
+    SMOKE,
+    affordable,
+    fitting_epsilon,
+    trained_model,
+    with_images,
+)
 from contest import Contest
 from hardware import Hardware
 from libraries import LIBRARIES
@@ -46,7 +55,9 @@ def one_pass(model: Model, x: Tensor, y: Tensor) -> None:
 
 
 @exact_float32()
-def pass_seconds(model: Model, x: Tensor, y: Tensor, *, on: Hardware, repeats: int = 5) -> list[float]:
+def pass_seconds(
+    model: Model, x: Tensor, y: Tensor, *, on: Hardware, repeats: int = 5
+) -> list[float]:
     """Time forward passes with the gradient at the input."""
     one_pass(model, x, y)
     return [on.seconds_of(lambda: one_pass(model, x, y)) for _ in range(repeats)]
@@ -59,14 +70,20 @@ def pass_operations(model: Normalized, x: Tensor, y: Tensor) -> float:
     return float(seen.flops)
 
 
-def figures_of(contest: Contest, seconds: dict[str, list[float]]) -> tuple[dict[str, Any], dict[str, Any]]:
+def figures_of(
+    contest: Contest, seconds: dict[str, list[float]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Turn times and outcomes into the contract's figures and what stands behind them."""
     size, table = contest.size, contest.outcomes
     assert table is not None
     passes = sum(table["passes"].to_pylist())
     survivor_passes = sum(table.filter(table["robust"])["passes"].to_pylist())
-    rows, on = torch.arange(size.lanes) % len(contest.y), contest.on
-    climbed = contest.ours if contest.float32 else fast_copy(contest.ours, gradient=contest.gradient, device=on.place)
+    rows, on = torch.arange(size.slots) % len(contest.y), contest.on
+    climbed = (
+        contest.ours
+        if contest.float32
+        else fast_copy(contest.ours, gradient=contest.gradient, device=on.place)
+    )
     seconds_of_a_pass = median(pass_seconds(climbed, contest.x[rows], contest.y[rows], on=on))
     operations = pass_operations(contest.ours, contest.x, contest.y)
     precision = "float32" if contest.float32 else contest.gradient.removesuffix("-compiled")
@@ -74,7 +91,7 @@ def figures_of(contest: Contest, seconds: dict[str, list[float]]) -> tuple[dict[
         "speedup": contest.speedup(seconds, "ours"),
         "robust_accuracy": contest.robust,
         "passes_per_image": passes / size.images,
-        "floor_share": survivor_passes / size.lanes * seconds_of_a_pass / median(seconds["ours"]),
+        "floor_share": survivor_passes / size.slots * seconds_of_a_pass / median(seconds["ours"]),
     }
     tolerance = max(0.005, 2 / size.compared)
     lowest = min(share for name, share in contest.robust.items() if name != "ours")
@@ -83,15 +100,24 @@ def figures_of(contest: Contest, seconds: dict[str, list[float]]) -> tuple[dict[
         "attack": str(size.spec),
         "seconds": seconds,
         "speedup_in_cpu_seconds": {
-            name: size.excess * median(contest.cpu_seconds[name]) / mean(contest.cpu_seconds["ours"]) for name in contest.libraries
+            name: size.excess
+            * median(contest.cpu_seconds[name])
+            / mean(contest.cpu_seconds["ours"])
+            for name in contest.libraries
         },
         "robust_of_all_images": len(robust_image_ids(table)) / size.images,
         "threads": torch.get_num_threads(),
-        "milliseconds_of_a_pass": {"ours, per image": 1000 * seconds_of_a_pass / size.lanes},
+        "milliseconds_of_a_pass": {"ours, per image": 1000 * seconds_of_a_pass / size.slots},
         "peak_memory_gib": contest.memory.figures,
         "share_of_matrix_rate": {
-            "ours": operations * passes / median(seconds["ours"]) / on.matrix_rate(precision=precision),
-            "a pass at full lanes": operations * size.lanes / seconds_of_a_pass / on.matrix_rate(precision=precision),
+            "ours": operations
+            * passes
+            / median(seconds["ours"])
+            / on.matrix_rate(precision=precision),
+            "a pass at full slots": operations
+            * size.slots
+            / seconds_of_a_pass
+            / on.matrix_rate(precision=precision),
         },
         "survivor_passes": survivor_passes,
         "at_most_the_lowest": contest.robust["ours"] <= lowest + tolerance,
@@ -100,23 +126,35 @@ def figures_of(contest: Contest, seconds: dict[str, list[float]]) -> tuple[dict[
     if contest.gradient:
         details["fast"] = _fast_figures(contest, seconds, operations)
         if contest.float32 and pays(on.place):  # then it is what a user would choose
-            details["float32"] = {"speedup": figures["speedup"], "robust_accuracy": contest.robust["ours"]}
+            details["float32"] = {
+                "speedup": figures["speedup"],
+                "robust_accuracy": contest.robust["ours"],
+            }
             figures["speedup"] = details["fast"]["speedup"]
             figures["robust_accuracy"] = contest.robust | {"ours": contest.fast_robust}
             details["at_most_the_lowest"] = contest.fast_robust <= lowest + tolerance
     return figures, details
 
 
-def _fast_figures(contest: Contest, seconds: dict[str, list[float]], operations: float) -> dict[str, Any]:
+def _fast_figures(
+    contest: Contest, seconds: dict[str, list[float]], operations: float
+) -> dict[str, Any]:
     """Return what gradients of a fast copy make of it. minutes_for_50000: of images as robust as these, with calibration."""
     precision = contest.gradient.removesuffix("-compiled")
     assert contest.fast_outcomes is not None
-    taken, calibrating, passes = median(seconds["ours_fast"]), median(contest.calibrating), sum(contest.fast_outcomes["passes"].to_pylist())
+    taken, calibrating, passes = (
+        median(seconds["ours_fast"]),
+        median(contest.calibrating),
+        sum(contest.fast_outcomes["passes"].to_pylist()),
+    )
     return {
         "speedup": contest.speedup(seconds, "ours_fast"),
         "robust_accuracy": contest.fast_robust,
         "gradient": contest.gradient,
-        "share_of_matrix_rate": operations * passes / taken / contest.on.matrix_rate(precision=precision),
+        "share_of_matrix_rate": operations
+        * passes
+        / taken
+        / contest.on.matrix_rate(precision=precision),
         "passes_per_image": passes / contest.size.images,
         "calibration": contest.calibration,
         "calibration_seconds": calibrating,
@@ -128,8 +166,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what this benchmark alone can be asked for."""
     hardware.add_options(parser)
     names = list(LIBRARIES)
-    parser.add_argument("--libraries", nargs="+", choices=names, default=names, help="whom to compare with; default: all three")
-    parser.add_argument("--no-float32", action="store_true", help="leave out our run in float32, which without TF32 takes long on a GPU")
+    parser.add_argument(
+        "--libraries",
+        nargs="+",
+        choices=names,
+        default=names,
+        help="whom to compare with; default: all three",
+    )
+    parser.add_argument(
+        "--no-float32",
+        action="store_true",
+        help="leave out our run in float32, which without TF32 takes long on a GPU",
+    )
 
 
 def main() -> None:
@@ -137,7 +185,10 @@ def main() -> None:
     started = perf_counter()
     options = common.options(__doc__, images=True, gradient=True, more=add_options)
     about, on = common.machine(), hardware.from_options(options)
-    size = replace(SMOKE if options.smoke else QUICK if options.quick else GPU if on.on_gpu else FULL, hardware=on)
+    size = replace(
+        SMOKE if options.smoke else QUICK if options.quick else GPU if on.on_gpu else FULL,
+        hardware=on,
+    )
     splits = on.images()
     model = trained_model(size, splits, cache=not options.smoke)
     if options.images:
@@ -153,8 +204,15 @@ def main() -> None:
     images = moved(splits["test"], size.images)
     if size.robust:
         size = replace(size, epsilon=fitting_epsilon(model, images, size))
-    print(f"{size.images} images, {size.spec}, lanes {size.lanes}", flush=True)
-    contest = Contest(model, images, size, gradient=gradient, libraries=options.libraries, float32=not options.no_float32)
+    print(f"{size.images} images, {size.spec}, slots {size.slots}", flush=True)
+    contest = Contest(
+        model,
+        images,
+        size,
+        gradient=gradient,
+        libraries=options.libraries,
+        float32=not options.no_float32,
+    )
     figures, details = figures_of(contest, contest.rounds())
     details["wall_seconds"] = perf_counter() - started
     common.finish("evaluation: PGD of four libraries", figures, details, about, path=options.json)

@@ -55,7 +55,9 @@ class Hardware:
             return parts.scaled_resnet18(width=width).to(self.place)
         stem = "small" if self.pixels <= LARGEST_SMALL_IMAGE else "imagenet"
         normal = {"mean": parts.MEAN, "std": parts.STD}
-        return build_model(self.model, activation=parts.ACTIVATION, num_classes=10, stem=stem, seed=0, **normal).to(self.place)
+        return build_model(
+            self.model, activation=parts.ACTIVATION, num_classes=10, stem=stem, seed=0, **normal
+        ).to(self.place)
 
     def images(self) -> dict[str, Split]:
         """Return train, val and test in memory."""
@@ -103,7 +105,10 @@ class PeakMemory:
                 return case()
             torch.cuda.reset_peak_memory_stats(self.hardware.place)
             value = case()
-            self.gib[name] = max(self.gib.get(name, 0.0), torch.cuda.max_memory_allocated(self.hardware.place) / 2**30)
+            self.gib[name] = max(
+                self.gib.get(name, 0.0),
+                torch.cuda.max_memory_allocated(self.hardware.place) / 2**30,
+            )
             return value
 
         return watched
@@ -117,14 +122,35 @@ class PeakMemory:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add --device, --model, --size and --precision to a command line."""
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
-    parser.add_argument("--model", default="", metavar="NAME", help="network, for example resnet50; default: ResNet-18 of the given width")
-    parser.add_argument("--size", type=int, default=parts.PIXELS, metavar="PIXELS", help=f"side of the images; default {parts.PIXELS}")
-    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the passes; verdicts and weights stay float32")
+    parser.add_argument(
+        "--model",
+        default="",
+        metavar="NAME",
+        help="network, for example resnet50; default: ResNet-18 of the given width",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=parts.PIXELS,
+        metavar="PIXELS",
+        help=f"side of the images; default {parts.PIXELS}",
+    )
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        choices=PRECISIONS,
+        help="of the passes; verdicts and weights stay float32",
+    )
 
 
 def from_options(options: argparse.Namespace) -> Hardware:
     """Return what a command line asked for; exit in one line where it cannot be had."""
     try:
-        return Hardware(device=options.device, precision=options.precision, model=options.model, pixels=options.size)
+        return Hardware(
+            device=options.device,
+            precision=options.precision,
+            model=options.model,
+            pixels=options.size,
+        )
     except ValueError as error:
         raise SystemExit(str(error)) from None

@@ -64,7 +64,9 @@ def judged(folder: Path, row: dict[str, Any], images: Split, *, standard: bool) 
 
 def main() -> None:
     """Judge the rows and print what was found, row by row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sweep", type=Path, help="folder of a finished sweep, such as runs/digits")
     parser.add_argument("--seeds", type=int, nargs="*", help="these seeds alone")
     parser.add_argument("--standard", action="store_true", help="add FAB and Square")
@@ -77,7 +79,9 @@ def main() -> None:
     images = read_split(Storage.at(uri), "test")
     rows = []
     for row in board["rows"]:
-        if row["strong_robust_accuracy"] is None or (given.seeds and row["seed"] not in given.seeds):
+        if row["strong_robust_accuracy"] is None or (
+            given.seeds and row["seed"] not in given.seeds
+        ):
             continue
         rows.append(judged(given.sweep, row, images, standard=given.standard))
         print(
@@ -89,7 +93,13 @@ def main() -> None:
         parser.error(f"{given.sweep} has no row with a strong number and a seed of these")
     largest = max(row["excess_in_points"] for row in rows)
     figures = {"largest_excess_in_points": largest, "rows_judged": len(rows)}
-    common.finish("judge: AutoAttack on what the strong number counts", figures, {"rows": rows}, common.machine(), path=given.json)
+    common.finish(
+        "judge: AutoAttack on what the strong number counts",
+        figures,
+        {"rows": rows},
+        common.machine(),
+        path=given.json,
+    )
 
 
 if __name__ == "__main__":

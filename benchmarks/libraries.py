@@ -20,7 +20,13 @@ def torchattacks_pgd(model: nn.Module, spec: AttackSpec, shape: Shape) -> Librar
     """Build torchattacks' PGD."""
     import torchattacks
 
-    attack = torchattacks.PGD(model, eps=spec.threat_model.epsilon, alpha=spec.step_size, steps=spec.steps, random_start=False)
+    attack = torchattacks.PGD(
+        model,
+        eps=spec.threat_model.epsilon,
+        alpha=spec.step_size,
+        steps=spec.steps,
+        random_start=False,
+    )
     return lambda x, y: attack(x, y)
 
 
@@ -29,7 +35,9 @@ def foolbox_pgd(model: nn.Module, spec: AttackSpec, shape: Shape) -> Library:
     import foolbox
 
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=spec.step_size, steps=spec.steps, random_start=False)
+    attack = foolbox.attacks.LinfPGD(
+        abs_stepsize=spec.step_size, steps=spec.steps, random_start=False
+    )
     return lambda x, y: attack(wrapped, x, y, epsilons=spec.threat_model.epsilon)[1]
 
 
@@ -40,7 +48,9 @@ def art_pgd(model: nn.Module, spec: AttackSpec, shape: Shape) -> Library:
 
     device = next(model.parameters()).device
     kind = "cpu" if device.type == "cpu" else "gpu"
-    wrapped = PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, CLASSES, clip_values=(0.0, 1.0), device_type=kind)
+    wrapped = PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), shape, CLASSES, clip_values=(0.0, 1.0), device_type=kind
+    )
     attack = ProjectedGradientDescent(
         wrapped,
         eps=spec.threat_model.epsilon,
@@ -50,7 +60,9 @@ def art_pgd(model: nn.Module, spec: AttackSpec, shape: Shape) -> Library:
         batch_size=MOST_AT_ONCE,
         verbose=False,
     )
-    return lambda x, y: torch.from_numpy(attack.generate(x.cpu().numpy(), y=y.cpu().numpy())).to(device)
+    return lambda x, y: torch.from_numpy(attack.generate(x.cpu().numpy(), y=y.cpu().numpy())).to(
+        device
+    )
 
 
 LIBRARIES: dict[str, Callable[[nn.Module, AttackSpec, Shape], Library]] = {

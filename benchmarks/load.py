@@ -24,21 +24,54 @@ from pipeline import MemoryWatch, records_of
 from watched_sweep import Sample, crowded_ray, run_sweep
 
 TRIVIAL = (
-    *("digits_smoke", "--model.name", "load_parts:net", "--search.pairs", "--search.rungs", "1", "--final.seeds", "0"),
-    *("--training.epochs", "1", "--training.warmup-epochs", "0", "--evaluation.steps", "1", "--evaluation.step-size", "64/255"),
-    *("--card.images", "16", "--card.cascade-steps", "2", "--card.cascade-queries", "10", "--resources.train-workers", "1"),
+    *(
+        "digits_smoke",
+        "--model.name",
+        "load_parts:net",
+        "--search.pairs",
+        "--search.rungs",
+        "1",
+        "--final.seeds",
+        "0",
+    ),
+    *(
+        "--training.epochs",
+        "1",
+        "--training.warmup-epochs",
+        "0",
+        "--evaluation.steps",
+        "1",
+        "--evaluation.step-size",
+        "64/255",
+    ),
+    *(
+        "--card.images",
+        "16",
+        "--card.cascade-steps",
+        "2",
+        "--card.cascade-queries",
+        "10",
+        "--resources.train-workers",
+        "1",
+    ),
 )
 
 
 def records(root: Path, stage: str) -> list[dict[str, Any]]:
     """Return the records of a stage of the only sweep, oldest first."""
     (folder,) = root.glob("digits_smoke*")
-    return sorted((record for record in records_of(folder) if record["stage"] == stage), key=lambda record: record["created"])
+    return sorted(
+        (record for record in records_of(folder) if record["stage"] == stage),
+        key=lambda record: record["created"],
+    )
 
 
 def most_at_once(done: list[dict[str, Any]]) -> int:
     """Return how many units of work overlapped at most; a record says when it ended and how long it took."""
-    edges = sorted([(one["created"] - one["seconds"], 1) for one in done] + [(one["created"], -1) for one in done])
+    edges = sorted(
+        [(one["created"] - one["seconds"], 1) for one in done]
+        + [(one["created"], -1) for one in done]
+    )
     now = most = 0
     for _, change in edges:
         now += change
@@ -49,8 +82,17 @@ def most_at_once(done: list[dict[str, Any]]) -> int:
 def measure_trials(count: int, at_once: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run a sweep whose search has `count` trials and return its figures and details."""
     alphas = ",".join(f"{1 + number / 100:g}" for number in range(count))
-    choice = [*TRIVIAL, "--data.dataset", "load_parts:test_64", "--search.activations", f"parametric_softplus:{alphas}"]
-    with tempfile.TemporaryDirectory(prefix="sat_ray-bench-") as folder, crowded_ray(at_once) as variables:
+    choice = [
+        *TRIVIAL,
+        "--data.dataset",
+        "load_parts:test_64",
+        "--search.activations",
+        f"parametric_softplus:{alphas}",
+    ]
+    with (
+        tempfile.TemporaryDirectory(prefix="sat_ray-bench-") as folder,
+        crowded_ray(at_once) as variables,
+    ):
         with MemoryWatch(os.getpid()) as memory:
             ran = run_sweep(choice, Path(folder), **variables)
         done = records(Path(folder), "search")
@@ -75,16 +117,33 @@ def measure_trials(count: int, at_once: int) -> tuple[dict[str, Any], dict[str, 
 
 def measure_shards(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run a sweep whose evaluation has `count` shards, run it again when all is committed, and merge parts of it alone."""
-    choice = [*TRIVIAL, "--data.dataset", f"load_parts:test_{count}", "--search.activations", "relu"]
-    choice += ["--evaluation.shard-size", "1", "--evaluation.lanes", "1", "--resources.cpus-per-evaluation", "1"]
+    choice = [
+        *TRIVIAL,
+        "--data.dataset",
+        f"load_parts:test_{count}",
+        "--search.activations",
+        "relu",
+    ]
+    choice += [
+        "--evaluation.shard-size",
+        "1",
+        "--evaluation.slots",
+        "1",
+        "--resources.cpus-per-evaluation",
+        "1",
+    ]
     with tempfile.TemporaryDirectory(prefix="sat_ray-bench-") as folder:
         ran = run_sweep(choice, Path(folder))
         ends = [record["created"] for record in records(Path(folder), "evaluate")]
         assert len(ends) == count, f"{len(ends)} shards of {count}"
         again = run_sweep(choice, Path(folder))
-        merges = {size: merge_alone(Path(folder), size) for size in (count // 10, count // 2, count)}
+        merges = {
+            size: merge_alone(Path(folder), size) for size in (count // 10, count // 2, count)
+        }
     tenth = count // 10
-    pace = {end: (ends[end - 1] - ends[end - tenth]) / (tenth - 1) for end in (tenth, count // 2, count)}
+    pace = {
+        end: (ends[end - 1] - ends[end - tenth]) / (tenth - 1) for end in (tenth, count // 2, count)
+    }
     small, whole = merges[tenth], merges[count]
     figures = {
         "shard_seconds_ratio": pace[count] / pace[tenth],
@@ -110,7 +169,9 @@ def measure_shards(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _at(samples: list[Sample], shards: int) -> float:
     """Return the driver's memory in MiB when so many shards had been committed."""
-    return next((sample.driver for sample in samples if sample.shards >= shards), float("nan")) / 1024
+    return (
+        next((sample.driver for sample in samples if sample.shards >= shards), float("nan")) / 1024
+    )
 
 
 MERGE = """
@@ -144,9 +205,17 @@ print(json.dumps({"seconds": time.perf_counter() - started, "peak_kib": status("
 def merge_alone(root: Path, size: int) -> dict[str, float]:
     """Merge the first `size` shards of a sweep in a process of its own; return its seconds and the growth of its memory."""
     (folder,), (data,) = root.glob("digits_smoke*"), (root / "data").iterdir()
-    pool = {"ARROW_DEFAULT_MEMORY_POOL": "system"}  # Arrow's own keeps some 30 MB for later whatever the work was
+    pool = {
+        "ARROW_DEFAULT_MEMORY_POOL": "system"
+    }  # Arrow's own keeps some 30 MB for later whatever the work was
     command = [sys.executable, "-c", MERGE, str(folder), str(size), str(data)]
-    done = subprocess.run(command, env=common.environment(OMP_NUM_THREADS="1", **pool), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        env=common.environment(OMP_NUM_THREADS="1", **pool),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     found: dict[str, float] = json.loads(done.stdout)
@@ -154,7 +223,13 @@ def merge_alone(root: Path, size: int) -> dict[str, float]:
 
 
 def _own_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--at-once", type=int, default=16, metavar="N", help="trials that may train at one time; default 16")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=16,
+        metavar="N",
+        help="trials that may train at one time; default 16",
+    )
     parser.add_argument("--only", choices=("trials", "shards"), help="measure one part alone")
 
 
@@ -164,7 +239,10 @@ def main() -> None:
     about = common.machine()
     trials, shards = (40, 2000) if options.quick else (200, 20_000)
     figures, details = dict[str, Any](), dict[str, Any]()
-    for part, measure in (("trials", lambda: measure_trials(trials, options.at_once)), ("shards", lambda: measure_shards(shards))):
+    for part, measure in (
+        ("trials", lambda: measure_trials(trials, options.at_once)),
+        ("shards", lambda: measure_shards(shards)),
+    ):
         if options.only in (None, part):
             found, more = measure()
             figures |= found

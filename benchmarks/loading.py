@@ -57,14 +57,21 @@ class Size:
 
 FULL = Size(images=50_000, pictures=10_000, width=64, steps=4, rows_per_shard=512)
 QUICK = Size(images=10_000, pictures=1_500, width=32, steps=4, rounds=3)
-SMOKE = Size(images=200, pictures=70, width=8, steps=1, side=40, rounds=1, batch=16, rows_per_shard=20)
+SMOKE = Size(
+    images=200, pictures=70, width=8, steps=1, side=40, rounds=1, batch=16, rows_per_shard=20
+)
 
 
 class WatchedLoader:
     """A loader that remembers how long its batches were waited for."""
 
     def __init__(self, loader: Loader) -> None:
-        self.loader, self.shards, self.ids, self.seconds = loader, loader.shards, loader.ids, list[float]()
+        self.loader, self.shards, self.ids, self.seconds = (
+            loader,
+            loader.shards,
+            loader.ids,
+            list[float](),
+        )
 
     def batches(self, plan: Tensor) -> Iterator[list[Split]]:
         """Deliver, and note the time of each wait."""
@@ -89,7 +96,9 @@ class InWorkers(IterableDataset):  # type: ignore[type-arg]
         worker = get_worker_info()
         assert worker is not None
         torch.set_num_threads(1)
-        for (group,) in Streamed(self.storage, "train", threads=1).batches(self.plan[worker.id :: worker.num_workers]):
+        for (group,) in Streamed(self.storage, "train", threads=1).batches(
+            self.plan[worker.id :: worker.num_workers]
+        ):
             yield group.images, group.labels, group.image_ids
 
 
@@ -99,10 +108,19 @@ def made_up_source(count: int) -> Source:
     def read() -> Raw:
         raw = upsampled(dataset_source("digits").read())
         rows = np.arange(count + 2 * HELD_OUT) % len(raw.labels)
-        noise = np.random.default_rng(0).integers(0, 16, size=(len(rows), *raw.images.shape[1:]), dtype=np.uint8)
+        noise = np.random.default_rng(0).integers(
+            0, 16, size=(len(rows), *raw.images.shape[1:]), dtype=np.uint8
+        )
         return Raw(raw.images[rows] ^ noise, raw.labels[rows], raw.class_names)
 
-    return Source("noisy_digits", read, images=count + 2 * HELD_OUT, test=HELD_OUT, val=HELD_OUT, about="for the benchmark")
+    return Source(
+        "noisy_digits",
+        read,
+        images=count + 2 * HELD_OUT,
+        test=HELD_OUT,
+        val=HELD_OUT,
+        about="for the benchmark",
+    )
 
 
 def deliver(split: Split, *, batch: int) -> None:
@@ -125,14 +143,20 @@ def measure_delivery(size: Size, folder: str) -> tuple[float, dict[str, Any]]:
     }
     seconds = common.interleaved(cases, rounds=size.rounds, warm_up=0)
     torch.set_num_threads(threads)
-    stored = sum(len(storage.read(shard["file"])) for shard in manifest["shards"] if shard["split"] == "train")
+    stored = sum(
+        len(storage.read(shard["file"]))
+        for shard in manifest["shards"]
+        if shard["split"] == "train"
+    )
     details = {
         "read_images_per_second": size.images / median(seconds["read"]),
         "deliver_images_per_second": size.images / median(seconds["deliver"]),
         "stored_bytes_per_image": stored / size.images,
         "memory_growth_mib": (process.memory_info().rss - before) / 2**20,
     }
-    return median(size.images / (r + d) for r, d in zip(seconds["read"], seconds["deliver"], strict=True)), details
+    return median(
+        size.images / (r + d) for r, d in zip(seconds["read"], seconds["deliver"], strict=True)
+    ), details
 
 
 def write_pictures(folder: str, count: int, *, side: int, rows_per_shard: int) -> Storage:
@@ -141,12 +165,25 @@ def write_pictures(folder: str, count: int, *, side: int, rows_per_shard: int) -
 
     raw, found = made_up_source(count).read(), Path(folder) / "pictures"
     for number, (image, label) in enumerate(zip(raw.images, raw.labels.tolist(), strict=True)):
-        path = found / ("val" if number < HELD_OUT else "test" if number < 2 * HELD_OUT else "train") / str(label % 2) / f"{number:06d}.jpg"
+        path = (
+            found
+            / ("val" if number < HELD_OUT else "test" if number < 2 * HELD_OUT else "train")
+            / str(label % 2)
+            / f"{number:06d}.jpg"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.transpose(1, 2, 0)).resize((side, side), Image.Resampling.BICUBIC).save(path, quality=92)
+        Image.fromarray(image.transpose(1, 2, 0)).resize(
+            (side, side), Image.Resampling.BICUBIC
+        ).save(path, quality=92)
     storage = Storage.at(Path(folder) / "shards")
     storing = Storing(image_size=side, encoding="jpeg")
-    write_dataset(dataset_source("image_folder"), storage, rows_per_shard=rows_per_shard, path=str(found), storing=storing)
+    write_dataset(
+        dataset_source("image_folder"),
+        storage,
+        rows_per_shard=rows_per_shard,
+        path=str(found),
+        storing=storing,
+    )
     return storage
 
 
@@ -154,7 +191,11 @@ def processor_seconds() -> float:
     """Return the processor time of this process and of its children, those that have ended too."""
     own = psutil.Process()
     times = [own.cpu_times()] + [child.cpu_times() for child in own.children(recursive=True)]
-    return sum(one.user + one.system for one in times) + times[0].children_user + times[0].children_system
+    return (
+        sum(one.user + one.system for one in times)
+        + times[0].children_user
+        + times[0].children_system
+    )
 
 
 def timed(work: Callable[[], None], images: int) -> tuple[float, float]:
@@ -167,24 +208,38 @@ def timed(work: Callable[[], None], images: int) -> tuple[float, float]:
 def measure_streaming(size: Size, storage: Storage) -> tuple[float, dict[str, Any]]:
     """Stream whole epochs in threads and in worker processes; return images per core-second of one thread, and everything."""
     shards = Streamed(storage, "train", threads=1).shards
-    plan = epoch_order(shards, groups=1, group_size=size.batch, window=4 * size.rows_per_shard, seed=0, epoch=0)
+    plan = epoch_order(
+        shards, groups=1, group_size=size.batch, window=4 * size.rows_per_shard, seed=0, epoch=0
+    )
 
     def in_threads(count: int) -> None:
         for _ in Streamed(storage, "train", threads=count).batches(plan):
             pass
 
     def in_workers(count: int) -> None:
-        for _ in DataLoader(InWorkers(storage, plan), batch_size=None, num_workers=count, prefetch_factor=2):
+        for _ in DataLoader(
+            InWorkers(storage, plan), batch_size=None, num_workers=count, prefetch_factor=2
+        ):
             pass
 
     in_threads(1)
-    cases = {f"{name}_{count}": (work, count) for count in (1, 2) for name, work in (("threads", in_threads), ("workers", in_workers))}
+    cases = {
+        f"{name}_{count}": (work, count)
+        for count in (1, 2)
+        for name, work in (("threads", in_threads), ("workers", in_workers))
+    }
     rates = common.interleaved(
-        {name: lambda work=work, count=count: timed(lambda: work(count), plan.numel()) for name, (work, count) in cases.items()},  # type: ignore[misc]
+        {
+            name: lambda work=work, count=count: timed(lambda: work(count), plan.numel())
+            for name, (work, count) in cases.items()
+        },  # type: ignore[misc]
         rounds=size.rounds,
         warm_up=0,
     )
-    clock, core = ({name: median(one[part] for one in found) for name, found in rates.items()} for part in (0, 1))  # type: ignore[index]
+    clock, core = (
+        {name: median(one[part] for one in found) for name, found in rates.items()}
+        for part in (0, 1)
+    )  # type: ignore[index]
     details = {
         "streamed_images_per_second": clock,
         "streamed_images_per_core_second": core,
@@ -210,10 +265,20 @@ def measure_waiting(size: Size, folder: str) -> tuple[float, dict[str, Any]]:
     train = WatchedLoader(Streamed(storage, "train", threads=1))
     window = size.batch  # so small that shards come and go
     settings = TrainingSettings(
-        epochs=1000, global_batch_size=size.batch, batchnorm_group_size=size.batch, validate_every=1000, shuffle_window=window
+        epochs=1000,
+        global_batch_size=size.batch,
+        batchnorm_group_size=size.batch,
+        validate_every=1000,
+        shuffle_window=window,
     )
     val = batch_of(digits_at_32_pixels()["val"], 16)
-    reports = fit(scaled_resnet18(width=size.width), train, val, settings=settings, threat_model=ThreatModel("linf", 8 / 255))
+    reports = fit(
+        scaled_resnet18(width=size.width),
+        train,
+        val,
+        settings=settings,
+        threat_model=ThreatModel("linf", 8 / 255),
+    )
     next(reports)
     shares, rates = [], []
     for _ in range(size.rounds):
@@ -221,7 +286,10 @@ def measure_waiting(size: Size, folder: str) -> tuple[float, dict[str, Any]]:
         rate = next(reports).metrics["throughput/images_per_second"]
         shares.append(sum(train.seconds) * rate / images)
         rates.append(rate)
-    return median(shares), {"train_images_per_second": median(rates), "wait_share_of_rounds": shares}
+    return median(shares), {
+        "train_images_per_second": median(rates),
+        "wait_share_of_rounds": shares,
+    }
 
 
 def main() -> None:
@@ -231,12 +299,22 @@ def main() -> None:
     size = SMOKE if options.smoke else QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory() as folder:
         rate, resident = measure_delivery(size, f"{folder}/raw")
-        pictures = write_pictures(f"{folder}/jpeg", size.pictures, side=size.side, rows_per_shard=size.rows_per_shard)
+        pictures = write_pictures(
+            f"{folder}/jpeg", size.pictures, side=size.side, rows_per_shard=size.rows_per_shard
+        )
         streamed, streaming = measure_streaming(size, pictures)
         share, waiting = measure_waiting(size, f"{folder}/waiting")
     figures = {"images_per_second_per_core": streamed, "wait_share": share}
-    details = {"size": asdict(size), "resident_images_per_second_per_core": rate, **resident, **streaming, **waiting}
-    common.finish("loading: images to the training step", figures, details, about, path=options.json)
+    details = {
+        "size": asdict(size),
+        "resident_images_per_second_per_core": rate,
+        **resident,
+        **streaming,
+        **waiting,
+    }
+    common.finish(
+        "loading: images to the training step", figures, details, about, path=options.json
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ class ScaledResNet18(ResNet):
         self.maxpool = nn.Identity()
         self.fc = nn.Linear(8 * width, num_classes)
 
-    def _make_layer(self, block: Any, planes: int, *arguments: Any, **keywords: Any) -> nn.Sequential:
+    def _make_layer(
+        self, block: Any, planes: int, *arguments: Any, **keywords: Any
+    ) -> nn.Sequential:
         if planes == 64:
             self.inplanes = self.width
         return super()._make_layer(block, planes * self.width // 64, *arguments, **keywords)
@@ -56,12 +58,19 @@ def digits_enlarged(pixels: int) -> dict[str, Split]:
     raw = upsampled(source.read(), pixels=pixels)
     images, labels = torch.from_numpy(raw.images), torch.from_numpy(raw.labels)
     ids = split_by_hash(source.name, len(labels), test=source.test, val=source.val)
-    return {name: Split(images[rows], labels[rows], torch.from_numpy(rows)) for name, rows in ids.items()}
+    return {
+        name: Split(images[rows], labels[rows], torch.from_numpy(rows))
+        for name, rows in ids.items()
+    }
 
 
 def upsampled(raw: Raw, *, pixels: int = PIXELS) -> Raw:
     """Enlarge grey images and give them three equal channels."""
-    larger = F.interpolate(torch.from_numpy(raw.images).float(), size=pixels, mode="bilinear").round().clamp(0, 255)
+    larger = (
+        F.interpolate(torch.from_numpy(raw.images).float(), size=pixels, mode="bilinear")
+        .round()
+        .clamp(0, 255)
+    )
     images = larger.to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     return Raw(images.numpy(), raw.labels, raw.class_names)
 
@@ -75,5 +84,8 @@ def batch_of(split: Split, count: int) -> Split:
 def moved(split: Split, count: int) -> Split:
     """Repeat a split as `batch_of` does, every repetition moved by some more pixels."""
     again = batch_of(split, count)
-    parts = [torch.roll(part, shifts=(turn, -2 * turn), dims=(2, 3)) for turn, part in enumerate(again.images.split(len(split)))]
+    parts = [
+        torch.roll(part, shifts=(turn, -2 * turn), dims=(2, 3))
+        for turn, part in enumerate(again.images.split(len(split)))
+    ]
     return Split(torch.cat(parts), again.labels, again.image_ids)

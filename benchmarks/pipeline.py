@@ -71,11 +71,23 @@ def memory_of(process: psutil.Process) -> tuple[int, int]:
 
 def run_sweep(recipe: str, root: Path) -> tuple[float, str, MemoryWatch]:
     """Run the sweep as a user would; return wall seconds, its output and the memory seen. Raises RuntimeError if it fails."""
-    command = [sys.executable, str(common.ROOT / "pipelines" / "sweep.py"), recipe, "--storage", str(root)]
+    command = [
+        sys.executable,
+        str(common.ROOT / "pipelines" / "sweep.py"),
+        recipe,
+        "--storage",
+        str(root),
+    ]
     started = perf_counter()
     lines = []
     with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=common.environment()) as sweep,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=common.environment(),
+        ) as sweep,
         MemoryWatch(sweep.pid) as memory,
     ):
         assert sweep.stdout is not None
@@ -105,7 +117,9 @@ def core_seconds(folder: Path) -> dict[str, float]:
     used = {
         "search": resources["cpus_per_trial"],
         "train": resources["train_workers"] * resources["cpus_per_worker"],
-        **dict.fromkeys(("validate", "evaluate", "strong", "card"), resources["cpus_per_evaluation"]),
+        **dict.fromkeys(
+            ("validate", "evaluate", "strong", "card"), resources["cpus_per_evaluation"]
+        ),
     }
     totals: dict[str, float] = {}
     longest: dict[tuple[str, str], float] = {}
@@ -113,7 +127,10 @@ def core_seconds(folder: Path) -> dict[str, float]:
         stage, seconds = record["stage"], record["seconds"] * used.get(record["stage"], 1)
         if stage in ("search", "train"):
             name = (stage, record["payload"]["name"])
-            seconds, longest[name] = max(0.0, seconds - longest.get(name, 0.0)), max(seconds, longest.get(name, 0.0))
+            seconds, longest[name] = (
+                max(0.0, seconds - longest.get(name, 0.0)),
+                max(seconds, longest.get(name, 0.0)),
+            )
         totals[stage] = totals.get(stage, 0.0) + seconds
     return totals
 
@@ -136,7 +153,9 @@ def main() -> None:
         "peak_pss_gib": memory.peak_pss / 2**30,
         "most_processes": memory.most_processes,
         "core_seconds_of_stage": compute,
-        "wall_seconds_of_stage": {name: float(seconds) for name, seconds in STAGE_DONE.findall(output)},
+        "wall_seconds_of_stage": {
+            name: float(seconds) for name, seconds in STAGE_DONE.findall(output)
+        },
     }
     common.finish(f"pipeline: the {recipe} sweep", figures, details, about, path=options.json)
 

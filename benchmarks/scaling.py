@@ -11,7 +11,9 @@ WORKERS = (8, 64, 256)
 BACKWARD_SHARE = 2 / 3
 
 
-def all_reduce_seconds(size: float, *, workers: int, bandwidth: float = BANDWIDTH, latency: float = LATENCY) -> float:
+def all_reduce_seconds(
+    size: float, *, workers: int, bandwidth: float = BANDWIDTH, latency: float = LATENCY
+) -> float:
     """Return the seconds in which a ring of workers adds up `size` bytes."""
     return 2 * (workers - 1) / workers * size / bandwidth + 2 * (workers - 1) * latency
 

@@ -83,11 +83,15 @@ class Plain:
         self.attacker = folded(view(model), dtype=SHORT.get(size.hardware.precision), follows=True)
         self.attack = size.settings().attack(THREAT_MODEL)
         groups = parameter_groups(model, weight_decay=5e-4)
-        self.optimizer = torch.optim.SGD(groups, lr=LEARNING_RATE, momentum=0.9, nesterov=True, fused=fuses(model))
+        self.optimizer = torch.optim.SGD(
+            groups, lr=LEARNING_RATE, momentum=0.9, nesterov=True, fused=fuses(model)
+        )
 
     def batches(self) -> Iterator[Split]:
         """Yield the batches of one sample."""
-        for rows in torch.randperm(len(self.train)).to(self.size.hardware.place).split(self.size.images):
+        for rows in (
+            torch.randperm(len(self.train)).to(self.size.hardware.place).split(self.size.images)
+        ):
             yield self.train.take(rows)
 
     def step(self) -> float:
@@ -107,7 +111,11 @@ class Plain:
     def craft(self) -> float:
         """Attack the batches of one sample; return seconds per step. The attack alone is timed."""
         ready = [
-            (to_pixels(batch.images).contiguous(memory_format=self.layout), batch.labels, Randomness(0, batch.image_ids))
+            (
+                to_pixels(batch.images).contiguous(memory_format=self.layout),
+                batch.labels,
+                Randomness(0, batch.image_ids),
+            )
             for batch in self.batches()
         ]
 
@@ -138,7 +146,13 @@ class Textbook:
             for name, child in list(parent.named_children()):
                 if isinstance(child, Activation):
                     setattr(parent, name, ComposedSilu())
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=LEARNING_RATE,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=5e-4,
+        )
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean cross-entropy."""
@@ -149,7 +163,12 @@ class Textbook:
         """Take one signed step from a random start."""
         epsilon = THREAT_MODEL.epsilon
         self.model.eval()
-        x_adv = (x + torch.empty_like(x).uniform_(-epsilon, epsilon)).clamp(0, 1).detach().requires_grad_()
+        x_adv = (
+            (x + torch.empty_like(x).uniform_(-epsilon, epsilon))
+            .clamp(0, 1)
+            .detach()
+            .requires_grad_()
+        )
         self.loss(x_adv, y).backward()
         assert x_adv.grad is not None
         moved = x_adv.detach() + epsilon * x_adv.grad.sign()
@@ -160,7 +179,9 @@ class Textbook:
         """Train on the batches of one sample; return seconds per step."""
 
         def work() -> None:
-            for rows in torch.randperm(len(self.train)).to(self.size.hardware.place).split(self.size.images):
+            for rows in (
+                torch.randperm(len(self.train)).to(self.size.hardware.place).split(self.size.images)
+            ):
                 x, y = self.train.images[rows].float() / 255, self.train.labels[rows]
                 x_adv = self.craft(x, y)
                 self.optimizer.zero_grad()

@@ -15,7 +15,18 @@ from pipelines.sweep import sweep
 from sat_ray.integrations.command_line.driver import main
 from sat_ray.integrations.mlflow import MlflowTracker
 
-METHODS = ("__init__", "run", "is_complete", "log", "artifact", "uses", "note", "model", "complete", "register")
+METHODS = (
+    "__init__",
+    "run",
+    "is_complete",
+    "log",
+    "artifact",
+    "uses",
+    "note",
+    "model",
+    "complete",
+    "register",
+)
 
 
 class Clock:

@@ -43,11 +43,23 @@ SMOKE = Size(width=8, images=8, steps=1, rounds=1)
 GPU_IMAGES, GPU_STEPS = 256, 8  # of a step, and in one timed sample
 
 
-def reports_of(size: Size, train: Split, *, world: World | None = None, compiled: bool = False) -> Iterator[EpochReport]:
+def reports_of(
+    size: Size, train: Split, *, world: World | None = None, compiled: bool = False
+) -> Iterator[EpochReport]:
     """Start the real training; each report is one sample."""
     world = world or World()
-    model, settings = size.hardware.build(width=size.width), size.settings(workers=world.size, compiled=compiled)
-    return fit(model, train, train.take(slice(0, size.images)), settings=settings, threat_model=THREAT_MODEL, world=world)
+    model, settings = (
+        size.hardware.build(width=size.width),
+        size.settings(workers=world.size, compiled=compiled),
+    )
+    return fit(
+        model,
+        train,
+        train.take(slice(0, size.images)),
+        settings=settings,
+        threat_model=THREAT_MODEL,
+        world=world,
+    )
 
 
 def seconds_per_step(report: EpochReport, *, images: int) -> float:
@@ -55,10 +67,17 @@ def seconds_per_step(report: EpochReport, *, images: int) -> float:
     return images / report.metrics["throughput/images_per_second"]
 
 
-def count_operations(size: Size, plain: Plain, textbook: Textbook, reports: Iterator[EpochReport]) -> dict[str, dict[str, float]]:
+def count_operations(
+    size: Size, plain: Plain, textbook: Textbook, reports: Iterator[EpochReport]
+) -> dict[str, dict[str, float]]:
     """Count weight-gradient convolutions and operations per step; AssertionError if the attack computes any weight gradient."""
     next(reports)  # the first step also looks whether the folded network is still itself
-    works = {"attack": plain.craft, "plain": plain.step, "sat": lambda: next(reports), "textbook": textbook.step}
+    works = {
+        "attack": plain.craft,
+        "plain": plain.step,
+        "sat": lambda: next(reports),
+        "textbook": textbook.step,
+    }
     weights: dict[str, float] = {}
     gigaflops: dict[str, float] = {}
     for name, work in works.items():
@@ -67,11 +86,15 @@ def count_operations(size: Size, plain: Plain, textbook: Textbook, reports: Iter
         weights[name] = seen.weight_gradients / size.steps
         gigaflops[name] = seen.flops / size.steps / 1e9
     assert weights["attack"] == 0, f"the attack computed {weights['attack']:g} weight gradients"
-    assert weights["sat"] == weights["plain"], f"a step computed {weights['sat']:g} weight gradients, the update needs {weights['plain']:g}"
+    assert weights["sat"] == weights["plain"], (
+        f"a step computed {weights['sat']:g} weight gradients, the update needs {weights['plain']:g}"
+    )
     return {"weight_gradient_convolutions_per_step": weights, "gigaflops_per_step": gigaflops}
 
 
-def measure_steps(size: Size, train: Split, *, compiled: bool = False) -> tuple[dict[str, float | None], dict[str, Any]]:
+def measure_steps(
+    size: Size, train: Split, *, compiled: bool = False
+) -> tuple[dict[str, float | None], dict[str, Any]]:
     """Time the kinds of step in interleaved rounds."""
     on, memory = size.hardware, PeakMemory(size.hardware)
     plain, textbook, reports = Plain(size, train), Textbook(size, train), reports_of(size, train)
@@ -92,7 +115,9 @@ def measure_steps(size: Size, train: Split, *, compiled: bool = False) -> tuple[
     watched = {name: memory.watching(name, case) for name, case in cases.items()}
     seconds = common.interleaved({**watched, "matrix_rate": on.matrix_rate}, rounds=size.rounds)
     rates = seconds.pop("matrix_rate")
-    floor = [attack + step for attack, step in zip(seconds["attack"], seconds["plain"], strict=True)]
+    floor = [
+        attack + step for attack, step in zip(seconds["attack"], seconds["plain"], strict=True)
+    ]
     figures: dict[str, float | None] = {
         "sat_over_plain": common.median_ratio(seconds["sat"], seconds["plain"]),
         "sat_over_floor": common.median_ratio(seconds["sat"], floor),
@@ -104,19 +129,24 @@ def measure_steps(size: Size, train: Split, *, compiled: bool = False) -> tuple[
     step, plain_step = median(seconds["sat"]), median(seconds["plain"])
     details |= {
         "modelled_scaling": {
-            f"{workers} workers": scaling.efficiency(step, plain_step, gradients, workers=workers) for workers in scaling.WORKERS
+            f"{workers} workers": scaling.efficiency(step, plain_step, gradients, workers=workers)
+            for workers in scaling.WORKERS
         },
         "peak_memory_gib": memory.figures,
         "median_seconds_per_step": {name: median(values) for name, values in seconds.items()},
         **counts,
         "matrix_rate_teraflops": median(rates) / 1e12,
         "share_of_matrix_rate": {
-            name: median(operations / s / rate for s, rate in zip(seconds[name], rates, strict=True))
+            name: median(
+                operations / s / rate for s, rate in zip(seconds[name], rates, strict=True)
+            )
             for name in ("sat", "compiled")
             if name in seconds
         },
         "seconds_over_sat": {
-            name: common.median_ratio(seconds[name], seconds["sat"]) for name in ("textbook_bf16", "compiled") if name in seconds
+            name: common.median_ratio(seconds[name], seconds["sat"])
+            for name in ("textbook_bf16", "compiled")
+            if name in seconds
         },
         "seconds_per_step": seconds,
     }
@@ -133,7 +163,9 @@ def _worker(rank: int, folder: str, size: Size) -> None:
         world = replace(world, device=f"cuda:{rank}")
         size = replace(size, hardware=replace(size.hardware, device=world.device))
     backend = "nccl" if size.hardware.on_gpu else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    dist.init_process_group(
+        backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
     train = batch_of(size.hardware.images()["train"], 2 * size.images * size.steps)
     alone = reports_of(size, train.take(slice(0, size.images * size.steps)))
     together = reports_of(size, train, world=world)
@@ -143,7 +175,10 @@ def _worker(rank: int, folder: str, size: Size) -> None:
         world.barrier()
         return rate
 
-    cases = {"one": lambda: sample(alone, take_part=rank == 0), "two": lambda: sample(together, take_part=True)}
+    cases = {
+        "one": lambda: sample(alone, take_part=rank == 0),
+        "two": lambda: sample(together, take_part=True),
+    }
     rates = common.interleaved(cases, rounds=size.rounds)
     if rank == 0:
         Path(folder, "rates.json").write_text(json.dumps(rates))
@@ -161,8 +196,18 @@ def measure_scaling(size: Size) -> dict[str, list[float]]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what this benchmark alone can be asked for."""
     hardware.add_options(parser)
-    parser.add_argument("--batch", type=int, default=0, metavar="N", help=f"images of a step; default 64, on a GPU {GPU_IMAGES}")
-    parser.add_argument("--compile", action="store_true", help="time training.compile as well; it takes minutes to compile")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=0,
+        metavar="N",
+        help=f"images of a step; default 64, on a GPU {GPU_IMAGES}",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="time training.compile as well; it takes minutes to compile",
+    )
 
 
 def size_of(options: argparse.Namespace, on: Hardware) -> Size:
@@ -177,14 +222,27 @@ def main() -> None:
     """Run the benchmark."""
     options = common.options(__doc__, more=add_options)
     about, size = common.machine(), size_of(options, hardware.from_options(options))
-    figures, details = measure_steps(size, batch_of(size.hardware.images()["train"], size.images * size.steps), compiled=options.compile)
-    figures["scaling_2_workers"], details["images_per_second_of_workers"] = None, "not measured: there is one GPU"
+    figures, details = measure_steps(
+        size,
+        batch_of(size.hardware.images()["train"], size.images * size.steps),
+        compiled=options.compile,
+    )
+    figures["scaling_2_workers"], details["images_per_second_of_workers"] = (
+        None,
+        "not measured: there is one GPU",
+    )
     if not size.hardware.on_gpu or torch.cuda.device_count() > 1:
         rates = measure_scaling(size)
         figures["scaling_2_workers"] = common.median_ratio(rates["two"], rates["one"])
         details["images_per_second_of_workers"] = rates
     details["size"] = asdict(size)
-    common.finish("training: one step of smooth adversarial training", figures, details, about, path=options.json)
+    common.finish(
+        "training: one step of smooth adversarial training",
+        figures,
+        details,
+        about,
+        path=options.json,
+    )
 
 
 if __name__ == "__main__":

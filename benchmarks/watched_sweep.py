@@ -44,23 +44,40 @@ class Ran:
 
     def tracking_share(self) -> float:
         """Return the part of the wall time that calls of the tracker took; it is made beside other work."""
-        return sum(seconds for name, seconds in self.tracker["seconds"].items() if name != "__init__") / self.wall
+        return (
+            sum(seconds for name, seconds in self.tracker["seconds"].items() if name != "__init__")
+            / self.wall
+        )
 
     def growth(self, part: str, shards: int) -> float:
         """Return by how many KiB per shard the memory of `part` grew over the evaluation: from its first tenth to its last."""
-        seen = [sample for sample in self.samples if sample.shards > 0 and getattr(sample, part) > 0]
+        seen = [
+            sample for sample in self.samples if sample.shards > 0 and getattr(sample, part) > 0
+        ]
         early = [getattr(one, part) for one in seen if shards // 10 <= one.shards <= shards // 5]
-        late = [getattr(one, part) for one in seen if 9 * shards // 10 <= one.shards < shards]  # later the report's own memory is in it
+        late = [
+            getattr(one, part) for one in seen if 9 * shards // 10 <= one.shards < shards
+        ]  # later the report's own memory is in it
         return (max(late) - max(early)) / (0.85 * shards) if early and late else float("nan")
 
 
 def run_sweep(arguments: list[str], root: Path, **environment: str) -> Ran:
     """Run a sweep with its tracker timed and its driver watched. RuntimeError if it fails."""
     clock, log, samples = root / "tracker.json", root / "sweep.log", list[Sample]()
-    command = [sys.executable, str(Path(__file__).with_name("timed_sweep.py")), str(clock), *arguments, "--storage", str(root)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("timed_sweep.py")),
+        str(clock),
+        *arguments,
+        "--storage",
+        str(root),
+    ]
     clean = common.environment(**environment)
     started = time.monotonic()
-    with log.open("w") as stream, subprocess.Popen(command, env=clean, stdout=stream, stderr=subprocess.STDOUT) as sweep:
+    with (
+        log.open("w") as stream,
+        subprocess.Popen(command, env=clean, stdout=stream, stderr=subprocess.STDOUT) as sweep,
+    ):
         driver = psutil.Process(sweep.pid)
         while sweep.poll() is None:
             samples.append(_sample(driver, root, time.monotonic() - started))
@@ -74,7 +91,9 @@ def run_sweep(arguments: list[str], root: Path, **environment: str) -> Ran:
 
 def _sample(driver: psutil.Process, root: Path, seconds: float) -> Sample:
     shards = sum(len(os.listdir(folder)) for folder in root.glob("*/state/evaluate"))
-    return Sample(seconds, shards, _pss(driver), sum(_pss(one) for one in _titled(driver, "ray::evaluate")))
+    return Sample(
+        seconds, shards, _pss(driver), sum(_pss(one) for one in _titled(driver, "ray::evaluate"))
+    )
 
 
 def _titled(driver: psutil.Process, title: str) -> list[psutil.Process]:
@@ -97,15 +116,30 @@ def _pss(process: psutil.Process) -> float:
 @contextmanager
 def crowded_ray(cpus: int) -> Iterator[dict[str, str]]:
     """Start a Ray that believes in `cpus` CPUs and yield the variables that lead to it."""
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_raylet_start_wait_time_s": "120"}
+    os.environ |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_raylet_start_wait_time_s": "120",
+    }
     os.environ |= {"PYTHONPATH": common.environment()["PYTHONPATH"], "OMP_NUM_THREADS": "1"}
     from ray.cluster_utils import Cluster
 
     with tempfile.TemporaryDirectory(prefix="sat_ray-", ignore_cleanup_errors=True) as folder:
-        head = {"num_cpus": cpus, "num_gpus": 0, "object_store_memory": 200 * 1024**2, "temp_dir": folder}
-        head |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": common.free_port()}
+        head = {
+            "num_cpus": cpus,
+            "num_gpus": 0,
+            "object_store_memory": 200 * 1024**2,
+            "temp_dir": folder,
+        }
+        head |= {
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+            "dashboard_port": common.free_port(),
+        }
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
-            yield {"RAY_ADDRESS": cluster.address} | {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+            yield {"RAY_ADDRESS": cluster.address} | {
+                name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+            }
         finally:
             cluster.shutdown()

@@ -18,12 +18,19 @@ RESTORE = "restore the folder, or train the model again"
 MODEL_JSON, MODEL_WEIGHTS = "model.json", "model.safetensors"
 
 
-def save_model(storage: Storage, weights: dict[str, Tensor], *, spec: ModelSpec, about: dict[str, Any]) -> str:
+def save_model(
+    storage: Storage, weights: dict[str, Tensor], *, spec: ModelSpec, about: dict[str, Any]
+) -> str:
     """Write a model into a folder and return the sha256 of its weights. about: anything worth knowing, as JSON."""
     data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()})
     digest = sha256(data)
     storage.write(MODEL_WEIGHTS, data)
-    storage.write_json(MODEL_JSON, sealed({"format": FORMAT, "spec": dataclasses.asdict(spec), "sha256": digest, "about": about}))
+    storage.write_json(
+        MODEL_JSON,
+        sealed(
+            {"format": FORMAT, "spec": dataclasses.asdict(spec), "sha256": digest, "about": about}
+        ),
+    )
     return digest
 
 
@@ -33,20 +40,30 @@ def read_description(storage: Storage) -> dict[str, Any]:
     Raises FileNotFoundError where there is none, ValueError where it is damaged or was changed.
     """
     try:
-        found = read_perhaps_sealed(storage, MODEL_JSON, required=lambda found: found.get("format") == FORMAT)
+        found = read_perhaps_sealed(
+            storage, MODEL_JSON, required=lambda found: found.get("format") == FORMAT
+        )
     except FileNotFoundError:
-        raise FileNotFoundError(f"no {MODEL_JSON} in {storage.uri}; give the folder of a checkpoint") from None
+        raise FileNotFoundError(
+            f"no {MODEL_JSON} in {storage.uri}; give the folder of a checkpoint"
+        ) from None
     except ValueError as error:
         raise ValueError(f"checkpoint {storage.uri}: {MODEL_JSON} {error}; {RESTORE}") from None
     if found.get("format") not in (FORMAT, UNSEALED_FORMAT):
-        raise ValueError(f"checkpoint {storage.uri} has format {found.get('format')!r}; this version reads {FORMAT}")
+        raise ValueError(
+            f"checkpoint {storage.uri} has format {found.get('format')!r}; this version reads {FORMAT}"
+        )
     kinds = {"spec": dict, "sha256": str, "about": dict}
     if wrong := [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]:
-        raise ValueError(f"checkpoint {storage.uri}: {MODEL_JSON} has no {' and no '.join(wrong)} that can be read; {RESTORE}")
+        raise ValueError(
+            f"checkpoint {storage.uri}: {MODEL_JSON} has no {' and no '.join(wrong)} that can be read; {RESTORE}"
+        )
     return found
 
 
-def load_model(path_or_uri: str, *, expected_sha256: str | None = None, allow_code: Collection[str] = ()) -> Normalized:
+def load_model(
+    path_or_uri: str, *, expected_sha256: str | None = None, allow_code: Collection[str] = ()
+) -> Normalized:
     """Load a checkpoint folder, local or s3://, as a module in eval mode: [0, 1] pixels -> logits.
 
     allow_code: names, `module:function`, of your own network and activation that the checkpoint may
@@ -58,9 +75,13 @@ def load_model(path_or_uri: str, *, expected_sha256: str | None = None, allow_co
     about = read_description(storage)
     data = storage.read(MODEL_WEIGHTS)
     if sha256(data) != about["sha256"] or expected_sha256 not in (None, about["sha256"]):
-        raise ValueError(f"checkpoint {storage.uri}: {MODEL_WEIGHTS} does not match its sha256; it is damaged or was replaced")
+        raise ValueError(
+            f"checkpoint {storage.uri}: {MODEL_WEIGHTS} does not match its sha256; it is damaged or was replaced"
+        )
     spec = about["spec"]
-    check_confirmed([str(spec.get("name")), str(spec.get("activation"))], source=storage.full(MODEL_JSON))
+    check_confirmed(
+        [str(spec.get("name")), str(spec.get("activation"))], source=storage.full(MODEL_JSON)
+    )
     try:
         with stored_names():
             given = ModelSpec(**spec)
@@ -68,5 +89,7 @@ def load_model(path_or_uri: str, *, expected_sha256: str | None = None, allow_co
         model.load_state_dict(safetensors.torch.load(data))
     except (TypeError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"checkpoint {storage.uri}: {MODEL_JSON} and {MODEL_WEIGHTS} do not fit together ({reason}); {RESTORE}") from None
+        raise ValueError(
+            f"checkpoint {storage.uri}: {MODEL_JSON} and {MODEL_WEIGHTS} do not fit together ({reason}); {RESTORE}"
+        ) from None
     return model.eval()

@@ -45,10 +45,14 @@ class ThreatModel:
         if self.norm not in NORMS:
             raise ValueError(f"threat_model.norm is {self.norm!r}; allowed: {', '.join(NORMS)}")
         if reason := fault(self.epsilon, StepSize):
-            raise ValueError(f"threat_model.epsilon must be {reason}, in [0, 1] pixels (for example 8/255), got {shown(self.epsilon)}")
+            raise ValueError(
+                f"threat_model.epsilon must be {reason}, in [0, 1] pixels (for example 8/255), got {shown(self.epsilon)}"
+            )
         if self.norm == "linf" and self.epsilon > 1:
             said = f"{self.epsilon:.12g}"
-            raise ValueError(f"threat_model.epsilon is {said}; allowed: (0, 1], as pixels lie in [0, 1]. Did you mean {said}/255?")
+            raise ValueError(
+                f"threat_model.epsilon is {said}; allowed: (0, 1], as pixels lie in [0, 1]. Did you mean {said}/255?"
+            )
 
     def __str__(self) -> str:
         return f"{self.norm} {as_255ths(self.epsilon)}"
@@ -60,7 +64,9 @@ class ThreatModel:
         is allowed (the box can only shorten the perturbation) but not always the nearest.
         """
         if self.norm == "linf":
-            return torch.minimum(torch.maximum(x_adv, x - self.epsilon), x + self.epsilon).clamp(0.0, 1.0)
+            return torch.minimum(torch.maximum(x_adv, x - self.epsilon), x + self.epsilon).clamp(
+                0.0, 1.0
+            )
         distance = _per_image(self.distance(x_adv, x), x)
         shrunk = x + (x_adv - x) * (self.epsilon * (1 - 2e-7) / distance.clamp_min(1e-30))
         return torch.where(distance <= self.epsilon, x_adv, shrunk).clamp(0.0, 1.0)
@@ -72,31 +78,45 @@ class ThreatModel:
         """
         shape = x.shape[1:]
         if self.norm == "linf":
-            delta = (2.0 * rng.uniform("start", shape, step=step, device=x.device) - 1.0) * self.epsilon
+            delta = (
+                2.0 * rng.uniform("start", shape, step=step, device=x.device) - 1.0
+            ) * self.epsilon
         else:
             direction = rng.normal("start", shape, step=step, device=x.device)
             length = direction.flatten(1).norm(dim=1).clamp_min(1e-12)
-            radius = rng.uniform("radius", (1,), step=step, device=x.device).flatten() ** (1.0 / x[0].numel())
+            radius = rng.uniform("radius", (1,), step=step, device=x.device).flatten() ** (
+                1.0 / x[0].numel()
+            )
             delta = direction * _per_image(self.epsilon * radius / length, x)
         return self.project(x + delta, x)
 
     def steepest_ascent(self, gradient: Tensor) -> Tensor:
         """Return the unit step that increases the loss fastest: sign(g) for linf, g / ||g|| for l2 (0 where g is 0)."""
         if self.norm == "linf":
-            return torch.where(gradient.isnan(), gradient, gradient.sign())  # sign(NaN) is 0: the image would freeze and look robust
+            return torch.where(
+                gradient.isnan(), gradient, gradient.sign()
+            )  # sign(NaN) is 0: the image would freeze and look robust
         # scaling by the largest entry first keeps tiny gradients from vanishing when they are squared
         scale = gradient.flatten(1).abs().amax(dim=1)
-        scaled = gradient / _per_image(torch.where(scale > 0, scale, torch.ones_like(scale)), gradient)
+        scaled = gradient / _per_image(
+            torch.where(scale > 0, scale, torch.ones_like(scale)), gradient
+        )
         length = scaled.flatten(1).norm(dim=1)
-        return scaled / _per_image(torch.where(length > 0, length, torch.ones_like(length)), gradient)
+        return scaled / _per_image(
+            torch.where(length > 0, length, torch.ones_like(length)), gradient
+        )
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return the norm of each image's perturbation, (N,) float32 in [0, 1] pixels."""
         delta = (x_adv - x).flatten(1)
         # 150,000 squares summed in float32 are off by more than the tolerance
-        return delta.abs().amax(dim=1) if self.norm == "linf" else delta.double().norm(dim=1).float()
+        return (
+            delta.abs().amax(dim=1) if self.norm == "linf" else delta.double().norm(dim=1).float()
+        )
 
     def contains(self, x_adv: Tensor, x: Tensor, *, tolerance: float = TOLERANCE) -> Tensor:
         """Say for each image whether `x_adv` is allowed, (N,) bool; NaN never is."""
         in_box = ((x_adv >= 0.0) & (x_adv <= 1.0)).flatten(1).all(dim=1)
-        return in_box & (self.distance(x_adv, x) <= self.epsilon + tolerance * max(1.0, self.epsilon))
+        return in_box & (
+            self.distance(x_adv, x) <= self.epsilon + tolerance * max(1.0, self.epsilon)
+        )

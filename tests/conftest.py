@@ -22,12 +22,21 @@ from sat_ray.threat import ThreatModel
 
 BUCKET = "tests-bucket"
 
-settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, database=None, max_examples=40
+)
 settings.load_profile("repeatable")
 
 
 WITH_RAY = (
-    *("test_bad_input_of_sweeps", "test_evaluation_on_ray", "test_foreign", "test_job_submission", "test_preparing", "test_ray_cluster"),
+    *(
+        "test_bad_input_of_sweeps",
+        "test_evaluation_on_ray",
+        "test_external",
+        "test_job_submission",
+        "test_preparing",
+        "test_ray_cluster",
+    ),
     *("test_sweep", "test_train_session"),
 )
 
@@ -65,7 +74,7 @@ def digits_model(digits: Split, digits_threat_model: ThreatModel) -> Normalized:
 
 @pytest.fixture(scope="session")
 def held_out(digits: Split) -> Split:
-    """Return 77 digits that the model was not trained on: two full blocks of 32 lanes and a ragged third."""
+    """Return 77 digits that the model was not trained on: two full blocks of 32 slots and a ragged third."""
     return digits.take(slice(1000, 1077))
 
 
@@ -74,11 +83,15 @@ def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
     """Start a real S3 server with one bucket and return the variables that lead to it; skip with a notice where it cannot run."""
     folder = tmp_path_factory.mktemp("s3")
     if importlib.util.find_spec("swift") is None:
-        pytest.skip("swift is not installed (requirements-dev.txt): nothing was run against an S3 server")
+        pytest.skip(
+            "swift is not installed (requirements-dev.txt): nothing was run against an S3 server"
+        )
     try:
         os.setxattr(folder, "user.probe", b"")
     except OSError as error:
-        pytest.skip(f"{folder} has no user extended attributes ({error}): nothing was run against an S3 server")
+        pytest.skip(
+            f"{folder} has no user extended attributes ({error}): nothing was run against an S3 server"
+        )
     import boto3
 
     port = _free_ports(len(s3_server.ROLES))
@@ -86,10 +99,17 @@ def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
         command = [sys.executable, "-W", "ignore", s3_server.__file__, str(folder), str(port)]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
     try:
-        assert server.stdout is not None and server.stdout.readline() == b"ready\n", (folder / "log").read_text()
+        assert server.stdout is not None and server.stdout.readline() == b"ready\n", (
+            folder / "log"
+        ).read_text()
         variables = s3_server.environment(port)
-        keys = {"aws_access_key_id": s3_server.ACCESS_KEY, "aws_secret_access_key": s3_server.SECRET_KEY}
-        boto3.client("s3", endpoint_url=variables["AWS_ENDPOINT_URL"], region_name=s3_server.REGION, **keys).create_bucket(Bucket=BUCKET)
+        keys = {
+            "aws_access_key_id": s3_server.ACCESS_KEY,
+            "aws_secret_access_key": s3_server.SECRET_KEY,
+        }
+        boto3.client(
+            "s3", endpoint_url=variables["AWS_ENDPOINT_URL"], region_name=s3_server.REGION, **keys
+        ).create_bucket(Bucket=BUCKET)
         yield variables
     finally:
         server.kill()
@@ -126,7 +146,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Return a disk of 1 MiB, mounted for real; skip where this process may not mount."""
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)],
+        capture_output=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip("mounting a small disk needs root")
     try:

@@ -21,13 +21,18 @@ def images(shape: tuple[int, ...], dtype: torch.dtype, *, ties: bool) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("ties", [False, True])
-def test_pooled_images_and_their_gradients_are_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype, ties: bool) -> None:
+def test_pooled_images_and_their_gradients_are_those_of_torch(
+    shape: tuple[int, ...], dtype: torch.dtype, ties: bool
+) -> None:
     x = images(shape, dtype, ties=ties).requires_grad_()
     exact = x.detach().double().requires_grad_()
     pooled, expected = MaxPool()(x), F.max_pool2d(exact, 3, 2, 1)
     assert torch.equal(pooled.double(), expected)
     along = images(tuple(pooled.shape), dtype, ties=False)
-    (found,), (true,) = torch.autograd.grad(pooled, x, along), torch.autograd.grad(expected, exact, along.double())
+    (found,), (true,) = (
+        torch.autograd.grad(pooled, x, along),
+        torch.autograd.grad(expected, exact, along.double()),
+    )
     torch.testing.assert_close(found, true.to(dtype))
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -36,9 +41,14 @@ def test_pooled_images_and_their_gradients_are_those_of_torch(shape: tuple[int, 
 def test_nan_is_passed_on_and_a_window_of_minus_infinity_has_a_place() -> None:
     x = torch.randn(1, 2, 6, 6)
     x[0, 0, 2, 2], x[0, 1] = float("nan"), -float("inf")
-    torch.testing.assert_close(MaxPool()(x), F.max_pool2d(x, 3, 2, 1), equal_nan=True, rtol=0, atol=0)
+    torch.testing.assert_close(
+        MaxPool()(x), F.max_pool2d(x, 3, 2, 1), equal_nan=True, rtol=0, atol=0
+    )
     lowest, along = x[:, 1:].clone().requires_grad_(), torch.randn(1, 1, 3, 3)
-    (found,), (true,) = (torch.autograd.grad(pool(lowest), lowest, along) for pool in (MaxPool(), nn.MaxPool2d(3, 2, 1)))
+    (found,), (true,) = (
+        torch.autograd.grad(pool(lowest), lowest, along)
+        for pool in (MaxPool(), nn.MaxPool2d(3, 2, 1))
+    )
     torch.testing.assert_close(found, true)
 
 

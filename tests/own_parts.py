@@ -89,7 +89,9 @@ def mixed(num_classes: int, activation) -> nn.Module:
 
 def shared(num_classes: int, activation) -> nn.Module:
     one = activation()
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), one, nn.Linear(8, 8), one, nn.Linear(8, num_classes))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), one, nn.Linear(8, 8), one, nn.Linear(8, num_classes)
+    )
 
 
 def probabilities(num_classes: int, activation) -> nn.Module:
@@ -97,7 +99,9 @@ def probabilities(num_classes: int, activation) -> nn.Module:
 
 
 def scaled_probabilities(num_classes: int, activation) -> nn.Module:
-    return nn.Sequential(*_layers(num_classes, activation), nn.Softmax(dim=1), _Lambda(lambda x: 0.5 * x))
+    return nn.Sequential(
+        *_layers(num_classes, activation), nn.Softmax(dim=1), _Lambda(lambda x: 0.5 * x)
+    )
 
 
 def sigmoid(num_classes: int, activation) -> nn.Module:
@@ -131,13 +135,18 @@ def seldom_skips(num_classes: int, activation) -> nn.Module:
 
 
 def drops_out(num_classes: int, activation) -> nn.Module:
-    return nn.Sequential(*_layers(num_classes, activation)[:3], nn.Dropout(0.5), nn.Linear(8, num_classes))
+    return nn.Sequential(
+        *_layers(num_classes, activation)[:3], nn.Dropout(0.5), nn.Linear(8, num_classes)
+    )
 
 
 class _Keeps(nn.Module):
     def __init__(self, num_classes: int, activation, kept=None) -> None:
         super().__init__()
-        self.body, self.head = nn.Sequential(*_layers(num_classes, activation)[:3]), nn.Linear(8, num_classes)
+        self.body, self.head = (
+            nn.Sequential(*_layers(num_classes, activation)[:3]),
+            nn.Linear(8, num_classes),
+        )
         self.kept = kept
 
     def forward(self, x: Tensor) -> Tensor:
@@ -211,11 +220,16 @@ def bound(num_classes: int, activation) -> nn.Module:
 
 
 def quantised(num_classes: int, activation) -> nn.Module:
-    return nn.Sequential(_Lambda(lambda x: x + ((16 * x).round() / 16 - x).detach()), *_layers(num_classes, activation))
+    return nn.Sequential(
+        _Lambda(lambda x: x + ((16 * x).round() / 16 - x).detach()),
+        *_layers(num_classes, activation),
+    )
 
 
 def of_the_batch(num_classes: int, activation) -> nn.Module:
-    return nn.Sequential(_Lambda(lambda x: x - x.mean(0, keepdim=True)), *_layers(num_classes, activation))
+    return nn.Sequential(
+        _Lambda(lambda x: x - x.mean(0, keepdim=True)), *_layers(num_classes, activation)
+    )
 
 
 def other_images(num_classes: int, activation) -> nn.Module:
@@ -223,7 +237,9 @@ def other_images(num_classes: int, activation) -> nn.Module:
 
 
 def of_one_size(num_classes: int, activation) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8), activation(), nn.Linear(8, num_classes))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 16 * 16, 8), activation(), nn.Linear(8, num_classes)
+    )
 
 
 def other_arguments(num_classes: int, depth: int) -> None: ...

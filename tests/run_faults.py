@@ -44,7 +44,10 @@ class Workplace:
     @classmethod
     def open(cls, folder: Path) -> "Workplace":
         """Start everything."""
-        s3, postgres = S3(folder), Postgres(folder) if Postgres.programs() and _installed("psycopg") else None
+        s3, postgres = (
+            S3(folder),
+            Postgres(folder) if Postgres.programs() and _installed("psycopg") else None,
+        )
         s3.start()
         if postgres:
             postgres.start()
@@ -70,7 +73,10 @@ class Workplace:
         for log in self.folder.glob("*.log"):
             shutil.copy(log, kept)
         planted = {"the S3 key": s3_server.SECRET_KEY, "MLflow's password": self.mlflow.password}
-        planted |= {"PostgreSQL's password": Postgres.password, "Ray's token": self.cluster.environment["RAY_AUTH_TOKEN"]}
+        planted |= {
+            "PostgreSQL's password": Postgres.password,
+            "Ray's token": self.cluster.environment["RAY_AUTH_TOKEN"],
+        }
         return secrets_left([self.folder / "s3" / "node", kept, *logs], planted, self.postgres)
 
     def victim(self, name: str) -> Victim:
@@ -91,7 +97,9 @@ def disturbed(
 ) -> tuple[list[dict[str, Any]], list[Kind]]:
     """Run one sweep and put faults into its stages; return what each of them did, and the kinds whose stage was over too soon."""
     victim = place.victim(name)
-    scene = Scene(victim, place.s3, place.mlflow, place.postgres, random.Random(f"{name} {seed}"), outage)
+    scene = Scene(
+        victim, place.s3, place.mlflow, place.postgres, random.Random(f"{name} {seed}"), outage
+    )
     struck: list[dict[str, Any]] = []
     late: list[Kind] = []
     try:
@@ -100,24 +108,43 @@ def disturbed(
                 late.append(kind)
                 continue
             say(f"{name}: {kind.name} in {kind.stage}")
-            since = time.time() + 1 - max(victim.committed(kind.stage), default=victim.began)  # S3 rounds its times up to seconds
-            struck.append({"sweep": name, "kind": kind.name, "stage": kind.stage, "since_last_stored": round(since, 1)})
+            since = (
+                time.time() + 1 - max(victim.committed(kind.stage), default=victim.began)
+            )  # S3 rounds its times up to seconds
+            struck.append(
+                {
+                    "sweep": name,
+                    "kind": kind.name,
+                    "stage": kind.stage,
+                    "since_last_stored": round(since, 1),
+                }
+            )
             struck[-1]["interrupted"] = kind.inject(scene)
         left = victim.finish()
-        wrong = faults_of(left, undisturbed, name, place.mlflow, place.cluster) + place.secrets_left()
+        wrong = (
+            faults_of(left, undisturbed, name, place.mlflow, place.cluster) + place.secrets_left()
+        )
     except Exception as error:
         wrong, left = [f"{type(error).__name__}: {error}"], None
         victim.process.kill()
     stages = Counter(one["stage"] for one in struck)
     for one in struck:
         if left is not None:
-            whole = KINDS[one["kind"]].alone or stages[one["stage"]] > 1  # a stage's seconds are not told apart
+            whole = (
+                KINDS[one["kind"]].alone or stages[one["stage"]] > 1
+            )  # a stage's seconds are not told apart
             one["measured"] = SWEEP if whole else one["stage"]
             one["seconds"] = round(left.seconds if whole else left.stages[one["stage"]], 1)
-            each = one["since_last_stored"] if one["stage"] == "train" else victim.longest(one["stage"])
+            each = (
+                one["since_last_stored"]
+                if one["stage"] == "train"
+                else victim.longest(one["stage"])
+            )
             one["repeated_seconds_at_most"] = round(one["interrupted"] * each, 1)
         one["wrong"] = [brief(text) for text in wrong]
-    say(f"{name}: {'; '.join(wrong) or 'the same numbers, nothing lost, nothing doubled, nothing left behind'}")
+    say(
+        f"{name}: {'; '.join(wrong) or 'the same numbers, nothing lost, nothing doubled, nothing left behind'}"
+    )
     assert struck, f"{name}: not one fault could be put into it: {wrong}"
     return struck, late
 
@@ -146,14 +173,31 @@ COMMAND = shlex.join(["python", "tests/run_faults.py", *sys.argv[1:]])
 
 def main() -> int:
     """Run the faults asked for; the exit status is 0 if every sweep survived."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--only", choices=sorted(KINDS), nargs="*", help="kinds to run; without a name none, but the undisturbed sweep is timed"
+        "--only",
+        choices=sorted(KINDS),
+        nargs="*",
+        help="kinds to run; without a name none, but the undisturbed sweep is timed",
     )
     parser.add_argument("--chaos", type=int, default=0, metavar="N", help="draw N more faults")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of victims among processes and nodes, and of --chaos")
-    parser.add_argument("--outage", type=float, default=60.0, help="seconds that a server or a connection stays away")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of faults.json and faults.md")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the choice of victims among processes and nodes, and of --chaos",
+    )
+    parser.add_argument(
+        "--outage",
+        type=float,
+        default=60.0,
+        help="seconds that a server or a connection stays away",
+    )
+    parser.add_argument(
+        "--docs", type=Path, default=ROOT / "docs", help="folder of faults.json and faults.md"
+    )
     arguments = parser.parse_args()
     if lacking := missing():
         print(f"error: {lacking}", file=sys.stderr)
@@ -168,20 +212,41 @@ def main() -> int:
     say(f"MLflow's logins: {'; '.join(refusals) or 'every request answered as it should be'}")
     if place.postgres is None:
         say("no PostgreSQL here: MLflow runs on SQLite, and postgres-restart is not run")
-    possible = [kind for kind in KINDS.values() if place.postgres or kind.name != "postgres-restart"]
+    possible = [
+        kind for kind in KINDS.values() if place.postgres or kind.name != "postgres-restart"
+    ]
     kinds = [kind for kind in possible if kind.name in names]
     drawn = random.Random(arguments.seed).choices(possible, k=arguments.chaos)
     undisturbed = place.victim("undisturbed").finish()
     say(f"undisturbed: {undisturbed.seconds:.0f} s, stages {undisturbed.stages}")
-    write(merged(arguments.docs, [], undisturbed, chaos=False, outage=arguments.outage, command=COMMAND), arguments.docs)
+    write(
+        merged(
+            arguments.docs, [], undisturbed, chaos=False, outage=arguments.outage, command=COMMAND
+        ),
+        arguments.docs,
+    )
     struck: list[dict[str, Any]] = []
     for waiting, each in ((kinds, 1), (drawn, CHAOS_EACH)):
         here: list[dict[str, Any]] = []
         while waiting:
             some, waiting = first_sweep(waiting, each=each)
-            done, late = disturbed(place, f"sweep{len(struck)}", some, undisturbed, seed=arguments.seed, outage=arguments.outage)
+            done, late = disturbed(
+                place,
+                f"sweep{len(struck)}",
+                some,
+                undisturbed,
+                seed=arguments.seed,
+                outage=arguments.outage,
+            )
             struck, here, waiting = struck + done, here + done, late + waiting
-            found = merged(arguments.docs, here, undisturbed, chaos=each > 1, outage=arguments.outage, command=COMMAND)
+            found = merged(
+                arguments.docs,
+                here,
+                undisturbed,
+                chaos=each > 1,
+                outage=arguments.outage,
+                command=COMMAND,
+            )
             write(found, arguments.docs)
             if done[-1]["wrong"]:  # what it left behind must not disturb the next
                 place.cluster.down()

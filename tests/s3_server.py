@@ -20,7 +20,10 @@ FILTERS = {
     "listing_formats": {},
     "bulk": {},
     "s3api": {"s3_acl": "false", "location": REGION, "force_swift_request_proxy_log": "false"},
-    "tempauth": {f"user_{ACCESS_KEY.replace(':', '_')}": f"{SECRET_KEY} .admin", f"user_{STRANGER.replace(':', '_')}": SECRET_KEY},
+    "tempauth": {
+        f"user_{ACCESS_KEY.replace(':', '_')}": f"{SECRET_KEY} .admin",
+        f"user_{STRANGER.replace(':', '_')}": SECRET_KEY,
+    },
     "copy": {},
     "slo": {},
     "dlo": {},
@@ -30,7 +33,11 @@ FILTERS = {
 def environment(port: int) -> dict[str, str]:
     """Return the variables that point S3 clients at the server."""
     keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
-    return keys | {"AWS_DEFAULT_REGION": REGION, "AWS_REGION": REGION, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    return keys | {
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_REGION": REGION,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
 
 
 def write_settings(folder: Path, port: int) -> None:
@@ -47,19 +54,48 @@ def write_settings(folder: Path, port: int) -> None:
         },
     )
     for offset, role in enumerate(ROLES):
-        settings = {"bind_ip": "127.0.0.1", "bind_port": str(port + offset), "user": getpass.getuser(), "swift_dir": str(folder / "etc")}
-        settings |= {"devices": str(folder / "node"), "mount_check": "false", "disable_fallocate": "true", "log_level": "ERROR"}
+        settings = {
+            "bind_ip": "127.0.0.1",
+            "bind_port": str(port + offset),
+            "user": getpass.getuser(),
+            "swift_dir": str(folder / "etc"),
+        }
+        settings |= {
+            "devices": str(folder / "node"),
+            "mount_check": "false",
+            "disable_fallocate": "true",
+            "log_level": "ERROR",
+        }
         settings |= {"recon_cache_path": str(folder / "cache")}
         filters = FILTERS if role == "proxy" else {}
-        app = {"use": f"egg:swift#{role}"} | ({"account_autocreate": "true", "allow_account_management": "true"} if role == "proxy" else {})
+        app = {"use": f"egg:swift#{role}"} | (
+            {"account_autocreate": "true", "allow_account_management": "true"}
+            if role == "proxy"
+            else {}
+        )
         pipeline = " ".join([*filters, f"{role}-server"])
-        sections = {"DEFAULT": settings, "pipeline:main": {"pipeline": pipeline}, f"app:{role}-server": app}
+        sections = {
+            "DEFAULT": settings,
+            "pipeline:main": {"pipeline": pipeline},
+            f"app:{role}-server": app,
+        }
         for name, options in filters.items():
-            sections[f"filter:{name}"] = {"use": f"egg:swift#{options.get('egg', name)}"} | {k: v for k, v in options.items() if k != "egg"}
+            sections[f"filter:{name}"] = {"use": f"egg:swift#{options.get('egg', name)}"} | {
+                k: v for k, v in options.items() if k != "egg"
+            }
         _write(folder / "etc" / f"{role}-server.conf", sections)
         if role != "proxy":
             ring = RingBuilder(part_power=4, replicas=1, min_part_hours=0)
-            ring.add_dev({"region": 1, "zone": 1, "ip": "127.0.0.1", "port": port + offset, "device": "disk", "weight": 1.0})
+            ring.add_dev(
+                {
+                    "region": 1,
+                    "zone": 1,
+                    "ip": "127.0.0.1",
+                    "port": port + offset,
+                    "device": "disk",
+                    "weight": 1.0,
+                }
+            )
             ring.rebalance()
             ring.get_ring().save(str(folder / "etc" / f"{role}.ring.gz"))
 
@@ -85,11 +121,17 @@ def serve(folder: Path, port: int, *, address: str = "127.0.0.1") -> None:
     storage_policy.reload_storage_policies()
     servers = []
     for offset, role in enumerate(ROLES):
-        application = wsgi.loadapp(str(folder / "etc" / f"{role}-server.conf"), global_conf={"log_name": role})
+        application = wsgi.loadapp(
+            str(folder / "etc" / f"{role}-server.conf"), global_conf={"log_name": role}
+        )
         listening = eventlet.listen((address if role == "proxy" else "127.0.0.1", port + offset))
         # one request at a time for the objects: of two conditional writes at once Swift alone lets both win, which S3 does not
         pool = eventlet.GreenPool(1 if role == "object" else 100)
-        servers.append(eventlet.spawn(eventlet.wsgi.server, listening, application, log_output=False, custom_pool=pool))
+        servers.append(
+            eventlet.spawn(
+                eventlet.wsgi.server, listening, application, log_output=False, custom_pool=pool
+            )
+        )
     print("ready", flush=True)
     for server in servers:
         server.wait()

@@ -28,14 +28,23 @@ def cluster_of_one_node(**head: Any) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as environment, session_folder() as private:
         folder = f"{private}/{RAY}"
         environment.setenv("RAY_AUTH_MODE", "disabled")
-        environment.setenv("RAY_raylet_start_wait_time_s", "120")  # the default of 30 is short on a busy machine
-        environment.setenv("RAY_TMPDIR", folder)  # its address is written below, and not where others look for a Ray of this machine
+        environment.setenv(
+            "RAY_raylet_start_wait_time_s", "120"
+        )  # the default of 30 is short on a busy machine
+        environment.setenv(
+            "RAY_TMPDIR", folder
+        )  # its address is written below, and not where others look for a Ray of this machine
         Path(folder, "ray").mkdir()
-        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # the nodes' workers import the tests
+        environment.setenv(
+            "PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep
+        )  # the nodes' workers import the tests
         import ray
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"temp_dir": folder, "include_dashboard": False} | head)
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"temp_dir": folder, "include_dashboard": False} | head,
+        )
         try:
             yield cluster
         finally:
@@ -60,4 +69,6 @@ def job_in(folder: Path, *, epochs: int, validate_every: int) -> TrainingJob:
     assert dataset is not None
     config = RECIPES["digits_smoke"]()
     training = replace(config.training, epochs=epochs, validate_every=validate_every)
-    return training_job(config, dataset, Configuration(activation="silu"), stage=TRAIN, seed=0, training=training)
+    return training_job(
+        config, dataset, Configuration(activation="silu"), stage=TRAIN, seed=0, training=training
+    )

@@ -13,7 +13,15 @@ from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 
 ROOT = Path(__file__).parent.parent
-MEASURED = {"accelerator_seconds", "cost", "train_images_per_second", "checkpoint", "outcomes", "strong_outcomes", "mlflow_run_id"}
+MEASURED = {
+    "accelerator_seconds",
+    "cost",
+    "train_images_per_second",
+    "checkpoint",
+    "outcomes",
+    "strong_outcomes",
+    "mlflow_run_id",
+}
 
 # python -c WITHOUT_RAY SCRIPT ...: run a command and see that it loaded neither ray nor mlflow
 WITHOUT_RAY = """
@@ -36,7 +44,12 @@ def environment(**changes: str) -> dict[str, str]:
 def pipeline(name: str, *arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Run one of the pipeline commands and capture what it prints."""
     command = [sys.executable, str(ROOT / "pipelines" / f"{name}.py"), *arguments]
-    settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 900, "env": environment()}
+    settings: dict[str, Any] = {
+        "capture_output": True,
+        "text": True,
+        "timeout": 900,
+        "env": environment(),
+    }
     return subprocess.run(command, check=False, **(settings | kwargs))
 
 
@@ -55,10 +68,16 @@ def leaderboard(folder: Path) -> dict[str, Any]:
 
 def numbers(board: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the rows without what is measured or depends on the place: what two runs of one sweep must share."""
-    rows = [{name: value for name, value in row.items() if name not in MEASURED} for row in board["rows"]]
+    rows = [
+        {name: value for name, value in row.items() if name not in MEASURED}
+        for row in board["rows"]
+    ]
     return sorted(rows, key=lambda row: json.dumps([row["configuration"], row["seed"]]))
 
 
 def records(folder: Path, stage: str) -> dict[str, dict[str, Any]]:
     """Return the committed records of a stage by key."""
-    return {path.stem: json.loads(path.read_text()) for path in (folder / "state" / stage).glob("*.json")}
+    return {
+        path.stem: json.loads(path.read_text())
+        for path in (folder / "state" / stage).glob("*.json")
+    }

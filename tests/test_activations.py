@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sat_ray.activations.registry import ACTIVATIONS, ActivationInfo, activation_info, make_activation
+from sat_ray.activations.registry import (
+    ACTIVATIONS,
+    ActivationInfo,
+    activation_info,
+    make_activation,
+)
 
 CASES = [
     pytest.param(info, alpha, id=info.name if alpha is None else f"{info.name}-{alpha:g}")
     for info in ACTIVATIONS.values()
-    for alpha in ((None,) if info.alpha is None else sorted({info.alpha.default, *info.alpha.grid, 0.1, 1.0, min(300.0, info.alpha.high)}))
+    for alpha in (
+        (None,)
+        if info.alpha is None
+        else sorted({info.alpha.default, *info.alpha.grid, 0.1, 1.0, min(300.0, info.alpha.high)})
+    )
 ]
 EVERY = pytest.mark.parametrize(("info", "alpha"), CASES)
 LEARNED_ALPHA = 400.0
@@ -38,7 +47,14 @@ def central_difference(f: Callable[[Tensor], Tensor], x: Tensor, h: float) -> Te
 def grid(*, gap: float) -> Tensor:
     """Return float64 points from -40 to 40, dense around 0 but none nearer than gap, and far ones."""
     near = torch.linspace(-3, 3, 241, dtype=torch.float64)
-    points = torch.cat([near, torch.linspace(-40, 40, 81, dtype=torch.float64), near * 1e-2, torch.tensor([-700.0, 700.0])])
+    points = torch.cat(
+        [
+            near,
+            torch.linspace(-40, 40, 81, dtype=torch.float64),
+            near * 1e-2,
+            torch.tensor([-700.0, 700.0]),
+        ]
+    )
     return points[points.abs() > gap]
 
 
@@ -82,7 +98,9 @@ def test_the_value_is_the_formulas(info: ActivationInfo, alpha: float | None) ->
 
 
 @EVERY
-def test_the_first_derivative_is_that_of_finite_differences(info: ActivationInfo, alpha: float | None) -> None:
+def test_the_first_derivative_is_that_of_finite_differences(
+    info: ActivationInfo, alpha: float | None
+) -> None:
     h = 1e-4 / max(1.0, (LEARNED_ALPHA if info.learned else alpha or 1.0) / 10)
     x = grid(gap=2.5 * h if info.smoothness < 2 else -1.0)
     forward = activation_info(info.forward_name)
@@ -93,61 +111,89 @@ def test_the_first_derivative_is_that_of_finite_differences(info: ActivationInfo
     else:
         expected = numeric
     torch.testing.assert_close(slope_of(info, alpha, x), expected, rtol=0, atol=2e-7)
-    torch.testing.assert_close(info.derivative(x, LEARNED_ALPHA if info.learned else alpha), expected, rtol=0, atol=2e-7)
+    torch.testing.assert_close(
+        info.derivative(x, LEARNED_ALPHA if info.learned else alpha), expected, rtol=0, atol=2e-7
+    )
 
 
 @EVERY
-def test_the_second_derivative_is_that_of_the_first(info: ActivationInfo, alpha: float | None) -> None:
+def test_the_second_derivative_is_that_of_the_first(
+    info: ActivationInfo, alpha: float | None
+) -> None:
     sharp = max(1.0, LEARNED_ALPHA if info.learned else alpha or 1.0)
     h = 1e-3 / sharp
     x = grid(gap=2.5 * h if info.smoothness < 2 else -1.0).requires_grad_()
     slope = slope_of(info, alpha, x)
     second = torch.autograd.grad(slope.sum(), x)[0] if slope.requires_grad else torch.zeros_like(x)
-    numeric = central_difference(lambda v: info.derivative(v, LEARNED_ALPHA if info.learned else alpha), x.detach(), h)
+    numeric = central_difference(
+        lambda v: info.derivative(v, LEARNED_ALPHA if info.learned else alpha), x.detach(), h
+    )
     torch.testing.assert_close(second, numeric, rtol=1e-6, atol=1e-8 * sharp)
 
 
 @EVERY
-def test_the_declared_smoothness_is_what_the_derivatives_do_at_zero(info: ActivationInfo, alpha: float | None) -> None:
+def test_the_declared_smoothness_is_what_the_derivatives_do_at_zero(
+    info: ActivationInfo, alpha: float | None
+) -> None:
     scale = LEARNED_ALPHA if info.learned else alpha or 1.0
     sharp = max(scale, 1 / scale)  # celu bends faster as alpha shrinks
     h = torch.tensor([1e-6 / sharp], dtype=torch.float64)
-    forward = activation_info(info.forward_name)  # smoothness is about the function that is computed, not its stand-in gradient
+    forward = activation_info(
+        info.forward_name
+    )  # smoothness is about the function that is computed, not its stand-in gradient
     jump = (slope_of(forward, alpha, h) - slope_of(forward, alpha, -h)).abs().item()
     smoothness = info.smoothness_at(alpha)
     assert (jump < 1e-5) if smoothness >= 1 else (jump > 0.05)
     if smoothness >= 1:
-        second = [torch.autograd.grad(slope_of(info, alpha, p).sum(), p)[0] for p in (h.clone().requires_grad_(), (-h).requires_grad_())]
+        second = [
+            torch.autograd.grad(slope_of(info, alpha, p).sum(), p)[0]
+            for p in (h.clone().requires_grad_(), (-h).requires_grad_())
+        ]
         bend = (second[0] - second[1]).abs().item()
         assert (bend < 1e-4 * sharp) if smoothness >= 2 else (bend > 0.005)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @EVERY
-def test_low_precision_is_the_float64_result_rounded(info: ActivationInfo, alpha: float | None, dtype: torch.dtype) -> None:
-    x = torch.cat([torch.linspace(-8, 8, 257), torch.tensor([0.0, -30.0, 30.0, 200.0, -200.0])]).to(dtype)
+def test_low_precision_is_the_float64_result_rounded(
+    info: ActivationInfo, alpha: float | None, dtype: torch.dtype
+) -> None:
+    x = torch.cat([torch.linspace(-8, 8, 257), torch.tensor([0.0, -30.0, 30.0, 200.0, -200.0])]).to(
+        dtype
+    )
     eps = torch.finfo(dtype).eps
     exact = value_of(info, alpha, x.double())
     value = value_of(info, alpha, x)
     assert value.dtype == dtype
-    phi = x.double().abs().clamp_min(1) if info.name == "gelu" else 1.0  # x Phi(x): kernels know Phi, not its tail, to a rounding
+    phi = (
+        x.double().abs().clamp_min(1) if info.name == "gelu" else 1.0
+    )  # x Phi(x): kernels know Phi, not its tail, to a rounding
     assert ((value.double() - exact).abs() <= 2 * eps * (exact.abs() + phi)).all()
     off_zero = x != 0  # where a one-sided derivative is a matter of convention
     slope = slope_of(info, alpha, x)
     assert slope.dtype == dtype
     exact_slope = info.derivative(x.double(), LEARNED_ALPHA if info.learned else alpha)
-    torch.testing.assert_close(slope.double()[off_zero], exact_slope[off_zero], rtol=4 * eps, atol=4 * eps)
+    torch.testing.assert_close(
+        slope.double()[off_zero], exact_slope[off_zero], rtol=4 * eps, atol=4 * eps
+    )
 
 
 @EVERY
-def test_autograd_agrees_with_the_derivative_at_zero_where_there_is_one(info: ActivationInfo, alpha: float | None) -> None:
+def test_autograd_agrees_with_the_derivative_at_zero_where_there_is_one(
+    info: ActivationInfo, alpha: float | None
+) -> None:
     if info.smoothness_at(alpha) >= 1 or info.smooth_backward:
         zero = torch.zeros(1, dtype=torch.float64)
-        torch.testing.assert_close(slope_of(info, alpha, zero), info.derivative(zero, LEARNED_ALPHA if info.learned else alpha))
+        torch.testing.assert_close(
+            slope_of(info, alpha, zero),
+            info.derivative(zero, LEARNED_ALPHA if info.learned else alpha),
+        )
 
 
 @EVERY
-def test_no_activation_saves_more_than_one_tensor_for_the_backward_pass(info: ActivationInfo, alpha: float | None) -> None:
+def test_no_activation_saves_more_than_one_tensor_for_the_backward_pass(
+    info: ActivationInfo, alpha: float | None
+) -> None:
     saved: dict[int, int] = {}
     x = torch.randn(4, 256, requires_grad=True)
     module = make_activation(info.name, alpha=alpha)
@@ -174,10 +220,16 @@ def test_parametric_softplus_tends_to_relu_as_alpha_grows() -> None:
 def test_named_activations_are_the_family_members_they_should_be() -> None:
     x = torch.randn(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(make_activation("elu")(x), functional.elu(x))
-    torch.testing.assert_close(make_activation("celu", alpha=1.0)(x), make_activation("elu", alpha=1.0)(x))
-    torch.testing.assert_close(make_activation("softplus")(x), make_activation("parametric_softplus", alpha=1.0)(x))
+    torch.testing.assert_close(
+        make_activation("celu", alpha=1.0)(x), make_activation("elu", alpha=1.0)(x)
+    )
+    torch.testing.assert_close(
+        make_activation("softplus")(x), make_activation("parametric_softplus", alpha=1.0)(x)
+    )
     learned = make_activation("smoothrelu_learned")
-    torch.testing.assert_close(learned(x.float()), make_activation("smoothrelu", alpha=400.0)(x.float()))
+    torch.testing.assert_close(
+        learned(x.float()), make_activation("smoothrelu", alpha=400.0)(x.float())
+    )
 
 
 def test_the_learned_alpha_gets_the_gradient_of_finite_differences() -> None:

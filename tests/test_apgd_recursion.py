@@ -12,7 +12,16 @@ from sat_ray.threat import ThreatModel
 from sat_ray.utils.randomness import Randomness
 
 STEPS, IMAGES = 100, 96
-CHECKPOINTS = {22: 22, 41: 19, 57: 16, 70: 13, 80: 10, 87: 7, 93: 6, 99: 6}  # of the paper, with the steps since the one before
+CHECKPOINTS = {
+    22: 22,
+    41: 19,
+    57: 16,
+    70: 13,
+    80: 10,
+    87: 7,
+    93: 6,
+    99: 6,
+}  # of the paper, with the steps since the one before
 GENERATOR = torch.Generator().manual_seed(0)
 WAVES = 6 * torch.randn(12, 60, generator=GENERATOR).double()
 SHIFTS = 6.3 * torch.rand(60, generator=GENERATOR).double()
@@ -52,7 +61,9 @@ def next_points(ball: ThreatModel, x: Tensor, visited: Tensor) -> tuple[Tensor, 
             best, best_loss, best_slope = now, loss, slope
         if k in CHECKPOINTS:
             width = CHECKPOINTS[k]
-            few_rises = sum(losses[i] > losses[i - 1] for i in range(k - width + 1, k + 1)) <= 0.75 * width
+            few_rises = (
+                sum(losses[i] > losses[i - 1] for i in range(k - width + 1, k + 1)) <= 0.75 * width
+            )
             nothing_gained = eta == eta_then and best_loss == best_then
             alone += nothing_gained and not few_rises
             eta_then, best_then = eta, best_loss
@@ -76,15 +87,23 @@ def test_every_move_of_apgd_is_that_of_the_paper(ball: ThreatModel) -> None:
         state = attack.step(model, state)
     points = torch.stack(visited, dim=1)
     found = [next_points(ball, image, own[:-1]) for image, own in zip(x, points, strict=True)]
-    apart = (points[:, 1:] - torch.stack([moves for moves, _ in found])).flatten(2).abs().amax(dim=2)
-    assert sum(alone for _, alone in found) > 0, "the landscape is rough enough for the second condition to decide"
-    torch.testing.assert_close(apart, torch.zeros_like(apart), rtol=0, atol=2e-4)  # near the top a gradient is little but rounding
+    apart = (
+        (points[:, 1:] - torch.stack([moves for moves, _ in found])).flatten(2).abs().amax(dim=2)
+    )
+    assert sum(alone for _, alone in found) > 0, (
+        "the landscape is rough enough for the second condition to decide"
+    )
+    torch.testing.assert_close(
+        apart, torch.zeros_like(apart), rtol=0, atol=2e-4
+    )  # near the top a gradient is little but rounding
 
 
 def test_at_a_checkpoint_a_step_size_that_gains_nothing_is_halved_although_the_loss_rises() -> None:
     """The second condition: neither the step size nor the best loss has changed since the checkpoint before."""
     attack = APGD(threat_model=ThreatModel("linf", 0.1), steps=STEPS)
-    start = attack.start(torch.full((4, 1, 2, 2), 0.5), torch.zeros(4, dtype=torch.int64), Randomness.of(0, range(4)))
+    start = attack.start(
+        torch.full((4, 1, 2, 2), 0.5), torch.zeros(4, dtype=torch.int64), Randomness.of(0, range(4))
+    )
     state = replace(
         start,
         step=torch.full((4,), 41),

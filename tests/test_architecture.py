@@ -13,13 +13,33 @@ import sat_ray
 
 ROOT = Path(sat_ray.__file__).parent
 ROOMS = (
-    *("integrations", "report", "sweep", "training", "evaluation", "checkpoint", "models", "attacks"),
+    *(
+        "integrations",
+        "report",
+        "sweep",
+        "training",
+        "evaluation",
+        "checkpoint",
+        "models",
+        "attacks",
+    ),
     *("data", "activations", "threat", "storage", "utils"),
 )
 MOST_ENTRIES = 13
 HEAVY = {"ray", "mlflow"}
-ALLOWED_AT_THE_TOP = {"torch", "torchvision", "numpy", "scipy", "pyarrow", "safetensors", "tyro", "sat_ray"}
-ALSO_ALLOWED = {"sat_ray.evaluation.low_precision.triton_pooling": {"triton"}}  # imported where there is a GPU
+ALLOWED_AT_THE_TOP = {
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "pyarrow",
+    "safetensors",
+    "tyro",
+    "sat_ray",
+}
+ALSO_ALLOWED = {
+    "sat_ray.evaluation.low_precision.triton_pooling": {"triton"}
+}  # imported where there is a GPU
 NO_MODULE = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
 
 
@@ -31,7 +51,9 @@ def module_name(path: Path) -> str:
 
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 IN_A_ROOM = [name for name in MODULES if name.count(".") and not name.endswith("__main__")]
-BELOW_INTEGRATIONS = [name for name in IN_A_ROOM if name.split(".")[1] not in ("integrations", "report")]
+BELOW_INTEGRATIONS = [
+    name for name in IN_A_ROOM if name.split(".")[1] not in ("integrations", "report")
+]
 
 
 def imports(path: Path, *, at_the_top: bool = False) -> Iterator[str]:
@@ -53,7 +75,9 @@ def room(module: str) -> int:
 def test_the_rooms_are_those_of_the_list_and_no_folder_is_crowded() -> None:
     assert {name.split(".")[1] for name in IN_A_ROOM} == set(ROOMS)
     for folder in (ROOT, *(path for path in ROOT.rglob("*") if path.is_dir())):
-        found = {path.name for path in folder.iterdir() if path.is_file() or any(path.rglob("*.py"))}
+        found = {
+            path.name for path in folder.iterdir() if path.is_file() or any(path.rglob("*.py"))
+        }
         entries = sorted(found - NO_MODULE)
         assert len(entries) <= MOST_ENTRIES, f"{folder} has {len(entries)} entries: {entries}"
 
@@ -63,7 +87,9 @@ def test_imports_point_down_the_list_of_rooms(module: str) -> None:
     for name in imports(MODULES[module]):
         assert not name.startswith("pipelines"), f"{module} imports {name}"
         if name.startswith("sat_ray.") and name.split(".")[1] in ROOMS:
-            assert room(name) >= room(module), f"{module} imports {name}, which lies in a higher room"
+            assert room(name) >= room(module), (
+                f"{module} imports {name}, which lies in a higher room"
+            )
 
 
 def test_no_module_imports_itself_through_others() -> None:
@@ -91,7 +117,9 @@ def _modules(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("package", sorted(HEAVY))
 def test_ray_and_mlflow_are_imported_in_their_own_folders_alone(package: str) -> None:
-    users = {m for m, path in MODULES.items() if package in {i.partition(".")[0] for i in imports(path)}}
+    users = {
+        m for m, path in MODULES.items() if package in {i.partition(".")[0] for i in imports(path)}
+    }
     assert users
     assert all(name.startswith(f"sat_ray.integrations.{package}") for name in users), users
 
@@ -110,13 +138,22 @@ def test_the_lower_rooms_import_few_packages_at_the_top(module: str) -> None:
 
 def test_importing_everything_below_integrations_loads_neither_ray_nor_mlflow() -> None:
     wanted = [name for name in BELOW_INTEGRATIONS if name not in ALSO_ALLOWED]
-    loaded = loaded_by("import importlib, json, sys; [importlib.import_module(m) for m in json.loads(sys.argv[1])]", wanted)
+    loaded = loaded_by(
+        "import importlib, json, sys; [importlib.import_module(m) for m in json.loads(sys.argv[1])]",
+        wanted,
+    )
     assert set(wanted) <= loaded
     assert not loaded & {*HEAVY, "matplotlib", "sklearn", "boto3"}
 
 
 def loaded_by(code: str, *arguments: object) -> set[str]:
     """Return the names of the modules that a fresh Python has loaded after some code."""
-    command = [sys.executable, "-c", f"{code}; import json, sys; print(json.dumps(list(sys.modules)))"]
-    done = subprocess.run([*command, *map(json.dumps, arguments)], capture_output=True, text=True, check=True)
+    command = [
+        sys.executable,
+        "-c",
+        f"{code}; import json, sys; print(json.dumps(list(sys.modules)))",
+    ]
+    done = subprocess.run(
+        [*command, *map(json.dumps, arguments)], capture_output=True, text=True, check=True
+    )
     return set(json.loads(done.stdout.splitlines()[-1]))

@@ -22,7 +22,9 @@ PIXELS = 9
 def linear(seed: int = 0) -> nn.Linear:
     """Build a two-class linear model; its loss for label 0 grows along w_1 - w_0 everywhere."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 2)).eval()
-    model[1].weight.data = torch.randn(2, PIXELS, generator=torch.Generator().manual_seed(seed)) * 0.1
+    model[1].weight.data = (
+        torch.randn(2, PIXELS, generator=torch.Generator().manual_seed(seed)) * 0.1
+    )
     return model
 
 
@@ -34,7 +36,9 @@ def uphill(model: nn.Sequential) -> Tensor:
 def images(count: int, *, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return random images in [low, high] with label 0."""
     noise = torch.Generator().manual_seed(1)
-    return low + (high - low) * torch.rand(count, 1, 3, 3, generator=noise), torch.zeros(count, dtype=torch.int64)
+    return low + (high - low) * torch.rand(count, 1, 3, 3, generator=noise), torch.zeros(
+        count, dtype=torch.int64
+    )
 
 
 def dyadic(digits: Split) -> tuple[Tensor, Tensor]:
@@ -45,16 +49,24 @@ def dyadic(digits: Split) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("start", [False, True])
 @pytest.mark.parametrize(("steps", "step_size"), [(1, 0.2), (7, 0.03), (30, 0.01)])
-def test_on_a_linear_model_linf_pgd_reaches_the_corner_of_the_box(steps: int, step_size: float, start: bool) -> None:
+def test_on_a_linear_model_linf_pgd_reaches_the_corner_of_the_box(
+    steps: int, step_size: float, start: bool
+) -> None:
     model, (x, y) = linear(), images(16)
-    x_adv = pgd(model, x, y, threat_model=LINF, step_size=step_size, steps=steps, random_start=start)
-    torch.testing.assert_close(x_adv, (x + 0.1 * uphill(model).sign()).clamp(0, 1), rtol=0, atol=1e-6)
+    x_adv = pgd(
+        model, x, y, threat_model=LINF, step_size=step_size, steps=steps, random_start=start
+    )
+    torch.testing.assert_close(
+        x_adv, (x + 0.1 * uphill(model).sign()).clamp(0, 1), rtol=0, atol=1e-6
+    )
 
 
 def test_fgsm_is_one_step_of_size_epsilon_from_the_clean_image() -> None:
     model, (x, y) = linear(), images(16)
     x_adv = pgd(model, x, y, threat_model=LINF, step_size=0.1, steps=1, random_start=False)
-    torch.testing.assert_close(x_adv, (x + 0.1 * uphill(model).sign()).clamp(0, 1), rtol=0, atol=2e-7)
+    torch.testing.assert_close(
+        x_adv, (x + 0.1 * uphill(model).sign()).clamp(0, 1), rtol=0, atol=2e-7
+    )
     assert bool((cross_entropy(model(x_adv), y) > cross_entropy(model(x), y)).all())
 
 
@@ -69,45 +81,84 @@ def test_on_a_linear_model_l2_pgd_reaches_the_far_point_of_the_sphere(steps: int
 def test_on_a_linear_model_l2_pgd_leaves_a_random_start_behind() -> None:
     model, (x, y) = linear(), images(16, low=0.35, high=0.65)
     x_adv = pgd(model, x, y, threat_model=L2, step_size=0.1, steps=60)
-    torch.testing.assert_close(x_adv, x + 0.3 * uphill(model) / uphill(model).norm(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        x_adv, x + 0.3 * uphill(model) / uphill(model).norm(), rtol=0, atol=1e-3
+    )
 
 
-def test_linf_iterates_equal_those_of_torchattacks_bit_for_bit(digits: Split, digits_model: Normalized) -> None:
+def test_linf_iterates_equal_those_of_torchattacks_bit_for_bit(
+    digits: Split, digits_model: Normalized
+) -> None:
     torchattacks = pytest.importorskip("torchattacks")
     x, y = dyadic(digits)
-    reference = torchattacks.PGD(digits_model, eps=1 / 8, alpha=1 / 32, steps=10, random_start=False)(x, y)
-    ours = pgd(digits_model, x, y, threat_model=ThreatModel("linf", 1 / 8), step_size=1 / 32, steps=10, random_start=False)
+    reference = torchattacks.PGD(
+        digits_model, eps=1 / 8, alpha=1 / 32, steps=10, random_start=False
+    )(x, y)
+    ours = pgd(
+        digits_model,
+        x,
+        y,
+        threat_model=ThreatModel("linf", 1 / 8),
+        step_size=1 / 32,
+        steps=10,
+        random_start=False,
+    )
     assert torch.equal(ours, reference)
     assert not torch.equal(ours, x)
 
 
-def test_l2_iterates_equal_those_of_torchattacks_but_for_rounding(digits: Split, digits_model: Normalized) -> None:
+def test_l2_iterates_equal_those_of_torchattacks_but_for_rounding(
+    digits: Split, digits_model: Normalized
+) -> None:
     torchattacks = pytest.importorskip("torchattacks")
     x, y = dyadic(digits)
-    reference = torchattacks.PGDL2(digits_model, eps=0.5, alpha=0.2, steps=5, random_start=False)(x, y)
-    ours = pgd(digits_model, x, y, threat_model=ThreatModel("l2", 0.5), step_size=0.2, steps=5, random_start=False)
+    reference = torchattacks.PGDL2(digits_model, eps=0.5, alpha=0.2, steps=5, random_start=False)(
+        x, y
+    )
+    ours = pgd(
+        digits_model,
+        x,
+        y,
+        threat_model=ThreatModel("l2", 0.5),
+        step_size=0.2,
+        steps=5,
+        random_start=False,
+    )
     torch.testing.assert_close(ours, reference, rtol=0, atol=1e-4)
     assert torch.equal(digits_model(ours).argmax(1), digits_model(reference).argmax(1))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_iterates_equal_those_of_foolbox_from_the_same_random_start(norm: str, digits: Split, digits_model: Normalized) -> None:
+def test_iterates_equal_those_of_foolbox_from_the_same_random_start(
+    norm: str, digits: Split, digits_model: Normalized
+) -> None:
     foolbox = pytest.importorskip("foolbox")
     import eagerpy
 
     x, y = dyadic(digits)
-    threat_model, step_size = (ThreatModel("linf", 1 / 8), 1 / 32) if norm == "linf" else (ThreatModel("l2", 0.5), 0.2)
+    threat_model, step_size = (
+        (ThreatModel("linf", 1 / 8), 1 / 32) if norm == "linf" else (ThreatModel("l2", 0.5), 0.2)
+    )
     rng = Randomness.of(5, range(32))
     start = threat_model.random_start(x, rng)
-    attack = (foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD)(abs_stepsize=step_size, steps=6, random_start=True)
+    attack = (foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD)(
+        abs_stepsize=step_size, steps=6, random_start=True
+    )
     attack.get_random_start = lambda x0, epsilon: eagerpy.astensor(start)
-    reference = attack.run(foolbox.PyTorchModel(digits_model, bounds=(0, 1), device="cpu"), x, y, epsilon=threat_model.epsilon)
+    reference = attack.run(
+        foolbox.PyTorchModel(digits_model, bounds=(0, 1), device="cpu"),
+        x,
+        y,
+        epsilon=threat_model.epsilon,
+    )
     ours = pgd(digits_model, x, y, threat_model=threat_model, step_size=step_size, steps=6, rng=rng)
     torch.testing.assert_close(ours, reference, rtol=0, atol=1e-6 if norm == "linf" else 1e-4)
     assert torch.equal(digits_model(ours).argmax(1), digits_model(reference).argmax(1))
 
 
-def test_random_starts_come_from_the_given_streams(digits_model: Normalized, held_out: Split) -> None:
+def test_random_starts_come_from_the_given_streams(
+    digits_model: Normalized, held_out: Split
+) -> None:
     x, y = held_out.images[:8].float() / 255, held_out.labels[:8]
 
     def attack(rng: Randomness | None) -> Tensor:
@@ -135,7 +186,9 @@ class Terraces(nn.Module):
 def starts(x: Tensor, restarts: int) -> Tensor:
     """Return the first pixel of every restart's start, (restarts, N)."""
     rng = Randomness.of(0, range(len(x)))
-    return torch.stack([LINF.random_start(x, rng.with_restart(r))[:, 0, 0, 0] for r in range(restarts)])
+    return torch.stack(
+        [LINF.random_start(x, rng.with_restart(r))[:, 0, 0, 0] for r in range(restarts)]
+    )
 
 
 def test_among_restarts_success_goes_before_a_higher_loss() -> None:
@@ -169,7 +222,9 @@ def test_gradients_that_are_exactly_zero_are_counted_image_by_image() -> None:
 
     attack = PGD(threat_model=LINF, steps=1, step_size=0.1, use_random_start=False)
     x = torch.full((3, 1, 2, 2), 0.5)
-    state = attack.step(model, attack.start(x, torch.zeros(3, dtype=torch.int64), Randomness.of(0, range(3))))
+    state = attack.step(
+        model, attack.start(x, torch.zeros(3, dtype=torch.int64), Randomness.of(0, range(3)))
+    )
     assert state.zero_share is not None
     assert state.zero_share.tolist() == [0.5, 1.0, 0.5]
     assert torch.equal(state.x_adv[1], x[1])
@@ -188,7 +243,9 @@ def test_nothing_leaks_into_the_model_or_out_of_the_graph(digits: Split) -> None
     assert x.grad is None
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    state = make_attack(AttackSpec(threat_model=LINF, steps=2, step_size=0.1)).start(x.detach(), y, Randomness.of(0, range(32)))
+    state = make_attack(AttackSpec(threat_model=LINF, steps=2, step_size=0.1)).start(
+        x.detach(), y, Randomness.of(0, range(32))
+    )
     for _ in range(3):
         state = PGD(threat_model=LINF, steps=2, step_size=0.1).step(model, state)
         assert not state.x_adv.requires_grad
@@ -196,7 +253,9 @@ def test_nothing_leaks_into_the_model_or_out_of_the_graph(digits: Split) -> None
         assert not state.logits.requires_grad
 
 
-def test_an_images_gradient_does_not_depend_on_the_size_of_its_batch(digits_model: Normalized, digits: Split) -> None:
+def test_an_images_gradient_does_not_depend_on_the_size_of_its_batch(
+    digits_model: Normalized, digits: Split
+) -> None:
     x, y = dyadic(digits)
     whole, alone = x.clone().requires_grad_(), x[:1].clone().requires_grad_()
     (g_whole,) = torch.autograd.grad(attack_loss(digits_model(whole), y).sum(), whole)
@@ -249,7 +308,9 @@ def test_a_model_with_any_part_in_train_mode_is_refused() -> None:
         ({"y": torch.zeros(3, dtype=torch.int64)}, "y is"), ({"y": torch.zeros(2)}, "y is"),
     ],
 )  # fmt: skip
-def test_an_argument_that_makes_no_sense_is_refused(change: dict[str, object], message: str) -> None:
+def test_an_argument_that_makes_no_sense_is_refused(
+    change: dict[str, object], message: str
+) -> None:
     x, y = images(2)
     arguments = {"x": x, "y": y, "threat_model": LINF, "step_size": 0.1, "steps": 2} | change
     with pytest.raises(ValueError, match=message):

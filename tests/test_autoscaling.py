@@ -22,7 +22,9 @@ def bought(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pa
     folder = tmp_path_factory.mktemp("bought")
     command = [sys.executable, str(ROOT / "benchmarks" / "autoscaling.py"), "--quick"]
     command += ["--storage", str(folder), "--json", str(folder / "figures.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=2400)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment(), timeout=2400
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     written: dict[str, Any] = json.loads((folder / "figures.json").read_text())
     return written, folder / "smaller"
@@ -51,7 +53,9 @@ def test_bought_nodes_leave_the_numbers_of_an_ordinary_ray_and_each_unit_of_work
     _, folder = bought
     assert numbers(leaderboard(folder)) == numbers(leaderboard(tmp_path / "smaller"))
     for stage in STAGES:
-        assert records(folder, stage).keys() == records(tmp_path / "smaller", stage).keys() != set(), stage
+        assert (
+            records(folder, stage).keys() == records(tmp_path / "smaller", stage).keys() != set()
+        ), stage
     written = tmp_path / "smaller" / "outcomes"
     for model in written.rglob("*.parquet"):
         assert (folder / "outcomes" / model.relative_to(written)).read_bytes() == model.read_bytes()

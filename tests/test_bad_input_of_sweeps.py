@@ -37,11 +37,17 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 def files(root: Path) -> dict[str, bytes]:
     """Return every file below a folder but the tracker's, the lock's, and the name that a sweep gives itself when it starts."""
     others = ("mlflow", "mlartifacts", "driver", "identity.json")
-    found = (path for path in root.rglob("*") if path.is_file() and not any(word in str(path) for word in others))
+    found = (
+        path
+        for path in root.rglob("*")
+        if path.is_file() and not any(word in str(path) for word in others)
+    )
     return {str(path.relative_to(root)): path.read_bytes() for path in found}
 
 
-def test_a_damaged_or_missing_shard_stops_the_sweep_before_anything_is_trained(prepared: Path, tmp_path: Path) -> None:
+def test_a_damaged_or_missing_shard_stops_the_sweep_before_anything_is_trained(
+    prepared: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "copy"
     shutil.copytree(prepared, root)
     shard = next((root / "data").rglob("val-00000.parquet"))
@@ -54,9 +60,16 @@ def test_a_damaged_or_missing_shard_stops_the_sweep_before_anything_is_trained(p
 
 
 @pytest.mark.parametrize(
-    ("written", "said"), [("{", "is no JSON"), ("[]", "holds a JSON list"), ('{"schema_version": 0}', "schema version 0")]
+    ("written", "said"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "holds a JSON list"),
+        ('{"schema_version": 0}', "schema version 0"),
+    ],
 )
-def test_a_damaged_manifest_is_named(prepared: Path, tmp_path: Path, written: str, said: str) -> None:
+def test_a_damaged_manifest_is_named(
+    prepared: Path, tmp_path: Path, written: str, said: str
+) -> None:
     shutil.copytree(prepared / "data", tmp_path / "data")
     (manifest,) = (tmp_path / "data").rglob("manifest.json")
     manifest.write_text(written)
@@ -64,7 +77,9 @@ def test_a_damaged_manifest_is_named(prepared: Path, tmp_path: Path, written: st
         Dataset.open(str(manifest.parent))
     assert str(manifest) in str(caught.value)
     if written == "{":
-        assert "manifest.json is no JSON" in refused(pipeline("sweep", RECIPE, "--storage", str(tmp_path)))
+        assert "manifest.json is no JSON" in refused(
+            pipeline("sweep", RECIPE, "--storage", str(tmp_path))
+        )
 
 
 def test_more_workers_than_the_machine_can_ever_hold_are_refused(prepared: Path) -> None:
@@ -74,7 +89,9 @@ def test_more_workers_than_the_machine_can_ever_hold_are_refused(prepared: Path)
     assert "can never hold" in message
 
 
-def test_images_that_nobody_said_where_they_are_are_missed_before_ray_starts(tmp_path: Path) -> None:
+def test_images_that_nobody_said_where_they_are_are_missed_before_ray_starts(
+    tmp_path: Path,
+) -> None:
     for stage in ("sweep", "prepare"):
         done = pipeline(stage, "cifar10_resnet18", "--storage", str(tmp_path))
         message = refused(done)
@@ -84,25 +101,45 @@ def test_images_that_nobody_said_where_they_are_are_missed_before_ray_starts(tmp
 
 def test_a_stage_alone_asks_for_its_own_room_only(tmp_path: Path) -> None:
     """Data for a large cluster may be prepared on a small machine; where it is and how much there is of it is the last line."""
-    done = pipeline("prepare", RECIPE, "--storage", str(tmp_path), "--resources.cpus-per-worker", "512")
+    done = pipeline(
+        "prepare", RECIPE, "--storage", str(tmp_path), "--resources.cpus-per-worker", "512"
+    )
     assert done.returncode == 0, done.stderr
     (manifest,) = (tmp_path / "data").rglob("manifest.json")
     splits = json.loads(manifest.read_text())["splits"]
-    assert f"{splits['train']:,} train, {splits['val']:,} val and {splits['test']:,} test images of 10 classes in" in done.stdout
+    assert (
+        f"{splits['train']:,} train, {splits['val']:,} val and {splits['test']:,} test images of 10 classes in"
+        in done.stdout
+    )
     assert str(manifest.parent.name) in done.stdout
 
 
-def test_a_tracking_server_that_does_not_answer_is_refused_before_ray_starts(prepared: Path) -> None:
+def test_a_tracking_server_that_does_not_answer_is_refused_before_ray_starts(
+    prepared: Path,
+) -> None:
     started = time.monotonic()
-    message = refused(pipeline("sweep", RECIPE, "--storage", str(prepared), "--tracking-uri", "http://127.0.0.1:9"))
+    message = refused(
+        pipeline(
+            "sweep", RECIPE, "--storage", str(prepared), "--tracking-uri", "http://127.0.0.1:9"
+        )
+    )
     assert "127.0.0.1:9" in message
     assert time.monotonic() - started < 60
 
 
-def test_results_of_other_code_are_refused_and_the_modules_named(prepared: Path, tmp_path: Path) -> None:
+def test_results_of_other_code_are_refused_and_the_modules_named(
+    prepared: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "copy"
     shutil.copytree(prepared, root)
-    record = {"stage": "train", "key": "0" * 32, "inputs": {}, "payload": {}, "created": 0.0, "seconds": 0.0}
+    record = {
+        "stage": "train",
+        "key": "0" * 32,
+        "inputs": {},
+        "payload": {},
+        "created": 0.0,
+        "seconds": 0.0,
+    }
     record |= {"code": {"sat_ray.sweep.execute": "older"}}
     (root / RECIPE / "state" / "train").mkdir(parents=True)
     (root / RECIPE / "state" / "train" / f"{'0' * 32}.json").write_text(json.dumps(sealed(record)))
@@ -117,8 +154,16 @@ def test_a_stage_run_before_its_inputs_names_the_command_to_run_first(prepared: 
 
 
 def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "pipelines" / "sweep.py"), RECIPE, "--storage", str(tmp_path)]
-    driver = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        str(ROOT / "pipelines" / "sweep.py"),
+        RECIPE,
+        "--storage",
+        str(tmp_path),
+    ]
+    driver = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "data").exists() and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import CostSettings, SearchSettings, SweepConfig
-from sat_ray.sweep.cost.budget import Budget, SearchResult, commit_result, describe_search, find_result, result_of
+from sat_ray.sweep.cost.budget import (
+    Budget,
+    SearchResult,
+    commit_result,
+    describe_search,
+    find_result,
+    result_of,
+)
 from sat_ray.sweep.plan import planned_trials
 from sat_ray.sweep.recipes import RECIPES, digits, digits_smoke
 from sat_ray.sweep.records.store import Records
@@ -20,7 +27,10 @@ from sat_ray.sweep.search.successive_halving import BASELINE, climbs, in_turn, n
 from sat_ray.sweep.tasks import SEARCH
 from sat_ray.utils.serialization import content_hash, from_json, to_json
 
-GRID = SearchSettings(activations=("silu:1", "parametric_softplus:2,5,10,20", "relu", "celu:0.5,1,2"), pairs=("relu/relu_smooth_backward",))
+GRID = SearchSettings(
+    activations=("silu:1", "parametric_softplus:2,5,10,20", "relu", "celu:0.5,1,2"),
+    pairs=("relu/relu_smooth_backward",),
+)
 GRID = dataclasses.replace(GRID, rungs=(1, 2, 4))
 Scores = dict[tuple[Configuration, int], tuple[float, float]]
 
@@ -46,7 +56,14 @@ def textbook(search: SearchSettings, *, seed: int) -> tuple[list[Configuration],
     return finalists, trainings
 
 
-def run(search: SearchSettings, scores: Scores, *, seed: int, at_most: float = float("inf"), order: random.Random | None = None) -> None:
+def run(
+    search: SearchSettings,
+    scores: Scores,
+    *,
+    seed: int,
+    at_most: float = float("inf"),
+    order: random.Random | None = None,
+) -> None:
     """Train what is next, up to so many trainings in all; order: shuffles each rung, as trials that end when they like do."""
     while True:
         rung, waiting = next_rung(climbs(groups(search.configurations()), scores, search))
@@ -59,8 +76,14 @@ def run(search: SearchSettings, scores: Scores, *, seed: int, at_most: float = f
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), cuts=st.lists(st.integers(1, 25), max_size=3), reduction=st.integers(2, 4))
-def test_a_search_cut_anywhere_and_gone_on_with_ends_as_one_that_was_not(seed: int, cuts: list[int], reduction: int) -> None:
+@given(
+    seed=st.integers(0, 10_000),
+    cuts=st.lists(st.integers(1, 25), max_size=3),
+    reduction=st.integers(2, 4),
+)
+def test_a_search_cut_anywhere_and_gone_on_with_ends_as_one_that_was_not(
+    seed: int, cuts: list[int], reduction: int
+) -> None:
     search, scores = dataclasses.replace(GRID, reduction=reduction), Scores()
     for cut in sorted(cuts):
         run(search, scores, seed=seed, at_most=cut, order=random.Random(seed + cut))
@@ -82,7 +105,9 @@ def test_the_baseline_comes_first_and_every_activation_once_before_any_a_second_
 
 
 def test_a_group_cut_inside_a_rung_is_led_by_the_winner_of_the_last_that_all_reached() -> None:
-    two, five, ten, twenty = (Configuration(activation="parametric_softplus", alpha=alpha) for alpha in (2, 5, 10, 20))
+    two, five, ten, twenty = (
+        Configuration(activation="parametric_softplus", alpha=alpha) for alpha in (2, 5, 10, 20)
+    )
     scores: Scores = {(two, 1): (0.1, 0.0), (five, 1): (0.3, 0.0), (ten, 1): (0.2, 0.0)}
 
     def best() -> Configuration | None:
@@ -109,7 +134,9 @@ def records(tmp_path: Path) -> Records:
 def with_budget(budget: float | None, *, price: float = 0.0, gpus: float = 0.0) -> SweepConfig:
     base = digits_smoke()
     cost = CostSettings(budget=budget, price_per_accelerator_hour=price, currency="EUR")
-    return dataclasses.replace(base, cost=cost, resources=dataclasses.replace(base.resources, gpus_per_trial=gpus))
+    return dataclasses.replace(
+        base, cost=cost, resources=dataclasses.replace(base.resources, gpus_per_trial=gpus)
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,27 +152,44 @@ def with_budget(budget: float | None, *, price: float = 0.0, gpus: float = 0.0) 
         (with_budget(0.26 * 70 / 3600, gpus=0.25), False),
     ],
 )
-def test_a_budget_is_spent_when_the_committed_trials_have_taken_it(records: Records, config: SweepConfig, spent: bool) -> None:
+def test_a_budget_is_spent_when_the_committed_trials_have_taken_it(
+    records: Records, config: SweepConfig, spent: bool
+) -> None:
     assert Budget.of(config).is_spent(records) is spent
 
 
 def test_a_result_holds_for_its_own_trials_and_budget_alone(records: Records) -> None:
     config = with_budget(0.01)
-    best: list[Configuration | None] = [BASELINE, None, Configuration(activation="relu", attacker_activation="relu_smooth_backward")]
+    best: list[Configuration | None] = [
+        BASELINE,
+        None,
+        Configuration(activation="relu", attacker_activation="relu_smooth_backward"),
+    ]
     result = result_of(config, best, done=3, planned=4, unit="trainings", cut=True)
     assert result.left_out == ("parametric_softplus",) and len(result.finalists) == 2
     assert find_result(config, records) is None
     commit_result(config, records, result)
     assert find_result(config, records) == result == SearchResult.from_json(result.to_json())
-    assert find_result(from_json(SweepConfig, to_json(config)), records) == result, "as whoever reads config.json finds it"
-    assert find_result(with_budget(0.02), records) is None and find_result(with_budget(None), records) is None
+    assert find_result(from_json(SweepConfig, to_json(config)), records) == result, (
+        "as whoever reads config.json finds it"
+    )
+    assert (
+        find_result(with_budget(0.02), records) is None
+        and find_result(with_budget(None), records) is None
+    )
     said = describe_search(config, records)
     assert said is not None and said["cut_by_budget"] and said["accelerator_seconds"] == 70.0
     assert said["sentence"] == (
         "The search was cut by its budget of 0.01 accelerator-hours at 3 of 4 trainings (0.0194 accelerator-hours spent); "
         "never tried: parametric_softplus. A larger --budget goes on with it."
     )
-    records.commit(SEARCH, "more", inputs={}, payload={"name": "mish-s0", "until": 1, "accelerator_seconds": 1.0}, seconds=1.0)
+    records.commit(
+        SEARCH,
+        "more",
+        inputs={},
+        payload={"name": "mish-s0", "until": 1, "accelerator_seconds": 1.0},
+        seconds=1.0,
+    )
     assert find_result(config, records) is None
 
 
@@ -153,11 +197,17 @@ def command(*argv: str) -> Command:
     return parse(argv, RECIPES, default="digits", about="")
 
 
-@pytest.mark.parametrize("words", [("--budget", "2.5"), ("--budget=2.5",), ("--cost.budget", "2.5"), ("--budget", "5/2")])
-def test_a_budget_is_an_option_and_no_part_of_what_determines_results(words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "words", [("--budget", "2.5"), ("--budget=2.5",), ("--cost.budget", "2.5"), ("--budget", "5/2")]
+)
+def test_a_budget_is_an_option_and_no_part_of_what_determines_results(
+    words: tuple[str, ...],
+) -> None:
     found, plain = command("digits", *words), command("digits")
     assert found.config.cost.budget == 2.5 and plain.config.cost.budget is None
-    assert found.name == plain.name and content_hash(found.config.semantic()) == content_hash(plain.config.semantic())
+    assert found.name == plain.name and content_hash(found.config.semantic()) == content_hash(
+        plain.config.semantic()
+    )
     assert from_json(SweepConfig, to_json(found.config)) == found.config
 
 

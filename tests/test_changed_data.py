@@ -50,7 +50,10 @@ def photographs(folder: Path, *, classes: int = 12) -> Path:
 def arrays(path: Path, *, seed: int = 0, **changed: Any) -> Path:
     """Write an .npz of thirty images of three classes."""
     draw = np.random.default_rng(seed)
-    found = {"images": draw.integers(0, 256, (30, 1, 8, 8), dtype=np.uint8), "labels": np.arange(30) % 3}
+    found = {
+        "images": draw.integers(0, 256, (30, 1, 8, 8), dtype=np.uint8),
+        "labels": np.arange(30) % 3,
+    }
     np.savez_compressed(path, **(found | changed))
     return path
 
@@ -76,7 +79,9 @@ def touch_one(folder: Path) -> None:
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "two classes deleted and the rest replaced": (
-        lambda folder: [shutil.rmtree(folder / name) for name in ("c03", "c07")] and replace_pictures(folder),
+        lambda folder: (
+            [shutil.rmtree(folder / name) for name in ("c03", "c07")] and replace_pictures(folder)
+        ),
         r"12 classes then, 10 now; 48 images then, 40 now",
     ),
     "every picture replaced": (replace_pictures, "as many images, but other files or pixels"),
@@ -85,7 +90,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "c00" / "new.png").write_bytes(image_file(7, kind="PNG")),
         "48 images then, 49 now",
     ),
-    "a class renamed": (lambda folder: (folder / "c00").rename(folder / "zz"), "as many images, but other files"),
+    "a class renamed": (
+        lambda folder: (folder / "c00").rename(folder / "zz"),
+        "as many images, but other files",
+    ),
     "a class emptied": (
         lambda folder: [file.unlink() for file in (folder / "c00").iterdir()],
         "has 1 class folders without images, c00 first",
@@ -94,7 +102,9 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_image_folder_is_refused_in_one_line_that_says_what_to_do(change: str, tmp_path: Path) -> None:
+def test_a_changed_image_folder_is_refused_in_one_line_that_says_what_to_do(
+    change: str, tmp_path: Path
+) -> None:
     folder = photographs(tmp_path / "in")
     made = prepare("image_folder", folder, tmp_path)
     assert prepare("image_folder", folder, tmp_path) == made
@@ -107,7 +117,10 @@ def test_a_changed_image_folder_is_refused_in_one_line_that_says_what_to_do(chan
     assert f"move {made.uri} away and run pipelines/prepare.py again" in line
     shutil.move(made.uri, tmp_path / "away")
     if change != "a class emptied":
-        assert prepare("image_folder", folder, tmp_path).hash != made.hash or change == "one picture touched"
+        assert (
+            prepare("image_folder", folder, tmp_path).hash != made.hash
+            or change == "one picture touched"
+        )
 
 
 def test_images_that_are_not_there_any_more_are_not_needed(tmp_path: Path) -> None:
@@ -139,14 +152,18 @@ def test_a_resumed_preparation_mixes_no_pictures(tmp_path: Path) -> None:
         write_dataset(DATASETS["image_folder"], storage, **settings, run=stop)
     replace_pictures(folder)
     resumed = write_dataset(DATASETS["image_folder"], storage, **settings)
-    assert resumed == write_dataset(DATASETS["image_folder"], Storage.at(tmp_path / "new"), **settings)
+    assert resumed == write_dataset(
+        DATASETS["image_folder"], Storage.at(tmp_path / "new"), **settings
+    )
 
 
 def test_a_listing_of_the_users_own_is_watched_too(tmp_path: Path) -> None:
     folder = photographs(tmp_path / "in")
     listed = DATASETS["image_folder"].open(str(folder))
     assert isinstance(listed, Listing)
-    bare = dataclasses.replace(listed, images=[dataclasses.replace(place, stamp="") for place in listed.images])
+    bare = dataclasses.replace(
+        listed, images=[dataclasses.replace(place, stamp="") for place in listed.images]
+    )
     source = Source("own:photos", lambda: bare, images=0, test=0, val=0, about="", encoded=True)
     storage = Storage.at(tmp_path / "out")
     first = write_dataset(source, storage, rows_per_shard=64)
@@ -174,7 +191,9 @@ def test_a_function_that_returns_other_images_is_noticed(module: Path, tmp_path:
     with pytest.raises(ChangedDataError, match=r"data\.dataset changing_data:toy has changed"):
         prepare("changing_data:toy", "", tmp_path)
     module.unlink()
-    assert prepare("changing_data:toy", "", tmp_path) == made, "what is prepared needs its source no more"
+    assert prepare("changing_data:toy", "", tmp_path) == made, (
+        "what is prepared needs its source no more"
+    )
 
 
 def test_a_function_with_an_optional_path_needs_none(module: Path, tmp_path: Path) -> None:
@@ -183,7 +202,10 @@ def test_a_function_with_an_optional_path_needs_none(module: Path, tmp_path: Pat
     other = arrays(tmp_path / "other.npz", seed=2)
     assert (source.open(str(other)).images != source.open().images).any()  # type: ignore[union-attr]
     assert counted(source).images == 30
-    assert prepare("changing_data:there", "", tmp_path).uri != prepare("changing_data:there", other, tmp_path).uri
+    assert (
+        prepare("changing_data:there", "", tmp_path).uri
+        != prepare("changing_data:there", other, tmp_path).uri
+    )
 
 
 # --- .npz ---
@@ -217,19 +239,26 @@ def test_an_npz_with_channels_last_and_without_names_is_trained_on(tmp_path: Pat
     ("changed", "message"),
     [
         ({"labels": np.arange(30) % 3 * 2}, r"no image has the label 1 \(1\)"),
-        ({"images": np.ones((30, 1, 8, 8), np.uint8)}, "no pixel is above 1; allowed: 0 to 255, so multiply"),
+        (
+            {"images": np.ones((30, 1, 8, 8), np.uint8)},
+            "no pixel is above 1; allowed: 0 to 255, so multiply",
+        ),
         ({"images": np.zeros((30, 1, 8, 8), np.float32)}, "float32; allowed: uint8"),
         ({"images": np.full((30, 1, 8, 8), 7, np.uint8)}, "all images are the same"),
     ],
 )
-def test_an_npz_that_cannot_be_trained_on_is_refused(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_an_npz_that_cannot_be_trained_on_is_refused(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
         prepare("npz", arrays(tmp_path / "toy.npz", **changed), tmp_path)
 
 
 def test_what_is_no_npz_file_is_refused_with_what_is_wanted(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing.npz"):
-        with pytest.raises(ValueError, match=r"allowed for npz: an \.npz file of images \(N, C, H, W\)"):
+        with pytest.raises(
+            ValueError, match=r"allowed for npz: an \.npz file of images \(N, C, H, W\)"
+        ):
             prepare("npz", path, tmp_path)
     with pytest.raises(ValueError, match=r"data\.path is empty; allowed for npz"):
         prepare("npz", "", tmp_path)
@@ -253,12 +282,17 @@ def test_pixels_of_0_and_1_alone_are_refused_by_every_reader(tmp_path: Path) -> 
         lambda: prepare("npz", path, tmp_path),
         lambda: prepare("image_folder", folder, tmp_path),
     ):
-        with pytest.raises(ValueError, match="no pixel is above 1; allowed: 0 to 255, so multiply images of 0 and 1 by 255"):
+        with pytest.raises(
+            ValueError,
+            match="no pixel is above 1; allowed: 0 to 255, so multiply images of 0 and 1 by 255",
+        ):
             act()
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-def test_an_npz_that_announces_more_than_it_holds_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_npz_that_announces_more_than_it_holds_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "bomb.npz"
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (2000, 3, 1000, 1000), }\n"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
@@ -269,15 +303,23 @@ def test_an_npz_that_announces_more_than_it_holds_is_refused_before_it_is_read(t
         with file.open("labels.npy", "w") as member:
             np.lib.format.write_array(member, np.arange(2000) % 3)
     monkeypatch.setattr(np, "load", lambda *given, **named: pytest.fail("it was read"))
-    with pytest.raises(ValueError, match=r"images\.npy announces 6,000,000,000 bytes and has 120,000,0"):
+    with pytest.raises(
+        ValueError, match=r"images\.npy announces 6,000,000,000 bytes and has 120,000,0"
+    ):
         npz.read_npz(path)
 
 
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"free_memory": lambda: 3000}, "announce 2,160 bytes, and 3,000 bytes of memory are free; split it"),
-        ({"UNSUSPECTED": 100, "MOST_PACKING": 0.1}, "announce 2,160 bytes in a file of [0-9,]+, more than images can be packed"),
+        (
+            {"free_memory": lambda: 3000},
+            "announce 2,160 bytes, and 3,000 bytes of memory are free; split it",
+        ),
+        (
+            {"UNSUSPECTED": 100, "MOST_PACKING": 0.1},
+            "announce 2,160 bytes in a file of [0-9,]+, more than images can be packed",
+        ),
     ],
 )
 def test_arrays_that_memory_cannot_hold_or_that_are_packed_too_well_are_refused(

@@ -29,7 +29,15 @@ from sat_ray.training.resume.checkpointing import pack_state, unpack_state
 
 def trained(activation: str = "relu", *, alpha: float | None = None) -> Normalized:
     """Build a model whose every weight and statistic differs from a fresh one's."""
-    model = build_model("small_resnet", activation=activation, alpha=alpha, num_classes=10, in_channels=1, width=8, seed=0)
+    model = build_model(
+        "small_resnet",
+        activation=activation,
+        alpha=alpha,
+        num_classes=10,
+        in_channels=1,
+        width=8,
+        seed=0,
+    )
     noise = torch.Generator().manual_seed(1)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and name not in ("mean", "std"):
@@ -50,14 +58,18 @@ def edit(folder: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_model_with_any_activation_comes_back_as_it_was_saved(activation: str, tmp_path: Path) -> None:
+def test_a_model_with_any_activation_comes_back_as_it_was_saved(
+    activation: str, tmp_path: Path
+) -> None:
     info = ACTIVATIONS[activation]
     model = trained(activation, alpha=None if info.alpha is None else info.alpha.grid[0])
     digest = save(model, tmp_path)
     loaded = load_model(str(tmp_path), expected_sha256=digest)
     assert loaded.spec == model.spec and not loaded.training
     ours, theirs = model.state_dict(), loaded.state_dict()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
     x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     assert torch.equal(loaded(x), model(x))
 
@@ -65,7 +77,11 @@ def test_a_model_with_any_activation_comes_back_as_it_was_saved(activation: str,
 def test_the_sha256_and_the_notes_are_written_beside_the_weights(tmp_path: Path) -> None:
     digest = save(trained(), tmp_path)
     about = json.loads((tmp_path / MODEL_JSON).read_text())
-    assert digest == about["sha256"] == hashlib.sha256((tmp_path / MODEL_WEIGHTS).read_bytes()).hexdigest()
+    assert (
+        digest
+        == about["sha256"]
+        == hashlib.sha256((tmp_path / MODEL_WEIGHTS).read_bytes()).hexdigest()
+    )
     assert about["about"] == {"seed": 3} and about["format"] == 2
 
 
@@ -84,7 +100,9 @@ def test_weights_that_are_not_those_described_are_refused(damage: str, tmp_path:
         data = bytearray((other / MODEL_WEIGHTS).read_bytes()[:-1] + b"\x01")
     path.write_bytes(data)
     for expected in (digest, None):
-        with pytest.raises(ValueError, match="does not match its sha256; it is damaged or was replaced"):
+        with pytest.raises(
+            ValueError, match="does not match its sha256; it is damaged or was replaced"
+        ):
             load_model(str(tmp_path), expected_sha256=expected)
 
 
@@ -101,11 +119,16 @@ def test_another_format_is_refused_by_its_number(tmp_path: Path) -> None:
         load_model(str(tmp_path))
 
 
-def test_an_alpha_that_was_changed_by_hand_is_refused_and_not_another_network(tmp_path: Path) -> None:
+def test_an_alpha_that_was_changed_by_hand_is_refused_and_not_another_network(
+    tmp_path: Path,
+) -> None:
     save(trained("parametric_softplus", alpha=5.0), tmp_path)
     path = tmp_path / MODEL_JSON
     path.write_text(path.read_text().replace('"alpha": 5.0', '"alpha": 50.0'))
-    with pytest.raises(ValueError, match=r"model\.json does not match its checksum: it was changed or is damaged; restore the folder"):
+    with pytest.raises(
+        ValueError,
+        match=r"model\.json does not match its checksum: it was changed or is damaged; restore the folder",
+    ):
         load_model(str(tmp_path))
     about = json.loads(path.read_text())
     del about[SEAL]
@@ -114,7 +137,9 @@ def test_an_alpha_that_was_changed_by_hand_is_refused_and_not_another_network(tm
         load_model(str(tmp_path))
 
 
-def test_a_checkpoint_of_the_format_without_checksum_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_of_the_format_without_checksum_is_read_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = trained("silu")
     save(model, tmp_path)
     about = json.loads((tmp_path / MODEL_JSON).read_text()) | {"format": 1}
@@ -130,26 +155,47 @@ JSON_VALUES = (None, True, 0, -1, 1.5, 10**30, math.inf, math.nan, "", "x", [], 
 def same_weights(ours: Normalized, theirs: Normalized) -> bool:
     """Say whether two models have the same weights, bit by bit."""
     mine, others = ours.state_dict(), theirs.state_dict()
-    return mine.keys() == others.keys() and all(torch.equal(mine[name], others[name]) for name in mine)
+    return mine.keys() == others.keys() and all(
+        torch.equal(mine[name], others[name]) for name in mine
+    )
 
 
 def mutated(data: bytes, draw: st.DataObject) -> bytes:
     """Return bytes with one thing wrong: a bit, a stretch removed or doubled, the end cut, or the length that a header begins with."""
     at = draw.draw(st.integers(0, len(data) - 1), label="at")
-    kind = draw.draw(st.sampled_from(["bit", "cut", "hole", "doubled", "length", "zeros"]), label="kind")
+    kind = draw.draw(
+        st.sampled_from(["bit", "cut", "hole", "doubled", "length", "zeros"]), label="kind"
+    )
     if kind == "bit":
-        return data[:at] + bytes([data[at] ^ (1 << draw.draw(st.integers(0, 7), label="bit"))]) + data[at + 1 :]
+        return (
+            data[:at]
+            + bytes([data[at] ^ (1 << draw.draw(st.integers(0, 7), label="bit"))])
+            + data[at + 1 :]
+        )
     if kind == "length":
-        return draw.draw(st.sampled_from([0, 1, len(data), 2**31, 2**63, 2**64 - 1]), label="length").to_bytes(8, "little") + data[8:]
+        return (
+            draw.draw(
+                st.sampled_from([0, 1, len(data), 2**31, 2**63, 2**64 - 1]), label="length"
+            ).to_bytes(8, "little")
+            + data[8:]
+        )
     end = min(len(data), at + draw.draw(st.integers(1, 64), label="span"))
-    pieces = {"cut": b"", "hole": data[end:], "doubled": data[at:end] + data[at:], "zeros": bytes(end - at) + data[end:]}
+    pieces = {
+        "cut": b"",
+        "hole": data[end:],
+        "doubled": data[at:end] + data[at:],
+        "zeros": bytes(end - at) + data[end:],
+    }
     return data[:at] + pieces[kind]
 
 
 def with_one_value_changed(value: Any, draw: st.DataObject) -> Any:
     """Return a JSON value of which one part, at any depth, is another value or gone."""
     if isinstance(value, (dict, list)) and value and draw.draw(st.booleans(), label="deeper"):
-        key = draw.draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))), label="key")
+        key = draw.draw(
+            st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))),
+            label="key",
+        )
         changed = value.copy()
         if draw.draw(st.booleans(), label="gone"):
             del changed[key]
@@ -195,14 +241,20 @@ def test_damaged_bytes_of_a_checkpoint_give_one_line_or_the_same_model(
 
 @settings(max_examples=200, deadline=None)
 @given(seal=st.booleans(), draw=st.data())
-def test_a_description_of_another_shape_gives_one_line_or_a_model(seal: bool, draw: st.DataObject, whole: tuple[Path, Normalized]) -> None:
+def test_a_description_of_another_shape_gives_one_line_or_a_model(
+    seal: bool, draw: st.DataObject, whole: tuple[Path, Normalized]
+) -> None:
     """What has a right checksum may come from another version, and the format before had none."""
     folder, model = whole
     text = (folder / MODEL_JSON).read_text()
-    plain = {name: value for name, value in json.loads(text).items() if name != SEAL} | {"format": 2 if seal else 1}
+    plain = {name: value for name, value in json.loads(text).items() if name != SEAL} | {
+        "format": 2 if seal else 1
+    }
     changed = with_one_value_changed(plain, draw)
     try:
-        (folder / MODEL_JSON).write_text(json.dumps(sealed(changed) if seal and isinstance(changed, dict) else changed))
+        (folder / MODEL_JSON).write_text(
+            json.dumps(sealed(changed) if seal and isinstance(changed, dict) else changed)
+        )
         loaded = load_model(str(folder))
     except (ValueError, FileNotFoundError) as error:
         message = str(error)
@@ -215,7 +267,9 @@ def test_a_description_of_another_shape_gives_one_line_or_a_model(seal: bool, dr
 
 
 def test_a_folder_without_a_checkpoint_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no model\.json in .*nothing; give the folder of a checkpoint"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no model\.json in .*nothing; give the folder of a checkpoint"
+    ):
         load_model(str(tmp_path / "nothing"))
 
 
@@ -228,7 +282,9 @@ class _Payload:
 
 
 @pytest.mark.parametrize("spelling", ["pickle", "torch"])
-def test_a_pickle_under_the_name_of_weights_is_refused_and_never_run(spelling: str, tmp_path: Path) -> None:
+def test_a_pickle_under_the_name_of_weights_is_refused_and_never_run(
+    spelling: str, tmp_path: Path
+) -> None:
     save(trained(), tmp_path)
     target = tmp_path / "run"
     if spelling == "pickle":
@@ -254,7 +310,17 @@ def test_no_module_unpickles_or_evaluates_text() -> None:
         "evaluation/external/loading.py": {"torch.load"},
         "models/pt2/load.py": {"pickle", "torch.load"},
     }
-    forbidden = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "eval", "exec", "torch.load", "yaml.load"}
+    forbidden = {
+        "pickle",
+        "cloudpickle",
+        "dill",
+        "joblib",
+        "shelve",
+        "eval",
+        "exec",
+        "torch.load",
+        "yaml.load",
+    }
     root = Path(sat_ray.__file__).parent
     for path in root.rglob("*.py"):
         tree, used = ast.parse(path.read_text()), set()
@@ -265,7 +331,10 @@ def test_no_module_unpickles_or_evaluates_text() -> None:
                 used.add((node.module or "").partition(".")[0])
             elif isinstance(node, ast.Call):
                 used.add(ast.unparse(node.func))
-        assert not used & forbidden - exempt.get(str(path.relative_to(root)), set()), (path, used & forbidden)
+        assert not used & forbidden - exempt.get(str(path.relative_to(root)), set()), (
+            path,
+            used & forbidden,
+        )
 
 
 def state() -> TrainingState:
@@ -282,10 +351,13 @@ def state() -> TrainingState:
         momentum={"body.conv1.weight": torch.rand(4, 3, 2, 2)},
         average={"body.conv1.weight": torch.rand(4, 3, 2, 2)},
         best=weights,
-        good={"weights/body.relu.beta": torch.tensor(19.0), "momentum/body.relu.beta": torch.tensor(0.1)},
+        good={
+            "weights/body.relu.beta": torch.tensor(19.0),
+            "momentum/body.relu.beta": torch.tensor(0.1),
+        },
         best_epoch=2,
         best_score=(0.1 + 0.2, 1 / 3),
-        sentinel=Memory(best=7, robust=6, images=9, good_epoch=1, good_step=4, collapses=2),
+        guard=Memory(best=7, robust=6, images=9, good_epoch=1, good_step=4, collapses=2),
         events=[{"epoch": 1, "step": 4, "robust_accuracy": 1 / 3}],
         step=5,
         sums=(0.1, 7.0, 64.0),
@@ -295,13 +367,18 @@ def state() -> TrainingState:
 
 
 @pytest.mark.parametrize("ours", [TrainingState(), state()], ids=["empty", "full"])
-def test_a_training_state_survives_its_file_tensor_by_tensor_and_bit_by_bit(ours: TrainingState) -> None:
+def test_a_training_state_survives_its_file_tensor_by_tensor_and_bit_by_bit(
+    ours: TrainingState,
+) -> None:
     theirs = unpack_state(pack_state(ours))
     for field in dataclasses.fields(TrainingState):
         left, right = getattr(ours, field.name), getattr(theirs, field.name)
         if field.name in TENSORS:
             assert left.keys() == right.keys()
-            assert all(torch.equal(left[name], right[name]) and left[name].dtype == right[name].dtype for name in left)
+            assert all(
+                torch.equal(left[name], right[name]) and left[name].dtype == right[name].dtype
+                for name in left
+            )
             assert all(torch.equal(left[name].signbit(), right[name].signbit()) for name in left)
         else:
             assert left == right and type(left) is type(right), field.name
@@ -313,7 +390,9 @@ def test_weights_and_best_of_a_loaded_state_do_not_share_memory() -> None:
     assert loaded.best["body.relu.beta"] == 20
 
 
-@pytest.mark.parametrize("damage", ["a bit of a tensor", "a digit of the header", "cut", "empty", "a list", "not ours"])
+@pytest.mark.parametrize(
+    "damage", ["a bit of a tensor", "a digit of the header", "cut", "empty", "a list", "not ours"]
+)
 def test_a_damaged_training_state_is_refused(damage: str) -> None:
     data = bytearray(pack_state(state()))
     if damage == "a bit of a tensor":
@@ -338,7 +417,9 @@ PACKED = pack_state(state())
 
 @settings(max_examples=300, deadline=None)
 @given(draw=st.data())
-def test_damaged_bytes_of_a_training_state_give_one_line_or_the_same_state(draw: st.DataObject) -> None:
+def test_damaged_bytes_of_a_training_state_give_one_line_or_the_same_state(
+    draw: st.DataObject,
+) -> None:
     data = mutated(PACKED, draw)
     try:
         loaded = unpack_state(data)
@@ -347,4 +428,7 @@ def test_damaged_bytes_of_a_training_state_give_one_line_or_the_same_state(draw:
     else:
         assert pack_state(loaded) == PACKED
         return
-    assert message == "training state does not match its sha256; it is damaged, or not one of this version"
+    assert (
+        message
+        == "training state does not match its sha256; it is damaged, or not one of this version"
+    )

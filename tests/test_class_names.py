@@ -29,13 +29,17 @@ def test_labels_are_mapped_by_name(case: str) -> None:
 
 @pytest.mark.parametrize("data", [["ant", "bee"], ["ant", "bee", "cat"], [*THREE, "dog"]], ids=str)
 def test_other_classes_are_refused_with_both_lists(data: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"^data x must have the classes .*\(ant, bee, café\), got ant, bee"):
+    with pytest.raises(
+        ValueError, match=r"^data x must have the classes .*\(ant, bee, café\), got ant, bee"
+    ):
         label_order(THREE, data, what="data x")
 
 
 def test_long_lists_of_classes_are_shortened() -> None:
     names = [f"class{number}" for number in range(1000)]
-    with pytest.raises(ValueError, match=r"\(class0, class1, class2, class3, class4 and 995 more\), got ant") as error:
+    with pytest.raises(
+        ValueError, match=r"\(class0, class1, class2, class3, class4 and 995 more\), got ant"
+    ) as error:
         label_order(names, THREE, what="data x")
     assert len(str(error.value)) < 300
 
@@ -57,6 +61,8 @@ def test_numbers_in_the_order_of_text_give_a_warning(names: list[str], warned: b
         assert "(such as 00)" in numbers_out_of_order(names)
 
 
-@pytest.mark.parametrize(("accuracy", "warned"), [(0.0, True), (0.09, True), (0.1, False), (0.9, False)])
+@pytest.mark.parametrize(
+    ("accuracy", "warned"), [(0.0, True), (0.09, True), (0.1, False), (0.9, False)]
+)
 def test_a_clean_accuracy_below_chance_gives_a_warning(accuracy: float, warned: bool) -> None:
     assert bool(below_chance(accuracy, 10)) == warned

@@ -65,7 +65,9 @@ def test_a_port_that_is_not_rays_is_refused_within_the_limit(silent: str, web_se
     began = time.monotonic()
     with pytest.raises(ValueError, match="nothing within 1 s"):
         check_address(silent, timeout_seconds=1.0)
-    with pytest.raises(ValueError, match=r"another program listens on this port|nothing within 1 s"):
+    with pytest.raises(
+        ValueError, match=r"another program listens on this port|nothing within 1 s"
+    ):
         check_address(web_server, timeout_seconds=1.0)
     assert time.monotonic() - began < 10
 
@@ -78,9 +80,18 @@ def test_an_address_where_grpc_answers_passes(grpc_server: str) -> None:
 
 def test_a_sweep_with_a_wrong_address_ends_in_one_line(tmp_path: object) -> None:
     began = time.monotonic()
-    done = pipeline("sweep", "digits_smoke", "--storage", str(tmp_path), env=environment(RAY_ADDRESS="127.0.0.1:9"))
+    done = pipeline(
+        "sweep",
+        "digits_smoke",
+        "--storage",
+        str(tmp_path),
+        env=environment(RAY_ADDRESS="127.0.0.1:9"),
+    )
     assert done.returncode == 2 and time.monotonic() - began < 300
-    assert done.stderr.startswith("error: RAY_ADDRESS is 127.0.0.1:9, and no Ray answers there") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("error: RAY_ADDRESS is 127.0.0.1:9, and no Ray answers there")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_the_check_imports_no_ray() -> None:

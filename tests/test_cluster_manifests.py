@@ -139,7 +139,10 @@ def test_cpu_tasks_with_the_pool_label_never_start_a_gpu_node():
 def test_a_sweep_buys_these_nodes_stage_by_stage(resources, nodes, monkeypatch):
     bundles = pytest.importorskip("sat_ray.sweep.resources")
     documents = rendered("autoscaling")
-    monkeypatch.setenv(bundles.NODE_GROUPS, named(documents, "ConfigMap", "sat-ray-environment")["data"][bundles.NODE_GROUPS])
+    monkeypatch.setenv(
+        bundles.NODE_GROUPS,
+        named(documents, "ConfigMap", "sat-ray-environment")["data"][bundles.NODE_GROUPS],
+    )
     config = small_sweep(**resources)
     bundles.check_room(bundles.bundles(config), bundles.announced_groups())
     bought = {}
@@ -147,15 +150,22 @@ def test_a_sweep_buys_these_nodes_stage_by_stage(resources, nodes, monkeypatch):
         wanted = [demand.resources] * demand.count
         selector = bundles.pool_selector(demand.resources, bundles.announced_groups())
         plans = {"gangs": [wanted]} if demand.gang else {"tasks": wanted}
-        bought[demand.stage] = plan(named(documents, "RayCluster", "sat-ray"), **plans, selector=selector)
+        bought[demand.stage] = plan(
+            named(documents, "RayCluster", "sat-ray"), **plans, selector=selector
+        )
     assert {stage: found.nodes for stage, found in bought.items() if stage in nodes} == nodes
 
 
 @pytest.mark.parametrize(("resources", "message"), INFEASIBLE)
-def test_what_no_node_could_ever_hold_is_refused_and_ray_would_not_buy_it_either(resources, message, monkeypatch):
+def test_what_no_node_could_ever_hold_is_refused_and_ray_would_not_buy_it_either(
+    resources, message, monkeypatch
+):
     bundles = pytest.importorskip("sat_ray.sweep.resources")
     documents = rendered("autoscaling")
-    monkeypatch.setenv(bundles.NODE_GROUPS, named(documents, "ConfigMap", "sat-ray-environment")["data"][bundles.NODE_GROUPS])
+    monkeypatch.setenv(
+        bundles.NODE_GROUPS,
+        named(documents, "ConfigMap", "sat-ray-environment")["data"][bundles.NODE_GROUPS],
+    )
     demands = bundles.bundles(small_sweep(**resources))
     with pytest.raises(ValueError, match=message):
         bundles.check_room(demands, bundles.announced_groups())
@@ -194,9 +204,15 @@ def test_images_and_names_carry_the_pinned_versions():
     assert f"ray{pinned['RAY']}-torch{pinned['TORCH']}-py{pinned['PYTHON']}-" in pinned["RAY_IMAGE"]
     assert f"mlflow{pinned['MLFLOW']}-" in pinned["MLFLOW_IMAGE"]
     for name in ("Dockerfile.ray", "Dockerfile.mlflow"):
-        assert f"ARG PYTHON_IMAGE={pinned['PYTHON_IMAGE']}\nFROM ${{PYTHON_IMAGE}}\n" in (CLUSTER / "images" / name).read_text()
+        assert (
+            f"ARG PYTHON_IMAGE={pinned['PYTHON_IMAGE']}\nFROM ${{PYTHON_IMAGE}}\n"
+            in (CLUSTER / "images" / name).read_text()
+        )
     assert pinned["PYTHON_IMAGE"].startswith(f"python:{pinned['PYTHON']}.")
-    versions_of = {name: version for name, (version, _) in locked("cluster/images/requirements-mlflow.txt").items()}
+    versions_of = {
+        name: version
+        for name, (version, _) in locked("cluster/images/requirements-mlflow.txt").items()
+    }
     assert {name: versions_of[name] for name in ("mlflow", "boto3", "psycopg")} == {
         "mlflow": pinned["MLFLOW"], "boto3": pinned["BOTO3"], "psycopg": pinned["PSYCOPG"],
     }  # fmt: skip
@@ -206,21 +222,33 @@ def test_images_and_names_carry_the_pinned_versions():
 def test_an_image_installs_only_what_is_locked_by_version_and_hash(name):
     packages = locked(f"cluster/images/requirements-{name}.txt")
     assert len(packages) > 50 and all(hashes for _, hashes in packages.values())
-    (install,) = [line for line in (CLUSTER / "images" / f"Dockerfile.{name}").read_text().splitlines() if "pip install" in line]
+    (install,) = [
+        line
+        for line in (CLUSTER / "images" / f"Dockerfile.{name}").read_text().splitlines()
+        if "pip install" in line
+    ]
     assert "--require-hashes" in install and "--no-deps" in install
 
 
 def test_the_image_of_ray_holds_the_versions_that_are_tested():
     here, tested = locked("cluster/images/requirements-ray.txt"), locked("requirements.lock")
-    assert {name: version for name, (version, _) in here.items()} == {name: tested[name][0] for name in here}
+    assert {name: version for name, (version, _) in here.items()} == {
+        name: tested[name][0] for name in here
+    }
 
 
 def test_images_are_built_on_a_base_with_a_digest_only():
-    commands = [line for line in (ROOT / "Makefile").read_text().splitlines() if "docker build" in line]
-    assert len(commands) == 2 and all("PYTHON_IMAGE=$(PYTHON_IMAGE)@$(PYTHON_IMAGE_DIGEST)" in line for line in commands)
+    commands = [
+        line for line in (ROOT / "Makefile").read_text().splitlines() if "docker build" in line
+    ]
+    assert len(commands) == 2 and all(
+        "PYTHON_IMAGE=$(PYTHON_IMAGE)@$(PYTHON_IMAGE_DIGEST)" in line for line in commands
+    )
     assert re.fullmatch(r"(sha256:[0-9a-f]{64})?", versions()["PYTHON_IMAGE_DIGEST"])
     if not versions()["PYTHON_IMAGE_DIGEST"]:
-        done = subprocess.run(["make", "image", "REGISTRY=r"], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["make", "image", "REGISTRY=r"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
         assert done.returncode and "PYTHON_IMAGE_DIGEST is empty" in done.stdout
 
 
@@ -242,11 +270,18 @@ def test_an_overlay_is_applied_only_with_digests(tmp_path):
 def test_karpenter_removes_empty_nodes_alone_and_its_machine_image_is_chosen():
     documents = load(CLUSTER / "nodes" / "karpenter.yaml")
     for pool in of_kind(documents, "NodePool"):
-        assert pool["spec"]["disruption"]["consolidationPolicy"] == "WhenEmpty", pool["metadata"]["name"]
+        assert pool["spec"]["disruption"]["consolidationPolicy"] == "WhenEmpty", pool["metadata"][
+            "name"
+        ]
     (node_class,) = of_kind(documents, "EC2NodeClass")
-    assert all(not term["alias"].endswith("@latest") for term in node_class["spec"]["amiSelectorTerms"])
+    assert all(
+        not term["alias"].endswith("@latest") for term in node_class["spec"]["amiSelectorTerms"]
+    )
     wanted = {pod.spec["nodeSelector"]["sat-ray/pool"] for pod in pods(rendered("autoscaling"))}
-    assert {pool["spec"]["template"]["metadata"]["labels"]["sat-ray/pool"] for pool in of_kind(documents, "NodePool")} == wanted
+    assert {
+        pool["spec"]["template"]["metadata"]["labels"]["sat-ray/pool"]
+        for pool in of_kind(documents, "NodePool")
+    } == wanted
 
 
 def test_the_bucket_policy_keeps_everybody_else_from_every_version_of_an_object():
@@ -262,21 +297,39 @@ def test_the_bucket_policy_keeps_everybody_else_from_every_version_of_an_object(
         "ListBucketVersions",
     ):
         assert any(fnmatch.fnmatch(f"s3:{action}", pattern) for pattern in denied["Action"]), action
-    assert set(denied["Resource"]) == {"arn:aws:s3:::sat-ray-example", "arn:aws:s3:::sat-ray-example/*"}
+    assert set(denied["Resource"]) == {
+        "arn:aws:s3:::sat-ray-example",
+        "arn:aws:s3:::sat-ray-example/*",
+    }
 
 
 def test_the_head_may_start_only_machines_of_the_cluster():
     policy = json.loads((CLUSTER / "aws" / "head-policy.json").read_text())
     statements = {statement["Sid"]: statement for statement in policy["Statement"]}
-    types = statements["StartOwnMachines"]["Condition"]["ForAnyValue:StringEquals"]["ec2:InstanceType"]
+    types = statements["StartOwnMachines"]["Condition"]["ForAnyValue:StringEquals"][
+        "ec2:InstanceType"
+    ]
     config = _launcher()
     groups = config["available_node_types"]
-    assert set(types) == {group["node_config"]["InstanceType"] for name, group in groups.items() if name != config["head_node_type"]}
-    for sid, key in (("StartOwnMachines", "aws:RequestTag/ray-cluster-name"), ("ChangeOwnMachines", "aws:ResourceTag/ray-cluster-name")):
+    assert set(types) == {
+        group["node_config"]["InstanceType"]
+        for name, group in groups.items()
+        if name != config["head_node_type"]
+    }
+    for sid, key in (
+        ("StartOwnMachines", "aws:RequestTag/ray-cluster-name"),
+        ("ChangeOwnMachines", "aws:ResourceTag/ray-cluster-name"),
+    ):
         assert statements[sid]["Condition"]["StringEquals"][key] == config["cluster_name"]
-    profiles = {group["node_config"]["IamInstanceProfile"]["Name"] for name, group in groups.items() if name != "head"}
+    profiles = {
+        group["node_config"]["IamInstanceProfile"]["Name"]
+        for name, group in groups.items()
+        if name != "head"
+    }
     assert {statements["WorkersRole"]["Resource"].rpartition("/")[2]} == profiles
-    assert [sid for sid, statement in statements.items() if statement["Resource"] == "*"] == ["Look"]
+    assert [sid for sid, statement in statements.items() if statement["Resource"] == "*"] == [
+        "Look"
+    ]
     assert all(action.startswith("ec2:Describe") for action in statements["Look"]["Action"])
 
 
@@ -285,7 +338,10 @@ def test_requirements_pin_the_versions_of_the_cluster(package):
     requirements = ROOT / "requirements.txt"
     if not requirements.is_file():
         pytest.skip("no requirements.txt yet")
-    assert re.search(rf"(?m)^{package}(\[[\w,]+\])?=={re.escape(versions()[package.upper()])}\b", requirements.read_text())
+    assert re.search(
+        rf"(?m)^{package}(\[[\w,]+\])?=={re.escape(versions()[package.upper()])}\b",
+        requirements.read_text(),
+    )
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -326,11 +382,22 @@ def test_alert_rules_pass_promtool_and_their_examples(tmp_path):
 def test_the_monitor_scrapes_ports_that_ray_pods_have():
     (monitor,) = load(CLUSTER / "monitoring" / "podmonitor.yaml")
     scraped = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
-    containers = [container for pod in pods(rendered("autoscaling")) if pod.ray for container in pod.containers]
-    ports = {port["name"]: port["containerPort"] for container in containers for port in container["ports"]}
+    containers = [
+        container
+        for pod in pods(rendered("autoscaling"))
+        if pod.ray
+        for container in pod.containers
+    ]
+    ports = {
+        port["name"]: port["containerPort"]
+        for container in containers
+        for port in container["ports"]
+    }
     assert scraped <= set(ports)
     ray = named(rendered("autoscaling"), "NetworkPolicy", "ray")
-    assert {ports[name] for name in scraped} == {port["port"] for port in ray["spec"]["ingress"][1]["ports"]}
+    assert {ports[name] for name in scraped} == {
+        port["port"] for port in ray["spec"]["ingress"][1]["ports"]
+    }
 
 
 def test_the_sweep_dashboard_shows_every_metric_of_a_sweep():
@@ -342,13 +409,17 @@ def test_the_sweep_dashboard_shows_every_metric_of_a_sweep():
 
 def test_every_metric_that_is_queried_is_one_that_the_code_ray_or_kubernetes_exports():
     for query in [*dashboard_queries(), *alert_queries()]:
-        assert queried(query) and queried(query) <= own_metrics() | ray_metrics() | OTHER_METRICS, query
+        assert queried(query) and queried(query) <= own_metrics() | ray_metrics() | OTHER_METRICS, (
+            query
+        )
 
 
 def test_the_monitor_gives_our_metrics_the_names_that_are_queried():
     (monitor,) = load(CLUSTER / "monitoring" / "podmonitor.yaml")
     (rule,) = monitor["spec"]["podMetricsEndpoints"][0]["metricRelabelings"]
-    assert {re.fullmatch(rule["regex"], f"ray_{name}")[1] for name in own_metrics()} == own_metrics()
+    assert {
+        re.fullmatch(rule["regex"], f"ray_{name}")[1] for name in own_metrics()
+    } == own_metrics()
     assert not any(re.fullmatch(rule["regex"], name) for name in ray_metrics())
 
 
@@ -399,7 +470,9 @@ def test_the_launcher_asks_aws_for_fields_that_exist():
     shape = session.get_service_model("ec2").operation_model("RunInstances").input_shape
     for group in _launcher()["available_node_types"].values():
         request = {**group["node_config"], "MinCount": 1, "MaxCount": 1}
-        request["SubnetId"] = request.pop("SubnetIds")[0]  # Ray takes a list and asks for one of them
+        request["SubnetId"] = request.pop("SubnetIds")[
+            0
+        ]  # Ray takes a list and asks for one of them
         assert not validate.validate(request, shape).has_errors()
         assert set(request) <= set(shape.members)
 
@@ -407,14 +480,22 @@ def test_the_launcher_asks_aws_for_fields_that_exist():
 def test_the_lifecycle_rules_are_ones_that_s3_knows():
     session = pytest.importorskip("botocore.session").get_session()
     validate = pytest.importorskip("botocore.validate").ParamValidator()
-    shape = session.get_service_model("s3").operation_model("PutBucketLifecycleConfiguration").input_shape
+    shape = (
+        session.get_service_model("s3")
+        .operation_model("PutBucketLifecycleConfiguration")
+        .input_shape
+    )
     lifecycle = json.loads((CLUSTER / "aws" / "lifecycle.json").read_text())
-    report = validate.validate({"Bucket": "sat-ray-example", "LifecycleConfiguration": lifecycle}, shape)
+    report = validate.validate(
+        {"Bucket": "sat-ray-example", "LifecycleConfiguration": lifecycle}, shape
+    )
     assert not report.has_errors(), report.generate_report()
 
 
 def test_policies_speak_of_the_bucket_in_the_environment():
-    bucket = named(rendered("autoscaling"), "ConfigMap", "sat-ray-environment")["data"]["SAT_RAY_STORAGE"].split("/")[2]
+    bucket = named(rendered("autoscaling"), "ConfigMap", "sat-ray-environment")["data"][
+        "SAT_RAY_STORAGE"
+    ].split("/")[2]
     for name in ("bucket-policy.json", "worker-policy.json"):
         text = (CLUSTER / "aws" / name).read_text()
         assert json.loads(text)["Version"] == "2012-10-17"
@@ -422,7 +503,11 @@ def test_policies_speak_of_the_bucket_in_the_environment():
 
 
 def test_hadolint_finds_nothing():
-    run(tool("hadolint"), CLUSTER / "images" / "Dockerfile.ray", CLUSTER / "images" / "Dockerfile.mlflow")
+    run(
+        tool("hadolint"),
+        CLUSTER / "images" / "Dockerfile.ray",
+        CLUSTER / "images" / "Dockerfile.mlflow",
+    )
 
 
 def test_shellcheck_finds_nothing():

@@ -14,7 +14,7 @@ from sat_ray.evaluation.robustness import calibrate_attacks, evaluate
 from sat_ray.models.export import export_model
 from sat_ray.threat import ThreatModel
 
-COUNT, LANES = 10, 4
+COUNT, SLOTS = 10, 4
 LINF, L2 = ThreatModel("linf", 0.1), ThreatModel("l2", 0.8)
 
 
@@ -63,13 +63,15 @@ SPECS = [
 
 
 def outcomes(model: nn.Module, images: Split, spec: AttackSpec) -> pa.Table:
-    measured = calibrate_attacks(model, images, attacks=[spec], lanes=LANES)
+    measured = calibrate_attacks(model, images, attacks=[spec], slots=SLOTS)
     given = (images.images, images.labels, images.image_ids)
-    return evaluate(model, *given, attacks=[spec], lanes=LANES, calibrations=measured)
+    return evaluate(model, *given, attacks=[spec], slots=SLOTS, calibrations=measured)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.threat_model.norm} {spec.name}")
-def test_outcomes_do_not_depend_on_the_default_dtype(spec: AttackSpec, small: nn.Module, images: Split) -> None:
+def test_outcomes_do_not_depend_on_the_default_dtype(
+    spec: AttackSpec, small: nn.Module, images: Split
+) -> None:
     expected = outcomes(small, images, spec)
     torch.set_default_dtype(torch.float64)
     try:
@@ -78,7 +80,9 @@ def test_outcomes_do_not_depend_on_the_default_dtype(spec: AttackSpec, small: nn
         torch.set_default_dtype(torch.float32)
 
 
-def test_the_plain_attack_and_the_export_stay_float32(small: nn.Module, images: Split, float64_by_default: None) -> None:
+def test_the_plain_attack_and_the_export_stay_float32(
+    small: nn.Module, images: Split, float64_by_default: None
+) -> None:
     x = images.images.float() / 255
     found = pgd(small, x, images.labels, threat_model=LINF, step_size=0.05, steps=2, restarts=2)
     assert found.dtype == torch.float32

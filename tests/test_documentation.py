@@ -11,7 +11,11 @@ from urllib.parse import unquote, urldefrag
 import pytest
 from sweeps import ROOT
 
-RAW = ("--8", "::: sat_ray", "[TOC]")  # of Markdown extensions; a page that shows one was not rendered
+RAW = (
+    "--8",
+    "::: sat_ray",
+    "[TOC]",
+)  # of Markdown extensions; a page that shows one was not rendered
 
 
 class Page(HTMLParser):

@@ -12,7 +12,7 @@ from sweeps import ROOT
 
 from sat_ray.integrations.command_line import compare, export, status
 from sat_ray.integrations.command_line.dry_run import describe
-from sat_ray.integrations.command_line.external.options import ForeignOptions
+from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.parsing import parse, parse_options
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
@@ -44,10 +44,15 @@ class Block:
 
 def blocks(page: Path) -> Iterator[Block]:
     """Yield the bash blocks of a page, continued lines joined, comments and empty lines left out."""
-    found = re.findall(r"^ *```(?:bash|sh|shell|console)\n(.*?)^ *```", page.read_text(), re.M | re.S)
+    found = re.findall(
+        r"^ *```(?:bash|sh|shell|console)\n(.*?)^ *```", page.read_text(), re.M | re.S
+    )
     for number, text in enumerate(found, start=1):
         lines = text.replace("\\\n", " ").splitlines()
-        yield Block(f"{page.name}, block {number}", tuple(line for line in lines if shlex.split(line, comments=True)))
+        yield Block(
+            f"{page.name}, block {number}",
+            tuple(line for line in lines if shlex.split(line, comments=True)),
+        )
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -61,7 +66,9 @@ def plan(words: list[str]) -> None:
         assert end.value.code == 0
     else:
         asked = words if "--dry-run" in words else [*words, "--dry-run"]
-        assert "dry run: nothing was touched" in describe(parse(asked, RECIPES, default=DEFAULT, about=""))
+        assert "dry run: nothing was touched" in describe(
+            parse(asked, RECIPES, default=DEFAULT, about="")
+        )
 
 
 def ask_status(words: list[str]) -> None:
@@ -74,7 +81,7 @@ def ask_status(words: list[str]) -> None:
 SCRIPTS: dict[str, Callable[[list[str]], object]] = {
     **{f"pipelines/{name}.py": plan for name in STAGES},
     "pipelines/status.py": ask_status,
-    # run for real by tests/test_comparison.py and tests/test_foreign.py
+    # run for real by tests/test_comparison.py and tests/test_external.py
     "pipelines/compare.py": compare.parse,
     "pipelines/export.py": lambda words: parse_options(words, export.Asked(), about=""),
 }
@@ -83,7 +90,9 @@ SCRIPTS: dict[str, Callable[[list[str]], object]] = {
 def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run or plan one command; AssertionError names one that no rule covers."""
     while re.match(r"[A-Z_]+=", words[0]):  # VARIABLE=value before a command
-        assert words[0].partition("=")[0] in VARIABLES, f"{words[0]} sets no variable that this project reads"
+        assert words[0].partition("=")[0] in VARIABLES, (
+            f"{words[0]} sets no variable that this project reads"
+        )
         words = words[1:]
     head, rest = words[0], words[1:]
     if head == "export":
@@ -94,22 +103,30 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
                 monkeypatch.syspath_prepend(str(ROOT / value))
     elif head == "make":
         targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.M)
-        assert rest[0] in targets and all("=" in word for word in rest[1:]), f"make {rest}: no such target"
+        assert rest[0] in targets and all("=" in word for word in rest[1:]), (
+            f"make {rest}: no such target"
+        )
     elif head == "python" and rest[0] in TESTED_ELSEWHERE:
-        assert (ROOT / rest[0]).name.removesuffix(".py") in (ROOT / "tests" / TESTED_ELSEWHERE[rest[0]]).read_text()
+        assert (ROOT / rest[0]).name.removesuffix(".py") in (
+            ROOT / "tests" / TESTED_ELSEWHERE[rest[0]]
+        ).read_text()
     elif head == "python" and rest[0] == "pipelines/evaluate.py" and "--model" in rest:
-        given = parse_options(rest[1:], ForeignOptions(), about="")
+        given = parse_options(rest[1:], ExternalOptions(), about="")
         assert given.model and given.data and given.attacks(num_classes=10)
     elif head == "python" and rest[0] in SCRIPTS:
         SCRIPTS[rest[0]](rest[1:])
     else:
-        assert any(" ".join(words).startswith(excused) for excused in EXCUSED), f"no rule covers: {shlex.join(words)}"
+        assert any(" ".join(words).startswith(excused) for excused in EXCUSED), (
+            f"no rule covers: {shlex.join(words)}"
+        )
         if "--" in words:
             check(words[words.index("--") + 1 :], monkeypatch)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)
-def test_the_documented_commands_do_what_they_say(block: Block, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_documented_commands_do_what_they_say(
+    block: Block, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     for name in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
@@ -120,7 +137,11 @@ def test_the_documented_commands_do_what_they_say(block: Block, monkeypatch: pyt
 
 def test_commands_were_found_on_the_pages_and_every_excuse_is_used() -> None:
     commands = [command for block in BLOCKS for command in block.commands]
-    assert len(commands) >= 25 and {block.where.split(",")[0] for block in BLOCKS} >= {"README.md", "index.md", "five-ways.md"}
+    assert len(commands) >= 25 and {block.where.split(",")[0] for block in BLOCKS} >= {
+        "README.md",
+        "index.md",
+        "five-ways.md",
+    }
     assert all(any(excused in command for command in commands) for excused in EXCUSED)
 
 
@@ -136,7 +157,9 @@ def test_commands_were_found_on_the_pages_and_every_excuse_is_used() -> None:
         "export SAT_RAY_STORE=x",
     ],
 )
-def test_a_wrong_command_would_be_noticed(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_wrong_command_would_be_noticed(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     with pytest.raises((AssertionError, ValueError)):

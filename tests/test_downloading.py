@@ -66,12 +66,16 @@ def official(name: str) -> dict[str, bytes]:
     """Return small official files of a data set."""
     if name.startswith("cifar"):
         packed = tarred(cifar(name)[0], mode="w:gz")
-        return {"cifar-10-python.tar.gz" if name == "cifar10" else "cifar-100-python.tar.gz": packed}
+        return {
+            "cifar-10-python.tar.gz" if name == "cifar10" else "cifar-100-python.tar.gz": packed
+        }
     return zipped(idx_files()[0])
 
 
 @contextlib.contextmanager
-def serving(name: str, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def serving(
+    name: str, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
     """Point torchvision's downloader to a server here, with the checksums of the small files."""
     monkeypatch.setenv("no_proxy", "*")
     right = official(name)
@@ -91,7 +95,9 @@ def serving(name: str, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "mnist", "cifar10", "cifar100"])
-def test_official_files_are_fetched_once_and_then_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_official_files_are_fetched_once_and_then_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "new" / "folder"
     with serving(name, official(name), monkeypatch) as server:
         first = DATASETS[name].open(str(path), download=True)
@@ -104,7 +110,9 @@ def test_official_files_are_fetched_once_and_then_read(name: str, tmp_path: Path
     assert (without.labels == first.labels).all()
 
 
-def test_without_a_folder_they_are_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_folder_they_are_kept_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with serving("mnist", official("mnist"), monkeypatch):
         assert len(DATASETS["mnist"].open("", download=True).labels) == 42
@@ -112,18 +120,24 @@ def test_without_a_folder_they_are_kept_in_the_users_cache(tmp_path: Path, monke
     assert len(DATASETS["mnist"].open("", download=True).labels) == 42, "no server is needed now"
 
 
-def test_a_file_with_a_wrong_checksum_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_a_wrong_checksum_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = {name: data[:-1] for name, data in official("cifar10").items()}
     with (
         serving("cifar10", files, monkeypatch),
-        pytest.raises(DownloadError, match=r"data\.download cannot fetch cifar-10-python") as caught,
+        pytest.raises(
+            DownloadError, match=r"data\.download cannot fetch cifar-10-python"
+        ) as caught,
     ):
         DATASETS["cifar10"].open(str(tmp_path), download=True)
     assert "corrupted" in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_another_file_of_the_same_name_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_file_of_the_same_name_is_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = zipped(idx_files(seed=1)[0])
     del other["t10k-labels-idx1-ubyte.gz"]
     unpack(other, tmp_path)
@@ -136,7 +150,9 @@ def test_another_file_of_the_same_name_is_never_replaced(tmp_path: Path, monkeyp
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == other
 
 
-def test_a_server_that_refuses_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_refuses_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving("mnist", {}, monkeypatch) as server:
         address = server.address
     with pytest.raises(DownloadError) as caught:
@@ -147,7 +163,9 @@ def test_a_server_that_refuses_is_one_clear_line(tmp_path: Path, monkeypatch: py
     assert "name that with --data.path" in line and "\n" not in line
 
 
-def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(downloading, "TIMEOUT_SECONDS", 0.2)
     before = socket.getdefaulttimeout()
     with serving("cifar10", {}, monkeypatch), socket.create_server(("127.0.0.1", 0)) as silent:
@@ -181,7 +199,10 @@ def test_a_download_that_makes_no_sense_is_refused(settings: dict[str, Any], mes
 
 def test_how_the_files_come_is_no_part_of_what_a_sweep_is() -> None:
     words = ["cifar10_resnet18", "--storage", "/tmp/nowhere"]
-    plain, fetched = (parse([*words, *more], RECIPES, default=DEFAULT, about="") for more in ([], ["--data.download"]))
+    plain, fetched = (
+        parse([*words, *more], RECIPES, default=DEFAULT, about="")
+        for more in ([], ["--data.download"])
+    )
     assert fetched.config.data.download and not plain.config.data.download
     assert fetched.name == plain.name == "cifar10_resnet18"
 
@@ -195,7 +216,9 @@ def test_torchvision_names_files_that_the_reader_looks_for(name: str) -> None:
         assert len(file.md5) == 32
 
 
-def test_the_prepare_stage_fetches_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prepare_stage_fetches_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["digits", "--data.dataset", "cifar10", "--data.download"]
     words += ["--data.path", str(tmp_path / "in"), "--storage", str(tmp_path / "runs")]
     with serving("cifar10", official("cifar10"), monkeypatch):

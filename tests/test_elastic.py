@@ -20,7 +20,11 @@ from sat_ray.sweep.tasks import TRAIN
 
 pytestmark = pytest.mark.fault  # minutes: a Ray of two nodes, one of which dies
 EPOCHS = 12
-SOON_MISSED = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+SOON_MISSED = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 5,
+}
 
 
 @pytest.fixture
@@ -32,11 +36,17 @@ def cluster() -> Iterator[Any]:
 
 
 def test_a_lost_node_costs_a_worker_and_changes_nothing(cluster: Any, tmp_path: Path) -> None:
-    job, records = job_in(tmp_path / "data", epochs=EPOCHS, validate_every=1), Records(Storage(str(tmp_path / "sweep")))
+    job, records = (
+        job_in(tmp_path / "data", epochs=EPOCHS, validate_every=1),
+        Records(Storage(str(tmp_path / "sweep"))),
+    )
     lost = []
 
     def lose_the_second_node() -> None:
-        while not list((tmp_path / "sweep" / "state" / "progress").glob("*.safetensors")) and len(lost) == 0:
+        while (
+            not list((tmp_path / "sweep" / "state" / "progress").glob("*.safetensors"))
+            and len(lost) == 0
+        ):
             time.sleep(0.05)
         time.sleep(1.0)
         cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
@@ -50,11 +60,19 @@ def test_a_lost_node_costs_a_worker_and_changes_nothing(cluster: Any, tmp_path: 
     record = records.find(TRAIN, job.key)
     assert record is not None
     alone = train_and_commit(job, Records(Storage(str(tmp_path / "alone"))))
-    assert [row["epoch"] for row in record.payload["history"]] == [row["epoch"] for row in alone.payload["history"]] == list(range(EPOCHS))
+    assert (
+        [row["epoch"] for row in record.payload["history"]]
+        == [row["epoch"] for row in alone.payload["history"]]
+        == list(range(EPOCHS))
+    )
     places = ((records.storage, record), (Storage(str(tmp_path / "alone")), alone))
-    ours, theirs = (load_model(storage.located(one.payload["path"])).state_dict() for storage, one in places)
+    ours, theirs = (
+        load_model(storage.located(one.payload["path"])).state_dict() for storage, one in places
+    )
     for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours[name], tensor, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_workers_asked_of_ray_train() -> None:

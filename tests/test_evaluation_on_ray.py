@@ -26,7 +26,7 @@ from sat_ray.sweep.tasks import EVALUATE, Dataset, EvaluationTask
 from sat_ray.threat import ThreatModel
 
 ATTACK = AttackSpec(threat_model=ThreatModel("linf", 40 / 255), steps=60, step_size=4 / 255)
-LANES = 32
+SLOTS = 32
 
 
 @pytest.fixture
@@ -35,19 +35,27 @@ def tasks(digits_model: Normalized, tmp_path: Path) -> list[EvaluationTask]:
     write_dataset(DATASETS["digits"], Storage(str(tmp_path / "data")), rows_per_shard=512)
     dataset = Dataset.open(str(tmp_path / "data"))
     assert dataset is not None and digits_model.spec is not None
-    digest = save_model(Storage(str(tmp_path / "model")), digits_model.state_dict(), spec=digits_model.spec, about={})
+    digest = save_model(
+        Storage(str(tmp_path / "model")),
+        digits_model.state_dict(),
+        spec=digits_model.spec,
+        about={},
+    )
     common = {
         "checkpoint": str(tmp_path / "model"),
         "checkpoint_sha256": digest,
         "name": "m",
         "attacks": (ATTACK,),
         "seed": 0,
-        "lanes": LANES,
+        "slots": SLOTS,
         "dataset": dataset,
-        "environment": numerical_environment(accelerator="", threads=1, lanes=LANES),
+        "environment": numerical_environment(accelerator="", threads=1, slots=SLOTS),
     }
     bounds = [0, 230, 450, 700, 899]
-    return [EvaluationTask(**common, first=first, last=last) for first, last in itertools.pairwise(bounds)]  # type: ignore[arg-type]
+    return [
+        EvaluationTask(**common, first=first, last=last)
+        for first, last in itertools.pairwise(bounds)
+    ]  # type: ignore[arg-type]
 
 
 def is_at_work(process: psutil.Process) -> bool:
@@ -82,8 +90,14 @@ def _is_at_work_after(seconds: float, process: psutil.Process, over: threading.E
     return is_at_work(process)
 
 
-def test_a_worker_killed_in_the_middle_of_a_shard_loses_and_doubles_nothing(tasks: list[EvaluationTask], tmp_path: Path) -> None:
-    records, killed, over = Records(Storage(str(tmp_path / "sweep"))), list[int](), threading.Event()
+def test_a_worker_killed_in_the_middle_of_a_shard_loses_and_doubles_nothing(
+    tasks: list[EvaluationTask], tmp_path: Path
+) -> None:
+    records, killed, over = (
+        Records(Storage(str(tmp_path / "sweep"))),
+        list[int](),
+        threading.Event(),
+    )
     with ray_session():
         killer = threading.Thread(target=kill_one_worker, args=(killed,), kwargs={"over": over})
         killer.start()
@@ -92,15 +106,22 @@ def test_a_worker_killed_in_the_middle_of_a_shard_loses_and_doubles_nothing(task
         finally:
             over.set()
             killer.join()
-        evaluate_all(tasks, records, ResourceSettings(cpus_per_evaluation=1000))  # all committed: nothing is asked for, else it waits
+        evaluate_all(
+            tasks, records, ResourceSettings(cpus_per_evaluation=1000)
+        )  # all committed: nothing is asked for, else it waits
     assert killed, "no worker was caught in the middle of a shard"
     assert records.keys(EVALUATE) == sorted(task.key for task in tasks)
-    path = merge_outcomes(records.each(EVALUATE), image_ids(Storage(tasks[0].dataset.uri), "test").numpy(), records, name="m")
+    path = merge_outcomes(
+        records.each(EVALUATE),
+        image_ids(Storage(tasks[0].dataset.uri), "test").numpy(),
+        records,
+        name="m",
+    )
     merged = pq.read_table(str(tmp_path / "sweep" / path))
     test = read_split(Storage(tasks[0].dataset.uri), "test")
     model = load_model(tasks[0].checkpoint)
     settle_layout(model)
-    alone = evaluate(model, test.images, test.labels, test.image_ids, attacks=[ATTACK], lanes=LANES)
+    alone = evaluate(model, test.images, test.labels, test.image_ids, attacks=[ATTACK], slots=SLOTS)
     assert merged.equals(alone)
 
 
@@ -113,12 +134,19 @@ def die_at_first(task: str, records: Records, *, gpus: float) -> None:
 
 
 @pytest.mark.fault  # a minute of pauses
-def test_a_task_whose_process_dies_again_and_again_is_tried_again_after_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_whose_process_dies_again_and_again_is_tried_again_after_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sat_ray.integrations.ray.tasks import _run_all
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     with ray_session():
-        _run_all(die_at_first, [str(tmp_path / "deaths")], Records(Storage(str(tmp_path))), ResourceSettings())  # type: ignore[arg-type]
+        _run_all(
+            die_at_first,
+            [str(tmp_path / "deaths")],
+            Records(Storage(str(tmp_path))),
+            ResourceSettings(),
+        )  # type: ignore[arg-type]
     times = [float(line) for line in (tmp_path / "deaths").read_text().splitlines()]
     assert len(times) == 6
     assert all(later - earlier > 4 for earlier, later in itertools.pairwise(times))

@@ -16,7 +16,9 @@ from sat_ray.models import Normalized
 @pytest.fixture(scope="module")
 def five_ways() -> ModuleType:
     """Import docs/demos/five_ways.py."""
-    spec = importlib.util.spec_from_file_location("five_ways", ROOT / "docs" / "demos" / "five_ways.py")
+    spec = importlib.util.spec_from_file_location(
+        "five_ways", ROOT / "docs" / "demos" / "five_ways.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -32,13 +34,19 @@ def shown(five_ways: ModuleType) -> tuple[Normalized, Split, dict[str, tuple[flo
     return model, others, {name: way(model, others) for name, way in five_ways.WAYS.items()}
 
 
-def test_each_of_the_five_claims_more_than_is_true(shown: tuple[Normalized, Split, dict[str, tuple[float, float]]]) -> None:
+def test_each_of_the_five_claims_more_than_is_true(
+    shown: tuple[Normalized, Split, dict[str, tuple[float, float]]],
+) -> None:
     _, others, pairs = shown
     assert len(pairs) == 5
     for name, (claimed, true) in pairs.items():
         assert claimed > true > 0.2, name
     gaps = {name: claimed - true for name, (claimed, true) in pairs.items()}
-    for name in ("the logits saturate the loss", "the attack stops too early", "epsilon is measured after normalisation"):
+    for name in (
+        "the logits saturate the loss",
+        "the attack stops too early",
+        "epsilon is measured after normalisation",
+    ):
         assert gaps[name] > 0.15, name
     assert len(others) == 150
 
@@ -54,5 +62,9 @@ def test_what_the_page_says_would_refuse_or_notice_them_does(
     with pytest.raises(ValueError, match="out of reach"):
         AttackSpec(threat_model=five_ways.BALL, steps=1, step_size=8 / 255)
     small = CardSettings(images=24, restarts=2, cascade_steps=3, cascade_queries=5)
-    card = robustness_card(five_ways.Confident(model).eval(), others, attack=attack, settings=small, lanes=24)
-    assert card["verdict"] == "FLAG" and any(reason.startswith("the gradient is not zero") for reason in card["reasons"])
+    card = robustness_card(
+        five_ways.Confident(model).eval(), others, attack=attack, settings=small, slots=24
+    )
+    assert card["verdict"] == "FLAG" and any(
+        reason.startswith("the gradient is not zero") for reason in card["reasons"]
+    )

@@ -12,7 +12,14 @@ from sat_ray.data.split import Split
 from sat_ray.models import FoldedConv, build_model, folded, refresh, view
 from sat_ray.models.batchnorm_folding import as_product, on_blocks
 
-FAMILIES = ("resnet18", "resnet50", "resnext50_32x4d", "efficientnet_b0", "preact_resnet18", "small_resnet")
+FAMILIES = (
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "efficientnet_b0",
+    "preact_resnet18",
+    "small_resnet",
+)
 
 
 def unsettled(model: nn.Module) -> nn.Module:
@@ -22,8 +29,12 @@ def unsettled(model: nn.Module) -> nn.Module:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 assert module.running_mean is not None and module.running_var is not None
-                module.running_mean.copy_(torch.rand(module.running_mean.shape, generator=generator) - 0.5)
-                module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+                module.running_mean.copy_(
+                    torch.rand(module.running_mean.shape, generator=generator) - 0.5
+                )
+                module.running_var.copy_(
+                    torch.rand(module.running_var.shape, generator=generator) + 0.5
+                )
                 module.weight.copy_(torch.rand(module.weight.shape, generator=generator) + 0.5)
                 module.bias.copy_(torch.rand(module.bias.shape, generator=generator) - 0.5)
     return model.eval()
@@ -40,31 +51,48 @@ def values(model: nn.Module, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_convolution_on_blocks_is_the_strided_one(size: int, layout: torch.memory_format) -> None:
     generator = torch.Generator().manual_seed(size)
-    x = torch.rand(2, 3, 16, 20, dtype=torch.float64, generator=generator).contiguous(memory_format=layout).requires_grad_()
-    weight = torch.randn(5, 3, size, size, dtype=torch.float64, generator=generator).contiguous(memory_format=layout)
+    x = (
+        torch.rand(2, 3, 16, 20, dtype=torch.float64, generator=generator)
+        .contiguous(memory_format=layout)
+        .requires_grad_()
+    )
+    weight = torch.randn(5, 3, size, size, dtype=torch.float64, generator=generator).contiguous(
+        memory_format=layout
+    )
     ours, theirs = on_blocks(x, weight), F.conv2d(x, weight, stride=2, padding=size // 2)
     torch.testing.assert_close(ours, theirs)
     along = torch.rand(theirs.shape, dtype=torch.float64, generator=generator)
-    torch.testing.assert_close(torch.autograd.grad(ours, x, along), torch.autograd.grad(theirs, x, along))
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, x, along), torch.autograd.grad(theirs, x, along)
+    )
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_product_over_channels_is_the_convolution_of_one_pixel(layout: torch.memory_format) -> None:
+def test_a_product_over_channels_is_the_convolution_of_one_pixel(
+    layout: torch.memory_format,
+) -> None:
     x = torch.rand(2, 6, 5, 7, dtype=torch.float64).contiguous(memory_format=layout)
     weight, bias = torch.randn(4, 6, 1, 1, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
     found = as_product(x, weight, bias)
     torch.testing.assert_close(found, F.conv2d(x, weight, bias))
     if layout is torch.channels_last:
-        assert found.is_contiguous(memory_format=layout), "the next layer gets the layout that it wants"
+        assert found.is_contiguous(memory_format=layout), (
+            "the next layer gets the layout that it wants"
+        )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_network_folds_to_the_same_function_with_the_same_gradient(name: str) -> None:
     model = unsettled(build_model(name, activation="silu", num_classes=10, seed=0)).double()
-    copied, x = folded(model), torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    copied, x = (
+        folded(model),
+        torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+    )
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
     after = sum(isinstance(module, FoldedConv) for module in copied.modules())
-    assert after >= 0.4 * convolutions, "in a pre-activation block every other convolution has its BatchNorm behind it"
+    assert after >= 0.4 * convolutions, (
+        "in a pre-activation block every other convolution has its BatchNorm behind it"
+    )
     for ours, theirs in zip(values(copied, x), values(model, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
 
@@ -74,9 +102,15 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.a_norm = nn.Conv2d(2, 4, 3, padding=2, dilation=2, bias=True), nn.BatchNorm2d(4, affine=False)
+        self.a, self.a_norm = (
+            nn.Conv2d(2, 4, 3, padding=2, dilation=2, bias=True),
+            nn.BatchNorm2d(4, affine=False),
+        )
         self.b, self.b_norm = nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(4)
-        self.c, self.c_norm = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(4)
+        self.c, self.c_norm = (
+            nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+            nn.BatchNorm2d(4),
+        )
         self.d, self.d_norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +125,11 @@ def test_only_what_can_be_folded_is() -> None:
     model = Odd()
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
+            if (
+                isinstance(module, nn.BatchNorm2d)
+                and module.running_mean is not None
+                and module.running_var is not None
+            ):
                 module.running_mean.uniform_(-0.5, 0.5)
                 module.running_var.uniform_(0.5, 1.5)
     model = model.double().eval()
@@ -120,11 +158,16 @@ def test_a_copy_that_follows_is_folded_anew_and_one_that_does_not_stays() -> Non
     assert not any(parameter.requires_grad for parameter in following.parameters())
 
 
-def test_a_training_climbs_the_network_of_the_moment(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_climbs_the_network_of_the_moment(
+    digits: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against a training that climbs the plain view: a copy that is not folded anew would soon climb another network."""
 
     def trained() -> list[float]:
-        return [report.metrics["train/loss"] for report in train(small_model(), digits, epochs=3, attack_steps=2)]
+        return [
+            report.metrics["train/loss"]
+            for report in train(small_model(), digits, epochs=3, attack_steps=2)
+        ]
 
     ours = trained()
     monkeypatch.setattr("sat_ray.training.adversary.refresh", lambda model: None)
@@ -134,7 +177,9 @@ def test_a_training_climbs_the_network_of_the_moment(digits: Split, monkeypatch:
     assert stale[-1] != pytest.approx(ours[-1], rel=1e-2)
 
 
-def test_a_network_that_traces_to_another_function_is_attacked_as_it_is(digits: Split, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_network_that_traces_to_another_function_is_attacked_as_it_is(
+    digits: Split, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its forward pass reads a number that tracing makes a constant."""
 
     class Counting(nn.Module):
@@ -153,7 +198,9 @@ def test_a_network_that_traces_to_another_function_is_attacked_as_it_is(digits: 
         return train(model, digits)[-1].metrics["train/loss"]
 
     ours = trained(Counting())
-    assert "BatchNorm is not folded into the network that is attacked: folding: logits" in caplog.text
+    assert (
+        "BatchNorm is not folded into the network that is attacked: folding: logits" in caplog.text
+    )
     assert ours == pytest.approx(trained(small_model("silu").body), rel=1e-3)
 
 
@@ -164,7 +211,9 @@ def test_a_network_without_batchnorm_is_returned_itself() -> None:
 
 def test_a_network_with_hooks_is_returned_itself() -> None:
     model = small_model("relu").eval()
-    handle = next(iter(model.children())).register_forward_hook(lambda module, given, found: 2 * found)
+    handle = next(iter(model.children())).register_forward_hook(
+        lambda module, given, found: 2 * found
+    )
     assert folded(model) is model
     handle.remove()
     assert folded(model) is not model

@@ -55,7 +55,9 @@ def example() -> ModuleType:
     return module
 
 
-def test_the_example_trains_attacks_and_judges(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_trains_attacks_and_judges(
+    example: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     images, labels = example.digits()
     assert (images.shape, str(images.dtype), len(labels)) == ((1797, 1, 8, 8), "uint8", 1797)
     parts = slice(900), slice(1000, 1100), slice(1200, 1250)

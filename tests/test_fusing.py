@@ -15,21 +15,30 @@ from sat_ray.utils import compile as compilation
 from sat_ray.utils.compile import fusable, fusing
 from sat_ray.utils.randomness import Randomness
 
-BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.fault)]  # real kernels take a minute to compile
+BACKENDS = [
+    "aot_eager",
+    pytest.param("inductor", marks=pytest.mark.fault),
+]  # real kernels take a minute to compile
 
 
 def walk(attack: PGD, *, steps: int) -> tuple[list[Tensor], list[list[int]]]:
     """Take steps up a plane, with a gradient that is 0 in places, and return the points and what a cycle detector said."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(4, 3, 6, 6, generator=generator)
-    slope = torch.randn(3 * 36, 2, generator=generator) * (torch.rand(3 * 36, 1, generator=generator) < 0.9)
+    slope = torch.randn(3 * 36, 2, generator=generator) * (
+        torch.rand(3 * 36, 1, generator=generator) < 0.9
+    )
 
     def model(x: Tensor) -> Tensor:
         return (x.flatten(1) - 0.5).square() @ slope
 
     y = torch.zeros(4, dtype=torch.int64)
     state: State = attack.start(x, y, Randomness.of(0, range(4)))
-    detector, points, said = CycleDetector(4, steps, device=torch.device("cpu")), [state.x_adv], list[list[int]]()
+    detector, points, said = (
+        CycleDetector(4, steps, device=torch.device("cpu")),
+        [state.x_adv],
+        list[list[int]](),
+    )
     for _ in range(steps):
         require_feasible(state.x_adv, x, attack.threat_model)
         state = attack.step(model, state)
@@ -41,7 +50,9 @@ def walk(attack: PGD, *, steps: int) -> tuple[list[Tensor], list[list[int]]]:
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled_steps_visit_the_same_points_bit_for_bit(backend: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_steps_visit_the_same_points_bit_for_bit(
+    backend: str, norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compilation, "BACKEND", backend)
     radius = 8 / 255 if norm == "linf" else 0.4
     attack = PGD(threat_model=ThreatModel(norm, radius), steps=40, step_size=radius / 4)

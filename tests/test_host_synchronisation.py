@@ -16,8 +16,23 @@ from trainings import step_of
 from sat_ray.activations.registry import ACTIVATIONS
 from sat_ray.data.split import Split
 
-READ_BACK = (Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__)
-SIZED_BY_VALUES = (torch.nonzero, Tensor.nonzero, torch.unique, torch.masked_select, Tensor.masked_select)
+READ_BACK = (
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.numpy,
+    Tensor.cpu,
+    Tensor.__bool__,
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__index__,
+)
+SIZED_BY_VALUES = (
+    torch.nonzero,
+    Tensor.nonzero,
+    torch.unique,
+    torch.masked_select,
+    Tensor.masked_select,
+)
 COPIED_OVER = (torch.tensor, torch.as_tensor, torch.from_numpy)
 
 
@@ -45,7 +60,11 @@ def waits() -> Iterator[list[str]]:
 def images(digits: Split) -> Split:
     """Return eight images of 32 pixels."""
     part = digits.take(slice(0, 8))
-    return Split(part.images.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3), part.labels, part.image_ids)
+    return Split(
+        part.images.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3),
+        part.labels,
+        part.image_ids,
+    )
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -44,13 +44,19 @@ PACKED: dict[str, Callable[[dict[str, bytes]], dict[str, bytes]]] = {
         {name: data for name, data in files.items() if "images" in name}
         | zipped({name: data for name, data in files.items() if "labels" in name})
     ),
-    "unpacked by a browser that kept the names": lambda files: {f"{name}.gz": data for name, data in files.items()},
-    "as torchvision keeps them": lambda files: {f"FashionMNIST/raw/{name}": data for name, data in files.items()},
+    "unpacked by a browser that kept the names": lambda files: {
+        f"{name}.gz": data for name, data in files.items()
+    },
+    "as torchvision keeps them": lambda files: {
+        f"FashionMNIST/raw/{name}": data for name, data in files.items()
+    },
 }
 
 
 @pytest.mark.parametrize("packed", PACKED)
-def test_the_files_are_read_in_the_official_order_however_they_are_packed(packed: str, tmp_path: Path) -> None:
+def test_the_files_are_read_in_the_official_order_however_they_are_packed(
+    packed: str, tmp_path: Path
+) -> None:
     files, images, labels = idx_files()
     found = opened("fashion_mnist", unpack(PACKED[packed](files), tmp_path))
     assert np.array_equal(found.images, images[:, None]) and found.images.dtype == np.uint8
@@ -171,13 +177,17 @@ DAMAGED: dict[str, tuple[dict[str, bytes], str]] = {
 CUT_GZIP = {
     "half a gzip": lambda data: gzip.compress(data)[:-2000],
     "a gzip whose checksum is wrong": lambda data: gzip.compress(data)[:-8] + bytes(8),
-    "a gzip with a flipped bit": lambda data: gzip.compress(data)[:5000] + b"\xff\xff" + gzip.compress(data)[5002:],
+    "a gzip with a flipped bit": lambda data: (
+        gzip.compress(data)[:5000] + b"\xff\xff" + gzip.compress(data)[5002:]
+    ),
 }
 
 
 @pytest.mark.parametrize("gz", [False, True], ids=["plain", "gzipped"])
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_damaged_or_mixed_up_files_are_refused_in_one_line_that_names_the_file(damage: str, gz: bool, tmp_path: Path) -> None:
+def test_damaged_or_mixed_up_files_are_refused_in_one_line_that_names_the_file(
+    damage: str, gz: bool, tmp_path: Path
+) -> None:
     files, message = DAMAGED[damage]
     if gz:
         files = zipped(files)
@@ -199,7 +209,9 @@ def test_a_damaged_gzip_is_refused_in_one_line(cut: str, tmp_path: Path) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_a_gzip_is_not_unpacked_beyond_what_its_header_announces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gzip_is_not_unpacked_beyond_what_its_header_announces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = list[int]()
     bomb = zipped(SMALL | {LABELS: SMALL[LABELS] + bytes(50_000_000)})
 
@@ -259,7 +271,9 @@ def test_the_installed_fashion_mnist_is_read_and_refused_as_mnist(tmp_path: Path
     assert isinstance(found, Raw) and found.images.shape == (70_000, 1, 28, 28)
     assert np.bincount(found.labels).tolist() == [7_000] * 10
     assert found.images[:60_000].mean() / 255 == pytest.approx(0.2860, abs=1e-4)
-    with pytest.raises(LayoutError, match=rf"holds {IMAGES} of fashion_mnist, not {IMAGES} of mnist"):
+    with pytest.raises(
+        LayoutError, match=rf"holds {IMAGES} of fashion_mnist, not {IMAGES} of mnist"
+    ):
         opened("mnist", INSTALLED)
     swapped = {name: of_the_other_split(name) for name in SMALL}
     for name, other in swapped.items():

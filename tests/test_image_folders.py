@@ -44,10 +44,17 @@ def png(width: int, height: int) -> bytes:
     """Return a small PNG whose header announces any size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(bytes(9)))
+        + chunk(b"IEND", b"")
+    )
 
 
 PALETTE = Image.fromarray(BASE).quantize(16)
@@ -56,7 +63,10 @@ RIGHT: dict[str, tuple[bytes, np.ndarray]] = {
     "gray.png": (encoded(Image.fromarray(GRAY), format="PNG"), GRAY),
     "gray.tif": (encoded(Image.fromarray(GRAY), format="TIFF"), GRAY),
     "gray_alpha.png": (encoded(Image.fromarray(GRAY).convert("LA"), format="PNG"), GRAY),
-    "one_bit.png": (encoded(Image.fromarray(GRAY > 127), format="PNG"), np.where(GRAY > 127, 255, 0)),
+    "one_bit.png": (
+        encoded(Image.fromarray(GRAY > 127), format="PNG"),
+        np.where(GRAY > 127, 255, 0),
+    ),
     "colour.png": (encoded(Image.fromarray(BASE), format="PNG"), BASE),
     "colour.bmp": (encoded(Image.fromarray(BASE), format="BMP"), BASE),
     "colour.webp": (encoded(Image.fromarray(BASE), format="WEBP", lossless=True), BASE),
@@ -65,17 +75,35 @@ RIGHT: dict[str, tuple[bytes, np.ndarray]] = {
     "one_frame.gif": (encoded(PALETTE, format="GIF"), np.asarray(PALETTE.convert("RGB"))),
 }
 WRONG: dict[str, tuple[bytes, str]] = {
-    "gray16.png": (encoded(Image.fromarray(GRAY.astype(np.uint16) * 257), format="PNG"), "PIL mode I;16"),
-    "gray16.tif": (encoded(Image.fromarray(GRAY.astype(np.uint16) * 257), format="TIFF"), "PIL mode I;16"),
-    "gray32.tif": (encoded(Image.fromarray(GRAY.astype(np.int32) * 257), format="TIFF"), "PIL mode I,"),
-    "float.tif": (encoded(Image.fromarray(GRAY.astype(np.float32) / 255), format="TIFF"), "PIL mode F"),
+    "gray16.png": (
+        encoded(Image.fromarray(GRAY.astype(np.uint16) * 257), format="PNG"),
+        "PIL mode I;16",
+    ),
+    "gray16.tif": (
+        encoded(Image.fromarray(GRAY.astype(np.uint16) * 257), format="TIFF"),
+        "PIL mode I;16",
+    ),
+    "gray32.tif": (
+        encoded(Image.fromarray(GRAY.astype(np.int32) * 257), format="TIFF"),
+        "PIL mode I,",
+    ),
+    "float.tif": (
+        encoded(Image.fromarray(GRAY.astype(np.float32) / 255), format="TIFF"),
+        "PIL mode F",
+    ),
     "animated.gif": (encoded(Image.fromarray(BASE), format="GIF", **FRAMES), "it has 2 frames"),
     "animated.png": (encoded(Image.fromarray(BASE), format="PNG", **FRAMES), "it has 2 frames"),
     "pages.tif": (encoded(Image.fromarray(BASE), format="TIFF", **FRAMES), "it has 2 frames"),
     "postscript.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n", "not an image"),
     "page.jpg": (b"<html>404</html>", "not an image"),
-    "bomb.png": (png(12_000, 12_000), "it says that it is 12000 x 12000; at most 100,000,000 pixels"),
-    "a bomb that PIL refuses.png": (png(200_000, 200_000), "Image size (40000000000 pixels) exceeds limit"),
+    "bomb.png": (
+        png(12_000, 12_000),
+        "it says that it is 12000 x 12000; at most 100,000,000 pixels",
+    ),
+    "a bomb that PIL refuses.png": (
+        png(200_000, 200_000),
+        "Image size (40000000000 pixels) exceeds limit",
+    ),
 }
 
 
@@ -126,16 +154,28 @@ def test_a_jpeg_with_a_preview_behind_it_is_an_image(tmp_path: Path) -> None:
     data = encoded(Image.fromarray(BASE), format="MPO", **FRAMES)
     found, refused = both_readers("camera.jpg", data, tmp_path)
     assert len(found) == 2 and not refused and np.array_equal(*found)
-    assert np.abs(found[0].astype(int) - np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))).max() == 0
+    assert (
+        np.abs(found[0].astype(int) - np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))).max()
+        == 0
+    )
 
 
 def test_channels_follow_what_the_model_takes(tmp_path: Path) -> None:
-    gray = unpack({f"{c}/{i}.png": RIGHT["gray.png"][0] for c in "ab" for i in range(3)}, tmp_path / "gray")
+    gray = unpack(
+        {f"{c}/{i}.png": RIGHT["gray.png"][0] for c in "ab" for i in range(3)}, tmp_path / "gray"
+    )
     root = Storage(str(tmp_path))
     shapes = {
-        channels: read_split(Storage(prepared(str(gray), root, channels=channels)), "test").images.shape[1:] for channels in (None, 1, 3)
+        channels: read_split(
+            Storage(prepared(str(gray), root, channels=channels)), "test"
+        ).images.shape[1:]
+        for channels in (None, 1, 3)
     }
-    assert {channels: tuple(shape) for channels, shape in shapes.items()} == {None: (1, 16, 16), 1: (1, 16, 16), 3: (3, 16, 16)}
+    assert {channels: tuple(shape) for channels, shape in shapes.items()} == {
+        None: (1, 16, 16),
+        1: (1, 16, 16),
+        3: (3, 16, 16),
+    }
     ours = read_split(trained(gray, tmp_path / "trained"), "test").images
     theirs = read_split(Storage(prepared(str(gray), root, channels=3)), "test").images
     assert (ours[0] == theirs[0]).all()
@@ -152,8 +192,18 @@ def listed(path: Path) -> Listing:
 
 
 def test_images_deeper_in_a_class_are_read_in_torchvisions_order(tmp_path: Path) -> None:
-    names = ["cat/b.png", "cat/a/1.png", "cat/a b/2.png", "cat/a/deep/3.png", "cat/z.png", "dog/x/y/1.png", "dog/1.png"]
-    folder = unpack({name: image_file(i, kind="PNG") for i, name in enumerate(names)}, tmp_path / "in")
+    names = [
+        "cat/b.png",
+        "cat/a/1.png",
+        "cat/a b/2.png",
+        "cat/a/deep/3.png",
+        "cat/z.png",
+        "dog/x/y/1.png",
+        "dog/1.png",
+    ]
+    folder = unpack(
+        {name: image_file(i, kind="PNG") for i, name in enumerate(names)}, tmp_path / "in"
+    )
     theirs = ImageFolder(str(folder))
     assert [place.path for place in listed(folder).images] == [path for path, _ in theirs.samples]
     assert listed(folder).labels.tolist() == theirs.targets and len(theirs.targets) == len(names)
@@ -185,7 +235,11 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
         ("train/b", "train/bb"),
         "train/ has 2 class folders without images, b first; remove them, or fill them",
     ),
-    "an empty class of a plain folder": (("a/1.png", "c/1.png"), ("b",), "in/ has 1 class folders without images, b first"),
+    "an empty class of a plain folder": (
+        ("a/1.png", "c/1.png"),
+        ("b",),
+        "in/ has 1 class folders without images, b first",
+    ),
     "a class in another Unicode form": (
         ("train/caf\u00e9/1.png", "train/zoo/1.png", "test/cafe\u0301/1.png"),
         (),
@@ -200,7 +254,9 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_would_be_left_out_is_refused_with_folder_and_count(layout: str, tmp_path: Path) -> None:
+def test_what_would_be_left_out_is_refused_with_folder_and_count(
+    layout: str, tmp_path: Path
+) -> None:
     names, folders, message = LAYOUTS[layout]
     folder = unpack({name: image_file(1, kind="PNG") for name in names}, tmp_path / "in")
     for name in folders:
@@ -221,9 +277,16 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_splits_is_not_evaluated_as_classes(tmp_path: Path) -> None:
-    names = [f"{split}/{label}/{i}.png" for split in ("train", "test") for label in "ab" for i in range(2)]
+    names = [
+        f"{split}/{label}/{i}.png"
+        for split in ("train", "test")
+        for label in "ab"
+        for i in range(2)
+    ]
     folder = unpack({name: image_file(1, kind="PNG") for name in names}, tmp_path / "in")
-    with pytest.raises(ValueError, match=rf"has the splits train, test; name one of them: {folder}/test"):
+    with pytest.raises(
+        ValueError, match=rf"has the splits train, test; name one of them: {folder}/test"
+    ):
         prepared(str(folder), Storage(str(tmp_path)))
     assert len(read_split(Storage(prepared(f"{folder}/test", Storage(str(tmp_path)))), "test")) == 4
 
@@ -266,7 +329,9 @@ def test_pipes_and_devices_are_refused_and_not_waited_for(reader: str, tmp_path:
     assert time.monotonic() - started < 200
 
 
-def test_a_file_beyond_all_measure_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_beyond_all_measure_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images, "MOST_BYTES", 1000)
     (tmp_path / "x.png").write_bytes(bytes(1001))
     with pytest.raises(CorruptImageError, match=r"it has 1,001 bytes; at most 1,000 are read"):
@@ -274,10 +339,16 @@ def test_a_file_beyond_all_measure_is_not_read(tmp_path: Path, monkeypatch: pyte
     assert len(Place("x", str(tmp_path / "x.png"), offset=500, length=500).read()) == 500
 
 
-def test_a_shard_that_no_memory_holds_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_no_memory_holds_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preparing, "SHARD_BYTES", 5 * 768)
-    folder = unpack({f"{c}/{i}.png": RIGHT["colour.png"][0] for c in "ab" for i in range(20)}, tmp_path / "in")
-    with pytest.raises(ValueError, match=r"data\.rows_per_shard must be at most 5 for images of 16 x 16 .*, got 32"):
+    folder = unpack(
+        {f"{c}/{i}.png": RIGHT["colour.png"][0] for c in "ab" for i in range(20)}, tmp_path / "in"
+    )
+    with pytest.raises(
+        ValueError, match=r"data\.rows_per_shard must be at most 5 for images of 16 x 16 .*, got 32"
+    ):
         trained(folder, tmp_path / "out")
 
 
@@ -285,7 +356,11 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
     held = list[bool]()
     monkeypatch.setattr(images, "LARGE_PIXELS", 100)
     data, convert = RIGHT["colour.png"][0], Image.Image.convert
-    monkeypatch.setattr(Image.Image, "convert", lambda *given: held.append(images._ONE_LARGE.locked()) or convert(*given))
+    monkeypatch.setattr(
+        Image.Image,
+        "convert",
+        lambda *given: held.append(images._ONE_LARGE.locked()) or convert(*given),
+    )
     opened(data)
     assert held == [True] and not images._ONE_LARGE.locked()
 
@@ -331,10 +406,16 @@ def test_only_what_a_terminal_would_obey_is_rewritten(text: str, shown: str) -> 
 
 def test_a_gray_image_is_stored_with_one_channel_where_that_is_asked_for() -> None:
     assert Storing().pixels(opened(RIGHT["gray.png"][0], channels=1)).shape == (1, 16, 16)
-    assert Storing(image_size=8).pixels(opened(RIGHT["colour.png"][0], channels=1)).shape == (1, 8, 8)
+    assert Storing(image_size=8).pixels(opened(RIGHT["colour.png"][0], channels=1)).shape == (
+        1,
+        8,
+        8,
+    )
 
 
-def test_a_command_prints_no_escape_that_a_name_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_prints_no_escape_that_a_name_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail() -> None:
         raise ValueError(f"data {tmp_path}/{ODD} is not there")
 

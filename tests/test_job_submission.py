@@ -37,10 +37,25 @@ def head(folder: Path) -> Iterator[dict[str, str]]:
         SAT_RAY_STORAGE=str(folder / "storage"),
         PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     )
-    command = [RAY, "start", "--head", "--block", f"--port={PORT}", f"--dashboard-port={DASHBOARD}", "--dashboard-host=127.0.0.1"]
-    command += ["--num-cpus=2", f"--temp-dir={tempfile.mkdtemp(prefix='ray-')}", "--disable-usage-stats", "--ray-client-server-port=26480"]
+    command = [
+        RAY,
+        "start",
+        "--head",
+        "--block",
+        f"--port={PORT}",
+        f"--dashboard-port={DASHBOARD}",
+        "--dashboard-host=127.0.0.1",
+    ]
+    command += [
+        "--num-cpus=2",
+        f"--temp-dir={tempfile.mkdtemp(prefix='ray-')}",
+        "--disable-usage-stats",
+        "--ray-client-server-port=26480",
+    ]
     log = (folder / "head.log").open("wb")
-    process = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
     try:
         _wait_for_dashboard(folder / "head.log", process)
         yield variables
@@ -67,22 +82,42 @@ def _wait_for_dashboard(log: Path, process: "subprocess.Popen[bytes]") -> None:
     raise AssertionError(log.read_text())
 
 
-def test_a_submitted_sweep_does_the_work_of_a_local_one_on_the_cluster(head: dict[str, str], folder: Path) -> None:
+def test_a_submitted_sweep_does_the_work_of_a_local_one_on_the_cluster(
+    head: dict[str, str], folder: Path
+) -> None:
     flags = ["digits_smoke", "--search.pairs", "--final.seeds", "0"]
-    submit = [RAY, "job", "submit", "--working-dir", str(ROOT), "--", "python", "pipelines/sweep.py", *flags]
-    done = subprocess.run(submit, env=head, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    submit = [
+        RAY,
+        "job",
+        "submit",
+        "--working-dir",
+        str(ROOT),
+        "--",
+        "python",
+        "pipelines/sweep.py",
+        *flags,
+    ]
+    done = subprocess.run(
+        submit, env=head, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     folders = [path.parent for path in (folder / "storage").glob("*/leaderboard.json")]
     assert len(folders) == 1
     assert len(leaderboard(folders[0])["rows"]) == 2
     assert "the cluster at" in done.stdout
-    again = pipeline("sweep", *flags, "--storage", str(folder / "storage"))  # here, without the cluster: everything is committed
+    again = pipeline(
+        "sweep", *flags, "--storage", str(folder / "storage")
+    )  # here, without the cluster: everything is committed
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("0 computed") == 4
 
 
 def test_a_job_without_the_token_is_refused(head: dict[str, str]) -> None:
-    strangers = {name: value for name, value in head.items() if not name.startswith("RAY_AUTH")} | {"RAY_AUTH_MODE": "disabled"}
+    strangers = {name: value for name, value in head.items() if not name.startswith("RAY_AUTH")} | {
+        "RAY_AUTH_MODE": "disabled"
+    }
     submit = [RAY, "job", "submit", "--", "true"]
-    done = subprocess.run(submit, env=strangers, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        submit, env=strangers, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode != 0

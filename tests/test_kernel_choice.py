@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch._inductor import config, select_algorithm
 from torch._inductor.ir import FixedLayout, InputBuffer
-from torch._inductor.select_algorithm import ExternKernelCaller, ExternKernelChoice, TritonTemplateCaller
+from torch._inductor.select_algorithm import (
+    ExternKernelCaller,
+    ExternKernelChoice,
+    TritonTemplateCaller,
+)
 
 from sat_ray.evaluation.low_precision import gemm_choice as kernel_choice
 from sat_ray.evaluation.low_precision.gemm_choice import TILE, by_shape, kernel_options
@@ -28,13 +32,23 @@ LIBRARY = ExternKernelChoice(_product, name="product_of_a_test", has_out_variant
 def choices(rows: int, summed: int, columns: int, *, kind: str = "triton_mm") -> list[Any]:
     """Return what torch.compile offers for a product, the library's kernel first."""
     sides = ((rows, summed), (summed, columns))
-    inputs = [InputBuffer(name=f"x{i}", layout=FixedLayout(HERE, torch.float16, side)) for i, side in enumerate(sides)]
+    inputs = [
+        InputBuffer(name=f"x{i}", layout=FixedLayout(HERE, torch.float16, side))
+        for i, side in enumerate(sides)
+    ]
     layout = FixedLayout(HERE, torch.float16, (rows, columns))
     request: Any = SimpleNamespace(num_stages=3, num_warps=4, module_cache_key="", module_path="")
-    tiles = (f"{kind}_0", "BLOCK_K=16, BLOCK_M=32, num_warps=2"), (f"{kind}_1", " ".join(TILE)), (f"{kind}_2", " ".join(TILE))
+    tiles = (
+        (f"{kind}_0", "BLOCK_K=16, BLOCK_M=32, num_warps=2"),
+        (f"{kind}_1", " ".join(TILE)),
+        (f"{kind}_2", " ".join(TILE)),
+    )
     return [
         ExternKernelCaller(LIBRARY, inputs, layout, has_out_variant=False),
-        *(TritonTemplateCaller(name, inputs, layout, None, description, request) for name, description in tiles),
+        *(
+            TritonTemplateCaller(name, inputs, layout, None, description, request)
+            for name, description in tiles
+        ),
     ]
 
 
@@ -89,7 +103,9 @@ def test_a_gpu_of_little_shared_memory_keeps_torchs_choice() -> None:
 
 def test_other_backends_get_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
-    assert compilation.compiled(lambda x: x + 1, options=kernel_options(HOPPER))(torch.ones(2)).tolist() == [2, 2]
+    assert compilation.compiled(lambda x: x + 1, options=kernel_options(HOPPER))(
+        torch.ones(2)
+    ).tolist() == [2, 2]
 
 
 def test_an_older_torch_chooses_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

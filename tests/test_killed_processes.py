@@ -23,7 +23,16 @@ class Driver:
 
     def __init__(self, root: Path) -> None:
         self.log = root.parent / "log"
-        command = [sys.executable, str(ROOT / "pipelines" / "sweep.py"), RECIPE, "--storage", str(root), *SHORT, "--name", "sweep"]
+        command = [
+            sys.executable,
+            str(ROOT / "pipelines" / "sweep.py"),
+            RECIPE,
+            "--storage",
+            str(root),
+            *SHORT,
+            "--name",
+            "sweep",
+        ]
         settings = environment(PYTHONUNBUFFERED="1")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=settings, stdout=log, stderr=log)
@@ -111,7 +120,9 @@ def test_the_death_of_the_raylet_is_one_line_and_the_same_command_goes_on(
 @pytest.mark.timeout(4000)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
 @pytest.mark.parametrize("after", [1.0, 4.0, 9.0, 14.0])
-def test_a_signal_in_the_first_seconds_ends_a_sweep_in_time(number: signal.Signals, after: float, started: Driver) -> None:
+def test_a_signal_in_the_first_seconds_ends_a_sweep_in_time(
+    number: signal.Signals, after: float, started: Driver
+) -> None:
     end = time.monotonic() + LIMIT_SECONDS
     while "sweep sweep in" not in started.said() and time.monotonic() < end:
         time.sleep(0.1)

@@ -13,7 +13,13 @@ import pytest
 
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.lease import SecondDriverError, driver_lease, read_lease
-from sat_ray.sweep.records.renewed_lease import Lease, LostLeaseError, check_lease, latest, renewed_lease
+from sat_ray.sweep.records.renewed_lease import (
+    Lease,
+    LostLeaseError,
+    check_lease,
+    latest,
+    renewed_lease,
+)
 
 HOLD = """
 import sys, time
@@ -28,12 +34,16 @@ BEAT, EXPIRY = 0.05, 0.5
 
 def holder(folder: Path) -> subprocess.Popen[str]:
     """Start another process that holds the lease of a folder, and return once it does."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
 
 
-def test_a_second_driver_is_refused_while_the_first_lives_and_free_after_its_sigkill(tmp_path: Path) -> None:
+def test_a_second_driver_is_refused_while_the_first_lives_and_free_after_its_sigkill(
+    tmp_path: Path,
+) -> None:
     first = holder(tmp_path)
     try:
         refusal = rf"another driver \(process {first.pid} on .*\) works on {tmp_path}; wait for it, stop it, or choose another --name"
@@ -75,7 +85,9 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return found
 
 
-def renewed(storage: Storage, token: str = "a", *, beat: float = BEAT, expiry: float = EXPIRY) -> AbstractContextManager[Lease]:
+def renewed(
+    storage: Storage, token: str = "a", *, beat: float = BEAT, expiry: float = EXPIRY
+) -> AbstractContextManager[Lease]:
     """Hold a lease by heartbeats."""
     mine = {"host": "here", "pid": 1, "token": token, "storage": storage.uri}
     return renewed_lease(storage, mine, heartbeat=beat, expiry=expiry)
@@ -84,9 +96,14 @@ def renewed(storage: Storage, token: str = "a", *, beat: float = BEAT, expiry: f
 def test_heartbeats_refuse_a_second_driver_until_the_first_lets_go(storage: Storage) -> None:
     with renewed(storage):
         started = time.monotonic()
-        with pytest.raises(SecondDriverError, match="another driver"), renewed(storage, "b", expiry=60.0):
+        with (
+            pytest.raises(SecondDriverError, match="another driver"),
+            renewed(storage, "b", expiry=60.0),
+        ):
             pass
-        assert time.monotonic() - started < 30  # the first beat that is seen refuses; nobody waits for the expiry
+        assert (
+            time.monotonic() - started < 30
+        )  # the first beat that is seen refuses; nobody waits for the expiry
         assert latest(storage)[0] == 1
     started = time.monotonic()
     with renewed(storage, "b", expiry=60.0):
@@ -104,8 +121,16 @@ def test_heartbeats_go_on_for_as_long_as_the_lease_is_held(storage: Storage) -> 
         check_lease(storage)
 
 
-def test_a_driver_that_fell_silent_is_taken_over_after_the_expiry_and_not_before(storage: Storage) -> None:
-    dead = {"host": "gone", "pid": 1, "token": "dead", "storage": storage.uri, "beat": time.time() + 1e6}  # its clock is not ours
+def test_a_driver_that_fell_silent_is_taken_over_after_the_expiry_and_not_before(
+    storage: Storage,
+) -> None:
+    dead = {
+        "host": "gone",
+        "pid": 1,
+        "token": "dead",
+        "storage": storage.uri,
+        "beat": time.time() + 1e6,
+    }  # its clock is not ours
     storage.write_json("state/drivers/00000041.json", dead)
     started = time.monotonic()
     with renewed(storage):
@@ -129,7 +154,9 @@ def test_a_copied_sweep_belongs_to_nobody(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("drivers", [2, 8])
-def test_of_drivers_that_start_in_the_same_moment_exactly_one_goes_on(drivers: int, storage: Storage) -> None:
+def test_of_drivers_that_start_in_the_same_moment_exactly_one_goes_on(
+    drivers: int, storage: Storage
+) -> None:
     ready, inside, turned_away = threading.Barrier(drivers), list[int](), list[int]()
 
     def drive(number: int) -> None:
@@ -149,7 +176,9 @@ def test_of_drivers_that_start_in_the_same_moment_exactly_one_goes_on(drivers: i
     assert (len(inside), len(turned_away)) == (1, drivers - 1)
 
 
-def test_a_write_that_is_late_does_not_make_a_second_holder(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_is_late_does_not_make_a_second_holder(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commit, late = Storage.commit, threading.Event()
 
     def delayed(self: Storage, path: str, data: bytes) -> bool:
@@ -178,7 +207,9 @@ def test_a_write_that_is_late_does_not_make_a_second_holder(storage: Storage, mo
     assert len(refusals) == 1
 
 
-def test_a_claim_whose_answer_was_lost_is_still_a_claim(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_whose_answer_was_lost_is_still_a_claim(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commit = Storage.commit
 
     def answer_lost(self: Storage, path: str, data: bytes) -> bool:
@@ -209,8 +240,15 @@ with renewed_lease(storage, mine, heartbeat=float(sys.argv[2]), expiry=1.0):
 
 
 @pytest.mark.parametrize("beat", [0.2, 60.0], ids=["renewing", "before its next heartbeat"])
-def test_a_driver_that_was_stopped_past_the_expiry_notices_before_its_next_commit(beat: float, storage: Storage) -> None:
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+def test_a_driver_that_was_stopped_past_the_expiry_notices_before_its_next_commit(
+    beat: float, storage: Storage
+) -> None:
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "text": True,
+        "bufsize": 1,
+    }
     first = subprocess.Popen([sys.executable, "-c", STOPPED, storage.uri, str(beat)], **pipes)
     assert first.stdin is not None and first.stdout is not None
     try:
@@ -221,7 +259,10 @@ def test_a_driver_that_was_stopped_past_the_expiry_notices_before_its_next_commi
             first.send_signal(signal.SIGCONT)
             first.stdin.write("2\n")
             said = first.stdout.readline()
-            assert said.startswith("another driver (process 1 on here) has taken") and "nothing is lost" in said
+            assert (
+                said.startswith("another driver (process 1 on here) has taken")
+                and "nothing is lost" in said
+            )
             assert storage.names("state/search") == ["1.json"]
             first.stdin.close()
             assert first.wait(60) == 0
@@ -234,7 +275,9 @@ def test_a_driver_that_was_stopped_past_the_expiry_notices_before_its_next_commi
 
 def test_a_driver_finds_by_its_heartbeat_that_it_was_taken_over(storage: Storage) -> None:
     with renewed(storage) as lease:
-        storage.write_json("state/drivers/00000002.json", {"host": "new", "pid": 2, "storage": storage.uri})
+        storage.write_json(
+            "state/drivers/00000002.json", {"host": "new", "pid": 2, "storage": storage.uri}
+        )
         assert lease.lost.wait(10)
         with pytest.raises(LostLeaseError, match=r"another driver \(process 2 on new\) has taken"):
             lease.check()

@@ -29,7 +29,10 @@ def records(tmp_path: Path) -> Records:
         found.storage.write(f"{name}/model.safetensors", b"weights")
         found.storage.write(f"{name}/model.json", b"{}")
     found.commit(TRAIN, "k1", inputs={}, payload={"path": names[0]}, seconds=1.0)
-    parts = [f"state/parts/{key}-{attempt(age=age)}.parquet" for key, age in (("e1", OLD), ("e1", 3 * OLD), ("e2", OLD), ("e3", YOUNG))]
+    parts = [
+        f"state/parts/{key}-{attempt(age=age)}.parquet"
+        for key, age in (("e1", OLD), ("e1", 3 * OLD), ("e2", OLD), ("e3", YOUNG))
+    ]
     for name in parts:
         found.storage.write(name, b"rows")
     found.commit(EVALUATE, "e1", inputs={}, payload={"path": parts[0]}, seconds=1.0)
@@ -45,11 +48,21 @@ def files(records: Records) -> set[str]:
 def test_what_no_record_names_is_removed_once_its_attempt_is_long_gone(records: Records) -> None:
     before = files(records)
     removed = remove_leftovers(records.storage)
-    assert len(removed) == 3 and {path.split("/")[0] for path in removed} == {"checkpoints", "state"}
-    assert before - files(records) == {path for path in before if any(path == one or path.startswith(f"{one}/") for one in removed)}
+    assert len(removed) == 3 and {path.split("/")[0] for path in removed} == {
+        "checkpoints",
+        "state",
+    }
+    assert before - files(records) == {
+        path for path in before if any(path == one or path.startswith(f"{one}/") for one in removed)
+    }
     (train,), (shard,) = records.all(TRAIN), records.all(EVALUATE)
-    assert records.storage.exists(f"{train.payload['path']}/model.json") and records.storage.exists(shard.payload["path"])
-    assert len(records.storage.folders("checkpoints/train")) == 2 and len(records.storage.names("state/parts")) == 2
+    assert records.storage.exists(f"{train.payload['path']}/model.json") and records.storage.exists(
+        shard.payload["path"]
+    )
+    assert (
+        len(records.storage.folders("checkpoints/train")) == 2
+        and len(records.storage.names("state/parts")) == 2
+    )
     assert remove_leftovers(records.storage) == []
 
 
@@ -74,6 +87,10 @@ def test_a_name_without_an_attempt_is_of_no_age(name: str) -> None:
 
 
 def test_an_attempt_s_name_says_when_it_began() -> None:
-    for name in (f"silu-a0.5-s0-0123abcd-{attempt_name()}", f"{'0' * 32}-{attempt_name()}.parquet", attempt_name()):
+    for name in (
+        f"silu-a0.5-s0-0123abcd-{attempt_name()}",
+        f"{'0' * 32}-{attempt_name()}.parquet",
+        attempt_name(),
+    ):
         began = attempt_began(name)
         assert began is not None and abs(time.time() - began) < 60

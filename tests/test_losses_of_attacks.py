@@ -31,20 +31,30 @@ def by_hand(z: list[float], y: int, t: int | None, loss: str) -> float:
 def test_margin_and_dlr_are_the_formulas_of_each_image(loss: str, targeted: bool) -> None:
     z, y, t = logits(0, 7)
     found = attack_loss(z, y, loss=loss, target=t if targeted else None)
-    expected = [by_hand(z[i].tolist(), int(y[i]), int(t[i]) if targeted else None, loss) for i in range(len(z))]
+    expected = [
+        by_hand(z[i].tolist(), int(y[i]), int(t[i]) if targeted else None, loss)
+        for i in range(len(z))
+    ]
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_towards_a_target_the_cross_entropy_of_the_target_falls() -> None:
     z, y, t = logits(1, 5)
-    torch.testing.assert_close(attack_loss(z, y, target=t), torch.log_softmax(z, dim=1).gather(1, t[:, None])[:, 0])
+    torch.testing.assert_close(
+        attack_loss(z, y, target=t), torch.log_softmax(z, dim=1).gather(1, t[:, None])[:, 0]
+    )
 
 
 @given(scale=st.floats(0.01, 1000), shift=st.floats(-50, 50), targeted=st.booleans())
-def test_dlr_ignores_the_scale_and_the_shift_of_the_logits(scale: float, shift: float, targeted: bool) -> None:
+def test_dlr_ignores_the_scale_and_the_shift_of_the_logits(
+    scale: float, shift: float, targeted: bool
+) -> None:
     z, y, t = logits(2, 6)
     target = t if targeted else None
-    one, other = (attack_loss(values.double().float(), y, loss="dlr", target=target) for values in (z, z * scale + shift))
+    one, other = (
+        attack_loss(values.double().float(), y, loss="dlr", target=target)
+        for values in (z, z * scale + shift)
+    )
     torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
 
 
@@ -61,7 +71,11 @@ def test_every_loss_is_positive_exactly_where_it_should_be(loss: str) -> None:
 
 
 def test_dlr_needs_three_classes_and_four_towards_a_target() -> None:
-    assert (fewest_classes("dlr", targeted=False), fewest_classes("dlr", targeted=True), fewest_classes("margin", targeted=True)) == (
+    assert (
+        fewest_classes("dlr", targeted=False),
+        fewest_classes("dlr", targeted=True),
+        fewest_classes("margin", targeted=True),
+    ) == (
         3,
         4,
         2,

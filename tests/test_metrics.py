@@ -22,12 +22,18 @@ def counts(draw: st.DrawFn) -> tuple[int, int]:
 @given(counts(), st.sampled_from([0.8, 0.95, 0.99]))
 def test_wilson_interval_agrees_with_scipy(count: tuple[int, int], confidence: float) -> None:
     successes, n = count
-    expected = stats.binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
-    assert wilson_interval(successes, n, confidence=confidence) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    expected = stats.binomtest(successes, n).proportion_ci(
+        confidence_level=confidence, method="wilson"
+    )
+    assert wilson_interval(successes, n, confidence=confidence) == pytest.approx(
+        (expected.low, expected.high), abs=1e-9
+    )
 
 
 @given(counts())
-def test_wilson_interval_holds_the_accuracy_and_stays_in_the_unit_interval(count: tuple[int, int]) -> None:
+def test_wilson_interval_holds_the_accuracy_and_stays_in_the_unit_interval(
+    count: tuple[int, int],
+) -> None:
     low, high = wilson_interval(*count)
     assert 0.0 <= low <= accuracy(*count) <= high <= 1.0
 
@@ -63,7 +69,9 @@ def test_mcnemar_of_one_sided_discordance_has_its_closed_form() -> None:
 
 
 def test_mcnemar_survives_as_many_images_as_imagenet_has() -> None:
-    assert mcnemar_p_value(3_000, 2_000) == pytest.approx(stats.binomtest(3_000, 5_000, 0.5).pvalue, rel=1e-6)
+    assert mcnemar_p_value(3_000, 2_000) == pytest.approx(
+        stats.binomtest(3_000, 5_000, 0.5).pvalue, rel=1e-6
+    )
     assert mcnemar_p_value(20_000, 0) == 0.0
 
 
@@ -83,7 +91,14 @@ def test_accuracy_takes_whole_tensors_and_refuses_a_mean_of_batches() -> None:
         (lambda: wilson_interval(1, 4, confidence=math.nan), r"confidence is nan; allowed"),
         (lambda: mcnemar_p_value(-2, 1), r"only_a is -2; allowed"),
     ],
-    ids=["no images", "more successes than images", "negative", "percent", "nan", "negative discordance"],
+    ids=[
+        "no images",
+        "more successes than images",
+        "negative",
+        "percent",
+        "nan",
+        "negative discordance",
+    ],
 )
 def test_bad_counts_are_refused_by_name(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):

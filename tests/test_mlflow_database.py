@@ -36,7 +36,9 @@ def make(folder: Path) -> Path:
     return path
 
 
-def test_a_start_that_is_killed_while_it_makes_the_database_leaves_the_place_free(tmp_path: Path) -> None:
+def test_a_start_that_is_killed_while_it_makes_the_database_leaves_the_place_free(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "new" / "mlflow.db"
     unfinished = Path(f"{path}.new")
     for delay in (0.0, 0.05, 0.3, 0.8):
@@ -73,9 +75,18 @@ def altered(complete: Path, folder: Path, *statements: str) -> str:
 
 RUN = "INSERT INTO experiments (experiment_id, name, lifecycle_stage, workspace) VALUES (0, 'x', 'active', 'default')"
 REFUSED = {
-    "newer": ((RUN, "UPDATE alembic_version SET version_num = 'ffffffffffff'"), "of a newer MLflow.*--tracking-uri"),
-    "older": ((RUN, "UPDATE alembic_version SET version_num = '451aebb31d03'"), "mlflow db upgrade sqlite:"),
-    "unfinished": (("DROP TABLE experiments", "UPDATE alembic_version SET version_num = '451aebb31d03'"), "move the database away"),
+    "newer": (
+        (RUN, "UPDATE alembic_version SET version_num = 'ffffffffffff'"),
+        "of a newer MLflow.*--tracking-uri",
+    ),
+    "older": (
+        (RUN, "UPDATE alembic_version SET version_num = '451aebb31d03'"),
+        "mlflow db upgrade sqlite:",
+    ),
+    "unfinished": (
+        ("DROP TABLE experiments", "UPDATE alembic_version SET version_num = '451aebb31d03'"),
+        "move the database away",
+    ),
     "without a version": (("DELETE FROM alembic_version",), "is unfinished .schema unknown."),
 }
 
@@ -89,7 +100,9 @@ def test_a_database_that_this_mlflow_cannot_use_is_refused_with_what_to_do(
         MlflowTracker(uri, experiment="e", artifact_root=None)
 
 
-def test_a_deleted_experiment_is_there_again_after_the_command_that_the_refusal_prints(complete: Path, tmp_path: Path) -> None:
+def test_a_deleted_experiment_is_there_again_after_the_command_that_the_refusal_prints(
+    complete: Path, tmp_path: Path
+) -> None:
     uri = altered(complete, tmp_path)
     tracker = MlflowTracker(uri, experiment="it's mine", artifact_root=None)
     mlflow.MlflowClient(uri).delete_experiment(tracker.experiment_id)
@@ -98,4 +111,7 @@ def test_a_deleted_experiment_is_there_again_after_the_command_that_the_refusal_
     command = str(refused.value).partition("restore it with: ")[2].partition(", or choose")[0]
     beside = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(command, shell=True, check=True, env=beside, capture_output=True)
-    assert MlflowTracker(uri, experiment="it's mine", artifact_root=None).experiment_id == tracker.experiment_id
+    assert (
+        MlflowTracker(uri, experiment="it's mine", artifact_root=None).experiment_id
+        == tracker.experiment_id
+    )

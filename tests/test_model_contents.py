@@ -133,7 +133,13 @@ def test_another_process_finds_the_same_digests() -> None:
     code = "import json, test_model_contents as t; print(json.dumps({k: t.digest(k, 1.0) for k in t.KINDS}))"
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(done.stdout.splitlines()[-1]) == {kind: digest(kind, 1.0) for kind in KINDS}
 
 
@@ -146,7 +152,9 @@ UNREADABLE: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_a_part_that_cannot_be_read_is_refused_by_its_name(kind: str, tmp_path: Path) -> None:
     part = UNREADABLE[kind](tmp_path)
-    with pytest.raises(UnreadableModelError, match=r"^model\.kept\['weights'\] is a \w+, whose content") as error:
+    with pytest.raises(
+        UnreadableModelError, match=r"^model\.kept\['weights'\] is a \w+, whose content"
+    ) as error:
         Contents(Scaled({"weights": part}), name="model")
     assert "\n" not in str(error.value)
     if isinstance(part, io.IOBase):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from trainings import BALL, SMALL, small_model, train
 
 import sat_ray.training.adversary
@@ -36,10 +36,14 @@ def test_the_divergence_is_that_of_torch_and_zero_between_equals() -> None:
     ours, theirs = torch.randn(6, 5), 3 * torch.randn(6, 5)
     expected = F.kl_div(F.log_softmax(theirs, 1), F.softmax(ours, 1), reduction="none").sum(1)
     torch.testing.assert_close(kl_divergence(ours, theirs), expected)
-    assert kl_divergence(ours, ours + 7).abs().max() < 1e-6  # a shift of all logits is no difference
+    assert (
+        kl_divergence(ours, ours + 7).abs().max() < 1e-6
+    )  # a shift of all logits is no difference
 
 
-def test_the_divergence_has_no_gradient_at_the_clean_image_and_trades_starts_beside_it(digits: Split, digits_model: Normalized) -> None:
+def test_the_divergence_has_no_gradient_at_the_clean_image_and_trades_starts_beside_it(
+    digits: Split, digits_model: Normalized
+) -> None:
     x, y, rng = batch(digits)
     attacker = view(digits_model)
     point = x.clone().requires_grad_()
@@ -50,7 +54,9 @@ def test_the_divergence_has_no_gradient_at_the_clean_image_and_trades_starts_bes
     assert bool(BALL.contains(x_adv, x).all())
     near = kl_divergence(attacker(x), attacker(x + 0.001 * rng.normal("trades", x.shape[1:])))
     assert (kl_divergence(attacker(x), attacker(x_adv)) > 50 * near).all()
-    assert torch.equal(x_adv, trades.craft(ATTACK, attacker, x, y.flip(0), rng, step=0))  # labels play no part
+    assert torch.equal(
+        x_adv, trades.craft(ATTACK, attacker, x, y.flip(0), rng, step=0)
+    )  # labels play no part
     assert not torch.equal(x_adv, trades.craft(ATTACK, attacker, x, y, rng, step=1))
 
 
@@ -66,7 +72,9 @@ def test_the_loss_of_trades_is_its_formula(digits: Split, digits_model: Normaliz
     losses, logits = Trades(beta=2.5, noise=0.001, label_smoothing=0.1).losses(model, x, x_adv, y)
     clean, adversarial = digits_model(x), digits_model(x_adv)
     p, q = clean.softmax(1), adversarial.softmax(1)
-    expected = F.cross_entropy(clean, y, label_smoothing=0.1, reduction="none") + 2.5 * (p * (p / q).log()).sum(1)
+    expected = F.cross_entropy(clean, y, label_smoothing=0.1, reduction="none") + 2.5 * (
+        p * (p / q).log()
+    ).sum(1)
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits, adversarial)
     assert calls == [32]
@@ -78,7 +86,12 @@ def test_trades_trains_and_its_beta_buys_agreement(digits: Split) -> None:
     divergence = {}
     for beta in (0.01, 20.0):
         model = small_model()
-        changes = {"objective": "trades", "trades_beta": beta, "attack_steps": 2, "attack_step_size": BALL.epsilon / 2}
+        changes = {
+            "objective": "trades",
+            "trades_beta": beta,
+            "attack_steps": 2,
+            "attack_step_size": BALL.epsilon / 2,
+        }
         reports = train(model, digits, epochs=4, **changes)
         assert reports[-1].metrics["train/loss"] < reports[0].metrics["train/loss"]
         x_adv = Trades(beta, 0.001).craft(ATTACK, view(model), x, y, rng, step=0)
@@ -95,13 +108,18 @@ def test_free_training_updates_once_per_pass_and_moves_the_images_between(
     model.register_forward_pre_hook(lambda module, x: seen.append(x[0].detach().clone()))
     monkeypatch.setattr(PGD, "step", lambda *_: pytest.fail("an attack step of its own"))
     monkeypatch.setattr(sat_ray.training.loop._Run, "_validate", lambda run: {})
-    (report,) = train(model, digits, images=64, epochs=1, attack_replays=replays, batchnorm_group_size=32)
+    (report,) = train(
+        model, digits, images=64, epochs=1, attack_replays=replays, batchnorm_group_size=32
+    )
     assert len(seen) == 2 * replays
     assert int(report.state.weights["body.bn1.num_batches_tracked"]) == 2 * replays
     for first in (0, replays):
         start, *others = seen[first : first + replays]
         for before, after in zip([start, *others], others, strict=False):
-            assert not torch.equal(before, after) and (after - before).abs().max() <= BALL.epsilon + 1e-6
+            assert (
+                not torch.equal(before, after)
+                and (after - before).abs().max() <= BALL.epsilon + 1e-6
+            )
             assert (after - start).abs().max() <= 2 * BALL.epsilon + 1e-6
     assert report.metrics["train/loss"] > 0
 
@@ -109,14 +127,20 @@ def test_free_training_updates_once_per_pass_and_moves_the_images_between(
 def test_the_images_of_free_training_move_along_the_gradient_of_the_update(digits: Split) -> None:
     """The first replay's images, recomputed: start + epsilon sign(gradient of the train-mode loss), projected."""
     model, seen = small_model(), []
-    model.register_forward_pre_hook(lambda module, x: seen.append(x[0].detach().clone()) if module.training else None)
+    model.register_forward_pre_hook(
+        lambda module, x: seen.append(x[0].detach().clone()) if module.training else None
+    )
     train(model, digits, images=32, epochs=1, attack_replays=2, batchnorm_group_size=32)
     fresh = small_model().train()
     few = digits.take(permutation(32, seed=0, epoch=0))
     x = to_pixels(few.images)
     point = BALL.random_start(x, Randomness(0, few.image_ids), step=0).requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(fresh(point), few.labels), point)
-    expected = (point.detach() + BALL.epsilon * gradient.sign()).clamp(x - BALL.epsilon, x + BALL.epsilon).clamp(0, 1)
+    expected = (
+        (point.detach() + BALL.epsilon * gradient.sign())
+        .clamp(x - BALL.epsilon, x + BALL.epsilon)
+        .clamp(0, 1)
+    )
     assert torch.equal(seen[0], point.detach())
     assert ((seen[1] - expected).abs() < 1e-6).float().mean() > 0.999
 
@@ -126,9 +150,18 @@ def test_label_smoothing_acts_on_the_update_and_not_on_the_attack(digits: Split)
     losses = {}
     for smoothing in (0.0, 0.5):
         model, seen = small_model(), crafted.setdefault(smoothing, [])
-        model.register_forward_pre_hook(lambda module, x, seen=seen: seen.append(x[0].detach().clone()) if module.training else None)
-        losses[smoothing] = train(model, digits, images=32, epochs=1, label_smoothing=smoothing)[0].metrics["train/loss"]
-    assert all(torch.equal(a, b) for a, b in zip(crafted[0.0], crafted[0.5], strict=True)) and len(crafted[0.0]) == 2
+        model.register_forward_pre_hook(
+            lambda module, x, seen=seen: (
+                seen.append(x[0].detach().clone()) if module.training else None
+            )
+        )
+        losses[smoothing] = train(model, digits, images=32, epochs=1, label_smoothing=smoothing)[
+            0
+        ].metrics["train/loss"]
+    assert (
+        all(torch.equal(a, b) for a, b in zip(crafted[0.0], crafted[0.5], strict=True))
+        and len(crafted[0.0]) == 2
+    )
     assert losses[0.0] != losses[0.5]
 
 
@@ -148,7 +181,9 @@ SMALL_IN = {precision: SMALL.__class__(precision=precision) for precision in ("f
 
 
 @pytest.mark.parametrize("activation", ["silu", "smoothrelu_learned", "relu_smooth_backward"])
-def test_bf16_gradients_are_those_of_float32_to_its_eight_bits(digits: Split, activation: str) -> None:
+def test_bf16_gradients_are_those_of_float32_to_its_eight_bits(
+    digits: Split, activation: str
+) -> None:
     """Direction (cosine) of the weight gradient as a whole, and signs of the image gradient weighted by size."""
     exact, exact_image = gradients("float32", digits, activation)
     rough, rough_image = gradients("bf16", digits, activation)
@@ -163,21 +198,37 @@ def test_bf16_gradients_are_those_of_float32_to_its_eight_bits(digits: Split, ac
 def test_bf16_trains_with_float32_images_weights_and_validation(digits: Split) -> None:
     inside: list[tuple[bool, bool]] = []  # train mode, autocast; views carry the hook too
     model = small_model()
-    model.register_forward_pre_hook(lambda module, x: inside.append((module.training, torch.is_autocast_enabled("cpu"))))
+    model.register_forward_pre_hook(
+        lambda module, x: inside.append((module.training, torch.is_autocast_enabled("cpu")))
+    )
     rough, exact = train(model, digits, precision="bf16"), train(small_model(), digits)
-    steps = [(False, True), (False, True), (True, True), (True, True)]  # two groups are attacked, then trained on
+    steps = [
+        (False, True),
+        (False, True),
+        (True, True),
+        (True, True),
+    ]  # two groups are attacked, then trained on
     assert inside[0] == (False, False)  # sizes of the images at every convolution
     assert inside[1:33] == 8 * steps and inside[33:] and set(inside[33:]) == {(False, False)}
-    assert {t.dtype for name, t in rough[-1].state.weights.items() if "num_batches" not in name} == {torch.float32}
-    assert rough[-1].metrics["train/loss"] == pytest.approx(exact[-1].metrics["train/loss"], rel=0.05)
+    assert {
+        t.dtype for name, t in rough[-1].state.weights.items() if "num_batches" not in name
+    } == {torch.float32}
+    assert rough[-1].metrics["train/loss"] == pytest.approx(
+        exact[-1].metrics["train/loss"], rel=0.05
+    )
     assert rough[-1].metrics["train/loss"] != exact[-1].metrics["train/loss"]
 
 
-def test_a_device_that_cannot_compute_in_bf16_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_cannot_compute_in_bf16_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     check_precision("bf16", torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    with pytest.raises(ValueError, match=r"training\.precision is bf16, which Tesla T4 does not support; allowed there: float32"):
+    with pytest.raises(
+        ValueError,
+        match=r"training\.precision is bf16, which Tesla T4 does not support; allowed there: float32",
+    ):
         check_precision("bf16", torch.device("cuda", 0))
     with pytest.raises(ValueError, match="mps does not support"):
         check_precision("bf16", torch.device("mps"))
@@ -185,9 +236,12 @@ def test_a_device_that_cannot_compute_in_bf16_is_refused_by_name(monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["T4", "Tesla V100-SXM2-32GB", "p100"])
-def test_bf16_on_a_gpu_whose_name_says_that_it_has_none_is_refused_before_a_node_is_asked_for(name: str) -> None:
+def test_bf16_on_a_gpu_whose_name_says_that_it_has_none_is_refused_before_a_node_is_asked_for(
+    name: str,
+) -> None:
     with pytest.raises(
-        ValueError, match=rf"training\.precision is bf16, which resources\.accelerator {name} does not support; allowed there"
+        ValueError,
+        match=rf"training\.precision is bf16, which resources\.accelerator {name} does not support; allowed there",
     ):
         check_accelerator("bf16", name)
     check_accelerator("float32", name)
@@ -195,7 +249,9 @@ def test_bf16_on_a_gpu_whose_name_says_that_it_has_none_is_refused_before_a_node
         check_accelerator("bf16", other)
 
 
-def test_epsilon_grows_to_its_value_and_the_step_with_it(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epsilon_grows_to_its_value_and_the_step_with_it(
+    digits: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two epochs of four steps, all of the first for the way up; the attack never leaves the small ball."""
     balls: list[tuple[float, float]] = []
     run = PGD.run
@@ -214,12 +270,27 @@ def test_epsilon_grows_to_its_value_and_the_step_with_it(digits: Split, monkeypa
     assert ThreatModel("linf", balls[-1][0]) == BALL
 
 
-def test_alpha_moves_to_its_value_in_model_and_attack_and_validation_sees_the_value(digits: Split) -> None:
+def test_alpha_moves_to_its_value_in_model_and_attack_and_validation_sees_the_value(
+    digits: Split,
+) -> None:
     model = small_model("parametric_softplus")
     used: dict[str, list[float | None]] = {"update": [], "attack or validation": []}
-    hook = lambda module, x: used["update" if module.training else "attack or validation"].append(module.alpha)  # noqa: E731
+
+    def hook(module: nn.Module, x: object) -> None:
+        where = "update" if module.training else "attack or validation"
+        used[where].append(module.alpha)
+
     model.body.relu.register_forward_pre_hook(hook)
-    train(model, digits, images=32, epochs=4, alpha_start=0.25, alpha_ramp=0.5, validate_every=1, batchnorm_group_size=32)
+    train(
+        model,
+        digits,
+        images=32,
+        epochs=4,
+        alpha_start=0.25,
+        alpha_ramp=0.5,
+        validate_every=1,
+        batchnorm_group_size=32,
+    )
     alphas = [2.5, 5.0, 10.0, 10.0]
     assert used["update"] == pytest.approx(alphas)
     attacked, validated = used["attack or validation"][0], set(used["attack or validation"][1:])
@@ -228,6 +299,11 @@ def test_alpha_moves_to_its_value_in_model_and_attack_and_validation_sees_the_va
 
 
 def test_a_first_alpha_outside_its_range_is_refused(digits: Split) -> None:
-    with pytest.raises(ValueError, match=r"training\.alpha_start 1e-05 times alpha is 0\.0001; allowed for parametric_softplus: 0\.001"):
+    with pytest.raises(
+        ValueError,
+        match=r"training\.alpha_start 1e-05 times alpha is 0\.0001; allowed for parametric_softplus: 0\.001",
+    ):
         train(small_model("parametric_softplus"), digits, alpha_start=1e-5)
-    assert train(small_model("relu"), digits, images=32, epochs=1, alpha_start=1e-5)  # no alpha, nothing to refuse
+    assert train(
+        small_model("relu"), digits, images=32, epochs=1, alpha_start=1e-5
+    )  # no alpha, nothing to refuse

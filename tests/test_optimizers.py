@@ -38,39 +38,57 @@ def length(tensors: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("activation", ["smoothrelu_learned", "silu_learned", "gelu_learned"])
-def test_weight_decay_reaches_matrices_alone_and_learned_alphas_have_their_own_group(activation: str) -> None:
+def test_weight_decay_reaches_matrices_alone_and_learned_alphas_have_their_own_group(
+    activation: str,
+) -> None:
     model = small_model(activation)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = parameter_groups(model, weight_decay=0.1, alpha_learning_rate=3.0)
     decayed, free, alphas = ([names[id(p)] for p in group["params"]] for group in groups)  # type: ignore[attr-defined]
     assert sorted([*decayed, *free, *alphas]) == sorted(names.values())
-    assert [(group["weight_decay"], group["rate"]) for group in groups] == [(0.1, 1.0), (0.0, 1.0), (0.0, 3.0)]
+    assert [(group["weight_decay"], group["rate"]) for group in groups] == [
+        (0.1, 1.0),
+        (0.0, 1.0),
+        (0.0, 3.0),
+    ]
     assert all(model.get_parameter(name).dim() >= 2 for name in decayed)
-    assert all(name.endswith((".bias", "bn1.weight", "bn2.weight", "downsample.1.weight")) for name in free)
+    assert all(
+        name.endswith((".bias", "bn1.weight", "bn2.weight", "downsample.1.weight")) for name in free
+    )
     assert len(alphas) == 7 and all(name.endswith(".beta") for name in alphas)
     assert len(parameter_groups(small_model(), weight_decay=0.1)) == 2
 
 
 def test_learned_alphas_follow_their_own_learning_rate_and_nothing_else_does(digits: Split) -> None:
     once, thrice = (
-        moved(small_model("smoothrelu_learned"), train(small_model("smoothrelu_learned"), digits, images=32, epochs=1, **rate)[0])
+        moved(
+            small_model("smoothrelu_learned"),
+            train(small_model("smoothrelu_learned"), digits, images=32, epochs=1, **rate)[0],
+        )
         for rate in ({}, {"alpha_learning_rate": 3.0})
     )
     for name, step in once.items():
         factor = 3.0 if name.endswith("beta") else 1.0
-        torch.testing.assert_close(thrice[name], factor * step, rtol=1e-5, atol=1e-5 if factor == 3.0 else 0.0)  # beta starts at 20
+        torch.testing.assert_close(
+            thrice[name], factor * step, rtol=1e-5, atol=1e-5 if factor == 3.0 else 0.0
+        )  # beta starts at 20
     assert all(once[name] != 0 for name in once if name.endswith("beta"))
 
 
 def test_a_global_batch_in_four_groups_is_the_update_of_one_large_batch(digits: Split) -> None:
     """Without BatchNorm the groups are gradient accumulation and nothing else: weights have moved alike after three updates."""
-    large, small = (train(without_batchnorm(), digits, images=96, epochs=1, batchnorm_group_size=size) for size in (32, 8))
+    large, small = (
+        train(without_batchnorm(), digits, images=96, epochs=1, batchnorm_group_size=size)
+        for size in (32, 8)
+    )
     one, other = (moved(without_batchnorm(), reports[0]) for reports in (large, small))
     assert length({name: other[name] - step for name, step in one.items()}) < 1e-3 * length(one)
     assert small[0].metrics["train/loss"] == pytest.approx(large[0].metrics["train/loss"], abs=1e-5)
 
 
-def test_clipping_shortens_the_gradient_of_the_global_batch_and_keeps_its_direction(digits: Split) -> None:
+def test_clipping_shortens_the_gradient_of_the_global_batch_and_keeps_its_direction(
+    digits: Split,
+) -> None:
     """Without momentum and decay, one step is -learning_rate times the gradient."""
     plain = {"images": 32, "epochs": 1, "momentum": 0.0, "weight_decay": 0.0}
     free = moved(small_model(), train(small_model(), digits, **plain)[0])
@@ -79,7 +97,9 @@ def test_clipping_shortens_the_gradient_of_the_global_batch_and_keeps_its_direct
     assert length(clipped) == pytest.approx(length(free) / 4, rel=1e-4)
     for name, step in free.items():
         torch.testing.assert_close(clipped[name], step / 4, rtol=1e-3, atol=1e-7)
-    untouched = moved(small_model(), train(small_model(), digits, **plain, gradient_clip=2 * norm)[0])
+    untouched = moved(
+        small_model(), train(small_model(), digits, **plain, gradient_clip=2 * norm)[0]
+    )
     assert all(torch.equal(untouched[name], step) for name, step in free.items())
 
 
@@ -99,11 +119,15 @@ def test_the_average_is_its_formula_and_its_buffers_are_copies() -> None:
     before = {name: buffer.clone() for name, buffer in average.model.named_buffers()}
     assert all(torch.equal(buffer, followed.get_buffer(name)) for name, buffer in before.items())
     followed(torch.randn(8, 3) + 5)
-    assert all(torch.equal(average.model.get_buffer(name), buffer) for name, buffer in before.items())
+    assert all(
+        torch.equal(average.model.get_buffer(name), buffer) for name, buffer in before.items()
+    )
     assert not torch.equal(before["1.running_mean"], followed[1].running_mean)
 
 
-def test_what_is_validated_and_kept_as_best_is_the_average(digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_validated_and_kept_as_best_is_the_average(
+    digits: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
     validated: list[dict[str, Tensor]] = []
 
     def watched(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -118,6 +142,10 @@ def test_what_is_validated_and_kept_as_best_is_the_average(digits: Split, monkey
         assert all(torch.equal(tensor, state.average[name]) for name, tensor in tensors.items())
     assert len(validated) == 1
     assert not torch.equal(state.average["body.fc.weight"], state.weights["body.fc.weight"])
-    assert torch.equal(state.average["body.bn1.running_mean"], state.weights["body.bn1.running_mean"])
+    assert torch.equal(
+        state.average["body.bn1.running_mean"], state.weights["body.bn1.running_mean"]
+    )
     (plain,) = train(small_model(), digits, epochs=1)
-    assert all(torch.equal(plain.state.weights[name], tensor) for name, tensor in state.weights.items())
+    assert all(
+        torch.equal(plain.state.weights[name], tensor) for name, tensor in state.weights.items()
+    )

@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
-from sat_ray.integrations.command_line.option_values import UsageError, as_decimal, check_words, option_kinds, positionals, with_decimals
+from sat_ray.integrations.command_line.option_values import (
+    UsageError,
+    as_decimal,
+    check_words,
+    option_kinds,
+    positionals,
+    with_decimals,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +42,9 @@ KINDS = option_kinds(Outer())
 
 
 def test_every_option_has_its_dotted_name_and_positional_words_are_counted_apart() -> None:
-    assert set(KINDS) == {f"part.{name}" for name in ("count", "rate", "many", "method", "limit", "switch", "word")} | {"quiet"}
+    assert set(KINDS) == {
+        f"part.{name}" for name in ("count", "rate", "many", "method", "limit", "switch", "word")
+    } | {"quiet"}
     assert positionals(Outer()) == 1
     assert positionals(Inner()) == 0
 
@@ -77,8 +86,14 @@ def test_what_an_option_takes_passes(words: str) -> None:
         ("--part.many 1 x", "--part.many must be a number (k/255 may be written), got 'x'"),
         ("--part.method foo", "--part.method must be one of grid, asha, got 'foo'"),
         ("--part.limit x", "--part.limit must be a number (k/255 may be written) or None, got 'x'"),
-        ("--part.switch yes", "--part.switch takes no value, got yes: write --part.switch alone, or --part.no-switch"),
-        ("--part.no-switch=1", "--part.no-switch takes no value, got 1: write --part.no-switch alone, or --part.switch"),
+        (
+            "--part.switch yes",
+            "--part.switch takes no value, got yes: write --part.switch alone, or --part.no-switch",
+        ),
+        (
+            "--part.no-switch=1",
+            "--part.no-switch takes no value, got 1: write --part.no-switch alone, or --part.switch",
+        ),
         ("--quiet yes", "--quiet takes no value, got yes: write --quiet alone, or --no-quiet"),
         ("name other", "unexpected word 'other'"),
     ],
@@ -90,8 +105,24 @@ def test_what_it_does_not_take_is_named_with_what_it_takes(words: str, message: 
 
 
 def test_fractions_become_decimals_after_numbers_alone() -> None:
-    words = ["--part.rate", "8/255", "--part.word", "8/255", "--part.many=1/2", "--part.limit", "1/4"]
+    words = [
+        "--part.rate",
+        "8/255",
+        "--part.word",
+        "8/255",
+        "--part.many=1/2",
+        "--part.limit",
+        "1/4",
+    ]
     assert with_decimals(words, KINDS) == [
-        *("--part.rate", repr(8 / 255), "--part.word", "8/255", "--part.many=0.5", "--part.limit", "0.25"),
+        *(
+            "--part.rate",
+            repr(8 / 255),
+            "--part.word",
+            "8/255",
+            "--part.many=0.5",
+            "--part.limit",
+            "0.25",
+        ),
     ]
     assert as_decimal("2024/10/x") == "2024/10/x"

@@ -18,20 +18,26 @@ NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 @pytest.fixture
 def unreachable(monkeypatch: pytest.MonkeyPatch) -> Storage:
     """Return a folder on an S3 server that is away, with a second of patience."""
-    for name, value in (s3_server.environment(0) | {"AWS_ENDPOINT_URL": NOBODY}).items():  # boto3 remembers keys: those of all tests
+    for name, value in (
+        s3_server.environment(0) | {"AWS_ENDPOINT_URL": NOBODY}
+    ).items():  # boto3 remembers keys: those of all tests
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(storage_module, "OUTAGE_SECONDS", 1.0)
     return Storage.at("s3://tests-bucket/away")
 
 
-def test_a_server_that_stays_away_ends_in_its_own_error_when_patience_is_over(unreachable: Storage) -> None:
+def test_a_server_that_stays_away_ends_in_its_own_error_when_patience_is_over(
+    unreachable: Storage,
+) -> None:
     began = time.monotonic()
     with pytest.raises(OSError, match="NETWORK_CONNECTION"):
         unreachable.read("x")
     assert 0.5 <= time.monotonic() - began < 20
 
 
-def test_work_goes_on_when_the_server_comes_back(s3: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_work_goes_on_when_the_server_comes_back(
+    s3: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     s3.write("x", b"1")
     there = os.environ["AWS_ENDPOINT_URL"]
     monkeypatch.setenv("AWS_ENDPOINT_URL", NOBODY)
@@ -52,7 +58,9 @@ def test_a_refusal_is_not_repeated(s3: Storage, monkeypatch: pytest.MonkeyPatch)
     assert time.monotonic() - began < 10
 
 
-def test_a_tracker_that_is_away_is_told_from_one_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_away_is_told_from_one_that_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import mlflow
     from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 

@@ -16,5 +16,9 @@ def test_every_pitfall_is_answered_by_tests_that_exist(row: str) -> None:
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
     assert named
     for file, name in named:
-        functions = {node.name for node in ast.parse((TESTS / file).read_text()).body if isinstance(node, ast.FunctionDef)}
+        functions = {
+            node.name
+            for node in ast.parse((TESTS / file).read_text()).body
+            if isinstance(node, ast.FunctionDef)
+        }
         assert name in functions, f"{file} has no {name}"

@@ -17,7 +17,9 @@ from sat_ray.threat import ThreatModel
 from sat_ray.utils.names import check_name
 
 LINF = ThreatModel("linf", 0.1)
-logit_rows = hnp.arrays("float32", (3, 4), elements=st.floats(-30, 30, width=32)).map(torch.from_numpy)
+logit_rows = hnp.arrays("float32", (3, 4), elements=st.floats(-30, 30, width=32)).map(
+    torch.from_numpy
+)
 label_rows = st.lists(st.integers(0, 3), min_size=3, max_size=3).map(torch.tensor)
 
 
@@ -25,24 +27,34 @@ label_rows = st.lists(st.integers(0, 3), min_size=3, max_size=3).map(torch.tenso
 def test_cross_entropy_is_the_formula_of_each_image(z: Tensor, y: Tensor) -> None:
     for row, label, loss in zip(z.tolist(), y.tolist(), cross_entropy(z, y).tolist(), strict=True):
         top = max(row)
-        assert loss == pytest.approx(top + math.log(sum(math.exp(v - top) for v in row)) - row[label], rel=1e-5, abs=1e-5)
+        assert loss == pytest.approx(
+            top + math.log(sum(math.exp(v - top) for v in row)) - row[label], rel=1e-5, abs=1e-5
+        )
 
 
 @given(logit_rows, label_rows)
 def test_the_margin_is_the_labels_logit_minus_the_best_other(z: Tensor, y: Tensor) -> None:
     for row, label, value in zip(z.tolist(), y.tolist(), margin(z, y).tolist(), strict=True):
-        assert value == pytest.approx(row[label] - max(v for k, v in enumerate(row) if k != label), rel=1e-6, abs=1e-6)
+        assert value == pytest.approx(
+            row[label] - max(v for k, v in enumerate(row) if k != label), rel=1e-6, abs=1e-6
+        )
         if abs(value) > 1e-6:
             assert (value > 0) == (max(range(4), key=row.__getitem__) == label)
 
 
 def test_the_margin_of_a_single_class_is_infinite() -> None:
-    assert margin(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)).tolist() == [math.inf, math.inf]
+    assert margin(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)).tolist() == [
+        math.inf,
+        math.inf,
+    ]
 
 
 def test_label_smoothing_mixes_in_the_mean_over_classes() -> None:
     z, y = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([0])
-    mixed = 0.9 * cross_entropy(z, y) + 0.1 * torch.stack([cross_entropy(z, torch.tensor([k])) for k in range(3)]).mean()
+    mixed = (
+        0.9 * cross_entropy(z, y)
+        + 0.1 * torch.stack([cross_entropy(z, torch.tensor([k])) for k in range(3)]).mean()
+    )
     torch.testing.assert_close(cross_entropy(z, y, label_smoothing=0.1), mixed)
 
 
@@ -55,9 +67,14 @@ def test_losses_are_float32_whatever_the_logits_are(dtype: torch.dtype) -> None:
 
 
 def test_the_attacks_loss_is_of_each_image_so_that_none_depends_on_the_batch() -> None:
-    z, y = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1])
+    z, y = (
+        torch.randn(5, 3, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 2, 0, 1]),
+    )
     torch.testing.assert_close(attack_loss(z, y), cross_entropy(z, y))
-    torch.testing.assert_close(attack_loss(torch.cat([z, z.flip(0)]), torch.cat([y, y.flip(0)]))[:5], attack_loss(z, y))
+    torch.testing.assert_close(
+        attack_loss(torch.cat([z, z.flip(0)]), torch.cat([y, y.flip(0)]))[:5], attack_loss(z, y)
+    )
 
 
 def test_pixels_are_uint8_over_255_and_nothing_else_is_taken() -> None:
@@ -82,12 +99,19 @@ def test_an_unknown_name_is_answered_with_near_misses_or_the_whole_list() -> Non
 
 def test_a_ball_that_is_reached_exactly_is_accepted() -> None:
     for k, steps in ((8, 10), (4, 3), (7, 49)):
-        AttackSpec(threat_model=ThreatModel("linf", k / 255), steps=steps, step_size=k / 255 / steps)
+        AttackSpec(
+            threat_model=ThreatModel("linf", k / 255), steps=steps, step_size=k / 255 / steps
+        )
 
 
 def test_a_spec_survives_json_and_names_itself() -> None:
     spec = AttackSpec(
-        threat_model=LINF, steps=200, step_size=1 / 255, restarts=2, attacker_activation="relu_smooth_backward", final_iterate=True
+        threat_model=LINF,
+        steps=200,
+        step_size=1 / 255,
+        restarts=2,
+        attacker_activation="relu_smooth_backward",
+        final_iterate=True,
     )
     assert AttackSpec.from_json(spec.to_json()) == spec
     assert spec.name == "pgd-200@relu_smooth_backward-final"
@@ -111,10 +135,17 @@ def test_a_smooth_backward_in_training_is_attacked_with_both_gradients(
 
 def test_a_final_iterate_attack_through_the_smooth_backward_is_still_known_as_one() -> None:
     spec = AttackSpec(threat_model=LINF, steps=10, step_size=0.1, final_iterate=True)
-    names = [s.name for s in true_and_smooth(spec, activation="relu", attacker_activation="relu_smooth_backward")]
+    names = [
+        s.name
+        for s in true_and_smooth(
+            spec, activation="relu", attacker_activation="relu_smooth_backward"
+        )
+    ]
     assert names == ["pgd-10-final", "pgd-10@relu_smooth_backward-final"]
 
 
 def test_square_takes_no_gradient_so_one_backward_is_enough() -> None:
     spec = AttackSpec(threat_model=LINF, algorithm="square", steps=10)
-    assert true_and_smooth(spec, activation="relu", attacker_activation="relu_smooth_backward") == [spec]
+    assert true_and_smooth(spec, activation="relu", attacker_activation="relu_smooth_backward") == [
+        spec
+    ]

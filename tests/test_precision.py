@@ -21,7 +21,13 @@ SPEC = AttackSpec(threat_model=ThreatModel("linf", 8 / 255), steps=2, step_size=
 
 def settings() -> tuple[object, ...]:
     """Return what torch is told now about exactness."""
-    return CUDNN.enabled, CUDNN.allow_tf32, CUDNN.deterministic, CUDNN.benchmark, torch.get_float32_matmul_precision()
+    return (
+        CUDNN.enabled,
+        CUDNN.allow_tf32,
+        CUDNN.deterministic,
+        CUDNN.benchmark,
+        torch.get_float32_matmul_precision(),
+    )
 
 
 EXACT = (CUDNN.enabled, False, True, False, "highest")
@@ -55,12 +61,14 @@ def test_every_call_of_a_model_in_an_evaluation_a_calibration_and_a_card_is_exac
     few = held_out.take(slice(0, 16))
     handle = digits_model.register_forward_pre_hook(watch)
     try:
-        evaluate(digits_model, few.images, few.labels, few.image_ids, attacks=[SPEC], lanes=8)
+        evaluate(digits_model, few.images, few.labels, few.image_ids, attacks=[SPEC], slots=8)
         assert seen == {EXACT}
-        low = AttackSpec(threat_model=SPEC.threat_model, steps=2, step_size=8 / 255, gradient="bf16")
-        calibrate_attacks(digits_model, few, attacks=[low], lanes=8)
+        low = AttackSpec(
+            threat_model=SPEC.threat_model, steps=2, step_size=8 / 255, gradient="bf16"
+        )
+        calibrate_attacks(digits_model, few, attacks=[low], slots=8)
         card = CardSettings(images=16, cascade_steps=2, cascade_queries=5)
-        robustness_card(digits_model, few, attack=SPEC, settings=card, lanes=8)
+        robustness_card(digits_model, few, attack=SPEC, settings=card, slots=8)
     finally:
         handle.remove()
     assert seen == {EXACT}
@@ -72,7 +80,10 @@ def test_convolutions_on_a_gpu_are_those_of_the_cpu_up_to_rounding() -> None:
     """TF32 errs by some 1e-3, float32 by less than 1e-5."""
 
     def convolved(device: str) -> Tensor:
-        x, weight = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((2, 64, 16, 16), (64, 64, 3, 3)))
+        x, weight = (
+            torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            for shape in ((2, 64, 16, 16), (64, 64, 3, 3))
+        )
         return torch.nn.functional.conv2d(x.to(device), weight.to(device) / 24).cpu()
 
     with exact_float32():

@@ -29,10 +29,17 @@ STRANGER = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False);
 
 @pytest.mark.fault
 @pytest.mark.parametrize("mode", ["disabled", "token"])
-def test_a_stranger_without_the_token_or_with_another_is_refused_by_a_private_ray(mode: str) -> None:
+def test_a_stranger_without_the_token_or_with_another_is_refused_by_a_private_ray(
+    mode: str,
+) -> None:
     assert "RAY_ADDRESS" not in os.environ
     done = subprocess.run(
-        [sys.executable, "-c", OWNER, STRANGER, mode], env=environment(), capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, "-c", OWNER, STRANGER, mode],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "stranger ended with 1" in done.stdout and "in 42" not in done.stdout
@@ -78,9 +85,20 @@ with ray_session(), tempfile.TemporaryDirectory() as folder:
 
 
 @pytest.mark.fault
-def test_nothing_of_a_private_training_listens_beyond_the_loopback_or_lies_in_an_open_folder() -> None:
-    variables = environment(PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)]))
-    done = subprocess.run([sys.executable, "-c", TRAINING], env=variables, capture_output=True, text=True, timeout=900, check=False)
+def test_nothing_of_a_private_training_listens_beyond_the_loopback_or_lies_in_an_open_folder() -> (
+    None
+):
+    variables = environment(
+        PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINING],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
     assert "raylet" in lines["programs"] and "RayTrainWo" in lines["programs"]
@@ -89,10 +107,15 @@ def test_nothing_of_a_private_training_listens_beyond_the_loopback_or_lies_in_an
 
 
 def test_the_addresses_of_proc_are_read_rightly() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as inner, socket.create_server(("0.0.0.0", 0)) as outer:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as inner,
+        socket.create_server(("0.0.0.0", 0)) as outer,
+    ):
         from listeners import listening
 
         found = {port: is_loopback(address) for _, address, port in listening()}
         assert found[inner.getsockname()[1]] is True and found[outer.getsockname()[1]] is False
-    assert is_loopback("00000000000000000000000001000000") and is_loopback("0000000000000000FFFF00000100007F")
+    assert is_loopback("00000000000000000000000001000000") and is_loopback(
+        "0000000000000000FFFF00000100007F"
+    )
     assert not is_loopback("00000000000000000000000000000000") and not is_loopback("020200C0")

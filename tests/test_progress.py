@@ -26,14 +26,21 @@ def test_a_log_says_how_many_shards_are_written_and_how_long_it_may_take(
     now = [0.0]
     monkeypatch.setattr(progress, "monotonic", lambda: now[0])
     shown = Reporter().stage("prepare", None)
-    for second, written in ((1.0, (0, None)), (10.0, (2, 620)), (31.0, (31, 620)), (32.0, (32, 620))):
+    for second, written in (
+        (1.0, (0, None)),
+        (10.0, (2, 620)),
+        (31.0, (31, 620)),
+        (32.0, (32, 620)),
+    ):
         now[0] = second
         shown.update_shards(*written)
     assert capsys.readouterr().out == "[00:31] prepare 31/620 about 9.8 min left\n"
 
 
 def test_a_terminal_shows_a_bar_whose_length_becomes_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "Console", lambda **settings: Console(force_terminal=True, width=100, quiet=True))
+    monkeypatch.setattr(
+        progress, "Console", lambda **settings: Console(force_terminal=True, width=100, quiet=True)
+    )
     reporter = Reporter()
     shown = reporter.stage("prepare", None)
     shown.update_shards(0, None)
@@ -44,7 +51,15 @@ def test_a_terminal_shows_a_bar_whose_length_becomes_known(monkeypatch: pytest.M
 
 def committed(name: str, **payload: Any) -> Record:
     """Return a record as a stage commits it."""
-    return Record(stage="s", key=name, inputs={}, payload={"name": name} | payload, code={}, created=0.0, seconds=1.0)
+    return Record(
+        stage="s",
+        key=name,
+        inputs={},
+        payload={"name": name} | payload,
+        code={},
+        created=0.0,
+        seconds=1.0,
+    )
 
 
 def test_a_log_says_best_speed_and_time_left_and_counts_only_what_this_run_computes(
@@ -53,9 +68,25 @@ def test_a_log_says_best_speed_and_time_left_and_counts_only_what_this_run_compu
     now = [0.0]
     monkeypatch.setattr(progress, "monotonic", lambda: now[0])
     shown = Reporter().stage("train", 39, reused=30)
-    old = [committed(f"old-{i}", val_robust_accuracy=0.1, train_images_per_second=9.0) for i in range(30)]
-    new = [committed(f"silu-s{i}", val_robust_accuracy=0.2 + 0.1 * i, train_images_per_second=1000.0 + 200 * i) for i in range(3)]
-    for second, done, came in ((1.0, 30, old), (60.0, 33, new), (61.0, 33, []), (85.0, 33, []), (200.0, 33, [])):
+    old = [
+        committed(f"old-{i}", val_robust_accuracy=0.1, train_images_per_second=9.0)
+        for i in range(30)
+    ]
+    new = [
+        committed(
+            f"silu-s{i}",
+            val_robust_accuracy=0.2 + 0.1 * i,
+            train_images_per_second=1000.0 + 200 * i,
+        )
+        for i in range(3)
+    ]
+    for second, done, came in (
+        (1.0, 30, old),
+        (60.0, 33, new),
+        (61.0, 33, []),
+        (85.0, 33, []),
+        (200.0, 33, []),
+    ):
         now[0] = second
         shown.update(done, came)
     lines = capsys.readouterr().out.splitlines()
@@ -68,20 +99,29 @@ def test_a_log_says_best_speed_and_time_left_and_counts_only_what_this_run_compu
     ]
 
 
-def test_an_evaluation_shows_images_attacked_per_second_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_shows_images_attacked_per_second_of_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [0.0]
     monkeypatch.setattr(progress, "monotonic", lambda: now[0])
-    monkeypatch.setattr(progress, "Console", lambda **settings: Console(force_terminal=True, width=100, quiet=True))
+    monkeypatch.setattr(
+        progress, "Console", lambda **settings: Console(force_terminal=True, width=100, quiet=True)
+    )
     reporter = Reporter()
     shown = reporter.stage("evaluate", 4)
-    for second, done, came in ((1.0, 0, []), (10.0, 2, [committed("a", n=450), committed("b", n=450)])):
+    for second, done, came in (
+        (1.0, 0, []),
+        (10.0, 2, [committed("a", n=450), committed("b", n=450)]),
+    ):
         now[0] = second
         shown.update(done, came)
     assert reporter.bars.tasks[0].fields["note"] == "90.0 images/s"
     assert reporter.bars.tasks[0].fields["left"] == "about 10 s left"
 
 
-def test_the_start_of_a_stage_is_no_part_of_its_pace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_start_of_a_stage_is_no_part_of_its_pace(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of 39 trainings of 10 s each the first ends after 66 s, because the workers start first."""
     now = [0.0]
     monkeypatch.setattr(progress, "monotonic", lambda: now[0])
@@ -94,7 +134,9 @@ def test_the_start_of_a_stage_is_no_part_of_its_pace(monkeypatch: pytest.MonkeyP
     assert capsys.readouterr().out.endswith("train 1/39 about 7.0 min left\n")
 
 
-def test_a_log_says_that_a_stage_works_though_nothing_has_come(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_says_that_a_stage_works_though_nothing_has_come(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [0.0]
     monkeypatch.setattr(progress, "monotonic", lambda: now[0])
     shown = Reporter().stage("card", 2, at_most=True)
@@ -109,9 +151,13 @@ def test_a_log_says_that_a_stage_works_though_nothing_has_come(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
-def test_a_narrow_terminal_cuts_the_note_and_neither_counts_nor_times(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_terminal_cuts_the_note_and_neither_counts_nor_times(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=width, color_system=None, legacy_windows=False)
+    console = Console(
+        file=screen, force_terminal=True, width=width, color_system=None, legacy_windows=False
+    )
     monkeypatch.setattr(progress, "Console", lambda **settings: console)
     reporter = Reporter()
     shown = reporter.stage("evaluate", 1200)
@@ -120,12 +166,16 @@ def test_a_narrow_terminal_cuts_the_note_and_neither_counts_nor_times(width: int
     shown.update(7, [committed(name, val_robust_accuracy=0.4, train_images_per_second=12_345.0)])
     console.print(reporter.bars.get_renderable())
     (line,) = [line for line in screen.getvalue().splitlines() if "evaluate" in line]
-    assert "7/1200" in line and re.search(r"\d:\d\d:\d\d", line) and re.search(r"about .* left", line)
+    assert (
+        "7/1200" in line and re.search(r"\d:\d\d:\d\d", line) and re.search(r"about .* left", line)
+    )
     assert len(line) <= width
 
 
 def test_a_bar_goes_when_its_stage_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "Console", lambda **settings: Console(force_terminal=True, width=100, quiet=True))
+    monkeypatch.setattr(
+        progress, "Console", lambda **settings: Console(force_terminal=True, width=100, quiet=True)
+    )
     reporter = Reporter()
     first, second = reporter.stage("train", 2), reporter.stage("card", 1)
     first.end()
@@ -136,9 +186,16 @@ def test_a_bar_goes_when_its_stage_ends(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     ("name", "classes", "said"),
-    [("imagenet", 999, "imagenet has 1,000 classes, this one 999"), ("imagenet", 1000, ""), ("cifar10", 10, ""), ("image_folder", 7, "")],
+    [
+        ("imagenet", 999, "imagenet has 1,000 classes, this one 999"),
+        ("imagenet", 1000, ""),
+        ("cifar10", 10, ""),
+        ("image_folder", 7, ""),
+    ],
 )
-def test_a_dataset_without_some_of_its_classes_is_pointed_out(name: str, classes: int, said: str) -> None:
+def test_a_dataset_without_some_of_its_classes_is_pointed_out(
+    name: str, classes: int, said: str
+) -> None:
     manifest = {"dataset": name, "class_names": [str(number) for number in range(classes)]}
     assert other_classes(dataclasses.replace(dataset(), manifest=manifest)) == said
 

@@ -41,7 +41,9 @@ class _Small(nn.Module):
 def _exported(model: nn.Module, dynamic: Any = None) -> bytes:
     sink = io.BytesIO()
     shapes = (dynamic or {0: torch.export.Dim("n")},)
-    torch.export.save(torch.export.export(model.eval(), (torch.rand(2, *SHAPE),), dynamic_shapes=shapes), sink)
+    torch.export.save(
+        torch.export.export(model.eval(), (torch.rand(2, *SHAPE),), dynamic_shapes=shapes), sink
+    )
     return sink.getvalue()
 
 
@@ -134,7 +136,9 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
         "u99999999999",
     ),
     "an object of a class": (
-        lambda v: v["graph_module"]["graph"]["custom_obj_values"].update(o={"name": "o", "class_fqn": "x"}),
+        lambda v: v["graph_module"]["graph"]["custom_obj_values"].update(
+            o={"name": "o", "class_fqn": "x"}
+        ),
         "custom_obj_values",
     ),
     "a description of another kind": (
@@ -145,7 +149,9 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_description_that_could_run_python_is_refused(case: str, good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_description_that_could_run_python_is_refused(
+    case: str, good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     change, message = HOSTILE[case]
     with pytest.raises(ValueError, match=message):
@@ -154,7 +160,9 @@ def test_a_description_that_could_run_python_is_refused(case: str, good: bytes, 
     assert "antigravity" not in sys.modules
 
 
-def test_torch_alone_would_have_run_the_code_of_a_shape(good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_alone_would_have_run_the_code_of_a_shape(
+    good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     evil = _changed(good, lambda v: _shape(v, f"({CODE}, Symbol('s7', integer=True))[1]"))
     with contextlib.suppress(Exception):
@@ -166,7 +174,13 @@ def _texts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the path of every text of a JSON value, and of every key with None at the end."""
     if isinstance(value, str):
         yield path
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, item in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         if isinstance(value, dict):
             yield (*path, key, None)
         yield from _texts(item, (*path, key))
@@ -189,7 +203,9 @@ def test_code_in_the_place_of_any_text_is_refused_or_left_out(part: str, good: b
     refused = 0
     for path in places:
         try:
-            kept = checked_archive(_changed(good, lambda value, path=path: _with_code(value, path), part))
+            kept = checked_archive(
+                _changed(good, lambda value, path=path: _with_code(value, path), part)
+            )
         except ValueError:
             refused += 1
         else:
@@ -210,7 +226,9 @@ def test_example_inputs_and_extra_files_are_never_unpickled_and_guards_are_left_
     evil = _packed(_parts(guarded) | {EXAMPLES: sink.getvalue(), "extra/x": b"\x80"})
     x = torch.rand(3, *SHAPE)
     monkeypatch.chdir(tmp_path)
-    assert torch.equal(load_exported(evil, device=CPU)(x), torch.export.load(io.BytesIO(good)).module()(x))
+    assert torch.equal(
+        load_exported(evil, device=CPU)(x), torch.export.load(io.BytesIO(good)).module()(x)
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -229,7 +247,9 @@ def test_sizes_are_bounded_by_the_file(good: bytes) -> None:
     shared = {f"{name}_{i}": entry for i in range(30) for name, entry in entries.items()}
     overlong = bytearray(good)
     directory = overlong.rindex(b"PK\x01\x02")
-    overlong[directory + 24 : directory + 28] = (2**31).to_bytes(4, "little")  # size of the last part
+    overlong[directory + 24 : directory + 28] = (2**31).to_bytes(
+        4, "little"
+    )  # size of the last part
     for data, message in (
         (compressed, "compressed part"),
         (_changed(good, _resized(10**9), WEIGHTS), "declares 4,000,000,000 elements"),
@@ -247,20 +267,26 @@ def test_sizes_are_bounded_by_the_file(good: bytes) -> None:
 
 def test_parts_that_are_pickled_compiled_unknown_or_twice_there_are_refused(good: bytes) -> None:
     parts = _parts(good)
-    pickled = _changed(good, lambda value: value["config"]["linear.bias"].update(use_pickle=True), WEIGHTS)
+    pickled = _changed(
+        good, lambda value: value["config"]["linear.bias"].update(use_pickle=True), WEIGHTS
+    )
     outside = _changed(
         good,
         lambda value: value["config"]["linear.bias"].update(path_name="../constants/custom_obj_0"),
         WEIGHTS,
     )
     cases = {
-        "data/aotinductor/model/model.so": _packed(parts | {"data/aotinductor/model/model.so": b"\x7fELF"}),
+        "data/aotinductor/model/model.so": _packed(
+            parts | {"data/aotinductor/model/model.so": b"\x7fELF"}
+        ),
         "data/weights/model.pt": _packed(parts | {"data/weights/model.pt": b"\x80"}),
         "data/constants/custom_obj_0": _packed(parts | {"data/constants/custom_obj_0": b"\x80"}),
         "models/other.json": _packed(parts | {"models/other.json": parts[MODEL]}),
         "pickled tensor": pickled,
         "pickled tensor, or none": outside,
-        "holds no models/model.json": _packed({name: content for name, content in parts.items() if name != MODEL}),
+        "holds no models/model.json": _packed(
+            {name: content for name, content in parts.items() if name != MODEL}
+        ),
     }
     for message, data in cases.items():
         with pytest.raises(ValueError, match=f"{message}.*could run code"):
@@ -299,13 +325,21 @@ def test_shapes_that_torch_writes_are_accepted(good: bytes) -> None:
     texts = {text for part in (MODEL,) for text in _expressions(json.loads(_parts(data)[part]))}
     assert any("FloorDiv" in text or "floor" in text for text in texts), texts
     x = torch.rand(3, 1, 12, 20)
-    assert torch.equal(load_exported(data, device=CPU)(x), torch.export.load(io.BytesIO(data)).module()(x))
+    assert torch.equal(
+        load_exported(data, device=CPU)(x), torch.export.load(io.BytesIO(data)).module()(x)
+    )
     check_expression("Mul(Integer(4), Symbol('s77', positive=True, integer=True))")
     check_expression("Add(Pow(Symbol('s1', integer=True), Integer(2)), Integer(-1))")
 
 
 def _expressions(value: Any) -> Iterator[str]:
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, item in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         if key == "expr_str":
             yield item
         yield from _expressions(item)
@@ -330,7 +364,9 @@ class _Large(nn.Module):
         return logits
 
 
-def test_a_model_that_takes_all_memory_ends_its_trial_and_not_the_evaluation(good: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_takes_all_memory_ends_its_trial_and_not_the_evaluation(
+    good: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted")
     seen: list[dict[str, str]] = []
     run = subprocess.run
@@ -342,5 +378,7 @@ def test_a_model_that_takes_all_memory_ends_its_trial_and_not_the_evaluation(goo
     monkeypatch.setattr(subprocess, "run", watched)
     try_in_child(good, SHAPE)
     assert "AWS_SECRET_ACCESS_KEY" not in seen[0] and "PATH" in seen[0]
-    with pytest.raises(ValueError, match=r"cannot be loaded and called on 2 images within 2\.0 GiB of memory"):
+    with pytest.raises(
+        ValueError, match=r"cannot be loaded and called on 2 images within 2\.0 GiB of memory"
+    ):
         try_in_child(_exported(_Large()), SHAPE, memory_bytes=2 * 1024**3)

@@ -26,7 +26,9 @@ def splitmix64(seed: int, count: int) -> list[int]:
     return [finalize((seed + (i + 1) * 0x9E3779B97F4A7C15) & MASK) for i in range(count)]
 
 
-def stream(seed: int, image_id: int, restart: int, purpose: str, step: int, count: int) -> list[int]:
+def stream(
+    seed: int, image_id: int, restart: int, purpose: str, step: int, count: int
+) -> list[int]:
     """Return one image's draws by the module's own definition."""
     code = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
     (key,) = splitmix64(seed & MASK, 1)
@@ -48,7 +50,9 @@ def test_the_reference_generator_agrees_with_published_values() -> None:
 
 
 @given(st.integers(-(2**70), 2**70), int64s, int64s, st.text(max_size=8), int64s)
-def test_every_draw_equals_the_integer_reference(seed: int, image_id: int, restart: int, purpose: str, step: int) -> None:
+def test_every_draw_equals_the_integer_reference(
+    seed: int, image_id: int, restart: int, purpose: str, step: int
+) -> None:
     bits = Randomness.of(seed, [image_id], restart).draw(purpose, 5, step=step)
     assert unsigned(bits[0]) == stream(seed, image_id, restart, purpose, step, 5)
 
@@ -56,26 +60,40 @@ def test_every_draw_equals_the_integer_reference(seed: int, image_id: int, resta
 def test_golden_values_are_pinned() -> None:
     rng = Randomness.of(7, [0, 41], restart=2)
     assert unsigned(rng.draw("start", 2, step=3)[1]) == [12506201830602765357, 1795858730359138922]
-    assert rng.uniform("start", (2,)).tolist() == [[0.004594266414642334, 0.5407768487930298], [0.09323513507843018, 0.8472470045089722]]
-    torch.testing.assert_close(rng.normal("start", (2,))[0], torch.tensor([-0.013114108704030514, -0.510815441608429]))
+    assert rng.uniform("start", (2,)).tolist() == [
+        [0.004594266414642334, 0.5407768487930298],
+        [0.09323513507843018, 0.8472470045089722],
+    ]
+    torch.testing.assert_close(
+        rng.normal("start", (2,))[0], torch.tensor([-0.013114108704030514, -0.510815441608429])
+    )
 
 
 def test_noise_does_not_depend_on_batch_size_order_or_neighbours() -> None:
     ids = torch.tensor([5, 900, 3, 77, 12, 8])
     whole = Randomness(3, ids, 1).uniform("start", (1, 4, 4), step=2)
     order = torch.tensor([4, 0, 5, 2, 1, 3])
-    assert torch.equal(Randomness(3, ids[order], 1).uniform("start", (1, 4, 4), step=2), whole[order])
-    assert torch.equal(Randomness(3, ids, 1).take(torch.tensor([3])).uniform("start", (1, 4, 4), step=2), whole[3:4])
+    assert torch.equal(
+        Randomness(3, ids[order], 1).uniform("start", (1, 4, 4), step=2), whole[order]
+    )
+    assert torch.equal(
+        Randomness(3, ids, 1).take(torch.tensor([3])).uniform("start", (1, 4, 4), step=2),
+        whole[3:4],
+    )
 
 
-def test_restart_and_step_may_differ_from_lane_to_lane() -> None:
+def test_restart_and_step_may_differ_from_slot_to_slot() -> None:
     ids, restarts, steps = torch.tensor([4, 4, 9]), torch.tensor([0, 5, 5]), torch.tensor([1, 0, 2])
-    lanes = Randomness(0, ids, restarts).draw("inner", 3, step=steps)
-    for lane in range(3):
-        alone = Randomness(0, ids[lane : lane + 1], int(restarts[lane])).draw("inner", 3, step=int(steps[lane]))
-        assert torch.equal(alone[0], lanes[lane])
-    taken = Randomness(0, ids, restarts).take(torch.tensor([2, 1])).draw("inner", 3, step=steps[[2, 1]])
-    assert torch.equal(taken, lanes[[2, 1]])
+    slots = Randomness(0, ids, restarts).draw("inner", 3, step=steps)
+    for slot in range(3):
+        alone = Randomness(0, ids[slot : slot + 1], int(restarts[slot])).draw(
+            "inner", 3, step=int(steps[slot])
+        )
+        assert torch.equal(alone[0], slots[slot])
+    taken = (
+        Randomness(0, ids, restarts).take(torch.tensor([2, 1])).draw("inner", 3, step=steps[[2, 1]])
+    )
+    assert torch.equal(taken, slots[[2, 1]])
 
 
 def test_a_longer_draw_starts_with_the_shorter_one() -> None:
@@ -91,7 +109,11 @@ def test_seed_restart_purpose_and_step_each_make_another_stream() -> None:
 
 
 def test_no_two_pairs_of_seed_and_image_share_a_stream() -> None:
-    first = [int(value) for seed in range(8) for value in Randomness.of(seed, range(64)).draw("start", 1)[:, 0]]
+    first = [
+        int(value)
+        for seed in range(8)
+        for value in Randomness.of(seed, range(64)).draw("start", 1)[:, 0]
+    ]
     assert len(set(first)) == 8 * 64
 
 
@@ -100,13 +122,27 @@ def test_orders_of_neighbouring_seeds_are_unrelated() -> None:
     assert int((a ^ b == 1).sum()) < 8
 
 
-@pytest.mark.parametrize("axis", ["pixels of one image", "first pixel over images", "first pixel over steps", "first pixel over seeds"])
+@pytest.mark.parametrize(
+    "axis",
+    [
+        "pixels of one image",
+        "first pixel over images",
+        "first pixel over steps",
+        "first pixel over seeds",
+    ],
+)
 def test_uniforms_are_uniform_along_every_axis(axis: str) -> None:
     sample = {
         "pixels of one image": lambda: Randomness.of(0, [3]).uniform("start", (4000,))[0],
-        "first pixel over images": lambda: Randomness.of(0, range(4000)).uniform("start", (1,)).flatten(),
-        "first pixel over steps": lambda: Randomness.of(0, [3] * 4000).uniform("start", (1,), step=torch.arange(4000)).flatten(),
-        "first pixel over seeds": lambda: torch.cat([Randomness.of(s, [3]).uniform("start", (1,)).flatten() for s in range(1000)]),
+        "first pixel over images": lambda: (
+            Randomness.of(0, range(4000)).uniform("start", (1,)).flatten()
+        ),
+        "first pixel over steps": lambda: (
+            Randomness.of(0, [3] * 4000).uniform("start", (1,), step=torch.arange(4000)).flatten()
+        ),
+        "first pixel over seeds": lambda: torch.cat(
+            [Randomness.of(s, [3]).uniform("start", (1,)).flatten() for s in range(1000)]
+        ),
     }[axis]()
     assert stats.kstest(sample.numpy(), "uniform").pvalue > 1e-3
     assert abs(float(torch.corrcoef(torch.stack([sample[1:], sample[:-1]]))[0, 1])) < 0.1

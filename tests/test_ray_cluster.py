@@ -32,7 +32,11 @@ def metrics_pages() -> Iterator[list[str]]:
     settings: dict[str, Any] = {"num_cpus": 2, "object_store_memory": OBJECT_STORE}
     labels = [{POOL_LABEL: pool} for pool in POOLS]
     head = settings | {"num_gpus": 1, "labels": labels[0], "metrics_export_port": ports[0]}
-    head |= {"include_dashboard": True, "dashboard_port": _free_port(), "_system_config": {"metrics_report_interval_ms": REPORT_MS}}
+    head |= {
+        "include_dashboard": True,
+        "dashboard_port": _free_port(),
+        "_system_config": {"metrics_report_interval_ms": REPORT_MS},
+    }
     with cluster_of_one_node(**head) as cluster:
         import ray
 
@@ -55,7 +59,9 @@ def pool_here() -> str:
     return str(next(node["Labels"][POOL_LABEL] for node in ray.nodes() if node["NodeID"] == here))
 
 
-def test_work_without_gpus_goes_to_cpu_nodes_alone_though_gpu_nodes_have_idle_cpus(metrics_pages: list[str], tmp_path: Path) -> None:
+def test_work_without_gpus_goes_to_cpu_nodes_alone_though_gpu_nodes_have_idle_cpus(
+    metrics_pages: list[str], tmp_path: Path
+) -> None:
     from ray import tune
 
     from sat_ray.integrations.ray.search.trials import run_trials
@@ -68,7 +74,10 @@ def test_work_without_gpus_goes_to_cpu_nodes_alone_though_gpu_nodes_have_idle_cp
         (tmp_path / f"{config['number']}-{pool_here()}").touch()
         tune.report({"val_robust_accuracy": 0.0})
 
-    space, records = {"number": tune.grid_search(list(range(3)))}, Records(Storage.at(tmp_path / "sweep"))
+    space, records = (
+        {"number": tune.grid_search(list(range(3)))},
+        Records(Storage.at(tmp_path / "sweep")),
+    )
     run_trials(trial, space, records, ResourceSettings())
     assert sorted(path.name for path in tmp_path.glob("?-*")) == ["0-cpu", "1-cpu", "2-cpu"]
     run_trials(trial, {"number": 9}, records, ResourceSettings(gpus_per_trial=0.5))
@@ -78,13 +87,26 @@ def test_work_without_gpus_goes_to_cpu_nodes_alone_though_gpu_nodes_have_idle_cp
 def commit_toy_sweep(records: Records, *, scores: dict[str, float]) -> None:
     """Commit a trial and a training for each activation, and one evaluation shard; 10 accelerator-seconds each."""
     for activation, score in scores.items():
-        payload = {"configuration": {"activation": activation}, "name": activation, "until": 1, "accelerator_seconds": 10.0}
+        payload = {
+            "configuration": {"activation": activation},
+            "name": activation,
+            "until": 1,
+            "accelerator_seconds": 10.0,
+        }
         for stage, value in ((SEARCH, score - 0.1), (TRAIN, score)):
-            records.commit(stage, activation, inputs={}, payload=payload | {"val_robust_accuracy": value}, seconds=10.0)
+            records.commit(
+                stage,
+                activation,
+                inputs={},
+                payload=payload | {"val_robust_accuracy": value},
+                seconds=10.0,
+            )
     records.commit(EVALUATE, "shard", inputs={}, payload={}, seconds=10.0)
 
 
-def test_the_metrics_pages_show_a_sweep_under_the_names_that_the_dashboard_queries(metrics_pages: list[str], tmp_path: Path) -> None:
+def test_the_metrics_pages_show_a_sweep_under_the_names_that_the_dashboard_queries(
+    metrics_pages: list[str], tmp_path: Path
+) -> None:
     import ray
 
     records = Records(Storage.at(tmp_path / "digits-1"))
@@ -95,7 +117,11 @@ def test_the_metrics_pages_show_a_sweep_under_the_names_that_the_dashboard_queri
     @ray.remote(num_cpus=1)
     def train(uri: str) -> None:
         with training_shown(Records(Storage(uri)), trial=True) as after_epoch:
-            after_epoch(EpochReport(epoch=0, metrics={"throughput/images_per_second": 123.0}, state=TrainingState()))
+            after_epoch(
+                EpochReport(
+                    epoch=0, metrics={"throughput/images_per_second": 123.0}, state=TrainingState()
+                )
+            )
             time.sleep(600)
 
     running = [train.remote(records.storage.uri) for _ in range(2)]
@@ -113,8 +139,14 @@ def test_the_metrics_pages_show_a_sweep_under_the_names_that_the_dashboard_queri
     finally:
         for ref in running:
             ray.cancel(ref, force=True)
-    gone = {name: value for name, value in expected.items() if "running" not in name and "per_second" not in name}
-    assert _await(metrics_pages, metrics, gone) == gone  # a killed process takes what it showed with it
+    gone = {
+        name: value
+        for name, value in expected.items()
+        if "running" not in name and "per_second" not in name
+    }
+    assert (
+        _await(metrics_pages, metrics, gone) == gone
+    )  # a killed process takes what it showed with it
     metrics.planned_shards = 4  # the search has left two models
     fewer = gone | {"ray_sat_ray_evaluation_shards_left{}": 3.0}
     assert _await(metrics_pages, metrics, fewer) == fewer
@@ -134,7 +166,9 @@ def _shown(pages: list[str]) -> dict[str, float]:
     sums: dict[str, float] = {}
     for page in pages:
         text = urllib.request.urlopen(page, timeout=10).read().decode()
-        for name, labels, value in re.findall(r'(?m)^(ray_sat_ray_\w+)\{(.*sweep="digits-1".*)\} (\S+)$', text):
+        for name, labels, value in re.findall(
+            r'(?m)^(ray_sat_ray_\w+)\{(.*sweep="digits-1".*)\} (\S+)$', text
+        ):
             tag = "".join(re.findall(r'activation="\w+"', labels))
             sums[f"{name}{{{tag}}}"] = sums.get(f"{name}{{{tag}}}", 0.0) + float(value)
     return sums

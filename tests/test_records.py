@@ -32,7 +32,14 @@ from sat_ray.sweep.config import (
 )
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.execute import evaluate_and_commit, split_of, train_and_commit
-from sat_ray.sweep.plan import card_tasks, dataset_uri, evaluation_tasks, final_jobs, planned_trials, trial_job
+from sat_ray.sweep.plan import (
+    card_tasks,
+    dataset_uri,
+    evaluation_tasks,
+    final_jobs,
+    planned_trials,
+    trial_job,
+)
 from sat_ray.sweep.records.merge_outcomes import check_each_id_once, merge_outcomes
 from sat_ray.sweep.records.store import (
     Record,
@@ -54,11 +61,18 @@ CONFIG = SweepConfig(
     threat_model=ThreatModel("linf", 40 / 255),
     model=ModelSettings(width=8),
     training=TrainingSettings(
-        epochs=3, global_batch_size=128, batchnorm_group_size=64, validate_every=1, validation_steps=4, warmup_epochs=1
+        epochs=3,
+        global_batch_size=128,
+        batchnorm_group_size=64,
+        validate_every=1,
+        validation_steps=4,
+        warmup_epochs=1,
     ),
-    search=SearchSettings(activations=("silu:1", "elu:0.5,1,2"), pairs=("relu/relu_smooth_backward",), rungs=(1, 2)),
+    search=SearchSettings(
+        activations=("silu:1", "elu:0.5,1,2"), pairs=("relu/relu_smooth_backward",), rungs=(1, 2)
+    ),
     final=FinalSettings(seeds=(0, 1)),
-    evaluation=EvaluationSettings(steps=4, step_size=10 / 255, lanes=32, shard_size=450),
+    evaluation=EvaluationSettings(steps=4, step_size=10 / 255, slots=32, shard_size=450),
 )
 SILU = Configuration(activation="silu")
 TOY = Stage("toy", 1, ("sat_ray.utils.names",))
@@ -80,14 +94,18 @@ def records(tmp_path: Path) -> Records:
     return Records(Storage.at(tmp_path / "sweep"))
 
 
-def final_job(dataset: Dataset, config: SweepConfig = CONFIG, configuration: Configuration = SILU) -> TrainingJob:
+def final_job(
+    dataset: Dataset, config: SweepConfig = CONFIG, configuration: Configuration = SILU
+) -> TrainingJob:
     """Return the first training of the leaderboard."""
     return final_jobs(config, dataset, [configuration])[0]
 
 
 def changed(config: SweepConfig, section: str, **values: Any) -> SweepConfig:
     """Return a config with other values in one section."""
-    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+    return dataclasses.replace(
+        config, **{section: dataclasses.replace(getattr(config, section), **values)}
+    )
 
 
 def trained(dataset: Dataset, records: Records) -> Record:
@@ -97,15 +115,29 @@ def trained(dataset: Dataset, records: Records) -> Record:
 
 def record_of(configuration: Configuration) -> Record:
     """Return what a training of this configuration would have left."""
-    payload = {"configuration": configuration.to_json(), "path": "p", "sha256": "0", "name": "toy-s0"}
-    return Record(stage="train", key="k", inputs={}, payload=payload, code={}, created=0.0, seconds=0.0)
+    payload = {
+        "configuration": configuration.to_json(),
+        "path": "p",
+        "sha256": "0",
+        "name": "toy-s0",
+    }
+    return Record(
+        stage="train", key="k", inputs={}, payload=payload, code={}, created=0.0, seconds=0.0
+    )
 
 
-def test_the_same_work_has_the_same_key_wherever_and_by_however_many_it_is_done(dataset: Dataset) -> None:
+def test_the_same_work_has_the_same_key_wherever_and_by_however_many_it_is_done(
+    dataset: Dataset,
+) -> None:
     key = final_job(dataset).key
     assert key == final_job(dataset).key and len(key) == 32
     assert key == final_job(dataclasses.replace(dataset, uri="s3://elsewhere/data")).key
-    resources = {"train_workers": 1, "cpus_per_trial": 2, "gpus_per_worker": 1, "cpus_per_evaluation": 2}
+    resources = {
+        "train_workers": 1,
+        "cpus_per_trial": 2,
+        "gpus_per_worker": 1,
+        "cpus_per_evaluation": 2,
+    }
     assert key == final_job(dataset, changed(CONFIG, "resources", **resources)).key
     assert key == final_job(dataset, changed(CONFIG, "search", reduction=3, rungs=(1, 3))).key
     assert key == final_job(dataset, changed(CONFIG, "final", seeds=(0, 5, 6))).key
@@ -121,21 +153,34 @@ def test_the_same_work_has_the_same_key_wherever_and_by_however_many_it_is_done(
         ("training", {"learning_rate": 0.1}),
         ("training", {"batchnorm_group_size": 32}),
         ("training", {"compile": True}),
-        ("evaluation", {"lanes": 64}),
+        ("evaluation", {"slots": 64}),
         ("resources", {"cpus_per_worker": 2}),
         ("resources", {"accelerator": "H200"}),
     ],
 )
-def test_what_changes_a_training_changes_its_key(dataset: Dataset, section: str, values: dict[str, Any]) -> None:
-    """Lanes are among them: they decide the rounding of the validation that chooses the weights."""
+def test_what_changes_a_training_changes_its_key(
+    dataset: Dataset, section: str, values: dict[str, Any]
+) -> None:
+    """Slots are among them: they decide the rounding of the validation that chooses the weights."""
     assert final_job(dataset, changed(CONFIG, section, **values)).key != final_job(dataset).key
 
 
 def test_activation_alpha_attacker_data_stage_and_length_change_the_key(dataset: Dataset) -> None:
-    jobs = [final_job(dataset, configuration=one) for one in (*CONFIG.search.configurations(), Configuration(activation="relu"))]
-    jobs += [final_job(dataclasses.replace(dataset, hash="other")), final_job(dataset).at(2), trial_job(CONFIG, dataset, SILU)]
+    jobs = [
+        final_job(dataset, configuration=one)
+        for one in (*CONFIG.search.configurations(), Configuration(activation="relu"))
+    ]
+    jobs += [
+        final_job(dataclasses.replace(dataset, hash="other")),
+        final_job(dataset).at(2),
+        trial_job(CONFIG, dataset, SILU),
+    ]
     assert len({job.key for job in jobs}) == len(jobs) == 9
-    assert record_key(TOY, {}) != record_key(dataclasses.replace(TOY, version=2), {}) != record_key(TOY, {"x": 1})
+    assert (
+        record_key(TOY, {})
+        != record_key(dataclasses.replace(TOY, version=2), {})
+        != record_key(TOY, {"x": 1})
+    )
 
 
 def test_the_first_commit_of_a_key_counts(records: Records) -> None:
@@ -145,7 +190,9 @@ def test_the_first_commit_of_a_key_counts(records: Records) -> None:
     assert records.find(TOY, "other") is None
 
 
-def test_a_half_written_record_is_never_seen(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_written_record_is_never_seen(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(*args: Any) -> None:
         raise KeyboardInterrupt
 
@@ -171,10 +218,15 @@ def test_a_record_that_was_changed_by_hand_is_refused_and_says_what_to_do(record
     records.commit(TOY, "k", inputs={"a": 1}, payload={"val_robust_accuracy": 0.5}, seconds=0.0)
     text = records.storage.read("state/toy/k.json")
     records.storage.write("state/toy/k.json", text.replace(b"0.5", b"0.6"))
-    with pytest.raises(ValueError, match=r"state/toy/k\.json does not match its checksum: .*; move it away and run again$"):
+    with pytest.raises(
+        ValueError,
+        match=r"state/toy/k\.json does not match its checksum: .*; move it away and run again$",
+    ):
         records.find(TOY, "k")
     records.storage.write("state/toy/other.json", text)
-    with pytest.raises(ValueError, match=r"state/toy/other\.json is that of toy k; move it away and run again$"):
+    with pytest.raises(
+        ValueError, match=r"state/toy/other\.json is that of toy k; move it away and run again$"
+    ):
         records.find(TOY, "other")
 
 
@@ -183,18 +235,33 @@ def test_a_record_of_an_earlier_version_is_refused_and_says_what_to_do(records: 
     plain = records.storage.read_json("state/toy/k.json")
     del plain[SEAL]
     records.storage.write_json("state/toy/k.json", plain)
-    with pytest.raises(ValueError, match=r"k\.json has no checksum: an earlier version of sat_ray wrote it; choose another --name"):
+    with pytest.raises(
+        ValueError,
+        match=r"k\.json has no checksum: an earlier version of sat_ray wrote it; choose another --name",
+    ):
         records.find(TOY, "k")
     records.storage.write_json("state/toy/k.json", sealed(plain | {"more": 1}))
-    with pytest.raises(ValueError, match=r"k\.json has the fields of another version; choose another --name"):
+    with pytest.raises(
+        ValueError, match=r"k\.json has the fields of another version; choose another --name"
+    ):
         records.find(TOY, "k")
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(at=st.integers(0, 400), replaced=st.binary(max_size=6), span=st.integers(0, 6))
-def test_damaged_bytes_of_a_record_give_one_line_or_the_same_record(records: Records, at: int, replaced: bytes, span: int) -> None:
+def test_damaged_bytes_of_a_record_give_one_line_or_the_same_record(
+    records: Records, at: int, replaced: bytes, span: int
+) -> None:
     key = "kept"
-    made = records.commit(TOY, key, inputs={"a": [1, None, "x"]}, payload={"score": 0.25, "list": [{"b": 1e-9}]}, seconds=1.5)
+    made = records.commit(
+        TOY,
+        key,
+        inputs={"a": [1, None, "x"]},
+        payload={"score": 0.25, "list": [{"b": 1e-9}]},
+        seconds=1.5,
+    )
     data = records.storage.read(f"state/toy/{key}.json")
     records.storage.write(f"state/toy/{key}.json", data[:at] + replaced + data[at + span :])
     try:
@@ -209,8 +276,13 @@ def test_damaged_bytes_of_a_record_give_one_line_or_the_same_record(records: Rec
     assert message and "\n" not in message
 
 
-@pytest.mark.parametrize("value", [{3: "a", 20: "b"}, {"x": (1, 2.0, -0.0, 1e300)}, {"ä": "α\u2028", "n": None, "t": True}])
-def test_what_is_sealed_is_sound_when_it_is_read_back(tmp_path: Path, value: dict[Any, Any]) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [{3: "a", 20: "b"}, {"x": (1, 2.0, -0.0, 1e300)}, {"ä": "α\u2028", "n": None, "t": True}],
+)
+def test_what_is_sealed_is_sound_when_it_is_read_back(
+    tmp_path: Path, value: dict[Any, Any]
+) -> None:
     storage = Storage.at(tmp_path)
     storage.write_json("x.json", sealed(value))
     assert read_sealed(storage, "x.json") == json.loads(json.dumps(value))
@@ -227,7 +299,11 @@ def test_new_records_come_once_and_only_their_keys_are_kept(records: Records) ->
     commit("c")
     assert [[record.key for record in records.new(TOY)] for _ in range(2)] == [["c"], []]
     assert [[record.key for record in records.each(TOY)] for _ in range(2)] == [["a", "b", "c"]] * 2
-    assert records._read == {} and [record.key for record in Records(records.storage).new(TOY)] == ["a", "b", "c"]
+    assert records._read == {} and [record.key for record in Records(records.storage).new(TOY)] == [
+        "a",
+        "b",
+        "c",
+    ]
 
 
 def test_records_come_oldest_first(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +317,9 @@ def test_a_superseded_record_is_moved_and_its_work_may_be_done_again(records: Re
     old = records.commit(TOY, "k", inputs={}, payload={"value": 1}, seconds=0.0)
     records.supersede(old)
     assert records.find(TOY, "k") is None
-    assert records.commit(TOY, "k", inputs={}, payload={"value": 2}, seconds=0.0).payload == {"value": 2}
+    assert records.commit(TOY, "k", inputs={}, payload={"value": 2}, seconds=0.0).payload == {
+        "value": 2
+    }
     (kept,) = Path(records.storage.full("superseded")).rglob("*.json")
     assert kept.parts[-2:] == ("toy", "k.json") and '"value": 1' in kept.read_text()
 
@@ -261,22 +339,32 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("source", "noticed"),
     [
-        ('"""A docstring."""\n\nfrom sat_ray.utils.names import suggest  # a comment\n\nSTEPS = (10)\n', False),
+        (
+            '"""A docstring."""\n\nfrom sat_ray.utils.names import suggest  # a comment\n\nSTEPS = (10)\n',
+            False,
+        ),
         ("from sat_ray.utils.names import suggest\nSTEPS = 11\n", True),
         ("from sat_ray.utils.names import suggest\nSTEPS = 10\ndef more(): pass\n", True),
         ("from sat_ray.utils.names import suggest\nSTEPS = '10'\n", True),
     ],
 )
-def test_code_is_what_runs_not_how_it_is_laid_out(records: Records, module: Path, source: str, noticed: bool) -> None:
+def test_code_is_what_runs_not_how_it_is_laid_out(
+    records: Records, module: Path, source: str, noticed: bool
+) -> None:
     stage = Stage("toy", 1, (module.stem,))
     record = records.commit(stage, "k", inputs={}, payload={}, seconds=0.0)
-    assert record.code.keys() == {module.stem, "sat_ray.utils.names"} and changed_modules(record, stage) == []
+    assert (
+        record.code.keys() == {module.stem, "sat_ray.utils.names"}
+        and changed_modules(record, stage) == []
+    )
     module.write_text(source)
     code_hashes.cache_clear()
     assert changed_modules(record, stage) == ([module.stem] if noticed else [])
 
 
-def test_a_docstring_inside_a_function_is_no_code_and_a_new_import_is(records: Records, module: Path) -> None:
+def test_a_docstring_inside_a_function_is_no_code_and_a_new_import_is(
+    records: Records, module: Path
+) -> None:
     stage = Stage("toy", 1, (module.stem,))
     module.write_text("def f():\n    'one'\n    return 1\n")
     record = records.commit(stage, "k", inputs={}, payload={}, seconds=0.0)
@@ -312,7 +400,10 @@ def configurations(*alphas: float) -> tuple[Configuration, ...]:
 
 def test_a_group_is_the_alphas_of_one_activation_or_one_pair_in_the_order_given() -> None:
     found = groups(CONFIG.search.configurations())
-    assert [(one.members[0].activation, one.members[0].attacker_activation, len(one.members)) for one in found] == [
+    assert [
+        (one.members[0].activation, one.members[0].attacker_activation, len(one.members))
+        for one in found
+    ] == [
         ("silu", "silu", 1),
         ("elu", "elu", 3),
         ("relu", "relu_smooth_backward", 1),
@@ -323,14 +414,21 @@ def test_a_group_is_the_alphas_of_one_activation_or_one_pair_in_the_order_given(
 def test_promotion_goes_by_robust_then_clean_accuracy_and_ties_to_the_earlier() -> None:
     members = configurations(0.5, 1.0, 2.0, 4.0)
     scores = dict(zip(members, [(0.5, 0.9), (0.6, 0.1), (0.5, 0.95), (0.5, 0.9)], strict=True))
-    assert promote(Group(members), scores, reduction=1).members == (members[1], members[2], members[0], members[3])
+    assert promote(Group(members), scores, reduction=1).members == (
+        members[1],
+        members[2],
+        members[0],
+        members[3],
+    )
     assert promote(Group(members), scores, reduction=2).members == (members[1], members[2])
     level = dict.fromkeys(members, (0.5, 0.5))
     assert promote(Group(members), level, reduction=4).members == members[:1]
 
 
 @given(count=st.integers(1, 30), reduction=st.integers(2, 5))
-def test_promotion_keeps_one_in_reduction_rounded_up_and_never_none(count: int, reduction: int) -> None:
+def test_promotion_keeps_one_in_reduction_rounded_up_and_never_none(
+    count: int, reduction: int
+) -> None:
     members = configurations(*[1.0 + i for i in range(count)])
     kept = promote(Group(members), dict.fromkeys(members, (0.0, 0.0)), reduction=reduction)
     assert len(kept.members) == math.ceil(count / reduction)
@@ -340,19 +438,37 @@ def test_promotion_keeps_one_in_reduction_rounded_up_and_never_none(count: int, 
 @pytest.mark.parametrize("reduction", [2, 3])
 @pytest.mark.parametrize("seeds", [(0,), (3, 4)])
 def test_planned_trials_are_what_the_grid_really_commits(
-    dataset: Dataset, records: Records, monkeypatch: pytest.MonkeyPatch, rungs: tuple[int, ...], reduction: int, seeds: tuple[int, ...]
+    dataset: Dataset,
+    records: Records,
+    monkeypatch: pytest.MonkeyPatch,
+    rungs: tuple[int, ...],
+    reduction: int,
+    seeds: tuple[int, ...],
 ) -> None:
     search = importlib.import_module("sat_ray.integrations.ray.search.grid_search")
-    space = SearchSettings(activations=("silu:1", "elu:0.5,1,2,3,4,5,6", "celu:1.5,2"), rungs=rungs, reduction=reduction, seeds=seeds)
+    space = SearchSettings(
+        activations=("silu:1", "elu:0.5,1,2,3,4,5,6", "celu:1.5,2"),
+        rungs=rungs,
+        reduction=reduction,
+        seeds=seeds,
+    )
     config = dataclasses.replace(CONFIG, search=space)
 
     def run_rung(
-        jobs: list[TrainingJob], previous: list[Record | None], records: Records, resources: ResourceSettings, **limits: Any
+        jobs: list[TrainingJob],
+        previous: list[Record | None],
+        records: Records,
+        resources: ResourceSettings,
+        **limits: Any,
     ) -> None:
         for job, before in zip(jobs, previous, strict=True):
-            assert (before is None) == (job.until == rungs[0]) and (before is None or before.payload["until"] < job.until)
+            assert (before is None) == (job.until == rungs[0]) and (
+                before is None or before.payload["until"] < job.until
+            )
             alpha = job.configuration.alpha or 0.0
-            noise = 0.5 if job.seed == 3 else -0.5  # larger than what the alphas differ by; the mean over seeds has none
+            noise = (
+                0.5 if job.seed == 3 else -0.5
+            )  # larger than what the alphas differ by; the mean over seeds has none
             last_val = [alpha / 10 + noise * (len(seeds) > 1) * (1 if alpha < 3 else -1), 0.5]
             payload = {"until": job.until, "last_val": last_val}
             records.commit(job.stage, job.key, inputs=job.inputs, payload=payload, seconds=0.0)
@@ -367,13 +483,21 @@ def test_planned_trials_are_what_the_grid_really_commits(
 
 def test_a_training_is_computed_once(dataset: Dataset, records: Records) -> None:
     epochs: list[int] = []
-    first = train_and_commit(final_job(dataset), records, on_epoch=lambda report: epochs.append(report.epoch))
-    again = train_and_commit(final_job(dataset), records, on_epoch=lambda report: epochs.append(report.epoch))
-    assert epochs == [0, 1, 2] and first == again and records.keys(TRAIN) == [final_job(dataset).key]
+    first = train_and_commit(
+        final_job(dataset), records, on_epoch=lambda report: epochs.append(report.epoch)
+    )
+    again = train_and_commit(
+        final_job(dataset), records, on_epoch=lambda report: epochs.append(report.epoch)
+    )
+    assert (
+        epochs == [0, 1, 2] and first == again and records.keys(TRAIN) == [final_job(dataset).key]
+    )
     assert first.payload["until"] == 3 and len(first.payload["history"]) == 3
 
 
-def test_a_training_killed_half_way_goes_on_and_ends_with_the_same_content(dataset: Dataset, records: Records, tmp_path: Path) -> None:
+def test_a_training_killed_half_way_goes_on_and_ends_with_the_same_content(
+    dataset: Dataset, records: Records, tmp_path: Path
+) -> None:
     epochs: list[int] = []
 
     def kill(report: EpochReport) -> None:
@@ -387,13 +511,20 @@ def test_a_training_killed_half_way_goes_on_and_ends_with_the_same_content(datas
     resumed = train_and_commit(final_job(dataset), records, on_epoch=kill)
     assert epochs == [0, 1, 2]
     undisturbed = trained(dataset, Records(Storage.at(tmp_path / "other")))
-    assert resumed.content == undisturbed.content and resumed.payload["sha256"] == undisturbed.payload["sha256"]
+    assert (
+        resumed.content == undisturbed.content
+        and resumed.payload["sha256"] == undisturbed.payload["sha256"]
+    )
 
 
-def test_a_trial_goes_on_from_its_record_of_the_rung_before(dataset: Dataset, records: Records) -> None:
+def test_a_trial_goes_on_from_its_record_of_the_rung_before(
+    dataset: Dataset, records: Records
+) -> None:
     job, epochs = trial_job(CONFIG, dataset, SILU), []
     short = train_and_commit(job.at(1), records)
-    long = train_and_commit(job, records, previous=short, on_epoch=lambda report: epochs.append(report.epoch))
+    long = train_and_commit(
+        job, records, previous=short, on_epoch=lambda report: epochs.append(report.epoch)
+    )
     assert epochs == [1] and (short.payload["until"], long.payload["until"]) == (1, 2)
     assert [row["epoch"] for row in long.payload["history"]] == [0, 1]
     assert long.payload["history"][0] == short.payload["history"][0]
@@ -404,19 +535,33 @@ def test_a_finished_search_keeps_no_states_to_go_on_from_and_one_cut_by_its_budg
 ) -> None:
     search = importlib.import_module("sat_ray.integrations.ray.search.grid_search")
 
-    def run_rung(jobs: list[TrainingJob], previous: list[Record | None], records: Records, *_: Any, **limits: Any) -> None:
+    def run_rung(
+        jobs: list[TrainingJob],
+        previous: list[Record | None],
+        records: Records,
+        *_: Any,
+        **limits: Any,
+    ) -> None:
         for job, before in zip(jobs, previous, strict=True):
             if limits["budget"].accelerator_seconds is None or job in limits["exempt"]:
                 train_and_commit(job, records, previous=before)
 
     monkeypatch.setattr(search, "run_rung", run_rung)
-    config = dataclasses.replace(CONFIG, search=SearchSettings(activations=("silu:1", "elu:1,2"), pairs=(), rungs=(1, 2)))
-    cut = search.search_finalists(dataclasses.replace(config, cost=CostSettings(budget=1e-9)), dataset, records)
+    config = dataclasses.replace(
+        CONFIG, search=SearchSettings(activations=("silu:1", "elu:1,2"), pairs=(), rungs=(1, 2))
+    )
+    cut = search.search_finalists(
+        dataclasses.replace(config, cost=CostSettings(budget=1e-9)), dataset, records
+    )
     kept = list((Path(records.storage.uri) / "checkpoints").rglob("state.safetensors"))
     assert len(cut) == 1 and len(kept) == 1
     finalists = search.search_finalists(config, dataset, records)
     assert len(finalists) == 2 and len(records.keys(SEARCH)) == planned_trials(config) == 3
-    left = [path.name for path in (Path(records.storage.uri) / "checkpoints").rglob("*") if path.is_file()]
+    left = [
+        path.name
+        for path in (Path(records.storage.uri) / "checkpoints").rglob("*")
+        if path.is_file()
+    ]
     assert "state.safetensors" not in left and left.count("model.safetensors") == 3
     assert search.search_finalists(config, dataset, records) == finalists
 
@@ -426,7 +571,9 @@ def test_a_shard_is_attacked_once_and_all_shards_make_the_whole_split(
 ) -> None:
     tasks = evaluation_tasks(CONFIG, dataset, trained(dataset, records))
     parts = [evaluate_and_commit(task, records) for task in tasks]
-    monkeypatch.setattr("sat_ray.sweep.execute.evaluate", lambda *args, **kwargs: pytest.fail("attacked again"))
+    monkeypatch.setattr(
+        "sat_ray.sweep.execute.evaluate", lambda *args, **kwargs: pytest.fail("attacked again")
+    )
     assert [evaluate_and_commit(task, records) for task in tasks] == parts
     expected = set(split_of(dataset.uri, "test", dataset.hash).image_ids.tolist())
     path = merge_outcomes(parts, expected, records, name="silu-s0")
@@ -438,17 +585,23 @@ def test_a_shard_is_attacked_once_and_all_shards_make_the_whole_split(
         with pytest.raises(ValueError, match=message):
             merge_outcomes(wrong, expected, records, name="silu-s0")
     records.storage.write(parts[0].payload["path"], b"damaged")
-    with pytest.raises(ValueError, match=r"outcomes state/parts/.*parquet do not match their record"):
+    with pytest.raises(
+        ValueError, match=r"outcomes state/parts/.*parquet do not match their record"
+    ):
         merge_outcomes(parts, expected, records, name="silu-s0")
 
 
-def test_evaluation_keys_follow_weights_attack_rows_seed_data_and_lanes(dataset: Dataset) -> None:
+def test_evaluation_keys_follow_weights_attack_rows_seed_data_and_slots(dataset: Dataset) -> None:
     record = record_of(SILU)
     task = evaluation_tasks(CONFIG, dataset, record)[0]
-    assert task.key == evaluation_tasks(changed(CONFIG, "resources", train_workers=1), dataset, record)[0].key
+    assert (
+        task.key
+        == evaluation_tasks(changed(CONFIG, "resources", train_workers=1), dataset, record)[0].key
+    )
     assert task.key == dataclasses.replace(task, checkpoint="elsewhere", name="other").key
     others = [
-        evaluation_tasks(changed(CONFIG, "evaluation", **one), dataset, record)[0] for one in ({"lanes": 64}, {"steps": 5}, {"seed": 1})
+        evaluation_tasks(changed(CONFIG, "evaluation", **one), dataset, record)[0]
+        for one in ({"slots": 64}, {"steps": 5}, {"seed": 1})
     ]
     others += [
         dataclasses.replace(task, checkpoint_sha256="1"),
@@ -469,7 +622,9 @@ def test_evaluation_keys_follow_weights_attack_rows_seed_data_and_lanes(dataset:
         ([{1, 2}, {2, 9}], r"doubled ids \[2\], missing ids \[3, 4\], foreign ids \[9\]"),
     ],
 )
-def test_shards_that_do_not_partition_the_split_are_refused_by_the_ids(shards: list[set[int]], message: str) -> None:
+def test_shards_that_do_not_partition_the_split_are_refused_by_the_ids(
+    shards: list[set[int]], message: str
+) -> None:
     with pytest.raises(ValueError, match=f"outcomes of toy: {message}"):
         check_each_id_once(shards, {1, 2, 3, 4}, name="toy")
 
@@ -481,16 +636,26 @@ def test_shards_that_partition_the_split_pass() -> None:
 @given(count=st.integers(1, 3000), shard_size=st.integers(1, 700))
 def test_evaluation_shards_partition_the_split_evenly(count: int, shard_size: int) -> None:
     data = Dataset(uri="", hash="h", manifest={"splits": {"test": count}})
-    tasks = evaluation_tasks(changed(CONFIG, "evaluation", shard_size=shard_size), data, record_of(SILU))
+    tasks = evaluation_tasks(
+        changed(CONFIG, "evaluation", shard_size=shard_size), data, record_of(SILU)
+    )
     assert [row for task in tasks for row in range(task.first, task.last)] == list(range(count))
     sizes = [task.last - task.first for task in tasks]
-    assert max(sizes) <= shard_size and max(sizes) - min(sizes) <= 1 and len({task.key for task in tasks}) == len(tasks)
+    assert (
+        max(sizes) <= shard_size
+        and max(sizes) - min(sizes) <= 1
+        and len({task.key for task in tasks}) == len(tasks)
+    )
 
 
-def test_rows_of_table_1_are_evaluated_through_both_backward_passes_and_others_once(dataset: Dataset) -> None:
+def test_rows_of_table_1_are_evaluated_through_both_backward_passes_and_others_once(
+    dataset: Dataset,
+) -> None:
     def views(activation: str, attacker: str = "") -> list[str | None]:
         row = record_of(Configuration(activation=activation, attacker_activation=attacker))
-        return [spec.attacker_activation for spec in evaluation_tasks(CONFIG, dataset, row)[0].attacks]
+        return [
+            spec.attacker_activation for spec in evaluation_tasks(CONFIG, dataset, row)[0].attacks
+        ]
 
     smooth = "relu_smooth_backward"
     assert views("silu") == views("relu") == [None]
@@ -498,18 +663,29 @@ def test_rows_of_table_1_are_evaluated_through_both_backward_passes_and_others_o
     assert views(smooth, "relu") == views(smooth) == ["relu", smooth]
 
 
-def test_a_batch_larger_than_the_dataset_is_refused_before_anything_starts(dataset: Dataset) -> None:
-    with pytest.raises(ValueError, match=r"^training\.global_batch_size is 4096; allowed: at most the \d+ training images$"):
+def test_a_batch_larger_than_the_dataset_is_refused_before_anything_starts(
+    dataset: Dataset,
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^training\.global_batch_size is 4096; allowed: at most the \d+ training images$",
+    ):
         final_job(dataset, changed(CONFIG, "training", global_batch_size=4096))
 
 
 def test_a_result_is_made_only_on_the_processor_or_gpu_it_is_recorded_under() -> None:
-    here = numerical_environment(accelerator="", threads=1, lanes=8)
+    here = numerical_environment(accelerator="", threads=1, slots=8)
     require_environment(here)
-    with pytest.raises(ValueError, match=r"computes with \w+, the driver's with OTHER, and their bits differ; .*ATEN_CPU_CAPABILITY"):
+    with pytest.raises(
+        ValueError,
+        match=r"computes with \w+, the driver's with OTHER, and their bits differ; .*ATEN_CPU_CAPABILITY",
+    ):
         require_environment(here | {"device": "cpu:OTHER"})
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match=r"accelerator is given as 'H200' and this node's GPU is 'none that torch can use'"):
+        with pytest.raises(
+            ValueError,
+            match=r"accelerator is given as 'H200' and this node's GPU is 'none that torch can use'",
+        ):
             require_environment(here | {"device": "cuda:H200"})
 
 
@@ -518,7 +694,9 @@ def test_a_training_names_its_files_relative_to_the_storage_and_is_evaluated_whe
 ) -> None:
     record = train_and_commit(final_job(dataset), records)
     assert record.payload["path"].startswith("checkpoints/train/")
-    assert str(tmp_path).encode() not in b"".join(path.read_bytes() for path in (tmp_path / "sweep" / "state").rglob("*.json"))
+    assert str(tmp_path).encode() not in b"".join(
+        path.read_bytes() for path in (tmp_path / "sweep" / "state").rglob("*.json")
+    )
     moved = Records(Storage.at(shutil.move(tmp_path / "sweep", tmp_path / "elsewhere")))
     again = moved.find(TRAIN, record.key)
     assert again == record
@@ -527,16 +705,27 @@ def test_a_training_names_its_files_relative_to_the_storage_and_is_evaluated_whe
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_model_that_was_trained_again_to_the_same_weights_keeps_its_shards_and_its_card(dataset: Dataset, records: Records) -> None:
+def test_a_model_that_was_trained_again_to_the_same_weights_keeps_its_shards_and_its_card(
+    dataset: Dataset, records: Records
+) -> None:
     """The record was moved away as a message said; the new one names another folder."""
     made = train_and_commit(final_job(dataset), records)
     (first, *_) = evaluation_tasks(CONFIG, dataset, made)
     shard = evaluate_and_commit(first, records)
     card = {"weights": made.payload["sha256"]}
-    carded = records.commit(CARD, "c", inputs=card, payload={"name": made.payload["name"], "card": {"verdict": "PASS"}}, seconds=0.0)
+    carded = records.commit(
+        CARD,
+        "c",
+        inputs=card,
+        payload={"name": made.payload["name"], "card": {"verdict": "PASS"}},
+        seconds=0.0,
+    )
     records.storage.move(f"state/train/{made.key}.json", f"away/{made.key}.json")
     again = train_and_commit(final_job(dataset), records)
-    assert again.payload["path"] != made.payload["path"] and again.payload["sha256"] == made.payload["sha256"]
+    assert (
+        again.payload["path"] != made.payload["path"]
+        and again.payload["sha256"] == made.payload["sha256"]
+    )
     assert evaluate_and_commit(evaluation_tasks(CONFIG, dataset, again)[0], records) == shard
     assert card_of([carded], again.payload["sha256"]) == {"verdict": "PASS"}
     (task, *_) = card_tasks(CONFIG, dataset, [again], {})
@@ -548,15 +737,27 @@ def test_a_sweep_refuses_a_data_set_that_is_not_the_one_it_began_with(tmp_path: 
     write_dataset(DATASETS["digits"], Storage(uri), rows_per_shard=512)
     sweep = Sweep(CONFIG, "s", Storage.at(tmp_path), Storage.at(tmp_path / "s"), ())
     assert prepare(sweep) == prepare(sweep)
-    sweep.records.commit(SEARCH, "k", inputs={}, payload={}, seconds=0.0)  # something rests on these images
+    sweep.records.commit(
+        SEARCH, "k", inputs={}, payload={}, seconds=0.0
+    )  # something rests on these images
     manifest = Storage(uri).read_json("manifest.json")
     Storage(uri).write_json("manifest.json", sealed(manifest | {"mean": [0.9]}))
     for read in (prepare, lambda sweep: committed_inputs(sweep, "search")):
-        with pytest.raises(ValueError, match=r"manifest\.json is not the manifest that the sweep in .* began with; restore the folder"):
+        with pytest.raises(
+            ValueError,
+            match=r"manifest\.json is not the manifest that the sweep in .* began with; restore the folder",
+        ):
             read(sweep)
 
 
 def test_a_sweep_has_one_identity_wherever_it_lies(tmp_path: Path) -> None:
-    ours, other = (Sweep(CONFIG, name, Storage.at(tmp_path), Storage.at(tmp_path / name), ()).identity for name in ("a", "b"))
+    ours, other = (
+        Sweep(CONFIG, name, Storage.at(tmp_path), Storage.at(tmp_path / name), ()).identity
+        for name in ("a", "b")
+    )
     shutil.copytree(tmp_path / "a", tmp_path / "c")
-    assert Sweep(CONFIG, "c", Storage.at(tmp_path), Storage.at(tmp_path / "c"), ()).identity == ours != other
+    assert (
+        Sweep(CONFIG, "c", Storage.at(tmp_path), Storage.at(tmp_path / "c"), ()).identity
+        == ours
+        != other
+    )

@@ -17,7 +17,9 @@ NEW = Contender(data="a", threat_model="linf 8/255", number=0.5, measured="pgd-2
 def changed(section: str, **values: object) -> SweepConfig:
     """Return the recipe digits_smoke with other values."""
     config = RECIPES["digits_smoke"]()
-    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+    return dataclasses.replace(
+        config, **{section: dataclasses.replace(getattr(config, section), **values)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,9 @@ def changed(section: str, **values: object) -> SweepConfig:
         (RECIPES["cifar10_resnet18"](), "cifar10-resnet18-linf-8-255"),
     ],
 )
-def test_a_registered_model_is_named_after_data_architecture_and_threat_model(config: SweepConfig, name: str) -> None:
+def test_a_registered_model_is_named_after_data_architecture_and_threat_model(
+    config: SweepConfig, name: str
+) -> None:
     assert registered_name(config, DATA) == name
 
 
@@ -50,6 +54,8 @@ def test_a_registered_model_is_named_after_data_architecture_and_threat_model(co
         ({}, "another data and another threat model and another validation attack"),
     ],
 )
-def test_a_champion_is_replaced_only_by_one_that_beats_it_on_the_same_data(present: dict[str, str] | None, words: str) -> None:
+def test_a_champion_is_replaced_only_by_one_that_beats_it_on_the_same_data(
+    present: dict[str, str] | None, words: str
+) -> None:
     found = objection(NEW, present)
     assert words in found and bool(words) == bool(found)

@@ -21,7 +21,13 @@ from scipy import stats
 
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.report.figures import leaderboard as figures
-from sat_ray.report.leaderboard.board import choose_champion, leaderboard, summarise, to_markdown, to_terminal
+from sat_ray.report.leaderboard.board import (
+    choose_champion,
+    leaderboard,
+    summarise,
+    to_markdown,
+    to_terminal,
+)
 from sat_ray.report.leaderboard.rows import EvaluatedModel, configuration_name
 from sat_ray.report.leaderboard.statistics import holm, paired_difference
 from sat_ray.report.pages.sweep_page import render
@@ -40,11 +46,15 @@ def outcomes(rows: Sequence[Row], *, passes: int = 10) -> pa.Table:
         {
             "image_id": pa.array(ids, pa.int64()),
             "label": pa.array(labels, pa.int32()),
-            "clean_prediction": pa.array([a if ok else b for a, b, ok in zip(labels, wrong, clean, strict=True)], pa.int32()),
+            "clean_prediction": pa.array(
+                [a if ok else b for a, b, ok in zip(labels, wrong, clean, strict=True)], pa.int32()
+            ),
             "clean_margin": pa.array([1.0] * count, pa.float32()),
             "attack": pa.array(attacks, pa.string()),
             "restart": pa.array(restarts, pa.int32()),
-            "adversarial_prediction": pa.array([a if ok else b for a, b, ok in zip(labels, wrong, robust, strict=True)], pa.int32()),
+            "adversarial_prediction": pa.array(
+                [a if ok else b for a, b, ok in zip(labels, wrong, robust, strict=True)], pa.int32()
+            ),
             "adversarial_margin": pa.array([1.0] * count, pa.float32()),
             "first_broken_step": pa.array([-1 if ok else -2 for ok in robust], pa.int32()),
             "passes": pa.array([passes] * count, pa.int32()),
@@ -59,11 +69,31 @@ def counted(*, n: int, clean: int, robust: int) -> pa.Table:
     return outcomes([(i, i < clean, "pgd-200", 0, i < robust) for i in range(n)])
 
 
-def evaluated(activation: str = "silu", *, seed: int = 0, val: float = 0.5, table: pa.Table | None = None, **other: Any) -> EvaluatedModel:
-    given_fields = {"alpha": None, "attacker_activation": activation, "attacker_alpha": other.get("alpha"), "model": "small"} | other
+def evaluated(
+    activation: str = "silu",
+    *,
+    seed: int = 0,
+    val: float = 0.5,
+    table: pa.Table | None = None,
+    **other: Any,
+) -> EvaluatedModel:
+    given_fields = {
+        "alpha": None,
+        "attacker_activation": activation,
+        "attacker_alpha": other.get("alpha"),
+        "model": "small",
+    } | other
     history = tuple(
-        {"epoch": float(epoch), "train/loss": 2.0 / epoch, "train/adversarial_accuracy": 0.1 * epoch}
-        | ({"val/clean_accuracy": 0.2 * epoch, "val/robust_accuracy": 0.1 * epoch} if epoch % 2 == 0 else {})
+        {
+            "epoch": float(epoch),
+            "train/loss": 2.0 / epoch,
+            "train/adversarial_accuracy": 0.1 * epoch,
+        }
+        | (
+            {"val/clean_accuracy": 0.2 * epoch, "val/robust_accuracy": 0.1 * epoch}
+            if epoch % 2 == 0
+            else {}
+        )
         for epoch in range(1, 5)
     )
     return EvaluatedModel(
@@ -91,8 +121,13 @@ def board_of(models: Sequence[EvaluatedModel], *, sweep: str = "a sweep") -> dic
     )
 
 
-def seeds_of(activation: str, robust: Sequence[int], *, n: int = 1000, **other: Any) -> list[EvaluatedModel]:
-    return [evaluated(activation, seed=seed, table=counted(n=n, clean=950, robust=k), **other) for seed, k in enumerate(robust)]
+def seeds_of(
+    activation: str, robust: Sequence[int], *, n: int = 1000, **other: Any
+) -> list[EvaluatedModel]:
+    return [
+        evaluated(activation, seed=seed, table=counted(n=n, clean=950, robust=k), **other)
+        for seed, k in enumerate(robust)
+    ]
 
 
 def group_named(board: dict[str, Any], name: str) -> dict[str, Any]:
@@ -127,8 +162,13 @@ def test_final_iterate_attacks_are_reported_apart_and_never_lower_robust_accurac
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=40), st.randoms())
-def test_summary_does_not_depend_on_the_order_of_rows(images: list[tuple[bool, bool, bool]], random: Any) -> None:
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=40),
+    st.randoms(),
+)
+def test_summary_does_not_depend_on_the_order_of_rows(
+    images: list[tuple[bool, bool, bool]], random: Any
+) -> None:
     rows = [
         (i, clean, attack, 0, clean and robust)
         for i, (clean, *both) in enumerate(images)
@@ -145,11 +185,22 @@ def test_summary_does_not_depend_on_the_order_of_rows(images: list[tuple[bool, b
     ("rows", "message"),
     [
         ([*SIX, SIX[0]], "image_id 0 has a restart of attack pgd-200 twice"),
-        ([row for row in SIX if row[:3] != (4, True, "square")], "attack square has no outcome for 1 of 5 images"),
-        ([row for row in SIX if row[:4] != (0, True, "pgd-200", 1)], "attack pgd-200 has no outcome for 1 of 5 images"),
+        (
+            [row for row in SIX if row[:3] != (4, True, "square")],
+            "attack square has no outcome for 1 of 5 images",
+        ),
+        (
+            [row for row in SIX if row[:4] != (0, True, "pgd-200", 1)],
+            "attack pgd-200 has no outcome for 1 of 5 images",
+        ),
         ([(0, False, "pgd-200", 0, True)], "robust is true for image_id 0, a clean error"),
     ],
-    ids=["padding duplicate", "attack skipped an image", "unbroken image missed a restart", "robust clean error"],
+    ids=[
+        "padding duplicate",
+        "attack skipped an image",
+        "unbroken image missed a restart",
+        "robust clean error",
+    ],
 )
 def test_outcomes_that_would_inflate_accuracy_are_refused(rows: list[Row], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -164,18 +215,33 @@ def test_an_empty_table_and_a_missing_column_are_refused() -> None:
 
 
 def test_display_names_say_what_varies() -> None:
-    def name(activation: str, alpha: float | None, attacker: str, attacker_alpha: float | None) -> str:
-        return configuration_name(activation, alpha=alpha, attacker_activation=attacker, attacker_alpha=attacker_alpha)
+    def name(
+        activation: str, alpha: float | None, attacker: str, attacker_alpha: float | None
+    ) -> str:
+        return configuration_name(
+            activation, alpha=alpha, attacker_activation=attacker, attacker_alpha=attacker_alpha
+        )
 
     assert name("silu", None, "silu", None) == "silu"
-    assert name("parametric_softplus", 10.0, "parametric_softplus", 10.0) == "parametric_softplus α=10"
-    assert name("relu", None, "relu_smooth_backward", None) == "relu · attacker relu_smooth_backward"
+    assert (
+        name("parametric_softplus", 10.0, "parametric_softplus", 10.0) == "parametric_softplus α=10"
+    )
+    assert (
+        name("relu", None, "relu_smooth_backward", None) == "relu · attacker relu_smooth_backward"
+    )
 
 
 def test_board_keeps_the_contract_and_is_plain_json() -> None:
-    board = board_of([*seeds_of("relu", [500, 510, 505]), evaluated("silu", table=counted(n=1000, clean=900, robust=600))])
+    board = board_of(
+        [
+            *seeds_of("relu", [500, 510, 505]),
+            evaluated("silu", table=counted(n=1000, clean=900, robust=600)),
+        ]
+    )
     assert json.loads(json.dumps(board, allow_nan=False)) == board
-    assert {"sweep", "dataset", "threat_model", "attack", "rows", "groups", "champion"} <= set(board)
+    assert {"sweep", "dataset", "threat_model", "attack", "rows", "groups", "champion"} <= set(
+        board
+    )
     row = board["rows"][0]
     assert set(row) >= {
         "model", "activation", "alpha", "attacker_activation", "attacker_alpha", "seed", "val_robust_accuracy", "clean_accuracy",
@@ -183,34 +249,70 @@ def test_board_keeps_the_contract_and_is_plain_json() -> None:
         "train_images_per_second",
     }  # fmt: skip
     assert [one["robust_accuracy"] for one in board["rows"]] == [0.6, 0.51, 0.505, 0.5]
-    assert (row["activation"], row["attacker_activation"], row["alpha"], row["n"]) == ("silu", "silu", None, 1000)
+    assert (row["activation"], row["attacker_activation"], row["alpha"], row["n"]) == (
+        "silu",
+        "silu",
+        None,
+        1000,
+    )
     relu = group_named(board, "relu")
-    assert relu["robust_accuracy"] == {"mean": pytest.approx(0.505), "standard_deviation": pytest.approx(0.005)}
+    assert relu["robust_accuracy"] == {
+        "mean": pytest.approx(0.505),
+        "standard_deviation": pytest.approx(0.005),
+    }
     assert relu["verdict"] == "baseline"
     assert group_named(board, "silu")["robust_accuracy"]["standard_deviation"] is None
 
 
 def test_champion_is_never_chosen_by_the_test_split() -> None:
-    lucky = [evaluated("gelu", seed=s, val=0.5, table=counted(n=200, clean=199, robust=198)) for s in range(3)]
-    chosen = [evaluated("silu", seed=s, val=v, table=counted(n=200, clean=100, robust=20 - s)) for s, v in enumerate((0.5, 0.7, 0.6))]
+    lucky = [
+        evaluated("gelu", seed=s, val=0.5, table=counted(n=200, clean=199, robust=198))
+        for s in range(3)
+    ]
+    chosen = [
+        evaluated("silu", seed=s, val=v, table=counted(n=200, clean=100, robust=20 - s))
+        for s, v in enumerate((0.5, 0.7, 0.6))
+    ]
     champion = board_of([*lucky, *chosen])["champion"]
-    assert (champion["configuration"], champion["row"]["seed"], champion["selected_by"]) == ("silu", 1, "val_robust_accuracy")
-    blind = [{"configuration": m.activation, "seed": m.seed, "val_robust_accuracy": m.val_robust_accuracy} for m in (*lucky, *chosen)]
+    assert (champion["configuration"], champion["row"]["seed"], champion["selected_by"]) == (
+        "silu",
+        1,
+        "val_robust_accuracy",
+    )
+    blind = [
+        {
+            "configuration": m.activation,
+            "seed": m.seed,
+            "val_robust_accuracy": m.val_robust_accuracy,
+        }
+        for m in (*lucky, *chosen)
+    ]
     assert choose_champion(blind)["row"]["seed"] == 1  # no figure of the test split is even present
 
 
 def test_champion_ties_go_to_the_display_name() -> None:
     # 0.1 + 0.2 + 0.3 and its reverse differ in the last bit unless the mean is rounded.
-    rows = [{"configuration": "b", "seed": s, "val_robust_accuracy": v} for s, v in enumerate((0.1, 0.2, 0.3))]
-    rows += [{"configuration": "a", "seed": s, "val_robust_accuracy": v} for s, v in enumerate((0.3, 0.2, 0.1))]
+    rows = [
+        {"configuration": "b", "seed": s, "val_robust_accuracy": v}
+        for s, v in enumerate((0.1, 0.2, 0.3))
+    ]
+    rows += [
+        {"configuration": "a", "seed": s, "val_robust_accuracy": v}
+        for s, v in enumerate((0.3, 0.2, 0.1))
+    ]
     assert choose_champion(rows)["configuration"] == "a"
 
 
 def test_the_champion_is_the_best_by_validation_whose_card_passes() -> None:
-    rows = [{"configuration": name, "seed": 0, "val_robust_accuracy": value} for name, value in (("a", 0.3), ("b", 0.5), ("c", 0.4))]
+    rows = [
+        {"configuration": name, "seed": 0, "val_robust_accuracy": value}
+        for name, value in (("a", 0.3), ("b", 0.5), ("c", 0.4))
+    ]
 
     def chosen(**verdicts: str) -> tuple[str, str | None]:
-        champion = choose_champion([row | {"robustness_card": verdicts.get(str(row["configuration"]))} for row in rows])
+        champion = choose_champion(
+            [row | {"robustness_card": verdicts.get(str(row["configuration"]))} for row in rows]
+        )
         return champion["configuration"], champion["robustness_card"]
 
     assert chosen() == ("b", None)
@@ -220,13 +322,19 @@ def test_the_champion_is_the_best_by_validation_whose_card_passes() -> None:
 
 
 def test_differences_to_relu_are_paired_by_seed_and_say_within_noise() -> None:
-    models = [*seeds_of("relu", [400, 500, 600]), *seeds_of("silu", [451, 549, 651]), *seeds_of("elu", [420, 480, 601])]
+    models = [
+        *seeds_of("relu", [400, 500, 600]),
+        *seeds_of("silu", [451, 549, 651]),
+        *seeds_of("elu", [420, 480, 601]),
+    ]
     board = board_of([*models, *seeds_of("gelu", [900, 910])])
     silu = group_named(board, "silu")
     expected = stats.ttest_rel([0.451, 0.549, 0.651], [0.4, 0.5, 0.6])
     low, high = expected.confidence_interval(0.95)
     found = silu["difference_to_relu"]["robust_accuracy"]
-    assert (found["low"], found["high"], found["p_value"]) == pytest.approx((low, high, expected.pvalue))
+    assert (found["low"], found["high"], found["p_value"]) == pytest.approx(
+        (low, high, expected.pvalue)
+    )
     assert silu["verdict"] == "+5.0 ± 0.3 points"
     assert silu["holm_significant"] is True
     assert group_named(board, "elu")["verdict"] == "within noise"
@@ -242,17 +350,23 @@ def test_without_relu_no_difference_is_claimed() -> None:
 
 
 def test_headline_claims_only_what_survives_seeds_images_and_correction() -> None:
-    clear = board_of([*seeds_of("relu", [400, 405, 398]), *seeds_of("silu", [601, 604, 600], val=0.9)])["headline"]
+    clear = board_of(
+        [*seeds_of("relu", [400, 405, 398]), *seeds_of("silu", [601, 604, 600], val=0.9)]
+    )["headline"]
     assert clear["sentence"].startswith("silu beats relu by 20.")
     assert clear["bootstrap_interval"][0] > 0.1
-    noise = board_of([*seeds_of("relu", [400, 405, 398]), *seeds_of("silu", [300, 500, 460], val=0.9)])["headline"]
+    noise = board_of(
+        [*seeds_of("relu", [400, 405, 398]), *seeds_of("silu", [300, 500, 460], val=0.9)]
+    )["headline"]
     assert noise["sentence"] == "No activation differs from relu beyond noise over 3 seeds"
     few = board_of([*seeds_of("relu", [400]), *seeds_of("silu", [600], val=0.9)])["headline"]
     assert "1 seed cannot tell activations apart" in few["sentence"]
 
 
 def test_a_seed_that_changes_nothing_is_not_evidence() -> None:
-    board = board_of([*seeds_of("relu", [400, 400, 400]), *seeds_of("silu", [600, 600, 600], val=0.9)])
+    board = board_of(
+        [*seeds_of("relu", [400, 400, 400]), *seeds_of("silu", [600, 600, 600], val=0.9)]
+    )
     assert group_named(board, "silu")["verdict"] == "no spread over seeds"
     assert "beats" not in board["headline"]["sentence"]
 
@@ -273,7 +387,9 @@ def test_paired_difference_agrees_with_scipy(pairs: list[tuple[float, float]]) -
         return
     expected = stats.ttest_rel(list(treatment.values()), list(baseline.values()))
     low, high = expected.confidence_interval(0.95)
-    assert (found.low, found.high, found.p_value) == pytest.approx((low, high, expected.pvalue), rel=1e-6, abs=1e-12)
+    assert (found.low, found.high, found.p_value) == pytest.approx(
+        (low, high, expected.pvalue), rel=1e-6, abs=1e-12
+    )
 
 
 def test_holm_steps_down_and_keeps_the_order_given() -> None:
@@ -284,15 +400,24 @@ def test_holm_steps_down_and_keeps_the_order_given() -> None:
 
 def trials() -> list[dict[str, Any]]:
     common = {"activation": "celu", "attacker_activation": "celu"}
-    return [{**common, "alpha": a, "val_robust_accuracy": 0.5 + a / 100, "epochs": e} for a, e in ((0.5, 2), (1.0, 4), (4.0, 4))]
+    return [
+        {**common, "alpha": a, "val_robust_accuracy": 0.5 + a / 100, "epochs": e}
+        for a, e in ((0.5, 2), (1.0, 4), (4.0, 4))
+    ]
 
 
 def all_figures() -> dict[str, Any]:
-    models = [*seeds_of("relu", [400, 405, 398]), *seeds_of("own_activation", [450, 470, 460]), evaluated_with_other_attacker()]
+    models = [
+        *seeds_of("relu", [400, 405, 398]),
+        *seeds_of("own_activation", [450, 470, 460]),
+        evaluated_with_other_attacker(),
+    ]
     board = board_of(models)
     x = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
     labels, predictions = np.array([0, 1]), np.array([1, 1])
-    examples = figures.adversarial_examples(x, 1 - x, labels, labels, predictions, ["cat", "dog"], "L∞, ε = 4/255")
+    examples = figures.adversarial_examples(
+        x, 1 - x, labels, labels, predictions, ["cat", "dog"], "L∞, ε = 4/255"
+    )
     return {
         "clean_against_robust": figures.clean_against_robust(board),
         "table1": figures.table1(board),
@@ -304,7 +429,11 @@ def all_figures() -> dict[str, Any]:
 
 
 def evaluated_with_other_attacker() -> EvaluatedModel:
-    return evaluated("relu", attacker_activation="relu_smooth_backward", table=counted(n=1000, clean=900, robust=420))
+    return evaluated(
+        "relu",
+        attacker_activation="relu_smooth_backward",
+        table=counted(n=1000, clean=900, robust=420),
+    )
 
 
 def test_every_figure_becomes_a_png(tmp_path: Path) -> None:
@@ -322,7 +451,9 @@ def test_figures_name_their_units_and_their_error_bars() -> None:
 
 def test_perturbations_are_magnified_by_the_factor_that_is_written() -> None:
     x = np.full((1, 1, 2, 2), 0.5, dtype=np.float32)
-    figure = figures.adversarial_examples(x, x + 0.1, np.array([0]), np.array([0]), np.array([0]), ["zero"], "")
+    figure = figures.adversarial_examples(
+        x, x + 0.1, np.array([0]), np.array([0]), np.array([0]), ["zero"], ""
+    )
     shown = figure.axes[2]
     assert shown.get_ylabel() == "perturbation\n× 5"
     assert np.asarray(shown.images[0].get_array()) == pytest.approx(1.0, abs=1e-5)
@@ -340,7 +471,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.scripts += tag == "script"
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        self.loads += [
+            value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")
+        ]
         if tag not in ("meta", "img", "br", "link", "input"):
             self.open.append(tag)
 
@@ -351,15 +484,26 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-HOSTILE = '<script>alert(1)</script>"><img src=https://example.org/x onerror=alert(1)> [bold]|{{ 7 * 7 }}'
+HOSTILE = (
+    '<script>alert(1)</script>"><img src=https://example.org/x onerror=alert(1)> [bold]|{{ 7 * 7 }}'
+)
 
 
 def hostile_page() -> tuple[str, dict[str, Any]]:
-    board = board_of([*seeds_of("relu", [400, 405, 398]), *seeds_of("silu", [601, 604, 600])], sweep=HOSTILE)
+    board = board_of(
+        [*seeds_of("relu", [400, 405, 398]), *seeds_of("silu", [601, 604, 600])], sweep=HOSTILE
+    )
     buffer = io.BytesIO()
     figures.table1(board).savefig(buffer, format="png")
     figure = {"table1": buffer.getvalue(), HOSTILE: buffer.getvalue()}
-    return render(board, figures=figure, command=HOSTILE, versions={HOSTILE: HOSTILE}, notes=[HOSTILE], config={HOSTILE: HOSTILE}), board
+    return render(
+        board,
+        figures=figure,
+        command=HOSTILE,
+        versions={HOSTILE: HOSTILE},
+        notes=[HOSTILE],
+        config={HOSTILE: HOSTILE},
+    ), board
 
 
 def test_page_parses_loads_nothing_from_outside_and_escapes_hostile_names() -> None:
@@ -367,14 +511,25 @@ def test_page_parses_loads_nothing_from_outside_and_escapes_hostile_names() -> N
     page = Page(text)
     assert page.open == []
     assert page.scripts == 1
-    assert page.loads and all(load.startswith(("#", "data:image/png;base64,")) for load in page.loads)
+    assert page.loads and all(
+        load.startswith(("#", "data:image/png;base64,")) for load in page.loads
+    )
     assert "<script>alert" not in text and "onerror=alert(1)>" not in text.replace("&gt;", "")
     assert "url(" not in text and "@import" not in text
 
 
 def test_page_says_the_headline_the_command_and_every_row() -> None:
-    board = board_of([*seeds_of("relu", [400, 405, 398]), *seeds_of("silu", [601, 604, 600], val=0.9)])
-    text = render(board, figures={}, command="python pipelines/sweep.py", versions={"torch": "2.14.1"}, notes=[], config={})
+    board = board_of(
+        [*seeds_of("relu", [400, 405, 398]), *seeds_of("silu", [601, 604, 600], val=0.9)]
+    )
+    text = render(
+        board,
+        figures={},
+        command="python pipelines/sweep.py",
+        versions={"torch": "2.14.1"},
+        notes=[],
+        config={},
+    )
     for expected in (
         board["headline"]["sentence"],
         "python pipelines/sweep.py",
@@ -384,12 +539,22 @@ def test_page_says_the_headline_the_command_and_every_row() -> None:
         "silu ★",
     ):
         assert expected in text
-    assert text.count('data-label="checkpoint">x<') == len(board["rows"]) and "Below checkpoints" in text
+    assert (
+        text.count('data-label="checkpoint">x<') == len(board["rows"])
+        and "Below checkpoints" in text
+    )
 
 
 def test_a_figure_that_is_no_png_is_refused() -> None:
     with pytest.raises(ValueError, match="is no PNG"):
-        render(board_of([evaluated()]), figures={"table1": b"<svg>"}, command="", versions={}, notes=[], config={})
+        render(
+            board_of([evaluated()]),
+            figures={"table1": b"<svg>"},
+            command="",
+            versions={},
+            notes=[],
+            config={},
+        )
 
 
 def test_markdown_and_terminal_show_hostile_names_literally() -> None:

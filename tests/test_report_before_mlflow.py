@@ -10,16 +10,36 @@ from mlflow import MlflowClient
 from sweeps import ROOT, environment, leaderboard, pipeline
 
 RECIPE = "digits_smoke"
-SHORT = ("--search.activations", "relu", "silu", "--search.pairs", "--final.seeds", "0", "--name", "sweep")
+SHORT = (
+    "--search.activations",
+    "relu",
+    "silu",
+    "--search.pairs",
+    "--final.seeds",
+    "0",
+    "--name",
+    "sweep",
+)
 
 
 @pytest.mark.fault
 @pytest.mark.timeout(4000)
-def test_a_sweep_whose_experiment_is_deleted_on_the_way_has_its_report_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_sweep_whose_experiment_is_deleted_on_the_way_has_its_report_and_says_how_to_go_on(
+    tmp_path: Path,
+) -> None:
     root, log = tmp_path / "runs", tmp_path / "log"
-    command = [sys.executable, str(ROOT / "pipelines" / "sweep.py"), RECIPE, "--storage", str(root), *SHORT]
+    command = [
+        sys.executable,
+        str(ROOT / "pipelines" / "sweep.py"),
+        RECIPE,
+        "--storage",
+        str(root),
+        *SHORT,
+    ]
     with log.open("wb") as stream:
-        driver = subprocess.Popen(command, env=environment(PYTHONUNBUFFERED="1"), stdout=stream, stderr=stream)
+        driver = subprocess.Popen(
+            command, env=environment(PYTHONUNBUFFERED="1"), stdout=stream, stderr=stream
+        )
     while "] train: " not in log.read_text() and driver.poll() is None:
         time.sleep(0.5)
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
@@ -39,5 +59,7 @@ def test_a_sweep_whose_experiment_is_deleted_on_the_way_has_its_report_and_says_
     assert again.returncode == 0, again.stderr
     ids = [row["mlflow_run_id"] for row in leaderboard(root / "sweep")["rows"]]
     assert all(client.get_run(one).info.status == "FINISHED" for one in ids)
-    (compare,) = [line for line in again.stdout.splitlines() if "compare the configurations: http" in line]
+    (compare,) = [
+        line for line in again.stdout.splitlines() if "compare the configurations: http" in line
+    ]
     assert "/#/compare-runs?runs=" in compare

@@ -34,11 +34,25 @@ EVENT = {
     "attack_steps": 2,
     "attack_step_size": 8 / 255,
 }
-HISTORY = [{"epoch": epoch, "train/loss": 2.0 - epoch, "val/clean_accuracy": 0.9, "val/robust_accuracy": 0.2 * epoch} for epoch in range(3)]
+HISTORY = [
+    {
+        "epoch": epoch,
+        "train/loss": 2.0 - epoch,
+        "val/clean_accuracy": 0.9,
+        "val/robust_accuracy": 0.2 * epoch,
+    }
+    for epoch in range(3)
+]
 
 
 def page(board: dict[str, Any], **changes: Any) -> str:
-    settings: dict[str, Any] = {"figures": {}, "command": "python pipelines/sweep.py digits", "versions": {}, "notes": [], "config": {}}
+    settings: dict[str, Any] = {
+        "figures": {},
+        "command": "python pipelines/sweep.py digits",
+        "versions": {},
+        "notes": [],
+        "config": {},
+    }
     return render(board, **(settings | changes))
 
 
@@ -46,8 +60,12 @@ def test_accuracy_after_k_steps_is_what_an_attack_of_k_steps_leaves(
     digits_model: Normalized, held_out: Split, digits_threat_model: ThreatModel
 ) -> None:
     def outcomes(steps: int) -> Any:
-        attack = AttackSpec(threat_model=digits_threat_model, steps=steps, step_size=40 / 255, name="pgd")
-        return evaluate(digits_model, held_out.images, held_out.labels, held_out.image_ids, attacks=[attack])
+        attack = AttackSpec(
+            threat_model=digits_threat_model, steps=steps, step_size=40 / 255, name="pgd"
+        )
+        return evaluate(
+            digits_model, held_out.images, held_out.labels, held_out.image_ids, attacks=[attack]
+        )
 
     curve = accuracy_after(outcomes(12), steps=12)
     for steps in (1, 3, 12):
@@ -73,7 +91,7 @@ def test_the_page_shows_roll_backs_links_hashes_and_class_names() -> None:
         board,
         figures={"training_curves": png},
         events=[EVENT | {"configuration": "silu", "seed": 3}],
-        config={"training": {"sentinel_every": 5}},
+        config={"training": {"guard_every": 5}},
         hashes={"dataset": "d" * 64},
         digests={row["checkpoint"]: "e" * 64},
         class_names=[f"class {label}" for label in range(10)],
@@ -82,49 +100,89 @@ def test_the_page_shows_roll_backs_links_hashes_and_class_names() -> None:
     assert "PGD-2, steps of 8/255" in text and "2, 7" in text and "1, 9" in text
     assert f'href="http://mlflow:5000/#/runs/{"ab12" * 8}"' in text
     assert "d" * 64 in text and "e" * 16 in text and "e" * 17 not in text and "class 9" in text
-    assert "saw no collapse" in page(board, figures={"training_curves": png}, config={"training": {"sentinel_every": 5}})
-    assert "No sentinel watched" in page(board, figures={"training_curves": png})
+    assert "saw no collapse" in page(
+        board, figures={"training_curves": png}, config={"training": {"guard_every": 5}}
+    )
+    assert "No guard watched" in page(board, figures={"training_curves": png})
     assert 'href="javascript' not in page(board, pages="javascript:alert(1)")
 
 
 def test_the_page_says_of_every_difference_whether_it_is_real() -> None:
-    board = board_of(seeds_of("relu", [400, 405, 398]) + seeds_of("silu", [440, 446, 439]) + seeds_of("gelu", [300, 405, 500]))
+    board = board_of(
+        seeds_of("relu", [400, 405, 398])
+        + seeds_of("silu", [440, 446, 439])
+        + seeds_of("gelu", [300, 405, 500])
+    )
     text = page(board)
     section = text[text.index("Is the difference real?</h2>") : text.index("Table 1: where")]
-    rows = {name: section[section.index(f'data-label="configuration">{name}<') :].partition("</tr>")[0] for name in ("silu", "gelu")}
+    rows = {
+        name: section[section.index(f'data-label="configuration">{name}<') :].partition("</tr>")[0]
+        for name in ("silu", "gelu")
+    }
     assert "yes" in rows["silu"] and "within noise" in rows["gelu"]
 
 
 def test_addresses_of_pages_hold_no_login() -> None:
     assert pages_of("http://user:secret@mlflow:5000/?a=1") == "http://mlflow:5000"
     assert pages_of("https://host/mlflow/") == "https://host/mlflow"
-    assert pages_of("sqlite:////somewhere/mlflow.db") == pages_of("postgresql+psycopg://u:p@h/d") == "http://127.0.0.1:5000"
+    assert (
+        pages_of("sqlite:////somewhere/mlflow.db")
+        == pages_of("postgresql+psycopg://u:p@h/d")
+        == "http://127.0.0.1:5000"
+    )
 
 
 def test_descriptions_fit_into_the_tracker_and_say_what_to_do() -> None:
-    board = board_of(seeds_of("parametric_softplus", [400, 410, 390], alpha=10.0) + seeds_of("relu", [400, 405, 398]))
-    board["groups"] = sorted(board["groups"] * 50, key=lambda group: group["configuration"], reverse=True)
-    note = sweep_note(board, command="python pipelines/sweep.py digits", figures={"clean": "get-artifact?x"})
+    board = board_of(
+        seeds_of("parametric_softplus", [400, 410, 390], alpha=10.0)
+        + seeds_of("relu", [400, 405, 398])
+    )
+    board["groups"] = sorted(
+        board["groups"] * 50, key=lambda group: group["configuration"], reverse=True
+    )
+    note = sweep_note(
+        board, command="python pipelines/sweep.py digits", figures={"clean": "get-artifact?x"}
+    )
     shown = sum(line.startswith(("| relu", "| parametric")) for line in note.splitlines())
     assert len(note) < 8000 and f"{100 - shown} more configurations" in note and 20 < shown < 100
-    assert note.startswith(f"### {board['headline']['sentence']}") and note.endswith("```\npython pipelines/sweep.py digits\n```")
+    assert note.startswith(f"### {board['headline']['sentence']}") and note.endswith(
+        "```\npython pipelines/sweep.py digits\n```"
+    )
     group = next(group for group in board["groups"] if group["configuration"] == "relu")
     described = configuration_note(group, board=board)
-    assert "Against relu: baseline" in described and [f"| {seed} |" in described for seed in range(4)] == [True] * 3 + [False]
-    card = {"verdict": "FLAG", "attack": "pgd-200", "n": 48, "ladder": {"clean": 0.9, "cascade": 0.2, "pgd-10": 0.4}}
-    checks = [{"passed": True, "name": "a | b", "found": "fine"}, {"passed": False, "name": "c", "found": "0 images"}]
+    assert "Against relu: baseline" in described and [
+        f"| {seed} |" in described for seed in range(4)
+    ] == [True] * 3 + [False]
+    card = {
+        "verdict": "FLAG",
+        "attack": "pgd-200",
+        "n": 48,
+        "ladder": {"clean": 0.9, "cascade": 0.2, "pgd-10": 0.4},
+    }
+    checks = [
+        {"passed": True, "name": "a | b", "found": "fine"},
+        {"passed": False, "name": "c", "found": "0 images"},
+    ]
     text = card_note(card | {"checks": checks}, name="silu")
-    assert "clean 90.0 → pgd-10 40.0 → cascade 20.0" in text and "| ✓ | a \\| b | fine |" in text and "| FLAG | c | 0 images |" in text
+    assert (
+        "clean 90.0 → pgd-10 40.0 → cascade 20.0" in text
+        and "| ✓ | a \\| b | fine |" in text
+        and "| FLAG | c | 0 images |" in text
+    )
 
 
-def test_metrics_of_a_configuration_begin_with_its_robust_accuracy_and_say_whether_it_differs() -> None:
+def test_metrics_of_a_configuration_begin_with_its_robust_accuracy_and_say_whether_it_differs() -> (
+    None
+):
     board = board_of(seeds_of("relu", [400, 405, 398]) + seeds_of("silu", [440, 446, 439]))
     by_name = {group["configuration"]: group_metrics(group) for group in board["groups"]}
     assert next(iter(by_name["silu"])) == "robust_accuracy"
     assert by_name["silu"]["against_relu/difference"] == pytest.approx(0.0406667, abs=1e-6)
     assert by_name["silu"]["against_relu/low"] < 0.0406667 < by_name["silu"]["against_relu/high"]
     assert by_name["silu"]["against_relu/beyond_noise"] == 1.0
-    assert {name: by_name["relu"][f"against_relu/{name}"] for name in ("difference", "beyond_noise")} == {
+    assert {
+        name: by_name["relu"][f"against_relu/{name}"] for name in ("difference", "beyond_noise")
+    } == {
         "difference": 0,
         "beyond_noise": 0,
     }
@@ -134,7 +192,9 @@ def test_metrics_of_a_configuration_begin_with_its_robust_accuracy_and_say_wheth
 
 def test_activations_differ_within_the_ten_letters_that_mlflow_draws() -> None:
     everything = dict.fromkeys(digits().search.configurations() + study().search.configurations())
-    shown = [tuple(str(value)[:10] for value in compared_params(one).values()) for one in everything]
+    shown = [
+        tuple(str(value)[:10] for value in compared_params(one).values()) for one in everything
+    ]
     assert len(set(shown)) == len(shown) > 13
     learned = compared_params(Configuration(activation="smoothrelu_learned"))
     assert learned == {
@@ -144,7 +204,10 @@ def test_activations_differ_within_the_ten_letters_that_mlflow_draws() -> None:
         "attacker_activation": "smoothrelu",
         "attacker_alpha": "learned",
     }
-    assert compared_params(Configuration(activation="torch.nn.functional:softsign"))["activation"] == "softsign (torch.nn.functional)"
+    assert (
+        compared_params(Configuration(activation="torch.nn.functional:softsign"))["activation"]
+        == "softsign (torch.nn.functional)"
+    )
 
 
 AVX512 = {"device": "cpu:AVX512", "threads": 1, "torch": "2.14.1"}
@@ -157,17 +220,27 @@ def test_the_footer_says_where_when_and_with_which_code_the_results_were_compute
     assert found["code"] == code_version() and found["code"].startswith("sat_ray ")
     if CPUINFO.exists() and "model name" in CPUINFO.read_text():
         assert found["report written"].partition(" UTC on ")[2] in CPUINFO.read_text()
-    mixed = origin([(AVX512, first), ({"device": "cuda:NVIDIA H200", "threads": 4, "torch": "2.14.1"}, first)])
-    assert mixed["computed"] == "2026-11-29, cpu AVX512, 1 thread, torch 2.14.1; cuda NVIDIA H200, torch 2.14.1"
+    mixed = origin(
+        [(AVX512, first), ({"device": "cuda:NVIDIA H200", "threads": 4, "torch": "2.14.1"}, first)]
+    )
+    assert (
+        mixed["computed"]
+        == "2026-11-29, cpu AVX512, 1 thread, torch 2.14.1; cuda NVIDIA H200, torch 2.14.1"
+    )
     assert set(origin([])) == {"report written", "code"}
     text = page(board_of(seeds_of("relu", [400, 405, 398])), environment=found)
-    assert "computed: 2026-11-29 to 2026-11-30, cpu AVX512" in text and f"code: {found['code']}" in text
+    assert (
+        "computed: 2026-11-29 to 2026-11-30, cpu AVX512" in text
+        and f"code: {found['code']}" in text
+    )
 
 
 def test_a_run_without_gpus_speaks_of_none() -> None:
     cost = {"price_per_accelerator_hour": 0.0, "currency": "EUR", "stages": [], "trials": []}
     total = {"name": "total", "accelerator_seconds": 1.0, "passes": None, "money": None}
-    board = board_of(seeds_of("relu", [400, 405, 398])) | {"cost": cost | {"total": total | {"estimated_accelerator_seconds": None}}}
+    board = board_of(seeds_of("relu", [400, 405, 398])) | {
+        "cost": cost | {"total": total | {"estimated_accelerator_seconds": None}}
+    }
     for item in (*board["groups"], *board["rows"]):
         item["cost"] = {"accelerator_seconds": 1.0, "money": None}
     on_cpu = page(board, config={"resources": {"accelerator": ""}})
@@ -175,7 +248,9 @@ def test_a_run_without_gpus_speaks_of_none() -> None:
     assert "the GPUs it held" in page(board, config={"resources": {"accelerator": "H200"}})
 
 
-def trial(activation: str, alpha: float | None, *, epochs: int = 10, value: float = 0.5) -> dict[str, Any]:
+def trial(
+    activation: str, alpha: float | None, *, epochs: int = 10, value: float = 0.5
+) -> dict[str, Any]:
     return {
         "activation": activation,
         "attacker_activation": activation,
@@ -185,7 +260,9 @@ def trial(activation: str, alpha: float | None, *, epochs: int = 10, value: floa
     }
 
 
-def test_the_response_to_alpha_shows_activations_with_several_and_explains_only_what_is_there() -> None:
+def test_the_response_to_alpha_shows_activations_with_several_and_explains_only_what_is_there() -> (
+    None
+):
     celu = [trial("celu", 0.5), trial("celu", 2.0), trial("parametric_softplus", 10.0)]
     assert several_alphas(celu) == ["celu"]
 
@@ -195,7 +272,9 @@ def test_the_response_to_alpha_shows_activations_with_several_and_explains_only_
         return panels, " ".join(text.get_text() for text in figure.texts)
 
     panels, text = said(celu)
-    assert panels == ["celu"] and "Dashed" not in text and "faint" not in text and "Hollow" not in text
+    assert (
+        panels == ["celu"] and "Dashed" not in text and "faint" not in text and "Hollow" not in text
+    )
     _, text = said([*celu, trial("relu", None), trial("celu", 4.0, epochs=5)])
     assert "Dashed: relu at 10 epochs" in text and "faint: trials stopped earlier" in text
     _, stopped = said([*celu, trial("relu", None, epochs=5)])
@@ -220,7 +299,13 @@ def test_the_card_names_the_attack_behind_every_curve() -> None:
 
 
 def test_checkpoints_are_listed_once_below_the_folder_that_they_share() -> None:
-    models = [replace(one, checkpoint=f"/runs/digits/checkpoints/train/{one.seed}-ab") for one in seeds_of("relu", [400, 405, 398])]
+    models = [
+        replace(one, checkpoint=f"/runs/digits/checkpoints/train/{one.seed}-ab")
+        for one in seeds_of("relu", [400, 405, 398])
+    ]
     text = page(board_of(models))
-    assert text.count("/runs/digits/checkpoints/train") == 1 and "Below /runs/digits/checkpoints/train" in text
+    assert (
+        text.count("/runs/digits/checkpoints/train") == 1
+        and "Below /runs/digits/checkpoints/train" in text
+    )
     assert text.count("-ab</td>") == 3

@@ -33,21 +33,44 @@ RAMP: dict[str, Any] = {"epochs": 4, "resize_start": 8, "resize_step": 4, "resiz
 def changed(recipe: str, **sections: dict[str, Any]) -> SweepConfig:
     """Return a recipe with some fields of some sections changed."""
     config = RECIPES[recipe]()
-    return dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **fields) for name, fields in sections.items()})
+    return dataclasses.replace(
+        config,
+        **{
+            name: dataclasses.replace(getattr(config, name), **fields)
+            for name, fields in sections.items()
+        },
+    )
 
 
 def test_a_quarter_of_the_ramp_after_the_other_has_its_size_and_the_last_epochs_are_whole() -> None:
     settings = TrainingSettings(epochs=100, resize_start=96, resize_ramp=0.8)
     sides = [image_side(settings, epoch, full=224) for epoch in range(100)]
     assert sides == [96] * 20 + [128] * 20 + [160] * 20 + [192] * 20 + [224] * 20
-    assert [image_side(dataclasses.replace(settings, resize_start=0), epoch, full=224) for epoch in range(100)] == [224] * 100
+    assert [
+        image_side(dataclasses.replace(settings, resize_start=0), epoch, full=224)
+        for epoch in range(100)
+    ] == [224] * 100
 
 
-@given(epochs=st.integers(1, 60), start=st.integers(8, 200), more=st.integers(1, 200), step=st.integers(1, 64), percent=st.integers(0, 100))
-def test_the_side_is_the_line_rounded_down_to_whole_steps(epochs: int, start: int, more: int, step: int, percent: int) -> None:
-    settings = TrainingSettings(epochs=epochs, resize_start=start, resize_step=step, resize_ramp=percent / 100)
+@given(
+    epochs=st.integers(1, 60),
+    start=st.integers(8, 200),
+    more=st.integers(1, 200),
+    step=st.integers(1, 64),
+    percent=st.integers(0, 100),
+)
+def test_the_side_is_the_line_rounded_down_to_whole_steps(
+    epochs: int, start: int, more: int, step: int, percent: int
+) -> None:
+    settings = TrainingSettings(
+        epochs=epochs, resize_start=start, resize_step=step, resize_ramp=percent / 100
+    )
     for epoch in range(epochs):
-        share = min(Fraction(1), Fraction(epoch) / (Fraction(percent, 100) * epochs)) if percent else Fraction(1)
+        share = (
+            min(Fraction(1), Fraction(epoch) / (Fraction(percent, 100) * epochs))
+            if percent
+            else Fraction(1)
+        )
         expected = start + more if share == 1 else start + step * (share * more // step)
         assert image_side(settings, epoch, full=start + more) == expected
 
@@ -55,14 +78,27 @@ def test_the_side_is_the_line_rounded_down_to_whole_steps(epochs: int, start: in
 def triangle(size: int, smaller: int) -> Tensor:
     """Return the weights, (smaller, size) float64, of a triangle as wide as two new pixels around the middle of each."""
     scale = size / smaller
-    distance = (torch.arange(size, dtype=torch.float64) + 0.5 - scale * (torch.arange(smaller, dtype=torch.float64) + 0.5)[:, None]).abs()
+    distance = (
+        torch.arange(size, dtype=torch.float64)
+        + 0.5
+        - scale * (torch.arange(smaller, dtype=torch.float64) + 0.5)[:, None]
+    ).abs()
     weights = (1 - distance / scale).clamp_min(0)
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-@pytest.mark.parametrize(("shape", "side", "smaller"), [((3, 16, 16), 12, (12, 12)), ((1, 9, 14), 8, (8, 12)), ((3, 40, 31), 8, (10, 8))])
-def test_images_shrink_by_the_triangle_filter_in_proportion(shape: tuple[int, int, int], side: int, smaller: tuple[int, int]) -> None:
-    x = to_pixels(torch.randint(0, 256, (5, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+@pytest.mark.parametrize(
+    ("shape", "side", "smaller"),
+    [((3, 16, 16), 12, (12, 12)), ((1, 9, 14), 8, (8, 12)), ((3, 40, 31), 8, (10, 8))],
+)
+def test_images_shrink_by_the_triangle_filter_in_proportion(
+    shape: tuple[int, int, int], side: int, smaller: tuple[int, int]
+) -> None:
+    x = to_pixels(
+        torch.randint(
+            0, 256, (5, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+    )
     found = resize(x, side)
     rows, columns = triangle(shape[1], smaller[0]), triangle(shape[2], smaller[1])
     torch.testing.assert_close(found.double(), rows @ x.double() @ columns.T, rtol=0, atol=1e-6)
@@ -79,53 +115,89 @@ def test_what_is_attacked_and_trained_on_has_the_size_of_its_epoch_and_what_is_v
 
     def recorded(self: PGD, model: Any, x: Tensor, y: Tensor, rng: Any, *, step: int = 0) -> Tensor:
         attacked.append((step, x.shape[-1]))
-        assert torch.equal(x, resize(to_pixels(images.images[rng.image_ids]), image_side(settings, step, full=16)))
+        assert torch.equal(
+            x, resize(to_pixels(images.images[rng.image_ids]), image_side(settings, step, full=16))
+        )
         x_adv = run(self, model, x, y, rng, step=step)
         assert x_adv.shape == x.shape and bool(BALL.contains(x_adv, x).all())
         return x_adv
 
     settings = TrainingSettings(**RAMP)
     model = small_model()
-    model.register_forward_pre_hook(lambda module, given: seen.append((module.training, given[0].shape[-1])))
+    model.register_forward_pre_hook(
+        lambda module, given: seen.append((module.training, given[0].shape[-1]))
+    )
     monkeypatch.setattr(PGD, "run", recorded)
     train(model, images, images=32, validate_every=1, **RAMP)
-    assert attacked == [(epoch, side) for epoch, side in enumerate((8, 8, 12, 16)) for _ in range(2)]  # two groups
+    assert attacked == [
+        (epoch, side) for epoch, side in enumerate((8, 8, 12, 16)) for _ in range(2)
+    ]  # two groups
     trained_on = [side for training, side in seen if training]
     assert trained_on == [side for side in (8, 8, 12, 16) for _ in range(2)]
-    inference = [side for training, side in seen if not training]  # the attack once a group, and validations
-    assert all(inference.count(side) == count for side, count in ((8, 4), (12, 2))) and inference.count(16) > 2
+    inference = [
+        side for training, side in seen if not training
+    ]  # the attack once a group, and validations
+    assert (
+        all(inference.count(side) == count for side, count in ((8, 4), (12, 2)))
+        and inference.count(16) > 2
+    )
 
 
 def test_a_run_resumed_on_the_way_up_is_the_undisturbed_run_bit_for_bit(digits: Split) -> None:
     seen: list[TrainingState] = []
-    every = {"checkpoint_every": 1, "on_checkpoint": lambda state: seen.append(unpack_state(pack_state(state)))}
+    every = {
+        "checkpoint_every": 1,
+        "on_checkpoint": lambda state: seen.append(unpack_state(pack_state(state))),
+    }
     images = enlarged(digits)
     undisturbed = train(small_model(), images, images=64, **RAMP, **every)[-1].state
-    assert [(state.epoch, state.step) for state in seen] == [(epoch, step) for epoch in range(4) for step in (1, 2)]
+    assert [(state.epoch, state.step) for state in seen] == [
+        (epoch, step) for epoch in range(4) for step in (1, 2)
+    ]
     for at in (2, 3, 4):  # among images of 8 pixels, before those of 12, among those of 12
-        assert_same_bits(train(small_model(), images, images=64, **RAMP, state=seen[at])[-1].state, undisturbed)
+        assert_same_bits(
+            train(small_model(), images, images=64, **RAMP, state=seen[at])[-1].state, undisturbed
+        )
 
 
-def test_a_first_size_that_is_not_smaller_is_refused_wherever_the_images_are_first_known(digits: Split) -> None:
-    with pytest.raises(ValueError, match=r"training\.resize_start is 224; allowed for images of 300 x 200: 0, or 8 to 199$"):
+def test_a_first_size_that_is_not_smaller_is_refused_wherever_the_images_are_first_known(
+    digits: Split,
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"training\.resize_start is 224; allowed for images of 300 x 200: 0, or 8 to 199$",
+    ):
         check_resizing(TrainingSettings(resize_start=224), (3, 200, 300))
-    with pytest.raises(ValueError, match=r"training\.resize_start is 32; allowed for images of 32 x 32: 0, or 8 to 31$"):
+    with pytest.raises(
+        ValueError,
+        match=r"training\.resize_start is 32; allowed for images of 32 x 32: 0, or 8 to 31$",
+    ):
         changed("cifar10_resnet18", training={"resize_start": 32})
-    with pytest.raises(ValueError, match=r"training\.resize_start is 8; allowed for images of 8 x 8: 0$"):
+    with pytest.raises(
+        ValueError, match=r"training\.resize_start is 8; allowed for images of 8 x 8: 0$"
+    ):
         train(small_model(), digits, resize_start=8)
 
 
-def test_a_network_of_ones_own_that_takes_one_size_alone_is_refused_on_arrival(tmp_path: Path) -> None:
+def test_a_network_of_ones_own_that_takes_one_size_alone_is_refused_on_arrival(
+    tmp_path: Path,
+) -> None:
     shrinks = {"resize_start": 8, "resize_step": 4}
     config = changed("digits_smoke", training={"epochs": 4})
     flowers = DataSettings(dataset="mypkg.data:flowers")
     for name, training in (("own_parts:of_one_size", {}), ("mypkg.nets:net", shrinks)):
         fine = dataclasses.replace(config, data=flowers, model=ModelSettings(name=name))
-        check_own_parts(dataclasses.replace(fine, training=dataclasses.replace(config.training, **training)), Storage.at(tmp_path))
+        check_own_parts(
+            dataclasses.replace(fine, training=dataclasses.replace(config.training, **training)),
+            Storage.at(tmp_path),
+        )
     training = dataclasses.replace(config.training, **shrinks)
-    bad = dataclasses.replace(config, data=flowers, model=ModelSettings(name="own_parts:of_one_size"), training=training)
+    bad = dataclasses.replace(
+        config, data=flowers, model=ModelSettings(name="own_parts:of_one_size"), training=training
+    )
     with pytest.raises(
-        ValueError, match=r"own_parts:of_one_size, given images of 8 x 8 for training\.resize_start, raised RuntimeError"
+        ValueError,
+        match=r"own_parts:of_one_size, given images of 8 x 8 for training\.resize_start, raised RuntimeError",
     ) as e:
         check_own_parts(bad, Storage.at(tmp_path))
     assert "\n" not in str(e.value)
@@ -145,7 +217,9 @@ def test_the_operations_of_a_dry_run_are_those_of_the_sizes() -> None:
     shapes = [image_shape(config.training, epoch, whole) for epoch in range(10)]
     assert [shape[1] for shape in shapes] == [160] * 4 + [192] * 4 + [224] * 2
     share = share_of_whole_images(config, config.training, whole, classes=1000)
-    assert share == pytest.approx((4 * 160**2 + 4 * 192**2 + 2 * 224**2) / (10 * 224**2), rel=0.02)  # convolutions take most of it
+    assert share == pytest.approx(
+        (4 * 160**2 + 4 * 192**2 + 2 * 224**2) / (10 * 224**2), rel=0.02
+    )  # convolutions take most of it
     count, source = forward_operations(config, whole, classes=1000)[0], dataset_source("imagenet")
     shown = costs(config, source, passes_of(config, source))
     assert shown["sizes of training images"] == (

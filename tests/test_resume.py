@@ -40,24 +40,35 @@ EVERYTHING: dict[str, Any] = {
     "ema_decay": 0.9,
     "gradient_clip": 1.0,
     "epsilon_warmup": 0.5,
-    "sentinel_every": 3,
-    "sentinel_images": 32,
+    "guard_every": 3,
+    "guard_images": 32,
 }
 """Whatever has a state of its own, or changes on the way."""
 
 
-def states_of(digits: Split, activation: str, **changes: Any) -> tuple[list[TrainingState], TrainingState]:
+def states_of(
+    digits: Split, activation: str, **changes: Any
+) -> tuple[list[TrainingState], TrainingState]:
     """Return the states after every step, each from its file, and the last state of all."""
     seen: list[TrainingState] = []
-    every = {"checkpoint_every": 1, "on_checkpoint": lambda state: seen.append(unpack_state(pack_state(state)))}
+    every = {
+        "checkpoint_every": 1,
+        "on_checkpoint": lambda state: seen.append(unpack_state(pack_state(state))),
+    }
     return seen, train(small_model(activation), digits, **EVERYTHING, **changes, **every)[-1].state
 
 
-@pytest.mark.parametrize(("activation", "changes"), [("silu", {}), ("parametric_softplus", {"alpha_start": 0.5})])
-def test_a_run_resumed_after_any_step_is_the_undisturbed_run_bit_for_bit(digits: Split, activation: str, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("activation", "changes"), [("silu", {}), ("parametric_softplus", {"alpha_start": 0.5})]
+)
+def test_a_run_resumed_after_any_step_is_the_undisturbed_run_bit_for_bit(
+    digits: Split, activation: str, changes: dict[str, Any]
+) -> None:
     """Four steps an epoch: the first, one in the middle, the last of an epoch (before its validation), the very last."""
     seen, undisturbed = states_of(digits, activation, **changes)
-    assert [(state.epoch, state.step) for state in seen] == [(epoch, step) for epoch in range(3) for step in range(1, 5)]
+    assert [(state.epoch, state.step) for state in seen] == [
+        (epoch, step) for epoch in range(3) for step in range(1, 5)
+    ]
     for at in (0, 5, 7, 11) if not changes else (5,):
         other = small_model(activation)
         torch.nn.init.zeros_(other.body.conv1.weight)  # whatever the model held, the state decides
@@ -75,13 +86,25 @@ def train_and_leave_checkpoints(folder: str) -> None:
         storage.write("state.safetensors", pack_state(state))
         time.sleep(0.02)  # so that there is time to be killed
 
-    train(small_model(), digits_again(), **EVERYTHING | {"epochs": 40}, checkpoint_every=1, on_checkpoint=leave)
+    train(
+        small_model(),
+        digits_again(),
+        **EVERYTHING | {"epochs": 40},
+        checkpoint_every=1,
+        on_checkpoint=leave,
+    )
 
 
-def test_training_killed_at_a_random_step_and_resumed_is_the_run_left_alone_bit_for_bit(digits: Split, tmp_path: Path) -> None:
+def test_training_killed_at_a_random_step_and_resumed_is_the_run_left_alone_bit_for_bit(
+    digits: Split, tmp_path: Path
+) -> None:
     """SIGKILL whenever the clock says so; both runs then stop six epochs after the one that was under way."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_resume as t; "
-    with subprocess.Popen([sys.executable, "-c", code + f"t.train_and_leave_checkpoints({str(tmp_path)!r})"]) as process:
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_resume as t; "
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code + f"t.train_and_leave_checkpoints({str(tmp_path)!r})"]
+    ) as process:
         storage, deadline = Storage.at(tmp_path), time.monotonic() + 120
         while not storage.exists("state.safetensors") and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -92,7 +115,9 @@ def test_training_killed_at_a_random_step_and_resumed_is_the_run_left_alone_bit_
     changes = EVERYTHING | {"epochs": 40}
     resumed = train(small_model(), digits, **changes, state=state, until=state.epoch + 2)[-1].state
     assert resumed.epoch >= 2
-    assert_same_bits(resumed, train(small_model(), digits, **changes, until=resumed.epoch)[-1].state)
+    assert_same_bits(
+        resumed, train(small_model(), digits, **changes, until=resumed.epoch)[-1].state
+    )
 
 
 def test_a_run_stopped_between_epochs_goes_on_in_the_same_way(digits: Split) -> None:
@@ -101,7 +126,12 @@ def test_a_run_stopped_between_epochs_goes_on_in_the_same_way(digits: Split) -> 
     for stop in (1, 2):
         stopped = train(small_model("smoothrelu_learned"), digits, **changes, until=stop)[-1].state
         assert (stopped.epoch, stopped.step) == (stop, 0)
-        resumed = train(small_model("smoothrelu_learned"), digits, **changes, state=unpack_state(pack_state(stopped)))
+        resumed = train(
+            small_model("smoothrelu_learned"),
+            digits,
+            **changes,
+            state=unpack_state(pack_state(stopped)),
+        )
         assert [report.epoch for report in resumed] == list(range(stop, 3))
         assert_same_bits(resumed[-1].state, undisturbed)
 
@@ -125,8 +155,16 @@ def test_a_nan_loss_stops_the_run_and_names_step_images_and_last_good_state(digi
 
 def test_a_checkpoint_never_holds_weights_whose_loss_was_nan(digits: Split) -> None:
     seen: list[int] = []
-    with pytest.raises(NonFiniteLossError, match=r"step 1 \(seed 0\).* the last good state is of epoch 0, step 1$"):
-        train(small_model(), digits, learning_rate=1e30, checkpoint_every=1, on_checkpoint=lambda state: seen.append(state.step))
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 1 \(seed 0\).* the last good state is of epoch 0, step 1$"
+    ):
+        train(
+            small_model(),
+            digits,
+            learning_rate=1e30,
+            checkpoint_every=1,
+            on_checkpoint=lambda state: seen.append(state.step),
+        )
     assert seen == [1]
 
 
@@ -142,7 +180,10 @@ def test_weights_destroyed_by_the_last_update_are_noticed_before_they_are_valida
             self.model.get_parameter("body.fc.bias").data[3] = float("inf")
 
     monkeypatch.setattr(Learner, "update", destroying)
-    with pytest.raises(NonFiniteLossError, match=r"in epoch 1, step 3 .* the last good state is of epoch 1, step 0$"):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"in epoch 1, step 3 .* the last good state is of epoch 1, step 0$",
+    ):
         train(small_model(), digits)
 
 
@@ -150,8 +191,16 @@ def test_weights_destroyed_by_the_last_update_are_noticed_before_they_are_valida
 def job(tmp_path: Path) -> TrainingJob:
     """Return a training of the digits."""
     write_dataset(DATASETS["digits"], Storage.at(tmp_path / "data"), rows_per_shard=2000)
-    training = TrainingSettings(epochs=1, global_batch_size=64, batchnorm_group_size=32, warmup_epochs=0.5, validation_steps=4)
-    config = SweepConfig(recipe="toy", threat_model=BALL, model=ModelSettings(width=8), training=training)
+    training = TrainingSettings(
+        epochs=1,
+        global_batch_size=64,
+        batchnorm_group_size=32,
+        warmup_epochs=0.5,
+        validation_steps=4,
+    )
+    config = SweepConfig(
+        recipe="toy", threat_model=BALL, model=ModelSettings(width=8), training=training
+    )
     dataset = Dataset.open(str(tmp_path / "data"))
     assert dataset is not None
     return final_jobs(config, dataset, [Configuration(activation="silu")])[0]
@@ -174,7 +223,10 @@ def test_a_job_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
     resumed = train_and_commit(job, records, checkpoint_images=300)
     assert numbers[:9] == [0, 1, 2, 3, 4, 5, 6, 7, 4]  # 300 images are four steps
     undisturbed = train_and_commit(job, Records(Storage.at(tmp_path / "other")))
-    assert resumed.payload["sha256"] == undisturbed.payload["sha256"] and resumed.content == undisturbed.content
+    assert (
+        resumed.payload["sha256"] == undisturbed.payload["sha256"]
+        and resumed.content == undisturbed.content
+    )
     assert records.storage.names("state/progress") == []
 
 
@@ -202,17 +254,30 @@ def test_a_training_that_other_code_began_is_refused_or_goes_on_or_begins_anew_a
     (begun,) = records.begun()
     assert changed_modules(begun, TRAIN) == []
     path = f"state/progress/{job.key}.json"
-    records.storage.write_json(path, sealed(records.storage.read_json(path) | {"code": begun.code | {"sat_ray.training": "older"}}))
+    records.storage.write_json(
+        path,
+        sealed(
+            records.storage.read_json(path) | {"code": begun.code | {"sat_ray.training": "older"}}
+        ),
+    )
 
     def settle(choice: str) -> None:
-        settle_code_changes(records, ((TRAIN, one) for one in records.begun()), choice=choice, reporter=Reporter())
+        settle_code_changes(
+            records, ((TRAIN, one) for one in records.begun()), choice=choice, reporter=Reporter()
+        )
 
-    with pytest.raises(ValueError, match=r"1 results in .* were made by other code \(sat_ray\.training changed\)"):
+    with pytest.raises(
+        ValueError, match=r"1 results in .* were made by other code \(sat_ray\.training changed\)"
+    ):
         settle("refuse")
     settle("reuse")
     assert len(records.storage.names("state/progress")) == 2
     settle("rerun")
-    assert records.storage.names("state/progress") == records.storage.names("state/progress/second") == []
+    assert (
+        records.storage.names("state/progress")
+        == records.storage.names("state/progress/second")
+        == []
+    )
     assert len(list((tmp_path / "sweep" / "superseded").rglob("*.safetensors"))) == 2
     anew = train_and_commit(job, records, checkpoint_images=200)
     assert list(records.begun()) == []
@@ -234,7 +299,10 @@ class HeldStorage(Storage):
 
 
 def test_a_state_is_written_beside_the_training_as_it_was_and_one_at_a_time(tmp_path: Path) -> None:
-    storage, state = HeldStorage(str(tmp_path)), TrainingState(epoch=1, weights={"w": torch.ones(3)}, history=[{"epoch": 0.0}])
+    storage, state = (
+        HeldStorage(str(tmp_path)),
+        TrainingState(epoch=1, weights={"w": torch.ones(3)}, history=[{"epoch": 0.0}]),
+    )
     with StateFiles(storage, "key") as files:
         files.write(state)  # returns although nothing can be written
         assert files.last is None
@@ -242,9 +310,17 @@ def test_a_state_is_written_beside_the_training_as_it_was_and_one_at_a_time(tmp_
         state.history.append({"epoch": 1.0})
         threading.Timer(0.3, storage.gate.set).start()
         files.write(state)
-        first = unpack_state(storage.read(files.paths[0]))  # in its place before the second begins, and what it was
-        assert (first.epoch, first.weights["w"].tolist(), first.history) == (1, [1.0, 1.0, 1.0], [{"epoch": 0.0}])
-    assert {path: unpack_state(storage.read(path)).epoch for path in files.paths} == dict(zip(files.paths, (1, 2), strict=True))
+        first = unpack_state(
+            storage.read(files.paths[0])
+        )  # in its place before the second begins, and what it was
+        assert (first.epoch, first.weights["w"].tolist(), first.history) == (
+            1,
+            [1.0, 1.0, 1.0],
+            [{"epoch": 0.0}],
+        )
+    assert {path: unpack_state(storage.read(path)).epoch for path in files.paths} == dict(
+        zip(files.paths, (1, 2), strict=True)
+    )
     with StateFiles(storage, "key") as again:
         found = again.read()
         assert found is not None and found.epoch == 2 and again.last == storage.full(files.paths[1])
@@ -255,7 +331,9 @@ def test_a_state_is_written_beside_the_training_as_it_was_and_one_at_a_time(tmp_
     assert storage.names("state/progress") == storage.names("state/progress/second") == []
 
 
-def test_what_keeps_a_state_from_being_written_is_raised_at_the_next_or_at_the_end(tmp_path: Path) -> None:
+def test_what_keeps_a_state_from_being_written_is_raised_at_the_next_or_at_the_end(
+    tmp_path: Path,
+) -> None:
     storage = HeldStorage(str(tmp_path))
     storage.gate.set()
     object.__setattr__(storage, "fails", True)
@@ -278,7 +356,11 @@ def damage(path: Path) -> None:
 
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before_with_the_same_result(
-    job: TrainingJob, damaged: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    job: TrainingJob,
+    damaged: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     records, update, numbers = Records(Storage.at(tmp_path / "sweep")), Learner.update, []
 
@@ -296,26 +378,44 @@ def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before_with_
         damage(path)
     resumed = train_and_commit(job, records, checkpoint_images=200)
     assert numbers[9:11] == [9, 6 if damaged == 1 else 0]
-    named = [record.getMessage() for record in caplog.records if record.name == "sat_ray.training.resume.checkpointing"]
-    assert [path in message for path, message in zip(map(str, last[:damaged]), named, strict=True)] == [True] * damaged
+    named = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "sat_ray.training.resume.checkpointing"
+    ]
+    assert [
+        path in message for path, message in zip(map(str, last[:damaged]), named, strict=True)
+    ] == [True] * damaged
     assert "does not match its sha256" in named[0] and "\n" not in named[0]
     assert resumed.content == train_and_commit(job, Records(Storage.at(tmp_path / "other"))).content
 
 
-def test_a_damaged_state_of_an_earlier_rung_stops_a_job_with_one_line_that_says_what_to_do(job: TrainingJob, tmp_path: Path) -> None:
+def test_a_damaged_state_of_an_earlier_rung_stops_a_job_with_one_line_that_says_what_to_do(
+    job: TrainingJob, tmp_path: Path
+) -> None:
     records = Records(Storage.at(tmp_path / "sweep"))
     longer = dataclasses.replace(job, training=dataclasses.replace(job.training, epochs=2), until=2)
     first = train_and_commit(longer.at(1), records)
     damage(tmp_path / "sweep" / first.payload["state"])
-    with pytest.raises(ValueError, match=r"state\.safetensors: .*sha256.*; move .*/state/train/\w+\.json away and run again$") as caught:
+    with pytest.raises(
+        ValueError,
+        match=r"state\.safetensors: .*sha256.*; move .*/state/train/\w+\.json away and run again$",
+    ) as caught:
         train_and_commit(longer, records, previous=first)
     assert "\n" not in str(caught.value)
 
 
-def test_a_job_whose_loss_is_nan_names_its_last_checkpoint(job: TrainingJob, tmp_path: Path) -> None:
-    bad = dataclasses.replace(job, training=dataclasses.replace(job.training, learning_rate=1e30, warmup_epochs=0.0))
+def test_a_job_whose_loss_is_nan_names_its_last_checkpoint(
+    job: TrainingJob, tmp_path: Path
+) -> None:
+    bad = dataclasses.replace(
+        job, training=dataclasses.replace(job.training, learning_rate=1e30, warmup_epochs=0.0)
+    )
     records = Records(Storage.at(tmp_path / "sweep"))
-    with pytest.raises(NonFiniteLossError, match=r"epoch 0, step 1; the last checkpoint is .*/state/progress/\w+\.safetensors$"):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"epoch 0, step 1; the last checkpoint is .*/state/progress/\w+\.safetensors$",
+    ):
         train_and_commit(bad, records, checkpoint_images=64)
     with pytest.raises(NonFiniteLossError, match=r"epoch 0, step 0; there is no checkpoint yet$"):
         train_and_commit(bad, Records(Storage.at(tmp_path / "other")))

@@ -14,13 +14,18 @@ def numbers(*values: int) -> torch.Tensor:
 
 
 @given(st.data(), st.integers(1, 6), st.integers(1, 4), st.integers(1, 5))
-def test_every_needed_run_is_begun_once_and_none_after_a_known_break(data: st.DataObject, images: int, runs: int, lanes: int) -> None:
-    breaks = [data.draw(st.integers(0, runs), label=f"the run that breaks image {image}") for image in range(images)]
+def test_every_needed_run_is_begun_once_and_none_after_a_known_break(
+    data: st.DataObject, images: int, runs: int, slots: int
+) -> None:
+    breaks = [
+        data.draw(st.integers(0, runs), label=f"the run that breaks image {image}")
+        for image in range(images)
+    ]
     queue, flying, begun = RunQueue(images, runs=runs), set[int](), list[int]()
     known = [runs] * images
     while True:
         for ahead in (False, True):
-            for number in queue.take(lanes - len(flying), ahead=ahead).tolist():
+            for number in queue.take(slots - len(flying), ahead=ahead).tolist():
                 run, image = divmod(number, images)
                 assert known[image] == runs, "a run of an image that is known to be broken"
                 assert ahead == any(other % images == image for other in flying)
@@ -40,7 +45,11 @@ def test_every_needed_run_is_begun_once_and_none_after_a_known_break(data: st.Da
         queue.end(numbers(*in_vain))
         flying -= in_vain
     assert len(begun) == len(set(begun))
-    needed = {run * images + image for image in range(images) for run in range(min(runs, breaks[image] + 1))}
+    needed = {
+        run * images + image
+        for image in range(images)
+        for run in range(min(runs, breaks[image] + 1))
+    }
     assert needed <= set(begun)
 
 
@@ -66,7 +75,7 @@ def test_no_image_has_no_run() -> None:
 
 
 @pytest.mark.parametrize("number", [-1, 1])
-def test_an_empty_lane_and_the_breaking_run_itself_are_not_in_vain(number: int) -> None:
+def test_an_empty_slot_and_the_breaking_run_itself_are_not_in_vain(number: int) -> None:
     queue = RunQueue(1, runs=3)
     queue.note_broken(numbers(1))
     assert queue.in_vain(numbers(number, 2)).tolist() == [False, True]

@@ -11,20 +11,53 @@ import s3_server
 from sat_ray.storage.preflight import check_s3
 from sat_ray.storage.store import Storage, check_writable
 
-KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nonexistent"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "",
+    "AWS_SECRET_ACCESS_KEY": "",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "HOME": "/nonexistent",
+}
 REFUSED = [
-    pytest.param({"AWS_SECRET_ACCESS_KEY": "wrong"}, r"AWS_SECRET_ACCESS_KEY does not belong to AWS_ACCESS_KEY_ID", id="a wrong secret"),
-    pytest.param({"AWS_SECRET_ACCESS_KEY": ""}, r"AWS_SECRET_ACCESS_KEY is not set", id="half of the credentials"),
-    pytest.param(KEYS, r"set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE", id="no credentials"),
-    pytest.param({"AWS_ACCESS_KEY_ID": s3_server.STRANGER}, r"allow s3:ListBucket on arn:aws:s3:::tests-bucket to", id="no permission"),
-    pytest.param({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, r"http://127.0.0.1:9 does not answer; .* AWS_ENDPOINT_URL", id="no server"),
-    pytest.param({"AWS_ENDPOINT_URL": "nonsense"}, r"Invalid endpoint: nonsense; correct .*AWS_ENDPOINT_URL", id="no URL"),
-    pytest.param({"AWS_PROFILE": "nobody"}, r"nobody.* could not be found; correct AWS_PROFILE", id="no such profile"),
+    pytest.param(
+        {"AWS_SECRET_ACCESS_KEY": "wrong"},
+        r"AWS_SECRET_ACCESS_KEY does not belong to AWS_ACCESS_KEY_ID",
+        id="a wrong secret",
+    ),
+    pytest.param(
+        {"AWS_SECRET_ACCESS_KEY": ""},
+        r"AWS_SECRET_ACCESS_KEY is not set",
+        id="half of the credentials",
+    ),
+    pytest.param(
+        KEYS, r"set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE", id="no credentials"
+    ),
+    pytest.param(
+        {"AWS_ACCESS_KEY_ID": s3_server.STRANGER},
+        r"allow s3:ListBucket on arn:aws:s3:::tests-bucket to",
+        id="no permission",
+    ),
+    pytest.param(
+        {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+        r"http://127.0.0.1:9 does not answer; .* AWS_ENDPOINT_URL",
+        id="no server",
+    ),
+    pytest.param(
+        {"AWS_ENDPOINT_URL": "nonsense"},
+        r"Invalid endpoint: nonsense; correct .*AWS_ENDPOINT_URL",
+        id="no URL",
+    ),
+    pytest.param(
+        {"AWS_PROFILE": "nobody"},
+        r"nobody.* could not be found; correct AWS_PROFILE",
+        id="no such profile",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("changes", "fix"), REFUSED)
-def test_what_s3_refuses_is_one_line_with_the_fix(s3: Storage, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], fix: str) -> None:
+def test_what_s3_refuses_is_one_line_with_the_fix(
+    s3: Storage, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], fix: str
+) -> None:
     for name, value in changes.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match=fix) as caught:
@@ -36,7 +69,10 @@ def test_what_s3_refuses_is_one_line_with_the_fix(s3: Storage, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("uri", "fix"),
     [
-        ("s3://not-there/x", r"create bucket not-there at http://127.0.0.1:\d+, or correct its name in --storage or SAT_RAY_STORAGE"),
+        (
+            "s3://not-there/x",
+            r"create bucket not-there at http://127.0.0.1:\d+, or correct its name in --storage or SAT_RAY_STORAGE",
+        ),
         ("s3://Not_A_Name/x", r"correct the bucket's name in --storage"),
         ("s3:///x", r"names no bucket; allowed: s3://bucket/prefix"),
     ],
@@ -61,10 +97,17 @@ def store() -> Iterator[tuple[str, dict[str, object]]]:
     class Store(BaseHTTPRequestHandler):
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, reply = 200, b"<ListBucketResult/>" if "list-type" in self.path else kept.get(self.path, b"")
+            status, reply = (
+                200,
+                b"<ListBucketResult/>" if "list-type" in self.path else kept.get(self.path, b""),
+            )
             if behaviour.get("refuse") == self.command:
                 status, reply = 403, b"<Error><Code>AccessDenied</Code></Error>"
-            elif self.command == "PUT" and self.headers.get("If-None-Match") and behaviour.get("conditions"):
+            elif (
+                self.command == "PUT"
+                and self.headers.get("If-None-Match")
+                and behaviour.get("conditions")
+            ):
                 status, reply = 412, b"<Error><Code>PreconditionFailed</Code></Error>"
             elif self.command == "PUT":
                 kept[self.path], reply = (b"garbled" if behaviour.get("garble") else body), b""
@@ -93,21 +136,35 @@ def store() -> Iterator[tuple[str, dict[str, object]]]:
 @pytest.mark.parametrize(
     ("behaviour", "fix"),
     [
-        ({}, r"ignores If-None-Match, so two attempts could both commit a result; use a store that honours it"),
+        (
+            {},
+            r"ignores If-None-Match, so two attempts could both commit a result; use a store that honours it",
+        ),
         ({"conditions": True, "garble": True}, r"gives back other bytes than were written"),
-        ({"conditions": True, "refuse": "PUT"}, r"cannot write \(AccessDenied\): allow s3:PutObject on arn:aws:s3:::bucket/a/b/\* "),
-        ({"conditions": True, "refuse": "DELETE"}, r"cannot delete \(AccessDenied\): allow s3:DeleteObject on arn:aws:s3:::bucket/a/b/\* "),
+        (
+            {"conditions": True, "refuse": "PUT"},
+            r"cannot write \(AccessDenied\): allow s3:PutObject on arn:aws:s3:::bucket/a/b/\* ",
+        ),
+        (
+            {"conditions": True, "refuse": "DELETE"},
+            r"cannot delete \(AccessDenied\): allow s3:DeleteObject on arn:aws:s3:::bucket/a/b/\* ",
+        ),
         ({"conditions": True}, ""),
     ],
 )
 def test_a_store_that_would_lose_or_double_results_is_refused(
-    store: tuple[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch, behaviour: dict[str, object], fix: str
+    store: tuple[str, dict[str, object]],
+    monkeypatch: pytest.MonkeyPatch,
+    behaviour: dict[str, object],
+    fix: str,
 ) -> None:
     endpoint, settings = store
     settings |= behaviour
     for name, value in s3_server.environment(0).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.replace("//", "//someone:hidden@") if fix else endpoint)
+    monkeypatch.setenv(
+        "AWS_ENDPOINT_URL", endpoint.replace("//", "//someone:hidden@") if fix else endpoint
+    )
     if not fix:
         check_s3("s3://bucket/a/b")
         assert settings["kept"] == {}

@@ -10,7 +10,7 @@ import pytest
 from sweeps import environment
 
 from sat_ray.integrations.command_line.export import Asked as ExportOptions
-from sat_ray.integrations.command_line.external.options import ForeignOptions
+from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.parsing import parse, parse_options
 from sat_ray.storage.store import Storage, check_address
 from sat_ray.sweep.config import DataSettings
@@ -26,10 +26,15 @@ from sat_ray.utils.serialization import from_json
     ],
 )
 def test_the_command_that_a_report_shows_has_no_login(words: list[str]) -> None:
-    command = parse(["digits", "--storage", "/somewhere", *words], RECIPES, default=DEFAULT, about="")
+    command = parse(
+        ["digits", "--storage", "/somewhere", *words], RECIPES, default=DEFAULT, about=""
+    )
     assert command.tracking_uri == "http://me:planted@mlflow:5000"
     assert "planted" not in " ".join(command.argv)
-    assert command.argv[:3] == ("digits", "--storage", "/somewhere") and "mlflow:5000" in command.argv[-1]
+    assert (
+        command.argv[:3] == ("digits", "--storage", "/somewhere")
+        and "mlflow:5000" in command.argv[-1]
+    )
 
 
 SECRET = [
@@ -58,17 +63,23 @@ def test_an_address_with_a_login_is_refused_by_every_option_without_showing_it(u
         lambda: Storage.at(uri),
         lambda: DataSettings(dataset="cifar10", path=uri),
         lambda: from_json(DataSettings, {"dataset": "cifar10", "path": uri}),
-        lambda: parse_options(["--model", uri], ForeignOptions(), about=""),
-        lambda: parse_options([f"--data={uri}"], ForeignOptions(), about=""),
+        lambda: parse_options(["--model", uri], ExternalOptions(), about=""),
+        lambda: parse_options([f"--data={uri}"], ExternalOptions(), about=""),
         lambda: parse_options([uri], ExportOptions(), about=""),
     ]
     for option, words in OPTIONS.items():
         refusals += [
-            lambda words=words, option=option: parse([*words, option, uri], RECIPES, default=DEFAULT, about=""),
-            lambda words=words, option=option: parse([*words, f"{option}={uri}"], RECIPES, default=DEFAULT, about=""),
+            lambda words=words, option=option: parse(
+                [*words, option, uri], RECIPES, default=DEFAULT, about=""
+            ),
+            lambda words=words, option=option: parse(
+                [*words, f"{option}={uri}"], RECIPES, default=DEFAULT, about=""
+            ),
         ]
     for refuse in refusals:
-        with pytest.raises(ValueError, match=r"must be an address without login and settings.*AWS_\* variables") as caught:
+        with pytest.raises(
+            ValueError, match=r"must be an address without login and settings.*AWS_\* variables"
+        ) as caught:
             refuse()
         assert "planted" not in str(caught.value)
 
@@ -87,7 +98,7 @@ def test_an_address_with_a_login_is_refused_by_every_option_without_showing_it(u
 )
 def test_an_address_without_a_login_is_no_secret(address: str) -> None:
     check_address(address, field="model")
-    assert parse_options(["--model", address], ForeignOptions(), about="").model == address
+    assert parse_options(["--model", address], ExternalOptions(), about="").model == address
 
 
 def test_a_dry_run_shows_no_login(tmp_path: Path) -> None:
@@ -125,6 +136,8 @@ def test_a_search_trial_is_not_described_by_the_keys_of_s3(monkeypatch: pytest.M
     class Trainable:
         """Stands for any."""
 
-    assert "planted" in str(vars(class_cache._ActorClassCache().get(Trainable))), "Ray no longer does that: keep_keys_back can go"
+    assert "planted" in str(vars(class_cache._ActorClassCache().get(Trainable))), (
+        "Ray no longer does that: keep_keys_back can go"
+    )
     keep_keys_back()
     assert "planted" not in str(vars(class_cache._ActorClassCache().get(Trainable)))

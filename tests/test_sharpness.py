@@ -106,7 +106,10 @@ def test_alpha_scales_input_and_output(name: str, alpha: float) -> None:
 @pytest.mark.parametrize("name", SCALED)
 def test_a_large_alpha_is_relu(name: str) -> None:
     x = torch.linspace(-5, 5, 1001, dtype=torch.float64)
-    gaps = [float((activation_info(name).function(x, alpha) - torch.relu(x)).abs().max()) for alpha in (10.0, 1e3, 1e6)]
+    gaps = [
+        float((activation_info(name).function(x, alpha) - torch.relu(x)).abs().max())
+        for alpha in (10.0, 1e3, 1e6)
+    ]
     assert gaps[0] > gaps[1] > gaps[2]
     assert gaps[2] < 2e-5  # smoothrelu: log(5e6) / 1e6
 
@@ -126,7 +129,9 @@ def test_a_small_alpha_of_smoothrelu_is_zero() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("name", "torchs"), [("silu", F.silu), ("gelu", F.gelu), ("mish", F.mish)])
-def test_alpha_one_is_torchs_own_bit_for_bit(name: str, torchs: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+def test_alpha_one_is_torchs_own_bit_for_bit(
+    name: str, torchs: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> None:
     x = torch.randn(4099, generator=torch.Generator().manual_seed(0)).mul(4).to(dtype)
     found = []
     for function in (make_activation(name), make_activation(name, alpha=1.0), torchs):
@@ -140,9 +145,13 @@ def test_alpha_one_is_torchs_own_bit_for_bit(name: str, torchs: Callable[[Tensor
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("info", "alpha"), WITH_ALPHA)
-def test_nothing_overflows_at_any_input_and_alpha(info: ActivationInfo, alpha: float, dtype: torch.dtype) -> None:
+def test_nothing_overflows_at_any_input_and_alpha(
+    info: ActivationInfo, alpha: float, dtype: torch.dtype
+) -> None:
     largest = torch.finfo(dtype).max / 2  # torch's own GELU doubles its input on the way
-    sizes = torch.tensor([0.0, 1e-30, 1e-3, 1.0, 50.0, 6e4, 1e15, 1e30, largest], dtype=torch.float64)
+    sizes = torch.tensor(
+        [0.0, 1e-30, 1e-3, 1.0, 50.0, 6e4, 1e15, 1e30, largest], dtype=torch.float64
+    )
     x = torch.cat([-sizes, sizes]).clamp(-largest, largest).to(dtype)
     point = x.clone().requires_grad_()
     value = info.function(point, alpha)
@@ -168,7 +177,9 @@ def test_a_learned_alpha_has_the_gradients_of_finite_differences(name: str, beta
     function = activation_info(name).function
     assert torch.autograd.gradcheck(lambda x, b: function(x, b.square()), (x, scale), eps=1e-7)
     if name != "smoothrelu_learned":
-        assert torch.autograd.gradgradcheck(lambda x, b: function(x, b.square()), (x, scale), eps=1e-7, atol=1e-4)
+        assert torch.autograd.gradgradcheck(
+            lambda x, b: function(x, b.square()), (x, scale), eps=1e-7, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", ["silu", "gelu"])
@@ -180,7 +191,9 @@ def test_a_learned_activation_starts_as_torchs(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_sharpness_compiles_to_the_same_numbers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_sharpness_compiles_to_the_same_numbers(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     names = [*((name, alpha) for name in SCALED for alpha in (0.25, 16.0)), ("silu_learned", None)]
     modules = torch.nn.ModuleList(make_activation(name, alpha=alpha) for name, alpha in names)
@@ -234,7 +247,9 @@ def test_a_record_from_before_silu_had_an_alpha_is_read() -> None:
         (("silu", "silu:1,4"), ["silu", "silu α=0.25", "silu α=4", "silu α=16", "silu α=64"], ()),
     ],
 )  # fmt: skip
-def test_a_search_trains_no_function_twice(given: tuple[str, ...], searched: list[str], left_out: tuple[str, ...]) -> None:
+def test_a_search_trains_no_function_twice(
+    given: tuple[str, ...], searched: list[str], left_out: tuple[str, ...]
+) -> None:
     search = SearchSettings(activations=given, pairs=())
     assert [one.name for one in search.configurations()] == searched
     assert search.repeated() == left_out
@@ -264,7 +279,9 @@ def test_the_grid_of_a_smooth_activation_is_geometric_and_reaches_both_ends(name
 def test_the_table_of_the_documentation_shows_the_grids_of_the_registry() -> None:
     text = (ROOT / "docs" / "science.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    shown = {row[0].partition("(")[0]: row for row in rows if row[0].partition("(")[0] in ACTIVATIONS}
+    shown = {
+        row[0].partition("(")[0]: row for row in rows if row[0].partition("(")[0] in ACTIVATIONS
+    }
     assert shown.keys() == ACTIVATIONS.keys()
     for name, info in ACTIVATIONS.items():
         if info.alpha is not None:
@@ -314,7 +331,9 @@ def test_curvature_stands_beside_alpha_in_the_plan_and_in_mlflow() -> None:
     assert alphas_and_curvatures("silu", (4.0, 1.0)) == "alpha 1 4; curvature 0.5 2"
     assert alphas_and_curvatures("elu", (1.0, 2.0)) == "alpha 1 2; curvature 1 infinite"
     sharp = Configuration(activation="silu", alpha=8.0)
-    assert compared_params(sharp)["curvature"] == "4" and curvature_metrics(sharp) == {"curvature": 4.0}
+    assert compared_params(sharp)["curvature"] == "4" and curvature_metrics(sharp) == {
+        "curvature": 4.0
+    }
     for name, text in (("relu", "infinite"), ("silu_learned", "unknown")):
         one = Configuration(activation=name)
         assert compared_params(one)["curvature"] == text and not curvature_metrics(one)

@@ -70,20 +70,30 @@ def run(body: str, *signals: signal.Signals, grace: float) -> tuple[int, str, st
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
-def test_the_first_signal_ends_a_command_in_order_and_says_so_at_once(number: signal.Signals) -> None:
+def test_the_first_signal_ends_a_command_in_order_and_says_so_at_once(
+    number: signal.Signals,
+) -> None:
     status, out, err, _ = run(IN_ORDER, number, grace=60.0)
     assert status != 0 and out == "tidied up\n"
-    assert err.startswith(f"{number.name}: stopping; this may take 60 s, a second signal ends it at once\n")
+    assert err.startswith(
+        f"{number.name}: stopping; this may take 60 s, a second signal ends it at once\n"
+    )
 
 
-@pytest.mark.parametrize("body", [SWALLOWS, LOCKED, SLOW_TO_END], ids=["swallowed", "locked", "slow"])
+@pytest.mark.parametrize(
+    "body", [SWALLOWS, LOCKED, SLOW_TO_END], ids=["swallowed", "locked", "slow"]
+)
 def test_a_main_thread_that_does_not_end_is_ended(body: str) -> None:
     status, _, err, seconds = run(body, signal.SIGTERM, grace=2.0)
     assert status == 130 and 1.5 < seconds < 20
-    assert err.splitlines()[1].startswith("ended without waiting (not done after 2 s); what is committed is kept")
+    assert err.splitlines()[1].startswith(
+        "ended without waiting (not done after 2 s); what is committed is kept"
+    )
 
 
-@pytest.mark.parametrize("body", [SWALLOWS, LOCKED, SLOW_TO_END], ids=["swallowed", "locked", "slow"])
+@pytest.mark.parametrize(
+    "body", [SWALLOWS, LOCKED, SLOW_TO_END], ids=["swallowed", "locked", "slow"]
+)
 def test_a_second_signal_ends_it_at_once(body: str) -> None:
     status, _, err, seconds = run(body, signal.SIGINT, signal.SIGTERM, grace=60.0)
     assert status == 130 and seconds < 20

@@ -28,8 +28,12 @@ EVIL = "from pathlib import Path\nPath(__file__).with_name('was imported').touch
 PLACES: dict[str, Callable[[dict[str, Any]], None]] = {
     "network": lambda config: config["model"].update(name="strangers.net:make"),
     "dataset": lambda config: config["data"].update(dataset="strangers.net:make"),
-    "activation": lambda config: config["search"].update(activations=["relu", "strangers.net:make"]),
-    "activation with alphas": lambda config: config["search"].update(activations=["strangers.net:make:1,2"]),
+    "activation": lambda config: config["search"].update(
+        activations=["relu", "strangers.net:make"]
+    ),
+    "activation with alphas": lambda config: config["search"].update(
+        activations=["strangers.net:make:1,2"]
+    ),
     "pair": lambda config: config["search"].update(pairs=["relu/strangers.net:make"]),
 }
 
@@ -73,7 +77,9 @@ def _run(*words: str, folder: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_stored_config_names_its_code_and_imports_none(place: str, stranger: Path, tmp_path: Path) -> None:
+def test_a_stored_config_names_its_code_and_imports_none(
+    place: str, stranger: Path, tmp_path: Path
+) -> None:
     storage = _sweep(tmp_path, PLACES[place])
     assert code_named(storage.read_json("config.json")) == ["strangers.net:make"]
     with pytest.raises(
@@ -101,11 +107,15 @@ def test_reading_commands_import_nothing_that_storage_names(stranger: Path, tmp_
         assert "Traceback" not in done.stderr
         if words[0] == "status.py":
             assert "--allow-code strangers.net:make" in done.stdout + done.stderr
-    allowed = _run("status.py", "digits_smoke", "--allow-code", "strangers.net:make", folder=tmp_path)
+    allowed = _run(
+        "status.py", "digits_smoke", "--allow-code", "strangers.net:make", folder=tmp_path
+    )
     assert stranger.exists() and "is a NoneType" in allowed.stderr
 
 
-def test_one_sweep_with_code_of_its_own_does_not_hide_the_others(stranger: Path, tmp_path: Path) -> None:
+def test_one_sweep_with_code_of_its_own_does_not_hide_the_others(
+    stranger: Path, tmp_path: Path
+) -> None:
     _sweep(tmp_path, PLACES["network"])
     plain = Storage(str(tmp_path / "runs" / "plain"))
     plain.write_json("config.json", to_json(RECIPES["digits_smoke"]()))
@@ -118,7 +128,9 @@ def test_one_sweep_with_code_of_its_own_does_not_hide_the_others(stranger: Path,
 
 
 @pytest.mark.parametrize("field", ["name", "activation"])
-def test_a_checkpoint_imports_only_what_the_caller_allows(field: str, stranger: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_imports_only_what_the_caller_allows(
+    field: str, stranger: Path, tmp_path: Path
+) -> None:
     spec = ModelSpec(name="small_resnet", in_channels=1, mean=(0.5,), std=(0.5,), width=2)
     storage = Storage(str(tmp_path / "checkpoint"))
     save_model(storage, model_from_spec(spec, seed=0).state_dict(), spec=spec, about={})
@@ -126,7 +138,9 @@ def test_a_checkpoint_imports_only_what_the_caller_allows(field: str, stranger: 
     value["spec"][field] = "strangers.net:make"
     del value["checksum"]
     storage.write_json("model.json", sealed(value))
-    with pytest.raises(UnconfirmedCodeError, match=r"model\.json names code.*allow_code=\['strangers\.net:make'\]"):
+    with pytest.raises(
+        UnconfirmedCodeError, match=r"model\.json names code.*allow_code=\['strangers\.net:make'\]"
+    ):
         load_model(storage.uri)
     assert not stranger.exists()
     with pytest.raises(ValueError, match=r"strangers\.net:make is a NoneType"):
@@ -142,7 +156,9 @@ def test_records_and_hashes_of_code_import_nothing(stranger: Path) -> None:
     assert not stranger.exists()
 
 
-def test_what_a_person_named_may_be_named_by_files_of_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_person_named_may_be_named_by_files_of_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "our_nets.py").write_text(
         "from torch import nn\n"
@@ -158,6 +174,8 @@ def test_what_a_person_named_may_be_named_by_files_of_the_same_run(tmp_path: Pat
 
 
 def test_names_to_allow_must_look_like_names() -> None:
-    with pytest.raises(ValueError, match="allow_code must be names written as module:function, got 'everything'"):
+    with pytest.raises(
+        ValueError, match="allow_code must be names written as module:function, got 'everything'"
+    ):
         confirm(["everything"])
     assert export.Asked().allow_code == status.Asked().allow_code == ()

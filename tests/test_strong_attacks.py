@@ -23,10 +23,12 @@ from sat_ray.threat import ThreatModel
 from sat_ray.utils.randomness import Randomness
 
 LINF, L2 = ThreatModel("linf", 40 / 255), ThreatModel("l2", 0.8)
-LANES = 32
+SLOTS = 32
 
 
-def last_point(attack: Attack, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> list[State]:
+def last_point(
+    attack: Attack, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor
+) -> list[State]:
     """Run an attack without retirement and return the state after every step."""
     state = attack.start(x, y, Randomness.of(0, range(len(x))))
     states = [state]
@@ -37,7 +39,7 @@ def last_point(attack: Attack, model: Callable[[Tensor], Tensor], x: Tensor, y: 
 
 def robust(model: Normalized, split: Split, *specs: AttackSpec) -> set[int]:
     """Return the ids that survive."""
-    table = evaluate(model, split.images, split.labels, split.image_ids, attacks=specs, lanes=LANES)
+    table = evaluate(model, split.images, split.labels, split.image_ids, attacks=specs, slots=SLOTS)
     return robust_image_ids(table)
 
 
@@ -46,14 +48,26 @@ def test_the_checkpoints_of_apgd_are_those_of_the_paper() -> None:
     while p[-1] < 1:
         p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
     expected = [round(100 * value) for value in p[1:] if value <= 1]
-    assert [at for at, window in enumerate(windows(100)) if window] == expected == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert (
+        [at for at, window in enumerate(windows(100)) if window]
+        == expected
+        == [22, 41, 57, 70, 80, 87, 93, 99]
+    )
     assert [window for window in windows(100) if window] == [22, 19, 16, 13, 10, 7, 6, 6]
 
 
 def test_the_squares_shrink_as_in_the_paper() -> None:
     """The share of pixels starts at 0.8 and halves after 10, 50, 200, ... of 10,000 queries, in proportion for other budgets."""
     share = [side**2 / 224**2 for side in sides(10_000, 224**2)]
-    for query, expected in ((5, 0.8), (30, 0.4), (100, 0.2), (400, 0.1), (900, 0.05), (1500, 0.025), (3000, 0.0125)):
+    for query, expected in (
+        (5, 0.8),
+        (30, 0.4),
+        (100, 0.2),
+        (400, 0.1),
+        (900, 0.05),
+        (1500, 0.025),
+        (3000, 0.0125),
+    ):
         assert share[query] == pytest.approx(expected, rel=0.05)
     assert sides(5000, 1024)[450] == sides(10_000, 1024)[900]
     assert min(sides(5000, 64)) == 1
@@ -92,9 +106,11 @@ def test_apgd_halves_its_step_where_the_loss_stops_rising_and_goes_back_to_the_b
 
 @pytest.mark.parametrize("threat_model", [LINF, L2], ids=str)
 @pytest.mark.parametrize("algorithm", ["apgd", "square"])
-def test_every_visited_point_is_feasible(algorithm: str, threat_model: ThreatModel, digits_model: Normalized, held_out: Split) -> None:
+def test_every_visited_point_is_feasible(
+    algorithm: str, threat_model: ThreatModel, digits_model: Normalized, held_out: Split
+) -> None:
     attack = make_attack(AttackSpec(threat_model=threat_model, algorithm=algorithm, steps=40))  # type: ignore[arg-type]
-    x, y = held_out.images[:LANES].float() / 255, held_out.labels[:LANES]
+    x, y = held_out.images[:SLOTS].float() / 255, held_out.labels[:SLOTS]
     states = last_point(attack, digits_model, x, y)
     for state in states:
         assert bool(threat_model.contains(state.x_adv, state.x).all())
@@ -102,8 +118,10 @@ def test_every_visited_point_is_feasible(algorithm: str, threat_model: ThreatMod
 
 
 @pytest.mark.parametrize("threat_model", [LINF, L2], ids=str)
-def test_square_keeps_what_lowers_the_margin_and_nothing_else(threat_model: ThreatModel, digits_model: Normalized, held_out: Split) -> None:
-    x, y = held_out.images[:LANES].float() / 255, held_out.labels[:LANES]
+def test_square_keeps_what_lowers_the_margin_and_nothing_else(
+    threat_model: ThreatModel, digits_model: Normalized, held_out: Split
+) -> None:
+    x, y = held_out.images[:SLOTS].float() / 255, held_out.labels[:SLOTS]
     states = last_point(Square(threat_model=threat_model, steps=60), digits_model, x, y)
     margins = torch.stack([state.best_margin for state in states[1:]])  # type: ignore[attr-defined]
     assert bool((margins[1:] <= margins[:-1]).all())
@@ -111,32 +129,44 @@ def test_square_keeps_what_lowers_the_margin_and_nothing_else(threat_model: Thre
     with torch.no_grad():
         z = digits_model(states[-1].best)  # type: ignore[attr-defined]
     others = z.scatter(1, y[:, None], -torch.inf).amax(dim=1)
-    torch.testing.assert_close(z.gather(1, y[:, None])[:, 0] - others, margins[-1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        z.gather(1, y[:, None])[:, 0] - others, margins[-1], atol=1e-4, rtol=1e-4
+    )
 
 
-def test_a_linf_proposal_changes_one_square_to_the_faces_of_the_ball(digits_model: Normalized, held_out: Split) -> None:
-    x, y = held_out.images[:LANES].float() / 255, held_out.labels[:LANES]
+def test_a_linf_proposal_changes_one_square_to_the_faces_of_the_ball(
+    digits_model: Normalized, held_out: Split
+) -> None:
+    x, y = held_out.images[:SLOTS].float() / 255, held_out.labels[:SLOTS]
     attack = Square(threat_model=LINF, steps=1000)
-    state = attack.step(digits_model, replace(attack.start(x, y, Randomness.of(0, range(LANES))), step=torch.full_like(y, 30)))
+    state = attack.step(
+        digits_model,
+        replace(attack.start(x, y, Randomness.of(0, range(SLOTS))), step=torch.full_like(y, 30)),
+    )
     changed = (state.x_adv != state.best).any(dim=1)
     side = sides(1000, 64)[30]
     for image in changed:
         rows, columns = image.any(dim=1).nonzero().flatten(), image.any(dim=0).nonzero().flatten()
         if len(rows):
             assert int(rows[-1] - rows[0]) < side and int(columns[-1] - columns[0]) < side
-    faces = torch.minimum((state.x_adv - (x - LINF.epsilon).clamp(0, 1)).abs(), (state.x_adv - (x + LINF.epsilon).clamp(0, 1)).abs())
+    faces = torch.minimum(
+        (state.x_adv - (x - LINF.epsilon).clamp(0, 1)).abs(),
+        (state.x_adv - (x + LINF.epsilon).clamp(0, 1)).abs(),
+    )
     assert float(faces.max()) < 1e-6
 
 
 def test_an_l2_proposal_spends_all_that_is_left_in_two_squares_and_leaves_the_rest_alone() -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.full((LANES, 3, 16, 16), 0.5)
+    x = torch.full((SLOTS, 3, 16, 16), 0.5)
     delta = torch.randn(x.shape, generator=generator)
-    delta = 0.5 * delta / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)  # of 0.8, so that something is left
+    delta = (
+        0.5 * delta / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    )  # of 0.8, so that something is left
     attack = Square(threat_model=L2, steps=1000)
-    state = attack.start(x, torch.zeros(LANES, dtype=torch.int64), Randomness.of(0, range(LANES)))
-    proposed = attack._propose_l2(x + delta, replace(state, step=torch.full((LANES,), 300))) - x
-    torch.testing.assert_close(proposed.flatten(1).norm(dim=1), torch.full((LANES,), 0.8))
+    state = attack.start(x, torch.zeros(SLOTS, dtype=torch.int64), Randomness.of(0, range(SLOTS)))
+    proposed = attack._propose_l2(x + delta, replace(state, step=torch.full((SLOTS,), 300))) - x
+    torch.testing.assert_close(proposed.flatten(1).norm(dim=1), torch.full((SLOTS,), 0.8))
     changed = (proposed - delta).abs().amax(dim=1) > 1e-5
     side = 3  # of a square after 300 of 1,000 queries
     assert int(changed.flatten(1).sum(dim=1).max()) <= 2 * side**2
@@ -151,13 +181,21 @@ def test_square_never_asks_for_a_gradient(held_out: Split, digits_model: Normali
 
     split = held_out.take(slice(0, 40))
     spec = AttackSpec(threat_model=LINF, algorithm="square", steps=50)
-    found = evaluate(cut_off, split.images, split.labels, split.image_ids, attacks=[spec], lanes=LANES)
-    assert found.equals(evaluate(digits_model, split.images, split.labels, split.image_ids, attacks=[spec], lanes=LANES))
+    found = evaluate(
+        cut_off, split.images, split.labels, split.image_ids, attacks=[spec], slots=SLOTS
+    )
+    assert found.equals(
+        evaluate(
+            digits_model, split.images, split.labels, split.image_ids, attacks=[spec], slots=SLOTS
+        )
+    )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
-def test_apgd_is_as_strong_as_that_of_torchattacks(norm: str, loss: str, digits_model: Normalized, held_out: Split) -> None:
+def test_apgd_is_as_strong_as_that_of_torchattacks(
+    norm: str, loss: str, digits_model: Normalized, held_out: Split
+) -> None:
     torchattacks = pytest.importorskip("torchattacks")
     threat_model = {"linf": LINF, "l2": L2}[norm]
     held_out = held_out.take(slice(0, 40))
@@ -166,7 +204,14 @@ def test_apgd_is_as_strong_as_that_of_torchattacks(norm: str, loss: str, digits_
     extra = {"loss": "ce"} if loss == "ce" else {"n_classes": 10}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = build(digits_model, norm=norm.replace("l", "L", 1), eps=threat_model.epsilon, steps=20, n_restarts=1, **extra)(x, y)
+        theirs = build(
+            digits_model,
+            norm=norm.replace("l", "L", 1),
+            eps=threat_model.epsilon,
+            steps=20,
+            n_restarts=1,
+            **extra,
+        )(x, y)
     with torch.no_grad():
         left = int((digits_model(theirs).argmax(dim=1) == y).sum())
     spec = AttackSpec(threat_model=threat_model, algorithm="apgd", steps=20)
@@ -175,23 +220,47 @@ def test_apgd_is_as_strong_as_that_of_torchattacks(norm: str, loss: str, digits_
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_square_is_as_strong_as_that_of_torchattacks(norm: str, digits_model: Normalized, held_out: Split) -> None:
+def test_square_is_as_strong_as_that_of_torchattacks(
+    norm: str, digits_model: Normalized, held_out: Split
+) -> None:
     torchattacks = pytest.importorskip("torchattacks")
     threat_model = {"linf": LINF, "l2": L2}[norm]
     held_out = held_out.take(slice(0, 40))
     x, y = held_out.images.float() / 255, held_out.labels
-    theirs = torchattacks.Square(digits_model, norm=norm.replace("l", "L", 1), eps=threat_model.epsilon, n_queries=200, n_restarts=1)(x, y)
+    theirs = torchattacks.Square(
+        digits_model,
+        norm=norm.replace("l", "L", 1),
+        eps=threat_model.epsilon,
+        n_queries=200,
+        n_restarts=1,
+    )(x, y)
     with torch.no_grad():
         left = int((digits_model(theirs).argmax(dim=1) == y).sum())
-    found = len(robust(digits_model, held_out, AttackSpec(threat_model=threat_model, algorithm="square", steps=200)))
+    found = len(
+        robust(
+            digits_model,
+            held_out,
+            AttackSpec(threat_model=threat_model, algorithm="square", steps=200),
+        )
+    )
     assert found <= left + 4
     assert found < len(held_out) * 0.8
 
 
-def test_in_a_cascade_each_attack_gets_the_survivors_of_those_before(digits_model: Normalized, held_out: Split) -> None:
+def test_in_a_cascade_each_attack_gets_the_survivors_of_those_before(
+    digits_model: Normalized, held_out: Split
+) -> None:
     specs = cascade(LINF, num_classes=10, steps=5, queries=40)
     assert [spec.name for spec in specs] == ["apgd-ce-5", "apgd-t-dlr-5", "square-40"]
-    table = evaluate(digits_model, held_out.images, held_out.labels, held_out.image_ids, attacks=specs, lanes=LANES, cascade=True)
+    table = evaluate(
+        digits_model,
+        held_out.images,
+        held_out.labels,
+        held_out.image_ids,
+        attacks=specs,
+        slots=SLOTS,
+        cascade=True,
+    )
     expected = set(held_out.image_ids.tolist())
     for spec in specs:
         rows = table.filter(pc.equal(table["attack"], spec.name))
@@ -203,29 +272,57 @@ def test_in_a_cascade_each_attack_gets_the_survivors_of_those_before(digits_mode
     assert len(clean_correct_ids(table)) > len(expected) > 0
 
 
-def test_the_outcomes_of_a_cascade_do_not_depend_on_sharding(digits_model: Normalized, held_out: Split) -> None:
+def test_the_outcomes_of_a_cascade_do_not_depend_on_sharding(
+    digits_model: Normalized, held_out: Split
+) -> None:
     specs = cascade(LINF, num_classes=10, steps=4, queries=20)
 
     def rows(split: Split) -> pa.Table:
-        return evaluate(digits_model, split.images, split.labels, split.image_ids, attacks=specs, lanes=LANES, cascade=True)
+        return evaluate(
+            digits_model,
+            split.images,
+            split.labels,
+            split.image_ids,
+            attacks=specs,
+            slots=SLOTS,
+            cascade=True,
+        )
 
     parts = [rows(held_out.take(part)) for part in (slice(50, 77), slice(0, 7), slice(7, 50))]
-    assert pa.concat_tables(parts).sort_by(SORT_ORDER).combine_chunks().equals(rows(held_out).sort_by(SORT_ORDER).combine_chunks())
+    assert (
+        pa.concat_tables(parts)
+        .sort_by(SORT_ORDER)
+        .combine_chunks()
+        .equals(rows(held_out).sort_by(SORT_ORDER).combine_chunks())
+    )
 
 
-def test_a_targeted_attack_goes_through_the_likeliest_other_classes(digits_model: Normalized, held_out: Split) -> None:
+def test_a_targeted_attack_goes_through_the_likeliest_other_classes(
+    digits_model: Normalized, held_out: Split
+) -> None:
     spec = AttackSpec(threat_model=LINF, algorithm="apgd", steps=10, loss="dlr", targets=3)
-    table = evaluate(digits_model, held_out.images, held_out.labels, held_out.image_ids, attacks=[spec], lanes=LANES)
+    table = evaluate(
+        digits_model,
+        held_out.images,
+        held_out.labels,
+        held_out.image_ids,
+        attacks=[spec],
+        slots=SLOTS,
+    )
     assert set(table["restart"].to_pylist()) == {0, 1, 2}
     with torch.no_grad():
         z = digits_model(held_out.images.float() / 255)
     others = likeliest_others(z, held_out.labels)
     assert others.shape == (77, 9) and not bool((others == held_out.labels[:, None]).any())
-    assert torch.equal(others[:, 0], z.scatter(1, held_out.labels[:, None], -torch.inf).argmax(dim=1))
+    assert torch.equal(
+        others[:, 0], z.scatter(1, held_out.labels[:, None], -torch.inf).argmax(dim=1)
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_models_of_few_classes_get_the_margin_where_dlr_is_not_defined(classes: int, digits_model: Normalized, held_out: Split) -> None:
+def test_models_of_few_classes_get_the_margin_where_dlr_is_not_defined(
+    classes: int, digits_model: Normalized, held_out: Split
+) -> None:
     class Few(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -238,10 +335,12 @@ def test_models_of_few_classes_get_the_margin_where_dlr_is_not_defined(classes: 
     specs = cascade(LINF, num_classes=classes, steps=15, queries=30)
     assert [spec.name for spec in specs] == ["apgd-ce-15", "apgd-t-margin-15", "square-30"]
     assert specs[1].targets == classes - 1
-    evaluate(Few().eval(), few.images, few.labels, few.image_ids, attacks=specs, lanes=8, cascade=True)
+    evaluate(
+        Few().eval(), few.images, few.labels, few.image_ids, attacks=specs, slots=8, cascade=True
+    )
     bad = AttackSpec(threat_model=LINF, algorithm="apgd", steps=5, loss="dlr", targets=1)
     with pytest.raises(ValueError, match=f"needs at least 4 classes, the model has {classes}"):
-        evaluate(Few().eval(), few.images, few.labels, few.image_ids, attacks=[bad], lanes=8)
+        evaluate(Few().eval(), few.images, few.labels, few.image_ids, attacks=[bad], slots=8)
 
 
 @pytest.mark.parametrize(
@@ -263,14 +362,32 @@ def test_a_spec_that_makes_no_sense_is_refused(change: dict[str, object], messag
 
 
 def test_specs_survive_json_and_are_named_apart() -> None:
-    specs = [*cascade(LINF, num_classes=10), AttackSpec(threat_model=LINF, steps=10, step_size=0.1, loss="margin", targets=2)]
+    specs = [
+        *cascade(LINF, num_classes=10),
+        AttackSpec(threat_model=LINF, steps=10, step_size=0.1, loss="margin", targets=2),
+    ]
     assert [AttackSpec.from_json(spec.to_json()) for spec in specs] == specs
-    assert [spec.name for spec in specs] == ["apgd-ce-100", "apgd-t-dlr-100", "square-5000", "pgd-t-margin-10"]
+    assert [spec.name for spec in specs] == [
+        "apgd-ce-100",
+        "apgd-t-dlr-100",
+        "square-5000",
+        "pgd-t-margin-10",
+    ]
 
 
 def test_a_model_cut_off_from_its_input_is_named_as_that(held_out: Split) -> None:
     spec = AttackSpec(threat_model=LINF, steps=5, step_size=0.1)
     split = held_out.take(slice(0, 8))
-    for cut in (lambda x: torch.zeros(len(x), 10), lambda x: torch.zeros(len(x), 10, requires_grad=True) * 1.0):
+    for cut in (
+        lambda x: torch.zeros(len(x), 10),
+        lambda x: torch.zeros(len(x), 10, requires_grad=True) * 1.0,
+    ):
         with pytest.raises(ValueError, match="no gradient at its input"):
-            evaluate(cut, split.images, torch.zeros(8, dtype=torch.int64), split.image_ids, attacks=[spec], lanes=8)
+            evaluate(
+                cut,
+                split.images,
+                torch.zeros(8, dtype=torch.int64),
+                split.image_ids,
+                attacks=[spec],
+                slots=8,
+            )

@@ -59,13 +59,17 @@ def show_progress(link: TrackerLink) -> None:
     link.show_progress()
 
 
-def test_an_outage_is_told_once_and_so_is_its_end(sweep: Sweep, reporter: Reporter, tmp_path: Path) -> None:
+def test_an_outage_is_told_once_and_so_is_its_end(
+    sweep: Sweep, reporter: Reporter, tmp_path: Path
+) -> None:
     line = Line(tmp_path)
     line.cut = 4
     with TrackerLink(sweep, reporter, line.connect) as link:
         for _ in range(4):
             show_progress(link)
-        assert said(reporter) == ["MLflow does not answer (NoAnswerError); the sweep goes on, it will be written later"]
+        assert said(reporter) == [
+            "MLflow does not answer (NoAnswerError); the sweep goes on, it will be written later"
+        ]
         show_progress(link)
         show_progress(link)
         assert said(reporter)[1:] == ["MLflow answers again"]
@@ -89,7 +93,10 @@ def test_the_end_of_a_sweep_waits_for_mlflow_and_begins_anew_with_it(
 
         assert link.write(write) == 7
     assert line.made == 4 and len(seen) == 2 and seen[0] is not seen[1]
-    assert said(reporter) == ["MLflow does not answer (NoAnswerError); trying for 300 s", "MLflow answers again"]
+    assert said(reporter) == [
+        "MLflow does not answer (NoAnswerError); trying for 300 s",
+        "MLflow answers again",
+    ]
 
 
 def test_what_is_no_outage_is_raised_at_once_and_an_outage_when_patience_is_over(
@@ -126,12 +133,20 @@ def test_what_waiting_cannot_mend_is_refused_before_anything_is_computed(
         assert link.run_ids([]) == {}
     assert [line.partition(" (")[0] for line in said(reporter)] == ["MLflow cannot be written"]
     (tmp_path / "file").touch()
-    line.artifacts, line.uri = str(tmp_path / "file" / "artifacts"), f"sqlite:///{tmp_path}/other.db"
-    with TrackerLink(sweep, reporter, line.connect) as link, pytest.raises(TrackingError, match="nothing is computed yet"):
+    line.artifacts, line.uri = (
+        str(tmp_path / "file" / "artifacts"),
+        f"sqlite:///{tmp_path}/other.db",
+    )
+    with (
+        TrackerLink(sweep, reporter, line.connect) as link,
+        pytest.raises(TrackingError, match="nothing is computed yet"),
+    ):
         link.check()
 
 
-def test_an_outage_at_the_start_stops_nothing(sweep: Sweep, reporter: Reporter, tmp_path: Path) -> None:
+def test_an_outage_at_the_start_stops_nothing(
+    sweep: Sweep, reporter: Reporter, tmp_path: Path
+) -> None:
     line = Line(tmp_path)
     line.cut = 1
     with TrackerLink(sweep, reporter, line.connect) as link:

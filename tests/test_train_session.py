@@ -39,10 +39,15 @@ def spoil_first_shard(folder: Path) -> bytes:
 
 @pytest.mark.fault
 @pytest.mark.usefixtures("ray_of_two_cpus")
-def test_a_damaged_shard_ends_a_session_with_one_line_and_a_sound_one_is_trained_on(job: TrainingJob, tmp_path: Path) -> None:
+def test_a_damaged_shard_ends_a_session_with_one_line_and_a_sound_one_is_trained_on(
+    job: TrainingJob, tmp_path: Path
+) -> None:
     from sat_ray.integrations.ray.train import train_all
 
-    records, resources = Records(Storage(str(tmp_path / "sweep"))), ResourceSettings(train_workers=2)
+    records, resources = (
+        Records(Storage(str(tmp_path / "sweep"))),
+        ResourceSettings(train_workers=2),
+    )
     sound = spoil_first_shard(tmp_path)
     with pytest.raises(ArithmeticError, match=rf"^{job.name}: .*train-.*parquet.*") as caught:
         train_all([job], records, resources)
@@ -54,12 +59,18 @@ def test_a_damaged_shard_ends_a_session_with_one_line_and_a_sound_one_is_trained
 
 
 @pytest.mark.usefixtures("ray_of_two_cpus")
-def test_workers_of_another_processor_than_the_drivers_refuse_to_train(job: TrainingJob, tmp_path: Path) -> None:
+def test_workers_of_another_processor_than_the_drivers_refuse_to_train(
+    job: TrainingJob, tmp_path: Path
+) -> None:
     from sat_ray.integrations.ray.train import train_all
 
     other = dataclasses.replace(job, environment=job.environment | {"device": "cpu:OTHER"})
-    with pytest.raises(ArithmeticError, match=r"this node's processor computes with \w+, the driver's with OTHER"):
-        train_all([other], Records(Storage(str(tmp_path / "sweep"))), ResourceSettings(train_workers=2))
+    with pytest.raises(
+        ArithmeticError, match=r"this node's processor computes with \w+, the driver's with OTHER"
+    ):
+        train_all(
+            [other], Records(Storage(str(tmp_path / "sweep"))), ResourceSettings(train_workers=2)
+        )
 
 
 def fill(disk: Path) -> None:
@@ -71,12 +82,17 @@ def fill(disk: Path) -> None:
 
 @pytest.mark.fault
 @pytest.mark.usefixtures("ray_of_two_cpus")
-def test_a_full_disk_ends_a_session_and_a_search_with_one_line_and_room_lets_both_go_on(job: TrainingJob, small_disk: Path) -> None:
+def test_a_full_disk_ends_a_session_and_a_search_with_one_line_and_room_lets_both_go_on(
+    job: TrainingJob, small_disk: Path
+) -> None:
     """Started again and again it would end the same way: forty starts of a session, three of every trial."""
     from sat_ray.integrations.ray.search.trials import run_rung
     from sat_ray.integrations.ray.train import train_all
 
-    records, resources = Records(Storage(str(small_disk / "sweep"))), ResourceSettings(train_workers=2)
+    records, resources = (
+        Records(Storage(str(small_disk / "sweep"))),
+        ResourceSettings(train_workers=2),
+    )
     records.storage.write("state/there", b"")
     trial = dataclasses.replace(job, stage=SEARCH)
     fill(small_disk)
@@ -85,7 +101,14 @@ def test_a_full_disk_ends_a_session_and_a_search_with_one_line_and_room_lets_bot
         train_all([job], records, resources)
     assert "\n" not in str(caught.value)
     with pytest.raises(OSError, match="No space left on device") as lost:
-        run_rung([trial, trial], [None, None], records, resources, budget=Budget(accelerator_seconds=None, gpus=0), exempt=[])
+        run_rung(
+            [trial, trial],
+            [None, None],
+            records,
+            resources,
+            budget=Budget(accelerator_seconds=None, gpus=0),
+            exempt=[],
+        )
     assert "\n" not in str(lost.value)
     assert time.monotonic() - began < 120
     (small_disk / "ballast").unlink()

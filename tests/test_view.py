@@ -10,7 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sat_ray.activations.registry import Activation
 from sat_ray.attacks import PGD
 from sat_ray.attacks.losses import cross_entropy
-from sat_ray.models import Normalized, assert_shares_storage, build_model, check_attacker_activation, view
+from sat_ray.models import (
+    Normalized,
+    assert_shares_storage,
+    build_model,
+    check_attacker_activation,
+    view,
+)
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.randomness import Randomness
 
@@ -24,7 +30,13 @@ class ConvolutionBackwards(TorchDispatchMode):
         super().__init__()
         self.masks: list[tuple[bool, ...]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if func is torch.ops.aten.convolution_backward.default:
             self.masks.append(tuple(args[-1]))
         return func(*args, **(kwargs or {}))
@@ -32,13 +44,23 @@ class ConvolutionBackwards(TorchDispatchMode):
 
 def small(activation: str = "relu", alpha: float | None = None) -> Normalized:
     """Build a small model in train mode."""
-    return build_model("small_resnet", activation=activation, alpha=alpha, num_classes=10, in_channels=1, width=4, seed=0)
+    return build_model(
+        "small_resnet",
+        activation=activation,
+        alpha=alpha,
+        num_classes=10,
+        in_channels=1,
+        width=4,
+        seed=0,
+    )
 
 
 def batch(count: int = 8) -> tuple[Tensor, Tensor]:
     """Return random images and labels, the same every time."""
     noise = torch.Generator().manual_seed(0)
-    return torch.rand(count, 1, 8, 8, generator=noise), torch.randint(0, 10, (count,), generator=noise)
+    return torch.rand(count, 1, 8, 8, generator=noise), torch.randint(
+        0, 10, (count,), generator=noise
+    )
 
 
 def craft(model: nn.Module, count: int = 8) -> Tensor:
@@ -53,7 +75,9 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("attacker", [None, "relu", "relu_smooth_backward"])
-def test_a_view_shares_every_parameter_and_buffer_and_follows_the_optimizer(attacker: str | None) -> None:
+def test_a_view_shares_every_parameter_and_buffer_and_follows_the_optimizer(
+    attacker: str | None,
+) -> None:
     model = small()
     attacked = view(model, attacker)
     x, y = batch()
@@ -93,7 +117,9 @@ def test_crafting_through_a_view_never_moves_batchnorm_statistics() -> None:
     craft(view(model))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     model(batch()[0])  # the update's own forward does move them
-    assert not torch.equal(before["body.bn1.running_mean"], model.state_dict()["body.bn1.running_mean"])
+    assert not torch.equal(
+        before["body.bn1.running_mean"], model.state_dict()["body.bn1.running_mean"]
+    )
 
 
 def test_a_view_never_freezes_the_model() -> None:
@@ -104,7 +130,11 @@ def test_a_view_never_freezes_the_model() -> None:
     assert all(p.requires_grad for p in model.parameters())
     x, y = batch()
     cross_entropy(model(x), y).mean().backward()
-    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters() if p.dim() >= 2)
+    assert all(
+        p.grad is not None and bool(p.grad.abs().sum() > 0)
+        for p in model.parameters()
+        if p.dim() >= 2
+    )
 
 
 def test_an_empty_submodule_keeps_the_models_own_train_flag() -> None:
@@ -133,7 +163,11 @@ def test_relu_and_its_smooth_backward_agree_forward_and_differ_backward() -> Non
     model = small()
     x, y = batch()
     gradients = []
-    for attacked in (view(model, "relu"), view(model, "relu_smooth_backward"), view(model, "relu_smooth_backward", alpha=1.0)):
+    for attacked in (
+        view(model, "relu"),
+        view(model, "relu_smooth_backward"),
+        view(model, "relu_smooth_backward", alpha=1.0),
+    ):
         assert torch.equal(attacked(x), view(model)(x))
         point = x.clone().requires_grad_()
         gradients.append(torch.autograd.grad(cross_entropy(attacked(point), y).sum(), point)[0])
@@ -149,7 +183,12 @@ def test_a_smooth_backward_becomes_plain_relu_as_alpha_grows() -> None:
         point = x.clone().requires_grad_()
         return torch.autograd.grad(cross_entropy(attacked(point), y).sum(), point)[0]
 
-    torch.testing.assert_close(gradient(view(model, "relu_smooth_backward", alpha=1e6)), gradient(view(model)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        gradient(view(model, "relu_smooth_backward", alpha=1e6)),
+        gradient(view(model)),
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 def test_a_learned_alpha_is_shared_with_the_view() -> None:
@@ -181,7 +220,9 @@ def test_only_activations_are_exchanged() -> None:
      (("silu", 1.0), ("silu", 4.0)), (("silu", 1.0), ("silu_learned", None)), (("gelu", 1.0), ("gelu_learned", None)),
      (("silu_learned", None), ("silu", 1.0)), (("relu", None), ("silu_learned", None))],
 )  # fmt: skip
-def test_an_attacker_with_another_forward_is_refused(own: tuple[str, float | None], attacker: tuple[str, float | None]) -> None:
+def test_an_attacker_with_another_forward_is_refused(
+    own: tuple[str, float | None], attacker: tuple[str, float | None]
+) -> None:
     with pytest.raises(ValueError, match="attacker_activation"):
         check_attacker_activation(*own, *attacker)
     with pytest.raises(ValueError, match="attacker_activation"):

@@ -17,7 +17,9 @@ def thin_networks(patch: pytest.MonkeyPatch) -> None:
     """
     whole = ResNet.__init__
 
-    def thinner(self: ResNet, block: Any, layers: list[int], groups: int = 1, **options: Any) -> None:
+    def thinner(
+        self: ResNet, block: Any, layers: list[int], groups: int = 1, **options: Any
+    ) -> None:
         whole(self, block, [-(-count // 12) for count in layers], groups=-(-groups // 4), **options)
 
     patch.setattr(ResNet, "__init__", thinner)

@@ -29,21 +29,44 @@ from sat_ray.utils.randomness import Randomness, permutation
 
 BALL = ThreatModel("linf", 40 / 255)
 SMALL = TrainingSettings(
-    epochs=2, global_batch_size=32, batchnorm_group_size=16, learning_rate=0.1, warmup_epochs=0, validate_every=9, validation_steps=4
+    epochs=2,
+    global_batch_size=32,
+    batchnorm_group_size=16,
+    learning_rate=0.1,
+    warmup_epochs=0,
+    validate_every=9,
+    validation_steps=4,
 )
 TIMES = ("throughput/images_per_second",)
 
 
-def train_small(digits: Split, threat_model: ThreatModel, *, activation: str, epochs: int = 5) -> Normalized:
+def train_small(
+    digits: Split, threat_model: ThreatModel, *, activation: str, epochs: int = 5
+) -> Normalized:
     """Train a small_resnet of width 8 on the first 900 digits with PGD-1; (train, attack, update) and nothing else."""
-    model = build_model("small_resnet", activation=activation, num_classes=10, in_channels=1, width=8, mean=(0.3,), std=(0.35,), seed=0)
+    model = build_model(
+        "small_resnet",
+        activation=activation,
+        num_classes=10,
+        in_channels=1,
+        width=8,
+        mean=(0.3,),
+        std=(0.35,),
+        seed=0,
+    )
     attacker = view(model)
     attack = PGD(threat_model=threat_model, steps=1, step_size=threat_model.epsilon)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     for epoch in range(epochs):
         for rows in permutation(900, seed=0, epoch=epoch).split(50):
             batch = digits.take(rows)
-            x_adv = attack.run(attacker, to_pixels(batch.images), batch.labels, Randomness(0, batch.image_ids), step=epoch)
+            x_adv = attack.run(
+                attacker,
+                to_pixels(batch.images),
+                batch.labels,
+                Randomness(0, batch.image_ids),
+                step=epoch,
+            )
             optimizer.zero_grad()
             cross_entropy(model(x_adv), batch.labels).mean().backward()
             optimizer.step()
@@ -59,15 +82,21 @@ def small_model(activation: str = "silu", **choices: Any) -> Normalized:
 def train(model: Normalized, digits: Split, images: int = 128, **changes: Any) -> list[EpochReport]:
     """Train on the first digits, validating on 32 others. changes: of SMALL, or arguments of `fit`."""
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
-    settings = dataclasses.replace(SMALL, **{key: value for key, value in changes.items() if key in names})
+    settings = dataclasses.replace(
+        SMALL, **{key: value for key, value in changes.items() if key in names}
+    )
     others = {key: value for key, value in changes.items() if key not in names}
     parts = digits.take(slice(0, images)), digits.take(slice(1000, 1032))
     return list(fit(model, *parts, settings=settings, threat_model=BALL, **others))
 
 
-def step_of(images: Split, *, activation: str = "silu", device: str = "cpu", **changes: Any) -> Callable[[int], None]:
+def step_of(
+    images: Split, *, activation: str = "silu", device: str = "cpu", **changes: Any
+) -> Callable[[int], None]:
     """Build a training's parts on a device and return its step on these images. changes: of TrainingSettings."""
-    settings = TrainingSettings(epochs=4, global_batch_size=len(images), batchnorm_group_size=len(images), **changes)
+    settings = TrainingSettings(
+        epochs=4, global_batch_size=len(images), batchnorm_group_size=len(images), **changes
+    )
     model = small_model(activation).to(device)
     layout = settle_layout(model)
     objective, world = make_objective(settings), World(device=device)
@@ -76,7 +105,9 @@ def step_of(images: Split, *, activation: str = "silu", device: str = "cpu", **c
     totals = Totals((0.0, 0.0, 0.0), device=torch.device(device), world=world)
 
     def step(number: int) -> None:
-        crafted = crafter.craft(crafter.attack_at(0.5, collapses=0), images, totals, layout=layout, epoch=1)
+        crafted = crafter.craft(
+            crafter.attack_at(0.5, collapses=0), images, totals, layout=layout, epoch=1
+        )
         learner.update([crafted], totals, learning_rate=0.1, step=number, number=number)
 
     return step
@@ -102,7 +133,10 @@ def in_two_processes(call: str, *, timeout: float) -> None:
     """Run `module.function({rank}, ...)` of these tests in two processes at once, for ranks 0 and 1; AssertionError shows what failed."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import {call.partition('.')[0]}; "
     start = [[sys.executable, "-c", code + call.format(rank=rank)] for rank in (0, 1)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in start]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for command in start
+    ]
     for process in running:
         output, _ = process.communicate(timeout=timeout)
         assert process.returncode == 0, output
@@ -120,15 +154,23 @@ class Crafting:
 
     def starts(self) -> dict[tuple[int, int], Tensor]:
         """Return the start of every (epoch, image id)."""
-        return {(epoch, one): row for epoch, ids, x in self.calls for one, row in zip(ids, x, strict=True)}
+        return {
+            (epoch, one): row
+            for epoch, ids, x in self.calls
+            for one, row in zip(ids, x, strict=True)
+        }
 
 
 def record_crafting(patch: Any) -> Crafting:
     """Let a monkeypatch record every call of the training attack."""
     seen, run = Crafting([]), PGD.run
 
-    def recording(self: PGD, model: Any, x: Tensor, y: Tensor, rng: Randomness, *, step: int = 0) -> Tensor:
-        seen.calls.append((step, rng.image_ids.tolist(), self.start(x, y, rng, step=step).x_adv.clone()))
+    def recording(
+        self: PGD, model: Any, x: Tensor, y: Tensor, rng: Randomness, *, step: int = 0
+    ) -> Tensor:
+        seen.calls.append(
+            (step, rng.image_ids.tolist(), self.start(x, y, rng, step=step).x_adv.clone())
+        )
         return run(self, model, x, y, rng, step=step)
 
     patch.setattr(PGD, "run", recording)
@@ -137,7 +179,9 @@ def record_crafting(patch: Any) -> Crafting:
 
 def enlarged(split: Split) -> Split:
     """Return the same images with every pixel four times, so that there is something to shrink."""
-    return dataclasses.replace(split, images=split.images.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    return dataclasses.replace(
+        split, images=split.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    )
 
 
 TENSORS = ("weights", "momentum", "average", "best", "good")
@@ -145,8 +189,12 @@ TENSORS = ("weights", "momentum", "average", "best", "good")
 
 def comparable(state: TrainingState) -> dict[str, Any]:
     """Return a state without what a clock measured."""
-    history = [{name: value for name, value in row.items() if name not in TIMES} for row in state.history]
-    return dataclasses.asdict(dataclasses.replace(state, history=history, seconds=0.0, epoch_seconds=0.0))
+    history = [
+        {name: value for name, value in row.items() if name not in TIMES} for row in state.history
+    ]
+    return dataclasses.asdict(
+        dataclasses.replace(state, history=history, seconds=0.0, epoch_seconds=0.0)
+    )
 
 
 def assert_same_bits(ours: TrainingState, theirs: TrainingState) -> None:

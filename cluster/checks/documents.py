@@ -69,7 +69,11 @@ def of_kind(documents: list[Document], *kinds: str) -> list[Document]:
 def clusters(documents: list[Document]) -> Iterator[Cluster]:
     """Yield every RayCluster spec, those inside RayJobs included."""
     for document in of_kind(documents, "RayCluster", "RayJob"):
-        spec = document["spec"] if document["kind"] == "RayCluster" else document["spec"].get("rayClusterSpec")
+        spec = (
+            document["spec"]
+            if document["kind"] == "RayCluster"
+            else document["spec"].get("rayClusterSpec")
+        )
         if spec is not None:
             yield Cluster(f"{document['kind']} {document['metadata']['name']}", document, spec)
 
@@ -78,7 +82,12 @@ def pods(documents: list[Document]) -> Iterator[Pod]:
     """Yield every pod template; those of Ray carry the labels that the operator gives them."""
     for document in of_kind(documents, *WORKLOADS):
         template = document["spec"]["template"]
-        yield Pod(f"{document['kind']} {document['metadata']['name']}", template.get("metadata", {}), template["spec"], False)
+        yield Pod(
+            f"{document['kind']} {document['metadata']['name']}",
+            template.get("metadata", {}),
+            template["spec"],
+            False,
+        )
     for cluster in clusters(documents):
         for group in (cluster.head, *cluster.groups):
             name = group.get("groupName", "head")
@@ -92,7 +101,12 @@ def pods(documents: list[Document]) -> Iterator[Pod]:
             yield Pod(f"{cluster.where}, group {name}", {"labels": labels}, template["spec"], True)
     for job in of_kind(documents, "RayJob"):
         if template := job["spec"].get("submitterPodTemplate"):
-            yield Pod(f"RayJob {job['metadata']['name']}, submitter", template.get("metadata", {}), template["spec"], False)
+            yield Pod(
+                f"RayJob {job['metadata']['name']}, submitter",
+                template.get("metadata", {}),
+                template["spec"],
+                False,
+            )
 
 
 def announced(text: str) -> list[Document]:

@@ -9,7 +9,14 @@ from collections.abc import Iterator
 from cluster.checks.documents import Document, announced, announcement
 
 # Ray hands unknown provider keys on in silence; these are the ones its AWS provider reads and we use.
-PROVIDER_KEYS = {"type", "region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "security_group"}
+PROVIDER_KEYS = {
+    "type",
+    "region",
+    "availability_zone",
+    "cache_stopped_nodes",
+    "use_internal_ips",
+    "security_group",
+}
 
 
 def launcher(config: Document) -> Iterator[str]:
@@ -25,7 +32,9 @@ def launcher(config: Document) -> Iterator[str]:
                 yield f"{role}: started without RAY_AUTH_MODE=token"
             if role == "head":
                 yield from _head(line)
-    (head,) = [line for line in config["head_start_ray_commands"] if "ray start" in line][:1] or [""]
+    (head,) = [line for line in config["head_start_ray_commands"] if "ray start" in line][:1] or [
+        ""
+    ]
     said = announced("".join(re.findall(r"SAT_RAY_NODE_GROUPS='([^']*)'", head)))
     for name, group in config["available_node_types"].items():
         has = group["resources"]

@@ -27,7 +27,9 @@ def pinned_images(documents: list[Document]) -> Iterator[str]:
 
 def main(arguments: list[str]) -> int:
     """Print what is not pinned, and return 1 where anything is not."""
-    documents = [document for document in yaml.safe_load_all(Path(arguments[0]).read_text()) if document]
+    documents = [
+        document for document in yaml.safe_load_all(Path(arguments[0]).read_text()) if document
+    ]
     found = list(pinned_images(documents))
     print("\n".join(found) or "every image is named by its digest")
     return int(bool(found))

@@ -42,7 +42,10 @@ def plan(
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.core.generated.autoscaler_pb2 import GangResourceRequest
 
-    settings = AutoscalingConfig(autoscaling_config._derive_autoscaling_config_from_ray_cr(ray_cluster), skip_content_hash=True)
+    settings = AutoscalingConfig(
+        autoscaling_config._derive_autoscaling_config_from_ray_cr(ray_cluster),
+        skip_content_hash=True,
+    )
     make = utils.ResourceRequestUtil.make
     labels = [[(key, 1, [value]) for key, value in selector.items()]] if selector else None
     demands = [make(dict(task), label_selectors=labels) for task in tasks]
@@ -67,7 +70,10 @@ def plan(
     nodes: Counter[str] = Counter()
     for launch in reply.to_launch:
         nodes[launch.instance_type] += launch.count
-    return Plan(dict(nodes), len(reply.infeasible_resource_requests) + len(reply.infeasible_gang_resource_requests))
+    return Plan(
+        dict(nodes),
+        len(reply.infeasible_resource_requests) + len(reply.infeasible_gang_resource_requests),
+    )
 
 
 def _head(resources: Mapping[str, float]) -> Any:
@@ -92,8 +98,12 @@ def _head(resources: Mapping[str, float]) -> Any:
 
 def main() -> None:
     """Print the plan for bundles from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundles", nargs="+", type=json.loads, help='for instance \'{"GPU": 1, "CPU": 4}\'')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "bundles", nargs="+", type=json.loads, help='for instance \'{"GPU": 1, "CPU": 4}\''
+    )
     parser.add_argument("--gang", action="store_true", help="the bundles are one placement group")
     arguments = parser.parse_args()
     ray_cluster = named(render(CLUSTER / "overlays" / "autoscaling"), "RayCluster", "sat-ray")

@@ -11,7 +11,14 @@ from cluster.checks.documents import Document, clusters, of_kind, pods
 SECRETS = {
     "sat-ray-auth": {"auth_token"},
     "sat-ray-mlflow-client": {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"},
-    "sat-ray-mlflow-database": {"PGHOST", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGSSLMODE"},
+    "sat-ray-mlflow-database": {
+        "PGHOST",
+        "PGPORT",
+        "PGDATABASE",
+        "PGUSER",
+        "PGPASSWORD",
+        "PGSSLMODE",
+    },
     "sat-ray-mlflow-admin": {"MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"},
     "sat-ray-s3": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
     "sat-ray-redis": {"password"},
@@ -55,19 +62,31 @@ def service_accounts(documents: list[Document]) -> Iterator[str]:
         if name is not None and name not in accounts:
             yield f"{pod.where}: ServiceAccount {name} does not exist"
         is_head = pod.metadata.get("labels", {}).get("ray.io/node-type") == "head"
-        if name in accounts and accounts[name].get("automountServiceAccountToken", True) and not is_head:
+        if (
+            name in accounts
+            and accounts[name].get("automountServiceAccountToken", True)
+            and not is_head
+        ):
             yield f"{pod.where}: only the head's autoscaler needs the token that {name} mounts"
 
 
 def mounted_volumes(documents: list[Document]) -> Iterator[str]:
     """Ask that every mount has its volume and every volume a mount; a schema sees neither."""
     claims = {
-        f"StatefulSet {d['metadata']['name']}": {claim["metadata"]["name"] for claim in d["spec"].get("volumeClaimTemplates", [])}
+        f"StatefulSet {d['metadata']['name']}": {
+            claim["metadata"]["name"] for claim in d["spec"].get("volumeClaimTemplates", [])
+        }
         for d in of_kind(documents, "StatefulSet")
     }
     for pod in pods(documents):
-        volumes = {volume["name"] for volume in pod.spec.get("volumes", [])} | claims.get(pod.where, set())
-        mounts = {mount["name"] for container in pod.containers for mount in container.get("volumeMounts", [])}
+        volumes = {volume["name"] for volume in pod.spec.get("volumes", [])} | claims.get(
+            pod.where, set()
+        )
+        mounts = {
+            mount["name"]
+            for container in pod.containers
+            for mount in container.get("volumeMounts", [])
+        }
         for name in sorted(mounts - volumes):
             yield f"{pod.where}: volume {name} is mounted but not declared"
         for name in sorted(volumes - mounts):
@@ -81,12 +100,18 @@ def selected_pods(documents: list[Document]) -> Iterator[str]:
     for service in of_kind(documents, "Service"):
         name, chosen = (
             service["metadata"]["name"],
-            [p for p in templates if _subset(service["spec"]["selector"], p.metadata.get("labels", {}))],
+            [
+                p
+                for p in templates
+                if _subset(service["spec"]["selector"], p.metadata.get("labels", {}))
+            ],
         )
         if not chosen:
             yield f"Service {name}: its selector matches no pod"
         for port in service["spec"]["ports"]:
-            if chosen and not any(_has_port(pod.spec, port.get("targetPort", port["port"])) for pod in chosen):
+            if chosen and not any(
+                _has_port(pod.spec, port.get("targetPort", port["port"])) for pod in chosen
+            ):
                 yield f"Service {name}: no selected pod has port {port.get('targetPort', port['port'])}"
     for budget in of_kind(documents, "PodDisruptionBudget"):
         if not any(_subset(budget["spec"]["selector"]["matchLabels"], own) for own in labels):
@@ -136,4 +161,11 @@ def _has_port(spec: Document, port: int | str) -> bool:
     return any(port in (item.get("name"), item["containerPort"]) for item in ports)
 
 
-RULES = (known_sources, service_accounts, mounted_volumes, selected_pods, workload_selectors, one_namespace)
+RULES = (
+    known_sources,
+    service_accounts,
+    mounted_volumes,
+    selected_pods,
+    workload_selectors,
+    one_namespace,
+)

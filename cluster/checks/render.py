@@ -32,12 +32,16 @@ def render(folder: Path) -> list[Document]:
     """Return the documents of a kustomization folder, in no promised order."""
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
     if unknown := set(kustomization) - UNDERSTOOD:
-        raise ValueError(f"{folder}/kustomization.yaml: {sorted(unknown)} is not among {sorted(UNDERSTOOD)}")
+        raise ValueError(
+            f"{folder}/kustomization.yaml: {sorted(unknown)} is not among {sorted(UNDERSTOOD)}"
+        )
     documents: list[Document] = []
     for entry in kustomization.get("resources", []):
         path = folder / entry
         documents += render(path) if path.is_dir() else load(path)
-    documents += [_config_map(folder, generator) for generator in kustomization.get("configMapGenerator", [])]
+    documents += [
+        _config_map(folder, generator) for generator in kustomization.get("configMapGenerator", [])
+    ]
     for patch in kustomization.get("patches", []):
         text = patch["patch"] if "patch" in patch else (folder / patch["path"]).read_text()
         matched = [document for document in documents if _selected(document, patch["target"])]
@@ -51,19 +55,27 @@ def render(folder: Path) -> list[Document]:
         for document in documents:
             if document["kind"] not in CLUSTER_SCOPED:
                 document["metadata"]["namespace"] = namespace
-    return [d for d in documents if d["metadata"].get("annotations", {}).get(LOCAL_CONFIG) != "true"]
+    return [
+        d for d in documents if d["metadata"].get("annotations", {}).get(LOCAL_CONFIG) != "true"
+    ]
 
 
 def load(path: Path) -> list[Document]:
     """Return a file's documents with every anchor expanded into a copy of its own."""
     # Aliases share one object in memory; a patch must not reach the other places that use the anchor.
-    return [copy.deepcopy(_unshare(document)) for document in yaml.safe_load_all(path.read_text()) if document]
+    return [
+        copy.deepcopy(_unshare(document))
+        for document in yaml.safe_load_all(path.read_text())
+        if document
+    ]
 
 
 def apply_patch(document: Document, operations: list[Document]) -> None:
     """Apply JSON patch operations (RFC 6902: add, remove, replace, test) in place."""
     for operation in operations:
-        *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
+        *parents, last = [
+            part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]
+        ]
         holder: Any = document
         for part in parents:
             holder = holder[int(part)] if isinstance(holder, list) else holder[part]
@@ -73,7 +85,9 @@ def apply_patch(document: Document, operations: list[Document]) -> None:
         match operation["op"]:
             case "add" if isinstance(holder, list):
                 holder.insert(key, copy.deepcopy(operation["value"]))
-            case "replace" if (key not in holder) if isinstance(holder, dict) else key >= len(holder):
+            case "replace" if (
+                (key not in holder) if isinstance(holder, dict) else key >= len(holder)
+            ):
                 raise ValueError(f"nothing to replace at {operation['path']}")
             case "add" | "replace":
                 holder[key] = copy.deepcopy(operation["value"])
@@ -81,7 +95,9 @@ def apply_patch(document: Document, operations: list[Document]) -> None:
                 del holder[key]
             case "test":
                 if holder[key] != operation["value"]:
-                    raise ValueError(f"{operation['path']} is {holder[key]!r}, expected {operation['value']!r}")
+                    raise ValueError(
+                        f"{operation['path']} is {holder[key]!r}, expected {operation['value']!r}"
+                    )
             case other:
                 raise ValueError(f"patch operation {other!r} is none of add, remove, replace, test")
 
@@ -98,7 +114,9 @@ def _selected(document: Document, target: Document) -> bool:
 
 def _config_map(folder: Path, generator: Document) -> Document:
     if not generator.get("options", {}).get("disableNameSuffixHash"):
-        raise ValueError(f"configMapGenerator {generator['name']}: names with hashes are not understood")
+        raise ValueError(
+            f"configMapGenerator {generator['name']}: names with hashes are not understood"
+        )
     data = {Path(file).name: (folder / file).read_text() for file in generator["files"]}
     metadata: Document = {"name": generator["name"]}
     if labels := generator["options"].get("labels"):

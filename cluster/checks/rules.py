@@ -9,7 +9,18 @@ import json
 import re
 from collections.abc import Iterator
 
-from cluster.checks.documents import Cluster, Document, announced, announcement, clusters, gpus, named, of_kind, pods, versions
+from cluster.checks.documents import (
+    Cluster,
+    Document,
+    announced,
+    announcement,
+    clusters,
+    gpus,
+    named,
+    of_kind,
+    pods,
+    versions,
+)
 
 LONGEST_NAME = {"RayCluster": 53, "RayJob": 47}
 GATED_FIELDS = ("networkPolicy", "tlsOptions")
@@ -27,7 +38,9 @@ def stable_api(documents: list[Document]) -> Iterator[str]:
             yield f"{kind} {name}: {document['apiVersion']} is deprecated, use ray.io/v1"
         if kind == "RayCronJob":
             yield f"RayCronJob {name}: behind a feature gate that is off"
-        if len(name) > LONGEST_NAME.get(kind, 63) or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+        if len(name) > LONGEST_NAME.get(kind, 63) or not re.fullmatch(
+            r"[a-z]([-a-z0-9]*[a-z0-9])?", name
+        ):
             yield f"{kind} {name}: a name is a DNS label of at most {LONGEST_NAME.get(kind)} characters"
     for cluster in clusters(documents):
         for field in GATED_FIELDS:
@@ -42,7 +55,9 @@ def one_ray_version(documents: list[Document]) -> Iterator[str]:
         if cluster.spec.get("rayVersion") != pinned["RAY"]:
             yield f"{cluster.where}: rayVersion {cluster.spec.get('rayVersion')!r} is not {pinned['RAY']}"
     for pod in pods(documents):
-        if (pod.ray or "submitter" in pod.where) and pod.spec["containers"][0]["image"] != pinned["RAY_IMAGE"]:
+        if (pod.ray or "submitter" in pod.where) and pod.spec["containers"][0]["image"] != pinned[
+            "RAY_IMAGE"
+        ]:
             yield f"{pod.where}: image {pod.spec['containers'][0]['image']} is not {pinned['RAY_IMAGE']}"
 
 
@@ -65,7 +80,10 @@ def autoscaler_v2(documents: list[Document]) -> Iterator[str]:
             yield f"{cluster.where}: RAY_enable_autoscaler_v2 conflicts with autoscalerOptions.version"
         for group in (cluster.head, *cluster.groups):
             name = group.get("groupName", "head")
-            if cluster.autoscaling and group["template"]["spec"].get("restartPolicy", "Never") != "Never":
+            if (
+                cluster.autoscaling
+                and group["template"]["spec"].get("restartPolicy", "Never") != "Never"
+            ):
                 yield f"{cluster.where}, group {name}: restartPolicy must be Never or unset"
             if not cluster.autoscaling and {"idleTimeoutSeconds", "priority"} & set(group):
                 yield f"{cluster.where}, group {name}: idleTimeoutSeconds and priority need the autoscaler"
@@ -101,13 +119,20 @@ def spot_first(documents: list[Document]) -> Iterator[str]:
     for cluster in clusters(documents):
         if not cluster.autoscaling:
             continue
-        ranked = [(g.get("labels", {}).get("ray.io/market-type"), g.get("priority", 0)) for g in cluster.groups if gpus(g)]
+        ranked = [
+            (g.get("labels", {}).get("ray.io/market-type"), g.get("priority", 0))
+            for g in cluster.groups
+            if gpus(g)
+        ]
         spot = [priority for market, priority in ranked if market == "spot"]
         others = [priority for market, priority in ranked if market != "spot"]
         if spot and others and min(spot) <= max(others):
             yield f"{cluster.where}: spot priority {min(spot)} does not exceed on-demand {max(others)}"
         for group in cluster.groups:
-            idle = group.get("idleTimeoutSeconds", cluster.spec.get("autoscalerOptions", {}).get("idleTimeoutSeconds", 60))
+            idle = group.get(
+                "idleTimeoutSeconds",
+                cluster.spec.get("autoscalerOptions", {}).get("idleTimeoutSeconds", 60),
+            )
             if gpus(group) and not 300 <= idle <= 900:
                 yield f"{cluster.where}, group {group['groupName']}: idle timeout {idle} s is outside 300 to 900 s"
 
@@ -131,24 +156,39 @@ def whole_node_pods(documents: list[Document]) -> Iterator[str]:
     """Ask that Ray's requests equal its limits, and that GPU pods can land on GPU nodes only."""
     for cluster in clusters(documents):
         for group in (cluster.head, *cluster.groups):
-            where, spec = f"{cluster.where}, group {group.get('groupName', 'head')}", group["template"]["spec"]
+            where, spec = (
+                f"{cluster.where}, group {group.get('groupName', 'head')}",
+                group["template"]["spec"],
+            )
             resources = spec["containers"][0].get("resources", {})
-            for name in sorted(set(resources.get("limits", {})) | set(resources.get("requests", {})) | {"cpu", "memory"}):
-                request, limit = (resources.get(side, {}).get(name) for side in ("requests", "limits"))
+            for name in sorted(
+                set(resources.get("limits", {}))
+                | set(resources.get("requests", {}))
+                | {"cpu", "memory"}
+            ):
+                request, limit = (
+                    resources.get(side, {}).get(name) for side in ("requests", "limits")
+                )
                 if request is None or request != limit:
                     yield f"{where}: request {request} and limit {limit} of {name} differ; Ray counts the limit"
             if gpus(group) and not (
-                spec.get("nodeSelector") and any(t.get("key") == "nvidia.com/gpu" for t in spec.get("tolerations", []))
+                spec.get("nodeSelector")
+                and any(t.get("key") == "nvidia.com/gpu" for t in spec.get("tolerations", []))
             ):
                 yield f"{where}: GPU pods need a nodeSelector and a toleration for nvidia.com/gpu"
-            if any(mount["mountPath"] == "/dev/shm" for mount in spec["containers"][0].get("volumeMounts", [])):
+            if any(
+                mount["mountPath"] == "/dev/shm"
+                for mount in spec["containers"][0].get("volumeMounts", [])
+            ):
                 yield f"{where}: an own /dev/shm replaces the operator's, which is as large as the memory limit"
 
 
 def graceful_drain(documents: list[Document]) -> Iterator[str]:
     """Ask for time to drain after SIGTERM, less than the grace period, and no hook in between."""
     for cluster in clusters(documents):
-        drain = int(_environment(documents, cluster).get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", 30))
+        drain = int(
+            _environment(documents, cluster).get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", 30)
+        )
         for group in cluster.groups:
             spec, where = group["template"]["spec"], f"{cluster.where}, group {group['groupName']}"
             grace = spec.get("terminationGracePeriodSeconds", 30)
@@ -165,7 +205,10 @@ def announced_groups(documents: list[Document]) -> Iterator[str]:
         for group in cluster.groups:
             cpus = group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]
             wanted = announcement(
-                group.get("labels", {}).get("sat-ray/pool", ""), group.get("maxReplicas", UNBOUNDED), int(cpus), gpus(group)
+                group.get("labels", {}).get("sat-ray/pool", ""),
+                group.get("maxReplicas", UNBOUNDED),
+                int(cpus),
+                gpus(group),
             )
             if wanted not in said:
                 yield f"{cluster.where}, group {group['groupName']}: SAT_RAY_NODE_GROUPS lacks {json.dumps(wanted)}"
@@ -185,9 +228,9 @@ def finishing_jobs(documents: list[Document]) -> Iterator[str]:
             yield f"{where}: use exactly one of clusterSelector and rayClusterSpec"
         if not 0 <= spec.get("backoffLimit", 0) <= 10:
             yield f"{where}: backoffLimit {spec['backoffLimit']} buys that many clusters"
-        if job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name") and spec.get("rayClusterSpec", {}).get(
-            "enableInTreeAutoscaling"
-        ):
+        if job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name") and spec.get(
+            "rayClusterSpec", {}
+        ).get("enableInTreeAutoscaling"):
             yield f"{where}: Kueue admits a fixed size only, turn the autoscaler off"
 
 
@@ -195,17 +238,22 @@ def external_state(documents: list[Document]) -> Iterator[str]:
     """Ask that GCS fault tolerance is set in one place only, with its password from a Secret."""
     for cluster in clusters(documents):
         options = cluster.spec.get("gcsFaultToleranceOptions")
-        variables = {item["name"] for item in cluster.head["template"]["spec"]["containers"][0].get("env", [])}
+        variables = {
+            item["name"]
+            for item in cluster.head["template"]["spec"]["containers"][0].get("env", [])
+        }
         if stray := variables & {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "REDIS_USERNAME"}:
             yield f"{cluster.where}: {sorted(stray)} belongs in gcsFaultToleranceOptions"
         if options is None:
             continue
         annotations = cluster.document["metadata"].get("annotations", {})
-        if {"ray.io/ft-enabled", "ray.io/external-storage-namespace"} & set(annotations) or "redis-password" in cluster.head.get(
-            "rayStartParams", {}
-        ):
+        if {"ray.io/ft-enabled", "ray.io/external-storage-namespace"} & set(
+            annotations
+        ) or "redis-password" in cluster.head.get("rayStartParams", {}):
             yield f"{cluster.where}: old spellings of fault tolerance beside gcsFaultToleranceOptions are refused"
-        if options.get("backend") == "redis" and "secretKeyRef" not in options.get("redisPassword", {}).get("valueFrom", {}):
+        if options.get("backend") == "redis" and "secretKeyRef" not in options.get(
+            "redisPassword", {}
+        ).get("valueFrom", {}):
             yield f"{cluster.where}: redisPassword does not come from a Secret"
 
 

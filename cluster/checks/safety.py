@@ -11,7 +11,10 @@ from cluster.checks.documents import Document, clusters, named, of_kind, pods, v
 
 SECRET_NAME = re.compile(r"(password|secret|token|access_key|credential)", re.IGNORECASE)
 URI_WITH_LOGIN = re.compile(r"[a-z0-9+]+://[^/\s:@]+:[^/\s@]+@")
-PRIVATE = [ipaddress.ip_network(block) for block in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")]
+PRIVATE = [
+    ipaddress.ip_network(block)
+    for block in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+]
 LONG_RUNNING = ("Deployment", "StatefulSet")
 
 
@@ -24,13 +27,19 @@ def unprivileged_pods(documents: list[Document]) -> Iterator[str]:
         if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
             yield f"{pod.where}: seccompProfile is not RuntimeDefault"
         for container in pod.containers:
-            yield from _container(f"{pod.where}, {container['name']}", container.get("securityContext", {}))
-        if pod.ray and pod.spec["containers"][0].get("securityContext", {}).get("readOnlyRootFilesystem"):
+            yield from _container(
+                f"{pod.where}, {container['name']}", container.get("securityContext", {})
+            )
+        if pod.ray and pod.spec["containers"][0].get("securityContext", {}).get(
+            "readOnlyRootFilesystem"
+        ):
             yield f"{pod.where}: Ray writes to its root filesystem"
     for cluster in clusters(documents):
         if cluster.autoscaling:
             options = cluster.spec.get("autoscalerOptions", {})
-            yield from _container(f"{cluster.where}, autoscaler", options.get("securityContext", {}))
+            yield from _container(
+                f"{cluster.where}, autoscaler", options.get("securityContext", {})
+            )
 
 
 def _container(where: str, security: Document) -> Iterator[str]:
@@ -64,7 +73,9 @@ def secrets_by_reference(documents: list[Document]) -> Iterator[str]:
         for name, value in _strings(document):
             if URI_WITH_LOGIN.search(value):
                 yield f"{where}: {name} holds a login inside a URI"
-        for name, value in (document.get("data") or {}).items() if document["kind"] == "ConfigMap" else ():
+        for name, value in (
+            (document.get("data") or {}).items() if document["kind"] == "ConfigMap" else ()
+        ):
             if SECRET_NAME.search(name) and value:
                 yield f"{where}: {name} looks like a secret and stands in a ConfigMap"
     for pod in pods(documents):
@@ -77,7 +88,11 @@ def secrets_by_reference(documents: list[Document]) -> Iterator[str]:
 def closed_network(documents: list[Document]) -> Iterator[str]:
     """Ask for a deny-all policy, policies of our own for every pod, and services inside the cluster only."""
     policies = of_kind(documents, "NetworkPolicy")
-    deny = [p for p in policies if p["spec"].get("podSelector") == {} and not {"ingress", "egress"} & set(p["spec"])]
+    deny = [
+        p
+        for p in policies
+        if p["spec"].get("podSelector") == {} and not {"ingress", "egress"} & set(p["spec"])
+    ]
     if not any({"Ingress", "Egress"} <= set(p["spec"].get("policyTypes", [])) for p in deny):
         yield "no NetworkPolicy denies everything by default"
     for policy in policies:
@@ -94,7 +109,9 @@ def closed_network(documents: list[Document]) -> Iterator[str]:
         if service["spec"].get("type", "ClusterIP") != "ClusterIP":
             yield f"Service {service['metadata']['name']}: {service['spec']['type']} leaves the cluster"
     for cluster in clusters(documents):
-        if cluster.head.get("serviceType", "ClusterIP") != "ClusterIP" or cluster.head.get("enableIngress"):
+        if cluster.head.get("serviceType", "ClusterIP") != "ClusterIP" or cluster.head.get(
+            "enableIngress"
+        ):
             yield f"{cluster.where}: the dashboard (job submission) leaves the cluster"
 
 
@@ -106,7 +123,10 @@ def _is_private(cidr: str) -> bool:
 
 def undisturbed_pods(documents: list[Document]) -> Iterator[str]:
     """Ask that neither Karpenter nor the cluster autoscaler moves a Ray pod: Ray's idle timeout ends empty ones."""
-    wanted = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+    wanted = {
+        "karpenter.sh/do-not-disrupt": "true",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    }
     for cluster in clusters(documents):
         for group in (cluster.head, *cluster.groups):
             annotations = group["template"].get("metadata", {}).get("annotations", {})
@@ -145,7 +165,11 @@ def bounded_namespace(documents: list[Document]) -> Iterator[str]:
 def _most(documents: list[Document]) -> dict[str, float]:
     """Return what all pods ask for where every group has grown to its end."""
     total = {"cpu": 0.0, "memory": 0.0, "nvidia.com/gpu": 0.0}
-    counts = {f"{c.where}, group {g['groupName']}": g.get("maxReplicas", 1) for c in clusters(documents) for g in c.groups}
+    counts = {
+        f"{c.where}, group {g['groupName']}": g.get("maxReplicas", 1)
+        for c in clusters(documents)
+        for g in c.groups
+    }
     for pod in pods(documents):
         for container in pod.spec["containers"]:
             for name, amount in container.get("resources", {}).get("requests", {}).items():
@@ -157,7 +181,10 @@ def _most(documents: list[Document]) -> dict[str, float]:
 def quantity(text: str) -> float:
     """Read a quantity of Kubernetes: 500m, 14, 16Gi."""
     number, unit = re.fullmatch(r"([0-9.]+)(m|[KMGT]i)?", text).groups()  # type: ignore[union-attr]
-    return float(number) * {None: 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[unit]
+    return (
+        float(number)
+        * {None: 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[unit]
+    )
 
 
 def head_budget(documents: list[Document]) -> Iterator[str]:
@@ -172,7 +199,9 @@ def head_budget(documents: list[Document]) -> Iterator[str]:
 
 def mlflow_server(documents: list[Document]) -> Iterator[str]:
     """Ask that the server migrates first, wants a login, answers to the name clients use, and proxies artifacts."""
-    for deployment in (d for d in of_kind(documents, "Deployment") if d["metadata"]["name"] == "mlflow"):
+    for deployment in (
+        d for d in of_kind(documents, "Deployment") if d["metadata"]["name"] == "mlflow"
+    ):
         settings = named(documents, "ConfigMap", "mlflow-config")["data"]
         spec = deployment["spec"]["template"]["spec"]
         arguments = spec["containers"][0].get("args", [])
@@ -193,8 +222,14 @@ def mlflow_server(documents: list[Document]) -> Iterator[str]:
 
 def allowed_hosts(documents: list[Document]) -> Iterator[str]:
     """Ask that host and port of the tracking URI are among the hosts the server accepts, and no wildcard."""
-    uri = named(documents, "ConfigMap", "sat-ray-environment")["data"].get("MLFLOW_TRACKING_URI", "")
-    hosts = named(documents, "ConfigMap", "mlflow-config")["data"].get("MLFLOW_SERVER_ALLOWED_HOSTS", "").split(",")
+    uri = named(documents, "ConfigMap", "sat-ray-environment")["data"].get(
+        "MLFLOW_TRACKING_URI", ""
+    )
+    hosts = (
+        named(documents, "ConfigMap", "mlflow-config")["data"]
+        .get("MLFLOW_SERVER_ALLOWED_HOSTS", "")
+        .split(",")
+    )
     host = uri.removeprefix("http://").removeprefix("https://").rstrip("/")
     if host not in hosts:
         yield f"{host} (MLFLOW_TRACKING_URI) is not among the allowed hosts {hosts}: every call would get 403"

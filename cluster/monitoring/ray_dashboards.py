@@ -22,10 +22,21 @@ def config_maps(namespace: str = "sat-ray") -> list[dict]:
     }
     documents = []
     for name, make in makers.items():
-        metadata = {"name": f"ray-dashboard-{name}", "namespace": namespace, "labels": {"grafana_dashboard": "1"}}
+        metadata = {
+            "name": f"ray-dashboard-{name}",
+            "namespace": namespace,
+            "labels": {"grafana_dashboard": "1"},
+        }
         # Without the indentation, and one by one: a ConfigMap ends at 1 MiB.
         content = json.dumps(json.loads(make()[0]), separators=(",", ":"))
-        documents.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {f"ray-{name}.json": content}})
+        documents.append(
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": metadata,
+                "data": {f"ray-{name}.json": content},
+            }
+        )
     return documents
 
 

@@ -31,7 +31,9 @@ def truth(model: nn.Module, split: Split, *, loss: str = "cross_entropy") -> flo
     return len(robust_image_ids(table)) / len(split)
 
 
-def textbook_pgd(model: nn.Module, x: Tensor, y: Tensor, *, epsilon: float, steps: int, step_size: float) -> Tensor:
+def textbook_pgd(
+    model: nn.Module, x: Tensor, y: Tensor, *, epsilon: float, steps: int, step_size: float
+) -> Tensor:
     """Return the last iterate of the ten lines that every paper's appendix has."""
     torch.manual_seed(0)
     x_adv = x + epsilon * (2 * torch.rand_like(x) - 1)
@@ -53,7 +55,9 @@ def right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def train_mode(model: Normalized, split: Split) -> tuple[float, float]:
     """Attack while BatchNorm normalises by the batch: the gradient is that of another model than the one that is shipped."""
     x, y = to_pixels(split.images), split.labels
-    x_adv = textbook_pgd(copy.deepcopy(model).train(), x, y, epsilon=BALL.epsilon, steps=STEPS, step_size=STEP_SIZE)
+    x_adv = textbook_pgd(
+        copy.deepcopy(model).train(), x, y, epsilon=BALL.epsilon, steps=STEPS, step_size=STEP_SIZE
+    )
     return right(model, x_adv, y).float().mean().item(), truth(model, split)
 
 
@@ -97,7 +101,9 @@ def too_few_steps(model: Normalized, split: Split) -> tuple[float, float]:
 def normalised_epsilon(model: Normalized, split: Split) -> tuple[float, float]:
     """Take epsilon and the steps behind the normalisation: a ball of epsilon there is one of epsilon * std in pixels."""
     x, y, scale = to_pixels(split.images), split.labels, float(model.std)
-    x_adv = textbook_pgd(model, x, y, epsilon=BALL.epsilon * scale, steps=STEPS, step_size=STEP_SIZE * scale)
+    x_adv = textbook_pgd(
+        model, x, y, epsilon=BALL.epsilon * scale, steps=STEPS, step_size=STEP_SIZE * scale
+    )
     return right(model, x_adv, y).float().mean().item(), truth(model, split)
 
 
@@ -126,13 +132,19 @@ WAYS: dict[str, Callable[[Normalized, Split], tuple[float, float]]] = {
 def digits() -> tuple[Split, Split]:
     """Return 900 of scikit-learn's digits to train on and 150 others."""
     raw = dataset_source("digits").read()
-    every = Split(torch.from_numpy(raw.images), torch.from_numpy(raw.labels).long(), torch.arange(len(raw.labels)))
+    every = Split(
+        torch.from_numpy(raw.images),
+        torch.from_numpy(raw.labels).long(),
+        torch.arange(len(raw.labels)),
+    )
     return every.take(slice(0, 900)), every.take(slice(1000, 1150))
 
 
 def trained(split: Split) -> Normalized:
     """Train a small network for a few epochs, adversarially."""
-    model = build_model("small_resnet", num_classes=10, in_channels=1, width=8, mean=(0.3,), std=(0.35,), seed=0)
+    model = build_model(
+        "small_resnet", num_classes=10, in_channels=1, width=8, mean=(0.3,), std=(0.35,), seed=0
+    )
     settings = TrainingSettings(epochs=4, warmup_epochs=1, validate_every=4, validation_steps=4)
     for _ in fit(model, split, split.take(slice(0, 32)), settings=settings, threat_model=BALL):
         pass

@@ -20,7 +20,12 @@ from torch import Tensor, nn
 
 from sat_ray.activations import functions as functions
 from sat_ray.activations.functions import Alpha
-from sat_ray.activations.user_defined import OwnActivation, check_activation, measured_curvature, read_activation
+from sat_ray.activations.user_defined import (
+    OwnActivation,
+    check_activation,
+    measured_curvature,
+    read_activation,
+)
 from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.names import check_name
 
@@ -114,11 +119,15 @@ class ActivationInfo:
         """Return the alpha to use (the default where None is given); raise ValueError outside the allowed range."""
         if self.alpha is None:
             if alpha is not None:
-                raise ValueError(f"{field} is {alpha:g} but {self.name} takes no alpha; leave it out")
+                raise ValueError(
+                    f"{field} is {alpha:g} but {self.name} takes no alpha; leave it out"
+                )
             return None
         value = self.alpha.default if alpha is None else float(alpha)
         if not (math.isfinite(value) and self.alpha.low <= value <= self.alpha.high):
-            raise ValueError(f"{field} is {value:g}; allowed for {self.name}: {self.alpha.low:g} to {self.alpha.high:g}")
+            raise ValueError(
+                f"{field} is {value:g}; allowed for {self.name}: {self.alpha.low:g} to {self.alpha.high:g}"
+            )
         if self.own is not None:
             _checked(self.own, value)
         return value
@@ -222,7 +231,9 @@ _ENTRIES = (
         formula="x for x >= 0, alpha (exp(x) - 1) below",
         derivative_formula="1 for x >= 0, alpha exp(x) below",
         function=lambda x, alpha: F.elu(x, alpha=functions.number(alpha)),
-        derivative=lambda x, alpha: torch.where(x >= 0, torch.ones_like(x), functions.number(alpha) * torch.exp(x.clamp_max(0))),
+        derivative=lambda x, alpha: torch.where(
+            x >= 0, torch.ones_like(x), functions.number(alpha) * torch.exp(x.clamp_max(0))
+        ),
         smoothness=1,
         curvature=lambda alpha: 1.0 if alpha == 1.0 else math.inf,
         reference="Clevert et al. 2015; smooth at alpha = 1 alone",
@@ -233,7 +244,9 @@ _ENTRIES = (
         formula="x for x >= 0, alpha (exp(x / alpha) - 1) below",
         derivative_formula="1 for x >= 0, exp(x / alpha) below",
         function=lambda x, alpha: F.celu(x, alpha=functions.number(alpha)),
-        derivative=lambda x, alpha: torch.where(x >= 0, torch.ones_like(x), torch.exp(x.clamp_max(0) / functions.number(alpha))),
+        derivative=lambda x, alpha: torch.where(
+            x >= 0, torch.ones_like(x), torch.exp(x.clamp_max(0) / functions.number(alpha))
+        ),
         smoothness=1,
         curvature=lambda alpha: 1.0 / functions.number(alpha),
         reference="Barron 2017; smooth for every alpha, which is 1 / sharpness",
@@ -291,7 +304,11 @@ _TWINS = {  # names of one function
     ("softplus", None): ("parametric_softplus", 1.0),
     ("celu", 1.0): ("elu", 1.0),
 }
-_OTHER_NAMES = {"swish": "silu", "smooth_relu": "smoothrelu", "softplus_parametric": "parametric_softplus"}
+_OTHER_NAMES = {
+    "swish": "silu",
+    "smooth_relu": "smoothrelu",
+    "softplus_parametric": "parametric_softplus",
+}
 
 
 class Activation(nn.Module):
@@ -306,7 +323,9 @@ class Activation(nn.Module):
         self.function = info.function
         self.alpha = alpha
         self.learned = info.learned
-        self.own = info.own.module(alpha) if info.own is not None and info.own.make is not None else None
+        self.own = (
+            info.own.module(alpha) if info.own is not None and info.own.make is not None else None
+        )
         if info.beta_start is not None:
             self.beta = nn.Parameter(torch.tensor(info.beta_start, dtype=torch.float32))
 
@@ -339,7 +358,9 @@ def _own(name: str) -> ActivationInfo:
         smoothness=math.nan,
         curvature=functools.partial(measured_curvature, own),
         reference=name,
-        alpha=None if own.default is None else AlphaRange(-OWN_ALPHA, OWN_ALPHA, own.default, own.grid),
+        alpha=None
+        if own.default is None
+        else AlphaRange(-OWN_ALPHA, OWN_ALPHA, own.default, own.grid),
         own=own,
     )
 

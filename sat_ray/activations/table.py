@@ -2,7 +2,13 @@
 
 from collections.abc import Iterable
 
-from sat_ray.activations.registry import ACTIVATIONS, ActivationInfo, activation_info, alpha_text, curvature_text
+from sat_ray.activations.registry import (
+    ACTIVATIONS,
+    ActivationInfo,
+    activation_info,
+    alpha_text,
+    curvature_text,
+)
 
 HEADING = "Activations, the alphas that a search tries, and the curvature max |f''| of each:"
 

@@ -16,9 +16,19 @@ from torch import Tensor, nn
 
 from sat_ray.utils.import_string import call, first_line, parameters, required, resolve
 
-LARGE = (-100.0, -50.0, -20.0, 20.0, 50.0, 100.0)  # inputs at which it must be finite, beside [-8, 8]
+LARGE = (
+    -100.0,
+    -50.0,
+    -20.0,
+    20.0,
+    50.0,
+    100.0,
+)  # inputs at which it must be finite, beside [-8, 8]
 STEP, TOLERANCE = 1e-5, 1e-3
-KINK, MOST_KINKS = 1e-2, 0.05  # a larger difference of the one-sided derivatives is a kink; the share of points that may have one
+KINK, MOST_KINKS = (
+    1e-2,
+    0.05,
+)  # a larger difference of the one-sided derivatives is a kink; the share of points that may have one
 DIVISIONS = 10  # of the cells in which the largest curvature is searched
 PARTS = 8  # of a cell that is divided
 STEEPEST = 64  # cells that are divided
@@ -43,7 +53,11 @@ class OwnActivation:
 
     def apply(self, x: Tensor, alpha: Any) -> Tensor:
         """Apply it to a tensor; a module is made for it, in the tensor's dtype."""
-        return self.function(x, alpha) if self.function is not None else self.module(alpha).to(x.dtype)(x)
+        return (
+            self.function(x, alpha)
+            if self.function is not None
+            else self.module(alpha).to(x.dtype)(x)
+        )
 
     def slope(self, x: Tensor, alpha: Any) -> Tensor:
         """Return its derivative at x, by autograd."""
@@ -57,7 +71,9 @@ class OwnActivation:
             torch.manual_seed(0)
             made = call(self.make, alpha, what=f"activation {self.name}: making it")
         if not isinstance(made, nn.Module):
-            raise ValueError(f"activation {self.name} made a {type(made).__name__}; allowed: {ALLOWED}")
+            raise ValueError(
+                f"activation {self.name} made a {type(made).__name__}; allowed: {ALLOWED}"
+            )
         return made
 
 
@@ -74,24 +90,34 @@ def read_activation(text: str) -> OwnActivation:
         raise ValueError(f"{what} needs {', '.join(needed)}; allowed: {ALLOWED}")
     default, grid = _alphas(found, takes, what=what)
     if is_function:
-        function = (lambda x, alpha: found(x)) if default is None else (lambda x, alpha: found(x, alpha=alpha))
+        function = (
+            (lambda x, alpha: found(x))
+            if default is None
+            else (lambda x, alpha: found(x, alpha=alpha))
+        )
         return OwnActivation(text, function, None, default, grid, _about(found))
     make = (lambda alpha: found()) if default is None else (lambda alpha: found(alpha=alpha))
     return OwnActivation(text, None, make, default, grid, _about(found))
 
 
-def _alphas(found: Any, takes: dict[str, Any], *, what: str) -> tuple[float | None, tuple[float, ...]]:
+def _alphas(
+    found: Any, takes: dict[str, Any], *, what: str
+) -> tuple[float | None, tuple[float, ...]]:
     given = getattr(found, "alphas", ())
     if "alpha" not in takes:
         if given:
-            raise ValueError(f"{what} has alphas {given} but takes no alpha; allowed: a parameter alpha=1.0, or no alphas")
+            raise ValueError(
+                f"{what} has alphas {given} but takes no alpha; allowed: a parameter alpha=1.0, or no alphas"
+            )
         return None, ()
     default = takes["alpha"].default
     try:
         grid = tuple(float(alpha) for alpha in given)
         default = float(default)
     except (TypeError, ValueError):
-        raise ValueError(f"{what} has alpha={default!r} and alphas {given!r}; allowed: numbers, for example alpha: float = 1.0") from None
+        raise ValueError(
+            f"{what} has alpha={default!r} and alphas {given!r}; allowed: numbers, for example alpha: float = 1.0"
+        ) from None
     return default, grid or (default,)
 
 
@@ -108,36 +134,55 @@ def check_activation(own: OwnActivation, alpha: float | None) -> None:
     x = torch.cat([middle, torch.tensor(LARGE, dtype=torch.float32)]).reshape(4, 5, 6, 7)
     _check_value(module or (lambda x: own.apply(x, alpha)), x, what=what)
     if module is not None and not _same_state(module, own.module(alpha)):
-        raise ValueError(f"{what} changes its own state when it is called; allowed: no running statistics")
+        raise ValueError(
+            f"{what} changes its own state when it is called; allowed: no running statistics"
+        )
     _check_slope(double or (lambda x: own.apply(x, alpha)), x.double(), what=what)
 
 
 def _same_state(module: nn.Module, fresh: nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), fresh.state_dict().values(), strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(module.state_dict().values(), fresh.state_dict().values(), strict=True)
+    )
 
 
 def _check_value(apply: Callable[[Tensor], Tensor], x: Tensor, *, what: str) -> None:
     before = x.clone()
     y = _called(apply, x, what=what)
     if not torch.equal(x, before):
-        raise ValueError(f"{what} changes its input in place; allowed: a new tensor, without inplace=True")
+        raise ValueError(
+            f"{what} changes its input in place; allowed: a new tensor, without inplace=True"
+        )
     if not y.isfinite().all():
-        raise ValueError(f"{what} is {float(y[~y.isfinite()][0])} at x = {_first(x, ~y.isfinite()):g}; allowed: finite for |x| <= 100")
+        raise ValueError(
+            f"{what} is {float(y[~y.isfinite()][0])} at x = {_first(x, ~y.isfinite()):g}; allowed: finite for |x| <= 100"
+        )
     if not torch.equal(y, _called(apply, x, what=what)):
-        raise ValueError(f"{what} gives other values the second time; allowed: no dropout, no noise")
+        raise ValueError(
+            f"{what} gives other values the second time; allowed: no dropout, no noise"
+        )
     order = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0))
     shuffled = _called(apply, x.flatten()[order].reshape(x.shape), what=what)
     if not torch.allclose(shuffled, y.flatten()[order].reshape(x.shape), rtol=1e-4, atol=1e-5):
-        raise ValueError(f"{what} does not act on each element alone; allowed: no softmax, no statistics of the batch or of channels")
+        raise ValueError(
+            f"{what} does not act on each element alone; allowed: no softmax, no statistics of the batch or of channels"
+        )
 
 
 def _called(apply: Callable[[Tensor], Tensor], x: Tensor, *, what: str) -> Tensor:
-    y = call(apply, x, what=f"{what}, given {x.dtype} of shape {tuple(x.shape)},".replace("torch.", ""))
+    y = call(
+        apply, x, what=f"{what}, given {x.dtype} of shape {tuple(x.shape)},".replace("torch.", "")
+    )
     if not isinstance(y, Tensor):
-        raise ValueError(f"{what} returned a {type(y).__name__}; allowed: a tensor of its input's shape and dtype")
+        raise ValueError(
+            f"{what} returned a {type(y).__name__}; allowed: a tensor of its input's shape and dtype"
+        )
     if y.shape != x.shape or y.dtype != x.dtype:
         got, wanted = (f"{tuple(one.shape)} {one.dtype}".replace("torch.", "") for one in (y, x))
-        raise ValueError(f"{what} returned {got} for {wanted}; allowed: its input's shape and dtype")
+        raise ValueError(
+            f"{what} returned {got} for {wanted}; allowed: its input's shape and dtype"
+        )
     return y
 
 
@@ -148,17 +193,29 @@ def _check_slope(apply: Callable[[Tensor], Tensor], x: Tensor, *, what: str) -> 
     try:
         (slope,) = torch.autograd.grad(value.sum(), point)
     except RuntimeError as error:
-        raise ValueError(f"{what} has no gradient ({first_line(error)}); allowed: torch operations, without detach or no_grad") from None
+        raise ValueError(
+            f"{what} has no gradient ({first_line(error)}); allowed: torch operations, without detach or no_grad"
+        ) from None
     if not slope.isfinite().all():
-        raise ValueError(f"{what} has a gradient of {float(slope[~slope.isfinite()][0])} at x = {_first(x, ~slope.isfinite()):g}")
+        raise ValueError(
+            f"{what} has a gradient of {float(slope[~slope.isfinite()][0])} at x = {_first(x, ~slope.isfinite()):g}"
+        )
     if not slope.any():
-        raise ValueError(f"{what} has a gradient of 0 everywhere: nothing could be trained through it, and no attack could find its way")
+        raise ValueError(
+            f"{what} has a gradient of 0 everywhere: nothing could be trained through it, and no attack could find its way"
+        )
     with torch.no_grad():
         ahead, here, behind = (_called(apply, x + h, what=what) for h in (STEP, 0.0, -STEP))
-    measured, left, right = (ahead - behind) / (2 * STEP), (here - behind) / STEP, (ahead - here) / STEP
+    measured, left, right = (
+        (ahead - behind) / (2 * STEP),
+        (here - behind) / STEP,
+        (ahead - here) / STEP,
+    )
     kinks = (left - right).abs() > KINK * (1 + measured.abs())
     if kinks.double().mean() > MOST_KINKS:
-        raise ValueError(f"{what} jumps or bends at {int(kinks.sum())} of {x.numel()} points; allowed: a derivative almost everywhere")
+        raise ValueError(
+            f"{what} jumps or bends at {int(kinks.sum())} of {x.numel()} points; allowed: a derivative almost everywhere"
+        )
     wrong = ~kinks & ((slope - measured).abs() > TOLERANCE * (1 + measured.abs()))
     if wrong.any():
         raise ValueError(

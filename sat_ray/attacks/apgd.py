@@ -22,7 +22,7 @@ FIRST_WINDOW, SHRINK, SHORTEST_WINDOW = 0.22, 0.03, 0.06  # of the steps
 
 @dataclass(frozen=True, kw_only=True)
 class APGDState(State):
-    """What Auto-PGD remembers of each lane.
+    """What Auto-PGD remembers of each slot.
 
     previous, best, best_gradient: (L, C, H, W); best_loss, loss_at_check, last_loss, step_size: (L,) float32; rises: (L,) int64, rising
     steps since the last checkpoint; halved: (L,) bool, whether that checkpoint halved the step size.
@@ -43,7 +43,9 @@ class APGDState(State):
 def windows(steps: int) -> tuple[int, ...]:
     """Return, for each point 0..steps, the length of the window that a checkpoint closes there; 0 where there is no checkpoint."""
     closes = [0] * (steps + 1)
-    window, shortest, shrink = (max(int(share * steps), 1) for share in (FIRST_WINDOW, SHORTEST_WINDOW, SHRINK))
+    window, shortest, shrink = (
+        max(int(share * steps), 1) for share in (FIRST_WINDOW, SHORTEST_WINDOW, SHRINK)
+    )
     at = window
     while at <= steps:
         closes[at] = window
@@ -76,7 +78,9 @@ class APGD:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; allowed: a whole number >= 1")
 
-    def start(self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None) -> APGDState:
+    def start(
+        self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None
+    ) -> APGDState:
         """Place every image at its start, with nothing remembered yet."""
         x_adv = self.threat_model.random_start(x, rng) if self.use_random_start else x.clone()
         lowest = torch.full(y.shape, -torch.inf, dtype=torch.float32, device=x.device)
@@ -105,17 +109,31 @@ class APGD:
         state = _remember(state, loss, gradient)
         state, stuck = self._check(state)
         at = torch.where(_wide(stuck), state.best, state.x_adv)
-        uphill = self.threat_model.steepest_ascent(torch.where(_wide(stuck), state.best_gradient, gradient))
+        uphill = self.threat_model.steepest_ascent(
+            torch.where(_wide(stuck), state.best_gradient, gradient)
+        )
         z = self.threat_model.project(at + _wide(state.step_size) * uphill, state.x)
         a = _wide(torch.full_like(loss, MOMENTUM).masked_fill(state.step == 0, 1.0))
-        moved = self.threat_model.project(at + a * (z - at) + (1 - a) * (at - state.previous), state.x)
-        return replace(state, x_adv=moved, previous=at, step=state.step + 1, logits=logits, zero_share=zero_share(gradient))
+        moved = self.threat_model.project(
+            at + a * (z - at) + (1 - a) * (at - state.previous), state.x
+        )
+        return replace(
+            state,
+            x_adv=moved,
+            previous=at,
+            step=state.step + 1,
+            logits=logits,
+            zero_share=zero_share(gradient),
+        )
 
     def _check(self, state: APGDState) -> tuple[APGDState, Tensor]:
-        """Halve the step size of the lanes that stand at a checkpoint and are stuck; say which they are."""
+        """Halve the step size of the slots that stand at a checkpoint and are stuck; say which they are."""
         window = _windows_on(state.step.device, self.steps)[state.step.clamp_max(self.steps)]
         here = window > 0
-        stuck = here & ((state.rises <= RISING * window) | (~state.halved & (state.loss_at_check >= state.best_loss)))
+        stuck = here & (
+            (state.rises <= RISING * window)
+            | (~state.halved & (state.loss_at_check >= state.best_loss))
+        )
         checked = replace(
             state,
             step_size=torch.where(stuck, state.step_size / 2, state.step_size),

@@ -1,4 +1,4 @@
-"""What every attack is: a stepper over lanes that never touches the model and never remembers anything itself."""
+"""What every attack is: a stepper over slots that never touches the model and never remembers anything itself."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -26,7 +26,7 @@ class NoGradientError(ValueError):
 
 @dataclass(frozen=True)
 class State:
-    """Hold L lanes in flight; row i of every field belongs to the same image.
+    """Hold L slots in flight; row i of every field belongs to the same image.
 
     x, x_adv: (L, C, H, W) float32 in [0, 1]; y: (L,) int64; step: (L,) int64, the number of the point in x_adv (0 = the start);
     target: (L,) int64, the class that a targeted attack moves towards, else None;
@@ -47,13 +47,13 @@ class State:
         changed = {name: value[rows] for name, value in self._tensors()}
         return replace(self, **changed, rng=self.rng.take(rows))
 
-    def put(self, lanes: Tensor, other: "State", rows: Tensor) -> "State":
-        """Return this state, its `lanes` overwritten by the `rows` of `other`; what one of them lacks, such as scores, is left alone."""
+    def put(self, slots: Tensor, other: "State", rows: Tensor) -> "State":
+        """Return this state, its `slots` overwritten by the `rows` of `other`; what one of them lacks, such as scores, is left alone."""
         for name, value in self._tensors():
             new = getattr(other, name)
             if isinstance(new, Tensor):
-                value.index_copy_(0, lanes, new[rows])
-        return replace(self, rng=self.rng.put(lanes, other.rng, rows))
+                value.index_copy_(0, slots, new[rows])
+        return replace(self, rng=self.rng.put(slots, other.rng, rows))
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for field in fields(self):
@@ -63,7 +63,7 @@ class State:
 
 
 class Attack(Protocol):
-    """Start images in lanes, then score and move them one step at a time.
+    """Start images in slots, then score and move them one step at a time.
 
     `steps` moves visit steps + 1 points; `step` scores the point in x_adv (its logits) before it moves it. Rows never influence each
     other. memoryless: the move is a function of the point alone, so that a point seen twice means a cycle. differentiates: the move asks
@@ -90,7 +90,9 @@ class Attack(Protocol):
         """Whether a step asks for the model's gradient."""
         ...
 
-    def start(self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None) -> State:
+    def start(
+        self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None
+    ) -> State:
         """Place every image at point 0."""
         ...
 
@@ -124,23 +126,33 @@ def zero_share(gradient: Tensor) -> Tensor:
 def require_inference_mode(model: Model) -> None:
     """Raise ValueError for a module (or submodule) in train mode: BatchNorm would mix the images and move its statistics."""
     if isinstance(model, nn.Module):
-        training = [name or "the model" for name, module in model.named_modules() if module.training]
+        training = [
+            name or "the model" for name, module in model.named_modules() if module.training
+        ]
         if training:
-            raise ValueError(f"model is in train mode ({training[0]}); call model.eval() before attacking or evaluating it")
+            raise ValueError(
+                f"model is in train mode ({training[0]}); call model.eval() before attacking or evaluating it"
+            )
 
 
 def require_images(x: Tensor, y: Tensor) -> None:
     """Raise ValueError unless x is (N, C, H, W) float32 in [0, 1] and y is (N,) whole numbers."""
     if x.dim() != 4 or x.dtype != torch.float32:
-        raise ValueError(f"x is {tuple(x.shape)} {x.dtype}; allowed: (N, C, H, W) float32 in [0, 1]")
+        raise ValueError(
+            f"x is {tuple(x.shape)} {x.dtype}; allowed: (N, C, H, W) float32 in [0, 1]"
+        )
     if y.shape != x.shape[:1] or y.is_floating_point():
         raise ValueError(f"y is {tuple(y.shape)} {y.dtype}; allowed: ({len(x)},) int64 labels")
     if len(x) and not (x.min() >= 0 and x.max() <= 1):
-        raise ValueError(f"x lies in [{x.min():g}, {x.max():g}]; allowed: [0, 1] (divide uint8 images by 255, do not normalise)")
+        raise ValueError(
+            f"x lies in [{x.min():g}, {x.max():g}]; allowed: [0, 1] (divide uint8 images by 255, do not normalise)"
+        )
 
 
-def require_feasible(x_adv: Tensor, x: Tensor, threat_model: ThreatModel, *, held: Tensor | None = None) -> None:
-    """Raise InfeasiblePointError unless every image is allowed. held: (N,) bool, the lanes that are asked about; None for all."""
+def require_feasible(
+    x_adv: Tensor, x: Tensor, threat_model: ThreatModel, *, held: Tensor | None = None
+) -> None:
+    """Raise InfeasiblePointError unless every image is allowed. held: (N,) bool, the slots that are asked about; None for all."""
     left = ~_contained(threat_model, x_adv, x)
     if held is not None:
         left &= held.to(left.device)

@@ -35,7 +35,10 @@ def cascade(
         steps=queries,
         restarts=restarts,
     )
-    return [*strong_attacks(threat_model, num_classes=num_classes, steps=steps, restarts=restarts), square]
+    return [
+        *strong_attacks(threat_model, num_classes=num_classes, steps=steps, restarts=restarts),
+        square,
+    ]
 
 
 def strong_attacks(

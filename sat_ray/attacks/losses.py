@@ -20,7 +20,9 @@ _TINY = 1e-12  # keeps DLR finite where all the logits are equal
 
 def cross_entropy(logits: Tensor, y: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Return each image's cross-entropy in float32, whatever precision the logits came in."""
-    return F.cross_entropy(logits.float(), y.long(), reduction="none", label_smoothing=label_smoothing)
+    return F.cross_entropy(
+        logits.float(), y.long(), reduction="none", label_smoothing=label_smoothing
+    )
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -36,7 +38,9 @@ def fewest_classes(loss: str, *, targeted: bool) -> int:
     return (4 if targeted else 3) if loss == "dlr" else 2
 
 
-def attack_loss(logits: Tensor, y: Tensor, *, loss: str = "cross_entropy", target: Tensor | None = None) -> Tensor:
+def attack_loss(
+    logits: Tensor, y: Tensor, *, loss: str = "cross_entropy", target: Tensor | None = None
+) -> Tensor:
     """Return what an attack ascends, image by image, (N,) float32; its sum gives every image a gradient free of the batch size.
 
     loss: one of ATTACK_LOSSES; target: (N,) classes to move towards, None to move away from the label.
@@ -45,7 +49,9 @@ def attack_loss(logits: Tensor, y: Tensor, *, loss: str = "cross_entropy", targe
         return cross_entropy(logits, y) if target is None else -cross_entropy(logits, target)
     logits = logits.float()
     rise = -margin(logits, y) if target is None else _logit(logits, target) - _logit(logits, y)
-    return rise if loss == "margin" else rise / (_spread(logits, targeted=target is not None) + _TINY)
+    return (
+        rise if loss == "margin" else rise / (_spread(logits, targeted=target is not None) + _TINY)
+    )
 
 
 def _logit(logits: Tensor, classes: Tensor) -> Tensor:

@@ -9,7 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sat_ray.attacks.base import Model, State, differentiate, require_feasible, require_images, require_inference_mode, zero_share
+from sat_ray.attacks.base import (
+    Model,
+    State,
+    differentiate,
+    require_feasible,
+    require_images,
+    require_inference_mode,
+    zero_share,
+)
 from sat_ray.attacks.losses import cross_entropy
 from sat_ray.threat import ThreatModel, as_255ths
 from sat_ray.utils.compile import fusable
@@ -36,7 +44,9 @@ class PGD:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; allowed: a whole number >= 1")
         if not self.step_size > 0:
-            raise ValueError(f"step_size is {self.step_size:g}; allowed: a number > 0, in [0, 1] pixels")
+            raise ValueError(
+                f"step_size is {self.step_size:g}; allowed: a number > 0, in [0, 1] pixels"
+            )
         if self.steps * self.step_size < self.threat_model.epsilon * (1 - 1e-9):
             reach = as_255ths(self.steps * self.step_size)
             raise ValueError(
@@ -44,9 +54,15 @@ class PGD:
                 f"reach; allowed: step_size >= {as_255ths(self.threat_model.epsilon / self.steps)} at {self.steps} steps, or more steps"
             )
 
-    def start(self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None, step: int = 0) -> State:
+    def start(
+        self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None, step: int = 0
+    ) -> State:
         """Place every image at its start; step: counter of the noise, so that a training epoch draws anew."""
-        x_adv = self.threat_model.random_start(x, rng, step=step) if self.use_random_start else x.clone()
+        x_adv = (
+            self.threat_model.random_start(x, rng, step=step)
+            if self.use_random_start
+            else x.clone()
+        )
         return State(x=x, y=y, x_adv=x_adv, step=torch.zeros_like(y), rng=rng, target=target)
 
     def step(self, model: Model, state: State) -> State:
@@ -64,9 +80,13 @@ class PGD:
 
 
 @fusable
-def _moved(threat_model: ThreatModel, step_size: float, gradient: Tensor, x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _moved(
+    threat_model: ThreatModel, step_size: float, gradient: Tensor, x_adv: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the next points, and the share of each gradient that is 0."""
-    return threat_model.project(x_adv + step_size * threat_model.steepest_ascent(gradient), x), zero_share(gradient)
+    return threat_model.project(
+        x_adv + step_size * threat_model.steepest_ascent(gradient), x
+    ), zero_share(gradient)
 
 
 def pgd(
@@ -91,7 +111,9 @@ def pgd(
     require_images(x, y)
     if restarts < 1:
         raise ValueError(f"restarts is {restarts}; allowed: a whole number >= 1")
-    attack = PGD(threat_model=threat_model, steps=steps, step_size=step_size, use_random_start=random_start)
+    attack = PGD(
+        threat_model=threat_model, steps=steps, step_size=step_size, use_random_start=random_start
+    )
     rng = rng or Randomness.of(0, torch.arange(len(x), device=x.device))
     best = attack.run(model, x, y, rng)
     if restarts > 1:
@@ -110,4 +132,6 @@ def pgd(
 def _score(model: Model, x_adv: Tensor, y: Tensor) -> Tensor:
     """Rank iterates: success first, loss second. arctan squeezes the loss below 2, so that no loss outweighs a success."""
     logits = model(x_adv)
-    return 2.0 * (logits.argmax(dim=1) != y).double() + torch.atan(cross_entropy(logits, y).double())
+    return 2.0 * (logits.argmax(dim=1) != y).double() + torch.atan(
+        cross_entropy(logits, y).double()
+    )

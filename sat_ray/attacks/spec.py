@@ -64,16 +64,28 @@ class AttackSpec:
         check_name(self.loss, ATTACK_LOSSES, field="attack loss")
         check_name(self.gradient, GRADIENTS, field="attack gradient")
         if self.gradient != "float32" and (self.algorithm == "square" or self.final_iterate):
-            raise ValueError(f"attack gradient is {self.gradient}; allowed for square, which takes none, and with final_iterate: float32")
+            raise ValueError(
+                f"attack gradient is {self.gradient}; allowed for square, which takes none, and with final_iterate: float32"
+            )
         check_fields(self, prefix="")
         if self.targets and self.algorithm == "square":
             raise ValueError(f"targets is {self.targets}; allowed for square: 0")
         if (self.step_size is None) != (self.algorithm != "pgd"):
-            raise ValueError(f"step_size is {self.step_size}; allowed: a number > 0 for pgd, none for apgd and square")
-        if self.algorithm == "square" and (self.attacker_activation is not None or not self.random_start or self.loss != "cross_entropy"):
-            raise ValueError("square takes no gradient and has its own start; allowed: steps and restarts")
+            raise ValueError(
+                f"step_size is {self.step_size}; allowed: a number > 0 for pgd, none for apgd and square"
+            )
+        if self.algorithm == "square" and (
+            self.attacker_activation is not None
+            or not self.random_start
+            or self.loss != "cross_entropy"
+        ):
+            raise ValueError(
+                "square takes no gradient and has its own start; allowed: steps and restarts"
+            )
         if self.attacker_activation is not None:
-            activation_info(self.attacker_activation, field="attacker_activation").check_alpha(self.attacker_alpha, field="attacker_alpha")
+            activation_info(self.attacker_activation, field="attacker_activation").check_alpha(
+                self.attacker_alpha, field="attacker_alpha"
+            )
         make_attack(self)  # refuses bad steps and sizes
         object.__setattr__(self, "name", self.name or self._made_name())
 
@@ -88,9 +100,13 @@ class AttackSpec:
 
     def _made_name(self) -> str:
         words: list[str] = [self.algorithm]
-        if self.algorithm != "square" and (self.algorithm == "apgd" or self.targets or self.loss != "cross_entropy"):
+        if self.algorithm != "square" and (
+            self.algorithm == "apgd" or self.targets or self.loss != "cross_entropy"
+        ):
             words += [*(["t"] if self.targets else []), _SHORT.get(self.loss, self.loss)]
-        name = "-".join([*words, str(self.steps), *([self.gradient] if self.gradient != "float32" else [])])
+        name = "-".join(
+            [*words, str(self.steps), *([self.gradient] if self.gradient != "float32" else [])]
+        )
         if self.attacker_activation is not None:
             name += f"@{self.attacker_activation}"
         return name + (FINAL_SUFFIX if self.final_iterate else "")
@@ -116,15 +132,28 @@ def make_attack(spec: AttackSpec) -> Attack:
     if spec.algorithm == "square":
         return Square(threat_model=spec.threat_model, steps=spec.steps)
     if spec.algorithm == "apgd":
-        return APGD(threat_model=spec.threat_model, steps=spec.steps, use_random_start=spec.random_start, loss=spec.loss)
+        return APGD(
+            threat_model=spec.threat_model,
+            steps=spec.steps,
+            use_random_start=spec.random_start,
+            loss=spec.loss,
+        )
     assert spec.step_size is not None
     return PGD(
-        threat_model=spec.threat_model, steps=spec.steps, step_size=spec.step_size, use_random_start=spec.random_start, loss=spec.loss
+        threat_model=spec.threat_model,
+        steps=spec.steps,
+        step_size=spec.step_size,
+        use_random_start=spec.random_start,
+        loss=spec.loss,
     )
 
 
 def true_and_smooth(
-    spec: AttackSpec, *, activation: str, attacker_activation: str | None = None, alpha: float | None = None
+    spec: AttackSpec,
+    *,
+    activation: str,
+    attacker_activation: str | None = None,
+    alpha: float | None = None,
 ) -> list[AttackSpec]:
     """Attack through the true backward pass and, where training replaced any backward pass, through the smooth one too.
 

@@ -19,13 +19,23 @@ from sat_ray.threat import ThreatModel
 from sat_ray.utils.randomness import Randomness
 
 FIRST_SHARE = 0.8  # of the pixels in the first square
-HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries out of 10,000 after which the share halves
+HALVED_AT = (
+    10,
+    50,
+    200,
+    500,
+    1000,
+    2000,
+    4000,
+    6000,
+    8000,
+)  # queries out of 10,000 after which the share halves
 GRID = 5  # bumps along each side of the l2 start
 
 
 @dataclass(frozen=True, kw_only=True)
 class SquareState(State):
-    """What random search remembers of each lane. best: (L, C, H, W); best_margin: (L,) float32."""
+    """What random search remembers of each slot. best: (L, C, H, W); best_margin: (L,) float32."""
 
     best: Tensor
     best_margin: Tensor
@@ -44,14 +54,24 @@ class Square:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; allowed: a whole number >= 1")
 
-    def start(self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None) -> SquareState:
+    def start(
+        self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None
+    ) -> SquareState:
         """Place every image at its stripes or bumps. target must be None: the margin to every class is searched at once."""
         if target is not None:
             raise ValueError("square has no targeted form; allowed: targets 0")
         pattern = self._stripes(x, rng) if self.threat_model.norm == "linf" else self._bumps(x, rng)
         x_adv = self.threat_model.project(x + pattern, x)
         unknown = torch.full(y.shape, torch.inf, dtype=torch.float32, device=x.device)
-        return SquareState(x=x, y=y, x_adv=x_adv, step=torch.zeros_like(y), rng=rng, best=x_adv.clone(), best_margin=unknown)
+        return SquareState(
+            x=x,
+            y=y,
+            x_adv=x_adv,
+            step=torch.zeros_like(y),
+            rng=rng,
+            best=x_adv.clone(),
+            best_margin=unknown,
+        )
 
     @torch.no_grad()
     def step(self, model: Model, state: State) -> SquareState:
@@ -75,7 +95,9 @@ class Square:
 
     def _stripes(self, x: Tensor, rng: Randomness) -> Tensor:
         channels, _, width = x.shape[1:]
-        return self.threat_model.epsilon * _signs(rng.uniform("square-stripes", (channels, 1, width), device=x.device))
+        return self.threat_model.epsilon * _signs(
+            rng.uniform("square-stripes", (channels, 1, width), device=x.device)
+        )
 
     def _propose_linf(self, best: Tensor, state: State) -> Tensor:
         channels, height, width = best.shape[1:]
@@ -93,36 +115,58 @@ class Square:
         tile = _bump(side).to(x.device).repeat(down, across)
         signs = _signs(rng.uniform("square-bumps", (channels, down, across), device=x.device))
         pattern = torch.zeros_like(x)
-        pattern[:, :, : down * side, : across * side] = tile * signs.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
+        pattern[:, :, : down * side, : across * side] = tile * signs.repeat_interleave(
+            side, dim=2
+        ).repeat_interleave(side, dim=3)
         return _scaled(pattern, x.new_full((len(x),), self.threat_model.epsilon))
 
     def _propose_l2(self, best: Tensor, state: State) -> Tensor:
         channels, height, width = best.shape[1:]
-        side = _odd(self._sides(state.step, height * width).clamp_min(3)).clamp_max(min(height, width))
+        side = _odd(self._sides(state.step, height * width).clamp_min(3)).clamp_max(
+            min(height, width)
+        )
         draws = state.rng.uniform("square", (5 + channels,), step=state.step, device=best.device)
-        to, away = ((_offsets(draws[:, k], side, height), _offsets(draws[:, k + 1], side, width)) for k in (0, 2))
-        inside, emptied = ((_inside(rows, side)[:, :, None] & _inside(columns, side)[:, None, :])[:, None] for rows, columns in (to, away))
+        to, away = (
+            (_offsets(draws[:, k], side, height), _offsets(draws[:, k + 1], side, width))
+            for k in (0, 2)
+        )
+        inside, emptied = (
+            (_inside(rows, side)[:, :, None] & _inside(columns, side)[:, None, :])[:, None]
+            for rows, columns in (to, away)
+        )
         delta = best - state.x
         freed = (delta * (inside | emptied)).flatten(1).double().square().sum(dim=1)
-        unspent = (self.threat_model.epsilon**2 - delta.flatten(1).double().square().sum(dim=1)).clamp_min(0) / channels
-        bump = _placed_bump(*to, side, turned=draws[:, 4] < 0.5)[:, None] * _signs(draws[:, 5:])[:, :, None, None]
+        unspent = (
+            self.threat_model.epsilon**2 - delta.flatten(1).double().square().sum(dim=1)
+        ).clamp_min(0) / channels
+        bump = (
+            _placed_bump(*to, side, turned=draws[:, 4] < 0.5)[:, None]
+            * _signs(draws[:, 5:])[:, :, None, None]
+        )
         # the new bump goes on from what the square held: random search then builds on what has worked
         held = delta * inside
         new = bump + held / held.flatten(2).norm(dim=2).clamp_min(1e-12)[:, :, None, None]
         budget = (unspent + freed / channels).sqrt().float()
-        new = new / new.flatten(2).norm(dim=2).clamp_min(1e-12)[:, :, None, None] * budget[:, None, None, None]
+        new = (
+            new
+            / new.flatten(2).norm(dim=2).clamp_min(1e-12)[:, :, None, None]
+            * budget[:, None, None, None]
+        )
         delta = torch.where(inside, new, torch.where(emptied, torch.zeros_like(delta), delta))
         return state.x + _scaled(delta, torch.full_like(budget, self.threat_model.epsilon))
 
     def _sides(self, step: Tensor, pixels: int) -> Tensor:
-        """Return the side of each lane's next square, (L,) int64 >= 1."""
+        """Return the side of each slot's next square, (L,) int64 >= 1."""
         return _sides_on(step.device, self.steps, pixels)[step.clamp_max(self.steps)]
 
 
 @functools.cache
 def sides(steps: int, pixels: int) -> tuple[int, ...]:
     """Return the side of the square proposed after each point 0..steps."""
-    shares = (FIRST_SHARE / 2 ** sum(10_000 * step / steps > at for at in HALVED_AT) for step in range(steps + 1))
+    shares = (
+        FIRST_SHARE / 2 ** sum(10_000 * step / steps > at for at in HALVED_AT)
+        for step in range(steps + 1)
+    )
     return tuple(max(1, round(math.sqrt(share * pixels))) for share in shares)
 
 
@@ -160,7 +204,10 @@ def _bump(side: int) -> Tensor:
 
 def _peak(height: int, width: int) -> Tensor:
     """Add up ever larger squares around the middle, the k-th with weight 1 / k²."""
-    away = torch.maximum((torch.arange(height) - height // 2).abs()[:, None], (torch.arange(width) - width // 2).abs()[None, :])
+    away = torch.maximum(
+        (torch.arange(height) - height // 2).abs()[:, None],
+        (torch.arange(width) - width // 2).abs()[None, :],
+    )
     largest = max(height, width) // 2 + 1
     weights = torch.tensor([1.0 / k**2 for k in range(1, largest + 1)], dtype=torch.float32)
     tails = weights.flip(0).cumsum(0).flip(0)
@@ -168,7 +215,7 @@ def _peak(height: int, width: int) -> Tensor:
 
 
 def _placed_bump(rows: Tensor, columns: Tensor, side: Tensor, *, turned: Tensor) -> Tensor:
-    """Return each lane's bump at its place, (L, H, W), turned by a quarter where asked."""
+    """Return each slot's bump at its place, (L, H, W), turned by a quarter where asked."""
     sizes = torch.unique(side).tolist()
     largest = max(sizes)
     table = torch.zeros(len(sizes), largest, largest, dtype=torch.float32, device=side.device)
@@ -177,9 +224,17 @@ def _placed_bump(rows: Tensor, columns: Tensor, side: Tensor, *, turned: Tensor)
     which = torch.searchsorted(torch.tensor(sizes, device=side.device), side)
     # positions outside the square read anything: they are masked by the caller
     row, column = (offsets.clamp(0, largest - 1) for offsets in (rows, columns))
-    row, column = row[:, :, None].expand(-1, -1, column.shape[1]), column[:, None, :].expand(-1, row.shape[1], -1)
-    row, column = torch.where(turned[:, None, None], column, row), torch.where(turned[:, None, None], row, column)
-    placed: Tensor = table[which[:, None, None], row, column] * (_inside(rows, side)[:, :, None] & _inside(columns, side)[:, None, :])
+    row, column = (
+        row[:, :, None].expand(-1, -1, column.shape[1]),
+        column[:, None, :].expand(-1, row.shape[1], -1),
+    )
+    row, column = (
+        torch.where(turned[:, None, None], column, row),
+        torch.where(turned[:, None, None], row, column),
+    )
+    placed: Tensor = table[which[:, None, None], row, column] * (
+        _inside(rows, side)[:, :, None] & _inside(columns, side)[:, None, :]
+    )
     return placed
 
 

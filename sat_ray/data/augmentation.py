@@ -19,7 +19,9 @@ from sat_ray.utils.randomness import Randomness
 AUGMENTATIONS = ("none", "crop_flip", "resized_crop_flip")
 PADDING = 4
 SCALE, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
-SMALLEST = 2 * PADDING  # side of an image: a crop keeps half of it or more, and 8 % of the area is at least a pixel
+SMALLEST = (
+    2 * PADDING
+)  # side of an image: a crop keeps half of it or more, and 8 % of the area is at least a pixel
 
 
 def check_augmentation(name: str, shape: Sequence[int]) -> None:
@@ -84,7 +86,12 @@ def _crop_flip(images: Tensor, rng: Randomness, *, epoch: int) -> Tensor:
 def _resized_crop_flip(images: Tensor, rng: Randomness, *, epoch: int) -> Tensor:
     height, width = images.shape[-2:]
     part, flip = rectangles(rng, height, width, epoch=epoch), flips(rng, epoch=epoch)
-    upper, lower, down = _between(torch.arange(height, device=images.device).expand(len(images), -1), height, part[:, 0], part[:, 2])
+    upper, lower, down = _between(
+        torch.arange(height, device=images.device).expand(len(images), -1),
+        height,
+        part[:, 0],
+        part[:, 2],
+    )
     left, right, along = _between(_columns(width, flip), width, part[:, 1], part[:, 3])
     along, down = along[:, None, None, :], down[:, None, :, None]
 
@@ -102,7 +109,9 @@ def _columns(width: int, flip: Tensor) -> Tensor:
     return torch.where(flip[:, None], columns.flip(0), columns)
 
 
-def _between(places: Tensor, size: int, start: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _between(
+    places: Tensor, size: int, start: Tensor, length: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for places 0 to size - 1 of an enlarged part, the two pixels that each lies between, and its distance from the first.
 
     Place p is centred over (p + 1/2) length / size - 1/2 of the part, which its first and last pixel end. places: (N, size).

@@ -20,7 +20,9 @@ from torch import Tensor
 from sat_ray.utils.randomness import Randomness, permutation
 
 
-def epoch_order(shards: Sequence[int], *, groups: int, group_size: int, window: int, seed: int, epoch: int) -> Tensor:
+def epoch_order(
+    shards: Sequence[int], *, groups: int, group_size: int, window: int, seed: int, epoch: int
+) -> Tensor:
     """Return the rows of every group of every step of an epoch, (steps, groups, group_size) int64, each row at most once.
 
     shards: rows of each shard, in the order of the split; groups: BatchNorm groups of a global batch.
@@ -33,7 +35,9 @@ def epoch_order(shards: Sequence[int], *, groups: int, group_size: int, window: 
     sequence = _shard_by_shard(shards, seed=seed, epoch=epoch)
     cuts = [count * group // groups for group in range(groups + 1)]
     streams = [
-        _within_window(sequence[first:last], max(1, window // groups), seed=seed, epoch=epoch)[: steps * group_size]
+        _within_window(sequence[first:last], max(1, window // groups), seed=seed, epoch=epoch)[
+            : steps * group_size
+        ]
         for first, last in pairwise(cuts)
     ]
     return torch.stack([stream.view(steps, group_size) for stream in streams], dim=1)

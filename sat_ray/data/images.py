@@ -18,7 +18,17 @@ ENCODINGS = ("raw", "jpeg")
 LARGEST_SIDE = 4096  # of stored images in pixels
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # of files, in PIL's words
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp", ".gif")
-CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}  # of PIL's 8-bit modes
+CHANNELS = {
+    "1": 1,
+    "L": 1,
+    "LA": 1,
+    "P": 3,
+    "PA": 3,
+    "RGB": 3,
+    "RGBA": 3,
+    "CMYK": 3,
+    "YCbCr": 3,
+}  # of PIL's 8-bit modes
 MOST_PIXELS = 100_000_000  # of one file: 300 MB in memory; a small PNG may announce any number
 LARGE_PIXELS = 16_000_000  # larger ones are decoded one at a time in every process
 MOST_BYTES = 1024**3  # of one file
@@ -74,7 +84,9 @@ class Storing:
         from PIL import Image
 
         sink = io.BytesIO()
-        Image.fromarray(pixels.transpose(1, 2, 0)).save(sink, format="JPEG", quality=self.quality, subsampling=0)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(
+            sink, format="JPEG", quality=self.quality, subsampling=0
+        )
         return sink.getvalue()
 
 
@@ -121,26 +133,38 @@ def _checked(data: bytes) -> Iterator[Any]:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower than its own
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # the limit below is lower than its own
             file = Image.open(io.BytesIO(data), formats=FORMATS)
         mode, (width, height) = file.mode, file.size
-        frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a camera's JPEG with a preview behind it
+        frames = (
+            1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+        )  # MPO: a camera's JPEG with a preview behind it
     except Exception as error:
         raise CorruptImageError(_reason(error)) from None
     with file:
         if mode not in CHANNELS:
-            raise CorruptImageError(f"its pixels are of PIL mode {mode}, not 8-bit gray or colour; convert it to 8 bits")
+            raise CorruptImageError(
+                f"its pixels are of PIL mode {mode}, not 8-bit gray or colour; convert it to 8 bits"
+            )
         if frames > 1:
             raise CorruptImageError(f"it has {frames} frames; an image has one")
         if width * height > MOST_PIXELS:
-            raise CorruptImageError(f"it says that it is {width} x {height}; at most {MOST_PIXELS:,} pixels are decoded")
+            raise CorruptImageError(
+                f"it says that it is {width} x {height}; at most {MOST_PIXELS:,} pixels are decoded"
+            )
         yield file
 
 
 def _reason(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
-    return "not an image" if isinstance(error, UnidentifiedImageError) else printable(first_line(error))
+    return (
+        "not an image"
+        if isinstance(error, UnidentifiedImageError)
+        else printable(first_line(error))
+    )
 
 
 def decoded(data: bytes) -> np.ndarray:

@@ -24,7 +24,9 @@ from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
 
 Loading = Literal["auto", "resident", "streaming"]
-RESIDENT_BYTES = 4 * 1024**3  # of decoded training images, in every process and on its accelerator: CIFAR is 0.15 GiB, ImageNet 179
+RESIDENT_BYTES = (
+    4 * 1024**3
+)  # of decoded training images, in every process and on its accelerator: CIFAR is 0.15 GiB, ImageNet 179
 READERS = 2  # threads that read and check shards
 
 
@@ -72,7 +74,9 @@ class Streamed:
     def __init__(self, storage: Storage, split: str, *, threads: int, pin: bool = False) -> None:
         manifest = read_manifest(storage)
         self.storage, self.shape, self.threads, self.pin = storage, manifest["shape"], threads, pin
-        self.entries: list[dict[str, Any]] = [shard for shard in manifest["shards"] if shard["split"] == split]
+        self.entries: list[dict[str, Any]] = [
+            shard for shard in manifest["shards"] if shard["split"] == split
+        ]
         self.starts = np.cumsum([0, *self.shards])
 
     @property
@@ -86,19 +90,26 @@ class Streamed:
         found = np.empty(len(places), dtype=np.int64)
         for shard in np.unique(shards).tolist():
             inside = shards == shard
-            column = read_shard(self.storage, self.entries[shard], columns=["image_id"])["image_id"].to_numpy()
+            column = read_shard(self.storage, self.entries[shard], columns=["image_id"])[
+                "image_id"
+            ].to_numpy()
             found[inside] = column[places[inside] - self.starts[shard]]
         return torch.from_numpy(found)
 
     def batches(self, plan: Tensor) -> Iterator[list[Split]]:
         """Read and decode ahead of use. Raises CorruptShardError naming a shard that is damaged or missing."""
         groups, ahead = plan.flatten(0, 1).numpy(), max(plan.shape[1], 1) + self.threads
-        with _Shelf(self, self._shard_of(groups), ahead=plan.shape[1] + 1) as shelf, ThreadPoolExecutor(self.threads) as decoders:
+        with (
+            _Shelf(self, self._shard_of(groups), ahead=plan.shape[1] + 1) as shelf,
+            ThreadPoolExecutor(self.threads) as decoders,
+        ):
             numbers = iter(range(len(groups)))
 
             def submitted() -> Iterator[Future[Split]]:
                 for number in numbers:
-                    yield decoders.submit(self._decoded, groups[number], shelf.shards[number], shelf.take(number))
+                    yield decoders.submit(
+                        self._decoded, groups[number], shelf.shards[number], shelf.take(number)
+                    )
 
             waiting = deque(islice(submitted(), ahead))
             try:
@@ -115,9 +126,14 @@ class Streamed:
     def _shard_of(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.starts, rows, side="right") - 1
 
-    def _decoded(self, rows: np.ndarray, shards: np.ndarray, tables: dict[int, Future[pa.Table]]) -> Split:
+    def _decoded(
+        self, rows: np.ndarray, shards: np.ndarray, tables: dict[int, Future[pa.Table]]
+    ) -> Split:
         by_shard = np.argsort(shards, kind="stable")
-        parts = [tables[shard].result().take(rows[shards == shard] - self.starts[shard]) for shard in sorted(tables)]
+        parts = [
+            tables[shard].result().take(rows[shards == shard] - self.starts[shard])
+            for shard in sorted(tables)
+        ]
         split = as_split([pa.concat_tables(parts).take(np.argsort(by_shard))], self.shape)
         return split.pinned() if self.pin else split
 
@@ -133,7 +149,9 @@ class _Shelf:
         flat, size = shards.ravel(), shards.shape[1]
         names, first = np.unique(flat, return_index=True)
         _, last = np.unique(flat[::-1], return_index=True)
-        self.last_group = dict(zip(names.tolist(), ((len(flat) - 1 - last) // size).tolist(), strict=True))
+        self.last_group = dict(
+            zip(names.tolist(), ((len(flat) - 1 - last) // size).tolist(), strict=True)
+        )
         self.to_come = deque(names[np.argsort(first)].tolist())
         self.tables: dict[int, Future[pa.Table]] = {}
         self.unused: set[int] = set()
@@ -151,7 +169,9 @@ class _Shelf:
         self.unused.difference_update(needed)
         while self.to_come and (self.to_come[0] in needed or len(self.unused) < self.ahead):
             shard = self.to_come.popleft()
-            self.tables[shard] = self.readers.submit(read_shard, self.streamed.storage, self.streamed.entries[shard])
+            self.tables[shard] = self.readers.submit(
+                read_shard, self.streamed.storage, self.streamed.entries[shard]
+            )
             self.unused.update({shard} - set(needed))
         taken = {shard: self.tables[shard] for shard in needed}
         for shard in needed:
@@ -162,7 +182,9 @@ class _Shelf:
 
 def streams(manifest: dict[str, Any], loading: Loading) -> bool:
     """Say whether the train split of a dataset stays in its shards while it is trained on."""
-    return loading == "streaming" or (loading == "auto" and manifest["splits"]["train"] * prod(manifest["shape"]) > RESIDENT_BYTES)
+    return loading == "streaming" or (
+        loading == "auto" and manifest["splits"]["train"] * prod(manifest["shape"]) > RESIDENT_BYTES
+    )
 
 
 def loader_of(train: Split | Loader, device: torch.device) -> Loader:

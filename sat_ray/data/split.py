@@ -36,11 +36,18 @@ class Split:
 
     def to(self, device: torch.device) -> "Split":
         """Move to a device."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device), image_ids=self.image_ids.to(device))
+        return replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            image_ids=self.image_ids.to(device),
+        )
 
     def pinned(self) -> "Split":
         """Copy to page-locked memory of the host."""
-        return Split(self.images.pin_memory(), self.labels.pin_memory(), self.image_ids.pin_memory())
+        return Split(
+            self.images.pin_memory(), self.labels.pin_memory(), self.image_ids.pin_memory()
+        )
 
 
 Arrays = tuple[Tensor | np.ndarray, Tensor | np.ndarray | Sequence[int]]
@@ -108,18 +115,29 @@ def _kind(values: Tensor) -> str:
 
 def by_hash(name: str, ids: Iterable[int]) -> np.ndarray:
     """Order ids by sha256("name:id"): fixed for ever, independent of labels and machine."""
-    return np.array(sorted(ids, key=lambda one: hashlib.sha256(f"{name}:{one}".encode()).digest()), dtype=np.int64)
+    return np.array(
+        sorted(ids, key=lambda one: hashlib.sha256(f"{name}:{one}".encode()).digest()),
+        dtype=np.int64,
+    )
 
 
 def split_by_hash(name: str, count: int, *, test: int, val: int) -> dict[str, np.ndarray]:
     """Assign image ids to splits by their hash: the first `test` are the test split, the next `val` the val split."""
     if not 0 < test + val < count:
-        raise ValueError(f"test {test} + val {val} images; allowed: fewer than the {count} of {name}")
+        raise ValueError(
+            f"test {test} + val {val} images; allowed: fewer than the {count} of {name}"
+        )
     ids = by_hash(name, range(count))
-    return {"test": np.sort(ids[:test]), "val": np.sort(ids[test : test + val]), "train": np.sort(ids[test + val :])}
+    return {
+        "test": np.sort(ids[:test]),
+        "val": np.sort(ids[test : test + val]),
+        "train": np.sort(ids[test + val :]),
+    }
 
 
-def split_officially(name: str, count: int, held_out: Mapping[str, np.ndarray], *, val: int) -> dict[str, np.ndarray]:
+def split_officially(
+    name: str, count: int, held_out: Mapping[str, np.ndarray], *, val: int
+) -> dict[str, np.ndarray]:
     """Keep the splits that a dataset comes with; where it has no val split, take `val` of its train images by their hash.
 
     held_out: image ids of "test" and, if there is one, "val". Raises ValueError where nothing would be left to train on.

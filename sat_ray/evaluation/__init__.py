@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA, clean_correct_ids, robust_image_ids
     from sat_ray.evaluation.robustness import calibrate_attacks, evaluate
 
-__all__ = ["OUTCOME_SCHEMA", "calibrate_attacks", "clean_correct_ids", "evaluate", "robust_image_ids"]
+__all__ = [
+    "OUTCOME_SCHEMA",
+    "calibrate_attacks",
+    "clean_correct_ids",
+    "evaluate",
+    "robust_image_ids",
+]
 
 _HOMES = {
     "OUTCOME_SCHEMA": "outcomes",

@@ -12,7 +12,7 @@ from sat_ray.attacks.base import Model
 from sat_ray.attacks.losses import fewest_classes
 from sat_ray.data.split import checked_split
 from sat_ray.models import view
-from sat_ray.utils.bounds import Lanes, fault, shown
+from sat_ray.utils.bounds import Slots, fault, shown
 from sat_ray.utils.probabilities import require_no_probabilities
 
 
@@ -26,9 +26,13 @@ def attacker_view(model: Model, spec: AttackSpec) -> Model:
     """Return the model as an attack differentiates it; ValueError where it cannot be had."""
     if spec.attacker_activation is None:
         return model
-    if not isinstance(model, nn.Module) or not any(isinstance(module, Activation) for module in model.modules()):
+    if not isinstance(model, nn.Module) or not any(
+        isinstance(module, Activation) for module in model.modules()
+    ):
         wanted = display_name(spec.attacker_activation, spec.attacker_alpha)
-        raise ValueError(f"attack {spec.name} wants the view {wanted}, but the model was not built by sat_ray.models.build_model")
+        raise ValueError(
+            f"attack {spec.name} wants the view {wanted}, but the model was not built by sat_ray.models.build_model"
+        )
     return view(model, spec.attacker_activation, alpha=spec.attacker_alpha)
 
 
@@ -43,12 +47,12 @@ def check_images(
     labels: Tensor | np.ndarray | Sequence[int],
     image_ids: Tensor | np.ndarray | Sequence[int],
     *,
-    lanes: int,
+    slots: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return images (N, C, H, W) uint8, labels and ids (N,) int64 on the CPU; ValueError names what is wrong with them."""
     given = checked_split(images_uint8, labels, image_ids)
-    if reason := fault(lanes, Lanes):
-        raise ValueError(f"lanes must be {reason}, got {shown(lanes)}")
+    if reason := fault(slots, Slots):
+        raise ValueError(f"slots must be {reason}, got {shown(slots)}")
     return given.images, given.labels, given.image_ids
 
 
@@ -64,5 +68,7 @@ def check_classes(spec: AttackSpec, num_classes: int) -> None:
 def check_logits(clean: Tensor, y: Tensor) -> None:
     """Raise ValueError where clean logits (N, K) do not go with the labels, or are probabilities."""
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < clean.shape[1]:
-        raise ValueError(f"labels lie in [{int(y.min())}, {int(y.max())}] but the model has {clean.shape[1]} classes")
+        raise ValueError(
+            f"labels lie in [{int(y.min())}, {int(y.max())}] but the model has {clean.shape[1]} classes"
+        )
     require_no_probabilities(clean, what="model")

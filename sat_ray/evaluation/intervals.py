@@ -26,7 +26,9 @@ def accuracy(successes: SupportsIndex, n: SupportsIndex) -> float:
     return successes / n
 
 
-def wilson_interval(successes: SupportsIndex, n: SupportsIndex, *, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(
+    successes: SupportsIndex, n: SupportsIndex, *, confidence: float = 0.95
+) -> tuple[float, float]:
     """Return the Wilson score interval (low, high) of an accuracy, both in [0, 1].
 
     successes: whole number in [0, n]; n: whole number ≥ 1; confidence: in (0, 1). Raises ValueError outside these ranges.
@@ -47,7 +49,12 @@ def wilson_interval(successes: SupportsIndex, n: SupportsIndex, *, confidence: f
 
 
 def paired_difference_interval(
-    both: SupportsIndex, only_a: SupportsIndex, only_b: SupportsIndex, neither: SupportsIndex, *, confidence: float = 0.95
+    both: SupportsIndex,
+    only_a: SupportsIndex,
+    only_b: SupportsIndex,
+    neither: SupportsIndex,
+    *,
+    confidence: float = 0.95,
 ) -> tuple[float, float]:
     """Return Newcombe's interval (low, high) of accuracy(a) − accuracy(b) on the same images, both in [−1, 1].
 
@@ -55,12 +62,26 @@ def paired_difference_interval(
     confidence: in (0, 1). Raises ValueError outside these ranges. It has width even where the models never differ.
     Source: R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired data", 1998.
     """
-    a, b, c, d = (_not_negative(name, v) for name, v in (("both", both), ("only_a", only_a), ("only_b", only_b), ("neither", neither)))
+    a, b, c, d = (
+        _not_negative(name, v)
+        for name, v in (
+            ("both", both),
+            ("only_a", only_a),
+            ("only_b", only_b),
+            ("neither", neither),
+        )
+    )
     n = a + b + c + d
     p, q = accuracy(a + b, n), accuracy(a + c, n)
-    (low_p, high_p), (low_q, high_q) = (wilson_interval(successes, n, confidence=confidence) for successes in (a + b, a + c))
+    (low_p, high_p), (low_q, high_q) = (
+        wilson_interval(successes, n, confidence=confidence) for successes in (a + b, a + c)
+    )
     margins, excess = (a + b) * (c + d) * (a + c) * (b + d), a * d - b * c
-    phi = (max(excess - n / 2, 0.0) if excess > 0 else excess) / math.sqrt(margins) if margins else 0.0
+    phi = (
+        (max(excess - n / 2, 0.0) if excess > 0 else excess) / math.sqrt(margins)
+        if margins
+        else 0.0
+    )
     below, above = (_joined(p - low_p, high_q - q, phi), _joined(high_p - p, q - low_q, phi))
     return max(-1.0, (b - c) / n - below), min(1.0, (b - c) / n + above)
 
@@ -99,7 +120,9 @@ def _counts(successes: SupportsIndex, n: SupportsIndex) -> tuple[int, int]:
     if whole_n < 1:
         raise ValueError(f"n is {whole_n}; allowed: a whole number ≥ 1")
     if not 0 <= whole_successes <= whole_n:
-        raise ValueError(f"successes is {whole_successes}; allowed: a whole number in [0, n = {whole_n}]")
+        raise ValueError(
+            f"successes is {whole_successes}; allowed: a whole number in [0, n = {whole_n}]"
+        )
     return whole_successes, whole_n
 
 
@@ -108,4 +131,6 @@ def _whole(name: str, value: SupportsIndex) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); allowed: a whole number") from None
+        raise TypeError(
+            f"{name} is {value!r} ({type(value).__name__}); allowed: a whole number"
+        ) from None

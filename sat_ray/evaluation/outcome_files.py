@@ -11,7 +11,16 @@ from sat_ray.storage.store import Storage
 
 EVALUATION_KEY = b"sat_ray.evaluation"
 KEY = ["attack", "restart", "image_id"]
-COLUMNS = (*KEY, "label", "clean_prediction", "adversarial_prediction", "first_broken_step", "passes", "distance", "robust")
+COLUMNS = (
+    *KEY,
+    "label",
+    "clean_prediction",
+    "adversarial_prediction",
+    "first_broken_step",
+    "passes",
+    "distance",
+    "robust",
+)
 _WRITTEN = "allowed: outcomes as the evaluate stage writes them"
 _ONE_MODEL = "allowed: one file, or a folder with the parts of one model (the outcomes/ of a sweep holds one file per model: name those)"
 
@@ -27,7 +36,9 @@ def evaluation_of(table: pa.Table) -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"metadata {EVALUATION_KEY.decode()} is no JSON ({error})") from None
     if not (found is None or isinstance(found, dict)):
-        raise ValueError(f"metadata {EVALUATION_KEY.decode()} holds a JSON {type(found).__name__}; allowed: an object")
+        raise ValueError(
+            f"metadata {EVALUATION_KEY.decode()} holds a JSON {type(found).__name__}; allowed: an object"
+        )
     return found or None
 
 
@@ -39,13 +50,19 @@ def read_outcomes(uri: str) -> pa.Table:
     """
     folder, names = _files_at(uri)
     tables = [_read_table(folder, name) for name in names]
-    evaluations = [_evaluation(table, folder.full(name)) for table, name in zip(tables, names, strict=True)]
+    evaluations = [
+        _evaluation(table, folder.full(name)) for table, name in zip(tables, names, strict=True)
+    ]
     for name, evaluation in zip(names, evaluations, strict=True):
         if evaluation != evaluations[0]:
-            raise ValueError(f"{folder.uri} holds outcomes of several evaluations ({names[0]}, {name}); {_ONE_MODEL}")
+            raise ValueError(
+                f"{folder.uri} holds outcomes of several evaluations ({names[0]}, {name}); {_ONE_MODEL}"
+            )
     table = pa.concat_tables(tables)
     counted = table.group_by(KEY).aggregate([([], "count_all")])
-    doubled = counted.filter(pc.greater(counted["count_all"], 1)).sort_by([(column, "ascending") for column in KEY])
+    doubled = counted.filter(pc.greater(counted["count_all"], 1)).sort_by(
+        [(column, "ascending") for column in KEY]
+    )
     if doubled.num_rows:
         row = doubled.slice(0, 1).to_pylist()[0]
         raise ValueError(
@@ -79,7 +96,9 @@ def _files_at(uri: str) -> tuple[Storage, list[str]]:
         return above, [name]
     names = [one for one in here.names("") if one.endswith(".parquet")]
     if not names:
-        raise FileNotFoundError(f"no outcomes at {uri}; allowed: a Parquet file or a folder that holds some")
+        raise FileNotFoundError(
+            f"no outcomes at {uri}; allowed: a Parquet file or a folder that holds some"
+        )
     return here, names
 
 
@@ -88,7 +107,9 @@ def _read_table(folder: Storage, name: str) -> pa.Table:
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{place} is no Parquet file ({str(error).splitlines()[0]}); {_WRITTEN}") from None
+        raise ValueError(
+            f"{place} is no Parquet file ({str(error).splitlines()[0]}); {_WRITTEN}"
+        ) from None
     if missing := [column for column in COLUMNS if column not in file.schema_arrow.names]:
         raise ValueError(f"{place} lacks the columns {', '.join(missing)}; {_WRITTEN}")
     try:

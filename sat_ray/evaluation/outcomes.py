@@ -47,7 +47,16 @@ def clean_correct_ids(table: pa.Table) -> set[int]:
     return survivors(table, pc.equal(table["clean_prediction"], table["label"]))
 
 
-def outcome_rows(rows: Tensor, verdicts: Verdicts, y: Tensor, ids: Tensor, clean: Tensor, *, spec: AttackSpec, restart: int) -> pa.Table:
+def outcome_rows(
+    rows: Tensor,
+    verdicts: Verdicts,
+    y: Tensor,
+    ids: Tensor,
+    clean: Tensor,
+    *,
+    spec: AttackSpec,
+    restart: int,
+) -> pa.Table:
     columns = {
         "image_id": ids[rows],
         "label": y[rows],
@@ -62,10 +71,15 @@ def outcome_rows(rows: Tensor, verdicts: Verdicts, y: Tensor, ids: Tensor, clean
     }
     arrays: dict[str, object] = {name: values.numpy() for name, values in columns.items()}
     arrays |= {"attack": [spec.name] * len(rows), "restart": np.full(len(rows), restart)}
-    return pa.table({field.name: pa.array(arrays[field.name], type=field.type) for field in OUTCOME_SCHEMA}, schema=OUTCOME_SCHEMA)
+    return pa.table(
+        {field.name: pa.array(arrays[field.name], type=field.type) for field in OUTCOME_SCHEMA},
+        schema=OUTCOME_SCHEMA,
+    )
 
 
-def clean_error_rows(rows: Tensor, y: Tensor, ids: Tensor, clean: Tensor, *, spec: AttackSpec) -> pa.Table:
+def clean_error_rows(
+    rows: Tensor, y: Tensor, ids: Tensor, clean: Tensor, *, spec: AttackSpec
+) -> pa.Table:
     verdicts = Verdicts.empty(len(rows))
     verdicts.prediction = clean[rows].argmax(dim=1)
     verdicts.margin = margin(clean[rows], y[rows])

@@ -14,7 +14,15 @@ from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.context import Sweep, read_state
-from sat_ray.sweep.plan import card_tasks, dataset_uri, evaluation_tasks, final_jobs, strong_on_validation, strong_tasks, validation_tasks
+from sat_ray.sweep.plan import (
+    card_tasks,
+    dataset_uri,
+    evaluation_tasks,
+    final_jobs,
+    strong_on_validation,
+    strong_tasks,
+    validation_tasks,
+)
 from sat_ray.sweep.records.store import STATE, Record
 from sat_ray.sweep.search.search_space import Configuration
 from sat_ray.sweep.tasks import CARD, EVALUATE, STAGES, STRONG, Dataset, EvaluationTask
@@ -151,11 +159,25 @@ def card(sweep: Sweep, data: Dataset, models: list[Record]) -> list[Record]:
 
 
 def report(
-    sweep: Sweep, data: Dataset, models: list[Record], cards: list[Record], outcomes: dict[str, str], run_ids: dict[str, str]
+    sweep: Sweep,
+    data: Dataset,
+    models: list[Record],
+    cards: list[Record],
+    outcomes: dict[str, str],
+    run_ids: dict[str, str],
 ) -> dict[str, Any]:
     """Write leaderboard, cards, figures and report.html; return the leaderboard."""
     return write_report(
-        sweep.config, sweep.name, sweep.records, data, models, cards, outcomes, run_ids, command=sweep.command, pages=sweep.pages
+        sweep.config,
+        sweep.name,
+        sweep.records,
+        data,
+        models,
+        cards,
+        outcomes,
+        run_ids,
+        command=sweep.command,
+        pages=sweep.pages,
     )
 
 
@@ -177,7 +199,13 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 def committed_inputs(sweep: Sweep, name: str) -> dict[str, Any]:
     """Return what the stages that `name` needs returned, from their records; MissingInputError names the command to run first."""
-    readers = {"prepare": _prepared, "search": _searched, "train": _trained, "card": _carded, "evaluate": _evaluated}
+    readers = {
+        "prepare": _prepared,
+        "search": _searched,
+        "train": _trained,
+        "card": _carded,
+        "evaluate": _evaluated,
+    }
     inputs: dict[str, Any] = {}
 
     def collect(stage: str) -> None:

@@ -22,10 +22,17 @@ FEW_CHANNELS = 4
 class FoldedConv(nn.Module):
     """A convolution and the BatchNorm behind it as one convolution. follows: `refresh` takes over what they have become since."""
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, dtype: torch.dtype | None, follows: bool) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, dtype: torch.dtype | None, follows: bool
+    ) -> None:
         super().__init__()
-        self.geometry: dict[str, Any] = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")}
-        self.sources: tuple[nn.Conv2d, nn.BatchNorm2d] | tuple[()] = (conv, norm)  # in a tuple, so that they are no parts of this module
+        self.geometry: dict[str, Any] = {
+            name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")
+        }
+        self.sources: tuple[nn.Conv2d, nn.BatchNorm2d] | tuple[()] = (
+            conv,
+            norm,
+        )  # in a tuple, so that they are no parts of this module
         weight = conv.weight.detach()
         self.weight = nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False)
         self.bias = nn.Parameter(weight.new_empty(len(weight), dtype=dtype), requires_grad=False)
@@ -56,20 +63,44 @@ class FoldedConv(nn.Module):
         return F.conv2d(x, self.weight, self.bias, **self.geometry)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        return on_blocks(x.to(self.weight.dtype), self.weight) if self._sees_blocks(x) else F.conv2d(x, self.weight, **self.geometry)
+        return (
+            on_blocks(x.to(self.weight.dtype), self.weight)
+            if self._sees_blocks(x)
+            else F.conv2d(x, self.weight, **self.geometry)
+        )
 
     def _is_product(self) -> bool:
-        return self.weight.shape[2:] == (1, 1) and self.geometry == {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+        return self.weight.shape[2:] == (1, 1) and self.geometry == {
+            "stride": (1, 1),
+            "padding": (0, 0),
+            "dilation": (1, 1),
+            "groups": 1,
+        }
 
     def _sees_blocks(self, x: Tensor) -> bool:
         _, channels, height, width = self.weight.shape
-        expected = {"stride": (2, 2), "padding": (height // 2,) * 2, "dilation": (1, 1), "groups": 1}
+        expected = {
+            "stride": (2, 2),
+            "padding": (height // 2,) * 2,
+            "dilation": (1, 1),
+            "groups": 1,
+        }
         odd_square = height == width and height % 2 == 1
-        return odd_square and channels <= FEW_CHANNELS and self.geometry == expected and x.shape[2] % 2 == x.shape[3] % 2 == 0
+        return (
+            odd_square
+            and channels <= FEW_CHANNELS
+            and self.geometry == expected
+            and x.shape[2] % 2 == x.shape[3] % 2 == 0
+        )
 
     def extra_repr(self) -> str:
         """Show what tells one convolution from another: compiled kernels are shared by what looks the same."""
-        return ", ".join([f"weight={tuple(self.weight.shape)}", *(f"{name}={value}" for name, value in self.geometry.items())])
+        return ", ".join(
+            [
+                f"weight={tuple(self.weight.shape)}",
+                *(f"{name}={value}" for name, value in self.geometry.items()),
+            ]
+        )
 
 
 def as_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -87,27 +118,46 @@ def on_blocks(x: Tensor, weight: Tensor) -> Tensor:
     before = (side // 2) % 2
     blocks = (side + before + 1) // 2
     filled = F.pad(weight, 2 * (before, 2 * blocks - side - before))
-    kernel = filled.reshape(len(weight), channels, blocks, 2, blocks, 2).permute(0, 3, 5, 1, 2, 4).reshape(-1, 4 * channels, blocks, blocks)
-    pixels = x.permute(0, 2, 3, 1).reshape(images, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5)
+    kernel = (
+        filled.reshape(len(weight), channels, blocks, 2, blocks, 2)
+        .permute(0, 3, 5, 1, 2, 4)
+        .reshape(-1, 4 * channels, blocks, blocks)
+    )
+    pixels = (
+        x.permute(0, 2, 3, 1)
+        .reshape(images, height // 2, 2, width // 2, 2, channels)
+        .permute(0, 1, 3, 2, 4, 5)
+    )
     left = (side // 2 + 1) // 2
-    around = F.pad(pixels.reshape(images, height // 2, width // 2, 4 * channels).permute(0, 3, 1, 2), 2 * (left, blocks - 1 - left))
+    around = F.pad(
+        pixels.reshape(images, height // 2, width // 2, 4 * channels).permute(0, 3, 1, 2),
+        2 * (left, blocks - 1 - left),
+    )
     return F.conv2d(around, kernel.contiguous(memory_format=torch.channels_last))
 
 
-def folded(model: nn.Module, *, dtype: torch.dtype | None = None, follows: bool = False) -> nn.Module:
+def folded(
+    model: nn.Module, *, dtype: torch.dtype | None = None, follows: bool = False
+) -> nn.Module:
     """Return the model with every BatchNorm that follows a convolution folded into it.
 
     model: in inference mode; everything else is shared with it. dtype: of the folded weights, None for the model's. follows: `refresh` may
     be called after the model has changed. A model that cannot be traced, has hooks, or calls a layer twice is returned itself.
     """
     modules = list(model.modules())
-    hooks = any(module._forward_hooks or module._forward_pre_hooks for module in modules)  # they would be lost, with what they compute
+    hooks = any(
+        module._forward_hooks or module._forward_pre_hooks for module in modules
+    )  # they would be lost, with what they compute
     if hooks or not any(isinstance(module, nn.BatchNorm2d) for module in modules):
         return model
     try:
         traced = fx.GraphModule(model, _Tracer().trace(model))
-    except Exception as reason:  # a model that cannot be traced (data-dependent control flow) is slower, not wrong
-        logging.getLogger(__name__).info("BatchNorm is not folded into %s: %s", type(model).__name__, reason)
+    except (
+        Exception
+    ) as reason:  # a model that cannot be traced (data-dependent control flow) is slower, not wrong
+        logging.getLogger(__name__).info(
+            "BatchNorm is not folded into %s: %s", type(model).__name__, reason
+        )
         return model
     if _calls_twice(traced):
         return model
@@ -142,10 +192,20 @@ def _pair(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[nn.Conv2d, nn.B
     """Return the convolution and the BatchNorm of a node that normalizes what a convolution gives to it alone."""
     norm = modules[str(node.target)] if node.op == "call_module" else None
     before = node.args[0] if isinstance(norm, nn.BatchNorm2d) and node.args else None
-    if not isinstance(norm, nn.BatchNorm2d) or not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+    if (
+        not isinstance(norm, nn.BatchNorm2d)
+        or not isinstance(before, fx.Node)
+        or before.op != "call_module"
+        or len(before.users) > 1
+    ):
         return None
     conv = modules[str(before.target)]
-    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str) or norm.running_mean is None:
+    if (
+        type(conv) is not nn.Conv2d
+        or conv.padding_mode != "zeros"
+        or isinstance(conv.padding, str)
+        or norm.running_mean is None
+    ):
         return None
     return conv, norm
 

@@ -29,7 +29,9 @@ def _residual_net(spec: ModelSpec) -> nn.Module:
     options = {"num_classes": spec.num_classes, "zero_init_residual": spec.zero_gamma}
     if spec.name in RESNEXTS:
         blocks, groups, width = RESNEXTS[spec.name]
-        net: nn.Module = ResNet(Bottleneck, list(blocks), groups=groups, width_per_group=width, **options)
+        net: nn.Module = ResNet(
+            Bottleneck, list(blocks), groups=groups, width_per_group=width, **options
+        )
     else:
         net = torchvision.models.get_model(spec.name, weights=None, **options)
     if spec.stem == "small":
@@ -50,7 +52,13 @@ def _small_net(spec: ModelSpec) -> nn.Module:
 
 def _efficient_net(spec: ModelSpec) -> nn.Module:
     width, depth, _ = SCALES[spec.name]
-    net: nn.Module = efficientnet(width=width, depth=depth, num_classes=spec.num_classes, in_channels=spec.in_channels, stem=spec.stem)
+    net: nn.Module = efficientnet(
+        width=width,
+        depth=depth,
+        num_classes=spec.num_classes,
+        in_channels=spec.in_channels,
+        stem=spec.stem,
+    )
     if spec.zero_gamma:
         zero_last_gammas(net)
     return net
@@ -58,7 +66,13 @@ def _efficient_net(spec: ModelSpec) -> nn.Module:
 
 def _preact_net(spec: ModelSpec) -> nn.Module:
     stem, widths, blocks = PREACT[spec.name]
-    return PreActResNet(stem=stem, widths=widths, blocks=blocks, num_classes=spec.num_classes, in_channels=spec.in_channels)
+    return PreActResNet(
+        stem=stem,
+        widths=widths,
+        blocks=blocks,
+        num_classes=spec.num_classes,
+        in_channels=spec.in_channels,
+    )
 
 
 def _net(spec: ModelSpec) -> nn.Module:
@@ -87,18 +101,27 @@ def model_from_spec(spec: ModelSpec, *, seed: int | None = None) -> Normalized:
 
 
 @functools.cache
-def check_own_model(spec: ModelSpec, shape: tuple[int, ...], smaller: tuple[tuple[int, ...], ...] = ()) -> None:
+def check_own_model(
+    spec: ModelSpec, shape: tuple[int, ...], smaller: tuple[tuple[int, ...], ...] = ()
+) -> None:
     """Build a network of the user's own and raise ValueError, in one line, where it cannot be trained; others pass unseen.
 
     shape: (C, H, W) of the images; smaller: of those that training begins with, where it resizes them.
     """
     if not is_reference(spec.name):
         return
-    check_net(functools.partial(model_from_spec, spec, seed=0), name=spec.name, num_classes=spec.num_classes, shape=shape)
+    check_net(
+        functools.partial(model_from_spec, spec, seed=0),
+        name=spec.name,
+        num_classes=spec.num_classes,
+        shape=shape,
+    )
     model = model_from_spec(spec, seed=0).eval()
     x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     logits = model(x)
-    if not torch.equal(view(model.train())(x), logits):  # the attacker's view is in inference mode while the model trains
+    if not torch.equal(
+        view(model.train())(x), logits
+    ):  # the attacker's view is in inference mode while the model trains
         raise ValueError(
             f"model {spec.name} keeps a reference to itself (a bound method?); allowed: parts that are modules or plain values"
         )
@@ -149,7 +172,11 @@ def own_net(spec: "ModelSpec") -> nn.Module:
         "width": spec.width,
     }
     function = resolve(spec.name, what="model")
-    net = call(function, what=f"model {spec.name}", **{one: value for one, value in offered.items() if taken[one]})
+    net = call(
+        function,
+        what=f"model {spec.name}",
+        **{one: value for one, value in offered.items() if taken[one]},
+    )
     if not isinstance(net, nn.Module):
         raise ValueError(f"model {spec.name} returned a {type(net).__name__}; allowed: {ALLOWED}")
     return net

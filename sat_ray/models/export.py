@@ -23,7 +23,11 @@ FORMATS = ("pt2", "onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 BATCHES = (1, 5)  # sizes of the calls that parity is checked with; the export itself sees another
 TOLERANCE = 1e-4  # largest difference of logits, in units of the largest logit (at least 1)
-_HAND_WRITTEN = ("smoothrelu", "smoothrelu_learned", "relu_smooth_backward")  # backward passes that torch.export would drop
+_HAND_WRITTEN = (
+    "smoothrelu",
+    "smoothrelu_learned",
+    "relu_smooth_backward",
+)  # backward passes that torch.export would drop
 
 
 class _Traceable(nn.Module):
@@ -80,7 +84,9 @@ def export_model(model: nn.Module, *, shape: Sequence[int], kind: str) -> tuple[
 
 
 def _example(count: int, shape: Sequence[int]) -> Tensor:
-    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(count), dtype=torch.float32)
+    return torch.rand(
+        count, *shape, generator=torch.Generator().manual_seed(count), dtype=torch.float32
+    )
 
 
 @contextmanager
@@ -107,7 +113,9 @@ def check_exportable(model: nn.Module, shape: Sequence[int], *, what: str) -> No
     _program(model, shape, what=what)
 
 
-def _program(model: nn.Module, shape: Sequence[int], *, what: str = "the model") -> torch.export.ExportedProgram:
+def _program(
+    model: nn.Module, shape: Sequence[int], *, what: str = "the model"
+) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     try:
         plain = exportable(model).requires_grad_(False)
@@ -121,26 +129,34 @@ def _pt2(model: nn.Module, shape: Sequence[int]) -> tuple[bytes, Callable[[Tenso
     program = _program(model, shape)
     stream = io.BytesIO()
     torch.export.save(program, stream)
-    again = torch.export.load(io.BytesIO(checked_archive(stream.getvalue()))).module()  # as an evaluation loads it
+    again = torch.export.load(
+        io.BytesIO(checked_archive(stream.getvalue()))
+    ).module()  # as an evaluation loads it
     return stream.getvalue(), again
 
 
 def _onnx(model: nn.Module, shape: Sequence[int]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"format onnx needs {', '.join(missing)}; install them: pip install 'sat_ray[onnx]', or choose pt2")
+        raise ValueError(
+            f"format onnx needs {', '.join(missing)}; install them: pip install 'sat_ray[onnx]', or choose pt2"
+        )
     import onnxruntime
 
     batch = torch.export.Dim("batch", min=1)
     plain = copied(model).cpu().eval().requires_grad_(False)
     settings: dict[str, Any] = {"dynamic_shapes": ({0: batch},), "dynamo": True, "verbose": False}
-    program = torch.onnx.export(plain, (_example(2, shape),), input_names=["images"], output_names=["logits"], **settings)
+    program = torch.onnx.export(
+        plain, (_example(2, shape),), input_names=["images"], output_names=["logits"], **settings
+    )
     assert program is not None
     data: bytes = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     return data, lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
 
 
-def _parity(model: nn.Module, run: Callable[[Tensor], Tensor], *, shape: Sequence[int], gradients: bool) -> Parity:
+def _parity(
+    model: nn.Module, run: Callable[[Tensor], Tensor], *, shape: Sequence[int], gradients: bool
+) -> Parity:
     logits = slopes = scale = slope_scale = 0.0
     for count in BATCHES:
         x = _example(count, shape)
@@ -149,10 +165,15 @@ def _parity(model: nn.Module, run: Callable[[Tensor], Tensor], *, shape: Sequenc
         scale, logits = max(scale, float(ours.abs().max())), max(logits, _distance(ours, theirs))
         if gradients:
             here, there = _gradient(model, x), _gradient(run, x)
-            slope_scale, slopes = max(slope_scale, float(here.abs().max())), max(slopes, _distance(here, there))
+            slope_scale, slopes = (
+                max(slope_scale, float(here.abs().max())),
+                max(slopes, _distance(here, there)),
+            )
     found = Parity(logits, slopes if gradients else None, TOLERANCE * max(1.0, scale))
     if not (found.logits <= found.bound and slopes <= TOLERANCE * max(1.0, slope_scale)):
-        raise ArithmeticError(f"the exported model computes something else ({found}); nothing was written")
+        raise ArithmeticError(
+            f"the exported model computes something else ({found}); nothing was written"
+        )
     return found
 
 

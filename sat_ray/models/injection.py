@@ -43,7 +43,10 @@ class SplitBottleneck(Bottleneck):
 
 
 REPLACED = (nn.ReLU, nn.SiLU)  # what residual networks and EfficientNets come with
-_SPLIT: dict[type[nn.Module], tuple[type[nn.Module], int]] = {BasicBlock: (SplitBasicBlock, 2), Bottleneck: (SplitBottleneck, 3)}
+_SPLIT: dict[type[nn.Module], tuple[type[nn.Module], int]] = {
+    BasicBlock: (SplitBasicBlock, 2),
+    Bottleneck: (SplitBottleneck, 3),
+}
 
 
 def _split_block(block: nn.Module) -> None:
@@ -67,7 +70,13 @@ def inject_activation(model: nn.Module, *, activation: str, alpha: float | None 
             if isinstance(child, REPLACED):
                 setattr(parent, name, make_activation(activation, alpha=alpha))
     made = [module for module in model.modules() if isinstance(module, Activation)]
-    inside = {id(part) for module in made for part in module.modules()}  # an activation of the user's own may use them
-    left = [module for module in model.modules() if isinstance(module, REPLACED) and id(module) not in inside]
+    inside = {
+        id(part) for module in made for part in module.modules()
+    }  # an activation of the user's own may use them
+    left = [
+        module
+        for module in model.modules()
+        if isinstance(module, REPLACED) and id(module) not in inside
+    ]
     assert made and not left, "an activation was not replaced"
     return len(made)

@@ -13,7 +13,10 @@ def memory_format(model: nn.Module) -> torch.memory_format:
     strided 1 x 1 convolution of 4 channels writes outside its buffer.
     """
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    narrow = any(isinstance(module, nn.Conv2d) and 3 < module.in_channels < SAFE_CHANNELS for module in model.modules())
+    narrow = any(
+        isinstance(module, nn.Conv2d) and 3 < module.in_channels < SAFE_CHANNELS
+        for module in model.modules()
+    )
     return torch.contiguous_format if on_cpu and narrow else torch.channels_last
 
 

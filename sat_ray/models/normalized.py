@@ -30,10 +30,19 @@ class Normalized(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, *, mean: Sequence[float], std: Sequence[float], spec: ModelSpec | None = None) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        spec: ModelSpec | None = None,
+    ) -> None:
         super().__init__()
         if len(mean) != len(std):
-            raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must have one number per channel each")
+            raise ValueError(
+                f"mean {tuple(mean)} and std {tuple(std)} must have one number per channel each"
+            )
         require_spread(std)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))

@@ -7,7 +7,11 @@ from torch import Tensor
 
 from sat_ray.attacks.base import Model
 
-ALLOWED = {"float32": 0.01, "bf16": 0.1, "fp16": 0.02}  # difference from float32, in units of the length of what is compared
+ALLOWED = {
+    "float32": 0.01,
+    "bf16": 0.1,
+    "fp16": 0.02,
+}  # difference from float32, in units of the length of what is compared
 MORE = 2.0  # times the difference that torch's own kernels have
 HALF = 0.5  # more or less length than with torch's own kernels, however far both are from float32
 FEWEST = 64  # entries of a tensor that is judged by itself: of fewer, chance decides too much
@@ -22,8 +26,15 @@ def logits_and_gradient(forward: Model, x: Tensor) -> dict[str, Tensor]:
     with torch.enable_grad():
         point = x.detach().clone().requires_grad_()
         logits = forward(point).float()
-        gradient = torch.autograd.grad(logits.square().sum() / 2, point, allow_unused=True)[0] if logits.requires_grad else None
-    return {"logits": logits.detach(), "gradient": torch.zeros_like(x) if gradient is None else gradient}
+        gradient = (
+            torch.autograd.grad(logits.square().sum() / 2, point, allow_unused=True)[0]
+            if logits.requires_grad
+            else None
+        )
+    return {
+        "logits": logits.detach(),
+        "gradient": torch.zeros_like(x) if gradient is None else gradient,
+    }
 
 
 def gradients_by_name(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -40,7 +51,13 @@ def gradients_by_name(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def require_agreement(
-    compiled: Mapping[str, Tensor], plain: Mapping[str, Tensor], exact: Mapping[str, Tensor], *, what: str, precision: str, asked: str
+    compiled: Mapping[str, Tensor],
+    plain: Mapping[str, Tensor],
+    exact: Mapping[str, Tensor],
+    *,
+    what: str,
+    precision: str,
+    asked: str,
 ) -> None:
     """Raise ArithmeticError where a compiled module computes, by name, anything else than the plain one, up to rounding.
 
@@ -50,16 +67,30 @@ def require_agreement(
     shorter. asked: the setting to do without.
     """
     gradients = [tensor for name, tensor in exact.items() if name != "logits"]
-    typical = torch.cat([tensor.double().flatten() for tensor in gradients]).square().mean().sqrt() if gradients else 0.0
+    typical = (
+        torch.cat([tensor.double().flatten() for tensor in gradients]).square().mean().sqrt()
+        if gradients
+        else 0.0
+    )
     for name, true in exact.items():
-        least = 1e-12 if name == "logits" else max(1e-12, NOTICED * float(typical) * true.numel() ** 0.5)
+        least = (
+            1e-12
+            if name == "logits"
+            else max(1e-12, NOTICED * float(typical) * true.numel() ** 0.5)
+        )
         one, other = compiled[name], plain[name]
         usual, usual_part = _apart(other, true, least=least)
         distance, part = _apart(one, true, least=least)
-        length = abs(float(one.double().norm() - other.double().norm())) / max(float(other.double().norm()), least)
+        length = abs(float(one.double().norm() - other.double().norm())) / max(
+            float(other.double().norm()), least
+        )
         rules = (
             ("differs by", distance, ALLOWED[precision] + MORE * usual),
-            ("is wrong in length by", part, ALLOWED[precision] + MORE * max(usual_part, usual**2 / 2)),
+            (
+                "is wrong in length by",
+                part,
+                ALLOWED[precision] + MORE * max(usual_part, usual**2 / 2),
+            ),
             ("is longer or shorter by", length, HALF),
         )
         for kind, found, allowed in rules:
@@ -74,4 +105,6 @@ def _apart(found: Tensor, exact: Tensor, *, least: float) -> tuple[float, float]
     """Return the length of the difference, and how wrong the part along the exact values is, both in units of their length."""
     found, exact = found.double().flatten(), exact.double().flatten()
     length = exact.norm().clamp_min(least)
-    return float((found - exact).norm() / length), abs(float(((found - exact) * exact).sum() / length.square()))
+    return float((found - exact).norm() / length), abs(
+        float(((found - exact) * exact).sum() / length.square())
+    )

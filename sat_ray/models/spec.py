@@ -14,8 +14,14 @@ from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.names import check_name
 
 _FAMILIES = ("resnet", "resnext", "wide_resnet")
-TORCHVISION_MODELS = tuple(name for name in torchvision.models.list_models(module=torchvision.models) if name.startswith(_FAMILIES))
-RESNEXTS: dict[str, tuple[tuple[int, int, int, int], int, int]] = {  # blocks in each stage, groups, channels in a group
+TORCHVISION_MODELS = tuple(
+    name
+    for name in torchvision.models.list_models(module=torchvision.models)
+    if name.startswith(_FAMILIES)
+)
+RESNEXTS: dict[
+    str, tuple[tuple[int, int, int, int], int, int]
+] = {  # blocks in each stage, groups, channels in a group
     "resnext50_32x8d": ((3, 4, 6, 3), 32, 8),
     "resnext152_32x8d": ((3, 8, 36, 3), 32, 8),
 }
@@ -35,9 +41,13 @@ def check_model_name(name: str, *, field: str) -> None:
 def check_zero_gamma(name: str, zero_gamma: bool) -> None:
     """Raise ValueError where a network has no BatchNorm at the end of its blocks to start at 0."""
     if zero_gamma and name in PREACT:
-        raise ValueError(f"zero_gamma is True; allowed for {name}: False, its blocks end in a convolution")
+        raise ValueError(
+            f"zero_gamma is True; allowed for {name}: False, its blocks end in a convolution"
+        )
     if zero_gamma and is_reference(name):
-        raise ValueError(f"zero_gamma is True; allowed for {name}: False, what its weights start from is its own affair")
+        raise ValueError(
+            f"zero_gamma is True; allowed for {name}: False, what its weights start from is its own affair"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,4 +83,6 @@ class ModelSpec:
         check_zero_gamma(self.name, self.zero_gamma)
         object.__setattr__(self, "alpha", activation_info(self.activation).check_alpha(self.alpha))
         if not len(self.mean) == len(self.std) == self.in_channels:
-            raise ValueError(f"mean and std need one number for each of {self.in_channels} channels; got {self.mean} and {self.std}")
+            raise ValueError(
+                f"mean and std need one number for each of {self.in_channels} channels; got {self.mean} and {self.std}"
+            )

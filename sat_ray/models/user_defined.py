@@ -29,7 +29,11 @@ OFFERED = ("num_classes", "activation", "in_channels", "width")
 ALLOWED = "a function net(num_classes, activation) that returns an nn.Module; in_channels and width are given where it takes them"
 RANDOM_PASSES = 50  # a layer that is skipped one time in 20 is found in 92 % of the tries
 WILD_WEIGHTS, WILD_STD = 3, 10.0  # draws of weights at which outputs are looked at; their size
-IMAGES, STEP, TOLERANCE = 4, 1e-5, 1e-2  # of the trial batch; of the finite differences in float64, in standardised pixels
+IMAGES, STEP, TOLERANCE = (
+    4,
+    1e-5,
+    1e-2,
+)  # of the trial batch; of the finite differences in float64, in standardised pixels
 
 
 @functools.cache
@@ -44,12 +48,16 @@ def read_net(name: str, *, field: str) -> dict[str, bool]:
     missing = [one for one in OFFERED[:2] if not taken[one]]
     unknown = [one for one in required(takes) if one not in OFFERED]
     if missing or unknown:
-        wrong = " and ".join([*(f"does not take {one}" for one in missing), *(f"needs {one}" for one in unknown)])
+        wrong = " and ".join(
+            [*(f"does not take {one}" for one in missing), *(f"needs {one}" for one in unknown)]
+        )
         raise ValueError(f"{what} {wrong}; allowed: {ALLOWED}")
     return taken
 
 
-def check_net(build: Callable[[], nn.Module], *, name: str, num_classes: int, shape: tuple[int, ...]) -> None:
+def check_net(
+    build: Callable[[], nn.Module], *, name: str, num_classes: int, shape: tuple[int, ...]
+) -> None:
     """Raise ValueError, in one line, where a network cannot be trained, attacked and evaluated here.
 
     build: makes the whole model, [0, 1] images (N, *shape) to logits, the same weights each time.
@@ -66,7 +74,9 @@ def check_net(build: Callable[[], nn.Module], *, name: str, num_classes: int, sh
     _check_gradient(copied(model, what=what).double(), x.double(), what=what)
 
 
-def check_sizes(model: nn.Module, *, name: str, num_classes: int, shapes: Sequence[tuple[int, ...]]) -> None:
+def check_sizes(
+    model: nn.Module, *, name: str, num_classes: int, shapes: Sequence[tuple[int, ...]]
+) -> None:
     """Raise ValueError, in one line, where a network that takes its images cannot take smaller ones too. shapes: (C, H, W) of those."""
     for channels, height, width in shapes:
         generator = torch.Generator().manual_seed(0)
@@ -75,7 +85,9 @@ def check_sizes(model: nn.Module, *, name: str, num_classes: int, shapes: Sequen
         for mode in (True, False):
             logits = call(model.train(mode), x, what=what)
             if logits.shape != (IMAGES, num_classes):
-                raise ValueError(f"{what} returned {_described(logits)}; allowed: {(IMAGES, num_classes)} logits, or resize_start 0")
+                raise ValueError(
+                    f"{what} returned {_described(logits)}; allowed: {(IMAGES, num_classes)} logits, or resize_start 0"
+                )
 
 
 def _check_parts(model: nn.Module, *, what: str) -> None:
@@ -87,7 +99,9 @@ def _check_parts(model: nn.Module, *, what: str) -> None:
             )
     activations = [one for one in model.modules() if isinstance(one, Activation)]
     if not activations:
-        raise ValueError(f"{what} does not use its argument activation; allowed: activation() wherever the sweep's activation belongs")
+        raise ValueError(
+            f"{what} does not use its argument activation; allowed: activation() wherever the sweep's activation belongs"
+        )
     inside = {id(part) for one in activations for part in one.modules()}
     for path, one in model.named_modules():
         if isinstance(one, REPLACED) and id(one) not in inside:
@@ -96,22 +110,36 @@ def _check_parts(model: nn.Module, *, what: str) -> None:
                 "allowed: activation() in its place, or the function of torch.nn.functional where it is meant to stay"
             )
     if len(list(model.modules())) != len(list(model.named_modules(remove_duplicate=False))):
-        raise ValueError(f"{what} uses one module at several places; allowed: a module of its own at each, as a learned alpha needs")
+        raise ValueError(
+            f"{what} uses one module at several places; allowed: a module of its own at each, as a learned alpha needs"
+        )
 
     for path, one in model.named_modules():
         for name, value in vars(one).items():
-            if not name.startswith("_") and any(isinstance(part, nn.Module) for part in _contents(value)):
-                raise ValueError(f"{what} keeps modules in the {type(value).__name__} {path}.{name}; allowed: nn.ModuleList, nn.ModuleDict")
+            if not name.startswith("_") and any(
+                isinstance(part, nn.Module) for part in _contents(value)
+            ):
+                raise ValueError(
+                    f"{what} keeps modules in the {type(value).__name__} {path}.{name}; allowed: nn.ModuleList, nn.ModuleDict"
+                )
 
 
 def _contents(value: object) -> list[object]:
-    return list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, (list, tuple, set)) else []
+    return (
+        list(value.values())
+        if isinstance(value, dict)
+        else list(value)
+        if isinstance(value, (list, tuple, set))
+        else []
+    )
 
 
 def _check_same_weights(model: nn.Module, other: nn.Module, *, what: str) -> None:
     ours, theirs = model.state_dict(), other.state_dict()
     if ours.keys() != theirs.keys() or any(not torch.equal(ours[one], theirs[one]) for one in ours):
-        raise ValueError(f"{what} starts from other weights under the same seed; allowed: torch's generator alone as a source of chance")
+        raise ValueError(
+            f"{what} starts from other weights under the same seed; allowed: torch's generator alone as a source of chance"
+        )
 
 
 def _check_training(model: nn.Module, x: Tensor, *, what: str) -> None:
@@ -130,7 +158,9 @@ def _check_training(model: nn.Module, x: Tensor, *, what: str) -> None:
                 passes.append(_idle_parameters(model, x[:2], what=what))
     idle = list(dict.fromkeys(itertools.chain(*passes)))
     if any(all(name in one for one in passes) for name in idle):
-        raise ValueError(f"{what} has parameters without a gradient ({', '.join(idle[:3])}); allowed: only what the logits depend on")
+        raise ValueError(
+            f"{what} has parameters without a gradient ({', '.join(idle[:3])}); allowed: only what the logits depend on"
+        )
     if idle:
         raise ValueError(
             f"{what} leaves parameters without a gradient in some passes ({', '.join(idle[:3])}), as stochastic depth does that "
@@ -143,7 +173,9 @@ def _idle_parameters(model: nn.Module, x: Tensor, *, what: str) -> list[str]:
     model.zero_grad(set_to_none=True)
     logits = call(model, x, what=f"{what}, given float32 images of shape {tuple(x.shape)},")
     if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.requires_grad:
-        raise ValueError(f"{what} returned {_described(logits)}; allowed: logits (N, K) of its parameters")
+        raise ValueError(
+            f"{what} returned {_described(logits)}; allowed: logits (N, K) of its parameters"
+        )
     call((logits**2).sum().backward, what=f"{what}: the backward pass")
     idle = [one for one, p in model.named_parameters() if p.requires_grad and p.grad is None]
     model.zero_grad(set_to_none=True)
@@ -158,16 +190,24 @@ def _random_states() -> tuple[object, ...]:
 
 
 def _described(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    return (
+        f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )
 
 
 def _check_logits(model: nn.Module, x: Tensor, *, num_classes: int, what: str) -> None:
     with torch.no_grad():
         logits = call(model, x, what=what)
         if logits.shape != (len(x), num_classes) or logits.dtype != torch.float32:
-            raise ValueError(f"{what} returned {_described(logits)}, {logits.dtype}; allowed: {(len(x), num_classes)} float32 logits")
+            raise ValueError(
+                f"{what} returned {_described(logits)}, {logits.dtype}; allowed: {(len(x), num_classes)} float32 logits"
+            )
         if not logits.isfinite().all():
-            raise ValueError(f"{what} returned NaN or infinite logits for images of uniform noise; allowed: finite logits")
+            raise ValueError(
+                f"{what} returned NaN or infinite logits for images of uniform noise; allowed: finite logits"
+            )
         require_no_probabilities(logits, what=what)
         require_same_again(logits, model(x), what=what)
         require_same_alone(torch.cat([model(one[None]) for one in x]), logits, what=what)
@@ -192,13 +232,17 @@ def _check_unbounded(model: nn.Module, x: Tensor, *, what: str) -> None:
 def require_same_again(logits: Tensor, again: Tensor, *, what: str) -> None:
     """Raise ValueError unless two calls on the same images gave the same logits (N, K)."""
     if not torch.equal(logits, again):
-        raise ValueError(f"{what} gives other logits the second time in inference mode; allowed: no noise outside training")
+        raise ValueError(
+            f"{what} gives other logits the second time in inference mode; allowed: no noise outside training"
+        )
 
 
 def require_same_alone(alone: Tensor, logits: Tensor, *, what: str) -> None:
     """Raise ValueError unless images alone, or beside others, got the logits (N, K) that they have in a batch, up to rounding."""
     if not _same_logits(alone, logits):
-        raise ValueError(f"{what} gives an image other logits in a batch than alone; allowed: no statistics of the batch")
+        raise ValueError(
+            f"{what} gives an image other logits in a batch than alone; allowed: no statistics of the batch"
+        )
 
 
 def require_same_moved(moved: Tensor, logits: Tensor, *, what: str) -> None:
@@ -226,10 +270,14 @@ def _check_gradient(model: nn.Module, x: Tensor, *, what: str) -> None:
     try:
         (slope,) = torch.autograd.grad((logits * weights).sum(), point)
     except RuntimeError as error:
-        raise ValueError(f"{what} has no gradient at its input ({first_line(error)}); allowed: no detach, no rounding on the way") from None
+        raise ValueError(
+            f"{what} has no gradient at its input ({first_line(error)}); allowed: no detach, no rounding on the way"
+        ) from None
     size = slope.flatten(1).norm(dim=1)
     if not (slope.isfinite().all() and size.all()):
-        raise ValueError(f"{what} has a gradient of 0, NaN or infinity at an image: no attack could find its way; allowed: none of these")
+        raise ValueError(
+            f"{what} has a gradient of 0, NaN or infinity at an image: no attack could find its way; allowed: none of these"
+        )
     direction = slope / size.reshape(-1, 1, 1, 1)
     with torch.no_grad():
         ahead, behind = ((model(x + h * direction) * weights).sum(dim=1) for h in (STEP, -STEP))

@@ -8,7 +8,9 @@ from torch import nn
 from sat_ray.activations.registry import Activation, activation_info, make_activation
 
 
-def check_attacker_activation(activation: str, alpha: float | None, attacker_activation: str, attacker_alpha: float | None) -> None:
+def check_attacker_activation(
+    activation: str, alpha: float | None, attacker_activation: str, attacker_alpha: float | None
+) -> None:
     """Refuse an attacker whose forward pass is not the model's: its images would be adversarial for another network.
 
     Raises ValueError naming the legal choices.
@@ -19,13 +21,23 @@ def check_attacker_activation(activation: str, alpha: float | None, attacker_act
     if other.name == own.name and (other_alpha == own.check_alpha(alpha) or own.smooth_backward):
         return
     if other.learned:
-        raise ValueError(f"attacker_activation {other.name} has a learned alpha and cannot be used for the attacker alone")
+        raise ValueError(
+            f"attacker_activation {other.name} has a learned alpha and cannot be used for the attacker alone"
+        )
     if other.name == own.name or other.forward_name != own.forward_name:
-        legal = "relu, relu_smooth_backward" if own.forward_name == "relu" else f"{own.name} with the same alpha"
-        raise ValueError(f"attacker_activation {other.name} must share its forward pass with activation {own.name}; allowed: {legal}")
+        legal = (
+            "relu, relu_smooth_backward"
+            if own.forward_name == "relu"
+            else f"{own.name} with the same alpha"
+        )
+        raise ValueError(
+            f"attacker_activation {other.name} must share its forward pass with activation {own.name}; allowed: {legal}"
+        )
 
 
-def _clone(module: nn.Module, replace: tuple[str, float | None] | None, memo: dict[int, object]) -> nn.Module:
+def _clone(
+    module: nn.Module, replace: tuple[str, float | None] | None, memo: dict[int, object]
+) -> nn.Module:
     if id(module) in memo:
         return memo[id(module)]  # type: ignore[return-value]
     if isinstance(module, Activation) and replace is not None:
@@ -35,7 +47,10 @@ def _clone(module: nn.Module, replace: tuple[str, float | None] | None, memo: di
         clone.__dict__.update(module.__dict__)
         clone._parameters = {name: _alias(p, memo) for name, p in module._parameters.items()}
         clone._buffers = dict(module._buffers)
-        clone._modules = {name: None if child is None else _clone(child, replace, memo) for name, child in module._modules.items()}
+        clone._modules = {
+            name: None if child is None else _clone(child, replace, memo)
+            for name, child in module._modules.items()
+        }
     memo[id(module)] = clone
     return clone
 
@@ -49,7 +64,9 @@ def _alias(parameter: nn.Parameter | None, memo: dict[int, object]) -> nn.Parame
     return memo[id(parameter)]  # type: ignore[return-value]
 
 
-def view(model: nn.Module, activation: str | None = None, *, alpha: float | None = None) -> nn.Module:
+def view(
+    model: nn.Module, activation: str | None = None, *, alpha: float | None = None
+) -> nn.Module:
     """Return a view of `model` in inference mode whose parameters are frozen aliases of the model's.
 
     activation: what the view uses, None for the model's own (a learned alpha is then shared). Make it after device, dtype and memory
@@ -60,7 +77,9 @@ def view(model: nn.Module, activation: str | None = None, *, alpha: float | None
         for module in model.modules():
             if isinstance(module, Activation):
                 check_attacker_activation(module.activation, module.alpha, activation, alpha)
-                if module.activation != activation or module.alpha != activation_info(activation).check_alpha(alpha):
+                if module.activation != activation or module.alpha != activation_info(
+                    activation
+                ).check_alpha(alpha):
                     replace = (activation, alpha)
     return _clone(model, replace, {}).eval()
 
@@ -69,4 +88,6 @@ def assert_shares_storage(model: nn.Module, other: nn.Module) -> None:
     """Assert that every parameter and buffer of the view `other` lies in the memory of `model`."""
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in (dict(other.named_parameters()) | dict(other.named_buffers())).items():
-        assert tensor.data_ptr() == own[name].data_ptr(), f"{name} of the view no longer aliases the model"
+        assert tensor.data_ptr() == own[name].data_ptr(), (
+            f"{name} of the view no longer aliases the model"
+        )

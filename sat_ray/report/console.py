@@ -6,7 +6,15 @@ from time import monotonic, time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Column
 
 from sat_ray.report.formatting import seconds
@@ -44,7 +52,12 @@ class Reporter:
             self.bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self.live:
             self.bars.stop()
 
@@ -54,7 +67,9 @@ class Reporter:
         line = printable(f"[{minutes:02d}:{seconds:02d}] {text}", kept="\n")
         self.console.print(line, markup=False, soft_wrap=True)
 
-    def stage(self, name: str, total: int | None, *, reused: int = 0, at_most: bool = False) -> "StageProgress":
+    def stage(
+        self, name: str, total: int | None, *, reused: int = 0, at_most: bool = False
+    ) -> "StageProgress":
         """Begin to show a stage with `total` units of work, None where that is not known.
 
         reused: committed before it began; at_most: the stage may end with fewer than `total`.
@@ -81,8 +96,12 @@ class StageProgress:
         if reporter.live:
             self.bar = reporter.bars.add_task(name, total=total, note="", left="")
         self.best: Record | None = None
-        self.before: int | None = None  # committed when it was first looked at: no measure of how fast this run is
-        self.rates: list[float] = []  # images per second of each training that came, in the order they came
+        self.before: int | None = (
+            None  # committed when it was first looked at: no measure of how fast this run is
+        )
+        self.rates: list[
+            float
+        ] = []  # images per second of each training that came, in the order they came
         self.images = 0  # attacked by the evaluation shards that came
         if self.bar is None and total:
             planned = f"at most {total}" if at_most else f"{total}"
@@ -93,10 +112,16 @@ class StageProgress:
         came: list[Record] = []
         for record in new:
             score = record.payload.get("val_robust_accuracy", -1.0)
-            if score >= 0 and (self.best is None or score > self.best.payload["val_robust_accuracy"]):
+            if score >= 0 and (
+                self.best is None or score > self.best.payload["val_robust_accuracy"]
+            ):
                 self.best = record
             if self.before is not None:
-                self.rates += [record.payload["train_images_per_second"]] if "train_images_per_second" in record.payload else []
+                self.rates += (
+                    [record.payload["train_images_per_second"]]
+                    if "train_images_per_second" in record.payload
+                    else []
+                )
                 self.images += record.payload.get("n", 0)
                 came.append(record)
         self._find_start(came)
@@ -129,7 +154,9 @@ class StageProgress:
     def _note(self) -> str:
         parts = []
         if self.best is not None:
-            parts.append(f"best val robust {100 * self.best.payload['val_robust_accuracy']:.1f} % ({self.best.payload['name']})")
+            parts.append(
+                f"best val robust {100 * self.best.payload['val_robust_accuracy']:.1f} % ({self.best.payload['name']})"
+            )
         elapsed = monotonic() - self.began
         if latest := self.rates[-RECENT:]:
             parts.append(f"{sum(latest) / len(latest):,.0f} images/s per training")
@@ -142,7 +169,9 @@ class StageProgress:
         computed = self.done - (self.before or 0)
         if not self.total or computed <= 0 or self.done >= self.total:
             return ""
-        each = (self.latest - self.working) / computed  # until one came: what is under way has no pace yet
+        each = (
+            self.latest - self.working
+        ) / computed  # until one came: what is under way has no pace yet
         left = each * (self.total - self.done) - (monotonic() - self.latest)
         return f"about {seconds(left)} left" if left > 0 else "taking longer than those before"
 

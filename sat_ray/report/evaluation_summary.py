@@ -25,7 +25,10 @@ def summary(table: pa.Table, attacks: Sequence[AttackSpec]) -> dict[str, Any]:
         "n": n,
         **_accuracy("clean_accuracy", len(clean_correct_ids(table)), n),
         **_accuracy("robust_accuracy", len(robust_image_ids(table)), n),
-        "attacks": [_one_attack(table.filter(pc.equal(table["attack"], spec.name)), spec, n) for spec in attacks],
+        "attacks": [
+            _one_attack(table.filter(pc.equal(table["attack"], spec.name)), spec, n)
+            for spec in attacks
+        ],
         "passes": passes,
         "passes_per_image": passes / n,
     }
@@ -54,18 +57,29 @@ def to_terminal(found: dict[str, Any]) -> Table:
     drawn.add_row("none (clean)", "", *_percentages(found, "clean_accuracy"), "")
     for attack in found["attacks"]:
         drawn.add_row(
-            f"{attack['name']}, {ball}", f"{attack['attacked']:,}", *_percentages(attack, "robust_accuracy"), f"{attack['passes']:,}"
+            f"{attack['name']}, {ball}",
+            f"{attack['attacked']:,}",
+            *_percentages(attack, "robust_accuracy"),
+            f"{attack['passes']:,}",
         )
     if len(found["attacks"]) > 1:
         drawn.add_section()
-        drawn.add_row(f"all of them, {ball}", "", *_percentages(found, "robust_accuracy"), f"{found['passes']:,}")
+        drawn.add_row(
+            f"all of them, {ball}",
+            "",
+            *_percentages(found, "robust_accuracy"),
+            f"{found['passes']:,}",
+        )
     return drawn
 
 
 def claim(found: dict[str, Any]) -> str:
     """Say the result in one sentence that leaves nothing out: norm, epsilon, attack, n, seed and interval."""
     threat, (low, high) = found["threat_model"], found["robust_accuracy_interval"]
-    names = " + ".join(attack["name"] + (f" x{attack['restarts']}" if attack["restarts"] > 1 else "") for attack in found["attacks"])
+    names = " + ".join(
+        attack["name"] + (f" x{attack['restarts']}" if attack["restarts"] > 1 else "")
+        for attack in found["attacks"]
+    )
     part = "" if found["n"] == found["n_split"] else f" of {found['n_split']:,}"
     return (
         f"robust accuracy {100 * found['robust_accuracy']:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}) "

@@ -94,7 +94,9 @@ def cut_text(board: Mapping[str, Any]) -> str:
 def verdict_text(group: Mapping[str, Any]) -> str:
     """Spell the verdict on a group; an interval that does not survive the correction for many comparisons says so."""
     verdict = str(group["verdict"])
-    return verdict + (" (not after Holm)" if verdict.endswith("points") and not group["holm_significant"] else "")
+    return verdict + (
+        " (not after Holm)" if verdict.endswith("points") and not group["holm_significant"] else ""
+    )
 
 
 def join_names(names: Sequence[str]) -> str:

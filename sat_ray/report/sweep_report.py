@@ -78,7 +78,9 @@ def write_report(
     from sat_ray.report.pages.sweep_page import render
 
     strong = strong_on_validation(config, data, models, records) or {}
-    evaluated = [evaluated_model(config, records, record, outcomes, run_ids, strong) for record in models]
+    evaluated = [
+        evaluated_model(config, records, record, outcomes, run_ids, strong) for record in models
+    ]
     spec = config.evaluation_attacks()[0]
     verdicts = {card.inputs["weights"]: card.payload["card"]["verdict"] for card in cards}
     board = leaderboard(
@@ -86,12 +88,23 @@ def write_report(
         sweep=name,
         dataset=config.data.dataset,
         threat_model=to_json(config.threat_model),
-        attack={"name": spec.name, "steps": spec.steps, "step_size": spec.step_size, "restarts": spec.restarts},
+        attack={
+            "name": spec.name,
+            "steps": spec.steps,
+            "step_size": spec.step_size,
+            "restarts": spec.restarts,
+        },
         strong_attack=strong_attack(config, data),
-        verdicts={model.checkpoint: verdicts[model.sha256] for model in evaluated if model.sha256 in verdicts},
+        verdicts={
+            model.checkpoint: verdicts[model.sha256]
+            for model in evaluated
+            if model.sha256 in verdicts
+        },
     )
     stages = spent_by_stage(config, records, train_images=data.manifest["splits"]["train"])
-    board = with_costs(board, config, stages) | {"cost": cost_summary(config, stages, estimated=_estimated(config, data))}
+    board = with_costs(board, config, stages) | {
+        "cost": cost_summary(config, stages, estimated=_estimated(config, data))
+    }
     if (searched := describe_search(config, records)) is not None:
         board["search"] = searched
     board["calibration"] = summary_of(_calibrations(config, records, data, models))
@@ -103,7 +116,9 @@ def write_report(
         records.storage.write_json(f"cards/{made.payload['name']}.json", made.payload["card"])
     for figure, png in figures.items():
         records.storage.write(f"figures/{figure}.png", png)
-    records.storage.write("leaderboard.md", (to_markdown(board) + cost_markdown(board["cost"])).encode())
+    records.storage.write(
+        "leaderboard.md", (to_markdown(board) + cost_markdown(board["cost"])).encode()
+    )
     page = render(
         board,
         figures=figures,
@@ -126,7 +141,9 @@ def write_report(
 
 def card_of(cards: Sequence[Record], weights: str) -> dict[str, Any]:
     """Return the card of the model with these weights: a model that was trained again, to the same weights, keeps its card."""
-    card: dict[str, Any] = next(card.payload["card"] for card in cards if card.inputs["weights"] == weights)
+    card: dict[str, Any] = next(
+        card.payload["card"] for card in cards if card.inputs["weights"] == weights
+    )
     return card
 
 
@@ -152,7 +169,9 @@ def _calibrations(
     for model in models:
         for tasks in (evaluation_tasks(config, data, model), strong_tasks(config, data, model)):
             shards = (records.find(task.stage, task.key) for task in tasks)
-            measured = (shard.payload.get("calibrations", []) for shard in shards if shard is not None)
+            measured = (
+                shard.payload.get("calibrations", []) for shard in shards if shard is not None
+            )
             found += [Calibration.from_json(one) for one in next(filter(None, measured), [])]
     return found
 
@@ -162,7 +181,12 @@ def _estimated(config: SweepConfig, data: Dataset) -> dict[str, float]:
     from sat_ray.sweep.cost.estimate import estimated_hours, passes_of
 
     counts = data.manifest["splits"]
-    source = replace(dataset_source(config.data.dataset), images=sum(counts.values()), test=counts["test"], val=counts["val"])
+    source = replace(
+        dataset_source(config.data.dataset),
+        images=sum(counts.values()),
+        test=counts["test"],
+        val=counts["val"],
+    )
     hours = estimated_hours(config, source, passes_of(config, source))
     parts = {
         "search": ("search",),
@@ -172,7 +196,11 @@ def _estimated(config: SweepConfig, data: Dataset) -> dict[str, float]:
         "strong": ("strong evaluation",),
         "card": ("cards", "queries of cards"),
     }
-    return {stage: 3600 * sum(hours[name] for name in names) for stage, names in parts.items()} if hours else {}
+    return (
+        {stage: 3600 * sum(hours[name] for name in names) for stage, names in parts.items()}
+        if hours
+        else {}
+    )
 
 
 def _computed(records: Records, models: Sequence[Record]) -> Iterator[tuple[dict[str, Any], float]]:
@@ -183,14 +211,19 @@ def _computed(records: Records, models: Sequence[Record]) -> Iterator[tuple[dict
 
 def _hashes(config: SweepConfig, data: Dataset, models: Sequence[Record]) -> dict[str, str]:
     """Return what determined the results: the config's meaning, the images, the code that trained, module by module."""
-    code = content_hash(sorted({(name, digest) for record in models for name, digest in record.code.items()}))
+    code = content_hash(
+        sorted({(name, digest) for record in models for name, digest in record.code.items()})
+    )
     return {"config": content_hash(config.semantic()), "dataset": data.hash, "training code": code}
 
 
 def _events(model: Any) -> list[dict[str, Any]]:
     from sat_ray.report.leaderboard.rows import display_names
 
-    return [{"configuration": display_names([model])[0], "seed": model.seed} | dict(event) for event in model.events]
+    return [
+        {"configuration": display_names([model])[0], "seed": model.seed} | dict(event)
+        for event in model.events
+    ]
 
 
 def evaluated_model(
@@ -222,7 +255,7 @@ def evaluated_model(
         train_images_per_second=payload["train_images_per_second"],
         history=tuple(payload["history"]),
         table=read_outcomes(records, outcomes[payload["name"]]),
-        events=tuple(payload.get("sentinel_events", [])),
+        events=tuple(payload.get("guard_events", [])),
         sha256=payload["sha256"],
         val_strong_robust_accuracy=strong.get(payload["name"]),
         strong_table=None if strong_path is None else read_outcomes(records, strong_path),
@@ -231,7 +264,12 @@ def evaluated_model(
 
 
 def _figures(
-    config: SweepConfig, records: Records, data: Dataset, board: dict[str, Any], evaluated: list[Any], card: dict[str, Any]
+    config: SweepConfig,
+    records: Records,
+    data: Dataset,
+    board: dict[str, Any],
+    evaluated: list[Any],
+    card: dict[str, Any],
 ) -> dict[str, bytes]:
     from sat_ray.report.figures import curves
     from sat_ray.report.figures import leaderboard as figures
@@ -246,7 +284,9 @@ def _figures(
         "table1": figures.table1(board),
         "training_curves": curves.training_curves(evaluated),
         "adversarial_examples": _examples(config, data, board),
-        "accuracy_against_steps": accuracy_against_steps(evaluated, steps=steps, subtitle=setting_text(board, with_strong=False)),
+        "accuracy_against_steps": accuracy_against_steps(
+            evaluated, steps=steps, subtitle=setting_text(board, with_strong=False)
+        ),
         "robustness_card": card_figure(card, name=board["champion"]["configuration"]),
     }
     trials = trials_of(records.all(SEARCH))
@@ -267,7 +307,8 @@ def trials_of(found: Sequence[Record]) -> list[dict[str, Any]]:
         place = (Configuration.of(record.payload), record.payload["until"])
         same.setdefault(place, []).append(record.payload["last_val"][0])
     return [
-        one.to_json() | {"val_robust_accuracy": math.fsum(values) / len(values), "epochs": until} for (one, until), values in same.items()
+        one.to_json() | {"val_robust_accuracy": math.fsum(values) / len(values), "epochs": until}
+        for (one, until), values in same.items()
     ]
 
 
@@ -278,13 +319,23 @@ def _examples(config: SweepConfig, data: Dataset, board: dict[str, Any]) -> Any:
     model = load_model(board["champion"]["row"]["checkpoint"])
     storage = Storage(data.uri)
     y = labels(storage, "test")
-    rows, by_class = torch.tensor([int((y == label).nonzero()[0]) for label in sorted(set(y.tolist()))[:EXAMPLES]]).sort()
+    rows, by_class = torch.tensor(
+        [int((y == label).nonzero()[0]) for label in sorted(set(y.tolist()))[:EXAMPLES]]
+    ).sort()
     chosen = read_rows(storage, "test", rows).take(by_class.argsort())
     x = to_pixels(chosen.images)
     spec = config.evaluation_attacks()[0]
     rng = Randomness(config.evaluation.seed, chosen.image_ids)
     assert spec.step_size is not None
-    x_adv = pgd(model, x, chosen.labels, threat_model=config.threat_model, step_size=spec.step_size, steps=spec.steps, rng=rng)
+    x_adv = pgd(
+        model,
+        x,
+        chosen.labels,
+        threat_model=config.threat_model,
+        step_size=spec.step_size,
+        steps=spec.steps,
+        rng=rng,
+    )
     with torch.no_grad():
         clean, adversarial = model(x).argmax(dim=1), model(x_adv).argmax(dim=1)
     return adversarial_examples(

@@ -8,9 +8,18 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-ACTIONS = {"list": "s3:ListBucket", "write": "s3:PutObject", "read": "s3:GetObject", "delete": "s3:DeleteObject"}
+ACTIONS = {
+    "list": "s3:ListBucket",
+    "write": "s3:PutObject",
+    "read": "s3:GetObject",
+    "delete": "s3:DeleteObject",
+}
 PAIRED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-ELSEWHERE = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
+ELSEWHERE = (
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+)
 NAME_FIX = "correct the bucket's name in --storage or SAT_RAY_STORAGE"
 SECONDS = 10
 
@@ -30,12 +39,18 @@ def check_s3(uri: str) -> None:
     attempt("list", lambda: client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
     attempt("write", lambda: client.put_object(**probe, Body=b"sat_ray"))
     try:
-        if _replaces(lambda: attempt("write", lambda: client.put_object(**probe, Body=b"replaced", IfNoneMatch="*"))):
+        if _replaces(
+            lambda: attempt(
+                "write", lambda: client.put_object(**probe, Body=b"replaced", IfNoneMatch="*")
+            )
+        ):
             raise ValueError(
                 f"storage {uri}: {_store()} ignores If-None-Match, so two attempts could both commit a result; use a store that honours it"
             )
         if attempt("read", lambda: client.get_object(**probe)["Body"].read()) != b"sat_ray":
-            raise ValueError(f"storage {uri}: {_store()} gives back other bytes than were written; use a store that reads what it wrote")
+            raise ValueError(
+                f"storage {uri}: {_store()} gives back other bytes than were written; use a store that reads what it wrote"
+            )
         attempt("delete", lambda: client.delete_object(**probe))
     except ValueError:
         with contextlib.suppress(Exception):  # what failed first is shown
@@ -50,12 +65,24 @@ def _client(uri: str) -> Any:
 
     missing = [name for name in PAIRED if not os.environ.get(name)]
     if len(missing) == 1:
-        raise ValueError(f"storage {uri}: {missing[0]} is not set, and its other half is; set both, or neither for a cloud identity")
+        raise ValueError(
+            f"storage {uri}: {missing[0]} is not set, and its other half is; set both, or neither for a cloud identity"
+        )
     try:
         session = boto3.session.Session()  # of its own: the shared one remembers credentials
-        return session.client("s3", config=Config(connect_timeout=SECONDS, read_timeout=SECONDS, retries={"total_max_attempts": 2}))
-    except (BotoCoreError, ValueError) as error:  # a profile that does not exist, an endpoint that is no URL
-        raise ValueError(f"storage {uri}: {_first_line(error)}; correct AWS_PROFILE, AWS_REGION or AWS_ENDPOINT_URL") from None
+        return session.client(
+            "s3",
+            config=Config(
+                connect_timeout=SECONDS, read_timeout=SECONDS, retries={"total_max_attempts": 2}
+            ),
+        )
+    except (
+        BotoCoreError,
+        ValueError,
+    ) as error:  # a profile that does not exist, an endpoint that is no URL
+        raise ValueError(
+            f"storage {uri}: {_first_line(error)}; correct AWS_PROFILE, AWS_REGION or AWS_ENDPOINT_URL"
+        ) from None
 
 
 def _replaces(write: Callable[[], Any]) -> bool:
@@ -74,17 +101,27 @@ def _attempt(uri: str, bucket: str, prefix: str, action: str, call: Callable[[],
     try:
         return call()
     except ClientError as error:
-        code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+        code, status = (
+            error.response["Error"]["Code"],
+            error.response["ResponseMetadata"]["HTTPStatusCode"],
+        )
         if status in (409, 412):
             raise FileExistsError(code) from None
-        raise ValueError(f"storage {uri} cannot {action} ({code}): {_fix(error, bucket, prefix, action)}") from None
+        raise ValueError(
+            f"storage {uri} cannot {action} ({code}): {_fix(error, bucket, prefix, action)}"
+        ) from None
     except BotoCoreError as error:
-        raise ValueError(f"storage {uri} cannot {action} ({_first_line(error)}): {_fix_of_client(error)}") from None
+        raise ValueError(
+            f"storage {uri} cannot {action} ({_first_line(error)}): {_fix_of_client(error)}"
+        ) from None
 
 
 def _fix(error: Any, bucket: str, prefix: str, action: str) -> str:
     """Name the fix of a store's refusal."""
-    code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+    code, status = (
+        error.response["Error"]["Code"],
+        error.response["ResponseMetadata"]["HTTPStatusCode"],
+    )
     region = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region")
     if code == "NoSuchBucket" or (status == 404 and action == "list"):
         return f"create bucket {bucket} at {_store()}, or correct its name in --storage or SAT_RAY_STORAGE"
@@ -123,7 +160,9 @@ def _fix_of_client(error: Exception) -> str:
 
 
 def _store() -> str:
-    return _without_login(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS S3")
+    return _without_login(
+        os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS S3"
+    )
 
 
 def _first_line(error: Exception) -> str:

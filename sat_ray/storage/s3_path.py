@@ -90,9 +90,13 @@ def read_range(path: str, offset: int, length: int, *, most: int) -> bytes:
     not waited for.
     """
     if path.startswith(SCHEME):
-        bucket, _, key = path.removeprefix(SCHEME).partition("/")  # a name of a file may hold anything
+        bucket, _, key = path.removeprefix(SCHEME).partition(
+            "/"
+        )  # a name of a file may hold anything
         return RemotePath(bucket, key).read_bytes(offset, length)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for its writer
+    descriptor = os.open(
+        path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    )  # opening a pipe would wait for its writer
     with open(descriptor, "rb") as stream:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):

@@ -26,7 +26,9 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def checksum(value: Mapping[str, Any]) -> str:
     """Return the sha256 of a JSON object without its own checksum."""
-    return hashlib.sha256(json_bytes({name: item for name, item in value.items() if name != SEAL})).hexdigest()
+    return hashlib.sha256(
+        json_bytes({name: item for name, item in value.items() if name != SEAL})
+    ).hexdigest()
 
 
 def seal_fault(value: Any) -> str:
@@ -49,7 +51,9 @@ def read_sealed(storage: Storage, path: str) -> dict[str, Any]:
     return _unsealed(value)
 
 
-def read_perhaps_sealed(storage: Storage, path: str, *, required: Callable[[dict[str, Any]], bool] = lambda value: False) -> dict[str, Any]:
+def read_perhaps_sealed(
+    storage: Storage, path: str, *, required: Callable[[dict[str, Any]], bool] = lambda value: False
+) -> dict[str, Any]:
     """Read an object as `read_sealed` does; one without a checksum is returned after a warning, unless it is `required`."""
     value = _object(storage, path)
     fault = seal_fault(value)

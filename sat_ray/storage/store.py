@@ -34,9 +34,19 @@ from sat_ray.utils.serialization import json_bytes
 OUTAGE_SECONDS = 300.0  # an S3 server may stay away so long before work is given up
 BLOCK_BYTES = 8 * 1024**2  # of a file that is read from end to end: few requests, little memory
 PAUSE_SECONDS = (0.5, 10.0)  # between two attempts: at first, at most
-ABANDONED_SECONDS = 60.0  # a temporary file that is younger may have a writer that is about to lock it
+ABANDONED_SECONDS = (
+    60.0  # a temporary file that is younger may have a writer that is about to lock it
+)
 TEMPORARY = ".tmp-"
-AWAY = ("NETWORK_CONNECTION", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "SLOW_DOWN", "THROTTLING", "REQUEST_TIMEOUT", "HTTP status 5")
+AWAY = (
+    "NETWORK_CONNECTION",
+    "SERVICE_UNAVAILABLE",
+    "INTERNAL_FAILURE",
+    "SLOW_DOWN",
+    "THROTTLING",
+    "REQUEST_TIMEOUT",
+    "HTTP status 5",
+)
 """In pyarrow's words for what S3 answered: it may answer otherwise a moment later."""
 
 Arguments = ParamSpec("Arguments")
@@ -55,10 +65,16 @@ def _patient(
             try:
                 return method(storage, *args, **kwargs)
             except Exception as error:
-                if storage.is_local or not is_away(error) or time.monotonic() + pause > began + OUTAGE_SECONDS:
+                if (
+                    storage.is_local
+                    or not is_away(error)
+                    or time.monotonic() + pause > began + OUTAGE_SECONDS
+                ):
                     raise
             if pause == PAUSE_SECONDS[0]:
-                logging.getLogger(__name__).warning("%s does not answer; trying for %g s", storage.uri, OUTAGE_SECONDS)
+                logging.getLogger(__name__).warning(
+                    "%s does not answer; trying for %g s", storage.uri, OUTAGE_SECONDS
+                )
             time.sleep(pause)
             pause = min(2 * pause, PAUSE_SECONDS[1])
 
@@ -77,8 +93,15 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, (ConnectionError, HTTPClientError))
 
 
-LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk that is full or read-only: doing the work again would end the same way
-CONFLICT, EXISTS = 409, 412  # S3's answers to a conditional PUT: another request is under way, try again; the object is there
+LASTING = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+)  # a disk that is full or read-only: doing the work again would end the same way
+CONFLICT, EXISTS = (
+    409,
+    412,
+)  # S3's answers to a conditional PUT: another request is under way, try again; the object is there
 
 
 def _status(error: Any) -> int:
@@ -116,7 +139,9 @@ class Storage:
     def at(cls, uri: str | Path) -> "Storage":
         """Open a folder; a relative path is taken from the current directory. Raises ValueError on another scheme."""
         text = str(uri)
-        check_address(text, field="storage")  # pyarrow would take keys there, and every record names its storage
+        check_address(
+            text, field="storage"
+        )  # pyarrow would take keys there, and every record names its storage
         scheme = urlparse(text).scheme
         if scheme == "s3":
             return cls(text.rstrip("/"))
@@ -143,7 +168,9 @@ class Storage:
     def full(self, path: str) -> str:
         """Return the absolute path or URI of `path`; ValueError where it would leave the folder."""
         if path.startswith("/") or ".." in path.split("/"):
-            raise ValueError(f"path {path!r} leaves the storage folder; allowed: relative names without '..'")
+            raise ValueError(
+                f"path {path!r} leaves the storage folder; allowed: relative names without '..'"
+            )
         return f"{self.uri}/{path}"
 
     def _inner(self, path: str) -> str:
@@ -165,25 +192,39 @@ class Storage:
         """List the file names directly in a folder, sorted; [] where there is none."""
         selector = pafs.FileSelector(self._inner(folder), allow_not_found=True)
         found = self._opened[0].get_file_info(selector)
-        return sorted(info.base_name for info in found if info.type == pafs.FileType.File and not info.base_name.startswith(TEMPORARY))
+        return sorted(
+            info.base_name
+            for info in found
+            if info.type == pafs.FileType.File and not info.base_name.startswith(TEMPORARY)
+        )
 
     @_patient
     def folders(self, folder: str = "") -> list[str]:
         """List the names of the folders directly in a folder, sorted; [] where there is none."""
-        found = self._opened[0].get_file_info(pafs.FileSelector(self._inner(folder), allow_not_found=True))
+        found = self._opened[0].get_file_info(
+            pafs.FileSelector(self._inner(folder), allow_not_found=True)
+        )
         return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
     @_patient
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the bytes of every file directly in a folder, by name; {} where there is none."""
-        found = self._opened[0].get_file_info(pafs.FileSelector(self._inner(folder), allow_not_found=True))
+        found = self._opened[0].get_file_info(
+            pafs.FileSelector(self._inner(folder), allow_not_found=True)
+        )
         return {info.base_name: info.size for info in found if info.type == pafs.FileType.File}
 
     @_patient
     def stamps(self, folder: str) -> dict[str, str]:
         """Return size and time of the last change of every file directly in a folder, by name; {} where there is none."""
-        found = self._opened[0].get_file_info(pafs.FileSelector(self._inner(folder), allow_not_found=True))
-        return {info.base_name: f"{info.size}:{info.mtime_ns}" for info in found if info.type == pafs.FileType.File}
+        found = self._opened[0].get_file_info(
+            pafs.FileSelector(self._inner(folder), allow_not_found=True)
+        )
+        return {
+            info.base_name: f"{info.size}:{info.mtime_ns}"
+            for info in found
+            if info.type == pafs.FileType.File
+        }
 
     @_patient
     def is_file(self, path: str) -> bool:
@@ -229,7 +270,10 @@ class Storage:
             with open(source, "rb") as stream, self._temporary(path, stream) as temporary:
                 os.replace(temporary, self._inner(path))
             return
-        with pa.memory_map(str(source)) as mapped, self._opened[0].open_output_stream(self._inner(path), compression=None) as stream:
+        with (
+            pa.memory_map(str(source)) as mapped,
+            self._opened[0].open_output_stream(self._inner(path), compression=None) as stream,
+        ):
             stream.write(mapped.read_buffer())
 
     def write_json(self, path: str, value: Any) -> None:
@@ -290,7 +334,9 @@ class Storage:
         temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
             with open(temporary, "wb") as stream:
-                with contextlib.suppress(OSError):  # a disk without locks: then nothing is ever removed from it
+                with contextlib.suppress(
+                    OSError
+                ):  # a disk without locks: then nothing is ever removed from it
                     fcntl.flock(stream, fcntl.LOCK_EX)
                 shutil.copyfileobj(source, stream)
                 stream.flush()
@@ -362,7 +408,9 @@ def _refusal(error: Exception) -> str:
         and error.filename2 is not None
         and error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
     ):
-        return f"its disk makes no hard links, with which a result is committed once: {error.strerror}"
+        return (
+            f"its disk makes no hard links, with which a result is committed once: {error.strerror}"
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no room is left: {error.strerror}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -371,18 +419,28 @@ def _refusal(error: Exception) -> str:
 def check_writable(storage: Storage) -> None:
     """Write, commit twice, read and remove a probe, as a sweep does; ValueError says what failed and what to do."""
     if not storage.is_local:
-        check_s3(storage.uri)  # knows more of S3's answers than pyarrow tells, which is tried after it
+        check_s3(
+            storage.uri
+        )  # knows more of S3's answers than pyarrow tells, which is tried after it
     probe = f".probe-{uuid.uuid4().hex}"
     try:
         try:
             storage.write(probe, b"sat_ray")
             if storage.commit(probe, b"replaced"):
-                raise OSError("a commit replaced what was there, so two attempts could both commit a result")
+                raise OSError(
+                    "a commit replaced what was there, so two attempts could both commit a result"
+                )
             if storage.read(probe) != b"sat_ray":
                 raise OSError("what was read is not what was written")
         finally:
             storage.discard(probe)
     except Exception as error:
         reason = _refusal(error)
-        advice = "choose a writable folder" if storage.is_local else "check the bucket, the credentials and AWS_ENDPOINT_URL"
-        raise ValueError(f"storage {storage.uri} cannot be written ({reason}); {advice} with --storage") from error
+        advice = (
+            "choose a writable folder"
+            if storage.is_local
+            else "check the bucket, the credentials and AWS_ENDPOINT_URL"
+        )
+        raise ValueError(
+            f"storage {storage.uri} cannot be written ({reason}); {advice} with --storage"
+        ) from error

@@ -16,4 +16,8 @@ def pages_of(uri: str) -> str:
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return LOCAL_PAGES
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
+    return (
+        parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+        .geturl()
+        .rstrip("/")
+    )

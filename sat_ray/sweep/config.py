@@ -16,7 +16,12 @@ from sat_ray.evaluation.card import CardSettings
 from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
 from sat_ray.storage.s3_path import SCHEME
 from sat_ray.storage.store import Storage, check_address
-from sat_ray.sweep.search.search_space import Configuration, parse_choice, parse_pair, without_repeats
+from sat_ray.sweep.search.search_space import (
+    Configuration,
+    parse_choice,
+    parse_pair,
+    without_repeats,
+)
 from sat_ray.threat import ThreatModel
 from sat_ray.training.progressive_resizing import check_resizing
 from sat_ray.training.settings import TrainingSettings, check_even
@@ -27,9 +32,9 @@ from sat_ray.utils.bounds import (
     Count,
     Epochs,
     Gpus,
-    Lanes,
     Seed,
     Share,
+    Slots,
     Steps,
     StepSize,
     Width,
@@ -42,7 +47,20 @@ from sat_ray.utils.precision import check_accelerator
 from sat_ray.utils.serialization import from_json, to_json
 
 Strong = Literal["all", "none"]
-TABLE1_PAIRS = ("relu/relu_smooth_backward", "relu_smooth_backward/relu", "relu_smooth_backward/relu_smooth_backward")
+TABLE1_PAIRS = (
+    "relu/relu_smooth_backward",
+    "relu_smooth_backward/relu",
+    "relu_smooth_backward/relu_smooth_backward",
+)
+RENAMED = {
+    "evaluation.lanes": "evaluation.slots",
+    "lanes": "slots",
+    "search.seed": "search.seeds",
+    "training.sentinel_every": "training.guard_every",
+    "training.sentinel_images": "training.guard_images",
+    "training.sentinel_limit": "training.guard_limit",
+}
+"""Fields that had another name in an earlier version, and the name that they have now."""
 SEARCHED = tuple(name for name in ACTIVATIONS if name != "relu_smooth_backward")
 
 
@@ -103,7 +121,11 @@ class DataSettings:
 
     def shape(self) -> tuple[int, int, int] | None:
         """Return (C, H, W) of the images as they will be stored, None where that is known only after a look."""
-        return (3, self.image_size, self.image_size) if self.image_size else dataset_source(self.dataset).shape
+        return (
+            (3, self.image_size, self.image_size)
+            if self.image_size
+            else dataset_source(self.dataset).shape
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return what says which images these are, as JSON: where a known dataset lies does not matter, an image folder is its path."""
@@ -160,13 +182,19 @@ class SearchSettings:
     def __post_init__(self) -> None:
         check_fields(self, prefix="search.")
         if not self.configurations():
-            raise ValueError("search.activations and search.pairs are both empty; allowed: at least one activation")
+            raise ValueError(
+                "search.activations and search.pairs are both empty; allowed: at least one activation"
+            )
         if not self.rungs or list(self.rungs) != sorted(set(self.rungs)):
-            raise ValueError(f"search.rungs is {self.rungs}; allowed: growing whole numbers of epochs, for example 3 6")
+            raise ValueError(
+                f"search.rungs is {self.rungs}; allowed: growing whole numbers of epochs, for example 3 6"
+            )
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"search.seeds must be at least one seed, each once, got {self.seeds}")
         if self.method != "grid" and len(self.seeds) > 1:
-            raise ValueError(f"search.seeds must be one seed with --search.method {self.method}, got {self.seeds}; the grid takes several")
+            raise ValueError(
+                f"search.seeds must be one seed with --search.method {self.method}, got {self.seeds}; the grid takes several"
+            )
 
     def configurations(self) -> tuple[Configuration, ...]:
         """Return every point of the grid, each function once, in the order given."""
@@ -178,7 +206,11 @@ class SearchSettings:
         return tuple(dict.fromkeys(one.name for one in self._named() if one in left_out))
 
     def _named(self) -> list[Configuration]:
-        singles = [one for text in self.activations for one in parse_choice(text, field="search.activations")]
+        singles = [
+            one
+            for text in self.activations
+            for one in parse_choice(text, field="search.activations")
+        ]
         pairs = [parse_pair(text, field="search.pairs") for text in self.pairs]
         return [*singles, *pairs]
 
@@ -218,7 +250,7 @@ class EvaluationSettings:
     """Steps of each run of a strong attack; AutoAttack takes 100."""
     strong_targets: Annotated[int, Bounds(1, 1_000_000)] = TARGETS
     """Most classes that the targeted strong attack moves towards, likeliest first; AutoAttack takes 9."""
-    lanes: Lanes = 64
+    slots: Slots = 64
     """Images in every model call; part of the numerical environment."""
     shard_size: Count = 450
     """Most test images in one evaluation task."""
@@ -281,7 +313,10 @@ class ResourceSettings:
 
     def require_accelerator(self) -> None:
         """Raise ValueError where some stages have GPUs and others have none, or the GPUs have no name."""
-        gpus = {name: getattr(self, name) for name in ("gpus_per_trial", "gpus_per_worker", "gpus_per_evaluation")}
+        gpus = {
+            name: getattr(self, name)
+            for name in ("gpus_per_trial", "gpus_per_worker", "gpus_per_evaluation")
+        }
         if len({bool(self.accelerator), *(count > 0 for count in gpus.values())}) > 1:
             given = ", ".join(f"{name} {count:g}" for name, count in gpus.items())
             raise ValueError(
@@ -305,20 +340,34 @@ class CostSettings:
     def __post_init__(self) -> None:
         check_fields(self, prefix="cost.")
         if not self.currency.isalpha():
-            raise ValueError(f"cost.currency is {self.currency!r}; allowed: letters, for example EUR")
+            raise ValueError(
+                f"cost.currency is {self.currency!r}; allowed: letters, for example EUR"
+            )
 
     def money(self, accelerator_seconds: float) -> float | None:
         """Return what these accelerator-seconds cost; None without a price."""
-        return accelerator_seconds / 3600 * self.price_per_accelerator_hour if self.price_per_accelerator_hour else None
+        return (
+            accelerator_seconds / 3600 * self.price_per_accelerator_hour
+            if self.price_per_accelerator_hour
+            else None
+        )
 
     def budget_seconds(self) -> float | None:
         """Return the budget in accelerator-seconds; None without one."""
-        return None if self.budget is None else 3600 * self.budget / (self.price_per_accelerator_hour or 1.0)
+        return (
+            None
+            if self.budget is None
+            else 3600 * self.budget / (self.price_per_accelerator_hour or 1.0)
+        )
 
     def amount(self, accelerator_seconds: float) -> str:
         """Spell accelerator-seconds in the unit of the budget, `5.31 USD` or `1.2 accelerator-hours`."""
         money = self.money(accelerator_seconds)
-        return f"{accelerator_seconds / 3600:,.3g} accelerator-hours" if money is None else f"{money_text(money)} {self.currency}"
+        return (
+            f"{accelerator_seconds / 3600:,.3g} accelerator-hours"
+            if money is None
+            else f"{money_text(money)} {self.currency}"
+        )
 
 
 def money_text(value: float) -> str:
@@ -362,9 +411,18 @@ class SweepConfig:
     def evaluation_attacks(self) -> list[AttackSpec]:
         """Return the attacks of the evaluate stage, before views are chosen."""
         e = self.evaluation
-        exact = AttackSpec(threat_model=self.threat_model, steps=e.steps, step_size=e.step_size, restarts=e.restarts)
+        exact = AttackSpec(
+            threat_model=self.threat_model,
+            steps=e.steps,
+            step_size=e.step_size,
+            restarts=e.restarts,
+        )
         spec = dataclasses.replace(exact, gradient=e.gradient, name="")
-        return [spec, dataclasses.replace(exact, final_iterate=True, name="")] if e.final_iterate else [spec]
+        return (
+            [spec, dataclasses.replace(exact, final_iterate=True, name="")]
+            if e.final_iterate
+            else [spec]
+        )
 
     def strong_attacks(self, num_classes: int) -> list[AttackSpec]:
         """Return the attacks behind the strong verdict, before views are chosen; [] where no model meets any."""
@@ -381,7 +439,9 @@ class SweepConfig:
 
     def trial_training(self) -> TrainingSettings:
         """Return the training of a search trial: the whole schedule, squeezed into the longest rung; validated at the rungs."""
-        return dataclasses.replace(self.training, epochs=self.search.rungs[-1], validate_every=self.search.rungs[-1])
+        return dataclasses.replace(
+            self.training, epochs=self.search.rungs[-1], validate_every=self.search.rungs[-1]
+        )
 
     def semantic(self) -> dict[str, Any]:
         """Return what determines the results, as JSON: everything but the resources and their price."""
@@ -393,7 +453,11 @@ class SweepConfig:
 def code_named(config: Any) -> list[str]:
     """Return every `module:function` that a stored config names, without making objects of it."""
     search, model, data = (_part(config, name) for name in ("search", "model", "data"))
-    activations = [word for text in _words(search.get("activations")) for word in (text, text.rpartition(":")[0])]
+    activations = [
+        word
+        for text in _words(search.get("activations"))
+        for word in (text, text.rpartition(":")[0])
+    ]
     pairs = [word for text in _words(search.get("pairs")) for word in text.split("/")]
     others = _words([model.get("name"), data.get("dataset")])
     names = {name for name in (*others, *activations, *pairs) if is_reference(name)}
@@ -429,10 +493,24 @@ def config_of(value: Any, *, source: str) -> SweepConfig:
     """Make a config of the JSON values in `source`; one line where they are none."""
     try:
         with stored_names():
+            if renamed := _renamed(value):
+                raise ValueError(
+                    f"an earlier version wrote it: {renamed}; start the sweep again under another --name"
+                )
             config: SweepConfig = from_json(SweepConfig, value)
     except (ValueError, TypeError, AttributeError) as error:
         raise _unreadable(source, error) from None
     return config
+
+
+def _renamed(value: Any) -> str:
+    """Name the fields of a stored config that have another name today; empty where there are none."""
+    old = [
+        name
+        for name in RENAMED
+        if "." in name and name.partition(".")[2] in _part(value, name.partition(".")[0])
+    ]
+    return ", ".join(f"{name} is now {RENAMED[name]}" for name in old)
 
 
 def _unreadable(source: str, error: Exception) -> ValueError:

@@ -53,7 +53,9 @@ def training_images(job: TrainingJob) -> Loader:
     if streams(manifest, job.loading):
         threads, pin = torch.get_num_threads(), bool(_accelerator(job))
         return Streamed(Storage.at(job.dataset.uri), "train", threads=threads, pin=pin)
-    return Resident(split_of(job.dataset.uri, "train", job.dataset.hash), shard_rows(manifest, "train"))
+    return Resident(
+        split_of(job.dataset.uri, "train", job.dataset.hash), shard_rows(manifest, "train")
+    )
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -89,7 +91,11 @@ def train_and_commit(
             if world.rank == 0:
                 records.begin(job.stage, job.key, inputs=job.inputs)
         write = files.write if world.rank == 0 else lambda state: None
-        settings: dict[str, Any] = {"world": world, "checkpoint_images": checkpoint_images, "leaving": leaving}
+        settings: dict[str, Any] = {
+            "world": world,
+            "checkpoint_images": checkpoint_images,
+            "leaving": leaving,
+        }
         reports = _training(job, state, on_checkpoint=write, **settings)
         try:
             for report in reports:
@@ -99,7 +105,9 @@ def train_and_commit(
                 on_epoch(report)
         except NonFiniteLossError as error:
             files.wait()
-            error.args = (f"{error}; {f'the last checkpoint is {files.last}' if files.last else 'there is no checkpoint yet'}",)
+            error.args = (
+                f"{error}; {f'the last checkpoint is {files.last}' if files.last else 'there is no checkpoint yet'}",
+            )
             raise
         if world.rank == 0:
             files.wait()
@@ -140,7 +148,7 @@ def _training(
         world=world,
         state=state,
         until=job.until,
-        lanes=job.lanes,
+        slots=job.slots,
         checkpoint_every=max(1, checkpoint_images // job.training.global_batch_size),
         on_checkpoint=on_checkpoint,
         leaving=leaving,
@@ -156,12 +164,20 @@ def _starting_state(records: Records, previous: Record | None) -> TrainingState:
     except (FileNotFoundError, ValueError) as error:
         reason = "it is gone" if isinstance(error, FileNotFoundError) else error
         record = records.storage.full(f"{STATE}/{previous.stage}/{previous.key}.json")
-        raise ValueError(f"{records.storage.full(path)}: {reason}; move {record} away and run again") from None
+        raise ValueError(
+            f"{records.storage.full(path)}: {reason}; move {record} away and run again"
+        ) from None
 
 
-def _commit_training(job: TrainingJob, records: Records, state: TrainingState, *, workers: int) -> Record:
+def _commit_training(
+    job: TrainingJob, records: Records, state: TrainingState, *, workers: int
+) -> Record:
     folder = f"checkpoints/{job.stage.name}/{job.name}-{job.key[:8]}-{attempt_name()}"
-    about = {"configuration": job.configuration.to_json(), "seed": job.seed, "epoch": state.best_epoch}
+    about = {
+        "configuration": job.configuration.to_json(),
+        "seed": job.seed,
+        "epoch": state.best_epoch,
+    }
     about["class_names"] = job.dataset.manifest["class_names"]
     digest = save_model(records.storage.child(folder), state.best, spec=job.model, about=about)
     payload: dict[str, Any] = {
@@ -174,17 +190,23 @@ def _commit_training(job: TrainingJob, records: Records, state: TrainingState, *
         "best_epoch": state.best_epoch,
         "val_robust_accuracy": state.best_score[0],
         "val_clean_accuracy": state.best_score[1],
-        "last_val": [state.history[-1]["val/robust_accuracy"], state.history[-1]["val/clean_accuracy"]],
+        "last_val": [
+            state.history[-1]["val/robust_accuracy"],
+            state.history[-1]["val/clean_accuracy"],
+        ],
         "history": state.history,
         "accelerator_seconds": state.seconds * workers,
-        "train_images_per_second": sum(row["throughput/images_per_second"] for row in state.history) / len(state.history),
+        "train_images_per_second": sum(row["throughput/images_per_second"] for row in state.history)
+        / len(state.history),
     }
     if state.events:
-        payload["sentinel_events"] = state.events
+        payload["guard_events"] = state.events
     if job.until < job.training.epochs:
         payload["state"] = f"{folder}/state.safetensors"
         records.storage.write(payload["state"], pack_state(state))
-    return records.commit(job.stage, job.key, inputs=job.inputs, payload=payload, seconds=state.seconds)
+    return records.commit(
+        job.stage, job.key, inputs=job.inputs, payload=payload, seconds=state.seconds
+    )
 
 
 def discard_states(records: Records) -> None:
@@ -203,7 +225,11 @@ def cached_model(uri: str, digest: str, accelerator: str, kind: str = "checkpoin
 
 def located(task: EvaluationTask, storage: Storage) -> EvaluationTask:
     """Return a task whose checkpoint is an absolute path or URI; in the tasks of a sweep it is relative to the storage."""
-    return task if task.kind == "function" else replace(task, checkpoint=storage.located(task.checkpoint))
+    return (
+        task
+        if task.kind == "function"
+        else replace(task, checkpoint=storage.located(task.checkpoint))
+    )
 
 
 def model_of(task: EvaluationTask) -> nn.Module:
@@ -215,7 +241,9 @@ def rows_of(task: EvaluationTask) -> Tensor:
     """Return the rows of the split that a task attacks, ascending."""
     if task.sample is None:
         return torch.arange(task.first, task.last)
-    return sampled_rows(task.dataset.manifest["splits"][task.split], task.sample, seed=task.seed)[task.first : task.last]
+    return sampled_rows(task.dataset.manifest["splits"][task.split], task.sample, seed=task.seed)[
+        task.first : task.last
+    ]
 
 
 def images_of(task: EvaluationTask, rows: Tensor) -> Split:
@@ -237,7 +265,9 @@ def calibrations_of(task: EvaluationTask) -> dict[str, Calibration]:
     if evaluation not in _CALIBRATIONS:
         count = task.dataset.manifest["splits"][task.split]
         control = images_of(task, control_rows(count, seed=task.seed))
-        _CALIBRATIONS[evaluation] = calibrate_attacks(model_of(task), control, attacks=task.attacks, seed=task.seed, lanes=task.lanes)
+        _CALIBRATIONS[evaluation] = calibrate_attacks(
+            model_of(task), control, attacks=task.attacks, seed=task.seed, slots=task.slots
+        )
     return _CALIBRATIONS[evaluation]
 
 
@@ -256,12 +286,26 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
     model = model_of(task)
     shard = images_of(task, rows_of(task))
     if before is not None:
-        alive = torch.tensor(sorted(counted_robust_ids(read_part(before, records))), dtype=torch.int64)
+        alive = torch.tensor(
+            sorted(counted_robust_ids(read_part(before, records))), dtype=torch.int64
+        )
         shard = shard.take(torch.isin(shard.image_ids, alive))
-    settings: dict[str, Any] = {"attacks": task.attacks, "seed": task.seed, "lanes": task.lanes, "cascade": task.cascade}
+    settings: dict[str, Any] = {
+        "attacks": task.attacks,
+        "seed": task.seed,
+        "slots": task.slots,
+        "cascade": task.cascade,
+    }
     with nullcontext() if task.kind == "checkpoint" else naming_model(task.checkpoint):
         calibrations = calibrations_of(task) if len(shard) else {}
-        table = evaluate(model, shard.images, shard.labels, shard.image_ids, calibrations=calibrations, **settings)
+        table = evaluate(
+            model,
+            shard.images,
+            shard.labels,
+            shard.image_ids,
+            calibrations=calibrations,
+            **settings,
+        )
     data = parquet_bytes(table)
     path = f"state/parts/{task.key}-{attempt_name()}.parquet"
     records.storage.write(path, data)
@@ -273,11 +317,21 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
         "clean_correct": len(clean_correct_ids(table)),
         "robust": len(robust_image_ids(table)),
         "passes": sum(table["passes"].to_pylist()),
-        **({"calibrations": [found.to_json() for found in calibrations.values()]} if calibrations else {}),
+        **(
+            {"calibrations": [found.to_json() for found in calibrations.values()]}
+            if calibrations
+            else {}
+        ),
         **({"gpus": gpus} if gpus else {}),
-        **({"gpu_memory": needed} if (needed := memory_needed(device_of(_accelerator(task)))) else {}),
+        **(
+            {"gpu_memory": needed}
+            if (needed := memory_needed(device_of(_accelerator(task))))
+            else {}
+        ),
     }
-    return records.commit(task.stage, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started)
+    return records.commit(
+        task.stage, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started
+    )
 
 
 def card_and_commit(task: CardTask, records: Records, *, gpus: float = 0) -> Record:
@@ -290,10 +344,24 @@ def card_and_commit(task: CardTask, records: Records, *, gpus: float = 0) -> Rec
     checkpoint = records.storage.located(task.checkpoint)
     model = cached_model(checkpoint, task.checkpoint_sha256, _accelerator(task))
     split = split_of(task.dataset.uri, "val", task.dataset.hash)
-    settings: dict[str, Any] = {"attack": task.attack, "settings": task.settings, "variants": task.variants}
-    card = robustness_card(model, split, **settings, seed=task.seed, lanes=task.lanes, on_progress=silent)
-    payload = {"name": task.name, "weights": task.checkpoint_sha256, "split": "val", "card": card, **({"gpus": gpus} if gpus else {})}
-    return records.commit(CARD, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started)
+    settings: dict[str, Any] = {
+        "attack": task.attack,
+        "settings": task.settings,
+        "variants": task.variants,
+    }
+    card = robustness_card(
+        model, split, **settings, seed=task.seed, slots=task.slots, on_progress=silent
+    )
+    payload = {
+        "name": task.name,
+        "weights": task.checkpoint_sha256,
+        "split": "val",
+        "card": card,
+        **({"gpus": gpus} if gpus else {}),
+    }
+    return records.commit(
+        CARD, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started
+    )
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -4,7 +4,9 @@ import math
 
 import torch
 
-CONTEXT_BYTES = 1 << 30  # of a process beside torch's own memory: CUDA's context and its libraries, on the safe side
+CONTEXT_BYTES = (
+    1 << 30
+)  # of a process beside torch's own memory: CUDA's context and its libraries, on the safe side
 HEADROOM = 0.1  # left free: other weights or another activation may need a little more
 MOST = 4  # pieces on one GPU: they fill each other's pauses, and more than a few only take turns
 

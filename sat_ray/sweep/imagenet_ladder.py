@@ -28,8 +28,28 @@ class Rung:
         return f"imagenet_{self.model}{of_size}"
 
 
-_EFFICIENT_CLEAN = {"b0": 65.2, "b1": 68.6, "b2": 70.3, "b3": 73.1, "b4": 75.9, "b5": 77.8, "b6": 79.2, "b7": 79.8, "l1": 80.7}
-_EFFICIENT_GROUP = {"b0": 128, "b1": 128, "b2": 128, "b3": 64, "b4": 64, "b5": 32, "b6": 32, "b7": 16, "l1": 8}
+_EFFICIENT_CLEAN = {
+    "b0": 65.2,
+    "b1": 68.6,
+    "b2": 70.3,
+    "b3": 73.1,
+    "b4": 75.9,
+    "b5": 77.8,
+    "b6": 79.2,
+    "b7": 79.8,
+    "l1": 80.7,
+}
+_EFFICIENT_GROUP = {
+    "b0": 128,
+    "b1": 128,
+    "b2": 128,
+    "b3": 64,
+    "b4": 64,
+    "b5": 32,
+    "b6": 32,
+    "b7": 16,
+    "l1": 8,
+}
 
 RUNGS = (
     Rung("resnet50", 299, 64, "70.7 / 43.6"),
@@ -40,7 +60,12 @@ RUNGS = (
     Rung("resnext50_32x8d", 224, 128, "73.3 / 44.8"),
     Rung("resnext152_32x8d", 380, 32, "78.0 / 51.0"),
     *(
-        Rung(f"efficientnet_{size}", SCALES[f"efficientnet_{size}"][2], _EFFICIENT_GROUP[size], f"{clean} / not given")
+        Rung(
+            f"efficientnet_{size}",
+            SCALES[f"efficientnet_{size}"][2],
+            _EFFICIENT_GROUP[size],
+            f"{clean} / not given",
+        )
         for size, clean in _EFFICIENT_CLEAN.items()
     ),
 )
@@ -62,7 +87,7 @@ def _recipe(rung: Rung, base: Callable[[], SweepConfig]) -> Recipe:
             training=replace(config.training, batchnorm_group_size=rung.group, precision="bf16"),
             search=replace(config.search, activations=("relu", "silu:1"), pairs=()),
             final=FinalSettings(seeds=(0,)),
-            evaluation=replace(config.evaluation, lanes=rung.group),
+            evaluation=replace(config.evaluation, slots=rung.group),
         )
 
     recipe.__name__ = rung.name

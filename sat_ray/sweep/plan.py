@@ -37,18 +37,28 @@ from sat_ray.utils.serialization import content_hash
 def dataset_uri(config: SweepConfig, root: Storage) -> str:
     """Return the folder of the sweep's dataset; sweeps of the same data share it."""
     name = config.data.dataset
-    code = {"code": code_hashes((name.partition(":")[0],))} if is_reference(name) else {}  # other code, perhaps other images
+    code = (
+        {"code": code_hashes((name.partition(":")[0],))} if is_reference(name) else {}
+    )  # other code, perhaps other images
     key = content_hash({"data": config.data.identity(), "schema": SCHEMA_VERSION, **code})[:8]
     return root.full(f"data/{slug(name)}-{key}")
 
 
 def training_job(
-    config: SweepConfig, dataset: Dataset, configuration: Configuration, *, stage: Stage, seed: int, training: TrainingSettings
+    config: SweepConfig,
+    dataset: Dataset,
+    configuration: Configuration,
+    *,
+    stage: Stage,
+    seed: int,
+    training: TrainingSettings,
 ) -> TrainingJob:
     """Describe one training of the sweep. Raises ValueError where the images are too small for its augmentation or its first size."""
     manifest, resources = dataset.manifest, config.resources
     if training.global_batch_size > (images := manifest["splits"]["train"]):
-        raise ValueError(f"training.global_batch_size is {training.global_batch_size}; allowed: at most the {images} training images")
+        raise ValueError(
+            f"training.global_batch_size is {training.global_batch_size}; allowed: at most the {images} training images"
+        )
     check_augmentation(training.augmentation, manifest["shape"])
     check_resizing(training, manifest["shape"])
     require_spread(manifest["std"])
@@ -66,7 +76,10 @@ def training_job(
     )
     threads = resources.cpus_per_worker if stage is TRAIN else resources.cpus_per_trial
     environment = numerical_environment(
-        accelerator=resources.accelerator, threads=threads, lanes=config.evaluation.lanes, compiled=training.compile
+        accelerator=resources.accelerator,
+        threads=threads,
+        slots=config.evaluation.slots,
+        compiled=training.compile,
     )
     return TrainingJob(
         stage=stage,
@@ -76,7 +89,7 @@ def training_job(
         model=spec,
         training=training,
         threat_model=config.threat_model,
-        lanes=config.evaluation.lanes,
+        slots=config.evaluation.slots,
         dataset=dataset,
         environment=environment,
         loading=config.data.loading,
@@ -101,7 +114,9 @@ def trial_job(
     )
 
 
-def final_jobs(config: SweepConfig, dataset: Dataset, finalists: Sequence[Configuration]) -> list[TrainingJob]:
+def final_jobs(
+    config: SweepConfig, dataset: Dataset, finalists: Sequence[Configuration]
+) -> list[TrainingJob]:
     """Describe every training of the leaderboard, one per finalist and seed."""
     return [
         training_job(config, dataset, finalist, stage=TRAIN, seed=seed, training=config.training)
@@ -112,7 +127,11 @@ def final_jobs(config: SweepConfig, dataset: Dataset, finalists: Sequence[Config
 
 def attacks_for(config: SweepConfig, configuration: Configuration) -> tuple[AttackSpec, ...]:
     """Return the attacks that count for a configuration: through the true backward pass, and the smooth one where it was trained with."""
-    return tuple(spec for base in config.evaluation_attacks() for spec in through_every_backward(base, configuration))
+    return tuple(
+        spec
+        for base in config.evaluation_attacks()
+        for spec in through_every_backward(base, configuration)
+    )
 
 
 def card_tasks(
@@ -143,7 +162,7 @@ def card_tasks(
             configuration=configurations[index],
             settings=config.card,
             seed=config.evaluation.seed,
-            lanes=config.evaluation.lanes,
+            slots=config.evaluation.slots,
             dataset=dataset,
             environment=_evaluation_environment(config),
             own=tuple(own_names(configurations[index], model=config.model.name, dataset=dataset)),
@@ -163,7 +182,9 @@ def strong_attacks_for(
     return tuple(spec for base in bases for spec in through_every_backward(base, configuration))
 
 
-def evaluation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
+def evaluation_tasks(
+    config: SweepConfig, dataset: Dataset, trained: Record
+) -> list[EvaluationTask]:
     """Cut the test split of one trained model into shards of nearly equal size, for the attacks of the evaluate stage."""
     attacks = attacks_for(config, Configuration.of(trained.payload))
     return _tasks(config, dataset, trained, split="test", attacks=attacks)
@@ -179,12 +200,17 @@ def strong_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list
     ]
 
 
-def validation_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
+def validation_tasks(
+    config: SweepConfig, dataset: Dataset, trained: Record
+) -> list[EvaluationTask]:
     """Cut the validation split of one trained model: the evaluate stage's PGD and the strong attacks in one cascade.
 
     The champion is chosen by what that cascade leaves. [] where no model meets strong attacks.
     """
-    configuration, strong = Configuration.of(trained.payload), _strong_attacks_on(config, dataset, trained)
+    configuration, strong = (
+        Configuration.of(trained.payload),
+        _strong_attacks_on(config, dataset, trained),
+    )
     if not strong:
         return []
     pgd = through_every_backward(config.evaluation_attacks()[0], configuration)
@@ -204,7 +230,9 @@ def strong_on_validation(
     """
     found: dict[str, float] = {}
     for record in trained:
-        shards = [records.find(VALIDATE, task.key) for task in validation_tasks(config, dataset, record)]
+        shards = [
+            records.find(VALIDATE, task.key) for task in validation_tasks(config, dataset, record)
+        ]
         made = [shard.payload for shard in shards if shard is not None]
         if len(made) < len(shards):
             return None
@@ -214,7 +242,9 @@ def strong_on_validation(
     return found
 
 
-def _strong_attacks_on(config: SweepConfig, dataset: Dataset, trained: Record) -> tuple[AttackSpec, ...]:
+def _strong_attacks_on(
+    config: SweepConfig, dataset: Dataset, trained: Record
+) -> tuple[AttackSpec, ...]:
     classes = len(dataset.manifest["class_names"])
     return strong_attacks_for(config, Configuration.of(trained.payload), num_classes=classes)
 
@@ -239,7 +269,7 @@ def _tasks(
         first=0,
         last=0,
         seed=config.evaluation.seed,
-        lanes=config.evaluation.lanes,
+        slots=config.evaluation.slots,
         dataset=dataset,
         environment=_evaluation_environment(config),
         split=split,
@@ -258,7 +288,11 @@ def shard_bounds(count: int, shard_size: int) -> list[tuple[int, int]]:
 
 def _evaluation_environment(config: SweepConfig) -> dict[str, Any]:
     asked = config.resources
-    return numerical_environment(accelerator=asked.accelerator, threads=asked.cpus_per_evaluation, lanes=config.evaluation.lanes)
+    return numerical_environment(
+        accelerator=asked.accelerator,
+        threads=asked.cpus_per_evaluation,
+        slots=config.evaluation.slots,
+    )
 
 
 def planned_trials(config: SweepConfig) -> int:

@@ -57,7 +57,9 @@ def _digits_training(*, epochs: int) -> TrainingSettings:
 
 
 def _digits_evaluation() -> EvaluationSettings:
-    return EvaluationSettings(steps=200, step_size=2 / 255, strong_steps=20, strong_targets=4, lanes=96, shard_size=900)
+    return EvaluationSettings(
+        steps=200, step_size=2 / 255, strong_steps=20, strong_targets=4, slots=96, shard_size=900
+    )
 
 
 def digits_smoke() -> SweepConfig:
@@ -70,12 +72,16 @@ def digits_smoke() -> SweepConfig:
         threat_model=ThreatModel("linf", 16 / 255),
         model=ModelSettings(name="small_resnet", width=8),
         training=TrainingSettings(epochs=3, validate_every=1, warmup_epochs=1),
-        search=SearchSettings(activations=("relu", "parametric_softplus:5,10"), pairs=("relu/relu_smooth_backward",), rungs=(1, 2)),
+        search=SearchSettings(
+            activations=("relu", "parametric_softplus:5,10"),
+            pairs=("relu/relu_smooth_backward",),
+            rungs=(1, 2),
+        ),
         final=FinalSettings(seeds=(0, 1)),
         evaluation=EvaluationSettings(
             steps=100,
             step_size=2 / 255,
-            lanes=64,
+            slots=64,
             shard_size=450,
             strong_steps=20,
             strong_targets=3,
@@ -124,9 +130,17 @@ def fashion_mnist() -> SweepConfig:
         search=SearchSettings(activations=FASHION_ACTIVATIONS, pairs=(), rungs=(1,)),
         final=FinalSettings(seeds=(0, 1, 2, 3, 4)),
         evaluation=EvaluationSettings(
-            steps=200, step_size=0.005, strong_steps=20, strong_targets=4, lanes=128, shard_size=500, images=2000
+            steps=200,
+            step_size=0.005,
+            strong_steps=20,
+            strong_targets=4,
+            slots=128,
+            shard_size=500,
+            images=2000,
         ),
-        card=CardSettings(images=500, restarts=3, cascade_steps=20, cascade_queries=500, candidates=1),
+        card=CardSettings(
+            images=500, restarts=3, cascade_steps=20, cascade_queries=500, candidates=1
+        ),
     )
 
 
@@ -148,7 +162,7 @@ def fashion_mnist_resnet18() -> SweepConfig:
             validate_every=10,
         ),
         search=SearchSettings(activations=FASHION_ACTIVATIONS, pairs=(), rungs=(1, 2)),
-        evaluation=EvaluationSettings(steps=200, step_size=0.005, lanes=512, shard_size=5000),
+        evaluation=EvaluationSettings(steps=200, step_size=0.005, slots=512, shard_size=5000),
         resources=_gpus(workers=1),
     )
 
@@ -175,8 +189,10 @@ def cifar10_resnet18() -> SweepConfig:
             attack_step_size=2 / 255,
             validate_every=3,
         ),
-        search=SearchSettings(activations=(*PAPER_ACTIVATIONS, "parametric_softplus:2,5,20"), rungs=(5,)),
-        evaluation=EvaluationSettings(steps=200, step_size=1 / 255, lanes=256, shard_size=2000),
+        search=SearchSettings(
+            activations=(*PAPER_ACTIVATIONS, "parametric_softplus:2,5,20"), rungs=(5,)
+        ),
+        evaluation=EvaluationSettings(steps=200, step_size=1 / 255, slots=256, shard_size=2000),
         resources=_gpus(workers=1),
     )
 
@@ -199,7 +215,14 @@ def imagenet_resnet50() -> SweepConfig:
     return SweepConfig(
         recipe="imagenet_resnet50",
         threat_model=ThreatModel("linf", 4 / 255),
-        data=DataSettings(dataset="imagenet", image_size=224, encoding="jpeg", corrupt_share=1e-4, enlarged_share=1.0, rows_per_shard=2048),
+        data=DataSettings(
+            dataset="imagenet",
+            image_size=224,
+            encoding="jpeg",
+            corrupt_share=1e-4,
+            enlarged_share=1.0,
+            rows_per_shard=2048,
+        ),
         model=ModelSettings(name="resnet50", zero_gamma=True),
         training=TrainingSettings(
             epochs=100,
@@ -214,7 +237,9 @@ def imagenet_resnet50() -> SweepConfig:
             validate_every=10,
         ),
         search=SearchSettings(activations=PAPER_ACTIVATIONS, rungs=(1,)),
-        evaluation=EvaluationSettings(steps=200, step_size=1 / 255, final_iterate=True, lanes=256, shard_size=2500),
+        evaluation=EvaluationSettings(
+            steps=200, step_size=1 / 255, final_iterate=True, slots=256, shard_size=2500
+        ),
         resources=_gpus(workers=8),
     )
 
@@ -241,4 +266,6 @@ _OWN = (
     cifar10_resnet18,
     imagenet_resnet50,
 )
-RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in _OWN} | ladder(imagenet_resnet50)
+RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in _OWN} | ladder(
+    imagenet_resnet50
+)

@@ -39,8 +39,18 @@ class Demand:
 
     def __str__(self) -> str:
         bundle = ", ".join(f"{name} {amount:g}" for name, amount in self.resources.items())
-        count = f"a gang of {self.count} x " if self.gang else f"{self.count} x " if self.count > 1 else ""
-        shared = ": the first has its GPU alone, of the others as many share one as its memory then shows to fit" if self.shared else ""
+        count = (
+            f"a gang of {self.count} x "
+            if self.gang
+            else f"{self.count} x "
+            if self.count > 1
+            else ""
+        )
+        shared = (
+            ": the first has its GPU alone, of the others as many share one as its memory then shows to fit"
+            if self.shared
+            else ""
+        )
         return f"{count}{{{bundle}}}{shared}{'' if _gpus(self.resources) else f' on {POOL_LABEL}={CPU_POOL} where nodes carry that label'}"
 
 
@@ -55,7 +65,13 @@ class NodeGroup:
     def room(self, resources: Resources) -> int:
         """Return how many such bundles the whole group holds; a bundle lies on one node."""
         wanted = {name: amount for name, amount in resources.items() if amount}
-        each = min((math.floor(self.resources.get(name, 0) / amount + 1e-9) for name, amount in wanted.items()), default=1)
+        each = min(
+            (
+                math.floor(self.resources.get(name, 0) / amount + 1e-9)
+                for name, amount in wanted.items()
+            ),
+            default=1,
+        )
         return self.nodes * each
 
 
@@ -80,11 +96,26 @@ def bundles(config: SweepConfig) -> list[Demand]:
     models = len(groups(config.search.configurations())) * len(config.final.seeds)
     source = counted(dataset_source(config.data.dataset), config.data.path)
     shards = config.evaluation.shards(source.test)
-    trials = len(config.search.configurations()) if config.search.method == "grid" else config.search.samples
+    trials = (
+        len(config.search.configurations())
+        if config.search.method == "grid"
+        else config.search.samples
+    )
     return [
         Demand(stage="prepare", field="data.dataset", resources=SHARD_RESOURCES),
-        Demand(stage="search", field="resources.cpus_per_trial", resources=trial_resources(asked), count=trials),
-        Demand(stage="train", field="resources.train_workers", resources=worker_resources(asked), count=asked.train_workers, gang=True),
+        Demand(
+            stage="search",
+            field="resources.cpus_per_trial",
+            resources=trial_resources(asked),
+            count=trials,
+        ),
+        Demand(
+            stage="train",
+            field="resources.train_workers",
+            resources=worker_resources(asked),
+            count=asked.train_workers,
+            gang=True,
+        ),
         Demand(
             stage="evaluate",
             field="resources.cpus_per_evaluation",
@@ -96,7 +127,9 @@ def bundles(config: SweepConfig) -> list[Demand]:
             stage="card",
             field="resources.cpus_per_evaluation",
             resources=evaluation_resources(asked),
-            count=1 if config.evaluation.strong == "none" else models * config.evaluation.shards(source.val),
+            count=1
+            if config.evaluation.strong == "none"
+            else models * config.evaluation.shards(source.val),
         ),
         Demand(stage="report", field="report", resources=STAGE_RESOURCES),
     ]
@@ -113,11 +146,22 @@ def check_room(demands: Sequence[Demand], nodes: Sequence[NodeGroup]) -> None:
     for demand in demands:
         selector = pool_selector(demand.resources, nodes)
         allowed = [group for group in nodes if not selector or group.pool == CPU_POOL]
-        room, needed = sum(group.room(demand.resources) for group in allowed), demand.count if demand.gang else 1
+        room, needed = (
+            sum(group.room(demand.resources) for group in allowed),
+            demand.count if demand.gang else 1,
+        )
         if room >= needed:
             continue
-        at_once = f"{needed} workers of {_words(demand.resources)} at once" if demand.gang else f"{_words(demand.resources)} on one node"
-        most = max((group.resources for group in allowed), key=lambda r: (r.get("GPU", 0), r.get("CPU", 0)), default={})
+        at_once = (
+            f"{needed} workers of {_words(demand.resources)} at once"
+            if demand.gang
+            else f"{_words(demand.resources)} on one node"
+        )
+        most = max(
+            (group.resources for group in allowed),
+            key=lambda r: (r.get("GPU", 0), r.get("CPU", 0)),
+            default={},
+        )
         raise ValueError(
             f"{demand.field}: {at_once}, but this cluster can never hold more than {room} such; its largest node has {_words(most)}; "
             f"lower --resources.*, use a larger cluster, or name in {NODE_GROUPS} what its autoscaler may buy"
@@ -136,11 +180,17 @@ def announced_groups() -> list[NodeGroup]:
         return [_group(**one) for one in json.loads(text)]
     except (ValueError, TypeError) as error:
         form = '[{"pool": "cpu", "nodes": 8, "CPU": 14}, {"pool": "gpu-spot", "nodes": 8, "CPU": 44, "GPU": 4}]'
-        raise ValueError(f"{NODE_GROUPS} is {text!r} ({error}); allowed: JSON like {form}") from None
+        raise ValueError(
+            f"{NODE_GROUPS} is {text!r} ({error}); allowed: JSON like {form}"
+        ) from None
 
 
 def _group(*, pool: str, nodes: int, **resources: Any) -> NodeGroup:
-    return NodeGroup(pool=str(pool), nodes=int(nodes), resources={name: float(amount) for name, amount in resources.items()})
+    return NodeGroup(
+        pool=str(pool),
+        nodes=int(nodes),
+        resources={name: float(amount) for name, amount in resources.items()},
+    )
 
 
 def _bundle(cpus: float, gpus: float) -> Resources:

@@ -21,7 +21,11 @@ from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STAGES, STRONG, TRAIN, V
 
 READERS = 16
 PAUSE_SECONDS = 30.0  # a longer silence between two results is a sweep that stood still, not the price of a result
-SHARDED = {VALIDATE: "val", EVALUATE: "test", STRONG: "test"}  # stages with a record for each model and shard of a split
+SHARDED = {
+    VALIDATE: "val",
+    EVALUATE: "test",
+    STRONG: "test",
+}  # stages with a record for each model and shard of a split
 REPORT = ("leaderboard.json", "report.html")
 
 
@@ -81,7 +85,10 @@ class Standing:
     @property
     def last_commit(self) -> float | None:
         """Return the unix time of the newest record, by the clock of the machine that wrote it."""
-        return max((stage.last_commit for stage in self.stages if stage.last_commit is not None), default=None)
+        return max(
+            (stage.last_commit for stage in self.stages if stage.last_commit is not None),
+            default=None,
+        )
 
     @property
     def current(self) -> StageStanding | None:
@@ -114,7 +121,9 @@ def standing(root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 
     dataset = Dataset.open(dataset_uri(config, root))
     searched = describe_search(config, Records(storage))
     stages = _stages(config, found, dataset, searched)
-    finished = all(stage.complete for stage in stages) and all(storage.exists(path) for path in REPORT)
+    finished = all(stage.complete for stage in stages) and all(
+        storage.exists(path) for path in REPORT
+    )
     return Standing(
         name=name,
         uri=storage.uri,
@@ -131,23 +140,35 @@ def standing(root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 
 def _read_all(records: Records, stage: Stage, pool: ThreadPoolExecutor) -> list[Record]:
     """Return every record of a stage, oldest first; on S3 each is a request."""
     found = pool.map(lambda key: records.find(stage, key), records.keys(stage))
-    return sorted((record for record in found if record is not None), key=lambda record: (record.created, record.key))
+    return sorted(
+        (record for record in found if record is not None),
+        key=lambda record: (record.created, record.key),
+    )
 
 
 def _stages(
-    config: SweepConfig, found: dict[Stage, list[Record]], dataset: Dataset | None, searched: dict[str, Any] | None
+    config: SweepConfig,
+    found: dict[Stage, list[Record]],
+    dataset: Dataset | None,
+    searched: dict[str, Any] | None,
 ) -> tuple[StageStanding, ...]:
-    finalists = len(groups(config.search.configurations())) if searched is None else searched["finalists"]
+    finalists = (
+        len(groups(config.search.configurations())) if searched is None else searched["finalists"]
+    )
     models = finalists * len(config.final.seeds)
     counted = {stage: _same_environment(records) for stage, records in found.items()}
     weights = {record.payload["sha256"] for record in counted[TRAIN]}
-    twins = max(0, _units(TRAIN, counted[TRAIN]) - len(weights))  # models with another's weights: its outcomes are theirs
+    twins = max(
+        0, _units(TRAIN, counted[TRAIN]) - len(weights)
+    )  # models with another's weights: its outcomes are theirs
     planned: dict[Stage, int | None] = {SEARCH: planned_trials(config), TRAIN: models}
     for stage, split in SHARDED.items():
         wanted = stage is EVALUATE or config.evaluation.strong != "none"
         shards = _shards(config, dataset, split) if wanted else 0
         planned[stage] = None if shards is None else (models - twins) * shards
-        counted[stage] = [record for record in counted[stage] if record.inputs["weights"] in weights]
+        counted[stage] = [
+            record for record in counted[stage] if record.inputs["weights"] in weights
+        ]
     planned[CARD] = min(config.card.candidates, finalists)
     bounds = set()  # stages whose plan is the most they can need
     if searched is not None:
@@ -155,7 +176,9 @@ def _stages(
     elif config.search.method != "grid" and not counted[TRAIN]:
         bounds.add(SEARCH)
     elif config.search.method != "grid":
-        planned[SEARCH] = _units(SEARCH, counted[SEARCH])  # the search has ended, or nothing would train
+        planned[SEARCH] = _units(
+            SEARCH, counted[SEARCH]
+        )  # the search has ended, or nothing would train
     if any(record.payload["card"]["verdict"] == PASS for record in counted[CARD]):
         planned[CARD] = len(counted[CARD])
     else:
@@ -179,7 +202,11 @@ def _shards(config: SweepConfig, dataset: Dataset | None, split: str) -> int | N
 
 def _same_environment(records: Sequence[Record]) -> list[Record]:
     """Keep the records that were made where the newest was."""
-    return [record for record in records if record.inputs.get("environment") == records[-1].inputs.get("environment")]
+    return [
+        record
+        for record in records
+        if record.inputs.get("environment") == records[-1].inputs.get("environment")
+    ]
 
 
 def _units(stage: Stage, records: Sequence[Record]) -> int:
@@ -195,9 +222,13 @@ def _unit(stage: Stage, record: Record) -> tuple[Any, ...]:
     return (record.payload["name"],) if stage is TRAIN else (record.key,)
 
 
-def _stage(stage: Stage, records: list[Record], *, planned: int | None, at_most: bool, others: int) -> StageStanding:
+def _stage(
+    stage: Stage, records: list[Record], *, planned: int | None, at_most: bool, others: int
+) -> StageStanding:
     done = _units(stage, records)
-    longest = list({record.payload.get("name"): record for record in sorted(records, key=_until)}.values())
+    longest = list(
+        {record.payload.get("name"): record for record in sorted(records, key=_until)}.values()
+    )
     return StageStanding(
         name=stage.name,
         done=done,
@@ -207,7 +238,8 @@ def _stage(stage: Stage, records: list[Record], *, planned: int | None, at_most:
         images_per_second=_images_per_second(records),
         # a trial's later record counts the seconds of its earlier rungs too
         accelerator_seconds=sum(
-            record.payload.get("accelerator_seconds", record.seconds) for record in (longest if stage is SEARCH else records)
+            record.payload.get("accelerator_seconds", record.seconds)
+            for record in (longest if stage is SEARCH else records)
         ),
         best=_best(longest),
         last_commit=records[-1].created if records else None,
@@ -220,10 +252,17 @@ def _until(record: Record) -> int:
 
 
 def _images_per_second(records: Sequence[Record]) -> float | None:
-    rates = [record.payload["train_images_per_second"] for record in records if "train_images_per_second" in record.payload]
+    rates = [
+        record.payload["train_images_per_second"]
+        for record in records
+        if "train_images_per_second" in record.payload
+    ]
     if rates:
         return float(sum(rates) / len(rates))
-    images, seconds = sum(record.payload.get("n", 0) for record in records), sum(record.seconds for record in records)
+    images, seconds = (
+        sum(record.payload.get("n", 0) for record in records),
+        sum(record.seconds for record in records),
+    )
     return images / seconds if images and seconds else None
 
 
@@ -232,7 +271,9 @@ def _best(records: Sequence[Record]) -> Best | None:
     scores: dict[Configuration, list[float]] = {}
     for record in records:
         if record.payload.get("val_robust_accuracy", -1.0) >= 0:
-            scores.setdefault(Configuration.of(record.payload), []).append(record.payload["val_robust_accuracy"])
+            scores.setdefault(Configuration.of(record.payload), []).append(
+                record.payload["val_robust_accuracy"]
+            )
     means = {one: sum(values) / len(values) for one, values in scores.items()}
     if not means:
         return None
@@ -245,7 +286,9 @@ def _seconds_left(records: Sequence[Record], *, left: int) -> float | None:
     if left <= 0 or not records:
         return None
     busy, until = 0.0, float("-inf")
-    for begin, end in sorted((record.created - record.seconds, record.created) for record in records):
+    for begin, end in sorted(
+        (record.created - record.seconds, record.created) for record in records
+    ):
         first = until if begin - until <= PAUSE_SECONDS else begin
         busy += max(0.0, end - first)
         until = max(until, end)

@@ -48,7 +48,12 @@ class Dataset:
 
 def own_names(configuration: Configuration, *, model: str, dataset: "Dataset") -> list[str]:
     """Return the names, module:function, of the user's own code that a training rests on."""
-    named = (configuration.activation, configuration.attacker_activation, model, str(dataset.manifest.get("dataset", "")))
+    named = (
+        configuration.activation,
+        configuration.attacker_activation,
+        model,
+        str(dataset.manifest.get("dataset", "")),
+    )
     return sorted({name for name in named if is_reference(name)})
 
 
@@ -67,7 +72,7 @@ class TrainingJob:
     model: ModelSpec
     training: TrainingSettings
     threat_model: ThreatModel
-    lanes: int
+    slots: int
     dataset: Dataset
     environment: dict[str, Any]
     loading: Loading = "auto"
@@ -75,7 +80,9 @@ class TrainingJob:
     @property
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the weights."""
-        return _named(own_names(self.configuration, model=self.model.name, dataset=self.dataset)) | {
+        return _named(
+            own_names(self.configuration, model=self.model.name, dataset=self.dataset)
+        ) | {
             "configuration": self.configuration.to_json(),
             "seed": self.seed,
             "until": self.until,
@@ -121,7 +128,7 @@ class EvaluationTask:
     first: int
     last: int
     seed: int
-    lanes: int
+    slots: int
     dataset: Dataset
     environment: dict[str, Any]
     kind: str = "checkpoint"
@@ -138,7 +145,12 @@ class EvaluationTask:
         """Return everything that determines the outcomes; what a sweep never asks for is named only where it was asked for."""
         before = {SURVIVORS_OF: self.after.key} if self.after is not None else {}
         reordered = {"label_order": list(self.label_order)} if self.label_order else {}
-        unusual = {"split": self.split != "test", "sample": self.sample is not None, "cascade": self.cascade, OWN: bool(self.own)}
+        unusual = {
+            "split": self.split != "test",
+            "sample": self.sample is not None,
+            "cascade": self.cascade,
+            OWN: bool(self.own),
+        }
         return (
             {name: getattr(self, name) for name, named in unusual.items() if named}
             | before
@@ -175,7 +187,7 @@ class CardTask:
     configuration: Configuration
     settings: CardSettings
     seed: int
-    lanes: int
+    slots: int
     dataset: Dataset
     environment: dict[str, Any]
     own: tuple[str, ...] = ()
@@ -206,4 +218,9 @@ class CardTask:
 def through_every_backward(spec: AttackSpec, configuration: Configuration) -> list[AttackSpec]:
     """Return an attack through the true backward pass, and through the smooth one where training used one."""
     alpha = configuration.alpha if configuration.alpha is not None else configuration.attacker_alpha
-    return true_and_smooth(spec, activation=configuration.activation, attacker_activation=configuration.attacker_activation, alpha=alpha)
+    return true_and_smooth(
+        spec,
+        activation=configuration.activation,
+        attacker_activation=configuration.attacker_activation,
+        alpha=alpha,
+    )

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EpochReport", "TrainingSettings", "TrainingState", "fit"]
 
-_HOMES = {"EpochReport": "resume.state", "TrainingSettings": "settings", "TrainingState": "resume.state", "fit": "loop"}
+_HOMES = {
+    "EpochReport": "resume.state",
+    "TrainingSettings": "settings",
+    "TrainingState": "resume.state",
+    "fit": "loop",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -38,11 +38,26 @@ class Crafter:
     """Craft adversarial images through a view in inference mode, so that BatchNorm statistics stand still."""
 
     def __init__(
-        self, attacker: nn.Module, objective: Objective, settings: TrainingSettings, threat_model: ThreatModel, *, seed: int
+        self,
+        attacker: nn.Module,
+        objective: Objective,
+        settings: TrainingSettings,
+        threat_model: ThreatModel,
+        *,
+        seed: int,
     ) -> None:
-        self.attacker, self.objective, self.settings, self.seed = attacker, objective, settings, seed
+        self.attacker, self.objective, self.settings, self.seed = (
+            attacker,
+            objective,
+            settings,
+            seed,
+        )
         free = settings.attack_replays > 0  # has no pass through the view
-        self.climbed = attacker if free else folded(attacker, dtype=SHORT.get(settings.precision), follows=True)
+        self.climbed = (
+            attacker
+            if free
+            else folded(attacker, dtype=SHORT.get(settings.precision), follows=True)
+        )
         self.forward: Forward = compiled(self.climbed) if settings.compile else self.climbed
         self.checked = False
         self.full_attack = settings.attack(threat_model)
@@ -54,15 +69,26 @@ class Crafter:
         if factor == 1.0:
             return attack
         ball = attack.threat_model
-        return replace(attack, threat_model=ThreatModel(ball.norm, ball.epsilon * factor), step_size=attack.step_size * factor)
+        return replace(
+            attack,
+            threat_model=ThreatModel(ball.norm, ball.epsilon * factor),
+            step_size=attack.step_size * factor,
+        )
 
-    def craft(self, attack: PGD, batch: Split, totals: Totals, *, layout: torch.memory_format, epoch: int) -> Crafted:
+    def craft(
+        self, attack: PGD, batch: Split, totals: Totals, *, layout: torch.memory_format, epoch: int
+    ) -> Crafted:
         """Return the x, x_adv and y of a batch on the attacker's device, in this epoch's size."""
         device = next(self.attacker.parameters()).device
-        images, y, ids = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels, batch.image_ids))
+        images, y, ids = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (batch.images, batch.labels, batch.image_ids)
+        )
         rng = Randomness(self.seed, ids)
         whole = to_pixels(augment(images, rng, name=self.settings.augmentation, epoch=epoch))
-        x = resize(whole, image_side(self.settings, epoch, full=min(whole.shape[-2:]))).contiguous(memory_format=layout)
+        x = resize(whole, image_side(self.settings, epoch, full=min(whole.shape[-2:]))).contiguous(
+            memory_format=layout
+        )
         if self.settings.attack_replays:
             x_adv = attack.start(x, y, rng, step=epoch).x_adv.requires_grad_()
         else:
@@ -88,9 +114,18 @@ class Crafter:
     def _check_compiled(self, x: Tensor) -> None:
         precision = self.settings.precision
         with autocast(precision, x.device):
-            ours, theirs = (logits_and_gradient(forward, x) for forward in (self.forward, self.climbed))
+            ours, theirs = (
+                logits_and_gradient(forward, x) for forward in (self.forward, self.climbed)
+            )
         exact = logits_and_gradient(self.attacker, x)
-        require_agreement(ours, theirs, exact, what="attacker's view", precision=precision, asked="training.compile")
+        require_agreement(
+            ours,
+            theirs,
+            exact,
+            what="attacker's view",
+            precision=precision,
+            asked="training.compile",
+        )
 
 
 def _same_function(copied: nn.Module, attacker: nn.Module, x: Tensor) -> bool:
@@ -101,7 +136,9 @@ def _same_function(copied: nn.Module, attacker: nn.Module, x: Tensor) -> bool:
     try:
         require_agreement(found, exact, exact, what="view", precision="float32", asked="folding")
     except ArithmeticError as reason:
-        logging.getLogger(__name__).warning("BatchNorm is not folded into the network that is attacked: %s", reason)
+        logging.getLogger(__name__).warning(
+            "BatchNorm is not folded into the network that is attacked: %s", reason
+        )
         return False
     return True
 
@@ -123,11 +160,15 @@ class AlphaSchedule:
     """
 
     def __init__(self, *modules: nn.Module, start: float, ramp: float) -> None:
-        found = [one for module in modules for one in module.modules() if isinstance(one, Activation)]
+        found = [
+            one for module in modules for one in module.modules() if isinstance(one, Activation)
+        ]
         self.alphas = [(one, one.alpha) for one in found if one.alpha is not None]
         self.start, self.ramp = start, ramp
         for one, alpha in self.alphas:
-            activation_info(one.activation).check_alpha(alpha * start, field=f"training.alpha_start {start:g} times alpha")
+            activation_info(one.activation).check_alpha(
+                alpha * start, field=f"training.alpha_start {start:g} times alpha"
+            )
 
     def set(self, progress: float) -> None:
         """Set the alphas for when this share of the epochs is done; 1 gives the configured ones."""

@@ -30,7 +30,7 @@ Verdict = Literal["good", "waiting", "collapsed"]
 
 @dataclass(frozen=True)
 class Memory:
-    """What the sentinel knows: survivors of the best and of the latest look among the images it used, and where the kept state is from."""
+    """What the guard knows: survivors of the best and of the latest look among the images it used, and where the kept state is from."""
 
     best: int = 0
     robust: int = 0
@@ -43,8 +43,16 @@ class Memory:
         """Return what it knows after one more look, `step` steps into an epoch, and what it thinks of it. images: the same every time."""
         best = max(self.best, robust)
         verdict = judge(robust, best, images)
-        memory = replace(self, best=best, robust=robust, images=images, collapses=self.collapses + (verdict == "collapsed"))
-        return (replace(memory, good_epoch=epoch, good_step=step) if verdict == "good" else memory), verdict
+        memory = replace(
+            self,
+            best=best,
+            robust=robust,
+            images=images,
+            collapses=self.collapses + (verdict == "collapsed"),
+        )
+        return (
+            replace(memory, good_epoch=epoch, good_step=step) if verdict == "good" else memory
+        ), verdict
 
 
 def judge(robust: int, best: int, images: int) -> Verdict:
@@ -55,8 +63,8 @@ def judge(robust: int, best: int, images: int) -> Verdict:
     return "good" if high >= best / images else "waiting"
 
 
-def sentinel_attack(threat_model: ThreatModel) -> AttackSpec:
-    """Describe the attack that the sentinel uses."""
+def guard_attack(threat_model: ThreatModel) -> AttackSpec:
+    """Describe the attack that the guard uses."""
     return AttackSpec(threat_model=threat_model, steps=STEPS, step_size=threat_model.epsilon / 4)
 
 
@@ -86,11 +94,13 @@ def event_of(memory: Memory, attack: PGD, *, epoch: int, step: int) -> dict[str,
     }
 
 
-def collapse_error(memory: Memory, *, limit: int, epoch: int, step: int, attack: PGD) -> CatastrophicOverfittingError:
+def collapse_error(
+    memory: Memory, *, limit: int, epoch: int, step: int, attack: PGD
+) -> CatastrophicOverfittingError:
     """Return the error of a training that collapsed more often than allowed. attack: the one that it collapsed under."""
     return CatastrophicOverfittingError(
         f"training collapsed {memory.collapses} times, at last in epoch {epoch}, step {step}: {memory.robust} of {memory.images} held-out "
-        f"images survive PGD-{STEPS}, {memory.best} did at best; allowed: training.sentinel_limit = {limit} times; the training attack was "
+        f"images survive PGD-{STEPS}, {memory.best} did at best; allowed: training.guard_limit = {limit} times; the training attack was "
         f"PGD-{attack.steps} with steps of {as_255ths(attack.step_size)}, try more training.attack_steps or a smaller "
         f"training.learning_rate; the last good state is of epoch {memory.good_epoch}, step {memory.good_step}"
     )

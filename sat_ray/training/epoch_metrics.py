@@ -19,7 +19,9 @@ class NonFiniteLossError(FloatingPointError):
     image_ids: tuple[int, ...] = ()
 
     @classmethod
-    def at(cls, epoch: int, step: int, image_ids: Sequence[int], *, seed: int, saved: tuple[int, int]) -> "NonFiniteLossError":
+    def at(
+        cls, epoch: int, step: int, image_ids: Sequence[int], *, seed: int, saved: tuple[int, int]
+    ) -> "NonFiniteLossError":
         """Build it. saved: epochs, and steps of the next one, that the last good state had behind it."""
         shown = ", ".join(map(str, image_ids[:SHOWN])) + (", ..." if len(image_ids) > SHOWN else "")
         error = cls(
@@ -33,9 +35,13 @@ class NonFiniteLossError(FloatingPointError):
 class Totals:
     """Sums of loss, right answers and images; the worst overshoot of the threat model; the first step whose loss is not finite."""
 
-    def __init__(self, sums: tuple[float, float, float], *, device: torch.device, world: World) -> None:
+    def __init__(
+        self, sums: tuple[float, float, float], *, device: torch.device, world: World
+    ) -> None:
         self.world = world
-        earlier = sums if world.rank == 0 else (0.0, 0.0, 0.0)  # what all processes had added up before a checkpoint
+        earlier = (
+            sums if world.rank == 0 else (0.0, 0.0, 0.0)
+        )  # what all processes had added up before a checkpoint
         self.sums = torch.tensor(earlier, dtype=torch.float32, device=device)
         self.overshoot = torch.zeros((), dtype=torch.float32, device=device)
         self.bad_step = torch.full((), NEVER, dtype=torch.int64, device=device)
@@ -47,12 +53,17 @@ class Totals:
         self.sums[0] += loss
         self.sums[1] += (logits.argmax(dim=1) == y).sum()
         self.sums[2] += len(y)
-        self.bad_step = torch.where(torch.isfinite(loss), self.bad_step, self.bad_step.clamp_max(step))
+        self.bad_step = torch.where(
+            torch.isfinite(loss), self.bad_step, self.bad_step.clamp_max(step)
+        )
 
     @torch.no_grad()
     def watch(self, x_adv: Tensor, x: Tensor, threat_model: ThreatModel) -> None:
         """Remember how far any image has left its ball or the box."""
-        outside = torch.maximum(threat_model.distance(x_adv, x).max() - threat_model.epsilon, (x_adv - 0.5).abs().max() - 0.5)
+        outside = torch.maximum(
+            threat_model.distance(x_adv, x).max() - threat_model.epsilon,
+            (x_adv - 0.5).abs().max() - 0.5,
+        )
         self.overshoot = torch.maximum(self.overshoot, outside)
 
     def summed(self) -> tuple[float, float, float]:

@@ -23,14 +23,14 @@ from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized, assert_shares_storage, settle_layout, view
 from sat_ray.threat import TOLERANCE, ThreatModel
 from sat_ray.training.adversary import AlphaSchedule, Crafter, follow
-from sat_ray.training.catastrophic_overfitting import collapse_error, event_of, sentinel_attack
+from sat_ray.training.catastrophic_overfitting import collapse_error, event_of, guard_attack
 from sat_ray.training.epoch_metrics import NonFiniteLossError, Totals
 from sat_ray.training.objectives import make_objective
 from sat_ray.training.optimization.schedules import FLOOR, learning_rate_factor
 from sat_ray.training.parallel.onednn_workaround import KernelReach
 from sat_ray.training.parallel.process_group import World
 from sat_ray.training.progressive_resizing import check_resizing, image_shape
-from sat_ray.training.resume.preemption import Lookout
+from sat_ray.training.resume.preemption import PreemptionWatcher
 from sat_ray.training.resume.state import EpochReport, TrainingState, joined, part_of
 from sat_ray.training.settings import TrainingSettings, groups_of
 from sat_ray.training.train_step import Learner
@@ -53,7 +53,7 @@ def fit(
     world: World | None = None,
     state: TrainingState | None = None,
     until: int | None = None,
-    lanes: int = 32,
+    slots: int = 32,
     checkpoint_every: int = 0,
     on_checkpoint: Callable[[TrainingState], None] = lambda state: None,
     leaving: Callable[[], bool] | None = None,
@@ -80,13 +80,15 @@ def fit(
     follows each question.
     Raises ValueError on settings or images that do not fit, NonFiniteLossError on a NaN or infinite
     loss,
-    CatastrophicOverfittingError where the sentinel gives up.
+    CatastrophicOverfittingError where the guard gives up.
     """
     num_classes = _classes_of(model)
     if isinstance(train, Split | tuple | list):
         train = _labelled(train, field="train", num_classes=num_classes)
     elif not isinstance(train, Loader):
-        raise ValueError(f"train must be a Split or a tuple (images, labels), got {type(train).__name__}")
+        raise ValueError(
+            f"train must be a Split or a tuple (images, labels), got {type(train).__name__}"
+        )
     val = _labelled(val, field="val", num_classes=num_classes)
     run = _Run(
         model,
@@ -99,13 +101,15 @@ def fit(
         seed,
         world or World(),
         state or TrainingState(),
-        lanes,
+        slots,
     )
     run.checkpoint_every, run.on_checkpoint = checkpoint_every, on_checkpoint
-    run.lookout = Lookout(leaving, run.world)
+    run.watcher = PreemptionWatcher(leaving, run.world)
     last = settings.epochs if until is None else min(until, settings.epochs)
     for epoch in range(run.state.epoch, last):
-        yield run.epoch(epoch, validate=(epoch + 1) % settings.validate_every == 0 or epoch + 1 == last)
+        yield run.epoch(
+            epoch, validate=(epoch + 1) % settings.validate_every == 0 or epoch + 1 == last
+        )
     if run.state.best:
         model.load_state_dict(run.state.best)
     model.eval()
@@ -130,7 +134,9 @@ def _labelled(given: Split | Arrays, *, field: str, num_classes: int) -> Split:
         raise ValueError(f"{field} must have at least one image, got none")
     low, high = int(split.labels.min()), int(split.labels.max())
     if not 0 <= low <= high < num_classes:
-        raise ValueError(f"{field}.labels must lie in 0 to {num_classes - 1}, as the model has {num_classes} classes, got {low} to {high}")
+        raise ValueError(
+            f"{field}.labels must lie in 0 to {num_classes - 1}, as the model has {num_classes} classes, got {low} to {high}"
+        )
     return split
 
 
@@ -139,7 +145,7 @@ class _Run:
 
     checkpoint_every: int
     on_checkpoint: Callable[[TrainingState], None]
-    lookout: Lookout
+    watcher: PreemptionWatcher
 
     def __init__(
         self,
@@ -153,7 +159,7 @@ class _Run:
         seed: int,
         world: World,
         state: TrainingState,
-        lanes: int,
+        slots: int,
     ) -> None:
         self.mine = groups_of(settings, rank=world.rank, world_size=world.size)
         self.device = next(model.parameters()).device
@@ -161,24 +167,42 @@ class _Run:
         images = sum(self.train.shards)
         self.steps_per_epoch = images // settings.global_batch_size
         if self.steps_per_epoch == 0:
-            raise ValueError(f"training.global_batch_size is {settings.global_batch_size}; allowed: at most the {images} training images")
-        self.settings, self.seed, self.world, self.state, self.lanes = settings, seed, world, state, lanes
+            raise ValueError(
+                f"training.global_batch_size is {settings.global_batch_size}; allowed: at most the {images} training images"
+            )
+        self.settings, self.seed, self.world, self.state, self.slots = (
+            settings,
+            seed,
+            world,
+            state,
+            slots,
+        )
         check_precision(settings.precision, self.device)
         check_resizing(settings, val.images.shape[1:])
         if settings.compile:
             check_compiler(self.device, asked="training.compile is True", instead="False")
             forget_graphs()
         self.layout = settle_layout(model)
-        objective, attacker = make_objective(settings), view(model, attacker_activation, alpha=attacker_alpha)
+        objective, attacker = (
+            make_objective(settings),
+            view(model, attacker_activation, alpha=attacker_alpha),
+        )
         self.learner = Learner(model.train(), objective, settings, world=world)
         self.crafter = Crafter(attacker, objective, settings, threat_model, seed=seed)
         self.own_view, self.validated = view(model), view(self.learner.result)
-        self.reach = KernelReach(model, self.own_view, precision=settings.precision, device=self.device)
-        self.alphas = AlphaSchedule(model, attacker, start=settings.alpha_start, ramp=settings.alpha_ramp)
+        self.reach = KernelReach(
+            model, self.own_view, precision=settings.precision, device=self.device
+        )
+        self.alphas = AlphaSchedule(
+            model, attacker, start=settings.alpha_start, ramp=settings.alpha_ramp
+        )
         assert model.spec is not None
-        activation, alpha = model.spec.activation, model.spec.alpha if attacker_alpha is None else attacker_alpha
+        activation, alpha = (
+            model.spec.activation,
+            model.spec.alpha if attacker_alpha is None else attacker_alpha,
+        )
         judges = settings.validation_attacks(threat_model, num_classes=model.spec.num_classes)
-        self.validation_attacks, self.sentinel_attacks = (
+        self.validation_attacks, self.guard_attacks = (
             [
                 variant
                 for spec in specs
@@ -189,10 +213,12 @@ class _Run:
                     alpha=alpha,
                 )
             ]
-            for specs in (judges, [sentinel_attack(threat_model)])
+            for specs in (judges, [guard_attack(threat_model)])
         )
         if state.weights:
-            self.learner.restore(joined(weights=state.weights, momentum=state.momentum, average=state.average))
+            self.learner.restore(
+                joined(weights=state.weights, momentum=state.momentum, average=state.average)
+            )
         assert_shares_storage(model, attacker)
 
     def epoch(self, epoch: int, *, validate: bool) -> EpochReport:
@@ -210,37 +236,70 @@ class _Run:
         if validate:
             metrics |= self._validate()
         self._save(epoch, metrics)
-        return EpochReport(epoch, metrics, self.state, tuple(event for event in self.state.events if event["epoch"] == epoch))
+        return EpochReport(
+            epoch,
+            metrics,
+            self.state,
+            tuple(event for event in self.state.events if event["epoch"] == epoch),
+        )
 
     def _order(self, epoch: int) -> Tensor:
         """Return the rows of the training split in every group of every step, (steps, groups, group size)."""
         size = self.settings.batchnorm_group_size
         groups, window = self.settings.global_batch_size // size, self.settings.shuffle_window
-        return epoch_order(self.train.shards, groups=groups, group_size=size, window=window, seed=self.seed, epoch=epoch)
+        return epoch_order(
+            self.train.shards,
+            groups=groups,
+            group_size=size,
+            window=window,
+            seed=self.seed,
+            epoch=epoch,
+        )
 
     def _step(self, batches: list[Split], epoch: int, step: int, totals: Totals) -> None:
         """Craft and update from one batch per BatchNorm group; nothing here waits for the device."""
-        progress, replays = epoch + step / self.steps_per_epoch, max(1, self.settings.attack_replays)
-        attack = self.crafter.attack_at(progress / self.settings.epochs, collapses=self.state.sentinel.collapses)
-        crafted = [self.crafter.craft(attack, batch, totals, layout=self.layout, epoch=epoch) for batch in batches]
+        progress, replays = (
+            epoch + step / self.steps_per_epoch,
+            max(1, self.settings.attack_replays),
+        )
+        attack = self.crafter.attack_at(
+            progress / self.settings.epochs, collapses=self.state.guard.collapses
+        )
+        crafted = [
+            self.crafter.craft(attack, batch, totals, layout=self.layout, epoch=epoch)
+            for batch in batches
+        ]
         for replay in range(replays):
             number = (epoch * self.steps_per_epoch + step) * replays + replay
-            self.learner.update(crafted, totals, learning_rate=self._learning_rate(progress), step=step, number=number)
+            self.learner.update(
+                crafted,
+                totals,
+                learning_rate=self._learning_rate(progress),
+                step=step,
+                number=number,
+            )
             if replay + 1 < replays:
                 crafted = [follow(attack, one, totals) for one in crafted]
 
     def _learning_rate(self, progress: float) -> float:
         settings = self.settings
-        factor = learning_rate_factor(progress, schedule=settings.schedule, epochs=settings.epochs, warmup_epochs=settings.warmup_epochs)
+        factor = learning_rate_factor(
+            progress,
+            schedule=settings.schedule,
+            epochs=settings.epochs,
+            warmup_epochs=settings.warmup_epochs,
+        )
         return settings.learning_rate * max(factor, FLOOR)
 
     def _between_steps(self, epoch: int, step: int, totals: Totals) -> None:
         """Do what is due after so many steps of an epoch: look for a collapse, write a checkpoint."""
         done = epoch * self.steps_per_epoch + step
-        if self.settings.sentinel_every and done % self.settings.sentinel_every == 0:
+        if self.settings.guard_every and done % self.settings.guard_every == 0:
             self._require_sound(epoch, step, totals)
             self._look(epoch, step)
-        notice = self.lookout.sees_notice(now=step == self.steps_per_epoch)  # a validation may take longer than a node has left
+        notice = self.watcher.sees_notice(
+            now=step == self.steps_per_epoch
+        )  # a validation may take longer than a node has left
         if notice or (self.checkpoint_every and done % self.checkpoint_every == 0):
             self._require_sound(epoch, step, totals)
             self._take()
@@ -249,32 +308,45 @@ class _Run:
             self.on_checkpoint(self.state)
 
     def _look(self, epoch: int, step: int) -> None:
-        """Let the sentinel judge the model, keep it where it is good, and go back where it has collapsed."""
-        held_out = self.val.take(slice(0, self.settings.sentinel_images))
-        _, robust, images = self._survivors(self.own_view, held_out, self.sentinel_attacks)
+        """Let the guard judge the model, keep it where it is good, and go back where it has collapsed."""
+        held_out = self.val.take(slice(0, self.settings.guard_images))
+        _, robust, images = self._survivors(self.own_view, held_out, self.guard_attacks)
         state = self.state
-        memory, verdict = state.sentinel.after(robust, images, epoch=epoch, step=step)
-        state.sentinel = memory
+        memory, verdict = state.guard.after(robust, images, epoch=epoch, step=step)
+        state.guard = memory
         if verdict == "good":
             state.good = self.learner.snapshot()
         if verdict == "collapsed":
             progress = (epoch + step / self.steps_per_epoch) / self.settings.epochs
-            if memory.collapses > self.settings.sentinel_limit:
+            if memory.collapses > self.settings.guard_limit:
                 attack = self.crafter.attack_at(progress, collapses=memory.collapses - 1)
-                raise collapse_error(memory, limit=self.settings.sentinel_limit, epoch=epoch, step=step, attack=attack)
+                raise collapse_error(
+                    memory, limit=self.settings.guard_limit, epoch=epoch, step=step, attack=attack
+                )
             self.learner.restore(state.good)
-            state.events.append(event_of(memory, self.crafter.attack_at(progress, collapses=memory.collapses), epoch=epoch, step=step))
+            state.events.append(
+                event_of(
+                    memory,
+                    self.crafter.attack_at(progress, collapses=memory.collapses),
+                    epoch=epoch,
+                    step=step,
+                )
+            )
 
     def _require_sound(self, epoch: int, step: int, totals: Totals) -> None:
         """Raise where an image left the threat model, a loss was not finite, or the update before `step` has destroyed the weights."""
         if totals.overshoot > TOLERANCE:
-            raise InfeasiblePointError(f"the training attack left {self.threat_model} by {float(totals.overshoot):.3g} in epoch {epoch}")
+            raise InfeasiblePointError(
+                f"the training attack left {self.threat_model} by {float(totals.overshoot):.3g} in epoch {epoch}"
+            )
         bad = totals.first_bad_step()
         if bad is None and self.learner.finite():
             return
         first = step - 1 if bad is None else bad
         ids = self.train.ids(self._order(epoch)[first].flatten()).tolist()
-        raise NonFiniteLossError.at(epoch, first, ids, seed=self.seed, saved=(self.state.epoch, self.state.step))
+        raise NonFiniteLossError.at(
+            epoch, first, ids, seed=self.seed, saved=(self.state.epoch, self.state.step)
+        )
 
     def _training_metrics(self, epoch: int, totals: Totals) -> dict[str, float]:
         self._require_sound(epoch, self.steps_per_epoch, totals)
@@ -283,19 +355,26 @@ class _Run:
         metrics = {
             "train/loss": loss / images,
             "train/adversarial_accuracy": correct / images,
-            "train/learning_rate": self._learning_rate(epoch + (self.steps_per_epoch - 1) / self.steps_per_epoch),
+            "train/learning_rate": self._learning_rate(
+                epoch + (self.steps_per_epoch - 1) / self.steps_per_epoch
+            ),
             "throughput/images_per_second": images / self.state.epoch_seconds,
         }
-        memory = self.state.sentinel
+        memory = self.state.guard
         if memory.images:
-            metrics |= {"sentinel/robust_accuracy": memory.robust / memory.images, "sentinel/collapses": float(memory.collapses)}
+            metrics |= {
+                "guard/robust_accuracy": memory.robust / memory.images,
+                "guard/collapses": float(memory.collapses),
+            }
         return metrics
 
     def _validate(self) -> dict[str, float]:
         clean, robust, images = self._survivors(self.validated, self.val, self.validation_attacks)
         return {"val/clean_accuracy": clean / images, "val/robust_accuracy": robust / images}
 
-    def _survivors(self, model: nn.Module, split: Split, attacks: list[AttackSpec]) -> tuple[int, int, int]:
+    def _survivors(
+        self, model: nn.Module, split: Split, attacks: list[AttackSpec]
+    ) -> tuple[int, int, int]:
         """Return how many images of a split are right, how many stay so under every attack, and how many there are; processes share."""
         mine = split.take(slice(self.world.rank, None, self.world.size))
         table = evaluate(
@@ -305,10 +384,12 @@ class _Run:
             mine.image_ids,
             attacks=attacks,
             seed=self.seed,
-            lanes=self.lanes,
+            slots=self.slots,
             cascade=True,
         )
-        counts = torch.tensor([len(clean_correct_ids(table)), len(robust_image_ids(table)), len(mine)])
+        counts = torch.tensor(
+            [len(clean_correct_ids(table)), len(robust_image_ids(table)), len(mine)]
+        )
         clean, robust, images = self.world.sum(counts).tolist()
         return clean, robust, images
 
@@ -320,14 +401,25 @@ class _Run:
         if "val/robust_accuracy" in metrics:
             score = (metrics["val/robust_accuracy"], metrics["val/clean_accuracy"])
             if score >= state.best_score:
-                state.best, state.best_epoch, state.best_score = state.average or state.weights, epoch, score
+                state.best, state.best_epoch, state.best_score = (
+                    state.average or state.weights,
+                    epoch,
+                    score,
+                )
         self._take_time()
-        state.epoch, state.step, state.sums, state.epoch_seconds = epoch + 1, 0, (0.0, 0.0, 0.0), 0.0
+        state.epoch, state.step, state.sums, state.epoch_seconds = (
+            epoch + 1,
+            0,
+            (0.0, 0.0, 0.0),
+            0.0,
+        )
 
     def _take(self) -> None:
         """Copy the model into the state."""
         state, snapshot = self.state, self.learner.snapshot()
-        state.weights, state.momentum, state.average = (part_of(snapshot, part) for part in ("weights", "momentum", "average"))
+        state.weights, state.momentum, state.average = (
+            part_of(snapshot, part) for part in ("weights", "momentum", "average")
+        )
 
     def _take_time(self) -> None:
         """Add the time since this was last called."""

@@ -26,7 +26,9 @@ Forward = Callable[[Tensor], Tensor]
 class Objective(Protocol):
     """The two halves of a training step; x, x_adv: (N, C, H, W) float32 in [0, 1]; y: (N,) int64."""
 
-    def craft(self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int) -> Tensor:
+    def craft(
+        self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int
+    ) -> Tensor:
         """Return x_adv, the last iterate of the inner maximization; step: counter of the noise."""
         ...
 
@@ -41,7 +43,9 @@ class AdversarialCrossEntropy:
 
     label_smoothing: float = 0.0
 
-    def craft(self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int) -> Tensor:
+    def craft(
+        self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int
+    ) -> Tensor:
         """Ascend the cross-entropy of the true label."""
         return attack.run(attacker, x, y, rng, step=step)
 
@@ -59,22 +63,30 @@ class Trades:
     noise: float
     label_smoothing: float = 0.0
 
-    def craft(self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int) -> Tensor:
+    def craft(
+        self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int
+    ) -> Tensor:
         """Ascend the KL divergence from the clean prediction; labels are not used."""
         ball = attack.threat_model
         with torch.no_grad():
             clean = attacker(x)
-        x_adv = ball.project(x + self.noise * rng.normal("trades", x.shape[1:], step=step, device=x.device), x)
+        x_adv = ball.project(
+            x + self.noise * rng.normal("trades", x.shape[1:], step=step, device=x.device), x
+        )
         for _ in range(attack.steps):
             point = x_adv.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(kl_divergence(clean, attacker(point)).sum(), point)
-            x_adv = ball.project(point.detach() + attack.step_size * ball.steepest_ascent(gradient), x)
+            x_adv = ball.project(
+                point.detach() + attack.step_size * ball.steepest_ascent(gradient), x
+            )
         return x_adv
 
     def losses(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy of x plus beta times the divergence."""
         clean, adversarial = model(torch.cat([x, x_adv])).chunk(2)
-        return cross_entropy(clean, y, label_smoothing=self.label_smoothing) + self.beta * kl_divergence(clean, adversarial), adversarial
+        return cross_entropy(
+            clean, y, label_smoothing=self.label_smoothing
+        ) + self.beta * kl_divergence(clean, adversarial), adversarial
 
 
 def kl_divergence(clean: Tensor, adversarial: Tensor) -> Tensor:

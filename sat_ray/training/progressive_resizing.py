@@ -23,7 +23,9 @@ def check_resizing(settings: TrainingSettings, shape: Sequence[int]) -> None:
     short = min(height, width)
     if settings.resize_start >= short:
         sizes = f"0, or {SMALLEST_SIDE} to {short - 1}" if short > SMALLEST_SIDE else "0"
-        raise ValueError(f"training.resize_start is {settings.resize_start}; allowed for images of {width} x {height}: {sizes}")
+        raise ValueError(
+            f"training.resize_start is {settings.resize_start}; allowed for images of {width} x {height}: {sizes}"
+        )
 
 
 def image_side(settings: TrainingSettings, epoch: int, *, full: int) -> int:
@@ -35,7 +37,9 @@ def image_side(settings: TrainingSettings, epoch: int, *, full: int) -> int:
     return start + step * int((full - start) * epoch // (ramp * step))
 
 
-def image_shape(settings: TrainingSettings, epoch: int, shape: Sequence[int]) -> tuple[int, int, int]:
+def image_shape(
+    settings: TrainingSettings, epoch: int, shape: Sequence[int]
+) -> tuple[int, int, int]:
     """Return (C, H, W) of training images in an epoch; shape: (C, H, W) of stored ones."""
     channels, height, width = shape
     return (channels, *_shrunk(height, width, image_side(settings, epoch, full=min(height, width))))
@@ -46,7 +50,9 @@ def resize(x: Tensor, side: int) -> Tensor:
     height, width = x.shape[-2:]
     if side == min(height, width):
         return x
-    return F.interpolate(x, _shrunk(height, width, side), mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
+    return F.interpolate(
+        x, _shrunk(height, width, side), mode="bilinear", align_corners=False, antialias=True
+    ).clamp(0, 1)
 
 
 def _shrunk(height: int, width: int, side: int) -> tuple[int, int]:

@@ -7,7 +7,16 @@ from sat_ray.attacks import PGD, AttackSpec
 from sat_ray.data.augmentation import AUGMENTATIONS
 from sat_ray.threat import ThreatModel
 from sat_ray.training.optimization.schedules import SCHEDULES
-from sat_ray.utils.bounds import BelowOne, Bounds, Count, Epochs, Share, Steps, StepSize, check_fields
+from sat_ray.utils.bounds import (
+    BelowOne,
+    Bounds,
+    Count,
+    Epochs,
+    Share,
+    Steps,
+    StepSize,
+    check_fields,
+)
 from sat_ray.utils.names import check_name
 from sat_ray.utils.precision import PRECISIONS
 
@@ -81,11 +90,11 @@ class TrainingSettings:
     """Alpha of the first epoch, in units of the configured one, towards which it then moves; activations without one ignore it."""
     alpha_ramp: Share = 0.5
     """Share of the epochs after which alpha is the configured one."""
-    sentinel_every: Annotated[int, Bounds(0, 10**9)] = 0
+    guard_every: Annotated[int, Bounds(0, 10**9)] = 0
     """Steps between two looks for catastrophic overfitting (PGD-10 on held-out images); 0 for none."""
-    sentinel_images: Count = 256
+    guard_images: Count = 256
     """Images of the validation split that they use."""
-    sentinel_limit: Annotated[int, Bounds(0, 1_000_000)] = 3
+    guard_limit: Annotated[int, Bounds(0, 1_000_000)] = 3
     """Times that training is rolled back and given a weaker or finer attack before it gives up."""
     validate_every: Epochs = 5
     """Epochs between validations."""
@@ -108,12 +117,18 @@ class TrainingSettings:
                 f"({self.global_batch_size})"
             )
         if self.compile and self.alpha_start != 1:
-            raise ValueError("training.compile is True; allowed: False, or alpha_start 1: every new alpha would be compiled anew")
-        if 0 != self.resize_start < SMALLEST_SIDE:
-            raise ValueError(f"training.resize_start is {self.resize_start}; allowed: 0, or a whole number >= {SMALLEST_SIDE}")
-        if self.attack_replays and (self.attack_steps > 1 or self.objective != "cross_entropy" or self.sentinel_every):
             raise ValueError(
-                f"training.attack_replays is {self.attack_replays}; allowed: 0, or attack_steps 1, objective cross_entropy and no sentinel"
+                "training.compile is True; allowed: False, or alpha_start 1: every new alpha would be compiled anew"
+            )
+        if 0 != self.resize_start < SMALLEST_SIDE:
+            raise ValueError(
+                f"training.resize_start is {self.resize_start}; allowed: 0, or a whole number >= {SMALLEST_SIDE}"
+            )
+        if self.attack_replays and (
+            self.attack_steps > 1 or self.objective != "cross_entropy" or self.guard_every
+        ):
+            raise ValueError(
+                f"training.attack_replays is {self.attack_replays}; allowed: 0, or attack_steps 1, objective cross_entropy and no guard"
             )
 
     def passes_per_image(self) -> int:
@@ -127,16 +142,29 @@ class TrainingSettings:
         step_size = self.attack_step_size
         if step_size is None:
             step_size = threat_model.epsilon * min(1.0, 1.5 / self.attack_steps)
-        return PGD(threat_model=threat_model, steps=self.attack_steps, step_size=step_size, use_random_start=self.attack_random_start)
+        return PGD(
+            threat_model=threat_model,
+            steps=self.attack_steps,
+            step_size=step_size,
+            use_random_start=self.attack_random_start,
+        )
 
-    def validation_attacks(self, threat_model: ThreatModel, *, num_classes: int) -> list[AttackSpec]:
+    def validation_attacks(
+        self, threat_model: ThreatModel, *, num_classes: int
+    ) -> list[AttackSpec]:
         """Describe the attacks that validation and model choice use, each on the survivors of those before.
 
         PGD on cross-entropy alone also rewards models whose gradients vanish where the loss saturates. The difference of two logits
         does not saturate, so a few steps of targeted APGD on it remove most of that advantage (docs/science.md has the figures).
         """
-        step_size = threat_model.epsilon / 4 if self.validation_step_size is None else self.validation_step_size
-        pgd = AttackSpec(threat_model=threat_model, steps=self.validation_steps, step_size=step_size)
+        step_size = (
+            threat_model.epsilon / 4
+            if self.validation_step_size is None
+            else self.validation_step_size
+        )
+        pgd = AttackSpec(
+            threat_model=threat_model, steps=self.validation_steps, step_size=step_size
+        )
         targets = min(self.validation_targets, num_classes - 1)
         if targets < 1:
             return [pgd]
@@ -154,7 +182,9 @@ def groups_of(settings: TrainingSettings, *, rank: int, world_size: int) -> slic
     """Return which BatchNorm groups of each update a process trains, as even a share as there is; ValueError where some get none."""
     groups = settings.global_batch_size // settings.batchnorm_group_size
     if world_size > groups:
-        raise ValueError(f"{world_size} workers cannot share {_groups(settings)}; allowed: at most {groups} workers")
+        raise ValueError(
+            f"{world_size} workers cannot share {_groups(settings)}; allowed: at most {groups} workers"
+        )
     return slice(groups * rank // world_size, groups * (rank + 1) // world_size)
 
 
@@ -162,7 +192,9 @@ def check_even(settings: TrainingSettings, *, world_size: int) -> None:
     """Raise ValueError where a number of workers that was asked for would leave some of them waiting for others in every update."""
     groups = settings.global_batch_size // settings.batchnorm_group_size
     if groups % world_size:
-        raise ValueError(f"{world_size} workers cannot share {_groups(settings)} evenly; allowed: a divisor of {groups}")
+        raise ValueError(
+            f"{world_size} workers cannot share {_groups(settings)} evenly; allowed: a divisor of {groups}"
+        )
 
 
 def _groups(settings: TrainingSettings) -> str:

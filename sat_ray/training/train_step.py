@@ -11,7 +11,12 @@ from sat_ray.models.parity import gradients_by_name, require_agreement
 from sat_ray.training.epoch_metrics import Totals
 from sat_ray.training.objectives import Forward, Objective
 from sat_ray.training.optimization.ema import WeightAverage
-from sat_ray.training.optimization.optimizer import make_optimizer, momentum_of, restore_momentum, set_learning_rate
+from sat_ray.training.optimization.optimizer import (
+    make_optimizer,
+    momentum_of,
+    restore_momentum,
+    set_learning_rate,
+)
 from sat_ray.training.parallel.batchnorm_groups import RunningStatistics
 from sat_ray.training.parallel.process_group import World
 from sat_ray.training.resume.state import joined, part_of
@@ -44,15 +49,23 @@ def _refuse_skipped_layers(error: RuntimeError) -> None:
 class Learner:
     """Update a model in place; weights must be the same in every process of the world."""
 
-    def __init__(self, model: nn.Module, objective: Objective, settings: TrainingSettings, *, world: World) -> None:
+    def __init__(
+        self, model: nn.Module, objective: Objective, settings: TrainingSettings, *, world: World
+    ) -> None:
         self.model, self.objective, self.settings = model, objective, settings
         self.device = next(model.parameters()).device
         self.optimizer = make_optimizer(model, settings)
-        self.average = WeightAverage(model, decay=settings.ema_decay) if settings.ema_decay else None
+        self.average = (
+            WeightAverage(model, decay=settings.ema_decay) if settings.ema_decay else None
+        )
         groups = settings.global_batch_size // settings.batchnorm_group_size
-        self.share = groups / world.size  # DDP takes the mean over processes, whose groups may be one more or less
+        self.share = (
+            groups / world.size
+        )  # DDP takes the mean over processes, whose groups may be one more or less
         self.statistics = RunningStatistics(model, groups=groups, world=world)
-        self.ddp = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else None
+        self.ddp = (
+            DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else None
+        )
         self.plain: nn.Module = model if self.ddp is None else self.ddp
         self.forward: Forward = compiled(self.plain) if settings.compile else self.plain
         self.checked = not settings.compile
@@ -62,7 +75,15 @@ class Learner:
         """Return the module to validate and save: the average where one is kept."""
         return self.model if self.average is None else self.average.model
 
-    def update(self, crafted: Sequence[Crafted], totals: Totals, *, learning_rate: float, step: int, number: int) -> None:
+    def update(
+        self,
+        crafted: Sequence[Crafted],
+        totals: Totals,
+        *,
+        learning_rate: float,
+        step: int,
+        number: int,
+    ) -> None:
         """Take one step from the mean gradient over all groups of all processes. step: for the totals; number: updates before this one."""
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
@@ -86,13 +107,25 @@ class Learner:
         if self.checked:
             return
         self.checked, found = True, []
-        precision, before = self.settings.precision, [buffer.clone() for buffer in self.model.buffers()]
-        for forward, numbers in ((self.forward, precision), (self.plain, precision), (self.plain, "float32")):
+        precision, before = (
+            self.settings.precision,
+            [buffer.clone() for buffer in self.model.buffers()],
+        )
+        for forward, numbers in (
+            (self.forward, precision),
+            (self.plain, precision),
+            (self.plain, "float32"),
+        ):
             with self._alone(), autocast(numbers, self.device):
                 losses, logits = self.objective.losses(forward, *crafted)
             names, parameters = zip(*self.model.named_parameters(), strict=True)
             gradients = torch.autograd.grad(losses.sum(), parameters)
-            found.append({"logits": logits.detach().float(), **gradients_by_name(zip(names, gradients, strict=True))})
+            found.append(
+                {
+                    "logits": logits.detach().float(),
+                    **gradients_by_name(zip(names, gradients, strict=True)),
+                }
+            )
             for buffer, value in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(value)
         require_agreement(*found, what="model", precision=precision, asked="training.compile")
@@ -103,14 +136,27 @@ class Learner:
 
     def finite(self) -> bool:
         """Say whether every weight and running statistic is a finite number."""
-        numbers = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point() and tensor.numel()]
-        return bool(nn.utils.get_total_norm(numbers, norm_type=torch.inf).isfinite())  # the largest entry, in a few kernels for all
+        numbers = [
+            tensor
+            for tensor in self.model.state_dict().values()
+            if tensor.is_floating_point() and tensor.numel()
+        ]
+        return bool(
+            nn.utils.get_total_norm(numbers, norm_type=torch.inf).isfinite()
+        )  # the largest entry, in a few kernels for all
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return copies on the CPU of weights, momentum and average, keyed `weights/name` and so on."""
         average = {} if self.average is None else self.average.model.state_dict()
-        tensors = joined(weights=self.model.state_dict(), momentum=momentum_of(self.model, self.optimizer), average=average)
-        return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        tensors = joined(
+            weights=self.model.state_dict(),
+            momentum=momentum_of(self.model, self.optimizer),
+            average=average,
+        )
+        return {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go back to a snapshot, in place."""

@@ -41,8 +41,10 @@ class Bounds:
 Count = Annotated[int, Bounds(1, 10**9)]  # of images or rows: no data set comes near it
 Epochs = Annotated[int, Bounds(1, 100_000)]
 Steps = Annotated[int, Bounds(1, 1_000_000)]  # of an attack; its restarts and queries too
-StepSize = Annotated[float, Bounds(0, 1_000_000, above=True)]  # an L2 ball around an image of 4096 x 4096 has a radius of thousands
-Lanes = Annotated[int, Bounds(1, 65_536)]
+StepSize = Annotated[
+    float, Bounds(0, 1_000_000, above=True)
+]  # an L2 ball around an image of 4096 x 4096 has a radius of thousands
+Slots = Annotated[int, Bounds(1, 65_536)]
 Width = Annotated[int, Bounds(1, 4096)]
 Workers = Annotated[int, Bounds(1, MOST_WORKERS)]
 Gpus = Annotated[float, Bounds(0, MOST_WORKERS)]
@@ -60,14 +62,18 @@ def check_fields(settings: Any, *, prefix: str) -> None:
     for name, kind in _kinds(owner).items():
         if reason := fault(getattr(settings, name), kind):
             field = name.replace("_", "-") if prefix == "--" else name
-            raise ValueError(f"{prefix}{field} must be {reason}, got {shown(getattr(settings, name))}")
+            raise ValueError(
+                f"{prefix}{field} must be {reason}, got {shown(getattr(settings, name))}"
+            )
 
 
 def fault(value: Any, kind: Any, bounds: Bounds | None = None) -> str:
     """Return what a value of this type must be, "" where it is. bounds: of its numbers, where the type around it names them."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        return fault(value, parts[0], next((mark for mark in parts[1:] if isinstance(mark, Bounds)), bounds))
+        return fault(
+            value, parts[0], next((mark for mark in parts[1:] if isinstance(mark, Bounds)), bounds)
+        )
     if origin in (Union, types.UnionType):
         if value is None and type(None) in parts:
             return ""
@@ -85,7 +91,9 @@ def fault(value: Any, kind: Any, bounds: Bounds | None = None) -> str:
 
 def bounds_of(kind: type) -> dict[str, bool]:
     """Return the fields of a dataclass that hold numbers, and whether each has bounds of its own."""
-    return {name: _has_bounds(field) for name, field in _kinds(kind).items() if _holds_number(field)}
+    return {
+        name: _has_bounds(field) for name, field in _kinds(kind).items() if _holds_number(field)
+    }
 
 
 @functools.cache
@@ -98,17 +106,30 @@ def _kinds(kind: Any) -> dict[str, Any]:
 def _fault_of_number(value: Any, kind: type, bounds: Bounds) -> str:
     whole = kind is int
     typed = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    return "" if typed and bounds.hold(value) else f"{'a whole number' if whole else 'a number'} {bounds}"
+    return (
+        ""
+        if typed and bounds.hold(value)
+        else f"{'a whole number' if whole else 'a number'} {bounds}"
+    )
 
 
 def _fault_of_tuple(value: Any, kind: Any, bounds: Bounds | None) -> str:
     if not isinstance(value, tuple):
         return "a list"
-    return next((f"a list of which each is {reason}" for item in value if (reason := fault(item, kind, bounds))), "")
+    return next(
+        (
+            f"a list of which each is {reason}"
+            for item in value
+            if (reason := fault(item, kind, bounds))
+        ),
+        "",
+    )
 
 
 def _holds_number(kind: Any) -> bool:
-    return kind in (int, float) or any(_holds_number(part) for part in typing.get_args(kind) if not isinstance(part, Bounds))
+    return kind in (int, float) or any(
+        _holds_number(part) for part in typing.get_args(kind) if not isinstance(part, Bounds)
+    )
 
 
 def _has_bounds(kind: Any) -> bool:
@@ -116,10 +137,18 @@ def _has_bounds(kind: Any) -> bool:
 
 
 def _spelled(edge: float) -> str:
-    return f"{edge:.0f}" if edge == round(edge) and abs(edge) <= FARTHEST else f"{edge:g}"  # no commas: lines are broken at them
+    return (
+        f"{edge:.0f}" if edge == round(edge) and abs(edge) <= FARTHEST else f"{edge:g}"
+    )  # no commas: lines are broken at them
 
 
 def shown(value: Any) -> str:
     """Spell a value for a message, cut where it is long."""
-    text = f"{value:.12g}" if isinstance(value, float) else str(value) if isinstance(value, (int, tuple)) else repr(value)
+    text = (
+        f"{value:.12g}"
+        if isinstance(value, float)
+        else str(value)
+        if isinstance(value, (int, tuple))
+        else repr(value)
+    )
     return text if len(text) <= 80 else f"{text[:77]}..."

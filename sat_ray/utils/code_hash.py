@@ -30,7 +30,9 @@ def hash_code(modules: Iterable[str]) -> dict[str, str]:
         if name in hashes:
             continue
         hashes[name], imported = _read(name, packages)
-        waiting += [found for found in imported if _counts(found.partition(".")[0], packages, folders)]
+        waiting += [
+            found for found in imported if _counts(found.partition(".")[0], packages, folders)
+        ]
     return dict(sorted(hashes.items()))
 
 
@@ -90,17 +92,28 @@ def _imports(tree: ast.Module, packages: Iterable[str], *, within: str) -> list[
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = within.split(".")[: len(within.split(".")) + 1 - node.level] if node.level else []
+            above = (
+                within.split(".")[: len(within.split(".")) + 1 - node.level] if node.level else []
+            )
             module = ".".join([*above, *([node.module] if node.module else [])])
             found.append(module)
             if module.partition(".")[0] in packages:
-                found += [name for alias in node.names if _spec(name := f"{module}.{alias.name}") is not None]
+                found += [
+                    name
+                    for alias in node.names
+                    if _spec(name := f"{module}.{alias.name}") is not None
+                ]
     return [name for name in found if name]
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
             node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
     return tree

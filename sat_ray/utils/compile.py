@@ -34,7 +34,9 @@ def check_compiler(device: torch.device, *, asked: str, instead: str) -> None:
 
     known = config.cpp.cxx if isinstance(config.cpp.cxx, tuple) else (config.cpp.cxx,)
     if not any(shutil.which(shlex.split(command)[0]) for command in known if command):
-        raise ValueError(f"{asked}, but there is no C++ compiler here; allowed: {instead}, or g++ on the path, or its path in CXX")
+        raise ValueError(
+            f"{asked}, but there is no C++ compiler here; allowed: {instead}, or g++ on the path, or its path in CXX"
+        )
     if device.type != "cpu" and not has_triton():
         raise ValueError(
             f"{asked}, but there is no Triton for {device.type} here; allowed: {instead}, or a GPU that Triton knows, and its package"
@@ -46,7 +48,9 @@ def forget_graphs() -> None:
     torch.compiler.reset()
 
 
-def compiled(module: nn.Module | Callable[..., Any], *, options: dict[str, Any] | None = None) -> Callable[..., Any]:
+def compiled(
+    module: nn.Module | Callable[..., Any], *, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
     """Return a way to call a module or function that is compiled at the first call, and again for other sizes of images.
 
     options: of torch's own compiler, as `sat_ray.evaluation.low_precision.gemm_choice` gives them; other backends have none.
@@ -58,7 +62,9 @@ def compiled(module: nn.Module | Callable[..., Any], *, options: dict[str, Any] 
     if newer.keys() <= inspect.signature(torch.compile).parameters.keys():
         settings |= newer
     else:  # before torch 2.14 the limit is one for all
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+        torch._dynamo.config.recompile_limit = max(
+            torch._dynamo.config.recompile_limit, MOST_GRAPHS
+        )
     call: Callable[..., Any] = torch.compile(module, **settings)
     return call
 

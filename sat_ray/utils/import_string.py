@@ -87,13 +87,21 @@ def import_module(text: str, *, what: str) -> Any:
     else:
         _CONFIRMED.add(text)
     if name == "__main__":
-        raise ValueError(f"{what} {text}: __main__ is another module in every process; allowed: a module that every process can import")
+        raise ValueError(
+            f"{what} {text}: __main__ is another module in every process; allowed: a module that every process can import"
+        )
     _search_here_first()
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        where = f"; looked for in {os.getcwd()}, PYTHONPATH and what is installed" if isinstance(error, ModuleNotFoundError) else ""
-        raise ValueError(f"{what} {text}: module {name} cannot be imported ({type(error).__name__}: {first_line(error)}){where}") from None
+        where = (
+            f"; looked for in {os.getcwd()}, PYTHONPATH and what is installed"
+            if isinstance(error, ModuleNotFoundError)
+            else ""
+        )
+        raise ValueError(
+            f"{what} {text}: module {name} cannot be imported ({type(error).__name__}: {first_line(error)}){where}"
+        ) from None
 
 
 def _search_here_first() -> None:
@@ -109,7 +117,9 @@ def resolve(text: str, *, what: str) -> Any:
     module, name = import_module(text, what=what), text.partition(":")[2]
     if not hasattr(module, name):
         known = [one for one in vars(module) if not one.startswith("_")]
-        raise ValueError(f"{what} {text}: module {module.__name__} has no {name}; {suggest(name, known)}")
+        raise ValueError(
+            f"{what} {text}: module {module.__name__} has no {name}; {suggest(name, known)}"
+        )
     return getattr(module, name)
 
 
@@ -134,7 +144,11 @@ def parameters(function: Callable[..., Any], *, what: str) -> dict[str, inspect.
 def required(found: dict[str, inspect.Parameter]) -> list[str]:
     """Name the parameters that must be given."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [name for name, one in found.items() if one.default is inspect.Parameter.empty and one.kind not in variadic]
+    return [
+        name
+        for name, one in found.items()
+        if one.default is inspect.Parameter.empty and one.kind not in variadic
+    ]
 
 
 def first_line(error: BaseException) -> str:

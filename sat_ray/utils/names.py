@@ -4,7 +4,15 @@ import difflib
 import unicodedata
 from collections.abc import Collection
 
-INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Unicode's controls, formats, and what begins a line
+INVISIBLE = (
+    "Cc",
+    "Cf",
+    "Cs",
+    "Co",
+    "Cn",
+    "Zl",
+    "Zp",
+)  # Unicode's controls, formats, and what begins a line
 
 
 def printable(text: str, *, kept: str = "") -> str:
@@ -13,7 +21,10 @@ def printable(text: str, *, kept: str = "") -> str:
     Escapes and other control characters, changes of direction and halves of characters become \\x1b, \\u202e and the like, as Python
     writes them. kept: characters that stay, for example line ends in a text of several lines.
     """
-    return "".join(one if one in kept or unicodedata.category(one) not in INVISIBLE else _escaped(one) for one in text)
+    return "".join(
+        one if one in kept or unicodedata.category(one) not in INVISIBLE else _escaped(one)
+        for one in text
+    )
 
 
 def _escaped(character: str) -> str:
@@ -23,7 +34,9 @@ def _escaped(character: str) -> str:
 def suggest(name: str, known: Collection[str]) -> str:
     """Return `; did you mean a or b?` for near misses, else the list of what is known."""
     close = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(sorted(known))}"
+    return (
+        f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(sorted(known))}"
+    )
 
 
 def check_name(name: str, known: Collection[str], *, field: str) -> str:

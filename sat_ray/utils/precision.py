@@ -13,7 +13,9 @@ from sat_ray.utils.names import check_name
 
 PRECISIONS = ("float32", "bf16")  # of training
 SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_BEFORE_BF16 = re.compile(r"\b(K80|M60|P4|P40|P100|V100|T4)\b", re.IGNORECASE)  # GPUs of clouds, older than Ampere
+_BEFORE_BF16 = re.compile(
+    r"\b(K80|M60|P4|P40|P100|V100|T4)\b", re.IGNORECASE
+)  # GPUs of clouds, older than Ampere
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -23,13 +25,17 @@ def check_precision(precision: str, device: torch.device) -> None:
         return
     if device.type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        raise ValueError(f"training.precision is bf16, which {name} does not support; allowed there: float32")
+        raise ValueError(
+            f"training.precision is bf16, which {name} does not support; allowed there: float32"
+        )
 
 
 def check_accelerator(precision: str, accelerator: str) -> None:
     """Raise ValueError where the name of a GPU tells that it cannot compute in this precision, before any node is asked for."""
     if precision == "bf16" and _BEFORE_BF16.search(accelerator):
-        raise ValueError(f"training.precision is bf16, which resources.accelerator {accelerator} does not support; allowed there: float32")
+        raise ValueError(
+            f"training.precision is bf16, which resources.accelerator {accelerator} does not support; allowed there: float32"
+        )
 
 
 @contextmanager
@@ -42,7 +48,9 @@ def exact_float32() -> Iterator[None]:
     cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+        with cudnn.flags(
+            enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
+        ):
             yield
     finally:
         torch.set_float32_matmul_precision(products)

@@ -20,7 +20,9 @@ def require_no_probabilities(logits: Tensor, *, what: str) -> None:
         raise ValueError(f"{what} returns probabilities (rows sum to 1); {REMEDY}")
     if has_constant_sum(logits):
         total = float(sums.mean())
-        raise ValueError(f"{what} returns scaled probabilities (rows of one sign that sum to {total:.6g}); {REMEDY}")
+        raise ValueError(
+            f"{what} returns scaled probabilities (rows of one sign that sum to {total:.6g}); {REMEDY}"
+        )
 
 
 def has_constant_sum(logits: Tensor) -> bool:

@@ -29,7 +29,9 @@ def _signed(value: int) -> int:
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    return (z >> bits) & ((1 << (64 - bits)) - 1)  # >> on int64 copies the sign; the mask makes it a logical shift
+    return (z >> bits) & (
+        (1 << (64 - bits)) - 1
+    )  # >> on int64 copies the sign; the mask makes it a logical shift
 
 
 def _mix(z: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def purpose_code(purpose: str) -> int:
 class Randomness:
     """Carry one independent random stream per image.
 
-    seed: any int; image_ids: (N,) int64 stable ids; restart: int, or (N,) int64 where lanes differ.
+    seed: any int; image_ids: (N,) int64 stable ids; restart: int, or (N,) int64 where slots differ.
     """
 
     seed: int
@@ -59,20 +61,22 @@ class Randomness:
     restart: int | Tensor = 0
 
     @classmethod
-    def of(cls, seed: int, image_ids: Sequence[int] | Tensor, restart: int | Tensor = 0) -> "Randomness":
+    def of(
+        cls, seed: int, image_ids: Sequence[int] | Tensor, restart: int | Tensor = 0
+    ) -> "Randomness":
         """Build from any sequence of ids."""
         return cls(seed, torch.as_tensor(image_ids, dtype=torch.int64), restart)
 
-    def take(self, lanes: Tensor) -> "Randomness":
+    def take(self, slots: Tensor) -> "Randomness":
         """Keep the streams at the given positions, in that order."""
-        restart = self.restart[lanes] if isinstance(self.restart, Tensor) else self.restart
-        return Randomness(self.seed, self.image_ids[lanes], restart)
+        restart = self.restart[slots] if isinstance(self.restart, Tensor) else self.restart
+        return Randomness(self.seed, self.image_ids[slots], restart)
 
-    def put(self, lanes: Tensor, other: "Randomness", rows: Tensor) -> "Randomness":
-        """Return streams whose `lanes` are the `rows` of `other`."""
-        ids = self.image_ids.index_copy(0, lanes, other.image_ids[rows])
+    def put(self, slots: Tensor, other: "Randomness", rows: Tensor) -> "Randomness":
+        """Return streams whose `slots` are the `rows` of `other`."""
+        ids = self.image_ids.index_copy(0, slots, other.image_ids[rows])
         own, new = (torch.zeros_like(one.image_ids) + one.restart for one in (self, other))
-        return Randomness(self.seed, ids, own.index_copy(0, lanes, new[rows]))
+        return Randomness(self.seed, ids, own.index_copy(0, slots, new[rows]))
 
     def further(self, restarts: int | Tensor) -> "Randomness":
         """Return the same images with the streams of so many restarts later."""
@@ -82,7 +86,14 @@ class Randomness:
         """Return the same images with the streams of another restart."""
         return Randomness(self.seed, self.image_ids, restart)
 
-    def draw(self, purpose: str, count: int, *, step: int | Tensor = 0, device: torch.device | None = None) -> Tensor:
+    def draw(
+        self,
+        purpose: str,
+        count: int,
+        *,
+        step: int | Tensor = 0,
+        device: torch.device | None = None,
+    ) -> Tensor:
         """Return (N, count) int64 of uniform bits; step: int, or (N,) where images differ."""
         device = device or self.image_ids.device
         ids = self.image_ids.to(device)
@@ -93,25 +104,55 @@ class Randomness:
             purpose_code(purpose),
             step,
         ):  # a number stays one: as a tensor it would be copied to a GPU, and waited for
-            key = _absorb(key, value.to(device, torch.int64) if isinstance(value, Tensor) else _signed(int(value)))
+            key = _absorb(
+                key,
+                value.to(device, torch.int64) if isinstance(value, Tensor) else _signed(int(value)),
+            )
         counter = torch.arange(1, count + 1, dtype=torch.int64, device=device) * _signed(_GAMMA)
         return _mix(key[:, None] + counter[None, :])
 
-    def uniform(self, purpose: str, shape: Sequence[int], *, step: int | Tensor = 0, device: torch.device | None = None) -> Tensor:
+    def uniform(
+        self,
+        purpose: str,
+        shape: Sequence[int],
+        *,
+        step: int | Tensor = 0,
+        device: torch.device | None = None,
+    ) -> Tensor:
         """Return (N, *shape) float32, uniform on the multiples of 2**-24 in [0, 1)."""
         bits = self.draw(purpose, math.prod(shape), step=step, device=device)
         return (_shift(bits, 40).to(torch.float32) * 2.0**-24).view(-1, *shape)
 
-    def below(self, bound: int | Tensor, purpose: str, count: int, *, step: int | Tensor = 0, device: torch.device | None = None) -> Tensor:
+    def below(
+        self,
+        bound: int | Tensor,
+        purpose: str,
+        count: int,
+        *,
+        step: int | Tensor = 0,
+        device: torch.device | None = None,
+    ) -> Tensor:
         """Return (N, count) int64 in [0, bound), uniform to 1 in 2**31; bound: at most 2**31, or a tensor that broadcasts to (N, count)."""
         return (_shift(self.draw(purpose, count, step=step, device=device), 33) * bound) >> 31
 
-    def normal(self, purpose: str, shape: Sequence[int], *, step: int | Tensor = 0, device: torch.device | None = None) -> Tensor:
+    def normal(
+        self,
+        purpose: str,
+        shape: Sequence[int],
+        *,
+        step: int | Tensor = 0,
+        device: torch.device | None = None,
+    ) -> Tensor:
         """Return (N, *shape) float32 standard normals (Box-Muller in float64, one pair of uniforms each)."""
         count = math.prod(shape)
-        bits = _shift(self.draw(purpose, 2 * count, step=step, device=device), 11).to(torch.float64) * 2.0**-53
+        bits = (
+            _shift(self.draw(purpose, 2 * count, step=step, device=device), 11).to(torch.float64)
+            * 2.0**-53
+        )
         radius = torch.sqrt(-2.0 * torch.log1p(-bits[:, :count]))
-        return (radius * torch.cos(2.0 * math.pi * bits[:, count:])).to(torch.float32).view(-1, *shape)
+        return (
+            (radius * torch.cos(2.0 * math.pi * bits[:, count:])).to(torch.float32).view(-1, *shape)
+        )
 
 
 def permutation(count: int, *, seed: int, epoch: int) -> Tensor:
@@ -126,6 +167,13 @@ def sample_rows(rng: Randomness, count: int, *, purpose: str) -> Tensor:
     return torch.argsort(keys, stable=True)[:count].sort().values
 
 
-def coin(rng: Randomness, *, probability: float, purpose: str, step: int | Tensor = 0, device: torch.device | None = None) -> Tensor:
+def coin(
+    rng: Randomness,
+    *,
+    probability: float,
+    purpose: str,
+    step: int | Tensor = 0,
+    device: torch.device | None = None,
+) -> Tensor:
     """Toss one coin per image, (N,) bool, heads with the given probability in [0, 1]."""
     return rng.uniform(purpose, (1,), step=step, device=device).flatten() < probability

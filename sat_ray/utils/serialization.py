@@ -42,7 +42,9 @@ def from_json(kind: Any, value: Any) -> Any:
         return tuple(from_json(typing.get_args(kind)[0], item) for item in value)
     if typing.get_origin(kind) in (typing.Union, types.UnionType) and value is not None:
         return from_json(next(k for k in typing.get_args(kind) if k is not type(None)), value)
-    exact = kind is float and type(value) is int and abs(value) <= FARTHEST  # whatever else is wrong, the settings themselves refuse
+    exact = (
+        kind is float and type(value) is int and abs(value) <= FARTHEST
+    )  # whatever else is wrong, the settings themselves refuse
     return float(value) if exact else value
 
 
@@ -53,7 +55,9 @@ def _settings_from_json(kind: Any, value: Any) -> Any:
     for name in value:
         check_name(name, hints, field=f"field of {kind.__name__}")
     for field_ in dataclasses.fields(kind):
-        required = field_.default is dataclasses.MISSING and field_.default_factory is dataclasses.MISSING
+        required = (
+            field_.default is dataclasses.MISSING and field_.default_factory is dataclasses.MISSING
+        )
         if required and field_.name not in value:
             raise ValueError(f"field {field_.name} of {kind.__name__} is missing")
     return kind(**{name: from_json(hints[name], item) for name, item in value.items()})
@@ -68,5 +72,9 @@ def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn nested settings into dotted names: {"training": {"epochs": 5}} -> {"training.epochs": 5}."""
     flat: dict[str, Any] = {}
     for name, item in value.items():
-        flat |= flatten(item, f"{prefix}{name}.") if isinstance(item, dict) else {f"{prefix}{name}": item}
+        flat |= (
+            flatten(item, f"{prefix}{name}.")
+            if isinstance(item, dict)
+            else {f"{prefix}{name}": item}
+        )
     return flat

@@ -34,12 +34,30 @@ def mlflow_pages(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", made.store, "--default-artifact-root", str(made.folder.parent / "mlartifacts")]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += [
+        "--backend-store-uri",
+        made.store,
+        "--default-artifact-root",
+        str(made.folder.parent / "mlartifacts"),
+    ]
     log = tmp_path_factory.mktemp("server") / "log"
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with log.open("wb") as stream:
-        server = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | quiet, start_new_session=True)
+        server = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env=os.environ | quiet, start_new_session=True
+        )
     try:
         address = f"http://127.0.0.1:{port}"
         await_health(address, server, log)
@@ -65,9 +83,18 @@ def await_health(address: str, server: subprocess.Popen[bytes], log: Path) -> No
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Start Chromium; skip with a notice where there is none."""
-    path = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    path = next(
+        (
+            found
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (found := shutil.which(name))
+        ),
+        None,
+    )
     if path is None:
-        pytest.skip("chromium is not installed (apt-get install chromium): nothing was looked at in a browser")
+        pytest.skip(
+            "chromium is not installed (apt-get install chromium): nothing was looked at in a browser"
+        )
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=list(HEADLESS))
         yield chromium

@@ -21,16 +21,51 @@ from sat_ray.report.sweep_report import read_outcomes, strong_name
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.execute import card_and_commit, evaluate_and_commit, train_and_commit
-from sat_ray.sweep.plan import card_tasks, evaluation_tasks, final_jobs, strong_on_validation, strong_tasks, trial_job, validation_tasks
+from sat_ray.sweep.plan import (
+    card_tasks,
+    evaluation_tasks,
+    final_jobs,
+    strong_on_validation,
+    strong_tasks,
+    trial_job,
+    validation_tasks,
+)
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes
 
 RECIPE = "digits_smoke"
 REGISTERED = "digits-small_resnet-linf-16-255"
 SWEEP = (
-    *(RECIPE, "--search.activations", "relu", "silu:1", "parametric_softplus:5,10", "--search.pairs", "--final.seeds", "0", "1", "2"),
-    *("--training.epochs", "2", "--search.rungs", "1", "--evaluation.steps", "20", "--evaluation.step-size", "0.03"),
-    *("--cost.price-per-accelerator-hour", "36", "--cost.currency", "EUR", "--resources.images-per-second", "500"),
+    *(
+        RECIPE,
+        "--search.activations",
+        "relu",
+        "silu:1",
+        "parametric_softplus:5,10",
+        "--search.pairs",
+        "--final.seeds",
+        "0",
+        "1",
+        "2",
+    ),
+    *(
+        "--training.epochs",
+        "2",
+        "--search.rungs",
+        "1",
+        "--evaluation.steps",
+        "20",
+        "--evaluation.step-size",
+        "0.03",
+    ),
+    *(
+        "--cost.price-per-accelerator-hour",
+        "36",
+        "--cost.currency",
+        "EUR",
+        "--resources.images-per-second",
+        "500",
+    ),
 )
 
 
@@ -48,7 +83,9 @@ class Made:
     def runs(self, kind: str) -> dict[str, Any]:
         """Return the runs of a kind by name."""
         experiment = self.client.get_experiment_by_name(RECIPE)
-        found = self.client.search_runs([experiment.experiment_id], f"tags.sat_ray.kind = '{kind}'", max_results=100)
+        found = self.client.search_runs(
+            [experiment.experiment_id], f"tags.sat_ray.kind = '{kind}'", max_results=100
+        )
         return {run.info.run_name: run for run in found}
 
 
@@ -73,10 +110,14 @@ def compute(sweep: Sweep) -> tuple[Any, ...]:
             break
     expected, outcomes = image_ids(Storage(data.uri), "test").numpy(), {}
     for model in models:
-        parts = [evaluate_and_commit(task, records) for task in evaluation_tasks(config, data, model)]
+        parts = [
+            evaluate_and_commit(task, records) for task in evaluation_tasks(config, data, model)
+        ]
         name = model.payload["name"]
         outcomes[name] = merge_outcomes(parts, expected, records, name=name)
-        strong_parts = [evaluate_and_commit(task, records) for task in strong_tasks(config, data, model)]
+        strong_parts = [
+            evaluate_and_commit(task, records) for task in strong_tasks(config, data, model)
+        ]
         alive = counted_robust_ids(read_outcomes(records, outcomes[name]))
         merge_outcomes(strong_parts, alive, records, name=strong_name(name))
     return data, models, cards, outcomes
@@ -99,4 +140,6 @@ def make_sweep(root: Path) -> Made:
         projection.register(board, cards, override="a small model for the tests")
         projection.close(board)
         links = projection.links(board, pages="")
-    return Made(Path(sweep.storage.uri), board, MlflowClient(store, store), store, projection.parent, links)
+    return Made(
+        Path(sweep.storage.uri), board, MlflowClient(store, store), store, projection.parent, links
+    )

@@ -39,13 +39,17 @@ def enter() -> None:
     """Start this very command again in network, mount and process namespaces of its own, which end with it; returns there."""
     if os.environ.get(INSIDE):
         _ip("link", "set", "lo", "up")
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)  # ip keeps its names there
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True
+        )  # ip keeps its names there
         _ip("link", "add", BRIDGE, "type", "bridge")
         _ip("address", "add", f"{OUTSIDE}/24", "dev", BRIDGE)
         _ip("link", "set", BRIDGE, "up")
         return
     flags = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    os.execvpe("unshare", ["unshare", *flags, sys.executable, *sys.argv], os.environ | {INSIDE: "1"})
+    os.execvpe(
+        "unshare", ["unshare", *flags, sys.executable, *sys.argv], os.environ | {INSIDE: "1"}
+    )
 
 
 def _ip(*words: str) -> str:
@@ -62,16 +66,33 @@ class Host:
         _ip("link", "add", self.link, "type", "veth", "peer", "name", self.nic)
         _ip("link", "set", self.link, "master", BRIDGE, "up")
         _ip("link", "set", self.nic, "netns", self.name)
-        for words in (f"address add {self.address}/24 dev {self.nic}", f"link set {self.nic} up", "link set lo up"):
+        for words in (
+            f"address add {self.address}/24 dev {self.nic}",
+            f"link set {self.nic} up",
+            "link set lo up",
+        ):
             _ip("-n", self.name, *words.split())
         script = SETUP.format(name=self.name, address=self.address, disk=DISK, mib=disk_mib)
         command = ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-ec", script]
-        self.init = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # holds the namespaces open
-        assert self.init.stdout is not None and self.init.stdout.readline() == "up\n", f"{self.name} did not start"
+        self.init = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True
+        )  # holds the namespaces open
+        assert self.init.stdout is not None and self.init.stdout.readline() == "up\n", (
+            f"{self.name} did not start"
+        )
 
     def command(self, words: Sequence[str]) -> list[str]:
         """Return the command that runs `words` on this host."""
-        return ["nsenter", "--target", str(self.init.pid), "--net", "--uts", "--mount", "--", *words]
+        return [
+            "nsenter",
+            "--target",
+            str(self.init.pid),
+            "--net",
+            "--uts",
+            "--mount",
+            "--",
+            *words,
+        ]
 
     def processes(self) -> list[int]:
         """Return the ids of all processes that run on it."""
@@ -92,7 +113,15 @@ class Host:
     def cut(self, other: "Host", *, on: bool = True) -> None:
         """Lose every packet between two hosts, and tell neither; on=False mends it."""
         for here, there in ((self, other), (other, self)):
-            way = ("neigh", "replace" if on else "del", there.address, "lladdr", NOWHERE, "dev", here.nic)
+            way = (
+                "neigh",
+                "replace" if on else "del",
+                there.address,
+                "lladdr",
+                NOWHERE,
+                "dev",
+                here.nic,
+            )
             _ip("-n", here.name, *way, *(("nud", "permanent") if on else ()))
 
     def disk(self) -> Path:

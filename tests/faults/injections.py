@@ -26,7 +26,9 @@ class Scene:
 
     def at_work(self, title: str) -> list[tuple[Node, int]]:
         """Return the processes with such a title and their nodes."""
-        return [(node, pid) for node in self.victim.cluster.everyone() for pid in node.workers(title)]
+        return [
+            (node, pid) for node in self.victim.cluster.everyone() for pid in node.workers(title)
+        ]
 
 
 def _kill(scene: Scene, title: str) -> int:
@@ -176,7 +178,12 @@ class Kind:
     lasting: bool = False
 
 
-TRIAL, CHECKPOINT, SHARD, NOTHING = "one rung of the trial", "one validation interval of the job", "one shard", "nothing"
+TRIAL, CHECKPOINT, SHARD, NOTHING = (
+    "one rung of the trial",
+    "one validation interval of the job",
+    "one shard",
+    "nothing",
+)
 KINDS = {
     kind.name: kind
     for kind in (
@@ -188,7 +195,12 @@ KINDS = {
         Kind("train-controller", "train", train_controller, CHECKPOINT),
         Kind("evaluate-stage", "evaluate", evaluate_stage, "each shard that was attacked"),
         Kind("node", "train", node, CHECKPOINT),
-        Kind("drain", "train", drain, "what was trained since the last question whether a node goes, seconds"),
+        Kind(
+            "drain",
+            "train",
+            drain,
+            "what was trained since the last question whether a node goes, seconds",
+        ),
         Kind("mlflow-down", "evaluate", mlflow_down, NOTHING),
         Kind("s3-down", "search", s3_down, NOTHING),
         Kind("network-cut", "train", network_cut, CHECKPOINT),

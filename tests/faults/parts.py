@@ -33,7 +33,11 @@ def clean_environment(**changes: str) -> dict[str, str]:
     redirecting = re.compile("RAY_|AWS_|MLFLOW_|PG|SAT_RAY_|.*_proxy", re.IGNORECASE)
     kept = {name: value for name, value in os.environ.items() if not redirecting.match(name)}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"} | changes
+    return (
+        kept
+        | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        | changes
+    )
 
 
 def until(true: Callable[[], Any], *, what: str, seconds: float = PATIENCE_SECONDS) -> Any:
@@ -62,8 +66,15 @@ class Server:
     def run(self, command: Sequence[str], **environment: str) -> None:
         """Start its process, with everything that it prints in a log."""
         with (self.folder / "log").open("ab") as log:
-            settings: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True, "cwd": self.folder}
-            self.process = subprocess.Popen(command, env=clean_environment(**environment), **settings)
+            settings: dict[str, Any] = {
+                "stdout": log,
+                "stderr": subprocess.STDOUT,
+                "start_new_session": True,
+                "cwd": self.folder,
+            }
+            self.process = subprocess.Popen(
+                command, env=clean_environment(**environment), **settings
+            )
 
     def kill(self) -> None:
         """Kill it with all its children."""
@@ -88,8 +99,21 @@ class S3(Server):
 
     def start(self) -> None:
         """Start it with the bucket."""
-        self.run([sys.executable, "-W", "ignore", s3_server.__file__, str(self.folder), str(S3_PORT), OUTSIDE])
-        until(lambda: _answers(f"http://{OUTSIDE}:{S3_PORT}/healthcheck", any_status=True), what=f"S3 server {self.log()}")
+        self.run(
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                s3_server.__file__,
+                str(self.folder),
+                str(S3_PORT),
+                OUTSIDE,
+            ]
+        )
+        until(
+            lambda: _answers(f"http://{OUTSIDE}:{S3_PORT}/healthcheck", any_status=True),
+            what=f"S3 server {self.log()}",
+        )
         with contextlib.suppress(self.client().exceptions.BucketAlreadyOwnedByYou):
             self.client().create_bucket(Bucket=BUCKET)
 
@@ -97,8 +121,13 @@ class S3(Server):
         """Return a boto3 client for it."""
         import boto3
 
-        keys = {"aws_access_key_id": s3_server.ACCESS_KEY, "aws_secret_access_key": s3_server.SECRET_KEY}
-        return boto3.client("s3", endpoint_url=f"http://{OUTSIDE}:{S3_PORT}", region_name=s3_server.REGION, **keys)
+        keys = {
+            "aws_access_key_id": s3_server.ACCESS_KEY,
+            "aws_secret_access_key": s3_server.SECRET_KEY,
+        }
+        return boto3.client(
+            "s3", endpoint_url=f"http://{OUTSIDE}:{S3_PORT}", region_name=s3_server.REGION, **keys
+        )
 
 
 def _answers(url: str, *, any_status: bool = False) -> bool:
@@ -131,24 +160,45 @@ class Postgres(Server):
 
     def _as_its_user(self, program: str, *words: str) -> None:
         command = ["runuser", "-u", POSTGRES, "--", str(self.programs() / program), *words]  # type: ignore[operator]
-        done = subprocess.run(command, env=clean_environment(), cwd="/", capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=clean_environment(), cwd="/", capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self) -> None:
         """Make the cluster of databases at the first start, and start it."""
-        data, sockets, first = self.folder / "data", self.folder / "run", not (self.folder / "data").exists()
+        data, sockets, first = (
+            self.folder / "data",
+            self.folder / "run",
+            not (self.folder / "data").exists(),
+        )
         if first:
             for place in (self.folder, data, sockets):
                 place.mkdir(exist_ok=True)
                 shutil.chown(place, POSTGRES)
             (self.folder / "password").write_text(self.password)
-            login = ["--username=mlflow", f"--pwfile={self.folder / 'password'}", "--auth=scram-sha-256", "--no-sync"]
+            login = [
+                "--username=mlflow",
+                f"--pwfile={self.folder / 'password'}",
+                "--auth=scram-sha-256",
+                "--no-sync",
+            ]
             self._as_its_user("initdb", "-D", str(data), *login)
             (self.folder / "password").unlink()
             with (data / "pg_hba.conf").open("a") as rules:
                 rules.write(f"host all all {OUTSIDE}/24 scram-sha-256\n")
         options = f"-c listen_addresses={OUTSIDE} -p {POSTGRES_PORT} -k {sockets}"
-        self._as_its_user("pg_ctl", "start", "-w", "-D", str(data), "-o", options, "-l", str(self.folder / "server.log"))
+        self._as_its_user(
+            "pg_ctl",
+            "start",
+            "-w",
+            "-D",
+            str(data),
+            "-o",
+            options,
+            "-l",
+            str(self.folder / "server.log"),
+        )
         if first:
             with self.connect("postgres") as connection:
                 connection.autocommit = True
@@ -159,7 +209,9 @@ class Postgres(Server):
         import psycopg
 
         login = {"user": self.database, "password": self.password}
-        return psycopg.connect(host=OUTSIDE, port=POSTGRES_PORT, dbname=database, autocommit=True, **login)
+        return psycopg.connect(
+            host=OUTSIDE, port=POSTGRES_PORT, dbname=database, autocommit=True, **login
+        )
 
     def restart(self) -> None:
         """Restart it as an upgrade would: connections are closed, transactions in flight undone."""
@@ -168,7 +220,9 @@ class Postgres(Server):
 
     def kill(self) -> None:
         """Stop it without waiting for anybody."""
-        self._as_its_user("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self.folder / "data"))
+        self._as_its_user(
+            "pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self.folder / "data")
+        )
 
 
 class Mlflow(Server):
@@ -186,10 +240,17 @@ class Mlflow(Server):
             "MLFLOW_SERVER_ALLOWED_HOSTS": f"{OUTSIDE}:{MLFLOW_PORT}",
             "MLFLOW_AUTH_CONFIG_PATH": str(self.folder / "basic_auth.ini"),
         }
-        config |= {"MLFLOW_AUTH_ADMIN_PASSWORD": self.password, "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16)}
+        config |= {
+            "MLFLOW_AUTH_ADMIN_PASSWORD": self.password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
+        }
         if postgres is None:
             config["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{self.folder}/mlflow.db"
-            ini = (self.folder / "basic_auth.ini").read_text().replace("postgresql+psycopg://", f"sqlite:///{self.folder}/auth.db")
+            ini = (
+                (self.folder / "basic_auth.ini")
+                .read_text()
+                .replace("postgresql+psycopg://", f"sqlite:///{self.folder}/auth.db")
+            )
             (self.folder / "basic_auth.ini").write_text(ini)
         self.settings = config | (postgres.environment if postgres else {})
 
@@ -201,15 +262,26 @@ class Mlflow(Server):
     @property
     def environment(self) -> dict[str, str]:
         """Return the variables that lead to it."""
-        return {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_TRACKING_USERNAME": self.user, "MLFLOW_TRACKING_PASSWORD": self.password}
+        return {
+            "MLFLOW_TRACKING_URI": self.uri,
+            "MLFLOW_TRACKING_USERNAME": self.user,
+            "MLFLOW_TRACKING_PASSWORD": self.password,
+        }
 
     def migrate(self) -> None:
         """Do what the init containers do."""
-        pod, environment = _deployment()["spec"]["template"]["spec"], clean_environment(**self.settings)
+        pod, environment = (
+            _deployment()["spec"]["template"]["spec"],
+            clean_environment(**self.settings),
+        )
         for container in pod["initContainers"]:
-            script = container["command"][-1].replace("exec mlflow", f"exec {sys.executable} -m mlflow")
+            script = container["command"][-1].replace(
+                "exec mlflow", f"exec {sys.executable} -m mlflow"
+            )
             script = script.replace("exec python", f"exec {sys.executable}")
-            done = subprocess.run(["sh", "-ec", script], env=environment, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                ["sh", "-ec", script], env=environment, capture_output=True, text=True, check=False
+            )
             assert done.returncode == 0, done.stderr
 
     def start(self) -> None:
@@ -228,17 +300,35 @@ def _deployment() -> dict[str, Any]:
 class Node:
     """A Ray node on a host of its own."""
 
-    def __init__(self, host: Host, environment: dict[str, str], *, log: Path, head: str = "") -> None:
+    def __init__(
+        self, host: Host, environment: dict[str, str], *, log: Path, head: str = ""
+    ) -> None:
         self.host, self.log = host, log
-        words = ["start", f"--node-ip-address={host.address}", "--block", "--disable-usage-stats", "--num-gpus=0"]
+        words = [
+            "start",
+            f"--node-ip-address={host.address}",
+            "--block",
+            "--disable-usage-stats",
+            "--num-gpus=0",
+        ]
         words += [f"--object-store-memory={MEMORY}"]
         if head:
             words += [f"--address={head}", "--num-cpus=1"]
         else:
-            words += ["--head", f"--port={RAY_PORT}", "--num-cpus=0", f"--temp-dir={DISK}/ray", f"--dashboard-host={host.address}"]
+            words += [
+                "--head",
+                f"--port={RAY_PORT}",
+                "--num-cpus=0",
+                f"--temp-dir={DISK}/ray",
+                f"--dashboard-host={host.address}",
+            ]
         command = host.command([sys.executable, "-m", "ray.scripts.scripts", *words])
         with log.open("ab") as stream:
-            settings: dict[str, Any] = {"stdout": stream, "stderr": subprocess.STDOUT, "start_new_session": True}
+            settings: dict[str, Any] = {
+                "stdout": stream,
+                "stderr": subprocess.STDOUT,
+                "start_new_session": True,
+            }
             self.process = subprocess.Popen(command, env=environment | {"TMPDIR": DISK}, **settings)
 
     def ready(self) -> "Node":

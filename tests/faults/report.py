@@ -12,21 +12,43 @@ ROOT = Path(__file__).parent.parent.parent
 SWEEP = "sweep"  # beside the names of stages: all of them together
 
 
-def merged(docs: Path, struck: list[dict[str, Any]], undisturbed: Left, *, chaos: bool, outage: float, command: str) -> dict[str, Any]:
+def merged(
+    docs: Path,
+    struck: list[dict[str, Any]],
+    undisturbed: Left,
+    *,
+    chaos: bool,
+    outage: float,
+    command: str,
+) -> dict[str, Any]:
     """Put what was found now over what an earlier run found: the last run of a kind counts, chaos has a place of its own.
 
     Of the undisturbed sweeps of all runs the quickest counts, stage by stage: other work on the machine only ever adds to it.
     """
     file = docs / "faults.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"kinds": {}, "chaos": [], "undisturbed": {}}
+    found: dict[str, Any] = (
+        json.loads(file.read_text())
+        if file.exists()
+        else {"kinds": {}, "chaos": [], "undisturbed": {}}
+    )
     now = undisturbed.stages | {SWEEP: undisturbed.seconds}
-    found["undisturbed"] = {stage: min(seconds, found["undisturbed"].get(stage, seconds)) for stage, seconds in now.items()}
-    conditions = {"command": command, "outage_seconds": outage, "cpus": os.cpu_count(), "load": round(os.getloadavg()[1], 1)}
+    found["undisturbed"] = {
+        stage: min(seconds, found["undisturbed"].get(stage, seconds))
+        for stage, seconds in now.items()
+    }
+    conditions = {
+        "command": command,
+        "outage_seconds": outage,
+        "cpus": os.cpu_count(),
+        "load": round(os.getloadavg()[1], 1),
+    }
     new = [one | conditions for one in struck]
     if chaos:
         return found | {"chaos": new}
     for one in new:
-        found["kinds"][one["kind"]] = {"injections": sum(other["kind"] == one["kind"] for other in new)} | one
+        found["kinds"][one["kind"]] = {
+            "injections": sum(other["kind"] == one["kind"] for other in new)
+        } | one
     return found
 
 
@@ -42,17 +64,31 @@ def page(found: dict[str, Any]) -> str:
     for name, kind in KINDS.items():
         one = found["kinds"].get(name)
         what = (kind.inject.__doc__ or "").rstrip(".")
-        effect, numbers, count = ("not run", ["–", "–"], 0) if one is None else (_effect(one), _most([one], quickest), one["injections"])
-        lines.append(f"| {name} | {what} | {kind.stage} | {effect} | {' | '.join(numbers)} | {kind.bound} | {count} |")
+        effect, numbers, count = (
+            ("not run", ["–", "–"], 0)
+            if one is None
+            else (_effect(one), _most([one], quickest), one["injections"])
+        )
+        lines.append(
+            f"| {name} | {what} | {kind.stage} | {effect} | {' | '.join(numbers)} | {kind.bound} | {count} |"
+        )
     lines += ["", *_conditions(list(found["kinds"].values()), quickest)]
     if not (chaos := found["chaos"]):
         lines += ["", "## Chaos", "", "Not run."]
     else:
-        lines += ["", CHAOS.format(count=len(chaos), sweeps=len({one["sweep"] for one in chaos})), *_conditions(chaos, quickest), "", TABLE]
+        lines += [
+            "",
+            CHAOS.format(count=len(chaos), sweeps=len({one["sweep"] for one in chaos})),
+            *_conditions(chaos, quickest),
+            "",
+            TABLE,
+        ]
         for name in KINDS:
             if some := [one for one in chaos if one["kind"] == name]:
                 survived = sum(not one["wrong"] for one in some)
-                lines.append(f"| {name} | {len(some)} | {survived} | {' | '.join(_most(some, quickest))} |")
+                lines.append(
+                    f"| {name} | {len(some)} | {survived} | {' | '.join(_most(some, quickest))} |"
+                )
         lines += ["", *_failed(chaos)]
     return "\n".join(lines) + "\n"
 
@@ -65,7 +101,11 @@ def brief(text: str) -> str:
 
 
 def _effect(one: dict[str, Any]) -> str:
-    return "survived" if not one["wrong"] else "**not survived**: " + one["wrong"][0].splitlines()[0][:120]
+    return (
+        "survived"
+        if not one["wrong"]
+        else "**not survived**: " + one["wrong"][0].splitlines()[0][:120]
+    )
 
 
 def _failed(chaos: list[dict[str, Any]]) -> list[str]:
@@ -75,23 +115,36 @@ def _failed(chaos: list[dict[str, Any]]) -> list[str]:
         some = [one for one in chaos if one["sweep"] == sweep]
         words = some[0]["wrong"][0].splitlines()
         reason = next((line for line in reversed(words) if "Error: " in line), words[0])
-        lines.append(f"- **Not survived**: {', '.join(one['kind'] for one in some)} in one sweep. {reason[:200]}")
+        lines.append(
+            f"- **Not survived**: {', '.join(one['kind'] for one in some)} in one sweep. {reason[:200]}"
+        )
     return lines
 
 
 def _most(some: list[dict[str, Any]], quickest: dict[str, float]) -> list[str]:
     """Return the most that faults cost: seconds lost, seconds of work repeated."""
     lost = [one["seconds"] - quickest[one["measured"]] for one in some if "seconds" in one]
-    repeated = [one["repeated_seconds_at_most"] for one in some if "repeated_seconds_at_most" in one]
+    repeated = [
+        one["repeated_seconds_at_most"] for one in some if "repeated_seconds_at_most" in one
+    ]
     return [f"{max(found):.0f}" if found else "–" for found in (lost, repeated)]
 
 
 def _conditions(some: list[dict[str, Any]], quickest: dict[str, float]) -> list[str]:
     """Say what made the numbers, each run of the command in a line."""
     stages = ", ".join(f"{stage} {quickest[stage]:.0f}" for stage in STAGES)
-    commands = list(dict.fromkeys((one["command"], one["cpus"], one["outage_seconds"]) for one in some))
-    made = [f"`{command}` on {cpus} CPU cores, outages of {outage:.0f} s." for command, cpus, outage in commands]
-    return [" ".join(made), f"The quickest undisturbed sweep took {quickest[SWEEP]:.0f} s ({stages})."] if some else []
+    commands = list(
+        dict.fromkeys((one["command"], one["cpus"], one["outage_seconds"]) for one in some)
+    )
+    made = [
+        f"`{command}` on {cpus} CPU cores, outages of {outage:.0f} s."
+        for command, cpus, outage in commands
+    ]
+    return (
+        [" ".join(made), f"The quickest undisturbed sweep took {quickest[SWEEP]:.0f} s ({stages})."]
+        if some
+        else []
+    )
 
 
 HEAD = """# Faults

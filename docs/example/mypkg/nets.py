@@ -5,7 +5,9 @@ from collections.abc import Callable
 from torch import nn
 
 
-def net(num_classes: int, activation: Callable[[], nn.Module], in_channels: int = 3, width: int = 8) -> nn.Module:
+def net(
+    num_classes: int, activation: Callable[[], nn.Module], in_channels: int = 3, width: int = 8
+) -> nn.Module:
     """Stack three convolutions; `activation()` makes one new activation module per layer."""
     return nn.Sequential(
         nn.Conv2d(in_channels, width, kernel_size=3, padding=1, bias=False),

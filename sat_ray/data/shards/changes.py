@@ -89,7 +89,9 @@ def check_unchanged(source: Source, storage: Storage, *, path: str) -> None:
     now = describe_source(stamped(found) if isinstance(found, Listing) else found)
     if now != then:
         what = f"data.path {path}" if path else f"data.dataset {source.name}"
-        raise ChangedDataError(f"{what} has changed since it was prepared ({_difference(then, now)}); {_remedy(storage)}")
+        raise ChangedDataError(
+            f"{what} has changed since it was prepared ({_difference(then, now)}); {_remedy(storage)}"
+        )
 
 
 def _may_change(source: Source) -> bool:
@@ -97,7 +99,11 @@ def _may_change(source: Source) -> bool:
 
 
 def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
-    told = [f"{then[field]:,} {field} then, {now[field]:,} now" for field in ("classes", "images") if then[field] != now[field]]
+    told = [
+        f"{then[field]:,} {field} then, {now[field]:,} now"
+        for field in ("classes", "images")
+        if then[field] != now[field]
+    ]
     return "; ".join(told) or "as many images, but other files or pixels"
 
 

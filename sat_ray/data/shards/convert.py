@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from sat_ray.data.images import LARGEST_SIDE, CorruptImageError, Header, Place, Storing, header, opened
+from sat_ray.data.images import (
+    LARGEST_SIDE,
+    CorruptImageError,
+    Header,
+    Place,
+    Storing,
+    header,
+    opened,
+)
 from sat_ray.data.shards.dataset import MANIFEST, SCHEMA_VERSION, verify, write_test_split
 from sat_ray.data.sources.base import LayoutError
 from sat_ray.data.sources.image_folder import Found, class_files, split_folders
@@ -28,7 +36,7 @@ ALLOWED = "a prepared dataset (a folder with manifest.json), an image folder (on
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForeignImages:
+class ExternalImages:
     """Images on this machine, checked but not yet decoded.
 
     fingerprint: sha256 of all that determines the pixels, labels and ids; shape: (C, H, W); class_names: () where the file has none;
@@ -42,7 +50,9 @@ class ForeignImages:
     blocks: Callable[[], Iterator[Block]]
 
 
-def prepared(uri: str, root: Storage, *, image_size: int | None = None, channels: int | None = None) -> str:
+def prepared(
+    uri: str, root: Storage, *, image_size: int | None = None, channels: int | None = None
+) -> str:
     """Return the folder of the prepared dataset that `uri` is or becomes.
 
     uri: a prepared dataset (local or s3://), an image folder, or an .npz; the last two are written below `root`, once for the same
@@ -52,31 +62,39 @@ def prepared(uri: str, root: Storage, *, image_size: int | None = None, channels
     path = Path(uri.removeprefix("file://")).expanduser()
     is_prepared = uri.startswith("s3://") or (path / MANIFEST).is_file()
     if image_size is not None and (is_prepared or not path.is_dir()):
-        raise ValueError(f"image_size is {image_size}, but {uri} is no image folder; allowed: none, its images are taken as they are")
+        raise ValueError(
+            f"image_size is {image_size}, but {uri} is no image folder; allowed: none, its images are taken as they are"
+        )
     if is_prepared:
         folder = Storage.at(uri)
         if not folder.exists(MANIFEST):
-            raise ValueError(f"data {uri} has no {MANIFEST}; allowed: {ALLOWED} (the last two on a local disk)")
+            raise ValueError(
+                f"data {uri} has no {MANIFEST}; allowed: {ALLOWED} (the last two on a local disk)"
+            )
     elif path.is_file() and path.suffix == ".npz":
         folder = _written(open_npz(path), root)
     elif path.is_dir():
         folder = _written(open_image_folder(path, image_size=image_size, channels=channels), root)
     else:
-        raise ValueError(f"data {uri} is {'no such kind of file' if path.exists() else 'not there'}; allowed: {ALLOWED}")
+        raise ValueError(
+            f"data {uri} is {'no such kind of file' if path.exists() else 'not there'}; allowed: {ALLOWED}"
+        )
     verify(folder)
     return folder.uri
 
 
-def _written(found: ForeignImages, root: Storage) -> Storage:
+def _written(found: ExternalImages, root: Storage) -> Storage:
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", found.name).strip(".-")[:40] or "images"
     content = hashlib.sha256(f"{SCHEMA_VERSION} {found.fingerprint}".encode()).hexdigest()
     storage = root.child(f"data/{slug}-{content[:16]}")
     if not storage.exists(MANIFEST):
-        write_test_split(found.blocks(), storage, name=slug, shape=found.shape, class_names=found.class_names)
+        write_test_split(
+            found.blocks(), storage, name=slug, shape=found.shape, class_names=found.class_names
+        )
     return storage
 
 
-def open_npz(path: Path) -> ForeignImages:
+def open_npz(path: Path) -> ExternalImages:
     """Read an .npz as `read_npz` does, with the file's bytes as its fingerprint. Raises ValueError."""
     images, labels, ids, names = read_npz(path)
 
@@ -87,10 +105,18 @@ def open_npz(path: Path) -> ForeignImages:
 
     with open(path, "rb") as stream:
         fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
-    return ForeignImages(name=path.stem, fingerprint=fingerprint, shape=images.shape[1:], class_names=names, blocks=blocks)
+    return ExternalImages(
+        name=path.stem,
+        fingerprint=fingerprint,
+        shape=images.shape[1:],
+        class_names=names,
+        blocks=blocks,
+    )
 
 
-def open_image_folder(folder: Path, *, image_size: int | None = None, channels: int | None = None) -> ForeignImages:
+def open_image_folder(
+    folder: Path, *, image_size: int | None = None, channels: int | None = None
+) -> ExternalImages:
     """Find the images of an image folder, in the order of torchvision's ImageFolder.
 
     Gray images stay gray where all are, otherwise all are read as RGB, unless channels, 1 or 3, says what the model takes. Sizes must
@@ -98,12 +124,21 @@ def open_image_folder(folder: Path, *, image_size: int | None = None, channels: 
     be used; a file whose pixels are damaged is found when they are decoded.
     """
     if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
-        raise ValueError(f"image_size is {image_size}; allowed: a whole number from 1 to {LARGEST_SIDE}")
+        raise ValueError(
+            f"image_size is {image_size}; allowed: a whole number from 1 to {LARGEST_SIDE}"
+        )
     files = _files(folder)
     with ThreadPoolExecutor(WORKERS) as pool:
         looked = list(pool.map(_looked_at, (place for _, place in files)))
     places = [place for _, place in files]
-    _refuse([(place, found) for place, found in zip(places, looked, strict=True) if isinstance(found, str)], len(files))
+    _refuse(
+        [
+            (place, found)
+            for place, found in zip(places, looked, strict=True)
+            if isinstance(found, str)
+        ],
+        len(files),
+    )
     headers = [found for found in looked if not isinstance(found, str)]
     classes = sorted({name for name, _ in files})
     digest = hashlib.sha256(f"{image_size} {channels} {classes}".encode(errors="surrogateescape"))
@@ -112,7 +147,7 @@ def open_image_folder(folder: Path, *, image_size: int | None = None, channels: 
     size = _common_size(places, [header for header, _ in headers], image_size)
     taken = channels or max(header.channels for header, _ in headers)
     labels = [classes.index(name) for name, _ in files]
-    return ForeignImages(
+    return ExternalImages(
         name=folder.resolve().name,
         fingerprint=digest.hexdigest(),
         shape=(taken, *size),
@@ -130,14 +165,18 @@ def _files(folder: Path) -> Found:
     except LayoutError as error:
         raise ValueError(f"data {folder}: {error}; allowed: {ALLOWED}") from None
     last = list(splits)[-1]
-    raise ValueError(f"data {folder} has the splits {', '.join(splits)}; name one of them: {folder}/{last}")
+    raise ValueError(
+        f"data {folder} has the splits {', '.join(splits)}; name one of them: {folder}/{last}"
+    )
 
 
 def _refuse(bad: Sequence[tuple[Place, str]], count: int) -> None:
     if bad:
         shown = "; ".join(f"{printable(place.path)} ({reason})" for place, reason in bad[:5])
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise ValueError(f"{len(bad)} of {count} files cannot be used: {shown}{more}; allowed: images of 8 bits, one in a file")
+        raise ValueError(
+            f"{len(bad)} of {count} files cannot be used: {shown}{more}; allowed: images of 8 bits, one in a file"
+        )
 
 
 def _looked_at(place: Place) -> tuple[Header, str] | str:
@@ -149,7 +188,9 @@ def _looked_at(place: Place) -> tuple[Header, str] | str:
         return printable(first_line(error))
 
 
-def _common_size(places: Sequence[Place], headers: Sequence[Header], image_size: int | None) -> tuple[int, int]:
+def _common_size(
+    places: Sequence[Place], headers: Sequence[Header], image_size: int | None
+) -> tuple[int, int]:
     if image_size is not None:
         return image_size, image_size
     width, height = headers[0].size
@@ -160,11 +201,19 @@ def _common_size(places: Sequence[Place], headers: Sequence[Header], image_size:
                 f"{found.size[0]} x {found.size[1]}; give --image-size N"
             )
     if max(width, height) > LARGEST_SIDE:
-        raise ValueError(f"images of {width} x {height} are too large to be attacked; give --image-size N, at most {LARGEST_SIDE}")
+        raise ValueError(
+            f"images of {width} x {height} are too large to be attacked; give --image-size N, at most {LARGEST_SIDE}"
+        )
     return height, width
 
 
-def _decoded(places: Sequence[Place], labels: Sequence[int], *, shape: tuple[int, ...], image_size: int | None) -> Iterator[Block]:
+def _decoded(
+    places: Sequence[Place],
+    labels: Sequence[int],
+    *,
+    shape: tuple[int, ...],
+    image_size: int | None,
+) -> Iterator[Block]:
     bad: list[tuple[Place, str]] = []
     storing = Storing(image_size=image_size or 0)
     rows = max(1, min(ROWS_PER_SHARD, BLOCK_BYTES // prod(shape)))
@@ -172,9 +221,17 @@ def _decoded(places: Sequence[Place], labels: Sequence[int], *, shape: tuple[int
         for first in range(0, len(places), rows):
             part = places[first : first + rows]
             pixels = list(pool.map(lambda place: _pixels(place, storing, channels=shape[0]), part))
-            bad += [(place, found) for place, found in zip(part, pixels, strict=True) if isinstance(found, str)]
+            bad += [
+                (place, found)
+                for place, found in zip(part, pixels, strict=True)
+                if isinstance(found, str)
+            ]
             if not bad:  # after a damaged file only the other damaged ones are looked for
-                yield np.stack(pixels), np.array(labels[first : first + rows], dtype=np.int64), np.arange(first, first + len(part))
+                yield (
+                    np.stack(pixels),
+                    np.array(labels[first : first + rows], dtype=np.int64),
+                    np.arange(first, first + len(part)),
+                )
     _refuse(bad, len(places))
 
 

@@ -38,7 +38,9 @@ class CorruptShardError(ValueError):
     """A shard is missing or is not what the manifest says, or the manifest itself is damaged."""
 
 
-def _write_shards(storage: Storage, split: str, blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
+def _write_shards(
+    storage: Storage, split: str, blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> list[dict[str, Any]]:
     """Write each block (images, labels, ids) as one shard of a split; return their entries of the manifest."""
     entries = []
     for number, (images, labels, ids) in enumerate(blocks):
@@ -46,7 +48,9 @@ def _write_shards(storage: Storage, split: str, blocks: Iterable[tuple[np.ndarra
         name = f"{split}-{number:05d}.parquet"
         storage.write(name, data)
         digest = hashlib.sha256(data).hexdigest()
-        entries.append({"file": name, "split": split, "rows": len(ids), "bytes": len(data), "sha256": digest})
+        entries.append(
+            {"file": name, "split": split, "rows": len(ids), "bytes": len(data), "sha256": digest}
+        )
     return entries
 
 
@@ -76,19 +80,25 @@ def write_dataset(
     if isinstance(found, Listing):
         found = stamped(found)
     splits = source.splits(found)
-    storage.write_json(PLAN, {"shards": sum(-(-len(ids) // rows_per_shard) for ids in splits.values())})
+    storage.write_json(
+        PLAN, {"shards": sum(-(-len(ids) // rows_per_shard) for ids in splits.values())}
+    )
     tasks = shard_tasks(found, splits, rows_per_shard=rows_per_shard, storing=storing)
     parts = list((run if source.encoded else map)(partial(write_shard, storage=storage), tasks))
     _check_range([part for part in parts if part["rows"]])
     corrupt = [one for part in parts for one in part["corrupt"]]
     _check_corrupt(corrupt, len(found.labels), corrupt_share)
-    enlarged = _check_enlarged(parts, len(found.labels), enlarged_share, image_size=storing.image_size)
+    enlarged = _check_enlarged(
+        parts, len(found.labels), enlarged_share, image_size=storing.image_size
+    )
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "dataset": source.name,
         "class_names": list(found.class_names),
         "shape": _one_shape(parts),
-        "splits": {split: sum(part["rows"] for part in parts if part["split"] == split) for split in SPLITS},
+        "splits": {
+            split: sum(part["rows"] for part in parts if part["split"] == split) for split in SPLITS
+        },
         **_mean_and_std([part for part in parts if part["split"] == "train" and part["rows"]]),
         "encoding": storing.encoding,
         "corrupt": corrupt,
@@ -140,9 +150,17 @@ def _one_shape(parts: Sequence[Part]) -> list[int]:
 def _mean_and_std(parts: Sequence[Part]) -> dict[str, list[float]]:
     """Return mean and standard deviation per channel in [0, 1] pixels, from the exact sums of every part."""
     pixels = sum(part["pixels"] for part in parts)
-    sums, squares = ([sum(column) for column in zip(*(part[key] for part in parts), strict=True)] for key in ("sum", "sum_of_squares"))
-    variances = [Fraction(q, pixels) - Fraction(s, pixels) ** 2 for s, q in zip(sums, squares, strict=True)]
-    return {"mean": [round(s / pixels / 255, 6) for s in sums], "std": [round(math.sqrt(v) / 255, 6) for v in variances]}
+    sums, squares = (
+        [sum(column) for column in zip(*(part[key] for part in parts), strict=True)]
+        for key in ("sum", "sum_of_squares")
+    )
+    variances = [
+        Fraction(q, pixels) - Fraction(s, pixels) ** 2 for s, q in zip(sums, squares, strict=True)
+    ]
+    return {
+        "mean": [round(s / pixels / 255, 6) for s in sums],
+        "std": [round(math.sqrt(v) / 255, 6) for v in variances],
+    }
 
 
 def write_test_split(
@@ -193,7 +211,9 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
     except ValueError as error:
         raise CorruptShardError(f"{place} {error}; {REMEDY}") from None
     if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
-        raise CorruptShardError(f"{place} has schema version {version}; this version reads {SCHEMA_VERSION}")
+        raise CorruptShardError(
+            f"{place} has schema version {version}; this version reads {SCHEMA_VERSION}"
+        )
     if found := fault(manifest):
         raise CorruptShardError(f"{place}: {found}; {REMEDY}")
     return manifest
@@ -205,7 +225,10 @@ def read_split(storage: Storage, split: str) -> Split:
     Raises CorruptShardError naming the shard and what to do.
     """
     manifest = read_manifest(storage)
-    return as_split([read_shard(storage, shard) for shard in manifest["shards"] if shard["split"] == split], manifest["shape"])
+    return as_split(
+        [read_shard(storage, shard) for shard in manifest["shards"] if shard["split"] == split],
+        manifest["shape"],
+    )
 
 
 def read_rows(storage: Storage, split: str, rows: Tensor) -> Split:
@@ -235,11 +258,15 @@ def labels(storage: Storage, split: str) -> Tensor:
 
 def _column(storage: Storage, split: str, name: str) -> Tensor:
     shards = [shard for shard in read_manifest(storage)["shards"] if shard["split"] == split]
-    values = np.concatenate([read_shard(storage, shard, columns=[name])[name].to_numpy() for shard in shards])
+    values = np.concatenate(
+        [read_shard(storage, shard, columns=[name])[name].to_numpy() for shard in shards]
+    )
     return torch.from_numpy(values.astype(np.int64))
 
 
-def read_shard(storage: Storage, shard: dict[str, Any], *, columns: Sequence[str] | None = None) -> pa.Table:
+def read_shard(
+    storage: Storage, shard: dict[str, Any], *, columns: Sequence[str] | None = None
+) -> pa.Table:
     """Read one shard and check its sha256. shard: its entry in the manifest; raises CorruptShardError naming the shard and what to do."""
     try:
         data = storage.read(shard["file"])
@@ -252,7 +279,9 @@ def read_shard(storage: Storage, shard: dict[str, Any], *, columns: Sequence[str
         )
     table = pq.read_table(io.BytesIO(data), columns=columns)
     if len(table) != shard["rows"]:
-        raise CorruptShardError(f"shard {storage.uri}/{shard['file']} has {len(table)} rows, the manifest says {shard['rows']}; {REMEDY}")
+        raise CorruptShardError(
+            f"shard {storage.uri}/{shard['file']} has {len(table)} rows, the manifest says {shard['rows']}; {REMEDY}"
+        )
     return table
 
 
@@ -265,7 +294,9 @@ def verify(storage: Storage) -> None:
     shards = manifest["shards"]
     if sum(shard["bytes"] for shard in shards) <= VERIFIED_BYTES:
         for shard in shards:
-            check_shape(read_shard(storage, shard), manifest["shape"], where=storage.full(shard["file"]))
+            check_shape(
+                read_shard(storage, shard), manifest["shape"], where=storage.full(shard["file"])
+            )
         return
     sizes = storage.sizes("")
     for shard in shards:

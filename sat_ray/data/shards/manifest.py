@@ -8,7 +8,9 @@ ENTRY = ("file", "split", "rows", "bytes", "sha256")  # what the manifest says a
 
 def fault(manifest: Any) -> str:
     """Return what is wrong with a manifest as it was read from JSON: field, value and what is allowed; "" where nothing is."""
-    shape, names, splits, shards = (manifest.get(field) for field in ("shape", "class_names", "splits", "shards"))
+    shape, names, splits, shards = (
+        manifest.get(field) for field in ("shape", "class_names", "splits", "shards")
+    )
     if not _is_shape(shape):
         return f"shape is {_shown(shape)}; allowed: channels, height and width, whole numbers >= 1"
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -25,18 +27,27 @@ def fault(manifest: Any) -> str:
 
 def _miscounted(splits: Mapping[str, int], shards: list[dict[str, Any]]) -> str:
     for split in sorted({*splits, *(shard["split"] for shard in shards)}):
-        held, said = sum(shard["rows"] for shard in shards if shard["split"] == split), splits.get(split, 0)
+        held, said = (
+            sum(shard["rows"] for shard in shards if shard["split"] == split),
+            splits.get(split, 0),
+        )
         if held != said:
             return f"splits says that {split} has {said} images; allowed: {held}, the rows of its shards"
     return ""
 
 
 def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, list) and len(shape) == 3 and all(_is_count(side) and side for side in shape)
+    return (
+        isinstance(shape, list)
+        and len(shape) == 3
+        and all(_is_count(side) and side for side in shape)
+    )
 
 
 def _is_entry(shard: Any) -> bool:
-    if not isinstance(shard, dict) or not all(isinstance(shard.get(key), str) and shard[key] for key in ("file", "split", "sha256")):
+    if not isinstance(shard, dict) or not all(
+        isinstance(shard.get(key), str) and shard[key] for key in ("file", "split", "sha256")
+    ):
         return False
     return _is_count(shard.get("rows")) and shard["rows"] > 0 and _is_count(shard.get("bytes"))
 

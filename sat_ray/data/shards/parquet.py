@@ -21,10 +21,18 @@ def shard_bytes(images: np.ndarray | Sequence[bytes], labels: np.ndarray, ids: n
     """
     if isinstance(images, np.ndarray):
         flat = np.ascontiguousarray(images.reshape(len(ids), -1))
-        column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(flat.shape[1]), len(ids), [None, pa.py_buffer(flat)])
+        column = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(flat.shape[1]), len(ids), [None, pa.py_buffer(flat)]
+        )
     else:
         column = pa.array(images, type=pa.binary())
-    table = pa.table({"image_id": _kept(ids, np.int64, "image_ids"), "label": _kept(labels, np.int32, "labels"), "image": column})
+    table = pa.table(
+        {
+            "image_id": _kept(ids, np.int64, "image_ids"),
+            "label": _kept(labels, np.int32, "labels"),
+            "image": column,
+        }
+    )
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
@@ -34,7 +42,9 @@ def _kept(values: np.ndarray, kind: type[np.signedinteger[Any]], name: str) -> n
     """Return whole numbers as another type, which would wrap around silently; ValueError where one does not fit."""
     limits = np.iinfo(kind)
     if len(values) and not limits.min <= int(values.min()) <= int(values.max()) <= limits.max:
-        raise ValueError(f"{name} lie in [{values.min()}, {values.max()}]; allowed: {limits.min} to {limits.max}")
+        raise ValueError(
+            f"{name} lie in [{values.min()}, {values.max()}]; allowed: {limits.min} to {limits.max}"
+        )
     return values.astype(kind)
 
 
@@ -49,7 +59,9 @@ def check_shape(table: pa.Table, shape: Sequence[int], *, where: str) -> None:
 
 def _require_shape(found: object, needed: object, shape: Sequence[int], where: str) -> None:
     if found != needed:
-        raise ValueError(f"an image of {where} has {found}; allowed by the manifest's shape {list(shape)}: {needed}")
+        raise ValueError(
+            f"an image of {where} has {found}; allowed by the manifest's shape {list(shape)}: {needed}"
+        )
 
 
 def as_split(tables: Sequence[pa.Table], shape: Sequence[int]) -> Split:
@@ -58,13 +70,17 @@ def as_split(tables: Sequence[pa.Table], shape: Sequence[int]) -> Split:
     column = table["image"].chunk(0)
     if pa.types.is_fixed_size_binary(column.type):
         check_shape(table, shape, where="a shard")
-        flat = np.frombuffer(column.buffers()[1], dtype=np.uint8)[: len(table) * column.type.byte_width]
+        flat = np.frombuffer(column.buffers()[1], dtype=np.uint8)[
+            : len(table) * column.type.byte_width
+        ]
         images = flat.reshape(len(table), *shape).copy()
     else:
         images = np.empty((len(table), *shape), dtype=np.uint8)
         for row, data in enumerate(column):
             pixels = decoded(data.as_py())
-            _require_shape(pixels.shape, images.shape[1:], shape, "a shard")  # numpy would repeat a smaller one
+            _require_shape(
+                pixels.shape, images.shape[1:], shape, "a shard"
+            )  # numpy would repeat a smaller one
             images[row] = pixels
     return Split(
         torch.from_numpy(images),

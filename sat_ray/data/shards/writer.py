@@ -38,19 +38,33 @@ class ShardTask:
     @property
     def fingerprint(self) -> str:
         """Hash what the shard is made of; of images that are still in files, their places."""
-        digest = hashlib.sha256(repr((self.split, self.ids.tolist(), self.labels.tolist(), self.storing)).encode())
-        digest.update(self.images.tobytes() if isinstance(self.images, np.ndarray) else repr(self.images).encode())
+        digest = hashlib.sha256(
+            repr((self.split, self.ids.tolist(), self.labels.tolist(), self.storing)).encode()
+        )
+        digest.update(
+            self.images.tobytes()
+            if isinstance(self.images, np.ndarray)
+            else repr(self.images).encode()
+        )
         return digest.hexdigest()
 
 
-def shard_tasks(found: Raw | Listing, splits: dict[str, np.ndarray], *, rows_per_shard: int, storing: Storing) -> Iterator[ShardTask]:
+def shard_tasks(
+    found: Raw | Listing, splits: dict[str, np.ndarray], *, rows_per_shard: int, storing: Storing
+) -> Iterator[ShardTask]:
     """Yield the work of every shard, one at a time: split by split, `rows_per_shard` images each."""
     for split in SPLITS:
         ids = splits[split]
         for number, first in enumerate(range(0, len(ids), rows_per_shard)):
             rows = ids[first : first + rows_per_shard]
-            images = found.images[rows] if isinstance(found, Raw) else [found.images[one] for one in rows.tolist()]
-            yield ShardTask(f"{split}-{number:05d}.parquet", split, rows, found.labels[rows], images, storing)
+            images = (
+                found.images[rows]
+                if isinstance(found, Raw)
+                else [found.images[one] for one in rows.tolist()]
+            )
+            yield ShardTask(
+                f"{split}-{number:05d}.parquet", split, rows, found.labels[rows], images, storing
+            )
 
 
 def progress(storage: Storage) -> tuple[int, int | None]:
@@ -58,7 +72,12 @@ def progress(storage: Storage) -> tuple[int, int | None]:
     done = sum(name.endswith(".parquet.json") for name in storage.names(PARTS))
     try:
         return done, int(storage.read_json(PLAN)["shards"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # only the number of shards is shown from it
+    except (
+        FileNotFoundError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # only the number of shards is shown from it
         return done, None
 
 
@@ -70,19 +89,35 @@ def write_shard(task: ShardTask, storage: Storage) -> dict[str, Any]:
     """
     fingerprint, name = task.fingerprint, f"{PARTS}/{task.file}.json"
     part: dict[str, Any]
-    with contextlib.suppress(FileNotFoundError, ValueError):  # without a part, or with a damaged one, the shard is written again
+    with contextlib.suppress(
+        FileNotFoundError, ValueError
+    ):  # without a part, or with a damaged one, the shard is written again
         part = read_sealed(storage, name)
         if part.get("fingerprint") == fingerprint:
             return part
     read = _read(task)
     pixels, kept = read.pixels, read.kept
-    part = {"file": task.file, "split": task.split, "rows": len(kept), "fingerprint": fingerprint, "corrupt": read.corrupt}
+    part = {
+        "file": task.file,
+        "split": task.split,
+        "rows": len(kept),
+        "fingerprint": fingerprint,
+        "corrupt": read.corrupt,
+    }
     part["enlarged"] = {"count": len(read.enlarged), "smallest": min(read.enlarged, default=None)}
     if len(kept):
-        stored = [task.storing.encode(one) for one in pixels] if task.storing.encoding == "jpeg" else pixels
+        stored = (
+            [task.storing.encode(one) for one in pixels]
+            if task.storing.encoding == "jpeg"
+            else pixels
+        )
         data = shard_bytes(stored, task.labels[kept], task.ids[kept])
         storage.write(task.file, data)
-        part |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "shape": list(pixels.shape[1:])}
+        part |= {
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "shape": list(pixels.shape[1:]),
+        }
         part |= {"pixels": pixels[:, 0].size, **_sums(pixels)}
     storage.write_json(name, sealed(part))
     return part
@@ -90,7 +125,12 @@ def write_shard(task: ShardTask, storage: Storage) -> dict[str, Any]:
 
 def _sums(pixels: np.ndarray) -> dict[str, list[int]]:
     """Return the exact sums of the pixel values and of their squares, per channel."""
-    counts = np.stack([np.bincount(pixels[:, channel].ravel(), minlength=256) for channel in range(pixels.shape[1])])
+    counts = np.stack(
+        [
+            np.bincount(pixels[:, channel].ravel(), minlength=256)
+            for channel in range(pixels.shape[1])
+        ]
+    )
     values = np.arange(256)
     return {"sum": (counts @ values).tolist(), "sum_of_squares": (counts @ values**2).tolist()}
 
@@ -115,14 +155,22 @@ def _read(task: ShardTask) -> _Read:
         try:
             image = opened(place.read())
         except CorruptImageError as error:  # an OSError is no property of the image: storage that is away now may come back
-            corrupt.append({"image_id": int(task.ids[row]), "image": printable(place.name), "reason": str(error)})
+            corrupt.append(
+                {
+                    "image_id": int(task.ids[row]),
+                    "image": printable(place.name),
+                    "reason": str(error),
+                }
+            )
             continue
         images.append(task.storing.pixels(image))
         if len(images) == 1:
             _check_room(images[0], len(task.images), place)
         kept.append(row)
         if min(image.size) < task.storing.image_size:
-            enlarged.append([min(image.size), printable(place.name), f"{image.width} x {image.height}"])
+            enlarged.append(
+                [min(image.size), printable(place.name), f"{image.width} x {image.height}"]
+            )
         if images[-1].shape != images[0].shape:
             (_, h, w), (_, height, width) = images[0].shape, images[-1].shape
             raise ValueError(

@@ -117,7 +117,9 @@ class Source:
         """Say what a folder must hold, and the other ways to get the images."""
         ways = [f"allowed for {self.name}: {self.layout}"]
         if self.package:
-            ways.append(f"or install Debian's package (apt-get install {self.package}), which puts it in {self.installed}")
+            ways.append(
+                f"or install Debian's package (apt-get install {self.package}), which puts it in {self.installed}"
+            )
         if self.downloader:
             ways.append("or give --data.download, which fetches the official files")
         return "; ".join(ways)
@@ -129,7 +131,11 @@ class Source:
         every shard is a sample of all classes.
         """
         splits = self._splits(found)
-        return splits | {"train": by_hash(self.name, splits["train"].tolist())} if self.encoded else splits
+        return (
+            splits | {"train": by_hash(self.name, splits["train"].tolist())}
+            if self.encoded
+            else splits
+        )
 
     def _splits(self, found: Raw | Listing) -> dict[str, np.ndarray]:
         count = len(found.labels)
@@ -137,7 +143,9 @@ class Source:
             test, val = (_share(part, self.images, count) for part in (self.test, self.val))
             return split_by_hash(self.name, count, test=test, val=val)
         train = count - sum(map(len, found.held_out.values()))
-        return split_officially(self.name, count, found.held_out, val=_share(self.val, self.images - self.test, train))
+        return split_officially(
+            self.name, count, found.held_out, val=_share(self.val, self.images - self.test, train)
+        )
 
 
 def _share(part: int, whole: int, count: int) -> int:

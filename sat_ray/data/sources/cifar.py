@@ -47,7 +47,9 @@ class Version:
         """Return the files below `path`, a folder or the archive itself; None where this version is not there at all."""
         for folder in (path / self.folder, path):
             if (folder / self.test).is_file():
-                return {name: _read(folder / name) for name in self.files if (folder / name).is_file()}
+                return {
+                    name: _read(folder / name) for name in self.files if (folder / name).is_file()
+                }
         archive = path if path.is_file() else path / self.archive
         return self._unpack(archive) if archive.is_file() else None
 
@@ -61,7 +63,9 @@ class Version:
                         stream = tar.extractfile(member)
                         assert stream is not None
                         if member.size > MOST_BYTES:
-                            raise LayoutError(f"{name} in {archive.name} announces {member.size:,} bytes; allowed: {MOST_BYTES:,}")
+                            raise LayoutError(
+                                f"{name} in {archive.name} announces {member.size:,} bytes; allowed: {MOST_BYTES:,}"
+                            )
                         found[name] = stream.read()
         except (tarfile.TarError, EOFError, OSError) as error:
             raise LayoutError(f"{archive.name} is damaged ({type(error).__name__})") from None
@@ -84,7 +88,9 @@ class Cifar:
     @property
     def layout(self) -> str:
         """Show what a folder may hold."""
-        choices = (f"{v.archive} or {v.folder}/ ({', '.join(v.files)})" for v in (self.python, self.binary))
+        choices = (
+            f"{v.archive} or {v.folder}/ ({', '.join(v.files)})" for v in (self.python, self.binary)
+        )
         return "the official archive, or a folder with " + ", or ".join(choices)
 
     def read(self, path: Folder) -> Raw:
@@ -114,18 +120,29 @@ class Cifar:
             except ValueError as error:
                 raise LayoutError(f"{name} is not a batch of {self.name}: {error}") from None
             if not len(labels) or labels.min() < 0 or labels.max() >= self.classes:
-                raise LayoutError(f"{name} is not a batch of {self.name}: labels are not in 0 to {self.classes - 1}")
+                raise LayoutError(
+                    f"{name} is not a batch of {self.name}: labels are not in 0 to {self.classes - 1}"
+                )
             batches.append((images.reshape(-1, 3, SIDE, SIDE), labels))
         names = read_names(files[version.names])
         if len(names) != self.classes:
             raise LayoutError(f"{version.names} names {len(names)} classes, not {self.classes}")
         images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-        return Raw(images, labels, names, held_out={"test": np.arange(len(labels) - len(batches[-1][1]), len(labels))})
+        return Raw(
+            images,
+            labels,
+            names,
+            held_out={"test": np.arange(len(labels) - len(batches[-1][1]), len(labels))},
+        )
 
     def _python_batch(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
         batch = read_batch(data)
         images, labels = batch.get("data"), batch.get(self.labels)
-        if not isinstance(images, np.ndarray) or not isinstance(labels, list) or images.shape != (len(labels), PIXELS):
+        if (
+            not isinstance(images, np.ndarray)
+            or not isinstance(labels, list)
+            or images.shape != (len(labels), PIXELS)
+        ):
             raise ValueError(f"it has no 'data' of (N, {PIXELS}) with N '{self.labels}'")
         if not all(isinstance(label, int) for label in labels):
             raise ValueError(f"its '{self.labels}' are not whole numbers")
@@ -136,7 +153,11 @@ class Cifar:
             names = read_batch(data).get(self.label_names)
         except UnsafePickleError as error:
             raise LayoutError(f"{self.python.names}: {error}") from None
-        return tuple(name.decode() for name in names if isinstance(name, bytes)) if isinstance(names, list) else ()
+        return (
+            tuple(name.decode() for name in names if isinstance(name, bytes))
+            if isinstance(names, list)
+            else ()
+        )
 
     def _binary_batch(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
         record = self.label_bytes + PIXELS
@@ -154,9 +175,15 @@ _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 CIFAR10 = Cifar(
     name="CIFAR-10",
     classes=10,
-    python=Version("cifar-10-python.tar.gz", "cifar-10-batches-py", _BATCHES, "test_batch", "batches.meta"),
+    python=Version(
+        "cifar-10-python.tar.gz", "cifar-10-batches-py", _BATCHES, "test_batch", "batches.meta"
+    ),
     binary=Version(
-        "cifar-10-binary.tar.gz", "cifar-10-batches-bin", tuple(f"{n}.bin" for n in _BATCHES), "test_batch.bin", "batches.meta.txt"
+        "cifar-10-binary.tar.gz",
+        "cifar-10-batches-bin",
+        tuple(f"{n}.bin" for n in _BATCHES),
+        "test_batch.bin",
+        "batches.meta.txt",
     ),
     labels="labels",
     label_names="label_names",
@@ -167,7 +194,13 @@ CIFAR100 = Cifar(
     name="CIFAR-100",
     classes=100,
     python=Version("cifar-100-python.tar.gz", "cifar-100-python", ("train",), "test", "meta"),
-    binary=Version("cifar-100-binary.tar.gz", "cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt"),
+    binary=Version(
+        "cifar-100-binary.tar.gz",
+        "cifar-100-binary",
+        ("train.bin",),
+        "test.bin",
+        "fine_label_names.txt",
+    ),
     labels="fine_labels",
     label_names="fine_label_names",
     label_byte=1,  # after the coarse label

@@ -64,7 +64,10 @@ def read_batch(data: bytes) -> dict[str, Any]:
         raise UnsafePickleError(f"it is damaged ({type(error).__name__})") from None
     if not isinstance(value, dict):
         raise UnsafePickleError(f"it holds a {type(value).__name__} and not a dictionary")
-    return {_text(key): _array(item) if isinstance(item, _Array) else item for key, item in value.items()}
+    return {
+        _text(key): _array(item) if isinstance(item, _Array) else item
+        for key, item in value.items()
+    }
 
 
 def _text(key: object) -> str:
@@ -75,7 +78,9 @@ def _array(record: _Array) -> np.ndarray:
     match record.state:
         case (_, tuple(shape), _Kind(name=b"u1" | "u1"), bool() | int() as fortran, bytes(data)):
             try:
-                return np.frombuffer(data, dtype=np.uint8).reshape(shape, order="F" if fortran else "C")
+                return np.frombuffer(data, dtype=np.uint8).reshape(
+                    shape, order="F" if fortran else "C"
+                )
             except (ValueError, TypeError):
                 pass
     raise UnsafePickleError("an array in it is not made of uint8")

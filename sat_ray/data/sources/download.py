@@ -45,7 +45,10 @@ def official_files(kind: str) -> list[OfficialFile]:
 
     found = getattr(datasets, kind)
     if hasattr(found, "mirrors"):
-        return [OfficialFile(name, tuple(f"{mirror}{name}" for mirror in found.mirrors), md5) for name, md5 in found.resources]
+        return [
+            OfficialFile(name, tuple(f"{mirror}{name}" for mirror in found.mirrors), md5)
+            for name, md5 in found.resources
+        ]
     return [OfficialFile(found.filename, (found.url,), found.tgz_md5)]
 
 

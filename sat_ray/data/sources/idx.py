@@ -108,7 +108,9 @@ def _find(path: Folder, folder: str) -> dict[str, Folder]:
     raise LayoutError("it holds none of the files of the data set")
 
 
-def _joined(arrays: Mapping[str, np.ndarray], found: Mapping[str, Folder], split: str) -> tuple[np.ndarray, np.ndarray]:
+def _joined(
+    arrays: Mapping[str, np.ndarray], found: Mapping[str, Folder], split: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Return images and labels of a split, which must be equally many."""
     images, labels = (name for name, (part, *_) in FILES.items() if part == split)
     counts = len(arrays[images]), len(arrays[labels])
@@ -151,7 +153,9 @@ def read_idx(stream: BinaryIO, *, axes: int) -> tuple[np.ndarray, str]:
     expected = int(np.prod(shape))
     data = stream.read(expected)
     if len(data) < expected:
-        raise ValueError(f"is cut off: it has {len(data):,} bytes of {KINDS[axes]}, and its header announces {expected:,}")
+        raise ValueError(
+            f"is cut off: it has {len(data):,} bytes of {KINDS[axes]}, and its header announces {expected:,}"
+        )
     if stream.read(1):
         raise ValueError(f"has bytes behind the {expected:,} that its header announces")
     digest = hashlib.md5(header, usedforsecurity=False)
@@ -168,7 +172,9 @@ def _check_magic(magic: bytes, *, axes: int) -> None:
         raise ValueError(f"is cut off: it has {len(magic)} bytes")
     if magic[:3] == wanted[:3] and magic[3] in KINDS:
         raise ValueError(f"holds {KINDS[magic[3]]}, not {KINDS[axes]}: the two are swapped")
-    raise ValueError(f"is no IDX file of {KINDS[axes]}: it begins with {magic.hex()}, and {wanted.hex()} is wanted")
+    raise ValueError(
+        f"is no IDX file of {KINDS[axes]}: it begins with {magic.hex()}, and {wanted.hex()} is wanted"
+    )
 
 
 FASHION_MNIST = Idx(
@@ -204,4 +210,6 @@ MNIST = Idx(
         "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
     },
 )
-OFFICIAL = {digest: (one.name, name) for one in (FASHION_MNIST, MNIST) for name, digest in one.md5.items()}
+OFFICIAL = {
+    digest: (one.name, name) for one in (FASHION_MNIST, MNIST) for name, digest in one.md5.items()
+}

@@ -32,7 +32,9 @@ def entries(folder: Folder, *, folders: bool) -> list[str]:
     if isinstance(folder, RemotePath):
         return [name for name in folder.entries(folders=folders) if not name.startswith(".")]
     with os.scandir(folder) as found:
-        return sorted(one.name for one in found if one.is_dir() == folders and not one.name.startswith("."))
+        return sorted(
+            one.name for one in found if one.is_dir() == folders and not one.name.startswith(".")
+        )
 
 
 def class_files(folder: Folder) -> Found:
@@ -70,7 +72,9 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _below(folder: Folder, *, path: str, seen: tuple[object, ...]) -> Iterator[tuple[str, str, str]]:
+def _below(
+    folder: Folder, *, path: str, seen: tuple[object, ...]
+) -> Iterator[tuple[str, str, str]]:
     """Yield (path of its folder, name, stamp) of every visible file below a folder.
 
     path: of the folder, from where classes are; seen: the folders on the way here, one of which a link may lead back to.
@@ -80,7 +84,9 @@ def _below(folder: Folder, *, path: str, seen: tuple[object, ...]) -> Iterator[t
     for name in entries(folder, folders=True):
         identity = _identity(folder / name)
         if identity in seen:
-            raise LayoutError(f"{printable(f'{path}/{name}')}/ is a link to a folder that it is in; remove it")
+            raise LayoutError(
+                f"{printable(f'{path}/{name}')}/ is a link to a folder that it is in; remove it"
+            )
         yield from _below(folder / name, path=f"{path}/{name}", seen=(*seen, identity))
 
 
@@ -149,7 +155,9 @@ def list_image_folder(path: Folder) -> Listing:
 def _refuse_loose(folder: Folder) -> None:
     """Refuse images beside class folders: they have no class, and leaving them out would go unnoticed."""
     if loose := [name for name in entries(folder, folders=False) if is_image(name)]:
-        raise LayoutError(f"{printable(folder.name)}/ has images beside its folders ({len(loose)}, {printable(loose[0])} first)")
+        raise LayoutError(
+            f"{printable(folder.name)}/ has images beside its folders ({len(loose)}, {printable(loose[0])} first)"
+        )
 
 
 def _listing(root: Folder, parts: dict[str, Found]) -> Listing:
@@ -162,7 +170,9 @@ def _listing(root: Folder, parts: dict[str, Found]) -> Listing:
     for split, files in parts.items():
         if foreign := sorted({name for name, _ in files} - index.keys()):
             shown = ", ".join(map(printable, foreign[:3]))
-            raise LayoutError(f"{split}/ has classes that train/ has not: {shown}{_spelling(foreign[0], classes)}")
+            raise LayoutError(
+                f"{split}/ has classes that train/ has not: {shown}{_spelling(foreign[0], classes)}"
+            )
         if split != "train":
             held_out[split] = np.arange(len(places), len(places) + len(files))
         places += [replace(place, name=place.path.removeprefix(f"{root}/")) for _, place in files]
@@ -174,5 +184,11 @@ def _listing(root: Folder, parts: dict[str, Found]) -> Listing:
 
 def _spelling(name: str, classes: list[str]) -> str:
     """Say so where a class is there and only its Unicode form differs: the two look the same."""
-    same = unicodedata.normalize("NFC", name) in (unicodedata.normalize("NFC", one) for one in classes)
-    return " (train/ has it in another Unicode form, NFC or NFD; rename one of the two)" if same else ""
+    same = unicodedata.normalize("NFC", name) in (
+        unicodedata.normalize("NFC", one) for one in classes
+    )
+    return (
+        " (train/ has it in another Unicode form, NFC or NFD; rename one of the two)"
+        if same
+        else ""
+    )

@@ -17,7 +17,11 @@ from sat_ray.data.sources.base import LayoutError, Listing
 from sat_ray.data.sources.image_folder import class_files
 from sat_ray.storage.s3_path import Folder
 
-TRAIN_TAR, VAL_TAR, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+TRAIN_TAR, VAL_TAR, DEVKIT = (
+    "ILSVRC2012_img_train.tar",
+    "ILSVRC2012_img_val.tar",
+    "ILSVRC2012_devkit_t12.tar.gz",
+)
 VAL_IDS = "imagenet_2012_validation_synset_labels.txt"
 GROUND_TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
 IMAGENET_LAYOUT = (
@@ -36,10 +40,17 @@ def list_imagenet(path: Folder) -> Listing:
     classes = sorted({name for name, _ in train})
     index = {name: number for number, name in enumerate(classes)}
     if foreign := sorted({name for name, _ in val} - index.keys()):
-        raise LayoutError(f"validation images have classes that train has not: {', '.join(foreign[:3])}")
+        raise LayoutError(
+            f"validation images have classes that train has not: {', '.join(foreign[:3])}"
+        )
     both = train + val
     labels = np.array([index[name] for name, _ in both], dtype=np.int64)
-    return Listing([place for _, place in both], labels, tuple(classes), held_out={"test": np.arange(len(train), len(both))})
+    return Listing(
+        [place for _, place in both],
+        labels,
+        tuple(classes),
+        held_out={"test": np.arange(len(train), len(both))},
+    )
 
 
 def _train(path: Folder) -> list[Labelled]:
@@ -54,7 +65,10 @@ def _train(path: Folder) -> list[Labelled]:
                 inner = outer.extractfile(member) if member.name.endswith(".tar") else None
                 if inner is not None:
                     name = Path(member.name).stem
-                    found += [(name, place) for place in _places(path / TRAIN_TAR, inner, start=member.offset_data)]
+                    found += [
+                        (name, place)
+                        for place in _places(path / TRAIN_TAR, inner, start=member.offset_data)
+                    ]
     except (tarfile.TarError, EOFError) as error:
         raise LayoutError(f"{TRAIN_TAR} is damaged ({error})") from None
     if not found:
@@ -74,12 +88,17 @@ def _val(path: Folder) -> list[Labelled]:
         raise LayoutError(f"{VAL_TAR} is damaged ({error})") from None
     names = _val_wordnet_ids(path)
     if len(names) != len(places):
-        raise LayoutError(f"{VAL_TAR} has {len(places)} images and its ground truth {len(names)} lines")
+        raise LayoutError(
+            f"{VAL_TAR} has {len(places)} images and its ground truth {len(names)} lines"
+        )
     return list(zip(names, places, strict=True))
 
 
 def _folder(folder: Folder) -> list[Labelled]:
-    return [(name, replace(place, name=place.name.rpartition("/")[2])) for name, place in class_files(folder)]
+    return [
+        (name, replace(place, name=place.name.rpartition("/")[2]))
+        for name, place in class_files(folder)
+    ]
 
 
 def _places(archive: Folder, stream: object, *, start: int) -> Iterator[Place]:
@@ -87,7 +106,9 @@ def _places(archive: Folder, stream: object, *, start: int) -> Iterator[Place]:
     with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
         for member in tar:
             if member.isfile():
-                yield Place(Path(member.name).name, str(archive), start + member.offset_data, member.size)
+                yield Place(
+                    Path(member.name).name, str(archive), start + member.offset_data, member.size
+                )
 
 
 def _val_wordnet_ids(path: Folder) -> list[str]:
@@ -100,14 +121,20 @@ def _val_wordnet_ids(path: Folder) -> list[str]:
     try:
         with (path / DEVKIT).open("rb") as file, tarfile.open(fileobj=file) as tar:
             for member in tar:
-                stream = tar.extractfile(member) if member.name.endswith((GROUND_TRUTH, META)) else None
+                stream = (
+                    tar.extractfile(member) if member.name.endswith((GROUND_TRUTH, META)) else None
+                )
                 if stream is not None:
-                    wanted[GROUND_TRUTH if member.name.endswith(GROUND_TRUTH) else META] = stream.read()
+                    wanted[GROUND_TRUTH if member.name.endswith(GROUND_TRUTH) else META] = (
+                        stream.read()
+                    )
         numbers = [int(line) for line in wanted[GROUND_TRUTH].split()]
         names = _wordnet_ids(wanted[META])
         return [names[number] for number in numbers]
     except (tarfile.TarError, EOFError, ValueError, KeyError) as error:
-        raise LayoutError(f"{DEVKIT} does not give the classes of the validation images ({type(error).__name__}: {error})") from None
+        raise LayoutError(
+            f"{DEVKIT} does not give the classes of the validation images ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _wordnet_ids(meta: bytes) -> dict[int, str]:
@@ -115,4 +142,7 @@ def _wordnet_ids(meta: bytes) -> dict[int, str]:
     from scipy.io import loadmat  # plain MATLAB arrays; no objects are made
 
     synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-    return {int(number): str(name) for number, name in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
+    return {
+        int(number): str(name)
+        for number, name in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
+    }

@@ -16,7 +16,10 @@ WANTED, NEEDED = ("images", "labels", "image_ids", "class_names"), ("images", "l
 MEMORY_SHARE = 0.5  # of what is free: images with channels last are copied once
 UNSUSPECTED = 1024**3  # bytes; only beyond these is it asked how well the images are packed
 MOST_PACKING = 100  # bytes of images in one of the file; drawings take a twentieth of their pixels
-MOST_LABEL, INT64 = 2**31 - 1, (-(2**63), 2**63 - 1)  # labels are stored as int32, image ids as int64
+MOST_LABEL, INT64 = (
+    2**31 - 1,
+    (-(2**63), 2**63 - 1),
+)  # labels are stored as int32, image ids as int64
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -32,13 +35,31 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str,
     names = _class_names(arrays.get("class_names"), path)
     classes = f"0 to {len(names) - 1}, one of class_names" if names else f"0 to {MOST_LABEL}"
     labels = _whole_numbers(
-        arrays["labels"], "labels", path, count=len(images), limits=(0, len(names) - 1 if names else MOST_LABEL), allowed=classes
+        arrays["labels"],
+        "labels",
+        path,
+        count=len(images),
+        limits=(0, len(names) - 1 if names else MOST_LABEL),
+        allowed=classes,
     )
     given = arrays.get("image_ids", np.arange(len(images)))
-    ids = _whole_numbers(given, "image_ids", path, count=len(images), limits=INT64, allowed=f"{INT64[0]} to {INT64[1]}")
+    ids = _whole_numbers(
+        given,
+        "image_ids",
+        path,
+        count=len(images),
+        limits=INT64,
+        allowed=f"{INT64[0]} to {INT64[1]}",
+    )
     if len(np.unique(ids)) != len(ids):
-        doubled = [int(i) for i, count in zip(*np.unique(ids, return_counts=True), strict=True) if count > 1]
-        raise ValueError(f"image_ids of {path} holds {doubled[:5]} more than once; allowed: each id once")
+        doubled = [
+            int(i)
+            for i, count in zip(*np.unique(ids, return_counts=True), strict=True)
+            if count > 1
+        ]
+        raise ValueError(
+            f"image_ids of {path} holds {doubled[:5]} more than once; allowed: each id once"
+        )
     return images, labels, ids, names
 
 
@@ -53,11 +74,19 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             found = {name: file[name] for name in file.files if name in WANTED}
             names = list(file.files)
     except Exception as error:  # numpy, zip and zlib raise whatever damaged bytes lead them to
-        raise ValueError(f"data {path} is no .npz of plain arrays ({first_line(error)}); allowed: arrays, no objects") from None
+        raise ValueError(
+            f"data {path} is no .npz of plain arrays ({first_line(error)}); allowed: arrays, no objects"
+        ) from None
     if missing := [name for name in NEEDED if name not in found]:
-        raise ValueError(f"data {path} holds {names} but not {' and '.join(missing)}; allowed: {', '.join(WANTED)}")
-    if strange := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:  # numpy hands over its bytes
-        raise ValueError(f"data {path} is no .npz of plain arrays ({strange[0]} is no array); allowed: arrays, no objects")
+        raise ValueError(
+            f"data {path} holds {names} but not {' and '.join(missing)}; allowed: {', '.join(WANTED)}"
+        )
+    if strange := [
+        name for name, array in found.items() if not isinstance(array, np.ndarray)
+    ]:  # numpy hands over its bytes
+        raise ValueError(
+            f"data {path} is no .npz of plain arrays ({strange[0]} is no array); allowed: arrays, no objects"
+        )
     return found
 
 
@@ -71,13 +100,19 @@ def _check_announced(path: Path) -> None:
             if member.filename.removesuffix(".npy") in WANTED:
                 size = _announced(file, member)
                 if size > member.file_size:
-                    raise ValueError(f"{member.filename} announces {size:,} bytes and has {member.file_size:,}")
+                    raise ValueError(
+                        f"{member.filename} announces {size:,} bytes and has {member.file_size:,}"
+                    )
                 announced += size
     packed, memory = path.stat().st_size, free_memory()
     if announced > MEMORY_SHARE * memory:
-        raise ValueError(f"its arrays announce {announced:,} bytes, and {memory:,} bytes of memory are free; split it into smaller files")
+        raise ValueError(
+            f"its arrays announce {announced:,} bytes, and {memory:,} bytes of memory are free; split it into smaller files"
+        )
     if announced > UNSUSPECTED and announced > MOST_PACKING * packed:
-        raise ValueError(f"its arrays announce {announced:,} bytes in a file of {packed:,}, more than images can be packed")
+        raise ValueError(
+            f"its arrays announce {announced:,} bytes in a file of {packed:,}, more than images can be packed"
+        )
 
 
 def _announced(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
@@ -114,20 +149,30 @@ def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
             "epsilon is measured in [0, 1] pixels, and normalised images would change what it means"
         )
     if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images of {path} have shape {images.shape}; allowed: (N, C, H, W) or (N, H, W, C), none of them 0")
+        raise ValueError(
+            f"images of {path} have shape {images.shape}; allowed: (N, C, H, W) or (N, H, W, C), none of them 0"
+        )
     first, last = (images.shape[axis] in (1, 3) for axis in (1, 3))
     if first == last:
         which = "both" if first else "neither"
-        raise ValueError(f"images of {path} have shape {images.shape}: {which} of axes 1 and 3 can be channels; allowed: 1 or 3 on one")
+        raise ValueError(
+            f"images of {path} have shape {images.shape}: {which} of axes 1 and 3 can be channels; allowed: 1 or 3 on one"
+        )
     return images if first else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-def _whole_numbers(values: np.ndarray, name: str, path: Path, *, count: int, limits: tuple[int, int], allowed: str) -> np.ndarray:
+def _whole_numbers(
+    values: np.ndarray, name: str, path: Path, *, count: int, limits: tuple[int, int], allowed: str
+) -> np.ndarray:
     """Return (count,) whole numbers as int64; ValueError for others, or for one outside the limits, which `allowed` says in words."""
     if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"{name} of {path} is {values.shape} {values.dtype}; allowed: ({count},) whole numbers, one per image")
+        raise ValueError(
+            f"{name} of {path} is {values.shape} {values.dtype}; allowed: ({count},) whole numbers, one per image"
+        )
     if int(values.min()) < limits[0] or int(values.max()) > limits[1]:
-        raise ValueError(f"{name} of {path} lie in [{values.min()}, {values.max()}]; allowed: {allowed}")
+        raise ValueError(
+            f"{name} of {path} lie in [{values.min()}, {values.max()}]; allowed: {allowed}"
+        )
     return values.astype(np.int64)
 
 
@@ -135,5 +180,7 @@ def _class_names(values: np.ndarray | None, path: Path) -> tuple[str, ...]:
     if values is None:
         return ()
     if values.ndim != 1 or values.dtype.kind != "U" or len(set(values.tolist())) != len(values):
-        raise ValueError(f"class_names of {path} is {values.shape} {values.dtype}; allowed: (K,) strings, one per class, all different")
+        raise ValueError(
+            f"class_names of {path} is {values.shape} {values.dtype}; allowed: (K,) strings, one per class, all different"
+        )
     return tuple(values.tolist())

@@ -69,7 +69,9 @@ def counted(source: Source, path: str = "") -> Source:
         return source
     found = opened(source, path)
     splits = source.splits(found)
-    return dataclasses.replace(source, images=len(found.labels), test=len(splits["test"]), val=len(splits["val"]))
+    return dataclasses.replace(
+        source, images=len(found.labels), test=len(splits["test"]), val=len(splits["val"])
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -81,7 +83,11 @@ def opened(source: Source, path: str = "") -> Raw | Listing:
 def _read(name: str, path: Any = None) -> Raw:
     what = f"data.dataset {name}"
     try:
-        found = call(resolve(name, what="data.dataset"), **({} if path is None else {"path": path}), what=what)
+        found = call(
+            resolve(name, what="data.dataset"),
+            **({} if path is None else {"path": path}),
+            what=what,
+        )
     except LayoutError as error:
         raise ValueError(str(error)) from None
     return _checked(found if isinstance(found, Raw) else _raw(found, what=what), what=what)
@@ -89,10 +95,18 @@ def _read(name: str, path: Any = None) -> Raw:
 
 def _raw(found: Any, *, what: str) -> Raw:
     if not isinstance(found, tuple) or len(found) != 3:
-        raise ValueError(f"{what} returned a {type(found).__name__}; allowed: {RETURNED}, as a tuple or a Raw")
+        raise ValueError(
+            f"{what} returned a {type(found).__name__}; allowed: {RETURNED}, as a tuple or a Raw"
+        )
     images, labels, names = found
-    if not isinstance(names, Sequence) or isinstance(names, str) or not all(isinstance(one, str) for one in names):
-        raise ValueError(f"{what}: class_names are a {type(names).__name__}; allowed: one text per class, in the order of the labels")
+    if (
+        not isinstance(names, Sequence)
+        or isinstance(names, str)
+        or not all(isinstance(one, str) for one in names)
+    ):
+        raise ValueError(
+            f"{what}: class_names are a {type(names).__name__}; allowed: one text per class, in the order of the labels"
+        )
     return Raw(np.asarray(images), np.asarray(labels), tuple(names))
 
 
@@ -100,29 +114,51 @@ def _checked(raw: Raw, *, what: str) -> Raw:
     _check_images(raw.images, what=what)
     labels, count = raw.labels, len(raw.images)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise ValueError(f"{what}: labels are {labels.dtype} {labels.shape}; allowed: {count} whole numbers, one per image")
+        raise ValueError(
+            f"{what}: labels are {labels.dtype} {labels.shape}; allowed: {count} whole numbers, one per image"
+        )
     if len(raw.class_names) < 2 or len(set(raw.class_names)) != len(raw.class_names):
-        raise ValueError(f"{what}: class_names are {raw.class_names}; allowed: at least 2, each once")
+        raise ValueError(
+            f"{what}: class_names are {raw.class_names}; allowed: at least 2, each once"
+        )
     if labels.min() < 0 or labels.max() >= len(raw.class_names):
-        raise ValueError(f"{what}: labels lie in [{labels.min()}, {labels.max()}]; allowed: 0 to {len(raw.class_names) - 1}")
+        raise ValueError(
+            f"{what}: labels lie in [{labels.min()}, {labels.max()}]; allowed: 0 to {len(raw.class_names) - 1}"
+        )
     if absent := sorted(set(range(len(raw.class_names))) - set(labels.tolist())):
-        raise ValueError(f"{what}: no image has the label {absent[0]} ({raw.class_names[absent[0]]}); allowed: images of every class")
+        raise ValueError(
+            f"{what}: no image has the label {absent[0]} ({raw.class_names[absent[0]]}); allowed: images of every class"
+        )
     for split, ids in raw.held_out.items():
-        if split not in ("test", "val") or len(set(ids.tolist())) != len(ids) or not np.isin(ids, np.arange(count)).all():
-            raise ValueError(f"{what}: held_out {split} is wrong; allowed: test and val, image ids from 0 to {count - 1}, each once")
-    return dataclasses.replace(raw, images=np.ascontiguousarray(raw.images), labels=labels.astype(np.int64))
+        if (
+            split not in ("test", "val")
+            or len(set(ids.tolist())) != len(ids)
+            or not np.isin(ids, np.arange(count)).all()
+        ):
+            raise ValueError(
+                f"{what}: held_out {split} is wrong; allowed: test and val, image ids from 0 to {count - 1}, each once"
+            )
+    return dataclasses.replace(
+        raw, images=np.ascontiguousarray(raw.images), labels=labels.astype(np.int64)
+    )
 
 
 def _check_images(images: Any, *, what: str) -> None:
     """Refuse what is no uint8 image, and name the likely slip."""
     if not isinstance(images, np.ndarray) or images.ndim != 4:
-        raise ValueError(f"{what}: images have shape {getattr(images, 'shape', None)}; allowed: (N, C, H, W), C = 1 for grey ones")
+        raise ValueError(
+            f"{what}: images have shape {getattr(images, 'shape', None)}; allowed: (N, C, H, W), C = 1 for grey ones"
+        )
     if images.dtype != np.uint8:
         scaled = images.dtype.kind == "f" and float(images.min()) >= 0 and float(images.max()) <= 1
         hint = "; write np.rint(images * 255).astype(np.uint8)" if scaled else ""
-        raise ValueError(f"{what}: images are {images.dtype}; allowed: uint8 pixels as they were before any scaling{hint}")
+        raise ValueError(
+            f"{what}: images are {images.dtype}; allowed: uint8 pixels as they were before any scaling{hint}"
+        )
     if images.shape[1] > 4 and images.shape[3] in (1, 3, 4):
-        raise ValueError(f"{what}: images have shape {images.shape}, channels last; allowed: (N, C, H, W), images.transpose(0, 3, 1, 2)")
+        raise ValueError(
+            f"{what}: images have shape {images.shape}, channels last; allowed: (N, C, H, W), images.transpose(0, 3, 1, 2)"
+        )
     if len(images) < FEWEST:
         raise ValueError(f"{what}: {len(images)} images; allowed: at least {FEWEST}")
     if images.max() <= 1:

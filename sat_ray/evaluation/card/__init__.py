@@ -31,7 +31,7 @@ def robustness_card(
     settings: CardSettings | None = None,
     variants: Callable[[AttackSpec], Sequence[AttackSpec]] = lambda spec: [spec],
     seed: int = 0,
-    lanes: int | None = None,
+    slots: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Measure a model and judge it: {"verdict": "PASS" or "FLAG", "reasons", "checks", "ladder", "curves", "n", ...}, JSON-ready.
@@ -41,7 +41,7 @@ def robustness_card(
     arrays: (N, C, H, W) uint8 and (N,)
     whole numbers, with the image ids 0 to N - 1. At most `settings.images` of them are used.
     attack: the PGD whose robust accuracy is claimed; variants: the backward passes that each attack must be tried through.
-    lanes: rows of every call of the model, part of the numerical environment. None: as many as
+    slots: rows of every call of the model, part of the numerical environment. None: as many as
     there are images, rounded up to a
     multiple of 32, at most 256 and fewer for large images; images of at most 256 values are then
     computed on one CPU thread.
@@ -68,7 +68,7 @@ def robustness_card(
     if not len(checked):
         raise ValueError("split must have at least one image, got none")
     values = max(1, prod(checked.images.shape[1:]))
-    one_thread = lanes is None and values <= SMALL_IMAGE
+    one_thread = slots is None and values <= SMALL_IMAGE
     with reporting(on_progress) as begin, _threads(1 if one_thread else None):
         evidence = measure(
             model,
@@ -77,7 +77,7 @@ def robustness_card(
             settings=settings,
             variants=variants,
             seed=seed,
-            lanes=_rows(min(len(checked), settings.images), values) if lanes is None else lanes,
+            slots=_rows(min(len(checked), settings.images), values) if slots is None else slots,
             begin=begin,
         )
     checks = judge(evidence)

@@ -19,8 +19,12 @@ ORDER_SLACK = 0.01  # accuracies of neighbours on the ladder may be this much ou
 # adversarially trained models without hidden gradients lose 4 to 9 % of what their authors' attacks left, models with hidden ones a
 # third and more; on digits (docs/science.md) networks lose 0 to 5 % at epsilon 32/255, and 20 to 50 % at 64/255, relu among them.
 LARGEST_BROKEN_SHARE = 0.10
-LARGEST_TAIL_SHARE = 0.05  # of what survives the first half of the steps, what the second half may still break
-LARGEST_RESTART_SHARE = 0.05  # of what survives the claimed attack, what further starts, all together, may break
+LARGEST_TAIL_SHARE = (
+    0.05  # of what survives the first half of the steps, what the second half may still break
+)
+LARGEST_RESTART_SHARE = (
+    0.05  # of what survives the claimed attack, what further starts, all together, may break
+)
 LARGEST_SQUARE_SHARE = 0.10  # of what survives the attacks with gradients, what Square may break
 LARGEST_SHARE_OVER_CLAIM = 0.15  # of what survives the claimed attack: what the cascade may break, and what only Square may
 LARGEST_ZERO_SHARE = 0.25
@@ -47,7 +51,9 @@ class Check:
 def judge(evidence: dict[str, Any]) -> list[Check]:
     """Apply every check that the evidence allows, in the order a reader wants them."""
     checks = [same_logits_twice(evidence), images_do_not_mix(evidence)]
-    checks += [nothing_is_remembered(evidence)] if "fresh_copy" in evidence["repeatability"] else []  # not every model can be copied
+    checks += (
+        [nothing_is_remembered(evidence)] if "fresh_copy" in evidence["repeatability"] else []
+    )  # not every model can be copied
     checks += [better_than_chance(evidence), gradient_exists(evidence)]
     with_gradient: list[Callable[[dict[str, Any]], Check]] = [
         gradient_is_not_zero,
@@ -88,10 +94,15 @@ def _share(lost: float, *, of: float) -> str:
 def better_than_chance(evidence: dict[str, Any]) -> Check:
     """A model that ignores its input is as robust as it is accurate."""
     n, chance = int(evidence["n"]), float(evidence["chance"])
-    accuracies = {"clean": evidence["ladder"]["clean"], "under the cascade": evidence["ladder"]["cascade"]}
+    accuracies = {
+        "clean": evidence["ladder"]["clean"],
+        "under the cascade": evidence["ladder"]["cascade"],
+    }
     return Check(
         name=ABOVE_CHANCE,
-        passed=all(wilson_interval(round(value * n), n)[0] > chance for value in accuracies.values()),
+        passed=all(
+            wilson_interval(round(value * n), n)[0] > chance for value in accuracies.values()
+        ),
         found=", ".join(f"{_percent(value)} {name}" for name, value in accuracies.items())
         + f"; always naming the most frequent class gives {_percent(chance)} (needed: beyond noise more)",
         meaning="a constant answer cannot be attacked, and says nothing",
@@ -100,7 +111,10 @@ def better_than_chance(evidence: dict[str, Any]) -> Check:
 
 def same_logits_twice(evidence: dict[str, Any]) -> Check:
     """A model that draws random numbers makes every gradient a guess."""
-    difference, scale = evidence["repeatability"]["second_run"], evidence["repeatability"]["largest_logit"]
+    difference, scale = (
+        evidence["repeatability"]["second_run"],
+        evidence["repeatability"]["largest_logit"],
+    )
     return Check(
         name="the output is not random",
         passed=difference <= ROUNDING * scale,
@@ -111,7 +125,10 @@ def same_logits_twice(evidence: dict[str, Any]) -> Check:
 
 def images_do_not_mix(evidence: dict[str, Any]) -> Check:
     """BatchNorm in train mode, hidden in a function, lets the neighbours decide."""
-    difference, scale = evidence["repeatability"]["other_neighbours"], evidence["repeatability"]["largest_logit"]
+    difference, scale = (
+        evidence["repeatability"]["other_neighbours"],
+        evidence["repeatability"]["largest_logit"],
+    )
     return Check(
         name="images do not influence each other",
         passed=difference <= ROUNDING * scale,
@@ -122,7 +139,10 @@ def images_do_not_mix(evidence: dict[str, Any]) -> Check:
 
 def nothing_is_remembered(evidence: dict[str, Any]) -> Check:
     """A model that remembers images can answer for those near them."""
-    difference, scale = evidence["repeatability"]["fresh_copy"], evidence["repeatability"]["largest_logit"]
+    difference, scale = (
+        evidence["repeatability"]["fresh_copy"],
+        evidence["repeatability"]["largest_logit"],
+    )
     return Check(
         name="the model remembers nothing",
         passed=difference <= ROUNDING * scale,
@@ -138,17 +158,25 @@ def gradient_exists(evidence: dict[str, Any]) -> Check:
     return Check(
         name="a gradient exists",
         passed=exists,
-        found="autograd reaches the pixels" if exists else "the output is cut off from the pixels; only Square was run",
+        found="autograd reaches the pixels"
+        if exists
+        else "the output is cut off from the pixels; only Square was run",
         meaning="a model that cannot be differentiated has not been attacked at full strength",
     )
 
 
 def gradient_is_not_zero(evidence: dict[str, Any]) -> Check:
     """sign(0) = 0: such pixels are never moved."""
-    parts = {"images and random starts": evidence["gradient"], "points on the way": evidence["curves"]["gradient_on_the_way"]}
+    parts = {
+        "images and random starts": evidence["gradient"],
+        "points on the way": evidence["curves"]["gradient_on_the_way"],
+    }
     return Check(
         name="the gradient is not zero",
-        passed=all(part["images_of_zero_gradient"] == 0 and part["zero_share"] <= LARGEST_ZERO_SHARE for part in parts.values()),
+        passed=all(
+            part["images_of_zero_gradient"] == 0 and part["zero_share"] <= LARGEST_ZERO_SHARE
+            for part in parts.values()
+        ),
         found="; ".join(
             f"{where}: {part['images_of_zero_gradient']} images with none at all, {_percent(part['zero_share'])} of all entries exactly 0"
             for where, part in parts.items()
@@ -244,7 +272,10 @@ def large_balls_break_everything(evidence: dict[str, Any]) -> Check:
 def eight_bits_keep_the_attack(evidence: dict[str, Any]) -> Check:
     """Adversarial images must survive being stored."""
     rounded = evidence["curves"]["eight_bit"]
-    gain, allowed = rounded["rounded"] - rounded["last_points"], max(LARGEST_ROUNDING_GAIN, 2 / rounded["n"]) + 1e-9
+    gain, allowed = (
+        rounded["rounded"] - rounded["last_points"],
+        max(LARGEST_ROUNDING_GAIN, 2 / rounded["n"]) + 1e-9,
+    )
     return Check(
         name="rounding to 8 bits does not undo the attack",
         passed=gain <= allowed,
@@ -256,7 +287,11 @@ def eight_bits_keep_the_attack(evidence: dict[str, Any]) -> Check:
 
 def gradients_beat_square(evidence: dict[str, Any]) -> Check:
     """An attack that sees less cannot be stronger, unless what the other sees is a lie."""
-    alone, over, n = evidence["broken_by_square_alone"], evidence["survivors_broken_by_square"], evidence["n"]
+    alone, over, n = (
+        evidence["broken_by_square_alone"],
+        evidence["survivors_broken_by_square"],
+        evidence["n"],
+    )
     left = round(evidence["ladder"]["cascade"] * n) + alone  # before Square
     claimed = round(list(evidence["ladder"].values())[-2] * n)
     shares = ((LARGEST_SQUARE_SHARE, left), (LARGEST_SHARE_OVER_CLAIM, claimed))

@@ -13,7 +13,13 @@ from sat_ray.attacks import AttackSpec, cascade
 from sat_ray.attacks.base import Model, require_inference_mode
 from sat_ray.attacks.cascade import TARGETS
 from sat_ray.data.split import Split
-from sat_ray.evaluation.card.probes import gradient_probe, random_starts, repeatability, trajectories, untouched
+from sat_ray.evaluation.card.probes import (
+    gradient_probe,
+    random_starts,
+    repeatability,
+    trajectories,
+    untouched,
+)
 from sat_ray.evaluation.card.settings import CardSettings
 from sat_ray.evaluation.card.subject import Subject, Variants, sample
 from sat_ray.evaluation.engine.verdicts import CLEAN_ERROR, NEVER
@@ -45,7 +51,7 @@ def measure(
     settings: CardSettings,
     variants: Variants,
     seed: int,
-    lanes: int,
+    slots: int,
     begin: Callable[[str], None] = lambda part: None,
 ) -> dict[str, Any]:
     """Return all evidence, JSON-ready.
@@ -54,16 +60,30 @@ def measure(
     begin: called with the name of each part of the work when it begins.
     """
     if attack.name in RUNGS:
-        raise ValueError(f"attack is named {attack.name}, like a rung of the card's ladder; allowed: any name but {', '.join(RUNGS)}")
+        raise ValueError(
+            f"attack is named {attack.name}, like a rung of the card's ladder; allowed: any name but {', '.join(RUNGS)}"
+        )
     require_inference_mode(model)
-    check_images(split.images, split.labels, split.image_ids, lanes=lanes)
+    check_images(split.images, split.labels, split.image_ids, slots=slots)
     begin("logits and gradients of the images")
     fresh, chosen = untouched(model), sample(split, settings.images, seed=seed)
-    subject = Subject(model=model, split=chosen, threat_model=attack.threat_model, variants=variants, seed=seed, lanes=lanes)
+    subject = Subject(
+        model=model,
+        split=chosen,
+        threat_model=attack.threat_model,
+        variants=variants,
+        seed=seed,
+        slots=slots,
+    )
     clean = subject.logits()
     check_logits(clean, chosen.labels)
     gradient, points = gradient_probe(subject), [random_starts(subject)]
-    attacks = cascade(attack.threat_model, num_classes=clean.shape[1], steps=settings.cascade_steps, queries=settings.cascade_queries)
+    attacks = cascade(
+        attack.threat_model,
+        num_classes=clean.shape[1],
+        steps=settings.cascade_steps,
+        queries=settings.cascade_queries,
+    )
     attacks = attacks if gradient["exists"] else attacks[-1:]
     correct = set(chosen.image_ids[clean.argmax(dim=1) == chosen.labels].tolist())
     ladder = {"clean": len(correct) / subject.n, "noise": noise_accuracy(subject)}
@@ -77,7 +97,10 @@ def measure(
         claimed_survivors = robust_image_ids(table)
         restarts = accuracy_by_restart(table, claimed)
         begin(f"pgd-{SHORT_STEPS} and the course of {attack.name}")
-        ladder |= {f"pgd-{SHORT_STEPS}": short_attack(subject), attack.name: restarts[attack.restarts - 1]}
+        ladder |= {
+            f"pgd-{SHORT_STEPS}": short_attack(subject),
+            attack.name: restarts[attack.restarts - 1],
+        }
         followed, ends = trajectories(subject, attack)
         points.append(ends)
         curves = {
@@ -115,7 +138,9 @@ def measure(
 
 def chance(labels: Tensor, *, num_classes: int) -> float:
     """Return the accuracy of a model that ignores its input, and answers with the most frequent class of these images."""
-    return max(1 / num_classes, float(torch.bincount(torch.as_tensor(labels).long()).max()) / len(labels))
+    return max(
+        1 / num_classes, float(torch.bincount(torch.as_tensor(labels).long()).max()) / len(labels)
+    )
 
 
 def noise_accuracy(subject: Subject) -> float:
@@ -123,26 +148,38 @@ def noise_accuracy(subject: Subject) -> float:
     right = 0
     for x, y, rng, count in subject.blocks(torch.arange(subject.n)):
         with torch.no_grad():
-            predicted = subject.model(subject.threat_model.random_start(x, rng, step=1)).argmax(dim=1)
+            predicted = subject.model(subject.threat_model.random_start(x, rng, step=1)).argmax(
+                dim=1
+            )
         right += int((predicted == y)[:count].sum())
     return right / subject.n
 
 
 def short_attack(subject: Subject) -> float:
     """Return the robust accuracy under PGD-10 with steps of epsilon / 4."""
-    spec = AttackSpec(threat_model=subject.threat_model, steps=SHORT_STEPS, step_size=subject.threat_model.epsilon / 4)
+    spec = AttackSpec(
+        threat_model=subject.threat_model,
+        steps=SHORT_STEPS,
+        step_size=subject.threat_model.epsilon / 4,
+    )
     return len(robust_image_ids(subject.outcomes(spec))) / subject.n
 
 
 def epsilon_curve(subject: Subject, begin: Callable[[str], None]) -> list[list[float]]:
     """Return [epsilon, robust accuracy] from a quarter of epsilon to 16 times epsilon; for linf at most to 1, which holds every image."""
     norm, claimed = subject.threat_model.norm, subject.threat_model.epsilon
-    radii = [multiple * claimed for multiple in EPSILON_MULTIPLES if norm == "l2" or multiple * claimed < 1]
+    radii = [
+        multiple * claimed
+        for multiple in EPSILON_MULTIPLES
+        if norm == "l2" or multiple * claimed < 1
+    ]
     radii += [1.0] if norm == "linf" and len(radii) < len(EPSILON_MULTIPLES) else []
     curve = []
     for epsilon in radii:
         begin(f"pgd-{EPSILON_STEPS} at epsilon {epsilon:.3g}")
-        spec = AttackSpec(threat_model=ThreatModel(norm, epsilon), steps=EPSILON_STEPS, step_size=epsilon / 20)
+        spec = AttackSpec(
+            threat_model=ThreatModel(norm, epsilon), steps=EPSILON_STEPS, step_size=epsilon / 20
+        )
         curve.append([epsilon, len(robust_image_ids(subject.outcomes(spec))) / subject.n])
     return curve
 
@@ -156,16 +193,30 @@ def steps_curve(table: pa.Table, attack: AttackSpec) -> list[list[float]]:
     """Return [k, robust accuracy after k steps] of the first restart, from when each image broke."""
     first = table.filter(pa.array(restart_of(table, attack) == 0))
     broken_at: dict[int, float] = {}
-    for image_id, step in zip(first["image_id"].to_pylist(), first["first_broken_step"].to_pylist(), strict=True):
+    for image_id, step in zip(
+        first["image_id"].to_pylist(), first["first_broken_step"].to_pylist(), strict=True
+    ):
         at = {NEVER: np.inf, CLEAN_ERROR: -1.0}.get(step, float(step))
         broken_at[image_id] = min(broken_at.get(image_id, np.inf), at)
     values = np.array(list(broken_at.values()))
-    marks = sorted({0, *(k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k < attack.steps), attack.steps // 2, attack.steps})
+    marks = sorted(
+        {
+            0,
+            *(k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k < attack.steps),
+            attack.steps // 2,
+            attack.steps,
+        }
+    )
     return [[mark, float((values > mark).mean())] for mark in marks]
 
 
 def accuracy_by_restart(table: pa.Table, attack: AttackSpec) -> list[float]:
     """Return the robust accuracy after 1, 2, ... restarts of the attack."""
-    tried = restart_of(table, attack)  # a restart has rows only for the images that the ones before it left
+    tried = restart_of(
+        table, attack
+    )  # a restart has rows only for the images that the ones before it left
     n = len(set(table["image_id"].to_pylist()))
-    return [len(robust_image_ids(table.filter(pa.array(tried <= last)))) / n for last in range(attack.restarts)]
+    return [
+        len(robust_image_ids(table.filter(pa.array(tried <= last)))) / n
+        for last in range(attack.restarts)
+    ]

@@ -36,16 +36,26 @@ def untouched(model: Model) -> Model | None:
 def random_starts(subject: Subject) -> Tensor:
     """Return a random point of the ball around each of the first images, (M, C, H, W) float32 on the CPU."""
     blocks = subject.blocks(torch.arange(min(subject.n, PROBED)))
-    return torch.cat([subject.threat_model.random_start(x, rng)[:count].cpu() for x, _, rng, count in blocks])
+    return torch.cat(
+        [subject.threat_model.random_start(x, rng)[:count].cpu() for x, _, rng, count in blocks]
+    )
 
 
-def repeatability(subject: Subject, clean: Tensor, points: Sequence[Tensor], *, fresh: Model | None) -> dict[str, float]:
+def repeatability(
+    subject: Subject, clean: Tensor, points: Sequence[Tensor], *, fresh: Model | None
+) -> dict[str, float]:
     """Run the images and some points again, and among other neighbours: largest differences of logits, and the largest logit.
 
     clean: logits of the images; points: (M, C, H, W) float32 each; fresh: a copy that has seen nothing, asked for the last points alone.
     """
-    found = {"second_run": _apart(subject.logits(), clean), "other_neighbours": 0.0, "largest_logit": float(clean.abs().max())}
-    before = torch.zeros(subject.lanes // 2, dtype=torch.int64)  # every image changes its block, and the first block is half one image
+    found = {
+        "second_run": _apart(subject.logits(), clean),
+        "other_neighbours": 0.0,
+        "largest_logit": float(clean.abs().max()),
+    }
+    before = torch.zeros(
+        subject.slots // 2, dtype=torch.int64
+    )  # every image changes its block, and the first block is half one image
     moved = subject.logits(torch.cat([before, torch.arange(subject.n)]))[len(before) :]
     found["other_neighbours"] = _apart(moved, clean)
     for some in points:
@@ -66,9 +76,14 @@ def _apart(one: Tensor, other: Tensor) -> float:
 @torch.no_grad()
 def logits_at(subject: Subject, points: Tensor, *, model: Model | None = None) -> Tensor:
     """Run the model, or another one, at points (M, C, H, W) float32 in calls of as many rows as an evaluation's; (M, K) on the CPU."""
-    device, rows = device_of(subject.model), call_rows(subject.lanes)
-    parts = torch.split(points, subject.lanes)
-    return torch.cat([(model or subject.model)(pad(part.to(device), rows)).float()[: len(part)].cpu() for part in parts])
+    device, rows = device_of(subject.model), call_rows(subject.slots)
+    parts = torch.split(points, subject.slots)
+    return torch.cat(
+        [
+            (model or subject.model)(pad(part.to(device), rows)).float()[: len(part)].cpu()
+            for part in parts
+        ]
+    )
 
 
 def gradient_probe(subject: Subject) -> dict[str, Any]:
@@ -78,7 +93,11 @@ def gradient_probe(subject: Subject) -> dict[str, Any]:
         for x, y, rng, count in subject.blocks(torch.arange(subject.n)):
             for point in (x, subject.threat_model.random_start(x, rng)):
                 state = State(x=x, y=y, x_adv=point, step=torch.zeros_like(y), rng=rng)
-                shares.append(zero_share(differentiate(subject.model, state, loss="cross_entropy")[2])[:count].cpu())
+                shares.append(
+                    zero_share(differentiate(subject.model, state, loss="cross_entropy")[2])[
+                        :count
+                    ].cpu()
+                )
                 ids += rng.image_ids[:count].tolist()
     except NoGradientError:
         return {"exists": False}
@@ -87,8 +106,14 @@ def gradient_probe(subject: Subject) -> dict[str, Any]:
 
 def _zeros(shares: Tensor, ids: list[int]) -> dict[str, Any]:
     """shares: (M,), of gradients that are exactly 0; ids: of the images that they belong to."""
-    frozen = sorted({image_id for image_id, value in zip(ids, shares.tolist(), strict=True) if value == 1.0})
-    return {"zero_share": float(shares.mean()), "images_of_zero_gradient": len(frozen), "examples": frozen[:5]}
+    frozen = sorted(
+        {image_id for image_id, value in zip(ids, shares.tolist(), strict=True) if value == 1.0}
+    )
+    return {
+        "zero_share": float(shares.mean()),
+        "images_of_zero_gradient": len(frozen),
+        "examples": frozen[:5],
+    }
 
 
 @dataclass(frozen=True)
@@ -115,9 +140,17 @@ def trajectories(subject: Subject, attack: AttackSpec) -> tuple[dict[str, Any], 
     ids = [image_id for course in courses for image_id in course.ids]
     marks = sorted({0, *(k for k in MARKS if k < attack.steps), attack.steps})
     ends = torch.cat([course.last for course in courses])
-    rounded = torch.cat([subject.threat_model.project((course.last * 255).round() / 255, course.x) for course in courses])
+    rounded = torch.cat(
+        [
+            subject.threat_model.project((course.last * 255).round() / 255, course.x)
+            for course in courses
+        ]
+    )
     labels = torch.cat([course.y for course in courses])
-    right, right_rounded = (float((logits_at(subject, points).argmax(dim=1) == labels).float().mean()) for points in (ends, rounded))
+    right, right_rounded = (
+        float((logits_at(subject, points).argmax(dim=1) == labels).float().mean())
+        for points in (ends, rounded)
+    )
     evidence = {
         "loss": [[mark, float(losses[mark].mean())] for mark in marks],
         "share_of_falling_loss": float((losses[-1] < losses[0]).float().mean()),
@@ -138,4 +171,6 @@ def _followed(subject: Subject, attack: AttackSpec) -> Iterator[_Course]:
             losses.append(attack_loss(state.logits, y)[:count].cpu())
             zeros.append(state.zero_share[:count].cpu())
         last, x, y = (values[:count].cpu() for values in (last, x, y))
-        yield _Course(torch.stack(losses), torch.stack(zeros), last, x, y, rng.image_ids[:count].tolist())
+        yield _Course(
+            torch.stack(losses), torch.stack(zeros), last, x, y, rng.image_ids[:count].tolist()
+        )

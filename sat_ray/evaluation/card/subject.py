@@ -12,7 +12,7 @@ from sat_ray.attacks.base import Model
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.batch_buckets import pad
-from sat_ray.evaluation.engine.run_attack import lane_logits
+from sat_ray.evaluation.engine.run_attack import slot_logits
 from sat_ray.evaluation.inputs import device_of
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.threat import ThreatModel
@@ -30,7 +30,7 @@ class Subject:
     threat_model: ThreatModel
     variants: Variants
     seed: int
-    lanes: int
+    slots: int
 
     @property
     def n(self) -> int:
@@ -39,27 +39,46 @@ class Subject:
 
     def of(self, image_ids: set[int]) -> "Subject":
         """Return the same model with these of its images alone."""
-        wanted = torch.tensor([image_id in image_ids for image_id in self.split.image_ids.tolist()], dtype=torch.bool)
+        wanted = torch.tensor(
+            [image_id in image_ids for image_id in self.split.image_ids.tolist()], dtype=torch.bool
+        )
         return replace(self, split=self.split.take(torch.nonzero(wanted).flatten()))
 
     def outcomes(self, *specs: AttackSpec, in_turn: bool = False) -> pa.Table:
         """Attack through every variant of every spec; in_turn: each on the survivors of those before it."""
         attacks = [variant for spec in specs for variant in self.variants(spec)]
         images, labels, ids = self.split.images, self.split.labels, self.split.image_ids
-        return evaluate(self.model, images, labels, ids, attacks=attacks, seed=self.seed, lanes=self.lanes, cascade=in_turn)
+        return evaluate(
+            self.model,
+            images,
+            labels,
+            ids,
+            attacks=attacks,
+            seed=self.seed,
+            slots=self.slots,
+            cascade=in_turn,
+        )
 
     def logits(self, rows: Tensor | None = None) -> Tensor:
         """Run the model on the clean images, or on these rows of them, (N, K) float32."""
         split = self.split if rows is None else self.split.take(rows)
-        return lane_logits(self.model, split.images, split.image_ids, lanes=self.lanes, device=device_of(self.model))
+        return slot_logits(
+            self.model,
+            split.images,
+            split.image_ids,
+            slots=self.slots,
+            device=device_of(self.model),
+        )
 
     def blocks(self, rows: Tensor) -> list[tuple[Tensor, Tensor, Randomness, int]]:
-        """Cut rows of the split into (x, y, rng, real rows) of exactly `lanes` rows, on the model's device."""
+        """Cut rows of the split into (x, y, rng, real rows) of exactly `slots` rows, on the model's device."""
         found = []
-        for part in torch.split(rows, self.lanes):
-            chosen, device = self.split.take(pad(part, self.lanes)), device_of(self.model)
+        for part in torch.split(rows, self.slots):
+            chosen, device = self.split.take(pad(part, self.slots)), device_of(self.model)
             rng = Randomness(self.seed, chosen.image_ids.to(device))
-            found.append((to_pixels(chosen.images.to(device)), chosen.labels.to(device), rng, len(part)))
+            found.append(
+                (to_pixels(chosen.images.to(device)), chosen.labels.to(device), rng, len(part))
+            )
         return found
 
 

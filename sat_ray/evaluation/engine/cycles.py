@@ -46,21 +46,30 @@ class CycleDetector:
             self.weights = odd.to(self.device)
         digest, step = _digest(bits, self.weights).cpu(), step.cpu()
         answer = torch.zeros_like(rows)
-        for lane in torch.nonzero((rows >= 0) & (self.due[rows] == step)).flatten().tolist():
-            row = int(rows[lane])
-            if torch.equal(bits[lane], self.kept.pop(row)):
-                answer[lane] = self.period[row]
+        for slot in torch.nonzero((rows >= 0) & (self.due[rows] == step)).flatten().tolist():
+            row = int(rows[slot])
+            if torch.equal(bits[slot], self.kept.pop(row)):
+                answer[slot] = self.period[row]
         self._propose(bits, digest, step, rows)
         return answer
 
     def _propose(self, bits: Tensor, digest: Tensor, step: Tensor, rows: Tensor) -> None:
-        lanes = torch.nonzero(rows >= 0).flatten()
-        digest, step, rows = digest[lanes], step[lanes], rows[lanes]
-        place, column = torch.nonzero(self.hashes[rows] == digest[:, None], as_tuple=True)  # hardly ever any
+        slots = torch.nonzero(rows >= 0).flatten()
+        digest, step, rows = digest[slots], step[slots], rows[slots]
+        place, column = torch.nonzero(
+            self.hashes[rows] == digest[:, None], as_tuple=True
+        )  # hardly ever any
         known = self.known[rows[place], column] & (self.due[rows[place]] < step[place])
         for one, earlier in zip(place[known].tolist(), column[known].tolist(), strict=True):
-            row, now = int(rows[one]), int(step[one])  # the latest earlier occurrence, which comes last, gives the shortest period
-            self.period[row], self.due[row], self.kept[row] = now - earlier, 2 * now - earlier, bits[lanes[one]].clone()
+            row, now = (
+                int(rows[one]),
+                int(step[one]),
+            )  # the latest earlier occurrence, which comes last, gives the shortest period
+            self.period[row], self.due[row], self.kept[row] = (
+                now - earlier,
+                2 * now - earlier,
+                bits[slots[one]].clone(),
+            )
         column = step.clamp_max(self.hashes.shape[1] - 1)
         self.hashes[rows, column] = digest
         self.known[rows, column] = True

@@ -2,7 +2,7 @@
 
 An image is attacked by its runs (restarts, or targets) until one breaks it. What a run finds depends on nothing but the image, so runs may
 be flown in any order, and several of one image at once; what counts are the first that breaks the image and those before it. Runs whose
-predecessors have all failed come first. Where none of these is left, lanes get runs that will be needed if those in flight fail: a lane
+predecessors have all failed come first. Where none of these is left, slots get runs that will be needed if those in flight fail: a slot
 costs as much empty as full.
 """
 
@@ -25,7 +25,9 @@ class RunQueue:
 
     def take(self, wanted: int, *, ahead: bool = False) -> Tensor:
         """Return the numbers of at most `wanted` runs, one per image: those whose predecessors have failed, or, `ahead`, are in flight."""
-        open_images = torch.nonzero((self.begun < self.first_broken) & ((self.begun > self.ended) == ahead)).flatten()
+        open_images = torch.nonzero(
+            (self.begun < self.first_broken) & ((self.begun > self.ended) == ahead)
+        ).flatten()
         chosen = open_images[torch.argsort(self.begun[open_images], stable=True)[:wanted]]
         numbers: Tensor = self.begun[chosen] * self.images + chosen
         self.begun[chosen] += 1
@@ -38,7 +40,9 @@ class RunQueue:
     def note_broken(self, numbers: Tensor) -> None:
         """Note that these runs broke their images; to say it again changes nothing."""
         if len(numbers):
-            self.first_broken.scatter_reduce_(0, numbers % self.images, numbers // self.images, reduce="amin")
+            self.first_broken.scatter_reduce_(
+                0, numbers % self.images, numbers // self.images, reduce="amin"
+            )
 
     def in_vain(self, numbers: Tensor) -> Tensor:
         """Tell of each run whether an earlier one has broken its image; False for -1, which is none."""

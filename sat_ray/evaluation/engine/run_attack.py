@@ -1,9 +1,9 @@
-"""The lane engine: drive any attack over many images through one fixed batch of L lanes, and stop each image as soon as it can.
+"""The slot engine: drive any attack over many images through one fixed batch of L slots, and stop each image as soon as it can.
 
-A lane whose image is broken, has visited its last point, or repeats an earlier point exactly takes the next image. A float32 kernel rounds
+A slot whose image is broken, has visited its last point, or repeats an earlier point exactly takes the next image. A float32 kernel rounds
 differently for another batch shape: so every model call has L rows, or fewer where fewer give the same bits
 (`sat_ray.evaluation.engine.batch_buckets`), and an
-image's verdict does not depend on the lane, the neighbours, the shard or the order.
+image's verdict does not depend on the slot, the neighbours, the shard or the order.
 """
 
 from dataclasses import replace
@@ -30,7 +30,9 @@ def require_finite(logits: Tensor, image_ids: Tensor) -> None:
 
 def _not_finite(logits: Tensor) -> Tensor:
     if logits.dim() != 2:
-        raise ValueError(f"model returned shape {tuple(logits.shape)}; allowed: (N, num_classes) logits")
+        raise ValueError(
+            f"model returned shape {tuple(logits.shape)}; allowed: (N, num_classes) logits"
+        )
     return (~torch.isfinite(logits).all(dim=1)).cpu()
 
 
@@ -38,7 +40,9 @@ def _error(image_ids: Tensor, *, of: str = "model", lost: bool = False) -> Value
     ids = list(dict.fromkeys(image_ids.tolist()))[:5]
     if lost:
         return gradient_error(of, ids)
-    return ValueError(f"{of} returned NaN or inf logits for image ids {ids}; allowed: finite logits")
+    return ValueError(
+        f"{of} returned NaN or inf logits for image ids {ids}; allowed: finite logits"
+    )
 
 
 def gradient_error(what: str, image_ids: list[int]) -> ValueError:
@@ -54,7 +58,9 @@ def is_finite(x: Tensor) -> Tensor:
     return x.isfinite().flatten(1).all(dim=1).cpu()
 
 
-def require_finite_runs(x_adv: Tensor, logits: Tensor, flight: Flight, *, of: str = "model") -> None:
+def require_finite_runs(
+    x_adv: Tensor, logits: Tensor, flight: Flight, *, of: str = "model"
+) -> None:
     """Raise ValueError where the logits of an image's first run are not finite.
 
     Later runs whose logits are not finite are set aside: `require_sound` raises for one of them if
@@ -80,25 +86,27 @@ def require_sound(flight: Flight, image_ids: Tensor) -> None:
 
 
 @torch.no_grad()
-def lane_logits(model: Model, images: Tensor, image_ids: Tensor, *, lanes: int, device: torch.device) -> Tensor:
-    """Return logits (N, K) float32 on the CPU from calls of as many rows as the lanes have. images: (N, C, H, W) uint8."""
+def slot_logits(
+    model: Model, images: Tensor, image_ids: Tensor, *, slots: int, device: torch.device
+) -> Tensor:
+    """Return logits (N, K) float32 on the CPU from calls of as many rows as the slots have. images: (N, C, H, W) uint8."""
     parts = []
-    for first in range(0, len(images), lanes):
-        rows = images[first : first + lanes].to(device)
-        logits = model(to_pixels(pad(rows, call_rows(lanes)))).float()[: len(rows)].cpu()
-        require_finite(logits, image_ids[first : first + lanes])
+    for first in range(0, len(images), slots):
+        rows = images[first : first + slots].to(device)
+        logits = model(to_pixels(pad(rows, call_rows(slots)))).float()[: len(rows)].cpu()
+        require_finite(logits, image_ids[first : first + slots])
         parts.append(logits)
     return torch.cat(parts)
 
 
-def run_lanes(
+def run_slots(
     model: Model,
     attack: Attack,
     images: Tensor,
     y: Tensor,
     rng: Randomness,
     *,
-    lanes: int,
+    slots: int,
     device: torch.device,
     runs: int = 1,
     target: Tensor | None = None,
@@ -112,9 +120,19 @@ def run_lanes(
     target: (N, runs) int64, the classes that the runs of a targeted attack move towards;
     final_iterate: only the last point counts, no image stops early; detect_cycles: skip what an exact cycle would visit again.
     """
-    flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device, detect_cycles=detect_cycles)
+    flight = Flight(
+        attack,
+        images,
+        y,
+        rng,
+        target,
+        runs=runs,
+        slots=slots,
+        device=device,
+        detect_cycles=detect_cycles,
+    )
     watch = _Watch(attack, flight, Verdicts.empty(runs * len(images)), final_iterate=final_iterate)
-    calls = Narrowing(model, lanes=lanes, gradients=attack.differentiates)
+    calls = Narrowing(model, slots=slots, gradients=attack.differentiates)
     while flight.fill():
         retired = watch.advance(calls.over(flight.number >= 0, flight.state.x_adv))
         if len(retired):
@@ -128,19 +146,30 @@ def run_lanes(
 class _Watch:
     """The worst point that each run has visited so far: `seen`, a row per run."""
 
-    def __init__(self, attack: Attack, flight: Flight, seen: Verdicts, *, final_iterate: bool) -> None:
-        self.attack, self.flight, self.seen, self.final_iterate = attack, flight, seen, final_iterate
+    def __init__(
+        self, attack: Attack, flight: Flight, seen: Verdicts, *, final_iterate: bool
+    ) -> None:
+        self.attack, self.flight, self.seen, self.final_iterate = (
+            attack,
+            flight,
+            seen,
+            final_iterate,
+        )
 
     def advance(self, model: Model) -> Tensor:
-        """Score every lane's point, move it, and return the lanes that are done."""
+        """Score every slot's point, move it, and return the slots that are done."""
         before = self.flight.state
         self.flight.state = after = self.attack.step(model, before)
         assert after.logits is not None and after.zero_share is not None
         require_finite_runs(before.x_adv, after.logits, self.flight)
-        require_feasible(before.x_adv, before.x, self.attack.threat_model, held=self.flight.number >= 0)
+        require_feasible(
+            before.x_adv, before.x, self.attack.threat_model, held=self.flight.number >= 0
+        )
         step = before.step.cpu()
         last = step >= self.attack.steps
-        wrong = self._record(before, after, step, counts=last if self.final_iterate else torch.ones_like(last))
+        wrong = self._record(
+            before, after, step, counts=last if self.final_iterate else torch.ones_like(last)
+        )
         done = last if self.final_iterate else last | wrong
         if self.flight.cycles is not None:
             period = self.flight.cycles.observe(after.x_adv, after.step, self.flight.seat)
@@ -151,7 +180,7 @@ class _Watch:
         return torch.nonzero(done & (self.flight.number >= 0)).flatten()
 
     def _record(self, before: State, after: State, step: Tensor, *, counts: Tensor) -> Tensor:
-        """Note the points of the lanes that hold a run, and return where the model is wrong at a point that counts, (L,) bool."""
+        """Note the points of the slots that hold a run, and return where the model is wrong at a point that counts, (L,) bool."""
         assert after.logits is not None and after.zero_share is not None
         prediction = after.logits.argmax(dim=1)
         wrong = (prediction != before.y).cpu() & counts
@@ -160,11 +189,16 @@ class _Watch:
         points = (prediction, margins, broken_at, torch.ones_like(step), distance, after.zero_share)
         held = torch.nonzero(self.flight.number >= 0).flatten()
         numbers = self.flight.number[held]
-        seen, now = self.seen.take(numbers), Verdicts(*(values.cpu() for values in points)).take(held)
+        seen, now = (
+            self.seen.take(numbers),
+            Verdicts(*(values.cpu() for values in points)).take(held),
+        )
         worse = counts[held] & ((now.margin < seen.margin) | wrong[held])
         for name in ("prediction", "margin", "distance"):
             setattr(now, name, torch.where(worse, getattr(now, name), getattr(seen, name)))
-        now.first_broken_step = torch.where(seen.first_broken_step == NEVER, now.first_broken_step, seen.first_broken_step)
+        now.first_broken_step = torch.where(
+            seen.first_broken_step == NEVER, now.first_broken_step, seen.first_broken_step
+        )
         now.passes += seen.passes
         now.zero_share = torch.maximum(now.zero_share, seen.zero_share)
         self.seen.write(numbers, now)
@@ -172,7 +206,7 @@ class _Watch:
 
 
 def skip_periods(state: State, period: Tensor, *, steps: int) -> State:
-    """Advance the step counter of cycling lanes by whole periods: the point stays what it would be. period: (L,) int64, 0 for no cycle."""
+    """Advance the step counter of cycling slots by whole periods: the point stays what it would be. period: (L,) int64, 0 for no cycle."""
     left = (steps - state.step.cpu()).clamp_min(0)
     skipped = torch.where(period > 0, left - left % period.clamp_min(1), torch.zeros_like(left))
     return replace(state, step=state.step + skipped.to(state.step.device))

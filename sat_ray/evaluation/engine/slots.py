@@ -1,4 +1,4 @@
-"""The runs that are open: each has a seat from start to end, where what the attack remembers of it is kept while it is in no lane."""
+"""The runs that are open: each has a seat from start to end, where what the attack remembers of it is kept while it is in no slot."""
 
 import torch
 from torch import Tensor
@@ -9,14 +9,14 @@ from sat_ray.attacks import State
 class Seats:
     """Hold S open runs.
 
-    number: (S,) int64, which run a seat belongs to, -1 for none; visited: (S,) int64, how many points that run has visited; in_lane:
-    (S,) bool, whether it is in a lane now, so that the state kept here is an old one. All on the CPU, the states on the attack's device.
+    number: (S,) int64, which run a seat belongs to, -1 for none; visited: (S,) int64, how many points that run has visited; in_slot:
+    (S,) bool, whether it is in a slot now, so that the state kept here is an old one. All on the CPU, the states on the attack's device.
     """
 
     def __init__(self, count: int) -> None:
         self.number = torch.full((count,), -1)
         self.visited = torch.zeros(count, dtype=torch.int64)
-        self.in_lane = torch.zeros(count, dtype=torch.bool)
+        self.in_slot = torch.zeros(count, dtype=torch.bool)
         self._states: State | None = None
 
     @property
@@ -26,8 +26,8 @@ class Seats:
 
     @property
     def parked(self) -> Tensor:
-        """Return the seats whose runs are in no lane, (M,) int64."""
-        return torch.nonzero((self.number >= 0) & ~self.in_lane).flatten()
+        """Return the seats whose runs are in no slot, (M,) int64."""
+        return torch.nonzero((self.number >= 0) & ~self.in_slot).flatten()
 
     @property
     def empty(self) -> Tensor:
@@ -45,26 +45,26 @@ class Seats:
 
     def close(self, seats: Tensor) -> None:
         """Empty the seats of runs that are over."""
-        self.number[seats], self.in_lane[seats] = -1, False
+        self.number[seats], self.in_slot[seats] = -1, False
 
-    def park(self, seats: Tensor, state: State, lanes: Tensor) -> None:
-        """Take runs out of lanes: keep what stands there."""
+    def park(self, seats: Tensor, state: State, slots: Tensor) -> None:
+        """Take runs out of slots: keep what stands there."""
         assert self._states is not None
-        self.in_lane[seats] = False
-        self._states = _put(self._states, seats, state, lanes)
+        self.in_slot[seats] = False
+        self._states = _put(self._states, seats, state, slots)
 
-    def board(self, seats: Tensor, state: State | None, lanes: Tensor, *, rows: int) -> State:
-        """Put parked runs into lanes of a state, which has so many rows and is returned; None where nothing has flown yet."""
+    def board(self, seats: Tensor, state: State | None, slots: Tensor, *, rows: int) -> State:
+        """Put parked runs into slots of a state, which has so many rows and is returned; None where nothing has flown yet."""
         assert self._states is not None
-        self.in_lane[seats] = True
+        self.in_slot[seats] = True
         if state is None:
-            return _taken(self._states, seats[:1].expand(rows).index_copy(0, lanes, seats))
-        return _put(state, lanes, self._states, seats)
+            return _taken(self._states, seats[:1].expand(rows).index_copy(0, slots, seats))
+        return _put(state, slots, self._states, seats)
 
 
 def _taken(state: State, rows: Tensor) -> State:
     return state.take(rows.to(state.y.device))
 
 
-def _put(state: State, lanes: Tensor, other: State, rows: Tensor) -> State:
-    return state.put(lanes.to(state.y.device), other, rows.to(state.y.device))
+def _put(state: State, slots: Tensor, other: State, rows: Tensor) -> State:
+    return state.put(slots.to(state.y.device), other, rows.to(state.y.device))

@@ -29,7 +29,14 @@ class Verdicts:
         whole = torch.zeros(count, dtype=torch.int64)
         zeros = torch.zeros(count, dtype=torch.float32)
         never = torch.full_like(whole, NEVER)
-        return cls(whole.clone(), torch.full_like(zeros, torch.inf), never, whole.clone(), zeros, zeros.clone())
+        return cls(
+            whole.clone(),
+            torch.full_like(zeros, torch.inf),
+            never,
+            whole.clone(),
+            zeros,
+            zeros.clone(),
+        )
 
     def write(self, rows: Tensor, other: "Verdicts") -> None:
         """Let these rows be those of `other`."""

@@ -149,7 +149,9 @@ class Contents:
     def _read_function(self, path: str, function: types.FunctionType) -> Iterable[Child]:
         self._note(path, function.__module__, function.__qualname__)
         yield f"{path}.__defaults__", (function.__defaults__, function.__kwdefaults__)
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        for name, cell in zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=True
+        ):
             try:
                 yield f"{path}.{name}", cell.cell_contents
             except ValueError:  # a variable that has no value yet

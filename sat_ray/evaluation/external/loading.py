@@ -61,20 +61,30 @@ def kind_of(text: str) -> str:
     elif path.exists():
         pickled = path.suffix in PICKLES
         reason = (
-            "is a pickled file, and loading it could run code; write it with torch.export.save" if pickled else "is another kind of file"
+            "is a pickled file, and loading it could run code; write it with torch.export.save"
+            if pickled
+            else "is another kind of file"
         )
     raise ValueError(f"model {text} {reason}; allowed: {ALLOWED}")
 
 
-def load_source(kind: str, uri: str, digest: str | None = None, *, device: torch.device | None = None) -> tuple[nn.Module, str]:
+def load_source(
+    kind: str, uri: str, digest: str | None = None, *, device: torch.device | None = None
+) -> tuple[nn.Module, str]:
     """Load a model onto a device (None: the CPU) with frozen parameters; return it and the digest of its contents.
 
     digest: what the contents must hash to, None where that is to be found out. Raises ValueError in one line.
     """
     model, found = _LOADERS[kind](uri, device or torch.device("cpu"))
     if digest not in (None, found):
-        hint = ": every process must find the same code and weights, so seed it or load them from a file" if kind == "function" else ""
-        raise ValueError(f"model {uri} is not what it was when the evaluation began ({found[:12]}, not {str(digest)[:12]}){hint}")
+        hint = (
+            ": every process must find the same code and weights, so seed it or load them from a file"
+            if kind == "function"
+            else ""
+        )
+        raise ValueError(
+            f"model {uri} is not what it was when the evaluation began ({found[:12]}, not {str(digest)[:12]}){hint}"
+        )
     return model.requires_grad_(False), found
 
 
@@ -109,7 +119,9 @@ def _pickle(uri: str, device: torch.device) -> tuple[nn.Module, str]:
     except Exception as error:
         raise ValueError(f"model {uri} cannot be unpickled here ({first_line(error)})") from None
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model {uri} is a pickled {type(model).__name__}; allowed: a torch.nn.Module")
+        raise ValueError(
+            f"model {uri} is a pickled {type(model).__name__}; allowed: a torch.nn.Module"
+        )
     _require_weights(model, uri)
     return model.eval().to(device), sha256(data)
 
@@ -125,13 +137,19 @@ def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
     function = getattr(module, name, None)
     if not callable(function) or isinstance(function, nn.Module):
         kind = "has no" if function is None else f"has a {type(function).__name__} called"
-        raise ValueError(f"model {uri}: module {module_name} {kind} {name}; allowed: a function without arguments that returns the model")
+        raise ValueError(
+            f"model {uri}: module {module_name} {kind} {name}; allowed: a function without arguments that returns the model"
+        )
     try:
         model = function()
     except (Exception, SystemExit) as error:
-        raise ValueError(f"model {uri}: calling {name}() failed ({type(error).__name__}: {first_line(error)})") from None
+        raise ValueError(
+            f"model {uri}: calling {name}() failed ({type(error).__name__}: {first_line(error)})"
+        ) from None
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model {uri} returned a {type(model).__name__}; allowed: a torch.nn.Module in inference mode")
+        raise ValueError(
+            f"model {uri} returned a {type(model).__name__}; allowed: a torch.nn.Module in inference mode"
+        )
     _require_weights(model, uri)
     content = _content(uri, model)
     return model.to(device), content
@@ -140,14 +158,18 @@ def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
 def _require_weights(model: nn.Module, uri: str) -> None:
     """Raise ValueError where a parameter or buffer holds no values yet, or for a script, which nothing here can freeze or copy."""
     if isinstance(model, RecursiveScriptModule):
-        raise ValueError(f"model {uri} is a torch.jit script; allowed: the module that it was made of, or what torch.export.save writes")
+        raise ValueError(
+            f"model {uri} is a torch.jit script; allowed: the module that it was made of, or what torch.export.save writes"
+        )
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             raise ValueError(
                 f"model {uri}: {name} is not initialized (a lazy layer); call the model on a batch of images once, then return it"
             )
         if tensor.is_meta:
-            raise ValueError(f"model {uri}: {name} is on the meta device and holds no values; allowed: a model with its weights")
+            raise ValueError(
+                f"model {uri}: {name} is on the meta device and holds no values; allowed: a model with its weights"
+            )
 
 
 def _content(uri: str, model: nn.Module) -> str:
@@ -168,7 +190,11 @@ def _code(module: str, classes: set[str]) -> dict[str, str]:
     stands in the numerical environment.
     """
     installed = {name for name in classes if is_installed(name)}
-    found = {name: text for name, text in hash_code({module} | classes - installed).items() if name.partition(".")[0] != PACKAGE}
+    found = {
+        name: text
+        for name, text in hash_code({module} | classes - installed).items()
+        if name.partition(".")[0] != PACKAGE
+    }
     for name in sorted(installed):
         file = getattr(sys.modules.get(name), "__file__", None)
         if file and name.partition(".")[0] not in (PACKAGE, "torch"):

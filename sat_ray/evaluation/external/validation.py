@@ -17,8 +17,19 @@ from sat_ray.attacks.base import Attack, Model, State, require_feasible, require
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.batch_buckets import call_rows, pad
-from sat_ray.evaluation.engine.run_attack import gradient_error, is_finite, lane_logits, require_finite
-from sat_ray.evaluation.inputs import attacker_view, check_classes, check_logits, device_of, likeliest_others
+from sat_ray.evaluation.engine.run_attack import (
+    gradient_error,
+    is_finite,
+    require_finite,
+    slot_logits,
+)
+from sat_ray.evaluation.inputs import (
+    attacker_view,
+    check_classes,
+    check_logits,
+    device_of,
+    likeliest_others,
+)
 from sat_ray.models.copying import copied
 from sat_ray.models.pt2.load import Exported
 from sat_ray.models.user_defined import require_same_again, require_same_alone, require_same_moved
@@ -31,27 +42,37 @@ TRIED_STEPS = 2  # of an attack: three points show what the gradient is, and cos
 
 @exact_float32()
 @torch.no_grad()
-def try_model(model: nn.Module, some: Split, *, lanes: int, expected: int | None, what: str) -> Tensor:
-    """Run a model on at most `lanes` images and return its logits (N, K) float32 on the CPU.
+def try_model(
+    model: nn.Module, some: Split, *, slots: int, expected: int | None, what: str
+) -> Tensor:
+    """Run a model on at most `slots` images and return its logits (N, K) float32 on the CPU.
 
     expected: classes of the dataset, None where it does not say; what: the model's name for messages. Raises ValueError in one line: a
     model in train mode, of a fixed other batch size, for other images, whose output is not finite logits of at least 2 classes, or that
     gives other logits the second time or beside other images.
     """
     require_inference_mode(model)
-    if isinstance(model, Exported) and model.batch_size not in (None, lanes):
-        raise ValueError(f"model {what} was exported for exactly {model.batch_size} images a call; give --lanes {model.batch_size}")
-    some, what = some.take(slice(0, lanes)), f"model {what}"
-    x = to_pixels(pad(some.images.to(device_of(model)), call_rows(lanes)))
+    if isinstance(model, Exported) and model.batch_size not in (None, slots):
+        raise ValueError(
+            f"model {what} was exported for exactly {model.batch_size} images a call; give --slots {model.batch_size}"
+        )
+    some, what = some.take(slice(0, slots)), f"model {what}"
+    x = to_pixels(pad(some.images.to(device_of(model)), call_rows(slots)))
     logits = _forward(model, x, what=what)
     require_finite(logits[: len(some)], some.image_ids)
     if expected not in (None, logits.shape[1]):
-        raise ValueError(f"{what} has {logits.shape[1]} classes, the dataset {expected}; allowed: the same classes in the same order")
+        raise ValueError(
+            f"{what} has {logits.shape[1]} classes, the dataset {expected}; allowed: the same classes in the same order"
+        )
     require_same_again(logits, _forward(model, x, what=what), what=what)
     moved = _forward(model, x.roll(1, dims=0), what=what).roll(-1, dims=0)
     require_same_moved(moved, logits, what=what)
     kept = len(x) // 2
-    require_same_alone(logits[:kept], _forward(model, torch.cat([x[:kept], 1 - x[kept:]]), what=what)[:kept], what=what)
+    require_same_alone(
+        logits[:kept],
+        _forward(model, torch.cat([x[:kept], 1 - x[kept:]]), what=what)[:kept],
+        what=what,
+    )
     return logits[: len(some)].cpu()
 
 
@@ -68,11 +89,15 @@ def _forward(model: Model, x: Tensor, *, what: str) -> Tensor:
     if not isinstance(logits, Tensor):
         raise ValueError(f"{what} returned a {type(logits).__name__}; {allowed}")
     if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
-        raise ValueError(f"{what} returned shape {tuple(logits.shape)} for {len(x)} images; {allowed}")
+        raise ValueError(
+            f"{what} returned shape {tuple(logits.shape)} for {len(x)} images; {allowed}"
+        )
     if logits.is_complex():
         raise ValueError(f"{what} returned {logits.dtype}; {allowed}, of real numbers")
     if not torch.equal(given, x):
-        raise ValueError(f"{what} writes to the images that it is given; allowed: no operation in place (x.sub_, x -= ...) on its input")
+        raise ValueError(
+            f"{what} writes to the images that it is given; allowed: no operation in place (x.sub_, x -= ...) on its input"
+        )
     return logits.float()
 
 
@@ -84,7 +109,15 @@ def naming_model(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, ArithmeticError, AssertionError, InfeasiblePointError, MemoryError, torch.OutOfMemoryError):
+    except (
+        ValueError,
+        OSError,
+        ArithmeticError,
+        AssertionError,
+        InfeasiblePointError,
+        MemoryError,
+        torch.OutOfMemoryError,
+    ):
         raise
     except Exception as error:
         raise ValueError(
@@ -93,7 +126,9 @@ def naming_model(what: str) -> Iterator[None]:
         ) from error
 
 
-def check_labels(labels: Tensor, image_ids: Callable[[], Tensor], *, classes: int, what: str) -> None:
+def check_labels(
+    labels: Tensor, image_ids: Callable[[], Tensor], *, classes: int, what: str
+) -> None:
     """Raise ValueError unless every label is a class of the model.
 
     labels: (N,) int64; image_ids: reads theirs, for the message alone; what: the images' name for messages.
@@ -126,8 +161,10 @@ class ZeroGradients:
 
 
 @exact_float32()
-def try_attack(model: nn.Module, some: Split, clean: Tensor, attack: AttackSpec, *, lanes: int, what: str) -> ZeroGradients:
-    """Take a few steps of an attack on at most `lanes` images, so that what cannot be evaluated is refused before any worker starts.
+def try_attack(
+    model: nn.Module, some: Split, clean: Tensor, attack: AttackSpec, *, slots: int, what: str
+) -> ZeroGradients:
+    """Take a few steps of an attack on at most `slots` images, so that what cannot be evaluated is refused before any worker starts.
 
     clean: (N, K) logits of the first images, from `try_model`. Raises ValueError where the model has no gradient, a NaN one, or fails,
     InfeasiblePointError if the attack leaves its threat model.
@@ -135,7 +172,10 @@ def try_attack(model: nn.Module, some: Split, clean: Tensor, attack: AttackSpec,
     check_logits(clean, some.labels[: len(clean)])
     check_classes(attack, clean.shape[1])
     some, device = some.take(slice(0, len(clean))), device_of(model)
-    state, stepper = _start(some, clean, attack, rows=call_rows(lanes), device=device), make_attack(shortened(attack))
+    state, stepper = (
+        _start(some, clean, attack, rows=call_rows(slots), device=device),
+        make_attack(shortened(attack)),
+    )
     viewed = attacker_view(model, attack)
     still = torch.full((len(some),), stepper.differentiates)
     for _ in range(stepper.steps + 1):
@@ -149,7 +189,9 @@ def try_attack(model: nn.Module, some: Split, clean: Tensor, attack: AttackSpec,
 
 
 @exact_float32()
-def try_more(model: nn.Module, sample: Split, attack: AttackSpec, *, lanes: int, what: str) -> Tensor:
+def try_more(
+    model: nn.Module, sample: Split, attack: AttackSpec, *, slots: int, what: str
+) -> Tensor:
     """Take two points from every clean image of a sample; return its clean logits, (N, K) float32.
 
     sample: images from all over the split, where the first ones may be of one class. Raises
@@ -158,13 +200,13 @@ def try_more(model: nn.Module, sample: Split, attack: AttackSpec, *, lanes: int,
     device = device_of(model)
     spec = shortened(attack)
     if spec.algorithm == "square":
-        return lane_logits(model, sample.images, sample.image_ids, lanes=lanes, device=device)
+        return slot_logits(model, sample.images, sample.image_ids, slots=slots, device=device)
     stepper = make_attack(replace(spec, targets=0, random_start=False, name=""))
     viewed, found = attacker_view(model, attack), []
-    for first in range(0, len(sample), lanes):
-        some = sample.take(slice(first, first + lanes))
+    for first in range(0, len(sample), slots):
+        some = sample.take(slice(first, first + slots))
         given = (some.images, some.labels, some.image_ids)
-        x, y, ids = (pad(values.to(device), call_rows(lanes)) for values in given)
+        x, y, ids = (pad(values.to(device), call_rows(slots)) for values in given)
         state = stepper.start(to_pixels(x), y, Randomness(0, ids))
         for point in range(2):
             state = _step(stepper, viewed, state, what=what)
@@ -192,14 +234,32 @@ def check_copyable(model: nn.Module, attack: AttackSpec, *, what: str) -> None:
 def shortened(attack: AttackSpec) -> AttackSpec:
     """Return an attack of the same kind with few steps, one start and float32 gradients."""
     steps = min(attack.steps, TRIED_STEPS)
-    size = None if attack.step_size is None else max(attack.step_size, attack.threat_model.epsilon / steps)
-    return replace(attack, steps=steps, step_size=size, restarts=1, targets=min(attack.targets, 1), gradient="float32", name="")
+    size = (
+        None
+        if attack.step_size is None
+        else max(attack.step_size, attack.threat_model.epsilon / steps)
+    )
+    return replace(
+        attack,
+        steps=steps,
+        step_size=size,
+        restarts=1,
+        targets=min(attack.targets, 1),
+        gradient="float32",
+        name="",
+    )
 
 
-def _start(some: Split, clean: Tensor, attack: AttackSpec, *, rows: int, device: torch.device) -> State:
+def _start(
+    some: Split, clean: Tensor, attack: AttackSpec, *, rows: int, device: torch.device
+) -> State:
     """Place images at point 0 of an attack, in a call of `rows` rows; a targeted one moves towards the likeliest other class."""
-    x, y, ids = (pad(values.to(device), rows) for values in (some.images, some.labels, some.image_ids))
-    target = pad(likeliest_others(clean, some.labels)[:, 0].to(device), rows) if attack.targets else None
+    x, y, ids = (
+        pad(values.to(device), rows) for values in (some.images, some.labels, some.image_ids)
+    )
+    target = (
+        pad(likeliest_others(clean, some.labels)[:, 0].to(device), rows) if attack.targets else None
+    )
     return make_attack(shortened(attack)).start(to_pixels(x), y, Randomness(0, ids), target=target)
 
 

@@ -15,12 +15,12 @@ from sat_ray.attacks import AttackSpec, State, make_attack
 from sat_ray.attacks.base import Model, differentiate
 from sat_ray.attacks.losses import margin
 from sat_ray.evaluation.engine.batch_buckets import Narrowing, call_rows, has_fixed_rows, pad
-from sat_ray.evaluation.engine.run_attack import lane_logits, require_finite, run_lanes
+from sat_ray.evaluation.engine.run_attack import require_finite, run_slots, slot_logits
 from sat_ray.evaluation.engine.scheduler import Flight
 from sat_ray.evaluation.engine.verdicts import NEVER
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.low_precision.surrogate import fast_copy, flies_again
-from sat_ray.evaluation.low_precision.verification import run_lanes_fast
+from sat_ray.evaluation.low_precision.verification import run_slots_fast
 from sat_ray.utils.compile import fusing
 from sat_ray.utils.randomness import Randomness, sample_rows
 
@@ -64,7 +64,11 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, the upper 95 % limit of the miss rate among them."""
-        return {**asdict(self), "differing_ids": list(self.differing_ids), "miss_rate_at_most": self.miss_rate_at_most}
+        return {
+            **asdict(self),
+            "differing_ids": list(self.differing_ids),
+            "miss_rate_at_most": self.miss_rate_at_most,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Calibration":
@@ -78,8 +82,12 @@ class Calibration:
         return wilson_interval(self.missed, self.above)[1] if self.above else 1.0
 
     def __str__(self) -> str:
-        unknown = f" ({100 * self.gradient_unknown:.2g} % have none)" if self.gradient_unknown else ""
-        differing = f" (not on ids {', '.join(map(str, self.differing_ids))})" if self.differing_ids else ""
+        unknown = (
+            f" ({100 * self.gradient_unknown:.2g} % have none)" if self.gradient_unknown else ""
+        )
+        differing = (
+            f" (not on ids {', '.join(map(str, self.differing_ids))})" if self.differing_ids else ""
+        )
         return (
             f"{self.attack}: margins below {self.bound:.3g} are scored again in float32 ({self.rescored:.2f} scores per pass); on "
             f"{self.images} control images {self.missed} of {self.above:,} points above it were missed "
@@ -92,8 +100,13 @@ def summary_of(calibrations: Sequence[Calibration]) -> str:
     """Say in one line what several calibrations, of other models or attacks, say together; "" for none."""
     if not calibrations:
         return ""
-    missed, above = (sum(getattr(one, name) for one in calibrations) for name in ("missed", "above"))
-    worst, verdicts = max(one.miss_rate_at_most for one in calibrations), min(one.verdicts for one in calibrations)
+    missed, above = (
+        sum(getattr(one, name) for one in calibrations) for name in ("missed", "above")
+    )
+    worst, verdicts = (
+        max(one.miss_rate_at_most for one in calibrations),
+        min(one.verdicts for one in calibrations),
+    )
     return (
         f"The attack climbs a fast copy of the model; the model itself, in float32, says what is broken, and scores again every point "
         f"whose margin is below a bound. "
@@ -103,7 +116,15 @@ def summary_of(calibrations: Sequence[Calibration]) -> str:
 
 
 def calibrate(
-    model: Model, images: Tensor, y: Tensor, image_ids: Tensor, *, spec: AttackSpec, seed: int, lanes: int, device: torch.device
+    model: Model,
+    images: Tensor,
+    y: Tensor,
+    image_ids: Tensor,
+    *,
+    spec: AttackSpec,
+    seed: int,
+    slots: int,
+    device: torch.device,
 ) -> Calibration:
     """Run the first run of an attack on control images, on the fast copy and on the model.
 
@@ -111,26 +132,55 @@ def calibrate(
     (N,) int64, all on the CPU; N >= 2. Raises ValueError for fewer.
     """
     if len(images) < 2:
-        raise ValueError(f"{len(images)} control images are classified rightly; allowed: at least 2, or attack with gradient float32")
+        raise ValueError(
+            f"{len(images)} control images are classified rightly; allowed: at least 2, or attack with gradient float32"
+        )
     fast, attack = fast_copy(model, gradient=spec.gradient, device=device), make_attack(spec)
     rng = Randomness(seed, image_ids, 0)
-    target = _likeliest_other(model, images, y, lanes=lanes, device=device)[:, None] if spec.targets else None
-    flight = Flight(attack, images, y, rng, target, runs=1, lanes=lanes, device=device)
-    narrow = min(lanes, len(images))  # float32 is slow: no empty lanes
+    target = (
+        _likeliest_other(model, images, y, slots=slots, device=device)[:, None]
+        if spec.targets
+        else None
+    )
+    flight = Flight(attack, images, y, rng, target, runs=1, slots=slots, device=device)
+    narrow = min(slots, len(images))  # float32 is slow: no empty slots
     with fusing(has_fixed_rows(fast)):
         seen = _visit(flight, fast, model, narrow=narrow, loss=spec.loss, gradient=spec.gradient)
     held_out, difference = seen.row % 2 == 1, (seen.low - seen.true).abs()
     bound = max(LEAST_BOUND, SAFETY * float(difference[~held_out].max()))
     above = held_out & (seen.low >= bound)
-    exact = run_lanes(model, attack, images, y, rng, target=target, lanes=narrow, device=device).first_broken_step != NEVER
+    exact = (
+        run_slots(
+            model, attack, images, y, rng, target=target, slots=narrow, device=device
+        ).first_broken_step
+        != NEVER
+    )
     asked, again = (seen.low < bound) | seen.last(), flies_again(spec.gradient)
 
     def broken_again(rows: Tensor) -> Tensor:
         towards = None if target is None else target[rows]
-        given: dict[str, Any] = {"bound": bound, "again": again, "target": towards, "lanes": lanes, "device": device}
-        return run_lanes_fast(fast, model, attack, images[rows], y[rows], rng.take(rows), **given)[0].first_broken_step != NEVER
+        given: dict[str, Any] = {
+            "bound": bound,
+            "again": again,
+            "target": towards,
+            "slots": slots,
+            "device": device,
+        }
+        return (
+            run_slots_fast(fast, model, attack, images[rows], y[rows], rng.take(rows), **given)[
+                0
+            ].first_broken_step
+            != NEVER
+        )
 
-    differs = exact != _broken(seen, asked, exact, close=bound if again else -torch.inf, bound=bound, broken_again=broken_again)
+    differs = exact != _broken(
+        seen,
+        asked,
+        exact,
+        close=bound if again else -torch.inf,
+        bound=bound,
+        broken_again=broken_again,
+    )
     return Calibration(
         attack=spec.name,
         bound=bound,
@@ -164,7 +214,9 @@ class _Seen:
     def last(self) -> Tensor:
         """Say of each point whether it is its image's last, (P,) bool."""
         places = torch.arange(len(self.row))
-        latest = torch.zeros(int(self.row.max()) + 1, dtype=torch.int64).scatter_reduce(0, self.row, places, "amax")
+        latest = torch.zeros(int(self.row.max()) + 1, dtype=torch.int64).scatter_reduce(
+            0, self.row, places, "amax"
+        )
         return latest[self.row] == places
 
     def compare(self, ours: Tensor, theirs: Tensor) -> None:
@@ -174,7 +226,15 @@ class _Seen:
         self.pixels += ours.numel()
 
 
-def _broken(seen: _Seen, asked: Tensor, exact: Tensor, *, close: float, bound: float, broken_again: Callable[[Tensor], Tensor]) -> Tensor:
+def _broken(
+    seen: _Seen,
+    asked: Tensor,
+    exact: Tensor,
+    *,
+    close: float,
+    bound: float,
+    broken_again: Callable[[Tensor], Tensor],
+) -> Tensor:
     """Return which images the attack on the copy breaks, (N,) bool, from the points they visited.
 
     asked: (P,) bool, points that the model scores; exact: (N,) bool, what the attack in float32 breaks, which survivors with a margin below
@@ -182,7 +242,10 @@ def _broken(seen: _Seen, asked: Tensor, exact: Tensor, *, close: float, bound: f
     """
     wrong, none = seen.true < 0, torch.zeros_like(exact)
     unlike = (wrong & ~asked) | (~wrong & (seen.low < -bound))
-    found, missed = (none.index_put((seen.row[points],), torch.tensor(True)) for points in (wrong & asked, unlike))
+    found, missed = (
+        none.index_put((seen.row[points],), torch.tensor(True))
+        for points in (wrong & asked, unlike)
+    )
     farthest = torch.full(exact.shape, torch.inf, dtype=torch.float32)
     nearest = farthest.scatter_reduce(0, seen.row[asked], seen.true[asked], "amin")
     found = torch.where(~found & (nearest < close), exact, found)
@@ -190,13 +253,18 @@ def _broken(seen: _Seen, asked: Tensor, exact: Tensor, *, close: float, bound: f
     return found.index_put((rows,), broken_again(rows)) if len(rows) else found
 
 
-def _visit(flight: Flight, fast: Model, model: Model, *, narrow: int, loss: str, gradient: str) -> _Seen:
+def _visit(
+    flight: Flight, fast: Model, model: Model, *, narrow: int, loss: str, gradient: str
+) -> _Seen:
     """Let images climb on the copy until the model calls them broken or they repeat a point, and compare the two at every point.
 
-    narrow: how many lanes, the first ones, ever hold an image.
+    narrow: how many slots, the first ones, ever hold an image.
     """
-    attack, lanes = flight.attack, len(flight.number)
-    climbing, judging = Narrowing(fast, lanes=lanes, gradients=attack.differentiates), Narrowing(model, lanes=narrow, gradients=False)
+    attack, slots = flight.attack, len(flight.number)
+    climbing, judging = (
+        Narrowing(fast, slots=slots, gradients=attack.differentiates),
+        Narrowing(model, slots=narrow, gradients=False),
+    )
     seen, parts = _Seen(), list[tuple[Tensor, Tensor, Tensor]]()
     while flight.fill():
         before, held = flight.state, flight.number[:narrow] >= 0
@@ -205,7 +273,11 @@ def _visit(flight: Flight, fast: Model, model: Model, *, narrow: int, loss: str,
         judged, y = before.x_adv[:narrow], before.y[:narrow]
         with torch.no_grad():
             exact = judging.over(held, judged)(pad(judged, call_rows(narrow)))[:narrow].float()
-        copied, on_device, ids = after.logits[:narrow], held.to(exact.device), before.rng.image_ids[:narrow].cpu()[held]
+        copied, on_device, ids = (
+            after.logits[:narrow],
+            held.to(exact.device),
+            before.rng.image_ids[:narrow].cpu()[held],
+        )
         require_finite(exact[on_device], ids)
         _require_in_range(copied[on_device], ids, gradient=gradient, what="logits")
         low, true = (margin(logits, y).cpu() for logits in (copied, exact))
@@ -224,10 +296,10 @@ def _visit(flight: Flight, fast: Model, model: Model, *, narrow: int, loss: str,
     return seen
 
 
-def _first(state: State, lanes: int) -> State:
-    """Return what the first lanes need for a gradient."""
-    target = None if state.target is None else state.target[:lanes]
-    return replace(state, x_adv=state.x_adv[:lanes], y=state.y[:lanes], target=target)
+def _first(state: State, slots: int) -> State:
+    """Return what the first slots need for a gradient."""
+    target = None if state.target is None else state.target[:slots]
+    return replace(state, x_adv=state.x_adv[:slots], y=state.y[:slots], target=target)
 
 
 def _require_in_range(values: Tensor, image_ids: Tensor, *, gradient: str, what: str) -> None:
@@ -242,6 +314,8 @@ def _require_in_range(values: Tensor, image_ids: Tensor, *, gradient: str, what:
 
 
 @torch.no_grad()
-def _likeliest_other(model: Model, images: Tensor, y: Tensor, *, lanes: int, device: torch.device) -> Tensor:
-    logits = lane_logits(model, images, torch.arange(len(y)), lanes=lanes, device=device)
+def _likeliest_other(
+    model: Model, images: Tensor, y: Tensor, *, slots: int, device: torch.device
+) -> Tensor:
+    logits = slot_logits(model, images, torch.arange(len(y)), slots=slots, device=device)
     return logits.scatter(1, y[:, None], -torch.inf).argmax(dim=1)

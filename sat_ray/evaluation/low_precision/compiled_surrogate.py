@@ -32,14 +32,19 @@ class _Kernels:
                 with_own_pooling,  # it needs Triton, which a GPU has to have and a CPU has not
             )
 
-            module, options = with_own_pooling(module), kernel_options(torch.cuda.get_device_capability(device))
+            module, options = (
+                with_own_pooling(module),
+                kernel_options(torch.cuda.get_device_capability(device)),
+            )
         return cls(module, compiled(module, options=options), plain)
 
     @torch.no_grad()
     def load(self, plain: nn.Module) -> None:
         """Take over the weights and buffers of another copy of the same layers."""
         if self.holds is not plain:
-            for ours, theirs in zip(_tensors(self.module).values(), _tensors(plain).values(), strict=True):
+            for ours, theirs in zip(
+                _tensors(self.module).values(), _tensors(plain).values(), strict=True
+            ):
                 ours.copy_(theirs)
             self.holds = plain
 
@@ -79,16 +84,28 @@ class CompiledSurrogate:
 
     def _checked(self, kernels: _Kernels, x: Tensor) -> _Kernels:
         kernels.load(self.plain)
-        ours, theirs = (logits_and_gradient(forward, x) for forward in (kernels.forward, self.plain))
+        ours, theirs = (
+            logits_and_gradient(forward, x) for forward in (kernels.forward, self.plain)
+        )
         with torch.autocast(x.device.type, enabled=False):
             exact = logits_and_gradient(self.model, x)
-        require_agreement(ours, theirs, exact, what="model that is attacked", precision=self.precision, asked="compiled gradients")
+        require_agreement(
+            ours,
+            theirs,
+            exact,
+            what="model that is attacked",
+            precision=self.precision,
+            asked="compiled gradients",
+        )
         return kernels
 
 
 def _layers(module: nn.Module) -> tuple[Any, ...]:
     """Describe what kernels are compiled for: everything of a copy but the values of its tensors."""
-    tensors = tuple((name, tensor.shape, tensor.dtype, tensor.device) for name, tensor in _tensors(module).items())
+    tensors = tuple(
+        (name, tensor.shape, tensor.dtype, tensor.device)
+        for name, tensor in _tensors(module).items()
+    )
     code = tuple(getattr(part, "code", "") for part in module.modules())
     return (type(module).__qualname__, code, repr(module), tensors)
 

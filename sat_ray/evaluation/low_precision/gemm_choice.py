@@ -8,7 +8,11 @@ alone, torch would time every candidate on every worker, which takes minutes and
 from functools import cache
 from typing import Any
 
-ASKED = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON", "benchmark_epilogue_fusion": False}
+ASKED = {
+    "max_autotune_gemm": True,
+    "max_autotune_gemm_backends": "ATEN,TRITON",
+    "benchmark_epilogue_fusion": False,
+}
 TILE = ("BLOCK_K=64,", "BLOCK_M=64,", "BLOCK_N=128,", "num_warps=4")
 OLDEST = (8, 0)
 FEWEST_ROWS = 4096
@@ -42,7 +46,11 @@ def by_shape(choices: list[Any]) -> list[Any]:
     if config.max_autotune or not config.max_autotune_gemm:
         return choices
     library = [choice for choice in choices if isinstance(choice, ExternKernelCaller)]
-    fused = [choice for choice in choices if choice.name.startswith("triton_mm") and all(part in choice.description for part in TILE)]
+    fused = [
+        choice
+        for choice in choices
+        if choice.name.startswith("triton_mm") and all(part in choice.description for part in TILE)
+    ]
     if library and fused and _widens(choices[0]):
         return fused[:1]
     return library[:1] or choices

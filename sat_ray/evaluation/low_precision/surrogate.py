@@ -25,27 +25,40 @@ from sat_ray.utils.compile import check_compiler
 from sat_ray.utils.precision import SHORT, autocast
 
 COMPILED = tuple(name for name in GRADIENTS if name.endswith("-compiled"))
-UNKNOWN = {"bf16": 64, "fp16": 512}  # an entry below a 64th of its image's mean: bfloat16 keeps 8 bits, and a pass rounds some dozen times
-LARGEST = 2**4  # of the derivatives by an image's logits, in float16: its gradients have room for 65,504 above it and for 2^-24 below
+UNKNOWN = {
+    "bf16": 64,
+    "fp16": 512,
+}  # an entry below a 64th of its image's mean: bfloat16 keeps 8 bits, and a pass rounds some dozen times
+LARGEST = (
+    2**4
+)  # of the derivatives by an image's logits, in float16: its gradients have room for 65,504 above it and for 2^-24 below
 
 
 def pays(device: torch.device) -> bool:
     """Tell whether bfloat16 is faster than float32 there: a GPU that has it, a CPU with AVX512-BF16 or AMX."""
     if device.type == "cuda":
-        return torch.cuda.is_available() and bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return torch.cuda.is_available() and bool(
+            torch.cuda.is_bf16_supported(including_emulation=False)
+        )
+    return device.type == "cpu" and bool(
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
 
 
 def emulated(gradient: str, device: torch.device) -> bool:
     """Say whether a device has no arithmetic for such gradients and imitates it, at several times the cost of float32."""
     precision = gradient.removesuffix("-compiled")
-    return device.type != "cuda" if precision == "fp16" else precision == "bf16" and not pays(device)
+    return (
+        device.type != "cuda" if precision == "fp16" else precision == "bf16" and not pays(device)
+    )
 
 
 def check_gradient(gradient: str, device: torch.device, *, field: str) -> None:
     """Raise ValueError where this machine cannot compile what an attack's gradients ask for."""
     if gradient in COMPILED:
-        check_compiler(device, asked=f"{field} is {gradient}", instead=gradient.removesuffix("-compiled"))
+        check_compiler(
+            device, asked=f"{field} is {gradient}", instead=gradient.removesuffix("-compiled")
+        )
 
 
 def flies_again(gradient: str) -> bool:
@@ -106,7 +119,9 @@ def known_signs(gradient: Tensor, *, unknown: int) -> Tensor:
     """
     size = gradient.detach().abs().flatten(1)
     exponent = torch.frexp(size.amax(dim=1, keepdim=True)).exponent
-    unit = torch.exp2((20 - exponent).clamp_max(126).to(size.dtype))  # a power of two: nothing is rounded by it
+    unit = torch.exp2(
+        (20 - exponent).clamp_max(126).to(size.dtype)
+    )  # a power of two: nothing is rounded by it
     total = (size * unit).to(torch.int32).sum(dim=1, keepdim=True)
     least = -(-total // (unknown * size.shape[1])).to(size.dtype) / unit
     return gradient.masked_fill((size < least).view_as(gradient), 0)

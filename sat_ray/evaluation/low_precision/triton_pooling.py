@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.library import triton_op, wrap_triton
 
 BLOCK = 512  # entries of a row of windows that one program handles
-GEOMETRY = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False, "return_indices": False}
+GEOMETRY = {
+    "kernel_size": 3,
+    "stride": 2,
+    "padding": 1,
+    "dilation": 1,
+    "ceil_mode": False,
+    "return_indices": False,
+}
 
 
 @triton.jit
@@ -30,7 +37,11 @@ def _largest(x, out, taken, height, width, channels, rows, columns, block: tl.co
     for number in tl.static_range(9):
         above, before = top + number // 3, left + number % 3
         inside = held & (above >= 0) & (above < height) & (before >= 0) & (before < width)
-        value = tl.load(x + (image * height + above) * width * channels + before * channels + channel, inside, other=0.0).to(tl.float32)
+        value = tl.load(
+            x + (image * height + above) * width * channels + before * channels + channel,
+            inside,
+            other=0.0,
+        ).to(tl.float32)
         better = inside & ((value > best) | (value != value) | (place < 0))
         best = tl.where(better, value, best)
         place = tl.where(better, number, place)
@@ -41,7 +52,9 @@ def _largest(x, out, taken, height, width, channels, rows, columns, block: tl.co
 
 @triton.jit
 def _window(gradient, taken, offset, held):  # type: ignore[no-untyped-def]
-    return tl.load(gradient + offset, held, other=0.0).to(tl.float32), tl.load(taken + offset, held, other=-1).to(tl.int32)
+    return tl.load(gradient + offset, held, other=0.0).to(tl.float32), tl.load(
+        taken + offset, held, other=-1
+    ).to(tl.int32)
 
 
 @triton.jit
@@ -64,7 +77,12 @@ def _gather(gradient, taken, out, height, width, channels, rows, columns, block:
     kind = out.dtype.element_ty
     upper = tl.where(in_a == 5, a, 0.0) + tl.where(in_b == 3, b, 0.0)
     lower = tl.where(in_a == 7, a, 0.0) + tl.where(in_c == 1, c, 0.0)
-    corner = tl.where(in_a == 8, a, 0.0) + tl.where(in_b == 6, b, 0.0) + tl.where(in_c == 2, c, 0.0) + tl.where(in_d == 0, d, 0.0)
+    corner = (
+        tl.where(in_a == 8, a, 0.0)
+        + tl.where(in_b == 6, b, 0.0)
+        + tl.where(in_c == 2, c, 0.0)
+        + tl.where(in_d == 0, d, 0.0)
+    )
     tl.store(first, tl.where(in_a == 4, a, 0.0).to(kind), held)
     tl.store(first + channels, upper.to(kind), wide)
     tl.store(first + width * channels, lower.to(kind), held & tall)
@@ -96,9 +114,16 @@ def max_pool_gradient(gradient: Tensor, taken: Tensor, height: int, width: int) 
     """Return the gradient at the images (N, C, H, W) of `max_pool`, from that at its results and the places that it took."""
     images, channels, rows, columns = gradient.shape
     gradient = gradient.contiguous(memory_format=torch.channels_last)
-    out = torch.empty((images, channels, height, width), dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
+    out = torch.empty(
+        (images, channels, height, width),
+        dtype=gradient.dtype,
+        device=gradient.device,
+        memory_format=torch.channels_last,
+    )
     grid = _grid(images * rows, columns * channels)
-    wrap_triton(_gather)[grid](gradient, taken, out, height, width, channels, rows, columns, block=BLOCK)
+    wrap_triton(_gather)[grid](
+        gradient, taken, out, height, width, channels, rows, columns, block=BLOCK
+    )
     return out
 
 
@@ -128,7 +153,11 @@ class MaxPool(nn.Module):
 def with_own_pooling(model: nn.Module) -> nn.Module:
     """Give a model on a GPU these kernels wherever it has that pooling as a module, in place, and return it."""
     for name, module in list(model.named_modules()):
-        if name and type(module) is nn.MaxPool2d and all(_same(getattr(module, field), value) for field, value in GEOMETRY.items()):
+        if (
+            name
+            and type(module) is nn.MaxPool2d
+            and all(_same(getattr(module, field), value) for field, value in GEOMETRY.items())
+        ):
             model.set_submodule(name, MaxPool())
     return model
 

@@ -1,4 +1,4 @@
-"""The lane engine with gradients of a fast copy and verdicts of the model, in float32.
+"""The slot engine with gradients of a fast copy and verdicts of the model, in float32.
 
 The attack climbs on the copy (`sat_ray.evaluation.low_precision.surrogate`), which makes it another attack, with a
 name of its own. A point counts as broken only
@@ -19,14 +19,20 @@ from sat_ray.attacks import Attack, State
 from sat_ray.attacks.base import Model, require_feasible
 from sat_ray.attacks.losses import margin
 from sat_ray.evaluation.engine.batch_buckets import Narrowing, call_rows, has_fixed_rows, pad
-from sat_ray.evaluation.engine.run_attack import require_finite, require_finite_runs, require_sound, run_lanes, skip_periods
+from sat_ray.evaluation.engine.run_attack import (
+    require_finite,
+    require_finite_runs,
+    require_sound,
+    run_slots,
+    skip_periods,
+)
 from sat_ray.evaluation.engine.scheduler import Flight
 from sat_ray.evaluation.engine.verdicts import NEVER, Verdicts
 from sat_ray.utils.compile import fusing
 from sat_ray.utils.randomness import Randomness
 
-SCORED_ROWS = 64  # of a float32 call at most: a lane flies on until its point is scored, so points should not wait long for a full call
-CLOSE_SHARE = 16  # one lane in 16 for close survivors: they are few, and in float32 an empty lane costs what a full one does
+SCORED_ROWS = 64  # of a float32 call at most: a slot flies on until its point is scored, so points should not wait long for a full call
+CLOSE_SHARE = 16  # one slot in 16 for close survivors: they are few, and in float32 an empty slot costs what a full one does
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,15 @@ class _Points:
         return _Points(*(getattr(self, field.name)[first:last] for field in fields(self)))
 
     def and_then(self, other: "_Points") -> "_Points":
-        return _Points(*(torch.cat([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self)))
+        return _Points(
+            *(
+                torch.cat([getattr(self, field.name), getattr(other, field.name)])
+                for field in fields(self)
+            )
+        )
 
 
-def run_lanes_fast(
+def run_slots_fast(
     fast: Model,
     model: Model,
     attack: Attack,
@@ -69,10 +80,12 @@ def run_lanes_fast(
     """Attack every image with gradients of a fast copy, close survivors again with the model's, and return verdicts and the points scored.
 
     again: whether the second attack is asked for (`sat_ray.evaluation.low_precision.surrogate.flies_again`); where:
-    lanes, of which that attack uses one in
+    slots, of which that attack uses one in
     CLOSE_SHARE, and device; all as of `run_rescored`. passes of a run that was flown twice are those of both flights.
     """
-    out, scored = run_rescored(fast, model, attack, images, y, rng, bound=bound, runs=runs, target=target, **where)
+    out, scored = run_rescored(
+        fast, model, attack, images, y, rng, bound=bound, runs=runs, target=target, **where
+    )
     waiting = torch.arange(len(images))
     for run in range(runs if again else 0):
         first = run * len(images)
@@ -80,8 +93,16 @@ def run_lanes_fast(
         close = waiting[(out.first_broken_step[rows] == NEVER) & (out.margin[rows] < bound)]
         if len(close):
             towards = None if target is None else target[close, run][:, None]
-            narrow = {**where, "lanes": max(1, where["lanes"] // CLOSE_SHARE)}
-            second = run_lanes(model, attack, images[close], y[close], rng.take(close).further(run), target=towards, **narrow)
+            narrow = {**where, "slots": max(1, where["slots"] // CLOSE_SHARE)}
+            second = run_slots(
+                model,
+                attack,
+                images[close],
+                y[close],
+                rng.take(close).further(run),
+                target=towards,
+                **narrow,
+            )
             _replace(out, first + close, second)
         waiting = waiting[out.first_broken_step[rows] == NEVER]
     return out, scored
@@ -96,7 +117,7 @@ def run_rescored(
     rng: Randomness,
     *,
     bound: float,
-    lanes: int,
+    slots: int,
     device: torch.device,
     runs: int = 1,
     target: Tensor | None = None,
@@ -105,13 +126,13 @@ def run_rescored(
     """Attack every image with gradients of a fast copy alone and return its verdict, and how many points float32 scored.
 
     fast: what is differentiated, a copy of `model`; bound: logit margin > 0 below which a point is scored again; trusting: whether a
-    run ends where the copy is sure; the rest as in `sat_ray.evaluation.engine.run_attack.run_lanes`.
+    run ends where the copy is sure; the rest as in `sat_ray.evaluation.engine.run_attack.run_slots`.
     An image that cycles goes on to the point that its last step would reach. passes counts the points up to the verdict; zero_share is not
     measured and stays 0. Among the points that float32 scored, a survivor shows the one of smallest margin.
     """
-    flight = Flight(attack, images, y, rng, target, runs=runs, lanes=lanes, device=device)
-    referee = _Referee(model, Verdicts.empty(runs * len(images)), lanes=min(lanes, SCORED_ROWS))
-    calls = Narrowing(fast, lanes=lanes, gradients=attack.differentiates)
+    flight = Flight(attack, images, y, rng, target, runs=runs, slots=slots, device=device)
+    referee = _Referee(model, Verdicts.empty(runs * len(images)), slots=min(slots, SCORED_ROWS))
+    calls = Narrowing(fast, slots=slots, gradients=attack.differentiates)
     with fusing(has_fixed_rows(fast)):
         while flight.fill():
             before = flight.state
@@ -122,12 +143,23 @@ def run_rescored(
             require_feasible(before.x_adv, before.x, attack.threat_model, held=flight.number >= 0)
             done = before.step.cpu() >= attack.steps
             if flight.cycles is not None:
-                flight.state = skip_periods(after, flight.cycles.observe(after.x_adv, after.step, flight.seat), steps=attack.steps)
+                flight.state = skip_periods(
+                    after,
+                    flight.cycles.observe(after.x_adv, after.step, flight.seat),
+                    steps=attack.steps,
+                )
             held, margins = flight.number >= 0, margin(after.logits, before.y).cpu()
-            waiting, sure = torch.nonzero(held & (done | (margins < bound))).flatten(), margins < -bound
+            waiting, sure = (
+                torch.nonzero(held & (done | (margins < bound))).flatten(),
+                margins < -bound,
+            )
             if len(waiting):
                 referee.ask(_points(before, flight, sure, waiting))
-                flight.free(torch.nonzero(done | (sure & trusting) | referee.is_broken(flight.number)).flatten())
+                flight.free(
+                    torch.nonzero(
+                        done | (sure & trusting) | referee.is_broken(flight.number)
+                    ).flatten()
+                )
                 flight.note_broken(torch.nonzero(referee.out.first_broken_step != NEVER).flatten())
     referee.finish()
     flight.note_broken(torch.nonzero(referee.out.first_broken_step != NEVER).flatten())
@@ -137,8 +169,16 @@ def run_rescored(
     if trusting and len(wrongly_sure):
         image, run = wrongly_sure % len(images), wrongly_sure // len(images)
         towards = None if target is None else target[image, run][:, None]
-        given: dict[str, Any] = {"bound": bound, "lanes": lanes, "device": device, "target": towards, "trusting": False}
-        anew, more = run_rescored(fast, model, attack, images[image], y[image], rng.take(image).further(run), **given)
+        given: dict[str, Any] = {
+            "bound": bound,
+            "slots": slots,
+            "device": device,
+            "target": towards,
+            "trusting": False,
+        }
+        anew, more = run_rescored(
+            fast, model, attack, images[image], y[image], rng.take(image).further(run), **given
+        )
         _replace(out, wrongly_sure, anew)
         scored += more
     return out, scored
@@ -150,19 +190,28 @@ def _replace(out: Verdicts, rows: Tensor, second: Verdicts) -> None:
     out.write(rows, second)
 
 
-def _points(state: State, flight: Flight, sure: Tensor, lanes: Tensor) -> _Points:
-    rows = lanes.to(state.y.device)
+def _points(state: State, flight: Flight, sure: Tensor, slots: Tensor) -> _Points:
+    rows = slots.to(state.y.device)
     x_adv = state.x_adv[rows]
     distance = flight.attack.threat_model.distance(x_adv, state.x[rows]).cpu()
     ids, step = state.rng.image_ids[rows].cpu(), state.step[rows].cpu()
-    return _Points(x_adv, state.y[rows], ids, flight.number[lanes], step, flight.visited[lanes], distance, sure[lanes])
+    return _Points(
+        x_adv,
+        state.y[rows],
+        ids,
+        flight.number[slots],
+        step,
+        flight.visited[slots],
+        distance,
+        sure[slots],
+    )
 
 
 class _Referee:
     """Score points in float32, first come first served, a full call at a time, and write what they mean for their runs."""
 
-    def __init__(self, model: Model, out: Verdicts, *, lanes: int) -> None:
-        self.model, self.out, self.lanes = model, out, lanes
+    def __init__(self, model: Model, out: Verdicts, *, slots: int) -> None:
+        self.model, self.out, self.slots = model, out, slots
         self.queue: _Points | None = None
         self.wrongly_sure = torch.zeros(len(out.margin), dtype=torch.bool)
         self.scored = 0
@@ -170,9 +219,9 @@ class _Referee:
     def ask(self, points: _Points) -> None:
         """Let points wait, and score as many as fill whole calls."""
         self.queue = points if self.queue is None else self.queue.and_then(points)
-        while len(self.queue) >= self.lanes:
-            self._score(self.queue.slice(0, self.lanes))
-            self.queue = self.queue.slice(self.lanes)
+        while len(self.queue) >= self.slots:
+            self._score(self.queue.slice(0, self.slots))
+            self.queue = self.queue.slice(self.slots)
 
     def finish(self) -> None:
         """Score what still waits."""
@@ -181,20 +230,24 @@ class _Referee:
             self.queue = None
 
     def is_broken(self, number: Tensor) -> Tensor:
-        """Tell of each lane's run whether it is known to have broken its image; False for an empty lane."""
+        """Tell of each slot's run whether it is known to have broken its image; False for an empty slot."""
         return (number >= 0) & (self.out.first_broken_step[number.clamp_min(0)] != NEVER)
 
     @torch.no_grad()
     def _score(self, points: _Points) -> None:
-        logits = self.model(pad(points.x_adv, call_rows(self.lanes))).float()[: len(points)]
+        logits = self.model(pad(points.x_adv, call_rows(self.slots))).float()[: len(points)]
         require_finite(logits, points.image_ids)
         self.scored += len(points)
         predictions = logits.argmax(dim=1)
         told = (points.number, points.step, points.passes, points.sure, points.distance)
         found = (predictions != points.y, predictions, margin(logits, points.y))
-        columns = (values.cpu().numpy() for values in (*told, *found))  # of which single values are read ten times as fast
+        columns = (
+            values.cpu().numpy() for values in (*told, *found)
+        )  # of which single values are read ten times as fast
         out = {name: getattr(self.out, name).numpy() for name in self.out.__dataclass_fields__}
-        for number, step, passes, sure, distance, wrong, prediction, near in zip(*columns, strict=True):
+        for number, step, passes, sure, distance, wrong, prediction, near in zip(
+            *columns, strict=True
+        ):
             if out["first_broken_step"][number] != NEVER:
                 continue  # broken by an earlier point, which was scored before this one
             out["passes"][number] = passes
@@ -203,4 +256,8 @@ class _Referee:
             elif sure:
                 self.wrongly_sure[number] = True
             if wrong or near < out["margin"][number]:
-                out["prediction"][number], out["margin"][number], out["distance"][number] = prediction, near, distance
+                out["prediction"][number], out["margin"][number], out["distance"][number] = (
+                    prediction,
+                    near,
+                    distance,
+                )

@@ -7,13 +7,21 @@ from sat_ray.sweep.records.store import Record, Records, Stage, changed_modules
 
 
 def settle_code_changes(
-    records: Records, committed: Iterable[tuple[Stage, Record]], *, choice: str, reporter: Reporter, made: str = "results", by: str = "made"
+    records: Records,
+    committed: Iterable[tuple[Stage, Record]],
+    *,
+    choice: str,
+    reporter: Reporter,
+    made: str = "results",
+    by: str = "made",
 ) -> None:
     """Apply `choice` (refuse, reuse or rerun) to the committed records whose code has changed; ValueError names modules and choices.
 
     made, by: what the records are called in messages, as in "results made by other code".
     """
-    changed = [(record, names) for stage, record in committed if (names := changed_modules(record, stage))]
+    changed = [
+        (record, names) for stage, record in committed if (names := changed_modules(record, stage))
+    ]
     if not changed or choice == "reuse":
         return
     modules = ", ".join(sorted({name for _, names in changed for name in names}))

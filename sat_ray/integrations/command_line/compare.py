@@ -35,21 +35,46 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s OUTCOMES OUTCOMES [OUTCOMES ...] [options]",
     )
-    parser.add_argument("outcomes", nargs="+", metavar="OUTCOMES", help="outcomes of one model; the first is the one compared with")
-    parser.add_argument("--json", metavar="PATH", help="write everything, every flipped image included, here as well")
-    parser.add_argument("--flips", type=int, default=10, metavar="N", help="images shown of each direction (default 10; 0 for none)")
-    parser.add_argument("--common", action="store_true", help="compare on the images that all outcomes have, by their ids")
     parser.add_argument(
-        "--any-gradient", action="store_true", help="attacks may differ in the gradients they climb, as pgd-200 and pgd-200-bf16 do"
+        "outcomes",
+        nargs="+",
+        metavar="OUTCOMES",
+        help="outcomes of one model; the first is the one compared with",
+    )
+    parser.add_argument(
+        "--json",
+        metavar="PATH",
+        help="write everything, every flipped image included, here as well",
+    )
+    parser.add_argument(
+        "--flips",
+        type=int,
+        default=10,
+        metavar="N",
+        help="images shown of each direction (default 10; 0 for none)",
+    )
+    parser.add_argument(
+        "--common",
+        action="store_true",
+        help="compare on the images that all outcomes have, by their ids",
+    )
+    parser.add_argument(
+        "--any-gradient",
+        action="store_true",
+        help="attacks may differ in the gradients they climb, as pgd-200 and pgd-200-bf16 do",
     )
     given = parser.parse_args(argv)
     if len(given.outcomes) < 2:
         raise UsageError(f"OUTCOMES are {len(given.outcomes)}; allowed: at least 2")
     if "" in given.outcomes:
-        raise UsageError("OUTCOMES '' is empty; allowed: a Parquet file or a folder that holds some")
+        raise UsageError(
+            "OUTCOMES '' is empty; allowed: a Parquet file or a folder that holds some"
+        )
     places = [Storage.at(one).uri for one in given.outcomes]
     if len(set(places)) < len(places):
-        raise UsageError(f"{next(one for one in places if places.count(one) > 1)} is given twice; allowed: each once")
+        raise UsageError(
+            f"{next(one for one in places if places.count(one) > 1)} is given twice; allowed: each once"
+        )
     if given.flips < 0:
         raise UsageError(f"--flips is {given.flips}; allowed: a whole number >= 0")
     if given.json is not None:
@@ -92,11 +117,19 @@ def run(argv: Sequence[str]) -> None:
     comparison = compare(models, common=given.common, any_gradient=given.any_gradient)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     if given.common:
-        console.print(f"--common: {comparison.n:,} images are common to outcomes of {', '.join(f'{n:,}' for n in seen)}", markup=False)
+        console.print(
+            f"--common: {comparison.n:,} images are common to outcomes of {', '.join(f'{n:,}' for n in seen)}",
+            markup=False,
+        )
     for part in render(comparison, flips=given.flips):
         console.print(part, soft_wrap=True)
     if given.json is not None:
-        found: dict[str, Any] = {"outcomes": given.outcomes, "common": given.common, **to_json(comparison), "notes": notes(comparison)}
+        found: dict[str, Any] = {
+            "outcomes": given.outcomes,
+            "common": given.common,
+            **to_json(comparison),
+            "notes": notes(comparison),
+        }
         folder, name = folder_and_name(given.json)
         folder.write_json(name, found)
 

@@ -77,7 +77,10 @@ class Driver:
             claim_folder(self.command)
             remove_leftovers(self.command.storage)
             self.command.root.child("data").remove_abandoned()
-            experiment = {"experiment": experiment_name(self.config.recipe), "artifact_root": self.command.artifact_root}
+            experiment = {
+                "experiment": experiment_name(self.config.recipe),
+                "artifact_root": self.command.artifact_root,
+            }
             make = partial(mlflow_tracker, self.command.tracking_uri, **experiment)
             self.mlflow = stack.enter_context(TrackerLink(self.sweep, self.reporter, make))
             check_code(self.command, self.reporter)
@@ -87,7 +90,10 @@ class Driver:
             if self.alone in ("", "prepare"):
                 check_data_named(self.config, self.command.root)
             self.reporter.say(f"Ray: {stack.enter_context(ray_session())}")
-            if hint := slow_here(gradient=self.config.evaluation.gradient, accelerator=self.config.resources.accelerator):
+            if hint := slow_here(
+                gradient=self.config.evaluation.gradient,
+                accelerator=self.config.resources.accelerator,
+            ):
                 self.reporter.say(hint)
             from sat_ray.integrations.ray.user_code import check_importable
 
@@ -97,7 +103,9 @@ class Driver:
             self.open = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+    ) -> None:
         # stages still running end with the driver: Ray stops all work of a job whose driver has gone
         self.open.__exit__(kind, error, trace)
 
@@ -149,7 +157,9 @@ class Driver:
     def register(self, board: dict[str, Any]) -> None:
         """Register the winner if its robustness card allows it, and end the sweep's runs."""
         cards, override = self.returned["card"], self.command.accept_flagged
-        outcome = self.mlflow.write(lambda projection: projection.register(board, cards, override=override))
+        outcome = self.mlflow.write(
+            lambda projection: projection.register(board, cards, override=override)
+        )
         self.mlflow.write(lambda projection: projection.close(board))
         self.reporter.say(outcome)
         pages = self.sweep.pages
@@ -168,7 +178,9 @@ class Driver:
         total = self._total(name)
         if name == "evaluate" and total is not None:
             self.metrics.planned_shards = total
-        progress = self.reporter.stage(name, total, reused=self.reused[name], at_most=name == "card")
+        progress = self.reporter.stage(
+            name, total, reused=self.reused[name], at_most=name == "card"
+        )
         looked, tracked = 0.0, time.monotonic()
         while not wait(ref, seconds=min(max(POLL_SECONDS, REST * looked), TRACK_SECONDS)):
             self.lease.check()
@@ -188,9 +200,15 @@ class Driver:
         answer = result(ref)
         self.metrics.update()
         done = self._committed(name)
-        counted = f"{done - self.reused[name]} computed, {self.reused[name]} reused" if followed else ""
+        counted = (
+            f"{done - self.reused[name]} computed, {self.reused[name]} reused" if followed else ""
+        )
         progress.end(described(answer) if name == "prepare" else counted)
-        if name == "search" and (found := describe_search(self.config, records)) is not None and found["cut_by_budget"]:
+        if (
+            name == "search"
+            and (found := describe_search(self.config, records)) is not None
+            and found["cut_by_budget"]
+        ):
             self.reporter.say(found["sentence"])
         return answer
 
@@ -204,10 +222,15 @@ class Driver:
         models = len({record.payload["sha256"] for record in self.returned.get("train", [])})
         strong = self.config.evaluation.strong != "none"
         if name == "card" and finalists:
-            return min(self.config.card.candidates, finalists) + strong * models * self._shards("val")
+            return min(self.config.card.candidates, finalists) + strong * models * self._shards(
+                "val"
+            )
         if name == "evaluate":
             return (1 + strong) * models * self._shards("test") or None
-        return {"search": planned_trials(self.config), "train": finalists * len(self.config.final.seeds) or None}.get(name)
+        return {
+            "search": planned_trials(self.config),
+            "train": finalists * len(self.config.final.seeds) or None,
+        }.get(name)
 
     def _shards(self, split: str) -> int:
         """Return into how many tasks a split is cut for each model; 0 before it is prepared."""
@@ -222,7 +245,13 @@ def described(dataset: Dataset) -> str:
     stored = ", ".join(f"{splits[name]:,} {name}" for name in ("train", "val"))
     stored += f" and {splits['test']:,} test images of {classes:,} classes in {dataset.uri}"
     mixed_up = numbers_out_of_order(dataset.manifest["class_names"])
-    odd = (other_classes(dataset), other_count(dataset), mixed_up, enlarged(dataset), left_out(dataset))
+    odd = (
+        other_classes(dataset),
+        other_count(dataset),
+        mixed_up,
+        enlarged(dataset),
+        left_out(dataset),
+    )
     return "; ".join(filter(None, (stored, *odd)))
 
 
@@ -231,7 +260,11 @@ def other_classes(dataset: Dataset) -> str:
     manifest = dataset.manifest
     known = DATASETS[manifest["dataset"]].classes if manifest["dataset"] in DATASETS else 0
     found = len(manifest["class_names"])
-    return f"{manifest['dataset']} has {known:,} classes, this one {found:,}" if known not in (0, found) else ""
+    return (
+        f"{manifest['dataset']} has {known:,} classes, this one {found:,}"
+        if known not in (0, found)
+        else ""
+    )
 
 
 def other_count(dataset: Dataset) -> str:
@@ -239,7 +272,11 @@ def other_count(dataset: Dataset) -> str:
     manifest = dataset.manifest
     found = sum(manifest["splits"].values()) + len(manifest.get("corrupt", []))
     known = DATASETS[manifest["dataset"]].images if manifest["dataset"] in DATASETS else 0
-    return f"{manifest['dataset']} has {known:,} images, this one {found:,}" if known not in (0, found) else ""
+    return (
+        f"{manifest['dataset']} has {known:,} images, this one {found:,}"
+        if known not in (0, found)
+        else ""
+    )
 
 
 def enlarged(dataset: Dataset) -> str:
@@ -260,7 +297,14 @@ def left_out(dataset: Dataset) -> str:
 
 def sweep_of(command: Command) -> Sweep:
     """Return what the stages are given for a command."""
-    return Sweep(command.config, command.name, command.root, command.storage, command.argv, pages_of(command.tracking_uri))
+    return Sweep(
+        command.config,
+        command.name,
+        command.root,
+        command.storage,
+        command.argv,
+        pages_of(command.tracking_uri),
+    )
 
 
 def check_reachable(command: Command) -> None:
@@ -279,7 +323,9 @@ def claim_folder(command: Command) -> None:
     with contextlib.suppress(FileNotFoundError):
         theirs = command.storage.read_json("config.json")
     if theirs is not None and not _is_of(command, theirs):
-        raise ValueError(f"{command.storage.uri} holds a sweep with another config; choose another --name or --storage")
+        raise ValueError(
+            f"{command.storage.uri} holds a sweep with another config; choose another --name or --storage"
+        )
     if ours != theirs:
         command.storage.write_json("config.json", ours)
 
@@ -297,7 +343,9 @@ def check_code(command: Command, reporter: Reporter) -> None:
     records, named = sweep_of(command).records, {stage.name: stage for stage in STAGES}
     begun = ((named[record.stage], record) for record in records.begun())
     committed = ((stage, record) for stage in STAGES for record in records.each(stage))
-    settle_code_changes(records, itertools.chain(begun, committed), choice=command.on_code_change, reporter=reporter)
+    settle_code_changes(
+        records, itertools.chain(begun, committed), choice=command.on_code_change, reporter=reporter
+    )
 
 
 def only(name: str) -> Callable[[Command], None]:
@@ -316,7 +364,10 @@ def only(name: str) -> Callable[[Command], None]:
 
 def run_alone(driver: Driver, name: str, inputs: dict[str, Any]) -> None:
     """Run one stage on what the earlier ones committed."""
-    functions = {function.__name__: function for function in (stages.prepare, stages.search, stages.train, stages.card, stages.evaluate)}
+    functions = {
+        function.__name__: function
+        for function in (stages.prepare, stages.search, stages.train, stages.card, stages.evaluate)
+    }
     driver.returned |= inputs
     if name in functions:
         driver.wait(driver.stage(functions[name], *inputs.values()))

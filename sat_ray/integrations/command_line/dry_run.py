@@ -22,9 +22,22 @@ _LENGTHS = ("epsilon", "step_size")
 def describe(command: Command) -> str:
     """Return the resolved config and the plan as text."""
     config = command.config
-    lines = [f"sweep {command.name} in {command.storage.uri}", f"tracking {redacted(command.tracking_uri)}", "", "resolved config"]
-    lines += [f"  {name:<40} {_show(name, value)}" for name, value in flatten(to_json(config)).items()]
-    lines += ["", "plan", *(f"  {name:<40} {value}" for name, value in plan(config).items()), "", "dry run: nothing was touched"]
+    lines = [
+        f"sweep {command.name} in {command.storage.uri}",
+        f"tracking {redacted(command.tracking_uri)}",
+        "",
+        "resolved config",
+    ]
+    lines += [
+        f"  {name:<40} {_show(name, value)}" for name, value in flatten(to_json(config)).items()
+    ]
+    lines += [
+        "",
+        "plan",
+        *(f"  {name:<40} {value}" for name, value in plan(config).items()),
+        "",
+        "dry run: nothing was touched",
+    ]
     return "\n".join(lines)
 
 
@@ -77,20 +90,37 @@ def _budget(config: SweepConfig) -> dict[str, str]:
     if seconds is None:
         return {}
     hours = f"{seconds / 3600:,.3g} accelerator-hours"
-    priced = f"{config.cost.amount(seconds)}, {hours}" if config.cost.price_per_accelerator_hour else hours
-    return {"budget of the search": f"{priced}: no trial starts once it is spent; training, evaluation and cards are not in it"}
+    priced = (
+        f"{config.cost.amount(seconds)}, {hours}"
+        if config.cost.price_per_accelerator_hour
+        else hours
+    )
+    return {
+        "budget of the search": f"{priced}: no trial starts once it is spent; training, evaluation and cards are not in it"
+    }
 
 
 def _strong(config: SweepConfig, classes: int) -> str:
     attacks = config.strong_attacks(classes or UNKNOWN_CLASSES)
-    return "; ".join(map(str, attacks)) if attacks else "none: rows are ranked by the evaluation attack"
+    return (
+        "; ".join(map(str, attacks))
+        if attacks
+        else "none: rows are ranked by the evaluation attack"
+    )
 
 
 def _training_attack(config: SweepConfig) -> str:
-    training, step = config.training, as_255ths(config.training.attack(config.threat_model).step_size)
+    training, step = (
+        config.training,
+        as_255ths(config.training.attack(config.threat_model).step_size),
+    )
     if training.attack_replays:
         return f"Free: {training.attack_replays} updates on each batch, step {step}"
-    ascended = f"on the KL divergence of TRADES (beta {training.trades_beta:g}), " if training.objective == "trades" else ""
+    ascended = (
+        f"on the KL divergence of TRADES (beta {training.trades_beta:g}), "
+        if training.objective == "trades"
+        else ""
+    )
     return f"PGD-{training.attack_steps}, {ascended}step {step}"
 
 
@@ -99,10 +129,14 @@ def _shown(passes: dict[str, float]) -> dict[str, str]:
     bounded = {name: "" if name in ("search", "training") else ", at most" for name, _ in found}
     at_most = {name: f"estimated passes, {name}{bound}" for name, bound in bounded.items()}
     lines = {at_most[name]: f"{count / 1e6:.2f} million images" for name, count in found}
-    return lines | {"queries of cards, at most": f"{queries / 1e6:.2f} million images, forward only"}
+    return lines | {
+        "queries of cards, at most": f"{queries / 1e6:.2f} million images, forward only"
+    }
 
 
 def _show(name: str, value: Any) -> str:
-    if (isinstance(value, float) and name.rpartition(".")[2] in _LENGTHS) or (name.endswith("step_size") and value is not None):
+    if (isinstance(value, float) and name.rpartition(".")[2] in _LENGTHS) or (
+        name.endswith("step_size") and value is not None
+    ):
         return as_255ths(value)
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -13,7 +13,13 @@ from sat_ray.integrations.command_line.stop_signals import KEPT, STATUS, stop_si
 from sat_ray.training.catastrophic_overfitting import CatastrophicOverfittingError
 from sat_ray.utils.names import printable
 
-EXPECTED = (ValueError, OSError, ArithmeticError, InfeasiblePointError, CatastrophicOverfittingError)
+EXPECTED = (
+    ValueError,
+    OSError,
+    ArithmeticError,
+    InfeasiblePointError,
+    CatastrophicOverfittingError,
+)
 
 
 def leave_own_folder_off_the_path() -> None:
@@ -43,7 +49,10 @@ def exit_status(action: Callable[[], None]) -> int:
             if not stopped.is_set() and lost_by_ray(error):
                 if os.environ.get("SAT_RAY_TRACEBACK"):
                     traceback.print_exc()
-                print(printable(f"error: Ray ended the work: {_ends(error)}; {KEPT}", kept="\n"), file=sys.stderr)
+                print(
+                    printable(f"error: Ray ended the work: {_ends(error)}; {KEPT}", kept="\n"),
+                    file=sys.stderr,
+                )
                 return 2
             # an interrupted call into Ray may surface as another error; Ray's own handler, in place
             # during ray.init, exits with 15

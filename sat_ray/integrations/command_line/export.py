@@ -34,14 +34,31 @@ REPORT_AGAIN = "run again: python pipelines/report.py"
 class Asked:
     """Which model, as what, and where to."""
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="A sweep, for its champion, or the folder of a checkpoint.")] = "digits"
-    storage: Annotated[str, tyro.conf.arg(help="Folder or s3://bucket/prefix of the sweeps; empty: SAT_RAY_STORAGE, else ./runs.")] = ""
-    format: Annotated[Literal["pt2", "onnx"], tyro.conf.arg(help="pt2 (torch.export) or onnx.")] = "pt2"
-    out: Annotated[str, tyro.conf.arg(help="File to write; the card goes beside it, with .md in place of the ending.")] = ""
+    model: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(help="A sweep, for its champion, or the folder of a checkpoint."),
+    ] = "digits"
+    storage: Annotated[
+        str,
+        tyro.conf.arg(
+            help="Folder or s3://bucket/prefix of the sweeps; empty: SAT_RAY_STORAGE, else ./runs."
+        ),
+    ] = ""
+    format: Annotated[Literal["pt2", "onnx"], tyro.conf.arg(help="pt2 (torch.export) or onnx.")] = (
+        "pt2"
+    )
+    out: Annotated[
+        str,
+        tyro.conf.arg(
+            help="File to write; the card goes beside it, with .md in place of the ending."
+        ),
+    ] = ""
     allow_code: AllowCode = ()
     image_shape: Annotated[
         tuple[int, ...],
-        tyro.conf.arg(help="C H W of the images, for a checkpoint that lies outside its sweep's folder."),
+        tyro.conf.arg(
+            help="C H W of the images, for a checkpoint that lies outside its sweep's folder."
+        ),
         Bounds(1, 4096),
     ] = ()
 
@@ -64,7 +81,9 @@ def export(asked: Asked) -> None:
     from sat_ray.report.pages.model_card import model_card
 
     if not asked.out:
-        raise UsageError(f"--out is empty; give the file to write, for example --out model.{asked.format}")
+        raise UsageError(
+            f"--out is empty; give the file to write, for example --out model.{asked.format}"
+        )
     check_name(asked.format, FORMATS, field="format")
     confirm(asked.allow_code)
     found = locate(asked.model, storage_root(asked.storage))
@@ -74,9 +93,14 @@ def export(asked: Asked) -> None:
     out = Path(asked.out).expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data)
-    about, name = read_description(Storage.at(found.checkpoint)), found.checkpoint.rstrip("/").rpartition("/")[2]
+    about, name = (
+        read_description(Storage.at(found.checkpoint)),
+        found.checkpoint.rstrip("/").rpartition("/")[2],
+    )
     text = model_card(
-        name=Configuration.stored(about["about"]["configuration"]).name if "configuration" in about["about"] else name,
+        name=Configuration.stored(about["about"]["configuration"]).name
+        if "configuration" in about["about"]
+        else name,
         file=out.name,
         kind=asked.format,
         spec=about["spec"],
@@ -90,7 +114,9 @@ def export(asked: Asked) -> None:
         config=None if found.sweep is None else found.sweep.read_json("config.json"),
     )
     out.with_suffix(".md").write_text(text)
-    print(f"{found.checkpoint}\n{out}: {len(data):,} bytes; {parity}\n{out.with_suffix('.md')}: its card")
+    print(
+        f"{found.checkpoint}\n{out}: {len(data):,} bytes; {parity}\n{out.with_suffix('.md')}: its card"
+    )
 
 
 def locate(model: str, root: Storage) -> Found:
@@ -101,16 +127,24 @@ def locate(model: str, root: Storage) -> Found:
         sweep = Storage(folder) if inside and Storage(folder).exists("config.json") else None
         return Found(checkpoint, sweep, _board(sweep), _config(sweep))
     if "/" in model:
-        raise ValueError(f"model {model} is no folder of a checkpoint (no {MODEL_JSON}); allowed: such a folder, or the name of a sweep")
+        raise ValueError(
+            f"model {model} is no folder of a checkpoint (no {MODEL_JSON}); allowed: such a folder, or the name of a sweep"
+        )
     check_name(model, sweeps_in(root), field="sweep")
     sweep = root.child(model)
     board = _board(sweep)
     if board is None:
-        raise ValueError(f"sweep {model} has no leaderboard yet; run first: python pipelines/sweep.py {model}, or name a checkpoint")
+        raise ValueError(
+            f"sweep {model} has no leaderboard yet; run first: python pipelines/sweep.py {model}, or name a checkpoint"
+        )
     try:
-        own = board["champion"]["row"]["checkpoint"].rpartition("/checkpoints/")[2]  # the storage may have been moved since
+        own = board["champion"]["row"]["checkpoint"].rpartition("/checkpoints/")[
+            2
+        ]  # the storage may have been moved since
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{sweep.full('leaderboard.json')} names no champion; {REPORT_AGAIN} {model}, or name a checkpoint") from None
+        raise ValueError(
+            f"{sweep.full('leaderboard.json')} names no champion; {REPORT_AGAIN} {model}, or name a checkpoint"
+        ) from None
     return Found(sweep.full(f"checkpoints/{own}"), sweep, board, _config(sweep))
 
 
@@ -120,7 +154,9 @@ def _board(sweep: Storage | None) -> dict[str, Any] | None:
     try:
         board: dict[str, Any] = sweep.read_json("leaderboard.json")
     except ValueError as error:
-        raise ValueError(f"{sweep.full('leaderboard.json')} is no JSON ({error}); {REPORT_AGAIN} RECIPE") from None
+        raise ValueError(
+            f"{sweep.full('leaderboard.json')} is no JSON ({error}); {REPORT_AGAIN} RECIPE"
+        ) from None
     return board
 
 
@@ -135,7 +171,9 @@ def image_shape(found: Found) -> tuple[int, ...]:
         dataset = Dataset.open(dataset_uri(found.config, root))
         if dataset is not None:
             return tuple(dataset.manifest["shape"])
-    raise ValueError(f"the images of {found.checkpoint} are not beside it; give --image-shape C H W")
+    raise ValueError(
+        f"the images of {found.checkpoint} are not beside it; give --image-shape C H W"
+    )
 
 
 def _row(found: Found) -> dict[str, Any] | None:

@@ -81,7 +81,9 @@ def _check_option(option: str, values: Sequence[str], kinds: Mapping[str, Any]) 
     kind = kinds.get(name, bool)  # only a switch has a second spelling, --no-x
     if kind is bool:
         if values:
-            raise UsageError(f"{option} takes no value, got {values[0]}: write {option} alone, or {_opposite(name)}")
+            raise UsageError(
+                f"{option} takes no value, got {values[0]}: write {option} alone, or {_opposite(name)}"
+            )
         return
     if get_origin(kind) is tuple:
         kind = get_args(kind)[0]

@@ -15,16 +15,26 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from sat_ray.activations.table import activation_table
-from sat_ray.integrations.command_line.option_values import UsageError, check_words, option_kinds, positionals, with_decimals
+from sat_ray.integrations.command_line.option_values import (
+    UsageError,
+    check_words,
+    option_kinds,
+    positionals,
+    with_decimals,
+)
 from sat_ray.integrations.mlflow.preflight import sqlite_path
 from sat_ray.storage.store import Storage, check_address
 from sat_ray.storage.uris import redacted
-from sat_ray.sweep.config import Recipe, SweepConfig
+from sat_ray.sweep.config import RENAMED, Recipe, SweepConfig
 from sat_ray.utils.names import check_name, suggest
 from sat_ray.utils.serialization import content_hash, flatten
 
 Given = TypeVar("Given")  # a dataclass of options
-RESERVED_NAMES = ("data", "mlartifacts", "mlflow.db")  # of the storage itself; beside the last lie files whose names begin with it
+RESERVED_NAMES = (
+    "data",
+    "mlartifacts",
+    "mlflow.db",
+)  # of the storage itself; beside the last lie files whose names begin with it
 SHORT = {"--budget": "--cost.budget"}
 
 
@@ -34,7 +44,9 @@ def _help(text: str) -> Any:
 
 AllowCode = Annotated[
     tuple[str, ...],
-    _help("Names, module:function, of code that a stored file may name and this command may import."),
+    _help(
+        "Names, module:function, of code that a stored file may name and this command may import."
+    ),
 ]
 
 
@@ -42,21 +54,39 @@ AllowCode = Annotated[
 class Options:
     """Where and how to run; no part of a result's identity."""
 
-    storage: Annotated[str, _help("Folder or s3://bucket/prefix for everything the sweep writes; empty: SAT_RAY_STORAGE, else ./runs.")] = (
-        ""
-    )
-    tracking_uri: Annotated[str, _help("MLflow server or database; empty: MLFLOW_TRACKING_URI, else sqlite:///STORAGE/mlflow.db.")] = ""
+    storage: Annotated[
+        str,
+        _help(
+            "Folder or s3://bucket/prefix for everything the sweep writes; empty: SAT_RAY_STORAGE, else ./runs."
+        ),
+    ] = ""
+    tracking_uri: Annotated[
+        str,
+        _help(
+            "MLflow server or database; empty: MLFLOW_TRACKING_URI, else sqlite:///STORAGE/mlflow.db."
+        ),
+    ] = ""
     name: Annotated[
-        str, _help("Name of the sweep, its folder under STORAGE; empty: the recipe, plus a short hash of what was overridden.")
+        str,
+        _help(
+            "Name of the sweep, its folder under STORAGE; empty: the recipe, plus a short hash of what was overridden."
+        ),
     ] = ""
     on_code_change: Annotated[
         Literal["refuse", "reuse", "rerun"],
-        _help("Results made by other code than today's: refuse to start, reuse them, or move them aside and compute anew."),
+        _help(
+            "Results made by other code than today's: refuse to start, reuse them, or move them aside and compute anew."
+        ),
     ] = "refuse"
     accept_flagged: Annotated[
-        str, _help("Register the best model even if its robustness card says FLAG; give the reason, it is recorded with the model.")
+        str,
+        _help(
+            "Register the best model even if its robustness card says FLAG; give the reason, it is recorded with the model."
+        ),
     ] = ""
-    dry_run: Annotated[bool, _help("Print what would be done and what it would take, and stop: touches nothing.")] = False
+    dry_run: Annotated[
+        bool, _help("Print what would be done and what it would take, and stop: touches nothing.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +109,13 @@ class Command:
         return self.root.child(self.name)
 
 
-def parse(argv: Sequence[str], recipes: Mapping[str, Recipe], *, default: str, about: str) -> Command:
+def parse(
+    argv: Sequence[str], recipes: Mapping[str, Recipe], *, default: str, about: str
+) -> Command:
     """Read a command line. Raises UsageError or ValueError in one line; prints help and exits 0 on --help."""
-    config, base, given = parse_recipe(argv, recipes, default=default, about=about, options=Options())
+    config, base, given = parse_recipe(
+        argv, recipes, default=default, about=about, options=Options()
+    )
     return _resolve(config, base, given, argv)
 
 
@@ -104,7 +138,9 @@ def parse_recipe(
     kind, defaults = _command_type(base, options)
     known = f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
     text = "\n\n".join([_headline(about), known, activation_table()])
-    parsed = _parsed(kind, prog=_program("[RECIPE]"), description=text, args=arguments, default=defaults)
+    parsed = _parsed(
+        kind, prog=_program("[RECIPE]"), description=text, args=arguments, default=defaults
+    )
     return _only(SweepConfig, parsed), base, _only(type(options), parsed)
 
 
@@ -115,7 +151,9 @@ def parse_options(argv: Sequence[str], options: Given, *, about: str) -> Given:
     kinds = option_kinds(options)
     check_words(argv, kinds, allowed_before=positionals(options))
     words = with_decimals(argv, kinds)
-    found: Given = _parsed(type(options), prog=_program(), description=_headline(about), args=words, default=options)
+    found: Given = _parsed(
+        type(options), prog=_program(), description=_headline(about), args=words, default=options
+    )
     return found
 
 
@@ -169,8 +207,14 @@ def _check_flags(arguments: Sequence[str], known: Mapping[str, Any]) -> None:
             continue
         name = word[2:].partition("=")[0].replace("-", "_")
         positive = re.sub(r"(^|\.)no_", r"\1", name)
+        if name in RENAMED and RENAMED[name] in known:
+            raise UsageError(
+                f"--{name} is now --{RENAMED[name]}; write that instead".replace("_", "-")
+            )
         if name not in known and not isinstance(known.get(positive), bool):
-            raise UsageError(f"unknown option {word.partition('=')[0]}; {_closest(name, known)} (all: --help)")
+            raise UsageError(
+                f"unknown option {word.partition('=')[0]}; {_closest(name, known)} (all: --help)"
+            )
 
 
 def _closest(name: str, known: Collection[str]) -> str:
@@ -180,7 +224,11 @@ def _closest(name: str, known: Collection[str]) -> str:
         tails.setdefault(full.rpartition(".")[2], []).append(full)
     near = difflib.get_close_matches(name.rpartition(".")[2], list(tails), n=2, cutoff=0.7)
     found = [full for tail in near for full in tails[tail]]
-    hint = f"did you mean {' or '.join(f'--{full}' for full in found[:3])}?" if found else suggest(name, known)
+    hint = (
+        f"did you mean {' or '.join(f'--{full}' for full in found[:3])}?"
+        if found
+        else suggest(name, known)
+    )
     return hint.replace("_", "-")
 
 
@@ -189,19 +237,27 @@ def _command_type(base: SweepConfig, options: Any) -> tuple[Any, Any]:
     fields: list[tuple[str, Any, Any]] = []
     for settings in (base, options):
         for field in dataclasses.fields(settings):
-            kind: Any = Annotated[field.type, tyro.conf.Suppress] if field.name == "recipe" else field.type
-            fields.append((field.name, kind, dataclasses.field(default=getattr(settings, field.name))))
+            kind: Any = (
+                Annotated[field.type, tyro.conf.Suppress] if field.name == "recipe" else field.type
+            )
+            fields.append(
+                (field.name, kind, dataclasses.field(default=getattr(settings, field.name)))
+            )
     made = dataclasses.make_dataclass("Sweep", fields, frozen=True, kw_only=True)
     made.__doc__ = "\n"
     return made, made()
 
 
-def _resolve(config: SweepConfig, base: SweepConfig, given: Options, argv: Sequence[str]) -> Command:
+def _resolve(
+    config: SweepConfig, base: SweepConfig, given: Options, argv: Sequence[str]
+) -> Command:
     root = storage_root(given.storage)
     tracking = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     if not tracking:
         if not root.is_local:
-            raise UsageError(f"storage {root.uri} is on S3, where no SQLite database can live; give --tracking-uri or MLFLOW_TRACKING_URI")
+            raise UsageError(
+                f"storage {root.uri} is on S3, where no SQLite database can live; give --tracking-uri or MLFLOW_TRACKING_URI"
+            )
         tracking = f"sqlite:///{root.uri}/mlflow.db"
     name = sweep_name(given.name, config, base)
     check_not_a_file(name, root, tracking)
@@ -214,7 +270,9 @@ def _resolve(config: SweepConfig, base: SweepConfig, given: Options, argv: Seque
         on_code_change=given.on_code_change,
         accept_flagged=given.accept_flagged,
         dry_run=given.dry_run,
-        argv=tuple(redacted(word) if "://" in word else word for word in argv),  # the report shows it
+        argv=tuple(
+            redacted(word) if "://" in word else word for word in argv
+        ),  # the report shows it
     )
 
 
@@ -235,7 +293,9 @@ def sweep_name(given: str, config: SweepConfig, base: SweepConfig) -> str:
 def folder_name(given: str) -> str:
     """Return a name that is fit for a folder directly below the storage; UsageError says what is allowed."""
     *folders, database = RESERVED_NAMES
-    reserved = given.casefold() in folders or given.casefold().startswith(database)  # some disks do not tell data from Data
+    reserved = given.casefold() in folders or given.casefold().startswith(
+        database
+    )  # some disks do not tell data from Data
     if reserved or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", given):
         allowed = f"up to 64 letters, digits, '.', '_' and '-', not {', '.join(folders)} and nothing that begins with {database}"
         raise UsageError(f"name {given!r}; allowed: {allowed}")
@@ -247,6 +307,8 @@ def check_not_a_file(name: str, root: Storage, tracking_uri: str) -> None:
     if not root.is_local:
         return
     database = sqlite_path(tracking_uri) if tracking_uri.startswith("sqlite:///") else None
-    beside = database is not None and str(database.parent) == root.uri and name.startswith(database.name)
+    beside = (
+        database is not None and str(database.parent) == root.uri and name.startswith(database.name)
+    )
     if beside or root.is_file(name):
         raise UsageError(f"name {name!r} is that of a file in {root.uri}; choose another --name")

@@ -21,8 +21,18 @@ from sat_ray.utils.import_string import is_reference
 
 def own_names(config: SweepConfig) -> list[str]:
     """Return every name, module:function, of the user's own code that a sweep uses."""
-    activations = [name for one in config.search.configurations() for name in (one.activation, one.attacker_activation)]
-    return sorted({name for name in (*activations, config.model.name, config.data.dataset) if is_reference(name)})
+    activations = [
+        name
+        for one in config.search.configurations()
+        for name in (one.activation, one.attacker_activation)
+    ]
+    return sorted(
+        {
+            name
+            for name in (*activations, config.model.name, config.data.dataset)
+            if is_reference(name)
+        }
+    )
 
 
 def check_own_parts(config: SweepConfig, root: Storage) -> None:
@@ -57,7 +67,11 @@ def export_warnings(config: SweepConfig, root: Storage) -> list[str]:
 
 def _own_activations(config: SweepConfig) -> dict[str, float | None]:
     """Return the user's activations with one alpha of each."""
-    return {one.activation: one.alpha for one in config.search.configurations() if is_reference(one.activation)}
+    return {
+        one.activation: one.alpha
+        for one in config.search.configurations()
+        if is_reference(one.activation)
+    }
 
 
 def _not_exported(model: nn.Module, shape: tuple[int, ...], *, what: str) -> str:
@@ -84,10 +98,14 @@ def _shape_known(config: SweepConfig, root: Storage) -> tuple[int, tuple[int, ..
 def check_data_named(config: SweepConfig, root: Storage) -> None:
     """Raise ValueError where images have to be prepared first and nobody said where they are. Whether they are there the nodes find out."""
     if Dataset.open(dataset_uri(config, root)) is None:
-        dataset_source(config.data.dataset).require_path(config.data.path, download=config.data.download)
+        dataset_source(config.data.dataset).require_path(
+            config.data.path, download=config.data.download
+        )
 
 
-def check_machine(*, gradient: str, field: str, accelerator: str, compiles_training: bool = False) -> None:
+def check_machine(
+    *, gradient: str, field: str, accelerator: str, compiles_training: bool = False
+) -> None:
     """Raise ValueError where a private Ray, on this machine alone, could not compile what is asked for; on a cluster its workers find out.
 
     gradient, field: of the attacks, and the setting that says so; accelerator: name of a GPU, "" for none.
@@ -120,7 +138,11 @@ def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> 
     if not is_reference(config.model.name):
         return
     spec = _spec_of_trial(config, classes, shape)
-    sizes = (image_shape(one, epoch, shape) for one in (config.training, config.trial_training()) for epoch in range(one.epochs))
+    sizes = (
+        image_shape(one, epoch, shape)
+        for one in (config.training, config.trial_training())
+        for epoch in range(one.epochs)
+    )
     check_own_model(spec, shape, tuple(size for size in dict.fromkeys(sizes) if size != shape))
 
 

@@ -19,7 +19,14 @@ from typing import Annotated, Any
 import tyro
 
 from sat_ray.integrations.command_line.exit_status import leave_own_folder_off_the_path
-from sat_ray.integrations.command_line.parsing import AllowCode, Options, parse_options, parse_recipe, storage_root, sweep_name
+from sat_ray.integrations.command_line.parsing import (
+    AllowCode,
+    Options,
+    parse_options,
+    parse_recipe,
+    storage_root,
+    sweep_name,
+)
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
@@ -33,8 +40,14 @@ from sat_ray.utils.serialization import flatten, to_json
 class Asked:
     """Which sweep, where, and for whom."""
 
-    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="A sweep: its recipe or its name; empty: every one.")] = ""
-    storage: Annotated[str, tyro.conf.arg(help="Folder or s3://bucket/prefix; empty: SAT_RAY_STORAGE, else ./runs.")] = ""
+    name: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(help="A sweep: its recipe or its name; empty: every one."),
+    ] = ""
+    storage: Annotated[
+        str,
+        tyro.conf.arg(help="Folder or s3://bucket/prefix; empty: SAT_RAY_STORAGE, else ./runs."),
+    ] = ""
     json: Annotated[bool, tyro.conf.arg(help="Print JSON.")] = False
     allow_code: AllowCode = ()
 
@@ -56,20 +69,31 @@ def answer(asked: Asked, root: Storage) -> str:
     """Return what was asked for as text. Code that a stored config names is not imported."""
     confirm(asked.allow_code)
     if not root.exists(""):
-        raise ValueError(f"storage {root.uri} does not exist; give the one that the sweep was started with: --storage or SAT_RAY_STORAGE")
+        raise ValueError(
+            f"storage {root.uri} does not exist; give the one that the sweep was started with: --storage or SAT_RAY_STORAGE"
+        )
     names = sweeps_in(root)
     if asked.name:
         if names and asked.name not in root.folders():
             check_name(asked.name, names, field="sweep")
         found = standing(root, asked.name)
-        return json.dumps(as_json(found), indent=2, ensure_ascii=False) if asked.json else describe(found, root, now=time.time())
+        return (
+            json.dumps(as_json(found), indent=2, ensure_ascii=False)
+            if asked.json
+            else describe(found, root, now=time.time())
+        )
     with ThreadPoolExecutor(8) as pool:
         every = list(pool.map(lambda name: _standing_or_reason(root, name), names))
     if asked.json:
-        values = [{"name": name, "unread": one} if isinstance(one, str) else as_json(one) for name, one in zip(names, every, strict=True)]
+        values = [
+            {"name": name, "unread": one} if isinstance(one, str) else as_json(one)
+            for name, one in zip(names, every, strict=True)
+        ]
         return json.dumps(values, indent=2, ensure_ascii=False)
     width = max(map(len, names), default=0)
-    shown = [f"not read: {one}" if isinstance(one, str) else line(one, now=time.time()) for one in every]
+    shown = [
+        f"not read: {one}" if isinstance(one, str) else line(one, now=time.time()) for one in every
+    ]
     lines = [f"{name:<{width}}  {text}" for name, text in zip(names, shown, strict=True)]
     return "\n".join(lines) or f"no sweep in {root.uri} yet; start one: python pipelines/sweep.py"
 
@@ -107,9 +131,17 @@ def as_json(found: Standing) -> dict[str, Any]:
 def line(found: Standing, *, now: float) -> str:
     """Return one sweep's standing as one line."""
     stage = found.current
-    where = "done" if found.report else f"{stage.name} {_units(stage)}" if stage is not None else "report not written"
+    where = (
+        "done"
+        if found.report
+        else f"{stage.name} {_units(stage)}"
+        if stage is not None
+        else "report not written"
+    )
     best = [f"best {_best(found.best)}"] if found.best is not None else []
-    driver = {None: "driver unknown", True: "driver at work", False: "no driver"}[found.driver.alive if found.driver else False]
+    driver = {None: "driver unknown", True: "driver at work", False: "no driver"}[
+        found.driver.alive if found.driver else False
+    ]
     return " · ".join([where, driver, *best, f"last record {_ago(found.last_commit, now=now)}"])
 
 
@@ -119,7 +151,11 @@ def describe(found: Standing, root: Storage, *, now: float) -> str:
     heads = ("stage", "done", "images/s", "accelerator-s", "best on validation")
     rows = [("prepare", "yes" if found.prepared else "no", "", "", ""), *map(_row, found.stages)]
     rows.append(("report", "yes" if found.report else "no", "", "", ""))
-    moment = "" if found.last_commit is None else f" ({datetime.fromtimestamp(found.last_commit, UTC):%Y-%m-%d %H:%M:%S} UTC)"
+    moment = (
+        ""
+        if found.last_commit is None
+        else f" ({datetime.fromtimestamp(found.last_commit, UTC):%Y-%m-%d %H:%M:%S} UTC)"
+    )
     facts = {
         "last record": _ago(found.last_commit, now=now) + moment,
         "driver": _driver(found),
@@ -129,10 +165,14 @@ def describe(found: Standing, root: Storage, *, now: float) -> str:
     if found.cut:
         facts["search"] = found.cut
     if found.under_way:
-        facts["under way"] = f"{found.under_way} training(s) with a saved state, taken up where they stopped"
+        facts["under way"] = (
+            f"{found.under_way} training(s) with a saved state, taken up where they stopped"
+        )
     others = sum(stage.other_environment for stage in found.stages)
     if others:
-        facts["not counted"] = f"{others} result(s) of another numerical environment (torch, device, threads, lanes) or of other weights"
+        facts["not counted"] = (
+            f"{others} result(s) of another numerical environment (torch, device, threads, slots) or of other weights"
+        )
     return "\n".join(
         [
             f"sweep {found.name} in {root.uri}",
@@ -154,11 +194,21 @@ def _columns(row: tuple[str, ...]) -> str:
 def _row(stage: StageStanding) -> tuple[str, ...]:
     rate = "" if stage.images_per_second is None else f"{stage.images_per_second:,.0f}"
     best = "" if stage.best is None else _best(stage.best)
-    return stage.name, _units(stage), rate, f"{stage.accelerator_seconds:,.1f}" if stage.done else "", best
+    return (
+        stage.name,
+        _units(stage),
+        rate,
+        f"{stage.accelerator_seconds:,.1f}" if stage.done else "",
+        best,
+    )
 
 
 def _units(stage: StageStanding) -> str:
-    return f"{stage.done}" if stage.planned is None else f"{stage.done}/{'≤' if stage.at_most else ''}{stage.planned}"
+    return (
+        f"{stage.done}"
+        if stage.planned is None
+        else f"{stage.done}/{'≤' if stage.at_most else ''}{stage.planned}"
+    )
 
 
 def _best(best: Best) -> str:
@@ -179,9 +229,21 @@ def _left(found: Standing) -> str:
     if found.report:
         return "nothing"
     open_stages = [stage for stage in found.stages if not stage.complete]
-    known = [f"{stage.name} about {_duration(stage.seconds_left)}" for stage in open_stages if stage.seconds_left is not None]
+    known = [
+        f"{stage.name} about {_duration(stage.seconds_left)}"
+        for stage in open_stages
+        if stage.seconds_left is not None
+    ]
     unknown = [stage.name for stage in open_stages if stage.seconds_left is None]
-    return "; ".join([*known, *([f"{', '.join(unknown)}: not known before the first result"] if unknown else [])]) or "the report"
+    return (
+        "; ".join(
+            [
+                *known,
+                *([f"{', '.join(unknown)}: not known before the first result"] if unknown else []),
+            ]
+        )
+        or "the report"
+    )
 
 
 def _next(found: Standing, root: Storage) -> str:
@@ -198,12 +260,24 @@ def command_of(found: Standing, root: Storage) -> str:
         return ""
     base = RECIPES[found.config.recipe]()
     ours, theirs = flatten(to_json(found.config)), flatten(to_json(base))
-    words = [found.config.recipe, *(word for name in ours if ours[name] != theirs.get(name) for word in _words(name, ours[name]))]
+    words = [
+        found.config.recipe,
+        *(
+            word
+            for name in ours
+            if ours[name] != theirs.get(name)
+            for word in _words(name, ours[name])
+        ),
+    ]
     if found.name != sweep_name("", found.config, base):
         words += ["--name", found.name]
     if root != storage_root(""):
         words += ["--storage", root.uri]
-    return shlex.join(["python", "pipelines/sweep.py", *words]) if _parses_to(words, found.config) else ""
+    return (
+        shlex.join(["python", "pipelines/sweep.py", *words])
+        if _parses_to(words, found.config)
+        else ""
+    )
 
 
 def _words(name: str, value: Any) -> list[str]:
@@ -215,7 +289,9 @@ def _words(name: str, value: Any) -> list[str]:
 
 def _parses_to(words: list[str], config: SweepConfig) -> bool:
     try:
-        return parse_recipe(words, RECIPES, default=DEFAULT, about="", options=Options())[0] == config
+        return (
+            parse_recipe(words, RECIPES, default=DEFAULT, about="", options=Options())[0] == config
+        )
     except ValueError:
         return False
 

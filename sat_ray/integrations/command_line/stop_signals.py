@@ -35,7 +35,9 @@ def stop_signals(grace: float = GRACE_SECONDS) -> Iterator[threading.Event]:
             raised.set()
             raise KeyboardInterrupt
 
-    heard = [one for one in STOPPING if signal.getsignal(one) != signal.SIG_IGN]  # nohup ignores some
+    heard = [
+        one for one in STOPPING if signal.getsignal(one) != signal.SIG_IGN
+    ]  # nohup ignores some
     before = {signum: signal.signal(signum, interrupt) for signum in heard}
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -67,7 +69,9 @@ def _watch(reading: int, stopped: threading.Event, said: threading.Event, grace:
                     _end(f"{name} came again")
                 stopped.set()
                 ending.start()
-                _say(f"{name}: stopping; this may take {grace:g} s, a second signal ends it at once")
+                _say(
+                    f"{name}: stopping; this may take {grace:g} s, a second signal ends it at once"
+                )
                 said.set()
 
 

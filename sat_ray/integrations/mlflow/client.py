@@ -22,13 +22,21 @@ from torch import nn
 from sat_ray.integrations.mlflow.connection import global_tracking_uri
 from sat_ray.integrations.mlflow.database import settle_database, sole_creator
 from sat_ray.integrations.mlflow.models import model_digest, save_model
-from sat_ray.integrations.mlflow.preflight import EXPERIMENT, NoAnswerError, check_tracking, is_outage, login_to_environment
+from sat_ray.integrations.mlflow.preflight import (
+    EXPERIMENT,
+    NoAnswerError,
+    check_tracking,
+    is_outage,
+    login_to_environment,
+)
 from sat_ray.integrations.mlflow.relocation import follow_moved_artifacts
 from sat_ray.integrations.mlflow.tracker import Holder, Point, Used
 from sat_ray.storage.uris import redacted
 
 KEY, CONTENT, MODEL_CONTENT = "sat_ray.key", "sat_ray.content", "sat_ray.model_content"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # its pages then open on runs and charts, not on traces of language models
+KIND = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # its pages then open on runs and charts, not on traces of language models
 VIEW = "mlflow.sharedViewState."  # of an experiment's tags: what its button Share writes
 WATCH_SECONDS = 10
 METRICS, PARAMS = 1000, 100  # the most that one request may hold
@@ -52,12 +60,17 @@ class MlflowTracker:
     def __init__(self, tracking_uri: str, *, experiment: str, artifact_root: str | None) -> None:
         check_tracking(tracking_uri)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # else two lines for every run that ends
+        os.environ.setdefault(
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"
+        )  # else two lines for every run that ends
         self._login = urlsplit(tracking_uri).netloc.rpartition("@")[0]
         self._uri = login_to_environment(tracking_uri)
         import mlflow
 
-        for noisy in ("mlflow.store.db.utils", "mlflow.utils.environment"):  # migrations; "no pip installed" for every model
+        for noisy in (
+            "mlflow.store.db.utils",
+            "mlflow.utils.environment",
+        ):  # migrations; "no pip installed" for every model
             logging.getLogger(noisy).setLevel(logging.ERROR)
         try:
             with sole_creator(self._uri):
@@ -71,7 +84,9 @@ class MlflowTracker:
         except Exception as error:
             reason = self._clean((str(error) or type(error).__name__).splitlines()[0])
             kind = NoAnswerError if is_outage(error) else ValueError
-            raise kind(f"tracking at {redacted(tracking_uri)} refused the first request: {reason}") from None
+            raise kind(
+                f"tracking at {redacted(tracking_uri)} refused the first request: {reason}"
+            ) from None
 
     def _open_experiment(self, name: str, artifact_root: str | None) -> str:
         import mlflow
@@ -81,7 +96,9 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self._client.create_experiment(name, artifact_location=artifact_root, tags=KIND))
+                return str(
+                    self._client.create_experiment(name, artifact_location=artifact_root, tags=KIND)
+                )
             except mlflow.MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -111,10 +128,16 @@ class MlflowTracker:
         ids: dict[str, str] = {}
         page: str | None = None
         while page != "":
-            query = {"filter_string": f"tags.`{KEY}` LIKE '%'", "order_by": ["attributes.start_time ASC"], "page_token": page}
+            query = {
+                "filter_string": f"tags.`{KEY}` LIKE '%'",
+                "order_by": ["attributes.start_time ASC"],
+                "page_token": page,
+            }
             found = self._client.search_runs([self._experiment_id], max_results=1000, **query)
             for run in found:
-                runs[run.info.run_id] = _Run(dict(run.data.tags), dict(run.data.params), run.info.status != "RUNNING")
+                runs[run.info.run_id] = _Run(
+                    dict(run.data.tags), dict(run.data.params), run.info.status != "RUNNING"
+                )
                 ids.setdefault(run.data.tags[KEY], run.info.run_id)
             page = found.token or ""
         return runs, ids
@@ -122,21 +145,36 @@ class MlflowTracker:
     def _clean(self, text: str) -> str:
         return text.replace(f"{self._login}@", "***@") if self._login else text
 
-    def run(self, key: str, *, name: str, parent: str | None = None, tags: Mapping[str, str], params: Mapping[str, object]) -> str:
+    def run(
+        self,
+        key: str,
+        *,
+        name: str,
+        parent: str | None = None,
+        tags: Mapping[str, str],
+        params: Mapping[str, object],
+    ) -> str:
         """Return the id of the run with this key, made now if there is none; parent: a run id."""
         from mlflow.entities import RunTag
 
-        wanted = {tag: self._clean(value) for tag, value in tags.items()} | {KEY: key, "mlflow.runName": name}
+        wanted = {tag: self._clean(value) for tag, value in tags.items()} | {
+            KEY: key,
+            "mlflow.runName": name,
+        }
         if parent is not None:
             wanted["mlflow.parentRunId"] = parent
         if key not in self._ids:
-            self._ids[key] = self._client.create_run(self._experiment_id, tags=wanted, run_name=name).info.run_id
+            self._ids[key] = self._client.create_run(
+                self._experiment_id, tags=wanted, run_name=name
+            ).info.run_id
             self._runs[self._ids[key]] = _Run(dict(wanted))
         run_id = self._ids[key]
         known = self._runs[run_id]
         for some in self._new_params(run_id, params):
             self._client.log_batch(run_id, params=some)
-        new_tags = [RunTag(tag, value) for tag, value in wanted.items() if known.tags.get(tag) != value]
+        new_tags = [
+            RunTag(tag, value) for tag, value in wanted.items() if known.tags.get(tag) != value
+        ]
         if new_tags:
             self._client.log_batch(run_id, tags=new_tags)
         known.tags |= wanted
@@ -144,7 +182,10 @@ class MlflowTracker:
         return run_id
 
     def _texts(self, params: Mapping[str, object]) -> dict[str, str]:
-        return {name: self._clean("none" if value is None else str(value))[:500] for name, value in params.items()}
+        return {
+            name: self._clean("none" if value is None else str(value))[:500]
+            for name, value in params.items()
+        }
 
     def _new_params(self, run_id: str, params: Mapping[str, object]) -> list[list[Any]]:
         """Return the parameters that a run does not have yet, in lists of as many as one request may hold."""
@@ -160,7 +201,13 @@ class MlflowTracker:
         return known.ended and known.tags.get(CONTENT) == content
 
     def complete(
-        self, run_id: str, *, content: str, points: Sequence[Point] = (), params: Mapping[str, object] | None = None, failed: bool = False
+        self,
+        run_id: str,
+        *,
+        content: str,
+        points: Sequence[Point] = (),
+        params: Mapping[str, object] | None = None,
+        failed: bool = False,
     ) -> None:
         """Write the last of what a run shows, metric values and parameters, with the hash of all of it, and end it.
 
@@ -172,7 +219,12 @@ class MlflowTracker:
         for some in early:
             self._client.log_batch(run_id, params=some)
         self.log(run_id, points[:-METRICS_AT_THE_END])
-        self._client.log_batch(run_id, metrics=_metrics(points[-METRICS_AT_THE_END:]), params=last, tags=[RunTag(CONTENT, content)])
+        self._client.log_batch(
+            run_id,
+            metrics=_metrics(points[-METRICS_AT_THE_END:]),
+            params=last,
+            tags=[RunTag(CONTENT, content)],
+        )
         self._client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
         known = self._runs[run_id]
         known.tags[CONTENT], known.ended = content, True
@@ -187,7 +239,9 @@ class MlflowTracker:
         """Attach a file under a relative path, replacing an earlier one."""
         relative = PurePosixPath(path)
         if relative.is_absolute() or ".." in relative.parts or not relative.name:
-            raise ValueError(f"artifact path {path!r} is not allowed; allowed: a relative path without '..'")
+            raise ValueError(
+                f"artifact path {path!r} is not allowed; allowed: a relative path without '..'"
+            )
         folder = str(relative.parent) if len(relative.parts) > 1 else None
         with tempfile.TemporaryDirectory() as temporary:
             file = Path(temporary, relative.name)
@@ -201,7 +255,9 @@ class MlflowTracker:
         inputs = []
         for one in data:
             profile = json.dumps(dict(one.profile), default=str)
-            about = Dataset(one.name, one.digest[:36], source_type="sat_ray", source="{}", profile=profile)
+            about = Dataset(
+                one.name, one.digest[:36], source_type="sat_ray", source="{}", profile=profile
+            )
             inputs.append(DatasetInput(about, [InputTag("mlflow.data.context", one.context)]))
         self._client.log_inputs(run_id, datasets=inputs)
 
@@ -216,15 +272,21 @@ class MlflowTracker:
 
         logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
         try:
-            monitor = SystemMetricsMonitor(run_id, sampling_interval=WATCH_SECONDS, resume_logging=True, tracking_uri=self._uri)
-        except Exception:  # the tracker is away: the sweep matters more than the load of its machine
+            monitor = SystemMetricsMonitor(
+                run_id, sampling_interval=WATCH_SECONDS, resume_logging=True, tracking_uri=self._uri
+            )
+        except (
+            Exception
+        ):  # the tracker is away: the sweep matters more than the load of its machine
             yield
             return
         monitor.start()
         try:
             yield
         finally:
-            ending = threading.Thread(target=monitor.finish, daemon=True)  # MLflow asks a server that is away again for minutes
+            ending = threading.Thread(
+                target=monitor.finish, daemon=True
+            )  # MLflow asks a server that is away again for minutes
             ending.start()
             ending.join(WATCH_SECONDS)
 
@@ -237,7 +299,9 @@ class MlflowTracker:
         for found in self._client.search_logged_models([self._experiment_id], filter_string=mine):
             if str(found.status) == "READY":
                 return str(found.model_uri)
-        logged = self._client.create_logged_model(self._experiment_id, name, run_id, {MODEL_CONTENT: content}, model_type="classifier")
+        logged = self._client.create_logged_model(
+            self._experiment_id, name, run_id, {MODEL_CONTENT: content}, model_type="classifier"
+        )
         try:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = str(Path(temporary, "model"))
@@ -271,16 +335,26 @@ class MlflowTracker:
         except mlflow.MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        versions = [found for found in self._client.search_model_versions(f"name = '{name}'") if found.source == model_uri]
+        versions = [
+            found
+            for found in self._client.search_model_versions(f"name = '{name}'")
+            if found.source == model_uri
+        ]
         if not versions:
-            source = {"source": model_uri, "run_id": run_id, "model_id": re.sub("^models:/", "", model_uri)}  # a server compares the two
+            source = {
+                "source": model_uri,
+                "run_id": run_id,
+                "model_id": re.sub("^models:/", "", model_uri),
+            }  # a server compares the two
             with global_tracking_uri(self._uri):
                 versions = [self._client.create_model_version(name, **source, await_creation_for=0)]
         version = str(min(int(found.version) for found in versions))
         for tag, value in tags.items():
             self._client.set_model_version_tag(name, version, tag, self._clean(value))
         if note:
-            self._client.update_model_version(name, version, self._clean(note)[:5000])  # the most that MLflow's databases hold
+            self._client.update_model_version(
+                name, version, self._clean(note)[:5000]
+            )  # the most that MLflow's databases hold
         if alias is not None:
             self._client.set_registered_model_alias(name, alias, version)
         return version
@@ -292,7 +366,10 @@ class MlflowTracker:
         try:
             found = self._client.get_model_version_by_alias(name, alias)
         except mlflow.MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model; no such alias
+            if error.error_code in (
+                "RESOURCE_DOES_NOT_EXIST",
+                "INVALID_PARAMETER_VALUE",
+            ):  # no such model; no such alias
                 return None
             raise
         return Holder(version=str(found.version), source=str(found.source), tags=dict(found.tags))
@@ -301,4 +378,7 @@ class MlflowTracker:
 def _metrics(points: Sequence[Point]) -> list[Any]:
     from mlflow.entities import Metric
 
-    return [Metric(point.name, float(point.value), round(point.seconds * 1000), point.step) for point in points]
+    return [
+        Metric(point.name, float(point.value), round(point.seconds * 1000), point.step)
+        for point in points
+    ]

@@ -19,7 +19,9 @@ def compared_params(configuration: Configuration) -> dict[str, str | None]:
     name comes before its module's.
     """
     activation, alpha = _shown(configuration.activation, configuration.alpha)
-    attacker, attacker_alpha = _shown(configuration.attacker_activation, configuration.attacker_alpha)
+    attacker, attacker_alpha = _shown(
+        configuration.attacker_activation, configuration.attacker_alpha
+    )
     return {
         "activation": activation,
         "alpha": alpha,
@@ -87,8 +89,12 @@ def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
             "against_relu/holm_p_value": found["holm_p_value"],
             "against_relu/beyond_noise": float(group["holm_significant"]),
         }
-    elif group["verdict"] == "baseline":  # differs from itself by nothing; pages draw only what all compared runs have
-        metrics |= {f"against_relu/{name}": 0.0 for name in ("difference", "low", "high", "beyond_noise")}
+    elif (
+        group["verdict"] == "baseline"
+    ):  # differs from itself by nothing; pages draw only what all compared runs have
+        metrics |= {
+            f"against_relu/{name}": 0.0 for name in ("difference", "low", "high", "beyond_noise")
+        }
     metrics |= cost_metrics(group.get("cost", group)) | {
         "cost/images_per_second": group["train_images_per_second"]["mean"],
         "cost/passes_per_image": group["passes_per_image"]["mean"],
@@ -117,5 +123,13 @@ def sweep_cost_metrics(cost: Mapping[str, Any]) -> dict[str, float]:
 def history_points(record: Record) -> list[Point]:
     """Return the history as points, robust accuracy first; step: epochs done."""
     rows = record.payload["history"]
-    names = sorted({name for row in rows for name in row} - {"epoch"}, key=lambda name: (not name.startswith("val/robust"), name))
-    return [Point(name, float(row[name]), int(row["epoch"]) + 1, record.created) for name in names for row in rows if name in row]
+    names = sorted(
+        {name for row in rows for name in row} - {"epoch"},
+        key=lambda name: (not name.startswith("val/robust"), name),
+    )
+    return [
+        Point(name, float(row[name]), int(row["epoch"]) + 1, record.created)
+        for name in names
+        for row in rows
+        if name in row
+    ]

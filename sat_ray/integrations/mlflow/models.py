@@ -23,7 +23,15 @@ from sat_ray.utils.import_string import first_line
 
 def model_digest(model: nn.Module, input_shape: Sequence[int]) -> str:
     """Hash what the model computes: its structure with every alpha, its weights, its input shape."""
-    digest = hashlib.sha256(repr((list(input_shape), model, [m.alpha for m in model.modules() if isinstance(m, Activation)])).encode())
+    digest = hashlib.sha256(
+        repr(
+            (
+                list(input_shape),
+                model,
+                [m.alpha for m in model.modules() if isinstance(m, Activation)],
+            )
+        ).encode()
+    )
     for key, tensor in model.state_dict().items():
         digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -44,16 +52,26 @@ def save_model(model: nn.Module, folder: str, input_shape: Sequence[int], logged
     with torch.no_grad():
         classes = exported(torch.from_numpy(example)).shape[1]
     kind = np.dtype("float32")
-    signature = ModelSignature(Schema([TensorSpec(kind, (-1, *input_shape))]), Schema([TensorSpec(kind, (-1, classes))]))
+    signature = ModelSignature(
+        Schema([TensorSpec(kind, (-1, *input_shape))]), Schema([TensorSpec(kind, (-1, classes))])
+    )
     try:
         with quiet():
             mlflow.pytorch.save_model(
                 exported,
                 folder,
-                mlflow_model=Model(logged.artifact_location, logged.source_run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+                mlflow_model=Model(
+                    logged.artifact_location,
+                    logged.source_run_id,
+                    model_uuid=logged.model_id,
+                    model_id=logged.model_id,
+                ),
                 signature=signature,
                 input_example=example,
-                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
+                pip_requirements=[
+                    f"torch=={torch.__version__.partition('+')[0]}",
+                    f"numpy=={np.__version__}",
+                ],
                 serialization_format="pt2",
             )
     except OSError:  # a full disk, not the network
@@ -75,13 +93,21 @@ def fetch_model(uri: str, *, tracking_uri: str, folder: str, allow_pickle: bool 
     try:
         flavors = Model.load(str(root)).flavors
     except Exception as error:
-        raise ValueError(f"model {uri} has no MLmodel file that MLflow can read ({type(error).__name__})") from None
+        raise ValueError(
+            f"model {uri} has no MLmodel file that MLflow can read ({type(error).__name__})"
+        ) from None
     if "pytorch" not in flavors:
-        raise ValueError(f"model {uri} has the flavors {', '.join(sorted(flavors))}; allowed: pytorch, stored as pt2 (torch.export)")
+        raise ValueError(
+            f"model {uri} has the flavors {', '.join(sorted(flavors))}; allowed: pytorch, stored as pt2 (torch.export)"
+        )
     data = (root / str(flavors["pytorch"].get("model_data", "data"))).resolve()
-    found = next((file for name in ("model.pt2", "model.pth") if (file := data / name).is_file()), None)
+    found = next(
+        (file for name in ("model.pt2", "model.pth") if (file := data / name).is_file()), None
+    )
     if found is None or not found.is_relative_to(root):
-        raise ValueError(f"model {uri} holds neither model.pt2 nor model.pth; allowed: what mlflow.pytorch.log_model writes")
+        raise ValueError(
+            f"model {uri} holds neither model.pt2 nor model.pth; allowed: what mlflow.pytorch.log_model writes"
+        )
     if found.suffix != ".pt2" and not allow_pickle:
         raise ValueError(
             f"model {uri} is pickled, and loading it would run whatever code it holds; log it again with serialization_format='pt2', or, "
@@ -93,7 +119,9 @@ def fetch_model(uri: str, *, tracking_uri: str, folder: str, allow_pickle: bool 
 def _download(uri: str, tracking_uri: str, folder: str) -> Path:
     check_tracking(tracking_uri)
     if tracking_uri.startswith("sqlite") and not sqlite_path(tracking_uri).exists():
-        raise ValueError(f"model {uri} is to be looked up in {redacted(tracking_uri)}, which is not there; give --tracking-uri")
+        raise ValueError(
+            f"model {uri} is to be looked up in {redacted(tracking_uri)}, which is not there; give --tracking-uri"
+        )
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow.artifacts
 
@@ -107,4 +135,6 @@ def _download(uri: str, tracking_uri: str, folder: str) -> Path:
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         reason = reason.replace(f"{login}@", "***@") if login else reason
-        raise ValueError(f"model {uri} cannot be had from {redacted(tracking_uri)} ({reason})") from None
+        raise ValueError(
+            f"model {uri} cannot be had from {redacted(tracking_uri)} ({reason})"
+        ) from None

@@ -53,18 +53,30 @@ def check_tracking(uri: str, *, timeout_seconds: float = 10.0) -> None:
     try:
         parts, port = urlsplit(uri), urlsplit(uri).port
     except ValueError:  # its message may quote a piece of the password
-        raise ValueError(f"tracking_uri {shown} cannot be read; percent-encode the login; allowed: {ALLOWED}") from None
+        raise ValueError(
+            f"tracking_uri {shown} cannot be read; percent-encode the login; allowed: {ALLOWED}"
+        ) from None
     scheme = parts.scheme.partition("+")[0]
     if scheme == "sqlite":
         _check_sqlite(uri, timeout_seconds)
     elif scheme in ("http", "https"):
-        _within(timeout_seconds, lambda: _probe_server(uri, timeout_seconds), f"tracking server {shown}")
+        _within(
+            timeout_seconds, lambda: _probe_server(uri, timeout_seconds), f"tracking server {shown}"
+        )
     elif scheme in DATABASES:
         if parts.hostname:  # without one the driver's own environment names it
             address = (parts.hostname, port or DATABASES[scheme])
-            _within(timeout_seconds, lambda: socket.create_connection(address, timeout_seconds).close(), f"tracking database {shown}")
+            _within(
+                timeout_seconds,
+                lambda: socket.create_connection(address, timeout_seconds).close(),
+                f"tracking database {shown}",
+            )
     else:
-        kind = "is a folder, which this MLflow refuses" if scheme in ("", "file") else f"has the unknown scheme {scheme!r}"
+        kind = (
+            "is a folder, which this MLflow refuses"
+            if scheme in ("", "file")
+            else f"has the unknown scheme {scheme!r}"
+        )
         raise ValueError(f"tracking_uri {shown} {kind}; allowed: {ALLOWED}")
 
 
@@ -83,10 +95,19 @@ def _check_sqlite(uri: str, timeout_seconds: float) -> None:
         tempfile.TemporaryFile(dir=folder).close()  # the journal lies beside the database
         if path.exists():
             path.open("r+b").close()  # SQLite itself opens a read-only file without complaint
-            with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=timeout_seconds, isolation_level=None)) as database:
+            with closing(
+                sqlite3.connect(
+                    f"{path.as_uri()}?mode=rw",
+                    uri=True,
+                    timeout=timeout_seconds,
+                    isolation_level=None,
+                )
+            ) as database:
                 database.execute("BEGIN IMMEDIATE")  # takes the write lock and changes nothing
     except (OSError, sqlite3.Error) as error:
-        raise ValueError(f"tracking database {path} cannot be written ({error}); choose a writable place with --tracking-uri") from None
+        raise ValueError(
+            f"tracking database {path} cannot be written ({error}); choose a writable place with --tracking-uri"
+        ) from None
 
 
 def _probe_server(uri: str, timeout_seconds: float) -> None:
@@ -94,8 +115,12 @@ def _probe_server(uri: str, timeout_seconds: float) -> None:
 
     insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
     verify = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or not insecure
-    answer = requests.get(f"{uri.rstrip('/')}/health", timeout=timeout_seconds, verify=verify, allow_redirects=False)
-    if answer.status_code == 404 or answer.status_code >= 500:  # 401, 403 and redirects are left to the first real request
+    answer = requests.get(
+        f"{uri.rstrip('/')}/health", timeout=timeout_seconds, verify=verify, allow_redirects=False
+    )
+    if (
+        answer.status_code == 404 or answer.status_code >= 500
+    ):  # 401, 403 and redirects are left to the first real request
         raise OSError(f"status {answer.status_code} for /health")
 
 
@@ -107,7 +132,9 @@ def _within(timeout_seconds: float, probe: Callable[[], None], what: str) -> Non
         try:
             probe()
             outcome.append("")
-        except Exception as error:  # its text may hold the URI with the login, so only its kind is shown
+        except (
+            Exception
+        ) as error:  # its text may hold the URI with the login, so only its kind is shown
             outcome.append(str(error) if type(error) is OSError else type(error).__name__)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -115,7 +142,9 @@ def _within(timeout_seconds: float, probe: Callable[[], None], what: str) -> Non
     thread.join(timeout_seconds)
     reason = outcome[0] if outcome else "no answer"
     if reason:
-        raise NoAnswerError(f"{what} gives no good answer within {timeout_seconds:g} s ({reason}); start it or correct --tracking-uri")
+        raise NoAnswerError(
+            f"{what} gives no good answer within {timeout_seconds:g} s ({reason}); start it or correct --tracking-uri"
+        )
 
 
 def login_to_environment(uri: str) -> str:

@@ -17,7 +17,11 @@ from sat_ray.utils.import_string import is_reference, slug
 ALIAS = "champion"
 DATA, THREAT = "sat_ray.dataset", "sat_ray.threat_model"
 NUMBER, MEASURED = "sat_ray.val_robust_accuracy", "sat_ray.val_attack"
-COMPARED = {DATA: "data", THREAT: "threat model", MEASURED: "validation attack"}  # what two numbers must have in common
+COMPARED = {
+    DATA: "data",
+    THREAT: "threat model",
+    MEASURED: "validation attack",
+}  # what two numbers must have in common
 
 
 def registered_name(config: SweepConfig, data: Dataset) -> str:

@@ -33,7 +33,9 @@ def follow_moved_artifacts(uri: str, artifact_root: str | None) -> bool:
         for old in moved:
             for table, column in _PLACES:
                 if _has(database, table, column):
-                    _replace_prefix(database, table, column, old=old, new=_as_before(old, artifact_root))
+                    _replace_prefix(
+                        database, table, column, old=old, new=_as_before(old, artifact_root)
+                    )
         database.commit()
     return bool(moved)
 
@@ -43,7 +45,9 @@ def _was_moved(database: sqlite3.Connection, old: str, new: str) -> bool:
     before = Path(old.removeprefix("file://"))
     if before == Path(new) or before.name != Path(new).name:
         return False
-    runs = database.execute("SELECT run_uuid FROM runs WHERE substr(artifact_uri, 1, ?) = ?", (len(old) + 1, f"{old}/"))
+    runs = database.execute(
+        "SELECT run_uuid FROM runs WHERE substr(artifact_uri, 1, ?) = ?", (len(old) + 1, f"{old}/")
+    )
     return not any((before / run).exists() and not (Path(new) / run).exists() for (run,) in runs)
 
 
@@ -55,7 +59,9 @@ def _has(database: sqlite3.Connection, table: str, column: str) -> bool:
     return any(row[1] == column for row in database.execute(f"PRAGMA table_info({table})"))
 
 
-def _replace_prefix(database: sqlite3.Connection, table: str, column: str, *, old: str, new: str) -> None:
+def _replace_prefix(
+    database: sqlite3.Connection, table: str, column: str, *, old: str, new: str
+) -> None:
     inside = f"{column} = ? OR substr({column}, 1, ?) = ?"
     change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {inside}"
     database.execute(change, (new, len(old) + 1, old, len(old) + 1, f"{old}/"))

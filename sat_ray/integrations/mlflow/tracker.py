@@ -53,7 +53,15 @@ class Tracker(Protocol):
         """Keep a view of the page of runs under a key that an address can name."""
         ...
 
-    def run(self, key: str, *, name: str, parent: str | None = None, tags: Mapping[str, str], params: Mapping[str, object]) -> str:
+    def run(
+        self,
+        key: str,
+        *,
+        name: str,
+        parent: str | None = None,
+        tags: Mapping[str, str],
+        params: Mapping[str, object],
+    ) -> str:
         """Return the id of the run with this key, made now if there is none; parent: a run id."""
         ...
 
@@ -86,7 +94,13 @@ class Tracker(Protocol):
         ...
 
     def complete(
-        self, run_id: str, *, content: str, points: Sequence[Point] = (), params: Mapping[str, object] | None = None, failed: bool = False
+        self,
+        run_id: str,
+        *,
+        content: str,
+        points: Sequence[Point] = (),
+        params: Mapping[str, object] | None = None,
+        failed: bool = False,
     ) -> None:
         """Write the last of what a run shows, metric values and parameters, with the hash of all of it, and end it."""
         ...

@@ -14,7 +14,10 @@ from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.records.renewed_lease import LostLeaseError, check_lease
 from sat_ray.sweep.records.store import Record
 
-OUTAGE_SECONDS, PAUSE_SECONDS = 300.0, 5.0  # it may stay away so long at the end before the sweep fails
+OUTAGE_SECONDS, PAUSE_SECONDS = (
+    300.0,
+    5.0,
+)  # it may stay away so long at the end before the sweep fails
 FIRST_SECONDS = 60.0  # of waiting before the first stage begins
 LATER = "the sweep goes on, it will be written later"
 AGAIN = "all results and the report are there; mend it and give the same command again, which only writes MLflow"
@@ -97,7 +100,9 @@ class TrackerLink:
                 if not is_outage(error):
                     raise _refusal(error, AGAIN) from None
                 if time.monotonic() > deadline:
-                    raise TrackingError(f"MLflow has not answered for {OUTAGE_SECONDS:g} s ({_first_line(error)}); {AGAIN}") from error
+                    raise TrackingError(
+                        f"MLflow has not answered for {OUTAGE_SECONDS:g} s ({_first_line(error)}); {AGAIN}"
+                    ) from error
                 self._lose(error, f"trying for {OUTAGE_SECONDS:g} s")
             time.sleep(PAUSE_SECONDS)
 
@@ -157,5 +162,7 @@ def mlflow_tracker(tracking_uri: str, *, experiment: str, artifact_root: str) ->
     """Connect to MLflow. artifact_root: of a new experiment, "" for the server's own."""
     from sat_ray.integrations.mlflow import MlflowTracker
 
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # a run made again after a lost answer would be there twice
+    os.environ.setdefault(
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0"
+    )  # a run made again after a lost answer would be there twice
     return MlflowTracker(tracking_uri, experiment=experiment, artifact_root=artifact_root or None)

@@ -23,7 +23,9 @@ def check_address(address: str, *, timeout_seconds: float = SECONDS) -> None:
         )
     if address == "auto":  # Ray looks on this machine, and says at once if there is none
         return
-    found = re.fullmatch(r"(ray://)?(?P<host>[^/:\s]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})", address)
+    found = re.fullmatch(
+        r"(ray://)?(?P<host>[^/:\s]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})", address
+    )
     if found is None or not 0 < int(found["port"]) < 65536:
         raise ValueError(f"{VARIABLE} must be the address of a Ray, got {address}; {ALLOWED}")
     reason = _reason(found["host"].strip("[]"), int(found["port"]), timeout_seconds)
@@ -48,4 +50,6 @@ def _reason(host: str, port: int, timeout_seconds: float) -> str:
         return f"nothing within {timeout_seconds:g} s"
     except OSError as error:
         return (error.strerror or str(error)).lower()
-    return "" if len(header) == 9 and header[3] == SETTINGS else "another program listens on this port"
+    return (
+        "" if len(header) == 9 and header[3] == SETTINGS else "another program listens on this port"
+    )

@@ -1,6 +1,12 @@
 """The nodes of the cluster, those included that its autoscaler may buy, and where work without GPUs belongs among them."""
 
-from sat_ray.sweep.resources import POOL_LABEL, NodeGroup, Resources, announced_groups, pool_selector
+from sat_ray.sweep.resources import (
+    POOL_LABEL,
+    NodeGroup,
+    Resources,
+    announced_groups,
+    pool_selector,
+)
 
 
 def node_groups() -> list[NodeGroup]:

@@ -10,7 +10,9 @@ from sat_ray.integrations.ray.nodes import selector_for
 from sat_ray.integrations.ray.tasks import result
 from sat_ray.sweep.resources import SHARD_RESOURCES
 
-IN_FLIGHT = 256  # shards submitted and not yet returned: work for that many CPUs, some MB for the driver
+IN_FLIGHT = (
+    256  # shards submitted and not yet returned: work for that many CPUs, some MB for the driver
+)
 
 
 @ray.remote(num_cpus=SHARD_RESOURCES["CPU"], max_retries=3)

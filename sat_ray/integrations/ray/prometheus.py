@@ -19,13 +19,22 @@ from sat_ray.sweep.tasks import EVALUATE, STRONG, TRAIN, VALIDATE
 from sat_ray.training.loop import EpochReport
 
 TRIALS_RUNNING = ("sat_ray_trials_running", "search trials that train now")
-IMAGES_PER_SECOND = ("sat_ray_train_images_per_second", "of the last epoch, over all workers of a training, its attack included")
-VAL_ROBUST_ACCURACY = ("sat_ray_val_robust_accuracy", "best of the committed trainings of an activation, on the validation split")
+IMAGES_PER_SECOND = (
+    "sat_ray_train_images_per_second",
+    "of the last epoch, over all workers of a training, its attack included",
+)
+VAL_ROBUST_ACCURACY = (
+    "sat_ray_val_robust_accuracy",
+    "best of the committed trainings of an activation, on the validation split",
+)
 ACCELERATOR_SECONDS = (
     "sat_ray_accelerator_seconds",
     "GPUs held (workers, on CPUs) times seconds, of what was committed under this driver",
 )
-EVALUATION_SHARDS_LEFT = ("sat_ray_evaluation_shards_left", "evaluation shards without a committed record")
+EVALUATION_SHARDS_LEFT = (
+    "sat_ray_evaluation_shards_left",
+    "evaluation shards without a committed record",
+)
 REFRESH_SECONDS = 5.0
 
 
@@ -66,19 +75,31 @@ class SweepMetrics:
 
     def _accelerator_seconds(self) -> float:
         asked = self.config.resources
-        trials = sum(record.payload["accelerator_seconds"] for record in longest_trials(self.records))
+        trials = sum(
+            record.payload["accelerator_seconds"] for record in longest_trials(self.records)
+        )
         trainings = sum(record.payload["accelerator_seconds"] for record in self.records.all(TRAIN))
         for stage in (VALIDATE, EVALUATE, STRONG):
             for record in self.records.new(stage):
                 self.shards += stage is not VALIDATE
                 self.shard_seconds += evaluation_seconds(record, gpus=asked.gpus_per_evaluation)
-        return float(trials * (asked.gpus_per_trial or 1) + trainings * (asked.gpus_per_worker or 1) + self.shard_seconds)
+        return float(
+            trials * (asked.gpus_per_trial or 1)
+            + trainings * (asked.gpus_per_worker or 1)
+            + self.shard_seconds
+        )
 
 
 @contextmanager
-def training_shown(records: Records, *, trial: bool = False) -> Iterator[Callable[[EpochReport], None]]:
+def training_shown(
+    records: Records, *, trial: bool = False
+) -> Iterator[Callable[[EpochReport], None]]:
     """Yield what to call after every epoch of the trainings in this block; trial: count the block as a running search trial."""
-    tags, speed, running = _tags(records), Gauge(*IMAGES_PER_SECOND, tag_keys=("sweep",)), Gauge(*TRIALS_RUNNING, tag_keys=("sweep",))
+    tags, speed, running = (
+        _tags(records),
+        Gauge(*IMAGES_PER_SECOND, tag_keys=("sweep",)),
+        Gauge(*TRIALS_RUNNING, tag_keys=("sweep",)),
+    )
     latest, ended = [0.0], threading.Event()
 
     def after_epoch(report: EpochReport) -> None:

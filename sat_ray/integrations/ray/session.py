@@ -19,16 +19,21 @@ from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.records.renewed_lease import LEASE
 from sat_ray.sweep.resources import NODE_GROUPS, bundles, check_room
 
-RETRY_DELAY = {"RAY_task_retry_delay_ms": "5000"}  # a node that kills whatever is started on it must not use up all tries of a task at once
-WORKER_ENVIRONMENT = RETRY_DELAY | {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the next poll; the default is 2 s
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshots are never used: records are the truth
-    "OMP_NUM_THREADS": "1",
-    "TQDM_DISABLE": "1",
-}
+RETRY_DELAY = {
+    "RAY_task_retry_delay_ms": "5000"
+}  # a node that kills whatever is started on it must not use up all tries of a task at once
+WORKER_ENVIRONMENT = (
+    RETRY_DELAY
+    | {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the next poll; the default is 2 s
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshots are never used: records are the truth
+        "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+    }
+)
 
 
 def is_private() -> bool:
@@ -43,7 +48,9 @@ def require_token() -> None:
     """
     if not is_private():
         return
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray's own would be a file in the home folder
+    os.environ.setdefault(
+        "RAY_AUTH_TOKEN", secrets.token_hex(32)
+    )  # Ray's own would be a file in the home folder
     if "ray" not in sys.modules:
         os.environ["RAY_AUTH_MODE"] = "token"
     elif os.environ.get("RAY_AUTH_MODE") != "token":
@@ -74,11 +81,15 @@ def ray_session() -> Iterator[str]:
         else:
             _join(address)
             _keep_coordinator_here()
-        signal.signal(signal.SIGTERM, interrupt)  # ray.init puts its own handler there, which exits without a word
+        signal.signal(
+            signal.SIGTERM, interrupt
+        )  # ray.init puts its own handler there, which exits without a word
         stack.callback(ray.shutdown)
         nodes = len([node for node in ray.nodes() if node["Alive"]])
         cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
-        which = "a private Ray on this machine" if private else f"the cluster at {redacted(address)}"
+        which = (
+            "a private Ray on this machine" if private else f"the cluster at {redacted(address)}"
+        )
         yield f"{which}: {nodes} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
 
 
@@ -95,8 +106,12 @@ def _join(address: str) -> None:
             runtime_env=environment,
         )
     except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{VARIABLE} is {address}, and Ray refuses this driver: {reason}") from error
+        reason = next(
+            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        raise ValueError(
+            f"{VARIABLE} is {address}, and Ray refuses this driver: {reason}"
+        ) from error
 
 
 def _worker_environment() -> dict[str, str]:

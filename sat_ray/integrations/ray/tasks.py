@@ -22,16 +22,24 @@ RETRIES = 16  # of a task whose process dies, some seconds apart: a node whose d
 IN_FLIGHT = 256  # submitted and unfinished at once: enough for any cluster's slots, little for the driver to hold
 
 
-@ray.remote(num_cpus=STAGE_RESOURCES["CPU"], max_retries=RETRIES)  # with its node a stage may die; what it committed is not done again
+@ray.remote(
+    num_cpus=STAGE_RESOURCES["CPU"], max_retries=RETRIES
+)  # with its node a stage may die; what it committed is not done again
 def _stage(function: Callable[..., Any], code: Collection[str], *arguments: Any) -> Any:
     remove_orphans()
     confirm(code)
     return function(*arguments)
 
 
-def stage_task(function: Callable[..., Any], *arguments: Any, name: str, resources: Resources = STAGE_RESOURCES) -> Any:
+def stage_task(
+    function: Callable[..., Any], *arguments: Any, name: str, resources: Resources = STAGE_RESOURCES
+) -> Any:
     """Run a stage as a task, of no CPUs unless it says so, and return its ObjectRef; arguments that are ObjectRefs are waited for."""
-    options = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0), "label_selector": selector_for(resources)}
+    options = {
+        "num_cpus": resources["CPU"],
+        "num_gpus": resources.get("GPU", 0),
+        "label_selector": selector_for(resources),
+    }
     return _stage.options(name=name, **options).remote(function, confirmed(), *arguments)
 
 
@@ -51,17 +59,28 @@ def result(ref: Any) -> Any:
 
 
 @ray.remote(max_retries=RETRIES)
-def _unit(work: Callable[..., Record], code: Collection[str], task: Any, storage: str, threads: int, gpus: float) -> None:
+def _unit(
+    work: Callable[..., Record],
+    code: Collection[str],
+    task: Any,
+    storage: str,
+    threads: int,
+    gpus: float,
+) -> None:
     confirm(code)
     torch.set_num_threads(threads)
     try:
         work(task, Records(Storage(storage)), gpus=gpus)
     except torch.OutOfMemoryError as error:
-        advice = "fewer --evaluation.lanes, or more --resources.gpus-per-evaluation (1 and no sharing: a whole GPU for each task)"
-        raise MemoryError(f"{task.name}: the GPU's memory is too small for this evaluation task ({error}); {advice}") from error
+        advice = "fewer --evaluation.slots, or more --resources.gpus-per-evaluation (1 and no sharing: a whole GPU for each task)"
+        raise MemoryError(
+            f"{task.name}: the GPU's memory is too small for this evaluation task ({error}); {advice}"
+        ) from error
 
 
-def evaluate_all(tasks: Iterable[EvaluationTask], records: Records, resources: ResourceSettings) -> None:
+def evaluate_all(
+    tasks: Iterable[EvaluationTask], records: Records, resources: ResourceSettings
+) -> None:
     """Run evaluation tasks in the given order, largest first where the caller sorted them so; all are committed when this returns.
 
     What is committed already asks for nothing: a sweep that only has its report to write buys no node for it. Models with the same weights
@@ -78,7 +97,11 @@ def evaluate_all(tasks: Iterable[EvaluationTask], records: Records, resources: R
 
 def sharing(resources: ResourceSettings, first: Record) -> ResourceSettings:
     """Return the resources of tasks like one that ran with a GPU alone: the share that its memory shows to fit."""
-    return replace(resources, share_gpus=False, gpus_per_evaluation=fitting_share(first.payload.get("gpu_memory", 1.0)))
+    return replace(
+        resources,
+        share_gpus=False,
+        gpus_per_evaluation=fitting_share(first.payload.get("gpu_memory", 1.0)),
+    )
 
 
 def _each_once(tasks: Iterable[EvaluationTask], records: Records) -> Iterator[EvaluationTask]:
@@ -102,14 +125,25 @@ def make_card(task: CardTask, records: Records, resources: ResourceSettings) -> 
     return made
 
 
-def _run_all(work: Callable[..., Record], tasks: Iterable[Any], records: Records, resources: ResourceSettings) -> None:
+def _run_all(
+    work: Callable[..., Record], tasks: Iterable[Any], records: Records, resources: ResourceSettings
+) -> None:
     """Run tasks, a bounded number of them at once; nothing of those that have ended is held."""
     bundle = evaluation_resources(resources)
     gpus = bundle.get("GPU", 0)
-    remote = _unit.options(name=work.__name__, num_cpus=bundle["CPU"], num_gpus=gpus, label_selector=selector_for(bundle))
+    remote = _unit.options(
+        name=work.__name__,
+        num_cpus=bundle["CPU"],
+        num_gpus=gpus,
+        label_selector=selector_for(bundle),
+    )
     running: list[Any] = []
     for task in tasks:
-        running.append(remote.remote(work, confirmed(), task, records.storage.uri, resources.cpus_per_evaluation, gpus))
+        running.append(
+            remote.remote(
+                work, confirmed(), task, records.storage.uri, resources.cpus_per_evaluation, gpus
+            )
+        )
         if len(running) >= IN_FLIGHT:
             running = _without_one(running)
     while running:

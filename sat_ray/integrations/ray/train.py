@@ -52,7 +52,9 @@ def train_all(jobs: list[TrainingJob], records: Records, resources: ResourceSett
         try:
             _trainer(waiting, records, resources).fit()
             break
-        except ray.exceptions.RayActorError:  # the process that leads the group died, and the group with it
+        except (
+            ray.exceptions.RayActorError
+        ):  # the process that leads the group died, and the group with it
             remove_orphans()
             waiting = _uncommitted(jobs, records)
             if not waiting:
@@ -67,7 +69,9 @@ def _uncommitted(jobs: list[TrainingJob], records: Records) -> list[TrainingJob]
     return [job for job in jobs if records.find(job.stage, job.key) is None]
 
 
-def _trainer(waiting: list[TrainingJob], records: Records, resources: ResourceSettings) -> TorchTrainer:
+def _trainer(
+    waiting: list[TrainingJob], records: Records, resources: ResourceSettings
+) -> TorchTrainer:
     gpus = resources.gpus_per_worker
     return TorchTrainer(
         _session,
@@ -87,7 +91,9 @@ def _trainer(waiting: list[TrainingJob], records: Records, resources: ResourceSe
         run_config=ray.train.RunConfig(
             name=f"session-{attempt_name()}",
             **nowhere(),
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILED_STARTS),
+            failure_config=ray.train.FailureConfig(
+                max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILED_STARTS
+            ),
         ),
     )
 
@@ -155,7 +161,13 @@ def _session(settings: dict[str, Any]) -> None:
                 if world.rank == 0:
                     _say(records, job, f"{job.name}: {error}", final=True)
                 return
-            except (ValueError, ArithmeticError, OSError, InfeasiblePointError, torch.OutOfMemoryError) as error:
+            except (
+                ValueError,
+                ArithmeticError,
+                OSError,
+                InfeasiblePointError,
+                torch.OutOfMemoryError,
+            ) as error:
                 # so may these, and the others do not know: they wait in a collective, and only the end of this worker frees them. Said by
                 # two starts it is final; said once, it may come of another worker's end, which tears down what this one was using. A full
                 # disk is final at once; other errors of a disk or a network may pass, and are left to the next start

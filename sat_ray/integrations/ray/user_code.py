@@ -38,5 +38,9 @@ def check_importable(names: Sequence[str]) -> None:
         theirs = result(ref)
         if isinstance(theirs, str):
             raise ValueError(f"node {node['NodeManagerAddress']}: {theirs}; {REMEDY}")
-        if other := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
-            raise ValueError(f"node {node['NodeManagerAddress']} has another version of {', '.join(other)}; {REMEDY}")
+        if other := sorted(
+            name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+        ):
+            raise ValueError(
+                f"node {node['NodeManagerAddress']} has another version of {', '.join(other)}; {REMEDY}"
+            )

@@ -39,7 +39,9 @@ _STAGES = (
 _MOMENTUM, _EPS = 0.1, 1e-5
 
 
-def efficientnet(*, width: float, depth: float, num_classes: int, in_channels: int = 3, stem: str = "imagenet") -> EfficientNet:
+def efficientnet(
+    *, width: float, depth: float, num_classes: int, in_channels: int = 3, stem: str = "imagenet"
+) -> EfficientNet:
     """Build an EfficientNet with its channels scaled by `width` and its blocks per stage by `depth`.
 
     stem: "imagenet" halves the image in the first convolution, "small" does not. x: (N, in_channels, H, W) -> logits (N, num_classes).
@@ -48,7 +50,9 @@ def efficientnet(*, width: float, depth: float, num_classes: int, in_channels: i
     net = EfficientNet(stages, dropout=0.0, stochastic_depth_prob=0.0, num_classes=num_classes)
     first = net.features[0][0]
     if in_channels != first.in_channels:
-        net.features[0][0] = nn.Conv2d(in_channels, first.out_channels, kernel_size=3, stride=2, padding=1, bias=False)
+        net.features[0][0] = nn.Conv2d(
+            in_channels, first.out_channels, kernel_size=3, stride=2, padding=1, bias=False
+        )
         nn.init.kaiming_normal_(net.features[0][0].weight, mode="fan_out")
     if stem == "small":
         net.features[0][0].stride = (1, 1)

@@ -31,7 +31,9 @@ class PreActBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.act2 = nn.ReLU()
         self.conv2 = conv3x3(outputs, outputs)
-        self.shortcut = conv1x1(inputs, outputs, stride=stride) if stride != 1 or inputs != outputs else None
+        self.shortcut = (
+            conv1x1(inputs, outputs, stride=stride) if stride != 1 or inputs != outputs else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the residual plus the shortcut."""
@@ -47,11 +49,20 @@ class PreActResNet(nn.Module):
     x: (N, in_channels, H, W) -> logits (N, num_classes).
     """
 
-    def __init__(self, *, stem: int, widths: Sequence[int], blocks: int, num_classes: int, in_channels: int) -> None:
+    def __init__(
+        self, *, stem: int, widths: Sequence[int], blocks: int, num_classes: int, in_channels: int
+    ) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, stem)
         groups = [
-            nn.Sequential(*(PreActBlock(inputs if i == 0 else width, width, stride=2 if i == 0 and number else 1) for i in range(blocks)))
+            nn.Sequential(
+                *(
+                    PreActBlock(
+                        inputs if i == 0 else width, width, stride=2 if i == 0 and number else 1
+                    )
+                    for i in range(blocks)
+                )
+            )
             for number, (inputs, width) in enumerate(pairwise([stem, *widths]))
         ]
         self.groups = nn.Sequential(*groups)

@@ -32,7 +32,9 @@ SHARED_WEIGHTS = 4
 _MODEL = "models/model.json"
 _TABLES = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _EXAMPLES = "data/sample_inputs/model.pt"
-_PLAIN = re.compile(r"archive_format|archive_version|byteorder|\.data/version|\.data/serialization_id")
+_PLAIN = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/version|\.data/serialization_id"
+)
 _RAW = re.compile(r"data/(?:weights/weight|constants/tensor)_\d{1,7}")
 _LEFT_OUT = re.compile(rf"extra/.*|{re.escape(_EXAMPLES)}")
 _HARMLESS = re.compile("|".join(one.pattern for one in (_RAW, _PLAIN, _LEFT_OUT)))
@@ -125,16 +127,24 @@ def _checked_parts(data: bytes) -> dict[str, bytes]:
             raise _refused("holds a part twice")
         for part, name in zip(parts, names, strict=True):
             if name not in (_MODEL, *_TABLES) and not _HARMLESS.fullmatch(name):
-                raise _refused(f"holds the part {part.filename!r:.100}, which may be pickled or compiled code")
+                raise _refused(
+                    f"holds the part {part.filename!r:.100}, which may be pickled or compiled code"
+                )
             if part.compress_type != zipfile.ZIP_STORED:
-                raise _refused(f"holds the compressed part {part.filename!r:.100}, whose size the file does not bound")
+                raise _refused(
+                    f"holds the compressed part {part.filename!r:.100}, whose size the file does not bound"
+                )
             if name in (_MODEL, *_TABLES) and part.file_size > LONGEST_JSON:
-                raise _refused(f"has a description of {part.file_size:,} bytes; accepted: {LONGEST_JSON:,}")
+                raise _refused(
+                    f"has a description of {part.file_size:,} bytes; accepted: {LONGEST_JSON:,}"
+                )
         if sum(part.file_size for part in parts) > len(data):
             raise _refused("declares parts that are larger than the file")
         if missing := [name for name in (_MODEL, *_TABLES) if name not in names]:
             raise _refused(f"holds no {missing[0]}")
-        wanted = [part for part, name in zip(parts, names, strict=True) if not _LEFT_OUT.fullmatch(name)]
+        wanted = [
+            part for part, name in zip(parts, names, strict=True) if not _LEFT_OUT.fullmatch(name)
+        ]
         found = {part.filename.partition("/")[2]: archive.read(part) for part in wanted}
     for table in _TABLES:
         found[table] = _checked_json(
@@ -155,7 +165,9 @@ def _packed(parts: dict[str, bytes]) -> bytes:
 
 
 def _refused(reason: str) -> ValueError:
-    return ValueError(f"{reason}; loading it could run code or take all memory. Accepted: {ALLOWED}")
+    return ValueError(
+        f"{reason}; loading it could run code or take all memory. Accepted: {ALLOWED}"
+    )
 
 
 def _checked_json(data: bytes, damage: str, check: Callable[[Any], None]) -> bytes:
@@ -184,7 +196,9 @@ def _check_table(table: Any, name: str, parts: dict[str, bytes]) -> None:
         for size in entry["tensor_meta"]["sizes"]:
             count *= _whole(size["as_int"])
         if count > len(parts[path]):
-            raise _refused(f"declares {count:,} elements for {tensor!r:.100}, which has {len(parts[path]):,} bytes")
+            raise _refused(
+                f"declares {count:,} elements for {tensor!r:.100}, which has {len(parts[path]):,} bytes"
+            )
         elements += count
     held = sum(len(content) for part, content in parts.items() if part.startswith(f"{folder}/"))
     held -= len(parts[name])

@@ -23,7 +23,9 @@ class Exported(nn.Module):
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__()
         if operation := train_mode_operation(program):
-            raise ValueError(f"was exported in train mode ({operation}); call model.eval() before torch.export.export")
+            raise ValueError(
+                f"was exported in train mode ({operation}); call model.eval() before torch.export.export"
+            )
         self.batch_size = static_batch_size(program)
         self.program: nn.Module = program.module()
         for module in self.modules():
@@ -54,7 +56,9 @@ def train_mode_operation(program: ExportedProgram) -> str:
     for node in program.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         for position, argument in enumerate(schema.arguments if schema else ()):
-            given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            given = (
+                node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            )
             if argument.name in ("train", "training") and given is True:
                 return str(node.target)
     return ""
@@ -63,9 +67,16 @@ def train_mode_operation(program: ExportedProgram) -> str:
 def static_batch_size(program: ExportedProgram) -> int | None:
     """Return the number of images that every call must have; None where the graph takes any number."""
     inputs = set(program.graph_signature.user_inputs)
-    found = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    found = [
+        node.meta["val"]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in inputs
+    ]
     if len(found) != 1 or not isinstance(found[0], Tensor) or found[0].dim() != 4:
-        shapes = [tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in found]
+        shapes = [
+            tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            for value in found
+        ]
         raise ValueError(f"takes {shapes}; allowed: one batch of images (N, C, H, W)")
     size = found[0].shape[0]
     return size if isinstance(size, int) else None

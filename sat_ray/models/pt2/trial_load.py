@@ -57,7 +57,9 @@ def try_in_child(
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise ValueError(f"did not end a trial within {limits}; export a smaller model") from None
+            raise ValueError(
+                f"did not end a trial within {limits}; export a smaller model"
+            ) from None
     if done.returncode == 0:
         return
     said = done.stdout.decode(errors="replace").strip().splitlines()
@@ -96,7 +98,9 @@ def _main() -> int:
     _limit(memory_bytes, cpu_seconds)
     try:
         model = load_exported(data, device=torch.device("cpu"))
-        images = torch.rand(model.batch_size or IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+        images = torch.rand(
+            model.batch_size or IMAGES, *shape, generator=torch.Generator().manual_seed(0)
+        )
         model(images)
     except ValueError as error:
         print(f"refused: {' '.join(str(error).splitlines())}", flush=True)

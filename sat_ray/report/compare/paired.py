@@ -14,7 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from sat_ray.evaluation.intervals import accuracy, mcnemar_p_value, paired_difference_interval, wilson_interval
+from sat_ray.evaluation.intervals import (
+    accuracy,
+    mcnemar_p_value,
+    paired_difference_interval,
+    wilson_interval,
+)
 from sat_ray.report.compare.verdicts import JudgedModel, check_comparable, in_common, letter
 from sat_ray.report.leaderboard.statistics import holm
 from sat_ray.report.leaderboard.summary import BoolArray, IntArray
@@ -79,7 +84,9 @@ class Comparison:
         return 1 - (len(pair.lost) + len(pair.gained)) / self.n
 
 
-def compare(models: Sequence[JudgedModel], *, common: bool = False, any_gradient: bool = False) -> Comparison:
+def compare(
+    models: Sequence[JudgedModel], *, common: bool = False, any_gradient: bool = False
+) -> Comparison:
     """Compare the first model with each of the others; raises ValueError wherever `check_comparable` does.
 
     common: compare on the images that all models were evaluated on, by their ids, whatever else each of them has seen;
@@ -102,7 +109,11 @@ def compare(models: Sequence[JudgedModel], *, common: bool = False, any_gradient
         for index in range(1, len(models))
     ]
     classes = [
-        ClassRow(label=int(label), n=int(of.sum()), robust=tuple(int(model.images.robust[of].sum()) for model in models))
+        ClassRow(
+            label=int(label),
+            n=int(of.sum()),
+            robust=tuple(int(model.images.robust[of].sum()) for model in models),
+        )
         for label in np.unique(first.labels)
         for of in [first.labels == label]
     ]
@@ -115,23 +126,35 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "n": n,
         "models": [
-            {"model": letter(index), "name": model.name} | _accuracy("robust", model.images.robust) | _accuracy("clean", model.images.clean)
+            {"model": letter(index), "name": model.name}
+            | _accuracy("robust", model.images.robust)
+            | _accuracy("clean", model.images.clean)
             for index, model in enumerate(models)
         ],
         "pairs": [
             {
                 "first": letter(pair.first),
                 "other": letter(pair.other),
-                "robust": dataclasses.asdict(pair.robust) | {"within_noise": pair.robust.within_noise},
+                "robust": dataclasses.asdict(pair.robust)
+                | {"within_noise": pair.robust.within_noise},
                 "same_verdicts": comparison.same_verdicts(pair),
                 "clean": dataclasses.asdict(pair.clean) | {"within_noise": pair.clean.within_noise},
-                "robust_in_first_alone": [flip(models[pair.first], models[pair.other], row) for row in pair.lost.tolist()],
-                "robust_in_other_alone": [flip(models[pair.first], models[pair.other], row) for row in pair.gained.tolist()],
+                "robust_in_first_alone": [
+                    flip(models[pair.first], models[pair.other], row) for row in pair.lost.tolist()
+                ],
+                "robust_in_other_alone": [
+                    flip(models[pair.first], models[pair.other], row)
+                    for row in pair.gained.tolist()
+                ],
             }
             for pair in comparison.pairs
         ],
         "classes": [
-            {"label": row.label, "n": row.n, "robust_accuracy": {letter(i): count / row.n for i, count in enumerate(row.robust)}}
+            {
+                "label": row.label,
+                "n": row.n,
+                "robust_accuracy": {letter(i): count / row.n for i, count in enumerate(row.robust)},
+            }
             for row in comparison.classes
         ],
     }
@@ -139,7 +162,10 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 def flip(first: JudgedModel, other: JudgedModel, row: int) -> dict[str, Any]:
     """Describe one image that one of two models withstands: its id and label, and what each predicted, where it broke first."""
-    described = {"image_id": int(first.images.image_ids[row]), "label": int(first.images.labels[row])}
+    described = {
+        "image_id": int(first.images.image_ids[row]),
+        "label": int(first.images.labels[row]),
+    }
     for place, model in (("first", first), ("other", other)):
         described[place] = {  # type: ignore[assignment]
             "prediction": int(model.prediction[row]),
@@ -156,14 +182,34 @@ def _tests(pairs: Sequence[tuple[BoolArray, BoolArray]]) -> list[PairedTest]:
         both, only_first = int((first & other).sum()), int((first & ~other).sum())
         only_other, neither = int((~first & other).sum()), int((~first & ~other).sum())
         low, high = paired_difference_interval(both, only_other, only_first, neither)
-        found.append((only_first, only_other, (only_other - only_first) / len(first), low, high, mcnemar_p_value(only_first, only_other)))
+        found.append(
+            (
+                only_first,
+                only_other,
+                (only_other - only_first) / len(first),
+                low,
+                high,
+                mcnemar_p_value(only_first, only_other),
+            )
+        )
     corrected = holm([one[-1] for one in found])
     return [
-        PairedTest(difference=difference, low=low, high=high, only_first=a, only_other=b, p_value=p, holm_p_value=adjusted)
+        PairedTest(
+            difference=difference,
+            low=low,
+            high=high,
+            only_first=a,
+            only_other=b,
+            p_value=p,
+            holm_p_value=adjusted,
+        )
         for (a, b, difference, low, high, p), adjusted in zip(found, corrected, strict=True)
     ]
 
 
 def _accuracy(kind: str, correct: BoolArray) -> dict[str, Any]:
     count, n = int(correct.sum()), len(correct)
-    return {f"{kind}_accuracy": accuracy(count, n), f"{kind}_accuracy_interval": list(wilson_interval(count, n))}
+    return {
+        f"{kind}_accuracy": accuracy(count, n),
+        f"{kind}_accuracy_interval": list(wilson_interval(count, n)),
+    }

@@ -12,7 +12,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sat_ray.report.leaderboard.summary import FINAL_ITERATE_SUFFIX, BoolArray, IntArray, Survival, survival
+from sat_ray.report.leaderboard.summary import (
+    FINAL_ITERATE_SUFFIX,
+    BoolArray,
+    IntArray,
+    Survival,
+    survival,
+)
 
 NOT_BROKEN = -1
 NOT_DECISIVE = ("dataset", "seed", "cascade", "environment")
@@ -46,11 +52,17 @@ class JudgedModel:
             by_attack={name: survived[chosen] for name, survived in self.images.by_attack.items()},
         )
         return dataclasses.replace(
-            self, images=images, prediction=self.prediction[chosen], step=self.step[chosen], attack=self.attack[chosen]
+            self,
+            images=images,
+            prediction=self.prediction[chosen],
+            step=self.step[chosen],
+            attack=self.attack[chosen],
         )
 
 
-def judge(table: pa.Table, *, name: str, evaluation: Mapping[str, Any] | None = None) -> JudgedModel:
+def judge(
+    table: pa.Table, *, name: str, evaluation: Mapping[str, Any] | None = None
+) -> JudgedModel:
     """Return a model's verdicts from its outcomes; raises ValueError wherever `survival` does."""
     images = survival(table)
     attacks = np.asarray(table["attack"].to_pylist(), dtype=np.str_)
@@ -85,7 +97,9 @@ def in_common(models: Sequence[JudgedModel]) -> list[JudgedModel]:
     return [model.take(np.isin(model.images.image_ids, shared)) for model in models]
 
 
-def check_comparable(models: Sequence[JudgedModel], *, any_dataset: bool = False, any_gradient: bool = False) -> None:
+def check_comparable(
+    models: Sequence[JudgedModel], *, any_dataset: bool = False, any_gradient: bool = False
+) -> None:
     """Raise ValueError, naming what differs, for fewer than two models, other images, other labels, other attacks or threat models.
 
     any_dataset: trust image ids and labels where the files record different datasets; any_gradient: let attacks differ in the precision of
@@ -106,7 +120,11 @@ def counted_attacks(model: JudgedModel) -> list[str]:
 
     They are those that the file records, since a cascade may break every image before its last attack; else those that it holds rows of.
     """
-    held = {_without_view(name) for name in model.images.by_attack if not name.endswith(FINAL_ITERATE_SUFFIX)}
+    held = {
+        _without_view(name)
+        for name in model.images.by_attack
+        if not name.endswith(FINAL_ITERATE_SUFFIX)
+    }
     return sorted(counted_specs(model) or held)
 
 
@@ -115,7 +133,9 @@ def counted_specs(model: JudgedModel) -> dict[str, dict[str, Any]]:
     specs = (model.evaluation or {}).get("attacks", [])
     viewless = {"name", "attacker_activation", "attacker_alpha"}
     return {
-        _without_view(spec["name"]): {field: value for field, value in _flat(spec).items() if field not in viewless}
+        _without_view(spec["name"]): {
+            field: value for field, value in _flat(spec).items() if field not in viewless
+        }
         for spec in specs
         if not spec.get("final_iterate", False)
     }
@@ -123,9 +143,16 @@ def counted_specs(model: JudgedModel) -> dict[str, dict[str, Any]]:
 
 def differing_settings(models: Sequence[JudgedModel]) -> list[str]:
     """Name what the files record differently without forbidding a comparison: dataset, seed, cascade, the environment's fields."""
-    recorded = [_flat({field: (model.evaluation or {}).get(field) for field in NOT_DECISIVE}) for model in models]
+    recorded = [
+        _flat({field: (model.evaluation or {}).get(field) for field in NOT_DECISIVE})
+        for model in models
+    ]
     fields = sorted(set().union(*recorded))
-    return [field for field in fields if any(one.get(field) != recorded[0].get(field) for one in recorded)]
+    return [
+        field
+        for field in fields
+        if any(one.get(field) != recorded[0].get(field) for one in recorded)
+    ]
 
 
 def letter(index: int) -> str:
@@ -148,14 +175,19 @@ def _check_same_dataset(models: Sequence[JudgedModel], index: int) -> None:
 
 def _check_same_images(models: Sequence[JudgedModel], index: int) -> None:
     ours, theirs = models[0].images.image_ids, models[index].images.image_ids
-    alone = [np.setdiff1d(ours, theirs, assume_unique=True), np.setdiff1d(theirs, ours, assume_unique=True)]
+    alone = [
+        np.setdiff1d(ours, theirs, assume_unique=True),
+        np.setdiff1d(theirs, ours, assume_unique=True),
+    ]
     if len(alone[0]) or len(alone[1]):
         parts = [
             f"{_named(models, i)} has {len(models[i].images.image_ids)} images, {len(ids)} of them alone"
             + (f" (image_id {ids[0]} first)" if len(ids) else "")
             for i, ids in zip((0, index), alone, strict=True)
         ]
-        raise ValueError(f"image sets differ: {'; '.join(parts)}; allowed: the same images, or --common for those that all have")
+        raise ValueError(
+            f"image sets differ: {'; '.join(parts)}; allowed: the same images, or --common for those that all have"
+        )
 
 
 def _check_same_labels(models: Sequence[JudgedModel], index: int) -> None:
@@ -170,13 +202,24 @@ def _check_same_labels(models: Sequence[JudgedModel], index: int) -> None:
 
 def _check_same_attacks(models: Sequence[JudgedModel], index: int, *, any_gradient: bool) -> None:
     """Raise ValueError where the attacks have other names or, where both files record them, other settings or threat models."""
-    ours, theirs = ([_without_gradient(name) for name in counted_attacks(models[i])] for i in (0, index))
+    ours, theirs = (
+        [_without_gradient(name) for name in counted_attacks(models[i])] for i in (0, index)
+    )
     only_gradient = ours == theirs and counted_attacks(models[0]) != counted_attacks(models[index])
     if ours != theirs or (only_gradient and not any_gradient):
-        both = "; ".join(f"{_named(models, i)} {', '.join(counted_attacks(models[i]))}" for i in (0, index))
-        way = ", or --any-gradient for attacks that differ in their gradients alone" if only_gradient else ""
+        both = "; ".join(
+            f"{_named(models, i)} {', '.join(counted_attacks(models[i]))}" for i in (0, index)
+        )
+        way = (
+            ", or --any-gradient for attacks that differ in their gradients alone"
+            if only_gradient
+            else ""
+        )
         raise ValueError(f"attacks differ: {both}; allowed: the same attacks{way}")
-    one, other = ({_without_gradient(name): spec for name, spec in counted_specs(models[i]).items()} for i in (0, index))
+    one, other = (
+        {_without_gradient(name): spec for name, spec in counted_specs(models[i]).items()}
+        for i in (0, index)
+    )
     for name in sorted(one.keys() & other.keys()):
         for field in sorted(one[name].keys() | other[name].keys()):
             a, b = one[name].get(field), other[name].get(field)
@@ -198,5 +241,9 @@ def _without_gradient(attack: str) -> str:
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, item in value.items():
-        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
+        flat |= (
+            _flat(item, f"{prefix}{name}.")
+            if isinstance(item, Mapping)
+            else {f"{prefix}{name}": item}
+        )
     return flat

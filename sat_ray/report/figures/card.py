@@ -38,8 +38,19 @@ def card_figure(card: Mapping[str, Any], *, name: str) -> Figure:
             title=f"Against ε (PGD-{EPSILON_STEPS}): must fall to 0",
             mark=claimed,
         )
-        _curve(panels[2], curves["steps"], x="steps of the claimed attack", title="Against steps: must level off", scale="symlog")
-        _curve(panels[3], curves["restarts"], x="restarts of the claimed attack", title="Against restarts: must level off")
+        _curve(
+            panels[2],
+            curves["steps"],
+            x="steps of the claimed attack",
+            title="Against steps: must level off",
+            scale="symlog",
+        )
+        _curve(
+            panels[3],
+            curves["restarts"],
+            x="restarts of the claimed attack",
+            title="Against restarts: must level off",
+        )
         panels[3].xaxis.set_major_locator(MaxNLocator(integer=True))
         _curve(
             panels[4],
@@ -57,10 +68,19 @@ def card_figure(card: Mapping[str, Any], *, name: str) -> Figure:
 def _ladder(axes: Axes, ladder: Mapping[str, float]) -> None:
     plain(axes, grid="x")
     # a card read back from its record has its names in alphabetical order
-    names = sorted(ladder, key=lambda name: {"clean": 0, "noise": 1, "cascade": 3}.get(name, 2))[::-1]
+    names = sorted(ladder, key=lambda name: {"clean": 0, "noise": 1, "cascade": 3}.get(name, 2))[
+        ::-1
+    ]
     axes.barh(names, [100 * ladder[name] for name in names], color=BAR, height=0.62)
     for row, name in enumerate(names):
-        axes.text(100 * ladder[name] + 1.5, row, f"{100 * ladder[name]:.1f}", va="center", fontsize=8.5, color=INK)
+        axes.text(
+            100 * ladder[name] + 1.5,
+            row,
+            f"{100 * ladder[name]:.1f}",
+            va="center",
+            fontsize=8.5,
+            color=INK,
+        )
     axes.set_xlim(0, 112)
     label(axes, x="accuracy (%)", title="Ever stronger attacks")
 
@@ -77,7 +97,13 @@ def _curve(
     mark: float | None = None,
 ) -> None:
     plain(axes)
-    axes.plot([point[0] for point in points], [factor * point[1] for point in points], color=LINE, marker="o", markersize=4)
+    axes.plot(
+        [point[0] for point in points],
+        [factor * point[1] for point in points],
+        color=LINE,
+        marker="o",
+        markersize=4,
+    )
     if mark is not None:
         axes.axvline(mark, color=FAINT, linestyle="--", linewidth=1)
         axes.annotate(f"claimed {as_255ths(mark / 255)}", (mark, 1.0), (4, -10), xycoords=("data", "axes fraction"),
@@ -85,7 +111,9 @@ def _curve(
     if scale == "symlog":
         axes.set_xscale("symlog", linthresh=1)
         last = points[-1][0]
-        ticks = [point[0] for point in points if point[0] == last or 2.5 * point[0] <= last]  # labels must not touch
+        ticks = [
+            point[0] for point in points if point[0] == last or 2.5 * point[0] <= last
+        ]  # labels must not touch
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_ylim(bottom=0)
     label(axes, x=x, y=y, title=title)

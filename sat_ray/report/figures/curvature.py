@@ -12,7 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from sat_ray.report.figures.style import FAINT, INK, error_bars, head, label, legend_beside, mark, new_figure, percent, plain
+from sat_ray.report.figures.style import (
+    FAINT,
+    INK,
+    error_bars,
+    head,
+    label,
+    legend_beside,
+    mark,
+    new_figure,
+    percent,
+    plain,
+)
 from sat_ray.report.formatting import seeds_text, threat_text
 from sat_ray.report.leaderboard.curvature import curvature_of
 from sat_ray.report.leaderboard.groups import STRONG
@@ -23,7 +34,9 @@ SHIFT = 0.05  # of a mark at a curvature that another family has too, as a share
 RELU_LINE = (0, (4, 3))
 
 
-def curvature_figures(board: Mapping[str, Any], trials: Sequence[Mapping[str, Any]] = ()) -> dict[str, Figure]:
+def curvature_figures(
+    board: Mapping[str, Any], trials: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Figure]:
     """Draw the figures that the board has something to show for, by name; {} where no curvature is finite.
 
     trials: as `curves.alpha_response` takes them. Where the board has one α of every family, their validation accuracies make a second
@@ -43,14 +56,18 @@ def families(board: Mapping[str, Any], measure: str) -> dict[str, list[Group]]:
     Configurations whose attacker saw another activation are left out: their curvature is not one number.
     """
     found: dict[str, list[Group]] = {}
-    for group in sorted(board["groups"], key=lambda group: (group["activation"], group["curvature"] or 0.0)):
+    for group in sorted(
+        board["groups"], key=lambda group: (group["activation"], group["curvature"] or 0.0)
+    ):
         own = group["activation"] == group["attacker_activation"]
         if own and group["curvature"] is not None and group[measure] is not None:
             found.setdefault(group["activation"], []).append(group)
     return found
 
 
-def robust_against_curvature(board: Mapping[str, Any], trials: Sequence[Mapping[str, Any]] = ()) -> Figure:
+def robust_against_curvature(
+    board: Mapping[str, Any], trials: Sequence[Mapping[str, Any]] = ()
+) -> Figure:
     """Draw the accuracy that decides against curvature, one line a family, relu as the limit of infinite curvature."""
     own = families(board, board["measure"])
     searched = search_lines(trials) if all(len(groups) < 2 for groups in own.values()) else {}
@@ -62,7 +79,11 @@ def robust_against_curvature(board: Mapping[str, Any], trials: Sequence[Mapping[
         f"{'Strong robust' if by_strong else 'Robust'} accuracy against curvature",
         subtitle=f"{board['dataset']} · {threat_text(board)} · {decided} · n = {board['rows'][0]['n']:,} test images",
         note=_note(board, own)
-        + ("\nSearch trials: one seed, validation images, the cheap attack of training; another scale." if searched else ""),
+        + (
+            "\nSearch trials: one seed, validation images, the cheap attack of training; another scale."
+            if searched
+            else ""
+        ),
     )
     panels = figure.subplots(1, 2 if searched else 1, squeeze=False).ravel()
     handles = _family_lines(panels[0], board, own, measure=board["measure"])
@@ -88,12 +109,15 @@ def gap_against_curvature(board: Mapping[str, Any]) -> Figure:
         figure,
         "How far PGD is off: the gap against curvature",
         subtitle=f"{board['dataset']} · {threat_text(board)} · survivors of {name} that {board['strong_attack']['name']} break",
-        note=_note(board, own) + "\nAbove the dotted line PGD flatters a row: its gradients mislead the attack.",
+        note=_note(board, own)
+        + "\nAbove the dotted line PGD flatters a row: its gradients mislead the attack.",
     )
     axes = figure.add_subplot()
     handles = _family_lines(axes, board, own, measure="gap_share")
     axes.axhline(100 * LARGEST_SHARE, color=FAINT, linewidth=1.1, linestyle=":")
-    handles["limit"] = Line2D([], [], color=FAINT, linewidth=1.1, linestyle=":", label=f"limit: {100 * LARGEST_SHARE:g} %")
+    handles["limit"] = Line2D(
+        [], [], color=FAINT, linewidth=1.1, linestyle=":", label=f"limit: {100 * LARGEST_SHARE:g} %"
+    )
     axes.set_ylim(bottom=0)
     _curvature_axis(axes)
     label(axes, x="curvature max |f″| (log scale)", y="broken survivors (%)")
@@ -111,7 +135,9 @@ def search_lines(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[fl
         curvature = curvature_of(trial["activation"], trial["alpha"])
         own = trial["activation"] == trial["attacker_activation"]
         if own and trial["epochs"] == longest and np.isfinite(curvature):
-            found.setdefault(trial["activation"], {}).setdefault(curvature, []).append(100 * trial["val_robust_accuracy"])
+            found.setdefault(trial["activation"], {}).setdefault(curvature, []).append(
+                100 * trial["val_robust_accuracy"]
+            )
     return {
         name: [(curvature, float(np.mean(values))) for curvature, values in sorted(points.items())]
         for name, points in sorted(found.items())
@@ -130,11 +156,17 @@ def _note(board: Mapping[str, Any], own: Mapping[str, Sequence[Group]]) -> str:
 
 def _relu(board: Mapping[str, Any]) -> Group | None:
     """Return the plain relu of the board; None where there is none, or several architectures with one each."""
-    found = [group for group in board["groups"] if group["activation"] == group["attacker_activation"] == "relu"]
+    found = [
+        group
+        for group in board["groups"]
+        if group["activation"] == group["attacker_activation"] == "relu"
+    ]
     return found[0] if len(found) == 1 else None
 
 
-def _family_lines(axes: Axes, board: Mapping[str, Any], own: Mapping[str, Sequence[Group]], *, measure: str) -> dict[str, Line2D]:
+def _family_lines(
+    axes: Axes, board: Mapping[str, Any], own: Mapping[str, Sequence[Group]], *, measure: str
+) -> dict[str, Line2D]:
     """Draw one line a family with error bars, and relu's line with its band; return the entries of the legend."""
     plain(axes)
     handles = {}
@@ -158,13 +190,17 @@ def _family_lines(axes: Axes, board: Mapping[str, Any], own: Mapping[str, Sequen
         axes.axhline(height, color=INK, linewidth=1.3, linestyle=RELU_LINE)
         if np.isfinite(deviation):
             axes.axhspan(height - deviation, height + deviation, color=INK, alpha=0.09, linewidth=0)
-        handles["relu"] = Line2D([], [], color=INK, linewidth=1.3, linestyle=RELU_LINE, label=f"relu: {height:.1f} (∞)")
+        handles["relu"] = Line2D(
+            [], [], color=INK, linewidth=1.3, linestyle=RELU_LINE, label=f"relu: {height:.1f} (∞)"
+        )
     axes.margins(0.08)
     return handles
 
 
 def _search_panel(
-    axes: Axes, searched: Mapping[str, Sequence[tuple[float, float]]], trials: Sequence[Mapping[str, Any]]
+    axes: Axes,
+    searched: Mapping[str, Sequence[tuple[float, float]]],
+    trials: Sequence[Mapping[str, Any]],
 ) -> dict[str, Line2D]:
     """Draw the search trials of every family with several α; return the entries of the legend."""
     plain(axes)
@@ -177,13 +213,19 @@ def _search_panel(
     relu = [
         100 * trial["val_robust_accuracy"]
         for trial in trials
-        if trial["activation"] == trial["attacker_activation"] == "relu" and trial["epochs"] == longest
+        if trial["activation"] == trial["attacker_activation"] == "relu"
+        and trial["epochs"] == longest
     ]
     if relu:
         axes.axhline(float(np.mean(relu)), color=INK, linewidth=1.3, linestyle=RELU_LINE)
     axes.margins(0.08)
     _curvature_axis(axes)
-    label(axes, x="curvature max |f″| (log scale)", y="robust accuracy (%)", title="Search trials, validation images")
+    label(
+        axes,
+        x="curvature max |f″| (log scale)",
+        y="robust accuracy (%)",
+        title="Search trials, validation images",
+    )
     return handles
 
 

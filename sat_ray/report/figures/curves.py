@@ -13,7 +13,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from sat_ray.report.figures.seed_curves import mark_roll_backs
-from sat_ray.report.figures.style import FAINT, INK, head, label, mark, mean_and_spread, new_figure, plain, say_nothing, two_lines
+from sat_ray.report.figures.style import (
+    FAINT,
+    INK,
+    head,
+    label,
+    mark,
+    mean_and_spread,
+    new_figure,
+    plain,
+    say_nothing,
+    two_lines,
+)
 from sat_ray.report.formatting import join_names
 from sat_ray.report.leaderboard.rows import EvaluatedModel, display_names
 
@@ -32,7 +43,9 @@ def alpha_response(trials: Sequence[Mapping[str, Any]]) -> Figure:
     """
     names = several_alphas(trials)
     if not names:
-        return say_nothing(new_figure(6.4, 2.4), "No activation of this sweep was tried at several α.")
+        return say_nothing(
+            new_figure(6.4, 2.4), "No activation of this sweep was tried at several α."
+        )
     longest = max(trial["epochs"] for trial in trials)
     drawn = [trial for trial in trials if trial["activation"] in names]
     height = _relu_height(trials, longest=longest)
@@ -44,9 +57,19 @@ def alpha_response(trials: Sequence[Mapping[str, Any]]) -> Figure:
         subtitle="robust accuracy on the validation split, one mark per search trial",
         note=_alpha_note(drawn, longest=longest, with_relu=height is not None),
     )
-    panels = figure.subplots(math.ceil(len(names) / columns), columns, sharey=True, squeeze=False).ravel()
+    panels = figure.subplots(
+        math.ceil(len(names) / columns), columns, sharey=True, squeeze=False
+    ).ravel()
     for axes, name in zip(panels, names, strict=False):
-        _alpha_panel(axes, [trial for trial in drawn if trial["activation"] == name and trial["alpha"] is not None], longest=longest)
+        _alpha_panel(
+            axes,
+            [
+                trial
+                for trial in drawn
+                if trial["activation"] == name and trial["alpha"] is not None
+            ],
+            longest=longest,
+        )
         if height is not None:
             _reference_line(axes, height)
         label(axes, x="α (log scale)" if axes.get_xscale() == "log" else "α", title=name)
@@ -70,7 +93,9 @@ def _alpha_note(trials: Sequence[Mapping[str, Any]], *, longest: float, with_rel
     """Explain the marks and lines that are in the figure, and no others."""
     first = [f"Full marks: {longest:g} epochs."]
     if any(trial["epochs"] != longest for trial in trials):
-        first = [f"Full marks: {longest:g} epochs; faint: trials stopped earlier, epochs beside them."]
+        first = [
+            f"Full marks: {longest:g} epochs; faint: trials stopped earlier, epochs beside them."
+        ]
     if with_relu:
         first.append(f"Dashed: relu at {longest:g} epochs.")
     hollow = any(trial["attacker_activation"] != trial["activation"] for trial in trials)
@@ -87,15 +112,31 @@ def _alpha_panel(axes: Axes, trials: Sequence[Mapping[str, Any]], *, longest: fl
         style = mark(trials[0]["activation"], attacker_activation=attacker, size=8)
         alphas, opacity = sorted(by_alpha), 1.0 if epochs == longest else 0.4
         means = [float(np.mean(by_alpha[alpha])) for alpha in alphas]
-        axes.plot(alphas, means, linewidth=1.4, color=style["color"], alpha=opacity, linestyle="-" if epochs == longest else ":")
+        axes.plot(
+            alphas,
+            means,
+            linewidth=1.4,
+            color=style["color"],
+            alpha=opacity,
+            linestyle="-" if epochs == longest else ":",
+        )
         every = [(alpha, value) for alpha in alphas for value in by_alpha[alpha]]
         axes.plot(*zip(*every, strict=True), linestyle="none", alpha=opacity, **style)
         if epochs != longest:
-            axes.annotate(f"{epochs:g}", (alphas[-1], means[-1]), xytext=(7, -3), textcoords="offset points", fontsize=8, color=FAINT)
+            axes.annotate(
+                f"{epochs:g}",
+                (alphas[-1], means[-1]),
+                xytext=(7, -3),
+                textcoords="offset points",
+                fontsize=8,
+                color=FAINT,
+            )
     found = sorted({trial["alpha"] for trial in trials})
     if found[0] > 0 and found[-1] / found[0] >= 5:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if found[-1] / found[0] < 200 else (1.0,)))
+        axes.xaxis.set_major_locator(
+            LogLocator(subs=(1.0, 2.0, 5.0) if found[-1] / found[0] < 200 else (1.0,))
+        )
         axes.xaxis.set_major_formatter(FuncFormatter(lambda alpha, _: f"{alpha:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(0.12)
@@ -106,7 +147,8 @@ def _relu_height(trials: Sequence[Mapping[str, Any]], *, longest: float) -> floa
     values = [
         trial["val_robust_accuracy"]
         for trial in trials
-        if trial["activation"] == trial["attacker_activation"] == "relu" and trial["epochs"] == longest
+        if trial["activation"] == trial["attacker_activation"] == "relu"
+        and trial["epochs"] == longest
     ]
     return 100 * float(np.mean(values)) if values else None
 
@@ -115,7 +157,13 @@ def _reference_line(axes: Axes, height: float) -> None:
     """Draw relu's accuracy as a dashed line."""
     axes.axhline(height, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
     axes.annotate(
-        "relu", (1, height), xycoords=axes.get_yaxis_transform(), xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=8
+        "relu",
+        (1, height),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
     )
 
 
@@ -127,14 +175,17 @@ def training_curves(models: Sequence[EvaluatedModel]) -> Figure:
     figure = new_figure(10.4, 6.6)
     if not any(model.history for model in models):
         return say_nothing(figure, "No training history was recorded.")
-    order = sorted(by_name, key=lambda name: -float(np.mean([model.val_robust_accuracy for model in by_name[name]])))
+    order = sorted(
+        by_name,
+        key=lambda name: -float(np.mean([model.val_robust_accuracy for model in by_name[name]])),
+    )
     stressed = {order[0], *(name for name in order if by_name[name][0].is_relu_baseline)}
     head(
         figure,
         "Training curves",
         subtitle="mean over seeds; robust accuracy is that of the validation attack, adversarial accuracy that of the training attack",
         note=f"Best by validation first. Thick, with bands (± standard deviation over seeds): {join_names(sorted(stressed))}."
-        + ("" if not any(model.events for model in models) else " ✕: roll-backs by the sentinel."),
+        + ("" if not any(model.events for model in models) else " ✕: roll-backs by the guard."),
     )
     panels = figure.subplots(2, 2).ravel()
     for axes, (key, title, unit, scale) in zip(panels, _CURVES, strict=True):
@@ -145,25 +196,49 @@ def training_curves(models: Sequence[EvaluatedModel]) -> Figure:
             _curve(axes, by_name[name], key=key, scale=scale, stressed=name in stressed)
         if key == "val/robust_accuracy":
             mark_roll_backs(axes, [event for model in models for event in model.events])
-    legend = [Line2D([], [], label=two_lines(name), **_curve_style(by_name[name][0], stressed=name in stressed)) for name in order]
+    legend = [
+        Line2D(
+            [],
+            [],
+            label=two_lines(name),
+            **_curve_style(by_name[name][0], stressed=name in stressed),
+        )
+        for name in order
+    ]
     figure.legend(handles=legend, loc="outside right center", frameon=False, fontsize=8.5)
     return figure
 
 
-def _curve(axes: Axes, models: Sequence[EvaluatedModel], *, key: str, scale: float, stressed: bool) -> None:
-    curves = [{epoch["epoch"] + 1: scale * epoch[key] for epoch in model.history if key in epoch} for model in models]
+def _curve(
+    axes: Axes, models: Sequence[EvaluatedModel], *, key: str, scale: float, stressed: bool
+) -> None:
+    curves = [
+        {epoch["epoch"] + 1: scale * epoch[key] for epoch in model.history if key in epoch}
+        for model in models
+    ]
     epochs, means, deviations = mean_and_spread(curves)
     if not len(epochs):
         return
     style = _curve_style(models[0], stressed=stressed)
-    axes.plot(epochs, means, markevery=max(1, len(epochs) // 6), zorder=3 if stressed else 2, **style)
+    axes.plot(
+        epochs, means, markevery=max(1, len(epochs) // 6), zorder=3 if stressed else 2, **style
+    )
     if stressed:
-        axes.fill_between(epochs, means - deviations, means + deviations, color=style["color"], alpha=0.18, linewidth=0)
+        axes.fill_between(
+            epochs,
+            means - deviations,
+            means + deviations,
+            color=style["color"],
+            alpha=0.18,
+            linewidth=0,
+        )
 
 
 def _curve_style(model: EvaluatedModel, *, stressed: bool) -> dict[str, Any]:
     other_attacker = model.attacker_activation != model.activation
-    return mark(model.activation, attacker_activation=model.attacker_activation, size=6 if stressed else 4.5) | {
+    return mark(
+        model.activation, attacker_activation=model.attacker_activation, size=6 if stressed else 4.5
+    ) | {
         "linewidth": 2.4 if stressed else 1.1,
         "linestyle": "--" if other_attacker else "-",
     }

@@ -29,15 +29,15 @@ def adversarial_examples(
     x, x_adv: (N, C, H, W) in [0, 1], C 1 or 3; labels and predictions: (N,) indices into class_names. Raises ValueError for other shapes.
     """
     if x.shape != x_adv.shape or x.ndim != 4 or x.shape[0] < 1 or x.shape[1] not in (1, 3):
-        raise ValueError(f"x is {x.shape}, x_adv {x_adv.shape}; allowed: one shape (N ≥ 1, C 1 or 3, H, W) for both")
+        raise ValueError(
+            f"x is {x.shape}, x_adv {x_adv.shape}; allowed: one shape (N ≥ 1, C 1 or 3, H, W) for both"
+        )
     count = x.shape[0]
     delta = np.asarray(x_adv, dtype=np.float64) - np.asarray(x, dtype=np.float64)
     factor = magnification(float(np.abs(delta).max()))
     figure = new_figure(max(1.15 * count + 1.3, 5.6), 4.75)
     largest = float(np.abs(delta).max())
-    note = (
-        f"Perturbation: shown × {factor:g} around mid-grey, which means unchanged. Largest change: {largest:.3f} of the pixel range [0, 1]."
-    )
+    note = f"Perturbation: shown × {factor:g} around mid-grey, which means unchanged. Largest change: {largest:.3f} of the pixel range [0, 1]."
     head(figure, "Images and their adversarial counterparts", subtitle=threat_text, note=note)
     panels = figure.subplots(3, count, squeeze=False)
     shown: list[tuple[str, NDArray[Any], NDArray[np.int64] | None]] = [
@@ -49,8 +49,15 @@ def adversarial_examples(
         for column in range(count):
             _picture(panels[row, column], images[column])
             if predictions is not None:
-                _verdict(panels[row, column], class_names, label_index=int(labels[column]), prediction=int(predictions[column]))
-        panels[row, 0].set_ylabel(name, fontsize=9.5, color=INK, rotation=0, ha="right", va="center", labelpad=8)
+                _verdict(
+                    panels[row, column],
+                    class_names,
+                    label_index=int(labels[column]),
+                    prediction=int(predictions[column]),
+                )
+        panels[row, 0].set_ylabel(
+            name, fontsize=9.5, color=INK, rotation=0, ha="right", va="center", labelpad=8
+        )
     return figure
 
 
@@ -61,7 +68,13 @@ def magnification(largest: float) -> float:
 
 
 def _picture(axes: Axes, image: NDArray[np.floating[Any]]) -> None:
-    axes.imshow(np.clip(image.transpose(1, 2, 0).squeeze(), 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(
+        np.clip(image.transpose(1, 2, 0).squeeze(), 0, 1),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_color("#c8cdd2")
@@ -70,6 +83,10 @@ def _picture(axes: Axes, image: NDArray[np.floating[Any]]) -> None:
 def _verdict(axes: Axes, class_names: Sequence[str], *, label_index: int, prediction: int) -> None:
     """Title an image with the prediction; right or wrong is said by a sign as well as by the colour."""
     right = prediction == label_index
-    text = f"✓ {class_names[prediction]}" if right else f"✗ {class_names[prediction]} (is {class_names[label_index]})"
+    text = (
+        f"✓ {class_names[prediction]}"
+        if right
+        else f"✗ {class_names[prediction]} (is {class_names[label_index]})"
+    )
     text = text if len(text) <= 16 else text.replace(" (is", "\n(is")
     axes.set_title(text, fontsize=8.5, color="#0b5394" if right else "#b5480a", pad=3)

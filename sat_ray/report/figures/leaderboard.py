@@ -34,7 +34,15 @@ from sat_ray.report.formatting import pgd_name, seeds_text, setting_text
 from sat_ray.report.leaderboard.columns import table1_rows
 from sat_ray.report.leaderboard.groups import STRONG
 
-__all__ = ["adversarial_examples", "alpha_response", "clean_against_robust", "png", "save", "table1", "training_curves"]
+__all__ = [
+    "adversarial_examples",
+    "alpha_response",
+    "clean_against_robust",
+    "png",
+    "save",
+    "table1",
+    "training_curves",
+]
 
 
 def save(figure: Figure, path: Path | str) -> Path:
@@ -66,13 +74,18 @@ def clean_against_robust(board: Mapping[str, Any]) -> Figure:
     for rank, group in enumerate(board["groups"], start=1):
         style = mark(group["activation"], attacker_activation=group["attacker_activation"], size=9)
         strong = group[board["measure"]] is not None
-        (x, x_error), (y, y_error) = percent(group["clean_accuracy"]), percent(group[board["measure"] if strong else "robust_accuracy"])
+        (x, x_error), (y, y_error) = (
+            percent(group["clean_accuracy"]),
+            percent(group[board["measure"] if strong else "robust_accuracy"]),
+        )
         error_bars(axes, x, y, colour=style["color"], x_error=x_error, y_error=y_error)
         axes.plot(x, y, linestyle="none", **style)
         places.append((x, y))
         name = two_lines(group["configuration"])
         beside = "" if strong else f" ({pgd_name(board)})"
-        handles.append(Line2D([], [], linestyle="none", label=f"{rank}   {y:.1f}   {name}{beside}", **style))
+        handles.append(
+            Line2D([], [], linestyle="none", label=f"{rank}   {y:.1f}   {name}{beside}", **style)
+        )
     axis = f"{'strong ' if board['measure'] == STRONG else ''}robust accuracy (%)"
     label(axes, x="clean accuracy (%)", y=axis)
     axes.margins(0.08)
@@ -85,9 +98,19 @@ def _number_marks(axes: Axes, places: NDArray[np.float64]) -> None:
     """Write 1, 2, 3 … beside the marks."""
     spans = np.array([np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())])
     # The panel measures about 380 by 300 points; a rough figure is enough to choose a direction.
-    for rank, (place, offset) in enumerate(zip(places, spread_labels(places / spans * (380, 300)), strict=True), start=1):
+    for rank, (place, offset) in enumerate(
+        zip(places, spread_labels(places / spans * (380, 300)), strict=True), start=1
+    ):
         axes.annotate(
-            str(rank), place, xytext=offset, textcoords="offset points", ha="center", va="center", fontsize=8.5, color=INK, zorder=5
+            str(rank),
+            place,
+            xytext=offset,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            color=INK,
+            zorder=5,
         )
 
 
@@ -126,13 +149,30 @@ def _same_span(panels: Sequence[Axes]) -> None:
 def _table1_mark(axes: Axes, group: Mapping[str, Any] | None, *, key: str, position: int) -> None:
     if group is None or group[key] is None:
         missing = "not in this sweep" if group is None else "no strong number"
-        axes.text(0.5, position, missing, transform=axes.get_yaxis_transform(), ha="center", va="center", color=FAINT, fontsize=8.5)
+        axes.text(
+            0.5,
+            position,
+            missing,
+            transform=axes.get_yaxis_transform(),
+            ha="center",
+            va="center",
+            color=FAINT,
+            fontsize=8.5,
+        )
         return
     style = mark(group["activation"], attacker_activation=group["attacker_activation"], size=9)
     x, error = percent(group[key])
     error_bars(axes, x, position, colour=style["color"], x_error=error)
     axes.plot(x, position, linestyle="none", **style)
-    axes.annotate(f"{x:.1f}", (x, position), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8.5, color=INK)
+    axes.annotate(
+        f"{x:.1f}",
+        (x, position),
+        xytext=(0, 8),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8.5,
+        color=INK,
+    )
 
 
 def _table1_label(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The trainings of one configuration, a line per seed, with the sentinel's roll-backs."""
+"""The trainings of one configuration, a line per seed, with the guard's roll-backs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,23 @@ _PANELS = (
 )
 
 
-def seed_curves(name: str, histories: Mapping[int, Sequence[Mapping[str, float]]], *, events: Mapping[int, Sequence[Event]]) -> Figure:
+def seed_curves(
+    name: str,
+    histories: Mapping[int, Sequence[Mapping[str, float]]],
+    *,
+    events: Mapping[int, Sequence[Event]],
+) -> Figure:
     """Draw loss and validation accuracies against the epochs done, one line per seed.
 
     histories: seed → one dict per epoch, as `EvaluatedModel.history`; events: seed → roll-backs, as `EvaluatedModel.events`.
     """
     figure = new_figure(9.6, 3.5)
     count = sum(len(one) for one in events.values())
-    note = f"✕: the sentinel saw a collapse and rolled back ({count} in all)." if count else "No roll-backs by the sentinel."
+    note = (
+        f"✕: the guard saw a collapse and rolled back ({count} in all)."
+        if count
+        else "No roll-backs by the guard."
+    )
     head(figure, name, subtitle="training, one line per seed", note=note)
     for axes, (key, title, unit, scale) in zip(figure.subplots(1, 3), _PANELS, strict=True):
         plain(axes)
@@ -38,16 +47,25 @@ def seed_curves(name: str, histories: Mapping[int, Sequence[Mapping[str, float]]
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for number, seed in enumerate(sorted(histories)):
             rows = [row for row in histories[seed] if key in row]
-            axes.plot([row["epoch"] + 1 for row in rows], [scale * row[key] for row in rows], **_style(number), marker="o", markersize=3)
+            axes.plot(
+                [row["epoch"] + 1 for row in rows],
+                [scale * row[key] for row in rows],
+                **_style(number),
+                marker="o",
+                markersize=3,
+            )
         if key == "val/robust_accuracy":
             mark_roll_backs(axes, [event for seed in sorted(events) for event in events[seed]])
-    legend = [Line2D([], [], label=f"seed {seed}", **_style(number)) for number, seed in enumerate(sorted(histories))]
+    legend = [
+        Line2D([], [], label=f"seed {seed}", **_style(number))
+        for number, seed in enumerate(sorted(histories))
+    ]
     figure.legend(handles=legend, loc="outside right center", frameon=False, fontsize=8.5)
     return figure
 
 
 def mark_roll_backs(axes: Axes, events: Sequence[Event]) -> None:
-    """Draw a cross where the sentinel rolled back, at the robust accuracy that it saw (PGD-10 on its own images)."""
+    """Draw a cross where the guard rolled back, at the robust accuracy that it saw (PGD-10 on its own images)."""
     for event in events:
         axes.plot(event["epoch"] + 1, 100 * event["robust_accuracy"], marker="X", markersize=8, color="#BB1111", markeredgecolor="white",
                   zorder=5)  # fmt: skip
@@ -57,4 +75,8 @@ def mark_roll_backs(axes: Axes, events: Sequence[Event]) -> None:
 
 
 def _style(number: int) -> dict[str, Any]:
-    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _STYLES[number % len(_STYLES)], "linewidth": 1.5}
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "linestyle": _STYLES[number % len(_STYLES)],
+        "linewidth": 1.5,
+    }

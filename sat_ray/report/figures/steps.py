@@ -27,7 +27,9 @@ def accuracy_after(table: pa.Table, *, steps: int) -> NDArray[np.float64]:
 
     Step 0 is the start of the attack, random or not. Attacks that count their last point only are left out.
     """
-    counted = np.array([not name.endswith(FINAL_ITERATE_SUFFIX) for name in table["attack"].to_pylist()])
+    counted = np.array(
+        [not name.endswith(FINAL_ITERATE_SUFFIX) for name in table["attack"].to_pylist()]
+    )
     left, images = survivors_after(table.filter(counted), steps=steps)
     return left / images
 
@@ -35,13 +37,19 @@ def accuracy_after(table: pa.Table, *, steps: int) -> NDArray[np.float64]:
 def survivors_after(table: pa.Table, *, steps: int) -> tuple[NDArray[np.int64], int]:
     """Return how many images no row broke within 0, 1, …, `steps` steps, (steps + 1,), and how many images there are."""
     images, position = np.unique(table["image_id"].to_numpy(), return_inverse=True)
-    broken = table["first_broken_step"].to_numpy().astype(np.int64)  # a clean error broke before step 0
+    broken = (
+        table["first_broken_step"].to_numpy().astype(np.int64)
+    )  # a clean error broke before step 0
     first = np.full(len(images), steps + 1)
     np.minimum.at(first, position, np.where(broken == NEVER, steps + 1, broken))
-    return len(images) - np.searchsorted(np.sort(first), np.arange(steps + 1), side="right"), len(images)
+    return len(images) - np.searchsorted(np.sort(first), np.arange(steps + 1), side="right"), len(
+        images
+    )
 
 
-def accuracy_against_steps(models: Sequence[EvaluatedModel], *, steps: int, subtitle: str) -> Figure:
+def accuracy_against_steps(
+    models: Sequence[EvaluatedModel], *, steps: int, subtitle: str
+) -> Figure:
     """Draw the accuracy after k steps, the mean over seeds of every configuration, best at the end first; k on a logarithmic axis."""
     curves: dict[str, list[NDArray[np.float64]]] = {}
     looks: dict[str, EvaluatedModel] = {}
@@ -62,14 +70,22 @@ def accuracy_against_steps(models: Sequence[EvaluatedModel], *, steps: int, subt
     for name in reversed(order):
         model = looks[name]
         style = mark(model.activation, attacker_activation=model.attacker_activation, size=5)
-        style |= {"linewidth": 1.5, "linestyle": "-" if model.attacker_activation == model.activation else "--"}
+        style |= {
+            "linewidth": 1.5,
+            "linestyle": "-" if model.attacker_activation == model.activation else "--",
+        }
         axes.plot(range(steps + 1), means[name], markevery=_marked(steps), **style)
         handles.append(Line2D([], [], label=f"{means[name][-1]:.1f}   {two_lines(name)}", **style))
     count_steps(axes, steps)
     axes.set_ylim(bottom=0)
     label(axes, x="steps (log scale)", y="robust accuracy (%)")
     figure.legend(
-        handles=handles[::-1], loc="outside right upper", frameon=False, fontsize=8.5, title=f"after {steps} steps (%)", alignment="left"
+        handles=handles[::-1],
+        loc="outside right upper",
+        frameon=False,
+        fontsize=8.5,
+        title=f"after {steps} steps (%)",
+        alignment="left",
     )
     return figure
 

@@ -35,13 +35,18 @@ _SPARE_MARKERS = ("p", "8", "d", "H")
 _LARGER = {"*": 1.5, "P": 1.15, "X": 1.15, "^": 1.1, "v": 1.1, "<": 1.1, ">": 1.1, "D": 0.9}
 
 
-def mark(activation: str, *, attacker_activation: str | None = None, size: float = 8.0) -> dict[str, Any]:
+def mark(
+    activation: str, *, attacker_activation: str | None = None, size: float = 8.0
+) -> dict[str, Any]:
     """Return line properties of an activation's mark, hollow where the attacker saw another activation; equal names look equal."""
     if activation in MARKS:
         colour, marker = MARKS[activation]
     else:
         code = zlib.crc32(activation.encode())
-        colour, marker = _SPARE_COLOURS[code % len(_SPARE_COLOURS)], _SPARE_MARKERS[code % len(_SPARE_MARKERS)]
+        colour, marker = (
+            _SPARE_COLOURS[code % len(_SPARE_COLOURS)],
+            _SPARE_MARKERS[code % len(_SPARE_MARKERS)],
+        )
     hollow = attacker_activation is not None and attacker_activation != activation
     return {
         "color": colour,
@@ -65,12 +70,16 @@ def head(figure: Figure, title: str, *, subtitle: str, note: str = "") -> None:
     width, height = figure.get_size_inches()
     lines = note.count("\n") + 1 if note else 0
     top, bottom = 0.62 / height, (0.10 + 0.17 * lines) / height
-    figure.set_layout_engine("constrained", rect=(0.1 / width, bottom, 1 - 0.2 / width, 1 - top - bottom))
+    figure.set_layout_engine(
+        "constrained", rect=(0.1 / width, bottom, 1 - 0.2 / width, 1 - top - bottom)
+    )
     left = 0.14 / width
     figure.text(left, 1 - 0.12 / height, title, fontsize=13, fontweight="bold", color=INK, va="top")
     figure.text(left, 1 - 0.40 / height, subtitle, fontsize=9, color=FAINT, va="top")
     if note:
-        figure.text(left, 0.08 / height, note, fontsize=8, color=FAINT, va="bottom", linespacing=1.35)
+        figure.text(
+            left, 0.08 / height, note, fontsize=8, color=FAINT, va="bottom", linespacing=1.35
+        )
 
 
 def plain(axes: Axes, *, grid: str = "both") -> Axes:
@@ -90,17 +99,41 @@ def label(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
     axes.set_title(title, fontsize=10, color=INK, loc="left", fontweight="bold")
 
 
-def error_bars(axes: Axes, x: float, y: float, *, colour: str, x_error: float = float("nan"), y_error: float = float("nan")) -> None:
+def error_bars(
+    axes: Axes,
+    x: float,
+    y: float,
+    *,
+    colour: str,
+    x_error: float = float("nan"),
+    y_error: float = float("nan"),
+) -> None:
     """Draw error bars below the marks; NaN draws none."""
     axes.errorbar(
-        x, y, xerr=x_error, yerr=y_error, fmt="none", ecolor=colour, elinewidth=1.3, capsize=3, capthick=1.3, alpha=0.55, zorder=2
+        x,
+        y,
+        xerr=x_error,
+        yerr=y_error,
+        fmt="none",
+        ecolor=colour,
+        elinewidth=1.3,
+        capsize=3,
+        capthick=1.3,
+        alpha=0.55,
+        zorder=2,
     )
 
 
 def legend_beside(axes: Axes, handles: list[Line2D], *, title: str = "") -> None:
     """Write the legend to the right of the axes, from their top."""
     legend = axes.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=8.5, title=title, alignment="left"
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1.0),
+        frameon=False,
+        fontsize=8.5,
+        title=title,
+        alignment="left",
     )
     legend.get_title().set(fontsize=8.5, color=FAINT)
 
@@ -146,9 +179,15 @@ def percent(value: Mapping[str, float | None]) -> tuple[float, float]:
     return 100 * mean, float("nan") if deviation is None else 100 * deviation
 
 
-def mean_and_spread(curves: list[dict[float, float]]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def mean_and_spread(
+    curves: list[dict[float, float]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return epochs, means and standard deviations (0 for one curve) over the curves; each maps epoch → value and may skip epochs."""
     epochs = sorted({epoch for curve in curves for epoch in curve})
     values = [[curve[epoch] for curve in curves if epoch in curve] for epoch in epochs]
     deviations = [float(np.std(one, ddof=1)) if len(one) > 1 else 0.0 for one in values]
-    return np.array(epochs, dtype=np.float64), np.array([np.mean(one) for one in values], dtype=np.float64), np.array(deviations)
+    return (
+        np.array(epochs, dtype=np.float64),
+        np.array([np.mean(one) for one in values], dtype=np.float64),
+        np.array(deviations),
+    )

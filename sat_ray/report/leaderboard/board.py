@@ -10,7 +10,14 @@ import numpy as np
 
 from sat_ray.report.formatting import pgd_name
 from sat_ray.report.leaderboard.curvature import curvature_json, curvature_of
-from sat_ray.report.leaderboard.groups import PGD, STRONG, Group, Scored, describe_group, group_by_configuration
+from sat_ray.report.leaderboard.groups import (
+    PGD,
+    STRONG,
+    Group,
+    Scored,
+    describe_group,
+    group_by_configuration,
+)
 from sat_ray.report.leaderboard.headline import write_headline
 from sat_ray.report.leaderboard.power import LEVEL, POWER, visible_in
 from sat_ray.report.leaderboard.rows import EvaluatedModel, display_names
@@ -42,10 +49,15 @@ def leaderboard(
     """
     if not models:
         raise ValueError("models holds 0 entries; allowed: at least one evaluated model")
-    scored = [_score(model, name=name) for model, name in zip(models, display_names(models), strict=True)]
+    scored = [
+        _score(model, name=name) for model, name in zip(models, display_names(models), strict=True)
+    ]
     _check_same_images(scored)
     groups = group_by_configuration(scored)
-    rows = sorted((_row(one, verdict=(verdicts or {}).get(one.model.checkpoint)) for one in scored), key=_best_first)
+    rows = sorted(
+        (_row(one, verdict=(verdicts or {}).get(one.model.checkpoint)) for one in scored),
+        key=_best_first,
+    )
     champion = choose_champion(rows)
     by_name = {group.name: group for group in groups}
     best = by_name[champion["configuration"]]
@@ -56,7 +68,9 @@ def leaderboard(
         "attack": dict(attack),
         "strong_attack": _strong_attack(scored, strong_attack),
         "measure": groups[0].measure,
-        "headline": write_headline(best, groups, attack=pgd_name({"attack": attack}), chosen_by=champion["selected_by"]),
+        "headline": write_headline(
+            best, groups, attack=pgd_name({"attack": attack}), chosen_by=champion["selected_by"]
+        ),
         "power": _power(groups),
         "champion": champion | {"per_class": _per_class(best, seed=champion["row"]["seed"])},
         "groups": sorted((describe_group(group) for group in groups), key=_best_group_first),
@@ -74,7 +88,14 @@ def choose_champion(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     measure, candidates = _candidates(rows)
     scored = [Validated(row["configuration"], row["seed"], row[measure]) for row in candidates]
     order = ranked(scored)
-    mean, best = next(((mean, index) for mean, index in order if candidates[index].get("robustness_card") == "PASS"), order[0])
+    mean, best = next(
+        (
+            (mean, index)
+            for mean, index in order
+            if candidates[index].get("robustness_card") == "PASS"
+        ),
+        order[0],
+    )
     chosen = candidates[best]
     same = [row for row in candidates if row["configuration"] == chosen["configuration"]]
     return {
@@ -95,7 +116,9 @@ def _candidates(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[Mapping[st
     return (strong, complete) if complete else ("val_robust_accuracy", list(rows))
 
 
-def _strong_attack(scored: Sequence[Scored], given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _strong_attack(
+    scored: Sequence[Scored], given: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
     """Return what the board says of the strong attacks; None where no model met any."""
     found = [one.strong for one in scored if one.strong is not None]
     if not found:
@@ -114,7 +137,9 @@ def _power(groups: Sequence[Group]) -> dict[str, Any] | None:
         return None
     return {
         "smallest_difference": smallest,
-        "smallest_difference_with_10_seeds": visible_in(found, seeds=seeds, planned_seeds=10) if seeds < 10 else None,
+        "smallest_difference_with_10_seeds": visible_in(found, seeds=seeds, planned_seeds=10)
+        if seeds < 10
+        else None,
         "power": POWER,
         "level": LEVEL,
         "comparisons": len(compared),
@@ -128,7 +153,9 @@ def _score(model: EvaluatedModel, *, name: str) -> Scored:
     try:
         images = survival(model.table)
         strong = None if model.strong_table is None else strong_verdict(images, model.strong_table)
-        return Scored(name=name, model=model, images=images, summary=summarise(model.table), strong=strong)
+        return Scored(
+            name=name, model=model, images=images, summary=summarise(model.table), strong=strong
+        )
     except ValueError as error:
         raise ValueError(f"{name}, seed {model.seed}: {error}") from error
 
@@ -143,7 +170,9 @@ def _check_same_images(scored: Sequence[Scored]) -> None:
                 f"{first.name}, seed {first.model.seed} ({first.summary.n} images); allowed: the same images for every model"
             )
         if not np.array_equal(first.images.labels, other.images.labels):
-            raise ValueError(f"label differs between {first.name} and {other.name}; allowed: the same labels for every model")
+            raise ValueError(
+                f"label differs between {first.name} and {other.name}; allowed: the same labels for every model"
+            )
 
 
 def _row(scored: Scored, *, verdict: str | None) -> dict[str, Any]:
@@ -217,7 +246,9 @@ def _per_class(group: Group, *, seed: int) -> list[dict[str, Any]]:
                 "n": int(own.sum()),
                 "clean_accuracy": float(images.clean[own].mean()),
                 "robust_accuracy": float(images.robust[own].mean()),
-                "strong_robust_accuracy": None if strong is None else float(strong.robust[own].mean()),
+                "strong_robust_accuracy": None
+                if strong is None
+                else float(strong.robust[own].mean()),
             }
         )
     return found

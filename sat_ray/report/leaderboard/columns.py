@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sat_ray.report.formatting import ABSENT, MINUS, amount_text, interval, pgd_name, points, seconds, spread
+from sat_ray.report.formatting import (
+    ABSENT,
+    MINUS,
+    amount_text,
+    interval,
+    pgd_name,
+    points,
+    seconds,
+    spread,
+)
 from sat_ray.report.leaderboard.groups import STRONG
 from sat_ray.report.leaderboard.strong import FLATTERED
 
@@ -39,7 +48,9 @@ class Cell:
     @property
     def line(self) -> str:
         """Return everything on one line, as Markdown and terminals need it."""
-        return " ".join([" · ".join([self.text, *self.lines]), *(f"({note})" for note in self.notes)])
+        return " ".join(
+            [" · ".join([self.text, *self.lines]), *(f"({note})" for note in self.notes)]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +86,9 @@ def group_columns(board: Item) -> list[Column]:
     return [
         Column(title="configuration", kind=NAME, cell=name),
         Column(title="curvature", cell=curvature_cell),
-        Column(title=title, best_first=True, cell=lambda group: spread_cell(group[board["measure"]])),
+        Column(
+            title=title, best_first=True, cell=lambda group: spread_cell(group[board["measure"]])
+        ),
         Column(title="", kind=STRIP, cell=lambda group: spread_cell(group[board["measure"]])),
         *(_beside_strong(board) if by_strong else []),
         Column(title="clean", cell=lambda group: spread_cell(group["clean_accuracy"])),
@@ -89,7 +102,10 @@ def group_columns(board: Item) -> list[Column]:
 def _seed_column(board: Item) -> list[Column]:
     """Return the column of how many seeds there are, where configurations differ in it; else a line above the table says it."""
     counts = {len(group["seeds"]) for group in board["groups"]}
-    seeds = Column(title="seeds", cell=lambda group: Cell(text=str(len(group["seeds"])), value=len(group["seeds"])))
+    seeds = Column(
+        title="seeds",
+        cell=lambda group: Cell(text=str(len(group["seeds"])), value=len(group["seeds"])),
+    )
     return [seeds] if len(counts) > 1 else []
 
 
@@ -108,19 +124,40 @@ def row_columns(board: Item, *, pages: str = "") -> list[Column]:
     """
     chosen_by = board["champion"]["selected_by"]
     by_strong = board["measure"] == STRONG
-    strong = Column(title="strong robust", best_first=True, cell=lambda row: _accuracy_cell(row, STRONG))
+    strong = Column(
+        title="strong robust", best_first=True, cell=lambda row: _accuracy_cell(row, STRONG)
+    )
     pgd_title = pgd_name(board) if by_strong else "robust"
     return [
         Column(title="configuration", kind=NAME, cell=lambda row: Cell(text=row["configuration"])),
-        Column(title="seed", cell=lambda row: Cell(text=str(row["seed"]), value=row["seed"], link=_run_page(row, pages))),
+        Column(
+            title="seed",
+            cell=lambda row: Cell(
+                text=str(row["seed"]), value=row["seed"], link=_run_page(row, pages)
+            ),
+        ),
         *([strong] if by_strong else []),
-        Column(title=pgd_title, best_first=not by_strong, cell=lambda row: _accuracy_cell(row, "robust_accuracy")),
+        Column(
+            title=pgd_title,
+            best_first=not by_strong,
+            cell=lambda row: _accuracy_cell(row, "robust_accuracy"),
+        ),
         *([Column(title="gap, share of survivors", cell=_row_gap_cell)] if by_strong else []),
         Column(title="after each attack", kind=LINES, wide=True, cell=_attacks_cell),
         Column(title="clean", cell=lambda row: _points_cell(row["clean_accuracy"])),
         Column(title="validation", cell=lambda row: _points_cell(row[chosen_by])),
         *cost_columns(board),
-        *([] if pages else [Column(title="MLflow run", kind=WORDS, cell=lambda row: Cell(text=(row["mlflow_run_id"] or ABSENT)))]),
+        *(
+            []
+            if pages
+            else [
+                Column(
+                    title="MLflow run",
+                    kind=WORDS,
+                    cell=lambda row: Cell(text=(row["mlflow_run_id"] or ABSENT)),
+                )
+            ]
+        ),
     ]
 
 
@@ -132,30 +169,58 @@ def difference_columns(board: Item) -> list[Column]:
         return found
 
     columns = [
-        Column(title="configuration", kind=NAME, cell=lambda group: Cell(text=group["configuration"])),
-        Column(title="difference", best_first=True, cell=lambda group: _signed_cell(mixed(group)["mean"])),
-        Column(title="95 % interval", kind=WORDS, cell=lambda group: Cell(text=_limits(mixed(group)["low"], mixed(group)["high"]))),
-        Column(title="by bootstrap", kind=WORDS, cell=lambda group: Cell(text=_limits(*mixed(group)["bootstrap"]))),
+        Column(
+            title="configuration", kind=NAME, cell=lambda group: Cell(text=group["configuration"])
+        ),
+        Column(
+            title="difference",
+            best_first=True,
+            cell=lambda group: _signed_cell(mixed(group)["mean"]),
+        ),
+        Column(
+            title="95 % interval",
+            kind=WORDS,
+            cell=lambda group: Cell(text=_limits(mixed(group)["low"], mixed(group)["high"])),
+        ),
+        Column(
+            title="by bootstrap",
+            kind=WORDS,
+            cell=lambda group: Cell(text=_limits(*mixed(group)["bootstrap"])),
+        ),
         Column(title="effect size", cell=_effect_cell),
         Column(title="p after Holm", cell=lambda group: _p_cell(mixed(group)["holm_p_value"])),
         Column(title="real?", kind=WORDS, cell=lambda group: Cell(text=reality(group))),
     ]
     if board["measure"] == STRONG:
         columns += [
-            Column(title=f"by {pgd_name(board)} alone", kind=WORDS, cell=lambda group: against_relu_cell(group["pgd"])),
+            Column(
+                title=f"by {pgd_name(board)} alone",
+                kind=WORDS,
+                cell=lambda group: against_relu_cell(group["pgd"]),
+            ),
             Column(title="PGD favours it by", kind=WORDS, cell=_favour_cell),
         ]
     return [
         *columns,
-        Column(title="sd of seeds", wide=True, cell=lambda group: _points_cell(mixed(group)["seed_deviation"])),
-        Column(title="sd of images", wide=True, cell=lambda group: _points_cell(mixed(group)["image_deviation"])),
+        Column(
+            title="sd of seeds",
+            wide=True,
+            cell=lambda group: _points_cell(mixed(group)["seed_deviation"]),
+        ),
+        Column(
+            title="sd of images",
+            wide=True,
+            cell=lambda group: _points_cell(mixed(group)["image_deviation"]),
+        ),
     ]
 
 
 def compared_groups(board: Item) -> list[Item]:
     """Return the configurations with a difference to relu, largest first."""
     found = [group for group in board["groups"] if group["difference_to_relu"] is not None]
-    return sorted(found, key=lambda group: -group["difference_to_relu"]["over_seeds_and_images"]["mean"])
+    return sorted(
+        found, key=lambda group: -group["difference_to_relu"]["over_seeds_and_images"]["mean"]
+    )
 
 
 def table1_rows(board: Item) -> list[dict[str, Any]]:
@@ -167,12 +232,23 @@ def table1_rows(board: Item) -> list[dict[str, Any]]:
     rows = []
     for attacker_backward, optimizer_backward, activation, attacker_activation in TABLE1_ROWS:
         fitting = [
-            group for group in board["groups"] if (group["activation"], group["attacker_activation"]) == (activation, attacker_activation)
+            group
+            for group in board["groups"]
+            if (group["activation"], group["attacker_activation"])
+            == (activation, attacker_activation)
         ]
         known = [group for group in fitting if group[chosen_by] is not None] or fitting
         by = chosen_by if known is not fitting else "val_robust_accuracy"
-        best = min(known, key=lambda group: (-group[by]["mean"], group["configuration"]), default=None)
-        rows.append({"attacker_backward": attacker_backward, "optimizer_backward": optimizer_backward, "group": best})
+        best = min(
+            known, key=lambda group: (-group[by]["mean"], group["configuration"]), default=None
+        )
+        rows.append(
+            {
+                "attacker_backward": attacker_backward,
+                "optimizer_backward": optimizer_backward,
+                "group": best,
+            }
+        )
     return rows
 
 
@@ -182,14 +258,29 @@ def table1_columns(board: Item) -> list[Column]:
 
     def of_group(title: str, cell: Callable[[Item], Cell], kind: str = NUMBER) -> Column:
         missing = Cell(text="not in this sweep" if title == "against relu" else ABSENT)
-        return Column(title=title, kind=kind, cell=lambda row: missing if row["group"] is None else cell(row["group"]))
+        return Column(
+            title=title,
+            kind=kind,
+            cell=lambda row: missing if row["group"] is None else cell(row["group"]),
+        )
 
     return [
         Column(title="attacker's backward", kind=NAME, cell=lambda row: Cell(text=_backward(row))),
-        Column(title="optimizer's backward", kind=WORDS, cell=lambda row: Cell(text=row["optimizer_backward"])),
+        Column(
+            title="optimizer's backward",
+            kind=WORDS,
+            cell=lambda row: Cell(text=row["optimizer_backward"]),
+        ),
         of_group("clean", lambda group: spread_cell(group["clean_accuracy"])),
-        *([of_group("strong robust", lambda group: spread_cell(group[STRONG]))] if by_strong else []),
-        of_group(pgd_name(board) if by_strong else "robust", lambda group: spread_cell(group["robust_accuracy"])),
+        *(
+            [of_group("strong robust", lambda group: spread_cell(group[STRONG]))]
+            if by_strong
+            else []
+        ),
+        of_group(
+            pgd_name(board) if by_strong else "robust",
+            lambda group: spread_cell(group["robust_accuracy"]),
+        ),
         of_group("against relu", against_relu_cell, WORDS),
     ]
 
@@ -205,9 +296,20 @@ def cost_columns(board: Item) -> list[Column]:
     """Return what a row or configuration cost: training and evaluation where that is known, money where there is a price."""
     cost = board.get("cost")
     if cost is None:
-        return [Column(title="training time", cell=lambda item: seconds_cell(item["accelerator_seconds"]))]
-    time = Column(title="accelerator time", cell=lambda item: seconds_cell(item["cost"]["accelerator_seconds"]))
-    return [time, Column(title=cost["currency"], cell=_money_cell)] if cost["price_per_accelerator_hour"] else [time]
+        return [
+            Column(
+                title="training time", cell=lambda item: seconds_cell(item["accelerator_seconds"])
+            )
+        ]
+    time = Column(
+        title="accelerator time",
+        cell=lambda item: seconds_cell(item["cost"]["accelerator_seconds"]),
+    )
+    return (
+        [time, Column(title=cost["currency"], cell=_money_cell)]
+        if cost["price_per_accelerator_hour"]
+        else [time]
+    )
 
 
 def training_columns() -> list[Column]:
@@ -217,11 +319,23 @@ def training_columns() -> list[Column]:
         return seconds_cell(group["accelerator_seconds"] / len(group["seeds"]))
 
     return [
-        Column(title="configuration", kind=NAME, cell=lambda group: Cell(text=group["configuration"])),
-        Column(title="training time", best_first=True, cell=lambda group: seconds_cell(group["accelerator_seconds"])),
+        Column(
+            title="configuration", kind=NAME, cell=lambda group: Cell(text=group["configuration"])
+        ),
+        Column(
+            title="training time",
+            best_first=True,
+            cell=lambda group: seconds_cell(group["accelerator_seconds"]),
+        ),
         Column(title="per seed", cell=each),
-        Column(title="training images/s", cell=lambda group: _count_cell(group["train_images_per_second"]["mean"], "{:,.0f}")),
-        Column(title="PGD passes/image", cell=lambda group: _count_cell(group["passes_per_image"]["mean"], "{:,.1f}")),
+        Column(
+            title="training images/s",
+            cell=lambda group: _count_cell(group["train_images_per_second"]["mean"], "{:,.0f}"),
+        ),
+        Column(
+            title="PGD passes/image",
+            cell=lambda group: _count_cell(group["passes_per_image"]["mean"], "{:,.1f}"),
+        ),
     ]
 
 
@@ -230,14 +344,23 @@ def class_columns(board: Item, class_names: Sequence[str]) -> list[Column]:
     by_strong = board["champion"]["row"][STRONG] is not None
 
     def name(one: Item) -> Cell:
-        return Cell(text=str(class_names[one["label"]] if class_names else one["label"]), value=one["label"])
+        return Cell(
+            text=str(class_names[one["label"]] if class_names else one["label"]), value=one["label"]
+        )
 
     return [
         Column(title="class", kind=WORDS, cell=name),
         Column(title="images", cell=lambda one: Cell(text=f"{one['n']:,}", value=one["n"])),
         Column(title="clean", cell=lambda one: _points_cell(one["clean_accuracy"])),
-        *([Column(title="strong robust", cell=lambda one: _points_cell(one[STRONG]))] if by_strong else []),
-        Column(title=pgd_name(board) if by_strong else "robust", cell=lambda one: _points_cell(one["robust_accuracy"])),
+        *(
+            [Column(title="strong robust", cell=lambda one: _points_cell(one[STRONG]))]
+            if by_strong
+            else []
+        ),
+        Column(
+            title=pgd_name(board) if by_strong else "robust",
+            cell=lambda one: _points_cell(one["robust_accuracy"]),
+        ),
     ]
 
 
@@ -249,7 +372,9 @@ def spread_cell(value: Mapping[str, float | None] | None) -> Cell:
 def against_relu_cell(found: Item) -> Cell:
     """Return what a difference to relu amounts to. found: a group, or its `pgd`."""
     verdict, difference = str(found["verdict"]), found["difference_to_relu"]
-    notes = ("not after Holm",) if verdict.endswith("points") and not found["holm_significant"] else ()
+    notes = (
+        ("not after Holm",) if verdict.endswith("points") and not found["holm_significant"] else ()
+    )
     value = None if difference is None else difference["over_seeds_and_images"]["mean"]
     return Cell(text=verdict.removesuffix(" points"), value=value, notes=notes)
 
@@ -292,21 +417,33 @@ def reality(group: Item) -> str:
 def _accuracy_cell(row: Item, measure: str) -> Cell:
     if row[measure] is None:
         return Cell(text=ABSENT)
-    return Cell(text=points(row[measure]), value=row[measure], notes=(interval(row[f"{measure}_interval"]),))
+    return Cell(
+        text=points(row[measure]), value=row[measure], notes=(interval(row[f"{measure}_interval"]),)
+    )
 
 
 def _row_gap_cell(row: Item) -> Cell:
     if row["gap"] is None:
         return Cell(text=ABSENT)
-    notes = [f"{interval(row['gap_share_interval'])} %", *([FLATTERED] if row["pgd_flatters"] else [])]
-    return Cell(text=f"{points(row['gap'])}, {points(row['gap_share'])} %", value=row["gap_share"], notes=tuple(notes))
+    notes = [
+        f"{interval(row['gap_share_interval'])} %",
+        *([FLATTERED] if row["pgd_flatters"] else []),
+    ]
+    return Cell(
+        text=f"{points(row['gap'])}, {points(row['gap_share'])} %",
+        value=row["gap_share"],
+        notes=tuple(notes),
+    )
 
 
 def _attacks_cell(row: Item) -> Cell:
     """Return the robust accuracy under each attack; those that count their last point only say so."""
     found = {**row["attacks"], **row["strong_attacks"]}
     first, *others = [f"{name} {points(value)}" for name, value in found.items()]
-    last = [f"{name} {points(value)}, last point only" for name, value in row["final_iterate_attacks"].items()]
+    last = [
+        f"{name} {points(value)}, last point only"
+        for name, value in row["final_iterate_attacks"].items()
+    ]
     return Cell(text=first, lines=tuple(others), notes=tuple(last))
 
 
@@ -316,13 +453,21 @@ def _run_page(row: Item, pages: str) -> str:
 
 def _effect_cell(group: Item) -> Cell:
     effect = group["difference_to_relu"]["robust_accuracy"]["effect_size"]
-    return Cell(text=ABSENT) if effect is None else Cell(text=f"{round(effect, 1) + 0.0:+.1f}".replace("-", MINUS), value=effect)
+    return (
+        Cell(text=ABSENT)
+        if effect is None
+        else Cell(text=f"{round(effect, 1) + 0.0:+.1f}".replace("-", MINUS), value=effect)
+    )
 
 
 def _favour_cell(group: Item) -> Cell:
     """Return how much more PGD favours a configuration than it favours relu, and its interval."""
     found = group["gap_difference_to_relu"]
-    return Cell(text=points(found["mean"], signed=True), value=found["mean"], notes=(_limits(found["low"], found["high"]),))
+    return Cell(
+        text=points(found["mean"], signed=True),
+        value=found["mean"],
+        notes=(_limits(found["low"], found["high"]),),
+    )
 
 
 def _p_cell(value: float) -> Cell:

@@ -19,7 +19,10 @@ def curvature_of(name: str, alpha: float | None) -> float:
 
 def curvature_json(value: float) -> dict[str, Any]:
     """Return {"curvature", "curvature_text"} of a row: the number, None where it is infinite or unknown, and how it is spelled."""
-    return {"curvature": value if math.isfinite(value) else None, "curvature_text": curvature_text(value)}
+    return {
+        "curvature": value if math.isfinite(value) else None,
+        "curvature_text": curvature_text(value),
+    }
 
 
 def curvature_text(value: float) -> str:

@@ -16,7 +16,12 @@ import numpy as np
 from sat_ray.report.formatting import points
 from sat_ray.report.leaderboard.curvature import curvature_json, curvature_of
 from sat_ray.report.leaderboard.rows import EvaluatedModel
-from sat_ray.report.leaderboard.statistics import MINIMUM_SEEDS, PairedDifference, holm, paired_difference
+from sat_ray.report.leaderboard.statistics import (
+    MINIMUM_SEEDS,
+    PairedDifference,
+    holm,
+    paired_difference,
+)
 from sat_ray.report.leaderboard.strong import StrongVerdict
 from sat_ray.report.leaderboard.summary import BoolArray, Summary, Survival
 from sat_ray.report.leaderboard.variation import MixedDifference, mixed_difference
@@ -83,7 +88,13 @@ class Group:
     @property
     def common_seeds(self) -> int:
         """Return how many seeds it shares with its baseline."""
-        return 0 if self.baseline is None else len({m.model.seed for m in self.members} & {m.model.seed for m in self.baseline.members})
+        return (
+            0
+            if self.baseline is None
+            else len(
+                {m.model.seed for m in self.members} & {m.model.seed for m in self.baseline.members}
+            )
+        )
 
     @property
     def has_strong(self) -> bool:
@@ -132,7 +143,9 @@ def group_by_configuration(scored: Sequence[Scored]) -> list[Group]:
     for same in members.values():
         seeds = [one.model.seed for one in same]
         if len(set(seeds)) < len(seeds):
-            raise ValueError(f"seed of {same[0].name} holds {sorted(seeds)}; allowed: each seed once per configuration")
+            raise ValueError(
+                f"seed of {same[0].name} holds {sorted(seeds)}; allowed: each seed once per configuration"
+            )
     measure = STRONG if any(one.strong is not None for one in scored) else PGD
     plain = [
         Group(
@@ -147,7 +160,9 @@ def group_by_configuration(scored: Sequence[Scored]) -> list[Group]:
     for group in plain:
         if group.is_baseline:
             if group.members[0].model.model in baselines:
-                raise ValueError(f"alpha of the relu baseline {group.name} has several values; allowed: one baseline per architecture")
+                raise ValueError(
+                    f"alpha of the relu baseline {group.name} has several values; allowed: one baseline per architecture"
+                )
             baselines[group.members[0].model.model] = group
     compared = [_compared(group, baselines.get(group.members[0].model.model)) for group in plain]
     return _with_holm(_with_holm(compared, PGD), STRONG)
@@ -174,12 +189,19 @@ def _compared(group: Group, baseline: Group | None) -> Group:
 def _difference(group: Group, baseline: Group, verdicts: Callable[[Scored], BoolArray]) -> Compared:
     """Compare the verdicts on every image with those of the baseline trained with the same seed; the images are the same for all."""
     sides = (side.values(lambda one: float(verdicts(one).mean())) for side in (group, baseline))
-    return Compared(over_seeds=paired_difference(*sides), mixed=mixed_difference(*_paired_verdicts(group, baseline, verdicts)))
+    return Compared(
+        over_seeds=paired_difference(*sides),
+        mixed=mixed_difference(*_paired_verdicts(group, baseline, verdicts)),
+    )
 
 
-def _paired_verdicts(group: Group, baseline: Group, verdicts: Callable[[Scored], BoolArray]) -> tuple[BoolArray, BoolArray]:
+def _paired_verdicts(
+    group: Group, baseline: Group, verdicts: Callable[[Scored], BoolArray]
+) -> tuple[BoolArray, BoolArray]:
     """Return the verdicts of both, (common seeds, images) bool each."""
-    ours, theirs = ({one.model.seed: verdicts(one) for one in side.members} for side in (group, baseline))
+    ours, theirs = (
+        {one.model.seed: verdicts(one) for one in side.members} for side in (group, baseline)
+    )
     seeds = sorted(set(ours) & set(theirs))
     return np.stack([ours[seed] for seed in seeds]), np.stack([theirs[seed] for seed in seeds])
 
@@ -228,10 +250,14 @@ def describe_group(group: Group) -> dict[str, Any]:
         "seeds": [one.model.seed for one in group.members],
         "n": first.summary.n,
         "val_robust_accuracy": _spread(group, lambda one: one.model.val_robust_accuracy),
-        "val_strong_robust_accuracy": _spread_if_known(group, lambda one: one.model.val_strong_robust_accuracy),
+        "val_strong_robust_accuracy": _spread_if_known(
+            group, lambda one: one.model.val_strong_robust_accuracy
+        ),
         "clean_accuracy": _spread(group, clean_of),
         "robust_accuracy": _spread(group, lambda one: one.summary.robust_accuracy),
-        "strong_robust_accuracy": _spread_if_known(group, lambda one: None if one.strong is None else one.strong.accuracy),
+        "strong_robust_accuracy": _spread_if_known(
+            group, lambda one: None if one.strong is None else one.strong.accuracy
+        ),
         **_describe_gap(group),
         "accelerator_seconds": math.fsum(one.model.accelerator_seconds for one in group.members),
         "train_images_per_second": _spread(group, lambda one: one.model.train_images_per_second),
@@ -247,10 +273,20 @@ def _describe_gap(group: Group) -> dict[str, Any]:
     """Return the gap between both numbers: over seeds, as a share of PGD's survivors, and where the row is marked."""
     mixed = group.gap_difference
     return {
-        "gap": _spread_if_known(group, lambda one: None if one.strong is None else one.strong.gap.of_all),
-        "gap_share": _spread_if_known(group, lambda one: None if one.strong is None else one.strong.gap.share),
-        "flattered_seeds": [one.model.seed for one in group.members if one.strong is not None and one.strong.gap.flattered],
-        "gap_difference_to_relu": None if mixed is None else {"mean": mixed.mean, "low": mixed.low, "high": mixed.high},
+        "gap": _spread_if_known(
+            group, lambda one: None if one.strong is None else one.strong.gap.of_all
+        ),
+        "gap_share": _spread_if_known(
+            group, lambda one: None if one.strong is None else one.strong.gap.share
+        ),
+        "flattered_seeds": [
+            one.model.seed
+            for one in group.members
+            if one.strong is not None and one.strong.gap.flattered
+        ],
+        "gap_difference_to_relu": None
+        if mixed is None
+        else {"mean": mixed.mean, "low": mixed.low, "high": mixed.high},
     }
 
 
@@ -272,7 +308,8 @@ def _describe_difference(group: Group, measure: str) -> dict[str, Any] | None:
         "seeds": list(found.over_seeds.seeds),
         "clean_accuracy": _describe_paired(group.clean_difference),
         "robust_accuracy": _describe_paired(found.over_seeds),
-        "over_seeds_and_images": asdict(found.mixed) | {"bootstrap": list(found.mixed.bootstrap), "holm_p_value": found.holm_p_value},
+        "over_seeds_and_images": asdict(found.mixed)
+        | {"bootstrap": list(found.mixed.bootstrap), "holm_p_value": found.holm_p_value},
     }
 
 
@@ -293,7 +330,9 @@ def _spread(group: Group, measure: Callable[[Scored], float]) -> dict[str, float
     return {"mean": math.fsum(values) / len(values), "standard_deviation": deviation}
 
 
-def _spread_if_known(group: Group, measure: Callable[[Scored], float | None]) -> dict[str, float | None] | None:
+def _spread_if_known(
+    group: Group, measure: Callable[[Scored], float | None]
+) -> dict[str, float | None] | None:
     """Return mean and standard deviation over seeds; None unless every seed has the figure."""
     values = [measure(one) for one in group.members]
     if any(value is None for value in values):

@@ -12,7 +12,9 @@ from sat_ray.report.leaderboard.statistics import MINIMUM_SEEDS
 _NAMES = {STRONG: "strong robust accuracy", PGD: "robust accuracy"}
 
 
-def write_headline(champion: Group, groups: Sequence[Group], *, attack: str, chosen_by: str = "val_robust_accuracy") -> dict[str, Any]:
+def write_headline(
+    champion: Group, groups: Sequence[Group], *, attack: str, chosen_by: str = "val_robust_accuracy"
+) -> dict[str, Any]:
     """Return {"sentence", "detail", "measure", "difference", "interval", "bootstrap_interval", "effect_size", "seeds"}.
 
     The champion was chosen by validation, so its comparison on the test split is not picked for being large. A difference is claimed
@@ -60,7 +62,11 @@ def _sentence(champion: Group, groups: Sequence[Group]) -> str:
     others = [f"{group.name} ({group.verdict})" for group in compared if group.beyond_noise]
     if not others:
         return f"No activation differs from relu beyond noise over {seeds} seeds"
-    place = "best by validation" if champion.is_baseline else "best by validation, but within noise of relu"
+    place = (
+        "best by validation"
+        if champion.is_baseline
+        else "best by validation, but within noise of relu"
+    )
     return f"{champion.name} is {place}; beyond noise against relu over {seeds} seeds: {join_names(others)}"
 
 
@@ -74,7 +80,10 @@ def _detail(champion: Group, *, attack: str, chosen_by: str) -> str:
         return f"{champion.name} {chosen}; {champion.verdict}."
     mixed = found.mixed
     bounds = (("over seeds and images", mixed.low, mixed.high), ("by bootstrap", *mixed.bootstrap))
-    intervals = "; ".join(f"{points(low, signed=True)} to {points(high, signed=True)} points {name}" for name, low, high in bounds)
+    intervals = "; ".join(
+        f"{points(low, signed=True)} to {points(high, signed=True)} points {name}"
+        for name, low, high in bounds
+    )
     effect = found.over_seeds.effect_size
     hedges = "" if effect is None else f" Hedges' g over seeds: {effect:+.1f}.".replace("-", "−")
     return (

@@ -43,7 +43,12 @@ class Deviations:
 
 
 def planned_deviations(
-    *, accuracy: float, seed_deviation: float, seed_correlation: float, verdict_correlation: float, lasting: float
+    *,
+    accuracy: float,
+    seed_deviation: float,
+    seed_correlation: float,
+    verdict_correlation: float,
+    lasting: float,
 ) -> Deviations:
     """Return the deviations of a difference from what is known of one configuration before a sweep.
 
@@ -58,7 +63,9 @@ def planned_deviations(
             raise ValueError(f"{name} must be in [0, 1], got {value}")
     if not (seed_deviation >= 0.0 and -1.0 <= seed_correlation <= 1.0):
         found = f"got {seed_deviation} and {seed_correlation}"
-        raise ValueError(f"seed_deviation must be at least 0 and seed_correlation in [-1, 1], {found}")
+        raise ValueError(
+            f"seed_deviation must be at least 0 and seed_correlation in [-1, 1], {found}"
+        )
     of_image = 2 * accuracy * (1 - accuracy) * (1 - verdict_correlation)
     return Deviations(
         seeds=seed_deviation * math.sqrt(2 * (1 - seed_correlation)),
@@ -81,7 +88,9 @@ def chance_to_see(
     seed_error, image_error: sqrt(v_s), sqrt(v_i). Raises ValueError for fewer than 2 seeds or 1 comparison.
     """
     if seeds < 2 or comparisons < 1:
-        raise ValueError(f"seeds must be at least 2 and comparisons at least 1, got {seeds} and {comparisons}")
+        raise ValueError(
+            f"seeds must be at least 2 and comparisons at least 1, got {seeds} and {comparisons}"
+        )
     freedom = seeds - 1
     tail = level / comparisons / 2
     student = float(stdtrit(freedom, 1 - tail))
@@ -110,7 +119,15 @@ def smallest_visible(
     scale = max(math.hypot(seed_error, image_error), 1e-12)
     while (
         high < 1e6 * scale
-        and chance_to_see(high, seed_error=seed_error, image_error=image_error, seeds=seeds, comparisons=comparisons, level=level) < power
+        and chance_to_see(
+            high,
+            seed_error=seed_error,
+            image_error=image_error,
+            seeds=seeds,
+            comparisons=comparisons,
+            level=level,
+        )
+        < power
     ):
         high *= 2
     for _ in range(_HALVINGS):
@@ -127,13 +144,19 @@ def smallest_visible(
     return high
 
 
-def visible_difference(deviations: Deviations, *, seeds: int, images: int, comparisons: int = 1) -> float:
+def visible_difference(
+    deviations: Deviations, *, seeds: int, images: int, comparisons: int = 1
+) -> float:
     """Return the smallest difference that a sweep of so many seeds and images sees with 80 % power, a fraction."""
     seed_error, image_error = deviations.errors(seeds=seeds, images=images)
-    return smallest_visible(seed_error=seed_error, image_error=image_error, seeds=seeds, comparisons=comparisons)
+    return smallest_visible(
+        seed_error=seed_error, image_error=image_error, seeds=seeds, comparisons=comparisons
+    )
 
 
-def visible_in(found: Sequence[MixedDifference], *, seeds: int, planned_seeds: int | None = None) -> float | None:
+def visible_in(
+    found: Sequence[MixedDifference], *, seeds: int, planned_seeds: int | None = None
+) -> float | None:
     """Return the smallest difference that a finished sweep could see with 80 % power; None where nothing was compared.
 
     found: the difference of every configuration to relu; seeds: the fewest behind any of them. The standard errors are the root
@@ -144,7 +167,9 @@ def visible_in(found: Sequence[MixedDifference], *, seeds: int, planned_seeds: i
         return None
     planned = planned_seeds or seeds
     return smallest_visible(
-        seed_error=math.sqrt(sum(one.seed_error**2 for one in found) / len(found) * seeds / planned),
+        seed_error=math.sqrt(
+            sum(one.seed_error**2 for one in found) / len(found) * seeds / planned
+        ),
         image_error=math.sqrt(sum(one.image_error**2 for one in found) / len(found)),
         seeds=planned,
         comparisons=len(found),

@@ -35,7 +35,7 @@ class EvaluatedModel:
     accelerator_seconds: what training took, seconds of one accelerator (or core) summed; train_images_per_second: its throughput.
     history: one dict per epoch, keys `epoch`, `train/loss`, `val/robust_accuracy` and so on; val keys absent in epochs without validation.
     table: outcomes on the test split, one row per (image_id, attack, restart).
-    events: the sentinel's roll-backs, oldest first; sha256: of the checkpoint's weights.
+    events: the guard's roll-backs, oldest first; sha256: of the checkpoint's weights.
     val_strong_robust_accuracy: in [0, 1], on the validation split under the strong attacks; it chooses the champion where it is there.
     strong_table: outcomes of the strong attacks on the same test images. It has rows for the survivors of `table` alone: an image
     without rows is a clean error or was broken before. strong_outcomes: where it is stored. All None: no strong attack was run.
@@ -78,7 +78,13 @@ class EvaluatedModel:
     @property
     def key(self) -> tuple[str, str, float | None, str, float | None]:
         """Return what makes two models seeds of one configuration."""
-        return self.model, self.activation, self.alpha, self.attacker_activation, self.attacker_alpha
+        return (
+            self.model,
+            self.activation,
+            self.alpha,
+            self.attacker_activation,
+            self.attacker_alpha,
+        )
 
     @property
     def is_relu_baseline(self) -> bool:
@@ -89,7 +95,9 @@ class EvaluatedModel:
 def _check_columns(field: str, table: pa.Table) -> None:
     missing = [name for name in OUTCOME_COLUMNS if name not in table.column_names]
     if missing:
-        raise ValueError(f"{field} has no column {', '.join(missing)}; allowed: a table with {', '.join(OUTCOME_COLUMNS)}")
+        raise ValueError(
+            f"{field} has no column {', '.join(missing)}; allowed: a table with {', '.join(OUTCOME_COLUMNS)}"
+        )
 
 
 def display_names(models: Sequence[EvaluatedModel]) -> list[str]:
@@ -100,5 +108,8 @@ def display_names(models: Sequence[EvaluatedModel]) -> list[str]:
 
 def _own_name(model: EvaluatedModel) -> str:
     return configuration_name(
-        model.activation, alpha=model.alpha, attacker_activation=model.attacker_activation, attacker_alpha=model.attacker_alpha
+        model.activation,
+        alpha=model.alpha,
+        attacker_activation=model.attacker_activation,
+        attacker_alpha=model.attacker_alpha,
     )

@@ -45,7 +45,12 @@ class PairedDifference:
         if not self.has_spread:
             return None
         freedom = len(self.seeds) - 1
-        correction = math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)) / math.sqrt(freedom / 2) if freedom > 1 else 0.0
+        correction = (
+            math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2))
+            / math.sqrt(freedom / 2)
+            if freedom > 1
+            else 0.0
+        )
         return correction * self.mean / self.standard_deviation
 
     @property
@@ -54,7 +59,9 @@ class PairedDifference:
         return self.standard_deviation > 0.0
 
 
-def paired_difference(treatment: Mapping[int, float], baseline: Mapping[int, float], *, confidence: float = 0.95) -> PairedDifference:
+def paired_difference(
+    treatment: Mapping[int, float], baseline: Mapping[int, float], *, confidence: float = 0.95
+) -> PairedDifference:
     """Compare two configurations by the seeds that both have (Student t over the differences).
 
     treatment, baseline: seed → accuracy in [0, 1]. Differences without spread get p-value 1, whatever their mean.
@@ -68,13 +75,20 @@ def paired_difference(treatment: Mapping[int, float], baseline: Mapping[int, flo
     differences = np.array([treatment[seed] - baseline[seed] for seed in seeds])
     mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
     if deviation < _NO_SPREAD:
-        return PairedDifference(seeds=seeds, mean=mean, standard_deviation=0.0, low=mean, high=mean, p_value=1.0)
+        return PairedDifference(
+            seeds=seeds, mean=mean, standard_deviation=0.0, low=mean, high=mean, p_value=1.0
+        )
     error, freedom = deviation / math.sqrt(len(seeds)), len(seeds) - 1
     # Student's distribution from scipy.special: scipy.stats would be seconds of import for the same two numbers.
     half_width = float(stdtrit(freedom, 0.5 + confidence / 2)) * error
     p_value = 2 * float(stdtr(freedom, -abs(mean) / error))
     return PairedDifference(
-        seeds=seeds, mean=mean, standard_deviation=deviation, low=mean - half_width, high=mean + half_width, p_value=p_value
+        seeds=seeds,
+        mean=mean,
+        standard_deviation=deviation,
+        low=mean - half_width,
+        high=mean + half_width,
+        p_value=p_value,
     )
 
 

@@ -88,11 +88,17 @@ def strong_verdict(images: Survival, table: pa.Table) -> StrongVerdict:
     """
     survivors = images.image_ids[images.robust]
     if table.num_rows == 0 and len(survivors) == 0:
-        return StrongVerdict(robust=images.robust.copy(), gap=Gap(n=len(images.robust), survivors=0, broken=0), attacks={})
+        return StrongVerdict(
+            robust=images.robust.copy(),
+            gap=Gap(n=len(images.robust), survivors=0, broken=0),
+            attacks={},
+        )
     found = survival(table)
     unknown = np.setdiff1d(found.image_ids, images.image_ids)
     if len(unknown):
-        raise ValueError(f"strong_table has image_id {unknown[0]}, which table has not; allowed: the same test images")
+        raise ValueError(
+            f"strong_table has image_id {unknown[0]}, which table has not; allowed: the same test images"
+        )
     missing = np.setdiff1d(survivors, found.image_ids)
     if len(missing):
         raise ValueError(
@@ -106,5 +112,9 @@ def strong_verdict(images: Survival, table: pa.Table) -> StrongVerdict:
     robust[place] &= found.robust
     n = len(robust)
     gap = Gap(n=n, survivors=len(survivors), broken=len(survivors) - int(robust.sum()))
-    kept = {name: int((alone & images.robust[place]).sum()) for name, alone in found.by_attack.items()}
-    return StrongVerdict(robust=robust, gap=gap, attacks={name: accuracy(count, n) for name, count in kept.items()})
+    kept = {
+        name: int((alone & images.robust[place]).sum()) for name, alone in found.by_attack.items()
+    }
+    return StrongVerdict(
+        robust=robust, gap=gap, attacks={name: accuracy(count, n) for name, count in kept.items()}
+    )

@@ -67,8 +67,12 @@ def summarise_survival(images: Survival, *, passes: int) -> Summary:
         clean_accuracy_interval=wilson_interval(clean, n),
         robust_accuracy=accuracy(robust, n),
         robust_accuracy_interval=wilson_interval(robust, n),
-        attacks={name: value for name, value in alone.items() if not name.endswith(FINAL_ITERATE_SUFFIX)},
-        final_iterate_attacks={name: value for name, value in alone.items() if name.endswith(FINAL_ITERATE_SUFFIX)},
+        attacks={
+            name: value for name, value in alone.items() if not name.endswith(FINAL_ITERATE_SUFFIX)
+        },
+        final_iterate_attacks={
+            name: value for name, value in alone.items() if name.endswith(FINAL_ITERATE_SUFFIX)
+        },
         clean_errors=n - clean,
         passes_per_image=passes / n,
     )
@@ -82,11 +86,19 @@ def survival(table: pa.Table) -> Survival:
     """
     if table.num_rows == 0:
         raise ValueError("table has 0 rows; allowed: at least one outcome")
-    image_ids, first, position = np.unique(_integers(table, "image_id"), return_index=True, return_inverse=True)
+    image_ids, first, position = np.unique(
+        _integers(table, "image_id"), return_index=True, return_inverse=True
+    )
     labels = _integers(table, "label")
     robust = _column(table, "robust").to_numpy().astype(np.bool_)
     clean_row = labels == _integers(table, "clean_prediction")
-    _check_rows(image_ids, position, labels=labels, label_of_image=labels[first], robust_clean_errors=robust & ~clean_row)
+    _check_rows(
+        image_ids,
+        position,
+        labels=labels,
+        label_of_image=labels[first],
+        robust_clean_errors=robust & ~clean_row,
+    )
     attacks = np.asarray(_column(table, "attack").cast(pa.string()).to_pylist())
     restarts = _integers(table, "restart")
     by_attack: dict[str, BoolArray] = {}
@@ -94,12 +106,23 @@ def survival(table: pa.Table) -> Survival:
     unbroken = _every(position[counted_row], robust[counted_row], n=len(image_ids))
     for name in sorted(set(attacks.tolist())):
         rows = attacks == name
-        _check_restarts(name, image_ids, position[rows], restarts=restarts[rows], robust=robust[rows], unbroken=unbroken)
+        _check_restarts(
+            name,
+            image_ids,
+            position[rows],
+            restarts=restarts[rows],
+            robust=robust[rows],
+            unbroken=unbroken,
+        )
         seen = np.bincount(position[rows], minlength=len(image_ids)) > 0
         by_attack[name] = seen & _every(position[rows], robust[rows], n=len(image_ids))
-    counted = [survived for name, survived in by_attack.items() if not name.endswith(FINAL_ITERATE_SUFFIX)]
+    counted = [
+        survived for name, survived in by_attack.items() if not name.endswith(FINAL_ITERATE_SUFFIX)
+    ]
     if not counted:
-        raise ValueError(f"attack is {', '.join(by_attack)}; allowed: at least one attack that counts every visited point")
+        raise ValueError(
+            f"attack is {', '.join(by_attack)}; allowed: at least one attack that counts every visited point"
+        )
     return Survival(
         image_ids=image_ids,
         labels=labels[first],
@@ -110,18 +133,33 @@ def survival(table: pa.Table) -> Survival:
 
 
 def _check_rows(
-    image_ids: IntArray, position: IntArray, *, labels: IntArray, label_of_image: IntArray, robust_clean_errors: BoolArray
+    image_ids: IntArray,
+    position: IntArray,
+    *,
+    labels: IntArray,
+    label_of_image: IntArray,
+    robust_clean_errors: BoolArray,
 ) -> None:
     """Raise ValueError if an image has two labels or a misclassified clean image counts as robust."""
     other_label = labels != label_of_image[position]
     if other_label.any():
-        raise ValueError(f"label of image_id {image_ids[position[other_label][0]]} differs between rows; allowed: one label per image")
+        raise ValueError(
+            f"label of image_id {image_ids[position[other_label][0]]} differs between rows; allowed: one label per image"
+        )
     if robust_clean_errors.any():
-        raise ValueError(f"robust is true for image_id {image_ids[position[robust_clean_errors][0]]}, a clean error; allowed: false")
+        raise ValueError(
+            f"robust is true for image_id {image_ids[position[robust_clean_errors][0]]}, a clean error; allowed: false"
+        )
 
 
 def _check_restarts(
-    attack: str, image_ids: IntArray, position: IntArray, *, restarts: IntArray, robust: BoolArray, unbroken: BoolArray
+    attack: str,
+    image_ids: IntArray,
+    position: IntArray,
+    *,
+    restarts: IntArray,
+    robust: BoolArray,
+    unbroken: BoolArray,
 ) -> None:
     """Raise ValueError if the attack repeats an (image, restart), missed an image, or left one without a restart.
 
@@ -131,10 +169,14 @@ def _check_restarts(
     seen = np.zeros((len(image_ids), len(numbers)), dtype=np.int64)
     np.add.at(seen, (position, restart_index), 1)
     if seen.max() > 1:
-        raise ValueError(f"image_id {image_ids[seen.max(axis=1) > 1][0]} has a restart of attack {attack} twice; allowed: once")
+        raise ValueError(
+            f"image_id {image_ids[seen.max(axis=1) > 1][0]} has a restart of attack {attack} twice; allowed: once"
+        )
     times = seen.sum(axis=1)
     # A broken image stays broken, so an engine may skip its later restarts; an unbroken one must have met them all.
-    missed = ((times == 0) & unbroken) | ((times > 0) & _every(position, robust, n=len(image_ids)) & (times < len(numbers)))
+    missed = ((times == 0) & unbroken) | (
+        (times > 0) & _every(position, robust, n=len(image_ids)) & (times < len(numbers))
+    )
     if missed.any():
         raise ValueError(
             f"attack {attack} has no outcome for {int(missed.sum())} of {len(image_ids)} images (image_id {image_ids[missed][0]} first); "

@@ -49,7 +49,13 @@ def _strong_notes(board: Mapping[str, Any]) -> list[str]:
         "decides order, champion and claims.",
         f"Gap: images that survive {name} and fall to the strong attacks, in points. A wide gap means that gradients mislead PGD, so its "
         f"number says little. “{FLATTERED}”: more than {100 * LARGEST_SHARE:g} % of PGD's survivors fall (lower end of the 95 % interval).",
-        *([f"No strong number, therefore last and in no order with the others: {', '.join(without)}."] if without else []),
+        *(
+            [
+                f"No strong number, therefore last and in no order with the others: {', '.join(without)}."
+            ]
+            if without
+            else []
+        ),
     ]
 
 
@@ -63,12 +69,14 @@ def power_text(board: Mapping[str, Any]) -> str:
     if power is None:
         return ""
     smallest, planned = power["smallest_difference"], power["smallest_difference_with_10_seeds"]
-    more = "" if planned is None or planned >= 1 else f" With 10 seeds it would see {points(planned)}."
+    more = (
+        "" if planned is None or planned >= 1 else f" With 10 seeds it would see {points(planned)}."
+    )
     if smallest >= 1:
-        return (
-            f"This sweep has too few seeds ({power['seeds']}) to see any difference to relu with {100 * power['power']:.0f} % power.{more}"
-        )
-    others = "" if power["comparisons"] == 1 else f", corrected for {power['comparisons']} comparisons"
+        return f"This sweep has too few seeds ({power['seeds']}) to see any difference to relu with {100 * power['power']:.0f} % power.{more}"
+    others = (
+        "" if power["comparisons"] == 1 else f", corrected for {power['comparisons']} comparisons"
+    )
     return (
         f"This sweep could see differences to relu of {points(smallest)} points and more ({100 * power['power']:.0f} % "
         f"power, {power['seeds']} seeds, {power['n']:,} images{others}); smaller ones may be there unseen.{more}"
@@ -86,7 +94,14 @@ def to_markdown(board: Mapping[str, Any]) -> str:
         "## Configurations",
         markdown_table(group_columns(board), board["groups"]),
         escaped(power_text(board)),
-        *(["## Against relu: over seeds and images", markdown_table(difference_columns(board), compared)] if compared else []),
+        *(
+            [
+                "## Against relu: over seeds and images",
+                markdown_table(difference_columns(board), compared),
+            ]
+            if compared
+            else []
+        ),
         "## Table 1: where the gradient is improved",
         markdown_table(table1_columns(board), table1_rows(board)),
         "## Rows",
@@ -111,10 +126,18 @@ def to_terminal(board: Mapping[str, Any]) -> Table:
         number = column.kind == NUMBER
         remarks = column.title in ("against relu", "gap")  # whole sentences, which need lines
         title = column.title.replace(" ", "\n") if number else column.title
-        table.add_column(title, justify="right" if number else "left", no_wrap=number and not remarks, overflow="fold")
+        table.add_column(
+            title,
+            justify="right" if number else "left",
+            no_wrap=number and not remarks,
+            overflow="fold",
+        )
     for group in board["groups"]:
         champion = group["configuration"] == board["champion"]["configuration"]
-        table.add_row(*(Text(column.cell(group).line) for column in columns), style="bold" if champion else None)
+        table.add_row(
+            *(Text(column.cell(group).line) for column in columns),
+            style="bold" if champion else None,
+        )
     return table
 
 
@@ -128,7 +151,11 @@ def markdown_table(columns: Sequence[Column], items: Sequence[Mapping[str, Any]]
     """Return a Markdown table with a line for every item."""
     shown = [column for column in columns if column.kind != STRIP]
     rule = ["--:" if column.kind == NUMBER else ":--" for column in shown]
-    lines = [[column.title for column in shown], rule, *([column.cell(item).line for column in shown] for item in items)]
+    lines = [
+        [column.title for column in shown],
+        rule,
+        *([column.cell(item).line for column in shown] for item in items),
+    ]
     return "\n".join("| " + " | ".join(escaped(cell) for cell in line) + " |" for line in lines)
 
 

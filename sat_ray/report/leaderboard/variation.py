@@ -65,7 +65,12 @@ class MixedDifference:
 
 
 def mixed_difference(
-    treatment: NDArray[np.bool_], baseline: NDArray[np.bool_], *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    treatment: NDArray[np.bool_],
+    baseline: NDArray[np.bool_],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> MixedDifference:
     """Compare two configurations over seeds and images.
 
@@ -77,11 +82,15 @@ def mixed_difference(
     difference = paired(treatment, baseline)
     of_seeds, of_images, rest = mean_squares(difference)
     seeds, images = difference.shape
-    errors = math.sqrt(of_seeds / difference.size), math.sqrt(max(0.0, of_images - rest) / difference.size)
+    errors = (
+        math.sqrt(of_seeds / difference.size),
+        math.sqrt(max(0.0, of_images - rest) / difference.size),
+    )
     mean = float(difference.mean())
     half_width = _half_width(*errors, level=1 - confidence, seeds=seeds)
     low, high = np.quantile(
-        hierarchical_bootstrap(difference, resamples=resamples, seed=seed), [0.5 - confidence / 2, 0.5 + confidence / 2]
+        hierarchical_bootstrap(difference, resamples=resamples, seed=seed),
+        [0.5 - confidence / 2, 0.5 + confidence / 2],
     )
     return MixedDifference(
         mean=mean,
@@ -100,7 +109,9 @@ def mixed_difference(
 def paired(treatment: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return treatment - baseline, (S, N) in {-1, 0, 1}; raise ValueError unless both have one shape with S ≥ 2 and N ≥ 2."""
     if treatment.shape != baseline.shape or treatment.ndim != 2 or min(treatment.shape) < 2:
-        raise ValueError(f"treatment is {treatment.shape}, baseline {baseline.shape}; allowed: one shape (S ≥ 2, N ≥ 2) for both")
+        raise ValueError(
+            f"treatment is {treatment.shape}, baseline {baseline.shape}; allowed: one shape (S ≥ 2, N ≥ 2) for both"
+        )
     return treatment.astype(np.float64) - baseline.astype(np.float64)
 
 
@@ -117,7 +128,9 @@ def mean_squares(difference: NDArray[np.float64]) -> tuple[float, float, float]:
     )
 
 
-def hierarchical_bootstrap(difference: NDArray[np.float64], *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+def hierarchical_bootstrap(
+    difference: NDArray[np.float64], *, resamples: int = RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
     """Return the mean of each resample, (resamples,): S - 1 seeds drawn with replacement, then N - 1 images, the same for all of them.
 
     difference: (S, N). Raises ValueError with resamples < 100.
@@ -136,7 +149,10 @@ def hierarchical_bootstrap(difference: NDArray[np.float64], *, resamples: int = 
 
 
 def _half_width(seed_error: float, image_error: float, *, level: float, seeds: int) -> float:
-    return math.hypot(float(stdtrit(seeds - 1, 1 - level / 2)) * seed_error, float(ndtri(1 - level / 2)) * image_error)
+    return math.hypot(
+        float(stdtrit(seeds - 1, 1 - level / 2)) * seed_error,
+        float(ndtri(1 - level / 2)) * image_error,
+    )
 
 
 def _p_value(mean: float, seed_error: float, image_error: float, *, seeds: int) -> float:
@@ -146,6 +162,8 @@ def _p_value(mean: float, seed_error: float, image_error: float, *, seeds: int) 
     low, high = math.log(1e-15), 0.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        reaches = _half_width(seed_error, image_error, level=math.exp(middle), seeds=seeds) >= abs(mean)
+        reaches = _half_width(seed_error, image_error, level=math.exp(middle), seeds=seeds) >= abs(
+            mean
+        )
         low, high = (middle, high) if reaches else (low, middle)
     return math.exp(high)

@@ -23,13 +23,23 @@ SHOWN = ("model", "data", "threat_model", "attacks", "cascade", "seed", "environ
 LINES = ("-", "--", ":", "-.")
 
 
-def render_evaluation(found: Mapping[str, Any], table: pa.Table, *, claim: str, command: str, card: Mapping[str, Any] | None = None) -> str:
+def render_evaluation(
+    found: Mapping[str, Any],
+    table: pa.Table,
+    *,
+    claim: str,
+    command: str,
+    card: Mapping[str, Any] | None = None,
+) -> str:
     """Render one HTML page without external requests.
 
     found: what evaluation.json says; table: outcomes of all images; claim: the result in one sentence; command: what reproduces it.
     """
     template = templates().get_template("evaluation.html.j2")
-    steps = {"title": "Accuracy against steps", "caption": "Read from the outcomes: the step at which each image broke first."}
+    steps = {
+        "title": "Accuracy against steps",
+        "caption": "Read from the outcomes: the step at which each image broke first.",
+    }
     drawn = {"title": "Robustness card", "caption": "The evidence behind the verdict."}
     return template.render(
         found=found,
@@ -37,8 +47,12 @@ def render_evaluation(found: Mapping[str, Any], table: pa.Table, *, claim: str, 
         command=command,
         card=card,
         steps_figure=steps | image("steps", png(steps_figure(found, table))),
-        card_figure=None if card is None else drawn | image("card", png(card_figure(card, name=found["name"]))),
-        details=json.dumps({name: found[name] for name in SHOWN}, indent=2, sort_keys=True, ensure_ascii=False),
+        card_figure=None
+        if card is None
+        else drawn | image("card", png(card_figure(card, name=found["name"]))),
+        details=json.dumps(
+            {name: found[name] for name in SHOWN}, indent=2, sort_keys=True, ensure_ascii=False
+        ),
     )
 
 
@@ -48,7 +62,10 @@ def curves(found: Mapping[str, Any], table: pa.Table) -> dict[str, NDArray[np.fl
     Those of a cascade begin where the attack before ended. table: outcomes, columns image_id, attack and first_broken_step.
     """
     return {
-        spec["name"]: survivors_after(table.filter(pc.equal(table["attack"], spec["name"])), steps=spec["steps"])[0] / found["n"]
+        spec["name"]: survivors_after(
+            table.filter(pc.equal(table["attack"], spec["name"])), steps=spec["steps"]
+        )[0]
+        / found["n"]
         for spec in found["attacks"]
     }
 
@@ -64,9 +81,19 @@ def steps_figure(found: Mapping[str, Any], table: pa.Table) -> Figure:
     )
     axes = plain(figure.add_subplot())
     for number, (name, values) in enumerate(curves(found, table).items()):
-        axes.plot(range(len(values)), 100 * values, label=f"{name}: {100 * values[-1]:.1f} %", linestyle=LINES[number % len(LINES)])
+        axes.plot(
+            range(len(values)),
+            100 * values,
+            label=f"{name}: {100 * values[-1]:.1f} %",
+            linestyle=LINES[number % len(LINES)],
+        )
     longest = max(spec["steps"] for spec in found["attacks"])
-    axes.axhline(100 * found["clean_accuracy"], color="#888888", linewidth=1, label=f"clean: {100 * found['clean_accuracy']:.1f} %")
+    axes.axhline(
+        100 * found["clean_accuracy"],
+        color="#888888",
+        linewidth=1,
+        label=f"clean: {100 * found['clean_accuracy']:.1f} %",
+    )
     count_steps(axes, longest)
     axes.set_xlim(0, longest)
     axes.set_ylim(0, 102)

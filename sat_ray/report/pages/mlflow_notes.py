@@ -9,8 +9,23 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from sat_ray.report.formatting import cut_text, pgd_name, points, seeds_text, setting_text, spread, verdict_text
-from sat_ray.report.leaderboard.columns import WORDS, Cell, Column, group_columns, narrow, row_columns
+from sat_ray.report.formatting import (
+    cut_text,
+    pgd_name,
+    points,
+    seeds_text,
+    setting_text,
+    spread,
+    verdict_text,
+)
+from sat_ray.report.leaderboard.columns import (
+    WORDS,
+    Cell,
+    Column,
+    group_columns,
+    narrow,
+    row_columns,
+)
 from sat_ray.report.leaderboard.groups import STRONG
 from sat_ray.report.leaderboard.tables import escaped, markdown_table, power_text
 
@@ -73,7 +88,11 @@ def _cut_table(board: Mapping[str, Any]) -> tuple[str, int]:
 
 def _about_figures(board: Mapping[str, Any]) -> str:
     """Say what the figures of the table are."""
-    strong = f"Strong: after {pgd_name(board)} and {board['strong_attack']['name']}. " if board["measure"] == STRONG else ""
+    strong = (
+        f"Strong: after {pgd_name(board)} and {board['strong_attack']['name']}. "
+        if board["measure"] == STRONG
+        else ""
+    )
     return escaped(
         f"{strong}Accuracies are means over seeds ± standard deviation, in points. ★ was chosen on the validation split. Against relu: "
         "paired by seed and image, ± half the 95 % interval."
@@ -83,7 +102,11 @@ def _about_figures(board: Mapping[str, Any]) -> str:
 def configuration_note(group: Mapping[str, Any], *, board: Mapping[str, Any]) -> str:
     """Describe one configuration: its accuracies over seeds, what its difference to relu amounts to, and its seeds."""
     own = [row for row in board["rows"] if row["configuration"] == group["configuration"]]
-    columns = [column for column in narrow(row_columns(board)) if column.title not in ("configuration", "MLflow run")]
+    columns = [
+        column
+        for column in narrow(row_columns(board))
+        if column.title not in ("configuration", "MLflow run")
+    ]
     return "\n\n".join(
         [
             f"**{escaped(group['configuration'])}**: {_robustness(group, board=board)}, clean {spread(group['clean_accuracy'])} % "
@@ -103,7 +126,10 @@ def _robustness(group: Mapping[str, Any], *, board: Mapping[str, Any]) -> str:
 
 def card_note(card: Mapping[str, Any], *, name: str) -> str:
     """Describe a robustness card: its verdict, the ladder of ever stronger attacks, and every demand with what was found."""
-    ladder = " → ".join(f"{step} {points(value)}" for step, value in sorted(card["ladder"].items(), key=lambda step: -step[1]))
+    ladder = " → ".join(
+        f"{step} {points(value)}"
+        for step, value in sorted(card["ladder"].items(), key=lambda step: -step[1])
+    )
     return "\n\n".join(
         [
             f"### {escaped(name)}: {card['verdict']}",

@@ -63,7 +63,9 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _training(config: Mapping[str, Any] | None, about: Mapping[str, Any], board: Mapping[str, Any] | None) -> str:
+def _training(
+    config: Mapping[str, Any] | None, about: Mapping[str, Any], board: Mapping[str, Any] | None
+) -> str:
     seed = f"Seed {about.get('seed', 'unknown')}, best epoch {about.get('epoch', 'unknown')} by validation."
     if config is None or board is None:
         return f"The sweep that trained it is not beside the checkpoint. {seed}"
@@ -84,7 +86,11 @@ def _robustness(board: Mapping[str, Any] | None, row: Mapping[str, Any] | None) 
     if row.get("strong_robust_accuracy") is None:
         return f"Robust accuracy {pgd} under {threat_text(board)}, {attack_text(board)}, {rest}"
     strong = f"{points(row['strong_robust_accuracy'])} % (95 % interval {interval(row['strong_robust_accuracy_interval'])})"
-    flattered = f" {FLATTERED.replace('row', 'model')}: do not quote that number." if row["pgd_flatters"] else ""
+    flattered = (
+        f" {FLATTERED.replace('row', 'model')}: do not quote that number."
+        if row["pgd_flatters"]
+        else ""
+    )
     return (
         f"Robust accuracy {strong} under {threat_text(board)}, {attack_text(board)} and {board['strong_attack']['name']}, {rest} "
         f"Under {pgd_name(board)} alone, the paper's measure: {pgd}.{flattered}"

@@ -66,7 +66,9 @@ def code_version() -> str:
     top = _git(folder, "rev-parse", "--show-toplevel")
     if not top or Path(top).resolve() != folder:  # installed somewhere inside another project
         return version
-    changed = " with changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else ""
+    changed = (
+        " with changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else ""
+    )
     return f"{version}, commit {_git(folder, 'rev-parse', '--short=12', 'HEAD')}{changed}"
 
 
@@ -74,7 +76,9 @@ def _git(folder: Path, *arguments: str) -> str:
     """Return what git prints; "" where there is no git, no checkout or no answer."""
     try:
         command = ["git", "-C", str(folder), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=GIT_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -48,15 +48,42 @@ from sat_ray.sweep.cost.spent import ESTIMATES
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Title and caption of the known figures, in the order of the page; others follow under their own names.
 FIGURES = {
-    "robust_against_curvature": ("Against curvature", "Does a softer activation make a more robust network? One line per family."),
-    "gap_against_curvature": ("The gap against curvature", "How far PGD is off, by activation: what no gradient shows is no robustness."),
-    "clean_against_robust": ("Clean against robust accuracy", "One mark per configuration; up and to the right is better."),
-    "table1": ("Table 1", "The paper's five combinations of backward passes, from this sweep's rows."),
-    "alpha_response": ("Response to α", "Robust accuracy on the validation split for every search trial of an activation with several α."),
-    "accuracy_against_steps": ("Against steps", "Robust accuracy if the PGD attack had stopped earlier, on the test split."),
-    "training_curves": ("Training curves", "Loss and accuracies by epoch, the mean over seeds per configuration."),
-    "robustness_card": ("Robustness card of the champion", "The evidence behind the verdict, on validation images."),
-    "adversarial_examples": ("Images and their adversarial counterparts", "What the attack changed, and what the model answered."),
+    "robust_against_curvature": (
+        "Against curvature",
+        "Does a softer activation make a more robust network? One line per family.",
+    ),
+    "gap_against_curvature": (
+        "The gap against curvature",
+        "How far PGD is off, by activation: what no gradient shows is no robustness.",
+    ),
+    "clean_against_robust": (
+        "Clean against robust accuracy",
+        "One mark per configuration; up and to the right is better.",
+    ),
+    "table1": (
+        "Table 1",
+        "The paper's five combinations of backward passes, from this sweep's rows.",
+    ),
+    "alpha_response": (
+        "Response to α",
+        "Robust accuracy on the validation split for every search trial of an activation with several α.",
+    ),
+    "accuracy_against_steps": (
+        "Against steps",
+        "Robust accuracy if the PGD attack had stopped earlier, on the test split.",
+    ),
+    "training_curves": (
+        "Training curves",
+        "Loss and accuracies by epoch, the mean over seeds per configuration.",
+    ),
+    "robustness_card": (
+        "Robustness card of the champion",
+        "The evidence behind the verdict, on validation images.",
+    ),
+    "adversarial_examples": (
+        "Images and their adversarial counterparts",
+        "What the attack changed, and what the model answered.",
+    ),
 }
 
 
@@ -80,7 +107,7 @@ def render(
 
     figures: name → PNG as a path or as bytes; command: what reproduces the sweep; versions: package → version; notes: shown as they are;
     config: JSON-ready; cards: {"name", "card"} of each robustness card made, best candidate first; hashes: of what determined the results,
-    by name; class_names: by label; events: the sentinel's roll-backs with "configuration" and "seed"; digests: sha256 of each checkpoint's
+    by name; class_names: by label; events: the guard's roll-backs with "configuration" and "seed"; digests: sha256 of each checkpoint's
     weights; pages: address of the tracker's pages, "" for no links; environment: where and when it was computed, by name.
     Everything is escaped. Raises ValueError for a figure that is no PNG.
     """
@@ -114,7 +141,7 @@ def render(
         notes=[*notes_of(board), *notes],
         hashes=hashes or {},
         events=events,
-        watched=(config.get("training") or {}).get("sentinel_every", 0),
+        watched=(config.get("training") or {}).get("guard_every", 0),
         files=_files(board, digests or {}),
         pages=_linked(pages),
         config=json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, default=str),
@@ -130,7 +157,9 @@ def _linked(pages: str) -> str:
     return pages if pages.startswith(("http://", "https://")) else ""
 
 
-def _tables(board: Mapping[str, Any], *, class_names: Sequence[str], pages: str) -> dict[str, dict[str, Any]]:
+def _tables(
+    board: Mapping[str, Any], *, class_names: Sequence[str], pages: str
+) -> dict[str, dict[str, Any]]:
     """Return {"columns", "items"} of every table of the page that is made of columns."""
     slowest = sorted(board["groups"], key=lambda group: -group["accelerator_seconds"])
     return {
@@ -139,7 +168,10 @@ def _tables(board: Mapping[str, Any], *, class_names: Sequence[str], pages: str)
         "table1": {"columns": table1_columns(board), "items": table1_rows(board)},
         "rows": {"columns": row_columns(board, pages=pages), "items": board["rows"]},
         "training": {"columns": training_columns(), "items": slowest},
-        "classes": {"columns": class_columns(board, class_names), "items": board["champion"]["per_class"]},
+        "classes": {
+            "columns": class_columns(board, class_names),
+            "items": board["champion"]["per_class"],
+        },
     }
 
 
@@ -154,7 +186,9 @@ def _files(board: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, An
             {
                 "name": row["configuration"],
                 "seed": row["seed"],
-                "place": row["checkpoint"].removeprefix(f"{folder}/") if folder else row["checkpoint"],
+                "place": row["checkpoint"].removeprefix(f"{folder}/")
+                if folder
+                else row["checkpoint"],
                 "digest": digests.get(row["checkpoint"], "")[:16],
             }
             for row in board["rows"]
@@ -165,9 +199,19 @@ def _files(board: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, An
 def templates() -> Environment:
     """Return the templates of this folder, with the report's way to spell numbers."""
     found = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    found.globals |= {"absent": ABSENT, "local_pages": LOCAL_PAGES, "NAME": NAME, "NUMBER": NUMBER, "STRIP": STRIP}
+    found.globals |= {
+        "absent": ABSENT,
+        "local_pages": LOCAL_PAGES,
+        "NAME": NAME,
+        "NUMBER": NUMBER,
+        "STRIP": STRIP,
+    }
     found.filters |= {
         "points": points,
         "interval": interval,
@@ -189,7 +233,15 @@ def _figures(figures: Mapping[str, Path | str | bytes]) -> list[dict[str, str | 
     for name in order:
         title, caption = FIGURES.get(name, (name.replace("_", " "), ""))
         identifier = "figure-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        shown.append({"name": name, "id": identifier, "title": title, "caption": caption, **image(name, figures[name])})
+        shown.append(
+            {
+                "name": name,
+                "id": identifier,
+                "title": title,
+                "caption": caption,
+                **image(name, figures[name]),
+            }
+        )
     return shown
 
 
@@ -197,10 +249,16 @@ def image(name: str, source: Path | str | bytes) -> dict[str, str | int]:
     """Return {"uri", "width", "height"}: the PNG as a data URI and its size on the page in CSS pixels."""
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data.startswith(_PNG_SIGNATURE):
-        raise ValueError(f"figures[{name!r}] is no PNG (it starts with {data[:8]!r}); allowed: the bytes or the path of a PNG file")
+        raise ValueError(
+            f"figures[{name!r}] is no PNG (it starts with {data[:8]!r}); allowed: the bytes or the path of a PNG file"
+        )
     # A PNG states its size in bytes 16 to 24; the figures are drawn at 160 dots per inch, shown at 115, so small ones stay small.
     width, height = (round(int.from_bytes(data[start : start + 4]) * 0.72) for start in (16, 20))
-    return {"uri": "data:image/png;base64," + base64.b64encode(data).decode("ascii"), "width": width, "height": height}
+    return {
+        "uri": "data:image/png;base64," + base64.b64encode(data).decode("ascii"),
+        "width": width,
+        "height": height,
+    }
 
 
 def _scale(board: Mapping[str, Any]) -> dict[str, float]:
@@ -208,6 +266,9 @@ def _scale(board: Mapping[str, Any]) -> dict[str, float]:
     ends = []
     for group in board["groups"]:
         if (found := group[board["measure"]]) is not None:
-            ends += [found["mean"] - (found["standard_deviation"] or 0.0), found["mean"] + (found["standard_deviation"] or 0.0)]
+            ends += [
+                found["mean"] - (found["standard_deviation"] or 0.0),
+                found["mean"] + (found["standard_deviation"] or 0.0),
+            ]
     margin = 0.05 * (max(ends) - min(ends)) or 0.01
     return {"low": min(ends) - margin, "high": max(ends) + margin}

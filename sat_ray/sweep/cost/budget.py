@@ -30,11 +30,16 @@ class Budget:
     @classmethod
     def of(cls, config: SweepConfig) -> "Budget":
         """Return the budget of a sweep's search."""
-        return cls(accelerator_seconds=config.cost.budget_seconds(), gpus=config.resources.gpus_per_trial)
+        return cls(
+            accelerator_seconds=config.cost.budget_seconds(), gpus=config.resources.gpus_per_trial
+        )
 
     def is_spent(self, records: Records) -> bool:
         """Say whether the committed trials have taken it all; without a limit nothing is read."""
-        return self.accelerator_seconds is not None and search_seconds(records, gpus=self.gpus) >= self.accelerator_seconds
+        return (
+            self.accelerator_seconds is not None
+            and search_seconds(records, gpus=self.gpus) >= self.accelerator_seconds
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,10 @@ class SearchResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self) | {"finalists": [one.to_json() for one in self.finalists], "left_out": list(self.left_out)}
+        return asdict(self) | {
+            "finalists": [one.to_json() for one in self.finalists],
+            "left_out": list(self.left_out),
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "SearchResult":
@@ -74,11 +82,23 @@ class SearchResult:
         )
 
 
-def result_of(config: SweepConfig, best: list[Configuration | None], *, done: int, planned: int, unit: str, cut: bool) -> SearchResult:
+def result_of(
+    config: SweepConfig,
+    best: list[Configuration | None],
+    *,
+    done: int,
+    planned: int,
+    unit: str,
+    cut: bool,
+) -> SearchResult:
     """Return the result of a search. best: of every group of its configurations, None where no trial of it was started."""
-    left_out = tuple(group_name(group) for group, one in zip(_groups(config), best, strict=True) if one is None)
+    left_out = tuple(
+        group_name(group) for group, one in zip(_groups(config), best, strict=True) if one is None
+    )
     finalists = tuple(one for one in best if one is not None)
-    return SearchResult(finalists=finalists, done=done, planned=planned, unit=unit, cut=cut, left_out=left_out)
+    return SearchResult(
+        finalists=finalists, done=done, planned=planned, unit=unit, cut=cut, left_out=left_out
+    )
 
 
 def _groups(config: SweepConfig) -> list[Group]:
@@ -88,13 +108,19 @@ def _groups(config: SweepConfig) -> list[Group]:
 def group_name(group: Group) -> str:
     """Name what the members of a group share."""
     one = group.members[0]
-    return one.activation if one.own_attacker else f"{one.activation} · attacker {one.attacker_activation}"
+    return (
+        one.activation
+        if one.own_attacker
+        else f"{one.activation} · attacker {one.attacker_activation}"
+    )
 
 
 def commit_result(config: SweepConfig, records: Records, result: SearchResult) -> None:
     """Commit what the search that made these records came to under its budget; more records or another budget ask for another result."""
     inputs = _inputs(config, records)
-    records.commit(RESULT, record_key(RESULT, inputs), inputs=inputs, payload=result.to_json(), seconds=0.0)
+    records.commit(
+        RESULT, record_key(RESULT, inputs), inputs=inputs, payload=result.to_json(), seconds=0.0
+    )
 
 
 def find_result(config: SweepConfig, records: Records) -> SearchResult | None:
@@ -104,7 +130,11 @@ def find_result(config: SweepConfig, records: Records) -> SearchResult | None:
 
 
 def _inputs(config: SweepConfig, records: Records) -> dict[str, Any]:
-    return {"search": to_json(config.search), "budget": to_json(Budget.of(config)), "trials": sorted(records.keys(SEARCH))}
+    return {
+        "search": to_json(config.search),
+        "budget": to_json(Budget.of(config)),
+        "trials": sorted(records.keys(SEARCH)),
+    }
 
 
 def describe_search(config: SweepConfig, records: Records) -> dict[str, Any] | None:
@@ -112,7 +142,10 @@ def describe_search(config: SweepConfig, records: Records) -> dict[str, Any] | N
     found = find_result(config, records)
     if found is None:
         return None
-    spent, limit = search_seconds(records, gpus=config.resources.gpus_per_trial), config.cost.budget_seconds()
+    spent, limit = (
+        search_seconds(records, gpus=config.resources.gpus_per_trial),
+        config.cost.budget_seconds(),
+    )
     return {
         "done": found.done,
         "planned": found.planned,

@@ -37,9 +37,16 @@ def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> d
     """Return what is shown. passes: see `dry_run.passes_of`; what cannot be known without the images, or without own code, is left out."""
     shape = config.data.shape()
     if shape is None or is_reference(config.model.name):
-        return {"estimated accelerator-hours": UNMEASURED} if not config.resources.images_per_second else {}
+        return (
+            {"estimated accelerator-hours": UNMEASURED}
+            if not config.resources.images_per_second
+            else {}
+        )
     forward, parameters = forward_operations(config, shape, classes=source.classes)
-    shares, done = _shares(config, shape, classes=source.classes), operations(config, shape, passes, classes=source.classes)
+    shares, done = (
+        _shares(config, shape, classes=source.classes),
+        operations(config, shape, passes, classes=source.classes),
+    )
     return {
         "one forward pass": f"{forward / 1e9:.3g} GFLOP an image of {shape[2]} x {shape[1]}, {parameters / 1e6:.3g} million parameters",
         **_sizes(config, shape, shares["training"]),
@@ -49,7 +56,9 @@ def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> d
     }
 
 
-def estimated_hours(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> dict[str, float]:
+def estimated_hours(
+    config: SweepConfig, source: Source, passes: Mapping[str, float]
+) -> dict[str, float]:
     """Return the accelerator-hours of every part of a sweep; {} where `costs` shows none. passes: see `dry_run.passes_of`."""
     shape = config.data.shape()
     if shape is None or is_reference(config.model.name) or not config.resources.images_per_second:
@@ -58,19 +67,29 @@ def estimated_hours(config: SweepConfig, source: Source, passes: Mapping[str, fl
     return hours_of(config, operations(config, shape, passes, classes=source.classes), forward)
 
 
-def operations(config: SweepConfig, shape: tuple[int, int, int], passes: Mapping[str, float], *, classes: int) -> dict[str, float]:
+def operations(
+    config: SweepConfig, shape: tuple[int, int, int], passes: Mapping[str, float], *, classes: int
+) -> dict[str, float]:
     """Return the floating-point operations of every part of a sweep. shape: of whole images."""
     forward, _ = forward_operations(config, shape, classes=classes)
     shares = _shares(config, shape, classes=classes)
-    return {name: forward * count * shares.get(name, 1) for name, count in forwards(config, passes).items()}
+    return {
+        name: forward * count * shares.get(name, 1)
+        for name, count in forwards(config, passes).items()
+    }
 
 
 def _shares(config: SweepConfig, shape: tuple[int, int, int], *, classes: int) -> dict[str, float]:
     plans = {"search": config.trial_training(), "training": config.training}
-    return {name: share_of_whole_images(config, training, shape, classes=classes) for name, training in plans.items()}
+    return {
+        name: share_of_whole_images(config, training, shape, classes=classes)
+        for name, training in plans.items()
+    }
 
 
-def forward_operations(config: SweepConfig, shape: tuple[int, int, int], *, classes: int) -> tuple[int, int]:
+def forward_operations(
+    config: SweepConfig, shape: tuple[int, int, int], *, classes: int
+) -> tuple[int, int]:
     """Return the floating-point operations of one forward pass of one image, a multiplication and an addition being two, and parameters."""
     return _operations(config.model, shape, classes)
 
@@ -88,13 +107,17 @@ def _operations(model: ModelSettings, shape: tuple[int, int, int], classes: int)
     return counter.get_total_flops(), sum(parameter.numel() for parameter in net.parameters())
 
 
-def share_of_whole_images(config: SweepConfig, training: TrainingSettings, shape: tuple[int, int, int], *, classes: int) -> float:
+def share_of_whole_images(
+    config: SweepConfig, training: TrainingSettings, shape: tuple[int, int, int], *, classes: int
+) -> float:
     """Return the operations of a training over those that it would take if all its images were whole, in (0, 1]. shape: of whole ones."""
     if not training.resize_start:
         return 1.0
     epochs = Counter(image_shape(training, epoch, shape) for epoch in range(training.epochs))
     each = {size: forward_operations(config, size, classes=classes)[0] for size in {*epochs, shape}}
-    return sum(each[size] * count for size, count in epochs.items()) / (each[shape] * training.epochs)
+    return sum(each[size] * count for size, count in epochs.items()) / (
+        each[shape] * training.epochs
+    )
 
 
 def _sizes(config: SweepConfig, shape: tuple[int, int, int], share: float) -> dict[str, str]:
@@ -103,15 +126,21 @@ def _sizes(config: SweepConfig, shape: tuple[int, int, int], share: float) -> di
     first: dict[tuple[int, int, int], int] = {}
     for epoch in range(config.training.epochs):
         first.setdefault(image_shape(config.training, epoch, shape), epoch)
-    sizes = ", ".join(f"{width} x {height} from epoch {epoch + 1}" for (_, height, width), epoch in first.items())
-    return {"sizes of training images": f"{sizes}: {100 * share:.0f} % of the operations that whole images would take"}
+    sizes = ", ".join(
+        f"{width} x {height} from epoch {epoch + 1}" for (_, height, width), epoch in first.items()
+    )
+    return {
+        "sizes of training images": f"{sizes}: {100 * share:.0f} % of the operations that whole images would take"
+    }
 
 
 def forwards_per_image(training: TrainingSettings) -> int:
     """Return what one image costs in one epoch of training, in forward passes."""
     if training.attack_replays:
         return 3 * training.attack_replays
-    trades = training.objective == "trades"  # updates on clean and adversarial images, attacks against the clean logits
+    trades = (
+        training.objective == "trades"
+    )  # updates on clean and adversarial images, attacks against the clean logits
     return 2 * training.attack_steps + (3 + 3 + 1 if trades else 3)
 
 
@@ -123,9 +152,13 @@ def forwards(config: SweepConfig, passes: Mapping[str, float]) -> dict[str, floa
     return {name: count * each.get(name, with_gradient) for name, count in passes.items()}
 
 
-def hours_of(config: SweepConfig, operations: Mapping[str, float], forward: int) -> dict[str, float]:
+def hours_of(
+    config: SweepConfig, operations: Mapping[str, float], forward: int
+) -> dict[str, float]:
     """Return the accelerator-hours of every part of a sweep, {} without a measured rate. forward: operations of one forward pass."""
-    per_hour = 3600 * config.resources.images_per_second * forwards_per_image(config.training) * forward
+    per_hour = (
+        3600 * config.resources.images_per_second * forwards_per_image(config.training) * forward
+    )
     return {name: count / per_hour for name, count in operations.items()} if per_hour else {}
 
 
@@ -134,22 +167,33 @@ def _spent(config: SweepConfig, hours: Mapping[str, float]) -> dict[str, str]:
         return {"estimated accelerator-hours": UNMEASURED}
     total, rate = sum(hours.values()), config.resources.images_per_second
     parts = ", ".join(f"{name} {count:.3g}" for name, count in hours.items())
-    faster = config.training.precision == "bf16" and config.evaluation.gradient.startswith("float32")
+    faster = config.training.precision == "bf16" and config.evaluation.gradient.startswith(
+        "float32"
+    )
     caveat = "; their float32 is slower than the bf16 of this rate" if faster else ""
-    shown = {"estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each ({parts}; but for search and training at most{caveat})"}
+    shown = {
+        "estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each ({parts}; but for search and training at most{caveat})"
+    }
     money = config.cost.money(3600 * total)
     return (
         shown
         if money is None
-        else shown | {"estimated price": f"{money:,.2f} {config.cost.currency} (but for search and training at most)"}
+        else shown
+        | {
+            "estimated price": f"{money:,.2f} {config.cost.currency} (but for search and training at most)"
+        }
     )
 
 
-def _storage(config: SweepConfig, source: Source, shape: tuple[int, int, int], parameters: int) -> str:
+def _storage(
+    config: SweepConfig, source: Source, shape: tuple[int, int, int], parameters: int
+) -> str:
     images = source.images * prod(shape) * (JPEG_SHARE if config.data.encoding == "jpeg" else 1)
     training, trials = config.training, planned_trials(config)
     models = len(groups(config.search.configurations())) * len(config.final.seeds)
-    copies = 3 + bool(training.ema_decay) + bool(training.sentinel_every) * (2 + bool(training.ema_decay))
+    copies = (
+        3 + bool(training.ema_decay) + bool(training.guard_every) * (2 + bool(training.ema_decay))
+    )
     kept = models + trials + (trials * copies if len(config.search.rungs) > 1 else 0) + 2 * copies
     checkpoints = 4 * parameters * kept
     return f"{_bytes(images)} of images, {_bytes(checkpoints)} of weights and states of training"
@@ -171,14 +215,30 @@ def passes_of(config: SweepConfig, source: Source) -> dict[str, float]:
     images = source.images - source.test - source.val
     seeds = len(config.final.seeds)
     chosen = [group.members[0] for group in groups(config.search.configurations())]
-    trials = planned_trials(config) * config.search.rungs[-1] // len(config.search.rungs) * images * per_image
+    trials = (
+        planned_trials(config)
+        * config.search.rungs[-1]
+        // len(config.search.rungs)
+        * images
+        * per_image
+    )
     train = len(chosen) * seeds * config.training.epochs * images * per_image
-    attacks = sum(spec.restarts * (spec.steps + 1) for one in chosen for spec in attacks_for(config, one))
+    attacks = sum(
+        spec.restarts * (spec.steps + 1) for one in chosen for spec in attacks_for(config, one)
+    )
     test, val = (config.evaluation.evaluated(count) for count in (source.test, source.val))
     evaluate = seeds * attacks * test
     classes = source.classes or UNKNOWN_CLASSES
-    strong = sum(spec.runs * (spec.steps + 1) for one in chosen for spec in strong_attacks_for(config, one, num_classes=classes))
-    first = sum(spec.runs * (spec.steps + 1) for one in chosen for spec in through_every_backward(config.evaluation_attacks()[0], one))
+    strong = sum(
+        spec.runs * (spec.steps + 1)
+        for one in chosen
+        for spec in strong_attacks_for(config, one, num_classes=classes)
+    )
+    first = sum(
+        spec.runs * (spec.steps + 1)
+        for one in chosen
+        for spec in through_every_backward(config.evaluation_attacks()[0], one)
+    )
     judged = min(config.card.images, source.val) * config.card.candidates
     card = judged * most_passes(config.evaluation_attacks()[0], config.card)
     queries = judged * config.card.cascade_queries

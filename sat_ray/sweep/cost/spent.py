@@ -20,7 +20,12 @@ ESTIMATES = (
     "Estimated: what --dry-run expects of the whole plan from resources.images_per_second, of attacks and cards at most (strong attacks "
     "are counted on every image, and meet the survivors of PGD alone); validation while training is not in it. Spent: committed work alone."
 )
-EVALUATED = ("train", "validate", "evaluate", "strong")  # the stages that work on one model of the leaderboard
+EVALUATED = (
+    "train",
+    "validate",
+    "evaluate",
+    "strong",
+)  # the stages that work on one model of the leaderboard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +39,39 @@ class Spent:
     def to_json(self, cost: CostSettings) -> dict[str, Any]:
         """Return plain values; money: None without a price."""
         seconds = self.accelerator_seconds
-        return {"name": self.name, "accelerator_seconds": seconds, "passes": self.passes, "money": cost.money(seconds)}
+        return {
+            "name": self.name,
+            "accelerator_seconds": seconds,
+            "passes": self.passes,
+            "money": cost.money(seconds),
+        }
 
 
-def spent_by_stage(config: SweepConfig, records: Records, *, train_images: int) -> dict[str, list[Spent]]:
+def spent_by_stage(
+    config: SweepConfig, records: Records, *, train_images: int
+) -> dict[str, list[Spent]]:
     """Return the committed work of the stages that take accelerators, a model's shards as one piece. train_images: of the train split."""
     asked = config.resources
     per_epoch = train_images * config.training.passes_per_image()
-    trials = [_training(record, gpus=asked.gpus_per_trial, per_epoch=per_epoch) for record in longest_trials(records)]
-    trainings = [_training(record, gpus=asked.gpus_per_worker, per_epoch=per_epoch) for record in records.all(TRAIN)]
+    trials = [
+        _training(record, gpus=asked.gpus_per_trial, per_epoch=per_epoch)
+        for record in longest_trials(records)
+    ]
+    trainings = [
+        _training(record, gpus=asked.gpus_per_worker, per_epoch=per_epoch)
+        for record in records.all(TRAIN)
+    ]
     cards = [
-        Spent(name=one.payload["name"], accelerator_seconds=evaluation_seconds(one, gpus=asked.gpus_per_evaluation))
+        Spent(
+            name=one.payload["name"],
+            accelerator_seconds=evaluation_seconds(one, gpus=asked.gpus_per_evaluation),
+        )
         for one in records.all(CARD)
     ]
-    shards = {stage.name: _by_model(records.each(stage), gpus=asked.gpus_per_evaluation) for stage in (VALIDATE, EVALUATE, STRONG)}
+    shards = {
+        stage.name: _by_model(records.each(stage), gpus=asked.gpus_per_evaluation)
+        for stage in (VALIDATE, EVALUATE, STRONG)
+    }
     return {"search": trials, "train": trainings, **shards, "card": cards}
 
 
@@ -64,7 +88,11 @@ def _by_model(shards: Iterable[Record], *, gpus: float) -> list[Spent]:
 
 def _training(record: Record, *, gpus: float, per_epoch: float) -> Spent:
     payload = record.payload
-    return Spent(name=payload["name"], accelerator_seconds=training_seconds(record, gpus=gpus), passes=round(payload["until"] * per_epoch))
+    return Spent(
+        name=payload["name"],
+        accelerator_seconds=training_seconds(record, gpus=gpus),
+        passes=round(payload["until"] * per_epoch),
+    )
 
 
 def evaluation_seconds(record: Record, *, gpus: float) -> float:
@@ -86,10 +114,19 @@ def total(name: str, parts: list[Spent]) -> Spent:
     """Add pieces of work up; the passes of a sum are known where those of every part are."""
     counts = [part.passes for part in parts if part.passes is not None]
     passes = sum(counts) if len(counts) == len(parts) else None
-    return Spent(name=name, accelerator_seconds=math.fsum(part.accelerator_seconds for part in parts), passes=passes)
+    return Spent(
+        name=name,
+        accelerator_seconds=math.fsum(part.accelerator_seconds for part in parts),
+        passes=passes,
+    )
 
 
-def cost_summary(config: SweepConfig, stages: Mapping[str, list[Spent]], *, estimated: Mapping[str, float] | None = None) -> dict[str, Any]:
+def cost_summary(
+    config: SweepConfig,
+    stages: Mapping[str, list[Spent]],
+    *,
+    estimated: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """Return what leaderboard.json says under `cost`: the price, every stage, their sum, and every trial of the search.
 
     stages: of `spent_by_stage`; estimated: accelerator-seconds expected of each stage, as far as that was known before.
@@ -100,38 +137,55 @@ def cost_summary(config: SweepConfig, stages: Mapping[str, list[Spent]], *, esti
     return {
         "price_per_accelerator_hour": config.cost.price_per_accelerator_hour,
         "currency": config.cost.currency,
-        "stages": [one.to_json(config.cost) | _estimate(config.cost, before.get(one.name)) for one in sums],
+        "stages": [
+            one.to_json(config.cost) | _estimate(config.cost, before.get(one.name)) for one in sums
+        ],
         "total": total("total", sums).to_json(config.cost) | _estimate(config.cost, whole),
         "trials": [one.to_json(config.cost) for one in stages["search"]],
     }
 
 
 def _estimate(cost: CostSettings, seconds: float | None) -> dict[str, Any]:
-    return {"estimated_accelerator_seconds": seconds, "estimated_money": None if seconds is None else cost.money(seconds)}
+    return {
+        "estimated_accelerator_seconds": seconds,
+        "estimated_money": None if seconds is None else cost.money(seconds),
+    }
 
 
-def with_costs(board: Mapping[str, Any], config: SweepConfig, stages: Mapping[str, list[Spent]]) -> dict[str, Any]:
+def with_costs(
+    board: Mapping[str, Any], config: SweepConfig, stages: Mapping[str, list[Spent]]
+) -> dict[str, Any]:
     """Return a leaderboard whose rows, and groups of rows, say what they cost."""
     rows = [row | {"cost": row_cost(row, config, stages)} for row in board["rows"]]
     groups = []
     for group in board["groups"]:
         own = [row["cost"] for row in rows if row["configuration"] == group["configuration"]]
         seconds = math.fsum(cost["accelerator_seconds"] for cost in own)
-        groups.append(group | {"cost": {"accelerator_seconds": seconds, "money": config.cost.money(seconds)}})
+        groups.append(
+            group | {"cost": {"accelerator_seconds": seconds, "money": config.cost.money(seconds)}}
+        )
     return dict(board) | {"rows": rows, "groups": groups}
 
 
-def row_cost(row: Mapping[str, Any], config: SweepConfig, stages: Mapping[str, list[Spent]]) -> dict[str, Any]:
+def row_cost(
+    row: Mapping[str, Any], config: SweepConfig, stages: Mapping[str, list[Spent]]
+) -> dict[str, Any]:
     """Return what one row of the leaderboard cost, training and evaluations together. row: with the place of its `outcomes`."""
     name = row["outcomes"].rpartition("/")[2].removesuffix(".parquet")
     parts = [one for stage in EVALUATED for one in stages.get(stage, []) if one.name == name]
-    return {key: value for key, value in total(name, parts).to_json(config.cost).items() if key != "name"}
+    return {
+        key: value
+        for key, value in total(name, parts).to_json(config.cost).items()
+        if key != "name"
+    }
 
 
 def cost_sentence(cost: dict[str, Any]) -> str:
     """Say in one sentence what everything took."""
     whole = cost["total"]
-    money = f", {money_text(whole['money'])} {cost['currency']}" if whole["money"] is not None else ""
+    money = (
+        f", {money_text(whole['money'])} {cost['currency']}" if whole["money"] is not None else ""
+    )
     stages = ", ".join(f"{one['name']} {one['accelerator_seconds']:,.0f}" for one in cost["stages"])
     return f"Accelerator-seconds of committed work: {whole['accelerator_seconds']:,.0f}{money} ({stages})."
 
@@ -144,8 +198,15 @@ def cost_markdown(cost: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(head) + " |", "| :-- |" + " --: |" * (len(head) - 1)]
     for one in (*cost["stages"], cost["total"]):
         passes = "not counted" if one["passes"] is None else f"{one['passes'] / 1e6:.2f}"
-        seconds = [_known(one[name], "{:,.0f}".format) for name in ("accelerator_seconds", "estimated_accelerator_seconds")]
-        amounts = [_known(one[name], money_text) for name in ("money", "estimated_money")] if money else []
+        seconds = [
+            _known(one[name], "{:,.0f}".format)
+            for name in ("accelerator_seconds", "estimated_accelerator_seconds")
+        ]
+        amounts = (
+            [_known(one[name], money_text) for name in ("money", "estimated_money")]
+            if money
+            else []
+        )
         lines.append("| " + " | ".join([one["name"], *seconds, passes, *amounts]) + " |")
     return "\n## What it took\n\n" + "\n".join([*lines, "", ESTIMATES]) + "\n"
 

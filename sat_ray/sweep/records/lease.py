@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.records.renewed_lease import Lease, SecondDriverError, holds, latest, refused, renewed_lease
+from sat_ray.sweep.records.renewed_lease import (
+    Lease,
+    SecondDriverError,
+    holds,
+    latest,
+    refused,
+    renewed_lease,
+)
 
 __all__ = ["Holder", "Lease", "SecondDriverError", "driver_lease", "read_lease"]
 LOCK, OWNER = "state/driver.json", "state/driver-owner.json"  # on a local disk
@@ -30,7 +37,9 @@ class Holder:
 
 
 @contextmanager
-def driver_lease(storage: Storage, *, heartbeat: float = HEARTBEAT_SECONDS, expiry: float = EXPIRY_SECONDS) -> Iterator[Lease]:
+def driver_lease(
+    storage: Storage, *, heartbeat: float = HEARTBEAT_SECONDS, expiry: float = EXPIRY_SECONDS
+) -> Iterator[Lease]:
     """Hold the sweep for this process; SecondDriverError where another one does.
 
     heartbeat, expiry: seconds between renewals, and after which a silent driver counts as dead (S3 only).
@@ -92,8 +101,13 @@ def _locked(path: str, owner: dict[str, Any]) -> bool | None:
     except FileNotFoundError:
         return None  # no lock file, or no such table on this system
     # device numbers are left out: on overlays and btrfs the table's differ from those of stat
-    held = any(line.split()[1] == "FLOCK" and line.split()[-3].split(":")[-1] == inode for line in table.splitlines())
-    return held or (False if here else None)  # a lock taken on another machine of a shared disk is not in this kernel's table
+    held = any(
+        line.split()[1] == "FLOCK" and line.split()[-3].split(":")[-1] == inode
+        for line in table.splitlines()
+    )
+    return held or (
+        False if here else None
+    )  # a lock taken on another machine of a shared disk is not in this kernel's table
 
 
 def _beats(storage: Storage, first: dict[str, Any], patience: float) -> bool:

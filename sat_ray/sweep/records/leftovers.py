@@ -21,7 +21,10 @@ def remove_leftovers(storage: Storage) -> list[str]:
     removed = storage.remove_abandoned()
     records = Records(storage)
     for stage in (SEARCH, TRAIN):
-        folders = [f"checkpoints/{stage.name}/{name}" for name in _old(storage.folders(f"checkpoints/{stage.name}"))]
+        folders = [
+            f"checkpoints/{stage.name}/{name}"
+            for name in _old(storage.folders(f"checkpoints/{stage.name}"))
+        ]
         kept = set(_named(records, stage)) if folders else set()
         for folder in (folder for folder in folders if folder not in kept):
             storage.discard_folder(folder)
@@ -34,7 +37,11 @@ def remove_leftovers(storage: Storage) -> list[str]:
 
 def _old(names: list[str]) -> list[str]:
     began = ((name, attempt_began(name)) for name in names)
-    return [name for name, moment in began if moment is not None and time.time() - moment > LIVING_SECONDS]
+    return [
+        name
+        for name, moment in began
+        if moment is not None and time.time() - moment > LIVING_SECONDS
+    ]
 
 
 def _named(records: Records, stage: Stage) -> Iterator[str]:
@@ -42,8 +49,14 @@ def _named(records: Records, stage: Stage) -> Iterator[str]:
     yield from (str(record.payload["path"]) for record in records.each(stage))
     for aside in records.storage.folders(SUPERSEDED):
         for name in records.storage.names(f"{SUPERSEDED}/{aside}/{stage.name}"):
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # what was moved aside because it is damaged names nothing
-                yield str(read_sealed(records.storage, f"{SUPERSEDED}/{aside}/{stage.name}/{name}")["payload"]["path"])
+            with contextlib.suppress(
+                ValueError, KeyError, TypeError
+            ):  # what was moved aside because it is damaged names nothing
+                yield str(
+                    read_sealed(records.storage, f"{SUPERSEDED}/{aside}/{stage.name}/{name}")[
+                        "payload"
+                    ]["path"]
+                )
 
 
 def _parts_without_record(records: Records) -> Iterator[str]:
@@ -53,7 +66,9 @@ def _parts_without_record(records: Records) -> Iterator[str]:
         by_key.setdefault(name.partition("-")[0], []).append(f"{PARTS}/{name}")
     committed = set(records.keys(EVALUATE))
     for key, paths in by_key.items():
-        record: Record | None = records.find(EVALUATE, key) if key in committed and len(paths) > 1 else None
+        record: Record | None = (
+            records.find(EVALUATE, key) if key in committed and len(paths) > 1 else None
+        )
         if key in committed and record is None:
             continue
         yield from (path for path in paths if record is None or path != record.payload["path"])

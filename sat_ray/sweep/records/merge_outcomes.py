@@ -24,14 +24,22 @@ from sat_ray.sweep.records.store import SURVIVORS_OF, Record, Records
 from sat_ray.utils.serialization import sha256
 
 ROWS_AT_ONCE = 1 << 16  # of a part, while it is read
-ROWS_AT_LEAST = 1 << 10  # in one piece of a spool: Arrow takes some kilobytes for each piece, in the file and in memory
-ROWS_PER_GROUP = 1 << 17  # of the merged file; an (attack, restart) with more images has several row groups
-REPEATING = [field.name for field in OUTCOME_SCHEMA if field.type in (pa.int32(), pa.string())]  # floats and ids would only cost memory
+ROWS_AT_LEAST = (
+    1 << 10
+)  # in one piece of a spool: Arrow takes some kilobytes for each piece, in the file and in memory
+ROWS_PER_GROUP = (
+    1 << 17
+)  # of the merged file; an (attack, restart) with more images has several row groups
+REPEATING = [
+    field.name for field in OUTCOME_SCHEMA if field.type in (pa.int32(), pa.string())
+]  # floats and ids would only cost memory
 PER_PART = ("rows", SURVIVORS_OF)  # inputs in which the parts of one evaluation differ
 Ids = NDArray[np.int64]
 
 
-def merge_outcomes(parts: Iterable[Record], expected_ids: Collection[int] | Ids, records: Records, *, name: str) -> str:
+def merge_outcomes(
+    parts: Iterable[Record], expected_ids: Collection[int] | Ids, records: Records, *, name: str
+) -> str:
     """Merge a model's shards into outcomes/<name>.parquet and return its path, relative to the storage.
 
     expected_ids: of the whole split, each once. The file's metadata says what was evaluated (`outcome_files.evaluation_of`). Raises
@@ -39,28 +47,47 @@ def merge_outcomes(parts: Iterable[Record], expected_ids: Collection[int] | Ids,
     split or a part holds an image twice; then nothing is written.
     """
     path = f"outcomes/{name}.parquet"
-    with tempfile.TemporaryDirectory(prefix="sat_ray-merge-") as folder, _Spools(Path(folder)) as spools:
+    with (
+        tempfile.TemporaryDirectory(prefix="sat_ray-merge-") as folder,
+        _Spools(Path(folder)) as spools,
+    ):
         alike = _Alike(name)
         shards = [spools.add(_checked_batches(part, records)) for part in map(alike.checked, parts)]
         check_each_id_once(shards, expected_ids, name=name)
         merged = Path(folder) / "merged.parquet"
-        schema = OUTCOME_SCHEMA.with_metadata({EVALUATION_KEY: json.dumps(alike.inputs, sort_keys=True).encode()})
-        with pq.ParquetWriter(merged, schema, compression="zstd", use_dictionary=REPEATING) as writer:
+        schema = OUTCOME_SCHEMA.with_metadata(
+            {EVALUATION_KEY: json.dumps(alike.inputs, sort_keys=True).encode()}
+        )
+        with pq.ParquetWriter(
+            merged, schema, compression="zstd", use_dictionary=REPEATING
+        ) as writer:
             for (attack, restart), rows in spools.sorted_groups():
-                _check_no_image_twice(rows, f"outcomes of {name}, attack {attack}, restart {restart}")
+                _check_no_image_twice(
+                    rows, f"outcomes of {name}, attack {attack}, restart {restart}"
+                )
                 writer.write_table(rows, row_group_size=ROWS_PER_GROUP)
         records.storage.write_file(path, merged)
     return path
 
 
-def check_each_id_once(shards: Sequence[Collection[int] | Ids], expected: Collection[int] | Ids, *, name: str) -> None:
+def check_each_id_once(
+    shards: Sequence[Collection[int] | Ids], expected: Collection[int] | Ids, *, name: str
+) -> None:
     """Raise ValueError unless the shards, each a set of image ids, partition the expected ones."""
-    union, times = np.unique(np.concatenate([_as_ids(()), *map(_as_ids, shards)]), return_counts=True)
+    union, times = np.unique(
+        np.concatenate([_as_ids(()), *map(_as_ids, shards)]), return_counts=True
+    )
     wanted, doubled = np.unique(_as_ids(expected)), union[times > 1]
-    missing, foreign = np.setdiff1d(wanted, union, assume_unique=True), np.setdiff1d(union, wanted, assume_unique=True)
+    missing, foreign = (
+        np.setdiff1d(wanted, union, assume_unique=True),
+        np.setdiff1d(union, wanted, assume_unique=True),
+    )
     if len(doubled) or len(missing) or len(foreign):
         found = (("doubled", doubled), ("missing", missing), ("foreign", foreign))
-        raise ValueError(f"outcomes of {name}: " + ", ".join(f"{word} ids {ids[:5].tolist()}" for word, ids in found))
+        raise ValueError(
+            f"outcomes of {name}: "
+            + ", ".join(f"{word} ids {ids[:5].tolist()}" for word, ids in found)
+        )
 
 
 class _Alike:
@@ -75,7 +102,11 @@ class _Alike:
         if not self.first:
             self.first, self.inputs = part.key, ours
         if ours != self.inputs:
-            differing = sorted(field for field in ours.keys() | self.inputs.keys() if ours.get(field) != self.inputs.get(field))
+            differing = sorted(
+                field
+                for field in ours.keys() | self.inputs.keys()
+                if ours.get(field) != self.inputs.get(field)
+            )
             raise ValueError(
                 f"outcomes of {self.name}: parts {self.first} and {part.key} differ in {', '.join(differing)}; allowed: the same"
             )
@@ -92,10 +123,14 @@ def _checked_batches(part: Record, records: Records) -> Iterator[pa.RecordBatch]
     path = part.payload["path"]
     data = records.storage.read(path)
     if sha256(data) != part.payload["sha256"]:
-        raise ValueError(f"outcomes {path} do not match their record; move {part.key} away from state/ and run again")
+        raise ValueError(
+            f"outcomes {path} do not match their record; move {part.key} away from state/ and run again"
+        )
     file = pq.ParquetFile(pa.BufferReader(data))
     if not file.schema_arrow.equals(OUTCOME_SCHEMA):
-        raise ValueError(f"outcomes {path} have the columns {file.schema_arrow.names}; allowed: {OUTCOME_SCHEMA.names}")
+        raise ValueError(
+            f"outcomes {path} have the columns {file.schema_arrow.names}; allowed: {OUTCOME_SCHEMA.names}"
+        )
     yield from file.iter_batches(batch_size=ROWS_AT_ONCE, use_threads=False)
 
 
@@ -106,7 +141,9 @@ class _Spools:
         self.folder = folder
         self.files: dict[tuple[str, int], str] = {}
         self.writers: dict[tuple[str, int], pa.ipc.RecordBatchStreamWriter] = {}
-        self.waiting: dict[tuple[str, int], pa.RecordBatch] = {}  # rows too few for a piece of their own
+        self.waiting: dict[
+            tuple[str, int], pa.RecordBatch
+        ] = {}  # rows too few for a piece of their own
 
     def __enter__(self) -> "_Spools":
         return self
@@ -155,10 +192,16 @@ class _Spools:
 
 def _runs(batch: pa.RecordBatch) -> Iterator[tuple[tuple[str, int], pa.RecordBatch]]:
     """Yield ((attack, restart), rows) for every stretch of rows that share both; a sorted batch has one for each."""
-    attack, restart = batch["attack"].dictionary_encode().indices.to_numpy(), batch["restart"].to_numpy()
+    attack, restart = (
+        batch["attack"].dictionary_encode().indices.to_numpy(),
+        batch["restart"].to_numpy(),
+    )
     changes = np.flatnonzero((np.diff(attack) != 0) | (np.diff(restart) != 0)) + 1
     for first, last in itertools.pairwise([0, *changes.tolist(), len(batch)] if len(batch) else []):
-        yield (batch["attack"][first].as_py(), batch["restart"][first].as_py()), batch.slice(first, last - first)
+        yield (
+            (batch["attack"][first].as_py(), batch["restart"][first].as_py()),
+            batch.slice(first, last - first),
+        )
 
 
 def _check_no_image_twice(rows: pa.Table, what: str) -> None:

@@ -53,7 +53,9 @@ def named(owner: dict[str, Any]) -> str:
 
 def refused(storage: Storage, owner: dict[str, Any]) -> SecondDriverError:
     """Return the error of a driver that may not work on a sweep."""
-    return SecondDriverError(f"another driver ({named(owner)}) works on {storage.uri}; wait for it, stop it, or choose another --name")
+    return SecondDriverError(
+        f"another driver ({named(owner)}) works on {storage.uri}; wait for it, stop it, or choose another --name"
+    )
 
 
 def _lost(storage: Storage) -> LostLeaseError:
@@ -94,7 +96,9 @@ def holds(storage: Storage, owner: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def renewed_lease(storage: Storage, mine: dict[str, Any], *, heartbeat: float, expiry: float) -> Iterator[Lease]:
+def renewed_lease(
+    storage: Storage, mine: dict[str, Any], *, heartbeat: float, expiry: float
+) -> Iterator[Lease]:
     """Hold a sweep by heartbeats; SecondDriverError where another driver does.
 
     mine: what identifies this driver, with a token that no other has.
@@ -105,7 +109,9 @@ def renewed_lease(storage: Storage, mine: dict[str, Any], *, heartbeat: float, e
         if winner.get("token") != mine["token"]:  # else it is ours: the first answer was lost
             raise refused(storage, winner)
     lease, ended = Lease(storage), threading.Event()
-    beats = threading.Thread(target=_beat, args=(lease, number, mine, heartbeat, ended), daemon=True)
+    beats = threading.Thread(
+        target=_beat, args=(lease, number, mine, heartbeat, ended), daemon=True
+    )
     before = os.environ.get(LEASE)
     os.environ[LEASE] = f"{number} {storage.uri}"
     beats.start()
@@ -133,7 +139,9 @@ def _free_number(storage: Storage, heartbeat: float, expiry: float) -> int:
     return seen[0] + 1
 
 
-def _beat(lease: Lease, number: int, mine: dict[str, Any], heartbeat: float, ended: threading.Event) -> None:
+def _beat(
+    lease: Lease, number: int, mine: dict[str, Any], heartbeat: float, ended: threading.Event
+) -> None:
     while not ended.wait(heartbeat):
         with contextlib.suppress(OSError):  # the store is away: try again, for as long as it takes
             if lease.storage.exists(_path(number + 1)):

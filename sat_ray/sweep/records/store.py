@@ -26,7 +26,9 @@ BEGUN = f"{STATE}/progress"  # trainings under way: what they began with, and th
 AGAIN = "move it away and run again"
 ELSEWHERE = "choose another --name or --storage, or move the folder of the sweep away"
 OWN = "own"  # among a record's inputs: the names, module:function, of the user's own code that it rests on
-SURVIVORS_OF = "survivors_of"  # among those of an evaluation: the record whose surviving images it attacks
+SURVIVORS_OF = (
+    "survivors_of"  # among those of an evaluation: the record whose surviving images it attacks
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ class Record:
     @property
     def content(self) -> str:
         """Hash what was computed, not when or how fast."""
-        return content_hash({"stage": self.stage, "key": self.key, "payload": _timeless(self.payload)})
+        return content_hash(
+            {"stage": self.stage, "key": self.key, "payload": _timeless(self.payload)}
+        )
 
 
 def _timeless(value: Any) -> Any:
@@ -93,7 +97,9 @@ class Records:
         except FileNotFoundError:
             return None
         if (record.stage, record.key) != (stage.name, key):
-            raise ValueError(f"record {self.storage.full(path)} is that of {record.stage} {record.key}; {AGAIN}")
+            raise ValueError(
+                f"record {self.storage.full(path)} is that of {record.stage} {record.key}; {AGAIN}"
+            )
         return record
 
     def _record(self, path: str) -> Record:
@@ -103,10 +109,20 @@ class Records:
             advice = ELSEWHERE if str(error) == UNSEALED else AGAIN
             raise ValueError(f"record {self.storage.full(path)} {error}; {advice}") from None
         if found.keys() != {field.name for field in fields(Record)}:
-            raise ValueError(f"record {self.storage.full(path)} has the fields of another version; {ELSEWHERE}")
+            raise ValueError(
+                f"record {self.storage.full(path)} has the fields of another version; {ELSEWHERE}"
+            )
         return Record(**found)
 
-    def commit(self, stage: Stage, key: str, *, inputs: dict[str, Any], payload: dict[str, Any], seconds: float) -> Record:
+    def commit(
+        self,
+        stage: Stage,
+        key: str,
+        *,
+        inputs: dict[str, Any],
+        payload: dict[str, Any],
+        seconds: float,
+    ) -> Record:
         """Commit a result and return the record that counts: this one, or the one that another attempt committed before.
 
         LostLeaseError where this process works for a driver that has lost the sweep.
@@ -131,7 +147,15 @@ class Records:
         """Write down with which code work begins whose state is kept before it is committed; replaces what an earlier start wrote."""
         check_lease(self.storage)
         code = code_hashes(modules_behind(stage, inputs))
-        begun = Record(stage=stage.name, key=key, inputs=inputs, payload={"begun": True}, code=code, created=time.time(), seconds=0.0)
+        begun = Record(
+            stage=stage.name,
+            key=key,
+            inputs=inputs,
+            payload={"begun": True},
+            code=code,
+            created=time.time(),
+            seconds=0.0,
+        )
         self.storage.write_json(f"{BEGUN}/{key}.json", sealed(asdict(begun)))
 
     def end(self, key: str) -> None:
@@ -152,7 +176,9 @@ class Records:
     def all(self, stage: Stage) -> list[Record]:
         """Return every committed record of a stage, oldest first; only those that came since the last call are read."""
         found = (self._kept(stage, key) for key in self.keys(stage))
-        return sorted((record for record in found if record), key=lambda record: (record.created, record.key))
+        return sorted(
+            (record for record in found if record), key=lambda record: (record.created, record.key)
+        )
 
     def each(self, stage: Stage) -> Iterator[Record]:
         """Yield every committed record of a stage, by key, and keep none."""
@@ -175,9 +201,15 @@ class Records:
     def supersede(self, record: Record) -> None:
         """Move a record aside, or the states of work that has only begun, so that it is done again; nothing is deleted."""
         check_lease(self.storage)
-        states = [f"progress/{record.key}.safetensors", f"progress/second/{record.key}.safetensors", f"progress/{record.key}.json"]
+        states = [
+            f"progress/{record.key}.safetensors",
+            f"progress/second/{record.key}.safetensors",
+            f"progress/{record.key}.json",
+        ]
         aside = f"{SUPERSEDED}/{attempt_name()}"
-        for name in states if record.payload.get("begun") else [f"{record.stage}/{record.key}.json"]:
+        for name in (
+            states if record.payload.get("begun") else [f"{record.stage}/{record.key}.json"]
+        ):
             if self.storage.exists(f"{STATE}/{name}"):
                 self.storage.move(f"{STATE}/{name}", f"{aside}/{name}")
         self._read.pop((record.stage, record.key), None)
@@ -191,26 +223,43 @@ def modules_behind(stage: Stage, inputs: dict[str, Any]) -> tuple[str, ...]:
 def changed_modules(record: Record, stage: Stage) -> list[str]:
     """Name the modules that are not what they were when the record was made."""
     now = code_hashes(modules_behind(stage, record.inputs))
-    return sorted(name for name in now.keys() | record.code.keys() if now.get(name) != record.code.get(name))
+    return sorted(
+        name for name in now.keys() | record.code.keys() if now.get(name) != record.code.get(name)
+    )
 
 
-def numerical_environment(*, accelerator: str, threads: int, lanes: int, compiled: bool = False) -> dict[str, Any]:
+def numerical_environment(
+    *, accelerator: str, threads: int, slots: int, compiled: bool = False
+) -> dict[str, Any]:
     """Describe what the bits of a result depend on beside its inputs.
 
     accelerator: GPU model, "" for this machine's CPU; compiled: torch.compile makes the kernels (those of torch itself have no entry).
     """
-    device = f"cuda:{accelerator}" if accelerator else f"cpu:{torch.backends.cpu.get_cpu_capability()}"
+    device = (
+        f"cuda:{accelerator}" if accelerator else f"cpu:{torch.backends.cpu.get_cpu_capability()}"
+    )
     kernels = {"kernels": "torch.compile"} if compiled else {}
-    return {"torch": torch.__version__, "device": device, "threads": threads, "precision": "float32", "lanes": lanes, **kernels}
+    return {
+        "torch": torch.__version__,
+        "device": device,
+        "threads": threads,
+        "precision": "float32",
+        "slots": slots,
+        **kernels,
+    }
 
 
 def require_environment(environment: Mapping[str, Any]) -> None:
     """Raise ValueError where this process would compute other bits than a result is to be recorded under: another GPU or CPU."""
     kind, _, wanted = str(environment["device"]).partition(":")
     if kind == "cuda":
-        found = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
+        found = (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
+        )
         if wanted.lower() not in found.lower():
-            raise ValueError(f"the accelerator is given as {wanted!r} and this node's GPU is {found!r}; allowed: a part of that name")
+            raise ValueError(
+                f"the accelerator is given as {wanted!r} and this node's GPU is {found!r}; allowed: a part of that name"
+            )
     elif (here := torch.backends.cpu.get_cpu_capability()) != wanted:
         raise ValueError(
             f"this node's processor computes with {here}, the driver's with {wanted}, and their bits differ; use nodes of one kind, or set "

@@ -27,7 +27,13 @@ def ranked(models: Sequence[Validated]) -> list[tuple[float, int]]:
     for index, model in enumerate(models):
         seeds.setdefault(model.configuration, []).append(index)
     # Rounded, because equal accuracies summed in another order may differ in the last bit and a tie must stay a tie.
-    means = {name: round(math.fsum(models[i].robust_accuracy for i in same) / len(same), 12) for name, same in seeds.items()}
+    means = {
+        name: round(math.fsum(models[i].robust_accuracy for i in same) / len(same), 12)
+        for name, same in seeds.items()
+    }
     order = sorted(seeds, key=lambda name: (-means[name], name))
-    best = {name: min(same, key=lambda i: (-models[i].robust_accuracy, models[i].seed)) for name, same in seeds.items()}
+    best = {
+        name: min(same, key=lambda i: (-models[i].robust_accuracy, models[i].seed))
+        for name, same in seeds.items()
+    }
     return [(means[name], best[name]) for name in order]

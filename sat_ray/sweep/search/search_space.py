@@ -5,7 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sat_ray.activations.registry import ACTIVATIONS, activation_info, alpha_text, curvature, display_name, function_of, leaves_out
+from sat_ray.activations.registry import (
+    ACTIVATIONS,
+    activation_info,
+    alpha_text,
+    curvature,
+    display_name,
+    function_of,
+    leaves_out,
+)
 from sat_ray.models import check_attacker_activation
 from sat_ray.utils.import_string import is_reference, slug, stored_names
 
@@ -23,12 +31,18 @@ class Configuration:
     attacker_alpha: float | None = None
 
     def __post_init__(self) -> None:
-        alpha = activation_info(self.activation).check_alpha(self.alpha, field=f"alpha of {self.activation}")
+        alpha = activation_info(self.activation).check_alpha(
+            self.alpha, field=f"alpha of {self.activation}"
+        )
         attacker = self.attacker_activation or self.activation
         attacker_alpha = alpha if attacker == self.activation else self.attacker_alpha
         check_attacker_activation(self.activation, alpha, attacker, attacker_alpha)
         resolved = activation_info(attacker).check_alpha(attacker_alpha)
-        for field, value in (("alpha", alpha), ("attacker_activation", attacker), ("attacker_alpha", resolved)):
+        for field, value in (
+            ("alpha", alpha),
+            ("attacker_activation", attacker),
+            ("attacker_alpha", resolved),
+        ):
             object.__setattr__(self, field, value)
 
     @classmethod
@@ -62,7 +76,10 @@ class Configuration:
     def name(self) -> str:
         """Name it as people say it."""
         return configuration_name(
-            self.activation, alpha=self.alpha, attacker_activation=self.attacker_activation, attacker_alpha=self.attacker_alpha
+            self.activation,
+            alpha=self.alpha,
+            attacker_activation=self.attacker_activation,
+            attacker_alpha=self.attacker_alpha,
         )
 
     @property
@@ -84,7 +101,9 @@ def _slug(name: str, alpha: float | None) -> str:
     return f"{slug(name)}-a{alpha_text(alpha)}"
 
 
-def configuration_name(activation: str, *, alpha: float | None, attacker_activation: str, attacker_alpha: float | None) -> str:
+def configuration_name(
+    activation: str, *, alpha: float | None, attacker_activation: str, attacker_alpha: float | None
+) -> str:
     """Return a display name: `silu`, `parametric_softplus α=10`, `relu · attacker relu_smooth_backward α=10`."""
     own = display_name(activation, alpha)
     if (attacker_activation, attacker_alpha) == (activation, alpha):
@@ -131,7 +150,9 @@ def parse_pair(text: str, *, field: str) -> Configuration:
     """Read `activation/attacker_activation`, for example `relu/relu_smooth_backward`."""
     activation, slash, attacker = text.partition("/")
     if not slash:
-        raise ValueError(f"{field} {text!r} is not a pair; allowed: activation/attacker_activation, for example relu/relu_smooth_backward")
+        raise ValueError(
+            f"{field} {text!r} is not a pair; allowed: activation/attacker_activation, for example relu/relu_smooth_backward"
+        )
     return Configuration(activation=activation, attacker_activation=attacker)
 
 
@@ -139,7 +160,9 @@ def _number(text: str, *, field: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{field}: {text!r} is not a number; allowed: for example parametric_softplus:5,10,20") from None
+        raise ValueError(
+            f"{field}: {text!r} is not a number; allowed: for example parametric_softplus:5,10,20"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -157,7 +180,11 @@ def groups(configurations: Sequence[Configuration]) -> list[Group]:
     return [Group(tuple(members)) for members in found.values()]
 
 
-def promote(group: Group, scores: dict[Configuration, tuple[float, float]], *, reduction: int) -> Group:
+def promote(
+    group: Group, scores: dict[Configuration, tuple[float, float]], *, reduction: int
+) -> Group:
     """Keep the best 1 / reduction of a group (at least one) by (robust, clean) score; ties go to the earlier configuration."""
-    ranked = sorted(group.members, key=lambda one: (tuple(-v for v in scores[one]), group.members.index(one)))
+    ranked = sorted(
+        group.members, key=lambda one: (tuple(-v for v in scores[one]), group.members.index(one))
+    )
     return Group(tuple(ranked[: max(1, -(-len(ranked) // reduction))]))

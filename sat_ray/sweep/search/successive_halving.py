@@ -35,8 +35,14 @@ def climb(group: Group, scores: Scores, *, rungs: Sequence[int], reduction: int)
         if number and len(group.members) == 1:
             break
         found = {one: scores[one, rung] for one in group.members if (one, rung) in scores}
-        if found and (number == 0 or len(found) == len(group.members)):  # a later rung that some have not reached compares nothing
-            best = promote(Group(tuple(one for one in group.members if one in found)), found, reduction=len(found)).members[0]
+        if found and (
+            number == 0 or len(found) == len(group.members)
+        ):  # a later rung that some have not reached compares nothing
+            best = promote(
+                Group(tuple(one for one in group.members if one in found)),
+                found,
+                reduction=len(found),
+            ).members[0]
         if waiting := tuple(one for one in group.members if one not in found):
             return Climb(best=best, rung=rung, waiting=waiting)
         group = promote(group, found, reduction=reduction)
@@ -45,7 +51,9 @@ def climb(group: Group, scores: Scores, *, rungs: Sequence[int], reduction: int)
 
 def climbs(competing: Sequence[Group], scores: Scores, search: SearchSettings) -> list[Climb]:
     """Return how far every group of a search has come."""
-    return [climb(group, scores, rungs=search.rungs, reduction=search.reduction) for group in competing]
+    return [
+        climb(group, scores, rungs=search.rungs, reduction=search.reduction) for group in competing
+    ]
 
 
 def next_rung(found: Sequence[Climb]) -> tuple[int, list[Configuration]]:

@@ -9,12 +9,18 @@ from sat_ray.activations.registry import Activation
 from sat_ray.training.settings import TrainingSettings
 
 
-def parameter_groups(model: nn.Module, *, weight_decay: float, alpha_learning_rate: float = 1.0) -> list[dict[str, object]]:
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float, alpha_learning_rate: float = 1.0
+) -> list[dict[str, object]]:
     """Decay convolution and linear weights; leave biases, BatchNorm and learned alphas alone. Learned alphas are a group of their own.
 
     rate: learning rate of a group in units of the training's.
     """
-    betas = [module.beta for module in model.modules() if isinstance(module, Activation) and module.learned]
+    betas = [
+        module.beta
+        for module in model.modules()
+        if isinstance(module, Activation) and module.learned
+    ]
     learned = {id(beta) for beta in betas}
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2 and id(p) not in learned]
@@ -22,13 +28,23 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, alpha_learning_ra
         {"params": matrices, "weight_decay": weight_decay, "rate": 1.0},
         {"params": others, "weight_decay": 0.0, "rate": 1.0},
     ]
-    return [*groups, {"params": betas, "weight_decay": 0.0, "rate": alpha_learning_rate}] if betas else groups
+    return (
+        [*groups, {"params": betas, "weight_decay": 0.0, "rate": alpha_learning_rate}]
+        if betas
+        else groups
+    )
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.SGD:
     """Build SGD with Nesterov momentum, where there is any momentum; on a GPU all weights are updated by few kernels."""
-    groups = parameter_groups(model, weight_decay=settings.weight_decay, alpha_learning_rate=settings.alpha_learning_rate)
-    rates: dict[str, Any] = {"lr": settings.learning_rate, "momentum": settings.momentum, "nesterov": settings.momentum > 0}
+    groups = parameter_groups(
+        model, weight_decay=settings.weight_decay, alpha_learning_rate=settings.alpha_learning_rate
+    )
+    rates: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "momentum": settings.momentum,
+        "nesterov": settings.momentum > 0,
+    }
     return torch.optim.SGD(groups, **rates, fused=fuses(model))
 
 
@@ -46,12 +62,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 def momentum_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the momentum buffers by parameter name; empty before the first step."""
     names = {id(p): name for name, p in model.named_parameters()}
-    return {names[id(p)]: slot["momentum_buffer"] for p, slot in optimizer.state.items() if "momentum_buffer" in slot}
+    return {
+        names[id(p)]: slot["momentum_buffer"]
+        for p, slot in optimizer.state.items()
+        if "momentum_buffer" in slot
+    }
 
 
-def restore_momentum(model: nn.Module, optimizer: torch.optim.Optimizer, momentum: dict[str, Tensor]) -> None:
+def restore_momentum(
+    model: nn.Module, optimizer: torch.optim.Optimizer, momentum: dict[str, Tensor]
+) -> None:
     """Put back what `momentum_of` returned, on the device and in the layout of the parameters; what it does not name is forgotten."""
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
         if name in momentum:
-            optimizer.state[parameter] = {"momentum_buffer": torch.empty_like(parameter).copy_(momentum[name])}
+            optimizer.state[parameter] = {
+                "momentum_buffer": torch.empty_like(parameter).copy_(momentum[name])
+            }

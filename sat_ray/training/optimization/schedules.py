@@ -24,7 +24,9 @@ ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 250_000
 FLOOR = 1e-3  # of learning rate and epsilon in units of their peak: no step is spent on nothing
 
 
-def learning_rate_factor(epoch: float, *, schedule: str, epochs: int, warmup_epochs: float = 0.0) -> float:
+def learning_rate_factor(
+    epoch: float, *, schedule: str, epochs: int, warmup_epochs: float = 0.0
+) -> float:
     """Return the factor on the peak learning rate at a (fractional) epoch in [0, epochs]; ValueError on an unknown schedule."""
     check_name(schedule, SCHEDULES, field="training.schedule")
     if epoch < warmup_epochs:

@@ -27,7 +27,9 @@ class RunningStatistics:
             if buffer is not None
         ]
         modules = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        self.counters: list[Tensor] = [m.num_batches_tracked for m in modules if m.num_batches_tracked is not None]
+        self.counters: list[Tensor] = [
+            m.num_batches_tracked for m in modules if m.num_batches_tracked is not None
+        ]
         self.updates: list[Tensor] = []
         self.before: list[Tensor] = []
         self.total: list[Tensor] = []
@@ -44,7 +46,10 @@ class RunningStatistics:
         else:
             self._restore(self.before)
         yield
-        self.total = [b.clone() if index == 0 else t + b for t, b in zip(self.total if index else self.buffers, self.buffers, strict=True)]
+        self.total = [
+            b.clone() if index == 0 else t + b
+            for t, b in zip(self.total if index else self.buffers, self.buffers, strict=True)
+        ]
 
     def average(self) -> None:
         """Write the mean over all groups of all processes into the model."""

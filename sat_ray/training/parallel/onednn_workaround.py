@@ -18,7 +18,9 @@ class KernelReach:
     model: what is trained; through: a view of it in inference mode, called once to see how large the images are at every convolution.
     """
 
-    def __init__(self, model: nn.Module, through: nn.Module, *, precision: str, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, through: nn.Module, *, precision: str, device: torch.device
+    ) -> None:
         self.model, self.through = model, through
         self.needed = precision == "bf16" and device.type == "cpu"
         self.shape: Sequence[int] | None = None
@@ -33,7 +35,9 @@ class KernelReach:
             self.handles.pop().remove()
         for name, weights in unreached(self.through, shape).items():
             parameter = self.model.get_parameter(f"{name}.weight")
-            hook = parameter.register_hook(lambda gradient, weights=weights: gradient.masked_fill(weights, 0.0))  # type: ignore[no-untyped-call]
+            hook = parameter.register_hook(
+                lambda gradient, weights=weights: gradient.masked_fill(weights, 0.0)
+            )  # type: ignore[no-untyped-call]
             self.handles.append(hook)
 
 
@@ -43,12 +47,16 @@ def unreached(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def look(conv: nn.Conv2d, given: tuple[Tensor, ...]) -> None:
-        rows, columns = (torch.tensor(list(_reached(conv, axis, given[0].shape[2 + axis]))) for axis in (0, 1))
+        rows, columns = (
+            torch.tensor(list(_reached(conv, axis, given[0].shape[2 + axis]))) for axis in (0, 1)
+        )
         weights = ~(rows[:, None] & columns[None, :])
         name = names[conv]
         found[name] = weights & found.get(name, weights)  # called twice: reached in either call
 
-    names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    names = {
+        module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    }
     handles = [module.register_forward_pre_hook(look) for module in names]
     try:
         model(torch.zeros(1, *shape, dtype=torch.float32))
@@ -60,10 +68,14 @@ def unreached(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
 
 def _reached(conv: nn.Conv2d, axis: int, size: int) -> Iterator[bool]:
     """Say for each place of the kernel along an axis whether it ever meets a pixel. size: pixels of the input along it."""
-    kernel, stride, dilation = (pair[axis] for pair in (conv.kernel_size, conv.stride, conv.dilation))
+    kernel, stride, dilation = (
+        pair[axis] for pair in (conv.kernel_size, conv.stride, conv.dilation)
+    )
     before, after = _padding(conv, axis)
     starts = range(-before, size + after - dilation * (kernel - 1), stride)
-    return (any(0 <= start + place * dilation < size for start in starts) for place in range(kernel))
+    return (
+        any(0 <= start + place * dilation < size for start in starts) for place in range(kernel)
+    )
 
 
 def _padding(conv: nn.Conv2d, axis: int) -> tuple[int, int]:

@@ -50,7 +50,11 @@ class StateFiles:
 
     def read(self) -> TrainingState | None:
         """Return the last state, None where there is none; a damaged file is named in a warning, and the state before it counts."""
-        found = [(state.epoch, state.step, turn, state) for turn in (0, 1) if (state := self._read(self.paths[turn])) is not None]
+        found = [
+            (state.epoch, state.step, turn, state)
+            for turn in (0, 1)
+            if (state := self._read(self.paths[turn])) is not None
+        ]
         if not found:
             return None
         *_, turn, state = max(found, key=lambda one: one[:2])
@@ -78,7 +82,9 @@ class StateFiles:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            logging.getLogger(__name__).warning("%s: %s; training goes on from an earlier state", self.storage.full(path), error)
+            logging.getLogger(__name__).warning(
+                "%s: %s; training goes on from an earlier state", self.storage.full(path), error
+            )
             return None
 
 
@@ -88,10 +94,17 @@ _PARTS = ("weights", "momentum", "average", "best", "good")
 def pack_state(state: TrainingState) -> bytes:
     """Spell a training state as one safetensors file, its plain values and a sha256 of everything in the header."""
     # best and weights may be the same tensors; safetensors wants each to own its memory
-    tensors = {name: t.clone().contiguous() for name, t in joined(**{part: getattr(state, part) for part in _PARTS}).items()}
-    plain = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in _PARTS}
-    text = json.dumps(plain | {"sentinel": dataclasses.asdict(state.sentinel)})
-    packed: bytes = safetensors.torch.save(tensors, metadata={"state": text, "sha256": _digest(text, tensors)})
+    tensors = {
+        name: t.clone().contiguous()
+        for name, t in joined(**{part: getattr(state, part) for part in _PARTS}).items()
+    }
+    plain = {
+        f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in _PARTS
+    }
+    text = json.dumps(plain | {"guard": dataclasses.asdict(state.guard)})
+    packed: bytes = safetensors.torch.save(
+        tensors, metadata={"state": text, "sha256": _digest(text, tensors)}
+    )
     return packed
 
 
@@ -103,13 +116,17 @@ def unpack_state(data: bytes) -> TrainingState:
         tensors = safetensors.torch.load(data)
         sound = header["sha256"] == _digest(header["state"], tensors)
         plain = json.loads(header["state"])
-        plain |= {name: tuple(plain[name]) for name in ("best_score", "sums")} | {"sentinel": Memory(**plain["sentinel"])}
+        plain |= {name: tuple(plain[name]) for name in ("best_score", "sums")} | {
+            "guard": Memory(**plain["guard"])
+        }
         parts: dict[str, Any] = {part: part_of(tensors, part) for part in _PARTS}
         state = TrainingState(**plain, **parts)
     except Exception:  # bytes that are no state of ours fail in as many ways as there are readers of headers, tensors and JSON
         sound = False
     if not sound:
-        raise ValueError("training state does not match its sha256; it is damaged, or not one of this version")
+        raise ValueError(
+            "training state does not match its sha256; it is damaged, or not one of this version"
+        )
     return state
 
 

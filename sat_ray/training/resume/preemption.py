@@ -13,7 +13,7 @@ from sat_ray.training.parallel.process_group import World
 LOOK_SECONDS = 5.0  # between two questions; a spot node is announced at least 30 s before it goes
 
 
-class Lookout:
+class PreemptionWatcher:
     """Asks `leaving` about every LOOK_SECONDS of training; None is never asked.
 
     leaving: whether a node of this training is about to go. Where the world has several processes it has to give all the same answer.
@@ -36,5 +36,8 @@ class Lookout:
 
     def _steps_until_the_next(self) -> int:
         """Return how many steps take LOOK_SECONDS at the mean pace of the processes since the last question."""
-        seconds = self.world.sum(torch.tensor([perf_counter() - self.asked], dtype=torch.float32)).item() / self.world.size
+        seconds = (
+            self.world.sum(torch.tensor([perf_counter() - self.asked], dtype=torch.float32)).item()
+            / self.world.size
+        )
         return max(1, int(LOOK_SECONDS * self.steps / max(seconds, 1e-6)))

@@ -26,15 +26,15 @@ class TrainingState:
     """Weights (or average) of the highest (robust, clean) validation accuracy so far; empty before
     the first validation."""
     good: dict[str, Tensor] = field(default_factory=dict)
-    """What the sentinel goes back to, keyed `weights/name`, `momentum/name`, `average/name`."""
+    """What the guard goes back to, keyed `weights/name`, `momentum/name`, `average/name`."""
     best_epoch: int = -1
     """Epoch of `best`, counted from 0; -1 before the first validation."""
     best_score: tuple[float, float] = (-1.0, -1.0)
     """(robust, clean) validation accuracy of `best`."""
-    sentinel: Memory = field(default_factory=Memory)
-    """What the sentinel has seen."""
+    guard: Memory = field(default_factory=Memory)
+    """What the guard has seen."""
     events: list[dict[str, float]] = field(default_factory=list)
-    """Roll-backs by the sentinel."""
+    """Roll-backs by the guard."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every epoch done, with its number as `epoch`."""
     sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -60,20 +60,28 @@ class EpochReport:
     under the training attack),
     `train/learning_rate`, `throughput/images_per_second`; after a validation `val/clean_accuracy`
     and `val/robust_accuracy`
-    (fractions of all validation images); with a sentinel `sentinel/robust_accuracy` and
-    `sentinel/collapses`."""
+    (fractions of all validation images); with a guard `guard/robust_accuracy` and
+    `guard/collapses`."""
     state: TrainingState
     """Where training stands, to be saved or thrown away; training goes on in the same object, so
     copy it (`snapshot`) to keep it."""
     events: tuple[dict[str, float], ...] = ()
-    """Roll-backs by the sentinel in this epoch."""
+    """Roll-backs by the guard in this epoch."""
 
 
 def joined(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of several dicts as one, keyed `part/name`."""
-    return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+    return {
+        f"{part}/{name}": tensor
+        for part, tensors in parts.items()
+        for name, tensor in tensors.items()
+    }
 
 
 def part_of(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     """Return one of the dicts that `joined` took."""
-    return {name.removeprefix(f"{part}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{part}/")}
+    return {
+        name.removeprefix(f"{part}/"): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{part}/")
+    }

@@ -10,7 +10,7 @@ import torch
 from sat_ray.attacks import AttackSpec
 from sat_ray.evaluation.card import CardSettings, robustness_card, silent
 from sat_ray.evaluation.external.validation import naming_model
-from sat_ray.integrations.command_line.external.options import ForeignOptions
+from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.external.subject import Subject, variants_of
 from sat_ray.integrations.command_line.external.tasks import follow, on_ray
 from sat_ray.report.console import Reporter
@@ -24,13 +24,21 @@ from sat_ray.utils.serialization import to_json
 
 
 def write_card(
-    given: ForeignOptions, subject: Subject, task: EvaluationTask, storage: Storage, reporter: Reporter
+    given: ExternalOptions,
+    subject: Subject,
+    task: EvaluationTask,
+    storage: Storage,
+    reporter: Reporter,
 ) -> dict[str, Any] | None:
     """Compute the robustness card as one Ray task, unless it is committed; write card.json, print its verdict and reasons, return it.
 
     None where it is not asked for and no earlier command made it.
     """
-    records, inputs, key = Records(storage), card_inputs(given, subject, task), card_key(given, subject, task)
+    records, inputs, key = (
+        Records(storage),
+        card_inputs(given, subject, task),
+        card_key(given, subject, task),
+    )
     record = records.find(CARD, key)
     if record is None and not given.card:
         return None
@@ -41,10 +49,20 @@ def write_card(
         reporter.say(f"robustness card: {n:,} images")
         started = perf_counter()
         with on_ray(given, reporter):
-            work = (card_of, replace(task, first=0, last=n, sample=n), given.examined(), subject.configuration)
+            work = (
+                card_of,
+                replace(task, first=0, last=n, sample=n),
+                given.examined(),
+                subject.configuration,
+            )
             ref = stage_task(*work, name="card", resources=evaluation_resources(given.resources))
-            payload = {"name": task.name, "card": follow(ref, reporter.stage("card", 1), done=lambda: 0)}
-        record = records.commit(CARD, key, inputs=inputs, payload=payload, seconds=perf_counter() - started)
+            payload = {
+                "name": task.name,
+                "card": follow(ref, reporter.stage("card", 1), done=lambda: 0),
+            }
+        record = records.commit(
+            CARD, key, inputs=inputs, payload=payload, seconds=perf_counter() - started
+        )
     card: dict[str, Any] = record.payload["card"]
     storage.write_json("card.json", card)
     reporter.say(f"robustness card: {card['verdict']}; {storage.full('card.json')}")
@@ -53,12 +71,12 @@ def write_card(
     return card
 
 
-def card_key(given: ForeignOptions, subject: Subject, task: EvaluationTask) -> str:
+def card_key(given: ExternalOptions, subject: Subject, task: EvaluationTask) -> str:
     """Return the key of the card's record."""
     return record_key(CARD, card_inputs(given, subject, task))
 
 
-def card_inputs(given: ForeignOptions, subject: Subject, task: EvaluationTask) -> dict[str, Any]:
+def card_inputs(given: ExternalOptions, subject: Subject, task: EvaluationTask) -> dict[str, Any]:
     """Return everything that determines the card."""
     settings = CardSettings()
     reordered = {"label_order": list(task.label_order)} if task.label_order else {}
@@ -70,13 +88,15 @@ def card_inputs(given: ForeignOptions, subject: Subject, task: EvaluationTask) -
         "split": task.split,
         "images": min(settings.images, subject.n),
         "seed": task.seed,
-        "lanes": task.lanes,
+        "slots": task.slots,
         "dataset": task.dataset.hash,
         "environment": task.environment,
     }
 
 
-def card_of(task: EvaluationTask, attack: AttackSpec, configuration: Configuration | None) -> dict[str, Any]:
+def card_of(
+    task: EvaluationTask, attack: AttackSpec, configuration: Configuration | None
+) -> dict[str, Any]:
     """Compute the card of a task's model on the task's images, where the task runs."""
     torch.set_num_threads(int(task.environment["threads"]))
     split = images_of(task, rows_of(task))
@@ -88,6 +108,6 @@ def card_of(task: EvaluationTask, attack: AttackSpec, configuration: Configurati
             attack=attack,
             variants=variants,
             seed=task.seed,
-            lanes=task.lanes,
+            slots=task.slots,
             on_progress=silent,
         )

@@ -9,9 +9,19 @@ from sat_ray.attacks.cascade import QUERIES, STEPS
 from sat_ray.data.images import LARGEST_SIDE
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.threat import ThreatModel
-from sat_ray.utils.bounds import Bounds, Count, Gpus, Lanes, Seed, Steps, StepSize, Workers, check_fields
+from sat_ray.utils.bounds import (
+    Bounds,
+    Count,
+    Gpus,
+    Seed,
+    Slots,
+    Steps,
+    StepSize,
+    Workers,
+    check_fields,
+)
 
-SHARDS, LANES_PER_SHARD = 16, (4, 16)
+SHARDS, SLOTS_PER_SHARD = 16, (4, 16)
 PGD_STEPS = 200
 MEANT_FOR = {
     "steps": ("pgd", "apgd", "cascade"),
@@ -29,7 +39,7 @@ def exact_text(value: object) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForeignOptions:
+class ExternalOptions:
     """A model, images, and the attack that is to be survived."""
 
     model: str = ""
@@ -66,10 +76,10 @@ class ForeignOptions:
     """Resize the short side of an image folder's images to this and crop the centre."""
     seed: Seed = 0
     """Seed of the random starts, and of the draw of images."""
-    lanes: Lanes = 64
+    slots: Slots = 64
     """Images in every model call; part of the numerical environment."""
     shard_size: Count | None = None
-    """Most images in one task; where not given a sixteenth of them, but at least 4 and at most 16 times the lanes: large shards keep lanes
+    """Most images in one task; where not given a sixteenth of them, but at least 4 and at most 16 times the slots: large shards keep slots
     full for longer, small ones leave no worker alone with the last of them."""
     storage: str = ""
     """Folder or s3://bucket/prefix for everything that is written; empty: SAT_RAY_STORAGE, else ./runs."""
@@ -99,11 +109,15 @@ class ForeignOptions:
                 f"--accelerator is {self.accelerator!r} with --gpus-per-task {self.gpus_per_task:g}; allowed: both (H200 and 1), or neither"
             )
         if self.attack == "square" and self.gradient != "float32":
-            raise ValueError(f"--gradient {self.gradient} means nothing to --attack square, which takes none; leave it out")
+            raise ValueError(
+                f"--gradient {self.gradient} means nothing to --attack square, which takes none; leave it out"
+            )
         for field, attacks in MEANT_FOR.items():
             if getattr(self, field) is not None and self.attack not in attacks:
                 flag = f"--{field.replace('_', '-')}"
-                raise ValueError(f"{flag} means nothing to --attack {self.attack}; leave it out, or choose {' or '.join(attacks)}")
+                raise ValueError(
+                    f"{flag} means nothing to --attack {self.attack}; leave it out, or choose {' or '.join(attacks)}"
+                )
 
     def command(self) -> str:
         """Return the command that these options came from, without defaults and without the tracker's address, which may hold a login."""
@@ -124,12 +138,14 @@ class ForeignOptions:
     def resources(self) -> ResourceSettings:
         """Return what a task asks of the cluster."""
         return ResourceSettings(
-            cpus_per_evaluation=self.cpus_per_task, gpus_per_evaluation=self.gpus_per_task, accelerator=self.accelerator
+            cpus_per_evaluation=self.cpus_per_task,
+            gpus_per_evaluation=self.gpus_per_task,
+            accelerator=self.accelerator,
         )
 
     def images_per_shard(self, n: int) -> int:
         """Return the most images in one task, of n in all."""
-        fewest, most = (self.lanes * times for times in LANES_PER_SHARD)
+        fewest, most = (self.slots * times for times in SLOTS_PER_SHARD)
         return self.shard_size or min(max(-(-n // SHARDS), fewest), most)
 
     def examined(self) -> AttackSpec:
@@ -143,16 +159,36 @@ class ForeignOptions:
         """Return the attacks in their order."""
         queries = self._count("queries", QUERIES)
         common: dict[str, Any] = {"threat_model": self.threat_model, "restarts": self.restarts}
-        climbed: dict[str, Any] = {"loss": self.loss or "cross_entropy", "targets": self.targets or 0}
+        climbed: dict[str, Any] = {
+            "loss": self.loss or "cross_entropy",
+            "targets": self.targets or 0,
+        }
         if self.attack == "pgd":
-            found = [AttackSpec(**common, **climbed, steps=self._count("steps", PGD_STEPS), step_size=self._step_size)]
+            found = [
+                AttackSpec(
+                    **common,
+                    **climbed,
+                    steps=self._count("steps", PGD_STEPS),
+                    step_size=self._step_size,
+                )
+            ]
         elif self.attack == "apgd":
-            found = [AttackSpec(**common, **climbed, algorithm="apgd", steps=self._count("steps", STEPS))]
+            found = [
+                AttackSpec(**common, **climbed, algorithm="apgd", steps=self._count("steps", STEPS))
+            ]
         elif self.attack == "square":
             found = [AttackSpec(**common, algorithm="square", steps=queries)]
         else:
-            found = cascade(**common, num_classes=num_classes, steps=self._count("steps", STEPS), queries=queries)
-        return [spec if spec.algorithm == "square" else replace(spec, gradient=self.gradient, name="") for spec in found]
+            found = cascade(
+                **common,
+                num_classes=num_classes,
+                steps=self._count("steps", STEPS),
+                queries=queries,
+            )
+        return [
+            spec if spec.algorithm == "square" else replace(spec, gradient=self.gradient, name="")
+            for spec in found
+        ]
 
     @property
     def _step_size(self) -> float:

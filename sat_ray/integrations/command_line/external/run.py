@@ -18,11 +18,26 @@ from sat_ray.evaluation.low_precision.calibration import Calibration
 from sat_ray.integrations.command_line.code_changes import settle_code_changes
 from sat_ray.integrations.command_line.exit_status import exit_status
 from sat_ray.integrations.command_line.external.card import card_key, write_card
-from sat_ray.integrations.command_line.external.options import ForeignOptions
-from sat_ray.integrations.command_line.external.subject import Subject, identify, open_subject, staged
-from sat_ray.integrations.command_line.external.tasks import environment_of, records_of, run_tasks, tasks_of
+from sat_ray.integrations.command_line.external.options import ExternalOptions
+from sat_ray.integrations.command_line.external.subject import (
+    Subject,
+    identify,
+    open_subject,
+    staged,
+)
+from sat_ray.integrations.command_line.external.tasks import (
+    environment_of,
+    records_of,
+    run_tasks,
+    tasks_of,
+)
 from sat_ray.integrations.command_line.option_values import UsageError
-from sat_ray.integrations.command_line.parsing import check_not_a_file, folder_name, parse_options, storage_root
+from sat_ray.integrations.command_line.parsing import (
+    check_not_a_file,
+    folder_name,
+    parse_options,
+    storage_root,
+)
 from sat_ray.integrations.command_line.preflight import check_machine, slow_here
 from sat_ray.integrations.ray.local.session_folders import session_folder
 from sat_ray.report.console import Reporter
@@ -52,16 +67,22 @@ ABOUT = (
 def main(words: Sequence[str] | None = None) -> int:
     """Evaluate as the command line (or `words`) says and return the exit status."""
     given = sys.argv[1:] if words is None else words
-    return exit_status(lambda: evaluate_foreign(parse_options(given, ForeignOptions(), about=ABOUT)))
+    return exit_status(
+        lambda: evaluate_external(parse_options(given, ExternalOptions(), about=ABOUT))
+    )
 
 
-def evaluate_foreign(given: ForeignOptions) -> None:
+def evaluate_external(given: ExternalOptions) -> None:
     """Evaluate, write outcomes, evaluation.json and a page, and print the verdict."""
     for field in ("model", "data"):
         if not getattr(given, field):
-            raise UsageError(f"--{field} is missing; --model URI and --data URI are needed (all: --help)")
+            raise UsageError(
+                f"--{field} is missing; --model URI and --data URI are needed (all: --help)"
+            )
     confirm(given.allow_code)
-    given.attacks(num_classes=10)  # like the next line: refuses bad steps and sizes before anything is read
+    given.attacks(
+        num_classes=10
+    )  # like the next line: refuses bad steps and sizes before anything is read
     given.examined()
     check_machine(gradient=given.gradient, field="--gradient", accelerator=given.accelerator)
     if given.name:
@@ -76,7 +97,9 @@ def evaluate_foreign(given: ForeignOptions) -> None:
         subject = open_subject(given, root, Path(temporary))
         name, identity = identify(given, subject)
         storage = root.child(name)
-        reporter.say(f"evaluation {name} in {storage.uri}: {subject.n:,} images, {subject.classes} classes")
+        reporter.say(
+            f"evaluation {name} in {storage.uri}: {subject.n:,} images, {subject.classes} classes"
+        )
         for warning in subject.warnings:
             reporter.say(f"warning: {warning}")
         with driver_lease(storage):
@@ -87,9 +110,13 @@ def evaluate_foreign(given: ForeignOptions) -> None:
             check_code(given, subject, Records(storage), tasks, reporter)
             run_tasks(given, tasks, Records(storage), reporter)
             found, table = write_evaluation(given, subject, tasks, storage, identity)
-            reporter.console.print(printable(claim(found)), style="bold", soft_wrap=True, markup=False)
+            reporter.console.print(
+                printable(claim(found)), style="bold", soft_wrap=True, markup=False
+            )
             if warning := found.get("warning", ""):
-                reporter.console.print(printable(f"warning: {warning}"), style="bold", soft_wrap=True, markup=False)
+                reporter.console.print(
+                    printable(f"warning: {warning}"), style="bold", soft_wrap=True, markup=False
+                )
             reporter.console.print(to_terminal(found))
             for measured in found.get("calibrations", ()):
                 reporter.say(str(Calibration.from_json(measured)))
@@ -109,27 +136,60 @@ def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
         storage.write_json("config.json", identity)
         return
     except ValueError as error:
-        raise ValueError(f"{storage.full('config.json')} is no JSON ({error}); choose another --name or --storage") from None
+        raise ValueError(
+            f"{storage.full('config.json')} is no JSON ({error}); choose another --name or --storage"
+        ) from None
     if theirs != identity:
-        raise ValueError(f"{storage.uri} holds another evaluation or a sweep; choose another --name or --storage")
+        raise ValueError(
+            f"{storage.uri} holds another evaluation or a sweep; choose another --name or --storage"
+        )
 
 
-def check_code(given: ForeignOptions, subject: Subject, records: Records, tasks: Sequence[EvaluationTask], reporter: Reporter) -> None:
+def check_code(
+    given: ExternalOptions,
+    subject: Subject,
+    records: Records,
+    tasks: Sequence[EvaluationTask],
+    reporter: Reporter,
+) -> None:
     """Deal with shards, and a card, that other code made: refuse to start, reuse them, or move them aside."""
     wanted = [*((EVALUATE, task.key) for task in tasks), (CARD, card_key(given, subject, tasks[0]))]
     committed = ((stage, record) for stage, key in wanted if (record := records.find(stage, key)))
-    settle_code_changes(records, committed, choice=given.on_code_change, reporter=reporter, made="shards", by="evaluated")
+    settle_code_changes(
+        records,
+        committed,
+        choice=given.on_code_change,
+        reporter=reporter,
+        made="shards",
+        by="evaluated",
+    )
 
 
 def write_evaluation(
-    given: ForeignOptions, subject: Subject, tasks: Sequence[EvaluationTask], storage: Storage, identity: dict[str, Any]
+    given: ExternalOptions,
+    subject: Subject,
+    tasks: Sequence[EvaluationTask],
+    storage: Storage,
+    identity: dict[str, Any],
 ) -> tuple[dict[str, Any], pa.Table]:
     """Merge the shards into outcomes/<name>.parquet and write evaluation.json; return it and the outcomes."""
-    rows = torch.arange(subject.n) if subject.sample is None else sampled_rows(subject.n_split, subject.n, seed=given.seed)
+    rows = (
+        torch.arange(subject.n)
+        if subject.sample is None
+        else sampled_rows(subject.n_split, subject.n, seed=given.seed)
+    )
     expected = image_ids(Storage(subject.dataset.uri), given.split)[rows]
     name, records = tasks[0].name, Records(storage)
     path = merge_outcomes(records_of(tasks, records), expected.numpy(), records, name=name)
-    columns = ["image_id", "label", "clean_prediction", "attack", "first_broken_step", "passes", "robust"]
+    columns = [
+        "image_id",
+        "label",
+        "clean_prediction",
+        "attack",
+        "first_broken_step",
+        "passes",
+        "robust",
+    ]
     table = pq.read_table(io.BytesIO(storage.read(path)), columns=columns)
     counted = summary(table, subject.attacks)
     chance = below_chance(counted["clean_accuracy"], subject.classes)
@@ -146,16 +206,25 @@ def write_evaluation(
         **counted,
         **_together(records_of(tasks, records)),
         **({"warning": warning} if warning else {}),
-        "environment": environment_of(given) | {"versions": {package: importlib.metadata.version(package) for package in VERSIONS}},
+        "environment": environment_of(given)
+        | {"versions": {package: importlib.metadata.version(package) for package in VERSIONS}},
         "outcomes": storage.full(path),
     }
     storage.write_json("evaluation.json", found)
     return found, table
 
 
-def write_page(given: ForeignOptions, found: dict[str, Any], table: pa.Table, card: dict[str, Any] | None, storage: Storage) -> None:
+def write_page(
+    given: ExternalOptions,
+    found: dict[str, Any],
+    table: pa.Table,
+    card: dict[str, Any] | None,
+    storage: Storage,
+) -> None:
     """Write the page that a person reads."""
-    from sat_ray.report.pages.evaluation_page import render_evaluation  # matplotlib takes a second to import
+    from sat_ray.report.pages.evaluation_page import (
+        render_evaluation,
+    )  # matplotlib takes a second to import
 
     page = render_evaluation(found, table, claim=claim(found), command=given.command(), card=card)
     storage.write(PAGE, page.encode())
@@ -168,6 +237,8 @@ def _together(parts: Iterable[Record]) -> dict[str, Any]:
         seconds += part.seconds
         found.add(json.dumps(part.payload.get("calibrations"), sort_keys=True))
     if len(found) > 1:
-        raise ValueError("the shards were calibrated differently: their workers compute differently; use one kind of node, or float32")
+        raise ValueError(
+            "the shards were calibrated differently: their workers compute differently; use one kind of node, or float32"
+        )
     same = json.loads(found.pop())
     return {"seconds": seconds} | ({"calibrations": same} if same else {})

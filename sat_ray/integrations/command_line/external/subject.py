@@ -15,8 +15,15 @@ from sat_ray.data.class_names import label_order, numbers_out_of_order, relabell
 from sat_ray.data.shards.convert import prepared
 from sat_ray.data.shards.dataset import image_ids, labels, read_rows
 from sat_ray.evaluation.external.loading import kind_of, load_source, try_source
-from sat_ray.evaluation.external.validation import ZeroGradients, check_copyable, check_labels, try_attack, try_model, try_more
-from sat_ray.integrations.command_line.external.options import ForeignOptions
+from sat_ray.evaluation.external.validation import (
+    ZeroGradients,
+    check_copyable,
+    check_labels,
+    try_attack,
+    try_model,
+    try_more,
+)
+from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.parsing import folder_name
 from sat_ray.models import Normalized
 from sat_ray.storage.store import Storage
@@ -59,10 +66,12 @@ class Subject:
         return None if self.n == self.n_split else self.n
 
 
-def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subject:
+def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subject:
     """Open data and model and check that they fit; ValueError in one line where they do not."""
     channels = _channels(given.model)
-    dataset = Dataset.open(prepared(given.data, root, image_size=given.image_size, channels=channels))
+    dataset = Dataset.open(
+        prepared(given.data, root, image_size=given.image_size, channels=channels)
+    )
     assert dataset is not None
     splits = dataset.manifest["splits"]
     if not splits.get(given.split):
@@ -71,13 +80,26 @@ def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subje
         )
     n_split = splits[given.split]
     if given.images is not None and given.images > n_split:
-        raise ValueError(f"--images is {given.images}; allowed: 1 to {n_split}, the images of split {given.split}")
+        raise ValueError(
+            f"--images is {given.images}; allowed: 1 to {n_split}, the images of split {given.split}"
+        )
     kind, uri = kind_of(given.model), given.model
     if kind == "mlflow":
         from sat_ray.integrations.mlflow import fetch_model
 
-        tracking = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.uri}/mlflow.db"
-        uri = str(fetch_model(given.model, tracking_uri=tracking, folder=str(temporary), allow_pickle=given.allow_pickle))
+        tracking = (
+            given.tracking_uri
+            or os.environ.get("MLFLOW_TRACKING_URI")
+            or f"sqlite:///{root.uri}/mlflow.db"
+        )
+        uri = str(
+            fetch_model(
+                given.model,
+                tracking_uri=tracking,
+                folder=str(temporary),
+                allow_pickle=given.allow_pickle,
+            )
+        )
         kind = "pt2" if uri.endswith(".pt2") else "pickle"
     if kind == "checkpoint":
         uri = Storage.at(uri).uri  # a worker may run in another folder
@@ -89,19 +111,30 @@ def open_subject(given: ForeignOptions, root: Storage, temporary: Path) -> Subje
     names = dataset.manifest["class_names"]
     known = _class_names(kind, uri)
     order = label_order(known, names, what=f"data {given.data}")
-    some = relabelled(read_rows(shards, given.split, torch.arange(min(given.lanes, n_split))), order)
+    some = relabelled(
+        read_rows(shards, given.split, torch.arange(min(given.slots, n_split))), order
+    )
     expected = len(names) or None
-    clean = try_model(model, some, lanes=given.lanes, expected=expected, what=given.model)
+    clean = try_model(model, some, slots=given.slots, expected=expected, what=given.model)
     classes = clean.shape[1]
     if expected is None:  # with names of classes, labels were checked when they were written
-        check_labels(labels(shards, given.split), partial(image_ids, shards, given.split), classes=classes, what=f"data {given.data}")
+        check_labels(
+            labels(shards, given.split),
+            partial(image_ids, shards, given.split),
+            classes=classes,
+            what=f"data {given.data}",
+        )
     configuration = _configuration(model, uri)
-    attacks = tuple(one for spec in given.attacks(num_classes=classes) for one in variants_of(configuration, spec))
-    zeros = try_attack(model, some, clean, attacks[0], lanes=given.lanes, what=given.model)
+    attacks = tuple(
+        one
+        for spec in given.attacks(num_classes=classes)
+        for one in variants_of(configuration, spec)
+    )
+    zeros = try_attack(model, some, clean, attacks[0], slots=given.slots, what=given.model)
     check_copyable(model, attacks[0], what=given.model)
-    rows = sampled_rows(n_split, min(n_split, PROBED_CALLS * given.lanes), seed=given.seed)
+    rows = sampled_rows(n_split, min(n_split, PROBED_CALLS * given.slots), seed=given.seed)
     sample = relabelled(read_rows(shards, given.split, rows), order)
-    logits = try_more(model, sample, attacks[0], lanes=given.lanes, what=given.model)
+    logits = try_more(model, sample, attacks[0], slots=given.slots, what=given.model)
     warnings = (
         str(zeros),
         bounded_outputs(logits),
@@ -149,7 +182,9 @@ def _configuration(model: torch.nn.Module, uri: str) -> Configuration | None:
     if not isinstance(model, Normalized) or model.spec is None or kind_of(uri) != "checkpoint":
         return None
     said = read_description(Storage.at(uri))["about"].get("configuration")
-    return Configuration.stored(said or {"activation": model.spec.activation, "alpha": model.spec.alpha})
+    return Configuration.stored(
+        said or {"activation": model.spec.activation, "alpha": model.spec.alpha}
+    )
 
 
 def variants_of(configuration: Configuration | None, spec: AttackSpec) -> list[AttackSpec]:
@@ -157,7 +192,7 @@ def variants_of(configuration: Configuration | None, spec: AttackSpec) -> list[A
     return [spec] if configuration is None else through_every_backward(spec, configuration)
 
 
-def identify(given: ForeignOptions, subject: Subject) -> tuple[str, dict[str, Any]]:
+def identify(given: ExternalOptions, subject: Subject) -> tuple[str, dict[str, Any]]:
     """Return the evaluation's name and, as JSON, all that determines its result but the numerical environment."""
     spec = subject.model.spec if isinstance(subject.model, Normalized) else None
     identity = {
@@ -166,7 +201,7 @@ def identify(given: ForeignOptions, subject: Subject) -> tuple[str, dict[str, An
         "attacks": [to_json(attack) for attack in subject.attacks],
         "cascade": given.attack == "cascade",
         "seed": given.seed,
-        "lanes": given.lanes,
+        "slots": given.slots,
     }
     if subject.label_order:
         identity["label_order"] = list(subject.label_order)

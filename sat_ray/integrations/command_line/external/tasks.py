@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sat_ray.integrations.command_line.external.options import ForeignOptions
+from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.external.subject import Subject
 from sat_ray.report.console import Reporter, StageProgress
 from sat_ray.sweep.plan import shard_bounds
@@ -15,7 +15,7 @@ from sat_ray.sweep.tasks import EVALUATE, EvaluationTask
 POLL_SECONDS = 1.0
 
 
-def tasks_of(given: ForeignOptions, subject: Subject, name: str) -> list[EvaluationTask]:
+def tasks_of(given: ExternalOptions, subject: Subject, name: str) -> list[EvaluationTask]:
     """Cut the images into shards of nearly equal size."""
     return [
         EvaluationTask(
@@ -30,7 +30,7 @@ def tasks_of(given: ForeignOptions, subject: Subject, name: str) -> list[Evaluat
             split=given.split,
             sample=subject.sample,
             seed=given.seed,
-            lanes=given.lanes,
+            slots=given.slots,
             dataset=subject.dataset,
             environment=environment_of(given),
             label_order=subject.label_order,
@@ -39,12 +39,16 @@ def tasks_of(given: ForeignOptions, subject: Subject, name: str) -> list[Evaluat
     ]
 
 
-def environment_of(given: ForeignOptions) -> dict[str, Any]:
+def environment_of(given: ExternalOptions) -> dict[str, Any]:
     """Return the numerical environment of the tasks."""
-    return numerical_environment(accelerator=given.accelerator, threads=given.cpus_per_task, lanes=given.lanes)
+    return numerical_environment(
+        accelerator=given.accelerator, threads=given.cpus_per_task, slots=given.slots
+    )
 
 
-def run_tasks(given: ForeignOptions, tasks: Sequence[EvaluationTask], records: Records, reporter: Reporter) -> None:
+def run_tasks(
+    given: ExternalOptions, tasks: Sequence[EvaluationTask], records: Records, reporter: Reporter
+) -> None:
     """Evaluate what is not committed yet, as Ray tasks; all is committed when this returns."""
     missing = [task for task in tasks if records.find(EVALUATE, task.key) is None]
     if missing:
@@ -53,8 +57,14 @@ def run_tasks(given: ForeignOptions, tasks: Sequence[EvaluationTask], records: R
         with on_ray(given, reporter):
             ref = stage_task(evaluate_all, missing, records, given.resources, name="evaluate")
             waiting = {task.key for task in missing}
-            follow(ref, reporter.stage("evaluate", len(tasks)), done=lambda: len(tasks) - len(waiting.difference(records.keys(EVALUATE))))
-    reporter.say(f"{len(tasks):,} shards: {len(missing)} computed, {len(tasks) - len(missing)} reused")
+            follow(
+                ref,
+                reporter.stage("evaluate", len(tasks)),
+                done=lambda: len(tasks) - len(waiting.difference(records.keys(EVALUATE))),
+            )
+    reporter.say(
+        f"{len(tasks):,} shards: {len(missing)} computed, {len(tasks) - len(missing)} reused"
+    )
 
 
 def records_of(tasks: Iterable[EvaluationTask], records: Records) -> Iterator[Record]:
@@ -66,14 +76,23 @@ def records_of(tasks: Iterable[EvaluationTask], records: Records) -> Iterator[Re
 
 
 @contextmanager
-def on_ray(given: ForeignOptions, reporter: Reporter) -> Iterator[None]:
+def on_ray(given: ExternalOptions, reporter: Reporter) -> Iterator[None]:
     """Connect to a Ray that has room for the tasks."""
     from sat_ray.integrations.ray.nodes import node_groups
     from sat_ray.integrations.ray.session import ray_session
 
     with ray_session() as which:
         reporter.say(f"Ray: {which}")
-        check_room([Demand(stage="evaluate", field="--cpus-per-task", resources=evaluation_resources(given.resources))], node_groups())
+        check_room(
+            [
+                Demand(
+                    stage="evaluate",
+                    field="--cpus-per-task",
+                    resources=evaluation_resources(given.resources),
+                )
+            ],
+            node_groups(),
+        )
         yield
 
 

@@ -12,7 +12,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 MARKER = ".validate_storage_marker"
-SNAPSHOT, NO_TRIALS = "experiment_state-none.json", b'{"trial_data": []}'  # Tune looks for one at its end, and has the trials in memory
+SNAPSHOT, NO_TRIALS = (
+    "experiment_state-none.json",
+    b'{"trial_data": []}',
+)  # Tune looks for one at its end, and has the trials in memory
 PATH = "nowhere"
 
 
@@ -32,7 +35,10 @@ class _Nowhere(pafs.FileSystemHandler):
         return path
 
     def get_file_info(self, paths: list[str]) -> list[Any]:
-        kinds = (pafs.FileType.File if path.endswith(MARKER) else pafs.FileType.NotFound for path in paths)
+        kinds = (
+            pafs.FileType.File if path.endswith(MARKER) else pafs.FileType.NotFound
+            for path in paths
+        )
         return [pafs.FileInfo(path, type=kind) for path, kind in zip(paths, kinds, strict=True)]
 
     def get_file_info_selector(self, selector: Any) -> list[Any]:

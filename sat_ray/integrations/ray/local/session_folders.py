@@ -32,15 +32,21 @@ def session_folder(parent: Path | None = None) -> Iterator[str]:
     """
     parent = parent or Path(tempfile.gettempdir())
     remove_abandoned(parent)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # short: Ray's unix sockets are here, and their names may have 107 bytes
+    folder = Path(
+        tempfile.mkdtemp(prefix=PREFIX, dir=parent)
+    )  # short: Ray's unix sockets are here, and their names may have 107 bytes
     if not is_private_folder(folder):  # a file system without owners and modes
         folder.rmdir()
-        raise PermissionError(f"{parent} makes folders that others may enter; set TMPDIR to a folder on a local disk")
+        raise PermissionError(
+            f"{parent} makes folders that others may enter; set TMPDIR to a folder on a local disk"
+        )
     for name in (RAY, GROUPS):
         (folder / name).mkdir(mode=0o700)
     with open(folder / f"{LOCK}.new", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        os.rename(handle.name, folder / LOCK)  # only now: a lock file in its place was never without its lock
+        os.rename(
+            handle.name, folder / LOCK
+        )  # only now: a lock file in its place was never without its lock
         try:
             yield str(folder)
         finally:
@@ -68,7 +74,9 @@ def remove_abandoned(parent: Path) -> list[Path]:
     """Remove the session folders of this user whose driver is gone and return them; what cannot be removed stays."""
     removed = []
     for lock in parent.glob(f"{PREFIX}*/{LOCK}"):
-        with contextlib.suppress(OSError):  # another start is removing it, or its driver lives: BlockingIOError
+        with contextlib.suppress(
+            OSError
+        ):  # another start is removing it, or its driver lives: BlockingIOError
             if is_private_folder(lock.parent):
                 with open(lock) as handle:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

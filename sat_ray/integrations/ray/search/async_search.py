@@ -20,7 +20,15 @@ from ray.tune.search.optuna import OptunaSearch
 
 from sat_ray.integrations.ray.nodes import this_node_leaves
 from sat_ray.integrations.ray.prometheus import training_shown
-from sat_ray.integrations.ray.search.trials import CUT, METRIC, TIME, kept_records, report_cut, report_record, run_trials
+from sat_ray.integrations.ray.search.trials import (
+    CUT,
+    METRIC,
+    TIME,
+    kept_records,
+    report_cut,
+    report_record,
+    run_trials,
+)
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.budget import Budget, SearchResult, result_of
 from sat_ray.sweep.execute import train_and_commit
@@ -38,15 +46,24 @@ def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> Sea
     """Run `search.samples` trials, or as many as the budget allows, and return the best configuration of every group that was tried."""
     competing = groups(config.search.configurations())
     if config.search.samples < len(competing):
-        raise ValueError(f"search.samples is {config.search.samples}; allowed: at least one for each of the {len(competing)} activations")
+        raise ValueError(
+            f"search.samples is {config.search.samples}; allowed: at least one for each of the {len(competing)} activations"
+        )
     first = in_turn([group.members[:1] for group in competing])
-    ranges = {index: bounds for index, group in enumerate(competing) if (bounds := _alpha_bounds(group)) is not None}
+    ranges = {
+        index: bounds
+        for index, group in enumerate(competing)
+        if (bounds := _alpha_bounds(group)) is not None
+    }
     if config.search.method == "asha":
         drawn = _random(config, competing, ranges, count=config.search.samples - len(first))
         chosen = list(dict.fromkeys(first + drawn))
         done, planned = _run_asha(config, dataset, records, chosen), len(chosen)
     else:
-        done, planned = _run_optuna(config, dataset, records, competing, ranges, first), config.search.samples
+        done, planned = (
+            _run_optuna(config, dataset, records, competing, ranges, first),
+            config.search.samples,
+        )
     best = _best(competing, records)
     return result_of(config, best, done=done, planned=planned, unit="trials", cut=done < planned)
 
@@ -54,10 +71,20 @@ def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> Sea
 def _alpha_bounds(group: Group) -> tuple[float, float] | None:
     """Return the smallest and largest alpha of a group; None where there is nothing to search."""
     alphas = [one.alpha for one in group.members if one.alpha is not None]
-    return (min(alphas), max(alphas)) if len(set(alphas)) > 1 and group.members[0].own_attacker else None
+    return (
+        (min(alphas), max(alphas))
+        if len(set(alphas)) > 1 and group.members[0].own_attacker
+        else None
+    )
 
 
-def _random(config: SweepConfig, competing: list[Group], ranges: dict[int, tuple[float, float]], *, count: int) -> list[Configuration]:
+def _random(
+    config: SweepConfig,
+    competing: list[Group],
+    ranges: dict[int, tuple[float, float]],
+    *,
+    count: int,
+) -> list[Configuration]:
     if not ranges:
         return []
     draws = Randomness.of(config.search.seeds[0], torch.arange(count)).uniform("search", (2,))
@@ -92,7 +119,11 @@ def _trial(
     exempt: Configuration,
 ) -> Any:
     """Return the function of a trial. exempt: the configuration that is trained whatever the budget."""
-    storage, threads, budget = records.storage.uri, config.resources.cpus_per_trial, Budget.of(config)
+    storage, threads, budget = (
+        records.storage.uri,
+        config.resources.cpus_per_trial,
+        Budget.of(config),
+    )
 
     def trial(space: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
@@ -102,11 +133,21 @@ def _trial(
         for rung in config.search.rungs:
             if stopped is not None and rung > stopped.payload["until"]:
                 return
-            if one != exempt and own.find(job.stage, job.at(rung).key) is None and budget.is_spent(own):
+            if (
+                one != exempt
+                and own.find(job.stage, job.at(rung).key) is None
+                and budget.is_spent(own)
+            ):
                 report_cut(before)
                 return
             with training_shown(own, trial=True) as after_epoch:
-                before = train_and_commit(job.at(rung), own, previous=before, on_epoch=after_epoch, leaving=this_node_leaves)
+                before = train_and_commit(
+                    job.at(rung),
+                    own,
+                    previous=before,
+                    on_epoch=after_epoch,
+                    leaving=this_node_leaves,
+                )
             report_record(before)
 
     return trial
@@ -115,7 +156,13 @@ def _trial(
 class _RememberStops(tune.Callback):
     """Commit a trial's last rung when it ends, by the scheduler or of itself."""
 
-    def __init__(self, config: SweepConfig, dataset: Dataset, records: Records, chosen: Callable[[dict[str, Any]], Configuration]) -> None:
+    def __init__(
+        self,
+        config: SweepConfig,
+        dataset: Dataset,
+        records: Records,
+        chosen: Callable[[dict[str, Any]], Configuration],
+    ) -> None:
         self.config, self.dataset, self.records, self.chosen = config, dataset, records, chosen
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -125,16 +172,25 @@ class _RememberStops(tune.Callback):
         job = trial_job(self.config, self.dataset, self.chosen(trial.config))
         until = (trial.last_result or {}).get(TIME)
         if until is not None:
-            self.records.commit(STOPPED, job.key, inputs=job.inputs, payload={"until": until}, seconds=0.0)
+            self.records.commit(
+                STOPPED, job.key, inputs=job.inputs, payload={"until": until}, seconds=0.0
+            )
 
 
-def _run_asha(config: SweepConfig, dataset: Dataset, records: Records, chosen: list[Configuration]) -> int:
+def _run_asha(
+    config: SweepConfig, dataset: Dataset, records: Records, chosen: list[Configuration]
+) -> int:
     def pick(space: dict[str, Any]) -> Configuration:
         one: Configuration = chosen[space["trial"]]
         return one
 
     rungs = config.search.rungs
-    scheduler = ASHAScheduler(time_attr=TIME, grace_period=rungs[0], max_t=max(rungs[-1], 2), reduction_factor=config.search.reduction)
+    scheduler = ASHAScheduler(
+        time_attr=TIME,
+        grace_period=rungs[0],
+        max_t=max(rungs[-1], 2),
+        reduction_factor=config.search.reduction,
+    )
     return run_trials(
         _trial(config, dataset, records, pick, exempt=chosen[0]),
         {"trial": tune.grid_search(list(range(len(chosen))))},
@@ -162,14 +218,20 @@ class _Space:
 class _Optuna(OptunaSearch):
     """Optuna, which proposes nothing more once a budget is spent; a class, because Tune pickles the searcher."""
 
-    def __init__(self, *given: Any, budget: Budget, records: Records, needed: int, **settings: Any) -> None:
+    def __init__(
+        self, *given: Any, budget: Budget, records: Records, needed: int, **settings: Any
+    ) -> None:
         super().__init__(*given, **settings)
         self.budget, self.records, self.needed = budget, records, needed
 
     def suggest(self, trial_id: str) -> Any:
         """Propose the next trial; the first `needed` are those that exist and the one that is trained whatever the budget."""
         self.needed -= 1
-        return Searcher.FINISHED if self.needed < 0 and self.budget.is_spent(self.records) else super().suggest(trial_id)
+        return (
+            Searcher.FINISHED
+            if self.needed < 0 and self.budget.is_spent(self.records)
+            else super().suggest(trial_id)
+        )
 
 
 def _run_optuna(
@@ -185,7 +247,10 @@ def _run_optuna(
         alpha = space.get(f"alpha_{space['group']}")
         return group.members[0] if alpha is None else _with_alpha(group, alpha)
 
-    known = [_as_point(Configuration.of(record.payload), competing, ranges) for record in longest_trials(records)]
+    known = [
+        _as_point(Configuration.of(record.payload), competing, ranges)
+        for record in longest_trials(records)
+    ]
     start = [_as_point(one, competing, ranges) for one in first]
     points = [point for point in dict.fromkeys(map(_frozen, [*known, *start])) if point]
     searcher = _Optuna(
@@ -213,8 +278,12 @@ def _frozen(point: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(point.items())
 
 
-def _as_point(one: Configuration, competing: list[Group], ranges: dict[int, tuple[float, float]]) -> dict[str, Any]:
-    names = [(group.members[0].activation, group.members[0].attacker_activation) for group in competing]
+def _as_point(
+    one: Configuration, competing: list[Group], ranges: dict[int, tuple[float, float]]
+) -> dict[str, Any]:
+    names = [
+        (group.members[0].activation, group.members[0].attacker_activation) for group in competing
+    ]
     index = names.index((one.activation, one.attacker_activation))
     return {"group": index} | ({f"alpha_{index}": one.alpha} if index in ranges else {})
 
@@ -230,8 +299,13 @@ def _best(competing: list[Group], records: Records) -> list[Configuration | None
     best: dict[tuple[str, str], tuple[tuple[float, ...], Configuration]] = {}
     for record in longest_trials(records):
         one = Configuration.of(record.payload)
-        group, score = (one.activation, one.attacker_activation), (record.payload["until"], *record.payload["last_val"])
+        group, score = (
+            (one.activation, one.attacker_activation),
+            (record.payload["until"], *record.payload["last_val"]),
+        )
         if group not in best or score > best[group][0]:
             best[group] = (score, one)
-    wanted = [(group.members[0].activation, group.members[0].attacker_activation) for group in competing]
+    wanted = [
+        (group.members[0].activation, group.members[0].attacker_activation) for group in competing
+    ]
     return [best[group][1] if group in best else None for group in wanted]

@@ -18,7 +18,9 @@ from sat_ray.sweep.search.successive_halving import Climb, Scores, climbs, in_tu
 from sat_ray.sweep.tasks import SEARCH, Dataset
 
 
-def search_finalists(config: SweepConfig, dataset: Dataset, records: Records) -> list[Configuration]:
+def search_finalists(
+    config: SweepConfig, dataset: Dataset, records: Records
+) -> list[Configuration]:
     """Return the best configuration of every group, in the order of the search space; where the budget cut it, of every group tried."""
     found = find_result(config, records)
     if found is None or not found.cut:
@@ -32,12 +34,16 @@ def search_finalists(config: SweepConfig, dataset: Dataset, records: Records) ->
 def _searched(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResult:
     if config.search.method == "grid":
         return _grid(config, dataset, records)
-    from sat_ray.integrations.ray.search.async_search import search_async  # imports Optuna, which the default recipe does without
+    from sat_ray.integrations.ray.search.async_search import (
+        search_async,
+    )  # imports Optuna, which the default recipe does without
 
     return search_async(config, dataset, records)
 
 
-def committed_finalists(config: SweepConfig, dataset: Dataset, records: Records) -> list[Configuration] | None:
+def committed_finalists(
+    config: SweepConfig, dataset: Dataset, records: Records
+) -> list[Configuration] | None:
     """Return what a finished search chose, from its records alone; None where the search is not finished."""
     if (found := find_result(config, records)) is not None:
         return list(found.finalists)
@@ -59,7 +65,12 @@ def _grid(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResu
             waiting = [one for one in waiting if one == exempt and rung == rungs[0]]
         if not waiting:
             break
-        trials = [(one, seed) for one in waiting for seed in config.search.seeds if (one, rung, seed) not in committed]
+        trials = [
+            (one, seed)
+            for one in waiting
+            for seed in config.search.seeds
+            if (one, rung, seed) not in committed
+        ]
         shorter = None if rung == rungs[0] else rungs[rungs.index(rung) - 1]
         before = [committed.get((one, shorter, seed)) for one, seed in trials]
         jobs = [trial_job(config, dataset, one, seed=seed).at(rung) for one, seed in trials]
@@ -100,7 +111,9 @@ def _climbs(
                 if (record := by_key.get(job.at(rung).key)) is not None:
                     committed[one, rung, seed] = record
     competing = groups(config.search.configurations())
-    return climbs(competing, _scores(committed, seeds=len(config.search.seeds)), config.search), committed
+    return climbs(
+        competing, _scores(committed, seeds=len(config.search.seeds)), config.search
+    ), committed
 
 
 def _scores(committed: _Committed, *, seeds: int) -> Scores:

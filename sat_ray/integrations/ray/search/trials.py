@@ -60,7 +60,12 @@ def run_trials(
         tune.with_resources(_ending_when_lost(trainable), _placement(resources)),
         param_space=space,
         tune_config=tune.TuneConfig(
-            metric=METRIC, mode="max", reuse_actors=True, scheduler=scheduler, search_alg=searcher, num_samples=samples
+            metric=METRIC,
+            mode="max",
+            reuse_actors=True,
+            scheduler=scheduler,
+            search_alg=searcher,
+            num_samples=samples,
         ),
         run_config=tune.RunConfig(
             name=f"search-{attempt_name()}",
@@ -76,11 +81,17 @@ def run_trials(
         raise OSError(lost[0])
     failed = [outcome.error for outcome in outcomes if outcome.error is not None]
     if failed:
-        raise failed[0].cause if isinstance(failed[0], ray.exceptions.RayTaskError) and failed[0].cause else failed[0]
+        raise (
+            failed[0].cause
+            if isinstance(failed[0], ray.exceptions.RayTaskError) and failed[0].cause
+            else failed[0]
+        )
     return sum(not (outcome.metrics or {}).get(CUT) for outcome in outcomes)
 
 
-def _ending_when_lost(trainable: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+def _ending_when_lost(
+    trainable: Callable[[dict[str, Any]], None],
+) -> Callable[[dict[str, Any]], None]:
     """Return the function of a trial that reports a full disk, for which Tune would start it again and again."""
 
     def trial(space: dict[str, Any]) -> None:
@@ -96,13 +107,17 @@ def _ending_when_lost(trainable: Callable[[dict[str, Any]], None]) -> Callable[[
 
 def keep_keys_back() -> None:
     """Keep Ray Tune from naming the S3 keys in the runtime environment of its actors, which Ray logs; every node has its own."""
-    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE = {
+        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
+    }
 
 
 def _placement(resources: ResourceSettings) -> tune.PlacementGroupFactory:
     bundle = trial_resources(resources)
     selector = selector_for(bundle)
-    return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [selector]} if selector else {}))
+    return tune.PlacementGroupFactory(
+        [bundle], **({"bundle_label_selector": [selector]} if selector else {})
+    )
 
 
 def run_rung(
@@ -118,7 +133,9 @@ def run_rung(
 
     Returns when all that were started are committed. exempt: the jobs that are trained whatever the budget.
     """
-    queue = [ray.put(both) for both in zip(jobs, previous, strict=True)]  # one by one: a trial reads its own job alone
+    queue = [
+        ray.put(both) for both in zip(jobs, previous, strict=True)
+    ]  # one by one: a trial reads its own job alone
     storage, threads = records.storage.uri, resources.cpus_per_trial
     spared = {job.key for job in exempt}
 
@@ -130,7 +147,9 @@ def run_rung(
             report_cut(None)
             return
         with training_shown(own, trial=True) as after_epoch:
-            record = train_and_commit(job, own, previous=before, on_epoch=after_epoch, leaving=this_node_leaves)
+            record = train_and_commit(
+                job, own, previous=before, on_epoch=after_epoch, leaving=this_node_leaves
+            )
         report_record(record)
 
     run_trials(trial, {"trial": tune.grid_search(list(range(len(jobs))))}, records, resources)
@@ -149,5 +168,7 @@ def report_record(record: Record) -> None:
 
 def report_cut(before: Record | None) -> None:
     """Tell Tune that the budget ends a trial. before: its record of the rung before, None where it has not begun."""
-    score, until = (0.0, 0) if before is None else (before.payload["last_val"][0], before.payload["until"])
+    score, until = (
+        (0.0, 0) if before is None else (before.payload["last_val"][0], before.payload["until"])
+    )
     tune.report({METRIC: score, TIME: until, CUT: True})
