@@ -22,13 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+
 import s3_server
 from faults.hosts import enter, missing
 from faults.injections import KINDS, STAGES, Kind, Scene, at_work
 from faults.logins import secrets_left, wrong_answers
 from faults.parts import PATIENCE_SECONDS, S3, Cluster, Mlflow, Postgres, clean_environment
-from faults.report import ROOT, SWEEP, brief, merged, write
+from faults.report import SWEEP, brief, merged, write
 from faults.victim import Left, Victim, faults_of
+from repository import ROOT
 
 
 @dataclass

@@ -17,10 +17,10 @@ from typing import Any
 import psutil
 import s3_server
 import yaml
+from repository import ROOT
 
 from faults.hosts import DISK, OUTSIDE, Host
 
-ROOT = Path(__file__).parent.parent.parent
 S3_PORT, MLFLOW_PORT, POSTGRES_PORT, RAY_PORT = 8080, 5000, 5432, 6379
 BUCKET = "faults"
 MEMORY = str(150 * 1024**2)  # of a node's object store

@@ -8,7 +8,6 @@ from typing import Any
 from faults.injections import KINDS, STAGES
 from faults.victim import Left
 
-ROOT = Path(__file__).parent.parent.parent
 SWEEP = "sweep"  # beside the names of stages: all of them together
 
 
