@@ -1,7 +1,6 @@
 """What the tests of lost nodes share: a Ray of one small node to which others are added, and a short training on digits."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repository import TESTS
+from repository import paths_of_tests
 
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import DATASETS
@@ -22,11 +21,6 @@ from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingJob
 
 OBJECT_STORE = 100 * 1024**2
 ONE_CPU: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
-
-
-def paths_of_tests() -> str:
-    """Return the folders that this process imports tests and their helpers from, for PYTHONPATH."""
-    return os.pathsep.join(path for path in sys.path if Path(path).is_relative_to(TESTS))
 
 
 @contextmanager

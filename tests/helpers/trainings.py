@@ -1,15 +1,16 @@
 """What the tests of training share: a small model, a short training, two processes, and a record of what its attack was given."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from repository import paths_of_tests
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -129,18 +130,15 @@ def worker_of_two(rank: int, folder: str) -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def importing(module: str) -> str:
-    """Return code that imports a module of these tests, which this process has imported, in another process."""
-    folders = [str(Path(__file__).parent), str(Path(sys.modules[module].__file__ or "").parent)]
-    return f"import sys; sys.path[:0] = {folders!r}; import {module}; "
-
-
 def in_two_processes(call: str, *, timeout: float) -> None:
     """Run `module.function({rank}, ...)` of these tests in two processes at once, for ranks 0 and 1; AssertionError shows what failed."""
-    code = importing(call.partition(".")[0])
+    code = f"import {call.partition('.')[0]}; "
+    environment = os.environ | {"PYTHONPATH": paths_of_tests()}
     start = [[sys.executable, "-c", code + call.format(rank=rank)] for rank in (0, 1)]
     running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         for command in start
     ]
     for process in running:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from repository import ROOT
+from repository import paths_of_tests
 from torch import Tensor, nn
 
 from sat_ray.evaluation.external.contents import Contents, UnreadableModelError
@@ -132,8 +132,7 @@ def test_a_changed_weight_changes_the_digest_wherever_it_is_kept(kind: str) -> N
 
 def test_another_process_finds_the_same_digests() -> None:
     code = "import json, test_model_contents as t; print(json.dumps({k: t.digest(k, 1.0) for k in t.KINDS}))"
-    paths = [str(Path(__file__).parent), str(ROOT)]
-    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(paths)}
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": paths_of_tests()}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         env=environment,

@@ -1,6 +1,7 @@
 """Training goes on from any step as if nothing had happened, and stops where its numbers have gone bad."""
 
 import dataclasses
+import os
 import pickle
 import signal
 import subprocess
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from trainings import BALL, assert_same_bits, digits_again, importing, small_model, train
+from repository import paths_of_tests
+from trainings import BALL, assert_same_bits, digits_again, small_model, train
 
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import DATASETS
@@ -99,9 +101,10 @@ def test_training_killed_at_a_random_step_and_resumed_is_the_run_left_alone_bit_
     digits: Split, tmp_path: Path
 ) -> None:
     """SIGKILL whenever the clock says so; both runs then stop six epochs after the one that was under way."""
-    code = importing(__name__)
+    code = f"import {__name__} as t; "
     with subprocess.Popen(
-        [sys.executable, "-c", code + f"{__name__}.train_and_leave_checkpoints({str(tmp_path)!r})"]
+        [sys.executable, "-c", code + f"t.train_and_leave_checkpoints({str(tmp_path)!r})"],
+        env=os.environ | {"PYTHONPATH": paths_of_tests()},
     ) as process:
         storage, deadline = Storage.at(tmp_path), time.monotonic() + 120
         while not storage.exists("state.safetensors") and time.monotonic() < deadline:

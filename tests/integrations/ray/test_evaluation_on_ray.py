@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from small_rays import paths_of_tests
+from repository import paths_of_tests
 
 from sat_ray.attacks import AttackSpec
 from sat_ray.checkpoint import load_model, save_model

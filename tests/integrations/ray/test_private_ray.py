@@ -7,8 +7,7 @@ import sys
 
 import pytest
 from listeners import is_loopback
-from repository import ROOT
-from small_rays import paths_of_tests
+from repository import paths_of_tests
 from sweeps import environment
 
 OWNER = """
@@ -89,7 +88,7 @@ with ray_session(), tempfile.TemporaryDirectory() as folder:
 def test_nothing_of_a_private_training_listens_beyond_the_loopback_or_lies_in_an_open_folder() -> (
     None
 ):
-    variables = environment(PYTHONPATH=os.pathsep.join([paths_of_tests(), str(ROOT)]))
+    variables = environment(PYTHONPATH=paths_of_tests())
     done = subprocess.run(
         [sys.executable, "-c", TRAINING],
         env=variables,
