@@ -1,4 +1,6 @@
-"""Every activation of the registry against finite differences in float64, its declared smoothness, and its memory."""
+"""Every activation of the registry against finite differences in float64, its declared smoothness,
+and its memory.
+"""
 
 import math
 from collections.abc import Callable
@@ -45,7 +47,9 @@ def central_difference(f: Callable[[Tensor], Tensor], x: Tensor, h: float) -> Te
 
 
 def grid(*, gap: float) -> Tensor:
-    """Return float64 points from -40 to 40, dense around 0 but none nearer than gap, and far ones."""
+    """Return float64 points from -40 to 40, dense around 0 but none nearer than gap,
+    and far ones.
+    """
     near = torch.linspace(-3, 3, 241, dtype=torch.float64)
     points = torch.cat(
         [
@@ -249,8 +253,10 @@ def test_the_learned_alpha_gets_the_gradient_of_finite_differences() -> None:
 
 @pytest.mark.parametrize(
     ("name", "alpha"),
-    [("parametric_softplus", 0.0), ("parametric_softplus", -1.0), ("parametric_softplus", math.inf), ("elu", math.nan), ("celu", 1e9),
-     ("silu", 0.0), ("mish", -1.0), ("relu", 1.0), ("smoothrelu_learned", 5.0), ("silu_learned", 1.0)],
+    [("parametric_softplus", 0.0), ("parametric_softplus", -1.0), ("parametric_softplus", math.inf),
+     ("elu", math.nan), ("celu", 1e9),
+     ("silu", 0.0), ("mish", -1.0), ("relu", 1.0), ("smoothrelu_learned", 5.0),
+     ("silu_learned", 1.0)],
 )  # fmt: skip
 def test_an_alpha_outside_its_range_is_refused_by_name(name: str, alpha: float) -> None:
     with pytest.raises(ValueError, match=f"alpha is .*{name}"):

@@ -1,4 +1,6 @@
-"""One sharpness: f_alpha(x) = f(alpha x) / alpha, its curvature, its limits, and numbers that never overflow."""
+"""One sharpness: f_alpha(x) = f(alpha x) / alpha, its curvature, its limits,
+and numbers that never overflow.
+"""
 
 import math
 from collections.abc import Callable
@@ -60,8 +62,10 @@ def test_curvature_is_the_largest_second_derivative(name: str, alpha: float) -> 
 
 @pytest.mark.parametrize(
     ("name", "alpha", "value"),
-    [("silu", None, 0.5), ("silu", 8.0, 4.0), ("gelu", 2.0, 2 * math.sqrt(2 / math.pi)), ("softplus", None, 0.25),
-     ("parametric_softplus", None, 2.5), ("smoothrelu", 7.0, 7.0), ("celu", 0.25, 4.0), ("elu", 1.0, 1.0)],
+    [("silu", None, 0.5), ("silu", 8.0, 4.0), ("gelu", 2.0, 2 * math.sqrt(2 / math.pi)),
+     ("softplus", None, 0.25),
+     ("parametric_softplus", None, 2.5), ("smoothrelu", 7.0, 7.0), ("celu", 0.25, 4.0),
+     ("elu", 1.0, 1.0)],
 )  # fmt: skip
 def test_curvature_has_its_closed_form(name: str, alpha: float | None, value: float) -> None:
     assert curvature(name, alpha) == pytest.approx(value, rel=1e-12)
@@ -69,7 +73,8 @@ def test_curvature_has_its_closed_form(name: str, alpha: float | None, value: fl
 
 @pytest.mark.parametrize(
     ("name", "alpha"),
-    [("relu", None), ("relu_smooth_backward", None), ("relu_smooth_backward", 2.0), ("elu", 0.5), ("elu", 2.0)],
+    [("relu", None), ("relu_smooth_backward", None), ("relu_smooth_backward", 2.0), ("elu", 0.5),
+     ("elu", 2.0)],
 )  # fmt: skip
 def test_a_derivative_that_jumps_has_infinite_curvature(name: str, alpha: float | None) -> None:
     assert curvature(name, alpha) == math.inf
@@ -239,8 +244,10 @@ def test_a_record_from_before_silu_had_an_alpha_is_read() -> None:
 @pytest.mark.parametrize(
     ("given", "searched", "left_out"),
     [
-        (("softplus", "parametric_softplus:1,10"), ["softplus", "parametric_softplus α=10"], ("parametric_softplus α=1",)),
-        (("parametric_softplus:1,10", "softplus"), ["parametric_softplus α=10", "softplus"], ("parametric_softplus α=1",)),
+        (("softplus", "parametric_softplus:1,10"), ["softplus", "parametric_softplus α=10"],
+        ("parametric_softplus α=1",)),
+        (("parametric_softplus:1,10", "softplus"), ["parametric_softplus α=10", "softplus"],
+        ("parametric_softplus α=1",)),
         (("parametric_softplus:1", "softplus"), ["parametric_softplus α=1"], ("softplus",)),
         (("elu:1", "celu:1,2"), ["elu α=1", "celu α=2"], ("celu α=1",)),
         (("silu", "silu:1,4"), ["silu", "silu α=0.25", "silu α=4", "silu α=16", "silu α=64"], ()),

@@ -1,4 +1,6 @@
-"""APGD against the algorithm as its paper writes it, one image and one number at a time, on a landscape rough enough for every rule."""
+"""APGD against the algorithm as its paper writes it, one image and one number at a time, on a
+landscape rough enough for every rule.
+"""
 
 from dataclasses import replace
 
@@ -28,7 +30,9 @@ SHIFTS = 6.3 * torch.rand(60, generator=GENERATOR).double()
 
 
 def model(x: Tensor) -> Tensor:
-    """Return logits of two classes over a rough landscape, (N, 2) float64: two points of nearly equal loss are told apart."""
+    """Return logits of two classes over a rough landscape, (N, 2) float64:
+    two points of nearly equal loss are told apart.
+    """
     height = torch.sin(x.flatten(1).double() @ WAVES + SHIFTS).sum(dim=1) / 4
     return torch.stack([torch.zeros_like(height), height], dim=1)
 
@@ -41,7 +45,8 @@ def climbed(x: Tensor) -> tuple[float, Tensor]:
 
 
 def next_points(ball: ThreatModel, x: Tensor, visited: Tensor) -> tuple[Tensor, int]:
-    """Return where Algorithm 1 of arXiv 2003.01690 goes from each point of one image, and how often the second condition alone held.
+    """Return where Algorithm 1 of arXiv 2003.01690 goes from each point of one image, and how often
+    the second condition alone held.
 
     Each move starts from the point that was visited, so that rounding does not add up.
     """
@@ -99,7 +104,9 @@ def test_every_move_of_apgd_is_that_of_the_paper(ball: ThreatModel) -> None:
 
 
 def test_at_a_checkpoint_a_step_size_that_gains_nothing_is_halved_although_the_loss_rises() -> None:
-    """The second condition: neither the step size nor the best loss has changed since the checkpoint before."""
+    """The second condition: neither the step size nor the
+    best loss has changed since the checkpoint before.
+    """
     attack = APGD(threat_model=ThreatModel("linf", 0.1), steps=STEPS)
     start = attack.start(
         torch.full((4, 1, 2, 2), 0.5), torch.zeros(4, dtype=torch.int64), Randomness.of(0, range(4))

@@ -1,4 +1,6 @@
-"""PGD against closed forms, against two published implementations from the same start, and its refusals."""
+"""PGD against closed forms, against two published implementations from the same start,
+and its refusals.
+"""
 
 import math
 import sys
@@ -42,7 +44,9 @@ def images(count: int, *, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, 
 
 
 def dyadic(digits: Split) -> tuple[Tensor, Tensor]:
-    """Return 32 digits on multiples of 1/256: with a dyadic epsilon, every sum below is exact in float32."""
+    """Return 32 digits on multiples of 1/256: with a dyadic epsilon,
+    every sum below is exact in float32.
+    """
     part = digits.take(slice(1000, 1032))
     return part.images.float() / 256, part.labels
 
@@ -169,7 +173,9 @@ def test_random_starts_come_from_the_given_streams(
 
 
 class Terraces(nn.Module):
-    """Judge an image by its first pixel alone, in flat steps, so that no attack moves: pairs of (upper bound, logits)."""
+    """Judge an image by its first pixel alone, in flat steps, so that no attack moves:
+    pairs of (upper bound, logits).
+    """
 
     def __init__(self, *steps: tuple[float, list[float]]) -> None:
         super().__init__()
@@ -300,11 +306,14 @@ def test_a_model_with_any_part_in_train_mode_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps is 0"), ({"restarts": 0}, "restarts is 0"), ({"step_size": 0.0}, "step_size is 0"),
+        ({"steps": 0}, "steps is 0"), ({"restarts": 0}, "restarts is 0"),
+        ({"step_size": 0.0}, "step_size is 0"),
         ({"step_size": math.nan}, "step_size"),
         ({"steps": 3, "step_size": 0.03}, "steps \\* step_size .* less than epsilon"),
-        ({"x": torch.full((2, 1, 3, 3), 2.0)}, r"allowed: \[0, 1\]"), ({"x": torch.full((2, 1, 3, 3), math.nan)}, r"allowed: \[0, 1\]"),
-        ({"x": torch.zeros(2, 1, 3, 3, dtype=torch.float64)}, "float32"), ({"x": torch.zeros(2, 9)}, "float32"),
+        ({"x": torch.full((2, 1, 3, 3), 2.0)}, r"allowed: \[0, 1\]"),
+        ({"x": torch.full((2, 1, 3, 3), math.nan)}, r"allowed: \[0, 1\]"),
+        ({"x": torch.zeros(2, 1, 3, 3, dtype=torch.float64)}, "float32"),
+        ({"x": torch.zeros(2, 9)}, "float32"),
         ({"y": torch.zeros(3, dtype=torch.int64)}, "y is"), ({"y": torch.zeros(2)}, "y is"),
     ],
 )  # fmt: skip

@@ -60,7 +60,9 @@ def test_dlr_ignores_the_scale_and_the_shift_of_the_logits(
 
 @pytest.mark.parametrize("loss", ATTACK_LOSSES)
 def test_every_loss_is_positive_exactly_where_it_should_be(loss: str) -> None:
-    """DLR and margin change sign where the prediction changes; the cross-entropy is below log 2 where the label has half the mass."""
+    """DLR and margin change sign where the prediction changes; the cross-entropy is below log 2
+    where the label has half the mass.
+    """
     z, y, _ = logits(3, 6)
     value, wrong = attack_loss(z, y, loss=loss), z.argmax(dim=1) != y
     if loss == "cross_entropy":

@@ -1,4 +1,6 @@
-"""Losses image by image, the spelling of attacks, names that suggest, and the one division by 255."""
+"""Losses image by image, the spelling of attacks, names that suggest,
+and the one division by 255.
+"""
 
 import math
 
@@ -121,8 +123,10 @@ def test_a_spec_survives_json_and_names_itself() -> None:
 
 @pytest.mark.parametrize(
     ("activation", "attacker", "used"),
-    [("relu", None, [None]), ("silu", None, [None]), ("relu", "relu_smooth_backward", [None, "relu_smooth_backward"]),
-     ("relu_smooth_backward", None, ["relu", "relu_smooth_backward"]), ("relu_smooth_backward", "relu", ["relu", "relu_smooth_backward"])],
+    [("relu", None, [None]), ("silu", None, [None]),
+     ("relu", "relu_smooth_backward", [None, "relu_smooth_backward"]),
+     ("relu_smooth_backward", None, ["relu", "relu_smooth_backward"]),
+     ("relu_smooth_backward", "relu", ["relu", "relu_smooth_backward"])],
 )  # fmt: skip
 def test_a_smooth_backward_in_training_is_attacked_with_both_gradients(
     activation: str, attacker: str | None, used: list[str | None]

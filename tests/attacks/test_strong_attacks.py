@@ -1,4 +1,6 @@
-"""APGD, Square and the cascade: closed forms, the schedules of the papers, and robust accuracies against independent implementations."""
+"""APGD, Square and the cascade: closed forms, the schedules of the papers, and robust accuracies
+against independent implementations.
+"""
 
 import itertools
 import warnings
@@ -57,7 +59,9 @@ def test_the_checkpoints_of_apgd_are_those_of_the_paper() -> None:
 
 
 def test_the_squares_shrink_as_in_the_paper() -> None:
-    """The share of pixels starts at 0.8 and halves after 10, 50, 200, ... of 10,000 queries, in proportion for other budgets."""
+    """The share of pixels starts at 0.8 and halves after 10, 50, 200, ... of 10,000 queries, in
+    proportion for other budgets.
+    """
     share = [side**2 / 224**2 for side in sides(10_000, 224**2)]
     for query, expected in (
         (5, 0.8),
@@ -87,7 +91,9 @@ def test_on_a_linear_model_apgd_reaches_the_farthest_point(threat_model: ThreatM
 
 
 def test_apgd_halves_its_step_where_the_loss_stops_rising_and_goes_back_to_the_best_point() -> None:
-    """A narrow valley: the first step of 2 epsilon jumps to and fro over the optimum at 0.53, only halving gets near."""
+    """A narrow valley: the first step of 2 epsilon jumps to and fro over the optimum at 0.53,
+    only halving gets near.
+    """
 
     def model(x: Tensor) -> Tensor:
         height = -(x.flatten(1) - 0.53).abs().sum(dim=1)

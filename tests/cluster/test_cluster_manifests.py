@@ -127,7 +127,8 @@ def test_cpu_tasks_with_the_pool_label_never_start_a_gpu_node():
     flood = [{"CPU": 4}] * 1000
     bought = _planned(*flood, selector={"sat-ray/pool": "cpu"})
     assert bought.nodes == {"cpu": 8}
-    # Without the label Ray spills over once the CPU group is full, which is why the README asks for it.
+    # Without the label Ray spills over once the CPU group is full, which is why the README asks for
+    # it.
     assert "gpu-spot" in _planned(*flood).nodes
 
 
@@ -511,5 +512,8 @@ def test_shellcheck_finds_nothing():
 
 
 def test_yamllint_finds_nothing():
-    settings = "{extends: relaxed, rules: {line-length: {max: 120}, indentation: {indent-sequences: consistent}}}"
+    settings = (
+        "{extends: relaxed, rules: {line-length: {max: 120}, indentation: {indent-sequences: "
+        "consistent}}}"
+    )
     run(tool("yamllint"), "--strict", "-d", settings, CLUSTER)

@@ -1,4 +1,6 @@
-"""Crops and flips of whole batches are torchvision's of single images, and depend on seed, epoch and image id alone."""
+"""Crops and flips of whole batches are torchvision's of single images, and depend on seed,
+epoch and image id alone.
+"""
 
 from typing import Any
 
@@ -40,7 +42,9 @@ def streams(ids: Any = range(COUNT), seed: int = 3) -> Randomness:
 
 
 def expected(name: str, image: Tensor, index: int, epoch: int) -> Tensor:
-    """Return what torchvision makes of one image, told where to cut and whether to flip, as float."""
+    """Return what torchvision makes of one image, told where to cut and whether to flip,
+    as float.
+    """
     rng, (height, width) = streams(), image.shape[-2:]
     if name == "crop_flip":
         top, left = shifts(rng, epoch=epoch)[index].tolist()
@@ -93,7 +97,9 @@ def test_shifts_and_flips_are_uniform() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (60, 200)])
 def test_rectangles_are_distributed_as_torchvisions(height: int, width: int) -> None:
-    """Quantiles of area and aspect ratio over 4,000 draws each; an image as long as the second often falls back to its middle."""
+    """Quantiles of area and aspect ratio over 4,000 draws each; an image as long as the second
+    often falls back to its middle.
+    """
     count = 4000
     ours = rectangles(streams(range(count)), height, width, epoch=0).double()
     assert (ours[:, :2] >= 0).all() and (ours[:, 2:] >= 1).all()
@@ -105,14 +111,19 @@ def test_rectangles_are_distributed_as_torchvisions(height: int, width: int) -> 
         [[one[key] for key in ("top", "left", "height", "width")] for one in drawn]
     ).double()
     levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
-    for measure in (lambda part: part[:, 2] * part[:, 3] / (height * width), lambda part: (part[:, 3] / part[:, 2]).log(),
-                    lambda part: part[:, 0] / height, lambda part: part[:, 1] / width):  # fmt: skip
+    measures = (
+        lambda part: part[:, 2] * part[:, 3] / (height * width),
+        lambda part: (part[:, 3] / part[:, 2]).log(),
+        lambda part: part[:, 0] / height,
+        lambda part: part[:, 1] / width,
+    )
+    for measure in measures:
         assert (
             measure(ours).quantile(levels) - measure(theirs).quantile(levels)
         ).abs().max() < 0.04
-    fallback = (0, 60, 60, 80) if width == 200 else (0, 0, 224, 224)
-    assert ((theirs == torch.tensor(fallback)).all(dim=1).double().mean() - (ours == torch.tensor(fallback)).all(dim=1).double().mean()
-            ).abs() < 0.03  # fmt: skip
+    fallback = torch.tensor((0, 60, 60, 80) if width == 200 else (0, 0, 224, 224))
+    shares = [(parts == fallback).all(dim=1).double().mean() for parts in (theirs, ours)]
+    assert (shares[0] - shares[1]).abs() < 0.03
 
 
 def test_training_sees_other_crops_in_every_epoch_and_the_same_on_any_number_of_groups(
@@ -140,7 +151,10 @@ def test_images_too_small_for_crops_are_refused(name: str) -> None:
     check_augmentation(name, (1, 8, 8))
     with pytest.raises(
         ValueError,
-        match=rf"training\.augmentation is {name}; allowed for images of 32 x 7: none; crops need sides of 8",
+        match=(
+            rf"training\.augmentation is {name}; allowed for images of 32 x 7: none; crops need "
+            r"sides of 8"
+        ),
     ):
         check_augmentation(name, (3, 7, 32))
 

@@ -156,7 +156,10 @@ def test_a_missing_shard_is_named_with_what_to_do(
     Path(written[0].full("test-00001.parquet")).unlink()
     with pytest.raises(
         CorruptShardError,
-        match=r"test-00001\.parquet is missing; restore the file, or .* run pipelines/prepare\.py again",
+        match=(
+            r"test-00001\.parquet is missing; restore the file, or .* run pipelines/prepare\.py "
+            r"again"
+        ),
     ):
         check(written[0])
 
@@ -247,12 +250,18 @@ def test_shards_of_another_shape_or_number_of_rows_than_the_manifest_says_are_na
     storage.write_json(MANIFEST, manifest | {"shape": [3, 8, 8]})
     with pytest.raises(
         ValueError,
-        match=r"train-00000\.parquet has 64 bytes; allowed by the manifest's shape \[3, 8, 8\]: 192 bytes",
+        match=(
+            r"train-00000\.parquet has 64 bytes; allowed by the manifest's shape \[3, 8, 8\]: 192 "
+            r"bytes"
+        ),
     ):
         verify(storage)
     with pytest.raises(
         ValueError,
-        match=r"an image of a shard has 64 bytes; allowed by the manifest's shape \[3, 8, 8\]: 192 bytes",
+        match=(
+            r"an image of a shard has 64 bytes; allowed by the manifest's shape \[3, 8, 8\]: 192 "
+            r"bytes"
+        ),
     ):
         read_split(storage, "test")
     first = manifest["shards"][0] | {"rows": 500}

@@ -1,4 +1,6 @@
-"""The reader of MNIST and Fashion-MNIST: small files, plain and gzipped, and every way to be wrong."""
+"""The reader of MNIST and Fashion-MNIST: small files, plain and gzipped,
+and every way to be wrong.
+"""
 
 import dataclasses
 import gzip

@@ -1,4 +1,6 @@
-"""Image folders as strangers have them: what is read, what is refused, and one reader for training and evaluation."""
+"""Image folders as strangers have them: what is read, what is refused,
+and one reader for training and evaluation.
+"""
 
 import io
 import os
@@ -108,7 +110,9 @@ WRONG: dict[str, tuple[bytes, str]] = {
 
 
 def both_readers(name: str, data: bytes, root: Path) -> tuple[list[np.ndarray], list[str]]:
-    """Read twenty copies of a file as training and as evaluation do; return first images (H, W, 3), or what was refused."""
+    """Read twenty copies of a file as training and as evaluation do; return first images (H, W, 3),
+    or what was refused.
+    """
     names = [f"{label}/{number}{Path(name).suffix}" for label in "ab" for number in range(10)]
     folder = unpack(dict.fromkeys(names, data), root / "in")
     found, refused = [], []
@@ -217,7 +221,11 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "valid beside train": (
         ("train/a/1.png", "train/b/1.png", "valid/a/1.png", "valid/b/1.png"),
         (),
-        "in/ has 1 folders beside train that are no splits, valid first; name the splits train, val and test",
+        (
+            "in/ has 1 folders beside train that are no splits, valid first; name the splits "
+            "train, "
+            "val and test"
+        ),
     ),
     "a lone valid and training": (
         ("training/a/1.png", "validation/a/1.png"),
@@ -310,7 +318,8 @@ try:
     if sys.argv[1] == "evaluate":
         prepared(sys.argv[2], Storage(sys.argv[3]))
     else:
-        write_dataset(DATASETS["image_folder"], Storage(sys.argv[3]), rows_per_shard=64, path=sys.argv[2])
+        shards = Storage(sys.argv[3])
+        write_dataset(DATASETS["image_folder"], shards, rows_per_shard=64, path=sys.argv[2])
 except ValueError as error:
     print(error)
 """

@@ -1,4 +1,6 @@
-"""Images from shards and from memory are the same images in the same order, new in every epoch, each shard read once and kept briefly."""
+"""Images from shards and from memory are the same images in the same order, new in every epoch,
+each shard read once and kept briefly.
+"""
 
 import dataclasses
 import threading

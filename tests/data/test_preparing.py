@@ -1,4 +1,6 @@
-"""From archives to shards: the same dataset from every layout, nothing done twice, and what cannot be read is named."""
+"""From archives to shards: the same dataset from every layout, nothing done twice,
+and what cannot be read is named.
+"""
 
 import dataclasses
 import io
@@ -77,7 +79,8 @@ def test_cifars_two_versions_make_the_same_dataset_and_its_test_images_are_the_t
     tmp_path: Path,
 ) -> None:
     python, binary, rows, labels = cifar("cifar10")
-    manifests = [prepare("cifar10", unpack(files, tmp_path / name), tmp_path / f"{name}-shards") for name, files in
+    manifests = [prepare("cifar10", unpack(files, tmp_path / name),
+    tmp_path / f"{name}-shards") for name, files in
                  (("python", python), ("binary", binary))]  # fmt: skip
     assert manifest_hash(manifests[0]) == manifest_hash(manifests[1])
     test = read_split(Storage.at(tmp_path / "python-shards"), "test")
@@ -150,7 +153,9 @@ def test_an_image_that_is_damaged_or_cut_is_corrupt(data: bytes) -> None:
 
 
 def broken_imagenet(folder: Path) -> Path:
-    """Write an ImageNet with two images that cannot be read, one of them to train on and one to test on."""
+    """Write an ImageNet with two images that cannot be read,
+    one of them to train on and one to test on.
+    """
     files = imagenet()[0]
     damaged = [
         "train/n01443537/n01443537_3.JPEG",
@@ -186,7 +191,10 @@ def test_more_corrupt_images_than_allowed_stop_it_and_are_named_and_a_larger_sha
     source, target = broken_imagenet(tmp_path / "in"), tmp_path / "out"
     with pytest.raises(
         ValueError,
-        match=r"2 of 33 images cannot be read: n01443537_3\.JPEG \(.*; allowed by data\.corrupt_share: .*0\.05, 1 im",
+        match=(
+            r"2 of 33 images cannot be read: n01443537_3\.JPEG \(.*; allowed by "
+            r"data\.corrupt_share: .*0\.05, 1 im"
+        ),
     ):
         prepare("imagenet", source, target, storing=SMALL, corrupt_share=0.05)
     assert not (target / "manifest.json").exists()
@@ -218,12 +226,16 @@ def test_images_of_several_sizes_are_refused_unless_a_size_is_given(
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=r"images differ in size: .* is \d+ x \d+, others \d+ x \d+; give --data\.image-size N",
+        match=r"images differ in size: .* is \d+ x \d+, others \d+ x \d+; "
+        r"give --data\.image-size N",
     ):
         prepare("imagenet", imagenets[0], tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"images differ in size: \d+ x \d+ in .*parquet, \d+ x \d+ in .*; give --data\.image-size N",
+        match=(
+            r"images differ in size: \d+ x \d+ in .*parquet, \d+ x \d+ in .*; give "
+            r"--data\.image-size N"
+        ),
     ):
         prepare("imagenet", imagenets[0], tmp_path, rows_per_shard=1)
 
@@ -236,8 +248,9 @@ def test_images_smaller_than_they_are_stored_are_refused_unless_a_share_is_allow
     source, target = unpack(files, tmp_path / "in"), tmp_path / "out"
     with pytest.raises(
         ValueError,
-        match=r"2 of 4 images are smaller than data\.image_size, 24, the smallest is b/1\.png of 20 x 60; allowed by data\.enlarged_share: "
-        r"a share of 0\.25, 1 images; give --data\.image-size 20, or",
+        match=r"2 of 4 images are smaller than data\.image_size, 24, the smallest is b/1\.png of "
+        r"20 x 60; allowed by data\.enlarged_share: a share of 0\.25, 1 images; give "
+        r"--data\.image-size 20, or",
     ):
         prepare("image_folder", source, target, storing=SMALL, enlarged_share=0.25)
     assert not (target / "manifest.json").exists()
@@ -311,7 +324,10 @@ def test_a_large_dataset_is_verified_by_sizes_at_the_start_and_by_checksum_when_
     path.write_bytes(whole[:-1])
     with pytest.raises(
         CorruptShardError,
-        match=rf"train-00002\.parquet has {len(whole) - 1} bytes, the manifest says {len(whole)}: damaged",
+        match=(
+            rf"train-00002\.parquet has {len(whole) - 1} bytes, the manifest says {len(whole)}: "
+            r"damaged"
+        ),
     ):
         verify(storage)
     path.unlink()
@@ -321,7 +337,9 @@ def test_a_large_dataset_is_verified_by_sizes_at_the_start_and_by_checksum_when_
 
 def test_only_encoded_images_are_sent_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
-        prepare("image_folder", unpack({f"{c}/{i}.png": image_file(i) for c in "ab" for i in range(9)}, tmp_path / "in"), tmp_path / "out",
+        prepare("image_folder",
+        unpack({f"{c}/{i}.png": image_file(i) for c in "ab" for i in range(9)}, tmp_path / "in"),
+        tmp_path / "out",
                 run=stopping_after(0))  # fmt: skip
     prepare(
         "cifar10",

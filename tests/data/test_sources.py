@@ -1,4 +1,6 @@
-"""Readers of the official archives and of image folders, on small ones that the tests write in the official formats."""
+"""Readers of the official archives and of image folders,
+on small ones that the tests write in the official formats.
+"""
 
 import hashlib
 import os
@@ -170,7 +172,10 @@ def test_a_binary_batch_of_another_length_is_refused(length: int, tmp_path: Path
     unpack(binary | {"cifar-10-batches-bin/test_batch.bin": bytes(length)}, tmp_path)
     with pytest.raises(
         LayoutError,
-        match=rf"test_batch\.bin is not a batch of CIFAR-10: its {length} bytes are no multiple of 3073",
+        match=(
+            rf"test_batch\.bin is not a batch of CIFAR-10: its {length} bytes are no multiple of "
+            r"3073"
+        ),
     ):
         opened("cifar10", tmp_path)
 
@@ -459,7 +464,10 @@ def test_a_dataset_on_s3_is_the_one_on_disk(
 def test_what_is_not_on_s3_and_what_is_wrong_there_is_refused_like_on_disk(s3: Storage) -> None:
     with pytest.raises(
         LayoutError,
-        match=r"data\.path s3://\S+/nowhere: it is not there; allowed for cifar10: the official archive",
+        match=(
+            r"data\.path s3://\S+/nowhere: it is not there; allowed for cifar10: the official "
+            r"archive"
+        ),
     ):
         DATASETS["cifar10"].open(s3.full("nowhere"))
     s3.write("half/train/n01440764/a.JPEG", b"")

@@ -1,4 +1,6 @@
-"""The tree is the map: imports point down the list of rooms, no circles, few entries in every folder, light commands."""
+"""The tree is the map: imports point down the list of rooms, no circles,
+few entries in every folder, light commands.
+"""
 
 import ast
 import json
@@ -139,7 +141,10 @@ def test_the_lower_rooms_import_few_packages_at_the_top(module: str) -> None:
 def test_importing_everything_below_integrations_loads_neither_ray_nor_mlflow() -> None:
     wanted = [name for name in BELOW_INTEGRATIONS if name not in ALSO_ALLOWED]
     loaded = loaded_by(
-        "import importlib, json, sys; [importlib.import_module(m) for m in json.loads(sys.argv[1])]",
+        (
+            "import importlib, json, sys; [importlib.import_module(m) for m in "
+            "json.loads(sys.argv[1])]"
+        ),
         wanted,
     )
     assert set(wanted) <= loaded

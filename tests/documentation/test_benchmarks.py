@@ -1,4 +1,6 @@
-"""The benchmarks run, and write the figures that the contract names; how fast anything is, no test says."""
+"""The benchmarks run, and write the figures that the contract names; how fast anything is,
+no test says.
+"""
 
 import argparse
 import dataclasses
@@ -58,7 +60,9 @@ def numbers(value: Any) -> list[float]:
 
 
 def check_contract(name: str, written: dict[str, Any]) -> None:
-    """Assert the contract's keys, nothing beside them but where and how they were measured, and finite values."""
+    """Assert the contract's keys, nothing beside them but where and how they were measured,
+    and finite values.
+    """
     assert set(written) == CONTRACT[name] | {"machine", "details"}
     assert {"cpu", "cores", "torch", "load_1_minute"} <= set(written["machine"])
     values = [
@@ -226,8 +230,10 @@ def test_loading_writes_its_figures(tmp_path: Path) -> None:
 FAKE_SWEEP = """
 import json, pathlib, subprocess, sys
 folder = pathlib.Path(sys.argv[sys.argv.index("--storage") + 1], sys.argv[1])
-resources = {"train_workers": 2, "cpus_per_worker": 1, "cpus_per_trial": 1, "cpus_per_evaluation": 1}
-done = [("search", "a", 1.0), ("search", "a", 3.0), ("train", "a", 2.0), ("evaluate", "a", 1.5), ("evaluate", "a", 0.5)]
+resources = {"train_workers": 2, "cpus_per_worker": 1}
+resources |= {"cpus_per_trial": 1, "cpus_per_evaluation": 1}
+done = [("search", "a", 1.0), ("search", "a", 3.0), ("train", "a", 2.0)]
+done += [("evaluate", "a", 1.5), ("evaluate", "a", 0.5)]
 for number, (stage, name, seconds) in enumerate(done):
     record = {"stage": stage, "seconds": seconds, "payload": {"name": name}}
     (folder / "state" / stage).mkdir(parents=True, exist_ok=True)
@@ -242,7 +248,10 @@ def test_the_pipeline_benchmark_adds_up_records_and_memory(tmp_path: Path) -> No
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "pipelines" / "sweep.py").write_text(FAKE_SWEEP)
     path = tmp_path / "figures.json"
-    code = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import common, pathlib, pipeline; common.ROOT = pathlib.Path({str(tmp_path)!r})"
+    code = (
+        f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import common, pathlib, pipeline; "
+        f"common.ROOT = pathlib.Path({str(tmp_path)!r})"
+    )
     command = [
         sys.executable,
         "-c",
@@ -253,7 +262,8 @@ def test_the_pipeline_benchmark_adds_up_records_and_memory(tmp_path: Path) -> No
     written = json.loads(path.read_text())
     check_contract("pipeline", written)
     details = written["details"]
-    # a trial goes on from its last rung, so its longest record counts; a training keeps two workers busy; shards add up
+    # a trial goes on from its last rung, so its longest record counts; a training keeps two workers
+    # busy; shards add up
     assert details["core_seconds_of_stage"] == {"search": 3.0, "train": 4.0, "evaluate": 2.0}
     assert written["wall_over_compute"] == pytest.approx(
         written["wall_seconds"] / (9.0 / written["machine"]["cores"])

@@ -1,4 +1,6 @@
-"""Every command in README and docs/: run for real where that is cheap, planned by its own parser where it is not, or excused by name."""
+"""Every command in README and docs/: run for real where that is cheap, planned by its own parser
+where it is not, or excused by name.
+"""
 
 import re
 import shlex
@@ -22,9 +24,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STAGES = ("sweep", "prepare", "search", "train", "card", "evaluate", "report")
 # What cannot be run here at all, by its first words, and why.
 EXCUSED = {
-    "ray job submit": "needs a running Ray cluster (tests/integrations/ray/test_job_submission.py submits to a real one); the job's own command is planned",
-    "source .venv/bin/activate": "the environment that `make setup` makes; the tests run in one already",
-    "mlflow models serve": "a server that does not end, on a registered champion of a finished sweep",
+    "ray job submit": (
+        "needs a running Ray cluster (tests/integrations/ray/test_job_submission.py submits to a "
+        "real one); the job's own command is planned"
+    ),
+    "source .venv/bin/activate": "the environment of `make setup`; the tests run in one already",
+    "mlflow models serve": "a server that does not end, on the champion of a finished sweep",
     "curl -d": "asks that server",
 }
 VARIABLES = ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "PYTHONPATH")
@@ -36,14 +41,18 @@ TESTED_ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Block:
-    """The commands of one fenced block, which share a shell. where: page and number of the block."""
+    """The commands of one fenced block, which share a shell. where:
+    page and number of the block.
+    """
 
     where: str
     commands: tuple[str, ...]
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """Yield the bash blocks of a page, continued lines joined, comments and empty lines left out."""
+    """Yield the bash blocks of a page, continued lines joined,
+    comments and empty lines left out.
+    """
     found = re.findall(
         r"^ *```(?:bash|sh|shell|console)\n(.*?)^ *```", page.read_text(), re.M | re.S
     )

@@ -1,4 +1,6 @@
-"""The example of docs/from-python.md runs, and the names that docs/api.md documents are those that a script imports."""
+"""The example of docs/from-python.md runs,
+and the names that docs/api.md documents are those that a script imports.
+"""
 
 import ast
 import dataclasses

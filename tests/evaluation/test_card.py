@@ -1,4 +1,6 @@
-"""The robustness card: an honest model passes, every planted fraud is flagged or refused, and what it measures is what it says."""
+"""The robustness card: an honest model passes, every planted fraud is flagged or refused, and what
+it measures is what it says.
+"""
 
 import copy
 import re
@@ -91,7 +93,8 @@ def test_saturated_logits_are_flagged(digits_model: Normalized, held_out: Split)
     made = card(Wrapped(digits_model, scale=1000.0).eval(), held_out)
     assert made["verdict"] == FLAG
     assert "the gradient is not zero" in flagged(made)
-    # the scale changes no prediction, so the truth is that of the honest model: the cascade's DLR finds it, cross-entropy does not
+    # the scale changes no prediction, so the truth is that of the honest model: the cascade's DLR
+    # finds it, cross-entropy does not
     assert made["ladder"]["pgd-40"] > made["ladder"]["cascade"] + 0.2
 
 
@@ -161,7 +164,9 @@ def test_train_mode_hidden_in_a_function_is_flagged(
 
 
 def stored(x: Tensor) -> Tensor:
-    """Return the share of each image's pixels that 8 bits can hold: 1 for images, near 0 for random starts, (N, 1, 1, 1)."""
+    """Return the share of each image's pixels that 8 bits can hold: 1 for images,
+    near 0 for random starts, (N, 1, 1, 1).
+    """
     scaled = x.detach() * 255
     return ((scaled - scaled.round()).abs() < 1e-3).float().mean(dim=(1, 2, 3), keepdim=True)
 
@@ -182,7 +187,9 @@ def test_noise_that_spares_images_as_they_are_stored_is_flagged(
 def test_a_gradient_that_vanishes_where_attacks_walk_is_flagged(
     digits_model: Normalized, held_out: Split
 ) -> None:
-    """On the faces of the ball most pixels are whole again: neither images nor random starts look like that."""
+    """On the faces of the ball most pixels are whole again:
+    neither images nor random starts look like that.
+    """
 
     def cut_off_there(x: Tensor) -> Tensor:
         share = stored(x)
@@ -240,7 +247,9 @@ def test_a_model_that_cannot_be_copied_is_judged_by_the_other_checks(
 def test_adversarial_images_that_rounding_heals_are_flagged(
     digits_model: Normalized, held_out: Split
 ) -> None:
-    """A model that is wrong off the values of 8 bits alone: everything breaks it but what can be stored."""
+    """A model that is wrong off the values of 8 bits alone:
+    everything breaks it but what can be stored.
+    """
 
     class WrongElsewhere(Wrapped):
         def forward(self, x: Tensor) -> Tensor:
@@ -294,7 +303,9 @@ def test_the_share_of_zero_gradients_is_that_of_the_pixels_cut_off(
 def test_what_survives_the_claim_and_falls_to_square_is_counted_though_other_attacks_break_it_too(
     digits_model: Normalized, held_out: Split
 ) -> None:
-    """The claim is made by one step that points anywhere: APGD, with another loss on the way, and Square find what it misses."""
+    """The claim is made by one step that points anywhere: APGD, with another loss on the way, and
+    Square find what it misses.
+    """
 
     def misleading(x: Tensor) -> Tensor:
         return x + (x.detach() - x) * 2  # the same pixels, and the gradient turned around
@@ -375,7 +386,9 @@ def test_a_claim_named_like_a_rung_of_the_ladder_is_refused(
 
 
 def test_images_in_normalised_space_are_refused(digits_model: Normalized, held_out: Split) -> None:
-    """An epsilon applied after normalisation would be another ball; pixels that are not uint8 never reach an attack."""
+    """An epsilon applied after normalisation would be another ball;
+    pixels that are not uint8 never reach an attack.
+    """
     normalised = (held_out.images.float() / 255 - 0.3) / 0.35
     with pytest.raises(ValueError, match="uint8"):
         card(digits_model, Split(normalised, held_out.labels, held_out.image_ids))
@@ -413,7 +426,9 @@ def test_every_restart_has_its_point_where_no_image_is_left_for_the_later_ones(
 def test_the_curves_are_those_of_direct_evaluations(
     honest: dict[str, Any], digits_model: Normalized, held_out: Split
 ) -> None:
-    """After k steps of one attack as many images stand as an attack of k + 1 points leaves: first_broken_step says it all."""
+    """After k steps of one attack as many images stand as an attack of k + 1 points leaves:
+    first_broken_step says it all.
+    """
     chosen = sample(held_out, 48, seed=0)
     table = evaluate(
         digits_model, chosen.images, chosen.labels, chosen.image_ids, attacks=[CLAIM], slots=24
@@ -692,7 +707,8 @@ def test_few_small_images_take_few_calls_on_one_thread(
     finally:
         torch.set_num_threads(before)
     assert model.threads == {1}
-    # two restarts of 41 points, those of the course, PGD-10, six radii of 51, 10 runs of 11, Square's 401; the rest are probes
+    # two restarts of 41 points, those of the course, PGD-10, six radii of 51, 10 runs of 11,
+    # Square's 401; the rest are probes
     assert 401 < model.calls < 2 * 41 + 41 + 11 + 6 * 51 + 10 * 11 + 401 + 100
 
 

@@ -261,7 +261,9 @@ ONE_PIXEL = Split(
 
 
 def wrong_near(point: float) -> Callable[[Tensor], Tensor]:
-    """Return a model whose loss pushes the pixel up at a constant slope and which errs only within 0.01 of one point."""
+    """Return a model whose loss pushes the pixel up at a constant
+    slope and which errs only within 0.01 of one point.
+    """
 
     def model(x: Tensor) -> Tensor:
         pixel = x[:, 0, 0, 0]
@@ -369,7 +371,9 @@ def test_every_visited_point_breaks_at_least_what_the_last_one_breaks(
 def test_the_slots_end_together(
     digits_model: Normalized, held_out: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same passes as of runs that fly from start to end in the order of the split, in hardly more calls than they need."""
+    """The same passes as of runs that fly from start to end in the order of the split,
+    in hardly more calls than they need.
+    """
     calls, slots, spec = (
         [0],
         8,
@@ -473,18 +477,24 @@ def test_no_image_is_an_empty_table() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": lambda x: head(x) * torch.nan}, r"NaN or inf logits for image ids \[3, 1, 2, 9\]"),
+        ({"model": lambda x: head(x) * torch.nan},
+        r"NaN or inf logits for image ids \[3, 1, 2, 9\]"),
         ({"model": lambda x: head(x) + torch.inf}, "NaN or inf logits"),
         ({"model": lambda x: head(x).softmax(dim=1)}, "probabilities"),
         ({"model": lambda x: head(x).softmax(dim=1).to(torch.bfloat16)}, "probabilities"),
         ({"model": lambda x: head(x)[:, 0]}, r"allowed: \(N, num_classes\)"),
         ({"model": lambda x: head(x)[:, :, None]}, r"allowed: \(N, num_classes\)"),
         ({"labels": [0, 1, 2, 0]}, "2 classes"), ({"labels": [0, 1, -1, 0]}, r"lie in \[-1, 1\]"),
-        ({"labels": [0, 1]}, "labels must be 4 whole"), ({"labels": [0.0, 1.0, 0.0, 1.0]}, "labels must be 4 whole"),
-        ({"image_ids": [1, 2, 1, 4]}, "duplicates"), ({"image_ids": [[1], [2], [3], [4]]}, "image_ids must be 4 whole"),
-        ({"images_uint8": torch.zeros(4, 1, 2, 2)}, "uint8"), ({"images_uint8": torch.zeros(4, 4, dtype=torch.uint8)}, "uint8"),
-        ({"slots": 0}, "slots must be"), ({"attacks": []}, "at least one"), ({"attacks": [PGD_20, PGD_20]}, "different names"),
-        ({"attacks": [AttackSpec(threat_model=PGD_20.threat_model, steps=20, step_size=0.1, attacker_activation="relu")]}, "not built by"),
+        ({"labels": [0, 1]}, "labels must be 4 whole"),
+        ({"labels": [0.0, 1.0, 0.0, 1.0]}, "labels must be 4 whole"),
+        ({"image_ids": [1, 2, 1, 4]}, "duplicates"),
+        ({"image_ids": [[1], [2], [3], [4]]}, "image_ids must be 4 whole"),
+        ({"images_uint8": torch.zeros(4, 1, 2, 2)}, "uint8"),
+        ({"images_uint8": torch.zeros(4, 4, dtype=torch.uint8)}, "uint8"),
+        ({"slots": 0}, "slots must be"), ({"attacks": []}, "at least one"),
+        ({"attacks": [PGD_20, PGD_20]}, "different names"),
+        ({"attacks": [AttackSpec(threat_model=PGD_20.threat_model, steps=20, step_size=0.1,
+        attacker_activation="relu")]}, "not built by"),
         ({"model": torch.nn.Flatten().train()}, "train mode"),
     ],
 )  # fmt: skip
@@ -509,7 +519,9 @@ def test_logits_that_become_nan_under_attack_are_refused_by_image_id() -> None:
 def test_another_slot_count_is_another_environment_with_nearly_the_same_verdicts(
     digits_model: Normalized, digits: Split
 ) -> None:
-    """Kernels round differently for another batch shape, and sign() amplifies it: verdicts may differ on images near the boundary alone."""
+    """Kernels round differently for another batch shape, and sign() amplifies it: verdicts may
+    differ on images near the boundary alone.
+    """
     split = digits.take(slice(1000, 1400))
     one, other = (by_id(outcomes(digits_model, split, slots=slots), "robust") for slots in (16, 40))
     differing = sorted(image_id for image_id in one if one[image_id] != other[image_id])
@@ -520,7 +532,9 @@ def test_another_slot_count_is_another_environment_with_nearly_the_same_verdicts
 def test_a_row_has_the_same_bits_in_any_place_for_any_number_of_features(
     features: int, held_out: Split
 ) -> None:
-    """MKL computes a row of 50 features in one of two ways, by its place in the batch, unless it is asked not to."""
+    """MKL computes a row of 50 features in one of two ways, by its place in the batch,
+    unless it is asked not to.
+    """
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Flatten(),
@@ -541,7 +555,8 @@ def test_a_row_has_the_same_bits_in_any_place_for_any_number_of_features(
 def test_the_layout_of_images_in_memory_is_no_part_of_an_evaluation() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3), torch.nn.SiLU(), torch.nn.Conv2d(8, 16, 3), torch.nn.SiLU(), torch.nn.AdaptiveAvgPool2d(2),
+        torch.nn.Conv2d(3, 8, 3), torch.nn.SiLU(), torch.nn.Conv2d(8, 16, 3), torch.nn.SiLU(),
+        torch.nn.AdaptiveAvgPool2d(2),
         torch.nn.Flatten(), torch.nn.Linear(64, 10),
     ).eval()  # fmt: skip
     images, ids = torch.randint(0, 256, (32, 3, 15, 15), dtype=torch.uint8), torch.arange(32)

@@ -1,4 +1,6 @@
-"""Models and images that others made: what is read, what is refused in one line, and that the verdict is evaluate()'s own."""
+"""Models and images that others made: what is read, what is refused in one line, and that the
+verdict is evaluate()'s own.
+"""
 
 import html
 import io
@@ -81,7 +83,8 @@ class Broken(nn.Module):
         super().__init__()
         self.kind, self.body = kind, digits()
     def forward(self, x):
-        return self.body(x.detach()) if self.kind == "detached" else self.body(x) / (0 if self.kind == "nan" else 1)
+        if self.kind == "detached": return self.body(x.detach())
+        return self.body(x) / (0 if self.kind == "nan" else 1)
 
 class Odd(nn.Module):
     def __init__(self, forward):
@@ -99,9 +102,12 @@ def tuples(): return odd(lambda body, x: (body(x), x))
 def nothing(): return odd(lambda body, x: None)
 def scalar(): return odd(lambda body, x: body(x).sum())
 def imaginary(): return odd(lambda body, x: body(x) + 0j)
-def slope_of_nan(): return odd(lambda body, x: body(x) + (x - x.detach()).sum((1, 2, 3)).abs().sqrt()[:, None])
-def seeded(): return odd(lambda body, x: body(x + 0.25 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))))
-def seeded_globally(): return odd(lambda body, x: (torch.manual_seed(0), body(x + 0.25 * torch.randn_like(x)))[1])
+def root_of_zero(x): return (x - x.detach()).sum((1, 2, 3)).abs().sqrt()[:, None]
+def slope_of_nan(): return odd(lambda body, x: body(x) + root_of_zero(x))
+def noise_of(x, seed): return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+def seeded(): return odd(lambda body, x: body(x + 0.25 * noise_of(x, 0)))
+def noise_again(x): torch.manual_seed(0); return torch.randn_like(x)
+def seeded_globally(): return odd(lambda body, x: body(x + 0.25 * noise_again(x)))
 def per_cent(): return odd(lambda body, x: 100 * body(x).softmax(1))
 def sigmoids(): return odd(lambda body, x: body(x).sigmoid())
 def root(): return odd(lambda body, x: body(x) + 0 * x.flatten(1).square().sum(1).sqrt()[:, None])
@@ -127,7 +133,9 @@ def save_npz(path: Path, **arrays: Any) -> Path:
 def image_folder(
     root: Path, *, size: Callable[[int], tuple[int, int]] = lambda number: (8, 9)
 ) -> Path:
-    """Write three classes of two colour images each, size(number) = (width, height), and one hidden file."""
+    """Write three classes of two colour images each, size(number) = (width, height),
+    and one hidden file.
+    """
     for number in range(6):
         folder = root / ("zebra", "apple", "Moon")[number // 2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -394,7 +402,10 @@ def test_images_beside_the_class_folders_are_refused_and_other_files_are_not(
         Image.fromarray(GRAY[0, 0]).save(folder / name)
     with pytest.raises(
         ValueError,
-        match=r"photos/ has images beside its folders \(2, a\.jpg first\); allowed: .*one sub-folder per class",
+        match=(
+            r"photos/ has images beside its folders \(2, a\.jpg first\); allowed: .*one "
+            r"sub-folder per class"
+        ),
     ):
         prepared(str(folder), root)
 
@@ -558,7 +569,9 @@ def test_a_model_exported_in_train_mode_is_refused_though_its_flag_says_nothing(
 
 
 def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
-    """Return commands that must fail, each with a part of its message. One that is not given model or data gets good ones."""
+    """Return commands that must fail, each with a part of its message.
+    One that is not given model or data gets good ones.
+    """
     return {
         "no model": (["--model="], "--model is missing"),
         "no such model": (
@@ -621,11 +634,18 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "a gradient of NaN at a later image": (
             ["--model", "external_models:root", "--data", "late_black.npz"],
-            "root has a gradient of NaN or infinity for image ids [60], though its logits are finite",
+            (
+                "root has a gradient of NaN or infinity for image ids [60], though its logits are "
+                "finite"
+            ),
         ),
         "classes of another name": (
             ["--model", "named_checkpoint", "--data", "named.npz"],
-            "must have the classes that the model was trained on (zero, one, two, three, four and 5 more), got class 0, class 1,",
+            (
+                "must have the classes that the model was trained on (zero, one, two, three, four "
+                "and "
+                "5 more), got class 0, class 1,"
+            ),
         ),
         "noise": (
             ["--model", "external_models:noisy"],
@@ -686,7 +706,10 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no weights": (["--model", "external_models:meta"], "1.weight is on the meta device"),
         "a label beyond the first slots": (
             ["--data", "late.npz", "--images", "1"],
-            "data late.npz has labels in [0, 10] (image id 19 has 10) but the model has 10 classes; allowed: 0 to 9",
+            (
+                "data late.npz has labels in [0, 10] (image id 19 has 10) but the model has 10 "
+                "classes; allowed: 0 to 9"
+            ),
         ),
         "no gradient": (["--model", "external_models:detached"], "has no gradient at its input"),
         "a static batch": (["--model", "static.pt2"], "exactly 8 images a call; give --slots 8"),
@@ -736,7 +759,9 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
 def refused(
     on_the_shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., str]]:
-    """Return a function that runs the command, requires exit status 2 and no Ray, and returns the one line on stderr."""
+    """Return a function that runs the command, requires exit status 2 and no Ray,
+    and returns the one line on stderr.
+    """
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # what is not refused must not start
     for name in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "SAT_RAY_TRACEBACK"):
@@ -857,7 +882,9 @@ def fails_late(): return odd(fail)
 def test_classes_are_matched_by_name_where_both_have_names(
     reverse: bool, on_the_shelf: Path, held_out: Split, tmp_path: Path
 ) -> None:
-    """The same accuracy, whatever the order of the dataset's classes; the letters may be in another Unicode form."""
+    """The same accuracy, whatever the order of the dataset's classes;
+    the letters may be in another Unicode form.
+    """
     order = list(range(10))[:: -1 if reverse else 1]
     labels = np.array([order.index(label) for label in held_out.labels.tolist()])
     names = np.array([DIGIT_NAMES[label] for label in order])
@@ -1201,8 +1228,10 @@ def test_the_command_gives_the_outcomes_of_evaluate_and_repeats_without_work(
     assert {name: found[name] for name in summary(table, [attack])} == summary(table, [attack])
 
     given = ExternalOptions(
-        model="external_models:digits", data="digits.npz", storage=str(tmp_path), **{  # type: ignore[arg-type]
-            "epsilon": 40 / 255, "steps": 20, "step_size": 8 / 255, "images": 40, "slots": 16, "shard_size": 20,
+        model="external_models:digits", data="digits.npz", storage=str(tmp_path),
+        **{  # type: ignore[arg-type]
+            "epsilon": 40 / 255, "steps": 20, "step_size": 8 / 255, "images": 40, "slots": 16,
+            "shard_size": 20,
         },
     )  # fmt: skip
     before = (folder / "evaluation.json").read_bytes()

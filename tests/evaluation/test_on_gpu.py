@@ -1,4 +1,5 @@
-"""The core on a CUDA GPU, against the CPU, itself and the debug mode of torch that forbids waiting. Skipped where there is no GPU.
+"""The core on a CUDA GPU, against the CPU, itself and the debug mode of torch that forbids waiting.
+Skipped where there is no GPU.
 
 It needs no Ray and no MLflow: python -m pytest tests/evaluation/test_on_gpu.py
 """
@@ -214,7 +215,9 @@ def test_a_compiled_copy_of_a_network_for_imagenet_pools_and_multiplies_in_those
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_training_ends_near_that_of_the_cpu(precision: str, digits: Split) -> None:
-    """Two epochs of eight updates; at this length the two kinds of arithmetic have not yet parted."""
+    """Two epochs of eight updates; at this length the
+    two kinds of arithmetic have not yet parted.
+    """
     (_, cpu), (_, gpu) = (
         train(small_model().to(device), digits, precision=precision) for device in ("cpu", "cuda")
     )

@@ -1,4 +1,6 @@
-"""Merging shards: each image once or not at all, the same bytes whatever the shards were, and little memory whatever their number."""
+"""Merging shards: each image once or not at all, the same bytes whatever the shards were, and
+little memory whatever their number.
+"""
 
 import json
 import os
@@ -35,7 +37,9 @@ INPUTS = {
 
 
 def rows_of(ids: np.ndarray, *, groups: Sequence[tuple[str, int]] = GROUPS) -> pa.Table:
-    """Return outcomes as evaluate returns them; every value is a function of attack, restart and image id."""
+    """Return outcomes as evaluate returns them; every value is a function of attack,
+    restart and image id.
+    """
     tables = []
     for number, (attack, restart) in enumerate(groups):
         noise = (
@@ -43,7 +47,8 @@ def rows_of(ids: np.ndarray, *, groups: Sequence[tuple[str, int]] = GROUPS) -> p
         )
         broken = noise[0] < 0.5
         columns = {
-            "image_id": ids, "label": ids % 10, "clean_prediction": ids % 10, "clean_margin": noise[1],
+            "image_id": ids, "label": ids % 10, "clean_prediction": ids % 10,
+            "clean_margin": noise[1],
             "attack": pa.repeat(attack, len(ids)), "restart": np.full(len(ids), restart),
             "adversarial_prediction": (ids + broken) % 10, "adversarial_margin": noise[0] - 0.5,
             "first_broken_step": np.where(broken, (noise[1] * 20).astype(np.int32), -1),
@@ -177,7 +182,10 @@ def test_no_image_at_all_is_an_empty_file(tmp_path: Path) -> None:
     [
         (
             [IDS[:30]],
-            r"outcomes of m: doubled ids \[\], missing ids \[97, 100, 103, 106, 109\], foreign ids \[\]",
+            (
+                r"outcomes of m: doubled ids \[\], missing ids \[97, 100, 103, 106, 109\], foreign "
+                r"ids \[\]"
+            ),
         ),
         (
             [IDS[:31], IDS[30:]],
@@ -189,7 +197,11 @@ def test_no_image_at_all_is_an_empty_file(tmp_path: Path) -> None:
         ),
         (
             [np.concatenate([IDS, IDS[4:6]])],
-            r"outcomes of m, attack apgd-ce-100, restart 0: doubled ids \[19, 22\]; allowed: each image once",
+            (
+                r"outcomes of m, attack apgd-ce-100, restart 0: doubled ids \[19, 22\]; allowed: "
+                r"each "
+                r"image once"
+            ),
         ),
     ],
     ids=[
@@ -283,14 +295,20 @@ def test_what_is_not_one_models_outcomes_is_refused(tmp_path: Path) -> None:
     storage.write("other/a.parquet", parquet_bytes(pa.table({"x": [1], "label": [2]})))
     with pytest.raises(
         ValueError,
-        match=r"other/a\.parquet lacks the columns attack, restart, image_id, clean_prediction, .*robust; allowed: outcomes",
+        match=(
+            r"other/a\.parquet lacks the columns attack, restart, image_id, clean_prediction, "
+            r".*robust; allowed: outcomes"
+        ),
     ):
         read_outcomes(f"{tmp_path}/other/a.parquet")
     for name in ("a", "b"):
         storage.write(f"twice/{name}.parquet", parquet_bytes(rows_of(IDS[:2])))
     with pytest.raises(
         ValueError,
-        match=r"holds image_id 7 twice for attack apgd-ce-100, restart 0 \(8 rows are doubled\); allowed: one file",
+        match=(
+            r"holds image_id 7 twice for attack apgd-ce-100, restart 0 \(8 rows are doubled\); "
+            r"allowed: one file"
+        ),
     ):
         read_outcomes(f"{tmp_path}/twice")
     storage.write("mixed/a.parquet", storage.read("outcomes/m.parquet"))
@@ -323,13 +341,15 @@ from sat_ray.storage.store import Storage
 
 records = Records(Storage.at(sys.argv[1]))
 parts = [Record(**part) for part in json.load(open(sys.argv[2]))]
-merge_outcomes(parts[:2], np.arange(1000), records, name="warm-up")  # imports and thread pools are not the merge
+# imports and thread pools are not the merge
+merge_outcomes(parts[:2], np.arange(1000), records, name="warm-up")
 forget_the_peak()
 start, found = status("VmRSS"), {}
 for model in range(2):
     merge_outcomes(parts, np.arange(50_000), records, name=f"model-{model}")
     found[f"after {model + 1}"] = peak_above(start)
-held = pa.concat_tables([pq.read_table(records.storage.full(part.payload["path"])) for part in parts])
+paths = [records.storage.full(part.payload["path"]) for part in parts]
+held = pa.concat_tables([pq.read_table(path) for path in paths])
 found["table"], found["held"] = held.nbytes / 2**20, peak_above(start)
 print(json.dumps(found))
 """
@@ -341,7 +361,8 @@ print(json.dumps(found))
 def test_the_merge_holds_a_small_part_of_the_table_and_many_models_do_not_add_up(
     tmp_path: Path,
 ) -> None:
-    """50,000 images x 16 runs in 100 parts, two models; reading one model's table afterwards shows that the measure sees memory.
+    """50,000 images x 16 runs in 100 parts, two models; reading one model's table afterwards shows
+    that the measure sees memory.
 
     The system's allocator, because Arrow's own keeps some 30 MB for later whatever the work was.
     """
@@ -381,11 +402,13 @@ from sat_ray.storage.store import Storage
 
 found = {}
 for name in ("few", "few", "many"):  # the first time warms up
-    records, count = Records(Storage.at(f"{sys.argv[1]}/{name}")), len(Records(Storage.at(f"{sys.argv[1]}/{name}")).keys(EVALUATE))
+    place = f"{sys.argv[1]}/{name}"
+    records, count = Records(Storage.at(place)), len(Records(Storage.at(place)).keys(EVALUATE))
     forget_the_peak()
     start, began = status("VmRSS"), time.process_time()
     merge_outcomes(records.each(EVALUATE), np.arange(count), records, name="m")
-    found[name] = {"seconds": (time.process_time() - began) / count, "mib": peak_above(start), "count": count}
+    seconds = (time.process_time() - began) / count
+    found[name] = {"seconds": seconds, "mib": peak_above(start), "count": count}
 held = list(records.each(EVALUATE))
 found["held"] = peak_above(start)
 print(json.dumps(found))
@@ -393,7 +416,9 @@ print(json.dumps(found))
 
 
 def commit_shards(folder: Path, count: int) -> None:
-    """Leave what an evaluation of `count` images, each a shard of its own, has left behind; not synced to the disk, which takes longest."""
+    """Leave what an evaluation of `count` images, each a shard of its own, has left behind; not
+    synced to the disk, which takes longest.
+    """
     storage, whole = Storage.at(folder), rows_of(np.arange(count), groups=GROUPS[:2])
     code = {f"sat_ray.module_{number}": f"{number:016x}" for number in range(70)}
     for place in ("state/parts", "state/evaluate"):
@@ -422,7 +447,9 @@ def commit_shards(folder: Path, count: int) -> None:
     not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc"
 )
 def test_ten_times_the_shards_take_ten_times_as_long_and_no_more_memory(tmp_path: Path) -> None:
-    """Processor time, which a busy machine stretches least; holding the records afterwards shows that the measure sees memory."""
+    """Processor time, which a busy machine stretches least; holding the records afterwards shows
+    that the measure sees memory.
+    """
     for name, count in (("few", 150), ("many", 1500)):
         commit_shards(tmp_path / name, count)
     command = [sys.executable, "-c", STATUS + MANY, str(tmp_path)]

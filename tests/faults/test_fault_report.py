@@ -1,4 +1,6 @@
-"""How faults are dealt to sweeps, and what their page says; the faults themselves: tests/run_faults.py."""
+"""How faults are dealt to sweeps, and what their page says; the faults themselves:
+tests/run_faults.py.
+"""
 
 import random
 from collections import Counter
@@ -68,6 +70,9 @@ def test_the_page_says_what_a_fault_cost_what_failed_and_what_was_not_run(tmp_pa
 
 
 def test_of_an_error_the_page_keeps_its_first_line_and_its_cause_and_no_path() -> None:
-    text = 'AssertionError: sweep ended with 1:\nFile "/home/me/sweep.py", line 3, in main\nray.ActorDiedError: it died\n  pid: 7'
+    text = (
+        'AssertionError: sweep ended with 1:\nFile "/home/me/sweep.py", line 3, in '
+        "main\nray.ActorDiedError: it died\n  pid: 7"
+    )
     assert brief(text) == "AssertionError: sweep ended with 1: ray.ActorDiedError: it died"
     assert brief("an outcome is lost") == "an outcome is lost"

@@ -1,4 +1,6 @@
-"""A small sweep on a cluster of real hosts survives the loss of each kind of worker; the rest of the table: python tests/run_faults.py."""
+"""A small sweep on a cluster of real hosts survives the loss of each kind of worker; the rest of
+the table: python tests/run_faults.py.
+"""
 
 import json
 import subprocess

@@ -1,4 +1,6 @@
-"""Small archives in the official formats of CIFAR and ImageNet, written byte by byte: nothing of the readers is used."""
+"""Small archives in the official formats of CIFAR and ImageNet, written byte by byte:
+nothing of the readers is used.
+"""
 
 import io
 import struct
@@ -98,7 +100,9 @@ def idx(array: np.ndarray) -> bytes:
 def idx_files(
     *, train: int = 36, test: int = 6, seed: int = 0
 ) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
-    """Return the four files of MNIST's family, their images (N, 28, 28) and labels, train images first; every class is there."""
+    """Return the four files of MNIST's family, their images (N, 28, 28) and labels, train images
+    first; every class is there.
+    """
     draw = np.random.default_rng(seed)
     images = draw.integers(0, 256, (train + test, 28, 28), dtype=np.uint8)
     labels = (np.arange(train + test) % 10).astype(np.uint8)
@@ -128,7 +132,9 @@ def cifar_batch(rows: np.ndarray, labels: np.ndarray, *, fine: bool) -> bytes:
 def cifar(
     name: str, *, per_batch: int = 6, seed: int = 0
 ) -> tuple[dict[str, bytes], dict[str, bytes], np.ndarray, np.ndarray]:
-    """Return the files of the Python and the binary version, and their images (N, 3072) and labels in the official order."""
+    """Return the files of the Python and the binary version, and their images (N,
+    3072) and labels in the official order.
+    """
     fine, classes = name == "cifar100", 100 if name == "cifar100" else 10
     draw, batches = np.random.default_rng(seed), 2 if fine else 6
     rows = draw.integers(0, 256, (batches * per_batch, 3072), dtype=np.uint8)
@@ -188,7 +194,9 @@ def image_file(
 
 
 def imagenet(*, per_class: int = 8, val: int = 9) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Return a small ImageNet as class folders and as the official tar files, images of several sizes."""
+    """Return a small ImageNet as class folders and as the official tar files,
+    images of several sizes.
+    """
     sizes = ((40, 30), (30, 40), (33, 33), (64, 31))
     train = {
         wordnet_id: {
@@ -219,7 +227,9 @@ def imagenet(*, per_class: int = 8, val: int = 9) -> tuple[dict[str, bytes], dic
 
 
 def devkit(truth: list[str]) -> bytes:
-    """Return the development kit: numbers of the classes, which are not in the order of the WordNet ids, and what they mean."""
+    """Return the development kit: numbers of the classes,
+    which are not in the order of the WordNet ids, and what they mean.
+    """
     numbers = {
         wordnet_id: number for number, wordnet_id in enumerate(reversed(WORDNET_IDS), start=1)
     }

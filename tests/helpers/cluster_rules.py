@@ -1,4 +1,6 @@
-"""Helpers of test_cluster_manifests: renderings, schemas, outside programs, and the broken manifests."""
+"""Helpers of test_cluster_manifests: renderings, schemas, outside programs,
+and the broken manifests.
+"""
 
 from __future__ import annotations
 
@@ -180,7 +182,9 @@ PROMQL = {
 
 
 def small_sweep(**resources: Any) -> Any:
-    """Return a config of four activations and eight models whose evaluation is cut into forty tasks."""
+    """Return a config of four activations and eight
+    models whose evaluation is cut into forty tasks.
+    """
     config = pytest.importorskip("sat_ray.sweep.config")
     threat = pytest.importorskip("sat_ray.threat")
     return config.SweepConfig(
@@ -213,7 +217,9 @@ def ray_dashboards() -> str:
 
 @cache
 def ray_metrics() -> frozenset[str]:
-    """Return the names that this Ray's own dashboards query and that its agent on each node writes."""
+    """Return the names that this Ray's own dashboards
+    query and that its agent on each node writes.
+    """
     agent = pytest.importorskip("ray.dashboard.modules.reporter.reporter_agent")
     shown = yaml.safe_load_all(ray_dashboards())
     text = " ".join(content for document in shown for content in document["data"].values())
@@ -267,7 +273,9 @@ def broken_manifests() -> list[Broken]:
 
 
 def change(document: dict[str, Any], *, at: str, **to: Any) -> None:
-    """Set or drop the value at a dotted path; keys with dots of their own are found by trying longer ones."""
+    """Set or drop the value at a dotted path;
+    keys with dots of their own are found by trying longer ones.
+    """
     holder: Any = document
     parts = at.split(".")
     while len(parts) > 1:
@@ -304,7 +312,8 @@ def ray_schema(kind: str) -> dict[str, Any]:
     path = RAY_SCHEMAS / f"{SCHEMA_FILES[kind]}.v{versions()['KUBERAY']}.strict.schema.json"
     if not path.is_file():
         pytest.skip(
-            f"no {path.name} in {RAY_SCHEMAS}; KUBERAY_SCHEMAS names the folder of KubeRay's strict schemas"
+            f"no {path.name} in {RAY_SCHEMAS}; KUBERAY_SCHEMAS names the folder of KubeRay's "
+            "strict schemas"
         )
     return json.loads(path.read_text())
 
@@ -323,7 +332,9 @@ def core_documents() -> list[dict[str, Any]]:
 
 
 def tool(*names: str) -> str:
-    """Return the first of these programs, also those beside this Python; skip where there is none."""
+    """Return the first of these programs, also those beside this Python;
+    skip where there is none.
+    """
     beside = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     for name in names:
         if found := shutil.which(name, path=beside):

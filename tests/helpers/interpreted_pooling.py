@@ -1,5 +1,5 @@
-"""The pooling kernels against torch, in Triton's interpreter. `test_pooling.py` starts this file with TRITON_INTERPRET=1: Triton reads that
-when it is imported.
+"""The pooling kernels against torch, in Triton's interpreter. `test_pooling.py` starts this file
+with TRITON_INTERPRET=1: Triton reads that when it is imported.
 """
 
 import pytest

@@ -10,7 +10,9 @@ REQUIREMENT = re.compile(
 
 
 def locked(name: str) -> dict[str, tuple[str, list[str]]]:
-    """Return version and hashes of every package of a lock; AssertionError on a line that is none of what a lock holds."""
+    """Return version and hashes of every package of a lock;
+    AssertionError on a line that is none of what a lock holds.
+    """
     found: dict[str, tuple[str, list[str]]] = {}
     hashes: list[str] = []
     for line in (ROOT / name).read_text().splitlines():

@@ -1,7 +1,9 @@
-"""A real S3 server for tests: OpenStack Swift with its S3 API, all four of its servers in one process, on loopback, without root.
+"""A real S3 server for tests: OpenStack Swift with its S3 API, all four of its servers in one
+process, on loopback, without root.
 
-python tests/helpers/s3_server.py FOLDER PORT [ADDRESS] prints a line once it answers and serves until it is killed. FOLDER needs a filesystem with
-user extended attributes. Requests to ports PORT to PORT + 3; ADDRESS: where port PORT itself listens instead of loopback.
+python tests/helpers/s3_server.py FOLDER PORT [ADDRESS] prints a line once it answers and serves
+until it is killed. FOLDER needs a filesystem with user extended attributes. Requests to ports PORT
+to PORT + 3; ADDRESS: where port PORT itself listens instead of loopback.
 """
 
 import configparser
@@ -125,7 +127,8 @@ def serve(folder: Path, port: int, *, address: str = "127.0.0.1") -> None:
             str(folder / "etc" / f"{role}-server.conf"), global_conf={"log_name": role}
         )
         listening = eventlet.listen((address if role == "proxy" else "127.0.0.1", port + offset))
-        # one request at a time for the objects: of two conditional writes at once Swift alone lets both win, which S3 does not
+        # one request at a time for the objects: of two conditional writes at once Swift alone lets
+        # both win, which S3 does not
         pool = eventlet.GreenPool(1 if role == "object" else 100)
         servers.append(
             eventlet.spawn(

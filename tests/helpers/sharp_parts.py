@@ -1,4 +1,6 @@
-"""An activation of somebody's own that is nearly relu, and of which PGD thinks more than it deserves."""
+"""An activation of somebody's own that is nearly relu,
+and of which PGD thinks more than it deserves.
+"""
 
 import torch
 from torch import Tensor

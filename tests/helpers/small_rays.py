@@ -1,4 +1,6 @@
-"""What the tests of lost nodes share: a Ray of one small node to which others are added, and a short training on digits."""
+"""What the tests of lost nodes share: a Ray of one small node to which others are added,
+and a short training on digits.
+"""
 
 import os
 from collections.abc import Iterator
@@ -25,7 +27,9 @@ ONE_CPU: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
 
 @contextmanager
 def cluster_of_one_node(**head: Any) -> Iterator[Any]:
-    """Start a Ray node, to which others may be added, and yield its cluster. head: what the node is told."""
+    """Start a Ray node, to which others may be added, and yield its cluster. head:
+    what the node is told.
+    """
     with pytest.MonkeyPatch.context() as environment, session_folder() as private:
         folder = f"{private}/{RAY}"
         environment.setenv("RAY_AUTH_MODE", "disabled")
@@ -55,7 +59,9 @@ def cluster_of_one_node(**head: Any) -> Iterator[Any]:
 
 @contextmanager
 def ray_of_one_node(**head: Any) -> Iterator[Any]:
-    """Start a Ray node with one CPU, connect to it, and yield its cluster. head: more of what its node is told."""
+    """Start a Ray node with one CPU, connect to it, and yield its cluster. head:
+    more of what its node is told.
+    """
     with cluster_of_one_node(**ONE_CPU | head) as cluster:
         import ray
 
@@ -64,7 +70,9 @@ def ray_of_one_node(**head: Any) -> Iterator[Any]:
 
 
 def job_in(folder: Path, *, epochs: int, validate_every: int) -> TrainingJob:
-    """Describe a training on digits, which are written into a folder; it is saved when it is validated."""
+    """Describe a training on digits, which are written into a folder;
+    it is saved when it is validated.
+    """
     write_dataset(DATASETS["digits"], Storage(str(folder)), rows_per_shard=512)
     dataset = Dataset.open(str(folder))
     assert dataset is not None

@@ -55,7 +55,9 @@ def pipeline(name: str, *arguments: str, **kwargs: Any) -> subprocess.CompletedP
 
 
 def prepare(*arguments: str) -> None:
-    """Claim a sweep's folder and prepare its data as the driver and its first stage do, without a Ray for it."""
+    """Claim a sweep's folder and prepare its data as the driver and its first stage do,
+    without a Ray for it.
+    """
     command = parse(arguments, RECIPES, default=DEFAULT, about="")
     claim_folder(command)
     stages.prepare(sweep_of(command))
@@ -68,7 +70,9 @@ def leaderboard(folder: Path) -> dict[str, Any]:
 
 
 def numbers(board: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows without what is measured or depends on the place: what two runs of one sweep must share."""
+    """Return the rows without what is measured or depends on the place:
+    what two runs of one sweep must share.
+    """
     rows = [
         {name: value for name, value in row.items() if name not in MEASURED}
         for row in board["rows"]

@@ -1,4 +1,6 @@
-"""The built-in networks with their own kinds of layers and few of them, for tests that run all of them."""
+"""The built-in networks with their own kinds of layers and few of them,
+for tests that run all of them.
+"""
 
 from typing import Any
 
@@ -11,7 +13,8 @@ from sat_ray.models.architectures.preact_resnet import PREACT
 
 
 def thin_networks(patch: pytest.MonkeyPatch) -> None:
-    """Let residual networks have one block in twelve and one group in four, EfficientNets an eighth of width and depth.
+    """Let residual networks have one block in twelve and one group in four, EfficientNets an eighth
+    of width and depth.
 
     Pre-activation networks have an eighth of the width and one block in a group.
     """

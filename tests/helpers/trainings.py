@@ -1,4 +1,6 @@
-"""What the tests of training share: a small model, a short training, two processes, and a record of what its attack was given."""
+"""What the tests of training share: a small model, a short training, two processes,
+and a record of what its attack was given.
+"""
 
 import dataclasses
 import os
@@ -44,7 +46,9 @@ TIMES = ("throughput/images_per_second",)
 def train_small(
     digits: Split, threat_model: ThreatModel, *, activation: str, epochs: int = 5
 ) -> Normalized:
-    """Train a small_resnet of width 8 on the first 900 digits with PGD-1; (train, attack, update) and nothing else."""
+    """Train a small_resnet of width 8 on the first 900 digits with PGD-1; (train, attack,
+    update) and nothing else.
+    """
     model = build_model(
         "small_resnet",
         activation=activation,
@@ -81,7 +85,9 @@ def small_model(activation: str = "silu", **choices: Any) -> Normalized:
 
 
 def train(model: Normalized, digits: Split, images: int = 128, **changes: Any) -> list[EpochReport]:
-    """Train on the first digits, validating on 32 others. changes: of SMALL, or arguments of `fit`."""
+    """Train on the first digits, validating on 32 others. changes: of SMALL,
+    or arguments of `fit`.
+    """
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
     settings = dataclasses.replace(
         SMALL, **{key: value for key, value in changes.items() if key in names}
@@ -94,7 +100,9 @@ def train(model: Normalized, digits: Split, images: int = 128, **changes: Any) -
 def step_of(
     images: Split, *, activation: str = "silu", device: str = "cpu", **changes: Any
 ) -> Callable[[int], None]:
-    """Build a training's parts on a device and return its step on these images. changes: of TrainingSettings."""
+    """Build a training's parts on a device and return its step on these images. changes:
+    of TrainingSettings.
+    """
     settings = TrainingSettings(
         epochs=4, global_batch_size=len(images), batchnorm_group_size=len(images), **changes
     )
@@ -131,7 +139,9 @@ def worker_of_two(rank: int, folder: str) -> Iterator[World]:
 
 
 def in_two_processes(call: str, *, timeout: float) -> None:
-    """Run `module.function({rank}, ...)` of these tests in two processes at once, for ranks 0 and 1; AssertionError shows what failed."""
+    """Run `module.function({rank}, ...)` of these tests in two processes at once, for ranks 0 and
+    1; AssertionError shows what failed.
+    """
     code = f"import {call.partition('.')[0]}; "
     environment = os.environ | {"PYTHONPATH": paths_of_tests()}
     start = [[sys.executable, "-c", code + call.format(rank=rank)] for rank in (0, 1)]

@@ -1,4 +1,6 @@
-"""Checkpoints and training states on disk: what comes back is what was saved, and nothing else is ever let in."""
+"""Checkpoints and training states on disk: what comes back is what was saved,
+and nothing else is ever let in.
+"""
 
 import ast
 import dataclasses
@@ -127,7 +129,10 @@ def test_an_alpha_that_was_changed_by_hand_is_refused_and_not_another_network(
     path.write_text(path.read_text().replace('"alpha": 5.0', '"alpha": 50.0'))
     with pytest.raises(
         ValueError,
-        match=r"model\.json does not match its checksum: it was changed or is damaged; restore the folder",
+        match=(
+            r"model\.json does not match its checksum: it was changed or is damaged; restore the "
+            r"folder"
+        ),
     ):
         load_model(str(tmp_path))
     about = json.loads(path.read_text())
@@ -161,7 +166,9 @@ def same_weights(ours: Normalized, theirs: Normalized) -> bool:
 
 
 def mutated(data: bytes, draw: st.DataObject) -> bytes:
-    """Return bytes with one thing wrong: a bit, a stretch removed or doubled, the end cut, or the length that a header begins with."""
+    """Return bytes with one thing wrong: a bit, a stretch removed or doubled, the end cut, or the
+    length that a header begins with.
+    """
     at = draw.draw(st.integers(0, len(data) - 1), label="at")
     kind = draw.draw(
         st.sampled_from(["bit", "cut", "hole", "doubled", "length", "zeros"]), label="kind"
@@ -302,8 +309,9 @@ def test_a_pickle_under_the_name_of_weights_is_refused_and_never_run(
 def test_no_module_unpickles_or_evaluates_text() -> None:
     """Names that run what they read; torch.load and yaml.load are among them.
 
-    CIFAR's official batches are pickles: one module reads them, with stand-ins for the three names that it allows (test_sources.py).
-    Models that others made: exports are probed with weights_only (and its error class), pickled ones read only where the user says so.
+    CIFAR's official batches are pickles: one module reads them, with stand-ins for the three names
+    that it allows (test_sources.py). Models that others made: exports are probed with weights_only
+    (and its error class), pickled ones read only where the user says so.
     """
     exempt = {
         "data/sources/cifar_pickle.py": {"pickle"},
@@ -338,7 +346,9 @@ def test_no_module_unpickles_or_evaluates_text() -> None:
 
 
 def state() -> TrainingState:
-    """Return a state with every kind of value: scalars, whole numbers, channels-last tensors, shared tensors, awkward floats."""
+    """Return a state with every kind of value: scalars, whole numbers, channels-last tensors,
+    shared tensors, awkward floats.
+    """
     weights = {
         "body.conv1.weight": torch.rand(4, 3, 2, 2).to(memory_format=torch.channels_last),
         "body.relu.beta": torch.tensor(20.0),

@@ -1,4 +1,6 @@
-"""Exported models: files that need none of this code compute what the checkpoint computes, and their card says what is known."""
+"""Exported models: files that need none of this code compute what the checkpoint computes, and
+their card says what is known.
+"""
 
 import importlib.util
 import json
@@ -104,7 +106,10 @@ def test_onnx_that_is_not_installed_is_asked_for_in_one_line(
     monkeypatch.setattr(export, "ONNX_PACKAGES", ("torch", "no_such_package"))
     with pytest.raises(
         ValueError,
-        match=r"^format onnx needs no_such_package; install them: pip install 'sat_ray\[onnx\]', or choose pt2$",
+        match=(
+            r"^format onnx needs no_such_package; install them: pip install 'sat_ray\[onnx\]', or "
+            r"choose pt2$"
+        ),
     ):
         export_model(small("relu"), shape=SHAPE, kind="onnx")
 

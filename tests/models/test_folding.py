@@ -1,4 +1,6 @@
-"""BatchNorm folded into convolutions is the same function with the same gradient, follows a training, and reaches every network."""
+"""BatchNorm folded into convolutions is the same function with the same gradient, follows a
+training, and reaches every network.
+"""
 
 import copy
 
@@ -98,7 +100,9 @@ def test_every_network_folds_to_the_same_function_with_the_same_gradient(name: s
 
 
 class Odd(nn.Module):
-    """Convolutions with a bias, dilation, groups and a BatchNorm of no weights; one that two layers read; one padded by reflection."""
+    """Convolutions with a bias, dilation, groups and a BatchNorm of no weights; one that two layers
+    read; one padded by reflection.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +165,9 @@ def test_a_copy_that_follows_is_folded_anew_and_one_that_does_not_stays() -> Non
 def test_a_training_climbs_the_network_of_the_moment(
     digits: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against a training that climbs the plain view: a copy that is not folded anew would soon climb another network."""
+    """Against a training that climbs the plain view:
+    a copy that is not folded anew would soon climb another network.
+    """
 
     def trained() -> list[float]:
         return [

@@ -131,7 +131,10 @@ def test_a_changed_weight_changes_the_digest_wherever_it_is_kept(kind: str) -> N
 
 
 def test_another_process_finds_the_same_digests() -> None:
-    code = "import json, test_model_contents as t; print(json.dumps({k: t.digest(k, 1.0) for k in t.KINDS}))"
+    code = (
+        "import json, test_model_contents as t; print(json.dumps({k: t.digest(k, 1.0) for k in "
+        "t.KINDS}))"
+    )
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": paths_of_tests()}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

@@ -1,4 +1,6 @@
-"""What every family of networks must do: any activation, a gradient for the attacker, views, layouts, checkpoints, export."""
+"""What every family of networks must do: any activation, a gradient for the attacker, views,
+layouts, checkpoints, export.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +57,9 @@ def gradient(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def with_statistics(net: Normalized) -> Normalized:
-    """Give BatchNorm the statistics of some images, so that an untrained network neither fades nor explodes in inference mode."""
+    """Give BatchNorm the statistics of some images, so that an untrained network neither fades nor
+    explodes in inference mode.
+    """
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -127,7 +131,9 @@ class Watch(TorchFunctionMode):
 
 
 def assert_passes_its_activation_alone(name: str, activation: str, x: Tensor) -> None:
-    """Assert that images get from a network to logits through each activation module once, all of them the right one, and no other."""
+    """Assert that images get from a network to logits through each activation module once, all of
+    them the right one, and no other.
+    """
     with x.device:
         model = build_model(name, activation=activation, num_classes=7)
     with torch.no_grad(), Watch(model) as watch:

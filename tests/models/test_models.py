@@ -1,4 +1,6 @@
-"""Models by name: every ReLU replaced, initial weights and torchvision's own forward preserved, normalisation inside."""
+"""Models by name: every ReLU replaced, initial weights and torchvision's own forward preserved,
+normalisation inside.
+"""
 
 import dataclasses
 import json
@@ -50,7 +52,8 @@ def activations(model: nn.Module) -> list[Activation]:
 
 def test_all_of_torchvisions_residual_networks_are_offered() -> None:
     assert set(TORCHVISION_MODELS) == {
-        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d",
+        "resnext101_32x8d", "resnext101_64x4d",
         "wide_resnet50_2", "wide_resnet101_2",
     }  # fmt: skip
 
@@ -69,7 +72,9 @@ def test_every_relu_is_replaced_and_counted_and_no_parameter_is_lost(name: str) 
 def resnext_parameters(
     blocks: tuple[int, ...], groups: int, width: int, classes: int = 1000
 ) -> int:
-    """Count a ResNeXt by hand: stem, bottlenecks (1 x 1 to m, grouped 3 x 3, 1 x 1 to 4 p; BatchNorms have two numbers a channel), fc."""
+    """Count a ResNeXt by hand: stem, bottlenecks (1 x 1 to m, grouped 3 x 3, 1 x 1 to 4 p;
+    BatchNorms have two numbers a channel), fc.
+    """
     total, inputs = 3 * 64 * 49 + 2 * 64, 64
     for count, planes in zip(blocks, (64, 128, 256, 512), strict=True):
         middle, outputs = planes * width * groups // 64, 4 * planes
@@ -113,7 +118,9 @@ def test_the_papers_resnexts_have_the_parameters_of_the_formula(
 
 
 def efficientnet_layout(width: float, depth: float) -> list[tuple[int, int, int, int, int]]:
-    """List every MBConv block as (expansion, kernel, stride, inputs, outputs), from Tan and Le 2019 alone."""
+    """List every MBConv block as (expansion, kernel, stride, inputs, outputs),
+    from Tan and Le 2019 alone.
+    """
 
     def channels(count: float) -> int:
         rounded = max(8, int(count * width + 4) // 8 * 8)
@@ -139,7 +146,9 @@ def efficientnet_layout(width: float, depth: float) -> list[tuple[int, int, int,
 
 
 def efficientnet_parameters(width: float, depth: float, classes: int = 1000) -> int:
-    """Count an EfficientNet by hand: stem, expansion, depthwise, squeeze-and-excitation (with biases), projection, head, classifier."""
+    """Count an EfficientNet by hand: stem, expansion, depthwise, squeeze-and-excitation (with
+    biases), projection, head, classifier.
+    """
     blocks = efficientnet_layout(width, depth)
     stem, last = blocks[0][3], blocks[-1][4]
     total = 27 * stem + 2 * stem
@@ -163,7 +172,8 @@ def test_efficientnets_have_the_published_parameters_and_one_activation_per_call
         else torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"]
     )
     assert parameters(model) == efficientnet_parameters(width, depth_factor) == published
-    # stem and head; in a block: expansion (not in the first stage), depthwise, squeeze-and-excitation
+    # stem and head; in a block: expansion (not in the first stage), depthwise,
+    # squeeze-and-excitation
     assert len(activations(model)) == 2 + sum(2 + (expansion != 1) for expansion, *_ in blocks)
     assert not any(isinstance(module, nn.SiLU) for module in model.modules())
     assert sum(isinstance(module, nn.Sigmoid) for module in model.modules()) == len(blocks)
@@ -177,7 +187,9 @@ def test_efficientnets_have_the_published_parameters_and_one_activation_per_call
         (
             "resnet18",
             11_173_962,
-        ),  # the CIFAR-10 counts of public model zoos: ResNet-18 with the small stem and ResNetV2-18, WRN-28-10
+        ),
+        # the CIFAR-10 counts of public model zoos: ResNet-18 with the small stem and ResNetV2-18,
+        # WRN-28-10
         ("preact_resnet18", 11_172_170),
         ("wide_resnet28_10", 36_479_194),
         ("wide_resnet34_10", 46_160_474),  # Zhang et al. 2019 (TRADES) and followers: 46.2 million

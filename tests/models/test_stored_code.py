@@ -164,7 +164,8 @@ def test_what_a_person_named_may_be_named_by_files_of_the_same_run(
     (tmp_path / "our_nets.py").write_text(
         "from torch import nn\n"
         "def net(num_classes, activation):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), activation(), nn.Linear(8, num_classes))\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), activation(), nn.Linear(8, "
+        "num_classes))\n"
     )
     monkeypatch.setattr(reference, "_CONFIRMED", set())
     spec = ModelSpec(name="our_nets:net", in_channels=1, mean=(0.5,), std=(0.5,))

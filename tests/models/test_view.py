@@ -1,4 +1,6 @@
-"""A view is the same network twice: shared memory, other activations, and nothing of the model toggled."""
+"""A view is the same network twice: shared memory, other activations,
+and nothing of the model toggled.
+"""
 
 from typing import Any
 
@@ -214,10 +216,13 @@ def test_only_activations_are_exchanged() -> None:
 
 @pytest.mark.parametrize(
     ("own", "attacker"),
-    [(("relu", None), ("silu", None)), (("silu", None), ("relu", None)), (("parametric_softplus", 10.0), ("parametric_softplus", 5.0)),
-     (("relu", None), ("smoothrelu_learned", None)), (("smoothrelu", 400.0), ("smoothrelu_learned", None)),
+    [(("relu", None), ("silu", None)), (("silu", None), ("relu", None)),
+     (("parametric_softplus", 10.0), ("parametric_softplus", 5.0)),
+     (("relu", None), ("smoothrelu_learned", None)),
+     (("smoothrelu", 400.0), ("smoothrelu_learned", None)),
      (("parametric_softplus", 10.0), ("relu_smooth_backward", 10.0)), (("elu", 1.0), ("celu", 1.0)),
-     (("silu", 1.0), ("silu", 4.0)), (("silu", 1.0), ("silu_learned", None)), (("gelu", 1.0), ("gelu_learned", None)),
+     (("silu", 1.0), ("silu", 4.0)), (("silu", 1.0), ("silu_learned", None)),
+     (("gelu", 1.0), ("gelu_learned", None)),
      (("silu_learned", None), ("silu", 1.0)), (("relu", None), ("silu_learned", None))],
 )  # fmt: skip
 def test_an_attacker_with_another_forward_is_refused(
@@ -231,7 +236,8 @@ def test_an_attacker_with_another_forward_is_refused(
 
 @pytest.mark.parametrize(
     "pair",
-    [("relu", "relu"), ("relu", "relu_smooth_backward"), ("relu_smooth_backward", "relu"), ("relu_smooth_backward", "relu_smooth_backward"),
+    [("relu", "relu"), ("relu", "relu_smooth_backward"), ("relu_smooth_backward", "relu"),
+     ("relu_smooth_backward", "relu_smooth_backward"),
      ("parametric_softplus", "parametric_softplus")],
 )  # fmt: skip
 def test_the_five_rows_of_the_papers_table_one_are_legal(pair: tuple[str, str]) -> None:

@@ -1,4 +1,6 @@
-"""Paired comparison: the figures against independent ones, every refusal, and the command run for real."""
+"""Paired comparison: the figures against independent ones, every refusal,
+and the command run for real.
+"""
 
 import json
 import subprocess
@@ -36,11 +38,13 @@ from sat_ray.threat import ThreatModel
 PGD_8 = AttackSpec(threat_model=ThreatModel("linf", 40 / 255), steps=8, step_size=12 / 255)
 
 
-# -- the interval and the test ------------------------------------------------------------------------------------------------------
+# -- the interval and the test
 
 
 def test_the_interval_is_that_of_the_published_examples() -> None:
-    """Cavo 2012 and Bentur 2009 as worked out by Fagerland, Lydersen & Laake, Statistical Analysis of Contingency Tables (2017), ch. 8."""
+    """Cavo 2012 and Bentur 2009 as worked out by Fagerland, Lydersen & Laake, Statistical Analysis
+    of Contingency Tables (2017), chapter 8.
+    """
     assert paired_difference_interval(59, 6, 16, 80) == pytest.approx((-0.1186, -0.0046), abs=5e-5)
     assert paired_difference_interval(1, 1, 7, 12) == pytest.approx((-0.507, -0.026), abs=5e-4)
 
@@ -83,7 +87,9 @@ def test_the_interval_of_many_images_is_the_normal_one_and_of_one_image_is_wide(
 def test_the_interval_covers_the_truth_in_about_95_of_100_samples(
     probabilities: tuple[float, ...],
 ) -> None:
-    """Exactly, not by simulation: the probability of every table of 25 images whose interval holds the true difference."""
+    """Exactly, not by simulation: the probability of every table
+    of 25 images whose interval holds the true difference.
+    """
     n, covered, total = 25, 0.0, 0.0
     truth = probabilities[1] - probabilities[2]
     tables = [
@@ -108,7 +114,7 @@ def test_negative_counts_and_no_image_are_refused() -> None:
         paired_difference_interval(1, 1, 1, 1, confidence=95)
 
 
-# -- comparisons of real outcomes -----------------------------------------------------------------------------------------------------
+# -- comparisons of real outcomes
 
 
 @pytest.fixture(scope="module")
@@ -224,17 +230,19 @@ def test_models_that_withstand_the_same_images_are_within_noise(
 
 
 def counted(n: int, robust: Sequence[int]) -> pa.Table:
-    """Return outcomes of n images of two classes, all right, of which those with the given ids are robust."""
+    """Return outcomes of n images of two classes, all right, robust where the ids are given."""
     ids, holds = np.arange(n), np.isin(np.arange(n), robust)
     columns: dict[str, Any] = {
-        "image_id": ids, "label": ids % 2, "clean_prediction": ids % 2, "attack": pa.repeat("pgd-8", n), "restart": ids * 0,
-        "adversarial_prediction": np.where(holds, ids % 2, 1 - ids % 2), "first_broken_step": np.where(holds, -1, 3),
+        "image_id": ids, "label": ids % 2, "clean_prediction": ids % 2,
+        "attack": pa.repeat("pgd-8", n), "restart": ids * 0,
+        "adversarial_prediction": np.where(holds, ids % 2, 1 - ids % 2),
+        "first_broken_step": np.where(holds, -1, 3),
         "distance": np.full(n, 0.1, dtype=np.float32), "robust": holds,
     }  # fmt: skip
     return pa.table(columns)
 
 
-def test_a_difference_is_called_within_noise_exactly_where_its_corrected_p_value_is_above_5_percent() -> (
+def test_a_difference_is_within_noise_exactly_where_its_corrected_p_value_is_above_5_percent() -> (
     None
 ):
     """12 against 2 images: p = 0.013, and 0.052 as the smallest of four."""
@@ -302,7 +310,7 @@ def test_letters_go_on_after_z() -> None:
     ]
 
 
-# -- what may not be compared -----------------------------------------------------------------------------------------------------------
+# -- what may not be compared
 
 
 def recorded(table: pa.Table, spec: AttackSpec = PGD_8, **other: Any) -> pa.Table:
@@ -339,7 +347,8 @@ def test_attacks_that_differ_in_the_precision_of_their_gradients_are_compared_wh
     paths = saved(tmp_path, exact=recorded(tables["silu-s0"]), rounded=rounded)
     with pytest.raises(
         ValueError,
-        match=r"A \(exact\) pgd-8; B \(rounded\) pgd-8-bf16; allowed: the same attacks, or --any-gradient",
+        match=r"A \(exact\) pgd-8; B \(rounded\) pgd-8-bf16; allowed: "
+        r"the same attacks, or --any-gradient",
     ):
         run(paths)
     run([*paths, "--any-gradient", "--json", str(tmp_path / "found.json")])
@@ -379,14 +388,23 @@ def test_outcomes_of_other_images_labels_attacks_or_threat_models_are_refused(
     a, b = tables["relu-s0"], tables["silu-s0"]
     wider = replace(PGD_8, threat_model=ThreatModel("linf", 44 / 255))
     cases = [
-        (a, b.slice(0, 100), r"image sets differ: A \(a\) has 120 images, 20 of them alone \(image_id 1100 first\); B \(b\) has 100 "
-                             r"images, 0 of them alone; allowed: the same images, or --common"),
-        (a, relabelled(b), r"labels differ for 1 images: image_id 1119 is 9 in A \(a\) and 3 in B \(b\); allowed: the same labels"),
-        (a, b.set_column(4, "attack", pa.repeat("pgd-20", 120)), r"attacks differ: A \(a\) pgd-8; B \(b\) pgd-20; allowed: the same"),
-        (recorded(a), recorded(b, wider), r"attacks differ: threat_model\.epsilon of pgd-8 is 0\.15\d* in A \(a\) and 0\.17\d* in B \(b\)"),
-        (recorded(a), recorded(b, replace(PGD_8, restarts=3)), r"attacks differ: restarts of pgd-8 is 1 in A \(a\) and 3 in B \(b\)"),
-        (recorded(a), recorded(b, dataset="e" * 64), r"datasets differ: A \(a\) was evaluated on dddddddddddd, B \(b\) on eeeeeeeeeeee"),
-        (a, pa.concat_tables([b, b.slice(4, 2)]), r"b\.parquet holds image_id 1004 twice for attack pgd-8, restart 0 \(2 rows are doub"),
+        (a, b.slice(0, 100),
+         r"image sets differ: A \(a\) has 120 images, 20 of them alone \(image_id 1100 first\); "
+         r"B \(b\) has 100 images, 0 of them alone; allowed: the same images, or --common"),
+        (a, relabelled(b),
+         r"labels differ for 1 images: image_id 1119 is 9 in A \(a\) and 3 in B \(b\); "
+         r"allowed: the same labels"),
+        (a, b.set_column(4, "attack", pa.repeat("pgd-20", 120)),
+         r"attacks differ: A \(a\) pgd-8; B \(b\) pgd-20; allowed: the same"),
+        (recorded(a), recorded(b, wider),
+         r"attacks differ: threat_model\.epsilon of pgd-8 is 0\.15\d* in A \(a\) and 0\.17\d* "
+         r"in B \(b\)"),
+        (recorded(a), recorded(b, replace(PGD_8, restarts=3)),
+         r"attacks differ: restarts of pgd-8 is 1 in A \(a\) and 3 in B \(b\)"),
+        (recorded(a), recorded(b, dataset="e" * 64),
+         r"datasets differ: A \(a\) was evaluated on dddddddddddd, B \(b\) on eeeeeeeeeeee"),
+        (a, pa.concat_tables([b, b.slice(4, 2)]),
+         r"b\.parquet holds image_id 1004 twice for attack pgd-8, restart 0 \(2 rows are doub"),
         (a, b.slice(0, 0), r"b\.parquet: table has 0 rows"),
     ]  # fmt: skip
     for ours, theirs, message in cases:
@@ -452,9 +470,10 @@ def test_a_file_among_several_that_cannot_be_read_is_named(
     damaged(tmp_path / "c.parquet")
     (tmp_path / "zoo.py").write_text("def good(): return 3")
     refused = {
-        named[
-            1
-        ]: r"b\.parquet: metadata sat_ray\.evaluation is no JSON \(Expecting property name.*; allowed: outcomes as",
+        named[1]: (
+            r"b\.parquet: metadata sat_ray\.evaluation is no JSON \(Expecting property name.*; "
+            r"allowed: outcomes as"
+        ),
         named[2]: r"c\.parquet is damaged \(.*\); allowed: outcomes as",
         f"{tmp_path}/zoo.py": r"zoo\.py is no Parquet file \(.*\); allowed: outcomes as",
     }
@@ -503,7 +522,7 @@ def test_common_compares_the_images_that_all_have_and_says_how_many(
         run([*saved(tmp_path, a=a.slice(0, 10), b=b), "--common"])
 
 
-# -- the command ------------------------------------------------------------------------------------------------------------------------
+# -- the command
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

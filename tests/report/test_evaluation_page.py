@@ -1,4 +1,6 @@
-"""The page of one evaluation: its curves count outcomes, and it says what evaluation.json says, whatever names hold."""
+"""The page of one evaluation: its curves count outcomes, and it says what evaluation.json says,
+whatever names hold.
+"""
 
 import html
 from typing import Any

@@ -1,4 +1,6 @@
-"""The calculated power against simulated sweeps: how often the test of the report claims a planted difference."""
+"""The calculated power against simulated sweeps:
+how often the test of the report claims a planted difference.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Verdicts = NDArray[np.bool_]
 def sweep(
     rng: np.random.Generator, *, seeds: int, images: int, gain: float, skill: float, taste: float
 ) -> tuple[Verdicts, Verdicts]:
-    """Draw verdicts (seeds, images) of an activation and of relu: robust where a margin is above 0."""
+    """Draw verdicts (seeds, images) of an activation and of relu:
+    robust where a margin is above 0.
+    """
     hardness = rng.normal(0, 1, images)
 
     def side(shift: float) -> Verdicts:
@@ -35,7 +39,9 @@ def sweep(
 
 
 def truth(*, gain: float, skill: float, taste: float) -> tuple[float, Deviations]:
-    """Return the difference and the deviations of `sweep`, estimated from far more seeds and images than a sweep has."""
+    """Return the difference and the deviations of `sweep`,
+    estimated from far more seeds and images than a sweep has.
+    """
     rng = np.random.default_rng(0)
     table = paired(*sweep(rng, seeds=300, images=3000, gain=gain, skill=skill, taste=taste))
     of_seeds, of_images, rest = mean_squares(table)

@@ -204,6 +204,7 @@ def test_corrupt_images_are_named_when_the_dataset_is_there() -> None:
     one = {"image_id": 11, "image": "n01443537_3.JPEG", "reason": "cannot identify image file"}
     assert left_out(dataset()) == left_out(dataclasses.replace(dataset(), manifest={})) == ""
     assert left_out(dataset(one)) == (
-        "corrupt images left out, 1: n01443537_3.JPEG (cannot identify image file); all are listed in /data/pictures/manifest.json"
+        "corrupt images left out, 1: n01443537_3.JPEG (cannot identify image file); all are "
+        "listed in /data/pictures/manifest.json"
     )
     assert "3 more; all are listed" in left_out(dataset(*[one] * 6))

@@ -135,11 +135,16 @@ def group_named(board: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 SIX = [
-    (0, True, "pgd-200", 0, True), (0, True, "pgd-200", 1, True), (0, True, "square", 0, True), (0, True, "pgd-200-final", 0, True),
-    (1, True, "pgd-200", 0, True), (1, True, "pgd-200", 1, False), (1, True, "square", 0, True), (1, True, "pgd-200-final", 0, True),
-    (2, True, "pgd-200", 0, True), (2, True, "pgd-200", 1, True), (2, True, "square", 0, False), (2, True, "pgd-200-final", 0, True),
-    (3, False, "pgd-200", 0, False), (3, False, "square", 0, False), (3, False, "pgd-200-final", 0, False),
-    (4, True, "pgd-200", 0, True), (4, True, "pgd-200", 1, True), (4, True, "square", 0, True), (4, True, "pgd-200-final", 0, False),
+    (0, True, "pgd-200", 0, True), (0, True, "pgd-200", 1, True), (0, True, "square", 0, True),
+    (0, True, "pgd-200-final", 0, True),
+    (1, True, "pgd-200", 0, True), (1, True, "pgd-200", 1, False), (1, True, "square", 0, True),
+    (1, True, "pgd-200-final", 0, True),
+    (2, True, "pgd-200", 0, True), (2, True, "pgd-200", 1, True), (2, True, "square", 0, False),
+    (2, True, "pgd-200-final", 0, True),
+    (3, False, "pgd-200", 0, False), (3, False, "square", 0, False),
+    (3, False, "pgd-200-final", 0, False),
+    (4, True, "pgd-200", 0, True), (4, True, "pgd-200", 1, True), (4, True, "square", 0, True),
+    (4, True, "pgd-200-final", 0, False),
 ]  # fmt: skip
 
 
@@ -244,8 +249,10 @@ def test_board_keeps_the_contract_and_is_plain_json() -> None:
     )
     row = board["rows"][0]
     assert set(row) >= {
-        "model", "activation", "alpha", "attacker_activation", "attacker_alpha", "seed", "val_robust_accuracy", "clean_accuracy",
-        "robust_accuracy", "robust_accuracy_interval", "n", "checkpoint", "outcomes", "mlflow_run_id", "accelerator_seconds",
+        "model", "activation", "alpha", "attacker_activation", "attacker_alpha", "seed",
+        "val_robust_accuracy", "clean_accuracy",
+        "robust_accuracy", "robust_accuracy_interval", "n", "checkpoint", "outcomes",
+        "mlflow_run_id", "accelerator_seconds",
         "train_images_per_second",
     }  # fmt: skip
     assert [one["robust_accuracy"] for one in board["rows"]] == [0.6, 0.51, 0.505, 0.5]
@@ -569,7 +576,8 @@ def test_markdown_and_terminal_show_hostile_names_literally() -> None:
 
 def test_the_report_imports_neither_ray_nor_mlflow_nor_pyplot() -> None:
     code = (
-        "import sys, sat_ray.report.pages.sweep_page, sat_ray.report.figures.leaderboard, sat_ray.report.leaderboard.board\n"
+        "import sys, sat_ray.report.pages.sweep_page, sat_ray.report.figures.leaderboard, "
+        "sat_ray.report.leaderboard.board\n"
         "print([name for name in ('ray', 'mlflow', 'matplotlib.pyplot') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

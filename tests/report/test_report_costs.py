@@ -1,4 +1,6 @@
-"""What the report says of money, of estimates, of a search cut by its budget, of bfloat16 gradients: on a board whose figures are known."""
+"""What the report says of money, of estimates, of a search cut by its budget, of bfloat16
+gradients: on a board whose figures are known.
+"""
 
 import dataclasses
 import re
@@ -19,11 +21,16 @@ from sat_ray.sweep.config import CostSettings
 from sat_ray.sweep.cost.spent import Spent, cost_summary, with_costs
 from sat_ray.sweep.recipes import digits_smoke
 
-CUT = "The search was cut by its budget of 2.00 EUR at 3 of 9 trainings (2.10 EUR spent); never tried: gelu <b>."
+CUT = (
+    "The search was cut by its budget of 2.00 EUR at 3 of 9 trainings (2.10 EUR spent); never "
+    "tried: gelu <b>."
+)
 
 
 def costly(*, price: float = 3.6, estimated: dict[str, float] | None = None) -> dict[str, Any]:
-    """Return a board of two configurations with three seeds each: a row takes 1,000 s of training and 200 s of evaluation."""
+    """Return a board of two configurations with three seeds each:
+    a row takes 1,000 s of training and 200 s of evaluation.
+    """
     config = dataclasses.replace(
         digits_smoke(), cost=CostSettings(price_per_accelerator_hour=price, currency="EUR")
     )
@@ -148,7 +155,8 @@ def test_small_amounts_keep_two_digits_that_say_something(value: float | None, t
 
 def test_calibrations_of_several_models_are_one_line() -> None:
     agreeing = Calibration(
-        attack="pgd-200-bf16", bound=0.1, images=64, points=5000, above=4000, missed=0, margin_sign=1.0, gradient_sign=0.99, verdicts=1.0,
+        attack="pgd-200-bf16", bound=0.1, images=64, points=5000, above=4000, missed=0,
+        margin_sign=1.0, gradient_sign=0.99, verdicts=1.0,
         differing_ids=(), rescored=0.2,
     )  # fmt: skip
     worse = dataclasses.replace(

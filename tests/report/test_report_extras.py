@@ -1,4 +1,6 @@
-"""Steps, roll-backs, links, hashes and the descriptions in MLflow: what the report says beside its leaderboard."""
+"""Steps, roll-backs, links, hashes and the descriptions in MLflow:
+what the report says beside its leaderboard.
+"""
 
 from dataclasses import replace
 from typing import Any

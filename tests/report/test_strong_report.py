@@ -1,4 +1,6 @@
-"""The strong verdict in the report: it decides, PGD's number stands beside it, and a gap that is too wide is marked."""
+"""The strong verdict in the report: it decides, PGD's number stands beside it,
+and a gap that is too wide is marked.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def configuration(
 
 
 def masked_and_honest() -> list[EvaluatedModel]:
-    """Plant a sharp activation that PGD ranks first, and whose gradients hide, among honest ones."""
+    """Plant a sharp activation that PGD ranks first, and whose gradients hide,
+    among honest ones.
+    """
     return [
         *configuration("relu", [800, 804, 798], [785, 786, 783]),
         *configuration("silu", [821, 826, 820], [815, 819, 814]),
@@ -63,7 +67,7 @@ def masked_and_honest() -> list[EvaluatedModel]:
     ]
 
 
-# --- the verdict on one model -------------------------------------------------------------------------------------------------
+# --- the verdict on one model
 
 
 @settings(max_examples=40, deadline=None)
@@ -140,7 +144,7 @@ def test_a_strong_accuracy_outside_its_range_and_a_table_of_another_kind_are_ref
         replace(evaluated(), strong_table=counted(n=3, clean=3, robust=2).drop_columns(["robust"]))
 
 
-# --- the gap ------------------------------------------------------------------------------------------------------------------
+# --- the gap
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,7 @@ def test_the_gap_is_compared_with_that_of_relu() -> None:
     assert honest["high"] < 0  # smooth networks are easier to measure
 
 
-# --- ranking, champion, claims ------------------------------------------------------------------------------------------------
+# --- ranking, champion, claims
 
 
 def test_the_strong_number_ranks_rows_and_configurations() -> None:
@@ -297,7 +301,7 @@ def test_the_terminal_gets_the_headline_and_a_warning_about_a_flattered_champion
     assert "PGD flatters the champion: quote its strong number, 52.0 %" in headline_line(masked)
 
 
-# --- rows without a strong number ---------------------------------------------------------------------------------------------
+# --- rows without a strong number
 
 
 def some_without() -> dict[str, Any]:
@@ -354,7 +358,7 @@ def test_relu_without_a_strong_number_leaves_no_strong_comparison() -> None:
     assert "no difference is claimed" in board["headline"]["sentence"]
 
 
-# --- one figure to quote, wherever it stands ------------------------------------------------------------------------------------
+# --- one figure to quote, wherever it stands
 
 
 def page(board: dict[str, Any], **changes: Any) -> str:
@@ -439,7 +443,7 @@ def test_the_board_says_what_it_could_see() -> None:
     assert "This sweep has too few seeds (3) to see any difference to relu" in to_markdown(board)
 
 
-# --- curvature ----------------------------------------------------------------------------------------------------------------
+# --- curvature
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Differences over seeds and images: closed forms, known components, and how often the claims err."""
+"""Differences over seeds and images: closed forms, known components,
+and how often the claims err.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def family(
     taste: float,
     others: int = 5,
 ) -> list[Verdicts]:
-    """Draw verdicts (seeds, images) of relu and of others that are no better: each with skilled seeds and liked images of its own."""
+    """Draw verdicts (seeds, images) of relu and of others that are no better: each with skilled
+    seeds and liked images of its own.
+    """
     hardness = rng.normal(0, 1, images)
 
     def one() -> Verdicts:
@@ -145,7 +149,9 @@ def errors(
     taste: float,
     trials: int,
 ) -> tuple[float, float]:
-    """Return how often one comparison, and a family of five after Holm, claims a difference where there is none."""
+    """Return how often one comparison, and a family of five after Holm,
+    claims a difference where there is none.
+    """
     rng, single, families = np.random.default_rng(8), 0, 0
     for _ in range(trials):
         relu, *others = family(rng, seeds=seeds, images=200, skill=skill, taste=taste)

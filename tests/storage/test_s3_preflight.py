@@ -1,4 +1,6 @@
-"""What is refused before a sweep on S3 starts, against a real S3 server: one line that says the fix."""
+"""What is refused before a sweep on S3 starts, against a real S3 server:
+one line that says the fix.
+"""
 
 import re
 import threading
@@ -71,7 +73,11 @@ def test_what_s3_refuses_is_one_line_with_the_fix(
     [
         (
             "s3://not-there/x",
-            r"create bucket not-there at http://127.0.0.1:\d+, or correct its name in --storage or SAT_RAY_STORAGE",
+            (
+                r"create bucket not-there at http://127.0.0.1:\d+, or correct its name in "
+                r"--storage "
+                r"or SAT_RAY_STORAGE"
+            ),
         ),
         ("s3://Not_A_Name/x", r"correct the bucket's name in --storage"),
         ("s3:///x", r"names no bucket; allowed: s3://bucket/prefix"),
@@ -90,7 +96,9 @@ def test_a_bucket_that_can_be_used_passes_and_keeps_no_probe(s3: Storage) -> Non
 
 @pytest.fixture
 def store() -> Iterator[tuple[str, dict[str, object]]]:
-    """Run a store that keeps whatever it is sent, conditions and signatures unread; set `refuse` or `garble` to make it worse."""
+    """Run a store that keeps whatever it is sent, conditions and signatures unread;
+    set `refuse` or `garble` to make it worse.
+    """
     behaviour: dict[str, object] = {}
     kept: dict[str, bytes] = {}
 
@@ -138,7 +146,11 @@ def store() -> Iterator[tuple[str, dict[str, object]]]:
     [
         (
             {},
-            r"ignores If-None-Match, so two attempts could both commit a result; use a store that honours it",
+            (
+                r"ignores If-None-Match, so two attempts could both commit a result; use a store "
+                r"that "
+                r"honours it"
+            ),
         ),
         ({"conditions": True, "garble": True}, r"gives back other bytes than were written"),
         (

@@ -1,4 +1,6 @@
-"""One table of cases for a folder on this disk and on a real S3 server: this session's own, or the one SAT_RAY_TEST_S3 names."""
+"""One table of cases for a folder on this disk and on a real S3 server: this session's own,
+or the one SAT_RAY_TEST_S3 names.
+"""
 
 import contextlib
 import errno
@@ -258,7 +260,9 @@ def test_the_folder_is_flushed_after_its_names_have_changed(
 def test_a_disk_that_cannot_commit_is_refused_at_once(
     tmp_path: Path, error: OSError, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few machines that tests run on have a disk without hard links: its answer to link() is given here."""
+    """Few machines that tests run on have a disk without hard links:
+    its answer to link() is given here.
+    """
 
     def refused(*args: object) -> None:
         raise error
@@ -266,7 +270,8 @@ def test_a_disk_that_cannot_commit_is_refused_at_once(
     monkeypatch.setattr(os, "link", refused)
     with pytest.raises(
         ValueError,
-        match=rf"storage .* cannot be written \({said}.*\); choose a writable folder with --storage",
+        match=rf"storage .* cannot be written \({said}.*\); "
+        r"choose a writable folder with --storage",
     ):
         check_writable(Storage.at(tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -297,7 +302,9 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_what_was_there(small_disk: P
 
 @pytest.mark.parametrize("status", [409, 503])
 def test_an_answer_of_s3_that_may_be_another_the_next_time_is_no_answer(status: int) -> None:
-    """409: another request for this object is under way; the commit is tried again, and not taken for lost."""
+    """409: another request for this object is under way; the commit is tried again,
+    and not taken for lost.
+    """
     answer: Any = {
         "ResponseMetadata": {"HTTPStatusCode": status},
         "Error": {"Code": "ConditionalRequestConflict"},
@@ -336,7 +343,8 @@ def test_storage_under_a_file_says_why_and_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(
         ValueError,
-        match=r"storage .*/file/x cannot be written \(.*\); choose a writable folder with --storage",
+        match=r"storage .*/file/x cannot be written \(.*\); "
+        r"choose a writable folder with --storage",
     ) as caught:
         check_writable(Storage.at(tmp_path / "file" / "x"))
     assert "\n" not in str(caught.value)

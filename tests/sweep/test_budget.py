@@ -1,4 +1,6 @@
-"""A search that its budget ends: where it stops, what it then says, and that more money takes it to where none would have stopped it."""
+"""A search that its budget ends: where it stops, what it then says, and that more money takes it to
+where none would have stopped it.
+"""
 
 import dataclasses
 import random
@@ -42,7 +44,9 @@ def score(one: Configuration, rung: int, *, seed: int) -> tuple[float, float]:
 
 
 def textbook(search: SearchSettings, *, seed: int) -> tuple[list[Configuration], int]:
-    """Halve every group on its own, all at once: (finalists, trainings); earlier members first where scores are equal."""
+    """Halve every group on its own, all at once: (finalists, trainings);
+    earlier members first where scores are equal.
+    """
     finalists, trainings = [], 0
     for group in groups(search.configurations()):
         alive = list(group.members)
@@ -64,7 +68,9 @@ def run(
     at_most: float = float("inf"),
     order: random.Random | None = None,
 ) -> None:
-    """Train what is next, up to so many trainings in all; order: shuffles each rung, as trials that end when they like do."""
+    """Train what is next, up to so many trainings in all; order: shuffles each rung,
+    as trials that end when they like do.
+    """
     while True:
         rung, waiting = next_rung(climbs(groups(search.configurations()), scores, search))
         if not waiting or len(scores) >= at_most:
@@ -180,7 +186,8 @@ def test_a_result_holds_for_its_own_trials_and_budget_alone(records: Records) ->
     said = describe_search(config, records)
     assert said is not None and said["cut_by_budget"] and said["accelerator_seconds"] == 70.0
     assert said["sentence"] == (
-        "The search was cut by its budget of 0.01 accelerator-hours at 3 of 4 trainings (0.0194 accelerator-hours spent); "
+        "The search was cut by its budget of 0.01 accelerator-hours at 3 of 4 trainings (0.0194 "
+        "accelerator-hours spent); "
         "never tried: parametric_softplus. A larger --budget goes on with it."
     )
     records.commit(

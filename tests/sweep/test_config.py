@@ -1,4 +1,6 @@
-"""Configs: what is refused, what they are as JSON, and which of their fields are part of a result's identity."""
+"""Configs: what is refused, what they are as JSON,
+and which of their fields are part of a result's identity.
+"""
 
 import dataclasses
 import json
@@ -65,7 +67,9 @@ def test_an_unknown_field_in_json_suggests_the_closest() -> None:
 def test_an_attack_is_refused_exactly_where_its_steps_cannot_cross_the_radius(
     epsilon: int, step: int, steps: int
 ) -> None:
-    """Whole numbers of 1/255 decide, so that the rounding of k/255 cannot: 3 steps of 1/255 do reach 3/255."""
+    """Whole numbers of 1/255 decide, so that the rounding of k/255 cannot:
+    3 steps of 1/255 do reach 3/255.
+    """
 
     def build() -> SweepConfig:
         evaluation = EvaluationSettings(steps=steps, step_size=step / 255)
@@ -101,7 +105,10 @@ def test_training_and_validation_attacks_must_reach_the_edge_too(
 def test_an_epsilon_outside_0_to_1_is_refused(epsilon: float) -> None:
     with pytest.raises(
         ValueError,
-        match=r"threat_model\.epsilon (must be a number greater than 0 .*, got|is .* allowed: \(0, 1\])",
+        match=(
+            r"threat_model\.epsilon (must be a number greater than 0 .*, got|is .* allowed: \(0, "
+            r"1\])"
+        ),
     ):
         ThreatModel("linf", epsilon)
 
@@ -201,7 +208,10 @@ def test_an_epsilon_outside_0_to_1_is_refused(epsilon: float) -> None:
                 training=TrainingSettings(precision="bf16"),
                 resources=ResourceSettings(accelerator="V100"),
             ),
-            r"training\.precision is bf16, which resources\.accelerator V100 does not support; allowed there: float32",
+            (
+                r"training\.precision is bf16, which resources\.accelerator V100 does not support; "
+                r"allowed there: float32"
+            ),
         ),
     ],
 )

@@ -1,4 +1,6 @@
-"""What a sweep will cost: operations as torchvision publishes them, hours and bytes as computed by hand."""
+"""What a sweep will cost: operations as torchvision publishes them,
+hours and bytes as computed by hand.
+"""
 
 import dataclasses
 from typing import Any
@@ -41,7 +43,9 @@ def changed(recipe: str, **sections: dict[str, Any]) -> SweepConfig:
     ],
 )
 def test_the_operations_of_a_forward_pass_are_the_published_ones(name: str, published: Any) -> None:
-    """Published: multiplications with their additions, in units of 10**9 to three digits, and parameters."""
+    """Published: multiplications with their additions, in units of 10**9 to three digits,
+    and parameters.
+    """
     config = changed("imagenet_resnet50", model={"name": name, "zero_gamma": False})
     operations, parameters = forward_operations(config, (3, 224, 224), classes=1000)
     assert operations / 2e9 == pytest.approx(published.meta["_ops"], abs=6e-4)
@@ -64,7 +68,9 @@ def test_an_update_is_three_forward_passes_and_a_step_of_an_attack_two(
 
 
 def test_hours_follow_from_the_measured_rate() -> None:
-    """1,271,167 images, 100 epochs, 30 models at 1,500 images/s; a pass of the evaluation is 2 of an update's 5 forward passes."""
+    """1,271,167 images, 100 epochs, 30 models at 1,500 images/s; a pass of the evaluation is 2 of
+    an update's 5 forward passes.
+    """
     config = changed("imagenet_resnet50", resources={"images_per_second": 1500.0})
     source = dataset_source("imagenet")
     passes = passes_of(config, source)

@@ -54,7 +54,10 @@ def test_where_nothing_was_measured_each_task_keeps_its_gpu() -> None:
 def test_a_share_is_measured_from_a_whole_gpu(gpus: float) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"resources.share_gpus is set and resources.gpus_per_evaluation is {gpus:g}; allowed: 1",
+        match=(
+            rf"resources.share_gpus is set and resources.gpus_per_evaluation is {gpus:g}; "
+            r"allowed: 1"
+        ),
     ):
         ResourceSettings(gpus_per_evaluation=gpus, share_gpus=True)
 
@@ -76,5 +79,6 @@ def test_a_dry_run_says_who_shares() -> None:
     )
     (said,) = (str(demand) for demand in bundles(config) if demand.stage == "evaluate")
     assert said.endswith(
-        "x {CPU 1, GPU 1}: the first has its GPU alone, of the others as many share one as its memory then shows to fit"
+        "x {CPU 1, GPU 1}: the first has its GPU alone, of the others as many share one as its "
+        "memory then shows to fit"
     )

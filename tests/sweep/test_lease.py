@@ -1,4 +1,6 @@
-"""One driver per sweep: the second is refused, the dead make room, on a local disk and with the heartbeats used on S3."""
+"""One driver per sweep: the second is refused, the dead make room,
+on a local disk and with the heartbeats used on S3.
+"""
 
 import signal
 import subprocess
@@ -46,7 +48,10 @@ def test_a_second_driver_is_refused_while_the_first_lives_and_free_after_its_sig
 ) -> None:
     first = holder(tmp_path)
     try:
-        refusal = rf"another driver \(process {first.pid} on .*\) works on {tmp_path}; wait for it, stop it, or choose another --name"
+        refusal = (
+            rf"another driver \(process {first.pid} on .*\) works on {tmp_path}; wait for it, "
+            r"stop it, or choose another --name"
+        )
         with pytest.raises(SecondDriverError, match=refusal), driver_lease(Storage.at(tmp_path)):
             pass
         assert first.poll() is None
@@ -78,7 +83,9 @@ def test_a_second_driver_does_not_harm_what_the_first_has_written(tmp_path: Path
 
 @pytest.fixture(params=["local", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """Return storage whose commits are links on a disk, and one whose commits are conditional PUTs."""
+    """Return storage whose commits are links on a disk,
+    and one whose commits are conditional PUTs.
+    """
     if request.param == "local":
         return Storage.at(tmp_path)
     found: Storage = request.getfixturevalue("s3")

@@ -1,4 +1,6 @@
-"""What killed attempts left is removed when a sweep starts; what a record names, and what may still be written, stays."""
+"""What killed attempts left is removed when a sweep starts; what a record names,
+and what may still be written, stays.
+"""
 
 import os
 import time
@@ -22,7 +24,9 @@ OLD, YOUNG = LIVING_SECONDS + 60, 60.0
 
 @pytest.fixture
 def records(tmp_path: Path) -> Records:
-    """Return the records of a sweep with one training and one shard, hours old, whose first attempts were killed."""
+    """Return the records of a sweep with one training and one shard, hours old,
+    whose first attempts were killed.
+    """
     found = Records(Storage.at(tmp_path / "sweep"))
     names = [f"checkpoints/train/silu-s0-k1-{attempt(age=age)}" for age in (OLD, 2 * OLD, YOUNG)]
     for name in names:

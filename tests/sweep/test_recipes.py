@@ -1,4 +1,6 @@
-"""Recipes: planned without their data, and each trained for two real steps on thin networks and small archives in the official formats."""
+"""Recipes: planned without their data, and each trained for two real steps on thin networks and
+small archives in the official formats.
+"""
 
 import dataclasses
 import functools
@@ -38,7 +40,9 @@ ARCHIVES = {
     "imagenet": lambda: imagenet(per_class=7, val=3)[0],
 }
 REAL = ("fashion_mnist", "fashion_mnist_resnet18", "cifar10_resnet18", "imagenet_resnet50")
-PLANNED = {  # epsilon, training attack, and passes of training: images, epochs, passes per image, finalists x seeds
+# epsilon, training attack, and passes of training: images, epochs, passes per image, finalists x
+# seeds
+PLANNED = {
     "fashion_mnist": ("25.5/255 (linf)", "PGD-1, step 25.5/255", 55_000 * 10 * 2 * 25),
     "fashion_mnist_resnet18": ("25.5/255 (linf)", "PGD-3, step 12.75/255", 55_000 * 10 * 4 * 15),
     "cifar10_resnet18": ("8/255 (linf)", "PGD-10, step 2/255", 49_000 * 30 * 11 * 30),
@@ -138,9 +142,11 @@ SHRUNK = {"global_batch_size", "batchnorm_group_size", "validation_steps", "lear
 
 
 def small(config: SweepConfig) -> SweepConfig:
-    """Shrink what takes time and does not train: images, BatchNorm groups and their number, steps of the validation; on one CPU.
+    """Shrink what takes time and does not train: images, BatchNorm groups and their number, steps
+    of the validation; on one CPU.
 
-    The learning rate shrinks with the root of the batch: at that of hundreds of images, eight drive some networks to infinity in two steps.
+    The learning rate shrinks with the root of the batch: at that of hundreds of images, eight drive
+    some networks to infinity in two steps.
     """
     whole = config.training.global_batch_size
     images = 4 * min(2, whole // config.training.batchnorm_group_size)
@@ -196,7 +202,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DataSettings
 
 
 def one_of_each_kind(config: SweepConfig) -> list[Configuration]:
-    """Return what a search tries but silu: its first activation without alpha, with alpha, with a learned alpha, and its first pair."""
+    """Return what a search tries but silu: its first activation without alpha, with alpha, with a
+    learned alpha, and its first pair.
+    """
     found: dict[object, Configuration] = {}
     for one in config.search.configurations():
         if one.activation != "silu":
@@ -264,7 +272,9 @@ def differing(one: TrainingSettings, other: TrainingSettings) -> set[str]:
 
 
 def two_steps(job: TrainingJob) -> tuple[dict[str, Tensor], list[TrainingState]]:
-    """Train a job on the images of two updates; return its first parameters, and its state after each step and after the epoch."""
+    """Train a job on the images of two updates; return its first parameters, and its state after
+    each step and after the epoch.
+    """
     train, val = (split_of(job.dataset.uri, split, job.dataset.hash) for split in ("train", "val"))
     train, val = (
         corners(train.take(slice(0, 2 * job.training.global_batch_size))),
@@ -302,7 +312,9 @@ def corners(split: Split) -> Split:
 def assert_updates(
     start: dict[str, Tensor], first: TrainingState, second: TrainingState, last: TrainingState
 ) -> None:
-    """Assert that both updates moved the weights by finite amounts and were counted, and that the epoch ends with the second."""
+    """Assert that both updates moved the weights by finite amounts and were counted, and that the
+    epoch ends with the second.
+    """
     one, two = first.weights, second.weights
     assert first.momentum.keys() == second.momentum.keys() == start.keys()
     assert all(
@@ -358,7 +370,8 @@ def test_a_recipe_is_trained_and_committed_from_a_small_archive(
 def test_the_papers_activations_are_those_of_its_figure_each_with_one_alpha() -> None:
     points = [one for text in PAPER_ACTIVATIONS for one in parse_choice(text, field="x")]
     assert [(one.activation, one.alpha) for one in points] == [
-        ("relu", None), ("parametric_softplus", 10.0), ("softplus", None), ("smoothrelu_learned", None), ("gelu", 1.0), ("elu", 1.0),
+        ("relu", None), ("parametric_softplus", 10.0), ("softplus", None),
+        ("smoothrelu_learned", None), ("gelu", 1.0), ("elu", 1.0),
         ("silu", 1.0),
     ]  # fmt: skip
     assert len(RECIPES["imagenet_resnet50"]().search.configurations()) == 7 + 3

@@ -1,4 +1,6 @@
-"""Records and plans: a key is what determines a result, the first commit counts, and nothing is computed twice."""
+"""Records and plans: a key is what determines a result, the first commit counts,
+and nothing is computed twice.
+"""
 
 import dataclasses
 import importlib
@@ -237,7 +239,10 @@ def test_a_record_of_an_earlier_version_is_refused_and_says_what_to_do(records: 
     records.storage.write_json("state/toy/k.json", plain)
     with pytest.raises(
         ValueError,
-        match=r"k\.json has no checksum: an earlier version of sat_ray wrote it; choose another --name",
+        match=(
+            r"k\.json has no checksum: an earlier version of sat_ray wrote it; choose another "
+            r"--name"
+        ),
     ):
         records.find(TOY, "k")
     records.storage.write_json("state/toy/k.json", sealed(plain | {"more": 1}))
@@ -340,7 +345,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     ("source", "noticed"),
     [
         (
-            '"""A docstring."""\n\nfrom sat_ray.utils.names import suggest  # a comment\n\nSTEPS = (10)\n',
+            (
+                '"""A docstring."""\n\n'
+                "from sat_ray.utils.names import suggest  # a comment\n\nSTEPS = (10)\n"
+            ),
             False,
         ),
         ("from sat_ray.utils.names import suggest\nSTEPS = 11\n", True),
@@ -678,18 +686,22 @@ def test_a_result_is_made_only_on_the_processor_or_gpu_it_is_recorded_under() ->
     require_environment(here)
     with pytest.raises(
         ValueError,
-        match=r"computes with \w+, the driver's with OTHER, and their bits differ; .*ATEN_CPU_CAPABILITY",
+        match=(
+            r"computes with \w+, the driver's with OTHER, and their bits differ; "
+            r".*ATEN_CPU_CAPABILITY"
+        ),
     ):
         require_environment(here | {"device": "cpu:OTHER"})
     if not torch.cuda.is_available():
         with pytest.raises(
             ValueError,
-            match=r"accelerator is given as 'H200' and this node's GPU is 'none that torch can use'",
+            match=r"accelerator is given as 'H200' and this node's GPU is "
+            r"'none that torch can use'",
         ):
             require_environment(here | {"device": "cuda:H200"})
 
 
-def test_a_training_names_its_files_relative_to_the_storage_and_is_evaluated_where_the_storage_was_moved(
+def test_a_training_names_its_files_relative_to_the_storage_and_is_evaluated_where_that_was_moved(
     dataset: Dataset, records: Records, tmp_path: Path
 ) -> None:
     record = train_and_commit(final_job(dataset), records)
@@ -745,7 +757,10 @@ def test_a_sweep_refuses_a_data_set_that_is_not_the_one_it_began_with(tmp_path: 
     for read in (prepare, lambda sweep: committed_inputs(sweep, "search")):
         with pytest.raises(
             ValueError,
-            match=r"manifest\.json is not the manifest that the sweep in .* began with; restore the folder",
+            match=(
+                r"manifest\.json is not the manifest that the sweep in .* began with; restore the "
+                r"folder"
+            ),
         ):
             read(sweep)
 

@@ -1,4 +1,6 @@
-"""What a sweep spent is a sum over its records, and a price changes nothing but the money that is shown."""
+"""What a sweep spent is a sum over its records,
+and a price changes nothing but the money that is shown.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -24,7 +26,9 @@ from sat_ray.utils.serialization import content_hash, from_json, to_json
 
 @pytest.fixture
 def records(tmp_path: Path) -> Records:
-    """Return records of a trial with two rungs, one training, two shards of it with their strong attacks, its validation, a card."""
+    """Return records of a trial with two rungs, one training, two shards of it with their strong
+    attacks, its validation, a card.
+    """
     made = Records(Storage.at(str(tmp_path)))
     for key, until, seconds in (
         ("a", 1, 10.0),
@@ -86,7 +90,8 @@ def test_a_sweep_costs_the_seconds_of_its_accelerators_times_their_price(records
     }
     assert [one["money"] for one in cost["trials"]] == [pytest.approx(0.15)]
     assert cost_sentence(cost) == (
-        "Accelerator-seconds of committed work: 88, 0.88 EUR (search 15, train 60, validate 1, evaluate 4, strong 3, card 5)."
+        "Accelerator-seconds of committed work: 88, 0.88 EUR (search 15, train 60, validate 1, "
+        "evaluate 4, strong 3, card 5)."
     )
     assert "| train | 60 |" in cost_markdown(cost) and "EUR" in cost_markdown(cost)
 

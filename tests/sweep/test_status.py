@@ -1,4 +1,6 @@
-"""Where a sweep stands: counted from real records of a half-finished sweep, without Ray, MLflow or a single byte written."""
+"""Where a sweep stands: counted from real records of a half-finished sweep, without Ray,
+MLflow or a single byte written.
+"""
 
 import dataclasses
 import hashlib
@@ -67,7 +69,9 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a sweep that has searched, trained 2 of 4 models, validated one, and evaluated 1 shard of 8, but not strongly."""
+    """Make a sweep that has searched, trained 2 of 4 models, validated one,
+    and evaluated 1 shard of 8, but not strongly.
+    """
     folder = tmp_path_factory.mktemp("status") / "runs"
     prepare(*FLAGS, "--storage", str(folder))
     config = parse([*FLAGS, "--storage", str(folder)], RECIPES, default=DEFAULT, about="").config

@@ -1,4 +1,6 @@
-"""The strong verdict: attacks on what survives PGD, as records of their own; it decides who is champion, and AutoAttack confirms it."""
+"""The strong verdict: attacks on what survives PGD, as records of their own; it decides who is
+champion, and AutoAttack confirms it.
+"""
 
 import dataclasses
 import warnings
@@ -249,7 +251,9 @@ def test_final_iterate_attacks_have_no_say_in_what_survives() -> None:
 
 
 def masked_model(digits: Split) -> Normalized:
-    """Train a network in a tiny ball and multiply its logits by 1,000: cross-entropy then has no gradient where it is right."""
+    """Train a network in a tiny ball and multiply its logits by 1,000: cross-entropy then has no
+    gradient where it is right.
+    """
     model = train_small(digits, ThreatModel("linf", 4 / 255), activation="silu", epochs=3)
     last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.no_grad():
@@ -317,7 +321,9 @@ def sharp_model(digits: Split) -> Normalized:
 
 
 def autoattack(model: Normalized, split: Split, ball: ThreatModel) -> int:
-    """Count what the package index's APGD-CE and targeted APGD-DLR leave, as AutoAttack runs them."""
+    """Count what the package index's APGD-CE and targeted APGD-DLR leave,
+    as AutoAttack runs them.
+    """
     torchattacks = pytest.importorskip("torchattacks")
     x, y = to_pixels(split.images), split.labels
     budget = {"norm": "Linf", "eps": ball.epsilon, "steps": 100, "n_restarts": 1}
@@ -350,7 +356,9 @@ def both_verdicts(model: Normalized, split: Split, ball: ThreatModel) -> tuple[s
 def test_autoattack_finds_what_the_strong_verdict_finds_and_pgd_far_less(
     sharp_model: Normalized, digits: Split
 ) -> None:
-    """In this ball a start decides about some images: other seeds of either leave 52 to 58 of the 200, hence 2 points."""
+    """In this ball a start decides about some images:
+    other seeds of either leave 52 to 58 of the 200, hence 2 points.
+    """
     split = digits.take(slice(1000, 1200))
     usual, strong = both_verdicts(sharp_model, split, SHARP_BALL)
     left = autoattack(sharp_model, split, SHARP_BALL)

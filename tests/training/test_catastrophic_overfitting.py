@@ -1,4 +1,6 @@
-"""The guard against catastrophic overfitting: its rule, its remedies, and a real run that collapses without it."""
+"""The guard against catastrophic overfitting: its rule, its remedies,
+and a real run that collapses without it.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -32,7 +34,9 @@ COLLAPSING = TrainingSettings(
     attack_random_start=False,
     validation_targets=0,
 )
-"""FGSM from the clean image, a large epsilon and a high learning rate. When it collapses depends on how a processor rounds."""
+"""FGSM from the clean image, a large epsilon and a high learning
+rate. When it collapses depends on how a processor rounds.
+"""
 SEEDS = range(8)
 LOOKS = {"guard_every": 8, "guard_images": 96}
 RECOVERY = 5  # epochs
@@ -85,7 +89,9 @@ def survivors(report: EpochReport) -> int:
 
 @pytest.fixture(scope="module")
 def collapse(digits: Split) -> tuple[int, list[EpochReport]]:
-    """Return the first seed with which training collapses when nobody looks, and its reports up to that epoch."""
+    """Return the first seed with which training collapses when nobody looks,
+    and its reports up to that epoch.
+    """
     for seed in SEEDS:
         reports = list[EpochReport]()
         for report in epochs_of(digits, until=COLLAPSING.epochs, seed=seed, validate_every=1):
@@ -100,7 +106,9 @@ def collapse(digits: Split) -> tuple[int, list[EpochReport]]:
 def guarded(
     digits: Split, collapse: tuple[int, list[EpochReport]]
 ) -> tuple[list[EpochReport], list[bytes]]:
-    """Return the reports of the same run with a guard, some epochs longer, and its states after every fifth step."""
+    """Return the reports of the same run with a guard, some epochs longer,
+    and its states after every fifth step.
+    """
     (seed, alone), packed = collapse, list[bytes]()
     states = {
         "checkpoint_every": 5,
@@ -112,7 +120,9 @@ def guarded(
 
 
 def test_the_rule_compares_wilson_intervals_with_the_best_look() -> None:
-    """100 images; the upper ends for 50, 41, 40, 17 and 16 survivors are 0.596, 0.508, 0.498, 0.256 and 0.245."""
+    """100 images; the upper ends for 50, 41, 40, 17 and 16 survivors are 0.596, 0.508, 0.498,
+    0.256 and 0.245.
+    """
     assert [judge(robust, 50, 100) for robust in (50, 41, 40, 17, 16, 0)] == [
         "good",
         "good",
@@ -170,7 +180,9 @@ def test_a_run_that_collapses_without_a_guard_is_rolled_back_and_recovers_with_o
 
 
 def one_of_two_workers(rank: int, folder: str) -> None:
-    """Run as a process of its own: the same training as one of two gloo workers, one BatchNorm group each."""
+    """Run as a process of its own: the same training as one of two gloo workers,
+    one BatchNorm group each.
+    """
     with worker_of_two(rank, folder) as world:
         for seed in SEEDS:
             for last in epochs_of(
@@ -209,7 +221,9 @@ def test_two_workers_roll_back_together_and_recover(tmp_path: Path) -> None:
 def test_going_back_restores_every_weight_statistic_and_momentum(
     digits: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Looks after steps 2, 4 and 6, the last of them made to collapse: the state after step 6 is that after step 4."""
+    """Looks after steps 2, 4 and 6, the last of them made to collapse:
+    the state after step 6 is that after step 4.
+    """
     looks = iter([90, 90, 0])
     monkeypatch.setattr(
         "sat_ray.training.loop._Run._survivors", lambda *_: (96, next(looks, 90), 96)
@@ -238,8 +252,10 @@ def test_after_the_last_remedy_the_run_stops_and_says_what_it_tried(
     looks = iter([90, 0, 0])
     monkeypatch.setattr("sat_ray.training.loop._Run._survivors", lambda *_: (96, next(looks), 96))
     expected = (
-        r"^training collapsed 2 times, at last in epoch 0, step 6: 0 of 96 held-out images survive PGD-10, 90 did at best; "
-        r"allowed: training\.guard_limit = 1 times; the training attack was PGD-2 with steps of 32/255, try .*"
+        r"^training collapsed 2 times, at last in epoch 0, step 6: 0 of 96 held-out images "
+        r"survive PGD-10, 90 did at best; "
+        r"allowed: training\.guard_limit = 1 times; the training attack was PGD-2 with steps of "
+        r"32/255, try .*"
         r"the last good state is of epoch 0, step 2$"
     )
     with pytest.raises(CatastrophicOverfittingError, match=expected):
@@ -251,7 +267,9 @@ def test_a_guarded_run_resumed_right_before_its_collapse_is_the_undisturbed_one_
     collapse: tuple[int, list[EpochReport]],
     guarded: tuple[list[EpochReport], list[bytes]],
 ) -> None:
-    """Nothing but the file goes over: the good state, the best look and, once it has collapsed, the milder attack are in it."""
+    """Nothing but the file goes over: the good state, the best look and, once it has collapsed,
+    the milder attack are in it.
+    """
     undisturbed = guarded[0][-1].state
     states = [unpack_state(data) for data in guarded[1]]
     before = next(i for i, state in enumerate(states) if state.events) - 1

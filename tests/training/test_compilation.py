@@ -1,6 +1,8 @@
-"""Compiled training: the same numbers up to rounding, the same weights by name, whatever the activation; and what it refuses.
+"""Compiled training: the same numbers up to rounding, the same weights by name, whatever the
+activation; and what it refuses.
 
-Traced and differentiated as any compiled model is, run by torch's own kernels (backend aot_eager): seconds. Real kernels: marker fault.
+Traced and differentiated as any compiled model is, run by torch's own kernels (backend aot_eager):
+seconds. Real kernels: marker fault.
 """
 
 import copy
@@ -41,7 +43,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_close(ours: EpochReport, theirs: EpochReport, *, within: float) -> None:
-    """Assert that two trainings left the same weights, statistics and momentum by name, up to rounding."""
+    """Assert that two trainings left the same weights, statistics and momentum by name,
+    up to rounding.
+    """
     for part in ("weights", "momentum", "best"):
         one, other = getattr(ours.state, part), getattr(theirs.state, part)
         assert one.keys() == other.keys()
@@ -143,10 +147,12 @@ def test_rounding_is_allowed_and_nan_is_not() -> None:
                 )
 
 
-def test_in_bf16_compiled_gradients_may_be_as_far_from_float32_as_plain_ones_but_not_twice_as_long() -> (
+def test_in_bf16_compiled_gradients_may_be_as_far_from_float32_as_plain_ones_but_not_longer() -> (
     None
 ):
-    """Gradients of a deep network in bf16: half of their length, or all of it, is rounding, which differs from kernel to kernel."""
+    """Gradients of a deep network in bf16: half of their length, or all of it, is rounding, which
+    differs from kernel to kernel.
+    """
     exact, *noise = torch.randn(3, 100_000, generator=torch.Generator().manual_seed(0))
     for size, others in ((0.5, (1.4, 2.0, 0.6, 0.0)), (1.1, (1.6, 2.0, 0.0))):
         plain, compiled = ({"gradient": exact + size * one} for one in noise)
@@ -155,7 +161,10 @@ def test_in_bf16_compiled_gradients_may_be_as_far_from_float32_as_plain_ones_but
         for factor in others:
             with pytest.raises(
                 ArithmeticError,
-                match=r"gradient of the compiled model (is wrong in length|is longer or shorter|differs) by",
+                match=(
+                    r"gradient of the compiled model (is wrong in length|is longer or "
+                    r"shorter|differs) by"
+                ),
             ):
                 require_agreement(
                     {"gradient": factor * compiled["gradient"]},
@@ -166,10 +175,10 @@ def test_in_bf16_compiled_gradients_may_be_as_far_from_float32_as_plain_ones_but
                 )
 
 
-def test_one_tensor_among_many_with_a_wrong_gradient_is_named_and_those_that_are_rounding_alone_are_not() -> (
-    None
-):
-    """A bias before BatchNorm has no gradient: what kernels leave there is rounding, whatever its size in units of its own."""
+def test_one_tensor_with_a_wrong_gradient_is_named_and_those_of_rounding_alone_are_not() -> None:
+    """A bias before BatchNorm has no gradient: what kernels leave there is rounding,
+    whatever its size in units of its own.
+    """
     generator = torch.Generator().manual_seed(0)
     sizes = {
         "conv.weight": 4000,
@@ -213,7 +222,10 @@ def test_a_machine_without_a_compiler_refuses_in_one_line_and_so_does_an_alpha_t
     ):
         with pytest.raises(
             ValueError,
-            match=r"^training\.compile is True, but there is no C\+\+ compiler here; allowed: False, or .*CXX$",
+            match=(
+                r"^training\.compile is True, but there is no C\+\+ compiler here; allowed: "
+                r"False, or .*CXX$"
+            ),
         ):
             refuse()
     with pytest.raises(
@@ -230,7 +242,9 @@ def test_compiled_kernels_are_another_environment() -> None:
 
 
 def one_of_two_workers(rank: int, folder: str) -> None:
-    """Run as a process of its own: train compiled as one of two gloo workers and leave the weights behind."""
+    """Run as a process of its own: train compiled as one
+    of two gloo workers and leave the weights behind.
+    """
     with worker_of_two(rank, folder) as world:
         (*_, last) = train(
             small_model("smoothrelu"), digits_again(), **SHORT, compile=True, world=world

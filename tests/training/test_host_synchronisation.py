@@ -1,4 +1,5 @@
-"""Nothing in a training step makes the host wait for the device: no value is read back, and no number is copied over as a tensor.
+"""Nothing in a training step makes the host wait for the device: no value is read back, and no
+number is copied over as a tensor.
 
 On a GPU both would stop the queue of kernels; here every call of torch within a step is looked at.
 """

@@ -1,4 +1,6 @@
-"""Weights that no pixel reaches: found by arithmetic that autograd confirms, and gradients of 0 kept there where bf16 kernels do not."""
+"""Weights that no pixel reaches: found by arithmetic that autograd confirms, and gradients of 0
+kept there where bf16 kernels do not.
+"""
 
 import pytest
 import torch
@@ -49,9 +51,7 @@ def test_weights_that_no_pixel_reaches_are_those_without_a_gradient(
     assert torch.equal(found, conv.weight.grad[0, 0] == 0)
 
 
-def test_a_gradient_is_0_where_no_pixel_reaches_and_untouched_elsewhere_for_the_images_of_the_time() -> (
-    None
-):
+def test_a_gradient_is_0_where_no_pixel_reaches_and_untouched_elsewhere_for_those_images() -> None:
     model = build_model("resnet18", activation="relu", num_classes=3, seed=0).train()
     conv = model.body.layer4[0].conv2  # type: ignore[union-attr, index]
     reach = KernelReach(model, view(model), precision="bf16", device=CPU)
@@ -67,7 +67,9 @@ def test_a_gradient_is_0_where_no_pixel_reaches_and_untouched_elsewhere_for_the_
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_network_trains_on_images_too_small_for_it(precision: str, digits: object) -> None:
-    """Digits of 8 pixels into a network that halves its images five times: from its third group of layers on they have one pixel."""
+    """Digits of 8 pixels into a network that halves its images five times: from its third group of
+    layers on they have one pixel.
+    """
     model = build_model(
         "resnet18",
         activation="silu",

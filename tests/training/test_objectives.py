@@ -1,4 +1,6 @@
-"""What training maximizes and minimizes: objectives, Free training, precision, and what changes on the way."""
+"""What training maximizes and minimizes: objectives, Free training, precision,
+and what changes on the way.
+"""
 
 from typing import Any
 
@@ -103,7 +105,9 @@ def test_trades_trains_and_its_beta_buys_agreement(digits: Split) -> None:
 def test_free_training_updates_once_per_pass_and_moves_the_images_between(
     digits: Split, monkeypatch: pytest.MonkeyPatch, replays: int
 ) -> None:
-    """Every forward pass of the model is an update; the images of each lie in the ball and differ from those before."""
+    """Every forward pass of the model is an update;
+    the images of each lie in the ball and differ from those before.
+    """
     model, seen = small_model(), []
     model.register_forward_pre_hook(lambda module, x: seen.append(x[0].detach().clone()))
     monkeypatch.setattr(PGD, "step", lambda *_: pytest.fail("an attack step of its own"))
@@ -125,7 +129,9 @@ def test_free_training_updates_once_per_pass_and_moves_the_images_between(
 
 
 def test_the_images_of_free_training_move_along_the_gradient_of_the_update(digits: Split) -> None:
-    """The first replay's images, recomputed: start + epsilon sign(gradient of the train-mode loss), projected."""
+    """The first replay's images, recomputed: start + epsilon sign(gradient of the train-mode loss),
+    projected.
+    """
     model, seen = small_model(), []
     model.register_forward_pre_hook(
         lambda module, x: seen.append(x[0].detach().clone()) if module.training else None
@@ -184,7 +190,9 @@ SMALL_IN = {precision: SMALL.__class__(precision=precision) for precision in ("f
 def test_bf16_gradients_are_those_of_float32_to_its_eight_bits(
     digits: Split, activation: str
 ) -> None:
-    """Direction (cosine) of the weight gradient as a whole, and signs of the image gradient weighted by size."""
+    """Direction (cosine) of the weight gradient as a whole,
+    and signs of the image gradient weighted by size.
+    """
     exact, exact_image = gradients("float32", digits, activation)
     rough, rough_image = gradients("bf16", digits, activation)
     assert all(g.dtype == torch.float32 for g in rough.values()) and exact.keys() == rough.keys()
@@ -227,7 +235,10 @@ def test_a_device_that_cannot_compute_in_bf16_is_refused_by_name(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(
         ValueError,
-        match=r"training\.precision is bf16, which Tesla T4 does not support; allowed there: float32",
+        match=(
+            r"training\.precision is bf16, which Tesla T4 does not support; allowed there: "
+            r"float32"
+        ),
     ):
         check_precision("bf16", torch.device("cuda", 0))
     with pytest.raises(ValueError, match="mps does not support"):
@@ -241,7 +252,10 @@ def test_bf16_on_a_gpu_whose_name_says_that_it_has_none_is_refused_before_a_node
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"training\.precision is bf16, which resources\.accelerator {name} does not support; allowed there",
+        match=(
+            rf"training\.precision is bf16, which resources\.accelerator {name} does not support; "
+            r"allowed there"
+        ),
     ):
         check_accelerator("bf16", name)
     check_accelerator("float32", name)
@@ -252,7 +266,9 @@ def test_bf16_on_a_gpu_whose_name_says_that_it_has_none_is_refused_before_a_node
 def test_epsilon_grows_to_its_value_and_the_step_with_it(
     digits: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two epochs of four steps, all of the first for the way up; the attack never leaves the small ball."""
+    """Two epochs of four steps, all of the first for the way up;
+    the attack never leaves the small ball.
+    """
     balls: list[tuple[float, float]] = []
     run = PGD.run
 
@@ -301,7 +317,10 @@ def test_alpha_moves_to_its_value_in_model_and_attack_and_validation_sees_the_va
 def test_a_first_alpha_outside_its_range_is_refused(digits: Split) -> None:
     with pytest.raises(
         ValueError,
-        match=r"training\.alpha_start 1e-05 times alpha is 0\.0001; allowed for parametric_softplus: 0\.001",
+        match=(
+            r"training\.alpha_start 1e-05 times alpha is 0\.0001; allowed for "
+            r"parametric_softplus: 0\.001"
+        ),
     ):
         train(small_model("parametric_softplus"), digits, alpha_start=1e-5)
     assert train(

@@ -1,4 +1,6 @@
-"""Optimizer details of training, each against what its formula says about one or a few real steps."""
+"""Optimizer details of training, each against what
+its formula says about one or a few real steps.
+"""
 
 import math
 from typing import Any
@@ -76,7 +78,9 @@ def test_learned_alphas_follow_their_own_learning_rate_and_nothing_else_does(dig
 
 
 def test_a_global_batch_in_four_groups_is_the_update_of_one_large_batch(digits: Split) -> None:
-    """Without BatchNorm the groups are gradient accumulation and nothing else: weights have moved alike after three updates."""
+    """Without BatchNorm the groups are gradient accumulation and nothing else:
+    weights have moved alike after three updates.
+    """
     large, small = (
         train(without_batchnorm(), digits, images=96, epochs=1, batchnorm_group_size=size)
         for size in (32, 8)

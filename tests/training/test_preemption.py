@@ -67,7 +67,9 @@ def test_nothing_is_asked_where_there_is_nothing_to_ask() -> None:
 def test_a_notice_brings_checkpoints_and_changes_no_bit(
     first: int, digits: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four steps an epoch; the notice stands from the question after step `first` on, and each question is followed by a checkpoint."""
+    """Four steps an epoch; the notice stands from the question after step `first` on, and each
+    question is followed by a checkpoint.
+    """
     monkeypatch.setattr(
         "sat_ray.training.resume.preemption.LOOK_SECONDS", 0.0
     )  # a question after every step
@@ -145,7 +147,9 @@ def spot(head: Any) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_drained_node_leaves_a_checkpoint_from_which_the_others_go_on(
     head: Any, spot: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    """SIGTERM, as a spot node's pod gets it; without the notice nothing would be saved before the last epoch."""
+    """SIGTERM, as a spot node's pod gets it;
+    without the notice nothing would be saved before the last epoch.
+    """
     from sat_ray.integrations.ray.train import train_all
 
     job, records = (

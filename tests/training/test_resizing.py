@@ -1,4 +1,6 @@
-"""Progressive resizing: the schedule against its closed form, the pixels against the triangle filter, and training in between."""
+"""Progressive resizing: the schedule against its closed form, the pixels against the triangle
+filter, and training in between.
+"""
 
 import dataclasses
 from fractions import Fraction
@@ -76,7 +78,9 @@ def test_the_side_is_the_line_rounded_down_to_whole_steps(
 
 
 def triangle(size: int, smaller: int) -> Tensor:
-    """Return the weights, (smaller, size) float64, of a triangle as wide as two new pixels around the middle of each."""
+    """Return the weights, (smaller, size) float64,
+    of a triangle as wide as two new pixels around the middle of each.
+    """
     scale = size / smaller
     distance = (
         torch.arange(size, dtype=torch.float64)
@@ -197,7 +201,10 @@ def test_a_network_of_ones_own_that_takes_one_size_alone_is_refused_on_arrival(
     )
     with pytest.raises(
         ValueError,
-        match=r"own_parts:of_one_size, given images of 8 x 8 for training\.resize_start, raised RuntimeError",
+        match=(
+            r"own_parts:of_one_size, given images of 8 x 8 for training\.resize_start, raised "
+            r"RuntimeError"
+        ),
     ) as e:
         check_own_parts(bad, Storage.at(tmp_path))
     assert "\n" not in str(e.value)
@@ -223,8 +230,8 @@ def test_the_operations_of_a_dry_run_are_those_of_the_sizes() -> None:
     count, source = forward_operations(config, whole, classes=1000)[0], dataset_source("imagenet")
     shown = costs(config, source, passes_of(config, source))
     assert shown["sizes of training images"] == (
-        f"160 x 160 from epoch 1, 192 x 192 from epoch 5, 224 x 224 from epoch 9: {100 * share:.0f} % of the operations that whole images "
-        "would take"
+        "160 x 160 from epoch 1, 192 x 192 from epoch 5, 224 x 224 from epoch 9: "
+        f"{100 * share:.0f} % of the operations that whole images would take"
     )
     models, images = len(config.search.configurations()), 1_271_167
     assert float(shown["estimated operations, training"].split()[0]) == pytest.approx(

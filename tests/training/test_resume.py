@@ -1,4 +1,6 @@
-"""Training goes on from any step as if nothing had happened, and stops where its numbers have gone bad."""
+"""Training goes on from any step as if nothing had happened,
+and stops where its numbers have gone bad.
+"""
 
 import dataclasses
 import os
@@ -66,7 +68,9 @@ def states_of(
 def test_a_run_resumed_after_any_step_is_the_undisturbed_run_bit_for_bit(
     digits: Split, activation: str, changes: dict[str, Any]
 ) -> None:
-    """Four steps an epoch: the first, one in the middle, the last of an epoch (before its validation), the very last."""
+    """Four steps an epoch: the first, one in the middle, the last of an epoch (before its
+    validation), the very last.
+    """
     seen, undisturbed = states_of(digits, activation, **changes)
     assert [(state.epoch, state.step) for state in seen] == [
         (epoch, step) for epoch in range(3) for step in range(1, 5)
@@ -80,7 +84,9 @@ def test_a_run_resumed_after_any_step_is_the_undisturbed_run_bit_for_bit(
 
 
 def train_and_leave_checkpoints(folder: str) -> None:
-    """Run as a process of its own: train for ever so long, leaving a checkpoint after every step."""
+    """Run as a process of its own: train for ever so long,
+    leaving a checkpoint after every step.
+    """
     torch.set_num_threads(1)
     storage = Storage.at(folder)
 
@@ -100,7 +106,9 @@ def train_and_leave_checkpoints(folder: str) -> None:
 def test_training_killed_at_a_random_step_and_resumed_is_the_run_left_alone_bit_for_bit(
     digits: Split, tmp_path: Path
 ) -> None:
-    """SIGKILL whenever the clock says so; both runs then stop six epochs after the one that was under way."""
+    """SIGKILL whenever the clock says so;
+    both runs then stop six epochs after the one that was under way.
+    """
     code = f"import {__name__} as t; "
     with subprocess.Popen(
         [sys.executable, "-c", code + f"t.train_and_leave_checkpoints({str(tmp_path)!r})"],
@@ -138,7 +146,9 @@ def test_a_run_stopped_between_epochs_goes_on_in_the_same_way(digits: Split) -> 
 
 
 def test_a_nan_loss_stops_the_run_and_names_step_images_and_last_good_state(digits: Split) -> None:
-    """With so large a rate the first update destroys the weights, and the second batch is the first to show it."""
+    """With so large a rate the first update destroys the weights,
+    and the second batch is the first to show it.
+    """
     with pytest.raises(FloatingPointError) as caught:
         train(small_model(), digits, learning_rate=1e30, seed=7)
     error = caught.value
@@ -146,7 +156,8 @@ def test_a_nan_loss_stops_the_run_and_names_step_images_and_last_good_state(digi
     ids = permutation(128, seed=7, epoch=0)[32:64].tolist()
     shown = ", ".join(map(str, ids[:8]))
     assert str(error) == (
-        f"training loss or weights became NaN or infinite in epoch 0, step 1 (seed 7), on the 32 images with ids {shown}, ...; "
+        "training loss or weights became NaN or infinite in epoch 0, step 1 (seed 7), on the 32 "
+        f"images with ids {shown}, ...; "
         "try a smaller training.learning_rate; the last good state is of epoch 0, step 0"
     )
     assert error.step == 1 and list(error.image_ids) == ids

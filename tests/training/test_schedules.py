@@ -70,7 +70,9 @@ def test_after_warm_up_the_schedule_starts_at_its_peak_and_uses_the_epochs_that_
 
 @pytest.mark.parametrize("warmup", [0.3, 2.5])
 def test_one_cycle_is_that_of_torch(warmup: float) -> None:
-    """Torch's OneCycleLR moves by whole steps: 99 of them here, its rise ending at step 99 * warmup / 10 - 1."""
+    """Torch's OneCycleLR moves by whole steps: 99 of them here,
+    its rise ending at step 99 * warmup / 10 - 1.
+    """
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     theirs = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=1.0, total_steps=100, pct_start=(99 * warmup / 10 + 1) / 100

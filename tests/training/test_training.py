@@ -1,4 +1,6 @@
-"""Training: N processes equal one, a stopped run equals an undisturbed one, and the attack leaves no trace on the model."""
+"""Training: N processes equal one, a stopped run equals an undisturbed one,
+and the attack leaves no trace on the model.
+"""
 
 import dataclasses
 import itertools
@@ -47,7 +49,9 @@ EXTRAS: dict[str, dict[str, Any]] = {
         "validate_every": 1,
     },
 }
-"""Settings of the cases that are trained by two workers; of three groups one worker has two, of images of 8 and then 12 pixels."""
+"""Settings of the cases that are trained by two workers; of three groups one worker has two, of
+images of 8 and then 12 pixels.
+"""
 BATCHES = {"one group": 32, "two groups": 64, "three groups": 48}
 CASES = list(BATCHES)
 
@@ -65,7 +69,9 @@ def crafting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crafting]:
 
 
 def one_of_two_workers(rank: int, folder: str) -> None:
-    """Run as a process of its own: train all cases as one of two gloo workers and leave the weights and the ids behind."""
+    """Run as a process of its own: train all cases as one of two
+    gloo workers and leave the weights and the ids behind.
+    """
     digits = digits_again()
     with worker_of_two(rank, folder) as world:
         for name, batch in BATCHES.items():
@@ -138,7 +144,9 @@ def test_ranks_are_disjoint_and_together_are_the_order_of_the_epoch(
 
 
 def test_one_step_over_two_groups_is_the_plain_formula(digits: Split) -> None:
-    """w' = w - lr (g + m (g + d w)) with g + d w for g: the mean gradient, Nesterov's first step, decay d on matrices alone."""
+    """w' = w - lr (g + m (g + d w)) with g + d w for g: the mean gradient, Nesterov's first step,
+    decay d on matrices alone.
+    """
     model = small_model()
     settle_layout(model)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -299,7 +307,9 @@ def test_the_best_weights_are_chosen_by_robust_then_clean_accuracy(
 def test_a_model_that_was_trained_to_the_end_holds_what_is_saved_and_trains_on_with_the_same_bits(
     digits: Split,
 ) -> None:
-    """The average where one is kept; a later call with the state begins at the last weights, whatever the model holds."""
+    """The average where one is kept; a later call with the state begins at the last weights,
+    whatever the model holds.
+    """
     more = {"ema_decay": 0.9, "validate_every": 1}
     undisturbed = train(small_model(), digits, **more)[-1].state
     model = small_model()

@@ -29,7 +29,10 @@ def test_more_workers_than_groups_and_uneven_shares_that_nobody_needs_are_refuse
     for workers in (3, 8):
         with pytest.raises(
             ValueError,
-            match=rf"{workers} workers cannot share 4 BatchNorm groups .* evenly; allowed: a divisor of 4",
+            match=(
+                rf"{workers} workers cannot share 4 BatchNorm groups .* evenly; allowed: a "
+                r"divisor of 4"
+            ),
         ):
             check_even(settings, world_size=workers)
     check_even(settings, world_size=2)
@@ -81,7 +84,10 @@ def test_free_training_is_refused_beside_what_has_an_attack_of_its_own(
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=r"training\.attack_replays is 4; allowed: 0, or attack_steps 1, objective cross_entropy and no",
+        match=(
+            r"training\.attack_replays is 4; allowed: 0, or attack_steps 1, objective "
+            r"cross_entropy and no"
+        ),
     ):
         TrainingSettings(attack_replays=4, **other)
 

@@ -1,4 +1,6 @@
-"""Every field of every settings class has bounds: a value outside them is refused in one line that names the field."""
+"""Every field of every settings class has bounds:
+a value outside them is refused in one line that names the field.
+"""
 
 import dataclasses
 import math
@@ -59,7 +61,9 @@ def of_config(section: str, field: str) -> Callable[[Any], object]:
 
 
 def places() -> dict[str, Callable[[Any], object]]:
-    """Return every field that holds numbers, by the name that a message gives it, with what builds settings that have a value there."""
+    """Return every field that holds numbers, by the name that a message gives it, with what builds
+    settings that have a value there.
+    """
     found = {
         f"{section}.{field}": of_config(section, field)
         for section, kind in SECTIONS.items()
@@ -107,7 +111,9 @@ def test_every_number_of_every_settings_class_has_bounds_of_its_own() -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_number_is_refused_by_name_in_one_line_or_finite(place: str) -> None:
-    """An accepted value is what was given, and a finite number of a size that a machine can hold."""
+    """An accepted value is what was given,
+    and a finite number of a size that a machine can hold.
+    """
     repeated = place in ("search.rungs", "final.seeds")
     for value in VALUES:
         given = (value,) if repeated else value
@@ -141,7 +147,10 @@ def test_stored_json_of_another_shape_is_refused_in_one_line(field: str) -> None
 def test_a_whole_config_of_another_shape_is_refused_in_one_line(value: Any) -> None:
     with pytest.raises(
         ValueError,
-        match=r"^(SweepConfig must be a JSON object, got a \w+|field \w+ of SweepConfig is missing)$",
+        match=(
+            r"^(SweepConfig must be a JSON object, got a \w+|field \w+ of SweepConfig is "
+            r"missing)$"
+        ),
     ):
         from_json(SweepConfig, value)
 

@@ -1,4 +1,6 @@
-"""Verdicts are given in true float32, whatever torch was told to make faster, and what it was told is kept."""
+"""Verdicts are given in true float32, whatever torch was told to make faster,
+and what it was told is kept.
+"""
 
 from collections.abc import Iterator
 

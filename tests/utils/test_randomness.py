@@ -1,4 +1,6 @@
-"""The noise against an independent SplitMix64 on Python integers, and what it may and may not depend on."""
+"""The noise against an independent SplitMix64 on Python integers,
+and what it may and may not depend on.
+"""
 
 import hashlib
 
@@ -45,7 +47,8 @@ def unsigned(values: torch.Tensor) -> list[int]:
 def test_the_reference_generator_agrees_with_published_values() -> None:
     # first outputs for seed 1234567, as listed by the generator's public test vectors
     assert splitmix64(1234567, 5) == [
-        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431,
+        16408922859458223821,
     ]  # fmt: skip
 
 
@@ -103,8 +106,10 @@ def test_a_longer_draw_starts_with_the_shorter_one() -> None:
 
 def test_seed_restart_purpose_and_step_each_make_another_stream() -> None:
     base = Randomness.of(0, [5])
-    draws = [base.draw("start", 4), Randomness.of(1, [5]).draw("start", 4), Randomness.of(0, [6]).draw("start", 4),
-             base.with_restart(1).draw("start", 4), base.draw("radius", 4), base.draw("start", 4, step=1)]  # fmt: skip
+    draws = [base.draw("start", 4), Randomness.of(1, [5]).draw("start", 4),
+    Randomness.of(0, [6]).draw("start", 4),
+             base.with_restart(1).draw("start", 4), base.draw("radius", 4),
+             base.draw("start", 4, step=1)]  # fmt: skip
     assert len({value for draw in draws for value in draw.flatten().tolist()}) == 24
 
 

@@ -1,4 +1,6 @@
-"""Who flies when: slots are full to the end, every run takes up where it was, and no verdict depends on either."""
+"""Who flies when: slots are full to the end, every run takes up where it was,
+and no verdict depends on either.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -91,7 +93,8 @@ def assert_same(one: Verdicts, other: Verdicts, *, images: int, runs: int) -> No
 @pytest.mark.parametrize(("seats_per_slot", "turn"), [(2, 1), (3, 7), (8, 4)])
 @pytest.mark.parametrize(("attack", "options"), ATTACKS.values(), ids=ATTACKS)
 def test_parking_changes_no_bit_of_any_verdict(
-    attack: Attack, options: dict[str, Any], seats_per_slot: int, turn: int, digits_model: Normalized, held_out: Split,
+    attack: Attack, options: dict[str, Any], seats_per_slot: int, turn: int,
+    digits_model: Normalized, held_out: Split,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     parking(monkeypatch, seats_per_slot=1)
@@ -156,7 +159,9 @@ def test_slots_are_full_to_the_end(
 
 @dataclass(frozen=True)
 class Walk:
-    """An attack on images of one pixel that only counts: the point numbered k of image i in run r is at i + r / 8 + k / 256."""
+    """An attack on images of one pixel that only counts:
+    the point numbered k of image i in run r is at i + r / 8 + k / 256.
+    """
 
     steps: int
     threat_model: ThreatModel = BALL

@@ -1,4 +1,6 @@
-"""What a step does beside the model is the same in every bit when it is compiled, and is compiled only where that was asked for."""
+"""What a step does beside the model is the same in every bit when it is compiled, and is compiled
+only where that was asked for.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +24,9 @@ BACKENDS = [
 
 
 def walk(attack: PGD, *, steps: int) -> tuple[list[Tensor], list[list[int]]]:
-    """Take steps up a plane, with a gradient that is 0 in places, and return the points and what a cycle detector said."""
+    """Take steps up a plane, with a gradient that is 0 in places,
+    and return the points and what a cycle detector said.
+    """
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(4, 3, 6, 6, generator=generator)
     slope = torch.randn(3 * 36, 2, generator=generator) * (

@@ -1,4 +1,6 @@
-"""Calls with fewer rows while slots are empty: the same outcomes in every bit, and only where fewer rows give the same bits."""
+"""Calls with fewer rows while slots are empty: the same outcomes in every bit,
+and only where fewer rows give the same bits.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields

@@ -1,4 +1,6 @@
-"""The queue of runs against its rule, under every order in which runs may end: nothing needed is left out, nothing is flown in vain."""
+"""The queue of runs against its rule, under every order in which runs may end: nothing needed is
+left out, nothing is flown in vain.
+"""
 
 import pytest
 import torch

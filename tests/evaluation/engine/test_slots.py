@@ -1,4 +1,6 @@
-"""The slot engine against a plain loop over every point, and exact cycle detection on sequences made by hand."""
+"""The slot engine against a plain loop over every point,
+and exact cycle detection on sequences made by hand.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +28,9 @@ PGD_L2 = PGD(threat_model=ThreatModel("l2", 0.8), steps=25, step_size=0.2)
 
 
 def plain(model: Normalized, attack: PGD, split: Split, seed: int) -> dict[str, Tensor]:
-    """Visit every point of every image, SLOTS rows at a time; nothing retires, nothing is skipped."""
+    """Visit every point of every image, SLOTS rows at a time; nothing retires,
+    nothing is skipped.
+    """
     rows = []
     for part in torch.arange(len(split)).split(SLOTS):
         index = torch.cat([part, part[:1].expand(SLOTS - len(part))])
@@ -75,7 +79,8 @@ def test_verdicts_equal_those_of_a_plain_loop_bit_for_bit(
     attack: PGD, detect_cycles: bool, digits_model: Normalized, held_out: Split
 ) -> None:
     expected = plain(digits_model, attack, held_out, seed=4)
-    found = run_slots(digits_model, attack, held_out.images, held_out.labels, Randomness(4, held_out.image_ids), slots=SLOTS, device=CPU,
+    found = run_slots(digits_model, attack, held_out.images, held_out.labels,
+    Randomness(4, held_out.image_ids), slots=SLOTS, device=CPU,
                       detect_cycles=detect_cycles)  # fmt: skip
     for name, values in expected.items():
         assert torch.equal(getattr(found, name), values.to(getattr(found, name).dtype)), name
@@ -363,7 +368,8 @@ def test_zeros_of_both_signs_and_near_misses_are_different_points() -> None:
 
 
 def test_a_point_that_comes_back_only_once_is_no_cycle() -> None:
-    # 0.5 at 1 and 3 proposes period 2; the point at 5 differs, so nothing is confirmed until the true cycle shows
+    # 0.5 at 1 and 3 proposes period 2; the point at 5 differs, so nothing is confirmed until the
+    # true cycle shows
     assert watch([[0.1, 0.5, 0.2, 0.5, 0.3, 0.6, 0.7, 0.8, 0.7, 0.8, 0.7]])[0] == [0] * 10 + [2]
 
 

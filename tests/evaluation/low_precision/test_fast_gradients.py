@@ -1,5 +1,8 @@
-"""Gradients of a fast copy, in bfloat16 or compiled, and verdicts in float32: all are ones that the model itself gives, and the bound
-is shown to matter. Compiled copies run in torch's own kernels here (backend aot_eager); real ones: marker fault."""
+"""Gradients of a fast copy, in bfloat16 or compiled, and verdicts in float32: all are ones that the
+model itself gives, and the bound
+is shown to matter. Compiled copies run in torch's own kernels here (backend aot_eager); real ones:
+marker fault.
+"""
 
 import copy
 from collections.abc import Callable
@@ -82,7 +85,9 @@ def attacked(
 def plain(
     model: Normalized, split: Split, *, bound: float, slots: int = SLOTS
 ) -> dict[int, tuple[int, int]]:
-    """Walk every image to its end in bfloat16 and score every point again in float32: (first broken step asked about, prediction)."""
+    """Walk every image to its end in bfloat16 and score every point again in float32: (first broken
+    step asked about, prediction).
+    """
     fast, attack = fast_copy(model, gradient="bf16", device=CPU), make_attack(SPEC)
     found = {}
     for part in torch.arange(len(split)).split(slots):
@@ -167,7 +172,9 @@ def test_close_survivors_are_attacked_again_in_float32(
 
 @pytest.mark.parametrize("steps", [6, 7, 20, 21])
 def test_an_image_that_cycles_is_scored_where_its_last_step_leads(steps: int) -> None:
-    """The copy climbs to a ridge and steps to and fro over it; the model itself misclassifies one side of the ridge."""
+    """The copy climbs to a ridge and steps to and fro over it;
+    the model itself misclassifies one side of the ridge.
+    """
     ridge, pixel = 0.52, torch.full((1, 1, 1, 1), 127, dtype=torch.uint8)
     attack = PGD(
         threat_model=ThreatModel("linf", 0.25), steps=steps, step_size=0.05, use_random_start=False
@@ -196,7 +203,9 @@ def test_an_image_that_cycles_is_scored_where_its_last_step_leads(steps: int) ->
 def test_a_run_that_goes_wrong_counts_only_if_it_is_needed_whatever_the_slots(
     slots: int, precision: str
 ) -> None:
-    """A NaN where run 3 starts: an error where the runs before it fail, nothing where run 0 breaks the image."""
+    """A NaN where run 3 starts: an error where the runs before it fail,
+    nothing where run 0 breaks the image.
+    """
     attack = PGD(threat_model=ThreatModel("linf", 0.1), steps=10, step_size=0.02)
     pixel, y, rng = (
         torch.full((1, 1, 1, 1), 127, dtype=torch.uint8),
@@ -437,7 +446,9 @@ def test_entries_of_a_gradient_far_below_the_others_are_0_and_the_others_untouch
 def test_points_repeat_on_a_bf16_copy_because_unknown_signs_are_0(
     digits_model: Normalized, held_out: Split
 ) -> None:
-    """The digits' images are so small that they end where they cannot move; images of 32 pixels do not."""
+    """The digits' images are so small that they end where they cannot move;
+    images of 32 pixels do not.
+    """
     larger = held_out.take(slice(0, 24))
     images = larger.images.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
     model = build_model(
@@ -482,7 +493,9 @@ def test_directions_are_scaled_by_powers_of_two_and_a_vanished_loss_stays_vanish
 def test_in_fp16_a_confident_image_has_the_gradient_that_float64_gives_it(
     digits_model: Normalized, digits: Split
 ) -> None:
-    """The derivatives of its loss, from 1e-6 to 1e-4, are lost in float16 on their way through the network unless they are scaled."""
+    """The derivatives of its loss, from 1e-6 to 1e-4, are lost in float16 on their way through the
+    network unless they are scaled.
+    """
     x, y = digits.images.float() / 255, digits.labels
 
     def gradient(forward: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
@@ -550,7 +563,10 @@ def test_a_network_beyond_the_range_of_fp16_is_refused_with_what_to_do(
         )
     with pytest.raises(
         ValueError,
-        match=r"^the fp16 copy of the model returns NaN or inf \w+ for image ids \[.*allowed: bf16 or float32",
+        match=(
+            r"^the fp16 copy of the model returns NaN or inf \w+ for image ids \[.*allowed: bf16 "
+            r"or float32"
+        ),
     ):
         calibrate_attacks(
             model, images, attacks=[replace(SPEC, gradient="fp16", name="")], slots=SLOTS
@@ -562,7 +578,8 @@ def test_attacks_with_memory_and_targets_take_bf16_gradients_too(
     algorithm: str, digits_model: Normalized, control: Split
 ) -> None:
     spec = AttackSpec(threat_model=SPEC.threat_model, steps=10, algorithm="apgd", gradient="bf16",
-                      **({"loss": "dlr", "targets": 2} if algorithm == "targeted" else {}))  # fmt: skip
+                      **({"loss": "dlr",
+                      "targets": 2} if algorithm == "targeted" else {}))  # fmt: skip
     assert spec.name in ("apgd-ce-10-bf16", "apgd-t-dlr-10-bf16")
     table = attacked(
         digits_model,
@@ -733,7 +750,9 @@ def test_copies_of_the_same_layers_share_kernels_and_never_weights(
 def test_kernels_that_do_not_fit_are_made_anew_and_a_compiler_that_errs_is_refused(
     compilations: list[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two modules that look alike and differ; then a compiler whose forward pass is right and whose backward pass is not."""
+    """Two modules that look alike and differ;
+    then a compiler whose forward pass is right and whose backward pass is not.
+    """
 
     class Looks(nn.Module):
         def __init__(self, power: int) -> None:
@@ -799,7 +818,10 @@ def test_a_machine_without_a_compiler_refuses_compiled_gradients_before_anything
     monkeypatch.setenv("PATH", "")
     with pytest.raises(
         ValueError,
-        match=r"^--gradient is bf16-compiled, but there is no C\+\+ compiler here; allowed: bf16, or g\+\+",
+        match=(
+            r"^--gradient is bf16-compiled, but there is no C\+\+ compiler here; allowed: bf16, "
+            r"or g\+\+"
+        ),
     ):
         check_gradient("bf16-compiled", CPU, field="--gradient")
     check_gradient("bf16", CPU, field="--gradient")

@@ -1,4 +1,6 @@
-"""Which kernel a product gets follows from its shape alone, and nobody else's products are touched."""
+"""Which kernel a product gets follows from its shape alone,
+and nobody else's products are touched.
+"""
 
 from collections.abc import Iterator
 from types import SimpleNamespace

@@ -1,4 +1,6 @@
-"""The pooling kernels for GPUs: interpreted on this CPU as torch pools, compiled for a GPU of today, and put where they belong."""
+"""The pooling kernels for GPUs: interpreted on this CPU as torch pools, compiled for a GPU of
+today, and put where they belong.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""What can be refused only when storage, tracking or the cluster is looked at: one line, status not 0, nothing harmed."""
+"""What can be refused only when storage, tracking or the cluster is looked at: one line,
+status not 0, nothing harmed.
+"""
 
 import json
 import shutil
@@ -35,7 +37,9 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Return every file below a folder but the tracker's, the lock's, and the name that a sweep gives itself when it starts."""
+    """Return every file below a folder but the tracker's, the lock's, and the name that a sweep
+    gives itself when it starts.
+    """
     others = ("mlflow", "mlartifacts", "driver", "identity.json")
     found = (
         path
@@ -100,7 +104,9 @@ def test_images_that_nobody_said_where_they_are_are_missed_before_ray_starts(
 
 
 def test_a_stage_alone_asks_for_its_own_room_only(tmp_path: Path) -> None:
-    """Data for a large cluster may be prepared on a small machine; where it is and how much there is of it is the last line."""
+    """Data for a large cluster may be prepared on a small machine;
+    where it is and how much there is of it is the last line.
+    """
     done = pipeline(
         "prepare", RECIPE, "--storage", str(tmp_path), "--resources.cpus-per-worker", "512"
     )
@@ -108,9 +114,9 @@ def test_a_stage_alone_asks_for_its_own_room_only(tmp_path: Path) -> None:
     (manifest,) = (tmp_path / "data").rglob("manifest.json")
     splits = json.loads(manifest.read_text())["splits"]
     assert (
-        f"{splits['train']:,} train, {splits['val']:,} val and {splits['test']:,} test images of 10 classes in"
-        in done.stdout
-    )
+        f"{splits['train']:,} train, {splits['val']:,} val and {splits['test']:,} test images of "
+        "10 classes in"
+    ) in done.stdout
     assert str(manifest.parent.name) in done.stdout
 
 

@@ -1,4 +1,6 @@
-"""The user's own activation, network and dataset, by module:function: used as they are, or refused in one line that teaches."""
+"""The user's own activation, network and dataset, by module:function: used as they are,
+or refused in one line that teaches.
+"""
 
 import dataclasses
 import importlib
@@ -44,7 +46,9 @@ def one_line(error: pytest.ExceptionInfo[ValueError]) -> str:
 
 
 ACTIVATIONS = {
-    "straight_through": "autograd says 1, finite differences 0; a model that hides its derivative only looks robust",
+    "straight_through": (
+        "autograd says 1, finite differences 0; a model that hides its derivative only looks robust"
+    ),
     "in_place": "changes its input in place",
     "softmax": "does not act on each element alone",
     "explodes": "is inf at x = 100",
@@ -126,8 +130,14 @@ MODELS = {
     "scaled_probabilities": "returns values in [0, 1] whatever its weights are",
     "sigmoid": "returns values in [0, 1] whatever its weights are",
     "lazy": "has a lazy layer (body.1.weight has no size yet)",
-    "skips_a_layer": "without a gradient in some passes (body.maybe.weight, body.maybe.bias), as stochastic depth",
-    "seldom_skips": "without a gradient in some passes (body.maybe.weight, body.maybe.bias), as stochastic depth",
+    "skips_a_layer": (
+        "without a gradient in some passes (body.maybe.weight, body.maybe.bias), as stochastic "
+        "depth"
+    ),
+    "seldom_skips": (
+        "without a gradient in some passes (body.maybe.weight, body.maybe.bias), as stochastic "
+        "depth"
+    ),
     "holds_a_file": "cannot be copied (TypeError: cannot pickle '_io.TextIOWrapper'",
     "noise_of_a_seed": "gives an image other logits in a batch than alone",
     "by_chance": "starts from other weights under the same seed",
@@ -186,7 +196,10 @@ def test_an_activation_that_cannot_be_exported_is_named_before_anything_is_train
 
 
 DATA = {
-    "scaled": "images are float64; allowed: uint8 pixels as they were before any scaling; write np.rint(images * 255)",
+    "scaled": (
+        "images are float64; allowed: uint8 pixels as they were before any scaling; write "
+        "np.rint(images * 255)"
+    ),
     "channels_last": "channels last; allowed: (N, C, H, W)",
     "zeros_and_ones": "no pixel is above 1",
     "few": "5 images; allowed: at least 20",

@@ -23,8 +23,8 @@ from sat_ray.sweep.search.search_space import groups
 from sat_ray.utils.serialization import to_json
 
 SWEEP = Path(pipelines.__file__).parent / "sweep.py"
-# Imports once, then runs sweep.py as __main__ in one forked process per command: a real exit status and real streams, without eight
-# seconds of imports each.
+# Imports once, then runs sweep.py as __main__ in one forked process per command: a real exit status
+# and real streams, without eight seconds of imports each.
 FORKING = """
 import json, os, runpy, sys
 import sat_ray.integrations.command_line.driver
@@ -231,7 +231,11 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
         "learning rate 0.2 at the peak, linear, 2 epochs of warm-up",
         "epsilon 24/255 (linf)",
         "training attack PGD-3, step 12/255",
-        f"search trials {len(points)} configurations, {planned_trials(recipe)} trainings (grid, rungs at {rungs} epochs)",
+        (
+            f"search trials {len(points)} configurations, {planned_trials(recipe)} trainings "
+            "(grid, "
+            f"rungs at {rungs} epochs)"
+        ),
         "search space, relu curvature infinite",
         f"models for the leaderboard {finalists} configurations x {seeds} seeds = {models}",
         f"estimated passes, training {models * 7 * 718 * 4 / 1e6:.2f} million images",
@@ -241,7 +245,9 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Return a parser of command lines that run in an empty folder, with no place chosen by the environment."""
+    """Return a parser of command lines that run in an empty folder,
+    with no place chosen by the environment.
+    """
     monkeypatch.chdir(tmp_path)
     for name in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
@@ -413,7 +419,8 @@ def test_places_come_from_flags_then_environment_then_defaults(
 def test_s3_storage_needs_a_tracking_server(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         UsageError,
-        match="on S3, where no SQLite database can live; give --tracking-uri or MLFLOW_TRACKING_URI",
+        match="on S3, where no SQLite database can live; give "
+        "--tracking-uri or MLFLOW_TRACKING_URI",
     ):
         command("--storage", "s3://bucket/x")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")

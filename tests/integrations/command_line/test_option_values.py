@@ -1,4 +1,6 @@
-"""The words after an option: what its type takes passes, anything else is one line that names option, kind and value."""
+"""The words after an option: what its type takes passes,
+anything else is one line that names option, kind and value.
+"""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -92,7 +94,10 @@ def test_what_an_option_takes_passes(words: str) -> None:
         ),
         (
             "--part.no-switch=1",
-            "--part.no-switch takes no value, got 1: write --part.no-switch alone, or --part.switch",
+            (
+                "--part.no-switch takes no value, got 1: write --part.no-switch alone, or "
+                "--part.switch"
+            ),
         ),
         ("--quiet yes", "--quiet takes no value, got yes: write --quiet alone, or --no-quiet"),
         ("name other", "unexpected word 'other'"),

@@ -33,7 +33,8 @@ SWALLOWS = f"""
 LOCKED = """
     mutex = ctypes.create_string_buffer(64)
     ctypes.CDLL(None).pthread_mutex_lock(mutex)
-    threading.Timer(1.0, lambda: print("ready", flush=True)).start()  # by then the main thread waits
+    # in a second the main thread waits
+    threading.Timer(1.0, lambda: print("ready", flush=True)).start()
     ctypes.CDLL(None).pthread_mutex_lock(mutex)  # never returns, signal or not
 """
 SLOW_TO_END = f"""
@@ -46,12 +47,16 @@ SLOW_TO_END = f"""
 
 
 def hear_interrupts() -> None:
-    """Undo what a shell does to jobs in its background, such as half of `make test`: they ignore SIGINT."""
+    """Undo what a shell does to jobs in its background, such as half of `make test`:
+    they ignore SIGINT.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(body: str, *signals: signal.Signals, grace: float) -> tuple[int, str, str, float]:
-    """Send signals to a command half a second apart; return its status, both outputs and the seconds."""
+    """Send signals to a command half a second apart; return its status,
+    both outputs and the seconds.
+    """
     command = [sys.executable, "-c", START + body, str(grace)]
     process = subprocess.Popen(
         command,

@@ -1,4 +1,6 @@
-"""MLflow's database survives a kill at any moment of its making; one that cannot be used is refused."""
+"""MLflow's database survives a kill at any moment of its making;
+one that cannot be used is refused.
+"""
 
 import multiprocessing
 import os
@@ -73,7 +75,10 @@ def altered(complete: Path, folder: Path, *statements: str) -> str:
     return f"sqlite:///{path}"
 
 
-RUN = "INSERT INTO experiments (experiment_id, name, lifecycle_stage, workspace) VALUES (0, 'x', 'active', 'default')"
+RUN = (
+    "INSERT INTO experiments (experiment_id, name, lifecycle_stage, workspace) VALUES (0, 'x', "
+    "'active', 'default')"
+)
 REFUSED = {
     "newer": (
         (RUN, "UPDATE alembic_version SET version_num = 'ffffffffffff'"),

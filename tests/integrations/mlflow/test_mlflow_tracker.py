@@ -64,7 +64,8 @@ for name, uri in json.loads(sys.stdin.read()).items():  # sent when the imports 
         x = torch.from_numpy(np.load(f"x{n}.npy")).requires_grad_()
         logits = model(x)
         (logits * torch.arange(10)).sum().backward()
-        answers |= {f"{name}/{n}/logits": logits.detach().numpy(), f"{name}/{n}/gradient": x.grad.numpy()}
+        answers[f"{name}/{n}/logits"] = logits.detach().numpy()
+        answers[f"{name}/{n}/gradient"] = x.grad.numpy()
 np.savez("answers.npz", **answers)
 """
 
@@ -370,7 +371,9 @@ def small(activation: str) -> Normalized:
 def reloaded(
     client: MlflowClient, uri: str, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, np.ndarray]:
-    """Export every activation's model here and run all of them in a process that cannot import sat_ray."""
+    """Export every activation's model here and run all
+    of them in a process that cannot import sat_ray.
+    """
     tracker = MlflowTracker(uri, experiment="models", artifact_root=str(folder / "artifacts"))
     run_id = tracker.run("models", name="models", tags={}, params={})
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -725,7 +728,9 @@ def test_an_experiment_that_others_made_opens_on_its_runs_and_keeps_shared_views
 def test_a_store_that_was_moved_or_copied_with_its_artifacts_is_one_that_writes_where_it_lies(
     tmp_path: Path, way: str
 ) -> None:
-    """MLflow keeps absolute paths: without help the copy writes into the original, and the moved one finds nothing."""
+    """MLflow keeps absolute paths: without help the copy writes into the original,
+    and the moved one finds nothing.
+    """
     before, after = tmp_path / "before", tmp_path / "after it"
 
     def opened(place: Path) -> tuple[MlflowTracker, MlflowClient]:

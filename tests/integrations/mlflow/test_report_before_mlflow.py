@@ -1,4 +1,6 @@
-"""A finished sweep has its report whatever becomes of MLflow, and the same command writes MLflow later."""
+"""A finished sweep has its report whatever becomes of MLflow,
+and the same command writes MLflow later.
+"""
 
 import subprocess
 import sys

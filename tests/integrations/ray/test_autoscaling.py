@@ -1,4 +1,6 @@
-"""Ray's own autoscaler buys the nodes of a sweep and gives them back: from none to two to none, and the numbers of an ordinary Ray."""
+"""Ray's own autoscaler buys the nodes of a sweep and gives them back: from none to two to none, and
+the numbers of an ordinary Ray.
+"""
 
 import json
 import os
@@ -18,7 +20,9 @@ STAGES = ("search", "train", "validate", "evaluate", "strong", "card")
 
 @pytest.fixture(scope="module")
 def bought(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """Run the benchmark, a real sweep on a cluster that starts without a node; return its figures and the sweep's folder."""
+    """Run the benchmark, a real sweep on a cluster that starts without a node;
+    return its figures and the sweep's folder.
+    """
     folder = tmp_path_factory.mktemp("bought")
     command = [sys.executable, str(ROOT / "benchmarks" / "autoscaling.py"), "--quick"]
     command += ["--storage", str(folder), "--json", str(folder / "figures.json")]

@@ -1,4 +1,6 @@
-"""Searches that a budget ends, for real: what is committed is trained, judged and reported, and a larger budget goes on from there."""
+"""Searches that a budget ends, for real: what is committed is trained, judged and reported, and a
+larger budget goes on from there.
+"""
 
 import os
 from pathlib import Path

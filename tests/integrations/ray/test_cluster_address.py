@@ -49,7 +49,10 @@ WRONG = {
     "head": "RAY_ADDRESS must be the address of a Ray, got head; allowed: HOST:PORT",
     "head:99999": "RAY_ADDRESS must be the address of a Ray",
     "redis://head:6379": "RAY_ADDRESS must be the address of a Ray",
-    "127.0.0.1:9": "RAY_ADDRESS is 127.0.0.1:9, and no Ray answers there .connection refused.; start the cluster, correct",
+    "127.0.0.1:9": (
+        "RAY_ADDRESS is 127.0.0.1:9, and no Ray answers there .connection refused.; start the "
+        "cluster, correct"
+    ),
     "[::1]:9": "no Ray answers there",
     "no-such-host.invalid:6379": "no Ray answers there .*unset it for a private Ray",
 }

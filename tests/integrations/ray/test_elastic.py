@@ -1,4 +1,6 @@
-"""A training that loses a node for good goes on with the workers that are left and ends with the weights of an undisturbed one."""
+"""A training that loses a node for good goes on with the workers that are left and ends with the
+weights of an undisturbed one.
+"""
 
 import threading
 import time

@@ -1,4 +1,6 @@
-"""Exactly once on a cluster: shards as Ray tasks, one worker killed in the middle of its shard, the outcomes of an undisturbed process."""
+"""Exactly once on a cluster: shards as Ray tasks, one worker killed in the middle of its shard, the
+outcomes of an undisturbed process.
+"""
 
 import itertools
 import os
@@ -60,7 +62,9 @@ def tasks(digits_model: Normalized, tmp_path: Path) -> list[EvaluationTask]:
 
 
 def is_at_work(process: psutil.Process) -> bool:
-    """Say whether a process evaluates a shard now: Ray gives a worker its task's name for that long."""
+    """Say whether a process evaluates a shard now:
+    Ray gives a worker its task's name for that long.
+    """
     try:
         return " ".join(process.cmdline()).startswith("ray::evaluate_and_commit")
     except psutil.Error:
@@ -73,7 +77,9 @@ def worker_at_work() -> psutil.Process | None:
 
 
 def kill_one_worker(killed: list[int], *, over: threading.Event) -> None:
-    """Wait for a process that evaluates a shard, let it compute for half a second of its processor's time, and kill it."""
+    """Wait for a process that evaluates a shard, let it compute for half a second of its
+    processor's time, and kill it.
+    """
     while not killed and not over.wait(0.02):
         process = worker_at_work()
         if process is not None and _is_at_work_after(0.5, process, over):

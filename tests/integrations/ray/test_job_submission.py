@@ -1,4 +1,6 @@
-"""The way of a cluster: a real `ray start --head`, a token, and `ray job submit -- python pipelines/sweep.py`."""
+"""The way of a cluster: a real `ray start --head`, a token,
+and `ray job submit -- python pipelines/sweep.py`.
+"""
 
 import os
 import secrets

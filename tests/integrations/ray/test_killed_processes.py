@@ -1,4 +1,6 @@
-"""Every process of a sweep on a private Ray is killed once: the sweep goes on, or ends in one line and goes on when started again."""
+"""Every process of a sweep on a private Ray is killed once: the sweep goes on, or ends in one line
+and goes on when started again.
+"""
 
 import os
 import re
@@ -49,7 +51,9 @@ class Driver:
         return found
 
     def kill(self, pattern: str, *, after: float) -> bool:
-        """Kill one such process when it has lived for some seconds; False where the sweep ended before."""
+        """Kill one such process when it has lived for some seconds;
+        False where the sweep ended before.
+        """
         end = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < end and self.process.poll() is None:
             for process in self.titled(pattern):

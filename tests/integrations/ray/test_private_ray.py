@@ -19,12 +19,17 @@ with ray_session():
 
     assert ray.get(ray.remote(lambda: 42).remote()) == 42
     address = ray.get_runtime_context().gcs_address
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"RAY_AUTH_MODE": sys.argv[2]}
+    variables = {name: os.environ[name] for name in os.environ if not name.startswith("RAY_")}
+    variables["RAY_AUTH_MODE"] = sys.argv[2]
     variables |= {"RAY_AUTH_TOKEN": "0" * 64} if sys.argv[2] == "token" else {}
-    done = subprocess.run([sys.executable, "-c", sys.argv[1], address], env=variables, capture_output=True, text=True)
+    command = [sys.executable, "-c", sys.argv[1], address]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
     print("stranger ended with", done.returncode, done.stdout[-200:], flush=True)
 """
-STRANGER = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print('in', ray.get(ray.remote(lambda: 42).remote()))"
+STRANGER = (
+    "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print('in', "
+    "ray.get(ray.remote(lambda: 42).remote()))"
+)
 
 
 @pytest.mark.fault

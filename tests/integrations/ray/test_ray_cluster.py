@@ -1,4 +1,6 @@
-"""A real Ray of two nodes, one of them with (logical) GPUs: where work without GPUs goes, and what the metrics pages show."""
+"""A real Ray of two nodes, one of them with (logical) GPUs: where work without GPUs goes,
+and what the metrics pages show.
+"""
 
 import re
 import socket
@@ -27,7 +29,9 @@ DEADLINE_SECONDS, REPORT_MS = 150.0, 3000  # a gauge not set again within two re
 
 @pytest.fixture(scope="module")
 def metrics_pages() -> Iterator[list[str]]:
-    """Start a GPU node as the head and a CPU node beside it; return the addresses of their metrics pages."""
+    """Start a GPU node as the head and a CPU node beside it;
+    return the addresses of their metrics pages.
+    """
     ports = [_free_port() for _ in POOLS]
     settings: dict[str, Any] = {"num_cpus": 2, "object_store_memory": OBJECT_STORE}
     labels = [{POOL_LABEL: pool} for pool in POOLS]
@@ -85,7 +89,9 @@ def test_work_without_gpus_goes_to_cpu_nodes_alone_though_gpu_nodes_have_idle_cp
 
 
 def commit_toy_sweep(records: Records, *, scores: dict[str, float]) -> None:
-    """Commit a trial and a training for each activation, and one evaluation shard; 10 accelerator-seconds each."""
+    """Commit a trial and a training for each activation, and one evaluation shard;
+    10 accelerator-seconds each.
+    """
     for activation, score in scores.items():
         payload = {
             "configuration": {"activation": activation},
@@ -129,8 +135,10 @@ def test_the_metrics_pages_show_a_sweep_under_the_names_that_the_dashboard_queri
         'ray_sat_ray_val_robust_accuracy{activation="relu"}': 0.3,
         'ray_sat_ray_val_robust_accuracy{activation="silu"}': 0.5,
         'ray_sat_ray_val_robust_accuracy{activation="gelu"}': 0.4,
-        "ray_sat_ray_accelerator_seconds_total{}": 40.0,  # two trials and two trainings; what was there at the start is not counted again
-        "ray_sat_ray_evaluation_shards_left{}": 23.0,  # of 6 models with 2 shards each, for PGD and for the strong attacks
+        # two trials and two trainings; what was there at the start is not counted again
+        "ray_sat_ray_accelerator_seconds_total{}": 40.0,
+        # of 6 models with 2 shards each, for PGD and for the strong attacks
+        "ray_sat_ray_evaluation_shards_left{}": 23.0,
         "ray_sat_ray_trials_running{}": 2.0,
         "ray_sat_ray_train_images_per_second{}": 246.0,
     }
@@ -162,7 +170,9 @@ def _await(pages: list[str], metrics: SweepMetrics, expected: dict[str, float]) 
 
 
 def _shown(pages: list[str]) -> dict[str, float]:
-    """Return our metrics summed over processes and nodes, by name and activation, as `sum by (sweep, activation)` would."""
+    """Return our metrics summed over processes and nodes, by name and activation, as `sum by
+    (sweep, activation)` would.
+    """
     sums: dict[str, float] = {}
     for page in pages:
         text = urllib.request.urlopen(page, timeout=10).read().decode()

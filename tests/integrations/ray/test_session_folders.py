@@ -1,4 +1,6 @@
-"""The folders of private Rays: gone with their driver, or with the next start after a driver was killed."""
+"""The folders of private Rays: gone with their driver,
+or with the next start after a driver was killed.
+"""
 
 import inspect
 import subprocess

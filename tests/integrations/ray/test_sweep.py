@@ -1,4 +1,6 @@
-"""The whole pipeline for real: private Ray, Ray Tune, two Ray Train workers, evaluation tasks, MLflow on SQLite."""
+"""The whole pipeline for real: private Ray, Ray Tune, two Ray Train workers, evaluation tasks,
+MLflow on SQLite.
+"""
 
 import dataclasses
 import json
@@ -361,10 +363,12 @@ def test_a_finished_sweep_started_again_computes_nothing_and_changes_no_number(
 
 
 @pytest.mark.fault  # a minute more
-def test_a_copied_sweep_goes_on_in_its_own_folder_also_after_the_record_of_its_champion_was_moved_away(
+def test_a_copied_sweep_goes_on_in_its_own_folder_also_after_its_champions_record_was_moved_away(
     storage: Path, sweep: Path, tmp_path: Path
 ) -> None:
-    """As a message advises: the model is trained again to the same weights, keeps its shards and its card, and no run is doubled."""
+    """As a message advises: the model is trained again to the same weights, keeps its shards and
+    its card, and no run is doubled.
+    """
     copy = tmp_path / "copy"
     shutil.copytree(storage, copy)
     before = {path: path.stat().st_mtime_ns for path in storage.rglob("*")}

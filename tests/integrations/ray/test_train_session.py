@@ -1,4 +1,6 @@
-"""A session of Ray Train workers that meets what it cannot mend: one line, once it has met it twice, and not after eight starts."""
+"""A session of Ray Train workers that meets what it cannot mend: one line, once it has met it
+twice, and not after eight starts.
+"""
 
 import contextlib
 import dataclasses
@@ -85,7 +87,9 @@ def fill(disk: Path) -> None:
 def test_a_full_disk_ends_a_session_and_a_search_with_one_line_and_room_lets_both_go_on(
     job: TrainingJob, small_disk: Path
 ) -> None:
-    """Started again and again it would end the same way: forty starts of a session, three of every trial."""
+    """Started again and again it would end the same way: forty starts of a session,
+    three of every trial.
+    """
     from sat_ray.integrations.ray.search.trials import run_rung
     from sat_ray.integrations.ray.train import train_all
 
