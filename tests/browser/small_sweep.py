@@ -1,4 +1,6 @@
-"""A small sweep computed, tracked and reported for real in this process, one unit after the other: no Ray."""
+"""A small sweep computed, tracked and reported for real in this process, one unit after the other:
+no Ray.
+"""
 
 import dataclasses
 import os
@@ -90,7 +92,9 @@ class Made:
 
 
 def compute(sweep: Sweep) -> tuple[Any, ...]:
-    """Commit everything that a sweep computes, one unit after the other; return what its report needs."""
+    """Commit everything that a sweep computes, one unit after the other;
+    return what its report needs.
+    """
     config, records = sweep.config, sweep.records
     data = stages.prepare(sweep)
     for configuration in config.search.configurations():

@@ -1,4 +1,6 @@
-"""MLflow's own pages, as somebody sees them who has never read this code: the runs, one run, Compare, the registered model."""
+"""MLflow's own pages, as somebody sees them who has never read this code: the runs, one run,
+Compare, the registered model.
+"""
 
 import re
 

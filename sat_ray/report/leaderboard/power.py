@@ -8,7 +8,7 @@
 
 v_i comes from hundreds of images and is taken as known; v_s is estimated from few seeds, hence Q, and the power is the mean over Q of
 a normal probability. level / comparisons is the level of Holm's first step, so a difference that is visible here is visible whatever
-the other configurations do; later steps see a little more. `tests/test_power.py` holds all this against simulated verdicts.
+the other configurations do; later steps see a little more. `tests/report/test_power.py` holds all this against simulated verdicts.
 """
 
 from __future__ import annotations

@@ -1,0 +1,107 @@
+"""Training settings: what is refused, and how groups are dealt."""
+
+from typing import Any
+
+import pytest
+
+from sat_ray.training.settings import TrainingSettings, check_even, groups_of
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_groups_are_dealt_so_that_each_has_one_owner_and_shares_differ_by_one_at_most(
+    workers: int,
+) -> None:
+    settings = TrainingSettings(global_batch_size=64, batchnorm_group_size=16)
+    shares = [
+        list(range(4))[groups_of(settings, rank=rank, world_size=workers)]
+        for rank in range(workers)
+    ]
+    assert [group for share in shares for group in share] == [0, 1, 2, 3]
+    assert max(map(len, shares)) - min(map(len, shares)) == (workers == 3)
+
+
+def test_more_workers_than_groups_and_uneven_shares_that_nobody_needs_are_refused() -> None:
+    settings = TrainingSettings(global_batch_size=64, batchnorm_group_size=16)
+    with pytest.raises(
+        ValueError, match=r"8 workers cannot share 4 BatchNorm groups .* allowed: at most 4"
+    ):
+        groups_of(settings, rank=0, world_size=8)
+    for workers in (3, 8):
+        with pytest.raises(
+            ValueError,
+            match=(
+                rf"{workers} workers cannot share 4 BatchNorm groups .* evenly; allowed: a "
+                r"divisor of 4"
+            ),
+        ):
+            check_even(settings, world_size=workers)
+    check_even(settings, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("learning_rate", 0.0),
+        ("alpha_learning_rate", -1.0),
+        ("momentum", 1.0),
+        ("label_smoothing", -0.1),
+        ("weight_decay", -1.0),
+        ("gradient_clip", -1.0),
+        ("ema_decay", 1.0),
+        ("batchnorm_group_size", 24),
+        ("objective", "mart"),
+        ("trades_noise", 0.0),
+        ("epsilon_warmup", 1.5),
+        ("alpha_start", 0.0),
+        ("guard_every", -1),
+        ("guard_images", 0),
+        ("resize_start", 7),
+        ("resize_start", -8),
+        ("resize_ramp", 1.1),
+        ("resize_step", 0),
+    ],
+)
+def test_a_setting_out_of_range_names_itself_and_what_is_allowed(
+    field: str, value: float | str
+) -> None:
+    with pytest.raises(ValueError, match=rf"training\.{field} (must be .*, got|.*allowed)"):
+        TrainingSettings(**{field: value})
+
+
+def test_half_precision_of_the_other_kind_is_refused_with_the_one_that_is_meant() -> None:
+    with pytest.raises(
+        ValueError, match=r"training\.precision 'fp16' is unknown; did you mean bf16"
+    ):
+        TrainingSettings(precision="fp16")
+
+
+@pytest.mark.parametrize(
+    "other", [{"attack_steps": 2}, {"objective": "trades"}, {"guard_every": 10}]
+)
+def test_free_training_is_refused_beside_what_has_an_attack_of_its_own(
+    other: dict[str, object],
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"training\.attack_replays is 4; allowed: 0, or attack_steps 1, objective "
+            r"cross_entropy and no"
+        ),
+    ):
+        TrainingSettings(attack_replays=4, **other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, 2),
+        ({"attack_steps": 7}, 8),
+        ({"objective": "trades", "attack_steps": 10}, 12),
+        ({"attack_replays": 4}, 4),
+    ],
+)
+def test_passes_per_image_are_those_of_the_attack_and_the_update(
+    changes: dict[str, Any], passes: int
+) -> None:
+    assert TrainingSettings(**changes).passes_per_image() == passes
