@@ -218,7 +218,7 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
     lines = {" ".join(line.split()) for line in done.stdout.splitlines()}
     recipe = RECIPES["digits"]()
     rungs = ", ".join(map(str, recipe.search.rungs))
-    points = recipe.search.configurations()
+    points = recipe.search.points()
     seeds = len(recipe.final.seeds)
     finalists = len(groups(points))
     models = finalists * seeds

@@ -9,7 +9,7 @@ from sat_ray.attacks import AttackSpec
 from sat_ray.evaluation.card import CardSettings
 from sat_ray.models import ModelSpec
 from sat_ray.sweep.records.store import record_key
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import (
     CARD,
     SEARCH,
@@ -18,7 +18,7 @@ from sat_ray.sweep.tasks import (
     CardTask,
     Dataset,
     EvaluationTask,
-    TrainingJob,
+    TrainingTask,
 )
 from sat_ray.threat import ThreatModel
 from sat_ray.training.settings import TrainingSettings
@@ -34,13 +34,11 @@ DIGITS = Dataset(uri="/data/digits", hash="d1", manifest={"dataset": "digits"})
 FLOWERS = Dataset(uri="/data/flowers", hash="f1", manifest={"dataset": "my_data:flowers"})
 LINF = ThreatModel("linf", 16 / 255)
 PGD = AttackSpec(threat_model=LINF, steps=100, step_size=2 / 255)
-SILU = Configuration(activation="silu", alpha=2.0)
-SMOOTH_BACKWARD = Configuration(activation="relu", attacker_activation="relu_smooth_backward")
+SILU = SearchPoint(activation="silu", alpha=2.0)
+SMOOTH_BACKWARD = SearchPoint(activation="relu", attacker_activation="relu_smooth_backward")
 
 
-def training(
-    configuration: Configuration, dataset: Dataset = DIGITS, **changes: Any
-) -> TrainingJob:
+def training(configuration: SearchPoint, dataset: Dataset = DIGITS, **changes: Any) -> TrainingTask:
     spec = ModelSpec(
         name="small_resnet",
         activation=configuration.activation,
@@ -51,7 +49,7 @@ def training(
         mean=(0.5,),
         std=(0.25,),
     )
-    whole = TrainingJob(
+    whole = TrainingTask(
         stage=TRAIN,
         configuration=configuration,
         seed=3,
@@ -111,17 +109,17 @@ KEYS = {
 }
 
 
-def tasks() -> dict[str, TrainingJob | EvaluationTask | CardTask]:
+def tasks() -> dict[str, TrainingTask | EvaluationTask | CardTask]:
     """Return one task of every kind, and the same tasks on code of the user's own."""
     return {
         "a finalist": training(SILU),
         "a trial with another attacker": training(SMOOTH_BACKWARD, stage=SEARCH, until=3),
         "a training on a user-defined dataset": training(SILU, FLOWERS),
         "a shard": evaluation(),
-        "a sample of a user-defined model": evaluation(sample=100, split="val", own=OWN),
+        "a sample of a user-defined model": evaluation(sample=100, split="val", user_defined=OWN),
         "the strong attacks on a shard": evaluation(stage=STRONG, cascade=True, after=evaluation()),
         "a card": card(),
-        "a card of a user-defined model": card(own=OWN),
+        "a card of a user-defined model": card(user_defined=OWN),
     }
 
 
