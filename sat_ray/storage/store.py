@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlparse
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
 from sat_ray.storage.preflight import check_s3
@@ -264,17 +263,15 @@ class Storage:
             stream.write(data)
 
     @_patient
-    def write_file(self, path: str, source: Path) -> None:
-        """Put a copy of a local file in place as `write` does, without holding it in memory."""
+    def write_file(self, path: str, source: BinaryIO) -> None:
+        """Put the whole of an open file in place as `write` does, without holding it in memory."""
+        source.seek(0)
         if self.is_local:
-            with open(source, "rb") as stream, self._temporary(path, stream) as temporary:
+            with self._temporary(path, source) as temporary:
                 os.replace(temporary, self._inner(path))
             return
-        with (
-            pa.memory_map(str(source)) as mapped,
-            self._opened[0].open_output_stream(self._inner(path), compression=None) as stream,
-        ):
-            stream.write(mapped.read_buffer())
+        with self._opened[0].open_output_stream(self._inner(path), compression=None) as stream:
+            shutil.copyfileobj(source, stream, BLOCK_BYTES)
 
     def write_json(self, path: str, value: Any) -> None:
         """Put a JSON file in place."""
