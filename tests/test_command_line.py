@@ -119,7 +119,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["--storage", "s3://bucket/x"],
         "give --tracking-uri or MLFLOW_TRACKING_URI",
     ),
-    "scheme": (["--storage", "gs://bucket/x"], "allowed: a local folder or s3://bucket/prefix"),
+    "scheme": (["--storage", "gs://bucket/x"], "must be a local folder or s3://bucket/prefix"),
     "storage under a file": (["--storage", "a-file/x"], "choose a writable folder with --storage"),
     "another config": (
         ["--storage", "claimed", "--name", "taken"],

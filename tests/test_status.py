@@ -323,7 +323,7 @@ def test_what_is_no_sweep_is_refused_in_one_line(
         ("hlaf",): "did you mean half?",
         (NAME, "--storrage", "x"): "did you mean --storage?",
         (NAME, "--storage", str(copy / "nowhere")): "does not exist",
-        (NAME, "--storage", "gs://bucket/x"): "allowed: a local folder or s3://bucket/prefix",
+        (NAME, "--storage", "gs://bucket/x"): "must be a local folder or s3://bucket/prefix",
         (NAME, "--json"): f"record {damaged} is no JSON",
     }
     before = None

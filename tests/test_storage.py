@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from sat_ray.storage.store import Storage, check_writable, is_away
+from sat_ray.storage.outages import is_away
+from sat_ray.storage.preflight import check_writable
+from sat_ray.storage.store import Storage
 from sat_ray.utils.serialization import json_bytes
 
 S3 = os.environ.get("SAT_RAY_TEST_S3", "")
@@ -252,7 +254,7 @@ def test_the_folder_is_flushed_after_its_names_have_changed(
     [
         (
             OSError(errno.EPERM, "Operation not permitted", "a", None, "b"),
-            "its disk makes no hard links, with which a result is committed",
+            "its disk has no hard links, which commits need",
         ),
         (OSError(errno.ENOSPC, "No space left on device"), "no room is left"),
     ],
@@ -347,7 +349,7 @@ def test_storage_under_a_file_says_why_and_what_to_do(tmp_path: Path) -> None:
 
 def test_a_bad_scheme_is_refused_with_what_is_allowed() -> None:
     for uri in ("http://host/x", "gs://bucket/x", "hdfs://x"):
-        with pytest.raises(ValueError, match=r"allowed: a local folder or s3://bucket/prefix"):
+        with pytest.raises(ValueError, match=r"must be a local folder or s3://bucket/prefix, got"):
             Storage.at(uri)
 
 

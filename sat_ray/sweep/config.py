@@ -14,8 +14,8 @@ from sat_ray.data.sources.base import Source
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.card import CardSettings
 from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
-from sat_ray.storage.s3_path import SCHEME
-from sat_ray.storage.store import Storage, check_address
+from sat_ray.storage.store import Storage
+from sat_ray.storage.uris import SCHEME, check_address
 from sat_ray.sweep.search.search_space import (
     SearchPoint,
     parse_choice,

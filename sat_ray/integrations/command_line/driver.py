@@ -30,7 +30,8 @@ from sat_ray.integrations.mlflow.links import how_to_serve
 from sat_ray.integrations.mlflow.preflight import experiment_name
 from sat_ray.integrations.mlflow.writer import TrackerLink, mlflow_tracker
 from sat_ray.report.console import Reporter
-from sat_ray.storage.store import Storage, check_writable
+from sat_ray.storage.preflight import check_writable
+from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import pages_of
 from sat_ray.sweep.config import code_named, config_of
 from sat_ray.sweep.context import Sweep

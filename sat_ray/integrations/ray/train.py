@@ -21,7 +21,8 @@ from sat_ray.integrations.ray.local.orphans import remove_orphans
 from sat_ray.integrations.ray.local.process_groups import group_config
 from sat_ray.integrations.ray.nodes import selector_for
 from sat_ray.integrations.ray.prometheus import training_shown
-from sat_ray.storage.store import Storage, is_lasting
+from sat_ray.storage.local_disk import is_lasting
+from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.sweep.execute import train_and_commit
 from sat_ray.sweep.records.store import Records, attempt_name

@@ -12,7 +12,8 @@ from ray.tune.execution import class_cache
 from sat_ray.integrations.ray.local.no_storage import nowhere
 from sat_ray.integrations.ray.nodes import selector_for, this_node_leaves
 from sat_ray.integrations.ray.prometheus import training_shown
-from sat_ray.storage.store import Storage, is_lasting
+from sat_ray.storage.local_disk import is_lasting
+from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.sweep.cost.budget import Budget
 from sat_ray.sweep.execute import train_and_commit
