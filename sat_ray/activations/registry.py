@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sat_ray.activations import functions as functions
 from sat_ray.activations.functions import Alpha
 from sat_ray.activations.user_defined import (
-    OwnActivation,
+    UserDefinedActivation,
     check_activation,
     measured_curvature,
     read_activation,
@@ -52,7 +52,7 @@ class ActivationInfo:
     function(x, alpha) and derivative(x, alpha) work on tensors of any shape; smoothness is the number of continuous derivatives
     (inf for analytic functions, nan where nobody said); curvature(alpha) is max |f''|, also of a
     learned alpha; beta_start: where a learned alpha = beta**2 starts, None where alpha is not
-    learned; forward_of names the activation whose forward pass this one shares; own: set where it
+    learned; forward_of names the activation whose forward pass this one shares; user_defined: set where it
     is the user's.
     """
 
@@ -67,7 +67,7 @@ class ActivationInfo:
     alpha: AlphaRange | None = None
     beta_start: float | None = None
     forward_of: str = ""
-    own: OwnActivation | None = None
+    user_defined: UserDefinedActivation | None = None
 
     @property
     def learned(self) -> bool:
@@ -128,8 +128,8 @@ class ActivationInfo:
             raise ValueError(
                 f"{field} is {value:g}; allowed for {self.name}: {self.alpha.low:g} to {self.alpha.high:g}"
             )
-        if self.own is not None:
-            _checked(self.own, value)
+        if self.user_defined is not None:
+            _checked(self.user_defined, value)
         return value
 
 
@@ -323,8 +323,10 @@ class Activation(nn.Module):
         self.function = info.function
         self.alpha = alpha
         self.learned = info.learned
-        self.own = (
-            info.own.module(alpha) if info.own is not None and info.own.make is not None else None
+        self.own = (  # a name in the state_dict of stored checkpoints
+            info.user_defined.module(alpha)
+            if info.user_defined is not None and info.user_defined.make is not None
+            else None
         )
         if info.beta_start is not None:
             self.beta = nn.Parameter(torch.tensor(info.beta_start, dtype=torch.float32))
@@ -341,37 +343,39 @@ class Activation(nn.Module):
         return self.activation if self.alpha is None else f"{self.activation}, alpha={self.alpha:g}"
 
 
-OWN_ALPHA = 1e6  # largest alpha, either sign, of a user's own activation
+USER_DEFINED_ALPHA = 1e6  # largest alpha, either sign, of a user's own activation
 
 
 @functools.cache
-def _own(name: str) -> ActivationInfo:
-    own = read_activation(name)
-    if own.default is None:
-        _checked(own, None)
+def _user_defined(name: str) -> ActivationInfo:
+    user_defined = read_activation(name)
+    if user_defined.default is None:
+        _checked(user_defined, None)
     return ActivationInfo(
         name=name,
-        formula=own.about,
+        formula=user_defined.about,
         derivative_formula="of autograd, agrees with finite differences",
-        function=own.apply,
-        derivative=functools.partial(_slope, own),
+        function=user_defined.apply,
+        derivative=functools.partial(_slope, user_defined),
         smoothness=math.nan,
-        curvature=functools.partial(measured_curvature, own),
+        curvature=functools.partial(measured_curvature, user_defined),
         reference=name,
         alpha=None
-        if own.default is None
-        else AlphaRange(-OWN_ALPHA, OWN_ALPHA, own.default, own.grid),
-        own=own,
+        if user_defined.default is None
+        else AlphaRange(
+            -USER_DEFINED_ALPHA, USER_DEFINED_ALPHA, user_defined.default, user_defined.grid
+        ),
+        user_defined=user_defined,
     )
 
 
 @functools.cache
-def _checked(own: OwnActivation, alpha: float | None) -> None:
-    check_activation(own, alpha)
+def _checked(user_defined: UserDefinedActivation, alpha: float | None) -> None:
+    check_activation(user_defined, alpha)
 
 
-def _slope(own: OwnActivation, x: Tensor, alpha: Alpha) -> Tensor:
-    return own.slope(x, None if alpha is None else functions.number(alpha))
+def _slope(user_defined: UserDefinedActivation, x: Tensor, alpha: Alpha) -> Tensor:
+    return user_defined.slope(x, None if alpha is None else functions.number(alpha))
 
 
 def activation_info(name: str, *, field: str = "activation") -> ActivationInfo:
@@ -380,7 +384,7 @@ def activation_info(name: str, *, field: str = "activation") -> ActivationInfo:
     The user's own is checked when it is first asked for, and at each alpha that it is used with.
     """
     if is_reference(name):
-        return _own(name)
+        return _user_defined(name)
     if name in _OTHER_NAMES:
         raise ValueError(f"{field} {name!r} is called {_OTHER_NAMES[name]} here")
     return ACTIVATIONS[check_name(name, ACTIVATIONS, field=field)]

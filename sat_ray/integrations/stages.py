@@ -18,13 +18,13 @@ from sat_ray.sweep.plan import (
     card_tasks,
     dataset_uri,
     evaluation_tasks,
-    final_jobs,
+    final_tasks,
     strong_on_validation,
     strong_tasks,
     validation_tasks,
 )
 from sat_ray.sweep.records.store import STATE, Record
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import CARD, EVALUATE, STAGES, STRONG, Dataset, EvaluationTask
 from sat_ray.utils.serialization import json_bytes
 
@@ -79,7 +79,7 @@ def require_same_dataset(sweep: Sweep, dataset: Dataset) -> None:
         )
 
 
-def search(sweep: Sweep, data: Dataset) -> list[Configuration]:
+def search(sweep: Sweep, data: Dataset) -> list[SearchPoint]:
     """Return the configurations that are worth a full training."""
     from sat_ray.integrations.ray.search.grid_search import search_finalists
 
@@ -87,13 +87,13 @@ def search(sweep: Sweep, data: Dataset) -> list[Configuration]:
     return search_finalists(sweep.config, data, sweep.records)
 
 
-def train(sweep: Sweep, data: Dataset, finalists: list[Configuration]) -> list[Record]:
+def train(sweep: Sweep, data: Dataset, finalists: list[SearchPoint]) -> list[Record]:
     """Train every finalist with every seed; return their records, seed by seed."""
     from sat_ray.integrations.ray.train import train_all
 
-    jobs = final_jobs(sweep.config, data, finalists)
-    train_all(jobs, sweep.records, sweep.config.resources)
-    return _committed(sweep, [(job.stage, job.key) for job in jobs])
+    tasks = final_tasks(sweep.config, data, finalists)
+    train_all(tasks, sweep.records, sweep.config.resources)
+    return _committed(sweep, [(task.stage, task.key) for task in tasks])
 
 
 def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]:
@@ -229,16 +229,16 @@ def _prepared(sweep: Sweep, inputs: dict[str, Any]) -> Dataset | None:
     return dataset
 
 
-def _searched(sweep: Sweep, inputs: dict[str, Any]) -> list[Configuration] | None:
+def _searched(sweep: Sweep, inputs: dict[str, Any]) -> list[SearchPoint] | None:
     from sat_ray.integrations.ray.search.grid_search import committed_finalists
 
     return committed_finalists(sweep.config, inputs["prepare"], sweep.records)
 
 
 def _trained(sweep: Sweep, inputs: dict[str, Any]) -> list[Record] | None:
-    jobs = final_jobs(sweep.config, inputs["prepare"], inputs["search"])
-    found = [sweep.records.find(job.stage, job.key) for job in jobs]
-    return None if None in found else _committed(sweep, [(job.stage, job.key) for job in jobs])
+    tasks = final_tasks(sweep.config, inputs["prepare"], inputs["search"])
+    found = [sweep.records.find(task.stage, task.key) for task in tasks]
+    return None if None in found else _committed(sweep, [(task.stage, task.key) for task in tasks])
 
 
 def _evaluated(sweep: Sweep, inputs: dict[str, Any]) -> dict[str, str] | None:

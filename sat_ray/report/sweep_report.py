@@ -29,7 +29,7 @@ from sat_ray.sweep.cost.spent import cost_markdown, cost_summary, spent_by_stage
 from sat_ray.sweep.plan import evaluation_tasks, strong_on_validation, strong_tasks
 from sat_ray.sweep.records.renewed_lease import check_lease
 from sat_ray.sweep.records.store import Record, Records
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import EVALUATE, SEARCH, Dataset
 from sat_ray.utils.randomness import Randomness
 from sat_ray.utils.serialization import content_hash, to_json
@@ -238,7 +238,7 @@ def evaluated_model(
     from sat_ray.report.leaderboard.rows import EvaluatedModel
 
     payload = record.payload
-    configuration = Configuration.of(payload)
+    configuration = SearchPoint.of(payload)
     strong_path = next(iter(outcome_paths(config, payload["name"])[1:]), None)
     return EvaluatedModel(
         model=config.model.name,
@@ -302,9 +302,9 @@ def _figures(
 
 def trials_of(found: Sequence[Record]) -> list[dict[str, Any]]:
     """Return search records as points of the alpha response, the mean over seeds where there are several."""
-    same: dict[tuple[Configuration, int], list[float]] = {}
+    same: dict[tuple[SearchPoint, int], list[float]] = {}
     for record in found:
-        place = (Configuration.of(record.payload), record.payload["until"])
+        place = (SearchPoint.of(record.payload), record.payload["until"])
         same.setdefault(place, []).append(record.payload["last_val"][0])
     return [
         one.to_json() | {"val_robust_accuracy": math.fsum(values) / len(values), "epochs": until}

@@ -26,7 +26,7 @@ from sat_ray.integrations.command_line.dry_run import plan
 from sat_ray.integrations.mlflow.metrics import compared_params, curvature_metrics
 from sat_ray.sweep.config import SearchSettings
 from sat_ray.sweep.recipes import digits, study
-from sat_ray.sweep.search.search_space import Configuration, groups
+from sat_ray.sweep.search.search_space import SearchPoint, groups
 from sat_ray.utils import compile as compilation
 
 SCALED = ("silu", "gelu", "mish", "parametric_softplus", "smoothrelu")
@@ -225,7 +225,7 @@ def test_names_leave_out_an_alpha_of_one_where_everybody_does() -> None:
     assert display_name("silu", 4.0) == "silu α=4"
     assert display_name("elu", 1.0) == "elu α=1"
     assert display_name("parametric_softplus", 10.0) == "parametric_softplus α=10"
-    slugs = [Configuration(activation="gelu", alpha=alpha).slug for alpha in (1.0, 0.25, 64.0)]
+    slugs = [SearchPoint(activation="gelu", alpha=alpha).slug for alpha in (1.0, 0.25, 64.0)]
     assert slugs == ["gelu", "gelu-a0.25", "gelu-a64"]
 
 
@@ -236,8 +236,8 @@ def test_a_record_from_before_silu_had_an_alpha_is_read() -> None:
         "attacker_activation": "silu",
         "attacker_alpha": None,
     }
-    found = Configuration.of({"configuration": old})
-    assert found == Configuration(activation="silu", alpha=1.0)
+    found = SearchPoint.of({"configuration": old})
+    assert found == SearchPoint(activation="silu", alpha=1.0)
     assert (found.name, found.slug) == ("silu", "silu")
 
 
@@ -257,14 +257,14 @@ def test_a_search_trains_no_function_twice(
     given: tuple[str, ...], searched: list[str], left_out: tuple[str, ...]
 ) -> None:
     search = SearchSettings(activations=given, pairs=())
-    assert [one.name for one in search.configurations()] == searched
+    assert [one.name for one in search.points()] == searched
     assert search.repeated() == left_out
 
 
 def test_no_two_points_of_the_default_search_are_one_function() -> None:
     x = torch.linspace(-4, 4, 97, dtype=torch.float64)
     seen: dict[bytes, str] = {}
-    for one in SearchSettings(pairs=()).configurations():
+    for one in SearchSettings(pairs=()).points():
         if not activation_info(one.activation).learned:
             value = make_activation(one.activation, alpha=one.alpha)(x).mul(1e9).round()
             assert seen.setdefault(value.numpy().tobytes(), one.name) == one.name
@@ -323,7 +323,7 @@ def test_the_curvature_of_a_users_activation_is_measured() -> None:
 def test_alphas_are_drawn_log_uniform_between_the_ends_of_the_grid() -> None:
     from sat_ray.integrations.ray.search.async_search import _alpha_bounds, _between
 
-    (group,) = groups(SearchSettings(activations=("silu",), pairs=()).configurations())
+    (group,) = groups(SearchSettings(activations=("silu",), pairs=()).points())
     assert _alpha_bounds(group) == (0.25, 64.0)
     drawn = [_between(0.25, 64.0, position) for position in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert drawn == pytest.approx([0.25, 1.0, 4.0, 16.0, 64.0])
@@ -336,11 +336,11 @@ def test_curvature_stands_beside_alpha_in_the_plan_and_in_mlflow() -> None:
     assert plan(study())["search space, silu_learned"].startswith("alpha learned from 1,")
     assert alphas_and_curvatures("silu", (4.0, 1.0)) == "alpha 1 4; curvature 0.5 2"
     assert alphas_and_curvatures("elu", (1.0, 2.0)) == "alpha 1 2; curvature 1 infinite"
-    sharp = Configuration(activation="silu", alpha=8.0)
+    sharp = SearchPoint(activation="silu", alpha=8.0)
     assert compared_params(sharp)["curvature"] == "4" and curvature_metrics(sharp) == {
         "curvature": 4.0
     }
     for name, text in (("relu", "infinite"), ("silu_learned", "unknown")):
-        one = Configuration(activation=name)
+        one = SearchPoint(activation=name)
         assert compared_params(one)["curvature"] == text and not curvature_metrics(one)
     assert curvature_text(0.7978845608) == "0.798"

@@ -26,10 +26,10 @@ from sat_ray.sweep.execute import card_and_commit, evaluate_and_commit, train_an
 from sat_ray.sweep.plan import (
     card_tasks,
     evaluation_tasks,
-    final_jobs,
+    final_tasks,
     strong_on_validation,
     strong_tasks,
-    trial_job,
+    trial_task,
     validation_tasks,
 )
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
@@ -97,11 +97,11 @@ def compute(sweep: Sweep) -> tuple[Any, ...]:
     """
     config, records = sweep.config, sweep.records
     data = stages.prepare(sweep)
-    for configuration in config.search.configurations():
-        train_and_commit(trial_job(config, data, configuration).at(1), records)
+    for configuration in config.search.points():
+        train_and_commit(trial_task(config, data, configuration).at(1), records)
     finalists = committed_finalists(config, data, records)
     assert finalists is not None
-    models = [train_and_commit(job, records) for job in final_jobs(config, data, finalists)]
+    models = [train_and_commit(task, records) for task in final_tasks(config, data, finalists)]
     for model in models:
         for task in validation_tasks(config, data, model):
             evaluate_and_commit(task, records)

@@ -202,7 +202,7 @@ BAD_MANIFESTS: dict[str, tuple[Any, str]] = {
     "no JSON": (b"{not json", "is no JSON (Expecting property name"),
     "nothing": (b"", "is no JSON (Expecting value"),
     "no text": (b"\xff\xfe\x00", "is no JSON ("),
-    "a list": (b"[]", "holds a JSON list; allowed: an object"),
+    "a list": (b"[]", "must hold a JSON object, got a list"),
     "no shards": ({"shards": None}, "shards is missing; allowed: a list of at least one shard"),
     "an empty list of shards": (
         {"shards": []},

@@ -25,9 +25,9 @@ from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ModelSettings, SweepConfig
 from sat_ray.sweep.execute import train_and_commit
-from sat_ray.sweep.plan import final_jobs
+from sat_ray.sweep.plan import final_tasks
 from sat_ray.sweep.records.store import Records
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.training.epoch_metrics import NonFiniteLossError
 from sat_ray.training.loop import TrainingSettings, TrainingState, fit
@@ -269,7 +269,7 @@ def test_a_nan_loss_names_the_images_of_its_step_from_shards_too(
     )
 
 
-def test_a_job_has_the_same_key_and_weights_however_its_images_are_loaded(
+def test_a_task_has_the_same_key_and_weights_however_its_images_are_loaded(
     digit_shards: Dataset, tmp_path: Path
 ) -> None:
     training = TrainingSettings(epochs=1, warmup_epochs=0, validation_steps=4, validate_every=1)
@@ -283,9 +283,9 @@ def test_a_job_has_the_same_key_and_weights_however_its_images_are_loaded(
             training=training,
             data=data,
         )
-        job = final_jobs(config, digit_shards, [Configuration(activation="silu")])[0]
-        assert job.loading == how
-        records.append(train_and_commit(job, Records(Storage.at(tmp_path / how))))
+        task = final_tasks(config, digit_shards, [SearchPoint(activation="silu")])[0]
+        assert task.loading == how
+        records.append(train_and_commit(task, Records(Storage.at(tmp_path / how))))
     assert records[0].key == records[1].key and records[0].content == records[1].content
 
 

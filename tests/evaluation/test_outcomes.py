@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -198,9 +198,8 @@ def test_no_image_at_all_is_an_empty_file(tmp_path: Path) -> None:
         (
             [np.concatenate([IDS, IDS[4:6]])],
             (
-                r"outcomes of m, attack apgd-ce-100, restart 0: doubled ids \[19, 22\]; allowed: "
-                r"each "
-                r"image once"
+                r"outcomes of m, attack apgd-ce-100, restart 0 must hold each image once, "
+                r"doubled ids \[19, 22\]"
             ),
         ),
     ],
@@ -217,6 +216,41 @@ def test_anything_but_the_split_each_image_once_is_refused_by_the_ids_and_nothin
     with pytest.raises(ValueError, match=message):
         merged(tmp_path, [rows_of(ids) for ids in shards], IDS)
     assert not (tmp_path / "outcomes").exists()
+
+
+KILLED = """
+import json, sys, time
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.records.merge_outcomes import merge_outcomes
+from sat_ray.sweep.records.store import Record, Records
+
+def endless():
+    yield from (Record(**json.loads(line)) for line in sys.argv[2:])
+    print("spooled", flush=True)
+    time.sleep(600)
+
+merge_outcomes(endless(), [], Records(Storage.at(sys.argv[1])), name="m")
+"""
+
+
+def test_a_merge_that_is_killed_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """Enough rows that a spool has been written before the kill."""
+    storage = Storage.at(tmp_path / "sweep")
+    (part,) = written(storage, [rows_of(np.arange(5000))])
+    before = sorted((tmp_path / "sweep").rglob("*"))
+    (tmp_path / "temporary").mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, storage.uri, json.dumps(asdict(part))],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path / "temporary")},
+    ) as merging:
+        assert merging.stdout is not None and merging.stdout.readline() == "spooled\n"
+        opened = [os.readlink(path) for path in Path(f"/proc/{merging.pid}/fd").iterdir()]
+        assert any(path.startswith(f"{tmp_path}/temporary") for path in opened)
+        merging.kill()
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert sorted((tmp_path / "sweep").rglob("*")) == before
 
 
 def test_a_shard_evaluated_again_under_another_attack_is_a_doubled_shard(tmp_path: Path) -> None:
@@ -236,7 +270,7 @@ def test_a_damaged_part_and_one_with_other_columns_are_named(tmp_path: Path) -> 
     older = written(storage, [rows_of(IDS).drop_columns(["distance"])])
     with pytest.raises(
         ValueError,
-        match=r"outcomes state/parts/0\.parquet have the columns .*; allowed: .*'distance'",
+        match=r"outcomes state/parts/0\.parquet must have the columns .*'distance'.*, got ",
     ):
         merge_outcomes(older, IDS, Records(storage), name="m")
 
@@ -247,7 +281,7 @@ def test_parts_of_different_evaluations_are_not_merged(tmp_path: Path) -> None:
     other = replace(second, inputs=second.inputs | {"weights": "v", "seed": 1})
     with pytest.raises(
         ValueError,
-        match="outcomes of m: parts k0 and k1 differ in seed, weights; allowed: the same",
+        match="parts k0 and k1 must have the same inputs, they differ in seed, weights",
     ):
         merge_outcomes([first, other], IDS, Records(storage), name="m")
 

@@ -16,10 +16,10 @@ from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.integrations.ray.local.session_folders import RAY, session_folder
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.plan import training_job
+from sat_ray.sweep.plan import training_task
 from sat_ray.sweep.recipes import RECIPES
-from sat_ray.sweep.search.search_space import Configuration
-from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingJob
+from sat_ray.sweep.search.search_space import SearchPoint
+from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingTask
 
 OBJECT_STORE = 100 * 1024**2
 ONE_CPU: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
@@ -69,15 +69,16 @@ def ray_of_one_node(**head: Any) -> Iterator[Any]:
         yield cluster
 
 
-def job_in(folder: Path, *, epochs: int, validate_every: int) -> TrainingJob:
-    """Describe a training on digits, which are written into a folder;
-    it is saved when it is validated.
+def task_in(folder: Path, *, epochs: int, validate_every: int) -> TrainingTask:
+    """Describe a training on digits, which are written into a folder.
+
+    It is saved when it is validated.
     """
     write_dataset(DATASETS["digits"], Storage(str(folder)), rows_per_shard=512)
     dataset = Dataset.open(str(folder))
     assert dataset is not None
     config = RECIPES["digits_smoke"]()
     training = replace(config.training, epochs=epochs, validate_every=validate_every)
-    return training_job(
-        config, dataset, Configuration(activation="silu"), stage=TRAIN, seed=0, training=training
+    return training_task(
+        config, dataset, SearchPoint(activation="silu"), stage=TRAIN, seed=0, training=training
     )

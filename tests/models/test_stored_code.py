@@ -19,7 +19,7 @@ from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import code_named, stored_config
 from sat_ray.sweep.recipes import RECIPES
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.utils import import_string as reference
 from sat_ray.utils.code_hash import hash_code
 from sat_ray.utils.import_string import UnconfirmedCodeError, confirm
@@ -152,7 +152,7 @@ def test_a_checkpoint_imports_only_what_the_caller_allows(
 def test_records_and_hashes_of_code_import_nothing(stranger: Path) -> None:
     sys.path.insert(0, str(stranger.parent.parent))
     with pytest.raises(UnconfirmedCodeError):
-        Configuration.of({"configuration": {"activation": "strangers.net:make"}})
+        SearchPoint.of({"configuration": {"activation": "strangers.net:make"}})
     assert hash_code(["strangers.net"])["strangers.net"] != "missing"
     assert not stranger.exists()
 

@@ -23,7 +23,7 @@ from sat_ray.report.pages.origin import CPUINFO, code_version, origin
 from sat_ray.report.pages.sweep_page import render
 from sat_ray.storage.uris import pages_of
 from sat_ray.sweep.recipes import digits, study
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.threat import ThreatModel
 
 EVENT = {
@@ -193,12 +193,12 @@ def test_metrics_of_a_configuration_begin_with_its_robust_accuracy_and_say_wheth
 
 
 def test_activations_differ_within_the_ten_letters_that_mlflow_draws() -> None:
-    everything = dict.fromkeys(digits().search.configurations() + study().search.configurations())
+    everything = dict.fromkeys(digits().search.points() + study().search.points())
     shown = [
         tuple(str(value)[:10] for value in compared_params(one).values()) for one in everything
     ]
     assert len(set(shown)) == len(shown) > 13
-    learned = compared_params(Configuration(activation="smoothrelu_learned"))
+    learned = compared_params(SearchPoint(activation="smoothrelu_learned"))
     assert learned == {
         "activation": "smoothrelu",
         "alpha": "learned",
@@ -207,7 +207,7 @@ def test_activations_differ_within_the_ten_letters_that_mlflow_draws() -> None:
         "attacker_alpha": "learned",
     }
     assert (
-        compared_params(Configuration(activation="torch.nn.functional:softsign"))["activation"]
+        compared_params(SearchPoint(activation="torch.nn.functional:softsign"))["activation"]
         == "softsign (torch.nn.functional)"
     )
 

@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import s3_server
 
-from sat_ray.storage.preflight import check_s3
-from sat_ray.storage.store import Storage, check_writable
+from sat_ray.storage.preflight import check_writable
+from sat_ray.storage.s3_preflight import check_s3
+from sat_ray.storage.store import Storage
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": "",
@@ -80,7 +81,7 @@ def test_what_s3_refuses_is_one_line_with_the_fix(
             ),
         ),
         ("s3://Not_A_Name/x", r"correct the bucket's name in --storage"),
-        ("s3:///x", r"names no bucket; allowed: s3://bucket/prefix"),
+        ("s3:///x", r"storage must name a bucket, s3://bucket/prefix, got s3:///x"),
     ],
 )
 def test_a_bucket_that_is_not_there_is_named_with_the_fix(s3: Storage, uri: str, fix: str) -> None:

@@ -24,7 +24,7 @@ from sat_ray.sweep.cost.budget import (
 from sat_ray.sweep.plan import planned_trials
 from sat_ray.sweep.recipes import RECIPES, digits, digits_smoke
 from sat_ray.sweep.records.store import Records
-from sat_ray.sweep.search.search_space import Configuration, groups
+from sat_ray.sweep.search.search_space import SearchPoint, groups
 from sat_ray.sweep.search.successive_halving import BASELINE, climbs, in_turn, next_rung
 from sat_ray.sweep.tasks import SEARCH
 from sat_ray.utils.serialization import content_hash, from_json, to_json
@@ -34,21 +34,22 @@ GRID = SearchSettings(
     pairs=("relu/relu_smooth_backward",),
 )
 GRID = dataclasses.replace(GRID, rungs=(1, 2, 4))
-Scores = dict[tuple[Configuration, int], tuple[float, float]]
+Scores = dict[tuple[SearchPoint, int], tuple[float, float]]
 
 
-def score(one: Configuration, rung: int, *, seed: int) -> tuple[float, float]:
+def score(one: SearchPoint, rung: int, *, seed: int) -> tuple[float, float]:
     """Draw a score out of few, so that many are equal."""
     drawn = random.Random(f"{one.slug} {rung} {seed}")
     return drawn.randrange(4) / 4, drawn.randrange(2) / 2
 
 
-def textbook(search: SearchSettings, *, seed: int) -> tuple[list[Configuration], int]:
-    """Halve every group on its own, all at once: (finalists, trainings);
-    earlier members first where scores are equal.
+def textbook(search: SearchSettings, *, seed: int) -> tuple[list[SearchPoint], int]:
+    """Halve every group on its own, all at once, and return (finalists, trainings).
+
+    Earlier members come first where scores are equal.
     """
     finalists, trainings = [], 0
-    for group in groups(search.configurations()):
+    for group in groups(search.points()):
         alive = list(group.members)
         for number, rung in enumerate(search.rungs):
             if number and len(alive) == 1:
@@ -72,7 +73,7 @@ def run(
     as trials that end when they like do.
     """
     while True:
-        rung, waiting = next_rung(climbs(groups(search.configurations()), scores, search))
+        rung, waiting = next_rung(climbs(groups(search.points()), scores, search))
         if not waiting or len(scores) >= at_most:
             return
         if order is not None:
@@ -94,7 +95,7 @@ def test_a_search_cut_anywhere_and_gone_on_with_ends_as_one_that_was_not(
     for cut in sorted(cuts):
         run(search, scores, seed=seed, at_most=cut, order=random.Random(seed + cut))
     run(search, scores, seed=seed)
-    found = climbs(groups(search.configurations()), scores, search)
+    found = climbs(groups(search.points()), scores, search)
     finalists, trainings = textbook(search, seed=seed)
     assert [one.best for one in found] == finalists
     assert len(scores) == trainings
@@ -103,8 +104,8 @@ def test_a_search_cut_anywhere_and_gone_on_with_ends_as_one_that_was_not(
 
 
 def test_the_baseline_comes_first_and_every_activation_once_before_any_a_second_time() -> None:
-    rung, order = next_rung(climbs(groups(GRID.configurations()), {}, GRID))
-    assert rung == 1 and order[0] == BASELINE and len(order) == len(GRID.configurations())
+    rung, order = next_rung(climbs(groups(GRID.points()), {}, GRID))
+    assert rung == 1 and order[0] == BASELINE and len(order) == len(GRID.points())
     assert len({(one.activation, one.attacker_activation) for one in order[:5]}) == 5
     assert [one.alpha for one in order[5:]] == [5.0, 1.0, 10.0, 2.0, 20.0]
     assert in_turn([[one for one in order if one != BASELINE]])[0].activation == "silu"
@@ -112,12 +113,12 @@ def test_the_baseline_comes_first_and_every_activation_once_before_any_a_second_
 
 def test_a_group_cut_inside_a_rung_is_led_by_the_winner_of_the_last_that_all_reached() -> None:
     two, five, ten, twenty = (
-        Configuration(activation="parametric_softplus", alpha=alpha) for alpha in (2, 5, 10, 20)
+        SearchPoint(activation="parametric_softplus", alpha=alpha) for alpha in (2, 5, 10, 20)
     )
     scores: Scores = {(two, 1): (0.1, 0.0), (five, 1): (0.3, 0.0), (ten, 1): (0.2, 0.0)}
 
-    def best() -> Configuration | None:
-        return climbs(groups(GRID.configurations()), scores, GRID)[1].best
+    def best() -> SearchPoint | None:
+        return climbs(groups(GRID.points()), scores, GRID)[1].best
 
     assert best() == five  # of those in the first rung that were tried
     scores[twenty, 1] = (0.25, 0.0)
@@ -166,10 +167,10 @@ def test_a_budget_is_spent_when_the_committed_trials_have_taken_it(
 
 def test_a_result_holds_for_its_own_trials_and_budget_alone(records: Records) -> None:
     config = with_budget(0.01)
-    best: list[Configuration | None] = [
+    best: list[SearchPoint | None] = [
         BASELINE,
         None,
-        Configuration(activation="relu", attacker_activation="relu_smooth_backward"),
+        SearchPoint(activation="relu", attacker_activation="relu_smooth_backward"),
     ]
     result = result_of(config, best, done=3, planned=4, unit="trainings", cut=True)
     assert result.left_out == ("parametric_softplus",) and len(result.finalists) == 2

@@ -21,7 +21,7 @@ from sat_ray.sweep.config import (
     SweepConfig,
 )
 from sat_ray.sweep.recipes import RECIPES
-from sat_ray.sweep.search.search_space import Configuration, parse_choice, parse_pair
+from sat_ray.sweep.search.search_space import SearchPoint, parse_choice, parse_pair
 from sat_ray.threat import ThreatModel
 from sat_ray.training.loop import TrainingSettings
 from sat_ray.utils.serialization import content_hash, flatten, from_json, to_json
@@ -224,31 +224,31 @@ def test_a_value_that_is_not_allowed_is_refused_in_one_line_that_names_it(
 
 
 def test_the_search_space_is_every_alpha_of_every_activation_and_the_pairs_each_once() -> None:
-    default = SearchSettings().configurations()
+    default = SearchSettings().points()
     names = [name for name in ACTIVATIONS if name != "relu_smooth_backward"]
     points = sum(len(ACTIVATIONS[name].grid) for name in names)
     assert len(default) == points + 3 - 1  # three pairs; celu at 1 is elu at 1
     twice = SearchSettings(activations=("silu:1", "silu:1", "elu:1,1"), pairs=())
-    assert len(twice.configurations()) == 2
+    assert len(twice.points()) == 2
     assert [one.alpha for one in parse_choice("elu:2,0.5", field="x")] == [2.0, 0.5]
 
 
 def test_equal_configurations_are_equal_however_they_are_written() -> None:
-    assert Configuration(activation="elu") == Configuration(
+    assert SearchPoint(activation="elu") == SearchPoint(
         activation="elu", alpha=1.0, attacker_activation="elu", attacker_alpha=1.0
     )
     pair = parse_pair("relu/relu_smooth_backward", field="x")
-    assert pair == Configuration(
+    assert pair == SearchPoint(
         activation="relu", attacker_activation="relu_smooth_backward", attacker_alpha=10.0
     )
     assert not pair.own_attacker and pair.slug == "relu-vs-relu_smooth_backward-a10"
-    assert Configuration(**pair.to_json()) == pair
+    assert SearchPoint(**pair.to_json()) == pair
 
 
 def test_configurations_of_one_search_have_different_names_for_files_and_people() -> None:
     """Two alphas that differ anywhere must not write into each other's files."""
     points = [
-        *SearchSettings().configurations(),
+        *SearchSettings().points(),
         *parse_choice("parametric_softplus:10.000001,10.000002", field="x"),
     ]
     assert len({one.slug for one in points}) == len(points)

@@ -106,11 +106,8 @@ def test_the_price_is_that_of_the_hours() -> None:
 def test_storage_counts_images_weights_and_states() -> None:
     config = changed("cifar10_resnet18", training={"ema_decay": 0.9})
     shown = costs(config, dataset_source("cifar10"), passes_of(config, dataset_source("cifar10")))
-    models = (
-        len({(one.activation, one.attacker_activation) for one in config.search.configurations()})
-        * 3
-    )
-    trials = len(config.search.configurations())
+    models = len({(one.activation, one.attacker_activation) for one in config.search.points()}) * 3
+    trials = len(config.search.points())
     weights = (models + trials + 2 * 4) * 11_173_962 * 4
     assert (
         shown["estimated storage"].startswith("184 MB of images, ")

@@ -2,6 +2,8 @@
 on a local disk and with the heartbeats used on S3.
 """
 
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -62,6 +64,22 @@ def test_a_second_driver_is_refused_while_the_first_lives_and_free_after_its_sig
         first.wait()
     with driver_lease(Storage.at(tmp_path)):
         pass
+
+
+def test_reading_who_holds_a_sweep_turns_no_driver_away_and_writes_nothing(tmp_path: Path) -> None:
+    storage = Storage.at(tmp_path)
+    with driver_lease(storage):
+        held = read_lease(storage)
+    assert held is not None and held.alive is True and held.pid == os.getpid()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    after = read_lease(storage)
+    assert after is not None and after.alive is False
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    with open(tmp_path / "state" / "driver.json") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        threading.Timer(0.3, fcntl.flock, (reader, fcntl.LOCK_UN)).start()
+        with driver_lease(storage):
+            pass
 
 
 def test_a_driver_that_ends_or_fails_leaves_the_sweep_free(tmp_path: Path) -> None:

@@ -26,11 +26,11 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ResourceSettings, SweepConfig
 from sat_ray.sweep.execute import split_of, train_and_commit
 from sat_ray.sweep.imagenet_ladder import RUNGS, Rung
-from sat_ray.sweep.plan import training_job
+from sat_ray.sweep.plan import training_task
 from sat_ray.sweep.recipes import DEFAULT, PAPER_ACTIVATIONS, RECIPES
 from sat_ray.sweep.records.store import Records
-from sat_ray.sweep.search.search_space import Configuration, parse_choice
-from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingJob
+from sat_ray.sweep.search.search_space import SearchPoint, parse_choice
+from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingTask
 from sat_ray.training.loop import TrainingSettings, TrainingState, fit
 from sat_ray.training.optimization.schedules import learning_rate_factor
 
@@ -85,7 +85,7 @@ def test_the_study_has_every_smooth_activation_at_its_validated_alpha_with_ten_s
     tmp_path: Path,
 ) -> None:
     study = RECIPES["study"]()
-    families = {one.activation for one in study.search.configurations()}
+    families = {one.activation for one in study.search.points()}
     assert families == set(ACTIVATIONS) - {
         "softplus",
         "relu_smooth_backward",
@@ -119,7 +119,7 @@ def test_every_rung_of_the_ladder_is_the_imagenet_recipe_at_another_size(
         and config.model.name == rung.model
         and config.data.image_size == rung.pixels
     )
-    assert [one.name for one in config.search.configurations()] == [
+    assert [one.name for one in config.search.points()] == [
         "relu",
         "silu",
     ] and config.final.seeds == (0,)
@@ -201,12 +201,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DataSettings
     return prepare
 
 
-def one_of_each_kind(config: SweepConfig) -> list[Configuration]:
-    """Return what a search tries but silu: its first activation without alpha, with alpha, with a
-    learned alpha, and its first pair.
+def one_of_each_kind(config: SweepConfig) -> list[SearchPoint]:
+    """Return the search's first activation without alpha, with alpha, with a learned alpha,
+    and its first pair; silu is left out.
     """
-    found: dict[object, Configuration] = {}
-    for one in config.search.configurations():
+    found: dict[object, SearchPoint] = {}
+    for one in config.search.points():
         if one.activation != "silu":
             found.setdefault(
                 (one.alpha is None, ACTIVATIONS[one.activation].learned)
@@ -228,26 +228,27 @@ EVERY_KIND = [
 @pytest.mark.parametrize(("recipe", "configuration"), EVERY_KIND)
 def test_a_recipe_takes_two_real_steps_with_its_own_settings(
     recipe: str,
-    configuration: Configuration,
+    configuration: SearchPoint,
     prepared: Callable[[DataSettings], Dataset],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, config = RECIPES[recipe](), small(RECIPES[recipe]())
-    job = training_job(
+    task = training_task(
         config, prepared(config.data), configuration, stage=TRAIN, seed=0, training=config.training
     )
     assert (
-        differing(job.training, whole.training) <= SHRUNK and job.threat_model == whole.threat_model
+        differing(task.training, whole.training) <= SHRUNK
+        and task.threat_model == whole.threat_model
     )
     crafted, run = list[PGD](), PGD.run
     monkeypatch.setattr(
         PGD, "run", lambda self, *given, **named: crafted.append(self) or run(self, *given, **named)
     )
-    start, states = two_steps(job)
+    start, states = two_steps(task)
     assert [(state.epoch, state.step) for state in states] == [(0, 1), (0, 2), (1, 0)]
     assert_updates(start, *states)
     assert crafted == [whole.training.attack(whole.threat_model)] * 2 * (
-        job.training.global_batch_size // 4
+        task.training.global_batch_size // 4
     )
     factor = learning_rate_factor(
         0.5,
@@ -257,7 +258,7 @@ def test_a_recipe_takes_two_real_steps_with_its_own_settings(
     )
     (row,) = states[-1].history
     assert (
-        row["train/learning_rate"] == job.training.learning_rate * factor > 0
+        row["train/learning_rate"] == task.training.learning_rate * factor > 0
         and torch.tensor(row["train/loss"]).isfinite()
     )
 
@@ -271,22 +272,25 @@ def differing(one: TrainingSettings, other: TrainingSettings) -> set[str]:
     }
 
 
-def two_steps(job: TrainingJob) -> tuple[dict[str, Tensor], list[TrainingState]]:
-    """Train a job on the images of two updates; return its first parameters, and its state after
-    each step and after the epoch.
+def two_steps(task: TrainingTask) -> tuple[dict[str, Tensor], list[TrainingState]]:
+    """Train a task on the images of two updates.
+
+    Returns its first parameters, and its state after each step and after the epoch.
     """
-    train, val = (split_of(job.dataset.uri, split, job.dataset.hash) for split in ("train", "val"))
     train, val = (
-        corners(train.take(slice(0, 2 * job.training.global_batch_size))),
+        split_of(task.dataset.uri, split, task.dataset.hash) for split in ("train", "val")
+    )
+    train, val = (
+        corners(train.take(slice(0, 2 * task.training.global_batch_size))),
         corners(val.take(slice(0, 4))),
     )
-    assert len(train) == 2 * job.training.global_batch_size
-    model, taken = model_from_spec(job.model, seed=job.seed), list[TrainingState]()
+    assert len(train) == 2 * task.training.global_batch_size
+    model, taken = model_from_spec(task.model, seed=task.seed), list[TrainingState]()
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     one, settings = (
-        job.configuration,
+        task.configuration,
         dict[str, Any](
-            settings=job.training, threat_model=job.threat_model, seed=job.seed, slots=job.slots
+            settings=task.training, threat_model=task.threat_model, seed=task.seed, slots=task.slots
         ),
     )
     if not one.own_attacker:
@@ -349,7 +353,7 @@ def test_a_recipe_is_trained_and_committed_from_a_small_archive(
 ) -> None:
     config = small(RECIPES[recipe]())
     dataset = prepared(config.data)
-    job = training_job(
+    task = training_task(
         config,
         dataset,
         parse_choice("silu", field="x")[0],
@@ -357,13 +361,13 @@ def test_a_recipe_is_trained_and_committed_from_a_small_archive(
         seed=0,
         training=config.training,
     ).at(1)
-    record = train_and_commit(job, Records(Storage.at(tmp_path / "runs")))
+    record = train_and_commit(task, Records(Storage.at(tmp_path / "runs")))
     history = record.payload["history"]
     assert dataset.manifest["splits"]["train"] // config.training.global_batch_size == 2
     assert len(history) == 1 and torch.tensor(history[0]["train/loss"]).isfinite()
     assert (
-        job.model.num_classes == len(dataset.manifest["class_names"])
-        and job.model.name == config.model.name
+        task.model.num_classes == len(dataset.manifest["class_names"])
+        and task.model.name == config.model.name
     )
 
 
@@ -374,4 +378,4 @@ def test_the_papers_activations_are_those_of_its_figure_each_with_one_alpha() ->
         ("smoothrelu_learned", None), ("gelu", 1.0), ("elu", 1.0),
         ("silu", 1.0),
     ]  # fmt: skip
-    assert len(RECIPES["imagenet_resnet50"]().search.configurations()) == 7 + 3
+    assert len(RECIPES["imagenet_resnet50"]().search.points()) == 7 + 3

@@ -38,9 +38,9 @@ from sat_ray.sweep.plan import (
     card_tasks,
     dataset_uri,
     evaluation_tasks,
-    final_jobs,
+    final_tasks,
     planned_trials,
-    trial_job,
+    trial_task,
 )
 from sat_ray.sweep.records.merge_outcomes import check_each_id_once, merge_outcomes
 from sat_ray.sweep.records.store import (
@@ -53,8 +53,8 @@ from sat_ray.sweep.records.store import (
     record_key,
     require_environment,
 )
-from sat_ray.sweep.search.search_space import Configuration, Group, groups, promote
-from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset, TrainingJob
+from sat_ray.sweep.search.search_space import Group, SearchPoint, groups, promote
+from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset, TrainingTask
 from sat_ray.threat import ThreatModel
 from sat_ray.training.loop import EpochReport, TrainingSettings
 
@@ -76,7 +76,7 @@ CONFIG = SweepConfig(
     final=FinalSettings(seeds=(0, 1)),
     evaluation=EvaluationSettings(steps=4, step_size=10 / 255, slots=32, shard_size=450),
 )
-SILU = Configuration(activation="silu")
+SILU = SearchPoint(activation="silu")
 TOY = Stage("toy", 1, ("sat_ray.utils.names",))
 
 
@@ -96,11 +96,11 @@ def records(tmp_path: Path) -> Records:
     return Records(Storage.at(tmp_path / "sweep"))
 
 
-def final_job(
-    dataset: Dataset, config: SweepConfig = CONFIG, configuration: Configuration = SILU
-) -> TrainingJob:
+def final_task(
+    dataset: Dataset, config: SweepConfig = CONFIG, configuration: SearchPoint = SILU
+) -> TrainingTask:
     """Return the first training of the leaderboard."""
-    return final_jobs(config, dataset, [configuration])[0]
+    return final_tasks(config, dataset, [configuration])[0]
 
 
 def changed(config: SweepConfig, section: str, **values: Any) -> SweepConfig:
@@ -112,10 +112,10 @@ def changed(config: SweepConfig, section: str, **values: Any) -> SweepConfig:
 
 def trained(dataset: Dataset, records: Records) -> Record:
     """Return the record of one training, made now if there is none."""
-    return train_and_commit(final_job(dataset), records)
+    return train_and_commit(final_task(dataset), records)
 
 
-def record_of(configuration: Configuration) -> Record:
+def record_of(configuration: SearchPoint) -> Record:
     """Return what a training of this configuration would have left."""
     payload = {
         "configuration": configuration.to_json(),
@@ -131,18 +131,18 @@ def record_of(configuration: Configuration) -> Record:
 def test_the_same_work_has_the_same_key_wherever_and_by_however_many_it_is_done(
     dataset: Dataset,
 ) -> None:
-    key = final_job(dataset).key
-    assert key == final_job(dataset).key and len(key) == 32
-    assert key == final_job(dataclasses.replace(dataset, uri="s3://elsewhere/data")).key
+    key = final_task(dataset).key
+    assert key == final_task(dataset).key and len(key) == 32
+    assert key == final_task(dataclasses.replace(dataset, uri="s3://elsewhere/data")).key
     resources = {
         "train_workers": 1,
         "cpus_per_trial": 2,
         "gpus_per_worker": 1,
         "cpus_per_evaluation": 2,
     }
-    assert key == final_job(dataset, changed(CONFIG, "resources", **resources)).key
-    assert key == final_job(dataset, changed(CONFIG, "search", reduction=3, rungs=(1, 3))).key
-    assert key == final_job(dataset, changed(CONFIG, "final", seeds=(0, 5, 6))).key
+    assert key == final_task(dataset, changed(CONFIG, "resources", **resources)).key
+    assert key == final_task(dataset, changed(CONFIG, "search", reduction=3, rungs=(1, 3))).key
+    assert key == final_task(dataset, changed(CONFIG, "final", seeds=(0, 5, 6))).key
 
 
 @pytest.mark.parametrize(
@@ -164,20 +164,20 @@ def test_what_changes_a_training_changes_its_key(
     dataset: Dataset, section: str, values: dict[str, Any]
 ) -> None:
     """Slots are among them: they decide the rounding of the validation that chooses the weights."""
-    assert final_job(dataset, changed(CONFIG, section, **values)).key != final_job(dataset).key
+    assert final_task(dataset, changed(CONFIG, section, **values)).key != final_task(dataset).key
 
 
 def test_activation_alpha_attacker_data_stage_and_length_change_the_key(dataset: Dataset) -> None:
-    jobs = [
-        final_job(dataset, configuration=one)
-        for one in (*CONFIG.search.configurations(), Configuration(activation="relu"))
+    tasks = [
+        final_task(dataset, configuration=one)
+        for one in (*CONFIG.search.points(), SearchPoint(activation="relu"))
     ]
-    jobs += [
-        final_job(dataclasses.replace(dataset, hash="other")),
-        final_job(dataset).at(2),
-        trial_job(CONFIG, dataset, SILU),
+    tasks += [
+        final_task(dataclasses.replace(dataset, hash="other")),
+        final_task(dataset).at(2),
+        trial_task(CONFIG, dataset, SILU),
     ]
-    assert len({job.key for job in jobs}) == len(jobs) == 9
+    assert len({task.key for task in tasks}) == len(tasks) == 9
     assert (
         record_key(TOY, {})
         != record_key(dataclasses.replace(TOY, version=2), {})
@@ -402,12 +402,12 @@ def test_a_record_notices_a_change_anywhere_in_the_science(stage: Stage) -> None
     assert not any("integrations" in name for name in code_hashes(stage.modules))
 
 
-def configurations(*alphas: float) -> tuple[Configuration, ...]:
-    return tuple(Configuration(activation="elu", alpha=alpha) for alpha in alphas)
+def configurations(*alphas: float) -> tuple[SearchPoint, ...]:
+    return tuple(SearchPoint(activation="elu", alpha=alpha) for alpha in alphas)
 
 
 def test_a_group_is_the_alphas_of_one_activation_or_one_pair_in_the_order_given() -> None:
-    found = groups(CONFIG.search.configurations())
+    found = groups(CONFIG.search.points())
     assert [
         (one.members[0].activation, one.members[0].attacker_activation, len(one.members))
         for one in found
@@ -416,7 +416,7 @@ def test_a_group_is_the_alphas_of_one_activation_or_one_pair_in_the_order_given(
         ("elu", "elu", 3),
         ("relu", "relu_smooth_backward", 1),
     ]
-    assert len(groups(SearchSettings().configurations())) == 15
+    assert len(groups(SearchSettings().points())) == 15
 
 
 def test_promotion_goes_by_robust_then_clean_accuracy_and_ties_to_the_earlier() -> None:
@@ -463,23 +463,23 @@ def test_planned_trials_are_what_the_grid_really_commits(
     config = dataclasses.replace(CONFIG, search=space)
 
     def run_rung(
-        jobs: list[TrainingJob],
+        tasks: list[TrainingTask],
         previous: list[Record | None],
         records: Records,
         resources: ResourceSettings,
         **limits: Any,
     ) -> None:
-        for job, before in zip(jobs, previous, strict=True):
-            assert (before is None) == (job.until == rungs[0]) and (
-                before is None or before.payload["until"] < job.until
+        for task, before in zip(tasks, previous, strict=True):
+            assert (before is None) == (task.until == rungs[0]) and (
+                before is None or before.payload["until"] < task.until
             )
-            alpha = job.configuration.alpha or 0.0
+            alpha = task.configuration.alpha or 0.0
             noise = (
-                0.5 if job.seed == 3 else -0.5
+                0.5 if task.seed == 3 else -0.5
             )  # larger than what the alphas differ by; the mean over seeds has none
             last_val = [alpha / 10 + noise * (len(seeds) > 1) * (1 if alpha < 3 else -1), 0.5]
-            payload = {"until": job.until, "last_val": last_val}
-            records.commit(job.stage, job.key, inputs=job.inputs, payload=payload, seconds=0.0)
+            payload = {"until": task.until, "last_val": last_val}
+            records.commit(task.stage, task.key, inputs=task.inputs, payload=payload, seconds=0.0)
 
     monkeypatch.setattr(search, "run_rung", run_rung)
     assert search.committed_finalists(config, dataset, records) is None
@@ -492,13 +492,13 @@ def test_planned_trials_are_what_the_grid_really_commits(
 def test_a_training_is_computed_once(dataset: Dataset, records: Records) -> None:
     epochs: list[int] = []
     first = train_and_commit(
-        final_job(dataset), records, on_epoch=lambda report: epochs.append(report.epoch)
+        final_task(dataset), records, on_epoch=lambda report: epochs.append(report.epoch)
     )
     again = train_and_commit(
-        final_job(dataset), records, on_epoch=lambda report: epochs.append(report.epoch)
+        final_task(dataset), records, on_epoch=lambda report: epochs.append(report.epoch)
     )
     assert (
-        epochs == [0, 1, 2] and first == again and records.keys(TRAIN) == [final_job(dataset).key]
+        epochs == [0, 1, 2] and first == again and records.keys(TRAIN) == [final_task(dataset).key]
     )
     assert first.payload["until"] == 3 and len(first.payload["history"]) == 3
 
@@ -514,9 +514,9 @@ def test_a_training_killed_half_way_goes_on_and_ends_with_the_same_content(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_and_commit(final_job(dataset), records, on_epoch=kill)
+        train_and_commit(final_task(dataset), records, on_epoch=kill)
     assert records.keys(TRAIN) == []
-    resumed = train_and_commit(final_job(dataset), records, on_epoch=kill)
+    resumed = train_and_commit(final_task(dataset), records, on_epoch=kill)
     assert epochs == [0, 1, 2]
     undisturbed = trained(dataset, Records(Storage.at(tmp_path / "other")))
     assert (
@@ -528,10 +528,10 @@ def test_a_training_killed_half_way_goes_on_and_ends_with_the_same_content(
 def test_a_trial_goes_on_from_its_record_of_the_rung_before(
     dataset: Dataset, records: Records
 ) -> None:
-    job, epochs = trial_job(CONFIG, dataset, SILU), []
-    short = train_and_commit(job.at(1), records)
+    task, epochs = trial_task(CONFIG, dataset, SILU), []
+    short = train_and_commit(task.at(1), records)
     long = train_and_commit(
-        job, records, previous=short, on_epoch=lambda report: epochs.append(report.epoch)
+        task, records, previous=short, on_epoch=lambda report: epochs.append(report.epoch)
     )
     assert epochs == [1] and (short.payload["until"], long.payload["until"]) == (1, 2)
     assert [row["epoch"] for row in long.payload["history"]] == [0, 1]
@@ -544,15 +544,15 @@ def test_a_finished_search_keeps_no_states_to_go_on_from_and_one_cut_by_its_budg
     search = importlib.import_module("sat_ray.integrations.ray.search.grid_search")
 
     def run_rung(
-        jobs: list[TrainingJob],
+        tasks: list[TrainingTask],
         previous: list[Record | None],
         records: Records,
         *_: Any,
         **limits: Any,
     ) -> None:
-        for job, before in zip(jobs, previous, strict=True):
-            if limits["budget"].accelerator_seconds is None or job in limits["exempt"]:
-                train_and_commit(job, records, previous=before)
+        for task, before in zip(tasks, previous, strict=True):
+            if limits["budget"].accelerator_seconds is None or task in limits["exempt"]:
+                train_and_commit(task, records, previous=before)
 
     monkeypatch.setattr(search, "run_rung", run_rung)
     config = dataclasses.replace(
@@ -660,7 +660,7 @@ def test_rows_of_table_1_are_evaluated_through_both_backward_passes_and_others_o
     dataset: Dataset,
 ) -> None:
     def views(activation: str, attacker: str = "") -> list[str | None]:
-        row = record_of(Configuration(activation=activation, attacker_activation=attacker))
+        row = record_of(SearchPoint(activation=activation, attacker_activation=attacker))
         return [
             spec.attacker_activation for spec in evaluation_tasks(CONFIG, dataset, row)[0].attacks
         ]
@@ -678,7 +678,7 @@ def test_a_batch_larger_than_the_dataset_is_refused_before_anything_starts(
         ValueError,
         match=r"^training\.global_batch_size is 4096; allowed: at most the \d+ training images$",
     ):
-        final_job(dataset, changed(CONFIG, "training", global_batch_size=4096))
+        final_task(dataset, changed(CONFIG, "training", global_batch_size=4096))
 
 
 def test_a_result_is_made_only_on_the_processor_or_gpu_it_is_recorded_under() -> None:
@@ -704,7 +704,7 @@ def test_a_result_is_made_only_on_the_processor_or_gpu_it_is_recorded_under() ->
 def test_a_training_names_its_files_relative_to_the_storage_and_is_evaluated_where_that_was_moved(
     dataset: Dataset, records: Records, tmp_path: Path
 ) -> None:
-    record = train_and_commit(final_job(dataset), records)
+    record = train_and_commit(final_task(dataset), records)
     assert record.payload["path"].startswith("checkpoints/train/")
     assert str(tmp_path).encode() not in b"".join(
         path.read_bytes() for path in (tmp_path / "sweep" / "state").rglob("*.json")
@@ -721,7 +721,7 @@ def test_a_model_that_was_trained_again_to_the_same_weights_keeps_its_shards_and
     dataset: Dataset, records: Records
 ) -> None:
     """The record was moved away as a message said; the new one names another folder."""
-    made = train_and_commit(final_job(dataset), records)
+    made = train_and_commit(final_task(dataset), records)
     (first, *_) = evaluation_tasks(CONFIG, dataset, made)
     shard = evaluate_and_commit(first, records)
     card = {"weights": made.payload["sha256"]}
@@ -733,7 +733,7 @@ def test_a_model_that_was_trained_again_to_the_same_weights_keeps_its_shards_and
         seconds=0.0,
     )
     records.storage.move(f"state/train/{made.key}.json", f"away/{made.key}.json")
-    again = train_and_commit(final_job(dataset), records)
+    again = train_and_commit(final_task(dataset), records)
     assert (
         again.payload["path"] != made.payload["path"]
         and again.payload["sha256"] == made.payload["sha256"]

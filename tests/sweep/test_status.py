@@ -28,15 +28,15 @@ from sat_ray.sweep.execute import evaluate_and_commit, train_and_commit
 from sat_ray.sweep.plan import (
     dataset_uri,
     evaluation_tasks,
-    final_jobs,
+    final_tasks,
     strong_tasks,
-    trial_job,
+    trial_task,
     validation_tasks,
 )
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes
 from sat_ray.sweep.records.store import Records
-from sat_ray.sweep.status import PAUSE_SECONDS, Standing, _seconds_left, standing
+from sat_ray.sweep.status import PAUSE_SECONDS, SweepStatus, _seconds_left, read_status
 from sat_ray.sweep.tasks import CARD, EVALUATE, TRAIN, Dataset
 from sat_ray.utils.serialization import to_json
 
@@ -80,10 +80,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Records(Storage.at(folder / NAME)),
     )
     assert data is not None
-    configurations = list(config.search.configurations())
+    configurations = list(config.search.points())
     for one in configurations:
-        train_and_commit(trial_job(config, data, one).at(1), store)
-    trained = [train_and_commit(job, store) for job in final_jobs(config, data, configurations)[:2]]
+        train_and_commit(trial_task(config, data, one).at(1), store)
+    trained = [
+        train_and_commit(task, store) for task in final_tasks(config, data, configurations)[:2]
+    ]
     evaluate_and_commit(validation_tasks(config, data, trained[0])[0], store)
     evaluate_and_commit(evaluation_tasks(config, data, trained[0])[0], store)
     return folder
@@ -107,7 +109,7 @@ def digest(folder: Path) -> dict[str, tuple[str, int]]:
     }
 
 
-def stage(found: Standing, name: str) -> tuple[int, int | None, int]:
+def stage(found: SweepStatus, name: str) -> tuple[int, int | None, int]:
     """Return (done, planned, of another environment) of a stage."""
     return next(
         (one.done, one.planned, one.other_environment) for one in found.stages if one.name == name
@@ -115,7 +117,7 @@ def stage(found: Standing, name: str) -> tuple[int, int | None, int]:
 
 
 def test_units_best_and_cost_are_those_of_the_records(root: Path) -> None:
-    found = standing(Storage.at(root), NAME)
+    found = read_status(Storage.at(root), NAME)
     assert [stage(found, name) for name in ("search", "train", "evaluate")] == [
         (2, 2, 0),
         (2, 4, 0),
@@ -159,8 +161,8 @@ def test_models_with_the_same_weights_share_their_outcomes(copy: Path) -> None:
     data = Dataset.open(dataset_uri(config, Storage.at(copy)))
     assert data is not None
     trained = [
-        train_and_commit(job, store)
-        for job in final_jobs(config, data, list(config.search.configurations()))
+        train_and_commit(task, store)
+        for task in final_tasks(config, data, list(config.search.points()))
     ]
     assert len(trained) == 2 and len({record.payload["sha256"] for record in trained}) == 1
     tasks = [evaluation_tasks(config, data, record) for record in trained]
@@ -168,7 +170,7 @@ def test_models_with_the_same_weights_share_their_outcomes(copy: Path) -> None:
     assert wanted == tasks[0] and [one.key for one in tasks[0]] == [one.key for one in tasks[1]]
     for task in wanted:
         evaluate_and_commit(task, store)
-    assert stage(standing(Storage.at(copy), name), "evaluate") == (len(wanted), len(wanted), 0)
+    assert stage(read_status(Storage.at(copy), name), "evaluate") == (len(wanted), len(wanted), 0)
     paths = [
         merge_outcomes(
             store.each(EVALUATE), image_ids(Storage(data.uri), "test").numpy(), store, name=one
@@ -199,7 +201,7 @@ def test_the_command_writes_nothing_and_sees_the_driver_while_it_lives(copy: Pat
         driver.wait()
     assert f"driver at work (process {driver.pid} on" in done.stdout
     assert "2/2" in done.stdout and "2/4" in done.stdout and "1/8" in done.stdout
-    after = standing(Storage.at(copy), NAME)
+    after = read_status(Storage.at(copy), NAME)
     assert after.driver is not None and (after.driver.pid, after.driver.alive) == (
         driver.pid,
         False,
@@ -210,7 +212,7 @@ def test_the_next_command_is_one_that_goes_on_with_this_sweep(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SAT_RAY_STORAGE", raising=False)
-    found = standing(Storage.at(root), NAME)
+    found = read_status(Storage.at(root), NAME)
     words = shlex.split(status.command_of(found, Storage.at(root)))
     assert words[:2] == ["python", "pipelines/sweep.py"]
     command = parse(words[2:], RECIPES, default=DEFAULT, about="")
@@ -221,17 +223,21 @@ def test_the_next_command_is_one_that_goes_on_with_this_sweep(
 def test_a_finished_sweep_names_its_report(
     copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = standing(Storage.at(copy), NAME).config
+    config = read_status(Storage.at(copy), NAME).config
     data, store = (
         Dataset.open(dataset_uri(config, Storage.at(copy))),
         Records(Storage.at(copy / NAME)),
     )
     assert data is not None
-    for job in final_jobs(config, data, list(config.search.configurations())):
-        model = train_and_commit(job, store)
+    for training in final_tasks(config, data, list(config.search.points())):
+        model = train_and_commit(training, store)
         for task in (*strong_tasks(config, data, model), *validation_tasks(config, data, model)):
             evaluate_and_commit(task, store)
-    assert stage(standing(Storage.at(copy), NAME), "card") == (0, min(config.card.candidates, 2), 0)
+    assert stage(read_status(Storage.at(copy), NAME), "card") == (
+        0,
+        min(config.card.candidates, 2),
+        0,
+    )
     store.commit(
         CARD,
         "0" * 32,
@@ -239,12 +245,14 @@ def test_a_finished_sweep_names_its_report(
         payload={"name": "silu-s0", "card": {"verdict": PASS}},
         seconds=1.0,
     )
-    assert stage(standing(Storage.at(copy), NAME), "card") == (
+    assert stage(read_status(Storage.at(copy), NAME), "card") == (
         1,
         1,
         0,
     )  # the first that passes ends the stage
-    assert standing(Storage.at(copy), NAME).report == ""  # every unit is there, the report is not
+    assert (
+        read_status(Storage.at(copy), NAME).report == ""
+    )  # every unit is there, the report is not
     for name in ("leaderboard.json", "report.html"):
         (copy / NAME / name).write_text("{}")
     assert asked(monkeypatch, NAME, "--storage", str(copy)) == 0
@@ -268,7 +276,7 @@ def test_results_of_another_numerical_environment_are_not_counted_as_done(copy: 
     record = json.loads(older.read_text())
     record["inputs"]["environment"]["torch"] = "1.0"
     older.write_text(json.dumps(sealed(record)))
-    found = standing(Storage.at(copy), NAME)
+    found = read_status(Storage.at(copy), NAME)
     assert stage(found, "train") == (1, 4, 1)
     assert stage(found, "evaluate") == (0, 8, 1)  # it attacked the weights of that training
 
@@ -286,7 +294,7 @@ def test_an_asynchronous_search_has_a_bound_instead_of_a_plan(tmp_path: Path) ->
         "1",
         "3",
     )
-    (first, *_) = standing(Storage.at(tmp_path), NAME).stages
+    (first, *_) = read_status(Storage.at(tmp_path), NAME).stages
     assert (first.name, first.planned, first.at_most) == ("search", 14, True)
 
 
@@ -319,7 +327,7 @@ def test_what_is_no_sweep_is_refused_in_one_line(
         ("hlaf",): "did you mean half?",
         (NAME, "--storrage", "x"): "did you mean --storage?",
         (NAME, "--storage", str(copy / "nowhere")): "does not exist",
-        (NAME, "--storage", "gs://bucket/x"): "allowed: a local folder or s3://bucket/prefix",
+        (NAME, "--storage", "gs://bucket/x"): "must be a local folder or s3://bucket/prefix",
         (NAME, "--json"): f"record {damaged} is no JSON",
     }
     before = None

@@ -40,7 +40,7 @@ from sat_ray.sweep.plan import (
 )
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes, read_part
 from sat_ray.sweep.records.store import Record, Records
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import EVALUATE, STRONG, TRAIN, VALIDATE, Dataset, EvaluationTask
 from sat_ray.threat import ThreatModel
 from sat_ray.training.loop import TrainingSettings
@@ -89,7 +89,7 @@ def trained(
     """Commit a network as a training of a sweep. val: what training measured on validation."""
     from sat_ray.checkpoint import save_model
 
-    configuration = Configuration(activation=activation)
+    configuration = SearchPoint(activation=activation)
     assert model.spec is not None
     folder = records.storage.child(f"checkpoints/{configuration.slug}")
     weights = {name: value.detach() for name, value in model.state_dict().items()}
@@ -186,7 +186,7 @@ def test_the_records_of_pgd_are_what_they_are_without_strong_attacks(dataset: Da
 
 def record_of(activation: str, attacker: str = "", *, val: float = 0.5) -> Record:
     """Return what a training of this configuration would have left."""
-    configuration = Configuration(activation=activation, attacker_activation=attacker)
+    configuration = SearchPoint(activation=activation, attacker_activation=attacker)
     payload = {
         "name": f"{configuration.slug}-s0",
         "configuration": configuration.to_json(),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_rays import OBJECT_STORE, job_in, ray_of_one_node
+from small_rays import OBJECT_STORE, ray_of_one_node, task_in
 from trainings import assert_same_bits, small_model, train
 
 from sat_ray.checkpoint import load_model
@@ -152,8 +152,8 @@ def test_a_drained_node_leaves_a_checkpoint_from_which_the_others_go_on(
     """
     from sat_ray.integrations.ray.train import train_all
 
-    job, records = (
-        job_in(tmp_path / "data", epochs=EPOCHS, validate_every=EPOCHS),
+    task, records = (
+        task_in(tmp_path / "data", epochs=EPOCHS, validate_every=EPOCHS),
         Records(Storage(str(tmp_path / "sweep"))),
     )
     told, left = list[float](), list[TrainingState]()
@@ -162,19 +162,19 @@ def test_a_drained_node_leaves_a_checkpoint_from_which_the_others_go_on(
         while not any((tmp_path / "sweep").glob("state/progress/*.json")):  # the training has begun
             time.sleep(0.1)
         time.sleep(12.0)
-        assert StateFiles(records.storage, job.key).read() is None
+        assert StateFiles(records.storage, task.key).read() is None
         told.append(time.time())
         spot.terminate()
         spot.wait(timeout=2 * DRAIN_SECONDS)
-        state = StateFiles(records.storage, job.key).read()
+        state = StateFiles(records.storage, task.key).read()
         if state is not None:
             left.append(state)
 
     thread = threading.Thread(target=take_the_node_away)
     thread.start()
-    train_all([job], records, ResourceSettings(train_workers=2, fewest_train_workers=1))
+    train_all([task], records, ResourceSettings(train_workers=2, fewest_train_workers=1))
     thread.join()
-    record = records.find(TRAIN, job.key)
+    record = records.find(TRAIN, task.key)
     assert record is not None and told and record.created > told[0], (
         "the training ended before the node was told to go"
     )
@@ -184,7 +184,7 @@ def test_a_drained_node_leaves_a_checkpoint_from_which_the_others_go_on(
     assert (
         record.payload["history"][: state.epoch] == state.history
     )  # with its times: it went on, it did not start again
-    alone = train_and_commit(job, Records(Storage(str(tmp_path / "alone"))))
+    alone = train_and_commit(task, Records(Storage(str(tmp_path / "alone"))))
     places = ((records.storage, record), (Storage(str(tmp_path / "alone")), alone))
     ours, theirs = (
         load_model(storage.located(one.payload["path"])).state_dict() for storage, one in places

@@ -18,7 +18,7 @@ from sat_ray.attacks import PGD
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.split import Split
-from sat_ray.integrations.command_line.preflight import check_own_parts
+from sat_ray.integrations.command_line.preflight import check_user_defined_parts
 from sat_ray.models import ModelSpec, model_from_spec
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ModelSettings, SweepConfig
@@ -191,7 +191,7 @@ def test_a_network_of_ones_own_that_takes_one_size_alone_is_refused_on_arrival(
     flowers = DataSettings(dataset="mypkg.data:flowers")
     for name, training in (("own_parts:of_one_size", {}), ("mypkg.nets:net", shrinks)):
         fine = dataclasses.replace(config, data=flowers, model=ModelSettings(name=name))
-        check_own_parts(
+        check_user_defined_parts(
             dataclasses.replace(fine, training=dataclasses.replace(config.training, **training)),
             Storage.at(tmp_path),
         )
@@ -206,7 +206,7 @@ def test_a_network_of_ones_own_that_takes_one_size_alone_is_refused_on_arrival(
             r"RuntimeError"
         ),
     ) as e:
-        check_own_parts(bad, Storage.at(tmp_path))
+        check_user_defined_parts(bad, Storage.at(tmp_path))
     assert "\n" not in str(e.value)
 
 
@@ -233,7 +233,7 @@ def test_the_operations_of_a_dry_run_are_those_of_the_sizes() -> None:
         "160 x 160 from epoch 1, 192 x 192 from epoch 5, 224 x 224 from epoch 9: "
         f"{100 * share:.0f} % of the operations that whole images would take"
     )
-    models, images = len(config.search.configurations()), 1_271_167
+    models, images = len(config.search.points()), 1_271_167
     assert float(shown["estimated operations, training"].split()[0]) == pytest.approx(
         images * 10 * models * 3 * 5 * count * share, rel=0.05
     )

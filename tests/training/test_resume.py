@@ -27,10 +27,10 @@ from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ModelSettings, SweepConfig
 from sat_ray.sweep.execute import train_and_commit
-from sat_ray.sweep.plan import final_jobs
+from sat_ray.sweep.plan import final_tasks
 from sat_ray.sweep.records.store import Records, changed_modules
-from sat_ray.sweep.search.search_space import Configuration
-from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingJob
+from sat_ray.sweep.search.search_space import SearchPoint
+from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingTask
 from sat_ray.training.epoch_metrics import NonFiniteLossError
 from sat_ray.training.loop import TrainingSettings, TrainingState
 from sat_ray.training.resume.checkpointing import StateFiles, pack_state, unpack_state
@@ -200,7 +200,7 @@ def test_weights_destroyed_by_the_last_update_are_noticed_before_they_are_valida
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> TrainingJob:
+def task(tmp_path: Path) -> TrainingTask:
     """Return a training of the digits."""
     write_dataset(DATASETS["digits"], Storage.at(tmp_path / "data"), rows_per_shard=2000)
     training = TrainingSettings(
@@ -215,11 +215,11 @@ def job(tmp_path: Path) -> TrainingJob:
     )
     dataset = Dataset.open(str(tmp_path / "data"))
     assert dataset is not None
-    return final_jobs(config, dataset, [Configuration(activation="silu")])[0]
+    return final_tasks(config, dataset, [SearchPoint(activation="silu")])[0]
 
 
-def test_a_job_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
-    job: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_task_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
+    task: TrainingTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records, update, numbers = Records(Storage.at(tmp_path / "sweep")), Learner.update, []
 
@@ -231,10 +231,10 @@ def test_a_job_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
 
     monkeypatch.setattr(Learner, "update", counted)
     with pytest.raises(KeyboardInterrupt):
-        train_and_commit(job, records, checkpoint_images=300)
-    resumed = train_and_commit(job, records, checkpoint_images=300)
+        train_and_commit(task, records, checkpoint_images=300)
+    resumed = train_and_commit(task, records, checkpoint_images=300)
     assert numbers[:9] == [0, 1, 2, 3, 4, 5, 6, 7, 4]  # 300 images are four steps
-    undisturbed = train_and_commit(job, Records(Storage.at(tmp_path / "other")))
+    undisturbed = train_and_commit(task, Records(Storage.at(tmp_path / "other")))
     assert (
         resumed.payload["sha256"] == undisturbed.payload["sha256"]
         and resumed.content == undisturbed.content
@@ -242,7 +242,7 @@ def test_a_job_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
     assert records.storage.names("state/progress") == []
 
 
-def interrupted(job: TrainingJob, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupted(task: TrainingTask, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train until some states are written, and stop there."""
     update, numbers = Learner.update, []
 
@@ -255,17 +255,17 @@ def interrupted(job: TrainingJob, records: Records, monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "update", counted)
         with pytest.raises(KeyboardInterrupt):
-            train_and_commit(job, records, checkpoint_images=200)
+            train_and_commit(task, records, checkpoint_images=200)
 
 
 def test_a_training_that_other_code_began_is_refused_or_goes_on_or_begins_anew_as_asked(
-    job: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: TrainingTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = Records(Storage.at(tmp_path / "sweep"))
-    interrupted(job, records, monkeypatch)
+    interrupted(task, records, monkeypatch)
     (begun,) = records.begun()
     assert changed_modules(begun, TRAIN) == []
-    path = f"state/progress/{job.key}.json"
+    path = f"state/progress/{task.key}.json"
     records.storage.write_json(
         path,
         sealed(
@@ -291,9 +291,9 @@ def test_a_training_that_other_code_began_is_refused_or_goes_on_or_begins_anew_a
         == []
     )
     assert len(list((tmp_path / "sweep" / "superseded").rglob("*.safetensors"))) == 2
-    anew = train_and_commit(job, records, checkpoint_images=200)
+    anew = train_and_commit(task, records, checkpoint_images=200)
     assert list(records.begun()) == []
-    assert anew.content == train_and_commit(job, Records(Storage.at(tmp_path / "other"))).content
+    assert anew.content == train_and_commit(task, Records(Storage.at(tmp_path / "other"))).content
 
 
 class HeldStorage(Storage):
@@ -368,7 +368,7 @@ def damage(path: Path) -> None:
 
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before_with_the_same_result(
-    job: TrainingJob,
+    task: TrainingTask,
     damaged: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -384,11 +384,11 @@ def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before_with_
 
     monkeypatch.setattr(Learner, "update", counted)
     with pytest.raises(KeyboardInterrupt):
-        train_and_commit(job, records, checkpoint_images=200)  # after three, six and nine steps
-    last = [tmp_path / "sweep" / path for path in StateFiles(records.storage, job.key).paths]
+        train_and_commit(task, records, checkpoint_images=200)  # after three, six and nine steps
+    last = [tmp_path / "sweep" / path for path in StateFiles(records.storage, task.key).paths]
     for path in last[:damaged]:
         damage(path)
-    resumed = train_and_commit(job, records, checkpoint_images=200)
+    resumed = train_and_commit(task, records, checkpoint_images=200)
     assert numbers[9:11] == [9, 6 if damaged == 1 else 0]
     named = [
         record.getMessage()
@@ -399,14 +399,18 @@ def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before_with_
         path in message for path, message in zip(map(str, last[:damaged]), named, strict=True)
     ] == [True] * damaged
     assert "does not match its sha256" in named[0] and "\n" not in named[0]
-    assert resumed.content == train_and_commit(job, Records(Storage.at(tmp_path / "other"))).content
+    assert (
+        resumed.content == train_and_commit(task, Records(Storage.at(tmp_path / "other"))).content
+    )
 
 
-def test_a_damaged_state_of_an_earlier_rung_stops_a_job_with_one_line_that_says_what_to_do(
-    job: TrainingJob, tmp_path: Path
+def test_a_damaged_state_of_an_earlier_rung_stops_a_task_with_one_line_that_says_what_to_do(
+    task: TrainingTask, tmp_path: Path
 ) -> None:
     records = Records(Storage.at(tmp_path / "sweep"))
-    longer = dataclasses.replace(job, training=dataclasses.replace(job.training, epochs=2), until=2)
+    longer = dataclasses.replace(
+        task, training=dataclasses.replace(task.training, epochs=2), until=2
+    )
     first = train_and_commit(longer.at(1), records)
     damage(tmp_path / "sweep" / first.payload["state"])
     with pytest.raises(
@@ -417,11 +421,11 @@ def test_a_damaged_state_of_an_earlier_rung_stops_a_job_with_one_line_that_says_
     assert "\n" not in str(caught.value)
 
 
-def test_a_job_whose_loss_is_nan_names_its_last_checkpoint(
-    job: TrainingJob, tmp_path: Path
+def test_a_task_whose_loss_is_nan_names_its_last_checkpoint(
+    task: TrainingTask, tmp_path: Path
 ) -> None:
     bad = dataclasses.replace(
-        job, training=dataclasses.replace(job.training, learning_rate=1e30, warmup_epochs=0.0)
+        task, training=dataclasses.replace(task.training, learning_rate=1e30, warmup_epochs=0.0)
     )
     records = Records(Storage.at(tmp_path / "sweep"))
     with pytest.raises(

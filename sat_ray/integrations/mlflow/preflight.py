@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from sat_ray.storage.store import is_away
+from sat_ray.storage.outages import is_away
 from sat_ray.storage.uris import redacted
 
 ALLOWED = "sqlite:///FOLDER/mlflow.db, http(s)://HOST:PORT or postgresql+psycopg://HOST/DATABASE"

@@ -67,7 +67,7 @@ def test_a_damaged_or_missing_shard_stops_the_sweep_before_anything_is_trained(
     ("written", "said"),
     [
         ("{", "is no JSON"),
-        ("[]", "holds a JSON list"),
+        ("[]", "must hold a JSON object, got a list"),
         ('{"schema_version": 0}', "schema version 0"),
     ],
 )

@@ -20,14 +20,18 @@ from sat_ray.data.sources.user_defined import counted
 from sat_ray.data.split import Split
 from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.evaluation.robustness import evaluate
-from sat_ray.integrations.command_line.preflight import check_own_parts, export_warnings, own_names
-from sat_ray.models import ModelSpec, check_own_model, model_from_spec, view
+from sat_ray.integrations.command_line.preflight import (
+    check_user_defined_parts,
+    export_warnings,
+    user_defined_names,
+)
+from sat_ray.models import ModelSpec, check_user_defined_model, model_from_spec, view
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ModelSettings, SearchSettings
-from sat_ray.sweep.plan import dataset_uri, evaluation_tasks, training_job
+from sat_ray.sweep.plan import dataset_uri, evaluation_tasks, training_task
 from sat_ray.sweep.recipes import digits_smoke
 from sat_ray.sweep.records.store import Records, Stage, changed_modules
-from sat_ray.sweep.search.search_space import Configuration, parse_choice
+from sat_ray.sweep.search.search_space import SearchPoint, parse_choice
 from sat_ray.sweep.tasks import TRAIN, Dataset
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.code_hash import code_hashes
@@ -110,7 +114,7 @@ def test_what_a_search_tries_is_what_the_function_says_or_the_recipe() -> None:
         ValueError,
         match=r"must share its forward pass .* allowed: mypkg.acts:my_swish with the same alpha",
     ):
-        Configuration(activation="mypkg.acts:my_swish", alpha=2.0, attacker_activation="relu")
+        SearchPoint(activation="mypkg.acts:my_swish", alpha=2.0, attacker_activation="relu")
 
 
 MODELS = {
@@ -147,7 +151,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_a_network_that_cannot_be_trained_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ValueError) as error:
-        check_own_model(
+        check_user_defined_model(
             ModelSpec(
                 name=f"own_parts:{name}", activation="silu", in_channels=1, mean=(0.5,), std=(0.5,)
             ),
@@ -160,7 +164,7 @@ def test_a_network_that_cannot_be_trained_is_refused_in_one_line(name: str) -> N
     "name", ["old_weight_norm", "keeps_features", "drops_out", "holds_a_lock", "branches"]
 )
 def test_a_network_of_an_odd_kind_that_can_be_trained_is_accepted(name: str) -> None:
-    check_own_model(
+    check_user_defined_model(
         ModelSpec(
             name=f"own_parts:{name}", activation="silu", in_channels=1, mean=(0.5,), std=(0.5,)
         ),
@@ -217,7 +221,7 @@ def test_a_dataset_that_is_none_is_refused_in_one_line_before_anything_is_writte
     name: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError) as error:
-        check_own_parts(
+        check_user_defined_parts(
             dataclasses.replace(digits_smoke(), data=DataSettings(dataset=f"own_parts:{name}")),
             Storage.at(str(tmp_path)),
         )
@@ -276,7 +280,7 @@ def example_config(**changes: object) -> object:
 def test_the_example_is_checked_trained_evaluated_and_loaded_again(
     flowers: Storage, tmp_path: Path
 ) -> None:
-    check_own_parts(example_config(), flowers)
+    check_user_defined_parts(example_config(), flowers)
     some = read_split(Storage(dataset_uri(example_config(), flowers)), "train")
     some = some.take(torch.randperm(len(some), generator=torch.Generator().manual_seed(0)))
     model = model_from_spec(SPEC, seed=0)
@@ -304,13 +308,13 @@ def test_the_example_is_checked_trained_evaluated_and_loaded_again(
 def test_the_config_of_the_example_survives_json_and_names_what_is_own() -> None:
     config = example_config()
     assert from_json(type(config), to_json(config)) == config
-    assert own_names(config) == [
+    assert user_defined_names(config) == [
         "mypkg.acts:Leaky",
         "mypkg.acts:my_swish",
         "mypkg.data:flowers",
         "mypkg.nets:net",
     ]
-    assert own_names(digits_smoke()) == []
+    assert user_defined_names(digits_smoke()) == []
 
 
 def test_changed_code_of_ones_own_is_noticed_wherever_a_result_rests_on_it(
@@ -328,20 +332,22 @@ def test_changed_code_of_ones_own_is_noticed_wherever_a_result_rests_on_it(
         config = example_config()
         dataset = Dataset.open(dataset_uri(config, flowers))
         assert dataset is not None
-        own = Configuration(activation="changing.acts:act")
-        job = training_job(config, dataset, own, stage=TOY, seed=0, training=config.training)
+        own = SearchPoint(activation="changing.acts:act")
+        task = training_task(config, dataset, own, stage=TOY, seed=0, training=config.training)
         records = Records(Storage.at(str(tmp_path / "sweep")))
         payload = {
-            "name": job.name,
+            "name": task.name,
             "configuration": own.to_json(),
             "path": "none",
             "sha256": "none",
         }
-        record = records.commit(job.stage, job.key, inputs=job.inputs, payload=payload, seconds=0.0)
-        (task, *_) = evaluation_tasks(config, dataset, record)
+        record = records.commit(
+            task.stage, task.key, inputs=task.inputs, payload=payload, seconds=0.0
+        )
+        (shard, *_) = evaluation_tasks(config, dataset, record)
         expected = {"changing.acts", "changing.helper", "mypkg.data", "mypkg.nets"}
         assert (
-            set(task.inputs["own"])
+            set(shard.inputs["own"])
             == {"changing.acts:act", "mypkg.data:flowers", "mypkg.nets:net"}
             == set(record.inputs["own"])
         )
@@ -362,15 +368,15 @@ def test_changed_code_of_ones_own_is_noticed_wherever_a_result_rests_on_it(
 def test_what_is_not_own_keeps_the_keys_that_it_had(flowers: Storage) -> None:
     data = Dataset.open(dataset_uri(example_config(), flowers))
     plain = Dataset(uri="u", hash="h", manifest={**data.manifest, "dataset": "digits"})
-    job = training_job(
+    task = training_task(
         digits_smoke(),
         plain,
-        Configuration(activation="silu"),
+        SearchPoint(activation="silu"),
         stage=TRAIN,
         seed=0,
         training=digits_smoke().training,
     )
-    assert "own" not in job.inputs and DATASETS["digits"].name == "digits"
+    assert "own" not in task.inputs and DATASETS["digits"].name == "digits"
 
 
 def test_a_dataset_whose_code_changed_is_prepared_anew(tmp_path: Path) -> None:

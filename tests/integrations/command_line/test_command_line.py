@@ -119,7 +119,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["--storage", "s3://bucket/x"],
         "give --tracking-uri or MLFLOW_TRACKING_URI",
     ),
-    "scheme": (["--storage", "gs://bucket/x"], "allowed: a local folder or s3://bucket/prefix"),
+    "scheme": (["--storage", "gs://bucket/x"], "must be a local folder or s3://bucket/prefix"),
     "storage under a file": (["--storage", "a-file/x"], "choose a writable folder with --storage"),
     "another config": (
         ["--storage", "claimed", "--name", "taken"],
@@ -218,7 +218,7 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
     lines = {" ".join(line.split()) for line in done.stdout.splitlines()}
     recipe = RECIPES["digits"]()
     rungs = ", ".join(map(str, recipe.search.rungs))
-    points = recipe.search.configurations()
+    points = recipe.search.points()
     seeds = len(recipe.final.seeds)
     finalists = len(groups(points))
     models = finalists * seeds

@@ -13,7 +13,8 @@ from sweeps import environment
 from sat_ray.integrations.command_line.export import Asked as ExportOptions
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.parsing import parse, parse_options
-from sat_ray.storage.store import Storage, check_address
+from sat_ray.storage.store import Storage
+from sat_ray.storage.uris import check_address
 from sat_ray.sweep.config import DataSettings
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.utils.serialization import from_json

@@ -17,24 +17,24 @@ from sat_ray.integrations.mlflow.links import (
 from sat_ray.integrations.mlflow.metrics import compared_name
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import RECIPES
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_first_ten_characters_of_a_name_tell_the_configurations_of_a_recipe_apart(
     recipe: str,
 ) -> None:
-    found = RECIPES[recipe]().search.configurations()
+    found = RECIPES[recipe]().search.points()
     assert len({compared_name(one)[:10] for one in found}) == len(set(found))
 
 
 def test_names_start_with_what_differs() -> None:
-    assert compared_name(Configuration(activation="silu")) == "silu"
+    assert compared_name(SearchPoint(activation="silu")) == "silu"
     assert (
-        compared_name(Configuration(activation="parametric_softplus", alpha=10.0))
+        compared_name(SearchPoint(activation="parametric_softplus", alpha=10.0))
         == "α=10 parametric_softplus"
     )
-    pair = Configuration(
+    pair = SearchPoint(
         activation="relu", attacker_activation="relu_smooth_backward", attacker_alpha=10.0
     )
     assert compared_name(pair) == "(relu|α=10 relu_smooth_backward)"

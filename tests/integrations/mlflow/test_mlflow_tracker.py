@@ -44,7 +44,7 @@ from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.plan import dataset_uri
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.records.store import Records
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import SEARCH, TRAIN
 
 SHAPE = (1, 8, 8)
@@ -175,7 +175,7 @@ def commit_trials(records: Records, names: str) -> None:
     for name in names:
         history = [{"epoch": 0, "val/robust_accuracy": 0.5}]
         payload = {
-            "configuration": Configuration(activation="elu", alpha=1.0).to_json(),
+            "configuration": SearchPoint(activation="elu", alpha=1.0).to_json(),
             "name": name,
             "seed": 0,
             "until": 1,
@@ -477,7 +477,7 @@ def test_a_sweep_of_a_network_that_cannot_be_exported_has_its_runs_without_model
         storage.child("net"), model_from_spec(spec, seed=0).state_dict(), spec=spec, about={}
     )
     payload = {
-        "configuration": Configuration(activation="silu").to_json(),
+        "configuration": SearchPoint(activation="silu").to_json(),
         "name": "silu-s0",
         "seed": 0,
         "until": 1,

@@ -9,7 +9,7 @@ import s3_server
 
 from sat_ray.integrations.mlflow import MlflowTracker
 from sat_ray.integrations.mlflow.preflight import NoAnswerError, is_outage
-from sat_ray.storage import store as storage_module
+from sat_ray.storage import outages
 from sat_ray.storage.store import Storage
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
@@ -22,7 +22,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> Storage:
         s3_server.environment(0) | {"AWS_ENDPOINT_URL": NOBODY}
     ).items():  # boto3 remembers keys: those of all tests
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(storage_module, "OUTAGE_SECONDS", 1.0)
+    monkeypatch.setattr(outages, "OUTAGE_SECONDS", 1.0)
     return Storage.at("s3://tests-bucket/away")
 
 

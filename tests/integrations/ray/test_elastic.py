@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_rays import ONE_CPU, job_in, ray_of_one_node
+from small_rays import ONE_CPU, ray_of_one_node, task_in
 
 from sat_ray.checkpoint import load_model
 from sat_ray.integrations.ray.train import train_all, workers_wanted
@@ -38,8 +38,8 @@ def cluster() -> Iterator[Any]:
 
 
 def test_a_lost_node_costs_a_worker_and_changes_nothing(cluster: Any, tmp_path: Path) -> None:
-    job, records = (
-        job_in(tmp_path / "data", epochs=EPOCHS, validate_every=1),
+    task, records = (
+        task_in(tmp_path / "data", epochs=EPOCHS, validate_every=1),
         Records(Storage(str(tmp_path / "sweep"))),
     )
     lost = []
@@ -56,12 +56,12 @@ def test_a_lost_node_costs_a_worker_and_changes_nothing(cluster: Any, tmp_path: 
 
     killer = threading.Thread(target=lose_the_second_node)
     killer.start()
-    train_all([job], records, ResourceSettings(train_workers=2, fewest_train_workers=1))
+    train_all([task], records, ResourceSettings(train_workers=2, fewest_train_workers=1))
     killer.join()
     assert lost == [0], "the node was lost when the training had already ended"
-    record = records.find(TRAIN, job.key)
+    record = records.find(TRAIN, task.key)
     assert record is not None
-    alone = train_and_commit(job, Records(Storage(str(tmp_path / "alone"))))
+    alone = train_and_commit(task, Records(Storage(str(tmp_path / "alone"))))
     assert (
         [row["epoch"] for row in record.payload["history"]]
         == [row["epoch"] for row in alone.payload["history"]]

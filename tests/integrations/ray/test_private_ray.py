@@ -59,7 +59,7 @@ from sat_ray.integrations.ray.session import ray_session
 with ray_session(), tempfile.TemporaryDirectory() as folder:
     import ray
     from listeners import is_loopback, listening
-    from small_rays import job_in
+    from small_rays import task_in
 
     from sat_ray.sweep.config import ResourceSettings
     from sat_ray.integrations.ray.train import train_all
@@ -77,11 +77,11 @@ with ray_session(), tempfile.TemporaryDirectory() as folder:
     thread = threading.Thread(target=watch)
     thread.start()
     records = Records(Storage(f"{folder}/sweep"))
-    job = job_in(Path(folder) / "data", epochs=1, validate_every=1)
-    train_all([job], records, ResourceSettings(train_workers=2))
+    task = task_in(Path(folder) / "data", epochs=1, validate_every=1)
+    train_all([task], records, ResourceSettings(train_workers=2))
     ended.set()
     thread.join()
-    assert records.find(TRAIN, job.key) is not None
+    assert records.find(TRAIN, task.key) is not None
     rays = Path(ray._private.worker._global_node.get_temp_dir_path())
     print("modes", oct(rays.stat().st_mode), oct(rays.parent.stat().st_mode), flush=True)
     print("programs", sorted({one[0] for one in found}), flush=True)

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_rays import job_in, ray_of_one_node
+from small_rays import ray_of_one_node, task_in
 
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.sweep.cost.budget import Budget
 from sat_ray.sweep.records.store import Records
-from sat_ray.sweep.tasks import SEARCH, TRAIN, TrainingJob
+from sat_ray.sweep.tasks import SEARCH, TRAIN, TrainingTask
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,9 @@ def ray_of_two_cpus() -> Iterator[None]:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> TrainingJob:
+def task(tmp_path: Path) -> TrainingTask:
     """Describe a short training on digits."""
-    return job_in(tmp_path / "data", epochs=1, validate_every=1)
+    return task_in(tmp_path / "data", epochs=1, validate_every=1)
 
 
 def spoil_first_shard(folder: Path) -> bytes:
@@ -42,7 +42,7 @@ def spoil_first_shard(folder: Path) -> bytes:
 @pytest.mark.fault
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_a_damaged_shard_ends_a_session_with_one_line_and_a_sound_one_is_trained_on(
-    job: TrainingJob, tmp_path: Path
+    task: TrainingTask, tmp_path: Path
 ) -> None:
     from sat_ray.integrations.ray.train import train_all
 
@@ -51,22 +51,22 @@ def test_a_damaged_shard_ends_a_session_with_one_line_and_a_sound_one_is_trained
         ResourceSettings(train_workers=2),
     )
     sound = spoil_first_shard(tmp_path)
-    with pytest.raises(ArithmeticError, match=rf"^{job.name}: .*train-.*parquet.*") as caught:
-        train_all([job], records, resources)
+    with pytest.raises(ArithmeticError, match=rf"^{task.name}: .*train-.*parquet.*") as caught:
+        train_all([task], records, resources)
     assert "\n" not in str(caught.value)
-    assert records.find(TRAIN, job.key) is None
+    assert records.find(TRAIN, task.key) is None
     min((tmp_path / "data").glob("train-*.parquet")).write_bytes(sound)
-    train_all([job], records, resources)
-    assert records.find(TRAIN, job.key) is not None
+    train_all([task], records, resources)
+    assert records.find(TRAIN, task.key) is not None
 
 
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_workers_of_another_processor_than_the_drivers_refuse_to_train(
-    job: TrainingJob, tmp_path: Path
+    task: TrainingTask, tmp_path: Path
 ) -> None:
     from sat_ray.integrations.ray.train import train_all
 
-    other = dataclasses.replace(job, environment=job.environment | {"device": "cpu:OTHER"})
+    other = dataclasses.replace(task, environment=task.environment | {"device": "cpu:OTHER"})
     with pytest.raises(
         ArithmeticError, match=r"this node's processor computes with \w+, the driver's with OTHER"
     ):
@@ -85,7 +85,7 @@ def fill(disk: Path) -> None:
 @pytest.mark.fault
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_a_full_disk_ends_a_session_and_a_search_with_one_line_and_room_lets_both_go_on(
-    job: TrainingJob, small_disk: Path
+    task: TrainingTask, small_disk: Path
 ) -> None:
     """Started again and again it would end the same way: forty starts of a session,
     three of every trial.
@@ -98,11 +98,13 @@ def test_a_full_disk_ends_a_session_and_a_search_with_one_line_and_room_lets_bot
         ResourceSettings(train_workers=2),
     )
     records.storage.write("state/there", b"")
-    trial = dataclasses.replace(job, stage=SEARCH)
+    trial = dataclasses.replace(task, stage=SEARCH)
     fill(small_disk)
     began = time.monotonic()
-    with pytest.raises(ArithmeticError, match=rf"^{job.name}: .*No space left on device") as caught:
-        train_all([job], records, resources)
+    with pytest.raises(
+        ArithmeticError, match=rf"^{task.name}: .*No space left on device"
+    ) as caught:
+        train_all([task], records, resources)
     assert "\n" not in str(caught.value)
     with pytest.raises(OSError, match="No space left on device") as lost:
         run_rung(
@@ -116,6 +118,6 @@ def test_a_full_disk_ends_a_session_and_a_search_with_one_line_and_room_lets_bot
     assert "\n" not in str(lost.value)
     assert time.monotonic() - began < 120
     (small_disk / "ballast").unlink()
-    train_all([job], records, resources)
-    assert records.find(TRAIN, job.key) is not None
+    train_all([task], records, resources)
+    assert records.find(TRAIN, task.key) is not None
     assert not list(small_disk.rglob("*.pkl")) and not records.storage.folders("state/ray")

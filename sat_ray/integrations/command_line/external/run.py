@@ -42,7 +42,8 @@ from sat_ray.integrations.command_line.preflight import check_machine, slow_here
 from sat_ray.integrations.ray.local.session_folders import session_folder
 from sat_ray.report.console import Reporter
 from sat_ray.report.evaluation_summary import claim, summary, to_terminal
-from sat_ray.storage.store import Storage, check_writable
+from sat_ray.storage.preflight import check_writable
+from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute import sampled_rows
 from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.records.leftovers import remove_leftovers

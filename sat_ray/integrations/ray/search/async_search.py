@@ -32,9 +32,9 @@ from sat_ray.integrations.ray.search.trials import (
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.budget import Budget, SearchResult, result_of
 from sat_ray.sweep.execute import train_and_commit
-from sat_ray.sweep.plan import longest_trials, trial_job
+from sat_ray.sweep.plan import longest_trials, trial_task
 from sat_ray.sweep.records.store import Records, Stage
-from sat_ray.sweep.search.search_space import Configuration, Group, groups
+from sat_ray.sweep.search.search_space import Group, SearchPoint, groups
 from sat_ray.sweep.search.successive_halving import in_turn
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.randomness import Randomness
@@ -44,7 +44,7 @@ STOPPED = Stage("search_stopped", 1, ("sat_ray.sweep.plan",))
 
 def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResult:
     """Run `search.samples` trials, or as many as the budget allows, and return the best configuration of every group that was tried."""
-    competing = groups(config.search.configurations())
+    competing = groups(config.search.points())
     if config.search.samples < len(competing):
         raise ValueError(
             f"search.samples is {config.search.samples}; allowed: at least one for each of the {len(competing)} activations"
@@ -84,7 +84,7 @@ def _random(
     ranges: dict[int, tuple[float, float]],
     *,
     count: int,
-) -> list[Configuration]:
+) -> list[SearchPoint]:
     if not ranges:
         return []
     draws = Randomness.of(config.search.seeds[0], torch.arange(count)).uniform("search", (2,))
@@ -106,17 +106,17 @@ def _is_logarithmic(low: float) -> bool:
     return low > 0  # the alphas of a user's activation may be 0 or negative
 
 
-def _with_alpha(group: Group, alpha: float) -> Configuration:
-    return Configuration(activation=group.members[0].activation, alpha=float(f"{alpha:.4g}"))
+def _with_alpha(group: Group, alpha: float) -> SearchPoint:
+    return SearchPoint(activation=group.members[0].activation, alpha=float(f"{alpha:.4g}"))
 
 
 def _trial(
     config: SweepConfig,
     dataset: Dataset,
     records: Records,
-    chosen: Callable[[dict[str, Any]], Configuration],
+    chosen: Callable[[dict[str, Any]], SearchPoint],
     *,
-    exempt: Configuration,
+    exempt: SearchPoint,
 ) -> Any:
     """Return the function of a trial. exempt: the configuration that is trained whatever the budget."""
     storage, threads, budget = (
@@ -128,21 +128,21 @@ def _trial(
     def trial(space: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
         own, one, before = kept_records(storage), chosen(space), None
-        job = trial_job(config, dataset, one)
-        stopped = own.find(STOPPED, job.key)
+        task = trial_task(config, dataset, one)
+        stopped = own.find(STOPPED, task.key)
         for rung in config.search.rungs:
             if stopped is not None and rung > stopped.payload["until"]:
                 return
             if (
                 one != exempt
-                and own.find(job.stage, job.at(rung).key) is None
+                and own.find(task.stage, task.at(rung).key) is None
                 and budget.is_spent(own)
             ):
                 report_cut(before)
                 return
             with training_shown(own, trial=True) as after_epoch:
                 before = train_and_commit(
-                    job.at(rung),
+                    task.at(rung),
                     own,
                     previous=before,
                     on_epoch=after_epoch,
@@ -161,7 +161,7 @@ class _RememberStops(tune.Callback):
         config: SweepConfig,
         dataset: Dataset,
         records: Records,
-        chosen: Callable[[dict[str, Any]], Configuration],
+        chosen: Callable[[dict[str, Any]], SearchPoint],
     ) -> None:
         self.config, self.dataset, self.records, self.chosen = config, dataset, records, chosen
 
@@ -169,19 +169,19 @@ class _RememberStops(tune.Callback):
         """Write the decision down; the budget's is none."""
         if (trial.last_result or {}).get(CUT):
             return
-        job = trial_job(self.config, self.dataset, self.chosen(trial.config))
+        task = trial_task(self.config, self.dataset, self.chosen(trial.config))
         until = (trial.last_result or {}).get(TIME)
         if until is not None:
             self.records.commit(
-                STOPPED, job.key, inputs=job.inputs, payload={"until": until}, seconds=0.0
+                STOPPED, task.key, inputs=task.inputs, payload={"until": until}, seconds=0.0
             )
 
 
 def _run_asha(
-    config: SweepConfig, dataset: Dataset, records: Records, chosen: list[Configuration]
+    config: SweepConfig, dataset: Dataset, records: Records, chosen: list[SearchPoint]
 ) -> int:
-    def pick(space: dict[str, Any]) -> Configuration:
-        one: Configuration = chosen[space["trial"]]
+    def pick(space: dict[str, Any]) -> SearchPoint:
+        one: SearchPoint = chosen[space["trial"]]
         return one
 
     rungs = config.search.rungs
@@ -240,15 +240,15 @@ def _run_optuna(
     records: Records,
     competing: list[Group],
     ranges: dict[int, tuple[float, float]],
-    first: list[Configuration],
+    first: list[SearchPoint],
 ) -> int:
-    def pick(space: dict[str, Any]) -> Configuration:
+    def pick(space: dict[str, Any]) -> SearchPoint:
         group = competing[space["group"]]
         alpha = space.get(f"alpha_{space['group']}")
         return group.members[0] if alpha is None else _with_alpha(group, alpha)
 
     known = [
-        _as_point(Configuration.of(record.payload), competing, ranges)
+        _as_point(SearchPoint.of(record.payload), competing, ranges)
         for record in longest_trials(records)
     ]
     start = [_as_point(one, competing, ranges) for one in first]
@@ -279,7 +279,7 @@ def _frozen(point: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def _as_point(
-    one: Configuration, competing: list[Group], ranges: dict[int, tuple[float, float]]
+    one: SearchPoint, competing: list[Group], ranges: dict[int, tuple[float, float]]
 ) -> dict[str, Any]:
     names = [
         (group.members[0].activation, group.members[0].attacker_activation) for group in competing
@@ -288,17 +288,17 @@ def _as_point(
     return {"group": index} | ({f"alpha_{index}": one.alpha} if index in ranges else {})
 
 
-def winners(competing: list[Group], records: Records) -> list[Configuration] | None:
+def winners(competing: list[Group], records: Records) -> list[SearchPoint] | None:
     """Return the best configuration of every group; None where a group has no trial."""
     best = _best(competing, records)
     return None if None in best else [one for one in best if one is not None]
 
 
-def _best(competing: list[Group], records: Records) -> list[Configuration | None]:
+def _best(competing: list[Group], records: Records) -> list[SearchPoint | None]:
     """Choose by the longest rung reached, then (robust, clean) validation accuracy; ties go to the earlier trial."""
-    best: dict[tuple[str, str], tuple[tuple[float, ...], Configuration]] = {}
+    best: dict[tuple[str, str], tuple[tuple[float, ...], SearchPoint]] = {}
     for record in longest_trials(records):
-        one = Configuration.of(record.payload)
+        one = SearchPoint.of(record.payload)
         group, score = (
             (one.activation, one.attacker_activation),
             (record.payload["until"], *record.payload["last_val"]),

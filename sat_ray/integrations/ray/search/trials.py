@@ -12,13 +12,14 @@ from ray.tune.execution import class_cache
 from sat_ray.integrations.ray.local.no_storage import nowhere
 from sat_ray.integrations.ray.nodes import selector_for, this_node_leaves
 from sat_ray.integrations.ray.prometheus import training_shown
-from sat_ray.storage.store import Storage, is_lasting
+from sat_ray.storage.local_disk import is_lasting
+from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.sweep.cost.budget import Budget
 from sat_ray.sweep.execute import train_and_commit
 from sat_ray.sweep.records.store import Record, Records, attempt_name
 from sat_ray.sweep.resources import trial_resources
-from sat_ray.sweep.tasks import TrainingJob
+from sat_ray.sweep.tasks import TrainingTask
 
 METRIC, TIME, CUT = "val_robust_accuracy", "epochs", "cut_by_budget"
 LOST = "storage_lost"  # what a trial reports that cannot write: the search ends, since no other trial could
@@ -121,38 +122,38 @@ def _placement(resources: ResourceSettings) -> tune.PlacementGroupFactory:
 
 
 def run_rung(
-    jobs: Sequence[TrainingJob],
+    tasks: Sequence[TrainingTask],
     previous: Sequence[Record | None],
     records: Records,
     resources: ResourceSettings,
     *,
     budget: Budget,
-    exempt: Sequence[TrainingJob],
+    exempt: Sequence[TrainingTask],
 ) -> None:
-    """Train jobs to their epoch, in this order, each going on from its record of the rung before, until the budget is spent.
+    """Train tasks to their epoch, in this order, each going on from its record of the rung before, until the budget is spent.
 
-    Returns when all that were started are committed. exempt: the jobs that are trained whatever the budget.
+    Returns when all that were started are committed. exempt: the tasks that are trained whatever the budget.
     """
     queue = [
-        ray.put(both) for both in zip(jobs, previous, strict=True)
-    ]  # one by one: a trial reads its own job alone
+        ray.put(both) for both in zip(tasks, previous, strict=True)
+    ]  # one by one: a trial reads its own task alone
     storage, threads = records.storage.uri, resources.cpus_per_trial
-    spared = {job.key for job in exempt}
+    spared = {task.key for task in exempt}
 
     def trial(config: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
-        job, before = ray.get(queue[config["trial"]])
+        task, before = ray.get(queue[config["trial"]])
         own = kept_records(storage)
-        if job.key not in spared and budget.is_spent(own):
+        if task.key not in spared and budget.is_spent(own):
             report_cut(None)
             return
         with training_shown(own, trial=True) as after_epoch:
             record = train_and_commit(
-                job, own, previous=before, on_epoch=after_epoch, leaving=this_node_leaves
+                task, own, previous=before, on_epoch=after_epoch, leaving=this_node_leaves
             )
         report_record(record)
 
-    run_trials(trial, {"trial": tune.grid_search(list(range(len(jobs))))}, records, resources)
+    run_trials(trial, {"trial": tune.grid_search(list(range(len(tasks))))}, records, resources)
 
 
 @functools.lru_cache(maxsize=1)
