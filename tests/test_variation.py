@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from sat_ray.report.leaderboard.statistics import holm, paired_difference
+from sat_ray.report.leaderboard.holm import holm
 from sat_ray.report.leaderboard.variation import (
     hierarchical_bootstrap,
     mean_squares,
@@ -160,8 +160,7 @@ def over_both(treatment: Verdicts, baseline: Verdicts) -> float:
 
 
 def over_seeds_alone(treatment: Verdicts, baseline: Verdicts) -> float:
-    sides = (dict(enumerate(side.mean(axis=1).tolist())) for side in (treatment, baseline))
-    return paired_difference(*sides).p_value
+    return float(stats.ttest_rel(treatment.mean(axis=1), baseline.mean(axis=1)).pvalue)
 
 
 @pytest.mark.parametrize(
@@ -195,14 +194,6 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         found = mixed_difference(treatment, baseline, resamples=100)
         hits += found.low <= 0.1 <= found.high
     assert 0.90 <= hits / trials <= 0.99
-
-
-def test_the_effect_size_has_no_bias_with_few_seeds() -> None:
-    draws = np.random.default_rng(9).normal(0.04, 0.02, size=(4000, 4))  # two standard deviations
-    nothing = dict.fromkeys(range(4), 0.0)
-    sizes = [paired_difference(dict(enumerate(row)), nothing).effect_size for row in draws.tolist()]
-    assert np.mean([size for size in sizes if size is not None]) == pytest.approx(2.0, rel=0.06)
-    assert paired_difference({0: 0.5, 1: 0.5}, {0: 0.4, 1: 0.4}).effect_size is None
 
 
 def test_shapes_and_settings_that_do_not_fit_are_refused() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from sat_ray.report.formatting import (
     ABSENT,
-    MINUS,
     amount_text,
     interval,
     pgd_name,
@@ -187,7 +186,6 @@ def difference_columns(board: Item) -> list[Column]:
             kind=WORDS,
             cell=lambda group: Cell(text=_limits(*mixed(group)["bootstrap"])),
         ),
-        Column(title="effect size", cell=_effect_cell),
         Column(title="p after Holm", cell=lambda group: _p_cell(mixed(group)["holm_p_value"])),
         Column(title="real?", kind=WORDS, cell=lambda group: Cell(text=reality(group))),
     ]
@@ -449,15 +447,6 @@ def _attacks_cell(row: Item) -> Cell:
 
 def _run_page(row: Item, pages: str) -> str:
     return f"{pages}/#/runs/{row['mlflow_run_id']}" if pages and row["mlflow_run_id"] else ""
-
-
-def _effect_cell(group: Item) -> Cell:
-    effect = group["difference_to_relu"]["robust_accuracy"]["effect_size"]
-    return (
-        Cell(text=ABSENT)
-        if effect is None
-        else Cell(text=f"{round(effect, 1) + 0.0:+.1f}".replace("-", MINUS), value=effect)
-    )
 
 
 def _favour_cell(group: Item) -> Cell:

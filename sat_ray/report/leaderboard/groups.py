@@ -15,17 +15,13 @@ import numpy as np
 
 from sat_ray.report.formatting import points
 from sat_ray.report.leaderboard.curvature import curvature_json, curvature_of
+from sat_ray.report.leaderboard.holm import holm
 from sat_ray.report.leaderboard.rows import EvaluatedModel
-from sat_ray.report.leaderboard.statistics import (
-    MINIMUM_SEEDS,
-    PairedDifference,
-    holm,
-    paired_difference,
-)
 from sat_ray.report.leaderboard.strong import StrongVerdict
 from sat_ray.report.leaderboard.summary import BoolArray, Summary, Survival
 from sat_ray.report.leaderboard.variation import MixedDifference, mixed_difference
 
+MINIMUM_SEEDS = 3
 SIGNIFICANCE_LEVEL = 0.05
 PGD, STRONG = "robust_accuracy", "strong_robust_accuracy"
 
@@ -43,9 +39,12 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Compared:
-    """Hold the difference of one number to relu: over seeds alone, and over seeds and images. holm_p_value: over the whole board."""
+    """Hold the difference of one number to relu over the seeds that both have, and over images.
 
-    over_seeds: PairedDifference
+    holm_p_value: corrected over the whole leaderboard.
+    """
+
+    seeds: tuple[int, ...]
     mixed: MixedDifference
     holm_p_value: float = 1.0
 
@@ -57,7 +56,7 @@ class Compared:
     @property
     def verdict(self) -> str:
         """Say what it amounts to: noise, unless its interval over seeds and images excludes zero."""
-        if not self.over_seeds.has_spread:
+        if not self.mixed.seeds_differ:
             return "no spread over seeds"
         if not self.mixed.excludes_zero:
             return "within noise"
@@ -76,7 +75,6 @@ class Group:
     members: tuple[Scored, ...]
     measure: str
     baseline: Group | None = None
-    clean_difference: PairedDifference | None = None
     differences: dict[str, Compared]
     gap_difference: MixedDifference | None = None
 
@@ -86,15 +84,14 @@ class Group:
         return self.members[0].model.is_relu_baseline
 
     @property
+    def seeds(self) -> list[int]:
+        """Return the seeds, ascending."""
+        return [one.model.seed for one in self.members]
+
+    @property
     def common_seeds(self) -> int:
         """Return how many seeds it shares with its baseline."""
-        return (
-            0
-            if self.baseline is None
-            else len(
-                {m.model.seed for m in self.members} & {m.model.seed for m in self.baseline.members}
-            )
-        )
+        return 0 if self.baseline is None else len(_common_seeds(self, self.baseline))
 
     @property
     def has_strong(self) -> bool:
@@ -180,7 +177,6 @@ def _compared(group: Group, baseline: Group | None) -> Group:
         gap = mixed_difference(*_paired_verdicts(group, baseline, _fallen))
     return replace(
         related,
-        clean_difference=paired_difference(group.values(clean_of), baseline.values(clean_of)),
         differences=differences,
         gap_difference=gap,
     )
@@ -188,11 +184,14 @@ def _compared(group: Group, baseline: Group | None) -> Group:
 
 def _difference(group: Group, baseline: Group, verdicts: Callable[[Scored], BoolArray]) -> Compared:
     """Compare the verdicts on every image with those of the baseline trained with the same seed; the images are the same for all."""
-    sides = (side.values(lambda one: float(verdicts(one).mean())) for side in (group, baseline))
     return Compared(
-        over_seeds=paired_difference(*sides),
+        seeds=_common_seeds(group, baseline),
         mixed=mixed_difference(*_paired_verdicts(group, baseline, verdicts)),
     )
+
+
+def _common_seeds(group: Group, baseline: Group) -> tuple[int, ...]:
+    return tuple(sorted(set(group.seeds) & set(baseline.seeds)))
 
 
 def _paired_verdicts(
@@ -202,7 +201,7 @@ def _paired_verdicts(
     ours, theirs = (
         {one.model.seed: verdicts(one) for one in side.members} for side in (group, baseline)
     )
-    seeds = sorted(set(ours) & set(theirs))
+    seeds = _common_seeds(group, baseline)
     return np.stack([ours[seed] for seed in seeds]), np.stack([theirs[seed] for seed in seeds])
 
 
@@ -247,7 +246,7 @@ def describe_group(group: Group) -> dict[str, Any]:
         **curvature_json(curvature),
         "attacker_activation": first.model.attacker_activation,
         "attacker_alpha": first.model.attacker_alpha,
-        "seeds": [one.model.seed for one in group.members],
+        "seeds": group.seeds,
         "n": first.summary.n,
         "val_robust_accuracy": _spread(group, lambda one: one.model.val_robust_accuracy),
         "val_strong_robust_accuracy": _spread_if_known(
@@ -301,26 +300,13 @@ def _describe_pgd(group: Group) -> dict[str, Any]:
 
 def _describe_difference(group: Group, measure: str) -> dict[str, Any] | None:
     found = group.differences.get(measure)
-    if group.clean_difference is None or found is None:
+    if found is None:
         return None
     return {
         "measure": measure,
-        "seeds": list(found.over_seeds.seeds),
-        "clean_accuracy": _describe_paired(group.clean_difference),
-        "robust_accuracy": _describe_paired(found.over_seeds),
+        "seeds": list(found.seeds),
         "over_seeds_and_images": asdict(found.mixed)
         | {"bootstrap": list(found.mixed.bootstrap), "holm_p_value": found.holm_p_value},
-    }
-
-
-def _describe_paired(difference: PairedDifference) -> dict[str, float | None]:
-    return {
-        "mean": difference.mean,
-        "effect_size": difference.effect_size,
-        "standard_deviation": difference.standard_deviation,
-        "low": difference.low,
-        "high": difference.high,
-        "p_value": difference.p_value,
     }
 
 

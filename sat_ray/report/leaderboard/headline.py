@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sat_ray.report.formatting import join_names, points
-from sat_ray.report.leaderboard.groups import PGD, STRONG, Compared, Group
-from sat_ray.report.leaderboard.statistics import MINIMUM_SEEDS
+from sat_ray.report.leaderboard.groups import MINIMUM_SEEDS, PGD, STRONG, Compared, Group
 
 _NAMES = {STRONG: "strong robust accuracy", PGD: "robust accuracy"}
 
@@ -15,7 +14,7 @@ _NAMES = {STRONG: "strong robust accuracy", PGD: "robust accuracy"}
 def write_headline(
     champion: Group, groups: Sequence[Group], *, attack: str, chosen_by: str = "val_robust_accuracy"
 ) -> dict[str, Any]:
-    """Return {"sentence", "detail", "measure", "difference", "interval", "bootstrap_interval", "effect_size", "seeds"}.
+    """Return {"sentence", "detail", "measure", "difference", "interval", "bootstrap_interval", "seeds"}.
 
     The champion was chosen by validation, so its comparison on the test split is not picked for being large. A difference is claimed
     only if it holds over seeds and images after Holm's correction (`Group.beyond_noise`). interval: over seeds and images. attack: name
@@ -29,7 +28,6 @@ def write_headline(
         "difference": None if found is None else found.mixed.mean,
         "interval": None if found is None else [found.mixed.low, found.mixed.high],
         "bootstrap_interval": None if found is None else list(found.mixed.bootstrap),
-        "effect_size": None if found is None else found.over_seeds.effect_size,
         "seeds": champion.common_seeds,
     }
 
@@ -84,11 +82,9 @@ def _detail(champion: Group, *, attack: str, chosen_by: str) -> str:
         f"{points(low, signed=True)} to {points(high, signed=True)} points {name}"
         for name, low, high in bounds
     )
-    effect = found.over_seeds.effect_size
-    hedges = "" if effect is None else f" Hedges' g over seeds: {effect:+.1f}.".replace("-", "−")
     return (
         f"{champion.name} {chosen}. Its difference to relu on the test split, paired by seed and image, is "
-        f"{points(mixed.mean, signed=True)} points; 95 % intervals: {intervals}.{hedges}{_beside(champion, attack=attack)}"
+        f"{points(mixed.mean, signed=True)} points; 95 % intervals: {intervals}.{_beside(champion, attack=attack)}"
     )
 
 

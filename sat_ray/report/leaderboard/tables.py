@@ -33,8 +33,8 @@ def notes_of(board: Mapping[str, Any]) -> list[str]:
         *(_strong_notes(board) if by_strong else []),
         "Per configuration: mean ± standard deviation over seeds. Against relu: difference paired by seed and image ± half the 95 % "
         "interval over seeds and images.",
-        "Effect size: Hedges' g, the difference in units of its standard deviation over seeds. Differences that do not survive Holm's "
-        "correction over all configurations say so. Rows per seed: 95 % Wilson interval over images.",
+        "Differences that do not survive Holm's correction over all configurations say so. Rows per seed: 95 % Wilson interval over "
+        "images.",
         "Curvature: the largest absolute second derivative of the activation; infinite (∞) for relu.",
         f"The champion (★) is chosen by mean {'strong ' if _strong_choice(board) else ''}robust accuracy on the validation split, never "
         "by the test split, among models whose robustness card says PASS, if any does.",

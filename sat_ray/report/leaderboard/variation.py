@@ -59,6 +59,11 @@ class MixedDifference:
         return (self.high - self.low) / 2
 
     @property
+    def seeds_differ(self) -> bool:
+        """Say whether the difference varies from seed to seed; a seed that is not used never does."""
+        return self.seed_error >= _NO_SPREAD
+
+    @property
     def excludes_zero(self) -> bool:
         """Say whether both the interval and the bootstrap's leave zero out."""
         return not (self.low <= 0.0 <= self.high or self.bootstrap[0] <= 0.0 <= self.bootstrap[1])
