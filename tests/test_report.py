@@ -356,7 +356,7 @@ def test_headline_claims_only_what_survives_seeds_images_and_correction() -> Non
     )["headline"]
     assert noise["sentence"] == "No activation differs from relu beyond noise over 3 seeds"
     few = board_of([*seeds_of("relu", [400]), *seeds_of("silu", [600], val=0.9)])["headline"]
-    assert "1 seed cannot tell activations apart" in few["sentence"]
+    assert "comparing activations takes 3 seeds, got 1" in few["sentence"]
 
 
 def test_a_seed_that_changes_nothing_is_not_evidence() -> None:
@@ -528,7 +528,7 @@ def test_page_says_the_headline_the_command_and_every_row() -> None:
 
 
 def test_a_figure_that_is_no_png_is_refused() -> None:
-    with pytest.raises(ValueError, match="is no PNG"):
+    with pytest.raises(ValueError, match="must be a PNG, got a file"):
         render(
             board_of([evaluated()]),
             figures={"table1": b"<svg>"},

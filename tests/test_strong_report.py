@@ -181,7 +181,7 @@ def test_configurations_say_which_seeds_pgd_flatters() -> None:
     )
     assert group_named(board, "relu")["flattered_seeds"] == []
     assert group_named(board, "silu")["flattered_seeds"] == [1, 2]
-    assert "PGD flatters this row: 2 of 3 seeds" in to_markdown(board)
+    assert "PGD overestimates this row: 2 of 3 seeds" in to_markdown(board)
     by_row = {(row["activation"], row["seed"]): row["pgd_flatters"] for row in board["rows"]}
     assert [by_row["silu", seed] for seed in range(3)] == [False, True, True]
 
@@ -294,7 +294,9 @@ def test_the_terminal_gets_the_headline_and_a_warning_about_a_flattered_champion
     honest, masked = board_of(masked_and_honest()[:6]), board_of(masked_and_honest())
     assert headline_line(honest) == honest["headline"]["sentence"] + "."
     assert masked["champion"]["configuration"] == "mypkg:masked"  # planted by its validation number
-    assert "PGD flatters the champion: quote its strong number, 52.0 %" in headline_line(masked)
+    assert "PGD overestimates the champion: quote its strong number, 52.0 %" in headline_line(
+        masked
+    )
 
 
 # --- rows without a strong number ---------------------------------------------------------------------------------------------
@@ -318,9 +320,7 @@ def test_rows_without_a_strong_number_come_last_and_say_so() -> None:
         "no strong number",
     )
     assert board["rows"][-1]["strong_robust_accuracy"] is None and elu["difference_to_relu"] is None
-    assert "No strong number, therefore last and in no order with the others: elu." in to_markdown(
-        board
-    )
+    assert "No strong number, therefore last and not ranked: elu." in to_markdown(board)
     assert board["champion"]["configuration"] == "silu"
 
 
@@ -418,8 +418,9 @@ def test_every_class_has_both_numbers() -> None:
 
 
 def test_the_page_warns_of_a_flattered_champion() -> None:
-    assert "PGD flatters this row: 40.2 % of the images that survive PGD-200 fall" in page(
-        board_of(masked_and_honest())
+    assert (
+        "PGD overestimates this row: 40.2 % of the images that survive PGD-200 are broken"
+        in page(board_of(masked_and_honest()))
     )
     assert '<p class="cut">' not in page(board_of(masked_and_honest()[:6]))
 
@@ -433,10 +434,10 @@ def test_the_board_says_what_it_could_see() -> None:
         < board["power"]["smallest_difference"]
     )
     for text in (to_markdown(board), page(board), sweep_note(board, command="c")):
-        assert "This sweep could see differences to relu of" in text and "80 % power" in text
+        assert "This sweep can detect differences to relu of" in text and "80 % power" in text
     assert board_of(masked_and_honest()[:1])["power"] is None
     board["power"]["smallest_difference"] = 1.2  # no two accuracies differ by that much
-    assert "This sweep has too few seeds (3) to see any difference to relu" in to_markdown(board)
+    assert "This sweep has too few seeds (3) to detect any difference to relu" in to_markdown(board)
 
 
 # --- curvature ----------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sat_ray.report.formatting import points
+from sat_ray.report.formatting import points, signed_points
 from sat_ray.report.leaderboard.curvature import curvature_json, curvature_of
 from sat_ray.report.leaderboard.holm import holm
 from sat_ray.report.leaderboard.rows import EvaluatedModel
@@ -60,7 +60,7 @@ class Compared:
             return "no spread over seeds"
         if not self.mixed.excludes_zero:
             return "within noise"
-        return f"{points(self.mixed.mean, signed=True)} ± {points(self.mixed.half_width)} points"
+        return f"{signed_points(self.mixed.mean)} ± {points(self.mixed.half_width)} points"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

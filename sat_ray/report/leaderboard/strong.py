@@ -25,7 +25,7 @@ from sat_ray.evaluation.intervals import accuracy, wilson_interval
 from sat_ray.report.leaderboard.summary import BoolArray, Survival, survival
 
 LARGEST_SHARE = 0.05
-FLATTERED = "PGD flatters this row"
+FLATTERED = "PGD overestimates this row"
 
 
 @dataclass(frozen=True, kw_only=True)
