@@ -209,7 +209,7 @@ def test_outcomes_that_would_inflate_accuracy_are_refused(rows: list[Row], messa
 def test_an_empty_table_and_a_missing_column_are_refused() -> None:
     with pytest.raises(ValueError, match="0 rows"):
         summarise(outcomes(SIX).slice(0, 0))
-    with pytest.raises(ValueError, match="table has no column passes"):
+    with pytest.raises(ValueError, match="table must have the outcome columns, got none for passes"):
         evaluated(table=outcomes(SIX).drop_columns(["passes"]))
 
 
@@ -368,9 +368,9 @@ def test_a_seed_that_changes_nothing_is_not_evidence() -> None:
 
 
 def test_models_of_other_images_and_repeated_seeds_are_refused() -> None:
-    with pytest.raises(ValueError, match="seed of silu holds"):
+    with pytest.raises(ValueError, match="seeds of silu must differ"):
         board_of([evaluated(), evaluated()])
-    with pytest.raises(ValueError, match="allowed: the same images for every model"):
+    with pytest.raises(ValueError, match="all models must have the same images"):
         board_of([evaluated(), evaluated(seed=1, table=counted(n=199, clean=180, robust=100))])
 
 
