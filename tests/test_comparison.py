@@ -387,7 +387,7 @@ def test_outcomes_of_other_images_labels_attacks_or_threat_models_are_refused(
         (recorded(a), recorded(b, replace(PGD_8, restarts=3)), r"attacks differ: restarts of pgd-8 is 1 in A \(a\) and 3 in B \(b\)"),
         (recorded(a), recorded(b, dataset="e" * 64), r"datasets differ: A \(a\) was evaluated on dddddddddddd, B \(b\) on eeeeeeeeeeee"),
         (a, pa.concat_tables([b, b.slice(4, 2)]), r"b\.parquet holds image_id 1004 twice for attack pgd-8, restart 0 \(2 rows are doub"),
-        (a, b.slice(0, 0), r"b\.parquet: table has 0 rows"),
+        (a, b.slice(0, 0), r"b\.parquet: table must have at least 1 outcome, got 0 rows"),
     ]  # fmt: skip
     for ours, theirs, message in cases:
         with pytest.raises(ValueError, match=message) as caught:

@@ -83,8 +83,12 @@ def test_the_calculated_power_is_that_of_simulated_sweeps(
 def test_the_smallest_detectable_difference_is_seen_with_the_power_that_was_asked_for() -> None:
     noise = {"seed_error": 0.008, "image_error": 0.006}
     found = smallest_detectable(**noise, seeds=6, comparisons=4)
-    assert chance_to_detect(found, **noise, seeds=6, comparisons=4) == pytest.approx(POWER, abs=1e-6)
-    assert chance_to_detect(-found, **noise, seeds=6, comparisons=4) == pytest.approx(POWER, abs=1e-6)
+    assert chance_to_detect(found, **noise, seeds=6, comparisons=4) == pytest.approx(
+        POWER, abs=1e-6
+    )
+    assert chance_to_detect(-found, **noise, seeds=6, comparisons=4) == pytest.approx(
+        POWER, abs=1e-6
+    )
 
 
 def test_without_a_difference_the_test_claims_one_as_often_as_its_level_says() -> None:

@@ -115,7 +115,10 @@ def test_a_cascade_leaves_what_all_its_attacks_leave() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([(0, True, "apgd-ce-50", 0, True)], "strong_table must have rows for all 2 survivors of PGD, got none for 1"),
+        (
+            [(0, True, "apgd-ce-50", 0, True)],
+            "strong_table must have rows for all 2 survivors of PGD, got none for 1",
+        ),
         (
             [(i, True, "apgd-ce-50", 0, True) for i in (0, 1, 7)],
             "strong_table must have the images of table, got image_id 7",
@@ -136,7 +139,9 @@ def test_a_strong_accuracy_outside_its_range_and_a_table_of_another_kind_are_ref
         ValueError, match=r"val_strong_robust_accuracy must be in \[0, 1\], got 1.5"
     ):
         replace(evaluated(), val_strong_robust_accuracy=1.5)
-    with pytest.raises(ValueError, match="strong_table must have the outcome columns, got none for robust"):
+    with pytest.raises(
+        ValueError, match="strong_table must have the outcome columns, got none for robust"
+    ):
         replace(evaluated(), strong_table=counted(n=3, clean=3, robust=2).drop_columns(["robust"]))
 
 

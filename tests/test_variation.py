@@ -198,13 +198,11 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 def test_shapes_and_settings_that_do_not_fit_are_refused() -> None:
     some = np.zeros((3, 5), dtype=np.bool_)
-    with pytest.raises(
-        ValueError, match=r"treatment is \(3, 5\), baseline \(3, 4\); allowed: one shape"
-    ):
+    with pytest.raises(ValueError, match=r"must have one shape .*, got \(3, 5\) and \(3, 4\)"):
         mixed_difference(some, some[:, :4])
-    with pytest.raises(ValueError, match="S ≥ 2"):
+    with pytest.raises(ValueError, match="S >= 2"):
         mixed_difference(some[:1], some[:1])
-    with pytest.raises(ValueError, match="resamples is 10; allowed: at least 100"):
+    with pytest.raises(ValueError, match="resamples must be at least 100, got 10"):
         mixed_difference(some, some, resamples=10)
-    with pytest.raises(ValueError, match=r"confidence is 1\.0"):
+    with pytest.raises(ValueError, match=r"below 1, got 1\.0"):
         mixed_difference(some, some, confidence=1.0)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA
 from sat_ray.sweep.search.search_space import configuration_name
 
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluatedModel:
     """Hold one trained and evaluated model: configuration, seed, cost and outcomes.
