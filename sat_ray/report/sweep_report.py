@@ -25,7 +25,7 @@ from sat_ray.evaluation.low_precision.calibration import Calibration, summary_of
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.budget import describe_search
-from sat_ray.sweep.cost.spent import cost_markdown, cost_summary, spent_by_stage, with_costs
+from sat_ray.sweep.cost.spent import cost_summary, spent_by_stage, with_costs
 from sat_ray.sweep.plan import evaluation_tasks, strong_on_validation, strong_tasks
 from sat_ray.sweep.records.renewed_lease import check_lease
 from sat_ray.sweep.records.store import Record, Records
@@ -116,9 +116,7 @@ def write_report(
         records.storage.write_json(f"cards/{made.payload['name']}.json", made.payload["card"])
     for figure, png in figures.items():
         records.storage.write(f"figures/{figure}.png", png)
-    records.storage.write(
-        "leaderboard.md", (to_markdown(board) + cost_markdown(board["cost"])).encode()
-    )
+    records.storage.write("leaderboard.md", to_markdown(board).encode())
     page = render(
         board,
         figures=figures,

@@ -226,7 +226,7 @@ def test_models_that_withstand_the_same_images_are_within_noise(
         and pair.robust.p_value == 1
         and pair.robust.low < 0 < pair.robust.high
     )
-    assert "within noise, they withstand the same images" in sentence(comparison, pair)
+    assert "within noise, the same images are robust in both" in sentence(comparison, pair)
 
 
 def counted(n: int, robust: Sequence[int]) -> pa.Table:
@@ -256,10 +256,10 @@ def test_a_difference_is_within_noise_exactly_where_its_corrected_p_value_is_abo
     )
     many = compared({"a": first, "b": other, "c": first, "d": first, "e": first})
     assert many.pairs[0].robust.holm_p_value == pytest.approx(4 * p_value)
-    assert many.pairs[
-        0
-    ].robust.within_noise and "no difference after Holm's correction (p = 0.052)" in sentence(
-        many, many.pairs[0]
+    assert (
+        many.pairs[0].robust.within_noise
+        and "no significant difference after Holm's correction (p = 0.052)"
+        in sentence(many, many.pairs[0])
     )
     assert any(
         "McNemar compares these checkpoints on these images, not two activations" in note
@@ -347,8 +347,7 @@ def test_attacks_that_differ_in_the_precision_of_their_gradients_are_compared_wh
     paths = saved(tmp_path, exact=recorded(tables["silu-s0"]), rounded=rounded)
     with pytest.raises(
         ValueError,
-        match=r"A \(exact\) pgd-8; B \(rounded\) pgd-8-bf16; allowed: "
-        r"the same attacks, or --any-gradient",
+        match=r"A \(exact\) pgd-8; B \(rounded\) pgd-8-bf16; compare outcomes of the same attacks, or use --any-gradient",
     ):
         run(paths)
     run([*paths, "--any-gradient", "--json", str(tmp_path / "found.json")])
@@ -388,24 +387,15 @@ def test_outcomes_of_other_images_labels_attacks_or_threat_models_are_refused(
     a, b = tables["relu-s0"], tables["silu-s0"]
     wider = replace(PGD_8, threat_model=ThreatModel("linf", 44 / 255))
     cases = [
-        (a, b.slice(0, 100),
-         r"image sets differ: A \(a\) has 120 images, 20 of them alone \(image_id 1100 first\); "
-         r"B \(b\) has 100 images, 0 of them alone; allowed: the same images, or --common"),
-        (a, relabelled(b),
-         r"labels differ for 1 images: image_id 1119 is 9 in A \(a\) and 3 in B \(b\); "
-         r"allowed: the same labels"),
-        (a, b.set_column(4, "attack", pa.repeat("pgd-20", 120)),
-         r"attacks differ: A \(a\) pgd-8; B \(b\) pgd-20; allowed: the same"),
-        (recorded(a), recorded(b, wider),
-         r"attacks differ: threat_model\.epsilon of pgd-8 is 0\.15\d* in A \(a\) and 0\.17\d* "
-         r"in B \(b\)"),
-        (recorded(a), recorded(b, replace(PGD_8, restarts=3)),
-         r"attacks differ: restarts of pgd-8 is 1 in A \(a\) and 3 in B \(b\)"),
-        (recorded(a), recorded(b, dataset="e" * 64),
-         r"datasets differ: A \(a\) was evaluated on dddddddddddd, B \(b\) on eeeeeeeeeeee"),
-        (a, pa.concat_tables([b, b.slice(4, 2)]),
-         r"b\.parquet holds image_id 1004 twice for attack pgd-8, restart 0 \(2 rows are doub"),
-        (a, b.slice(0, 0), r"b\.parquet: table has 0 rows"),
+        (a, b.slice(0, 100), r"image sets differ: A \(a\) has 120 images, 20 alone \(image_id 1100 first\); B \(b\) has 100 "
+                             r"images, 0 alone; compare outcomes of the same images, or use --common"),
+        (a, relabelled(b), r"labels differ for 1 images: image_id 1119 is 9 in A \(a\) and 3 in B \(b\); compare outcomes with the same labels"),
+        (a, b.set_column(4, "attack", pa.repeat("pgd-20", 120)), r"attacks differ: A \(a\) pgd-8; B \(b\) pgd-20; compare outcomes of the same"),
+        (recorded(a), recorded(b, wider), r"attacks differ: threat_model\.epsilon of pgd-8 is 0\.15\d* in A \(a\) and 0\.17\d* in B \(b\)"),
+        (recorded(a), recorded(b, replace(PGD_8, restarts=3)), r"attacks differ: restarts of pgd-8 is 1 in A \(a\) and 3 in B \(b\)"),
+        (recorded(a), recorded(b, dataset="e" * 64), r"datasets differ: A \(a\) was evaluated on dddddddddddd, B \(b\) on eeeeeeeeeeee"),
+        (a, pa.concat_tables([b, b.slice(4, 2)]), r"b\.parquet holds image_id 1004 twice for attack pgd-8, restart 0 \(2 rows are doub"),
+        (a, b.slice(0, 0), r"b\.parquet: table must have at least 1 outcome, got 0 rows"),
     ]  # fmt: skip
     for ours, theirs, message in cases:
         with pytest.raises(ValueError, match=message) as caught:
@@ -518,7 +508,7 @@ def test_common_compares_the_images_that_all_have_and_says_how_many(
     )
     expected = to_json(compared({"a": a.slice(30, 70), "b": b.slice(0, 70)}))
     assert found["n"] == 70 and {key: found[key] for key in expected} == expected
-    with pytest.raises(ValueError, match="no image is common to all outcomes"):
+    with pytest.raises(ValueError, match="outcomes must share at least 1 image, got none"):
         run([*saved(tmp_path, a=a.slice(0, 10), b=b), "--common"])
 
 

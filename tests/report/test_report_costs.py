@@ -13,11 +13,10 @@ from test_report import PNG, board_of, seeds_of
 
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.low_precision.calibration import Calibration, summary_of
-from sat_ray.report.formatting import amount_text
 from sat_ray.report.leaderboard.board import to_markdown, to_terminal
 from sat_ray.report.pages.mlflow_notes import sweep_note
 from sat_ray.report.pages.sweep_page import render
-from sat_ray.sweep.config import CostSettings
+from sat_ray.sweep.config import CostSettings, money_text
 from sat_ray.sweep.cost.spent import Spent, cost_summary, with_costs
 from sat_ray.sweep.recipes import digits_smoke
 
@@ -100,6 +99,9 @@ def test_stages_are_shown_estimated_beside_spent() -> None:
     assert body[0] == ["search", "500", "1,000", "50 %", "2.00", "0.50", "1.00"]
     assert body[5] == ["card", "100", "0", "–", "not counted", "0.10", "0.00"]
     assert body[6] == ["total", "7,800", "10,000", "78 %", "not counted", "7.80", "10.00"]
+    assert "| card | 100 | 0 | – | not counted | 0.10 | 0.00 |" in to_markdown(
+        costly(estimated=expected)
+    )
     _, *unknown = table(page(costly()), "took")
     assert {row[2] for row in unknown} == {"no estimate"} and {row[6] for row in unknown} == {"–"}
 
@@ -147,10 +149,10 @@ def test_a_search_cut_by_its_budget_is_said_wherever_the_board_is_shown() -> Non
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (0.0, "0.00"), (1234.5, "1,234.50"), (0.1, "0.10"), (0.00401, "0.0040")],
+    [(0.0, "0.00"), (1234.5, "1,234.50"), (0.1, "0.10"), (0.00401, "0.0040")],
 )
-def test_small_amounts_keep_two_digits_that_say_something(value: float | None, text: str) -> None:
-    assert amount_text(value) == text
+def test_small_amounts_keep_two_digits_that_say_something(value: float, text: str) -> None:
+    assert money_text(value) == text
 
 
 def test_calibrations_of_several_models_are_one_line() -> None:

@@ -102,10 +102,10 @@ def test_the_page_shows_roll_backs_links_hashes_and_class_names() -> None:
     assert "PGD-2, steps of 8/255" in text and "2, 7" in text and "1, 9" in text
     assert f'href="http://mlflow:5000/#/runs/{"ab12" * 8}"' in text
     assert "d" * 64 in text and "e" * 16 in text and "e" * 17 not in text and "class 9" in text
-    assert "saw no collapse" in page(
+    assert "found no collapse" in page(
         board, figures={"training_curves": png}, config={"training": {"guard_every": 5}}
     )
-    assert "No guard watched" in page(board, figures={"training_curves": png})
+    assert "guard was off" in page(board, figures={"training_curves": png})
     assert 'href="javascript' not in page(board, pages="javascript:alert(1)")
 
 

@@ -119,10 +119,13 @@ def test_a_cascade_leaves_what_all_its_attacks_leave() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([(0, True, "apgd-ce-50", 0, True)], "strong_table has no row for 1 of 2 survivors of PGD"),
+        (
+            [(0, True, "apgd-ce-50", 0, True)],
+            "strong_table must have rows for all 2 survivors of PGD, got none for 1",
+        ),
         (
             [(i, True, "apgd-ce-50", 0, True) for i in (0, 1, 7)],
-            "strong_table has image_id 7, which table has not",
+            "strong_table must have the images of table, got image_id 7",
         ),
     ],
     ids=["a survivor was not attacked", "another image"],
@@ -140,7 +143,9 @@ def test_a_strong_accuracy_outside_its_range_and_a_table_of_another_kind_are_ref
         ValueError, match=r"val_strong_robust_accuracy must be in \[0, 1\], got 1.5"
     ):
         replace(evaluated(), val_strong_robust_accuracy=1.5)
-    with pytest.raises(ValueError, match="strong_table has no column robust"):
+    with pytest.raises(
+        ValueError, match="strong_table must have the outcome columns, got none for robust"
+    ):
         replace(evaluated(), strong_table=counted(n=3, clean=3, robust=2).drop_columns(["robust"]))
 
 
@@ -172,7 +177,7 @@ def test_a_row_is_marked_where_more_survivors_fall_than_chance_explains(
     survivors: int, broken: int, flattered: bool
 ) -> None:
     gap = Gap(n=1000, survivors=survivors, broken=broken)
-    assert gap.flattered is flattered
+    assert gap.overestimated is flattered
     assert (gap.interval[0] > LARGEST_SHARE) is flattered
 
 
@@ -185,7 +190,7 @@ def test_configurations_say_which_seeds_pgd_flatters() -> None:
     )
     assert group_named(board, "relu")["flattered_seeds"] == []
     assert group_named(board, "silu")["flattered_seeds"] == [1, 2]
-    assert "PGD flatters this row: 2 of 3 seeds" in to_markdown(board)
+    assert "PGD overestimates this row: 2 of 3 seeds" in to_markdown(board)
     by_row = {(row["activation"], row["seed"]): row["pgd_flatters"] for row in board["rows"]}
     assert [by_row["silu", seed] for seed in range(3)] == [False, True, True]
 
@@ -298,7 +303,9 @@ def test_the_terminal_gets_the_headline_and_a_warning_about_a_flattered_champion
     honest, masked = board_of(masked_and_honest()[:6]), board_of(masked_and_honest())
     assert headline_line(honest) == honest["headline"]["sentence"] + "."
     assert masked["champion"]["configuration"] == "mypkg:masked"  # planted by its validation number
-    assert "PGD flatters the champion: quote its strong number, 52.0 %" in headline_line(masked)
+    assert "PGD overestimates the champion: quote its strong number, 52.0 %" in headline_line(
+        masked
+    )
 
 
 # --- rows without a strong number
@@ -322,9 +329,7 @@ def test_rows_without_a_strong_number_come_last_and_say_so() -> None:
         "no strong number",
     )
     assert board["rows"][-1]["strong_robust_accuracy"] is None and elu["difference_to_relu"] is None
-    assert "No strong number, therefore last and in no order with the others: elu." in to_markdown(
-        board
-    )
+    assert "No strong number, therefore last and not ranked: elu." in to_markdown(board)
     assert board["champion"]["configuration"] == "silu"
 
 
@@ -422,8 +427,9 @@ def test_every_class_has_both_numbers() -> None:
 
 
 def test_the_page_warns_of_a_flattered_champion() -> None:
-    assert "PGD flatters this row: 40.2 % of the images that survive PGD-200 fall" in page(
-        board_of(masked_and_honest())
+    assert (
+        "PGD overestimates this row: 40.2 % of the images that survive PGD-200 are broken"
+        in page(board_of(masked_and_honest()))
     )
     assert '<p class="cut">' not in page(board_of(masked_and_honest()[:6]))
 
@@ -437,10 +443,10 @@ def test_the_board_says_what_it_could_see() -> None:
         < board["power"]["smallest_difference"]
     )
     for text in (to_markdown(board), page(board), sweep_note(board, command="c")):
-        assert "This sweep could see differences to relu of" in text and "80 % power" in text
+        assert "This sweep can detect differences to relu of" in text and "80 % power" in text
     assert board_of(masked_and_honest()[:1])["power"] is None
     board["power"]["smallest_difference"] = 1.2  # no two accuracies differ by that much
-    assert "This sweep has too few seeds (3) to see any difference to relu" in to_markdown(board)
+    assert "This sweep has too few seeds (3) to detect any difference to relu" in to_markdown(board)
 
 
 # --- curvature

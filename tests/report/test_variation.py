@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from sat_ray.report.leaderboard.statistics import holm, paired_difference
+from sat_ray.report.leaderboard.holm import holm
 from sat_ray.report.leaderboard.variation import (
     hierarchical_bootstrap,
     mean_squares,
@@ -166,8 +166,7 @@ def over_both(treatment: Verdicts, baseline: Verdicts) -> float:
 
 
 def over_seeds_alone(treatment: Verdicts, baseline: Verdicts) -> float:
-    sides = (dict(enumerate(side.mean(axis=1).tolist())) for side in (treatment, baseline))
-    return paired_difference(*sides).p_value
+    return float(stats.ttest_rel(treatment.mean(axis=1), baseline.mean(axis=1)).pvalue)
 
 
 @pytest.mark.parametrize(
@@ -203,23 +202,13 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.90 <= hits / trials <= 0.99
 
 
-def test_the_effect_size_has_no_bias_with_few_seeds() -> None:
-    draws = np.random.default_rng(9).normal(0.04, 0.02, size=(4000, 4))  # two standard deviations
-    nothing = dict.fromkeys(range(4), 0.0)
-    sizes = [paired_difference(dict(enumerate(row)), nothing).effect_size for row in draws.tolist()]
-    assert np.mean([size for size in sizes if size is not None]) == pytest.approx(2.0, rel=0.06)
-    assert paired_difference({0: 0.5, 1: 0.5}, {0: 0.4, 1: 0.4}).effect_size is None
-
-
 def test_shapes_and_settings_that_do_not_fit_are_refused() -> None:
     some = np.zeros((3, 5), dtype=np.bool_)
-    with pytest.raises(
-        ValueError, match=r"treatment is \(3, 5\), baseline \(3, 4\); allowed: one shape"
-    ):
+    with pytest.raises(ValueError, match=r"must have one shape .*, got \(3, 5\) and \(3, 4\)"):
         mixed_difference(some, some[:, :4])
-    with pytest.raises(ValueError, match="S ≥ 2"):
+    with pytest.raises(ValueError, match="S >= 2"):
         mixed_difference(some[:1], some[:1])
-    with pytest.raises(ValueError, match="resamples is 10; allowed: at least 100"):
+    with pytest.raises(ValueError, match="resamples must be at least 100, got 10"):
         mixed_difference(some, some, resamples=10)
-    with pytest.raises(ValueError, match=r"confidence is 1\.0"):
+    with pytest.raises(ValueError, match=r"below 1, got 1\.0"):
         mixed_difference(some, some, confidence=1.0)

@@ -10,7 +10,6 @@ import pytest
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import CostSettings, SweepConfig
 from sat_ray.sweep.cost.spent import (
-    cost_markdown,
     cost_sentence,
     cost_summary,
     row_cost,
@@ -93,7 +92,6 @@ def test_a_sweep_costs_the_seconds_of_its_accelerators_times_their_price(records
         "Accelerator-seconds of committed work: 88, 0.88 EUR (search 15, train 60, validate 1, "
         "evaluate 4, strong 3, card 5)."
     )
-    assert "| train | 60 |" in cost_markdown(cost) and "EUR" in cost_markdown(cost)
 
 
 def test_a_row_costs_its_training_and_its_evaluation(records: Records) -> None:
@@ -133,7 +131,6 @@ def test_what_was_estimated_stands_beside_what_was_spent(records: Records) -> No
     assert cost["total"]["estimated_accelerator_seconds"] == 200.0 and cost["total"][
         "estimated_money"
     ] == pytest.approx(2.0)
-    assert "| total | 88 | 200 | not counted | 0.88 | 2.00 |" in cost_markdown(cost)
     partly = cost_summary(priced(), stages, estimated={"search": 20.0})
     assert [one["estimated_money"] for one in partly["stages"]] == [
         pytest.approx(0.2),
@@ -144,7 +141,6 @@ def test_what_was_estimated_stands_beside_what_was_spent(records: Records) -> No
         None,
     ]
     assert partly["total"]["estimated_accelerator_seconds"] is None
-    assert "| card | 5 | no estimate | not counted | 0.050 | no estimate |" in cost_markdown(partly)
 
 
 def test_a_search_has_spent_what_its_longest_trials_took(records: Records) -> None:
@@ -159,7 +155,6 @@ def test_without_a_price_no_money_is_reported_and_without_gpus_workers_count(
         cost["total"]["money"] is None
         and cost["total"]["accelerator_seconds"] == 30 + 60 + 16 + 12 + 4 + 20
     )
-    assert "USD" not in cost_markdown(cost)
 
 
 def test_a_price_is_no_part_of_what_determines_results() -> None:
