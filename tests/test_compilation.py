@@ -217,7 +217,7 @@ def test_a_machine_without_a_compiler_refuses_in_one_line_and_so_does_an_alpha_t
         ):
             refuse()
     with pytest.raises(
-        ValueError, match=r"training\.compile is True; allowed: False, or alpha_start 1"
+        ValueError, match=r"training\.compile must be False where alpha_start is not 1, got True"
     ):
         TrainingSettings(compile=True, alpha_start=0.5)
 
@@ -231,9 +231,9 @@ def test_compiled_kernels_are_another_environment() -> None:
 
 def one_of_two_workers(rank: int, folder: str) -> None:
     """Run as a process of its own: train compiled as one of two gloo workers and leave the weights behind."""
-    with worker_of_two(rank, folder) as world:
+    with worker_of_two(rank, folder) as group:
         (*_, last) = train(
-            small_model("smoothrelu"), digits_again(), **SHORT, compile=True, world=world
+            small_model("smoothrelu"), digits_again(), **SHORT, compile=True, process_group=group
         )
     torch.save(last.state.weights, f"{folder}/{rank}.pt")
 

@@ -29,7 +29,7 @@ from sat_ray.sweep.recipes import DEFAULT, PAPER_ACTIVATIONS, RECIPES
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import Configuration, parse_choice
 from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingJob
-from sat_ray.training.loop import TrainingSettings, TrainingState, fit
+from sat_ray.training.loop import RunOptions, TrainingSettings, TrainingState, fit
 from sat_ray.training.optimization.schedules import learning_rate_factor
 
 ARCHIVES = {
@@ -275,21 +275,20 @@ def two_steps(job: TrainingJob) -> tuple[dict[str, Tensor], list[TrainingState]]
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     one, settings = (
         job.configuration,
-        dict[str, Any](
-            settings=job.training, threat_model=job.threat_model, seed=job.seed, slots=job.slots
-        ),
+        dict[str, Any](settings=job.training, threat_model=job.threat_model, seed=job.seed),
     )
     if not one.own_attacker:
         settings |= {
             "attacker_activation": one.attacker_activation,
             "attacker_alpha": one.attacker_alpha,
         }
-    settings |= {
-        "until": 1,
-        "checkpoint_every": 1,
-        "on_checkpoint": lambda state: taken.append(state.snapshot()),
-    }
-    for report in fit(model, train, val, **settings):
+    options = RunOptions(
+        slots=job.slots,
+        until=1,
+        checkpoint_every=1,
+        on_checkpoint=lambda state: taken.append(state.snapshot()),
+    )
+    for report in fit(model, train, val, **settings, options=options):
         taken.append(report.state)
     return start, taken
 

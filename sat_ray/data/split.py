@@ -69,6 +69,24 @@ def given_split(given: Split | Arrays, *, field: str) -> Split:
     raise ValueError(f"{field} must be a Split or a tuple (images, labels), got {found}")
 
 
+def labelled_split(given: Split | Arrays, *, field: str, num_classes: int) -> Split:
+    """Return a checked split on the CPU with at least one image and labels of a model's classes.
+
+    field: the argument's name, for messages. Raises ValueError on anything else.
+    """
+    split = given_split(given, field=field)
+    if not len(split):
+        raise ValueError(f"{field} must have at least one image, got none")
+    low = int(split.labels.min())
+    high = int(split.labels.max())
+    if not 0 <= low <= high < num_classes:
+        raise ValueError(
+            f"{field}.labels must lie in 0 to {num_classes - 1}, as the model has {num_classes} "
+            f"classes, got {low} to {high}"
+        )
+    return split
+
+
 def checked_split(images: Any, labels: Any, image_ids: Any = None, *, field: str = "") -> Split:
     """Return a split of arrays on the CPU. image_ids: 0 to N - 1 where None.
 

@@ -1,20 +1,22 @@
 """Smooth adversarial training: a generator of epochs, and its parts.
 
-The public names are loaded when they are first used, so that the settings can be read without the training loop.
+The public names are loaded when they are first used, so that the settings can be read without the
+training loop.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sat_ray.training.loop import fit
+    from sat_ray.training.loop import RunOptions, fit
     from sat_ray.training.resume.state import EpochReport, TrainingState
     from sat_ray.training.settings import TrainingSettings
 
-__all__ = ["EpochReport", "TrainingSettings", "TrainingState", "fit"]
+__all__ = ["EpochReport", "RunOptions", "TrainingSettings", "TrainingState", "fit"]
 
 _HOMES = {
     "EpochReport": "resume.state",
+    "RunOptions": "loop",
     "TrainingSettings": "settings",
     "TrainingState": "resume.state",
     "fit": "loop",
