@@ -668,7 +668,7 @@ def test_a_batch_larger_than_the_dataset_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=r"^training\.global_batch_size must be at most \d+, the number of .*images, got 4096$",
+        match=r"^training\.global_batch_size is 4096; allowed: at most the \d+ training images$",
     ):
         final_job(dataset, changed(CONFIG, "training", global_batch_size=4096))
 
