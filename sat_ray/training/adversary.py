@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sat_ray.activations.registry import Activation, activation_info
+from sat_ray.activations.module import Activation
+from sat_ray.activations.registry import activation_info
 from sat_ray.attacks import PGD
 from sat_ray.data.augmentation import augment
 from sat_ray.data.pixels import to_pixels
@@ -30,7 +31,7 @@ from sat_ray.training.progressive_resizing import image_side, resize
 from sat_ray.training.settings import TrainingSettings
 from sat_ray.training.train_step import Crafted
 from sat_ray.utils.compile import compiled
-from sat_ray.utils.precision import SHORT, autocast
+from sat_ray.utils.precision import autocast, short_dtype
 from sat_ray.utils.randomness import Randomness
 
 
@@ -56,7 +57,7 @@ class Crafter:
         self.climbed = (
             attacker
             if free
-            else folded(attacker, dtype=SHORT.get(settings.precision), follows=True)
+            else folded(attacker, dtype=short_dtype(settings.precision), follows=True)
         )
         self.forward: Forward = compiled(self.climbed) if settings.compile else self.climbed
         self.checked = False
