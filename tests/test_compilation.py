@@ -23,7 +23,8 @@ from trainings import (
 )
 
 import sat_ray.training.adversary
-from sat_ray.activations.registry import ACTIVATIONS, Activation, make_activation
+from sat_ray.activations.module import Activation
+from sat_ray.activations.registry import ACTIVATIONS, make_activation
 from sat_ray.data.split import Split
 from sat_ray.integrations.command_line.preflight import check_machine
 from sat_ray.models.parity import gradients_by_name, require_agreement

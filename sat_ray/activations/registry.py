@@ -13,21 +13,15 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from sat_ray.activations import functions as functions
-from sat_ray.activations.functions import Alpha
-from sat_ray.activations.user_defined import (
-    OwnActivation,
-    check_activation,
-    measured_curvature,
-    read_activation,
-)
 from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.names import check_name
+
+if TYPE_CHECKING:  # torch is loaded where something is computed; names and facts are light
+    from sat_ray.activations.functions import Function
+    from sat_ray.activations.module import Activation
+    from sat_ray.activations.user_defined import OwnActivation
 
 
 @dataclass(frozen=True)
@@ -49,9 +43,8 @@ class AlphaRange:
 class ActivationInfo:
     """Everything the system knows about one activation.
 
-    function(x, alpha) and derivative(x, alpha) work on tensors of any shape; smoothness is the number of continuous derivatives
-    (inf for analytic functions, nan where nobody said); curvature(alpha) is max |f''|, also of a
-    learned alpha; beta_start: where a learned alpha = beta**2 starts, None where alpha is not
+    smoothness is the number of continuous derivatives (inf for analytic functions, nan where nobody
+    said); curvature(alpha) is max |f''|, also of a learned alpha; beta_start: where a learned alpha = beta**2 starts, None where alpha is not
     learned; forward_of names the activation whose forward pass this one shares; own: set where it
     is the user's.
     """
@@ -59,15 +52,27 @@ class ActivationInfo:
     name: str
     formula: str
     derivative_formula: str
-    function: Callable[[Tensor, Alpha], Tensor]
-    derivative: Callable[[Tensor, Alpha], Tensor]
     smoothness: float
     curvature: Callable[[float | None], float]
     reference: str
     alpha: AlphaRange | None = None
     beta_start: float | None = None
     forward_of: str = ""
-    own: OwnActivation | None = None
+    own: "OwnActivation | None" = None
+
+    @property
+    def function(self) -> "Function":
+        """Return the activation as a function (x, alpha) of tensors of any shape."""
+        from sat_ray.activations.functions import FUNCTIONS
+
+        return FUNCTIONS[self.name] if self.own is None else self.own.apply
+
+    @property
+    def derivative(self) -> "Function":
+        """Return its derivative as a function (x, alpha) of tensors of any shape."""
+        from sat_ray.activations.functions import SLOPES
+
+        return SLOPES[self.name] if self.own is None else self.own.slope
 
     @property
     def learned(self) -> bool:
@@ -135,7 +140,12 @@ class ActivationInfo:
 
 def _times_alpha(of_one: float) -> Callable[[float | None], float]:
     """Return the curvature of f(alpha x) / alpha. of_one: that of f."""
-    return lambda alpha: of_one * functions.number(alpha)
+    return lambda alpha: of_one * _number(alpha)
+
+
+def _number(alpha: float | None) -> float:
+    assert alpha is not None
+    return alpha
 
 
 def _always(value: float) -> Callable[[float | None], float]:
@@ -155,8 +165,6 @@ _ENTRIES = (
         name="relu",
         formula="max(x, 0)",
         derivative_formula="1 for x > 0, else 0",
-        function=lambda x, alpha: F.relu(x),
-        derivative=lambda x, alpha: (x > 0).to(x.dtype),
         smoothness=0,
         curvature=_always(math.inf),
         reference="baseline",
@@ -165,8 +173,6 @@ _ENTRIES = (
         name="parametric_softplus",
         formula="log(1 + exp(alpha x)) / alpha",
         derivative_formula="sigmoid(alpha x)",
-        function=functions.softplus,
-        derivative=lambda x, alpha: torch.sigmoid(functions.number(alpha) * x),
         smoothness=math.inf,
         curvature=_times_alpha(_SOFTPLUS_CURVATURE),
         reference="Xie et al. 2020, section 4.1; alpha = 10 there",
@@ -176,8 +182,6 @@ _ENTRIES = (
         name="softplus",
         formula="log(1 + exp(x))",
         derivative_formula="sigmoid(x)",
-        function=lambda x, alpha: functions.softplus(x, 1.0),
-        derivative=lambda x, alpha: torch.sigmoid(x),
         smoothness=math.inf,
         curvature=_always(_SOFTPLUS_CURVATURE),
         reference="Xie et al. 2020, released code; parametric_softplus at alpha = 1",
@@ -186,8 +190,6 @@ _ENTRIES = (
         name="silu",
         formula="x sigmoid(alpha x)",
         derivative_formula="s + alpha x s (1 - s), s = sigmoid(alpha x)",
-        function=functions.silu,
-        derivative=functions.silu_slope,
         smoothness=math.inf,
         curvature=_times_alpha(_SILU_CURVATURE),
         reference="Xie et al. 2020: at alpha = 1 the most robust of its activations",
@@ -197,8 +199,6 @@ _ENTRIES = (
         name="silu_learned",
         formula="silu with alpha = beta**2, beta learned per layer from 1",
         derivative_formula="s + alpha x s (1 - s), s = sigmoid(alpha x)",
-        function=functions.silu,
-        derivative=functions.silu_slope,
         smoothness=math.inf,
         curvature=_times_alpha(_SILU_CURVATURE),
         reference="Dai et al. 2021 (arXiv 2110.05626) learn a parametric SiLU; no weight decay on beta",
@@ -208,8 +208,6 @@ _ENTRIES = (
         name="gelu",
         formula="x Phi(alpha x)",
         derivative_formula="Phi(alpha x) + alpha x phi(alpha x)",
-        function=functions.gelu,
-        derivative=functions.gelu_slope,
         smoothness=math.inf,
         curvature=_times_alpha(_GELU_CURVATURE),
         reference="Hendrycks and Gimpel 2016; the SAT release uses its tanh approximation",
@@ -219,8 +217,6 @@ _ENTRIES = (
         name="gelu_learned",
         formula="gelu with alpha = beta**2, beta learned per layer from 1",
         derivative_formula="Phi(alpha x) + alpha x phi(alpha x)",
-        function=functions.gelu,
-        derivative=functions.gelu_slope,
         smoothness=math.inf,
         curvature=_times_alpha(_GELU_CURVATURE),
         reference="as silu_learned; no weight decay on beta",
@@ -230,10 +226,6 @@ _ENTRIES = (
         name="elu",
         formula="x for x >= 0, alpha (exp(x) - 1) below",
         derivative_formula="1 for x >= 0, alpha exp(x) below",
-        function=lambda x, alpha: F.elu(x, alpha=functions.number(alpha)),
-        derivative=lambda x, alpha: torch.where(
-            x >= 0, torch.ones_like(x), functions.number(alpha) * torch.exp(x.clamp_max(0))
-        ),
         smoothness=1,
         curvature=lambda alpha: 1.0 if alpha == 1.0 else math.inf,
         reference="Clevert et al. 2015; smooth at alpha = 1 alone",
@@ -243,12 +235,8 @@ _ENTRIES = (
         name="celu",
         formula="x for x >= 0, alpha (exp(x / alpha) - 1) below",
         derivative_formula="1 for x >= 0, exp(x / alpha) below",
-        function=lambda x, alpha: F.celu(x, alpha=functions.number(alpha)),
-        derivative=lambda x, alpha: torch.where(
-            x >= 0, torch.ones_like(x), torch.exp(x.clamp_max(0) / functions.number(alpha))
-        ),
         smoothness=1,
-        curvature=lambda alpha: 1.0 / functions.number(alpha),
+        curvature=lambda alpha: 1.0 / _number(alpha),
         reference="Barron 2017; smooth for every alpha, which is 1 / sharpness",
         alpha=AlphaRange(1e-3, 100.0, 1.0, (0.0625, 0.25, 1.0, 4.0)),
     ),
@@ -256,8 +244,6 @@ _ENTRIES = (
         name="smoothrelu",
         formula="x - log(alpha x + 1) / alpha for x >= 0, else 0",
         derivative_formula="alpha x / (1 + alpha x) for x >= 0, else 0",
-        function=functions.smoothrelu,
-        derivative=functions.smoothrelu_slope,
         smoothness=1,
         curvature=_times_alpha(1.0),
         reference="Xie et al. 2020, equation 5",
@@ -267,8 +253,6 @@ _ENTRIES = (
         name="smoothrelu_learned",
         formula="smoothrelu with alpha = beta**2, beta learned per layer from 20",
         derivative_formula="alpha x / (1 + alpha x) for x >= 0, else 0",
-        function=functions.smoothrelu,
-        derivative=functions.smoothrelu_slope,
         smoothness=1,
         curvature=_times_alpha(1.0),
         reference="Xie et al. 2020, released code; no weight decay on beta",
@@ -278,8 +262,6 @@ _ENTRIES = (
         name="mish",
         formula="x tanh(log(1 + exp(alpha x)))",
         derivative_formula="g + alpha x (1 - g**2) sigmoid(alpha x), g = f(x) / x",
-        function=functions.mish,
-        derivative=functions.mish_slope,
         smoothness=math.inf,
         curvature=_times_alpha(_MISH_CURVATURE),
         reference="Misra 2019",
@@ -289,8 +271,6 @@ _ENTRIES = (
         name="relu_smooth_backward",
         formula="max(x, 0)",
         derivative_formula="sigmoid(alpha x), in the backward pass only",
-        function=functions.relu_smooth_backward,
-        derivative=lambda x, alpha: torch.sigmoid(functions.number(alpha) * x),
         smoothness=0,
         curvature=_always(math.inf),
         reference="Xie et al. 2020, section 3: the gradient-quality experiment (Table 1)",
@@ -311,41 +291,13 @@ _OTHER_NAMES = {
 }
 
 
-class Activation(nn.Module):
-    """An activation of the registry as a module; being of this class is what `view` looks for.
-
-    x of any shape and float dtype -> the same shape and dtype. `alpha` is a float, or None; learned ones hold `beta`, alpha = beta**2.
-    """
-
-    def __init__(self, info: ActivationInfo, *, alpha: float | None) -> None:
-        super().__init__()
-        self.activation = info.name
-        self.function = info.function
-        self.alpha = alpha
-        self.learned = info.learned
-        self.own = (
-            info.own.module(alpha) if info.own is not None and info.own.make is not None else None
-        )
-        if info.beta_start is not None:
-            self.beta = nn.Parameter(torch.tensor(info.beta_start, dtype=torch.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the activation to every element."""
-        if self.own is not None:
-            value: Tensor = self.own(x)
-            return value
-        return self.function(x, self.beta.square() if self.learned else self.alpha)
-
-    def extra_repr(self) -> str:
-        """Show name and alpha."""
-        return self.activation if self.alpha is None else f"{self.activation}, alpha={self.alpha:g}"
-
-
 OWN_ALPHA = 1e6  # largest alpha, either sign, of a user's own activation
 
 
 @functools.cache
 def _own(name: str) -> ActivationInfo:
+    from sat_ray.activations.user_defined import measured_curvature, read_activation
+
     own = read_activation(name)
     if own.default is None:
         _checked(own, None)
@@ -353,8 +305,6 @@ def _own(name: str) -> ActivationInfo:
         name=name,
         formula=own.about,
         derivative_formula="of autograd, agrees with finite differences",
-        function=own.apply,
-        derivative=functools.partial(_slope, own),
         smoothness=math.nan,
         curvature=functools.partial(measured_curvature, own),
         reference=name,
@@ -366,12 +316,10 @@ def _own(name: str) -> ActivationInfo:
 
 
 @functools.cache
-def _checked(own: OwnActivation, alpha: float | None) -> None:
+def _checked(own: "OwnActivation", alpha: float | None) -> None:
+    from sat_ray.activations.user_defined import check_activation
+
     check_activation(own, alpha)
-
-
-def _slope(own: OwnActivation, x: Tensor, alpha: Alpha) -> Tensor:
-    return own.slope(x, None if alpha is None else functions.number(alpha))
 
 
 def activation_info(name: str, *, field: str = "activation") -> ActivationInfo:
@@ -386,11 +334,13 @@ def activation_info(name: str, *, field: str = "activation") -> ActivationInfo:
     return ACTIVATIONS[check_name(name, ACTIVATIONS, field=field)]
 
 
-def make_activation(name: str, *, alpha: float | None = None) -> Activation:
+def make_activation(name: str, *, alpha: float | None = None) -> "Activation":
     """Build the module of an activation of the registry, or of the user's own, `module:function`.
 
     alpha: sharpness, None for the registry's default. Raises ValueError on an unknown name or an alpha that is not allowed.
     """
+    from sat_ray.activations.module import Activation
+
     info = activation_info(name)
     return Activation(info, alpha=info.check_alpha(alpha))
 

@@ -9,28 +9,14 @@ and weights are integers or one float32 operation each: batch, order, worker and
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from sat_ray.data.choices import PADDING
 from sat_ray.utils.randomness import Randomness
 
-AUGMENTATIONS = ("none", "crop_flip", "resized_crop_flip")
-PADDING = 4
 SCALE, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
-SMALLEST = (
-    2 * PADDING
-)  # side of an image: a crop keeps half of it or more, and 8 % of the area is at least a pixel
-
-
-def check_augmentation(name: str, shape: Sequence[int]) -> None:
-    """Raise ValueError where images are too small to be cut. shape: (C, H, W)."""
-    _, height, width = shape
-    if name != "none" and min(height, width) < SMALLEST:
-        raise ValueError(
-            f"training.augmentation is {name}; allowed for images of {width} x {height}: none; crops need sides of {SMALLEST} pixels"
-        )
 
 
 def augment(images: Tensor, rng: Randomness, *, name: str, epoch: int) -> Tensor:

@@ -11,19 +11,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from sat_ray.data.shards.dataset import read_manifest, read_shard
+from sat_ray.data.choices import Loading
+from sat_ray.data.shards.dataset import read_shard
+from sat_ray.data.shards.manifest import read_manifest
 from sat_ray.data.shards.parquet import as_split
 from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
 
-Loading = Literal["auto", "resident", "streaming"]
 RESIDENT_BYTES = (
     4 * 1024**3
 )  # of decoded training images, in every process and on its accelerator: CIFAR is 0.15 GiB, ImageNet 179

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sat_ray.activations.registry import Activation
+from sat_ray.activations.module import Activation
 
 WEIGHTY = (nn.Conv1d, nn.Conv2d, nn.Linear)
 FEW_CHANNELS = 4

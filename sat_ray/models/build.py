@@ -8,8 +8,9 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from sat_ray.activations.registry import make_activation
-from sat_ray.models.architectures.efficientnet import SCALES, efficientnet, zero_last_gammas
-from sat_ray.models.architectures.preact_resnet import PREACT, PreActResNet
+from sat_ray.models.architectures.efficientnet import efficientnet, zero_last_gammas
+from sat_ray.models.architectures.preact_resnet import PreActResNet
+from sat_ray.models.architectures.sizes import PREACT, SCALES
 from sat_ray.models.architectures.small_resnet import SmallResNet
 from sat_ray.models.injection import inject_activation
 from sat_ray.models.normalized import Normalized

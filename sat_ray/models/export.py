@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sat_ray.activations.registry import Activation
+from sat_ray.activations.module import Activation
 from sat_ray.models.copying import copied
 from sat_ray.models.pt2.archive import checked_archive
 from sat_ray.utils.import_string import first_line

@@ -7,7 +7,8 @@ use separate activation modules. Parameters, their names and their initial value
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from sat_ray.activations.registry import Activation, make_activation
+from sat_ray.activations.module import Activation
+from sat_ray.activations.registry import make_activation
 
 
 class SplitBasicBlock(BasicBlock):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sat_ray.activations.registry import Activation
+from sat_ray.activations.module import Activation
 from sat_ray.models.copying import copied
 from sat_ray.models.injection import REPLACED
 from sat_ray.utils.import_string import call, first_line, parameters, required, resolve

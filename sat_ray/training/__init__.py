@@ -4,8 +4,9 @@ The public names are loaded when they are first used, so that the settings can b
 training loop.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sat_ray.utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from sat_ray.training.loop import RunOptions, fit
@@ -22,9 +23,4 @@ _HOMES = {
     "fit": "loop",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -19,7 +19,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sat_ray.activations.registry import Activation, activation_info
+from sat_ray.activations.module import Activation
+from sat_ray.activations.registry import activation_info
 from sat_ray.attacks import PGD
 from sat_ray.data.augmentation import augment
 from sat_ray.data.pixels import to_pixels
@@ -35,7 +36,7 @@ from sat_ray.training.progressive_resizing import image_side, resize
 from sat_ray.training.settings import Problem
 from sat_ray.training.train_step import AdversarialBatch
 from sat_ray.utils.compile import compiled
-from sat_ray.utils.precision import SHORT, autocast
+from sat_ray.utils.precision import autocast, short_dtype
 from sat_ray.utils.randomness import Randomness
 
 
@@ -61,7 +62,7 @@ class InnerMaximization:
         self.layout = layout
         self.climbed = attacker
         if self.settings.attack_replays == 0:  # free training has no pass through the view
-            dtype = SHORT.get(self.settings.precision)
+            dtype = short_dtype(self.settings.precision)
             self.climbed = folded(attacker, dtype=dtype, follows=True)
         self.forward = self._callable(self.climbed)
         self.checked = False

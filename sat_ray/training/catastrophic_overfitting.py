@@ -21,12 +21,13 @@ from sat_ray.attacks import PGD
 from sat_ray.attacks.spec import AttackSpec
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.threat import ThreatModel, as_255ths
+from sat_ray.utils.errors import ReportedError
 
 STEPS = 10
 COLLAPSED_SHARE = 0.5
 
 
-class CatastrophicOverfittingError(RuntimeError):
+class CatastrophicOverfittingError(ReportedError):
     """Training collapsed more often than it may be rolled back."""
 
 

@@ -14,11 +14,12 @@ and evaluation always see whole images.
 
 from collections.abc import Sequence
 from fractions import Fraction
-
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sat_ray.training.settings import SMALLEST_SIDE, TrainingSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_resizing(settings: TrainingSettings, shape: Sequence[int]) -> None:
@@ -57,11 +58,13 @@ def image_shape(
     return (channels, *_shrunk(height, width, image_side(settings, epoch, full=min(height, width))))
 
 
-def resize(x: Tensor, side: int) -> Tensor:
+def resize(x: "Tensor", side: int) -> "Tensor":
     """Return images whose shorter side is `side`, by bilinear interpolation with antialiasing.
 
     x: (N, C, H, W) float32 in [0, 1].
     """
+    import torch.nn.functional as F  # the settings' checks need no torch
+
     height, width = x.shape[-2:]
     if side == min(height, width):
         return x

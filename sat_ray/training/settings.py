@@ -1,10 +1,10 @@
 """How a model is trained: the fields of a recipe, checked when they are set."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from sat_ray.attacks import PGD, AttackSpec
-from sat_ray.data.augmentation import AUGMENTATIONS
+from sat_ray.attacks.spec import AttackSpec
+from sat_ray.data.choices import AUGMENTATIONS
 from sat_ray.threat import ThreatModel
 from sat_ray.training.optimization.schedules import SCHEDULES
 from sat_ray.utils.bounds import (
@@ -19,6 +19,9 @@ from sat_ray.utils.bounds import (
 )
 from sat_ray.utils.names import check_name
 from sat_ray.utils.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from sat_ray.attacks.pgd import PGD
 
 OBJECTIVES = ("cross_entropy", "trades")
 SMALLEST_SIDE = 8  # pixels of the smallest images that training may begin with
@@ -154,17 +157,24 @@ class TrainingSettings:
             return self.attack_replays
         return self.attack_steps + (2 if self.objective == "trades" else 1)
 
-    def attack(self, threat_model: ThreatModel) -> PGD:
+    def attack(self, threat_model: ThreatModel) -> "PGD":
         """Build the inner maximization."""
-        step_size = self.attack_step_size
-        if step_size is None:
-            step_size = threat_model.epsilon * min(1.0, 1.5 / self.attack_steps)
+        from sat_ray.attacks.pgd import PGD
+
         return PGD(
             threat_model=threat_model,
             steps=self.attack_steps,
-            step_size=step_size,
+            step_size=self.step_size(threat_model),
             use_random_start=self.attack_random_start,
         )
+
+    def step_size(self, threat_model: ThreatModel) -> float:
+        """Return the length of one step of the inner maximization; ValueError where it is too small."""
+        step_size = self.attack_step_size
+        if step_size is None:
+            step_size = threat_model.epsilon * min(1.0, 1.5 / self.attack_steps)
+        threat_model.check_reach(steps=self.attack_steps, step_size=step_size)
+        return step_size
 
     def validation_attacks(
         self, threat_model: ThreatModel, *, num_classes: int

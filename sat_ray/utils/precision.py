@@ -6,20 +6,23 @@ Images, perturbations, weights and losses stay float32 either way; so do validat
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-
-import torch
+from typing import TYPE_CHECKING
 
 from sat_ray.utils.names import check_name
 
+if TYPE_CHECKING:
+    import torch
+
 PRECISIONS = ("float32", "bf16")  # of training
-SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _BEFORE_BF16 = re.compile(
     r"\b(K80|M60|P4|P40|P100|V100|T4)\b", re.IGNORECASE
 )  # GPUs of clouds, older than Ampere
 
 
-def check_precision(precision: str, device: torch.device) -> None:
+def check_precision(precision: str, device: "torch.device") -> None:
     """Raise ValueError where a device cannot compute in this precision. On a CPU bf16 is right but may be slow."""
+    import torch
+
     check_name(precision, PRECISIONS, field="training.precision")
     if precision == "float32" or device.type == "cpu":
         return
@@ -45,6 +48,8 @@ def exact_float32() -> Iterator[None]:
     On a GPU, torch would let convolutions round their factors to TF32's 10 bits and choose kernels that add up in any order. What the
     caller had set is put back.
     """
+    import torch
+
     cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -56,8 +61,17 @@ def exact_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(products)
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+def short_dtype(precision: str) -> "torch.dtype | None":
+    """Return the dtype of bf16 and fp16; None for float32."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def autocast(precision: str, device: "torch.device") -> AbstractContextManager[object]:
     """Return the context in which models are called."""
     if precision == "float32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=SHORT[precision])
+    import torch
+
+    return torch.autocast(device.type, dtype=short_dtype(precision))

@@ -20,7 +20,8 @@ from sat_ray.data.images import (
     header,
     opened,
 )
-from sat_ray.data.shards.dataset import MANIFEST, SCHEMA_VERSION, verify, write_test_split
+from sat_ray.data.shards.dataset import verify, write_test_split
+from sat_ray.data.shards.manifest import MANIFEST, SCHEMA_VERSION
 from sat_ray.data.sources.base import LayoutError
 from sat_ray.data.sources.image_folder import Found, class_files, split_folders
 from sat_ray.data.sources.npz import read_npz

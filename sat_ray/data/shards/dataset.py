@@ -17,25 +17,25 @@ from torch import Tensor
 from sat_ray.data.images import Storing
 from sat_ray.data.pixels import too_dark
 from sat_ray.data.shards.changes import note_source, stamped
-from sat_ray.data.shards.manifest import ENTRY, fault
+from sat_ray.data.shards.manifest import (
+    ENTRY,
+    MANIFEST,
+    REMEDY,
+    SCHEMA_VERSION,
+    CorruptShardError,
+    read_manifest,
+)
 from sat_ray.data.shards.parquet import as_split, check_shape, shard_bytes
 from sat_ray.data.shards.writer import PLAN, ShardTask, shard_tasks, write_shard
 from sat_ray.data.sources.base import Listing, Source
-from sat_ray.data.split import SPLITS, Split
-from sat_ray.storage.sealed import read_perhaps_sealed, sealed
+from sat_ray.data.split import Split
+from sat_ray.data.split_ids import SPLITS
+from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
-from sat_ray.utils.serialization import json_bytes
 
-SCHEMA_VERSION = 2
-MANIFEST = "manifest.json"
 VERIFIED_BYTES = 256 * 1024**2  # about a second of reading and hashing
-REMEDY = "restore the file, or move the dataset folder away and run pipelines/prepare.py again"
 Part = dict[str, Any]
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, ids
-
-
-class CorruptShardError(ValueError):
-    """A shard is missing or is not what the manifest says, or the manifest itself is damaged."""
 
 
 def _write_shards(
@@ -196,27 +196,6 @@ def _bright_enough(blocks: Iterable[Block], *, what: str) -> Iterator[Block]:
         yield block
     if brightest <= 1:
         raise ValueError(too_dark(brightest, what=what))
-
-
-def manifest_hash(manifest: dict[str, Any]) -> str:
-    """Return the content hash of a dataset: it covers every shard's checksum."""
-    return hashlib.sha256(json_bytes(manifest)).hexdigest()
-
-
-def read_manifest(storage: Storage) -> dict[str, Any]:
-    """Read what a dataset says about itself; CorruptShardError names the file where it is damaged, changed or of another schema version."""
-    place = storage.full(MANIFEST)
-    try:
-        manifest = read_perhaps_sealed(storage, MANIFEST)
-    except ValueError as error:
-        raise CorruptShardError(f"{place} {error}; {REMEDY}") from None
-    if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
-        raise CorruptShardError(
-            f"{place} has schema version {version}; this version reads {SCHEMA_VERSION}"
-        )
-    if found := fault(manifest):
-        raise CorruptShardError(f"{place}: {found}; {REMEDY}")
-    return manifest
 
 
 def read_split(storage: Storage, split: str) -> Split:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sat_ray.data.images import Place
 from sat_ray.data.sources.download import cache_folder, fetch
-from sat_ray.data.split import by_hash, split_by_hash, split_officially
+from sat_ray.data.split_ids import by_hash, split_by_hash, split_officially
 from sat_ray.storage.s3_path import Folder, RemotePath, folder_at
 
 SHARE = 0.1  # of the images, held out for each split that a folder of images does not come with

@@ -14,18 +14,6 @@ Padding is torchvision's symmetric one, not TensorFlow's "SAME"; parameters and 
 from torch import nn
 from torchvision.models.efficientnet import EfficientNet, MBConv, MBConvConfig
 
-# Tan and Le 2019 (B0 to B7) and the SAT release (L1): width, depth, input pixels
-SCALES: dict[str, tuple[float, float, int]] = {
-    "efficientnet_b0": (1.0, 1.0, 224),
-    "efficientnet_b1": (1.0, 1.1, 240),
-    "efficientnet_b2": (1.1, 1.2, 260),
-    "efficientnet_b3": (1.2, 1.4, 300),
-    "efficientnet_b4": (1.4, 1.8, 380),
-    "efficientnet_b5": (1.6, 2.2, 456),
-    "efficientnet_b6": (1.8, 2.6, 528),
-    "efficientnet_b7": (2.0, 3.1, 600),
-    "efficientnet_l1": (3.9, 3.7, 600),
-}
 # expansion, kernel, stride, channels in, channels out, blocks: table 1 of Tan and Le 2019
 _STAGES = (
     (1, 3, 1, 32, 16, 1),

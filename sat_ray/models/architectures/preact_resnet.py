@@ -12,13 +12,6 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torchvision.models.resnet import conv1x1, conv3x3
 
-# channels of the first convolution, channels of each group, blocks in a group
-PREACT: dict[str, tuple[int, tuple[int, ...], int]] = {
-    "preact_resnet18": (64, (64, 128, 256, 512), 2),
-    "wide_resnet28_10": (16, (160, 320, 640), 4),
-    "wide_resnet34_10": (16, (160, 320, 640), 5),
-}
-
 
 class PreActBlock(nn.Module):
     """Two 3 x 3 convolutions, each after BatchNorm and activation. x: (N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sat_ray.activations.registry import Activation
+from sat_ray.activations.module import Activation
 from sat_ray.training.settings import TrainingSettings
 
 
