@@ -19,7 +19,7 @@ from sat_ray.data.split import Split
 from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.integrations.command_line.preflight import check_own_parts, export_warnings, own_names
-from sat_ray.models import ModelSpec, check_own_model, model_from_spec, view
+from sat_ray.models import ModelSpec, check_user_defined_model, model_from_spec, view
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ModelSettings, SearchSettings
 from sat_ray.sweep.plan import dataset_uri, evaluation_tasks, training_job
@@ -137,7 +137,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_a_network_that_cannot_be_trained_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ValueError) as error:
-        check_own_model(
+        check_user_defined_model(
             ModelSpec(
                 name=f"own_parts:{name}", activation="silu", in_channels=1, mean=(0.5,), std=(0.5,)
             ),
@@ -150,7 +150,7 @@ def test_a_network_that_cannot_be_trained_is_refused_in_one_line(name: str) -> N
     "name", ["old_weight_norm", "keeps_features", "drops_out", "holds_a_lock", "branches"]
 )
 def test_a_network_of_an_odd_kind_that_can_be_trained_is_accepted(name: str) -> None:
-    check_own_model(
+    check_user_defined_model(
         ModelSpec(
             name=f"own_parts:{name}", activation="silu", in_channels=1, mean=(0.5,), std=(0.5,)
         ),

@@ -18,7 +18,7 @@ from sat_ray.data.shards.convert import prepared
 from sat_ray.data.shards.dataset import read_split, write_dataset
 from sat_ray.data.sources import npz
 from sat_ray.data.sources.registry import DATASETS, Listing, Source, dataset_source
-from sat_ray.data.sources.user_defined import counted, own_source
+from sat_ray.data.sources.user_defined import counted, user_defined_source
 from sat_ray.integrations import stages
 from sat_ray.integrations.command_line.driver import sweep_of
 from sat_ray.integrations.command_line.parsing import parse
@@ -181,7 +181,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     yield path
     sys.modules.pop("changing_data", None)
-    own_source.cache_clear()
+    user_defined_source.cache_clear()
 
 
 def test_a_function_that_returns_other_images_is_noticed(module: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def _preact_net(spec: ModelSpec) -> nn.Module:
 
 def _net(spec: ModelSpec) -> nn.Module:
     if is_reference(spec.name):
-        return own_net(spec)
+        return user_defined_net(spec)
     if spec.name in SCALES:
         return _efficient_net(spec)
     if spec.name in PREACT:
@@ -102,7 +102,7 @@ def model_from_spec(spec: ModelSpec, *, seed: int | None = None) -> Normalized:
 
 
 @functools.cache
-def check_own_model(
+def check_user_defined_model(
     spec: ModelSpec, shape: tuple[int, ...], smaller: tuple[tuple[int, ...], ...] = ()
 ) -> None:
     """Build a network of the user's own and raise ValueError, in one line, where it cannot be trained; others pass unseen.
@@ -163,7 +163,7 @@ def build_model(
     return model_from_spec(spec, seed=seed)
 
 
-def own_net(spec: "ModelSpec") -> nn.Module:
+def user_defined_net(spec: "ModelSpec") -> nn.Module:
     """Build the network of a spec; ValueError where the function fails or returns something else."""
     taken = read_net(spec.name, field="model")
     offered = {

@@ -168,10 +168,10 @@ def _listing(root: Folder, parts: dict[str, Found]) -> Listing:
     labels: list[int] = []
     held_out: dict[str, np.ndarray] = {}
     for split, files in parts.items():
-        if foreign := sorted({name for name, _ in files} - index.keys()):
-            shown = ", ".join(map(printable, foreign[:3]))
+        if unknown := sorted({name for name, _ in files} - index.keys()):
+            shown = ", ".join(map(printable, unknown[:3]))
             raise LayoutError(
-                f"{split}/ has classes that train/ has not: {shown}{_spelling(foreign[0], classes)}"
+                f"{split}/ has classes that train/ has not: {shown}{_spelling(unknown[0], classes)}"
             )
         if split != "train":
             held_out[split] = np.arange(len(places), len(places) + len(files))

@@ -39,9 +39,9 @@ def list_imagenet(path: Folder) -> Listing:
     val = sorted(_val(path), key=lambda one: one[1].name)
     classes = sorted({name for name, _ in train})
     index = {name: number for number, name in enumerate(classes)}
-    if foreign := sorted({name for name, _ in val} - index.keys()):
+    if unknown := sorted({name for name, _ in val} - index.keys()):
         raise LayoutError(
-            f"validation images have classes that train has not: {', '.join(foreign[:3])}"
+            f"validation images have classes that train has not: {', '.join(unknown[:3])}"
         )
     both = train + val
     labels = np.array([index[name] for name, _ in both], dtype=np.int64)

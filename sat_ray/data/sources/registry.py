@@ -6,7 +6,7 @@ from sat_ray.data.sources import cifar, idx
 from sat_ray.data.sources.base import LayoutError, Listing, Raw, Source
 from sat_ray.data.sources.image_folder import IMAGE_FOLDER_LAYOUT, list_image_folder
 from sat_ray.data.sources.imagenet import IMAGENET_LAYOUT, list_imagenet
-from sat_ray.data.sources.user_defined import NPZ_LAYOUT, own_source, read_npz_file
+from sat_ray.data.sources.user_defined import NPZ_LAYOUT, read_npz_file, user_defined_source
 from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.names import check_name
 
@@ -131,5 +131,5 @@ DATASETS: dict[str, Source] = {source.name: source for source in _ENTRIES}
 def dataset_source(name: str) -> Source:
     """Look a dataset up, here or, as module:name, in the user's code; ValueError suggests the closest names."""
     if is_reference(name):
-        return own_source(name)
+        return user_defined_source(name)
     return DATASETS[check_name(name, DATASETS, field="data.dataset")]

@@ -29,7 +29,7 @@ ALLOWED = f"a Source, or a function without arguments (or with path) that return
 
 
 @functools.cache
-def own_source(name: str) -> Source:
+def user_defined_source(name: str) -> Source:
     """Import a dataset of the user's own; its images are read when they are needed. ValueError in one line."""
     found, what = resolve(name, what="data.dataset"), f"data.dataset {name}"
     if isinstance(found, Source):

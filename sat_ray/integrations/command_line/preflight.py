@@ -8,7 +8,7 @@ from sat_ray.activations.registry import make_activation
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.sources.user_defined import opened
 from sat_ray.evaluation.low_precision.surrogate import check_gradient, emulated
-from sat_ray.models import ModelSpec, check_own_model, model_from_spec
+from sat_ray.models import ModelSpec, check_user_defined_model, model_from_spec
 from sat_ray.models.export import NotExportedError, check_exportable
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
@@ -143,7 +143,9 @@ def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> 
         for one in (config.training, config.trial_training())
         for epoch in range(one.epochs)
     )
-    check_own_model(spec, shape, tuple(size for size in dict.fromkeys(sizes) if size != shape))
+    check_user_defined_model(
+        spec, shape, tuple(size for size in dict.fromkeys(sizes) if size != shape)
+    )
 
 
 def _spec_of_trial(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> ModelSpec:
