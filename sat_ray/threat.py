@@ -1,4 +1,6 @@
-"""The allowed set of perturbations: S(x) = { x' : ||x' - x||_p <= epsilon } intersected with the pixel box [0, 1].
+"""The allowed set of perturbations.
+
+    S(x) = { x' : ||x' - x||_p <= epsilon } intersected with the pixel box [0, 1]
 
 Symbols: p -> norm, epsilon -> epsilon. Everything lives in [0, 1] pixels, before any normalisation.
 """
@@ -78,8 +80,9 @@ class ThreatModel:
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return an allowed point near `x_adv`; allowed points come back bit for bit.
 
-        x_adv, x: (N, C, H, W) float32, x in [0, 1]. For linf it is the nearest one. For l2 the ball comes first and the box last, which
-        is allowed (the box can only shorten the perturbation) but not always the nearest.
+        x_adv, x: (N, C, H, W) float32, x in [0, 1]. For linf it is the nearest one. For l2 the ball
+        comes first and the box last, which is allowed (the box can only shorten the perturbation)
+        but not always the nearest.
         """
         if self.norm == "linf":
             return x_adv.maximum(x - self.epsilon).minimum(x + self.epsilon).clamp(0.0, 1.0)
@@ -90,7 +93,8 @@ class ThreatModel:
     def random_start(self, x: Tensor, rng: Randomness, *, step: int | Tensor = 0) -> Tensor:
         """Draw a start for each image, uniform in the ball, then clipped into the box.
 
-        x: (N, C, H, W) float32 in [0, 1]; rng: one stream per image of x; step: counter that separates draws (an epoch, say).
+        x: (N, C, H, W) float32 in [0, 1]; rng: one stream per image of x; step: counter that
+        separates draws (an epoch, say).
         """
         shape = x.shape[1:]
         if self.norm == "linf":
@@ -107,7 +111,10 @@ class ThreatModel:
         return self.project(x + delta, x)
 
     def steepest_ascent(self, gradient: Tensor) -> Tensor:
-        """Return the unit step that increases the loss fastest: sign(g) for linf, g / ||g|| for l2 (0 where g is 0)."""
+        """Return the unit step that increases the loss fastest.
+
+        It is sign(g) for linf and g / ||g|| for l2 (0 where g is 0).
+        """
         if self.norm == "linf":
             # sign(NaN) is 0: the image would freeze and look robust
             return gradient.where(gradient.isnan(), gradient.sign())

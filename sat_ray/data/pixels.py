@@ -15,5 +15,5 @@ def to_pixels(images: "Tensor") -> "Tensor":
 
 
 def too_dark(brightest: int, *, what: str) -> str:
-    """Say why images without a pixel above 1 are refused: most likely they were scaled to [0, 1]."""
+    """Return why images without a pixel above 1 are refused: most likely they were scaled."""
     return f"{what}: no pixel is above {brightest}; allowed: 0 to 255, so multiply images of 0 and 1 by 255"

@@ -17,7 +17,10 @@ def by_hash(name: str, ids: Iterable[int]) -> np.ndarray:
 
 
 def split_by_hash(name: str, count: int, *, test: int, val: int) -> dict[str, np.ndarray]:
-    """Assign image ids to splits by their hash: the first `test` are the test split, the next `val` the val split."""
+    """Assign image ids to splits by their hash.
+
+    The first `test` are the test split, the next `val` the val split.
+    """
     if not 0 < test + val < count:
         raise ValueError(
             f"test {test} + val {val} images; allowed: fewer than the {count} of {name}"
@@ -33,9 +36,12 @@ def split_by_hash(name: str, count: int, *, test: int, val: int) -> dict[str, np
 def split_officially(
     name: str, count: int, held_out: Mapping[str, np.ndarray], *, val: int
 ) -> dict[str, np.ndarray]:
-    """Keep the splits that a dataset comes with; where it has no val split, take `val` of its train images by their hash.
+    """Return the official splits of a dataset.
 
-    held_out: image ids of "test" and, if there is one, "val". Raises ValueError where nothing would be left to train on.
+    Where it has no val split, `val` of its train images are taken by their hash.
+
+    held_out: image ids of "test" and, if there is one, "val". Raises ValueError where nothing would
+    be left to train on.
     """
     taken = np.concatenate(list(held_out.values()))
     rest = np.setdiff1d(np.arange(count), taken)

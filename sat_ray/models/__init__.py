@@ -1,4 +1,4 @@
-"""Models on [0, 1] pixels with any registered activation, and second views over their parameters."""
+"""Models on [0, 1] pixels with any registered activation, and views of them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,7 @@
-"""The only place with mean and std: [0, 1] pixels go in, so that epsilon is measured in pixels everywhere else."""
+"""The only place with mean and std: [0, 1] pixels go in.
+
+So epsilon is measured in pixels everywhere else.
+"""
 
 from collections.abc import Sequence
 
@@ -46,7 +49,7 @@ class Normalized(nn.Module):
         return logits
 
     def _require_channels(self, found: int) -> None:
-        """Raise ValueError for another number of channels: one would be broadcast over all means."""
+        """Raise ValueError for another number of channels; one channel would be broadcast."""
         expected = self.mean.shape[1]
         if found != expected:
             raise ValueError(

@@ -34,7 +34,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def check_model_name(name: str, *, field: str) -> None:
-    """Raise ValueError where a name is neither a model here nor a `module:function` that can be called as one."""
+    """Raise ValueError where a name is no model and no `module:function` that builds one."""
     if is_reference(name):
         from sat_ray.models.user_defined import read_net
 
@@ -59,12 +59,14 @@ def check_zero_gamma(name: str, zero_gamma: bool) -> None:
 class ModelSpec:
     """Everything that determines a model but its weights; it travels in the checkpoint as JSON.
 
-    name: one of `MODELS`, or `module:function` of the user's own (see `sat_ray.models.user_defined`);
-    stem: of residual networks "imagenet" (7 x 7 stride 2 and max-pooling) or "small" (3 x 3 stride 1, for images of 32 pixels), of
-    EfficientNets the stride of the first convolution, 2 or 1; preact_resnet18, wide_resnet28_10, wide_resnet34_10 and small_resnet are
-    made for small images and have no other stem; width: channels of the first layer of small_resnet or of
-    an own network that takes it, ignored elsewhere; mean, std: per
-    channel in [0, 1] pixels; zero_gamma: start the last BatchNorm of each block with a shortcut at 0.
+    name: one of `MODELS`, or `module:function` of the user's own (see
+    `sat_ray.models.user_defined`); stem: of residual networks "imagenet" (7 x 7 stride 2 and
+    max-pooling) or "small" (3 x 3 stride 1, for images of 32 pixels), of EfficientNets the stride
+    of the first convolution, 2 or 1; preact_resnet18, wide_resnet28_10, wide_resnet34_10 and
+    small_resnet are made for small images and have no other stem; width: channels of the first
+    layer of small_resnet or of an own network that takes it, ignored elsewhere; mean, std: per
+    channel in [0, 1] pixels; zero_gamma: start the last BatchNorm of each block with a shortcut at
+    0.
     """
 
     name: str
@@ -107,7 +109,9 @@ def require_spread(std: Sequence[float]) -> None:
 def check_attacker_activation(
     activation: str, alpha: float | None, attacker_activation: str, attacker_alpha: float | None
 ) -> None:
-    """Refuse an attacker whose forward pass is not the model's: its images would be adversarial for another network.
+    """Raise ValueError for an attacker whose forward pass is not the model's.
+
+    Its images would be adversarial for another network.
 
     Raises ValueError naming the legal choices.
     """

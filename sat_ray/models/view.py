@@ -1,6 +1,9 @@
-"""A view: a second module tree over the same parameters and buffers, with other activations and its own train/eval flag.
+"""A view: a second module tree over the same parameters and buffers.
 
-The attacker differentiates through a view. Nothing is toggled on the model that trains, and nothing needs to be put back.
+It has other activations and a train/eval flag of its own.
+
+The attacker differentiates through a view. Nothing is toggled on the model that trains, and nothing
+needs to be put back.
 """
 
 from torch import nn
@@ -42,10 +45,13 @@ def _alias(parameter: nn.Parameter | None, memo: dict[int, object]) -> nn.Parame
 def view(
     model: nn.Module, activation: str | None = None, *, alpha: float | None = None
 ) -> nn.Module:
-    """Return a view of `model` in inference mode whose parameters are frozen aliases of the model's.
+    """Return a view of `model` in inference mode.
 
-    activation: what the view uses, None for the model's own (a learned alpha is then shared). Make it after device, dtype and memory
-    layout are settled. Raises ValueError where the view's forward pass would differ from the model's.
+    Its parameters are frozen aliases of the model's.
+
+    activation: what the view uses, None for the model's own (a learned alpha is then shared). Make
+    it after device, dtype and memory layout are settled. Raises ValueError where the view's forward
+    pass would differ from the model's.
     """
     replace = None
     if activation is not None:

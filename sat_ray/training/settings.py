@@ -169,7 +169,7 @@ class TrainingSettings:
         )
 
     def step_size(self, threat_model: ThreatModel) -> float:
-        """Return the length of one step of the inner maximization; ValueError where it is too small."""
+        """Return the length of one step of the attack; ValueError where it is too small."""
         step_size = self.attack_step_size
         if step_size is None:
             step_size = threat_model.epsilon * min(1.0, 1.5 / self.attack_steps)

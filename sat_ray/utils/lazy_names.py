@@ -1,4 +1,7 @@
-"""Public names of a package that are loaded when they are first used, so that its light modules can be imported alone."""
+"""Public names of a package that are loaded when they are first used.
+
+So its light modules can be imported alone.
+"""
 
 import importlib
 import sys
@@ -8,7 +11,7 @@ from typing import Any
 
 
 class _Package(ModuleType):
-    """A package of whose modules some have the name of a function that they hold, as `attacks.pgd` has.
+    """A package with a module that has the name of a function in it, as `attacks.pgd` has.
 
     Python sets a module as an attribute of its package when it is imported. Here the public name
     stays the function's; `_homes` holds the public names.
@@ -20,7 +23,10 @@ class _Package(ModuleType):
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a package. homes: the module, within the package, of each public name."""
+    """Return the `__getattr__` of a package.
+
+    homes: the module, within the package, of each public name.
+    """
 
     def load(name: str) -> Any:
         if name not in homes:

@@ -1,6 +1,9 @@
-"""Numbers of passes: float32, or bfloat16 where autocast allows it; for gradients of an attack also float16.
+"""Precision of passes: float32, or bfloat16 where autocast allows it.
 
-Images, perturbations, weights and losses stay float32 either way; so do validation and every verdict.
+Gradients of an attack may also be float16.
+
+Images, perturbations, weights and losses stay float32 either way; so do validation and every
+verdict.
 """
 
 import re
@@ -20,7 +23,10 @@ _BEFORE_BF16 = re.compile(
 
 
 def check_precision(precision: str, device: "torch.device") -> None:
-    """Raise ValueError where a device cannot compute in this precision. On a CPU bf16 is right but may be slow."""
+    """Raise ValueError where a device cannot compute in this precision.
+
+    On a CPU bf16 is right but may be slow.
+    """
     import torch
 
     check_name(precision, PRECISIONS, field="training.precision")
@@ -34,7 +40,10 @@ def check_precision(precision: str, device: "torch.device") -> None:
 
 
 def check_accelerator(precision: str, accelerator: str) -> None:
-    """Raise ValueError where the name of a GPU tells that it cannot compute in this precision, before any node is asked for."""
+    """Raise ValueError where the name of a GPU shows that it cannot compute in this precision.
+
+    So it is known before any node is requested.
+    """
     if precision == "bf16" and _BEFORE_BF16.search(accelerator):
         raise ValueError(
             f"training.precision is bf16, which resources.accelerator {accelerator} does not support; allowed there: float32"
@@ -43,10 +52,10 @@ def check_accelerator(precision: str, accelerator: str) -> None:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Let float32 be float32, with the same bits every time, as verdicts need it; usable as a decorator.
+    """Compute float32 exactly, with the same bits every time; usable as a decorator.
 
-    On a GPU, torch would let convolutions round their factors to TF32's 10 bits and choose kernels that add up in any order. What the
-    caller had set is put back.
+    On a GPU, torch would let convolutions round their factors to TF32's 10 bits and choose kernels
+    that add up in any order. What the caller had set is put back.
     """
     import torch
 

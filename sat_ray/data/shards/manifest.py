@@ -19,7 +19,10 @@ class CorruptShardError(ValueError):
 
 
 def fault(manifest: Any) -> str:
-    """Return what is wrong with a manifest as it was read from JSON: field, value and what is allowed; "" where nothing is."""
+    """Return what is wrong with a manifest as it was read from JSON; "" where nothing is.
+
+    The text names the field, what it must be, and the value.
+    """
     shape, names, splits, shards = (
         manifest.get(field) for field in ("shape", "class_names", "splits", "shards")
     )
@@ -81,7 +84,11 @@ def manifest_hash(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(storage: Storage) -> dict[str, Any]:
-    """Read what a dataset says about itself; CorruptShardError names the file where it is damaged, changed or of another schema version."""
+    """Read the manifest of a dataset.
+
+    Raises CorruptShardError naming the file where it is damaged, changed or of another schema
+    version.
+    """
     place = storage.full(MANIFEST)
     try:
         manifest = read_perhaps_sealed(storage, MANIFEST)
