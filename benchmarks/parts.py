@@ -8,7 +8,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from sat_ray.data.sources.registry import Raw, dataset_source
-from sat_ray.data.split import Split, split_by_hash
+from sat_ray.data.split import Split
+from sat_ray.data.split_ids import split_by_hash
 from sat_ray.models import ModelSpec, Normalized
 from sat_ray.models.injection import inject_activation
 

@@ -34,8 +34,8 @@ from parts import batch_of
 from steps import THREAT_MODEL, OperationCounter, Plain, Size, Textbook
 
 from sat_ray.data.split import Split
-from sat_ray.training.loop import EpochReport, fit
-from sat_ray.training.parallel.process_group import World
+from sat_ray.training.loop import EpochReport, RunOptions, fit
+from sat_ray.training.parallel.process_group import ProcessGroup
 
 FULL = Size(width=64, images=64, steps=4, rounds=7)
 QUICK = Size(width=32, images=64, steps=2, rounds=7)
@@ -44,13 +44,13 @@ GPU_IMAGES, GPU_STEPS = 256, 8  # of a step, and in one timed sample
 
 
 def reports_of(
-    size: Size, train: Split, *, world: World | None = None, compiled: bool = False
+    size: Size, train: Split, *, process_group: ProcessGroup | None = None, compiled: bool = False
 ) -> Iterator[EpochReport]:
     """Start the real training; each report is one sample."""
-    world = world or World()
+    process_group = process_group or ProcessGroup()
     model, settings = (
         size.hardware.build(width=size.width),
-        size.settings(workers=world.size, compiled=compiled),
+        size.settings(workers=process_group.size, compiled=compiled),
     )
     return fit(
         model,
@@ -58,7 +58,7 @@ def reports_of(
         train.take(slice(0, size.images)),
         settings=settings,
         threat_model=THREAT_MODEL,
-        world=world,
+        options=RunOptions(process_group=process_group),
     )
 
 
@@ -157,22 +157,22 @@ def _worker(rank: int, folder: str, size: Size) -> None:
     """Train alone (rank 0, the other waits) and together, in turn; rank 0 writes the images per second of both."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, about an argument of DDP
-    world = World(rank=rank, size=2)
+    group = ProcessGroup(rank=rank, size=2)
     if size.hardware.on_gpu:
         torch.cuda.set_device(rank)
-        world = replace(world, device=f"cuda:{rank}")
-        size = replace(size, hardware=replace(size.hardware, device=world.device))
+        group = replace(group, device=f"cuda:{rank}")
+        size = replace(size, hardware=replace(size.hardware, device=group.device))
     backend = "nccl" if size.hardware.on_gpu else "gloo"
     dist.init_process_group(
         backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
     train = batch_of(size.hardware.images()["train"], 2 * size.images * size.steps)
     alone = reports_of(size, train.take(slice(0, size.images * size.steps)))
-    together = reports_of(size, train, world=world)
+    together = reports_of(size, train, process_group=group)
 
     def sample(reports: Iterator[EpochReport], *, take_part: bool) -> float:
         rate = next(reports).metrics["throughput/images_per_second"] if take_part else 0.0
-        world.barrier()
+        group.barrier()
         return rate
 
     cases = {

@@ -21,7 +21,10 @@ MODEL_JSON, MODEL_WEIGHTS = "model.json", "model.safetensors"
 def save_model(
     storage: Storage, weights: dict[str, Tensor], *, spec: ModelSpec, about: dict[str, Any]
 ) -> str:
-    """Write a model into a folder and return the sha256 of its weights. about: anything worth knowing, as JSON."""
+    """Write a model into a folder and return the sha256 of its weights.
+
+    about: anything worth knowing, as JSON.
+    """
     data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()})
     digest = sha256(data)
     storage.write(MODEL_WEIGHTS, data)
@@ -35,7 +38,7 @@ def save_model(
 
 
 def read_description(storage: Storage) -> dict[str, Any]:
-    """Return what the model.json of a checkpoint's folder says: `spec`, `sha256` of the weights, `about`.
+    """Return what model.json says: `spec`, `sha256` of the weights, `about`.
 
     Raises FileNotFoundError where there is none, ValueError where it is damaged or was changed.
     """

@@ -1,16 +1,22 @@
-"""The allowed set of perturbations: S(x) = { x' : ||x' - x||_p <= epsilon } intersected with the pixel box [0, 1].
+"""The allowed set of perturbations.
+
+    S(x) = { x' : ||x' - x||_p <= epsilon } intersected with the pixel box [0, 1]
 
 Symbols: p -> norm, epsilon -> epsilon. Everything lives in [0, 1] pixels, before any normalisation.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from fractions import Fraction
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sat_ray.utils.bounds import StepSize, fault, shown
-from sat_ray.utils.randomness import Randomness
+
+if TYPE_CHECKING:  # the settings need no torch; the geometry uses the methods of its tensors
+    from torch import Tensor
+
+    from sat_ray.utils.randomness import Randomness
 
 NORMS = ("linf", "l2")
 TOLERANCE = 1e-6  # float32 rounding of x + delta near 1 is 6e-8; ten of those fit easily
@@ -27,6 +33,10 @@ def as_255ths(value: float) -> str:
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *([1] * (like.dim() - 1)))
+
+
+def _or_one(values: Tensor) -> Tensor:
+    return values.where(values > 0, values.new_ones(values.shape))
 
 
 @dataclass(frozen=True)
@@ -57,24 +67,34 @@ class ThreatModel:
     def __str__(self) -> str:
         return f"{self.norm} {as_255ths(self.epsilon)}"
 
+    def check_reach(self, *, steps: int, step_size: float) -> None:
+        """Raise ValueError where so many steps of a size cannot reach the edge of the ball."""
+        reach = steps * step_size
+        if reach < self.epsilon * (1 - 1e-9):
+            raise ValueError(
+                f"steps * step_size is {as_255ths(reach)}, less than epsilon "
+                f"{as_255ths(self.epsilon)}: the edge of the ball is out of reach; allowed: step_size "
+                f">= {as_255ths(self.epsilon / steps)} at {steps} steps, or more steps"
+            )
+
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return an allowed point near `x_adv`; allowed points come back bit for bit.
 
-        x_adv, x: (N, C, H, W) float32, x in [0, 1]. For linf it is the nearest one. For l2 the ball comes first and the box last, which
-        is allowed (the box can only shorten the perturbation) but not always the nearest.
+        x_adv, x: (N, C, H, W) float32, x in [0, 1]. For linf it is the nearest one. For l2 the ball
+        comes first and the box last, which is allowed (the box can only shorten the perturbation)
+        but not always the nearest.
         """
         if self.norm == "linf":
-            return torch.minimum(torch.maximum(x_adv, x - self.epsilon), x + self.epsilon).clamp(
-                0.0, 1.0
-            )
+            return x_adv.maximum(x - self.epsilon).minimum(x + self.epsilon).clamp(0.0, 1.0)
         distance = _per_image(self.distance(x_adv, x), x)
         shrunk = x + (x_adv - x) * (self.epsilon * (1 - 2e-7) / distance.clamp_min(1e-30))
-        return torch.where(distance <= self.epsilon, x_adv, shrunk).clamp(0.0, 1.0)
+        return x_adv.where(distance <= self.epsilon, shrunk).clamp(0.0, 1.0)
 
     def random_start(self, x: Tensor, rng: Randomness, *, step: int | Tensor = 0) -> Tensor:
         """Draw a start for each image, uniform in the ball, then clipped into the box.
 
-        x: (N, C, H, W) float32 in [0, 1]; rng: one stream per image of x; step: counter that separates draws (an epoch, say).
+        x: (N, C, H, W) float32 in [0, 1]; rng: one stream per image of x; step: counter that
+        separates draws (an epoch, say).
         """
         shape = x.shape[1:]
         if self.norm == "linf":
@@ -91,20 +111,18 @@ class ThreatModel:
         return self.project(x + delta, x)
 
     def steepest_ascent(self, gradient: Tensor) -> Tensor:
-        """Return the unit step that increases the loss fastest: sign(g) for linf, g / ||g|| for l2 (0 where g is 0)."""
+        """Return the unit step that increases the loss fastest.
+
+        It is sign(g) for linf and g / ||g|| for l2 (0 where g is 0).
+        """
         if self.norm == "linf":
-            return torch.where(
-                gradient.isnan(), gradient, gradient.sign()
-            )  # sign(NaN) is 0: the image would freeze and look robust
+            # sign(NaN) is 0: the image would freeze and look robust
+            return gradient.where(gradient.isnan(), gradient.sign())
         # scaling by the largest entry first keeps tiny gradients from vanishing when they are squared
         scale = gradient.flatten(1).abs().amax(dim=1)
-        scaled = gradient / _per_image(
-            torch.where(scale > 0, scale, torch.ones_like(scale)), gradient
-        )
+        scaled = gradient / _per_image(_or_one(scale), gradient)
         length = scaled.flatten(1).norm(dim=1)
-        return scaled / _per_image(
-            torch.where(length > 0, length, torch.ones_like(length)), gradient
-        )
+        return scaled / _per_image(_or_one(length), gradient)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return the norm of each image's perturbation, (N,) float32 in [0, 1] pixels."""

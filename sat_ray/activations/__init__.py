@@ -1,8 +1,9 @@
 """Activations: the registry, their arithmetic, and the user's own."""
 
+from typing import TYPE_CHECKING
+
 from sat_ray.activations.registry import (
     ACTIVATIONS,
-    Activation,
     ActivationInfo,
     activation_info,
     alpha_text,
@@ -10,6 +11,10 @@ from sat_ray.activations.registry import (
     display_name,
     make_activation,
 )
+from sat_ray.utils.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from sat_ray.activations.module import Activation
 
 __all__ = [
     "ACTIVATIONS",
@@ -21,3 +26,5 @@ __all__ = [
     "display_name",
     "make_activation",
 ]
+
+__getattr__ = lazy_names(__name__, {"Activation": "module"})

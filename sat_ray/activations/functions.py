@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Alpha = float | Tensor | None
+Function = Callable[[Tensor, Alpha], Tensor]
 _SOFTPLUS_THRESHOLD = 50.0  # F.softplus is linear above beta * x = threshold; at 50 the neglected exp(-50) is below float64 rounding
 
 # the largest alpha x of smoothrelu: beyond it the result is that of infinity, and nothing overflows
@@ -243,3 +244,54 @@ def _gated_slope(x: Tensor, alpha: Alpha, kind: str) -> Tensor:
 def softplus(x: Tensor, alpha: Alpha) -> Tensor:
     """Return log(1 + exp(alpha x)) / alpha."""
     return F.softplus(x, beta=number(alpha), threshold=_SOFTPLUS_THRESHOLD)
+
+
+def softplus_slope(x: Tensor, alpha: Alpha) -> Tensor:
+    """Return sigmoid(alpha x)."""
+    return torch.sigmoid(number(alpha) * x)
+
+
+def elu_slope(x: Tensor, alpha: Alpha) -> Tensor:
+    """Return 1 for x >= 0, alpha exp(x) below."""
+    below = number(alpha) * torch.exp(x.clamp_max(0))
+    return torch.where(x >= 0, torch.ones_like(x), below)
+
+
+def celu_slope(x: Tensor, alpha: Alpha) -> Tensor:
+    """Return 1 for x >= 0, exp(x / alpha) below."""
+    below = torch.exp(x.clamp_max(0) / number(alpha))
+    return torch.where(x >= 0, torch.ones_like(x), below)
+
+
+FUNCTIONS: dict[str, Function] = {
+    "relu": lambda x, alpha: F.relu(x),
+    "parametric_softplus": softplus,
+    "softplus": lambda x, alpha: softplus(x, 1.0),
+    "silu": silu,
+    "silu_learned": silu,
+    "gelu": gelu,
+    "gelu_learned": gelu,
+    "elu": lambda x, alpha: F.elu(x, alpha=number(alpha)),
+    "celu": lambda x, alpha: F.celu(x, alpha=number(alpha)),
+    "smoothrelu": smoothrelu,
+    "smoothrelu_learned": smoothrelu,
+    "mish": mish,
+    "relu_smooth_backward": relu_smooth_backward,
+}
+"""The function of every registered activation, by its name."""
+SLOPES: dict[str, Function] = {
+    "relu": lambda x, alpha: (x > 0).to(x.dtype),
+    "parametric_softplus": softplus_slope,
+    "softplus": lambda x, alpha: torch.sigmoid(x),
+    "silu": silu_slope,
+    "silu_learned": silu_slope,
+    "gelu": gelu_slope,
+    "gelu_learned": gelu_slope,
+    "elu": elu_slope,
+    "celu": celu_slope,
+    "smoothrelu": smoothrelu_slope,
+    "smoothrelu_learned": smoothrelu_slope,
+    "mish": mish_slope,
+    "relu_smooth_backward": softplus_slope,
+}
+"""The derivative of each; of relu_smooth_backward that of the backward pass."""

@@ -13,21 +13,15 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from sat_ray.activations import functions as functions
-from sat_ray.activations.functions import Alpha
-from sat_ray.activations.user_defined import (
-    UserDefinedActivation,
-    check_activation,
-    measured_curvature,
-    read_activation,
-)
 from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.names import check_name
+
+if TYPE_CHECKING:  # torch is loaded where something is computed; names and facts are light
+    from sat_ray.activations.functions import Function
+    from sat_ray.activations.module import Activation
+    from sat_ray.activations.user_defined import UserDefinedActivation
 
 
 @dataclass(frozen=True)
@@ -49,9 +43,8 @@ class AlphaRange:
 class ActivationInfo:
     """Everything the system knows about one activation.
 
-    function(x, alpha) and derivative(x, alpha) work on tensors of any shape; smoothness is the number of continuous derivatives
-    (inf for analytic functions, nan where nobody said); curvature(alpha) is max |f''|, also of a
-    learned alpha; beta_start: where a learned alpha = beta**2 starts, None where alpha is not
+    smoothness is the number of continuous derivatives (inf for analytic functions, nan where nobody
+    said); curvature(alpha) is max |f''|, also of a learned alpha; beta_start: where a learned alpha = beta**2 starts, None where alpha is not
     learned; forward_of names the activation whose forward pass this one shares; user_defined: set where it
     is the user's.
     """
@@ -59,15 +52,27 @@ class ActivationInfo:
     name: str
     formula: str
     derivative_formula: str
-    function: Callable[[Tensor, Alpha], Tensor]
-    derivative: Callable[[Tensor, Alpha], Tensor]
     smoothness: float
     curvature: Callable[[float | None], float]
     reference: str
     alpha: AlphaRange | None = None
     beta_start: float | None = None
     forward_of: str = ""
-    user_defined: UserDefinedActivation | None = None
+    user_defined: "UserDefinedActivation | None" = None
+
+    @property
+    def function(self) -> "Function":
+        """Return the activation as a function (x, alpha) of tensors of any shape."""
+        from sat_ray.activations.functions import FUNCTIONS
+
+        return FUNCTIONS[self.name] if self.user_defined is None else self.user_defined.apply
+
+    @property
+    def derivative(self) -> "Function":
+        """Return its derivative as a function (x, alpha) of tensors of any shape."""
+        from sat_ray.activations.functions import SLOPES
+
+        return SLOPES[self.name] if self.user_defined is None else self.user_defined.slope
 
     @property
     def learned(self) -> bool:
@@ -94,7 +99,7 @@ class ActivationInfo:
         """Return the maximum over x of |f''(x)| at one alpha, None for the default.
 
         Infinite where the derivative jumps, as that of relu does. nan where alpha is learned: each
-        layer then has its own. relu_smooth_backward has that of its forward pass, relu. That of a
+        layer then has its user_defined. relu_smooth_backward has that of its forward pass, relu. That of a
         user's activation is measured. Raises ValueError on an alpha that is not allowed.
         """
         used = self.check_alpha(alpha)
@@ -135,7 +140,12 @@ class ActivationInfo:
 
 def _times_alpha(of_one: float) -> Callable[[float | None], float]:
     """Return the curvature of f(alpha x) / alpha. of_one: that of f."""
-    return lambda alpha: of_one * functions.number(alpha)
+    return lambda alpha: of_one * _number(alpha)
+
+
+def _number(alpha: float | None) -> float:
+    assert alpha is not None
+    return alpha
 
 
 def _always(value: float) -> Callable[[float | None], float]:
@@ -155,8 +165,6 @@ _ENTRIES = (
         name="relu",
         formula="max(x, 0)",
         derivative_formula="1 for x > 0, else 0",
-        function=lambda x, alpha: F.relu(x),
-        derivative=lambda x, alpha: (x > 0).to(x.dtype),
         smoothness=0,
         curvature=_always(math.inf),
         reference="baseline",
@@ -165,8 +173,6 @@ _ENTRIES = (
         name="parametric_softplus",
         formula="log(1 + exp(alpha x)) / alpha",
         derivative_formula="sigmoid(alpha x)",
-        function=functions.softplus,
-        derivative=lambda x, alpha: torch.sigmoid(functions.number(alpha) * x),
         smoothness=math.inf,
         curvature=_times_alpha(_SOFTPLUS_CURVATURE),
         reference="Xie et al. 2020, section 4.1; alpha = 10 there",
@@ -176,8 +182,6 @@ _ENTRIES = (
         name="softplus",
         formula="log(1 + exp(x))",
         derivative_formula="sigmoid(x)",
-        function=lambda x, alpha: functions.softplus(x, 1.0),
-        derivative=lambda x, alpha: torch.sigmoid(x),
         smoothness=math.inf,
         curvature=_always(_SOFTPLUS_CURVATURE),
         reference="Xie et al. 2020, released code; parametric_softplus at alpha = 1",
@@ -186,8 +190,6 @@ _ENTRIES = (
         name="silu",
         formula="x sigmoid(alpha x)",
         derivative_formula="s + alpha x s (1 - s), s = sigmoid(alpha x)",
-        function=functions.silu,
-        derivative=functions.silu_slope,
         smoothness=math.inf,
         curvature=_times_alpha(_SILU_CURVATURE),
         reference="Xie et al. 2020: at alpha = 1 the most robust of its activations",
@@ -197,8 +199,6 @@ _ENTRIES = (
         name="silu_learned",
         formula="silu with alpha = beta**2, beta learned per layer from 1",
         derivative_formula="s + alpha x s (1 - s), s = sigmoid(alpha x)",
-        function=functions.silu,
-        derivative=functions.silu_slope,
         smoothness=math.inf,
         curvature=_times_alpha(_SILU_CURVATURE),
         reference="Dai et al. 2021 (arXiv 2110.05626) learn a parametric SiLU; no weight decay on beta",
@@ -208,8 +208,6 @@ _ENTRIES = (
         name="gelu",
         formula="x Phi(alpha x)",
         derivative_formula="Phi(alpha x) + alpha x phi(alpha x)",
-        function=functions.gelu,
-        derivative=functions.gelu_slope,
         smoothness=math.inf,
         curvature=_times_alpha(_GELU_CURVATURE),
         reference="Hendrycks and Gimpel 2016; the SAT release uses its tanh approximation",
@@ -219,8 +217,6 @@ _ENTRIES = (
         name="gelu_learned",
         formula="gelu with alpha = beta**2, beta learned per layer from 1",
         derivative_formula="Phi(alpha x) + alpha x phi(alpha x)",
-        function=functions.gelu,
-        derivative=functions.gelu_slope,
         smoothness=math.inf,
         curvature=_times_alpha(_GELU_CURVATURE),
         reference="as silu_learned; no weight decay on beta",
@@ -230,10 +226,6 @@ _ENTRIES = (
         name="elu",
         formula="x for x >= 0, alpha (exp(x) - 1) below",
         derivative_formula="1 for x >= 0, alpha exp(x) below",
-        function=lambda x, alpha: F.elu(x, alpha=functions.number(alpha)),
-        derivative=lambda x, alpha: torch.where(
-            x >= 0, torch.ones_like(x), functions.number(alpha) * torch.exp(x.clamp_max(0))
-        ),
         smoothness=1,
         curvature=lambda alpha: 1.0 if alpha == 1.0 else math.inf,
         reference="Clevert et al. 2015; smooth at alpha = 1 alone",
@@ -243,12 +235,8 @@ _ENTRIES = (
         name="celu",
         formula="x for x >= 0, alpha (exp(x / alpha) - 1) below",
         derivative_formula="1 for x >= 0, exp(x / alpha) below",
-        function=lambda x, alpha: F.celu(x, alpha=functions.number(alpha)),
-        derivative=lambda x, alpha: torch.where(
-            x >= 0, torch.ones_like(x), torch.exp(x.clamp_max(0) / functions.number(alpha))
-        ),
         smoothness=1,
-        curvature=lambda alpha: 1.0 / functions.number(alpha),
+        curvature=lambda alpha: 1.0 / _number(alpha),
         reference="Barron 2017; smooth for every alpha, which is 1 / sharpness",
         alpha=AlphaRange(1e-3, 100.0, 1.0, (0.0625, 0.25, 1.0, 4.0)),
     ),
@@ -256,8 +244,6 @@ _ENTRIES = (
         name="smoothrelu",
         formula="x - log(alpha x + 1) / alpha for x >= 0, else 0",
         derivative_formula="alpha x / (1 + alpha x) for x >= 0, else 0",
-        function=functions.smoothrelu,
-        derivative=functions.smoothrelu_slope,
         smoothness=1,
         curvature=_times_alpha(1.0),
         reference="Xie et al. 2020, equation 5",
@@ -267,8 +253,6 @@ _ENTRIES = (
         name="smoothrelu_learned",
         formula="smoothrelu with alpha = beta**2, beta learned per layer from 20",
         derivative_formula="alpha x / (1 + alpha x) for x >= 0, else 0",
-        function=functions.smoothrelu,
-        derivative=functions.smoothrelu_slope,
         smoothness=1,
         curvature=_times_alpha(1.0),
         reference="Xie et al. 2020, released code; no weight decay on beta",
@@ -278,8 +262,6 @@ _ENTRIES = (
         name="mish",
         formula="x tanh(log(1 + exp(alpha x)))",
         derivative_formula="g + alpha x (1 - g**2) sigmoid(alpha x), g = f(x) / x",
-        function=functions.mish,
-        derivative=functions.mish_slope,
         smoothness=math.inf,
         curvature=_times_alpha(_MISH_CURVATURE),
         reference="Misra 2019",
@@ -289,8 +271,6 @@ _ENTRIES = (
         name="relu_smooth_backward",
         formula="max(x, 0)",
         derivative_formula="sigmoid(alpha x), in the backward pass only",
-        function=functions.relu_smooth_backward,
-        derivative=lambda x, alpha: torch.sigmoid(functions.number(alpha) * x),
         smoothness=0,
         curvature=_always(math.inf),
         reference="Xie et al. 2020, section 3: the gradient-quality experiment (Table 1)",
@@ -311,43 +291,13 @@ _OTHER_NAMES = {
 }
 
 
-class Activation(nn.Module):
-    """An activation of the registry as a module; being of this class is what `view` looks for.
-
-    x of any shape and float dtype -> the same shape and dtype. `alpha` is a float, or None; learned ones hold `beta`, alpha = beta**2.
-    """
-
-    def __init__(self, info: ActivationInfo, *, alpha: float | None) -> None:
-        super().__init__()
-        self.activation = info.name
-        self.function = info.function
-        self.alpha = alpha
-        self.learned = info.learned
-        self.own = (  # a name in the state_dict of stored checkpoints
-            info.user_defined.module(alpha)
-            if info.user_defined is not None and info.user_defined.make is not None
-            else None
-        )
-        if info.beta_start is not None:
-            self.beta = nn.Parameter(torch.tensor(info.beta_start, dtype=torch.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the activation to every element."""
-        if self.own is not None:
-            value: Tensor = self.own(x)
-            return value
-        return self.function(x, self.beta.square() if self.learned else self.alpha)
-
-    def extra_repr(self) -> str:
-        """Show name and alpha."""
-        return self.activation if self.alpha is None else f"{self.activation}, alpha={self.alpha:g}"
-
-
 USER_DEFINED_ALPHA = 1e6  # largest alpha, either sign, of a user's own activation
 
 
 @functools.cache
 def _user_defined(name: str) -> ActivationInfo:
+    from sat_ray.activations.user_defined import measured_curvature, read_activation
+
     user_defined = read_activation(name)
     if user_defined.default is None:
         _checked(user_defined, None)
@@ -355,8 +305,6 @@ def _user_defined(name: str) -> ActivationInfo:
         name=name,
         formula=user_defined.about,
         derivative_formula="of autograd, agrees with finite differences",
-        function=user_defined.apply,
-        derivative=functools.partial(_slope, user_defined),
         smoothness=math.nan,
         curvature=functools.partial(measured_curvature, user_defined),
         reference=name,
@@ -370,18 +318,16 @@ def _user_defined(name: str) -> ActivationInfo:
 
 
 @functools.cache
-def _checked(user_defined: UserDefinedActivation, alpha: float | None) -> None:
+def _checked(user_defined: "UserDefinedActivation", alpha: float | None) -> None:
+    from sat_ray.activations.user_defined import check_activation
+
     check_activation(user_defined, alpha)
-
-
-def _slope(user_defined: UserDefinedActivation, x: Tensor, alpha: Alpha) -> Tensor:
-    return user_defined.slope(x, None if alpha is None else functions.number(alpha))
 
 
 def activation_info(name: str, *, field: str = "activation") -> ActivationInfo:
     """Look an activation up, in the registry or, as module:function, in the user's code; ValueError suggests the closest names.
 
-    The user's own is checked when it is first asked for, and at each alpha that it is used with.
+    The user's user_defined is checked when it is first asked for, and at each alpha that it is used with.
     """
     if is_reference(name):
         return _user_defined(name)
@@ -390,11 +336,13 @@ def activation_info(name: str, *, field: str = "activation") -> ActivationInfo:
     return ACTIVATIONS[check_name(name, ACTIVATIONS, field=field)]
 
 
-def make_activation(name: str, *, alpha: float | None = None) -> Activation:
-    """Build the module of an activation of the registry, or of the user's own, `module:function`.
+def make_activation(name: str, *, alpha: float | None = None) -> "Activation":
+    """Build the module of an activation of the registry, or of the user's user_defined, `module:function`.
 
     alpha: sharpness, None for the registry's default. Raises ValueError on an unknown name or an alpha that is not allowed.
     """
+    from sat_ray.activations.module import Activation
+
     info = activation_info(name)
     return Activation(info, alpha=info.check_alpha(alpha))
 
@@ -408,7 +356,7 @@ def function_of(name: str, alpha: float | None) -> tuple[str, float | None]:
 
 
 def curvature(name: str, alpha: float | None = None) -> float:
-    """Return max over x of |f''(x)| of an activation of the registry, or of the user's own.
+    """Return max over x of |f''(x)| of an activation of the registry, or of the user's user_defined.
 
     name: of the registry, or module:function; alpha: None for the default. math.inf for relu and
     all that has a kink, math.nan where it is not known: see `ActivationInfo.curvature_at`. Raises

@@ -1,11 +1,16 @@
 """Attacks as steppers: `start` makes a state, `step` scores its point and moves it. `pgd` is the plain function over them."""
 
-from sat_ray.attacks.apgd import APGD
-from sat_ray.attacks.base import Attack, InfeasiblePointError, State
-from sat_ray.attacks.cascade import cascade, strong_attacks
-from sat_ray.attacks.pgd import PGD, pgd
-from sat_ray.attacks.spec import AttackSpec, Gradient, make_attack
-from sat_ray.attacks.square import Square
+from typing import TYPE_CHECKING
+
+from sat_ray.utils.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from sat_ray.attacks.apgd import APGD
+    from sat_ray.attacks.base import Attack, InfeasiblePointError, State
+    from sat_ray.attacks.cascade import cascade, strong_attacks
+    from sat_ray.attacks.pgd import PGD, pgd
+    from sat_ray.attacks.spec import AttackSpec, Gradient, make_attack
+    from sat_ray.attacks.square import Square
 
 __all__ = [
     "APGD",
@@ -21,3 +26,20 @@ __all__ = [
     "pgd",
     "strong_attacks",
 ]
+
+_HOMES = {
+    "APGD": "apgd",
+    "Attack": "base",
+    "AttackSpec": "spec",
+    "Gradient": "spec",
+    "InfeasiblePointError": "base",
+    "PGD": "pgd",
+    "Square": "square",
+    "State": "base",
+    "cascade": "cascade",
+    "make_attack": "spec",
+    "pgd": "pgd",
+    "strong_attacks": "cascade",
+}
+
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -65,7 +65,7 @@ def _wide(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class APGD:
-    """Ascend a loss without a step size to choose. steps >= 1; loss: one of `sat_ray.attacks.losses.ATTACK_LOSSES`."""
+    """Ascend a loss without a step size to choose. steps >= 1; loss: one of `sat_ray.attacks.loss_names.ATTACK_LOSSES`."""
 
     threat_model: ThreatModel
     steps: int

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from sat_ray.attacks.losses import attack_loss
 from sat_ray.threat import TOLERANCE, ThreatModel
 from sat_ray.utils.compile import fusable
+from sat_ray.utils.errors import ReportedError
 from sat_ray.utils.randomness import Randomness
 
 Model = Callable[[Tensor], Tensor]
 NO_GRADIENT = "has no gradient at its input (detached, or under no_grad); allowed: a differentiable model, or the attack square"
 
 
-class InfeasiblePointError(RuntimeError):
+class InfeasiblePointError(ReportedError):
     """An attack visited a point outside its threat model: a bug in the attack, never something to clip away."""
 
 

@@ -9,7 +9,7 @@ decides nothing where gradients exist; whether they exist is a question for the 
 
 from collections.abc import Sequence
 
-from sat_ray.attacks.losses import fewest_classes
+from sat_ray.attacks.loss_names import fewest_classes
 from sat_ray.attacks.spec import AttackSpec, Gradient
 from sat_ray.threat import ThreatModel
 

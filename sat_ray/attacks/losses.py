@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ATTACK_LOSSES = ("cross_entropy", "margin", "dlr")
 _TINY = 1e-12  # keeps DLR finite where all the logits are equal
 
 
@@ -31,11 +30,6 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     label = y.long()[:, None]
     others = logits.scatter(1, label, float("-inf"))
     return logits.gather(1, label)[:, 0] - others.amax(dim=1)
-
-
-def fewest_classes(loss: str, *, targeted: bool) -> int:
-    """Return how many classes a model must have for an attack loss to be defined."""
-    return (4 if targeted else 3) if loss == "dlr" else 2
 
 
 def attack_loss(

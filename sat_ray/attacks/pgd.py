@@ -19,7 +19,7 @@ from sat_ray.attacks.base import (
     zero_share,
 )
 from sat_ray.attacks.losses import cross_entropy
-from sat_ray.threat import ThreatModel, as_255ths
+from sat_ray.threat import ThreatModel
 from sat_ray.utils.compile import fusable
 from sat_ray.utils.randomness import Randomness
 
@@ -28,7 +28,7 @@ from sat_ray.utils.randomness import Randomness
 class PGD:
     """Step along the gradient's steepest ascent and project back.
 
-    loss: what is ascended, one of `sat_ray.attacks.losses.ATTACK_LOSSES`;
+    loss: what is ascended, one of `sat_ray.attacks.loss_names.ATTACK_LOSSES`;
     steps >= 1; step_size > 0 in [0, 1] pixels with steps * step_size >= epsilon, or parts of the ball are out of reach.
     """
 
@@ -47,12 +47,7 @@ class PGD:
             raise ValueError(
                 f"step_size is {self.step_size:g}; allowed: a number > 0, in [0, 1] pixels"
             )
-        if self.steps * self.step_size < self.threat_model.epsilon * (1 - 1e-9):
-            reach = as_255ths(self.steps * self.step_size)
-            raise ValueError(
-                f"steps * step_size is {reach}, less than epsilon {as_255ths(self.threat_model.epsilon)}: the edge of the ball is out of "
-                f"reach; allowed: step_size >= {as_255ths(self.threat_model.epsilon / self.steps)} at {self.steps} steps, or more steps"
-            )
+        self.threat_model.check_reach(steps=self.steps, step_size=self.step_size)
 
     def start(
         self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None, step: int = 0

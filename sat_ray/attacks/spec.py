@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from sat_ray.activations.registry import activation_info
-from sat_ray.attacks.apgd import APGD
-from sat_ray.attacks.base import Attack
-from sat_ray.attacks.losses import ATTACK_LOSSES
-from sat_ray.attacks.pgd import PGD
-from sat_ray.attacks.square import Square
+from sat_ray.attacks.loss_names import ATTACK_LOSSES
 from sat_ray.threat import ThreatModel, as_255ths
 from sat_ray.utils.bounds import Bounds, Steps, StepSize, check_fields
 from sat_ray.utils.names import check_name
+
+if TYPE_CHECKING:
+    from sat_ray.attacks.base import Attack
 
 FINAL_SUFFIX = "-final"
 ALGORITHMS = ("pgd", "apgd", "square")
@@ -86,7 +85,8 @@ class AttackSpec:
             activation_info(self.attacker_activation, field="attacker_activation").check_alpha(
                 self.attacker_alpha, field="attacker_alpha"
             )
-        make_attack(self)  # refuses bad steps and sizes
+        if self.step_size is not None:
+            self.threat_model.check_reach(steps=self.steps, step_size=self.step_size)
         object.__setattr__(self, "name", self.name or self._made_name())
 
     @property
@@ -127,8 +127,13 @@ class AttackSpec:
         return cls(**{**value, "threat_model": ThreatModel(**value["threat_model"])})
 
 
-def make_attack(spec: AttackSpec) -> Attack:
+def make_attack(spec: AttackSpec) -> "Attack":
     """Build the stepper that a spec describes."""
+    # loaded here, so that a spec can be read without torch
+    from sat_ray.attacks.apgd import APGD
+    from sat_ray.attacks.pgd import PGD
+    from sat_ray.attacks.square import Square
+
     if spec.algorithm == "square":
         return Square(threat_model=spec.threat_model, steps=spec.steps)
     if spec.algorithm == "apgd":

@@ -1,5 +1,16 @@
 """Images with labels and stable ids: where they come from, how they are stored and loaded."""
 
-from sat_ray.data.split import Split
+from typing import TYPE_CHECKING
+
+from sat_ray.utils.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from sat_ray.data.split import Split
 
 __all__ = ["Split"]
+
+_HOMES = {
+    "Split": "split",
+}
+
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -1,40 +1,32 @@
-"""Training images changed at random, in whole batches and on their device: crops and flips as a pure function of (seed, epoch, image id).
+"""Random changes of training images, in whole batches and on their device.
+
+Crops and flips are a pure function of (seed, epoch, image id).
 
     crop_flip            pad by PADDING black pixels, cut out the old size anywhere, flip with probability 1/2 (CIFAR)
     resized_crop_flip    cut out a share SCALE of the area at an aspect ratio RATIO, enlarge it to the old size, flip (ImageNet)
 
-The second chooses its rectangle as Szegedy et al. 2015 do (the first of TRIES draws that fits inside, else the largest centred one) and
-enlarges bilinearly between pixel centres. Sizes are kept, so no step of it shrinks an image and nothing needs to be smoothed. Positions
-and weights are integers or one float32 operation each: batch, order, worker and device change no bit.
+The second chooses its rectangle as Szegedy et al. 2015 do (the first of TRIES draws that fits
+inside, else the largest centred one) and enlarges bilinearly between pixel centres. Sizes are kept,
+so no step of it shrinks an image and nothing needs to be smoothed. Positions and weights are
+integers or one float32 operation each: batch, order, worker and device change no bit.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from sat_ray.data.choices import PADDING
 from sat_ray.utils.randomness import Randomness
 
-AUGMENTATIONS = ("none", "crop_flip", "resized_crop_flip")
-PADDING = 4
 SCALE, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
-SMALLEST = (
-    2 * PADDING
-)  # side of an image: a crop keeps half of it or more, and 8 % of the area is at least a pixel
-
-
-def check_augmentation(name: str, shape: Sequence[int]) -> None:
-    """Raise ValueError where images are too small to be cut. shape: (C, H, W)."""
-    _, height, width = shape
-    if name != "none" and min(height, width) < SMALLEST:
-        raise ValueError(
-            f"training.augmentation is {name}; allowed for images of {width} x {height}: none; crops need sides of {SMALLEST} pixels"
-        )
 
 
 def augment(images: Tensor, rng: Randomness, *, name: str, epoch: int) -> Tensor:
-    """Return changed images of the same shape, type and device. images: (N, C, H, W) uint8; rng: of the same N, seed and ids."""
+    """Return changed images of the same shape, type and device.
+
+    images: (N, C, H, W) uint8; rng: of the same N, seed and ids.
+    """
     assert images.dtype == torch.uint8, images.dtype
     if name == "none":
         return images
@@ -48,12 +40,18 @@ def flips(rng: Randomness, *, epoch: int) -> Tensor:
 
 
 def shifts(rng: Randomness, *, epoch: int) -> Tensor:
-    """Return where crops of padded images begin: rows and columns from the top left corner of the padding, (N, 2) int64."""
+    """Return where crops of padded images begin, (N, 2) int64.
+
+    The columns are rows and columns from the top left corner of the padding.
+    """
     return rng.below(2 * PADDING + 1, "augment/shift", 2, step=epoch)
 
 
 def rectangles(rng: Randomness, height: int, width: int, *, epoch: int) -> Tensor:
-    """Return the parts of images of one size that are enlarged: top, left, height, width, (N, 4) int64."""
+    """Return the parts of images of one size that are enlarged, (N, 4) int64.
+
+    The columns are top, left, height and width.
+    """
     draws = rng.uniform("augment/rectangle", (TRIES, 2), step=epoch).to(torch.float64)
     area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * draws[..., 0])
     low, high = (math.log(ratio) for ratio in RATIO)
@@ -112,9 +110,12 @@ def _columns(width: int, flip: Tensor) -> Tensor:
 def _between(
     places: Tensor, size: int, start: Tensor, length: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for places 0 to size - 1 of an enlarged part, the two pixels that each lies between, and its distance from the first.
+    """Return the two pixels that each place of an enlarged part lies between.
 
-    Place p is centred over (p + 1/2) length / size - 1/2 of the part, which its first and last pixel end. places: (N, size).
+    Returns also the distance of the place from the first of the two. Places are 0 to size - 1.
+
+    Place p is centred over (p + 1/2) length / size - 1/2 of the part, which its first and last
+    pixel end. places: (N, size).
     """
     numerator = ((2 * places + 1) * length[:, None] - size).clamp_min(0)  # in units of 1 / (2 size)
     first = numerator // (2 * size)

@@ -12,7 +12,7 @@ SHOWN = 5
 
 
 def normal(name: str) -> str:
-    """Return a name in one Unicode form: an accented letter may be written as one sign or as two."""
+    """Return a name in one Unicode form: an accented letter has two spellings."""
     return unicodedata.normalize("NFC", name)
 
 

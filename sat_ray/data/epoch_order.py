@@ -1,14 +1,17 @@
-"""Which rows of a training split are seen when: new in every epoch, the same for every loader and any number of processes.
+"""The order in which an epoch sees the rows of a training split.
 
-A split of at most `window` rows is shuffled as a whole. A longer one is to be read shard by shard, so
+It is new in every epoch, and the same for every loader and any number of processes.
+
+A split of at most `window` rows is shuffled as a whole. A longer one is to be read shard by shard,
+so
 
     shards and the rows inside each are put into a random order, one shard after another;
     this sequence is cut into as many equal streams as a global batch has BatchNorm groups: stream g makes up group g of every step;
     in a stream, the row at place p is sorted by p + u, u uniform in [0, window / streams): no row moves further than that.
 
-Processes work on whole groups, so they read different shards (but for those that lie across a cut), however many processes there are;
-and whoever reads the streams needs about `window` rows of them at a time. The rows left over by the last global batch are other ones in
-every epoch.
+Processes work on whole groups, so they read different shards (but for those that lie across a cut),
+however many processes there are; and whoever reads the streams needs about `window` rows of them at
+a time. The rows left over by the last global batch are other ones in every epoch.
 """
 
 from collections.abc import Sequence
@@ -23,9 +26,12 @@ from sat_ray.utils.randomness import Randomness, permutation
 def epoch_order(
     shards: Sequence[int], *, groups: int, group_size: int, window: int, seed: int, epoch: int
 ) -> Tensor:
-    """Return the rows of every group of every step of an epoch, (steps, groups, group_size) int64, each row at most once.
+    """Return the rows of every group of every step of an epoch, each row at most once.
 
-    shards: rows of each shard, in the order of the split; groups: BatchNorm groups of a global batch.
+    The shape is (steps, groups, group_size), int64.
+
+    shards: rows of each shard, in the order of the split; groups: BatchNorm groups of a global
+    batch.
     """
     count = sum(shards)
     steps = count // (groups * group_size)

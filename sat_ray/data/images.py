@@ -43,7 +43,8 @@ class CorruptImageError(ValueError):
 class Place:
     """The bytes of one image: all of a file, or `length` of them from `offset` inside an archive.
 
-    name: what people call it; path: of the file, absolute or on S3; stamp: size and time of the last change, where they were looked at.
+    name: what people call it; path: of the file, absolute or on S3; stamp: size and time of the
+    last change, where they were looked at.
     """
 
     name: str
@@ -53,7 +54,10 @@ class Place:
     stamp: str = ""
 
     def read(self) -> bytes:
-        """Return the bytes. Raises CorruptImageError for what is no regular file, and for one of more than MOST_BYTES."""
+        """Return the bytes.
+
+        Raises CorruptImageError for what is no regular file, and for one of more than MOST_BYTES.
+        """
         try:
             return read_range(self.path, self.offset, self.length, most=MOST_BYTES)
         except NotAFileError as error:
@@ -64,8 +68,9 @@ class Place:
 class Storing:
     """How images are stored.
 
-    image_size: the short side is resized to it and the centre is kept, so that all are (3, image_size, image_size); 0 leaves them as
-    they are. encoding: "raw" uint8 or "jpeg" of this quality (1 to 95), about a tenth of the space for about 1 / 255 of error.
+    image_size: the short side is resized to it and the centre is kept, so that all are (3,
+    image_size, image_size); 0 leaves them as they are. encoding: "raw" uint8 or "jpeg" of this
+    quality (1 to 95), about a tenth of the space for about 1 / 255 of error.
     """
 
     image_size: int = 0
@@ -80,7 +85,10 @@ class Storing:
         return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def encode(self, pixels: np.ndarray) -> bytes:
-        """Spell (3, H, W) uint8 as a JPEG without chroma subsampling: an attack sees every colour at full resolution."""
+        """Encode (3, H, W) uint8 as a JPEG without chroma subsampling.
+
+        So an attack sees every colour at full resolution.
+        """
         from PIL import Image
 
         sink = io.BytesIO()
@@ -91,7 +99,10 @@ class Storing:
 
 
 def fitted(image: Any, side: int) -> Any:
-    """Resize the short side of a PIL image, bilinearly with antialiasing, and keep the centre: a square."""
+    """Resize the short side of a PIL image and keep the centre, a square.
+
+    The resizing is bilinear with antialiasing.
+    """
     from torchvision.transforms import functional
 
     return functional.center_crop(functional.resize(image, [side]), [side])
@@ -99,14 +110,20 @@ def fitted(image: Any, side: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an image file says about itself. channels: 1 for gray, 3 for colour; size: (width, height)."""
+    """What an image file says about itself.
+
+    channels: 1 for gray, 3 for colour; size: (width, height).
+    """
 
     channels: int
     size: tuple[int, int]
 
 
 def header(data: bytes) -> Header:
-    """Read the header of an image file. Raises CorruptImageError for anything but one 8-bit image."""
+    """Read the header of an image file.
+
+    Raises CorruptImageError for anything but one 8-bit image.
+    """
     with _checked(data) as file:
         return Header(CHANNELS[file.mode], file.size)
 
@@ -114,8 +131,9 @@ def header(data: bytes) -> Header:
 def opened(data: bytes, *, channels: int = 3) -> Any:
     """Decode one image into a PIL image. Raises CorruptImageError for anything but one 8-bit image.
 
-    channels: 1 for gray, 3 for RGB, whatever it was. Orientation tags are ignored, as ImageNet's usual readers do. This is the only
-    decoder: what is trained on and what is evaluated are the same pixels.
+    channels: 1 for gray, 3 for RGB, whatever it was. Orientation tags are ignored, as ImageNet's
+    usual readers do. This is the only decoder: what is trained on and what is evaluated are the
+    same pixels.
     """
     with _checked(data) as file:
         width, height = file.size
@@ -128,7 +146,8 @@ def opened(data: bytes, *, channels: int = 3) -> Any:
 
 @contextlib.contextmanager
 def _checked(data: bytes) -> Iterator[Any]:
-    """Open an image file whose pixels are still encoded, once it has said that it is one 8-bit image of a size that memory holds."""
+    """Open an image file without decoding it, and check that it is one 8-bit image that fits
+    memory."""
     from PIL import Image  # comes with torchvision
 
     try:

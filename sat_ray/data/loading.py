@@ -1,8 +1,10 @@
 """Training images, from memory or from their shards: one interface, the same batches.
 
-A loader is told all rows of an epoch in advance (`data/order.py`), so one that streams knows which shard is needed when, and for how long:
-it reads shards before they are needed, checks each against the manifest, decodes groups of images ahead of their use in threads (decoding
-JPEG releases Python's lock), and forgets a shard after its last row. A position to go on from is a plan that begins there.
+A loader is told all rows of an epoch in advance (`data/order.py`), so one that streams knows which
+shard is needed when, and for how long: it reads shards before they are needed, checks each against
+the manifest, decodes groups of images ahead of their use in threads (decoding JPEG releases
+Python's lock), and forgets a shard after its last row. A position to go on from is a plan that
+begins there.
 """
 
 from collections import deque
@@ -11,19 +13,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from sat_ray.data.shards.dataset import read_manifest, read_shard
+from sat_ray.data.choices import Loading
+from sat_ray.data.shards.dataset import read_shard
+from sat_ray.data.shards.manifest import read_manifest
 from sat_ray.data.shards.parquet import as_split
 from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
 
-Loading = Literal["auto", "resident", "streaming"]
 RESIDENT_BYTES = (
     4 * 1024**3
 )  # of decoded training images, in every process and on its accelerator: CIFAR is 0.15 GiB, ImageNet 179
@@ -32,7 +35,10 @@ READERS = 2  # threads that read and check shards
 
 @runtime_checkable
 class Loader(Protocol):
-    """The images to train on. shards: rows in each, in the order of the split; their sum is the number of images."""
+    """The images to train on.
+
+    shards: rows in each, in the order of the split; their sum is the number of images.
+    """
 
     @property
     def shards(self) -> tuple[int, ...]:
@@ -44,7 +50,10 @@ class Loader(Protocol):
         ...
 
     def batches(self, plan: Tensor) -> Iterator[list[Split]]:
-        """Yield, for every step of a plan, its groups. plan: rows, (steps, groups, group size) int64."""
+        """Yield, for every step of a plan, its groups.
+
+        plan: rows, (steps, groups, group size) int64.
+        """
         ...
 
 
@@ -66,9 +75,12 @@ class Resident:
 
 
 class Streamed:
-    """A split that stays in its shards. threads: that decode; pin: deliver into page-locked memory, from which a GPU copies by itself.
+    """A split that stays in its shards.
 
-    Memory: the shards in use (about the window of the order, encoded), those read ahead, and the groups decoded ahead.
+    threads: that decode; pin: deliver into page-locked memory, from which a GPU copies by itself.
+
+    Memory: the shards in use (about the window of the order, encoded), those read ahead, and the
+    groups decoded ahead.
     """
 
     def __init__(self, storage: Storage, split: str, *, threads: int, pin: bool = False) -> None:
@@ -97,7 +109,10 @@ class Streamed:
         return torch.from_numpy(found)
 
     def batches(self, plan: Tensor) -> Iterator[list[Split]]:
-        """Read and decode ahead of use. Raises CorruptShardError naming a shard that is damaged or missing."""
+        """Read and decode ahead of use.
+
+        Raises CorruptShardError naming a shard that is damaged or missing.
+        """
         groups, ahead = plan.flatten(0, 1).numpy(), max(plan.shape[1], 1) + self.threads
         with (
             _Shelf(self, self._shard_of(groups), ahead=plan.shape[1] + 1) as shelf,
@@ -139,7 +154,7 @@ class Streamed:
 
 
 class _Shelf:
-    """The shards that are being read or used: every group takes what it needs, and those that come next are read meanwhile.
+    """The shards that are being read or used, and some that are read ahead.
 
     shards: (groups, group size), the shard of every row; ahead: shards read before they are needed.
     """
@@ -164,7 +179,10 @@ class _Shelf:
         self.readers.shutdown(cancel_futures=True)
 
     def take(self, group: int) -> dict[int, Future[pa.Table]]:
-        """Return what a group needs, start to read what comes next, and let go of what no later group needs; to be called in order."""
+        """Return the shards of a group, and start to read those that come next.
+
+        Shards that no later group needs are dropped. Call it for the groups in order.
+        """
         needed = np.unique(self.shards[group]).tolist()
         self.unused.difference_update(needed)
         while self.to_come and (self.to_come[0] in needed or len(self.unused) < self.ahead):

@@ -1,15 +1,12 @@
-"""A split in memory, uint8 images with labels and stable ids, and which ids belong to which split."""
+"""A split in memory: uint8 images with labels and stable ids."""
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,24 @@ def given_split(given: Split | Arrays, *, field: str) -> Split:
     raise ValueError(f"{field} must be a Split or a tuple (images, labels), got {found}")
 
 
+def labelled_split(given: Split | Arrays, *, field: str, num_classes: int) -> Split:
+    """Return a checked split on the CPU with at least one image and labels of a model's classes.
+
+    field: the argument's name, for messages. Raises ValueError on anything else.
+    """
+    split = given_split(given, field=field)
+    if not len(split):
+        raise ValueError(f"{field} must have at least one image, got none")
+    low = int(split.labels.min())
+    high = int(split.labels.max())
+    if not 0 <= low <= high < num_classes:
+        raise ValueError(
+            f"{field}.labels must lie in 0 to {num_classes - 1}, as the model has {num_classes} "
+            f"classes, got {low} to {high}"
+        )
+    return split
+
+
 def checked_split(images: Any, labels: Any, image_ids: Any = None, *, field: str = "") -> Split:
     """Return a split of arrays on the CPU. image_ids: 0 to N - 1 where None.
 
@@ -111,44 +126,3 @@ def _whole_numbers(values: Any, *, name: str, count: int) -> Tensor:
 
 def _kind(values: Tensor) -> str:
     return f"{values.dtype} of shape {tuple(values.shape)}"
-
-
-def by_hash(name: str, ids: Iterable[int]) -> np.ndarray:
-    """Order ids by sha256("name:id"): fixed for ever, independent of labels and machine."""
-    return np.array(
-        sorted(ids, key=lambda one: hashlib.sha256(f"{name}:{one}".encode()).digest()),
-        dtype=np.int64,
-    )
-
-
-def split_by_hash(name: str, count: int, *, test: int, val: int) -> dict[str, np.ndarray]:
-    """Assign image ids to splits by their hash: the first `test` are the test split, the next `val` the val split."""
-    if not 0 < test + val < count:
-        raise ValueError(
-            f"test {test} + val {val} images; allowed: fewer than the {count} of {name}"
-        )
-    ids = by_hash(name, range(count))
-    return {
-        "test": np.sort(ids[:test]),
-        "val": np.sort(ids[test : test + val]),
-        "train": np.sort(ids[test + val :]),
-    }
-
-
-def split_officially(
-    name: str, count: int, held_out: Mapping[str, np.ndarray], *, val: int
-) -> dict[str, np.ndarray]:
-    """Keep the splits that a dataset comes with; where it has no val split, take `val` of its train images by their hash.
-
-    held_out: image ids of "test" and, if there is one, "val". Raises ValueError where nothing would be left to train on.
-    """
-    taken = np.concatenate(list(held_out.values()))
-    rest = np.setdiff1d(np.arange(count), taken)
-    ids = by_hash(name, rest.tolist())
-    chosen = held_out["val"] if "val" in held_out else ids[:val]
-    train = np.setdiff1d(rest, chosen)
-    if not (len(train) and len(chosen) and len(held_out["test"])):
-        raise ValueError(
-            f"{name} has {count} images, {len(held_out['test'])} of them for testing; allowed: some to train on, some to hold out"
-        )
-    return {"test": np.sort(held_out["test"]), "val": np.sort(chosen), "train": train}

@@ -3,8 +3,9 @@
 The public names are loaded when they are first used, so that importing a light module of this package loads no engine.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sat_ray.utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA, clean_correct_ids, robust_image_ids
@@ -26,9 +27,4 @@ _HOMES = {
     "robust_image_ids": "outcomes",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

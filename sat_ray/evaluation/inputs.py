@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sat_ray.activations.registry import Activation, display_name
+from sat_ray.activations.module import Activation
+from sat_ray.activations.registry import display_name
 from sat_ray.attacks import AttackSpec
 from sat_ray.attacks.base import Model
-from sat_ray.attacks.losses import fewest_classes
+from sat_ray.attacks.loss_names import fewest_classes
 from sat_ray.data.split import checked_split
 from sat_ray.models import view
 from sat_ray.utils.bounds import Slots, fault, shown

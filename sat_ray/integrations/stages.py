@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from sat_ray.data.shards.changes import check_unchanged
-from sat_ray.data.shards.dataset import MANIFEST, image_ids, verify, write_dataset
+from sat_ray.data.shards.dataset import image_ids, verify, write_dataset
+from sat_ray.data.shards.manifest import MANIFEST
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.robustness import counted_robust_ids

@@ -1,11 +1,16 @@
-"""Models on [0, 1] pixels with any registered activation, and second views over their parameters."""
+"""Models on [0, 1] pixels with any registered activation, and views of them."""
 
-from sat_ray.models.batchnorm_folding import FoldedConv, folded, refresh
-from sat_ray.models.build import build_model, check_user_defined_model, model_from_spec
-from sat_ray.models.memory_format import memory_format, settle_layout
-from sat_ray.models.normalized import Normalized
-from sat_ray.models.spec import MODELS, ModelSpec
-from sat_ray.models.view import assert_shares_storage, check_attacker_activation, view
+from typing import TYPE_CHECKING
+
+from sat_ray.utils.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from sat_ray.models.batchnorm_folding import FoldedConv, folded, refresh
+    from sat_ray.models.build import build_model, check_user_defined_model, model_from_spec
+    from sat_ray.models.memory_format import memory_format, settle_layout
+    from sat_ray.models.normalized import Normalized
+    from sat_ray.models.spec import MODELS, ModelSpec, check_attacker_activation
+    from sat_ray.models.view import assert_shares_storage, view
 
 __all__ = [
     "MODELS",
@@ -23,3 +28,22 @@ __all__ = [
     "settle_layout",
     "view",
 ]
+
+_HOMES = {
+    "FoldedConv": "batchnorm_folding",
+    "MODELS": "spec",
+    "ModelSpec": "spec",
+    "Normalized": "normalized",
+    "assert_shares_storage": "view",
+    "build_model": "build",
+    "check_attacker_activation": "spec",
+    "check_user_defined_model": "build",
+    "folded": "batchnorm_folding",
+    "memory_format": "memory_format",
+    "model_from_spec": "build",
+    "refresh": "batchnorm_folding",
+    "settle_layout": "memory_format",
+    "view": "view",
+}
+
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -1,9 +1,12 @@
-"""A network in inference mode with BatchNorm folded into the convolutions before it, for passes that ask for gradients at the images.
+"""A network in inference mode with BatchNorm folded into the convolutions before it.
+
+It is for passes that compute gradients at the images.
 
     scale = gamma / sqrt(variance + eps)        weight' = scale * weight        bias' = beta + scale * (bias - mean)
 
-On a GPU some convolutions take another form with the same sums: those of one pixel are matrix products, whose bias costs nothing, and a
-first layer of stride 2 sees the image as blocks of 2 x 2 pixels, four times the channels, since three of them leave tensor cores idle.
+On a GPU some convolutions take another form with the same sums: those of one pixel are matrix
+products, whose bias costs nothing, and a first layer of stride 2 sees the image as blocks of 2 x 2
+pixels, four times the channels, since three of them leave tensor cores idle.
 """
 
 import logging
@@ -13,14 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sat_ray.activations.registry import Activation
+from sat_ray.activations.module import Activation
 
 WEIGHTY = (nn.Conv1d, nn.Conv2d, nn.Linear)
 FEW_CHANNELS = 4
 
 
 class FoldedConv(nn.Module):
-    """A convolution and the BatchNorm behind it as one convolution. follows: `refresh` takes over what they have become since."""
+    """A convolution and the BatchNorm behind it as one convolution.
+
+    follows: `refresh` takes over what they have become since.
+    """
 
     def __init__(
         self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, dtype: torch.dtype | None, follows: bool
@@ -94,7 +100,7 @@ class FoldedConv(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Show what tells one convolution from another: compiled kernels are shared by what looks the same."""
+        """Show what identifies a convolution: modules that look the same share compiled kernels."""
         return ", ".join(
             [
                 f"weight={tuple(self.weight.shape)}",
@@ -104,14 +110,20 @@ class FoldedConv(nn.Module):
 
 
 def as_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve (N, C, H, W) with a kernel of one pixel, (O, C, 1, 1), as a product over channels; channels-last images are not copied."""
+    """Convolve (N, C, H, W) with a kernel of one pixel, (O, C, 1, 1), as a product over channels.
+
+    Channels-last images are not copied.
+    """
     return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
 
 
 def on_blocks(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolve images (N, C, H, W) of even sides with stride 2 and padding k // 2, k odd, as blocks of 2 x 2 pixels with stride 1.
+    """Convolve images with stride 2, as blocks of 2 x 2 pixels with stride 1.
 
-    A kernel's places become those of blocks; where it begins or ends in the middle of a block, weights of 0 fill that up.
+    x: (N, C, H, W) of even sides; the padding is k // 2, for a kernel of k x k, k odd.
+
+    A kernel's places become those of blocks; where it begins or ends in the middle of a block,
+    weights of 0 fill that up.
     """
     images, channels, height, width = x.shape
     side = weight.shape[2]
@@ -141,8 +153,9 @@ def folded(
 ) -> nn.Module:
     """Return the model with every BatchNorm that follows a convolution folded into it.
 
-    model: in inference mode; everything else is shared with it. dtype: of the folded weights, None for the model's. follows: `refresh` may
-    be called after the model has changed. A model that cannot be traced, has hooks, or calls a layer twice is returned itself.
+    model: in inference mode; everything else is shared with it. dtype: of the folded weights, None
+    for the model's. follows: `refresh` may be called after the model has changed. A model that
+    cannot be traced, has hooks, or calls a layer twice is returned itself.
     """
     modules = list(model.modules())
     hooks = any(
@@ -182,14 +195,17 @@ def refresh(model: nn.Module) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Trace through containers; an activation, whose backward pass may be its own, stays one call."""
+    """Trace through containers; an activation, whose backward pass may differ, stays one call."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Activation) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _pair(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
-    """Return the convolution and the BatchNorm of a node that normalizes what a convolution gives to it alone."""
+    """Return the convolution and the BatchNorm of a node; None for any other node.
+
+    The BatchNorm must be all that uses the convolution's output.
+    """
     norm = modules[str(node.target)] if node.op == "call_module" else None
     before = node.args[0] if isinstance(norm, nn.BatchNorm2d) and node.args else None
     if (

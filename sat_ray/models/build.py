@@ -1,4 +1,4 @@
-"""Build any supported model by name: residual networks, ResNeXts, EfficientNets, networks for 32-pixel images and one for digits."""
+"""Models by name: residual networks, ResNeXts, EfficientNets, and networks for small images."""
 
 import functools
 
@@ -8,8 +8,9 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from sat_ray.activations.registry import make_activation
-from sat_ray.models.architectures.efficientnet import SCALES, efficientnet, zero_last_gammas
-from sat_ray.models.architectures.preact_resnet import PREACT, PreActResNet
+from sat_ray.models.architectures.efficientnet import efficientnet, zero_last_gammas
+from sat_ray.models.architectures.preact_resnet import PreActResNet
+from sat_ray.models.architectures.sizes import PREACT, SCALES
 from sat_ray.models.architectures.small_resnet import SmallResNet
 from sat_ray.models.injection import inject_activation
 from sat_ray.models.normalized import Normalized
@@ -88,8 +89,8 @@ def _net(spec: ModelSpec) -> nn.Module:
 def model_from_spec(spec: ModelSpec, *, seed: int | None = None) -> Normalized:
     """Build the model that a spec describes, in train mode, float32, on the CPU.
 
-    seed: makes the initial weights a pure function of (spec without activation, seed) and leaves torch's global generator alone;
-    None draws from the global generator.
+    seed: makes the initial weights a pure function of (spec without activation, seed) and leaves
+    torch's global generator alone; None draws from the global generator.
     """
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
@@ -104,9 +105,12 @@ def model_from_spec(spec: ModelSpec, *, seed: int | None = None) -> Normalized:
 def check_user_defined_model(
     spec: ModelSpec, shape: tuple[int, ...], smaller: tuple[tuple[int, ...], ...] = ()
 ) -> None:
-    """Build a network of the user's own and raise ValueError, in one line, where it cannot be trained; others pass unseen.
+    """Raise ValueError, in one line, where a user-defined network cannot be trained.
 
-    shape: (C, H, W) of the images; smaller: of those that training begins with, where it resizes them.
+    Other networks are not checked.
+
+    shape: (C, H, W) of the images; smaller: of those that training begins with, where it resizes
+    them.
     """
     if not is_reference(spec.name):
         return
@@ -142,9 +146,12 @@ def build_model(
     zero_gamma: bool = False,
     seed: int | None = None,
 ) -> Normalized:
-    """Build a model by name with an activation injected; [0, 1] pixels -> logits. See `ModelSpec` for the fields.
+    """Build a model by name with an activation injected; [0, 1] pixels -> logits.
 
-    mean, std: ImageNet's for three channels, else 0.5 and 0.25. Raises ValueError on unknown names or values out of range.
+    See `ModelSpec` for the fields.
+
+    mean, std: ImageNet's for three channels, else 0.5 and 0.25. Raises ValueError on unknown names
+    or values out of range.
     """
     rgb = in_channels == 3
     spec = ModelSpec(
@@ -163,7 +170,7 @@ def build_model(
 
 
 def user_defined_net(spec: "ModelSpec") -> nn.Module:
-    """Build the network of a spec; ValueError where the function fails or returns something else."""
+    """Build a user-defined network; ValueError where its function fails or returns another type."""
     taken = read_net(spec.name, field="model")
     offered = {
         "num_classes": spec.num_classes,

@@ -1,6 +1,9 @@
-"""Models as files that need none of this code: .pt2 (torch.export) and ONNX, with a check that they compute what the model computes.
+"""Models as files that need no code of this package: .pt2 (torch.export) and ONNX.
 
-For .pt2, activations with a hand-written backward pass are rewritten so that the export keeps it. ONNX has no gradients.
+Each file is compared with the model that it was made from.
+
+For .pt2, activations with a hand-written backward pass are rewritten so that the export keeps it.
+ONNX has no gradients.
 """
 
 import importlib.util
@@ -14,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sat_ray.activations.registry import Activation
+from sat_ray.activations.module import Activation
 from sat_ray.models.copying import copied
 from sat_ray.models.pt2.archive import checked_archive
 from sat_ray.utils.import_string import first_line
@@ -31,7 +34,10 @@ _HAND_WRITTEN = (
 
 
 class _Traceable(nn.Module):
-    """An activation whose hand-written backward pass survives torch.export to the last bit: its value plus a zero with that gradient."""
+    """An activation whose hand-written backward pass survives torch.export to the last bit.
+
+    It computes the value plus a zero that has this gradient.
+    """
 
     def __init__(self, activation: Activation) -> None:
         super().__init__()
@@ -61,7 +67,10 @@ def exportable(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an exported model is from the model: largest differences of logits and, of .pt2, of gradients at the images."""
+    """Largest differences between an exported model and the model.
+
+    logits: of the logits; of .pt2 also of gradients at the images.
+    """
 
     logits: float
     gradient: float | None
@@ -74,10 +83,12 @@ class Parity:
 
 
 def export_model(model: nn.Module, *, shape: Sequence[int], kind: str) -> tuple[bytes, Parity]:
-    """Return a model as the bytes of a .pt2 or ONNX file that takes any number of [0, 1] images, and how far it is from the model.
+    """Return a model as the bytes of a .pt2 or ONNX file, and its parity with the model.
 
-    shape: (C, H, W) of the images; kind: one of `FORMATS`. Raises ValueError where ONNX is not installed, ArithmeticError where the
-    export computes something else.
+    The file takes any number of [0, 1] images.
+
+    shape: (C, H, W) of the images; kind: one of `FORMATS`. Raises ValueError where ONNX is not
+    installed, ArithmeticError where the export computes something else.
     """
     data, run = {"pt2": _pt2, "onnx": _onnx}[kind](model, shape)
     return data, _parity(model, run, shape=shape, gradients=kind == "pt2")

@@ -1,13 +1,15 @@
-"""Replace every ReLU and SiLU of a network by an activation of the registry, one module per call site.
+"""Replace every ReLU and SiLU of a network by a registered activation, one module per call.
 
-torchvision's residual blocks call one shared ReLU two or three times; a learned alpha is one per layer, so the blocks are first taught to
-use separate activation modules. Parameters, their names and their initial values stay as torchvision made them.
+torchvision's residual blocks call one shared ReLU two or three times; a learned alpha is one per
+layer, so the blocks are first taught to use separate activation modules. Parameters, their names
+and their initial values stay as torchvision made them.
 """
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from sat_ray.activations.registry import Activation, make_activation
+from sat_ray.activations.module import Activation
+from sat_ray.activations.registry import make_activation
 
 
 class SplitBasicBlock(BasicBlock):
@@ -58,9 +60,12 @@ def _split_block(block: nn.Module) -> None:
 
 
 def inject_activation(model: nn.Module, *, activation: str, alpha: float | None = None) -> int:
-    """Replace every nn.ReLU and nn.SiLU of `model` in place and return how many activation modules it now has.
+    """Replace every nn.ReLU and nn.SiLU of `model` in place.
 
-    No random number is drawn. Raises ValueError on a bad activation, AssertionError if one survives or none was found.
+    Returns how many activation modules it now has.
+
+    No random number is drawn. Raises ValueError on a bad activation, AssertionError if one survives
+    or none was found.
     """
     for module in list(model.modules()):
         if type(module) in _SPLIT:

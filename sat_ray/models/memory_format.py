@@ -9,8 +9,9 @@ SAFE_CHANNELS = 8
 def memory_format(model: nn.Module) -> torch.memory_format:
     """Return the layout to use for a model on its device.
 
-    On the CPU, convolutions of 2 to 7 input channels stay in the plain layout: with torch 2.14.1 the channels-last weight gradient of a
-    strided 1 x 1 convolution of 4 channels writes outside its buffer.
+    On the CPU, convolutions of 2 to 7 input channels stay in the plain layout: with torch 2.14.1
+    the channels-last weight gradient of a strided 1 x 1 convolution of 4 channels writes outside
+    its buffer.
     """
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     narrow = any(

@@ -1,22 +1,14 @@
-"""The only place with mean and std: [0, 1] pixels go in, so that epsilon is measured in pixels everywhere else."""
+"""The only place with mean and std: [0, 1] pixels go in.
+
+So epsilon is measured in pixels everywhere else.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
-from sat_ray.models.spec import ModelSpec
-
-
-def require_spread(std: Sequence[float]) -> None:
-    """Raise ValueError where a channel is the same number in all training images (std 0)."""
-    flat = [channel for channel, one in enumerate(std) if not one > 0]
-    if flat:
-        raise ValueError(
-            f"std must be above 0 in every channel, got {std[flat[0]]:g} in channel {flat[0]}: all "
-            "training images have the same value there, so it cannot be standardised; leave the "
-            "channel out (an image's alpha channel, for example), or store gray images as one channel"
-        )
+from sat_ray.models.spec import ModelSpec, require_spread
 
 
 class Normalized(nn.Module):
@@ -57,7 +49,7 @@ class Normalized(nn.Module):
         return logits
 
     def _require_channels(self, found: int) -> None:
-        """Raise ValueError for another number of channels: one would be broadcast over all means."""
+        """Raise ValueError for another number of channels; one channel would be broadcast."""
         expected = self.mean.shape[1]
         if found != expected:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Whether two ways to compute one model agree, in logits and in gradients."""
+"""Numerical parity of two ways to compute one model, in logits and in gradients."""
 
 from collections.abc import Iterable, Mapping
 
@@ -19,7 +19,10 @@ NOTICED = 1e-3  # an entry that matters is a thousandth of the typical one, or m
 
 
 def logits_and_gradient(forward: Model, x: Tensor) -> dict[str, Tensor]:
-    """Return logits (N, K) float32 and `gradient`, shaped as x, of half their squared length, which no saturated softmax makes vanish.
+    """Return logits (N, K) float32 and `gradient`, shaped as x.
+
+    The gradient is of half the squared length of the logits, which no saturated softmax makes
+    vanish.
 
     Where the logits are cut off from x the gradient is 0.
     """
@@ -59,12 +62,14 @@ def require_agreement(
     precision: str,
     asked: str,
 ) -> None:
-    """Raise ArithmeticError where a compiled module computes, by name, anything else than the plain one, up to rounding.
+    """Raise ArithmeticError where a compiled module differs from the plain one by more than
+    rounding.
 
-    compiled, plain: in `precision`; exact: of the plain module in float32, of which 16 bits may be far. In training, rounding grows from
-    the last layer to the first: at the first weights of an untrained ResNet-50 the gradients that torch's own kernels give in bf16 are
-    further from float32 than 0 is. Compiled kernels may be as far in another direction, but neither much farther, nor much longer or
-    shorter. asked: the setting to do without.
+    compiled, plain: in `precision`; exact: of the plain module in float32, of which 16 bits may be
+    far. In training, rounding grows from the last layer to the first: at the first weights of an
+    untrained ResNet-50 the gradients that torch's own kernels give in bf16 are further from float32
+    than 0 is. Compiled kernels may be as far in another direction, but neither much farther, nor
+    much longer or shorter. asked: the setting to do without.
     """
     gradients = [tensor for name, tensor in exact.items() if name != "logits"]
     typical = (
@@ -102,7 +107,10 @@ def require_agreement(
 
 
 def _apart(found: Tensor, exact: Tensor, *, least: float) -> tuple[float, float]:
-    """Return the length of the difference, and how wrong the part along the exact values is, both in units of their length."""
+    """Return the length of the difference, and of its part along the exact values.
+
+    Both are in units of the length of the exact values.
+    """
     found, exact = found.double().flatten(), exact.double().flatten()
     length = exact.norm().clamp_min(least)
     return float((found - exact).norm() / length), abs(

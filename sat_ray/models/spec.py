@@ -1,23 +1,26 @@
 """What determines a model but its weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import torchvision
-
 from sat_ray.activations.registry import activation_info
-from sat_ray.models.architectures.efficientnet import SCALES
-from sat_ray.models.architectures.preact_resnet import PREACT
-from sat_ray.models.user_defined import read_net
+from sat_ray.models.architectures.sizes import PREACT, SCALES
 from sat_ray.utils.bounds import Bounds, Width, check_fields
 from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.names import check_name
 
-_FAMILIES = ("resnet", "resnext", "wide_resnet")
-TORCHVISION_MODELS = tuple(
-    name
-    for name in torchvision.models.list_models(module=torchvision.models)
-    if name.startswith(_FAMILIES)
+TORCHVISION_MODELS = (  # a list, since torchvision takes seconds to import
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
 )
 RESNEXTS: dict[
     str, tuple[tuple[int, int, int, int], int, int]
@@ -31,8 +34,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def check_model_name(name: str, *, field: str) -> None:
-    """Raise ValueError where a name is neither a model here nor a `module:function` that can be called as one."""
+    """Raise ValueError where a name is no model and no `module:function` that builds one."""
     if is_reference(name):
+        from sat_ray.models.user_defined import read_net
+
         read_net(name, field=field)
     else:
         check_name(name, MODELS, field=field)
@@ -54,12 +59,14 @@ def check_zero_gamma(name: str, zero_gamma: bool) -> None:
 class ModelSpec:
     """Everything that determines a model but its weights; it travels in the checkpoint as JSON.
 
-    name: one of `MODELS`, or `module:function` of the user's own (see `sat_ray.models.user_defined`);
-    stem: of residual networks "imagenet" (7 x 7 stride 2 and max-pooling) or "small" (3 x 3 stride 1, for images of 32 pixels), of
-    EfficientNets the stride of the first convolution, 2 or 1; preact_resnet18, wide_resnet28_10, wide_resnet34_10 and small_resnet are
-    made for small images and have no other stem; width: channels of the first layer of small_resnet or of
-    an own network that takes it, ignored elsewhere; mean, std: per
-    channel in [0, 1] pixels; zero_gamma: start the last BatchNorm of each block with a shortcut at 0.
+    name: one of `MODELS`, or `module:function` of the user's own (see
+    `sat_ray.models.user_defined`); stem: of residual networks "imagenet" (7 x 7 stride 2 and
+    max-pooling) or "small" (3 x 3 stride 1, for images of 32 pixels), of EfficientNets the stride
+    of the first convolution, 2 or 1; preact_resnet18, wide_resnet28_10, wide_resnet34_10 and
+    small_resnet are made for small images and have no other stem; width: channels of the first
+    layer of small_resnet or of an own network that takes it, ignored elsewhere; mean, std: per
+    channel in [0, 1] pixels; zero_gamma: start the last BatchNorm of each block with a shortcut at
+    0.
     """
 
     name: str
@@ -86,3 +93,43 @@ class ModelSpec:
             raise ValueError(
                 f"mean and std need one number for each of {self.in_channels} channels; got {self.mean} and {self.std}"
             )
+
+
+def require_spread(std: Sequence[float]) -> None:
+    """Raise ValueError where a channel is the same number in all training images (std 0)."""
+    flat = [channel for channel, one in enumerate(std) if not one > 0]
+    if flat:
+        raise ValueError(
+            f"std must be above 0 in every channel, got {std[flat[0]]:g} in channel {flat[0]}: all "
+            "training images have the same value there, so it cannot be standardised; leave the "
+            "channel out (an image's alpha channel, for example), or store gray images as one channel"
+        )
+
+
+def check_attacker_activation(
+    activation: str, alpha: float | None, attacker_activation: str, attacker_alpha: float | None
+) -> None:
+    """Raise ValueError for an attacker whose forward pass is not the model's.
+
+    Its images would be adversarial for another network.
+
+    Raises ValueError naming the legal choices.
+    """
+    own = activation_info(activation)
+    other = activation_info(attacker_activation, field="attacker_activation")
+    other_alpha = other.check_alpha(attacker_alpha, field="attacker_alpha")
+    if other.name == own.name and (other_alpha == own.check_alpha(alpha) or own.smooth_backward):
+        return
+    if other.learned:
+        raise ValueError(
+            f"attacker_activation {other.name} has a learned alpha and cannot be used for the attacker alone"
+        )
+    if other.name == own.name or other.forward_name != own.forward_name:
+        legal = (
+            "relu, relu_smooth_backward"
+            if own.forward_name == "relu"
+            else f"{own.name} with the same alpha"
+        )
+        raise ValueError(
+            f"attacker_activation {other.name} must share its forward pass with activation {own.name}; allowed: {legal}"
+        )

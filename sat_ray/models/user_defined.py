@@ -1,8 +1,9 @@
-"""A network of the user's own, `module:function`, and what it must be before anything is trained with it.
+"""A user-defined network, `module:function`, and the checks that it must pass before training.
 
-The function is called as net(num_classes=K, activation=A), and with in_channels and width if it takes them. A() makes one new activation
-module; there must be one per place, for a learned alpha is one per layer. It returns an nn.Module from standardised images
-(N, C, H, W) float32 to logits (N, K): `Normalized` is put in front of it, so that epsilon stays in [0, 1] pixels.
+The function is called as net(num_classes=K, activation=A), and with in_channels and width if it
+takes them. A() makes one new activation module; there must be one per place, for a learned alpha is
+one per layer. It returns an nn.Module from standardised images (N, C, H, W) float32 to logits (N,
+K): `Normalized` is put in front of it, so that epsilon stays in [0, 1] pixels.
 """
 
 import functools
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sat_ray.activations.registry import Activation
+from sat_ray.activations.module import Activation
 from sat_ray.models.copying import copied
 from sat_ray.models.injection import REPLACED
 from sat_ray.utils.import_string import call, first_line, parameters, required, resolve
@@ -38,7 +39,10 @@ IMAGES, STEP, TOLERANCE = (
 
 @functools.cache
 def read_net(name: str, *, field: str) -> dict[str, bool]:
-    """Import the function and say which of `OFFERED` it takes; ValueError in one line where it cannot be called as described above."""
+    """Import the function and return which of `OFFERED` it takes.
+
+    Raises ValueError in one line where it cannot be called as described above.
+    """
     found, what = resolve(name, what=field), f"{field} {name}"
     if not callable(found) or isinstance(found, nn.Module):
         raise ValueError(f"{what} is a {type(found).__name__}; allowed: {ALLOWED}")
@@ -58,7 +62,7 @@ def read_net(name: str, *, field: str) -> dict[str, bool]:
 def check_net(
     build: Callable[[], nn.Module], *, name: str, num_classes: int, shape: tuple[int, ...]
 ) -> None:
-    """Raise ValueError, in one line, where a network cannot be trained, attacked and evaluated here.
+    """Raise ValueError, in one line, where a network cannot be trained, attacked or evaluated.
 
     build: makes the whole model, [0, 1] images (N, *shape) to logits, the same weights each time.
     """
@@ -77,7 +81,7 @@ def check_net(
 def check_sizes(
     model: nn.Module, *, name: str, num_classes: int, shapes: Sequence[tuple[int, ...]]
 ) -> None:
-    """Raise ValueError, in one line, where a network that takes its images cannot take smaller ones too. shapes: (C, H, W) of those."""
+    """Raise ValueError, in one line, where a network cannot take smaller images too."""
     for channels, height, width in shapes:
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(IMAGES, channels, height, width, generator=generator, dtype=torch.float32)
@@ -238,7 +242,7 @@ def require_same_again(logits: Tensor, again: Tensor, *, what: str) -> None:
 
 
 def require_same_alone(alone: Tensor, logits: Tensor, *, what: str) -> None:
-    """Raise ValueError unless images alone, or beside others, got the logits (N, K) that they have in a batch, up to rounding."""
+    """Raise ValueError unless images alone got their logits (N, K) of a batch, up to rounding."""
     if not _same_logits(alone, logits):
         raise ValueError(
             f"{what} gives an image other logits in a batch than alone; allowed: no statistics of the batch"
@@ -246,7 +250,7 @@ def require_same_alone(alone: Tensor, logits: Tensor, *, what: str) -> None:
 
 
 def require_same_moved(moved: Tensor, logits: Tensor, *, what: str) -> None:
-    """Raise ValueError unless images at other rows of the batch got their logits (N, K), up to rounding."""
+    """Raise ValueError unless images at other rows got their logits (N, K), up to rounding."""
     if not _same_logits(moved, logits):
         raise ValueError(
             f"{what} gives an image other logits at another row of the batch; allowed: the same "

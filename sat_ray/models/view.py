@@ -1,38 +1,16 @@
-"""A view: a second module tree over the same parameters and buffers, with other activations and its own train/eval flag.
+"""A view: a second module tree over the same parameters and buffers.
 
-The attacker differentiates through a view. Nothing is toggled on the model that trains, and nothing needs to be put back.
+It has other activations and a train/eval flag of its own.
+
+The attacker differentiates through a view. Nothing is toggled on the model that trains, and nothing
+needs to be put back.
 """
 
 from torch import nn
 
-from sat_ray.activations.registry import Activation, activation_info, make_activation
-
-
-def check_attacker_activation(
-    activation: str, alpha: float | None, attacker_activation: str, attacker_alpha: float | None
-) -> None:
-    """Refuse an attacker whose forward pass is not the model's: its images would be adversarial for another network.
-
-    Raises ValueError naming the legal choices.
-    """
-    own = activation_info(activation)
-    other = activation_info(attacker_activation, field="attacker_activation")
-    other_alpha = other.check_alpha(attacker_alpha, field="attacker_alpha")
-    if other.name == own.name and (other_alpha == own.check_alpha(alpha) or own.smooth_backward):
-        return
-    if other.learned:
-        raise ValueError(
-            f"attacker_activation {other.name} has a learned alpha and cannot be used for the attacker alone"
-        )
-    if other.name == own.name or other.forward_name != own.forward_name:
-        legal = (
-            "relu, relu_smooth_backward"
-            if own.forward_name == "relu"
-            else f"{own.name} with the same alpha"
-        )
-        raise ValueError(
-            f"attacker_activation {other.name} must share its forward pass with activation {own.name}; allowed: {legal}"
-        )
+from sat_ray.activations.module import Activation
+from sat_ray.activations.registry import activation_info, make_activation
+from sat_ray.models.spec import check_attacker_activation
 
 
 def _clone(
@@ -67,10 +45,13 @@ def _alias(parameter: nn.Parameter | None, memo: dict[int, object]) -> nn.Parame
 def view(
     model: nn.Module, activation: str | None = None, *, alpha: float | None = None
 ) -> nn.Module:
-    """Return a view of `model` in inference mode whose parameters are frozen aliases of the model's.
+    """Return a view of `model` in inference mode.
 
-    activation: what the view uses, None for the model's own (a learned alpha is then shared). Make it after device, dtype and memory
-    layout are settled. Raises ValueError where the view's forward pass would differ from the model's.
+    Its parameters are frozen aliases of the model's.
+
+    activation: what the view uses, None for the model's own (a learned alpha is then shared). Make
+    it after device, dtype and memory layout are settled. Raises ValueError where the view's forward
+    pass would differ from the model's.
     """
     replace = None
     if activation is not None:

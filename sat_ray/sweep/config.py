@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from sat_ray.activations.registry import ACTIVATIONS
-from sat_ray.attacks import AttackSpec, Gradient, strong_attacks
-from sat_ray.attacks.cascade import STEPS, TARGETS
+from sat_ray.attacks.cascade import STEPS, TARGETS, strong_attacks
+from sat_ray.attacks.spec import AttackSpec, Gradient
+from sat_ray.data.choices import Loading
 from sat_ray.data.images import ENCODINGS, LARGEST_SIDE, Storing
-from sat_ray.data.loading import Loading
 from sat_ray.data.sources.base import Source
 from sat_ray.data.sources.registry import dataset_source
-from sat_ray.evaluation.card import CardSettings
+from sat_ray.evaluation.card.settings import CardSettings
 from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import SCHEME, check_address
@@ -395,7 +395,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="")
-        self.training.attack(self.threat_model)
+        self.training.step_size(self.threat_model)  # refuses one that is too small
         self.training.validation_attacks(self.threat_model, num_classes=2)
         self.evaluation_attacks()
         if self.training.warmup_epochs > self.training.epochs:

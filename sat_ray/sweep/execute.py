@@ -31,8 +31,8 @@ from sat_ray.sweep.records.merge_outcomes import read_part
 from sat_ray.sweep.records.store import STATE, Record, Records, attempt_name, require_environment
 from sat_ray.sweep.tasks import CARD, SEARCH, CardTask, EvaluationTask, TrainingTask
 from sat_ray.training.epoch_metrics import NonFiniteLossError
-from sat_ray.training.loop import EpochReport, TrainingState, fit
-from sat_ray.training.parallel.process_group import World
+from sat_ray.training.loop import EpochReport, RunOptions, TrainingState, fit
+from sat_ray.training.parallel.process_group import ProcessGroup
 from sat_ray.training.resume.checkpointing import StateFiles, pack_state, unpack_state
 from sat_ray.utils.randomness import Randomness, sample_rows
 from sat_ray.utils.serialization import sha256
@@ -67,19 +67,19 @@ def train_and_commit(
     task: TrainingTask,
     records: Records,
     *,
-    world: World | None = None,
+    process_group: ProcessGroup | None = None,
     previous: Record | None = None,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
     checkpoint_images: int = CHECKPOINT_IMAGES,
     leaving: Callable[[], bool] | None = None,
 ) -> Record:
-    """Train a task and return its record; every process of the world calls it, rank 0 writes.
+    """Train a task and return its record; every process of the group calls it, rank 0 writes.
 
     previous: record of the same training up to an earlier epoch, to go on from. A task already committed is not trained again; one that
     was interrupted goes on from its last checkpoint: that of its last validation, of the last `checkpoint_images` images, or of a node
     that `leaving` announced to go (see `fit`).
     """
-    world = world or World()
+    process_group = process_group or ProcessGroup()
     done = records.find(task.stage, task.key)
     if done is not None:
         return done
@@ -88,11 +88,11 @@ def train_and_commit(
         state = files.read()
         if state is None:
             state = _starting_state(records, previous)
-            if world.rank == 0:
+            if process_group.rank == 0:
                 records.begin(task.stage, task.key, inputs=task.inputs)
-        write = files.write if world.rank == 0 else lambda state: None
+        write = files.write if process_group.rank == 0 else lambda state: None
         settings: dict[str, Any] = {
-            "world": world,
+            "process_group": process_group,
             "checkpoint_images": checkpoint_images,
             "leaving": leaving,
         }
@@ -109,12 +109,12 @@ def train_and_commit(
                 f"{error}; {f'the last checkpoint is {files.last}' if files.last else 'there is no checkpoint yet'}",
             )
             raise
-        if world.rank == 0:
+        if process_group.rank == 0:
             files.wait()
-            _commit_training(task, records, state, workers=world.size)
+            _commit_training(task, records, state, workers=process_group.size)
             files.discard()
             records.end(task.key)
-    world.barrier()
+    process_group.barrier()
     committed = records.find(task.stage, task.key)
     assert committed is not None
     return committed
@@ -129,7 +129,7 @@ def _training(
     task: TrainingTask,
     state: TrainingState,
     *,
-    world: World,
+    process_group: ProcessGroup,
     checkpoint_images: int,
     leaving: Callable[[], bool] | None,
     on_checkpoint: Callable[[TrainingState], None],
@@ -145,13 +145,15 @@ def _training(
         attacker_activation=None if own else task.configuration.attacker_activation,
         attacker_alpha=None if own else task.configuration.attacker_alpha,
         seed=task.seed,
-        world=world,
         state=state,
-        until=task.until,
-        slots=task.slots,
-        checkpoint_every=max(1, checkpoint_images // task.training.global_batch_size),
-        on_checkpoint=on_checkpoint,
-        leaving=leaving,
+        options=RunOptions(
+            process_group=process_group,
+            until=task.until,
+            slots=task.slots,
+            checkpoint_every=max(1, checkpoint_images // task.training.global_batch_size),
+            on_checkpoint=on_checkpoint,
+            preemption_announced=leaving,
+        ),
     )
 
 

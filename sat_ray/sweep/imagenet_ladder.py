@@ -8,7 +8,7 @@ not results of this project. None of these has been run.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from sat_ray.models.architectures.efficientnet import SCALES
+from sat_ray.models.architectures.sizes import SCALES
 from sat_ray.sweep.config import FinalSettings, Recipe, SweepConfig
 
 

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sat_ray.attacks import AttackSpec
-from sat_ray.data.augmentation import check_augmentation
-from sat_ray.data.shards.dataset import SCHEMA_VERSION
-from sat_ray.models import ModelSpec
-from sat_ray.models.normalized import require_spread
+from sat_ray.attacks.spec import AttackSpec
+from sat_ray.data.choices import check_augmentation
+from sat_ray.data.shards.manifest import SCHEMA_VERSION
+from sat_ray.models.spec import ModelSpec, require_spread
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.records.store import Record, Records, Stage, numerical_environment

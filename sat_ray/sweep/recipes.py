@@ -1,6 +1,6 @@
 """Recipes: functions that return a full config. Add one here and it is a word of the command line."""
 
-from sat_ray.evaluation.card import CardSettings
+from sat_ray.evaluation.card.settings import CardSettings
 from sat_ray.sweep.config import (
     DataSettings,
     EvaluationSettings,

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sat_ray.attacks import AttackSpec
-from sat_ray.attacks.spec import true_and_smooth
-from sat_ray.data.loading import Loading
-from sat_ray.data.shards.dataset import manifest_hash, read_manifest
-from sat_ray.evaluation.card import CardSettings
-from sat_ray.models import ModelSpec
+from sat_ray.attacks.spec import AttackSpec, true_and_smooth
+from sat_ray.data.choices import Loading
+from sat_ray.data.shards.manifest import manifest_hash, read_manifest
+from sat_ray.evaluation.card.settings import CardSettings
+from sat_ray.models.spec import ModelSpec
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.store import SURVIVORS_OF, USER_DEFINED, Stage, record_key
 from sat_ray.sweep.search.search_space import SearchPoint

@@ -1,10 +1,15 @@
-"""The inner maximization of training: batches become adversarial images, under an epsilon and an alpha that may change on the way.
+"""The inner maximization of training: batches become adversarial images.
 
-The attacker's view is climbed with BatchNorm folded into the convolutions, anew for every step: the same function in fewer passes over
-memory. Where a look at two images says otherwise (a network that traces to another function), the view itself is climbed.
+Epsilon and alpha may change while training goes on.
 
-Free adversarial training (Shafahi et al. 2019) spends no pass of its own: the backward pass of each update also gives the gradient at the
-images, along which they move before the next of `attack_replays` updates. Here every batch starts anew at random points; there, at the
+The attack climbs a copy of the attacker's view with BatchNorm folded into the convolutions, folded
+again before every step: the same function with fewer passes over memory. Where the copy computes
+something else on two images (a network that traces to another function), the attack climbs the view
+itself.
+
+Free adversarial training (Shafahi et al. 2019) needs no backward pass of its own: the backward pass
+of each update also gives the gradient at the images, along which they move before the next of
+`attack_replays` updates. Here every batch starts anew at random points; in the paper, at the
 perturbation of the batch before.
 """
 
@@ -14,7 +19,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sat_ray.activations.registry import Activation, activation_info
+from sat_ray.activations.module import Activation
+from sat_ray.activations.registry import activation_info
 from sat_ray.attacks import PGD
 from sat_ray.data.augmentation import augment
 from sat_ray.data.pixels import to_pixels
@@ -27,40 +33,43 @@ from sat_ray.training.epoch_metrics import Totals
 from sat_ray.training.objectives import Forward, Objective
 from sat_ray.training.optimization.schedules import FLOOR, alpha_factor, epsilon_factor
 from sat_ray.training.progressive_resizing import image_side, resize
-from sat_ray.training.settings import TrainingSettings
-from sat_ray.training.train_step import Crafted
+from sat_ray.training.settings import Problem
+from sat_ray.training.train_step import AdversarialBatch
 from sat_ray.utils.compile import compiled
-from sat_ray.utils.precision import SHORT, autocast
+from sat_ray.utils.precision import autocast, short_dtype
 from sat_ray.utils.randomness import Randomness
 
 
-class Crafter:
-    """Craft adversarial images through a view in inference mode, so that BatchNorm statistics stand still."""
+class InnerMaximization:
+    """Turn batches into adversarial images through a view in inference mode.
+
+    In inference mode the attack leaves the BatchNorm statistics as they are.
+    layout: the memory format of the images.
+    """
 
     def __init__(
         self,
         attacker: nn.Module,
         objective: Objective,
-        settings: TrainingSettings,
-        threat_model: ThreatModel,
+        problem: Problem,
         *,
-        seed: int,
+        layout: torch.memory_format,
     ) -> None:
-        self.attacker, self.objective, self.settings, self.seed = (
-            attacker,
-            objective,
-            settings,
-            seed,
-        )
-        free = settings.attack_replays > 0  # has no pass through the view
-        self.climbed = (
-            attacker
-            if free
-            else folded(attacker, dtype=SHORT.get(settings.precision), follows=True)
-        )
-        self.forward: Forward = compiled(self.climbed) if settings.compile else self.climbed
+        self.attacker = attacker
+        self.objective = objective
+        self.settings = problem.settings
+        self.seed = problem.seed
+        self.layout = layout
+        self.climbed = attacker
+        if self.settings.attack_replays == 0:  # free training has no pass through the view
+            dtype = short_dtype(self.settings.precision)
+            self.climbed = folded(attacker, dtype=dtype, follows=True)
+        self.forward = self._callable(self.climbed)
         self.checked = False
-        self.full_attack = settings.attack(threat_model)
+        self.full_attack = self.settings.attack(problem.threat_model)
+
+    def _callable(self, module: nn.Module) -> Forward:
+        return compiled(module) if self.settings.compile else module
 
     def attack_at(self, progress: float, *, collapses: int) -> PGD:
         """Return the attack when this share of the epochs is done, after so many collapses."""
@@ -75,48 +84,46 @@ class Crafter:
             step_size=attack.step_size * factor,
         )
 
-    def craft(
-        self, attack: PGD, batch: Split, totals: Totals, *, layout: torch.memory_format, epoch: int
-    ) -> Crafted:
-        """Return the x, x_adv and y of a batch on the attacker's device, in this epoch's size."""
+    def run(self, attack: PGD, batch: Split, totals: Totals, *, epoch: int) -> AdversarialBatch:
+        """Return x, x_adv and y of a batch on the attacker's device, in this epoch's image size."""
         device = next(self.attacker.parameters()).device
-        images, y, ids = (
-            tensor.to(device, non_blocking=True)
-            for tensor in (batch.images, batch.labels, batch.image_ids)
-        )
-        rng = Randomness(self.seed, ids)
-        whole = to_pixels(augment(images, rng, name=self.settings.augmentation, epoch=epoch))
-        x = resize(whole, image_side(self.settings, epoch, full=min(whole.shape[-2:]))).contiguous(
-            memory_format=layout
-        )
+        y = batch.labels.to(device, non_blocking=True)
+        rng = Randomness(self.seed, batch.image_ids.to(device, non_blocking=True))
+        x = self._pixels(batch.images.to(device, non_blocking=True), rng, epoch=epoch)
         if self.settings.attack_replays:
             x_adv = attack.start(x, y, rng, step=epoch).x_adv.requires_grad_()
         else:
             refresh(self.climbed)
             self._check(x)
             with autocast(self.settings.precision, device):
-                x_adv = self.objective.craft(attack, self.forward, x, y, rng, step=epoch)
+                x_adv = self.objective.maximize(attack, self.forward, x, y, rng, step=epoch)
         totals.watch(x_adv, x, attack.threat_model)
         return x, x_adv, y
 
+    def _pixels(self, images: Tensor, rng: Randomness, *, epoch: int) -> Tensor:
+        """Return uint8 images augmented, in [0, 1], and resized for an epoch."""
+        augmented = augment(images, rng, name=self.settings.augmentation, epoch=epoch)
+        whole = to_pixels(augmented)
+        side = image_side(self.settings, epoch, full=min(whole.shape[-2:]))
+        return resize(whole, side).contiguous(memory_format=self.layout)
+
     def _check(self, x: Tensor) -> None:
-        """Compare, once, what is climbed with the attacker's view: logits and gradients at the images."""
+        """Compare, once, the climbed copy with the attacker's view: logits and gradients at x."""
         if self.checked:
             return
-        self.checked, compile = True, self.settings.compile
+        self.checked = True
         in_float32 = self.climbed if self.settings.precision == "float32" else folded(self.attacker)
         if not _same_function(in_float32, self.attacker, x[:2]):
             self.climbed = self.attacker
-            self.forward = compiled(self.climbed) if compile else self.climbed
-        if compile:
+            self.forward = self._callable(self.climbed)
+        if self.settings.compile:
             self._check_compiled(x)
 
     def _check_compiled(self, x: Tensor) -> None:
         precision = self.settings.precision
         with autocast(precision, x.device):
-            ours, theirs = (
-                logits_and_gradient(forward, x) for forward in (self.forward, self.climbed)
-            )
+            ours = logits_and_gradient(self.forward, x)
+            theirs = logits_and_gradient(self.climbed, x)
         exact = logits_and_gradient(self.attacker, x)
         require_agreement(
             ours,
@@ -129,10 +136,11 @@ class Crafter:
 
 
 def _same_function(copied: nn.Module, attacker: nn.Module, x: Tensor) -> bool:
-    """Say whether a view is still itself when it is folded, in float32."""
+    """Return whether a folded view computes what the view computes, in float32."""
     if copied is attacker:
         return True
-    found, exact = (logits_and_gradient(one, x) for one in (copied, attacker))
+    found = logits_and_gradient(copied, x)
+    exact = logits_and_gradient(attacker, x)
     try:
         require_agreement(found, exact, exact, what="view", precision="float32", asked="folding")
     except ArithmeticError as reason:
@@ -143,9 +151,9 @@ def _same_function(copied: nn.Module, attacker: nn.Module, x: Tensor) -> bool:
     return True
 
 
-def follow(attack: PGD, crafted: Crafted, totals: Totals) -> Crafted:
-    """Move images along the gradient that an update has left at them."""
-    x, x_adv, y = crafted
+def follow(attack: PGD, batch: AdversarialBatch, totals: Totals) -> AdversarialBatch:
+    """Move adversarial images along the gradient that an update has left at them."""
+    x, x_adv, y = batch
     assert x_adv.grad is not None
     ball = attack.threat_model
     moved = ball.project(x_adv.detach() + attack.step_size * ball.steepest_ascent(x_adv.grad), x)
@@ -154,9 +162,9 @@ def follow(attack: PGD, crafted: Crafted, totals: Totals) -> Crafted:
 
 
 class AlphaSchedule:
-    """Set the alpha of every activation in some modules that has one, in units of its configured alpha.
+    """Set the alpha of every activation that has one, in units of its configured alpha.
 
-    Raises ValueError where the first alpha is not allowed.
+    modules: where to look for activations. Raises ValueError where the first alpha is not allowed.
     """
 
     def __init__(self, *modules: nn.Module, start: float, ramp: float) -> None:
@@ -164,7 +172,8 @@ class AlphaSchedule:
             one for module in modules for one in module.modules() if isinstance(one, Activation)
         ]
         self.alphas = [(one, one.alpha) for one in found if one.alpha is not None]
-        self.start, self.ramp = start, ramp
+        self.start = start
+        self.ramp = ramp
         for one, alpha in self.alphas:
             activation_info(one.activation).check_alpha(
                 alpha * start, field=f"training.alpha_start {start:g} times alpha"

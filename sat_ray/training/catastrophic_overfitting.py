@@ -1,12 +1,17 @@
-"""Watch for catastrophic overfitting: accuracy under the training attack goes on rising while that under PGD falls to nothing
-(Wong, Rice, Kolter 2020). Every N steps the same held-out images are attacked by PGD-10:
+"""A guard against catastrophic overfitting: accuracy under the training attack goes on rising while
+accuracy under PGD falls to nothing (Wong, Rice, Kolter 2020).
 
-    p     the share that survives, with its 95 % Wilson interval [low, high];   best: the highest p of this training
-    good        high >= best              no worse than the best beyond chance: this state is kept, to go back to
-    collapsed   high < best / 2           the last good state is restored, and training goes on with a milder attack
-    otherwise   wait and see
+Every N steps the guard attacks the same held-out images by PGD-10:
 
-Integer counts are added over all processes before anything is decided, so all of them decide alike.
+    p     the share that survives, with its 95 % Wilson interval [low, high]
+    best  the highest p of this training
+
+    good        high >= best       not worse than the best beyond chance: this state is kept
+    collapsed   high < best / 2    the last good state is restored, and training goes on with a
+                                   milder attack
+    waiting     otherwise
+
+Integer counts are added over all processes first, so all of them decide alike.
 """
 
 from dataclasses import dataclass, replace
@@ -16,12 +21,13 @@ from sat_ray.attacks import PGD
 from sat_ray.attacks.spec import AttackSpec
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.threat import ThreatModel, as_255ths
+from sat_ray.utils.errors import ReportedError
 
 STEPS = 10
 COLLAPSED_SHARE = 0.5
 
 
-class CatastrophicOverfittingError(RuntimeError):
+class CatastrophicOverfittingError(ReportedError):
     """Training collapsed more often than it may be rolled back."""
 
 
@@ -30,7 +36,11 @@ Verdict = Literal["good", "waiting", "collapsed"]
 
 @dataclass(frozen=True)
 class Memory:
-    """What the guard knows: survivors of the best and of the latest look among the images it used, and where the kept state is from."""
+    """What a guard remembers.
+
+    best, robust: survivors in the best and in the latest test; images: in every test; good_epoch,
+    good_step: of the state that is kept; collapses: so far.
+    """
 
     best: int = 0
     robust: int = 0
@@ -40,7 +50,10 @@ class Memory:
     collapses: int = 0
 
     def after(self, robust: int, images: int, *, epoch: int, step: int) -> tuple["Memory", Verdict]:
-        """Return what it knows after one more look, `step` steps into an epoch, and what it thinks of it. images: the same every time."""
+        """Return the memory after one more test, `step` steps into an epoch, and the verdict.
+
+        images: the same number every time.
+        """
         best = max(self.best, robust)
         verdict = judge(robust, best, images)
         memory = replace(
@@ -50,13 +63,13 @@ class Memory:
             images=images,
             collapses=self.collapses + (verdict == "collapsed"),
         )
-        return (
-            replace(memory, good_epoch=epoch, good_step=step) if verdict == "good" else memory
-        ), verdict
+        if verdict == "good":
+            memory = replace(memory, good_epoch=epoch, good_step=step)
+        return memory, verdict
 
 
 def judge(robust: int, best: int, images: int) -> Verdict:
-    """Say what it means that so many images survive, when `best` did once."""
+    """Return the verdict on so many surviving images, when `best` survived once."""
     high = wilson_interval(robust, images)[1]
     if high < COLLAPSED_SHARE * best / images:
         return "collapsed"
@@ -64,12 +77,16 @@ def judge(robust: int, best: int, images: int) -> Verdict:
 
 
 def guard_attack(threat_model: ThreatModel) -> AttackSpec:
-    """Describe the attack that the guard uses."""
+    """Describe the attack of a guard."""
     return AttackSpec(threat_model=threat_model, steps=STEPS, step_size=threat_model.epsilon / 4)
 
 
 def milder(attack: PGD, *, times: int = 1) -> PGD:
-    """Return the training attack after `times` collapses: half the step size while it reaches the edge of the ball, then one step more."""
+    """Return the training attack after `times` collapses.
+
+    Each time the step size is halved as long as the steps still reach the edge of the ball; after
+    that there is one step more.
+    """
     for _ in range(times):
         shortest = attack.threat_model.epsilon / attack.steps
         if attack.step_size > shortest * (1 + 1e-9):
@@ -81,7 +98,7 @@ def milder(attack: PGD, *, times: int = 1) -> PGD:
 
 
 def event_of(memory: Memory, attack: PGD, *, epoch: int, step: int) -> dict[str, float]:
-    """Describe a roll-back for the history. attack: the one that training goes on with."""
+    """Describe a roll-back for the history. attack: the one that training continues with."""
     return {
         "epoch": epoch,
         "step": step,
@@ -97,10 +114,15 @@ def event_of(memory: Memory, attack: PGD, *, epoch: int, step: int) -> dict[str,
 def collapse_error(
     memory: Memory, *, limit: int, epoch: int, step: int, attack: PGD
 ) -> CatastrophicOverfittingError:
-    """Return the error of a training that collapsed more often than allowed. attack: the one that it collapsed under."""
+    """Return the error of a training that collapsed too often.
+
+    attack: the one it collapsed under.
+    """
     return CatastrophicOverfittingError(
-        f"training collapsed {memory.collapses} times, at last in epoch {epoch}, step {step}: {memory.robust} of {memory.images} held-out "
-        f"images survive PGD-{STEPS}, {memory.best} did at best; allowed: training.guard_limit = {limit} times; the training attack was "
-        f"PGD-{attack.steps} with steps of {as_255ths(attack.step_size)}, try more training.attack_steps or a smaller "
-        f"training.learning_rate; the last good state is of epoch {memory.good_epoch}, step {memory.good_step}"
+        f"training collapsed {memory.collapses} times, more than training.guard_limit = {limit}; "
+        f"the last time was in epoch {epoch}, step {step}: {memory.robust} of {memory.images} "
+        f"held-out images survive PGD-{STEPS}, {memory.best} did at best; the training attack was "
+        f"PGD-{attack.steps} with steps of {as_255ths(attack.step_size)}; try more "
+        "training.attack_steps or a smaller training.learning_rate; the last good state is of "
+        f"epoch {memory.good_epoch}, step {memory.good_step}"
     )

@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 
 from sat_ray.threat import ThreatModel
-from sat_ray.training.parallel.process_group import World
+from sat_ray.training.parallel.process_group import ProcessGroup
 
 NEVER = 2**62
 SHOWN = 8
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss of a step, or the weights it left, are NaN or infinite. step: the first such of the epoch; image_ids: its global batch."""
+    """The loss of a step, or the weights after it, are NaN or infinite.
+
+    step: the first such step of the epoch; image_ids: of its global batch.
+    """
 
     step: int = -1
     image_ids: tuple[int, ...] = ()
@@ -22,26 +25,36 @@ class NonFiniteLossError(FloatingPointError):
     def at(
         cls, epoch: int, step: int, image_ids: Sequence[int], *, seed: int, saved: tuple[int, int]
     ) -> "NonFiniteLossError":
-        """Build it. saved: epochs, and steps of the next one, that the last good state had behind it."""
+        """Build it. saved: epochs done, and steps of the next, of the last good state."""
         shown = ", ".join(map(str, image_ids[:SHOWN])) + (", ..." if len(image_ids) > SHOWN else "")
         error = cls(
-            f"training loss or weights became NaN or infinite in epoch {epoch}, step {step} (seed {seed}), on the {len(image_ids)} images "
-            f"with ids {shown}; try a smaller training.learning_rate; the last good state is of epoch {saved[0]}, step {saved[1]}"
+            f"training loss or weights became NaN or infinite in epoch {epoch}, step {step} (seed "
+            f"{seed}), on the {len(image_ids)} images with ids {shown}; try a smaller "
+            f"training.learning_rate; the last good state is of epoch {saved[0]}, step {saved[1]}"
         )
-        error.step, error.image_ids = step, tuple(image_ids)
+        error.step = step
+        error.image_ids = tuple(image_ids)
         return error
 
 
 class Totals:
-    """Sums of loss, right answers and images; the worst overshoot of the threat model; the first step whose loss is not finite."""
+    """Add up loss, correct predictions and images of an epoch, and watch for what must not be.
+
+    sums: what all processes had added up before a checkpoint.
+    overshoot: how far any image has left the threat model; bad_step: the first step whose loss is
+    not finite.
+    """
 
     def __init__(
-        self, sums: tuple[float, float, float], *, device: torch.device, world: World
+        self,
+        sums: tuple[float, float, float],
+        *,
+        device: torch.device,
+        process_group: ProcessGroup,
     ) -> None:
-        self.world = world
-        earlier = (
-            sums if world.rank == 0 else (0.0, 0.0, 0.0)
-        )  # what all processes had added up before a checkpoint
+        self.process_group = process_group
+        # the sums of all processes count once
+        earlier = sums if process_group.rank == 0 else (0.0, 0.0, 0.0)
         self.sums = torch.tensor(earlier, dtype=torch.float32, device=device)
         self.overshoot = torch.zeros((), dtype=torch.float32, device=device)
         self.bad_step = torch.full((), NEVER, dtype=torch.int64, device=device)
@@ -67,13 +80,13 @@ class Totals:
         self.overshoot = torch.maximum(self.overshoot, outside)
 
     def summed(self) -> tuple[float, float, float]:
-        """Return loss, right answers and images over all processes; all of them must ask."""
-        loss, correct, images = self.world.sum(self.sums.clone()).tolist()
+        """Return loss, correct predictions and images over all processes; all must call it."""
+        loss, correct, images = self.process_group.sum(self.sums.clone()).tolist()
         return loss, correct, images
 
     def first_bad_step(self) -> int | None:
-        """Return the first step in which any process had a loss that is not finite; all of them must ask."""
-        steps = torch.zeros(self.world.size, dtype=torch.int64)
-        steps[self.world.rank] = int(self.bad_step)
-        first = int(self.world.sum(steps).min())
+        """Return the first step with a loss that is not finite in any process; all must call it."""
+        steps = torch.zeros(self.process_group.size, dtype=torch.int64)
+        steps[self.process_group.rank] = int(self.bad_step)
+        first = int(self.process_group.sum(steps).min())
         return None if first == NEVER else first

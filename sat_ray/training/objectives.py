@@ -1,10 +1,13 @@
 """What training maximizes over the ball and minimizes over the weights.
 
-cross_entropy   max_x'  L(f(x'), y)                    min  L(f(x'), y)                                  (Madry et al. 2018)
-trades          max_x'  KL(f(x) || f(x'))              min  L(f(x), y) + beta KL(f(x) || f(x'))          (Zhang et al. 2019, equation 5)
+cross_entropy   max_x'  L(f(x'), y)
+                min     L(f(x'), y)                              (Madry et al. 2018)
+trades          max_x'  KL(f(x) || f(x'))
+                min     L(f(x), y) + beta KL(f(x) || f(x'))      (Zhang et al. 2019, equation 5)
 
-L: cross-entropy, smoothed in the update alone; KL between the softmax distributions. At x' = x the KL has no gradient, so trades' attack
-starts from a little noise. Its update passes clean and adversarial images through the model together, under shared BatchNorm statistics.
+L: cross-entropy, smoothed in the update alone; KL between the softmax distributions. At x' = x the
+KL has no gradient, so trades' attack starts from a little noise. Its update passes clean and
+adversarial images through the model together, under shared BatchNorm statistics.
 """
 
 from collections.abc import Callable
@@ -24,16 +27,22 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class Objective(Protocol):
-    """The two halves of a training step; x, x_adv: (N, C, H, W) float32 in [0, 1]; y: (N,) int64."""
+    """The two halves of a training step.
 
-    def craft(
+    x, x_adv: (N, C, H, W) float32 in [0, 1]; y: (N,) int64.
+    """
+
+    def maximize(
         self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int
     ) -> Tensor:
         """Return x_adv, the last iterate of the inner maximization; step: counter of the noise."""
         ...
 
     def losses(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each image's loss (N,) float32, and the logits (N, K) of x_adv; `model` is called once."""
+        """Return each image's loss (N,) float32, and the logits (N, K) of x_adv.
+
+        `model` is called once.
+        """
         ...
 
 
@@ -43,7 +52,7 @@ class AdversarialCrossEntropy:
 
     label_smoothing: float = 0.0
 
-    def craft(
+    def maximize(
         self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int
     ) -> Tensor:
         """Ascend the cross-entropy of the true label."""
@@ -57,41 +66,45 @@ class AdversarialCrossEntropy:
 
 @dataclass(frozen=True)
 class Trades:
-    """Trade clean accuracy for agreement between clean and adversarial predictions. noise: of the start, in [0, 1] pixels."""
+    """Trade clean accuracy for equal predictions on clean and adversarial images.
+
+    noise: of the start, in [0, 1] pixels.
+    """
 
     beta: float
     noise: float
     label_smoothing: float = 0.0
 
-    def craft(
+    def maximize(
         self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int
     ) -> Tensor:
         """Ascend the KL divergence from the clean prediction; labels are not used."""
         ball = attack.threat_model
         with torch.no_grad():
             clean = attacker(x)
-        x_adv = ball.project(
-            x + self.noise * rng.normal("trades", x.shape[1:], step=step, device=x.device), x
-        )
+        noise = self.noise * rng.normal("trades", x.shape[1:], step=step, device=x.device)
+        x_adv = ball.project(x + noise, x)
         for _ in range(attack.steps):
             point = x_adv.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(kl_divergence(clean, attacker(point)).sum(), point)
-            x_adv = ball.project(
-                point.detach() + attack.step_size * ball.steepest_ascent(gradient), x
-            )
+            moved = point.detach() + attack.step_size * ball.steepest_ascent(gradient)
+            x_adv = ball.project(moved, x)
         return x_adv
 
     def losses(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy of x plus beta times the divergence."""
         clean, adversarial = model(torch.cat([x, x_adv])).chunk(2)
-        return cross_entropy(
-            clean, y, label_smoothing=self.label_smoothing
-        ) + self.beta * kl_divergence(clean, adversarial), adversarial
+        natural = cross_entropy(clean, y, label_smoothing=self.label_smoothing)
+        return natural + self.beta * kl_divergence(clean, adversarial), adversarial
 
 
 def kl_divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
-    """Return KL(softmax(clean) || softmax(adversarial)) of each row, (N,) float32; clean, adversarial: (N, K) logits."""
-    ours, theirs = F.log_softmax(clean.float(), dim=1), F.log_softmax(adversarial.float(), dim=1)
+    """Return KL(softmax(clean) || softmax(adversarial)) of each row, (N,) float32.
+
+    clean, adversarial: (N, K) logits.
+    """
+    ours = F.log_softmax(clean.float(), dim=1)
+    theirs = F.log_softmax(adversarial.float(), dim=1)
     return (ours.exp() * (ours - theirs)).sum(dim=1)
 
 

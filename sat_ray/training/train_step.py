@@ -1,4 +1,4 @@
-"""The outer minimization: one model in one process, with its optimizer, its average, and one update from crafted images."""
+"""The outer minimization: one update of the weights from adversarial images, in one process."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,17 +18,17 @@ from sat_ray.training.optimization.optimizer import (
     set_learning_rate,
 )
 from sat_ray.training.parallel.batchnorm_groups import RunningStatistics
-from sat_ray.training.parallel.process_group import World
+from sat_ray.training.parallel.process_group import ProcessGroup
 from sat_ray.training.resume.state import joined, part_of
 from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.compile import compiled
 from sat_ray.utils.precision import autocast
 
-Crafted = tuple[Tensor, Tensor, Tensor]  # x, x_adv, y
+AdversarialBatch = tuple[Tensor, Tensor, Tensor]  # x, x_adv, y
 
 
 def _differentiate(loss: Tensor) -> None:
-    """Accumulate the gradients of a loss; ValueError where processes wait for one that is missing."""
+    """Accumulate the gradients of a loss; ValueError where DDP waits for one that is missing."""
     try:
         loss.backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
@@ -41,31 +41,40 @@ def _refuse_skipped_layers(error: RuntimeError) -> None:
     if "Expected to have finished reduction" in str(error):
         raise ValueError(
             "the network left a parameter without a gradient in a training step, and the other "
-            "processes wait for it; multiply the output of a skipped layer by 0 instead of skipping "
-            "it (torchvision.ops.StochasticDepth), or train with one worker"
+            "processes wait for it; multiply the output of a skipped layer by 0 instead of "
+            "skipping it (torchvision.ops.StochasticDepth), or train with one worker"
         ) from error
 
 
-class Learner:
-    """Update a model in place; weights must be the same in every process of the world."""
+class TrainStep:
+    """Update a model in place, with its optimizer and perhaps an average of its weights.
+
+    The weights must be the same in every process of the group.
+    """
 
     def __init__(
-        self, model: nn.Module, objective: Objective, settings: TrainingSettings, *, world: World
+        self,
+        model: nn.Module,
+        objective: Objective,
+        settings: TrainingSettings,
+        *,
+        process_group: ProcessGroup,
     ) -> None:
-        self.model, self.objective, self.settings = model, objective, settings
+        self.model = model
+        self.objective = objective
+        self.settings = settings
         self.device = next(model.parameters()).device
         self.optimizer = make_optimizer(model, settings)
         self.average = (
             WeightAverage(model, decay=settings.ema_decay) if settings.ema_decay else None
         )
         groups = settings.global_batch_size // settings.batchnorm_group_size
-        self.share = (
-            groups / world.size
-        )  # DDP takes the mean over processes, whose groups may be one more or less
-        self.statistics = RunningStatistics(model, groups=groups, world=world)
-        self.ddp = (
-            DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else None
-        )
+        # DDP takes the mean over processes, some of which may have one group more than others
+        self.share = groups / process_group.size
+        self.statistics = RunningStatistics(model, groups=groups, process_group=process_group)
+        self.ddp: DistributedDataParallel | None = None
+        if process_group.size > 1:
+            self.ddp = DistributedDataParallel(model, broadcast_buffers=False)
         self.plain: nn.Module = model if self.ddp is None else self.ddp
         self.forward: Forward = compiled(self.plain) if settings.compile else self.plain
         self.checked = not settings.compile
@@ -77,20 +86,24 @@ class Learner:
 
     def update(
         self,
-        crafted: Sequence[Crafted],
+        adversarial: Sequence[AdversarialBatch],
         totals: Totals,
         *,
         learning_rate: float,
         step: int,
         number: int,
     ) -> None:
-        """Take one step from the mean gradient over all groups of all processes. step: for the totals; number: updates before this one."""
+        """Take one step along the mean gradient of all groups of all processes.
+
+        adversarial: one batch per group; step: of the epoch, for the totals; number: updates before
+        this one.
+        """
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
-        self._check_compiled(crafted[0])
-        for index, (x, x_adv, y) in enumerate(crafted):
-            quiet = self._alone() if index + 1 < len(crafted) else nullcontext()
-            with quiet, self.statistics.group(index):
+        self._check_compiled(adversarial[0])
+        for index, (x, x_adv, y) in enumerate(adversarial):
+            last = index + 1 == len(adversarial)
+            with nullcontext() if last else self._alone(), self.statistics.group(index):
                 with autocast(self.settings.precision, self.device):
                     losses, logits = self.objective.losses(self.forward, x, x_adv, y)
                 _differentiate(torch.mean(losses / self.share))
@@ -102,51 +115,51 @@ class Learner:
         if self.average is not None:
             self.average.update(number)
 
-    def _check_compiled(self, crafted: Crafted) -> None:
-        """Compare, once, the compiled model's logits and gradients at the weights with the plain one's; buffers are put back."""
+    def _check_compiled(self, batch: AdversarialBatch) -> None:
+        """Compare, once, the compiled model's logits and gradients with the plain model's."""
         if self.checked:
             return
-        self.checked, found = True, []
-        precision, before = (
-            self.settings.precision,
-            [buffer.clone() for buffer in self.model.buffers()],
+        self.checked = True
+        precision = self.settings.precision
+        require_agreement(
+            self._logits_and_gradients(self.forward, batch, precision=precision),
+            self._logits_and_gradients(self.plain, batch, precision=precision),
+            self._logits_and_gradients(self.plain, batch, precision="float32"),
+            what="model",
+            precision=precision,
+            asked="training.compile",
         )
-        for forward, numbers in (
-            (self.forward, precision),
-            (self.plain, precision),
-            (self.plain, "float32"),
-        ):
-            with self._alone(), autocast(numbers, self.device):
-                losses, logits = self.objective.losses(forward, *crafted)
-            names, parameters = zip(*self.model.named_parameters(), strict=True)
-            gradients = torch.autograd.grad(losses.sum(), parameters)
-            found.append(
-                {
-                    "logits": logits.detach().float(),
-                    **gradients_by_name(zip(names, gradients, strict=True)),
-                }
-            )
-            for buffer, value in zip(self.model.buffers(), before, strict=True):
-                buffer.copy_(value)
-        require_agreement(*found, what="model", precision=precision, asked="training.compile")
+
+    def _logits_and_gradients(
+        self, forward: Forward, batch: AdversarialBatch, *, precision: str
+    ) -> dict[str, Tensor]:
+        """Return logits and weight gradients of a batch by name; buffers stay as they are."""
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        with self._alone(), autocast(precision, self.device):
+            losses, logits = self.objective.losses(forward, *batch)
+        names, parameters = zip(*self.model.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(losses.sum(), parameters)
+        for buffer, value in zip(self.model.buffers(), before, strict=True):
+            buffer.copy_(value)
+        named = gradients_by_name(zip(names, gradients, strict=True))
+        return {"logits": logits.detach().float(), **named}
 
     def _alone(self) -> AbstractContextManager[None]:
         """Return the context in which processes do not wait for each other's gradients."""
         return nullcontext() if self.ddp is None else self.ddp.no_sync()
 
     def finite(self) -> bool:
-        """Say whether every weight and running statistic is a finite number."""
+        """Return whether every weight and running statistic is a finite number."""
         numbers = [
             tensor
             for tensor in self.model.state_dict().values()
             if tensor.is_floating_point() and tensor.numel()
         ]
-        return bool(
-            nn.utils.get_total_norm(numbers, norm_type=torch.inf).isfinite()
-        )  # the largest entry, in a few kernels for all
+        # the largest entry of all tensors, in a few kernels
+        return bool(nn.utils.get_total_norm(numbers, norm_type=torch.inf).isfinite())
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return copies on the CPU of weights, momentum and average, keyed `weights/name` and so on."""
+        """Return copies on the CPU of weights, momentum and average, keyed `part/name`."""
         average = {} if self.average is None else self.average.model.state_dict()
         tensors = joined(
             weights=self.model.state_dict(),

@@ -1,4 +1,6 @@
-"""The values that fields of settings may have: each number carries its bounds in its type, and one function checks every field.
+"""The values that fields of settings may have.
+
+Each number carries its bounds in its type, and one function checks every field.
 
     steps: Annotated[int, Bounds(1, 1_000_000)] = 200
     rate: Annotated[float, Bounds(0, 1000, above=True)] = 0.2      greater than 0
@@ -19,7 +21,10 @@ MOST_WORKERS = 65_536  # and the CPUs or GPUs of each
 
 @dataclass(frozen=True)
 class Bounds:
-    """The smallest and the largest value of a number. above, below: whether these two themselves are left out."""
+    """The smallest and the largest value of a number.
+
+    above, below: whether these two themselves are left out.
+    """
 
     low: float
     high: float
@@ -54,9 +59,10 @@ BelowOne = Annotated[float, Bounds(0, 1, below=True)]
 
 
 def check_fields(settings: Any, *, prefix: str) -> None:
-    """Raise ValueError, in one line, for the first field whose value is of another type or outside its bounds.
+    """Raise ValueError, in one line, for the first field that is out of type or out of bounds.
 
-    prefix: put before the field's name, "evaluation." or "--"; after "--" underscores are written as hyphens.
+    prefix: put before the field's name, "evaluation." or "--"; after "--" underscores are written
+    as hyphens.
     """
     owner: Any = type(settings)
     for name, kind in _kinds(owner).items():
@@ -68,7 +74,10 @@ def check_fields(settings: Any, *, prefix: str) -> None:
 
 
 def fault(value: Any, kind: Any, bounds: Bounds | None = None) -> str:
-    """Return what a value of this type must be, "" where it is. bounds: of its numbers, where the type around it names them."""
+    """Return what a value of this type must be, "" where it is.
+
+    bounds: of its numbers, where the type around it names them.
+    """
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         return fault(
@@ -90,7 +99,7 @@ def fault(value: Any, kind: Any, bounds: Bounds | None = None) -> str:
 
 
 def bounds_of(kind: type) -> dict[str, bool]:
-    """Return the fields of a dataclass that hold numbers, and whether each has bounds of its own."""
+    """Return the fields of a dataclass that hold numbers, and whether each has its own bounds."""
     return {
         name: _has_bounds(field) for name, field in _kinds(kind).items() if _holds_number(field)
     }

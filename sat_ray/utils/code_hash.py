@@ -1,4 +1,7 @@
-"""Hashes of source code, module by module, so that results made by other code are noticed; comments, docstrings and layout do not count."""
+"""Hashes of source code, module by module, so that results of other code are noticed.
+
+Comments, docstrings and layout do not count.
+"""
 
 import ast
 import functools
@@ -19,7 +22,10 @@ def code_hashes(modules: tuple[str, ...]) -> dict[str, str]:
 
 
 def hash_code(modules: Iterable[str]) -> dict[str, str]:
-    """Hash modules and all that they import of this package, of their own packages, and of the plain files beside them."""
+    """Hash modules and what they import.
+
+    That is: of this package, of their own packages, and of the plain files beside them.
+    """
     modules = tuple(modules)
     packages = {PACKAGE, *(name.partition(".")[0] for name in modules)}
     folders = {folder for name in packages - {PACKAGE} if (folder := _folder(name)) is not None}
@@ -37,12 +43,12 @@ def hash_code(modules: Iterable[str]) -> dict[str, str]:
 
 
 def is_installed(module: str) -> bool:
-    """Say whether a module lies in a folder of installed packages, or in none: its package is then nobody's own."""
+    """Return whether a module is installed, or not there at all: then it is not the user's code."""
     return _folder(module.partition(".")[0]) is None
 
 
 def _folder(package: str) -> Path | None:
-    """Return where a package or module of the user's own lies; None where that is a folder of installed packages."""
+    """Return the folder of a user's package or module; None for an installed one."""
     spec = _spec(package)
     if spec is None or spec.origin is None:
         return None
@@ -56,7 +62,10 @@ def _counts(top: str, packages: Iterable[str], folders: set[Path]) -> bool:
 
 
 def _spec(module: str) -> ModuleSpec | None:
-    """Find a module without importing its packages, as importlib.util.find_spec would: a stored record may name it."""
+    """Find a module without importing its packages, as importlib.util.find_spec would.
+
+    The name may come from a stored record, so nothing of it may run.
+    """
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)

@@ -1,9 +1,12 @@
-"""torch.compile for the two models of a training, the attacker's view and the model that is updated, for copies that attacks climb on, and
-for what an attack's step does beside the model.
+"""torch.compile for the attacker's view, the model that trains, and the copies that attacks climb.
 
-What is compiled is a way to call a module, never the module: weights keep their names, checkpoints and exports stay as they are, and views
-go on sharing memory. In a training each has graphs of its own (one is in train mode, the other never), one for every size of images, and
-shares none with another training of the process. Whatever is compiled is compared with the plain module before it is used.
+It also compiles what an attack's step does beside the model.
+
+What is compiled is a way to call a module, never the module: weights keep their names, checkpoints
+and exports stay as they are, and views go on sharing memory. In a training each has graphs of its
+own (one is in train mode, the other never), one for every size of images, and shares none with
+another training of the process. Whatever is compiled is compared with the plain module before it is
+used.
 """
 
 import inspect
@@ -25,7 +28,9 @@ MOST_GRAPHS = 128  # of one module in one training: its calls with and without g
 
 
 def check_compiler(device: torch.device, *, asked: str, instead: str) -> None:
-    """Raise ValueError where this machine cannot compile for a device: it takes a C++ compiler, for a GPU also Triton.
+    """Raise ValueError where this machine cannot compile for a device.
+
+    Compiling needs a C++ compiler and, for a GPU, Triton.
 
     asked, instead: the setting that wants it, as "field is value", and the value that does without.
     """
@@ -44,16 +49,20 @@ def check_compiler(device: torch.device, *, asked: str, instead: str) -> None:
 
 
 def forget_graphs() -> None:
-    """Drop what this process has compiled: a worker of many models would run out of graphs, then of memory."""
+    """Drop what this process has compiled.
+
+    Otherwise a worker of many models runs out of graphs, then of memory.
+    """
     torch.compiler.reset()
 
 
 def compiled(
     module: nn.Module | Callable[..., Any], *, options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """Return a way to call a module or function that is compiled at the first call, and again for other sizes of images.
+    """Return a module or function compiled at its first call, and again for other image sizes.
 
-    options: of torch's own compiler, as `sat_ray.evaluation.low_precision.gemm_choice` gives them; other backends have none.
+    options: of torch's own compiler, as `sat_ray.evaluation.low_precision.gemm_choice` gives them;
+    other backends have none.
     """
     settings: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
     if options and BACKEND == "inductor":
@@ -83,9 +92,12 @@ def fusing(asked: bool) -> Iterator[None]:
 
 
 def fusable(function: Function) -> Function:
-    """Decorate a function of tensors of fixed sizes that does little work on much memory: compiled, it passes over it once, not ten times.
+    """Decorate a function of tensors of fixed sizes that does little work on much memory.
 
-    The results are the same in every bit, but for sums of rounded numbers (an l2 norm), whose order is the compiler's.
+    Compiled, it passes over the memory once, not ten times.
+
+    The results are the same in every bit, but for sums of rounded numbers (an l2 norm), whose order
+    is the compiler's.
     """
     kept: dict[str, Callable[..., Any]] = {}
 

@@ -1,4 +1,4 @@
-"""The user's own code by name, `module:function`: what such a name looks like and how it is imported.
+"""User-defined code by name, `module:function`: how such a name is written and imported.
 
 Importing runs code. A name that a person gave (on a command line, or as an argument in Python) is
 imported; one that a stored file gives is imported only if a person gave it too. So whatever is read
@@ -113,7 +113,10 @@ def _search_here_first() -> None:
 
 
 def resolve(text: str, *, what: str) -> Any:
-    """Return what `module:function` names; ValueError in one line suggests the closest public names of the module."""
+    """Return what `module:function` names.
+
+    Raises ValueError in one line that suggests the closest public names of the module.
+    """
     module, name = import_module(text, what=what), text.partition(":")[2]
     if not hasattr(module, name):
         known = [one for one in vars(module) if not one.startswith("_")]
@@ -124,7 +127,10 @@ def resolve(text: str, *, what: str) -> Any:
 
 
 def call(function: Callable[..., Any], *arguments: Any, what: str, **named: Any) -> Any:
-    """Call the user's code; whatever it raises becomes a ValueError in one line. what: the subject of the sentence."""
+    """Call the user's code; whatever it raises becomes a ValueError in one line.
+
+    what: the subject of the sentence.
+    """
     try:
         return function(*arguments, **named)
     except (Exception, SystemExit) as error:
@@ -132,7 +138,10 @@ def call(function: Callable[..., Any], *arguments: Any, what: str, **named: Any)
 
 
 def parameters(function: Callable[..., Any], *, what: str) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a function, or of what makes a class's instances; ValueError where Python does not know them."""
+    """Return the parameters of a function, or of a class's constructor.
+
+    Raises ValueError where Python cannot tell them.
+    """
     try:
         return dict(inspect.signature(function).parameters)
     except (TypeError, ValueError):

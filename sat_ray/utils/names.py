@@ -18,8 +18,9 @@ INVISIBLE = (
 def printable(text: str, *, kept: str = "") -> str:
     """Return a text of which a terminal shows every character, and obeys none.
 
-    Escapes and other control characters, changes of direction and halves of characters become \\x1b, \\u202e and the like, as Python
-    writes them. kept: characters that stay, for example line ends in a text of several lines.
+    Escapes and other control characters, changes of direction and halves of characters become
+    \\x1b, \\u202e and the like, as Python writes them. kept: characters that stay, for example line
+    ends in a text of several lines.
     """
     return "".join(
         one if one in kept or unicodedata.category(one) not in INVISIBLE else _escaped(one)
@@ -40,7 +41,10 @@ def suggest(name: str, known: Collection[str]) -> str:
 
 
 def check_name(name: str, known: Collection[str], *, field: str) -> str:
-    """Return `name` if it is known; raise ValueError naming the field, the value and the closest names."""
+    """Return `name` if it is known.
+
+    Raises ValueError naming the field, the value and the closest names.
+    """
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"{field} {name!r} is unknown; {suggest(str(name), known)}")
     return name

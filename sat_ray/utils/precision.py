@@ -1,25 +1,34 @@
-"""Numbers of passes: float32, or bfloat16 where autocast allows it; for gradients of an attack also float16.
+"""Precision of passes: float32, or bfloat16 where autocast allows it.
 
-Images, perturbations, weights and losses stay float32 either way; so do validation and every verdict.
+Gradients of an attack may also be float16.
+
+Images, perturbations, weights and losses stay float32 either way; so do validation and every
+verdict.
 """
 
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-
-import torch
+from typing import TYPE_CHECKING
 
 from sat_ray.utils.names import check_name
 
+if TYPE_CHECKING:
+    import torch
+
 PRECISIONS = ("float32", "bf16")  # of training
-SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _BEFORE_BF16 = re.compile(
     r"\b(K80|M60|P4|P40|P100|V100|T4)\b", re.IGNORECASE
 )  # GPUs of clouds, older than Ampere
 
 
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raise ValueError where a device cannot compute in this precision. On a CPU bf16 is right but may be slow."""
+def check_precision(precision: str, device: "torch.device") -> None:
+    """Raise ValueError where a device cannot compute in this precision.
+
+    On a CPU bf16 is right but may be slow.
+    """
+    import torch
+
     check_name(precision, PRECISIONS, field="training.precision")
     if precision == "float32" or device.type == "cpu":
         return
@@ -31,7 +40,10 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def check_accelerator(precision: str, accelerator: str) -> None:
-    """Raise ValueError where the name of a GPU tells that it cannot compute in this precision, before any node is asked for."""
+    """Raise ValueError where the name of a GPU shows that it cannot compute in this precision.
+
+    So it is known before any node is requested.
+    """
     if precision == "bf16" and _BEFORE_BF16.search(accelerator):
         raise ValueError(
             f"training.precision is bf16, which resources.accelerator {accelerator} does not support; allowed there: float32"
@@ -40,11 +52,13 @@ def check_accelerator(precision: str, accelerator: str) -> None:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Let float32 be float32, with the same bits every time, as verdicts need it; usable as a decorator.
+    """Compute float32 exactly, with the same bits every time; usable as a decorator.
 
-    On a GPU, torch would let convolutions round their factors to TF32's 10 bits and choose kernels that add up in any order. What the
-    caller had set is put back.
+    On a GPU, torch would let convolutions round their factors to TF32's 10 bits and choose kernels
+    that add up in any order. What the caller had set is put back.
     """
+    import torch
+
     cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -56,8 +70,17 @@ def exact_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(products)
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+def short_dtype(precision: str) -> "torch.dtype | None":
+    """Return the dtype of bf16 and fp16; None for float32."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def autocast(precision: str, device: "torch.device") -> AbstractContextManager[object]:
     """Return the context in which models are called."""
     if precision == "float32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=SHORT[precision])
+    import torch
+
+    return torch.autocast(device.type, dtype=short_dtype(precision))

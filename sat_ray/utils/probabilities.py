@@ -43,7 +43,7 @@ def has_constant_sum(logits: Tensor) -> bool:
 
 
 def bounded_outputs(logits: Tensor) -> str:
-    """Return a warning where all outputs (N, K) lie in [0, 1], as those of a sigmoid do; "" else."""
+    """Return a warning where all outputs (N, K) lie in [0, 1], as a sigmoid's do; "" else."""
     inside = bool((logits >= 0).all()) and bool((logits <= 1).all())
     if len(logits) < FEWEST or not inside or bool((logits == logits[:1]).all()):
         return ""

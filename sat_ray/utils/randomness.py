@@ -1,11 +1,14 @@
-"""Noise as a pure function of (seed, image id, restart, purpose, step, pixel): nothing else can change it.
+"""Noise as a pure function of (seed, image id, restart, purpose, step, pixel).
+
+Nothing else can change it.
 
 SplitMix64 (Steele, Lea, Flood 2014) used as a counter-based generator:
 
     mix(z)  = the 64-bit finalizer,      key' = mix((key ^ value) + gamma)   absorbs one value into a key,
     bits(i) = mix(key + (i + 1) * gamma) is the i-th draw of a stream.
 
-Integer arithmetic only, so CPU and GPU agree on every bit; batch size, shard, worker and order do not enter.
+Integer arithmetic only, so CPU and GPU agree on every bit; batch size, shard, worker and order do
+not enter.
 """
 
 import hashlib
@@ -132,7 +135,10 @@ class Randomness:
         step: int | Tensor = 0,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Return (N, count) int64 in [0, bound), uniform to 1 in 2**31; bound: at most 2**31, or a tensor that broadcasts to (N, count)."""
+        """Return (N, count) int64 in [0, bound), uniform to 1 in 2**31.
+
+        bound: at most 2**31, or a tensor that broadcasts to (N, count).
+        """
         return (_shift(self.draw(purpose, count, step=step, device=device), 33) * bound) >> 31
 
     def normal(
@@ -143,7 +149,10 @@ class Randomness:
         step: int | Tensor = 0,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Return (N, *shape) float32 standard normals (Box-Muller in float64, one pair of uniforms each)."""
+        """Return (N, *shape) float32 standard normals.
+
+        They come from Box-Muller in float64, one pair of uniforms each.
+        """
         count = math.prod(shape)
         bits = (
             _shift(self.draw(purpose, 2 * count, step=step, device=device), 11).to(torch.float64)
@@ -156,13 +165,19 @@ class Randomness:
 
 
 def permutation(count: int, *, seed: int, epoch: int) -> Tensor:
-    """Return an order of range(count) that is new in every epoch and a pure function of (seed, epoch), (count,) int64."""
+    """Return an order of range(count), (count,) int64, new in every epoch.
+
+    It is a pure function of (seed, epoch).
+    """
     keys = Randomness.of(seed, torch.arange(count)).draw("order", 1, step=epoch)[:, 0]
     return torch.argsort(keys, stable=True)
 
 
 def sample_rows(rng: Randomness, count: int, *, purpose: str) -> Tensor:
-    """Return at most `count` positions of the streams of `rng`, ascending: those of the smallest keys, whatever the order, (M,) int64."""
+    """Return at most `count` positions of the streams of `rng`, ascending, (M,) int64.
+
+    They are those of the smallest keys, for any order of the streams.
+    """
     keys = rng.draw(purpose, 1)[:, 0]
     return torch.argsort(keys, stable=True)[:count].sort().values
 

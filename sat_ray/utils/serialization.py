@@ -35,7 +35,10 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: Any, value: Any) -> Any:
-    """Rebuild settings of a type from `to_json`; ValueError names a field that is unknown, missing or of another type."""
+    """Rebuild settings of a type from `to_json`.
+
+    Raises ValueError naming a field that is unknown, missing or of another type.
+    """
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _settings_from_json(kind, value)
     if typing.get_origin(kind) is tuple and isinstance(value, list):
@@ -69,7 +72,10 @@ def content_hash(value: Any) -> str:
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested settings into dotted names: {"training": {"epochs": 5}} -> {"training.epochs": 5}."""
+    """Turn nested settings into dotted names.
+
+    {"training": {"epochs": 5}} becomes {"training.epochs": 5}.
+    """
     flat: dict[str, Any] = {}
     for name, item in value.items():
         flat |= (

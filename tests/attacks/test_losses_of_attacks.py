@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_ray.attacks.losses import ATTACK_LOSSES, attack_loss, fewest_classes
+from sat_ray.attacks.loss_names import ATTACK_LOSSES, fewest_classes
+from sat_ray.attacks.losses import attack_loss
 
 
 def logits(seed: int, classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

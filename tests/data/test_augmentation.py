@@ -8,17 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import RandomResizedCrop, functional
-from trainings import record_crafting, small_model, train
+from trainings import record_attacks, small_model, train
 
-from sat_ray.data.augmentation import (
-    AUGMENTATIONS,
-    PADDING,
-    augment,
-    check_augmentation,
-    flips,
-    rectangles,
-    shifts,
-)
+from sat_ray.data.augmentation import augment, flips, rectangles, shifts
+from sat_ray.data.choices import AUGMENTATIONS, PADDING, check_augmentation
 from sat_ray.data.split import Split
 from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.randomness import Randomness
@@ -129,7 +122,7 @@ def test_rectangles_are_distributed_as_torchvisions(height: int, width: int) -> 
 def test_training_sees_other_crops_in_every_epoch_and_the_same_on_any_number_of_groups(
     digits: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = record_crafting(monkeypatch)
+    seen = record_attacks(monkeypatch)
     changes: dict[str, Any] = {"attack_random_start": False, "augmentation": "crop_flip"}
     train(small_model(), digits, **changes)
     starts = seen.starts()

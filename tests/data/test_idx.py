@@ -16,7 +16,8 @@ import pytest
 from archives import idx, idx_files, unpack
 from torchvision.datasets import FashionMNIST
 
-from sat_ray.data.shards.dataset import manifest_hash, read_split, write_dataset
+from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.shards.manifest import manifest_hash
 from sat_ray.data.sources import idx as reader
 from sat_ray.data.sources.registry import DATASETS, LayoutError, Raw
 from sat_ray.storage.store import Storage

@@ -19,7 +19,8 @@ from sat_ray.data import loading
 from sat_ray.data.epoch_order import epoch_order
 from sat_ray.data.images import Storing
 from sat_ray.data.loading import Resident, Streamed, streams
-from sat_ray.data.shards.dataset import CorruptShardError, read_split, write_dataset
+from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.shards.manifest import CorruptShardError
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
@@ -30,7 +31,7 @@ from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.training.epoch_metrics import NonFiniteLossError
-from sat_ray.training.loop import TrainingSettings, TrainingState, fit
+from sat_ray.training.loop import RunOptions, TrainingSettings, TrainingState, fit
 from sat_ray.training.resume.checkpointing import pack_state, unpack_state
 from sat_ray.utils.randomness import permutation
 
@@ -224,14 +225,9 @@ def trained(
 ) -> TrainingState:
     """Train a small model, validate it on 32 digits, and return its last state."""
     settings, val = dataclasses.replace(SMALL, **changes), digits.take(slice(1000, 1032))
-    others: dict[str, Any] = {
-        "checkpoint_every": every,
-        "on_checkpoint": keep or (lambda state: None),
-        "state": state,
-    }
-    return list(fit(small_model(), train, val, settings=settings, threat_model=BALL, **others))[
-        -1
-    ].state
+    options = RunOptions(checkpoint_every=every, on_checkpoint=keep or (lambda state: None))
+    others: dict[str, Any] = {"settings": settings, "state": state, "options": options}
+    return list(fit(small_model(), train, val, threat_model=BALL, **others))[-1].state
 
 
 def test_training_from_shards_is_training_from_memory_bit_for_bit_and_goes_on_from_any_step(

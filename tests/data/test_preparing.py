@@ -17,17 +17,11 @@ from torchvision import transforms
 
 from sat_ray.data.images import CorruptImageError, Storing, opened
 from sat_ray.data.shards import dataset as shards
-from sat_ray.data.shards.dataset import (
-    CorruptShardError,
-    image_ids,
-    manifest_hash,
-    read_split,
-    verify,
-    write_dataset,
-)
+from sat_ray.data.shards.dataset import image_ids, read_split, verify, write_dataset
+from sat_ray.data.shards.manifest import CorruptShardError, manifest_hash
 from sat_ray.data.shards.writer import PARTS, progress
 from sat_ray.data.sources.registry import DATASETS
-from sat_ray.data.split import SPLITS
+from sat_ray.data.split_ids import SPLITS
 from sat_ray.integrations import stages
 from sat_ray.integrations.command_line.driver import enlarged, sweep_of
 from sat_ray.integrations.command_line.parsing import parse

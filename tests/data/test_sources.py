@@ -27,7 +27,8 @@ from archives import (
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from sat_ray.data.images import Storing
-from sat_ray.data.shards.dataset import manifest_hash, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.shards.manifest import manifest_hash
 from sat_ray.data.sources import cifar as cifar_reader
 from sat_ray.data.sources.cifar_pickle import UnsafePickleError, read_batch
 from sat_ray.data.sources.registry import DATASETS, LayoutError, Listing, Raw, Source

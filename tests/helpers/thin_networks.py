@@ -8,8 +8,7 @@ import pytest
 from torch import Tensor
 from torchvision.models.resnet import ResNet
 
-from sat_ray.models.architectures.efficientnet import SCALES
-from sat_ray.models.architectures.preact_resnet import PREACT
+from sat_ray.models.architectures.sizes import PREACT, SCALES
 
 
 def thin_networks(patch: pytest.MonkeyPatch) -> None:

@@ -22,12 +22,19 @@ from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.models import Normalized, build_model, settle_layout, view
 from sat_ray.threat import ThreatModel
-from sat_ray.training.adversary import Crafter
+from sat_ray.training.adversary import InnerMaximization
 from sat_ray.training.epoch_metrics import Totals
-from sat_ray.training.loop import EpochReport, TrainingSettings, TrainingState, fit
+from sat_ray.training.loop import (
+    EpochReport,
+    RunOptions,
+    TrainingSettings,
+    TrainingState,
+    fit,
+)
 from sat_ray.training.objectives import make_objective
-from sat_ray.training.parallel.process_group import World
-from sat_ray.training.train_step import Learner
+from sat_ray.training.parallel.process_group import ProcessGroup
+from sat_ray.training.settings import Problem
+from sat_ray.training.train_step import TrainStep
 from sat_ray.utils.randomness import Randomness, permutation
 
 BALL = ThreatModel("linf", 40 / 255)
@@ -85,16 +92,25 @@ def small_model(activation: str = "silu", **choices: Any) -> Normalized:
 
 
 def train(model: Normalized, digits: Split, images: int = 128, **changes: Any) -> list[EpochReport]:
-    """Train on the first digits, validating on 32 others. changes: of SMALL,
-    or arguments of `fit`.
-    """
-    names = {field.name for field in dataclasses.fields(TrainingSettings)}
-    settings = dataclasses.replace(
-        SMALL, **{key: value for key, value in changes.items() if key in names}
-    )
-    others = {key: value for key, value in changes.items() if key not in names}
+    """Train on the first digits, validating on 32 others. changes: see `arguments_of_fit`."""
     parts = digits.take(slice(0, images)), digits.take(slice(1000, 1032))
-    return list(fit(model, *parts, settings=settings, threat_model=BALL, **others))
+    return list(fit(model, *parts, threat_model=BALL, **arguments_of_fit(SMALL, changes)))
+
+
+def arguments_of_fit(settings: TrainingSettings, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments of `fit`. changes: of the settings, of RunOptions, or arguments."""
+    of_settings, of_options = (
+        {field.name for field in dataclasses.fields(kind)}
+        for kind in (TrainingSettings, RunOptions)
+    )
+    changed = {key: value for key, value in changes.items() if key in of_settings}
+    options = {key: value for key, value in changes.items() if key in of_options}
+    others = {key: changes[key] for key in changes.keys() - changed.keys() - options.keys()}
+    return {
+        "settings": dataclasses.replace(settings, **changed),
+        "options": RunOptions(**options),
+        **others,
+    }
 
 
 def step_of(
@@ -108,16 +124,17 @@ def step_of(
     )
     model = small_model(activation).to(device)
     layout = settle_layout(model)
-    objective, world = make_objective(settings), World(device=device)
-    learner = Learner(model.train(), objective, settings, world=world)
-    crafter = Crafter(view(model), objective, settings, BALL, seed=0)
-    totals = Totals((0.0, 0.0, 0.0), device=torch.device(device), world=world)
+    objective = make_objective(settings)
+    group = ProcessGroup(device=device)
+    train_step = TrainStep(model.train(), objective, settings, process_group=group)
+    problem = Problem(settings=settings, threat_model=BALL)
+    maximization = InnerMaximization(view(model), objective, problem, layout=layout)
+    totals = Totals((0.0, 0.0, 0.0), device=torch.device(device), process_group=group)
 
     def step(number: int) -> None:
-        crafted = crafter.craft(
-            crafter.attack_at(0.5, collapses=0), images, totals, layout=layout, epoch=1
-        )
-        learner.update([crafted], totals, learning_rate=0.1, step=number, number=number)
+        attack = maximization.attack_at(0.5, collapses=0)
+        adversarial = maximization.run(attack, images, totals, epoch=1)
+        train_step.update([adversarial], totals, learning_rate=0.1, step=number, number=number)
 
     return step
 
@@ -130,11 +147,11 @@ def digits_again() -> Split:
 
 
 @contextmanager
-def worker_of_two(rank: int, folder: str) -> Iterator[World]:
+def worker_of_two(rank: int, folder: str) -> Iterator[ProcessGroup]:
     """Be one of two gloo workers of one thread each. folder: where they find each other."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    yield World(rank, 2)
+    yield ProcessGroup(rank, 2)
     dist.destroy_process_group()
 
 
@@ -157,7 +174,7 @@ def in_two_processes(call: str, *, timeout: float) -> None:
 
 
 @dataclasses.dataclass
-class Crafting:
+class AttackCalls:
     """What the training attack was given, in order: (epoch, image ids, start) of every call."""
 
     calls: list[tuple[int, list[int], Tensor]]
@@ -175,9 +192,9 @@ class Crafting:
         }
 
 
-def record_crafting(patch: Any) -> Crafting:
+def record_attacks(patch: Any) -> AttackCalls:
     """Let a monkeypatch record every call of the training attack."""
-    seen, run = Crafting([]), PGD.run
+    seen, run = AttackCalls([]), PGD.run
 
     def recording(
         self: PGD, model: Any, x: Tensor, y: Tensor, rng: Randomness, *, step: int = 0

@@ -13,7 +13,8 @@ from thin_networks import thin_networks, without_draws
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sat_ray.activations.registry import ACTIVATIONS, Activation
+from sat_ray.activations.module import Activation
+from sat_ray.activations.registry import ACTIVATIONS
 from sat_ray.checkpoint import load_model, save_model
 from sat_ray.models import (
     MODELS,

@@ -197,7 +197,7 @@ def test_an_epsilon_outside_0_to_1_is_refused(epsilon: float) -> None:
         ),
         (
             lambda: config(resources=ResourceSettings(train_workers=3)),
-            "3 workers cannot share 2 BatchNorm groups .* allowed: a divisor of 2",
+            "workers must be a divisor of 2, as they share 2 BatchNorm groups .*, got 3",
         ),
         (
             lambda: config(evaluation=EvaluationSettings(step_size=0.0)),

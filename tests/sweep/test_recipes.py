@@ -31,7 +31,7 @@ from sat_ray.sweep.recipes import DEFAULT, PAPER_ACTIVATIONS, RECIPES
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint, parse_choice
 from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingTask
-from sat_ray.training.loop import TrainingSettings, TrainingState, fit
+from sat_ray.training.loop import RunOptions, TrainingSettings, TrainingState, fit
 from sat_ray.training.optimization.schedules import learning_rate_factor
 
 ARCHIVES = {
@@ -289,21 +289,20 @@ def two_steps(task: TrainingTask) -> tuple[dict[str, Tensor], list[TrainingState
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     one, settings = (
         task.configuration,
-        dict[str, Any](
-            settings=task.training, threat_model=task.threat_model, seed=task.seed, slots=task.slots
-        ),
+        dict[str, Any](settings=task.training, threat_model=task.threat_model, seed=task.seed),
     )
     if not one.own_attacker:
         settings |= {
             "attacker_activation": one.attacker_activation,
             "attacker_alpha": one.attacker_alpha,
         }
-    settings |= {
-        "until": 1,
-        "checkpoint_every": 1,
-        "on_checkpoint": lambda state: taken.append(state.snapshot()),
-    }
-    for report in fit(model, train, val, **settings):
+    options = RunOptions(
+        slots=task.slots,
+        until=1,
+        checkpoint_every=1,
+        on_checkpoint=lambda state: taken.append(state.snapshot()),
+    )
+    for report in fit(model, train, val, **settings, options=options):
         taken.append(report.state)
     return start, taken
 

@@ -2,14 +2,20 @@
 and a real run that collapses without it.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from trainings import BALL, assert_same_bits, digits_again, in_two_processes, worker_of_two
+from trainings import (
+    BALL,
+    arguments_of_fit,
+    assert_same_bits,
+    digits_again,
+    in_two_processes,
+    worker_of_two,
+)
 
 from sat_ray.attacks import PGD
 from sat_ray.data.split import Split
@@ -63,22 +69,14 @@ def epochs_of(
         mean=(0.3,),
         std=(0.35,),
     )
-    settings = dataclasses.replace(
-        COLLAPSING, **{k: v for k, v in changes.items() if hasattr(COLLAPSING, k)}
-    )
-    others = {k: v for k, v in changes.items() if not hasattr(COLLAPSING, k)}
+    changes |= {"state": state, "until": until, "slots": 96, "seed": seed}
     parts = digits.take(slice(0, 512)), digits.take(slice(1000, 1096))
     ball = ThreatModel("linf", 64 / 255)
     return fit(
         model,
         *parts,
-        settings=settings,
         threat_model=ball,
-        state=state,
-        until=until,
-        slots=96,
-        seed=seed,
-        **others,
+        **arguments_of_fit(COLLAPSING, changes),
     )
 
 
@@ -180,17 +178,15 @@ def test_a_run_that_collapses_without_a_guard_is_rolled_back_and_recovers_with_o
 
 
 def one_of_two_workers(rank: int, folder: str) -> None:
-    """Run as a process of its own: the same training as one of two gloo workers,
-    one BatchNorm group each.
-    """
-    with worker_of_two(rank, folder) as world:
+    """Run as a process of its own: the same training as one of two gloo workers, one BatchNorm group each."""
+    with worker_of_two(rank, folder) as group:
         for seed in SEEDS:
             for last in epochs_of(
                 digits_again(),
                 until=COLLAPSING.epochs,
                 seed=seed,
                 batchnorm_group_size=32,
-                world=world,
+                process_group=group,
                 **LOOKS,
             ):
                 if any(event["epoch"] + RECOVERY <= last.epoch for event in last.state.events):
@@ -226,7 +222,7 @@ def test_going_back_restores_every_weight_statistic_and_momentum(
     """
     looks = iter([90, 90, 0])
     monkeypatch.setattr(
-        "sat_ray.training.loop._Run._survivors", lambda *_: (96, next(looks, 90), 96)
+        "sat_ray.training.validation.Validation._count", lambda *_: (96, next(looks, 90), 96)
     )
     seen: list[TrainingState] = []
     changes = {
@@ -250,12 +246,13 @@ def test_after_the_last_remedy_the_run_stops_and_says_what_it_tried(
     digits: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = iter([90, 0, 0])
-    monkeypatch.setattr("sat_ray.training.loop._Run._survivors", lambda *_: (96, next(looks), 96))
+    monkeypatch.setattr(
+        "sat_ray.training.validation.Validation._count", lambda *_: (96, next(looks), 96)
+    )
     expected = (
-        r"^training collapsed 2 times, at last in epoch 0, step 6: 0 of 96 held-out images "
-        r"survive PGD-10, 90 did at best; "
-        r"allowed: training\.guard_limit = 1 times; the training attack was PGD-2 with steps of "
-        r"32/255, try .*"
+        r"^training collapsed 2 times, more than training\.guard_limit = 1; the last time was in "
+        r"epoch 0, step 6: 0 of 96 held-out images survive PGD-10, 90 did at best; the training "
+        r"attack was PGD-2 with steps of 32/255; try .*"
         r"the last good state is of epoch 0, step 2$"
     )
     with pytest.raises(CatastrophicOverfittingError, match=expected):

@@ -25,7 +25,8 @@ from trainings import (
 )
 
 import sat_ray.training.adversary
-from sat_ray.activations.registry import ACTIVATIONS, Activation, make_activation
+from sat_ray.activations.module import Activation
+from sat_ray.activations.registry import ACTIVATIONS, make_activation
 from sat_ray.data.split import Split
 from sat_ray.integrations.command_line.preflight import check_machine
 from sat_ray.models.parity import gradients_by_name, require_agreement
@@ -229,7 +230,7 @@ def test_a_machine_without_a_compiler_refuses_in_one_line_and_so_does_an_alpha_t
         ):
             refuse()
     with pytest.raises(
-        ValueError, match=r"training\.compile is True; allowed: False, or alpha_start 1"
+        ValueError, match=r"training\.compile must be False where alpha_start is not 1, got True"
     ):
         TrainingSettings(compile=True, alpha_start=0.5)
 
@@ -242,12 +243,10 @@ def test_compiled_kernels_are_another_environment() -> None:
 
 
 def one_of_two_workers(rank: int, folder: str) -> None:
-    """Run as a process of its own: train compiled as one
-    of two gloo workers and leave the weights behind.
-    """
-    with worker_of_two(rank, folder) as world:
+    """Run as a process of its own: train compiled as one of two gloo workers and leave the weights behind."""
+    with worker_of_two(rank, folder) as group:
         (*_, last) = train(
-            small_model("smoothrelu"), digits_again(), **SHORT, compile=True, world=world
+            small_model("smoothrelu"), digits_again(), **SHORT, compile=True, process_group=group
         )
     torch.save(last.state.weights, f"{folder}/{rank}.pt")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainings import BALL, SMALL, small_model, train
 
 import sat_ray.training.adversary
-import sat_ray.training.loop
+import sat_ray.training.validation
 from sat_ray.attacks import PGD
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
@@ -19,8 +19,8 @@ from sat_ray.models import Normalized, view
 from sat_ray.threat import ThreatModel
 from sat_ray.training.epoch_metrics import Totals
 from sat_ray.training.objectives import AdversarialCrossEntropy, Trades, kl_divergence
-from sat_ray.training.parallel.process_group import World
-from sat_ray.training.train_step import Learner
+from sat_ray.training.parallel.process_group import ProcessGroup
+from sat_ray.training.train_step import TrainStep
 from sat_ray.utils.precision import check_accelerator, check_precision
 from sat_ray.utils.randomness import Randomness, permutation
 
@@ -52,14 +52,14 @@ def test_the_divergence_has_no_gradient_at_the_clean_image_and_trades_starts_bes
     (gradient,) = torch.autograd.grad(kl_divergence(attacker(x), attacker(point)).sum(), point)
     assert gradient.abs().max() < 1e-5
     trades = Trades(beta=6.0, noise=0.001)
-    x_adv = trades.craft(ATTACK, attacker, x, y, rng, step=0)
+    x_adv = trades.maximize(ATTACK, attacker, x, y, rng, step=0)
     assert bool(BALL.contains(x_adv, x).all())
     near = kl_divergence(attacker(x), attacker(x + 0.001 * rng.normal("trades", x.shape[1:])))
     assert (kl_divergence(attacker(x), attacker(x_adv)) > 50 * near).all()
     assert torch.equal(
-        x_adv, trades.craft(ATTACK, attacker, x, y.flip(0), rng, step=0)
+        x_adv, trades.maximize(ATTACK, attacker, x, y.flip(0), rng, step=0)
     )  # labels play no part
-    assert not torch.equal(x_adv, trades.craft(ATTACK, attacker, x, y, rng, step=1))
+    assert not torch.equal(x_adv, trades.maximize(ATTACK, attacker, x, y, rng, step=1))
 
 
 def test_the_loss_of_trades_is_its_formula(digits: Split, digits_model: Normalized) -> None:
@@ -96,7 +96,7 @@ def test_trades_trains_and_its_beta_buys_agreement(digits: Split) -> None:
         }
         reports = train(model, digits, epochs=4, **changes)
         assert reports[-1].metrics["train/loss"] < reports[0].metrics["train/loss"]
-        x_adv = Trades(beta, 0.001).craft(ATTACK, view(model), x, y, rng, step=0)
+        x_adv = Trades(beta, 0.001).maximize(ATTACK, view(model), x, y, rng, step=0)
         divergence[beta] = kl_divergence(view(model)(x), view(model)(x_adv)).mean().item()
     assert divergence[20.0] < divergence[0.01] / 2
 
@@ -111,7 +111,7 @@ def test_free_training_updates_once_per_pass_and_moves_the_images_between(
     model, seen = small_model(), []
     model.register_forward_pre_hook(lambda module, x: seen.append(x[0].detach().clone()))
     monkeypatch.setattr(PGD, "step", lambda *_: pytest.fail("an attack step of its own"))
-    monkeypatch.setattr(sat_ray.training.loop._Run, "_validate", lambda run: {})
+    monkeypatch.setattr(sat_ray.training.validation.Validation, "metrics", lambda *_: {})
     (report,) = train(
         model, digits, images=64, epochs=1, attack_replays=replays, batchnorm_group_size=32
     )
@@ -152,10 +152,10 @@ def test_the_images_of_free_training_move_along_the_gradient_of_the_update(digit
 
 
 def test_label_smoothing_acts_on_the_update_and_not_on_the_attack(digits: Split) -> None:
-    crafted: dict[float, list[Tensor]] = {}
+    adversarial: dict[float, list[Tensor]] = {}
     losses = {}
     for smoothing in (0.0, 0.5):
-        model, seen = small_model(), crafted.setdefault(smoothing, [])
+        model, seen = small_model(), adversarial.setdefault(smoothing, [])
         model.register_forward_pre_hook(
             lambda module, x, seen=seen: (
                 seen.append(x[0].detach().clone()) if module.training else None
@@ -165,8 +165,8 @@ def test_label_smoothing_acts_on_the_update_and_not_on_the_attack(digits: Split)
             0
         ].metrics["train/loss"]
     assert (
-        all(torch.equal(a, b) for a, b in zip(crafted[0.0], crafted[0.5], strict=True))
-        and len(crafted[0.0]) == 2
+        all(torch.equal(a, b) for a, b in zip(adversarial[0.0], adversarial[0.5], strict=True))
+        and len(adversarial[0.0]) == 2
     )
     assert losses[0.0] != losses[0.5]
 
@@ -176,9 +176,11 @@ def gradients(precision: str, digits: Split, activation: str) -> tuple[dict[str,
     model = small_model(activation)
     x, y, _ = batch(digits, 64)
     x_adv = x.clone().requires_grad_()
-    learner = Learner(model.train(), AdversarialCrossEntropy(), SMALL_IN[precision], world=World())
-    totals = Totals((0.0, 0.0, 0.0), device=torch.device("cpu"), world=World())
-    learner.update([(x, x_adv, y)], totals, learning_rate=0.1, step=0, number=0)
+    train_step = TrainStep(
+        model.train(), AdversarialCrossEntropy(), SMALL_IN[precision], process_group=ProcessGroup()
+    )
+    totals = Totals((0.0, 0.0, 0.0), device=torch.device("cpu"), process_group=ProcessGroup())
+    train_step.update([(x, x_adv, y)], totals, learning_rate=0.1, step=0, number=0)
     assert x_adv.grad is not None
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, x_adv.grad
 

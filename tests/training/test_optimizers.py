@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from trainings import SMALL, small_model, train
 
-import sat_ray.training.loop
+import sat_ray.training.validation
 from sat_ray.data.split import Split
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized
@@ -138,7 +138,7 @@ def test_what_is_validated_and_kept_as_best_is_the_average(
         validated.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return evaluate(model, *args, **kwargs)
 
-    monkeypatch.setattr(sat_ray.training.loop, "evaluate", watched)
+    monkeypatch.setattr(sat_ray.training.validation, "evaluate", watched)
     (report,) = train(small_model(), digits, epochs=1, ema_decay=0.5)
     state = report.state
     for tensors in (state.best, *validated):

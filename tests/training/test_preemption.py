@@ -25,7 +25,7 @@ from sat_ray.sweep.execute import train_and_commit
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import TRAIN
 from sat_ray.training.loop import TrainingState
-from sat_ray.training.parallel.process_group import World
+from sat_ray.training.parallel.process_group import ProcessGroup
 from sat_ray.training.resume.checkpointing import StateFiles, pack_state, unpack_state
 from sat_ray.training.resume.preemption import LOOK_SECONDS, PreemptionWatcher
 
@@ -39,7 +39,7 @@ def questions(step_seconds: list[float], monkeypatch: pytest.MonkeyPatch) -> lis
         asked.append(step)
         return False
 
-    watcher = PreemptionWatcher(leaving, World())
+    watcher = PreemptionWatcher(leaving, ProcessGroup())
     for step, seconds in enumerate(step_seconds, start=1):  # noqa: B007 - leaving reads it
         clock[0] += seconds
         assert not watcher.sees_notice(now=False)
@@ -60,7 +60,7 @@ def test_the_question_is_asked_every_five_seconds_whatever_a_step_takes(
 
 
 def test_nothing_is_asked_where_there_is_nothing_to_ask() -> None:
-    assert not PreemptionWatcher(None, World()).sees_notice(now=True)
+    assert not PreemptionWatcher(None, ProcessGroup()).sees_notice(now=True)
 
 
 @pytest.mark.parametrize("first", [1, 3, 4])
@@ -75,7 +75,7 @@ def test_a_notice_brings_checkpoints_and_changes_no_bit(
     )  # a question after every step
     numbers, seen = itertools.count(1), list[TrainingState]()
     given: dict[str, Any] = {
-        "leaving": lambda: next(numbers) >= first,
+        "preemption_announced": lambda: next(numbers) >= first,
         "on_checkpoint": lambda s: seen.append(unpack_state(pack_state(s))),
     }
     told = train(small_model(), digits, **given)[-1].state
@@ -94,7 +94,7 @@ def test_the_last_step_of_an_epoch_always_asks(
     train(
         small_model(),
         digits,
-        leaving=lambda: True,
+        preemption_announced=lambda: True,
         on_checkpoint=lambda state: seen.append((state.epoch, state.step)),
     )
     assert seen == [(0, 1), (0, 4), (1, 4)]  # the first question learns the pace

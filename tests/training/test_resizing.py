@@ -169,16 +169,16 @@ def test_a_first_size_that_is_not_smaller_is_refused_wherever_the_images_are_fir
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=r"training\.resize_start is 224; allowed for images of 300 x 200: 0, or 8 to 199$",
+        match=r"training\.resize_start must be 0, or 8 to 199 for images of 300 x 200, got 224$",
     ):
         check_resizing(TrainingSettings(resize_start=224), (3, 200, 300))
     with pytest.raises(
         ValueError,
-        match=r"training\.resize_start is 32; allowed for images of 32 x 32: 0, or 8 to 31$",
+        match=r"training\.resize_start must be 0, or 8 to 31 for images of 32 x 32, got 32$",
     ):
         changed("cifar10_resnet18", training={"resize_start": 32})
     with pytest.raises(
-        ValueError, match=r"training\.resize_start is 8; allowed for images of 8 x 8: 0$"
+        ValueError, match=r"training\.resize_start must be 0 for images of 8 x 8, got 8$"
     ):
         train(small_model(), digits, resize_start=8)
 

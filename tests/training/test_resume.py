@@ -34,7 +34,7 @@ from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingTask
 from sat_ray.training.epoch_metrics import NonFiniteLossError
 from sat_ray.training.loop import TrainingSettings, TrainingState
 from sat_ray.training.resume.checkpointing import StateFiles, pack_state, unpack_state
-from sat_ray.training.train_step import Learner
+from sat_ray.training.train_step import TrainStep
 from sat_ray.utils.randomness import permutation
 
 EVERYTHING: dict[str, Any] = {
@@ -184,14 +184,14 @@ def test_weights_destroyed_by_the_last_update_are_noticed_before_they_are_valida
     digits: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every loss of this run is finite."""
-    update = Learner.update
+    update = TrainStep.update
 
-    def destroying(self: Learner, *args: Any, **kwargs: Any) -> None:
+    def destroying(self: TrainStep, *args: Any, **kwargs: Any) -> None:
         update(self, *args, **kwargs)
         if kwargs["number"] == 7:
             self.model.get_parameter("body.fc.bias").data[3] = float("inf")
 
-    monkeypatch.setattr(Learner, "update", destroying)
+    monkeypatch.setattr(TrainStep, "update", destroying)
     with pytest.raises(
         NonFiniteLossError,
         match=r"in epoch 1, step 3 .* the last good state is of epoch 1, step 0$",
@@ -221,15 +221,15 @@ def task(tmp_path: Path) -> TrainingTask:
 def test_a_task_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
     task: TrainingTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records, update, numbers = Records(Storage.at(tmp_path / "sweep")), Learner.update, []
+    records, update, numbers = Records(Storage.at(tmp_path / "sweep")), TrainStep.update, []
 
-    def counted(self: Learner, *args: Any, **kwargs: Any) -> None:
+    def counted(self: TrainStep, *args: Any, **kwargs: Any) -> None:
         numbers.append(kwargs["number"])
         if len(numbers) == 8:
             raise KeyboardInterrupt
         update(self, *args, **kwargs)
 
-    monkeypatch.setattr(Learner, "update", counted)
+    monkeypatch.setattr(TrainStep, "update", counted)
     with pytest.raises(KeyboardInterrupt):
         train_and_commit(task, records, checkpoint_images=300)
     resumed = train_and_commit(task, records, checkpoint_images=300)
@@ -244,16 +244,16 @@ def test_a_task_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
 
 def interrupted(task: TrainingTask, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train until some states are written, and stop there."""
-    update, numbers = Learner.update, []
+    update, numbers = TrainStep.update, []
 
-    def counted(self: Learner, *args: Any, **kwargs: Any) -> None:
+    def counted(self: TrainStep, *args: Any, **kwargs: Any) -> None:
         numbers.append(kwargs["number"])
         if len(numbers) == 8:
             raise KeyboardInterrupt
         update(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "update", counted)
+        patch.setattr(TrainStep, "update", counted)
         with pytest.raises(KeyboardInterrupt):
             train_and_commit(task, records, checkpoint_images=200)
 
@@ -374,15 +374,15 @@ def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before_with_
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    records, update, numbers = Records(Storage.at(tmp_path / "sweep")), Learner.update, []
+    records, update, numbers = Records(Storage.at(tmp_path / "sweep")), TrainStep.update, []
 
-    def counted(self: Learner, *args: Any, **kwargs: Any) -> None:
+    def counted(self: TrainStep, *args: Any, **kwargs: Any) -> None:
         numbers.append(kwargs["number"])
         if len(numbers) == 10:
             raise KeyboardInterrupt
         update(self, *args, **kwargs)
 
-    monkeypatch.setattr(Learner, "update", counted)
+    monkeypatch.setattr(TrainStep, "update", counted)
     with pytest.raises(KeyboardInterrupt):
         train_and_commit(task, records, checkpoint_images=200)  # after three, six and nine steps
     last = [tmp_path / "sweep" / path for path in StateFiles(records.storage, task.key).paths]

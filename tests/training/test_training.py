@@ -14,18 +14,18 @@ from trainings import (
     BALL,
     SMALL,
     TIMES,
-    Crafting,
+    AttackCalls,
     assert_same_bits,
     digits_again,
     enlarged,
     in_two_processes,
-    record_crafting,
+    record_attacks,
     small_model,
     train,
     worker_of_two,
 )
 
-import sat_ray.training.loop
+import sat_ray.training.validation
 from sat_ray.attacks import PGD
 from sat_ray.attacks.losses import cross_entropy
 from sat_ray.data.pixels import to_pixels
@@ -34,8 +34,8 @@ from sat_ray.models import settle_layout, view
 from sat_ray.training.loop import TrainingSettings, fit
 from sat_ray.training.objectives import make_objective
 from sat_ray.training.parallel.batchnorm_groups import RunningStatistics
-from sat_ray.training.parallel.process_group import World
-from sat_ray.training.train_step import Learner
+from sat_ray.training.parallel.process_group import ProcessGroup
+from sat_ray.training.train_step import TrainStep
 from sat_ray.utils.randomness import Randomness, permutation
 
 EXTRAS: dict[str, dict[str, Any]] = {
@@ -62,10 +62,10 @@ def images_of(case: str, digits: Split) -> Split:
 
 
 @pytest.fixture
-def crafting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crafting]:
+def attack_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[AttackCalls]:
     """Record every call of the training attack."""
     with monkeypatch.context() as patch:
-        yield record_crafting(patch)
+        yield record_attacks(patch)
 
 
 def one_of_two_workers(rank: int, folder: str) -> None:
@@ -73,17 +73,17 @@ def one_of_two_workers(rank: int, folder: str) -> None:
     gloo workers and leave the weights and the ids behind.
     """
     digits = digits_again()
-    with worker_of_two(rank, folder) as world:
+    with worker_of_two(rank, folder) as group:
         for name, batch in BATCHES.items():
             model = small_model()
             with pytest.MonkeyPatch.context() as patch:
-                seen = record_crafting(patch)
+                seen = record_attacks(patch)
                 reports = train(
                     model,
                     images_of(name, digits),
                     images=3 * batch,
                     global_batch_size=batch,
-                    world=world,
+                    process_group=group,
                     **EXTRAS[name],
                 )
             state, ids = reports[-1].state, [seen.ids(epoch) for epoch in range(2)]
@@ -185,7 +185,7 @@ def test_one_step_over_two_groups_is_the_plain_formula(digits: Split) -> None:
 def test_running_statistics_are_the_mean_over_groups_not_a_chain() -> None:
     model = torch.nn.BatchNorm1d(1, momentum=0.5)
     groups = [torch.tensor([[1.0], [3.0]]), torch.tensor([[10.0], [14.0]])]
-    statistics = RunningStatistics(model, groups=2, world=World())
+    statistics = RunningStatistics(model, groups=2, process_group=ProcessGroup())
     for index, x in enumerate(groups):
         with statistics.group(index):
             model(x)
@@ -239,9 +239,11 @@ def test_until_follows_the_whole_schedule_and_validates_where_it_stops(digits: S
     assert train(small_model(), digits, epochs=1, state=short[0].state) == []
 
 
-def test_every_epoch_has_a_new_order_of_the_same_images(digits: Split, crafting: Crafting) -> None:
+def test_every_epoch_has_a_new_order_of_the_same_images(
+    digits: Split, attack_calls: AttackCalls
+) -> None:
     train(small_model(), digits, images=135)
-    first, second = crafting.ids(0), crafting.ids(1)
+    first, second = attack_calls.ids(0), attack_calls.ids(1)
     assert first != second
     assert all(
         len(set(ids)) == len(ids) == 128 and set(ids) <= set(range(135)) for ids in (first, second)
@@ -249,11 +251,11 @@ def test_every_epoch_has_a_new_order_of_the_same_images(digits: Split, crafting:
 
 
 def test_training_noise_depends_on_seed_image_and_epoch_alone(
-    digits: Split, crafting: Crafting
+    digits: Split, attack_calls: AttackCalls
 ) -> None:
     train(small_model(), digits)
-    ours = crafting.starts()
-    crafting.calls.clear()
+    ours = attack_calls.starts()
+    attack_calls.calls.clear()
     train(
         small_model("relu"),
         digits,
@@ -262,15 +264,15 @@ def test_training_noise_depends_on_seed_image_and_epoch_alone(
         batchnorm_group_size=8,
         learning_rate=0.01,
     )
-    others = crafting.starts()
+    others = attack_calls.starts()
     assert len(others) == 128 and all(
         torch.equal(start, ours[key]) for key, start in others.items()
     )
     image = to_pixels(digits.images[5:6])
     assert torch.equal(ours[1, 5], BALL.random_start(image, Randomness.of(0, [5]), step=1)[0])
-    crafting.calls.clear()
+    attack_calls.calls.clear()
     train(small_model(), digits, seed=1)
-    assert not any(torch.equal(start, ours[key]) for key, start in crafting.starts().items())
+    assert not any(torch.equal(start, ours[key]) for key, start in attack_calls.starts().items())
     assert not torch.equal(ours[0, 5], ours[1, 5])
 
 
@@ -279,11 +281,11 @@ def test_the_best_weights_are_chosen_by_robust_then_clean_accuracy(
 ) -> None:
     scores = iter([(0.5, 0.90), (0.5, 0.95), (0.4, 0.99)])
 
-    def scripted(run: Any) -> dict[str, float]:
+    def scripted(*_: Any) -> dict[str, float]:
         robust, clean = next(scores)
         return {"val/robust_accuracy": robust, "val/clean_accuracy": clean}
 
-    monkeypatch.setattr(sat_ray.training.loop._Run, "_validate", scripted)
+    monkeypatch.setattr(sat_ray.training.validation.Validation, "metrics", scripted)
     after, model = [], small_model()
     for report in fit(
         model,
@@ -388,9 +390,9 @@ def test_rows_of_table_1_train_and_are_validated_through_both_backward_passes(
     attacker: str | None,
     views: list[str | None],
 ) -> None:
-    used, evaluate = [], sat_ray.training.loop.evaluate
+    used, evaluate = [], sat_ray.training.validation.evaluate
     monkeypatch.setattr(
-        sat_ray.training.loop,
+        sat_ray.training.validation,
         "evaluate",
         lambda *args, **kwargs: (used.append(kwargs["attacks"]), evaluate(*args, **kwargs))[1],
     )
@@ -420,7 +422,7 @@ def test_the_two_choices_of_activation_are_different_trainings(digits: Split) ->
 def test_a_global_batch_larger_than_the_split_is_refused(digits: Split) -> None:
     with pytest.raises(
         ValueError,
-        match=r"training\.global_batch_size is 32; allowed: at most the 31 training images",
+        match=r"training\.global_batch_size must be at most 31, the number of .*images, got 32",
     ):
         train(small_model(), digits, images=31)
 
@@ -433,13 +435,13 @@ def test_one_number_that_is_not_finite_is_seen_wherever_it_is(kind: str, bad: fl
         TrainingSettings(epochs=1, global_batch_size=8, batchnorm_group_size=8),
     )
     model.register_buffer("empty", torch.zeros(0))
-    learner = Learner(model, make_objective(settings), settings, world=World())
-    assert learner.finite()
+    train_step = TrainStep(model, make_objective(settings), settings, process_group=ProcessGroup())
+    assert train_step.finite()
     last = [
         tensor for tensor in getattr(model, kind)() if tensor.is_floating_point() and tensor.numel()
     ][-1]
     with torch.no_grad():
         last.flatten()[-1:] = 3e38
-        assert learner.finite()
+        assert train_step.finite()
         last.flatten()[-1:] = bad
-    assert not learner.finite()
+    assert not train_step.finite()

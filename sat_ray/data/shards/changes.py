@@ -1,8 +1,8 @@
 """Training images that changed after they were prepared: noticed before the old shards are used.
 
 A dataset that is known by its name is what it is. An image folder, an .npz file and what a user's
-function returns are known by their place alone, so a fingerprint lies beside their shards: of pixels
-and labels where they were in memory, else of the names, sizes and times of the files.
+function returns are known by their place alone, so a fingerprint lies beside their shards: of
+pixels and labels where they were in memory, else of the names, sizes and times of the files.
 """
 
 import functools
@@ -64,7 +64,7 @@ def describe_source(found: Raw | Listing) -> dict[str, Any]:
 
 
 def note_source(source: Source, found: Raw | Listing, storage: Storage) -> None:
-    """Write beside the shards from which images they are made, where only their place says which these are."""
+    """Write a fingerprint of the images beside the shards, where only their place identifies them."""
     if _may_change(source):
         storage.write_json(SOURCE, describe_source(found))
 
@@ -72,7 +72,8 @@ def note_source(source: Source, found: Raw | Listing, storage: Storage) -> None:
 def check_unchanged(source: Source, storage: Storage, *, path: str) -> None:
     """Raise ChangedDataError where the images are others than those in the shards.
 
-    Images that are not there any more are not needed; shards without a fingerprint are taken as they are.
+    Images that are not there any more are not needed; shards without a fingerprint are taken as
+    they are.
     """
     if not _may_change(source) or not storage.exists(SOURCE):
         return

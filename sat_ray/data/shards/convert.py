@@ -1,4 +1,7 @@
-"""Images that others prepared, an image folder or an .npz file: written once as checksummed shards, then read like any dataset."""
+"""Images from elsewhere, an image folder or an .npz file, as a dataset for evaluation.
+
+They are written once as checksummed shards, then read like any dataset.
+"""
 
 import hashlib
 import re
@@ -20,7 +23,8 @@ from sat_ray.data.images import (
     header,
     opened,
 )
-from sat_ray.data.shards.dataset import MANIFEST, SCHEMA_VERSION, verify, write_test_split
+from sat_ray.data.shards.dataset import verify, write_test_split
+from sat_ray.data.shards.manifest import MANIFEST, SCHEMA_VERSION
 from sat_ray.data.sources.base import LayoutError
 from sat_ray.data.sources.image_folder import Found, class_files, split_folders
 from sat_ray.data.sources.npz import read_npz
@@ -39,8 +43,9 @@ ALLOWED = "a prepared dataset (a folder with manifest.json), an image folder (on
 class ExternalImages:
     """Images on this machine, checked but not yet decoded.
 
-    fingerprint: sha256 of all that determines the pixels, labels and ids; shape: (C, H, W); class_names: () where the file has none;
-    blocks: yields (images (N, C, H, W) uint8, labels (N,) int64, ids (N,) int64), and raises ValueError naming files that are damaged.
+    fingerprint: sha256 of all that determines the pixels, labels and ids; shape: (C, H, W);
+    class_names: () where the file has none; blocks: yields (images (N, C, H, W) uint8, labels (N,)
+    int64, ids (N,) int64), and raises ValueError naming files that are damaged.
     """
 
     name: str
@@ -55,9 +60,10 @@ def prepared(
 ) -> str:
     """Return the folder of the prepared dataset that `uri` is or becomes.
 
-    uri: a prepared dataset (local or s3://), an image folder, or an .npz; the last two are written below `root`, once for the same
-    content. image_size: resize an image folder's short sides to it and crop the centre; channels: read an image folder as gray (1) or RGB
-    (3), as the model takes it, None for what the images are. Raises ValueError in one line.
+    uri: a prepared dataset (local or s3://), an image folder, or an .npz; the last two are written
+    below `root`, once for the same content. image_size: resize an image folder's short sides to it
+    and crop the centre; channels: read an image folder as gray (1) or RGB (3), as the model takes
+    it, None for what the images are. Raises ValueError in one line.
     """
     path = Path(uri.removeprefix("file://")).expanduser()
     is_prepared = uri.startswith("s3://") or (path / MANIFEST).is_file()
@@ -95,7 +101,10 @@ def _written(found: ExternalImages, root: Storage) -> Storage:
 
 
 def open_npz(path: Path) -> ExternalImages:
-    """Read an .npz as `read_npz` does, with the file's bytes as its fingerprint. Raises ValueError."""
+    """Read an .npz as `read_npz` does, with the file's bytes as its fingerprint.
+
+    Raises ValueError.
+    """
     images, labels, ids, names = read_npz(path)
 
     def blocks() -> Iterator[Block]:
@@ -119,9 +128,10 @@ def open_image_folder(
 ) -> ExternalImages:
     """Find the images of an image folder, in the order of torchvision's ImageFolder.
 
-    Gray images stay gray where all are, otherwise all are read as RGB, unless channels, 1 or 3, says what the model takes. Sizes must
-    agree unless image_size (1 to LARGEST_SIDE) is given. The image id is the place in that order. Raises ValueError listing what cannot
-    be used; a file whose pixels are damaged is found when they are decoded.
+    Gray images stay gray where all are, otherwise all are read as RGB, unless channels, 1 or 3,
+    says what the model takes. Sizes must agree unless image_size (1 to LARGEST_SIDE) is given. The
+    image id is the place in that order. Raises ValueError listing what cannot be used; a file whose
+    pixels are damaged is found when they are decoded.
     """
     if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
         raise ValueError(
@@ -157,7 +167,7 @@ def open_image_folder(
 
 
 def _files(folder: Path) -> Found:
-    """List an image folder as training does; a folder of splits is refused, one of them is meant."""
+    """List an image folder as training does; a folder of splits is refused."""
     try:
         splits = split_folders(folder)
         if not splits:

@@ -17,31 +17,34 @@ from torch import Tensor
 from sat_ray.data.images import Storing
 from sat_ray.data.pixels import too_dark
 from sat_ray.data.shards.changes import note_source, stamped
-from sat_ray.data.shards.manifest import ENTRY, fault
+from sat_ray.data.shards.manifest import (
+    ENTRY,
+    MANIFEST,
+    REMEDY,
+    SCHEMA_VERSION,
+    CorruptShardError,
+    read_manifest,
+)
 from sat_ray.data.shards.parquet import as_split, check_shape, shard_bytes
 from sat_ray.data.shards.writer import PLAN, ShardTask, shard_tasks, write_shard
 from sat_ray.data.sources.base import Listing, Source
-from sat_ray.data.split import SPLITS, Split
-from sat_ray.storage.sealed import read_perhaps_sealed, sealed
+from sat_ray.data.split import Split
+from sat_ray.data.split_ids import SPLITS
+from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
-from sat_ray.utils.serialization import json_bytes
 
-SCHEMA_VERSION = 2
-MANIFEST = "manifest.json"
 VERIFIED_BYTES = 256 * 1024**2  # about a second of reading and hashing
-REMEDY = "restore the file, or move the dataset folder away and run pipelines/prepare.py again"
 Part = dict[str, Any]
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, ids
-
-
-class CorruptShardError(ValueError):
-    """A shard is missing or is not what the manifest says, or the manifest itself is damaged."""
 
 
 def _write_shards(
     storage: Storage, split: str, blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
 ) -> list[dict[str, Any]]:
-    """Write each block (images, labels, ids) as one shard of a split; return their entries of the manifest."""
+    """Write each block as one shard of a split, and return their entries of the manifest.
+
+    blocks: (images, labels, ids).
+    """
     entries = []
     for number, (images, labels, ids) in enumerate(blocks):
         data = shard_bytes(images, labels, ids)
@@ -66,15 +69,18 @@ def write_dataset(
     enlarged_share: float = 0.0,
     run: Callable[[Callable[[ShardTask], Part], Iterable[ShardTask]], Iterable[Part]] = map,
 ) -> dict[str, Any]:
-    """Write every split of a dataset as shards, the manifest last, and return the manifest. What is written already is not done again.
+    """Write every split of a dataset as shards, the manifest last, and return the manifest.
 
-    path: the folder that the source reads, if it reads one; download: fetch the official files where
-    they are not there; storing: how images that come in files are stored; corrupt_share: share of them
-    that may be unreadable, in [0, 1): those are left out and listed in the manifest; enlarged_share:
-    share of them that may be smaller than they are stored, in [0, 1]. run: map, or what applies a
-    function elsewhere and returns the results in order; it is given the shards of encoded images, while
-    what is in memory is written from here.
-    Raises ValueError naming images that cannot be read, are too small or differ in size, LayoutError where the folder is not as wanted.
+    What is written already is not done again.
+
+    path: the folder that the source reads, if it reads one; download: fetch the official files
+    where they are not there; storing: how images that come in files are stored; corrupt_share:
+    share of them that may be unreadable, in [0, 1): those are left out and listed in the manifest;
+    enlarged_share: share of them that may be smaller than they are stored, in [0, 1]. run: map, or
+    what applies a function elsewhere and returns the results in order; it is given the shards of
+    encoded images, while what is in memory is written from here. Raises ValueError naming images
+    that cannot be read, are too small or differ in size, LayoutError where the folder is not as
+    wanted.
     """
     found, storing = source.open(path, download=download), storing or Storing()
     if isinstance(found, Listing):
@@ -127,7 +133,10 @@ def _check_corrupt(corrupt: Sequence[dict[str, Any]], count: int, share: float) 
 
 
 def _check_enlarged(parts: Sequence[Part], count: int, share: float, *, image_size: int) -> int:
-    """Return how many images were smaller than they are stored; ValueError names the smallest where they are too many."""
+    """Return how many images were smaller than they are stored.
+
+    Raises ValueError naming the smallest where they are too many.
+    """
     found = [part["enlarged"] for part in parts if part.get("enlarged", {}).get("count")]
     enlarged: int = sum(one["count"] for one in found)
     if enlarged > share * count:
@@ -148,7 +157,10 @@ def _one_shape(parts: Sequence[Part]) -> list[int]:
 
 
 def _mean_and_std(parts: Sequence[Part]) -> dict[str, list[float]]:
-    """Return mean and standard deviation per channel in [0, 1] pixels, from the exact sums of every part."""
+    """Return mean and standard deviation per channel, in [0, 1] pixels.
+
+    They are computed from the exact sums of every part.
+    """
     pixels = sum(part["pixels"] for part in parts)
     sums, squares = (
         [sum(column) for column in zip(*(part[key] for part in parts), strict=True)]
@@ -171,9 +183,12 @@ def write_test_split(
     shape: Sequence[int],
     class_names: Sequence[str],
 ) -> dict[str, Any]:
-    """Write a dataset that is a test split alone, one block in memory at a time, the manifest last; return the manifest.
+    """Write a dataset that has only a test split, and return its manifest.
 
-    blocks: (images (N, C, H, W) uint8, labels (N,), ids (N,)), one shard each; shape: (C, H, W); class_names: none where unknown.
+    One block at a time is in memory; the manifest is written last.
+
+    blocks: (images (N, C, H, W) uint8, labels (N,), ids (N,)), one shard each; shape: (C, H, W);
+    class_names: none where unknown.
     """
     shards = _write_shards(storage, "test", _bright_enough(blocks, what=f"data {name}"))
     manifest = {
@@ -198,27 +213,6 @@ def _bright_enough(blocks: Iterable[Block], *, what: str) -> Iterator[Block]:
         raise ValueError(too_dark(brightest, what=what))
 
 
-def manifest_hash(manifest: dict[str, Any]) -> str:
-    """Return the content hash of a dataset: it covers every shard's checksum."""
-    return hashlib.sha256(json_bytes(manifest)).hexdigest()
-
-
-def read_manifest(storage: Storage) -> dict[str, Any]:
-    """Read what a dataset says about itself; CorruptShardError names the file where it is damaged, changed or of another schema version."""
-    place = storage.full(MANIFEST)
-    try:
-        manifest = read_perhaps_sealed(storage, MANIFEST)
-    except ValueError as error:
-        raise CorruptShardError(f"{place} {error}; {REMEDY}") from None
-    if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
-        raise CorruptShardError(
-            f"{place} has schema version {version}; this version reads {SCHEMA_VERSION}"
-        )
-    if found := fault(manifest):
-        raise CorruptShardError(f"{place}: {found}; {REMEDY}")
-    return manifest
-
-
 def read_split(storage: Storage, split: str) -> Split:
     """Load one split into memory, checking every shard against the manifest.
 
@@ -232,7 +226,9 @@ def read_split(storage: Storage, split: str) -> Split:
 
 
 def read_rows(storage: Storage, split: str, rows: Tensor) -> Split:
-    """Load some rows of a split, reading the shards that hold them and no others. rows: (N,) int64, ascending, at least one.
+    """Load some rows of a split, reading the shards that hold them and no others.
+
+    rows: (N,) int64, ascending, at least one.
 
     Raises CorruptShardError as `read_split` does.
     """
@@ -247,7 +243,10 @@ def read_rows(storage: Storage, split: str, rows: Tensor) -> Split:
 
 
 def image_ids(storage: Storage, split: str) -> Tensor:
-    """Return the image ids of a split, (N,) int64, in the order of its rows, with one shard in memory at a time."""
+    """Return the image ids of a split, (N,) int64, in the order of its rows.
+
+    One shard at a time is in memory.
+    """
     return _column(storage, split, "image_id")
 
 
@@ -267,7 +266,10 @@ def _column(storage: Storage, split: str, name: str) -> Tensor:
 def read_shard(
     storage: Storage, shard: dict[str, Any], *, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Read one shard and check its sha256. shard: its entry in the manifest; raises CorruptShardError naming the shard and what to do."""
+    """Read one shard and check its sha256.
+
+    shard: its entry in the manifest; raises CorruptShardError naming the shard and what to do.
+    """
     try:
         data = storage.read(shard["file"])
     except FileNotFoundError:
@@ -286,9 +288,12 @@ def read_shard(
 
 
 def verify(storage: Storage) -> None:
-    """Check a dataset against its manifest before work begins; CorruptShardError names the first bad shard.
+    """Check a dataset against its manifest before work begins.
 
-    Up to VERIFIED_BYTES every checksum is computed; of more, only sizes are compared, since a shard is checked whenever it is read.
+    Raises CorruptShardError naming the first bad shard.
+
+    Up to VERIFIED_BYTES every checksum is computed; of more, only sizes are compared, since a shard
+    is checked whenever it is read.
     """
     manifest = read_manifest(storage)
     shards = manifest["shards"]

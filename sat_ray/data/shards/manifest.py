@@ -1,13 +1,28 @@
 """What the manifest of a prepared dataset must say before anything is read by it."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from sat_ray.storage.sealed import read_perhaps_sealed
+from sat_ray.storage.store import Storage
+from sat_ray.utils.serialization import json_bytes
+
+SCHEMA_VERSION = 2
+MANIFEST = "manifest.json"
+REMEDY = "restore the file, or move the dataset folder away and prepare it again"
 ENTRY = ("file", "split", "rows", "bytes", "sha256")  # what the manifest says about a shard
 
 
+class CorruptShardError(ValueError):
+    """A shard is missing or is not what the manifest says, or the manifest itself is damaged."""
+
+
 def fault(manifest: Any) -> str:
-    """Return what is wrong with a manifest as it was read from JSON: field, value and what is allowed; "" where nothing is."""
+    """Return what is wrong with a manifest as it was read from JSON; "" where nothing is.
+
+    The text names the field, what it must be, and the value.
+    """
     shape, names, splits, shards = (
         manifest.get(field) for field in ("shape", "class_names", "splits", "shards")
     )
@@ -61,3 +76,28 @@ def _shown(value: Any) -> str:
         return "missing"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """Return the content hash of a dataset: it covers every shard's checksum."""
+    return hashlib.sha256(json_bytes(manifest)).hexdigest()
+
+
+def read_manifest(storage: Storage) -> dict[str, Any]:
+    """Read the manifest of a dataset.
+
+    Raises CorruptShardError naming the file where it is damaged, changed or of another schema
+    version.
+    """
+    place = storage.full(MANIFEST)
+    try:
+        manifest = read_perhaps_sealed(storage, MANIFEST)
+    except ValueError as error:
+        raise CorruptShardError(f"{place} {error}; {REMEDY}") from None
+    if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
+        raise CorruptShardError(
+            f"{place} has schema version {version}; this version reads {SCHEMA_VERSION}"
+        )
+    if found := fault(manifest):
+        raise CorruptShardError(f"{place}: {found}; {REMEDY}")
+    return manifest

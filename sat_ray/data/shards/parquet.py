@@ -1,4 +1,7 @@
-"""One shard as bytes: a Parquet table of image ids, labels and images, either uint8 of one shape or JPEG files."""
+"""One shard as bytes: a Parquet table of image ids, labels and images.
+
+The images are either uint8 of one shape or JPEG files.
+"""
 
 import io
 from collections.abc import Sequence
@@ -15,7 +18,10 @@ from sat_ray.data.split import Split
 
 
 def shard_bytes(images: np.ndarray | Sequence[bytes], labels: np.ndarray, ids: np.ndarray) -> bytes:
-    """Spell a shard. images: (N, C, H, W) uint8 or N JPEG files; labels: (N,) whole numbers within int32; ids: (N,) within int64.
+    """Spell a shard.
+
+    images: (N, C, H, W) uint8 or N JPEG files; labels: (N,) whole numbers within int32; ids: (N,)
+    within int64.
 
     Raises ValueError for a label or an id beyond that.
     """
@@ -39,7 +45,10 @@ def shard_bytes(images: np.ndarray | Sequence[bytes], labels: np.ndarray, ids: n
 
 
 def _kept(values: np.ndarray, kind: type[np.signedinteger[Any]], name: str) -> np.ndarray:
-    """Return whole numbers as another type, which would wrap around silently; ValueError where one does not fit."""
+    """Return whole numbers as another type; ValueError where one does not fit.
+
+    numpy alone would wrap around silently.
+    """
     limits = np.iinfo(kind)
     if len(values) and not limits.min <= int(values.min()) <= int(values.max()) <= limits.max:
         raise ValueError(
@@ -49,7 +58,10 @@ def _kept(values: np.ndarray, kind: type[np.signedinteger[Any]], name: str) -> n
 
 
 def check_shape(table: pa.Table, shape: Sequence[int], *, where: str) -> None:
-    """Raise ValueError where a shard's images cannot have this shape, (C, H, W); of JPEG files the first is decoded."""
+    """Raise ValueError where a shard's images cannot have this shape, (C, H, W).
+
+    Of JPEG files the first is decoded.
+    """
     column = table["image"]
     if pa.types.is_fixed_size_binary(column.type):
         _require_shape(f"{column.type.byte_width} bytes", f"{prod(shape)} bytes", shape, where)
@@ -65,7 +77,10 @@ def _require_shape(found: object, needed: object, shape: Sequence[int], where: s
 
 
 def as_split(tables: Sequence[pa.Table], shape: Sequence[int]) -> Split:
-    """Turn tables of shards into a split in memory, decoding what is JPEG. shape: (C, H, W); ValueError where images have another."""
+    """Turn tables of shards into a split in memory, and decode JPEG files.
+
+    shape: (C, H, W). Raises ValueError where images have another.
+    """
     table = pa.concat_tables(tables).combine_chunks()
     column = table["image"].chunk(0)
     if pa.types.is_fixed_size_binary(column.type):

@@ -1,7 +1,8 @@
-"""One shard from its images to its file, as a piece of work of its own: anywhere, in any order, and never twice.
+"""Writing one shard: an independent task that runs anywhere, in any order, and never twice.
 
-A shard's file is written first and its part, parts/FILE.json, last. The part says from which images and how the shard was made, so
-a preparation that was stopped goes on where it was, and one of other images or settings starts anew.
+A shard's file is written first and its part, parts/FILE.json, last. The part says from which images
+and how the shard was made, so a preparation that was stopped goes on where it was, and one of other
+images or settings starts anew.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import numpy as np
 from sat_ray.data.images import CorruptImageError, Place, Storing, opened
 from sat_ray.data.shards.parquet import shard_bytes
 from sat_ray.data.sources.base import Listing, Raw
-from sat_ray.data.split import SPLITS
+from sat_ray.data.split_ids import SPLITS
 from sat_ray.storage.sealed import read_sealed, sealed
 from sat_ray.storage.store import Storage
 from sat_ray.utils.names import printable
@@ -26,7 +27,10 @@ PARTS, PLAN = "parts", "parts/plan.json"
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What one shard is made of. ids, labels: (N,) int64; images: (N, C, H, W) uint8, or N places to read them from."""
+    """What one shard is made of.
+
+    ids, labels: (N,) int64; images: (N, C, H, W) uint8, or N places to read them from.
+    """
 
     file: str
     split: str
@@ -52,7 +56,7 @@ class ShardTask:
 def shard_tasks(
     found: Raw | Listing, splits: dict[str, np.ndarray], *, rows_per_shard: int, storing: Storing
 ) -> Iterator[ShardTask]:
-    """Yield the work of every shard, one at a time: split by split, `rows_per_shard` images each."""
+    """Yield the task of every shard, one at a time: split by split, `rows_per_shard` images each."""
     for split in SPLITS:
         ids = splits[split]
         for number, first in enumerate(range(0, len(ids), rows_per_shard)):
@@ -68,7 +72,10 @@ def shard_tasks(
 
 
 def progress(storage: Storage) -> tuple[int, int | None]:
-    """Return how many shards of a dataset are written and how many there will be, None where that is not known yet."""
+    """Return how many shards of a dataset are written, and how many there will be.
+
+    The second is None where it is not known yet.
+    """
     done = sum(name.endswith(".parquet.json") for name in storage.names(PARTS))
     try:
         return done, int(storage.read_json(PLAN)["shards"])
@@ -82,10 +89,13 @@ def progress(storage: Storage) -> tuple[int, int | None]:
 
 
 def write_shard(task: ShardTask, storage: Storage) -> dict[str, Any]:
-    """Write a shard and return its part; where the part is there already, undamaged, and says the same, only read it.
+    """Write a shard and return its part.
 
-    The part holds what the manifest needs: rows, bytes, sha256, shape, sums over pixels per channel, the corrupt images left out, and how
-    many were smaller than they are stored, with the smallest.
+    A part that is there already, undamaged and with the same fingerprint, is only read.
+
+    The part holds what the manifest needs: rows, bytes, sha256, shape, sums over pixels per
+    channel, the corrupt images left out, and how many were smaller than they are stored, with the
+    smallest.
     """
     fingerprint, name = task.fingerprint, f"{PARTS}/{task.file}.json"
     part: dict[str, Any]
@@ -137,8 +147,11 @@ def _sums(pixels: np.ndarray) -> dict[str, list[int]]:
 
 @dataclass
 class _Read:
-    """The images of a shard. pixels: (N, C, H, W) uint8; kept: their rows in the task, (N,) int64; corrupt: those that could not be read;
-    enlarged: [short side, name, "W x H"] of those smaller than they are stored."""
+    """The images of a shard.
+
+    pixels: (N, C, H, W) uint8; kept: their rows in the task, (N,) int64; corrupt: those that could
+    not be read; enlarged: [short side, name, "W x H"] of those smaller than they are stored.
+    """
 
     pixels: np.ndarray
     kept: np.ndarray
@@ -181,7 +194,10 @@ def _read(task: ShardTask) -> _Read:
 
 
 def _check_room(image: np.ndarray, count: int, place: Place) -> None:
-    """Raise ValueError where a shard of such images would not fit into memory. image: (C, H, W) uint8."""
+    """Raise ValueError where a shard of such images would not fit into memory.
+
+    image: (C, H, W) uint8.
+    """
     if image.nbytes * count > SHARD_BYTES:
         _, height, width = image.shape
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a dataset is before it is prepared: images in memory or still in their files, and the splits it comes with."""
+"""A dataset before it is prepared: images in memory or in their files, and official splits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import numpy as np
 
 from sat_ray.data.images import Place
 from sat_ray.data.sources.download import cache_folder, fetch
-from sat_ray.data.split import by_hash, split_by_hash, split_officially
+from sat_ray.data.split_ids import by_hash, split_by_hash, split_officially
 from sat_ray.storage.s3_path import Folder, RemotePath, folder_at
 
 SHARE = 0.1  # of the images, held out for each split that a folder of images does not come with
@@ -20,7 +20,9 @@ class LayoutError(ValueError):
 
 @dataclass(frozen=True)
 class Raw:
-    """A dataset in memory, in its official order: images (N, C, H, W) uint8, labels (N,) int64, one name per class.
+    """A dataset in memory, in its official order.
+
+    images: (N, C, H, W) uint8; labels: (N,) int64; class_names: one per class.
 
     held_out: image ids of the splits that it comes with: "test" and perhaps "val".
     """
@@ -33,7 +35,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class Listing:
-    """A dataset of encoded images that are still where they were, in its official order; otherwise like Raw."""
+    """A dataset of encoded images that are still in their files; otherwise like Raw."""
 
     images: Sequence[Place]
     labels: np.ndarray
@@ -43,14 +45,16 @@ class Listing:
 
 @dataclass(frozen=True)
 class Source:
-    """How to read a dataset, how many images it has, and how many of them are held out for test and val.
+    """How to read a dataset, and how many images it has and holds out for test and val.
 
-    layout: what its folder looks like; empty where none is needed, and then `read` takes no argument. images: 0 where that is known
-    only after a look; a folder that holds another number of images than this keeps the shares of test and val.
-    encoded: its images are files to decode, so they may be resized and stored as JPEG. anonymous: the folder says which images these are.
-    shape: (C, H, W) where all are of one size, classes: how many there are; None and 0 where that is known only after a look.
-    remote: `read` takes a folder on S3 as well. package, installed: a Debian package that holds the dataset, and where it puts it;
-    downloader: name of torchvision's class that has the addresses and checksums of its official files. optional_path: `read` works
+    layout: what its folder looks like; empty where none is needed, and then `read` takes no
+    argument. images: 0 where that is known only after a look; a folder that holds another number of
+    images than this keeps the shares of test and val. encoded: its images are files to decode, so
+    they may be resized and stored as JPEG. anonymous: the folder says which images these are.
+    shape: (C, H, W) where all are of one size, classes: how many there are; None and 0 where that
+    is known only after a look. remote: `read` takes a folder on S3 as well. package, installed: a
+    Debian package that holds the dataset, and where it puts it; downloader: name of torchvision's
+    class that has the addresses and checksums of its official files. optional_path: `read` works
     without a folder too.
     """
 
@@ -74,8 +78,9 @@ class Source:
     def open(self, path: str = "", *, download: bool = False) -> Raw | Listing:
         """Read the dataset, or list its images. Raises LayoutError with the layout wanted.
 
-        path: its folder, absolute or from here, or on S3; "" for where the package puts it. download: fetch the official files where they
-        are not there: into that folder, without one into a cache; DownloadError says why it failed.
+        path: its folder, absolute or from here, or on S3; "" for where the package puts it.
+        download: fetch the official files where they are not there: into that folder, without one
+        into a cache; DownloadError says why it failed.
         """
         self.require_path(path, download=download)
         if not self.layout or (self.optional_path and not path):
@@ -101,7 +106,10 @@ class Source:
         return self.read(folder)
 
     def require_path(self, path: str, *, download: bool = False) -> None:
-        """Raise LayoutError with the layout wanted where a folder is needed, none is named, and none is found."""
+        """Raise LayoutError where a folder is needed, none is named, and none is found.
+
+        The message names the layout that is needed.
+        """
         if self.needs(path, download=download):
             raise LayoutError(f"data.path is empty; {self._allowed()}")
 
@@ -125,10 +133,10 @@ class Source:
         return "; ".join(ways)
 
     def splits(self, found: Raw | Listing) -> dict[str, np.ndarray]:
-        """Return the image ids of every split: the official ones where there are any, the rest by hash.
+        """Return the image ids of every split: the official splits, the rest by hash.
 
-        They ascend, but for those of encoded train images, which come sorted by class: these are in the order of their hash, so that
-        every shard is a sample of all classes.
+        They ascend, but for those of encoded train images, which come sorted by class: these are in
+        the order of their hash, so that every shard is a sample of all classes.
         """
         splits = self._splits(found)
         return (

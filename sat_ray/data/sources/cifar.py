@@ -1,7 +1,10 @@
-"""CIFAR-10 and CIFAR-100 from the official archives, in their Python or their binary version, packed or unpacked.
+"""CIFAR-10 and CIFAR-100 from the official archives.
 
-The image id is the place in the official order: the train batches one after another, then the test images. Both versions hold the same
-images in the same order, so they make the same dataset. Format: https://www.cs.toronto.edu/~kriz/cifar.html
+Both the Python and the binary version are read, packed or unpacked.
+
+The image id is the place in the official order: the train batches one after another, then the test
+images. Both versions hold the same images in the same order, so they make the same dataset. Format:
+https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
 import tarfile
@@ -30,7 +33,11 @@ def _read(file: Folder) -> bytes:
 
 @dataclass(frozen=True)
 class Version:
-    """One of a dataset's two versions: its archive, the folder inside, and the files that hold train images, test images and names."""
+    """One of a dataset's two versions.
+
+    archive: its name; folder: inside the archive; train, test, names: the files that hold train
+    images, test images and class names.
+    """
 
     archive: str
     folder: str
@@ -44,7 +51,10 @@ class Version:
         return (*self.train, self.test, self.names)
 
     def find(self, path: Folder) -> dict[str, bytes] | None:
-        """Return the files below `path`, a folder or the archive itself; None where this version is not there at all."""
+        """Return the files below `path`, a folder or the archive itself.
+
+        Returns None where this version is not there at all.
+        """
         for folder in (path / self.folder, path):
             if (folder / self.test).is_file():
                 return {
@@ -74,7 +84,10 @@ class Version:
 
 @dataclass(frozen=True)
 class Cifar:
-    """A dataset of the family. labels: the label that counts, in Python batches; label_byte: its place in a binary record."""
+    """A dataset of the family.
+
+    labels: the label that counts, in Python batches; label_byte: its place in a binary record.
+    """
 
     name: str
     classes: int

@@ -1,8 +1,9 @@
-"""Read CIFAR's Python batches without trusting them: a pickle that can name three things, and gets stand-ins for those.
+"""CIFAR's Python batches, read without running their code.
 
-The official files (protocol 2, written by Python 2) need numpy's array and dtype and nothing else. Here these names stand for plain
-records of this module, so that no foreign function runs, not even numpy's, whatever the file says; the array is built from the record
-afterwards. Every other name is refused before anything of the file was acted on.
+The official files (protocol 2, written by Python 2) need numpy's array and dtype and nothing else.
+Here these names stand for plain records of this module, so that no foreign function runs, not even
+numpy's, whatever the file says; the array is built from the record afterwards. Every other name is
+refused before anything of the file was acted on.
 """
 
 import io
@@ -55,7 +56,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_batch(data: bytes) -> dict[str, Any]:
-    """Return a batch's dictionary, its arrays as numpy uint8. Raises UnsafePickleError; nothing that the file names is ever called."""
+    """Return a batch's dictionary, its arrays as numpy uint8.
+
+    Raises UnsafePickleError; nothing that the file names is ever called.
+    """
     try:
         value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except UnsafePickleError:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sat_ray.data.images import SUFFIXES, Place
 from sat_ray.data.sources.base import LayoutError, Listing
-from sat_ray.data.split import SPLITS
+from sat_ray.data.split_ids import SPLITS
 from sat_ray.storage.s3_path import Folder, RemotePath
 from sat_ray.utils.names import printable
 
@@ -40,8 +40,8 @@ def entries(folder: Folder, *, folders: bool) -> list[str]:
 def class_files(folder: Folder) -> Found:
     """List the images of every class, the sub-folders of a folder. Raises LayoutError.
 
-    Refused are a class without images, files that are no images by their names, and images beside the
-    classes. Nothing is opened: a file that holds no image is found when it is decoded.
+    Refused are a class without images, files that are no images by their names, and images beside
+    the classes. Nothing is opened: a file that holds no image is found when it is decoded.
     """
     found: Found = []
     empty = []
@@ -77,7 +77,8 @@ def _below(
 ) -> Iterator[tuple[str, str, str]]:
     """Yield (path of its folder, name, stamp) of every visible file below a folder.
 
-    path: of the folder, from where classes are; seen: the folders on the way here, one of which a link may lead back to.
+    path: of the folder, from where classes are; seen: the folders on the way here, one of which a
+    link may lead back to.
     """
     for name, stamp in _stamped(folder):
         yield path, name, stamp
@@ -135,10 +136,12 @@ def split_folders(path: Folder) -> dict[str, Folder]:
 
 
 def list_image_folder(path: Folder) -> Listing:
-    """List an image folder; the image id is the place in the order train, val, test, then class, then file.
+    """List an image folder.
 
-    Raises LayoutError where anything would be left out, where there are fewer than two classes, or where a split has a class that train
-    has not.
+    The image id is the place in the order train, val, test, then class, then file.
+
+    Raises LayoutError where anything would be left out, where there are fewer than two classes, or
+    where a split has a class that train has not.
     """
     if not path.is_dir():
         raise LayoutError("it is not a folder")
@@ -153,7 +156,7 @@ def list_image_folder(path: Folder) -> Listing:
 
 
 def _refuse_loose(folder: Folder) -> None:
-    """Refuse images beside class folders: they have no class, and leaving them out would go unnoticed."""
+    """Raise LayoutError for images beside class folders: without a class they would be left out."""
     if loose := [name for name in entries(folder, folders=False) if is_image(name)]:
         raise LayoutError(
             f"{printable(folder.name)}/ has images beside its folders ({len(loose)}, {printable(loose[0])} first)"
@@ -168,10 +171,10 @@ def _listing(root: Folder, parts: dict[str, Found]) -> Listing:
     labels: list[int] = []
     held_out: dict[str, np.ndarray] = {}
     for split, files in parts.items():
-        if foreign := sorted({name for name, _ in files} - index.keys()):
-            shown = ", ".join(map(printable, foreign[:3]))
+        if unknown := sorted({name for name, _ in files} - index.keys()):
+            shown = ", ".join(map(printable, unknown[:3]))
             raise LayoutError(
-                f"{split}/ has classes that train/ has not: {shown}{_spelling(foreign[0], classes)}"
+                f"{split}/ has classes that train/ has not: {shown}{_spelling(unknown[0], classes)}"
             )
         if split != "train":
             held_out[split] = np.arange(len(places), len(places) + len(files))
@@ -183,7 +186,7 @@ def _listing(root: Folder, parts: dict[str, Found]) -> Listing:
 
 
 def _spelling(name: str, classes: list[str]) -> str:
-    """Say so where a class is there and only its Unicode form differs: the two look the same."""
+    """Return a hint where a class differs from one in train/ only by its Unicode form."""
     same = unicodedata.normalize("NFC", name) in (
         unicodedata.normalize("NFC", one) for one in classes
     )

@@ -1,7 +1,10 @@
-"""ImageNet (ILSVRC 2012) from class folders or from the official tar files, which are read in place and never unpacked.
+"""ImageNet (ILSVRC 2012) from class folders or from the official tar files.
 
-Classes are WordNet ids in alphabetical order. The image id is the place in the official order: the train images by class and file name,
-then the 50,000 validation images by file name. Both layouts hold the same files, so they make the same dataset.
+Tar files are read in place and never unpacked.
+
+Classes are WordNet ids in alphabetical order. The image id is the place in the official order: the
+train images by class and file name, then the 50,000 validation images by file name. Both layouts
+hold the same files, so they make the same dataset.
 """
 
 import io
@@ -32,16 +35,19 @@ Labelled = tuple[str, Place]  # (WordNet id, where the image is)
 
 
 def list_imagenet(path: Folder) -> Listing:
-    """List ImageNet below a folder; both halves in either layout. Raises LayoutError naming what is missing or wrong."""
+    """List ImageNet below a folder; both halves in either layout.
+
+    Raises LayoutError naming what is missing or wrong.
+    """
     if not path.is_dir():
         raise LayoutError("it is not a folder")
     train = sorted(_train(path), key=lambda one: (one[0], one[1].name))
     val = sorted(_val(path), key=lambda one: one[1].name)
     classes = sorted({name for name, _ in train})
     index = {name: number for number, name in enumerate(classes)}
-    if foreign := sorted({name for name, _ in val} - index.keys()):
+    if unknown := sorted({name for name, _ in val} - index.keys()):
         raise LayoutError(
-            f"validation images have classes that train has not: {', '.join(foreign[:3])}"
+            f"validation images have classes that train has not: {', '.join(unknown[:3])}"
         )
     both = train + val
     labels = np.array([index[name] for name, _ in both], dtype=np.int64)
@@ -102,7 +108,10 @@ def _folder(folder: Folder) -> list[Labelled]:
 
 
 def _places(archive: Folder, stream: object, *, start: int) -> Iterator[Place]:
-    """Yield every file of an uncompressed tar that begins at byte `start` of an archive, as a range of the archive's bytes."""
+    """Yield every file of an uncompressed tar as a range of an archive's bytes.
+
+    start: the byte of the archive at which the tar begins.
+    """
     with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
         for member in tar:
             if member.isfile():
@@ -112,7 +121,10 @@ def _places(archive: Folder, stream: object, *, start: int) -> Iterator[Place]:
 
 
 def _val_wordnet_ids(path: Folder) -> list[str]:
-    """Return the class of each validation image, in order, from the text file or the development kit."""
+    """Return the class of each validation image, in order.
+
+    The classes come from the text file or the development kit.
+    """
     if (path / VAL_IDS).is_file():
         return (path / VAL_IDS).read_text().split()
     if not (path / DEVKIT).is_file():

@@ -1,4 +1,7 @@
-"""Arrays of an .npz file that others wrote: images, labels, perhaps ids and class names, each checked before it is used."""
+"""Arrays of an .npz file from elsewhere, each checked before it is used.
+
+They are images and labels, and perhaps ids and class names.
+"""
 
 import contextlib
 import os
@@ -23,10 +26,13 @@ MOST_LABEL, INT64 = (
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Read plain arrays: images (N, C, H, W) or (N, H, W, C) uint8 with 1 or 3 channels, labels (N,) whole numbers,
+    """Read images and labels, and image ids and class names where the file has them.
 
-    and, if there, image_ids (N,) whole numbers, each once (else 0 to N - 1) and class_names (K,) strings. Returns images (N, C, H, W)
-    uint8, labels and ids (N,) int64, and the names, () where the file has none. Raises ValueError in one line.
+    images: (N, C, H, W) or (N, H, W, C) uint8 with 1 or 3 channels; labels: (N,) whole numbers;
+
+    and, if there, image_ids (N,) whole numbers, each once (else 0 to N - 1) and class_names (K,)
+    strings. Returns images (N, C, H, W) uint8, labels and ids (N,) int64, and the names, () where
+    the file has none. Raises ValueError in one line.
     """
     arrays = _arrays(path)
     images = _channels_first(arrays["images"], path)
@@ -91,7 +97,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_announced(path: Path) -> None:
-    """Raise ValueError where arrays say that they are larger than they are, than memory, or than images can be packed."""
+    """Raise ValueError where the arrays' headers announce more bytes than can be there.
+
+    That is more than their part of the file, than memory, or than images can be packed.
+    """
     if not zipfile.is_zipfile(path):
         return
     announced = 0
@@ -129,7 +138,10 @@ def _announced(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that this process may still take: the machine's, or its container's."""
+    """Return the bytes of memory that this process may still take.
+
+    They are those of the machine or, where it is less, of its container.
+    """
     found = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -164,7 +176,10 @@ def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
 def _whole_numbers(
     values: np.ndarray, name: str, path: Path, *, count: int, limits: tuple[int, int], allowed: str
 ) -> np.ndarray:
-    """Return (count,) whole numbers as int64; ValueError for others, or for one outside the limits, which `allowed` says in words."""
+    """Return (count,) whole numbers as int64; ValueError for other values.
+
+    limits: the lowest and the highest number; allowed: the same in words.
+    """
     if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
             f"{name} of {path} is {values.shape} {values.dtype}; allowed: ({count},) whole numbers, one per image"

@@ -129,7 +129,10 @@ DATASETS: dict[str, Source] = {source.name: source for source in _ENTRIES}
 
 
 def dataset_source(name: str) -> Source:
-    """Look a dataset up, here or, as module:name, in the user's code; ValueError suggests the closest names."""
+    """Return a dataset by its name or, as module:name, from the user's code.
+
+    Raises ValueError that suggests the closest names.
+    """
     if is_reference(name):
         return user_defined_source(name)
     return DATASETS[check_name(name, DATASETS, field="data.dataset")]

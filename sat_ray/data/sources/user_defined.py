@@ -1,8 +1,9 @@
-"""A dataset of the user's own, `module:name`: a `Source`, or a function that returns the images, and what it must return.
+"""A user-defined dataset, `module:name`: a `Source`, or a function that returns the images.
 
-The function returns (images, labels, class_names): images (N, C, H, W) uint8, labels (N,) whole numbers, K names; or a `Raw`, which may
-say which images its test split has. It takes no argument, or `path`, and is then given --data.path. Where no split is official, a
-tenth of the images is held out for testing and a tenth for validation.
+The function returns (images, labels, class_names): images (N, C, H, W) uint8, labels (N,) whole
+numbers, K names; or a `Raw`, which may say which images its test split has. It takes no argument,
+or `path`, and is then given --data.path. Where no split is official, a tenth of the images is held
+out for testing and a tenth for validation.
 """
 
 import dataclasses
@@ -30,7 +31,10 @@ ALLOWED = f"a Source, or a function without arguments (or with path) that return
 
 @functools.cache
 def user_defined_source(name: str) -> Source:
-    """Import a dataset of the user's own; its images are read when they are needed. ValueError in one line."""
+    """Import a dataset of the user's own; its images are read when they are needed.
+
+    ValueError in one line.
+    """
     found, what = resolve(name, what="data.dataset"), f"data.dataset {name}"
     if isinstance(found, Source):
         return dataclasses.replace(found, name=name)
@@ -55,7 +59,10 @@ def user_defined_source(name: str) -> Source:
 
 
 def read_npz_file(path: Folder) -> Raw:
-    """Read an .npz file to train on: as evaluate.py reads it, and checked as what a user's function returns."""
+    """Read an .npz file to train on.
+
+    It is read as for an evaluation, and checked like the result of a user's function.
+    """
     if not isinstance(path, Path) or not path.is_file():
         raise LayoutError("it is no file on this machine")
     images, labels, _, names = read_npz(path)
@@ -64,7 +71,10 @@ def read_npz_file(path: Folder) -> Raw:
 
 
 def counted(source: Source, path: str = "") -> Source:
-    """Return a source that knows how many images it has; one in memory whose number is not known is read for that."""
+    """Return a source with its number of images, which is read where it is unknown.
+
+    Images in files are not counted.
+    """
     if source.images or source.encoded or source.needs(path):
         return source
     found = opened(source, path)

@@ -3,17 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sat_ray.attacks import AttackSpec
-from sat_ray.attacks.base import Model
-from sat_ray.data.split import Arrays, Split, given_split
+from sat_ray.attacks.spec import AttackSpec
 from sat_ray.evaluation.card.checks import FLAG, PASS, judge
-from sat_ray.evaluation.card.evidence import measure
 from sat_ray.evaluation.card.progress import OnProgress, reporting, silent
 from sat_ray.evaluation.card.settings import CardSettings
+
+if TYPE_CHECKING:  # the settings and the verdicts can be read without torch
+    from sat_ray.attacks.base import Model
+    from sat_ray.data.split import Arrays, Split
 
 __all__ = ["FLAG", "PASS", "CardSettings", "robustness_card", "silent"]
 
@@ -24,8 +23,8 @@ SMALL_IMAGE = 256  # pixels and channels: threads cost more than they save
 
 
 def robustness_card(
-    model: Model,
-    split: Split | Arrays,
+    model: "Model",
+    split: "Split | Arrays",
     *,
     attack: AttackSpec,
     settings: CardSettings | None = None,
@@ -63,6 +62,9 @@ def robustness_card(
     logits, NaN, labels out of
     range).
     """
+    from sat_ray.data.split import given_split
+    from sat_ray.evaluation.card.evidence import measure
+
     settings = settings or CardSettings()
     checked = given_split(split, field="split")
     if not len(checked):
@@ -99,6 +101,8 @@ def _rows(images: int, values: int) -> int:
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     """Let torch compute on so many CPU threads; None: as it does."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:

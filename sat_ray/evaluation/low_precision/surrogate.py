@@ -22,7 +22,7 @@ from sat_ray.models import folded
 from sat_ray.models.batchnorm_folding import WEIGHTY
 from sat_ray.models.copying import copied
 from sat_ray.utils.compile import check_compiler
-from sat_ray.utils.precision import SHORT, autocast
+from sat_ray.utils.precision import autocast, short_dtype
 
 COMPILED = tuple(name for name in GRADIENTS if name.endswith("-compiled"))
 UNKNOWN = {
@@ -167,7 +167,7 @@ def fast_copy(model: Model, *, gradient: str, device: torch.device) -> FastCopy:
 
 
 def _short(model: nn.Module, *, precision: str) -> nn.Module:
-    dtype = SHORT.get(precision)
+    dtype = short_dtype(precision)
     short = folded(copied(model), dtype=dtype).eval()
     for module in short.modules():
         if dtype is not None and isinstance(module, WEIGHTY):

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from sat_ray.data.class_names import numbers_out_of_order
-from sat_ray.data.shards.dataset import MANIFEST
+from sat_ray.data.shards.manifest import MANIFEST
 from sat_ray.data.shards.writer import progress as shards_written
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.integrations import stages

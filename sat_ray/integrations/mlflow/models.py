@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import nn
 
-from sat_ray.activations.registry import Activation
+from sat_ray.activations.module import Activation
 from sat_ray.integrations.mlflow.connection import global_tracking_uri
 from sat_ray.integrations.mlflow.database import settle_database, sole_creator
 from sat_ray.integrations.mlflow.preflight import check_tracking, login_to_environment, sqlite_path

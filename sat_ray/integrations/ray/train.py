@@ -30,7 +30,7 @@ from sat_ray.sweep.resources import worker_resources
 from sat_ray.sweep.tasks import TrainingTask
 from sat_ray.training.catastrophic_overfitting import CatastrophicOverfittingError
 from sat_ray.training.epoch_metrics import NonFiniteLossError
-from sat_ray.training.parallel.process_group import World
+from sat_ray.training.parallel.process_group import ProcessGroup
 
 MAX_FAILURES = 8
 MAX_CONTROLLERS = 8  # of the processes that lead a worker group, one after the other
@@ -147,7 +147,9 @@ def _session(settings: dict[str, Any]) -> None:
     torch.set_num_threads(settings["threads"])
     context = ray.train.get_context()
     device = f"cuda:{torch.cuda.current_device()}" if settings["gpu"] else "cpu"
-    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=device)
+    process_group = ProcessGroup(
+        rank=context.get_world_rank(), size=context.get_world_size(), device=device
+    )
     records = Records(Storage(settings["storage"]))
     with training_shown(records) as after_epoch:
         for task in settings["tasks"]:
@@ -155,11 +157,13 @@ def _session(settings: dict[str, Any]) -> None:
             if before.get("final"):
                 return
             try:
-                show = after_epoch if world.rank == 0 else lambda report: None
-                train_and_commit(task, records, world=world, on_epoch=show, leaving=a_node_leaves)
+                show = after_epoch if process_group.rank == 0 else lambda report: None
+                train_and_commit(
+                    task, records, process_group=process_group, on_epoch=show, leaving=a_node_leaves
+                )
             except (NonFiniteLossError, CatastrophicOverfittingError) as error:
                 # all ranks agree on these, and a new start would end in the same place: no failure for Ray to retry
-                if world.rank == 0:
+                if process_group.rank == 0:
                     _say(records, task, f"{task.name}: {error}", final=True)
                 return
             except (

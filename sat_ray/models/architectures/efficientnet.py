@@ -1,4 +1,6 @@
-"""EfficientNet B0 to B7 and L1, from torchvision's blocks, as the smooth-adversarial-training release sets them.
+"""EfficientNet B0 to B7 and L1, from torchvision's blocks.
+
+The settings are those of the smooth-adversarial-training release.
 
 Where this differs from torchvision's own models:
 - BatchNorm has a decay of 0.9 (torch's momentum 0.1) and eps 1e-5 in all of them;
@@ -6,26 +8,15 @@ Where this differs from torchvision's own models:
 - no dropout and no stochastic depth: their random numbers come from torch's global generator, so a resumed training, or one on another
   number of workers, would not be the same training. The release inherits both from EfficientNet (0.2 to 0.5, and 0.2).
 
-Every SiLU becomes the injected activation, the one inside squeeze-and-excitation too: the official code has a single `relu_fn` for the
-whole network and uses it there. The sigmoid of the gate stays, as it does there: it weighs channels and rectifies nothing.
-Padding is torchvision's symmetric one, not TensorFlow's "SAME"; parameters and shapes agree.
+Every SiLU becomes the injected activation, the one inside squeeze-and-excitation too: the official
+code has a single `relu_fn` for the whole network and uses it there. The sigmoid of the gate stays,
+as it does there: it weighs channels and rectifies nothing. Padding is torchvision's symmetric one,
+not TensorFlow's "SAME"; parameters and shapes agree.
 """
 
 from torch import nn
 from torchvision.models.efficientnet import EfficientNet, MBConv, MBConvConfig
 
-# Tan and Le 2019 (B0 to B7) and the SAT release (L1): width, depth, input pixels
-SCALES: dict[str, tuple[float, float, int]] = {
-    "efficientnet_b0": (1.0, 1.0, 224),
-    "efficientnet_b1": (1.0, 1.1, 240),
-    "efficientnet_b2": (1.1, 1.2, 260),
-    "efficientnet_b3": (1.2, 1.4, 300),
-    "efficientnet_b4": (1.4, 1.8, 380),
-    "efficientnet_b5": (1.6, 2.2, 456),
-    "efficientnet_b6": (1.8, 2.6, 528),
-    "efficientnet_b7": (2.0, 3.1, 600),
-    "efficientnet_l1": (3.9, 3.7, 600),
-}
 # expansion, kernel, stride, channels in, channels out, blocks: table 1 of Tan and Le 2019
 _STAGES = (
     (1, 3, 1, 32, 16, 1),
@@ -42,9 +33,12 @@ _MOMENTUM, _EPS = 0.1, 1e-5
 def efficientnet(
     *, width: float, depth: float, num_classes: int, in_channels: int = 3, stem: str = "imagenet"
 ) -> EfficientNet:
-    """Build an EfficientNet with its channels scaled by `width` and its blocks per stage by `depth`.
+    """Build an EfficientNet.
 
-    stem: "imagenet" halves the image in the first convolution, "small" does not. x: (N, in_channels, H, W) -> logits (N, num_classes).
+    width: factor on its channels; depth: on its blocks per stage.
+
+    stem: "imagenet" halves the image in the first convolution, "small" does not. x: (N,
+    in_channels, H, W) -> logits (N, num_classes).
     """
     stages = [MBConvConfig(*stage, width_mult=width, depth_mult=depth) for stage in _STAGES]
     net = EfficientNet(stages, dropout=0.0, stochastic_depth_prob=0.0, num_classes=num_classes)
@@ -63,7 +57,10 @@ def efficientnet(
 
 
 def zero_last_gammas(net: nn.Module) -> None:
-    """Start the last BatchNorm of each block that has a shortcut at 0, so that the block starts as its shortcut."""
+    """Set the last BatchNorm of each block with a shortcut to 0.
+
+    So the block starts as its shortcut.
+    """
     for module in net.modules():
         if isinstance(module, MBConv) and module.use_res_connect:
             nn.init.zeros_(module.block[-1][1].weight)

@@ -1,9 +1,12 @@
-"""Residual networks with activation before convolution, for images of about 32 pixels: PreActResNet-18, WideResNet-28-10 and 34-10.
+"""Residual networks with activation before convolution, for images of about 32 pixels.
+
+They are PreActResNet-18, WideResNet-28-10 and WideResNet-34-10.
 
     block    h = act1(bn1(x));  y = conv2(act2(bn2(conv1(h)))) + shortcut,   shortcut = x, or a 1 x 1 convolution of h where shapes differ
     network  3 x 3 convolution, groups of blocks (every group but the first halves the image), act(bn(.)), mean over pixels, linear
 
-He et al. 2016, "Identity Mappings in Deep Residual Networks"; Zagoruyko and Komodakis 2016, "Wide Residual Networks" (no dropout).
+He et al. 2016, "Identity Mappings in Deep Residual Networks"; Zagoruyko and Komodakis 2016, "Wide
+Residual Networks" (no dropout).
 """
 
 from collections.abc import Sequence
@@ -12,16 +15,12 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torchvision.models.resnet import conv1x1, conv3x3
 
-# channels of the first convolution, channels of each group, blocks in a group
-PREACT: dict[str, tuple[int, tuple[int, ...], int]] = {
-    "preact_resnet18": (64, (64, 128, 256, 512), 2),
-    "wide_resnet28_10": (16, (160, 320, 640), 4),
-    "wide_resnet34_10": (16, (160, 320, 640), 5),
-}
-
 
 class PreActBlock(nn.Module):
-    """Two 3 x 3 convolutions, each after BatchNorm and activation. x: (N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
+    """Two 3 x 3 convolutions, each after BatchNorm and activation.
+
+    x: (N, inputs, H, W) -> (N, outputs, H / stride, W / stride).
+    """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
         super().__init__()
@@ -44,7 +43,9 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """A pre-activation network. stem: channels of the first convolution; widths: channels of each group; blocks: in each group.
+    """A pre-activation network.
+
+    stem: channels of the first convolution; widths: channels of each group; blocks: in each group.
 
     x: (N, in_channels, H, W) -> logits (N, num_classes).
     """

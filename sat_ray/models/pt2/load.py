@@ -1,6 +1,7 @@
-"""Models as torch.export.save wrote them: loaded from a checked archive, and what can be said of one before it is run.
+"""Models as torch.export.save wrote them: loaded from a checked archive, and inspected.
 
-Checks keep Python code out (see `pt2_archive`). They are no sandbox: a model is a program of torch's operators all the same.
+Checks keep Python code out (see `pt2_archive`). They are no sandbox: a model is a program of
+torch's operators all the same.
 """
 
 import io
@@ -16,8 +17,9 @@ from sat_ray.utils.import_string import first_line
 class Exported(nn.Module):
     """An exported model as a module in inference mode: [0, 1] pixels -> logits.
 
-    Whether BatchNorm and dropout train was settled when it was exported and stands in the graph (see `train_mode_operation`); the
-    `training` flags that torch gives the module say nothing. So they are put down here, for a graph that was looked at.
+    Whether BatchNorm and dropout train was settled when it was exported and stands in the graph
+    (see `train_mode_operation`); the `training` flags that torch gives the module say nothing. So
+    they are put down here, for a graph that was looked at.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
@@ -38,7 +40,10 @@ class Exported(nn.Module):
 
 
 def load_exported(data: bytes, *, device: torch.device, allow_pickle: bool = False) -> Exported:
-    """Load the bytes of a .pt2 file onto a device. Raises ValueError, a sentence without its subject."""
+    """Load the bytes of a .pt2 file onto a device.
+
+    Raises ValueError, a sentence without its subject.
+    """
     trusted = data if allow_pickle else checked_archive(data)
     try:
         program = torch.export.load(io.BytesIO(trusted))
@@ -52,7 +57,8 @@ def load_exported(data: bytes, *, device: torch.device, allow_pickle: bool = Fal
 
 
 def train_mode_operation(program: ExportedProgram) -> str:
-    """Name an operation of the graph that normalises by the batch or drops activations; "" where there is none."""
+    """Return an operation of the graph that normalises by the batch or drops activations; "" for
+    none."""
     for node in program.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         for position, argument in enumerate(schema.arguments if schema else ()):
@@ -65,7 +71,7 @@ def train_mode_operation(program: ExportedProgram) -> str:
 
 
 def static_batch_size(program: ExportedProgram) -> int | None:
-    """Return the number of images that every call must have; None where the graph takes any number."""
+    """Return the number of images of every call; None where the graph takes any number."""
     inputs = set(program.graph_signature.user_inputs)
     found = [
         node.meta["val"]

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import torch
-
 from sat_ray.storage.sealed import UNSEALED, read_sealed, sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.renewed_lease import check_lease
@@ -238,6 +236,8 @@ def numerical_environment(
 
     accelerator: GPU model, "" for this machine's CPU; compiled: torch.compile makes the kernels (those of torch itself have no entry).
     """
+    import torch  # records can be read without it
+
     device = (
         f"cuda:{accelerator}" if accelerator else f"cpu:{torch.backends.cpu.get_cpu_capability()}"
     )
@@ -254,6 +254,8 @@ def numerical_environment(
 
 def require_environment(environment: Mapping[str, Any]) -> None:
     """Raise ValueError where this process would compute other bits than a result is to be recorded under: another GPU or CPU."""
+    import torch
+
     kind, _, wanted = str(environment["device"]).partition(":")
     if kind == "cuda":
         found = (

@@ -14,7 +14,7 @@ from sat_ray.activations.registry import (
     function_of,
     leaves_out,
 )
-from sat_ray.models import check_attacker_activation
+from sat_ray.models.spec import check_attacker_activation
 from sat_ray.utils.import_string import is_reference, slug, stored_names
 
 

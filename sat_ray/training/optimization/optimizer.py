@@ -1,20 +1,21 @@
-"""SGD as a training needs it: which weights decay, one learning rate for all groups, and a momentum that can be saved by name."""
+"""SGD for a training: which weights decay, the learning rate of each group, momentum by name."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sat_ray.activations.registry import Activation
+from sat_ray.activations.module import Activation
 from sat_ray.training.settings import TrainingSettings
 
 
 def parameter_groups(
     model: nn.Module, *, weight_decay: float, alpha_learning_rate: float = 1.0
 ) -> list[dict[str, object]]:
-    """Decay convolution and linear weights; leave biases, BatchNorm and learned alphas alone. Learned alphas are a group of their own.
+    """Return the optimizer's groups: only convolution and linear weights decay.
 
-    rate: learning rate of a group in units of the training's.
+    Learned alphas are a group of their own. rate: learning rate of a group, in units of the
+    training's.
     """
     betas = [
         module.beta
@@ -28,15 +29,13 @@ def parameter_groups(
         {"params": matrices, "weight_decay": weight_decay, "rate": 1.0},
         {"params": others, "weight_decay": 0.0, "rate": 1.0},
     ]
-    return (
-        [*groups, {"params": betas, "weight_decay": 0.0, "rate": alpha_learning_rate}]
-        if betas
-        else groups
-    )
+    if betas:
+        groups.append({"params": betas, "weight_decay": 0.0, "rate": alpha_learning_rate})
+    return groups
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.SGD:
-    """Build SGD with Nesterov momentum, where there is any momentum; on a GPU all weights are updated by few kernels."""
+    """Build SGD with Nesterov momentum, where there is any momentum."""
     groups = parameter_groups(
         model, weight_decay=settings.weight_decay, alpha_learning_rate=settings.alpha_learning_rate
     )
@@ -49,7 +48,10 @@ def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.
 
 
 def fuses(model: nn.Module) -> bool | None:
-    """Say whether an optimizer can be told to be fused: on a GPU; None, torch's own choice, on a CPU, where it would round otherwise."""
+    """Return the optimizer's argument `fused`: True on a GPU, where few kernels update all weights.
+
+    None on a CPU, which is torch's own choice: fused kernels would round in another way there.
+    """
     return True if all(parameter.is_cuda for parameter in model.parameters()) else None
 
 
@@ -63,16 +65,19 @@ def momentum_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
     """Return the momentum buffers by parameter name; empty before the first step."""
     names = {id(p): name for name, p in model.named_parameters()}
     return {
-        names[id(p)]: slot["momentum_buffer"]
-        for p, slot in optimizer.state.items()
-        if "momentum_buffer" in slot
+        names[id(p)]: state["momentum_buffer"]
+        for p, state in optimizer.state.items()
+        if "momentum_buffer" in state
     }
 
 
 def restore_momentum(
     model: nn.Module, optimizer: torch.optim.Optimizer, momentum: dict[str, Tensor]
 ) -> None:
-    """Put back what `momentum_of` returned, on the device and in the layout of the parameters; what it does not name is forgotten."""
+    """Restore what `momentum_of` returned, on the device and in the layout of the parameters.
+
+    Momentum of other parameters is removed.
+    """
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
         if name in momentum:

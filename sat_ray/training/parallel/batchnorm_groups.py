@@ -1,4 +1,7 @@
-"""BatchNorm running statistics as the mean over all groups of a global batch, however the groups are dealt to processes."""
+"""BatchNorm running statistics as the mean over all groups of a global batch.
+
+The mean does not depend on which process computes which group.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,26 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sat_ray.training.parallel.process_group import World
+from sat_ray.training.parallel.process_group import ProcessGroup
 
 
 class RunningStatistics:
-    """Let every group start from the same statistics, then average what the groups made of them.
+    """Start every group from the same statistics, then average what the groups made of them.
 
     groups: of one update, in all processes together; each process has at least one.
     """
 
-    def __init__(self, model: nn.Module, *, groups: int, world: World) -> None:
-        self.world, self.groups = world, groups
+    def __init__(self, model: nn.Module, *, groups: int, process_group: ProcessGroup) -> None:
+        self.process_group = process_group
+        self.groups = groups
         self.alone = groups == 1
+        modules = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self.buffers: list[Tensor] = [
             buffer
-            for module in model.modules()
-            if isinstance(module, _BatchNorm)
+            for module in modules
             for buffer in (module.running_mean, module.running_var)
             if buffer is not None
         ]
-        modules = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self.counters: list[Tensor] = [
             m.num_batches_tracked for m in modules if m.num_batches_tracked is not None
         ]
@@ -46,16 +49,16 @@ class RunningStatistics:
         else:
             self._restore(self.before)
         yield
-        self.total = [
-            b.clone() if index == 0 else t + b
-            for t, b in zip(self.total if index else self.buffers, self.buffers, strict=True)
-        ]
+        if index == 0:
+            self.total = [b.clone() for b in self.buffers]
+        else:
+            self.total = [t + b for t, b in zip(self.total, self.buffers, strict=True)]
 
     def average(self) -> None:
         """Write the mean over all groups of all processes into the model."""
         if self.alone or not self.buffers:
             return
-        flat = self.world.sum(torch.cat([t.flatten() for t in self.total])) / self.groups
+        flat = self.process_group.sum(torch.cat([t.flatten() for t in self.total])) / self.groups
         parts = torch.split(flat, [b.numel() for b in self.buffers])
         self._restore([part.view_as(b) for part, b in zip(parts, self.buffers, strict=True)])
 

@@ -1,8 +1,9 @@
-"""Weight gradients of bf16 training on a CPU, where an image is so small that part of a kernel meets nothing but padding.
+"""Weight gradients of bf16 training on a CPU, where an image is smaller than a kernel needs.
 
-The weights there have the gradient 0. In bf16 oneDNN's kernels for AVX512 leave there what the memory held before, NaN included (torch
-2.14.1; for example one pixel under a kernel of 3 x 3 with stride 2), so the 0 is written here. All else that they compute is right, and in
-float32 and on other devices so is this.
+Part of the kernel then meets nothing but padding, and the weights there have the gradient 0. In
+bf16 oneDNN's kernels for AVX512 do not write that 0: the memory keeps what it held before, NaN
+included (torch 2.14.1; for example one pixel under a kernel of 3 x 3 with stride 2). So the 0 is
+written here. Everything else that these kernels compute is right. So are float32 and other devices.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,19 +16,21 @@ from torch.utils.hooks import RemovableHandle
 class KernelReach:
     """Keep the gradients of weights that no pixel reaches at 0.
 
-    model: what is trained; through: a view of it in inference mode, called once to see how large the images are at every convolution.
+    model: what is trained; through: a view of it in inference mode, called once per image size to
+    see how large the images are at every convolution.
     """
 
     def __init__(
         self, model: nn.Module, through: nn.Module, *, precision: str, device: torch.device
     ) -> None:
-        self.model, self.through = model, through
+        self.model = model
+        self.through = through
         self.needed = precision == "bf16" and device.type == "cpu"
         self.shape: Sequence[int] | None = None
         self.handles: list[RemovableHandle] = []
 
     def at(self, shape: Sequence[int]) -> None:
-        """Be ready for training images of this shape, (C, H, W)."""
+        """Prepare for training images of this shape, (C, H, W)."""
         if not self.needed or shape == self.shape:
             return
         self.shape = shape
@@ -43,13 +46,17 @@ class KernelReach:
 
 @torch.no_grad()
 def unreached(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
-    """Return for each convolution that has such weights which they are, (kernel height, kernel width) bool, by the convolution's name."""
+    """Return the weights that no pixel reaches, by the name of their convolution.
+
+    Each value is (kernel height, kernel width) bool; convolutions without such weights are left
+    out.
+    """
     found: dict[str, Tensor] = {}
 
     def look(conv: nn.Conv2d, given: tuple[Tensor, ...]) -> None:
-        rows, columns = (
-            torch.tensor(list(_reached(conv, axis, given[0].shape[2 + axis]))) for axis in (0, 1)
-        )
+        height, width = given[0].shape[2:]
+        rows = torch.tensor(list(_reached(conv, 0, height)))
+        columns = torch.tensor(list(_reached(conv, 1, width)))
         weights = ~(rows[:, None] & columns[None, :])
         name = names[conv]
         found[name] = weights & found.get(name, weights)  # called twice: reached in either call
@@ -67,10 +74,13 @@ def unreached(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
 
 
 def _reached(conv: nn.Conv2d, axis: int, size: int) -> Iterator[bool]:
-    """Say for each place of the kernel along an axis whether it ever meets a pixel. size: pixels of the input along it."""
-    kernel, stride, dilation = (
-        pair[axis] for pair in (conv.kernel_size, conv.stride, conv.dilation)
-    )
+    """Return for each place of the kernel along an axis whether it ever meets a pixel.
+
+    size: pixels of the input along the axis.
+    """
+    kernel = conv.kernel_size[axis]
+    stride = conv.stride[axis]
+    dilation = conv.dilation[axis]
     before, after = _padding(conv, axis)
     starts = range(-before, size + after - dilation * (kernel - 1), stride)
     return (

@@ -1,4 +1,4 @@
-"""The group of processes that train one model together; one process alone is a world of size 1."""
+"""The processes that train one model together; one process alone is a group of size 1."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,12 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class World:
-    """rank in [0, size); with size > 1 torch.distributed is initialised; device: where its backend wants tensors (nccl: this GPU)."""
+class ProcessGroup:
+    """The data-parallel ranks, seen from one of them.
+
+    rank: in [0, size); size: above 1 only where torch.distributed is initialised; device: where
+    its backend needs tensors (nccl: this process's GPU).
+    """
 
     rank: int = 0
     size: int = 1
@@ -24,6 +28,6 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Wait for everybody."""
+        """Wait for all processes."""
         if self.size > 1:
             self.sum(torch.zeros(1, dtype=torch.float32))

@@ -1,7 +1,8 @@
-"""The state of a training under way, in files: written beside the training, in two places by turns, read with their checksums.
+"""The state of an unfinished training in two files, written by turns and read with their checksums.
 
-The later of the two is the last state, which holds the best weights too; the other is the state before it, for the day when the last is
-damaged. Nothing is kept of earlier ones, and nothing at all once the training is committed.
+The later of the two is the last state, which holds the best weights too. The other is the state
+before it and is read where the last is damaged. Earlier states are not kept, and no state is kept
+once the training is committed.
 """
 
 import dataclasses
@@ -23,10 +24,11 @@ FOLDERS = ("state/progress", "state/progress/second")
 
 
 class StateFiles:
-    """The two files of one training; to be used in a `with`, which ends when nothing is being written any more."""
+    """The two files of one training, for a `with` statement, which waits for the last write."""
 
     def __init__(self, storage: Storage, key: str) -> None:
-        self.storage, self.turn = storage, 0
+        self.storage = storage
+        self.turn = 0  # the file to write next
         self.paths = tuple(f"{folder}/{key}.safetensors" for folder in FOLDERS)
         self.writing: Future[None] | None = None
         self.thread = ThreadPoolExecutor(1)
@@ -38,18 +40,25 @@ class StateFiles:
         self.thread.shutdown()
 
     def write(self, state: TrainingState) -> None:
-        """Write a state as it is now, in a thread; first wait for the one before it. Raises what kept that one from being written."""
+        """Write a state as it is now, in a thread, after the one before it is written.
+
+        Raises the error that kept that one from being written.
+        """
         self.wait()
         self.writing = self.thread.submit(self._write, state.snapshot())
 
     def wait(self) -> None:
-        """Wait until the last state is in its place; raises what kept it from that."""
-        writing, self.writing = self.writing, None
+        """Wait until the last state is written; raises the error that kept it from that."""
+        writing = self.writing
+        self.writing = None
         if writing is not None:
             writing.result()
 
     def read(self) -> TrainingState | None:
-        """Return the last state, None where there is none; a damaged file is named in a warning, and the state before it counts."""
+        """Return the last state that is not damaged, None where there is none.
+
+        A damaged file is named in a warning.
+        """
         found = [
             (state.epoch, state.step, turn, state)
             for turn in (0, 1)
@@ -92,7 +101,10 @@ _PARTS = ("weights", "momentum", "average", "best", "good")
 
 
 def pack_state(state: TrainingState) -> bytes:
-    """Spell a training state as one safetensors file, its plain values and a sha256 of everything in the header."""
+    """Write a training state as the bytes of one safetensors file.
+
+    The header holds the plain values and a sha256 of everything.
+    """
     # best and weights may be the same tensors; safetensors wants each to own its memory
     tensors = {
         name: t.clone().contiguous()
@@ -109,7 +121,7 @@ def pack_state(state: TrainingState) -> bytes:
 
 
 def unpack_state(data: bytes) -> TrainingState:
-    """Rebuild the training state that `pack_state` spelled; ValueError where it is damaged."""
+    """Rebuild the training state that `pack_state` wrote; ValueError where it is damaged."""
     try:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])["__metadata__"]
@@ -121,7 +133,7 @@ def unpack_state(data: bytes) -> TrainingState:
         }
         parts: dict[str, Any] = {part: part_of(tensors, part) for part in _PARTS}
         state = TrainingState(**plain, **parts)
-    except Exception:  # bytes that are no state of ours fail in as many ways as there are readers of headers, tensors and JSON
+    except Exception:  # other bytes make the readers of headers, tensors and JSON raise anything
         sound = False
     if not sound:
         raise ValueError(

@@ -44,8 +44,31 @@ class TrainingState:
     seconds: float = 0.0
     """Spent so far, in one process."""
 
+    def take(self, snapshot: dict[str, Tensor]) -> None:
+        """Put a snapshot of the model in place of the last one; see `TrainStep.snapshot`."""
+        self.weights = part_of(snapshot, "weights")
+        self.momentum = part_of(snapshot, "momentum")
+        self.average = part_of(snapshot, "average")
+
+    def end_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Add the metrics of an epoch, and keep its weights where they are the best so far."""
+        self.history.append({"epoch": float(epoch), **metrics})
+        if "val/robust_accuracy" in metrics:
+            score = (metrics["val/robust_accuracy"], metrics["val/clean_accuracy"])
+            if score >= self.best_score:
+                self.best = self.average or self.weights
+                self.best_epoch = epoch
+                self.best_score = score
+        self.epoch = epoch + 1
+        self.step = 0
+        self.sums = (0.0, 0.0, 0.0)
+        self.epoch_seconds = 0.0
+
     def snapshot(self) -> "TrainingState":
-        """Return what this is now, whatever training does next: it puts new tensors in place of these, and adds to these lists."""
+        """Return a copy that later training does not change.
+
+        Training replaces the tensors and appends to the lists, so only the lists are copied.
+        """
         return replace(self, events=[*self.events], history=[*self.history])
 
 

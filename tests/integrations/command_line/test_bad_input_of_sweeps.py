@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sweeps import ROOT, environment, pipeline, prepare
 
-from sat_ray.data.shards.dataset import CorruptShardError
+from sat_ray.data.shards.manifest import CorruptShardError
 from sat_ray.storage.sealed import sealed
 from sat_ray.sweep.tasks import Dataset
 

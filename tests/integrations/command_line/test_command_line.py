@@ -109,7 +109,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         "out of reach",
     ),
     "attacker": (["--search.pairs", "silu/relu"], "must share its forward pass"),
-    "workers": (["--resources.train-workers", "3"], "allowed: a divisor of 2"),
+    "workers": (["--resources.train-workers", "3"], "workers must be a divisor of 2"),
     "no number": (["--training.epochs", "many"], "many"),
     "no value": (["--training.epochs"], "--training.epochs"),
     "choice": (["--on-code-change", "maybe"], "refuse"),
