@@ -8,7 +8,7 @@ from sat_ray.data.shards.dataset import MANIFEST, image_ids, verify, write_datas
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.robustness import counted_robust_ids
-from sat_ray.integrations.command_line.preflight import check_network
+from sat_ray.integrations.network_check import check_network
 from sat_ray.report.sweep_report import read_outcomes, strong_name, write_report
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
