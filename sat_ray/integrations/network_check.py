@@ -1,4 +1,4 @@
-"""Check the network of a sweep before it trains: whether it takes the images, and can be trained."""
+"""Check the network of a sweep before it trains: that it takes the images and can be trained."""
 
 from sat_ray.models import ModelSpec, check_own_model
 from sat_ray.sweep.config import SweepConfig

@@ -46,7 +46,7 @@ def temporary_folder(parent: Path | None = None) -> Iterator[str]:
 
 
 def is_private_folder(folder: Path) -> bool:
-    """Say whether a folder, and no link to one, belongs to this user, and nobody else may enter it."""
+    """Say whether a path is a folder, and no link, that only this user owns and may enter."""
     found = folder.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 

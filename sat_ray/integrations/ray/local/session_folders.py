@@ -26,7 +26,7 @@ def session_folder(parent: Path | None = None) -> Iterator[str]:
 
 
 def require_short(parent: Path) -> None:
-    """Raise ValueError where Ray's unix sockets in a folder would have longer paths than allowed."""
+    """Raise ValueError where the paths of Ray's unix sockets in a folder would be too long."""
     length = len(os.fsencode(parent / f"{PREFIX}12345678" / SOCKET))
     if length > LONGEST_SOCKET:
         raise ValueError(
