@@ -155,12 +155,13 @@ def _free_ports(count: int) -> int:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Return a disk of 1 MiB, mounted for real; skip where this process may not mount."""
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Return a disk, mounted for real, of 1 MiB or of the parameter; skip where mounting fails."""
     place = tmp_path / "small"
     place.mkdir()
+    size = getattr(request, "param", "1m")
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)],
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
         capture_output=True,
         check=False,
     )

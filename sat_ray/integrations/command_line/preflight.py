@@ -8,13 +8,13 @@ from sat_ray.activations.registry import make_activation
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.sources.user_defined import opened
 from sat_ray.evaluation.low_precision.surrogate import check_gradient, emulated
-from sat_ray.models import ModelSpec, check_user_defined_model, model_from_spec
+from sat_ray.integrations.network_check import check_network, spec_of_trial
+from sat_ray.models import model_from_spec
 from sat_ray.models.export import NotExportedError, check_exportable
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.plan import dataset_uri
 from sat_ray.sweep.tasks import Dataset
-from sat_ray.training.progressive_resizing import check_resizing, image_shape
 from sat_ray.utils.compile import check_compiler
 from sat_ray.utils.import_string import is_reference
 
@@ -58,7 +58,7 @@ def export_warnings(config: SweepConfig, root: Storage) -> list[str]:
         found.append(_not_exported(alone, (1, 8, 8), what=f"activation {name}"))
     known = _shape_known(config, root) if is_reference(config.model.name) else None
     if known is not None:
-        model = model_from_spec(_spec_of_trial(config, *known), seed=0)
+        model = model_from_spec(spec_of_trial(config, *known), seed=0)
         found.append(_not_exported(model, known[1], what=f"model {config.model.name}"))
     return [sentence for sentence in found if sentence]
 
@@ -126,33 +126,3 @@ def _device_here(accelerator: str) -> torch.device | None:
     from sat_ray.integrations.ray.session import is_private
 
     return torch.device("cuda" if accelerator else "cpu") if is_private() else None
-
-
-def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> None:
-    """Raise ValueError where the network of the user's own cannot take images of this shape, or cannot be trained. shape: (C, H, W)."""
-    check_resizing(config.training, shape)
-    if not is_reference(config.model.name):
-        return
-    spec = _spec_of_trial(config, classes, shape)
-    sizes = (
-        image_shape(one, epoch, shape)
-        for one in (config.training, config.trial_training())
-        for epoch in range(one.epochs)
-    )
-    check_user_defined_model(
-        spec, shape, tuple(size for size in dict.fromkeys(sizes) if size != shape)
-    )
-
-
-def _spec_of_trial(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> ModelSpec:
-    """Describe the network with an activation whose derivative is known. shape: (C, H, W)."""
-    half = (0.5,) * shape[0]
-    return ModelSpec(
-        name=config.model.name,
-        activation="silu",  # has no kink, so that finite differences can be trusted
-        num_classes=classes,
-        in_channels=shape[0],
-        width=config.model.width,
-        mean=half,
-        std=half,
-    )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sat_ray.activations.registry import activation_info, alpha_text, curvature_text, display_name
-from sat_ray.integrations.mlflow.tracker import Point
+from sat_ray.integrations.mlflow.values import Point
 from sat_ray.sweep.records.store import Record
 from sat_ray.sweep.search.search_space import SearchPoint
 

@@ -16,6 +16,7 @@ from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.card.checks import ABOVE_CHANCE
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.outcomes import robust_image_ids
+from sat_ray.integrations.mlflow.client import MlflowTracker
 from sat_ray.integrations.mlflow.links import compare_link, table_link, view_of
 from sat_ray.integrations.mlflow.metrics import (
     compared_name,
@@ -27,7 +28,7 @@ from sat_ray.integrations.mlflow.metrics import (
     sweep_cost_metrics,
 )
 from sat_ray.integrations.mlflow.registry import ALIAS, Contender, objection, registered_name
-from sat_ray.integrations.mlflow.tracker import Point, Tracker, Used
+from sat_ray.integrations.mlflow.values import Point, Used
 from sat_ray.models.export import NotExportedError
 from sat_ray.report.sweep_report import (
     card_of,
@@ -56,7 +57,7 @@ COMPARED = 30  # configurations in the address of one page, best first: browsers
 class Projection:
     """Keep the tracker's runs equal to the sweep's records."""
 
-    def __init__(self, sweep: Sweep, tracker: Tracker) -> None:
+    def __init__(self, sweep: Sweep, tracker: MlflowTracker) -> None:
         self.sweep, self.tracker = sweep, tracker
         self.identity = sweep.identity
         self.records = sweep.records  # one for all updates: it reads every record once

@@ -130,7 +130,7 @@ def test_a_search_trial_is_not_described_by_the_keys_of_s3(monkeypatch: pytest.M
     """Ray writes the runtime environment of every actor to a log."""
     from ray.tune.execution import class_cache
 
-    from sat_ray.integrations.ray.search.trials import keep_keys_back
+    from sat_ray.integrations.ray.private import keep_keys_back
 
     monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", class_cache.ENV_VARS_TO_PROPAGATE)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted")

@@ -38,15 +38,25 @@ def make(folder: Path) -> Path:
     return path
 
 
+def begun(unfinished: Path, *, after: int) -> bool:
+    """Say whether a database is written, and not the one that an earlier start left then."""
+    try:
+        found = unfinished.stat()
+    except FileNotFoundError:  # the earlier one is removed
+        return False
+    return found.st_size > 0 and found.st_mtime_ns > after
+
+
 def test_a_start_that_is_killed_while_it_makes_the_database_leaves_the_place_free(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "new" / "mlflow.db"
     unfinished = Path(f"{path}.new")
     for delay in (0.0, 0.05, 0.3, 0.8):
+        before = unfinished.stat().st_mtime_ns if unfinished.exists() else 0
         process = start(f"sqlite:///{path}")
         assert process.pid is not None
-        while not (unfinished.exists() and unfinished.stat().st_size) and process.is_alive():
+        while not begun(unfinished, after=before) and process.is_alive():
             time.sleep(0.005)
         time.sleep(delay)
         os.kill(process.pid, signal.SIGKILL)

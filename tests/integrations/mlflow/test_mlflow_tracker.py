@@ -35,7 +35,7 @@ from sat_ray.evaluation.external.loading import kind_of, load_source
 from sat_ray.integrations.mlflow import MlflowTracker, fetch_model
 from sat_ray.integrations.mlflow.preflight import check_tracking
 from sat_ray.integrations.mlflow.projection import Projection
-from sat_ray.integrations.mlflow.tracker import Holder, Point, Used
+from sat_ray.integrations.mlflow.values import Holder, Point, Used
 from sat_ray.models import ModelSpec, Normalized, build_model, model_from_spec
 from sat_ray.models.export import NotExportedError
 from sat_ray.storage.store import Storage
@@ -503,7 +503,7 @@ def test_a_logged_model_is_fetched_and_a_pickled_one_needs_permission(
     found = fetch_model(model_uri, tracking_uri=uri, folder=str(tmp_path))
     x = torch.rand(3, *SHAPE)
     torch.testing.assert_close(load_source("pt2", str(found))[0](x), small("silu")(x))
-    with pytest.raises(ValueError, match=r"models:/nothing/7 cannot be had"):
+    with pytest.raises(ValueError, match=r"models:/nothing/7 cannot be fetched"):
         fetch_model("models:/nothing/7", tracking_uri=uri, folder=str(tmp_path))
     linear = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(SHAPE)), 10)).train()
     mlflow.pytorch.save_model(

@@ -8,7 +8,7 @@ import pytest
 import s3_server
 
 from sat_ray.integrations.mlflow import MlflowTracker
-from sat_ray.integrations.mlflow.preflight import NoAnswerError, is_outage
+from sat_ray.integrations.mlflow.errors import NoAnswerError, is_outage
 from sat_ray.storage import outages
 from sat_ray.storage.store import Storage
 

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from sat_ray.integrations.mlflow import writer as tracker_link
-from sat_ray.integrations.mlflow.preflight import NoAnswerError, experiment_name
-from sat_ray.integrations.mlflow.writer import TrackerLink, TrackingError, in_thread, mlflow_tracker
+from sat_ray.integrations.mlflow.errors import NoAnswerError, TrackingError
+from sat_ray.integrations.mlflow.preflight import experiment_name
+from sat_ray.integrations.mlflow.writer import TrackerLink, in_thread, mlflow_tracker
 from sat_ray.report.console import Reporter
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.context import Sweep

@@ -10,14 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sat_ray.integrations.ray.local.session_folders import (
-    LOCK,
-    RAY,
-    is_private_folder,
-    remove_abandoned,
-    require_short,
-    session_folder,
-)
+from sat_ray.integrations.ray.local.session_folders import RAY, require_short, session_folder
+from sat_ray.integrations.temporary_folders import LOCK, is_private_folder, remove_abandoned
 
 DRIVER = """
 import sys, time

@@ -2,9 +2,10 @@
 
 Alphas are drawn between the smallest and the largest of an activation's grid, log-uniform.
 
-Arrival order decides here, so decisions are recorded: a trial that was stopped stays stopped, a committed trial reports its recorded
-scores again without training, and Optuna is first asked for the trials that exist. Every row reproduces from its own config and seed.
-That a trial was cut by the budget is no such decision: with a larger one it goes on.
+Arrival order decides here, so decisions are recorded: a trial that was stopped stays stopped, a
+committed trial reports its recorded scores again without training, and Optuna first gets the points
+of the trials that exist. Every row reproduces from its own config and seed. A cut by the budget is
+not recorded: with a larger budget the trial goes on.
 """
 
 import math
@@ -43,11 +44,15 @@ STOPPED = Stage("search_stopped", 1, ("sat_ray.sweep.plan",))
 
 
 def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResult:
-    """Run `search.samples` trials, or as many as the budget allows, and return the best configuration of every group that was tried."""
+    """Run `search.samples` trials, or as many as the budget allows.
+
+    Returns the best configuration of every group that was tried.
+    """
     competing = groups(config.search.points())
     if config.search.samples < len(competing):
         raise ValueError(
-            f"search.samples is {config.search.samples}; allowed: at least one for each of the {len(competing)} activations"
+            f"search.samples must be >= {len(competing)}, one for each activation, "
+            f"got {config.search.samples}"
         )
     first = in_turn([group.members[:1] for group in competing])
     ranges = {
@@ -58,12 +63,11 @@ def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> Sea
     if config.search.method == "asha":
         drawn = _random(config, competing, ranges, count=config.search.samples - len(first))
         chosen = list(dict.fromkeys(first + drawn))
-        done, planned = _run_asha(config, dataset, records, chosen), len(chosen)
+        planned = len(chosen)
+        done = _run_asha(config, dataset, records, chosen)
     else:
-        done, planned = (
-            _run_optuna(config, dataset, records, competing, ranges, first),
-            config.search.samples,
-        )
+        planned = config.search.samples
+        done = _run_optuna(config, dataset, records, competing, ranges, first)
     best = _best(competing, records)
     return result_of(config, best, done=done, planned=planned, unit="trials", cut=done < planned)
 
@@ -71,11 +75,9 @@ def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> Sea
 def _alpha_bounds(group: Group) -> tuple[float, float] | None:
     """Return the smallest and largest alpha of a group; None where there is nothing to search."""
     alphas = [one.alpha for one in group.members if one.alpha is not None]
-    return (
-        (min(alphas), max(alphas))
-        if len(set(alphas)) > 1 and group.members[0].own_attacker
-        else None
-    )
+    if len(set(alphas)) > 1 and group.members[0].own_attacker:
+        return min(alphas), max(alphas)
+    return None
 
 
 def _random(
@@ -118,16 +120,19 @@ def _trial(
     *,
     exempt: SearchPoint,
 ) -> Any:
-    """Return the function of a trial. exempt: the configuration that is trained whatever the budget."""
-    storage, threads, budget = (
-        records.storage.uri,
-        config.resources.cpus_per_trial,
-        Budget.of(config),
-    )
+    """Return the function of a trial.
+
+    exempt: the configuration that is trained whatever the budget.
+    """
+    storage = records.storage.uri
+    threads = config.resources.cpus_per_trial
+    budget = Budget.of(config)
 
     def trial(space: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
-        own, one, before = kept_records(storage), chosen(space), None
+        own = kept_records(storage)
+        one = chosen(space)
+        before = None
         task = trial_task(config, dataset, one)
         stopped = own.find(STOPPED, task.key)
         for rung in config.search.rungs:
@@ -163,10 +168,13 @@ class _RememberStops(tune.Callback):
         records: Records,
         chosen: Callable[[dict[str, Any]], SearchPoint],
     ) -> None:
-        self.config, self.dataset, self.records, self.chosen = config, dataset, records, chosen
+        self.config = config
+        self.dataset = dataset
+        self.records = records
+        self.chosen = chosen
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write the decision down; the budget's is none."""
+        """Record the decision; a cut by the budget is none."""
         if (trial.last_result or {}).get(CUT):
             return
         task = trial_task(self.config, self.dataset, self.chosen(trial.config))
@@ -203,7 +211,10 @@ def _run_asha(
 
 @dataclass(frozen=True)
 class _Space:
-    """Draw a group, and an alpha where the group has one to choose; a class, because Tune pickles the searcher."""
+    """Draw a group, and an alpha where the group has one to choose.
+
+    A class, because Tune pickles the searcher.
+    """
 
     groups: int
     ranges: dict[int, tuple[float, float]]
@@ -216,22 +227,28 @@ class _Space:
 
 
 class _Optuna(OptunaSearch):
-    """Optuna, which proposes nothing more once a budget is spent; a class, because Tune pickles the searcher."""
+    """Optuna, which proposes nothing more once a budget is spent.
+
+    A class, because Tune pickles the searcher.
+    """
 
     def __init__(
         self, *given: Any, budget: Budget, records: Records, needed: int, **settings: Any
     ) -> None:
         super().__init__(*given, **settings)
-        self.budget, self.records, self.needed = budget, records, needed
+        self.budget = budget
+        self.records = records
+        self.needed = needed
 
     def suggest(self, trial_id: str) -> Any:
-        """Propose the next trial; the first `needed` are those that exist and the one that is trained whatever the budget."""
+        """Propose the next trial.
+
+        The first `needed` are those that exist and the one that is trained whatever the budget.
+        """
         self.needed -= 1
-        return (
-            Searcher.FINISHED
-            if self.needed < 0 and self.budget.is_spent(self.records)
-            else super().suggest(trial_id)
-        )
+        if self.needed < 0 and self.budget.is_spent(self.records):
+            return Searcher.FINISHED
+        return super().suggest(trial_id)
 
 
 def _run_optuna(
@@ -295,14 +312,15 @@ def winners(competing: list[Group], records: Records) -> list[SearchPoint] | Non
 
 
 def _best(competing: list[Group], records: Records) -> list[SearchPoint | None]:
-    """Choose by the longest rung reached, then (robust, clean) validation accuracy; ties go to the earlier trial."""
+    """Choose by the longest rung reached, then (robust, clean) validation accuracy.
+
+    Ties go to the earlier trial.
+    """
     best: dict[tuple[str, str], tuple[tuple[float, ...], SearchPoint]] = {}
     for record in longest_trials(records):
         one = SearchPoint.of(record.payload)
-        group, score = (
-            (one.activation, one.attacker_activation),
-            (record.payload["until"], *record.payload["last_val"]),
-        )
+        group = (one.activation, one.attacker_activation)
+        score = (record.payload["until"], *record.payload["last_val"])
         if group not in best or score > best[group][0]:
             best[group] = (score, one)
     wanted = [

@@ -1,7 +1,8 @@
-"""The search over activation and alpha: a grid halved at rung barriers, or asynchronous search for large spaces.
+"""The search over activation and alpha: a grid halved at rung barriers, or asynchronous search.
 
-The grid is deterministic: every rung waits for all its trials, and ties go to the earlier configuration, so a sweep that was killed and
-started again promotes what an undisturbed one promotes. A search that its budget cut is over until the budget grows.
+The grid is deterministic: every rung waits for all its trials, and ties go to the earlier
+configuration, so a sweep that was killed and started again promotes what an undisturbed one
+promotes. A search that its budget cut is over until the budget grows.
 """
 
 import math
@@ -19,7 +20,10 @@ from sat_ray.sweep.tasks import SEARCH, Dataset
 
 
 def search_finalists(config: SweepConfig, dataset: Dataset, records: Records) -> list[SearchPoint]:
-    """Return the best configuration of every group, in the order of the search space; where the budget cut it, of every group tried."""
+    """Return the best configuration of every group, in the order of the search space.
+
+    Where the budget cut the search, of every group that was tried.
+    """
     found = find_result(config, records)
     if found is None or not found.cut:
         found = _searched(config, dataset, records)
@@ -32,9 +36,8 @@ def search_finalists(config: SweepConfig, dataset: Dataset, records: Records) ->
 def _searched(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResult:
     if config.search.method == "grid":
         return _grid(config, dataset, records)
-    from sat_ray.integrations.ray.search.async_search import (
-        search_async,
-    )  # imports Optuna, which the default recipe does without
+    # imports Optuna, which the default recipe does without
+    from sat_ray.integrations.ray.search.async_search import search_async
 
     return search_async(config, dataset, records)
 
@@ -42,7 +45,7 @@ def _searched(config: SweepConfig, dataset: Dataset, records: Records) -> Search
 def committed_finalists(
     config: SweepConfig, dataset: Dataset, records: Records
 ) -> list[SearchPoint] | None:
-    """Return what a finished search chose, from its records alone; None where the search is not finished."""
+    """Return what a finished search chose, from its records alone; None where it is unfinished."""
     if (found := find_result(config, records)) is not None:
         return list(found.finalists)
     if config.search.method != "grid":
@@ -54,7 +57,8 @@ def committed_finalists(
 
 
 def _grid(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResult:
-    budget, rungs = Budget.of(config), config.search.rungs
+    budget = Budget.of(config)
+    rungs = config.search.rungs
     exempt = in_turn([group.members for group in groups(config.search.points())])[0]
     while True:
         found, committed = _climbs(config, dataset, records)
@@ -109,13 +113,12 @@ def _climbs(
                 if (record := by_key.get(task.at(rung).key)) is not None:
                     committed[one, rung, seed] = record
     competing = groups(config.search.points())
-    return climbs(
-        competing, _scores(committed, seeds=len(config.search.seeds)), config.search
-    ), committed
+    scores = _scores(committed, seeds=len(config.search.seeds))
+    return climbs(competing, scores, config.search), committed
 
 
 def _scores(committed: _Committed, *, seeds: int) -> Scores:
-    """Return the mean (robust, clean) validation accuracy where all seeds of a rung are committed."""
+    """Return the mean (robust, clean) validation accuracy of the rungs with all their seeds."""
     found: dict[tuple[SearchPoint, int], list[Sequence[float]]] = {}
     for (one, rung, _), record in committed.items():
         assert rung is not None
