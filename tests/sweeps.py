@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_ray.integrations import stages
-from sat_ray.integrations.command_line.driver import claim_folder, sweep_of
+from sat_ray.integrations.command_line.checks.claims import claim_folder, sweep_of
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 

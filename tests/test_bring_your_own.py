@@ -18,7 +18,11 @@ from sat_ray.data.sources.user_defined import counted
 from sat_ray.data.split import Split
 from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.evaluation.robustness import evaluate
-from sat_ray.integrations.command_line.preflight import check_own_parts, export_warnings, own_names
+from sat_ray.integrations.command_line.checks.preflight import (
+    check_own_parts,
+    export_warnings,
+    own_names,
+)
 from sat_ray.models import ModelSpec, check_own_model, model_from_spec, view
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ModelSettings, SearchSettings

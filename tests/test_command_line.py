@@ -12,7 +12,7 @@ import pytest
 
 import pipelines
 from sat_ray.activations.table import activation_table
-from sat_ray.integrations.command_line.driver import claim_folder
+from sat_ray.integrations.command_line.checks.claims import claim_folder
 from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.storage.store import Storage

@@ -11,7 +11,7 @@ import pipelines
 COMMANDS = Path(pipelines.__file__).parent
 CODE = """
 import json, os, sys
-from sat_ray.integrations.command_line.exit_status import exit_status
+from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.utils.import_string import resolve
 found = {}
 def look():

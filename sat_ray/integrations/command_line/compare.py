@@ -1,8 +1,4 @@
-"""Compare models evaluated on the same images: paired differences, classes, and which images flipped.
-
-Each OUTCOMES is a Parquet file of outcomes, or a folder with the parts of one model's, local or s3://: what the evaluate stage leaves as
-STORAGE/SWEEP/outcomes/MODEL.parquet. The first is compared with each of the others.
-"""
+"""Compare models evaluated on the same images: paired differences, classes, and flipped images."""
 
 import argparse
 import sys
@@ -11,7 +7,9 @@ from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
 from sat_ray.evaluation.outcome_files import evaluation_of, folder_and_name, read_outcomes
-from sat_ray.integrations.command_line.exit_status import leave_own_folder_off_the_path
+from sat_ray.integrations.command_line.option_values import UsageError
+from sat_ray.integrations.command_line.parsing import program
+from sat_ray.integrations.command_line.process.exit_status import settle_path
 from sat_ray.report.compare.verdicts import JudgedModel, judge
 from sat_ray.storage.store import Storage
 from sat_ray.utils.names import printable
@@ -19,19 +17,16 @@ from sat_ray.utils.names import printable
 PLAIN_WIDTH = 140  # where the output is no terminal
 
 
-class UsageError(ValueError):
-    """The command cannot be run as written."""
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (all options: --help)")
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str], *, about: str | None) -> argparse.Namespace:
     """Read the command line; UsageError in one line."""
     parser = _Parser(
-        description=__doc__,
+        prog=program(),
+        description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s OUTCOMES OUTCOMES [OUTCOMES ...] [options]",
     )
@@ -102,14 +97,14 @@ def read_model(uri: str, *, name: str) -> JudgedModel:
         raise ValueError(f"{uri}: {error}") from None
 
 
-def run(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str], *, about: str | None = None) -> None:
     """Compare, print, and write the JSON file where one was asked for."""
     from rich.console import Console
 
     from sat_ray.report.compare.paired import compare, to_json
     from sat_ray.report.compare.tables import notes, render
 
-    given = parse(argv)
+    given = parse(argv, about=about)
     stems = [PurePosixPath(uri.rstrip("/")).stem for uri in given.outcomes]
     names = stems if len(set(stems)) == len(stems) else given.outcomes
     models = [read_model(uri, name=name) for uri, name in zip(given.outcomes, names, strict=True)]
@@ -134,11 +129,11 @@ def run(argv: Sequence[str]) -> None:
         folder.write_json(name, found)
 
 
-def main() -> int:
+def main(*, about: str | None) -> int:
     """Run the command and return the exit status: 2, with one line, for what a user can mend."""
-    leave_own_folder_off_the_path()
+    settle_path()
     try:
-        run(sys.argv[1:])
+        run(sys.argv[1:], about=about)
         return 0
     except (ValueError, OSError) as error:
         print(printable(f"error: {error}", kept="\n"), file=sys.stderr)

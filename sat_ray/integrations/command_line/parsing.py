@@ -139,7 +139,7 @@ def parse_recipe(
     known = f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
     text = "\n\n".join([_headline(about), known, activation_table()])
     parsed = _parsed(
-        kind, prog=_program("[RECIPE]"), description=text, args=arguments, default=defaults
+        kind, prog=program("[RECIPE]"), description=text, args=arguments, default=defaults
     )
     return _only(SweepConfig, parsed), base, _only(type(options), parsed)
 
@@ -152,7 +152,7 @@ def parse_options(argv: Sequence[str], options: Given, *, about: str) -> Given:
     check_words(argv, kinds, allowed_before=positionals(options))
     words = with_decimals(argv, kinds)
     found: Given = _parsed(
-        type(options), prog=_program(), description=_headline(about), args=words, default=options
+        type(options), prog=program(), description=_headline(about), args=words, default=options
     )
     return found
 
@@ -162,7 +162,8 @@ def _only(kind: type[Given], parsed: Any) -> Given:
     return kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(fields)})
 
 
-def _program(*words: str) -> str:
+def program(*words: str) -> str:
+    """Return how the command was started, for its usage line."""
     return " ".join([os.path.basename(sys.argv[0]), *words])
 
 

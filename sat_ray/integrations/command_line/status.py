@@ -1,14 +1,7 @@
-"""Tell where a sweep stands, from its storage alone: while it runs, after it stopped, on a local disk or on S3.
-
-python pipelines/status.py                                    every sweep in ./runs (or SAT_RAY_STORAGE), one line each
-python pipelines/status.py digits                             one sweep: stages, best so far, cost, what to do next
-python pipelines/status.py digits --storage s3://bucket/x     the same from another storage
-python pipelines/status.py digits --json                      the same for programs
-"""
+"""Where a sweep stands, from its storage alone: while it runs or after it stopped, local or on S3."""
 
 import dataclasses
 import json
-import shlex
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +11,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from sat_ray.integrations.command_line.exit_status import leave_own_folder_off_the_path
 from sat_ray.integrations.command_line.parsing import (
     AllowCode,
     Options,
@@ -27,6 +19,8 @@ from sat_ray.integrations.command_line.parsing import (
     storage_root,
     sweep_name,
 )
+from sat_ray.integrations.command_line.process.exit_status import settle_path
+from sat_ray.integrations.command_line.process.invocation import spelled
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
@@ -52,11 +46,11 @@ class Asked:
     allow_code: AllowCode = ()
 
 
-def main() -> int:
+def main(*, about: str | None) -> int:
     """Answer, and return the exit status: 2 where there is no such storage or sweep."""
-    leave_own_folder_off_the_path()
+    settle_path()
     try:
-        asked = parse_options(sys.argv[1:], Asked(), about=__doc__ or "")
+        asked = parse_options(sys.argv[1:], Asked(), about=about or "")
         text = answer(asked, storage_root(asked.storage))
         print(text if asked.json else printable(text, kept="\n"))
     except (ValueError, OSError) as error:
@@ -95,7 +89,7 @@ def answer(asked: Asked, root: Storage) -> str:
         f"not read: {one}" if isinstance(one, str) else line(one, now=time.time()) for one in every
     ]
     lines = [f"{name:<{width}}  {text}" for name, text in zip(names, shown, strict=True)]
-    return "\n".join(lines) or f"no sweep in {root.uri} yet; start one: python pipelines/sweep.py"
+    return "\n".join(lines) or f"no sweep in {root.uri} yet; start one: {spelled('sweep')}"
 
 
 def _standing_or_reason(root: Storage, name: str) -> Standing | str:
@@ -273,11 +267,7 @@ def command_of(found: Standing, root: Storage) -> str:
         words += ["--name", found.name]
     if root != storage_root(""):
         words += ["--storage", root.uri]
-    return (
-        shlex.join(["python", "pipelines/sweep.py", *words])
-        if _parses_to(words, found.config)
-        else ""
-    )
+    return spelled("sweep", words) if _parses_to(words, found.config) else ""
 
 
 def _words(name: str, value: Any) -> list[str]:

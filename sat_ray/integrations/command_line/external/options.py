@@ -1,12 +1,13 @@
-"""What `pipelines/evaluate.py --model` can be asked for."""
+"""The options of `evaluate --model`."""
 
 import shlex
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
-from sat_ray.attacks import AttackSpec, Gradient, cascade
-from sat_ray.attacks.cascade import QUERIES, STEPS
+from sat_ray.attacks.cascade import QUERIES, STEPS, cascade
+from sat_ray.attacks.spec import AttackSpec, Gradient
 from sat_ray.data.images import LARGEST_SIDE
+from sat_ray.integrations.command_line.process.invocation import invocation
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.bounds import (
@@ -121,7 +122,7 @@ class ExternalOptions:
 
     def command(self) -> str:
         """Return the command that these options came from, without defaults and without the tracker's address, which may hold a login."""
-        words = ["python", "pipelines/evaluate.py"]
+        words = invocation("evaluate")
         for field in fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
             if value != field.default and field.name != "tracking_uri":

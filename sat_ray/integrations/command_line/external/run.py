@@ -3,7 +3,6 @@
 import importlib.metadata
 import io
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import torch
 from sat_ray.data.class_names import below_chance
 from sat_ray.data.shards.dataset import image_ids
 from sat_ray.evaluation.low_precision.calibration import Calibration
-from sat_ray.integrations.command_line.code_changes import settle_code_changes
-from sat_ray.integrations.command_line.exit_status import exit_status
+from sat_ray.integrations.command_line.checks.code_changes import settle_code_changes
+from sat_ray.integrations.command_line.checks.preflight import check_machine, slow_here
 from sat_ray.integrations.command_line.external.card import card_key, write_card
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.external.subject import (
@@ -35,10 +34,8 @@ from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.parsing import (
     check_not_a_file,
     folder_name,
-    parse_options,
     storage_root,
 )
-from sat_ray.integrations.command_line.preflight import check_machine, slow_here
 from sat_ray.integrations.ray.local.session_folders import session_folder
 from sat_ray.report.console import Reporter
 from sat_ray.report.evaluation_summary import claim, summary, to_terminal
@@ -55,21 +52,6 @@ from sat_ray.utils.serialization import to_json
 
 PAGE = "evaluation.html"
 VERSIONS = ("ray", "torch", "torchvision", "pyarrow")
-
-
-ABOUT = (
-    "Attack a model: exact robust accuracy with its interval, sharded over Ray, resumed where it"
-    " stopped. Needs --model and --data. Without --model this command runs the evaluate stage of a"
-    " sweep: evaluate.py RECIPE, whose options evaluate.py RECIPE --help shows."
-)
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Evaluate as the command line (or `words`) says and return the exit status."""
-    given = sys.argv[1:] if words is None else words
-    return exit_status(
-        lambda: evaluate_external(parse_options(given, ExternalOptions(), about=ABOUT))
-    )
 
 
 def evaluate_external(given: ExternalOptions) -> None:
