@@ -16,7 +16,7 @@ PYTHON_IMAGE := $(shell sed -n 's/^PYTHON_IMAGE=//p' cluster/versions.env)
 PYTHON_IMAGE_DIGEST ?= $(shell sed -n 's/^PYTHON_IMAGE_DIGEST=//p' cluster/versions.env)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup sweep test test-faults test-browser lint format ui bench docs lock clean \
+.PHONY: help setup sweep test test-faults test-browser lint format ui bench docs release lock clean \
         cluster-validate image cluster-apply submit ray-up ray-down cluster-local
 
 help: ## list the targets
@@ -71,6 +71,12 @@ bench: setup ## measure evaluation, agreement, training, loading and the pipelin
 docs: setup ## build the documentation into site/
 	$(BIN)/zensical build --strict --clean
 
+release: setup ## build sdist and wheel into dist/ and check what they hold
+	rm -rf dist
+	$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist
+	rm -rf build
+	RELEASE=dist $(BIN)/python -m pytest tests/test_package.py
+
 lock: setup ## resolve requirements.lock again from requirements*.txt
 	$(BIN)/uv pip compile --quiet --no-header --generate-hashes requirements.txt requirements-dev.txt --output-file requirements.lock
 	grep -v '^ *--hash\|^ *#' requirements.lock | sed 's/ \\$$//' > .cache/constraints.txt
@@ -78,7 +84,7 @@ lock: setup ## resolve requirements.lock again from requirements*.txt
 	  --constraint .cache/constraints.txt requirements.txt --output-file cluster/images/requirements-ray.txt
 
 clean: ## remove what make made, but never runs/
-	rm -rf .venv site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv site dist build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 cluster-validate: setup ## check every manifest offline
 	$(BIN)/python -m pytest -rs tests/test_cluster_manifests.py

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import pipelines
 from sat_ray.activations.table import activation_table
 from sat_ray.integrations.command_line.checks.claims import claim_folder
 from sat_ray.integrations.command_line.option_values import UsageError
@@ -22,7 +21,7 @@ from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.search.search_space import groups
 from sat_ray.utils.serialization import to_json
 
-SWEEP = Path(pipelines.__file__).parent / "sweep.py"
+SWEEP = Path(__file__).parent.parent / "pipelines" / "sweep.py"
 # Imports once, then runs sweep.py as __main__ in one forked process per command: a real exit status and real streams, without eight
 # seconds of imports each.
 FORKING = """

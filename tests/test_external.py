@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-import pipelines
 from sat_ray.attacks import AttackSpec, cascade
 from sat_ray.attacks.base import require_inference_mode
 from sat_ray.checkpoint import save_model
@@ -1162,7 +1161,7 @@ def test_the_command_gives_the_outcomes_of_evaluate_and_repeats_without_work(
         "--shard-size": "20",
     }
     words = [word for pair in options.items() for word in pair]
-    script = Path(pipelines.__file__).parent / "evaluate.py"
+    script = Path(__file__).parent.parent / "pipelines" / "evaluate.py"
     command = [
         sys.executable,
         str(script),
@@ -1237,7 +1236,7 @@ def test_the_card_of_a_model_brought_along_is_that_of_its_images_and_is_made_onc
         "--card",
     ]
     words += [word for pair in options.items() for word in pair]
-    script = Path(pipelines.__file__).parent / "evaluate.py"
+    script = Path(__file__).parent.parent / "pipelines" / "evaluate.py"
     done = subprocess.run(
         [sys.executable, str(script), *words],
         cwd=on_the_shelf,

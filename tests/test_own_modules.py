@@ -6,9 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pipelines
-
-COMMANDS = Path(pipelines.__file__).parent
+COMMANDS = Path(__file__).parent.parent / "pipelines"
 CODE = """
 import json, os, sys
 from sat_ray.integrations.command_line.process.exit_status import exit_status

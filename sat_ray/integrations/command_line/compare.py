@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 from sat_ray.evaluation.outcome_files import evaluation_of, folder_and_name, read_outcomes
 from sat_ray.integrations.command_line.option_values import UsageError
-from sat_ray.integrations.command_line.parsing import program
 from sat_ray.integrations.command_line.process.exit_status import settle_path
+from sat_ray.integrations.command_line.process.invocation import program
 from sat_ray.report.compare.verdicts import JudgedModel, judge
 from sat_ray.storage.store import Storage
 from sat_ray.utils.names import printable

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import sat_ray
-from sat_ray.integrations.command_line.process.invocation import CONSOLE
+from sat_ray.integrations.command_line.process.invocation import CONSOLE, note_console
 
 COMMANDS = (
     "sweep",
@@ -35,7 +35,8 @@ def main() -> int:
     if words[0] not in COMMANDS:
         print(f"error: {unknown(words[0])}", file=sys.stderr)
         return 2
-    sys.argv = [f"{CONSOLE} {words[0]}", *words[1:]]
+    note_console()
+    del sys.argv[1]  # runpy puts the script's path in the place of the first
     runpy.run_path(str(script(words[0])), run_name="__main__")
     return 0
 

@@ -7,7 +7,6 @@ import io
 import itertools
 import os
 import re
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,6 +21,7 @@ from sat_ray.integrations.command_line.option_values import (
     positionals,
     with_decimals,
 )
+from sat_ray.integrations.command_line.process.invocation import program
 from sat_ray.integrations.mlflow.preflight import sqlite_path
 from sat_ray.storage.store import Storage, check_address
 from sat_ray.storage.uris import redacted
@@ -160,11 +160,6 @@ def parse_options(argv: Sequence[str], options: Given, *, about: str) -> Given:
 def _only(kind: type[Given], parsed: Any) -> Given:
     fields: Any = kind
     return kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(fields)})
-
-
-def program(*words: str) -> str:
-    """Return how the command was started, for its usage line."""
-    return " ".join([os.path.basename(sys.argv[0]), *words])
 
 
 def _headline(about: str) -> str:

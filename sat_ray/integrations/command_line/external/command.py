@@ -20,6 +20,7 @@ def main(words: Sequence[str]) -> int:
     def act() -> None:
         about = ABOUT.format(command=spelled("evaluate"))
         given = parse_options(words, ExternalOptions(), about=about)
+        given.check_complete()
         from sat_ray.integrations.command_line.external.run import evaluate_external
 
         evaluate_external(given)

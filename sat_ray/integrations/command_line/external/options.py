@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from sat_ray.attacks.cascade import QUERIES, STEPS, cascade
 from sat_ray.attacks.spec import AttackSpec, Gradient
 from sat_ray.data.images import LARGEST_SIDE
+from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.process.invocation import invocation
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.threat import ThreatModel
@@ -119,6 +120,16 @@ class ExternalOptions:
                 raise ValueError(
                     f"{flag} means nothing to --attack {self.attack}; leave it out, or choose {' or '.join(attacks)}"
                 )
+
+    def check_complete(self) -> None:
+        """Raise ValueError where the model, the data or a legal attack is missing."""
+        for field in ("model", "data"):
+            if not getattr(self, field):
+                raise UsageError(
+                    f"--{field} is missing; --model URI and --data URI are needed (all: --help)"
+                )
+        self.attacks(num_classes=10)  # these two refuse bad steps and sizes
+        self.examined()
 
     def command(self) -> str:
         """Return the command that these options came from, without defaults and without the tracker's address, which may hold a login."""

@@ -30,7 +30,6 @@ from sat_ray.integrations.command_line.external.tasks import (
     run_tasks,
     tasks_of,
 )
-from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.parsing import (
     check_not_a_file,
     folder_name,
@@ -56,16 +55,7 @@ VERSIONS = ("ray", "torch", "torchvision", "pyarrow")
 
 def evaluate_external(given: ExternalOptions) -> None:
     """Evaluate, write outcomes, evaluation.json and a page, and print the verdict."""
-    for field in ("model", "data"):
-        if not getattr(given, field):
-            raise UsageError(
-                f"--{field} is missing; --model URI and --data URI are needed (all: --help)"
-            )
     confirm(given.allow_code)
-    given.attacks(
-        num_classes=10
-    )  # like the next line: refuses bad steps and sizes before anything is read
-    given.examined()
     check_machine(gradient=given.gradient, field="--gradient", accelerator=given.accelerator)
     if given.name:
         folder_name(given.name)

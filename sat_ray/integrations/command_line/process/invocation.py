@@ -1,18 +1,32 @@
 """How a command was started, and how another one is started the same way: what messages tell the user to run."""
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 
 CONSOLE = "sat-ray"
+_by_console = False
+
+
+def note_console() -> None:
+    """Remember that this process was started as `sat-ray`: the script that it runs cannot see it."""
+    global _by_console
+    _by_console = True
 
 
 def invocation(name: str) -> list[str]:
     """Return the words that start a command: `sat-ray NAME`, or `python pipelines/NAME.py`."""
-    by_console = sys.argv[0].partition(" ")[0] == CONSOLE  # `main` writes it there
-    return [CONSOLE, name] if by_console else ["python", f"pipelines/{name}.py"]
+    return [CONSOLE, name] if _by_console else ["python", f"pipelines/{name}.py"]
 
 
 def spelled(name: str, words: Sequence[str] = ()) -> str:
     """Return a command with its words, fit for a shell."""
     return shlex.join([*invocation(name), *words])
+
+
+def program(*words: str) -> str:
+    """Return how this command was started, for its usage line."""
+    file = os.path.basename(sys.argv[0])
+    started = f"{CONSOLE} {file.removesuffix('.py')}" if _by_console else file
+    return " ".join([started, *words])
