@@ -74,7 +74,6 @@ docs: setup ## build the documentation into site/
 release: setup ## build sdist and wheel into dist/ and check what they hold
 	rm -rf dist
 	$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist
-	rm -rf build
 	RELEASE=dist $(BIN)/python -m pytest tests/test_package.py
 
 lock: setup ## resolve requirements.lock again from requirements*.txt

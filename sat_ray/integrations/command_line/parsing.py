@@ -15,11 +15,11 @@ import tyro
 
 from sat_ray.activations.table import activation_table
 from sat_ray.integrations.command_line.option_values import (
+    NUMBERS,
     UsageError,
     check_words,
     option_kinds,
     positionals,
-    with_decimals,
 )
 from sat_ray.integrations.command_line.process.invocation import program
 from sat_ray.integrations.mlflow.preflight import sqlite_path
@@ -134,7 +134,6 @@ def parse_recipe(
     _check_flags(arguments, flatten(dataclasses.asdict(base)) | vars(options))
     kinds = option_kinds(base) | option_kinds(options)
     check_words(arguments, kinds)
-    arguments = with_decimals(arguments, kinds)
     kind, defaults = _command_type(base, options)
     known = f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
     text = "\n\n".join([_headline(about), known, activation_table()])
@@ -150,9 +149,8 @@ def parse_options(argv: Sequence[str], options: Given, *, about: str) -> Given:
     _check_flags(argv, vars(options))
     kinds = option_kinds(options)
     check_words(argv, kinds, allowed_before=positionals(options))
-    words = with_decimals(argv, kinds)
     found: Given = _parsed(
-        type(options), prog=program(), description=_headline(about), args=words, default=options
+        type(options), prog=program(), description=_headline(about), args=argv, default=options
     )
     return found
 
@@ -171,7 +169,7 @@ def _parsed(kind: Any, **settings: Any) -> Any:
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            return tyro.cli(kind, **settings)
+            return tyro.cli(kind, registry=NUMBERS, **settings)
     except SystemExit as end:
         if end.code in (0, None):
             raise
