@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Judge the best models: robustness cards on the validation split, PASS or FLAG, until one of the candidates passes.
+"""Judge the best models: robustness cards on the validation split, until one candidate passes.
 
 Runs this stage alone; what it needs must have been run before with the same recipe and options.
 """

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measure robust accuracy: the evaluate stage of a sweep, or with --model a model made elsewhere.
 
-Without --model it runs this stage of a sweep alone; what it needs must have been run before with the
-same recipe and options.
+Without --model it runs this stage of a sweep alone; what it needs must have been run before with
+the same recipe and options.
 """
 
 import sys

@@ -2,7 +2,7 @@
 """Show where a sweep stands, from its storage alone, while it runs or after it stopped.
 
 python pipelines/status.py                                   every sweep in ./runs, one line each
-python pipelines/status.py digits                            one sweep: stages, best, cost, what next
+python pipelines/status.py digits                            one sweep: stages, best, cost, next
 python pipelines/status.py digits --storage s3://bucket/x    the same from another storage
 python pipelines/status.py digits --json                     the same for programs
 """

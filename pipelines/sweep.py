@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Search, train, evaluate, judge and report: the whole pipeline, from images to a leaderboard.
 
-python pipelines/sweep.py                                 the digits recipe, results in ./runs/digits
-python pipelines/sweep.py digits --training.epochs 10     override any field of the recipe
-ray job submit --working-dir . -- python pipelines/sweep.py    the same on a cluster
+python pipelines/sweep.py                                the digits recipe, results in ./runs/digits
+python pipelines/sweep.py digits --training.epochs 10    override any field of the recipe
+ray job submit --working-dir . -- python pipelines/sweep.py      the same on a cluster
 """
 
 import sys

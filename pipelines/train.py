@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train the finalists: the best alpha of each activation and the Table 1 pairs, every seed, data-parallel on Ray Train.
+"""Train the finalists with every seed, data-parallel: the best alphas and the Table 1 pairs.
 
 Runs this stage alone; what it needs must have been run before with the same recipe and options.
 """

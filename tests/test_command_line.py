@@ -113,7 +113,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no value": (["--training.epochs"], "--training.epochs"),
     "choice": (["--on-code-change", "maybe"], "refuse"),
     "surplus word": (["digits", "digits_smoke"], "digits_smoke"),
-    "sweep name": (["--name", "../else"], "name '../else'; allowed"),
+    "sweep name": (["--name", "../else"], "name must be up to 64 letters"),
     "S3 without tracking": (
         ["--storage", "s3://bucket/x"],
         "give --tracking-uri or MLFLOW_TRACKING_URI",
@@ -366,7 +366,7 @@ def test_resources_do_not_change_the_name(command: Any) -> None:
     ],
 )
 def test_names_that_are_taken_or_hostile_are_refused(command: Any, name: str) -> None:
-    with pytest.raises(UsageError, match="allowed: up to 64 letters"):
+    with pytest.raises(UsageError, match="name must be up to 64 letters"):
         command(f"--name={name}")
 
 

@@ -694,7 +694,7 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "class names of another count": (["--data", "named.npz"], "has 10 classes, the dataset 11"),
         "no such data": (["--data", "nowhere"], "is not there; allowed: a prepared dataset"),
         "split": (["--split", "val"], "has no images; allowed: test"),
-        "too many images": (["--images", "78"], "--images is 78; allowed: 1 to 77"),
+        "too many images": (["--images", "78"], "--images must be an integer from 1 to 77"),
         "image size of an npz": (["--image-size", "8"], "is no image folder"),
         "epsilon in 255ths": (["--epsilon", "8"], "Did you mean 8/255"),
         "unreachable edge": (["--steps", "2", "--step-size", "1/255"], "out of reach"),
@@ -727,7 +727,7 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "slots": (["--slots", "0"], "--slots must be a whole number from 1"),
         "GPUs without a name": (["--gpus-per-task", "1"], "--accelerator is ''"),
         "option": (["--epsilom", "1/255"], "did you mean --epsilon"),
-        "name that leaves the storage": (["--name", "../elsewhere"], "allowed: up to 64 letters"),
+        "name that leaves the storage": (["--name", "../elsewhere"], "name must be up to 64 letters"),
         "name of the data folder": (["--name", "data"], "not data"),
         "another evaluation's folder": (["--name", "taken"], "holds another evaluation"),
     }

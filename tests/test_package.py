@@ -1,4 +1,4 @@
-"""What is installed: one package, its command, and nothing beside it. RELEASE=FOLDER checks the files that are there."""
+"""What is installed: one package and its command. RELEASE=FOLDER checks the files that lie there."""
 
 import os
 import shutil

@@ -60,18 +60,19 @@ def parse(argv: Sequence[str], *, about: str | None) -> argparse.Namespace:
     )
     given = parser.parse_args(argv)
     if len(given.outcomes) < 2:
-        raise UsageError(f"OUTCOMES are {len(given.outcomes)}; allowed: at least 2")
+        raise UsageError(f"OUTCOMES must be at least 2, got {len(given.outcomes)}")
     if "" in given.outcomes:
         raise UsageError(
-            "OUTCOMES '' is empty; allowed: a Parquet file or a folder that holds some"
+            "OUTCOMES must be Parquet files or folders that hold some, got an empty word"
         )
     places = [Storage.at(one).uri for one in given.outcomes]
     if len(set(places)) < len(places):
         raise UsageError(
-            f"{next(one for one in places if places.count(one) > 1)} is given twice; allowed: each once"
+            f"{next(one for one in places if places.count(one) > 1)} is given twice; "
+            "give each of the OUTCOMES once"
         )
     if given.flips < 0:
-        raise UsageError(f"--flips is {given.flips}; allowed: a whole number >= 0")
+        raise UsageError(f"--flips must be an integer >= 0, got {given.flips}")
     if given.json is not None:
         _check_json(given.json, places)
     return given
@@ -80,12 +81,12 @@ def parse(argv: Sequence[str], *, about: str | None) -> argparse.Namespace:
 def _check_json(path: str, outcomes: Sequence[str]) -> None:
     """Refuse what --json cannot write or must not write over, before anything is read."""
     if not path:
-        raise UsageError("--json '' is empty; allowed: the path of a file")
+        raise UsageError("--json must be the path of a file, got an empty word")
     if Storage.at(path).uri in outcomes:
-        raise UsageError(f"--json {path} is one of the OUTCOMES; allowed: another file")
+        raise UsageError(f"--json must be another file than the OUTCOMES, got {path}")
     folder, name = folder_and_name(path)
     if not name or path.endswith("/") or (folder.exists(name) and not folder.is_file(name)):
-        raise UsageError(f"--json {path} is a folder; allowed: the path of a file")
+        raise UsageError(f"--json must be the path of a file, got the folder {path}")
 
 
 def read_model(uri: str, *, name: str) -> JudgedModel:
@@ -113,7 +114,8 @@ def run(argv: Sequence[str], *, about: str | None = None) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     if given.common:
         console.print(
-            f"--common: {comparison.n:,} images are common to outcomes of {', '.join(f'{n:,}' for n in seen)}",
+            f"--common: {comparison.n:,} images are common to outcomes of "
+            f"{', '.join(f'{n:,}' for n in seen)}",
             markup=False,
         )
     for part in render(comparison, flips=given.flips):

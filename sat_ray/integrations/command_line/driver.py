@@ -1,4 +1,4 @@
-"""The driver: starts stages, follows them through their records, and is the only writer of MLflow."""
+"""The driver starts stages, follows them through their records, and alone writes MLflow."""
 
 import contextlib
 import time
@@ -105,7 +105,7 @@ class Driver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
     ) -> None:
-        # stages still running end with the driver: Ray stops all work of a job whose driver has gone
+        # stages still running end with the driver: Ray stops the work of a job whose driver is gone
         self.open.__exit__(kind, error, trace)
 
     def stage(self, function: Callable[..., Any], *inputs: Any) -> Any:

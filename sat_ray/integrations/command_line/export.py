@@ -87,14 +87,13 @@ def export(asked: Asked) -> None:
     out = Path(asked.out).expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data)
-    about, name = (
-        read_description(Storage.at(found.checkpoint)),
-        found.checkpoint.rstrip("/").rpartition("/")[2],
-    )
+    card = out.with_suffix(".md")
+    about = read_description(Storage.at(found.checkpoint))
+    name = found.checkpoint.rstrip("/").rpartition("/")[2]
+    if "configuration" in about["about"]:
+        name = Configuration.stored(about["about"]["configuration"]).name
     text = model_card(
-        name=Configuration.stored(about["about"]["configuration"]).name
-        if "configuration" in about["about"]
-        else name,
+        name=name,
         file=out.name,
         kind=asked.format,
         spec=about["spec"],
@@ -107,14 +106,14 @@ def export(asked: Asked) -> None:
         card=_card(found),
         config=None if found.sweep is None else found.sweep.read_json("config.json"),
     )
-    out.with_suffix(".md").write_text(text)
-    print(
-        f"{found.checkpoint}\n{out}: {len(data):,} bytes; {parity}\n{out.with_suffix('.md')}: its card"
-    )
+    card.write_text(text)
+    print(found.checkpoint)
+    print(f"{out}: {len(data):,} bytes; {parity}")
+    print(f"{card}: its card")
 
 
 def locate(model: str, root: Storage) -> Found:
-    """Find a checkpoint by the name of its sweep or by its folder; ValueError says what is allowed."""
+    """Find a checkpoint by the name of its sweep or by its folder, or raise ValueError."""
     from sat_ray.checkpoint import MODEL_JSON
 
     if Storage.at(model).exists(MODEL_JSON):
@@ -124,14 +123,16 @@ def locate(model: str, root: Storage) -> Found:
         return Found(checkpoint, sweep, _board(sweep), _config(sweep))
     if "/" in model:
         raise ValueError(
-            f"model {model} is no folder of a checkpoint (no {MODEL_JSON}); allowed: such a folder, or the name of a sweep"
+            f"model must be the folder of a checkpoint or the name of a sweep, got {model}, "
+            f"which has no {MODEL_JSON}"
         )
     check_name(model, sweeps_in(root), field="sweep")
     sweep = root.child(model)
     board = _board(sweep)
     if board is None:
         raise ValueError(
-            f"sweep {model} has no leaderboard yet; run first: {spelled('sweep', [model])}, or name a checkpoint"
+            f"sweep {model} has no leaderboard yet; run first: {spelled('sweep', [model])}, "
+            "or name a checkpoint"
         )
     try:
         own = board["champion"]["row"]["checkpoint"].rpartition("/checkpoints/")[
@@ -139,7 +140,8 @@ def locate(model: str, root: Storage) -> Found:
         ]  # the storage may have been moved since
     except (KeyError, TypeError, AttributeError):
         raise ValueError(
-            f"{sweep.full('leaderboard.json')} names no champion; run again: {spelled('report', [model])}, or name a checkpoint"
+            f"{sweep.full('leaderboard.json')} names no champion; "
+            f"run again: {spelled('report', [model])}, or name a checkpoint"
         ) from None
     return Found(sweep.full(f"checkpoints/{own}"), sweep, board, _config(sweep))
 
@@ -151,7 +153,8 @@ def _board(sweep: Storage | None) -> dict[str, Any] | None:
         board: dict[str, Any] = sweep.read_json("leaderboard.json")
     except ValueError as error:
         raise ValueError(
-            f"{sweep.full('leaderboard.json')} is no JSON ({error}); run again: {spelled('report')} RECIPE"
+            f"{sweep.full('leaderboard.json')} is no JSON ({error}); "
+            f"run again: {spelled('report')} RECIPE"
         ) from None
     return board
 

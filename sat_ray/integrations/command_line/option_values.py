@@ -1,6 +1,7 @@
 """The words after each option of a command: checked by the type of its field, before the parser.
 
-The parser's own messages name Python functions; these name the option, what it takes, and what was given.
+The parser's own messages name Python functions; these name the option, what it takes, and what was
+given.
 """
 
 import dataclasses

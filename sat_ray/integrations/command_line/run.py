@@ -1,4 +1,4 @@
-"""Run the whole pipeline or one of its stages, as a command: parse, check, and run what the script gives."""
+"""Run the whole pipeline or one of its stages as a command: parse, check, and run."""
 
 import sys
 from collections.abc import Callable

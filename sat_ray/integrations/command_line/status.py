@@ -1,4 +1,4 @@
-"""Where a sweep stands, from its storage alone: while it runs or after it stopped, local or on S3."""
+"""Where a sweep stands, from its storage alone, while it runs or after it stopped."""
 
 import dataclasses
 import json
@@ -64,7 +64,8 @@ def answer(asked: Asked, root: Storage) -> str:
     confirm(asked.allow_code)
     if not root.exists(""):
         raise ValueError(
-            f"storage {root.uri} does not exist; give the one that the sweep was started with: --storage or SAT_RAY_STORAGE"
+            f"storage {root.uri} does not exist; "
+            "give the one that the sweep was started with: --storage or SAT_RAY_STORAGE"
         )
     names = sweeps_in(root)
     if asked.name:
@@ -165,13 +166,15 @@ def describe(found: Standing, root: Storage, *, now: float) -> str:
     others = sum(stage.other_environment for stage in found.stages)
     if others:
         facts["not counted"] = (
-            f"{others} result(s) of another numerical environment (torch, device, threads, slots) or of other weights"
+            f"{others} result(s) of another numerical environment (torch, device, threads, slots) "
+            "or of other weights"
         )
     return "\n".join(
         [
             f"sweep {found.name} in {root.uri}",
             f"{config.data.dataset} · {config.model.name} · {config.threat_model} · "
-            f"{config.search.method} search over {len(config.search.configurations())} configurations · {len(config.final.seeds)} seeds",
+            f"{config.search.method} search over {len(config.search.configurations())} "
+            f"configurations · {len(config.final.seeds)} seeds",
             "",
             *(_columns(row) for row in (heads, *rows)),
             "",
@@ -244,12 +247,16 @@ def _next(found: Standing, root: Storage) -> str:
     if found.report:
         return f"done; the report: {found.report}"
     if found.driver is not None and found.driver.alive:
-        return "nothing to do, it goes on by itself; a Ctrl-C of the driver keeps all that is committed"
-    return f"go on where it stopped: {command_of(found, root) or 'the command that it was started with'}"
+        return (
+            "nothing to do, it goes on by itself; "
+            "a Ctrl-C of the driver keeps all that is committed"
+        )
+    command = command_of(found, root) or "the command that it was started with"
+    return f"go on where it stopped: {command}"
 
 
 def command_of(found: Standing, root: Storage) -> str:
-    """Return a command that goes on with a sweep; "" where its recipe is not among today's, or cannot be overridden to its config."""
+    """Return a command that goes on with a sweep; "" where no recipe leads to its config."""
     if found.config.recipe not in RECIPES:
         return ""
     base = RECIPES[found.config.recipe]()

@@ -1,4 +1,4 @@
-"""The folder of a sweep belongs to one config and one code: claim it, and settle what other code made."""
+"""Claim the folder of a sweep: it belongs to one config, and to results of one code."""
 
 import contextlib
 import itertools

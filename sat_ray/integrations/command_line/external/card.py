@@ -1,4 +1,4 @@
-"""The robustness card of a model that others made: one Ray task, one record, card.json."""
+"""The robustness card of a model made elsewhere: one Ray task, one record, card.json."""
 
 from dataclasses import replace
 from functools import partial
@@ -30,9 +30,9 @@ def write_card(
     storage: Storage,
     reporter: Reporter,
 ) -> dict[str, Any] | None:
-    """Compute the robustness card as one Ray task, unless it is committed; write card.json, print its verdict and reasons, return it.
+    """Compute the robustness card as a Ray task, unless it is committed; write and return it.
 
-    None where it is not asked for and no earlier command made it.
+    None where the options do not want it and no earlier command made it.
     """
     records, inputs, key = (
         Records(storage),

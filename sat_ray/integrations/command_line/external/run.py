@@ -1,4 +1,4 @@
-"""Evaluate a model that others made: exact robust accuracy with its interval, sharded over Ray, resumed where it stopped."""
+"""Evaluate a model made elsewhere: exact robust accuracy with its interval, sharded over Ray."""
 
 import importlib.metadata
 import io
@@ -93,7 +93,8 @@ def evaluate_external(given: ExternalOptions) -> None:
             for measured in found.get("calibrations", ()):
                 reporter.say(str(Calibration.from_json(measured)))
             reporter.say(
-                f"{found['passes_per_image']:.1f} passes per image, {found['seconds']:.0f} s of work; {storage.full('evaluation.json')}"
+                f"{found['passes_per_image']:.1f} passes per image, "
+                f"{found['seconds']:.0f} s of work; {storage.full('evaluation.json')}"
             )
             card = write_card(given, subject, tasks[0], storage, reporter)
             write_page(given, found, table, card, storage)
@@ -109,7 +110,8 @@ def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
         return
     except ValueError as error:
         raise ValueError(
-            f"{storage.full('config.json')} is no JSON ({error}); choose another --name or --storage"
+            f"{storage.full('config.json')} is no JSON ({error}); "
+            "choose another --name or --storage"
         ) from None
     if theirs != identity:
         raise ValueError(
@@ -124,7 +126,7 @@ def check_code(
     tasks: Sequence[EvaluationTask],
     reporter: Reporter,
 ) -> None:
-    """Deal with shards, and a card, that other code made: refuse to start, reuse them, or move them aside."""
+    """Refuse, reuse or move aside the shards, and the card, of other code."""
     wanted = [*((EVALUATE, task.key) for task in tasks), (CARD, card_key(given, subject, tasks[0]))]
     committed = ((stage, record) for stage, key in wanted if (record := records.find(stage, key)))
     settle_code_changes(
@@ -144,7 +146,7 @@ def write_evaluation(
     storage: Storage,
     identity: dict[str, Any],
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Merge the shards into outcomes/<name>.parquet and write evaluation.json; return it and the outcomes."""
+    """Merge the shards into outcomes/NAME.parquet, write evaluation.json, and return both."""
     rows = (
         torch.arange(subject.n)
         if subject.sample is None
@@ -203,14 +205,18 @@ def write_page(
 
 
 def _together(parts: Iterable[Record]) -> dict[str, Any]:
-    """Return what all shards took, and what fast gradients were checked with: the same everywhere, or it is not one evaluation."""
+    """Return the seconds of all shards, and the calibration of low-precision gradients.
+
+    Raises ValueError where shards have different calibrations: they are not one evaluation.
+    """
     seconds, found = 0.0, set[str]()
     for part in parts:
         seconds += part.seconds
         found.add(json.dumps(part.payload.get("calibrations"), sort_keys=True))
     if len(found) > 1:
         raise ValueError(
-            "the shards were calibrated differently: their workers compute differently; use one kind of node, or float32"
+            "the shards were calibrated differently: their workers compute differently; "
+            "use one kind of node, or float32"
         )
     same = json.loads(found.pop())
     return {"seconds": seconds} | ({"calibrations": same} if same else {})

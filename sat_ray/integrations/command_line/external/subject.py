@@ -1,4 +1,4 @@
-"""The model of others and the images to attack it on: opened, found to fit each other, and named by what they are."""
+"""A model made elsewhere and the images to attack it on: opened, checked and named."""
 
 import os
 import re
@@ -41,9 +41,11 @@ REORDERED = "the data has the model's classes in another order: labels are match
 class Subject:
     """The model and the images, opened and found to fit each other.
 
-    uri: where every worker can read the model; configuration: of a checkpoint's training, else None; attacks: what the model is to
-    survive, through every backward pass that its training used; zeros: where the first of them finds a gradient of 0; label_order: the
-    model's class of each label, where the dataset has the same classes in another order; warnings: what is odd, in sentences.
+    uri: where every worker can read the model; configuration: of a checkpoint's training, else
+    None; attacks: what the model is to survive, through every backward pass that its training used;
+    zeros: where the first of them finds a gradient of 0; label_order: the model's class of each
+    label, where the dataset has the same classes in another order; warnings: what is odd, in
+    sentences.
     """
 
     kind: str
@@ -76,12 +78,14 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     splits = dataset.manifest["splits"]
     if not splits.get(given.split):
         raise ValueError(
-            f"--split {given.split!r} of data {given.data} has no images; allowed: {', '.join(s for s in splits if splits[s])}"
+            f"--split {given.split!r} of data {given.data} has no images; "
+            f"allowed: {', '.join(name for name in splits if splits[name])}"
         )
     n_split = splits[given.split]
     if given.images is not None and given.images > n_split:
         raise ValueError(
-            f"--images is {given.images}; allowed: 1 to {n_split}, the images of split {given.split}"
+            f"--images must be an integer from 1 to {n_split}, the images of split {given.split}, "
+            f"got {given.images}"
         )
     kind, uri = kind_of(given.model), given.model
     if kind == "mlflow":
@@ -159,7 +163,7 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
 
 
 def _channels(model: str) -> int | None:
-    """Return how many channels the images of a checkpoint of sat_ray have; None for any other model."""
+    """Return the channels of the images of a checkpoint of sat_ray; None for any other model."""
     if kind_of(model) != "checkpoint":
         return None
     try:
@@ -170,7 +174,7 @@ def _channels(model: str) -> int | None:
 
 
 def _class_names(kind: str, uri: str) -> list[str]:
-    """Return the names of the classes that a checkpoint was trained on; [] where they are not known."""
+    """Return the classes that a checkpoint was trained on; [] where they are not known."""
     if kind != "checkpoint":
         return []
     names: list[str] = Storage.at(uri).read_json(MODEL_JSON)["about"].get("class_names", [])
@@ -178,7 +182,10 @@ def _class_names(kind: str, uri: str) -> list[str]:
 
 
 def _configuration(model: torch.nn.Module, uri: str) -> Configuration | None:
-    """Return how a checkpoint was trained; its own activation where it does not say, None for any other model."""
+    """Return how a checkpoint was trained; None for any other model.
+
+    Where the checkpoint does not say it, its own activation is taken.
+    """
     if not isinstance(model, Normalized) or model.spec is None or kind_of(uri) != "checkpoint":
         return None
     said = read_description(Storage.at(uri))["about"].get("configuration")
@@ -188,12 +195,18 @@ def _configuration(model: torch.nn.Module, uri: str) -> Configuration | None:
 
 
 def variants_of(configuration: Configuration | None, spec: AttackSpec) -> list[AttackSpec]:
-    """A backward pass that training replaced hides gradients: attack through the true one and the smooth one."""
+    """Return the attack through the true backward pass and, where training replaced it, the other.
+
+    A backward pass that training replaced hides gradients.
+    """
     return [spec] if configuration is None else through_every_backward(spec, configuration)
 
 
 def identify(given: ExternalOptions, subject: Subject) -> tuple[str, dict[str, Any]]:
-    """Return the evaluation's name and, as JSON, all that determines its result but the numerical environment."""
+    """Return the evaluation's name and, as JSON, what determines its result.
+
+    The numerical environment is not among it.
+    """
     spec = subject.model.spec if isinstance(subject.model, Normalized) else None
     identity = {
         "model": {"kind": subject.kind, "digest": subject.digest, "spec": to_json(spec)},
@@ -215,7 +228,7 @@ def _slug(text: str) -> str:
 
 
 def staged(subject: Subject, storage: Storage) -> Subject:
-    """Copy a model that is one file into the evaluation's folder, where every worker can read it."""
+    """Copy a model that is one file to the evaluation's folder, where every worker can read it."""
     if subject.kind in ("checkpoint", "function"):
         return subject
     name = "model.pt2" if subject.uri.endswith(".pt2") else "model.pth"

@@ -1,4 +1,4 @@
-"""How a command was started, and how another one is started the same way: what messages tell the user to run."""
+"""How this command was started, and how a message spells another one: in the same way."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ _by_console = False
 
 
 def note_console() -> None:
-    """Remember that this process was started as `sat-ray`: the script that it runs cannot see it."""
+    """Note that this process was started as `sat-ray`, which its script cannot see."""
     global _by_console
     _by_console = True
 
