@@ -22,8 +22,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (all options: --help)")
 
 
-def parse(argv: Sequence[str], *, about: str | None) -> argparse.Namespace:
-    """Read the command line; UsageError in one line."""
+def _parser(about: str | None) -> _Parser:
+    """Return the parser; unlike that of the other commands it takes OUTCOMES after options too."""
     parser = _Parser(
         prog=program(),
         description=about,
@@ -56,9 +56,14 @@ def parse(argv: Sequence[str], *, about: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--any-gradient",
         action="store_true",
-        help="attacks may differ in the gradients they climb, as pgd-200 and pgd-200-bf16 do",
+        help="attacks may differ in their gradients, as pgd-200 and pgd-200-bf16 do",
     )
-    given = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str], *, about: str | None) -> argparse.Namespace:
+    """Read the command line; UsageError in one line."""
+    given = _parser(about).parse_args(argv)
     if len(given.outcomes) < 2:
         raise UsageError(f"OUTCOMES must be at least 2, got {len(given.outcomes)}")
     if "" in given.outcomes:
@@ -66,11 +71,9 @@ def parse(argv: Sequence[str], *, about: str | None) -> argparse.Namespace:
             "OUTCOMES must be Parquet files or folders that hold some, got an empty word"
         )
     places = [Storage.at(one).uri for one in given.outcomes]
-    if len(set(places)) < len(places):
-        raise UsageError(
-            f"{next(one for one in places if places.count(one) > 1)} is given twice; "
-            "give each of the OUTCOMES once"
-        )
+    repeated = [place for place in places if places.count(place) > 1]
+    if repeated:
+        raise UsageError(f"{repeated[0]} is given twice; give each of the OUTCOMES once")
     if given.flips < 0:
         raise UsageError(f"--flips must be an integer >= 0, got {given.flips}")
     if given.json is not None:

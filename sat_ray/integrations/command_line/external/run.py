@@ -50,6 +50,15 @@ from sat_ray.utils.names import printable
 from sat_ray.utils.serialization import to_json
 
 PAGE = "evaluation.html"
+COLUMNS = (  # of the outcomes, that the summary and the page need
+    "image_id",
+    "label",
+    "clean_prediction",
+    "attack",
+    "first_broken_step",
+    "passes",
+    "robust",
+)
 VERSIONS = ("ray", "torch", "torchvision", "pyarrow")
 
 
@@ -82,23 +91,26 @@ def evaluate_external(given: ExternalOptions) -> None:
             check_code(given, subject, Records(storage), tasks, reporter)
             run_tasks(given, tasks, Records(storage), reporter)
             found, table = write_evaluation(given, subject, tasks, storage, identity)
-            reporter.console.print(
-                printable(claim(found)), style="bold", soft_wrap=True, markup=False
-            )
-            if warning := found.get("warning", ""):
-                reporter.console.print(
-                    printable(f"warning: {warning}"), style="bold", soft_wrap=True, markup=False
-                )
-            reporter.console.print(to_terminal(found))
-            for measured in found.get("calibrations", ()):
-                reporter.say(str(Calibration.from_json(measured)))
-            reporter.say(
-                f"{found['passes_per_image']:.1f} passes per image, "
-                f"{found['seconds']:.0f} s of work; {storage.full('evaluation.json')}"
-            )
+            show(found, storage, reporter)
             card = write_card(given, subject, tasks[0], storage, reporter)
             write_page(given, found, table, card, storage)
             reporter.say(f"page: {storage.full(PAGE)}")
+
+
+def show(found: dict[str, Any], storage: Storage, reporter: Reporter) -> None:
+    """Print the claim, a warning if there is one, the table, and what it took."""
+    sentences = [claim(found)]
+    if warning := found.get("warning", ""):
+        sentences.append(f"warning: {warning}")
+    for sentence in sentences:
+        reporter.console.print(printable(sentence), style="bold", soft_wrap=True, markup=False)
+    reporter.console.print(to_terminal(found))
+    for measured in found.get("calibrations", ()):
+        reporter.say(str(Calibration.from_json(measured)))
+    reporter.say(
+        f"{found['passes_per_image']:.1f} passes per image, "
+        f"{found['seconds']:.0f} s of work; {storage.full('evaluation.json')}"
+    )
 
 
 def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
@@ -155,16 +167,7 @@ def write_evaluation(
     expected = image_ids(Storage(subject.dataset.uri), given.split)[rows]
     name, records = tasks[0].name, Records(storage)
     path = merge_outcomes(records_of(tasks, records), expected.numpy(), records, name=name)
-    columns = [
-        "image_id",
-        "label",
-        "clean_prediction",
-        "attack",
-        "first_broken_step",
-        "passes",
-        "robust",
-    ]
-    table = pq.read_table(io.BytesIO(storage.read(path)), columns=columns)
+    table = pq.read_table(io.BytesIO(storage.read(path)), columns=list(COLUMNS))
     counted = summary(table, subject.attacks)
     chance = below_chance(counted["clean_accuracy"], subject.classes)
     warning = "; ".join(filter(None, (*subject.warnings, chance)))

@@ -70,45 +70,8 @@ class Subject:
 
 def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subject:
     """Open data and model and check that they fit; ValueError in one line where they do not."""
-    channels = _channels(given.model)
-    dataset = Dataset.open(
-        prepared(given.data, root, image_size=given.image_size, channels=channels)
-    )
-    assert dataset is not None
-    splits = dataset.manifest["splits"]
-    if not splits.get(given.split):
-        raise ValueError(
-            f"--split {given.split!r} of data {given.data} has no images; "
-            f"allowed: {', '.join(name for name in splits if splits[name])}"
-        )
-    n_split = splits[given.split]
-    if given.images is not None and given.images > n_split:
-        raise ValueError(
-            f"--images must be an integer from 1 to {n_split}, the images of split {given.split}, "
-            f"got {given.images}"
-        )
-    kind, uri = kind_of(given.model), given.model
-    if kind == "mlflow":
-        from sat_ray.integrations.mlflow import fetch_model
-
-        tracking = (
-            given.tracking_uri
-            or os.environ.get("MLFLOW_TRACKING_URI")
-            or f"sqlite:///{root.uri}/mlflow.db"
-        )
-        uri = str(
-            fetch_model(
-                given.model,
-                tracking_uri=tracking,
-                folder=str(temporary),
-                allow_pickle=given.allow_pickle,
-            )
-        )
-        kind = "pt2" if uri.endswith(".pt2") else "pickle"
-    if kind == "checkpoint":
-        uri = Storage.at(uri).uri  # a worker may run in another folder
-    if kind == "pt2" and given.allow_pickle:
-        kind = "pickled_pt2"
+    dataset, n_split = _open_data(given, root)
+    kind, uri = _fetch(given, root, temporary)
     try_source(kind, uri, dataset.manifest["shape"])
     model, digest = load_source(kind, uri)
     shards = Storage(dataset.uri)
@@ -122,18 +85,9 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     clean = try_model(model, some, slots=given.slots, expected=expected, what=given.model)
     classes = clean.shape[1]
     if expected is None:  # with names of classes, labels were checked when they were written
-        check_labels(
-            labels(shards, given.split),
-            partial(image_ids, shards, given.split),
-            classes=classes,
-            what=f"data {given.data}",
-        )
+        _check_all_labels(given, shards, classes)
     configuration = _configuration(model, uri)
-    attacks = tuple(
-        one
-        for spec in given.attacks(num_classes=classes)
-        for one in variants_of(configuration, spec)
-    )
+    attacks = _attacks(given, configuration, classes)
     zeros = try_attack(model, some, clean, attacks[0], slots=given.slots, what=given.model)
     check_copyable(model, attacks[0], what=given.model)
     rows = sampled_rows(n_split, min(n_split, PROBED_CALLS * given.slots), seed=given.seed)
@@ -160,6 +114,72 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
         label_order=order,
         warnings=tuple(filter(None, warnings)),
     )
+
+
+def _check_all_labels(given: ExternalOptions, shards: Storage, classes: int) -> None:
+    check_labels(
+        labels(shards, given.split),
+        partial(image_ids, shards, given.split),
+        classes=classes,
+        what=f"data {given.data}",
+    )
+
+
+def _attacks(
+    given: ExternalOptions, configuration: Configuration | None, classes: int
+) -> tuple[AttackSpec, ...]:
+    """Return the attacks, each through every backward pass that training used."""
+    specs = given.attacks(num_classes=classes)
+    return tuple(one for spec in specs for one in variants_of(configuration, spec))
+
+
+def _open_data(given: ExternalOptions, root: Storage) -> tuple[Dataset, int]:
+    """Return the dataset, prepared, and the number of images in the split."""
+    channels = _channels(given.model)
+    dataset = Dataset.open(
+        prepared(given.data, root, image_size=given.image_size, channels=channels)
+    )
+    assert dataset is not None
+    splits = dataset.manifest["splits"]
+    if not splits.get(given.split):
+        raise ValueError(
+            f"--split {given.split!r} of data {given.data} has no images; "
+            f"allowed: {', '.join(name for name in splits if splits[name])}"
+        )
+    n_split = splits[given.split]
+    if given.images is not None and given.images > n_split:
+        raise ValueError(
+            f"--images must be an integer from 1 to {n_split}, the images of split {given.split}, "
+            f"got {given.images}"
+        )
+    return dataset, n_split
+
+
+def _fetch(given: ExternalOptions, root: Storage, temporary: Path) -> tuple[str, str]:
+    """Return the kind of the model and where its files lie, fetched from MLflow if need be."""
+    kind = kind_of(given.model)
+    uri = given.model
+    if kind == "mlflow":
+        from sat_ray.integrations.mlflow import fetch_model
+
+        tracking = (
+            given.tracking_uri
+            or os.environ.get("MLFLOW_TRACKING_URI")
+            or f"sqlite:///{root.uri}/mlflow.db"
+        )
+        fetched = fetch_model(
+            given.model,
+            tracking_uri=tracking,
+            folder=str(temporary),
+            allow_pickle=given.allow_pickle,
+        )
+        uri = str(fetched)
+        kind = "pt2" if uri.endswith(".pt2") else "pickle"
+    if kind == "checkpoint":
+        uri = Storage.at(uri).uri  # a worker may run in another folder
+    if kind == "pt2" and given.allow_pickle:
+        kind = "pickled_pt2"
+    return kind, uri
 
 
 def _channels(model: str) -> int | None:
