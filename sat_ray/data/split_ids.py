@@ -17,7 +17,7 @@ def by_hash(name: str, ids: Iterable[int]) -> np.ndarray:
 
 
 def split_by_hash(name: str, count: int, *, test: int, val: int) -> dict[str, np.ndarray]:
-    """Assign image ids to splits by their hash: the first `test` are the test split, the next `val` the val split."""
+    """Assign image ids to splits by hash: the first `test` ids to test, the next `val` to val."""
     if not 0 < test + val < count:
         raise ValueError(
             f"test {test} + val {val} images; allowed: fewer than the {count} of {name}"
@@ -33,9 +33,10 @@ def split_by_hash(name: str, count: int, *, test: int, val: int) -> dict[str, np
 def split_officially(
     name: str, count: int, held_out: Mapping[str, np.ndarray], *, val: int
 ) -> dict[str, np.ndarray]:
-    """Keep the splits that a dataset comes with; where it has no val split, take `val` of its train images by their hash.
+    """Keep the splits that a dataset comes with; without a val split, take `val` train images by hash.
 
-    held_out: image ids of "test" and, if there is one, "val". Raises ValueError where nothing would be left to train on.
+    held_out: image ids of "test" and, if there is one, "val". Raises ValueError where nothing would
+    be left to train on.
     """
     taken = np.concatenate(list(held_out.values()))
     rest = np.setdiff1d(np.arange(count), taken)
@@ -44,6 +45,7 @@ def split_officially(
     train = np.setdiff1d(rest, chosen)
     if not (len(train) and len(chosen) and len(held_out["test"])):
         raise ValueError(
-            f"{name} has {count} images, {len(held_out['test'])} of them for testing; allowed: some to train on, some to hold out"
+            f"{name} has {count} images, {len(held_out['test'])} of them for testing; "
+            "allowed: some to train on, some to hold out"
         )
     return {"test": np.sort(held_out["test"]), "val": np.sort(chosen), "train": train}

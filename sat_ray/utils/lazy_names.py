@@ -1,4 +1,7 @@
-"""Public names of a package that are loaded when they are first used, so that its light modules can be imported alone."""
+"""Load the public names of a package when they are first used.
+
+So its light modules, such as settings, can be imported without the heavy ones.
+"""
 
 import importlib
 import sys
@@ -8,7 +11,7 @@ from typing import Any
 
 
 class _Package(ModuleType):
-    """A package of whose modules some have the name of a function that they hold, as `attacks.pgd` has.
+    """A package some of whose modules have the name of a function in them, as `attacks.pgd` has.
 
     Python sets a module as an attribute of its package when it is imported. Here the public name
     stays the function's; `_homes` holds the public names.
@@ -20,7 +23,7 @@ class _Package(ModuleType):
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a package. homes: the module, within the package, of each public name."""
+    """Return the `__getattr__` of a package. homes: the module in it of each public name."""
 
     def load(name: str) -> Any:
         if name not in homes:

@@ -19,11 +19,11 @@ EXPECTED = (ValueError, OSError, ArithmeticError, ReportedError)
 
 
 def settle_path() -> None:
-    """Let modules be found by this process and those that it starts, but not the commands.
+    """Take the folder of the commands off sys.path, and put a clone on PYTHONPATH.
 
     Python puts the folder of a script on sys.path, and `train:net` would name the command train.py,
-    not the user's module. Of a clone whose package is not installed PYTHONPATH must tell the
-    processes of a private Ray where it lies.
+    not the user's module. The processes of a private Ray find a clone whose package is not installed
+    through PYTHONPATH.
     """
     home = Path(sat_ray.__file__).resolve().parent.parent
     commands = home / "pipelines"
