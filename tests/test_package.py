@@ -1,4 +1,4 @@
-"""What is installed: one package and its command. RELEASE=FOLDER checks the files that lie there."""
+"""What is installed: one package and its command. RELEASE=FOLDER checks the files in a folder."""
 
 import os
 import shutil

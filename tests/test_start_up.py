@@ -1,4 +1,4 @@
-"""What a command loads before it answers: help and mistakes load neither torch nor ray nor mlflow."""
+"""What a command loads before it answers: help and mistakes need no torch, ray or mlflow."""
 
 import json
 import os

@@ -33,7 +33,7 @@ def split_by_hash(name: str, count: int, *, test: int, val: int) -> dict[str, np
 def split_officially(
     name: str, count: int, held_out: Mapping[str, np.ndarray], *, val: int
 ) -> dict[str, np.ndarray]:
-    """Keep the splits that a dataset comes with; without a val split, take `val` train images by hash.
+    """Keep the splits that a dataset comes with; without a val split, take `val` images by hash.
 
     held_out: image ids of "test" and, if there is one, "val". Raises ValueError where nothing would
     be left to train on.
