@@ -25,7 +25,7 @@ help: ## list the targets
 setup: $(READY) ## make .venv with everything pinned in requirements.lock
 
 # bytecode is compiled here once: Ray starts many processes, and each would otherwise compile torch and MLflow on import
-$(READY): requirements.lock requirements-no-deps.lock pyproject.toml
+$(READY): requirements.lock requirements-no-deps.lock pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sat_ray needs Python >= 3.11: make PYTHON=python3.11 setup")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
