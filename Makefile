@@ -16,7 +16,7 @@ PYTHON_IMAGE := $(shell sed -n 's/^PYTHON_IMAGE=//p' cluster/versions.env)
 PYTHON_IMAGE_DIGEST ?= $(shell sed -n 's/^PYTHON_IMAGE_DIGEST=//p' cluster/versions.env)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup sweep test test-faults test-browser lint format ui bench docs lock clean \
+.PHONY: help setup sweep test test-faults test-browser lint format ui bench docs release lock clean \
         cluster-validate image cluster-apply submit ray-up ray-down cluster-local
 
 help: ## list the targets
@@ -25,7 +25,7 @@ help: ## list the targets
 setup: $(READY) ## make .venv with everything pinned in requirements.lock
 
 # bytecode is compiled here once: Ray starts many processes, and each would otherwise compile torch and MLflow on import
-$(READY): requirements.lock requirements-no-deps.lock pyproject.toml
+$(READY): requirements.lock requirements-no-deps.lock pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sat_ray needs Python >= 3.11: make PYTHON=python3.11 setup")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
@@ -71,6 +71,11 @@ bench: setup ## measure evaluation, agreement, training, loading and the pipelin
 docs: setup ## build the documentation into site/
 	$(BIN)/zensical build --strict --clean
 
+release: setup ## build sdist and wheel into dist/ and check what they hold
+	rm -rf dist
+	$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist
+	RELEASE=dist $(BIN)/python -m pytest tests/test_package.py
+
 lock: setup ## resolve requirements.lock again from requirements*.txt
 	$(BIN)/uv pip compile --quiet --no-header --generate-hashes requirements.txt requirements-dev.txt --output-file requirements.lock
 	grep -v '^ *--hash\|^ *#' requirements.lock | sed 's/ \\$$//' > .cache/constraints.txt
@@ -78,7 +83,7 @@ lock: setup ## resolve requirements.lock again from requirements*.txt
 	  --constraint .cache/constraints.txt requirements.txt --output-file cluster/images/requirements-ray.txt
 
 clean: ## remove what make made, but never runs/
-	rm -rf .venv site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv site dist build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 cluster-validate: setup ## check every manifest offline
 	$(BIN)/python -m pytest -rs tests/cluster/test_cluster_manifests.py

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from pipelines.sweep import sweep
-from sat_ray.integrations.command_line.driver import main
+from sat_ray.integrations.command_line.run import main
 from sat_ray.integrations.mlflow import MlflowTracker
 
 METHODS = (

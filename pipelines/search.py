@@ -5,8 +5,13 @@ Runs this stage alone; what it needs must have been run before with the same rec
 """
 
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
-from sat_ray.integrations.command_line.driver import main, only
+if find_spec("sat_ray") is None:  # a clone whose package is not installed
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from sat_ray.integrations.command_line.run import main, only
 
 if __name__ == "__main__":
     sys.exit(main(only("search"), about=__doc__))

@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
-"""Train the finalists: the best alpha of each activation and the Table 1 pairs, every seed, data-parallel on Ray Train.
+"""Train the finalists with every seed, data-parallel: the best alphas and the Table 1 pairs.
 
 Runs this stage alone; what it needs must have been run before with the same recipe and options.
 """
 
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
-from sat_ray.integrations.command_line.driver import main, only
+if find_spec("sat_ray") is None:  # a clone whose package is not installed
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from sat_ray.integrations.command_line.run import main, only
 
 if __name__ == "__main__":
     sys.exit(main(only("train"), about=__doc__))

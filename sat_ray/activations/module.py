@@ -9,7 +9,8 @@ from sat_ray.activations.registry import ActivationInfo
 class Activation(nn.Module):
     """An activation of the registry as a module; being of this class is what `view` looks for.
 
-    x of any shape and float dtype -> the same shape and dtype. `alpha` is a float, or None; learned ones hold `beta`, alpha = beta**2.
+    x of any shape and float dtype -> the same shape and dtype. `alpha` is a float, or None; learned
+    ones hold `beta`, alpha = beta**2.
     """
 
     def __init__(self, info: ActivationInfo, *, alpha: float | None) -> None:

@@ -50,6 +50,7 @@ def split_officially(
     train = np.setdiff1d(rest, chosen)
     if not (len(train) and len(chosen) and len(held_out["test"])):
         raise ValueError(
-            f"{name} has {count} images, {len(held_out['test'])} of them for testing; allowed: some to train on, some to hold out"
+            f"{name} has {count} images, {len(held_out['test'])} of them for testing; "
+            "allowed: some to train on, some to hold out"
         )
     return {"test": np.sort(held_out["test"]), "val": np.sort(chosen), "train": train}

@@ -12,6 +12,7 @@ from sat_ray.data.shards.manifest import MANIFEST
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.robustness import counted_robust_ids
+from sat_ray.integrations.command_line.process.invocation import spelled
 from sat_ray.integrations.network_check import check_network
 from sat_ray.report.sweep_report import read_outcomes, strong_name, write_report
 from sat_ray.storage.sealed import sealed
@@ -226,8 +227,8 @@ def committed_inputs(sweep: Sweep, name: str) -> dict[str, Any]:
                 inputs[before] = readers[before](sweep, inputs)
             if inputs[before] is None:
                 raise MissingInputError(
-                    f"stage {name} needs the results of {before}; run first: "
-                    f"python pipelines/{before}.py with the same options"
+                    f"stage {name} needs the results of {before}; "
+                    f"run first: {spelled(before)} with the same options"
                 )
 
     collect(name)

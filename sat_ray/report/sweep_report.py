@@ -54,11 +54,6 @@ def outcome_paths(config: SweepConfig, name: str) -> list[str]:
     return [f"outcomes/{one}.parquet" for one in names]
 
 
-def command_line(arguments: Sequence[str]) -> str:
-    """Return the command that runs this sweep, fit for a shell."""
-    return shlex.join(["python", "pipelines/sweep.py", *arguments])
-
-
 def write_report(
     config: SweepConfig,
     name: str,
@@ -120,7 +115,7 @@ def write_report(
     page = render(
         board,
         figures=figures,
-        command=command_line(command),
+        command=shlex.join(command),
         versions={package: importlib.metadata.version(package) for package in VERSIONS},
         notes=[board["calibration"]] if board["calibration"] else [],
         cards=[card.payload for card in cards],

@@ -14,7 +14,7 @@ from sat_ray.data.shards.dataset import image_ids
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.robustness import counted_robust_ids
 from sat_ray.integrations import stages
-from sat_ray.integrations.command_line.driver import claim_folder, sweep_of
+from sat_ray.integrations.command_line.checks.claims import claim_folder, sweep_of
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.integrations.mlflow import MlflowTracker
 from sat_ray.integrations.mlflow.projection import Projection

@@ -20,7 +20,7 @@ from sat_ray.data.sources import npz
 from sat_ray.data.sources.registry import DATASETS, Listing, Source, dataset_source
 from sat_ray.data.sources.user_defined import counted, user_defined_source
 from sat_ray.integrations import stages
-from sat_ray.integrations.command_line.driver import sweep_of
+from sat_ray.integrations.command_line.checks.claims import sweep_of
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
@@ -114,7 +114,7 @@ def test_a_changed_image_folder_is_refused_in_one_line_that_says_what_to_do(
         prepare("image_folder", folder, tmp_path)
     line = str(caught.value)
     assert line.startswith(f"data.path {folder}") and "\n" not in line
-    assert f"move {made.uri} away and run pipelines/prepare.py again" in line
+    assert f"move {made.uri} away and prepare it again" in line
     shutil.move(made.uri, tmp_path / "away")
     if change != "a class emptied":
         assert (

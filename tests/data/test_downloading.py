@@ -19,7 +19,8 @@ from sat_ray.data.sources import download as downloading
 from sat_ray.data.sources.download import DownloadError, official_files
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.integrations import stages
-from sat_ray.integrations.command_line.driver import described, sweep_of
+from sat_ray.integrations.command_line.checks.claims import sweep_of
+from sat_ray.integrations.command_line.checks.prepared import described
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings

@@ -26,7 +26,7 @@ from sat_ray.data.shards import writer as preparing
 from sat_ray.data.shards.convert import prepared
 from sat_ray.data.shards.dataset import read_split, write_dataset
 from sat_ray.data.sources.registry import DATASETS, LayoutError, Listing
-from sat_ray.integrations.command_line.exit_status import exit_status
+from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.report.console import Reporter
 from sat_ray.storage.store import Storage
 from sat_ray.utils.names import printable

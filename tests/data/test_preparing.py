@@ -23,7 +23,8 @@ from sat_ray.data.shards.writer import PARTS, progress
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.data.split_ids import SPLITS
 from sat_ray.integrations import stages
-from sat_ray.integrations.command_line.driver import enlarged, sweep_of
+from sat_ray.integrations.command_line.checks.claims import sweep_of
+from sat_ray.integrations.command_line.checks.prepared import enlarged
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.integrations.ray.prepare import in_tasks
 from sat_ray.integrations.ray.session import ray_session

@@ -84,14 +84,14 @@ def ask_status(words: list[str]) -> None:
     """Run status for real, on a sweep of that name that was claimed and not begun."""
     Storage.at("runs/digits").write_json("config.json", to_json(RECIPES["digits"]()))
     sys.argv = ["status.py", *words]
-    assert status.main() == 0
+    assert status.main(about="") == 0
 
 
 SCRIPTS: dict[str, Callable[[list[str]], object]] = {
     **{f"pipelines/{name}.py": plan for name in STAGES},
     "pipelines/status.py": ask_status,
-    # run for real by tests/report/test_comparison.py and tests/evaluation/test_external.py
-    "pipelines/compare.py": compare.parse,
+    # run for real by tests/test_comparison.py and tests/test_external.py
+    "pipelines/compare.py": lambda words: compare.parse(words, about=""),
     "pipelines/export.py": lambda words: parse_options(words, export.Asked(), about=""),
 }
 

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-import pipelines
 from sat_ray.attacks import AttackSpec, cascade
 from sat_ray.attacks.base import require_inference_mode
 from sat_ray.checkpoint import save_model
@@ -41,6 +40,7 @@ from sat_ray.evaluation.external.validation import ZeroGradients
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.integrations.command_line.evaluate import names_a_model
+from sat_ray.integrations.command_line.external import command
 from sat_ray.integrations.command_line.external import run as foreign
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.external.subject import PROBED_CALLS, open_subject
@@ -717,7 +717,7 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "class names of another count": (["--data", "named.npz"], "has 10 classes, the dataset 11"),
         "no such data": (["--data", "nowhere"], "is not there; allowed: a prepared dataset"),
         "split": (["--split", "val"], "has no images; allowed: test"),
-        "too many images": (["--images", "78"], "--images is 78; allowed: 1 to 77"),
+        "too many images": (["--images", "78"], "--images must be an integer from 1 to 77"),
         "image size of an npz": (["--image-size", "8"], "is no image folder"),
         "epsilon in 255ths": (["--epsilon", "8"], "Did you mean 8/255"),
         "unreachable edge": (["--steps", "2", "--step-size", "1/255"], "out of reach"),
@@ -750,7 +750,10 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "slots": (["--slots", "0"], "--slots must be a whole number from 1"),
         "GPUs without a name": (["--gpus-per-task", "1"], "--accelerator is ''"),
         "option": (["--epsilom", "1/255"], "did you mean --epsilon"),
-        "name that leaves the storage": (["--name", "../elsewhere"], "allowed: up to 64 letters"),
+        "name that leaves the storage": (
+            ["--name", "../elsewhere"],
+            "name must be up to 64 letters",
+        ),
         "name of the data folder": (["--name", "data"], "not data"),
         "another evaluation's folder": (["--name", "taken"], "holds another evaluation"),
     }
@@ -797,7 +800,7 @@ def refused(
             if not any(word.startswith(flag) for word in arguments)
         ]
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *defaults, *arguments])
-        assert foreign.main() == 2
+        assert command.main(sys.argv[1:]) == 2
         return capsys.readouterr().err
 
     yield run
@@ -1188,7 +1191,7 @@ def test_the_command_gives_the_outcomes_of_evaluate_and_repeats_without_work(
         "--shard-size": "20",
     }
     words = [word for pair in options.items() for word in pair]
-    script = Path(pipelines.__file__).parent / "evaluate.py"
+    script = Path(__file__).parent.parent / "pipelines" / "evaluate.py"
     command = [
         sys.executable,
         str(script),
@@ -1265,7 +1268,7 @@ def test_the_card_of_a_model_brought_along_is_that_of_its_images_and_is_made_onc
         "--card",
     ]
     words += [word for pair in options.items() for word in pair]
-    script = Path(pipelines.__file__).parent / "evaluate.py"
+    script = Path(__file__).parent.parent / "pipelines" / "evaluate.py"
     done = subprocess.run(
         [sys.executable, str(script), *words],
         cwd=on_the_shelf,

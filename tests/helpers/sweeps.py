@@ -10,7 +10,7 @@ from typing import Any
 from repository import ROOT
 
 from sat_ray.integrations import stages
-from sat_ray.integrations.command_line.driver import claim_folder, sweep_of
+from sat_ray.integrations.command_line.checks.claims import claim_folder, sweep_of
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 

@@ -136,7 +136,7 @@ def test_an_onnx_file_computes_the_logits_of_the_model(
     [
         ("no_such", "", "--out is empty"),
         ("no_such", "x.pt2", "sweep 'no_such' is unknown"),
-        ("some/where", "x.pt2", "is no folder of a checkpoint"),
+        ("some/where", "x.pt2", "model must be the folder of a checkpoint"),
         ("CHECKPOINT", "x.pt2", "give --image-shape C H W"),
     ],
 )

@@ -406,28 +406,31 @@ def test_outcomes_of_other_images_labels_attacks_or_threat_models_are_refused(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{a}"], "OUTCOMES are 1; allowed: at least 2"),
+        (["{a}"], "OUTCOMES must be at least 2, got 1"),
         ([], "the following arguments are required: OUTCOMES"),
-        (["{a}", "{a}"], r"a\.parquet is given twice; allowed: each once"),
-        (["{a}", "{b}", "--flips", "-1"], "--flips is -1; allowed: a whole number >= 0"),
+        (["{a}", "{a}"], r"a\.parquet is given twice; give each"),
+        (["{a}", "{b}", "--flips", "-1"], "--flips must be an integer >= 0, got -1"),
         (["{a}", "{b}", "--flips", "few"], "argument --flips: invalid int value: 'few'"),
         (["{a}", "{b}", "--comon"], "unrecognized arguments: --comon"),
         (["{a}", "{folder}"], r"holds image_id 1000 twice for attack pgd-8.*name those"),
-        (["{a}", "gs://bucket/x.parquet"], "must be a local folder or s3://"),
-        (["{a}", ""], "OUTCOMES '' is empty; allowed: a Parquet file or a folder that holds some"),
-        (["{a}", "{b}", "--json", ""], "--json '' is empty; allowed: the path of a file"),
+        (["{a}", "gs://bucket/x.parquet"], "allowed: a local folder or s3://"),
+        (
+            ["{a}", ""],
+            "OUTCOMES must be Parquet files or folders that hold some, got an empty word",
+        ),
+        (["{a}", "{b}", "--json", ""], "--json must be the path of a file, got an empty word"),
         (
             ["{a}", "{b}", "--json", "{folder}"],
-            "--json .* is a folder; allowed: the path of a file",
+            "--json must be the path of a file, got the folder ",
         ),
         (
             ["{a}", "{b}", "--json", "{folder}/new/"],
-            "--json .*/new/ is a folder; allowed: the path of a file",
+            "--json must be the path of a file, got the folder .*/new/",
         ),
-        (["{a}", "{b}", "--json", "/"], "--json / is a folder; allowed: the path of a file"),
+        (["{a}", "{b}", "--json", "/"], "--json must be the path of a file, got the folder /"),
         (
             ["{a}", "{b}", "--json", "{b}"],
-            r"--json .*b\.parquet is one of the OUTCOMES; allowed: another file",
+            r"--json must be another file than the OUTCOMES, got .*b\.parquet",
         ),
     ],
 )

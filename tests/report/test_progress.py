@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sat_ray.integrations.command_line.driver import left_out, other_classes
+from sat_ray.integrations.command_line.checks.prepared import left_out, other_classes
 from sat_ray.report import console as progress
 from sat_ray.report.console import Reporter
 from sat_ray.sweep.records.store import Record

@@ -265,7 +265,7 @@ def test_a_finished_sweep_names_its_report(
 def asked(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     """Run the command in this process and return its exit status."""
     monkeypatch.setattr(sys, "argv", ["status.py", *words])
-    return status.main()
+    return status.main(about="")
 
 
 def test_results_of_another_numerical_environment_are_not_counted_as_done(copy: Path) -> None:

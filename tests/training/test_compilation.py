@@ -28,7 +28,7 @@ import sat_ray.training.adversary
 from sat_ray.activations.module import Activation
 from sat_ray.activations.registry import ACTIVATIONS, make_activation
 from sat_ray.data.split import Split
-from sat_ray.integrations.command_line.preflight import check_machine
+from sat_ray.integrations.command_line.checks.preflight import check_machine
 from sat_ray.models.parity import gradients_by_name, require_agreement
 from sat_ray.sweep.records.store import numerical_environment
 from sat_ray.training.loop import EpochReport, TrainingSettings

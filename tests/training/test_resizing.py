@@ -18,7 +18,7 @@ from sat_ray.attacks import PGD
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.split import Split
-from sat_ray.integrations.command_line.preflight import check_user_defined_parts
+from sat_ray.integrations.command_line.checks.preflight import check_user_defined_parts
 from sat_ray.models import ModelSpec, model_from_spec
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ModelSettings, SweepConfig

@@ -21,7 +21,7 @@ from trainings import BALL, assert_same_bits, digits_again, small_model, train
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.data.split import Split
-from sat_ray.integrations.command_line.code_changes import settle_code_changes
+from sat_ray.integrations.command_line.checks.code_changes import settle_code_changes
 from sat_ray.report.console import Reporter
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage

@@ -110,4 +110,4 @@ def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _remedy(storage: Storage) -> str:
-    return f"put back what was there, or move {storage.uri} away and run pipelines/prepare.py again"
+    return f"put back what was there, or move {storage.uri} away and prepare it again"

@@ -1,1 +1,1 @@
-"""The command line: options, preflight, the driver, and one module for each command that is no stage."""
+"""The command line: options, checks, the driver, and a module for each command that is no stage."""

@@ -1,8 +1,4 @@
-"""Compare models evaluated on the same images: paired differences, classes, and which images flipped.
-
-Each OUTCOMES is a Parquet file of outcomes, or a folder with the parts of one model's, local or s3://: what the evaluate stage leaves as
-STORAGE/SWEEP/outcomes/MODEL.parquet. The first is compared with each of the others.
-"""
+"""Compare models evaluated on the same images: paired differences, classes, and flipped images."""
 
 import argparse
 import sys
@@ -11,7 +7,9 @@ from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
 from sat_ray.evaluation.outcome_files import evaluation_of, folder_and_name, read_outcomes
-from sat_ray.integrations.command_line.exit_status import leave_own_folder_off_the_path
+from sat_ray.integrations.command_line.option_values import UsageError
+from sat_ray.integrations.command_line.process.exit_status import settle_path
+from sat_ray.integrations.command_line.process.invocation import program
 from sat_ray.report.compare.verdicts import JudgedModel, judge
 from sat_ray.storage.store import Storage
 from sat_ray.utils.names import printable
@@ -19,19 +17,16 @@ from sat_ray.utils.names import printable
 PLAIN_WIDTH = 140  # where the output is no terminal
 
 
-class UsageError(ValueError):
-    """The command cannot be run as written."""
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (all options: --help)")
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line; UsageError in one line."""
+def _parser(about: str | None) -> _Parser:
+    """Return the parser; unlike that of the other commands it takes OUTCOMES after options too."""
     parser = _Parser(
-        description=__doc__,
+        prog=program(),
+        description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s OUTCOMES OUTCOMES [OUTCOMES ...] [options]",
     )
@@ -61,22 +56,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--any-gradient",
         action="store_true",
-        help="attacks may differ in the gradients they climb, as pgd-200 and pgd-200-bf16 do",
+        help="attacks may differ in their gradients, as pgd-200 and pgd-200-bf16 do",
     )
-    given = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str], *, about: str | None) -> argparse.Namespace:
+    """Read the command line; UsageError in one line."""
+    given = _parser(about).parse_args(argv)
     if len(given.outcomes) < 2:
-        raise UsageError(f"OUTCOMES are {len(given.outcomes)}; allowed: at least 2")
+        raise UsageError(f"OUTCOMES must be at least 2, got {len(given.outcomes)}")
     if "" in given.outcomes:
         raise UsageError(
-            "OUTCOMES '' is empty; allowed: a Parquet file or a folder that holds some"
+            "OUTCOMES must be Parquet files or folders that hold some, got an empty word"
         )
     places = [Storage.at(one).uri for one in given.outcomes]
-    if len(set(places)) < len(places):
-        raise UsageError(
-            f"{next(one for one in places if places.count(one) > 1)} is given twice; allowed: each once"
-        )
+    repeated = [place for place in places if places.count(place) > 1]
+    if repeated:
+        raise UsageError(f"{repeated[0]} is given twice; give each of the OUTCOMES once")
     if given.flips < 0:
-        raise UsageError(f"--flips is {given.flips}; allowed: a whole number >= 0")
+        raise UsageError(f"--flips must be an integer >= 0, got {given.flips}")
     if given.json is not None:
         _check_json(given.json, places)
     return given
@@ -85,12 +84,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _check_json(path: str, outcomes: Sequence[str]) -> None:
     """Refuse what --json cannot write or must not write over, before anything is read."""
     if not path:
-        raise UsageError("--json '' is empty; allowed: the path of a file")
+        raise UsageError("--json must be the path of a file, got an empty word")
     if Storage.at(path).uri in outcomes:
-        raise UsageError(f"--json {path} is one of the OUTCOMES; allowed: another file")
+        raise UsageError(f"--json must be another file than the OUTCOMES, got {path}")
     folder, name = folder_and_name(path)
     if not name or path.endswith("/") or (folder.exists(name) and not folder.is_file(name)):
-        raise UsageError(f"--json {path} is a folder; allowed: the path of a file")
+        raise UsageError(f"--json must be the path of a file, got the folder {path}")
 
 
 def read_model(uri: str, *, name: str) -> JudgedModel:
@@ -102,14 +101,14 @@ def read_model(uri: str, *, name: str) -> JudgedModel:
         raise ValueError(f"{uri}: {error}") from None
 
 
-def run(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str], *, about: str | None = None) -> None:
     """Compare, print, and write the JSON file where one was asked for."""
     from rich.console import Console
 
     from sat_ray.report.compare.paired import compare, to_json
     from sat_ray.report.compare.tables import notes, render
 
-    given = parse(argv)
+    given = parse(argv, about=about)
     stems = [PurePosixPath(uri.rstrip("/")).stem for uri in given.outcomes]
     names = stems if len(set(stems)) == len(stems) else given.outcomes
     models = [read_model(uri, name=name) for uri, name in zip(given.outcomes, names, strict=True)]
@@ -118,7 +117,8 @@ def run(argv: Sequence[str]) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     if given.common:
         console.print(
-            f"--common: {comparison.n:,} images are common to outcomes of {', '.join(f'{n:,}' for n in seen)}",
+            f"--common: {comparison.n:,} images are common to outcomes of "
+            f"{', '.join(f'{n:,}' for n in seen)}",
             markup=False,
         )
     for part in render(comparison, flips=given.flips):
@@ -134,11 +134,11 @@ def run(argv: Sequence[str]) -> None:
         folder.write_json(name, found)
 
 
-def main() -> int:
+def main(*, about: str | None) -> int:
     """Run the command and return the exit status: 2, with one line, for what a user can mend."""
-    leave_own_folder_off_the_path()
+    settle_path()
     try:
-        run(sys.argv[1:])
+        run(sys.argv[1:], about=about)
         return 0
     except (ValueError, OSError) as error:
         print(printable(f"error: {error}", kept="\n"), file=sys.stderr)

@@ -43,29 +43,55 @@ def describe(command: Command) -> str:
 
 def plan(config: SweepConfig) -> dict[str, str]:
     """Return what would be computed. One pass is one forward and backward pass of one image."""
-    training, resources = config.training, config.resources
-    finalists, seeds = len(groups(config.search.points())), len(config.final.seeds)
+    finalists = len(groups(config.search.points()))
+    seeds = len(config.final.seeds)
     source = counted(dataset_source(config.data.dataset), config.data.path)
     passes = passes_of(config, source)
+    models = f"{finalists} configurations x {seeds} seeds = {finalists * seeds}"
     return {
         "dataset": f"{source.name}: {source.about}",
-        "world size": f"{resources.train_workers} workers",
-        "global batch": f"{training.global_batch_size} images, {training.global_batch_size // resources.train_workers} per worker",
-        "learning rate": f"{training.learning_rate:g} at the peak, {training.schedule}, {training.warmup_epochs:g} epochs of warm-up",
+        **_training(config),
         "epsilon": f"{as_255ths(config.threat_model.epsilon)} ({config.threat_model.norm})",
         "training attack": _training_attack(config),
-        "evaluation attack": f"PGD-{config.evaluation.steps}, step {as_255ths(config.evaluation.step_size)}, "
-        f"{config.evaluation.restarts} restart(s)",
+        "evaluation attack": _evaluation_attack(config),
         "strong attacks on what survives": _strong(config, source.classes),
-        "search trials": f"{len(config.search.points())} configurations, {planned_trials(config)} trainings "
-        f"({config.search.method}, rungs at {', '.join(map(str, config.search.rungs))} epochs)",
+        "search trials": _trials(config),
         **_space(config),
-        "models for the leaderboard": f"{finalists} configurations x {seeds} seeds = {finalists * seeds}",
+        "models for the leaderboard": models,
         **_shown(passes),
         **costs(config, source, passes),
         **_budget(config),
         **{f"asked of Ray, {demand.stage}": str(demand) for demand in bundles(config)},
     }
+
+
+def _training(config: SweepConfig) -> dict[str, str]:
+    training = config.training
+    workers = config.resources.train_workers
+    per_worker = training.global_batch_size // workers
+    return {
+        "world size": f"{workers} workers",
+        "global batch": f"{training.global_batch_size} images, {per_worker} per worker",
+        "learning rate": (
+            f"{training.learning_rate:g} at the peak, {training.schedule}, "
+            f"{training.warmup_epochs:g} epochs of warm-up"
+        ),
+    }
+
+
+def _evaluation_attack(config: SweepConfig) -> str:
+    evaluation = config.evaluation
+    step = as_255ths(evaluation.step_size)
+    return f"PGD-{evaluation.steps}, step {step}, {evaluation.restarts} restart(s)"
+
+
+def _trials(config: SweepConfig) -> str:
+    search = config.search
+    rungs = ", ".join(map(str, search.rungs))
+    return (
+        f"{len(search.points())} configurations, {planned_trials(config)} trainings "
+        f"({search.method}, rungs at {rungs} epochs)"
+    )
 
 
 def _space(config: SweepConfig) -> dict[str, str]:
@@ -96,7 +122,10 @@ def _budget(config: SweepConfig) -> dict[str, str]:
         else hours
     )
     return {
-        "budget of the search": f"{priced}: no trial starts once it is spent; training, evaluation and cards are not in it"
+        "budget of the search": (
+            f"{priced}: no trial starts once it is spent; "
+            "training, evaluation and cards are not in it"
+        )
     }
 
 
@@ -110,10 +139,8 @@ def _strong(config: SweepConfig, classes: int) -> str:
 
 
 def _training_attack(config: SweepConfig) -> str:
-    training, step = (
-        config.training,
-        as_255ths(config.training.attack(config.threat_model).step_size),
-    )
+    training = config.training
+    step = as_255ths(training.step_size(config.threat_model))
     if training.attack_replays:
         return f"Free: {training.attack_replays} updates on each batch, step {step}"
     ascended = (

@@ -1,9 +1,4 @@
-"""Export a model to a file that needs none of this code, with a parity check and a model card.
-
-python pipelines/export.py digits --out silu.pt2                     the champion of a sweep in ./runs (or SAT_RAY_STORAGE)
-python pipelines/export.py digits --format onnx --out silu.onnx      the same for onnxruntime
-python pipelines/export.py runs/digits/checkpoints/train/… --out m.pt2   a given checkpoint
-"""
+"""Export a model to a file that needs none of this code, with a parity check and a model card."""
 
 import sys
 from dataclasses import dataclass
@@ -12,11 +7,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sat_ray.checkpoint import MODEL_JSON, load_model, read_description
-from sat_ray.integrations.command_line.exit_status import exit_status
 from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.parsing import AllowCode, parse_options, storage_root
-from sat_ray.models.export import FORMATS, export_model
+from sat_ray.integrations.command_line.process.exit_status import exit_status
+from sat_ray.integrations.command_line.process.invocation import spelled
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig, stored_config
 from sat_ray.sweep.plan import dataset_uri
@@ -26,8 +20,6 @@ from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.bounds import Bounds, check_fields
 from sat_ray.utils.import_string import confirm
 from sat_ray.utils.names import check_name
-
-REPORT_AGAIN = "run again: python pipelines/report.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +70,8 @@ class Found:
 
 def export(asked: Asked) -> None:
     """Write the file and its card, and print what was written."""
+    from sat_ray.checkpoint import load_model, read_description
+    from sat_ray.models.export import FORMATS, export_model
     from sat_ray.report.pages.model_card import model_card
 
     if not asked.out:
@@ -93,14 +87,13 @@ def export(asked: Asked) -> None:
     out = Path(asked.out).expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data)
-    about, name = (
-        read_description(Storage.at(found.checkpoint)),
-        found.checkpoint.rstrip("/").rpartition("/")[2],
-    )
+    card = out.with_suffix(".md")
+    about = read_description(Storage.at(found.checkpoint))
+    name = found.checkpoint.rstrip("/").rpartition("/")[2]
+    if "configuration" in about["about"]:
+        name = SearchPoint.stored(about["about"]["configuration"]).name
     text = model_card(
-        name=SearchPoint.stored(about["about"]["configuration"]).name
-        if "configuration" in about["about"]
-        else name,
+        name=name,
         file=out.name,
         kind=asked.format,
         spec=about["spec"],
@@ -113,14 +106,16 @@ def export(asked: Asked) -> None:
         card=_card(found),
         config=None if found.sweep is None else found.sweep.read_json("config.json"),
     )
-    out.with_suffix(".md").write_text(text)
-    print(
-        f"{found.checkpoint}\n{out}: {len(data):,} bytes; {parity}\n{out.with_suffix('.md')}: its card"
-    )
+    card.write_text(text)
+    print(found.checkpoint)
+    print(f"{out}: {len(data):,} bytes; {parity}")
+    print(f"{card}: its card")
 
 
 def locate(model: str, root: Storage) -> Found:
-    """Find a checkpoint by the name of its sweep or by its folder; ValueError says what is allowed."""
+    """Find a checkpoint by the name of its sweep or by its folder, or raise ValueError."""
+    from sat_ray.checkpoint import MODEL_JSON
+
     if Storage.at(model).exists(MODEL_JSON):
         checkpoint = Storage.at(model).uri
         folder, inside, _ = checkpoint.rpartition("/checkpoints/")
@@ -128,14 +123,16 @@ def locate(model: str, root: Storage) -> Found:
         return Found(checkpoint, sweep, _board(sweep), _config(sweep))
     if "/" in model:
         raise ValueError(
-            f"model {model} is no folder of a checkpoint (no {MODEL_JSON}); allowed: such a folder, or the name of a sweep"
+            f"model must be the folder of a checkpoint or the name of a sweep, got {model}, "
+            f"which has no {MODEL_JSON}"
         )
     check_name(model, sweeps_in(root), field="sweep")
     sweep = root.child(model)
     board = _board(sweep)
     if board is None:
         raise ValueError(
-            f"sweep {model} has no leaderboard yet; run first: python pipelines/sweep.py {model}, or name a checkpoint"
+            f"sweep {model} has no leaderboard yet; run first: {spelled('sweep', [model])}, "
+            "or name a checkpoint"
         )
     try:
         own = board["champion"]["row"]["checkpoint"].rpartition("/checkpoints/")[
@@ -143,7 +140,8 @@ def locate(model: str, root: Storage) -> Found:
         ]  # the storage may have been moved since
     except (KeyError, TypeError, AttributeError):
         raise ValueError(
-            f"{sweep.full('leaderboard.json')} names no champion; {REPORT_AGAIN} {model}, or name a checkpoint"
+            f"{sweep.full('leaderboard.json')} names no champion; "
+            f"run again: {spelled('report', [model])}, or name a checkpoint"
         ) from None
     return Found(sweep.full(f"checkpoints/{own}"), sweep, board, _config(sweep))
 
@@ -155,7 +153,8 @@ def _board(sweep: Storage | None) -> dict[str, Any] | None:
         board: dict[str, Any] = sweep.read_json("leaderboard.json")
     except ValueError as error:
         raise ValueError(
-            f"{sweep.full('leaderboard.json')} is no JSON ({error}); {REPORT_AGAIN} RECIPE"
+            f"{sweep.full('leaderboard.json')} is no JSON ({error}); "
+            f"run again: {spelled('report')} RECIPE"
         ) from None
     return board
 
@@ -193,6 +192,6 @@ def _card(found: Found) -> dict[str, Any] | None:
     return card
 
 
-def main() -> int:
+def main(*, about: str | None) -> int:
     """Run the command and return the exit status."""
-    return exit_status(lambda: export(parse_options(sys.argv[1:], Asked(), about=__doc__ or "")))
+    return exit_status(lambda: export(parse_options(sys.argv[1:], Asked(), about=about or "")))

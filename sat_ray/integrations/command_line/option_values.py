@@ -1,6 +1,7 @@
-"""The words after each option of a command: checked against the type of its field before the parser sees them.
+"""The words after each option of a command: checked by the type of its field, before the parser.
 
-The parser's own messages name Python functions; these name the option, what it takes, and what was given.
+The parser's own messages name Python functions; these name the option, what it takes, and what was
+given.
 """
 
 import dataclasses
@@ -56,7 +57,8 @@ def check_words(words: Sequence[str], kinds: Mapping[str, Any], *, allowed_befor
     stray = groups.pop(0)[1]
     if len(stray) > allowed_before:
         raise UsageError(
-            f"unexpected word {stray[allowed_before]!r}: an option begins with --, and its values follow it (all options: --help)"
+            f"unexpected word {stray[allowed_before]!r}: an option begins with --, "
+            "and its values follow it (all options: --help)"
         )
     for option, values in groups:
         _check_option(option, values, kinds)
@@ -82,7 +84,8 @@ def _check_option(option: str, values: Sequence[str], kinds: Mapping[str, Any]) 
     if kind is bool:
         if values:
             raise UsageError(
-                f"{option} takes no value, got {values[0]}: write {option} alone, or {_opposite(name)}"
+                f"{option} takes no value, got {values[0]}: "
+                f"write {option} alone, or {_opposite(name)}"
             )
         return
     if get_origin(kind) is tuple:
@@ -126,7 +129,7 @@ def _fits_one(value: str, kind: Any) -> bool:
 
 def _is_number(value: str) -> bool:
     try:
-        float(as_decimal(value))
+        as_float(value)
     except ValueError:
         return False
     return True
@@ -143,27 +146,28 @@ def _named_one(kind: Any) -> str:
     return names.get(kind, "a word")
 
 
-def holds_float(kind: Any) -> bool:
-    """Return whether a type is a float, several floats, or perhaps one."""
-    return kind is float or any(holds_float(part) for part in get_args(kind))
+NUMBERS = tyro.constructors.ConstructorRegistry()
+"""How the parser reads numbers: k/255 may be written wherever a float is expected."""
 
 
-def with_decimals(words: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
-    """Write k/255 as a decimal after options that hold floats; elsewhere it may be a path."""
-    floats = {name for name, kind in kinds.items() if holds_float(kind)}
-    written: list[str] = []
-    takes_float = False
-    for word in words:
-        option, equals, value = word.partition("=")
-        if word.startswith("--"):
-            takes_float = option[2:].replace("-", "_") in floats
-            written.append(f"{option}={as_decimal(value)}" if equals and takes_float else word)
-        else:
-            written.append(as_decimal(word) if takes_float else word)
-    return written
+@NUMBERS.primitive_rule
+def _float_rule(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[float] | None:
+    if info.type is not float:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=lambda words: as_float(words[0]),
+        is_instance=lambda value: isinstance(value, float | int),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
-def as_decimal(word: str) -> str:
-    """Return k/n as a decimal, any other word as it is."""
+def as_float(word: str) -> float:
+    """Return the number that a word spells, k/n included; ValueError where it spells none."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)/(\d+)", word)
-    return repr(float(match[1]) / float(match[2])) if match and float(match[2]) else word
+    if match is None or not float(match[2]):
+        return float(word)
+    return float(match[1]) / float(match[2])

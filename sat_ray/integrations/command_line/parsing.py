@@ -1,4 +1,7 @@
-"""The command line: RECIPE, dotted overrides of its config, and where to run. Precedence is command line > recipe > default."""
+"""The command line: RECIPE, dotted overrides of its config, and where to run.
+
+Precedence is command line > recipe > default.
+"""
 
 import contextlib
 import dataclasses
@@ -7,7 +10,6 @@ import io
 import itertools
 import os
 import re
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,12 +18,13 @@ import tyro
 
 from sat_ray.activations.table import activation_table
 from sat_ray.integrations.command_line.option_values import (
+    NUMBERS,
     UsageError,
     check_words,
     option_kinds,
     positionals,
-    with_decimals,
 )
+from sat_ray.integrations.command_line.process.invocation import program
 from sat_ray.integrations.mlflow.preflight import sqlite_path
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import check_address, redacted
@@ -30,11 +33,8 @@ from sat_ray.utils.names import check_name, suggest
 from sat_ray.utils.serialization import content_hash, flatten
 
 Given = TypeVar("Given")  # a dataclass of options
-RESERVED_NAMES = (
-    "data",
-    "mlartifacts",
-    "mlflow.db",
-)  # of the storage itself; beside the last lie files whose names begin with it
+# of the storage itself; beside the last lie files whose names begin with it
+RESERVED_NAMES = ("data", "mlartifacts", "mlflow.db")
 SHORT = {"--budget": "--cost.budget"}
 
 
@@ -57,7 +57,8 @@ class Options:
     storage: Annotated[
         str,
         _help(
-            "Folder or s3://bucket/prefix for everything the sweep writes; empty: SAT_RAY_STORAGE, else ./runs."
+            "Folder or s3://bucket/prefix for everything the sweep writes; "
+            "empty: SAT_RAY_STORAGE, else ./runs."
         ),
     ] = ""
     tracking_uri: Annotated[
@@ -69,19 +70,22 @@ class Options:
     name: Annotated[
         str,
         _help(
-            "Name of the sweep, its folder under STORAGE; empty: the recipe, plus a short hash of what was overridden."
+            "Name of the sweep, its folder under STORAGE; "
+            "empty: the recipe, plus a short hash of what was overridden."
         ),
     ] = ""
     on_code_change: Annotated[
         Literal["refuse", "reuse", "rerun"],
         _help(
-            "Results made by other code than today's: refuse to start, reuse them, or move them aside and compute anew."
+            "Results made by other code than today's: refuse to start, reuse them, "
+            "or move them aside and compute anew."
         ),
     ] = "refuse"
     accept_flagged: Annotated[
         str,
         _help(
-            "Register the best model even if its robustness card says FLAG; give the reason, it is recorded with the model."
+            "Register the best model even if its robustness card says FLAG; "
+            "give the reason, it is recorded with the model."
         ),
     ] = ""
     dry_run: Annotated[
@@ -112,7 +116,10 @@ class Command:
 def parse(
     argv: Sequence[str], recipes: Mapping[str, Recipe], *, default: str, about: str
 ) -> Command:
-    """Read a command line. Raises UsageError or ValueError in one line; prints help and exits 0 on --help."""
+    """Read a command line; print help and exit 0 on --help.
+
+    Raises UsageError or ValueError in one line.
+    """
     config, base, given = parse_recipe(
         argv, recipes, default=default, about=about, options=Options()
     )
@@ -122,9 +129,10 @@ def parse(
 def parse_recipe(
     argv: Sequence[str], recipes: Mapping[str, Recipe], *, default: str, about: str, options: Given
 ) -> tuple[SweepConfig, SweepConfig, Given]:
-    """Read RECIPE, overrides of its config and the fields of `options`; return the config, the recipe's own config and the options.
+    """Read RECIPE, overrides of its config, and the fields of `options`.
 
-    options: a dataclass instance that holds the defaults. Raises UsageError or ValueError in one line; exits 0 on --help.
+    Returns the config, the recipe's own config, and the options. options: a dataclass instance that
+    holds the defaults. Raises UsageError or ValueError in one line; exits 0 on --help.
     """
     _check_addresses(argv)
     arguments = list(argv)
@@ -134,25 +142,29 @@ def parse_recipe(
     _check_flags(arguments, flatten(dataclasses.asdict(base)) | vars(options))
     kinds = option_kinds(base) | option_kinds(options)
     check_words(arguments, kinds)
-    arguments = with_decimals(arguments, kinds)
     kind, defaults = _command_type(base, options)
-    known = f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; numbers may be written as k/255."
+    known = (
+        f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; "
+        "numbers may be written as k/255."
+    )
     text = "\n\n".join([_headline(about), known, activation_table()])
     parsed = _parsed(
-        kind, prog=_program("[RECIPE]"), description=text, args=arguments, default=defaults
+        kind, prog=program("[RECIPE]"), description=text, args=arguments, default=defaults
     )
     return _only(SweepConfig, parsed), base, _only(type(options), parsed)
 
 
 def parse_options(argv: Sequence[str], options: Given, *, about: str) -> Given:
-    """Read a command line that takes no recipe: the fields of a dataclass and nothing else. Errors and --help as in `parse_recipe`."""
+    """Read a command line that takes no recipe: the fields of a dataclass and nothing else.
+
+    Errors and --help as in `parse_recipe`.
+    """
     _check_addresses(argv)
     _check_flags(argv, vars(options))
     kinds = option_kinds(options)
     check_words(argv, kinds, allowed_before=positionals(options))
-    words = with_decimals(argv, kinds)
     found: Given = _parsed(
-        type(options), prog=_program(), description=_headline(about), args=words, default=options
+        type(options), prog=program(), description=_headline(about), args=argv, default=options
     )
     return found
 
@@ -160,10 +172,6 @@ def parse_options(argv: Sequence[str], options: Given, *, about: str) -> Given:
 def _only(kind: type[Given], parsed: Any) -> Given:
     fields: Any = kind
     return kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(fields)})
-
-
-def _program(*words: str) -> str:
-    return " ".join([os.path.basename(sys.argv[0]), *words])
 
 
 def _headline(about: str) -> str:
@@ -175,7 +183,7 @@ def _parsed(kind: Any, **settings: Any) -> Any:
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            return tyro.cli(kind, **settings)
+            return tyro.cli(kind, registry=NUMBERS, **settings)
     except SystemExit as end:
         if end.code in (0, None):
             raise
@@ -190,7 +198,10 @@ def _in_full(word: str) -> str:
 
 
 def _check_addresses(words: Sequence[str]) -> None:
-    """Raise ValueError where a word is an address with a login, but for the tracker's, which MLflow takes there."""
+    """Raise ValueError where a word is an address with a login.
+
+    The tracker's may have one: MLflow reads it there.
+    """
     flag = ""
     for word in words:
         name, _, value = word.partition("=")
@@ -218,7 +229,7 @@ def _check_flags(arguments: Sequence[str], known: Mapping[str, Any]) -> None:
 
 
 def _closest(name: str, known: Collection[str]) -> str:
-    """Suggest full names whose last part is nearest to the last part given, where the whole name is near to none."""
+    """Suggest the full names whose last part is nearest to the last part given."""
     tails: dict[str, list[str]] = {}
     for full in known:
         tails.setdefault(full.rpartition(".")[2], []).append(full)
@@ -233,7 +244,7 @@ def _closest(name: str, known: Collection[str]) -> str:
 
 
 def _command_type(base: SweepConfig, options: Any) -> tuple[Any, Any]:
-    """Join the config's fields and the options into one flat command, so that no prefix is needed."""
+    """Join the config's fields and the options into one flat command without a prefix."""
     fields: list[tuple[str, Any, Any]] = []
     for settings in (base, options):
         for field in dataclasses.fields(settings):
@@ -256,7 +267,8 @@ def _resolve(
     if not tracking:
         if not root.is_local:
             raise UsageError(
-                f"storage {root.uri} is on S3, where no SQLite database can live; give --tracking-uri or MLFLOW_TRACKING_URI"
+                f"storage {root.uri} is on S3, where no SQLite database can live; "
+                "give --tracking-uri or MLFLOW_TRACKING_URI"
             )
         tracking = f"sqlite:///{root.uri}/mlflow.db"
     name = sweep_name(given.name, config, base)
@@ -282,7 +294,7 @@ def storage_root(given: str) -> Storage:
 
 
 def sweep_name(given: str, config: SweepConfig, base: SweepConfig) -> str:
-    """Return the name given, checked, or the one made from what differs from the recipe's own config."""
+    """Return the name given, checked, or one made from what differs from the recipe's config."""
     if given:
         return folder_name(given)
     ours, theirs = flatten(config.semantic()), flatten(base.semantic())
@@ -291,19 +303,24 @@ def sweep_name(given: str, config: SweepConfig, base: SweepConfig) -> str:
 
 
 def folder_name(given: str) -> str:
-    """Return a name that is fit for a folder directly below the storage; UsageError says what is allowed."""
+    """Return a name that is fit for a folder of the storage; UsageError says what is allowed."""
     *folders, database = RESERVED_NAMES
     reserved = given.casefold() in folders or given.casefold().startswith(
         database
     )  # some disks do not tell data from Data
     if reserved or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", given):
-        allowed = f"up to 64 letters, digits, '.', '_' and '-', not {', '.join(folders)} and nothing that begins with {database}"
-        raise UsageError(f"name {given!r}; allowed: {allowed}")
+        raise UsageError(
+            "name must be up to 64 letters, digits, '.', '_' and '-', not "
+            f"{', '.join(folders)} and nothing that begins with {database}, got {given!r}"
+        )
     return given
 
 
 def check_not_a_file(name: str, root: Storage, tracking_uri: str) -> None:
-    """Raise UsageError where the folder `name` of a local storage would be a file, or one of the tracker's database."""
+    """Raise UsageError where the folder `name` of a local storage would be a file.
+
+    It may be one of the tracker's database.
+    """
     if not root.is_local:
         return
     database = sqlite_path(tracking_uri) if tracking_uri.startswith("sqlite:///") else None

@@ -1,14 +1,7 @@
-"""Tell where a sweep stands, from its storage alone: while it runs, after it stopped, on a local disk or on S3.
-
-python pipelines/status.py                                    every sweep in ./runs (or SAT_RAY_STORAGE), one line each
-python pipelines/status.py digits                             one sweep: stages, best so far, cost, what to do next
-python pipelines/status.py digits --storage s3://bucket/x     the same from another storage
-python pipelines/status.py digits --json                      the same for programs
-"""
+"""Where a sweep stands, from its storage alone, while it runs or after it stopped."""
 
 import dataclasses
 import json
-import shlex
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +11,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from sat_ray.integrations.command_line.exit_status import leave_own_folder_off_the_path
 from sat_ray.integrations.command_line.parsing import (
     AllowCode,
     Options,
@@ -27,6 +19,8 @@ from sat_ray.integrations.command_line.parsing import (
     storage_root,
     sweep_name,
 )
+from sat_ray.integrations.command_line.process.exit_status import settle_path
+from sat_ray.integrations.command_line.process.invocation import spelled
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
@@ -52,11 +46,11 @@ class Asked:
     allow_code: AllowCode = ()
 
 
-def main() -> int:
+def main(*, about: str | None) -> int:
     """Answer, and return the exit status: 2 where there is no such storage or sweep."""
-    leave_own_folder_off_the_path()
+    settle_path()
     try:
-        asked = parse_options(sys.argv[1:], Asked(), about=__doc__ or "")
+        asked = parse_options(sys.argv[1:], Asked(), about=about or "")
         text = answer(asked, storage_root(asked.storage))
         print(text if asked.json else printable(text, kept="\n"))
     except (ValueError, OSError) as error:
@@ -70,7 +64,8 @@ def answer(asked: Asked, root: Storage) -> str:
     confirm(asked.allow_code)
     if not root.exists(""):
         raise ValueError(
-            f"storage {root.uri} does not exist; give the one that the sweep was started with: --storage or SAT_RAY_STORAGE"
+            f"storage {root.uri} does not exist; "
+            "give the one that the sweep was started with: --storage or SAT_RAY_STORAGE"
         )
     names = sweeps_in(root)
     if asked.name:
@@ -95,7 +90,7 @@ def answer(asked: Asked, root: Storage) -> str:
         f"not read: {one}" if isinstance(one, str) else line(one, now=time.time()) for one in every
     ]
     lines = [f"{name:<{width}}  {text}" for name, text in zip(names, shown, strict=True)]
-    return "\n".join(lines) or f"no sweep in {root.uri} yet; start one: python pipelines/sweep.py"
+    return "\n".join(lines) or f"no sweep in {root.uri} yet; start one: {spelled('sweep')}"
 
 
 def _status_or_reason(root: Storage, name: str) -> SweepStatus | str:
@@ -171,13 +166,15 @@ def describe(found: SweepStatus, root: Storage, *, now: float) -> str:
     others = sum(stage.other_environment for stage in found.stages)
     if others:
         facts["not counted"] = (
-            f"{others} result(s) of another numerical environment (torch, device, threads, slots) or of other weights"
+            f"{others} result(s) of another numerical environment (torch, device, threads, slots) "
+            "or of other weights"
         )
     return "\n".join(
         [
             f"sweep {found.name} in {root.uri}",
             f"{config.data.dataset} · {config.model.name} · {config.threat_model} · "
-            f"{config.search.method} search over {len(config.search.points())} configurations · {len(config.final.seeds)} seeds",
+            f"{config.search.method} search over {len(config.search.points())} "
+            f"configurations · {len(config.final.seeds)} seeds",
             "",
             *(_columns(row) for row in (heads, *rows)),
             "",
@@ -250,12 +247,16 @@ def _next(found: SweepStatus, root: Storage) -> str:
     if found.report:
         return f"done; the report: {found.report}"
     if found.driver is not None and found.driver.alive:
-        return "nothing to do, it goes on by itself; a Ctrl-C of the driver keeps all that is committed"
-    return f"go on where it stopped: {command_of(found, root) or 'the command that it was started with'}"
+        return (
+            "nothing to do, it goes on by itself; "
+            "a Ctrl-C of the driver keeps all that is committed"
+        )
+    command = command_of(found, root) or "the command that it was started with"
+    return f"go on where it stopped: {command}"
 
 
 def command_of(found: SweepStatus, root: Storage) -> str:
-    """Return a command that goes on with a sweep; "" where its recipe is not among today's, or cannot be overridden to its config."""
+    """Return a command that goes on with a sweep; "" where no recipe leads to its config."""
     if found.config.recipe not in RECIPES:
         return ""
     base = RECIPES[found.config.recipe]()
@@ -273,11 +274,7 @@ def command_of(found: SweepStatus, root: Storage) -> str:
         words += ["--name", found.name]
     if root != storage_root(""):
         words += ["--storage", root.uri]
-    return (
-        shlex.join(["python", "pipelines/sweep.py", *words])
-        if _parses_to(words, found.config)
-        else ""
-    )
+    return spelled("sweep", words) if _parses_to(words, found.config) else ""
 
 
 def _words(name: str, value: Any) -> list[str]:

@@ -5,6 +5,7 @@ sweep ─┬─ search ──────── one run per trial
 """
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,6 @@ from sat_ray.integrations.mlflow.values import Point, Used
 from sat_ray.models.export import NotExportedError
 from sat_ray.report.sweep_report import (
     card_of,
-    command_line,
     outcome_paths,
     read_outcomes,
     strong_attack,
@@ -163,7 +163,7 @@ class Projection:
         links = {what: link.lstrip("/") for what, link in self.links(board, pages="").items()}
         note = sweep_note(
             board,
-            command=command_line(self.sweep.command),
+            command=shlex.join(self.sweep.command),
             figures=figures,
             compare=links["compare the configurations"],
         )

@@ -80,7 +80,7 @@ def _training(
 
 def _robustness(board: Mapping[str, Any] | None, row: Mapping[str, Any] | None) -> str:
     if board is None or row is None:
-        return "Not measured: no leaderboard names this checkpoint. Evaluate it first (`python pipelines/evaluate.py --model`)."
+        return "Not measured: no leaderboard names this checkpoint. Evaluate it first (`sat-ray evaluate --model`)."
     rest = f"on n = {row['n']} test images; clean accuracy {points(row['clean_accuracy'])} %."
     pgd = f"{points(row['robust_accuracy'])} % (95 % interval {interval(row['robust_accuracy_interval'])})"
     if row.get("strong_robust_accuracy") is None:

@@ -44,7 +44,7 @@ from sat_ray.evaluation.low_precision.surrogate import (
 from sat_ray.evaluation.low_precision.verification import run_rescored, run_slots_fast
 from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.evaluation.robustness import calibrate_attacks, evaluate
-from sat_ray.integrations.command_line.preflight import slow_here
+from sat_ray.integrations.command_line.checks.preflight import slow_here
 from sat_ray.models import FoldedConv, Normalized, build_model
 from sat_ray.threat import ThreatModel
 from sat_ray.utils import compile as compilation

@@ -20,7 +20,7 @@ from sat_ray.data.sources.user_defined import counted
 from sat_ray.data.split import Split
 from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.evaluation.robustness import evaluate
-from sat_ray.integrations.command_line.preflight import (
+from sat_ray.integrations.command_line.checks.preflight import (
     check_user_defined_parts,
     export_warnings,
     user_defined_names,

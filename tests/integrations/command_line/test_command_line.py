@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-import pipelines
 from sat_ray.activations.table import activation_table
-from sat_ray.integrations.command_line.driver import claim_folder
+from sat_ray.integrations.command_line.checks.claims import claim_folder
 from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.storage.store import Storage
@@ -22,9 +21,9 @@ from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.search.search_space import groups
 from sat_ray.utils.serialization import to_json
 
-SWEEP = Path(pipelines.__file__).parent / "sweep.py"
-# Imports once, then runs sweep.py as __main__ in one forked process per command: a real exit status
-# and real streams, without eight seconds of imports each.
+SWEEP = Path(__file__).parent.parent / "pipelines" / "sweep.py"
+# Imports once, then runs sweep.py as __main__ in one forked process per command: a real exit status and real streams, without eight
+# seconds of imports each.
 FORKING = """
 import json, os, runpy, sys
 import sat_ray.integrations.command_line.driver
@@ -114,7 +113,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no value": (["--training.epochs"], "--training.epochs"),
     "choice": (["--on-code-change", "maybe"], "refuse"),
     "surplus word": (["digits", "digits_smoke"], "digits_smoke"),
-    "sweep name": (["--name", "../else"], "name '../else'; allowed"),
+    "sweep name": (["--name", "../else"], "name must be up to 64 letters"),
     "S3 without tracking": (
         ["--storage", "s3://bucket/x"],
         "give --tracking-uri or MLFLOW_TRACKING_URI",
@@ -373,7 +372,7 @@ def test_resources_do_not_change_the_name(command: Any) -> None:
     ],
 )
 def test_names_that_are_taken_or_hostile_are_refused(command: Any, name: str) -> None:
-    with pytest.raises(UsageError, match="allowed: up to 64 letters"):
+    with pytest.raises(UsageError, match="name must be up to 64 letters"):
         command(f"--name={name}")
 
 

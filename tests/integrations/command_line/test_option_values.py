@@ -2,6 +2,7 @@
 anything else is one line that names option, kind and value.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -9,12 +10,12 @@ import pytest
 import tyro
 
 from sat_ray.integrations.command_line.option_values import (
+    NUMBERS,
     UsageError,
-    as_decimal,
+    as_float,
     check_words,
     option_kinds,
     positionals,
-    with_decimals,
 )
 
 
@@ -109,25 +110,30 @@ def test_what_it_does_not_take_is_named_with_what_it_takes(words: str, message: 
     assert str(error.value).startswith(message)
 
 
-def test_fractions_become_decimals_after_numbers_alone() -> None:
+@pytest.mark.parametrize(
+    ("word", "value"), [("8/255", 8 / 255), ("127.5/255", 0.5), ("1e-3", 1e-3), ("inf", math.inf)]
+)
+def test_a_number_may_be_written_as_a_fraction(word: str, value: float) -> None:
+    assert as_float(word) == value
+
+
+@pytest.mark.parametrize("word", ["1/0", "-1/2", "2024/10/x", "1/2/3", "fast", ""])
+def test_what_spells_no_number_is_refused(word: str) -> None:
+    with pytest.raises(ValueError):
+        as_float(word)
+
+
+def test_fractions_are_read_where_a_float_is_expected_and_nowhere_else() -> None:
     words = [
         "--part.rate",
         "8/255",
         "--part.word",
         "8/255",
-        "--part.many=1/2",
+        "--part.many",
+        "1/2",
+        "3",
         "--part.limit",
         "1/4",
     ]
-    assert with_decimals(words, KINDS) == [
-        *(
-            "--part.rate",
-            repr(8 / 255),
-            "--part.word",
-            "8/255",
-            "--part.many=0.5",
-            "--part.limit",
-            "0.25",
-        ),
-    ]
-    assert as_decimal("2024/10/x") == "2024/10/x"
+    part = tyro.cli(Outer, args=words, registry=NUMBERS).part
+    assert (part.rate, part.word, part.many, part.limit) == (8 / 255, "8/255", (0.5, 3.0), 0.25)

@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pipelines
-
-COMMANDS = Path(pipelines.__file__).parent
+COMMANDS = Path(__file__).parent.parent / "pipelines"
 CODE = """
 import json, os, sys
-from sat_ray.integrations.command_line.exit_status import exit_status
+from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.utils.import_string import resolve
 found = {}
 def look():

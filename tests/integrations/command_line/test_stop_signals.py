@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from sat_ray.integrations.command_line.stop_signals import stop_signals
+from sat_ray.integrations.command_line.process.stop_signals import stop_signals
 
 START = """
 import ctypes, sys, threading, time
-from sat_ray.integrations.command_line.stop_signals import stop_signals
+from sat_ray.integrations.command_line.process.stop_signals import stop_signals
 with stop_signals(grace=float(sys.argv[1])):
 """
 READY = 'print("ready", flush=True)'

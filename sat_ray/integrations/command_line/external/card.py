@@ -1,4 +1,4 @@
-"""The robustness card of a model that others made: one Ray task, one record, card.json."""
+"""The robustness card of a model made elsewhere: one Ray task, one record, card.json."""
 
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from sat_ray.integrations.command_line.external.tasks import follow, on_ray
 from sat_ray.report.console import Reporter
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute import images_of, model_of, rows_of
-from sat_ray.sweep.records.store import Records, record_key
+from sat_ray.sweep.records.store import Record, Records, record_key
 from sat_ray.sweep.resources import evaluation_resources
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import CARD, EvaluationTask
@@ -30,45 +30,50 @@ def write_card(
     storage: Storage,
     reporter: Reporter,
 ) -> dict[str, Any] | None:
-    """Compute the robustness card as one Ray task, unless it is committed; write card.json, print its verdict and reasons, return it.
+    """Compute the robustness card as a Ray task, unless it is committed; write and return it.
 
-    None where it is not asked for and no earlier command made it.
+    None where the options do not want it and no earlier command made it.
     """
-    records, inputs, key = (
-        Records(storage),
-        card_inputs(given, subject, task),
-        card_key(given, subject, task),
-    )
-    record = records.find(CARD, key)
+    records = Records(storage)
+    record = records.find(CARD, card_key(given, subject, task))
     if record is None and not given.card:
         return None
     if record is None:
-        from sat_ray.integrations.ray.tasks import stage_task
-
-        n = inputs["images"]
-        reporter.say(f"robustness card: {n:,} images")
-        started = perf_counter()
-        with on_ray(given, reporter):
-            work = (
-                card_of,
-                replace(task, first=0, last=n, sample=n),
-                given.examined(),
-                subject.configuration,
-            )
-            ref = stage_task(*work, name="card", resources=evaluation_resources(given.resources))
-            payload = {
-                "name": task.name,
-                "card": follow(ref, reporter.stage("card", 1), done=lambda: 0),
-            }
-        record = records.commit(
-            CARD, key, inputs=inputs, payload=payload, seconds=perf_counter() - started
-        )
+        record = _compute(given, subject, task, records, reporter)
     card: dict[str, Any] = record.payload["card"]
     storage.write_json("card.json", card)
     reporter.say(f"robustness card: {card['verdict']}; {storage.full('card.json')}")
     for reason in card["reasons"]:
         reporter.say(f"  {reason}")
     return card
+
+
+def _compute(
+    given: ExternalOptions,
+    subject: Subject,
+    task: EvaluationTask,
+    records: Records,
+    reporter: Reporter,
+) -> Record:
+    """Compute the card as one Ray task and commit it."""
+    from sat_ray.integrations.ray.tasks import stage_task
+
+    inputs = card_inputs(given, subject, task)
+    n = inputs["images"]
+    reporter.say(f"robustness card: {n:,} images")
+    started = perf_counter()
+    with on_ray(given, reporter):
+        whole = replace(task, first=0, last=n, sample=n)
+        work = (card_of, whole, given.examined(), subject.configuration)
+        ref = stage_task(*work, name="card", resources=evaluation_resources(given.resources))
+        card = follow(ref, reporter.stage("card", 1), done=lambda: 0)
+    return records.commit(
+        CARD,
+        card_key(given, subject, task),
+        inputs=inputs,
+        payload={"name": task.name, "card": card},
+        seconds=perf_counter() - started,
+    )
 
 
 def card_key(given: ExternalOptions, subject: Subject, task: EvaluationTask) -> str:

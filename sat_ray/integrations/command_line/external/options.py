@@ -1,12 +1,14 @@
-"""What `pipelines/evaluate.py --model` can be asked for."""
+"""The options of `evaluate --model`."""
 
 import shlex
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
-from sat_ray.attacks import AttackSpec, Gradient, cascade
-from sat_ray.attacks.cascade import QUERIES, STEPS
+from sat_ray.attacks.cascade import QUERIES, STEPS, cascade
+from sat_ray.attacks.spec import AttackSpec, Gradient
 from sat_ray.data.images import LARGEST_SIDE
+from sat_ray.integrations.command_line.option_values import UsageError
+from sat_ray.integrations.command_line.process.invocation import invocation
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.bounds import (
@@ -33,7 +35,7 @@ MEANT_FOR = {
 
 
 def exact_text(value: object) -> str:
-    """Spell a value of the command line so that it is read back as it was; k/255 where a number is one."""
+    """Write a value so that the command line reads it back as it was; k/255 where it is one."""
     k = round(255 * value) if isinstance(value, float) else 0
     return f"{k}/255" if k and k / 255 == value else str(value)
 
@@ -43,31 +45,36 @@ class ExternalOptions:
     """A model, images, and the attack that is to be survived."""
 
     model: str = ""
-    """Checkpoint folder of sat_ray, MLflow model (models:/..., runs:/... or its folder), torch.export file (.pt2), or module:function."""
+    """Checkpoint folder of sat_ray, MLflow model (models:/..., runs:/... or its folder),
+    torch.export file (.pt2), or module:function."""
     data: str = ""
-    """Prepared dataset (has a manifest.json), folder of images (one sub-folder per class), or .npz of images (uint8) and labels."""
+    """Prepared dataset (has a manifest.json), folder of images (one sub-folder per class), or
+    .npz of images (uint8) and labels."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the perturbation."""
     epsilon: StepSize = 8 / 255
     """Radius in [0, 1] pixels; k/255 may be written."""
     attack: Literal["pgd", "apgd", "square", "cascade"] = "pgd"
-    """pgd; apgd, which finds its own step size; square, which needs no gradient; or the cascade of APGD on cross-entropy, targeted APGD on
-    DLR, and Square, each on the survivors of those before it."""
+    """pgd; apgd, which finds its own step size; square, which needs no gradient; or the cascade of
+    APGD on cross-entropy, targeted APGD on DLR, and Square, each on the survivors before it."""
     steps: Steps | None = None
     """Steps of pgd (200), of apgd or of each APGD run of the cascade (100)."""
     step_size: StepSize | None = None
-    """Length of one step of pgd, in [0, 1] pixels (1/255, or a twentieth of epsilon where that is longer)."""
+    """Length of one step of pgd, in [0, 1] pixels (1/255, or a twentieth of epsilon where that is
+    longer)."""
     loss: Literal["cross_entropy", "dlr", "margin"] | None = None
     """What pgd and apgd climb (cross_entropy)."""
     targets: Annotated[int, Bounds(0, 1_000_000)] | None = None
-    """Run pgd or apgd towards each of this many likeliest other classes in turn (0: away from the label)."""
+    """Run pgd or apgd towards each of this many likeliest other classes in turn (0: away from the
+    label)."""
     restarts: Steps = 1
     """Random starts of every attack."""
     queries: Steps | None = None
     """Queries of Square (5000)."""
     gradient: Gradient = "float32"
-    """What the attack climbs: the model (float32), or a copy in fp16 (for GPUs) or bf16 (for GPUs and CPUs that have it), in compiled
-    kernels (minutes at the start of every worker), or both. That is another attack; the model itself, in float32, says what is broken."""
+    """Where gradients come from: the model (float32), or a copy in fp16 (for GPUs) or bf16 (for
+    GPUs and CPUs that have it), in compiled kernels (minutes at the start of every worker), or
+    both. That is another attack; the model itself, in float32, decides what is broken."""
     split: str = "test"
     """Split of a prepared dataset; image folders and .npz files are a test split."""
     images: Count | None = None
@@ -79,16 +86,20 @@ class ExternalOptions:
     slots: Slots = 64
     """Images in every model call; part of the numerical environment."""
     shard_size: Count | None = None
-    """Most images in one task; where not given a sixteenth of them, but at least 4 and at most 16 times the slots: large shards keep slots
-    full for longer, small ones leave no worker alone with the last of them."""
+    """Most images in one task; where not given a sixteenth of them, but at least 4 and at most 16
+    times the slots: large shards keep slots full for longer, small ones end at the same time."""
     storage: str = ""
-    """Folder or s3://bucket/prefix for everything that is written; empty: SAT_RAY_STORAGE, else ./runs."""
+    """Folder or s3://bucket/prefix for everything that is written; empty: SAT_RAY_STORAGE, else
+    ./runs."""
     name: str = ""
-    """Folder of this evaluation under STORAGE; empty: model, data and a hash of everything that determines the result."""
+    """Folder of this evaluation under STORAGE; empty: model, data and a hash of everything that
+    determines the result."""
     tracking_uri: str = ""
-    """Where MLflow model URIs are looked up; empty: MLFLOW_TRACKING_URI, else sqlite:///STORAGE/mlflow.db."""
+    """Where MLflow model URIs are looked up; empty: MLFLOW_TRACKING_URI, else
+    sqlite:///STORAGE/mlflow.db."""
     allow_pickle: bool = False
-    """Load an MLflow model that is pickled, or a .pt2 file with pickled parts: this runs whatever code they hold."""
+    """Load an MLflow model that is pickled, or a .pt2 file with pickled parts: this runs whatever
+    code they hold."""
     allow_code: tuple[str, ...] = ()
     """Names, module:function, of code that the checkpoint may name and this command may import."""
     card: bool = False
@@ -100,28 +111,45 @@ class ExternalOptions:
     accelerator: str = ""
     """Model of the GPUs as it should appear in the records, for example H200; empty on CPUs."""
     on_code_change: Literal["refuse", "reuse", "rerun"] = "refuse"
-    """Shards evaluated by other code than today's: refuse to start, reuse them, or move them aside and compute anew."""
+    """Shards evaluated by other code than today's: refuse to start, reuse them, or move them aside
+    and compute anew."""
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="--")
         if bool(self.accelerator) != (self.gpus_per_task > 0):
             raise ValueError(
-                f"--accelerator is {self.accelerator!r} with --gpus-per-task {self.gpus_per_task:g}; allowed: both (H200 and 1), or neither"
+                f"--accelerator is {self.accelerator!r} with --gpus-per-task "
+                f"{self.gpus_per_task:g}; allowed: both (H200 and 1), or neither"
             )
         if self.attack == "square" and self.gradient != "float32":
             raise ValueError(
-                f"--gradient {self.gradient} means nothing to --attack square, which takes none; leave it out"
+                f"--gradient {self.gradient} means nothing to --attack square, which takes none; "
+                "leave it out"
             )
         for field, attacks in MEANT_FOR.items():
             if getattr(self, field) is not None and self.attack not in attacks:
                 flag = f"--{field.replace('_', '-')}"
                 raise ValueError(
-                    f"{flag} means nothing to --attack {self.attack}; leave it out, or choose {' or '.join(attacks)}"
+                    f"{flag} means nothing to --attack {self.attack}; "
+                    f"leave it out, or choose {' or '.join(attacks)}"
                 )
 
+    def check_complete(self) -> None:
+        """Raise ValueError where the model, the data or a legal attack is missing."""
+        for field in ("model", "data"):
+            if not getattr(self, field):
+                raise UsageError(
+                    f"--{field} is missing; --model URI and --data URI are needed (all: --help)"
+                )
+        self.attacks(num_classes=10)  # these two refuse bad steps and sizes
+        self.examined()
+
     def command(self) -> str:
-        """Return the command that these options came from, without defaults and without the tracker's address, which may hold a login."""
-        words = ["python", "pipelines/evaluate.py"]
+        """Return the command that these options came from, without defaults.
+
+        The tracker's address is left out: it may hold a login.
+        """
+        words = invocation("evaluate")
         for field in fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
             if value != field.default and field.name != "tracking_uri":
@@ -149,7 +177,10 @@ class ExternalOptions:
         return self.shard_size or min(max(-(-n // SHARDS), fewest), most)
 
     def examined(self) -> AttackSpec:
-        """Return the PGD whose claim the card examines: untargeted, float32 gradients; of these steps and starts where --attack is pgd."""
+        """Return the PGD whose claim the card examines: untargeted, with float32 gradients.
+
+        It has these steps and starts where --attack is pgd.
+        """
         plain: dict[str, Any] = {"steps": PGD_STEPS, "step_size": self._step_size}
         if self.attack == "pgd":
             plain |= {"steps": self._count("steps", PGD_STEPS), "restarts": self.restarts}

@@ -1,9 +1,8 @@
-"""Evaluate a model that others made: exact robust accuracy with its interval, sharded over Ray, resumed where it stopped."""
+"""Evaluate a model made elsewhere: exact robust accuracy with its interval, sharded over Ray."""
 
 import importlib.metadata
 import io
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import torch
 from sat_ray.data.class_names import below_chance
 from sat_ray.data.shards.dataset import image_ids
 from sat_ray.evaluation.low_precision.calibration import Calibration
-from sat_ray.integrations.command_line.code_changes import settle_code_changes
-from sat_ray.integrations.command_line.exit_status import exit_status
+from sat_ray.integrations.command_line.checks.code_changes import settle_code_changes
+from sat_ray.integrations.command_line.checks.preflight import check_machine, slow_here
 from sat_ray.integrations.command_line.external.card import card_key, write_card
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.external.subject import (
@@ -31,14 +30,11 @@ from sat_ray.integrations.command_line.external.tasks import (
     run_tasks,
     tasks_of,
 )
-from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.parsing import (
     check_not_a_file,
     folder_name,
-    parse_options,
     storage_root,
 )
-from sat_ray.integrations.command_line.preflight import check_machine, slow_here
 from sat_ray.integrations.ray.local.session_folders import session_folder
 from sat_ray.report.console import Reporter
 from sat_ray.report.evaluation_summary import attack_table, claim, summary
@@ -56,36 +52,21 @@ from sat_ray.utils.names import printable
 from sat_ray.utils.serialization import to_json
 
 PAGE = "evaluation.html"
-VERSIONS = ("ray", "torch", "torchvision", "pyarrow")
-
-
-ABOUT = (
-    "Attack a model: exact robust accuracy with its interval, sharded over Ray, resumed where it"
-    " stopped. Needs --model and --data. Without --model this command runs the evaluate stage of a"
-    " sweep: evaluate.py RECIPE, whose options evaluate.py RECIPE --help shows."
+COLUMNS = (  # of the outcomes, that the summary and the page need
+    "image_id",
+    "label",
+    "clean_prediction",
+    "attack",
+    "first_broken_step",
+    "passes",
+    "robust",
 )
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Evaluate as the command line (or `words`) says and return the exit status."""
-    given = sys.argv[1:] if words is None else words
-    return exit_status(
-        lambda: evaluate_external(parse_options(given, ExternalOptions(), about=ABOUT))
-    )
+VERSIONS = ("ray", "torch", "torchvision", "pyarrow")
 
 
 def evaluate_external(given: ExternalOptions) -> None:
     """Evaluate, write outcomes, evaluation.json and a page, and print the verdict."""
-    for field in ("model", "data"):
-        if not getattr(given, field):
-            raise UsageError(
-                f"--{field} is missing; --model URI and --data URI are needed (all: --help)"
-            )
     confirm(given.allow_code)
-    given.attacks(
-        num_classes=10
-    )  # like the next line: refuses bad steps and sizes before anything is read
-    given.examined()
     check_machine(gradient=given.gradient, field="--gradient", accelerator=given.accelerator)
     if given.name:
         folder_name(given.name)
@@ -112,22 +93,26 @@ def evaluate_external(given: ExternalOptions) -> None:
             check_code(given, subject, Records(storage), tasks, reporter)
             run_tasks(given, tasks, Records(storage), reporter)
             found, table = write_evaluation(given, subject, tasks, storage, identity)
-            reporter.console.print(
-                printable(claim(found)), style="bold", soft_wrap=True, markup=False
-            )
-            if warning := found.get("warning", ""):
-                reporter.console.print(
-                    printable(f"warning: {warning}"), style="bold", soft_wrap=True, markup=False
-                )
-            reporter.console.print(terminal_table(attack_table(found)))
-            for measured in found.get("calibrations", ()):
-                reporter.say(str(Calibration.from_json(measured)))
-            reporter.say(
-                f"{found['passes_per_image']:.1f} passes per image, {found['seconds']:.0f} s of work; {storage.full('evaluation.json')}"
-            )
+            show(found, storage, reporter)
             card = write_card(given, subject, tasks[0], storage, reporter)
             write_page(given, found, table, card, storage)
             reporter.say(f"page: {storage.full(PAGE)}")
+
+
+def show(found: dict[str, Any], storage: Storage, reporter: Reporter) -> None:
+    """Print the claim, a warning if there is one, the table, and what it took."""
+    sentences = [claim(found)]
+    if warning := found.get("warning", ""):
+        sentences.append(f"warning: {warning}")
+    for sentence in sentences:
+        reporter.console.print(printable(sentence), style="bold", soft_wrap=True, markup=False)
+    reporter.console.print(terminal_table(attack_table(found)))
+    for measured in found.get("calibrations", ()):
+        reporter.say(str(Calibration.from_json(measured)))
+    reporter.say(
+        f"{found['passes_per_image']:.1f} passes per image, "
+        f"{found['seconds']:.0f} s of work; {storage.full('evaluation.json')}"
+    )
 
 
 def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
@@ -139,7 +124,8 @@ def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
         return
     except ValueError as error:
         raise ValueError(
-            f"{storage.full('config.json')} is no JSON ({error}); choose another --name or --storage"
+            f"{storage.full('config.json')} is no JSON ({error}); "
+            "choose another --name or --storage"
         ) from None
     if theirs != identity:
         raise ValueError(
@@ -154,7 +140,7 @@ def check_code(
     tasks: Sequence[EvaluationTask],
     reporter: Reporter,
 ) -> None:
-    """Deal with shards, and a card, that other code made: refuse to start, reuse them, or move them aside."""
+    """Refuse, reuse or move aside the shards, and the card, of other code."""
     wanted = [*((EVALUATE, task.key) for task in tasks), (CARD, card_key(given, subject, tasks[0]))]
     committed = ((stage, record) for stage, key in wanted if (record := records.find(stage, key)))
     settle_code_changes(
@@ -174,7 +160,7 @@ def write_evaluation(
     storage: Storage,
     identity: dict[str, Any],
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Merge the shards into outcomes/<name>.parquet and write evaluation.json; return it and the outcomes."""
+    """Merge the shards into outcomes/NAME.parquet, write evaluation.json, and return both."""
     rows = (
         torch.arange(subject.n)
         if subject.sample is None
@@ -183,16 +169,7 @@ def write_evaluation(
     expected = image_ids(Storage(subject.dataset.uri), given.split)[rows]
     name, records = tasks[0].name, Records(storage)
     path = merge_outcomes(records_of(tasks, records), expected.numpy(), records, name=name)
-    columns = [
-        "image_id",
-        "label",
-        "clean_prediction",
-        "attack",
-        "first_broken_step",
-        "passes",
-        "robust",
-    ]
-    table = pq.read_table(io.BytesIO(storage.read(path)), columns=columns)
+    table = pq.read_table(io.BytesIO(storage.read(path)), columns=list(COLUMNS))
     counted = summary(table, subject.attacks)
     chance = below_chance(counted["clean_accuracy"], subject.classes)
     warning = "; ".join(filter(None, (*subject.warnings, chance)))
@@ -233,14 +210,18 @@ def write_page(
 
 
 def _together(parts: Iterable[Record]) -> dict[str, Any]:
-    """Return what all shards took, and what fast gradients were checked with: the same everywhere, or it is not one evaluation."""
+    """Return the seconds of all shards, and the calibration of low-precision gradients.
+
+    Raises ValueError where shards have different calibrations: they are not one evaluation.
+    """
     seconds, found = 0.0, set[str]()
     for part in parts:
         seconds += part.seconds
         found.add(json.dumps(part.payload.get("calibrations"), sort_keys=True))
     if len(found) > 1:
         raise ValueError(
-            "the shards were calibrated differently: their workers compute differently; use one kind of node, or float32"
+            "the shards were calibrated differently: their workers compute differently; "
+            "use one kind of node, or float32"
         )
     same = json.loads(found.pop())
     return {"seconds": seconds} | ({"calibrations": same} if same else {})

@@ -1,4 +1,4 @@
-"""The model of others and the images to attack it on: opened, found to fit each other, and named by what they are."""
+"""A model made elsewhere and the images to attack it on: opened, checked and named."""
 
 import os
 import re
@@ -41,9 +41,11 @@ REORDERED = "the data has the model's classes in another order: labels are match
 class Subject:
     """The model and the images, opened and found to fit each other.
 
-    uri: where every worker can read the model; configuration: of a checkpoint's training, else None; attacks: what the model is to
-    survive, through every backward pass that its training used; zeros: where the first of them finds a gradient of 0; label_order: the
-    model's class of each label, where the dataset has the same classes in another order; warnings: what is odd, in sentences.
+    uri: where every worker can read the model; configuration: of a checkpoint's training, else
+    None; attacks: what the model is to survive, through every backward pass that its training used;
+    zeros: where the first of them finds a gradient of 0; label_order: the model's class of each
+    label, where the dataset has the same classes in another order; warnings: what is odd, in
+    sentences.
     """
 
     kind: str
@@ -68,43 +70,8 @@ class Subject:
 
 def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subject:
     """Open data and model and check that they fit; ValueError in one line where they do not."""
-    channels = _channels(given.model)
-    dataset = Dataset.open(
-        prepared(given.data, root, image_size=given.image_size, channels=channels)
-    )
-    assert dataset is not None
-    splits = dataset.manifest["splits"]
-    if not splits.get(given.split):
-        raise ValueError(
-            f"--split {given.split!r} of data {given.data} has no images; allowed: {', '.join(s for s in splits if splits[s])}"
-        )
-    n_split = splits[given.split]
-    if given.images is not None and given.images > n_split:
-        raise ValueError(
-            f"--images is {given.images}; allowed: 1 to {n_split}, the images of split {given.split}"
-        )
-    kind, uri = kind_of(given.model), given.model
-    if kind == "mlflow":
-        from sat_ray.integrations.mlflow import fetch_model
-
-        tracking = (
-            given.tracking_uri
-            or os.environ.get("MLFLOW_TRACKING_URI")
-            or f"sqlite:///{root.uri}/mlflow.db"
-        )
-        uri = str(
-            fetch_model(
-                given.model,
-                tracking_uri=tracking,
-                folder=str(temporary),
-                allow_pickle=given.allow_pickle,
-            )
-        )
-        kind = "pt2" if uri.endswith(".pt2") else "pickle"
-    if kind == "checkpoint":
-        uri = Storage.at(uri).uri  # a worker may run in another folder
-    if kind == "pt2" and given.allow_pickle:
-        kind = "pickled_pt2"
+    dataset, n_split = _open_data(given, root)
+    kind, uri = _fetch(given, root, temporary)
     try_source(kind, uri, dataset.manifest["shape"])
     model, digest = load_source(kind, uri)
     shards = Storage(dataset.uri)
@@ -118,18 +85,9 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     clean = try_model(model, some, slots=given.slots, expected=expected, what=given.model)
     classes = clean.shape[1]
     if expected is None:  # with names of classes, labels were checked when they were written
-        check_labels(
-            labels(shards, given.split),
-            partial(image_ids, shards, given.split),
-            classes=classes,
-            what=f"data {given.data}",
-        )
+        _check_all_labels(given, shards, classes)
     configuration = _configuration(model, uri)
-    attacks = tuple(
-        one
-        for spec in given.attacks(num_classes=classes)
-        for one in variants_of(configuration, spec)
-    )
+    attacks = _attacks(given, configuration, classes)
     zeros = try_attack(model, some, clean, attacks[0], slots=given.slots, what=given.model)
     check_copyable(model, attacks[0], what=given.model)
     rows = sampled_rows(n_split, min(n_split, PROBED_CALLS * given.slots), seed=given.seed)
@@ -158,8 +116,74 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     )
 
 
+def _check_all_labels(given: ExternalOptions, shards: Storage, classes: int) -> None:
+    check_labels(
+        labels(shards, given.split),
+        partial(image_ids, shards, given.split),
+        classes=classes,
+        what=f"data {given.data}",
+    )
+
+
+def _attacks(
+    given: ExternalOptions, configuration: SearchPoint | None, classes: int
+) -> tuple[AttackSpec, ...]:
+    """Return the attacks, each through every backward pass that training used."""
+    specs = given.attacks(num_classes=classes)
+    return tuple(one for spec in specs for one in variants_of(configuration, spec))
+
+
+def _open_data(given: ExternalOptions, root: Storage) -> tuple[Dataset, int]:
+    """Return the dataset, prepared, and the number of images in the split."""
+    channels = _channels(given.model)
+    dataset = Dataset.open(
+        prepared(given.data, root, image_size=given.image_size, channels=channels)
+    )
+    assert dataset is not None
+    splits = dataset.manifest["splits"]
+    if not splits.get(given.split):
+        raise ValueError(
+            f"--split {given.split!r} of data {given.data} has no images; "
+            f"allowed: {', '.join(name for name in splits if splits[name])}"
+        )
+    n_split = splits[given.split]
+    if given.images is not None and given.images > n_split:
+        raise ValueError(
+            f"--images must be an integer from 1 to {n_split}, the images of split {given.split}, "
+            f"got {given.images}"
+        )
+    return dataset, n_split
+
+
+def _fetch(given: ExternalOptions, root: Storage, temporary: Path) -> tuple[str, str]:
+    """Return the kind of the model and where its files lie, fetched from MLflow if need be."""
+    kind = kind_of(given.model)
+    uri = given.model
+    if kind == "mlflow":
+        from sat_ray.integrations.mlflow import fetch_model
+
+        tracking = (
+            given.tracking_uri
+            or os.environ.get("MLFLOW_TRACKING_URI")
+            or f"sqlite:///{root.uri}/mlflow.db"
+        )
+        fetched = fetch_model(
+            given.model,
+            tracking_uri=tracking,
+            folder=str(temporary),
+            allow_pickle=given.allow_pickle,
+        )
+        uri = str(fetched)
+        kind = "pt2" if uri.endswith(".pt2") else "pickle"
+    if kind == "checkpoint":
+        uri = Storage.at(uri).uri  # a worker may run in another folder
+    if kind == "pt2" and given.allow_pickle:
+        kind = "pickled_pt2"
+    return kind, uri
+
+
 def _channels(model: str) -> int | None:
-    """Return how many channels the images of a checkpoint of sat_ray have; None for any other model."""
+    """Return the channels of the images of a checkpoint of sat_ray; None for any other model."""
     if kind_of(model) != "checkpoint":
         return None
     try:
@@ -170,7 +194,7 @@ def _channels(model: str) -> int | None:
 
 
 def _class_names(kind: str, uri: str) -> list[str]:
-    """Return the names of the classes that a checkpoint was trained on; [] where they are not known."""
+    """Return the classes that a checkpoint was trained on; [] where they are not known."""
     if kind != "checkpoint":
         return []
     names: list[str] = Storage.at(uri).read_json(MODEL_JSON)["about"].get("class_names", [])
@@ -178,7 +202,10 @@ def _class_names(kind: str, uri: str) -> list[str]:
 
 
 def _configuration(model: torch.nn.Module, uri: str) -> SearchPoint | None:
-    """Return how a checkpoint was trained; its own activation where it does not say, None for any other model."""
+    """Return how a checkpoint was trained; None for any other model.
+
+    Where the checkpoint does not say it, its own activation is taken.
+    """
     if not isinstance(model, Normalized) or model.spec is None or kind_of(uri) != "checkpoint":
         return None
     said = read_description(Storage.at(uri))["about"].get("configuration")
@@ -188,12 +215,18 @@ def _configuration(model: torch.nn.Module, uri: str) -> SearchPoint | None:
 
 
 def variants_of(configuration: SearchPoint | None, spec: AttackSpec) -> list[AttackSpec]:
-    """A backward pass that training replaced hides gradients: attack through the true one and the smooth one."""
+    """Return the attack through the true backward pass and, where training replaced it, the other.
+
+    A backward pass that training replaced hides gradients.
+    """
     return [spec] if configuration is None else through_every_backward(spec, configuration)
 
 
 def identify(given: ExternalOptions, subject: Subject) -> tuple[str, dict[str, Any]]:
-    """Return the evaluation's name and, as JSON, all that determines its result but the numerical environment."""
+    """Return the evaluation's name and, as JSON, what determines its result.
+
+    The numerical environment is not among it.
+    """
     spec = subject.model.spec if isinstance(subject.model, Normalized) else None
     identity = {
         "model": {"kind": subject.kind, "digest": subject.digest, "spec": to_json(spec)},
@@ -215,7 +248,7 @@ def _slug(text: str) -> str:
 
 
 def staged(subject: Subject, storage: Storage) -> Subject:
-    """Copy a model that is one file into the evaluation's folder, where every worker can read it."""
+    """Copy a model that is one file to the evaluation's folder, where every worker can read it."""
     if subject.kind in ("checkpoint", "function"):
         return subject
     name = "model.pt2" if subject.uri.endswith(".pt2") else "model.pth"

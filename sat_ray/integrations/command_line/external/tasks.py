@@ -1,4 +1,4 @@
-"""The evaluation of others' models as Ray tasks: one per shard, each committed once, followed until all are there."""
+"""The evaluation of a model made elsewhere as Ray tasks: one per shard, each committed once."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -97,7 +97,7 @@ def on_ray(given: ExternalOptions, reporter: Reporter) -> Iterator[None]:
 
 
 def follow(ref: Any, progress: StageProgress, *, done: Callable[[], int]) -> Any:
-    """Wait for a stage, show how far it is, and return what it returns. done: counts its finished units of work."""
+    """Wait for a stage, show its progress, and return its result. done: counts finished tasks."""
     from sat_ray.integrations.ray.tasks import result, wait
 
     while not wait(ref, seconds=POLL_SECONDS):

@@ -1,4 +1,7 @@
-"""What a command ends with: 0 for success, 2 and one line for what a user can mend, 130 and one line for a signal."""
+"""The status that a command ends with: 0, 2 for what a user can mend, 130 for a signal.
+
+With 2 and 130 comes one line on standard error.
+"""
 
 import os
 import signal
@@ -8,26 +11,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sat_ray
-from sat_ray.integrations.command_line.stop_signals import KEPT, STATUS, stop_signals
+from sat_ray.integrations.command_line.process.stop_signals import KEPT, STATUS, stop_signals
 from sat_ray.utils.errors import ReportedError
 from sat_ray.utils.names import printable
 
 EXPECTED = (ValueError, OSError, ArithmeticError, ReportedError)
 
 
-def leave_own_folder_off_the_path() -> None:
-    """Remove the folder of the commands from sys.path, where Python puts the folder of a script.
+def settle_path() -> None:
+    """Take the folder of the commands off sys.path, and put a clone on PYTHONPATH.
 
-    Otherwise `train:net` would name the command train.py, not the user's module. Ray's workers look
-    for modules where the driver does.
+    Python puts the folder of a script on sys.path, and `train:net` would name the command train.py,
+    not the user's module. The processes of a private Ray find a clone whose package is not installed
+    through PYTHONPATH.
     """
-    own = Path(sat_ray.__file__).resolve().parent.parent / "pipelines"
-    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != own]
+    home = Path(sat_ray.__file__).resolve().parent.parent
+    commands = home / "pipelines"
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != commands]
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if commands.is_dir() and str(home) in sys.path and str(home) not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*known, str(home)]))
 
 
 def exit_status(action: Callable[[], None]) -> int:
-    """Run a command and return its exit status. SAT_RAY_TRACEBACK=1 in the environment adds the traceback; other errors are raised."""
-    leave_own_folder_off_the_path()
+    """Run a command and return its exit status; other errors are raised.
+
+    SAT_RAY_TRACEBACK=1 in the environment adds the traceback.
+    """
+    settle_path()
     with stop_signals() as stopped:
         try:
             action()

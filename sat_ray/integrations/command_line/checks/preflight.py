@@ -1,5 +1,7 @@
-"""What a sweep rests on is looked at as it arrives, before a cluster is asked for anything: the user's own parts (again when images are
-prepared), and the compiler of this machine."""
+"""Check the user's own parts and this machine's compiler before Ray is started.
+
+The user's own parts are checked again when images are prepared.
+"""
 
 import torch
 from torch import nn
@@ -34,10 +36,10 @@ def user_defined_names(config: SweepConfig) -> list[str]:
 
 
 def check_user_defined_parts(config: SweepConfig, root: Storage) -> None:
-    """Raise ValueError, in one line, where a dataset or a network of the user's own is not what it must be.
+    """Raise ValueError, in one line, where a user's own dataset or network is not as it must be.
 
-    Activations were checked when the config was made. A dataset that is prepared is not read again; a network for images that are still
-    in their files is looked at when they are prepared.
+    Activations were checked when the config was made. A dataset that is prepared is not read again;
+    a network for images that are still in their files is checked when they are prepared.
     """
     if not user_defined_names(config):
         return
@@ -47,9 +49,9 @@ def check_user_defined_parts(config: SweepConfig, root: Storage) -> None:
 
 
 def export_warnings(config: SweepConfig, root: Storage) -> list[str]:
-    """Return a sentence for each part of the user's own with which a model cannot be exported.
+    """Return a sentence for each part of the user's own that prevents exporting a model.
 
-    Such a model is trained, evaluated and reported; MLflow gets no model, and nothing is registered.
+    Such a model is trained, evaluated and reported; MLflow gets no model and registers none.
     A network for images that are still in their files is not tried.
     """
     found = []
@@ -92,7 +94,10 @@ def _shape_known(config: SweepConfig, root: Storage) -> tuple[int, tuple[int, ..
 
 
 def check_data_named(config: SweepConfig, root: Storage) -> None:
-    """Raise ValueError where images have to be prepared first and nobody said where they are. Whether they are there the nodes find out."""
+    """Raise ValueError where images have to be prepared first and their place was not given.
+
+    The nodes check whether they are there.
+    """
     if Dataset.open(dataset_uri(config, root)) is None:
         dataset_source(config.data.dataset).require_path(
             config.data.path, download=config.data.download
@@ -102,9 +107,10 @@ def check_data_named(config: SweepConfig, root: Storage) -> None:
 def check_machine(
     *, gradient: str, field: str, accelerator: str, compiles_training: bool = False
 ) -> None:
-    """Raise ValueError where a private Ray, on this machine alone, could not compile what is asked for; on a cluster its workers find out.
+    """Raise ValueError where a private Ray, on this machine alone, could not compile.
 
-    gradient, field: of the attacks, and the setting that says so; accelerator: name of a GPU, "" for none.
+    On a cluster its workers check. gradient, field: of the attacks, and the setting's name;
+    accelerator: name of a GPU, "" for none.
     """
     device = _device_here(accelerator)
     if device is not None:
@@ -114,15 +120,18 @@ def check_machine(
 
 
 def slow_here(*, gradient: str, accelerator: str) -> str:
-    """Say so where a private Ray, on this machine alone, only imitates the arithmetic of an attack's gradients; "" else."""
+    """Return a hint where a private Ray only imitates the arithmetic of the gradients; "" else."""
     device = _device_here(accelerator)
     if device is None or not emulated(gradient, device):
         return ""
-    return f"this machine imitates {gradient.removesuffix('-compiled')}: gradients in float32 would take a fraction of the time"
+    precision = gradient.removesuffix("-compiled")
+    return (
+        f"this machine imitates {precision}: gradients in float32 would take a fraction of the time"
+    )
 
 
 def _device_here(accelerator: str) -> torch.device | None:
-    """Return where a private Ray, on this machine alone, computes; None for a cluster, whose machines this one says nothing about."""
+    """Return where a private Ray computes; None for a cluster, whose machines may be others."""
     from sat_ray.integrations.ray.session import is_private
 
     return torch.device("cuda" if accelerator else "cpu") if is_private() else None

@@ -1,8 +1,8 @@
 """SIGTERM and SIGINT: the first ends the command in order, the second at once, wherever it is.
 
-Python runs a signal's handler in the main thread, between two steps of its own. A call into Ray or an
-import can keep the main thread for minutes, or swallow the exception of the handler. The kernel's
-signal also arrives in a pipe, and a thread of its own reads that.
+Python runs a signal's handler in the main thread, between two steps of its own. A call into Ray or
+an import can keep the main thread for minutes, or swallow the exception of the handler. The
+kernel's signal also arrives in a pipe, and a thread of its own reads that.
 """
 
 import os
@@ -23,7 +23,7 @@ KEPT = "what is committed is kept, the same command goes on from there"
 def stop_signals(grace: float = GRACE_SECONDS) -> Iterator[threading.Event]:
     """Raise KeyboardInterrupt in the main thread at the first signal; yield an event that it sets.
 
-    grace: seconds after which the process ends with status 130 though the main thread has not ended.
+    grace: seconds after which the process ends with status 130, whatever the main thread does.
     """
     stopped = threading.Event()
     raised = threading.Event()

@@ -1,4 +1,4 @@
-"""What is done with results that other code made than today's: refuse to start, reuse them, or move them aside and compute anew."""
+"""What is done with results of other code: refuse to start, reuse them, or move them aside."""
 
 from collections.abc import Iterable
 
@@ -15,9 +15,10 @@ def settle_code_changes(
     made: str = "results",
     by: str = "made",
 ) -> None:
-    """Apply `choice` (refuse, reuse or rerun) to the committed records whose code has changed; ValueError names modules and choices.
+    """Apply `choice` (refuse, reuse or rerun) to the committed records whose code has changed.
 
     made, by: what the records are called in messages, as in "results made by other code".
+    Raises ValueError, which names modules and choices.
     """
     changed = [
         (record, names) for stage, record in committed if (names := changed_modules(record, stage))
@@ -27,8 +28,9 @@ def settle_code_changes(
     modules = ", ".join(sorted({name for _, names in changed for name in names}))
     if choice == "refuse":
         raise ValueError(
-            f"{len(changed)} {made} in {records.storage.uri} were {by} by other code ({modules} changed); "
-            "choose --on-code-change reuse (keep them) or rerun (compute anew, old ones moved to superseded/)"
+            f"{len(changed)} {made} in {records.storage.uri} were {by} by other code "
+            f"({modules} changed); choose --on-code-change reuse (keep them) or rerun "
+            "(compute anew, old ones moved to superseded/)"
         )
     for record, _ in changed:
         records.supersede(record)

@@ -1,0 +1,64 @@
+"""Claim the folder of a sweep: it belongs to one config, and to results of one code."""
+
+import contextlib
+import itertools
+from typing import Any
+
+from sat_ray.integrations.command_line.checks.code_changes import settle_code_changes
+from sat_ray.integrations.command_line.parsing import Command
+from sat_ray.integrations.command_line.process.invocation import invocation
+from sat_ray.report.console import Reporter
+from sat_ray.storage.uris import pages_of
+from sat_ray.sweep.config import code_named, config_of
+from sat_ray.sweep.context import Sweep
+from sat_ray.sweep.tasks import STAGES
+from sat_ray.utils.serialization import content_hash, to_json
+
+
+def sweep_of(command: Command) -> Sweep:
+    """Return what the stages are given for a command."""
+    return Sweep(
+        command.config,
+        command.name,
+        command.root,
+        command.storage,
+        (*invocation("sweep"), *command.argv),
+        pages_of(command.tracking_uri),
+    )
+
+
+def claim_folder(command: Command) -> None:
+    """Write config.json into a sweep's folder; ValueError where the folder holds another config.
+
+    Resources, price and budget are no part of what a sweep is: it holds those of the latest run.
+    """
+    ours = to_json(command.config)
+    theirs = None
+    with contextlib.suppress(FileNotFoundError):
+        theirs = command.storage.read_json("config.json")
+    if theirs is not None and not _is_of(command, theirs):
+        raise ValueError(
+            f"{command.storage.uri} holds a sweep with another config; "
+            "choose another --name or --storage"
+        )
+    if ours != theirs:
+        command.storage.write_json("config.json", ours)
+
+
+def _is_of(command: Command, stored: dict[str, Any]) -> bool:
+    """Return whether a stored config is that of a command; code that it names is not imported."""
+    if not set(code_named(stored)) <= set(code_named(to_json(command.config))):
+        return False
+    theirs = config_of(stored, source=command.storage.full("config.json"))
+    return content_hash(theirs.semantic()) == content_hash(command.config.semantic())
+
+
+def check_code(command: Command, reporter: Reporter) -> None:
+    """Refuse, reuse or move aside the records, and the begun trainings, of other code."""
+    records = sweep_of(command).records
+    named = {stage.name: stage for stage in STAGES}
+    begun = ((named[record.stage], record) for record in records.begun())
+    committed = ((stage, record) for stage in STAGES for record in records.each(stage))
+    settle_code_changes(
+        records, itertools.chain(begun, committed), choice=command.on_code_change, reporter=reporter
+    )
