@@ -1,4 +1,4 @@
-"""The example of docs/from-python.md runs, and the names that docs/api.md documents are those that a script imports."""
+"""The example of docs/from-python.md runs, and the names that docs/reference/api.md documents are those that a script imports."""
 
 import ast
 import dataclasses
@@ -80,7 +80,9 @@ def imported(name: str) -> object:
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_has_an_entry_and_the_entry_is_that_object(name: str) -> None:
-    entries = re.findall(r"^::: (\S+)\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    entries = re.findall(
+        r"^::: (\S+)\.(\w+)$", (ROOT / "docs" / "reference" / "api.md").read_text(), re.M
+    )
     wanted = name.partition(":")[2]
     places = [module for module, attribute in entries if attribute == wanted]
     assert len(places) == 1

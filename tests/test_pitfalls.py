@@ -1,4 +1,4 @@
-"""docs/pitfalls.md: every test that it names is there."""
+"""docs/explanation/pitfalls.md: every test that it names is there."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-PAGE = (TESTS.parent / "docs" / "pitfalls.md").read_text()
+PAGE = (TESTS.parent / "docs" / "explanation" / "pitfalls.md").read_text()
 ROWS = [row for row in PAGE.splitlines() if row.startswith("| ") and "what goes wrong" not in row]
 
 

@@ -1,4 +1,4 @@
-"""What faults did, as docs/faults.json and the table docs/faults.md."""
+"""What faults did, as docs/reference/faults.json and the table docs/reference/faults.md."""
 
 import json
 import os
