@@ -1,5 +1,6 @@
 """How faults are dealt to sweeps, and what their page says; the faults themselves: tests/run_faults.py."""
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ from faults.injections import KINDS
 from faults.report import brief, merged, page
 from faults.victim import Left
 from run_faults import first_sweep
+from sweeps import ROOT
 
 QUIET = Left(
     rows=[], outcomes={}, stages={"search": 20.0, "train": 45.0, "evaluate": 18.0}, seconds=187.0
@@ -70,3 +72,9 @@ def test_of_an_error_the_page_keeps_its_first_line_and_its_cause_and_no_path() -
     text = 'AssertionError: sweep ended with 1:\nFile "/home/me/sweep.py", line 3, in main\nray.ActorDiedError: it died\n  pid: 7'
     assert brief(text) == "AssertionError: sweep ended with 1: ray.ActorDiedError: it died"
     assert brief("an outcome is lost") == "an outcome is lost"
+
+
+def test_the_page_of_the_documentation_shows_the_recorded_faults() -> None:
+    reference = ROOT / "docs" / "reference"
+    found = json.loads((reference / "faults.json").read_text())
+    assert page(found) == (reference / "faults.md").read_text()

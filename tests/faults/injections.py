@@ -65,7 +65,7 @@ def train_stage(scene: Scene) -> int:
 
 
 def train_controller(scene: Scene) -> int:
-    """Kill the process that leads the training workers."""
+    """Kill the controller of the training workers."""
     return _kill(scene, r"ray::TrainController")
 
 
@@ -86,7 +86,7 @@ def node(scene: Scene) -> int:
 
 
 def drain(scene: Scene) -> int:
-    """Tell a worker node, as a spot node's pod is told, that it goes in twenty seconds; another joins when it has gone."""
+    """Announce to a worker node, as to a spot node, that it goes in twenty seconds; another joins then."""
     lost = scene.random.choice(scene.victim.cluster.nodes)
     (service,) = lost.workers(r"\S+ -m ray\.scripts\.scripts start")
     os.kill(service, signal.SIGTERM)
@@ -155,7 +155,7 @@ def full_disk(scene: Scene) -> int:
 
 
 def network_cut(scene: Scene) -> int:
-    """Drop every packet between the two worker nodes for as long as the outage; both still reach everything else."""
+    """Drop every packet between the two worker nodes for as long as the outage; all else stays connected."""
     one, other = (node.host for node in scene.victim.cluster.nodes)
     one.cut(other)
     time.sleep(scene.outage)
@@ -199,7 +199,7 @@ KINDS = {
             "drain",
             "train",
             drain,
-            "what was trained since the last question whether a node goes, seconds",
+            "the work since the last check for an announcement, seconds",
         ),
         Kind("mlflow-down", "evaluate", mlflow_down, NOTHING),
         Kind("s3-down", "search", s3_down, NOTHING),
