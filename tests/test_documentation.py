@@ -113,3 +113,23 @@ def test_links_of_pages_outside_the_documentation_lead_somewhere(page: str) -> N
             headings = re.findall(r"^#+ (.+)$", there.read_text(), re.M)
             anchors = {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}
             assert anchor in anchors, f"{page}: no {link}"
+
+
+NAMING = [
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "cluster" / "README.md",
+    ROOT / "benchmarks" / "README.md",
+]
+
+
+@pytest.mark.parametrize("page", NAMING, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_python_file_and_every_test_that_a_page_names_is_there(page: Path) -> None:
+    files = [f"/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("[!.]*/**/*.py")]
+    text = page.read_text()
+    for name in re.findall(r"`([\w/]+\.py)[`: ]", text):
+        assert any(path.endswith(f"/{name}") for path in files), f"{page.name} names {name}"
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in tests, f"{page.name} names {name}"
