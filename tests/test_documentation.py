@@ -133,3 +133,9 @@ def test_every_python_file_and_every_test_that_a_page_names_is_there(page: Path)
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for name in re.findall(r"`(test_\w+)`", text):
         assert f"def {name}(" in tests, f"{page.name} names {name}"
+
+
+def test_every_page_that_the_code_names_is_there() -> None:
+    for path in [*(ROOT / "sat_ray").rglob("*.py"), *(ROOT / "pipelines").glob("*.py")]:
+        for page in re.findall(r"docs/[\w/-]+\.md", path.read_text()):
+            assert (ROOT / page).is_file(), f"{path.relative_to(ROOT)} names {page}"

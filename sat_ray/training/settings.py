@@ -155,7 +155,7 @@ class TrainingSettings:
         """Describe the attacks that validation and model choice use, each on the survivors of those before.
 
         PGD on cross-entropy alone also rewards models whose gradients vanish where the loss saturates. The difference of two logits
-        does not saturate, so a few steps of targeted APGD on it remove most of that advantage (docs/science.md has the figures).
+        does not saturate, so a few steps of targeted APGD on it remove most of that advantage (docs/explanation/science.md has the figures).
         """
         step_size = (
             threat_model.epsilon / 4
