@@ -204,7 +204,10 @@ def main() -> int:
         help="seconds that a server or a connection stays away",
     )
     parser.add_argument(
-        "--docs", type=Path, default=ROOT / "docs", help="folder of faults.json and faults.md"
+        "--docs",
+        type=Path,
+        default=ROOT / "docs" / "reference",
+        help="folder of faults.json and faults.md",
     )
     arguments = parser.parse_args()
     if lacking := missing():

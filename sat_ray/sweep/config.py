@@ -69,7 +69,7 @@ class DataSettings:
     """Which images."""
 
     dataset: str = "digits"
-    """Name of a dataset in sat_ray/data/sources/registry.py, or module:function of your own (docs/bring-your-own.md)."""
+    """Name of a dataset in sat_ray/data/sources/registry.py, or module:function of your own (docs/reference/user-defined.md)."""
     path: str = ""
     """Folder of the images as they were downloaded: s3://bucket/folder, or a local one that is the same on every node that prepares them;
     not needed once they are prepared."""

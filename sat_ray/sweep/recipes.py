@@ -30,7 +30,7 @@ def digits() -> SweepConfig:
 
     Epsilon 24/255 and PGD-3 in training, because PGD-200 is then within 2 points of the strong number for every network that was tried on
     validation images, from relu to x sigmoid(32 x); with PGD-1 or at 32/255 it is not, at 64/255 it was 12 to 18 points too high
-    (docs/studies.md). Strong attacks of 20 steps towards 4 classes break there what AutoAttack's budget breaks. Seven seeds and four
+    (docs/explanation/studies.md). Strong attacks of 20 steps towards 4 classes break there what AutoAttack's budget breaks. Seven seeds and four
     comparisons; the leaderboard says which difference that lets it see.
     """
     return SweepConfig(
@@ -93,7 +93,7 @@ def digits_smoke() -> SweepConfig:
 def study() -> SweepConfig:
     """Run the study on digits: every family at the alpha that validation chooses, ten seeds, 15 epochs; an hour or two on 2 cores.
 
-    Its question, tests and what would refute the paper's claim were written down before it ran: docs/studies.md.
+    Its question, tests and what would refute the paper's claim were written down before it ran: docs/explanation/studies.md.
     """
     return SweepConfig(
         recipe="study",
@@ -117,7 +117,7 @@ def fashion_mnist() -> SweepConfig:
     """Run the study on Fashion-MNIST at epsilon 0.1: real images, five seeds, hours on 2 cores; the same command goes on where it stopped.
 
     The images come from Debian's package dataset-fashion-mnist, from --data.path or by --data.download. Certified L-infinity methods reach
-    79.2 % at this epsilon, so a lower robust accuracy would mean a poor recipe. Question and tests: docs/studies.md. Trained in bf16 where
+    79.2 % at this epsilon, so a lower robust accuracy would mean a poor recipe. Question and tests: docs/explanation/studies.md. Trained in bf16 where
     the processor has it (`--training.precision bf16`) it takes two thirds of the time.
     """
     return SweepConfig(

@@ -183,7 +183,7 @@ class TrainingSettings:
 
         PGD on cross-entropy alone also rewards models whose gradients vanish where the loss
         saturates. The difference of two logits does not saturate, so a few steps of targeted APGD
-        on it remove most of that advantage (docs/science.md has the figures).
+        on it remove most of that advantage (docs/explanation/science.md has the figures).
         """
         step_size = self.validation_step_size
         if step_size is None:

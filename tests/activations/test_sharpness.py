@@ -283,7 +283,7 @@ def test_the_grid_of_a_smooth_activation_is_geometric_and_reaches_both_ends(name
 
 
 def test_the_table_of_the_documentation_shows_the_grids_of_the_registry() -> None:
-    text = (ROOT / "docs" / "science.md").read_text()
+    text = (ROOT / "docs" / "explanation" / "science.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     shown = {
         row[0].partition("(")[0]: row for row in rows if row[0].partition("(")[0] in ACTIVATIONS

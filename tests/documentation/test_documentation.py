@@ -69,7 +69,7 @@ def test_no_include_or_directive_is_left_unrendered(site: Path) -> None:
 
 
 def test_the_samples_of_the_five_ways_are_those_of_the_demonstration(site: Path) -> None:
-    text = "".join(Page((site / "five-ways" / "index.html").read_text()).text)
+    text = "".join(Page((site / "explanation" / "five-ways" / "index.html").read_text()).text)
     source = (ROOT / "docs" / "demos" / "five_ways.py").read_text()
     samples = re.findall(r"# --8<-- \[start:\w+\]\n(.*?)# --8<-- \[end", source, re.S)
     assert len(samples) == 5
@@ -92,5 +92,50 @@ def test_every_link_and_picture_leads_somewhere(site: Path) -> None:
 
 
 def test_pages_of_the_navigation_are_all_pages() -> None:
+    docs = ROOT / "docs"
     listed = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
-    assert listed == {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert listed == {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks", "cluster"])
+def test_links_of_pages_outside_the_documentation_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    path = path / "README.md" if path.is_dir() else path
+    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text())
+    assert links
+    for link in links:
+        target, anchor = urldefrag(link)
+        if re.match(r"[a-z]+:", link) or not target:
+            continue
+        there = path.parent / target
+        assert there.exists(), f"{page} links to {link}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", there.read_text(), re.M)
+            anchors = {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}
+            assert anchor in anchors, f"{page}: no {link}"
+
+
+NAMING = [
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "cluster" / "README.md",
+    ROOT / "benchmarks" / "README.md",
+]
+
+
+@pytest.mark.parametrize("page", NAMING, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_python_file_and_every_test_that_a_page_names_is_there(page: Path) -> None:
+    files = [f"/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("[!.]*/**/*.py")]
+    text = page.read_text()
+    for name in re.findall(r"`([\w/]+\.py)[`: ]", text):
+        assert any(path.endswith(f"/{name}") for path in files), f"{page.name} names {name}"
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in tests, f"{page.name} names {name}"
+
+
+def test_every_page_that_the_code_names_is_there() -> None:
+    for path in [*(ROOT / "sat_ray").rglob("*.py"), *(ROOT / "pipelines").glob("*.py")]:
+        for page in re.findall(r"docs/[\w/-]+\.md", path.read_text()):
+            assert (ROOT / page).is_file(), f"{path.relative_to(ROOT)} names {page}"

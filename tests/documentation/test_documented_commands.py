@@ -1,36 +1,56 @@
-"""Every command in README and docs/: run for real where that is cheap, planned by its own parser
-where it is not, or excused by name.
+"""Every command and Python block of README and docs/: run as a reader would paste it, or planned, or excused.
+
+What runs offline in seconds (help, dry runs, status, compare, Python on files) is pasted into a fresh
+shell in a clone with an environment, the blocks of a page one after the other. The other commands are
+planned by their own parser. What cannot run here at all is in EXCUSED and EXCUSED_PYTHON, with a reason.
 """
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
+import sysconfig
+import venv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from sweeps import ROOT
 
+from sat_ray.attacks import AttackSpec
+from sat_ray.evaluation import evaluate
 from sat_ray.integrations.command_line import compare, export, status
 from sat_ray.integrations.command_line.dry_run import describe
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.parsing import parse, parse_options
+from sat_ray.models import build_model
+from sat_ray.models.export import export_model
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.threat import ThreatModel
 from sat_ray.utils.serialization import to_json
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 STAGES = ("sweep", "prepare", "search", "train", "card", "evaluate", "report")
-# What cannot be run here at all, by its first words, and why.
+# What can neither be run nor planned here, by its first words, and why.
 EXCUSED = {
-    "ray job submit": (
-        "needs a running Ray cluster (tests/integrations/ray/test_job_submission.py submits to a "
-        "real one); the job's own command is planned"
-    ),
-    "source .venv/bin/activate": "the environment of `make setup`; the tests run in one already",
-    "mlflow models serve": "a server that does not end, on the champion of a finished sweep",
-    "curl -d": "asks that server",
+    "ray job submit": "needs a running Ray cluster (tests/integrations/ray/test_job_submission.py submits to a real one); the job's own command is planned",
+    "mlflow models serve": "a server that does not end, on a registered champion of a finished sweep",
+    "curl -d": "a request to that server",
+}
+# Python that cannot be run here, by a part of its text, and why.
+EXCUSED_PYTHON = {
+    "mlflow.pytorch.load_model": "a registered champion of a finished sweep, minutes; "
+    "test_sweep.py loads one in plain MLflow",
+    'load_model("runs/digits/checkpoints/train/': "a checkpoint of a finished sweep, named by its "
+    "leaderboard; test_from_python.py runs the same calls",
+    "--8<--": "an include; the program it comes from is run by TESTED_ELSEWHERE or "
+    "test_bring_your_own.py",
 }
 VARIABLES = ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "PYTHONPATH")
 TESTED_ELSEWHERE = {
@@ -90,7 +110,7 @@ def ask_status(words: list[str]) -> None:
 SCRIPTS: dict[str, Callable[[list[str]], object]] = {
     **{f"pipelines/{name}.py": plan for name in STAGES},
     "pipelines/status.py": ask_status,
-    # run for real by tests/test_comparison.py and tests/test_external.py
+    # run for real by tests/report/test_comparison.py and tests/evaluation/test_external.py
     "pipelines/compare.py": lambda words: compare.parse(words, about=""),
     "pipelines/export.py": lambda words: parse_options(words, export.Asked(), about=""),
 }
@@ -110,6 +130,8 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv(name, value)
             if name == "PYTHONPATH":
                 monkeypatch.syspath_prepend(str(ROOT / value))
+    elif words == ["source", ".venv/bin/activate"]:
+        pass  # run by every page that is pasted
     elif head == "make":
         targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.M)
         assert rest[0] in targets and all("=" in word for word in rest[1:]), (
@@ -132,6 +154,102 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             check(words[words.index("--") + 1 :], monkeypatch)
 
 
+def runs_here(command: str) -> bool:
+    """Say whether a command runs offline within seconds."""
+    words = shlex.split(command, comments=True)
+    if words[:1] != ["python"] or not words[1].startswith("pipelines/"):
+        return False
+    return bool({"--dry-run", "--help"} & {*words}) or words[1].endswith(
+        ("status.py", "compare.py")
+    )
+
+
+def scripts(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield what is pasted from a page, in its order: a name for it, and text for a shell.
+
+    The environment is set where the page says so; what does not run here is left out.
+    """
+    text = re.sub(r"^ +(?=```)", "", page.read_text(), flags=re.M)
+    for language, body in re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S):
+        if language == "python" and not any(part in body for part in EXCUSED_PYTHON):
+            yield body.splitlines()[0], f"python - <<'END'\n{body}END\n"
+        for line in body.replace("\\\n", " ").splitlines() if language == "bash" else ():
+            if re.match(r" *(source|export) ", line):
+                yield "", f"{line}\n"
+            elif shlex.split(line, comments=True) and runs_here(line):
+                yield line.strip(), f"{line}\n"
+
+
+def pasted() -> dict[Path, list[tuple[str, str]]]:
+    """Return for each page what is pasted, each command where it is shown first."""
+    seen: set[tuple[str, ...]] = set()
+    found: dict[Path, list[tuple[str, str]]] = {}
+    for page in PAGES:
+        parts = []
+        for name, text in scripts(page):
+            words = tuple(shlex.split(text, comments=True))
+            if not name or words not in seen:
+                parts.append((name, text))
+            seen.add(words)
+        if any(name for name, _ in parts):
+            found[page] = parts
+    return found
+
+
+PASTED = pasted()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a clone with an environment, a sweep that was claimed, outcomes, and an exported model."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("sat_ray", "pipelines", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    venv.create(folder / ".venv", symlinks=True)
+    packages = sysconfig.get_path("purelib", vars={"base": str(folder / ".venv")})
+    installed = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+    Path(packages, "clone.pth").write_text(f"{folder}\n{installed}")
+    sweep = Storage.at(folder / "runs" / "digits")
+    sweep.write_json("config.json", to_json(RECIPES["digits"]()))
+    outcomes = folder / "runs" / "digits" / "outcomes"
+    outcomes.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (64, 1, 8, 8), dtype=np.uint8)
+    labels, ids = np.arange(64) % 10, np.arange(64)
+    ball = ThreatModel("linf", 8 / 255)
+    for seed in (0, 1):
+        shape = {"num_classes": 10, "in_channels": 1, "width": 4}
+        model = build_model("small_resnet", activation="relu", seed=seed, **shape).eval()
+        attack = AttackSpec(threat_model=ball, steps=4, step_size=4 / 255)
+        table = evaluate(model, images, labels, ids, attacks=[attack])
+        pq.write_table(table, outcomes / f"relu-s{seed}.parquet")
+    exported, _ = export_model(model, shape=(1, 8, 8), kind="pt2")
+    (folder / "champion.pt2").write_bytes(exported)
+    return folder
+
+
+@pytest.mark.parametrize("page", list(PASTED), ids=lambda page: page.name)
+def test_what_a_page_shows_runs_when_it_is_pasted_into_a_fresh_shell(
+    page: Path, clone: Path, tmp_path: Path
+) -> None:
+    parts = PASTED[page]
+    script = "".join(
+        f"{text}echo $? > {tmp_path}/{number}\n" if name else text
+        for number, (name, text) in enumerate(parts)
+    )
+    shell = {"HOME": str(tmp_path), "PATH": os.defpath}
+    done = subprocess.run(
+        ["bash", "-c", f"exec 2>&1\n{script}"], cwd=clone, env=shell, capture_output=True, text=True
+    )
+    for number, (name, _) in enumerate(parts):
+        if name:
+            status = (tmp_path / str(number)).read_text().strip()
+            assert status == "0", f"{page.name}: {name} ended with {status}\n{done.stdout}"
+    planned = sum("--dry-run" in name for name, _ in parts)
+    assert done.stdout.count("dry run: nothing was touched") == planned
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)
 def test_the_documented_commands_do_what_they_say(
     block: Block, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -144,6 +262,14 @@ def test_the_documented_commands_do_what_they_say(
         check(shlex.split(command, comments=True), monkeypatch)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_activates_the_environment_before_its_first_program(page: Path) -> None:
+    words = [shlex.split(line, comments=True) for block in blocks(page) for line in block.commands]
+    programs = [i for i, word in enumerate(words) if word[0] in ("python", "ray", "mlflow")]
+    if programs:
+        assert ["source", ".venv/bin/activate"] in words[: programs[0]]
+
+
 def test_commands_were_found_on_the_pages_and_every_excuse_is_used() -> None:
     commands = [command for block in BLOCKS for command in block.commands]
     assert len(commands) >= 25 and {block.where.split(",")[0] for block in BLOCKS} >= {
@@ -152,6 +278,9 @@ def test_commands_were_found_on_the_pages_and_every_excuse_is_used() -> None:
         "five-ways.md",
     }
     assert all(any(excused in command for command in commands) for excused in EXCUSED)
+    text = "".join(page.read_text() for page in PAGES)
+    assert all(excused in text for excused in EXCUSED_PYTHON)
+    assert len(PASTED) >= 7
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The demonstrations of docs/five-ways.md: each claim is higher than the truth beside it, and
+"""The demonstrations of docs/explanation/five-ways.md: each claim is higher than the truth beside it, and
 sat_ray refuses or notices.
 """
 

@@ -1,4 +1,4 @@
-"""docs/pitfalls.md: every test that it names is there."""
+"""docs/explanation/pitfalls.md: every test that it names is there."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 from repository import ROOT, TESTS
 
-PAGE = (ROOT / "docs" / "pitfalls.md").read_text()
+PAGE = (ROOT / "docs" / "explanation" / "pitfalls.md").read_text()
 ROWS = [row for row in PAGE.splitlines() if row.startswith("| ") and "what goes wrong" not in row]
 
 

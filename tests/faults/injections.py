@@ -67,7 +67,7 @@ def train_stage(scene: Scene) -> int:
 
 
 def train_controller(scene: Scene) -> int:
-    """Kill the process that leads the training workers."""
+    """Kill the controller of the training workers."""
     return _kill(scene, r"ray::TrainController")
 
 
@@ -208,7 +208,7 @@ KINDS = {
             "drain",
             "train",
             drain,
-            "what was trained since the last question whether a node goes, seconds",
+            "the work since the last check for an announcement, seconds",
         ),
         Kind("mlflow-down", "evaluate", mlflow_down, NOTHING),
         Kind("s3-down", "search", s3_down, NOTHING),

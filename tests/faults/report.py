@@ -1,4 +1,4 @@
-"""What faults did, as docs/faults.json and the table docs/faults.md."""
+"""What faults did, as docs/reference/faults.json and the table docs/reference/faults.md."""
 
 import json
 import os
@@ -158,28 +158,30 @@ COLUMNS = (
 )  # fmt: skip
 HEAD = """# Faults
 
-Made by `python tests/run_faults.py` (root on Linux): a small sweep on a Ray of a head and two
-nodes, each a host of its own, with an S3 server, PostgreSQL and an MLflow server with logins, all
-real. *Survived* means: the leaderboard's numbers and the outcome files are those of the undisturbed
-sweep, every test image is there once for each model, no MLflow run is unfinished or there twice, no
-placement group is left, no password or key is in a log, an object or the database.
+Made by `python tests/run_faults.py` (root on Linux). It runs a small sweep on a Ray of a head and
+two nodes, each a host of its own, with an S3 server, PostgreSQL and an MLflow server with logins,
+all real. *Survived* means:
 
-Seconds lost are those of the stage against the quickest undisturbed sweep's (of the whole sweep for
-`head`): on a machine that is busy with other work they vary by more than small faults cost. The
-bound is the unit that is lost whole when its process dies, because only a finished unit is
-committed; seconds repeated are measured from above: what ran since the last commit or checkpoint,
-or the longest unit of the stage, for each unit that was interrupted. An outage of MLflow or its
-database delays no stage: the runs are written once it is back, for which the sweep waits at its
-end.
+- the leaderboard's numbers and the outcome files are those of the undisturbed sweep;
+- every test image is there once for each model;
+- no MLflow run is unfinished or there twice, and no placement group is left;
+- no password or key is in a log, an object or the database.
+
+*Seconds lost* are those of the stage, compared with the quickest undisturbed sweep (of the whole
+sweep for `head`). On a busy machine they vary by more than small faults cost. *The bound* is the
+unit that is lost whole when its process dies, because only a finished unit is committed. *Seconds
+repeated* are an upper bound: the work since the last commit or checkpoint, or the longest unit of
+the stage, for each unit that was interrupted. An outage of MLflow or its database delays no stage:
+the runs are written once it is back, and the sweep waits for that at its end.
 
 {columns}
 | :-- | :-- | :-- | :-- | --: | --: | :-- | --: |""".format(columns=f"| {' | '.join(COLUMNS)} |")
 CHAOS = """## Chaos
 
-{count} faults, their kinds, processes and nodes drawn by a seed, in {sweeps} sweeps, up to three in
-a stage one after the other; of each kind the most that one cost. Where a stage had several, seconds
-lost are those of the whole sweep. A run that was stopped holds fewer faults than its command asked
-for.
+{count} faults in {sweeps} sweeps, up to three in a stage one after the other. A seed chooses their
+kinds, processes and nodes. The table shows the most that one fault of each kind cost. Where a stage
+had several faults, the seconds lost are those of the whole sweep. A run that was stopped has fewer
+faults than its command names.
 """
 TABLE = """| kind | injections | survived | seconds lost | s repeated, at most |
 | :-- | --: | --: | --: | --: |"""

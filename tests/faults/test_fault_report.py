@@ -2,11 +2,13 @@
 tests/run_faults.py.
 """
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 from run_faults import first_sweep
 
 from faults.injections import KINDS
@@ -76,3 +78,9 @@ def test_of_an_error_the_page_keeps_its_first_line_and_its_cause_and_no_path() -
     )
     assert brief(text) == "AssertionError: sweep ended with 1: ray.ActorDiedError: it died"
     assert brief("an outcome is lost") == "an outcome is lost"
+
+
+def test_the_page_of_the_documentation_shows_the_recorded_faults() -> None:
+    reference = ROOT / "docs" / "reference"
+    found = json.loads((reference / "faults.json").read_text())
+    assert page(found) == (reference / "faults.md").read_text()

@@ -4,12 +4,14 @@ import torch
 from torch import Tensor, nn
 
 
+# --8<-- [start:swish]
 def my_swish(x: Tensor, alpha: float = 1.0) -> Tensor:
     """x sigmoid(alpha x): between linear (alpha = 0) and relu (alpha large)."""
     return x * torch.sigmoid(alpha * x)
 
 
 my_swish.alphas = (1.0, 2.0, 4.0)  # what a search tries, unless the recipe says otherwise
+# --8<-- [end:swish]
 
 
 class Leaky(nn.Module):

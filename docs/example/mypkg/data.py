@@ -6,11 +6,15 @@ from sklearn.datasets import load_sample_image
 SIDE = 16
 
 
+# --8<-- [start:flowers]
 def flowers() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Return images (N, 3, 16, 16) uint8, labels (N,) and the names of the classes."""
     patches = [_patches(load_sample_image(f"{name}.jpg")) for name in ("china", "flower")]
     labels = np.repeat([0, 1], [len(part) for part in patches])
     return np.concatenate(patches), labels, ("temple", "flower")
+
+
+# --8<-- [end:flowers]
 
 
 def _patches(photo: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 
+# --8<-- [start:net]
 def net(
     num_classes: int, activation: Callable[[], nn.Module], in_channels: int = 3, width: int = 8
 ) -> nn.Module:
@@ -23,3 +24,6 @@ def net(
         nn.Flatten(),
         nn.Linear(4 * width, num_classes),
     )
+
+
+# --8<-- [end:net]

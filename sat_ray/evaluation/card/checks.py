@@ -17,7 +17,7 @@ ABOVE_CHANCE = "the model is better than chance"
 ORDER_SLACK = 0.01  # accuracies of neighbours on the ladder may be this much out of order: each attack draws its own start
 # Of the images that survive the claimed attack, the share that the cascade may break. In the survey of Croce & Hein (2020, table 2)
 # adversarially trained models without hidden gradients lose 4 to 9 % of what their authors' attacks left, models with hidden ones a
-# third and more; on digits (docs/science.md) networks lose 0 to 5 % at epsilon 32/255, and 20 to 50 % at 64/255, relu among them.
+# third and more; on digits (docs/explanation/science.md) networks lose 0 to 5 % at epsilon 32/255, and 20 to 50 % at 64/255, relu among them.
 LARGEST_BROKEN_SHARE = 0.10
 LARGEST_TAIL_SHARE = (
     0.05  # of what survives the first half of the steps, what the second half may still break

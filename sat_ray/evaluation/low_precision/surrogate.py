@@ -64,7 +64,7 @@ def check_gradient(gradient: str, device: torch.device, *, field: str) -> None:
 def flies_again(gradient: str) -> bool:
     """Say whether close survivors of an attack on such a copy are attacked again in float32.
 
-    bfloat16's paths differ from float32's often enough; of float16 and compiled float32 it changed no verdict (docs/design.md).
+    bfloat16's paths differ from float32's often enough; of float16 and compiled float32 it changed no verdict (docs/explanation/low-precision.md).
     """
     return gradient.startswith("bf16")
 
