@@ -1,4 +1,4 @@
-"""Check that every image of rendered manifests has a digest: `python -m cluster.checks.pinned FILE`."""
+"""Check that rendered manifests name images by digest: `python -m cluster.checks.pinned FILE`."""
 
 from __future__ import annotations
 
