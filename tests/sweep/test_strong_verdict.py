@@ -299,7 +299,7 @@ def test_an_uncommitted_validation_is_no_number(dataset: Dataset, records: Recor
 @pytest.fixture(scope="module")
 def sharp_model(digits: Split) -> Normalized:
     """Return a network of x * sigmoid(32 x), trained at epsilon 64/255, where PGD overrates it."""
-    return train_small(digits, SHARP_BALL, activation="sharp_parts:sharp", epochs=8)
+    return train_small(digits, SHARP_BALL, activation="own_parts:sharp", epochs=8)
 
 
 def autoattack(model: Normalized, split: Split, ball: ThreatModel) -> int:
@@ -348,7 +348,7 @@ def test_autoattack_finds_what_the_strong_verdict_finds_and_pgd_far_less(
     assert len(usual) >= left + 0.1 * len(split), "PGD believes what is not there"
 
 
-@pytest.mark.parametrize("activation", ["relu", "sharp_parts:sharp"])
+@pytest.mark.parametrize("activation", ["relu", "own_parts:sharp"])
 def test_in_a_smaller_ball_autoattack_confirms_every_row(activation: str, digits: Split) -> None:
     """At most half a point above AutoAttack: of 60 images, none."""
     ball = ThreatModel("linf", 32 / 255)
