@@ -1,14 +1,17 @@
-"""Robust accuracy under our cascade against AutoAttack's (Croce & Hein 2020) on one network and the same images, in both norms.
+"""Compare robust accuracy under our cascade with AutoAttack's (Croce & Hein 2020).
 
-AutoAttack is made of torchattacks' APGD, targeted APGD, targeted FAB and Square at the published budgets (100 steps, 9 targets, 5,000
-queries): its own AutoAttack class takes 10 steps. What counts is the difference in points of robust accuracy; time is not compared.
-Digits are enlarged to 32 pixels, because published code of Square never puts a square at an image's last row or column: ours does, as the
-paper's algorithm says, which at 8 pixels makes it far stronger.
+Both attack one network on the same images, in both norms. AutoAttack is put together from
+torchattacks' APGD, targeted APGD, targeted FAB and Square at the published budgets (100 steps,
+9 targets, 5,000 queries), because torchattacks' own AutoAttack class takes 10 steps. The result is
+the difference in points of robust accuracy; time is not compared. Digits are enlarged to 32 pixels:
+published code of Square never puts a square on the last row or column of an image, while ours does,
+as the paper's algorithm says. At 8 pixels that would make ours far stronger.
 
-  python benchmarks/agreement.py                 100 images of digits per norm (half an hour on one core)
+  python benchmarks/agreement.py                 100 images per norm, half an hour on one core
   python benchmarks/agreement.py --images 899    all of the test split
 
-Figures: robust_accuracy (ours and autoattack, per norm), difference_in_points (ours - autoattack; above 0: ours is weaker).
+Figures: robust_accuracy (ours and autoattack, per norm) and difference_in_points (ours minus
+autoattack; above 0 means that ours is weaker).
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +40,9 @@ LINF, L2 = ThreatModel("linf", 24 / 255), ThreatModel("l2", 3.0)
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained and attacked; fewer steps and queries than AutoAttack's are for the tests alone."""
+    """How much is trained and attacked;
+    fewer steps and queries than AutoAttack's are for the tests alone.
+    """
 
     images: int = 100
     epochs: int = 12
@@ -100,7 +105,9 @@ def ours(model: Normalized, images: Split, ball: ThreatModel, size: Size) -> set
 
 
 def autoattack(model: Normalized, images: Split, ball: ThreatModel, size: Size) -> set[int]:
-    """Return the ids of the images that survive AutoAttack; each attack takes the survivors of those before it."""
+    """Return the ids of the images that survive AutoAttack;
+    each attack takes the survivors of those before it.
+    """
     shared: dict[str, Any] = {
         "eps": ball.epsilon,
         "norm": {"linf": "Linf", "l2": "L2"}[ball.norm],

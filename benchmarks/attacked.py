@@ -1,4 +1,4 @@
-"""The network that attacks are compared on, adversarially trained by sat_ray, and how much of the comparison a machine gets."""
+"""The adversarially trained network that attacks are compared on, and the size of a comparison."""
 
 import hashlib
 from dataclasses import asdict, dataclass, field, replace
@@ -22,10 +22,11 @@ from sat_ray.training.loop import TrainingSettings, fit
 class Size:
     """How much is measured.
 
-    epsilon: in 255ths; trained_epsilon: of the training, where it is another; epochs, learning_rate, train_images: of the adversarial
-    training; rounds: of the interleaved timing; batch: images of one call of a library; library_images: how many of the images, the first
-    ones, the libraries get, 0 for all (their time does not depend on the images); robust: share of the images that the epsilon of the
-    attack is chosen for, 0 where it is given.
+    epsilon: in 255ths; trained_epsilon: of the training, where it is another; epochs,
+    learning_rate, train_images: of the adversarial training; rounds: of the interleaved timing;
+    batch: images of one call of a library; library_images: how many of the images, the first ones,
+    the libraries get, 0 for all (their time does not depend on the images); robust: share of the
+    images that the epsilon of the attack is chosen for, 0 where it is given.
     """
 
     width: int
@@ -45,7 +46,7 @@ class Size:
 
     @property
     def compared(self) -> int:
-        """Return how many images everybody attacks, the first ones."""
+        """Return how many images all contestants attack, the first ones."""
         return min(self.images, self.library_images or self.images)
 
     @property
@@ -65,7 +66,7 @@ class Size:
 
     @property
     def spec(self) -> AttackSpec:
-        """Describe the attack that everybody runs."""
+        """Describe the attack that all contestants run."""
         step_size = max(self.epsilon / 255 / 10, self.epsilon / 255 / self.steps)
         return AttackSpec(
             threat_model=self.threat_model,
@@ -141,14 +142,16 @@ def affordable(size: Size, seconds_per_image: float, *, seconds_left: float) -> 
 
 
 def with_images(size: Size, count: int) -> Size:
-    """Change the number of images; with few of them, few slots waste less at the end, when there is nothing left to fill them."""
+    """Change the number of images; with few images, fewer slots are left empty at the end."""
     return replace(size, images=count, slots=size.slots if count >= 32 else 8)
 
 
 def fitting_epsilon(
     model: Normalized, images: Split, size: Size, *, images_asked: int = 256
 ) -> int:
-    """Return the epsilon, in 255ths, at which PGD-20 on a copy in bf16 leaves about `size.robust` of some images right."""
+    """Return the epsilon, in 255ths, at which PGD-20 on a copy in bf16 leaves about
+    `size.robust` of some images right.
+    """
     sample, on = images.take(slice(0, images_asked)), size.hardware
     x, y = to_pixels(sample.images.to(on.place)), sample.labels.to(on.place)
     copied, low, high = fast_copy(model, gradient="bf16", device=on.place), 0, 128
@@ -175,7 +178,7 @@ def fitting_epsilon(
 def robust_share(
     model: Normalized, x_adv: Tensor, x: Tensor, y: Tensor, *, threat_model: ThreatModel, batch: int
 ) -> float:
-    """Score returned points in float32; a point outside the threat model is an error of the library, and raises."""
+    """Return the robust share of points in float32; AssertionError on an infeasible point."""
     assert bool(threat_model.contains(x_adv, x).all()), "a library returned an infeasible point"
     correct = [
         model(part).argmax(dim=1) == labels

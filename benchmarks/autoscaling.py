@@ -1,14 +1,15 @@
-"""From no node to a sweep and back to none: Ray's own autoscaler (v2) buys nodes for the real `pipelines/sweep.py`, and gives them back.
+"""Let Ray's own autoscaler (v2) buy nodes for the real `pipelines/sweep.py` and give them back.
 
     joined_seconds    from the start of the command until the driver has joined the cluster
-    asked_seconds     until the autoscaler has asked for its first node
+    asked_seconds     until the autoscaler has requested its first node
     up_seconds        until all nodes were up
     sweep_seconds     until the command had ended
-    empty_seconds     from then until the last node was gone, the idle timeout among it
+    empty_seconds     from then until the last node was gone, the idle timeout included
 
-A node is a process of this machine with one (logical) CPU, so starting one costs seconds and buying it nothing: this shows what the sweep
-asks for and lets go, not how fast a cloud is. The head has no CPUs, as in cluster/, and everything asks for the cluster's token.
-The sweep is digits_smoke; --quick: a smaller one.
+A node is a process of this machine with one (logical) CPU, so buying one costs nothing and starting
+it costs seconds: this measures what the sweep requests and releases, not how fast a cloud is. The
+head has no CPUs, as in cluster/, and every connection needs the token of the cluster. The sweep is
+digits_smoke; --quick: a smaller one.
 """
 
 import argparse
@@ -72,7 +73,10 @@ COMMANDS = (
 
 @dataclass(frozen=True)
 class Seen:
-    """What the autoscaler said at one time. seconds: since the command's start; asked: nodes on their way; up: nodes of the group."""
+    """The state of the autoscaler at one time.
+
+    seconds: since the command's start; asked: nodes requested and not up; up: nodes of the group.
+    """
 
     seconds: float
     asked: int
@@ -80,7 +84,10 @@ class Seen:
 
 
 class AutoscalingRay:
-    """A head without CPUs and an autoscaler that may start up to NODES nodes on this machine; ends what it started and nothing else."""
+    """A head without CPUs and an autoscaler that may start up to NODES nodes on this machine.
+
+    It ends only the processes that it started.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, common.free_port()
@@ -127,11 +134,11 @@ class AutoscalingRay:
                 stderr=subprocess.STDOUT,
             )
         self.head = psutil.Process(started.pid)
-        os.environ |= self.environment  # before the first import of ray, which settles its mode
+        os.environ |= self.environment  # before the first import of ray, which fixes its mode
         _until(self._answers, what=f"the autoscaler of the head; see {self.folder}/head.log")
 
     def look(self) -> tuple[int, int]:
-        """Return how many nodes are asked for and not there yet, and how many are up."""
+        """Return how many nodes are requested but not up yet, and how many are up."""
         from ray.autoscaler.v2.sdk import get_cluster_status
 
         self._remember()
@@ -149,7 +156,7 @@ class AutoscalingRay:
         ), len(up)
 
     def raylets(self) -> int:
-        """Count the node processes that really run, the head's among them."""
+        """Count the node processes that run, the head included."""
         self._remember()
         return sum(
             process.name() == "raylet"
@@ -179,13 +186,15 @@ class AutoscalingRay:
             return False
         with contextlib.suppress(
             Exception
-        ):  # Ray has many ways to say that the autoscaler is not there yet
+        ):  # Ray raises many kinds of errors while the autoscaler starts
             return self.look() == (0, 0)
         return False
 
 
 def _autoscaler_config(address: str) -> dict[str, Any]:
-    """Return what `ray start --autoscaling-config` reads; the provider starts nodes as processes."""
+    """Return what `ray start --autoscaling-config` reads;
+    the provider starts nodes as processes.
+    """
     provider = {
         "type": "external",
         "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
@@ -249,7 +258,9 @@ def autoscaling_ray() -> Iterator[AutoscalingRay]:
 
 @dataclass(frozen=True)
 class Watched:
-    """A sweep that was watched. joined, ended: seconds since the command's start; seen: until the last node was gone."""
+    """A sweep that was watched. joined, ended: seconds since the command's start; seen:
+    until the last node was gone.
+    """
 
     seen: list[Seen]
     joined: float
@@ -257,7 +268,9 @@ class Watched:
 
 
 def run_sweep(cluster: AutoscalingRay, storage: Path, options: tuple[str, ...]) -> Watched:
-    """Run the sweep as a driver of the cluster, then wait until no node is left. RuntimeError if the sweep fails."""
+    """Run the sweep as a driver of the cluster,
+    then wait until no node is left. RuntimeError if the sweep fails.
+    """
     groups = json.dumps([{"pool": "cpu", "nodes": NODES, "CPU": 1}])
     to_it = {"RAY_ADDRESS": cluster.address, "SAT_RAY_NODE_GROUPS": groups}
     environment = common.environment(**ONE_THREAD, **cluster.environment, **to_it)
@@ -295,7 +308,7 @@ def run_sweep(cluster: AutoscalingRay, storage: Path, options: tuple[str, ...]) 
 
 
 def figures_of(watched: Watched) -> dict[str, float]:
-    """Return the five times. RuntimeError where the nodes did not all come."""
+    """Return the five times; RuntimeError if not all nodes came up."""
     seen, ended = watched.seen, watched.ended
     asked = next((one.seconds for one in seen if one.asked or one.up), None)
     full = next((one.seconds for one in seen if one.up == NODES), None)
@@ -314,7 +327,7 @@ def figures_of(watched: Watched) -> dict[str, float]:
 
 def _own_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--storage", type=Path, metavar="FOLDER", help="keep what the sweep leaves here"
+        "--storage", type=Path, metavar="FOLDER", help="keep the files of the sweep here"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, timing by interleaved rounds, the machine's description, tables and JSON."""
+"""What the benchmarks share: options, interleaved timing, the machine, tables and JSON."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ def options(
     gradient: bool = False,
     more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> argparse.Namespace:
-    """Parse --quick, --json PATH and, where a benchmark has them, --smoke, --images, --gradient and `more`."""
+    """Parse --quick, --json and the options of the benchmark: --smoke, --images and others."""
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,7 +43,7 @@ def options(
         parser.add_argument(
             "--smoke",
             action="store_true",
-            help="end within seconds; the figures mean nothing (for the tests)",
+            help="end within seconds, for the tests; the figures mean nothing",
         )
     if images:
         parser.add_argument(
@@ -54,7 +54,7 @@ def options(
         parser.add_argument(
             "--gradient",
             choices=fast,
-            help="time gradients of a fast copy too; default: bf16 where the hardware has it",
+            help="time low-precision gradients as well; default: bf16 if the hardware has it",
         )
     more(parser)
     return parser.parse_args()
@@ -70,9 +70,11 @@ def seconds_of(work: Callable[[], object]) -> float:
 def interleaved(
     cases: Mapping[str, Callable[[], float]], *, rounds: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Run every case once per round, so that a slow minute of the machine falls on all of them, and return what each case returned.
+    """Run every case once per round, so that a slow minute of the machine falls on all of them, and
+    return what each case returned.
 
-    cases: name -> function that does its work and returns its own measure. The first `warm_up` rounds are thrown away.
+    cases: name -> function that does its work and returns its own measure. The first `warm_up`
+    rounds are thrown away.
     """
     results: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(warm_up + rounds):
@@ -101,14 +103,17 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return this process's environment without what would send a sweep elsewhere, with this project and its benchmarks to import."""
+    """Return this process's environment for a sweep.
+
+    Variables that would redirect it are left out; this project and its benchmarks can be imported.
+    """
     path = (str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
     kept = {name: value for name, value in os.environ.items() if name not in REDIRECTING}
     return kept | {"PYTHONPATH": os.pathsep.join(filter(None, path))} | more
 
 
 def machine() -> dict[str, Any]:
-    """Describe where the figures were measured; load_1_minute above 0 says that the machine was shared."""
+    """Describe the machine; load_1_minute above 0 means that it was shared."""
     return {
         "cpu": _cpu_model(),
         "cores": cores(),
@@ -139,9 +144,12 @@ def finish(
     *,
     path: Path | None,
 ) -> None:
-    """Print the figures as a table and write them as JSON: the contract's keys, `machine` and `details`."""
+    """Print the figures as a table and write them as JSON with `machine` and `details`."""
     unit, load = about["gpu"] or about["vector_unit"], about["load_1_minute"]
-    where = f"{about['cpu']}, {about['cores']} cores, {unit}, torch {about['torch']}, load {load} at the start"
+    where = (
+        f"{about['cpu']}, {about['cores']} cores, {unit}, torch {about['torch']}, load {load} at "
+        "the start"
+    )
     table = Table("figure", "value", title=title, caption=where)
     for name, value in [*_flat(figures), *_flat(details)]:
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))

@@ -1,4 +1,4 @@
-"""The contestants of the evaluation benchmark, each attacking the same images of the same network."""
+"""The contestants of the evaluation benchmark; each attacks the same images of the same network."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def attack_in_batches(library: Library, x: Tensor, y: Tensor, *, batch: int) -> 
 
 
 class Contest:
-    """The contestants on the same images; ours runs before and after every round of the libraries."""
+    """The contestants on the same images; ours runs before and after each round of the others."""
 
     def __init__(
         self,
@@ -69,7 +69,10 @@ class Contest:
         self.fast_outcomes: pa.Table | None = None
 
     def timed(self, name: str, work: Callable[[], object]) -> float:
-        """Return the wall seconds of some work, and keep its processor seconds: on a shared machine they tell more, with one thread."""
+        """Return the wall seconds of some work, and keep its processor seconds.
+
+        On a shared machine the latter say more, with one thread.
+        """
         before = process_time()
         seconds = self.memory.watching(name, lambda: self.on.seconds_of(work))()
         self.cpu_seconds.setdefault(name, []).append(process_time() - before)
@@ -94,7 +97,7 @@ class Contest:
         return seconds
 
     def robust_in(self, outcomes: pa.Table) -> float:
-        """Return the robust accuracy on the images that everybody attacks."""
+        """Return the robust accuracy on the images that all contestants attack."""
         return (
             len(
                 robust_image_ids(outcomes)
@@ -104,7 +107,7 @@ class Contest:
         )
 
     def run_ours_fast(self) -> float:
-        """Run the real evaluation with gradients of a fast copy and float32 verdicts and return its seconds.
+        """Run the real evaluation with low-precision gradients and return its seconds.
 
         The calibration, once per model and process whatever the number of images, is timed apart.
         """
@@ -136,10 +139,8 @@ class Contest:
         seconds = self.timed("ours_fast", work)
         assert self.fast_outcomes is not None
         self.fast_robust = self.robust_in(self.fast_outcomes)
-        print(
-            f"ours with {self.gradient}: {seconds:.1f} s, {100 * self.fast_robust:.1f} % robust; {self.calibration}",
-            flush=True,
-        )
+        said = f"ours with {self.gradient}: {seconds:.1f} s, {100 * self.fast_robust:.1f} % robust"
+        print(f"{said}; {self.calibration}", flush=True)
         return seconds
 
     def run_library(self, name: str) -> float:
@@ -171,7 +172,11 @@ class Contest:
         }
 
     def rounds(self) -> dict[str, list[float]]:
-        """Time everybody; ours is the mean of the runs on either side of the libraries, or without float32 the one on the fast copy."""
+        """Time all contestants.
+
+        Ours is the mean of the runs before and after the libraries; without float32 it is
+        the run with low-precision gradients.
+        """
         cases: dict[str, Callable[[], float]] = {
             name: partial(self.run_library, name) for name in self.libraries
         }

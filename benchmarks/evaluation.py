@@ -1,14 +1,17 @@
-"""PGD-200 of torchattacks, foolbox, ART and sat_ray on one adversarially trained ResNet-18 and the same images of 32 pixels.
+r"""Compare PGD-200 of torchattacks, foolbox, ART and sat_ray on one adversarially trained network.
 
-All start from the clean image. A library attacks the images in batches of at most 64 (on a GPU 256); what it returns is scored in float32.
-sat_ray runs its real evaluation (every visited point counts, images retire, cycles are detected). The model is trained by sat_ray once and
-cached.
+All start from the clean image, on the same images of 32 pixels. A library attacks the images in
+batches of at most 64 (on a GPU 256), and what it returns is scored in float32. sat_ray runs its
+real evaluation: every visited point counts, broken images leave their slot, and cycles are
+detected. sat_ray trains the model, a ResNet-18, once and caches it.
 
---quick: width 32 and as many of 64 images as the five minutes allow; else width 64 and 64 images, an hour or two on 2 cores. On a GPU 4,096
-images, the digits again and again, each time moved by some pixels, at the epsilon that about 42 % of them survive; the libraries, whose
-time is the same for every image, get the first 768 of them:
+--quick: width 32 and as many of 64 images as fit into five minutes. Otherwise width 64 and 64
+images, which takes an hour or two on 2 cores. On a GPU: 4,096 images, which are the digits
+repeated, each repetition moved by some pixels, at the epsilon that about 42 % of them survive. The
+libraries get the first 768 of them, because their time is the same for every image:
 
-    python benchmarks/evaluation.py --device cuda --model resnet50 --size 224 --precision bf16 --gradient fp16-compiled --no-float32
+    python benchmarks/evaluation.py --device cuda --model resnet50 --size 224 --precision bf16 \
+        --gradient fp16-compiled --no-float32
 """
 
 import argparse
@@ -73,7 +76,7 @@ def pass_operations(model: Normalized, x: Tensor, y: Tensor) -> float:
 def figures_of(
     contest: Contest, seconds: dict[str, list[float]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Turn times and outcomes into the contract's figures and what stands behind them."""
+    """Return the figures of the contract and their details from times and outcomes."""
     size, table = contest.size, contest.outcomes
     assert table is not None
     passes = sum(table["passes"].to_pylist())
@@ -121,11 +124,11 @@ def figures_of(
         },
         "survivor_passes": survivor_passes,
         "at_most_the_lowest": contest.robust["ours"] <= lowest + tolerance,
-        "fast": "not measured: not asked for, and this processor has neither AVX512-BF16 nor AMX",
+        "fast": "not measured: no --gradient, and this processor has neither AVX512-BF16 nor AMX",
     }
     if contest.gradient:
         details["fast"] = _fast_figures(contest, seconds, operations)
-        if contest.float32 and pays(on.place):  # then it is what a user would choose
+        if contest.float32 and pays(on.place):  # then a user would choose it
             details["float32"] = {
                 "speedup": figures["speedup"],
                 "robust_accuracy": contest.robust["ours"],
@@ -139,7 +142,10 @@ def figures_of(
 def _fast_figures(
     contest: Contest, seconds: dict[str, list[float]], operations: float
 ) -> dict[str, Any]:
-    """Return what gradients of a fast copy make of it. minutes_for_50000: of images as robust as these, with calibration."""
+    """Return the figures with low-precision gradients.
+
+    minutes_for_50000: for images as robust as these, calibration included.
+    """
     precision = contest.gradient.removesuffix("-compiled")
     assert contest.fast_outcomes is not None
     taken, calibrating, passes = (
@@ -163,7 +169,7 @@ def _fast_figures(
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what this benchmark alone can be asked for."""
+    """Add the options that this benchmark alone has."""
     hardware.add_options(parser)
     names = list(LIBRARIES)
     parser.add_argument(
@@ -171,7 +177,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=names,
         default=names,
-        help="whom to compare with; default: all three",
+        help="libraries to compare with; default: all three",
     )
     parser.add_argument(
         "--no-float32",
@@ -200,7 +206,7 @@ def main() -> None:
         size = affordable(size, per_image, seconds_left=QUICK_SECONDS - (perf_counter() - started))
     gradient = options.gradient or ("bf16" if on.precision == "bf16" or pays(on.place) else "")
     if options.no_float32 and not gradient:
-        raise SystemExit("--no-float32 leaves nothing of ours to time; allowed: with --gradient")
+        raise SystemExit("--no-float32 needs --gradient: without it no run of ours is timed")
     images = moved(splits["test"], size.images)
     if size.robust:
         size = replace(size, epsilon=fitting_epsilon(model, images, size))

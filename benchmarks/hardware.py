@@ -1,6 +1,6 @@
-"""On what a benchmark measures: device, numbers, network and image size, and what is measured of the device itself.
+"""What a benchmark measures on: device, precision, network and image size.
 
-A GPU works on while Python goes on, so every clock here waits for it before it starts and before it stops.
+A GPU works asynchronously, so every clock here synchronizes before it starts and before it stops.
 """
 
 import argparse
@@ -23,7 +23,11 @@ LARGEST_SMALL_IMAGE = 64  # pixels; residual networks get the stem for small ima
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Where and on what. model: "" for the ResNet-18 of any width in `parts`, else a name of `sat_ray.models`; pixels: side of images."""
+    """Device, precision, network and image size.
+
+    model: "" for the ResNet-18 of any width in `parts`, else a name of `sat_ray.models`;
+    pixels: side of images.
+    """
 
     device: str = "cpu"
     precision: str = "float32"
@@ -32,12 +36,12 @@ class Hardware:
 
     def __post_init__(self) -> None:
         if self.place.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device is cuda, but torch sees no GPU here; allowed: cpu")
+            raise ValueError("--device must be cpu where torch finds no GPU, got cuda")
         check_precision(self.precision, self.place)
         if self.model:
             check_name(self.model, MODELS, field="--model")
         if self.pixels < 8:
-            raise ValueError(f"--size is {self.pixels}; allowed: at least 8 pixels")
+            raise ValueError(f"--size must be an integer >= 8, got {self.pixels}")
 
     @property
     def place(self) -> torch.device:
@@ -46,11 +50,13 @@ class Hardware:
 
     @property
     def on_gpu(self) -> bool:
-        """Say whether that is a GPU."""
+        """Return whether the device is a GPU."""
         return self.place.type == "cuda"
 
     def build(self, *, width: int) -> Normalized:
-        """Build the network that is measured, on the device, the same weights every time. width: of the one in `parts`."""
+        """Build the network that is measured, on the device, the same weights every time.
+        width: of the one in `parts`.
+        """
         if not self.model:
             return parts.scaled_resnet18(width=width).to(self.place)
         stem = "small" if self.pixels <= LARGEST_SMALL_IMAGE else "imagenet"
@@ -64,7 +70,7 @@ class Hardware:
         return parts.digits_enlarged(self.pixels)
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that it was asked for."""
+        """Wait until the device has finished its work."""
         if self.on_gpu:
             torch.cuda.synchronize(self.place)
 
@@ -77,7 +83,9 @@ class Hardware:
         return perf_counter() - started
 
     def matrix_rate(self, *, precision: str | None = None) -> float:
-        """Measure this device's matrix product, in floating-point operations per second, as a ceiling of what a network can reach."""
+        """Measure this device's matrix product, in floating-point operations per second, as a
+        ceiling of what a network can reach.
+        """
         side, repeats = (8192, 20) if self.on_gpu else (1024, 1)
         dtype = DTYPES[precision or self.precision]
         a, b = (torch.rand(side, side, device=self.place).to(dtype) for _ in range(2))
@@ -91,7 +99,7 @@ class Hardware:
 
 
 class PeakMemory:
-    """The most memory that each contestant had on the GPU at once; of a CPU only the process's own peak is known."""
+    """The most GPU memory of each contestant at once; on a CPU only the peak of the process."""
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
@@ -115,7 +123,7 @@ class PeakMemory:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Return GiB by contestant, what all of them hold included; of a CPU that of the whole process."""
+        """Return GiB by contestant; each includes what the others hold. On a CPU: the process."""
         return self.gib or {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
@@ -144,7 +152,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def from_options(options: argparse.Namespace) -> Hardware:
-    """Return what a command line asked for; exit in one line where it cannot be had."""
+    """Return the hardware that a command line names; exit with one line if it is not available."""
     try:
         return Hardware(
             device=options.device,

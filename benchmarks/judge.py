@@ -1,13 +1,15 @@
-"""A judge from outside for every row of a finished sweep: AutoAttack on the images that its strong number counts as robust.
+"""Run AutoAttack on the images that a finished sweep counts as robust under its strong attack.
 
-AutoAttack (Croce & Hein 2020) at its published budgets, in the code of torchattacks: APGD on cross-entropy and targeted APGD on DLR, 100
-steps, 9 targets; with --standard targeted FAB and Square as well. Only our survivors are attacked, since only they can be too many. What
-AutoAttack breaks among them, as a share of all images, is the most by which our strong number can be above AutoAttack's.
+AutoAttack (Croce & Hein 2020) runs at its published budgets, in the code of torchattacks: APGD on
+cross-entropy and targeted APGD on DLR, 100 steps, 9 targets; with --standard targeted FAB and
+Square as well. Only our survivors are attacked, because only they can be too many. The share of all
+images that AutoAttack breaks among them is the most by which our strong number can be above
+AutoAttack's.
 
-  python benchmarks/judge.py runs/digits                     every row (an hour or more on one core for 50 rows of digits)
+  python benchmarks/judge.py runs/digits    every row: an hour or more on one core for 50 rows
   python benchmarks/judge.py runs/digits --seeds 0 --json judge.json
 
-Figures: rows (strong_robust_accuracy, after_autoattack), largest_excess_in_points.
+Figures: rows (strong_robust_accuracy, after_autoattack) and largest_excess_in_points.
 """
 
 import argparse
@@ -41,7 +43,7 @@ def survivors(folder: Path, row: dict[str, Any], images: Split) -> Split:
 
 
 def judged(folder: Path, row: dict[str, Any], images: Split, *, standard: bool) -> dict[str, Any]:
-    """Attack what is left of one row; return its strong number and what AutoAttack leaves of it."""
+    """Attack the survivors of one row; return its strong number and the number after AutoAttack."""
     config = stored_config(Storage.at(str(folder)))
     left = survivors(folder, row, images)
     began = perf_counter()
@@ -63,12 +65,12 @@ def judged(folder: Path, row: dict[str, Any], images: Split, *, standard: bool) 
 
 
 def main() -> None:
-    """Judge the rows and print what was found, row by row."""
+    """Run AutoAttack on the rows and print each result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sweep", type=Path, help="folder of a finished sweep, such as runs/digits")
-    parser.add_argument("--seeds", type=int, nargs="*", help="these seeds alone")
+    parser.add_argument("--seeds", type=int, nargs="*", help="only the rows of these seeds")
     parser.add_argument("--standard", action="store_true", help="add FAB and Square")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here as well")
     given = parser.parse_args()
@@ -90,7 +92,7 @@ def main() -> None:
             flush=True,
         )
     if not rows:
-        parser.error(f"{given.sweep} has no row with a strong number and a seed of these")
+        parser.error(f"{given.sweep} has no row with a strong number and one of these seeds")
     largest = max(row["excess_in_points"] for row in rows)
     figures = {"largest_excess_in_points": largest, "rows_judged": len(rows)}
     common.finish(

@@ -1,6 +1,7 @@
-"""The PGD of other libraries behind one call: attack(x, y) -> x_adv, from the clean image, so that all share their starts.
+"""The PGD of other libraries behind one call, attack(x, y) -> x_adv.
 
-Each gets a model of its own, in inference mode and otherwise as `load_model` returns it, and is used as its documentation shows.
+All start from the clean image, so that they share their starts. Each gets a model of its own, in
+inference mode and otherwise as `load_model` returns it, and is used as its documentation shows.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from sat_ray.attacks import AttackSpec
 
 CLASSES = 10
-MOST_AT_ONCE = 10_000  # images of one call of a library: whoever calls it cuts them
+MOST_AT_ONCE = 10_000  # images of one call of a library; the caller splits them
 Library = Callable[[Tensor, Tensor], Tensor]
 Shape = tuple[int, ...]  # (C, H, W)
 

@@ -1,13 +1,20 @@
-"""What many trials and many outcome shards cost the driver: two real sweeps of a network too small to matter, so that all is bookkeeping.
+"""Measure what many trials and many outcome shards cost the driver.
 
-    tracking_share            of the sweep of many trials: seconds in calls of MLflow / wall time of the command
-    trials_per_second         over the search stage; trials_at_once: the most that trained at one time
-    shard_seconds_ratio       of the sweep of many shards: time per shard in its last tenth / in its first tenth; 1 is linear
-    driver_kib_per_shard      growth of the driver's memory (PSS) over the evaluation / shards; stage_kib_per_shard: of the stage's process
-    merge_seconds_ratio       merging all shards / merging a tenth of them, per shard; merge_kib_per_shard: growth of its peak memory
+Two real sweeps train and attack a tiny network, so that nearly all of the time is bookkeeping.
 
-200 trials and 20,000 shards of one image; --quick: 40 and 2,000. The trials run on a Ray that believes in more CPUs than there are, as many
-at once as --at-once says (each takes some 0.3 GiB); the shards on a private Ray, as with `make sweep`.
+    tracking_share          sweep of many trials: seconds in calls of MLflow / wall time
+    trials_per_second       over the search stage
+    trials_at_once          the most trials that trained at one time
+    shard_seconds_ratio     sweep of many shards: time per shard in its last tenth / in its first
+                            tenth; 1 means linear
+    driver_kib_per_shard    growth of the driver's memory (PSS) over the evaluation / shards
+    stage_kib_per_shard     the same of the process of the stage
+    merge_seconds_ratio     merging all shards / merging a tenth of them, per shard
+    merge_kib_per_shard     growth of the peak memory of merging
+
+200 trials and 20,000 shards of one image; --quick: 40 and 2,000. The trials run on a Ray that is
+configured with more CPUs than the machine has, so that as many train at once as --at-once says
+(each takes some 0.3 GiB). The shards run on a private Ray, as with `make sweep`.
 """
 
 import argparse
@@ -67,7 +74,9 @@ def records(root: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def most_at_once(done: list[dict[str, Any]]) -> int:
-    """Return how many units of work overlapped at most; a record says when it ended and how long it took."""
+    """Return how many units of work overlapped at most;
+    a record says when it ended and how long it took.
+    """
     edges = sorted(
         [(one["created"] - one["seconds"], 1) for one in done]
         + [(one["created"], -1) for one in done]
@@ -116,7 +125,9 @@ def measure_trials(count: int, at_once: int) -> tuple[dict[str, Any], dict[str, 
 
 
 def measure_shards(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run a sweep whose evaluation has `count` shards, run it again when all is committed, and merge parts of it alone."""
+    """Run a sweep whose evaluation has `count` shards, run it again when all is committed,
+    and merge parts of it alone.
+    """
     choice = [
         *TRIVIAL,
         "--data.dataset",
@@ -203,11 +214,13 @@ print(json.dumps({"seconds": time.perf_counter() - started, "peak_kib": status("
 
 
 def merge_alone(root: Path, size: int) -> dict[str, float]:
-    """Merge the first `size` shards of a sweep in a process of its own; return its seconds and the growth of its memory."""
+    """Merge the first `size` shards of a sweep in a process of its own;
+    return its seconds and the growth of its memory.
+    """
     (folder,), (data,) = root.glob("digits_smoke*"), (root / "data").iterdir()
     pool = {
         "ARROW_DEFAULT_MEMORY_POOL": "system"
-    }  # Arrow's own keeps some 30 MB for later whatever the work was
+    }  # Arrow's own allocator keeps some 30 MB, however small the work
     command = [sys.executable, "-c", MERGE, str(folder), str(size), str(data)]
     done = subprocess.run(
         command,
@@ -230,7 +243,7 @@ def _own_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="trials that may train at one time; default 16",
     )
-    parser.add_argument("--only", choices=("trials", "shards"), help="measure one part alone")
+    parser.add_argument("--only", choices=("trials", "shards"), help="measure this part alone")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What load.py trains and attacks, as little as a sweep will take: digits, shifted until there are enough, and a tiny network."""
+"""The dataset and the network of load.py: shifted digits and a tiny network."""
 
 from collections.abc import Callable
 

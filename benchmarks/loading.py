@@ -1,12 +1,15 @@
-"""What it costs to bring images to the training step, from memory and streamed from JPEG in Parquet shards, through `sat_ray.data`.
+"""Measure what it costs to bring images to the training step through `sat_ray.data`.
 
-    images_per_second_per_core    JPEG images streamed: read, checked, decoded and delivered as uint8 batches, per second of processor time
-    wait_share                    share of a training epoch in the real `fit` (ResNet-18 at 32 pixels, batches of 64) spent waiting for
-                                  streamed JPEG images, one thread decoding
+    images_per_second_per_core    JPEG images streamed from Parquet shards: read, checked, decoded
+                                  and delivered as uint8 batches, per second of processor time
+    wait_share                    share of a training epoch in the real `fit` (ResNet-18 at 32
+                                  pixels, batches of 64) spent waiting for streamed JPEG images,
+                                  with one thread for decoding
 
-Beside them: the same from memory; threads against worker processes of torch's DataLoader; the memory of a streamed epoch after each tenth.
+Besides: the same images from memory; threads compared with worker processes of torch's DataLoader;
+the memory of a streamed epoch after each tenth.
 
---quick: 1,500 JPEG images of 224 pixels and a width of 32; else 10,000 and 64.
+--quick: 1,500 JPEG images of 224 pixels and a width of 32; otherwise 10,000 and 64.
 """
 
 import gc
@@ -43,7 +46,9 @@ HELD_OUT = 16
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. images: raw ones of 32 pixels; pictures: JPEG ones of `side` pixels; steps: training steps in a timed epoch."""
+    """How much is measured. images: raw ones of 32 pixels; pictures: JPEG ones of `side`
+    pixels; steps: training steps in a timed epoch.
+    """
 
     images: int
     pictures: int
@@ -86,7 +91,9 @@ class WatchedLoader:
 
 
 class InWorkers(IterableDataset):  # type: ignore[type-arg]
-    """Every k-th group of a plan in each of k worker processes, each with one thread and shards of its own."""
+    """Every k-th group of a plan in each of k worker processes,
+    each with one thread and shards of its own.
+    """
 
     def __init__(self, storage: Storage, plan: Tensor) -> None:
         self.storage, self.plan = storage, plan
@@ -103,7 +110,9 @@ class InWorkers(IterableDataset):  # type: ignore[type-arg]
 
 
 def made_up_source(count: int) -> Source:
-    """Describe `count` images of 32 pixels: digits with noise in the lower half of the bits, so that they compress like photographs."""
+    """Describe `count` images of 32 pixels: digits with noise in the lower half of the bits, so
+    that they compress like photographs.
+    """
 
     def read() -> Raw:
         raw = upsampled(dataset_source("digits").read())
@@ -130,7 +139,9 @@ def deliver(split: Split, *, batch: int) -> None:
 
 
 def measure_delivery(size: Size, folder: str) -> tuple[float, dict[str, Any]]:
-    """Time reading and delivering raw images from memory on one thread; return images per second and the parts."""
+    """Time reading and delivering raw images from memory on one thread;
+    return images per second and the parts.
+    """
     storage, process, threads = Storage.at(folder), psutil.Process(), torch.get_num_threads()
     manifest = write_dataset(made_up_source(size.images), storage, rows_per_shard=2048)
     torch.set_num_threads(1)
@@ -206,7 +217,9 @@ def timed(work: Callable[[], None], images: int) -> tuple[float, float]:
 
 
 def measure_streaming(size: Size, storage: Storage) -> tuple[float, dict[str, Any]]:
-    """Stream whole epochs in threads and in worker processes; return images per core-second of one thread, and everything."""
+    """Stream whole epochs in threads and in worker processes; return images per core-second of
+    one thread, and everything.
+    """
     shards = Streamed(storage, "train", threads=1).shards
     plan = epoch_order(
         shards, groups=1, group_size=size.batch, window=4 * size.rows_per_shard, seed=0, epoch=0
@@ -259,7 +272,9 @@ def memory_by_tenth(storage: Storage, plan: Tensor) -> list[float]:
 
 
 def measure_waiting(size: Size, folder: str) -> tuple[float, dict[str, Any]]:
-    """Train for some epochs on streamed JPEG images of 32 pixels and return the share of their time spent waiting for them."""
+    """Train for some epochs on streamed JPEG images of 32 pixels and return the share of their
+    time spent waiting for them.
+    """
     images = size.batch * size.steps
     storage = write_pictures(folder, images, side=32, rows_per_shard=max(size.batch // 2, 8))
     train = WatchedLoader(Streamed(storage, "train", threads=1))

@@ -1,4 +1,8 @@
-"""What is measured on: digits at 32 pixels (or any other size) in three channels, and ResNet-18 for small images at any width."""
+"""The data and the network of the benchmarks.
+
+Digits at 32 pixels (or any other size) in three channels, and ResNet-18 for small images at any
+width.
+"""
 
 from typing import Any
 
@@ -19,7 +23,9 @@ MEAN, STD = (0.3,) * 3, (0.35,) * 3
 
 
 class ScaledResNet18(ResNet):
-    """torchvision's ResNet-18 with `width` channels in place of 64, and the stem for small images (3 x 3, stride 1, no pooling)."""
+    """torchvision's ResNet-18 with `width` channels in place of 64, and the stem for small
+    images (3 x 3, stride 1, no pooling).
+    """
 
     def __init__(self, *, width: int, num_classes: int) -> None:
         self.width = width
@@ -39,7 +45,9 @@ class ScaledResNet18(ResNet):
 
 
 def scaled_resnet18(*, width: int, seed: int = 0) -> Normalized:
-    """Build the network that is measured, [0, 1] pixels -> 10 logits, from the project's own parts. width: 64 for the usual one."""
+    """Build the network that is measured, [0, 1] pixels -> 10 logits, from the project's own
+    parts. width: 64 for the usual one.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body = ScaledResNet18(width=width, num_classes=10)
@@ -54,7 +62,9 @@ def digits_at_32_pixels() -> dict[str, Split]:
 
 
 def digits_enlarged(pixels: int) -> dict[str, Split]:
-    """Return train, val and test of the digits, (N, 3, pixels, pixels) uint8, upsampled from 8 pixels."""
+    """Return train, val and test of the digits, (N, 3, pixels, pixels) uint8,
+    upsampled from 8 pixels.
+    """
     source = dataset_source("digits")
     raw = upsampled(source.read(), pixels=pixels)
     images, labels = torch.from_numpy(raw.images), torch.from_numpy(raw.labels)

@@ -1,10 +1,13 @@
-"""What orchestration costs: the real `pipelines/sweep.py` on fresh storage, against the work that its records say was done.
+"""Measure what orchestration costs: the real `pipelines/sweep.py` on fresh storage.
 
-    wall_over_compute    wall time / (sum over records of seconds x cores used / cores here); 1 is a machine busy with nothing else
-    peak_rss_gib         most memory of all processes of the sweep at one time; pages shared between processes count in each of them
+    wall_over_compute    wall time / (sum over records of seconds x cores used / cores here);
+                         1 means that the machine did nothing else
+    peak_rss_gib         most memory of all processes of the sweep at one time; pages shared
+                         between processes count in each of them
     peak_pss_gib         the same with shared pages counted once (Linux only)
 
-The recipe is digits, some minutes; --quick: digits_smoke, about a minute, nearly all of it start-up.
+The recipe is digits, which takes some minutes; --quick: digits_smoke, about a minute, most of it
+start-up.
 """
 
 import json
@@ -26,7 +29,7 @@ STAGE_DONE = re.compile(r"\] (\w+) done in (\d+) s")
 
 
 class MemoryWatch:
-    """Sample the memory of a process and all its descendants until told to stop."""
+    """Sample the memory of a process and all its descendants until the block ends."""
 
     def __init__(self, pid: int) -> None:
         self.root = psutil.Process(pid)
@@ -51,7 +54,9 @@ class MemoryWatch:
             self.most_processes = max(self.most_processes, len(memory))
 
     def _tree(self) -> list[psutil.Process]:
-        """Return the processes alive now; those seen before stay in even where their parent is gone."""
+        """Return the processes alive now; those seen before
+        stay in even where their parent is gone.
+        """
         try:
             found = [self.root, *self.root.children(recursive=True)]
         except psutil.NoSuchProcess:
@@ -61,7 +66,9 @@ class MemoryWatch:
 
 
 def memory_of(process: psutil.Process) -> tuple[int, int]:
-    """Return resident memory, and the same with shared pages counted once (Linux only), in bytes; 0 of a process that is gone."""
+    """Return resident memory, and the same with shared pages counted once (Linux only), in
+    bytes; 0 of a process that is gone.
+    """
     try:
         info = process.memory_full_info()
     except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
@@ -70,7 +77,9 @@ def memory_of(process: psutil.Process) -> tuple[int, int]:
 
 
 def run_sweep(recipe: str, root: Path) -> tuple[float, str, MemoryWatch]:
-    """Run the sweep as a user would; return wall seconds, its output and the memory seen. Raises RuntimeError if it fails."""
+    """Run the sweep as a user would; return wall seconds, its output and the memory seen.
+    Raises RuntimeError if it fails.
+    """
     command = [
         sys.executable,
         str(common.ROOT / "pipelines" / "sweep.py"),
@@ -111,7 +120,8 @@ def records_of(folder: Path) -> Iterator[dict[str, Any]]:
 def core_seconds(folder: Path) -> dict[str, float]:
     """Add up the core-seconds of work per stage.
 
-    A training that went on from an earlier record of the same name reports its time from the start, so the longest of a name counts.
+    A training that went on from an earlier record of the same name reports its time from the start,
+    so the longest of a name counts.
     """
     resources = json.loads((folder / "config.json").read_text())["resources"]
     used = {

@@ -1,4 +1,4 @@
-"""The steps that are compared: the plain one, the attack alone, and the textbook's; and a counter of what a step computes."""
+"""The steps that are compared (plain, attack alone, textbook) and a counter of their operations."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -38,7 +38,9 @@ class Size:
     hardware: Hardware = field(default_factory=Hardware)
 
     def settings(self, *, workers: int = 1, compiled: bool = False) -> TrainingSettings:
-        """Describe an endless training in which every worker has one BatchNorm group; nothing is validated while it is timed."""
+        """Describe an endless training in which every worker has one BatchNorm group; nothing
+        is validated while it is timed.
+        """
         return TrainingSettings(
             epochs=1000,
             global_batch_size=self.images * workers,
@@ -57,7 +59,9 @@ class Size:
 
 
 class OperationCounter(TorchDispatchMode):
-    """Count floating-point operations, and the convolutions whose backward pass computes the gradient of a weight."""
+    """Count floating-point operations,
+    and the convolutions whose backward pass computes the gradient of a weight.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +77,9 @@ class OperationCounter(TorchDispatchMode):
 
 
 class Plain:
-    """A training step without an attack, and the attack alone, on the same batches, model and layout as `fit` uses."""
+    """A training step without an attack, and the attack alone, on the same batches,
+    model and layout as `fit` uses.
+    """
 
     def __init__(self, size: Size, train: Split) -> None:
         self.size, self.train = size, train.to(size.hardware.place)
@@ -108,7 +114,7 @@ class Plain:
 
         return self.size.hardware.seconds_of(work) / self.size.steps
 
-    def craft(self) -> float:
+    def attack_alone(self) -> float:
         """Attack the batches of one sample; return seconds per step. The attack alone is timed."""
         ready = [
             (
@@ -129,15 +135,15 @@ class Plain:
 
 
 class ComposedSilu(nn.Module):
-    """SiLU as one writes it from its formula."""
+    """SiLU, written from its formula."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply it to every element."""
+        """Apply x * sigmoid(x) to every element."""
         return x * torch.sigmoid(x)
 
 
 class Textbook:
-    """Adversarial training as tutorials show it. bf16: under autocast, which few of them use."""
+    """Adversarial training as tutorials show it. bf16: under autocast, which few of them do."""
 
     def __init__(self, size: Size, train: Split, *, bf16: bool = False) -> None:
         self.size, self.train, self.bf16 = size, train.to(size.hardware.place), bf16
@@ -159,7 +165,7 @@ class Textbook:
         with autocast("bf16", x.device) if self.bf16 else nullcontext():
             return F.cross_entropy(self.model(x), y)
 
-    def craft(self, x: Tensor, y: Tensor) -> Tensor:
+    def attacked(self, x: Tensor, y: Tensor) -> Tensor:
         """Take one signed step from a random start."""
         epsilon = THREAT_MODEL.epsilon
         self.model.eval()
@@ -183,7 +189,7 @@ class Textbook:
                 torch.randperm(len(self.train)).to(self.size.hardware.place).split(self.size.images)
             ):
                 x, y = self.train.images[rows].float() / 255, self.train.labels[rows]
-                x_adv = self.craft(x, y)
+                x_adv = self.attacked(x, y)
                 self.optimizer.zero_grad()
                 self.loss(x_adv, y).backward()
                 self.optimizer.step()

@@ -1,6 +1,7 @@
-"""pipelines/sweep.py with a clock on every call of its tracker: `timed_sweep.py PATH ARGUMENTS...` writes the clock to PATH as JSON.
+"""Run pipelines/sweep.py and time every call of its tracker.
 
-{"calls": {method: number}, "seconds": {method: wall time}}; making the tracker, which happens beside other things, is `__init__`.
+`timed_sweep.py PATH ARGUMENTS...` writes {"calls": {method: number}, "seconds": {method: wall
+time}} to PATH as JSON. `__init__` is the making of the tracker, which happens beside other work.
 """
 
 import functools
@@ -30,13 +31,13 @@ METHODS = (
 
 
 class Clock:
-    """Add up the calls and the seconds of methods; one that calls another counts both."""
+    """Add up calls and seconds of methods; where one calls another, both count."""
 
     def __init__(self) -> None:
         self.calls, self.seconds = dict.fromkeys(METHODS, 0), dict.fromkeys(METHODS, 0.0)
 
     def on(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the method with the clock on it."""
+        """Return the method, timed."""
 
         @functools.wraps(method)
         def timed(*args: Any, **kwargs: Any) -> Any:

@@ -1,17 +1,19 @@
-"""What one step of smooth adversarial training costs, measured in one run, in interleaved rounds.
+r"""Measure one step of smooth adversarial training, in one run and in interleaved rounds.
 
-    sat         the real step: `sat_ray.training.fit`, PGD-1, attacker's view, channels-last (seconds of its training loop, no validation)
+    sat         the real step: `sat_ray.training.fit`, PGD-1, the attacker's view, channels-last
+                (seconds of its training loop, without validation)
     plain       the same batches, model, layout and optimizer without the attack
-    attack      the attack pass alone: random start, one gradient at the input, projection
+    attack      the inner maximization alone: random start, one gradient at the input, projection
     textbook    attack by .backward(), plain layout, eager, the activation as composed operations
-    floor       attack + plain, what a step cannot go below without another algorithm
+    floor       attack + plain: no step is faster without another algorithm
+    compiled    the real step with training.compile, with --compile
 
-    compiled    the real step with training.compile, where --compile asks for it
+Scaling: two processes, joined by gloo on one core each or by nccl on one GPU each, compared with
+one of them alone, the same images per worker.
+--quick: width 32; otherwise width 64. On a GPU:
 
-Scaling: two processes, joined by gloo on one core each or by nccl on one GPU each, against one of them alone, the same images per worker.
---quick: width 32; else width 64. On a GPU:
-
-    python benchmarks/training.py --device cuda --model resnet50 --size 224 --precision bf16 --compile
+    python benchmarks/training.py --device cuda --model resnet50 --size 224 --precision bf16 \
+        --compile
 """
 
 import argparse
@@ -63,17 +65,21 @@ def reports_of(
 
 
 def seconds_per_step(report: EpochReport, *, images: int) -> float:
-    """Return the seconds of one step of `images` images; validation and copies of the state are not in it."""
+    """Return the seconds of one step of `images` images;
+    validation and copies of the state are not in it.
+    """
     return images / report.metrics["throughput/images_per_second"]
 
 
 def count_operations(
     size: Size, plain: Plain, textbook: Textbook, reports: Iterator[EpochReport]
 ) -> dict[str, dict[str, float]]:
-    """Count weight-gradient convolutions and operations per step; AssertionError if the attack computes any weight gradient."""
-    next(reports)  # the first step also looks whether the folded network is still itself
+    """Count weight-gradient convolutions and operations per step; AssertionError if the attack
+    computes any weight gradient.
+    """
+    next(reports)  # the first step also checks the folded network against the model
     works = {
-        "attack": plain.craft,
+        "attack": plain.attack_alone,
         "plain": plain.step,
         "sat": lambda: next(reports),
         "textbook": textbook.step,
@@ -87,7 +93,8 @@ def count_operations(
         gigaflops[name] = seen.flops / size.steps / 1e9
     assert weights["attack"] == 0, f"the attack computed {weights['attack']:g} weight gradients"
     assert weights["sat"] == weights["plain"], (
-        f"a step computed {weights['sat']:g} weight gradients, the update needs {weights['plain']:g}"
+        f"a step computed {weights['sat']:g} weight gradients, the update needs "
+        f"{weights['plain']:g}"
     )
     return {"weight_gradient_convolutions_per_step": weights, "gigaflops_per_step": gigaflops}
 
@@ -102,7 +109,7 @@ def measure_steps(
     cases = {
         "sat": lambda: seconds_per_step(next(reports), images=size.images),
         "plain": plain.step,
-        "attack": plain.craft,
+        "attack": plain.attack_alone,
         "textbook": textbook.step,
     }
     if on.precision == "bf16":
@@ -154,7 +161,9 @@ def measure_steps(
 
 
 def _worker(rank: int, folder: str, size: Size) -> None:
-    """Train alone (rank 0, the other waits) and together, in turn; rank 0 writes the images per second of both."""
+    """Train alone (rank 0, the other waits) and together, in turn;
+    rank 0 writes the images per second of both.
+    """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, about an argument of DDP
     group = ProcessGroup(rank=rank, size=2)
@@ -194,7 +203,7 @@ def measure_scaling(size: Size) -> dict[str, list[float]]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what this benchmark alone can be asked for."""
+    """Add the options that this benchmark alone has."""
     hardware.add_options(parser)
     parser.add_argument(
         "--batch",

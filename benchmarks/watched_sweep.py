@@ -1,4 +1,7 @@
-"""Run a sweep with a clock on its tracker and an eye on its driver's memory, on a private Ray or on one that believes in many CPUs."""
+"""Run a sweep, time its tracker and sample the memory of its driver.
+
+The sweep runs on a private Ray or on one that is configured with many CPUs.
+"""
 
 import json
 import os
@@ -21,7 +24,10 @@ SAMPLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Sample:
-    """The state of a sweep at one time. driver, stage: PSS in KiB of the driver and of the task that is the evaluate stage, 0 if none."""
+    """The state of a sweep at one time.
+
+    driver, stage: PSS in KiB of the driver and of the process of the evaluate stage, 0 if none.
+    """
 
     seconds: float
     shards: int
@@ -43,14 +49,16 @@ class Ran:
         return {name: float(seconds) for name, seconds in STAGE_DONE.findall(self.output)}
 
     def tracking_share(self) -> float:
-        """Return the part of the wall time that calls of the tracker took; it is made beside other work."""
+        """Return the share of wall time in calls of the tracker, which run beside other work."""
         return (
             sum(seconds for name, seconds in self.tracker["seconds"].items() if name != "__init__")
             / self.wall
         )
 
     def growth(self, part: str, shards: int) -> float:
-        """Return by how many KiB per shard the memory of `part` grew over the evaluation: from its first tenth to its last."""
+        """Return by how many KiB per shard the memory of `part` grew over the evaluation: from
+        its first tenth to its last.
+        """
         seen = [
             sample for sample in self.samples if sample.shards > 0 and getattr(sample, part) > 0
         ]
@@ -115,7 +123,7 @@ def _pss(process: psutil.Process) -> float:
 
 @contextmanager
 def crowded_ray(cpus: int) -> Iterator[dict[str, str]]:
-    """Start a Ray that believes in `cpus` CPUs and yield the variables that lead to it."""
+    """Start a Ray configured with `cpus` CPUs and yield the variables that lead to it."""
     os.environ |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),

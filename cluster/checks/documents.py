@@ -14,7 +14,9 @@ WORKLOADS = {"Deployment", "StatefulSet", "DaemonSet", "Job"}
 
 
 class Pod(NamedTuple):
-    """One pod template: where it stands, its metadata, its spec, and whether KubeRay runs Ray in it."""
+    """One pod template: where it stands, its metadata, its spec,
+    and whether KubeRay runs Ray in it.
+    """
 
     where: str
     metadata: Document

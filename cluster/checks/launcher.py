@@ -1,4 +1,4 @@
-"""What `ray up` accepts without a word and should not. Same shape as rules.py, on one configuration."""
+"""What `ray up` accepts in silence and should not. Same shape as rules.py, on one file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from cluster.checks.documents import Document, announced, announcement
 
-# Ray hands unknown provider keys on in silence; these are the ones its AWS provider reads and we use.
+# Ray hands unknown provider keys on in silence; these are the ones that its AWS
+# provider reads and this project uses.
 PROVIDER_KEYS = {
     "type",
     "region",
@@ -20,7 +21,9 @@ PROVIDER_KEYS = {
 
 
 def launcher(config: Document) -> Iterator[str]:
-    """Ask for known provider keys, a head that scales and takes no work, a token, and groups with an end."""
+    """Require known provider keys, a head that scales and takes no work, a token,
+    and groups with an end.
+    """
     if unknown := set(config["provider"]) - PROVIDER_KEYS:
         yield f"provider: {sorted(unknown)} is not among {sorted(PROVIDER_KEYS)}"
     for role in ("head", "worker"):

@@ -1,4 +1,4 @@
-"""Check that every image of rendered manifests is named by its digest: python -m cluster.checks.pinned FILE."""
+"""Check that rendered manifests name images by digest: `python -m cluster.checks.pinned FILE`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
 
 
 def pinned_images(documents: list[Document]) -> Iterator[str]:
-    """Yield one sentence for each image that a tag alone names: a tag may be moved to another image."""
+    """Yield one sentence for each image that a tag alone names:
+    a tag may be moved to another image.
+    """
     tags: dict[str, list[str]] = {}
     for pod in pods(documents):
         for container in pod.containers:
             if not DIGEST.fullmatch(container["image"]):
                 tags.setdefault(container["image"], []).append(f"{pod.where}, {container['name']}")
     for image, places in tags.items():
-        yield f"{image} ({places[0]}) has no digest; add it to `images:` of your overlay (cluster/README.md)"
+        yield (
+            f"{image} ({places[0]}) has no digest; add it to `images:` of your overlay "
+            "(cluster/README.md)"
+        )
 
 
 def main(arguments: list[str]) -> int:

@@ -1,7 +1,8 @@
-"""Ask Ray's own autoscaler which nodes it would buy for given bundles; no cluster is needed.
+"""Show which nodes Ray's own autoscaler would buy for given bundles; no cluster is needed.
 
-`python -m cluster.checks.plan '{"GPU": 1, "CPU": 4}' '{"CPU": 2}'` plans single tasks; with `--gang` the
-bundles are one placement group. The modules behind it are private to Ray: a new Ray may move them.
+`python -m cluster.checks.plan '{"GPU": 1, "CPU": 4}' '{"CPU": 2}'` plans single tasks; with
+`--gang` the bundles are one placement group. The modules behind it are private to Ray: a new Ray
+may move them.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def plan(
 ) -> Plan:
     """Return what an otherwise empty cluster would buy.
 
-    tasks: bundles that may run anywhere, one by one; gangs: placement groups, all bundles of one start together or not at all.
-    selector: labels of the nodes that are allowed.
+    tasks: bundles that may run anywhere, one by one; gangs: placement groups, all bundles of one
+    start together or not at all. selector: labels of the nodes that are allowed.
     """
     from ray.autoscaler._private.kuberay import autoscaling_config
     from ray.autoscaler.v2 import scheduler, utils

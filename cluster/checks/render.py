@@ -1,7 +1,9 @@
 """Render a kustomization folder: the part of kustomize that these manifests use, and nothing more.
 
-The tests must run where neither kustomize nor kubectl is installed. A field that is not understood here is
-an error, never skipped, and a test compares the result with the real tool wherever there is one.
+The tests must run where neither kustomize nor kubectl is installed. No Python
+package brings them, and the kubectl of Debian 12 (1.20) is older than `replacements`, which the
+overlays use. A field that is not understood here is an error, never skipped, and a test
+compares the result with the real tool wherever there is one.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ def render(folder: Path) -> list[Document]:
 
 def load(path: Path) -> list[Document]:
     """Return a file's documents with every anchor expanded into a copy of its own."""
-    # Aliases share one object in memory; a patch must not reach the other places that use the anchor.
+    # Aliases share one object in memory; a patch must not reach the other places that use the
+    # anchor.
     return [
         copy.deepcopy(_unshare(document))
         for document in yaml.safe_load_all(path.read_text())

@@ -1,4 +1,4 @@
-"""What KubeRay, Ray and the cluster's own design ask of the Ray manifests, beyond any schema.
+"""What KubeRay, Ray and the design of this cluster require of the manifests, beyond any schema.
 
 Each rule takes the rendered documents and yields one sentence per violation.
 """
@@ -22,6 +22,7 @@ from cluster.checks.documents import (
     versions,
 )
 
+STABLE_APIS = {"ray.io": "ray.io/v1", "kueue.x-k8s.io": "kueue.x-k8s.io/v1beta2"}
 LONGEST_NAME = {"RayCluster": 53, "RayJob": 47}
 GATED_FIELDS = ("networkPolicy", "tlsOptions")
 UNBOUNDED = 2**31 - 1
@@ -29,19 +30,24 @@ MOST_NODES_PER_GROUP = 64
 
 
 def stable_api(documents: list[Document]) -> Iterator[str]:
-    """Ask for ray.io/v1, no gated kinds or fields, and names the operator can extend."""
+    """Require current API versions, no gated kinds or fields, and names the operator can extend."""
     for document in documents:
-        if not document["apiVersion"].startswith("ray.io/"):
-            continue
+        api = document["apiVersion"]
+        group = api.partition("/")[0]
         kind, name = document["kind"], document["metadata"]["name"]
-        if document["apiVersion"] != "ray.io/v1":
-            yield f"{kind} {name}: {document['apiVersion']} is deprecated, use ray.io/v1"
+        if api != STABLE_APIS.get(group, api):
+            yield f"{kind} {name}: {api} is deprecated, use {STABLE_APIS[group]}"
+        if group != "ray.io":
+            continue
         if kind == "RayCronJob":
             yield f"RayCronJob {name}: behind a feature gate that is off"
         if len(name) > LONGEST_NAME.get(kind, 63) or not re.fullmatch(
             r"[a-z]([-a-z0-9]*[a-z0-9])?", name
         ):
-            yield f"{kind} {name}: a name is a DNS label of at most {LONGEST_NAME.get(kind)} characters"
+            yield (
+                f"{kind} {name}: a name is a DNS label of at most {LONGEST_NAME.get(kind)} "
+                "characters"
+            )
     for cluster in clusters(documents):
         for field in GATED_FIELDS:
             if field in cluster.spec:
@@ -49,27 +55,33 @@ def stable_api(documents: list[Document]) -> Iterator[str]:
 
 
 def one_ray_version(documents: list[Document]) -> Iterator[str]:
-    """Ask that rayVersion and every Ray image agree with versions.env."""
+    """Require that rayVersion and every Ray image agree with versions.env."""
     pinned = versions()
     for cluster in clusters(documents):
         if cluster.spec.get("rayVersion") != pinned["RAY"]:
-            yield f"{cluster.where}: rayVersion {cluster.spec.get('rayVersion')!r} is not {pinned['RAY']}"
+            yield (
+                f"{cluster.where}: rayVersion {cluster.spec.get('rayVersion')!r} is not "
+                f"{pinned['RAY']}"
+            )
     for pod in pods(documents):
         if (pod.ray or "submitter" in pod.where) and pod.spec["containers"][0]["image"] != pinned[
             "RAY_IMAGE"
         ]:
-            yield f"{pod.where}: image {pod.spec['containers'][0]['image']} is not {pinned['RAY_IMAGE']}"
+            yield (
+                f"{pod.where}: image {pod.spec['containers'][0]['image']} is not "
+                f"{pinned['RAY_IMAGE']}"
+            )
 
 
 def token_authentication(documents: list[Document]) -> Iterator[str]:
-    """Ask for mode: token outright; a secretName alone leaves the cluster open."""
+    """Require mode: token outright; a secretName alone leaves the cluster open."""
     for cluster in clusters(documents):
         if cluster.spec.get("authOptions", {}).get("mode") != "token":
             yield f"{cluster.where}: authOptions.mode is not token, so anyone may submit jobs"
 
 
 def autoscaler_v2(documents: list[Document]) -> Iterator[str]:
-    """Ask for version v2 in the one place the operator reads, and for pods that v2 may delete."""
+    """Require version v2 in the one place the operator reads, and for pods that v2 may delete."""
     for cluster in clusters(documents):
         containers = cluster.head["template"]["spec"]["containers"]
         variables = {item["name"] for item in containers[0].get("env", [])}
@@ -77,7 +89,10 @@ def autoscaler_v2(documents: list[Document]) -> Iterator[str]:
         if cluster.autoscaling and version != "v2":
             yield f"{cluster.where}: autoscalerOptions.version is {version!r}, not 'v2'"
         if "RAY_enable_autoscaler_v2" in variables:
-            yield f"{cluster.where}: RAY_enable_autoscaler_v2 conflicts with autoscalerOptions.version"
+            yield (
+                f"{cluster.where}: RAY_enable_autoscaler_v2 conflicts with "
+                "autoscalerOptions.version"
+            )
         for group in (cluster.head, *cluster.groups):
             name = group.get("groupName", "head")
             if (
@@ -86,19 +101,27 @@ def autoscaler_v2(documents: list[Document]) -> Iterator[str]:
             ):
                 yield f"{cluster.where}, group {name}: restartPolicy must be Never or unset"
             if not cluster.autoscaling and {"idleTimeoutSeconds", "priority"} & set(group):
-                yield f"{cluster.where}, group {name}: idleTimeoutSeconds and priority need the autoscaler"
+                yield (
+                    f"{cluster.where}, group {name}: idleTimeoutSeconds and priority need the "
+                    "autoscaler"
+                )
 
 
 def head_without_work(documents: list[Document]) -> Iterator[str]:
-    """Ask for num-cpus and num-gpus "0" on the head, as strings."""
+    """Require num-cpus and num-gpus "0" on the head, as strings."""
     for cluster in clusters(documents):
         for parameter in ("num-cpus", "num-gpus"):
             if cluster.head.get("rayStartParams", {}).get(parameter) != "0":
-                yield f'{cluster.where}: the head\'s {parameter} is not "0", so work would land beside the drivers'
+                yield (
+                    f'{cluster.where}: the head\'s {parameter} is not "0", so work would land '
+                    "beside the drivers"
+                )
 
 
 def bounded_groups(documents: list[Document]) -> Iterator[str]:
-    """Ask for a finite maximum everywhere, and for GPU groups that start at nothing or have a fixed size."""
+    """Require a finite maximum everywhere,
+    and for GPU groups that start at nothing or have a fixed size.
+    """
     for cluster in clusters(documents):
         for group in cluster.groups:
             where, low, high = (
@@ -107,15 +130,21 @@ def bounded_groups(documents: list[Document]) -> Iterator[str]:
                 group.get("maxReplicas", UNBOUNDED),
             )
             if high > MOST_NODES_PER_GROUP:
-                yield f"{where}: maxReplicas {high} is above {MOST_NODES_PER_GROUP}; left out it means {UNBOUNDED}"
+                yield (
+                    f"{where}: maxReplicas {high} is above {MOST_NODES_PER_GROUP}; left out it "
+                    f"means {UNBOUNDED}"
+                )
             if gpus(group) and cluster.autoscaling and low != 0:
                 yield f"{where}: {low} GPU nodes would never be given back"
             if not cluster.autoscaling and not (low == high == group.get("replicas")):
-                yield f"{where}: without the autoscaler replicas, minReplicas and maxReplicas must be equal"
+                yield (
+                    f"{where}: without the autoscaler replicas, minReplicas and maxReplicas must "
+                    "be equal"
+                )
 
 
 def spot_first(documents: list[Document]) -> Iterator[str]:
-    """Ask that spot groups outrank on-demand ones, and that idle GPU nodes wait 300 to 900 s."""
+    """Require that spot groups outrank on-demand ones; idle GPU nodes must wait 300 to 900 s."""
     for cluster in clusters(documents):
         if not cluster.autoscaling:
             continue
@@ -127,18 +156,24 @@ def spot_first(documents: list[Document]) -> Iterator[str]:
         spot = [priority for market, priority in ranked if market == "spot"]
         others = [priority for market, priority in ranked if market != "spot"]
         if spot and others and min(spot) <= max(others):
-            yield f"{cluster.where}: spot priority {min(spot)} does not exceed on-demand {max(others)}"
+            yield (
+                f"{cluster.where}: spot priority {min(spot)} does not exceed on-demand "
+                f"{max(others)}"
+            )
         for group in cluster.groups:
             idle = group.get(
                 "idleTimeoutSeconds",
                 cluster.spec.get("autoscalerOptions", {}).get("idleTimeoutSeconds", 60),
             )
             if gpus(group) and not 300 <= idle <= 900:
-                yield f"{cluster.where}, group {group['groupName']}: idle timeout {idle} s is outside 300 to 900 s"
+                yield (
+                    f"{cluster.where}, group {group['groupName']}: idle timeout {idle} s is "
+                    "outside 300 to 900 s"
+                )
 
 
 def start_parameters(documents: list[Document]) -> Iterator[str]:
-    """Ask for labels and resources where KubeRay reads them."""
+    """Require labels and resources where KubeRay reads them."""
     resources = {"num-cpus", "num-gpus", "memory", "resources"}
     for cluster in clusters(documents):
         for group in (cluster.head, *cluster.groups):
@@ -153,7 +188,7 @@ def start_parameters(documents: list[Document]) -> Iterator[str]:
 
 
 def whole_node_pods(documents: list[Document]) -> Iterator[str]:
-    """Ask that Ray's requests equal its limits, and that GPU pods can land on GPU nodes only."""
+    """Require that Ray's requests equal its limits, and that GPU pods run on GPU nodes only."""
     for cluster in clusters(documents):
         for group in (cluster.head, *cluster.groups):
             where, spec = (
@@ -170,7 +205,10 @@ def whole_node_pods(documents: list[Document]) -> Iterator[str]:
                     resources.get(side, {}).get(name) for side in ("requests", "limits")
                 )
                 if request is None or request != limit:
-                    yield f"{where}: request {request} and limit {limit} of {name} differ; Ray counts the limit"
+                    yield (
+                        f"{where}: request {request} and limit {limit} of {name} differ; Ray "
+                        "counts the limit"
+                    )
             if gpus(group) and not (
                 spec.get("nodeSelector")
                 and any(t.get("key") == "nvidia.com/gpu" for t in spec.get("tolerations", []))
@@ -180,11 +218,14 @@ def whole_node_pods(documents: list[Document]) -> Iterator[str]:
                 mount["mountPath"] == "/dev/shm"
                 for mount in spec["containers"][0].get("volumeMounts", [])
             ):
-                yield f"{where}: an own /dev/shm replaces the operator's, which is as large as the memory limit"
+                yield (
+                    f"{where}: an own /dev/shm replaces the operator's, which is as large as the "
+                    "memory limit"
+                )
 
 
 def graceful_drain(documents: list[Document]) -> Iterator[str]:
-    """Ask for time to drain after SIGTERM, less than the grace period, and no hook in between."""
+    """Require time to drain after SIGTERM, less than the grace period, and no hook in between."""
     for cluster in clusters(documents):
         drain = int(
             _environment(documents, cluster).get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", 30)
@@ -193,13 +234,19 @@ def graceful_drain(documents: list[Document]) -> Iterator[str]:
             spec, where = group["template"]["spec"], f"{cluster.where}, group {group['groupName']}"
             grace = spec.get("terminationGracePeriodSeconds", 30)
             if grace < 120 or not 60 <= drain <= grace - 10:
-                yield f"{where}: drain of {drain} s does not fit into a grace period of {grace} s (at least 120)"
+                yield (
+                    f"{where}: drain of {drain} s does not fit into a grace period of {grace} s "
+                    "(at least 120)"
+                )
             if any("preStop" in container.get("lifecycle", {}) for container in spec["containers"]):
                 yield f"{where}: a preStop hook runs before SIGTERM and cuts Ray's own drain short"
 
 
 def announced_groups(documents: list[Document]) -> Iterator[str]:
-    """Ask that SAT_RAY_NODE_GROUPS is what the groups can grow to: a driver cannot ask Ray's autoscaler."""
+    """Require that SAT_RAY_NODE_GROUPS names the largest size of each group.
+
+    A driver reads it because Ray's autoscaler does not report nodes that are not up yet.
+    """
     for cluster in clusters(documents):
         said = announced(_environment(documents, cluster).get("SAT_RAY_NODE_GROUPS", ""))
         for group in cluster.groups:
@@ -211,13 +258,19 @@ def announced_groups(documents: list[Document]) -> Iterator[str]:
                 gpus(group),
             )
             if wanted not in said:
-                yield f"{cluster.where}, group {group['groupName']}: SAT_RAY_NODE_GROUPS lacks {json.dumps(wanted)}"
+                yield (
+                    f"{cluster.where}, group {group['groupName']}: SAT_RAY_NODE_GROUPS lacks "
+                    f"{json.dumps(wanted)}"
+                )
         if len(said) > len(cluster.groups):
-            yield f"{cluster.where}: SAT_RAY_NODE_GROUPS names {len(said)} groups of {len(cluster.groups)}"
+            yield (
+                f"{cluster.where}: SAT_RAY_NODE_GROUPS names {len(said)} groups of "
+                f"{len(cluster.groups)}"
+            )
 
 
 def finishing_jobs(documents: list[Document]) -> Iterator[str]:
-    """Ask that a RayJob's cluster goes away, by one mechanism, and that retries are bounded."""
+    """Require that a RayJob's cluster goes away, by one mechanism, and that retries are bounded."""
     for job in of_kind(documents, "RayJob"):
         spec, where = job["spec"], f"RayJob {job['metadata']['name']}"
         if bool(spec.get("shutdownAfterJobFinishes")) == ("deletionStrategy" in spec):
@@ -235,7 +288,7 @@ def finishing_jobs(documents: list[Document]) -> Iterator[str]:
 
 
 def external_state(documents: list[Document]) -> Iterator[str]:
-    """Ask that GCS fault tolerance is set in one place only, with its password from a Secret."""
+    """Require GCS fault tolerance to be set in one place only, its password from a Secret."""
     for cluster in clusters(documents):
         options = cluster.spec.get("gcsFaultToleranceOptions")
         variables = {
@@ -250,7 +303,10 @@ def external_state(documents: list[Document]) -> Iterator[str]:
         if {"ray.io/ft-enabled", "ray.io/external-storage-namespace"} & set(
             annotations
         ) or "redis-password" in cluster.head.get("rayStartParams", {}):
-            yield f"{cluster.where}: old spellings of fault tolerance beside gcsFaultToleranceOptions are refused"
+            yield (
+                f"{cluster.where}: old spellings of fault tolerance beside "
+                "gcsFaultToleranceOptions are refused"
+            )
         if options.get("backend") == "redis" and "secretKeyRef" not in options.get(
             "redisPassword", {}
         ).get("valueFrom", {}):
@@ -266,6 +322,8 @@ def _environment(documents: list[Document], cluster: Cluster) -> dict[str, str]:
 
 
 RULES = (
-    stable_api, one_ray_version, token_authentication, autoscaler_v2, head_without_work, bounded_groups, spot_first,
-    start_parameters, whole_node_pods, graceful_drain, announced_groups, finishing_jobs, external_state,
+    stable_api, one_ray_version, token_authentication, autoscaler_v2, head_without_work,
+    bounded_groups, spot_first,
+    start_parameters, whole_node_pods, graceful_drain, announced_groups, finishing_jobs,
+    external_state,
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """Write the dashboards of the installed Ray as ConfigMaps for Grafana's sidecar.
 
-`python cluster/monitoring/ray_dashboards.py | kubectl apply --server-side -f -`. They belong to one version of
-Ray, so they are made when they are applied and not kept here.
+`python cluster/monitoring/ray_dashboards.py | kubectl apply --server-side -f -`. They belong to one
+version of Ray, so they are made when they are applied and not kept here.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torchvision.datasets
-from archives import cifar, idx_files, tarred, unpack
-from test_idx import zipped
+from archives import cifar, idx_files, tarred, unpack, zipped
 
 from sat_ray.data.sources import download as downloading
 from sat_ray.data.sources.download import DownloadError, official_files

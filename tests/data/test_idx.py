@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import idx, idx_files, unpack
+from archives import idx, idx_files, opened, unpack, zipped
 from torchvision.datasets import FashionMNIST
 
 from sat_ray.data.shards.dataset import read_split, write_dataset
@@ -26,18 +26,6 @@ NAMES = ("fashion_mnist", "mnist")
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 INSTALLED = Path(DATASETS["fashion_mnist"].installed)
-
-
-def opened(name: str, path: Path) -> Raw:
-    """Read a data set into memory."""
-    found = DATASETS[name].open(str(path))
-    assert isinstance(found, Raw)
-    return found
-
-
-def zipped(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Gzip every file."""
-    return {f"{name}.gz": gzip.compress(data) for name, data in files.items()}
 
 
 PACKED: dict[str, Callable[[dict[str, bytes]], dict[str, bytes]]] = {

@@ -18,6 +18,7 @@ from archives import (
     devkit,
     image_file,
     imagenet,
+    opened,
     py2_array,
     py2_pickle,
     py2_string,
@@ -38,13 +39,6 @@ ARCHIVES = {
     "cifar10": ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"),
     "cifar100": ("cifar-100-python.tar.gz", "cifar-100-binary.tar.gz"),
 }
-
-
-def opened(name: str, path: Path) -> Raw:
-    """Read a dataset into memory."""
-    found = DATASETS[name].open(str(path))
-    assert isinstance(found, Raw)
-    return found
 
 
 def listed(name: str, path: Path) -> Listing:

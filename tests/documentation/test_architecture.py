@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from repository import TESTS
 
 import sat_ray
 
@@ -81,6 +82,16 @@ def test_the_rooms_are_those_of_the_list_and_no_folder_is_crowded() -> None:
             path.name for path in folder.iterdir() if path.is_file() or any(path.rglob("*.py"))
         }
         entries = sorted(found - NO_MODULE)
+        assert len(entries) <= MOST_ENTRIES, f"{folder} has {len(entries)} entries: {entries}"
+
+
+def test_tests_mirror_the_rooms_and_no_folder_of_theirs_is_crowded() -> None:
+    rooms = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    folders = [path for path in TESTS.rglob("*") if path.is_dir() and any(path.rglob("*.py"))]
+    assert rooms <= {path.name for path in folders if path.parent == TESTS}
+    for folder in folders:
+        found = [path for path in folder.iterdir() if path in folders or path.suffix == ".py"]
+        entries = sorted({path.name for path in found} - NO_MODULE)
         assert len(entries) <= MOST_ENTRIES, f"{folder} has {len(entries)} entries: {entries}"
 
 

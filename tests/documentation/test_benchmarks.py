@@ -192,11 +192,11 @@ def test_what_a_benchmark_cannot_be_run_on_is_refused_in_one_line(
 
     asked = argparse.Namespace(device="cpu", precision="float32", model="", size=32)
     wrong = {
-        "size": (4, "--size is 4; allowed: at least 8 pixels"),
+        "size": (4, "--size must be an integer >= 8, got 4"),
         "model": ("resnet5", "--model 'resnet5' is unknown; did you mean"),
     }
     if not torch.cuda.is_available():
-        wrong["device"] = ("cuda", "--device is cuda, but torch sees no GPU here; allowed: cpu")
+        wrong["device"] = ("cuda", "--device must be cpu where torch finds no GPU, got cuda")
     for name, (value, message) in wrong.items():
         with pytest.raises(SystemExit, match=message) as error:
             hardware.from_options(argparse.Namespace(**vars(asked) | {name: value}))

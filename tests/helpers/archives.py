@@ -2,6 +2,7 @@
 nothing of the readers is used.
 """
 
+import gzip
 import io
 import struct
 import tarfile
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
+
+from sat_ray.data.sources.registry import DATASETS, Raw
 
 WORDNET_IDS = ("n01440764", "n01443537", "n02084071")
 
@@ -167,6 +170,18 @@ def cifar(
         )
         binary["cifar-10-batches-bin/batches.meta.txt"] = "\n".join(names).encode() + b"\n\n"
     return python, binary, rows, labels
+
+
+def zipped(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Gzip every file."""
+    return {f"{name}.gz": gzip.compress(data) for name, data in files.items()}
+
+
+def opened(name: str, path: Path) -> Raw:
+    """Read a dataset into memory."""
+    found = DATASETS[name].open(str(path))
+    assert isinstance(found, Raw)
+    return found
 
 
 def unpack(files: dict[str, bytes], folder: Path) -> Path:

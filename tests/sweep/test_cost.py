@@ -2,14 +2,14 @@
 hours and bytes as computed by hand.
 """
 
-import dataclasses
 from typing import Any
 
 import pytest
+from configs import changed
 from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet50_Weights
 
 from sat_ray.data.sources.registry import dataset_source
-from sat_ray.sweep.config import ResourceSettings, SweepConfig
+from sat_ray.sweep.config import ResourceSettings
 from sat_ray.sweep.cost.estimate import (
     UNMEASURED,
     costs,
@@ -18,20 +18,7 @@ from sat_ray.sweep.cost.estimate import (
     forwards_per_image,
     passes_of,
 )
-from sat_ray.sweep.recipes import RECIPES
 from sat_ray.training.settings import TrainingSettings
-
-
-def changed(recipe: str, **sections: dict[str, Any]) -> SweepConfig:
-    """Return a recipe with some fields of some sections changed."""
-    config = RECIPES[recipe]()
-    return dataclasses.replace(
-        config,
-        **{
-            name: dataclasses.replace(getattr(config, name), **fields)
-            for name, fields in sections.items()
-        },
-    )
 
 
 @pytest.mark.parametrize(

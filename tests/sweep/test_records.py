@@ -80,22 +80,6 @@ SILU = SearchPoint(activation="silu")
 TOY = Stage("toy", 1, ("sat_ray.utils.names",))
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Return the digits as shards."""
-    uri = str(tmp_path_factory.mktemp("digits"))
-    write_dataset(DATASETS["digits"], Storage.at(uri), rows_per_shard=512)
-    found = Dataset.open(uri)
-    assert found is not None
-    return found
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> Records:
-    """Return the records of an empty sweep."""
-    return Records(Storage.at(tmp_path / "sweep"))
-
-
 def final_task(
     dataset: Dataset, config: SweepConfig = CONFIG, configuration: SearchPoint = SILU
 ) -> TrainingTask:

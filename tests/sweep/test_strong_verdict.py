@@ -4,7 +4,6 @@ champion, and AutoAttack confirms it.
 
 import dataclasses
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,8 +14,7 @@ from trainings import train_small
 
 from sat_ray.attacks import AttackSpec, strong_attacks
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards.dataset import image_ids, write_dataset
-from sat_ray.data.sources.registry import DATASETS
+from sat_ray.data.shards.dataset import image_ids
 from sat_ray.data.split import Split
 from sat_ray.evaluation.card import FLAG, CardSettings, robustness_card
 from sat_ray.evaluation.outcomes import robust_image_ids
@@ -58,22 +56,6 @@ CONFIG = SweepConfig(
     ),
 )
 SHARP_BALL = ThreatModel("linf", 64 / 255)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Return the digits as shards."""
-    uri = str(tmp_path_factory.mktemp("digits"))
-    write_dataset(DATASETS["digits"], Storage.at(uri), rows_per_shard=512)
-    found = Dataset.open(uri)
-    assert found is not None
-    return found
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> Records:
-    """Return the records of an empty sweep."""
-    return Records(Storage.at(tmp_path / "sweep"))
 
 
 def without_strong(config: SweepConfig) -> SweepConfig:
@@ -317,7 +299,7 @@ def test_an_uncommitted_validation_is_no_number(dataset: Dataset, records: Recor
 @pytest.fixture(scope="module")
 def sharp_model(digits: Split) -> Normalized:
     """Return a network of x * sigmoid(32 x), trained at epsilon 64/255, where PGD overrates it."""
-    return train_small(digits, SHARP_BALL, activation="sharp_parts:sharp", epochs=8)
+    return train_small(digits, SHARP_BALL, activation="own_parts:sharp", epochs=8)
 
 
 def autoattack(model: Normalized, split: Split, ball: ThreatModel) -> int:
@@ -366,7 +348,7 @@ def test_autoattack_finds_what_the_strong_verdict_finds_and_pgd_far_less(
     assert len(usual) >= left + 0.1 * len(split), "PGD believes what is not there"
 
 
-@pytest.mark.parametrize("activation", ["relu", "sharp_parts:sharp"])
+@pytest.mark.parametrize("activation", ["relu", "own_parts:sharp"])
 def test_in_a_smaller_ball_autoattack_confirms_every_row(activation: str, digits: Split) -> None:
     """At most half a point above AutoAttack: of 60 images, none."""
     ball = ThreatModel("linf", 32 / 255)

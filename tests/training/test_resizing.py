@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from configs import changed
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,27 +22,14 @@ from sat_ray.data.split import Split
 from sat_ray.integrations.command_line.checks.preflight import check_user_defined_parts
 from sat_ray.models import ModelSpec, model_from_spec
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.config import DataSettings, ModelSettings, SweepConfig
+from sat_ray.sweep.config import DataSettings, ModelSettings
 from sat_ray.sweep.cost.estimate import costs, forward_operations, passes_of, share_of_whole_images
-from sat_ray.sweep.recipes import RECIPES
 from sat_ray.training.loop import TrainingSettings, TrainingState
 from sat_ray.training.progressive_resizing import check_resizing, image_shape, image_side, resize
 from sat_ray.training.resume.checkpointing import pack_state, unpack_state
 
 RAMP: dict[str, Any] = {"epochs": 4, "resize_start": 8, "resize_step": 4, "resize_ramp": 0.75}
 """Of images of 16 pixels: 8, 8, 12 and 16."""
-
-
-def changed(recipe: str, **sections: dict[str, Any]) -> SweepConfig:
-    """Return a recipe with some fields of some sections changed."""
-    config = RECIPES[recipe]()
-    return dataclasses.replace(
-        config,
-        **{
-            name: dataclasses.replace(getattr(config, name), **fields)
-            for name, fields in sections.items()
-        },
-    )
 
 
 def test_a_quarter_of_the_ramp_after_the_other_has_its_size_and_the_last_epochs_are_whole() -> None:
