@@ -16,6 +16,7 @@ from sat_ray.integrations.command_line.checks.preflight import (
 )
 from sat_ray.integrations.command_line.checks.prepared import described
 from sat_ray.integrations.command_line.parsing import Command
+from sat_ray.integrations.command_line.process.invocation import by_console
 from sat_ray.integrations.mlflow.links import described as described_links
 from sat_ray.integrations.mlflow.links import how_to_serve
 from sat_ray.integrations.mlflow.preflight import check_tracking, experiment_name
@@ -164,7 +165,8 @@ class Driver:
         self.reporter.say(outcome)
         pages = self.sweep.pages
         links = self.mlflow.write(lambda projection: projection.links(board, pages=pages))
-        serve = how_to_serve(self.command.tracking_uri, self.command.root)
+        in_clone = not by_console()
+        serve = how_to_serve(self.command.tracking_uri, self.command.root, in_clone=in_clone)
         for line in described_links(links, serve):
             self.reporter.say(line)
 

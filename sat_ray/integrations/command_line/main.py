@@ -1,4 +1,4 @@
-"""The command `sat-ray`: each of its words is a script of pipelines/, with the same options."""
+"""The command `sat-ray`: `sat-ray NAME` runs pipelines/NAME.py, with the same options."""
 
 import ast
 import difflib

@@ -57,11 +57,14 @@ def compare_link(pages: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     return f"{pages}/#/compare-runs?runs={runs}&experiments={experiments}"
 
 
-def how_to_serve(tracking_uri: str, root: Storage) -> str:
-    """Return the command that serves MLflow's pages for a database; "" where a server has them."""
+def how_to_serve(tracking_uri: str, root: Storage, *, in_clone: bool = True) -> str:
+    """Return the command that serves MLflow's pages for a database; "" where a server has them.
+
+    in_clone: whether the user works in a clone, which has a Makefile.
+    """
     if tracking_uri.startswith(("http://", "https://")):
         return ""
-    ours = root.is_local and tracking_uri == f"sqlite:///{root.uri}/mlflow.db"
+    ours = in_clone and root.is_local and tracking_uri == f"sqlite:///{root.uri}/mlflow.db"
     if ours and root.uri == str(Path("runs").resolve()):
         return "make ui"
     if ours and shlex.quote(root.uri) == root.uri:  # make splits a name at spaces

@@ -68,6 +68,8 @@ def test_the_command_that_serves_the_pages_is_right_for_any_storage(
     monkeypatch.chdir(tmp_path)
     usual, other, spaced = (Storage.at(tmp_path / name) for name in ("runs", "other", "a b"))
     assert how_to_serve(f"sqlite:///{usual.uri}/mlflow.db", usual) == "make ui"
+    installed = how_to_serve(f"sqlite:///{usual.uri}/mlflow.db", usual, in_clone=False)
+    assert shlex.split(installed)[1:4] == ["-m", "mlflow", "server"]
     assert how_to_serve(f"sqlite:///{other.uri}/mlflow.db", other) == f"make ui STORAGE={other.uri}"
     words = shlex.split(how_to_serve(f"sqlite:///{spaced.uri}/mlflow.db", spaced))
     assert (

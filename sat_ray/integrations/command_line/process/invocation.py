@@ -15,6 +15,11 @@ def note_console() -> None:
     _by_console = True
 
 
+def by_console() -> bool:
+    """Return whether this process was started as `sat-ray`."""
+    return _by_console
+
+
 def invocation(name: str) -> list[str]:
     """Return the words that start a command: `sat-ray NAME`, or `python pipelines/NAME.py`."""
     return [CONSOLE, name] if _by_console else ["python", f"pipelines/{name}.py"]
