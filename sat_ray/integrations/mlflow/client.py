@@ -94,7 +94,7 @@ class MlflowTracker:
             ) from None
 
     def _open_experiment(self, name: str, artifact_root: str | None) -> str:
-        """Return the id of an experiment, made now if there is none; ValueError for a deleted one."""
+        """Return the id of an experiment, made now if there is none; ValueError for a deleted."""
         found = self._client.get_experiment_by_name(name)
         if found is None:
             made = self._create_experiment(name, artifact_root)
@@ -199,7 +199,7 @@ class MlflowTracker:
         }
 
     def _new_params(self, run_id: str, params: Mapping[str, object]) -> list[list[Any]]:
-        """Return the parameters that a run does not have yet, in lists that one request may hold."""
+        """Return the parameters that a run does not have yet, in lists that fit one request."""
         from mlflow.entities import Param
 
         known = self._runs[run_id].params

@@ -21,7 +21,8 @@ def draining_nodes() -> Collection[str]:
     """
     import ray
 
-    return ray._private.state.state.get_draining_nodes()
+    found: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    return found.keys()
 
 
 def keep_coordinator_here() -> None:
