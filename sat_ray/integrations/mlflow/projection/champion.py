@@ -6,8 +6,13 @@ from typing import Any
 
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.card.checks import ABOVE_CHANCE
+from sat_ray.integrations.mlflow.projection.registry import (
+    ALIAS,
+    Contender,
+    objection,
+    registered_name,
+)
 from sat_ray.integrations.mlflow.projection.runs import Runs, finalist_name
-from sat_ray.integrations.mlflow.registry import ALIAS, Contender, objection, registered_name
 from sat_ray.report.sweep_report import card_of, strong_attack
 from sat_ray.sweep.plan import strong_on_validation
 from sat_ray.sweep.records.store import Record
@@ -24,7 +29,7 @@ def register(
 
     The winner's card must say PASS, or `override` why it is accepted all the same; a model that is
     no better than chance is never registered. It becomes `champion` of its data, architecture and
-    threat model where it beats the version that is (`sat_ray.integrations.mlflow.registry`).
+    threat model where it beats the version that is (see `registry`).
     """
     best = board["champion"]["row"]
     name = board["champion"]["configuration"]

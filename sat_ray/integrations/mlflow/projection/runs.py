@@ -5,7 +5,6 @@ from time import time
 from typing import Any
 
 from sat_ray.checkpoint import load_model
-from sat_ray.integrations.mlflow.client import MlflowTracker
 from sat_ray.integrations.mlflow.metrics import (
     compared_name,
     compared_params,
@@ -13,6 +12,7 @@ from sat_ray.integrations.mlflow.metrics import (
     curvature_metrics,
     history_points,
 )
+from sat_ray.integrations.mlflow.tracker import MlflowTracker
 from sat_ray.integrations.mlflow.values import Point, Used
 from sat_ray.models.export import NotExportedError
 from sat_ray.sweep.context import Sweep
