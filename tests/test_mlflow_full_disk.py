@@ -1,4 +1,4 @@
-"""MLflow on a disk that is full: one line that says what is there and what to do; no folder stays."""
+"""MLflow on a full disk: one line that says what is written and what to do; no folder stays."""
 
 import io
 import os

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from sat_ray.utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from sat_ray.integrations.mlflow.client import MlflowTracker
     from sat_ray.integrations.mlflow.models import fetch_model
+    from sat_ray.integrations.mlflow.tracker import MlflowTracker
 
 __all__ = ["MlflowTracker", "fetch_model"]
 
 _HOMES = {
-    "MlflowTracker": "client",
+    "MlflowTracker": "tracker",
     "fetch_model": "models",
 }
 

@@ -1,4 +1,4 @@
-"""The tracker that writes to MLflow.
+"""The runs of an experiment in MLflow.
 
 Only MlflowClient is used: nothing depends on an active run or leaves one. Runs are found again by
 the tag `sat_ray.key`.
@@ -10,27 +10,22 @@ import os
 import shlex
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from torch import nn
-
-from sat_ray.integrations.mlflow.connection import global_tracking_uri
 from sat_ray.integrations.mlflow.database import settle_database, sole_creator
 from sat_ray.integrations.mlflow.errors import NoAnswerError, is_outage, reason_of
-from sat_ray.integrations.mlflow.models import model_digest, save_model
 from sat_ray.integrations.mlflow.preflight import EXPERIMENT, check_tracking, login_to_environment
 from sat_ray.integrations.mlflow.relocation import follow_moved_artifacts
-from sat_ray.integrations.mlflow.values import Holder, Point, Used
+from sat_ray.integrations.mlflow.values import Point, Used
 from sat_ray.integrations.temporary_folders import temporary_folder
 from sat_ray.storage.uris import redacted
 
 KEY = "sat_ray.key"
 CONTENT = "sat_ray.content"
-MODEL_CONTENT = "sat_ray.model_content"
 KIND = "mlflow.experimentKind"
 TRAINING = "custom_model_development"  # pages open on runs and charts, not on traces of LLMs
 VIEW = "mlflow.sharedViewState."  # of an experiment's tags: what its button Share writes
@@ -39,12 +34,10 @@ METRICS = 1000  # the most that one request may hold
 PARAMS = 100
 METRICS_AT_THE_END = 800  # beside a request's parameters and tags: 1,000 in all
 NOTE_LETTERS = 8000  # of a run's description
-VERSION_LETTERS = 5000  # of a version's description: the most that MLflow's databases hold
 NOISY = (  # migrations; "no pip installed" for every model
     "mlflow.store.db.utils",
     "mlflow.utils.environment",
 )
-NO_HOLDER = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model; no such alias
 
 
 @dataclass
@@ -54,8 +47,8 @@ class _Run:
     ended: bool = False
 
 
-class MlflowTracker:
-    """The runs, models and versions of an MLflow experiment; every method may be repeated.
+class MlflowRuns:
+    """The runs of an MLflow experiment; every method may be repeated.
 
     Runs are keyed by what they show, so that a restart adopts them instead of doubling them; only
     one process may write at a time. A search may have hundreds of trials that take seconds: one is
@@ -94,7 +87,7 @@ class MlflowTracker:
             ) from None
 
     def _open_experiment(self, name: str, artifact_root: str | None) -> str:
-        """Return the id of an experiment, made now if there is none; ValueError for a deleted one."""
+        """Return the id of an experiment, made now if there is none; ValueError for a deleted."""
         found = self._client.get_experiment_by_name(name)
         if found is None:
             made = self._create_experiment(name, artifact_root)
@@ -199,7 +192,7 @@ class MlflowTracker:
         }
 
     def _new_params(self, run_id: str, params: Mapping[str, object]) -> list[list[Any]]:
-        """Return the parameters that a run does not have yet, in lists that one request may hold."""
+        """Return the parameters that a run does not have yet, in lists that fit one request."""
         from mlflow.entities import Param
 
         known = self._runs[run_id].params
@@ -300,97 +293,6 @@ class MlflowTracker:
             ending = threading.Thread(target=monitor.finish, daemon=True)
             ending.start()
             ending.join(WATCH_SECONDS)
-
-    def model(self, run_id: str, model: nn.Module, *, name: str, input_shape: Sequence[int]) -> str:
-        """Attach a model that loads without this package and return its URI.
-
-        It takes [0, 1] images of input_shape and returns logits.
-        """
-        from mlflow.entities import LoggedModelOutput
-
-        content = model_digest(model, input_shape)
-        wanted = (
-            f"source_run_id = '{run_id}' AND name = '{name}' "
-            f"AND tags.`{MODEL_CONTENT}` = '{content}'"
-        )
-        for found in self._client.search_logged_models([self._experiment_id], filter_string=wanted):
-            if str(found.status) == "READY":
-                return str(found.model_uri)
-        logged = self._client.create_logged_model(
-            self._experiment_id, name, run_id, {MODEL_CONTENT: content}, model_type="classifier"
-        )
-        try:
-            with temporary_folder() as temporary:
-                folder = str(Path(temporary, "model"))
-                save_model(model, folder, input_shape, logged)
-                self._client.log_model_artifacts(logged.model_id, folder)
-        except BaseException:
-            with suppress(Exception):  # the first error says more
-                self._client.finalize_logged_model(logged.model_id, "FAILED")
-            raise
-        self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-        self._client.finalize_logged_model(logged.model_id, "READY")
-        return str(logged.model_uri)
-
-    def register(
-        self,
-        model_uri: str,
-        *,
-        name: str,
-        alias: str | None,
-        tags: Mapping[str, str],
-        run_id: str,
-        note: str = "",
-    ) -> str:
-        """Make a version of a registered model, or find the one made from this URI; return it.
-
-        alias: what shall point at the version, None to leave it where it is; note: Markdown that
-        describes the version.
-        """
-        version = self._version(model_uri, name=name, run_id=run_id)
-        for tag, value in tags.items():
-            self._client.set_model_version_tag(name, version, tag, self._clean(value))
-        if note:
-            shown = self._clean(note)[:VERSION_LETTERS]
-            self._client.update_model_version(name, version, shown)
-        if alias is not None:
-            self._client.set_registered_model_alias(name, alias, version)
-        return version
-
-    def _version(self, model_uri: str, *, name: str, run_id: str) -> str:
-        """Return the version that was made from a URI, made now if there is none."""
-        import mlflow
-
-        try:
-            self._client.create_registered_model(name)
-        except mlflow.MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        present = self._client.search_model_versions(f"name = '{name}'")
-        numbers = [int(found.version) for found in present if found.source == model_uri]
-        if numbers:
-            return str(min(numbers))
-        with global_tracking_uri(self._uri):
-            made = self._client.create_model_version(
-                name,
-                source=model_uri,
-                run_id=run_id,
-                model_id=model_uri.removeprefix("models:/"),  # a server compares the two
-                await_creation_for=0,
-            )
-        return str(made.version)
-
-    def holder(self, name: str, *, alias: str) -> Holder | None:
-        """Return the version of a registered model that an alias points at, None if none does."""
-        import mlflow
-
-        try:
-            found = self._client.get_model_version_by_alias(name, alias)
-        except mlflow.MlflowException as error:
-            if error.error_code in NO_HOLDER:
-                return None
-            raise
-        return Holder(version=str(found.version), source=str(found.source), tags=dict(found.tags))
 
 
 def _metrics(points: Sequence[Point]) -> list[Any]:

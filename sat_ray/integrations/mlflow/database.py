@@ -20,7 +20,7 @@ BESIDE = ("", "-journal", "-wal", "-shm")  # what SQLite may keep beside a datab
 
 @contextmanager
 def sole_creator(uri: str) -> Iterator[None]:
-    """Let one process at a time open a SQLite file: of several that migrate one, all but one fail."""
+    """Let one process at a time open a SQLite file: of several that migrate it all but one fail."""
     if not uri.startswith("sqlite"):
         yield
         return
@@ -74,7 +74,7 @@ def _flush(path: Path) -> None:
 
 
 def _check_schema(uri: str) -> None:
-    """Raise ValueError where a database was left by another MLflow, or by a start that was killed."""
+    """Raise ValueError where a database is of another MLflow, or of a start that was killed."""
     from mlflow.store.db.utils import (
         _get_latest_schema_revision,
         _get_schema_version,
@@ -112,7 +112,7 @@ def _check_schema(uri: str) -> None:
 
 
 def _has_experiments(engine: Any) -> bool:
-    """Say whether MLflow ever opened this database: its first experiment comes after the migration."""
+    """Say whether MLflow ever opened this database: it makes an experiment after the migration."""
     import sqlalchemy
 
     try:

@@ -1,4 +1,4 @@
-"""What a configuration looks like as parameters of a tracker, a record and a leaderboard group as metrics."""
+"""Configurations as parameters of MLflow's runs; records and leaderboard groups as metrics."""
 
 import math
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ LEARNED = "learned"  # what stands in the place of an alpha that training learns
 
 
 def compared_params(configuration: SearchPoint) -> dict[str, str | None]:
-    """Return what varies between runs, so that a page which shows ten letters of a value still tells two apart.
+    """Return what varies between runs, with values that differ in their first ten letters.
 
-    MLflow's parallel coordinates are such a page. A learned alpha is an alpha called `learned`, and of the user's own code the function's
-    name comes before its module's.
+    MLflow's parallel coordinates show no more of a value. A learned alpha is an alpha called
+    `learned`, and of user-defined code the function's name comes before its module's.
     """
     activation, alpha = _shown(configuration.activation, configuration.alpha)
     attacker, attacker_alpha = _shown(
@@ -38,7 +38,7 @@ def curvature_metrics(configuration: SearchPoint) -> dict[str, float]:
 
 
 def compared_name(configuration: SearchPoint) -> str:
-    """Name a configuration by what tells it from others in its first ten characters: MLflow cuts names.
+    """Name a configuration so that its first ten characters differ: MLflow cuts names.
 
     `silu`, `α=10 parametric_softplus`, and for a pair `(relu|α=10 relu_smooth_backward)`: the
     model's activation, then the attacker's.
@@ -62,12 +62,14 @@ def _shown(name: str, alpha: float | None) -> tuple[str, str | None]:
     if activation_info(name).learned:
         return name.removesuffix(f"_{LEARNED}"), LEARNED
     module, colon, function = name.partition(":")
-    return f"{function} ({module})" if colon else name, None if alpha is None else alpha_text(alpha)
+    shown = f"{function} ({module})" if colon else name
+    return shown, None if alpha is None else alpha_text(alpha)
 
 
 def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a configuration, most telling first: tracking pages choose the first one to draw."""
-    strong, gap = group["strong_robust_accuracy"], group["gap"]
+    """Return the metrics of a configuration, most telling first: pages draw the first one."""
+    strong = group["strong_robust_accuracy"]
+    gap = group["gap"]
     quoted = {} if strong is None else {"strong_robust_accuracy": strong["mean"]}
     metrics = quoted | {
         "robust_accuracy": group["robust_accuracy"]["mean"],
@@ -89,9 +91,8 @@ def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
             "against_relu/holm_p_value": found["holm_p_value"],
             "against_relu/beyond_noise": float(group["holm_significant"]),
         }
-    elif (
-        group["verdict"] == "baseline"
-    ):  # differs from itself by nothing; pages draw only what all compared runs have
+    elif group["verdict"] == "baseline":
+        # differs from itself by nothing; pages draw only what all compared runs have
         metrics |= {
             f"against_relu/{name}": 0.0 for name in ("difference", "low", "high", "beyond_noise")
         }
@@ -104,16 +105,20 @@ def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
 
 
 def cost_metrics(cost: Mapping[str, Any], *, of: str = "cost") -> dict[str, float]:
-    """Return what something took as metrics, `cost/accelerator_seconds` and, where it is known, `cost/money`; what is None is left out.
+    """Return a cost as metrics, `cost/accelerator_seconds` and, where it is known, `cost/money`.
 
-    cost: with accelerator_seconds, perhaps money, and perhaps what of both was estimated.
+    cost: with accelerator_seconds, perhaps money, and perhaps what of both was estimated; None
+    values are left out.
     """
     names = ("accelerator_seconds", "money", "estimated_accelerator_seconds", "estimated_money")
     return {f"{of}/{name}": float(cost[name]) for name in names if cost.get(name) is not None}
 
 
 def sweep_cost_metrics(cost: Mapping[str, Any]) -> dict[str, float]:
-    """Return what a sweep took in all, and each stage as `cost/<stage>/...`. cost: of the leaderboard."""
+    """Return the cost of a sweep, and of each stage as `cost/<stage>/...`.
+
+    cost: of the leaderboard.
+    """
     metrics = cost_metrics(cost["total"])
     for stage in cost["stages"]:
         metrics |= cost_metrics(stage, of=f"cost/{stage['name']}")

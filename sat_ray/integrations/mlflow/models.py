@@ -28,7 +28,7 @@ TORCH_WRITER = "inline_container"  # in the text of what torch raises where it c
 
 
 def model_digest(model: nn.Module, input_shape: Sequence[int]) -> str:
-    """Hash what the model computes: its structure with every alpha, its weights, its input shape."""
+    """Hash what the model computes: structure with every alpha, weights, input shape."""
     alphas = [module.alpha for module in model.modules() if isinstance(module, Activation)]
     digest = hashlib.sha256(repr((list(input_shape), model, alphas)).encode())
     for key, tensor in model.state_dict().items():

@@ -21,8 +21,8 @@ def draining_nodes() -> Collection[str]:
     """
     import ray
 
-    draining: Collection[str] = ray._private.state.state.get_draining_nodes()
-    return draining
+    found: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    return found.keys()
 
 
 def keep_coordinator_here() -> None:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sat_ray.integrations.mlflow.registry import Contender, objection, registered_name
+from sat_ray.integrations.mlflow.projection.registry import Contender, objection, registered_name
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.tasks import Dataset

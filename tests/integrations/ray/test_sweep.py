@@ -303,6 +303,7 @@ def test_a_flagged_model_is_withheld_unless_somebody_says_why(
     assert "FLAG, accepted because: the images are synthetic" in said
     tags = client.get_model_version_by_alias(REGISTERED, "champion").tags
     assert tags["sat_ray.robustness_card"] == "FLAG"
+    assert tags["sat_ray.configuration"] == board["champion"]["configuration"]
     assert tags["sat_ray.flag_accepted_because"] == "the images are synthetic"
     assert "3 images" in tags["sat_ray.flagged_because"]
 

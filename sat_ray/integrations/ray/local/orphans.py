@@ -8,10 +8,10 @@ def remove_orphans() -> None:
     """Remove what a killed attempt at a stage reserved: Ray keeps it until the driver ends.
 
     The next attempt would wait for it. Of all stages only search and training reserve anything, one
-    after the other, so what this job holds when a stage begins is left over. A group's id ends in
+    after the other, so what this task holds when a stage begins is left over. A group's id ends in
     its job's.
     """
-    job = ray.get_runtime_context().get_job_id()
+    task = ray.get_runtime_context().get_job_id()
     for name, group in ray.util.placement_group_table().items():
-        if name.endswith(job) and group["state"] != "REMOVED":
+        if name.endswith(task) and group["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))

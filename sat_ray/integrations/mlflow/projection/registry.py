@@ -1,8 +1,9 @@
-"""Under which name a champion is registered, and when it may take the alias `champion` from the version that holds it.
+"""The name under which a champion is registered, and when it may take the alias `champion`.
 
-A name says what its versions have in common: data set, architecture and threat model, as in `digits-small_resnet-linf-64-255`. Data
-sets whose images only a folder or the user's code can tell also carry the start of the data's hash. Sweeps of the same three
-compete for one champion; sweeps of anything else have a model of their own.
+A name holds what its versions have in common: data set, architecture and threat model, as in
+`digits-small_resnet-linf-64-255`. Where the name of a data set does not determine its images, as
+with folders and user-defined code, the start of the data's hash follows. Sweeps of the same three
+compete for one champion; sweeps of anything else have another model.
 """
 
 from collections.abc import Mapping
@@ -15,8 +16,10 @@ from sat_ray.threat import as_255ths
 from sat_ray.utils.import_string import is_reference, slug
 
 ALIAS = "champion"
-DATA, THREAT = "sat_ray.dataset", "sat_ray.threat_model"
-NUMBER, MEASURED = "sat_ray.val_robust_accuracy", "sat_ray.val_attack"
+DATA = "sat_ray.dataset"
+THREAT = "sat_ray.threat_model"
+NUMBER = "sat_ray.val_robust_accuracy"
+MEASURED = "sat_ray.val_attack"
 COMPARED = {
     DATA: "data",
     THREAT: "threat model",
@@ -30,14 +33,18 @@ def registered_name(config: SweepConfig, data: Dataset) -> str:
     source = dataset_source(dataset)
     varies = is_reference(dataset) or source.anonymous or source.encoded
     images = f"{slug(dataset)}-{data.hash[:8]}" if varies else dataset
-    norm, epsilon = config.threat_model.norm, config.threat_model.epsilon
+    norm = config.threat_model.norm
+    epsilon = config.threat_model.epsilon
     radius = as_255ths(epsilon).replace("/", "-") if norm == "linf" else f"{epsilon:g}"
     return f"{images}-{slug(config.model.name)}-{norm}-{radius}"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """What decides about the alias. number: robust accuracy on validation, mean over seeds; measured: under which attacks."""
+    """What decides about the alias.
+
+    number: robust accuracy on validation, mean over seeds; measured: names of the attacks.
+    """
 
     data: str
     threat_model: str
@@ -63,8 +70,16 @@ def objection(new: Contender, present: Mapping[str, str] | None) -> str:
     if present is None:
         return ""
     ours = new.tags
-    if differing := [word for tag, word in COMPARED.items() if present.get(tag) != ours[tag]]:
-        return f"the present one was measured with another {' and another '.join(differing)}, so the two cannot be compared"
-    if float(present[NUMBER]) >= float(ours[NUMBER]):
-        return f"the present one has {100 * float(present[NUMBER]):.1f} % robust accuracy on validation, this one {100 * new.number:.1f} %"
+    differing = [word for tag, word in COMPARED.items() if present.get(tag) != ours[tag]]
+    if differing:
+        return (
+            f"the present one was measured with another {' and another '.join(differing)}, "
+            "so the two cannot be compared"
+        )
+    theirs = float(present[NUMBER])
+    if theirs >= float(ours[NUMBER]):
+        return (
+            f"the present one has {100 * theirs:.1f} % robust accuracy on validation, "
+            f"this one {100 * new.number:.1f} %"
+        )
     return ""

@@ -1,0 +1,65 @@
+"""Everything of a sweep that MLflow shows."""
+
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+from sat_ray.integrations.mlflow.projection.board import close, links
+from sat_ray.integrations.mlflow.projection.champion import register
+from sat_ray.integrations.mlflow.projection.evaluated import write_evaluated
+from sat_ray.integrations.mlflow.projection.runs import Runs
+from sat_ray.sweep.cost.spent import row_cost, spent_by_stage
+from sat_ray.sweep.plan import longest_trials
+from sat_ray.sweep.records.store import Record
+from sat_ray.sweep.tasks import TRAIN
+
+MODEL_SECONDS = 3.0  # of one update for exports of models
+
+
+class Projection(Runs):
+    """Keep the tracker's runs equal to the sweep's records."""
+
+    def update(self) -> None:
+        """Write what was committed since the last call."""
+        for record in longest_trials(self.records):
+            self.trial(record)
+        trained = self.records.all(TRAIN)
+        for record in trained:
+            self.finalist(record)
+        # an export takes about a second: a few at a time, while others train and evaluate
+        deadline = monotonic() + MODEL_SECONDS
+        for record in trained:
+            if record.key not in self.with_model and monotonic() < deadline:
+                self.attach_model(record)
+
+    def run_ids(self, models: Sequence[Record]) -> dict[str, str]:
+        """Return the run of each training record by the record's key."""
+        return {one.key: self.finalist(one) for one in models}
+
+    def finish(self, models: list[Record], outcomes: dict[str, str]) -> dict[str, str]:
+        """Write the evaluated models with their outcomes and weights.
+
+        outcomes: paths by model name. Returns the run id of each training record by key.
+        """
+        self.update()
+        config = self.sweep.config
+        images = self.dataset().manifest["splits"]["train"]
+        stages = spent_by_stage(config, self.records, train_images=images)
+        found = {}
+        for record in models:
+            path = outcomes[record.payload["name"]]
+            cost = row_cost({"outcomes": path}, config, stages)
+            found[record.key] = write_evaluated(self, record, path, cost=cost)
+        return found
+
+    def close(self, board: Mapping[str, Any]) -> None:
+        """Show a leaderboard on the runs, attach the report to the sweep's run, and end them."""
+        close(self, board)
+
+    def links(self, board: Mapping[str, Any], *, pages: str) -> dict[str, str]:
+        """Return the addresses that show the configurations of a board, by what they show."""
+        return links(self, board, pages=pages)
+
+    def register(self, board: Mapping[str, Any], cards: Sequence[Record], *, override: str) -> str:
+        """Show the cards on their runs and register the winner; see `champion.register`."""
+        return register(self, board, cards, override=override)
