@@ -5,10 +5,8 @@ import io
 import itertools
 import math
 import shlex
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -291,11 +289,7 @@ def _figures(
     drawn |= curvature_figures(board, trials)
     if curves.several_alphas(trials):
         drawn["alpha_response"] = curves.alpha_response(trials)
-    pngs = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, figure in drawn.items():
-            pngs[name] = figures.save(figure, Path(folder) / f"{name}.png").read_bytes()
-    return pngs
+    return {name: figures.png(figure) for name, figure in drawn.items()}
 
 
 def trials_of(found: Sequence[Record]) -> list[dict[str, Any]]:

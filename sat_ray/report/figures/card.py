@@ -17,7 +17,10 @@ BAR, LINE = "#88CCEE", "#332288"
 
 
 def card_figure(card: Mapping[str, Any], *, name: str) -> Figure:
-    """Draw the evidence of one card: ladder, epsilon, steps, restarts and loss; a model without gradients has the ladder alone."""
+    """Draw the evidence of one card: ladder, epsilon, steps, restarts and loss.
+
+    A model without gradients has the ladder only.
+    """
     curves = card["curves"]
     columns = 1 + 2 * bool(curves)
     figure = new_figure(3.4 * columns, 6.2 if curves else 3.4)
@@ -106,8 +109,15 @@ def _curve(
     )
     if mark is not None:
         axes.axvline(mark, color=FAINT, linestyle="--", linewidth=1)
-        axes.annotate(f"claimed {as_255ths(mark / 255)}", (mark, 1.0), (4, -10), xycoords=("data", "axes fraction"),
-                      textcoords="offset points", fontsize=8, color=FAINT)  # fmt: skip
+        axes.annotate(
+            f"claimed {as_255ths(mark / 255)}",
+            (mark, 1.0),
+            (4, -10),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            fontsize=8,
+            color=FAINT,
+        )
     if scale == "symlog":
         axes.set_xscale("symlog", linthresh=1)
         last = points[-1][0]
