@@ -67,7 +67,7 @@ def adversarial_examples(
 
 
 def magnification(largest: float) -> float:
-    """Return the largest round factor that keeps a change of `largest` within half the pixel range."""
+    """Return the largest round factor that keeps a change within half the pixel range."""
     # A change of float32 0.1 is slightly above 0.1; it should still be shown five times.
     return max((factor for factor in _FACTORS if factor * largest <= 0.5 + 1e-4), default=1.0)
 

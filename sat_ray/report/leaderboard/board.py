@@ -84,9 +84,10 @@ def leaderboard(
 def choose_champion(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Choose the best configuration by validation whose robustness card says PASS.
 
-    rows: leaderboard rows, of which the champion is one; ranking as in `sat_ray.sweep.search.model_selection`. No figure of the
-    test split takes part. The strong number on validation decides where any row has it, and then
-    among the configurations that have it for every seed. Where no card says PASS, the best by
+    rows: leaderboard rows; the champion's row is its best seed. Ranking as in
+    `sat_ray.sweep.search.model_selection`. No figure of the test split takes part. The strong
+    number on validation decides where any row has it, and then among the configurations that have
+    it for every seed. Where no card says PASS, the best by
     validation is chosen, with its verdict.
     """
     measure, candidates = _candidates(rows)
