@@ -32,40 +32,45 @@ def card_figure(card: Mapping[str, Any], *, name: str) -> Figure:
     panels = figure.subplots(2 if curves else 1, columns, squeeze=False).ravel()
     _ladder(panels[0], card["ladder"])
     if curves:
-        epsilon = [[round(255 * x, 6), y] for x, y in curves["epsilon"]]
-        claimed = 255 * card["threat_model"]["epsilon"]
-        _curve(
-            panels[1],
-            epsilon,
-            x=f"ε ({card['threat_model']['norm']}, 1/255)",
-            title=f"Against ε (PGD-{EPSILON_STEPS}): must fall to 0",
-            mark=claimed,
-        )
-        _curve(
-            panels[2],
-            curves["steps"],
-            x="steps of the claimed attack",
-            title="Against steps: must level off",
-            scale="symlog",
-        )
-        _curve(
-            panels[3],
-            curves["restarts"],
-            x="restarts of the claimed attack",
-            title="Against restarts: must level off",
-        )
-        panels[3].xaxis.set_major_locator(MaxNLocator(integer=True))
-        _curve(
-            panels[4],
-            curves["loss"],
-            x="steps of the claimed attack",
-            title="Loss: must rise",
-            y="cross-entropy (nats)",
-            factor=1.0,
-            scale="symlog",
-        )
-        panels[5].axis("off")
+        _curves(panels[1:], card)
     return figure
+
+
+def _curves(panels: Sequence[Axes], card: Mapping[str, Any]) -> None:
+    """Draw the curves that the checks of a card read; the last panel stays empty."""
+    curves = card["curves"]
+    threat = card["threat_model"]
+    _curve(
+        panels[0],
+        [[round(255 * x, 6), y] for x, y in curves["epsilon"]],
+        x=f"ε ({threat['norm']}, 1/255)",
+        title=f"Against ε (PGD-{EPSILON_STEPS}): must fall to 0",
+        mark=255 * threat["epsilon"],
+    )
+    _curve(
+        panels[1],
+        curves["steps"],
+        x="steps of the claimed attack",
+        title="Against steps: must level off",
+        scale="symlog",
+    )
+    _curve(
+        panels[2],
+        curves["restarts"],
+        x="restarts of the claimed attack",
+        title="Against restarts: must level off",
+    )
+    panels[2].xaxis.set_major_locator(MaxNLocator(integer=True))
+    _curve(
+        panels[3],
+        curves["loss"],
+        x="steps of the claimed attack",
+        title="Loss: must rise",
+        y="cross-entropy (nats)",
+        factor=1.0,
+        scale="symlog",
+    )
+    panels[4].axis("off")
 
 
 def _ladder(axes: Axes, ladder: Mapping[str, float]) -> None:

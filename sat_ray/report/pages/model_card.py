@@ -5,7 +5,7 @@ from typing import Any
 
 from sat_ray.report.formatting import attack_text, interval, pgd_name, points, threat_text
 from sat_ray.report.leaderboard.groups import PGD, STRONG
-from sat_ray.report.leaderboard.strong import FLATTERED
+from sat_ray.report.leaderboard.strong import OVERESTIMATED
 
 LOADING = {
     "pt2": (
@@ -103,7 +103,7 @@ def _robustness(board: Mapping[str, Any] | None, row: Mapping[str, Any] | None) 
         return f"Robust accuracy {pgd} {setting}, {rest}"
     warning = ""
     if row["pgd_flatters"]:
-        warning = f" {FLATTERED.replace('row', 'model')}: do not quote that number."
+        warning = f" {OVERESTIMATED.replace('row', 'model')}: do not quote that number."
     return (
         f"Robust accuracy {_with_interval(row, STRONG)} {setting} and "
         f"{board['strong_attack']['name']}, {rest} "
