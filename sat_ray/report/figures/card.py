@@ -32,7 +32,7 @@ def card_figure(card: Mapping[str, Any], *, name: str) -> Figure:
     panels = figure.subplots(2 if curves else 1, columns, squeeze=False).ravel()
     _ladder(panels[0], card["ladder"])
     if curves:
-        _curves(panels[1:], card)
+        _curves(list(panels[1:]), card)
     return figure
 
 
