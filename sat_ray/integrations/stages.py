@@ -176,18 +176,7 @@ def report(
     run_ids: dict[str, str],
 ) -> dict[str, Any]:
     """Write leaderboard, cards, figures and report.html; return the leaderboard."""
-    return write_report(
-        sweep.config,
-        sweep.name,
-        sweep.records,
-        data,
-        models,
-        cards,
-        outcomes,
-        run_ids,
-        command=sweep.command,
-        pages=sweep.pages,
-    )
+    return write_report(sweep, data, models, cards, outcomes, run_ids)
 
 
 def _committed(sweep: Sweep, wanted: list[tuple[Any, str]]) -> list[Record]:

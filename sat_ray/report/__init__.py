@@ -1,1 +1,1 @@
-"""Leaderboard, statistics, figures and the report page: pure projections of evaluated models. Imports neither ray nor mlflow."""
+"""Leaderboard, statistics, figures and pages: pure functions of evaluated models and records."""

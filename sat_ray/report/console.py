@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: live bars on a terminal, plain lines in a log."""
+"""The progress of a sweep: live bars on a terminal, plain lines in a log."""
 
 import sys
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ PLAIN_WIDTH = 140  # of a log: wide enough for the leaderboard
 
 
 class Reporter:
-    """Show stages as they go; `console.print` goes through it, so that bars and text do not mix."""
+    """Show the progress of stages; its console prints text without mixing it with bars."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
@@ -41,7 +41,7 @@ class Reporter:
             TimeElapsedColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
         )
-        # the note alone gives way on a narrow terminal
+        # Only the note is shortened on a narrow terminal.
         note = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         said = TextColumn("{task.fields[note]}", table_column=note)
         self.bars = Progress(*columns, said, console=self.console, expand=True)
@@ -89,20 +89,20 @@ class StageProgress:
         reused: int = 0,
         at_most: bool = False,
     ) -> None:
-        self.reporter, self.name, self.total, self.done = reporter, name, total, 0
+        self.reporter = reporter
+        self.name = name
+        self.total = total
+        self.done = 0
         self.began = self.printed = self.latest = monotonic()
-        self.working = self.began  # when the first unit of this run began: starting up is no pace
+        # When the first unit of this run began; the time before it is start-up, not pace.
+        self.working = self.began
         self.bar: TaskID | None = None
         if reporter.live:
             self.bar = reporter.bars.add_task(name, total=total, note="", left="")
         self.best: Record | None = None
-        self.before: int | None = (
-            None  # committed when it was first looked at: no measure of how fast this run is
-        )
-        self.rates: list[
-            float
-        ] = []  # images per second of each training that came, in the order they came
-        self.images = 0  # attacked by the evaluation shards that came
+        self.before: int | None = None  # units committed before this run
+        self.rates: list[float] = []  # images per second of the new trainings, oldest first
+        self.images = 0  # attacked by the new evaluation shards
         if self.bar is None and total:
             planned = f"at most {total}" if at_most else f"{total}"
             reporter.say(f"{name}: {total - min(reused, total)} of {planned} to do")
@@ -117,11 +117,8 @@ class StageProgress:
             ):
                 self.best = record
             if self.before is not None:
-                self.rates += (
-                    [record.payload["train_images_per_second"]]
-                    if "train_images_per_second" in record.payload
-                    else []
-                )
+                if "train_images_per_second" in record.payload:
+                    self.rates.append(record.payload["train_images_per_second"])
                 self.images += record.payload.get("n", 0)
                 came.append(record)
         self._find_start(came)
@@ -139,13 +136,13 @@ class StageProgress:
             self.reporter.say(f"{self.name} {count} {known}")
 
     def _find_start(self, came: list[Record]) -> None:
-        """Note when the earliest of the first units that came began, by the clock here."""
+        """Set the start of the earliest of the first new units, by the clock here."""
         if self.working == self.began and came:
             ages = [max(0.0, time() - one.created) + one.seconds for one in came]
             self.working = max(self.began, monotonic() - max(ages))
 
     def update_shards(self, done: int, total: int | None) -> None:
-        """Show the number of shards of a dataset that are written, of how many, None where that is not known yet."""
+        """Show the written shards of a dataset; total: None if not known yet."""
         self.total = total
         if self.bar is not None:
             self.reporter.bars.update(self.bar, total=total)
@@ -154,9 +151,9 @@ class StageProgress:
     def _note(self) -> str:
         parts = []
         if self.best is not None:
-            parts.append(
-                f"best val robust {100 * self.best.payload['val_robust_accuracy']:.1f} % ({self.best.payload['name']})"
-            )
+            best = self.best.payload
+            accuracy = 100 * best["val_robust_accuracy"]
+            parts.append(f"best val robust {accuracy:.1f} % ({best['name']})")
         elapsed = monotonic() - self.began
         if latest := self.rates[-RECENT:]:
             parts.append(f"{sum(latest) / len(latest):,.0f} images/s per training")
@@ -165,13 +162,11 @@ class StageProgress:
         return " · ".join(parts)
 
     def _left(self) -> str:
-        """Say how long the rest may take, by the pace of the units that this run has computed."""
+        """Estimate how long the rest takes, from the units that this run has computed."""
         computed = self.done - (self.before or 0)
         if not self.total or computed <= 0 or self.done >= self.total:
             return ""
-        each = (
-            self.latest - self.working
-        ) / computed  # until one came: what is under way has no pace yet
+        each = (self.latest - self.working) / computed
         left = each * (self.total - self.done) - (monotonic() - self.latest)
         return f"about {seconds(left)} left" if left > 0 else "taking longer than those before"
 

@@ -1,29 +1,24 @@
-"""From committed records to what people look at: leaderboard.json and .md, figures/*.png, report.html. May be repeated at any time."""
+"""From committed records to leaderboard.json and .md, figures/*.png and report.html.
+
+Writing the report may be repeated at any time.
+"""
 
 import importlib.metadata
 import io
 import itertools
-import math
 import shlex
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from sat_ray.attacks import pgd
 from sat_ray.attacks.cascade import describe_strong
-from sat_ray.checkpoint import load_model
-from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards.dataset import labels, read_rows
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.low_precision.calibration import Calibration, summary_of
-from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
+from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.cost.budget import describe_search
 from sat_ray.sweep.cost.spent import cost_summary, spent_by_stage, with_costs
 from sat_ray.sweep.plan import evaluation_tasks, strong_on_validation, strong_tasks
@@ -31,11 +26,21 @@ from sat_ray.sweep.records.renewed_lease import check_lease
 from sat_ray.sweep.records.store import Record, Records
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import EVALUATE, SEARCH, Dataset
-from sat_ray.utils.randomness import Randomness
 from sat_ray.utils.serialization import content_hash, to_json
 
+if TYPE_CHECKING:
+    from sat_ray.report.leaderboard.rows import EvaluatedModel
+
 VERSIONS = ("ray", "torch", "torchvision", "mlflow", "pyarrow")
-EXAMPLES = 8
+# Parts of the estimate of --dry-run, by stage.
+ESTIMATED_PARTS = {
+    "search": ("search",),
+    "train": ("training",),
+    "validate": ("validation",),
+    "evaluate": ("evaluation",),
+    "strong": ("strong evaluation",),
+    "card": ("cards", "queries of cards"),
+}
 
 
 def read_outcomes(records: Records, path: str) -> pa.Table:
@@ -49,38 +54,72 @@ def strong_name(name: str) -> str:
 
 
 def outcome_paths(config: SweepConfig, name: str) -> list[str]:
-    """Return where a model's merged outcomes are: those of PGD and, in a sweep that has any, those of the strong attacks."""
+    """Return where a model's merged outcomes are: of PGD and, if any, of the strong attacks."""
     names = [name] if config.evaluation.strong == "none" else [name, strong_name(name)]
     return [f"outcomes/{one}.parquet" for one in names]
 
 
 def write_report(
-    config: SweepConfig,
-    name: str,
-    records: Records,
+    sweep: Sweep,
     data: Dataset,
     models: Sequence[Record],
     cards: Sequence[Record],
-    outcomes: dict[str, str],
-    run_ids: dict[str, str],
-    *,
-    command: Sequence[str],
-    pages: str,
+    outcomes: Mapping[str, str],
+    run_ids: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Write every file of the report and return the leaderboard. run_ids: MLflow run of each training record, by key."""
-    from sat_ray.report.leaderboard.board import leaderboard, to_markdown
-    from sat_ray.report.pages.origin import origin
-    from sat_ray.report.pages.sweep_page import render
+    """Write every file of the report and return the leaderboard.
 
-    strong = strong_on_validation(config, data, models, records) or {}
-    evaluated = [
-        evaluated_model(config, records, record, outcomes, run_ids, strong) for record in models
-    ]
+    models: the training records; outcomes: path of each model's merged outcomes, by name;
+    run_ids: MLflow run of each training record, by key.
+    """
+    from sat_ray.report.leaderboard.board import to_markdown
+    from sat_ray.report.pages.sweep_page import render
+    from sat_ray.report.sweep_figures import sweep_figures
+
+    records = sweep.records
+    evaluated = _evaluated_models(sweep, data, models, outcomes, run_ids)
+    board = _leaderboard(sweep, data, evaluated, models=models, cards=cards)
+    weights = {model.checkpoint: model.sha256 for model in evaluated}
+    card = card_of(cards, weights[board["champion"]["row"]["checkpoint"]])
+    searched = records.all(SEARCH)
+    figures = sweep_figures(sweep.config, data, board, evaluated, card=card, searched=searched)
+    check_lease(records.storage)
+    for made in cards:
+        records.storage.write_json(f"cards/{made.payload['name']}.json", made.payload["card"])
+    for figure, png in figures.items():
+        records.storage.write(f"figures/{figure}.png", png)
+    records.storage.write("leaderboard.md", to_markdown(board).encode())
+    page = render(
+        board,
+        figures=figures,
+        cards=[card.payload for card in cards],
+        digests=weights,
+        notes=[board["calibration"]] if board["calibration"] else [],
+        **_background(sweep, data, models, evaluated),
+    )
+    records.storage.write("report.html", page.encode())
+    # leaderboard.json is written last: where it exists, all other files exist.
+    records.storage.write_json("leaderboard.json", board)
+    return board
+
+
+def _leaderboard(
+    sweep: Sweep,
+    data: Dataset,
+    evaluated: "Sequence[EvaluatedModel]",
+    *,
+    models: Sequence[Record],
+    cards: Sequence[Record],
+) -> dict[str, Any]:
+    """Return the leaderboard with costs, search and calibration."""
+    from sat_ray.report.leaderboard.board import leaderboard
+
+    config = sweep.config
     spec = config.evaluation_attacks()[0]
     verdicts = {card.inputs["weights"]: card.payload["card"]["verdict"] for card in cards}
     board = leaderboard(
         evaluated,
-        sweep=name,
+        sweep=sweep.name,
         dataset=config.data.dataset,
         threat_model=to_json(config.threat_model),
         attack={
@@ -96,44 +135,39 @@ def write_report(
             if model.sha256 in verdicts
         },
     )
-    stages = spent_by_stage(config, records, train_images=data.manifest["splits"]["train"])
-    board = with_costs(board, config, stages) | {
-        "cost": cost_summary(config, stages, estimated=_estimated(config, data))
-    }
-    if (searched := describe_search(config, records)) is not None:
+    train_images = data.manifest["splits"]["train"]
+    stages = spent_by_stage(config, sweep.records, train_images=train_images)
+    cost = cost_summary(config, stages, estimated=_estimated(config, data))
+    board = with_costs(board, config, stages) | {"cost": cost}
+    if (searched := describe_search(config, sweep.records)) is not None:
         board["search"] = searched
-    board["calibration"] = summary_of(_calibrations(config, records, data, models))
-    weights = {model.checkpoint: model.sha256 for model in evaluated}
-    card = card_of(cards, weights[board["champion"]["row"]["checkpoint"]])
-    figures = _figures(config, records, data, board, evaluated, card)
-    check_lease(records.storage)
-    for made in cards:
-        records.storage.write_json(f"cards/{made.payload['name']}.json", made.payload["card"])
-    for figure, png in figures.items():
-        records.storage.write(f"figures/{figure}.png", png)
-    records.storage.write("leaderboard.md", to_markdown(board).encode())
-    page = render(
-        board,
-        figures=figures,
-        command=shlex.join(command),
-        versions={package: importlib.metadata.version(package) for package in VERSIONS},
-        notes=[board["calibration"]] if board["calibration"] else [],
-        cards=[card.payload for card in cards],
-        config=to_json(config),
-        hashes=_hashes(config, data, models),
-        class_names=data.manifest["class_names"],
-        events=[event for model in evaluated for event in _events(model)],
-        digests=weights,
-        pages=pages,
-        environment=origin(_computed(records, models)),
-    )
-    records.storage.write("report.html", page.encode())
-    records.storage.write_json("leaderboard.json", board)  # last: whoever finds it finds the rest
+    board["calibration"] = summary_of(_calibrations(sweep, data, models))
     return board
 
 
+def _background(
+    sweep: Sweep, data: Dataset, models: Sequence[Record], evaluated: "Sequence[EvaluatedModel]"
+) -> dict[str, Any]:
+    """Return what the page says besides the leaderboard: settings, versions, hashes, events."""
+    from sat_ray.report.pages.origin import origin
+
+    return {
+        "command": shlex.join(sweep.command),
+        "versions": {package: importlib.metadata.version(package) for package in VERSIONS},
+        "config": to_json(sweep.config),
+        "hashes": _hashes(sweep.config, data, models),
+        "class_names": data.manifest["class_names"],
+        "events": [event for model in evaluated for event in _events(model)],
+        "pages": sweep.pages,
+        "environment": origin(_computed(sweep.records, models)),
+    }
+
+
 def card_of(cards: Sequence[Record], weights: str) -> dict[str, Any]:
-    """Return the card of the model with these weights: a model that was trained again, to the same weights, keeps its card."""
+    """Return the card of the model with these weights (sha256).
+
+    A model that was trained again, to the same weights, keeps its card.
+    """
     card: dict[str, Any] = next(
         card.payload["card"] for card in cards if card.inputs["weights"] == weights
     )
@@ -141,36 +175,31 @@ def card_of(cards: Sequence[Record], weights: str) -> dict[str, Any]:
 
 
 def strong_attack(config: SweepConfig, data: Dataset) -> dict[str, Any] | None:
-    """Describe the attacks behind the strong verdict, before views are chosen; None in a sweep without them."""
+    """Describe the strong attacks, before views are chosen; None in a sweep without them."""
     attacks = config.strong_attacks(len(data.manifest["class_names"]))
     return describe_strong(attacks, after=config.evaluation_attacks()[0].name) if attacks else None
 
 
-def _calibrations(
-    config: SweepConfig,
-    records: Records,
-    data: Dataset,
-    models: Sequence[Record],
-) -> list[Calibration]:
-    """Return what was measured of attacks on a fast copy.
+def _calibrations(sweep: Sweep, data: Dataset, models: Sequence[Record]) -> list[Calibration]:
+    """Return the calibrations of attacks with a low-precision surrogate.
 
-    Every shard of a model holds the same, so the first that holds any is read: of the strong attacks those without survivors hold none.
+    Every shard of a model holds the same, so the first that holds any is read: of the strong
+    attacks those without survivors hold none.
     """
-    if config.evaluation.gradient == "float32":
+    if sweep.config.evaluation.gradient == "float32":
         return []
     found: list[Calibration] = []
     for model in models:
-        for tasks in (evaluation_tasks(config, data, model), strong_tasks(config, data, model)):
-            shards = (records.find(task.stage, task.key) for task in tasks)
-            measured = (
-                shard.payload.get("calibrations", []) for shard in shards if shard is not None
-            )
+        for tasks_of in (evaluation_tasks, strong_tasks):
+            tasks = tasks_of(sweep.config, data, model)
+            shards = (sweep.records.find(task.stage, task.key) for task in tasks)
+            measured = (shard.payload.get("calibrations", []) for shard in shards if shard)
             found += [Calibration.from_json(one) for one in next(filter(None, measured), [])]
     return found
 
 
 def _estimated(config: SweepConfig, data: Dataset) -> dict[str, float]:
-    """Return the accelerator-seconds that --dry-run expects of each stage, for the images that there are; {} without a measured rate."""
+    """Return the accelerator-seconds that --dry-run expects of each stage; {} if unknown."""
     from sat_ray.sweep.cost.estimate import estimated_hours, passes_of
 
     counts = data.manifest["splits"]
@@ -181,19 +210,11 @@ def _estimated(config: SweepConfig, data: Dataset) -> dict[str, float]:
         val=counts["val"],
     )
     hours = estimated_hours(config, source, passes_of(config, source))
-    parts = {
-        "search": ("search",),
-        "train": ("training",),
-        "validate": ("validation",),
-        "evaluate": ("evaluation",),
-        "strong": ("strong evaluation",),
-        "card": ("cards", "queries of cards"),
+    if not hours:
+        return {}
+    return {
+        stage: 3600 * sum(hours[name] for name in names) for stage, names in ESTIMATED_PARTS.items()
     }
-    return (
-        {stage: 3600 * sum(hours[name] for name in names) for stage, names in parts.items()}
-        if hours
-        else {}
-    )
 
 
 def _computed(records: Records, models: Sequence[Record]) -> Iterator[tuple[dict[str, Any], float]]:
@@ -203,140 +224,59 @@ def _computed(records: Records, models: Sequence[Record]) -> Iterator[tuple[dict
 
 
 def _hashes(config: SweepConfig, data: Dataset, models: Sequence[Record]) -> dict[str, str]:
-    """Return what determined the results: the config's meaning, the images, the code that trained, module by module."""
+    """Return the hashes of what determined the results: config, images, code of training."""
     code = content_hash(
         sorted({(name, digest) for record in models for name, digest in record.code.items()})
     )
     return {"config": content_hash(config.semantic()), "dataset": data.hash, "training code": code}
 
 
-def _events(model: Any) -> list[dict[str, Any]]:
+def _events(model: "EvaluatedModel") -> list[dict[str, Any]]:
     from sat_ray.report.leaderboard.rows import display_names
 
-    return [
-        {"configuration": display_names([model])[0], "seed": model.seed} | dict(event)
-        for event in model.events
-    ]
+    named = {"configuration": display_names([model])[0], "seed": model.seed}
+    return [named | dict(event) for event in model.events]
 
 
-def evaluated_model(
-    config: SweepConfig,
-    records: Records,
-    record: Record,
-    outcomes: dict[str, str],
-    run_ids: dict[str, str],
-    strong: Mapping[str, float],
-) -> Any:
-    """Join a training record with its outcomes, as the report wants it. strong: of `sat_ray.sweep.plan.strong_on_validation`."""
+def _evaluated_models(
+    sweep: Sweep,
+    data: Dataset,
+    models: Sequence[Record],
+    outcomes: Mapping[str, str],
+    run_ids: Mapping[str, str],
+) -> "list[EvaluatedModel]":
+    """Join the training records with their outcomes."""
     from sat_ray.report.leaderboard.rows import EvaluatedModel
 
-    payload = record.payload
-    configuration = SearchPoint.of(payload)
-    strong_path = next(iter(outcome_paths(config, payload["name"])[1:]), None)
-    return EvaluatedModel(
-        model=config.model.name,
-        activation=configuration.activation,
-        alpha=configuration.alpha,
-        attacker_activation=configuration.attacker_activation,
-        attacker_alpha=configuration.attacker_alpha,
-        seed=payload["seed"],
-        val_robust_accuracy=payload["val_robust_accuracy"],
-        checkpoint=records.storage.located(payload["path"]),
-        outcomes=records.storage.full(outcomes[payload["name"]]),
-        mlflow_run_id=run_ids.get(record.key),
-        accelerator_seconds=payload["accelerator_seconds"],
-        train_images_per_second=payload["train_images_per_second"],
-        history=tuple(payload["history"]),
-        table=read_outcomes(records, outcomes[payload["name"]]),
-        events=tuple(payload.get("guard_events", [])),
-        sha256=payload["sha256"],
-        val_strong_robust_accuracy=strong.get(payload["name"]),
-        strong_table=None if strong_path is None else read_outcomes(records, strong_path),
-        strong_outcomes=None if strong_path is None else records.storage.full(strong_path),
-    )
+    config = sweep.config
+    records = sweep.records
+    strong = strong_on_validation(config, data, models, records) or {}
 
+    def joined(record: Record) -> EvaluatedModel:
+        payload = record.payload
+        name = payload["name"]
+        configuration = SearchPoint.of(payload)
+        strong_path = next(iter(outcome_paths(config, name)[1:]), None)
+        return EvaluatedModel(
+            model=config.model.name,
+            activation=configuration.activation,
+            alpha=configuration.alpha,
+            attacker_activation=configuration.attacker_activation,
+            attacker_alpha=configuration.attacker_alpha,
+            seed=payload["seed"],
+            val_robust_accuracy=payload["val_robust_accuracy"],
+            checkpoint=records.storage.located(payload["path"]),
+            outcomes=records.storage.full(outcomes[name]),
+            mlflow_run_id=run_ids.get(record.key),
+            accelerator_seconds=payload["accelerator_seconds"],
+            train_images_per_second=payload["train_images_per_second"],
+            history=tuple(payload["history"]),
+            table=read_outcomes(records, outcomes[name]),
+            events=tuple(payload.get("guard_events", [])),
+            sha256=payload["sha256"],
+            val_strong_robust_accuracy=strong.get(name),
+            strong_table=None if strong_path is None else read_outcomes(records, strong_path),
+            strong_outcomes=None if strong_path is None else records.storage.full(strong_path),
+        )
 
-def _figures(
-    config: SweepConfig,
-    records: Records,
-    data: Dataset,
-    board: dict[str, Any],
-    evaluated: list[Any],
-    card: dict[str, Any],
-) -> dict[str, bytes]:
-    from sat_ray.report.figures import curves
-    from sat_ray.report.figures import leaderboard as figures
-    from sat_ray.report.figures.card import card_figure
-    from sat_ray.report.figures.curvature import curvature_figures
-    from sat_ray.report.figures.steps import accuracy_against_steps
-    from sat_ray.report.formatting import setting_text
-
-    steps = max(spec.steps for spec in config.evaluation_attacks())
-    drawn = {
-        "clean_against_robust": figures.clean_against_robust(board),
-        "table1": figures.table1(board),
-        "training_curves": curves.training_curves(evaluated),
-        "adversarial_examples": _examples(config, data, board),
-        "accuracy_against_steps": accuracy_against_steps(
-            evaluated, steps=steps, subtitle=setting_text(board, with_strong=False)
-        ),
-        "robustness_card": card_figure(card, name=board["champion"]["configuration"]),
-    }
-    trials = trials_of(records.all(SEARCH))
-    drawn |= curvature_figures(board, trials)
-    if curves.several_alphas(trials):
-        drawn["alpha_response"] = curves.alpha_response(trials)
-    pngs = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, figure in drawn.items():
-            pngs[name] = figures.save(figure, Path(folder) / f"{name}.png").read_bytes()
-    return pngs
-
-
-def trials_of(found: Sequence[Record]) -> list[dict[str, Any]]:
-    """Return search records as points of the alpha response, the mean over seeds where there are several."""
-    same: dict[tuple[SearchPoint, int], list[float]] = {}
-    for record in found:
-        place = (SearchPoint.of(record.payload), record.payload["until"])
-        same.setdefault(place, []).append(record.payload["last_val"][0])
-    return [
-        one.to_json() | {"val_robust_accuracy": math.fsum(values) / len(values), "epochs": until}
-        for (one, until), values in same.items()
-    ]
-
-
-def _examples(config: SweepConfig, data: Dataset, board: dict[str, Any]) -> Any:
-    """Draw test images with what the full attack makes of them against the champion, once per class first."""
-    from sat_ray.report.figures.examples import adversarial_examples
-
-    model = load_model(board["champion"]["row"]["checkpoint"])
-    storage = Storage(data.uri)
-    y = labels(storage, "test")
-    rows, by_class = torch.tensor(
-        [int((y == label).nonzero()[0]) for label in sorted(set(y.tolist()))[:EXAMPLES]]
-    ).sort()
-    chosen = read_rows(storage, "test", rows).take(by_class.argsort())
-    x = to_pixels(chosen.images)
-    spec = config.evaluation_attacks()[0]
-    rng = Randomness(config.evaluation.seed, chosen.image_ids)
-    assert spec.step_size is not None
-    x_adv = pgd(
-        model,
-        x,
-        chosen.labels,
-        threat_model=config.threat_model,
-        step_size=spec.step_size,
-        steps=spec.steps,
-        rng=rng,
-    )
-    with torch.no_grad():
-        clean, adversarial = model(x).argmax(dim=1), model(x_adv).argmax(dim=1)
-    return adversarial_examples(
-        x.numpy(),
-        x_adv.numpy(),
-        chosen.labels.numpy(),
-        clean.numpy(),
-        adversarial.numpy(),
-        data.manifest["class_names"],
-        f"{config.threat_model}, {spec.name}",
-    )
+    return [joined(record) for record in models]

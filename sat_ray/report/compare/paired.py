@@ -1,8 +1,9 @@
-"""Paired comparison of models evaluated on the same images: who is more robust, by how much, how surely, and on which images.
+"""Paired comparison of models evaluated on the same images.
 
-Every figure is a function of outcome tables. A difference is that of the other model minus the first, with Newcombe's paired interval;
-its p-value is McNemar's exact test, corrected by Holm over all pairs. The test compares given checkpoints on these images: a claim about
-two activations has the seed as its unit (sat_ray.report.leaderboard.variation).
+Every figure is a function of outcome tables. A difference is that of the other model minus the
+first, with Newcombe's paired interval; its p-value is McNemar's exact test, corrected by Holm over
+all pairs. The test compares given checkpoints on these images; a comparison of two activations
+needs several seeds of each (sat_ray.report.leaderboard.variation).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """Hold accuracy(other) − accuracy(first) as a fraction, its 95 % interval, the discordant counts and the p-values."""
+    """Hold accuracy(other) − accuracy(first), its 95 % interval, discordant counts and p-values."""
 
     difference: float
     low: float
@@ -41,13 +42,16 @@ class PairedTest:
 
     @property
     def within_noise(self) -> bool:
-        """Say whether the images cannot tell the two models apart, all pairs considered."""
+        """Say whether the difference is not significant, corrected over all pairs."""
         return self.holm_p_value > LEVEL
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
-    """Compare model `other` with model `first` (indices). lost, gained: rows of images that are robust in the first, the other, alone."""
+    """Compare model `other` with model `first` (indices).
+
+    lost, gained: rows of images that are robust in the first model only, in the other only.
+    """
 
     first: int
     other: int
@@ -59,7 +63,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """Hold the images of one label: how many, and how many of them each model withstands."""
+    """Hold the number of images of one label, and how many of them are robust in each model."""
 
     label: int
     n: int
@@ -80,17 +84,17 @@ class Comparison:
         return len(self.models[0].images.image_ids)
 
     def same_verdicts(self, pair: Pair) -> float:
-        """Return the share of images that both models of a pair withstand, or neither."""
+        """Return the share of images that are robust in both models of a pair, or in neither."""
         return 1 - (len(pair.lost) + len(pair.gained)) / self.n
 
 
 def compare(
     models: Sequence[JudgedModel], *, common: bool = False, any_gradient: bool = False
 ) -> Comparison:
-    """Compare the first model with each of the others; raises ValueError wherever `check_comparable` does.
+    """Compare the first model with each of the others.
 
-    common: compare on the images that all models were evaluated on, by their ids, whatever else each of them has seen;
-    any_gradient: the attacks may differ in the precision of their gradients.
+    common: compare on the images that all models have, by their ids; any_gradient: the attacks may
+    differ in the precision of their gradients. Raises ValueError wherever `check_comparable` does.
     """
     models = in_common(models) if common else models
     check_comparable(models, any_dataset=common, any_gradient=any_gradient)
@@ -122,7 +126,8 @@ def compare(
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """Return the comparison as plain JSON values, with every image that flipped."""
-    models, n = comparison.models, comparison.n
+    models = comparison.models
+    n = comparison.n
     return {
         "n": n,
         "models": [
@@ -161,7 +166,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def flip(first: JudgedModel, other: JudgedModel, row: int) -> dict[str, Any]:
-    """Describe one image that one of two models withstands: its id and label, and what each predicted, where it broke first."""
+    """Describe one image that is robust in one of two models: id, label, predictions, steps."""
     described = {
         "image_id": int(first.images.image_ids[row]),
         "label": int(first.images.labels[row]),
@@ -176,35 +181,32 @@ def flip(first: JudgedModel, other: JudgedModel, row: int) -> dict[str, Any]:
 
 
 def _tests(pairs: Sequence[tuple[BoolArray, BoolArray]]) -> list[PairedTest]:
-    """Test every (first, other) pair of correctness, (N,) bool each, and correct the p-values over all of them."""
-    found = []
-    for first, other in pairs:
-        both, only_first = int((first & other).sum()), int((first & ~other).sum())
-        only_other, neither = int((~first & other).sum()), int((~first & ~other).sum())
-        low, high = paired_difference_interval(both, only_other, only_first, neither)
-        found.append(
-            (
-                only_first,
-                only_other,
-                (only_other - only_first) / len(first),
-                low,
-                high,
-                mcnemar_p_value(only_first, only_other),
-            )
-        )
-    corrected = holm([one[-1] for one in found])
+    """Test every (first, other) pair of correctness, (N,) bool each, and correct the p-values."""
+    found = [_test(first, other) for first, other in pairs]
+    corrected = holm([test.p_value for test in found])
     return [
-        PairedTest(
-            difference=difference,
-            low=low,
-            high=high,
-            only_first=a,
-            only_other=b,
-            p_value=p,
-            holm_p_value=adjusted,
-        )
-        for (a, b, difference, low, high, p), adjusted in zip(found, corrected, strict=True)
+        dataclasses.replace(test, holm_p_value=p_value)
+        for test, p_value in zip(found, corrected, strict=True)
     ]
+
+
+def _test(first: BoolArray, other: BoolArray) -> PairedTest:
+    """Test one pair; its p-value is not corrected yet."""
+    only_first = int((first & ~other).sum())
+    only_other = int((~first & other).sum())
+    both = int((first & other).sum())
+    neither = len(first) - both - only_first - only_other
+    low, high = paired_difference_interval(both, only_other, only_first, neither)
+    p_value = mcnemar_p_value(only_first, only_other)
+    return PairedTest(
+        difference=(only_other - only_first) / len(first),
+        low=low,
+        high=high,
+        only_first=only_first,
+        only_other=only_other,
+        p_value=p_value,
+        holm_p_value=p_value,
+    )
 
 
 def _accuracy(kind: str, correct: BoolArray) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One model's verdicts image by image, and whether several models' verdicts may be compared at all."""
+"""One model's verdicts image by image, and whether the verdicts of models may be compared."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def judge(
 
 
 def in_common(models: Sequence[JudgedModel]) -> list[JudgedModel]:
-    """Restrict models to the images that all of them were evaluated on; raise ValueError where there is none."""
+    """Restrict models to the images that all of them have; raise ValueError without any."""
     shared = models[0].images.image_ids
     for model in models[1:]:
         shared = np.intersect1d(shared, model.images.image_ids, assume_unique=True)

@@ -17,7 +17,10 @@ BAR, LINE = "#88CCEE", "#332288"
 
 
 def card_figure(card: Mapping[str, Any], *, name: str) -> Figure:
-    """Draw the evidence of one card: ladder, epsilon, steps, restarts and loss; a model without gradients has the ladder alone."""
+    """Draw the evidence of one card: ladder, epsilon, steps, restarts and loss.
+
+    A model without gradients has the ladder only.
+    """
     curves = card["curves"]
     columns = 1 + 2 * bool(curves)
     figure = new_figure(3.4 * columns, 6.2 if curves else 3.4)
@@ -29,40 +32,45 @@ def card_figure(card: Mapping[str, Any], *, name: str) -> Figure:
     panels = figure.subplots(2 if curves else 1, columns, squeeze=False).ravel()
     _ladder(panels[0], card["ladder"])
     if curves:
-        epsilon = [[round(255 * x, 6), y] for x, y in curves["epsilon"]]
-        claimed = 255 * card["threat_model"]["epsilon"]
-        _curve(
-            panels[1],
-            epsilon,
-            x=f"ε ({card['threat_model']['norm']}, 1/255)",
-            title=f"Against ε (PGD-{EPSILON_STEPS}): must fall to 0",
-            mark=claimed,
-        )
-        _curve(
-            panels[2],
-            curves["steps"],
-            x="steps of the claimed attack",
-            title="Against steps: must level off",
-            scale="symlog",
-        )
-        _curve(
-            panels[3],
-            curves["restarts"],
-            x="restarts of the claimed attack",
-            title="Against restarts: must level off",
-        )
-        panels[3].xaxis.set_major_locator(MaxNLocator(integer=True))
-        _curve(
-            panels[4],
-            curves["loss"],
-            x="steps of the claimed attack",
-            title="Loss: must rise",
-            y="cross-entropy (nats)",
-            factor=1.0,
-            scale="symlog",
-        )
-        panels[5].axis("off")
+        _curves(list(panels[1:]), card)
     return figure
+
+
+def _curves(panels: Sequence[Axes], card: Mapping[str, Any]) -> None:
+    """Draw the curves that the checks of a card read; the last panel stays empty."""
+    curves = card["curves"]
+    threat = card["threat_model"]
+    _curve(
+        panels[0],
+        [[round(255 * x, 6), y] for x, y in curves["epsilon"]],
+        x=f"ε ({threat['norm']}, 1/255)",
+        title=f"Against ε (PGD-{EPSILON_STEPS}): must fall to 0",
+        mark=255 * threat["epsilon"],
+    )
+    _curve(
+        panels[1],
+        curves["steps"],
+        x="steps of the claimed attack",
+        title="Against steps: must level off",
+        scale="symlog",
+    )
+    _curve(
+        panels[2],
+        curves["restarts"],
+        x="restarts of the claimed attack",
+        title="Against restarts: must level off",
+    )
+    panels[2].xaxis.set_major_locator(MaxNLocator(integer=True))
+    _curve(
+        panels[3],
+        curves["loss"],
+        x="steps of the claimed attack",
+        title="Loss: must rise",
+        y="cross-entropy (nats)",
+        factor=1.0,
+        scale="symlog",
+    )
+    panels[4].axis("off")
 
 
 def _ladder(axes: Axes, ladder: Mapping[str, float]) -> None:
@@ -106,8 +114,15 @@ def _curve(
     )
     if mark is not None:
         axes.axvline(mark, color=FAINT, linestyle="--", linewidth=1)
-        axes.annotate(f"claimed {as_255ths(mark / 255)}", (mark, 1.0), (4, -10), xycoords=("data", "axes fraction"),
-                      textcoords="offset points", fontsize=8, color=FAINT)  # fmt: skip
+        axes.annotate(
+            f"claimed {as_255ths(mark / 255)}",
+            (mark, 1.0),
+            (4, -10),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            fontsize=8,
+            color=FAINT,
+        )
     if scale == "symlog":
         axes.set_xscale("symlog", linthresh=1)
         last = points[-1][0]

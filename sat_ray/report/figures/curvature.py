@@ -1,4 +1,4 @@
-"""Robust accuracy, and the gap between both verdicts, against the curvature max |f''| of the activation."""
+"""Robust accuracy, and the gap to PGD's number, against the curvature max |f''|."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sat_ray.report.figures.style import (
     FAINT,
@@ -19,10 +18,12 @@ from sat_ray.report.figures.style import (
     head,
     label,
     legend_beside,
+    log_axis,
     mark,
     new_figure,
     percent,
     plain,
+    relu_trials,
 )
 from sat_ray.report.formatting import seeds_text, threat_text
 from sat_ray.report.leaderboard.curvature import curvature_of
@@ -30,17 +31,17 @@ from sat_ray.report.leaderboard.groups import STRONG
 from sat_ray.report.leaderboard.strong import LARGEST_SHARE
 
 Group = Mapping[str, Any]
-SHIFT = 0.05  # of a mark at a curvature that another family has too, as a share of the curvature
+SHIFT = 0.05  # of a mark at the curvature of another family, as a share of the curvature
 RELU_LINE = (0, (4, 3))
 
 
 def curvature_figures(
     board: Mapping[str, Any], trials: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Figure]:
-    """Draw the figures that the board has something to show for, by name; {} where no curvature is finite.
+    """Draw the figures against curvature, by name; {} where no curvature is finite.
 
-    trials: as `curves.alpha_response` takes them. Where the board has one α of every family, their validation accuracies make a second
-    panel, because a line needs several.
+    trials: as `curves.alpha_response` takes them. Where the leaderboard has one α of every family,
+    their validation accuracies make a second panel, because a line needs several α.
     """
     if not any(families(board, board["measure"]).values()):
         return {}
@@ -51,9 +52,10 @@ def curvature_figures(
 
 
 def families(board: Mapping[str, Any], measure: str) -> dict[str, list[Group]]:
-    """Return the configurations of each activation that have a finite curvature and a figure, by curvature.
+    """Return the configurations of each activation with a finite curvature and a figure.
 
-    Configurations whose attacker saw another activation are left out: their curvature is not one number.
+    They are sorted by curvature. Configurations whose attacker saw another activation are left
+    out: their curvature is not one number.
     """
     found: dict[str, list[Group]] = {}
     for group in sorted(
@@ -68,22 +70,24 @@ def families(board: Mapping[str, Any], measure: str) -> dict[str, list[Group]]:
 def robust_against_curvature(
     board: Mapping[str, Any], trials: Sequence[Mapping[str, Any]] = ()
 ) -> Figure:
-    """Draw the accuracy that decides against curvature, one line a family, relu as the limit of infinite curvature."""
+    """Draw the accuracy that decides against curvature, one line a family.
+
+    relu is a horizontal line: the limit of infinite curvature.
+    """
     own = families(board, board["measure"])
     searched = search_lines(trials) if all(len(groups) < 2 for groups in own.values()) else {}
     by_strong = board["measure"] == STRONG
     figure = new_figure(9.6, 4.5)
-    decided = f"{board['strong_attack']['name']}" if by_strong else str(board["attack"]["name"])
+    attack = board["strong_attack" if by_strong else "attack"]["name"]
+    images = f"n = {board['rows'][0]['n']:,} test images"
+    note = _note(board, own)
+    if searched:
+        note += "\nSearch trials: one seed, validation images, attack of training; another scale."
     head(
         figure,
         f"{'Strong robust' if by_strong else 'Robust'} accuracy against curvature",
-        subtitle=f"{board['dataset']} · {threat_text(board)} · {decided} · n = {board['rows'][0]['n']:,} test images",
-        note=_note(board, own)
-        + (
-            "\nSearch trials: one seed, validation images, the cheap attack of training; another scale."
-            if searched
-            else ""
-        ),
+        subtitle=f"{board['dataset']} · {threat_text(board)} · {attack} · {images}",
+        note=note,
     )
     panels = figure.subplots(1, 2 if searched else 1, squeeze=False).ravel()
     handles = _family_lines(panels[0], board, own, measure=board["measure"])
@@ -101,16 +105,17 @@ def robust_against_curvature(
 
 
 def gap_against_curvature(board: Mapping[str, Any]) -> Figure:
-    """Draw the share of PGD's survivors that the strong attacks break against curvature, with the limit above which a row is marked."""
+    """Draw the share of PGD's survivors that the strong attacks break, against curvature."""
     own = families(board, "gap_share")
     figure = new_figure(9.6, 4.1)
     name = str(board["attack"]["name"])
+    broken = f"survivors of {name} that {board['strong_attack']['name']} break"
     head(
         figure,
-        "How far PGD is off: the gap against curvature",
-        subtitle=f"{board['dataset']} · {threat_text(board)} · survivors of {name} that {board['strong_attack']['name']} break",
+        "How much PGD overestimates: the gap against curvature",
+        subtitle=f"{board['dataset']} · {threat_text(board)} · {broken}",
         note=_note(board, own)
-        + "\nAbove the dotted line PGD flatters a row: its gradients mislead the attack.",
+        + "\nAbove the dotted line PGD overestimates a row: its gradients mislead the attack.",
     )
     axes = figure.add_subplot()
     handles = _family_lines(axes, board, own, measure="gap_share")
@@ -126,10 +131,11 @@ def gap_against_curvature(board: Mapping[str, Any]) -> Figure:
 
 
 def search_lines(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Return (curvature, validation accuracy in %) of the longest trials of each activation that was tried at several α."""
-    if not trials:
-        return {}
-    longest = max(trial["epochs"] for trial in trials)
+    """Return (curvature, validation accuracy in %) of each activation tried at several α.
+
+    Only the longest trials count.
+    """
+    longest = max((trial["epochs"] for trial in trials), default=0)
     found: dict[str, dict[float, list[float]]] = {}
     for trial in trials:
         curvature = curvature_of(trial["activation"], trial["alpha"])
@@ -155,7 +161,7 @@ def _note(board: Mapping[str, Any], own: Mapping[str, Sequence[Group]]) -> str:
 
 
 def _relu(board: Mapping[str, Any]) -> Group | None:
-    """Return the plain relu of the board; None where there is none, or several architectures with one each."""
+    """Return the plain relu of the leaderboard; None without one, or with several."""
     found = [
         group
         for group in board["groups"]
@@ -167,7 +173,10 @@ def _relu(board: Mapping[str, Any]) -> Group | None:
 def _family_lines(
     axes: Axes, board: Mapping[str, Any], own: Mapping[str, Sequence[Group]], *, measure: str
 ) -> dict[str, Line2D]:
-    """Draw one line a family with error bars, and relu's line with its band; return the entries of the legend."""
+    """Draw one line a family with error bars, and relu's line with its band.
+
+    Returns the entries of the legend.
+    """
     plain(axes)
     handles = {}
     taken: Counter[float] = Counter()
@@ -209,15 +218,9 @@ def _search_panel(
         style = mark(name, size=7)
         axes.plot(*zip(*places, strict=True), linewidth=1.4, **style)
         handles[name] = Line2D([], [], linewidth=1.4, label=name, **style)
-    longest = max(trial["epochs"] for trial in trials)
-    relu = [
-        100 * trial["val_robust_accuracy"]
-        for trial in trials
-        if trial["activation"] == trial["attacker_activation"] == "relu"
-        and trial["epochs"] == longest
-    ]
-    if relu:
-        axes.axhline(float(np.mean(relu)), color=INK, linewidth=1.3, linestyle=RELU_LINE)
+    relu = relu_trials(trials)
+    if relu is not None:
+        axes.axhline(relu, color=INK, linewidth=1.3, linestyle=RELU_LINE)
     axes.margins(0.08)
     _curvature_axis(axes)
     label(
@@ -230,13 +233,11 @@ def _search_panel(
 
 
 def _curvature_axis(axes: Axes) -> None:
-    """Give axes a logarithmic horizontal axis whose ticks are plain numbers, at least a factor of 4 wide."""
+    """Give axes a logarithmic horizontal axis, at least a factor of 4 wide."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     if high / low < 4:
         middle = (low * high) ** 0.5
         low, high = middle / 2, middle * 2
         axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    log_axis(axes, low, high)

@@ -1,4 +1,4 @@
-"""Figures with an axis to follow: robust accuracy against α, and training against the epoch."""
+"""Curves of a sweep: robust accuracy against α, and training against the epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from sat_ray.report.figures.seed_curves import mark_roll_backs
 from sat_ray.report.figures.style import (
@@ -18,11 +18,12 @@ from sat_ray.report.figures.style import (
     INK,
     head,
     label,
+    log_axis,
     mark,
     mean_and_spread,
     new_figure,
     plain,
-    say_nothing,
+    relu_trials,
     two_lines,
 )
 from sat_ray.report.formatting import join_names
@@ -37,39 +38,28 @@ _CURVES = (
 
 
 def alpha_response(trials: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw robust accuracy on validation against α, a panel per activation tried at several; lines join trials of equal length only.
+    """Draw robust accuracy on validation against α, a panel per activation of `several_alphas`.
 
-    trials: {"activation", "alpha", "attacker_activation", "val_robust_accuracy", "epochs"}, one per trial or per rung of a trial.
+    Lines join trials of equal length only. trials: {"activation", "alpha", "attacker_activation",
+    "val_robust_accuracy", "epochs"}, one per trial or per rung of a trial.
     """
     names = several_alphas(trials)
-    if not names:
-        return say_nothing(
-            new_figure(6.4, 2.4), "No activation of this sweep was tried at several α."
-        )
     longest = max(trial["epochs"] for trial in trials)
     drawn = [trial for trial in trials if trial["activation"] in names]
-    height = _relu_height(trials, longest=longest)
+    height = relu_trials(trials)
     columns = 2 if len(names) == 4 else min(3, len(names))
-    figure = new_figure(max(3.1 * columns + 0.4, 6.8), 2.75 * math.ceil(len(names) / columns) + 1.1)
+    lines = math.ceil(len(names) / columns)
+    figure = new_figure(max(3.1 * columns + 0.4, 6.8), 2.75 * lines + 1.1)
     head(
         figure,
         "Response to α",
         subtitle="robust accuracy on the validation split, one mark per search trial",
         note=_alpha_note(drawn, longest=longest, with_relu=height is not None),
     )
-    panels = figure.subplots(
-        math.ceil(len(names) / columns), columns, sharey=True, squeeze=False
-    ).ravel()
+    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
     for axes, name in zip(panels, names, strict=False):
-        _alpha_panel(
-            axes,
-            [
-                trial
-                for trial in drawn
-                if trial["activation"] == name and trial["alpha"] is not None
-            ],
-            longest=longest,
-        )
+        own = [one for one in drawn if one["activation"] == name and one["alpha"] is not None]
+        _alpha_panel(axes, own, longest=longest)
         if height is not None:
             _reference_line(axes, height)
         label(axes, x="α (log scale)" if axes.get_xscale() == "log" else "α", title=name)
@@ -81,7 +71,7 @@ def alpha_response(trials: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def several_alphas(trials: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the activations that were tried at two α or more: one α has no response to draw."""
+    """Return the activations that were tried at two α or more."""
     found: dict[str, set[float]] = {}
     for trial in trials:
         if trial["alpha"] is not None:
@@ -91,15 +81,15 @@ def several_alphas(trials: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _alpha_note(trials: Sequence[Mapping[str, Any]], *, longest: float, with_relu: bool) -> str:
     """Explain the marks and lines that are in the figure, and no others."""
-    first = [f"Full marks: {longest:g} epochs."]
+    note = f"Full marks: {longest:g} epochs"
     if any(trial["epochs"] != longest for trial in trials):
-        first = [
-            f"Full marks: {longest:g} epochs; faint: trials stopped earlier, epochs beside them."
-        ]
+        note += "; faint: trials stopped earlier, epochs beside them"
+    note += "."
     if with_relu:
-        first.append(f"Dashed: relu at {longest:g} epochs.")
-    hollow = any(trial["attacker_activation"] != trial["activation"] for trial in trials)
-    return " ".join(first) + ("\nHollow: the attacker saw another activation." if hollow else "")
+        note += f" Dashed: relu at {longest:g} epochs."
+    if any(trial["attacker_activation"] != trial["activation"] for trial in trials):
+        note += "\nHollow: the attacker saw another activation."
+    return note
 
 
 def _alpha_panel(axes: Axes, trials: Sequence[Mapping[str, Any]], *, longest: float) -> None:
@@ -110,7 +100,8 @@ def _alpha_panel(axes: Axes, trials: Sequence[Mapping[str, Any]], *, longest: fl
         by_alpha.setdefault(trial["alpha"], []).append(100 * trial["val_robust_accuracy"])
     for (attacker, epochs), by_alpha in series.items():
         style = mark(trials[0]["activation"], attacker_activation=attacker, size=8)
-        alphas, opacity = sorted(by_alpha), 1.0 if epochs == longest else 0.4
+        alphas = sorted(by_alpha)
+        opacity = 1.0 if epochs == longest else 0.4
         means = [float(np.mean(by_alpha[alpha])) for alpha in alphas]
         axes.plot(
             alphas,
@@ -133,24 +124,8 @@ def _alpha_panel(axes: Axes, trials: Sequence[Mapping[str, Any]], *, longest: fl
             )
     found = sorted({trial["alpha"] for trial in trials})
     if found[0] > 0 and found[-1] / found[0] >= 5:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(
-            LogLocator(subs=(1.0, 2.0, 5.0) if found[-1] / found[0] < 200 else (1.0,))
-        )
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda alpha, _: f"{alpha:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        log_axis(axes, found[0], found[-1])
     axes.margins(0.12)
-
-
-def _relu_height(trials: Sequence[Mapping[str, Any]], *, longest: float) -> float | None:
-    """Return the mean accuracy in % of relu's own trials of full length; None where there is none."""
-    values = [
-        trial["val_robust_accuracy"]
-        for trial in trials
-        if trial["activation"] == trial["attacker_activation"] == "relu"
-        and trial["epochs"] == longest
-    ]
-    return 100 * float(np.mean(values)) if values else None
 
 
 def _reference_line(axes: Axes, height: float) -> None:
@@ -168,24 +143,27 @@ def _reference_line(axes: Axes, height: float) -> None:
 
 
 def training_curves(models: Sequence[EvaluatedModel]) -> Figure:
-    """Draw loss and accuracies against the epoch, one line per configuration, bands for relu and the best by validation."""
+    """Draw loss and accuracies against the epoch, one line per configuration.
+
+    relu and the best by validation have bands.
+    """
     by_name: dict[str, list[EvaluatedModel]] = {}
     for name, model in zip(display_names(models), models, strict=True):
         by_name.setdefault(name, []).append(model)
     figure = new_figure(10.4, 6.6)
-    if not any(model.history for model in models):
-        return say_nothing(figure, "No training history was recorded.")
     order = sorted(
         by_name,
         key=lambda name: -float(np.mean([model.val_robust_accuracy for model in by_name[name]])),
     )
     stressed = {order[0], *(name for name in order if by_name[name][0].is_relu_baseline)}
+    crosses = " ✕: roll-backs by the guard." if any(model.events for model in models) else ""
     head(
         figure,
         "Training curves",
-        subtitle="mean over seeds; robust accuracy is that of the validation attack, adversarial accuracy that of the training attack",
-        note=f"Best by validation first. Thick, with bands (± standard deviation over seeds): {join_names(sorted(stressed))}."
-        + ("" if not any(model.events for model in models) else " ✕: roll-backs by the guard."),
+        subtitle="mean over seeds; robust accuracy is that of the validation attack, adversarial "
+        "accuracy that of the training attack",
+        note="Best by validation first. Thick, with bands (± standard deviation over seeds): "
+        f"{join_names(sorted(stressed))}.{crosses}",
     )
     panels = figure.subplots(2, 2).ravel()
     for axes, (key, title, unit, scale) in zip(panels, _CURVES, strict=True):

@@ -24,20 +24,25 @@ def adversarial_examples(
     class_names: Sequence[str],
     threat_text: str,
 ) -> Figure:
-    """Draw images, their adversarial counterparts and the magnified perturbation, one column per image.
+    """Draw images, adversarial images and magnified perturbations, one column per image.
 
-    x, x_adv: (N, C, H, W) in [0, 1], C 1 or 3; labels and predictions: (N,) indices into class_names. Raises ValueError for other shapes.
+    x, x_adv: (N, C, H, W) in [0, 1], C 1 or 3; labels and predictions: (N,) indices into
+    class_names. Raises ValueError for other shapes.
     """
     if x.shape != x_adv.shape or x.ndim != 4 or x.shape[0] < 1 or x.shape[1] not in (1, 3):
         raise ValueError(
-            f"x is {x.shape}, x_adv {x_adv.shape}; allowed: one shape (N ≥ 1, C 1 or 3, H, W) for both"
+            "x and x_adv must have one shape (N >= 1, C 1 or 3, H, W), got "
+            f"{x.shape} and {x_adv.shape}"
         )
     count = x.shape[0]
     delta = np.asarray(x_adv, dtype=np.float64) - np.asarray(x, dtype=np.float64)
-    factor = magnification(float(np.abs(delta).max()))
-    figure = new_figure(max(1.15 * count + 1.3, 5.6), 4.75)
     largest = float(np.abs(delta).max())
-    note = f"Perturbation: shown × {factor:g} around mid-grey, which means unchanged. Largest change: {largest:.3f} of the pixel range [0, 1]."
+    factor = magnification(largest)
+    figure = new_figure(max(1.15 * count + 1.3, 5.6), 4.75)
+    note = (
+        f"Perturbation: shown × {factor:g} around mid-grey, which means unchanged. Largest change: "
+        f"{largest:.3f} of the pixel range [0, 1]."
+    )
     head(figure, "Images and their adversarial counterparts", subtitle=threat_text, note=note)
     panels = figure.subplots(3, count, squeeze=False)
     shown: list[tuple[str, NDArray[Any], NDArray[np.int64] | None]] = [
@@ -62,8 +67,8 @@ def adversarial_examples(
 
 
 def magnification(largest: float) -> float:
-    """Return the largest round factor that keeps a change of `largest` within half the pixel range."""
-    # A change of float32 0.1 is a hair over 0.1; it should still be shown five times.
+    """Return the largest round factor that keeps a change within half the pixel range."""
+    # A change of float32 0.1 is slightly above 0.1; it should still be shown five times.
     return max((factor for factor in _FACTORS if factor * largest <= 0.5 + 1e-4), default=1.0)
 
 
@@ -81,12 +86,11 @@ def _picture(axes: Axes, image: NDArray[np.floating[Any]]) -> None:
 
 
 def _verdict(axes: Axes, class_names: Sequence[str], *, label_index: int, prediction: int) -> None:
-    """Title an image with the prediction; right or wrong is said by a sign as well as by the colour."""
+    """Title an image with the prediction; a sign and the colour say right or wrong."""
     right = prediction == label_index
-    text = (
-        f"✓ {class_names[prediction]}"
-        if right
-        else f"✗ {class_names[prediction]} (is {class_names[label_index]})"
-    )
-    text = text if len(text) <= 16 else text.replace(" (is", "\n(is")
+    text = f"✓ {class_names[prediction]}"
+    if not right:
+        text = f"✗ {class_names[prediction]} (is {class_names[label_index]})"
+    if len(text) > 16:
+        text = text.replace(" (is", "\n(is")
     axes.set_title(text, fontsize=8.5, color="#0b5394" if right else "#b5480a", pad=3)

@@ -1,10 +1,9 @@
-"""The figures of a sweep. Each function returns a matplotlib Figure, built without pyplot; `save` writes it."""
+"""The figures of the leaderboard. Each function returns a matplotlib Figure, without pyplot."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from sat_ray.report.figures.curves import alpha_response, training_curves
-from sat_ray.report.figures.examples import adversarial_examples
 from sat_ray.report.figures.style import (
     FAINT,
     INK,
@@ -34,50 +31,32 @@ from sat_ray.report.formatting import pgd_name, seeds_text, setting_text
 from sat_ray.report.leaderboard.groups import STRONG
 from sat_ray.report.leaderboard.table1 import table1_rows
 
-__all__ = [
-    "adversarial_examples",
-    "alpha_response",
-    "clean_against_robust",
-    "png",
-    "save",
-    "table1",
-    "training_curves",
-]
-
-
-def save(figure: Figure, path: Path | str) -> Path:
-    """Write the figure as a PNG of 160 dots per inch and return its path; the same figure gives the same bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(figure))
-    return path
-
 
 def png(figure: Figure) -> bytes:
-    """Return the figure as the bytes of a PNG of 160 dots per inch; the same figure gives the same bytes."""
+    """Return a PNG of 160 dots per inch; the same figure gives the same bytes."""
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=160, metadata={"Software": None})
     return sink.getvalue()
 
 
 def clean_against_robust(board: Mapping[str, Any]) -> Figure:
-    """Draw clean against robust accuracy, one mark per configuration with error bars over seeds, numbered best first."""
+    """Draw clean against robust accuracy, one mark per configuration, numbered best first."""
     figure = new_figure(9.6, 5.6)
     head(
         figure,
         "Clean against robust accuracy",
         subtitle=setting_text(board),
-        note=f"Error bars: standard deviation over seeds ({seeds_text(board)}). Shape and colour: activation of the weight update; "
-        "hollow: the attacker saw another one.",
+        note=f"Error bars: standard deviation over seeds ({seeds_text(board)}). Shape and colour: "
+        "activation of the weight update; hollow: the attacker saw another one.",
     )
-    axes, handles, places = plain(figure.add_subplot()), [], []
+    axes = plain(figure.add_subplot())
+    handles = []
+    places = []
     for rank, group in enumerate(board["groups"], start=1):
         style = mark(group["activation"], attacker_activation=group["attacker_activation"], size=9)
         strong = group[board["measure"]] is not None
-        (x, x_error), (y, y_error) = (
-            percent(group["clean_accuracy"]),
-            percent(group[board["measure"] if strong else "robust_accuracy"]),
-        )
+        x, x_error = percent(group["clean_accuracy"])
+        y, y_error = percent(group[board["measure"] if strong else "robust_accuracy"])
         error_bars(axes, x, y, colour=style["color"], x_error=x_error, y_error=y_error)
         axes.plot(x, y, linestyle="none", **style)
         places.append((x, y))
@@ -98,9 +77,8 @@ def _number_marks(axes: Axes, places: NDArray[np.float64]) -> None:
     """Write 1, 2, 3 … beside the marks."""
     spans = np.array([np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())])
     # The panel measures about 380 by 300 points; a rough figure is enough to choose a direction.
-    for rank, (place, offset) in enumerate(
-        zip(places, spread_labels(places / spans * (380, 300)), strict=True), start=1
-    ):
+    offsets = spread_labels(places / spans * (380, 300))
+    for rank, (place, offset) in enumerate(zip(places, offsets, strict=True), start=1):
         axes.annotate(
             str(rank),
             place,
@@ -115,11 +93,13 @@ def _number_marks(axes: Axes, places: NDArray[np.float64]) -> None:
 
 
 def table1(board: Mapping[str, Any]) -> Figure:
-    """Draw the paper's five (attacker's, optimizer's) backward passes as they came out in this sweep, clean and robust side by side."""
+    """Draw the paper's five combinations of backward passes, clean and robust side by side."""
     rows = table1_rows(board)
     figure = new_figure(9.6, 3.9)
-    note = "ReLU in every forward pass of the first four rows.\n"
-    note += f"Both panels span equally many points. Error bars: standard deviation over seeds ({seeds_text(board)})."
+    note = (
+        "ReLU in every forward pass of the first four rows.\nBoth panels span equally many points. "
+        f"Error bars: standard deviation over seeds ({seeds_text(board)})."
+    )
     head(figure, "Table 1: where the gradient is improved", subtitle=setting_text(board), note=note)
     panels = figure.subplots(1, 2, sharey=True)
     by_strong = board["measure"] == STRONG
@@ -138,7 +118,7 @@ def table1(board: Mapping[str, Any]) -> Figure:
 
 
 def _same_span(panels: Sequence[Axes]) -> None:
-    """Give all panels the same number of points from left to right, so that equal distances are equal differences."""
+    """Give all panels the same span, so that equal distances are equal differences."""
     limits = [axes.get_xlim() for axes in panels]
     span = 1.15 * max(high - low for low, high in limits)
     for axes, (low, high) in zip(panels, limits, strict=True):

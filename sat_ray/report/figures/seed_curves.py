@@ -1,4 +1,4 @@
-"""The trainings of one configuration, a line per seed, with the guard's roll-backs."""
+"""Training curves of one configuration, a line per seed, with the guard's roll-backs."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ def seed_curves(
 ) -> Figure:
     """Draw loss and validation accuracies against the epochs done, one line per seed.
 
-    histories: seed → one dict per epoch, as `EvaluatedModel.history`; events: seed → roll-backs, as `EvaluatedModel.events`.
+    histories: seed → one dict per epoch, as `EvaluatedModel.history`; events: seed → roll-backs,
+    as `EvaluatedModel.events`.
     """
     figure = new_figure(9.6, 3.5)
     count = sum(len(one) for one in events.values())
-    note = (
-        f"✕: the guard saw a collapse and rolled back ({count} in all)."
-        if count
-        else "No roll-backs by the guard."
-    )
+    note = "No roll-backs by the guard."
+    if count:
+        note = f"✕: the guard detected a collapse and rolled back ({count} in all)."
     head(figure, name, subtitle="training, one line per seed", note=note)
     for axes, (key, title, unit, scale) in zip(figure.subplots(1, 3), _PANELS, strict=True):
         plain(axes)
@@ -65,13 +64,28 @@ def seed_curves(
 
 
 def mark_roll_backs(axes: Axes, events: Sequence[Event]) -> None:
-    """Draw a cross where the guard rolled back, at the robust accuracy that it saw (PGD-10 on its own images)."""
+    """Draw a cross where the guard rolled back, at the robust accuracy that it measured."""
     for event in events:
-        axes.plot(event["epoch"] + 1, 100 * event["robust_accuracy"], marker="X", markersize=8, color="#BB1111", markeredgecolor="white",
-                  zorder=5)  # fmt: skip
+        axes.plot(
+            event["epoch"] + 1,
+            100 * event["robust_accuracy"],
+            marker="X",
+            markersize=8,
+            color="#BB1111",
+            markeredgecolor="white",
+            zorder=5,
+        )
     if events:
-        axes.annotate("✕ roll-back", (1, 0), xycoords="axes fraction", xytext=(-2, 4), textcoords="offset points", ha="right", fontsize=8,
-                      color=FAINT)  # fmt: skip
+        axes.annotate(
+            "✕ roll-back",
+            (1, 0),
+            xycoords="axes fraction",
+            xytext=(-2, 4),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color=FAINT,
+        )
 
 
 def _style(number: int) -> dict[str, Any]:

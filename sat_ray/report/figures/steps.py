@@ -1,8 +1,10 @@
 """Robust accuracy against the attack's steps, for every configuration, from the outcomes alone.
 
-An outcome says at which step its image broke for the first time, so the accuracy under an attack cut short after k steps is a count:
+An outcome holds the step at which its image broke first, so the accuracy under an attack that stops
+after k steps is a count:
 
-    A(k) = share of the images that are classified correctly and that no row broke at a step ≤ k          A(steps) = robust accuracy
+    A(k) = share of the images that are classified correctly and that no row broke at a step <= k
+    A(steps) = robust accuracy
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ from sat_ray.report.leaderboard.rows import EvaluatedModel, display_names
 
 
 def accuracy_after(table: pa.Table, *, steps: int) -> NDArray[np.float64]:
-    """Return (steps + 1,) accuracies after 0, 1, …, `steps` steps of every attack and restart of a table of outcomes.
+    """Return (steps + 1,) accuracies after 0, 1, …, `steps` steps of every attack and restart.
 
-    Step 0 is the start of the attack, random or not. Attacks that count their last point only are left out.
+    table: outcomes. Step 0 is the start of the attack, random or not. Attacks that count their
+    last point only are left out.
     """
     counted = np.array([not name.endswith(FINAL_SUFFIX) for name in table["attack"].to_pylist()])
     left, images = survivors_after(table.filter(counted), steps=steps)
@@ -33,22 +36,23 @@ def accuracy_after(table: pa.Table, *, steps: int) -> NDArray[np.float64]:
 
 
 def survivors_after(table: pa.Table, *, steps: int) -> tuple[NDArray[np.int64], int]:
-    """Return how many images no row broke within 0, 1, …, `steps` steps, (steps + 1,), and how many images there are."""
+    """Return the numbers of unbroken images after 0, 1, …, `steps` steps, and of all images."""
     images, position = np.unique(table["image_id"].to_numpy(), return_inverse=True)
-    broken = (
-        table["first_broken_step"].to_numpy().astype(np.int64)
-    )  # a clean error broke before step 0
+    # A clean error broke before step 0.
+    broken = table["first_broken_step"].to_numpy().astype(np.int64)
     first = np.full(len(images), steps + 1)
     np.minimum.at(first, position, np.where(broken == NEVER, steps + 1, broken))
-    return len(images) - np.searchsorted(np.sort(first), np.arange(steps + 1), side="right"), len(
-        images
-    )
+    fallen = np.searchsorted(np.sort(first), np.arange(steps + 1), side="right")
+    return len(images) - fallen, len(images)
 
 
 def accuracy_against_steps(
     models: Sequence[EvaluatedModel], *, steps: int, subtitle: str
 ) -> Figure:
-    """Draw the accuracy after k steps, the mean over seeds of every configuration, best at the end first; k on a logarithmic axis."""
+    """Draw the accuracy after k steps, the mean over seeds of every configuration.
+
+    The legend is sorted by the accuracy at the end, best first; k is on a logarithmic axis.
+    """
     curves: dict[str, list[NDArray[np.float64]]] = {}
     looks: dict[str, EvaluatedModel] = {}
     for name, model in zip(display_names(models), models, strict=True):
@@ -61,7 +65,8 @@ def accuracy_against_steps(
         figure,
         "Robust accuracy against steps",
         subtitle=subtitle,
-        note="Mean over seeds, test split. 0 steps: the start of the attack. A curve that still falls at the end asks for more steps.",
+        note="Mean over seeds, test split. 0 steps: the start of the attack. A curve that still "
+        "falls at the end needs more steps.",
     )
     axes = plain(figure.add_subplot())
     handles = []

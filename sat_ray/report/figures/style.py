@@ -1,9 +1,12 @@
-"""What all figures share: one mark per activation, plain axes, titles and footnotes. Object API only, no global matplotlib state."""
+"""What all figures share: one mark per activation, plain axes, titles and footnotes.
+
+Object API only, no global matplotlib state.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 INK, FAINT, GRID = "#1f2328", "#667079", "#e4e7eb"
-# Paul Tol's "muted" scheme, which keeps its hues apart under the common colour-vision deficiencies; the marker says the same again.
+# Paul Tol's "muted" scheme, whose hues differ under the common colour-vision deficiencies too;
+# the marker repeats the distinction.
 MARKS = {
     "relu": ("#111111", "o"),
     "parametric_softplus": ("#332288", "s"),
@@ -38,15 +43,16 @@ _LARGER = {"*": 1.5, "P": 1.15, "X": 1.15, "^": 1.1, "v": 1.1, "<": 1.1, ">": 1.
 def mark(
     activation: str, *, attacker_activation: str | None = None, size: float = 8.0
 ) -> dict[str, Any]:
-    """Return line properties of an activation's mark, hollow where the attacker saw another activation; equal names look equal."""
-    if activation in MARKS:
-        colour, marker = MARKS[activation]
-    else:
-        code = zlib.crc32(activation.encode())
-        colour, marker = (
-            _SPARE_COLOURS[code % len(_SPARE_COLOURS)],
-            _SPARE_MARKERS[code % len(_SPARE_MARKERS)],
-        )
+    """Return line properties of an activation's mark; equal names look equal.
+
+    It is hollow where the attacker saw another activation.
+    """
+    code = zlib.crc32(activation.encode())
+    spare = (
+        _SPARE_COLOURS[code % len(_SPARE_COLOURS)],
+        _SPARE_MARKERS[code % len(_SPARE_MARKERS)],
+    )
+    colour, marker = MARKS.get(activation, spare)
     hollow = attacker_activation is not None and attacker_activation != activation
     return {
         "color": colour,
@@ -66,10 +72,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def head(figure: Figure, title: str, *, subtitle: str, note: str = "") -> None:
-    """Write a bold title, a smaller line below it, and a footnote; the layout keeps them clear of the axes."""
+    """Write a bold title, a smaller line below it, and a footnote, clear of the axes."""
     width, height = figure.get_size_inches()
     lines = note.count("\n") + 1 if note else 0
-    top, bottom = 0.62 / height, (0.10 + 0.17 * lines) / height
+    top = 0.62 / height
+    bottom = (0.10 + 0.17 * lines) / height
     figure.set_layout_engine(
         "constrained", rect=(0.1 / width, bottom, 1 - 0.2 / width, 1 - top - bottom)
     )
@@ -139,42 +146,55 @@ def legend_beside(axes: Axes, handles: list[Line2D], *, title: str = "") -> None
 
 
 def two_lines(name: str) -> str:
-    """Break the name of a configuration with another attacker, which would make a legend wider than its figure."""
+    """Break the name of a configuration with another attacker, too long for a legend."""
     return name.replace(" · attacker ", "\n· attacker ")
 
 
 def spread_labels(places: NDArray[np.float64], *, reach: float = 11.0) -> NDArray[np.float64]:
-    """Return (N, 2) offsets that keep short labels off the marks and off each other, chosen greedily among eight directions.
+    """Return (N, 2) offsets that keep short labels off the marks and off each other.
 
-    places: (N, 2) positions of the marks; reach: distance of a label from its mark; both in typographic points.
+    They are chosen greedily among eight directions. places: (N, 2) positions of the marks;
+    reach: distance of a label from its mark; both in typographic points.
     """
     angles = np.deg2rad([45, 135, -45, -135, 90, -90, 0, 180])
     offsets = reach * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    chosen, taken = [], places
+    chosen = []
+    taken = places
     for index, place in enumerate(places):
         others = np.delete(taken, index, axis=0)
-        if len(others):
-            gaps = np.linalg.norm((place + offsets)[:, None] - others[None], axis=2).min(axis=1)
-            # Beyond 1.5 reaches more room is no gain, so the first direction wins and labels stay where readers expect them.
-            offset = offsets[int(np.argmax(np.minimum(gaps, 1.5 * reach)))]
-        else:
-            offset = offsets[0]
+        away = np.linalg.norm((place + offsets)[:, None] - others[None], axis=2)
+        gaps = away.min(axis=1, initial=1.5 * reach)
+        # Gaps above 1.5 reaches count as equal, so the first direction is the usual one.
+        offset = offsets[int(np.argmax(gaps))]
         chosen.append(offset)
         taken = np.concatenate([taken, (place + offset)[None]])
     return np.array(chosen).reshape(-1, 2)
 
 
-def say_nothing(figure: Figure, text: str) -> Figure:
-    """Write on an otherwise empty figure why it is empty."""
-    axes = figure.add_subplot()
-    axes.axis("off")
-    axes.text(0.5, 0.5, text, ha="center", va="center", color=FAINT, fontsize=11)
-    return figure
+def log_axis(axes: Axes, low: float, high: float) -> None:
+    """Give axes a logarithmic horizontal axis whose ticks are plain numbers."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def relu_trials(trials: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean validation accuracy in % of relu's longest trials; None without any."""
+    longest = max((trial["epochs"] for trial in trials), default=0)
+    values = [
+        100 * trial["val_robust_accuracy"]
+        for trial in trials
+        if trial["activation"] == trial["attacker_activation"] == "relu"
+        and trial["epochs"] == longest
+    ]
+    return float(np.mean(values)) if values else None
 
 
 def percent(value: Mapping[str, float | None]) -> tuple[float, float]:
-    """Return mean and standard deviation in percent; NaN, which draws no bar, for the deviation of a single seed."""
-    mean, deviation = value["mean"], value["standard_deviation"]
+    """Return mean and standard deviation in percent; NaN, which draws no bar, for one seed."""
+    mean = value["mean"]
+    deviation = value["standard_deviation"]
     assert mean is not None
     return 100 * mean, float("nan") if deviation is None else 100 * deviation
 
@@ -182,7 +202,10 @@ def percent(value: Mapping[str, float | None]) -> tuple[float, float]:
 def mean_and_spread(
     curves: list[dict[float, float]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return epochs, means and standard deviations (0 for one curve) over the curves; each maps epoch → value and may skip epochs."""
+    """Return epochs, means and standard deviations (0 for one curve) over the curves.
+
+    Each curve maps epoch → value and may skip epochs.
+    """
     epochs = sorted({epoch for curve in curves for epoch in curve})
     values = [[curve[epoch] for curve in curves if epoch in curve] for epoch in epochs]
     deviations = [float(np.std(one, ddof=1)) if len(one) > 1 else 0.0 for one in values]

@@ -82,11 +82,12 @@ def leaderboard(
 
 
 def choose_champion(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Choose the best configuration by validation with a robustness card of PASS, and its best seed.
+    """Choose the best configuration by validation whose robustness card says PASS.
 
-    rows: leaderboard rows; ranking as in `sat_ray.sweep.search.model_selection`. No figure of the
-    test split takes part. The strong number on validation decides where any row has it, and then
-    among the configurations that have it for every seed. Where no card says PASS, the best by
+    rows: leaderboard rows; the champion's row is its best seed. Ranking as in
+    `sat_ray.sweep.search.model_selection`. No figure of the test split takes part. The strong
+    number on validation decides where any row has it, and then among the configurations that have
+    it for every seed. Where no card says PASS, the best by
     validation is chosen, with its verdict.
     """
     measure, candidates = _candidates(rows)
@@ -161,7 +162,7 @@ def _score(model: EvaluatedModel, *, name: str) -> Scored:
 
 
 def _check_same_images(scored: Sequence[Scored]) -> None:
-    """Raise ValueError unless every model has the same images: others cannot be ranked or paired."""
+    """Raise ValueError unless every model has the same images and labels."""
     first = scored[0]
     for other in scored[1:]:
         if not np.array_equal(first.images.image_ids, other.images.image_ids):
@@ -211,7 +212,7 @@ def _row(scored: Scored, *, verdict: str | None) -> dict[str, Any]:
 
 
 def _strong_row(scored: Scored) -> dict[str, Any]:
-    """Return the strong number of a row and the gap between it and PGD's; None where it has none."""
+    """Return the strong number of a row and the gap between it and PGD's, None if unknown."""
     strong = scored.strong
     if strong is None:
         names = ("strong_robust_accuracy", "strong_robust_accuracy_interval", "gap", "gap_share")

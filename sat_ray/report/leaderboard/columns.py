@@ -18,7 +18,7 @@ from sat_ray.report.formatting import (
     spread,
 )
 from sat_ray.report.leaderboard.groups import PGD, STRONG
-from sat_ray.report.leaderboard.strong import FLATTERED
+from sat_ray.report.leaderboard.strong import OVERESTIMATED
 from sat_ray.report.table import LINES, NAME, STRIP, WORDS, Cell, Column, Item
 
 CONFIGURATION = Column("configuration", "configuration", kind=NAME)
@@ -181,7 +181,7 @@ def _gap_cell(group: Item) -> Cell | None:
         return None
     marked = len(group["flattered_seeds"])
     seeds = len(group["seeds"])
-    remark = FLATTERED if marked == seeds else f"{FLATTERED}: {marked} of {seeds} seeds"
+    remark = OVERESTIMATED if marked == seeds else f"{OVERESTIMATED}: {marked} of {seeds} seeds"
     return Cell(
         text=spread(group["gap"]),
         value=group["gap"]["mean"],
@@ -209,7 +209,7 @@ def _row_gap_cell(row: Item) -> Cell | None:
     return Cell(
         text=f"{points(row['gap'])}, {points(row['gap_share'])} %",
         value=row["gap_share"],
-        notes=(share, FLATTERED) if row["pgd_flatters"] else (share,),
+        notes=(share, OVERESTIMATED) if row["pgd_flatters"] else (share,),
     )
 
 

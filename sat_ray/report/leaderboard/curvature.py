@@ -10,15 +10,18 @@ from sat_ray.report.formatting import ABSENT
 
 
 def curvature_of(name: str, alpha: float | None) -> float:
-    """Return max |f''|: infinite for a kink, NaN where it is not known (learned, or the user's own)."""
+    """Return max |f''|: infinite for a kink, NaN if unknown (learned or user-defined)."""
     try:
         return curvature(name, alpha)
-    except ValueError:  # an activation of the user's own whose code is not here any more
+    except ValueError:  # a user-defined activation whose code is not here any more
         return math.nan
 
 
 def curvature_json(value: float) -> dict[str, Any]:
-    """Return {"curvature", "curvature_text"} of a row: the number, None where it is infinite or unknown, and how it is spelled."""
+    """Return {"curvature", "curvature_text"} of a row: the number and its spelling.
+
+    The number is None where it is infinite or unknown.
+    """
     return {
         "curvature": value if math.isfinite(value) else None,
         "curvature_text": curvature_text(value),

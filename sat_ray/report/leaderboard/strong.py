@@ -30,7 +30,7 @@ from sat_ray.evaluation.intervals import accuracy, wilson_interval
 from sat_ray.report.leaderboard.summary import BoolArray, IntArray, Survival, survival
 
 LARGEST_SHARE = 0.05
-FLATTERED = "PGD overestimates this row"
+OVERESTIMATED = "PGD overestimates this row"
 
 
 @dataclass(frozen=True, kw_only=True)

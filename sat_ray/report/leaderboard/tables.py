@@ -16,7 +16,7 @@ from sat_ray.report.leaderboard.columns import (
     row_columns,
 )
 from sat_ray.report.leaderboard.groups import STRONG
-from sat_ray.report.leaderboard.strong import FLATTERED, LARGEST_SHARE
+from sat_ray.report.leaderboard.strong import LARGEST_SHARE, OVERESTIMATED
 from sat_ray.report.leaderboard.table1 import table1_columns, table1_rows
 from sat_ray.report.table import Table, escaped, markdown_table, terminal_table
 
@@ -52,7 +52,7 @@ def _strong_notes(board: Mapping[str, Any]) -> list[str]:
         "decided by this number.",
         f"Gap: images that survive {name} and are broken by the strong attacks, in points. A "
         "wide gap means that gradients mislead PGD and its number overestimates robustness. "
-        f"“{FLATTERED}”: more than {100 * LARGEST_SHARE:g} % of PGD's survivors are broken "
+        f"“{OVERESTIMATED}”: more than {100 * LARGEST_SHARE:g} % of PGD's survivors are broken "
         "(lower end of the 95 % interval).",
         *([last] if without else []),
     ]

@@ -68,7 +68,7 @@ class MixedDifference:
 
     @property
     def seeds_differ(self) -> bool:
-        """Say whether the difference varies from seed to seed; a seed that is not used never does."""
+        """Say whether the difference varies over seeds; an unused seed changes nothing."""
         return self.seed_error >= _NO_SPREAD
 
     @property

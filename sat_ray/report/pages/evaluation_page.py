@@ -1,4 +1,4 @@
-"""The page of an evaluation of one model: its verdict, attack by attack, the accuracy against steps, and the card where there is one."""
+"""The page of an evaluation of one model: accuracies by attack and by step, and its card."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def render_evaluation(
 ) -> str:
     """Render one HTML page without external requests.
 
-    found: what evaluation.json says; table: outcomes of all images; claim: the result in one sentence; command: what reproduces it.
+    found: the contents of evaluation.json; table: outcomes of all images; claim: the result in one
+    sentence; command: what reproduces it.
     """
     template = templates().get_template("evaluation.html.j2")
     steps = {
@@ -59,17 +60,16 @@ def render_evaluation(
 
 
 def curves(found: Mapping[str, Any], table: pa.Table) -> dict[str, NDArray[np.float64]]:
-    """Return for every attack (steps + 1,) accuracies, of all images, had it stopped after 0, 1, … steps of each of its restarts.
+    """Return (steps + 1,) accuracies of every attack if it had stopped after 0, 1, … steps.
 
-    Those of a cascade begin where the attack before ended. table: outcomes, columns image_id, attack and first_broken_step.
+    The curves of a cascade begin where the attack before ended. table: outcomes, columns image_id,
+    attack and first_broken_step.
     """
-    return {
-        spec["name"]: survivors_after(
-            table.filter(pc.equal(table["attack"], spec["name"])), steps=spec["steps"]
-        )[0]
-        / found["n"]
-        for spec in found["attacks"]
-    }
+    drawn = {}
+    for spec in found["attacks"]:
+        rows = table.filter(pc.equal(table["attack"], spec["name"]))
+        drawn[spec["name"]] = survivors_after(rows, steps=spec["steps"])[0] / found["n"]
+    return drawn
 
 
 def steps_figure(found: Mapping[str, Any], table: pa.Table) -> Figure:
@@ -78,8 +78,10 @@ def steps_figure(found: Mapping[str, Any], table: pa.Table) -> Figure:
     head(
         figure,
         "Accuracy against steps",
-        subtitle=f"{found['name']} · {threat_text(found)} · n = {found['n']:,} images, seed {found['seed']}",
-        note="0 steps: the start of the attack. A curve that still falls at its end asks for more steps.",
+        subtitle=f"{found['name']} · {threat_text(found)} · n = {found['n']:,} images, "
+        f"seed {found['seed']}",
+        note="0 steps: the start of the attack. A curve that still falls at its end needs more "
+        "steps.",
     )
     axes = plain(figure.add_subplot())
     for number, (name, values) in enumerate(curves(found, table).items()):

@@ -1,6 +1,7 @@
-"""What people read in the tracker: Markdown for the run of a sweep, of a configuration, and for a registered model version.
+"""Descriptions in MLflow, as Markdown: of a sweep, of a configuration, of a robustness card.
 
-MLflow keeps 8,000 characters of a description, so a long leaderboard is cut after whole lines and says so.
+MLflow keeps 8,000 characters of a description, so a long leaderboard is cut after whole lines, with
+a remark.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def sweep_note(
     figures: Mapping[str, str] | None = None,
     compare: str = "",
 ) -> str:
-    """Describe a sweep: the headline, the leaderboard, how to compare in the tracker's own pages, how to do it again.
+    """Describe a sweep: headline, leaderboard, how to compare in MLflow, how to reproduce it.
 
     command: what reproduces the sweep; figures: addresses of pictures to show, by what they show;
     compare: address of the page that compares the configurations, "" for none.
@@ -60,8 +61,9 @@ def sweep_note(
         f"[Compare the configurations]({compare})" if compare else "",
         f"`{board['measure']}`, `against_relu/difference` with its `low` and `high`, "
         "`against_relu/beyond_noise` (1: the difference is real) and `cost/accelerator_seconds` "
-        "answer which activation, which α, at what cost. A name starts with α; of a pair it is "
-        "`(model's activation|attacker's)`. Below each configuration are its seeds, below `search` its trials.",
+        "show which activation is best, with which α and at what cost. A name starts with α; of a "
+        "pair it is `(model's activation|attacker's)`. Below each configuration are its seeds, "
+        "below `search` its trials.",
         "#### Reproduce",
         f"```\n{command}\n```",
     ]
@@ -69,7 +71,7 @@ def sweep_note(
 
 
 def _cut_table(board: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the leaderboard, cut after as many whole lines as fit, and how many lines are left out."""
+    """Return as many whole lines of the leaderboard as fit, and the number of lines left out."""
     lines = markdown_table(Table(narrow(group_columns(board)), board["groups"])).splitlines()
     lengths = itertools.accumulate(len(line) + 1 for line in lines)
     shown = [line for line, length in zip(lines, lengths, strict=True) if length <= LONGEST_TABLE]
@@ -78,31 +80,28 @@ def _cut_table(board: Mapping[str, Any]) -> tuple[str, int]:
 
 def _about_figures(board: Mapping[str, Any]) -> str:
     """Say what the figures of the table are."""
-    strong = (
-        f"Strong: after {pgd_name(board)} and {board['strong_attack']['name']}. "
-        if board["measure"] == STRONG
-        else ""
-    )
+    strong = ""
+    if board["measure"] == STRONG:
+        strong = f"Strong: under {pgd_name(board)} and {board['strong_attack']['name']}. "
     return escaped(
-        f"{strong}Accuracies are means over seeds ± standard deviation, in points. ★ was chosen on the validation split. Against relu: "
-        "paired by seed and image, ± half the 95 % interval."
+        f"{strong}Accuracies are means over seeds ± standard deviation, in points. ★ was chosen on "
+        "the validation split. Against relu: paired by seed and image, ± half the 95 % interval."
     )
 
 
 def configuration_note(group: Mapping[str, Any], *, board: Mapping[str, Any]) -> str:
-    """Describe one configuration: its accuracies over seeds, what its difference to relu amounts to, and its seeds."""
+    """Describe one configuration: its accuracies over seeds, its difference to relu, its seeds."""
     own = [row for row in board["rows"] if row["configuration"] == group["configuration"]]
     columns = [
         column
         for column in narrow(row_columns(board))
         if column.title not in ("configuration", "MLflow run")
     ]
-    return "\n\n".join(
-        [
-            f"**{escaped(group['configuration'])}**: {_robustness(group, board=board)}, clean {spread(group['clean_accuracy'])} % "
-            f"(mean ± standard deviation over {len(own)} seeds). Against relu: {verdict_text(group)}.",
-            markdown_table(Table(columns, sorted(own, key=lambda row: row["seed"]))),
-        ]
+    accuracies = f"{_robustness(group, board=board)}, clean {spread(group['clean_accuracy'])} %"
+    table = markdown_table(Table(columns, sorted(own, key=lambda row: row["seed"])))
+    return (
+        f"**{escaped(group['configuration'])}**: {accuracies} (mean ± standard deviation over "
+        f"{len(own)} seeds). Against relu: {verdict_text(group)}.\n\n{table}"
     )
 
 
@@ -115,15 +114,14 @@ def _robustness(group: Mapping[str, Any], *, board: Mapping[str, Any]) -> str:
 
 
 def card_note(card: Mapping[str, Any], *, name: str) -> str:
-    """Describe a robustness card: its verdict, the ladder of ever stronger attacks, and every demand with what was found."""
+    """Describe a robustness card: verdict, accuracies under ever stronger attacks, checks."""
     ladder = " → ".join(
         f"{step} {points(value)}"
         for step, value in sorted(card["ladder"].items(), key=lambda step: -step[1])
     )
-    return "\n\n".join(
-        [
-            f"### {escaped(name)}: {card['verdict']}",
-            f"Claimed under {escaped(str(card['attack']))}. Accuracy in points on {card['n']} validation images: {ladder}.",
-            markdown_table(Table(narrow(CHECKS), card["checks"])),
-        ]
+    return (
+        f"### {escaped(name)}: {card['verdict']}\n\n"
+        f"Claimed under {escaped(str(card['attack']))}. Accuracy in points on {card['n']} "
+        f"validation images: {ladder}.\n\n"
+        f"{markdown_table(Table(narrow(CHECKS), card['checks']))}"
     )

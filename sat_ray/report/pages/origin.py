@@ -1,4 +1,4 @@
-"""Where and when the results of a report were computed: what a ranking depends on beside its settings."""
+"""Where and when the results of a report were computed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ GIT_SECONDS = 5
 
 
 def origin(computed: Iterable[tuple[Mapping[str, Any], float]]) -> dict[str, str]:
-    """Return what the page's footer says, by name.
+    """Return the lines of the page's footer, by name.
 
-    computed: (numerical environment, unix time) of every training and evaluation behind the report, as their records hold them.
+    computed: (numerical environment, unix time) of every training and evaluation behind the
+    report, from their records.
     """
     found = list(computed)
     devices = sorted({_device(environment) for environment, _ in found})
@@ -50,7 +51,7 @@ def _day(moment: float) -> str:
 
 
 def processor() -> str:
-    """Name this machine's processor; its architecture where the system tells no more."""
+    """Name this machine's processor; its architecture where the system gives no name."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:

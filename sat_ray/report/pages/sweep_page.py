@@ -27,7 +27,7 @@ from sat_ray.report.leaderboard.columns import (
     training_columns,
 )
 from sat_ray.report.leaderboard.groups import STRONG
-from sat_ray.report.leaderboard.strong import FLATTERED
+from sat_ray.report.leaderboard.strong import OVERESTIMATED
 from sat_ray.report.leaderboard.table1 import table1_columns, table1_rows
 from sat_ray.report.leaderboard.tables import notes_of, power_text
 from sat_ray.report.pages.parts import image, templates
@@ -137,7 +137,7 @@ def render(
             by_strong=board["measure"] == STRONG,
             quoted=board["champion"]["row"][STRONG] is not None,
             pgd=pgd_name(board),
-            flattered=FLATTERED,
+            overestimated=OVERESTIMATED,
             costs=costs,
             priced=bool(costs and priced(costs)),
             held="the GPUs it held" if on_gpu else "its worker processes (no GPU was used)",
