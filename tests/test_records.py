@@ -668,7 +668,7 @@ def test_a_batch_larger_than_the_dataset_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=r"^training\.global_batch_size is 4096; allowed: at most the \d+ training images$",
+        match=r"^training\.global_batch_size must be at most the \d+ training images, got 4096$",
     ):
         final_task(dataset, changed(CONFIG, "training", global_batch_size=4096))
 
@@ -684,7 +684,7 @@ def test_a_result_is_made_only_on_the_processor_or_gpu_it_is_recorded_under() ->
     if not torch.cuda.is_available():
         with pytest.raises(
             ValueError,
-            match=r"accelerator is given as 'H200' and this node's GPU is 'none that torch can use'",
+            match=r"accelerator must be a part of the name of this node's GPU, 'none that torch can use', got 'H200'",
         ):
             require_environment(here | {"device": "cuda:H200"})
 

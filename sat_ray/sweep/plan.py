@@ -57,7 +57,8 @@ def training_task(
     manifest, resources = dataset.manifest, config.resources
     if training.global_batch_size > (images := manifest["splits"]["train"]):
         raise ValueError(
-            f"training.global_batch_size is {training.global_batch_size}; allowed: at most the {images} training images"
+            f"training.global_batch_size must be at most the {images} training images, "
+            f"got {training.global_batch_size}"
         )
     check_augmentation(training.augmentation, manifest["shape"])
     check_resizing(training, manifest["shape"])

@@ -261,7 +261,8 @@ def require_environment(environment: Mapping[str, Any]) -> None:
         )
         if wanted.lower() not in found.lower():
             raise ValueError(
-                f"the accelerator is given as {wanted!r} and this node's GPU is {found!r}; allowed: a part of that name"
+                f"the accelerator must be a part of the name of this node's GPU, {found!r}, "
+                f"got {wanted!r}"
             )
     elif (here := torch.backends.cpu.get_cpu_capability()) != wanted:
         raise ValueError(

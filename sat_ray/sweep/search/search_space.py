@@ -151,7 +151,8 @@ def parse_pair(text: str, *, field: str) -> SearchPoint:
     activation, slash, attacker = text.partition("/")
     if not slash:
         raise ValueError(
-            f"{field} {text!r} is not a pair; allowed: activation/attacker_activation, for example relu/relu_smooth_backward"
+            f"{field} must be activation/attacker_activation, for example "
+            f"relu/relu_smooth_backward, got {text!r}"
         )
     return SearchPoint(activation=activation, attacker_activation=attacker)
 
@@ -161,7 +162,8 @@ def _number(text: str, *, field: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(
-            f"{field}: {text!r} is not a number; allowed: for example parametric_softplus:5,10,20"
+            f"{field}: an alpha must be a number, got {text!r}; "
+            "for example parametric_softplus:5,10,20"
         ) from None
 
 
