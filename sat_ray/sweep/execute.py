@@ -1,4 +1,7 @@
-"""One unit of work from its inputs to its committed record; knows nothing of how many are run, or where."""
+"""One unit of work from its inputs to its committed record.
+
+Knows nothing of how many are run, or where.
+"""
 
 import functools
 import io
@@ -43,7 +46,10 @@ CHECKPOINT_IMAGES = 100_000  # trained on between two checkpoints inside an epoc
 
 @functools.lru_cache(maxsize=4)
 def split_of(uri: str, split: str, content: str) -> Split:
-    """Load a split once per process. content: hash of the manifest, so that other data is another entry."""
+    """Load a split once per process.
+
+    content: hash of the manifest, so that other data is another entry of the cache.
+    """
     return read_split(Storage.at(uri), split)
 
 
@@ -75,9 +81,10 @@ def train_and_commit(
 ) -> Record:
     """Train a task and return its record; every process of the world calls it, rank 0 writes.
 
-    previous: record of the same training up to an earlier epoch, to go on from. A task already committed is not trained again; one that
-    was interrupted goes on from its last checkpoint: that of its last validation, of the last `checkpoint_images` images, or of a node
-    that `leaving` announced to go (see `fit`).
+    previous: record of the same training up to an earlier epoch, to go on from. A task already
+    committed is not trained again; one that was interrupted goes on from its last checkpoint: that
+    of its last validation, of the last `checkpoint_images` images, or of a node that `leaving`
+    announced to go (see `fit`).
     """
     world = world or World()
     done = records.find(task.stage, task.key)
@@ -210,7 +217,10 @@ def _commit_training(
 
 
 def discard_states(records: Records) -> None:
-    """Remove the states that the trials of a search could go on from; for a search that will train no more. The best weights stay."""
+    """Remove the states that the trials of a search could go on from.
+
+    For a search that will train no more. The best weights stay.
+    """
     for record in records.each(SEARCH):
         if path := record.payload.get("state"):
             records.storage.discard(path)
@@ -218,13 +228,19 @@ def discard_states(records: Records) -> None:
 
 @functools.lru_cache(maxsize=2)
 def cached_model(uri: str, digest: str, accelerator: str, kind: str = "checkpoint") -> nn.Module:
-    """Load a model once per process; kind: see `sat_ray.evaluation.external.loading`; digest: what its contents must hash to."""
+    """Load a model once per process; kind: see `sat_ray.evaluation.external.loading`.
+
+    digest: what its contents must hash to.
+    """
     model, _ = load_source(kind, uri, digest, device=device_of(accelerator))
     return model
 
 
 def located(task: EvaluationTask, storage: Storage) -> EvaluationTask:
-    """Return a task whose checkpoint is an absolute path or URI; in the tasks of a sweep it is relative to the storage."""
+    """Return a task whose checkpoint is an absolute path or URI.
+
+    In the tasks of a sweep it is relative to the storage.
+    """
     return (
         task
         if task.kind == "function"
@@ -253,12 +269,18 @@ def images_of(task: EvaluationTask, rows: Tensor) -> Split:
 
 
 def sampled_rows(count: int, sample: int, *, seed: int) -> Tensor:
-    """Return `sample` of `count` rows, drawn by the seed, ascending (an image folder is sorted by class: its first rows are no sample)."""
+    """Return `sample` of `count` rows, drawn by the seed, ascending.
+
+    The first rows of an image folder are no sample, because it is sorted by class.
+    """
     return sample_rows(Randomness.of(seed, torch.arange(count)), sample, purpose="sample")
 
 
 def calibrations_of(task: EvaluationTask) -> dict[str, Calibration]:
-    """Measure where float32 must look again in attacks on a fast copy: once per process, the same for every shard of an evaluation."""
+    """Measure where float32 must verify attacks on a low-precision copy.
+
+    Once per process; all shards of an evaluation have the same calibration.
+    """
     if all(spec.gradient == "float32" for spec in task.attacks):
         return {}
     evaluation = replace(task, first=0, last=0, after=None).key
@@ -272,9 +294,12 @@ def calibrations_of(task: EvaluationTask) -> dict[str, Calibration]:
 
 
 def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float = 0) -> Record:
-    """Attack one shard and return its record; a shard already committed is not attacked again. gpus: that it holds, for its price.
+    """Attack one shard and return its record.
 
-    A task that builds on another evaluates that one first and commits it, then attacks the images that survived.
+    A shard already committed is not attacked again. gpus: that it holds, for its price.
+
+    A task that builds on another evaluates that one first and commits it, then attacks the images
+    that survived.
     """
     done = records.find(task.stage, task.key)
     if done is not None:
@@ -335,7 +360,10 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
 
 
 def card_and_commit(task: CardTask, records: Records, *, gpus: float = 0) -> Record:
-    """Make a robustness card and return its record; a card already committed is not made again. gpus: that it holds, for its price."""
+    """Make a robustness card and return its record.
+
+    A card already committed is not made again. gpus: that it holds, for its price.
+    """
     done = records.find(CARD, task.key)
     if done is not None:
         return done

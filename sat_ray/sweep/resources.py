@@ -1,6 +1,9 @@
-"""What each stage asks of a Ray cluster, and whether the nodes that there are, or that can be bought, could ever give it.
+"""What each stage takes of a Ray cluster, and whether its nodes can ever provide it.
 
-The same bundles are asked for at run time, printed by --dry-run, and fed to Ray's scheduler by the tests of the manifests.
+Nodes that the autoscaler can buy count too.
+
+The same bundles are asked for at run time, printed by --dry-run, and fed to Ray's scheduler by the
+tests of the manifests.
 """
 
 import json
@@ -27,7 +30,8 @@ SHARD_RESOURCES: Resources = {"CPU": 1}  # of a task that prepares one shard of 
 class Demand:
     """`count` times the same resources for one stage; a gang starts whole or not at all.
 
-    field: the setting that decides; shared: all but the first ask for a share of the GPU, by what the first needed.
+    field: the setting that decides; shared: all but the first ask for a share of the GPU, by what
+    the first needed.
     """
 
     stage: str
@@ -56,7 +60,10 @@ class Demand:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeGroup:
-    """Nodes of one kind that are there or can be bought: `nodes` times `resources`. pool: value of the label sat-ray/pool, or ""."""
+    """Nodes of one kind that are there or can be bought: `nodes` times `resources`.
+
+    pool: value of the label sat-ray/pool, or "".
+    """
 
     pool: str
     nodes: int
@@ -91,7 +98,10 @@ def evaluation_resources(resources: ResourceSettings) -> Resources:
 
 
 def bundles(config: SweepConfig) -> list[Demand]:
-    """Return everything that a sweep asks of the cluster, in the order of its stages; `count` is the most that may wait at once."""
+    """Return everything that a sweep asks of the cluster, in the order of its stages.
+
+    `count` is the most that may wait at once.
+    """
     asked = config.resources
     models = len(groups(config.search.points())) * len(config.final.seeds)
     source = counted(dataset_source(config.data.dataset), config.data.path)
@@ -134,7 +144,10 @@ def bundles(config: SweepConfig) -> list[Demand]:
 
 
 def pool_selector(resources: Resources, nodes: Sequence[NodeGroup]) -> dict[str, str]:
-    """Return the label selector that keeps work without GPUs off GPU nodes; {} where it has GPUs, or no node would carry the label."""
+    """Return the label selector that keeps work without GPUs off GPU nodes.
+
+    {} where it has GPUs, or no node would carry the label.
+    """
     labelled = any(group.pool == CPU_POOL for group in nodes)
     return {POOL_LABEL: CPU_POOL} if labelled and not _gpus(resources) else {}
 
@@ -167,9 +180,12 @@ def check_room(demands: Sequence[Demand], nodes: Sequence[NodeGroup]) -> None:
 
 
 def announced_groups() -> list[NodeGroup]:
-    """Read from SAT_RAY_NODE_GROUPS what the autoscaler may buy; [] where it is not set. ValueError shows the form.
+    """Read from SAT_RAY_NODE_GROUPS what the autoscaler may buy.
 
-    JSON, one object per group: [{"pool": "cpu", "nodes": 8, "CPU": 14}, {"pool": "gpu-spot", "nodes": 8, "CPU": 44, "GPU": 4}]
+    [] where it is not set. ValueError shows the form.
+
+    JSON, one object per group: [{"pool": "cpu", "nodes": 8, "CPU": 14}, {"pool": "gpu-spot",
+    "nodes": 8, "CPU": 44, "GPU": 4}]
     """
     text = os.environ.get(NODE_GROUPS, "")
     if not text:

@@ -1,7 +1,10 @@
-"""Where a sweep stands, read from its storage alone: no Ray, no MLflow, nothing written, while it runs or after.
+"""The status of a sweep, read from its storage alone, while it runs or after.
 
-Counts are of committed records, so they hold for whoever looks, on whatever machine: keys name the numerical environment of the machine
-that computed, and this need not be it. What the newest record's environment did not make is counted apart.
+It needs no Ray and no MLflow, and writes nothing.
+
+Counts are of committed records, so they hold for whoever looks, on whatever machine: keys name the
+numerical environment of the machine that computed, and this need not be it. What the newest
+record's environment did not make is counted apart.
 """
 
 from collections.abc import Sequence
@@ -31,7 +34,10 @@ REPORT = ("leaderboard.json", "report.html")
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The best configuration so far. val_robust_accuracy: in [0, 1], mean over `models` trainings on the validation split."""
+    """The best configuration so far.
+
+    val_robust_accuracy: on the validation split, in [0, 1], mean over `models` trainings.
+    """
 
     name: str
     val_robust_accuracy: float
@@ -42,9 +48,10 @@ class Best:
 class StageStatus:
     """How far one stage is.
 
-    done, planned: units of work, None where the plan is not known; at_most: planned is an upper bound;
-    other_environment: units that another numerical environment made, not counted as done; images_per_second: of one unit while it
-    worked; accelerator_seconds: spent; last_commit: unix time; seconds_left: at the pace so far, None where that is not known or is 0.
+    done, planned: units of work, None where the plan is not known; at_most: planned is an upper
+    bound; other_environment: units that another numerical environment made, not counted as done;
+    images_per_second: of one unit while it worked; accelerator_seconds: spent; last_commit: unix
+    time; seconds_left: at the pace so far, None where that is not known or is 0.
     """
 
     name: str
@@ -68,8 +75,8 @@ class StageStatus:
 class SweepStatus:
     """How far a sweep is.
 
-    under_way: trainings with a saved state that are not committed; cut: what is to say of a search that its budget ended, else ""; report:
-    its path once all is done, else "".
+    under_way: trainings with a saved state that are not committed; cut: what is to say of a search
+    that its budget ended, else ""; report: its path once all is done, else "".
     """
 
     name: str
@@ -109,8 +116,11 @@ def sweeps_in(root: Storage) -> list[str]:
 def read_status(
     root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 2.0
 ) -> SweepStatus:
-    """Read how far the sweep `name` in `root` is. patience: as in `read_lease`. ValueError where its config cannot be read, or
-    names code that no person named."""
+    """Read how far the sweep `name` in `root` is.
+
+    patience: as in `read_lease`. ValueError where its config cannot be read, or names code that no
+    person named.
+    """
     storage = root.child(name)
     try:
         config = stored_config(storage)
@@ -196,7 +206,10 @@ def _stages(
 
 
 def _shards(config: SweepConfig, dataset: Dataset | None, split: str) -> int | None:
-    """Return into how many tasks a split is cut for each model; None where its images are not prepared."""
+    """Return into how many tasks a split is cut for each model.
+
+    None where its images are not prepared.
+    """
     return None if dataset is None else config.evaluation.shards(dataset.manifest["splits"][split])
 
 
@@ -210,7 +223,7 @@ def _same_environment(records: Sequence[Record]) -> list[Record]:
 
 
 def _units(stage: Stage, records: Sequence[Record]) -> int:
-    """Count units of work, whoever did them: an attempt may have been repeated under another key."""
+    """Count the tasks that are done; the same task may have records under several keys."""
     return len({_unit(stage, record) for record in records})
 
 
@@ -267,7 +280,10 @@ def _images_per_second(records: Sequence[Record]) -> float | None:
 
 
 def _best(records: Sequence[Record]) -> Best | None:
-    """Return the configuration with the best mean over its trainings, as the champion is chosen; the earlier one where two are equal."""
+    """Return the configuration with the best mean over its trainings, as the champion is chosen.
+
+    The earlier one where two are equal.
+    """
     scores: dict[SearchPoint, list[float]] = {}
     for record in records:
         if record.payload.get("val_robust_accuracy", -1.0) >= 0:

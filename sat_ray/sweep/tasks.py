@@ -1,4 +1,7 @@
-"""The units of work of every stage: a training, a shard to attack, a card; each with the key of all that determines its result."""
+"""The units of work of every stage: a training, a shard to attack, a card.
+
+Each with the key of all that determines its result.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +41,10 @@ class Dataset:
 
     @classmethod
     def open(cls, uri: str) -> "Dataset | None":
-        """Read the manifest in a folder; None where there is none. CorruptShardError names one that is damaged."""
+        """Read the manifest in a folder; None where there is none.
+
+        CorruptShardError names one that is damaged.
+        """
         try:
             manifest = read_manifest(Storage.at(uri))
         except FileNotFoundError:
@@ -63,7 +69,10 @@ def _named(user_defined: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
-    """Train one configuration with one seed up to an epoch. `inputs` says what determines the result, and `loading` is none of it."""
+    """Train one configuration with one seed up to an epoch.
+
+    `inputs` says what determines the result, and `loading` is none of it.
+    """
 
     stage: Stage
     configuration: SearchPoint
@@ -112,13 +121,13 @@ class TrainingTask:
 class EvaluationTask:
     """Attack one shard of a split with one model.
 
-    kind: what is at `checkpoint`, see `sat_ray.evaluation.external.loading`; checkpoint_sha256: the digest of its
-    contents; first, last: rows of the
-    split, or, where `sample` is a number, of that many images drawn from it by the seed; cascade: each attack takes what survived those
-    before it; user_defined: names of the user's own code that the model is made of.
-    stage: EVALUATE for the test split, VALIDATE for the choice of the champion, STRONG for strong attacks on what survived `after`:
-    the same rows under the attacks before, which are evaluated first; label_order: the model's class of each label, where the dataset
-    has the same classes in another order.
+    kind: what is at `checkpoint`, see `sat_ray.evaluation.external.loading`; checkpoint_sha256: the
+    digest of its contents; first, last: rows of the split, or, where `sample` is a number, of that
+    many images drawn from it by the seed; cascade: each attack takes what survived those before it;
+    user_defined: names of the user's own code that the model is made of. stage: EVALUATE for the
+    test split, VALIDATE for the choice of the champion, STRONG for strong attacks on what survived
+    `after`: the same rows under the attacks before, which are evaluated first; label_order: the
+    model's class of each label, where the dataset has the same classes in another order.
     """
 
     checkpoint: str
@@ -142,7 +151,10 @@ class EvaluationTask:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Return everything that determines the outcomes; what a sweep never asks for is named only where it was asked for."""
+        """Return everything that determines the outcomes.
+
+        What a sweep never asks for is named only where it was asked for.
+        """
         before = {SURVIVORS_OF: self.after.key} if self.after is not None else {}
         reordered = {"label_order": list(self.label_order)} if self.label_order else {}
         unusual = {
@@ -216,7 +228,7 @@ class CardTask:
 
 
 def through_every_backward(spec: AttackSpec, configuration: SearchPoint) -> list[AttackSpec]:
-    """Return an attack through the true backward pass, and through the smooth one where training used one."""
+    """Return an attack through the true backward pass, and the smooth one where training used it."""
     alpha = configuration.alpha if configuration.alpha is not None else configuration.attacker_alpha
     return true_and_smooth(
         spec,

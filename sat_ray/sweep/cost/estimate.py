@@ -1,4 +1,4 @@
-"""What a sweep costs before anything is spent: floating-point operations, accelerator-hours and storage.
+"""Estimate what a sweep costs: floating-point operations, accelerator-hours and storage.
 
     F        operations of one forward pass of one image, counted by torch on its meta device, where nothing is computed
     2 F      with the gradient at the image: a step of an attack
@@ -34,7 +34,10 @@ UNMEASURED = "not known; give --resources.images-per-second N: measured training
 
 
 def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> dict[str, str]:
-    """Return what is shown. passes: see `dry_run.passes_of`; what cannot be known without the images, or without own code, is left out."""
+    """Return what is shown. passes: see `dry_run.passes_of`.
+
+    What cannot be known without the images, or without own code, is left out.
+    """
     shape = config.data.shape()
     if shape is None or is_reference(config.model.name):
         return (
@@ -59,7 +62,10 @@ def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> d
 def estimated_hours(
     config: SweepConfig, source: Source, passes: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return the accelerator-hours of every part of a sweep; {} where `costs` shows none. passes: see `dry_run.passes_of`."""
+    """Return the accelerator-hours of every part of a sweep.
+
+    {} where `costs` shows none. passes: see `dry_run.passes_of`.
+    """
     shape = config.data.shape()
     if shape is None or is_reference(config.model.name) or not config.resources.images_per_second:
         return {}
@@ -90,7 +96,10 @@ def _shares(config: SweepConfig, shape: tuple[int, int, int], *, classes: int) -
 def forward_operations(
     config: SweepConfig, shape: tuple[int, int, int], *, classes: int
 ) -> tuple[int, int]:
-    """Return the floating-point operations of one forward pass of one image, a multiplication and an addition being two, and parameters."""
+    """Return the floating-point operations of a forward pass of one image, and the parameters.
+
+    A multiplication and an addition count as two operations.
+    """
     return _operations(config.model, shape, classes)
 
 
@@ -110,7 +119,10 @@ def _operations(model: ModelSettings, shape: tuple[int, int, int], classes: int)
 def share_of_whole_images(
     config: SweepConfig, training: TrainingSettings, shape: tuple[int, int, int], *, classes: int
 ) -> float:
-    """Return the operations of a training over those that it would take if all its images were whole, in (0, 1]. shape: of whole ones."""
+    """Return a training's operations as a share of those with all images whole, in (0, 1].
+
+    shape: of whole images.
+    """
     if not training.resize_start:
         return 1.0
     epochs = Counter(image_shape(training, epoch, shape) for epoch in range(training.epochs))
@@ -155,7 +167,10 @@ def forwards(config: SweepConfig, passes: Mapping[str, float]) -> dict[str, floa
 def hours_of(
     config: SweepConfig, operations: Mapping[str, float], forward: int
 ) -> dict[str, float]:
-    """Return the accelerator-hours of every part of a sweep, {} without a measured rate. forward: operations of one forward pass."""
+    """Return the accelerator-hours of every part of a sweep, {} without a measured rate.
+
+    forward: operations of one forward pass.
+    """
     per_hour = (
         3600 * config.resources.images_per_second * forwards_per_image(config.training) * forward
     )

@@ -1,9 +1,9 @@
 """A lease by heartbeats, for stores without locks.
 
 Every driver that takes a sweep makes the next file of state/drivers/ (00000001.json, 00000002.json
-and so on) on the condition that it is not there, so exactly one of several succeeds. Only the driver
-that made a file writes it again, as its heartbeat. A driver that finds a later file than its own has
-lost the sweep. The files stay: a driver that was stopped may look for them after any time.
+and so on) on the condition that it is not there, so exactly one of several succeeds. Only the
+driver that made a file writes it again, as its heartbeat. A driver that finds a later file than its
+own has lost the sweep. The files stay: a driver that was stopped may look for them after any time.
 
 Only If-None-Match is needed. Some S3 servers ignore If-Match, and a sweep would not notice.
 """
