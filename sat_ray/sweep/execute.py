@@ -1,4 +1,4 @@
-"""One unit of work from its inputs to its committed record.
+"""Do one task, from its inputs to its committed record.
 
 Knows nothing of how many are run, or where.
 """
@@ -41,7 +41,8 @@ from sat_ray.utils.randomness import Randomness, sample_rows
 from sat_ray.utils.serialization import sha256
 
 _CALIBRATIONS: dict[str, dict[str, Calibration]] = {}
-CHECKPOINT_IMAGES = 100_000  # trained on between two checkpoints inside an epoch: minutes on an accelerator, never on digits
+# Images between two checkpoints inside an epoch: minutes on an accelerator, never on digits.
+CHECKPOINT_IMAGES = 100_000
 
 
 @functools.lru_cache(maxsize=4)
@@ -112,9 +113,8 @@ def train_and_commit(
                 on_epoch(report)
         except NonFiniteLossError as error:
             files.wait()
-            error.args = (
-                f"{error}; {f'the last checkpoint is {files.last}' if files.last else 'there is no checkpoint yet'}",
-            )
+            last = f"the last checkpoint is {files.last}"
+            error.args = (f"{error}; {last if files.last else 'there is no checkpoint yet'}",)
             raise
         if world.rank == 0:
             files.wait()

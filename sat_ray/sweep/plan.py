@@ -200,7 +200,7 @@ def strong_attacks_for(
 def evaluation_tasks(
     config: SweepConfig, dataset: Dataset, trained: Record
 ) -> list[EvaluationTask]:
-    """Cut the test split of one trained model into shards, for the attacks of the evaluate stage."""
+    """Cut the test split of one trained model into shards for the evaluate stage."""
     attacks = attacks_for(config, SearchPoint.of(trained.payload))
     return _tasks(config, dataset, trained, split="test", attacks=attacks)
 

@@ -20,8 +20,14 @@ from sat_ray.sweep.search.search_space import groups
 
 Resources = dict[str, float]
 
-POOL_LABEL, CPU_POOL = "sat-ray/pool", "cpu"  # a label of Ray's nodes; cluster/ sets it
-NODE_GROUPS = "SAT_RAY_NODE_GROUPS"  # Ray's autoscaler tells nobody what it may buy: the cluster's environment has to
+POOL_LABEL = "sat-ray/pool"  # a label of Ray's nodes; cluster/ sets it
+CPU_POOL = "cpu"
+GROUPS_FORM = (
+    '[{"pool": "cpu", "nodes": 8, "CPU": 14}, '
+    '{"pool": "gpu-spot", "nodes": 8, "CPU": 44, "GPU": 4}]'
+)
+# Ray does not report what its autoscaler may buy; this variable of the cluster does.
+NODE_GROUPS = "SAT_RAY_NODE_GROUPS"
 STAGE_RESOURCES: Resources = {"CPU": 0}  # a stage itself mostly waits for what it started
 SHARD_RESOURCES: Resources = {"CPU": 1}  # of a task that prepares one shard of a dataset
 
@@ -51,11 +57,13 @@ class Demand:
             else ""
         )
         shared = (
-            ": the first has its GPU alone, of the others as many share one as its memory then shows to fit"
+            ": the first has its GPU alone, of the others as many share one as its memory then "
+            "shows to fit"
             if self.shared
             else ""
         )
-        return f"{count}{{{bundle}}}{shared}{'' if _gpus(self.resources) else f' on {POOL_LABEL}={CPU_POOL} where nodes carry that label'}"
+        pool = f" on {POOL_LABEL}={CPU_POOL} where nodes carry that label"
+        return f"{count}{{{bundle}}}{shared}{'' if _gpus(self.resources) else pool}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +182,9 @@ def check_room(demands: Sequence[Demand], nodes: Sequence[NodeGroup]) -> None:
             default={},
         )
         raise ValueError(
-            f"{demand.field}: {at_once}, but this cluster can never hold more than {room} such; its largest node has {_words(most)}; "
-            f"lower --resources.*, use a larger cluster, or name in {NODE_GROUPS} what its autoscaler may buy"
+            f"{demand.field}: {at_once}, but this cluster can never hold more than {room} such; "
+            f"its largest node has {_words(most)}; lower --resources.*, use a larger cluster, or "
+            f"name in {NODE_GROUPS} what its autoscaler may buy"
         )
 
 
@@ -193,9 +202,8 @@ def announced_groups() -> list[NodeGroup]:
     try:
         return [_group(**one) for one in json.loads(text)]
     except (ValueError, TypeError) as error:
-        form = '[{"pool": "cpu", "nodes": 8, "CPU": 14}, {"pool": "gpu-spot", "nodes": 8, "CPU": 44, "GPU": 4}]'
         raise ValueError(
-            f"{NODE_GROUPS} is {text!r} ({error}); allowed: JSON like {form}"
+            f"{NODE_GROUPS} must be JSON like {GROUPS_FORM}, got {text!r} ({error})"
         ) from None
 
 

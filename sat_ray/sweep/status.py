@@ -23,7 +23,8 @@ from sat_ray.sweep.search.search_space import SearchPoint, groups
 from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STAGES, STRONG, TRAIN, VALIDATE, Dataset
 
 READERS = 16
-PAUSE_SECONDS = 30.0  # a longer silence between two results is a sweep that stood still, not the price of a result
+# In a longer pause between two results the sweep did not run.
+PAUSE_SECONDS = 30.0
 SHARDED = {
     VALIDATE: "val",
     EVALUATE: "test",
@@ -48,9 +49,9 @@ class Best:
 class StageStatus:
     """How far one stage is.
 
-    done, planned: units of work, None where the plan is not known; at_most: planned is an upper
-    bound; other_environment: units that another numerical environment made, not counted as done;
-    images_per_second: of one unit while it worked; accelerator_seconds: spent; last_commit: unix
+    done, planned: tasks, None where the plan is not known; at_most: planned is an upper
+    bound; other_environment: tasks that another numerical environment made, not counted as done;
+    images_per_second: of one task while it ran; accelerator_seconds: spent; last_commit: unix
     time; seconds_left: at the pace so far, None where that is not known or is 0.
     """
 
@@ -67,7 +68,7 @@ class StageStatus:
 
     @property
     def complete(self) -> bool:
-        """Say whether every planned unit is committed."""
+        """Say whether every planned task is committed."""
         return self.planned is not None and self.done >= self.planned
 
 
@@ -169,7 +170,7 @@ def _stages(
     counted = {stage: _same_environment(records) for stage, records in found.items()}
     weights = {record.payload["sha256"] for record in counted[TRAIN]}
     twins = max(
-        0, _units(TRAIN, counted[TRAIN]) - len(weights)
+        0, _count_tasks(TRAIN, counted[TRAIN]) - len(weights)
     )  # models with another's weights: its outcomes are theirs
     planned: dict[Stage, int | None] = {SEARCH: planned_trials(config), TRAIN: models}
     for stage, split in SHARDED.items():
@@ -182,11 +183,11 @@ def _stages(
     planned[CARD] = min(config.card.candidates, finalists)
     bounds = set()  # stages whose plan is the most they can need
     if searched is not None:
-        planned[SEARCH] = _units(SEARCH, counted[SEARCH])
+        planned[SEARCH] = _count_tasks(SEARCH, counted[SEARCH])
     elif config.search.method != "grid" and not counted[TRAIN]:
         bounds.add(SEARCH)
     elif config.search.method != "grid":
-        planned[SEARCH] = _units(
+        planned[SEARCH] = _count_tasks(
             SEARCH, counted[SEARCH]
         )  # the search has ended, or nothing would train
     if any(record.payload["card"]["verdict"] == PASS for record in counted[CARD]):
@@ -222,12 +223,12 @@ def _same_environment(records: Sequence[Record]) -> list[Record]:
     ]
 
 
-def _units(stage: Stage, records: Sequence[Record]) -> int:
+def _count_tasks(stage: Stage, records: Sequence[Record]) -> int:
     """Count the tasks that are done; the same task may have records under several keys."""
-    return len({_unit(stage, record) for record in records})
+    return len({_identity(stage, record) for record in records})
 
 
-def _unit(stage: Stage, record: Record) -> tuple[Any, ...]:
+def _identity(stage: Stage, record: Record) -> tuple[Any, ...]:
     if stage is SEARCH:
         return record.payload["name"], record.payload["until"]
     if stage in SHARDED:
@@ -238,7 +239,7 @@ def _unit(stage: Stage, record: Record) -> tuple[Any, ...]:
 def _stage(
     stage: Stage, records: list[Record], *, planned: int | None, at_most: bool, others: int
 ) -> StageStatus:
-    done = _units(stage, records)
+    done = _count_tasks(stage, records)
     longest = list(
         {record.payload.get("name"): record for record in sorted(records, key=_until)}.values()
     )
@@ -298,7 +299,7 @@ def _best(records: Sequence[Record]) -> Best | None:
 
 
 def _seconds_left(records: Sequence[Record], *, left: int) -> float | None:
-    """Estimate at the pace of the committed units, pauses left out."""
+    """Estimate at the pace of the committed tasks, pauses left out."""
     if left <= 0 or not records:
         return None
     busy, until = 0.0, float("-inf")

@@ -1,4 +1,4 @@
-"""The units of work of every stage: a training, a shard to attack, a card.
+"""The tasks of every stage: a training, a shard to attack, a card.
 
 Each with the key of all that determines its result.
 """
@@ -21,7 +21,8 @@ from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.serialization import to_json
 
-# version 2 of search and train: val/robust_accuracy is that of a cascade, no longer that of PGD on cross-entropy alone
+# Version 2 of search and train: val/robust_accuracy is that of a cascade, no longer that of PGD on
+# cross-entropy alone.
 SEARCH = Stage("search", 2, ("sat_ray.sweep.execute",))
 TRAIN = Stage("train", 2, ("sat_ray.sweep.execute",))
 VALIDATE = Stage("validate", 1, ("sat_ray.sweep.execute",))
@@ -228,7 +229,7 @@ class CardTask:
 
 
 def through_every_backward(spec: AttackSpec, configuration: SearchPoint) -> list[AttackSpec]:
-    """Return an attack through the true backward pass, and the smooth one where training used it."""
+    """Return an attack through the true backward pass, and the smooth one if training used it."""
     alpha = configuration.alpha if configuration.alpha is not None else configuration.attacker_alpha
     return true_and_smooth(
         spec,

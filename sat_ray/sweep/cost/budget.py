@@ -49,7 +49,7 @@ class Budget:
 class SearchResult:
     """What a search came to.
 
-    finalists: what is worth a full training; done, planned: how many `unit` of work, trainings up
+    finalists: what is worth a full training; done, planned: numbers of `unit`, trainings up
     to a rung or trials; cut: whether the budget ended it; left_out: activations without a finalist,
     because no trial of theirs was started.
     """
@@ -77,12 +77,15 @@ class SearchResult:
     def sentence(self, cost: CostSettings, *, spent: float) -> str:
         """Say in one sentence what the search came to. spent: accelerator-seconds."""
         if not self.cut:
-            return f"The search ran to its end: {self.done} of {self.planned} {self.unit}, {cost.amount(spent)}."
+            return (
+                f"The search ran to its end: {self.done} of {self.planned} {self.unit}, "
+                f"{cost.amount(spent)}."
+            )
         budget = cost.amount(cost.budget_seconds() or 0.0)
         missing = f"; never tried: {', '.join(self.left_out)}" if self.left_out else ""
         return (
-            f"The search was cut by its budget of {budget} at {self.done} of {self.planned} {self.unit} ({cost.amount(spent)} spent)"
-            f"{missing}. A larger --budget goes on with it."
+            f"The search was cut by its budget of {budget} at {self.done} of {self.planned} "
+            f"{self.unit} ({cost.amount(spent)} spent){missing}. A larger --budget goes on with it."
         )
 
 

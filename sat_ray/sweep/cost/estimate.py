@@ -1,11 +1,14 @@
 """Estimate what a sweep costs: floating-point operations, accelerator-hours and storage.
 
-    F        operations of one forward pass of one image, counted by torch on its meta device, where nothing is computed
+    F        operations of one forward pass of one image, counted by torch on its meta device,
+             where nothing is computed
     2 F      with the gradient at the image: a step of an attack
     3 F      with the gradient at the weights too: an update
-    hours    from one measured rate of training, resources.images_per_second, in proportion to these operations; where that is a rate in
-             bf16, evaluation and cards, which compute in float32, take longer than is said
-    smaller  images of the first epochs (training.resize_start) cost what a forward pass of their size costs
+    hours    from one measured rate of training, resources.images_per_second, in proportion to these
+             operations; where that is a rate in bf16, evaluation and cards, which compute in
+             float32, take longer than the estimate
+    smaller  images of the first epochs (training.resize_start) cost what a forward pass of their
+             size costs
 
 Not counted: validation while training, optimizer, decoding, communication, waiting for nodes.
 """
@@ -29,8 +32,13 @@ from sat_ray.training.progressive_resizing import image_shape
 from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.import_string import is_reference
 
+# Classes where preparing the images counts them: enough for all targets of AutoAttack's budget.
+UNKNOWN_CLASSES = 10
 JPEG_SHARE = 0.1  # of the raw pixels, roughly, at the quality in which images are stored
-UNMEASURED = "not known; give --resources.images-per-second N: measured training images per second of one accelerator, attack included"
+UNMEASURED = (
+    "not known; give --resources.images-per-second N: measured training images per second of one "
+    "accelerator, attack included"
+)
 
 
 def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> dict[str, str]:
@@ -51,7 +59,8 @@ def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> d
         operations(config, shape, passes, classes=source.classes),
     )
     return {
-        "one forward pass": f"{forward / 1e9:.3g} GFLOP an image of {shape[2]} x {shape[1]}, {parameters / 1e6:.3g} million parameters",
+        "one forward pass": f"{forward / 1e9:.3g} GFLOP an image of {shape[2]} x {shape[1]}, "
+        f"{parameters / 1e6:.3g} million parameters",
         **_sizes(config, shape, shares["training"]),
         **{f"estimated operations, {name}": f"{count:.2g} FLOP" for name, count in done.items()},
         **_spent(config, hours_of(config, done, forward)),
@@ -106,9 +115,14 @@ def forward_operations(
 @functools.cache
 def _operations(model: ModelSettings, shape: tuple[int, int, int], classes: int) -> tuple[int, int]:
     spec = ModelSpec(
-        name=model.name, num_classes=classes or 10, in_channels=shape[0], stem=model.stem, width=model.width, mean=(0.5,) * shape[0],
+        name=model.name,
+        num_classes=classes or UNKNOWN_CLASSES,
+        in_channels=shape[0],
+        stem=model.stem,
+        width=model.width,
+        mean=(0.5,) * shape[0],
         std=(0.5,) * shape[0],
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         net, image = model_from_spec(spec, seed=0).eval(), torch.empty(1, *shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -142,7 +156,8 @@ def _sizes(config: SweepConfig, shape: tuple[int, int, int], share: float) -> di
         f"{width} x {height} from epoch {epoch + 1}" for (_, height, width), epoch in first.items()
     )
     return {
-        "sizes of training images": f"{sizes}: {100 * share:.0f} % of the operations that whole images would take"
+        "sizes of training images": f"{sizes}: {100 * share:.0f} % of the operations "
+        "that whole images would take"
     }
 
 
@@ -187,7 +202,8 @@ def _spent(config: SweepConfig, hours: Mapping[str, float]) -> dict[str, str]:
     )
     caveat = "; their float32 is slower than the bf16 of this rate" if faster else ""
     shown = {
-        "estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each ({parts}; but for search and training at most{caveat})"
+        "estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each "
+        f"({parts}; but for search and training at most{caveat})"
     }
     money = config.cost.money(3600 * total)
     return (
@@ -195,7 +211,8 @@ def _spent(config: SweepConfig, hours: Mapping[str, float]) -> dict[str, str]:
         if money is None
         else shown
         | {
-            "estimated price": f"{money:,.2f} {config.cost.currency} (but for search and training at most)"
+            "estimated price": f"{money:,.2f} {config.cost.currency} "
+            "(but for search and training at most)"
         }
     )
 
@@ -219,9 +236,6 @@ def _bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count / 1e6:.3g} MB"
-
-
-UNKNOWN_CLASSES = 10  # of images that are counted when they are prepared: enough for every target of AutoAttack's budget
 
 
 def passes_of(config: SweepConfig, source: Source) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What a sweep has spent, from its committed records: accelerator-seconds, passes and money.
 
-    accelerator-seconds = seconds · workers · GPUs of each (1 where there is none: then they are seconds of worker processes)
+    accelerator-seconds = seconds · workers · GPUs of each
+        (1 where there is none: then they are seconds of worker processes)
     money = accelerator-seconds / 3600 · price of an accelerator-hour
 
 Time that ended in no record (a killed attempt, start-up, an idle node) is not in it: what a cloud
@@ -18,8 +19,9 @@ from sat_ray.sweep.records.store import Record, Records
 from sat_ray.sweep.tasks import CARD, EVALUATE, STRONG, TRAIN, VALIDATE
 
 ESTIMATES = (
-    "Estimated: what --dry-run expects of the whole plan from resources.images_per_second, of attacks and cards at most (strong attacks "
-    "are counted on every image, and meet the survivors of PGD alone); validation while training is not in it. Spent: committed work alone."
+    "Estimated: what --dry-run expects of the whole plan from resources.images_per_second, of "
+    "attacks and cards at most (strong attacks are counted on every image, and meet the survivors "
+    "of PGD alone); validation while training is not in it. Spent: committed work alone."
 )
 EVALUATED = (
     "train",
@@ -54,7 +56,7 @@ class Spent:
 def spent_by_stage(
     config: SweepConfig, records: Records, *, train_images: int
 ) -> dict[str, list[Spent]]:
-    """Return the committed work of the stages that take accelerators, one item for a model's shards.
+    """Return the committed work of the stages that take accelerators, one item for each model.
 
     train_images: of the train split.
     """
@@ -204,7 +206,8 @@ def cost_sentence(cost: dict[str, Any]) -> str:
         f", {money_text(whole['money'])} {cost['currency']}" if whole["money"] is not None else ""
     )
     stages = ", ".join(f"{one['name']} {one['accelerator_seconds']:,.0f}" for one in cost["stages"])
-    return f"Accelerator-seconds of committed work: {whole['accelerator_seconds']:,.0f}{money} ({stages})."
+    spent = f"{whole['accelerator_seconds']:,.0f}"
+    return f"Accelerator-seconds of committed work: {spent}{money} ({stages})."
 
 
 def cost_markdown(cost: dict[str, Any]) -> str:

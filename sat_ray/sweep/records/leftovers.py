@@ -12,7 +12,9 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.store import STATE, SUPERSEDED, Record, Records, Stage, attempt_began
 from sat_ray.sweep.tasks import EVALUATE, SEARCH, TRAIN
 
-LIVING_SECONDS = 3600.0  # an attempt names its files when its work is done: a record that has not followed within an hour never will
+# An attempt writes its files when its work is done; a record that does not follow within an hour
+# never will.
+LIVING_SECONDS = 3600.0
 PARTS = f"{STATE}/parts"
 
 

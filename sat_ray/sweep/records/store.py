@@ -26,7 +26,9 @@ SUPERSEDED = "superseded"  # records that were moved aside
 BEGUN = f"{STATE}/progress"  # trainings under way: what they began with, and their states
 AGAIN = "move it away and run again"
 ELSEWHERE = "choose another --name or --storage, or move the folder of the sweep away"
-USER_DEFINED = "own"  # among a record's inputs: the names, module:function, of the user's own code that it rests on
+# Field of a record's inputs: the names, module:function, of user-defined code. It stays "own",
+# because keys hash it.
+USER_DEFINED = "own"
 SURVIVORS_OF = (
     "survivors_of"  # among those of an evaluation: the record whose surviving images it attacks
 )
@@ -47,7 +49,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one unit of work left behind. payload: its result as JSON.
+    """The committed result of one task. payload: its result as JSON.
 
     code: hash per module; created: unix time; seconds: of work.
     """
@@ -69,7 +71,7 @@ class Record:
 
 
 def _timeless(value: Any) -> Any:
-    """Drop what differs between two equal computations: times, the GPU's share, the attempt's paths."""
+    """Drop what differs between equal computations: times, the GPU's share, paths."""
     dropped = ("seconds", "images_per_second", "path", "created", "history", "gpu")
     if isinstance(value, dict):
         return {k: _timeless(v) for k, v in value.items() if not any(word in k for word in dropped)}
@@ -223,7 +225,7 @@ class Records:
         return self._read.get(name)
 
     def supersede(self, record: Record) -> None:
-        """Move a record aside, or the states of a task that has only begun, so that it is done again.
+        """Move a record, or the states of a task that has only begun, aside: it is done again.
 
         Nothing is deleted.
         """
@@ -300,8 +302,9 @@ def require_environment(environment: Mapping[str, Any]) -> None:
             )
     elif (here := torch.backends.cpu.get_cpu_capability()) != wanted:
         raise ValueError(
-            f"this node's processor computes with {here}, the driver's with {wanted}, and their bits differ; use nodes of one kind, or set "
-            "ATEN_CPU_CAPABILITY (default, avx2 or avx512) to the lesser of the two on all of them"
+            f"this node's processor computes with {here}, the driver's with {wanted}, and their "
+            "bits differ; use nodes of one kind, or set ATEN_CPU_CAPABILITY (default, avx2 or "
+            "avx512) to the lesser of the two on all of them"
         )
 
 

@@ -29,7 +29,8 @@ def ranked(models: Sequence[Validated]) -> list[tuple[float, int]]:
     seeds: dict[str, list[int]] = {}
     for index, model in enumerate(models):
         seeds.setdefault(model.configuration, []).append(index)
-    # Rounded, because equal accuracies summed in another order may differ in the last bit and a tie must stay a tie.
+    # Rounded, because equal accuracies summed in another order may differ in the last bit and a tie
+    # must stay a tie.
     means = {
         name: round(math.fsum(models[i].robust_accuracy for i in same) / len(same), 12)
         for name, same in seeds.items()

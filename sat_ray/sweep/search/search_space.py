@@ -175,7 +175,7 @@ def _number(text: str, *, field: str) -> float:
 
 @dataclass(frozen=True)
 class Group:
-    """The points that compete for one place on the leaderboard: an activation's alphas, or a pair."""
+    """Points that compete for one place on the leaderboard: an activation's alphas, or a pair."""
 
     members: tuple[SearchPoint, ...]
 
