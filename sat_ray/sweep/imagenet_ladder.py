@@ -96,7 +96,7 @@ def _recipe(rung: Rung, base: Callable[[], SweepConfig]) -> Recipe:
         )
 
     recipe.__name__ = rung.name
-    recipe.__doc__ = f"""Compare relu and silu on a rung of the ladder: {rung.model}, {rung.pixels} pixels.
+    recipe.__doc__ = f"""Compare relu and silu: {rung.model}, {rung.pixels} pixels.
 
     One seed, which supports no claim. The authors' list for silu, clean / robust under PGD-50 in
     per cent: {rung.published}. A reference, not a result of this project.

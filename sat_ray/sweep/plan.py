@@ -57,7 +57,8 @@ def training_task(
 
     Raises ValueError where the images are too small for its augmentation or its first size.
     """
-    manifest, resources = dataset.manifest, config.resources
+    manifest = dataset.manifest
+    resources = config.resources
     if training.global_batch_size > (images := manifest["splits"]["train"]):
         raise ValueError(
             f"training.global_batch_size must be at most the {images} training images, "
@@ -66,18 +67,6 @@ def training_task(
     check_augmentation(training.augmentation, manifest["shape"])
     check_resizing(training, manifest["shape"])
     require_spread(manifest["std"])
-    spec = ModelSpec(
-        name=config.model.name,
-        activation=configuration.activation,
-        alpha=configuration.alpha,
-        num_classes=len(manifest["class_names"]),
-        in_channels=manifest["shape"][0],
-        stem=config.model.stem,
-        width=config.model.width,
-        mean=tuple(manifest["mean"]),
-        std=tuple(manifest["std"]),
-        zero_gamma=config.model.zero_gamma,
-    )
     threads = resources.cpus_per_worker if stage is TRAIN else resources.cpus_per_trial
     environment = numerical_environment(
         accelerator=resources.accelerator,
@@ -90,13 +79,30 @@ def training_task(
         configuration=configuration,
         seed=seed,
         until=training.epochs,
-        model=spec,
+        model=_model_spec(config, manifest, configuration),
         training=training,
         threat_model=config.threat_model,
         slots=config.evaluation.slots,
         dataset=dataset,
         environment=environment,
         loading=config.data.loading,
+    )
+
+
+def _model_spec(
+    config: SweepConfig, manifest: dict[str, Any], configuration: SearchPoint
+) -> ModelSpec:
+    return ModelSpec(
+        name=config.model.name,
+        activation=configuration.activation,
+        alpha=configuration.alpha,
+        num_classes=len(manifest["class_names"]),
+        in_channels=manifest["shape"][0],
+        stem=config.model.stem,
+        width=config.model.width,
+        mean=tuple(manifest["mean"]),
+        std=tuple(manifest["std"]),
+        zero_gamma=config.model.zero_gamma,
     )
 
 
