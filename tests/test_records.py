@@ -572,7 +572,8 @@ def test_a_shard_is_attacked_once_and_all_shards_make_the_whole_split(
     tasks = evaluation_tasks(CONFIG, dataset, trained(dataset, records))
     parts = [evaluate_and_commit(task, records) for task in tasks]
     monkeypatch.setattr(
-        "sat_ray.sweep.execute.evaluation.evaluate", lambda *args, **kwargs: pytest.fail("attacked again")
+        "sat_ray.sweep.execute.evaluation.evaluate",
+        lambda *args, **kwargs: pytest.fail("attacked again"),
     )
     assert [evaluate_and_commit(task, records) for task in tasks] == parts
     expected = set(split_of(dataset.uri, "test", dataset.hash).image_ids.tolist())
