@@ -17,7 +17,8 @@ IDENTITY = f"{STATE}/identity.json"
 class Sweep:
     """What every stage is given.
 
-    root: the storage that sweeps share; storage: this sweep's own folder; command: how it was called; pages: address of MLflow's pages.
+    root: the storage that sweeps share; storage: this sweep's own folder; command: how it was
+    called; pages: address of MLflow's pages.
     """
 
     config: SweepConfig
@@ -34,7 +35,10 @@ class Sweep:
 
     @property
     def identity(self) -> str:
-        """Return what names this sweep wherever its folder lies: the tracker's runs carry it, so a moved sweep finds them again."""
+        """Return what names this sweep wherever its folder lies.
+
+        The tracker's runs carry it, so that a moved sweep finds its runs again.
+        """
         self.storage.commit(IDENTITY, json_bytes(sealed({"identity": attempt_name()})))
         found = read_state(self.storage, IDENTITY)
         return str(found["identity"])

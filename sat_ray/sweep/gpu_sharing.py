@@ -12,7 +12,10 @@ MOST = 4  # pieces on one GPU: they fill each other's pauses, and more than a fe
 
 
 def memory_needed(device: torch.device) -> float | None:
-    """Return the largest share of the GPU's memory that this process has needed so far, in (0, 1]; None on a CPU."""
+    """Return the largest share of the GPU's memory that this process has needed so far, in (0, 1].
+
+    None on a CPU.
+    """
     if device.type != "cuda":
         return None
     _, total = torch.cuda.mem_get_info(device)
@@ -20,5 +23,8 @@ def memory_needed(device: torch.device) -> float | None:
 
 
 def fitting_share(needed: float) -> float:
-    """Return the share of a GPU to ask for where each piece needs this share of its memory: 1, 1/2, 1/3 or 1/4."""
+    """Return the share of a GPU for tasks that each need this share of its memory.
+
+    The share is 1, 1/2, 1/3 or 1/4.
+    """
     return 1 / max(1, min(MOST, math.floor((1 - HEADROOM) / needed)))

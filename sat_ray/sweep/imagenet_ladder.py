@@ -1,8 +1,9 @@
-"""The paper's scaling ladder: relu against silu on ever larger networks and images, one recipe per rung.
+"""The paper's scaling ladder: relu against silu on larger networks and images, a recipe per rung.
 
-A rung is the recipe `imagenet_resnet50` with another network, image size, BatchNorm group (what one accelerator takes at a time), bf16 and
-one seed. What the authors' released code lists for SiLU, clean / robust under PGD-50 in per cent, stands in each rung's help: references,
-not results of this project. None of these has been run.
+A rung is the recipe `imagenet_resnet50` with another network, image size, BatchNorm group (what one
+accelerator takes at a time), bf16 and one seed. What the authors' released code lists for SiLU,
+clean / robust under PGD-50 in per cent, stands in each rung's help: references, not results of this
+project. None of these has been run.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,11 @@ from sat_ray.sweep.config import FinalSettings, Recipe, SweepConfig
 
 @dataclass(frozen=True)
 class Rung:
-    """A network, the pixels of its images' sides, images in a BatchNorm group, and published clean / robust accuracies of silu."""
+    """A network of the ladder.
+
+    pixels: of its images' sides. group: images in a BatchNorm group.
+    published: clean / robust accuracy of silu.
+    """
 
     model: str
     pixels: int
@@ -91,8 +96,9 @@ def _recipe(rung: Rung, base: Callable[[], SweepConfig]) -> Recipe:
         )
 
     recipe.__name__ = rung.name
-    recipe.__doc__ = f"""Climb the paper's ladder: relu and silu, {rung.model} at {rung.pixels} pixels; one seed, which supports no claim.
+    recipe.__doc__ = f"""Compare relu and silu: {rung.model}, {rung.pixels} pixels.
 
-    The authors' list for silu, clean / robust under PGD-50 in per cent: {rung.published}. A reference, not a result of this project.
+    One seed, which supports no claim. The authors' list for silu, clean / robust under PGD-50 in
+    per cent: {rung.published}. A reference, not a result of this project.
     """
     return recipe

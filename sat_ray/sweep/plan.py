@@ -1,4 +1,4 @@
-"""What a sweep has to compute: which units of work its config and what is committed already ask for."""
+"""What a sweep has to compute: the tasks that follow from its config and its records."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -52,27 +52,20 @@ def training_task(
     seed: int,
     training: TrainingSettings,
 ) -> TrainingTask:
-    """Describe one training of the sweep. Raises ValueError where the images are too small for its augmentation or its first size."""
-    manifest, resources = dataset.manifest, config.resources
+    """Describe one training of the sweep.
+
+    Raises ValueError where the images are too small for its augmentation or its first size.
+    """
+    manifest = dataset.manifest
+    resources = config.resources
     if training.global_batch_size > (images := manifest["splits"]["train"]):
         raise ValueError(
-            f"training.global_batch_size is {training.global_batch_size}; allowed: at most the {images} training images"
+            f"training.global_batch_size must be at most the {images} training images, "
+            f"got {training.global_batch_size}"
         )
     check_augmentation(training.augmentation, manifest["shape"])
     check_resizing(training, manifest["shape"])
     require_spread(manifest["std"])
-    spec = ModelSpec(
-        name=config.model.name,
-        activation=configuration.activation,
-        alpha=configuration.alpha,
-        num_classes=len(manifest["class_names"]),
-        in_channels=manifest["shape"][0],
-        stem=config.model.stem,
-        width=config.model.width,
-        mean=tuple(manifest["mean"]),
-        std=tuple(manifest["std"]),
-        zero_gamma=config.model.zero_gamma,
-    )
     threads = resources.cpus_per_worker if stage is TRAIN else resources.cpus_per_trial
     environment = numerical_environment(
         accelerator=resources.accelerator,
@@ -85,13 +78,30 @@ def training_task(
         configuration=configuration,
         seed=seed,
         until=training.epochs,
-        model=spec,
+        model=_model_spec(config, manifest, configuration),
         training=training,
         threat_model=config.threat_model,
         slots=config.evaluation.slots,
         dataset=dataset,
         environment=environment,
         loading=config.data.loading,
+    )
+
+
+def _model_spec(
+    config: SweepConfig, manifest: dict[str, Any], configuration: SearchPoint
+) -> ModelSpec:
+    return ModelSpec(
+        name=config.model.name,
+        activation=configuration.activation,
+        alpha=configuration.alpha,
+        num_classes=len(manifest["class_names"]),
+        in_channels=manifest["shape"][0],
+        stem=config.model.stem,
+        width=config.model.width,
+        mean=tuple(manifest["mean"]),
+        std=tuple(manifest["std"]),
+        zero_gamma=config.model.zero_gamma,
     )
 
 
@@ -125,7 +135,10 @@ def final_tasks(
 
 
 def attacks_for(config: SweepConfig, configuration: SearchPoint) -> tuple[AttackSpec, ...]:
-    """Return the attacks that count for a configuration: through the true backward pass, and the smooth one where it was trained with."""
+    """Return the attacks that count for a configuration.
+
+    They go through the true backward pass, and through the smooth one where training used it.
+    """
     return tuple(
         spec
         for base in config.evaluation_attacks()
@@ -139,9 +152,12 @@ def card_tasks(
     trained: Sequence[Record],
     strong: Mapping[str, float],
 ) -> list[CardTask]:
-    """Describe the cards of the candidates for champion, best by validation first: one model, the best seed, per configuration.
+    """Describe the cards of the candidates for champion, best by validation first.
 
-    strong: of `strong_on_validation`, by model name; {} in a sweep without strong attacks, which ranks by training's own validation.
+    A candidate is the best seed of a configuration.
+
+    strong: of `strong_on_validation`, by model name; {} in a sweep without strong attacks, which
+    ranks by training's own validation.
     """
     configurations = [SearchPoint.of(record.payload) for record in trained]
     scored = [
@@ -178,7 +194,10 @@ def strong_attacks_for(
     *,
     num_classes: int,
 ) -> tuple[AttackSpec, ...]:
-    """Return the strong attacks on a configuration, through every backward pass that training used; () where no model meets any."""
+    """Return the strong attacks on a configuration, through every backward pass of its training.
+
+    () where no model meets any.
+    """
     bases = config.strong_attacks(num_classes)
     return tuple(spec for base in bases for spec in through_every_backward(base, configuration))
 
@@ -186,13 +205,16 @@ def strong_attacks_for(
 def evaluation_tasks(
     config: SweepConfig, dataset: Dataset, trained: Record
 ) -> list[EvaluationTask]:
-    """Cut the test split of one trained model into shards of nearly equal size, for the attacks of the evaluate stage."""
+    """Cut the test split of one trained model into shards for the evaluate stage."""
     attacks = attacks_for(config, SearchPoint.of(trained.payload))
     return _tasks(config, dataset, trained, split="test", attacks=attacks)
 
 
 def strong_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
-    """Describe the strong attacks on what survives each task of `evaluation_tasks`; [] where no model meets any."""
+    """Describe the strong attacks on what survives each task of `evaluation_tasks`.
+
+    [] where no model meets any.
+    """
     attacks = _strong_attacks_on(config, dataset, trained)
     return [
         replace(task, attacks=attacks, stage=STRONG, cascade=True, after=task)
@@ -204,7 +226,7 @@ def strong_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list
 def validation_tasks(
     config: SweepConfig, dataset: Dataset, trained: Record
 ) -> list[EvaluationTask]:
-    """Cut the validation split of one trained model: the evaluate stage's PGD and the strong attacks in one cascade.
+    """Cut the validation split of one trained model, for PGD and the strong attacks in one cascade.
 
     The champion is chosen by what that cascade leaves. [] where no model meets strong attacks.
     """
@@ -225,7 +247,7 @@ def strong_on_validation(
     trained: Sequence[Record],
     records: Records,
 ) -> dict[str, float] | None:
-    """Return the share of validation images that survives PGD and the strong attacks, by model name.
+    """Return the share of validation images that survive PGD and the strong attacks, by model.
 
     {} in a sweep without strong attacks, None where some of it is not committed.
     """
@@ -284,7 +306,7 @@ def _tasks(
 
 
 def shard_bounds(count: int, shard_size: int) -> list[tuple[int, int]]:
-    """Cut `count` rows into spans (first, last) of nearly equal size, none longer than `shard_size`."""
+    """Cut `count` rows into spans (first, last) of nearly equal size, at most `shard_size`."""
     shards = -(-count // shard_size)
     return list(itertools.pairwise(count * i // shards for i in range(shards + 1)))
 

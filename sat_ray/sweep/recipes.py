@@ -1,4 +1,7 @@
-"""Recipes: functions that return a full config. Add one here and it is a word of the command line."""
+"""Recipes: functions that return a full config.
+
+Add one here and it is a word of the command line.
+"""
 
 from sat_ray.evaluation.card.settings import CardSettings
 from sat_ray.sweep.config import (
@@ -26,12 +29,16 @@ FASHION_ACTIVATIONS = ("relu", "silu:1", "gelu:1", "smoothrelu:10", "parametric_
 
 
 def digits() -> SweepConfig:
-    """Search four smooth families and relu on scikit-learn's 1,797 handwritten digits: minutes on a laptop, the whole pipeline for real.
+    """Search four smooth families and relu on handwritten digits: minutes on a laptop.
 
-    Epsilon 24/255 and PGD-3 in training, because PGD-200 is then within 2 points of the strong number for every network that was tried on
-    validation images, from relu to x sigmoid(32 x); with PGD-1 or at 32/255 it is not, at 64/255 it was 12 to 18 points too high
-    (docs/explanation/studies.md). Strong attacks of 20 steps towards 4 classes break there what AutoAttack's budget breaks. Seven seeds and four
-    comparisons; the leaderboard says which difference that lets it see.
+    The whole pipeline runs, on the 1,797 images of scikit-learn.
+
+    Epsilon 24/255 and PGD-3 in training, because PGD-200 is then within 2 points of the strong
+    number for every network that was tried on validation images, from relu to x sigmoid(32 x); with
+    PGD-1 or at 32/255 it is not, at 64/255 it was 12 to 18 points too high
+    (docs/explanation/studies.md).
+    Strong attacks of 20 steps towards 4 classes break there what AutoAttack's budget breaks. Seven
+    seeds and four comparisons; the leaderboard says which difference that lets it see.
     """
     return SweepConfig(
         recipe="digits",
@@ -63,9 +70,10 @@ def _digits_evaluation() -> EvaluationSettings:
 
 
 def digits_smoke() -> SweepConfig:
-    """Run every stage on digits with three configurations and short trainings: about a minute, for trying things out.
+    """Run every stage on digits, three configurations, short trainings: a minute, to try it out.
 
-    The ball is small, so that PGD-100 and the short strong attacks break nearly all that AutoAttack's budget breaks.
+    The ball is small, so that PGD-100 and the short strong attacks break nearly all that
+    AutoAttack's budget breaks.
     """
     return SweepConfig(
         recipe="digits_smoke",
@@ -91,9 +99,12 @@ def digits_smoke() -> SweepConfig:
 
 
 def study() -> SweepConfig:
-    """Run the study on digits: every family at the alpha that validation chooses, ten seeds, 15 epochs; an hour or two on 2 cores.
+    """Run the study on digits: every family at the alpha that validation chooses, ten seeds.
 
-    Its question, tests and what would refute the paper's claim were written down before it ran: docs/explanation/studies.md.
+    It trains 15 epochs and takes an hour or two on 2 cores.
+
+    Its question, tests and what would refute the paper's claim were written down before it ran:
+    docs/explanation/studies.md.
     """
     return SweepConfig(
         recipe="study",
@@ -114,11 +125,14 @@ def study() -> SweepConfig:
 
 
 def fashion_mnist() -> SweepConfig:
-    """Run the study on Fashion-MNIST at epsilon 0.1: real images, five seeds, hours on 2 cores; the same command goes on where it stopped.
+    """Run the study on Fashion-MNIST at epsilon 0.1: real images, five seeds, hours on 2 cores.
 
-    The images come from Debian's package dataset-fashion-mnist, from --data.path or by --data.download. Certified L-infinity methods reach
-    79.2 % at this epsilon, so a lower robust accuracy would mean a poor recipe. Question and tests: docs/explanation/studies.md. Trained in bf16 where
-    the processor has it (`--training.precision bf16`) it takes two thirds of the time.
+    The same command goes on where it stopped.
+
+    The images come from Debian's package dataset-fashion-mnist, from --data.path or by
+    --data.download. Certified L-infinity methods reach 79.2 % at this epsilon, so a lower robust
+    accuracy would mean a poor recipe. Question and tests: docs/explanation/studies.md. Trained in
+    bf16 where the processor has it (`--training.precision bf16`) it takes two thirds of the time.
     """
     return SweepConfig(
         recipe="fashion_mnist",
@@ -150,7 +164,7 @@ def fashion_mnist() -> SweepConfig:
 
 
 def fashion_mnist_resnet18() -> SweepConfig:
-    """Run the comparison of `fashion_mnist` with a ResNet-18, bf16 and PGD-3 in training: minutes on one GPU."""
+    """Run the comparison of `fashion_mnist` with a ResNet-18, bf16, PGD-3: minutes on one GPU."""
     return SweepConfig(
         recipe="fashion_mnist_resnet18",
         threat_model=ThreatModel("linf", 0.1),
@@ -173,10 +187,12 @@ def fashion_mnist_resnet18() -> SweepConfig:
 
 
 def cifar10_resnet18() -> SweepConfig:
-    """Compare the paper's activations on CIFAR-10 with a ResNet-18 at epsilon 8/255, on one GPU; give the archive with --data.path.
+    """Compare the paper's activations on CIFAR-10 with a ResNet-18 at epsilon 8/255, on one GPU.
 
-    Trained with PGD-10 and not PGD-1, which is prone to catastrophic overfitting at this epsilon, on random crops and flips. No figure of
-    the paper for this setting is known here.
+    Give the archive with --data.path.
+
+    Trained with PGD-10 and not PGD-1, which is prone to catastrophic overfitting at this epsilon,
+    on random crops and flips. No figure of the paper for this setting is known here.
     """
     return SweepConfig(
         recipe="cifar10_resnet18",
@@ -203,19 +219,26 @@ def cifar10_resnet18() -> SweepConfig:
 
 
 def imagenet_resnet50() -> SweepConfig:
-    """Run the paper's Table 1 and activation figure: ResNet-50 on ImageNet at epsilon 4/255, eight GPUs; give the data with --data.path.
+    """Run the paper's Table 1 and activation figure: ResNet-50 on ImageNet, epsilon 4/255, 8 GPUs.
 
-    100 epochs, learning rate / 10 at 30, 60 and 90 [C]; the rest is what the released code inherits: 0.1 per 256 images, 5 warm-up epochs,
-    weight decay 1e-4, label smoothing 0.1 in the update alone, last BatchNorm of each block started at 0. PGD-1 with step epsilon [A, C].
-    Not the paper's: images are stored as 224-pixel centre crops, the few smaller ones enlarged as everybody does, and training cuts and
-    enlarges random parts of them.
+    Give the data with --data.path.
 
-    What the paper reports, clean / robust under PGD-200, in per cent; references, not results of this project:
-        relu 68.80 / 33.00 · parametric_softplus(10) 68.80 / 38.70 · softplus 68.36 / 40.00 · smoothrelu_learned 69.40 / 40.30 ·
+    100 epochs, learning rate / 10 at 30, 60 and 90 [C]; the rest is what the released code
+    inherits: 0.1 per 256 images, 5 warm-up epochs, weight decay 1e-4, label smoothing 0.1 in the
+    update alone, last BatchNorm of each block started at 0. PGD-1 with step epsilon [A, C]. Not the
+    paper's: images are stored as 224-pixel centre crops, the few smaller ones enlarged as everybody
+    does, and training cuts and enlarges random parts of them.
+
+    What the paper reports, clean / robust under PGD-200, in per cent; references, not results of
+    this project:
+        relu 68.80 / 33.00 · parametric_softplus(10) 68.80 / 38.70 · softplus 68.36 / 40.00 ·
+        smoothrelu_learned 69.40 / 40.30 ·
         gelu 69.95 / 41.65 · elu(1) 69.20 / 41.70 · silu 69.73 / 42.30 [P];
         relu with a smooth backward pass for the attacker alone 68.3 / 34.5 [A].
-    [P] the paper's abstract or its figure, digitised to 0.02 · [C] the authors' released code · [A] an article about the paper.
-    The paper scores the last iterate alone; here that is the attack pgd-200-final, beside the stricter one that counts every point.
+    [P] the paper's abstract or its figure, digitised to 0.02 · [C] the authors' released code ·
+    [A] an article about the paper. The paper scores the last iterate alone; here that is the attack
+    pgd-200-final, beside the stricter one that counts every point.
+
     """
     return SweepConfig(
         recipe="imagenet_resnet50",

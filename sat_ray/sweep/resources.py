@@ -1,6 +1,9 @@
-"""What each stage asks of a Ray cluster, and whether the nodes that there are, or that can be bought, could ever give it.
+"""What each stage takes of a Ray cluster, and whether its nodes can ever provide it.
 
-The same bundles are asked for at run time, printed by --dry-run, and fed to Ray's scheduler by the tests of the manifests.
+Nodes that the autoscaler can buy count too.
+
+The same bundles are asked for at run time, printed by --dry-run, and fed to Ray's scheduler by the
+tests of the manifests.
 """
 
 import json
@@ -17,8 +20,14 @@ from sat_ray.sweep.search.search_space import groups
 
 Resources = dict[str, float]
 
-POOL_LABEL, CPU_POOL = "sat-ray/pool", "cpu"  # a label of Ray's nodes; cluster/ sets it
-NODE_GROUPS = "SAT_RAY_NODE_GROUPS"  # Ray's autoscaler tells nobody what it may buy: the cluster's environment has to
+POOL_LABEL = "sat-ray/pool"  # a label of Ray's nodes; cluster/ sets it
+CPU_POOL = "cpu"
+GROUPS_FORM = (
+    '[{"pool": "cpu", "nodes": 8, "CPU": 14}, '
+    '{"pool": "gpu-spot", "nodes": 8, "CPU": 44, "GPU": 4}]'
+)
+# Ray does not report what its autoscaler may buy; this variable of the cluster does.
+NODE_GROUPS = "SAT_RAY_NODE_GROUPS"
 STAGE_RESOURCES: Resources = {"CPU": 0}  # a stage itself mostly waits for what it started
 SHARD_RESOURCES: Resources = {"CPU": 1}  # of a task that prepares one shard of a dataset
 
@@ -27,7 +36,8 @@ SHARD_RESOURCES: Resources = {"CPU": 1}  # of a task that prepares one shard of 
 class Demand:
     """`count` times the same resources for one stage; a gang starts whole or not at all.
 
-    field: the setting that decides; shared: all but the first ask for a share of the GPU, by what the first needed.
+    field: the setting that decides; shared: all but the first ask for a share of the GPU, by what
+    the first needed.
     """
 
     stage: str
@@ -47,16 +57,21 @@ class Demand:
             else ""
         )
         shared = (
-            ": the first has its GPU alone, of the others as many share one as its memory then shows to fit"
+            ": the first has its GPU alone, of the others as many share one as its memory then "
+            "shows to fit"
             if self.shared
             else ""
         )
-        return f"{count}{{{bundle}}}{shared}{'' if _gpus(self.resources) else f' on {POOL_LABEL}={CPU_POOL} where nodes carry that label'}"
+        pool = f" on {POOL_LABEL}={CPU_POOL} where nodes carry that label"
+        return f"{count}{{{bundle}}}{shared}{'' if _gpus(self.resources) else pool}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeGroup:
-    """Nodes of one kind that are there or can be bought: `nodes` times `resources`. pool: value of the label sat-ray/pool, or ""."""
+    """Nodes of one kind that are there or can be bought: `nodes` times `resources`.
+
+    pool: value of the label sat-ray/pool, or "".
+    """
 
     pool: str
     nodes: int
@@ -91,7 +106,10 @@ def evaluation_resources(resources: ResourceSettings) -> Resources:
 
 
 def bundles(config: SweepConfig) -> list[Demand]:
-    """Return everything that a sweep asks of the cluster, in the order of its stages; `count` is the most that may wait at once."""
+    """Return everything that a sweep asks of the cluster, in the order of its stages.
+
+    `count` is the most that may wait at once.
+    """
     asked = config.resources
     models = len(groups(config.search.points())) * len(config.final.seeds)
     source = counted(dataset_source(config.data.dataset), config.data.path)
@@ -134,7 +152,10 @@ def bundles(config: SweepConfig) -> list[Demand]:
 
 
 def pool_selector(resources: Resources, nodes: Sequence[NodeGroup]) -> dict[str, str]:
-    """Return the label selector that keeps work without GPUs off GPU nodes; {} where it has GPUs, or no node would carry the label."""
+    """Return the label selector that keeps work without GPUs off GPU nodes.
+
+    {} where it has GPUs, or no node would carry the label.
+    """
     labelled = any(group.pool == CPU_POOL for group in nodes)
     return {POOL_LABEL: CPU_POOL} if labelled and not _gpus(resources) else {}
 
@@ -161,15 +182,19 @@ def check_room(demands: Sequence[Demand], nodes: Sequence[NodeGroup]) -> None:
             default={},
         )
         raise ValueError(
-            f"{demand.field}: {at_once}, but this cluster can never hold more than {room} such; its largest node has {_words(most)}; "
-            f"lower --resources.*, use a larger cluster, or name in {NODE_GROUPS} what its autoscaler may buy"
+            f"{demand.field}: {at_once}, but this cluster can never hold more than {room} such; "
+            f"its largest node has {_words(most)}; lower --resources.*, use a larger cluster, or "
+            f"name in {NODE_GROUPS} what its autoscaler may buy"
         )
 
 
 def announced_groups() -> list[NodeGroup]:
-    """Read from SAT_RAY_NODE_GROUPS what the autoscaler may buy; [] where it is not set. ValueError shows the form.
+    """Read from SAT_RAY_NODE_GROUPS what the autoscaler may buy.
 
-    JSON, one object per group: [{"pool": "cpu", "nodes": 8, "CPU": 14}, {"pool": "gpu-spot", "nodes": 8, "CPU": 44, "GPU": 4}]
+    [] where it is not set. ValueError shows the form.
+
+    JSON, one object per group: [{"pool": "cpu", "nodes": 8, "CPU": 14}, {"pool": "gpu-spot",
+    "nodes": 8, "CPU": 44, "GPU": 4}]
     """
     text = os.environ.get(NODE_GROUPS, "")
     if not text:
@@ -177,9 +202,8 @@ def announced_groups() -> list[NodeGroup]:
     try:
         return [_group(**one) for one in json.loads(text)]
     except (ValueError, TypeError) as error:
-        form = '[{"pool": "cpu", "nodes": 8, "CPU": 14}, {"pool": "gpu-spot", "nodes": 8, "CPU": 44, "GPU": 4}]'
         raise ValueError(
-            f"{NODE_GROUPS} is {text!r} ({error}); allowed: JSON like {form}"
+            f"{NODE_GROUPS} must be JSON like {GROUPS_FORM}, got {text!r} ({error})"
         ) from None
 
 

@@ -1,7 +1,10 @@
-"""Where a sweep stands, read from its storage alone: no Ray, no MLflow, nothing written, while it runs or after.
+"""The status of a sweep, read from its storage alone, while it runs or after.
 
-Counts are of committed records, so they hold for whoever looks, on whatever machine: keys name the numerical environment of the machine
-that computed, and this need not be it. What the newest record's environment did not make is counted apart.
+It needs no Ray and no MLflow, and writes nothing.
+
+Counts are of committed records, so they hold for whoever looks, on whatever machine: keys name the
+numerical environment of the machine that computed, and this need not be it. What the newest
+record's environment did not make is counted apart.
 """
 
 from collections.abc import Sequence
@@ -20,7 +23,8 @@ from sat_ray.sweep.search.search_space import SearchPoint, groups
 from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STAGES, STRONG, TRAIN, VALIDATE, Dataset
 
 READERS = 16
-PAUSE_SECONDS = 30.0  # a longer silence between two results is a sweep that stood still, not the price of a result
+# In a longer pause between two results the sweep did not run.
+PAUSE_SECONDS = 30.0
 SHARDED = {
     VALIDATE: "val",
     EVALUATE: "test",
@@ -31,7 +35,10 @@ REPORT = ("leaderboard.json", "report.html")
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The best configuration so far. val_robust_accuracy: in [0, 1], mean over `models` trainings on the validation split."""
+    """The best configuration so far.
+
+    val_robust_accuracy: on the validation split, in [0, 1], mean over `models` trainings.
+    """
 
     name: str
     val_robust_accuracy: float
@@ -42,9 +49,10 @@ class Best:
 class StageStatus:
     """How far one stage is.
 
-    done, planned: units of work, None where the plan is not known; at_most: planned is an upper bound;
-    other_environment: units that another numerical environment made, not counted as done; images_per_second: of one unit while it
-    worked; accelerator_seconds: spent; last_commit: unix time; seconds_left: at the pace so far, None where that is not known or is 0.
+    done, planned: tasks, None where the plan is not known; at_most: planned is an upper
+    bound; other_environment: tasks that another numerical environment made, not counted as done;
+    images_per_second: of one task while it ran; accelerator_seconds: spent; last_commit: unix
+    time; seconds_left: at the pace so far, None where that is not known or is 0.
     """
 
     name: str
@@ -60,7 +68,7 @@ class StageStatus:
 
     @property
     def complete(self) -> bool:
-        """Say whether every planned unit is committed."""
+        """Say whether every planned task is committed."""
         return self.planned is not None and self.done >= self.planned
 
 
@@ -68,8 +76,8 @@ class StageStatus:
 class SweepStatus:
     """How far a sweep is.
 
-    under_way: trainings with a saved state that are not committed; cut: what is to say of a search that its budget ended, else ""; report:
-    its path once all is done, else "".
+    under_way: trainings with a saved state that are not committed; cut: what is to say of a search
+    that its budget ended, else ""; report: its path once all is done, else "".
     """
 
     name: str
@@ -109,8 +117,11 @@ def sweeps_in(root: Storage) -> list[str]:
 def read_status(
     root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 2.0
 ) -> SweepStatus:
-    """Read how far the sweep `name` in `root` is. patience: as in `read_lease`. ValueError where its config cannot be read, or
-    names code that no person named."""
+    """Read how far the sweep `name` in `root` is.
+
+    patience: as in `read_lease`. ValueError where its config cannot be read, or names code that no
+    person named.
+    """
     storage = root.child(name)
     try:
         config = stored_config(storage)
@@ -159,7 +170,7 @@ def _stages(
     counted = {stage: _same_environment(records) for stage, records in found.items()}
     weights = {record.payload["sha256"] for record in counted[TRAIN]}
     twins = max(
-        0, _units(TRAIN, counted[TRAIN]) - len(weights)
+        0, _count_tasks(TRAIN, counted[TRAIN]) - len(weights)
     )  # models with another's weights: its outcomes are theirs
     planned: dict[Stage, int | None] = {SEARCH: planned_trials(config), TRAIN: models}
     for stage, split in SHARDED.items():
@@ -172,11 +183,11 @@ def _stages(
     planned[CARD] = min(config.card.candidates, finalists)
     bounds = set()  # stages whose plan is the most they can need
     if searched is not None:
-        planned[SEARCH] = _units(SEARCH, counted[SEARCH])
+        planned[SEARCH] = _count_tasks(SEARCH, counted[SEARCH])
     elif config.search.method != "grid" and not counted[TRAIN]:
         bounds.add(SEARCH)
     elif config.search.method != "grid":
-        planned[SEARCH] = _units(
+        planned[SEARCH] = _count_tasks(
             SEARCH, counted[SEARCH]
         )  # the search has ended, or nothing would train
     if any(record.payload["card"]["verdict"] == PASS for record in counted[CARD]):
@@ -196,7 +207,10 @@ def _stages(
 
 
 def _shards(config: SweepConfig, dataset: Dataset | None, split: str) -> int | None:
-    """Return into how many tasks a split is cut for each model; None where its images are not prepared."""
+    """Return into how many tasks a split is cut for each model.
+
+    None where its images are not prepared.
+    """
     return None if dataset is None else config.evaluation.shards(dataset.manifest["splits"][split])
 
 
@@ -209,12 +223,12 @@ def _same_environment(records: Sequence[Record]) -> list[Record]:
     ]
 
 
-def _units(stage: Stage, records: Sequence[Record]) -> int:
-    """Count units of work, whoever did them: an attempt may have been repeated under another key."""
-    return len({_unit(stage, record) for record in records})
+def _count_tasks(stage: Stage, records: Sequence[Record]) -> int:
+    """Count the tasks that are done; the same task may have records under several keys."""
+    return len({_identity(stage, record) for record in records})
 
 
-def _unit(stage: Stage, record: Record) -> tuple[Any, ...]:
+def _identity(stage: Stage, record: Record) -> tuple[Any, ...]:
     if stage is SEARCH:
         return record.payload["name"], record.payload["until"]
     if stage in SHARDED:
@@ -225,7 +239,7 @@ def _unit(stage: Stage, record: Record) -> tuple[Any, ...]:
 def _stage(
     stage: Stage, records: list[Record], *, planned: int | None, at_most: bool, others: int
 ) -> StageStatus:
-    done = _units(stage, records)
+    done = _count_tasks(stage, records)
     longest = list(
         {record.payload.get("name"): record for record in sorted(records, key=_until)}.values()
     )
@@ -267,7 +281,10 @@ def _images_per_second(records: Sequence[Record]) -> float | None:
 
 
 def _best(records: Sequence[Record]) -> Best | None:
-    """Return the configuration with the best mean over its trainings, as the champion is chosen; the earlier one where two are equal."""
+    """Return the configuration with the best mean over its trainings, as the champion is chosen.
+
+    The earlier one where two are equal.
+    """
     scores: dict[SearchPoint, list[float]] = {}
     for record in records:
         if record.payload.get("val_robust_accuracy", -1.0) >= 0:
@@ -282,7 +299,7 @@ def _best(records: Sequence[Record]) -> Best | None:
 
 
 def _seconds_left(records: Sequence[Record], *, left: int) -> float | None:
-    """Estimate at the pace of the committed units, pauses left out."""
+    """Estimate at the pace of the committed tasks, pauses left out."""
     if left <= 0 or not records:
         return None
     busy, until = 0.0, float("-inf")

@@ -1,4 +1,7 @@
-"""The units of work of every stage: a training, a shard to attack, a card; each with the key of all that determines its result."""
+"""The tasks of every stage: a training, a shard to attack, a card.
+
+Each with the key of all that determines its result.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +20,8 @@ from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.serialization import to_json
 
-# version 2 of search and train: val/robust_accuracy is that of a cascade, no longer that of PGD on cross-entropy alone
+# Version 2 of search and train: val/robust_accuracy is that of a cascade, no longer that of PGD on
+# cross-entropy alone.
 SEARCH = Stage("search", 2, ("sat_ray.sweep.execute",))
 TRAIN = Stage("train", 2, ("sat_ray.sweep.execute",))
 VALIDATE = Stage("validate", 1, ("sat_ray.sweep.execute",))
@@ -37,7 +41,10 @@ class Dataset:
 
     @classmethod
     def open(cls, uri: str) -> "Dataset | None":
-        """Read the manifest in a folder; None where there is none. CorruptShardError names one that is damaged."""
+        """Read the manifest in a folder; None where there is none.
+
+        CorruptShardError names one that is damaged.
+        """
         try:
             manifest = read_manifest(Storage.at(uri))
         except FileNotFoundError:
@@ -62,7 +69,10 @@ def _named(user_defined: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
-    """Train one configuration with one seed up to an epoch. `inputs` says what determines the result, and `loading` is none of it."""
+    """Train one configuration with one seed up to an epoch.
+
+    `inputs` says what determines the result, and `loading` is none of it.
+    """
 
     stage: Stage
     configuration: SearchPoint
@@ -111,13 +121,13 @@ class TrainingTask:
 class EvaluationTask:
     """Attack one shard of a split with one model.
 
-    kind: what is at `checkpoint`, see `sat_ray.evaluation.external.loading`; checkpoint_sha256: the digest of its
-    contents; first, last: rows of the
-    split, or, where `sample` is a number, of that many images drawn from it by the seed; cascade: each attack takes what survived those
-    before it; user_defined: names of the user's own code that the model is made of.
-    stage: EVALUATE for the test split, VALIDATE for the choice of the champion, STRONG for strong attacks on what survived `after`:
-    the same rows under the attacks before, which are evaluated first; label_order: the model's class of each label, where the dataset
-    has the same classes in another order.
+    kind: what is at `checkpoint`, see `sat_ray.evaluation.external.loading`; checkpoint_sha256: the
+    digest of its contents; first, last: rows of the split, or, where `sample` is a number, of that
+    many images drawn from it by the seed; cascade: each attack takes what survived those before it;
+    user_defined: names of the user's own code that the model is made of. stage: EVALUATE for the
+    test split, VALIDATE for the choice of the champion, STRONG for strong attacks on what survived
+    `after`: the same rows under the attacks before, which are evaluated first; label_order: the
+    model's class of each label, where the dataset has the same classes in another order.
     """
 
     checkpoint: str
@@ -141,7 +151,10 @@ class EvaluationTask:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Return everything that determines the outcomes; what a sweep never asks for is named only where it was asked for."""
+        """Return everything that determines the outcomes.
+
+        What a sweep never asks for is named only where it was asked for.
+        """
         before = {SURVIVORS_OF: self.after.key} if self.after is not None else {}
         reordered = {"label_order": list(self.label_order)} if self.label_order else {}
         unusual = {
@@ -215,7 +228,7 @@ class CardTask:
 
 
 def through_every_backward(spec: AttackSpec, configuration: SearchPoint) -> list[AttackSpec]:
-    """Return an attack through the true backward pass, and through the smooth one where training used one."""
+    """Return an attack through the true backward pass, and the smooth one if training used it."""
     alpha = configuration.alpha if configuration.alpha is not None else configuration.attacker_alpha
     return true_and_smooth(
         spec,

@@ -370,9 +370,12 @@ def test_a_known_dataset_is_the_same_wherever_it_lies_and_an_image_folder_is_its
     [
         (
             {"dataset": "cifar10", "image_size": 16},
-            r"data\.image_size and encoding are 16, raw; allowed for cifar10: 0, raw",
+            r"data\.image_size and data\.encoding must be 0 and raw for cifar10, got 16 and raw",
         ),
-        ({"dataset": "digits", "encoding": "jpeg"}, r"allowed for digits: 0, raw"),
+        (
+            {"dataset": "digits", "encoding": "jpeg"},
+            r"must be 0 and raw for digits, got 0 and jpeg",
+        ),
         (
             {"dataset": "imagenet", "encoding": "jpg"},
             r"data\.encoding 'jpg' is unknown; did you mean jpeg",

@@ -186,11 +186,12 @@ def small_sweep(**resources: Any) -> Any:
     models whose evaluation is cut into forty tasks.
     """
     config = pytest.importorskip("sat_ray.sweep.config")
+    settings = pytest.importorskip("sat_ray.training.settings")
     threat = pytest.importorskip("sat_ray.threat")
     return config.SweepConfig(
         recipe="small",
         threat_model=threat.ThreatModel("linf", 40 / 255),
-        training=config.TrainingSettings(global_batch_size=256, batchnorm_group_size=4),
+        training=settings.TrainingSettings(global_batch_size=256, batchnorm_group_size=4),
         search=config.SearchSettings(activations=("relu", "silu:1", "gelu:1", "mish:1"), pairs=()),
         final=config.FinalSettings(seeds=(0, 1)),
         evaluation=config.EvaluationSettings(shard_size=180, steps=50),

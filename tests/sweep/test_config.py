@@ -143,12 +143,12 @@ def test_an_epsilon_outside_0_to_1_is_refused(epsilon: float) -> None:
         (lambda: SearchSettings(activations=("softplus:2",)), "softplus takes no alpha"),
         (
             lambda: SearchSettings(activations=("elu:a",)),
-            r"search\.activations 'elu:a': 'a' is not a number",
+            r"search\.activations 'elu:a': an alpha must be a number, got 'a'",
         ),
         (lambda: SearchSettings(activations=("elu:nan",)), r"alpha of elu is nan; allowed"),
         (
             lambda: SearchSettings(pairs=("relu",)),
-            r"search\.pairs 'relu' is not a pair; allowed: activation/attacker_activation",
+            r"search\.pairs must be activation/attacker_activation.*, got 'relu'",
         ),
         (
             lambda: SearchSettings(pairs=("silu/relu",)),
@@ -158,10 +158,10 @@ def test_an_epsilon_outside_0_to_1_is_refused(epsilon: float) -> None:
             lambda: SearchSettings(pairs=("relu/smoothrelu_learned",)),
             r"smoothrelu_learned has a learned alpha",
         ),
-        (lambda: SearchSettings(activations=(), pairs=()), "both empty; allowed: at least one"),
+        (lambda: SearchSettings(activations=(), pairs=()), "must name at least one activation"),
         (
             lambda: SearchSettings(rungs=(6, 3)),
-            r"search\.rungs is \(6, 3\); allowed: growing whole numbers",
+            r"search\.rungs must be growing whole numbers of epochs, got \(6, 3\)",
         ),
         (lambda: SearchSettings(rungs=(3, 3)), r"search\.rungs"),
         (lambda: SearchSettings(rungs=()), r"search\.rungs"),
@@ -171,7 +171,7 @@ def test_an_epsilon_outside_0_to_1_is_refused(epsilon: float) -> None:
         ),
         (
             lambda: FinalSettings(seeds=(1, 1)),
-            r"final\.seeds is \(1, 1\); allowed: at least one seed, each once",
+            r"final\.seeds must be at least one seed, each once, got \(1, 1\)",
         ),
         (lambda: FinalSettings(seeds=()), r"final\.seeds"),
         (

@@ -54,10 +54,7 @@ def test_where_nothing_was_measured_each_task_keeps_its_gpu() -> None:
 def test_a_share_is_measured_from_a_whole_gpu(gpus: float) -> None:
     with pytest.raises(
         ValueError,
-        match=(
-            rf"resources.share_gpus is set and resources.gpus_per_evaluation is {gpus:g}; "
-            r"allowed: 1"
-        ),
+        match=rf"resources.gpus_per_evaluation must be 1 with --resources.share-gpus, got {gpus:g}",
     ):
         ResourceSettings(gpus_per_evaluation=gpus, share_gpus=True)
 

@@ -566,7 +566,8 @@ def test_a_shard_is_attacked_once_and_all_shards_make_the_whole_split(
     tasks = evaluation_tasks(CONFIG, dataset, trained(dataset, records))
     parts = [evaluate_and_commit(task, records) for task in tasks]
     monkeypatch.setattr(
-        "sat_ray.sweep.execute.evaluate", lambda *args, **kwargs: pytest.fail("attacked again")
+        "sat_ray.sweep.execute.evaluation.evaluate",
+        lambda *args, **kwargs: pytest.fail("attacked again"),
     )
     assert [evaluate_and_commit(task, records) for task in tasks] == parts
     expected = set(split_of(dataset.uri, "test", dataset.hash).image_ids.tolist())
@@ -662,7 +663,7 @@ def test_a_batch_larger_than_the_dataset_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=r"^training\.global_batch_size is 4096; allowed: at most the \d+ training images$",
+        match=r"^training\.global_batch_size must be at most the \d+ training images, got 4096$",
     ):
         final_task(dataset, changed(CONFIG, "training", global_batch_size=4096))
 
@@ -681,8 +682,7 @@ def test_a_result_is_made_only_on_the_processor_or_gpu_it_is_recorded_under() ->
     if not torch.cuda.is_available():
         with pytest.raises(
             ValueError,
-            match=r"accelerator is given as 'H200' and this node's GPU is "
-            r"'none that torch can use'",
+            match=r"accelerator must be a part of the name of this node's GPU, 'none that torch can use', got 'H200'",
         ):
             require_environment(here | {"device": "cuda:H200"})
 

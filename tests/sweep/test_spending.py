@@ -175,7 +175,5 @@ def test_a_price_is_no_part_of_what_determines_results() -> None:
     ],
 )
 def test_a_price_that_is_none_is_refused(changes: dict[str, float]) -> None:
-    with pytest.raises(
-        ValueError, match=r"^cost\.\w+ (must be a number from 0 to|is .*; allowed: )"
-    ):
+    with pytest.raises(ValueError, match=r"^cost\.\w+ must be (a number from 0 to|letters)"):
         CostSettings(**changes)

@@ -145,7 +145,7 @@ def test_a_kill_between_pgd_and_the_strong_attacks_repeats_nothing(
             raise KeyboardInterrupt
         return evaluate(*arguments, attacks=attacks, **settings)
 
-    monkeypatch.setattr("sat_ray.sweep.execute.evaluate", counted)
+    monkeypatch.setattr("sat_ray.sweep.execute.evaluation.evaluate", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate_and_commit(task, records)
     assert (len(records.keys(EVALUATE)), len(records.keys(STRONG))) == (1, 0)

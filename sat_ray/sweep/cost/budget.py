@@ -1,10 +1,10 @@
 """The budget of a search, and what a search came to.
 
-Spent is what the committed trials took (`sat_ray.sweep.cost.spent`). Once that reaches the budget no trial and no
-rung is started; what runs is
-brought to the end of its rung and counts, so the budget is exceeded by at most what runs at that moment. The configuration that starts
-first, relu where it is searched, is trained whatever the budget: to the first rung of a grid, else to the end of its trial. Only the
-search has a budget: what it found is trained, evaluated and judged in full.
+Spent is what the committed trials took (`sat_ray.sweep.cost.spent`). Once that reaches the budget
+no trial and no rung is started; what runs is brought to the end of its rung and counts, so the
+budget is exceeded by at most what runs at that moment. The configuration that starts first, relu
+where it is searched, is trained whatever the budget: to the first rung of a grid, else to the end
+of its trial. Only the search has a budget: what it found is trained, evaluated and judged in full.
 """
 
 from dataclasses import asdict, dataclass
@@ -22,7 +22,10 @@ RESULT = Stage("search_result", 1, ("sat_ray.sweep.plan",))
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a search may spend. accelerator_seconds: None for no limit; gpus: of each trial, 0 where it has none."""
+    """What a search may spend. accelerator_seconds: None for no limit.
+
+    gpus: of each trial, 0 where it has none.
+    """
 
     accelerator_seconds: float | None
     gpus: float
@@ -46,8 +49,9 @@ class Budget:
 class SearchResult:
     """What a search came to.
 
-    finalists: what is worth a full training; done, planned: how many `unit` of work, trainings up to a rung or trials; cut: whether the
-    budget ended it; left_out: activations without a finalist, because no trial of theirs was started.
+    finalists: what is worth a full training; done, planned: numbers of `unit`, trainings up
+    to a rung or trials; cut: whether the budget ended it; left_out: activations without a finalist,
+    because no trial of theirs was started.
     """
 
     finalists: tuple[SearchPoint, ...]
@@ -73,12 +77,15 @@ class SearchResult:
     def sentence(self, cost: CostSettings, *, spent: float) -> str:
         """Say in one sentence what the search came to. spent: accelerator-seconds."""
         if not self.cut:
-            return f"The search ran to its end: {self.done} of {self.planned} {self.unit}, {cost.amount(spent)}."
+            return (
+                f"The search ran to its end: {self.done} of {self.planned} {self.unit}, "
+                f"{cost.amount(spent)}."
+            )
         budget = cost.amount(cost.budget_seconds() or 0.0)
         missing = f"; never tried: {', '.join(self.left_out)}" if self.left_out else ""
         return (
-            f"The search was cut by its budget of {budget} at {self.done} of {self.planned} {self.unit} ({cost.amount(spent)} spent)"
-            f"{missing}. A larger --budget goes on with it."
+            f"The search was cut by its budget of {budget} at {self.done} of {self.planned} "
+            f"{self.unit} ({cost.amount(spent)} spent){missing}. A larger --budget goes on with it."
         )
 
 
@@ -91,7 +98,10 @@ def result_of(
     unit: str,
     cut: bool,
 ) -> SearchResult:
-    """Return the result of a search. best: of every group of its configurations, None where no trial of it was started."""
+    """Return the result of a search.
+
+    best: of every group of its configurations, None where no trial of it was started.
+    """
     left_out = tuple(
         group_name(group) for group, one in zip(_groups(config), best, strict=True) if one is None
     )
@@ -116,7 +126,10 @@ def group_name(group: Group) -> str:
 
 
 def commit_result(config: SweepConfig, records: Records, result: SearchResult) -> None:
-    """Commit what the search that made these records came to under its budget; more records or another budget ask for another result."""
+    """Commit what the search that made these records came to under its budget.
+
+    More records or another budget ask for another result.
+    """
     inputs = _inputs(config, records)
     records.commit(
         RESULT, record_key(RESULT, inputs), inputs=inputs, payload=result.to_json(), seconds=0.0
@@ -124,7 +137,10 @@ def commit_result(config: SweepConfig, records: Records, result: SearchResult) -
 
 
 def find_result(config: SweepConfig, records: Records) -> SearchResult | None:
-    """Return what the search came to; None while it runs, or where it stopped before its end for another reason than its budget."""
+    """Return the result of the search.
+
+    None while it runs, or where it stopped for another reason than its end or its budget.
+    """
     record = records.find(RESULT, record_key(RESULT, _inputs(config, records)))
     return None if record is None else SearchResult.from_json(record.payload)
 

@@ -1,11 +1,14 @@
-"""What a sweep costs before anything is spent: floating-point operations, accelerator-hours and storage.
+"""Estimate what a sweep costs: floating-point operations, accelerator-hours and storage.
 
-    F        operations of one forward pass of one image, counted by torch on its meta device, where nothing is computed
+    F        operations of one forward pass of one image, counted by torch on its meta device,
+             where nothing is computed
     2 F      with the gradient at the image: a step of an attack
     3 F      with the gradient at the weights too: an update
-    hours    from one measured rate of training, resources.images_per_second, in proportion to these operations; where that is a rate in
-             bf16, evaluation and cards, which compute in float32, take longer than is said
-    smaller  images of the first epochs (training.resize_start) cost what a forward pass of their size costs
+    hours    from one measured rate of training, resources.images_per_second, in proportion to these
+             operations; where that is a rate in bf16, evaluation and cards, which compute in
+             float32, take longer than the estimate
+    smaller  images of the first epochs (training.resize_start) cost what a forward pass of their
+             size costs
 
 Not counted: validation while training, optimizer, decoding, communication, waiting for nodes.
 """
@@ -29,12 +32,20 @@ from sat_ray.training.progressive_resizing import image_shape
 from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.import_string import is_reference
 
+# Classes where preparing the images counts them: enough for all targets of AutoAttack's budget.
+UNKNOWN_CLASSES = 10
 JPEG_SHARE = 0.1  # of the raw pixels, roughly, at the quality in which images are stored
-UNMEASURED = "not known; give --resources.images-per-second N: measured training images per second of one accelerator, attack included"
+UNMEASURED = (
+    "not known; give --resources.images-per-second N: measured training images per second of one "
+    "accelerator, attack included"
+)
 
 
 def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> dict[str, str]:
-    """Return what is shown. passes: see `dry_run.passes_of`; what cannot be known without the images, or without own code, is left out."""
+    """Return what is shown. passes: see `dry_run.passes_of`.
+
+    What cannot be known without the images, or without own code, is left out.
+    """
     shape = config.data.shape()
     if shape is None or is_reference(config.model.name):
         return (
@@ -48,7 +59,8 @@ def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> d
         operations(config, shape, passes, classes=source.classes),
     )
     return {
-        "one forward pass": f"{forward / 1e9:.3g} GFLOP an image of {shape[2]} x {shape[1]}, {parameters / 1e6:.3g} million parameters",
+        "one forward pass": f"{forward / 1e9:.3g} GFLOP an image of {shape[2]} x {shape[1]}, "
+        f"{parameters / 1e6:.3g} million parameters",
         **_sizes(config, shape, shares["training"]),
         **{f"estimated operations, {name}": f"{count:.2g} FLOP" for name, count in done.items()},
         **_spent(config, hours_of(config, done, forward)),
@@ -59,7 +71,10 @@ def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> d
 def estimated_hours(
     config: SweepConfig, source: Source, passes: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return the accelerator-hours of every part of a sweep; {} where `costs` shows none. passes: see `dry_run.passes_of`."""
+    """Return the accelerator-hours of every part of a sweep.
+
+    {} where `costs` shows none. passes: see `dry_run.passes_of`.
+    """
     shape = config.data.shape()
     if shape is None or is_reference(config.model.name) or not config.resources.images_per_second:
         return {}
@@ -90,16 +105,24 @@ def _shares(config: SweepConfig, shape: tuple[int, int, int], *, classes: int) -
 def forward_operations(
     config: SweepConfig, shape: tuple[int, int, int], *, classes: int
 ) -> tuple[int, int]:
-    """Return the floating-point operations of one forward pass of one image, a multiplication and an addition being two, and parameters."""
+    """Return the floating-point operations of a forward pass of one image, and the parameters.
+
+    A multiplication and an addition count as two operations.
+    """
     return _operations(config.model, shape, classes)
 
 
 @functools.cache
 def _operations(model: ModelSettings, shape: tuple[int, int, int], classes: int) -> tuple[int, int]:
     spec = ModelSpec(
-        name=model.name, num_classes=classes or 10, in_channels=shape[0], stem=model.stem, width=model.width, mean=(0.5,) * shape[0],
+        name=model.name,
+        num_classes=classes or UNKNOWN_CLASSES,
+        in_channels=shape[0],
+        stem=model.stem,
+        width=model.width,
+        mean=(0.5,) * shape[0],
         std=(0.5,) * shape[0],
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         net, image = model_from_spec(spec, seed=0).eval(), torch.empty(1, *shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -110,7 +133,10 @@ def _operations(model: ModelSettings, shape: tuple[int, int, int], classes: int)
 def share_of_whole_images(
     config: SweepConfig, training: TrainingSettings, shape: tuple[int, int, int], *, classes: int
 ) -> float:
-    """Return the operations of a training over those that it would take if all its images were whole, in (0, 1]. shape: of whole ones."""
+    """Return a training's operations as a share of those with all images whole, in (0, 1].
+
+    shape: of whole images.
+    """
     if not training.resize_start:
         return 1.0
     epochs = Counter(image_shape(training, epoch, shape) for epoch in range(training.epochs))
@@ -130,7 +156,8 @@ def _sizes(config: SweepConfig, shape: tuple[int, int, int], share: float) -> di
         f"{width} x {height} from epoch {epoch + 1}" for (_, height, width), epoch in first.items()
     )
     return {
-        "sizes of training images": f"{sizes}: {100 * share:.0f} % of the operations that whole images would take"
+        "sizes of training images": f"{sizes}: {100 * share:.0f} % of the operations "
+        "that whole images would take"
     }
 
 
@@ -155,7 +182,10 @@ def forwards(config: SweepConfig, passes: Mapping[str, float]) -> dict[str, floa
 def hours_of(
     config: SweepConfig, operations: Mapping[str, float], forward: int
 ) -> dict[str, float]:
-    """Return the accelerator-hours of every part of a sweep, {} without a measured rate. forward: operations of one forward pass."""
+    """Return the accelerator-hours of every part of a sweep, {} without a measured rate.
+
+    forward: operations of one forward pass.
+    """
     per_hour = (
         3600 * config.resources.images_per_second * forwards_per_image(config.training) * forward
     )
@@ -172,7 +202,8 @@ def _spent(config: SweepConfig, hours: Mapping[str, float]) -> dict[str, str]:
     )
     caveat = "; their float32 is slower than the bf16 of this rate" if faster else ""
     shown = {
-        "estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each ({parts}; but for search and training at most{caveat})"
+        "estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each "
+        f"({parts}; but for search and training at most{caveat})"
     }
     money = config.cost.money(3600 * total)
     return (
@@ -180,7 +211,8 @@ def _spent(config: SweepConfig, hours: Mapping[str, float]) -> dict[str, str]:
         if money is None
         else shown
         | {
-            "estimated price": f"{money:,.2f} {config.cost.currency} (but for search and training at most)"
+            "estimated price": f"{money:,.2f} {config.cost.currency} "
+            "(but for search and training at most)"
         }
     )
 
@@ -204,9 +236,6 @@ def _bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count / 1e6:.3g} MB"
-
-
-UNKNOWN_CLASSES = 10  # of images that are counted when they are prepared: enough for every target of AutoAttack's budget
 
 
 def passes_of(config: SweepConfig, source: Source) -> dict[str, float]:

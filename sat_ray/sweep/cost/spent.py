@@ -1,9 +1,11 @@
-"""What a sweep has spent, from its committed records: accelerator-seconds, passes and money, by stage and by piece of work.
+"""What a sweep has spent, from its committed records: accelerator-seconds, passes and money.
 
-    accelerator-seconds = seconds · workers · GPUs of each (1 where there is none: then they are seconds of worker processes)
+    accelerator-seconds = seconds · workers · GPUs of each
+        (1 where there is none: then they are seconds of worker processes)
     money = accelerator-seconds / 3600 · price of an accelerator-hour
 
-Time that ended in no record (a killed attempt, start-up, an idle node) is not in it: what a cloud bills is more.
+Time that ended in no record (a killed attempt, start-up, an idle node) is not in it: what a cloud
+bills is more.
 """
 
 import math
@@ -17,8 +19,9 @@ from sat_ray.sweep.records.store import Record, Records
 from sat_ray.sweep.tasks import CARD, EVALUATE, STRONG, TRAIN, VALIDATE
 
 ESTIMATES = (
-    "Estimated: what --dry-run expects of the whole plan from resources.images_per_second, of attacks and cards at most (strong attacks "
-    "are counted on every image, and meet the survivors of PGD alone); validation while training is not in it. Spent: committed work alone."
+    "Estimated: what --dry-run expects of the whole plan from resources.images_per_second, of "
+    "attacks and cards at most (strong attacks are counted on every image, and meet the survivors "
+    "of PGD alone); validation while training is not in it. Spent: committed work alone."
 )
 EVALUATED = (
     "train",
@@ -30,7 +33,10 @@ EVALUATED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """One piece of work, or a sum. passes: forward and backward passes of one image, None where they were not counted."""
+    """What one task or a sum of tasks took.
+
+    passes: forward and backward passes of one image, None where they were not counted.
+    """
 
     name: str
     accelerator_seconds: float
@@ -50,7 +56,10 @@ class Spent:
 def spent_by_stage(
     config: SweepConfig, records: Records, *, train_images: int
 ) -> dict[str, list[Spent]]:
-    """Return the committed work of the stages that take accelerators, a model's shards as one piece. train_images: of the train split."""
+    """Return the committed work of the stages that take accelerators, one item for each model.
+
+    train_images: of the train split.
+    """
     asked = config.resources
     per_epoch = train_images * config.training.passes_per_image()
     trials = [
@@ -96,12 +105,18 @@ def _training(record: Record, *, gpus: float, per_epoch: float) -> Spent:
 
 
 def evaluation_seconds(record: Record, *, gpus: float) -> float:
-    """Return the accelerator-seconds of an evaluated shard or a card. gpus: that it held where its record does not say, 0 for none."""
+    """Return the accelerator-seconds of an evaluated shard or a card.
+
+    gpus: that it held where its record does not say, 0 for none.
+    """
     return float(record.seconds * record.payload.get("gpus", gpus or 1))
 
 
 def training_seconds(record: Record, *, gpus: float) -> float:
-    """Return the accelerator-seconds of a training, all rungs of a trial together. gpus: of each worker, 0 where it has none."""
+    """Return the accelerator-seconds of a training, all rungs of a trial together.
+
+    gpus: of each worker, 0 where it has none.
+    """
     return float(record.payload["accelerator_seconds"] * (gpus or 1))
 
 
@@ -127,9 +142,10 @@ def cost_summary(
     *,
     estimated: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Return what leaderboard.json says under `cost`: the price, every stage, their sum, and every trial of the search.
+    """Return what leaderboard.json says under `cost`: price, stages, their sum, and trials.
 
-    stages: of `spent_by_stage`; estimated: accelerator-seconds expected of each stage, as far as that was known before.
+    stages: of `spent_by_stage`; estimated: accelerator-seconds expected of each stage, as far as
+    that was known before.
     """
     before = dict(estimated or {})
     sums = [total(name, parts) for name, parts in stages.items()]
@@ -170,7 +186,10 @@ def with_costs(
 def row_cost(
     row: Mapping[str, Any], config: SweepConfig, stages: Mapping[str, list[Spent]]
 ) -> dict[str, Any]:
-    """Return what one row of the leaderboard cost, training and evaluations together. row: with the place of its `outcomes`."""
+    """Return what one row of the leaderboard cost, training and evaluations together.
+
+    row: with the place of its `outcomes`.
+    """
     name = row["outcomes"].rpartition("/")[2].removesuffix(".parquet")
     parts = [one for stage in EVALUATED for one in stages.get(stage, []) if one.name == name]
     return {
@@ -187,4 +206,5 @@ def cost_sentence(cost: dict[str, Any]) -> str:
         f", {money_text(whole['money'])} {cost['currency']}" if whole["money"] is not None else ""
     )
     stages = ", ".join(f"{one['name']} {one['accelerator_seconds']:,.0f}" for one in cost["stages"])
-    return f"Accelerator-seconds of committed work: {whole['accelerator_seconds']:,.0f}{money} ({stages})."
+    spent = f"{whole['accelerator_seconds']:,.0f}"
+    return f"Accelerator-seconds of committed work: {spent}{money} ({stages})."

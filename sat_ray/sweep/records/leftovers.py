@@ -1,4 +1,7 @@
-"""What killed attempts left in a sweep's folder: temporary files, models and shards that no record names; removed when a sweep starts."""
+"""Remove what killed attempts left in a sweep's folder, when the sweep starts.
+
+These are temporary files, and models and shards that no record names.
+"""
 
 import contextlib
 import time
@@ -9,14 +12,17 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.store import STATE, SUPERSEDED, Record, Records, Stage, attempt_began
 from sat_ray.sweep.tasks import EVALUATE, SEARCH, TRAIN
 
-LIVING_SECONDS = 3600.0  # an attempt names its files when its work is done: a record that has not followed within an hour never will
+# An attempt writes its files when its work is done; a record that does not follow within an hour
+# never will.
+LIVING_SECONDS = 3600.0
 PARTS = f"{STATE}/parts"
 
 
 def remove_leftovers(storage: Storage) -> list[str]:
     """Remove what no record of a sweep names and no living attempt writes; return the paths.
 
-    The caller holds the sweep, so that no other driver starts attempts meanwhile. Raises ValueError where a record is damaged.
+    The caller holds the sweep, so that no other driver starts attempts meanwhile. Raises ValueError
+    where a record is damaged.
     """
     removed = storage.remove_abandoned()
     records = Records(storage)
@@ -60,7 +66,10 @@ def _named(records: Records, stage: Stage) -> Iterator[str]:
 
 
 def _parts_without_record(records: Records) -> Iterator[str]:
-    """Yield the parts of evaluations that no record names; the record of a shard with one part is not read, it can name no other."""
+    """Yield the parts of evaluations that no record names.
+
+    The record of a shard with one part is not read, it can name no other.
+    """
     by_key: dict[str, list[str]] = {}
     for name in _old(records.storage.names(PARTS)):
         by_key.setdefault(name.partition("-")[0], []).append(f"{PARTS}/{name}")

@@ -1,9 +1,9 @@
 """A lease by heartbeats, for stores without locks.
 
 Every driver that takes a sweep makes the next file of state/drivers/ (00000001.json, 00000002.json
-and so on) on the condition that it is not there, so exactly one of several succeeds. Only the driver
-that made a file writes it again, as its heartbeat. A driver that finds a later file than its own has
-lost the sweep. The files stay: a driver that was stopped may look for them after any time.
+and so on) on the condition that it is not there, so exactly one of several succeeds. Only the
+driver that made a file writes it again, as its heartbeat. A driver that finds a later file than its
+own has lost the sweep. The files stay: a driver that was stopped may look for them after any time.
 
 Only If-None-Match is needed. Some S3 servers ignore If-Match, and a sweep would not notice.
 """
@@ -41,28 +41,32 @@ class Lease:
         self.lost = threading.Event()
 
     def check(self) -> None:
-        """Raise LostLeaseError where the last heartbeat found the sweep taken over; asks nobody."""
+        """Raise LostLeaseError where the last heartbeat found the sweep taken over.
+
+        It makes no request.
+        """
         if self.lost.is_set():
             raise _lost(self.storage)
 
 
 def named(owner: dict[str, Any]) -> str:
-    """Say who an owner is."""
+    """Return an owner's process and host, for messages."""
     return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
 
 
 def refused(storage: Storage, owner: dict[str, Any]) -> SecondDriverError:
     """Return the error of a driver that may not work on a sweep."""
     return SecondDriverError(
-        f"another driver ({named(owner)}) works on {storage.uri}; wait for it, stop it, or choose another --name"
+        f"another driver ({named(owner)}) works on {storage.uri}; "
+        "wait for it, stop it, or choose another --name"
     )
 
 
 def _lost(storage: Storage) -> LostLeaseError:
     owner = latest(storage)[1]
     return LostLeaseError(
-        f"another driver ({named(owner)}) has taken {storage.uri} over, because this one was silent "
-        "for too long; this one has stopped, and nothing is lost"
+        f"another driver ({named(owner)}) has taken {storage.uri} over, because this one was "
+        "silent for too long; this one has stopped, and nothing is lost"
     )
 
 

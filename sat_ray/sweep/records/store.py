@@ -1,7 +1,8 @@
 """Stages and their records. Records are the truth: whatever else exists is rebuilt from them.
 
-A record is one JSON file under state/<stage>/, named by its key and committed last, after the files it lists. Its key hashes the stage's
-version, the semantic inputs and the numerical environment, so a committed record is never computed again.
+A record is one JSON file under state/<stage>/, named by its key and committed last, after the files
+it lists. Its key hashes the stage's version, the semantic inputs and the numerical environment, so
+a committed record is never computed again.
 """
 
 import contextlib
@@ -23,7 +24,9 @@ SUPERSEDED = "superseded"  # records that were moved aside
 BEGUN = f"{STATE}/progress"  # trainings under way: what they began with, and their states
 AGAIN = "move it away and run again"
 ELSEWHERE = "choose another --name or --storage, or move the folder of the sweep away"
-USER_DEFINED = "own"  # among a record's inputs: the names, module:function, of the user's own code that it rests on
+# Field of a record's inputs: the names, module:function, of user-defined code. It stays "own",
+# because keys hash it.
+USER_DEFINED = "own"
 SURVIVORS_OF = (
     "survivors_of"  # among those of an evaluation: the record whose surviving images it attacks
 )
@@ -33,8 +36,8 @@ SURVIVORS_OF = (
 class Stage:
     """One node of the pipeline.
 
-    version: raise it when the meaning of the results changes; modules: the code whose change a record must notice (with all of this
-    package that it imports).
+    version: raise it when the meaning of the results changes; modules: the code whose change a
+    record must notice (with all of this package that it imports).
     """
 
     name: str
@@ -44,7 +47,10 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one unit of work left behind. payload: its result as JSON; code: hash per module; created: unix time; seconds: of work."""
+    """The committed result of one task. payload: its result as JSON.
+
+    code: hash per module; created: unix time; seconds: of work.
+    """
 
     stage: str
     key: str
@@ -63,7 +69,7 @@ class Record:
 
 
 def _timeless(value: Any) -> Any:
-    """Drop measured times, the GPU that was held and the attempt's own paths, which differ between two equal computations."""
+    """Drop what differs between equal computations: times, the GPU's share, paths."""
     dropped = ("seconds", "images_per_second", "path", "created", "history", "gpu")
     if isinstance(value, dict):
         return {k: _timeless(v) for k, v in value.items() if not any(word in k for word in dropped)}
@@ -71,15 +77,21 @@ def _timeless(value: Any) -> Any:
 
 
 def record_key(stage: Stage, inputs: dict[str, Any]) -> str:
-    """Return the key of the work that `inputs` (semantic settings, input hashes, environment) determine."""
+    """Return the key of the result that `inputs` determine.
+
+    inputs: semantic settings, hashes of what is read, environment.
+    """
     return content_hash({"stage": stage.name, "version": stage.version, "inputs": inputs})[:32]
 
 
 class Records:
-    """The records of one sweep. Any number of processes may use it at once; a key has one record, the first committed.
+    """The records of one sweep. Any number of processes may use it at once.
 
-    What `all` has read it keeps, because a committed record never changes: who asks again and again holds on to one of these. Of
-    evaluation shards there may be tens of thousands: `each` and `new` hold one record at a time.
+    A key has one record, the first committed.
+
+    What `all` has read it keeps, because a committed record never changes: who asks again and again
+    holds on to one of these. Of evaluation shards there may be tens of thousands: `each` and `new`
+    hold one record at a time.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -88,7 +100,10 @@ class Records:
         self._seen: dict[str, set[str]] = {}
 
     def find(self, stage: Stage, key: str) -> Record | None:
-        """Return the committed record with this key, or None; ValueError names one that is damaged or was changed."""
+        """Return the committed record with this key, or None.
+
+        ValueError names one that is damaged or was changed.
+        """
         path = f"{STATE}/{stage.name}/{key}.json"
         try:
             record = self._record(path)
@@ -121,7 +136,9 @@ class Records:
         payload: dict[str, Any],
         seconds: float,
     ) -> Record:
-        """Commit a result and return the record that counts: this one, or the one that another attempt committed before.
+        """Commit a result and return the record that counts.
+
+        It is this one, or the one that another attempt committed before.
 
         LostLeaseError where this process works for a driver that has lost the sweep.
         """
@@ -142,7 +159,10 @@ class Records:
         return record
 
     def begin(self, stage: Stage, key: str, *, inputs: dict[str, Any]) -> None:
-        """Write down with which code work begins whose state is kept before it is committed; replaces what an earlier start wrote."""
+        """Write down with which code work begins whose state is kept before it is committed.
+
+        Replaces what an earlier start wrote.
+        """
         check_lease(self.storage)
         code = code_hashes(modules_behind(stage, inputs))
         begun = Record(
@@ -172,7 +192,10 @@ class Records:
         return [name.removesuffix(".json") for name in self.storage.names(f"{STATE}/{stage.name}")]
 
     def all(self, stage: Stage) -> list[Record]:
-        """Return every committed record of a stage, oldest first; only those that came since the last call are read."""
+        """Return every committed record of a stage, oldest first.
+
+        Only those that came since the last call are read.
+        """
         found = (self._kept(stage, key) for key in self.keys(stage))
         return sorted(
             (record for record in found if record), key=lambda record: (record.created, record.key)
@@ -183,7 +206,10 @@ class Records:
         return (record for key in self.keys(stage) if (record := self.find(stage, key)))
 
     def new(self, stage: Stage) -> Iterator[Record]:
-        """Yield the records of a stage that were not yielded before, by key; their keys alone are kept."""
+        """Yield the records of a stage that were not yielded before, by key.
+
+        Their keys alone are kept.
+        """
         seen = self._seen.setdefault(stage.name, set())
         for key in self.keys(stage):
             if key not in seen and (record := self.find(stage, key)):
@@ -197,7 +223,10 @@ class Records:
         return self._read.get(name)
 
     def supersede(self, record: Record) -> None:
-        """Move a record aside, or the states of work that has only begun, so that it is done again; nothing is deleted."""
+        """Move a record, or the states of a task that has only begun, aside: it is done again.
+
+        Nothing is deleted.
+        """
         check_lease(self.storage)
         states = [
             f"progress/{record.key}.safetensors",
@@ -214,7 +243,10 @@ class Records:
 
 
 def modules_behind(stage: Stage, inputs: dict[str, Any]) -> tuple[str, ...]:
-    """Return the modules whose code a record rests on: those of the stage, and the user's own that its inputs name."""
+    """Return the modules whose code determines a record.
+
+    They are those of the stage, and the user-defined ones that its inputs name.
+    """
     return (
         *stage.modules,
         *sorted({name.partition(":")[0] for name in inputs.get(USER_DEFINED, [])}),
@@ -234,7 +266,8 @@ def numerical_environment(
 ) -> dict[str, Any]:
     """Describe what the bits of a result depend on beside its inputs.
 
-    accelerator: GPU model, "" for this machine's CPU; compiled: torch.compile makes the kernels (those of torch itself have no entry).
+    accelerator: GPU model, "" for this machine's CPU; compiled: torch.compile makes the kernels
+    (those of torch itself have no entry).
     """
     import torch  # records can be read without it
 
@@ -253,7 +286,10 @@ def numerical_environment(
 
 
 def require_environment(environment: Mapping[str, Any]) -> None:
-    """Raise ValueError where this process would compute other bits than a result is to be recorded under: another GPU or CPU."""
+    """Raise ValueError where this process's GPU or CPU is not the one of the environment.
+
+    It would compute other bits.
+    """
     import torch
 
     kind, _, wanted = str(environment["device"]).partition(":")
@@ -263,12 +299,14 @@ def require_environment(environment: Mapping[str, Any]) -> None:
         )
         if wanted.lower() not in found.lower():
             raise ValueError(
-                f"the accelerator is given as {wanted!r} and this node's GPU is {found!r}; allowed: a part of that name"
+                f"the accelerator must be a part of the name of this node's GPU, {found!r}, "
+                f"got {wanted!r}"
             )
     elif (here := torch.backends.cpu.get_cpu_capability()) != wanted:
         raise ValueError(
-            f"this node's processor computes with {here}, the driver's with {wanted}, and their bits differ; use nodes of one kind, or set "
-            "ATEN_CPU_CAPABILITY (default, avx2 or avx512) to the lesser of the two on all of them"
+            f"this node's processor computes with {here}, the driver's with {wanted}, and their "
+            "bits differ; use nodes of one kind, or set ATEN_CPU_CAPABILITY (default, avx2 or "
+            "avx512) to the lesser of the two on all of them"
         )
 
 
@@ -278,6 +316,9 @@ def attempt_name() -> str:
 
 
 def attempt_began(name: str) -> float | None:
-    """Return the unix time of the attempt at the end of a file's or folder's name; None where there is none."""
+    """Return the unix time of the attempt at the end of a file's or folder's name.
+
+    None where there is none.
+    """
     found = re.fullmatch(r"(?:.*-)?([0-9a-f]{15,16})-[0-9a-f]+-[0-9a-f]{6}(?:\.\w+)?", name)
     return int(found[1], 16) / 1e9 if found else None

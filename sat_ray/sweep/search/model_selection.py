@@ -1,7 +1,10 @@
-"""Which configuration wins: by the mean over seeds of its robust accuracy on validation, never by a figure of the test split.
+"""Which configuration wins: the one with the best mean robust accuracy on validation over seeds.
 
-That accuracy is what a cascade of strong attacks leaves of the validation images. One attack on cross-entropy alone ranks models by
-how well their gradients hide, too: x * sigmoid(32 x) at epsilon 64/255 beats relu under PGD-100 and not under AutoAttack.
+A figure of the test split never decides.
+
+That accuracy is what a cascade of strong attacks leaves of the validation images. One attack on
+cross-entropy alone ranks models by how well their gradients hide, too: x * sigmoid(32 x) at epsilon
+64/255 beats relu under PGD-100 and not under AutoAttack.
 """
 
 import math
@@ -11,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Validated:
-    """One trained model: the name of its configuration, its seed, and its robust accuracy on validation in [0, 1]."""
+    """One trained model. robust_accuracy: on validation, in [0, 1]."""
 
     configuration: str
     seed: int
@@ -26,7 +29,8 @@ def ranked(models: Sequence[Validated]) -> list[tuple[float, int]]:
     seeds: dict[str, list[int]] = {}
     for index, model in enumerate(models):
         seeds.setdefault(model.configuration, []).append(index)
-    # Rounded, because equal accuracies summed in another order may differ in the last bit and a tie must stay a tie.
+    # Rounded, because equal accuracies summed in another order may differ in the last bit and a tie
+    # must stay a tie.
     means = {
         name: round(math.fsum(models[i].robust_accuracy for i in same) / len(same), 12)
         for name, same in seeds.items()

@@ -1,4 +1,4 @@
-"""One point of the search: which activation the model uses, and through which view the attacker sees it during training."""
+"""The points of a search: an activation, and the attacker's view of it during training."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,12 @@ from sat_ray.utils.import_string import is_reference, slug, stored_names
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPoint:
-    """Name an (activation, attacker_activation) pair with its alphas; illegal pairs raise ValueError.
+    """Name an (activation, attacker_activation) pair with its alphas.
 
-    alpha, attacker_alpha: None where the activation has none (or learns it); attacker_activation: "" for the model's own.
+    Illegal pairs raise ValueError.
+
+    alpha, attacker_alpha: None where the activation has none (or learns it); attacker_activation:
+    "" for the model's own.
     """
 
     activation: str
@@ -52,7 +55,10 @@ class SearchPoint:
 
     @classmethod
     def stored(cls, value: Mapping[str, Any]) -> "SearchPoint":
-        """Return a configuration that a stored file holds; it names no code that no person named."""
+        """Return a configuration that a stored file holds.
+
+        It names no code that no person named.
+        """
         with stored_names():
             return cls(**value)
 
@@ -104,7 +110,7 @@ def _slug(name: str, alpha: float | None) -> str:
 def configuration_name(
     activation: str, *, alpha: float | None, attacker_activation: str, attacker_alpha: float | None
 ) -> str:
-    """Return a display name: `silu`, `parametric_softplus α=10`, `relu · attacker relu_smooth_backward α=10`."""
+    """Return a display name: `silu`, `silu α=10`, `relu · attacker relu_smooth_backward α=10`."""
     own = display_name(activation, alpha)
     if (attacker_activation, attacker_alpha) == (activation, alpha):
         return own
@@ -151,7 +157,8 @@ def parse_pair(text: str, *, field: str) -> SearchPoint:
     activation, slash, attacker = text.partition("/")
     if not slash:
         raise ValueError(
-            f"{field} {text!r} is not a pair; allowed: activation/attacker_activation, for example relu/relu_smooth_backward"
+            f"{field} must be activation/attacker_activation, for example "
+            f"relu/relu_smooth_backward, got {text!r}"
         )
     return SearchPoint(activation=activation, attacker_activation=attacker)
 
@@ -161,13 +168,14 @@ def _number(text: str, *, field: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(
-            f"{field}: {text!r} is not a number; allowed: for example parametric_softplus:5,10,20"
+            f"{field}: an alpha must be a number, got {text!r}; "
+            "for example parametric_softplus:5,10,20"
         ) from None
 
 
 @dataclass(frozen=True)
 class Group:
-    """The configurations that compete for one place on the leaderboard: the alphas of one activation, or one pair."""
+    """Points that compete for one place on the leaderboard: an activation's alphas, or a pair."""
 
     members: tuple[SearchPoint, ...]
 
@@ -183,7 +191,10 @@ def groups(configurations: Sequence[SearchPoint]) -> list[Group]:
 def promote(
     group: Group, scores: dict[SearchPoint, tuple[float, float]], *, reduction: int
 ) -> Group:
-    """Keep the best 1 / reduction of a group (at least one) by (robust, clean) score; ties go to the earlier configuration."""
+    """Keep the best 1 / reduction of a group (at least one) by (robust, clean) score.
+
+    Ties go to the earlier configuration.
+    """
     ranked = sorted(
         group.members, key=lambda one: (tuple(-v for v in scores[one]), group.members.index(one))
     )

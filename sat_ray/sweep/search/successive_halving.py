@@ -1,7 +1,10 @@
-"""A grid of configurations halved at rungs, as functions of the scores that are committed: what is to be trained next, and who leads.
+"""A grid of points halved at rungs: what is trained next, and which point leads.
 
-The members of a group (the alphas of one activation) train to the first rung; the best 1 / reduction go on to the next, while more than
-one is left. Nothing here depends on when or in what order scores came, so a search that was stopped anywhere goes on as if it had not been.
+All functions depend on the committed scores alone.
+
+The members of a group (the alphas of one activation) train to the first rung; the best 1 /
+reduction go on to the next, while more than one is left. Nothing here depends on when or in what
+order scores came, so a search that was stopped anywhere goes on as if it had not been.
 """
 
 import itertools
@@ -18,9 +21,12 @@ Scores = Mapping[tuple[SearchPoint, int], tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Climb:
-    """How far a group has come. rung: epochs its `waiting` members are to reach, 0 where it is through.
+    """How far a group has come.
 
-    best: the leader of the last rung that all its members have reached, of the first rung among those that have; None before any has.
+    rung: epochs that its `waiting` members are to reach, 0 where the group is done.
+
+    best: the leader of the last rung that all its members have reached, of the first rung among
+    those that have; None before any has.
     """
 
     best: SearchPoint | None
@@ -29,7 +35,10 @@ class Climb:
 
 
 def climb(group: Group, scores: Scores, *, rungs: Sequence[int], reduction: int) -> Climb:
-    """Follow a group from rung to rung as far as its members have scores; ties go to the earlier member."""
+    """Follow a group from rung to rung as far as its members have scores.
+
+    Ties go to the earlier member.
+    """
     best = None
     for number, rung in enumerate(rungs):
         if number and len(group.members) == 1:
@@ -57,12 +66,18 @@ def climbs(competing: Sequence[Group], scores: Scores, search: SearchSettings) -
 
 
 def next_rung(found: Sequence[Climb]) -> tuple[int, list[SearchPoint]]:
-    """Return the lowest rung that somebody is to reach, in epochs, and who, in the order in which they should start; (0, []) at the end."""
+    """Return the lowest rung that points have yet to reach, in epochs, and these points in order.
+
+    (0, []) at the end.
+    """
     rung = min((one.rung for one in found if one.waiting), default=0)
     return rung, in_turn([one.waiting for one in found if one.rung == rung])
 
 
 def in_turn(members: Sequence[Sequence[SearchPoint]]) -> list[SearchPoint]:
-    """Order configurations so that a search stopped early has seen most: relu as it is, then one of every group, then a second of each."""
+    """Order points so that a search that stops early has tried the most groups.
+
+    relu comes first, then one point of every group, then a second of each.
+    """
     turns = itertools.chain.from_iterable(itertools.zip_longest(*members))
     return sorted((one for one in turns if one is not None), key=lambda one: one != BASELINE)

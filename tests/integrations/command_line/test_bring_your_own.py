@@ -85,7 +85,7 @@ def test_an_activation_is_checked_at_every_alpha_that_it_is_used_with() -> None:
 
 
 def test_a_name_of_the_registry_with_a_mistyped_alpha_is_not_taken_for_a_module() -> None:
-    with pytest.raises(ValueError, match="'ten' is not a number"):
+    with pytest.raises(ValueError, match="an alpha must be a number, got 'ten'"):
         parse_choice("parametric_softplus:ten", field="search.activations")
     with pytest.raises(ValueError, match="module no_such cannot be imported"):
         parse_choice("no_such:f", field="search.activations")

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from sat_ray.integrations.command_line.main import COMMANDS
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.utils.serialization import to_json
 
-PIPELINES = Path(__file__).parent.parent / "pipelines"
+PIPELINES = ROOT / "pipelines"
 HEAVY = {"torch", "torchvision", "ray", "mlflow", "sklearn", "matplotlib", "boto3", "optuna"}
 WITH_TORCH = {"torch", "torchvision"}
 # Runs a script and prints the exit status, then each heavy package that was loaded with the chain

@@ -9,11 +9,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from sat_ray import __version__
 from sat_ray.integrations.command_line.main import COMMANDS, unknown
 
-ROOT = Path(__file__).parent.parent
 UV = Path(sys.executable).parent / "uv"
 
 

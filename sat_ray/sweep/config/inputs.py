@@ -1,0 +1,120 @@
+"""Settings of what a sweep trains: the images and the network."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from sat_ray.data.choices import Loading
+from sat_ray.data.images import ENCODINGS, LARGEST_SIDE, Storing
+from sat_ray.data.sources.base import Source
+from sat_ray.data.sources.registry import dataset_source
+from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
+from sat_ray.storage.uris import SCHEME, check_address
+from sat_ray.utils.bounds import BelowOne, Bounds, Count, Share, Width, check_fields
+from sat_ray.utils.names import check_name
+from sat_ray.utils.serialization import to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which images."""
+
+    dataset: str = "digits"
+    """Name of a dataset in sat_ray/data/sources/registry.py, or module:function of your own
+    (docs/reference/user-defined.md)."""
+    path: str = ""
+    """Folder of the images as they were downloaded: s3://bucket/folder, or a local one that is the
+    same on every node that prepares them; not needed once they are prepared."""
+    download: bool = False
+    """Fetch the official files of mnist, fashion_mnist, cifar10 or cifar100 where they are not
+    there, into data.path, or without one into ~/.cache/sat_ray; torchvision's checksums are
+    checked."""
+    image_size: Annotated[int, Bounds(0, LARGEST_SIDE)] = 0
+    """Side of the stored squares: the short side is resized to it and the centre kept; 0 leaves
+    images as they are."""
+    encoding: Literal["raw", "jpeg"] = "raw"
+    """How images that come in files are stored: raw pixels, or jpeg (quality 92, full colour) in
+    about a tenth of the space."""
+    corrupt_share: BelowOne = 0.0
+    """Share of the images that may be unreadable: they are left out and listed in the manifest."""
+    enlarged_share: Share = 0.0
+    """Share of the images whose short side may be less than image_size: they are enlarged, which
+    adds work and no detail."""
+    rows_per_shard: Count = 512
+    """Images in one Parquet shard."""
+    loading: Loading = "auto"
+    """Where training takes images from: resident (memory, the accelerator's where there is one),
+    streaming (the shards, decoded ahead of use), or auto: streaming above 4 GiB of pixels. The
+    images are the same."""
+
+    def __post_init__(self) -> None:
+        check_address(self.path, field="data.path")
+        check_name(self.encoding, ENCODINGS, field="data.encoding")
+        check_name(self.loading, get_args(Loading), field="data.loading")
+        check_fields(self, prefix="data.")
+        source = dataset_source(self.dataset)
+        self._check_download(source)
+        if not source.encoded and (self.image_size or self.encoding != "raw"):
+            raise ValueError(
+                f"data.image_size and data.encoding must be 0 and raw for {self.dataset}, "
+                f"got {self.image_size} and {self.encoding}; its images are stored as they are"
+            )
+
+    def _check_download(self, source: Source) -> None:
+        """Raise ValueError where there is nothing to download, or no folder to download it to."""
+        if self.download and not source.downloader:
+            raise ValueError(
+                f"data.download must be False for {self.dataset}, got True: "
+                "only mnist, fashion_mnist, cifar10 and cifar100 can be downloaded"
+            )
+        if self.download and self.path.startswith(SCHEME):
+            raise ValueError(
+                f"data.path must be a local folder with --data.download, got {self.path}; "
+                "download into a local folder and copy it"
+            )
+
+    def storing(self) -> Storing:
+        """Return how images that come in files are stored."""
+        return Storing(image_size=self.image_size, encoding=self.encoding)
+
+    def shape(self) -> tuple[int, int, int] | None:
+        """Return (C, H, W) of the images as they will be stored.
+
+        None where only reading the images shows it.
+        """
+        if self.image_size:
+            return (3, self.image_size, self.image_size)
+        return dataset_source(self.dataset).shape
+
+    def identity(self) -> dict[str, Any]:
+        """Return what says which images these are, as JSON.
+
+        The place of a known dataset does not matter; an image folder is its path.
+        """
+        dropped = {"corrupt_share", "download", "enlarged_share", "loading"}
+        if not dataset_source(self.dataset).anonymous:
+            dropped.add("path")
+        return {name: value for name, value in to_json(self).items() if name not in dropped}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which network; its activation is what the sweep varies."""
+
+    name: str = "small_resnet"
+    """A residual network (resnet50, resnext50_32x8d, ...), an EfficientNet (efficientnet_b0 to b7,
+    efficientnet_l1), a network for 32-pixel images (preact_resnet18, wide_resnet28_10,
+    wide_resnet34_10), small_resnet, or module:function of your own."""
+    width: Width = 12
+    """Channels of the first layer of small_resnet, or of a network of your own that takes it; the
+    others have widths of their own."""
+    stem: str = "imagenet"
+    """First layer of residual networks: imagenet (7x7, stride 2) or small (3x3, stride 1, for
+    32-pixel images); of EfficientNets: stride 2 or 1."""
+    zero_gamma: bool = False
+    """Start the last BatchNorm of each block at 0."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, prefix="model.")
+        check_model_name(self.name, field="model.name")
+        check_name(self.stem, STEMS, field="model.stem")
+        check_zero_gamma(self.name, self.zero_gamma)

@@ -1,0 +1,88 @@
+"""Read the config of a stored sweep, which may name code that no person named here."""
+
+from typing import Any
+
+from sat_ray.activations.registry import ACTIVATIONS
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config.sweep import SweepConfig
+from sat_ray.utils.import_string import check_confirmed, is_reference, stored_names
+from sat_ray.utils.serialization import from_json
+
+RENAMED = {
+    "evaluation.lanes": "evaluation.slots",
+    "lanes": "slots",
+    "search.seed": "search.seeds",
+    "training.sentinel_every": "training.guard_every",
+    "training.sentinel_images": "training.guard_images",
+    "training.sentinel_limit": "training.guard_limit",
+}
+"""Fields that had another name in an earlier version, and the name that they have now."""
+
+
+def code_named(config: Any) -> list[str]:
+    """Return every `module:function` that a stored config names, without making objects of it."""
+    search, model, data = (_part(config, name) for name in ("search", "model", "data"))
+    activations = [
+        word
+        for text in _words(search.get("activations"))
+        for word in (text, text.rpartition(":")[0])
+    ]
+    pairs = [word for text in _words(search.get("pairs")) for word in text.split("/")]
+    others = _words([model.get("name"), data.get("dataset")])
+    names = {name for name in (*others, *activations, *pairs) if is_reference(name)}
+    return sorted(name for name in names if name.partition(":")[0] not in ACTIVATIONS)
+
+
+def _part(config: Any, name: str) -> dict[str, Any]:
+    """Return a part of a stored config, empty where something else stands there."""
+    found = config.get(name) if isinstance(config, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _words(value: Any) -> list[str]:
+    return [word for word in value if isinstance(word, str)] if isinstance(value, list) else []
+
+
+def stored_config(storage: Storage) -> SweepConfig:
+    """Read the config of the sweep in a folder.
+
+    Raises FileNotFoundError where there is none, UnconfirmedCodeError where it names code that no
+    person named, other ValueErrors where it is no config of today.
+    """
+    source = storage.full("config.json")
+    try:
+        value = storage.read_json("config.json")
+    except ValueError as error:
+        raise _unreadable(source, error) from None
+    check_confirmed(code_named(value), source=source)
+    return config_of(value, source=source)
+
+
+def config_of(value: Any, *, source: str) -> SweepConfig:
+    """Make a config of the JSON values in `source`; one line where they are none."""
+    try:
+        with stored_names():
+            if renamed := _renamed(value):
+                raise ValueError(
+                    f"an earlier version wrote it: {renamed}; "
+                    "start the sweep again under another --name"
+                )
+            config: SweepConfig = from_json(SweepConfig, value)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _unreadable(source, error) from None
+    return config
+
+
+def _renamed(value: Any) -> str:
+    """Name the fields of a stored config that have another name today; "" where none has."""
+    old = [
+        name
+        for name in RENAMED
+        if "." in name and name.partition(".")[2] in _part(value, name.partition(".")[0])
+    ]
+    return ", ".join(f"{name} is now {RENAMED[name]}" for name in old)
+
+
+def _unreadable(source: str, error: Exception) -> ValueError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return ValueError(f"{source} cannot be read as a sweep's config ({reason})")
