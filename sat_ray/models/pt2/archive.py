@@ -132,7 +132,8 @@ def _checked_parts(data: bytes) -> dict[str, bytes]:
                 )
             if part.compress_type != zipfile.ZIP_STORED:
                 raise _refused(
-                    f"holds the compressed part {part.filename!r:.100}, whose size the file does not bound"
+                    f"holds the compressed part {part.filename!r:.100}, whose size the file does "
+                    "not bound"
                 )
             if name in (_MODEL, *_TABLES) and part.file_size > LONGEST_JSON:
                 raise _refused(
@@ -197,7 +198,8 @@ def _check_table(table: Any, name: str, parts: dict[str, bytes]) -> None:
             count *= _whole(size["as_int"])
         if count > len(parts[path]):
             raise _refused(
-                f"declares {count:,} elements for {tensor!r:.100}, which has {len(parts[path]):,} bytes"
+                f"declares {count:,} elements for {tensor!r:.100}, which has {len(parts[path]):,} "
+                "bytes"
             )
         elements += count
     held = sum(len(content) for part, content in parts.items() if part.startswith(f"{folder}/"))
