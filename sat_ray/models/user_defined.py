@@ -292,7 +292,7 @@ def _check_gradient(model: nn.Module, x: Tensor, *, what: str) -> None:
     size = slope.flatten(1).norm(dim=1)
     if not (slope.isfinite().all() and size.all()):
         raise ValueError(
-            f"{what} has a gradient of 0, NaN or infinity at an image, which no attack can "
+            f"{what} has a gradient of 0, NaN or infinity at an image, which no attack "
             "follow; make the forward pass differentiable"
         )
     direction = slope / size.reshape(-1, 1, 1, 1)

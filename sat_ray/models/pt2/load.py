@@ -1,6 +1,6 @@
 """Models as torch.export.save wrote them: loaded from a checked archive, and inspected.
 
-Checks keep Python code out (see `pt2_archive`). They are no sandbox: a model is a program of
+Checks keep Python code out (see `archive`). They are no sandbox: a model is a program of
 torch's operators all the same.
 """
 
