@@ -149,7 +149,7 @@ def test_a_missing_shard_is_named_with_what_to_do(
     Path(written[0].full("test-00001.parquet")).unlink()
     with pytest.raises(
         CorruptShardError,
-        match=r"test-00001\.parquet is missing; restore the file, or .* run pipelines/prepare\.py again",
+        match=r"test-00001\.parquet is missing; restore the file, or .* prepare it again",
     ):
         check(written[0])
 

@@ -232,7 +232,7 @@ def test_a_device_that_cannot_compute_in_bf16_is_refused_by_name(
         match=r"training\.precision must be float32 for Tesla T4, got bf16",
     ):
         check_precision("bf16", torch.device("cuda", 0))
-    with pytest.raises(ValueError, match="mps does not support"):
+    with pytest.raises(ValueError, match="must be float32 for mps, got bf16"):
         check_precision("bf16", torch.device("mps"))
     check_precision("float32", torch.device("cuda", 0))
 

@@ -189,8 +189,8 @@ def _refuse(bad: Sequence[tuple[Place, str]], count: int) -> None:
         shown = "; ".join(f"{printable(place.path)} ({reason})" for place, reason in bad[:5])
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise ValueError(
-            f"all {count} files must be images of 8 bits, one in a file, got {len(bad)} others: "
-            f"{shown}{more}"
+            f"{len(bad)} of {count} files cannot be used: {shown}{more}; give images of 8 bits, one "
+            "in a file"
         )
 
 
