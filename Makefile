@@ -81,7 +81,7 @@ clean: ## remove what make made, but never runs/
 	rm -rf .venv site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 cluster-validate: setup ## check every manifest offline
-	$(BIN)/python -m pytest -rs tests/test_cluster_manifests.py
+	$(BIN)/python -m pytest -rs tests/cluster/test_cluster_manifests.py
 
 image: ## build and push the Ray and MLflow images (REGISTRY=registry.example.com)
 	@test -n "$(REGISTRY)" || { echo "make image REGISTRY=registry.example.com"; exit 2; }

@@ -1,4 +1,6 @@
-"""Fixtures shared by all tests: real digits, one small model adversarially trained on them, and an S3 server, each once per session."""
+"""Fixtures shared by all tests: real digits, one small model adversarially trained on them, and an
+S3 server, each once per session.
+"""
 
 import importlib.util
 import os
@@ -42,7 +44,9 @@ WITH_RAY = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts a Ray: two that start at once collide on ports, so `make test` runs these one by one and the others beside them."""
+    """Mark what starts a Ray: two that start at once collide on ports, so `make test` runs these
+    one by one and the others beside them.
+    """
     for item in items:
         if item.path.stem in WITH_RAY:
             item.add_marker("ray")
@@ -50,7 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Keep torch on one core: the kernels are tiny, and a fixed thread count fixes their rounding."""
+    """Keep torch on one core: the kernels are tiny,
+    and a fixed thread count fixes their rounding.
+    """
     torch.set_num_threads(1)
 
 
@@ -62,7 +68,9 @@ def digits() -> Split:
 
 @pytest.fixture(scope="session")
 def digits_threat_model() -> ThreatModel:
-    """Return a ball large enough to break about half of the digits, small enough to leave survivors."""
+    """Return a ball large enough to break about half of the digits,
+    small enough to leave survivors.
+    """
     return ThreatModel("linf", 40 / 255)
 
 
@@ -74,13 +82,17 @@ def digits_model(digits: Split, digits_threat_model: ThreatModel) -> Normalized:
 
 @pytest.fixture(scope="session")
 def held_out(digits: Split) -> Split:
-    """Return 77 digits that the model was not trained on: two full blocks of 32 slots and a ragged third."""
+    """Return 77 digits that the model was not trained on:
+    two full blocks of 32 slots and a ragged third.
+    """
     return digits.take(slice(1000, 1077))
 
 
 @pytest.fixture(scope="session")
 def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Start a real S3 server with one bucket and return the variables that lead to it; skip with a notice where it cannot run."""
+    """Start a real S3 server with one bucket and return the variables that lead to it; skip with a
+    notice where it cannot run.
+    """
     folder = tmp_path_factory.mktemp("s3")
     if importlib.util.find_spec("swift") is None:
         pytest.skip(
@@ -90,7 +102,8 @@ def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
         os.setxattr(folder, "user.probe", b"")
     except OSError as error:
         pytest.skip(
-            f"{folder} has no user extended attributes ({error}): nothing was run against an S3 server"
+            f"{folder} has no user extended attributes ({error}): nothing was run against an S3 "
+            "server"
         )
     import boto3
 
@@ -142,12 +155,13 @@ def _free_ports(count: int) -> int:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Return a disk of 1 MiB, mounted for real; skip where this process may not mount."""
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Return a disk, mounted for real, of 1 MiB or of the parameter; skip where mounting fails."""
     place = tmp_path / "small"
     place.mkdir()
+    size = getattr(request, "param", "1m")
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)],
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
         capture_output=True,
         check=False,
     )

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Put faults into running sweeps and say what they cost. Needs root on Linux: every node is a host in a network namespace of its own.
+"""Put faults into running sweeps and say what they cost. Needs root on Linux: every node is a host
+in a network namespace of its own.
 
 python tests/run_faults.py                      every kind once, at most one in a stage of a sweep
 python tests/run_faults.py --only node          one kind
 python tests/run_faults.py --chaos 20 --seed 1  and then that many faults of kinds drawn by the seed
 
-Real parts: an S3 server (OpenStack Swift), PostgreSQL, an MLflow server as cluster/mlflow starts it, Ray nodes. After each sweep its
-numbers must be those of an undisturbed one.
+Real parts: an S3 server (OpenStack Swift), PostgreSQL, an MLflow server as cluster/mlflow starts
+it, Ray nodes. After each sweep its numbers must be those of an undisturbed one.
 """
 
 import argparse
@@ -22,13 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+
 import s3_server
 from faults.hosts import enter, missing
 from faults.injections import KINDS, STAGES, Kind, Scene, at_work
 from faults.logins import secrets_left, wrong_answers
 from faults.parts import PATIENCE_SECONDS, S3, Cluster, Mlflow, Postgres, clean_environment
-from faults.report import ROOT, SWEEP, brief, merged, write
+from faults.report import SWEEP, brief, merged, write
 from faults.victim import Left, Victim, faults_of
+from repository import ROOT
 
 
 @dataclass
@@ -66,7 +70,9 @@ class Workplace:
         return cls(folder, s3, postgres, mlflow, cluster)
 
     def secrets_left(self) -> list[str]:
-        """Say where a credential is that should not be there: objects, database, drivers' and Ray's logs."""
+        """Say where a credential is that should not be there: objects, database,
+        drivers' and Ray's logs.
+        """
         logs = [node.host.disk() for node in self.cluster.everyone()]
         kept = self.folder / "printed"
         kept.mkdir(exist_ok=True)
@@ -95,7 +101,9 @@ def _installed(module: str) -> bool:
 def disturbed(
     place: Workplace, name: str, kinds: list[Kind], undisturbed: Left, *, seed: int, outage: float
 ) -> tuple[list[dict[str, Any]], list[Kind]]:
-    """Run one sweep and put faults into its stages; return what each of them did, and the kinds whose stage was over too soon."""
+    """Run one sweep and put faults into its stages; return what each of them did, and the kinds
+    whose stage was over too soon.
+    """
     victim = place.victim(name)
     scene = Scene(
         victim, place.s3, place.mlflow, place.postgres, random.Random(f"{name} {seed}"), outage
@@ -142,15 +150,15 @@ def disturbed(
             )
             one["repeated_seconds_at_most"] = round(one["interrupted"] * each, 1)
         one["wrong"] = [brief(text) for text in wrong]
-    say(
-        f"{name}: {'; '.join(wrong) or 'the same numbers, nothing lost, nothing doubled, nothing left behind'}"
-    )
+    say(f"{name}: {'; '.join(wrong) or 'the same numbers, nothing lost, doubled or left behind'}")
     assert struck, f"{name}: not one fault could be put into it: {wrong}"
     return struck, late
 
 
 def first_sweep(kinds: list[Kind], *, each: int) -> tuple[list[Kind], list[Kind]]:
-    """Split kinds in those for one sweep, at most `each` in a stage and a kind that wants to be alone by itself, and the others."""
+    """Split kinds in those for one sweep, at most `each` in a stage and a kind that wants to be
+    alone by itself, and the others.
+    """
     if kinds[0].alone:
         return kinds[:1], kinds[1:]
     now: list[Kind] = []

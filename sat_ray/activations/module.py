@@ -18,9 +18,9 @@ class Activation(nn.Module):
         self.function = info.function
         self.alpha = alpha
         self.learned = info.learned
-        self.own = (
-            info.own.module(alpha) if info.own is not None and info.own.make is not None else None
-        )
+        made = info.user_defined
+        # `own` is a name in the state_dict of stored checkpoints
+        self.own = None if made is None or made.make is None else made.module(alpha)
         if info.beta_start is not None:
             self.beta = nn.Parameter(torch.tensor(info.beta_start, dtype=torch.float32))
 

@@ -21,7 +21,7 @@ from sat_ray.utils.names import check_name
 if TYPE_CHECKING:  # torch is loaded where something is computed; names and facts are light
     from sat_ray.activations.functions import Function
     from sat_ray.activations.module import Activation
-    from sat_ray.activations.user_defined import OwnActivation
+    from sat_ray.activations.user_defined import UserDefinedActivation
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ActivationInfo:
 
     smoothness is the number of continuous derivatives (inf for analytic functions, nan where nobody
     said); curvature(alpha) is max |f''|, also of a learned alpha; beta_start: where a learned alpha = beta**2 starts, None where alpha is not
-    learned; forward_of names the activation whose forward pass this one shares; own: set where it
+    learned; forward_of names the activation whose forward pass this one shares; user_defined: set where it
     is the user's.
     """
 
@@ -58,21 +58,21 @@ class ActivationInfo:
     alpha: AlphaRange | None = None
     beta_start: float | None = None
     forward_of: str = ""
-    own: "OwnActivation | None" = None
+    user_defined: "UserDefinedActivation | None" = None
 
     @property
     def function(self) -> "Function":
         """Return the activation as a function (x, alpha) of tensors of any shape."""
         from sat_ray.activations.functions import FUNCTIONS
 
-        return FUNCTIONS[self.name] if self.own is None else self.own.apply
+        return FUNCTIONS[self.name] if self.user_defined is None else self.user_defined.apply
 
     @property
     def derivative(self) -> "Function":
         """Return its derivative as a function (x, alpha) of tensors of any shape."""
         from sat_ray.activations.functions import SLOPES
 
-        return SLOPES[self.name] if self.own is None else self.own.slope
+        return SLOPES[self.name] if self.user_defined is None else self.user_defined.slope
 
     @property
     def learned(self) -> bool:
@@ -99,7 +99,7 @@ class ActivationInfo:
         """Return the maximum over x of |f''(x)| at one alpha, None for the default.
 
         Infinite where the derivative jumps, as that of relu does. nan where alpha is learned: each
-        layer then has its own. relu_smooth_backward has that of its forward pass, relu. That of a
+        layer then has its user_defined. relu_smooth_backward has that of its forward pass, relu. That of a
         user's activation is measured. Raises ValueError on an alpha that is not allowed.
         """
         used = self.check_alpha(alpha)
@@ -133,8 +133,8 @@ class ActivationInfo:
             raise ValueError(
                 f"{field} is {value:g}; allowed for {self.name}: {self.alpha.low:g} to {self.alpha.high:g}"
             )
-        if self.own is not None:
-            _checked(self.own, value)
+        if self.user_defined is not None:
+            _checked(self.user_defined, value)
         return value
 
 
@@ -291,51 +291,53 @@ _OTHER_NAMES = {
 }
 
 
-OWN_ALPHA = 1e6  # largest alpha, either sign, of a user's own activation
+USER_DEFINED_ALPHA = 1e6  # largest alpha, either sign, of a user's own activation
 
 
 @functools.cache
-def _own(name: str) -> ActivationInfo:
+def _user_defined(name: str) -> ActivationInfo:
     from sat_ray.activations.user_defined import measured_curvature, read_activation
 
-    own = read_activation(name)
-    if own.default is None:
-        _checked(own, None)
+    user_defined = read_activation(name)
+    if user_defined.default is None:
+        _checked(user_defined, None)
     return ActivationInfo(
         name=name,
-        formula=own.about,
+        formula=user_defined.about,
         derivative_formula="of autograd, agrees with finite differences",
         smoothness=math.nan,
-        curvature=functools.partial(measured_curvature, own),
+        curvature=functools.partial(measured_curvature, user_defined),
         reference=name,
         alpha=None
-        if own.default is None
-        else AlphaRange(-OWN_ALPHA, OWN_ALPHA, own.default, own.grid),
-        own=own,
+        if user_defined.default is None
+        else AlphaRange(
+            -USER_DEFINED_ALPHA, USER_DEFINED_ALPHA, user_defined.default, user_defined.grid
+        ),
+        user_defined=user_defined,
     )
 
 
 @functools.cache
-def _checked(own: "OwnActivation", alpha: float | None) -> None:
+def _checked(user_defined: "UserDefinedActivation", alpha: float | None) -> None:
     from sat_ray.activations.user_defined import check_activation
 
-    check_activation(own, alpha)
+    check_activation(user_defined, alpha)
 
 
 def activation_info(name: str, *, field: str = "activation") -> ActivationInfo:
     """Look an activation up, in the registry or, as module:function, in the user's code; ValueError suggests the closest names.
 
-    The user's own is checked when it is first asked for, and at each alpha that it is used with.
+    The user's user_defined is checked when it is first asked for, and at each alpha that it is used with.
     """
     if is_reference(name):
-        return _own(name)
+        return _user_defined(name)
     if name in _OTHER_NAMES:
         raise ValueError(f"{field} {name!r} is called {_OTHER_NAMES[name]} here")
     return ACTIVATIONS[check_name(name, ACTIVATIONS, field=field)]
 
 
 def make_activation(name: str, *, alpha: float | None = None) -> "Activation":
-    """Build the module of an activation of the registry, or of the user's own, `module:function`.
+    """Build the module of an activation of the registry, or of the user's user_defined, `module:function`.
 
     alpha: sharpness, None for the registry's default. Raises ValueError on an unknown name or an alpha that is not allowed.
     """
@@ -354,7 +356,7 @@ def function_of(name: str, alpha: float | None) -> tuple[str, float | None]:
 
 
 def curvature(name: str, alpha: float | None = None) -> float:
-    """Return max over x of |f''(x)| of an activation of the registry, or of the user's own.
+    """Return max over x of |f''(x)| of an activation of the registry, or of the user's user_defined.
 
     name: of the registry, or module:function; alpha: None for the default. math.inf for relu and
     all that has a kink, math.nan where it is not known: see `ActivationInfo.curvature_at`. Raises

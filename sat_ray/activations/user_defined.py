@@ -38,7 +38,7 @@ ALLOWED = "a function f(x) or f(x, alpha=1.0) of one tensor, or a class of nn.Mo
 
 
 @dataclass(frozen=True)
-class OwnActivation:
+class UserDefinedActivation:
     """What `module:function` turned out to be. function: f(x, alpha), or make: alpha -> module.
 
     default: of alpha, None where it takes none.
@@ -77,7 +77,7 @@ class OwnActivation:
         return made
 
 
-def read_activation(text: str) -> OwnActivation:
+def read_activation(text: str) -> UserDefinedActivation:
     """Import `module:function` and see how it is to be called. alphas: an attribute of it with the values that a search tries."""
     found = resolve(text, what="activation")
     what = f"activation {text}"
@@ -95,9 +95,9 @@ def read_activation(text: str) -> OwnActivation:
             if default is None
             else (lambda x, alpha: found(x, alpha=alpha))
         )
-        return OwnActivation(text, function, None, default, grid, _about(found))
+        return UserDefinedActivation(text, function, None, default, grid, _about(found))
     make = (lambda alpha: found()) if default is None else (lambda alpha: found(alpha=alpha))
-    return OwnActivation(text, None, make, default, grid, _about(found))
+    return UserDefinedActivation(text, None, make, default, grid, _about(found))
 
 
 def _alphas(
@@ -125,19 +125,19 @@ def _about(found: Any) -> str:
     return next(iter((found.__doc__ or "").strip().splitlines()), "") or "your own"
 
 
-def check_activation(own: OwnActivation, alpha: float | None) -> None:
+def check_activation(user_defined: UserDefinedActivation, alpha: float | None) -> None:
     """Raise ValueError, in one line, where the activation is not an elementwise, finite function with the derivative that it claims."""
-    what = f"activation {own.name}" + ("" if alpha is None else f" at alpha={alpha:g}")
-    module = own.module(alpha) if own.make is not None else None
+    what = f"activation {user_defined.name}" + ("" if alpha is None else f" at alpha={alpha:g}")
+    module = user_defined.module(alpha) if user_defined.make is not None else None
     double = copy.deepcopy(module).double() if module is not None else None
     middle = torch.linspace(-8, 8, 834, dtype=torch.float32) + 1 / 977
     x = torch.cat([middle, torch.tensor(LARGE, dtype=torch.float32)]).reshape(4, 5, 6, 7)
-    _check_value(module or (lambda x: own.apply(x, alpha)), x, what=what)
-    if module is not None and not _same_state(module, own.module(alpha)):
+    _check_value(module or (lambda x: user_defined.apply(x, alpha)), x, what=what)
+    if module is not None and not _same_state(module, user_defined.module(alpha)):
         raise ValueError(
             f"{what} changes its own state when it is called; allowed: no running statistics"
         )
-    _check_slope(double or (lambda x: own.apply(x, alpha)), x.double(), what=what)
+    _check_slope(double or (lambda x: user_defined.apply(x, alpha)), x.double(), what=what)
 
 
 def _same_state(module: nn.Module, fresh: nn.Module) -> bool:
@@ -224,7 +224,7 @@ def _check_slope(apply: Callable[[Tensor], Tensor], x: Tensor, *, what: str) -> 
         )
 
 
-def measured_curvature(own: OwnActivation, alpha: float | None) -> float:
+def measured_curvature(user_defined: UserDefinedActivation, alpha: float | None) -> float:
     """Return max |f''| of a user's activation on [-100, 100]: inf at a kink, nan without a slope.
 
     The steepest cells of a grid that is dense around 0 are divided until they are narrow. Where the
@@ -236,7 +236,7 @@ def measured_curvature(own: OwnActivation, alpha: float | None) -> float:
     change = torch.zeros_like(left)
     bend = torch.zeros_like(left)
     for _ in range(DIVISIONS):
-        change = (own.slope(right, alpha) - own.slope(left, alpha)).abs()
+        change = (user_defined.slope(right, alpha) - user_defined.slope(left, alpha)).abs()
         bend = change / (right - left)
         if not bend.isfinite().all():
             return math.nan

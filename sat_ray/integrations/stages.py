@@ -1,4 +1,7 @@
-"""The stages: what each takes, what each returns. Work that is committed is read, not done again; so a stage may be run at any time."""
+"""The stages: what each takes, what each returns.
+
+Work that is committed is read, not done again; so a stage may be run at any time.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +12,7 @@ from sat_ray.data.shards.manifest import MANIFEST
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.robustness import counted_robust_ids
-from sat_ray.integrations.command_line.preflight import check_network
+from sat_ray.integrations.network_check import check_network
 from sat_ray.report.sweep_report import read_outcomes, strong_name, write_report
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
@@ -19,13 +22,13 @@ from sat_ray.sweep.plan import (
     card_tasks,
     dataset_uri,
     evaluation_tasks,
-    final_jobs,
+    final_tasks,
     strong_on_validation,
     strong_tasks,
     validation_tasks,
 )
 from sat_ray.sweep.records.store import STATE, Record
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import CARD, EVALUATE, STAGES, STRONG, Dataset, EvaluationTask
 from sat_ray.utils.serialization import json_bytes
 
@@ -38,8 +41,10 @@ def prepare(sweep: Sweep) -> Dataset:
     """Write the dataset's shards, or verify the ones that are there."""
     from sat_ray.integrations.ray.prepare import in_tasks
 
-    uri, data = dataset_uri(sweep.config, sweep.root), sweep.config.data
-    dataset, source = Dataset.open(uri), dataset_source(data.dataset)
+    uri = dataset_uri(sweep.config, sweep.root)
+    data = sweep.config.data
+    dataset = Dataset.open(uri)
+    source = dataset_source(data.dataset)
     if dataset is not None:
         check_unchanged(source, Storage(uri), path=data.path)
     else:
@@ -62,9 +67,9 @@ def prepare(sweep: Sweep) -> Dataset:
 
 
 def require_same_dataset(sweep: Sweep, dataset: Dataset) -> None:
-    """Raise ValueError where the manifest of a dataset's folder is not the one that this sweep began with.
+    """Raise ValueError where a dataset's manifest is not the one that this sweep began with.
 
-    A sweep that has computed nothing yet begins with what there is now.
+    A sweep that has computed nothing yet begins with the present one.
     """
     name = dataset.uri.rpartition("/")[2]
     path = f"{STATE}/datasets/{name}.json"
@@ -75,12 +80,12 @@ def require_same_dataset(sweep: Sweep, dataset: Dataset) -> None:
         sweep.storage.write(path, seal)
     if read_state(sweep.storage, path).get("hash") != dataset.hash:
         raise ValueError(
-            f"{dataset.uri}/{MANIFEST} is not the manifest that the sweep in {sweep.storage.uri} began with; restore the folder, or choose "
-            "another --name to train on these images"
+            f"{dataset.uri}/{MANIFEST} is not the manifest that the sweep in {sweep.storage.uri} "
+            "began with; restore the folder, or choose another --name to train on these images"
         )
 
 
-def search(sweep: Sweep, data: Dataset) -> list[Configuration]:
+def search(sweep: Sweep, data: Dataset) -> list[SearchPoint]:
     """Return the configurations that are worth a full training."""
     from sat_ray.integrations.ray.search.grid_search import search_finalists
 
@@ -88,23 +93,24 @@ def search(sweep: Sweep, data: Dataset) -> list[Configuration]:
     return search_finalists(sweep.config, data, sweep.records)
 
 
-def train(sweep: Sweep, data: Dataset, finalists: list[Configuration]) -> list[Record]:
+def train(sweep: Sweep, data: Dataset, finalists: list[SearchPoint]) -> list[Record]:
     """Train every finalist with every seed; return their records, seed by seed."""
     from sat_ray.integrations.ray.train import train_all
 
-    jobs = final_jobs(sweep.config, data, finalists)
-    train_all(jobs, sweep.records, sweep.config.resources)
-    return _committed(sweep, [(job.stage, job.key) for job in jobs])
+    tasks = final_tasks(sweep.config, data, finalists)
+    train_all(tasks, sweep.records, sweep.config.resources)
+    return _committed(sweep, [(task.stage, task.key) for task in tasks])
 
 
 def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]:
     """Attack every model on the test split: PGD, then the strong attacks on what survives.
 
-    Returns the path of each model's merged outcomes of PGD by model name; those of the strong attacks are where `outcome_paths` says.
+    Returns the path of each model's merged outcomes of PGD by model name; `outcome_paths` has those
+    of the strong attacks.
     """
     from sat_ray.integrations.ray.tasks import evaluate_all
 
-    # the more robust a model, the longer its images are attacked: start with those, so that no long task is last
+    # the more robust a model, the longer its images are attacked: no long task shall be the last
     ordered = sorted(models, key=lambda record: -record.payload["val_robust_accuracy"])
     shards = (task for record in ordered for task in _test_tasks(sweep.config, data, record))
     evaluate_all(shards, sweep.records, sweep.config.resources)
@@ -112,7 +118,7 @@ def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str
 
 
 def _merged(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]:
-    """Merge the committed shards of every model; return the path of each one's outcomes by model name."""
+    """Merge the committed shards of every model; return the paths of the outcomes by model name."""
     from sat_ray.sweep.execute import sampled_rows
     from sat_ray.sweep.records.merge_outcomes import merge_outcomes
 
@@ -123,7 +129,8 @@ def _merged(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]
     expected = ids.numpy()
     paths = {}
     for record in models:
-        name, tasks = record.payload["name"], evaluation_tasks(sweep.config, data, record)
+        name = record.payload["name"]
+        tasks = evaluation_tasks(sweep.config, data, record)
         paths[name] = merge_outcomes(_parts(sweep, tasks), expected, sweep.records, name=name)
         if strong := strong_tasks(sweep.config, data, record):
             alive = counted_robust_ids(read_outcomes(sweep.records, paths[name]))
@@ -132,7 +139,7 @@ def _merged(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]
 
 
 def _test_tasks(config: SweepConfig, data: Dataset, record: Record) -> list[EvaluationTask]:
-    """Return the tasks of a model on the test split: each does the one that it builds on, too."""
+    """Return the tasks of a model on the test split; each also does the one that it builds on."""
     return strong_tasks(config, data, record) or evaluation_tasks(config, data, record)
 
 
@@ -141,9 +148,9 @@ def _parts(sweep: Sweep, tasks: list[EvaluationTask]) -> Iterator[Record]:
 
 
 def card(sweep: Sweep, data: Dataset, models: list[Record]) -> list[Record]:
-    """Attack the validation images of every model; make robustness cards of the candidates for champion until one passes.
+    """Attack the validation images of every model; make cards of the best until one passes.
 
-    The candidates are the best under that attack. Returns the records of the cards.
+    The best under that attack are the candidates for champion. Returns the records of the cards.
     """
     from sat_ray.integrations.ray.tasks import evaluate_all, make_card
 
@@ -199,7 +206,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 
 def committed_inputs(sweep: Sweep, name: str) -> dict[str, Any]:
-    """Return what the stages that `name` needs returned, from their records; MissingInputError names the command to run first."""
+    """Return what the stages that `name` needs returned, from their records.
+
+    MissingInputError names the command to run first.
+    """
     readers = {
         "prepare": _prepared,
         "search": _searched,
@@ -216,7 +226,8 @@ def committed_inputs(sweep: Sweep, name: str) -> dict[str, Any]:
                 inputs[before] = readers[before](sweep, inputs)
             if inputs[before] is None:
                 raise MissingInputError(
-                    f"stage {name} needs the results of {before}; run first: python pipelines/{before}.py with the same options"
+                    f"stage {name} needs the results of {before}; run first: "
+                    f"python pipelines/{before}.py with the same options"
                 )
 
     collect(name)
@@ -230,20 +241,21 @@ def _prepared(sweep: Sweep, inputs: dict[str, Any]) -> Dataset | None:
     return dataset
 
 
-def _searched(sweep: Sweep, inputs: dict[str, Any]) -> list[Configuration] | None:
+def _searched(sweep: Sweep, inputs: dict[str, Any]) -> list[SearchPoint] | None:
     from sat_ray.integrations.ray.search.grid_search import committed_finalists
 
     return committed_finalists(sweep.config, inputs["prepare"], sweep.records)
 
 
 def _trained(sweep: Sweep, inputs: dict[str, Any]) -> list[Record] | None:
-    jobs = final_jobs(sweep.config, inputs["prepare"], inputs["search"])
-    found = [sweep.records.find(job.stage, job.key) for job in jobs]
-    return None if None in found else _committed(sweep, [(job.stage, job.key) for job in jobs])
+    tasks = final_tasks(sweep.config, inputs["prepare"], inputs["search"])
+    found = [sweep.records.find(task.stage, task.key) for task in tasks]
+    return None if None in found else _committed(sweep, [(task.stage, task.key) for task in tasks])
 
 
 def _evaluated(sweep: Sweep, inputs: dict[str, Any]) -> dict[str, str] | None:
-    data, models = inputs["prepare"], inputs["train"]
+    data = inputs["prepare"]
+    models = inputs["train"]
     tasks = [
         task
         for record in models

@@ -286,8 +286,8 @@ def _check_gradient(model: nn.Module, x: Tensor, *, what: str) -> None:
         (slope,) = torch.autograd.grad((logits * weights).sum(), point)
     except RuntimeError as error:
         raise ValueError(
-            f"{what} has no gradient at its input ({first_line(error)}); remove detach and rounding "
-            "from the forward pass"
+            f"{what} has no gradient at its input ({first_line(error)}); remove detach and "
+            "rounding from the forward pass"
         ) from None
     size = slope.flatten(1).norm(dim=1)
     if not (slope.isfinite().all() and size.all()):

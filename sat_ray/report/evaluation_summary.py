@@ -1,23 +1,25 @@
-"""What an evaluation found, from its merged outcomes: evaluation.json and the table that a person reads."""
+"""What an evaluation found, from its merged outcomes: evaluation.json and a table for people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.table import Table
 
 from sat_ray.attacks import AttackSpec
 from sat_ray.evaluation.engine.verdicts import CLEAN_ERROR
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.outcomes import clean_correct_ids, robust_image_ids
+from sat_ray.report.formatting import threat_text
+from sat_ray.report.table import NAME, Column, Table
 from sat_ray.threat import as_255ths
 
 
 def summary(table: pa.Table, attacks: Sequence[AttackSpec]) -> dict[str, Any]:
-    """Count a model's outcomes: accuracies with 95 % Wilson intervals, attack by attack in the order given, and what they cost.
+    """Count a model's outcomes: accuracies with 95 % Wilson intervals, and passes.
 
-    table: outcomes of all images; robust: survived every attack. passes: of the model, clean predictions not among them.
+    table: outcomes of all images; attacks: in the order in which they are listed; robust: correct
+    under every attack. passes: of the model, clean predictions not among them.
     """
     n = len(set(table["image_id"].to_pylist()))
     passes = sum(table["passes"].to_pylist())
@@ -48,45 +50,53 @@ def _accuracy(name: str, correct: int, n: int) -> dict[str, Any]:
     return {name: correct / n, f"{name}_interval": list(wilson_interval(correct, n))}
 
 
-def to_terminal(found: dict[str, Any]) -> Table:
-    """Draw evaluation.json as a small table, one row per attack."""
-    ball = f"{found['threat_model']['norm']} {as_255ths(found['threat_model']['epsilon'])}"
-    drawn = Table()
-    for column in ("attack", "images attacked", "accuracy after it", "95 % interval", "passes"):
-        drawn.add_column(column, justify="left" if column == "attack" else "right")
-    drawn.add_row("none (clean)", "", *_percentages(found, "clean_accuracy"), "")
-    for attack in found["attacks"]:
-        drawn.add_row(
-            f"{attack['name']}, {ball}",
-            f"{attack['attacked']:,}",
-            *_percentages(attack, "robust_accuracy"),
-            f"{attack['passes']:,}",
-        )
-    if len(found["attacks"]) > 1:
-        drawn.add_section()
-        drawn.add_row(
-            f"all of them, {ball}",
-            "",
-            *_percentages(found, "robust_accuracy"),
-            f"{found['passes']:,}",
-        )
-    return drawn
+def attack_table(found: Mapping[str, Any]) -> Table:
+    """Return the table of evaluation.json: the clean accuracy, every attack, and all together."""
+    clean = {
+        "name": "none (clean)",
+        "attacked": None,
+        "robust_accuracy": found["clean_accuracy"],
+        "robust_accuracy_interval": found["clean_accuracy_interval"],
+        "passes": None,
+    }
+    together = {**found, "name": "all of them", "attacked": None}
+    several = len(found["attacks"]) > 1
+    columns = [
+        Column("attack", _attack_name, kind=NAME),
+        Column("images attacked", "attacked", "{:,}".format, missing=""),
+        Column("accuracy, %", "robust_accuracy", _percent),
+        Column("95 % interval", "robust_accuracy_interval", _percent_interval),
+        Column("passes", "passes", "{:,}".format, missing=""),
+    ]
+    items = [clean, *found["attacks"], *([together] if several else [])]
+    sums = [len(items) - 1] if several else []
+    return Table(columns, items, title=threat_text(found), sums=sums)
+
+
+def _attack_name(attack: Mapping[str, Any]) -> str:
+    restarts = attack.get("restarts", 1)
+    return f"{attack['name']}, {restarts} restarts" if restarts > 1 else str(attack["name"])
 
 
 def claim(found: dict[str, Any]) -> str:
-    """Say the result in one sentence that leaves nothing out: norm, epsilon, attack, n, seed and interval."""
-    threat, (low, high) = found["threat_model"], found["robust_accuracy_interval"]
+    """State the result in one sentence with norm, epsilon, attack, n, seed and interval."""
+    threat = found["threat_model"]
     names = " + ".join(
         attack["name"] + (f" x{attack['restarts']}" if attack["restarts"] > 1 else "")
         for attack in found["attacks"]
     )
     part = "" if found["n"] == found["n_split"] else f" of {found['n_split']:,}"
     return (
-        f"robust accuracy {100 * found['robust_accuracy']:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}) "
-        f"under {threat['norm']} {as_255ths(threat['epsilon'])}, {names}, n = {found['n']:,}{part}, seed {found['seed']}"
+        f"robust accuracy {_percent(found['robust_accuracy'])} % "
+        f"(95 % interval {_percent_interval(found['robust_accuracy_interval'])}) "
+        f"under {threat['norm']} {as_255ths(threat['epsilon'])}, {names}, "
+        f"n = {found['n']:,}{part}, seed {found['seed']}"
     )
 
 
-def _percentages(found: dict[str, Any], name: str) -> tuple[str, str]:
-    low, high = found[f"{name}_interval"]
-    return f"{100 * found[name]:.2f} %", f"{100 * low:.2f} to {100 * high:.2f}"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"
+
+
+def _percent_interval(bounds: Sequence[float]) -> str:
+    return f"{_percent(bounds[0])} to {_percent(bounds[1])}"

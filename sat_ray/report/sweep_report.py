@@ -25,11 +25,11 @@ from sat_ray.evaluation.low_precision.calibration import Calibration, summary_of
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.budget import describe_search
-from sat_ray.sweep.cost.spent import cost_markdown, cost_summary, spent_by_stage, with_costs
+from sat_ray.sweep.cost.spent import cost_summary, spent_by_stage, with_costs
 from sat_ray.sweep.plan import evaluation_tasks, strong_on_validation, strong_tasks
 from sat_ray.sweep.records.renewed_lease import check_lease
 from sat_ray.sweep.records.store import Record, Records
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import EVALUATE, SEARCH, Dataset
 from sat_ray.utils.randomness import Randomness
 from sat_ray.utils.serialization import content_hash, to_json
@@ -116,9 +116,7 @@ def write_report(
         records.storage.write_json(f"cards/{made.payload['name']}.json", made.payload["card"])
     for figure, png in figures.items():
         records.storage.write(f"figures/{figure}.png", png)
-    records.storage.write(
-        "leaderboard.md", (to_markdown(board) + cost_markdown(board["cost"])).encode()
-    )
+    records.storage.write("leaderboard.md", to_markdown(board).encode())
     page = render(
         board,
         figures=figures,
@@ -238,7 +236,7 @@ def evaluated_model(
     from sat_ray.report.leaderboard.rows import EvaluatedModel
 
     payload = record.payload
-    configuration = Configuration.of(payload)
+    configuration = SearchPoint.of(payload)
     strong_path = next(iter(outcome_paths(config, payload["name"])[1:]), None)
     return EvaluatedModel(
         model=config.model.name,
@@ -302,9 +300,9 @@ def _figures(
 
 def trials_of(found: Sequence[Record]) -> list[dict[str, Any]]:
     """Return search records as points of the alpha response, the mean over seeds where there are several."""
-    same: dict[tuple[Configuration, int], list[float]] = {}
+    same: dict[tuple[SearchPoint, int], list[float]] = {}
     for record in found:
-        place = (Configuration.of(record.payload), record.payload["until"])
+        place = (SearchPoint.of(record.payload), record.payload["until"])
         same.setdefault(place, []).append(record.payload["last_val"][0])
     return [
         one.to_json() | {"val_robust_accuracy": math.fsum(values) / len(values), "epochs": until}

@@ -1,4 +1,4 @@
-"""Datasets as they were downloaded, on S3: the methods of pathlib.Path that their readers use."""
+"""Downloaded datasets on S3: the methods of pathlib.Path that their readers use."""
 
 import functools
 import os
@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sat_ray.storage.store import Storage
-
-SCHEME = "s3://"
+from sat_ray.storage.uris import SCHEME
 
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A file or folder on S3. key: its path in the bucket, "" for the whole of it."""
+    """A file or folder on S3. key: its path in the bucket, "" for the whole bucket."""
 
     bucket: str
     key: str
@@ -22,7 +21,11 @@ class RemotePath:
     @classmethod
     def at(cls, uri: str) -> "RemotePath":
         """Read s3://bucket/prefix. Raises ValueError where it holds a login."""
-        bucket, _, key = Storage.at(uri).uri.removeprefix(SCHEME).partition("/")
+        return cls._of(Storage.at(uri).uri)
+
+    @classmethod
+    def _of(cls, uri: str) -> "RemotePath":
+        bucket, _, key = uri.removeprefix(SCHEME).partition("/")
         return cls(bucket, key)
 
     def __str__(self) -> str:
@@ -36,35 +39,38 @@ class RemotePath:
         """Return its last part."""
         return str(self).rpartition("/")[2]
 
+    @property
+    def _storage(self) -> Storage:
+        return _opened(self.bucket)
+
     def exists(self) -> bool:
         """Say whether it is there."""
-        return _opened(self.bucket).exists(self.key)
+        return self._storage.exists(self.key)
 
     def is_file(self) -> bool:
         """Say whether it is a file."""
-        return _opened(self.bucket).is_file(self.key)
+        return self._storage.is_file(self.key)
 
     def is_dir(self) -> bool:
-        """Say whether it is a folder, which on S3 is a prefix that something has."""
+        """Say whether it is a folder, which on S3 is a prefix of some object's name."""
         return self.exists() and not self.is_file()
 
     def entries(self, *, folders: bool) -> list[str]:
         """Return the names of the folders directly below, or of the files, sorted."""
-        storage = _opened(self.bucket)
-        return storage.folders(self.key) if folders else storage.names(self.key)
+        return self._storage.folders(self.key) if folders else self._storage.names(self.key)
 
     def stamps(self) -> list[tuple[str, str]]:
-        """Return the names of the files directly below, sorted, each with its size and the time of its last change."""
-        return sorted(_opened(self.bucket).stamps(self.key).items())
+        """Return (name, size and time of the last change) of the files directly below, sorted."""
+        return sorted(self._storage.stamps(self.key).items())
 
     def open(self, mode: str = "rb") -> BinaryIO:
         """Open a file to read it at any place."""
         assert mode == "rb", mode
-        return _opened(self.bucket).open(self.key)
+        return self._storage.open(self.key)
 
     def read_bytes(self, offset: int = 0, length: int = -1) -> bytes:
         """Return a file's bytes, or `length` of them from `offset`."""
-        return _opened(self.bucket).read(self.key, offset=offset, length=length)
+        return self._storage.read(self.key, offset=offset, length=length)
 
     def read_text(self) -> str:
         """Return a file's text."""
@@ -80,23 +86,20 @@ def folder_at(path: str) -> Folder:
 
 
 class NotAFileError(ValueError):
-    """What has the name of a file is none, or is larger than any file of its kind."""
+    """A path is no regular file, or its file is larger than any file of its kind."""
 
 
 def read_range(path: str, offset: int, length: int, *, most: int) -> bytes:
-    """Return `length` bytes of a file from `offset`, -1 for all that follow. path: absolute, or on S3.
+    """Return `length` bytes of a file from `offset`, -1 for all that follow.
 
-    most: bytes that are read at most. Raises NotAFileError where there would be more, and for a pipe, a device or a folder, which is
-    not waited for.
+    path: absolute, or on S3. most: bytes that are read at most. Raises NotAFileError where there
+    would be more, and for a pipe, a device or a folder; it does not wait for these.
     """
     if path.startswith(SCHEME):
-        bucket, _, key = path.removeprefix(SCHEME).partition(
-            "/"
-        )  # a name of a file may hold anything
-        return RemotePath(bucket, key).read_bytes(offset, length)
-    descriptor = os.open(
-        path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-    )  # opening a pipe would wait for its writer
+        # Not `at`, because the name of a file may hold any character.
+        return RemotePath._of(path).read_bytes(offset, length)
+    # Without O_NONBLOCK, opening a pipe would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as stream:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):

@@ -1,4 +1,4 @@
-"""JSON objects with a checksum of their own content, so that a change by hand or by a bad disk is noticed whenever one is read.
+"""JSON objects with a checksum of their own content: reading one detects a change or damage.
 
 checksum = sha256 of the object without that field, spelled as `json_bytes` spells it
 """
@@ -32,18 +32,22 @@ def checksum(value: Mapping[str, Any]) -> str:
 
 
 def seal_fault(value: Any) -> str:
-    """Return what is wrong with an object that was read: UNSEALED, CHANGED or its type; "" where it is what was written."""
+    """Return what is wrong with an object that was read: UNSEALED, CHANGED or its type.
+
+    Returns "" where it is what was written.
+    """
     if not isinstance(value, dict):
-        return f"holds a JSON {type(value).__name__}; allowed: an object"
+        return f"must hold a JSON object, got a {type(value).__name__}"
     if SEAL not in value:
         return UNSEALED
     return "" if value[SEAL] == checksum(value) else CHANGED
 
 
 def read_sealed(storage: Storage, path: str) -> dict[str, Any]:
-    """Read an object without its checksum; ValueError, a sentence without its subject, where it is damaged or has no checksum.
+    """Read an object and return it without its checksum.
 
-    Raises FileNotFoundError where there is none.
+    Raises FileNotFoundError where there is none, and ValueError, a sentence without its subject,
+    where it is damaged or has no checksum.
     """
     value = _object(storage, path)
     if fault := seal_fault(value):
@@ -54,7 +58,10 @@ def read_sealed(storage: Storage, path: str) -> dict[str, Any]:
 def read_perhaps_sealed(
     storage: Storage, path: str, *, required: Callable[[dict[str, Any]], bool] = lambda value: False
 ) -> dict[str, Any]:
-    """Read an object as `read_sealed` does; one without a checksum is returned after a warning, unless it is `required`."""
+    """Read an object as `read_sealed` does, and warn of one without a checksum.
+
+    required: says whether an object must have a checksum.
+    """
     value = _object(storage, path)
     fault = seal_fault(value)
     if fault and (fault != UNSEALED or required(value)):

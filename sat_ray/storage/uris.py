@@ -1,9 +1,31 @@
-"""Addresses: of pages to open, and with their secrets hidden."""
+"""Addresses: the allowed ones, the page to open, and an address without its secrets."""
 
 import re
 from urllib.parse import urlsplit
 
+SCHEME = "s3://"
 LOCAL_PAGES = "http://127.0.0.1:5000"  # of `make ui`
+
+
+def check_address(text: str, *, field: str) -> None:
+    """Raise ValueError, without showing the text, where an address holds a login or settings.
+
+    Addresses are written into configs, records, reports and MLflow. A local path is not an address
+    and may hold any character.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        return
+    authority, _, path = rest.partition("/")
+    port = "" if scheme.lower() == "s3" else r"(:\d{1,5})?"
+    plain = re.fullmatch(rf"[^:@%\[]*{port}", authority) is not None
+    # A login whose password has a slash lies on both sides of the first slash.
+    split = ":" in authority and "@" in path
+    if not plain or split or "?" in rest or "#" in rest:
+        raise ValueError(
+            f"{field} must be an address without login and settings, such as s3://bucket/prefix "
+            "(what was given is not shown); put keys and endpoint into the AWS_* variables"
+        )
 
 
 def redacted(uri: str) -> str:
@@ -12,12 +34,12 @@ def redacted(uri: str) -> str:
 
 
 def pages_of(uri: str) -> str:
-    """Return where a browser finds the tracker's pages, without any login: the server itself, or for a database that of `make ui`."""
+    """Return the address of the tracker's pages, without any login.
+
+    A tracking server has its own pages; `make ui` serves those of a database.
+    """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return LOCAL_PAGES
-    return (
-        parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
-        .geturl()
-        .rstrip("/")
-    )
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=host, query="", fragment="").geturl().rstrip("/")

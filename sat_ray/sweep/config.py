@@ -14,10 +14,10 @@ from sat_ray.data.sources.base import Source
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.card.settings import CardSettings
 from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
-from sat_ray.storage.s3_path import SCHEME
-from sat_ray.storage.store import Storage, check_address
+from sat_ray.storage.store import Storage
+from sat_ray.storage.uris import SCHEME, check_address
 from sat_ray.sweep.search.search_space import (
-    Configuration,
+    SearchPoint,
     parse_choice,
     parse_pair,
     without_repeats,
@@ -181,7 +181,7 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="search.")
-        if not self.configurations():
+        if not self.points():
             raise ValueError(
                 "search.activations and search.pairs are both empty; allowed: at least one activation"
             )
@@ -196,16 +196,16 @@ class SearchSettings:
                 f"search.seeds must be one seed with --search.method {self.method}, got {self.seeds}; the grid takes several"
             )
 
-    def configurations(self) -> tuple[Configuration, ...]:
+    def points(self) -> tuple[SearchPoint, ...]:
         """Return every point of the grid, each function once, in the order given."""
         return without_repeats(self._named())
 
     def repeated(self) -> tuple[str, ...]:
         """Name the points left out because another name of the same function is in the grid."""
-        left_out = set(self._named()) - set(self.configurations())
+        left_out = set(self._named()) - set(self.points())
         return tuple(dict.fromkeys(one.name for one in self._named() if one in left_out))
 
-    def _named(self) -> list[Configuration]:
+    def _named(self) -> list[SearchPoint]:
         singles = [
             one
             for text in self.activations

@@ -29,7 +29,7 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.gpu_sharing import memory_needed
 from sat_ray.sweep.records.merge_outcomes import read_part
 from sat_ray.sweep.records.store import STATE, Record, Records, attempt_name, require_environment
-from sat_ray.sweep.tasks import CARD, SEARCH, CardTask, EvaluationTask, TrainingJob
+from sat_ray.sweep.tasks import CARD, SEARCH, CardTask, EvaluationTask, TrainingTask
 from sat_ray.training.epoch_metrics import NonFiniteLossError
 from sat_ray.training.loop import EpochReport, RunOptions, TrainingState, fit
 from sat_ray.training.parallel.process_group import ProcessGroup
@@ -47,24 +47,24 @@ def split_of(uri: str, split: str, content: str) -> Split:
     return read_split(Storage.at(uri), split)
 
 
-def training_images(job: TrainingJob) -> Loader:
-    """Return the images that a job trains on, in memory or streamed from their shards."""
-    manifest = job.dataset.manifest
-    if streams(manifest, job.loading):
-        threads, pin = torch.get_num_threads(), bool(_accelerator(job))
-        return Streamed(Storage.at(job.dataset.uri), "train", threads=threads, pin=pin)
+def training_images(task: TrainingTask) -> Loader:
+    """Return the images that a task trains on, in memory or streamed from their shards."""
+    manifest = task.dataset.manifest
+    if streams(manifest, task.loading):
+        threads, pin = torch.get_num_threads(), bool(_accelerator(task))
+        return Streamed(Storage.at(task.dataset.uri), "train", threads=threads, pin=pin)
     return Resident(
-        split_of(job.dataset.uri, "train", job.dataset.hash), shard_rows(manifest, "train")
+        split_of(task.dataset.uri, "train", task.dataset.hash), shard_rows(manifest, "train")
     )
 
 
 def device_of(accelerator: str) -> torch.device:
-    """Return the device a job runs on: this process's GPU where the sweep asked for one."""
+    """Return the device a task runs on: this process's GPU where the sweep asked for one."""
     return torch.device("cuda", torch.cuda.current_device()) if accelerator else torch.device("cpu")
 
 
 def train_and_commit(
-    job: TrainingJob,
+    task: TrainingTask,
     records: Records,
     *,
     process_group: ProcessGroup | None = None,
@@ -73,34 +73,34 @@ def train_and_commit(
     checkpoint_images: int = CHECKPOINT_IMAGES,
     leaving: Callable[[], bool] | None = None,
 ) -> Record:
-    """Train a job and return its record; every process of the group calls it, rank 0 writes.
+    """Train a task and return its record; every process of the group calls it, rank 0 writes.
 
-    previous: record of the same training up to an earlier epoch, to go on from. A job already committed is not trained again; one that
+    previous: record of the same training up to an earlier epoch, to go on from. A task already committed is not trained again; one that
     was interrupted goes on from its last checkpoint: that of its last validation, of the last `checkpoint_images` images, or of a node
     that `leaving` announced to go (see `fit`).
     """
     process_group = process_group or ProcessGroup()
-    done = records.find(job.stage, job.key)
+    done = records.find(task.stage, task.key)
     if done is not None:
         return done
-    require_environment(job.environment)
-    with StateFiles(records.storage, job.key) as files:
+    require_environment(task.environment)
+    with StateFiles(records.storage, task.key) as files:
         state = files.read()
         if state is None:
             state = _starting_state(records, previous)
             if process_group.rank == 0:
-                records.begin(job.stage, job.key, inputs=job.inputs)
+                records.begin(task.stage, task.key, inputs=task.inputs)
         write = files.write if process_group.rank == 0 else lambda state: None
         settings: dict[str, Any] = {
             "process_group": process_group,
             "checkpoint_images": checkpoint_images,
             "leaving": leaving,
         }
-        reports = _training(job, state, on_checkpoint=write, **settings)
+        reports = _training(task, state, on_checkpoint=write, **settings)
         try:
             for report in reports:
                 state = report.state
-                if "val/robust_accuracy" in report.metrics and report.epoch + 1 < job.until:
+                if "val/robust_accuracy" in report.metrics and report.epoch + 1 < task.until:
                     write(state)
                 on_epoch(report)
         except NonFiniteLossError as error:
@@ -111,22 +111,22 @@ def train_and_commit(
             raise
         if process_group.rank == 0:
             files.wait()
-            _commit_training(job, records, state, workers=process_group.size)
+            _commit_training(task, records, state, workers=process_group.size)
             files.discard()
-            records.end(job.key)
+            records.end(task.key)
     process_group.barrier()
-    committed = records.find(job.stage, job.key)
+    committed = records.find(task.stage, task.key)
     assert committed is not None
     return committed
 
 
-def _accelerator(job: TrainingJob | EvaluationTask | CardTask) -> str:
-    device = str(job.environment["device"])
+def _accelerator(task: TrainingTask | EvaluationTask | CardTask) -> str:
+    device = str(task.environment["device"])
     return device.partition(":")[2] if device.startswith("cuda") else ""
 
 
 def _training(
-    job: TrainingJob,
+    task: TrainingTask,
     state: TrainingState,
     *,
     process_group: ProcessGroup,
@@ -134,23 +134,23 @@ def _training(
     leaving: Callable[[], bool] | None,
     on_checkpoint: Callable[[TrainingState], None],
 ) -> Iterator[EpochReport]:
-    """Return the epochs of a job, from a state on."""
-    own = job.configuration.own_attacker
+    """Return the epochs of a task, from a state on."""
+    own = task.configuration.own_attacker
     return fit(
-        model_from_spec(job.model, seed=job.seed).to(device_of(_accelerator(job))),
-        training_images(job),
-        split_of(job.dataset.uri, "val", job.dataset.hash),
-        settings=job.training,
-        threat_model=job.threat_model,
-        attacker_activation=None if own else job.configuration.attacker_activation,
-        attacker_alpha=None if own else job.configuration.attacker_alpha,
-        seed=job.seed,
+        model_from_spec(task.model, seed=task.seed).to(device_of(_accelerator(task))),
+        training_images(task),
+        split_of(task.dataset.uri, "val", task.dataset.hash),
+        settings=task.training,
+        threat_model=task.threat_model,
+        attacker_activation=None if own else task.configuration.attacker_activation,
+        attacker_alpha=None if own else task.configuration.attacker_alpha,
+        seed=task.seed,
         state=state,
         options=RunOptions(
             process_group=process_group,
-            until=job.until,
-            slots=job.slots,
-            checkpoint_every=max(1, checkpoint_images // job.training.global_batch_size),
+            until=task.until,
+            slots=task.slots,
+            checkpoint_every=max(1, checkpoint_images // task.training.global_batch_size),
             on_checkpoint=on_checkpoint,
             preemption_announced=leaving,
         ),
@@ -172,21 +172,21 @@ def _starting_state(records: Records, previous: Record | None) -> TrainingState:
 
 
 def _commit_training(
-    job: TrainingJob, records: Records, state: TrainingState, *, workers: int
+    task: TrainingTask, records: Records, state: TrainingState, *, workers: int
 ) -> Record:
-    folder = f"checkpoints/{job.stage.name}/{job.name}-{job.key[:8]}-{attempt_name()}"
+    folder = f"checkpoints/{task.stage.name}/{task.name}-{task.key[:8]}-{attempt_name()}"
     about = {
-        "configuration": job.configuration.to_json(),
-        "seed": job.seed,
+        "configuration": task.configuration.to_json(),
+        "seed": task.seed,
         "epoch": state.best_epoch,
     }
-    about["class_names"] = job.dataset.manifest["class_names"]
-    digest = save_model(records.storage.child(folder), state.best, spec=job.model, about=about)
+    about["class_names"] = task.dataset.manifest["class_names"]
+    digest = save_model(records.storage.child(folder), state.best, spec=task.model, about=about)
     payload: dict[str, Any] = {
-        "name": job.name,
-        "configuration": job.configuration.to_json(),
-        "seed": job.seed,
-        "until": job.until,
+        "name": task.name,
+        "configuration": task.configuration.to_json(),
+        "seed": task.seed,
+        "until": task.until,
         "path": folder,
         "sha256": digest,
         "best_epoch": state.best_epoch,
@@ -203,11 +203,11 @@ def _commit_training(
     }
     if state.events:
         payload["guard_events"] = state.events
-    if job.until < job.training.epochs:
+    if task.until < task.training.epochs:
         payload["state"] = f"{folder}/state.safetensors"
         records.storage.write(payload["state"], pack_state(state))
     return records.commit(
-        job.stage, job.key, inputs=job.inputs, payload=payload, seconds=state.seconds
+        task.stage, task.key, inputs=task.inputs, payload=payload, seconds=state.seconds
     )
 
 

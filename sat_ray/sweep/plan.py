@@ -13,7 +13,7 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.records.store import Record, Records, Stage, numerical_environment
 from sat_ray.sweep.search.model_selection import Validated, ranked
-from sat_ray.sweep.search.search_space import Configuration, groups
+from sat_ray.sweep.search.search_space import SearchPoint, groups
 from sat_ray.sweep.tasks import (
     SEARCH,
     STRONG,
@@ -22,9 +22,9 @@ from sat_ray.sweep.tasks import (
     CardTask,
     Dataset,
     EvaluationTask,
-    TrainingJob,
-    own_names,
+    TrainingTask,
     through_every_backward,
+    user_defined_names,
 )
 from sat_ray.training.progressive_resizing import check_resizing
 from sat_ray.training.settings import TrainingSettings
@@ -43,15 +43,15 @@ def dataset_uri(config: SweepConfig, root: Storage) -> str:
     return root.full(f"data/{slug(name)}-{key}")
 
 
-def training_job(
+def training_task(
     config: SweepConfig,
     dataset: Dataset,
-    configuration: Configuration,
+    configuration: SearchPoint,
     *,
     stage: Stage,
     seed: int,
     training: TrainingSettings,
-) -> TrainingJob:
+) -> TrainingTask:
     """Describe one training of the sweep. Raises ValueError where the images are too small for its augmentation or its first size."""
     manifest, resources = dataset.manifest, config.resources
     if training.global_batch_size > (images := manifest["splits"]["train"]):
@@ -80,7 +80,7 @@ def training_job(
         slots=config.evaluation.slots,
         compiled=training.compile,
     )
-    return TrainingJob(
+    return TrainingTask(
         stage=stage,
         configuration=configuration,
         seed=seed,
@@ -95,15 +95,15 @@ def training_job(
     )
 
 
-def trial_job(
+def trial_task(
     config: SweepConfig,
     dataset: Dataset,
-    configuration: Configuration,
+    configuration: SearchPoint,
     *,
     seed: int | None = None,
-) -> TrainingJob:
+) -> TrainingTask:
     """Describe one search trial, up to the longest rung. seed: None for the search's first."""
-    return training_job(
+    return training_task(
         config,
         dataset,
         configuration,
@@ -113,18 +113,18 @@ def trial_job(
     )
 
 
-def final_jobs(
-    config: SweepConfig, dataset: Dataset, finalists: Sequence[Configuration]
-) -> list[TrainingJob]:
+def final_tasks(
+    config: SweepConfig, dataset: Dataset, finalists: Sequence[SearchPoint]
+) -> list[TrainingTask]:
     """Describe every training of the leaderboard, one per finalist and seed."""
     return [
-        training_job(config, dataset, finalist, stage=TRAIN, seed=seed, training=config.training)
+        training_task(config, dataset, finalist, stage=TRAIN, seed=seed, training=config.training)
         for seed in config.final.seeds
         for finalist in finalists
     ]
 
 
-def attacks_for(config: SweepConfig, configuration: Configuration) -> tuple[AttackSpec, ...]:
+def attacks_for(config: SweepConfig, configuration: SearchPoint) -> tuple[AttackSpec, ...]:
     """Return the attacks that count for a configuration: through the true backward pass, and the smooth one where it was trained with."""
     return tuple(
         spec
@@ -143,7 +143,7 @@ def card_tasks(
 
     strong: of `strong_on_validation`, by model name; {} in a sweep without strong attacks, which ranks by training's own validation.
     """
-    configurations = [Configuration.of(record.payload) for record in trained]
+    configurations = [SearchPoint.of(record.payload) for record in trained]
     scored = [
         Validated(
             configuration.name,
@@ -164,7 +164,9 @@ def card_tasks(
             slots=config.evaluation.slots,
             dataset=dataset,
             environment=_evaluation_environment(config),
-            own=tuple(own_names(configurations[index], model=config.model.name, dataset=dataset)),
+            user_defined=tuple(
+                user_defined_names(configurations[index], model=config.model.name, dataset=dataset)
+            ),
         )
         for _, index in ranked(scored)[: config.card.candidates]
     ]
@@ -172,7 +174,7 @@ def card_tasks(
 
 def strong_attacks_for(
     config: SweepConfig,
-    configuration: Configuration,
+    configuration: SearchPoint,
     *,
     num_classes: int,
 ) -> tuple[AttackSpec, ...]:
@@ -185,7 +187,7 @@ def evaluation_tasks(
     config: SweepConfig, dataset: Dataset, trained: Record
 ) -> list[EvaluationTask]:
     """Cut the test split of one trained model into shards of nearly equal size, for the attacks of the evaluate stage."""
-    attacks = attacks_for(config, Configuration.of(trained.payload))
+    attacks = attacks_for(config, SearchPoint.of(trained.payload))
     return _tasks(config, dataset, trained, split="test", attacks=attacks)
 
 
@@ -207,7 +209,7 @@ def validation_tasks(
     The champion is chosen by what that cascade leaves. [] where no model meets strong attacks.
     """
     configuration, strong = (
-        Configuration.of(trained.payload),
+        SearchPoint.of(trained.payload),
         _strong_attacks_on(config, dataset, trained),
     )
     if not strong:
@@ -245,7 +247,7 @@ def _strong_attacks_on(
     config: SweepConfig, dataset: Dataset, trained: Record
 ) -> tuple[AttackSpec, ...]:
     classes = len(dataset.manifest["class_names"])
-    return strong_attacks_for(config, Configuration.of(trained.payload), num_classes=classes)
+    return strong_attacks_for(config, SearchPoint.of(trained.payload), num_classes=classes)
 
 
 def _tasks(
@@ -259,7 +261,7 @@ def _tasks(
     """Cut a split, or the images drawn from it, into tasks of nearly equal size."""
     count = dataset.manifest["splits"][split]
     evaluated = config.evaluation.evaluated(count)
-    configuration = Configuration.of(trained.payload)
+    configuration = SearchPoint.of(trained.payload)
     task = EvaluationTask(
         checkpoint=trained.payload["path"],
         checkpoint_sha256=trained.payload["sha256"],
@@ -273,7 +275,9 @@ def _tasks(
         environment=_evaluation_environment(config),
         split=split,
         sample=evaluated if evaluated < count else None,
-        own=tuple(own_names(configuration, model=config.model.name, dataset=dataset)),
+        user_defined=tuple(
+            user_defined_names(configuration, model=config.model.name, dataset=dataset)
+        ),
     )
     bounds = shard_bounds(evaluated, config.evaluation.shard_size)
     return [replace(task, first=first, last=last) for first, last in bounds]
@@ -298,7 +302,7 @@ def planned_trials(config: SweepConfig) -> int:
     """Return how many records the grid will commit; for asynchronous search, the most it can."""
     if config.search.method != "grid":
         return config.search.samples * len(config.search.rungs)
-    sizes, total = [len(group.members) for group in groups(config.search.configurations())], 0
+    sizes, total = [len(group.members) for group in groups(config.search.points())], 0
     for number in range(len(config.search.rungs)):
         total += sum(size for size in sizes if number == 0 or size > 1)
         sizes = [max(1, -(-size // config.search.reduction)) for size in sizes]

@@ -93,13 +93,11 @@ def evaluation_resources(resources: ResourceSettings) -> Resources:
 def bundles(config: SweepConfig) -> list[Demand]:
     """Return everything that a sweep asks of the cluster, in the order of its stages; `count` is the most that may wait at once."""
     asked = config.resources
-    models = len(groups(config.search.configurations())) * len(config.final.seeds)
+    models = len(groups(config.search.points())) * len(config.final.seeds)
     source = counted(dataset_source(config.data.dataset), config.data.path)
     shards = config.evaluation.shards(source.test)
     trials = (
-        len(config.search.configurations())
-        if config.search.method == "grid"
-        else config.search.samples
+        len(config.search.points()) if config.search.method == "grid" else config.search.samples
     )
     return [
         Demand(stage="prepare", field="data.dataset", resources=SHARD_RESOURCES),

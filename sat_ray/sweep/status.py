@@ -16,7 +16,7 @@ from sat_ray.sweep.cost.budget import describe_search
 from sat_ray.sweep.plan import dataset_uri, planned_trials
 from sat_ray.sweep.records.lease import HEARTBEAT_SECONDS, Holder, read_lease
 from sat_ray.sweep.records.store import STATE, Record, Records, Stage
-from sat_ray.sweep.search.search_space import Configuration, groups
+from sat_ray.sweep.search.search_space import SearchPoint, groups
 from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STAGES, STRONG, TRAIN, VALIDATE, Dataset
 
 READERS = 16
@@ -39,7 +39,7 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageStanding:
+class StageStatus:
     """How far one stage is.
 
     done, planned: units of work, None where the plan is not known; at_most: planned is an upper bound;
@@ -65,7 +65,7 @@ class StageStanding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class SweepStatus:
     """How far a sweep is.
 
     under_way: trainings with a saved state that are not committed; cut: what is to say of a search that its budget ended, else ""; report:
@@ -76,7 +76,7 @@ class Standing:
     uri: str
     config: SweepConfig
     prepared: bool
-    stages: tuple[StageStanding, ...]
+    stages: tuple[StageStatus, ...]
     under_way: int
     driver: Holder | None
     report: str
@@ -91,7 +91,7 @@ class Standing:
         )
 
     @property
-    def current(self) -> StageStanding | None:
+    def current(self) -> StageStatus | None:
         """Return the first stage that is not complete."""
         return next((stage for stage in self.stages if not stage.complete), None)
 
@@ -106,7 +106,9 @@ def sweeps_in(root: Storage) -> list[str]:
     return [name for name in root.folders() if root.exists(f"{name}/config.json")]
 
 
-def standing(root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 2.0) -> Standing:
+def read_status(
+    root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 2.0
+) -> SweepStatus:
     """Read how far the sweep `name` in `root` is. patience: as in `read_lease`. ValueError where its config cannot be read, or
     names code that no person named."""
     storage = root.child(name)
@@ -124,7 +126,7 @@ def standing(root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 
     finished = all(stage.complete for stage in stages) and all(
         storage.exists(path) for path in REPORT
     )
-    return Standing(
+    return SweepStatus(
         name=name,
         uri=storage.uri,
         config=config,
@@ -151,10 +153,8 @@ def _stages(
     found: dict[Stage, list[Record]],
     dataset: Dataset | None,
     searched: dict[str, Any] | None,
-) -> tuple[StageStanding, ...]:
-    finalists = (
-        len(groups(config.search.configurations())) if searched is None else searched["finalists"]
-    )
+) -> tuple[StageStatus, ...]:
+    finalists = len(groups(config.search.points())) if searched is None else searched["finalists"]
     models = finalists * len(config.final.seeds)
     counted = {stage: _same_environment(records) for stage, records in found.items()}
     weights = {record.payload["sha256"] for record in counted[TRAIN]}
@@ -224,12 +224,12 @@ def _unit(stage: Stage, record: Record) -> tuple[Any, ...]:
 
 def _stage(
     stage: Stage, records: list[Record], *, planned: int | None, at_most: bool, others: int
-) -> StageStanding:
+) -> StageStatus:
     done = _units(stage, records)
     longest = list(
         {record.payload.get("name"): record for record in sorted(records, key=_until)}.values()
     )
-    return StageStanding(
+    return StageStatus(
         name=stage.name,
         done=done,
         planned=planned,
@@ -268,10 +268,10 @@ def _images_per_second(records: Sequence[Record]) -> float | None:
 
 def _best(records: Sequence[Record]) -> Best | None:
     """Return the configuration with the best mean over its trainings, as the champion is chosen; the earlier one where two are equal."""
-    scores: dict[Configuration, list[float]] = {}
+    scores: dict[SearchPoint, list[float]] = {}
     for record in records:
         if record.payload.get("val_robust_accuracy", -1.0) >= 0:
-            scores.setdefault(Configuration.of(record.payload), []).append(
+            scores.setdefault(SearchPoint.of(record.payload), []).append(
                 record.payload["val_robust_accuracy"]
             )
     means = {one: sum(values) / len(values) for one, values in scores.items()}

@@ -10,8 +10,8 @@ from sat_ray.data.shards.manifest import manifest_hash, read_manifest
 from sat_ray.evaluation.card.settings import CardSettings
 from sat_ray.models.spec import ModelSpec
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.records.store import OWN, SURVIVORS_OF, Stage, record_key
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.records.store import SURVIVORS_OF, USER_DEFINED, Stage, record_key
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.threat import ThreatModel
 from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.import_string import is_reference
@@ -45,7 +45,7 @@ class Dataset:
         return cls(uri=uri, hash=manifest_hash(manifest), manifest=manifest)
 
 
-def own_names(configuration: Configuration, *, model: str, dataset: "Dataset") -> list[str]:
+def user_defined_names(configuration: SearchPoint, *, model: str, dataset: "Dataset") -> list[str]:
     """Return the names, module:function, of the user's own code that a training rests on."""
     named = (
         configuration.activation,
@@ -56,16 +56,16 @@ def own_names(configuration: Configuration, *, model: str, dataset: "Dataset") -
     return sorted({name for name in named if is_reference(name)})
 
 
-def _named(own: Sequence[str]) -> dict[str, Any]:
-    return {OWN: list(own)} if own else {}
+def _named(user_defined: Sequence[str]) -> dict[str, Any]:
+    return {USER_DEFINED: list(user_defined)} if user_defined else {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingJob:
+class TrainingTask:
     """Train one configuration with one seed up to an epoch. `inputs` says what determines the result, and `loading` is none of it."""
 
     stage: Stage
-    configuration: Configuration
+    configuration: SearchPoint
     seed: int
     until: int
     model: ModelSpec
@@ -80,7 +80,7 @@ class TrainingJob:
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the weights."""
         return _named(
-            own_names(self.configuration, model=self.model.name, dataset=self.dataset)
+            user_defined_names(self.configuration, model=self.model.name, dataset=self.dataset)
         ) | {
             "configuration": self.configuration.to_json(),
             "seed": self.seed,
@@ -99,11 +99,11 @@ class TrainingJob:
 
     @property
     def name(self) -> str:
-        """Name the job for people and files."""
+        """Name the task for people and files."""
         return f"{self.configuration.slug}-s{self.seed}"
 
-    def at(self, until: int) -> "TrainingJob":
-        """Return the same job up to another epoch."""
+    def at(self, until: int) -> "TrainingTask":
+        """Return the same task up to another epoch."""
         return replace(self, until=until)
 
 
@@ -114,7 +114,7 @@ class EvaluationTask:
     kind: what is at `checkpoint`, see `sat_ray.evaluation.external.loading`; checkpoint_sha256: the digest of its
     contents; first, last: rows of the
     split, or, where `sample` is a number, of that many images drawn from it by the seed; cascade: each attack takes what survived those
-    before it; own: names of the user's own code that the model is made of.
+    before it; user_defined: names of the user's own code that the model is made of.
     stage: EVALUATE for the test split, VALIDATE for the choice of the champion, STRONG for strong attacks on what survived `after`:
     the same rows under the attacks before, which are evaluated first; label_order: the model's class of each label, where the dataset
     has the same classes in another order.
@@ -134,7 +134,7 @@ class EvaluationTask:
     split: str = "test"
     sample: int | None = None
     cascade: bool = False
-    own: tuple[str, ...] = ()
+    user_defined: tuple[str, ...] = ()
     stage: Stage = EVALUATE
     after: "EvaluationTask | None" = None
     label_order: tuple[int, ...] = ()
@@ -148,10 +148,10 @@ class EvaluationTask:
             "split": self.split != "test",
             "sample": self.sample is not None,
             "cascade": self.cascade,
-            OWN: bool(self.own),
         }
         return (
             {name: getattr(self, name) for name, named in unusual.items() if named}
+            | _named(self.user_defined)
             | before
             | reordered
             | {
@@ -183,18 +183,18 @@ class CardTask:
     checkpoint_sha256: str
     name: str
     attack: AttackSpec
-    configuration: Configuration
+    configuration: SearchPoint
     settings: CardSettings
     seed: int
     slots: int
     dataset: Dataset
     environment: dict[str, Any]
-    own: tuple[str, ...] = ()
+    user_defined: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the card."""
-        return _named(self.own) | {
+        return _named(self.user_defined) | {
             "weights": self.checkpoint_sha256,
             "attack": to_json(self.attack),
             "configuration": self.configuration.to_json(),
@@ -214,7 +214,7 @@ class CardTask:
         return through_every_backward(spec, self.configuration)
 
 
-def through_every_backward(spec: AttackSpec, configuration: Configuration) -> list[AttackSpec]:
+def through_every_backward(spec: AttackSpec, configuration: SearchPoint) -> list[AttackSpec]:
     """Return an attack through the true backward pass, and through the smooth one where training used one."""
     alpha = configuration.alpha if configuration.alpha is not None else configuration.attacker_alpha
     return true_and_smooth(

@@ -93,7 +93,8 @@ def browser() -> Iterator[Browser]:
     )
     if path is None:
         pytest.skip(
-            "chromium is not installed (apt-get install chromium): nothing was looked at in a browser"
+            "chromium is not installed (apt-get install chromium): nothing was looked at in a "
+            "browser"
         )
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=list(HEADLESS))

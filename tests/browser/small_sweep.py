@@ -1,4 +1,6 @@
-"""A small sweep computed, tracked and reported for real in this process, one unit after the other: no Ray."""
+"""A small sweep computed, tracked and reported for real in this process, one unit after the other:
+no Ray.
+"""
 
 import dataclasses
 import os
@@ -24,10 +26,10 @@ from sat_ray.sweep.execute import card_and_commit, evaluate_and_commit, train_an
 from sat_ray.sweep.plan import (
     card_tasks,
     evaluation_tasks,
-    final_jobs,
+    final_tasks,
     strong_on_validation,
     strong_tasks,
-    trial_job,
+    trial_task,
     validation_tasks,
 )
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
@@ -90,14 +92,16 @@ class Made:
 
 
 def compute(sweep: Sweep) -> tuple[Any, ...]:
-    """Commit everything that a sweep computes, one unit after the other; return what its report needs."""
+    """Commit everything that a sweep computes, one unit after the other;
+    return what its report needs.
+    """
     config, records = sweep.config, sweep.records
     data = stages.prepare(sweep)
-    for configuration in config.search.configurations():
-        train_and_commit(trial_job(config, data, configuration).at(1), records)
+    for configuration in config.search.points():
+        train_and_commit(trial_task(config, data, configuration).at(1), records)
     finalists = committed_finalists(config, data, records)
     assert finalists is not None
-    models = [train_and_commit(job, records) for job in final_jobs(config, data, finalists)]
+    models = [train_and_commit(task, records) for task in final_tasks(config, data, finalists)]
     for model in models:
         for task in validation_tasks(config, data, model):
             evaluate_and_commit(task, records)

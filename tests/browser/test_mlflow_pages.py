@@ -1,4 +1,6 @@
-"""MLflow's own pages, as somebody sees them who has never read this code: the runs, one run, Compare, the registered model."""
+"""MLflow's own pages, as somebody sees them who has never read this code: the runs, one run,
+Compare, the registered model.
+"""
 
 import re
 
@@ -7,7 +9,7 @@ from playwright.sync_api import Page, expect
 from small_sweep import RECIPE, REGISTERED, Made
 
 from sat_ray.integrations.mlflow.metrics import compared_name
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 
 pytestmark = pytest.mark.browser
 
@@ -16,7 +18,7 @@ def configurations(made: Made) -> list[str]:
     """Return the names that MLflow shows for the configurations on the leaderboard, best first."""
     fields = ("activation", "alpha", "attacker_activation", "attacker_alpha")
     return [
-        compared_name(Configuration(**{field: group[field] for field in fields}))
+        compared_name(SearchPoint(**{field: group[field] for field in fields}))
         for group in made.board["groups"]
     ]
 

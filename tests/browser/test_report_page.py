@@ -1,4 +1,6 @@
-"""report.html as people open it: from a file, on a phone and on a desk, light and dark, printed, without scripts."""
+"""report.html as people open it: from a file, on a phone and on a desk, light and dark, printed,
+without scripts.
+"""
 
 import re
 from collections.abc import Iterator
@@ -64,10 +66,14 @@ def test_the_page_reads_without_complaint_offline_and_without_scrolling_sideways
 
 
 def cut_off(page: Page) -> list[str]:
-    """Return the sections with a table wider than its place: its last columns would have to be scrolled for."""
+    """Return the sections with a table wider than its place:
+    its last columns would have to be scrolled for.
+    """
     found: list[str] = page.evaluate(
-        """[...document.querySelectorAll(".scroll")].filter(box => box.scrollWidth > box.clientWidth + 1)
-        .map(box => `${box.closest("section").id}: ${box.scrollWidth} of ${box.clientWidth} pixels`)"""
+        """[...document.querySelectorAll(".scroll")]
+        .filter(box => box.scrollWidth > box.clientWidth + 1)
+        .map(box => `${box.closest("section").id}: ${box.scrollWidth} of ${box.clientWidth} pixels`)
+        """
     )
     return found
 
@@ -86,10 +92,13 @@ def test_text_stands_out_from_its_ground_in_both_schemes(opened: Any) -> None:
 
 
 def contrast(page: Page, selector: str) -> float:
-    """Return the contrast ratio of an element's text with the first opaque ground below it (WCAG 2.1, 1.4.3)."""
+    """Return the contrast ratio of an element's text with
+    the first opaque ground below it (WCAG 2.1, 1.4.3).
+    """
     colours = page.locator(selector).first.evaluate(
         """element => { const text = getComputedStyle(element).color; let ground = element;
-        while (ground && /rgba\\(.*, 0\\)/.test(getComputedStyle(ground).backgroundColor)) ground = ground.parentElement;
+        while (ground && /rgba\\(.*, 0\\)/.test(getComputedStyle(ground).backgroundColor))
+          ground = ground.parentElement;
         return [text, getComputedStyle(ground || document.body).backgroundColor]; }"""
     )
     light, dark = sorted((luminance(colour) for colour in colours), reverse=True)

@@ -1,1 +1,3 @@
-"""Faults put into a running sweep: real hosts, stores and servers on one machine, a table of injections, what must hold after each."""
+"""Faults put into a running sweep: real hosts, stores and servers on one machine, a table of
+injections, what must hold after each.
+"""

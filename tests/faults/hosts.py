@@ -1,6 +1,8 @@
-"""Hosts on one machine: network namespaces with an address and a disk of their own, on one bridge; needs root on Linux.
+"""Hosts on one machine: network namespaces with an address and a disk of their own, on one bridge;
+needs root on Linux.
 
-Everything lives in namespaces of this process, so nothing outlasts it and nothing of it can meet other work on the machine.
+Everything lives in namespaces of this process, so nothing outlasts it and nothing of it can meet
+other work on the machine.
 """
 
 import contextlib
@@ -15,7 +17,8 @@ from pathlib import Path
 BRIDGE, NETWORK = "faults0", "10.99.0"
 OUTSIDE = f"{NETWORK}.1"  # where the servers listen that are not part of the cluster
 INSIDE = "SAT_RAY_FAULTS_INSIDE"
-NOWHERE = "02:00:00:00:00:01"  # an Ethernet address that nobody has: a route that drops would be an error at the sender
+# an Ethernet address that nobody has: a route that drops would be an error at the sender
+NOWHERE = "02:00:00:00:00:01"
 DISK = "/mnt"  # of every host: its own tmpfs
 TOOLS = ("unshare", "nsenter", "ip", "mount", "hostname")
 SETUP = """
@@ -36,7 +39,9 @@ def missing() -> str:
 
 
 def enter() -> None:
-    """Start this very command again in network, mount and process namespaces of its own, which end with it; returns there."""
+    """Start this very command again in network, mount and process namespaces of its own,
+    which end with it; returns there.
+    """
     if os.environ.get(INSIDE):
         _ip("link", "set", "lo", "up")
         subprocess.run(
@@ -57,7 +62,9 @@ def _ip(*words: str) -> str:
 
 
 class Host:
-    """A machine with an address, a name that resolves to it, and a disk mounted at DISK. number: 2 to 254, the end of its address."""
+    """A machine with an address, a name that resolves to it, and a disk mounted at DISK. number: 2
+    to 254, the end of its address.
+    """
 
     def __init__(self, role: str, number: int, *, disk_mib: int = 512) -> None:
         self.name, self.number, self.address = f"{role}{number}", number, f"{NETWORK}.{number}"
@@ -105,7 +112,9 @@ class Host:
                 os.kill(pid, number)
 
     def crash(self) -> None:
-        """Pull the cable and kill everything at once: its peers are told nothing, as when a machine loses power."""
+        """Pull the cable and kill everything at once: its peers are told nothing,
+        as when a machine loses power.
+        """
         _ip("link", "set", self.link, "down")
         while self.processes():
             self.signal(signal.SIGKILL)

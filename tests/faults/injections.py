@@ -1,4 +1,6 @@
-"""What is done to a running sweep: one function per kind, in a table. Each returns how many units of work it interrupted."""
+"""What is done to a running sweep: one function per kind,
+in a table. Each returns how many units of work it interrupted.
+"""
 
 import os
 import random
@@ -86,7 +88,9 @@ def node(scene: Scene) -> int:
 
 
 def drain(scene: Scene) -> int:
-    """Tell a worker node, as a spot node's pod is told, that it goes in twenty seconds; another joins when it has gone."""
+    """Tell a worker node, as a spot node's pod is told, that it goes in twenty seconds;
+    another joins when it has gone.
+    """
     lost = scene.random.choice(scene.victim.cluster.nodes)
     (service,) = lost.workers(r"\S+ -m ray\.scripts\.scripts start")
     os.kill(service, signal.SIGTERM)
@@ -97,7 +101,9 @@ def drain(scene: Scene) -> int:
 
 
 def head(scene: Scene) -> int:
-    """Cut the power of every node, the head with the driver too; start a new cluster and give the same command again."""
+    """Cut the power of every node, the head with the driver too;
+    start a new cluster and give the same command again.
+    """
     scene.victim.cluster.down()
     scene.victim.process.wait()
     scene.victim.cluster.up()
@@ -155,7 +161,9 @@ def full_disk(scene: Scene) -> int:
 
 
 def network_cut(scene: Scene) -> int:
-    """Drop every packet between the two worker nodes for as long as the outage; both still reach everything else."""
+    """Drop every packet between the two worker nodes for as long as the outage;
+    both still reach everything else.
+    """
     one, other = (node.host for node in scene.victim.cluster.nodes)
     one.cut(other)
     time.sleep(scene.outage)
@@ -167,7 +175,8 @@ def network_cut(scene: Scene) -> int:
 class Kind:
     """A kind of fault.
 
-    stage: where it strikes; bound: of the work that it makes be done again; alone: in a sweep of its own; lasting: as long as its stage.
+    stage: where it strikes; bound: of the work that it makes be done again; alone: in a sweep of
+    its own; lasting: as long as its stage.
     """
 
     name: str
@@ -213,7 +222,9 @@ KINDS = {
 
 
 def at_work(victim: Victim, stage: str) -> bool:
-    """Wait until processes of a stage work and, but for the search, something of it is stored; False where it was over before."""
+    """Wait until processes of a stage work and, but for the search, something of it is stored;
+    False where it was over before.
+    """
 
     def found() -> str:
         if victim.over(stage):

@@ -1,4 +1,6 @@
-"""What the MLflow server that cluster/mlflow describes must refuse, and what a run must not leave behind."""
+"""What the MLflow server that cluster/mlflow describes must refuse,
+and what a run must not leave behind.
+"""
 
 import base64
 import json
@@ -13,7 +15,9 @@ READER = ("reader", "reader-password-1")
 
 
 def wrong_answers(mlflow: Mlflow) -> list[str]:
-    """Ask as nobody, with a wrong password, under another host name and as a reader; say in a sentence each what was answered wrongly."""
+    """Ask as nobody, with a wrong password, under another host name and as a reader; say in a
+    sentence each what was answered wrongly.
+    """
     admin = (mlflow.user, mlflow.password)
     new = {"username": READER[0], "password": READER[1]}
     expected: list[tuple[str, int, tuple[Any, ...]]] = [
@@ -65,7 +69,9 @@ def _status(
 def secrets_left(
     places: list[Path], secrets: dict[str, str], postgres: Postgres | None
 ) -> list[str]:
-    """Search files, and a dump of the database, for secrets, given by name; say which was found where."""
+    """Search files, and a dump of the database, for secrets, given by name;
+    say which was found where.
+    """
     found = []
     for place in places:
         for path in place.rglob("*"):

@@ -1,4 +1,6 @@
-"""The parts that a sweep on a cluster needs, each a real one: an S3 server, PostgreSQL, an MLflow server with logins, Ray nodes."""
+"""The parts that a sweep on a cluster needs, each a real one: an S3 server, PostgreSQL, an MLflow
+server with logins, Ray nodes.
+"""
 
 import contextlib
 import os
@@ -17,10 +19,10 @@ from typing import Any
 import psutil
 import s3_server
 import yaml
+from repository import ROOT
 
 from faults.hosts import DISK, OUTSIDE, Host
 
-ROOT = Path(__file__).parent.parent.parent
 S3_PORT, MLFLOW_PORT, POSTGRES_PORT, RAY_PORT = 8080, 5000, 5432, 6379
 BUCKET = "faults"
 MEMORY = str(150 * 1024**2)  # of a node's object store
@@ -226,7 +228,9 @@ class Postgres(Server):
 
 
 class Mlflow(Server):
-    """An MLflow server with logins, started from cluster/mlflow's own settings; on SQLite where there is no PostgreSQL."""
+    """An MLflow server with logins, started from cluster/mlflow's own settings;
+    on SQLite where there is no PostgreSQL.
+    """
 
     name = "mlflow"
     user, password = "admin", "admin-" + secrets.token_hex(8)
@@ -342,7 +346,9 @@ class Node:
         return self
 
     def workers(self, title: str) -> list[int]:
-        """Return the processes of Ray workers that do something whose title matches a regular expression."""
+        """Return the processes of Ray workers that do something
+        whose title matches a regular expression.
+        """
         found = []
         for pid in self.host.processes():
             with contextlib.suppress(psutil.Error):

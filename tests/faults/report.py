@@ -8,7 +8,6 @@ from typing import Any
 from faults.injections import KINDS, STAGES
 from faults.victim import Left
 
-ROOT = Path(__file__).parent.parent.parent
 SWEEP = "sweep"  # beside the names of stages: all of them together
 
 
@@ -21,9 +20,11 @@ def merged(
     outage: float,
     command: str,
 ) -> dict[str, Any]:
-    """Put what was found now over what an earlier run found: the last run of a kind counts, chaos has a place of its own.
+    """Put what was found now over what an earlier run found: the last run of a kind counts, chaos
+    has a place of its own.
 
-    Of the undisturbed sweeps of all runs the quickest counts, stage by stage: other work on the machine only ever adds to it.
+    Of the undisturbed sweeps of all runs the quickest counts, stage by stage: other work on the
+    machine only ever adds to it.
     """
     file = docs / "faults.json"
     found: dict[str, Any] = (
@@ -70,7 +71,8 @@ def page(found: dict[str, Any]) -> str:
             else (_effect(one), _most([one], quickest), one["injections"])
         )
         lines.append(
-            f"| {name} | {what} | {kind.stage} | {effect} | {' | '.join(numbers)} | {kind.bound} | {count} |"
+            f"| {name} | {what} | {kind.stage} | {effect} | {' | '.join(numbers)} | {kind.bound} "
+            f"| {count} |"
         )
     lines += ["", *_conditions(list(found["kinds"].values()), quickest)]
     if not (chaos := found["chaos"]):
@@ -94,7 +96,9 @@ def page(found: dict[str, Any]) -> str:
 
 
 def brief(text: str) -> str:
-    """Return what a page needs of an error with its traceback: its first line, and the last that names an error."""
+    """Return what a page needs of an error with its traceback: its first line,
+    and the last that names an error.
+    """
     first, *others = text.splitlines() or [""]
     last = next((line for line in reversed(others) if "Error: " in line), "")
     return f"{first} {last}".strip()[:300]
@@ -116,7 +120,8 @@ def _failed(chaos: list[dict[str, Any]]) -> list[str]:
         words = some[0]["wrong"][0].splitlines()
         reason = next((line for line in reversed(words) if "Error: " in line), words[0])
         lines.append(
-            f"- **Not survived**: {', '.join(one['kind'] for one in some)} in one sweep. {reason[:200]}"
+            f"- **Not survived**: {', '.join(one['kind'] for one in some)} in one sweep. "
+            f"{reason[:200]}"
         )
     return lines
 
@@ -147,26 +152,34 @@ def _conditions(some: list[dict[str, Any]], quickest: dict[str, float]) -> list[
     )
 
 
+COLUMNS = (
+    "kind", "what is done", "during", "effect", "seconds lost", "s repeated, at most",
+    "bound of what is repeated", "injections",
+)  # fmt: skip
 HEAD = """# Faults
 
-Made by `python tests/run_faults.py` (root on Linux): a small sweep on a Ray of a head and two nodes, each a host of its own, with
-an S3 server, PostgreSQL and an MLflow server with logins, all real. *Survived* means: the leaderboard's numbers and the outcome files
-are those of the undisturbed sweep, every test image is there once for each model, no MLflow run is unfinished or there twice, no
+Made by `python tests/run_faults.py` (root on Linux): a small sweep on a Ray of a head and two
+nodes, each a host of its own, with an S3 server, PostgreSQL and an MLflow server with logins, all
+real. *Survived* means: the leaderboard's numbers and the outcome files are those of the undisturbed
+sweep, every test image is there once for each model, no MLflow run is unfinished or there twice, no
 placement group is left, no password or key is in a log, an object or the database.
 
-Seconds lost are those of the stage against the quickest undisturbed sweep's (of the whole sweep for `head`): on a machine that is busy
-with other work they vary by more than small faults cost. The bound is the unit that is lost whole when its process dies, because only
-a finished unit is committed; seconds repeated are measured from above: what ran since the last commit or checkpoint, or the longest
-unit of the stage, for each unit that was interrupted. An outage of MLflow or its database delays no stage: the runs are written once
-it is back, for which the sweep waits at its end.
+Seconds lost are those of the stage against the quickest undisturbed sweep's (of the whole sweep for
+`head`): on a machine that is busy with other work they vary by more than small faults cost. The
+bound is the unit that is lost whole when its process dies, because only a finished unit is
+committed; seconds repeated are measured from above: what ran since the last commit or checkpoint,
+or the longest unit of the stage, for each unit that was interrupted. An outage of MLflow or its
+database delays no stage: the runs are written once it is back, for which the sweep waits at its
+end.
 
-| kind | what is done | during | effect | seconds lost | s repeated, at most | bound of what is repeated | injections |
-| :-- | :-- | :-- | :-- | --: | --: | :-- | --: |"""
+{columns}
+| :-- | :-- | :-- | :-- | --: | --: | :-- | --: |""".format(columns=f"| {' | '.join(COLUMNS)} |")
 CHAOS = """## Chaos
 
-{count} faults, their kinds, processes and nodes drawn by a seed, in {sweeps} sweeps, up to three in a stage one after the other; of each
-kind the most that one cost. Where a stage had several, seconds lost are those of the whole sweep. A run
-that was stopped holds fewer faults than its command asked for.
+{count} faults, their kinds, processes and nodes drawn by a seed, in {sweeps} sweeps, up to three in
+a stage one after the other; of each kind the most that one cost. Where a stage had several, seconds
+lost are those of the whole sweep. A run that was stopped holds fewer faults than its command asked
+for.
 """
 TABLE = """| kind | injections | survived | seconds lost | s repeated, at most |
 | :-- | --: | --: | --: | --: |"""

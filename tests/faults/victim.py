@@ -1,4 +1,6 @@
-"""The sweep that faults are put into: its command, where it stands, what it left, and what must hold afterwards."""
+"""The sweep that faults are put into: its command, where it stands, what it left,
+and what must hold afterwards.
+"""
 
 import io
 import json
@@ -57,7 +59,9 @@ ALL_IMAGES, TEST_IMAGES = 1797, 899  # of digits
 
 @dataclass
 class Left:
-    """What a sweep left: leaderboard rows without measured times, outcomes by file, seconds of each stage, committed work."""
+    """What a sweep left: leaderboard rows without measured times, outcomes by file,
+    seconds of each stage, committed work.
+    """
 
     rows: list[dict[str, Any]]
     outcomes: dict[str, bytes]
@@ -124,7 +128,9 @@ class Victim:
         )
 
     def finish(self) -> Left:
-        """Wait for the end and return what is left; AssertionError where the sweep failed or took too long."""
+        """Wait for the end and return what is left;
+        AssertionError where the sweep failed or took too long.
+        """
         status = self.process.wait(timeout=LIMIT_SECONDS)
         assert status == 0, f"sweep {self.name} ended with {status}:\n{self.said()[-3000:]}"
         said = re.findall(r"\] (\w+) done in (\d+) s", self.said())
@@ -144,7 +150,9 @@ class Victim:
         )
 
     def committed(self, stage: str) -> list[float]:
-        """Return when the units of a stage were committed and, in training, when its checkpoints were written."""
+        """Return when the units of a stage were committed and, in training,
+        when its checkpoints were written.
+        """
         states = self.names("state/progress") if stage == "train" else {}
         written = [when for name, when in states.items() if name.endswith(".safetensors")]
         return sorted([*self.names(f"state/{stage}").values(), *written])
@@ -153,7 +161,9 @@ class Victim:
 def faults_of(
     left: Left, undisturbed: Left, name: str, mlflow: Mlflow, cluster: Cluster
 ) -> list[str]:
-    """Say in a sentence each what does not hold after a disturbed sweep; [] where everything does."""
+    """Say in a sentence each what does not hold after a disturbed sweep;
+    [] where everything does.
+    """
     found = (
         []
         if left.rows == undisturbed.rows

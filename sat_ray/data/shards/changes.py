@@ -15,8 +15,9 @@ import numpy as np
 
 from sat_ray.data.images import Place
 from sat_ray.data.sources.base import Listing, Raw, Source
-from sat_ray.storage.s3_path import SCHEME, folder_at
+from sat_ray.storage.s3_path import folder_at
 from sat_ray.storage.store import Storage
+from sat_ray.storage.uris import SCHEME
 from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.names import printable
 from sat_ray.utils.serialization import json_bytes

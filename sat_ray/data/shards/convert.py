@@ -189,8 +189,8 @@ def _refuse(bad: Sequence[tuple[Place, str]], count: int) -> None:
         shown = "; ".join(f"{printable(place.path)} ({reason})" for place, reason in bad[:5])
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise ValueError(
-            f"{len(bad)} of {count} files cannot be used: {shown}{more}; give images of 8 bits, one "
-            "in a file"
+            f"{len(bad)} of {count} files cannot be used: {shown}{more}; give images of 8 bits, "
+            "one in a file"
         )
 
 

@@ -20,17 +20,18 @@ from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.integrations.command_line.preflight import (
     check_data_named,
     check_machine,
-    check_own_parts,
+    check_user_defined_parts,
     export_warnings,
-    own_names,
     slow_here,
+    user_defined_names,
 )
 from sat_ray.integrations.mlflow.links import described as described_links
 from sat_ray.integrations.mlflow.links import how_to_serve
 from sat_ray.integrations.mlflow.preflight import experiment_name
 from sat_ray.integrations.mlflow.writer import TrackerLink, mlflow_tracker
 from sat_ray.report.console import Reporter
-from sat_ray.storage.store import Storage, check_writable
+from sat_ray.storage.preflight import check_writable
+from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import pages_of
 from sat_ray.sweep.config import code_named, config_of
 from sat_ray.sweep.context import Sweep
@@ -98,7 +99,7 @@ class Driver:
             from sat_ray.integrations.ray.user_code import check_importable
 
             check_capacity(self.config, stage=self.alone)
-            check_importable(own_names(self.config))
+            check_importable(user_defined_names(self.config))
             self.mlflow.check()
             self.open = stack.pop_all()
         return self
@@ -381,7 +382,7 @@ def main(run: Callable[[Command], None], *, about: str | None) -> int:
     def act() -> None:
         command = parse(sys.argv[1:], RECIPES, default=DEFAULT, about=about or "")
         command.config.resources.require_accelerator()
-        check_own_parts(command.config, command.root)
+        check_user_defined_parts(command.config, command.root)
         for sentence in export_warnings(command.config, command.root):
             print(f"warning: {sentence}", file=sys.stderr)
         if command.dry_run:

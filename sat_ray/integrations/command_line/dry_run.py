@@ -44,7 +44,7 @@ def describe(command: Command) -> str:
 def plan(config: SweepConfig) -> dict[str, str]:
     """Return what would be computed. One pass is one forward and backward pass of one image."""
     training, resources = config.training, config.resources
-    finalists, seeds = len(groups(config.search.configurations())), len(config.final.seeds)
+    finalists, seeds = len(groups(config.search.points())), len(config.final.seeds)
     source = counted(dataset_source(config.data.dataset), config.data.path)
     passes = passes_of(config, source)
     return {
@@ -57,7 +57,7 @@ def plan(config: SweepConfig) -> dict[str, str]:
         "evaluation attack": f"PGD-{config.evaluation.steps}, step {as_255ths(config.evaluation.step_size)}, "
         f"{config.evaluation.restarts} restart(s)",
         "strong attacks on what survives": _strong(config, source.classes),
-        "search trials": f"{len(config.search.configurations())} configurations, {planned_trials(config)} trainings "
+        "search trials": f"{len(config.search.points())} configurations, {planned_trials(config)} trainings "
         f"({config.search.method}, rungs at {', '.join(map(str, config.search.rungs))} epochs)",
         **_space(config),
         "models for the leaderboard": f"{finalists} configurations x {seeds} seeds = {finalists * seeds}",
@@ -71,7 +71,7 @@ def plan(config: SweepConfig) -> dict[str, str]:
 def _space(config: SweepConfig) -> dict[str, str]:
     """Return a line for every activation of the search: its alphas, and the curvatures beside."""
     search = config.search
-    competing = groups(search.configurations())
+    competing = groups(search.points())
     shown = {f"search space, {group_name(group)}": _alphas(group) for group in competing}
     if repeated := search.repeated():
         shown["searched under another name"] = ", ".join(repeated)

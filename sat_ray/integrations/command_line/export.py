@@ -20,7 +20,7 @@ from sat_ray.models.export import FORMATS, export_model
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig, stored_config
 from sat_ray.sweep.plan import dataset_uri
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.status import sweeps_in
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.bounds import Bounds, check_fields
@@ -98,7 +98,7 @@ def export(asked: Asked) -> None:
         found.checkpoint.rstrip("/").rpartition("/")[2],
     )
     text = model_card(
-        name=Configuration.stored(about["about"]["configuration"]).name
+        name=SearchPoint.stored(about["about"]["configuration"]).name
         if "configuration" in about["about"]
         else name,
         file=out.name,

@@ -8,23 +8,21 @@ from sat_ray.activations.registry import make_activation
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.sources.user_defined import opened
 from sat_ray.evaluation.low_precision.surrogate import check_gradient, emulated
-from sat_ray.models import ModelSpec, check_user_defined_model, model_from_spec
+from sat_ray.integrations.network_check import check_network, spec_of_trial
+from sat_ray.models import model_from_spec
 from sat_ray.models.export import NotExportedError, check_exportable
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.plan import dataset_uri
 from sat_ray.sweep.tasks import Dataset
-from sat_ray.training.progressive_resizing import check_resizing, image_shape
 from sat_ray.utils.compile import check_compiler
 from sat_ray.utils.import_string import is_reference
 
 
-def own_names(config: SweepConfig) -> list[str]:
+def user_defined_names(config: SweepConfig) -> list[str]:
     """Return every name, module:function, of the user's own code that a sweep uses."""
     activations = [
-        name
-        for one in config.search.configurations()
-        for name in (one.activation, one.attacker_activation)
+        name for one in config.search.points() for name in (one.activation, one.attacker_activation)
     ]
     return sorted(
         {
@@ -35,13 +33,13 @@ def own_names(config: SweepConfig) -> list[str]:
     )
 
 
-def check_own_parts(config: SweepConfig, root: Storage) -> None:
+def check_user_defined_parts(config: SweepConfig, root: Storage) -> None:
     """Raise ValueError, in one line, where a dataset or a network of the user's own is not what it must be.
 
     Activations were checked when the config was made. A dataset that is prepared is not read again; a network for images that are still
     in their files is looked at when they are prepared.
     """
-    if not own_names(config):
+    if not user_defined_names(config):
         return
     known = _shape_known(config, root)
     if known is not None:
@@ -55,22 +53,20 @@ def export_warnings(config: SweepConfig, root: Storage) -> list[str]:
     A network for images that are still in their files is not tried.
     """
     found = []
-    for name, alpha in _own_activations(config).items():
+    for name, alpha in _user_defined_activations(config).items():
         alone = nn.Sequential(make_activation(name, alpha=alpha))
         found.append(_not_exported(alone, (1, 8, 8), what=f"activation {name}"))
     known = _shape_known(config, root) if is_reference(config.model.name) else None
     if known is not None:
-        model = model_from_spec(_spec_of_trial(config, *known), seed=0)
+        model = model_from_spec(spec_of_trial(config, *known), seed=0)
         found.append(_not_exported(model, known[1], what=f"model {config.model.name}"))
     return [sentence for sentence in found if sentence]
 
 
-def _own_activations(config: SweepConfig) -> dict[str, float | None]:
+def _user_defined_activations(config: SweepConfig) -> dict[str, float | None]:
     """Return the user's activations with one alpha of each."""
     return {
-        one.activation: one.alpha
-        for one in config.search.configurations()
-        if is_reference(one.activation)
+        one.activation: one.alpha for one in config.search.points() if is_reference(one.activation)
     }
 
 
@@ -130,33 +126,3 @@ def _device_here(accelerator: str) -> torch.device | None:
     from sat_ray.integrations.ray.session import is_private
 
     return torch.device("cuda" if accelerator else "cpu") if is_private() else None
-
-
-def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> None:
-    """Raise ValueError where the network of the user's own cannot take images of this shape, or cannot be trained. shape: (C, H, W)."""
-    check_resizing(config.training, shape)
-    if not is_reference(config.model.name):
-        return
-    spec = _spec_of_trial(config, classes, shape)
-    sizes = (
-        image_shape(one, epoch, shape)
-        for one in (config.training, config.trial_training())
-        for epoch in range(one.epochs)
-    )
-    check_user_defined_model(
-        spec, shape, tuple(size for size in dict.fromkeys(sizes) if size != shape)
-    )
-
-
-def _spec_of_trial(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> ModelSpec:
-    """Describe the network with an activation whose derivative is known. shape: (C, H, W)."""
-    half = (0.5,) * shape[0]
-    return ModelSpec(
-        name=config.model.name,
-        activation="silu",  # has no kink, so that finite differences can be trusted
-        num_classes=classes,
-        in_channels=shape[0],
-        width=config.model.width,
-        mean=half,
-        std=half,
-    )

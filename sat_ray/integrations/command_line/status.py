@@ -30,7 +30,7 @@ from sat_ray.integrations.command_line.parsing import (
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
-from sat_ray.sweep.status import Best, StageStanding, Standing, standing, sweeps_in
+from sat_ray.sweep.status import Best, StageStatus, SweepStatus, read_status, sweeps_in
 from sat_ray.utils.import_string import UnconfirmedCodeError, confirm, first_line
 from sat_ray.utils.names import check_name, printable
 from sat_ray.utils.serialization import flatten, to_json
@@ -76,14 +76,14 @@ def answer(asked: Asked, root: Storage) -> str:
     if asked.name:
         if names and asked.name not in root.folders():
             check_name(asked.name, names, field="sweep")
-        found = standing(root, asked.name)
+        found = read_status(root, asked.name)
         return (
             json.dumps(as_json(found), indent=2, ensure_ascii=False)
             if asked.json
             else describe(found, root, now=time.time())
         )
     with ThreadPoolExecutor(8) as pool:
-        every = list(pool.map(lambda name: _standing_or_reason(root, name), names))
+        every = list(pool.map(lambda name: _status_or_reason(root, name), names))
     if asked.json:
         values = [
             {"name": name, "unread": one} if isinstance(one, str) else as_json(one)
@@ -98,16 +98,16 @@ def answer(asked: Asked, root: Storage) -> str:
     return "\n".join(lines) or f"no sweep in {root.uri} yet; start one: python pipelines/sweep.py"
 
 
-def _standing_or_reason(root: Storage, name: str) -> Standing | str:
-    """Return a sweep's standing, or why its config is not read: it names code of somebody's own."""
+def _status_or_reason(root: Storage, name: str) -> SweepStatus | str:
+    """Return a sweep's status, or why its config is not read: it names code of somebody's own."""
     try:
-        return standing(root, name)
+        return read_status(root, name)
     except UnconfirmedCodeError as error:
         return str(error)
 
 
-def as_json(found: Standing) -> dict[str, Any]:
-    """Return the standing as plain JSON values."""
+def as_json(found: SweepStatus) -> dict[str, Any]:
+    """Return the status as plain JSON values."""
     stages = [dataclasses.asdict(stage) | {"complete": stage.complete} for stage in found.stages]
     best = dataclasses.asdict(found.best) if found.best is not None else None
     driver = dataclasses.asdict(found.driver) if found.driver is not None else None
@@ -128,8 +128,8 @@ def as_json(found: Standing) -> dict[str, Any]:
     }
 
 
-def line(found: Standing, *, now: float) -> str:
-    """Return one sweep's standing as one line."""
+def line(found: SweepStatus, *, now: float) -> str:
+    """Return one sweep's status as one line."""
     stage = found.current
     where = (
         "done"
@@ -145,8 +145,8 @@ def line(found: Standing, *, now: float) -> str:
     return " · ".join([where, driver, *best, f"last record {_ago(found.last_commit, now=now)}"])
 
 
-def describe(found: Standing, root: Storage, *, now: float) -> str:
-    """Return one sweep's standing as a page."""
+def describe(found: SweepStatus, root: Storage, *, now: float) -> str:
+    """Return one sweep's status as a page."""
     config = found.config
     heads = ("stage", "done", "images/s", "accelerator-s", "best on validation")
     rows = [("prepare", "yes" if found.prepared else "no", "", "", ""), *map(_row, found.stages)]
@@ -177,7 +177,7 @@ def describe(found: Standing, root: Storage, *, now: float) -> str:
         [
             f"sweep {found.name} in {root.uri}",
             f"{config.data.dataset} · {config.model.name} · {config.threat_model} · "
-            f"{config.search.method} search over {len(config.search.configurations())} configurations · {len(config.final.seeds)} seeds",
+            f"{config.search.method} search over {len(config.search.points())} configurations · {len(config.final.seeds)} seeds",
             "",
             *(_columns(row) for row in (heads, *rows)),
             "",
@@ -191,7 +191,7 @@ def _columns(row: tuple[str, ...]) -> str:
     return f"{name:<10} {done:>11} {rate:>10} {seconds:>14}   {best}".rstrip()
 
 
-def _row(stage: StageStanding) -> tuple[str, ...]:
+def _row(stage: StageStatus) -> tuple[str, ...]:
     rate = "" if stage.images_per_second is None else f"{stage.images_per_second:,.0f}"
     best = "" if stage.best is None else _best(stage.best)
     return (
@@ -203,7 +203,7 @@ def _row(stage: StageStanding) -> tuple[str, ...]:
     )
 
 
-def _units(stage: StageStanding) -> str:
+def _units(stage: StageStatus) -> str:
     return (
         f"{stage.done}"
         if stage.planned is None
@@ -216,7 +216,7 @@ def _best(best: Best) -> str:
     return f"{best.name}: {100 * best.val_robust_accuracy:.1f} % robust{of}"
 
 
-def _driver(found: Standing) -> str:
+def _driver(found: SweepStatus) -> str:
     if found.driver is None:
         return "no driver"
     who = f"process {found.driver.pid} on {found.driver.host}"
@@ -225,7 +225,7 @@ def _driver(found: Standing) -> str:
     return f"driver at work ({who})" if found.driver.alive else f"no driver (the last was {who})"
 
 
-def _left(found: Standing) -> str:
+def _left(found: SweepStatus) -> str:
     if found.report:
         return "nothing"
     open_stages = [stage for stage in found.stages if not stage.complete]
@@ -246,7 +246,7 @@ def _left(found: Standing) -> str:
     )
 
 
-def _next(found: Standing, root: Storage) -> str:
+def _next(found: SweepStatus, root: Storage) -> str:
     if found.report:
         return f"done; the report: {found.report}"
     if found.driver is not None and found.driver.alive:
@@ -254,7 +254,7 @@ def _next(found: Standing, root: Storage) -> str:
     return f"go on where it stopped: {command_of(found, root) or 'the command that it was started with'}"
 
 
-def command_of(found: Standing, root: Storage) -> str:
+def command_of(found: SweepStatus, root: Storage) -> str:
     """Return a command that goes on with a sweep; "" where its recipe is not among today's, or cannot be overridden to its config."""
     if found.config.recipe not in RECIPES:
         return ""

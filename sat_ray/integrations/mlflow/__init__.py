@@ -1,4 +1,7 @@
-"""The only package that imports mlflow, and only when a tracker is made or a model is fetched: the import takes seconds."""
+"""The only package that imports mlflow.
+
+It does so only when a tracker is made or a model is fetched: the import takes seconds.
+"""
 
 from typing import TYPE_CHECKING
 

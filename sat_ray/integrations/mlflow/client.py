@@ -1,17 +1,16 @@
 """The tracker that writes to MLflow.
 
-Only MlflowClient is used: nothing depends on an active run or leaves one. Runs are found again by the tag `sat_ray.key`.
+Only MlflowClient is used: nothing depends on an active run or leaves one. Runs are found again by
+the tag `sat_ray.key`.
 """
 
 import json
 import logging
 import os
-import re
 import shlex
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,26 +20,31 @@ from torch import nn
 
 from sat_ray.integrations.mlflow.connection import global_tracking_uri
 from sat_ray.integrations.mlflow.database import settle_database, sole_creator
+from sat_ray.integrations.mlflow.errors import NoAnswerError, is_outage, reason_of
 from sat_ray.integrations.mlflow.models import model_digest, save_model
-from sat_ray.integrations.mlflow.preflight import (
-    EXPERIMENT,
-    NoAnswerError,
-    check_tracking,
-    is_outage,
-    login_to_environment,
-)
+from sat_ray.integrations.mlflow.preflight import EXPERIMENT, check_tracking, login_to_environment
 from sat_ray.integrations.mlflow.relocation import follow_moved_artifacts
-from sat_ray.integrations.mlflow.tracker import Holder, Point, Used
+from sat_ray.integrations.mlflow.values import Holder, Point, Used
+from sat_ray.integrations.temporary_folders import temporary_folder
 from sat_ray.storage.uris import redacted
 
-KEY, CONTENT, MODEL_CONTENT = "sat_ray.key", "sat_ray.content", "sat_ray.model_content"
-KIND = {
-    "mlflow.experimentKind": "custom_model_development"
-}  # its pages then open on runs and charts, not on traces of language models
+KEY = "sat_ray.key"
+CONTENT = "sat_ray.content"
+MODEL_CONTENT = "sat_ray.model_content"
+KIND = "mlflow.experimentKind"
+TRAINING = "custom_model_development"  # pages open on runs and charts, not on traces of LLMs
 VIEW = "mlflow.sharedViewState."  # of an experiment's tags: what its button Share writes
 WATCH_SECONDS = 10
-METRICS, PARAMS = 1000, 100  # the most that one request may hold
+METRICS = 1000  # the most that one request may hold
+PARAMS = 100
 METRICS_AT_THE_END = 800  # beside a request's parameters and tags: 1,000 in all
+NOTE_LETTERS = 8000  # of a run's description
+VERSION_LETTERS = 5000  # of a version's description: the most that MLflow's databases hold
+NOISY = (  # migrations; "no pip installed" for every model
+    "mlflow.store.db.utils",
+    "mlflow.utils.environment",
+)
+NO_HOLDER = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model; no such alias
 
 
 @dataclass
@@ -51,27 +55,28 @@ class _Run:
 
 
 class MlflowTracker:
-    """The Tracker of an MLflow experiment; one writer at a time. Every method may be repeated.
+    """The runs, models and versions of an MLflow experiment; every method may be repeated.
 
-    tracking_uri: see check_tracking, which is called first; artifact_root: a local folder or s3://, used where the experiment is new.
-    A parameter keeps its first value, MLflow cannot change it; a note is cut to 8,000 and a parameter to 500 characters. Raises ValueError.
+    Runs are keyed by what they show, so that a restart adopts them instead of doubling them; only
+    one process may write at a time. A search may have hundreds of trials that take seconds: one is
+    written in four requests (`run`, `uses`, and `complete`, which takes two).
+
+    tracking_uri: see check_tracking, which is called first; artifact_root: a local folder or s3://,
+    used where the experiment is new. A parameter keeps its first value, MLflow cannot change it; a
+    note is cut to 8,000 and a parameter to 500 characters. Raises ValueError.
     """
 
     def __init__(self, tracking_uri: str, *, experiment: str, artifact_root: str | None) -> None:
         check_tracking(tracking_uri)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault(
-            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"
-        )  # else two lines for every run that ends
+        # else two lines for every run that ends
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self._login = urlsplit(tracking_uri).netloc.rpartition("@")[0]
         self._uri = login_to_environment(tracking_uri)
         import mlflow
 
-        for noisy in (
-            "mlflow.store.db.utils",
-            "mlflow.utils.environment",
-        ):  # migrations; "no pip installed" for every model
-            logging.getLogger(noisy).setLevel(logging.ERROR)
+        for name in NOISY:
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             with sole_creator(self._uri):
                 settle_database(self._uri)
@@ -82,26 +87,19 @@ class MlflowTracker:
         except ValueError:
             raise
         except Exception as error:
-            reason = self._clean((str(error) or type(error).__name__).splitlines()[0])
             kind = NoAnswerError if is_outage(error) else ValueError
             raise kind(
-                f"tracking at {redacted(tracking_uri)} refused the first request: {reason}"
+                f"tracking at {redacted(tracking_uri)} refused the first request: "
+                f"{self._clean(reason_of(error))}"
             ) from None
 
     def _open_experiment(self, name: str, artifact_root: str | None) -> str:
-        import mlflow
-
-        if artifact_root is not None and not urlsplit(artifact_root).scheme:
-            artifact_root = str(Path(artifact_root).absolute())
+        """Return the id of an experiment, made now if there is none; ValueError for a deleted one."""
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            try:
-                return str(
-                    self._client.create_experiment(name, artifact_location=artifact_root, tags=KIND)
-                )
-            except mlflow.MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
+            made = self._create_experiment(name, artifact_root)
+            if made:
+                return made
             found = self._client.get_experiment_by_name(name)
         if found.lifecycle_stage != "active":
             restore = ["mlflow", "experiments", "restore", "--experiment-id", found.experiment_id]
@@ -110,9 +108,25 @@ class MlflowTracker:
                 f"MLFLOW_TRACKING_URI={shlex.quote(redacted(self._uri))} {shlex.join(restore)}, "
                 f"or choose another experiment with the variable {EXPERIMENT}"
             )
-        if not found.tags.keys() & KIND.keys():  # one that an older MLflow made
-            self._client.set_experiment_tag(found.experiment_id, *next(iter(KIND.items())))
+        if KIND not in found.tags:  # one that an older MLflow made
+            self._client.set_experiment_tag(found.experiment_id, KIND, TRAINING)
         return str(found.experiment_id)
+
+    def _create_experiment(self, name: str, artifact_root: str | None) -> str:
+        """Return the id of a new experiment, "" where another process made it meanwhile."""
+        import mlflow
+
+        if artifact_root is not None and not urlsplit(artifact_root).scheme:
+            artifact_root = str(Path(artifact_root).absolute())
+        try:
+            made = self._client.create_experiment(
+                name, artifact_location=artifact_root, tags={KIND: TRAINING}
+            )
+        except mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return ""
+        return str(made)
 
     def share(self, key: str, state: Mapping[str, object]) -> None:
         """Keep a view of the page of runs under a key that an address can name."""
@@ -157,17 +171,14 @@ class MlflowTracker:
         """Return the id of the run with this key, made now if there is none; parent: a run id."""
         from mlflow.entities import RunTag
 
-        wanted = {tag: self._clean(value) for tag, value in tags.items()} | {
-            KEY: key,
-            "mlflow.runName": name,
-        }
+        wanted = {tag: self._clean(value) for tag, value in tags.items()}
+        wanted |= {KEY: key, "mlflow.runName": name}
         if parent is not None:
             wanted["mlflow.parentRunId"] = parent
         if key not in self._ids:
-            self._ids[key] = self._client.create_run(
-                self._experiment_id, tags=wanted, run_name=name
-            ).info.run_id
-            self._runs[self._ids[key]] = _Run(dict(wanted))
+            made = self._client.create_run(self._experiment_id, tags=wanted, run_name=name)
+            self._ids[key] = made.info.run_id
+            self._runs[made.info.run_id] = _Run(dict(wanted))
         run_id = self._ids[key]
         known = self._runs[run_id]
         for some in self._new_params(run_id, params):
@@ -188,7 +199,7 @@ class MlflowTracker:
         }
 
     def _new_params(self, run_id: str, params: Mapping[str, object]) -> list[list[Any]]:
-        """Return the parameters that a run does not have yet, in lists of as many as one request may hold."""
+        """Return the parameters that a run does not have yet, in lists that one request may hold."""
         from mlflow.entities import Param
 
         known = self._runs[run_id].params
@@ -209,9 +220,10 @@ class MlflowTracker:
         params: Mapping[str, object] | None = None,
         failed: bool = False,
     ) -> None:
-        """Write the last of what a run shows, metric values and parameters, with the hash of all of it, and end it.
+        """Write the last metric values and parameters of a run with a hash of all of it; end it.
 
-        The hash goes with the last request but one, and counts only for a run that has ended: a crash anywhere is repaired.
+        content: the hash. It goes with the last request but one, and counts only for a run that has
+        ended, so a crash anywhere is repaired.
         """
         from mlflow.entities import RunTag
 
@@ -227,11 +239,12 @@ class MlflowTracker:
         )
         self._client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
         known = self._runs[run_id]
-        known.tags[CONTENT], known.ended = content, True
+        known.tags[CONTENT] = content
+        known.ended = True
         known.params |= self._texts(params or {})
 
     def log(self, run_id: str, points: Sequence[Point]) -> None:
-        """Write metric values; MLflow keeps a point (name, value, step, time) once however often it is sent."""
+        """Write metric values; MLflow keeps the same point (name, value, step, time) once."""
         for start in range(0, len(points), METRICS):
             self._client.log_batch(run_id, metrics=_metrics(points[start : start + METRICS]))
 
@@ -239,11 +252,9 @@ class MlflowTracker:
         """Attach a file under a relative path, replacing an earlier one."""
         relative = PurePosixPath(path)
         if relative.is_absolute() or ".." in relative.parts or not relative.name:
-            raise ValueError(
-                f"artifact path {path!r} is not allowed; allowed: a relative path without '..'"
-            )
+            raise ValueError(f"artifact path must be relative and without '..', got {path!r}")
         folder = str(relative.parent) if len(relative.parts) > 1 else None
-        with tempfile.TemporaryDirectory() as temporary:
+        with temporary_folder() as temporary:
             file = Path(temporary, relative.name)
             file.write_bytes(data)
             self._client.log_artifact(run_id, str(file), folder)
@@ -263,11 +274,14 @@ class MlflowTracker:
 
     def note(self, run_id: str, markdown: str) -> None:
         """Set the run's description."""
-        self._client.set_tag(run_id, "mlflow.note.content", self._clean(markdown)[:8000])
+        self._client.set_tag(run_id, "mlflow.note.content", self._clean(markdown)[:NOTE_LETTERS])
 
     @contextmanager
     def watch(self, run_id: str) -> Iterator[None]:
-        """Write this machine's load (CPU, memory, disk, network, GPUs) to a run every ten seconds; an outage ends it without a word."""
+        """Write this machine's load (CPU, memory, disk, network, GPUs) to a run every ten seconds.
+
+        An outage ends it silently.
+        """
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
@@ -275,40 +289,44 @@ class MlflowTracker:
             monitor = SystemMetricsMonitor(
                 run_id, sampling_interval=WATCH_SECONDS, resume_logging=True, tracking_uri=self._uri
             )
-        except (
-            Exception
-        ):  # the tracker is away: the sweep matters more than the load of its machine
+        except Exception:  # the tracker is away: the sweep matters more than this machine's load
             yield
             return
         monitor.start()
         try:
             yield
         finally:
-            ending = threading.Thread(
-                target=monitor.finish, daemon=True
-            )  # MLflow asks a server that is away again for minutes
+            # in a thread: MLflow repeats requests to a server that is away again for minutes
+            ending = threading.Thread(target=monitor.finish, daemon=True)
             ending.start()
             ending.join(WATCH_SECONDS)
 
     def model(self, run_id: str, model: nn.Module, *, name: str, input_shape: Sequence[int]) -> str:
-        """Attach a model that loads without this package ([0, 1] images of input_shape -> logits) and return its URI."""
+        """Attach a model that loads without this package and return its URI.
+
+        It takes [0, 1] images of input_shape and returns logits.
+        """
         from mlflow.entities import LoggedModelOutput
 
         content = model_digest(model, input_shape)
-        mine = f"source_run_id = '{run_id}' AND name = '{name}' AND tags.`{MODEL_CONTENT}` = '{content}'"
-        for found in self._client.search_logged_models([self._experiment_id], filter_string=mine):
+        wanted = (
+            f"source_run_id = '{run_id}' AND name = '{name}' "
+            f"AND tags.`{MODEL_CONTENT}` = '{content}'"
+        )
+        for found in self._client.search_logged_models([self._experiment_id], filter_string=wanted):
             if str(found.status) == "READY":
                 return str(found.model_uri)
         logged = self._client.create_logged_model(
             self._experiment_id, name, run_id, {MODEL_CONTENT: content}, model_type="classifier"
         )
         try:
-            with tempfile.TemporaryDirectory() as temporary:
+            with temporary_folder() as temporary:
                 folder = str(Path(temporary, "model"))
                 save_model(model, folder, input_shape, logged)
                 self._client.log_model_artifacts(logged.model_id, folder)
         except BaseException:
-            self._client.finalize_logged_model(logged.model_id, "FAILED")
+            with suppress(Exception):  # the first error says more
+                self._client.finalize_logged_model(logged.model_id, "FAILED")
             raise
         self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         self._client.finalize_logged_model(logged.model_id, "READY")
@@ -324,10 +342,23 @@ class MlflowTracker:
         run_id: str,
         note: str = "",
     ) -> str:
-        """Make a version of a registered model, or find the one made from this URI, and point the alias at it; return the version.
+        """Make a version of a registered model, or find the one made from this URI; return it.
 
-        alias: None to leave it where it is; note: Markdown that describes the version.
+        alias: what shall point at the version, None to leave it where it is; note: Markdown that
+        describes the version.
         """
+        version = self._version(model_uri, name=name, run_id=run_id)
+        for tag, value in tags.items():
+            self._client.set_model_version_tag(name, version, tag, self._clean(value))
+        if note:
+            shown = self._clean(note)[:VERSION_LETTERS]
+            self._client.update_model_version(name, version, shown)
+        if alias is not None:
+            self._client.set_registered_model_alias(name, alias, version)
+        return version
+
+    def _version(self, model_uri: str, *, name: str, run_id: str) -> str:
+        """Return the version that was made from a URI, made now if there is none."""
         import mlflow
 
         try:
@@ -335,41 +366,28 @@ class MlflowTracker:
         except mlflow.MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        versions = [
-            found
-            for found in self._client.search_model_versions(f"name = '{name}'")
-            if found.source == model_uri
-        ]
-        if not versions:
-            source = {
-                "source": model_uri,
-                "run_id": run_id,
-                "model_id": re.sub("^models:/", "", model_uri),
-            }  # a server compares the two
-            with global_tracking_uri(self._uri):
-                versions = [self._client.create_model_version(name, **source, await_creation_for=0)]
-        version = str(min(int(found.version) for found in versions))
-        for tag, value in tags.items():
-            self._client.set_model_version_tag(name, version, tag, self._clean(value))
-        if note:
-            self._client.update_model_version(
-                name, version, self._clean(note)[:5000]
-            )  # the most that MLflow's databases hold
-        if alias is not None:
-            self._client.set_registered_model_alias(name, alias, version)
-        return version
+        present = self._client.search_model_versions(f"name = '{name}'")
+        numbers = [int(found.version) for found in present if found.source == model_uri]
+        if numbers:
+            return str(min(numbers))
+        with global_tracking_uri(self._uri):
+            made = self._client.create_model_version(
+                name,
+                source=model_uri,
+                run_id=run_id,
+                model_id=model_uri.removeprefix("models:/"),  # a server compares the two
+                await_creation_for=0,
+            )
+        return str(made.version)
 
     def holder(self, name: str, *, alias: str) -> Holder | None:
-        """Return the version of a registered model that an alias points at, None where there is none."""
+        """Return the version of a registered model that an alias points at, None if none does."""
         import mlflow
 
         try:
             found = self._client.get_model_version_by_alias(name, alias)
         except mlflow.MlflowException as error:
-            if error.error_code in (
-                "RESOURCE_DOES_NOT_EXIST",
-                "INVALID_PARAMETER_VALUE",
-            ):  # no such model; no such alias
+            if error.error_code in NO_HOLDER:
                 return None
             raise
         return Holder(version=str(found.version), source=str(found.source), tags=dict(found.tags))

@@ -94,9 +94,10 @@ def _check_schema(uri: str) -> None:
     shown = redacted(uri)
     if unfinished:
         raise ValueError(
-            f"tracking database {shown} is unfinished (schema {found or 'unknown'}): an MLflow server makes "
-            "it now, or the program that made it was killed; try again in a minute, and if this "
-            "message stays move the database away: it holds no runs, and a new one is made"
+            f"tracking database {shown} is unfinished (schema {found or 'unknown'}): an MLflow "
+            "server makes it now, or the program that made it was killed; try again in a minute, "
+            "and if this message stays, move the database away: it holds no runs, and a new one "
+            "is made"
         )
     if _is_known(found):
         raise ValueError(
@@ -105,7 +106,8 @@ def _check_schema(uri: str) -> None:
         )
     raise ValueError(
         f"tracking database {shown} has the schema {found} of a newer MLflow, this one needs "
-        f"{wanted}; install the MLflow that wrote it, or choose another database with --tracking-uri"
+        f"{wanted}; install the MLflow that wrote it, or choose another database with "
+        "--tracking-uri"
     )
 
 

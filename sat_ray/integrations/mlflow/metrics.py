@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from sat_ray.activations.registry import activation_info, alpha_text, curvature_text, display_name
-from sat_ray.integrations.mlflow.tracker import Point
+from sat_ray.integrations.mlflow.values import Point
 from sat_ray.sweep.records.store import Record
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 
 LEARNED = "learned"  # what stands in the place of an alpha that training learns
 
 
-def compared_params(configuration: Configuration) -> dict[str, str | None]:
+def compared_params(configuration: SearchPoint) -> dict[str, str | None]:
     """Return what varies between runs, so that a page which shows ten letters of a value still tells two apart.
 
     MLflow's parallel coordinates are such a page. A learned alpha is an alpha called `learned`, and of the user's own code the function's
@@ -31,13 +31,13 @@ def compared_params(configuration: Configuration) -> dict[str, str | None]:
     }
 
 
-def curvature_metrics(configuration: Configuration) -> dict[str, float]:
+def curvature_metrics(configuration: SearchPoint) -> dict[str, float]:
     """Return the curvature as a metric, for figures; nothing where it is infinite or unknown."""
     bend = configuration.curvature
     return {"curvature": bend} if math.isfinite(bend) else {}
 
 
-def compared_name(configuration: Configuration) -> str:
+def compared_name(configuration: SearchPoint) -> str:
     """Name a configuration by what tells it from others in its first ten characters: MLflow cuts names.
 
     `silu`, `α=10 parametric_softplus`, and for a pair `(relu|α=10 relu_smooth_backward)`: the

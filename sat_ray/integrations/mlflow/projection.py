@@ -16,6 +16,7 @@ from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.card.checks import ABOVE_CHANCE
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.outcomes import robust_image_ids
+from sat_ray.integrations.mlflow.client import MlflowTracker
 from sat_ray.integrations.mlflow.links import compare_link, table_link, view_of
 from sat_ray.integrations.mlflow.metrics import (
     compared_name,
@@ -27,7 +28,7 @@ from sat_ray.integrations.mlflow.metrics import (
     sweep_cost_metrics,
 )
 from sat_ray.integrations.mlflow.registry import ALIAS, Contender, objection, registered_name
-from sat_ray.integrations.mlflow.tracker import Point, Tracker, Used
+from sat_ray.integrations.mlflow.values import Point, Used
 from sat_ray.models.export import NotExportedError
 from sat_ray.report.sweep_report import (
     card_of,
@@ -40,7 +41,7 @@ from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.cost.spent import row_cost, spent_by_stage, training_seconds
 from sat_ray.sweep.plan import dataset_uri, longest_trials, strong_on_validation
 from sat_ray.sweep.records.store import Record
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import TRAIN, Dataset
 from sat_ray.threat import as_255ths
 from sat_ray.utils.serialization import content_hash, flatten, json_bytes, to_json
@@ -56,7 +57,7 @@ COMPARED = 30  # configurations in the address of one page, best first: browsers
 class Projection:
     """Keep the tracker's runs equal to the sweep's records."""
 
-    def __init__(self, sweep: Sweep, tracker: Tracker) -> None:
+    def __init__(self, sweep: Sweep, tracker: MlflowTracker) -> None:
         self.sweep, self.tracker = sweep, tracker
         self.identity = sweep.identity
         self.records = sweep.records  # one for all updates: it reads every record once
@@ -100,7 +101,7 @@ class Projection:
     def update(self) -> None:
         """Write what was committed since the last call."""
         for record in longest_trials(self.records):
-            self._run(record, kind="trial", name=Configuration.of(record.payload).name)
+            self._run(record, kind="trial", name=SearchPoint.of(record.payload).name)
         trained = self.records.all(TRAIN)
         for record in trained:
             self._run(record, kind="finalist", name=_finalist_name(record))
@@ -191,7 +192,7 @@ class Projection:
         """Mark the configurations that were finalists before a larger budget found better ones."""
         shown = {group["configuration"] for group in board["groups"]}
         for one in dict.fromkeys(
-            Configuration.of(record.payload) for record in self.records.all(TRAIN)
+            SearchPoint.of(record.payload) for record in self.records.all(TRAIN)
         ):
             if one.name not in shown:
                 self._configuration(
@@ -326,7 +327,7 @@ class Projection:
     def _run(
         self, record: Record, *, kind: str, name: str, tags: Mapping[str, str] | None = None
     ) -> str:
-        payload, configuration = record.payload, Configuration.of(record.payload)
+        payload, configuration = record.payload, SearchPoint.of(record.payload)
         key = f"{kind}:{self.identity}:{payload['name']}"
         params = {"seed": payload["seed"]} | (
             {} if kind == "trial" else {"epochs": payload["until"]}
@@ -360,7 +361,7 @@ class Projection:
         key: str,
         kind: str,
         name: str,
-        configuration: Configuration,
+        configuration: SearchPoint,
         *,
         parent: str,
         params: Mapping[str, Any] | None = None,
@@ -377,7 +378,7 @@ class Projection:
         )
 
     def _params(
-        self, configuration: Configuration, own: Mapping[str, Any] | None = None
+        self, configuration: SearchPoint, own: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """Return the parameters of a run that shows a configuration, what varies first."""
         config = self.sweep.config
@@ -415,7 +416,7 @@ class Projection:
         self.tracker.complete(run_id, content=content, points=_now(shown))
 
     def _configuration(
-        self, configuration: Configuration, *, tags: Mapping[str, str] | None = None
+        self, configuration: SearchPoint, *, tags: Mapping[str, str] | None = None
     ) -> str:
         key = f"configuration:{self.identity}:{configuration.slug}"
         params = self._params(configuration)
@@ -441,7 +442,7 @@ class Projection:
         seeds = {
             one.payload["seed"]: one.payload
             for one in self.records.all(TRAIN)
-            if Configuration.of(one.payload) == configuration
+            if SearchPoint.of(one.payload) == configuration
         }
         figure = seed_curves(
             configuration.name,
@@ -571,9 +572,9 @@ def _now(values: Mapping[str, float], *, step: int = 0) -> list[Point]:
     return [Point(name, value, step, moment) for name, value in values.items()]
 
 
-def _of_group(group: Mapping[str, Any]) -> Configuration:
-    return Configuration(**{field: group[field] for field in Configuration.__dataclass_fields__})
+def _of_group(group: Mapping[str, Any]) -> SearchPoint:
+    return SearchPoint(**{field: group[field] for field in SearchPoint.__dataclass_fields__})
 
 
 def _finalist_name(record: Record) -> str:
-    return f"{Configuration.of(record.payload).name} · seed {record.payload['seed']}"
+    return f"{SearchPoint.of(record.payload).name} · seed {record.payload['seed']}"

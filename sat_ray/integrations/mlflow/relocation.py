@@ -1,4 +1,7 @@
-"""A moved MLflow store: its SQLite file names the folder of the artifacts absolutely, and MLflow has no call that changes it."""
+"""A moved MLflow store: its SQLite file holds the absolute path of the folder of artifacts.
+
+MLflow has no call that changes it.
+"""
 
 import sqlite3
 from contextlib import closing
@@ -16,9 +19,10 @@ _PLACES = (
 
 
 def follow_moved_artifacts(uri: str, artifact_root: str | None) -> bool:
-    """Make a SQLite store name the artifacts beside it, where it was moved or copied with them; say whether anything changed.
+    """Make a SQLite store that was moved or copied with its artifacts point at those beside it.
 
-    artifact_root: the folder of the artifacts now. Artifacts that lie only where the store says they are stay there.
+    Return whether anything changed. artifact_root: the folder of the artifacts now. Artifacts that
+    lie only where the store says they are stay there.
     """
     if artifact_root is None or not uri.startswith("sqlite"):
         return False
@@ -41,7 +45,7 @@ def follow_moved_artifacts(uri: str, artifact_root: str | None) -> bool:
 
 
 def _was_moved(database: sqlite3.Connection, old: str, new: str) -> bool:
-    """Say whether an experiment's folder is now `new`: none of its runs has artifacts at the old place alone."""
+    """Say whether an experiment's folder is now `new`: no run has artifacts at `old` alone."""
     before = Path(old.removeprefix("file://"))
     if before == Path(new) or before.name != Path(new).name:
         return False

@@ -1,6 +1,10 @@
-"""The driver's line to MLflow, which may go away and come back: only the end of a sweep waits for it, records are written later."""
+"""The driver's connection to MLflow, which may be lost and come back.
+
+Only the end of a sweep waits for it; records are written later.
+"""
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -8,37 +12,52 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any
 
-from sat_ray.integrations.mlflow.preflight import is_outage
+from sat_ray.integrations.mlflow.errors import TrackingError, is_full, is_outage, reason_of
 from sat_ray.report.console import Reporter
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.records.renewed_lease import LostLeaseError, check_lease
 from sat_ray.sweep.records.store import Record
 
-OUTAGE_SECONDS, PAUSE_SECONDS = (
-    300.0,
-    5.0,
-)  # it may stay away so long at the end before the sweep fails
+OUTAGE_SECONDS = 300.0  # an outage may last so long at the end before the sweep fails
+PAUSE_SECONDS = 5.0
 FIRST_SECONDS = 60.0  # of waiting before the first stage begins
 LATER = "the sweep goes on, it will be written later"
-AGAIN = "all results and the report are there; mend it and give the same command again, which only writes MLflow"
+NOTHING = "nothing is computed yet"
+STATE = "all results and the report are written, but not all runs and models in MLflow"
+AGAIN = "then give the same command again: it only writes MLflow"
 
 
-class TrackingError(ValueError):
-    """MLflow could not be written, though everything else is done."""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _refusal(error: Exception, state: str) -> Exception:
-    """Return the error to raise for one that stays: in one line, but a mistake of ours as it is."""
+def _refusal(error: Exception, then: str) -> Exception:
+    """Return the error to raise for one that waiting cannot mend; a mistake of ours as it is."""
     if isinstance(error, ValueError):  # raised here, and says what to do
         return error
     of_mlflow = hasattr(error, "get_http_status_code") or isinstance(error, OSError)
     if of_mlflow or type(error).__module__.partition(".")[0] in ("boto3", "botocore"):
-        return TrackingError(f"MLflow refuses the sweep's runs: {_first_line(error)}; {state}")
+        return TrackingError(f"MLflow refuses the sweep's runs: {reason_of(error)}; {then}")
     return error
+
+
+def _gave_up(error: Exception) -> TrackingError:
+    """Say that MLflow could not be written for as long as the sweep waits, and what to do."""
+    waited = f"{OUTAGE_SECONDS:g} s"
+    if is_full(error):
+        disks = f"the disks of its database, its artifacts and {tempfile.gettempdir()}"
+        return TrackingError(
+            f"MLflow has had no room for {waited} ({reason_of(error)}): {STATE}; "
+            f"make room on {disks}, {AGAIN}"
+        )
+    return TrackingError(
+        f"MLflow has not answered for {waited} ({reason_of(error)}): {STATE}; start it, {AGAIN}"
+    )
+
+
+def _trouble(error: Exception) -> str:
+    """Say in some words what is wrong with MLflow."""
+    if is_full(error):
+        return f"has no room left ({reason_of(error)})"
+    if is_outage(error):
+        return f"does not answer ({type(error).__name__})"
+    return f"cannot be written ({reason_of(error)})"
 
 
 def in_thread(make: Callable[[], Any]) -> "Future[Any]":
@@ -62,11 +81,14 @@ class TrackerLink:
     """
 
     def __init__(self, sweep: Sweep, reporter: Reporter, make: Callable[[], Any]) -> None:
-        self.sweep, self.reporter, self.make = sweep, reporter, make
+        self.sweep = sweep
+        self.reporter = reporter
+        self.make = make
         self.open = ExitStack()
         self.tracker = in_thread(make)
         self.projection: Any = None
-        self.watched = self.away = False
+        self.watched = False
+        self.away = False
 
     def __enter__(self) -> "TrackerLink":
         return self
@@ -75,7 +97,7 @@ class TrackerLink:
         self.open.close()
 
     def check(self) -> None:
-        """Open the sweep's run before anything is computed; raise what no waiting can mend."""
+        """Open the sweep's run before anything is computed; raise what waiting cannot mend."""
         try:
             self.tracker.result(timeout=FIRST_SECONDS)
             self._reach(lambda projection: None)
@@ -83,14 +105,14 @@ class TrackerLink:
             self.reporter.say(f"MLflow has not answered within {FIRST_SECONDS:g} s; {LATER}")
         except Exception as error:
             if not is_outage(error):
-                raise _refusal(error, "nothing is computed yet") from None
+                raise _refusal(error, NOTHING) from None
             self._lose(error, LATER)
 
     def write(self, write: Callable[[Any], Any]) -> Any:
         """Write to MLflow.
 
-        While it does not answer, for up to OUTAGE_SECONDS, start over from what it and the records
-        hold. Raises TrackingError where MLflow stays away or refuses.
+        While it does not answer or has no room, for up to OUTAGE_SECONDS, start over from what it
+        and the records hold. Raises TrackingError where that does not end or MLflow refuses.
         """
         deadline = time.monotonic() + OUTAGE_SECONDS
         while True:
@@ -98,16 +120,14 @@ class TrackerLink:
                 return self._reach(write)
             except Exception as error:
                 if not is_outage(error):
-                    raise _refusal(error, AGAIN) from None
+                    raise _refusal(error, f"{STATE}; mend it, {AGAIN}") from None
                 if time.monotonic() > deadline:
-                    raise TrackingError(
-                        f"MLflow has not answered for {OUTAGE_SECONDS:g} s ({_first_line(error)}); {AGAIN}"
-                    ) from error
+                    raise _gave_up(error) from error
                 self._lose(error, f"trying for {OUTAGE_SECONDS:g} s")
             time.sleep(PAUSE_SECONDS)
 
     def show_progress(self) -> None:
-        """Write what is new, if the tracker is there by now; the records are written again at the end."""
+        """Write what is new, if the tracker is there by now; the end writes the records again."""
         if self.tracker.done():
             self._try(lambda projection: projection.update(), None)
 
@@ -136,14 +156,14 @@ class TrackerLink:
         return answer
 
     def _lose(self, error: Exception, then: str) -> None:
-        """Read MLflow's runs again before the next write: one may have been made though its answer was lost."""
-        self.projection, self.tracker = None, in_thread(self.make)
+        """Read MLflow's runs again before the next write.
+
+        One may have been made though its answer was lost.
+        """
+        self.projection = None
+        self.tracker = in_thread(self.make)
         if not self.away:
-            reason = type(error).__name__
-            what = "does not answer" if is_outage(error) else "cannot be written"
-            if not is_outage(error):
-                reason = _first_line(error)
-            self.reporter.say(f"MLflow {what} ({reason}); {then}")
+            self.reporter.say(f"MLflow {_trouble(error)}; {then}")
         self.away = True
 
     def _current(self) -> Any:
@@ -162,7 +182,6 @@ def mlflow_tracker(tracking_uri: str, *, experiment: str, artifact_root: str) ->
     """Connect to MLflow. artifact_root: of a new experiment, "" for the server's own."""
     from sat_ray.integrations.mlflow import MlflowTracker
 
-    os.environ.setdefault(
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0"
-    )  # a run made again after a lost answer would be there twice
+    # a run made again after a lost answer would be there twice
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return MlflowTracker(tracking_uri, experiment=experiment, artifact_root=artifact_root or None)

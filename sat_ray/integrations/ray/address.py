@@ -1,4 +1,4 @@
-"""Check RAY_ADDRESS before Ray is imported: Ray itself waits many minutes for a cluster that is away."""
+"""Check RAY_ADDRESS before Ray is imported: Ray waits many minutes for a cluster that is away."""
 
 import os
 import re
@@ -7,21 +7,21 @@ import time
 
 VARIABLE = "RAY_ADDRESS"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
-"""What an HTTP/2 client says first, with an empty SETTINGS frame; Ray's servers speak gRPC over it."""
+"""What an HTTP/2 client sends first, with an empty SETTINGS frame; Ray's servers use gRPC."""
 SETTINGS = 4  # the type of the frame that an HTTP/2 server answers with
 SECONDS = 10.0
 ALLOWED = "allowed: HOST:PORT of the cluster's head (port 6379), auto, or local for a private Ray"
 
 
 def check_address(address: str, *, timeout_seconds: float = SECONDS) -> None:
-    """Raise ValueError, within `timeout_seconds` or little more, where no Ray answers at an address."""
+    """Raise ValueError, within `timeout_seconds` or little more, where no Ray answers there."""
     if address.startswith(("http://", "https://")):
         raise ValueError(
             f"{VARIABLE} is {address}, which is an address to submit jobs to; either submit the "
             f"command: ray job submit --address {address} --working-dir . -- python ..., or set "
             f"{VARIABLE} to the HOST:PORT of the cluster's head (port 6379)"
         )
-    if address == "auto":  # Ray looks on this machine, and says at once if there is none
+    if address == "auto":  # Ray looks on this machine, and fails at once if there is none
         return
     found = re.fullmatch(
         r"(ray://)?(?P<host>[^/:\s]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})", address
@@ -37,7 +37,7 @@ def check_address(address: str, *, timeout_seconds: float = SECONDS) -> None:
 
 
 def _reason(host: str, port: int, timeout_seconds: float) -> str:
-    """Say why no Ray answers, "" where one does. With TLS a connection is all that is tried."""
+    """Return why no Ray answers, "" where one does. With TLS only a connection is tried."""
     deadline = time.monotonic() + timeout_seconds
     try:
         with socket.create_connection((host, port), timeout_seconds) as connection:
@@ -50,6 +50,6 @@ def _reason(host: str, port: int, timeout_seconds: float) -> str:
         return f"nothing within {timeout_seconds:g} s"
     except OSError as error:
         return (error.strerror or str(error)).lower()
-    return (
-        "" if len(header) == 9 and header[3] == SETTINGS else "another program listens on this port"
-    )
+    if len(header) == 9 and header[3] == SETTINGS:
+        return ""
+    return "another program listens on this port"

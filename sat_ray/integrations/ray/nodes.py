@@ -1,5 +1,6 @@
-"""The nodes of the cluster, those included that its autoscaler may buy, and where work without GPUs belongs among them."""
+"""The nodes of the cluster and those that its autoscaler may buy; where work without GPUs runs."""
 
+from sat_ray.integrations.ray.private import draining_nodes
 from sat_ray.sweep.resources import (
     POOL_LABEL,
     NodeGroup,
@@ -10,7 +11,7 @@ from sat_ray.sweep.resources import (
 
 
 def node_groups() -> list[NodeGroup]:
-    """Return what the autoscaler may buy where the environment says so, else every living node as a group of one."""
+    """Return the node groups that the environment announces, else each living node as a group."""
     import ray  # not at the top: a private Ray's environment is set before the first import
 
     return announced_groups() or [
@@ -28,10 +29,9 @@ def this_node_leaves() -> bool:
     """Say whether the node of this process drains: it takes no more work and is about to go."""
     import ray
 
-    # what Ray Train asks too; there is no public way outside a training of its own
-    return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
+    return ray.get_runtime_context().get_node_id() in draining_nodes()
 
 
 def selector_for(resources: Resources) -> dict[str, str]:
-    """Return the label selector of this cluster for a task, actor or bundle with these resources; {} asks for nothing."""
+    """Return this cluster's label selector for work with these resources; {} allows any node."""
     return pool_selector(resources, node_groups())

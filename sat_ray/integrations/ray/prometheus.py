@@ -1,7 +1,8 @@
-"""What Prometheus sees of a sweep, on the metrics page of each Ray node; every metric has the tag `sweep`.
+"""Metrics of a sweep for Prometheus, on the metrics page of each Ray node, with the tag `sweep`.
 
-What is committed is shown by the driver, from records alone; what runs now by the process that runs it, and it goes with that process.
-Ray writes `ray_` before each name and `_total` after a counter's, and forgets a gauge that is not set again within about 20 s.
+What is committed is shown by the driver, from records alone; what runs now by the process that runs
+it, and it ends with that process. Ray writes `ray_` before each name and `_total` after the name of
+a counter, and drops a gauge that is not set again within about 20 s.
 """
 
 import threading
@@ -41,23 +42,26 @@ REFRESH_SECONDS = 5.0
 class SweepMetrics:
     """Show a sweep's committed records; call `update` every ten seconds or so.
 
-    Ray keeps the counter of a driver that has ended, so each driver counts only what came in its own time. planned_shards: all that there
-    can be, until the driver knows what the search has left.
+    Ray keeps the counter of a driver that has ended, so each driver counts only what was committed
+    while it ran. planned_shards: the most that there can be, until the search has ended.
     """
 
     def __init__(self, config: SweepConfig, records: Records) -> None:
-        self.config, self.records, self.tags = config, records, _tags(records)
+        self.config = config
+        self.records = records
+        self.tags = _tags(records)
         self.accuracy = Gauge(*VAL_ROBUST_ACCURACY, tag_keys=("sweep", "activation"))
         self.left = Gauge(*EVALUATION_SHARDS_LEFT, tag_keys=("sweep",))
         self.seconds = Counter(*ACCELERATOR_SECONDS, tag_keys=("sweep",))
         tasks = next(demand.count for demand in bundles(config) if demand.stage == "evaluate")
         self.planned_shards = tasks * (1 if config.evaluation.strong == "none" else 2)
-        self.shards, self.shard_seconds = 0, 0.0
+        self.shards = 0
+        self.shard_seconds = 0.0
         self.counted = self._accelerator_seconds()
         self.update()
 
     def update(self) -> None:
-        """Show what is committed now; reads only the records that came since the last call."""
+        """Show what is committed now; read only the records that are new since the last call."""
         for activation, value in self._best().items():
             self.accuracy.set(value, self.tags | {"activation": activation})
         spent = self._accelerator_seconds()
@@ -94,13 +98,15 @@ class SweepMetrics:
 def training_shown(
     records: Records, *, trial: bool = False
 ) -> Iterator[Callable[[EpochReport], None]]:
-    """Yield what to call after every epoch of the trainings in this block; trial: count the block as a running search trial."""
-    tags, speed, running = (
-        _tags(records),
-        Gauge(*IMAGES_PER_SECOND, tag_keys=("sweep",)),
-        Gauge(*TRIALS_RUNNING, tag_keys=("sweep",)),
-    )
-    latest, ended = [0.0], threading.Event()
+    """Yield a function to call after every epoch of the trainings in this block.
+
+    trial: count the block as a running search trial.
+    """
+    tags = _tags(records)
+    speed = Gauge(*IMAGES_PER_SECOND, tag_keys=("sweep",))
+    running = Gauge(*TRIALS_RUNNING, tag_keys=("sweep",))
+    latest = [0.0]
+    ended = threading.Event()
 
     def after_epoch(report: EpochReport) -> None:
         latest[0] = report.metrics["throughput/images_per_second"]

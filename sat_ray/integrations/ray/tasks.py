@@ -18,13 +18,15 @@ from sat_ray.sweep.resources import STAGE_RESOURCES, Resources, evaluation_resou
 from sat_ray.sweep.tasks import CARD, CardTask, EvaluationTask
 from sat_ray.utils.import_string import confirm, confirmed
 
-RETRIES = 16  # of a task whose process dies, some seconds apart: a node whose disk is full kills each, and may have room in two minutes
-IN_FLIGHT = 256  # submitted and unfinished at once: enough for any cluster's slots, little for the driver to hold
+# of a task whose process dies, some seconds apart: a node whose disk is full kills each, and may
+# have room in two minutes
+RETRIES = 16
+# submitted and unfinished at once: enough for the slots of any cluster, little for the driver
+IN_FLIGHT = 256
 
 
-@ray.remote(
-    num_cpus=STAGE_RESOURCES["CPU"], max_retries=RETRIES
-)  # with its node a stage may die; what it committed is not done again
+# a stage may die with its node; what it committed is not done again
+@ray.remote(num_cpus=STAGE_RESOURCES["CPU"], max_retries=RETRIES)
 def _stage(function: Callable[..., Any], code: Collection[str], *arguments: Any) -> Any:
     remove_orphans()
     confirm(code)
@@ -34,7 +36,10 @@ def _stage(function: Callable[..., Any], code: Collection[str], *arguments: Any)
 def stage_task(
     function: Callable[..., Any], *arguments: Any, name: str, resources: Resources = STAGE_RESOURCES
 ) -> Any:
-    """Run a stage as a task, of no CPUs unless it says so, and return its ObjectRef; arguments that are ObjectRefs are waited for."""
+    """Run a stage as a task and return its ObjectRef.
+
+    The task waits for arguments that are ObjectRefs. resources: of the task, no CPUs by default.
+    """
     options = {
         "num_cpus": resources["CPU"],
         "num_gpus": resources.get("GPU", 0),
@@ -72,19 +77,21 @@ def _unit(
     try:
         work(task, Records(Storage(storage)), gpus=gpus)
     except torch.OutOfMemoryError as error:
-        advice = "fewer --evaluation.slots, or more --resources.gpus-per-evaluation (1 and no sharing: a whole GPU for each task)"
         raise MemoryError(
-            f"{task.name}: the GPU's memory is too small for this evaluation task ({error}); {advice}"
+            f"{task.name}: the GPU's memory is too small for this evaluation task ({error}); give "
+            "fewer --evaluation.slots, or more --resources.gpus-per-evaluation (1 and no sharing: "
+            "a whole GPU for each task)"
         ) from error
 
 
 def evaluate_all(
     tasks: Iterable[EvaluationTask], records: Records, resources: ResourceSettings
 ) -> None:
-    """Run evaluation tasks in the given order, largest first where the caller sorted them so; all are committed when this returns.
+    """Run evaluation tasks in the given order; all are committed when this returns.
 
-    What is committed already asks for nothing: a sweep that only has its report to write buys no node for it. Models with the same weights
-    share their outcomes. With `share_gpus` the first task has a GPU alone, and shows how many of the others fit on one.
+    Committed tasks need no resources, so a sweep that only has its report to write starts no node.
+    Models with the same weights share their outcomes. With `share_gpus` the first task has a GPU
+    alone and shows how many of the others fit on one.
     """
     waiting = _each_once(tasks, records)
     if resources.share_gpus and (first := next(waiting, None)) is not None:
@@ -96,7 +103,7 @@ def evaluate_all(
 
 
 def sharing(resources: ResourceSettings, first: Record) -> ResourceSettings:
-    """Return the resources of tasks like one that ran with a GPU alone: the share that its memory shows to fit."""
+    """Return the resources of tasks like one that ran with a GPU alone: the share that fits."""
     return replace(
         resources,
         share_gpus=False,

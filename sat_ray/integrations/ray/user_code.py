@@ -1,4 +1,4 @@
-"""Can every node import the user's own code, and is it the same code there?"""
+"""Check that every node can import user-defined code, and has the same version of it."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,10 @@ def _modules(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_importable(names: Sequence[str]) -> None:
-    """Raise ValueError, naming the node, where a living node cannot import `module:function`, or has another version of it."""
+    """Raise ValueError where a living node cannot import `module:function` or has another version.
+
+    The message names the node.
+    """
     if not names:
         return
     ours = code_hashes(_modules(names))
@@ -38,9 +41,10 @@ def check_importable(names: Sequence[str]) -> None:
         theirs = result(ref)
         if isinstance(theirs, str):
             raise ValueError(f"node {node['NodeManagerAddress']}: {theirs}; {REMEDY}")
-        if other := sorted(
-            name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
-        ):
+        modules = ours.keys() | theirs.keys()
+        other = sorted(name for name in modules if ours.get(name) != theirs.get(name))
+        if other:
             raise ValueError(
-                f"node {node['NodeManagerAddress']} has another version of {', '.join(other)}; {REMEDY}"
+                f"node {node['NodeManagerAddress']} has another version of {', '.join(other)}; "
+                f"{REMEDY}"
             )

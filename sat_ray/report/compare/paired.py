@@ -2,7 +2,7 @@
 
 Every figure is a function of outcome tables. A difference is that of the other model minus the first, with Newcombe's paired interval;
 its p-value is McNemar's exact test, corrected by Holm over all pairs. The test compares given checkpoints on these images: a claim about
-two activations has the seed as its unit (sat_ray.report.leaderboard.statistics).
+two activations has the seed as its unit (sat_ray.report.leaderboard.variation).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sat_ray.evaluation.intervals import (
     wilson_interval,
 )
 from sat_ray.report.compare.verdicts import JudgedModel, check_comparable, in_common, letter
-from sat_ray.report.leaderboard.statistics import holm
+from sat_ray.report.leaderboard.holm import holm
 from sat_ray.report.leaderboard.summary import BoolArray, IntArray
 
 LEVEL = 0.05

@@ -31,8 +31,8 @@ from sat_ray.report.figures.style import (
     two_lines,
 )
 from sat_ray.report.formatting import pgd_name, seeds_text, setting_text
-from sat_ray.report.leaderboard.columns import table1_rows
 from sat_ray.report.leaderboard.groups import STRONG
+from sat_ray.report.leaderboard.table1 import table1_rows
 
 __all__ = [
     "adversarial_examples",

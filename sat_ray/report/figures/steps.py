@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from sat_ray.attacks.spec import FINAL_SUFFIX
 from sat_ray.evaluation.engine.verdicts import NEVER
 from sat_ray.report.figures.style import head, label, mark, new_figure, plain, two_lines
 from sat_ray.report.leaderboard.rows import EvaluatedModel, display_names
-from sat_ray.report.leaderboard.summary import FINAL_ITERATE_SUFFIX
 
 
 def accuracy_after(table: pa.Table, *, steps: int) -> NDArray[np.float64]:
@@ -27,9 +27,7 @@ def accuracy_after(table: pa.Table, *, steps: int) -> NDArray[np.float64]:
 
     Step 0 is the start of the attack, random or not. Attacks that count their last point only are left out.
     """
-    counted = np.array(
-        [not name.endswith(FINAL_ITERATE_SUFFIX) for name in table["attack"].to_pylist()]
-    )
+    counted = np.array([not name.endswith(FINAL_SUFFIX) for name in table["attack"].to_pylist()])
     left, images = survivors_after(table.filter(counted), steps=steps)
     return left / images
 

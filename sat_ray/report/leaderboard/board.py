@@ -1,4 +1,4 @@
-"""The leaderboard: rows per seed, groups per configuration, the champion by validation, and the headline. A pure function of records."""
+"""The leaderboard: rows per seed, groups per configuration, champion and headline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sat_ray.report.leaderboard.groups import (
     group_by_configuration,
 )
 from sat_ray.report.leaderboard.headline import write_headline
-from sat_ray.report.leaderboard.power import LEVEL, POWER, visible_in
+from sat_ray.report.leaderboard.power import LEVEL, POWER, detectable_in
 from sat_ray.report.leaderboard.rows import EvaluatedModel, display_names
 from sat_ray.report.leaderboard.strong import strong_verdict
 from sat_ray.report.leaderboard.summary import Summary, summarise, survival
@@ -39,16 +39,19 @@ def leaderboard(
     strong_attack: Mapping[str, Any] | None = None,
     verdicts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return the board as a JSON-ready dict; rows and groups are sorted by their accuracy on the test split, best first, for display.
+    """Return the leaderboard as a JSON-ready dict.
 
-    They are sorted by the strong number where any model has one, those without it last; `measure` says which number decides.
-    threat_model: {"norm", "epsilon"}; attack: {"name", "steps", "step_size", "restarts"}; epsilon and step_size in [0, 1] pixels;
-    strong_attack: {"name", ...}, named after its attacks where it is not given; verdicts: PASS or FLAG of the robustness cards that
-    were made, by checkpoint.
-    Raises ValueError without models, with a repeated seed, or if two models were evaluated on different images.
+    Rows and groups are sorted by their accuracy on the test split, best first, for display: by the
+    strong number where any model has one, those without it last. `measure` says which number
+    decides.
+    threat_model: {"norm", "epsilon"}; attack: {"name", "steps", "step_size", "restarts"}; epsilon
+    and step_size in [0, 1] pixels; strong_attack: {"name", ...}, named after its attacks where it
+    is not given; verdicts: PASS or FLAG of the robustness cards that were made, by checkpoint.
+    Raises ValueError without models, with a repeated seed, or if two models were evaluated on
+    different images.
     """
     if not models:
-        raise ValueError("models holds 0 entries; allowed: at least one evaluated model")
+        raise ValueError("models must hold at least 1 evaluated model, got none")
     scored = [
         _score(model, name=name) for model, name in zip(models, display_names(models), strict=True)
     ]
@@ -79,23 +82,18 @@ def leaderboard(
 
 
 def choose_champion(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Choose the best configuration by validation (`sat_ray.sweep.search.model_selection`) whose robustness card
-    says PASS, and its best seed.
+    """Choose the best configuration by validation with a robustness card of PASS, and its best seed.
 
-    rows: leaderboard rows. No figure of the test split takes part. The strong number on validation decides where any row has it, and
-    then among the configurations that have it for every seed. Where no card says PASS, the best by validation, with its verdict.
+    rows: leaderboard rows; ranking as in `sat_ray.sweep.search.model_selection`. No figure of the
+    test split takes part. The strong number on validation decides where any row has it, and then
+    among the configurations that have it for every seed. Where no card says PASS, the best by
+    validation is chosen, with its verdict.
     """
     measure, candidates = _candidates(rows)
     scored = [Validated(row["configuration"], row["seed"], row[measure]) for row in candidates]
     order = ranked(scored)
-    mean, best = next(
-        (
-            (mean, index)
-            for mean, index in order
-            if candidates[index].get("robustness_card") == "PASS"
-        ),
-        order[0],
-    )
+    passed = [one for one in order if candidates[one[1]].get("robustness_card") == "PASS"]
+    mean, best = (passed or order)[0]
     chosen = candidates[best]
     same = [row for row in candidates if row["configuration"] == chosen["configuration"]]
     return {
@@ -109,7 +107,10 @@ def choose_champion(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _candidates(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[Mapping[str, Any]]]:
-    """Return the validation figure that chooses the champion, and the rows of all configurations that have it for every seed."""
+    """Return the validation figure that chooses the champion, and the rows that have it.
+
+    They are the rows of all configurations that have it for every seed.
+    """
     strong = "val_strong_robust_accuracy"
     without = {row["configuration"] for row in rows if row.get(strong) is None}
     complete = [row for row in rows if row["configuration"] not in without]
@@ -119,7 +120,7 @@ def _candidates(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[Mapping[st
 def _strong_attack(
     scored: Sequence[Scored], given: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Return what the board says of the strong attacks; None where no model met any."""
+    """Describe the strong attacks; None where no model met any."""
     found = [one.strong for one in scored if one.strong is not None]
     if not found:
         return None
@@ -128,18 +129,17 @@ def _strong_attack(
 
 
 def _power(groups: Sequence[Group]) -> dict[str, Any] | None:
-    """Return which difference to relu this sweep could see; None where nothing was compared."""
+    """Return which difference to relu the sweep can detect; None where nothing was compared."""
     compared = [group for group in groups if group.difference is not None]
     seeds = min((group.common_seeds for group in compared), default=0)
     found = [group.difference.mixed for group in compared if group.difference is not None]
-    smallest = visible_in(found, seeds=seeds)
+    smallest = detectable_in(found, seeds=seeds)
     if smallest is None:
         return None
+    more = detectable_in(found, seeds=seeds, planned_seeds=10) if seeds < 10 else None
     return {
         "smallest_difference": smallest,
-        "smallest_difference_with_10_seeds": visible_in(found, seeds=seeds, planned_seeds=10)
-        if seeds < 10
-        else None,
+        "smallest_difference_with_10_seeds": more,
         "power": POWER,
         "level": LEVEL,
         "comparisons": len(compared),
@@ -161,22 +161,25 @@ def _score(model: EvaluatedModel, *, name: str) -> Scored:
 
 
 def _check_same_images(scored: Sequence[Scored]) -> None:
-    """Raise ValueError unless every model met the same images: accuracies of different subsets cannot be ranked or paired."""
+    """Raise ValueError unless every model has the same images: others cannot be ranked or paired."""
     first = scored[0]
     for other in scored[1:]:
         if not np.array_equal(first.images.image_ids, other.images.image_ids):
             raise ValueError(
-                f"image_id of {other.name}, seed {other.model.seed} ({other.summary.n} images) is another set than that of "
-                f"{first.name}, seed {first.model.seed} ({first.summary.n} images); allowed: the same images for every model"
+                "all models must have the same images, got "
+                f"{first.summary.n} of {first.name}, seed {first.model.seed}, and others "
+                f"({other.summary.n}) of {other.name}, seed {other.model.seed}"
             )
         if not np.array_equal(first.images.labels, other.images.labels):
             raise ValueError(
-                f"label differs between {first.name} and {other.name}; allowed: the same labels for every model"
+                f"all models must have the same labels, got others for {first.name} and "
+                f"{other.name}"
             )
 
 
 def _row(scored: Scored, *, verdict: str | None) -> dict[str, Any]:
-    model, summary = scored.model, scored.summary
+    model = scored.model
+    summary = scored.summary
     return {
         "configuration": scored.name,
         "model": model.model,
@@ -208,16 +211,20 @@ def _row(scored: Scored, *, verdict: str | None) -> dict[str, Any]:
 
 
 def _strong_row(scored: Scored) -> dict[str, Any]:
-    """Return the strong number of a row, and the gap between it and PGD's with its mark; None where there is no strong number."""
+    """Return the strong number of a row and the gap between it and PGD's; None where it has none."""
     strong = scored.strong
+    if strong is None:
+        names = ("strong_robust_accuracy", "strong_robust_accuracy_interval", "gap", "gap_share")
+        unknown = dict.fromkeys((*names, "gap_share_interval", "pgd_flatters"))
+        return {**unknown, "strong_attacks": {}}
     return {
-        "strong_robust_accuracy": None if strong is None else strong.accuracy,
-        "strong_robust_accuracy_interval": None if strong is None else list(strong.interval),
-        "strong_attacks": {} if strong is None else strong.attacks,
-        "gap": None if strong is None else strong.gap.of_all,
-        "gap_share": None if strong is None else strong.gap.share,
-        "gap_share_interval": None if strong is None else list(strong.gap.interval),
-        "pgd_flatters": None if strong is None else strong.gap.flattered,
+        "strong_robust_accuracy": strong.accuracy,
+        "strong_robust_accuracy_interval": list(strong.interval),
+        "strong_attacks": strong.attacks,
+        "gap": strong.gap.of_all,
+        "gap_share": strong.gap.share,
+        "gap_share_interval": list(strong.gap.interval),
+        "pgd_flatters": strong.gap.overestimated,
     }
 
 
@@ -234,21 +241,22 @@ def _best_group_first(group: Mapping[str, Any]) -> tuple[bool, float, float, str
 
 
 def _per_class(group: Group, *, seed: int) -> list[dict[str, Any]]:
-    """Return clean and robust accuracy per label of the group's model with that seed; the strong one is None where there is none."""
+    """Return the accuracies per label of the group's model with that seed.
+
+    The strong one is None where the model has no strong number.
+    """
     chosen = next(one for one in group.members if one.model.seed == seed)
-    images, strong = chosen.images, chosen.strong
-    found = []
-    for label in np.unique(images.labels):
+    images = chosen.images
+
+    def accuracies(label: int) -> dict[str, Any]:
         own = images.labels == label
-        found.append(
-            {
-                "label": int(label),
-                "n": int(own.sum()),
-                "clean_accuracy": float(images.clean[own].mean()),
-                "robust_accuracy": float(images.robust[own].mean()),
-                "strong_robust_accuracy": None
-                if strong is None
-                else float(strong.robust[own].mean()),
-            }
-        )
-    return found
+        strong = None if chosen.strong is None else float(chosen.strong.robust[own].mean())
+        return {
+            "label": label,
+            "n": int(own.sum()),
+            "clean_accuracy": float(images.clean[own].mean()),
+            "robust_accuracy": float(images.robust[own].mean()),
+            "strong_robust_accuracy": strong,
+        }
+
+    return [accuracies(label) for label in np.unique(images.labels).tolist()]

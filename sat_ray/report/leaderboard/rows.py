@@ -1,4 +1,4 @@
-"""One evaluated model as the report sees it, and the name under which people see its configuration."""
+"""One evaluated model, and the display name of its configuration."""
 
 from __future__ import annotations
 
@@ -8,37 +8,25 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA
 from sat_ray.sweep.search.search_space import configuration_name
-
-OUTCOME_COLUMNS = (
-    "image_id",
-    "label",
-    "clean_prediction",
-    "clean_margin",
-    "attack",
-    "restart",
-    "adversarial_prediction",
-    "adversarial_margin",
-    "first_broken_step",
-    "passes",
-    "distance",
-    "robust",
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluatedModel:
-    """Hold one trained and evaluated model: a configuration, a seed, what it cost and the outcome of every image.
+    """Hold one trained and evaluated model: configuration, seed, cost and outcomes.
 
-    alpha, attacker_alpha: the activation's sharpness, None where there is none or where it is learned.
-    val_robust_accuracy: in [0, 1], on the validation split; the only figure that may choose a model.
-    accelerator_seconds: what training took, seconds of one accelerator (or core) summed; train_images_per_second: its throughput.
-    history: one dict per epoch, keys `epoch`, `train/loss`, `val/robust_accuracy` and so on; val keys absent in epochs without validation.
+    alpha, attacker_alpha: the activation's sharpness, None if there is none or it is learned.
+    val_robust_accuracy: in [0, 1], on the validation split, the only split that chooses a model.
+    accelerator_seconds: of training, seconds of one accelerator (or core) summed.
+    history: one dict per epoch, keys `epoch`, `train/loss`, `val/robust_accuracy` and so on; epochs
+    without validation have no val keys.
     table: outcomes on the test split, one row per (image_id, attack, restart).
     events: the guard's roll-backs, oldest first; sha256: of the checkpoint's weights.
-    val_strong_robust_accuracy: in [0, 1], on the validation split under the strong attacks; it chooses the champion where it is there.
-    strong_table: outcomes of the strong attacks on the same test images. It has rows for the survivors of `table` alone: an image
-    without rows is a clean error or was broken before. strong_outcomes: where it is stored. All None: no strong attack was run.
+    val_strong_robust_accuracy: in [0, 1], on the validation split under the strong attacks; it
+    chooses the champion where it is known.
+    strong_table: outcomes of the strong attacks on the same test images, with rows for the
+    survivors of `table` only; strong_outcomes: where it is stored. None: no strong attack was run.
     Raises ValueError for a figure outside its range or a table without the outcome columns.
     """
 
@@ -70,7 +58,7 @@ class EvaluatedModel:
         for name in ("accelerator_seconds", "train_images_per_second"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
-                raise ValueError(f"{name} is {value}; allowed: a finite number ≥ 0")
+                raise ValueError(f"{name} must be a finite number >= 0, got {value}")
         _check_columns("table", self.table)
         if self.strong_table is not None:
             _check_columns("strong_table", self.strong_table)
@@ -93,15 +81,15 @@ class EvaluatedModel:
 
 
 def _check_columns(field: str, table: pa.Table) -> None:
-    missing = [name for name in OUTCOME_COLUMNS if name not in table.column_names]
+    missing = [name for name in OUTCOME_SCHEMA.names if name not in table.column_names]
     if missing:
         raise ValueError(
-            f"{field} has no column {', '.join(missing)}; allowed: a table with {', '.join(OUTCOME_COLUMNS)}"
+            f"{field} must have the outcome columns, got none for {', '.join(missing)}"
         )
 
 
 def display_names(models: Sequence[EvaluatedModel]) -> list[str]:
-    """Return one display name per model; the architecture leads the name only where there are several."""
+    """Return one display name per model, with the architecture where there are several."""
     several = len({model.model for model in models}) > 1
     return [(f"{model.model} · " if several else "") + _own_name(model) for model in models]
 

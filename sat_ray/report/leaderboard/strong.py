@@ -1,17 +1,22 @@
 """The strong verdict on a model, and the gap between it and the paper's measure, PGD.
 
-    strong robust accuracy    correct under every PGD attack and under every strong attack, image by image
-    gap                       images that survive PGD and fall to the strong attacks, as a share of all images
+    strong robust accuracy    correct under every PGD attack and under every strong attack, image
+                              by image
+    gap                       images that survive PGD and are broken by the strong attacks, as a
+                              share of all images
     share of the survivors    the same, as a share of the images that survive PGD
 
-The rule for "PGD flatters this row": the share of the survivors is above LARGEST_SHARE, and not by chance of few images: the lower end
-of its 95 % Wilson interval is above it too. Why one limit for every epsilon and activation: a PGD attack of 200 steps crosses the ball
-many times, and where gradients point somewhere it ends near what APGD finds, whatever the activation. On the digits at epsilon 32/255
-the strong attacks break 0.5 to 4.5 % of the survivors of 100 steps, relu and sharp and soft activations alike; at 64/255, where
-training with one step teaches the network to hide its gradients, 25 to 48 %. A larger share is therefore no property of the ball or of
-the activation: the gradient leads PGD astray. And a limit of 5 % keeps what it is for: with 60 to 80 % survivors a smaller gap moves
-no row by more than 3 to 4 points, about what a sweep can see at all. Whether PGD favours an activation *over relu* is another
-question, answered for a configuration by its `gap_difference` (`sat_ray.report.leaderboard.groups`).
+PGD overestimates a row if the share of the survivors is above LARGEST_SHARE, and not by chance of
+few images: the lower end of its 95 % Wilson interval is above it too. Why one limit for every
+epsilon and activation: a PGD attack of 200 steps crosses the ball many times, and where gradients
+point somewhere it ends near what APGD finds, whatever the activation. On the digits at epsilon
+32/255 the strong attacks break 0.5 to 4.5 % of the survivors of 100 steps, relu and sharp and soft
+activations alike; at 64/255, where training with one step teaches the network to hide its
+gradients, 25 to 48 %. A larger share is therefore no property of the ball or of the activation:
+the gradient leads PGD astray. With 60 to 80 % survivors a gap below the limit of 5 % moves no row
+by more than 3 to 4 points, about what a sweep can detect. Whether PGD favours an activation *over
+relu* is another question, answered for a configuration by its `gap_difference`
+(`sat_ray.report.leaderboard.groups`).
 """
 
 from __future__ import annotations
@@ -22,10 +27,10 @@ import numpy as np
 import pyarrow as pa
 
 from sat_ray.evaluation.intervals import accuracy, wilson_interval
-from sat_ray.report.leaderboard.summary import BoolArray, Survival, survival
+from sat_ray.report.leaderboard.summary import BoolArray, IntArray, Survival, survival
 
 LARGEST_SHARE = 0.05
-FLATTERED = "PGD flatters this row"
+FLATTERED = "PGD overestimates this row"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +53,21 @@ class Gap:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Return the 95 % Wilson interval of the share; (0, 1) without survivors, where nothing is known."""
+        """Return the 95 % Wilson interval of the share; (0, 1) without survivors."""
         return wilson_interval(self.broken, self.survivors) if self.survivors else (0.0, 1.0)
 
     @property
-    def flattered(self) -> bool:
+    def overestimated(self) -> bool:
         """Say whether the share is above its limit, chance of few images taken into account."""
         return self.interval[0] > LARGEST_SHARE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StrongVerdict:
-    """Hold the strong verdict on a model: robust (N,) bool in the order of its images, the gap, and the accuracy after each attack.
+    """Hold the strong verdict on a model: robust (N,) bool in the order of its images, the gap.
 
-    attacks: by name, robust accuracy under PGD and this attack; of a cascade the last one is not the strong number, all together are.
+    attacks: by name, robust accuracy under PGD and this attack. In a cascade each attack meets
+    the survivors of the last one only; the strong number counts all attacks together.
     """
 
     robust: BoolArray
@@ -82,39 +88,43 @@ class StrongVerdict:
 def strong_verdict(images: Survival, table: pa.Table) -> StrongVerdict:
     """Return the pointwise AND of PGD's verdicts and those of the strong attacks.
 
-    images: under PGD; table: outcomes of the strong attacks, with rows for every survivor of PGD at least.
-    Raises ValueError where `survival` does, for images or labels that PGD did not see, and for a survivor without rows: each would let
-    an image count as robust that no strong attack has met.
+    images: under PGD; table: outcomes of the strong attacks, with rows for every survivor of PGD
+    at least.
+    Raises ValueError where `survival` does, for images or labels that PGD did not see, and for a
+    survivor without rows: each would let an image count as robust that no strong attack has met.
     """
+    n = len(images.robust)
     survivors = images.image_ids[images.robust]
     if table.num_rows == 0 and len(survivors) == 0:
-        return StrongVerdict(
-            robust=images.robust.copy(),
-            gap=Gap(n=len(images.robust), survivors=0, broken=0),
-            attacks={},
-        )
+        none = Gap(n=n, survivors=0, broken=0)
+        return StrongVerdict(robust=images.robust.copy(), gap=none, attacks={})
     found = survival(table)
+    _check_images(images, found, survivors)
+    place = np.searchsorted(images.image_ids, found.image_ids)
+    if not np.array_equal(images.labels[place], found.labels):
+        raise ValueError("strong_table and table must have the same labels, got different ones")
+    robust = images.robust.copy()
+    robust[place] &= found.robust
+    broken = len(survivors) - int(robust.sum())
+    return StrongVerdict(
+        robust=robust,
+        gap=Gap(n=n, survivors=len(survivors), broken=broken),
+        attacks={
+            name: accuracy(int((alone & images.robust[place]).sum()), n)
+            for name, alone in found.by_attack.items()
+        },
+    )
+
+
+def _check_images(images: Survival, found: Survival, survivors: IntArray) -> None:
     unknown = np.setdiff1d(found.image_ids, images.image_ids)
     if len(unknown):
         raise ValueError(
-            f"strong_table has image_id {unknown[0]}, which table has not; allowed: the same test images"
+            f"strong_table must have the images of table, got image_id {unknown[0]} besides"
         )
     missing = np.setdiff1d(survivors, found.image_ids)
     if len(missing):
         raise ValueError(
-            f"strong_table has no row for {len(missing)} of {len(survivors)} survivors of PGD (image_id {missing[0]} first); "
-            "allowed: every survivor under the strong attacks"
+            f"strong_table must have rows for all {len(survivors)} survivors of PGD, got none for "
+            f"{len(missing)} of them (image_id {missing[0]} first)"
         )
-    place = np.searchsorted(images.image_ids, found.image_ids)
-    if not np.array_equal(images.labels[place], found.labels):
-        raise ValueError("label differs between table and strong_table; allowed: the same labels")
-    robust = images.robust.copy()
-    robust[place] &= found.robust
-    n = len(robust)
-    gap = Gap(n=n, survivors=len(survivors), broken=len(survivors) - int(robust.sum()))
-    kept = {
-        name: int((alone & images.robust[place]).sum()) for name, alone in found.by_attack.items()
-    }
-    return StrongVerdict(
-        robust=robust, gap=gap, attacks={name: accuracy(count, n) for name, count in kept.items()}
-    )

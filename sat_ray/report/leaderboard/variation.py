@@ -1,21 +1,28 @@
-"""How far a difference between two configurations may be off, counting both reasons: other seeds and other images.
+"""The difference between two configurations and its interval over other seeds and other images.
 
-D[s, i] in {-1, 0, 1} is what the treatment's verdict on image i says beyond the baseline's, both trained with seed s:
+D[s, i] in {-1, 0, 1} is the treatment's verdict on image i minus the baseline's, both trained with
+seed s:
     D[s, i] = mu + a_s + b_i + e_si          Var(mean D) = var_a / S + var_b / N + var_e / (S N)
-Every seed meets the same images, so seeds and images are crossed, and treatment and baseline always share both. The mean squares of the
-table (two-way layout, Searle et al. 1992, section 4.3) give both parts of the variance without bias:
-    seeds    v_s = MS_seed / (S N)                          estimates var_a / S + var_e / (S N), S - 1 degrees of freedom
-    images   v_i = max(0, MS_image - MS_rest) / (S N)       estimates var_b / N, from hundreds of images
+Every seed meets the same images, so seeds and images are crossed, and treatment and baseline
+always share both. The mean squares of the table (two-way layout, Searle et al. 1992, section 4.3)
+give both parts of the variance without bias:
+    seeds    v_s = MS_seed / (S N)                     estimates var_a / S + var_e / (S N),
+                                                       S - 1 degrees of freedom
+    images   v_i = max(0, MS_image - MS_rest) / (S N)  estimates var_b / N, from hundreds of images
     mean D ± sqrt( (t_{S-1} sqrt(v_s))^2 + (z sqrt(v_i))^2 )
-Each part has a quantile of its own. Student's over the sum would call almost nothing with 3 seeds (t = 4.30) where images make most of the
-noise; Satterthwaite's degrees of freedom trust v_s too much where 3 seeds happen to agree: in simulations of five activations against one
-relu they claim something by mistake in up to 14 of 100 families, this interval in at most 5. Student's interval over seeds alone, which
-holds for the images at hand, does so in up to 51 of 100 where the question is about other images.
+Each part has a quantile of its own. Student's over the sum would claim almost nothing with 3 seeds
+(t = 4.30) where images make most of the noise. Satterthwaite's degrees of freedom trust v_s too
+much where 3 seeds happen to agree: in simulations of five activations against one relu they claim
+something by mistake in up to 14 of 100 families, this interval in at most 5. Student's interval
+over seeds alone, which holds for the images at hand, does so in up to 51 of 100 where the question
+is about other images.
 
-The hierarchical bootstrap is the second opinion, and asks nothing of the shape of D: it draws S - 1 seeds of S, then N - 1 images of N,
-one draw for all seeds. (McCarthy and Snowden 1985: with S of S a third of the variance over 3 seeds is missing. Drawing images anew for
-every seed would take their share for noise that more seeds average away.) Its percentiles alone carry no claim: three seeds give six
-different pairs, and no percentile of these can hold at 95 %. It counts e three times (Owen 2007), which errs towards noise.
+The hierarchical bootstrap is the second opinion and makes no assumption about the shape of D. It
+draws S - 1 seeds of S, then N - 1 images of N, one draw for all seeds. (McCarthy and Snowden 1985:
+with S of S a third of the variance over 3 seeds is missing. Drawing images anew for every seed
+would take their share for noise that more seeds average away.) No claim rests on its percentiles
+alone: three seeds give six different pairs, and no percentile of these can hold at 95 %. It counts
+e three times (Owen 2007), which errs towards noise.
 """
 
 from __future__ import annotations
@@ -37,9 +44,10 @@ _HALVINGS = 60
 class MixedDifference:
     """Hold a difference over seeds and images; fractions, not points.
 
-    seed_error, image_error: standard errors of the mean that seeds and images make; low, high: the interval; p_value: two-sided, the
-    level at which the interval would just reach zero, 1 where the seeds do not differ; bootstrap: percentiles of the hierarchical
-    bootstrap; seed_deviation, image_deviation, residual_deviation: standard deviations of a, b and e.
+    seed_error, image_error: standard errors of the mean that seeds and images make; low, high: the
+    interval; p_value: two-sided, the level at which the interval would just reach zero, 1 where
+    the seeds do not differ; bootstrap: percentiles of the hierarchical bootstrap;
+    seed_deviation, image_deviation, residual_deviation: standard deviations of a, b and e.
     """
 
     mean: float
@@ -59,6 +67,11 @@ class MixedDifference:
         return (self.high - self.low) / 2
 
     @property
+    def seeds_differ(self) -> bool:
+        """Say whether the difference varies from seed to seed; a seed that is not used never does."""
+        return self.seed_error >= _NO_SPREAD
+
+    @property
     def excludes_zero(self) -> bool:
         """Say whether both the interval and the bootstrap's leave zero out."""
         return not (self.low <= 0.0 <= self.high or self.bootstrap[0] <= 0.0 <= self.bootstrap[1])
@@ -74,11 +87,12 @@ def mixed_difference(
 ) -> MixedDifference:
     """Compare two configurations over seeds and images.
 
-    treatment, baseline: (S, N) bool, row s of both trained with one seed, column i of all rows the same image; S ≥ 2, N ≥ 2. The same
-    arguments give the same result. Raises ValueError for other shapes, resamples < 100 or a confidence outside (0, 1).
+    treatment, baseline: (S, N) bool, row s of both trained with one seed, column i of all rows the
+    same image; S >= 2, N >= 2. The same arguments give the same result.
+    Raises ValueError for other shapes, resamples < 100 or a confidence outside (0, 1).
     """
     if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence is {confidence}; allowed: between 0 and 1, both excluded")
+        raise ValueError(f"confidence must be above 0 and below 1, got {confidence}")
     difference = paired(treatment, baseline)
     of_seeds, of_images, rest = mean_squares(difference)
     seeds, images = difference.shape
@@ -107,10 +121,11 @@ def mixed_difference(
 
 
 def paired(treatment: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return treatment - baseline, (S, N) in {-1, 0, 1}; raise ValueError unless both have one shape with S ≥ 2 and N ≥ 2."""
+    """Return treatment - baseline, (S, N) in {-1, 0, 1}; raise ValueError for other shapes."""
     if treatment.shape != baseline.shape or treatment.ndim != 2 or min(treatment.shape) < 2:
         raise ValueError(
-            f"treatment is {treatment.shape}, baseline {baseline.shape}; allowed: one shape (S ≥ 2, N ≥ 2) for both"
+            "treatment and baseline must have one shape (S >= 2, N >= 2), got "
+            f"{treatment.shape} and {baseline.shape}"
         )
     return treatment.astype(np.float64) - baseline.astype(np.float64)
 
@@ -131,12 +146,13 @@ def mean_squares(difference: NDArray[np.float64]) -> tuple[float, float, float]:
 def hierarchical_bootstrap(
     difference: NDArray[np.float64], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Return the mean of each resample, (resamples,): S - 1 seeds drawn with replacement, then N - 1 images, the same for all of them.
+    """Return the mean of each resample, (resamples,).
 
+    S - 1 seeds are drawn with replacement, then N - 1 images, the same for all of them.
     difference: (S, N). Raises ValueError with resamples < 100.
     """
     if resamples < 100:
-        raise ValueError(f"resamples is {resamples}; allowed: at least 100")
+        raise ValueError(f"resamples must be at least 100, got {resamples}")
     seeds, images = difference.shape
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(seeds - 1, [1 / seeds] * seeds, size=resamples) / (seeds - 1)
@@ -156,14 +172,13 @@ def _half_width(seed_error: float, image_error: float, *, level: float, seeds: i
 
 
 def _p_value(mean: float, seed_error: float, image_error: float, *, seeds: int) -> float:
-    """Return the level at which the interval just reaches zero, by halving its logarithm; 1 where the seeds do not differ."""
+    """Return the level at which the interval just reaches zero; 1 where the seeds do not differ."""
     if seed_error < _NO_SPREAD or mean == 0.0:
         return 1.0
-    low, high = math.log(1e-15), 0.0
+    low = math.log(1e-15)
+    high = 0.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        reaches = _half_width(seed_error, image_error, level=math.exp(middle), seeds=seeds) >= abs(
-            mean
-        )
-        low, high = (middle, high) if reaches else (low, middle)
+        half_width = _half_width(seed_error, image_error, level=math.exp(middle), seeds=seeds)
+        low, high = (middle, high) if half_width >= abs(mean) else (low, middle)
     return math.exp(high)

@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from sat_ray.report.evaluation_summary import attack_table
 from sat_ray.report.figures.card import card_figure
 from sat_ray.report.figures.leaderboard import png
 from sat_ray.report.figures.steps import count_steps, survivors_after
 from sat_ray.report.figures.style import head, label, new_figure, plain
 from sat_ray.report.formatting import threat_text
-from sat_ray.report.pages.sweep_page import image, templates
+from sat_ray.report.pages.parts import image, templates
 
 SHOWN = ("model", "data", "threat_model", "attacks", "cascade", "seed", "environment")
 LINES = ("-", "--", ":", "-.")
@@ -43,6 +44,7 @@ def render_evaluation(
     drawn = {"title": "Robustness card", "caption": "The evidence behind the verdict."}
     return template.render(
         found=found,
+        attacks=attack_table(found),
         claim=claim,
         command=command,
         card=card,

@@ -18,16 +18,11 @@ from sat_ray.report.formatting import (
     spread,
     verdict_text,
 )
-from sat_ray.report.leaderboard.columns import (
-    WORDS,
-    Cell,
-    Column,
-    group_columns,
-    narrow,
-    row_columns,
-)
+from sat_ray.report.leaderboard.columns import group_columns, row_columns
 from sat_ray.report.leaderboard.groups import STRONG
-from sat_ray.report.leaderboard.tables import escaped, markdown_table, power_text
+from sat_ray.report.leaderboard.tables import power_text
+from sat_ray.report.pages.parts import CHECKS
+from sat_ray.report.table import Table, escaped, markdown_table, narrow
 
 LONGEST_TABLE = 5500  # characters
 NOTED = {  # figures below a sweep's table, where they were drawn
@@ -35,11 +30,6 @@ NOTED = {  # figures below a sweep's table, where they were drawn
     "gap_against_curvature": "gap between both verdicts against curvature",
     "clean_against_robust": "clean against robust accuracy",
 }
-_CHECKS = [
-    Column(title="", kind=WORDS, cell=lambda check: Cell(text="✓" if check["passed"] else "FLAG")),
-    Column(title="demand", kind=WORDS, cell=lambda check: Cell(text=check["name"])),
-    Column(title="found", kind=WORDS, cell=lambda check: Cell(text=check["found"])),
-]
 
 
 def sweep_note(
@@ -80,7 +70,7 @@ def sweep_note(
 
 def _cut_table(board: Mapping[str, Any]) -> tuple[str, int]:
     """Return the leaderboard, cut after as many whole lines as fit, and how many lines are left out."""
-    lines = markdown_table(narrow(group_columns(board)), board["groups"]).splitlines()
+    lines = markdown_table(Table(narrow(group_columns(board)), board["groups"])).splitlines()
     lengths = itertools.accumulate(len(line) + 1 for line in lines)
     shown = [line for line, length in zip(lines, lengths, strict=True) if length <= LONGEST_TABLE]
     return "\n".join(shown), len(lines) - len(shown)
@@ -111,7 +101,7 @@ def configuration_note(group: Mapping[str, Any], *, board: Mapping[str, Any]) ->
         [
             f"**{escaped(group['configuration'])}**: {_robustness(group, board=board)}, clean {spread(group['clean_accuracy'])} % "
             f"(mean ± standard deviation over {len(own)} seeds). Against relu: {verdict_text(group)}.",
-            markdown_table(columns, sorted(own, key=lambda row: row["seed"])),
+            markdown_table(Table(columns, sorted(own, key=lambda row: row["seed"]))),
         ]
     )
 
@@ -134,6 +124,6 @@ def card_note(card: Mapping[str, Any], *, name: str) -> str:
         [
             f"### {escaped(name)}: {card['verdict']}",
             f"Claimed under {escaped(str(card['attack']))}. Accuracy in points on {card['n']} validation images: {ladder}.",
-            markdown_table(_CHECKS, card["checks"]),
+            markdown_table(Table(narrow(CHECKS), card["checks"])),
         ]
     )

@@ -1,8 +1,7 @@
-"""The report page: one self-contained HTML file that opens offline, from the board and the figures."""
+"""The report page: one self-contained HTML file that opens offline."""
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import re
@@ -10,43 +9,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from sat_ray.report.cost_tables import priced, stage_table, trial_table
 from sat_ray.report.formatting import (
-    ABSENT,
-    amount_text,
-    attack_text,
     cut_text,
-    interval,
     pgd_name,
     pixels,
     points,
-    seconds,
     seeds_text,
-    setting_text,
-    threat_text,
 )
 from sat_ray.report.leaderboard.columns import (
-    NAME,
-    NUMBER,
-    STRIP,
+    CONFIGURATION,
     class_columns,
     compared_groups,
     difference_columns,
     group_columns,
     row_columns,
-    table1_columns,
-    table1_rows,
     training_columns,
 )
 from sat_ray.report.leaderboard.groups import STRONG
 from sat_ray.report.leaderboard.strong import FLATTERED
+from sat_ray.report.leaderboard.table1 import table1_columns, table1_rows
 from sat_ray.report.leaderboard.tables import notes_of, power_text
-from sat_ray.storage.uris import LOCAL_PAGES
+from sat_ray.report.pages.parts import image, templates
+from sat_ray.report.table import CODE, WORDS, Column, Table
 from sat_ray.sweep.cost.spent import ESTIMATES
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Title and caption of the known figures, in the order of the page; others follow under their own names.
+# Title and caption of the known figures, in the order of the page; others follow by name.
 FIGURES = {
     "robust_against_curvature": (
         "Against curvature",
@@ -54,7 +42,7 @@ FIGURES = {
     ),
     "gap_against_curvature": (
         "The gap against curvature",
-        "How far PGD is off, by activation: what no gradient shows is no robustness.",
+        "How much PGD overestimates robustness, by activation.",
     ),
     "clean_against_robust": (
         "Clean against robust accuracy",
@@ -66,7 +54,8 @@ FIGURES = {
     ),
     "alpha_response": (
         "Response to α",
-        "Robust accuracy on the validation split for every search trial of an activation with several α.",
+        "Robust accuracy on the validation split for every search trial of an activation with "
+        "several α.",
     ),
     "accuracy_against_steps": (
         "Against steps",
@@ -82,9 +71,26 @@ FIGURES = {
     ),
     "adversarial_examples": (
         "Images and their adversarial counterparts",
-        "What the attack changed, and what the model answered.",
+        "What the attack changed, and what the model predicted.",
     ),
 }
+_APART = ("table1", "robustness_card")  # figures that are shown beside their tables
+_ROLL_BACKS = (
+    CONFIGURATION,
+    Column("seed", "seed"),
+    Column("epoch, step", lambda event: f"{event['epoch'] + 1}, {event['step']}"),
+    Column("robust", "robust_accuracy", points),
+    Column("best before", "best_robust_accuracy", points),
+    Column(
+        "back to epoch, step",
+        lambda event: f"{event['back_to_epoch'] + 1}, {event['back_to_step']}",
+    ),
+    Column(
+        "continued with",
+        lambda event: f"PGD-{event['attack_steps']}, steps of {pixels(event['attack_step_size'])}",
+        kind=WORDS,
+    ),
+)
 
 
 def render(
@@ -103,172 +109,142 @@ def render(
     pages: str = "",
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Render the board as one HTML page without external requests.
+    """Render the leaderboard as one HTML page without external requests.
 
-    figures: name → PNG as a path or as bytes; command: what reproduces the sweep; versions: package → version; notes: shown as they are;
-    config: JSON-ready; cards: {"name", "card"} of each robustness card made, best candidate first; hashes: of what determined the results,
-    by name; class_names: by label; events: the guard's roll-backs with "configuration" and "seed"; digests: sha256 of each checkpoint's
-    weights; pages: address of the tracker's pages, "" for no links; environment: where and when it was computed, by name.
+    figures: name → PNG as a path or as bytes; command: what reproduces the sweep;
+    versions: package → version; notes: shown as they are; config: JSON-ready;
+    cards: {"name", "card"} of each robustness card made, best candidate first;
+    hashes: of what determined the results, by name; class_names: by label;
+    events: the guard's roll-backs with "configuration" and "seed";
+    digests: sha256 of each checkpoint's weights; pages: address of the tracker's pages, "" for
+    no links; environment: where and when it was computed, by name.
     Everything is escaped. Raises ValueError for a figure that is no PNG.
     """
-    shown, costs = _figures(figures), board.get("cost")
-    template = templates().get_template("report.html.j2")
+    shown = _figures(figures)
+    costs = board.get("cost")
+    # Only web addresses become links: "javascript:" must not.
+    linked = pages if pages.startswith(("http://", "https://")) else ""
+    folder = _shared_folder(board)
     on_gpu = bool((config.get("resources") or {}).get("accelerator"))
-    return template.render(
-        board=board,
-        cut=cut_text(board),
-        power=power_text(board),
-        by_strong=board["measure"] == STRONG,
-        quoted=board["champion"]["row"][STRONG] is not None,
-        pgd=pgd_name(board),
-        flattered=FLATTERED,
-        costs=costs,
-        priced=bool(costs and costs["price_per_accelerator_hour"]),
-        held="the GPUs it held" if on_gpu else "its worker processes (no GPU was used)",
-        estimates=ESTIMATES,
-        tables=_tables(board, class_names=class_names, pages=_linked(pages)),
-        scale=_scale(board),
-        is_champion=lambda group: group["configuration"] == board["champion"]["configuration"],
-        is_champion_row=lambda row: _same_model(row, board["champion"]["row"]),
-        total_seconds=sum(group["accelerator_seconds"] for group in board["groups"]),
-        table1_figure=next((figure for figure in shown if figure["name"] == "table1"), None),
-        card_figure=next((figure for figure in shown if figure["name"] == "robustness_card"), None),
-        figures=[figure for figure in shown if figure["name"] not in ("table1", "robustness_card")],
-        cards=cards,
-        command=command,
-        versions=dict(sorted(versions.items())),
-        environment=environment or {},
-        notes=[*notes_of(board), *notes],
-        hashes=hashes or {},
-        events=events,
-        watched=(config.get("training") or {}).get("guard_every", 0),
-        files=_files(board, digests or {}),
-        pages=_linked(pages),
-        config=json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, default=str),
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            board=board,
+            seeds=seeds_text(board),
+            cut=cut_text(board),
+            power=power_text(board),
+            by_strong=board["measure"] == STRONG,
+            quoted=board["champion"]["row"][STRONG] is not None,
+            pgd=pgd_name(board),
+            flattered=FLATTERED,
+            costs=costs,
+            priced=bool(costs and priced(costs)),
+            held="the GPUs it held" if on_gpu else "its worker processes (no GPU was used)",
+            estimates=ESTIMATES,
+            tables=_tables(board, class_names, pages=linked)
+            | _cost_tables(costs)
+            | {
+                "roll_backs": Table(_ROLL_BACKS, events),
+                "checkpoints": Table(_checkpoint_columns(folder, digests or {}), board["rows"]),
+            },
+            scale=_scale(board),
+            total_seconds=sum(group["accelerator_seconds"] for group in board["groups"]),
+            table1_figure=_named(shown, "table1"),
+            card_figure=_named(shown, "robustness_card"),
+            figures=[figure for figure in shown if figure["name"] not in _APART],
+            cards=cards,
+            command=command,
+            versions=dict(sorted(versions.items())),
+            environment=environment or {},
+            notes=[*notes_of(board), *notes],
+            hashes=hashes or {},
+            guard_every=(config.get("training") or {}).get("guard_every", 0),
+            folder=folder,
+            pages=linked,
+            config=json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, default=str),
+        )
     )
-
-
-def _same_model(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(row[name] == other[name] for name in ("configuration", "seed"))
-
-
-def _linked(pages: str) -> str:
-    """Return the address of the tracker's pages where it is one that a page may link to."""
-    return pages if pages.startswith(("http://", "https://")) else ""
 
 
 def _tables(
-    board: Mapping[str, Any], *, class_names: Sequence[str], pages: str
-) -> dict[str, dict[str, Any]]:
-    """Return {"columns", "items"} of every table of the page that is made of columns."""
+    board: Mapping[str, Any], class_names: Sequence[str], *, pages: str
+) -> dict[str, Table]:
+    """Return the tables of accuracies and of training time, by name."""
+    champion = board["champion"]
     slowest = sorted(board["groups"], key=lambda group: -group["accelerator_seconds"])
+
+    def is_champion(group: Mapping[str, Any]) -> bool:
+        return bool(group["configuration"] == champion["configuration"])
+
+    def is_champion_row(row: Mapping[str, Any]) -> bool:
+        return is_champion(row) and row["seed"] == champion["row"]["seed"]
+
     return {
-        "groups": {"columns": group_columns(board), "items": board["groups"]},
-        "differences": {"columns": difference_columns(board), "items": compared_groups(board)},
-        "table1": {"columns": table1_columns(board), "items": table1_rows(board)},
-        "rows": {"columns": row_columns(board, pages=pages), "items": board["rows"]},
-        "training": {"columns": training_columns(), "items": slowest},
-        "classes": {
-            "columns": class_columns(board, class_names),
-            "items": board["champion"]["per_class"],
-        },
+        "groups": Table(group_columns(board), board["groups"], marked=is_champion),
+        "differences": Table(difference_columns(board), compared_groups(board)),
+        "table1": Table(table1_columns(board), table1_rows(board)),
+        "rows": Table(row_columns(board, pages=pages), board["rows"], marked=is_champion_row),
+        "training": Table(training_columns(), slowest),
+        "classes": Table(class_columns(board, class_names), champion["per_class"]),
     }
 
 
-def _files(board: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
-    """Return where the checkpoints are: the folder that all share, and of each row its place below it and the digest of its weights."""
+def _cost_tables(costs: Mapping[str, Any] | None) -> dict[str, Table]:
+    return {} if costs is None else {"stages": stage_table(costs), "trials": trial_table(costs)}
+
+
+def _shared_folder(board: Mapping[str, Any]) -> str:
+    """Return the folder below which all checkpoints are; "" where there is none."""
     folders = [row["checkpoint"].split("/")[:-1] for row in board["rows"]]
     shared = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False))
-    folder = "/".join(names[0] for names in shared)
-    return {
-        "folder": folder,
-        "rows": [
-            {
-                "name": row["configuration"],
-                "seed": row["seed"],
-                "place": row["checkpoint"].removeprefix(f"{folder}/")
-                if folder
-                else row["checkpoint"],
-                "digest": digests.get(row["checkpoint"], "")[:16],
-            }
-            for row in board["rows"]
-        ],
-    }
+    return "/".join(names[0] for names in shared)
 
 
-def templates() -> Environment:
-    """Return the templates of this folder, with the report's way to spell numbers."""
-    found = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.globals |= {
-        "absent": ABSENT,
-        "local_pages": LOCAL_PAGES,
-        "NAME": NAME,
-        "NUMBER": NUMBER,
-        "STRIP": STRIP,
-    }
-    found.filters |= {
-        "points": points,
-        "interval": interval,
-        "pixels": pixels,
-        "seconds": seconds,
-        "money": amount_text,
-        "setting": setting_text,
-        "threat": threat_text,
-        "attack": attack_text,
-        "seeds": seeds_text,
-    }
-    return found
+def _checkpoint_columns(folder: str, digests: Mapping[str, str]) -> list[Column]:
+    """Return the columns of the checkpoints: their places below a folder and their digests."""
+
+    def digest(row: Mapping[str, Any]) -> str | None:
+        return digests.get(row["checkpoint"], "")[:16] or None
+
+    def place(row: Mapping[str, Any]) -> str:
+        return str(row["checkpoint"]).removeprefix(f"{folder}/" if folder else "")
+
+    return [
+        CONFIGURATION,
+        Column("seed", "seed"),
+        Column("checkpoint", place, kind=CODE),
+        Column("sha256 of its weights", digest, kind=CODE),
+    ]
 
 
 def _figures(figures: Mapping[str, Path | str | bytes]) -> list[dict[str, str | int]]:
-    """Return {"name", "id", "title", "caption", "uri", "width", "height"} per figure, known ones first and in their order."""
+    """Return {"name", "id", "title", "caption", "uri", "width", "height"} of each figure.
+
+    Known figures come first, in the order of FIGURES.
+    """
     order = [*(name for name in FIGURES if name in figures), *sorted(set(figures) - set(FIGURES))]
     shown: list[dict[str, str | int]] = []
     for name in order:
         title, caption = FIGURES.get(name, (name.replace("_", " "), ""))
         identifier = "figure-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        shown.append(
-            {
-                "name": name,
-                "id": identifier,
-                "title": title,
-                "caption": caption,
-                **image(name, figures[name]),
-            }
-        )
+        described = {"name": name, "id": identifier, "title": title, "caption": caption}
+        shown.append({**described, **image(name, figures[name])})
     return shown
 
 
-def image(name: str, source: Path | str | bytes) -> dict[str, str | int]:
-    """Return {"uri", "width", "height"}: the PNG as a data URI and its size on the page in CSS pixels."""
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    if not data.startswith(_PNG_SIGNATURE):
-        raise ValueError(
-            f"figures[{name!r}] is no PNG (it starts with {data[:8]!r}); allowed: the bytes or the path of a PNG file"
-        )
-    # A PNG states its size in bytes 16 to 24; the figures are drawn at 160 dots per inch, shown at 115, so small ones stay small.
-    width, height = (round(int.from_bytes(data[start : start + 4]) * 0.72) for start in (16, 20))
-    return {
-        "uri": "data:image/png;base64," + base64.b64encode(data).decode("ascii"),
-        "width": width,
-        "height": height,
-    }
+def _named(figures: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
+    return next((figure for figure in figures if figure["name"] == name), None)
 
 
 def _scale(board: Mapping[str, Any]) -> dict[str, float]:
-    """Return {"low", "high"} of the strip beside the accuracies that decide: all means ± standard deviations, with a margin."""
-    ends = []
-    for group in board["groups"]:
-        if (found := group[board["measure"]]) is not None:
-            ends += [
-                found["mean"] - (found["standard_deviation"] or 0.0),
-                found["mean"] + (found["standard_deviation"] or 0.0),
-            ]
+    """Return {"low", "high"} of the strip: all means ± standard deviations, with a margin."""
+    known = [group[board["measure"]] for group in board["groups"]]
+    ends = [
+        one["mean"] + sign * (one["standard_deviation"] or 0.0)
+        for one in known
+        if one is not None
+        for sign in (-1, 1)
+    ]
     margin = 0.05 * (max(ends) - min(ends)) or 0.01
     return {"low": min(ends) - margin, "high": max(ends) + margin}

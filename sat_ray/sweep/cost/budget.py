@@ -13,7 +13,7 @@ from typing import Any
 from sat_ray.sweep.config import CostSettings, SweepConfig
 from sat_ray.sweep.cost.spent import search_seconds
 from sat_ray.sweep.records.store import Records, Stage, record_key
-from sat_ray.sweep.search.search_space import Configuration, Group, groups
+from sat_ray.sweep.search.search_space import Group, SearchPoint, groups
 from sat_ray.sweep.tasks import SEARCH
 from sat_ray.utils.serialization import to_json
 
@@ -50,7 +50,7 @@ class SearchResult:
     budget ended it; left_out: activations without a finalist, because no trial of theirs was started.
     """
 
-    finalists: tuple[Configuration, ...]
+    finalists: tuple[SearchPoint, ...]
     done: int
     planned: int
     unit: str
@@ -67,7 +67,7 @@ class SearchResult:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "SearchResult":
         """Rebuild a result from `to_json`."""
-        finalists = tuple(Configuration.stored(one) for one in value["finalists"])
+        finalists = tuple(SearchPoint.stored(one) for one in value["finalists"])
         return cls(**{**value, "finalists": finalists, "left_out": tuple(value["left_out"])})
 
     def sentence(self, cost: CostSettings, *, spent: float) -> str:
@@ -84,7 +84,7 @@ class SearchResult:
 
 def result_of(
     config: SweepConfig,
-    best: list[Configuration | None],
+    best: list[SearchPoint | None],
     *,
     done: int,
     planned: int,
@@ -102,7 +102,7 @@ def result_of(
 
 
 def _groups(config: SweepConfig) -> list[Group]:
-    return groups(config.search.configurations())
+    return groups(config.search.points())
 
 
 def group_name(group: Group) -> str:

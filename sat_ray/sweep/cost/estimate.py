@@ -190,7 +190,7 @@ def _storage(
 ) -> str:
     images = source.images * prod(shape) * (JPEG_SHARE if config.data.encoding == "jpeg" else 1)
     training, trials = config.training, planned_trials(config)
-    models = len(groups(config.search.configurations())) * len(config.final.seeds)
+    models = len(groups(config.search.points())) * len(config.final.seeds)
     copies = (
         3 + bool(training.ema_decay) + bool(training.guard_every) * (2 + bool(training.ema_decay))
     )
@@ -214,7 +214,7 @@ def passes_of(config: SweepConfig, source: Source) -> dict[str, float]:
     per_image = config.training.passes_per_image()
     images = source.images - source.test - source.val
     seeds = len(config.final.seeds)
-    chosen = [group.members[0] for group in groups(config.search.configurations())]
+    chosen = [group.members[0] for group in groups(config.search.points())]
     trials = (
         planned_trials(config)
         * config.search.rungs[-1]

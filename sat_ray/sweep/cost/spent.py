@@ -7,7 +7,7 @@ Time that ended in no record (a killed attempt, start-up, an idle node) is not i
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,28 +188,3 @@ def cost_sentence(cost: dict[str, Any]) -> str:
     )
     stages = ", ".join(f"{one['name']} {one['accelerator_seconds']:,.0f}" for one in cost["stages"])
     return f"Accelerator-seconds of committed work: {whole['accelerator_seconds']:,.0f}{money} ({stages})."
-
-
-def cost_markdown(cost: dict[str, Any]) -> str:
-    """Draw the stages as a Markdown table, estimated beside spent."""
-    currency = cost["currency"]
-    money = [currency, f"{currency} estimated"] if cost["price_per_accelerator_hour"] else []
-    head = ["stage", "accelerator-seconds", "estimated", "passes (million)", *money]
-    lines = ["| " + " | ".join(head) + " |", "| :-- |" + " --: |" * (len(head) - 1)]
-    for one in (*cost["stages"], cost["total"]):
-        passes = "not counted" if one["passes"] is None else f"{one['passes'] / 1e6:.2f}"
-        seconds = [
-            _known(one[name], "{:,.0f}".format)
-            for name in ("accelerator_seconds", "estimated_accelerator_seconds")
-        ]
-        amounts = (
-            [_known(one[name], money_text) for name in ("money", "estimated_money")]
-            if money
-            else []
-        )
-        lines.append("| " + " | ".join([one["name"], *seconds, passes, *amounts]) + " |")
-    return "\n## What it took\n\n" + "\n".join([*lines, "", ESTIMATES]) + "\n"
-
-
-def _known(value: float | None, spell: Callable[[float], str]) -> str:
-    return "no estimate" if value is None else spell(value)

@@ -1,4 +1,8 @@
-"""One driver per sweep. On a local disk the kernel holds the lock and drops it with the process; on S3 a lease is renewed by heartbeats."""
+"""One driver per sweep.
+
+On a local disk the kernel holds a lock and drops it when the process ends. On S3 the driver renews
+its lease by heartbeats.
+"""
 
 import fcntl
 import os
@@ -8,8 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.renewed_lease import (
@@ -22,14 +25,19 @@ from sat_ray.sweep.records.renewed_lease import (
 )
 
 __all__ = ["Holder", "Lease", "SecondDriverError", "driver_lease", "read_lease"]
-LOCK, OWNER = "state/driver.json", "state/driver-owner.json"  # on a local disk
+LOCK = "state/driver.json"  # on a local disk
+OWNER = "state/driver-owner.json"  # on a local disk
+LOOK_SECONDS = 1.0  # a lock that is held for longer is a driver's
 HEARTBEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The driver that took a sweep last. alive: whether it still holds it, None where this machine cannot tell."""
+    """The driver that took a sweep last.
+
+    alive: whether it still holds the sweep, None where this machine cannot find out.
+    """
 
     host: str
     pid: int
@@ -40,15 +48,16 @@ class Holder:
 def driver_lease(
     storage: Storage, *, heartbeat: float = HEARTBEAT_SECONDS, expiry: float = EXPIRY_SECONDS
 ) -> Iterator[Lease]:
-    """Hold the sweep for this process; SecondDriverError where another one does.
+    """Hold the sweep for this process; raise SecondDriverError where another process holds it.
 
-    heartbeat, expiry: seconds between renewals, and after which a silent driver counts as dead (S3 only).
+    heartbeat: seconds between renewals (S3 only).
+    expiry: seconds after which a silent driver counts as dead (S3 only).
     """
     mine = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "token": uuid.uuid4().hex,
-        "storage": storage.uri,  # a copy of a sweep elsewhere belongs to nobody
+        "storage": storage.uri,  # a copied sweep is held by no driver
     }
     if storage.is_local:
         with _file_lock(storage, mine):
@@ -63,12 +72,28 @@ def _file_lock(storage: Storage, mine: dict[str, Any]) -> Iterator[None]:
     path = storage.full(LOCK)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise refused(storage, _local_owner(storage)) from None
+        if not _taken(handle):
+            raise refused(storage, _local_owner(storage))
         storage.write_json(OWNER, mine)
         yield
+
+
+def _taken(handle: TextIO) -> bool:
+    """Take the lock of a driver; try again for a second, because `read_lease` holds it briefly."""
+    deadline = time.monotonic() + LOOK_SECONDS
+    while not _locks(handle, fcntl.LOCK_EX):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _locks(handle: TextIO, kind: int) -> bool:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _local_owner(storage: Storage) -> dict[str, Any]:
@@ -80,8 +105,9 @@ def _local_owner(storage: Storage) -> dict[str, Any]:
 
 
 def read_lease(storage: Storage, *, patience: float = HEARTBEAT_SECONDS + 2.0) -> Holder | None:
-    """Say which driver holds a sweep without taking or changing anything; None where none has, or the last one let go on S3.
+    """Return the driver that holds a sweep, and change nothing.
 
+    Return None where no driver took the sweep, or the last one released it (S3 only).
     patience: seconds to wait for a heartbeat before a driver counts as silent (S3 only).
     """
     owner = _local_owner(storage) if storage.is_local else latest(storage)[1]
@@ -93,21 +119,15 @@ def read_lease(storage: Storage, *, patience: float = HEARTBEAT_SECONDS + 2.0) -
 
 
 def _locked(path: str, owner: dict[str, Any]) -> bool | None:
-    """Look the lock up in the kernel's table: trying to take it, even for a moment, could turn a driver away."""
-    here = owner.get("host") == socket.gethostname()
+    """Say whether a driver holds the lock file: a shared lock is then refused."""
     try:
-        inode = str(os.stat(path).st_ino)
-        table = Path("/proc/locks").read_text()
-    except FileNotFoundError:
-        return None  # no lock file, or no such table on this system
-    # device numbers are left out: on overlays and btrfs the table's differ from those of stat
-    held = any(
-        line.split()[1] == "FLOCK" and line.split()[-3].split(":")[-1] == inode
-        for line in table.splitlines()
-    )
-    return held or (
-        False if here else None
-    )  # a lock taken on another machine of a shared disk is not in this kernel's table
+        with open(path) as handle:
+            held = not _locks(handle, fcntl.LOCK_SH)
+    except OSError:  # no lock file, no permission, or a disk without locks
+        return None
+    here = owner.get("host") == socket.gethostname()
+    # Not every shared disk passes locks on from one machine to another.
+    return held or (False if here else None)
 
 
 def _beats(storage: Storage, first: dict[str, Any], patience: float) -> bool:

@@ -23,7 +23,7 @@ SUPERSEDED = "superseded"  # records that were moved aside
 BEGUN = f"{STATE}/progress"  # trainings under way: what they began with, and their states
 AGAIN = "move it away and run again"
 ELSEWHERE = "choose another --name or --storage, or move the folder of the sweep away"
-OWN = "own"  # among a record's inputs: the names, module:function, of the user's own code that it rests on
+USER_DEFINED = "own"  # among a record's inputs: the names, module:function, of the user's own code that it rests on
 SURVIVORS_OF = (
     "survivors_of"  # among those of an evaluation: the record whose surviving images it attacks
 )
@@ -215,7 +215,10 @@ class Records:
 
 def modules_behind(stage: Stage, inputs: dict[str, Any]) -> tuple[str, ...]:
     """Return the modules whose code a record rests on: those of the stage, and the user's own that its inputs name."""
-    return (*stage.modules, *sorted({name.partition(":")[0] for name in inputs.get(OWN, [])}))
+    return (
+        *stage.modules,
+        *sorted({name.partition(":")[0] for name in inputs.get(USER_DEFINED, [])}),
+    )
 
 
 def changed_modules(record: Record, stage: Stage) -> list[str]:

@@ -19,7 +19,7 @@ from sat_ray.utils.import_string import is_reference, slug, stored_names
 
 
 @dataclass(frozen=True, kw_only=True)
-class Configuration:
+class SearchPoint:
     """Name an (activation, attacker_activation) pair with its alphas; illegal pairs raise ValueError.
 
     alpha, attacker_alpha: None where the activation has none (or learns it); attacker_activation: "" for the model's own.
@@ -46,12 +46,12 @@ class Configuration:
             object.__setattr__(self, field, value)
 
     @classmethod
-    def of(cls, payload: Mapping[str, Any]) -> "Configuration":
+    def of(cls, payload: Mapping[str, Any]) -> "SearchPoint":
         """Return the configuration of a committed training. payload: of its record."""
         return cls.stored(payload["configuration"])
 
     @classmethod
-    def stored(cls, value: Mapping[str, Any]) -> "Configuration":
+    def stored(cls, value: Mapping[str, Any]) -> "SearchPoint":
         """Return a configuration that a stored file holds; it names no code that no person named."""
         with stored_names():
             return cls(**value)
@@ -111,7 +111,7 @@ def configuration_name(
     return f"{own} · attacker {display_name(attacker_activation, attacker_alpha)}"
 
 
-def parse_choice(text: str, *, field: str) -> list[Configuration]:
+def parse_choice(text: str, *, field: str) -> list[SearchPoint]:
     """Read one entry of a search: `relu`, `silu` (its own grid of alphas) or `silu:1,4`.
 
     An activation of the user's own is `module:function` or `module:function:5,10`.
@@ -122,8 +122,8 @@ def parse_choice(text: str, *, field: str) -> list[Configuration]:
     info = activation_info(name, field=field)
     if colon:
         alphas = [_number(value, field=f"{field} {text!r}") for value in values.split(",")]
-        return [Configuration(activation=name, alpha=alpha) for alpha in alphas]
-    return [Configuration(activation=name, alpha=alpha) for alpha in info.grid]
+        return [SearchPoint(activation=name, alpha=alpha) for alpha in alphas]
+    return [SearchPoint(activation=name, alpha=alpha) for alpha in info.grid]
 
 
 def _name_and_alphas(text: str) -> tuple[str, str, str]:
@@ -132,7 +132,7 @@ def _name_and_alphas(text: str) -> tuple[str, str, str]:
     return (head, colon, values) if colon and not own else (text, "", "")
 
 
-def without_repeats(given: Sequence[Configuration]) -> tuple[Configuration, ...]:
+def without_repeats(given: Sequence[SearchPoint]) -> tuple[SearchPoint, ...]:
     """Return configurations in the order given, each function once.
 
     Of two names for one function the one with fewer alphas to choose from stays, so that
@@ -140,20 +140,20 @@ def without_repeats(given: Sequence[Configuration]) -> tuple[Configuration, ...]
     """
     given = tuple(dict.fromkeys(given))
     alphas = Counter((one.activation, one.attacker_activation) for one in given)
-    kept: dict[object, Configuration] = {}
+    kept: dict[object, SearchPoint] = {}
     for one in sorted(given, key=lambda one: alphas[one.activation, one.attacker_activation]):
         kept.setdefault(one.functions, one)
     return tuple(one for one in given if kept[one.functions] == one)
 
 
-def parse_pair(text: str, *, field: str) -> Configuration:
+def parse_pair(text: str, *, field: str) -> SearchPoint:
     """Read `activation/attacker_activation`, for example `relu/relu_smooth_backward`."""
     activation, slash, attacker = text.partition("/")
     if not slash:
         raise ValueError(
             f"{field} {text!r} is not a pair; allowed: activation/attacker_activation, for example relu/relu_smooth_backward"
         )
-    return Configuration(activation=activation, attacker_activation=attacker)
+    return SearchPoint(activation=activation, attacker_activation=attacker)
 
 
 def _number(text: str, *, field: str) -> float:
@@ -169,19 +169,19 @@ def _number(text: str, *, field: str) -> float:
 class Group:
     """The configurations that compete for one place on the leaderboard: the alphas of one activation, or one pair."""
 
-    members: tuple[Configuration, ...]
+    members: tuple[SearchPoint, ...]
 
 
-def groups(configurations: Sequence[Configuration]) -> list[Group]:
+def groups(configurations: Sequence[SearchPoint]) -> list[Group]:
     """Gather the configurations that differ in alpha alone, in the order of their first member."""
-    found: dict[tuple[str, str], list[Configuration]] = {}
+    found: dict[tuple[str, str], list[SearchPoint]] = {}
     for one in configurations:
         found.setdefault((one.activation, one.attacker_activation), []).append(one)
     return [Group(tuple(members)) for members in found.values()]
 
 
 def promote(
-    group: Group, scores: dict[Configuration, tuple[float, float]], *, reduction: int
+    group: Group, scores: dict[SearchPoint, tuple[float, float]], *, reduction: int
 ) -> Group:
     """Keep the best 1 / reduction of a group (at least one) by (robust, clean) score; ties go to the earlier configuration."""
     ranked = sorted(

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sat_ray.sweep.config import SearchSettings
-from sat_ray.sweep.search.search_space import Configuration, Group, promote
+from sat_ray.sweep.search.search_space import Group, SearchPoint, promote
 
-BASELINE = Configuration(activation="relu")
-Scores = Mapping[tuple[Configuration, int], tuple[float, float]]
+BASELINE = SearchPoint(activation="relu")
+Scores = Mapping[tuple[SearchPoint, int], tuple[float, float]]
 """(robust, clean) validation accuracy of a configuration after a rung, in epochs."""
 
 
@@ -23,9 +23,9 @@ class Climb:
     best: the leader of the last rung that all its members have reached, of the first rung among those that have; None before any has.
     """
 
-    best: Configuration | None
+    best: SearchPoint | None
     rung: int = 0
-    waiting: tuple[Configuration, ...] = ()
+    waiting: tuple[SearchPoint, ...] = ()
 
 
 def climb(group: Group, scores: Scores, *, rungs: Sequence[int], reduction: int) -> Climb:
@@ -56,13 +56,13 @@ def climbs(competing: Sequence[Group], scores: Scores, search: SearchSettings) -
     ]
 
 
-def next_rung(found: Sequence[Climb]) -> tuple[int, list[Configuration]]:
+def next_rung(found: Sequence[Climb]) -> tuple[int, list[SearchPoint]]:
     """Return the lowest rung that somebody is to reach, in epochs, and who, in the order in which they should start; (0, []) at the end."""
     rung = min((one.rung for one in found if one.waiting), default=0)
     return rung, in_turn([one.waiting for one in found if one.rung == rung])
 
 
-def in_turn(members: Sequence[Sequence[Configuration]]) -> list[Configuration]:
+def in_turn(members: Sequence[Sequence[SearchPoint]]) -> list[SearchPoint]:
     """Order configurations so that a search stopped early has seen most: relu as it is, then one of every group, then a second of each."""
     turns = itertools.chain.from_iterable(itertools.zip_longest(*members))
     return sorted((one for one in turns if one is not None), key=lambda one: one != BASELINE)

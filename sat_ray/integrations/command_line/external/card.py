@@ -18,7 +18,7 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute import images_of, model_of, rows_of
 from sat_ray.sweep.records.store import Records, record_key
 from sat_ray.sweep.resources import evaluation_resources
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import CARD, EvaluationTask
 from sat_ray.utils.serialization import to_json
 
@@ -95,7 +95,7 @@ def card_inputs(given: ExternalOptions, subject: Subject, task: EvaluationTask) 
 
 
 def card_of(
-    task: EvaluationTask, attack: AttackSpec, configuration: Configuration | None
+    task: EvaluationTask, attack: AttackSpec, configuration: SearchPoint | None
 ) -> dict[str, Any]:
     """Compute the card of a task's model on the task's images, where the task runs."""
     torch.set_num_threads(int(task.environment["threads"]))

@@ -41,8 +41,10 @@ from sat_ray.integrations.command_line.parsing import (
 from sat_ray.integrations.command_line.preflight import check_machine, slow_here
 from sat_ray.integrations.ray.local.session_folders import session_folder
 from sat_ray.report.console import Reporter
-from sat_ray.report.evaluation_summary import claim, summary, to_terminal
-from sat_ray.storage.store import Storage, check_writable
+from sat_ray.report.evaluation_summary import attack_table, claim, summary
+from sat_ray.report.table import terminal_table
+from sat_ray.storage.preflight import check_writable
+from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute import sampled_rows
 from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.records.leftovers import remove_leftovers
@@ -117,7 +119,7 @@ def evaluate_external(given: ExternalOptions) -> None:
                 reporter.console.print(
                     printable(f"warning: {warning}"), style="bold", soft_wrap=True, markup=False
                 )
-            reporter.console.print(to_terminal(found))
+            reporter.console.print(terminal_table(attack_table(found)))
             for measured in found.get("calibrations", ()):
                 reporter.say(str(Calibration.from_json(measured)))
             reporter.say(

@@ -28,7 +28,7 @@ from sat_ray.integrations.command_line.parsing import folder_name
 from sat_ray.models import Normalized
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute import sampled_rows
-from sat_ray.sweep.search.search_space import Configuration
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import Dataset, through_every_backward
 from sat_ray.utils.probabilities import bounded_outputs
 from sat_ray.utils.serialization import content_hash, to_json
@@ -54,7 +54,7 @@ class Subject:
     n_split: int
     n: int
     classes: int
-    configuration: Configuration | None
+    configuration: SearchPoint | None
     attacks: tuple[AttackSpec, ...]
     zeros: ZeroGradients
     label_order: tuple[int, ...] = ()
@@ -177,17 +177,17 @@ def _class_names(kind: str, uri: str) -> list[str]:
     return names
 
 
-def _configuration(model: torch.nn.Module, uri: str) -> Configuration | None:
+def _configuration(model: torch.nn.Module, uri: str) -> SearchPoint | None:
     """Return how a checkpoint was trained; its own activation where it does not say, None for any other model."""
     if not isinstance(model, Normalized) or model.spec is None or kind_of(uri) != "checkpoint":
         return None
     said = read_description(Storage.at(uri))["about"].get("configuration")
-    return Configuration.stored(
+    return SearchPoint.stored(
         said or {"activation": model.spec.activation, "alpha": model.spec.alpha}
     )
 
 
-def variants_of(configuration: Configuration | None, spec: AttackSpec) -> list[AttackSpec]:
+def variants_of(configuration: SearchPoint | None, spec: AttackSpec) -> list[AttackSpec]:
     """A backward pass that training replaced hides gradients: attack through the true one and the smooth one."""
     return [spec] if configuration is None else through_every_backward(spec, configuration)
 

@@ -1,8 +1,10 @@
-"""Where Ray Train and Ray Tune write their own snapshots: nowhere, since records are the truth and nothing is read back.
+"""Where Ray Train and Ray Tune write their own snapshots: nowhere.
 
-Both demand a storage and fill it with pickles and JSON. In the sweep's storage those would be pickles that nobody may load, and a full disk
-would stop a controller that Ray then starts forty times. So they get a file system that takes everything and keeps nothing; of all files it
-has the marker by which a node recognises it, and a snapshot without trials.
+Records are the truth, and nothing of the snapshots is read back. Both demand a storage and fill it
+with pickles and JSON. In the sweep's storage those would be pickles that nobody may load, and a
+full disk would stop a controller that Ray then starts forty times. So they get a file system that
+takes everything and keeps nothing. Of all files it has only the marker by which a node recognises
+it, and a snapshot without trials.
 """
 
 import io
@@ -12,15 +14,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 MARKER = ".validate_storage_marker"
-SNAPSHOT, NO_TRIALS = (
-    "experiment_state-none.json",
-    b'{"trial_data": []}',
-)  # Tune looks for one at its end, and has the trials in memory
+# Tune looks for a snapshot at its end, and has the trials in memory
+SNAPSHOT = "experiment_state-none.json"
+NO_TRIALS = b'{"trial_data": []}'
 PATH = "nowhere"
 
 
 class _Nowhere(pafs.FileSystemHandler):
-    """A file system without files; the marker alone seems to be there."""
+    """A file system that has the marker and no other file."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Nowhere)

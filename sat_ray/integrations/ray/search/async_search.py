@@ -2,9 +2,10 @@
 
 Alphas are drawn between the smallest and the largest of an activation's grid, log-uniform.
 
-Arrival order decides here, so decisions are recorded: a trial that was stopped stays stopped, a committed trial reports its recorded
-scores again without training, and Optuna is first asked for the trials that exist. Every row reproduces from its own config and seed.
-That a trial was cut by the budget is no such decision: with a larger one it goes on.
+Arrival order decides here, so decisions are recorded: a trial that was stopped stays stopped, a
+committed trial reports its recorded scores again without training, and Optuna first gets the points
+of the trials that exist. Every row reproduces from its own config and seed. A cut by the budget is
+not recorded: with a larger budget the trial goes on.
 """
 
 import math
@@ -32,9 +33,9 @@ from sat_ray.integrations.ray.search.trials import (
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.budget import Budget, SearchResult, result_of
 from sat_ray.sweep.execute import train_and_commit
-from sat_ray.sweep.plan import longest_trials, trial_job
+from sat_ray.sweep.plan import longest_trials, trial_task
 from sat_ray.sweep.records.store import Records, Stage
-from sat_ray.sweep.search.search_space import Configuration, Group, groups
+from sat_ray.sweep.search.search_space import Group, SearchPoint, groups
 from sat_ray.sweep.search.successive_halving import in_turn
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.randomness import Randomness
@@ -43,11 +44,15 @@ STOPPED = Stage("search_stopped", 1, ("sat_ray.sweep.plan",))
 
 
 def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResult:
-    """Run `search.samples` trials, or as many as the budget allows, and return the best configuration of every group that was tried."""
-    competing = groups(config.search.configurations())
+    """Run `search.samples` trials, or as many as the budget allows.
+
+    Returns the best configuration of every group that was tried.
+    """
+    competing = groups(config.search.points())
     if config.search.samples < len(competing):
         raise ValueError(
-            f"search.samples is {config.search.samples}; allowed: at least one for each of the {len(competing)} activations"
+            f"search.samples must be >= {len(competing)}, one for each activation, "
+            f"got {config.search.samples}"
         )
     first = in_turn([group.members[:1] for group in competing])
     ranges = {
@@ -58,12 +63,11 @@ def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> Sea
     if config.search.method == "asha":
         drawn = _random(config, competing, ranges, count=config.search.samples - len(first))
         chosen = list(dict.fromkeys(first + drawn))
-        done, planned = _run_asha(config, dataset, records, chosen), len(chosen)
+        planned = len(chosen)
+        done = _run_asha(config, dataset, records, chosen)
     else:
-        done, planned = (
-            _run_optuna(config, dataset, records, competing, ranges, first),
-            config.search.samples,
-        )
+        planned = config.search.samples
+        done = _run_optuna(config, dataset, records, competing, ranges, first)
     best = _best(competing, records)
     return result_of(config, best, done=done, planned=planned, unit="trials", cut=done < planned)
 
@@ -71,11 +75,9 @@ def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> Sea
 def _alpha_bounds(group: Group) -> tuple[float, float] | None:
     """Return the smallest and largest alpha of a group; None where there is nothing to search."""
     alphas = [one.alpha for one in group.members if one.alpha is not None]
-    return (
-        (min(alphas), max(alphas))
-        if len(set(alphas)) > 1 and group.members[0].own_attacker
-        else None
-    )
+    if len(set(alphas)) > 1 and group.members[0].own_attacker:
+        return min(alphas), max(alphas)
+    return None
 
 
 def _random(
@@ -84,7 +86,7 @@ def _random(
     ranges: dict[int, tuple[float, float]],
     *,
     count: int,
-) -> list[Configuration]:
+) -> list[SearchPoint]:
     if not ranges:
         return []
     draws = Randomness.of(config.search.seeds[0], torch.arange(count)).uniform("search", (2,))
@@ -106,43 +108,46 @@ def _is_logarithmic(low: float) -> bool:
     return low > 0  # the alphas of a user's activation may be 0 or negative
 
 
-def _with_alpha(group: Group, alpha: float) -> Configuration:
-    return Configuration(activation=group.members[0].activation, alpha=float(f"{alpha:.4g}"))
+def _with_alpha(group: Group, alpha: float) -> SearchPoint:
+    return SearchPoint(activation=group.members[0].activation, alpha=float(f"{alpha:.4g}"))
 
 
 def _trial(
     config: SweepConfig,
     dataset: Dataset,
     records: Records,
-    chosen: Callable[[dict[str, Any]], Configuration],
+    chosen: Callable[[dict[str, Any]], SearchPoint],
     *,
-    exempt: Configuration,
+    exempt: SearchPoint,
 ) -> Any:
-    """Return the function of a trial. exempt: the configuration that is trained whatever the budget."""
-    storage, threads, budget = (
-        records.storage.uri,
-        config.resources.cpus_per_trial,
-        Budget.of(config),
-    )
+    """Return the function of a trial.
+
+    exempt: the configuration that is trained whatever the budget.
+    """
+    storage = records.storage.uri
+    threads = config.resources.cpus_per_trial
+    budget = Budget.of(config)
 
     def trial(space: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
-        own, one, before = kept_records(storage), chosen(space), None
-        job = trial_job(config, dataset, one)
-        stopped = own.find(STOPPED, job.key)
+        own = kept_records(storage)
+        one = chosen(space)
+        before = None
+        task = trial_task(config, dataset, one)
+        stopped = own.find(STOPPED, task.key)
         for rung in config.search.rungs:
             if stopped is not None and rung > stopped.payload["until"]:
                 return
             if (
                 one != exempt
-                and own.find(job.stage, job.at(rung).key) is None
+                and own.find(task.stage, task.at(rung).key) is None
                 and budget.is_spent(own)
             ):
                 report_cut(before)
                 return
             with training_shown(own, trial=True) as after_epoch:
                 before = train_and_commit(
-                    job.at(rung),
+                    task.at(rung),
                     own,
                     previous=before,
                     on_epoch=after_epoch,
@@ -161,27 +166,30 @@ class _RememberStops(tune.Callback):
         config: SweepConfig,
         dataset: Dataset,
         records: Records,
-        chosen: Callable[[dict[str, Any]], Configuration],
+        chosen: Callable[[dict[str, Any]], SearchPoint],
     ) -> None:
-        self.config, self.dataset, self.records, self.chosen = config, dataset, records, chosen
+        self.config = config
+        self.dataset = dataset
+        self.records = records
+        self.chosen = chosen
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write the decision down; the budget's is none."""
+        """Record the decision; a cut by the budget is none."""
         if (trial.last_result or {}).get(CUT):
             return
-        job = trial_job(self.config, self.dataset, self.chosen(trial.config))
+        task = trial_task(self.config, self.dataset, self.chosen(trial.config))
         until = (trial.last_result or {}).get(TIME)
         if until is not None:
             self.records.commit(
-                STOPPED, job.key, inputs=job.inputs, payload={"until": until}, seconds=0.0
+                STOPPED, task.key, inputs=task.inputs, payload={"until": until}, seconds=0.0
             )
 
 
 def _run_asha(
-    config: SweepConfig, dataset: Dataset, records: Records, chosen: list[Configuration]
+    config: SweepConfig, dataset: Dataset, records: Records, chosen: list[SearchPoint]
 ) -> int:
-    def pick(space: dict[str, Any]) -> Configuration:
-        one: Configuration = chosen[space["trial"]]
+    def pick(space: dict[str, Any]) -> SearchPoint:
+        one: SearchPoint = chosen[space["trial"]]
         return one
 
     rungs = config.search.rungs
@@ -203,7 +211,10 @@ def _run_asha(
 
 @dataclass(frozen=True)
 class _Space:
-    """Draw a group, and an alpha where the group has one to choose; a class, because Tune pickles the searcher."""
+    """Draw a group, and an alpha where the group has one to choose.
+
+    A class, because Tune pickles the searcher.
+    """
 
     groups: int
     ranges: dict[int, tuple[float, float]]
@@ -216,22 +227,28 @@ class _Space:
 
 
 class _Optuna(OptunaSearch):
-    """Optuna, which proposes nothing more once a budget is spent; a class, because Tune pickles the searcher."""
+    """Optuna, which proposes nothing more once a budget is spent.
+
+    A class, because Tune pickles the searcher.
+    """
 
     def __init__(
         self, *given: Any, budget: Budget, records: Records, needed: int, **settings: Any
     ) -> None:
         super().__init__(*given, **settings)
-        self.budget, self.records, self.needed = budget, records, needed
+        self.budget = budget
+        self.records = records
+        self.needed = needed
 
     def suggest(self, trial_id: str) -> Any:
-        """Propose the next trial; the first `needed` are those that exist and the one that is trained whatever the budget."""
+        """Propose the next trial.
+
+        The first `needed` are those that exist and the one that is trained whatever the budget.
+        """
         self.needed -= 1
-        return (
-            Searcher.FINISHED
-            if self.needed < 0 and self.budget.is_spent(self.records)
-            else super().suggest(trial_id)
-        )
+        if self.needed < 0 and self.budget.is_spent(self.records):
+            return Searcher.FINISHED
+        return super().suggest(trial_id)
 
 
 def _run_optuna(
@@ -240,15 +257,15 @@ def _run_optuna(
     records: Records,
     competing: list[Group],
     ranges: dict[int, tuple[float, float]],
-    first: list[Configuration],
+    first: list[SearchPoint],
 ) -> int:
-    def pick(space: dict[str, Any]) -> Configuration:
+    def pick(space: dict[str, Any]) -> SearchPoint:
         group = competing[space["group"]]
         alpha = space.get(f"alpha_{space['group']}")
         return group.members[0] if alpha is None else _with_alpha(group, alpha)
 
     known = [
-        _as_point(Configuration.of(record.payload), competing, ranges)
+        _as_point(SearchPoint.of(record.payload), competing, ranges)
         for record in longest_trials(records)
     ]
     start = [_as_point(one, competing, ranges) for one in first]
@@ -279,7 +296,7 @@ def _frozen(point: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def _as_point(
-    one: Configuration, competing: list[Group], ranges: dict[int, tuple[float, float]]
+    one: SearchPoint, competing: list[Group], ranges: dict[int, tuple[float, float]]
 ) -> dict[str, Any]:
     names = [
         (group.members[0].activation, group.members[0].attacker_activation) for group in competing
@@ -288,21 +305,22 @@ def _as_point(
     return {"group": index} | ({f"alpha_{index}": one.alpha} if index in ranges else {})
 
 
-def winners(competing: list[Group], records: Records) -> list[Configuration] | None:
+def winners(competing: list[Group], records: Records) -> list[SearchPoint] | None:
     """Return the best configuration of every group; None where a group has no trial."""
     best = _best(competing, records)
     return None if None in best else [one for one in best if one is not None]
 
 
-def _best(competing: list[Group], records: Records) -> list[Configuration | None]:
-    """Choose by the longest rung reached, then (robust, clean) validation accuracy; ties go to the earlier trial."""
-    best: dict[tuple[str, str], tuple[tuple[float, ...], Configuration]] = {}
+def _best(competing: list[Group], records: Records) -> list[SearchPoint | None]:
+    """Choose by the longest rung reached, then (robust, clean) validation accuracy.
+
+    Ties go to the earlier trial.
+    """
+    best: dict[tuple[str, str], tuple[tuple[float, ...], SearchPoint]] = {}
     for record in longest_trials(records):
-        one = Configuration.of(record.payload)
-        group, score = (
-            (one.activation, one.attacker_activation),
-            (record.payload["until"], *record.payload["last_val"]),
-        )
+        one = SearchPoint.of(record.payload)
+        group = (one.activation, one.attacker_activation)
+        score = (record.payload["until"], *record.payload["last_val"])
         if group not in best or score > best[group][0]:
             best[group] = (score, one)
     wanted = [

@@ -1,4 +1,7 @@
-"""Search trials as Ray Tune trials: reused actors, one trial in one process, a committed record per trial and rung."""
+"""Search trials as Ray Tune trials.
+
+Actors are reused, one trial trains in one process, and each trial commits a record per rung.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -7,25 +10,28 @@ from typing import Any
 import ray
 import torch
 from ray import tune
-from ray.tune.execution import class_cache
 
 from sat_ray.integrations.ray.local.no_storage import nowhere
 from sat_ray.integrations.ray.nodes import selector_for, this_node_leaves
+from sat_ray.integrations.ray.private import keep_keys_back
 from sat_ray.integrations.ray.prometheus import training_shown
-from sat_ray.storage.store import Storage, is_lasting
+from sat_ray.storage.local_disk import is_lasting
+from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.sweep.cost.budget import Budget
 from sat_ray.sweep.execute import train_and_commit
 from sat_ray.sweep.records.store import Record, Records, attempt_name
 from sat_ray.sweep.resources import trial_resources
-from sat_ray.sweep.tasks import TrainingJob
+from sat_ray.sweep.tasks import TrainingTask
 
-METRIC, TIME, CUT = "val_robust_accuracy", "epochs", "cut_by_budget"
-LOST = "storage_lost"  # what a trial reports that cannot write: the search ends, since no other trial could
+METRIC = "val_robust_accuracy"
+TIME = "epochs"
+CUT = "cut_by_budget"
+LOST = "storage_lost"  # reported by a trial that cannot write: the search ends, as no other could
 
 
 class _StopWhenLost(tune.Stopper):
-    """End every trial once one has said that the storage takes nothing any more."""
+    """End every trial once one has reported that the storage takes nothing any more."""
 
     def __init__(self) -> None:
         self.lost = False
@@ -51,7 +57,7 @@ def run_trials(
     samples: int = 1,
     callbacks: Sequence[Any] = (),
 ) -> int:
-    """Run Tune trials of a function in reused actors and return how many ended without being cut by the budget.
+    """Run Tune trials of a function in reused actors; return how many the budget did not cut.
 
     A failed trial's own error is raised when all have ended.
     """
@@ -79,20 +85,22 @@ def run_trials(
     outcomes = list(tuner.fit())
     if lost := [outcome.metrics[LOST] for outcome in outcomes if LOST in (outcome.metrics or {})]:
         raise OSError(lost[0])
-    failed = [outcome.error for outcome in outcomes if outcome.error is not None]
-    if failed:
-        raise (
-            failed[0].cause
-            if isinstance(failed[0], ray.exceptions.RayTaskError) and failed[0].cause
-            else failed[0]
-        )
+    for outcome in outcomes:
+        error = outcome.error
+        if isinstance(error, ray.exceptions.RayTaskError) and error.cause:
+            raise error.cause
+        if error is not None:
+            raise error
     return sum(not (outcome.metrics or {}).get(CUT) for outcome in outcomes)
 
 
 def _ending_when_lost(
     trainable: Callable[[dict[str, Any]], None],
 ) -> Callable[[dict[str, Any]], None]:
-    """Return the function of a trial that reports a full disk, for which Tune would start it again and again."""
+    """Return the function of a trial that reports a full disk.
+
+    For an error Tune would start it again and again.
+    """
 
     def trial(space: dict[str, Any]) -> None:
         try:
@@ -105,13 +113,6 @@ def _ending_when_lost(
     return trial
 
 
-def keep_keys_back() -> None:
-    """Keep Ray Tune from naming the S3 keys in the runtime environment of its actors, which Ray logs; every node has its own."""
-    class_cache.ENV_VARS_TO_PROPAGATE = {
-        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
-    }
-
-
 def _placement(resources: ResourceSettings) -> tune.PlacementGroupFactory:
     bundle = trial_resources(resources)
     selector = selector_for(bundle)
@@ -121,54 +122,62 @@ def _placement(resources: ResourceSettings) -> tune.PlacementGroupFactory:
 
 
 def run_rung(
-    jobs: Sequence[TrainingJob],
+    tasks: Sequence[TrainingTask],
     previous: Sequence[Record | None],
     records: Records,
     resources: ResourceSettings,
     *,
     budget: Budget,
-    exempt: Sequence[TrainingJob],
+    exempt: Sequence[TrainingTask],
 ) -> None:
-    """Train jobs to their epoch, in this order, each going on from its record of the rung before, until the budget is spent.
+    """Train tasks to their epoch, in this order, until the budget is spent.
 
-    Returns when all that were started are committed. exempt: the jobs that are trained whatever the budget.
+    Each goes on from its record of the rung before. Returns when all that were started are
+    committed. exempt: the tasks that are trained whatever the budget.
     """
-    queue = [
-        ray.put(both) for both in zip(jobs, previous, strict=True)
-    ]  # one by one: a trial reads its own job alone
-    storage, threads = records.storage.uri, resources.cpus_per_trial
-    spared = {job.key for job in exempt}
+    # one by one: a trial reads its own task alone
+    queue = [ray.put(both) for both in zip(tasks, previous, strict=True)]
+    storage = records.storage.uri
+    threads = resources.cpus_per_trial
+    spared = {task.key for task in exempt}
 
     def trial(config: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
-        job, before = ray.get(queue[config["trial"]])
+        task, before = ray.get(queue[config["trial"]])
         own = kept_records(storage)
-        if job.key not in spared and budget.is_spent(own):
+        if task.key not in spared and budget.is_spent(own):
             report_cut(None)
             return
         with training_shown(own, trial=True) as after_epoch:
             record = train_and_commit(
-                job, own, previous=before, on_epoch=after_epoch, leaving=this_node_leaves
+                task, own, previous=before, on_epoch=after_epoch, leaving=this_node_leaves
             )
         report_record(record)
 
-    run_trials(trial, {"trial": tune.grid_search(list(range(len(jobs))))}, records, resources)
+    run_trials(trial, {"trial": tune.grid_search(list(range(len(tasks))))}, records, resources)
 
 
 @functools.lru_cache(maxsize=1)
 def kept_records(storage: str) -> Records:
-    """Return the records of a sweep, the same object for every trial of this process: what one has read the next need not."""
+    """Return the records of a sweep, the same object for every trial of this process.
+
+    What one trial has read the next need not read.
+    """
     return Records(Storage(storage))
 
 
 def report_record(record: Record) -> None:
-    """Tell Tune what a committed record scored."""
+    """Report to Tune what a committed record scored."""
     tune.report({METRIC: record.payload["last_val"][0], TIME: record.payload["until"]})
 
 
 def report_cut(before: Record | None) -> None:
-    """Tell Tune that the budget ends a trial. before: its record of the rung before, None where it has not begun."""
-    score, until = (
-        (0.0, 0) if before is None else (before.payload["last_val"][0], before.payload["until"])
-    )
-    tune.report({METRIC: score, TIME: until, CUT: True})
+    """Report to Tune that the budget ends a trial.
+
+    before: its record of the rung before, None where it has not begun.
+    """
+    if before is None:
+        tune.report({METRIC: 0.0, TIME: 0, CUT: True})
+        return
+    score = before.payload["last_val"][0]
+    tune.report({METRIC: score, TIME: before.payload["until"], CUT: True})

@@ -1,0 +1,519 @@
+"""The manifests in cluster/, checked without Kubernetes, a network or a container engine."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster_rules import (
+    ALL_RULES,
+    BROKEN_LAUNCHERS,
+    DASHBOARD,
+    INFEASIBLE,
+    OTHER_METRICS,
+    OVERLAYS,
+    PURCHASES,
+    SCHEMA_FILES,
+    SWEEP_PURCHASES,
+    alert_queries,
+    broken_manifests,
+    change,
+    core_documents,
+    dashboard_queries,
+    own_metrics,
+    queried,
+    ray_dashboards,
+    ray_metrics,
+    ray_schema,
+    rendered,
+    run,
+    small_sweep,
+    tool,
+)
+from locks import locked
+from repository import ROOT
+
+from cluster.checks.documents import CLUSTER, clusters, named, of_kind, pods, versions
+from cluster.checks.launcher import launcher
+from cluster.checks.pinned import main as main_of_pinned
+from cluster.checks.pinned import pinned_images
+from cluster.checks.plan import Plan, plan
+from cluster.checks.references import SECRETS
+from cluster.checks.render import load
+
+RULES = {rule.__name__: rule for rule in ALL_RULES}
+BROKEN = broken_manifests()
+PACKAGES = ("ray", "torch", "torchvision", "mlflow", "pyarrow", "boto3")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_overlay_keeps_every_rule(overlay, rule):
+    assert list(RULES[rule](rendered(overlay))) == []
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
+def test_a_broken_manifest_is_refused(broken):
+    documents = rendered(broken.overlay)
+    change(named(documents, broken.kind, broken.target), **broken.change)
+    assert list(RULES[broken.rule](documents))
+
+
+def test_every_rule_has_a_broken_manifest():
+    assert {broken.rule for broken in BROKEN} == set(RULES)
+
+
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "../monitoring"])
+def test_our_rendering_is_what_kustomize_renders(overlay):
+    program = tool("kustomize", "kubectl")
+    command = [program, "build"] if Path(program).name == "kustomize" else [program, "kustomize"]
+    theirs = [d for d in yaml.safe_load_all(run(*command, CLUSTER / "overlays" / overlay)) if d]
+    ours = rendered(overlay)
+
+    def order(document):
+        return document["kind"], document["metadata"]["name"]
+
+    assert sorted(ours, key=order) == sorted(theirs, key=order)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ray_kinds_fit_the_strict_schema(overlay):
+    jsonschema = pytest.importorskip("jsonschema")
+    for document in of_kind(rendered(overlay), *SCHEMA_FILES):
+        errors = jsonschema.Draft7Validator(ray_schema(document["kind"])).iter_errors(document)
+        assert [f"{list(error.absolute_path)}: {error.message}" for error in errors] == []
+
+
+def test_the_strict_schema_refuses_an_unknown_field():
+    jsonschema = pytest.importorskip("jsonschema")
+    document = named(rendered("autoscaling"), "RayCluster", "sat-ray")
+    document["spec"]["workerGroupSpecs"][0]["maxReplica"] = 1
+    assert not jsonschema.Draft7Validator(ray_schema("RayCluster")).is_valid(document)
+
+
+def test_core_kinds_fit_the_schema_of_kubernetes():
+    validate = pytest.importorskip("kubernetes_validate")
+    for document in core_documents():
+        validate.validate(document, versions()["KUBERNETES_SCHEMA"], strict=True)
+
+
+def test_the_schema_of_kubernetes_refuses_a_misspelt_field():
+    validate = pytest.importorskip("kubernetes_validate")
+    service = named(rendered("autoscaling"), "Service", "mlflow")
+    service["spec"]["selectors"] = {}
+    with pytest.raises(validate.ValidationError):
+        validate.validate(service, versions()["KUBERNETES_SCHEMA"], strict=True)
+
+
+def _planned(*tasks, gangs=(), selector=None) -> Plan:
+    pytest.importorskip("ray")
+    cluster = named(rendered("autoscaling"), "RayCluster", "sat-ray")
+    return plan(cluster, tasks, gangs=gangs, selector=selector)
+
+
+@pytest.mark.parametrize(("tasks", "gangs", "nodes", "unplaced"), PURCHASES)
+def test_ray_would_buy_these_nodes(tasks, gangs, nodes, unplaced):
+    assert _planned(*tasks, gangs=gangs) == Plan(nodes, unplaced)
+
+
+def test_cpu_tasks_with_the_pool_label_never_start_a_gpu_node():
+    flood = [{"CPU": 4}] * 1000
+    bought = _planned(*flood, selector={"sat-ray/pool": "cpu"})
+    assert bought.nodes == {"cpu": 8}
+    # Without the label Ray spills over once the CPU group is full, which is why the README asks for
+    # it.
+    assert "gpu-spot" in _planned(*flood).nodes
+
+
+@pytest.mark.parametrize(("resources", "nodes"), SWEEP_PURCHASES)
+def test_a_sweep_buys_these_nodes_stage_by_stage(resources, nodes, monkeypatch):
+    bundles = pytest.importorskip("sat_ray.sweep.resources")
+    documents = rendered("autoscaling")
+    monkeypatch.setenv(
+        bundles.NODE_GROUPS,
+        named(documents, "ConfigMap", "sat-ray-environment")["data"][bundles.NODE_GROUPS],
+    )
+    config = small_sweep(**resources)
+    bundles.check_room(bundles.bundles(config), bundles.announced_groups())
+    bought = {}
+    for demand in bundles.bundles(config):
+        wanted = [demand.resources] * demand.count
+        selector = bundles.pool_selector(demand.resources, bundles.announced_groups())
+        plans = {"gangs": [wanted]} if demand.gang else {"tasks": wanted}
+        bought[demand.stage] = plan(
+            named(documents, "RayCluster", "sat-ray"), **plans, selector=selector
+        )
+    assert {stage: found.nodes for stage, found in bought.items() if stage in nodes} == nodes
+
+
+@pytest.mark.parametrize(("resources", "message"), INFEASIBLE)
+def test_what_no_node_could_ever_hold_is_refused_and_ray_would_not_buy_it_either(
+    resources, message, monkeypatch
+):
+    bundles = pytest.importorskip("sat_ray.sweep.resources")
+    documents = rendered("autoscaling")
+    monkeypatch.setenv(
+        bundles.NODE_GROUPS,
+        named(documents, "ConfigMap", "sat-ray-environment")["data"][bundles.NODE_GROUPS],
+    )
+    demands = bundles.bundles(small_sweep(**resources))
+    with pytest.raises(ValueError, match=message):
+        bundles.check_room(demands, bundles.announced_groups())
+    unplaced = [
+        plan(
+            named(documents, "RayCluster", "sat-ray"),
+            **({"gangs": [[d.resources] * d.count]} if d.gang else {"tasks": [d.resources]}),
+            selector=bundles.pool_selector(d.resources, bundles.announced_groups()),
+        ).unplaced
+        for d in demands
+    ]
+    assert any(unplaced)
+
+
+def test_a_job_gets_the_cluster_of_the_raycluster():
+    spec = named(rendered("rayjob"), "RayJob", "sat-ray-sweep")["spec"]["rayClusterSpec"]
+    assert spec == named(rendered("autoscaling"), "RayCluster", "sat-ray")["spec"]
+    assert of_kind(rendered("rayjob"), "RayCluster") == []
+
+
+def test_the_queue_has_room_for_the_fixed_size():
+    documents = rendered("kueue")
+    (cluster,) = clusters(documents)
+    wanted = {"cpu": 0, "nvidia.com/gpu": 0}
+    for group in (cluster.head, *cluster.groups):
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        for name in wanted:
+            wanted[name] += int(limits.get(name, 0)) * group.get("replicas", 1)
+    flavor = named(documents, "ClusterQueue", "sat-ray")["spec"]["resourceGroups"][0]["flavors"][0]
+    quota = {resource["name"]: resource["nominalQuota"] for resource in flavor["resources"]}
+    assert all(int(quota[name]) >= amount for name, amount in wanted.items())
+
+
+def test_images_and_names_carry_the_pinned_versions():
+    pinned = versions()
+    assert f"ray{pinned['RAY']}-torch{pinned['TORCH']}-py{pinned['PYTHON']}-" in pinned["RAY_IMAGE"]
+    assert f"mlflow{pinned['MLFLOW']}-" in pinned["MLFLOW_IMAGE"]
+    for name in ("Dockerfile.ray", "Dockerfile.mlflow"):
+        assert (
+            f"ARG PYTHON_IMAGE={pinned['PYTHON_IMAGE']}\nFROM ${{PYTHON_IMAGE}}\n"
+            in (CLUSTER / "images" / name).read_text()
+        )
+    assert pinned["PYTHON_IMAGE"].startswith(f"python:{pinned['PYTHON']}.")
+    versions_of = {
+        name: version
+        for name, (version, _) in locked("cluster/images/requirements-mlflow.txt").items()
+    }
+    assert {name: versions_of[name] for name in ("mlflow", "boto3", "psycopg")} == {
+        "mlflow": pinned["MLFLOW"], "boto3": pinned["BOTO3"], "psycopg": pinned["PSYCOPG"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ray", "mlflow"])
+def test_an_image_installs_only_what_is_locked_by_version_and_hash(name):
+    packages = locked(f"cluster/images/requirements-{name}.txt")
+    assert len(packages) > 50 and all(hashes for _, hashes in packages.values())
+    (install,) = [
+        line
+        for line in (CLUSTER / "images" / f"Dockerfile.{name}").read_text().splitlines()
+        if "pip install" in line
+    ]
+    assert "--require-hashes" in install and "--no-deps" in install
+
+
+def test_the_image_of_ray_holds_the_versions_that_are_tested():
+    here, tested = locked("cluster/images/requirements-ray.txt"), locked("requirements.lock")
+    assert {name: version for name, (version, _) in here.items()} == {
+        name: tested[name][0] for name in here
+    }
+
+
+def test_images_are_built_on_a_base_with_a_digest_only():
+    commands = [
+        line for line in (ROOT / "Makefile").read_text().splitlines() if "docker build" in line
+    ]
+    assert len(commands) == 2 and all(
+        "PYTHON_IMAGE=$(PYTHON_IMAGE)@$(PYTHON_IMAGE_DIGEST)" in line for line in commands
+    )
+    assert re.fullmatch(r"(sha256:[0-9a-f]{64})?", versions()["PYTHON_IMAGE_DIGEST"])
+    if not versions()["PYTHON_IMAGE_DIGEST"]:
+        done = subprocess.run(
+            ["make", "image", "REGISTRY=r"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode and "PYTHON_IMAGE_DIGEST is empty" in done.stdout
+
+
+def test_an_overlay_is_applied_only_with_digests(tmp_path):
+    documents = rendered("gcs-fault-tolerance")
+    assert {sentence.split()[0] for sentence in pinned_images(documents)} == {
+        versions()[name] for name in ("RAY_IMAGE", "MLFLOW_IMAGE", "REDIS_IMAGE")
+    }
+    path = tmp_path / "overlay.yaml"
+    path.write_text(yaml.safe_dump_all(documents))
+    assert main_of_pinned([str(path)]) == 1
+    for pod in pods(documents):
+        for container in pod.containers:
+            container["image"] = f"registry.example.com/{container['image']}@sha256:{'0' * 64}"
+    path.write_text(yaml.safe_dump_all(documents))
+    assert main_of_pinned([str(path)]) == 0
+
+
+def test_karpenter_removes_empty_nodes_alone_and_its_machine_image_is_chosen():
+    documents = load(CLUSTER / "nodes" / "karpenter.yaml")
+    for pool in of_kind(documents, "NodePool"):
+        assert pool["spec"]["disruption"]["consolidationPolicy"] == "WhenEmpty", pool["metadata"][
+            "name"
+        ]
+    (node_class,) = of_kind(documents, "EC2NodeClass")
+    assert all(
+        not term["alias"].endswith("@latest") for term in node_class["spec"]["amiSelectorTerms"]
+    )
+    wanted = {pod.spec["nodeSelector"]["sat-ray/pool"] for pod in pods(rendered("autoscaling"))}
+    assert {
+        pool["spec"]["template"]["metadata"]["labels"]["sat-ray/pool"]
+        for pool in of_kind(documents, "NodePool")
+    } == wanted
+
+
+def test_the_bucket_policy_keeps_everybody_else_from_every_version_of_an_object():
+    policy = json.loads((CLUSTER / "aws" / "bucket-policy.json").read_text())
+    (denied,) = [statement for statement in policy["Statement"] if statement["Sid"] == "NobodyElse"]
+    for action in (
+        "GetObject",
+        "GetObjectVersion",
+        "PutObject",
+        "PutObjectAcl",
+        "DeleteObject",
+        "DeleteObjectVersion",
+        "ListBucketVersions",
+    ):
+        assert any(fnmatch.fnmatch(f"s3:{action}", pattern) for pattern in denied["Action"]), action
+    assert set(denied["Resource"]) == {
+        "arn:aws:s3:::sat-ray-example",
+        "arn:aws:s3:::sat-ray-example/*",
+    }
+
+
+def test_the_head_may_start_only_machines_of_the_cluster():
+    policy = json.loads((CLUSTER / "aws" / "head-policy.json").read_text())
+    statements = {statement["Sid"]: statement for statement in policy["Statement"]}
+    types = statements["StartOwnMachines"]["Condition"]["ForAnyValue:StringEquals"][
+        "ec2:InstanceType"
+    ]
+    config = _launcher()
+    groups = config["available_node_types"]
+    assert set(types) == {
+        group["node_config"]["InstanceType"]
+        for name, group in groups.items()
+        if name != config["head_node_type"]
+    }
+    for sid, key in (
+        ("StartOwnMachines", "aws:RequestTag/ray-cluster-name"),
+        ("ChangeOwnMachines", "aws:ResourceTag/ray-cluster-name"),
+    ):
+        assert statements[sid]["Condition"]["StringEquals"][key] == config["cluster_name"]
+    profiles = {
+        group["node_config"]["IamInstanceProfile"]["Name"]
+        for name, group in groups.items()
+        if name != "head"
+    }
+    assert {statements["WorkersRole"]["Resource"].rpartition("/")[2]} == profiles
+    assert [sid for sid, statement in statements.items() if statement["Resource"] == "*"] == [
+        "Look"
+    ]
+    assert all(action.startswith("ec2:Describe") for action in statements["Look"]["Action"])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_requirements_pin_the_versions_of_the_cluster(package):
+    requirements = ROOT / "requirements.txt"
+    if not requirements.is_file():
+        pytest.skip("no requirements.txt yet")
+    assert re.search(
+        rf"(?m)^{package}(\[[\w,]+\])?=={re.escape(versions()[package.upper()])}\b",
+        requirements.read_text(),
+    )
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_installed_packages_are_the_versions_of_the_cluster(package):
+    try:
+        installed = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{package} is not installed here")
+    assert installed.split("+")[0] == versions()[package.upper()]
+
+
+def test_the_readme_creates_every_secret_that_is_referred_to():
+    text = (CLUSTER / "README.md").read_text()
+    for name, keys in SECRETS.items():
+        (command,) = re.findall(rf"(?m)^secret {name} (?:.*\\\n)*.*", text)
+        assert set(re.findall(r"--from-(?:literal|file)=(\w+)=", command)) == keys
+
+
+def test_the_image_holds_what_the_job_starts():
+    dockerfile = (CLUSTER / "images" / "Dockerfile.ray").read_text()
+    entrypoint = named(rendered("rayjob"), "RayJob", "sat-ray-sweep")["spec"]["entrypoint"].split()
+    assert f"COPY pipelines {Path(entrypoint[1]).parent}\n" in dockerfile
+    for name in ("Dockerfile.ray", "Dockerfile.mlflow"):
+        text = (CLUSTER / "images" / name).read_text()
+        assert "USER 1000:100" in text
+        assert all("--no-cache-dir" in line for line in text.splitlines() if "pip install" in line)
+
+
+def test_alert_rules_pass_promtool_and_their_examples(tmp_path):
+    promtool = tool("promtool")
+    (rule,) = load(CLUSTER / "monitoring" / "alerts.yaml")
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rule["spec"]))
+    shutil.copy(CLUSTER / "monitoring" / "alerts_test.yaml", tmp_path)
+    run(promtool, "check", "rules", "rules.yaml", cwd=tmp_path)
+    run(promtool, "test", "rules", "alerts_test.yaml", cwd=tmp_path)
+
+
+def test_the_monitor_scrapes_ports_that_ray_pods_have():
+    (monitor,) = load(CLUSTER / "monitoring" / "podmonitor.yaml")
+    scraped = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    containers = [
+        container
+        for pod in pods(rendered("autoscaling"))
+        if pod.ray
+        for container in pod.containers
+    ]
+    ports = {
+        port["name"]: port["containerPort"]
+        for container in containers
+        for port in container["ports"]
+    }
+    assert scraped <= set(ports)
+    ray = named(rendered("autoscaling"), "NetworkPolicy", "ray")
+    assert {ports[name] for name in scraped} == {
+        port["port"] for port in ray["spec"]["ingress"][1]["ports"]
+    }
+
+
+def test_the_sweep_dashboard_shows_every_metric_of_a_sweep():
+    shown = set().union(*map(queried, dashboard_queries()))
+    assert {name for name in shown if name.startswith("sat_ray_")} == own_metrics()
+    board = json.loads(DASHBOARD.read_text())
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_every_metric_that_is_queried_is_one_that_the_code_ray_or_kubernetes_exports():
+    for query in [*dashboard_queries(), *alert_queries()]:
+        assert queried(query) and queried(query) <= own_metrics() | ray_metrics() | OTHER_METRICS, (
+            query
+        )
+
+
+def test_the_monitor_gives_our_metrics_the_names_that_are_queried():
+    (monitor,) = load(CLUSTER / "monitoring" / "podmonitor.yaml")
+    (rule,) = monitor["spec"]["podMetricsEndpoints"][0]["metricRelabelings"]
+    assert {
+        re.fullmatch(rule["regex"], f"ray_{name}")[1] for name in own_metrics()
+    } == own_metrics()
+    assert not any(re.fullmatch(rule["regex"], name) for name in ray_metrics())
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ('sum by (a, b) (x{l=~"$y"}) > 0 unless sum(changes(z[1h])) > 0', {"x", "z"}),
+        ("label_values(x, label)", {"x"}),
+        ('absent(up{job=~".*/ray"} == 1)', {"up"}),
+    ],
+)
+def test_the_names_in_a_query_are_found(query, names):
+    assert queried(query) == names
+
+
+def test_rays_own_dashboards_fit_into_config_maps():
+    pytest.importorskip("ray")
+    for document in yaml.safe_load_all(ray_dashboards()):
+        (content,) = document["data"].values()
+        assert json.loads(content)["panels"]
+        assert len(content) < 2**20
+
+
+def _launcher() -> dict:
+    return yaml.safe_load((CLUSTER / "aws" / "ray-up.yaml").read_text())
+
+
+def test_the_launcher_file_passes_rays_own_checks():
+    util = pytest.importorskip("ray.autoscaler._private.util")
+    pytest.importorskip("boto3")
+    util.validate_config(util.prepare_config(_launcher()))
+
+
+def test_the_launcher_file_keeps_what_ray_does_not_check():
+    assert list(launcher(_launcher())) == []
+
+
+@pytest.mark.parametrize(("at", "to"), BROKEN_LAUNCHERS)
+def test_a_broken_launcher_file_is_refused(at, to):
+    config = _launcher()
+    change(config, at=at, **({} if to is None else {"to": to}))
+    assert list(launcher(config))
+
+
+def test_the_launcher_asks_aws_for_fields_that_exist():
+    session = pytest.importorskip("botocore.session").get_session()
+    validate = pytest.importorskip("botocore.validate").ParamValidator()
+    shape = session.get_service_model("ec2").operation_model("RunInstances").input_shape
+    for group in _launcher()["available_node_types"].values():
+        request = {**group["node_config"], "MinCount": 1, "MaxCount": 1}
+        request["SubnetId"] = request.pop("SubnetIds")[
+            0
+        ]  # Ray takes a list and asks for one of them
+        assert not validate.validate(request, shape).has_errors()
+        assert set(request) <= set(shape.members)
+
+
+def test_the_lifecycle_rules_are_ones_that_s3_knows():
+    session = pytest.importorskip("botocore.session").get_session()
+    validate = pytest.importorskip("botocore.validate").ParamValidator()
+    shape = (
+        session.get_service_model("s3")
+        .operation_model("PutBucketLifecycleConfiguration")
+        .input_shape
+    )
+    lifecycle = json.loads((CLUSTER / "aws" / "lifecycle.json").read_text())
+    report = validate.validate(
+        {"Bucket": "sat-ray-example", "LifecycleConfiguration": lifecycle}, shape
+    )
+    assert not report.has_errors(), report.generate_report()
+
+
+def test_policies_speak_of_the_bucket_in_the_environment():
+    bucket = named(rendered("autoscaling"), "ConfigMap", "sat-ray-environment")["data"][
+        "SAT_RAY_STORAGE"
+    ].split("/")[2]
+    for name in ("bucket-policy.json", "worker-policy.json"):
+        text = (CLUSTER / "aws" / name).read_text()
+        assert json.loads(text)["Version"] == "2012-10-17"
+        assert set(re.findall(r"arn:aws:s3:::([\w-]+)", text)) == {bucket}
+
+
+def test_hadolint_finds_nothing():
+    run(
+        tool("hadolint"),
+        CLUSTER / "images" / "Dockerfile.ray",
+        CLUSTER / "images" / "Dockerfile.mlflow",
+    )
+
+
+def test_shellcheck_finds_nothing():
+    run(tool("shellcheck"), CLUSTER / "local.sh")
+
+
+def test_yamllint_finds_nothing():
+    settings = (
+        "{extends: relaxed, rules: {line-length: {max: 120}, indentation: {indent-sequences: "
+        "consistent}}}"
+    )
+    run(tool("yamllint"), "--strict", "-d", settings, CLUSTER)

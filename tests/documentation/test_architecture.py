@@ -1,0 +1,164 @@
+"""The tree is the map: imports point down the list of rooms, no circles,
+few entries in every folder, light commands.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sat_ray
+
+ROOT = Path(sat_ray.__file__).parent
+ROOMS = (
+    *(
+        "integrations",
+        "report",
+        "sweep",
+        "training",
+        "evaluation",
+        "checkpoint",
+        "models",
+        "attacks",
+    ),
+    *("data", "activations", "threat", "storage", "utils"),
+)
+MOST_ENTRIES = 13
+HEAVY = {"ray", "mlflow"}
+ALLOWED_AT_THE_TOP = {
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "pyarrow",
+    "safetensors",
+    "tyro",
+    "sat_ray",
+}
+ALSO_ALLOWED = {
+    "sat_ray.evaluation.low_precision.triton_pooling": {"triton"}
+}  # imported where there is a GPU
+NO_MODULE = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
+
+
+def module_name(path: Path) -> str:
+    """Return the dotted name of a source file."""
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+IN_A_ROOM = [name for name in MODULES if name.count(".") and not name.endswith("__main__")]
+BELOW_INTEGRATIONS = [
+    name for name in IN_A_ROOM if name.split(".")[1] not in ("integrations", "report")
+]
+
+
+def imports(path: Path, *, at_the_top: bool = False) -> Iterator[str]:
+    """Yield the dotted names that a file imports, anywhere or in its module body alone."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_the_top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(module: str) -> int:
+    """Return the number of a module's room, 0 for the highest."""
+    return ROOMS.index(module.split(".")[1])
+
+
+def test_the_rooms_are_those_of_the_list_and_no_folder_is_crowded() -> None:
+    assert {name.split(".")[1] for name in IN_A_ROOM} == set(ROOMS)
+    for folder in (ROOT, *(path for path in ROOT.rglob("*") if path.is_dir())):
+        found = {
+            path.name for path in folder.iterdir() if path.is_file() or any(path.rglob("*.py"))
+        }
+        entries = sorted(found - NO_MODULE)
+        assert len(entries) <= MOST_ENTRIES, f"{folder} has {len(entries)} entries: {entries}"
+
+
+@pytest.mark.parametrize("module", IN_A_ROOM)
+def test_imports_point_down_the_list_of_rooms(module: str) -> None:
+    for name in imports(MODULES[module]):
+        assert not name.startswith("pipelines"), f"{module} imports {name}"
+        if name.startswith("sat_ray.") and name.split(".")[1] in ROOMS:
+            assert room(name) >= room(module), (
+                f"{module} imports {name}, which lies in a higher room"
+            )
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {name: set(_modules(path)) - {name} for name, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"circle of imports: {' -> '.join((*path, name))}"
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def _modules(path: Path) -> Iterator[str]:
+    """Yield the modules of the project that a file imports in its module body."""
+    for name in imports(path, at_the_top=True):
+        found = name if name in MODULES else name.rpartition(".")[0]
+        if found in MODULES and found != "sat_ray":
+            yield found
+
+
+@pytest.mark.parametrize("package", sorted(HEAVY))
+def test_ray_and_mlflow_are_imported_in_their_own_folders_alone(package: str) -> None:
+    users = {
+        m for m, path in MODULES.items() if package in {i.partition(".")[0] for i in imports(path)}
+    }
+    assert users
+    assert all(name.startswith(f"sat_ray.integrations.{package}") for name in users), users
+
+
+def test_scripts_import_neither_ray_nor_mlflow_themselves() -> None:
+    for path in (ROOT.parent / "pipelines").glob("*.py"):
+        assert not {name.partition(".")[0] for name in imports(path)} & HEAVY, path
+
+
+@pytest.mark.parametrize("module", BELOW_INTEGRATIONS)
+def test_the_lower_rooms_import_few_packages_at_the_top(module: str) -> None:
+    tops = {name.partition(".")[0] for name in imports(MODULES[module], at_the_top=True)}
+    allowed = ALLOWED_AT_THE_TOP | ALSO_ALLOWED.get(module, set())
+    assert tops - set(sys.stdlib_module_names) <= allowed
+
+
+def test_importing_everything_below_integrations_loads_neither_ray_nor_mlflow() -> None:
+    wanted = [name for name in BELOW_INTEGRATIONS if name not in ALSO_ALLOWED]
+    loaded = loaded_by(
+        (
+            "import importlib, json, sys; [importlib.import_module(m) for m in "
+            "json.loads(sys.argv[1])]"
+        ),
+        wanted,
+    )
+    assert set(wanted) <= loaded
+    assert not loaded & {*HEAVY, "matplotlib", "sklearn", "boto3"}
+
+
+def loaded_by(code: str, *arguments: object) -> set[str]:
+    """Return the names of the modules that a fresh Python has loaded after some code."""
+    command = [
+        sys.executable,
+        "-c",
+        f"{code}; import json, sys; print(json.dumps(list(sys.modules)))",
+    ]
+    done = subprocess.run(
+        [*command, *map(json.dumps, arguments)], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))

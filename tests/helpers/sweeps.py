@@ -1,0 +1,88 @@
+"""Run the real commands, as a user would, and read what they leave."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from repository import ROOT
+
+from sat_ray.integrations import stages
+from sat_ray.integrations.command_line.driver import claim_folder, sweep_of
+from sat_ray.integrations.command_line.parsing import parse
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
+
+MEASURED = {
+    "accelerator_seconds",
+    "cost",
+    "train_images_per_second",
+    "checkpoint",
+    "outcomes",
+    "strong_outcomes",
+    "mlflow_run_id",
+}
+
+# python -c WITHOUT_RAY SCRIPT ...: run a command and see that it loaded neither ray nor mlflow
+WITHOUT_RAY = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0, end.code
+assert not {"ray", "mlflow"} & set(sys.modules)
+"""
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return this environment without anything that would redirect a sweep, plus changes."""
+    dropped = ("RAY_ADDRESS", "SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE")
+    return {name: value for name, value in os.environ.items() if name not in dropped} | changes
+
+
+def pipeline(name: str, *arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run one of the pipeline commands and capture what it prints."""
+    command = [sys.executable, str(ROOT / "pipelines" / f"{name}.py"), *arguments]
+    settings: dict[str, Any] = {
+        "capture_output": True,
+        "text": True,
+        "timeout": 900,
+        "env": environment(),
+    }
+    return subprocess.run(command, check=False, **(settings | kwargs))
+
+
+def prepare(*arguments: str) -> None:
+    """Claim a sweep's folder and prepare its data as the driver and its first stage do,
+    without a Ray for it.
+    """
+    command = parse(arguments, RECIPES, default=DEFAULT, about="")
+    claim_folder(command)
+    stages.prepare(sweep_of(command))
+
+
+def leaderboard(folder: Path) -> dict[str, Any]:
+    """Read a sweep's leaderboard."""
+    board: dict[str, Any] = json.loads((folder / "leaderboard.json").read_text())
+    return board
+
+
+def numbers(board: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows without what is measured or depends on the place:
+    what two runs of one sweep must share.
+    """
+    rows = [
+        {name: value for name, value in row.items() if name not in MEASURED}
+        for row in board["rows"]
+    ]
+    return sorted(rows, key=lambda row: json.dumps([row["configuration"], row["seed"]]))
+
+
+def records(folder: Path, stage: str) -> dict[str, dict[str, Any]]:
+    """Return the committed records of a stage by key."""
+    return {
+        path.stem: json.loads(path.read_text())
+        for path in (folder / "state" / stage).glob("*.json")
+    }

@@ -1,0 +1,433 @@
+"""The command line: precedence, names, places, and one line for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipelines
+from sat_ray.activations.table import activation_table
+from sat_ray.integrations.command_line.driver import claim_folder
+from sat_ray.integrations.command_line.option_values import UsageError
+from sat_ray.integrations.command_line.parsing import Command, parse
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.plan import planned_trials
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.records.lease import driver_lease
+from sat_ray.sweep.search.search_space import groups
+from sat_ray.utils.serialization import to_json
+
+SWEEP = Path(pipelines.__file__).parent / "sweep.py"
+# Imports once, then runs sweep.py as __main__ in one forked process per command: a real exit status
+# and real streams, without eight seconds of imports each.
+FORKING = """
+import json, os, runpy, sys
+import sat_ray.integrations.command_line.driver
+def run(number, argv):
+    child = os.fork()
+    if child == 0:
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{number}.{name}", os.O_CREAT | os.O_WRONLY), stream)
+        sys.argv = [sys.argv[1], *argv]
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(end.code or 0)  # tearing down what was imported takes longer than the command
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps([run(number, argv) for number, argv in enumerate(json.load(sys.stdin))]))
+"""
+
+
+REACH_THE_DRIVER = ("storage under a file", "another config", "second driver")
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return this process's environment without what chooses a place."""
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+    }
+    return kept | {"COLUMNS": "200"} | changes
+
+
+def run_all(commands: list[list[str]], folder: Path) -> list[tuple[int, str, str]]:
+    """Run sweep.py once per command in `folder`; return (exit status, stdout, stderr) of each."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, str(SWEEP)],
+        input=json.dumps(commands),
+        cwd=folder,
+        env=environment(
+            RAY_ADDRESS="127.0.0.1:1"
+        ),  # a mistake that is not refused must not start a sweep
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    texts = [
+        ((folder / f"{n}.out").read_text(), (folder / f"{n}.err").read_text())
+        for n in range(len(commands))
+    ]
+    return [
+        (status, *both)
+        for status, both in zip(json.loads(done.stdout.splitlines()[-1]), texts, strict=True)
+    ]
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "recipe": (["digist"], "did you mean digits"),
+    "field": (["--training.epoch", "3"], "did you mean --training.epochs"),
+    "renamed": (["--evaluation.lanes", "64"], "--evaluation.lanes is now --evaluation.slots"),
+    "option": (["--storrage", "x"], "did you mean --storage"),
+    "activation": (["--search.activations", "sillu"], "did you mean silu"),
+    "dataset": (["--data.dataset", "digist"], "did you mean digits"),
+    "model": (["--model.name", "resnet19"], "did you mean resnet18"),
+    "schedule": (["--training.schedule", "lineer"], "did you mean linear"),
+    "a name without GPUs": (
+        ["--resources.accelerator", "H200"],
+        "is 'H200' with gpus_per_trial 0, gpus_per_worker 0",
+    ),
+    "GPUs for one stage": (
+        ["--resources.gpus-per-worker", "1"],
+        "allowed: the GPUs' name (H200) and GPUs for all three, or neither",
+    ),
+    "norm": (["--threat-model.norm", "l7"], "threat_model.norm must be linf or l2"),
+    "alpha": (["--search.activations", "elu:1000"], "allowed for elu: 0.001 to 100"),
+    "epsilon of zero": (
+        ["--threat-model.epsilon", "0"],
+        "threat_model.epsilon must be a number greater than 0",
+    ),
+    "epsilon in 255ths": (["--threat-model.epsilon", "8"], "Did you mean 8/255"),
+    "unreachable edge": (
+        ["--evaluation.step-size", "1/255", "--evaluation.steps", "10"],
+        "out of reach",
+    ),
+    "attacker": (["--search.pairs", "silu/relu"], "must share its forward pass"),
+    "workers": (["--resources.train-workers", "3"], "workers must be a divisor of 2"),
+    "no number": (["--training.epochs", "many"], "many"),
+    "no value": (["--training.epochs"], "--training.epochs"),
+    "choice": (["--on-code-change", "maybe"], "refuse"),
+    "surplus word": (["digits", "digits_smoke"], "digits_smoke"),
+    "sweep name": (["--name", "../else"], "name '../else'; allowed"),
+    "S3 without tracking": (
+        ["--storage", "s3://bucket/x"],
+        "give --tracking-uri or MLFLOW_TRACKING_URI",
+    ),
+    "scheme": (["--storage", "gs://bucket/x"], "must be a local folder or s3://bucket/prefix"),
+    "storage under a file": (["--storage", "a-file/x"], "choose a writable folder with --storage"),
+    "another config": (
+        ["--storage", "claimed", "--name", "taken"],
+        "holds a sweep with another config; choose another --name",
+    ),
+    "second driver": (["--storage", "held"], "another driver"),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[int, str, str]]:
+    """Run every bad command, and --help, in processes of their own."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "a-file").write_text("in the way")
+    Storage.at(folder / "claimed" / "taken").write_json(
+        "config.json", to_json(RECIPES["digits_smoke"]())
+    )
+    commands = {
+        name: argv if name in REACH_THE_DRIVER else [*argv, "--dry-run"]
+        for name, (argv, _) in BAD.items()
+    }
+    commands |= {"help": ["--help"], "help of a recipe": ["digits_smoke", "--help"]}
+    with driver_lease(Storage.at(folder / "held" / "digits")):
+        results = run_all(list(commands.values()), folder)
+    assert (folder / "a-file").read_text() == "in the way"
+    assert [
+        path.name for path in (folder / "claimed" / "taken").iterdir() if path.name != "state"
+    ] == ["config.json"]
+    return dict(zip(commands, results, strict=True))
+
+
+@pytest.mark.parametrize("mistake", BAD)
+def test_a_mistake_ends_with_one_line_that_says_what_to_do(
+    mistake: str, answers: Mapping[str, tuple[int, str, str]]
+) -> None:
+    status, _, stderr = answers[mistake]
+    assert status == 2
+    lines = stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), stderr
+    assert BAD[mistake][1] in lines[0]
+
+
+def test_help_exits_with_0_and_explains_fields_with_their_defaults(
+    answers: Mapping[str, tuple[int, str, str]],
+) -> None:
+    status, text, stderr = answers["help"]
+    assert (status, stderr) == (0, "")
+    words = " ".join(text.replace("│", " ").split())
+    for wanted in (
+        "Recipes: digits, digits_smoke",
+        "--training.learning-rate",
+        "Length of one step, in [0, 1] pixels",
+        "(default: 0.2)",
+        "Most test images in one evaluation task",
+        "may be written as k/255",
+    ):
+        assert wanted in words, wanted
+    status, text, _ = answers["help of a recipe"]
+    assert status == 0 and "values below are those of digits_smoke" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "Folder or s3://bucket/prefix",
+        "MLflow server or database",
+        "Name of the sweep",
+        "touches nothing",
+    ],
+)
+def test_help_explains_where_and_how_to_run(
+    wanted: str, answers: Mapping[str, tuple[int, str, str]]
+) -> None:
+    assert wanted in " ".join(answers["help"][1].replace("│", " ").split())
+
+
+def test_help_shows_curvature_beside_every_alpha_that_a_search_tries(
+    answers: Mapping[str, tuple[int, str, str]],
+) -> None:
+    shown = {" ".join(line.split()) for line in answers["help"][1].splitlines()}
+    assert {" ".join(line.split()) for line in activation_table().splitlines()} <= shown
+    assert "- silu alpha 0.25 1 4 16 64; curvature 0.125 0.5 2 8 32" in shown
+
+
+def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
+    argv = ["--dry-run", "--training.epochs", "7", "--storage", "store"]
+    done = subprocess.run(
+        [sys.executable, str(SWEEP), *argv],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    lines = {" ".join(line.split()) for line in done.stdout.splitlines()}
+    recipe = RECIPES["digits"]()
+    rungs = ", ".join(map(str, recipe.search.rungs))
+    points = recipe.search.points()
+    seeds = len(recipe.final.seeds)
+    finalists = len(groups(points))
+    models = finalists * seeds
+    assert {
+        "training.epochs 7",
+        "threat_model.epsilon 24/255",
+        "evaluation.step_size 2/255",
+        "world size 2 workers",
+        "global batch 64 images, 32 per worker",
+        "learning rate 0.2 at the peak, linear, 2 epochs of warm-up",
+        "epsilon 24/255 (linf)",
+        "training attack PGD-3, step 12/255",
+        (
+            f"search trials {len(points)} configurations, {planned_trials(recipe)} trainings "
+            "(grid, "
+            f"rungs at {rungs} epochs)"
+        ),
+        "search space, relu curvature infinite",
+        f"models for the leaderboard {finalists} configurations x {seeds} seeds = {models}",
+        f"estimated passes, training {models * 7 * 718 * 4 / 1e6:.2f} million images",
+        f"tracking sqlite:///{tmp_path}/store/mlflow.db",
+    } <= lines
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Return a parser of command lines that run in an empty folder,
+    with no place chosen by the environment.
+    """
+    monkeypatch.chdir(tmp_path)
+    for name in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+    def read(*argv: str) -> Command:
+        return parse(argv, RECIPES, default=DEFAULT, about="")
+
+    return read
+
+
+def test_the_command_line_beats_the_recipe_and_the_recipe_beats_the_default(command: Any) -> None:
+    assert command().config == RECIPES["digits"]()
+    config = command("digits_smoke", "--training.learning-rate", "0.05").config
+    assert (config.training.learning_rate, config.training.epochs, config.training.momentum) == (
+        0.05,
+        3,
+        0.9,
+    )
+    assert config.recipe == "digits_smoke"
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "--threat-model.epsilon=0.5",
+        "--threat_model.epsilon 0.5",
+        "--threat-model.epsilon 127.5/255",
+        "--threat_model.epsilon=127.5/255",
+    ],
+)
+def test_a_field_may_be_spelled_in_every_usual_way(command: Any, spelling: str) -> None:
+    assert command(*spelling.split()).config.threat_model.epsilon == 0.5
+
+
+def test_lengths_may_be_written_as_k_over_255(command: Any) -> None:
+    config = command(
+        "--threat-model.epsilon",
+        "16/255",
+        "--evaluation.step-size",
+        "2/255",
+        "--training.attack-step-size",
+        "16/255",
+    ).config
+    assert (
+        config.threat_model.epsilon,
+        config.evaluation.step_size,
+        config.training.attack_step_size,
+    ) == (16 / 255, 2 / 255, 16 / 255)
+
+
+@pytest.mark.parametrize(
+    "words", [["--storage", "2024/10"], ["--storage=2024/10"]], ids=["space", "equals"]
+)
+def test_a_folder_that_looks_like_a_fraction_stays_a_folder(
+    command: Any, words: list[str], tmp_path: Path
+) -> None:
+    assert command(*words, "--training.learning-rate", "1/10").root.uri == str(tmp_path / "2024/10")
+    assert command(*words, "--data.path", "3/4").config.data.path == "3/4"
+
+
+def test_lists_and_switches_are_read(command: Any) -> None:
+    config = command(
+        "--search.activations",
+        "silu",
+        "elu:0.5,2",
+        "--final.seeds",
+        "5",
+        "--training.no-attack-random-start",
+    ).config
+    assert (config.search.activations, config.final.seeds, config.training.attack_random_start) == (
+        ("silu", "elu:0.5,2"),
+        (5,),
+        False,
+    )
+    assert command("--evaluation.final-iterate").config.evaluation.final_iterate is True
+
+
+def test_a_sweep_is_named_by_its_recipe_and_a_short_hash_of_what_was_changed(command: Any) -> None:
+    assert (
+        command().name
+        == command("--training.epochs", str(RECIPES["digits"]().training.epochs)).name
+        == "digits"
+    )
+    assert command("digits_smoke").name == "digits_smoke"
+    name = command("--training.epochs", "7").name
+    assert name == "digits-" + name[-8:] and set(name[-8:]) <= set("0123456789abcdef")
+    assert (
+        name
+        == command("--training.epochs=7", "--dry-run", "--storage", "s").name
+        != command("--training.epochs", "8").name
+    )
+    both = ["--training.epochs", "7"], ["--final.seeds", "0"]
+    assert command(*both[0], *both[1]).name == command(*both[1], *both[0]).name
+    assert name == "digits-779d7fac"  # sweeps on disk are found by this name: it must not move
+
+
+def test_resources_do_not_change_the_name(command: Any) -> None:
+    assert (
+        command("--resources.train-workers", "1", "--resources.cpus-per-trial", "2").name
+        == "digits"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data",
+        "Data",
+        "mlflow.db",
+        "mlflow.db.lock",
+        "mlflow.db-wal",
+        "MLflow.db",
+        "mlartifacts",
+        "..",
+        ".hidden",
+        "a/b",
+        "a b",
+        "-x",
+        "x" * 65,
+        "a\n",
+        "ä",
+        "$(x)",
+    ],
+)
+def test_names_that_are_taken_or_hostile_are_refused(command: Any, name: str) -> None:
+    with pytest.raises(UsageError, match="allowed: up to 64 letters"):
+        command(f"--name={name}")
+
+
+def test_a_name_that_is_a_file_of_the_storage_is_refused(command: Any, tmp_path: Path) -> None:
+    Path(tmp_path, "runs").mkdir()
+    Path(tmp_path, "runs", "notes.txt").touch()
+    tracker = f"sqlite:///{tmp_path}/runs/tracks.sqlite"
+    for words in (["--name", "notes.txt"], ["--name", "tracks.sqlite", "--tracking-uri", tracker]):
+        with pytest.raises(UsageError, match=r"is that of a file in .*; choose another --name"):
+            command(*words)
+    with pytest.raises(UsageError, match="is that of a file"):
+        command("--name", "tracks.sqlite-journal", "--tracking-uri", tracker)
+    assert command("--name", "notes").name == "notes"
+
+
+def test_a_given_name_is_the_folder(command: Any, tmp_path: Path) -> None:
+    given = command("--name", "My_sweep-1.0", "--training.epochs", "7")
+    assert given.name == "My_sweep-1.0" and given.storage.uri == f"{tmp_path}/runs/My_sweep-1.0"
+
+
+def test_places_come_from_flags_then_environment_then_defaults(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = command()
+    assert (
+        default.root.uri == f"{tmp_path}/runs"
+        and default.tracking_uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    )
+    assert default.artifact_root == f"{tmp_path}/runs/mlartifacts"
+    monkeypatch.setenv("SAT_RAY_STORAGE", str(tmp_path / "env"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://env:5000")
+    chosen = command()
+    assert (chosen.root.uri, chosen.tracking_uri, chosen.artifact_root) == (
+        f"{tmp_path}/env",
+        "http://env:5000",
+        "",
+    )
+    flagged = command("--storage", "flag", "--tracking-uri", "http://flag:5000")
+    assert (flagged.root.uri, flagged.tracking_uri) == (f"{tmp_path}/flag", "http://flag:5000")
+    assert {default.name, chosen.name, flagged.name} == {"digits"}
+
+
+def test_s3_storage_needs_a_tracking_server(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        UsageError,
+        match="on S3, where no SQLite database can live; give "
+        "--tracking-uri or MLFLOW_TRACKING_URI",
+    ):
+        command("--storage", "s3://bucket/x")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert command("--storage", "s3://bucket/x").storage.uri == "s3://bucket/x/digits"
+
+
+def test_a_sweep_started_again_with_the_same_command_may_use_its_folder(command: Any) -> None:
+    for recipe in RECIPES:
+        claim_folder(command(recipe))
+        claim_folder(command(recipe))

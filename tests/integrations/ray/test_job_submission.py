@@ -1,0 +1,125 @@
+"""The way of a cluster: a real `ray start --head`, a token,
+and `ray job submit -- python pipelines/sweep.py`.
+"""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from sweeps import ROOT, environment, leaderboard, pipeline
+
+RAY = str(Path(sys.executable).parent / "ray")
+PORT, DASHBOARD = 26479, 28265
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the token, the storage and the head's log."""
+    return tmp_path_factory.mktemp("cluster")
+
+
+@pytest.fixture(scope="module")
+def head(folder: Path) -> Iterator[dict[str, str]]:
+    """Start a head node of these tests' own, and end exactly its processes."""
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    variables = environment(
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(token),
+        RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{DASHBOARD}",
+        SAT_RAY_STORAGE=str(folder / "storage"),
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    )
+    command = [
+        RAY,
+        "start",
+        "--head",
+        "--block",
+        f"--port={PORT}",
+        f"--dashboard-port={DASHBOARD}",
+        "--dashboard-host=127.0.0.1",
+    ]
+    command += [
+        "--num-cpus=2",
+        f"--temp-dir={tempfile.mkdtemp(prefix='ray-')}",
+        "--disable-usage-stats",
+        "--ray-client-server-port=26480",
+    ]
+    log = (folder / "head.log").open("wb")
+    process = subprocess.Popen(
+        command, env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        _wait_for_dashboard(folder / "head.log", process)
+        yield variables
+    finally:
+        own = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, alive = psutil.wait_procs(own, timeout=20)
+        for survivor in alive:
+            survivor.kill()
+
+
+def _wait_for_dashboard(log: Path, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{DASHBOARD}/api/version", timeout=2)
+        except urllib.error.HTTPError:
+            return  # it answers, and wants the token
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    raise AssertionError(log.read_text())
+
+
+def test_a_submitted_sweep_does_the_work_of_a_local_one_on_the_cluster(
+    head: dict[str, str], folder: Path
+) -> None:
+    flags = ["digits_smoke", "--search.pairs", "--final.seeds", "0"]
+    submit = [
+        RAY,
+        "job",
+        "submit",
+        "--working-dir",
+        str(ROOT),
+        "--",
+        "python",
+        "pipelines/sweep.py",
+        *flags,
+    ]
+    done = subprocess.run(
+        submit, env=head, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    folders = [path.parent for path in (folder / "storage").glob("*/leaderboard.json")]
+    assert len(folders) == 1
+    assert len(leaderboard(folders[0])["rows"]) == 2
+    assert "the cluster at" in done.stdout
+    again = pipeline(
+        "sweep", *flags, "--storage", str(folder / "storage")
+    )  # here, without the cluster: everything is committed
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("0 computed") == 4
+
+
+def test_a_job_without_the_token_is_refused(head: dict[str, str]) -> None:
+    strangers = {name: value for name, value in head.items() if not name.startswith("RAY_AUTH")} | {
+        "RAY_AUTH_MODE": "disabled"
+    }
+    submit = [RAY, "job", "submit", "--", "true"]
+    done = subprocess.run(
+        submit, env=strangers, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode != 0

@@ -1,0 +1,124 @@
+"""A private Ray answers its own driver and no stranger on the machine or the network."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from listeners import is_loopback
+from repository import paths_of_tests
+from sweeps import environment
+
+OWNER = """
+import os, subprocess, sys
+from sat_ray.integrations.ray.session import ray_session
+
+with ray_session():
+    import ray
+
+    assert ray.get(ray.remote(lambda: 42).remote()) == 42
+    address = ray.get_runtime_context().gcs_address
+    variables = {name: os.environ[name] for name in os.environ if not name.startswith("RAY_")}
+    variables["RAY_AUTH_MODE"] = sys.argv[2]
+    variables |= {"RAY_AUTH_TOKEN": "0" * 64} if sys.argv[2] == "token" else {}
+    command = [sys.executable, "-c", sys.argv[1], address]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    print("stranger ended with", done.returncode, done.stdout[-200:], flush=True)
+"""
+STRANGER = (
+    "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print('in', "
+    "ray.get(ray.remote(lambda: 42).remote()))"
+)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_a_stranger_without_the_token_or_with_another_is_refused_by_a_private_ray(
+    mode: str,
+) -> None:
+    assert "RAY_ADDRESS" not in os.environ
+    done = subprocess.run(
+        [sys.executable, "-c", OWNER, STRANGER, mode],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stranger ended with 1" in done.stdout and "in 42" not in done.stdout
+
+
+TRAINING = """
+import os, sys, tempfile, threading
+from pathlib import Path
+
+from sat_ray.integrations.ray.session import ray_session
+
+with ray_session(), tempfile.TemporaryDirectory() as folder:
+    import ray
+    from listeners import is_loopback, listening
+    from small_rays import task_in
+
+    from sat_ray.sweep.config import ResourceSettings
+    from sat_ray.integrations.ray.train import train_all
+    from sat_ray.sweep.records.store import Records
+    from sat_ray.storage.store import Storage
+    from sat_ray.sweep.tasks import TRAIN
+
+    found, ended = set(), threading.Event()
+
+    def watch():
+        while not ended.is_set():
+            found.update(listening())
+            ended.wait(0.2)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    records = Records(Storage(f"{folder}/sweep"))
+    task = task_in(Path(folder) / "data", epochs=1, validate_every=1)
+    train_all([task], records, ResourceSettings(train_workers=2))
+    ended.set()
+    thread.join()
+    assert records.find(TRAIN, task.key) is not None
+    rays = Path(ray._private.worker._global_node.get_temp_dir_path())
+    print("modes", oct(rays.stat().st_mode), oct(rays.parent.stat().st_mode), flush=True)
+    print("programs", sorted({one[0] for one in found}), flush=True)
+    print("others", sorted({one[:2] for one in found if not is_loopback(one[1])}), flush=True)
+"""
+
+
+@pytest.mark.fault
+def test_nothing_of_a_private_training_listens_beyond_the_loopback_or_lies_in_an_open_folder() -> (
+    None
+):
+    variables = environment(PYTHONPATH=paths_of_tests())
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINING],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+    assert "raylet" in lines["programs"] and "RayTrainWo" in lines["programs"]
+    assert lines["others"] == "[]"
+    assert int(lines["modes"].split()[1], 8) & 0o077 == 0, lines["modes"]
+
+
+def test_the_addresses_of_proc_are_read_rightly() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as inner,
+        socket.create_server(("0.0.0.0", 0)) as outer,
+    ):
+        from listeners import listening
+
+        found = {port: is_loopback(address) for _, address, port in listening()}
+        assert found[inner.getsockname()[1]] is True and found[outer.getsockname()[1]] is False
+    assert is_loopback("00000000000000000000000001000000") and is_loopback(
+        "0000000000000000FFFF00000100007F"
+    )
+    assert not is_loopback("00000000000000000000000000000000") and not is_loopback("020200C0")

@@ -1,0 +1,217 @@
+"""Exported models: files that need none of this code compute what the checkpoint computes, and
+their card says what is known.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from sat_ray.checkpoint import load_model, save_model
+from sat_ray.integrations.command_line.export import Asked, export
+from sat_ray.integrations.mlflow import MlflowTracker
+from sat_ray.models import Normalized, build_model
+from sat_ray.models.export import ONNX_PACKAGES, export_model
+from sat_ray.storage.store import Storage
+
+SHAPE = (1, 8, 8)
+
+
+def small(activation: str, alpha: float | None = None) -> Normalized:
+    shape = {"num_classes": 10, "in_channels": 1, "width": 4}
+    return build_model("small_resnet", activation=activation, alpha=alpha, seed=0, **shape).eval()
+
+
+@pytest.fixture
+def checkpoint(digits_model: Normalized, tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    assert digits_model.spec is not None
+    save_model(
+        Storage.at(str(folder)),
+        digits_model.state_dict(),
+        spec=digits_model.spec,
+        about={"seed": 0, "epoch": 5},
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("activation", "alpha"),
+    [("smoothrelu_learned", None), ("relu_smooth_backward", None), ("silu_learned", None),
+     ("silu", 8.0), ("gelu", 1.0), ("gelu", 4.0), ("mish", 1.0), ("mish", 16.0)],
+)  # fmt: skip
+def test_a_pt2_file_computes_logits_and_gradients_of_the_model_at_any_batch_size(
+    activation: str, alpha: float | None
+) -> None:
+    _, parity = export_model(small(activation, alpha), shape=SHAPE, kind="pt2")
+    assert parity.logits <= parity.bound and parity.gradient is not None and parity.gradient < 1e-5
+
+
+def test_an_export_that_computes_something_else_is_not_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sat_ray.models import export
+
+    monkeypatch.setattr(export, "exportable", lambda model: small("silu"))
+    with pytest.raises(ArithmeticError, match="computes something else"):
+        export_model(small("relu"), shape=SHAPE, kind="pt2")
+
+
+def test_the_exported_file_is_loaded_from_storage_by_plain_pytorch_alone(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out" / "model.pt2"
+    export(Asked(model=str(checkpoint), image_shape=SHAPE, out=str(out)))
+    assert "largest difference of logits" in capsys.readouterr().out
+    card = out.with_suffix(".md").read_text()
+    assert "Not measured" in card and "No robustness card was made" in card
+    (code,) = re.findall(
+        r"```python\n(.*?)\n```", card, re.S
+    )  # the lines of the card are run as they stand, where sat_ray cannot be imported
+    x = {
+        count: torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(count))
+        for count in (1, 5)
+    }
+    torch.save(x, tmp_path / "x.pt")
+    program = (
+        "import sys, torch\nsys.modules['sat_ray'] = None\nanswers = {}\n"
+        f"for count, images in torch.load({str(tmp_path / 'x.pt')!r}).items():\n"
+        + "".join(f"    {line}\n" for line in code.splitlines())
+        + f"    answers[count] = logits.detach()\ntorch.save(answers, {str(tmp_path / 'y.pt')!r})\n"
+    )
+    subprocess.run(
+        [sys.executable, "-I", "-W", "ignore", "-c", program], cwd=out.parent, check=True
+    )
+    model = load_model(str(checkpoint))
+    for count, logits in torch.load(tmp_path / "y.pt").items():
+        torch.testing.assert_close(logits, model(x[count]))
+
+
+def test_onnx_that_is_not_installed_is_asked_for_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sat_ray.models import export
+
+    monkeypatch.setattr(export, "ONNX_PACKAGES", ("torch", "no_such_package"))
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"^format onnx needs no_such_package; install them: pip install 'sat_ray\[onnx\]', or "
+            r"choose pt2$"
+        ),
+    ):
+        export_model(small("relu"), shape=SHAPE, kind="onnx")
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ONNX_PACKAGES),
+    reason="onnx is not installed",
+)
+@pytest.mark.parametrize(
+    ("activation", "alpha"),
+    [("relu", None), ("smoothrelu_learned", None), ("relu_smooth_backward", None), ("silu", 8.0),
+     ("gelu", 4.0), ("mish", 16.0), ("gelu_learned", None)],
+)  # fmt: skip
+def test_an_onnx_file_computes_the_logits_of_the_model(
+    activation: str, alpha: float | None
+) -> None:
+    _, parity = export_model(small(activation, alpha), shape=SHAPE, kind="onnx")
+    assert parity.logits <= parity.bound
+
+
+@pytest.mark.parametrize(
+    ("model", "out", "said"),
+    [
+        ("no_such", "", "--out is empty"),
+        ("no_such", "x.pt2", "sweep 'no_such' is unknown"),
+        ("some/where", "x.pt2", "is no folder of a checkpoint"),
+        ("CHECKPOINT", "x.pt2", "give --image-shape C H W"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_in_one_line(
+    model: str, out: str, said: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    named = str(checkpoint) if model == "CHECKPOINT" else model
+    with pytest.raises(ValueError) as error:
+        export(Asked(model=named, out=out, storage=str(tmp_path)))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.fault
+def test_mlflow_serves_the_registered_champion(digits_model: Normalized, tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = MlflowTracker(
+        database, experiment="served", artifact_root=str(tmp_path / "artifacts")
+    )
+    run = tracker.run("one", name="one", tags={}, params={})
+    uri = tracker.model(run, digits_model, name="model", input_shape=SHAPE)
+    tracker.register(uri, name="served", alias="champion", tags={}, run_id=run)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    beside = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ["PATH"]]
+    )  # MLflow starts uvicorn by its name
+    command = [
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        "models:/served@champion",
+        "--env-manager",
+        "local",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
+    settings = {"MLFLOW_TRACKING_URI": database, "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": beside}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            command,
+            env=os.environ | settings,
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        for count in (1, 5):
+            images = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(count))
+            logits = torch.tensor(
+                _ask(port, {"inputs": images.tolist()}, server, tmp_path / "log")["predictions"]
+            )
+            torch.testing.assert_close(logits, digits_model(images).detach(), rtol=1e-4, atol=1e-4)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def _ask(
+    port: int, question: dict[str, object], server: subprocess.Popen[bytes], log: Path
+) -> dict[str, object]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations",
+        json.dumps(question).encode(),
+        {"Content-Type": "application/json"},
+    )
+    deadline = time.monotonic() + 240
+    while True:
+        try:
+            answer: dict[str, object] = json.load(urllib.request.urlopen(request, timeout=60))
+            return answer
+        except (ConnectionError, urllib.error.URLError):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(1)

@@ -1,0 +1,183 @@
+"""Code that a stored file names is imported only if a person named it too."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from repository import ROOT
+from sweeps import environment
+
+from sat_ray.checkpoint import load_model, save_model
+from sat_ray.integrations.command_line import export, status
+from sat_ray.models import ModelSpec, model_from_spec
+from sat_ray.storage.sealed import sealed
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import code_named, stored_config
+from sat_ray.sweep.recipes import RECIPES
+from sat_ray.sweep.search.search_space import SearchPoint
+from sat_ray.utils import import_string as reference
+from sat_ray.utils.code_hash import hash_code
+from sat_ray.utils.import_string import UnconfirmedCodeError, confirm
+from sat_ray.utils.serialization import to_json
+
+EVIL = "from pathlib import Path\nPath(__file__).with_name('was imported').touch()\n"
+PLACES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "network": lambda config: config["model"].update(name="strangers.net:make"),
+    "dataset": lambda config: config["data"].update(dataset="strangers.net:make"),
+    "activation": lambda config: config["search"].update(
+        activations=["relu", "strangers.net:make"]
+    ),
+    "activation with alphas": lambda config: config["search"].update(
+        activations=["strangers.net:make:1,2"]
+    ),
+    "pair": lambda config: config["search"].update(pairs=["relu/strangers.net:make"]),
+}
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Work in a folder that holds a package of somebody's, which leaves a mark where it is
+    imported."""
+    package = tmp_path / "strangers"
+    package.mkdir()
+    (package / "__init__.py").write_text(EVIL)
+    (package / "net.py").write_text("make = None\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reference, "_CONFIRMED", set())
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield package / "was imported"
+    for name in [one for one in sys.modules if one.partition(".")[0] == "strangers"]:
+        del sys.modules[name]
+
+
+def _sweep(folder: Path, change: Callable[[dict[str, Any]], None]) -> Storage:
+    config = to_json(RECIPES["digits_smoke"]())
+    change(config)
+    storage = Storage(str(folder / "runs" / "digits_smoke"))
+    storage.write_json("config.json", config)
+    return storage
+
+
+def _run(*words: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    script = ROOT / "pipelines" / words[0]
+    command = [sys.executable, str(script), *words[1:]]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_stored_config_names_its_code_and_imports_none(
+    place: str, stranger: Path, tmp_path: Path
+) -> None:
+    storage = _sweep(tmp_path, PLACES[place])
+    assert code_named(storage.read_json("config.json")) == ["strangers.net:make"]
+    with pytest.raises(
+        UnconfirmedCodeError,
+        match=r"config\.json names code.*give --allow-code strangers\.net:make",
+    ):
+        stored_config(storage)
+    assert not stranger.exists()
+    confirm(["strangers.net:make"])
+    with pytest.raises(ValueError, match=r"strangers\.net:make is a NoneType"):
+        stored_config(storage)
+    assert stranger.exists(), "the package was importable all the time"
+
+
+def test_reading_commands_import_nothing_that_storage_names(stranger: Path, tmp_path: Path) -> None:
+    _sweep(tmp_path, PLACES["network"])
+    for words in (
+        ["status.py"],
+        ["status.py", "digits_smoke"],
+        ["status.py", "--json"],
+        ["export.py", "digits_smoke", "--out", "m.pt2"],
+    ):
+        done = _run(*words, folder=tmp_path)
+        assert not stranger.exists(), words
+        assert "Traceback" not in done.stderr
+        if words[0] == "status.py":
+            assert "--allow-code strangers.net:make" in done.stdout + done.stderr
+    allowed = _run(
+        "status.py", "digits_smoke", "--allow-code", "strangers.net:make", folder=tmp_path
+    )
+    assert stranger.exists() and "is a NoneType" in allowed.stderr
+
+
+def test_one_sweep_with_code_of_its_own_does_not_hide_the_others(
+    stranger: Path, tmp_path: Path
+) -> None:
+    _sweep(tmp_path, PLACES["network"])
+    plain = Storage(str(tmp_path / "runs" / "plain"))
+    plain.write_json("config.json", to_json(RECIPES["digits_smoke"]()))
+    root = Storage(str(tmp_path / "runs"))
+    first, second = status.answer(status.Asked(), root).splitlines()
+    assert first.startswith("digits_smoke  not read: ") and "last record" in second
+    values = json.loads(status.answer(status.Asked(json=True), root))
+    assert "--allow-code" in values[0]["unread"] and values[1]["name"] == "plain"
+    assert not stranger.exists()
+
+
+@pytest.mark.parametrize("field", ["name", "activation"])
+def test_a_checkpoint_imports_only_what_the_caller_allows(
+    field: str, stranger: Path, tmp_path: Path
+) -> None:
+    spec = ModelSpec(name="small_resnet", in_channels=1, mean=(0.5,), std=(0.5,), width=2)
+    storage = Storage(str(tmp_path / "checkpoint"))
+    save_model(storage, model_from_spec(spec, seed=0).state_dict(), spec=spec, about={})
+    value = storage.read_json("model.json")
+    value["spec"][field] = "strangers.net:make"
+    del value["checksum"]
+    storage.write_json("model.json", sealed(value))
+    with pytest.raises(
+        UnconfirmedCodeError, match=r"model\.json names code.*allow_code=\['strangers\.net:make'\]"
+    ):
+        load_model(storage.uri)
+    assert not stranger.exists()
+    with pytest.raises(ValueError, match=r"strangers\.net:make is a NoneType"):
+        load_model(storage.uri, allow_code=["strangers.net:make"])
+    assert stranger.exists()
+
+
+def test_records_and_hashes_of_code_import_nothing(stranger: Path) -> None:
+    sys.path.insert(0, str(stranger.parent.parent))
+    with pytest.raises(UnconfirmedCodeError):
+        SearchPoint.of({"configuration": {"activation": "strangers.net:make"}})
+    assert hash_code(["strangers.net"])["strangers.net"] != "missing"
+    assert not stranger.exists()
+
+
+def test_what_a_person_named_may_be_named_by_files_of_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "our_nets.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes, activation):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), activation(), nn.Linear(8, "
+        "num_classes))\n"
+    )
+    monkeypatch.setattr(reference, "_CONFIRMED", set())
+    spec = ModelSpec(name="our_nets:net", in_channels=1, mean=(0.5,), std=(0.5,))
+    storage = Storage(str(tmp_path / "checkpoint"))
+    save_model(storage, model_from_spec(spec, seed=0).state_dict(), spec=spec, about={})
+    assert load_model(storage.uri)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    del sys.modules["our_nets"]
+
+
+def test_names_to_allow_must_look_like_names() -> None:
+    with pytest.raises(
+        ValueError, match="allow_code must be names written as module:function, got 'everything'"
+    ):
+        confirm(["everything"])
+    assert export.Asked().allow_code == status.Asked().allow_code == ()
