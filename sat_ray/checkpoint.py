@@ -13,9 +13,11 @@ from sat_ray.storage.store import Storage
 from sat_ray.utils.import_string import check_confirmed, confirm, stored_names
 from sat_ray.utils.serialization import sha256
 
-FORMAT, UNSEALED_FORMAT = 2, 1  # of format 1 model.json has no checksum
+FORMAT = 2
+UNSEALED_FORMAT = 1  # its model.json has no checksum
 RESTORE = "restore the folder, or train the model again"
-MODEL_JSON, MODEL_WEIGHTS = "model.json", "model.safetensors"
+MODEL_JSON = "model.json"
+MODEL_WEIGHTS = "model.safetensors"
 
 
 def save_model(
@@ -54,12 +56,14 @@ def read_description(storage: Storage) -> dict[str, Any]:
         raise ValueError(f"checkpoint {storage.uri}: {MODEL_JSON} {error}; {RESTORE}") from None
     if found.get("format") not in (FORMAT, UNSEALED_FORMAT):
         raise ValueError(
-            f"checkpoint {storage.uri} has format {found.get('format')!r}; this version reads {FORMAT}"
+            f"checkpoint {storage.uri} must have format {FORMAT} or less, "
+            f"got {found.get('format')!r}; load it with the version that wrote it"
         )
     kinds = {"spec": dict, "sha256": str, "about": dict}
     if wrong := [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]:
         raise ValueError(
-            f"checkpoint {storage.uri}: {MODEL_JSON} has no {' and no '.join(wrong)} that can be read; {RESTORE}"
+            f"checkpoint {storage.uri}: {MODEL_JSON} has no {' and no '.join(wrong)} that can be "
+            f"read; {RESTORE}"
         )
     return found
 
@@ -69,9 +73,10 @@ def load_model(
 ) -> Normalized:
     """Load a checkpoint folder, local or s3://, as a module in eval mode: [0, 1] pixels -> logits.
 
-    allow_code: names, `module:function`, of your own network and activation that the checkpoint may
-    name; they are imported, which runs them. Raises FileNotFoundError where no model is,
-    UnconfirmedCodeError where it names other code, ValueError where it is damaged or was changed.
+    allow_code: names, `module:function`, of the user-defined network and activation that the
+    checkpoint may name; they are imported, which runs them. Raises FileNotFoundError where no model
+    is, UnconfirmedCodeError where it names other code, ValueError where it is damaged or was
+    changed.
     """
     confirm(allow_code)
     storage = Storage.at(path_or_uri)
@@ -79,7 +84,8 @@ def load_model(
     data = storage.read(MODEL_WEIGHTS)
     if sha256(data) != about["sha256"] or expected_sha256 not in (None, about["sha256"]):
         raise ValueError(
-            f"checkpoint {storage.uri}: {MODEL_WEIGHTS} does not match its sha256; it is damaged or was replaced"
+            f"checkpoint {storage.uri}: {MODEL_WEIGHTS} does not match its sha256; it is damaged "
+            "or was replaced"
         )
     spec = about["spec"]
     check_confirmed(
@@ -93,6 +99,7 @@ def load_model(
     except (TypeError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"checkpoint {storage.uri}: {MODEL_JSON} and {MODEL_WEIGHTS} do not fit together ({reason}); {RESTORE}"
+            f"checkpoint {storage.uri}: {MODEL_JSON} and {MODEL_WEIGHTS} do not fit together "
+            f"({reason}); {RESTORE}"
         ) from None
     return model.eval()

@@ -53,15 +53,17 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
-            raise ValueError(f"threat_model.norm is {self.norm!r}; allowed: {', '.join(NORMS)}")
+            raise ValueError(f"threat_model.norm must be {' or '.join(NORMS)}, got {self.norm!r}")
         if reason := fault(self.epsilon, StepSize):
             raise ValueError(
-                f"threat_model.epsilon must be {reason}, in [0, 1] pixels (for example 8/255), got {shown(self.epsilon)}"
+                f"threat_model.epsilon must be {reason}, in [0, 1] pixels (for example 8/255), "
+                f"got {shown(self.epsilon)}"
             )
         if self.norm == "linf" and self.epsilon > 1:
-            said = f"{self.epsilon:.12g}"
+            given = f"{self.epsilon:.12g}"
             raise ValueError(
-                f"threat_model.epsilon is {said}; allowed: (0, 1], as pixels lie in [0, 1]. Did you mean {said}/255?"
+                f"threat_model.epsilon must be in (0, 1], as pixels lie in [0, 1], got {given}; "
+                f"did you mean {given}/255?"
             )
 
     def __str__(self) -> str:
@@ -72,9 +74,9 @@ class ThreatModel:
         reach = steps * step_size
         if reach < self.epsilon * (1 - 1e-9):
             raise ValueError(
-                f"steps * step_size is {as_255ths(reach)}, less than epsilon "
-                f"{as_255ths(self.epsilon)}: the edge of the ball is out of reach; allowed: step_size "
-                f">= {as_255ths(self.epsilon / steps)} at {steps} steps, or more steps"
+                f"steps * step_size must be at least epsilon, {as_255ths(self.epsilon)}, got "
+                f"{as_255ths(reach)}: the edge of the ball is out of reach; give a step_size >= "
+                f"{as_255ths(self.epsilon / steps)} at {steps} steps, or more steps"
             )
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -118,7 +120,7 @@ class ThreatModel:
         if self.norm == "linf":
             # sign(NaN) is 0: the image would freeze and look robust
             return gradient.where(gradient.isnan(), gradient.sign())
-        # scaling by the largest entry first keeps tiny gradients from vanishing when they are squared
+        # scaling by the largest entry first: tiny gradients would vanish when they are squared
         scale = gradient.flatten(1).abs().amax(dim=1)
         scaled = gradient / _per_image(_or_one(scale), gradient)
         length = scaled.flatten(1).norm(dim=1)

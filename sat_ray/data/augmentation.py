@@ -2,8 +2,10 @@
 
 Crops and flips are a pure function of (seed, epoch, image id).
 
-    crop_flip            pad by PADDING black pixels, cut out the old size anywhere, flip with probability 1/2 (CIFAR)
-    resized_crop_flip    cut out a share SCALE of the area at an aspect ratio RATIO, enlarge it to the old size, flip (ImageNet)
+    crop_flip            pad by PADDING black pixels, cut out the old size anywhere,
+                         flip with probability 1/2 (CIFAR)
+    resized_crop_flip    cut out a share SCALE of the area at an aspect ratio RATIO,
+                         enlarge it to the old size, flip (ImageNet)
 
 The second chooses its rectangle as Szegedy et al. 2015 do (the first of TRIES draws that fits
 inside, else the largest centred one) and enlarges bilinearly between pixel centres. Sizes are kept,
@@ -19,7 +21,9 @@ from torch import Tensor
 from sat_ray.data.choices import PADDING
 from sat_ray.utils.randomness import Randomness
 
-SCALE, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+SCALE = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+TRIES = 10
 
 
 def augment(images: Tensor, rng: Randomness, *, name: str, epoch: int) -> Tensor:
@@ -59,7 +63,9 @@ def rectangles(rng: Randomness, height: int, width: int, *, epoch: int) -> Tenso
     tall, wide = (torch.sqrt(side).round().long() for side in (area / ratio, area * ratio))
     fits = (tall >= 1) & (tall <= height) & (wide >= 1) & (wide <= width)
     first = fits.to(torch.int64).argmax(dim=1, keepdim=True)
-    found, tall, wide = fits.any(dim=1), tall.gather(1, first)[:, 0], wide.gather(1, first)[:, 0]
+    found = fits.any(dim=1)
+    tall = tall.gather(1, first)[:, 0]
+    wide = wide.gather(1, first)[:, 0]
     room = torch.stack([height - tall, width - wide], dim=1) + 1
     top, left = rng.below(room, "augment/place", 2, step=epoch).unbind(dim=1)
     sides = zip((top, left, tall, wide), _centred(height, width), strict=True)
@@ -68,13 +74,15 @@ def rectangles(rng: Randomness, height: int, width: int, *, epoch: int) -> Tenso
 
 def _centred(height: int, width: int) -> tuple[int, int, int, int]:
     """Return the largest rectangle in the middle whose aspect ratio is allowed."""
-    tall, wide = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
+    tall = min(height, round(width / RATIO[0]))
+    wide = min(width, round(height * RATIO[1]))
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
 def _crop_flip(images: Tensor, rng: Randomness, *, epoch: int) -> Tensor:
     height, width = images.shape[-2:]
-    shift, flip = shifts(rng, epoch=epoch), flips(rng, epoch=epoch)
+    shift = shifts(rng, epoch=epoch)
+    flip = flips(rng, epoch=epoch)
     padded = torch.nn.functional.pad(images, (PADDING,) * 4)
     rows = shift[:, :1] + torch.arange(height, device=images.device)
     columns = shift[:, 1:] + _columns(width, flip)
@@ -83,7 +91,8 @@ def _crop_flip(images: Tensor, rng: Randomness, *, epoch: int) -> Tensor:
 
 def _resized_crop_flip(images: Tensor, rng: Randomness, *, epoch: int) -> Tensor:
     height, width = images.shape[-2:]
-    part, flip = rectangles(rng, height, width, epoch=epoch), flips(rng, epoch=epoch)
+    part = rectangles(rng, height, width, epoch=epoch)
+    flip = flips(rng, epoch=epoch)
     upper, lower, down = _between(
         torch.arange(height, device=images.device).expand(len(images), -1),
         height,
@@ -91,13 +100,15 @@ def _resized_crop_flip(images: Tensor, rng: Randomness, *, epoch: int) -> Tensor
         part[:, 2],
     )
     left, right, along = _between(_columns(width, flip), width, part[:, 1], part[:, 3])
-    along, down = along[:, None, None, :], down[:, None, :, None]
+    along = along[:, None, None, :]
+    down = down[:, None, :, None]
 
     def row(rows: Tensor) -> Tensor:
         one, other = (_at(images, rows, columns).to(torch.float32) for columns in (left, right))
         return one + (other - one) * along
 
-    one, other = row(upper), row(lower)
+    one = row(upper)
+    other = row(lower)
     return (one + (other - one) * down).round().to(torch.uint8)
 
 

@@ -15,6 +15,6 @@ def check_augmentation(name: str, shape: Sequence[int]) -> None:
     _, height, width = shape
     if name != "none" and min(height, width) < SMALLEST:
         raise ValueError(
-            f"training.augmentation is {name}; allowed for images of {width} x {height}: none; "
+            f"training.augmentation must be none for images of {width} x {height}, got {name}: "
             f"crops need sides of {SMALLEST} pixels"
         )

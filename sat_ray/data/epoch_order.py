@@ -2,16 +2,17 @@
 
 It is new in every epoch, and the same for every loader and any number of processes.
 
-A split of at most `window` rows is shuffled as a whole. A longer one is to be read shard by shard,
-so
+A split of at most `window` rows is shuffled as a whole. A longer one is read shard by shard, so
 
     shards and the rows inside each are put into a random order, one shard after another;
-    this sequence is cut into as many equal streams as a global batch has BatchNorm groups: stream g makes up group g of every step;
-    in a stream, the row at place p is sorted by p + u, u uniform in [0, window / streams): no row moves further than that.
+    this sequence is cut into as many equal streams as a global batch has BatchNorm groups: stream g
+    makes up group g of every step;
+    in a stream, the row at place p is sorted by p + u, u uniform in [0, window / streams): no row
+    moves further than that.
 
-Processes work on whole groups, so they read different shards (but for those that lie across a cut),
-however many processes there are; and whoever reads the streams needs about `window` rows of them at
-a time. The rows left over by the last global batch are other ones in every epoch.
+Processes work on whole groups, so they read different shards (except those that lie across a cut),
+for any number of processes. A reader needs about `window` rows of the streams at a time. The rows
+left over by the last global batch are other ones in every epoch.
 """
 
 from collections.abc import Sequence

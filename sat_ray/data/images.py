@@ -131,9 +131,9 @@ def header(data: bytes) -> Header:
 def opened(data: bytes, *, channels: int = 3) -> Any:
     """Decode one image into a PIL image. Raises CorruptImageError for anything but one 8-bit image.
 
-    channels: 1 for gray, 3 for RGB, whatever it was. Orientation tags are ignored, as ImageNet's
-    usual readers do. This is the only decoder: what is trained on and what is evaluated are the
-    same pixels.
+    channels: 1 for gray, 3 for RGB; the image is converted. Orientation tags are ignored, as
+    ImageNet's usual readers do. This is the only decoder: what is trained on and what is evaluated
+    are the same pixels.
     """
     with _checked(data) as file:
         width, height = file.size
@@ -146,20 +146,18 @@ def opened(data: bytes, *, channels: int = 3) -> Any:
 
 @contextlib.contextmanager
 def _checked(data: bytes) -> Iterator[Any]:
-    """Open an image file without decoding it, and check that it is one 8-bit image that fits
-    memory."""
+    """Open an image file without decoding it; it must be one 8-bit image."""
     from PIL import Image  # comes with torchvision
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # the limit below is lower than its own
+            # the limit below is lower than PIL's
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             file = Image.open(io.BytesIO(data), formats=FORMATS)
-        mode, (width, height) = file.mode, file.size
-        frames = (
-            1 if file.format == "MPO" else getattr(file, "n_frames", 1)
-        )  # MPO: a camera's JPEG with a preview behind it
+        mode = file.mode
+        width, height = file.size
+        # MPO is a camera's JPEG with a preview behind it
+        frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
     except Exception as error:
         raise CorruptImageError(_reason(error)) from None
     with file:

@@ -1,10 +1,9 @@
 """Training images, from memory or from their shards: one interface, the same batches.
 
-A loader is told all rows of an epoch in advance (`data/order.py`), so one that streams knows which
-shard is needed when, and for how long: it reads shards before they are needed, checks each against
-the manifest, decodes groups of images ahead of their use in threads (decoding JPEG releases
-Python's lock), and forgets a shard after its last row. A position to go on from is a plan that
-begins there.
+A loader gets all rows of an epoch in advance (`data/epoch_order.py`). So it can read shards before
+they are needed, check each against the manifest, decode groups of images ahead of their use in
+threads (decoding JPEG releases Python's lock), and drop a shard after its last row. To continue
+from a position, give a plan that begins there.
 """
 
 from collections import deque
@@ -27,9 +26,9 @@ from sat_ray.data.shards.parquet import as_split
 from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
 
-RESIDENT_BYTES = (
-    4 * 1024**3
-)  # of decoded training images, in every process and on its accelerator: CIFAR is 0.15 GiB, ImageNet 179
+# Of decoded training images, in every process and on its accelerator. CIFAR has 0.15 GiB,
+# ImageNet 179 GiB.
+RESIDENT_BYTES = 4 * 1024**3
 READERS = 2  # threads that read and check shards
 
 
@@ -85,7 +84,10 @@ class Streamed:
 
     def __init__(self, storage: Storage, split: str, *, threads: int, pin: bool = False) -> None:
         manifest = read_manifest(storage)
-        self.storage, self.shape, self.threads, self.pin = storage, manifest["shape"], threads, pin
+        self.storage = storage
+        self.shape = manifest["shape"]
+        self.threads = threads
+        self.pin = pin
         self.entries: list[dict[str, Any]] = [
             shard for shard in manifest["shards"] if shard["split"] == split
         ]
@@ -98,7 +100,8 @@ class Streamed:
 
     def ids(self, rows: Tensor) -> Tensor:
         """Read the image ids of rows."""
-        places, shards = rows.numpy(), self._shard_of(rows.numpy())
+        places = rows.numpy()
+        shards = self._shard_of(places)
         found = np.empty(len(places), dtype=np.int64)
         for shard in np.unique(shards).tolist():
             inside = shards == shard
@@ -113,7 +116,8 @@ class Streamed:
 
         Raises CorruptShardError naming a shard that is damaged or missing.
         """
-        groups, ahead = plan.flatten(0, 1).numpy(), max(plan.shape[1], 1) + self.threads
+        groups = plan.flatten(0, 1).numpy()
+        ahead = max(plan.shape[1], 1) + self.threads
         with (
             _Shelf(self, self._shard_of(groups), ahead=plan.shape[1] + 1) as shelf,
             ThreadPoolExecutor(self.threads) as decoders,
@@ -160,8 +164,11 @@ class _Shelf:
     """
 
     def __init__(self, streamed: Streamed, shards: np.ndarray, *, ahead: int) -> None:
-        self.streamed, self.shards, self.ahead = streamed, shards, ahead
-        flat, size = shards.ravel(), shards.shape[1]
+        self.streamed = streamed
+        self.shards = shards
+        self.ahead = ahead
+        flat = shards.ravel()
+        size = shards.shape[1]
         names, first = np.unique(flat, return_index=True)
         _, last = np.unique(flat[::-1], return_index=True)
         self.last_group = dict(
@@ -199,14 +206,14 @@ class _Shelf:
 
 
 def streams(manifest: dict[str, Any], loading: Loading) -> bool:
-    """Say whether the train split of a dataset stays in its shards while it is trained on."""
+    """Return whether the train split of a dataset stays in its shards during training."""
     return loading == "streaming" or (
         loading == "auto" and manifest["splits"]["train"] * prod(manifest["shape"]) > RESIDENT_BYTES
     )
 
 
 def loader_of(train: Split | Loader, device: torch.device) -> Loader:
-    """Return a loader of what is to be trained on, a split in memory being moved to the device."""
+    """Return a loader of the training images; a split in memory is moved to the device."""
     if isinstance(train, Resident):
         return Resident(train.split.to(device), train.shards)
     return Resident(train.to(device), (len(train),)) if isinstance(train, Split) else train

@@ -16,4 +16,7 @@ def to_pixels(images: "Tensor") -> "Tensor":
 
 def too_dark(brightest: int, *, what: str) -> str:
     """Return why images without a pixel above 1 are refused: most likely they were scaled."""
-    return f"{what}: no pixel is above {brightest}; allowed: 0 to 255, so multiply images of 0 and 1 by 255"
+    return (
+        f"{what} must have pixels from 0 to 255, got none above {brightest}; multiply images in "
+        "[0, 1] by 255"
+    )

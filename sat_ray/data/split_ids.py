@@ -9,7 +9,7 @@ SPLITS = ("train", "val", "test")
 
 
 def by_hash(name: str, ids: Iterable[int]) -> np.ndarray:
-    """Order ids by sha256("name:id"): fixed for ever, independent of labels and machine."""
+    """Order ids by sha256("name:id"): independent of labels and machine."""
     return np.array(
         sorted(ids, key=lambda one: hashlib.sha256(f"{name}:{one}".encode()).digest()),
         dtype=np.int64,
@@ -23,7 +23,7 @@ def split_by_hash(name: str, count: int, *, test: int, val: int) -> dict[str, np
     """
     if not 0 < test + val < count:
         raise ValueError(
-            f"test {test} + val {val} images; allowed: fewer than the {count} of {name}"
+            f"test and val must be fewer than the {count} images of {name}, got {test} + {val}"
         )
     ids = by_hash(name, range(count))
     return {
@@ -50,7 +50,7 @@ def split_officially(
     train = np.setdiff1d(rest, chosen)
     if not (len(train) and len(chosen) and len(held_out["test"])):
         raise ValueError(
-            f"{name} has {count} images, {len(held_out['test'])} of them for testing; "
-            "allowed: some to train on, some to hold out"
+            f"{name} must have images to train on and images to hold out, got {count} images, "
+            f"{len(held_out['test'])} of them for testing"
         )
     return {"test": np.sort(held_out["test"]), "val": np.sort(chosen), "train": train}

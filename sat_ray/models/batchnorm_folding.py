@@ -2,7 +2,9 @@
 
 It is for passes that compute gradients at the images.
 
-    scale = gamma / sqrt(variance + eps)        weight' = scale * weight        bias' = beta + scale * (bias - mean)
+    scale   = gamma / sqrt(variance + eps)
+    weight' = scale * weight
+    bias'   = beta + scale * (bias - mean)
 
 On a GPU some convolutions take another form with the same sums: those of one pixel are matrix
 products, whose bias costs nothing, and a first layer of stride 2 sees the image as blocks of 2 x 2
@@ -35,10 +37,8 @@ class FoldedConv(nn.Module):
         self.geometry: dict[str, Any] = {
             name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")
         }
-        self.sources: tuple[nn.Conv2d, nn.BatchNorm2d] | tuple[()] = (
-            conv,
-            norm,
-        )  # in a tuple, so that they are no parts of this module
+        # in a tuple, so that they are no parts of this module
+        self.sources: tuple[nn.Conv2d, nn.BatchNorm2d] | tuple[()] = (conv, norm)
         weight = conv.weight.detach()
         self.weight = nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False)
         self.bias = nn.Parameter(weight.new_empty(len(weight), dtype=dtype), requires_grad=False)
@@ -158,16 +158,14 @@ def folded(
     cannot be traced, has hooks, or calls a layer twice is returned itself.
     """
     modules = list(model.modules())
-    hooks = any(
-        module._forward_hooks or module._forward_pre_hooks for module in modules
-    )  # they would be lost, with what they compute
+    # hooks would be lost, with what they compute
+    hooks = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
     if hooks or not any(isinstance(module, nn.BatchNorm2d) for module in modules):
         return model
     try:
         traced = fx.GraphModule(model, _Tracer().trace(model))
-    except (
-        Exception
-    ) as reason:  # a model that cannot be traced (data-dependent control flow) is slower, not wrong
+    # a model that cannot be traced (data-dependent control flow) is slower, not wrong
+    except Exception as reason:
         logging.getLogger(__name__).info(
             "BatchNorm is not folded into %s: %s", type(model).__name__, reason
         )

@@ -123,11 +123,11 @@ def check_user_defined_model(
     model = model_from_spec(spec, seed=0).eval()
     x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     logits = model(x)
-    if not torch.equal(
-        view(model.train())(x), logits
-    ):  # the attacker's view is in inference mode while the model trains
+    # the attacker's view is in inference mode while the model trains
+    if not torch.equal(view(model.train())(x), logits):
         raise ValueError(
-            f"model {spec.name} keeps a reference to itself (a bound method?); allowed: parts that are modules or plain values"
+            f"model {spec.name} must have parts that are modules or plain values, got a reference "
+            "to itself (a bound method?)"
         )
     check_sizes(model, name=spec.name, num_classes=spec.num_classes, shapes=smaller)
 
@@ -185,5 +185,5 @@ def user_defined_net(spec: "ModelSpec") -> nn.Module:
         **{one: value for one, value in offered.items() if taken[one]},
     )
     if not isinstance(net, nn.Module):
-        raise ValueError(f"model {spec.name} returned a {type(net).__name__}; allowed: {ALLOWED}")
+        raise ValueError(f"model {spec.name} must be {ALLOWED}; it returned a {type(net).__name__}")
     return net

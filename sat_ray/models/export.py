@@ -79,7 +79,10 @@ class Parity:
     def __str__(self) -> str:
         gradient = "" if self.gradient is None else f", of input gradients {self.gradient:.1e}"
         batches = " and ".join(map(str, BATCHES))
-        return f"batches of {batches}: largest difference of logits {self.logits:.1e}{gradient}, allowed {self.bound:.1e}"
+        return (
+            f"batches of {batches}: largest difference of logits {self.logits:.1e}{gradient}, "
+            f"at most {self.bound:.1e}"
+        )
 
 
 def export_model(model: nn.Module, *, shape: Sequence[int], kind: str) -> tuple[bytes, Parity]:
@@ -149,7 +152,8 @@ def _pt2(model: nn.Module, shape: Sequence[int]) -> tuple[bytes, Callable[[Tenso
 def _onnx(model: nn.Module, shape: Sequence[int]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
         raise ValueError(
-            f"format onnx needs {', '.join(missing)}; install them: pip install 'sat_ray[onnx]', or choose pt2"
+            f"format onnx needs {', '.join(missing)}; install them: pip install 'sat_ray[onnx]', "
+            "or choose pt2"
         )
     import onnxruntime
 
@@ -172,14 +176,15 @@ def _parity(
     for count in BATCHES:
         x = _example(count, shape)
         with torch.no_grad():
-            ours, theirs = model(x), run(x)
-        scale, logits = max(scale, float(ours.abs().max())), max(logits, _distance(ours, theirs))
+            ours = model(x)
+            theirs = run(x)
+        scale = max(scale, float(ours.abs().max()))
+        logits = max(logits, _distance(ours, theirs))
         if gradients:
-            here, there = _gradient(model, x), _gradient(run, x)
-            slope_scale, slopes = (
-                max(slope_scale, float(here.abs().max())),
-                max(slopes, _distance(here, there)),
-            )
+            here = _gradient(model, x)
+            there = _gradient(run, x)
+            slope_scale = max(slope_scale, float(here.abs().max()))
+            slopes = max(slopes, _distance(here, there))
     found = Parity(logits, slopes if gradients else None, TOLERANCE * max(1.0, scale))
     if not (found.logits <= found.bound and slopes <= TOLERANCE * max(1.0, slope_scale)):
         raise ArithmeticError(

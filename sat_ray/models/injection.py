@@ -77,7 +77,7 @@ def inject_activation(model: nn.Module, *, activation: str, alpha: float | None 
     made = [module for module in model.modules() if isinstance(module, Activation)]
     inside = {
         id(part) for module in made for part in module.modules()
-    }  # an activation of the user's own may use them
+    }  # a user-defined activation may use them
     left = [
         module
         for module in model.modules()

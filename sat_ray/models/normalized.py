@@ -33,7 +33,8 @@ class Normalized(nn.Module):
         super().__init__()
         if len(mean) != len(std):
             raise ValueError(
-                f"mean {tuple(mean)} and std {tuple(std)} must have one number per channel each"
+                f"mean and std must have one number per channel each, "
+                f"got {tuple(mean)} and {tuple(std)}"
             )
         require_spread(std)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))

@@ -101,8 +101,9 @@ def require_agreement(
         for kind, found, allowed in rules:
             if not found <= allowed:
                 raise ArithmeticError(
-                    f"{asked}: {name} of the compiled {what} {kind} {100 * found:.3g} % from what torch's own kernels say, allowed: "
-                    f"{100 * allowed:.3g} %; do without {asked}, and report it with the versions of torch and of the compiler"
+                    f"{asked}: {name} of the compiled {what} {kind} {100 * found:.3g} % from what "
+                    f"torch's own kernels compute, at most {100 * allowed:.3g} % is accepted; do "
+                    f"without {asked}, and report it with the versions of torch and of the compiler"
                 )
 
 

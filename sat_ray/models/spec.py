@@ -30,7 +30,8 @@ RESNEXTS: dict[
 }
 MODELS = (*TORCHVISION_MODELS, *RESNEXTS, *SCALES, *PREACT, "small_resnet")
 STEMS = ("imagenet", "small")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def check_model_name(name: str, *, field: str) -> None:
@@ -47,11 +48,12 @@ def check_zero_gamma(name: str, zero_gamma: bool) -> None:
     """Raise ValueError where a network has no BatchNorm at the end of its blocks to start at 0."""
     if zero_gamma and name in PREACT:
         raise ValueError(
-            f"zero_gamma is True; allowed for {name}: False, its blocks end in a convolution"
+            f"zero_gamma must be False for {name}, got True: its blocks end in a convolution"
         )
     if zero_gamma and is_reference(name):
         raise ValueError(
-            f"zero_gamma is True; allowed for {name}: False, what its weights start from is its own affair"
+            f"zero_gamma must be False for {name}, got True: a user-defined network sets its own "
+            "initial weights"
         )
 
 
@@ -59,7 +61,7 @@ def check_zero_gamma(name: str, zero_gamma: bool) -> None:
 class ModelSpec:
     """Everything that determines a model but its weights; it travels in the checkpoint as JSON.
 
-    name: one of `MODELS`, or `module:function` of the user's own (see
+    name: one of `MODELS`, or `module:function` of user-defined code (see
     `sat_ray.models.user_defined`); stem: of residual networks "imagenet" (7 x 7 stride 2 and
     max-pooling) or "small" (3 x 3 stride 1, for images of 32 pixels), of EfficientNets the stride
     of the first convolution, 2 or 1; preact_resnet18, wide_resnet28_10, wide_resnet34_10 and
@@ -91,7 +93,8 @@ class ModelSpec:
         object.__setattr__(self, "alpha", activation_info(self.activation).check_alpha(self.alpha))
         if not len(self.mean) == len(self.std) == self.in_channels:
             raise ValueError(
-                f"mean and std need one number for each of {self.in_channels} channels; got {self.mean} and {self.std}"
+                f"mean and std must have one number for each of {self.in_channels} channels, "
+                f"got {self.mean} and {self.std}"
             )
 
 
@@ -102,7 +105,8 @@ def require_spread(std: Sequence[float]) -> None:
         raise ValueError(
             f"std must be above 0 in every channel, got {std[flat[0]]:g} in channel {flat[0]}: all "
             "training images have the same value there, so it cannot be standardised; leave the "
-            "channel out (an image's alpha channel, for example), or store gray images as one channel"
+            "channel out (an image's alpha channel, for example), or store gray images as one "
+            "channel"
         )
 
 
@@ -122,7 +126,8 @@ def check_attacker_activation(
         return
     if other.learned:
         raise ValueError(
-            f"attacker_activation {other.name} has a learned alpha and cannot be used for the attacker alone"
+            f"attacker_activation must not have a learned alpha of its own, got {other.name}; use "
+            "it for the model too, or choose another"
         )
     if other.name == own.name or other.forward_name != own.forward_name:
         legal = (
@@ -131,5 +136,6 @@ def check_attacker_activation(
             else f"{own.name} with the same alpha"
         )
         raise ValueError(
-            f"attacker_activation {other.name} must share its forward pass with activation {own.name}; allowed: {legal}"
+            f"attacker_activation must share its forward pass with activation {own.name}, got "
+            f"{other.name}; choose {legal}"
         )

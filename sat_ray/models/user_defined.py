@@ -10,7 +10,6 @@ import functools
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,18 +22,17 @@ from sat_ray.models.injection import REPLACED
 from sat_ray.utils.import_string import call, first_line, parameters, required, resolve
 from sat_ray.utils.probabilities import require_no_probabilities
 
-if TYPE_CHECKING:
-    pass
-
 OFFERED = ("num_classes", "activation", "in_channels", "width")
-ALLOWED = "a function net(num_classes, activation) that returns an nn.Module; in_channels and width are given where it takes them"
+ALLOWED = (
+    "a function net(num_classes, activation) that returns an nn.Module (it may also take "
+    "in_channels and width)"
+)
 RANDOM_PASSES = 50  # a layer that is skipped one time in 20 is found in 92 % of the tries
-WILD_WEIGHTS, WILD_STD = 3, 10.0  # draws of weights at which outputs are looked at; their size
-IMAGES, STEP, TOLERANCE = (
-    4,
-    1e-5,
-    1e-2,
-)  # of the trial batch; of the finite differences in float64, in standardised pixels
+WILD_WEIGHTS = 3  # draws of weights at which outputs are looked at
+WILD_STD = 10.0  # of these weights
+IMAGES = 4  # of the trial batch
+STEP = 1e-5  # of the finite differences in float64, in standardised pixels
+TOLERANCE = 1e-2  # of their result, relative
 
 
 @functools.cache
@@ -43,9 +41,10 @@ def read_net(name: str, *, field: str) -> dict[str, bool]:
 
     Raises ValueError in one line where it cannot be called as described above.
     """
-    found, what = resolve(name, what=field), f"{field} {name}"
+    what = f"{field} {name}"
+    found = resolve(name, what=field)
     if not callable(found) or isinstance(found, nn.Module):
-        raise ValueError(f"{what} is a {type(found).__name__}; allowed: {ALLOWED}")
+        raise ValueError(f"{what} must be {ALLOWED}, got a {type(found).__name__}")
     takes = parameters(found, what=what)
     everything = any(one.kind is one.VAR_KEYWORD for one in takes.values())
     taken = {one: one in takes or everything for one in OFFERED}
@@ -55,7 +54,7 @@ def read_net(name: str, *, field: str) -> dict[str, bool]:
         wrong = " and ".join(
             [*(f"does not take {one}" for one in missing), *(f"needs {one}" for one in unknown)]
         )
-        raise ValueError(f"{what} {wrong}; allowed: {ALLOWED}")
+        raise ValueError(f"{what} must be {ALLOWED}; it {wrong}")
     return taken
 
 
@@ -90,7 +89,8 @@ def check_sizes(
             logits = call(model.train(mode), x, what=what)
             if logits.shape != (IMAGES, num_classes):
                 raise ValueError(
-                    f"{what} returned {_described(logits)}; allowed: {(IMAGES, num_classes)} logits, or resize_start 0"
+                    f"{what} must return {(IMAGES, num_classes)} logits, got "
+                    f"{_described(logits)}; or set resize_start to 0"
                 )
 
 
@@ -98,24 +98,28 @@ def _check_parts(model: nn.Module, *, what: str) -> None:
     for path, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             raise ValueError(
-                f"{what} has a lazy layer ({path} has no size yet); allowed: layers of given sizes (in_channels is an argument of the "
-                "function), or call the network on a batch of zeros once before returning it"
+                f"{what} has a lazy layer ({path} has no size yet); give every layer its size "
+                "(in_channels is an argument of the function), or call the network on a batch of "
+                "zeros once before returning it"
             )
     activations = [one for one in model.modules() if isinstance(one, Activation)]
     if not activations:
         raise ValueError(
-            f"{what} does not use its argument activation; allowed: activation() wherever the sweep's activation belongs"
+            f"{what} does not use its argument activation; call activation() wherever the sweep's "
+            "activation belongs"
         )
     inside = {id(part) for one in activations for part in one.modules()}
     for path, one in model.named_modules():
         if isinstance(one, REPLACED) and id(one) not in inside:
             raise ValueError(
-                f"{what} holds a {type(one).__name__} at {path} that the sweep would not vary; "
-                "allowed: activation() in its place, or the function of torch.nn.functional where it is meant to stay"
+                f"{what} holds a {type(one).__name__} at {path} that the sweep would not vary; use "
+                "activation() in its place, or the function of torch.nn.functional where it must "
+                "stay"
             )
     if len(list(model.modules())) != len(list(model.named_modules(remove_duplicate=False))):
         raise ValueError(
-            f"{what} uses one module at several places; allowed: a module of its own at each, as a learned alpha needs"
+            f"{what} uses one module at several places; make a separate module for each, as a "
+            "learned alpha needs it"
         )
 
     for path, one in model.named_modules():
@@ -124,25 +128,24 @@ def _check_parts(model: nn.Module, *, what: str) -> None:
                 isinstance(part, nn.Module) for part in _contents(value)
             ):
                 raise ValueError(
-                    f"{what} keeps modules in the {type(value).__name__} {path}.{name}; allowed: nn.ModuleList, nn.ModuleDict"
+                    f"{what} keeps modules in the {type(value).__name__} {path}.{name}; use "
+                    "nn.ModuleList or nn.ModuleDict"
                 )
 
 
 def _contents(value: object) -> list[object]:
-    return (
-        list(value.values())
-        if isinstance(value, dict)
-        else list(value)
-        if isinstance(value, (list, tuple, set))
-        else []
-    )
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, (list, tuple, set)) else []
 
 
 def _check_same_weights(model: nn.Module, other: nn.Module, *, what: str) -> None:
-    ours, theirs = model.state_dict(), other.state_dict()
+    ours = model.state_dict()
+    theirs = other.state_dict()
     if ours.keys() != theirs.keys() or any(not torch.equal(ours[one], theirs[one]) for one in ours):
         raise ValueError(
-            f"{what} starts from other weights under the same seed; allowed: torch's generator alone as a source of chance"
+            f"{what} starts from other weights under the same seed; draw random numbers from "
+            "torch's global generator only"
         )
 
 
@@ -163,12 +166,14 @@ def _check_training(model: nn.Module, x: Tensor, *, what: str) -> None:
     idle = list(dict.fromkeys(itertools.chain(*passes)))
     if any(all(name in one for one in passes) for name in idle):
         raise ValueError(
-            f"{what} has parameters without a gradient ({', '.join(idle[:3])}); allowed: only what the logits depend on"
+            f"{what} has parameters without a gradient ({', '.join(idle[:3])}); remove what the "
+            "logits do not depend on"
         )
     if idle:
         raise ValueError(
-            f"{what} leaves parameters without a gradient in some passes ({', '.join(idle[:3])}), as stochastic depth does that "
-            "skips a layer; allowed: multiply the layer's output by 0 instead (torchvision.ops.StochasticDepth)"
+            f"{what} leaves parameters without a gradient in some passes ({', '.join(idle[:3])}), "
+            "as stochastic depth does that skips a layer; multiply the layer's output by 0 instead "
+            "(torchvision.ops.StochasticDepth)"
         )
 
 
@@ -178,7 +183,8 @@ def _idle_parameters(model: nn.Module, x: Tensor, *, what: str) -> list[str]:
     logits = call(model, x, what=f"{what}, given float32 images of shape {tuple(x.shape)},")
     if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.requires_grad:
         raise ValueError(
-            f"{what} returned {_described(logits)}; allowed: logits (N, K) of its parameters"
+            f"{what} must return logits (N, K) that depend on its parameters, "
+            f"got {_described(logits)}"
         )
     call((logits**2).sum().backward, what=f"{what}: the backward pass")
     idle = [one for one, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -206,11 +212,13 @@ def _check_logits(model: nn.Module, x: Tensor, *, num_classes: int, what: str) -
         logits = call(model, x, what=what)
         if logits.shape != (len(x), num_classes) or logits.dtype != torch.float32:
             raise ValueError(
-                f"{what} returned {_described(logits)}, {logits.dtype}; allowed: {(len(x), num_classes)} float32 logits"
+                f"{what} must return {(len(x), num_classes)} float32 logits, "
+                f"got {_described(logits)}, {logits.dtype}"
             )
         if not logits.isfinite().all():
             raise ValueError(
-                f"{what} returned NaN or infinite logits for images of uniform noise; allowed: finite logits"
+                f"{what} must return finite logits, got NaN or infinite ones for images of uniform "
+                "noise"
             )
         require_no_probabilities(logits, what=what)
         require_same_again(logits, model(x), what=what)
@@ -220,7 +228,8 @@ def _check_logits(model: nn.Module, x: Tensor, *, num_classes: int, what: str) -
 @torch.no_grad()
 def _check_unbounded(model: nn.Module, x: Tensor, *, what: str) -> None:
     """Raise ValueError where outputs stay in [0, 1] whatever the weights are: a sigmoid's do."""
-    wild, generator = copied(model, what=what), torch.Generator().manual_seed(0)
+    wild = copied(model, what=what)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(WILD_WEIGHTS):
         for parameter in wild.parameters():
             parameter.normal_(std=WILD_STD, generator=generator)
@@ -229,7 +238,7 @@ def _check_unbounded(model: nn.Module, x: Tensor, *, what: str) -> None:
             return
     raise ValueError(
         f"{what} returns values in [0, 1] whatever its weights are, as a sigmoid does; "
-        "allowed: logits, for a sigmoid hides gradients where it is flat"
+        "return logits: a sigmoid hides gradients where it is flat"
     )
 
 
@@ -237,7 +246,8 @@ def require_same_again(logits: Tensor, again: Tensor, *, what: str) -> None:
     """Raise ValueError unless two calls on the same images gave the same logits (N, K)."""
     if not torch.equal(logits, again):
         raise ValueError(
-            f"{what} gives other logits the second time in inference mode; allowed: no noise outside training"
+            f"{what} gives other logits the second time in inference mode; draw random numbers "
+            "only while it trains"
         )
 
 
@@ -245,7 +255,8 @@ def require_same_alone(alone: Tensor, logits: Tensor, *, what: str) -> None:
     """Raise ValueError unless images alone got their logits (N, K) of a batch, up to rounding."""
     if not _same_logits(alone, logits):
         raise ValueError(
-            f"{what} gives an image other logits in a batch than alone; allowed: no statistics of the batch"
+            f"{what} gives an image other logits in a batch than alone; use no statistics of the "
+            "batch"
         )
 
 
@@ -253,8 +264,8 @@ def require_same_moved(moved: Tensor, logits: Tensor, *, what: str) -> None:
     """Raise ValueError unless images at other rows got their logits (N, K), up to rounding."""
     if not _same_logits(moved, logits):
         raise ValueError(
-            f"{what} gives an image other logits at another row of the batch; allowed: the same "
-            "wherever it is (no noise in forward, not from a fixed seed either)"
+            f"{what} gives an image other logits at another row of the batch; use no noise in "
+            "forward, not from a fixed seed either"
         )
 
 
@@ -275,12 +286,14 @@ def _check_gradient(model: nn.Module, x: Tensor, *, what: str) -> None:
         (slope,) = torch.autograd.grad((logits * weights).sum(), point)
     except RuntimeError as error:
         raise ValueError(
-            f"{what} has no gradient at its input ({first_line(error)}); allowed: no detach, no rounding on the way"
+            f"{what} has no gradient at its input ({first_line(error)}); remove detach and "
+            "rounding from the forward pass"
         ) from None
     size = slope.flatten(1).norm(dim=1)
     if not (slope.isfinite().all() and size.all()):
         raise ValueError(
-            f"{what} has a gradient of 0, NaN or infinity at an image: no attack could find its way; allowed: none of these"
+            f"{what} has a gradient of 0, NaN or infinity at an image, which no attack "
+            "follow; make the forward pass differentiable"
         )
     direction = slope / size.reshape(-1, 1, 1, 1)
     with torch.no_grad():
@@ -288,6 +301,7 @@ def _check_gradient(model: nn.Module, x: Tensor, *, what: str) -> None:
     measured = (ahead - behind) / (2 * STEP)
     if not torch.allclose(measured, size, rtol=TOLERANCE, atol=1e-6):
         raise ValueError(
-            f"{what} has a gradient that is not its derivative: autograd says {float(size[0]):.4g} along the steepest direction, finite "
-            f"differences {float(measured[0]):.4g}; a model that hides its derivative only looks robust"
+            f"{what} has a gradient that is not its derivative: autograd says "
+            f"{float(size[0]):.4g} along the steepest direction, finite differences "
+            f"{float(measured[0]):.4g}; a model that hides its derivative only looks robust"
         )

@@ -37,7 +37,8 @@ def _alias(parameter: nn.Parameter | None, memo: dict[int, object]) -> nn.Parame
     if parameter is None:
         return None
     if id(parameter) not in memo:
-        # a second Parameter over the same storage: freezing the shared object itself would freeze the model
+        # a second Parameter over the same storage: freezing the shared object itself would freeze
+        # the model
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
     return memo[id(parameter)]  # type: ignore[return-value]
 

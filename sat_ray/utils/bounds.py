@@ -40,15 +40,16 @@ class Bounds:
         low, high = (_spelled(edge) for edge in (self.low, self.high))
         if not (self.above or self.below):
             return f"from {low} to {high}"
-        return f"{'greater than' if self.above else 'at least'} {low} and {'less than' if self.below else 'at most'} {high}"
+        least = "greater than" if self.above else "at least"
+        most = "less than" if self.below else "at most"
+        return f"{least} {low} and {most} {high}"
 
 
 Count = Annotated[int, Bounds(1, 10**9)]  # of images or rows: no data set comes near it
 Epochs = Annotated[int, Bounds(1, 100_000)]
 Steps = Annotated[int, Bounds(1, 1_000_000)]  # of an attack; its restarts and queries too
-StepSize = Annotated[
-    float, Bounds(0, 1_000_000, above=True)
-]  # an L2 ball around an image of 4096 x 4096 has a radius of thousands
+# an L2 ball around an image of 4096 x 4096 has a radius of thousands
+StepSize = Annotated[float, Bounds(0, 1_000_000, above=True)]
 Slots = Annotated[int, Bounds(1, 65_536)]
 Width = Annotated[int, Bounds(1, 4096)]
 Workers = Annotated[int, Bounds(1, MOST_WORKERS)]
@@ -78,7 +79,8 @@ def fault(value: Any, kind: Any, bounds: Bounds | None = None) -> str:
 
     bounds: of its numbers, where the type around it names them.
     """
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    parts = typing.get_args(kind)
     if origin is Annotated:
         return fault(
             value, parts[0], next((mark for mark in parts[1:] if isinstance(mark, Bounds)), bounds)
@@ -146,18 +148,14 @@ def _has_bounds(kind: Any) -> bool:
 
 
 def _spelled(edge: float) -> str:
-    return (
-        f"{edge:.0f}" if edge == round(edge) and abs(edge) <= FARTHEST else f"{edge:g}"
-    )  # no commas: lines are broken at them
+    # no commas: lines are broken at them
+    return f"{edge:.0f}" if edge == round(edge) and abs(edge) <= FARTHEST else f"{edge:g}"
 
 
 def shown(value: Any) -> str:
     """Spell a value for a message, cut where it is long."""
-    text = (
-        f"{value:.12g}"
-        if isinstance(value, float)
-        else str(value)
-        if isinstance(value, (int, tuple))
-        else repr(value)
-    )
+    if isinstance(value, float):
+        text = f"{value:.12g}"
+    else:
+        text = str(value) if isinstance(value, (int, tuple)) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -24,7 +24,8 @@ from torch import nn
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 BACKEND = "inductor"
-MOST_GRAPHS = 128  # of one module in one training: its calls with and without gradients, for every size of images
+# Of one module in one training: its calls with and without gradients, for every size of images.
+MOST_GRAPHS = 128
 
 
 def check_compiler(device: torch.device, *, asked: str, instead: str) -> None:
@@ -40,11 +41,13 @@ def check_compiler(device: torch.device, *, asked: str, instead: str) -> None:
     known = config.cpp.cxx if isinstance(config.cpp.cxx, tuple) else (config.cpp.cxx,)
     if not any(shutil.which(shlex.split(command)[0]) for command in known if command):
         raise ValueError(
-            f"{asked}, but there is no C++ compiler here; allowed: {instead}, or g++ on the path, or its path in CXX"
+            f"{asked}, but there is no C++ compiler here; choose {instead}, or put g++ on the "
+            "path, or its path in CXX"
         )
     if device.type != "cpu" and not has_triton():
         raise ValueError(
-            f"{asked}, but there is no Triton for {device.type} here; allowed: {instead}, or a GPU that Triton knows, and its package"
+            f"{asked}, but there is no Triton for {device.type} here; choose {instead}, or a GPU "
+            "that Triton supports, and install its package"
         )
 
 

@@ -59,8 +59,8 @@ def check_confirmed(names: Collection[str], *, source: str) -> None:
     missing = sorted({name for name in names if is_reference(name)} - _CONFIRMED)
     if missing:
         raise UnconfirmedCodeError(
-            f"{source} names code, and importing it runs it: {', '.join(missing)}; if you trust it, "
-            f"give --allow-code {' '.join(missing)} (in Python: allow_code={missing})"
+            f"{source} names code, and importing it runs it: {', '.join(missing)}; if you trust "
+            f"it, give --allow-code {' '.join(missing)} (in Python: allow_code={missing})"
         )
 
 
@@ -88,7 +88,8 @@ def import_module(text: str, *, what: str) -> Any:
         _CONFIRMED.add(text)
     if name == "__main__":
         raise ValueError(
-            f"{what} {text}: __main__ is another module in every process; allowed: a module that every process can import"
+            f"{what} {text}: __main__ is another module in every process; use a module that every "
+            "process can import"
         )
     _search_here_first()
     try:
@@ -100,7 +101,8 @@ def import_module(text: str, *, what: str) -> Any:
             else ""
         )
         raise ValueError(
-            f"{what} {text}: module {name} cannot be imported ({type(error).__name__}: {first_line(error)}){where}"
+            f"{what} {text}: module {name} cannot be imported ({type(error).__name__}: "
+            f"{first_line(error)}){where}"
         ) from None
 
 
@@ -117,7 +119,8 @@ def resolve(text: str, *, what: str) -> Any:
 
     Raises ValueError in one line that suggests the closest public names of the module.
     """
-    module, name = import_module(text, what=what), text.partition(":")[2]
+    module = import_module(text, what=what)
+    name = text.partition(":")[2]
     if not hasattr(module, name):
         known = [one for one in vars(module) if not one.startswith("_")]
         raise ValueError(
@@ -146,7 +149,8 @@ def parameters(function: Callable[..., Any], *, what: str) -> dict[str, inspect.
         return dict(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         raise ValueError(
-            f"{what} is a {type(function).__name__} of unknown parameters; allowed: a Python function, def f(x): ..., or a class"
+            f"{what} must be a Python function, def f(x): ..., or a class, got a "
+            f"{type(function).__name__} of unknown parameters"
         ) from None
 
 

@@ -4,15 +4,8 @@ import difflib
 import unicodedata
 from collections.abc import Collection
 
-INVISIBLE = (
-    "Cc",
-    "Cf",
-    "Cs",
-    "Co",
-    "Cn",
-    "Zl",
-    "Zp",
-)  # Unicode's controls, formats, and what begins a line
+# Unicode's controls, formats, and what begins a line
+INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def printable(text: str, *, kept: str = "") -> str:
@@ -33,11 +26,9 @@ def _escaped(character: str) -> str:
 
 
 def suggest(name: str, known: Collection[str]) -> str:
-    """Return `; did you mean a or b?` for near misses, else the list of what is known."""
+    """Return `did you mean a or b?` for near misses, else the list of what is known."""
     close = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
-    return (
-        f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(sorted(known))}"
-    )
+    return f"did you mean {' or '.join(close)}?" if close else f"choose {', '.join(sorted(known))}"
 
 
 def check_name(name: str, known: Collection[str], *, field: str) -> str:

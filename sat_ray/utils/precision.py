@@ -35,7 +35,7 @@ def check_precision(precision: str, device: "torch.device") -> None:
     if device.type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         raise ValueError(
-            f"training.precision is bf16, which {name} does not support; allowed there: float32"
+            f"training.precision must be float32 for {name}, got bf16, which it does not support"
         )
 
 
@@ -46,7 +46,8 @@ def check_accelerator(precision: str, accelerator: str) -> None:
     """
     if precision == "bf16" and _BEFORE_BF16.search(accelerator):
         raise ValueError(
-            f"training.precision is bf16, which resources.accelerator {accelerator} does not support; allowed there: float32"
+            f"training.precision must be float32 for resources.accelerator {accelerator}, got "
+            "bf16, which it does not support"
         )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 FEWEST = 8  # rows: of fewer, equal sums may be chance
 SUM_TOLERANCE = 2e-2  # in 16 bits the sum of a softmax is off by 1 %
-REMEDY = "allowed: logits. Drop the softmax, it flattens the gradient"
+REMEDY = "return logits: drop the softmax, it flattens the gradient"
 
 
 def require_no_probabilities(logits: Tensor, *, what: str) -> None:
@@ -21,7 +21,8 @@ def require_no_probabilities(logits: Tensor, *, what: str) -> None:
     if has_constant_sum(logits):
         total = float(sums.mean())
         raise ValueError(
-            f"{what} returns scaled probabilities (rows of one sign that sum to {total:.6g}); {REMEDY}"
+            f"{what} returns scaled probabilities (rows of one sign that sum to {total:.6g}); "
+            f"{REMEDY}"
         )
 
 

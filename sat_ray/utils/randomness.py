@@ -4,8 +4,9 @@ Nothing else can change it.
 
 SplitMix64 (Steele, Lea, Flood 2014) used as a counter-based generator:
 
-    mix(z)  = the 64-bit finalizer,      key' = mix((key ^ value) + gamma)   absorbs one value into a key,
-    bits(i) = mix(key + (i + 1) * gamma) is the i-th draw of a stream.
+    mix(z)  = the 64-bit finalizer,
+    key'    = mix((key ^ value) + gamma)    absorbs one value into a key,
+    bits(i) = mix(key + (i + 1) * gamma)    is the i-th draw of a stream.
 
 Integer arithmetic only, so CPU and GPU agree on every bit; batch size, shard, worker and order do
 not enter.
@@ -32,9 +33,8 @@ def _signed(value: int) -> int:
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    return (z >> bits) & (
-        (1 << (64 - bits)) - 1
-    )  # >> on int64 copies the sign; the mask makes it a logical shift
+    # >> on int64 copies the sign; the mask makes it a logical shift
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(z: Tensor) -> Tensor:
@@ -100,13 +100,11 @@ class Randomness:
         """Return (N, count) int64 of uniform bits; step: int, or (N,) where images differ."""
         device = device or self.image_ids.device
         ids = self.image_ids.to(device)
-        # the seed is mixed alone first: mix(seed ^ id) would give image 1 of seed 0 the stream of image 0 of seed 1
+        # the seed is mixed alone first: mix(seed ^ id) would give image 1 of seed 0 the stream of
+        # image 0 of seed 1
         key = _absorb(_mix(torch.full_like(ids, _signed(self.seed + _GAMMA))), ids)
-        for value in (
-            self.restart,
-            purpose_code(purpose),
-            step,
-        ):  # a number stays one: as a tensor it would be copied to a GPU, and waited for
+        # a number stays a number: as a tensor it would be copied to a GPU, and waited for
+        for value in (self.restart, purpose_code(purpose), step):
             key = _absorb(
                 key,
                 value.to(device, torch.int64) if isinstance(value, Tensor) else _signed(int(value)),

@@ -1,4 +1,4 @@
-"""Spell values as JSON, and hash them."""
+"""Write values as JSON, and hash them."""
 
 import dataclasses
 import hashlib
@@ -7,9 +7,7 @@ import types
 import typing
 from typing import Any
 
-from sat_ray.utils.bounds import (
-    FARTHEST,
-)
+from sat_ray.utils.bounds import FARTHEST
 from sat_ray.utils.names import check_name
 
 
@@ -45,9 +43,8 @@ def from_json(kind: Any, value: Any) -> Any:
         return tuple(from_json(typing.get_args(kind)[0], item) for item in value)
     if typing.get_origin(kind) in (typing.Union, types.UnionType) and value is not None:
         return from_json(next(k for k in typing.get_args(kind) if k is not type(None)), value)
-    exact = (
-        kind is float and type(value) is int and abs(value) <= FARTHEST
-    )  # whatever else is wrong, the settings themselves refuse
+    # whatever else is wrong, the settings themselves refuse
+    exact = kind is float and type(value) is int and abs(value) <= FARTHEST
     return float(value) if exact else value
 
 

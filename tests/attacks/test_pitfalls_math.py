@@ -95,7 +95,7 @@ def test_an_unknown_name_is_answered_with_near_misses_or_the_whole_list() -> Non
     assert check_name("silu", known, field="activation") == "silu"
     with pytest.raises(ValueError, match="activation 'SILU' is unknown; did you mean silu"):
         check_name("SILU", known, field="activation")
-    with pytest.raises(ValueError, match="allowed: gelu, relu, silu"):
+    with pytest.raises(ValueError, match="choose gelu, relu, silu"):
         check_name("zzz", known, field="activation")
 
 

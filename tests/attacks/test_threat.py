@@ -204,9 +204,9 @@ def test_contains_refuses_nan_the_ball_and_the_box_image_by_image() -> None:
 
 @pytest.mark.parametrize(
     ("norm", "epsilon", "message"),
-    [("linf", 8, "Did you mean 8/255"), ("linf", 1.0000001, "is 1.0000001;"),
+    [("linf", 8, "did you mean 8/255"), ("linf", 1.0000001, "got 1.0000001;"),
      ("linf", 0.0, "epsilon"), ("l2", -1.0, "epsilon"), ("l2", math.nan, "epsilon"),
-     ("l2", math.inf, "epsilon"), ("linf", "8/255", "epsilon"), ("l1", 0.1, "linf, l2")],
+     ("l2", math.inf, "epsilon"), ("linf", "8/255", "epsilon"), ("l1", 0.1, "linf or l2")],
 )  # fmt: skip
 def test_a_radius_or_norm_that_makes_no_sense_is_refused(
     norm: str, epsilon: float, message: str

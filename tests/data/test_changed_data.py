@@ -238,13 +238,16 @@ def test_an_npz_with_channels_last_and_without_names_is_trained_on(tmp_path: Pat
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"labels": np.arange(30) % 3 * 2}, r"no image has the label 1 \(1\)"),
+        ({"labels": np.arange(30) % 3 * 2}, r"got none with the label 1 \(1\)"),
         (
             {"images": np.ones((30, 1, 8, 8), np.uint8)},
-            "no pixel is above 1; allowed: 0 to 255, so multiply",
+            "must have pixels from 0 to 255, got none above 1; multiply",
         ),
-        ({"images": np.zeros((30, 1, 8, 8), np.float32)}, "float32; allowed: uint8"),
-        ({"images": np.full((30, 1, 8, 8), 7, np.uint8)}, "all images are the same"),
+        (
+            {"images": np.zeros((30, 1, 8, 8), np.float32)},
+            "must be uint8 pixels, 0 to 255, got float32",
+        ),
+        ({"images": np.full((30, 1, 8, 8), 7, np.uint8)}, "images must differ"),
     ],
 )
 def test_an_npz_that_cannot_be_trained_on_is_refused(
@@ -257,10 +260,10 @@ def test_an_npz_that_cannot_be_trained_on_is_refused(
 def test_what_is_no_npz_file_is_refused_with_what_is_wanted(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing.npz"):
         with pytest.raises(
-            ValueError, match=r"allowed for npz: an \.npz file of images \(N, C, H, W\)"
+            ValueError, match=r"for npz give an \.npz file of images \(N, C, H, W\)"
         ):
             prepare("npz", path, tmp_path)
-    with pytest.raises(ValueError, match=r"data\.path is empty; allowed for npz"):
+    with pytest.raises(ValueError, match=r"data\.path must not be empty; for npz give"):
         prepare("npz", "", tmp_path)
 
 
@@ -284,7 +287,7 @@ def test_pixels_of_0_and_1_alone_are_refused_by_every_reader(tmp_path: Path) -> 
     ):
         with pytest.raises(
             ValueError,
-            match="no pixel is above 1; allowed: 0 to 255, so multiply images of 0 and 1 by 255",
+            match="must have pixels from 0 to 255, got none above 1; multiply images",
         ):
             act()
     assert not list(tmp_path.rglob("manifest.json"))

@@ -122,11 +122,11 @@ DAMAGED: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "an HTML page": (
         changed(images=b"<!DOCTYPE html><html>not found</html>"),
-        f"{IMAGES} is no IDX file of images: it begins with 3c21444f, and 00000803 is wanted",
+        f"{IMAGES} is no IDX file of images: it must begin with 00000803, got 3c21444f",
     ),
     "elements of 32 bits": (
         changed(labels=b"\0\0\x0c\x01" + SMALL[LABELS][4:]),
-        f"{LABELS} is no IDX file of labels: it begins with 00000c01, and 00000801 is wanted",
+        f"{LABELS} is no IDX file of labels: it must begin with 00000801, got 00000c01",
     ),
     "labels in the place of images": (
         changed(images=SMALL[LABELS]),
@@ -154,15 +154,15 @@ DAMAGED: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "no images": (
         changed(images=idx(np.zeros((0, 28, 28), np.uint8))),
-        f"{IMAGES} announces 0 x 28 x 28 bytes; allowed: 1 to 1,000,000 x 28 x 28",
+        f"{IMAGES} must announce 1 to 1,000,000 x 28 x 28 bytes, got 0 x 28 x 28",
     ),
     "images of another size": (
         changed(images=idx(np.zeros((36, 32, 32), np.uint8))),
-        f"{IMAGES} announces 36 x 32 x 32 bytes",
+        f"{IMAGES} must announce 1 to 1,000,000 x 28 x 28 bytes, got 36 x 32 x 32",
     ),
     "a header that announces four billion images": (
         changed(images=HUGE),
-        f"{IMAGES} announces 4294967295 x 28 x 28 bytes",
+        f"{IMAGES} must announce 1 to 1,000,000 x 28 x 28 bytes, got 4294967295 x 28 x 28",
     ),
 }
 CUT_GZIP = {
@@ -189,7 +189,7 @@ def test_damaged_or_mixed_up_files_are_refused_in_one_line_that_names_the_file(
         opened("mnist", unpack(files, tmp_path))
     line = str(caught.value)
     assert line.startswith(f"data.path {tmp_path}: {message}")
-    assert "allowed for mnist: a folder with train-images-idx3-ubyte" in line and "\n" not in line
+    assert "for mnist give a folder with train-images-idx3-ubyte" in line and "\n" not in line
 
 
 @pytest.mark.parametrize("cut", CUT_GZIP)
@@ -239,7 +239,7 @@ def test_the_way_to_get_the_images_is_said_where_none_are_found(tmp_path: Path) 
         with pytest.raises(LayoutError, match=r"data\.path") as caught:
             absent.open(path)
         line = str(caught.value)
-        assert "allowed for fashion_mnist: a folder with train-images-idx3-ubyte" in line
+        assert "for fashion_mnist give a folder with train-images-idx3-ubyte" in line
         assert "or install Debian's package (apt-get install dataset-fashion-mnist)" in line
         assert "or give --data.download" in line and "\n" not in line
     present = dataclasses.replace(absent, installed=str(unpack(zipped(SMALL), tmp_path / "there")))

@@ -396,11 +396,11 @@ def test_a_spec_survives_json_and_builds_the_same_model() -> None:
         ({"num_classes": 1}, "num_classes must be a whole number from 2"),
         ({"in_channels": 0}, "in_channels must be a whole number from 1"),
         ({"width": 0}, "width must be a whole number from 1"),
-        ({"mean": (0.5,)}, "mean and std need one number for each of 3 channels"),
+        ({"mean": (0.5,)}, "mean and std must have one number for each of 3 channels"),
         ({"std": (0.0, 1.0, 1.0)}, "std must be .* a number greater than 0"),
         (
             {"name": "wide_resnet28_10", "zero_gamma": True},
-            "zero_gamma is True; allowed for wide_resnet28_10: False",
+            "zero_gamma must be False for wide_resnet28_10",
         ),
         ({"name": "resnext50_32x8"}, "did you mean .*resnext50_32x8d"),
     ],

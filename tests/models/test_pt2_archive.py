@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sat_ray.models.pt2.archive import check_expression, checked_archive
+from sat_ray.models.pt2.archive import checked_archive
+from sat_ray.models.pt2.description import check_expression
 from sat_ray.models.pt2.load import load_exported
 from sat_ray.models.pt2.trial_load import try_in_child
 

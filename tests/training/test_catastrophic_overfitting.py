@@ -178,7 +178,7 @@ def test_a_run_that_collapses_without_a_guard_is_rolled_back_and_recovers_with_o
 
 
 def one_of_two_workers(rank: int, folder: str) -> None:
-    """Run as a process of its own: the same training as one of two gloo workers, one BatchNorm group each."""
+    """Run as a separate process: the same training as one of two gloo workers."""
     with worker_of_two(rank, folder) as group:
         for seed in SEEDS:
             for last in epochs_of(

@@ -29,7 +29,7 @@ def test_more_workers_than_groups_and_uneven_shares_that_nobody_needs_are_refuse
     for workers in (3, 8):
         with pytest.raises(
             ValueError,
-            match=rf"workers must be a divisor of 4, as they share 4 BatchNorm groups .* evenly, got {workers}",
+            match=rf"must be a divisor of 4, as they share 4 BatchNorm .*, got {workers}",
         ):
             check_even(settings, world_size=workers)
     check_even(settings, world_size=2)

@@ -40,7 +40,7 @@ ACCEPTED: dict[str, Tensor] = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_probabilities_are_refused(kind: str) -> None:
     with pytest.raises(
-        ValueError, match=r"^model x returns (scaled )?probabilities \(rows .* allowed: logits"
+        ValueError, match=r"^model x returns (scaled )?probabilities \(rows .* return logits"
     ):
         require_no_probabilities(REFUSED[kind], what="model x")
 

@@ -64,7 +64,7 @@ def describe_source(found: Raw | Listing) -> dict[str, Any]:
 
 
 def note_source(source: Source, found: Raw | Listing, storage: Storage) -> None:
-    """Write a fingerprint of the images beside the shards, where only their place identifies them."""
+    """Write a fingerprint of the images beside the shards, where only a place identifies them."""
     if _may_change(source):
         storage.write_json(SOURCE, describe_source(found))
 
@@ -92,7 +92,8 @@ def check_unchanged(source: Source, storage: Storage, *, path: str) -> None:
     if now != then:
         what = f"data.path {path}" if path else f"data.dataset {source.name}"
         raise ChangedDataError(
-            f"{what} has changed since it was prepared ({_difference(then, now)}); {_remedy(storage)}"
+            f"{what} has changed since it was prepared ({_difference(then, now)}); "
+            f"{_remedy(storage)}"
         )
 
 

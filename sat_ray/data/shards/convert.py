@@ -36,7 +36,10 @@ Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 ROWS_PER_SHARD = 256
 BLOCK_BYTES = 256 * 1024**2  # of decoded images in one shard: fewer of them where they are large
 WORKERS = 4  # threads that read and decode
-ALLOWED = "a prepared dataset (a folder with manifest.json), an image folder (one sub-folder per class) or an .npz file"
+ALLOWED = (
+    "a prepared dataset (a folder with manifest.json), an image folder (one sub-folder per class) "
+    "or an .npz file"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +72,23 @@ def prepared(
     is_prepared = uri.startswith("s3://") or (path / MANIFEST).is_file()
     if image_size is not None and (is_prepared or not path.is_dir()):
         raise ValueError(
-            f"image_size is {image_size}, but {uri} is no image folder; allowed: none, its images are taken as they are"
+            f"image_size must be left out for {uri}, got {image_size}: only the images of an image "
+            "folder are resized"
         )
     if is_prepared:
         folder = Storage.at(uri)
         if not folder.exists(MANIFEST):
             raise ValueError(
-                f"data {uri} has no {MANIFEST}; allowed: {ALLOWED} (the last two on a local disk)"
+                f"data must be {ALLOWED} (the last two on a local disk), got {uri}, which has no "
+                f"{MANIFEST}"
             )
     elif path.is_file() and path.suffix == ".npz":
         folder = _written(open_npz(path), root)
     elif path.is_dir():
         folder = _written(open_image_folder(path, image_size=image_size, channels=channels), root)
     else:
-        raise ValueError(
-            f"data {uri} is {'no such kind of file' if path.exists() else 'not there'}; allowed: {ALLOWED}"
-        )
+        found = "another kind of file" if path.exists() else "not there"
+        raise ValueError(f"data must be {ALLOWED}, got {uri}, which is {found}")
     verify(folder)
     return folder.uri
 
@@ -135,7 +139,7 @@ def open_image_folder(
     """
     if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
         raise ValueError(
-            f"image_size is {image_size}; allowed: a whole number from 1 to {LARGEST_SIDE}"
+            f"image_size must be a whole number from 1 to {LARGEST_SIDE}, got {image_size}"
         )
     files = _files(folder)
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -173,7 +177,7 @@ def _files(folder: Path) -> Found:
         if not splits:
             return class_files(folder)
     except LayoutError as error:
-        raise ValueError(f"data {folder}: {error}; allowed: {ALLOWED}") from None
+        raise ValueError(f"data must be {ALLOWED}, got {folder}: {error}") from None
     last = list(splits)[-1]
     raise ValueError(
         f"data {folder} has the splits {', '.join(splits)}; name one of them: {folder}/{last}"
@@ -185,7 +189,8 @@ def _refuse(bad: Sequence[tuple[Place, str]], count: int) -> None:
         shown = "; ".join(f"{printable(place.path)} ({reason})" for place, reason in bad[:5])
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise ValueError(
-            f"{len(bad)} of {count} files cannot be used: {shown}{more}; allowed: images of 8 bits, one in a file"
+            f"{len(bad)} of {count} files cannot be used: {shown}{more}; give images of 8 bits, "
+            "one in a file"
         )
 
 
@@ -207,12 +212,14 @@ def _common_size(
     for place, found in zip(places, headers, strict=True):
         if found.size != (width, height):
             raise ValueError(
-                f"images differ in size: {printable(places[0].path)} is {width} x {height}, {printable(place.path)} is "
-                f"{found.size[0]} x {found.size[1]}; give --image-size N"
+                f"images differ in size: {printable(places[0].path)} is {width} x {height}, "
+                f"{printable(place.path)} is {found.size[0]} x {found.size[1]}; "
+                "give --image-size N"
             )
     if max(width, height) > LARGEST_SIDE:
         raise ValueError(
-            f"images of {width} x {height} are too large to be attacked; give --image-size N, at most {LARGEST_SIDE}"
+            f"images must have sides of at most {LARGEST_SIDE} pixels, got {width} x {height}; "
+            "give --image-size N"
         )
     return height, width
 

@@ -82,16 +82,15 @@ def write_dataset(
     that cannot be read, are too small or differ in size, LayoutError where the folder is not as
     wanted.
     """
-    found, storing = source.open(path, download=download), storing or Storing()
+    found = source.open(path, download=download)
+    storing = storing or Storing()
     if isinstance(found, Listing):
         found = stamped(found)
     splits = source.splits(found)
-    storage.write_json(
-        PLAN, {"shards": sum(-(-len(ids) // rows_per_shard) for ids in splits.values())}
-    )
+    shards = sum(-(-len(ids) // rows_per_shard) for ids in splits.values())
+    storage.write_json(PLAN, {"shards": shards})
     tasks = shard_tasks(found, splits, rows_per_shard=rows_per_shard, storing=storing)
     parts = list((run if source.encoded else map)(partial(write_shard, storage=storage), tasks))
-    _check_range([part for part in parts if part["rows"]])
     corrupt = [one for part in parts for one in part["corrupt"]]
     _check_corrupt(corrupt, len(found.labels), corrupt_share)
     enlarged = _check_enlarged(
@@ -101,19 +100,33 @@ def write_dataset(
         "schema_version": SCHEMA_VERSION,
         "dataset": source.name,
         "class_names": list(found.class_names),
-        "shape": _one_shape(parts),
-        "splits": {
-            split: sum(part["rows"] for part in parts if part["split"] == split) for split in SPLITS
-        },
-        **_mean_and_std([part for part in parts if part["split"] == "train" and part["rows"]]),
+        **_described([part for part in parts if part["rows"]]),
         "encoding": storing.encoding,
         "corrupt": corrupt,
         **({"enlarged": enlarged} if enlarged else {}),
-        "shards": [{key: part[key] for key in ENTRY} for part in parts if part["rows"]],
     }
     note_source(source, found, storage)
     storage.write_json(MANIFEST, sealed(manifest))
     return manifest
+
+
+def _described(parts: Sequence[Part]) -> dict[str, Any]:
+    """Return what a manifest says about the shards of these parts.
+
+    Raises ValueError where nothing can be trained on the images.
+    """
+    _check_range(parts)
+    shape = _one_shape(parts)
+    moments = _mean_and_std([part for part in parts if part["split"] == "train"])
+    _check_spread(moments)
+    return {
+        "shape": shape,
+        "splits": {
+            split: sum(part["rows"] for part in parts if part["split"] == split) for split in SPLITS
+        },
+        **moments,
+        "shards": [{key: part[key] for key in ENTRY} for part in parts],
+    }
 
 
 def _check_range(parts: Sequence[Part]) -> None:
@@ -122,13 +135,30 @@ def _check_range(parts: Sequence[Part]) -> None:
         raise ValueError(too_dark(1, what="the images"))
 
 
+def _check_spread(moments: dict[str, list[float]]) -> None:
+    """Refuse a channel that has the same value in all training images: it cannot be standardised.
+
+    Only the sums over all training images can show that, so it is known when the last shard is
+    written. The check comes before the manifest is written, so that no dataset is committed on
+    which nothing can be trained.
+    """
+    for channel, (mean, std) in enumerate(zip(moments["mean"], moments["std"], strict=True)):
+        if not std > 0:
+            raise ValueError(
+                f"channel {channel} of the training images must vary, got {round(mean * 255)} in "
+                "every pixel of all images, so it cannot be standardised; leave the channel out "
+                "(an image's alpha channel, for example), or store gray images as one channel"
+            )
+
+
 def _check_corrupt(corrupt: Sequence[dict[str, Any]], count: int, share: float) -> None:
     if len(corrupt) > share * count:
         shown = "; ".join(f"{one['image']} ({one['reason']})" for one in corrupt[:3])
         more = f" and {len(corrupt) - 3} more" if len(corrupt) > 3 else ""
         raise ValueError(
-            f"{len(corrupt)} of {count} images cannot be read: {shown}{more}; allowed by data.corrupt_share: a share of {share:g}, "
-            f"{int(share * count)} images"
+            f"{len(corrupt)} of {count} images cannot be read: {shown}{more}; data.corrupt_share "
+            f"allows a share of {share:g}, {int(share * count)} images; restore the files, or give "
+            "a larger share"
         )
 
 
@@ -142,14 +172,15 @@ def _check_enlarged(parts: Sequence[Part], count: int, share: float, *, image_si
     if enlarged > share * count:
         side, name, size = min(one["smallest"] for one in found)
         raise ValueError(
-            f"{enlarged} of {count} images are smaller than data.image_size, {image_size}, the smallest is {name} of {size}; allowed by "
-            f"data.enlarged_share: a share of {share:g}, {int(share * count)} images; give --data.image-size {side}, or a larger share"
+            f"{enlarged} of {count} images are smaller than data.image_size, {image_size}, the "
+            f"smallest is {name} of {size}; data.enlarged_share allows a share of {share:g}, "
+            f"{int(share * count)} images; give --data.image-size {side}, or a larger share"
         )
     return enlarged
 
 
 def _one_shape(parts: Sequence[Part]) -> list[int]:
-    shapes = {tuple(part["shape"]): part["file"] for part in parts if part["rows"]}
+    shapes = {tuple(part["shape"]): part["file"] for part in parts}
     if len(shapes) != 1:
         shown = ", ".join(f"{w} x {h} in {file}" for (_, h, w), file in sorted(shapes.items())[:3])
         raise ValueError(f"images differ in size: {shown}; give --data.image-size N")
@@ -162,10 +193,10 @@ def _mean_and_std(parts: Sequence[Part]) -> dict[str, list[float]]:
     They are computed from the exact sums of every part.
     """
     pixels = sum(part["pixels"] for part in parts)
-    sums, squares = (
-        [sum(column) for column in zip(*(part[key] for part in parts), strict=True)]
-        for key in ("sum", "sum_of_squares")
-    )
+    sums = [sum(column) for column in zip(*(part["sum"] for part in parts), strict=True)]
+    squares = [
+        sum(column) for column in zip(*(part["sum_of_squares"] for part in parts), strict=True)
+    ]
     variances = [
         Fraction(q, pixels) - Fraction(s, pixels) ** 2 for s, q in zip(sums, squares, strict=True)
     ]
@@ -232,7 +263,9 @@ def read_rows(storage: Storage, split: str, rows: Tensor) -> Split:
 
     Raises CorruptShardError as `read_split` does.
     """
-    manifest, parts, first = read_manifest(storage), [], 0
+    manifest = read_manifest(storage)
+    parts = []
+    first = 0
     for shard in manifest["shards"]:
         if shard["split"] == split:
             inside = rows[(rows >= first) & (rows < first + shard["rows"])] - first
@@ -277,12 +310,14 @@ def read_shard(
     found = hashlib.sha256(data).hexdigest()
     if found != shard["sha256"]:
         raise CorruptShardError(
-            f"shard {storage.uri}/{shard['file']} has sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}: damaged; {REMEDY}"
+            f"shard {storage.uri}/{shard['file']} has sha256 {found[:12]}, the manifest says "
+            f"{shard['sha256'][:12]}: damaged; {REMEDY}"
         )
     table = pq.read_table(io.BytesIO(data), columns=columns)
     if len(table) != shard["rows"]:
         raise CorruptShardError(
-            f"shard {storage.uri}/{shard['file']} has {len(table)} rows, the manifest says {shard['rows']}; {REMEDY}"
+            f"shard {storage.uri}/{shard['file']} has {len(table)} rows, the manifest says "
+            f"{shard['rows']}; {REMEDY}"
         )
     return table
 
@@ -309,7 +344,8 @@ def verify(storage: Storage) -> None:
             raise _missing(storage, shard)
         if (size := sizes[shard["file"]]) != shard["bytes"]:
             raise CorruptShardError(
-                f"shard {storage.uri}/{shard['file']} has {size} bytes, the manifest says {shard['bytes']}: damaged; {REMEDY}"
+                f"shard {storage.uri}/{shard['file']} has {size} bytes, the manifest says "
+                f"{shard['bytes']}: damaged; {REMEDY}"
             )
 
 

@@ -27,27 +27,28 @@ def fault(manifest: Any) -> str:
         manifest.get(field) for field in ("shape", "class_names", "splits", "shards")
     )
     if not _is_shape(shape):
-        return f"shape is {_shown(shape)}; allowed: channels, height and width, whole numbers >= 1"
+        allowed = "channels, height and width, whole numbers >= 1"
+        return f"shape must be {allowed}, got {_shown(shape)}"
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return f"class_names is {_shown(names)}; allowed: a list of texts, empty where they are unknown"
+        allowed = "a list of texts, empty where they are unknown"
+        return f"class_names must be {allowed}, got {_shown(names)}"
     if not isinstance(splits, dict) or not all(_is_count(count) for count in splits.values()):
-        return f"splits is {_shown(splits)}; allowed: the number of images of each split"
+        return f"splits must be the number of images of each split, got {_shown(splits)}"
     if not isinstance(shards, list) or not shards:
-        return f"shards is {_shown(shards)}; allowed: a list of at least one shard"
+        return f"shards must be a list of at least one shard, got {_shown(shards)}"
     for number, shard in enumerate(shards):
         if not _is_entry(shard):
-            return f"shards[{number}] is {_shown(shard)}; allowed: {', '.join(ENTRY)}, rows >= 1"
+            allowed = f"have {', '.join(ENTRY)}, rows >= 1"
+            return f"shards[{number}] must {allowed}, got {_shown(shard)}"
     return _miscounted(splits, shards)
 
 
 def _miscounted(splits: Mapping[str, int], shards: list[dict[str, Any]]) -> str:
     for split in sorted({*splits, *(shard["split"] for shard in shards)}):
-        held, said = (
-            sum(shard["rows"] for shard in shards if shard["split"] == split),
-            splits.get(split, 0),
-        )
-        if held != said:
-            return f"splits says that {split} has {said} images; allowed: {held}, the rows of its shards"
+        held = sum(shard["rows"] for shard in shards if shard["split"] == split)
+        stated = splits.get(split, 0)
+        if held != stated:
+            return f"splits.{split} must be {held}, the rows of its shards, got {stated}"
     return ""
 
 
@@ -73,7 +74,7 @@ def _is_count(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     if value is None:
-        return "missing"
+        return "nothing"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -96,7 +97,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         raise CorruptShardError(f"{place} {error}; {REMEDY}") from None
     if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
         raise CorruptShardError(
-            f"{place} has schema version {version}; this version reads {SCHEMA_VERSION}"
+            f"{place} must have schema version {SCHEMA_VERSION}, got {version}; prepare it again"
         )
     if found := fault(manifest):
         raise CorruptShardError(f"{place}: {found}; {REMEDY}")

@@ -52,7 +52,7 @@ def _kept(values: np.ndarray, kind: type[np.signedinteger[Any]], name: str) -> n
     limits = np.iinfo(kind)
     if len(values) and not limits.min <= int(values.min()) <= int(values.max()) <= limits.max:
         raise ValueError(
-            f"{name} lie in [{values.min()}, {values.max()}]; allowed: {limits.min} to {limits.max}"
+            f"{name} must lie in {limits.min} to {limits.max}, got {values.min()} to {values.max()}"
         )
     return values.astype(kind)
 
@@ -72,7 +72,8 @@ def check_shape(table: pa.Table, shape: Sequence[int], *, where: str) -> None:
 def _require_shape(found: object, needed: object, shape: Sequence[int], where: str) -> None:
     if found != needed:
         raise ValueError(
-            f"an image of {where} has {found}; allowed by the manifest's shape {list(shape)}: {needed}"
+            f"an image of {where} must have {needed}, as the manifest's shape {list(shape)} says, "
+            f"got {found}"
         )
 
 

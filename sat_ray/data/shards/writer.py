@@ -22,7 +22,8 @@ from sat_ray.storage.store import Storage
 from sat_ray.utils.names import printable
 
 SHARD_BYTES = 4 * 1024**3  # of one shard's images in memory
-PARTS, PLAN = "parts", "parts/plan.json"
+PARTS = "parts"
+PLAN = "parts/plan.json"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ShardTask:
 def shard_tasks(
     found: Raw | Listing, splits: dict[str, np.ndarray], *, rows_per_shard: int, storing: Storing
 ) -> Iterator[ShardTask]:
-    """Yield the task of every shard, one at a time: split by split, `rows_per_shard` images each."""
+    """Yield the task of every shard: split by split, `rows_per_shard` images each."""
     for split in SPLITS:
         ids = splits[split]
         for number, first in enumerate(range(0, len(ids), rows_per_shard)):
@@ -97,7 +98,8 @@ def write_shard(task: ShardTask, storage: Storage) -> dict[str, Any]:
     channel, the corrupt images left out, and how many were smaller than they are stored, with the
     smallest.
     """
-    fingerprint, name = task.fingerprint, f"{PARTS}/{task.file}.json"
+    fingerprint = task.fingerprint
+    name = f"{PARTS}/{task.file}.json"
     part: dict[str, Any]
     with contextlib.suppress(
         FileNotFoundError, ValueError
@@ -106,7 +108,8 @@ def write_shard(task: ShardTask, storage: Storage) -> dict[str, Any]:
         if part.get("fingerprint") == fingerprint:
             return part
     read = _read(task)
-    pixels, kept = read.pixels, read.kept
+    pixels = read.pixels
+    kept = read.kept
     part = {
         "file": task.file,
         "split": task.split,
@@ -163,11 +166,15 @@ def _read(task: ShardTask) -> _Read:
     """Return a task's images, those that could be read."""
     if isinstance(task.images, np.ndarray):
         return _Read(task.images, np.arange(len(task.ids)))
-    images, kept, corrupt, enlarged = [], [], [], []
+    images: list[np.ndarray] = []
+    kept: list[int] = []
+    corrupt: list[dict[str, Any]] = []
+    enlarged: list[list[Any]] = []
     for row, place in enumerate(task.images):
         try:
             image = opened(place.read())
-        except CorruptImageError as error:  # an OSError is no property of the image: storage that is away now may come back
+        # an OSError is not caught: it is no property of the image, and the storage may come back
+        except CorruptImageError as error:
             corrupt.append(
                 {
                     "image_id": int(task.ids[row]),
@@ -185,9 +192,11 @@ def _read(task: ShardTask) -> _Read:
                 [min(image.size), printable(place.name), f"{image.width} x {image.height}"]
             )
         if images[-1].shape != images[0].shape:
-            (_, h, w), (_, height, width) = images[0].shape, images[-1].shape
+            _, h, w = images[0].shape
+            _, height, width = images[-1].shape
             raise ValueError(
-                f"images differ in size: {printable(place.name)} is {width} x {height}, others {w} x {h}; give --data.image-size N"
+                f"images differ in size: {printable(place.name)} is {width} x {height}, others "
+                f"{w} x {h}; give --data.image-size N"
             )
     pixels = np.stack(images) if images else np.empty((0, 3, 0, 0), np.uint8)
     return _Read(pixels, np.array(kept, dtype=np.int64), corrupt, enlarged)
@@ -201,6 +210,7 @@ def _check_room(image: np.ndarray, count: int, place: Place) -> None:
     if image.nbytes * count > SHARD_BYTES:
         _, height, width = image.shape
         raise ValueError(
-            f"data.rows_per_shard must be at most {max(1, SHARD_BYTES // image.nbytes)} for images of {width} x {height} "
-            f"({printable(place.name)}), got {count}: give a smaller --data.rows-per-shard or --data.image-size"
+            f"data.rows_per_shard must be at most {max(1, SHARD_BYTES // image.nbytes)} for images "
+            f"of {width} x {height} ({printable(place.name)}), got {count}; give a smaller "
+            "--data.rows-per-shard or --data.image-size"
         )

@@ -100,7 +100,9 @@ class Source:
 
     def _read(self, folder: Folder) -> Raw | Listing:
         if isinstance(folder, RemotePath) and not self.remote:
-            raise LayoutError("it is on S3, and images of your own are read from a local folder")
+            raise LayoutError(
+                "it is on S3, and user-defined data sets are read from a local folder"
+            )
         if not folder.exists():
             raise LayoutError("it is not there")
         return self.read(folder)
@@ -111,10 +113,10 @@ class Source:
         The message names the layout that is needed.
         """
         if self.needs(path, download=download):
-            raise LayoutError(f"data.path is empty; {self._allowed()}")
+            raise LayoutError(f"data.path must not be empty; {self._allowed()}")
 
     def needs(self, path: str, *, download: bool = False) -> bool:
-        """Say whether a folder is needed, none is named, and none is found."""
+        """Return whether a folder is needed, none is named, and none is found."""
         found = path or download or self.optional_path or self._is_installed()
         return bool(self.layout) and not found
 
@@ -123,10 +125,11 @@ class Source:
 
     def _allowed(self) -> str:
         """Say what a folder must hold, and the other ways to get the images."""
-        ways = [f"allowed for {self.name}: {self.layout}"]
+        ways = [f"for {self.name} give {self.layout}"]
         if self.package:
             ways.append(
-                f"or install Debian's package (apt-get install {self.package}), which puts it in {self.installed}"
+                f"or install Debian's package (apt-get install {self.package}), which puts it in "
+                f"{self.installed}"
             )
         if self.downloader:
             ways.append("or give --data.download, which fetches the official files")

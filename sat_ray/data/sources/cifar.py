@@ -74,7 +74,8 @@ class Version:
                         assert stream is not None
                         if member.size > MOST_BYTES:
                             raise LayoutError(
-                                f"{name} in {archive.name} announces {member.size:,} bytes; allowed: {MOST_BYTES:,}"
+                                f"{name} in {archive.name} must have at most {MOST_BYTES:,} bytes, "
+                                f"got {member.size:,}"
                             )
                         found[name] = stream.read()
         except (tarfile.TarError, EOFError, OSError) as error:
@@ -134,7 +135,8 @@ class Cifar:
                 raise LayoutError(f"{name} is not a batch of {self.name}: {error}") from None
             if not len(labels) or labels.min() < 0 or labels.max() >= self.classes:
                 raise LayoutError(
-                    f"{name} is not a batch of {self.name}: labels are not in 0 to {self.classes - 1}"
+                    f"{name} is not a batch of {self.name}: labels are not in 0 to "
+                    f"{self.classes - 1}"
                 )
             batches.append((images.reshape(-1, 3, SIDE, SIDE), labels))
         names = read_names(files[version.names])
@@ -150,7 +152,8 @@ class Cifar:
 
     def _python_batch(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
         batch = read_batch(data)
-        images, labels = batch.get("data"), batch.get(self.labels)
+        images = batch.get("data")
+        labels = batch.get(self.labels)
         if (
             not isinstance(images, np.ndarray)
             or not isinstance(labels, list)

@@ -1,7 +1,7 @@
 """CIFAR's Python batches, read without running their code.
 
 The official files (protocol 2, written by Python 2) need numpy's array and dtype and nothing else.
-Here these names stand for plain records of this module, so that no foreign function runs, not even
+Here these names stand for plain records of this module, so that no other function runs, not even
 numpy's, whatever the file says; the array is built from the record afterwards. Every other name is
 refused before anything of the file was acted on.
 """

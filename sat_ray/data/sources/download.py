@@ -73,7 +73,8 @@ def fetch(kind: str, folder: Path) -> None:
                 )
     except OSError as error:
         raise DownloadError(
-            f"data.download cannot write to {folder} ({first_line(error)}); name a writable folder with --data.path"
+            f"data.download cannot write to {folder} ({first_line(error)}); name a writable folder "
+            "with --data.path"
         ) from None
 
 

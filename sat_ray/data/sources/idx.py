@@ -26,7 +26,8 @@ from sat_ray.storage.s3_path import Folder
 
 SIDE = 28
 CLASSES = 10
-TRAIN, TEST = 60_000, 10_000
+TRAIN = 60_000
+TEST = 10_000
 MOST_IMAGES = 1_000_000  # in one file: 0.8 GB; a damaged header may say four billion
 UNSIGNED_BYTES = 0x08
 KINDS = {1: "labels", 3: "images"}  # by the number of axes
@@ -70,7 +71,8 @@ class Idx:
         train, test = (_joined(arrays, found, split) for split in ("train", "test"))
         if len(test[1]) > len(train[1]):
             raise LayoutError(
-                f"the t10k files hold {len(test[1]):,} images and the train files {len(train[1]):,}: train and test are swapped"
+                f"the t10k files hold {len(test[1]):,} images and the train files "
+                f"{len(train[1]):,}: train and test are swapped"
             )
         images, labels = (np.concatenate(parts) for parts in zip(train, test, strict=True))
         held_out = {"test": np.arange(len(train[1]), len(labels))}
@@ -116,7 +118,8 @@ def _joined(
     counts = len(arrays[images]), len(arrays[labels])
     if counts[0] != counts[1]:
         raise LayoutError(
-            f"{found[images].name} has {counts[0]:,} images and {found[labels].name} {counts[1]:,} labels: they do not belong together"
+            f"{found[images].name} has {counts[0]:,} images and {found[labels].name} "
+            f"{counts[1]:,} labels: they do not belong together"
         )
     return arrays[images], arrays[labels]
 
@@ -149,12 +152,13 @@ def read_idx(stream: BinaryIO, *, axes: int) -> tuple[np.ndarray, str]:
     shape = tuple(np.frombuffer(header, dtype=">u4", offset=4).tolist())
     if not 1 <= shape[0] <= MOST_IMAGES or shape[1:] != (SIDE, SIDE)[: axes - 1]:
         allowed = f"1 to {MOST_IMAGES:,}{f' x {SIDE} x {SIDE}' if axes == 3 else ''}"
-        raise ValueError(f"announces {' x '.join(map(str, shape))} bytes; allowed: {allowed}")
+        raise ValueError(f"must announce {allowed} bytes, got {' x '.join(map(str, shape))}")
     expected = int(np.prod(shape))
     data = stream.read(expected)
     if len(data) < expected:
         raise ValueError(
-            f"is cut off: it has {len(data):,} bytes of {KINDS[axes]}, and its header announces {expected:,}"
+            f"is cut off: it has {len(data):,} bytes of {KINDS[axes]}, and its header announces "
+            f"{expected:,}"
         )
     if stream.read(1):
         raise ValueError(f"has bytes behind the {expected:,} that its header announces")
@@ -173,7 +177,7 @@ def _check_magic(magic: bytes, *, axes: int) -> None:
     if magic[:3] == wanted[:3] and magic[3] in KINDS:
         raise ValueError(f"holds {KINDS[magic[3]]}, not {KINDS[axes]}: the two are swapped")
     raise ValueError(
-        f"is no IDX file of {KINDS[axes]}: it begins with {magic.hex()}, and {wanted.hex()} is wanted"
+        f"is no IDX file of {KINDS[axes]}: it must begin with {wanted.hex()}, got {magic.hex()}"
     )
 
 

@@ -20,8 +20,8 @@ from sat_ray.utils.names import printable
 
 IMAGE_FOLDER_LAYOUT = (
     "CLASS/IMAGE (split by hash, a tenth each for test and val), or train/CLASS/IMAGE with "
-    "test/CLASS/IMAGE, val/CLASS/IMAGE or both; without test/, val/ is the test split; without a val "
-    f"split, a tenth of train is taken by hash; images are {', '.join(SUFFIXES)} of 8 bits"
+    "test/CLASS/IMAGE, val/CLASS/IMAGE or both; without test/, val/ is the test split; without a "
+    f"val split, a tenth of train is taken by hash; images are {', '.join(SUFFIXES)} of 8 bits"
 )
 NEAR_SPLITS = ("training", "valid", "validation", "testing", "eval", "dev")  # of other layouts
 Found = list[tuple[str, Place]]  # (class, where the image is)
@@ -55,8 +55,8 @@ def class_files(folder: Folder) -> Found:
         raise LayoutError(f"{printable(folder.name)}/ has no files in sub-folders")
     if strange := [place.name for _, place in found if not is_image(place.name)]:
         raise LayoutError(
-            f"{printable(folder.name)}/ has {len(strange)} files that are no images by their names, "
-            f"{printable(strange[0])} first; move them away"
+            f"{printable(folder.name)}/ has {len(strange)} files that are no images by their "
+            f"names, {printable(strange[0])} first; move them away"
         )
     if empty:
         raise LayoutError(
@@ -127,8 +127,8 @@ def split_folders(path: Folder) -> dict[str, Folder]:
     if other := [name for name in names if name not in splits]:
         beside = f" beside {', '.join(splits)}" if splits else ""
         raise LayoutError(
-            f"{where} has {len(other)} folders{beside} that are no splits, {printable(other[0])} first; "
-            "name the splits train, val and test, and move the rest away"
+            f"{where} has {len(other)} folders{beside} that are no splits, {printable(other[0])} "
+            "first; name the splits train, val and test, and move the rest away"
         )
     if "train" not in splits:
         raise LayoutError(f"{where} has {' and '.join(splits)} and no train")
@@ -159,12 +159,13 @@ def _refuse_loose(folder: Folder) -> None:
     """Raise LayoutError for images beside class folders: without a class they would be left out."""
     if loose := [name for name in entries(folder, folders=False) if is_image(name)]:
         raise LayoutError(
-            f"{printable(folder.name)}/ has images beside its folders ({len(loose)}, {printable(loose[0])} first)"
+            f"{printable(folder.name)}/ has images beside its folders ({len(loose)}, "
+            f"{printable(loose[0])} first); move them into a class"
         )
 
 
 def _listing(root: Folder, parts: dict[str, Found]) -> Listing:
-    """Join the images of several splits, train first; a lone val split is what there is to test on."""
+    """Join the images of the splits, train first; without a test split, val is the test split."""
     classes = sorted({name for name, _ in parts["train"]})
     index = {name: number for number, name in enumerate(classes)}
     places: list[Place] = []

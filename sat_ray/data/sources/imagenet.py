@@ -20,16 +20,15 @@ from sat_ray.data.sources.base import LayoutError, Listing
 from sat_ray.data.sources.image_folder import class_files
 from sat_ray.storage.s3_path import Folder
 
-TRAIN_TAR, VAL_TAR, DEVKIT = (
-    "ILSVRC2012_img_train.tar",
-    "ILSVRC2012_img_val.tar",
-    "ILSVRC2012_devkit_t12.tar.gz",
-)
+TRAIN_TAR = "ILSVRC2012_img_train.tar"
+VAL_TAR = "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 VAL_IDS = "imagenet_2012_validation_synset_labels.txt"
-GROUND_TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
+GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+META = "data/meta.mat"
 IMAGENET_LAYOUT = (
-    f"a folder with train/WNID/*.JPEG or {TRAIN_TAR}, and with val/WNID/*.JPEG or {VAL_TAR} beside {DEVKIT} or {VAL_IDS} "
-    "(50,000 lines, the WordNet id of each validation image in order)"
+    f"a folder with train/WNID/*.JPEG or {TRAIN_TAR}, and with val/WNID/*.JPEG or {VAL_TAR} "
+    f"beside {DEVKIT} or {VAL_IDS} (50,000 lines, the WordNet id of each validation image in order)"
 )
 Labelled = tuple[str, Place]  # (WordNet id, where the image is)
 
@@ -145,7 +144,8 @@ def _val_wordnet_ids(path: Folder) -> list[str]:
         return [names[number] for number in numbers]
     except (tarfile.TarError, EOFError, ValueError, KeyError) as error:
         raise LayoutError(
-            f"{DEVKIT} does not give the classes of the validation images ({type(error).__name__}: {error})"
+            f"{DEVKIT} does not give the classes of the validation images "
+            f"({type(error).__name__}: {error})"
         ) from None
 
 

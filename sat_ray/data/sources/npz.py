@@ -15,24 +15,22 @@ from numpy.lib import format as npy
 from sat_ray.data.pixels import too_dark
 from sat_ray.utils.import_string import first_line
 
-WANTED, NEEDED = ("images", "labels", "image_ids", "class_names"), ("images", "labels")
+WANTED = ("images", "labels", "image_ids", "class_names")
+NEEDED = ("images", "labels")
 MEMORY_SHARE = 0.5  # of what is free: images with channels last are copied once
 UNSUSPECTED = 1024**3  # bytes; only beyond these is it asked how well the images are packed
 MOST_PACKING = 100  # bytes of images in one of the file; drawings take a twentieth of their pixels
-MOST_LABEL, INT64 = (
-    2**31 - 1,
-    (-(2**63), 2**63 - 1),
-)  # labels are stored as int32, image ids as int64
+MOST_LABEL = 2**31 - 1  # labels are stored as int32
+INT64 = (-(2**63), 2**63 - 1)  # and image ids as int64
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
     """Read images and labels, and image ids and class names where the file has them.
 
     images: (N, C, H, W) or (N, H, W, C) uint8 with 1 or 3 channels; labels: (N,) whole numbers;
-
-    and, if there, image_ids (N,) whole numbers, each once (else 0 to N - 1) and class_names (K,)
-    strings. Returns images (N, C, H, W) uint8, labels and ids (N,) int64, and the names, () where
-    the file has none. Raises ValueError in one line.
+    image_ids: (N,) whole numbers, each once, else 0 to N - 1; class_names: (K,) strings.
+    Returns images (N, C, H, W) uint8, labels and ids (N,) int64, and the names, () where the file
+    has none. Raises ValueError in one line.
     """
     arrays = _arrays(path)
     images = _channels_first(arrays["images"], path)
@@ -64,7 +62,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str,
             if count > 1
         ]
         raise ValueError(
-            f"image_ids of {path} holds {doubled[:5]} more than once; allowed: each id once"
+            f"image_ids of {path} must hold each id once, got {doubled[:5]} more than once"
         )
     return images, labels, ids, names
 
@@ -81,17 +79,20 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             names = list(file.files)
     except Exception as error:  # numpy, zip and zlib raise whatever damaged bytes lead them to
         raise ValueError(
-            f"data {path} is no .npz of plain arrays ({first_line(error)}); allowed: arrays, no objects"
+            f"data {path} must be an .npz of plain arrays without objects, got another file "
+            f"({first_line(error)})"
         ) from None
-    if missing := [name for name in NEEDED if name not in found]:
+    if any(name not in found for name in NEEDED):
         raise ValueError(
-            f"data {path} holds {names} but not {' and '.join(missing)}; allowed: {', '.join(WANTED)}"
+            f"data {path} must hold {' and '.join(NEEDED)} (and may hold "
+            f"{' and '.join(WANTED[2:])}), got {names}"
         )
     if strange := [
         name for name, array in found.items() if not isinstance(array, np.ndarray)
     ]:  # numpy hands over its bytes
         raise ValueError(
-            f"data {path} is no .npz of plain arrays ({strange[0]} is no array); allowed: arrays, no objects"
+            f"data {path} must be an .npz of plain arrays without objects, got another file "
+            f"({strange[0]} is no array)"
         )
     return found
 
@@ -113,14 +114,17 @@ def _check_announced(path: Path) -> None:
                         f"{member.filename} announces {size:,} bytes and has {member.file_size:,}"
                     )
                 announced += size
-    packed, memory = path.stat().st_size, free_memory()
+    packed = path.stat().st_size
+    memory = free_memory()
     if announced > MEMORY_SHARE * memory:
         raise ValueError(
-            f"its arrays announce {announced:,} bytes, and {memory:,} bytes of memory are free; split it into smaller files"
+            f"its arrays announce {announced:,} bytes, and {memory:,} bytes of memory are free; "
+            "split it into smaller files"
         )
     if announced > UNSUSPECTED and announced > MOST_PACKING * packed:
         raise ValueError(
-            f"its arrays announce {announced:,} bytes in a file of {packed:,}, more than images can be packed"
+            f"its arrays announce {announced:,} bytes in a file of {packed:,}, more than images "
+            "can be packed"
         )
 
 
@@ -157,18 +161,21 @@ def free_memory() -> int:
 def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
     if images.dtype != np.uint8:
         raise ValueError(
-            f"images of {path} are {images.dtype}; allowed: uint8 pixels, 0 to 255. Give the images as they were before any scaling: "
-            "epsilon is measured in [0, 1] pixels, and normalised images would change what it means"
+            f"images of {path} must be uint8 pixels, 0 to 255, got {images.dtype}; give the images "
+            "as they were before any scaling: epsilon is measured in [0, 1] pixels, and normalised "
+            "images would change what it means"
         )
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(
-            f"images of {path} have shape {images.shape}; allowed: (N, C, H, W) or (N, H, W, C), none of them 0"
+            f"images of {path} must have shape (N, C, H, W) or (N, H, W, C), none of them 0, "
+            f"got {images.shape}"
         )
     first, last = (images.shape[axis] in (1, 3) for axis in (1, 3))
     if first == last:
         which = "both" if first else "neither"
         raise ValueError(
-            f"images of {path} have shape {images.shape}: {which} of axes 1 and 3 can be channels; allowed: 1 or 3 on one"
+            f"images of {path} must have 1 or 3 channels on one of axes 1 and 3, got shape "
+            f"{images.shape}: {which} can be channels"
         )
     return images if first else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
@@ -182,11 +189,12 @@ def _whole_numbers(
     """
     if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
-            f"{name} of {path} is {values.shape} {values.dtype}; allowed: ({count},) whole numbers, one per image"
+            f"{name} of {path} must be ({count},) whole numbers, one per image, "
+            f"got {values.shape} {values.dtype}"
         )
     if int(values.min()) < limits[0] or int(values.max()) > limits[1]:
         raise ValueError(
-            f"{name} of {path} lie in [{values.min()}, {values.max()}]; allowed: {allowed}"
+            f"{name} of {path} must lie in {allowed}, got {values.min()} to {values.max()}"
         )
     return values.astype(np.int64)
 
@@ -196,6 +204,7 @@ def _class_names(values: np.ndarray | None, path: Path) -> tuple[str, ...]:
         return ()
     if values.ndim != 1 or values.dtype.kind != "U" or len(set(values.tolist())) != len(values):
         raise ValueError(
-            f"class_names of {path} is {values.shape} {values.dtype}; allowed: (K,) strings, one per class, all different"
+            f"class_names of {path} must be (K,) strings, one per class, all different, "
+            f"got {values.shape} {values.dtype}"
         )
     return tuple(values.tolist())

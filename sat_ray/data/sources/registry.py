@@ -57,7 +57,8 @@ _ENTRIES = (
         images=idx.TRAIN + idx.TEST,
         test=idx.TEST,
         val=IDX_VAL,
-        about="MNIST: 70,000 handwritten digits, 28 x 28, one channel; the official test images are the test split",
+        about="MNIST: 70,000 handwritten digits, 28 x 28, one channel; "
+        "the official test images are the test split",
         layout=idx.MNIST.layout,
         remote=True,
         shape=(1, idx.SIDE, idx.SIDE),
@@ -70,7 +71,8 @@ _ENTRIES = (
         images=60_000,
         test=10_000,
         val=1_000,
-        about="CIFAR-10: 60,000 photographs of 10 classes, 32 x 32; the official test images are the test split",
+        about="CIFAR-10: 60,000 photographs of 10 classes, 32 x 32; "
+        "the official test images are the test split",
         layout=cifar.CIFAR10.layout,
         downloader="CIFAR10",
         remote=True,
@@ -83,7 +85,8 @@ _ENTRIES = (
         images=60_000,
         test=10_000,
         val=1_000,
-        about="CIFAR-100: 60,000 photographs of 100 classes, 32 x 32; the official test images are the test split",
+        about="CIFAR-100: 60,000 photographs of 100 classes, 32 x 32; "
+        "the official test images are the test split",
         layout=cifar.CIFAR100.layout,
         downloader="CIFAR100",
         remote=True,
@@ -96,7 +99,8 @@ _ENTRIES = (
         images=1_331_167,
         test=50_000,
         val=10_000,
-        about="ImageNet (ILSVRC 2012): 1,281,167 photographs to train on, 1,000 classes; the official validation images are the test split",
+        about="ImageNet (ILSVRC 2012): 1,281,167 photographs to train on, 1,000 classes; "
+        "the official validation images are the test split",
         layout=IMAGENET_LAYOUT,
         remote=True,
         encoded=True,

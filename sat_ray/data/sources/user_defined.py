@@ -22,8 +22,8 @@ from sat_ray.utils.import_string import call, parameters, required, resolve
 
 FEWEST = 20
 NPZ_LAYOUT = (
-    "an .npz file of images (N, C, H, W) or (N, H, W, C) uint8 and labels (N,), perhaps with class_names (K,); "
-    "a tenth each is held out by hash for testing and validation"
+    "an .npz file of images (N, C, H, W) or (N, H, W, C) uint8 and labels (N,), perhaps with "
+    "class_names (K,); a tenth each is held out by hash for testing and validation"
 )
 RETURNED = "images (N, C, H, W) uint8, labels (N,), class_names"
 ALLOWED = f"a Source, or a function without arguments (or with path) that returns {RETURNED}"
@@ -35,16 +35,20 @@ def user_defined_source(name: str) -> Source:
 
     ValueError in one line.
     """
-    found, what = resolve(name, what="data.dataset"), f"data.dataset {name}"
+    what = f"data.dataset {name}"
+    found = resolve(name, what="data.dataset")
     if isinstance(found, Source):
         return dataclasses.replace(found, name=name)
     if not callable(found):
-        raise ValueError(f"{what} is a {type(found).__name__}; allowed: {ALLOWED}")
+        raise ValueError(f"{what} must be {ALLOWED}, got a {type(found).__name__}")
     takes = parameters(found, what=what)
     if unknown := [one for one in required(takes) if one != "path"]:
-        raise ValueError(f"{what} needs {', '.join(unknown)}; allowed: {ALLOWED}")
+        raise ValueError(f"{what} must be {ALLOWED}, got one that needs {', '.join(unknown)}")
     layout = f"a folder that {name} reads" if "path" in takes else ""
-    about = f"images of your own from {name}; a tenth each for testing and validation where it names none"
+    about = (
+        f"user-defined images from {name}; a tenth each for testing and validation where it names "
+        "none"
+    )
     return Source(
         name,
         functools.partial(_read, name),
@@ -106,7 +110,7 @@ def _read(name: str, path: Any = None) -> Raw:
 def _raw(found: Any, *, what: str) -> Raw:
     if not isinstance(found, tuple) or len(found) != 3:
         raise ValueError(
-            f"{what} returned a {type(found).__name__}; allowed: {RETURNED}, as a tuple or a Raw"
+            f"{what} must return {RETURNED}, as a tuple or a Raw, got a {type(found).__name__}"
         )
     images, labels, names = found
     if (
@@ -115,29 +119,34 @@ def _raw(found: Any, *, what: str) -> Raw:
         or not all(isinstance(one, str) for one in names)
     ):
         raise ValueError(
-            f"{what}: class_names are a {type(names).__name__}; allowed: one text per class, in the order of the labels"
+            f"{what}: class_names must be one text per class, in the order of the labels, "
+            f"got a {type(names).__name__}"
         )
     return Raw(np.asarray(images), np.asarray(labels), tuple(names))
 
 
 def _checked(raw: Raw, *, what: str) -> Raw:
     _check_images(raw.images, what=what)
-    labels, count = raw.labels, len(raw.images)
+    labels = raw.labels
+    count = len(raw.images)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"{what}: labels are {labels.dtype} {labels.shape}; allowed: {count} whole numbers, one per image"
+            f"{what}: labels must be {count} whole numbers, one per image, "
+            f"got {labels.dtype} {labels.shape}"
         )
     if len(raw.class_names) < 2 or len(set(raw.class_names)) != len(raw.class_names):
         raise ValueError(
-            f"{what}: class_names are {raw.class_names}; allowed: at least 2, each once"
+            f"{what}: class_names must be at least 2, each once, got {raw.class_names}"
         )
     if labels.min() < 0 or labels.max() >= len(raw.class_names):
         raise ValueError(
-            f"{what}: labels lie in [{labels.min()}, {labels.max()}]; allowed: 0 to {len(raw.class_names) - 1}"
+            f"{what}: labels must lie in 0 to {len(raw.class_names) - 1}, "
+            f"got {labels.min()} to {labels.max()}"
         )
     if absent := sorted(set(range(len(raw.class_names))) - set(labels.tolist())):
         raise ValueError(
-            f"{what}: no image has the label {absent[0]} ({raw.class_names[absent[0]]}); allowed: images of every class"
+            f"{what}: images must include every class, got none with the label {absent[0]} "
+            f"({raw.class_names[absent[0]]})"
         )
     for split, ids in raw.held_out.items():
         if (
@@ -146,7 +155,8 @@ def _checked(raw: Raw, *, what: str) -> Raw:
             or not np.isin(ids, np.arange(count)).all()
         ):
             raise ValueError(
-                f"{what}: held_out {split} is wrong; allowed: test and val, image ids from 0 to {count - 1}, each once"
+                f"{what}: held_out must be of test and val, image ids from 0 to {count - 1}, each "
+                f"once, got other ones for {split}"
             )
     return dataclasses.replace(
         raw, images=np.ascontiguousarray(raw.images), labels=labels.astype(np.int64)
@@ -154,24 +164,27 @@ def _checked(raw: Raw, *, what: str) -> Raw:
 
 
 def _check_images(images: Any, *, what: str) -> None:
-    """Refuse what is no uint8 image, and name the likely slip."""
+    """Refuse what is no uint8 image, and name the likely mistake."""
     if not isinstance(images, np.ndarray) or images.ndim != 4:
         raise ValueError(
-            f"{what}: images have shape {getattr(images, 'shape', None)}; allowed: (N, C, H, W), C = 1 for grey ones"
+            f"{what}: images must have shape (N, C, H, W), C = 1 for gray ones, "
+            f"got {getattr(images, 'shape', None)}"
         )
     if images.dtype != np.uint8:
         scaled = images.dtype.kind == "f" and float(images.min()) >= 0 and float(images.max()) <= 1
         hint = "; write np.rint(images * 255).astype(np.uint8)" if scaled else ""
         raise ValueError(
-            f"{what}: images are {images.dtype}; allowed: uint8 pixels as they were before any scaling{hint}"
+            f"{what}: images must be uint8 pixels as they were before any scaling, "
+            f"got {images.dtype}{hint}"
         )
     if images.shape[1] > 4 and images.shape[3] in (1, 3, 4):
         raise ValueError(
-            f"{what}: images have shape {images.shape}, channels last; allowed: (N, C, H, W), images.transpose(0, 3, 1, 2)"
+            f"{what}: images must have shape (N, C, H, W), got {images.shape}, channels last; "
+            "return images.transpose(0, 3, 1, 2)"
         )
     if len(images) < FEWEST:
-        raise ValueError(f"{what}: {len(images)} images; allowed: at least {FEWEST}")
+        raise ValueError(f"{what}: images must be at least {FEWEST}, got {len(images)}")
     if images.max() <= 1:
-        raise ValueError(too_dark(images.max(), what=what))
+        raise ValueError(too_dark(images.max(), what=f"images of {what}"))
     if (images == images[:1]).all():
-        raise ValueError(f"{what}: all images are the same; allowed: images that differ")
+        raise ValueError(f"{what}: images must differ, got the same image every time")

@@ -5,8 +5,9 @@ The settings are those of the smooth-adversarial-training release.
 Where this differs from torchvision's own models:
 - BatchNorm has a decay of 0.9 (torch's momentum 0.1) and eps 1e-5 in all of them;
 - L1 (width 3.9, depth 3.7, 600 pixels) exists;
-- no dropout and no stochastic depth: their random numbers come from torch's global generator, so a resumed training, or one on another
-  number of workers, would not be the same training. The release inherits both from EfficientNet (0.2 to 0.5, and 0.2).
+- no dropout and no stochastic depth: their random numbers come from torch's global generator, so a
+  resumed training, or one on another number of workers, would not be the same training. The release
+  inherits both from EfficientNet (0.2 to 0.5, and 0.2).
 
 Every SiLU becomes the injected activation, the one inside squeeze-and-excitation too: the official
 code has a single `relu_fn` for the whole network and uses it there. The sigmoid of the gate stays,
@@ -27,7 +28,8 @@ _STAGES = (
     (6, 5, 2, 112, 192, 4),
     (6, 3, 1, 192, 320, 1),
 )
-_MOMENTUM, _EPS = 0.1, 1e-5
+_MOMENTUM = 0.1
+_EPS = 1e-5
 
 
 def efficientnet(
@@ -52,7 +54,8 @@ def efficientnet(
         net.features[0][0].stride = (1, 1)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum, module.eps = _MOMENTUM, _EPS
+            module.momentum = _MOMENTUM
+            module.eps = _EPS
     return net
 
 

@@ -2,8 +2,10 @@
 
 They are PreActResNet-18, WideResNet-28-10 and WideResNet-34-10.
 
-    block    h = act1(bn1(x));  y = conv2(act2(bn2(conv1(h)))) + shortcut,   shortcut = x, or a 1 x 1 convolution of h where shapes differ
-    network  3 x 3 convolution, groups of blocks (every group but the first halves the image), act(bn(.)), mean over pixels, linear
+    block    h = act1(bn1(x));  y = conv2(act2(bn2(conv1(h)))) + shortcut,
+             shortcut = x, or a 1 x 1 convolution of h where shapes differ
+    network  3 x 3 convolution, groups of blocks (every group but the first halves the image),
+             act(bn(.)), mean over pixels, linear
 
 He et al. 2016, "Identity Mappings in Deep Residual Networks"; Zagoruyko and Komodakis 2016, "Wide
 Residual Networks" (no dropout).

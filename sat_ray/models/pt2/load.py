@@ -1,6 +1,6 @@
 """Models as torch.export.save wrote them: loaded from a checked archive, and inspected.
 
-Checks keep Python code out (see `pt2_archive`). They are no sandbox: a model is a program of
+Checks keep Python code out (see `archive`). They are no sandbox: a model is a program of
 torch's operators all the same.
 """
 
@@ -26,7 +26,8 @@ class Exported(nn.Module):
         super().__init__()
         if operation := train_mode_operation(program):
             raise ValueError(
-                f"was exported in train mode ({operation}); call model.eval() before torch.export.export"
+                f"was exported in train mode ({operation}); call model.eval() before "
+                "torch.export.export"
             )
         self.batch_size = static_batch_size(program)
         self.program: nn.Module = program.module()
@@ -83,6 +84,6 @@ def static_batch_size(program: ExportedProgram) -> int | None:
             tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             for value in found
         ]
-        raise ValueError(f"takes {shapes}; allowed: one batch of images (N, C, H, W)")
+        raise ValueError(f"must take one batch of images (N, C, H, W), got {shapes}")
     size = found[0].shape[0]
     return size if isinstance(size, int) else None

@@ -818,10 +818,7 @@ def test_a_machine_without_a_compiler_refuses_compiled_gradients_before_anything
     monkeypatch.setenv("PATH", "")
     with pytest.raises(
         ValueError,
-        match=(
-            r"^--gradient is bf16-compiled, but there is no C\+\+ compiler here; allowed: bf16, "
-            r"or g\+\+"
-        ),
+        match=r"^--gradient is bf16-compiled, but there is no C\+\+ compiler here; choose bf16,",
     ):
         check_gradient("bf16-compiled", CPU, field="--gradient")
     check_gradient("bf16", CPU, field="--gradient")

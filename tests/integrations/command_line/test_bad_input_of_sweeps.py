@@ -68,7 +68,7 @@ def test_a_damaged_or_missing_shard_stops_the_sweep_before_anything_is_trained(
     [
         ("{", "is no JSON"),
         ("[]", "must hold a JSON object, got a list"),
-        ('{"schema_version": 0}', "schema version 0"),
+        ('{"schema_version": 0}', "must have schema version 2, got 0"),
     ],
 )
 def test_a_damaged_manifest_is_named(
@@ -99,7 +99,7 @@ def test_images_that_nobody_said_where_they_are_are_missed_before_ray_starts(
     for stage in ("sweep", "prepare"):
         done = pipeline(stage, "cifar10_resnet18", "--storage", str(tmp_path))
         message = refused(done)
-        assert "data.path is empty; allowed for cifar10: the official archive" in message
+        assert "data.path must not be empty; for cifar10 give the official archive" in message
         assert "Ray:" not in done.stdout
 
 

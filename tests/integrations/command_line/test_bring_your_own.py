@@ -112,7 +112,7 @@ def test_what_a_search_tries_is_what_the_function_says_or_the_recipe() -> None:
     ]
     with pytest.raises(
         ValueError,
-        match=r"must share its forward pass .* allowed: mypkg.acts:my_swish with the same alpha",
+        match=r"must share its forward pass .* choose mypkg.acts:my_swish with the same alpha",
     ):
         SearchPoint(activation="mypkg.acts:my_swish", alpha=2.0, attacker_activation="relu")
 
@@ -122,7 +122,7 @@ MODELS = {
     "mixed": "holds a ReLU at body.4 that the sweep would not vary",
     "shared": "uses one module at several places",
     "probabilities": "returns probabilities",
-    "other_classes": "allowed: (4, 10) float32 logits",
+    "other_classes": "must return (4, 10) float32 logits",
     "idle": "parameters without a gradient (body.0.extra.weight",
     "in_a_list": "keeps modules in the list body.0.layers",
     "bound": "keeps a reference to itself",
@@ -200,19 +200,16 @@ def test_an_activation_that_cannot_be_exported_is_named_before_anything_is_train
 
 
 DATA = {
-    "scaled": (
-        "images are float64; allowed: uint8 pixels as they were before any scaling; write "
-        "np.rint(images * 255)"
-    ),
-    "channels_last": "channels last; allowed: (N, C, H, W)",
-    "zeros_and_ones": "no pixel is above 1",
-    "few": "5 images; allowed: at least 20",
-    "three_labels": "labels lie in [1, 2]; allowed: 0 to 1",
-    "one_class": "no image has the label 1 (b)",
-    "float_labels": "labels are float64",
-    "pair": "returned a tuple; allowed: images (N, C, H, W) uint8",
+    "scaled": "before any scaling, got float64; write np.rint(images * 255)",
+    "channels_last": "channels last; return images.transpose(0, 3, 1, 2)",
+    "zeros_and_ones": "must have pixels from 0 to 255, got none above 1",
+    "few": "images must be at least 20, got 5",
+    "three_labels": "labels must lie in 0 to 1, got 1 to 2",
+    "one_class": "images must include every class, got none with the label 1 (b)",
+    "float_labels": "one per image, got float64",
+    "pair": "class_names, as a tuple or a Raw, got a tuple",
     "broken": "raised KeyError: 'no such file'",
-    "nothing": "needs num_classes, activation; allowed: a Source, or a function without arguments",
+    "nothing": "got one that needs num_classes, activation",
 }
 
 

@@ -96,7 +96,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["--resources.gpus-per-worker", "1"],
         "allowed: the GPUs' name (H200) and GPUs for all three, or neither",
     ),
-    "norm": (["--threat-model.norm", "l7"], "allowed: linf, l2"),
+    "norm": (["--threat-model.norm", "l7"], "threat_model.norm must be linf or l2"),
     "alpha": (["--search.activations", "elu:1000"], "allowed for elu: 0.001 to 100"),
     "epsilon of zero": (
         ["--threat-model.epsilon", "0"],
