@@ -8,7 +8,7 @@ cached.
 images, the digits again and again, each time moved by some pixels, at the epsilon that about 42 % of them survive; the libraries, whose
 time is the same for every image, get the first 768 of them:
 
-    python benchmarks/evaluation.py --device cuda --model resnet50 --size 224 --precision bf16 --gradient fp16-compiled --no-float32
+    python benchmarks/evaluation.py --device cuda --model resnet50 --size 224 --precision bf16 --gradient fp16 --no-float32
 """
 
 import argparse
@@ -86,7 +86,7 @@ def figures_of(
     )
     seconds_of_a_pass = median(pass_seconds(climbed, contest.x[rows], contest.y[rows], on=on))
     operations = pass_operations(contest.ours, contest.x, contest.y)
-    precision = "float32" if contest.float32 else contest.gradient.removesuffix("-compiled")
+    precision = "float32" if contest.float32 else contest.gradient
     figures = {
         "speedup": contest.speedup(seconds, "ours"),
         "robust_accuracy": contest.robust,
@@ -140,7 +140,7 @@ def _fast_figures(
     contest: Contest, seconds: dict[str, list[float]], operations: float
 ) -> dict[str, Any]:
     """Return what gradients of a fast copy make of it. minutes_for_50000: of images as robust as these, with calibration."""
-    precision = contest.gradient.removesuffix("-compiled")
+    precision = contest.gradient
     assert contest.fast_outcomes is not None
     taken, calibrating, passes = (
         median(seconds["ours_fast"]),

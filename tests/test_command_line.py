@@ -84,6 +84,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "recipe": (["digist"], "did you mean digits"),
     "field": (["--training.epoch", "3"], "did you mean --training.epochs"),
     "renamed": (["--evaluation.lanes", "64"], "--evaluation.lanes is now --evaluation.slots"),
+    "removed value": (
+        ["--evaluation.gradient", "fp16-compiled"],
+        "got 'fp16-compiled'; use fp16, fp16-compiled was removed",
+    ),
     "option": (["--storrage", "x"], "did you mean --storage"),
     "activation": (["--search.activations", "sillu"], "did you mean silu"),
     "dataset": (["--data.dataset", "digist"], "did you mean digits"),

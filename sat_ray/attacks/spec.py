@@ -16,7 +16,7 @@ from sat_ray.utils.names import check_name
 
 FINAL_SUFFIX = "-final"
 ALGORITHMS = ("pgd", "apgd", "square")
-Gradient = Literal["float32", "bf16", "fp16", "float32-compiled", "bf16-compiled", "fp16-compiled"]
+Gradient = Literal["float32", "bf16", "fp16"]
 GRADIENTS = get_args(Gradient)
 _SHORT = {"cross_entropy": "ce"}
 
@@ -53,8 +53,9 @@ class AttackSpec:
     final_iterate: bool = False
     """Whether the last point alone counts, as in the paper; else every visited point."""
     gradient: Gradient = "float32"
-    """Where gradients come from: the model itself (float32), or a faster copy of it, which is
-    another attack; the model in float32 says what is broken
+    """Where gradients come from: the model itself (float32), or a surrogate: a copy of it in
+    bfloat16 (bf16) or in compiled float16 kernels (fp16). With a surrogate it is another attack;
+    a point counts as broken only if the model itself misclassifies it in float32
     (`sat_ray.evaluation.low_precision.verification`)."""
     name: str = ""
     """As it appears in outcomes; made from the rest where empty."""

@@ -241,8 +241,10 @@ class EvaluationSettings:
     final_iterate: bool = False
     """Add the paper's rule as an attack of its own: only the last iterate counts."""
     gradient: Gradient = "float32"
-    """What the attack climbs: the model (float32), or a copy in fp16 (for GPUs) or bf16 (for GPUs and CPUs that have it), in compiled
-    kernels (minutes at the start of every worker), or both. That is another attack; the model itself, in float32, says what is broken."""
+    """Where gradients come from: the model itself (float32), or a copy of it: bf16, for GPUs and
+    CPUs that have bfloat16; fp16, for GPUs, in compiled kernels (which take minutes at the start of
+    every worker). With a copy it is another attack. A point counts as broken only if the model
+    itself misclassifies it in float32."""
     strong: Strong = "all"
     """Which models meet the strong attacks too (APGD on cross-entropy, then targeted APGD on DLR, as in AutoAttack): all of them, or
     none. They attack what survives PGD. Ranking, statistics and champion rest on the strong verdict; without it, on PGD's."""
@@ -260,6 +262,7 @@ class EvaluationSettings:
     """Seed of the random starts, and of the draw of images."""
 
     def __post_init__(self) -> None:
+        check_name(self.gradient, get_args(Gradient), field="evaluation.gradient")
         check_fields(self, prefix="evaluation.")
 
     def evaluated(self, count: int) -> int:

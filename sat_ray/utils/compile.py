@@ -48,16 +48,9 @@ def forget_graphs() -> None:
     torch.compiler.reset()
 
 
-def compiled(
-    module: nn.Module | Callable[..., Any], *, options: dict[str, Any] | None = None
-) -> Callable[..., Any]:
-    """Return a way to call a module or function that is compiled at the first call, and again for other sizes of images.
-
-    options: of torch's own compiler, as `sat_ray.evaluation.low_precision.gemm_choice` gives them; other backends have none.
-    """
+def compiled(module: nn.Module | Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a module or function at its first call, and again for other sizes of images."""
     settings: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
-    if options and BACKEND == "inductor":
-        settings["options"] = options
     newer = {"isolate_recompiles": True, "recompile_limit": MOST_GRAPHS}
     if newer.keys() <= inspect.signature(torch.compile).parameters.keys():
         settings |= newer

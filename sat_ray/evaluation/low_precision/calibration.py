@@ -306,10 +306,10 @@ def _require_in_range(values: Tensor, image_ids: Tensor, *, gradient: str, what:
     """Raise ValueError where a copy's logits or gradients, (N, ...), are not finite numbers: the model's own are."""
     bad = ~values.isfinite().flatten(1).all(dim=1).cpu()
     if bool(bad.any()):
-        instead = "bf16 or float32" if gradient.startswith("fp16") else "float32"
+        instead = "bf16 or float32" if gradient == "fp16" else "float32"
         raise ValueError(
             f"the {gradient} copy of the model returns NaN or inf {what} for image ids {image_ids[bad].tolist()[:5]}: numbers beyond the "
-            f"range of {gradient.removesuffix('-compiled')}; allowed: {instead} as the attack's gradient"
+            f"range of {gradient}; allowed: {instead} as the attack's gradient"
         )
 
 

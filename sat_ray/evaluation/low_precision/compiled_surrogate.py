@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.attacks.base import Model
-from sat_ray.evaluation.low_precision.gemm_choice import kernel_options
 from sat_ray.models.copying import copied
 from sat_ray.models.parity import logits_and_gradient, require_agreement
 from sat_ray.utils.compile import compiled, forget_graphs
@@ -24,19 +23,10 @@ class _Kernels:
     holds: nn.Module
 
     @classmethod
-    def compile(cls, plain: nn.Module, device: torch.device) -> "_Kernels":
-        """Compile a copy on a device, at its first call."""
-        module, options = copied(plain), dict[str, Any]()
-        if device.type == "cuda":
-            from sat_ray.evaluation.low_precision.triton_pooling import (
-                with_own_pooling,  # it needs Triton, which a GPU has to have and a CPU has not
-            )
-
-            module, options = (
-                with_own_pooling(module),
-                kernel_options(torch.cuda.get_device_capability(device)),
-            )
-        return cls(module, compiled(module, options=options), plain)
+    def compile(cls, plain: nn.Module) -> "_Kernels":
+        """Prepare a copy that is compiled at its first call."""
+        module = copied(plain)
+        return cls(module, compiled(module), plain)
 
     @torch.no_grad()
     def load(self, plain: nn.Module) -> None:
@@ -79,7 +69,7 @@ class CompiledSurrogate:
         if len(_KEPT) == MOST_KEPT:
             _KEPT.clear()
             forget_graphs()
-        _KEPT[layers] = self._checked(_Kernels.compile(self.plain, x.device), x)
+        _KEPT[layers] = self._checked(_Kernels.compile(self.plain), x)
         return _KEPT[layers]
 
     def _checked(self, kernels: _Kernels, x: Tensor) -> _Kernels:
@@ -87,6 +77,8 @@ class CompiledSurrogate:
         ours, theirs = (
             logits_and_gradient(forward, x) for forward in (kernels.forward, self.plain)
         )
+        if not all(bool(values.isfinite().all()) for values in theirs.values()):
+            return kernels  # nothing to compare with; calibration refuses what is not finite
         with torch.autocast(x.device.type, enabled=False):
             exact = logits_and_gradient(self.model, x)
         require_agreement(
@@ -95,7 +87,7 @@ class CompiledSurrogate:
             exact,
             what="model that is attacked",
             precision=self.precision,
-            asked="compiled gradients",
+            asked="gradients in fp16",
         )
         return kernels
 

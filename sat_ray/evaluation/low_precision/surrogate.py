@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.attacks.base import Model
-from sat_ray.attacks.spec import GRADIENTS
 from sat_ray.evaluation.low_precision.compiled_surrogate import CompiledSurrogate
 from sat_ray.models import folded
 from sat_ray.models.batchnorm_folding import WEIGHTY
@@ -24,7 +23,7 @@ from sat_ray.models.copying import copied
 from sat_ray.utils.compile import check_compiler
 from sat_ray.utils.precision import SHORT, autocast
 
-COMPILED = tuple(name for name in GRADIENTS if name.endswith("-compiled"))
+COMPILED = ("fp16",)
 UNKNOWN = {
     "bf16": 64,
     "fp16": 512,
@@ -47,26 +46,21 @@ def pays(device: torch.device) -> bool:
 
 def emulated(gradient: str, device: torch.device) -> bool:
     """Say whether a device has no arithmetic for such gradients and imitates it, at several times the cost of float32."""
-    precision = gradient.removesuffix("-compiled")
-    return (
-        device.type != "cuda" if precision == "fp16" else precision == "bf16" and not pays(device)
-    )
+    return device.type != "cuda" if gradient == "fp16" else gradient == "bf16" and not pays(device)
 
 
 def check_gradient(gradient: str, device: torch.device, *, field: str) -> None:
     """Raise ValueError where this machine cannot compile what an attack's gradients ask for."""
     if gradient in COMPILED:
-        check_compiler(
-            device, asked=f"{field} is {gradient}", instead=gradient.removesuffix("-compiled")
-        )
+        check_compiler(device, asked=f"{field} is {gradient}", instead="bf16 or float32")
 
 
 def flies_again(gradient: str) -> bool:
     """Say whether close survivors of an attack on such a copy are attacked again in float32.
 
-    bfloat16's paths differ from float32's often enough; of float16 and compiled float32 it changed no verdict (docs/design.md).
+    bfloat16's paths differ from float32's often enough; of float16 it changed no verdict.
     """
-    return gradient.startswith("bf16")
+    return gradient == "bf16"
 
 
 @dataclass(frozen=True)
@@ -79,8 +73,6 @@ class FastCopy:
     fixed_rows: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.precision == "float32":
-            return self.forward(x).float()
         with autocast(self.precision, self.device):
             logits = self.forward(x).float()
         return _Scaled.apply(logits) if self.precision == "fp16" else logits
@@ -156,20 +148,18 @@ def fast_copy(model: Model, *, gradient: str, device: torch.device) -> FastCopy:
     a plain function runs under autocast and is never compiled. A compiled copy is compared at its first call with the same copy in torch's
     own kernels (ArithmeticError).
     """
-    precision = gradient.removesuffix("-compiled")
-    plain = _short(model, precision=precision) if isinstance(model, nn.Module) else model
-    if precision in UNKNOWN:
-        plain = _WithKnownSigns(plain, unknown=UNKNOWN[precision])
+    short = _short(model, precision=gradient) if isinstance(model, nn.Module) else model
+    plain = _WithKnownSigns(short, unknown=UNKNOWN[gradient])
     forward: Model = plain
-    if gradient in COMPILED and isinstance(model, nn.Module) and isinstance(plain, nn.Module):
-        forward = CompiledSurrogate(plain, model, precision=precision)
-    return FastCopy(forward, precision, device, fixed_rows=forward is not plain)
+    if gradient in COMPILED and isinstance(model, nn.Module):
+        forward = CompiledSurrogate(plain, model, precision=gradient)
+    return FastCopy(forward, gradient, device, fixed_rows=forward is not plain)
 
 
 def _short(model: nn.Module, *, precision: str) -> nn.Module:
-    dtype = SHORT.get(precision)
+    dtype = SHORT[precision]
     short = folded(copied(model), dtype=dtype).eval()
     for module in short.modules():
-        if dtype is not None and isinstance(module, WEIGHTY):
+        if isinstance(module, WEIGHTY):
             module.to(dtype)
     return short.requires_grad_(False)

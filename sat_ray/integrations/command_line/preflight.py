@@ -122,7 +122,9 @@ def slow_here(*, gradient: str, accelerator: str) -> str:
     device = _device_here(accelerator)
     if device is None or not emulated(gradient, device):
         return ""
-    return f"this machine imitates {gradient.removesuffix('-compiled')}: gradients in float32 would take a fraction of the time"
+    return (
+        f"this machine imitates {gradient}: gradients in float32 would take a fraction of the time"
+    )
 
 
 def _device_here(accelerator: str) -> torch.device | None:
