@@ -40,7 +40,7 @@ from torch import Tensor
 from sat_ray.attacks.base import Model
 from sat_ray.attacks.losses import attack_loss
 from sat_ray.data.pixels import to_pixels
-from sat_ray.evaluation.low_precision.surrogate import fast_copy, pays
+from sat_ray.evaluation.low_precision.surrogate import make_surrogate, pays
 from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.models import Normalized
 from sat_ray.utils.precision import exact_float32
@@ -82,7 +82,7 @@ def figures_of(
     climbed = (
         contest.ours
         if contest.float32
-        else fast_copy(contest.ours, gradient=contest.gradient, device=on.place)
+        else make_surrogate(contest.ours, gradient=contest.gradient, device=on.place)
     )
     seconds_of_a_pass = median(pass_seconds(climbed, contest.x[rows], contest.y[rows], on=on))
     operations = pass_operations(contest.ours, contest.x, contest.y)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sat_ray.evaluation.low_precision.surrogate import fast_copy
+from sat_ray.evaluation.low_precision.surrogate import make_surrogate
 from sat_ray.models import Normalized
 from sat_ray.models.copying import NotCopiedError, copied
 from sat_ray.utils import compile as compilation
@@ -67,7 +67,7 @@ def test_a_model_that_holds_a_lock_has_a_surrogate(
 ) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     model = Keeps(threading.Lock()).eval()
-    fast = fast_copy(model, gradient=gradient, device=torch.device("cpu"))
+    fast = make_surrogate(model, gradient=gradient, device=torch.device("cpu"))
     with torch.no_grad():
         torch.testing.assert_close(fast(X), model(X), rtol=0.05, atol=0.05)
 
