@@ -75,7 +75,7 @@ def test_an_attack_is_refused_exactly_where_its_steps_cannot_cross_the_radius(
 
     if steps * step < epsilon:
         with pytest.raises(
-            ValueError, match=r"steps \* step_size .* out of reach; allowed: step_size >= "
+            ValueError, match=r"steps \* step_size .* out of reach; use step_size >= "
         ):
             build()
     else:

@@ -1,4 +1,7 @@
-"""Attacks as steppers: `start` makes a state, `step` scores its point and moves it. `pgd` is the plain function over them."""
+"""Attacks as steppers: `start` makes a state, `step` scores its point and moves it.
+
+`pgd` is the plain function over them.
+"""
 
 from sat_ray.attacks.apgd import APGD
 from sat_ray.attacks.base import Attack, InfeasiblePointError, State

@@ -86,7 +86,7 @@ class _Recorder:
         scheduler.state = after
         assert after.logits is not None and after.zero_share is not None
         require_finite_runs(before.x_adv, after.logits, scheduler)
-        require_feasible(before.x_adv, before.x, attack.threat_model, held=scheduler.occupied)
+        require_feasible(before.x_adv, before.x, attack.threat_model, occupied=scheduler.occupied)
         step = before.step.cpu()
         last = step >= attack.steps
         counts = last if self.final_iterate else torch.ones_like(last)

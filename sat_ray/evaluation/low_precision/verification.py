@@ -148,7 +148,7 @@ def _step(
     assert after.logits is not None
     require_finite_runs(before.x_adv, after.logits, scheduler, of="the surrogate of the model")
     occupied = scheduler.occupied
-    require_feasible(before.x_adv, before.x, attack.threat_model, held=occupied)
+    require_feasible(before.x_adv, before.x, attack.threat_model, occupied=occupied)
     done = before.step.cpu() >= attack.steps
     if scheduler.cycles is not None:
         period = scheduler.cycles.observe(after.x_adv, after.step, scheduler.entry)
