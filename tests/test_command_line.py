@@ -102,7 +102,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         "allowed: the GPUs' name (H200) and GPUs for all three, or neither",
     ),
     "norm": (["--threat-model.norm", "l7"], "allowed: linf, l2"),
-    "alpha": (["--search.activations", "elu:1000"], "allowed for elu: 0.001 to 100"),
+    "alpha": (["--search.activations", "elu:1000"], "must be from 0.001 to 100 for elu, got 1000"),
     "epsilon of zero": (
         ["--threat-model.epsilon", "0"],
         "threat_model.epsilon must be a number greater than 0",

@@ -1,305 +1,43 @@
-"""The activation registry: one entry adds one activation to models, search space, command-line help, tables and tests.
+"""The activation registry: models, search space, command-line help, tables and tests use it.
 
-    sharpness    f_alpha(x) = f(alpha x) / alpha    parametric_softplus, silu, gelu, mish, smoothrelu
-    curvature    max over x of |f''(x)|             of f_alpha it is alpha times that of f
+    sharpness   f_alpha(x) = f(alpha x) / alpha   parametric_softplus, silu, gelu, mish, smoothrelu
+    curvature   max over x of |f''(x)|            of f_alpha it is alpha times that of f
 
 `alpha` is the sharpness of the activation and nothing else. A large alpha gives relu; a small one
 gives x / 2 (smoothrelu: 0). Two names keep torch's own alpha: celu's is 1 / sharpness, and elu's
 is the depth below zero, where the derivative jumps at 0 unless alpha is 1.
-Sources: Xie et al. 2020 (arXiv 2006.14536) unless an entry says otherwise.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from sat_ray.activations import functions as functions
-from sat_ray.activations.functions import Alpha
-from sat_ray.activations.user_defined import (
-    OwnActivation,
-    check_activation,
-    measured_curvature,
-    read_activation,
-)
+from sat_ray.activations.entries import ENTRIES
+from sat_ray.activations.functions import Alpha, number
+from sat_ray.activations.info import Activation, ActivationInfo, AlphaRange, checked
+from sat_ray.activations.user_defined import OwnActivation, measured_curvature, read_activation
 from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.names import check_name
 
+__all__ = [
+    "ACTIVATIONS",
+    "OWN_ALPHA",
+    "Activation",
+    "ActivationInfo",
+    "AlphaRange",
+    "activation_info",
+    "alpha_text",
+    "curvature",
+    "curvature_text",
+    "display_name",
+    "function_of",
+    "leaves_out",
+    "make_activation",
+]
 
-@dataclass(frozen=True)
-class AlphaRange:
-    """The values that alpha may take, the default, and the grid that a search tries.
-
-    unsaid: names leave the default out, because it gives the function that the bare name means
-    everywhere else: `silu`, `silu α=4`.
-    """
-
-    low: float
-    high: float
-    default: float
-    grid: tuple[float, ...]
-    unsaid: bool = False
-
-
-@dataclass(frozen=True)
-class ActivationInfo:
-    """Everything the system knows about one activation.
-
-    function(x, alpha) and derivative(x, alpha) work on tensors of any shape; smoothness is the number of continuous derivatives
-    (inf for analytic functions, nan where nobody said); curvature(alpha) is max |f''|, also of a
-    learned alpha; beta_start: where a learned alpha = beta**2 starts, None where alpha is not
-    learned; forward_of names the activation whose forward pass this one shares; own: set where it
-    is the user's.
-    """
-
-    name: str
-    formula: str
-    derivative_formula: str
-    function: Callable[[Tensor, Alpha], Tensor]
-    derivative: Callable[[Tensor, Alpha], Tensor]
-    smoothness: float
-    curvature: Callable[[float | None], float]
-    reference: str
-    alpha: AlphaRange | None = None
-    beta_start: float | None = None
-    forward_of: str = ""
-    own: OwnActivation | None = None
-
-    @property
-    def learned(self) -> bool:
-        """Say whether alpha is learned, one per layer."""
-        return self.beta_start is not None
-
-    @property
-    def forward_name(self) -> str:
-        """Name the activation that computes the same forward pass (itself unless only the backward pass differs)."""
-        return self.forward_of or self.name
-
-    @property
-    def grid(self) -> tuple[float | None, ...]:
-        """Return the alphas that a search tries: one None where there is no alpha to choose.
-
-        The default comes first, so that a search which its budget cuts has tried it.
-        """
-        if self.alpha is None:
-            return (None,)
-        default = self.alpha.default
-        return tuple(sorted(self.alpha.grid, key=lambda alpha: (alpha != default, alpha)))
-
-    def curvature_at(self, alpha: float | None) -> float:
-        """Return the maximum over x of |f''(x)| at one alpha, None for the default.
-
-        Infinite where the derivative jumps, as that of relu does. nan where alpha is learned: each
-        layer then has its own. relu_smooth_backward has that of its forward pass, relu. That of a
-        user's activation is measured. Raises ValueError on an alpha that is not allowed.
-        """
-        used = self.check_alpha(alpha)
-        return math.nan if self.learned else self.curvature(used)
-
-    @property
-    def alpha_start(self) -> float:
-        """Return where a learned alpha starts."""
-        assert self.beta_start is not None
-        return self.beta_start**2
-
-    @property
-    def smooth_backward(self) -> bool:
-        """Say whether the backward pass is not the derivative of the forward pass."""
-        return bool(self.forward_of)
-
-    def smoothness_at(self, alpha: float | None) -> float:
-        """Return the number of continuous derivatives at one alpha: elu is smooth at alpha = 1 alone."""
-        return 0.0 if self.name == "elu" and alpha != 1.0 else self.smoothness
-
-    def check_alpha(self, alpha: float | None, *, field: str = "alpha") -> float | None:
-        """Return the alpha to use (the default where None is given); raise ValueError outside the allowed range."""
-        if self.alpha is None:
-            if alpha is not None:
-                raise ValueError(
-                    f"{field} is {alpha:g} but {self.name} takes no alpha; leave it out"
-                )
-            return None
-        value = self.alpha.default if alpha is None else float(alpha)
-        if not (math.isfinite(value) and self.alpha.low <= value <= self.alpha.high):
-            raise ValueError(
-                f"{field} is {value:g}; allowed for {self.name}: {self.alpha.low:g} to {self.alpha.high:g}"
-            )
-        if self.own is not None:
-            _checked(self.own, value)
-        return value
-
-
-def _times_alpha(of_one: float) -> Callable[[float | None], float]:
-    """Return the curvature of f(alpha x) / alpha. of_one: that of f."""
-    return lambda alpha: of_one * functions.number(alpha)
-
-
-def _always(value: float) -> Callable[[float | None], float]:
-    return lambda alpha: value
-
-
-_SOFTPLUS_CURVATURE = 0.25  # at x = 0
-_SILU_CURVATURE = 0.5  # at x = 0
-_GELU_CURVATURE = math.sqrt(2 / math.pi)  # at x = 0
-_MISH_CURVATURE = 0.6442046372369727  # at x = -0.0879344312, found numerically
-_SMALLEST = 1e-3
-_LARGEST = 1e6
-_GRID = (0.25, 1.0, 4.0, 16.0, 64.0)  # from nearly linear to nearly relu
-
-_ENTRIES = (
-    ActivationInfo(
-        name="relu",
-        formula="max(x, 0)",
-        derivative_formula="1 for x > 0, else 0",
-        function=lambda x, alpha: F.relu(x),
-        derivative=lambda x, alpha: (x > 0).to(x.dtype),
-        smoothness=0,
-        curvature=_always(math.inf),
-        reference="baseline",
-    ),
-    ActivationInfo(
-        name="parametric_softplus",
-        formula="log(1 + exp(alpha x)) / alpha",
-        derivative_formula="sigmoid(alpha x)",
-        function=functions.softplus,
-        derivative=lambda x, alpha: torch.sigmoid(functions.number(alpha) * x),
-        smoothness=math.inf,
-        curvature=_times_alpha(_SOFTPLUS_CURVATURE),
-        reference="Xie et al. 2020, section 4.1; alpha = 10 there",
-        alpha=AlphaRange(_SMALLEST, _LARGEST, 10.0, (2.5, 10.0, 40.0, 160.0)),
-    ),
-    ActivationInfo(
-        name="softplus",
-        formula="log(1 + exp(x))",
-        derivative_formula="sigmoid(x)",
-        function=lambda x, alpha: functions.softplus(x, 1.0),
-        derivative=lambda x, alpha: torch.sigmoid(x),
-        smoothness=math.inf,
-        curvature=_always(_SOFTPLUS_CURVATURE),
-        reference="Xie et al. 2020, released code; parametric_softplus at alpha = 1",
-    ),
-    ActivationInfo(
-        name="silu",
-        formula="x sigmoid(alpha x)",
-        derivative_formula="s + alpha x s (1 - s), s = sigmoid(alpha x)",
-        function=functions.silu,
-        derivative=functions.silu_slope,
-        smoothness=math.inf,
-        curvature=_times_alpha(_SILU_CURVATURE),
-        reference="Xie et al. 2020: at alpha = 1 the most robust of its activations",
-        alpha=AlphaRange(_SMALLEST, _LARGEST, 1.0, _GRID, unsaid=True),
-    ),
-    ActivationInfo(
-        name="silu_learned",
-        formula="silu with alpha = beta**2, beta learned per layer from 1",
-        derivative_formula="s + alpha x s (1 - s), s = sigmoid(alpha x)",
-        function=functions.silu,
-        derivative=functions.silu_slope,
-        smoothness=math.inf,
-        curvature=_times_alpha(_SILU_CURVATURE),
-        reference="Dai et al. 2021 (arXiv 2110.05626) learn a parametric SiLU; no weight decay on beta",
-        beta_start=1.0,
-    ),
-    ActivationInfo(
-        name="gelu",
-        formula="x Phi(alpha x)",
-        derivative_formula="Phi(alpha x) + alpha x phi(alpha x)",
-        function=functions.gelu,
-        derivative=functions.gelu_slope,
-        smoothness=math.inf,
-        curvature=_times_alpha(_GELU_CURVATURE),
-        reference="Hendrycks and Gimpel 2016; the SAT release uses its tanh approximation",
-        alpha=AlphaRange(_SMALLEST, _LARGEST, 1.0, _GRID, unsaid=True),
-    ),
-    ActivationInfo(
-        name="gelu_learned",
-        formula="gelu with alpha = beta**2, beta learned per layer from 1",
-        derivative_formula="Phi(alpha x) + alpha x phi(alpha x)",
-        function=functions.gelu,
-        derivative=functions.gelu_slope,
-        smoothness=math.inf,
-        curvature=_times_alpha(_GELU_CURVATURE),
-        reference="as silu_learned; no weight decay on beta",
-        beta_start=1.0,
-    ),
-    ActivationInfo(
-        name="elu",
-        formula="x for x >= 0, alpha (exp(x) - 1) below",
-        derivative_formula="1 for x >= 0, alpha exp(x) below",
-        function=lambda x, alpha: F.elu(x, alpha=functions.number(alpha)),
-        derivative=lambda x, alpha: torch.where(
-            x >= 0, torch.ones_like(x), functions.number(alpha) * torch.exp(x.clamp_max(0))
-        ),
-        smoothness=1,
-        curvature=lambda alpha: 1.0 if alpha == 1.0 else math.inf,
-        reference="Clevert et al. 2015; smooth at alpha = 1 alone",
-        alpha=AlphaRange(1e-3, 100.0, 1.0, (0.5, 1.0, 2.0)),
-    ),
-    ActivationInfo(
-        name="celu",
-        formula="x for x >= 0, alpha (exp(x / alpha) - 1) below",
-        derivative_formula="1 for x >= 0, exp(x / alpha) below",
-        function=lambda x, alpha: F.celu(x, alpha=functions.number(alpha)),
-        derivative=lambda x, alpha: torch.where(
-            x >= 0, torch.ones_like(x), torch.exp(x.clamp_max(0) / functions.number(alpha))
-        ),
-        smoothness=1,
-        curvature=lambda alpha: 1.0 / functions.number(alpha),
-        reference="Barron 2017; smooth for every alpha, which is 1 / sharpness",
-        alpha=AlphaRange(1e-3, 100.0, 1.0, (0.0625, 0.25, 1.0, 4.0)),
-    ),
-    ActivationInfo(
-        name="smoothrelu",
-        formula="x - log(alpha x + 1) / alpha for x >= 0, else 0",
-        derivative_formula="alpha x / (1 + alpha x) for x >= 0, else 0",
-        function=functions.smoothrelu,
-        derivative=functions.smoothrelu_slope,
-        smoothness=1,
-        curvature=_times_alpha(1.0),
-        reference="Xie et al. 2020, equation 5",
-        alpha=AlphaRange(_SMALLEST, _LARGEST, 10.0, (2.5, 10.0, 40.0, 160.0)),
-    ),
-    ActivationInfo(
-        name="smoothrelu_learned",
-        formula="smoothrelu with alpha = beta**2, beta learned per layer from 20",
-        derivative_formula="alpha x / (1 + alpha x) for x >= 0, else 0",
-        function=functions.smoothrelu,
-        derivative=functions.smoothrelu_slope,
-        smoothness=1,
-        curvature=_times_alpha(1.0),
-        reference="Xie et al. 2020, released code; no weight decay on beta",
-        beta_start=20.0,
-    ),
-    ActivationInfo(
-        name="mish",
-        formula="x tanh(log(1 + exp(alpha x)))",
-        derivative_formula="g + alpha x (1 - g**2) sigmoid(alpha x), g = f(x) / x",
-        function=functions.mish,
-        derivative=functions.mish_slope,
-        smoothness=math.inf,
-        curvature=_times_alpha(_MISH_CURVATURE),
-        reference="Misra 2019",
-        alpha=AlphaRange(_SMALLEST, _LARGEST, 1.0, _GRID, unsaid=True),
-    ),
-    ActivationInfo(
-        name="relu_smooth_backward",
-        formula="max(x, 0)",
-        derivative_formula="sigmoid(alpha x), in the backward pass only",
-        function=functions.relu_smooth_backward,
-        derivative=lambda x, alpha: torch.sigmoid(functions.number(alpha) * x),
-        smoothness=0,
-        curvature=_always(math.inf),
-        reference="Xie et al. 2020, section 3: the gradient-quality experiment (Table 1)",
-        alpha=AlphaRange(_SMALLEST, _LARGEST, 10.0, (10.0,)),
-        forward_of="relu",
-    ),
-)
-ACTIVATIONS: dict[str, ActivationInfo] = {info.name: info for info in _ENTRIES}
-"""Every registered activation by its name: formula, derivative, smoothness, range of alpha, reference."""
+ACTIVATIONS: dict[str, ActivationInfo] = {info.name: info for info in ENTRIES}
+"""Every registered activation by its name."""
 _TWINS = {  # names of one function
     ("softplus", None): ("parametric_softplus", 1.0),
     ("celu", 1.0): ("elu", 1.0),
@@ -309,46 +47,14 @@ _OTHER_NAMES = {
     "smooth_relu": "smoothrelu",
     "softplus_parametric": "parametric_softplus",
 }
-
-
-class Activation(nn.Module):
-    """An activation of the registry as a module; being of this class is what `view` looks for.
-
-    x of any shape and float dtype -> the same shape and dtype. `alpha` is a float, or None; learned ones hold `beta`, alpha = beta**2.
-    """
-
-    def __init__(self, info: ActivationInfo, *, alpha: float | None) -> None:
-        super().__init__()
-        self.activation = info.name
-        self.function = info.function
-        self.alpha = alpha
-        self.learned = info.learned
-        self.own = (
-            info.own.module(alpha) if info.own is not None and info.own.make is not None else None
-        )
-        if info.beta_start is not None:
-            self.beta = nn.Parameter(torch.tensor(info.beta_start, dtype=torch.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the activation to every element."""
-        if self.own is not None:
-            value: Tensor = self.own(x)
-            return value
-        return self.function(x, self.beta.square() if self.learned else self.alpha)
-
-    def extra_repr(self) -> str:
-        """Show name and alpha."""
-        return self.activation if self.alpha is None else f"{self.activation}, alpha={self.alpha:g}"
-
-
-OWN_ALPHA = 1e6  # largest alpha, either sign, of a user's own activation
+OWN_ALPHA = 1e6  # largest alpha, either sign, of a user-defined activation
 
 
 @functools.cache
 def _own(name: str) -> ActivationInfo:
     own = read_activation(name)
     if own.default is None:
-        _checked(own, None)
+        checked(own, None)
     return ActivationInfo(
         name=name,
         formula=own.about,
@@ -365,31 +71,28 @@ def _own(name: str) -> ActivationInfo:
     )
 
 
-@functools.cache
-def _checked(own: OwnActivation, alpha: float | None) -> None:
-    check_activation(own, alpha)
-
-
 def _slope(own: OwnActivation, x: Tensor, alpha: Alpha) -> Tensor:
-    return own.slope(x, None if alpha is None else functions.number(alpha))
+    return own.slope(x, None if alpha is None else number(alpha))
 
 
 def activation_info(name: str, *, field: str = "activation") -> ActivationInfo:
-    """Look an activation up, in the registry or, as module:function, in the user's code; ValueError suggests the closest names.
+    """Look up an activation, in the registry or, as module:function, in the user's code.
 
-    The user's own is checked when it is first asked for, and at each alpha that it is used with.
+    A user-defined one is checked when it is first used, and at each alpha. Raises ValueError that
+    suggests the closest names.
     """
     if is_reference(name):
         return _own(name)
     if name in _OTHER_NAMES:
-        raise ValueError(f"{field} {name!r} is called {_OTHER_NAMES[name]} here")
+        raise ValueError(f"{field} {name!r} is unknown; use {_OTHER_NAMES[name]}")
     return ACTIVATIONS[check_name(name, ACTIVATIONS, field=field)]
 
 
 def make_activation(name: str, *, alpha: float | None = None) -> Activation:
-    """Build the module of an activation of the registry, or of the user's own, `module:function`.
+    """Build the module of an activation of the registry, or of `module:function`.
 
-    alpha: sharpness, None for the registry's default. Raises ValueError on an unknown name or an alpha that is not allowed.
+    alpha: sharpness, None for the registry's default. Raises ValueError on an unknown name or an
+    alpha that is not allowed.
     """
     info = activation_info(name)
     return Activation(info, alpha=info.check_alpha(alpha))
@@ -404,7 +107,7 @@ def function_of(name: str, alpha: float | None) -> tuple[str, float | None]:
 
 
 def curvature(name: str, alpha: float | None = None) -> float:
-    """Return max over x of |f''(x)| of an activation of the registry, or of the user's own.
+    """Return max over x of |f''(x)| of an activation of the registry or of the user.
 
     name: of the registry, or module:function; alpha: None for the default. math.inf for relu and
     all that has a kink, math.nan where it is not known: see `ActivationInfo.curvature_at`. Raises
@@ -421,7 +124,10 @@ def curvature_text(value: float) -> str:
 
 
 def display_name(name: str, alpha: float | None) -> str:
-    """Name an activation and its alpha: `silu` (alpha 1), `silu α=4`, `parametric_softplus α=10`."""
+    """Name an activation and its alpha.
+
+    Examples: `silu` (alpha 1), `silu α=4`, `parametric_softplus α=10`.
+    """
     return name if alpha is None or leaves_out(name, alpha) else f"{name} α={alpha_text(alpha)}"
 
 
