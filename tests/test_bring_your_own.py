@@ -72,7 +72,7 @@ def test_an_activation_is_checked_at_every_alpha_that_it_is_used_with() -> None:
     assert [
         one.alpha for one in parse_choice("own_parts:divides:1,2", field="search.activations")
     ] == [1.0, 2.0]
-    with pytest.raises(ValueError, match="at alpha=0 must be finite .* got -inf at x"):
+    with pytest.raises(ValueError, match=r"at alpha=0 must be finite .* got -inf at x"):
         parse_choice("own_parts:divides:1,0", field="search.activations")
 
 

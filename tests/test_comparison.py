@@ -100,11 +100,11 @@ def test_the_interval_covers_the_truth_in_about_95_of_100_samples(
 
 
 def test_negative_counts_and_no_image_are_refused() -> None:
-    with pytest.raises(ValueError, match="only_b is -1; allowed: a whole number ≥ 0"):
+    with pytest.raises(ValueError, match="only_b must be an integer >= 0, got -1"):
         paired_difference_interval(1, 1, -1, 1)
-    with pytest.raises(ValueError, match="n is 0; allowed"):
+    with pytest.raises(ValueError, match="n must be an integer >= 1, got 0"):
         paired_difference_interval(0, 0, 0, 0)
-    with pytest.raises(ValueError, match="confidence is 95; allowed"):
+    with pytest.raises(ValueError, match="confidence must be > 0 and < 1, got 95"):
         paired_difference_interval(1, 1, 1, 1, confidence=95)
 
 
@@ -465,7 +465,7 @@ def test_a_file_among_several_that_cannot_be_read_is_named(
     saved(tmp_path, b=table.replace_schema_metadata({key: "[1]"}))
     with pytest.raises(
         ValueError,
-        match=r"b\.parquet: metadata sat_ray\.evaluation holds a JSON list; allowed: an object",
+        match=r"b\.parquet: metadata sat_ray\.evaluation must be a JSON object, got a list",
     ):
         run(named[:2])
 

@@ -579,12 +579,12 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "no such function": (
             ["--model", "external_models:f"],
-            "has no f; allowed: a function without arguments",
+            "has no f; give a function without arguments",
         ),
         "not a function": (["--model", "external_models:constant"], "has a int called constant"),
         "not a model": (
             ["--model", "external_models:number"],
-            "returned a int; allowed: a torch.nn.Module",
+            "must return a torch.nn.Module in inference mode, got a int",
         ),
         "a failing function": (
             ["--model", "external_models:fails"],
@@ -593,7 +593,7 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "train mode": (["--model", "external_models:training"], "must be in inference mode, got train mode"),
         "probabilities": (["--model", "external_models:softmax"], "returns probabilities"),
         "NaN": (["--model", "external_models:nan"], "NaN or inf logits for image ids"),
-        "one axis of output": (["--model", "external_models:flat"], "returned shape"),
+        "one axis of output": (["--model", "external_models:flat"], "got shape"),
         "another input": (
             ["--model", "external_models:colour"],
             "cannot take float32 images of shape (16, 1, 8, 8)",
@@ -641,23 +641,23 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "work in place": (
             ["--model", "external_models:in_place"],
-            "in_place writes to the images that it is given",
+            "in_place changes its input images",
         ),
         "a tuple of outputs": (
             ["--model", "external_models:tuples"],
-            "returned a tuple; allowed: one tensor of (N, K) logits",
+            "must return one tensor of (N, K) logits, K >= 2 classes, got a tuple",
         ),
         "no output": (
             ["--model", "external_models:nothing"],
-            "returned a NoneType; allowed: one tensor of (N, K) logits",
+            "must return one tensor of (N, K) logits, K >= 2 classes, got a NoneType",
         ),
         "no axis of output": (
             ["--model", "external_models:scalar"],
-            "returned shape () for 16 images",
+            "got shape () for 16 images",
         ),
         "complex output": (
             ["--model", "external_models:imaginary"],
-            "returned torch.complex64; allowed",
+            "of real numbers, got torch.complex64",
         ),
         "a gradient of NaN": (
             ["--model", "external_models:slope_of_nan"],
@@ -665,7 +665,7 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "a torch.jit script": (
             ["--model", "external_models:script"],
-            "script is a torch.jit script; allowed",
+            "script is a torch.jit script; give",
         ),
         "a byte of a .pt2 file": (
             ["--model", "flipped.pt2"],
@@ -686,7 +686,7 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no weights": (["--model", "external_models:meta"], "1.weight is on the meta device"),
         "a label beyond the first slots": (
             ["--data", "late.npz", "--images", "1"],
-            "data late.npz has labels in [0, 10] (image id 19 has 10) but the model has 10 classes; allowed: 0 to 9",
+            "data late.npz has labels in [0, 10] (image id 19 has 10) but the model has 10 classes; labels must be from 0 to 9",
         ),
         "no gradient": (["--model", "external_models:detached"], "has no gradient at its input"),
         "a static batch": (["--model", "static.pt2"], "exactly 8 images a call; give --slots 8"),
