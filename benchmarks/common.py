@@ -54,7 +54,7 @@ def options(
         parser.add_argument(
             "--gradient",
             choices=fast,
-            help="time gradients of a fast copy too; default: bf16 where the hardware has it",
+            help="time gradients of a surrogate too; default: bf16 where the hardware has it",
         )
     more(parser)
     return parser.parse_args()

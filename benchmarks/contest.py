@@ -104,7 +104,7 @@ class Contest:
         )
 
     def run_ours_fast(self) -> float:
-        """Run the real evaluation with gradients of a fast copy and float32 verdicts and return its seconds.
+        """Run the real evaluation with gradients of a surrogate and float32 verdicts and return its seconds.
 
         The calibration, once per model and process whatever the number of images, is timed apart.
         """
@@ -171,7 +171,7 @@ class Contest:
         }
 
     def rounds(self) -> dict[str, list[float]]:
-        """Time everybody; ours is the mean of the runs on either side of the libraries, or without float32 the one on the fast copy."""
+        """Time everybody; ours is the mean of the runs on either side of the libraries, or without float32 the one on the surrogate."""
         cases: dict[str, Callable[[], float]] = {
             name: partial(self.run_library, name) for name in self.libraries
         }

@@ -139,7 +139,7 @@ def figures_of(
 def _fast_figures(
     contest: Contest, seconds: dict[str, list[float]], operations: float
 ) -> dict[str, Any]:
-    """Return what gradients of a fast copy make of it. minutes_for_50000: of images as robust as these, with calibration."""
+    """Return what gradients of a surrogate make of it. minutes_for_50000: of images as robust as these, with calibration."""
     precision = contest.gradient
     assert contest.fast_outcomes is not None
     taken, calibrating, passes = (

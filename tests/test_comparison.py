@@ -454,9 +454,9 @@ def test_a_file_among_several_that_cannot_be_read_is_named(
     refused = {
         named[
             1
-        ]: r"b\.parquet: metadata sat_ray\.evaluation is no JSON \(Expecting property name.*; allowed: outcomes as",
-        named[2]: r"c\.parquet is damaged \(.*\); allowed: outcomes as",
-        f"{tmp_path}/zoo.py": r"zoo\.py is no Parquet file \(.*\); allowed: outcomes as",
+        ]: r"b\.parquet: metadata sat_ray\.evaluation is no JSON \(Expecting property name.*; give outcomes as",
+        named[2]: r"c\.parquet is damaged \(.*\); give outcomes as",
+        f"{tmp_path}/zoo.py": r"zoo\.py is no Parquet file \(.*\); give outcomes as",
     }
     for path, message in refused.items():
         with pytest.raises(ValueError, match=message) as caught:

@@ -563,7 +563,7 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no model": (["--model="], "--model is missing"),
         "no such model": (
             ["--model", "nothing.here"],
-            "is not there; allowed: a checkpoint folder",
+            "is not there; give a checkpoint folder",
         ),
         "a pickled file": (
             ["--model", "model.pt"],
@@ -590,7 +590,10 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
             ["--model", "external_models:fails"],
             "calling fails() failed (RuntimeError: no weights)",
         ),
-        "train mode": (["--model", "external_models:training"], "must be in inference mode, got train mode"),
+        "train mode": (
+            ["--model", "external_models:training"],
+            "must be in inference mode, got train mode",
+        ),
         "probabilities": (["--model", "external_models:softmax"], "returns probabilities"),
         "NaN": (["--model", "external_models:nan"], "NaN or inf logits for image ids"),
         "one axis of output": (["--model", "external_models:flat"], "got shape"),

@@ -74,7 +74,7 @@ def test_outcomes_have_the_same_bytes_in_any_shards_and_order(
 
 
 @pytest.mark.parametrize("gradient", ["bf16", "fp16"])
-def test_gradients_of_a_fast_copy_give_the_verdicts_of_float32(
+def test_gradients_of_a_surrogate_give_the_verdicts_of_float32(
     gradient: str, on_gpu: Normalized, digits: Split
 ) -> None:
     part = digits.take(slice(900, 1156))

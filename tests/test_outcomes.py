@@ -274,7 +274,7 @@ def test_what_is_not_one_models_outcomes_is_refused(tmp_path: Path) -> None:
     for missing in ("nothing.parquet", "nothing", "state"):
         with pytest.raises(
             FileNotFoundError,
-            match=rf"no outcomes at {tmp_path}/{missing}; allowed: a Parquet file or a folder",
+            match=rf"no outcomes at {tmp_path}/{missing}; give a Parquet file or a folder",
         ):
             read_outcomes(f"{tmp_path}/{missing}")
     storage.write("text/a.parquet", b"not a table")
@@ -283,14 +283,14 @@ def test_what_is_not_one_models_outcomes_is_refused(tmp_path: Path) -> None:
     storage.write("other/a.parquet", parquet_bytes(pa.table({"x": [1], "label": [2]})))
     with pytest.raises(
         ValueError,
-        match=r"other/a\.parquet lacks the columns attack, restart, image_id, clean_prediction, .*robust; allowed: outcomes",
+        match=r"other/a\.parquet lacks the columns attack, restart, image_id, clean_prediction, .*robust; give outcomes",
     ):
         read_outcomes(f"{tmp_path}/other/a.parquet")
     for name in ("a", "b"):
         storage.write(f"twice/{name}.parquet", parquet_bytes(rows_of(IDS[:2])))
     with pytest.raises(
         ValueError,
-        match=r"holds image_id 7 twice for attack apgd-ce-100, restart 0 \(8 rows are doubled\); allowed: one file",
+        match=r"holds image_id 7 twice for attack apgd-ce-100, restart 0 \(8 rows are doubled\); give one file",
     ):
         read_outcomes(f"{tmp_path}/twice")
     storage.write("mixed/a.parquet", storage.read("outcomes/m.parquet"))

@@ -248,7 +248,8 @@ def measured_curvature(own: OwnActivation, alpha: float | None) -> float:
     """
     around = torch.logspace(-6, 2, 1001, dtype=torch.float64)
     edges = torch.cat([-around.flip(0), torch.zeros(1, dtype=torch.float64), around])
-    left, right = edges[:-1], edges[1:]
+    left = edges[:-1]
+    right = edges[1:]
     change = torch.zeros_like(left)
     bend = torch.zeros_like(left)
     for _ in range(DIVISIONS):

@@ -41,7 +41,9 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 def fewest_classes(loss: str, *, targeted: bool) -> int:
     """Return how many classes a model must have for an attack loss to be defined."""
-    return (4 if targeted else 3) if loss == "dlr" else 2
+    if loss != "dlr":
+        return 2
+    return 4 if targeted else 3
 
 
 def attack_loss(

@@ -24,9 +24,9 @@ COLUMNS = (
     "distance",
     "robust",
 )
-_WRITTEN = "allowed: outcomes as the evaluate stage writes them"
+_WRITTEN = "give outcomes as the evaluate stage writes them"
 _ONE_MODEL = (
-    "allowed: one file, or a folder with the parts of one model "
+    "give one file, or a folder with the parts of one model "
     "(the outcomes/ of a sweep holds one file per model: name those)"
 )
 
@@ -118,7 +118,7 @@ def _files_at(uri: str) -> tuple[Storage, list[str]]:
     names = [one for one in here.names("") if one.endswith(".parquet")]
     if not names:
         raise FileNotFoundError(
-            f"no outcomes at {uri}; allowed: a Parquet file or a folder that holds some"
+            f"no outcomes at {uri}; give a Parquet file or a folder that holds some"
         )
     return here, names
 

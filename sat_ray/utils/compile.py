@@ -1,5 +1,6 @@
-"""torch.compile for the two models of a training, the attacker's view and the model that is updated, for copies that attacks climb on, and
-for what an attack's step does beside the model.
+"""torch.compile for training, for surrogates, and for what an attack's step does beside the model.
+
+A training has two models: the attacker's view and the model that is updated.
 
 What is compiled is a way to call a module, never the module: weights keep their names, checkpoints and exports stay as they are, and views
 go on sharing memory. In a training each has graphs of its own (one is in train mode, the other never), one for every size of images, and

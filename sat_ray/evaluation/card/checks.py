@@ -101,7 +101,8 @@ def _difference(evidence: dict[str, Any], name: str) -> tuple[float, float]:
 
 def better_than_chance(evidence: dict[str, Any]) -> Check:
     """A model that ignores its input is as robust as it is accurate."""
-    n, chance = int(evidence["n"]), float(evidence["chance"])
+    n = int(evidence["n"])
+    chance = float(evidence["chance"])
     accuracies = {
         "clean": evidence["ladder"]["clean"],
         "under the cascade": evidence["ladder"]["cascade"],

@@ -233,7 +233,8 @@ def epsilon_curve(subject: Subject, begin: Callable[[str], None]) -> list[list[f
 
     For linf it ends at 1, where the ball holds every image.
     """
-    norm, claimed = subject.threat_model.norm, subject.threat_model.epsilon
+    norm = subject.threat_model.norm
+    claimed = subject.threat_model.epsilon
     radii = [
         multiple * claimed
         for multiple in EPSILON_MULTIPLES

@@ -68,7 +68,7 @@ def kind_of(text: str) -> str:
             reason = (
                 "is a pickled file, and loading it could run code; write it with torch.export.save"
             )
-    raise ValueError(f"model {text} {reason}; allowed: {ALLOWED}")
+    raise ValueError(f"model {text} {reason}; give {ALLOWED}")
 
 
 def load_source(
