@@ -12,7 +12,7 @@ from torch import Tensor
 from sat_ray.attacks import AttackSpec, pgd
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.evaluation.low_precision.surrogate import fast_copy
+from sat_ray.evaluation.low_precision.surrogate import make_surrogate
 from sat_ray.models import Normalized
 from sat_ray.threat import ThreatModel
 from sat_ray.training.loop import TrainingSettings, fit
@@ -154,7 +154,7 @@ def fitting_epsilon(
     """
     sample, on = images.take(slice(0, images_asked)), size.hardware
     x, y = to_pixels(sample.images.to(on.place)), sample.labels.to(on.place)
-    copied, low, high = fast_copy(model, gradient="bf16", device=on.place), 0, 128
+    copied, low, high = make_surrogate(model, gradient="bf16", device=on.place), 0, 128
     while high - low > 1:
         epsilon = (low + high) // 2
         ball = ThreatModel("linf", epsilon / 255)

@@ -11,7 +11,7 @@ repeated, each repetition moved by some pixels, at the epsilon that about 42 % o
 libraries get the first 768 of them, because their time is the same for every image:
 
     python benchmarks/evaluation.py --device cuda --model resnet50 --size 224 --precision bf16 \
-        --gradient fp16-compiled --no-float32
+        --gradient fp16 --no-float32
 """
 
 import argparse
@@ -43,7 +43,7 @@ from torch import Tensor
 from sat_ray.attacks.base import Model
 from sat_ray.attacks.losses import attack_loss
 from sat_ray.data.pixels import to_pixels
-from sat_ray.evaluation.low_precision.surrogate import fast_copy, pays
+from sat_ray.evaluation.low_precision.surrogate import make_surrogate, pays
 from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.models import Normalized
 from sat_ray.utils.precision import exact_float32
@@ -85,11 +85,11 @@ def figures_of(
     climbed = (
         contest.ours
         if contest.float32
-        else fast_copy(contest.ours, gradient=contest.gradient, device=on.place)
+        else make_surrogate(contest.ours, gradient=contest.gradient, device=on.place)
     )
     seconds_of_a_pass = median(pass_seconds(climbed, contest.x[rows], contest.y[rows], on=on))
     operations = pass_operations(contest.ours, contest.x, contest.y)
-    precision = "float32" if contest.float32 else contest.gradient.removesuffix("-compiled")
+    precision = "float32" if contest.float32 else contest.gradient
     figures = {
         "speedup": contest.speedup(seconds, "ours"),
         "robust_accuracy": contest.robust,
@@ -146,7 +146,7 @@ def _fast_figures(
 
     minutes_for_50000: for images as robust as these, calibration included.
     """
-    precision = contest.gradient.removesuffix("-compiled")
+    precision = contest.gradient
     assert contest.fast_outcomes is not None
     taken, calibrating, passes = (
         median(seconds["ours_fast"]),

@@ -1,16 +1,17 @@
 """The arithmetic of the activations that torch does not have, and the derivatives of those it has.
 
-    parametric_softplus  f(x) = log(1 + exp(alpha x)) / alpha      f'(x) = sigmoid(alpha x)
-    smoothrelu           f(x) = x - log(alpha x + 1) / alpha       f'(x) = alpha x / (1 + alpha x)
+    parametric_softplus  f(x) = log(1 + exp(alpha x)) / alpha   f'(x) = sigmoid(alpha x)
+    smoothrelu           f(x) = x - log(alpha x + 1) / alpha    f'(x) = alpha x / (1 + alpha x)
                          for x >= 0, else 0
-    silu, gelu, mish     f(x) = x g(alpha x)                       f'(x) = g(t) + t g'(t), t = alpha x
+    silu, gelu, mish     f(x) = x g(alpha x)                    f'(x) = g(t) + t g'(t), t = alpha x
                          g(t) = sigmoid(t), Phi(t), tanh(log(1 + exp(t)))
 
 All of them are f(x) = f_1(alpha x) / alpha: alpha is the sharpness, and relu is the limit of a
 large one. silu, gelu and mish are computed as x g(alpha x), which neither overflows nor loses
 digits at any alpha.
 
-Functions take (x, alpha): x of any shape and float dtype; alpha a float, a learned scalar tensor, or None.
+Functions take (x, alpha): x of any shape and float dtype; alpha a float, a learned scalar tensor,
+or None.
 """
 
 import math
@@ -23,7 +24,8 @@ from torch import Tensor
 
 Alpha = float | Tensor | None
 Function = Callable[[Tensor, Alpha], Tensor]
-_SOFTPLUS_THRESHOLD = 50.0  # F.softplus is linear above beta * x = threshold; at 50 the neglected exp(-50) is below float64 rounding
+# F.softplus is linear above beta * x = threshold: the neglected exp(-50) is below float64 rounding
+_SOFTPLUS_THRESHOLD = 50.0
 
 # the largest alpha x of smoothrelu: beyond it the result is that of infinity, and nothing overflows
 _LARGEST = 1e30
@@ -36,7 +38,10 @@ def _widen(x: Tensor) -> Tensor:
 
 
 class _SmoothRelu(torch.autograd.Function):
-    """Compute smoothrelu saving its input alone, as the built-in activations do; alpha may be a learned scalar tensor."""
+    """Compute smoothrelu saving its input alone, as the built-in activations do.
+
+    alpha may be a learned scalar tensor.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor) -> Tensor:

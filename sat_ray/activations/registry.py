@@ -125,13 +125,14 @@ class ActivationInfo:
         if self.alpha is None:
             if alpha is not None:
                 raise ValueError(
-                    f"{field} is {alpha:g} but {self.name} takes no alpha; leave it out"
+                    f"{field} must be left out for {self.name}, which takes no alpha, got {alpha:g}"
                 )
             return None
         value = self.alpha.default if alpha is None else float(alpha)
         if not (math.isfinite(value) and self.alpha.low <= value <= self.alpha.high):
             raise ValueError(
-                f"{field} is {value:g}; allowed for {self.name}: {self.alpha.low:g} to {self.alpha.high:g}"
+                f"{field} must be from {self.alpha.low:g} to {self.alpha.high:g} "
+                f"for {self.name}, got {value:g}"
             )
         if self.user_defined is not None:
             _checked(self.user_defined, value)

@@ -1,4 +1,4 @@
-"""The activations as a table for people: the alphas that a search tries, and the curvature of each."""
+"""The activations as a table: the alphas that a search tries, and the curvature of each."""
 
 from collections.abc import Iterable
 

@@ -1,8 +1,9 @@
-"""An activation of the user's own, `module:function`: how it is read, and what it must be before anything is trained with it.
+"""A user-defined activation, `module:function`: reading it, and checking it before any training.
 
-A function of one tensor, f(x) or f(x, alpha=...), or a class (or function without arguments) that makes such an nn.Module. It must act on
-each element alone, always alike, stay finite, and have the derivative that autograd says it has: g(x) = (f(x + h) - f(x - h)) / 2h. A
-backward pass of its own choice would make a model look robust that is not.
+It is a function of one tensor, f(x) or f(x, alpha=...), or a class (or function without arguments)
+that makes such an nn.Module. It must act on each element alone, always alike, stay finite, and have
+the derivative that autograd computes: g(x) = (f(x + h) - f(x - h)) / 2h. A backward pass that is
+not the derivative would make a model look robust that is not.
 """
 
 import copy
@@ -16,30 +17,26 @@ from torch import Tensor, nn
 
 from sat_ray.utils.import_string import call, first_line, parameters, required, resolve
 
-LARGE = (
-    -100.0,
-    -50.0,
-    -20.0,
-    20.0,
-    50.0,
-    100.0,
-)  # inputs at which it must be finite, beside [-8, 8]
-STEP, TOLERANCE = 1e-5, 1e-3
-KINK, MOST_KINKS = (
-    1e-2,
-    0.05,
-)  # a larger difference of the one-sided derivatives is a kink; the share of points that may have one
+# inputs at which it must be finite, beside [-8, 8]
+LARGE = (-100.0, -50.0, -20.0, 20.0, 50.0, 100.0)
+STEP = 1e-5
+TOLERANCE = 1e-3
+KINK = 1e-2  # a larger difference of the one-sided derivatives is a kink
+MOST_KINKS = 0.05  # the share of points that may have a kink
 DIVISIONS = 10  # of the cells in which the largest curvature is searched
 PARTS = 8  # of a cell that is divided
 STEEPEST = 64  # cells that are divided
 NARROW = 1e-8  # width of a cell that is divided no more
 JUMP = 0.02  # change of the slope within a narrow cell that is a kink
-ALLOWED = "a function f(x) or f(x, alpha=1.0) of one tensor, or a class of nn.Module made without arguments or with alpha=1.0"
+ALLOWED = (
+    "a function f(x) or f(x, alpha=1.0) of one tensor, "
+    "or a class of nn.Module made without arguments or with alpha=1.0"
+)
 
 
 @dataclass(frozen=True)
 class UserDefinedActivation:
-    """What `module:function` turned out to be. function: f(x, alpha), or make: alpha -> module.
+    """A user-defined activation. function: f(x, alpha), or make: alpha -> module.
 
     default: of alpha, None where it takes none.
     """
@@ -53,11 +50,10 @@ class UserDefinedActivation:
 
     def apply(self, x: Tensor, alpha: Any) -> Tensor:
         """Apply it to a tensor; a module is made for it, in the tensor's dtype."""
-        return (
-            self.function(x, alpha)
-            if self.function is not None
-            else self.module(alpha).to(x.dtype)(x)
-        )
+        if self.function is not None:
+            return self.function(x, alpha)
+        value: Tensor = self.module(alpha).to(x.dtype)(x)
+        return value
 
     def slope(self, x: Tensor, alpha: Any) -> Tensor:
         """Return its derivative at x, by autograd."""
@@ -65,39 +61,54 @@ class UserDefinedActivation:
         return torch.autograd.grad(self.apply(point, alpha).sum(), point)[0]
 
     def module(self, alpha: float | None) -> nn.Module:
-        """Make its module, the same each time, without touching torch's generator; ValueError where that is none."""
+        """Make its module, the same each time, without changing torch's generator.
+
+        Raises ValueError where the result is not a module.
+        """
         assert self.make is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             made = call(self.make, alpha, what=f"activation {self.name}: making it")
         if not isinstance(made, nn.Module):
             raise ValueError(
-                f"activation {self.name} made a {type(made).__name__}; allowed: {ALLOWED}"
+                f"activation {self.name} must be {ALLOWED}, got one that makes "
+                f"a {type(made).__name__}"
             )
         return made
 
 
 def read_activation(text: str) -> UserDefinedActivation:
-    """Import `module:function` and see how it is to be called. alphas: an attribute of it with the values that a search tries."""
+    """Import `module:function` and find out how to call it.
+
+    Its attribute `alphas` holds the values that a search tries.
+    """
     found = resolve(text, what="activation")
     what = f"activation {text}"
     if not callable(found) or isinstance(found, nn.Module):
-        raise ValueError(f"{what} is a {type(found).__name__}; allowed: {ALLOWED}")
+        raise ValueError(f"{what} must be {ALLOWED}, got a {type(found).__name__}")
     takes = parameters(found, what=what)
     needed = [name for name in required(takes) if name != "alpha"]
     is_function = len(needed) == 1 and not isinstance(found, type)
     if needed and not is_function:
-        raise ValueError(f"{what} needs {', '.join(needed)}; allowed: {ALLOWED}")
+        raise ValueError(f"{what} must be {ALLOWED}, got one that needs {', '.join(needed)}")
     default, grid = _alphas(found, takes, what=what)
     if is_function:
-        function = (
-            (lambda x, alpha: found(x))
-            if default is None
-            else (lambda x, alpha: found(x, alpha=alpha))
+        return UserDefinedActivation(
+            text, _function(found, default), None, default, grid, _about(found)
         )
-        return UserDefinedActivation(text, function, None, default, grid, _about(found))
-    make = (lambda alpha: found()) if default is None else (lambda alpha: found(alpha=alpha))
-    return UserDefinedActivation(text, None, make, default, grid, _about(found))
+    return UserDefinedActivation(text, None, _maker(found, default), default, grid, _about(found))
+
+
+def _function(found: Any, default: float | None) -> Callable[[Tensor, Any], Tensor]:
+    if default is None:
+        return lambda x, alpha: found(x)
+    return lambda x, alpha: found(x, alpha=alpha)
+
+
+def _maker(found: Any, default: float | None) -> Callable[[float | None], nn.Module]:
+    if default is None:
+        return lambda alpha: found()
+    return lambda alpha: found(alpha=alpha)
 
 
 def _alphas(
@@ -107,7 +118,8 @@ def _alphas(
     if "alpha" not in takes:
         if given:
             raise ValueError(
-                f"{what} has alphas {given} but takes no alpha; allowed: a parameter alpha=1.0, or no alphas"
+                f"{what} has alphas {given} but takes no alpha; "
+                "add a parameter alpha=1.0, or remove the alphas"
             )
         return None, ()
     default = takes["alpha"].default
@@ -116,7 +128,8 @@ def _alphas(
         default = float(default)
     except (TypeError, ValueError):
         raise ValueError(
-            f"{what} has alpha={default!r} and alphas {given!r}; allowed: numbers, for example alpha: float = 1.0"
+            f"{what} must have numbers as alpha and alphas (alpha: float = 1.0), "
+            f"got alpha={default!r} and alphas {given!r}"
         ) from None
     return default, grid or (default,)
 
@@ -126,7 +139,10 @@ def _about(found: Any) -> str:
 
 
 def check_activation(user_defined: UserDefinedActivation, alpha: float | None) -> None:
-    """Raise ValueError, in one line, where the activation is not an elementwise, finite function with the derivative that it claims."""
+    """Raise ValueError, in one line, for an activation that cannot be used.
+
+    It must be an elementwise, finite function whose gradient is its derivative.
+    """
     what = f"activation {user_defined.name}" + ("" if alpha is None else f" at alpha={alpha:g}")
     module = user_defined.module(alpha) if user_defined.make is not None else None
     double = copy.deepcopy(module).double() if module is not None else None
@@ -135,7 +151,7 @@ def check_activation(user_defined: UserDefinedActivation, alpha: float | None) -
     _check_value(module or (lambda x: user_defined.apply(x, alpha)), x, what=what)
     if module is not None and not _same_state(module, user_defined.module(alpha)):
         raise ValueError(
-            f"{what} changes its own state when it is called; allowed: no running statistics"
+            f"{what} changes its own state when it is called; remove running statistics"
         )
     _check_slope(double or (lambda x: user_defined.apply(x, alpha)), x.double(), what=what)
 
@@ -152,21 +168,21 @@ def _check_value(apply: Callable[[Tensor], Tensor], x: Tensor, *, what: str) -> 
     y = _called(apply, x, what=what)
     if not torch.equal(x, before):
         raise ValueError(
-            f"{what} changes its input in place; allowed: a new tensor, without inplace=True"
+            f"{what} changes its input in place; return a new tensor, without inplace=True"
         )
     if not y.isfinite().all():
         raise ValueError(
-            f"{what} is {float(y[~y.isfinite()][0])} at x = {_first(x, ~y.isfinite()):g}; allowed: finite for |x| <= 100"
+            f"{what} must be finite for |x| <= 100, got {float(y[~y.isfinite()][0])} "
+            f"at x = {_first(x, ~y.isfinite()):g}"
         )
     if not torch.equal(y, _called(apply, x, what=what)):
-        raise ValueError(
-            f"{what} gives other values the second time; allowed: no dropout, no noise"
-        )
+        raise ValueError(f"{what} gives other values the second time; remove dropout and noise")
     order = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0))
     shuffled = _called(apply, x.flatten()[order].reshape(x.shape), what=what)
     if not torch.allclose(shuffled, y.flatten()[order].reshape(x.shape), rtol=1e-4, atol=1e-5):
         raise ValueError(
-            f"{what} does not act on each element alone; allowed: no softmax, no statistics of the batch or of channels"
+            f"{what} must act on each element alone; "
+            "remove softmax and statistics of the batch or of channels"
         )
 
 
@@ -176,13 +192,11 @@ def _called(apply: Callable[[Tensor], Tensor], x: Tensor, *, what: str) -> Tenso
     )
     if not isinstance(y, Tensor):
         raise ValueError(
-            f"{what} returned a {type(y).__name__}; allowed: a tensor of its input's shape and dtype"
+            f"{what} must return a tensor of its input's shape and dtype, got a {type(y).__name__}"
         )
     if y.shape != x.shape or y.dtype != x.dtype:
         got, wanted = (f"{tuple(one.shape)} {one.dtype}".replace("torch.", "") for one in (y, x))
-        raise ValueError(
-            f"{what} returned {got} for {wanted}; allowed: its input's shape and dtype"
-        )
+        raise ValueError(f"{what} must return its input's shape and dtype, {wanted}, got {got}")
     return y
 
 
@@ -194,33 +208,37 @@ def _check_slope(apply: Callable[[Tensor], Tensor], x: Tensor, *, what: str) -> 
         (slope,) = torch.autograd.grad(value.sum(), point)
     except RuntimeError as error:
         raise ValueError(
-            f"{what} has no gradient ({first_line(error)}); allowed: torch operations, without detach or no_grad"
+            f"{what} has no gradient ({first_line(error)}); "
+            "use torch operations, without detach or no_grad"
         ) from None
     if not slope.isfinite().all():
         raise ValueError(
-            f"{what} has a gradient of {float(slope[~slope.isfinite()][0])} at x = {_first(x, ~slope.isfinite()):g}"
+            f"{what} must have a finite gradient, got {float(slope[~slope.isfinite()][0])} "
+            f"at x = {_first(x, ~slope.isfinite()):g}"
         )
     if not slope.any():
         raise ValueError(
-            f"{what} has a gradient of 0 everywhere: nothing could be trained through it, and no attack could find its way"
+            f"{what} has a gradient of 0 everywhere: no model can be trained through it, "
+            "and no attack can follow it"
         )
     with torch.no_grad():
         ahead, here, behind = (_called(apply, x + h, what=what) for h in (STEP, 0.0, -STEP))
-    measured, left, right = (
-        (ahead - behind) / (2 * STEP),
-        (here - behind) / STEP,
-        (ahead - here) / STEP,
-    )
+    measured = (ahead - behind) / (2 * STEP)
+    left = (here - behind) / STEP
+    right = (ahead - here) / STEP
     kinks = (left - right).abs() > KINK * (1 + measured.abs())
     if kinks.double().mean() > MOST_KINKS:
         raise ValueError(
-            f"{what} jumps or bends at {int(kinks.sum())} of {x.numel()} points; allowed: a derivative almost everywhere"
+            f"{what} must have a derivative almost everywhere, "
+            f"got jumps or kinks at {int(kinks.sum())} of {x.numel()} points"
         )
     wrong = ~kinks & ((slope - measured).abs() > TOLERANCE * (1 + measured.abs()))
     if wrong.any():
         raise ValueError(
-            f"{what} has a gradient that is not its derivative: at x = {_first(x, wrong):g} autograd says {float(slope[wrong][0]):.4g}, "
-            f"finite differences {float(measured[wrong][0]):.4g}; a model that hides its derivative only looks robust"
+            f"{what} has a gradient that is not its derivative: at x = {_first(x, wrong):g} "
+            f"autograd gives {float(slope[wrong][0]):.4g}, "
+            f"finite differences {float(measured[wrong][0]):.4g}; "
+            "a model that hides its derivative only looks robust"
         )
 
 
@@ -232,7 +250,8 @@ def measured_curvature(user_defined: UserDefinedActivation, alpha: float | None)
     """
     around = torch.logspace(-6, 2, 1001, dtype=torch.float64)
     edges = torch.cat([-around.flip(0), torch.zeros(1, dtype=torch.float64), around])
-    left, right = edges[:-1], edges[1:]
+    left = edges[:-1]
+    right = edges[1:]
     change = torch.zeros_like(left)
     bend = torch.zeros_like(left)
     for _ in range(DIVISIONS):

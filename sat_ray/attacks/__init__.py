@@ -1,4 +1,7 @@
-"""Attacks as steppers: `start` makes a state, `step` scores its point and moves it. `pgd` is the plain function over them."""
+"""Attacks as steppers: `start` makes a state, `step` scores its point and moves it.
+
+`pgd` is the plain function over them.
+"""
 
 from typing import TYPE_CHECKING
 

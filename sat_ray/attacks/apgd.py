@@ -1,8 +1,11 @@
-"""Auto-PGD (Croce & Hein 2020, arXiv 2003.01690): PGD with momentum whose step size halves where the loss no longer rises.
+"""Auto-PGD (Croce & Hein 2020, arXiv 2003.01690): PGD with momentum and adaptive step sizes.
 
-z_t = Project_S( x_t + η_t steepest_ascent(g_t) ),     x_{t+1} = Project_S( x_t + a (z_t - x_t) + (1 - a) (x_t - x_{t-1}) ),
-a = 1 at the first move and 3/4 after it, η_0 = 2 epsilon. At a checkpoint the step size halves, and the image goes back to its best point,
-if the loss rose in at most 3/4 of the steps since the last checkpoint, or if neither the step size nor the best loss has changed since.
+z_t     = Project_S( x_t + η_t steepest_ascent(g_t) )
+x_{t+1} = Project_S( x_t + a (z_t - x_t) + (1 - a) (x_t - x_{t-1}) )
+
+a = 1 at the first move and 3/4 after it, η_0 = 2 epsilon. At a checkpoint the step size halves, and
+the image goes back to its best point, if the loss rose in at most 3/4 of the steps since the last
+checkpoint, or if neither the step size nor the best loss has changed since.
 """
 
 import functools
@@ -16,16 +19,21 @@ from sat_ray.attacks.base import Model, State, differentiate, zero_share
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.randomness import Randomness
 
-MOMENTUM, RISING = 0.75, 0.75
-FIRST_WINDOW, SHRINK, SHORTEST_WINDOW = 0.22, 0.03, 0.06  # of the steps
+MOMENTUM = 0.75
+RISING = 0.75
+# windows between checkpoints, as shares of the steps
+FIRST_WINDOW = 0.22
+SHRINK = 0.03
+SHORTEST_WINDOW = 0.06
 
 
 @dataclass(frozen=True, kw_only=True)
 class APGDState(State):
-    """What Auto-PGD remembers of each slot.
+    """The state of Auto-PGD in each slot.
 
-    previous, best, best_gradient: (L, C, H, W); best_loss, loss_at_check, last_loss, step_size: (L,) float32; rises: (L,) int64, rising
-    steps since the last checkpoint; halved: (L,) bool, whether that checkpoint halved the step size.
+    previous, best, best_gradient: (L, C, H, W); best_loss, loss_at_check, last_loss, step_size:
+    (L,) float32; rises: (L,) int64, rising steps since the last checkpoint; halved: (L,) bool,
+    whether that checkpoint halved the step size.
     """
 
     previous: Tensor
@@ -41,11 +49,14 @@ class APGDState(State):
 
 @functools.cache
 def windows(steps: int) -> tuple[int, ...]:
-    """Return, for each point 0..steps, the length of the window that a checkpoint closes there; 0 where there is no checkpoint."""
+    """Return, for each point 0..steps, the length of the window that a checkpoint closes there.
+
+    It is 0 where there is no checkpoint.
+    """
     closes = [0] * (steps + 1)
-    window, shortest, shrink = (
-        max(int(share * steps), 1) for share in (FIRST_WINDOW, SHORTEST_WINDOW, SHRINK)
-    )
+    window = max(int(FIRST_WINDOW * steps), 1)
+    shortest = max(int(SHORTEST_WINDOW * steps), 1)
+    shrink = max(int(SHRINK * steps), 1)
     at = window
     while at <= steps:
         closes[at] = window
@@ -65,7 +76,10 @@ def _wide(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class APGD:
-    """Ascend a loss without a step size to choose. steps >= 1; loss: one of `sat_ray.attacks.loss_names.ATTACK_LOSSES`."""
+    """Ascend a loss without a step size to choose.
+
+    steps >= 1; loss: one of `sat_ray.attacks.loss_names.ATTACK_LOSSES`.
+    """
 
     threat_model: ThreatModel
     steps: int
@@ -76,7 +90,7 @@ class APGD:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; allowed: a whole number >= 1")
+            raise ValueError(f"steps must be an integer >= 1, got {self.steps}")
 
     def start(
         self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None
@@ -127,7 +141,7 @@ class APGD:
         )
 
     def _check(self, state: APGDState) -> tuple[APGDState, Tensor]:
-        """Halve the step size of the slots that stand at a checkpoint and are stuck; say which they are."""
+        """Halve the step size of the slots that are stuck at a checkpoint, and return these."""
         window = _windows_on(state.step.device, self.steps)[state.step.clamp_max(self.steps)]
         here = window > 0
         stuck = here & (

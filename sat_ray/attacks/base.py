@@ -1,4 +1,4 @@
-"""What every attack is: a stepper over slots that never touches the model and never remembers anything itself."""
+"""The protocol of attacks: steppers over slots that change no model and hold no state."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -14,24 +14,31 @@ from sat_ray.utils.errors import ReportedError
 from sat_ray.utils.randomness import Randomness
 
 Model = Callable[[Tensor], Tensor]
-NO_GRADIENT = "has no gradient at its input (detached, or under no_grad); allowed: a differentiable model, or the attack square"
+NO_GRADIENT = (
+    "has no gradient at its input (detached, or under no_grad); "
+    "use a differentiable model, or the attack square"
+)
 
 
 class InfeasiblePointError(ReportedError):
-    """An attack visited a point outside its threat model: a bug in the attack, never something to clip away."""
+    """An attack visited a point outside its threat model: a bug in the attack."""
 
 
 class NoGradientError(ValueError):
-    """The model's output is cut off from its input: only attacks without gradients can be used."""
+    """The model's output does not depend on its input through autograd.
+
+    Only attacks without gradients can be used.
+    """
 
 
 @dataclass(frozen=True)
 class State:
-    """Hold L slots in flight; row i of every field belongs to the same image.
+    """Hold the state of L slots; row i of every field belongs to the same image.
 
-    x, x_adv: (L, C, H, W) float32 in [0, 1]; y: (L,) int64; step: (L,) int64, the number of the point in x_adv (0 = the start);
-    target: (L,) int64, the class that a targeted attack moves towards, else None;
-    logits: (L, K) float32 at the point scored by the latest step; zero_share: (L,) share of that point's gradient that is exactly 0.
+    x, x_adv: (L, C, H, W) float32 in [0, 1]; y: (L,) int64; step: (L,) int64, the number of the
+    point in x_adv (0 = the start); target: (L,) int64, the class that a targeted attack moves
+    towards, else None; logits: (L, K) float32 at the point scored by the latest step; zero_share:
+    (L,) share of that point's gradient that is exactly 0.
     """
 
     x: Tensor
@@ -49,7 +56,10 @@ class State:
         return replace(self, **changed, rng=self.rng.take(rows))
 
     def put(self, slots: Tensor, other: "State", rows: Tensor) -> "State":
-        """Return this state, its `slots` overwritten by the `rows` of `other`; what one of them lacks, such as scores, is left alone."""
+        """Return this state with `slots` overwritten by the `rows` of `other`.
+
+        Fields that one of them lacks, such as scores, are not changed.
+        """
         for name, value in self._tensors():
             new = getattr(other, name)
             if isinstance(new, Tensor):
@@ -66,9 +76,10 @@ class State:
 class Attack(Protocol):
     """Start images in slots, then score and move them one step at a time.
 
-    `steps` moves visit steps + 1 points; `step` scores the point in x_adv (its logits) before it moves it. Rows never influence each
-    other. memoryless: the move is a function of the point alone, so that a point seen twice means a cycle. differentiates: the move asks
-    for the model's gradient.
+    `steps` moves visit steps + 1 points; `step` scores the point in x_adv (its logits) before it
+    moves it. Rows never influence each other. memoryless: the move is a function of the point
+    alone, so that a point seen twice means a cycle. differentiates: the move needs the model's
+    gradient.
     """
 
     @property
@@ -88,7 +99,7 @@ class Attack(Protocol):
 
     @property
     def differentiates(self) -> bool:
-        """Whether a step asks for the model's gradient."""
+        """Whether a step needs the model's gradient."""
         ...
 
     def start(
@@ -103,9 +114,10 @@ class Attack(Protocol):
 
 
 def differentiate(model: Model, state: State, *, loss: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits (L, K), loss (L,) and the loss's gradient at the current points, all float32 and free of the graph.
+    """Return logits (L, K), loss (L,) and the loss's gradient at the current points.
 
-    Raises NoGradientError where autograd finds no way from the output to the input.
+    All are float32 and detached from the graph. Raises NoGradientError where autograd finds no way
+    from the output to the input.
     """
     point = state.x_adv.detach().requires_grad_()
     with torch.enable_grad():
@@ -120,19 +132,26 @@ def differentiate(model: Model, state: State, *, loss: str) -> tuple[Tensor, Ten
 
 
 def zero_share(gradient: Tensor) -> Tensor:
-    """Return the share of each image's gradient that is exactly 0, (L,): sign(0) = 0 freezes those pixels."""
+    """Return the share of each image's gradient that is exactly 0, (L,).
+
+    sign(0) = 0 freezes those pixels.
+    """
     return (gradient == 0).flatten(1).float().mean(dim=1)
 
 
 def require_inference_mode(model: Model) -> None:
-    """Raise ValueError for a module (or submodule) in train mode: BatchNorm would mix the images and move its statistics."""
+    """Raise ValueError for a module (or submodule) in train mode.
+
+    There, BatchNorm would mix the images and change its statistics.
+    """
     if isinstance(model, nn.Module):
         training = [
             name or "the model" for name, module in model.named_modules() if module.training
         ]
         if training:
             raise ValueError(
-                f"model is in train mode ({training[0]}); call model.eval() before attacking or evaluating it"
+                f"model must be in inference mode, got train mode ({training[0]}); "
+                "call model.eval() before attacking or evaluating it"
             )
 
 
@@ -140,28 +159,32 @@ def require_images(x: Tensor, y: Tensor) -> None:
     """Raise ValueError unless x is (N, C, H, W) float32 in [0, 1] and y is (N,) whole numbers."""
     if x.dim() != 4 or x.dtype != torch.float32:
         raise ValueError(
-            f"x is {tuple(x.shape)} {x.dtype}; allowed: (N, C, H, W) float32 in [0, 1]"
+            f"x must be (N, C, H, W) float32 in [0, 1], got {tuple(x.shape)} {x.dtype}"
         )
     if y.shape != x.shape[:1] or y.is_floating_point():
-        raise ValueError(f"y is {tuple(y.shape)} {y.dtype}; allowed: ({len(x)},) int64 labels")
+        raise ValueError(f"y must be ({len(x)},) int64 labels, got {tuple(y.shape)} {y.dtype}")
     if len(x) and not (x.min() >= 0 and x.max() <= 1):
         raise ValueError(
-            f"x lies in [{x.min():g}, {x.max():g}]; allowed: [0, 1] (divide uint8 images by 255, do not normalise)"
+            f"x must lie in [0, 1], got [{x.min():g}, {x.max():g}]; "
+            "divide uint8 images by 255 and do not normalise"
         )
 
 
 def require_feasible(
-    x_adv: Tensor, x: Tensor, threat_model: ThreatModel, *, held: Tensor | None = None
+    x_adv: Tensor, x: Tensor, threat_model: ThreatModel, *, occupied: Tensor | None = None
 ) -> None:
-    """Raise InfeasiblePointError unless every image is allowed. held: (N,) bool, the slots that are asked about; None for all."""
+    """Raise InfeasiblePointError unless every image is allowed.
+
+    occupied: (N,) bool, the slots that are checked; None for all.
+    """
     left = ~_contained(threat_model, x_adv, x)
-    if held is not None:
-        left &= held.to(left.device)
+    if occupied is not None:
+        left &= occupied.to(left.device)
     if bool(left.any()):
         worst = threat_model.distance(x_adv, x)[left].max().item()
         raise InfeasiblePointError(
-            f"{int(left.sum())} of {len(x)} adversarial images leave {threat_model} (largest distance {worst:.6g}, "
-            f"tolerance {TOLERANCE:g}) or the box [0, 1]"
+            f"{int(left.sum())} of {len(x)} adversarial images leave {threat_model} "
+            f"(largest distance {worst:.6g}, tolerance {TOLERANCE:g}) or the box [0, 1]"
         )
 
 

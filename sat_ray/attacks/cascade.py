@@ -1,10 +1,13 @@
-"""The cascade: attacks of different kinds, each on the survivors of those before it, at AutoAttack's budgets (Croce & Hein 2020).
+"""The cascade: attacks of different kinds, each on the survivors of those before it.
 
-APGD on cross-entropy, targeted APGD on DLR towards the 9 likeliest other classes, Square with 5,000 queries. (AutoAttack has FAB as
-a fourth member between the last two; it rarely breaks an image that targeted APGD does not, and is left out.)
+The budgets are AutoAttack's (Croce & Hein 2020): APGD on cross-entropy, targeted APGD on DLR
+towards the 9 likeliest other classes, Square with 5,000 queries. (AutoAttack has FAB as a fourth
+member between the last two; it rarely breaks an image that targeted APGD does not, and is left
+out.)
 
-The first two alone are the strong attacks behind every row of a leaderboard. Square takes most of the passes of a cascade and
-decides nothing where gradients exist; whether they exist is a question for the robustness card, which keeps it.
+The first two alone are the strong attacks behind every row of a leaderboard. Square takes most of
+the passes of a cascade and decides nothing where gradients exist. The robustness card checks
+whether they exist, so it uses Square.
 """
 
 from collections.abc import Sequence
@@ -13,7 +16,9 @@ from sat_ray.attacks.loss_names import fewest_classes
 from sat_ray.attacks.spec import AttackSpec, Gradient
 from sat_ray.threat import ThreatModel
 
-STEPS, TARGETS, QUERIES = 100, 9, 5000
+STEPS = 100
+TARGETS = 9
+QUERIES = 5000
 
 
 def cascade(
@@ -26,8 +31,8 @@ def cascade(
 ) -> list[AttackSpec]:
     """Return the attacks in the order of the cascade.
 
-    num_classes: >= 2, of the model; below 4 there is no targeted DLR, and the plain difference of logits takes its place. restarts: of
-    each attack; AutoAttack has 1.
+    num_classes: >= 2, of the model; below 4 there is no targeted DLR, and the plain difference of
+    logits takes its place. restarts: of each attack; AutoAttack has 1.
     """
     square = AttackSpec(
         threat_model=threat_model,
@@ -52,7 +57,8 @@ def strong_attacks(
 ) -> list[AttackSpec]:
     """Return the attacks of the cascade that follow gradients, in its order; see `cascade`.
 
-    targets: the most classes that the second attack moves towards, one after the other, the likeliest first.
+    targets: the most classes that the second attack moves towards, one after the other, the
+    likeliest first.
     """
     targeted_loss = "dlr" if num_classes >= fewest_classes("dlr", targeted=True) else "margin"
     untargeted = AttackSpec(
@@ -75,7 +81,10 @@ def strong_attacks(
 
 
 def describe_strong(attacks: Sequence[AttackSpec], *, after: str) -> dict[str, object]:
-    """Describe strong attacks in a leaderboard's words. after: the attack whose survivors they attack."""
+    """Describe strong attacks as in a leaderboard.
+
+    after: the attack whose survivors they attack.
+    """
     return {
         "name": " + ".join(spec.name for spec in attacks),
         "after": after,

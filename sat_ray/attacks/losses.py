@@ -1,13 +1,16 @@
-"""Losses of one image: every function maps logits (N, K) and labels (N,) to (N,) float32; the caller sums or averages.
+"""Losses of one image: every function maps logits (N, K) and labels (N,) to (N,) float32.
 
-z: logits; y: the label; t: an attack's target class; π: the classes from the largest logit to the smallest.
+The caller sums or averages. z: logits; y: the label; t: an attack's target class; π: the classes
+from the largest logit to the smallest.
 
 cross_entropy(z, y) = log sum_k exp(z_k) - z_y          margin(z, y) = z_y - max_{k != y} z_k
 
-What an attack ascends        untargeted                                  towards a target class t
-  cross_entropy               cross_entropy(z, y)                         -cross_entropy(z, t)
-  margin                      -margin(z, y)                               z_t - z_y
-  dlr (Croce & Hein 2020)     -margin(z, y) / (z_π1 - z_π3)               (z_t - z_y) / (z_π1 - (z_π3 + z_π4) / 2)
+What an attack ascends     untargeted                      towards a target class t
+  cross_entropy            cross_entropy(z, y)             -cross_entropy(z, t)
+  margin                   -margin(z, y)                   z_t - z_y
+  dlr                      -margin(z, y) / (z_π1 - z_π3)   (z_t - z_y) / (z_π1 - (z_π3 + z_π4) / 2)
+
+dlr: Croce & Hein 2020.
 """
 
 import torch
@@ -25,7 +28,10 @@ def cross_entropy(logits: Tensor, y: Tensor, *, label_smoothing: float = 0.0) ->
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the label's logit minus the best other one: positive where the label wins; with one class, +inf."""
+    """Return the label's logit minus the largest other one, positive where the label wins.
+
+    With one class it is +inf.
+    """
     logits = logits.float()
     label = y.long()[:, None]
     others = logits.scatter(1, label, float("-inf"))
@@ -35,17 +41,18 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def attack_loss(
     logits: Tensor, y: Tensor, *, loss: str = "cross_entropy", target: Tensor | None = None
 ) -> Tensor:
-    """Return what an attack ascends, image by image, (N,) float32; its sum gives every image a gradient free of the batch size.
+    """Return what an attack ascends for each image, (N,) float32.
 
-    loss: one of ATTACK_LOSSES; target: (N,) classes to move towards, None to move away from the label.
+    The gradient of the sum does not depend on the batch size for any image. loss: one of
+    ATTACK_LOSSES; target: (N,) classes to move towards, None to move away from the label.
     """
     if loss == "cross_entropy":
         return cross_entropy(logits, y) if target is None else -cross_entropy(logits, target)
     logits = logits.float()
     rise = -margin(logits, y) if target is None else _logit(logits, target) - _logit(logits, y)
-    return (
-        rise if loss == "margin" else rise / (_spread(logits, targeted=target is not None) + _TINY)
-    )
+    if loss == "margin":
+        return rise
+    return rise / (_spread(logits, targeted=target is not None) + _TINY)
 
 
 def _logit(logits: Tensor, classes: Tensor) -> Tensor:
@@ -54,4 +61,5 @@ def _logit(logits: Tensor, classes: Tensor) -> Tensor:
 
 def _spread(logits: Tensor, *, targeted: bool) -> Tensor:
     largest = torch.topk(logits, 4 if targeted else 3, dim=1).values
-    return largest[:, 0] - (largest[:, 2:4].mean(dim=1) if targeted else largest[:, 2])
+    lower = largest[:, 2:4].mean(dim=1) if targeted else largest[:, 2]
+    return largest[:, 0] - lower

@@ -1,6 +1,9 @@
-"""Projected gradient descent (Madry et al. 2018): FGSM, PGD-1 ("fast"), PGD-k and PGD-200 are settings of one stepper.
+"""Projected gradient descent (Madry et al. 2018).
 
-x_0 = x + noise (or x),     x_{t+1} = Project_S( x_t + step_size * steepest_ascent( grad_x sum_i loss(f(x_t), y)_i ) )
+x_0     = x + noise (or x)
+x_{t+1} = Project_S( x_t + step_size * steepest_ascent( grad_x sum_i loss(f(x_t), y)_i ) )
+
+FGSM, PGD-1 ("fast"), PGD-k and PGD-200 are settings of one stepper.
 """
 
 from dataclasses import dataclass, replace
@@ -28,8 +31,8 @@ from sat_ray.utils.randomness import Randomness
 class PGD:
     """Step along the gradient's steepest ascent and project back.
 
-    loss: what is ascended, one of `sat_ray.attacks.loss_names.ATTACK_LOSSES`;
-    steps >= 1; step_size > 0 in [0, 1] pixels with steps * step_size >= epsilon, or parts of the ball are out of reach.
+    loss: what is ascended, one of `sat_ray.attacks.loss_names.ATTACK_LOSSES`; steps >= 1; step_size > 0
+    in [0, 1] pixels with steps * step_size >= epsilon, else parts of the ball are out of reach.
     """
 
     threat_model: ThreatModel
@@ -42,17 +45,20 @@ class PGD:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; allowed: a whole number >= 1")
+            raise ValueError(f"steps must be an integer >= 1, got {self.steps}")
         if not self.step_size > 0:
             raise ValueError(
-                f"step_size is {self.step_size:g}; allowed: a number > 0, in [0, 1] pixels"
+                f"step_size must be a number > 0, in [0, 1] pixels, got {self.step_size:g}"
             )
         self.threat_model.check_reach(steps=self.steps, step_size=self.step_size)
 
     def start(
         self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None, step: int = 0
     ) -> State:
-        """Place every image at its start; step: counter of the noise, so that a training epoch draws anew."""
+        """Place every image at its start.
+
+        step: counter of the noise, so that each training epoch draws anew.
+        """
         x_adv = (
             self.threat_model.random_start(x, rng, step=step)
             if self.use_random_start
@@ -79,9 +85,8 @@ def _moved(
     threat_model: ThreatModel, step_size: float, gradient: Tensor, x_adv: Tensor, x: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the next points, and the share of each gradient that is 0."""
-    return threat_model.project(
-        x_adv + step_size * threat_model.steepest_ascent(gradient), x
-    ), zero_share(gradient)
+    uphill = threat_model.steepest_ascent(gradient)
+    return threat_model.project(x_adv + step_size * uphill, x), zero_share(gradient)
 
 
 def pgd(
@@ -98,14 +103,15 @@ def pgd(
 ) -> Tensor:
     """Attack every image and return the last iterate, x_adv (N, C, H, W) float32 in [0, 1].
 
-    model: [0, 1] pixels -> logits, in inference mode; x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64. Among restarts a
-    misclassified iterate is preferred, then the higher loss. rng: one stream per image, default seed 0 with ids 0..N-1.
-    Raises ValueError on bad input, InfeasiblePointError if an iterate leaves the threat model.
+    model: [0, 1] pixels -> logits, in inference mode; x: (N, C, H, W) float32 in [0, 1]; y: (N,)
+    int64. Among restarts a misclassified iterate is preferred, then the higher loss. rng: one
+    stream per image, default seed 0 with ids 0..N-1. Raises ValueError on bad input,
+    InfeasiblePointError if an iterate leaves the threat model.
     """
     require_inference_mode(model)
     require_images(x, y)
     if restarts < 1:
-        raise ValueError(f"restarts is {restarts}; allowed: a whole number >= 1")
+        raise ValueError(f"restarts must be an integer >= 1, got {restarts}")
     attack = PGD(
         threat_model=threat_model, steps=steps, step_size=step_size, use_random_start=random_start
     )
@@ -125,8 +131,10 @@ def pgd(
 
 @torch.no_grad()
 def _score(model: Model, x_adv: Tensor, y: Tensor) -> Tensor:
-    """Rank iterates: success first, loss second. arctan squeezes the loss below 2, so that no loss outweighs a success."""
+    """Return scores of iterates: success first, loss second.
+
+    arctan keeps the loss below 2, so that no loss outweighs a success.
+    """
     logits = model(x_adv)
-    return 2.0 * (logits.argmax(dim=1) != y).double() + torch.atan(
-        cross_entropy(logits, y).double()
-    )
+    broken = (logits.argmax(dim=1) != y).double()
+    return 2.0 * broken + torch.atan(cross_entropy(logits, y).double())

@@ -1,4 +1,4 @@
-"""The JSON spelling of an attack: what a recipe, a record and the command line say."""
+"""The JSON spelling of an attack, as recipes, records and the command line use it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FINAL_SUFFIX = "-final"
 ALGORITHMS = ("pgd", "apgd", "square")
-Gradient = Literal["float32", "bf16", "fp16", "float32-compiled", "bf16-compiled", "fp16-compiled"]
+Gradient = Literal["float32", "bf16", "fp16"]
 GRADIENTS = get_args(Gradient)
 _SHORT = {"cross_entropy": "ce"}
 
@@ -52,8 +52,9 @@ class AttackSpec:
     final_iterate: bool = False
     """Whether the last point alone counts, as in the paper; else every visited point."""
     gradient: Gradient = "float32"
-    """Where gradients come from: the model itself (float32), or a faster copy of it, which is
-    another attack; the model in float32 says what is broken
+    """Where gradients come from: the model itself (float32), or a surrogate: a copy of it in
+    bfloat16 (bf16) or in compiled float16 kernels (fp16). With a surrogate it is another attack;
+    a point counts as broken only if the model itself misclassifies it in float32
     (`sat_ray.evaluation.low_precision.verification`)."""
     name: str = ""
     """As it appears in outcomes; made from the rest where empty."""
@@ -64,23 +65,17 @@ class AttackSpec:
         check_name(self.gradient, GRADIENTS, field="attack gradient")
         if self.gradient != "float32" and (self.algorithm == "square" or self.final_iterate):
             raise ValueError(
-                f"attack gradient is {self.gradient}; allowed for square, which takes none, and with final_iterate: float32"
+                "attack gradient must be float32 for square, which takes no gradient, "
+                f"and with final_iterate, got {self.gradient}"
             )
         check_fields(self, prefix="")
-        if self.targets and self.algorithm == "square":
-            raise ValueError(f"targets is {self.targets}; allowed for square: 0")
         if (self.step_size is None) != (self.algorithm != "pgd"):
             raise ValueError(
-                f"step_size is {self.step_size}; allowed: a number > 0 for pgd, none for apgd and square"
+                "step_size must be a number > 0 for pgd, and none for apgd and square, "
+                f"got {self.step_size}"
             )
-        if self.algorithm == "square" and (
-            self.attacker_activation is not None
-            or not self.random_start
-            or self.loss != "cross_entropy"
-        ):
-            raise ValueError(
-                "square takes no gradient and has its own start; allowed: steps and restarts"
-            )
+        if self.algorithm == "square":
+            self._check_square()
         if self.attacker_activation is not None:
             activation_info(self.attacker_activation, field="attacker_activation").check_alpha(
                 self.attacker_alpha, field="attacker_alpha"
@@ -89,9 +84,22 @@ class AttackSpec:
             self.threat_model.check_reach(steps=self.steps, step_size=self.step_size)
         object.__setattr__(self, "name", self.name or self._made_name())
 
+    def _check_square(self) -> None:
+        """Raise ValueError where a field is set that has no meaning for Square."""
+        if self.targets:
+            raise ValueError(f"targets must be 0 for square, got {self.targets}")
+        if (
+            self.attacker_activation is not None
+            or not self.random_start
+            or self.loss != "cross_entropy"
+        ):
+            raise ValueError(
+                "square takes no gradient and has its own start; give steps and restarts alone"
+            )
+
     @property
     def runs(self) -> int:
-        """Return how often one image is attacked at most: every restart, towards every target."""
+        """Return the most runs of one image: every restart, towards every target."""
         return self.restarts * max(1, self.targets)
 
     def rank_of_target(self, run: int) -> int:
@@ -100,13 +108,14 @@ class AttackSpec:
 
     def _made_name(self) -> str:
         words: list[str] = [self.algorithm]
-        if self.algorithm != "square" and (
-            self.algorithm == "apgd" or self.targets or self.loss != "cross_entropy"
-        ):
-            words += [*(["t"] if self.targets else []), _SHORT.get(self.loss, self.loss)]
-        name = "-".join(
-            [*words, str(self.steps), *([self.gradient] if self.gradient != "float32" else [])]
-        )
+        plain_pgd = self.algorithm == "pgd" and self.loss == "cross_entropy" and not self.targets
+        if self.algorithm != "square" and not plain_pgd:
+            words += ["t"] if self.targets else []
+            words.append(_SHORT.get(self.loss, self.loss))
+        words.append(str(self.steps))
+        if self.gradient != "float32":
+            words.append(self.gradient)
+        name = "-".join(words)
         if self.attacker_activation is not None:
             name += f"@{self.attacker_activation}"
         return name + (FINAL_SUFFIX if self.final_iterate else "")
@@ -115,7 +124,10 @@ class AttackSpec:
         unit = "queries" if self.algorithm == "square" else "steps"
         size = "" if self.step_size is None else f" of {as_255ths(self.step_size)}"
         towards = f" towards {self.targets} classes" if self.targets else ""
-        return f"{self.name}: {self.steps} {unit}{size}{towards}, {self.restarts} restart(s), {self.threat_model}"
+        return (
+            f"{self.name}: {self.steps} {unit}{size}{towards}, {self.restarts} restart(s), "
+            f"{self.threat_model}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values from which `from_json` makes the same spec."""
@@ -160,9 +172,11 @@ def true_and_smooth(
     attacker_activation: str | None = None,
     alpha: float | None = None,
 ) -> list[AttackSpec]:
-    """Attack through the true backward pass and, where training replaced any backward pass, through the smooth one too.
+    """Return the attack through the true backward pass and, where needed, through the smooth one.
 
-    A model whose own gradient is poor looks robust to an attack that uses it; the worse of the two counts. alpha: of the smooth view.
+    The second is needed where training replaced any backward pass: a model whose own gradient is
+    poor looks robust to an attack that uses it. The worse of the two counts. alpha: of the smooth
+    view.
     """
     own = activation_info(activation)
     used = activation_info(attacker_activation or activation)
@@ -171,5 +185,6 @@ def true_and_smooth(
     smooth = own.name if own.smooth_backward else used.name
     true = replace(spec, attacker_activation=own.forward_name if own.smooth_backward else None)
     suffix = FINAL_SUFFIX if spec.name.endswith(FINAL_SUFFIX) else ""
-    name = f"{spec.name.removesuffix(suffix)}@{smooth}{suffix}"  # what reads outcomes knows a final-iterate attack by the end of its name
+    # readers of outcomes recognise a final-iterate attack by the end of its name
+    name = f"{spec.name.removesuffix(suffix)}@{smooth}{suffix}"
     return [true, replace(spec, attacker_activation=smooth, attacker_alpha=alpha, name=name)]

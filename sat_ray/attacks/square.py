@@ -1,8 +1,11 @@
-"""Square attack (Andriushchenko et al. 2020, arXiv 1912.00049): random search over squares; it asks for logits, never for a gradient.
+"""Square attack (Andriushchenko et al. 2020, arXiv 1912.00049): random search over squares.
 
-linf: start from vertical stripes of ±epsilon; then a proposal moves one square of the best point to the faces of the ball, a sign per
-channel. l2: start from a grid of bumps; then a proposal takes the perturbation out of one square and spends it on a bump in another.
-A proposal is kept where it lowers the margin. The share of the image that a square covers shrinks with the number of queries.
+It needs logits and no gradient.
+
+linf: start from vertical stripes of ±epsilon; then a proposal moves one square of the best point to
+the faces of the ball, a sign per channel. l2: start from a grid of bumps; then a proposal takes the
+perturbation out of one square and spends it on a bump in another. A proposal is kept where it
+lowers the margin. The share of the image that a square covers shrinks with the number of queries.
 """
 
 import functools
@@ -19,23 +22,14 @@ from sat_ray.threat import ThreatModel
 from sat_ray.utils.randomness import Randomness
 
 FIRST_SHARE = 0.8  # of the pixels in the first square
-HALVED_AT = (
-    10,
-    50,
-    200,
-    500,
-    1000,
-    2000,
-    4000,
-    6000,
-    8000,
-)  # queries out of 10,000 after which the share halves
+# queries out of 10,000 after which the share halves
+HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 GRID = 5  # bumps along each side of the l2 start
 
 
 @dataclass(frozen=True, kw_only=True)
 class SquareState(State):
-    """What random search remembers of each slot. best: (L, C, H, W); best_margin: (L,) float32."""
+    """The state of random search in each slot. best: (L, C, H, W); best_margin: (L,) float32."""
 
     best: Tensor
     best_margin: Tensor
@@ -52,14 +46,17 @@ class Square:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; allowed: a whole number >= 1")
+            raise ValueError(f"steps must be an integer >= 1, got {self.steps}")
 
     def start(
         self, x: Tensor, y: Tensor, rng: Randomness, *, target: Tensor | None = None
     ) -> SquareState:
-        """Place every image at its stripes or bumps. target must be None: the margin to every class is searched at once."""
+        """Place every image at its stripes or bumps.
+
+        target: None, because the margin to every class is searched at once.
+        """
         if target is not None:
-            raise ValueError("square has no targeted form; allowed: targets 0")
+            raise ValueError("square has no targeted form; set targets to 0")
         pattern = self._stripes(x, rng) if self.threat_model.norm == "linf" else self._bumps(x, rng)
         x_adv = self.threat_model.project(x + pattern, x)
         unknown = torch.full(y.shape, torch.inf, dtype=torch.float32, device=x.device)
@@ -95,16 +92,16 @@ class Square:
 
     def _stripes(self, x: Tensor, rng: Randomness) -> Tensor:
         channels, _, width = x.shape[1:]
-        return self.threat_model.epsilon * _signs(
-            rng.uniform("square-stripes", (channels, 1, width), device=x.device)
-        )
+        draws = rng.uniform("square-stripes", (channels, 1, width), device=x.device)
+        return self.threat_model.epsilon * _signs(draws)
 
     def _propose_linf(self, best: Tensor, state: State) -> Tensor:
         channels, height, width = best.shape[1:]
         side = self._sides(state.step, height * width).clamp_max(min(height, width))
         draws = state.rng.uniform("square", (2 + channels,), step=state.step, device=best.device)
-        rows, columns = _offsets(draws[:, 0], side, height), _offsets(draws[:, 1], side, width)
-        inside = _inside(rows, side)[:, :, None] & _inside(columns, side)[:, None, :]
+        rows = _offsets(draws[:, 0], side, height)
+        columns = _offsets(draws[:, 1], side, width)
+        inside = _inside_square(rows, columns, side)
         faces = state.x + self.threat_model.epsilon * _signs(draws[:, 2:])[:, :, None, None]
         return torch.where(inside[:, None], faces, best)
 
@@ -114,44 +111,32 @@ class Square:
         down, across = height // side, width // side
         tile = _bump(side).to(x.device).repeat(down, across)
         signs = _signs(rng.uniform("square-bumps", (channels, down, across), device=x.device))
+        signs = signs.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
         pattern = torch.zeros_like(x)
-        pattern[:, :, : down * side, : across * side] = tile * signs.repeat_interleave(
-            side, dim=2
-        ).repeat_interleave(side, dim=3)
+        pattern[:, :, : down * side, : across * side] = tile * signs
         return _scaled(pattern, x.new_full((len(x),), self.threat_model.epsilon))
 
     def _propose_l2(self, best: Tensor, state: State) -> Tensor:
         channels, height, width = best.shape[1:]
-        side = _odd(self._sides(state.step, height * width).clamp_min(3)).clamp_max(
-            min(height, width)
-        )
+        side = _odd(self._sides(state.step, height * width).clamp_min(3))
+        side = side.clamp_max(min(height, width))
         draws = state.rng.uniform("square", (5 + channels,), step=state.step, device=best.device)
-        to, away = (
-            (_offsets(draws[:, k], side, height), _offsets(draws[:, k + 1], side, width))
-            for k in (0, 2)
-        )
-        inside, emptied = (
-            (_inside(rows, side)[:, :, None] & _inside(columns, side)[:, None, :])[:, None]
-            for rows, columns in (to, away)
-        )
+        rows = _offsets(draws[:, 0], side, height)
+        columns = _offsets(draws[:, 1], side, width)
+        inside = _inside_square(rows, columns, side)[:, None]
+        emptied_rows = _offsets(draws[:, 2], side, height)
+        emptied_columns = _offsets(draws[:, 3], side, width)
+        emptied = _inside_square(emptied_rows, emptied_columns, side)[:, None]
         delta = best - state.x
-        freed = (delta * (inside | emptied)).flatten(1).double().square().sum(dim=1)
-        unspent = (
-            self.threat_model.epsilon**2 - delta.flatten(1).double().square().sum(dim=1)
-        ).clamp_min(0) / channels
-        bump = (
-            _placed_bump(*to, side, turned=draws[:, 4] < 0.5)[:, None]
-            * _signs(draws[:, 5:])[:, :, None, None]
-        )
-        # the new bump goes on from what the square held: random search then builds on what has worked
-        held = delta * inside
-        new = bump + held / held.flatten(2).norm(dim=2).clamp_min(1e-12)[:, :, None, None]
-        budget = (unspent + freed / channels).sqrt().float()
-        new = (
-            new
-            / new.flatten(2).norm(dim=2).clamp_min(1e-12)[:, :, None, None]
-            * budget[:, None, None, None]
-        )
+        freed = _squared_length(delta * (inside | emptied))
+        unspent = self.threat_model.epsilon**2 - _squared_length(delta)
+        bump = _placed_bump(rows, columns, side, turned=draws[:, 4] < 0.5)[:, None]
+        bump = bump * _signs(draws[:, 5:])[:, :, None, None]
+        # the new bump is added to the old content of the square: the search builds on what worked
+        before = delta * inside
+        new = bump + before / _channel_lengths(before)
+        budget = (unspent.clamp_min(0) / channels + freed / channels).sqrt().float()
+        new = new / _channel_lengths(new) * budget[:, None, None, None]
         delta = torch.where(inside, new, torch.where(emptied, torch.zeros_like(delta), delta))
         return state.x + _scaled(delta, torch.full_like(budget, self.threat_model.epsilon))
 
@@ -184,7 +169,10 @@ def _odd(side: Tensor) -> Tensor:
 
 
 def _offsets(draw: Tensor, side: Tensor, length: int) -> Tensor:
-    """Return the positions 0..length-1 relative to a square's first one, which is uniform where the square fits, (L, length) int64."""
+    """Return the positions 0..length-1 relative to a square's first one, (L, length) int64.
+
+    The first one is uniform where the square fits.
+    """
     first = (draw * (length - side + 1)).long()
     return torch.arange(length, device=draw.device)[None, :] - first[:, None]
 
@@ -193,9 +181,26 @@ def _inside(offsets: Tensor, side: Tensor) -> Tensor:
     return (offsets >= 0) & (offsets < side[:, None])
 
 
+def _inside_square(rows: Tensor, columns: Tensor, side: Tensor) -> Tensor:
+    """Return the pixels of each slot's square, (L, H, W) bool."""
+    return _inside(rows, side)[:, :, None] & _inside(columns, side)[:, None, :]
+
+
+def _squared_length(pattern: Tensor) -> Tensor:
+    """Return the squared l2 norm of each image, (L,) float64."""
+    squared: Tensor = pattern.flatten(1).double().square().sum(dim=1)
+    return squared
+
+
+def _channel_lengths(pattern: Tensor) -> Tensor:
+    """Return the l2 norm of each channel, at least 1e-12, (L, C, 1, 1)."""
+    lengths: Tensor = pattern.flatten(2).norm(dim=2).clamp_min(1e-12)[:, :, None, None]
+    return lengths
+
+
 @functools.cache
 def _bump(side: int) -> Tensor:
-    """Return two opposite peaks, one in each half of a square, of unit length: (side, side) float32."""
+    """Return two opposite peaks, one in each half of a square, (side, side) of length 1."""
     half = side // 2
     bump = torch.cat([_peak(half, side), -_peak(side - half, side)]) if half else _peak(side, side)
     unit: Tensor = bump / torch.linalg.vector_norm(bump)
@@ -203,7 +208,7 @@ def _bump(side: int) -> Tensor:
 
 
 def _peak(height: int, width: int) -> Tensor:
-    """Add up ever larger squares around the middle, the k-th with weight 1 / k²."""
+    """Return the sum of ever larger squares around the middle, the k-th with weight 1 / k²."""
     away = torch.maximum(
         (torch.arange(height) - height // 2).abs()[:, None],
         (torch.arange(width) - width // 2).abs()[None, :],
@@ -215,27 +220,21 @@ def _peak(height: int, width: int) -> Tensor:
 
 
 def _placed_bump(rows: Tensor, columns: Tensor, side: Tensor, *, turned: Tensor) -> Tensor:
-    """Return each slot's bump at its place, (L, H, W), turned by a quarter where asked."""
+    """Return each slot's bump at its place, (L, H, W), turned by a quarter where `turned`."""
     sizes = torch.unique(side).tolist()
     largest = max(sizes)
     table = torch.zeros(len(sizes), largest, largest, dtype=torch.float32, device=side.device)
     for index, size in enumerate(sizes):
         table[index, :size, :size] = _bump(size).to(side.device)
     which = torch.searchsorted(torch.tensor(sizes, device=side.device), side)
-    # positions outside the square read anything: they are masked by the caller
-    row, column = (offsets.clamp(0, largest - 1) for offsets in (rows, columns))
-    row, column = (
-        row[:, :, None].expand(-1, -1, column.shape[1]),
-        column[:, None, :].expand(-1, row.shape[1], -1),
-    )
-    row, column = (
-        torch.where(turned[:, None, None], column, row),
-        torch.where(turned[:, None, None], row, column),
-    )
-    placed: Tensor = table[which[:, None, None], row, column] * (
-        _inside(rows, side)[:, :, None] & _inside(columns, side)[:, None, :]
-    )
-    return placed
+    # positions outside the square read any value: the mask removes them
+    row = rows.clamp(0, largest - 1)[:, :, None].expand(-1, -1, columns.shape[1])
+    column = columns.clamp(0, largest - 1)[:, None, :].expand(-1, rows.shape[1], -1)
+    turned = turned[:, None, None]
+    first = torch.where(turned, column, row)
+    second = torch.where(turned, row, column)
+    placed: Tensor = table[which[:, None, None], first, second]
+    return placed * _inside_square(rows, columns, side)
 
 
 def _scaled(pattern: Tensor, length: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Exact robust accuracy: the engine, its low-precision gradients, external models, and the robustness card.
+"""Exact robust accuracy: the engine, its surrogates, external models, and the robustness card.
 
-The public names are loaded when they are first used, so that importing a light module of this package loads no engine.
+The public names are loaded when they are first used, so that importing a light module of this
+package does not load the engine.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Check what an evaluation is given: images, labels, logits, and the model as an attack differentiates it."""
+"""Check the inputs of an evaluation: images, labels, logits, and the view of the model."""
 
 from collections.abc import Sequence
 
@@ -18,13 +18,13 @@ from sat_ray.utils.probabilities import require_no_probabilities
 
 
 def likeliest_others(logits: Tensor, y: Tensor) -> Tensor:
-    """Return every class but the label, from the largest logit to the smallest, (N, K - 1) int64."""
+    """Return all classes except the label, the largest logit first, (N, K - 1) int64."""
     order = logits.argsort(dim=1, descending=True, stable=True)
     return order[order != y[:, None]].view(len(y), -1)
 
 
 def attacker_view(model: Model, spec: AttackSpec) -> Model:
-    """Return the model as an attack differentiates it; ValueError where it cannot be had."""
+    """Return the model as an attack differentiates it; raise ValueError where there is no view."""
     if spec.attacker_activation is None:
         return model
     if not isinstance(model, nn.Module) or not any(
@@ -32,7 +32,8 @@ def attacker_view(model: Model, spec: AttackSpec) -> Model:
     ):
         wanted = display_name(spec.attacker_activation, spec.attacker_alpha)
         raise ValueError(
-            f"attack {spec.name} wants the view {wanted}, but the model was not built by sat_ray.models.build_model"
+            f"attack {spec.name} needs the view {wanted}, "
+            "but the model was not built by sat_ray.models.build_model"
         )
     return view(model, spec.attacker_activation, alpha=spec.attacker_alpha)
 
@@ -50,7 +51,10 @@ def check_images(
     *,
     slots: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images (N, C, H, W) uint8, labels and ids (N,) int64 on the CPU; ValueError names what is wrong with them."""
+    """Return images (N, C, H, W) uint8, labels and ids (N,) int64 on the CPU.
+
+    Raises ValueError that names what is wrong with them.
+    """
     given = checked_split(images_uint8, labels, image_ids)
     if reason := fault(slots, Slots):
         raise ValueError(f"slots must be {reason}, got {shown(slots)}")
@@ -62,14 +66,16 @@ def check_classes(spec: AttackSpec, num_classes: int) -> None:
     fewest = max(fewest_classes(spec.loss, targeted=spec.targets > 0), spec.targets + 1)
     if spec.algorithm != "square" and num_classes < fewest:
         raise ValueError(
-            f"attack {spec.name} needs at least {fewest} classes, the model has {num_classes}; choose loss margin, fewer targets"
+            f"attack {spec.name} needs at least {fewest} classes, the model has {num_classes}; "
+            "choose loss margin, or fewer targets"
         )
 
 
 def check_logits(clean: Tensor, y: Tensor) -> None:
-    """Raise ValueError where clean logits (N, K) do not go with the labels, or are probabilities."""
+    """Raise ValueError where clean logits (N, K) do not fit the labels, or are probabilities."""
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < clean.shape[1]:
         raise ValueError(
-            f"labels lie in [{int(y.min())}, {int(y.max())}] but the model has {clean.shape[1]} classes"
+            f"labels must lie in [0, {clean.shape[1] - 1}], because the model has "
+            f"{clean.shape[1]} classes, got labels that lie in [{int(y.min())}, {int(y.max())}]"
         )
     require_no_probabilities(clean, what="model")

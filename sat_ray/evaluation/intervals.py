@@ -1,12 +1,21 @@
-"""Accuracies, their intervals and paired tests, computed from whole counts.
+"""Accuracies, their intervals and paired tests, computed from integer counts.
 
-    Wilson (1927):   (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n),   p = successes / n, z = the normal quantile of the confidence
-    Newcombe, paired (1998, his method 10), for D = p − q = (only_a − only_b) / n with the Wilson limits (l, u) of p and (l′, u′) of q:
-        D − √((p − l)² − 2φ(p − l)(u′ − q) + (u′ − q)²)   to   D + √((u − p)² − 2φ(u − p)(q − l′) + (q − l′)²)
-        φ = C / √(product of the four margins), 0 if one is 0;  B = both · neither − only_a · only_b;  C = max(B − n/2, 0) if B > 0, else B
-    McNemar, exact:  2 · P[Binomial(a + b, ½) ≤ min(a, b)], capped at 1,   a = only_a, b = only_b
+Wilson (1927), with p = successes / n and z = the normal quantile of the confidence:
+    (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n)
 
-Counts are added up as integers and divided once, so a ragged last batch weighs no more than its images.
+Newcombe, paired (1998, his method 10), for D = p − q = (only_a − only_b) / n with the Wilson limits
+(l, u) of p and (l′, u′) of q:
+    from   D − √((p − l)² − 2φ(p − l)(u′ − q) + (u′ − q)²)
+    to     D + √((u − p)² − 2φ(u − p)(q − l′) + (q − l′)²)
+    φ = C / √(product of the four margins), 0 if one is 0
+    B = both · neither − only_a · only_b
+    C = max(B − n/2, 0) if B > 0, else B
+
+McNemar, exact, with a = only_a and b = only_b:
+    2 · P[Binomial(a + b, ½) ≤ min(a, b)], at most 1
+
+Counts are added as integers and divided once, so a smaller last batch has no more weight than its
+images.
 """
 
 from __future__ import annotations
@@ -20,7 +29,8 @@ from typing import SupportsIndex
 def accuracy(successes: SupportsIndex, n: SupportsIndex) -> float:
     """Return the fraction of all `n` images that succeeded, in [0, 1].
 
-    successes: whole number in [0, n]; n: whole number ≥ 1. Raises ValueError outside these ranges, TypeError for fractions.
+    successes: integer in [0, n]; n: integer >= 1. Raises ValueError outside these ranges, TypeError
+    for fractions.
     """
     successes, n = _counts(successes, n)
     return successes / n
@@ -31,18 +41,19 @@ def wilson_interval(
 ) -> tuple[float, float]:
     """Return the Wilson score interval (low, high) of an accuracy, both in [0, 1].
 
-    successes: whole number in [0, n]; n: whole number ≥ 1; confidence: in (0, 1). Raises ValueError outside these ranges.
-    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+    successes: integer in [0, n]; n: integer >= 1; confidence: in (0, 1). Raises ValueError outside
+    these ranges. Source: E. B. Wilson, "Probable inference, the law of succession, and statistical
+    inference", 1927.
     """
     successes, n = _counts(successes, n)
     if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence is {confidence}; allowed: between 0 and 1, both excluded")
+        raise ValueError(f"confidence must be > 0 and < 1, got {confidence}")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     p = successes / n
     centre = p + z * z / (2 * n)
     half_width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # The formula meets 0 and 1 exactly at the extremes; rounding would leave a crumb on either side.
+    # The formula gives exactly 0 and 1 at the extremes; rounding would not.
     low = 0.0 if successes == 0 else (centre - half_width) / scale
     high = 1.0 if successes == n else (centre + half_width) / scale
     return low, high
@@ -56,47 +67,52 @@ def paired_difference_interval(
     *,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Return Newcombe's interval (low, high) of accuracy(a) − accuracy(b) on the same images, both in [−1, 1].
+    """Return Newcombe's interval (low, high) of accuracy(a) − accuracy(b) on the same images.
 
-    both, only_a, only_b, neither: numbers ≥ 0 of images that both models get right, one alone, none; at least one image in all.
-    confidence: in (0, 1). Raises ValueError outside these ranges. It has width even where the models never differ.
-    Source: R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired data", 1998.
+    Both ends lie in [−1, 1]. both, only_a, only_b, neither: numbers >= 0 of images that both models
+    get right, one alone, none; at least one image in all. confidence: in (0, 1). Raises ValueError
+    outside these ranges. The interval has width even where the models never differ.
+    Source: R. G. Newcombe, "Improved confidence intervals for the difference between binomial
+    proportions based on paired data", 1998.
     """
-    a, b, c, d = (
-        _not_negative(name, v)
-        for name, v in (
-            ("both", both),
-            ("only_a", only_a),
-            ("only_b", only_b),
-            ("neither", neither),
-        )
-    )
+    a = _not_negative("both", both)
+    b = _not_negative("only_a", only_a)
+    c = _not_negative("only_b", only_b)
+    d = _not_negative("neither", neither)
     n = a + b + c + d
-    p, q = accuracy(a + b, n), accuracy(a + c, n)
-    (low_p, high_p), (low_q, high_q) = (
-        wilson_interval(successes, n, confidence=confidence) for successes in (a + b, a + c)
-    )
-    margins, excess = (a + b) * (c + d) * (a + c) * (b + d), a * d - b * c
-    phi = (
-        (max(excess - n / 2, 0.0) if excess > 0 else excess) / math.sqrt(margins)
-        if margins
-        else 0.0
-    )
-    below, above = (_joined(p - low_p, high_q - q, phi), _joined(high_p - p, q - low_q, phi))
+    p = accuracy(a + b, n)
+    q = accuracy(a + c, n)
+    low_p, high_p = wilson_interval(a + b, n, confidence=confidence)
+    low_q, high_q = wilson_interval(a + c, n, confidence=confidence)
+    phi = _phi(a, b, c, d)
+    below = _joined(p - low_p, high_q - q, phi)
+    above = _joined(high_p - p, q - low_q, phi)
     return max(-1.0, (b - c) / n - below), min(1.0, (b - c) / n + above)
 
 
+def _phi(a: int, b: int, c: int, d: int) -> float:
+    """Return Newcombe's correlation of two accuracies from the counts of their fourfold table."""
+    margins = (a + b) * (c + d) * (a + c) * (b + d)
+    if not margins:
+        return 0.0
+    excess = a * d - b * c
+    corrected = max(excess - (a + b + c + d) / 2, 0.0) if excess > 0 else excess
+    return corrected / math.sqrt(margins)
+
+
 def _joined(first: float, second: float, phi: float) -> float:
-    """Return the length of the sum of two errors with correlation phi of the accuracies that are subtracted."""
+    """Return the error of a difference from the errors of its parts, whose correlation is phi."""
     return math.sqrt(max(0.0, first * first - 2 * phi * first * second + second * second))
 
 
 def mcnemar_p_value(only_a: SupportsIndex, only_b: SupportsIndex) -> float:
     """Return the exact two-sided p-value that two models differ on the same images, in [0, 1].
 
-    only_a, only_b: numbers ≥ 0 of images that one model alone gets right. No discordant image gives 1. Raises ValueError if negative.
+    only_a, only_b: numbers >= 0 of images that one model alone gets right. No discordant image
+    gives 1. Raises ValueError if negative.
     """
-    only_a, only_b = _not_negative("only_a", only_a), _not_negative("only_b", only_b)
+    only_a = _not_negative("only_a", only_a)
+    only_b = _not_negative("only_b", only_b)
     discordant = only_a + only_b
     term = tail = 1
     for k in range(min(only_a, only_b)):
@@ -110,27 +126,28 @@ def _not_negative(name: str, value: SupportsIndex) -> int:
     """Return `value` as int; raise ValueError below 0."""
     whole = _whole(name, value)
     if whole < 0:
-        raise ValueError(f"{name} is {whole}; allowed: a whole number ≥ 0")
+        raise ValueError(f"{name} must be an integer >= 0, got {whole}")
     return whole
 
 
 def _counts(successes: SupportsIndex, n: SupportsIndex) -> tuple[int, int]:
-    """Return both counts as int; raise ValueError unless 0 ≤ successes ≤ n and n ≥ 1."""
-    whole_successes, whole_n = _whole("successes", successes), _whole("n", n)
+    """Return both counts as int; raise ValueError unless 0 <= successes <= n and n >= 1."""
+    whole_successes = _whole("successes", successes)
+    whole_n = _whole("n", n)
     if whole_n < 1:
-        raise ValueError(f"n is {whole_n}; allowed: a whole number ≥ 1")
+        raise ValueError(f"n must be an integer >= 1, got {whole_n}")
     if not 0 <= whole_successes <= whole_n:
         raise ValueError(
-            f"successes is {whole_successes}; allowed: a whole number in [0, n = {whole_n}]"
+            f"successes must be an integer in [0, n = {whole_n}], got {whole_successes}"
         )
     return whole_successes, whole_n
 
 
 def _whole(name: str, value: SupportsIndex) -> int:
-    """Return `value` as int; raise TypeError for anything that is not a whole number (a mean of batches, say)."""
+    """Return `value` as int; raise TypeError for a fraction, such as a mean of batches."""
     try:
         return operator.index(value)
     except TypeError:
         raise TypeError(
-            f"{name} is {value!r} ({type(value).__name__}); allowed: a whole number"
+            f"{name} must be an integer, got {value!r} ({type(value).__name__})"
         ) from None

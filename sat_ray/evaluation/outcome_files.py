@@ -1,4 +1,7 @@
-"""Files of outcomes, as anyone may read them: one per model, or a folder of its parts. Loads no torch, so that a command is quick."""
+"""Read files of outcomes: one per model, or a folder of its parts.
+
+This module does not load torch, so that a command is quick.
+"""
 
 import json
 from typing import Any
@@ -21,14 +24,18 @@ COLUMNS = (
     "distance",
     "robust",
 )
-_WRITTEN = "allowed: outcomes as the evaluate stage writes them"
-_ONE_MODEL = "allowed: one file, or a folder with the parts of one model (the outcomes/ of a sweep holds one file per model: name those)"
+_WRITTEN = "give outcomes as the evaluate stage writes them"
+_ONE_MODEL = (
+    "give one file, or a folder with the parts of one model "
+    "(the outcomes/ of a sweep holds one file per model: name those)"
+)
 
 
 def evaluation_of(table: pa.Table) -> dict[str, Any] | None:
-    """Return what a merged table says of its evaluation: hashes of weights and dataset, attacks, seed, environment; None if nothing.
+    """Return how a merged table was evaluated; None where its metadata does not contain it.
 
-    Raises ValueError where that is no JSON object.
+    It holds hashes of weights and dataset, attacks, seed and environment. Raises ValueError where
+    that is no JSON object.
     """
     text = (table.schema.metadata or {}).get(EVALUATION_KEY)
     try:
@@ -37,16 +44,18 @@ def evaluation_of(table: pa.Table) -> dict[str, Any] | None:
         raise ValueError(f"metadata {EVALUATION_KEY.decode()} is no JSON ({error})") from None
     if not (found is None or isinstance(found, dict)):
         raise ValueError(
-            f"metadata {EVALUATION_KEY.decode()} holds a JSON {type(found).__name__}; allowed: an object"
+            f"metadata {EVALUATION_KEY.decode()} must be a JSON object, "
+            f"got a {type(found).__name__}"
         )
     return found or None
 
 
 def read_outcomes(uri: str) -> pa.Table:
-    """Read one model's outcomes, the columns that verdicts need, from a Parquet file or a folder of parts, local or s3://.
+    """Read one model's outcomes, the columns that verdicts need.
 
-    Raises FileNotFoundError where there is neither, ValueError for a file that is not Parquet or lacks columns, for parts of several
-    evaluations, and for an (attack, restart, image_id) that occurs twice.
+    uri: of a Parquet file or a folder of parts, local or s3://. Raises FileNotFoundError where
+    there is neither, ValueError for a file that is not Parquet or lacks columns, for parts of
+    several evaluations, and for an (attack, restart, image_id) that occurs twice.
     """
     folder, names = _files_at(uri)
     tables = [_read_table(folder, name) for name in names]
@@ -56,9 +65,16 @@ def read_outcomes(uri: str) -> pa.Table:
     for name, evaluation in zip(names, evaluations, strict=True):
         if evaluation != evaluations[0]:
             raise ValueError(
-                f"{folder.uri} holds outcomes of several evaluations ({names[0]}, {name}); {_ONE_MODEL}"
+                f"{folder.uri} holds outcomes of several evaluations ({names[0]}, {name}); "
+                f"{_ONE_MODEL}"
             )
     table = pa.concat_tables(tables)
+    _check_unique(table, uri)
+    return table
+
+
+def _check_unique(table: pa.Table, uri: str) -> None:
+    """Raise ValueError where an (attack, restart, image_id) occurs twice."""
     counted = table.group_by(KEY).aggregate([([], "count_all")])
     doubled = counted.filter(pc.greater(counted["count_all"], 1)).sort_by(
         [(column, "ascending") for column in KEY]
@@ -66,14 +82,16 @@ def read_outcomes(uri: str) -> pa.Table:
     if doubled.num_rows:
         row = doubled.slice(0, 1).to_pylist()[0]
         raise ValueError(
-            f"{uri} holds image_id {row['image_id']} twice for attack {row['attack']}, restart {row['restart']} "
-            f"({doubled.num_rows} rows are doubled); {_ONE_MODEL}"
+            f"{uri} holds image_id {row['image_id']} twice for attack {row['attack']}, "
+            f"restart {row['restart']} ({doubled.num_rows} rows are doubled); {_ONE_MODEL}"
         )
-    return table
 
 
 def folder_and_name(uri: str) -> tuple[Storage, str]:
-    """Return the folder that holds a file and the file's name in it; the name is "" where `uri` is a root or a bucket."""
+    """Return the folder that holds a file and the file's name in it.
+
+    The name is "" where `uri` is a root or a bucket.
+    """
     here = Storage.at(uri)
     folder, _, name = here.uri.rpartition("/")
     if here.is_local:
@@ -89,7 +107,10 @@ def _evaluation(table: pa.Table, place: str) -> dict[str, Any] | None:
 
 
 def _files_at(uri: str) -> tuple[Storage, list[str]]:
-    """Return the folder and the Parquet files in it that `uri` names: the file itself, whatever its name, or all of a folder."""
+    """Return the folder and the Parquet files in it that `uri` names.
+
+    That is the file itself, whatever its name, or all files of a folder.
+    """
     here = Storage.at(uri)
     above, name = folder_and_name(uri)
     if name and above.is_file(name):
@@ -97,13 +118,14 @@ def _files_at(uri: str) -> tuple[Storage, list[str]]:
     names = [one for one in here.names("") if one.endswith(".parquet")]
     if not names:
         raise FileNotFoundError(
-            f"no outcomes at {uri}; allowed: a Parquet file or a folder that holds some"
+            f"no outcomes at {uri}; give a Parquet file or a folder that holds some"
         )
     return here, names
 
 
 def _read_table(folder: Storage, name: str) -> pa.Table:
-    data, place = folder.read(name), folder.full(name)
+    data = folder.read(name)
+    place = folder.full(name)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:

@@ -32,7 +32,10 @@ SORT_ORDER = [("attack", "ascending"), ("restart", "ascending"), ("image_id", "a
 
 
 def survivors(table: pa.Table, column: pa.ChunkedArray) -> set[int]:
-    """Return the image ids whose value in a bool `column` of `table` is true in every row (pointwise AND over attacks and restarts)."""
+    """Return the image ids whose value in a bool `column` of `table` is true in every row.
+
+    This is the pointwise AND over attacks and restarts.
+    """
     ids = set(table["image_id"].to_pylist())
     return ids - set(table.filter(pc.invert(column))["image_id"].to_pylist())
 
@@ -57,6 +60,7 @@ def outcome_rows(
     spec: AttackSpec,
     restart: int,
 ) -> pa.Table:
+    """Return the outcome rows of one run of an attack on these rows of the images."""
     columns = {
         "image_id": ids[rows],
         "label": y[rows],
@@ -80,6 +84,7 @@ def outcome_rows(
 def clean_error_rows(
     rows: Tensor, y: Tensor, ids: Tensor, clean: Tensor, *, spec: AttackSpec
 ) -> pa.Table:
+    """Return the outcome rows of images that are misclassified before any attack."""
     verdicts = Verdicts.empty(len(rows))
     verdicts.prediction = clean[rows].argmax(dim=1)
     verdicts.margin = margin(clean[rows], y[rows])

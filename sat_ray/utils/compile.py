@@ -1,4 +1,6 @@
-"""torch.compile for the attacker's view, the model that trains, and the copies that attacks climb.
+"""torch.compile for training, for surrogates, and for what an attack's step does beside the model.
+
+A training has two models: the attacker's view and the model that is updated.
 
 It also compiles what an attack's step does beside the model.
 
@@ -59,17 +61,9 @@ def forget_graphs() -> None:
     torch.compiler.reset()
 
 
-def compiled(
-    module: nn.Module | Callable[..., Any], *, options: dict[str, Any] | None = None
-) -> Callable[..., Any]:
-    """Return a module or function compiled at its first call, and again for other image sizes.
-
-    options: of torch's own compiler, as `sat_ray.evaluation.low_precision.gemm_choice` gives them;
-    other backends have none.
-    """
+def compiled(module: nn.Module | Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a module or function at its first call, and again for other sizes of images."""
     settings: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
-    if options and BACKEND == "inductor":
-        settings["options"] = options
     newer = {"isolate_recompiles": True, "recompile_limit": MOST_GRAPHS}
     if newer.keys() <= inspect.signature(torch.compile).parameters.keys():
         settings |= newer

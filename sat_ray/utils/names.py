@@ -4,6 +4,8 @@ import difflib
 import unicodedata
 from collections.abc import Collection
 
+REPLACED = {"float32-compiled": "float32", "bf16-compiled": "bf16", "fp16-compiled": "fp16"}
+"""Values that an earlier version accepted, and the value that takes their place."""
 # Unicode's controls, formats, and what begins a line
 INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
@@ -31,11 +33,19 @@ def suggest(name: str, known: Collection[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"choose {', '.join(sorted(known))}"
 
 
+def replacement(name: str, known: Collection[str]) -> str:
+    """Return the known value that took the place of a removed one; "" where there is none."""
+    found = REPLACED.get(name, "")
+    return found if found in known else ""
+
+
 def check_name(name: str, known: Collection[str], *, field: str) -> str:
     """Return `name` if it is known.
 
     Raises ValueError naming the field, the value and the closest names.
     """
     if not isinstance(name, str) or name not in known:
+        if today := replacement(str(name), known):
+            raise ValueError(f"{field} {name!r} was removed; use {today}")
         raise ValueError(f"{field} {name!r} is unknown; {suggest(str(name), known)}")
     return name

@@ -259,7 +259,7 @@ def test_the_learned_alpha_gets_the_gradient_of_finite_differences() -> None:
      ("silu_learned", 1.0)],
 )  # fmt: skip
 def test_an_alpha_outside_its_range_is_refused_by_name(name: str, alpha: float) -> None:
-    with pytest.raises(ValueError, match=f"alpha is .*{name}"):
+    with pytest.raises(ValueError, match=f"alpha must be .*{name}"):
         make_activation(name, alpha=alpha)
 
 

@@ -92,7 +92,7 @@ def test_every_entry_has_a_curvature_and_a_learned_one_only_at_its_start() -> No
             assert info.curvature(info.alpha_start) == curvature(fixed, info.alpha_start)
         else:
             assert curvature(name, None) > 0
-    with pytest.raises(ValueError, match=r"alpha is 0; allowed for silu: 0\.001 to 1e\+06"):
+    with pytest.raises(ValueError, match=r"alpha must be from 0\.001 to 1e\+06 for silu, got 0"):
         curvature("silu", 0.0)
 
 

@@ -306,17 +306,19 @@ def test_a_model_with_any_part_in_train_mode_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps is 0"), ({"restarts": 0}, "restarts is 0"),
-        ({"step_size": 0.0}, "step_size is 0"),
+        ({"steps": 0}, "steps must be an integer >= 1, got 0"),
+        ({"restarts": 0}, "restarts must be .* got 0"),
+        ({"step_size": 0.0}, "step_size must be .* got 0"),
         ({"step_size": math.nan}, "step_size"),
-        ({"steps": 3, "step_size": 0.03}, "steps \\* step_size .* less than epsilon"),
-        ({"x": torch.full((2, 1, 3, 3), 2.0)}, r"allowed: \[0, 1\]"),
-        ({"x": torch.full((2, 1, 3, 3), math.nan)}, r"allowed: \[0, 1\]"),
+        ({"steps": 3, "step_size": 0.03}, r"steps \* step_size must be >= epsilon"),
+        ({"x": torch.full((2, 1, 3, 3), 2.0)}, r"x must lie in \[0, 1\]"),
+        ({"x": torch.full((2, 1, 3, 3), math.nan)}, r"x must lie in \[0, 1\]"),
         ({"x": torch.zeros(2, 1, 3, 3, dtype=torch.float64)}, "float32"),
         ({"x": torch.zeros(2, 9)}, "float32"),
-        ({"y": torch.zeros(3, dtype=torch.int64)}, "y is"), ({"y": torch.zeros(2)}, "y is"),
+        ({"y": torch.zeros(3, dtype=torch.int64)}, "y must be"),
+        ({"y": torch.zeros(2)}, "y must be"),
     ],
-)  # fmt: skip
+)
 def test_an_argument_that_makes_no_sense_is_refused(
     change: dict[str, object], message: str
 ) -> None:

@@ -40,9 +40,6 @@ ALLOWED_AT_THE_TOP = {
     "tyro",
     "sat_ray",
 }
-ALSO_ALLOWED = {
-    "sat_ray.evaluation.low_precision.triton_pooling": {"triton"}
-}  # imported where there is a GPU
 NO_MODULE = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
 
 
@@ -145,20 +142,18 @@ def test_scripts_import_neither_ray_nor_mlflow_themselves() -> None:
 @pytest.mark.parametrize("module", BELOW_INTEGRATIONS)
 def test_the_lower_rooms_import_few_packages_at_the_top(module: str) -> None:
     tops = {name.partition(".")[0] for name in imports(MODULES[module], at_the_top=True)}
-    allowed = ALLOWED_AT_THE_TOP | ALSO_ALLOWED.get(module, set())
-    assert tops - set(sys.stdlib_module_names) <= allowed
+    assert tops - set(sys.stdlib_module_names) <= ALLOWED_AT_THE_TOP
 
 
 def test_importing_everything_below_integrations_loads_neither_ray_nor_mlflow() -> None:
-    wanted = [name for name in BELOW_INTEGRATIONS if name not in ALSO_ALLOWED]
     loaded = loaded_by(
         (
             "import importlib, json, sys; [importlib.import_module(m) for m in "
             "json.loads(sys.argv[1])]"
         ),
-        wanted,
+        BELOW_INTEGRATIONS,
     )
-    assert set(wanted) <= loaded
+    assert set(BELOW_INTEGRATIONS) <= loaded
     assert not loaded & {*HEAVY, "matplotlib", "sklearn", "boto3"}
 
 

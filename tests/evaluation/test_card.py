@@ -599,7 +599,7 @@ LABELS = np.zeros(4, dtype=np.int64)
         ((IMAGES, ["cat"] * 4), "split.labels must be an array of numbers, got list"),
         ((IMAGES, np.eye(10)[LABELS]), r"split.labels must be 4 whole numbers, .*\(4, 10\)"),
         ((IMAGES[:0], LABELS[:0]), "split must have at least one image"),
-        ((IMAGES, LABELS + 10), "labels lie in"),
+        ((IMAGES, LABELS + 10), "labels must lie in"),
         (
             Split(torch.from_numpy(IMAGES), torch.zeros(4), torch.arange(3)),
             "split.labels must be 4 whole numbers",

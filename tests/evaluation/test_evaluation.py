@@ -13,7 +13,8 @@ from torch import Tensor
 from sat_ray.attacks import AttackSpec, make_attack, pgd
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.evaluation.engine import scheduler as flight
+from sat_ray.evaluation.engine import scheduler
+from sat_ray.evaluation.engine.attack_inputs import AttackInputs
 from sat_ray.evaluation.engine.run_attack import run_slots
 from sat_ray.evaluation.outcomes import (
     OUTCOME_SCHEMA,
@@ -371,29 +372,24 @@ def test_every_visited_point_breaks_at_least_what_the_last_one_breaks(
 def test_the_slots_end_together(
     digits_model: Normalized, held_out: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same passes as of runs that fly from start to end in the order of the split,
-    in hardly more calls than they need.
-    """
-    calls, slots, spec = (
-        [0],
-        8,
-        AttackSpec(threat_model=PGD_20.threat_model, algorithm="apgd", steps=40),
-    )
+    """Swapping takes the passes of runs without it, in hardly more calls than they need."""
+    calls = [0]
+    slots = 8
+    spec = AttackSpec(threat_model=PGD_20.threat_model, algorithm="apgd", steps=40)
 
     def counted(x: Tensor) -> Tensor:
         calls[0] += 1
         return digits_model(x)
 
-    counted.fixed_rows = True  # type: ignore[attr-defined]  # or calls that compare fewer rows would be counted
+    # without fixed_rows, calls that compare fewer rows would be counted
+    counted.fixed_rows = True  # type: ignore[attr-defined]
     clean = digits_model(to_pixels(held_out.images))
     right = held_out.take(torch.nonzero(clean.argmax(1) == held_out.labels).flatten())
-    monkeypatch.setattr(flight, "SEATS_PER_SLOT", 1)
+    monkeypatch.setattr(scheduler, "OPEN_RUNS_PER_SLOT", 1)
     given = run_slots(
         counted,
         make_attack(spec),
-        right.images,
-        right.labels,
-        Randomness(0, right.image_ids),
+        AttackInputs.of(right),
         slots=slots,
         device=torch.device("cpu"),
     )
@@ -404,9 +400,8 @@ def test_the_slots_end_together(
     )
     attacked = calls[0] - -(-len(right) // slots)
     assert sum(table["passes"].to_pylist()) == int(given.passes.sum())
-    assert (
-        int(given.passes.sum()) / slots <= attacked <= int(given.passes.sum()) / slots + flight.TURN
-    )
+    needed = int(given.passes.sum()) / slots
+    assert needed <= attacked <= needed + scheduler.SWAP_EVERY
     assert attacked < in_order
 
 
@@ -482,8 +477,8 @@ def test_no_image_is_an_empty_table() -> None:
         ({"model": lambda x: head(x) + torch.inf}, "NaN or inf logits"),
         ({"model": lambda x: head(x).softmax(dim=1)}, "probabilities"),
         ({"model": lambda x: head(x).softmax(dim=1).to(torch.bfloat16)}, "probabilities"),
-        ({"model": lambda x: head(x)[:, 0]}, r"allowed: \(N, num_classes\)"),
-        ({"model": lambda x: head(x)[:, :, None]}, r"allowed: \(N, num_classes\)"),
+        ({"model": lambda x: head(x)[:, 0]}, r"must return \(N, num_classes\)"),
+        ({"model": lambda x: head(x)[:, :, None]}, r"must return \(N, num_classes\)"),
         ({"labels": [0, 1, 2, 0]}, "2 classes"), ({"labels": [0, 1, -1, 0]}, r"lie in \[-1, 1\]"),
         ({"labels": [0, 1]}, "labels must be 4 whole"),
         ({"labels": [0.0, 1.0, 0.0, 1.0]}, "labels must be 4 whole"),

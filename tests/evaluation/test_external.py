@@ -581,7 +581,7 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no model": (["--model="], "--model is missing"),
         "no such model": (
             ["--model", "nothing.here"],
-            "is not there; allowed: a checkpoint folder",
+            "is not there; give a checkpoint folder",
         ),
         "a pickled file": (
             ["--model", "model.pt"],
@@ -597,21 +597,24 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "no such function": (
             ["--model", "external_models:f"],
-            "has no f; allowed: a function without arguments",
+            "has no f; give a function without arguments",
         ),
         "not a function": (["--model", "external_models:constant"], "has a int called constant"),
         "not a model": (
             ["--model", "external_models:number"],
-            "returned a int; allowed: a torch.nn.Module",
+            "must return a torch.nn.Module in inference mode, got a int",
         ),
         "a failing function": (
             ["--model", "external_models:fails"],
             "calling fails() failed (RuntimeError: no weights)",
         ),
-        "train mode": (["--model", "external_models:training"], "is in train mode"),
+        "train mode": (
+            ["--model", "external_models:training"],
+            "must be in inference mode, got train mode",
+        ),
         "probabilities": (["--model", "external_models:softmax"], "returns probabilities"),
         "NaN": (["--model", "external_models:nan"], "NaN or inf logits for image ids"),
-        "one axis of output": (["--model", "external_models:flat"], "returned shape"),
+        "one axis of output": (["--model", "external_models:flat"], "got shape"),
         "another input": (
             ["--model", "external_models:colour"],
             "cannot take float32 images of shape (16, 1, 8, 8)",
@@ -666,23 +669,23 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "work in place": (
             ["--model", "external_models:in_place"],
-            "in_place writes to the images that it is given",
+            "in_place changes its input images",
         ),
         "a tuple of outputs": (
             ["--model", "external_models:tuples"],
-            "returned a tuple; allowed: one tensor of (N, K) logits",
+            "must return one tensor of (N, K) logits, K >= 2 classes, got a tuple",
         ),
         "no output": (
             ["--model", "external_models:nothing"],
-            "returned a NoneType; allowed: one tensor of (N, K) logits",
+            "must return one tensor of (N, K) logits, K >= 2 classes, got a NoneType",
         ),
         "no axis of output": (
             ["--model", "external_models:scalar"],
-            "returned shape () for 16 images",
+            "got shape () for 16 images",
         ),
         "complex output": (
             ["--model", "external_models:imaginary"],
-            "returned torch.complex64; allowed",
+            "of real numbers, got torch.complex64",
         ),
         "a gradient of NaN": (
             ["--model", "external_models:slope_of_nan"],
@@ -690,7 +693,7 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "a torch.jit script": (
             ["--model", "external_models:script"],
-            "script is a torch.jit script; allowed",
+            "script is a torch.jit script; give",
         ),
         "a byte of a .pt2 file": (
             ["--model", "flipped.pt2"],
@@ -713,7 +716,7 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
             ["--data", "late.npz", "--images", "1"],
             (
                 "data late.npz has labels in [0, 10] (image id 19 has 10) but the model has 10 "
-                "classes; allowed: 0 to 9"
+                "classes; labels must be from 0 to 9"
             ),
         ),
         "no gradient": (["--model", "external_models:detached"], "has no gradient at its input"),

@@ -74,10 +74,8 @@ def test_outcomes_have_the_same_bytes_in_any_shards_and_order(
     assert table_of(on_gpu, held_out).equals(whole)
 
 
-@pytest.mark.parametrize(
-    "gradient", ["bf16", "fp16", "float32-compiled", "bf16-compiled", "fp16-compiled"]
-)
-def test_gradients_of_a_fast_copy_give_the_verdicts_of_float32(
+@pytest.mark.parametrize("gradient", ["bf16", "fp16"])
+def test_gradients_of_a_surrogate_give_the_verdicts_of_float32(
     gradient: str, on_gpu: Normalized, digits: Split
 ) -> None:
     part = digits.take(slice(900, 1156))
@@ -168,49 +166,6 @@ def test_a_folded_network_has_the_logits_and_gradients_of_the_network(name: str)
         expected, found = logits_and_gradient(model, x), logits_and_gradient(folded(model), x)
     for one, other in zip(found.values(), expected.values(), strict=True):
         assert float((one - other).norm() / other.norm()) < 1e-4
-
-
-@pytest.mark.parametrize("shape", [(2, 5, 8, 8), (1, 3, 7, 9), (64, 64, 112, 112)], ids=str)
-def test_the_pooling_kernels_pool_as_torch_does(shape: tuple[int, ...]) -> None:
-    from sat_ray.evaluation.low_precision.triton_pooling import MaxPool
-
-    x = (
-        torch.randn(shape, device=GPU)
-        .half()
-        .contiguous(memory_format=torch.channels_last)
-        .requires_grad_()
-    )
-    pools = MaxPool(), nn.MaxPool2d(3, stride=2, padding=1)
-    found, expected = (pool(x) for pool in pools)
-    assert torch.equal(found, expected)
-    along = torch.randn_like(expected)
-    ours, theirs = (torch.autograd.grad(pooled, x, along)[0] for pooled in (found, expected))
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_a_compiled_copy_of_a_network_for_imagenet_pools_and_multiplies_in_those_kernels(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from torch._inductor.utils import run_and_get_code
-
-    from sat_ray.evaluation.low_precision import surrogate as fast_copy
-    from sat_ray.evaluation.low_precision.triton_pooling import MaxPool
-
-    monkeypatch.setattr(fast_copy, "_KEPT", {})
-    model = (
-        build_model("resnet50", activation="silu", num_classes=10, stem="imagenet", seed=0)
-        .to(GPU)
-        .eval()
-    )
-    settle_layout(model)
-    x = torch.rand(32, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(GPU)
-    copied = fast_copy.fast_copy(model, gradient="fp16-compiled", device=GPU)
-    _, code = run_and_get_code(
-        logits_and_gradient, copied, x
-    )  # it is compared with torch's kernels on the way
-    (kernels,) = fast_copy._KEPT.values()
-    assert any(isinstance(module, MaxPool) for module in kernels.module.modules())
-    assert "triton_tem_fused" in "".join(code)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -320,7 +320,7 @@ def test_what_is_not_one_models_outcomes_is_refused(tmp_path: Path) -> None:
     for missing in ("nothing.parquet", "nothing", "state"):
         with pytest.raises(
             FileNotFoundError,
-            match=rf"no outcomes at {tmp_path}/{missing}; allowed: a Parquet file or a folder",
+            match=rf"no outcomes at {tmp_path}/{missing}; give a Parquet file or a folder",
         ):
             read_outcomes(f"{tmp_path}/{missing}")
     storage.write("text/a.parquet", b"not a table")
@@ -331,7 +331,7 @@ def test_what_is_not_one_models_outcomes_is_refused(tmp_path: Path) -> None:
         ValueError,
         match=(
             r"other/a\.parquet lacks the columns attack, restart, image_id, clean_prediction, "
-            r".*robust; allowed: outcomes"
+            r".*robust; give outcomes"
         ),
     ):
         read_outcomes(f"{tmp_path}/other/a.parquet")
@@ -341,7 +341,7 @@ def test_what_is_not_one_models_outcomes_is_refused(tmp_path: Path) -> None:
         ValueError,
         match=(
             r"holds image_id 7 twice for attack apgd-ce-100, restart 0 \(8 rows are doubled\); "
-            r"allowed: one file"
+            r"give one file"
         ),
     ):
         read_outcomes(f"{tmp_path}/twice")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sat_ray.evaluation.low_precision.surrogate import fast_copy
+from sat_ray.evaluation.low_precision.surrogate import make_surrogate
 from sat_ray.models import Normalized
 from sat_ray.models.copying import NotCopiedError, copied
+from sat_ray.utils import compile as compilation
 
 X = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -61,9 +62,12 @@ def test_a_copy_computes_the_same_with_weights_of_its_own(kind: str) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["bf16", "fp16"])
-def test_a_model_that_holds_a_lock_has_a_fast_copy(gradient: str) -> None:
+def test_a_model_that_holds_a_lock_has_a_surrogate(
+    gradient: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     model = Keeps(threading.Lock()).eval()
-    fast = fast_copy(model, gradient=gradient, device=torch.device("cpu"))
+    fast = make_surrogate(model, gradient=gradient, device=torch.device("cpu"))
     with torch.no_grad():
         torch.testing.assert_close(fast(X), model(X), rtol=0.05, atol=0.05)
 

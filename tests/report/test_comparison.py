@@ -106,11 +106,11 @@ def test_the_interval_covers_the_truth_in_about_95_of_100_samples(
 
 
 def test_negative_counts_and_no_image_are_refused() -> None:
-    with pytest.raises(ValueError, match="only_b is -1; allowed: a whole number ≥ 0"):
+    with pytest.raises(ValueError, match="only_b must be an integer >= 0, got -1"):
         paired_difference_interval(1, 1, -1, 1)
-    with pytest.raises(ValueError, match="n is 0; allowed"):
+    with pytest.raises(ValueError, match="n must be an integer >= 1, got 0"):
         paired_difference_interval(0, 0, 0, 0)
-    with pytest.raises(ValueError, match="confidence is 95; allowed"):
+    with pytest.raises(ValueError, match="confidence must be > 0 and < 1, got 95"):
         paired_difference_interval(1, 1, 1, 1, confidence=95)
 
 
@@ -465,10 +465,10 @@ def test_a_file_among_several_that_cannot_be_read_is_named(
     refused = {
         named[1]: (
             r"b\.parquet: metadata sat_ray\.evaluation is no JSON \(Expecting property name.*; "
-            r"allowed: outcomes as"
+            r"give outcomes as"
         ),
-        named[2]: r"c\.parquet is damaged \(.*\); allowed: outcomes as",
-        f"{tmp_path}/zoo.py": r"zoo\.py is no Parquet file \(.*\); allowed: outcomes as",
+        named[2]: r"c\.parquet is damaged \(.*\); give outcomes as",
+        f"{tmp_path}/zoo.py": r"zoo\.py is no Parquet file \(.*\); give outcomes as",
     }
     for path, message in refused.items():
         with pytest.raises(ValueError, match=message) as caught:
@@ -477,7 +477,7 @@ def test_a_file_among_several_that_cannot_be_read_is_named(
     saved(tmp_path, b=table.replace_schema_metadata({key: "[1]"}))
     with pytest.raises(
         ValueError,
-        match=r"b\.parquet: metadata sat_ray\.evaluation holds a JSON list; allowed: an object",
+        match=r"b\.parquet: metadata sat_ray\.evaluation must be a JSON object, got a list",
     ):
         run(named[:2])
 

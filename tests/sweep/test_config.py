@@ -135,14 +135,17 @@ def test_an_epsilon_outside_0_to_1_is_refused(epsilon: float) -> None:
         ),
         (
             lambda: SearchSettings(activations=("elu:1000",)),
-            r"alpha of elu is 1000; allowed for elu: 0\.001 to 100",
+            r"alpha of elu must be from 0\.001 to 100 for elu, got 1000",
         ),
-        (lambda: SearchSettings(activations=("softplus:2",)), "softplus takes no alpha"),
+        (
+            lambda: SearchSettings(activations=("softplus:2",)),
+            "must be left out for softplus, which takes no alpha",
+        ),
         (
             lambda: SearchSettings(activations=("elu:a",)),
             r"search\.activations 'elu:a': an alpha must be a number, got 'a'",
         ),
-        (lambda: SearchSettings(activations=("elu:nan",)), r"alpha of elu is nan; allowed"),
+        (lambda: SearchSettings(activations=("elu:nan",)), r"alpha of elu must be from .* got nan"),
         (
             lambda: SearchSettings(pairs=("relu",)),
             r"search\.pairs must be activation/attacker_activation.*, got 'relu'",

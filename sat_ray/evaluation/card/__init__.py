@@ -1,4 +1,4 @@
-"""The robustness card: evidence that a robust accuracy can be believed, judged PASS or FLAG."""
+"""The robustness card: evidence for a robust accuracy, with the verdict PASS or FLAG."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,34 +33,31 @@ def robustness_card(
     slots: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Measure a model and judge it: {"verdict": "PASS" or "FLAG", "reasons", "checks", "ladder", "curves", "n", ...}, JSON-ready.
+    """Measure a model and return {"verdict": "PASS" or "FLAG", "reasons", "checks", "n", ...}.
 
+    The result is JSON-ready; "ladder" and "curves" hold the evidence.
     model: [0, 1] pixels -> logits, in inference mode.
     split: images that the model was not trained on, a `Split` or a tuple (images, labels) of
-    arrays: (N, C, H, W) uint8 and (N,)
-    whole numbers, with the image ids 0 to N - 1. At most `settings.images` of them are used.
-    attack: the PGD whose robust accuracy is claimed; variants: the backward passes that each attack must be tried through.
+    arrays: (N, C, H, W) uint8 and (N,) integers, with the image ids 0 to N - 1. At most
+    `settings.images` of them are used.
+    attack: the PGD whose robust accuracy is claimed; variants: the backward passes that each attack
+    must be tried through.
     slots: rows of every call of the model, part of the numerical environment. None: as many as
-    there are images, rounded up to a
-    multiple of 32, at most 256 and fewer for large images; images of at most 256 values are then
-    computed on one CPU thread.
+    there are images, rounded up to a multiple of 32, at most 256 and fewer for large images; images
+    of at most 256 values are then computed on one CPU thread.
     on_progress: called with the name of each part of the work when it begins, and the seconds since
-    the card was begun. None: these
-    are printed on stderr, a line each, once the work has taken 3 seconds; `sat_ray.evaluation.card.silent`
-    reports nothing.
+    the card was begun. None: these are printed on stderr, a line each, once the work has taken 3
+    seconds; `sat_ray.evaluation.card.silent` reports nothing.
 
     Cost: an image that survives everything takes about (attack.restarts + 4) * attack.steps + 1,500
-    forward and backward passes and
-    5,000 forward passes (Square); a broken one takes fewer. So the time grows with the number of
-    images. Fewer images than fit in
-    one call take the time of one call, about 8,000 calls in all: half a minute for 60 images of 8 x
-    8 and a small network on one
+    forward and backward passes and 5,000 forward passes (Square); a broken one takes fewer. So the
+    time grows with the number of images. Fewer images than fit in one call take the time of one
+    call, about 8,000 calls in all: half a minute for 60 images of 8 x 8 and a small network on one
     core. `CardSettings` with fewer images, cascade_steps, cascade_queries or restarts makes a
     smaller card.
 
     Raises ValueError on bad input (arrays of a wrong kind, a model in train mode, probabilities for
-    logits, NaN, labels out of
-    range).
+    logits, NaN, labels out of range).
     """
     from sat_ray.data.split import given_split
     from sat_ray.evaluation.card.evidence import measure
@@ -71,6 +68,8 @@ def robustness_card(
         raise ValueError("split must have at least one image, got none")
     values = max(1, prod(checked.images.shape[1:]))
     one_thread = slots is None and values <= SMALL_IMAGE
+    if slots is None:
+        slots = _rows(min(len(checked), settings.images), values)
     with reporting(on_progress) as begin, _threads(1 if one_thread else None):
         evidence = measure(
             model,
@@ -79,9 +78,14 @@ def robustness_card(
             settings=settings,
             variants=variants,
             seed=seed,
-            slots=_rows(min(len(checked), settings.images), values) if slots is None else slots,
+            slots=slots,
             begin=begin,
         )
+    return _judged(evidence)
+
+
+def _judged(evidence: dict[str, Any]) -> dict[str, Any]:
+    """Add the verdict, its reasons and the checks to the evidence."""
     checks = judge(evidence)
     failed = [check for check in checks if not check.passed]
     return {
@@ -100,7 +104,7 @@ def _rows(images: int, values: int) -> int:
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Let torch compute on so many CPU threads; None: as it does."""
+    """Set the number of torch's CPU threads for a while; None changes nothing."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,7 +1,9 @@
-"""What a robustness card demands. Every check can fail; the limits are fixed here and stand in the card with what was found.
+"""The checks of a robustness card.
 
-What an attack may still break is limited as a share of the images that survived before it: 10 points are little of 90 % and a third
-of 30 %. Differences below two images are never held against a model, however few images there are.
+Every check can fail. The limits are fixed here and appear in the card with what was found. What an
+attack may still break is limited as a share of the images that survived before it: 10 points are
+little of 90 % and a third of 30 %. Differences below two images never count against a model,
+however few images there are.
 """
 
 from collections.abc import Callable
@@ -14,19 +16,21 @@ from sat_ray.evaluation.intervals import wilson_interval
 PASS, FLAG = "PASS", "FLAG"
 ABOVE_CHANCE = "the model is better than chance"
 
-ORDER_SLACK = 0.01  # accuracies of neighbours on the ladder may be this much out of order: each attack draws its own start
-# Of the images that survive the claimed attack, the share that the cascade may break. In the survey of Croce & Hein (2020, table 2)
-# adversarially trained models without hidden gradients lose 4 to 9 % of what their authors' attacks left, models with hidden ones a
-# third and more; on digits (docs/explanation/science.md) networks lose 0 to 5 % at epsilon 32/255, and 20 to 50 % at 64/255, relu among them.
+# Accuracies of neighbours on the ladder may be this much out of order: each attack draws its own
+# start.
+ORDER_SLACK = 0.01
+# Of the images that survive the claimed attack, the share that the cascade may break. In the survey
+# of Croce & Hein (2020, table 2) adversarially trained models without hidden gradients lose 4 to
+# 9 % of what their authors' attacks left, models with hidden ones a third and more; on digits
+# (docs/explanation/science.md) networks lose 0 to 5 % at epsilon 32/255, and 20 to 50 % at 64/255,
+# also relu.
 LARGEST_BROKEN_SHARE = 0.10
-LARGEST_TAIL_SHARE = (
-    0.05  # of what survives the first half of the steps, what the second half may still break
-)
-LARGEST_RESTART_SHARE = (
-    0.05  # of what survives the claimed attack, what further starts, all together, may break
-)
+# Of what survives the first half of the steps, what the second half may still break.
+LARGEST_TAIL_SHARE = 0.05
+# Of what survives the claimed attack, what further starts, all together, may break.
+LARGEST_RESTART_SHARE = 0.05
 LARGEST_SQUARE_SHARE = 0.10  # of what survives the attacks with gradients, what Square may break
-LARGEST_SHARE_OVER_CLAIM = 0.15  # of what survives the claimed attack: what the cascade may break, and what only Square may
+LARGEST_SHARE_OVER_CLAIM = 0.15  # of what survives the claimed attack, what Square may break
 LARGEST_ZERO_SHARE = 0.25
 LARGEST_FALLING_SHARE = 0.05
 ACCURACY_AT_LARGEST_EPSILON = 0.02
@@ -36,7 +40,7 @@ ROUNDING = 1e-4  # of the largest logit: what the order of floating-point sums m
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One demand. found: what was measured, with its limit; meaning: why it matters."""
+    """One check. found: what was measured, with its limit; meaning: why it matters."""
 
     name: str
     passed: bool
@@ -49,11 +53,10 @@ class Check:
 
 
 def judge(evidence: dict[str, Any]) -> list[Check]:
-    """Apply every check that the evidence allows, in the order a reader wants them."""
+    """Apply every check that the evidence allows, the most basic ones first."""
     checks = [same_logits_twice(evidence), images_do_not_mix(evidence)]
-    checks += (
-        [nothing_is_remembered(evidence)] if "fresh_copy" in evidence["repeatability"] else []
-    )  # not every model can be copied
+    if "fresh_copy" in evidence["repeatability"]:  # not every model can be copied
+        checks.append(nothing_is_remembered(evidence))
     checks += [better_than_chance(evidence), gradient_exists(evidence)]
     with_gradient: list[Callable[[dict[str, Any]], Check]] = [
         gradient_is_not_zero,
@@ -83,7 +86,7 @@ def _slack(evidence: dict[str, Any], fraction: float) -> float:
 
 
 def _allowed(evidence: dict[str, Any], share: float, *, of: float) -> float:
-    """Return how much accuracy may be lost: a share of an accuracy, or two images where that is more."""
+    """Return how much accuracy may be lost: a share of it, or two images where that is more."""
     return _slack(evidence, share * of)
 
 
@@ -91,64 +94,65 @@ def _share(lost: float, *, of: float) -> str:
     return f"{100 * lost / of:.1f} % of them" if of else "none was left"
 
 
+def _difference(evidence: dict[str, Any], name: str) -> tuple[float, float]:
+    """Return the largest difference of logits in one comparison, and the largest logit."""
+    repeatability = evidence["repeatability"]
+    return repeatability[name], repeatability["largest_logit"]
+
+
 def better_than_chance(evidence: dict[str, Any]) -> Check:
     """A model that ignores its input is as robust as it is accurate."""
-    n, chance = int(evidence["n"]), float(evidence["chance"])
+    n = int(evidence["n"])
+    chance = float(evidence["chance"])
     accuracies = {
         "clean": evidence["ladder"]["clean"],
         "under the cascade": evidence["ladder"]["cascade"],
     }
+    lowest = (wilson_interval(round(value * n), n)[0] for value in accuracies.values())
     return Check(
         name=ABOVE_CHANCE,
-        passed=all(
-            wilson_interval(round(value * n), n)[0] > chance for value in accuracies.values()
-        ),
+        passed=all(low > chance for low in lowest),
         found=", ".join(f"{_percent(value)} {name}" for name, value in accuracies.items())
-        + f"; always naming the most frequent class gives {_percent(chance)} (needed: beyond noise more)",
+        + f"; always naming the most frequent class gives {_percent(chance)} "
+        "(needed: significantly more)",
         meaning="a constant answer cannot be attacked, and says nothing",
     )
 
 
 def same_logits_twice(evidence: dict[str, Any]) -> Check:
     """A model that draws random numbers makes every gradient a guess."""
-    difference, scale = (
-        evidence["repeatability"]["second_run"],
-        evidence["repeatability"]["largest_logit"],
-    )
+    difference, scale = _difference(evidence, "second_run")
     return Check(
         name="the output is not random",
         passed=difference <= ROUNDING * scale,
-        found=f"the same images and points gave logits that differ by {difference:.3g} (largest logit {scale:.3g})",
-        meaning="test-time noise hides the gradient; attacks must then average over it, which these do not",
+        found=f"the same images and points gave logits that differ by {difference:.3g} "
+        f"(largest logit {scale:.3g})",
+        meaning="test-time noise hides the gradient; attacks must then average over it, "
+        "which these do not",
     )
 
 
 def images_do_not_mix(evidence: dict[str, Any]) -> Check:
-    """BatchNorm in train mode, hidden in a function, lets the neighbours decide."""
-    difference, scale = (
-        evidence["repeatability"]["other_neighbours"],
-        evidence["repeatability"]["largest_logit"],
-    )
+    """With BatchNorm in train mode, hidden in a function, the neighbours change the output."""
+    difference, scale = _difference(evidence, "other_neighbours")
     return Check(
         name="images do not influence each other",
         passed=difference <= ROUNDING * scale,
-        found=f"with other neighbours in the batch the logits differ by {difference:.3g} (largest logit {scale:.3g})",
+        found=f"with other neighbours in the batch the logits differ by {difference:.3g} "
+        f"(largest logit {scale:.3g})",
         meaning="a model in train mode is another model for every batch",
     )
 
 
 def nothing_is_remembered(evidence: dict[str, Any]) -> Check:
-    """A model that remembers images can answer for those near them."""
-    difference, scale = (
-        evidence["repeatability"]["fresh_copy"],
-        evidence["repeatability"]["largest_logit"],
-    )
+    """A model that remembers images can give stored answers for those near them."""
+    difference, scale = _difference(evidence, "fresh_copy")
     return Check(
         name="the model remembers nothing",
         passed=difference <= ROUNDING * scale,
-        found=f"at the last points of the attack a copy that has seen no image gives logits that differ by {difference:.3g} "
-        f"(largest logit {scale:.3g})",
-        meaning="a model that what it was asked before has changed is not the model that an adversary meets",
+        found="at the last points of the attack a copy that has seen no image gives logits that "
+        f"differ by {difference:.3g} (largest logit {scale:.3g})",
+        meaning="a model that earlier calls have changed is not the one that an adversary attacks",
     )
 
 
@@ -178,7 +182,8 @@ def gradient_is_not_zero(evidence: dict[str, Any]) -> Check:
             for part in parts.values()
         ),
         found="; ".join(
-            f"{where}: {part['images_of_zero_gradient']} images with none at all, {_percent(part['zero_share'])} of all entries exactly 0"
+            f"{where}: {part['images_of_zero_gradient']} images with none at all, "
+            f"{_percent(part['zero_share'])} of all entries exactly 0"
             for where, part in parts.items()
         )
         + f" (allowed: 0 images, {_percent(LARGEST_ZERO_SHARE)})",
@@ -188,12 +193,14 @@ def gradient_is_not_zero(evidence: dict[str, Any]) -> Check:
 
 def loss_rises(evidence: dict[str, Any]) -> Check:
     """The attack must do what it is built to do."""
-    course, falling = evidence["curves"]["loss"], evidence["curves"]["share_of_falling_loss"]
+    course = evidence["curves"]["loss"]
+    falling = evidence["curves"]["share_of_falling_loss"]
     return Check(
         name="the loss rises along the attack",
         passed=course[-1][1] > course[0][1] and falling <= LARGEST_FALLING_SHARE,
-        found=f"mean loss {course[0][1]:.3g} at the start, {course[-1][1]:.3g} after {course[-1][0]} steps; it ends lower for "
-        f"{_percent(falling)} of the images (allowed: {_percent(LARGEST_FALLING_SHARE)})",
+        found=f"mean loss {course[0][1]:.3g} at the start, {course[-1][1]:.3g} after "
+        f"{course[-1][0]} steps; it ends lower for {_percent(falling)} of the images "
+        f"(allowed: {_percent(LARGEST_FALLING_SHARE)})",
         meaning="an attack whose loss does not rise follows a gradient that points nowhere",
     )
 
@@ -219,9 +226,11 @@ def claim_survives_the_cascade(evidence: dict[str, Any]) -> Check:
     return Check(
         name="the claim holds against the cascade",
         passed=claimed - cascade <= allowed,
-        found=f"the claimed attack leaves {_percent(claimed)}, the cascade {_percent(cascade)}: {_points(claimed - cascade)} less, "
-        f"{_share(claimed - cascade, of=claimed)} (allowed: {_points(allowed)})",
-        meaning="a large gap means that the claimed attack is too weak for this model: quote what the cascade leaves",
+        found=f"the claimed attack leaves {_percent(claimed)}, the cascade {_percent(cascade)}: "
+        f"{_points(claimed - cascade)} less, {_share(claimed - cascade, of=claimed)} "
+        f"(allowed: {_points(allowed)})",
+        meaning="a large gap means that the claimed attack is too weak for this model: "
+        "quote what the cascade leaves",
     )
 
 
@@ -234,22 +243,26 @@ def steps_reach_a_plateau(evidence: dict[str, Any]) -> Check:
     return Check(
         name="more steps would not help",
         passed=lost <= allowed,
-        found=f"the first half of {curve[-1][0]} steps leaves {_percent(half)}, the second takes {_points(lost)} of it, "
-        f"{_share(lost, of=half)} (allowed: {_points(allowed)})",
+        found=f"the first half of {curve[-1][0]} steps leaves {_percent(half)}, the second takes "
+        f"{_points(lost)} of it, {_share(lost, of=half)} (allowed: {_points(allowed)})",
         meaning="an accuracy that still falls is not yet measured",
     )
 
 
 def restarts_converge(evidence: dict[str, Any]) -> Check:
-    """All further random starts together must matter little; the last alone may take little while the sum goes on growing."""
-    curve, claimed = evidence["curves"]["restarts"], list(evidence["ladder"].values())[-2]
+    """All further random starts together must change little.
+
+    The last one alone may change little while their sum still grows.
+    """
+    curve = evidence["curves"]["restarts"]
+    claimed = list(evidence["ladder"].values())[-2]
     lost = claimed - curve[-1][1]
     allowed = _allowed(evidence, LARGEST_RESTART_SHARE, of=claimed)
     return Check(
         name="more restarts would not help",
         passed=lost <= allowed,
-        found=f"the claimed attack leaves {_percent(claimed)}, more starts, {curve[-1][0]} in all, take {_points(lost)} of it, "
-        f"{_share(lost, of=claimed)} (allowed: {_points(allowed)})",
+        found=f"the claimed attack leaves {_percent(claimed)}, more starts, {curve[-1][0]} in all, "
+        f"take {_points(lost)} of it, {_share(lost, of=claimed)} (allowed: {_points(allowed)})",
         meaning="an accuracy that depends on the start is luck",
     )
 
@@ -259,47 +272,46 @@ def large_balls_break_everything(evidence: dict[str, Any]) -> Check:
     curve = evidence["curves"]["epsilon"]
     slack = _slack(evidence, ORDER_SLACK)
     ordered = all(high[1] <= low[1] + slack for low, high in pairwise(curve))
-    largest, allowed = curve[-1], _slack(evidence, ACCURACY_AT_LARGEST_EPSILON)
+    largest = curve[-1]
+    allowed = _slack(evidence, ACCURACY_AT_LARGEST_EPSILON)
     return Check(
         name="larger balls break everything",
         passed=ordered and largest[1] <= allowed,
         found=f"{_percent(largest[1])} at epsilon {largest[0]:.3g} (allowed: {_percent(allowed)})"
         + ("" if ordered else "; accuracy grows with epsilon"),
-        meaning="robustness to a perturbation that can replace the image is a sign of a masked gradient",
+        meaning="robustness to a perturbation that can replace the image is a sign of "
+        "a masked gradient",
     )
 
 
 def eight_bits_keep_the_attack(evidence: dict[str, Any]) -> Check:
     """Adversarial images must survive being stored."""
     rounded = evidence["curves"]["eight_bit"]
-    gain, allowed = (
-        rounded["rounded"] - rounded["last_points"],
-        max(LARGEST_ROUNDING_GAIN, 2 / rounded["n"]) + 1e-9,
-    )
+    gain = rounded["rounded"] - rounded["last_points"]
+    allowed = max(LARGEST_ROUNDING_GAIN, 2 / rounded["n"]) + 1e-9
     return Check(
         name="rounding to 8 bits does not undo the attack",
         passed=gain <= allowed,
-        found=f"at the last points {_percent(rounded['last_points'])}, rounded to 8 bits {_percent(rounded['rounded'])}, n = {rounded['n']}"
-        f" (allowed: {_points(allowed)} more)",
+        found=f"at the last points {_percent(rounded['last_points'])}, rounded to 8 bits "
+        f"{_percent(rounded['rounded'])}, n = {rounded['n']} (allowed: {_points(allowed)} more)",
         meaning="examples that live between pixel values do not threaten stored images",
     )
 
 
 def gradients_beat_square(evidence: dict[str, Any]) -> Check:
     """An attack that sees less cannot be stronger, unless what the other sees is a lie."""
-    alone, over, n = (
-        evidence["broken_by_square_alone"],
-        evidence["survivors_broken_by_square"],
-        evidence["n"],
-    )
+    alone = evidence["broken_by_square_alone"]
+    over = evidence["survivors_broken_by_square"]
+    n = evidence["n"]
     left = round(evidence["ladder"]["cascade"] * n) + alone  # before Square
     claimed = round(list(evidence["ladder"].values())[-2] * n)
-    shares = ((LARGEST_SQUARE_SHARE, left), (LARGEST_SHARE_OVER_CLAIM, claimed))
-    allowed_alone, allowed_over = (int(max(share * count, 2)) for share, count in shares)
+    allowed_alone = int(max(LARGEST_SQUARE_SHARE * left, 2))
+    allowed_over = int(max(LARGEST_SHARE_OVER_CLAIM * claimed, 2))
     return Check(
         name="attacks with gradients are the stronger ones",
         passed=alone <= allowed_alone and over <= allowed_over,
-        found=f"{over} of the {claimed} images that survive the claimed attack fall to Square (allowed: {allowed_over}); "
-        f"{alone} of the {left} that survive every attack with gradients do (allowed: {allowed_alone})",
+        found=f"{over} of the {claimed} images that survive the claimed attack fall to Square "
+        f"(allowed: {allowed_over}); {alone} of the {left} that survive every attack with "
+        f"gradients do (allowed: {allowed_alone})",
         meaning="where search without gradients finds more, the gradient is masked",
     )

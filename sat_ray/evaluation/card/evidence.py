@@ -1,7 +1,10 @@
-"""What a robustness card measures: a ladder of ever stronger attacks on the same images, curves, and probes of the model."""
+"""The measurements of a robustness card.
+
+They are a ladder of ever stronger attacks on the same images, curves, and probes of the model.
+"""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +38,10 @@ RUNGS = ("clean", "noise", "cascade")  # of the ladder, beside pgd-10 and the cl
 
 
 def most_passes(attack: AttackSpec, settings: CardSettings) -> int:
-    """Return the most forward and backward passes that one image of a card takes through one backward pass, Square's queries left out."""
+    """Return the most forward and backward passes of one image of a card.
+
+    They are counted for one variant of the backward pass, without Square's queries.
+    """
     claimed = (attack.restarts + settings.restarts - 1) * (attack.steps + 1)
     cascade_runs = (1 + TARGETS) * (settings.cascade_steps + 1)
     curves = len(EPSILON_MULTIPLES) * (EPSILON_STEPS + 1) + (attack.steps + 1)
@@ -61,96 +67,153 @@ def measure(
     """
     if attack.name in RUNGS:
         raise ValueError(
-            f"attack is named {attack.name}, like a rung of the card's ladder; allowed: any name but {', '.join(RUNGS)}"
+            f"attack must have another name than the card's rungs ({', '.join(RUNGS)}), "
+            f"got {attack.name}"
         )
     require_inference_mode(model)
     check_images(split.images, split.labels, split.image_ids, slots=slots)
     begin("logits and gradients of the images")
-    fresh, chosen = untouched(model), sample(split, settings.images, seed=seed)
+    fresh = untouched(model)
     subject = Subject(
         model=model,
-        split=chosen,
+        split=sample(split, settings.images, seed=seed),
         threat_model=attack.threat_model,
         variants=variants,
         seed=seed,
         slots=slots,
     )
     clean = subject.logits()
-    check_logits(clean, chosen.labels)
-    gradient, points = gradient_probe(subject), [random_starts(subject)]
-    attacks = cascade(
-        attack.threat_model,
-        num_classes=clean.shape[1],
-        steps=settings.cascade_steps,
-        queries=settings.cascade_queries,
-    )
-    attacks = attacks if gradient["exists"] else attacks[-1:]
-    correct = set(chosen.image_ids[clean.argmax(dim=1) == chosen.labels].tolist())
-    ladder = {"clean": len(correct) / subject.n, "noise": noise_accuracy(subject)}
-    curves = dict[str, Any]()
-    claimed_survivors = correct
-    if gradient["exists"]:
-        restarts_in_all = attack.restarts + settings.restarts - 1
-        begin(f"{attack.name}, {restarts_in_all} restarts")
-        claimed = replace(attack, restarts=restarts_in_all, final_iterate=False, name="")
-        table = subject.outcomes(claimed)
-        claimed_survivors = robust_image_ids(table)
-        restarts = accuracy_by_restart(table, claimed)
-        begin(f"pgd-{SHORT_STEPS} and the course of {attack.name}")
-        ladder |= {
-            f"pgd-{SHORT_STEPS}": short_attack(subject),
-            attack.name: restarts[attack.restarts - 1],
-        }
-        followed, ends = trajectories(subject, attack)
-        points.append(ends)
-        curves = {
-            "epsilon": epsilon_curve(subject, begin),
-            "steps": steps_curve(table, claimed),
-            "restarts": [[number + 1, value] for number, value in enumerate(restarts)],
-            **followed,
-        }
-    survivors = correct
-    for spec in attacks[:-1]:
-        begin(f"{spec.name} on {len(survivors)} images")
-        survivors = robust_image_ids(subject.of(survivors).outcomes(spec, in_turn=True))
-    # one search answers two questions: how many survivors of the cascade fall to it, and how many
-    # of the claimed attack
-    asked = survivors | claimed_survivors
-    begin(f"{attacks[-1].name} on {len(asked)} images")
-    fallen = asked - robust_image_ids(subject.of(asked).outcomes(attacks[-1]))
-    ladder["cascade"] = len(survivors - fallen) / subject.n
-    begin("repeating the model's answers")
+    check_logits(clean, subject.split.labels)
+    work = _Measurement(subject=subject, attack=attack, settings=settings, clean=clean, begin=begin)
+    evidence = work.evidence(fresh=fresh)
     return {
         "n": subject.n,
         "chance": chance(split.labels, num_classes=clean.shape[1]),
         "seed": seed,
         "threat_model": {"norm": attack.threat_model.norm, "epsilon": attack.threat_model.epsilon},
         "attack": str(attack),
-        "repeatability": repeatability(subject, clean, points, fresh=fresh),
-        "gradient": gradient,
-        "cascade": [str(spec) for spec in attacks],
-        "ladder": ladder,
-        "curves": curves,
-        "broken_by_square_alone": len(fallen & survivors & claimed_survivors),
-        "survivors_broken_by_square": len(fallen & claimed_survivors),
+        **evidence,
     }
 
 
+@dataclass(frozen=True)
+class _Claim:
+    """What the claimed attack leaves: survivors, rungs of the ladder, curves, and last points."""
+
+    survivors: set[int]
+    rungs: dict[str, float]
+    curves: dict[str, Any]
+    ends: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measurement:
+    """One subject, the attack that is claimed, and the clean logits, (N, K) on the CPU."""
+
+    subject: Subject
+    attack: AttackSpec
+    settings: CardSettings
+    clean: Tensor
+    begin: Callable[[str], None]
+
+    def evidence(self, *, fresh: Model | None) -> dict[str, Any]:
+        """Return the evidence of all attacks and probes. fresh: a copy that has seen no image."""
+        n = self.subject.n
+        gradient = gradient_probe(self.subject)
+        points = [random_starts(self.subject)]
+        attacks = self._cascade(with_gradients=gradient["exists"])
+        correct = self._correct()
+        ladder = {"clean": len(correct) / n, "noise": noise_accuracy(self.subject)}
+        curves: dict[str, Any] = {}
+        claimed_survivors = correct
+        if gradient["exists"]:
+            claim = self._claim()
+            claimed_survivors = claim.survivors
+            ladder |= claim.rungs
+            curves = claim.curves
+            points.append(claim.ends)
+        survivors = self._survivors(attacks[:-1], correct)
+        fallen = self._fallen(attacks[-1], survivors | claimed_survivors)
+        ladder["cascade"] = len(survivors - fallen) / n
+        self.begin("repeating the model's answers")
+        return {
+            "repeatability": repeatability(self.subject, self.clean, points, fresh=fresh),
+            "gradient": gradient,
+            "cascade": [str(spec) for spec in attacks],
+            "ladder": ladder,
+            "curves": curves,
+            "broken_by_square_alone": len(fallen & survivors & claimed_survivors),
+            "survivors_broken_by_square": len(fallen & claimed_survivors),
+        }
+
+    def _correct(self) -> set[int]:
+        """Return the images that are right before any attack."""
+        split = self.subject.split
+        return set(split.image_ids[self.clean.argmax(dim=1) == split.labels].tolist())
+
+    def _cascade(self, *, with_gradients: bool) -> list[AttackSpec]:
+        """Return the attacks of the cascade; Square alone where there is no gradient."""
+        attacks = cascade(
+            self.attack.threat_model,
+            num_classes=self.clean.shape[1],
+            steps=self.settings.cascade_steps,
+            queries=self.settings.cascade_queries,
+        )
+        return attacks if with_gradients else attacks[-1:]
+
+    def _claim(self) -> _Claim:
+        """Run the claimed attack with more restarts, and the attacks of the curves."""
+        subject = self.subject
+        attack = self.attack
+        restarts_in_all = attack.restarts + self.settings.restarts - 1
+        self.begin(f"{attack.name}, {restarts_in_all} restarts")
+        claimed = replace(attack, restarts=restarts_in_all, final_iterate=False, name="")
+        table = subject.outcomes(claimed)
+        restarts = accuracy_by_restart(table, claimed)
+        self.begin(f"pgd-{SHORT_STEPS} and the course of {attack.name}")
+        rungs = {
+            f"pgd-{SHORT_STEPS}": short_attack(subject),
+            attack.name: restarts[attack.restarts - 1],
+        }
+        followed, ends = trajectories(subject, attack)
+        curves = {
+            "epsilon": epsilon_curve(subject, self.begin),
+            "steps": steps_curve(table, claimed),
+            "restarts": [[number + 1, value] for number, value in enumerate(restarts)],
+            **followed,
+        }
+        return _Claim(robust_image_ids(table), rungs, curves, ends)
+
+    def _survivors(self, attacks: list[AttackSpec], survivors: set[int]) -> set[int]:
+        """Return which images survive the attacks with gradients, one after the other."""
+        for spec in attacks:
+            self.begin(f"{spec.name} on {len(survivors)} images")
+            survivors = robust_image_ids(self.subject.of(survivors).outcomes(spec, in_turn=True))
+        return survivors
+
+    def _fallen(self, square: AttackSpec, attacked: set[int]) -> set[int]:
+        """Return which images fall to Square.
+
+        One search gives two numbers: how many survivors of the cascade fall to it, and how many of
+        the claimed attack.
+        """
+        self.begin(f"{square.name} on {len(attacked)} images")
+        return attacked - robust_image_ids(self.subject.of(attacked).outcomes(square))
+
+
 def chance(labels: Tensor, *, num_classes: int) -> float:
-    """Return the accuracy of a model that ignores its input, and answers with the most frequent class of these images."""
-    return max(
-        1 / num_classes, float(torch.bincount(torch.as_tensor(labels).long()).max()) / len(labels)
-    )
+    """Return the accuracy of a model that always names the most frequent class of these images."""
+    most_frequent = float(torch.bincount(torch.as_tensor(labels).long()).max())
+    return max(1 / num_classes, most_frequent / len(labels))
 
 
 def noise_accuracy(subject: Subject) -> float:
     """Return the accuracy at one random point of each image's ball."""
     right = 0
     for x, y, rng, count in subject.blocks(torch.arange(subject.n)):
+        noisy = subject.threat_model.random_start(x, rng, step=1)
         with torch.no_grad():
-            predicted = subject.model(subject.threat_model.random_start(x, rng, step=1)).argmax(
-                dim=1
-            )
+            predicted = subject.model(noisy).argmax(dim=1)
         right += int((predicted == y)[:count].sum())
     return right / subject.n
 
@@ -166,8 +229,12 @@ def short_attack(subject: Subject) -> float:
 
 
 def epsilon_curve(subject: Subject, begin: Callable[[str], None]) -> list[list[float]]:
-    """Return [epsilon, robust accuracy] from a quarter of epsilon to 16 times epsilon; for linf at most to 1, which holds every image."""
-    norm, claimed = subject.threat_model.norm, subject.threat_model.epsilon
+    """Return [epsilon, robust accuracy] from a quarter of epsilon to 16 times epsilon.
+
+    For linf it ends at 1, where the ball holds every image.
+    """
+    norm = subject.threat_model.norm
+    claimed = subject.threat_model.epsilon
     radii = [
         multiple * claimed
         for multiple in EPSILON_MULTIPLES
@@ -190,7 +257,7 @@ def restart_of(table: pa.Table, attack: AttackSpec) -> np.ndarray:
 
 
 def steps_curve(table: pa.Table, attack: AttackSpec) -> list[list[float]]:
-    """Return [k, robust accuracy after k steps] of the first restart, from when each image broke."""
+    """Return [k, robust accuracy after k steps] of the first restart."""
     first = table.filter(pa.array(restart_of(table, attack) == 0))
     broken_at: dict[int, float] = {}
     for image_id, step in zip(
@@ -199,22 +266,16 @@ def steps_curve(table: pa.Table, attack: AttackSpec) -> list[list[float]]:
         at = {NEVER: np.inf, CLEAN_ERROR: -1.0}.get(step, float(step))
         broken_at[image_id] = min(broken_at.get(image_id, np.inf), at)
     values = np.array(list(broken_at.values()))
-    marks = sorted(
-        {
-            0,
-            *(k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k < attack.steps),
-            attack.steps // 2,
-            attack.steps,
-        }
-    )
+    shown = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+    inside = (k for k in shown if k < attack.steps)
+    marks = sorted({0, *inside, attack.steps // 2, attack.steps})
     return [[mark, float((values > mark).mean())] for mark in marks]
 
 
 def accuracy_by_restart(table: pa.Table, attack: AttackSpec) -> list[float]:
     """Return the robust accuracy after 1, 2, ... restarts of the attack."""
-    tried = restart_of(
-        table, attack
-    )  # a restart has rows only for the images that the ones before it left
+    # a restart has rows only for the images that the earlier ones left
+    tried = restart_of(table, attack)
     n = len(set(table["image_id"].to_pylist()))
     return [
         len(robust_image_ids(table.filter(pa.array(tried <= last)))) / n

@@ -1,7 +1,7 @@
-"""Probes of the model itself: is its output a function of the image alone, and does its gradient lead anywhere?
+"""Probes of the model itself: whether its output depends on the image alone, and its gradient.
 
-A model can be honest at the images and lie where attacks walk. So each probe looks at images, at random starts, and at the points where the
-claimed attack ends.
+A model can behave well at the images and badly at the points of attacks. So each probe looks at
+images, at random starts, and at the points where the claimed attack ends.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,9 @@ from sat_ray.evaluation.engine.batch_buckets import call_rows, pad
 from sat_ray.evaluation.inputs import device_of
 from sat_ray.models.copying import NotCopiedError, copied
 
-PROBED = 128  # most images that are followed to the last step, however early they break, and whose random starts are looked at
+# most images that are followed to the last step, however early they break, and whose random starts
+# are probed
+PROBED = 128
 MARKS = (1, 2, 5, 10, 20, 50, 100)  # steps at which the mean loss is shown
 
 
@@ -34,7 +36,10 @@ def untouched(model: Model) -> Model | None:
 
 
 def random_starts(subject: Subject) -> Tensor:
-    """Return a random point of the ball around each of the first images, (M, C, H, W) float32 on the CPU."""
+    """Return a random point of the ball around each of the first images.
+
+    (M, C, H, W) float32 on the CPU.
+    """
     blocks = subject.blocks(torch.arange(min(subject.n, PROBED)))
     return torch.cat(
         [subject.threat_model.random_start(x, rng)[:count].cpu() for x, _, rng, count in blocks]
@@ -44,18 +49,19 @@ def random_starts(subject: Subject) -> Tensor:
 def repeatability(
     subject: Subject, clean: Tensor, points: Sequence[Tensor], *, fresh: Model | None
 ) -> dict[str, float]:
-    """Run the images and some points again, and among other neighbours: largest differences of logits, and the largest logit.
+    """Run the images and some points again, and among other neighbours.
 
-    clean: logits of the images; points: (M, C, H, W) float32 each; fresh: a copy that has seen nothing, asked for the last points alone.
+    Return the largest differences of logits, and the largest logit. clean: logits of the images;
+    points: (M, C, H, W) float32 each; fresh: a copy that has seen nothing, run at the last points
+    alone.
     """
     found = {
         "second_run": _apart(subject.logits(), clean),
         "other_neighbours": 0.0,
         "largest_logit": float(clean.abs().max()),
     }
-    before = torch.zeros(
-        subject.slots // 2, dtype=torch.int64
-    )  # every image changes its block, and the first block is half one image
+    # every image changes its block, and half of the first block is one image
+    before = torch.zeros(subject.slots // 2, dtype=torch.int64)
     moved = subject.logits(torch.cat([before, torch.arange(subject.n)]))[len(before) :]
     found["other_neighbours"] = _apart(moved, clean)
     for some in points:
@@ -75,29 +81,32 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 @torch.no_grad()
 def logits_at(subject: Subject, points: Tensor, *, model: Model | None = None) -> Tensor:
-    """Run the model, or another one, at points (M, C, H, W) float32 in calls of as many rows as an evaluation's; (M, K) on the CPU."""
-    device, rows = device_of(subject.model), call_rows(subject.slots)
+    """Return the logits of the model, or of another one, at points (M, C, H, W) float32.
+
+    (M, K) on the CPU. Calls have as many rows as those of an evaluation.
+    """
+    device = device_of(subject.model)
+    rows = call_rows(subject.slots)
+    forward = model or subject.model
     parts = torch.split(points, subject.slots)
     return torch.cat(
-        [
-            (model or subject.model)(pad(part.to(device), rows)).float()[: len(part)].cpu()
-            for part in parts
-        ]
+        [forward(pad(part.to(device), rows)).float()[: len(part)].cpu() for part in parts]
     )
 
 
 def gradient_probe(subject: Subject) -> dict[str, Any]:
-    """Look at the gradient of the cross-entropy at each clean image and at a random start: does it exist, how much of it is exactly 0?"""
-    shares, ids = [], []
+    """Measure the gradient of the cross-entropy at each clean image and at a random start.
+
+    Return whether it exists, and how much of it is exactly 0.
+    """
+    shares: list[Tensor] = []
+    ids: list[int] = []
     try:
         for x, y, rng, count in subject.blocks(torch.arange(subject.n)):
             for point in (x, subject.threat_model.random_start(x, rng)):
                 state = State(x=x, y=y, x_adv=point, step=torch.zeros_like(y), rng=rng)
-                shares.append(
-                    zero_share(differentiate(subject.model, state, loss="cross_entropy")[2])[
-                        :count
-                    ].cpu()
-                )
+                gradient = differentiate(subject.model, state, loss="cross_entropy")[2]
+                shares.append(zero_share(gradient)[:count].cpu())
                 ids += rng.image_ids[:count].tolist()
     except NoGradientError:
         return {"exists": False}
@@ -105,7 +114,7 @@ def gradient_probe(subject: Subject) -> dict[str, Any]:
 
 
 def _zeros(shares: Tensor, ids: list[int]) -> dict[str, Any]:
-    """shares: (M,), of gradients that are exactly 0; ids: of the images that they belong to."""
+    """Summarise the shares (M,) of gradients that are exactly 0. ids: of their images."""
     frozen = sorted(
         {image_id for image_id, value in zip(ids, shares.tolist(), strict=True) if value == 1.0}
     )
@@ -118,7 +127,10 @@ def _zeros(shares: Tensor, ids: list[int]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Course:
-    """One block on its way. losses, zero_shares: (steps + 1, M); last: the last points, as x and y: (M, ...)."""
+    """The course of one block. losses, zero_shares: (steps + 1, M).
+
+    last: the last points, as x and y: (M, ...).
+    """
 
     losses: Tensor
     zero_shares: Tensor
@@ -129,10 +141,11 @@ class _Course:
 
 
 def trajectories(subject: Subject, attack: AttackSpec) -> tuple[dict[str, Any], Tensor]:
-    """Follow some images to the last step, and return the evidence and the last points, (M, C, H, W) float32 on the CPU.
+    """Follow some images to the last step, and return the evidence and the last points.
 
-    Evidence: the mean loss on the way, the share of images whose loss ends lower, the gradients that are 0 at the points visited, and the
-    accuracy at the end before and after rounding to 8 bits.
+    Evidence: the mean loss on the way, the share of images whose loss ends lower, the gradients
+    that are 0 at the visited points, and the accuracy at the end before and after rounding to 8
+    bits. Points: (M, C, H, W) float32 on the CPU.
     """
     courses = list(_followed(subject, attack))
     losses = torch.cat([course.losses for course in courses], dim=1)
@@ -147,10 +160,12 @@ def trajectories(subject: Subject, attack: AttackSpec) -> tuple[dict[str, Any], 
         ]
     )
     labels = torch.cat([course.y for course in courses])
-    right, right_rounded = (
-        float((logits_at(subject, points).argmax(dim=1) == labels).float().mean())
-        for points in (ends, rounded)
-    )
+
+    def accuracy_at(points: Tensor) -> float:
+        return float((logits_at(subject, points).argmax(dim=1) == labels).float().mean())
+
+    right = accuracy_at(ends)
+    right_rounded = accuracy_at(rounded)
     evidence = {
         "loss": [[mark, float(losses[mark].mean())] for mark in marks],
         "share_of_falling_loss": float((losses[-1] < losses[0]).float().mean()),
@@ -163,7 +178,9 @@ def trajectories(subject: Subject, attack: AttackSpec) -> tuple[dict[str, Any], 
 def _followed(subject: Subject, attack: AttackSpec) -> Iterator[_Course]:
     stepper = make_attack(attack)
     for x, y, rng, count in subject.blocks(torch.arange(min(subject.n, PROBED))):
-        state, losses, zeros = stepper.start(x, y, rng), [], []
+        state = stepper.start(x, y, rng)
+        losses: list[Tensor] = []
+        zeros: list[Tensor] = []
         while int(state.step[0]) <= attack.steps:
             last = state.x_adv
             state = stepper.step(subject.model, state)

@@ -17,7 +17,10 @@ def silent(part: str, seconds: float) -> None:
 
 @contextmanager
 def reporting(on_progress: OnProgress | None) -> Iterator[Callable[[str], None]]:
-    """Yield what to call with the name of each part when it begins. on_progress: None for stderr."""
+    """Yield a function that takes the name of each part when it begins.
+
+    on_progress: None for stderr.
+    """
     began = perf_counter()
     if on_progress is not None:
         yield lambda part: on_progress(part, perf_counter() - began)

@@ -1,4 +1,4 @@
-"""What a robustness card is made of: one model, some images, and the ways to run the one on the other."""
+"""The subject of a robustness card: one model, some images, and ways to run the model on them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ Variants = Callable[[AttackSpec], Sequence[AttackSpec]]
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is measured: a model, the images of the card, and how they are run."""
+    """Hold what is measured: a model, the images of the card, and how they are run."""
 
     model: Model
     split: Split
@@ -45,7 +45,10 @@ class Subject:
         return replace(self, split=self.split.take(torch.nonzero(wanted).flatten()))
 
     def outcomes(self, *specs: AttackSpec, in_turn: bool = False) -> pa.Table:
-        """Attack through every variant of every spec; in_turn: each on the survivors of those before it."""
+        """Attack through every variant of every spec.
+
+        in_turn: each attack gets the survivors of those before it.
+        """
         attacks = [variant for spec in specs for variant in self.variants(spec)]
         images, labels, ids = self.split.images, self.split.labels, self.split.image_ids
         return evaluate(
@@ -71,10 +74,14 @@ class Subject:
         )
 
     def blocks(self, rows: Tensor) -> list[tuple[Tensor, Tensor, Randomness, int]]:
-        """Cut rows of the split into (x, y, rng, real rows) of exactly `slots` rows, on the model's device."""
+        """Cut rows of the split into (x, y, rng, real rows) of exactly `slots` rows each.
+
+        They are on the model's device.
+        """
+        device = device_of(self.model)
         found = []
         for part in torch.split(rows, self.slots):
-            chosen, device = self.split.take(pad(part, self.slots)), device_of(self.model)
+            chosen = self.split.take(pad(part, self.slots))
             rng = Randomness(self.seed, chosen.image_ids.to(device))
             found.append(
                 (to_pixels(chosen.images.to(device)), chosen.labels.to(device), rng, len(part))
@@ -83,5 +90,8 @@ class Subject:
 
 
 def sample(split: Split, count: int, *, seed: int) -> Split:
-    """Return at most `count` images: those whose random key is smallest, a pure function of (seed, image ids)."""
+    """Return at most `count` images: those whose random key is smallest.
+
+    This is a pure function of (seed, image ids).
+    """
     return split.take(sample_rows(Randomness.of(seed, split.image_ids), count, purpose="card"))

@@ -1,7 +1,9 @@
-"""Exact cycle detection for deterministic iterations: once a point repeats bit for bit, nothing new can be visited.
+"""Exact cycle detection for deterministic iterations.
 
-A 64-bit hash of every point is kept. A hash seen before proposes a period p; the point is then stored, and the cycle is confirmed only
-when the point p steps later equals it in every bit. A false proposal costs nothing but the wait, so the result is exact.
+Once a point repeats bit for bit, nothing new can be visited. A 64-bit hash of every point is kept.
+A hash that was seen before proposes a period p; the point is then stored. The cycle is confirmed
+only when the point p steps later equals it in every bit. A false proposal costs nothing but the
+wait, so the result is exact.
 """
 
 import torch
@@ -11,9 +13,10 @@ from sat_ray.utils.compile import fusable
 
 
 class CycleDetector:
-    """Watch sequences of points for exact repetition.
+    """Detect exact repetition in sequences of points.
 
-    rows: how many sequences; steps: their length; device: of the points, which stay there. Hashes and answers are on the CPU.
+    rows: how many sequences; steps: their length; device: of the points, which stay there. Hashes
+    and answers are on the CPU.
     """
 
     def __init__(self, rows: int, steps: int, *, device: torch.device) -> None:
@@ -26,7 +29,7 @@ class CycleDetector:
         self.weights: Tensor | None = None
 
     def forget(self, rows: Tensor) -> None:
-        """Start afresh: these rows are other sequences now."""
+        """Start new sequences in these rows."""
         self.known[rows] = False
         self.period[rows] = 0
         self.due[rows] = -1
@@ -34,17 +37,15 @@ class CycleDetector:
             self.kept.pop(row, None)
 
     def observe(self, points: Tensor, step: Tensor, rows: Tensor) -> Tensor:
-        """Look at one point of some sequences; return their confirmed periods, 0 where there is none, (L,) int64.
+        """Add a point to some sequences and return their confirmed periods, 0 for none, (L,) int64.
 
-        points: (L, ...) float32; step: (L,) int64, the point's number, growing by one from call to call in a row (or by whole periods);
-        rows: (L,) int64, whose point it is, each row once; -1 for a point of none.
+        points: (L, ...) float32; step: (L,) int64, the number of the point, which grows by one
+        from call to call in a row (or by whole periods); rows: (L,) int64, the sequence of each
+        point, each at most once; -1 for a point of no sequence.
         """
         bits = points.reshape(len(points), -1).contiguous().view(torch.int32)
-        if self.weights is None:
-            generator = torch.Generator().manual_seed(0x5A7)
-            odd = torch.randint(-(2**62), 2**62, (bits.shape[1],), generator=generator) * 2 + 1
-            self.weights = odd.to(self.device)
-        digest, step = _digest(bits, self.weights).cpu(), step.cpu()
+        digest = _digest(bits, self._weights_of(bits.shape[1])).cpu()
+        step = step.cpu()
         answer = torch.zeros_like(rows)
         for slot in torch.nonzero((rows >= 0) & (self.due[rows] == step)).flatten().tolist():
             row = int(rows[slot])
@@ -53,23 +54,27 @@ class CycleDetector:
         self._propose(bits, digest, step, rows)
         return answer
 
+    def _weights_of(self, length: int) -> Tensor:
+        """Return the odd factors of the hash, (D,) int64; the same ones every time."""
+        if self.weights is None:
+            generator = torch.Generator().manual_seed(0x5A7)
+            odd = torch.randint(-(2**62), 2**62, (length,), generator=generator) * 2 + 1
+            self.weights = odd.to(self.device)
+        return self.weights
+
     def _propose(self, bits: Tensor, digest: Tensor, step: Tensor, rows: Tensor) -> None:
         slots = torch.nonzero(rows >= 0).flatten()
         digest, step, rows = digest[slots], step[slots], rows[slots]
-        place, column = torch.nonzero(
-            self.hashes[rows] == digest[:, None], as_tuple=True
-        )  # hardly ever any
+        # there is hardly ever an equal hash
+        place, column = torch.nonzero(self.hashes[rows] == digest[:, None], as_tuple=True)
         known = self.known[rows[place], column] & (self.due[rows[place]] < step[place])
         for one, earlier in zip(place[known].tolist(), column[known].tolist(), strict=True):
-            row, now = (
-                int(rows[one]),
-                int(step[one]),
-            )  # the latest earlier occurrence, which comes last, gives the shortest period
-            self.period[row], self.due[row], self.kept[row] = (
-                now - earlier,
-                2 * now - earlier,
-                bits[slots[one]].clone(),
-            )
+            # the latest earlier occurrence comes last and gives the shortest period
+            row = int(rows[one])
+            now = int(step[one])
+            self.period[row] = now - earlier
+            self.due[row] = 2 * now - earlier
+            self.kept[row] = bits[slots[one]].clone()
         column = step.clamp_max(self.hashes.shape[1] - 1)
         self.hashes[rows, column] = digest
         self.known[rows, column] = True
@@ -77,5 +82,5 @@ class CycleDetector:
 
 @fusable
 def _digest(bits: Tensor, weights: Tensor) -> Tensor:
-    """Hash rows (L, D) int32; whole numbers, so in any order of the sum."""
+    """Hash rows (L, D) int32; sums of integers do not depend on the order."""
     return (bits * weights).sum(dim=1)

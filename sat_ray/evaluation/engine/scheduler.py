@@ -1,72 +1,96 @@
-"""Which run is in which slot, so that slots are full to the end.
+"""The scheduler decides which run is in which slot, so that slots are full to the end.
 
-Runs end at different times: some images are broken after three points, others never. If each run flew from start to end, the last ones
-would fly on in slots that nothing is left to fill. So, once all runs that wait have a seat, whoever has visited the fewest points flies
-first, others are parked, and all end at nearly the same time. What a run finds does not depend on when it flies.
+Runs end at different times: some images are broken after three points, others never. If each run
+stayed in its slot from start to end, the last ones would go on while nothing is left for the other
+slots. So once all waiting runs are open, the runs that have visited the fewest points come first
+and others are swapped out. All then end at nearly the same time. The result of a run does not
+depend on when it is in a slot.
 """
 
 import torch
 from torch import Tensor
 
 from sat_ray.attacks import Attack, State
-from sat_ray.data.pixels import to_pixels
-from sat_ray.evaluation.engine.batch_buckets import pad
+from sat_ray.evaluation.engine.attack_inputs import AttackInputs
 from sat_ray.evaluation.engine.cycles import CycleDetector
-from sat_ray.evaluation.engine.restarts import RunQueue
-from sat_ray.evaluation.engine.slots import Seats
-from sat_ray.utils.randomness import Randomness
+from sat_ray.evaluation.engine.restarts import RestartQueue
+from sat_ray.evaluation.engine.slots import OpenRuns
 
-SEATS_PER_SLOT = 4  # memory of so many points, against slots that run empty at the end
-TURN = 4  # steps between two changes of who flies: each costs as much memory traffic as a step of the attack
+OPEN_RUNS_PER_SLOT = 4  # memory for so many states, against empty slots at the end
+SWAP_EVERY = 4  # steps: a swap costs as much memory traffic as a step of the attack
 
 
-class Flight:
-    """The L slots in flight, and the runs that are parked.
+class FailedRuns:
+    """Collect the numbers of runs whose logits or points were not finite."""
 
-    seat: (L,) int64 on the CPU, the seat whose run is in a slot, -1 for none; state: where the attack stands in every slot; cycles: None
-    where exact cycles are not looked for, or where the attack remembers more than its point.
+    def __init__(self) -> None:
+        self.numbers = torch.zeros(0, dtype=torch.int64)
+        self.without_gradient = torch.zeros(0, dtype=torch.int64)
+
+    def add(self, numbers: Tensor, *, lost: Tensor) -> None:
+        """Add runs. lost: bool for each, whether its point is not finite: its gradient was not."""
+        self.numbers = torch.cat([self.numbers, numbers])
+        self.without_gradient = torch.cat([self.without_gradient, numbers[lost]])
+
+
+class Scheduler:
+    """Fill L slots with runs, and swap runs out and in.
+
+    inputs: what is attacked; entry: (L,) int64 on the CPU, the entry in `open_runs` of the run in a
+    slot, -1 for none; state: the state of the attack in every slot; cycles: None where exact cycles
+    are not looked for, or where the attack remembers more than its point.
     """
 
     def __init__(
         self,
         attack: Attack,
-        images: Tensor,
-        y: Tensor,
-        rng: Randomness,
-        target: Tensor | None,
+        inputs: AttackInputs,
         *,
-        runs: int,
         slots: int,
         device: torch.device,
         detect_cycles: bool = True,
     ) -> None:
-        self.attack, self.queue = attack, RunQueue(len(images), runs=runs)
-        self.images, self.y, self.rng, self.target = images, y, rng, target
-        self.slots, self.device = slots, device
-        self.seats = Seats(min(SEATS_PER_SLOT * slots, max(slots, runs * len(images))))
-        self.seat = torch.full((slots,), -1)
-        self.unsound = torch.zeros(0, dtype=torch.int64)
-        self.without_gradient = torch.zeros(0, dtype=torch.int64)
-        wanted = detect_cycles and attack.memoryless
-        self.cycles = (
-            CycleDetector(len(self.seats.number), attack.steps, device=device) if wanted else None
-        )
+        self.attack = attack
+        self.inputs = inputs
+        self.device = device
+        self.queue = RestartQueue(len(inputs), runs=inputs.runs)
+        needed = max(slots, inputs.runs * len(inputs))
+        self.open_runs = OpenRuns(min(OPEN_RUNS_PER_SLOT * slots, needed))
+        self.entry = torch.full((slots,), -1)
+        self.failed = FailedRuns()
+        self.cycles: CycleDetector | None = None
+        if detect_cycles and attack.memoryless:
+            rows = len(self.open_runs.number)
+            self.cycles = CycleDetector(rows, attack.steps, device=device)
         self._state: State | None = None
         self._steps = 0
 
     @property
+    def slots(self) -> int:
+        """Return the number of slots."""
+        return len(self.entry)
+
+    @property
     def number(self) -> Tensor:
-        """Return which run each slot flies, (L,) int64: run r of N images' i-th is r * N + i; -1 for none."""
-        return torch.where(self.seat >= 0, self.seats.number[self.seat], -1)
+        """Return the run in each slot, (L,) int64: run r of image i of N is r * N + i; -1: none."""
+        return torch.where(self.entry >= 0, self.open_runs.number[self.entry], -1)
+
+    @property
+    def occupied(self) -> Tensor:
+        """Return which slots hold a run, (L,) bool on the CPU."""
+        return self.number >= 0
 
     @property
     def visited(self) -> Tensor:
-        """Return how many points each slot's run has visited, that of this step included, (L,) int64; means nothing where there is none."""
-        return self.seats.visited[self.seat]
+        """Return how many points the run of each slot has visited, this step's included, (L,).
+
+        The value of an empty slot has no meaning.
+        """
+        return self.open_runs.visited[self.entry]
 
     @property
     def state(self) -> State:
-        """Return where the attack stands, row i in slot i."""
+        """Return the state of the attack, row i in slot i."""
         assert self._state is not None
         return self._state
 
@@ -75,102 +99,92 @@ class Flight:
         self._state = state
 
     def fill(self) -> bool:
-        """Choose the runs of the next step; False when none is left."""
-        turn = self._steps % TURN == 0
+        """Choose the runs of the next step; return False when none is left."""
+        swaps = self._steps % SWAP_EVERY == 0
         self._steps += 1
-        if self._lacks_runs() or (
-            turn and len(self.seats.empty) >= min(self.slots, self.queue.waiting)
-        ):
+        room = len(self.open_runs.empty) >= min(self.slots, self.queue.waiting)
+        if self._lacks_runs() or (swaps and room):
             self._open_more()
-        if turn and not self.queue.waiting:
-            self._give_way()
-        self._board()
-        flying = self.seat[self.seat >= 0]
-        self.seats.visited[flying] += 1
-        return len(flying) > 0
+        if swaps and not self.queue.waiting:
+            self._swap_out()
+        self._swap_in()
+        running = self.entry[self.entry >= 0]
+        self.open_runs.visited[running] += 1
+        return len(running) > 0
 
-    def free(self, slots: Tensor) -> None:
+    def end(self, slots: Tensor) -> None:
         """End the runs of these slots, where they hold any."""
-        seats = self.seat[slots]
-        self._close(seats[seats >= 0])
+        entries = self.entry[slots]
+        self._close(entries[entries >= 0])
 
-    def set_aside(self, slots: Tensor, *, lost: Tensor) -> None:
-        """End runs that went wrong; `unsound_numbers` returns those that count.
+    def fail(self, slots: Tensor, *, lost: Tensor) -> None:
+        """End runs whose numbers are not finite; `decisive_failures` returns those that count.
 
         lost: (L,) bool, the slots whose point is not finite because the gradient was not.
         """
-        numbers = self.number[slots]
-        self.unsound = torch.cat([self.unsound, numbers])
-        self.without_gradient = torch.cat([self.without_gradient, numbers[lost[slots]]])
-        self.free(slots)
+        self.failed.add(self.number[slots], lost=lost[slots])
+        self.end(slots)
 
-    def unsound_numbers(self) -> Tensor:
-        """Return the runs set aside whose images no earlier run has broken, (M,) int64."""
-        return self.unsound[~self.queue.in_vain(self.unsound)]
+    def decisive_failures(self) -> Tensor:
+        """Return the failed runs whose images no earlier run has broken, (M,) int64."""
+        return self.failed.numbers[~self.queue.redundant(self.failed.numbers)]
 
-    def note_broken(self, numbers: Tensor) -> None:
-        """Note that these runs broke their images, and end the later runs of the same images."""
-        self.queue.note_broken(numbers)
-        self._close(torch.nonzero(self.queue.in_vain(self.seats.number)).flatten())
+    def mark_broken(self, numbers: Tensor) -> None:
+        """Record that these runs broke their images, and end the later runs of these images."""
+        self.queue.mark_broken(numbers)
+        self._close(torch.nonzero(self.queue.redundant(self.open_runs.number)).flatten())
 
-    def _close(self, seats: Tensor) -> None:
-        self.queue.end(self.seats.number[seats])
-        self.seats.close(seats)
-        self.seat[torch.isin(self.seat, seats)] = -1
+    def _close(self, entries: Tensor) -> None:
+        self.queue.end(self.open_runs.number[entries])
+        self.open_runs.close(entries)
+        self.entry[torch.isin(self.entry, entries)] = -1
 
     def _lacks_runs(self) -> bool:
-        return len(self.seats.taken) < self.slots
+        return len(self.open_runs.open) < self.slots
 
     def _open_more(self) -> None:
-        """Seat the runs that wait; where these are fewer than the slots, some ahead of need."""
-        while len(numbers := self.queue.take(min(self.slots, len(self.seats.empty)))):
+        """Open the waiting runs; where these are fewer than the slots, some ahead of need."""
+        while len(numbers := self.queue.take(min(self.slots, len(self.open_runs.empty)))):
             self._open(numbers)
-        while self._lacks_runs() and len(
-            numbers := self.queue.take(self.slots - len(self.seats.taken), ahead=True)
-        ):
+        while self._lacks_runs():
+            wanted = self.slots - len(self.open_runs.open)
+            numbers = self.queue.take(wanted, ahead=True)
+            if not len(numbers):
+                return
             self._open(numbers)
 
     def _open(self, numbers: Tensor) -> None:
         """Start at most L runs, in L rows."""
-        image, run = numbers % self.queue.images, numbers // self.queue.images
-        rng = self.rng.take(image).further(run)
-        assert isinstance(rng.restart, Tensor)
-        given = (self.images[image], self.y[image], rng.image_ids, rng.restart)
-        images, y, ids, restart = (pad(values.to(self.device), self.slots) for values in given)
-        target = (
-            None
-            if self.target is None
-            else pad(self.target[image, run].to(self.device), self.slots)
-        )
-        started = self.attack.start(
-            to_pixels(images), y, Randomness(rng.seed, ids, restart), target=target
-        )
-        seats = self.seats.open(numbers, started)
+        started = self.inputs.start(self.attack, numbers, rows=self.slots, device=self.device)
+        entries = self.open_runs.add(numbers, started)
         if self.cycles is not None:
-            self.cycles.forget(seats)
+            self.cycles.forget(entries)
 
-    def _give_way(self) -> None:
-        """Park the runs that should not be in the slots now, where others should."""
-        first = self._by_progress(self.seats.taken)[: self.slots]
-        slots = torch.nonzero((self.seat >= 0) & ~torch.isin(self.seat, first)).flatten()
+    def _swap_out(self) -> None:
+        """Take runs out of slots where others should run now."""
+        first = self._by_progress(self.open_runs.open)[: self.slots]
+        slots = torch.nonzero((self.entry >= 0) & ~torch.isin(self.entry, first)).flatten()
         if len(slots):
-            self.seats.park(self.seat[slots], self.state, slots)
-            self.seat[slots] = -1
+            self.open_runs.swap_out(self.entry[slots], self.state, slots)
+            self.entry[slots] = -1
 
-    def _board(self) -> None:
-        """Put parked runs into free slots."""
-        free, parked = torch.nonzero(self.seat < 0).flatten(), self.seats.parked
-        if len(free) and len(parked):
-            seats = self._by_progress(parked)[: len(free)]
-            slots = free[: len(seats)]
-            self._state = self.seats.board(seats, self._state, slots, rows=self.slots)
-            self.seat[slots] = seats
+    def _swap_in(self) -> None:
+        """Put runs that are swapped out into free slots."""
+        free = torch.nonzero(self.entry < 0).flatten()
+        waiting = self.open_runs.swapped_out
+        if len(free) and len(waiting):
+            entries = self._by_progress(waiting)[: len(free)]
+            slots = free[: len(entries)]
+            self._state = self.open_runs.swap_in(entries, self._state, slots, rows=self.slots)
+            self.entry[slots] = entries
 
-    def _by_progress(self, seats: Tensor) -> Tensor:
-        """Order seats by how far their images are, in points visited; of equals those in a slot stay there, then in order of the images."""
-        seats = seats[(self.seats.number[seats] % self.queue.images).argsort(stable=True)]
-        visited = (
-            self.seats.number[seats] // self.queue.images * (self.attack.steps + 1)
-            + self.seats.visited[seats]
-        )
-        return seats[(2 * visited + ~self.seats.in_slot[seats]).argsort(stable=True)]
+    def _by_progress(self, entries: Tensor) -> Tensor:
+        """Sort entries by how many points their images have visited, the fewest first.
+
+        Of equals, those in a slot come first; then the order is that of the images.
+        """
+        number = self.open_runs.number
+        entries = entries[(number[entries] % self.queue.images).argsort(stable=True)]
+        earlier_runs = number[entries] // self.queue.images * (self.attack.steps + 1)
+        visited = earlier_runs + self.open_runs.visited[entries]
+        return entries[(2 * visited + ~self.open_runs.in_slot[entries]).argsort(stable=True)]

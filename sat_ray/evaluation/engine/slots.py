@@ -1,4 +1,7 @@
-"""The runs that are open: each has a seat from start to end, where what the attack remembers of it is kept while it is in no slot."""
+"""The open runs: each has an entry from start to end.
+
+While a run is in no slot (swapped out), its entry keeps the state of the attack.
+"""
 
 import torch
 from torch import Tensor
@@ -6,11 +9,12 @@ from torch import Tensor
 from sat_ray.attacks import State
 
 
-class Seats:
-    """Hold S open runs.
+class OpenRuns:
+    """Hold the entries of M open runs.
 
-    number: (S,) int64, which run a seat belongs to, -1 for none; visited: (S,) int64, how many points that run has visited; in_slot:
-    (S,) bool, whether it is in a slot now, so that the state kept here is an old one. All on the CPU, the states on the attack's device.
+    number: (M,) int64, the run of an entry, -1 for none; visited: (M,) int64, how many points that
+    run has visited; in_slot: (M,) bool, whether it is in a slot now, so that the state kept here is
+    out of date. All on the CPU; the states are on the attack's device.
     """
 
     def __init__(self, count: int) -> None:
@@ -20,46 +24,52 @@ class Seats:
         self._states: State | None = None
 
     @property
-    def taken(self) -> Tensor:
-        """Return the seats that belong to a run, (M,) int64."""
+    def open(self) -> Tensor:
+        """Return the entries that hold a run, int64."""
         return torch.nonzero(self.number >= 0).flatten()
 
     @property
-    def parked(self) -> Tensor:
-        """Return the seats whose runs are in no slot, (M,) int64."""
+    def swapped_out(self) -> Tensor:
+        """Return the entries whose runs are in no slot, int64."""
         return torch.nonzero((self.number >= 0) & ~self.in_slot).flatten()
 
     @property
     def empty(self) -> Tensor:
-        """Return the seats that belong to no run, (M,) int64."""
+        """Return the entries that hold no run, int64."""
         return torch.nonzero(self.number < 0).flatten()
 
-    def open(self, numbers: Tensor, started: State) -> Tensor:
-        """Give each run an empty seat, and return the seats. started: the states of the runs, the first rows."""
-        seats = self.empty[: len(numbers)]
-        self.number[seats], self.visited[seats] = numbers, 0
-        if self._states is None:  # room for all, filled with anything
+    def add(self, numbers: Tensor, started: State) -> Tensor:
+        """Give each run an empty entry and return the entries.
+
+        started: the states of the runs, in its first rows.
+        """
+        entries = self.empty[: len(numbers)]
+        self.number[entries] = numbers
+        self.visited[entries] = 0
+        if self._states is None:  # allocate all rows; their content does not matter
             self._states = _taken(started, torch.arange(len(self.number)) % len(started.y))
-        self._states = _put(self._states, seats, started, torch.arange(len(numbers)))
-        return seats
+        self._states = _put(self._states, entries, started, torch.arange(len(numbers)))
+        return entries
 
-    def close(self, seats: Tensor) -> None:
-        """Empty the seats of runs that are over."""
-        self.number[seats], self.in_slot[seats] = -1, False
+    def close(self, entries: Tensor) -> None:
+        """Empty the entries of runs that have ended."""
+        self.number[entries] = -1
+        self.in_slot[entries] = False
 
-    def park(self, seats: Tensor, state: State, slots: Tensor) -> None:
-        """Take runs out of slots: keep what stands there."""
+    def swap_out(self, entries: Tensor, state: State, slots: Tensor) -> None:
+        """Take runs out of slots and keep their states."""
         assert self._states is not None
-        self.in_slot[seats] = False
-        self._states = _put(self._states, seats, state, slots)
+        self.in_slot[entries] = False
+        self._states = _put(self._states, entries, state, slots)
 
-    def board(self, seats: Tensor, state: State | None, slots: Tensor, *, rows: int) -> State:
-        """Put parked runs into slots of a state, which has so many rows and is returned; None where nothing has flown yet."""
+    def swap_in(self, entries: Tensor, state: State | None, slots: Tensor, *, rows: int) -> State:
+        """Put runs into slots of a state of `rows` rows and return it; None: make a new one."""
         assert self._states is not None
-        self.in_slot[seats] = True
+        self.in_slot[entries] = True
         if state is None:
-            return _taken(self._states, seats[:1].expand(rows).index_copy(0, slots, seats))
-        return _put(state, slots, self._states, seats)
+            chosen = entries[:1].expand(rows).index_copy(0, slots, entries)
+            return _taken(self._states, chosen)
+        return _put(state, slots, self._states, entries)
 
 
 def _taken(state: State, rows: Tensor) -> State:

@@ -1,19 +1,21 @@
 """The verdict on each run: whether, where and at which distance the image broke."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-NEVER, CLEAN_ERROR = -1, -2
+NEVER = -1
+CLEAN_ERROR = -2
 
 
 @dataclass
 class Verdicts:
-    """Collect one row per run of an image; all (N,) on the CPU.
+    """Hold one row per run of an image; all (N,) on the CPU.
 
-    prediction, margin, distance: at the first breaking point, or, for a survivor, at its visited point of smallest margin.
+    prediction, margin, distance: at the first breaking point, or, for a survivor, at its visited
+    point of smallest margin.
     """
 
     prediction: Tensor
@@ -25,31 +27,52 @@ class Verdicts:
 
     @classmethod
     def empty(cls, count: int) -> "Verdicts":
-        """Make room for `count` rows."""
+        """Return `count` rows of runs that have visited no point."""
         whole = torch.zeros(count, dtype=torch.int64)
         zeros = torch.zeros(count, dtype=torch.float32)
-        never = torch.full_like(whole, NEVER)
         return cls(
-            whole.clone(),
-            torch.full_like(zeros, torch.inf),
-            never,
-            whole.clone(),
-            zeros,
-            zeros.clone(),
+            prediction=whole.clone(),
+            margin=torch.full_like(zeros, torch.inf),
+            first_broken_step=torch.full_like(whole, NEVER),
+            passes=whole.clone(),
+            distance=zeros,
+            zero_share=zeros.clone(),
         )
 
     def write(self, rows: Tensor, other: "Verdicts") -> None:
-        """Let these rows be those of `other`."""
-        for name in self.__dataclass_fields__:
-            getattr(self, name)[rows] = getattr(other, name).to(getattr(self, name).dtype)
+        """Overwrite these rows by those of `other`."""
+        for field in fields(self):
+            values = getattr(self, field.name)
+            values[rows] = getattr(other, field.name).to(values.dtype)
 
     def take(self, rows: Tensor) -> "Verdicts":
         """Return these rows."""
-        return Verdicts(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+        return Verdicts(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def joined_with(self, earlier: "Verdicts", *, worse: Tensor) -> "Verdicts":
+        """Return the verdicts on all points so far, of which these rows are the latest.
+
+        worse: (N,) bool, where the latest point is worse for the model than all earlier ones.
+        """
+        return Verdicts(
+            prediction=torch.where(worse, self.prediction, earlier.prediction),
+            margin=torch.where(worse, self.margin, earlier.margin),
+            first_broken_step=torch.where(
+                earlier.first_broken_step == NEVER,
+                self.first_broken_step,
+                earlier.first_broken_step,
+            ),
+            passes=self.passes + earlier.passes,
+            distance=torch.where(worse, self.distance, earlier.distance),
+            zero_share=torch.maximum(self.zero_share, earlier.zero_share),
+        )
 
 
 def by_run(verdicts: Verdicts, images: int, *, runs: int) -> Iterator[tuple[Tensor, Verdicts]]:
-    """Yield for each run the images that no run before it broke, (M,) int64, and their verdicts; what is not yielded means nothing."""
+    """Yield for each run the images that no earlier run broke, (M,) int64, and their verdicts.
+
+    The other rows have no meaning.
+    """
     waiting = torch.arange(images)
     for run in range(runs):
         found = verdicts.take(run * images + waiting)

@@ -1,11 +1,12 @@
-"""Models that others made: which kinds are taken, what their contents hash to, and how a process loads one.
+"""External models: which kinds are accepted, how their contents are hashed, and how they load.
 
-    checkpoint    a folder that this package wrote                     sha256 of the weights
-    pt2           a file that torch.export.save wrote                  sha256 of the bytes
-    pickled_pt2   such a file with pickled parts, if allowed           sha256 of the bytes
-    pickle        a pickled module, if allowed                         sha256 of the bytes
-    function      module:function of an importable module that         sha256 of the name, of all that the model holds (`model_contents`),
-                  returns the model when called without arguments      of the code of the module and of what the model is made of
+    checkpoint    a folder that this package wrote               sha256 of the weights
+    pt2           a file that torch.export.save wrote            sha256 of the bytes
+    pickled_pt2   such a file with pickled parts, if allowed     sha256 of the bytes
+    pickle        a pickled module, if allowed                   sha256 of the bytes
+    function      module:function of an importable module that   sha256 of the name, of all that the
+                  returns the model when called without          model holds (`contents`), and of
+                  arguments                                      the code that it is made of
 
 Every one maps [0, 1] pixels (N, C, H, W) to logits (N, K).
 """
@@ -35,15 +36,18 @@ from sat_ray.utils.import_string import first_line, import_module, is_reference
 from sat_ray.utils.serialization import sha256
 
 ALLOWED = (
-    "a checkpoint folder of sat_ray, an MLflow model (models:/..., runs:/... or its folder), a torch.export file (.pt2), "
-    "or module:function that returns a model on [0, 1] pixels"
+    "a checkpoint folder of sat_ray, an MLflow model (models:/..., runs:/... or its folder), "
+    "a torch.export file (.pt2), or module:function that returns a model on [0, 1] pixels"
 )
 MLFLOW_SCHEMES = ("models:/", "runs:/", "mlflow-artifacts:/")
 PICKLES = (".pt", ".pth", ".pkl", ".ckpt", ".bin")
 
 
 def kind_of(text: str) -> str:
-    """Return checkpoint, mlflow, pt2 or function for what a user gave as a model; ValueError says what is allowed."""
+    """Return the kind of a model that a user named: checkpoint, mlflow, pt2 or function.
+
+    Raises ValueError that names what is allowed.
+    """
     if text.startswith(MLFLOW_SCHEMES):
         return "mlflow"
     path = Path(text.removeprefix("file://")).expanduser()
@@ -59,37 +63,42 @@ def kind_of(text: str) -> str:
     if path.is_dir():
         reason = f"is a folder without {MODEL_JSON} or MLmodel"
     elif path.exists():
-        pickled = path.suffix in PICKLES
-        reason = (
-            "is a pickled file, and loading it could run code; write it with torch.export.save"
-            if pickled
-            else "is another kind of file"
-        )
-    raise ValueError(f"model {text} {reason}; allowed: {ALLOWED}")
+        reason = "is another kind of file"
+        if path.suffix in PICKLES:
+            reason = (
+                "is a pickled file, and loading it could run code; write it with torch.export.save"
+            )
+    raise ValueError(f"model {text} {reason}; give {ALLOWED}")
 
 
 def load_source(
     kind: str, uri: str, digest: str | None = None, *, device: torch.device | None = None
 ) -> tuple[nn.Module, str]:
-    """Load a model onto a device (None: the CPU) with frozen parameters; return it and the digest of its contents.
+    """Load a model onto a device with frozen parameters; return it and the digest of its contents.
 
-    digest: what the contents must hash to, None where that is to be found out. Raises ValueError in one line.
+    digest: the expected digest, None where it is not known; device: None for the CPU. Raises
+    ValueError in one line.
     """
     model, found = _LOADERS[kind](uri, device or torch.device("cpu"))
     if digest not in (None, found):
-        hint = (
-            ": every process must find the same code and weights, so seed it or load them from a file"
-            if kind == "function"
-            else ""
-        )
+        hint = ""
+        if kind == "function":
+            hint = (
+                ": every process must find the same code and weights, "
+                "so seed it or load them from a file"
+            )
         raise ValueError(
-            f"model {uri} is not what it was when the evaluation began ({found[:12]}, not {str(digest)[:12]}){hint}"
+            f"model {uri} is not what it was when the evaluation began "
+            f"({found[:12]}, not {str(digest)[:12]}){hint}"
         )
     return model.requires_grad_(False), found
 
 
 def try_source(kind: str, uri: str, shape: Sequence[int]) -> None:
-    """Load a .pt2 file first where that cannot hurt this process; ValueError in one line. shape: (C, H, W) of the images."""
+    """Load a .pt2 file in a child process first; raise ValueError in one line.
+
+    A crash there does not end this process. shape: (C, H, W) of the images.
+    """
     if kind != "pt2":
         return
     try:
@@ -120,7 +129,7 @@ def _pickle(uri: str, device: torch.device) -> tuple[nn.Module, str]:
         raise ValueError(f"model {uri} cannot be unpickled here ({first_line(error)})") from None
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"model {uri} is a pickled {type(model).__name__}; allowed: a torch.nn.Module"
+            f"model {uri} must be a pickled torch.nn.Module, got a {type(model).__name__}"
         )
     _require_weights(model, uri)
     return model.eval().to(device), sha256(data)
@@ -138,7 +147,8 @@ def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
     if not callable(function) or isinstance(function, nn.Module):
         kind = "has no" if function is None else f"has a {type(function).__name__} called"
         raise ValueError(
-            f"model {uri}: module {module_name} {kind} {name}; allowed: a function without arguments that returns the model"
+            f"model {uri}: module {module_name} {kind} {name}; "
+            "give a function without arguments that returns the model"
         )
     try:
         model = function()
@@ -148,7 +158,8 @@ def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
         ) from None
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"model {uri} returned a {type(model).__name__}; allowed: a torch.nn.Module in inference mode"
+            f"model {uri} must return a torch.nn.Module in inference mode, "
+            f"got a {type(model).__name__}"
         )
     _require_weights(model, uri)
     content = _content(uri, model)
@@ -156,24 +167,30 @@ def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
 
 
 def _require_weights(model: nn.Module, uri: str) -> None:
-    """Raise ValueError where a parameter or buffer holds no values yet, or for a script, which nothing here can freeze or copy."""
+    """Raise ValueError where a parameter or buffer holds no values yet, or for a torch.jit script.
+
+    A script can be neither frozen nor copied.
+    """
     if isinstance(model, RecursiveScriptModule):
         raise ValueError(
-            f"model {uri} is a torch.jit script; allowed: the module that it was made of, or what torch.export.save writes"
+            f"model {uri} is a torch.jit script; give the module that it was made of, "
+            "or what torch.export.save writes"
         )
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             raise ValueError(
-                f"model {uri}: {name} is not initialized (a lazy layer); call the model on a batch of images once, then return it"
+                f"model {uri}: {name} is not initialized (a lazy layer); "
+                "call the model on a batch of images once, then return it"
             )
         if tensor.is_meta:
             raise ValueError(
-                f"model {uri}: {name} is on the meta device and holds no values; allowed: a model with its weights"
+                f"model {uri}: {name} is on the meta device and holds no values; "
+                "give a model with its weights"
             )
 
 
 def _content(uri: str, model: nn.Module) -> str:
-    """Hash a module: its name, all that it holds, and the code that says what it computes."""
+    """Hash a module: its name, all that it holds, and the code that it runs."""
     try:
         contents = Contents(model, name="model")
     except UnreadableModelError as error:
@@ -184,10 +201,11 @@ def _content(uri: str, model: nn.Module) -> str:
 
 
 def _code(module: str, classes: set[str]) -> dict[str, str]:
-    """Hash the user's code: a module, those of a model's classes, and what they import of their own packages or from beside them.
+    """Hash the user's code: a module, the modules of a model's classes, and what these import.
 
-    A class of an installed package counts with its own file alone. This package's code is compared when a record is read, torch's version
-    stands in the numerical environment.
+    Only imports of their own packages or of files beside them are followed. A class of an installed
+    package counts with its own file alone. This package's code is compared when a record is read;
+    torch's version is part of the numerical environment.
     """
     installed = {name for name in classes if is_installed(name)}
     found = {

@@ -1,8 +1,9 @@
-"""What a model that others made must do before any worker starts, tried on the first images of the split, in a few model calls.
+"""Checks of an external model before any worker starts, on the first images, in a few model calls.
 
-Its output: finite logits (N, K), the same each time, and of each image whatever the other images of the call are, for else the verdict
-would depend on how the images are cut into shards. Its input is left as it was. Its gradient: there, finite, and where it is exactly 0,
-counted: an attack that climbs it moves nothing there.
+Output: finite logits (N, K), the same each time, and the same whatever the other images of the call
+are; otherwise the verdict would depend on how the images are cut into shards. Input: not changed.
+Gradient: exists and is finite; where it is exactly 0, images are counted, because an attack that
+follows it moves nothing there.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,12 +18,8 @@ from sat_ray.attacks.base import Attack, Model, State, require_feasible, require
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.batch_buckets import call_rows, pad
-from sat_ray.evaluation.engine.run_attack import (
-    gradient_error,
-    is_finite,
-    require_finite,
-    slot_logits,
-)
+from sat_ray.evaluation.engine.finite import gradient_error, is_finite, require_finite
+from sat_ray.evaluation.engine.run_attack import slot_logits
 from sat_ray.evaluation.inputs import (
     attacker_view,
     check_classes,
@@ -37,7 +34,7 @@ from sat_ray.utils.import_string import first_line
 from sat_ray.utils.precision import exact_float32
 from sat_ray.utils.randomness import Randomness
 
-TRIED_STEPS = 2  # of an attack: three points show what the gradient is, and cost three passes
+TRIED_STEPS = 2  # of an attack: three points show the gradient, and cost three passes
 
 
 @exact_float32()
@@ -47,65 +44,70 @@ def try_model(
 ) -> Tensor:
     """Run a model on at most `slots` images and return its logits (N, K) float32 on the CPU.
 
-    expected: classes of the dataset, None where it does not say; what: the model's name for messages. Raises ValueError in one line: a
-    model in train mode, of a fixed other batch size, for other images, whose output is not finite logits of at least 2 classes, or that
-    gives other logits the second time or beside other images.
+    expected: classes of the dataset, None where they are not known; what: the model's name for
+    messages. Raises ValueError in one line for a model in train mode, of a fixed other batch size,
+    for other images, whose output is not finite logits of at least 2 classes, or that gives other
+    logits the second time or beside other images.
     """
     require_inference_mode(model)
     if isinstance(model, Exported) and model.batch_size not in (None, slots):
         raise ValueError(
-            f"model {what} was exported for exactly {model.batch_size} images a call; give --slots {model.batch_size}"
+            f"model {what} was exported for exactly {model.batch_size} images a call; "
+            f"give --slots {model.batch_size}"
         )
-    some, what = some.take(slice(0, slots)), f"model {what}"
+    some = some.take(slice(0, slots))
+    what = f"model {what}"
     x = to_pixels(pad(some.images.to(device_of(model)), call_rows(slots)))
     logits = _forward(model, x, what=what)
     require_finite(logits[: len(some)], some.image_ids)
     if expected not in (None, logits.shape[1]):
         raise ValueError(
-            f"{what} has {logits.shape[1]} classes, the dataset {expected}; allowed: the same classes in the same order"
+            f"{what} has {logits.shape[1]} classes, the dataset {expected}; "
+            "they must be the same classes in the same order"
         )
     require_same_again(logits, _forward(model, x, what=what), what=what)
     moved = _forward(model, x.roll(1, dims=0), what=what).roll(-1, dims=0)
     require_same_moved(moved, logits, what=what)
     kept = len(x) // 2
-    require_same_alone(
-        logits[:kept],
-        _forward(model, torch.cat([x[:kept], 1 - x[kept:]]), what=what)[:kept],
-        what=what,
-    )
+    beside_others = _forward(model, torch.cat([x[:kept], 1 - x[kept:]]), what=what)
+    require_same_alone(logits[:kept], beside_others[:kept], what=what)
     return logits[: len(some)].cpu()
 
 
 def _forward(model: Model, x: Tensor, *, what: str) -> Tensor:
-    """Return the logits of a whole call, (L, K) float32; ValueError where they are none, or where x was written to."""
+    """Return the logits of a whole call, (L, K) float32.
+
+    Raises ValueError where the output is no logits, or where the model changed x.
+    """
     given = x.clone()
     try:
         logits = model(x)
     except Exception as error:
         raise ValueError(
-            f"{what} cannot take float32 images of shape {tuple(x.shape)} ({type(error).__name__}: {first_line(error)})"
+            f"{what} cannot take float32 images of shape {tuple(x.shape)} "
+            f"({type(error).__name__}: {first_line(error)})"
         ) from None
-    allowed = "allowed: one tensor of (N, K) logits, K >= 2 classes"
+    wanted = f"{what} must return one tensor of (N, K) logits, K >= 2 classes"
     if not isinstance(logits, Tensor):
-        raise ValueError(f"{what} returned a {type(logits).__name__}; {allowed}")
+        raise ValueError(f"{wanted}, got a {type(logits).__name__}")
     if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
-        raise ValueError(
-            f"{what} returned shape {tuple(logits.shape)} for {len(x)} images; {allowed}"
-        )
+        raise ValueError(f"{wanted}, got shape {tuple(logits.shape)} for {len(x)} images")
     if logits.is_complex():
-        raise ValueError(f"{what} returned {logits.dtype}; {allowed}, of real numbers")
+        raise ValueError(f"{wanted}, of real numbers, got {logits.dtype}")
     if not torch.equal(given, x):
         raise ValueError(
-            f"{what} writes to the images that it is given; allowed: no operation in place (x.sub_, x -= ...) on its input"
+            f"{what} changes its input images; "
+            "use no operation in place (x.sub_, x -= ...) on its input"
         )
     return logits.float()
 
 
 @contextmanager
 def naming_model(what: str) -> Iterator[None]:
-    """Turn what a model raises amid the work into a ValueError that names it; errors that have words of their own pass.
+    """Turn what a model raises during the work into a ValueError that names the model.
 
-    A model that others made runs their code, so whatever is raised here but those is first of all theirs to look at.
+    Errors with messages of their own pass unchanged. An external model runs its authors' code, so
+    they are the first to look at any other error.
     """
     try:
         yield
@@ -122,7 +124,7 @@ def naming_model(what: str) -> Iterator[None]:
     except Exception as error:
         raise ValueError(
             f"model {what} raised {type(error).__name__} on some images: {first_line(error)} "
-            "(SAT_RAY_TRACEBACK=1 shows where); mend it and run the same command again"
+            "(SAT_RAY_TRACEBACK=1 shows where); correct it and run the same command again"
         ) from error
 
 
@@ -131,7 +133,8 @@ def check_labels(
 ) -> None:
     """Raise ValueError unless every label is a class of the model.
 
-    labels: (N,) int64; image_ids: reads theirs, for the message alone; what: the images' name for messages.
+    labels: (N,) int64; image_ids: reads theirs, for the message alone; what: the name of the images
+    for messages.
     """
     wrong = (labels < 0) | (labels >= classes)
     if bool(wrong.any()):
@@ -139,24 +142,27 @@ def check_labels(
         found = f"image id {int(image_ids()[first])} has {int(labels[first])}"
         raise ValueError(
             f"{what} has labels in [{int(labels.min())}, {int(labels.max())}] ({found}) "
-            f"but the model has {classes} classes; allowed: 0 to {classes - 1}"
+            f"but the model has {classes} classes; labels must be from 0 to {classes - 1}"
         )
 
 
 @dataclass(frozen=True)
 class ZeroGradients:
-    """Of how many images an attack's gradient was exactly 0 at every point tried. tried: images that the model gets right."""
+    """The number of images for which an attack's gradient was exactly 0 at every point tried.
+
+    tried: images that the model classifies correctly.
+    """
 
     images: int
     tried: int
 
     def __str__(self) -> str:
-        """Say it in a line; empty where there are none."""
+        """Return it in one line; "" where there are none."""
         if not self.images:
             return ""
         return (
-            f"{self.images} of {self.tried} images tried have a gradient of exactly 0: such an attack moves nothing there; "
-            "make the card (--card), or try --attack square"
+            f"{self.images} of {self.tried} images tried have a gradient of exactly 0: "
+            "such an attack moves nothing there; make the card (--card), or try --attack square"
         )
 
 
@@ -164,22 +170,22 @@ class ZeroGradients:
 def try_attack(
     model: nn.Module, some: Split, clean: Tensor, attack: AttackSpec, *, slots: int, what: str
 ) -> ZeroGradients:
-    """Take a few steps of an attack on at most `slots` images, so that what cannot be evaluated is refused before any worker starts.
+    """Take a few steps of an attack on at most `slots` images, before any worker starts.
 
-    clean: (N, K) logits of the first images, from `try_model`. Raises ValueError where the model has no gradient, a NaN one, or fails,
-    InfeasiblePointError if the attack leaves its threat model.
+    clean: (N, K) logits of the first images, from `try_model`. Raises ValueError where the model
+    has no gradient, a NaN one, or fails, InfeasiblePointError if the attack leaves its threat
+    model.
     """
     check_logits(clean, some.labels[: len(clean)])
     check_classes(attack, clean.shape[1])
-    some, device = some.take(slice(0, len(clean))), device_of(model)
-    state, stepper = (
-        _start(some, clean, attack, rows=call_rows(slots), device=device),
-        make_attack(shortened(attack)),
-    )
+    some = some.take(slice(0, len(clean)))
+    state = _start(some, clean, attack, rows=call_rows(slots), device=device_of(model))
+    stepper = make_attack(shortened(attack))
     viewed = attacker_view(model, attack)
     still = torch.full((len(some),), stepper.differentiates)
     for _ in range(stepper.steps + 1):
-        before, state = state, _step(stepper, viewed, state, what=what)
+        before = state
+        state = _step(stepper, viewed, before, what=what)
         assert state.logits is not None and state.zero_share is not None
         _require_finite_step(state.logits, state.x_adv, some, what=what)
         require_feasible(state.x_adv, before.x, attack.threat_model)
@@ -202,7 +208,8 @@ def try_more(
     if spec.algorithm == "square":
         return slot_logits(model, sample.images, sample.image_ids, slots=slots, device=device)
     stepper = make_attack(replace(spec, targets=0, random_start=False, name=""))
-    viewed, found = attacker_view(model, attack), []
+    viewed = attacker_view(model, attack)
+    found = []
     for first in range(0, len(sample), slots):
         some = sample.take(slice(first, first + slots))
         given = (some.images, some.labels, some.image_ids)
@@ -226,7 +233,7 @@ def _require_finite_step(logits: Tensor, moved: Tensor, some: Split, *, what: st
 
 
 def check_copyable(model: nn.Module, attack: AttackSpec, *, what: str) -> None:
-    """Raise ValueError, in one line, where an attack needs a fast copy that cannot be made."""
+    """Raise ValueError, in one line, where an attack needs a surrogate that cannot be made."""
     if attack.gradient != "float32":
         copied(model, what=f"model {what}")
 
@@ -234,11 +241,9 @@ def check_copyable(model: nn.Module, attack: AttackSpec, *, what: str) -> None:
 def shortened(attack: AttackSpec) -> AttackSpec:
     """Return an attack of the same kind with few steps, one start and float32 gradients."""
     steps = min(attack.steps, TRIED_STEPS)
-    size = (
-        None
-        if attack.step_size is None
-        else max(attack.step_size, attack.threat_model.epsilon / steps)
-    )
+    size = attack.step_size
+    if size is not None:
+        size = max(size, attack.threat_model.epsilon / steps)
     return replace(
         attack,
         steps=steps,
@@ -253,13 +258,15 @@ def shortened(attack: AttackSpec) -> AttackSpec:
 def _start(
     some: Split, clean: Tensor, attack: AttackSpec, *, rows: int, device: torch.device
 ) -> State:
-    """Place images at point 0 of an attack, in a call of `rows` rows; a targeted one moves towards the likeliest other class."""
-    x, y, ids = (
-        pad(values.to(device), rows) for values in (some.images, some.labels, some.image_ids)
-    )
-    target = (
-        pad(likeliest_others(clean, some.labels)[:, 0].to(device), rows) if attack.targets else None
-    )
+    """Place images at point 0 of an attack, in a call of `rows` rows.
+
+    A targeted attack moves towards the likeliest other class.
+    """
+    given = (some.images, some.labels, some.image_ids)
+    x, y, ids = (pad(values.to(device), rows) for values in given)
+    target = None
+    if attack.targets:
+        target = pad(likeliest_others(clean, some.labels)[:, 0].to(device), rows)
     return make_attack(shortened(attack)).start(to_pixels(x), y, Randomness(0, ids), target=target)
 
 
@@ -271,6 +278,6 @@ def _step(stepper: Attack, model: Model, state: State, *, what: str) -> State:
         raise
     except Exception as error:
         raise ValueError(
-            f"model {what} raised {type(error).__name__} when its gradient was asked for: {first_line(error)}; "
-            "allowed: a differentiable model, or the attack square"
+            f"model {what} raised {type(error).__name__} when its gradient was computed: "
+            f"{first_line(error)}; use a differentiable model, or the attack square"
         ) from None

@@ -1,1 +1,1 @@
-"""Gradients from a faster copy of the model, verified in float32."""
+"""Gradients from a surrogate (a faster copy of the model), and their verification in float32."""

@@ -1,4 +1,4 @@
-"""The surrogate in compiled kernels."""
+"""A surrogate in compiled kernels."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.attacks.base import Model
-from sat_ray.evaluation.low_precision.gemm_choice import kernel_options
 from sat_ray.models.copying import copied
 from sat_ray.models.parity import logits_and_gradient, require_agreement
 from sat_ray.utils.compile import compiled, forget_graphs
@@ -17,35 +16,29 @@ MOST_KEPT = 16  # compiled copies of one process: as many architectures, activat
 
 @dataclass
 class _Kernels:
-    """What was compiled for one kind of copy. module: the copy that was compiled; holds: whose weights are in it."""
+    """What was compiled for one kind of copy.
+
+    module: the copy that was compiled; holds: the copy whose weights are in it.
+    """
 
     module: nn.Module
     forward: Model
     holds: nn.Module
 
     @classmethod
-    def compile(cls, plain: nn.Module, device: torch.device) -> "_Kernels":
-        """Compile a copy on a device, at its first call."""
-        module, options = copied(plain), dict[str, Any]()
-        if device.type == "cuda":
-            from sat_ray.evaluation.low_precision.triton_pooling import (
-                with_own_pooling,  # it needs Triton, which a GPU has to have and a CPU has not
-            )
-
-            module, options = (
-                with_own_pooling(module),
-                kernel_options(torch.cuda.get_device_capability(device)),
-            )
-        return cls(module, compiled(module, options=options), plain)
+    def compile(cls, plain: nn.Module) -> "_Kernels":
+        """Prepare a copy that is compiled at its first call."""
+        module = copied(plain)
+        return cls(module, compiled(module), plain)
 
     @torch.no_grad()
     def load(self, plain: nn.Module) -> None:
         """Take over the weights and buffers of another copy of the same layers."""
         if self.holds is not plain:
-            for ours, theirs in zip(
-                _tensors(self.module).values(), _tensors(plain).values(), strict=True
-            ):
-                ours.copy_(theirs)
+            ours = _tensors(self.module).values()
+            theirs = _tensors(plain).values()
+            for one, other in zip(ours, theirs, strict=True):
+                one.copy_(other)
             self.holds = plain
 
 
@@ -53,13 +46,16 @@ _KEPT: dict[Any, _Kernels] = {}
 
 
 class CompiledSurrogate:
-    """A copy through compiled kernels, which copies of the same layers share: compiling takes a minute, other weights take nothing.
+    """A copy in compiled kernels, which copies of the same layers share.
 
-    Whether kernels fit is decided by numbers, never by the look of the layers alone: by logits and gradients at the first images of a copy.
+    Compiling takes a minute, other weights take nothing. Numbers decide whether kernels fit, not
+    the look of the layers alone: the logits and gradients at the first images of a copy.
     """
 
     def __init__(self, plain: nn.Module, model: Model, *, precision: str) -> None:
-        self.plain, self.model, self.precision = plain, model, precision
+        self.plain = plain
+        self.model = model
+        self.precision = precision
         self.kernels: _Kernels | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -69,7 +65,10 @@ class CompiledSurrogate:
         return self.kernels.forward(x)
 
     def _fitting(self, x: Tensor) -> _Kernels:
-        """Return kernels that agree with the plain copy at x: those of a copy of the same layers, else new ones."""
+        """Return kernels that give the numbers of the plain copy at x.
+
+        They are those of an earlier copy of the same layers where these fit, else new ones.
+        """
         layers = (self.precision, *_layers(self.plain))
         if layers in _KEPT:
             try:
@@ -79,14 +78,15 @@ class CompiledSurrogate:
         if len(_KEPT) == MOST_KEPT:
             _KEPT.clear()
             forget_graphs()
-        _KEPT[layers] = self._checked(_Kernels.compile(self.plain, x.device), x)
+        _KEPT[layers] = self._checked(_Kernels.compile(self.plain), x)
         return _KEPT[layers]
 
     def _checked(self, kernels: _Kernels, x: Tensor) -> _Kernels:
         kernels.load(self.plain)
-        ours, theirs = (
-            logits_and_gradient(forward, x) for forward in (kernels.forward, self.plain)
-        )
+        ours = logits_and_gradient(kernels.forward, x)
+        theirs = logits_and_gradient(self.plain, x)
+        if not all(bool(values.isfinite().all()) for values in theirs.values()):
+            return kernels  # there is nothing to compare; calibration refuses such numbers
         with torch.autocast(x.device.type, enabled=False):
             exact = logits_and_gradient(self.model, x)
         require_agreement(
@@ -95,13 +95,13 @@ class CompiledSurrogate:
             exact,
             what="model that is attacked",
             precision=self.precision,
-            asked="compiled gradients",
+            asked=f"gradients in {self.precision}",
         )
         return kernels
 
 
 def _layers(module: nn.Module) -> tuple[Any, ...]:
-    """Describe what kernels are compiled for: everything of a copy but the values of its tensors."""
+    """Describe what kernels are compiled for: all of a copy but the values of its tensors."""
     tensors = tuple(
         (name, tensor.shape, tensor.dtype, tensor.device)
         for name, tensor in _tensors(module).items()

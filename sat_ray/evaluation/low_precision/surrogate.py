@@ -1,12 +1,16 @@
-"""A model's fast copy, to take gradients of: its logits are near the model's and never stand for them.
+"""The surrogate: a copy of a model in 16 bits, from which attacks take gradients.
 
-What counts is said by the model itself, in float32 (`sat_ray.evaluation.low_precision.verification`). A copy has
-BatchNorm folded into its convolutions; it computes in
-16 bits (half the bytes, on hardware that has them several times the rate), or through kernels that torch.compile makes, or both. bfloat16
-has float32's range and 8 bits of precision; float16 has 11, so it is near float32 eight times, and a range that a few networks exceed.
+Its logits are near the model's and never replace them: the model itself decides in float32 what is
+broken (`sat_ray.evaluation.low_precision.verification`). BatchNorm is folded into the convolutions
+of the copy.
 
-Entries of a 16-bit gradient that are far below the others are rounding alone, and so are their signs. They are set to 0. Otherwise such
-pixels move at random for ever; without them a point soon repeats, and an image that repeats needs no more steps.
+bf16    bfloat16 in torch's own kernels; 8 bits of precision and float32's range
+fp16    float16 in kernels that torch.compile makes; 11 bits, so eight times nearer to float32, and
+        a range that a few networks exceed
+
+Entries of a 16-bit gradient that are far below the others are rounding alone, and so are their
+signs. They are set to 0. Otherwise such pixels move at random for ever; without them a point soon
+repeats, and an image that repeats needs no more steps.
 """
 
 from dataclasses import dataclass
@@ -16,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.attacks.base import Model
-from sat_ray.attacks.spec import GRADIENTS
 from sat_ray.evaluation.low_precision.compiled_surrogate import CompiledSurrogate
 from sat_ray.models import folded
 from sat_ray.models.batchnorm_folding import WEIGHTY
@@ -24,18 +27,20 @@ from sat_ray.models.copying import copied
 from sat_ray.utils.compile import check_compiler
 from sat_ray.utils.precision import autocast, short_dtype
 
-COMPILED = tuple(name for name in GRADIENTS if name.endswith("-compiled"))
-UNKNOWN = {
-    "bf16": 64,
-    "fp16": 512,
-}  # an entry below a 64th of its image's mean: bfloat16 keeps 8 bits, and a pass rounds some dozen times
-LARGEST = (
-    2**4
-)  # of the derivatives by an image's logits, in float16: its gradients have room for 65,504 above it and for 2^-24 below
+COMPILED = ("fp16",)
+# The sign of an entry is unknown where it is so many times smaller than the mean of its image:
+# bfloat16 keeps 8 bits, float16 keeps 11, and a pass rounds some dozen times.
+UNKNOWN = {"bf16": 64, "fp16": 512}
+# Of the derivatives by an image's logits, in float16: the gradients of the image then have room
+# for 65,504 above it and for 2^-24 below.
+LARGEST = 2**4
 
 
 def pays(device: torch.device) -> bool:
-    """Tell whether bfloat16 is faster than float32 there: a GPU that has it, a CPU with AVX512-BF16 or AMX."""
+    """Return whether bfloat16 is faster than float32 on a device.
+
+    True for a GPU that has it, and for a CPU with AVX512-BF16 or AMX.
+    """
     if device.type == "cuda":
         return torch.cuda.is_available() and bool(
             torch.cuda.is_bf16_supported(including_emulation=False)
@@ -46,32 +51,33 @@ def pays(device: torch.device) -> bool:
 
 
 def emulated(gradient: str, device: torch.device) -> bool:
-    """Say whether a device has no arithmetic for such gradients and imitates it, at several times the cost of float32."""
-    precision = gradient.removesuffix("-compiled")
-    return (
-        device.type != "cuda" if precision == "fp16" else precision == "bf16" and not pays(device)
-    )
+    """Return whether a device emulates the arithmetic, at several times the cost of float32."""
+    if gradient == "fp16":
+        return device.type != "cuda"
+    return gradient == "bf16" and not pays(device)
 
 
 def check_gradient(gradient: str, device: torch.device, *, field: str) -> None:
-    """Raise ValueError where this machine cannot compile what an attack's gradients ask for."""
+    """Raise ValueError where this machine cannot compile the surrogate of an attack."""
     if gradient in COMPILED:
-        check_compiler(
-            device, asked=f"{field} is {gradient}", instead=gradient.removesuffix("-compiled")
-        )
+        check_compiler(device, asked=f"{field} is {gradient}", instead="bf16 or float32")
 
 
-def flies_again(gradient: str) -> bool:
-    """Say whether close survivors of an attack on such a copy are attacked again in float32.
+def repeats_close_survivors(gradient: str) -> bool:
+    """Return whether close survivors of an attack are attacked again with float32 gradients.
 
-    bfloat16's paths differ from float32's often enough; of float16 and compiled float32 it changed no verdict (docs/explanation/low-precision.md).
+    The paths of bfloat16 differ from those of float32 often enough; with float16 the second attack
+    changed no verdict (docs/explanation/low-precision.md).
     """
-    return gradient.startswith("bf16")
+    return gradient == "bf16"
 
 
 @dataclass(frozen=True)
-class FastCopy:
-    """A function [0, 1] float32 images (N, C, H, W) -> float32 logits (N, K). fixed_rows: another N would be compiled anew."""
+class Surrogate:
+    """Map [0, 1] float32 images (N, C, H, W) to float32 logits (N, K) in low precision.
+
+    fixed_rows: another N would be compiled anew.
+    """
 
     forward: Model
     precision: str
@@ -79,19 +85,47 @@ class FastCopy:
     fixed_rows: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.precision == "float32":
-            return self.forward(x).float()
         with autocast(self.precision, self.device):
             logits = self.forward(x).float()
         return _Scaled.apply(logits) if self.precision == "fp16" else logits
 
 
+def make_surrogate(model: Model, *, gradient: str, device: torch.device) -> Surrogate:
+    """Return the surrogate of a model, which is not changed.
+
+    model: in inference mode on `device`; gradient: bf16 or fp16. In the copy of a module, BatchNorm
+    is folded into the convolutions before it where the module can be traced, and the weights of
+    convolutions and linear layers are rounded once. A plain function runs under autocast and is
+    never compiled. A compiled surrogate is compared at its first call with the same copy in torch's
+    own kernels (ArithmeticError).
+    """
+    short = _short(model, precision=gradient) if isinstance(model, nn.Module) else model
+    plain = _WithKnownSigns(short, unknown=UNKNOWN[gradient])
+    forward: Model = plain
+    if gradient in COMPILED and isinstance(model, nn.Module):
+        forward = CompiledSurrogate(plain, model, precision=gradient)
+    return Surrogate(forward, gradient, device, fixed_rows=forward is not plain)
+
+
+def _short(model: nn.Module, *, precision: str) -> nn.Module:
+    dtype = short_dtype(precision)
+    short = folded(copied(model), dtype=dtype).eval()
+    for module in short.modules():
+        if isinstance(module, WEIGHTY):
+            module.to(dtype)
+    return short.requires_grad_(False)
+
+
 class _WithKnownSigns(nn.Module):
-    """A model whose gradients at the images are those of `known_signs`; as a part of it, so that one compiler sees both."""
+    """A model whose gradients at the images are those of `known_signs`.
+
+    The operation is part of the model, so that both are compiled together.
+    """
 
     def __init__(self, model: Model, *, unknown: int) -> None:
         super().__init__()
-        self.model, self.unknown = model, unknown
+        self.model = model
+        self.unknown = unknown
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(_KnownSigns.apply(x, self.unknown))
@@ -99,7 +133,7 @@ class _WithKnownSigns(nn.Module):
 
 
 class _KnownSigns(torch.autograd.Function):
-    """Pass x on, and of its gradient the entries whose sign is known."""
+    """Return x unchanged, and in the backward pass the entries whose sign is known."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, unknown: int) -> Tensor:
@@ -112,23 +146,23 @@ class _KnownSigns(torch.autograd.Function):
 
 
 def known_signs(gradient: Tensor, *, unknown: int) -> Tensor:
-    """Return a gradient (N, C, H, W) with 0 for entries `unknown` times smaller than the mean of their image's entries, signs left out.
+    """Return a gradient (N, C, H, W) with 0 for entries whose sign is rounding alone.
 
-    NaN and infinity stay, so that whoever steps along them notices.
-    The mean is that of whole numbers, up to 2^20 for the largest entry: their sum is the same in any order, in any kernel and batch.
+    These are `unknown` times smaller than the mean of the absolute entries of their image. NaN and
+    infinity stay, so that a later check finds them. The mean is that of integers, up to 2^20 for
+    the largest entry: their sum is the same in any order, in any kernel and batch.
     """
     size = gradient.detach().abs().flatten(1)
     exponent = torch.frexp(size.amax(dim=1, keepdim=True)).exponent
-    unit = torch.exp2(
-        (20 - exponent).clamp_max(126).to(size.dtype)
-    )  # a power of two: nothing is rounded by it
+    # a power of two: it rounds nothing
+    unit = torch.exp2((20 - exponent).clamp_max(126).to(size.dtype))
     total = (size * unit).to(torch.int32).sum(dim=1, keepdim=True)
     least = -(-total // (unknown * size.shape[1])).to(size.dtype) / unit
     return gradient.masked_fill((size < least).view_as(gradient), 0)
 
 
 class _Scaled(torch.autograd.Function):
-    """Pass logits on, and of their gradient each image's direction, at a length that float16 can carry through a network."""
+    """Return logits unchanged, and in the backward pass the gradient of `scaled`."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
@@ -140,36 +174,11 @@ class _Scaled(torch.autograd.Function):
 
 
 def scaled(gradient: Tensor) -> Tensor:
-    """Return a gradient (N, K) with every row times the power of two, which rounds nothing, that brings its largest entry near LARGEST.
+    """Return a gradient (N, K) whose rows have a length that float16 can carry through a network.
 
-    Attacks use directions alone, so a loss that has nearly vanished need not vanish in float16. A row of 0 stays 0.
+    Every row is multiplied by the power of two, which rounds nothing, that brings its largest entry
+    near LARGEST. Attacks use directions alone, so a loss that has nearly vanished need not vanish
+    in float16. A row of 0 stays 0.
     """
     exponent = torch.frexp(gradient.abs().amax(dim=1, keepdim=True)).exponent.clamp_min(-100)
     return gradient * torch.exp2(-exponent.to(gradient.dtype)) * LARGEST
-
-
-def fast_copy(model: Model, *, gradient: str, device: torch.device) -> FastCopy:
-    """Return the model in other kernels.
-
-    model: in inference mode on `device`; it is not touched. gradient: of an attack, not float32. Of a module, BatchNorm is folded into the
-    convolutions before it where the module can be traced and, for 16 bits, the weights of convolutions and linear layers are rounded once;
-    a plain function runs under autocast and is never compiled. A compiled copy is compared at its first call with the same copy in torch's
-    own kernels (ArithmeticError).
-    """
-    precision = gradient.removesuffix("-compiled")
-    plain = _short(model, precision=precision) if isinstance(model, nn.Module) else model
-    if precision in UNKNOWN:
-        plain = _WithKnownSigns(plain, unknown=UNKNOWN[precision])
-    forward: Model = plain
-    if gradient in COMPILED and isinstance(model, nn.Module) and isinstance(plain, nn.Module):
-        forward = CompiledSurrogate(plain, model, precision=precision)
-    return FastCopy(forward, precision, device, fixed_rows=forward is not plain)
-
-
-def _short(model: nn.Module, *, precision: str) -> nn.Module:
-    dtype = short_dtype(precision)
-    short = folded(copied(model), dtype=dtype).eval()
-    for module in short.modules():
-        if dtype is not None and isinstance(module, WEIGHTY):
-            module.to(dtype)
-    return short.requires_grad_(False)

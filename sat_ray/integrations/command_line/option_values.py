@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import tyro
 
+from sat_ray.utils.names import replacement
+
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 
 
@@ -96,7 +98,17 @@ def _check_option(option: str, values: Sequence[str], kinds: Mapping[str, Any]) 
         raise UsageError(f"{option} takes one value, got {len(values)}: {' '.join(values)}")
     for value in values:
         if not _fits(value, kind):
-            raise UsageError(f"{option} must be {_named(kind)}, got {value!r}")
+            hint = _replacement(value, kind)
+            raise UsageError(f"{option} must be {_named(kind)}, got {value!r}{hint}")
+
+
+def _replacement(value: str, kind: Any) -> str:
+    """Say what to write instead of a value that was removed; "" for any other value."""
+    known = [
+        one for part in _choices(kind) if get_origin(part) is Literal for one in get_args(part)
+    ]
+    today = replacement(value, known)
+    return f"; use {today}, {value} was removed" if today else ""
 
 
 def _opposite(name: str) -> str:

@@ -1,11 +1,12 @@
 """Settings of the attacks that measure robust accuracy."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from sat_ray.attacks.cascade import STEPS, TARGETS
 from sat_ray.attacks.spec import Gradient
 from sat_ray.utils.bounds import Bounds, Count, Seed, Slots, Steps, StepSize, check_fields
+from sat_ray.utils.names import check_name
 
 Strong = Literal["all", "none"]
 
@@ -46,6 +47,7 @@ class EvaluationSettings:
     """Seed of the random starts, and of the draw of images."""
 
     def __post_init__(self) -> None:
+        check_name(self.gradient, get_args(Gradient), field="evaluation.gradient")
         check_fields(self, prefix="evaluation.")
 
     def evaluated(self, count: int) -> int:

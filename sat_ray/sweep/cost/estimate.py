@@ -197,9 +197,7 @@ def _spent(config: SweepConfig, hours: Mapping[str, float]) -> dict[str, str]:
         return {"estimated accelerator-hours": UNMEASURED}
     total, rate = sum(hours.values()), config.resources.images_per_second
     parts = ", ".join(f"{name} {count:.3g}" for name, count in hours.items())
-    faster = config.training.precision == "bf16" and config.evaluation.gradient.startswith(
-        "float32"
-    )
+    faster = config.training.precision == "bf16" and config.evaluation.gradient == "float32"
     caveat = "; their float32 is slower than the bf16 of this rate" if faster else ""
     shown = {
         "estimated accelerator-hours": f"{total:.3g} at {rate:g} images/s each "

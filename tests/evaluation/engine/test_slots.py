@@ -1,9 +1,6 @@
-"""The slot engine against a plain loop over every point,
-and exact cycle detection on sequences made by hand.
-"""
+"""The engine against a plain loop over every point, and cycle detection on handmade sequences."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +10,7 @@ from sat_ray.attacks import APGD, PGD, Attack, InfeasiblePointError, State
 from sat_ray.attacks.apgd import APGDState
 from sat_ray.attacks.base import Model
 from sat_ray.data.split import Split
+from sat_ray.evaluation.engine.attack_inputs import AttackInputs
 from sat_ray.evaluation.engine.batch_buckets import pad
 from sat_ray.evaluation.engine.cycles import CycleDetector
 from sat_ray.evaluation.engine.run_attack import run_slots, slot_logits
@@ -79,9 +77,10 @@ def test_verdicts_equal_those_of_a_plain_loop_bit_for_bit(
     attack: PGD, detect_cycles: bool, digits_model: Normalized, held_out: Split
 ) -> None:
     expected = plain(digits_model, attack, held_out, seed=4)
-    found = run_slots(digits_model, attack, held_out.images, held_out.labels,
-    Randomness(4, held_out.image_ids), slots=SLOTS, device=CPU,
-                      detect_cycles=detect_cycles)  # fmt: skip
+    inputs = AttackInputs.of(held_out, seed=4)
+    found = run_slots(
+        digits_model, attack, inputs, slots=SLOTS, device=CPU, detect_cycles=detect_cycles
+    )
     for name, values in expected.items():
         assert torch.equal(getattr(found, name), values.to(getattr(found, name).dtype)), name
     steps = expected["first_broken_step"]
@@ -109,15 +108,7 @@ def test_a_model_of_fixed_rows_is_called_with_exactly_the_slots_rows(
     for count in (1, 15, 16, 17, 40):
         part = held_out.take(slice(0, count))
         slot_logits(counted, part.images, part.image_ids, slots=SLOTS, device=CPU)
-        run_slots(
-            counted,
-            PGD_40,
-            part.images,
-            part.labels,
-            Randomness(0, part.image_ids),
-            slots=SLOTS,
-            device=CPU,
-        )
+        run_slots(counted, PGD_40, AttackInputs.of(part), slots=SLOTS, device=CPU)
     assert set(sizes) == {SLOTS}
 
 
@@ -128,15 +119,7 @@ def test_retirement_packs_the_slots(digits_model: Normalized, held_out: Split) -
         calls[0] += 1
         return digits_model(x)
 
-    found = run_slots(
-        counted,
-        PGD_40,
-        held_out.images,
-        held_out.labels,
-        Randomness(0, held_out.image_ids),
-        slots=8,
-        device=CPU,
-    )
+    found = run_slots(counted, PGD_40, AttackInputs.of(held_out), slots=8, device=CPU)
     blocks = -(-len(held_out) // 8)
     assert calls[0] < blocks * (PGD_40.steps + 1) / 2
     assert calls[0] * 8 < int(found.passes.sum()) + 8 * (PGD_40.steps + 1)
@@ -151,22 +134,13 @@ def one_after_another(
     target: Tensor | None,
     final_iterate: bool,
 ) -> list[tuple[Tensor, Verdicts]]:
-    """Fly run after run, each on the images that all runs before it have left."""
+    """Attack run after run, each time the images that all runs before have left."""
     waiting, found = torch.arange(len(split)), []
     for run in range(runs):
-        rng = Randomness(0, split.image_ids[waiting], 3 + run)
         towards = None if target is None else target[waiting, run][:, None]
-        images, y = split.images[waiting], split.labels[waiting]
+        inputs = AttackInputs.of(split.take(waiting), restart=3 + run, target=towards)
         verdicts = run_slots(
-            model,
-            attack,
-            images,
-            y,
-            rng,
-            slots=SLOTS,
-            device=CPU,
-            target=towards,
-            final_iterate=final_iterate,
+            model, attack, inputs, slots=SLOTS, device=CPU, final_iterate=final_iterate
         )
         found.append((waiting, verdicts))
         waiting = waiting[verdicts.first_broken_step == NEVER]
@@ -193,7 +167,7 @@ APGD_DLR = APGD(threat_model=ThreatModel("linf", 40 / 255), steps=10, loss="dlr"
     [(PGD_40, 4, False, False), (PGD_40, 3, False, True), (APGD_DLR, 9, True, False)],
     ids=["restarts", "final iterate", "targets"],
 )
-def test_runs_in_flight_together_say_what_runs_one_after_another_say_in_fewer_calls(
+def test_runs_done_together_give_what_runs_one_after_another_give_in_fewer_calls(
     attack: Attack,
     runs: int,
     targeted: bool,
@@ -202,18 +176,14 @@ def test_runs_in_flight_together_say_what_runs_one_after_another_say_in_fewer_ca
     held_out: Split,
 ) -> None:
     target = (held_out.labels[:, None] + torch.arange(1, runs + 1)) % 10 if targeted else None
-    rng = Randomness(0, held_out.image_ids, 3)
     in_turn, together = Counted(digits_model), Counted(digits_model)
     expected = one_after_another(
         in_turn, attack, held_out, runs=runs, target=target, final_iterate=final_iterate
     )
-    where: dict[str, Any] = {
-        "slots": SLOTS,
-        "device": CPU,
-        "target": target,
-        "final_iterate": final_iterate,
-    }
-    found = run_slots(together, attack, held_out.images, held_out.labels, rng, runs=runs, **where)
+    inputs = AttackInputs.of(held_out, restart=3, target=target, runs=runs)
+    found = run_slots(
+        together, attack, inputs, slots=SLOTS, device=CPU, final_iterate=final_iterate
+    )
     assert len({len(rows) for rows, _ in expected}) > 1, "no run but the first broke anything"
     for (rows, wanted), (seen, got) in zip(
         expected, by_run(found, len(held_out), runs=runs), strict=True
@@ -225,23 +195,16 @@ def test_runs_in_flight_together_say_what_runs_one_after_another_say_in_fewer_ca
     assert together.calls <= in_turn.calls * (1 if final_iterate else 0.9)
 
 
-def test_few_images_fly_their_runs_side_by_side(digits_model: Normalized, held_out: Split) -> None:
+def test_the_runs_of_few_images_are_done_side_by_side(
+    digits_model: Normalized, held_out: Split
+) -> None:
     sturdy = ThreatModel("linf", 2 / 255)
     attack, model = APGD(threat_model=sturdy, steps=20), Counted(digits_model)
     right = torch.nonzero(
         digits_model(held_out.images.float() / 255).argmax(dim=1) == held_out.labels
     ).flatten()[: SLOTS // 4]
     few = held_out.take(right)
-    found = run_slots(
-        model,
-        attack,
-        few.images,
-        few.labels,
-        Randomness(0, few.image_ids),
-        runs=4,
-        slots=SLOTS,
-        device=CPU,
-    )
+    found = run_slots(model, attack, AttackInputs.of(few, runs=4), slots=SLOTS, device=CPU)
     assert bool((found.first_broken_step == NEVER).all())
     assert int(found.passes.sum()) == 4 * len(few) * (attack.steps + 1)
     assert model.calls == attack.steps + 1
@@ -257,34 +220,17 @@ def test_runs_are_started_in_blocks(digits_model: Normalized, held_out: Split) -
             starts.append(len(x))
             return super().start(x, y, rng, target=target)
 
-    attack, rng = (
-        Started(threat_model=APGD_DLR.threat_model, steps=10, loss="margin"),
-        Randomness(0, held_out.image_ids),
-    )
-    found = run_slots(
-        digits_model, attack, held_out.images, held_out.labels, rng, runs=6, slots=SLOTS, device=CPU
-    )
+    attack = Started(threat_model=APGD_DLR.threat_model, steps=10, loss="margin")
+    inputs = AttackInputs.of(held_out, runs=6)
+    found = run_slots(digits_model, attack, inputs, slots=SLOTS, device=CPU)
     counted = sum(len(rows) for rows, _ in by_run(found, len(held_out), runs=6))
     assert set(starts) == {SLOTS}
     assert len(starts) <= 2 * counted / SLOTS + 2
 
 
 def test_no_image_is_an_empty_verdict(digits_model: Normalized, held_out: Split) -> None:
-    none = held_out.take(slice(0, 0))
-    assert (
-        len(
-            run_slots(
-                digits_model,
-                PGD_40,
-                none.images,
-                none.labels,
-                Randomness(0, none.image_ids),
-                slots=4,
-                device=CPU,
-            ).passes
-        )
-        == 0
-    )
+    none = AttackInputs.of(held_out.take(slice(0, 0)))
+    assert len(run_slots(digits_model, PGD_40, none, slots=4, device=CPU).passes) == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,22 +259,14 @@ class Leaving(PGD):
 @pytest.mark.parametrize("at", [0, 2, 5], ids=["start", "middle", "last"])
 def test_an_attack_that_leaves_its_ball_at_any_visited_point_raises(at: int) -> None:
     attack = Leaving(threat_model=ThreatModel("linf", 0.1), steps=5, step_size=0.1, at=at)
-    images, y = torch.full((3, 1, 2, 2), 200, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+    images = torch.full((3, 1, 2, 2), 200, dtype=torch.uint8)
+    inputs = AttackInputs.of(Split(images, torch.zeros(3, dtype=torch.int64), torch.arange(3)))
 
     def sturdy(x: Tensor) -> Tensor:
         return torch.stack([x.flatten(1).sum(dim=1), 0 * x.flatten(1).sum(dim=1) - 1], dim=1)
 
     with pytest.raises(InfeasiblePointError, match="leave linf"):
-        run_slots(
-            sturdy,
-            attack,
-            images,
-            y,
-            Randomness.of(0, range(3)),
-            slots=2,
-            device=CPU,
-            detect_cycles=False,
-        )
+        run_slots(sturdy, attack, inputs, slots=2, device=CPU, detect_cycles=False)
 
 
 def test_padding_repeats_the_first_row() -> None:

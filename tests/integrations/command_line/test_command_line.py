@@ -83,6 +83,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "recipe": (["digist"], "did you mean digits"),
     "field": (["--training.epoch", "3"], "did you mean --training.epochs"),
     "renamed": (["--evaluation.lanes", "64"], "--evaluation.lanes is now --evaluation.slots"),
+    "removed value": (
+        ["--evaluation.gradient", "fp16-compiled"],
+        "got 'fp16-compiled'; use fp16, fp16-compiled was removed",
+    ),
     "option": (["--storrage", "x"], "did you mean --storage"),
     "activation": (["--search.activations", "sillu"], "did you mean silu"),
     "dataset": (["--data.dataset", "digist"], "did you mean digits"),
@@ -97,7 +101,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         "allowed: the GPUs' name (H200) and GPUs for all three, or neither",
     ),
     "norm": (["--threat-model.norm", "l7"], "threat_model.norm must be linf or l2"),
-    "alpha": (["--search.activations", "elu:1000"], "allowed for elu: 0.001 to 100"),
+    "alpha": (["--search.activations", "elu:1000"], "must be from 0.001 to 100 for elu, got 1000"),
     "epsilon of zero": (
         ["--threat-model.epsilon", "0"],
         "threat_model.epsilon must be a number greater than 0",

@@ -124,9 +124,8 @@ def slow_here(*, gradient: str, accelerator: str) -> str:
     device = _device_here(accelerator)
     if device is None or not emulated(gradient, device):
         return ""
-    precision = gradient.removesuffix("-compiled")
     return (
-        f"this machine imitates {precision}: gradients in float32 would take a fraction of the time"
+        f"this machine imitates {gradient}: gradients in float32 would take a fraction of the time"
     )
 
 

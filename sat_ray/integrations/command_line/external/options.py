@@ -72,9 +72,10 @@ class ExternalOptions:
     queries: Steps | None = None
     """Queries of Square (5000)."""
     gradient: Gradient = "float32"
-    """Where gradients come from: the model (float32), or a copy in fp16 (for GPUs) or bf16 (for
-    GPUs and CPUs that have it), in compiled kernels (minutes at the start of every worker), or
-    both. That is another attack; the model itself, in float32, decides what is broken."""
+    """Where gradients come from: the model itself (float32), or a copy of it: bf16, for GPUs and
+    CPUs that have bfloat16; fp16, for GPUs, in compiled kernels (which take minutes at the start of
+    every worker). With a copy it is another attack. A point counts as broken only if the model
+    itself misclassifies it in float32."""
     split: str = "test"
     """Split of a prepared dataset; image folders and .npz files are a test split."""
     images: Count | None = None

@@ -1,5 +1,6 @@
-"""The queue of runs against its rule, under every order in which runs may end: nothing needed is
-left out, nothing is flown in vain.
+"""The restart queue against its rule, under every order in which runs may end.
+
+Nothing needed is left out, and nothing redundant is begun.
 """
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_ray.evaluation.engine.restarts import RunQueue
+from sat_ray.evaluation.engine.restarts import RestartQueue
 
 
 def numbers(*values: int) -> torch.Tensor:
@@ -23,29 +24,29 @@ def test_every_needed_run_is_begun_once_and_none_after_a_known_break(
         data.draw(st.integers(0, runs), label=f"the run that breaks image {image}")
         for image in range(images)
     ]
-    queue, flying, begun = RunQueue(images, runs=runs), set[int](), list[int]()
+    queue, running, begun = RestartQueue(images, runs=runs), set[int](), list[int]()
     known = [runs] * images
     while True:
         for ahead in (False, True):
-            for number in queue.take(slots - len(flying), ahead=ahead).tolist():
+            for number in queue.take(slots - len(running), ahead=ahead).tolist():
                 run, image = divmod(number, images)
                 assert known[image] == runs, "a run of an image that is known to be broken"
-                assert ahead == any(other % images == image for other in flying)
-                flying.add(number)
+                assert ahead == any(other % images == image for other in running)
+                running.add(number)
                 begun.append(number)
-        if not flying:
+        if not running:
             break
-        number = data.draw(st.sampled_from(sorted(flying)), label="ends")
+        number = data.draw(st.sampled_from(sorted(running)), label="ends")
         run, image = divmod(number, images)
-        flying.discard(number)
+        running.discard(number)
         queue.end(numbers(number))
         if run >= breaks[image]:  # a later run may break the image too, and end first
             known[image] = min(known[image], run)
-            queue.note_broken(numbers(number))
-        in_vain = {other for other in flying if queue.in_vain(numbers(other)).item()}
-        assert in_vain == {other for other in flying if other // images > known[other % images]}
-        queue.end(numbers(*in_vain))
-        flying -= in_vain
+            queue.mark_broken(numbers(number))
+        redundant = {other for other in running if queue.redundant(numbers(other)).item()}
+        assert redundant == {other for other in running if other // images > known[other % images]}
+        queue.end(numbers(*redundant))
+        running -= redundant
     assert len(begun) == len(set(begun))
     needed = {
         run * images + image
@@ -56,7 +57,7 @@ def test_every_needed_run_is_begun_once_and_none_after_a_known_break(
 
 
 def test_runs_whose_predecessors_failed_come_before_those_ahead_of_need() -> None:
-    queue = RunQueue(3, runs=3)
+    queue = RestartQueue(3, runs=3)
     assert queue.take(2).tolist() == [0, 1]
     assert queue.take(9).tolist() == [2]
     assert queue.take(9).tolist() == []
@@ -64,20 +65,20 @@ def test_runs_whose_predecessors_failed_come_before_those_ahead_of_need() -> Non
     queue.end(numbers(2))
     assert queue.take(9).tolist() == [5]
     queue.end(numbers(0))
-    assert queue.take(9).tolist() == [], "run 1 of image 0 is still in flight"
+    assert queue.take(9).tolist() == [], "run 1 of image 0 has not ended"
     queue.end(numbers(3))
     assert queue.take(9).tolist() == [6]
 
 
 def test_no_image_has_no_run() -> None:
-    queue = RunQueue(0, runs=2)
+    queue = RestartQueue(0, runs=2)
     assert len(queue.take(4)) == len(queue.take(4, ahead=True)) == 0
-    queue.note_broken(numbers())
-    assert queue.in_vain(numbers(-1, -1)).tolist() == [False, False]
+    queue.mark_broken(numbers())
+    assert queue.redundant(numbers(-1, -1)).tolist() == [False, False]
 
 
 @pytest.mark.parametrize("number", [-1, 1])
-def test_an_empty_slot_and_the_breaking_run_itself_are_not_in_vain(number: int) -> None:
-    queue = RunQueue(1, runs=3)
-    queue.note_broken(numbers(1))
-    assert queue.in_vain(numbers(number, 2)).tolist() == [False, True]
+def test_an_empty_slot_and_the_breaking_run_itself_are_not_redundant(number: int) -> None:
+    queue = RestartQueue(1, runs=3)
+    queue.mark_broken(numbers(1))
+    assert queue.redundant(numbers(number, 2)).tolist() == [False, True]

@@ -1,5 +1,6 @@
-"""Who flies when: slots are full to the end, every run takes up where it was,
-and no verdict depends on either.
+"""The scheduler: slots are full to the end, and every run continues where it was.
+
+No verdict depends on either.
 """
 
 from dataclasses import dataclass, replace
@@ -15,11 +16,12 @@ from sat_ray.attacks import APGD, PGD, Attack, Square, State
 from sat_ray.attacks.base import Model
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine import scheduler as module
+from sat_ray.evaluation.engine.attack_inputs import AttackInputs
 from sat_ray.evaluation.engine.run_attack import run_slots
-from sat_ray.evaluation.engine.scheduler import SEATS_PER_SLOT, TURN, Flight
+from sat_ray.evaluation.engine.scheduler import OPEN_RUNS_PER_SLOT, SWAP_EVERY, Scheduler
 from sat_ray.evaluation.engine.verdicts import Verdicts, by_run
-from sat_ray.evaluation.low_precision.surrogate import fast_copy
-from sat_ray.evaluation.low_precision.verification import run_rescored
+from sat_ray.evaluation.low_precision.surrogate import make_surrogate
+from sat_ray.evaluation.low_precision.verification import LowPrecision, run_on_surrogate
 from sat_ray.models import Normalized
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.randomness import Randomness
@@ -41,7 +43,7 @@ ATTACKS: dict[str, tuple[Attack, dict[str, Any]]] = {
 
 @dataclass
 class Counted:
-    """A model that always wants full calls, and counts them."""
+    """A model that accepts full calls only, and counts them."""
 
     model: Model
     fixed_rows: bool = True
@@ -53,31 +55,21 @@ class Counted:
 
 
 def attacked(model: Model, split: Split, attack: Attack, **options: Any) -> Verdicts:
-    """Attack a split in slots, where there are targets towards the next classes."""
-    runs = options.get("runs", 1)
-    target = (
-        (split.labels[:, None] + torch.arange(1, runs + 1)) % 10
-        if isinstance(attack, APGD)
-        else None
-    )
-    rng = Randomness(1, split.image_ids)
-    return run_slots(
-        model,
-        attack,
-        split.images,
-        split.labels,
-        rng,
-        slots=SLOTS,
-        device=CPU,
-        target=target,
-        **options,
-    )
+    """Attack a split in slots; a targeted attack moves towards the next classes."""
+    options = dict(options)
+    runs = options.pop("runs", 1)
+    targeted = isinstance(attack, APGD)
+    target = (split.labels[:, None] + torch.arange(1, runs + 1)) % 10 if targeted else None
+    inputs = AttackInputs.of(split, seed=1, target=target, runs=runs)
+    return run_slots(model, attack, inputs, slots=SLOTS, device=CPU, **options)
 
 
-def parking(monkeypatch: pytest.MonkeyPatch, *, seats_per_slot: int, turn: int = TURN) -> None:
-    """Let flights park otherwise. seats_per_slot: 1 for never."""
-    monkeypatch.setattr(module, "SEATS_PER_SLOT", seats_per_slot)
-    monkeypatch.setattr(module, "TURN", turn)
+def swap(
+    monkeypatch: pytest.MonkeyPatch, *, open_runs_per_slot: int, swap_every: int = SWAP_EVERY
+) -> None:
+    """Change how schedulers swap. open_runs_per_slot: 1 for never."""
+    monkeypatch.setattr(module, "OPEN_RUNS_PER_SLOT", open_runs_per_slot)
+    monkeypatch.setattr(module, "SWAP_EVERY", swap_every)
 
 
 def assert_same(one: Verdicts, other: Verdicts, *, images: int, runs: int) -> None:
@@ -90,77 +82,76 @@ def assert_same(one: Verdicts, other: Verdicts, *, images: int, runs: int) -> No
             assert torch.equal(values, getattr(got, name)), name
 
 
-@pytest.mark.parametrize(("seats_per_slot", "turn"), [(2, 1), (3, 7), (8, 4)])
+@pytest.mark.parametrize(("open_runs_per_slot", "swap_every"), [(2, 1), (3, 7), (8, 4)])
 @pytest.mark.parametrize(("attack", "options"), ATTACKS.values(), ids=ATTACKS)
-def test_parking_changes_no_bit_of_any_verdict(
-    attack: Attack, options: dict[str, Any], seats_per_slot: int, turn: int,
-    digits_model: Normalized, held_out: Split,
+def test_swapping_changes_no_bit_of_any_verdict(
+    attack: Attack,
+    options: dict[str, Any],
+    open_runs_per_slot: int,
+    swap_every: int,
+    digits_model: Normalized,
+    held_out: Split,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    parking(monkeypatch, seats_per_slot=1)
+) -> None:
+    swap(monkeypatch, open_runs_per_slot=1)
     expected = attacked(digits_model, held_out, attack, **options)
-    parking(monkeypatch, seats_per_slot=seats_per_slot, turn=turn)
-    parked: list[int] = []
-    park = module.Seats.park
-    monkeypatch.setattr(
-        module.Seats,
-        "park",
-        lambda self, seats, *rest: (parked.append(len(seats)), park(self, seats, *rest))[1],
-    )
+    swap(monkeypatch, open_runs_per_slot=open_runs_per_slot, swap_every=swap_every)
+    swapped: list[int] = []
+    swap_out = module.OpenRuns.swap_out
+
+    def counted(self: module.OpenRuns, entries: Tensor, *rest: Any) -> None:
+        swapped.append(len(entries))
+        swap_out(self, entries, *rest)
+
+    monkeypatch.setattr(module.OpenRuns, "swap_out", counted)
     found = attacked(digits_model, held_out, attack, **options)
     assert_same(expected, found, images=len(held_out), runs=options.get("runs", 1))
-    assert parked, "no run was ever parked"
+    assert swapped, "no run was ever swapped out"
 
 
-def test_parking_changes_no_verdict_of_a_fast_copy(
+def test_swapping_changes_no_verdict_on_a_surrogate(
     digits_model: Normalized, held_out: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy, (attack, _) = fast_copy(digits_model, gradient="bf16", device=CPU), ATTACKS["pgd"]
-    inputs = (
-        copy,
-        digits_model,
-        attack,
-        held_out.images,
-        held_out.labels,
-        Randomness(1, held_out.image_ids),
-    )
+    surrogate = make_surrogate(digits_model, gradient="bf16", device=CPU)
+    how = LowPrecision(surrogate, digits_model, bound=0.2)
+    attack, _ = ATTACKS["pgd"]
+    inputs = AttackInputs.of(held_out, seed=1, runs=2)
     found = []
-    for seats_per_slot in (1, SEATS_PER_SLOT):
-        parking(monkeypatch, seats_per_slot=seats_per_slot)
-        found.append(run_rescored(*inputs, bound=0.2, slots=SLOTS, device=CPU, runs=2))
-    (expected, scored), (other, as_often) = found
+    for open_runs_per_slot in (1, OPEN_RUNS_PER_SLOT):
+        swap(monkeypatch, open_runs_per_slot=open_runs_per_slot)
+        found.append(run_on_surrogate(how, attack, inputs, slots=SLOTS, device=CPU))
+    (expected, verified), (other, as_often) = found
     assert_same(expected, other, images=len(held_out), runs=2)
-    assert (
-        abs(scored - as_often) <= 0.1 * scored
-    )  # a slot flies on until its point is scored, and more points may be asked about
+    # a run goes on until its point is verified, so more of its points may be verified
+    assert abs(verified - as_often) <= 0.1 * verified
 
 
-@pytest.mark.parametrize(
-    "name", ["pgd", "targeted apgd", "square"]
-)  # of pgd's, images whose points repeat end at steps of their own
+@pytest.mark.parametrize("name", ["pgd", "targeted apgd", "square"])
 def test_slots_are_full_to_the_end(
     name: str, digits_model: Normalized, held_out: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attack, options = ATTACKS[name]
+    # without detect_cycles False, images of pgd whose points repeat would end at different steps
     options = options | {"detect_cycles": False}
     calls = {}
-    for seats_per_slot in (1, SEATS_PER_SLOT):
-        parking(monkeypatch, seats_per_slot=seats_per_slot)
+    for open_runs_per_slot in (1, OPEN_RUNS_PER_SLOT):
+        swap(monkeypatch, open_runs_per_slot=open_runs_per_slot)
         model = Counted(digits_model)
         found = attacked(model, held_out, attack, **options)
-        calls[seats_per_slot] = model.calls
+        calls[open_runs_per_slot] = model.calls
     passes = sum(
         int(rows.passes.sum())
         for _, rows in by_run(found, len(held_out), runs=options.get("runs", 1))
     )
-    assert passes <= SLOTS * calls[SEATS_PER_SLOT] <= passes + SLOTS * TURN
-    assert calls[SEATS_PER_SLOT] < calls[1]
+    assert passes <= SLOTS * calls[OPEN_RUNS_PER_SLOT] <= passes + SLOTS * SWAP_EVERY
+    assert calls[OPEN_RUNS_PER_SLOT] < calls[1]
 
 
 @dataclass(frozen=True)
 class Walk:
-    """An attack on images of one pixel that only counts:
-    the point numbered k of image i in run r is at i + r / 8 + k / 256.
+    """An attack on images of one pixel that only counts.
+
+    Point k of image i in run r is at i + r / 8 + k / 256.
     """
 
     steps: int
@@ -185,36 +176,33 @@ class Walk:
         return replace(state, x_adv=state.x_adv + 1 / 256, step=state.step + 1)
 
 
+def pixels(count: int) -> Split:
+    """Return images of one pixel; the label of each is its number."""
+    images = torch.zeros(count, 1, 1, 1, dtype=torch.uint8)
+    return Split(images, torch.arange(count), torch.arange(count))
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data(), st.integers(0, 14), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4))
-def test_every_needed_run_flies_through_all_its_points(
-    data: st.DataObject, images: int, runs: int, slots: int, turn: int
+def test_every_needed_run_visits_all_its_points(
+    data: st.DataObject, images: int, runs: int, slots: int, swap_every: int
 ) -> None:
     steps = 6
     breaks = {
         number: data.draw(st.integers(0, steps + 3), label=f"run {number} breaks at")
         for number in range(runs * images)
     }
-    pixels, y = torch.zeros(images, 1, 1, 1, dtype=torch.uint8), torch.arange(images)
+    inputs = AttackInputs.of(pixels(images), runs=runs)
+    open_runs_per_slot = data.draw(st.integers(1, 4), label="open runs per slot")
     with pytest.MonkeyPatch.context() as patch:
-        parking(
-            patch, seats_per_slot=data.draw(st.integers(1, 4), label="seats per slot"), turn=turn
-        )
-        flight = Flight(
-            Walk(steps),
-            pixels,
-            y,
-            Randomness.of(0, range(images)),
-            None,
-            runs=runs,
-            slots=slots,
-            device=CPU,
-        )
+        swap(patch, open_runs_per_slot=open_runs_per_slot, swap_every=swap_every)
+        scheduler = Scheduler(Walk(steps), inputs, slots=slots, device=CPU)
         visited: dict[int, list[int]] = {}
-        while flight.fill():
-            state, number = flight.state, flight.number
-            assert len(flight.seats.parked) == 0 or bool((number >= 0).all()), (
-                "a slot is empty while a run is parked"
+        while scheduler.fill():
+            state, number = scheduler.state, scheduler.number
+            nothing_waits = len(scheduler.open_runs.swapped_out) == 0
+            assert nothing_waits or bool(scheduler.occupied.all()), (
+                "a slot is empty while a run is swapped out"
             )
             ended, broken = [], []
             for slot, one in enumerate(number.tolist()):
@@ -230,9 +218,9 @@ def test_every_needed_run_flies_through_all_its_points(
                 if points[-1] == min(steps, breaks[one]):
                     ended.append(slot)
                     broken += [one] if points[-1] == breaks[one] else []
-            flight.state = flight.attack.step(torch.neg, state)
-            flight.free(torch.tensor(ended, dtype=torch.int64))
-            flight.note_broken(torch.tensor(broken, dtype=torch.int64))
+            scheduler.state = scheduler.attack.step(torch.neg, state)
+            scheduler.end(torch.tensor(ended, dtype=torch.int64))
+            scheduler.mark_broken(torch.tensor(broken, dtype=torch.int64))
     first = [
         next((run for run in range(runs) if breaks[run * images + image] <= steps), runs - 1)
         for image in range(images)
@@ -244,15 +232,12 @@ def test_every_needed_run_flies_through_all_its_points(
     assert all(points == list(range(len(points))) for points in visited.values())
 
 
-def test_whoever_has_visited_fewest_points_flies_first() -> None:
-    pixels, y = torch.zeros(6, 1, 1, 1, dtype=torch.uint8), torch.arange(6)
-    flight = Flight(
-        Walk(40), pixels, y, Randomness.of(0, range(6)), None, runs=1, slots=2, device=CPU
-    )
-    flown = []
-    for _ in range(3 * 2 * TURN):
-        assert flight.fill()
-        flown.append(sorted(flight.number.tolist()))
-        flight.state = flight.attack.step(torch.neg, flight.state)
+def test_the_runs_that_have_visited_the_fewest_points_come_first() -> None:
+    scheduler = Scheduler(Walk(40), AttackInputs.of(pixels(6)), slots=2, device=CPU)
+    found = []
+    for _ in range(3 * 2 * SWAP_EVERY):
+        assert scheduler.fill()
+        found.append(sorted(scheduler.number.tolist()))
+        scheduler.state = scheduler.attack.step(torch.neg, scheduler.state)
     turns = [[0, 1], [2, 3], [4, 5], [4, 5], [0, 1], [2, 3]]  # of equals, those in a slot stay
-    assert flown == [pair for pair in turns for _ in range(TURN)]
+    assert found == [pair for pair in turns for _ in range(SWAP_EVERY)]

@@ -1,5 +1,6 @@
-"""Calls with fewer rows while slots are empty: the same outcomes in every bit,
-and only where fewer rows give the same bits.
+"""Calls with fewer rows while slots are empty give the same outcomes in every bit.
+
+They are made only where fewer rows give the same bits.
 """
 
 from collections.abc import Callable
@@ -14,15 +15,15 @@ from sat_ray.attacks import APGD, PGD, Attack, AttackSpec
 from sat_ray.attacks.base import Model
 from sat_ray.attacks.square import Square
 from sat_ray.data.split import Split
-from sat_ray.evaluation.engine.batch_buckets import BLOCK, Narrowing, call_rows
+from sat_ray.evaluation.engine.attack_inputs import AttackInputs
+from sat_ray.evaluation.engine.batch_buckets import BLOCK, BatchBuckets, call_rows
 from sat_ray.evaluation.engine.run_attack import run_slots
 from sat_ray.evaluation.engine.verdicts import Verdicts
-from sat_ray.evaluation.low_precision.surrogate import fast_copy
+from sat_ray.evaluation.low_precision.surrogate import make_surrogate
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized, build_model
 from sat_ray.models.parity import logits_and_gradient
 from sat_ray.threat import ThreatModel
-from sat_ray.utils.randomness import Randomness
 
 CPU = torch.device("cpu")
 SLOTS = 16
@@ -53,15 +54,7 @@ def attacked(
     model: Model, split: Split, attack: Attack = PGD_40, *, slots: int = SLOTS
 ) -> Verdicts:
     """Attack a split in slots."""
-    return run_slots(
-        model,
-        attack,
-        split.images,
-        split.labels,
-        Randomness(1, split.image_ids),
-        slots=slots,
-        device=CPU,
-    )
+    return run_slots(model, attack, AttackInputs.of(split, seed=1), slots=slots, device=CPU)
 
 
 def assert_same(one: Verdicts, other: Verdicts) -> None:
@@ -94,14 +87,14 @@ def test_the_last_survivors_are_attacked_in_fewer_rows(
     assert min(narrow.rows) <= BLOCK
 
 
-def test_gradients_of_a_bf16_copy_narrow_too(digits_model: Normalized, held_out: Split) -> None:
-    copy = fast_copy(digits_model, gradient="bf16", device=CPU)
+def test_a_bf16_surrogate_gets_fewer_rows_too(digits_model: Normalized, held_out: Split) -> None:
+    copy = make_surrogate(digits_model, gradient="bf16", device=CPU)
     full, narrow = Recorded(copy, fixed_rows=True), Recorded(copy)
     assert_same(attacked(narrow, held_out), attacked(full, held_out))
 
 
 class _RowsInGradient(torch.autograd.Function):
-    """Pass x on; the gradient depends on how many rows there are, the values do not."""
+    """Return x; the gradient depends on how many rows there are, the values do not."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -134,30 +127,31 @@ UNEQUAL: dict[str, Callable[[Model, Tensor], Tensor]] = {
 def test_a_model_that_gives_other_bits_in_fewer_rows_gets_full_calls(
     unequal: Callable[[Model, Tensor], Tensor], digits_model: Normalized, held_out: Split
 ) -> None:
-    calls = Narrowing(lambda x: unequal(digits_model, x), slots=SLOTS)
+    calls = BatchBuckets(lambda x: unequal(digits_model, x), slots=SLOTS)
     x = held_out.images[:SLOTS].float() / 255
-    held = torch.arange(SLOTS) < 3
-    assert calls.over(held, x) is calls.model
-    assert calls.proven == []
-    plain = Narrowing(digits_model, slots=SLOTS)
-    plain.over(held, x)
-    assert plain.proven, "the model itself does narrow, so that it is the change that was seen"
+    occupied = torch.arange(SLOTS) < 3
+    assert calls.model_for(occupied, x) is calls.model
+    assert calls.verified == []
+    plain = BatchBuckets(digits_model, slots=SLOTS)
+    plain.model_for(occupied, x)
+    assert plain.verified, "the unchanged model gets fewer rows, so the change was seen"
 
 
-def test_held_slots_get_the_logits_and_gradients_of_a_full_call_and_others_zeros(
+def test_occupied_slots_get_the_logits_and_gradients_of_a_full_call_and_others_zeros(
     digits_model: Normalized, held_out: Split
 ) -> None:
     x = held_out.images[:SLOTS].float() / 255
-    held = torch.zeros(SLOTS, dtype=torch.bool)
-    held[[15, 2, 7]] = True
+    occupied = torch.zeros(SLOTS, dtype=torch.bool)
+    occupied[[15, 2, 7]] = True
     results = []
-    for model in (digits_model, Narrowing(digits_model, slots=SLOTS).over(held, x)):
+    buckets = BatchBuckets(digits_model, slots=SLOTS)
+    for model in (digits_model, buckets.model_for(occupied, x)):
         point = x.clone().requires_grad_()
         logits = model(point)
         results.append((logits.detach(), torch.autograd.grad(logits.square().sum(), point)[0]))
     for full, narrow in zip(*results, strict=True):
-        assert torch.equal(full[held], narrow[held])
-        assert not narrow[~held].any()
+        assert torch.equal(full[occupied], narrow[occupied])
+        assert not narrow[~occupied].any()
 
 
 @pytest.mark.parametrize(
