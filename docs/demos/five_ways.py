@@ -1,4 +1,4 @@
-"""Five ways in which a robust accuracy comes out too high, each beside the truth: a failing demonstration of each, in seconds.
+"""Five ways in which a robust accuracy comes out too high, each shown beside the truth in seconds.
 
 python docs/demos/five_ways.py
 """
@@ -25,7 +25,10 @@ STEPS, STEP_SIZE = 100, 4 / 255
 
 
 def truth(model: nn.Module, split: Split, *, loss: str = "cross_entropy") -> float:
-    """Return the robust accuracy as sat_ray measures it: inference mode, every image, every visited point."""
+    """Return the robust accuracy that sat_ray measures.
+
+    The model is in inference mode, and every image and every visited point count.
+    """
     attack = AttackSpec(threat_model=BALL, steps=STEPS, step_size=STEP_SIZE, loss=loss)
     table = evaluate(model, split.images, split.labels, split.image_ids, attacks=[attack])
     return len(robust_image_ids(table)) / len(split)
@@ -53,7 +56,10 @@ def right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 # --8<-- [start:train_mode]
 def train_mode(model: Normalized, split: Split) -> tuple[float, float]:
-    """Attack while BatchNorm normalises by the batch: the gradient is that of another model than the one that is shipped."""
+    """Attack while BatchNorm normalises by the batch.
+
+    The gradient is that of another model than the one that is shipped.
+    """
     x, y = to_pixels(split.images), split.labels
     x_adv = textbook_pgd(
         copy.deepcopy(model).train(), x, y, epsilon=BALL.epsilon, steps=STEPS, step_size=STEP_SIZE
@@ -66,7 +72,10 @@ def train_mode(model: Normalized, split: Split) -> tuple[float, float]:
 
 # --8<-- [start:saturated_logits]
 class Confident(nn.Module):
-    """The same predictions, a thousand times as sure: softmax saturates, and the gradient of the cross-entropy is exactly 0."""
+    """Multiply the logits by a thousand, which changes no prediction.
+
+    Softmax saturates, and the gradient of the cross-entropy is exactly 0.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -78,7 +87,10 @@ class Confident(nn.Module):
 
 
 def saturated_logits(model: Normalized, split: Split) -> tuple[float, float]:
-    """Take the loss that saturates; the margin of the logits has the gradient that the cross-entropy lost."""
+    """Take the loss that saturates.
+
+    The margin of the logits has the gradient that the cross-entropy lost.
+    """
     sure = Confident(model).eval()
     return truth(sure, split, loss="cross_entropy"), truth(sure, split, loss="margin")
 
@@ -99,7 +111,10 @@ def too_few_steps(model: Normalized, split: Split) -> tuple[float, float]:
 
 # --8<-- [start:normalised_epsilon]
 def normalised_epsilon(model: Normalized, split: Split) -> tuple[float, float]:
-    """Take epsilon and the steps behind the normalisation: a ball of epsilon there is one of epsilon * std in pixels."""
+    """Take epsilon and the steps behind the normalisation.
+
+    A ball of epsilon there is one of epsilon * std in pixels.
+    """
     x, y, scale = to_pixels(split.images), split.labels, float(model.std)
     x_adv = textbook_pgd(
         model, x, y, epsilon=BALL.epsilon * scale, steps=STEPS, step_size=STEP_SIZE * scale
@@ -112,7 +127,10 @@ def normalised_epsilon(model: Normalized, split: Split) -> tuple[float, float]:
 
 # --8<-- [start:clean_errors_left_out]
 def clean_errors_left_out(model: Normalized, split: Split) -> tuple[float, float]:
-    """Divide by the images that were right before the attack: a model that knows little is compared on the little that it knows."""
+    """Divide by the images that were right before the attack.
+
+    A model with a low clean accuracy is then measured on its few right images alone.
+    """
     known = split.take(right(model, to_pixels(split.images), split.labels))
     return truth(model, known), truth(model, split)
 

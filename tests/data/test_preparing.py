@@ -242,7 +242,8 @@ def test_images_smaller_than_they_are_stored_are_refused_unless_a_share_is_allow
     with pytest.raises(
         ValueError,
         match=r"2 of 4 images are smaller than data\.image_size, 24, the smallest is b/1\.png of "
-        r"20 x 60; data\.enlarged_share allows a share of 0\.25, 1 images; give --data\.image-size 20",
+        r"20 x 60; data\.enlarged_share allows a share of 0\.25, 1 images; "
+        r"give --data\.image-size 20",
     ):
         prepare("image_folder", source, target, storing=SMALL, enlarged_share=0.25)
     assert not (target / "manifest.json").exists()

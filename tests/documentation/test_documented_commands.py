@@ -1,8 +1,9 @@
-"""Every command and Python block of README and docs/: run as a reader would paste it, or planned, or excused.
+"""Every command and Python block of README and docs/: run as pasted, planned, or excused.
 
-What runs offline in seconds (help, dry runs, status, compare, Python on files) is pasted into a fresh
-shell in a clone with an environment, the blocks of a page one after the other. The other commands are
-planned by their own parser. What cannot run here at all is in EXCUSED and EXCUSED_PYTHON, with a reason.
+What runs offline in seconds (help, dry runs, status, compare, Python on files) is pasted into a
+fresh shell in a clone with an environment, the blocks of a page one after the other. The other
+commands are planned by their own parser. What cannot run here at all is in EXCUSED and
+EXCUSED_PYTHON, with a reason.
 """
 
 import os
@@ -39,8 +40,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 STAGES = ("sweep", "prepare", "search", "train", "card", "evaluate", "report")
 # What can neither be run nor planned here, by its first words, and why.
 EXCUSED = {
-    "ray job submit": "needs a running Ray cluster (tests/integrations/ray/test_job_submission.py submits to a real one); the job's own command is planned",
-    "mlflow models serve": "a server that does not end, on a registered champion of a finished sweep",
+    "ray job submit": (
+        "needs a running Ray cluster (tests/integrations/ray/test_job_submission.py submits to a "
+        "real one); the job's own command is planned"
+    ),
+    "mlflow models serve": "a server that does not end, on the champion of a finished sweep",
     "curl -d": "a request to that server",
 }
 # Python that cannot be run here, by a part of its text, and why.
@@ -201,7 +205,7 @@ PASTED = pasted()
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a clone with an environment, a sweep that was claimed, outcomes, and an exported model."""
+    """Make a clone with an environment, a claimed sweep, outcomes, and an exported model."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("sat_ray", "pipelines", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))

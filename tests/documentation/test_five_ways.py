@@ -1,5 +1,6 @@
-"""The demonstrations of docs/explanation/five-ways.md: each claim is higher than the truth beside it, and
-sat_ray refuses or notices.
+"""The demonstrations of docs/explanation/five-ways.md.
+
+Each claim is higher than the truth beside it, and sat_ray refuses or notices.
 """
 
 import importlib.util

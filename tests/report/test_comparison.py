@@ -347,7 +347,8 @@ def test_attacks_that_differ_in_the_precision_of_their_gradients_are_compared_wh
     paths = saved(tmp_path, exact=recorded(tables["silu-s0"]), rounded=rounded)
     with pytest.raises(
         ValueError,
-        match=r"A \(exact\) pgd-8; B \(rounded\) pgd-8-bf16; compare outcomes of the same attacks, or use --any-gradient",
+        match=r"A \(exact\) pgd-8; B \(rounded\) pgd-8-bf16; "
+        r"compare outcomes of the same attacks, or use --any-gradient",
     ):
         run(paths)
     run([*paths, "--any-gradient", "--json", str(tmp_path / "found.json")])
@@ -387,16 +388,47 @@ def test_outcomes_of_other_images_labels_attacks_or_threat_models_are_refused(
     a, b = tables["relu-s0"], tables["silu-s0"]
     wider = replace(PGD_8, threat_model=ThreatModel("linf", 44 / 255))
     cases = [
-        (a, b.slice(0, 100), r"image sets differ: A \(a\) has 120 images, 20 alone \(image_id 1100 first\); B \(b\) has 100 "
-                             r"images, 0 alone; compare outcomes of the same images, or use --common"),
-        (a, relabelled(b), r"labels differ for 1 images: image_id 1119 is 9 in A \(a\) and 3 in B \(b\); compare outcomes with the same labels"),
-        (a, b.set_column(4, "attack", pa.repeat("pgd-20", 120)), r"attacks differ: A \(a\) pgd-8; B \(b\) pgd-20; compare outcomes of the same"),
-        (recorded(a), recorded(b, wider), r"attacks differ: threat_model\.epsilon of pgd-8 is 0\.15\d* in A \(a\) and 0\.17\d* in B \(b\)"),
-        (recorded(a), recorded(b, replace(PGD_8, restarts=3)), r"attacks differ: restarts of pgd-8 is 1 in A \(a\) and 3 in B \(b\)"),
-        (recorded(a), recorded(b, dataset="e" * 64), r"datasets differ: A \(a\) was evaluated on dddddddddddd, B \(b\) on eeeeeeeeeeee"),
-        (a, pa.concat_tables([b, b.slice(4, 2)]), r"b\.parquet holds image_id 1004 twice for attack pgd-8, restart 0 \(2 rows are doub"),
+        (
+            a,
+            b.slice(0, 100),
+            r"image sets differ: A \(a\) has 120 images, 20 alone \(image_id 1100 first\); "
+            r"B \(b\) has 100 images, 0 alone; compare outcomes of the same images, or use --common",
+        ),
+        (
+            a,
+            relabelled(b),
+            r"labels differ for 1 images: image_id 1119 is 9 in A \(a\) and 3 in B \(b\); "
+            r"compare outcomes with the same labels",
+        ),
+        (
+            a,
+            b.set_column(4, "attack", pa.repeat("pgd-20", 120)),
+            r"attacks differ: A \(a\) pgd-8; B \(b\) pgd-20; compare outcomes of the same",
+        ),
+        (
+            recorded(a),
+            recorded(b, wider),
+            r"attacks differ: threat_model\.epsilon of pgd-8 is 0\.15\d* in A \(a\) "
+            r"and 0\.17\d* in B \(b\)",
+        ),
+        (
+            recorded(a),
+            recorded(b, replace(PGD_8, restarts=3)),
+            r"attacks differ: restarts of pgd-8 is 1 in A \(a\) and 3 in B \(b\)",
+        ),
+        (
+            recorded(a),
+            recorded(b, dataset="e" * 64),
+            r"datasets differ: A \(a\) was evaluated on dddddddddddd, B \(b\) on eeeeeeeeeeee",
+        ),
+        (
+            a,
+            pa.concat_tables([b, b.slice(4, 2)]),
+            r"b\.parquet holds image_id 1004 twice for attack pgd-8, restart 0 "
+            r"\(2 rows are doub",
+        ),
         (a, b.slice(0, 0), r"b\.parquet: table must have at least 1 outcome, got 0 rows"),
-    ]  # fmt: skip
+    ]
     for ours, theirs, message in cases:
         with pytest.raises(ValueError, match=message) as caught:
             run(saved(tmp_path, a=ours, b=theirs))

@@ -1,4 +1,4 @@
-"""The keys of records stay what they are: a sweep that was begun before a change goes on after it."""
+"""The keys of records stay: a sweep that was begun before a change goes on after it."""
 
 import dataclasses
 from typing import Any

@@ -682,7 +682,8 @@ def test_a_result_is_made_only_on_the_processor_or_gpu_it_is_recorded_under() ->
     if not torch.cuda.is_available():
         with pytest.raises(
             ValueError,
-            match=r"accelerator must be a part of the name of this node's GPU, 'none that torch can use', got 'H200'",
+            match=r"accelerator must be a part of the name of this node's GPU, "
+            r"'none that torch can use', got 'H200'",
         ):
             require_environment(here | {"device": "cuda:H200"})
 

@@ -107,7 +107,7 @@ class Driver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
     ) -> None:
-        # stages still running end with the driver: Ray stops the work of a task whose driver is gone
+        # stages still running end with the driver: Ray stops all work of a driver that is gone
         self.open.__exit__(kind, error, trace)
 
     def stage(self, function: Callable[..., Any], *inputs: Any) -> Any:

@@ -145,7 +145,7 @@ def _said(records: Records, task: TrainingTask) -> dict[str, Any]:
 
 
 def _say(records: Records, task: TrainingTask, error: str, *, final: bool) -> None:
-    """Leave an error of a task for the next start; with Ray where the storage takes nothing more."""
+    """Leave an error of a task for the next start; with Ray where the storage is full."""
     said = {"error": error, "final": final}
     try:
         records.storage.write_json(_verdict(task), said)
@@ -196,7 +196,7 @@ def _trained(
     *,
     on_epoch: Callable[[EpochReport], None],
 ) -> bool:
-    """Train a task and commit its record; return False where the session ends with an error left."""
+    """Train a task and commit its record; return False where the session ends by an error."""
     before = _said(records, task)
     if before.get("final"):
         return False

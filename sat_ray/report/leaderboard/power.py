@@ -12,8 +12,8 @@ The test is that of `sat_ray.report.leaderboard.variation`:
 v_i comes from hundreds of images and is taken as known. v_s is estimated from few seeds, hence Q,
 and the power is the mean over Q of a normal probability. level / comparisons is the level of
 Holm's first step, so a difference that is detected here is detected whatever the other
-configurations do; later steps detect slightly more. `tests/report/test_power.py` compares all this with
-simulated verdicts.
+configurations do; later steps detect slightly more. `tests/report/test_power.py` compares all
+this with simulated verdicts.
 """
 
 from __future__ import annotations

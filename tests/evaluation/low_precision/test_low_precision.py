@@ -113,7 +113,10 @@ def attacked(
 def plain(
     model: Normalized, split: Split, *, bound: float, slots: int = SLOTS
 ) -> dict[int, tuple[int, int]]:
-    """Walk every image to its end in bfloat16 and score every point again in float32: (first broken step asked about, prediction)."""
+    """Attack every image to its end in bfloat16 and score every point again in float32.
+
+    Returns (first broken step, prediction).
+    """
     fast, attack = make_surrogate(model, gradient="bf16", device=CPU), make_attack(SPEC)
     found = {}
     for part in torch.arange(len(split)).split(slots):
@@ -767,7 +770,7 @@ def test_a_machine_without_a_compiler_refuses_fp16_gradients_before_anything_sta
     monkeypatch.setenv("PATH", "")
     with pytest.raises(
         ValueError,
-        match=r"^--gradient is fp16, but there is no C\+\+ compiler here; allowed: bf16 or float32, ",
+        match=r"^--gradient is fp16, but there is no C\+\+ compiler here; choose bf16 or float32, ",
     ):
         check_gradient("fp16", CPU, field="--gradient")
     check_gradient("bf16", CPU, field="--gradient")

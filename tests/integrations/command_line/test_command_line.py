@@ -22,8 +22,8 @@ from sat_ray.sweep.search.search_space import groups
 from sat_ray.utils.serialization import to_json
 
 SWEEP = Path(__file__).parent.parent / "pipelines" / "sweep.py"
-# Imports once, then runs sweep.py as __main__ in one forked process per command: a real exit status and real streams, without eight
-# seconds of imports each.
+# Imports once, then runs sweep.py as __main__ in one forked process per command: a real exit status
+# and real streams, without eight seconds of imports each.
 FORKING = """
 import json, os, runpy, sys
 import sat_ray.integrations.command_line.driver

@@ -22,7 +22,7 @@ def settle_path() -> None:
     """Take the folder of the commands off sys.path, and put a clone on PYTHONPATH.
 
     Python puts the folder of a script on sys.path, and `train:net` would name the command train.py,
-    not the user's module. The processes of a private Ray find a clone whose package is not installed
+    not the user's module. The processes of a private Ray find a clone that is not installed
     through PYTHONPATH.
     """
     home = Path(sat_ray.__file__).resolve().parent.parent
