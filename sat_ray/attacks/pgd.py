@@ -32,7 +32,8 @@ class PGD:
     """Step along the gradient's steepest ascent and project back.
 
     loss: what is ascended, one of `sat_ray.attacks.loss_names.ATTACK_LOSSES`; steps >= 1;
-    step_size > 0 in [0, 1] pixels with steps * step_size >= epsilon, else parts of the ball are out of reach.
+    step_size > 0 in [0, 1] pixels with steps * step_size >= epsilon, else parts of the ball are out
+    of reach.
     """
 
     threat_model: ThreatModel

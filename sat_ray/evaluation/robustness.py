@@ -60,8 +60,8 @@ def evaluate(
     model: [0, 1] pixels -> logits, in inference mode; images_uint8: (N, C, H, W) uint8; labels:
     (N,) in [0, K); image_ids: (N,) unique; slots: rows of every model call, part of the numerical
     environment (multiples of 32 serve every number of features, see
-    docs/explanation/evaluation-engine.md); cascade: give each attack only what survived those before
-    it, instead of every image;
+    docs/explanation/evaluation-engine.md); cascade: give each attack only what survived those
+    before it, instead of every image;
     calibrations: of every attack whose gradient is not float32, by its name (`calibrate_attacks`).
     None: measured here, on at most
     `sat_ray.evaluation.low_precision.calibration.CONTROL_IMAGES` of the given images, drawn by the

@@ -392,7 +392,8 @@ def test_outcomes_of_other_images_labels_attacks_or_threat_models_are_refused(
             a,
             b.slice(0, 100),
             r"image sets differ: A \(a\) has 120 images, 20 alone \(image_id 1100 first\); "
-            r"B \(b\) has 100 images, 0 alone; compare outcomes of the same images, or use --common",
+            r"B \(b\) has 100 images, 0 alone; compare outcomes of the same images, or use "
+            r"--common",
         ),
         (
             a,
