@@ -15,9 +15,9 @@ import torch
 from sat_ray.data.split import Split
 from sat_ray.models import MODELS, Normalized, build_model
 from sat_ray.utils.names import check_name
-from sat_ray.utils.precision import PRECISIONS, SHORT, check_precision
+from sat_ray.utils.precision import PRECISIONS, check_precision, short_dtype
 
-DTYPES = {"float32": torch.float32, **SHORT}
+DTYPES = {name: short_dtype(name) or torch.float32 for name in PRECISIONS}
 LARGEST_SMALL_IMAGE = 64  # pixels; residual networks get the stem for small images up to here
 
 

@@ -20,7 +20,7 @@ from sat_ray.models import folded, refresh, settle_layout, view
 from sat_ray.threat import ThreatModel
 from sat_ray.training.loop import TrainingSettings
 from sat_ray.training.optimization.optimizer import fuses, parameter_groups
-from sat_ray.utils.precision import SHORT, autocast
+from sat_ray.utils.precision import autocast, short_dtype
 from sat_ray.utils.randomness import Randomness
 
 THREAT_MODEL = ThreatModel("linf", 8 / 255)
@@ -86,7 +86,7 @@ class Plain:
         model = size.hardware.build(width=size.width)
         self.layout = settle_layout(model)
         self.model = model.train()
-        self.attacker = folded(view(model), dtype=SHORT.get(size.hardware.precision), follows=True)
+        self.attacker = folded(view(model), dtype=short_dtype(size.hardware.precision), follows=True)
         self.attack = size.settings().attack(THREAT_MODEL)
         groups = parameter_groups(model, weight_decay=5e-4)
         self.optimizer = torch.optim.SGD(
