@@ -143,7 +143,8 @@ def fashion_mnist() -> SweepConfig:
             epochs=10,
             global_batch_size=128,
             batchnorm_group_size=64,
-            learning_rate=0.2,
+            learning_rate=0.1,
+            attack_steps=3,  # PGD-1 and PGD-2 taught silu to hide its gradients here
             validate_every=10,
         ),
         search=SearchSettings(activations=FASHION_ACTIVATIONS, pairs=(), rungs=(1,)),
