@@ -86,7 +86,9 @@ class Plain:
         model = size.hardware.build(width=size.width)
         self.layout = settle_layout(model)
         self.model = model.train()
-        self.attacker = folded(view(model), dtype=short_dtype(size.hardware.precision), follows=True)
+        self.attacker = folded(
+            view(model), dtype=short_dtype(size.hardware.precision), follows=True
+        )
         self.attack = size.settings().attack(THREAT_MODEL)
         groups = parameter_groups(model, weight_decay=5e-4)
         self.optimizer = torch.optim.SGD(

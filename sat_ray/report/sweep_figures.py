@@ -68,7 +68,12 @@ def trials_of(searched: Sequence[Record]) -> list[dict[str, Any]]:
         place = (SearchPoint.of(record.payload), record.payload["until"])
         same.setdefault(place, []).append(record.payload["last_val"][0])
     return [
-        one.to_json() | {"val_robust_accuracy": math.fsum(values) / len(values), "epochs": until}
+        one.to_json()
+        | {
+            "val_robust_accuracy": math.fsum(values) / len(values),
+            "epochs": until,
+            "seeds": len(values),
+        }
         for (one, until), values in same.items()
     ]
 

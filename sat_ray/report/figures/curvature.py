@@ -82,7 +82,11 @@ def robust_against_curvature(
     images = f"n = {board['rows'][0]['n']:,} test images"
     note = _note(board, own)
     if searched:
-        note += "\nSearch trials: one seed, validation images, attack of training; another scale."
+        seeds = max(trial.get("seeds", 1) for trial in trials)
+        averaged = "one seed" if seeds == 1 else f"mean over {seeds} seeds"
+        note += (
+            f"\nSearch trials: {averaged}, validation images, attack of training; another scale."
+        )
     head(
         figure,
         f"{'Strong robust' if by_strong else 'Robust'} accuracy against curvature",
