@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import ROOT
 
 from sat_ray.activations.table import activation_table
 from sat_ray.integrations.command_line.checks.claims import claim_folder
@@ -21,7 +22,7 @@ from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.search.search_space import groups
 from sat_ray.utils.serialization import to_json
 
-SWEEP = Path(__file__).parent.parent / "pipelines" / "sweep.py"
+SWEEP = ROOT / "pipelines" / "sweep.py"
 # Imports once, then runs sweep.py as __main__ in one forked process per command: a real exit status
 # and real streams, without eight seconds of imports each.
 FORKING = """
@@ -94,11 +95,11 @@ BAD: dict[str, tuple[list[str], str]] = {
     "schedule": (["--training.schedule", "lineer"], "did you mean linear"),
     "a name without GPUs": (
         ["--resources.accelerator", "H200"],
-        "is 'H200' with gpus_per_trial 0, gpus_per_worker 0",
+        "got 'H200' with gpus_per_trial 0, gpus_per_worker 0",
     ),
     "GPUs for one stage": (
         ["--resources.gpus-per-worker", "1"],
-        "allowed: the GPUs' name (H200) and GPUs for all three, or neither",
+        "must be the GPUs' name (H200), with GPUs for all three stages, or empty without GPUs",
     ),
     "norm": (["--threat-model.norm", "l7"], "threat_model.norm must be linf or l2"),
     "alpha": (["--search.activations", "elu:1000"], "must be from 0.001 to 100 for elu, got 1000"),
@@ -106,7 +107,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["--threat-model.epsilon", "0"],
         "threat_model.epsilon must be a number greater than 0",
     ),
-    "epsilon in 255ths": (["--threat-model.epsilon", "8"], "Did you mean 8/255"),
+    "epsilon in 255ths": (["--threat-model.epsilon", "8"], "did you mean 8/255"),
     "unreachable edge": (
         ["--evaluation.step-size", "1/255", "--evaluation.steps", "10"],
         "out of reach",
