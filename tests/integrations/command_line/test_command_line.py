@@ -1,5 +1,6 @@
 """The command line: precedence, names, places, and one line for every mistake."""
 
+import io
 import json
 import os
 import subprocess
@@ -260,6 +261,26 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         return parse(argv, RECIPES, default=DEFAULT, about="")
 
     return read
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_mistake_is_one_sentence_whatever_frame_the_parser_draws(
+    encoding: str, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(UsageError) as error:
+        command("--resources.gpus-per-trial", "-1")
+    assert str(error.value) == "resources.gpus_per_trial must be a number from 0 to 65536, got -1"
+
+
+def test_the_recipe_is_no_option_and_the_short_form_of_help_is_one(
+    command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match="unknown option --recipe"):
+        command("--recipe", "x")
+    with pytest.raises(SystemExit) as end:
+        command("digits_smoke", "-h")
+    assert end.value.code == 0 and "--training.epochs" in capsys.readouterr().out
 
 
 def test_the_command_line_beats_the_recipe_and_the_recipe_beats_the_default(command: Any) -> None:
