@@ -37,7 +37,7 @@ from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.parsing import parse, parse_options
 from sat_ray.integrations.mlflow import MlflowTracker
 from sat_ray.integrations.mlflow.projection.registry import ALIAS, registered_name
-from sat_ray.models import ModelSpec, Normalized, build_model
+from sat_ray.models import Normalized, build_model
 from sat_ray.models.export import export_model
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
@@ -240,8 +240,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table = evaluate(model, images, labels, ids, attacks=[attack])
         pq.write_table(table, outcomes / f"relu-s{seed}.parquet")
         trained = sweep.child(f"checkpoints/train/relu-s{seed}")
-        spec = ModelSpec(name="small_resnet", activation="relu", **shape)
-        save_model(trained, model.state_dict(), spec=spec, about={})
+        save_model(trained, model.state_dict(), spec=model.spec, about={})
         rows.append({"checkpoint": trained.uri})
     sweep.write_json("leaderboard.json", {"rows": rows})
     register_champion(model, folder / "runs")
