@@ -74,7 +74,7 @@ docs: setup ## build the documentation into site/
 release: setup ## build sdist and wheel into dist/ and check what they hold
 	rm -rf dist
 	$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist
-	RELEASE=dist $(BIN)/python -m pytest tests/test_package.py
+	RELEASE=dist $(BIN)/python -m pytest tests/integrations/command_line/test_package.py
 
 lock: setup ## resolve requirements.lock again from requirements*.txt
 	$(BIN)/uv pip compile --quiet --no-header --generate-hashes requirements.txt requirements-dev.txt --output-file requirements.lock

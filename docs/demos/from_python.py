@@ -16,9 +16,8 @@ from sat_ray.models import build_model
 from sat_ray.threat import ThreatModel
 from sat_ray.training import TrainingSettings, fit
 
-# --8<-- [end:imports]
-
 Arrays = tuple[np.ndarray, np.ndarray]
+# --8<-- [end:imports]
 
 
 # --8<-- [start:images]

@@ -135,6 +135,11 @@ def test_every_python_file_and_every_test_that_a_page_names_is_there(page: Path)
         assert f"def {name}(" in tests, f"{page.name} names {name}"
 
 
+def test_every_test_that_the_makefile_runs_is_there() -> None:
+    named = re.findall(r"\btests/[\w/]+\.py", (ROOT / "Makefile").read_text())
+    assert named and all((ROOT / name).is_file() for name in named)
+
+
 def test_every_page_that_the_code_names_is_there() -> None:
     for path in [*(ROOT / "sat_ray").rglob("*.py"), *(ROOT / "pipelines").glob("*.py")]:
         for page in re.findall(r"docs/[\w/-]+\.md", path.read_text()):

@@ -6,13 +6,17 @@ commands are planned by their own parser. What cannot run here at all is in EXCU
 EXCUSED_PYTHON, with a reason.
 """
 
+import ast
 import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,18 +25,23 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sweeps import ROOT
 
 from sat_ray.attacks import AttackSpec
+from sat_ray.checkpoint import load_model, save_model
 from sat_ray.evaluation import evaluate
 from sat_ray.integrations.command_line import compare, export, status
 from sat_ray.integrations.command_line.dry_run import describe
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.parsing import parse, parse_options
-from sat_ray.models import build_model
+from sat_ray.integrations.mlflow import MlflowTracker
+from sat_ray.integrations.mlflow.projection.registry import ALIAS, registered_name
+from sat_ray.models import Normalized, build_model
 from sat_ray.models.export import export_model
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.tasks import Dataset
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.serialization import to_json
 
@@ -44,15 +53,12 @@ EXCUSED = {
         "needs a running Ray cluster (tests/integrations/ray/test_job_submission.py submits to a "
         "real one); the job's own command is planned"
     ),
-    "mlflow models serve": "a server that does not end, on the champion of a finished sweep",
-    "curl -d": "a request to that server",
+    "mlflow models serve": "a server that does not end; test_a_served_champion_answers runs it",
 }
+SERVED = "http://127.0.0.1:5001/"
 # Python that cannot be run here, by a part of its text, and why.
 EXCUSED_PYTHON = {
-    "mlflow.pytorch.load_model": "a registered champion of a finished sweep, minutes; "
-    "test_sweep.py loads one in plain MLflow",
-    'load_model("runs/digits/checkpoints/train/': "a checkpoint of a finished sweep, named by its "
-    "leaderboard; test_from_python.py runs the same calls",
+    SERVED: "a request to that server; test_a_served_champion_answers sends it",
     "--8<--": "an include; the program it comes from is run by TESTED_ELSEWHERE or "
     "test_bring_your_own.py",
 }
@@ -205,7 +211,7 @@ PASTED = pasted()
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a clone with an environment, a claimed sweep, outcomes, and an exported model."""
+    """Make a clone with an environment and what a sweep leaves: models, outcomes, a champion."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("sat_ray", "pipelines", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -215,22 +221,42 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     packages = sysconfig.get_path("purelib", vars={"base": str(folder / ".venv")})
     installed = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     Path(packages, "clone.pth").write_text(f"{folder}\n{installed}")
+    for name in ("mlflow", "uvicorn"):
+        _, _, program = Path(sys.executable).with_name(name).read_text().partition("\n")
+        script = folder / ".venv" / "bin" / name
+        script.write_text(f"#!{script.with_name('python')}\n{program}")
+        script.chmod(0o755)
     sweep = Storage.at(folder / "runs" / "digits")
     sweep.write_json("config.json", to_json(RECIPES["digits"]()))
     outcomes = folder / "runs" / "digits" / "outcomes"
     outcomes.mkdir()
     images = np.random.default_rng(0).integers(0, 256, (64, 1, 8, 8), dtype=np.uint8)
     labels, ids = np.arange(64) % 10, np.arange(64)
-    ball = ThreatModel("linf", 8 / 255)
+    attack = AttackSpec(threat_model=ThreatModel("linf", 8 / 255), steps=4, step_size=4 / 255)
+    shape = {"num_classes": 10, "in_channels": 1, "width": 4}
+    rows = []
     for seed in (0, 1):
-        shape = {"num_classes": 10, "in_channels": 1, "width": 4}
         model = build_model("small_resnet", activation="relu", seed=seed, **shape).eval()
-        attack = AttackSpec(threat_model=ball, steps=4, step_size=4 / 255)
         table = evaluate(model, images, labels, ids, attacks=[attack])
         pq.write_table(table, outcomes / f"relu-s{seed}.parquet")
+        trained = sweep.child(f"checkpoints/train/relu-s{seed}")
+        save_model(trained, model.state_dict(), spec=model.spec, about={})
+        rows.append({"checkpoint": trained.uri})
+    sweep.write_json("leaderboard.json", {"rows": rows})
+    register_champion(model, folder / "runs")
     exported, _ = export_model(model, shape=(1, 8, 8), kind="pt2")
     (folder / "champion.pt2").write_bytes(exported)
     return folder
+
+
+def register_champion(model: Normalized, root: Path) -> None:
+    """Register a model as the champion of the recipe `digits`, as its sweep does."""
+    database = f"sqlite:///{root}/mlflow.db"
+    tracker = MlflowTracker(database, experiment="digits", artifact_root=str(root / "mlartifacts"))
+    run = tracker.run("champion", name="champion", tags={}, params={})
+    uri = tracker.model(run, model, name="model", input_shape=(1, 8, 8))
+    name = registered_name(RECIPES["digits"](), Dataset(uri="", hash="", manifest={}))
+    tracker.register(uri, name=name, alias=ALIAS, tags={}, run_id=run)
 
 
 @pytest.mark.parametrize("page", list(PASTED), ids=lambda page: page.name)
@@ -252,6 +278,81 @@ def test_what_a_page_shows_runs_when_it_is_pasted_into_a_fresh_shell(
             assert status == "0", f"{page.name}: {name} ended with {status}\n{done.stdout}"
     planned = sum("--dry-run" in name for name, _ in parts)
     assert done.stdout.count("dry run: nothing was touched") == planned
+
+
+@pytest.mark.fault
+def test_a_served_champion_answers(clone: Path, tmp_path: Path) -> None:
+    """The commands of docs/how-to/use-the-winner.md, on a port that is free here."""
+    page = (ROOT / "docs" / "how-to" / "use-the-winner.md").read_text()
+    (served,) = [line for line in page.splitlines() if " mlflow models serve " in line]
+    (request,) = [body for body in re.findall(r"```python\n(.*?)```", page, re.S) if SERVED in body]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert served.count("-p 5001") == 1
+    script = f"source .venv/bin/activate\n{served.replace('-p 5001', f'-p {port}')}"
+    shell = {"HOME": str(tmp_path), "PATH": os.defpath, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        server = subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=clone,
+            env=shell,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    asked = [sys.executable, "-c", request.replace("5001", str(port))]
+    deadline = time.monotonic() + 600
+    try:
+        while (done := subprocess.run(asked, capture_output=True, text=True)).returncode:
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(2)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+    model = load_model(str(clone / "runs/digits/checkpoints/train/relu-s1"))
+    gray = torch.full((1, 1, 8, 8), 0.5)
+    logits = torch.tensor(ast.literal_eval(done.stdout))
+    torch.testing.assert_close(logits, model(gray).detach(), rtol=1e-4, atol=1e-4)
+
+
+def included(page: Path) -> str:
+    """Return the Python blocks of a page in their order, includes replaced by their lines."""
+
+    def lines(found: re.Match[str]) -> str:
+        name, section = found.groups()
+        parts = re.split(r"# --8<-- \[(?:start|end):(\w+)\]\n", (ROOT / name).read_text())
+        return parts[parts.index(section) + 1]
+
+    text = re.sub(r"^ +(?=```|--8<--)", "", page.read_text(), flags=re.M)
+    blocks = "".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
+    return re.sub(r'^--8<-- "([\w/.]+):(\w+)"\n', lines, blocks, flags=re.M)
+
+
+def test_the_program_of_from_python_is_shown_whole_and_in_order() -> None:
+    """What it does is held by test_from_python.py; pasted block by block it must do the same."""
+    program = (ROOT / "docs" / "demos" / "from_python.py").read_text()
+    shown = ast.parse(included(ROOT / "docs" / "from-python.md"))
+    named = {node.name for node in shown.body if isinstance(node, ast.FunctionDef)}
+    wanted = ast.parse(program)
+    assert named == {node.name for node in wanted.body if isinstance(node, ast.FunctionDef)}
+    assert undefined(ast.unparse(shown)) == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [("x: np.ndarray = 1\nimport numpy as np\n", "np"), ("import math\nmath.pi\n", "")],
+)
+def test_a_name_that_is_used_before_its_import_is_found(code: str, found: str) -> None:
+    assert found in undefined(code) and bool(found) == bool(undefined(code))
+
+
+def undefined(code: str) -> str:
+    """Return what ruff says of names that are not defined where they are used."""
+    ruff = [Path(sys.executable).with_name("ruff"), "check", "--isolated", "--select", "F821", "-q"]
+    done = subprocess.run([*ruff, "-"], input=code, capture_output=True, text=True)
+    return done.stdout
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)

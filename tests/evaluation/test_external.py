@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from sweeps import environment
+from sweeps import ROOT, environment
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -1198,7 +1198,7 @@ def test_the_command_gives_the_outcomes_of_evaluate_and_repeats_without_work(
         "--shard-size": "20",
     }
     words = [word for pair in options.items() for word in pair]
-    script = Path(__file__).parent.parent / "pipelines" / "evaluate.py"
+    script = ROOT / "pipelines" / "evaluate.py"
     command = [
         sys.executable,
         str(script),
@@ -1275,7 +1275,7 @@ def test_the_card_of_a_model_brought_along_is_that_of_its_images_and_is_made_onc
         "--card",
     ]
     words += [word for pair in options.items() for word in pair]
-    script = Path(__file__).parent.parent / "pipelines" / "evaluate.py"
+    script = ROOT / "pipelines" / "evaluate.py"
     done = subprocess.run(
         [sys.executable, str(script), *words],
         cwd=on_the_shelf,

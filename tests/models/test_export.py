@@ -3,16 +3,9 @@ their card says what is known.
 """
 
 import importlib.util
-import json
-import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -20,7 +13,6 @@ import torch
 
 from sat_ray.checkpoint import load_model, save_model
 from sat_ray.integrations.command_line.export import Asked, export
-from sat_ray.integrations.mlflow import MlflowTracker
 from sat_ray.models import Normalized, build_model
 from sat_ray.models.export import ONNX_PACKAGES, export_model
 from sat_ray.storage.store import Storage
@@ -147,71 +139,3 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     with pytest.raises(ValueError) as error:
         export(Asked(model=named, out=out, storage=str(tmp_path)))
     assert said in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.fault
-def test_mlflow_serves_the_registered_champion(digits_model: Normalized, tmp_path: Path) -> None:
-    database = f"sqlite:///{tmp_path}/mlflow.db"
-    tracker = MlflowTracker(
-        database, experiment="served", artifact_root=str(tmp_path / "artifacts")
-    )
-    run = tracker.run("one", name="one", tags={}, params={})
-    uri = tracker.model(run, digits_model, name="model", input_shape=SHAPE)
-    tracker.register(uri, name="served", alias="champion", tags={}, run_id=run)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    beside = os.pathsep.join(
-        [str(Path(sys.executable).parent), os.environ["PATH"]]
-    )  # MLflow starts uvicorn by its name
-    command = [
-        "mlflow",
-        "models",
-        "serve",
-        "-m",
-        "models:/served@champion",
-        "--env-manager",
-        "local",
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-    ]
-    settings = {"MLFLOW_TRACKING_URI": database, "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": beside}
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(
-            command,
-            env=os.environ | settings,
-            cwd=tmp_path,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        for count in (1, 5):
-            images = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(count))
-            logits = torch.tensor(
-                _ask(port, {"inputs": images.tolist()}, server, tmp_path / "log")["predictions"]
-            )
-            torch.testing.assert_close(logits, digits_model(images).detach(), rtol=1e-4, atol=1e-4)
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
-
-
-def _ask(
-    port: int, question: dict[str, object], server: subprocess.Popen[bytes], log: Path
-) -> dict[str, object]:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/invocations",
-        json.dumps(question).encode(),
-        {"Content-Type": "application/json"},
-    )
-    deadline = time.monotonic() + 240
-    while True:
-        try:
-            answer: dict[str, object] = json.load(urllib.request.urlopen(request, timeout=60))
-            return answer
-        except (ConnectionError, urllib.error.URLError):
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(1)

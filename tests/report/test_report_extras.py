@@ -21,7 +21,7 @@ from sat_ray.report.figures.steps import accuracy_after
 from sat_ray.report.pages.mlflow_notes import card_note, configuration_note, sweep_note
 from sat_ray.report.pages.origin import CPUINFO, code_version, origin
 from sat_ray.report.pages.sweep_page import render
-from sat_ray.storage.uris import pages_of
+from sat_ray.storage.uris import LOCAL_PAGES, pages_of
 from sat_ray.sweep.recipes import digits, study
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.threat import ThreatModel
@@ -107,6 +107,10 @@ def test_the_page_shows_roll_backs_links_hashes_and_class_names() -> None:
     )
     assert "guard was off" in page(board, figures={"training_curves": png})
     assert 'href="javascript' not in page(board, pages="javascript:alert(1)")
+    # `make ui` alone would serve another folder where the storage is not ./runs
+    local = page(board, pages=LOCAL_PAGES)
+    assert "while its server runs there" in local and "make ui" not in local
+    assert "while its server runs there" not in text
 
 
 def test_the_page_says_of_every_difference_whether_it_is_real() -> None:

@@ -70,7 +70,7 @@ def _grouped(words: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Gather the words after each option; the first group belongs to none."""
     groups: list[tuple[str, list[str]]] = [("", [])]
     for word in words:
-        if word.startswith("--"):
+        if word.startswith("--") or word == "-h":
             option, equals, value = word.partition("=")
             groups.append((option, [value] if equals else []))
         else:
@@ -80,7 +80,7 @@ def _grouped(words: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 def _check_option(option: str, values: Sequence[str], kinds: Mapping[str, Any]) -> None:
     name = option[2:].replace("-", "_")
-    if name == "help":
+    if option in ("-h", "--help"):
         return
     kind = kinds.get(name, bool)  # only a switch has a second spelling, --no-x
     if kind is bool:

@@ -139,15 +139,17 @@ def parse_recipe(
     recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
     base = recipes[check_name(recipe, recipes, field="recipe")]()
     arguments = [_in_full(word) for word in arguments]
-    _check_flags(arguments, flatten(dataclasses.asdict(base)) | vars(options))
+    known = flatten(dataclasses.asdict(base)) | vars(options)
+    del known["recipe"]  # the first word, not an option
+    _check_flags(arguments, known)
     kinds = option_kinds(base) | option_kinds(options)
     check_words(arguments, kinds)
     kind, defaults = _command_type(base, options)
-    known = (
+    introduction = (
         f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; "
         "numbers may be written as k/255."
     )
-    text = "\n\n".join([_headline(about), known, activation_table()])
+    text = "\n\n".join([_headline(about), introduction, activation_table()])
     parsed = _parsed(
         kind, prog=program("[RECIPE]"), description=text, args=arguments, default=defaults
     )
@@ -187,9 +189,20 @@ def _parsed(kind: Any, **settings: Any) -> Any:
     except SystemExit as end:
         if end.code in (0, None):
             raise
-    lines = [line.strip(" │╭╰╮╯─") for line in shown.getvalue().splitlines()[1:]]
-    message = " ".join(itertools.takewhile(bool, lines))
-    raise UsageError(re.sub(r"^Error parsing (?!--)[\w.-]+: ", "", message)) from None
+    raise UsageError(_unframed(shown.getvalue())) from None
+
+
+def _unframed(text: str) -> str:
+    """Return the message of an error that tyro framed: in dashes where stdout is not UTF-8."""
+    lines = (line.strip(" │╭╰╮╯─") for line in text.splitlines()[1:])
+    said = itertools.dropwhile(_is_rule, lines)
+    message = " ".join(itertools.takewhile(lambda line: not _is_rule(line), said))
+    return re.sub(r"^Error parsing (?!--)[\w.-]+: ", "", message)
+
+
+def _is_rule(line: str) -> bool:
+    """Return whether a line of a frame holds no words."""
+    return not line.strip("-")
 
 
 def _in_full(word: str) -> str:
@@ -238,7 +251,7 @@ def _closest(name: str, known: Collection[str]) -> str:
     hint = (
         f"did you mean {' or '.join(f'--{full}' for full in found[:3])}?"
         if found
-        else suggest(name, known)
+        else suggest(f"--{name}", [f"--{full}" for full in known])
     )
     return hint.replace("_", "-")
 

@@ -1,5 +1,6 @@
 """The command line: precedence, names, places, and one line for every mistake."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import ROOT
 
 from sat_ray.activations.table import activation_table
 from sat_ray.integrations.command_line.checks.claims import claim_folder
@@ -21,7 +23,7 @@ from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.search.search_space import groups
 from sat_ray.utils.serialization import to_json
 
-SWEEP = Path(__file__).parent.parent / "pipelines" / "sweep.py"
+SWEEP = ROOT / "pipelines" / "sweep.py"
 # Imports once, then runs sweep.py as __main__ in one forked process per command: a real exit status
 # and real streams, without eight seconds of imports each.
 FORKING = """
@@ -94,11 +96,11 @@ BAD: dict[str, tuple[list[str], str]] = {
     "schedule": (["--training.schedule", "lineer"], "did you mean linear"),
     "a name without GPUs": (
         ["--resources.accelerator", "H200"],
-        "is 'H200' with gpus_per_trial 0, gpus_per_worker 0",
+        "got 'H200' with gpus_per_trial 0, gpus_per_worker 0",
     ),
     "GPUs for one stage": (
         ["--resources.gpus-per-worker", "1"],
-        "allowed: the GPUs' name (H200) and GPUs for all three, or neither",
+        "must be the GPUs' name (H200), with GPUs for all three stages, or empty without GPUs",
     ),
     "norm": (["--threat-model.norm", "l7"], "threat_model.norm must be linf or l2"),
     "alpha": (["--search.activations", "elu:1000"], "must be from 0.001 to 100 for elu, got 1000"),
@@ -106,7 +108,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["--threat-model.epsilon", "0"],
         "threat_model.epsilon must be a number greater than 0",
     ),
-    "epsilon in 255ths": (["--threat-model.epsilon", "8"], "Did you mean 8/255"),
+    "epsilon in 255ths": (["--threat-model.epsilon", "8"], "did you mean 8/255"),
     "unreachable edge": (
         ["--evaluation.step-size", "1/255", "--evaluation.steps", "10"],
         "out of reach",
@@ -259,6 +261,26 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         return parse(argv, RECIPES, default=DEFAULT, about="")
 
     return read
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_mistake_is_one_sentence_whatever_frame_the_parser_draws(
+    encoding: str, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(UsageError) as error:
+        command("--resources.gpus-per-trial", "-1")
+    assert str(error.value) == "resources.gpus_per_trial must be a number from 0 to 65536, got -1"
+
+
+def test_the_recipe_is_no_option_and_the_short_form_of_help_is_one(
+    command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match="unknown option --recipe"):
+        command("--recipe", "x")
+    with pytest.raises(SystemExit) as end:
+        command("digits_smoke", "-h")
+    assert end.value.code == 0 and "--training.epochs" in capsys.readouterr().out
 
 
 def test_the_command_line_beats_the_recipe_and_the_recipe_beats_the_default(command: Any) -> None:

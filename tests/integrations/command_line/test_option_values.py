@@ -70,6 +70,8 @@ def test_every_option_has_its_dotted_name_and_positional_words_are_counted_apart
         "--part.word a",
         "name --quiet",
         "--help",
+        "-h",
+        "name -h",
     ],
 )
 def test_what_an_option_takes_passes(words: str) -> None:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = Path(__file__).parent.parent / "pipelines"
+from repository import ROOT
+
+COMMANDS = ROOT / "pipelines"
 CODE = """
 import json, os, sys
 from sat_ray.integrations.command_line.process.exit_status import exit_status

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from repository import paths_of_tests
 from rich.console import Console
 from sweeps import environment
 
@@ -166,9 +167,7 @@ def test_the_folder_of_a_killed_export_goes_at_the_next_start(
     shutil.copy(database, tmp_path)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    here = str(Path(__file__).parent)
-    variables = environment(TMPDIR=str(temporary))
-    variables["PYTHONPATH"] = f"{here}:{variables.get('PYTHONPATH', '')}"
+    variables = environment(TMPDIR=str(temporary), PYTHONPATH=paths_of_tests())
     command = [sys.executable, "-c", EXPORTING, str(tmp_path)]
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
