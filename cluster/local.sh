@@ -114,6 +114,7 @@ show() {
 
 down() {
     local file pid try
+    [[ ! -e $state ]] || require_own "$state" # its files name the processes to end
     # Workers first: they drain towards a head that still answers.
     for file in "$state"/worker-*.pid "$state"/head.pid; do
         [[ -f $file ]] || continue

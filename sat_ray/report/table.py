@@ -15,6 +15,7 @@ from rich import table as rich_table
 from rich.text import Text
 
 from sat_ray.report.formatting import ABSENT
+from sat_ray.utils.names import printable
 
 Item = Any
 _SEVERAL_WORDS = re.compile("[a-z] [a-z]")
@@ -109,12 +110,17 @@ def escaped(text: str) -> str:
     return text.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
 
 
+def terminal_text(text: str) -> Text:
+    """Return a text for the terminal that is shown literally; a name in it may hold escapes."""
+    return Text(printable(text, kept="\n"))
+
+
 def terminal_table(table: Table) -> rich_table.Table:
     """Return a table for the terminal; names are shown literally, markup in them included."""
     drawn = rich_table.Table(
-        title=Text(table.title) if table.title else None,
+        title=terminal_text(table.title) if table.title else None,
         title_justify="left",
-        caption=Text(table.caption) if table.caption else None,
+        caption=terminal_text(table.caption) if table.caption else None,
         caption_justify="left",
     )
     columns = narrow(table.columns)
@@ -124,7 +130,7 @@ def terminal_table(table: Table) -> rich_table.Table:
         # Numbers stay on one line, sentences may be broken.
         unbroken = number and not any(_SEVERAL_WORDS.search(line[place].line) for line in cells)
         drawn.add_column(
-            Text("\n".join(column.title.rsplit(" ", 1)) if number else column.title),
+            terminal_text("\n".join(column.title.rsplit(" ", 1)) if number else column.title),
             justify="right" if number else "left",
             no_wrap=unbroken,
             overflow="fold",
@@ -133,5 +139,5 @@ def terminal_table(table: Table) -> rich_table.Table:
         if place in table.sums:
             drawn.add_section()
         style = "bold" if table.marked(table.items[place]) else None
-        drawn.add_row(*(Text(cell.line) for cell in line), style=style)
+        drawn.add_row(*(terminal_text(cell.line) for cell in line), style=style)
     return drawn

@@ -4,6 +4,9 @@ import re
 from urllib.parse import urlsplit
 
 SCHEME = "s3://"
+# An address is found behind white space too, and that of S3 with any number of slashes: a mistyped
+# one must not be shown or stored either.
+_ADDRESS = re.compile(r"\s*(?:(s3):/+|([a-z][a-z0-9+.-]*)://)(.*)", re.IGNORECASE | re.DOTALL)
 LOCAL_PAGES = "http://127.0.0.1:5000"  # of `make ui`
 
 
@@ -13,11 +16,12 @@ def check_address(text: str, *, field: str) -> None:
     Addresses are written into configs, records, reports and MLflow. A local path is not an address
     and may hold any character.
     """
-    scheme, separator, rest = text.partition("://")
-    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+    found = _ADDRESS.fullmatch(text)
+    if found is None:
         return
+    bucket, _, rest = found.groups()
     authority, _, path = rest.partition("/")
-    port = "" if scheme.lower() == "s3" else r"(:\d{1,5})?"
+    port = "" if bucket else r"(:\d{1,5})?"
     plain = re.fullmatch(rf"[^:@%\[]*{port}", authority) is not None
     # A login whose password has a slash lies on both sides of the first slash.
     split = ":" in authority and "@" in path

@@ -56,6 +56,32 @@ def test_a_state_folder_of_a_stranger_is_refused_before_anything_starts(
     assert not list(state.iterdir()) and not list(tmp_path.glob("sat_ray-*"))
 
 
+@pytest.mark.parametrize(
+    "make", [_open, _link, _of_another], ids=lambda make: make.__name__.strip("_")
+)
+def test_a_state_folder_of_a_stranger_names_no_process_to_end(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    make(state)
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        started = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        (state / "head.pid").write_text(f"{process.pid} {started}\n")
+        variables = environment(SAT_RAY_LOCAL_STATE=str(state), RAY=sys.executable)
+        done = subprocess.run(
+            ["bash", SCRIPT, "down"],
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        alive = process.poll() is None
+        process.kill()
+    assert alive and done.returncode == 1
+    assert f"{state} must be a folder of" in done.stderr
+
+
 @pytest.mark.fault
 def test_the_session_is_closed_to_others_while_it_runs_and_gone_when_it_is_put_down(
     tmp_path: Path,

@@ -114,17 +114,44 @@ def test_reading_commands_import_nothing_that_storage_names(stranger: Path, tmp_
     assert stranger.exists() and "is a NoneType" in allowed.stderr
 
 
-def test_one_sweep_with_code_of_its_own_does_not_hide_the_others(
+def test_a_module_with_the_name_of_an_activation_is_code_too(
     stranger: Path, tmp_path: Path
 ) -> None:
-    _sweep(tmp_path, PLACES["network"])
+    (tmp_path / "relu.py").write_text("from strangers.net import make\n")
+    for place, change in {
+        "network": lambda config: config["model"].update(name="relu:make"),
+        "dataset": lambda config: config["data"].update(dataset="relu:make"),
+        "pair": lambda config: config["search"].update(pairs=["silu/relu:make"]),
+    }.items():
+        storage = _sweep(tmp_path, change)
+        assert code_named(storage.read_json("config.json")) == ["relu:make"], place
+        with pytest.raises(UnconfirmedCodeError):
+            stored_config(storage)
+    mistyped = _sweep(tmp_path, lambda config: config["search"].update(activations=["relu:x"]))
+    with pytest.raises(ValueError, match="an alpha must be a number, got 'x'"):
+        stored_config(mistyped)
+    assert not stranger.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (PLACES["network"], "--allow-code"),
+        (lambda config: config.clear(), "cannot be read as a sweep's config"),
+    ],
+    ids=["code", "damaged"],
+)
+def test_one_sweep_that_is_not_read_does_not_hide_the_others(
+    change: Callable[[dict[str, Any]], None], reason: str, stranger: Path, tmp_path: Path
+) -> None:
+    _sweep(tmp_path, change)
     plain = Storage(str(tmp_path / "runs" / "plain"))
     plain.write_json("config.json", to_json(RECIPES["digits_smoke"]()))
     root = Storage(str(tmp_path / "runs"))
     first, second = status.answer(status.Asked(), root).splitlines()
     assert first.startswith("digits_smoke  not read: ") and "last record" in second
     values = json.loads(status.answer(status.Asked(json=True), root))
-    assert "--allow-code" in values[0]["unread"] and values[1]["name"] == "plain"
+    assert reason in values[0]["unread"] and values[1]["name"] == "plain"
     assert not stranger.exists()
 
 

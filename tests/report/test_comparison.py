@@ -604,6 +604,22 @@ def test_the_command_prints_plain_tables_and_writes_everything_as_json(
     assert "McNemar compares these checkpoints on these images, not two activations" in done.stdout
 
 
+def test_the_command_prints_no_escape_that_outcomes_hold(
+    tables: dict[str, pa.Table], tmp_path: Path
+) -> None:
+    hostile = "\x1b]0;title\x07[red]\u202epgd"
+    named = [
+        table.set_column(
+            table.schema.get_field_index("attack"), "attack", pa.array([hostile] * len(table))
+        )
+        for table in tables.values()
+    ]
+    done = command(*saved(tmp_path, **{f"{place}\x1b[31m": one for place, one in enumerate(named)}))
+    assert done.returncode == 0, done.stderr
+    assert r"\x1b]0;title\x07[red]\u202epgd" in done.stdout and r"0\x1b[31m" in done.stdout
+    assert not {"\x1b", "\x07", "\u202e"} & set(done.stdout + done.stderr)
+
+
 def test_the_command_refuses_in_one_line_with_exit_status_2(
     tables: dict[str, pa.Table], tmp_path: Path
 ) -> None:

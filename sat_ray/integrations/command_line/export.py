@@ -19,7 +19,7 @@ from sat_ray.sweep.status import sweeps_in
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.bounds import Bounds, check_fields
 from sat_ray.utils.import_string import confirm
-from sat_ray.utils.names import check_name
+from sat_ray.utils.names import check_name, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +107,9 @@ def export(asked: Asked) -> None:
         config=None if found.sweep is None else found.sweep.read_json("config.json"),
     )
     card.write_text(text)
-    print(found.checkpoint)
-    print(f"{out}: {len(data):,} bytes; {parity}")
-    print(f"{card}: its card")
+    print(printable(found.checkpoint))
+    print(printable(f"{out}: {len(data):,} bytes; {parity}"))
+    print(printable(f"{card}: its card"))
 
 
 def locate(model: str, root: Storage) -> Found:

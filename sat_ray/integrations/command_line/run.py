@@ -6,6 +6,7 @@ from collections.abc import Callable
 from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.utils.names import printable
 
 Run = Callable[[Command], None]
 
@@ -24,7 +25,7 @@ def main(run: Run, *, about: str | None) -> int:
         if command.dry_run:
             from sat_ray.integrations.command_line.dry_run import describe
 
-            print(describe(command))
+            print(printable(describe(command), kept="\n"))
         else:
             _check_machine(command)
             run(command)
@@ -67,7 +68,7 @@ def _check_parts(command: Command) -> None:
 
     check_user_defined_parts(command.config, command.root)
     for sentence in export_warnings(command.config, command.root):
-        print(f"warning: {sentence}", file=sys.stderr)
+        print(printable(f"warning: {sentence}"), file=sys.stderr)
 
 
 def _check_machine(command: Command) -> None:

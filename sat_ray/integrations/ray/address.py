@@ -5,6 +5,8 @@ import re
 import socket
 import time
 
+from sat_ray.storage.uris import redacted
+
 VARIABLE = "RAY_ADDRESS"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
 """What an HTTP/2 client sends first, with an empty SETTINGS frame; Ray's servers use gRPC."""
@@ -15,10 +17,11 @@ ALLOWED = "allowed: HOST:PORT of the cluster's head (port 6379), auto, or local 
 
 def check_address(address: str, *, timeout_seconds: float = SECONDS) -> None:
     """Raise ValueError, within `timeout_seconds` or little more, where no Ray answers there."""
+    shown = redacted(address)
     if address.startswith(("http://", "https://")):
         raise ValueError(
-            f"{VARIABLE} is {address}, which is an address to submit tasks to; either submit the "
-            f"command: ray task submit --address {address} --working-dir . -- python ..., or set "
+            f"{VARIABLE} is {shown}, which is an address to submit jobs to; either submit the "
+            f"command: ray job submit --address {shown} --working-dir . -- python ..., or set "
             f"{VARIABLE} to the HOST:PORT of the cluster's head (port 6379)"
         )
     if address == "auto":  # Ray looks on this machine, and fails at once if there is none
@@ -27,11 +30,11 @@ def check_address(address: str, *, timeout_seconds: float = SECONDS) -> None:
         r"(ray://)?(?P<host>[^/:\s]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})", address
     )
     if found is None or not 0 < int(found["port"]) < 65536:
-        raise ValueError(f"{VARIABLE} must be the address of a Ray, got {address}; {ALLOWED}")
+        raise ValueError(f"{VARIABLE} must be the address of a Ray, got {shown}; {ALLOWED}")
     reason = _reason(found["host"].strip("[]"), int(found["port"]), timeout_seconds)
     if reason:
         raise ValueError(
-            f"{VARIABLE} is {address}, and no Ray answers there ({reason}); start the cluster, "
+            f"{VARIABLE} is {shown}, and no Ray answers there ({reason}); start the cluster, "
             f"correct the variable, or unset it for a private Ray on this machine"
         )
 

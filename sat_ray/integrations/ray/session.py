@@ -116,7 +116,7 @@ def _join(address: str) -> None:
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         raise ValueError(
-            f"{VARIABLE} is {address}, and Ray refuses this driver: {reason}"
+            f"{VARIABLE} is {redacted(address)}, and Ray refuses this driver: {reason}"
         ) from error
 
 

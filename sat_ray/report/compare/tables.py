@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import RenderableType
-from rich.text import Text
 
 from sat_ray.evaluation.engine.verdicts import CLEAN_ERROR, NEVER
 from sat_ray.evaluation.intervals import wilson_interval
@@ -30,7 +29,7 @@ from sat_ray.report.formatting import (
     threat_text,
 )
 from sat_ray.report.leaderboard.summary import BoolArray, IntArray
-from sat_ray.report.table import WORDS, Column, Table, terminal_table
+from sat_ray.report.table import WORDS, Column, Table, terminal_table, terminal_text
 
 CLASSES_SHOWN = 20
 
@@ -40,11 +39,11 @@ def render(comparison: Comparison, *, flips: int) -> Iterator[RenderableType]:
 
     flips: how many images to show of each direction; names are shown literally.
     """
-    yield Text(setting(comparison))
+    yield terminal_text(setting(comparison))
     yield terminal_table(_accuracies(comparison))
     yield terminal_table(_differences(comparison))
     for pair in comparison.pairs:
-        yield Text(sentence(comparison, pair))
+        yield terminal_text(sentence(comparison, pair))
     yield terminal_table(_classes(comparison))
     if flips:
         for pair in comparison.pairs:
@@ -55,7 +54,7 @@ def render(comparison: Comparison, *, flips: int) -> Iterator[RenderableType]:
             title = f"robust in {b}, broken in {a}"
             yield _flips(comparison, pair, pair.gained, title=title, shown=flips)
     for note in notes(comparison):
-        yield Text(f"· {note}")
+        yield terminal_text(f"· {note}")
 
 
 def setting(comparison: Comparison) -> str:
@@ -190,7 +189,7 @@ def _flips(
 ) -> RenderableType:
     """Return a table of images that only one of two models withstands."""
     if not len(rows):
-        return Text(f"{title}: no image")
+        return terminal_text(f"{title}: no image")
     images = comparison.models[pair.first].images
     columns = [
         Column("image_id", lambda row: images.image_ids[row]),

@@ -26,11 +26,11 @@ def code_named(config: Any) -> list[str]:
         word
         for text in _words(search.get("activations"))
         for word in (text, text.rpartition(":")[0])
+        if word.partition(":")[0] not in ACTIVATIONS  # relu:x is a mistyped alpha, no module
     ]
     pairs = [word for text in _words(search.get("pairs")) for word in text.split("/")]
     others = _words([model.get("name"), data.get("dataset")])
-    names = {name for name in (*others, *activations, *pairs) if is_reference(name)}
-    return sorted(name for name in names if name.partition(":")[0] not in ACTIVATIONS)
+    return sorted({name for name in (*others, *activations, *pairs) if is_reference(name)})
 
 
 def _part(config: Any, name: str) -> dict[str, Any]:

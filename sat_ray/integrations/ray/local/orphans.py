@@ -11,7 +11,7 @@ def remove_orphans() -> None:
     after the other, so what this task holds when a stage begins is left over. A group's id ends in
     its job's.
     """
-    task = ray.get_runtime_context().get_job_id()
+    job = ray.get_runtime_context().get_job_id()
     for name, group in ray.util.placement_group_table().items():
-        if name.endswith(task) and group["state"] != "REMOVED":
+        if name.endswith(job) and group["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
