@@ -25,7 +25,7 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.status import Best, StageStatus, SweepStatus, read_status, sweeps_in
-from sat_ray.utils.import_string import UnconfirmedCodeError, confirm, first_line
+from sat_ray.utils.import_string import confirm, first_line
 from sat_ray.utils.names import check_name, printable
 from sat_ray.utils.serialization import flatten, to_json
 
@@ -94,11 +94,11 @@ def answer(asked: Asked, root: Storage) -> str:
 
 
 def _status_or_reason(root: Storage, name: str) -> SweepStatus | str:
-    """Return a sweep's status, or why its config is not read: it names code of somebody's own."""
+    """Return a sweep's status, or why it is not read, so that the other sweeps are still shown."""
     try:
         return read_status(root, name)
-    except UnconfirmedCodeError as error:
-        return str(error)
+    except (ValueError, OSError) as error:
+        return first_line(error)
 
 
 def as_json(found: SweepStatus) -> dict[str, Any]:

@@ -17,8 +17,8 @@ def check_address(address: str, *, timeout_seconds: float = SECONDS) -> None:
     """Raise ValueError, within `timeout_seconds` or little more, where no Ray answers there."""
     if address.startswith(("http://", "https://")):
         raise ValueError(
-            f"{VARIABLE} is {address}, which is an address to submit tasks to; either submit the "
-            f"command: ray task submit --address {address} --working-dir . -- python ..., or set "
+            f"{VARIABLE} is {address}, which is an address to submit jobs to; either submit the "
+            f"command: ray job submit --address {address} --working-dir . -- python ..., or set "
             f"{VARIABLE} to the HOST:PORT of the cluster's head (port 6379)"
         )
     if address == "auto":  # Ray looks on this machine, and fails at once if there is none

@@ -9,7 +9,7 @@ from sat_ray.integrations.ray.tasks import result
 from sat_ray.utils.code_hash import code_hashes
 from sat_ray.utils.import_string import resolve
 
-REMEDY = "install it on every node, or submit it with ray task submit --working-dir"
+REMEDY = "install it on every node, or submit it with ray job submit --working-dir"
 
 
 @ray.remote(num_cpus=0, max_retries=1)
