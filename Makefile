@@ -111,6 +111,7 @@ submit: setup ## run RECIPE on the Kubernetes cluster
 
 ray-up: setup ## start a Ray cluster on AWS without Kubernetes
 	@test -s ~/.ray/auth_token || { echo "put a token into ~/.ray/auth_token (cluster/README.md)"; exit 2; }
+	$(BIN)/python -m cluster.checks.pinned cluster/aws/ray-up.yaml
 	RAY_AUTH_MODE=token $(BIN)/ray up --yes cluster/aws/ray-up.yaml
 
 ray-down: setup ## stop it

@@ -8,9 +8,15 @@ import safetensors.torch
 from torch import Tensor
 
 from sat_ray.models import ModelSpec, Normalized, model_from_spec
+from sat_ray.models.build import misfit
 from sat_ray.storage.sealed import read_perhaps_sealed, sealed
 from sat_ray.storage.store import Storage
-from sat_ray.utils.import_string import check_confirmed, confirm, stored_names
+from sat_ray.utils.import_string import (
+    UnconfirmedCodeError,
+    check_confirmed,
+    confirm,
+    stored_names,
+)
 from sat_ray.utils.serialization import sha256
 
 FORMAT = 2
@@ -94,8 +100,15 @@ def load_model(
     try:
         with stored_names():
             given = ModelSpec(**spec)
+        weights = safetensors.torch.load(data)
+        if wrong := misfit(given, weights):
+            raise RuntimeError(wrong)
         model = model_from_spec(given, seed=0)
-        model.load_state_dict(safetensors.torch.load(data))
+        model.load_state_dict(weights)
+    except UnconfirmedCodeError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"checkpoint {storage.uri}: {error}") from None
     except (TypeError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -1,10 +1,12 @@
 """Models by name: residual networks, ResNeXts, EfficientNets, and networks for small images."""
 
 import functools
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from sat_ray.activations.registry import make_activation
@@ -99,6 +101,25 @@ def model_from_spec(spec: ModelSpec, *, seed: int | None = None) -> Normalized:
     if not is_reference(spec.name):
         inject_activation(net, activation=spec.activation, alpha=spec.alpha)
     return Normalized(net, mean=spec.mean, std=spec.std, spec=spec)
+
+
+def misfit(spec: ModelSpec, weights: Mapping[str, Tensor]) -> str:
+    """Return which of the weights is not that of the network of a spec; "" where none is.
+
+    No memory is taken for the network: a description of a few bytes may name one of many
+    gigabytes. User-defined networks are not compared, because not every one can be made so.
+    """
+    if is_reference(spec.name):
+        return ""
+    with torch.device("meta"):  # shapes without numbers
+        # An activation adds single numbers only, and a user-defined one may need real tensors.
+        outline = model_from_spec(replace(spec, activation="relu", alpha=None), seed=0)
+    for name, wanted in outline.state_dict().items():
+        if name not in weights:
+            return f"there is no {name}"
+        if (found := weights[name].shape) != wanted.shape:
+            return f"{name} must have the shape {tuple(wanted.shape)}, got {tuple(found)}"
+    return ""
 
 
 @functools.cache

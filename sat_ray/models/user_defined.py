@@ -95,6 +95,11 @@ def check_sizes(
 
 
 def _check_parts(model: nn.Module, *, what: str) -> None:
+    if any(type(one).__name__ == "OptimizedModule" for one in model.modules()):
+        raise ValueError(
+            f"{what} must be a network that is not compiled; return it without torch.compile and "
+            "set training.compile to True"
+        )
     for path, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             raise ValueError(

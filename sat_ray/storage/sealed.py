@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from sat_ray.storage.store import Storage
-from sat_ray.utils.serialization import json_bytes
+from sat_ray.utils.serialization import json_bytes, parse_json
 
 SEAL = "checksum"
 CHANGED = "does not match its checksum: it was changed or is damaged"
@@ -49,7 +49,7 @@ def read_sealed(storage: Storage, path: str) -> dict[str, Any]:
     Raises FileNotFoundError where there is none, and ValueError, a sentence without its subject,
     where it is damaged or has no checksum.
     """
-    value = _object(storage, path)
+    value = parse_json(storage.read(path))
     if fault := seal_fault(value):
         raise ValueError(fault)
     return _unsealed(value)
@@ -62,20 +62,13 @@ def read_perhaps_sealed(
 
     required: says whether an object must have a checksum.
     """
-    value = _object(storage, path)
+    value = parse_json(storage.read(path))
     fault = seal_fault(value)
     if fault and (fault != UNSEALED or required(value)):
         raise ValueError(fault)
     if fault:
         _warn(f"{storage.full(path)} {fault}; whether it was changed since cannot be checked")
     return _unsealed(value)
-
-
-def _object(storage: Storage, path: str) -> Any:
-    try:
-        return storage.read_json(path)
-    except ValueError as error:
-        raise ValueError(f"is no JSON ({error})") from None
 
 
 def _unsealed(value: dict[str, Any]) -> dict[str, Any]:

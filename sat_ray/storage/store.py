@@ -9,7 +9,6 @@ away (`sat_ray.storage.outages`).
 
 import contextlib
 import io
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import pyarrow.fs as pafs
 from sat_ray.storage import local_disk
 from sat_ray.storage.outages import http_status, patient
 from sat_ray.storage.uris import SCHEME, check_address
-from sat_ray.utils.serialization import json_bytes
+from sat_ray.utils.serialization import json_bytes, parse_json
 
 BLOCK_BYTES = 8 * 1024**2  # of a file that is read from end to end: few requests, little memory
 EXISTS = 412  # S3's answer to a conditional PUT of an object that exists
@@ -150,11 +149,19 @@ class Storage:
         return io.BufferedReader(self._opened[0].open_input_file(self._inner(path)), BLOCK_BYTES)
 
     def read_json(self, path: str) -> Any:
-        """Return a file's JSON value; ValueError where it is none."""
+        """Return a file's JSON value; ValueError, which names the file, where it is none."""
         try:
-            return json.loads(self.read(path))
-        except RecursionError:
-            raise ValueError("its values are nested too deeply") from None
+            return parse_json(self.read(path))
+        except ValueError as error:
+            raise ValueError(f"{self.full(path)} {error}") from None
+
+    def read_object(self, path: str) -> dict[str, Any]:
+        """Return a file's JSON object; ValueError, which names the file, where it is none."""
+        value = self.read_json(path)
+        if not isinstance(value, dict):
+            found = type(value).__name__
+            raise ValueError(f"{self.full(path)} must hold a JSON object, got a {found}")
+        return value
 
     def write(self, path: str, data: bytes) -> None:
         """Put a whole file in place; readers see the old or the new one."""

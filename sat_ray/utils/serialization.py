@@ -21,6 +21,19 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
+def parse_json(data: bytes) -> Any:
+    """Return the JSON value in a file's bytes.
+
+    Raises ValueError, a sentence without its subject, where there is none.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("is no JSON (its values are nested too deeply)") from None
+    except ValueError as error:
+        raise ValueError(f"is no JSON ({error})") from None
+
+
 def to_json(value: Any) -> Any:
     """Turn settings into plain JSON values, the same for equal settings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -260,8 +260,27 @@ def test_an_overlay_is_applied_only_with_digests(tmp_path):
     for pod in pods(documents):
         for container in pod.containers:
             container["image"] = f"registry.example.com/{container['image']}@sha256:{'0' * 64}"
-    path.write_text(yaml.safe_dump_all(documents))
+    text = yaml.safe_dump_all(documents)
+    path.write_text(text)
+    assert main_of_pinned([str(path)]) == 1, "the examples of bucket, role and server are left"
+    path.write_text(re.sub("sat-ray-example|111122223333|example.internal", "mine", text))
     assert main_of_pinned([str(path)]) == 0
+
+
+@pytest.mark.parametrize("name", ["nodes/karpenter.yaml", "aws/ray-up.yaml"])
+def test_a_file_with_examples_is_refused_until_they_are_replaced(name, tmp_path, capsys):
+    assert main_of_pinned([str(CLUSTER / name)]) == 1
+    assert "REPLACE; put your own in its place" in capsys.readouterr().out
+    path = tmp_path / "filled.yaml"
+    text = (CLUSTER / name).read_text()
+    path.write_text(re.sub("REPLACE|sat-ray-example|example.internal", "mine", text))
+    assert main_of_pinned([str(path)]) == 0
+
+
+def test_nothing_is_started_on_aws_while_examples_are_left():
+    recipe = (ROOT / "Makefile").read_text().partition("\nray-up:")[2].partition("\n\n")[0]
+    check, start = (recipe.find(word) for word in ("cluster.checks.pinned", "ray up --yes"))
+    assert 0 < check < start
 
 
 def test_karpenter_removes_empty_nodes_alone_and_its_machine_image_is_chosen():

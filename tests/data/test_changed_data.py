@@ -123,6 +123,19 @@ def test_a_changed_image_folder_is_refused_in_one_line_that_says_what_to_do(
         )
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"images": "x", "classes": 2}'])
+def test_a_damaged_fingerprint_is_refused_in_one_line_that_says_what_to_do(
+    text: str, tmp_path: Path
+) -> None:
+    folder = photographs(tmp_path / "in")
+    made = prepare("image_folder", folder, tmp_path)
+    Path(made.uri, SOURCE).write_text(text)
+    with pytest.raises(ChangedDataError, match=rf"^{made.uri}/{SOURCE} ") as caught:
+        prepare("image_folder", folder, tmp_path)
+    assert f"move {made.uri} away and prepare it again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_images_that_are_not_there_any_more_are_not_needed(tmp_path: Path) -> None:
     folder = photographs(tmp_path / "in")
     made = prepare("image_folder", folder, tmp_path)

@@ -113,6 +113,10 @@ def sigmoid(num_classes: int, activation) -> nn.Module:
     return nn.Sequential(*_layers(num_classes, activation), _Lambda(torch.sigmoid))
 
 
+def compiled(num_classes: int, activation) -> nn.Module:
+    return torch.compile(nn.Sequential(*_layers(num_classes, activation)))
+
+
 def lazy(num_classes: int, activation) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), activation(), nn.LazyLinear(num_classes))
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,34 @@ def test_a_description_of_another_shape_gives_one_line_or_a_model(
     finally:
         (folder / MODEL_JSON).write_text(text)
     assert message and "\n" not in message
+
+
+@pytest.mark.parametrize("field", ["width", "num_classes"])
+def test_a_description_of_a_network_that_is_not_stored_takes_no_memory(
+    field: str, tmp_path: Path
+) -> None:
+    """The network of the width here would take 80 GB."""
+    save(trained(), tmp_path)
+    spec = json.loads((tmp_path / MODEL_JSON).read_text())["spec"]
+    edit(tmp_path, spec=spec | {field: {"width": 4096, "num_classes": 1_000_000}[field]})
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (here + 256 * 1024**2, limits[1]))
+    try:
+        with pytest.raises(ValueError, match=r"do not fit together \(.* must have the shape"):
+            load_model(str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_a_field_of_the_description_that_makes_no_sense_names_the_checkpoint(
+    tmp_path: Path,
+) -> None:
+    save(trained(), tmp_path)
+    spec = json.loads((tmp_path / MODEL_JSON).read_text())["spec"]
+    edit(tmp_path, spec=spec | {"width": "wide"})
+    with pytest.raises(ValueError, match=rf"checkpoint {tmp_path}: width must be a whole number"):
+        load_model(str(tmp_path))
 
 
 def test_a_folder_without_a_checkpoint_says_what_to_give(tmp_path: Path) -> None:

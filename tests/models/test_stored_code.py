@@ -148,10 +148,13 @@ def test_one_sweep_that_is_not_read_does_not_hide_the_others(
     plain = Storage(str(tmp_path / "runs" / "plain"))
     plain.write_json("config.json", to_json(RECIPES["digits_smoke"]()))
     root = Storage(str(tmp_path / "runs"))
-    first, second = status.answer(status.Asked(), root).splitlines()
+    Storage(str(tmp_path / "runs" / "cut")).write("config.json", b"{")
+    damaged, first, second = status.answer(status.Asked(), root).splitlines()
+    assert damaged.startswith(f"cut           not read: {root.uri}/cut/config.json is no JSON")
     assert first.startswith("digits_smoke  not read: ") and "last record" in second
     values = json.loads(status.answer(status.Asked(json=True), root))
-    assert reason in values[0]["unread"] and values[1]["name"] == "plain"
+    assert "is no JSON" in values[0]["unread"]
+    assert reason in values[1]["unread"] and values[2]["name"] == "plain"
     assert not stranger.exists()
 
 

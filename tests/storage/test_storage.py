@@ -109,6 +109,26 @@ def test_json_comes_back_and_is_spelled_the_same_every_time(storage: Storage) ->
     ) and "α".encode() in storage.read("x.json")
 
 
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "is no JSON"),
+        (b"{", "is no JSON"),
+        (b"\xff", "is no JSON"),
+        (b"[" * 100_000, "is no JSON .its values are nested too deeply"),
+        (b"[]", "must hold a JSON object, got a list"),
+        (b"null", "must hold a JSON object, got a NoneType"),
+    ],
+)
+def test_what_is_no_json_object_is_refused_with_the_name_of_the_file(
+    data: bytes, reason: str, storage: Storage
+) -> None:
+    storage.write("x.json", data)
+    with pytest.raises(ValueError, match=f"{storage.full('x.json')} {reason}") as caught:
+        storage.read_object("x.json")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_file_is_a_file_not_found_error(storage: Storage) -> None:
     assert not storage.exists("nothing")
     with pytest.raises(FileNotFoundError):

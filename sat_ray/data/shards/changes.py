@@ -23,6 +23,7 @@ from sat_ray.utils.names import printable
 from sat_ray.utils.serialization import json_bytes
 
 SOURCE = "source.json"
+COUNTS = ("classes", "images")
 
 
 class ChangedDataError(ValueError):
@@ -87,7 +88,7 @@ def check_unchanged(source: Source, storage: Storage, *, path: str) -> None:
         if is_reference(source.name):
             return  # a function may need what is not there any more
         raise ChangedDataError(f"{error}; {_remedy(storage)}") from None
-    then = storage.read_json(SOURCE)
+    then = _noted(storage)
     now = describe_source(stamped(found) if isinstance(found, Listing) else found)
     if now != then:
         what = f"data.path {path}" if path else f"data.dataset {source.name}"
@@ -97,6 +98,20 @@ def check_unchanged(source: Source, storage: Storage, *, path: str) -> None:
         )
 
 
+def _noted(storage: Storage) -> dict[str, Any]:
+    """Return the fingerprint beside the shards; ChangedDataError where it is damaged."""
+    try:
+        then = storage.read_object(SOURCE)
+    except ValueError as error:
+        raise ChangedDataError(f"{error}; {_remedy(storage)}") from None
+    if not all(isinstance(then.get(field), int) for field in COUNTS):
+        raise ChangedDataError(
+            f"{storage.full(SOURCE)} lacks the number of {' or of '.join(COUNTS)}; "
+            f"{_remedy(storage)}"
+        )
+    return then
+
+
 def _may_change(source: Source) -> bool:
     return source.anonymous or is_reference(source.name)
 
@@ -104,7 +119,7 @@ def _may_change(source: Source) -> bool:
 def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
     told = [
         f"{then[field]:,} {field} then, {now[field]:,} now"
-        for field in ("classes", "images")
+        for field in COUNTS
         if then[field] != now[field]
     ]
     return "; ".join(told) or "as many images, but other files or pixels"

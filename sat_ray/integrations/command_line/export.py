@@ -70,9 +70,8 @@ class Found:
 
 def export(asked: Asked) -> None:
     """Write the file and its card, and print what was written."""
-    from sat_ray.checkpoint import load_model, read_description
+    from sat_ray.checkpoint import load_model
     from sat_ray.models.export import FORMATS, export_model
-    from sat_ray.report.pages.model_card import model_card
 
     if not asked.out:
         raise UsageError(
@@ -85,31 +84,50 @@ def export(asked: Asked) -> None:
     shape = asked.image_shape or image_shape(found)
     data, parity = export_model(model, shape=shape, kind=asked.format)
     out = Path(asked.out).expanduser()
+    text = _card_text(found, out.name, kind=asked.format, shape=shape, parity=str(parity))
+    card = out.with_suffix(".md")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data)
-    card = out.with_suffix(".md")
-    about = read_description(Storage.at(found.checkpoint))
-    name = found.checkpoint.rstrip("/").rpartition("/")[2]
-    if "configuration" in about["about"]:
-        name = SearchPoint.stored(about["about"]["configuration"]).name
-    text = model_card(
-        name=name,
-        file=out.name,
-        kind=asked.format,
-        spec=about["spec"],
-        shape=shape,
-        about=about["about"],
-        sha256=about["sha256"],
-        parity=str(parity),
-        board=found.board,
-        row=_row(found),
-        card=_card(found),
-        config=None if found.sweep is None else found.sweep.read_json("config.json"),
-    )
     card.write_text(text)
     print(printable(found.checkpoint))
     print(printable(f"{out}: {len(data):,} bytes; {parity}"))
     print(printable(f"{card}: its card"))
+
+
+def _card_text(found: Found, file: str, *, kind: str, shape: tuple[int, ...], parity: str) -> str:
+    """Return the card of an exported model.
+
+    Raises ValueError where the sweep's leaderboard or card is damaged.
+    """
+    from sat_ray.checkpoint import read_description
+    from sat_ray.report.pages.model_card import model_card
+
+    about = read_description(Storage.at(found.checkpoint))
+    name = found.checkpoint.rstrip("/").rpartition("/")[2]
+    if "configuration" in about["about"]:
+        name = SearchPoint.stored(about["about"]["configuration"]).name
+    try:
+        return model_card(
+            name=name,
+            file=file,
+            kind=kind,
+            spec=about["spec"],
+            shape=shape,
+            about=about["about"],
+            sha256=about["sha256"],
+            parity=parity,
+            board=found.board,
+            row=_row(found),
+            card=_card(found),
+            config=None if found.sweep is None else found.sweep.read_json("config.json"),
+        )
+    except (KeyError, TypeError, AttributeError):
+        if found.sweep is None:
+            raise
+        raise ValueError(
+            f"{found.sweep.full('leaderboard.json')} or the model's file in cards/ was changed or "
+            f"is damaged; run again: {spelled('report')} RECIPE"
+        ) from None
 
 
 def locate(model: str, root: Storage) -> Found:
@@ -150,13 +168,9 @@ def _board(sweep: Storage | None) -> dict[str, Any] | None:
     if sweep is None or not sweep.exists("leaderboard.json"):
         return None
     try:
-        board: dict[str, Any] = sweep.read_json("leaderboard.json")
+        return sweep.read_object("leaderboard.json")
     except ValueError as error:
-        raise ValueError(
-            f"{sweep.full('leaderboard.json')} is no JSON ({error}); "
-            f"run again: {spelled('report')} RECIPE"
-        ) from None
-    return board
+        raise ValueError(f"{error}; run again: {spelled('report')} RECIPE") from None
 
 
 def _config(sweep: Storage | None) -> SweepConfig | None:
@@ -188,8 +202,7 @@ def _card(found: Found) -> dict[str, Any] | None:
     path = f"cards/{row['outcomes'].rpartition('/')[2].removesuffix('.parquet')}.json"
     if not found.sweep.exists(path):
         return None
-    card: dict[str, Any] = found.sweep.read_json(path)
-    return card
+    return found.sweep.read_object(path)
 
 
 def main(*, about: str | None) -> int:

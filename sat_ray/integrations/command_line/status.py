@@ -94,10 +94,10 @@ def answer(asked: Asked, root: Storage) -> str:
 
 
 def _status_or_reason(root: Storage, name: str) -> SweepStatus | str:
-    """Return a sweep's status, or why it cannot be read: one sweep does not hide the others."""
+    """Return a sweep's status, or why it is not read, so that the other sweeps are still shown."""
     try:
         return read_status(root, name)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return first_line(error)
 
 

@@ -137,7 +137,7 @@ def _verdict(task: TrainingTask) -> str:
 def _said(records: Records, task: TrainingTask) -> dict[str, Any]:
     """Return what an earlier start of this session left about a task; {} if nothing."""
     try:
-        said: dict[str, Any] = records.storage.read_json(_verdict(task))
+        said = records.storage.read_object(_verdict(task))
     except (FileNotFoundError, ValueError):
         kept = kept_text(_verdict(task))
         said = json.loads(kept) if kept else {}

@@ -50,10 +50,7 @@ def stored_config(storage: Storage) -> SweepConfig:
     person named, other ValueErrors where it is no config of today.
     """
     source = storage.full("config.json")
-    try:
-        value = storage.read_json("config.json")
-    except ValueError as error:
-        raise _unreadable(source, error) from None
+    value = storage.read_json("config.json")
     check_confirmed(code_named(value), source=source)
     return config_of(value, source=source)
 
@@ -69,7 +66,8 @@ def config_of(value: Any, *, source: str) -> SweepConfig:
                 )
             config: SweepConfig = from_json(SweepConfig, value)
     except (ValueError, TypeError, AttributeError) as error:
-        raise _unreadable(source, error) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{source} cannot be read as a sweep's config ({reason})") from None
     return config
 
 
@@ -81,8 +79,3 @@ def _renamed(value: Any) -> str:
         if "." in name and name.partition(".")[2] in _part(value, name.partition(".")[0])
     ]
     return ", ".join(f"{name} is now {RENAMED[name]}" for name in old)
-
-
-def _unreadable(source: str, error: Exception) -> ValueError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return ValueError(f"{source} cannot be read as a sweep's config ({reason})")

@@ -98,10 +98,9 @@ def _locks(handle: TextIO, kind: int) -> bool:
 
 def _local_owner(storage: Storage) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = storage.read_json(OWNER)
+        return storage.read_object(OWNER)
     except (FileNotFoundError, ValueError):
         return {}
-    return found
 
 
 def read_lease(storage: Storage, *, patience: float = HEARTBEAT_SECONDS + 2.0) -> Holder | None:

@@ -90,8 +90,7 @@ def latest(storage: Storage) -> tuple[int, dict[str, Any]]:
         number += 1
     if not number:
         return 0, {}
-    owner: dict[str, Any] = storage.read_json(_path(number))
-    return number, owner
+    return number, storage.read_object(_path(number))
 
 
 def holds(storage: Storage, owner: dict[str, Any]) -> bool:
@@ -109,7 +108,7 @@ def renewed_lease(
     """
     number = _free_number(storage, heartbeat, expiry)
     if not storage.commit(_path(number), _contents(mine)):
-        winner = storage.read_json(_path(number))
+        winner = storage.read_object(_path(number))
         if winner.get("token") != mine["token"]:  # else it is ours: the first answer was lost
             raise refused(storage, winner)
     lease, ended = Lease(storage), threading.Event()

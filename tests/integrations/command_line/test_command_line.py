@@ -45,7 +45,13 @@ print(json.dumps([run(number, argv) for number, argv in enumerate(json.load(sys.
 """
 
 
-REACH_THE_DRIVER = ("storage under a file", "another config", "second driver")
+REACH_THE_DRIVER = (
+    "storage under a file",
+    "another config",
+    "config without JSON",
+    "config of another shape",
+    "second driver",
+)
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -130,6 +136,14 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["--storage", "claimed", "--name", "taken"],
         "holds a sweep with another config; choose another --name",
     ),
+    "config without JSON": (
+        ["--storage", "claimed", "--name", "cut"],
+        "claimed/cut/config.json is no JSON",
+    ),
+    "config of another shape": (
+        ["--storage", "claimed", "--name", "list"],
+        "claimed/list/config.json cannot be read as a sweep's config",
+    ),
     "second driver": (["--storage", "held"], "another driver"),
 }
 
@@ -142,6 +156,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[int,
     Storage.at(folder / "claimed" / "taken").write_json(
         "config.json", to_json(RECIPES["digits_smoke"]())
     )
+    Storage.at(folder / "claimed" / "cut").write("config.json", b'{"recipe": "dig')
+    Storage.at(folder / "claimed" / "list").write_json("config.json", [])
     commands = {
         name: argv if name in REACH_THE_DRIVER else [*argv, "--dry-run"]
         for name, (argv, _) in BAD.items()

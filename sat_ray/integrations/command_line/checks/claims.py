@@ -1,6 +1,5 @@
 """Claim the folder of a sweep: it belongs to one config, and to results of one code."""
 
-import contextlib
 import itertools
 from typing import Any
 
@@ -33,9 +32,14 @@ def claim_folder(command: Command) -> None:
     Resources, price and budget are no part of what a sweep is: it holds those of the latest run.
     """
     ours = to_json(command.config)
-    theirs = None
-    with contextlib.suppress(FileNotFoundError):
+    try:
         theirs = command.storage.read_json("config.json")
+    except FileNotFoundError:
+        theirs = None
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; restore the file, or choose another --name or --storage"
+        ) from None
     if theirs is not None and not _is_of(command, theirs):
         raise ValueError(
             f"{command.storage.uri} holds a sweep with another config; "

@@ -123,10 +123,7 @@ def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
         storage.write_json("config.json", identity)
         return
     except ValueError as error:
-        raise ValueError(
-            f"{storage.full('config.json')} is no JSON ({error}); "
-            "choose another --name or --storage"
-        ) from None
+        raise ValueError(f"{error}; choose another --name or --storage") from None
     if theirs != identity:
         raise ValueError(
             f"{storage.uri} holds another evaluation or a sweep; choose another --name or --storage"
