@@ -90,7 +90,7 @@ def test_a_stored_config_names_its_code_and_imports_none(
         stored_config(storage)
     assert not stranger.exists()
     confirm(["strangers.net:make"])
-    with pytest.raises(ValueError, match=r"strangers\.net:make is a NoneType"):
+    with pytest.raises(ValueError, match=r"strangers\.net:make must be .* got a NoneType"):
         stored_config(storage)
     assert stranger.exists(), "the package was importable all the time"
 
@@ -111,7 +111,7 @@ def test_reading_commands_import_nothing_that_storage_names(stranger: Path, tmp_
     allowed = _run(
         "status.py", "digits_smoke", "--allow-code", "strangers.net:make", folder=tmp_path
     )
-    assert stranger.exists() and "is a NoneType" in allowed.stderr
+    assert stranger.exists() and "got a NoneType" in allowed.stderr
 
 
 def test_a_module_with_the_name_of_an_activation_is_code_too(
@@ -174,7 +174,7 @@ def test_a_checkpoint_imports_only_what_the_caller_allows(
     ):
         load_model(storage.uri)
     assert not stranger.exists()
-    with pytest.raises(ValueError, match=r"strangers\.net:make is a NoneType"):
+    with pytest.raises(ValueError, match=r"strangers\.net:make must be .* got a NoneType"):
         load_model(storage.uri, allow_code=["strangers.net:make"])
     assert stranger.exists()
 
