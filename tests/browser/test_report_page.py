@@ -11,7 +11,13 @@ from playwright.sync_api import Browser, Page
 from small_sweep import Made
 
 pytestmark = pytest.mark.browser
-WIDTHS = {"phone": (390, 844), "laptop": (1080, 800), "desktop": (1280, 900)}
+WIDTHS = {
+    "phone": (390, 844),
+    "tablet": (800, 1100),
+    "window": (1000, 800),
+    "laptop": (1080, 800),
+    "desktop": (1280, 900),
+}
 
 
 @pytest.fixture(
