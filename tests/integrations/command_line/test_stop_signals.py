@@ -105,6 +105,37 @@ def test_a_second_signal_ends_it_at_once(body: str) -> None:
     assert err.splitlines()[1].startswith("ended without waiting (SIGTERM came again)")
 
 
+BUSY = """
+import time
+from sat_ray.integrations.command_line.process import stop_signals
+from sat_ray.integrations.command_line.process.exit_status import exit_status
+say = stop_signals._say
+stop_signals._say = lambda text: (time.sleep(1.0), say(text))  # as on a busy machine
+
+def work():
+    print("ready", flush=True)
+    time.sleep(60)
+
+raise SystemExit(exit_status(work))
+"""
+
+
+def test_the_line_that_names_the_signal_comes_before_the_one_that_ends_the_command() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    first, last = err.splitlines()
+    assert first.startswith("SIGTERM: stopping") and last.startswith("stopped; ")
+
+
 def test_a_command_that_succeeds_leaves_the_handlers_as_they_were() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with stop_signals():

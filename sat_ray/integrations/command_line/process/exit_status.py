@@ -63,8 +63,8 @@ def exit_status(action: Callable[[], None]) -> int:
             by_ray = isinstance(error, SystemExit) and error.code == signal.SIGTERM
             if not (stopped.is_set() or isinstance(error, KeyboardInterrupt) or by_ray):
                 raise
-        print(f"stopped; {KEPT}", file=sys.stderr, flush=True)
-        return STATUS
+    print(f"stopped; {KEPT}", file=sys.stderr, flush=True)  # after the line that names the signal
+    return STATUS
 
 
 def lost_by_ray(error: BaseException) -> bool:
