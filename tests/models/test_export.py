@@ -151,7 +151,6 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.fault
 @pytest.mark.parametrize("board", [{}, {"rows": [1]}, {"rows": []}], ids=str)
 def test_a_damaged_leaderboard_is_named_and_nothing_is_written(
     board: dict[str, object], tmp_path: Path
@@ -169,6 +168,7 @@ def test_a_damaged_leaderboard_is_named_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
 
 
+@pytest.mark.fault
 def test_mlflow_serves_the_registered_champion(digits_model: Normalized, tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = MlflowTracker(
