@@ -16,6 +16,8 @@ from sat_ray.integrations.command_line.export import Asked, export
 from sat_ray.models import Normalized, build_model
 from sat_ray.models.export import ONNX_PACKAGES, export_model
 from sat_ray.storage.store import Storage
+from sat_ray.sweep.recipes import RECIPES
+from sat_ray.utils.serialization import to_json
 
 SHAPE = (1, 8, 8)
 
@@ -139,3 +141,20 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     with pytest.raises(ValueError) as error:
         export(Asked(model=named, out=out, storage=str(tmp_path)))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("board", [{}, {"rows": [1]}, {"rows": []}], ids=str)
+def test_a_damaged_leaderboard_is_named_and_nothing_is_written(
+    board: dict[str, object], tmp_path: Path
+) -> None:
+    sweep = Storage.at(tmp_path / "runs" / "s")
+    folder = sweep.child("checkpoints/train/c")
+    model = small("silu")
+    assert model.spec is not None
+    save_model(folder, model.state_dict(), spec=model.spec, about={})
+    sweep.write_json("config.json", to_json(RECIPES["digits_smoke"]()))
+    sweep.write_json("leaderboard.json", board)
+    out = tmp_path / "m.pt2"
+    with pytest.raises(ValueError, match=r"leaderboard\.json or .* was changed or is damaged; run"):
+        export(Asked(model=folder.uri, out=str(out), image_shape=SHAPE))
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]

@@ -141,8 +141,8 @@ BAD: dict[str, tuple[list[str], str]] = {
         "claimed/cut/config.json is no JSON",
     ),
     "config of another shape": (
-        ["--storage", "claimed", "--name", "list"],
-        "claimed/list/config.json cannot be read as a sweep's config",
+        ["--storage", "claimed", "--name", "null"],
+        "claimed/null/config.json cannot be read as a sweep's config",
     ),
     "second driver": (["--storage", "held"], "another driver"),
 }
@@ -157,7 +157,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[int,
         "config.json", to_json(RECIPES["digits_smoke"]())
     )
     Storage.at(folder / "claimed" / "cut").write("config.json", b'{"recipe": "dig')
-    Storage.at(folder / "claimed" / "list").write_json("config.json", [])
+    Storage.at(folder / "claimed" / "null").write_json("config.json", None)
     commands = {
         name: argv if name in REACH_THE_DRIVER else [*argv, "--dry-run"]
         for name, (argv, _) in BAD.items()

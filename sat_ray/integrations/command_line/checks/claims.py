@@ -35,12 +35,13 @@ def claim_folder(command: Command) -> None:
     try:
         theirs = command.storage.read_json("config.json")
     except FileNotFoundError:
-        theirs = None
+        command.storage.write_json("config.json", ours)
+        return
     except ValueError as error:
         raise ValueError(
             f"{error}; restore the file, or choose another --name or --storage"
         ) from None
-    if theirs is not None and not _is_of(command, theirs):
+    if not _is_of(command, theirs):
         raise ValueError(
             f"{command.storage.uri} holds a sweep with another config; "
             "choose another --name or --storage"
@@ -49,7 +50,7 @@ def claim_folder(command: Command) -> None:
         command.storage.write_json("config.json", ours)
 
 
-def _is_of(command: Command, stored: dict[str, Any]) -> bool:
+def _is_of(command: Command, stored: Any) -> bool:
     """Return whether a stored config is that of a command; code that it names is not imported."""
     if not set(code_named(stored)) <= set(code_named(to_json(command.config))):
         return False
