@@ -18,6 +18,10 @@ class LayoutError(ValueError):
     """A folder does not hold what a dataset's reader looks for."""
 
 
+class UnusableImagesError(ValueError):
+    """A user's function returned images, and they are no dataset to train on."""
+
+
 @dataclass(frozen=True)
 class Raw:
     """A dataset in memory, in its official order.

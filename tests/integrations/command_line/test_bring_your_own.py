@@ -123,7 +123,7 @@ MODELS = {
     "other_classes": "must return (4, 10) float32 logits",
     "idle": "parameters without a gradient (body.0.extra.weight",
     "in_a_list": "keeps modules in the list body.0.layers",
-    "bound": "keeps a reference to itself",
+    "bound": "got a reference to itself (a bound method?)",
     "quantised": "has a gradient that is not its derivative",
     "of_the_batch": "gives an image other logits in a batch than alone",
     "other_images": "given float32 images of shape (4, 1, 8, 8), raised RuntimeError",
@@ -142,6 +142,8 @@ MODELS = {
     ),
     "holds_a_file": "cannot be copied (TypeError: cannot pickle '_io.TextIOWrapper'",
     "noise_of_a_seed": "gives an image other logits in a batch than alone",
+    "plain_tensor": "gives other logits when its state dict is loaded into a new network",
+    "unsaved_buffer": "gives other logits when its state dict is loaded into a new network",
     "by_chance": "starts from other weights under the same seed",
 }
 
