@@ -725,7 +725,10 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no such data": (["--data", "nowhere"], "data must be a prepared dataset"),
         "split": (["--split", "val"], "has no images; allowed: test"),
         "too many images": (["--images", "78"], "--images must be an integer from 1 to 77"),
-        "image size of an npz": (["--image-size", "8"], "only the images of an image folder are resized"),
+        "image size of an npz": (
+            ["--image-size", "8"],
+            "only the images of an image folder are resized",
+        ),
         "epsilon in 255ths": (["--epsilon", "8"], "did you mean 8/255?"),
         "unreachable edge": (["--steps", "2", "--step-size", "1/255"], "out of reach"),
         "norm": (["--norm", "l1"], "linf"),

@@ -375,6 +375,8 @@ def test_a_record_notices_a_change_anywhere_in_the_science(stage: Stage) -> None
         "attacks.pgd",
         "attacks.losses",
         "activations.registry",
+        "activations.entries",
+        "activations.info",
         "activations.functions",
         "activations.module",
         "models.view",
