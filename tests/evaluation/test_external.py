@@ -50,7 +50,7 @@ from sat_ray.models import ModelSpec, Normalized, model_from_spec
 from sat_ray.models.pt2.load import load_exported
 from sat_ray.report.evaluation_summary import claim, summary
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.execute import evaluate_and_commit, sampled_rows
+from sat_ray.sweep.execute.evaluation import evaluate_and_commit, sampled_rows
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import EVALUATE, Dataset, EvaluationTask
 from sat_ray.threat import ThreatModel

@@ -35,7 +35,8 @@ from sat_ray.sweep.search.search_space import SearchPoint, parse_choice
 from sat_ray.sweep.tasks import TRAIN, Dataset
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.code_hash import code_hashes
-from sat_ray.utils.serialization import from_json, to_json
+from sat_ray.utils.serialization import to_json
+from sat_ray.utils.settings_json import from_json
 
 TOY = Stage("toy", 1, ("sat_ray.utils.names",))
 SPEC = ModelSpec(
