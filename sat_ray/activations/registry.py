@@ -15,6 +15,21 @@ from sat_ray.utils.names import check_name
 if TYPE_CHECKING:  # torch is loaded where something is computed; names and facts are light
     from sat_ray.activations.module import Activation
 
+__all__ = [
+    "ACTIVATIONS",
+    "USER_DEFINED_ALPHA",
+    "ActivationInfo",
+    "AlphaRange",
+    "activation_info",
+    "alpha_text",
+    "curvature",
+    "curvature_text",
+    "display_name",
+    "function_of",
+    "leaves_out",
+    "make_activation",
+]
+
 _TWINS = {  # names of one function
     ("softplus", None): ("parametric_softplus", 1.0),
     ("celu", 1.0): ("elu", 1.0),
