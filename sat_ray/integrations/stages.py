@@ -120,7 +120,7 @@ def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str
 
 def _merged(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]:
     """Merge the committed shards of every model; return the paths of the outcomes by model name."""
-    from sat_ray.sweep.execute import sampled_rows
+    from sat_ray.sweep.execute.evaluation import sampled_rows
     from sat_ray.sweep.records.merge_outcomes import merge_outcomes
 
     ids = image_ids(Storage(data.uri), "test")

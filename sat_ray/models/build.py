@@ -136,7 +136,7 @@ def check_user_defined_model(
     if not is_reference(spec.name):
         return
     check_net(
-        functools.partial(model_from_spec, spec, seed=0),
+        lambda seed: model_from_spec(spec, seed=seed),
         name=spec.name,
         num_classes=spec.num_classes,
         shape=shape,

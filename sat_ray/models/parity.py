@@ -1,11 +1,13 @@
 """Numerical parity of two ways to compute one model, in logits and in gradients."""
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sat_ray.attacks.base import Model
+if TYPE_CHECKING:
+    from sat_ray.attacks.base import Model
 
 ALLOWED = {
     "float32": 0.01,
@@ -18,7 +20,7 @@ FEWEST = 64  # entries of a tensor that is judged by itself: of fewer, chance de
 NOTICED = 1e-3  # an entry that matters is a thousandth of the typical one, or more
 
 
-def logits_and_gradient(forward: Model, x: Tensor) -> dict[str, Tensor]:
+def logits_and_gradient(forward: "Model", x: Tensor) -> dict[str, Tensor]:
     """Return logits (N, K) float32 and `gradient`, shaped as x.
 
     The gradient is of half the squared length of the logits, which no saturated softmax makes

@@ -59,20 +59,21 @@ def read_net(name: str, *, field: str) -> dict[str, bool]:
 
 
 def check_net(
-    build: Callable[[], nn.Module], *, name: str, num_classes: int, shape: tuple[int, ...]
+    build: Callable[[int], nn.Module], *, name: str, num_classes: int, shape: tuple[int, ...]
 ) -> None:
     """Raise ValueError, in one line, where a network cannot be trained, attacked or evaluated.
 
-    build: makes the whole model, [0, 1] images (N, *shape) to logits, the same weights each time.
+    build: makes the whole model, [0, 1] images (N, *shape) to logits, from a seed of its weights.
     """
     what = f"model {name}"
-    model = build()
+    model = build(0)
     _check_parts(model, what=what)
     x = torch.rand(IMAGES, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    _check_same_weights(model, build(), what=what)
+    _check_same_weights(model, build(0), what=what)
     _check_training(model, x, what=what)
     model.eval()
     _check_logits(model, x, num_classes=num_classes, what=what)
+    _check_saved(model, build(1).eval(), x, what=what)
     _check_unbounded(model, x, what=what)
     _check_gradient(copied(model, what=what).double(), x.double(), what=what)
 
@@ -151,6 +152,21 @@ def _check_same_weights(model: nn.Module, other: nn.Module, *, what: str) -> Non
         raise ValueError(
             f"{what} starts from other weights under the same seed; draw random numbers from "
             "torch's global generator only"
+        )
+
+
+@torch.no_grad()
+def _check_saved(model: nn.Module, other: nn.Module, x: Tensor, *, what: str) -> None:
+    """Raise ValueError where the state dict lacks weights: a checkpoint would not hold them.
+
+    other: the same network from another seed, in inference mode.
+    """
+    other.load_state_dict(model.state_dict())
+    if not torch.equal(call(model, x, what=what), call(other, x, what=what)):
+        raise ValueError(
+            f"{what} gives other logits when its state dict is loaded into a new network, so it "
+            "keeps weights elsewhere; make them parameters, or buffers with register_buffer "
+            "(persistent)"
         )
 
 

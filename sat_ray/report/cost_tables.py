@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sat_ray.report.formatting import seconds
 from sat_ray.report.table import NAME, Column, Item, Table, markdown_table
-from sat_ray.sweep.config import money_text
+from sat_ray.sweep.config.resources import money_text
 from sat_ray.sweep.cost.spent import ESTIMATES
 
 

@@ -1,14 +1,16 @@
 """What every stage of a sweep is given."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sat_ray.storage.sealed import read_sealed, sealed
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import LOCAL_PAGES
-from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.records.store import STATE, Records, attempt_name
 from sat_ray.utils.serialization import json_bytes
+
+if TYPE_CHECKING:
+    from sat_ray.sweep.config import SweepConfig
 
 IDENTITY = f"{STATE}/identity.json"
 
@@ -21,7 +23,7 @@ class Sweep:
     called; pages: address of MLflow's pages.
     """
 
-    config: SweepConfig
+    config: "SweepConfig"
     name: str
     root: Storage
     storage: Storage

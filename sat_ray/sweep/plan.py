@@ -3,14 +3,13 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sat_ray.attacks.spec import AttackSpec
 from sat_ray.data.choices import check_augmentation
 from sat_ray.data.shards.manifest import SCHEMA_VERSION
 from sat_ray.models.spec import ModelSpec, require_spread
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.records.store import Record, Records, Stage, numerical_environment
 from sat_ray.sweep.search.model_selection import Validated, ranked
 from sat_ray.sweep.search.search_space import SearchPoint, groups
@@ -32,8 +31,11 @@ from sat_ray.utils.code_hash import code_hashes
 from sat_ray.utils.import_string import is_reference, slug
 from sat_ray.utils.serialization import content_hash
 
+if TYPE_CHECKING:
+    from sat_ray.sweep.config import SweepConfig
 
-def dataset_uri(config: SweepConfig, root: Storage) -> str:
+
+def dataset_uri(config: "SweepConfig", root: Storage) -> str:
     """Return the folder of the sweep's dataset; sweeps of the same data share it."""
     name = config.data.dataset
     code = (
@@ -44,7 +46,7 @@ def dataset_uri(config: SweepConfig, root: Storage) -> str:
 
 
 def training_task(
-    config: SweepConfig,
+    config: "SweepConfig",
     dataset: Dataset,
     configuration: SearchPoint,
     *,
@@ -89,7 +91,7 @@ def training_task(
 
 
 def _model_spec(
-    config: SweepConfig, manifest: dict[str, Any], configuration: SearchPoint
+    config: "SweepConfig", manifest: dict[str, Any], configuration: SearchPoint
 ) -> ModelSpec:
     return ModelSpec(
         name=config.model.name,
@@ -106,7 +108,7 @@ def _model_spec(
 
 
 def trial_task(
-    config: SweepConfig,
+    config: "SweepConfig",
     dataset: Dataset,
     configuration: SearchPoint,
     *,
@@ -124,7 +126,7 @@ def trial_task(
 
 
 def final_tasks(
-    config: SweepConfig, dataset: Dataset, finalists: Sequence[SearchPoint]
+    config: "SweepConfig", dataset: Dataset, finalists: Sequence[SearchPoint]
 ) -> list[TrainingTask]:
     """Describe every training of the leaderboard, one per finalist and seed."""
     return [
@@ -134,7 +136,7 @@ def final_tasks(
     ]
 
 
-def attacks_for(config: SweepConfig, configuration: SearchPoint) -> tuple[AttackSpec, ...]:
+def attacks_for(config: "SweepConfig", configuration: SearchPoint) -> tuple[AttackSpec, ...]:
     """Return the attacks that count for a configuration.
 
     They go through the true backward pass, and through the smooth one where training used it.
@@ -147,7 +149,7 @@ def attacks_for(config: SweepConfig, configuration: SearchPoint) -> tuple[Attack
 
 
 def card_tasks(
-    config: SweepConfig,
+    config: "SweepConfig",
     dataset: Dataset,
     trained: Sequence[Record],
     strong: Mapping[str, float],
@@ -189,7 +191,7 @@ def card_tasks(
 
 
 def strong_attacks_for(
-    config: SweepConfig,
+    config: "SweepConfig",
     configuration: SearchPoint,
     *,
     num_classes: int,
@@ -203,14 +205,14 @@ def strong_attacks_for(
 
 
 def evaluation_tasks(
-    config: SweepConfig, dataset: Dataset, trained: Record
+    config: "SweepConfig", dataset: Dataset, trained: Record
 ) -> list[EvaluationTask]:
     """Cut the test split of one trained model into shards for the evaluate stage."""
     attacks = attacks_for(config, SearchPoint.of(trained.payload))
     return _tasks(config, dataset, trained, split="test", attacks=attacks)
 
 
-def strong_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list[EvaluationTask]:
+def strong_tasks(config: "SweepConfig", dataset: Dataset, trained: Record) -> list[EvaluationTask]:
     """Describe the strong attacks on what survives each task of `evaluation_tasks`.
 
     [] where no model meets any.
@@ -224,7 +226,7 @@ def strong_tasks(config: SweepConfig, dataset: Dataset, trained: Record) -> list
 
 
 def validation_tasks(
-    config: SweepConfig, dataset: Dataset, trained: Record
+    config: "SweepConfig", dataset: Dataset, trained: Record
 ) -> list[EvaluationTask]:
     """Cut the validation split of one trained model, for PGD and the strong attacks in one cascade.
 
@@ -242,7 +244,7 @@ def validation_tasks(
 
 
 def strong_on_validation(
-    config: SweepConfig,
+    config: "SweepConfig",
     dataset: Dataset,
     trained: Sequence[Record],
     records: Records,
@@ -266,14 +268,14 @@ def strong_on_validation(
 
 
 def _strong_attacks_on(
-    config: SweepConfig, dataset: Dataset, trained: Record
+    config: "SweepConfig", dataset: Dataset, trained: Record
 ) -> tuple[AttackSpec, ...]:
     classes = len(dataset.manifest["class_names"])
     return strong_attacks_for(config, SearchPoint.of(trained.payload), num_classes=classes)
 
 
 def _tasks(
-    config: SweepConfig,
+    config: "SweepConfig",
     dataset: Dataset,
     trained: Record,
     *,
@@ -311,7 +313,7 @@ def shard_bounds(count: int, shard_size: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(count * i // shards for i in range(shards + 1)))
 
 
-def _evaluation_environment(config: SweepConfig) -> dict[str, Any]:
+def _evaluation_environment(config: "SweepConfig") -> dict[str, Any]:
     asked = config.resources
     return numerical_environment(
         accelerator=asked.accelerator,
@@ -320,7 +322,7 @@ def _evaluation_environment(config: SweepConfig) -> dict[str, Any]:
     )
 
 
-def planned_trials(config: SweepConfig) -> int:
+def planned_trials(config: "SweepConfig") -> int:
     """Return how many records the grid will commit; for asynchronous search, the most it can."""
     if config.search.method != "grid":
         return config.search.samples * len(config.search.rungs)

@@ -14,7 +14,8 @@ from typing import Any
 
 from sat_ray.evaluation.card import PASS
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.config import SweepConfig, stored_config
+from sat_ray.sweep.config import SweepConfig
+from sat_ray.sweep.config.stored import stored_config
 from sat_ray.sweep.cost.budget import describe_search
 from sat_ray.sweep.plan import dataset_uri, planned_trials
 from sat_ray.sweep.records.lease import HEARTBEAT_SECONDS, Holder, read_lease

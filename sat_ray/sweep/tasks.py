@@ -22,12 +22,13 @@ from sat_ray.utils.serialization import to_json
 
 # Version 2 of search and train: val/robust_accuracy is that of a cascade, no longer that of PGD on
 # cross-entropy alone.
-SEARCH = Stage("search", 2, ("sat_ray.sweep.execute",))
-TRAIN = Stage("train", 2, ("sat_ray.sweep.execute",))
-VALIDATE = Stage("validate", 1, ("sat_ray.sweep.execute",))
-EVALUATE = Stage("evaluate", 1, ("sat_ray.sweep.execute",))
-STRONG = Stage("strong", 1, ("sat_ray.sweep.execute",))
-CARD = Stage("card", 2, ("sat_ray.sweep.execute",))  # version 2: limits are shares of what survives
+CODE = tuple(f"sat_ray.sweep.execute{part}" for part in ("", ".evaluation", ".training"))
+SEARCH = Stage("search", 2, CODE)
+TRAIN = Stage("train", 2, CODE)
+VALIDATE = Stage("validate", 1, CODE)
+EVALUATE = Stage("evaluate", 1, CODE)
+STRONG = Stage("strong", 1, CODE)
+CARD = Stage("card", 2, CODE)  # version 2: limits are shares of what survives
 STAGES = (SEARCH, TRAIN, VALIDATE, EVALUATE, STRONG, CARD)
 
 

@@ -22,7 +22,8 @@ from sat_ray.integrations.ray.search.grid_search import committed_finalists
 from sat_ray.report.sweep_report import read_outcomes, strong_name
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.context import Sweep
-from sat_ray.sweep.execute import card_and_commit, evaluate_and_commit, train_and_commit
+from sat_ray.sweep.execute.evaluation import card_and_commit, evaluate_and_commit
+from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.plan import (
     card_tasks,
     evaluation_tasks,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from archives import image_file, unpack
+from archives import image_file, imagenet, unpack
 
 from sat_ray.data.shards.changes import SOURCE, ChangedDataError
 from sat_ray.data.shards.convert import prepared
@@ -58,10 +58,10 @@ def arrays(path: Path, *, seed: int = 0, **changed: Any) -> Path:
     return path
 
 
-def prepare(dataset: str, path: str | Path, root: Path) -> Dataset:
+def prepare(dataset: str, path: str | Path, root: Path, *options: str) -> Dataset:
     """Run the stage as a sweep would."""
     words = ["digits", "--data.dataset", dataset, "--storage", str(root / "runs")]
-    words += ["--data.path", str(path)] if path else []
+    words += [*options, *(["--data.path", str(path)] if path else [])]
     return stages.prepare(sweep_of(parse(words, RECIPES, default=DEFAULT, about="")))
 
 
@@ -207,6 +207,29 @@ def test_a_function_that_returns_other_images_is_noticed(module: Path, tmp_path:
     assert prepare("changing_data:toy", "", tmp_path) == made, (
         "what is prepared needs its source no more"
     )
+
+
+def test_a_function_whose_images_lost_a_class_is_noticed(module: Path, tmp_path: Path) -> None:
+    made = prepare("changing_data:toy", "", tmp_path)
+    arrays(module, labels=np.arange(30) % 2)
+    with pytest.raises(ChangedDataError, match="got none with the label 2") as caught:
+        prepare("changing_data:toy", "", tmp_path)
+    assert f"move {made.uri} away and prepare it again" in str(caught.value)
+
+
+def test_a_part_of_a_known_dataset_that_was_completed_is_noticed(tmp_path: Path) -> None:
+    folders, _ = imagenet()
+    folder = unpack(folders, tmp_path / "in")
+    small = ["--data.image-size", "16"]
+    made = prepare("imagenet", folder, tmp_path, *small)
+    assert prepare("imagenet", folder, tmp_path, *small) == made
+    assert prepare("imagenet", "", tmp_path, *small) == made, (
+        "what is prepared needs its folder no more"
+    )
+    first = next(file for file in sorted(folder.glob("train/*/*")))
+    shutil.copy(first, first.with_name("unpacked_later.JPEG"))
+    with pytest.raises(ChangedDataError, match="33 images then, 34 now"):
+        prepare("imagenet", folder, tmp_path, *small)
 
 
 def test_a_function_with_an_optional_path_needs_none(module: Path, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The tree is the map: imports point down the list of rooms, no circles,
-few entries in every folder, light commands.
+few floors, few entries in every folder, light commands.
 """
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -29,6 +30,7 @@ ROOMS = (
     *("data", "activations", "threat", "storage", "utils"),
 )
 MOST_ENTRIES = 13
+MOST_FLOORS = 14
 HEAVY = {"ray", "mlflow"}
 ALLOWED_AT_THE_TOP = {
     "torch",
@@ -115,6 +117,18 @@ def test_no_module_imports_itself_through_others() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+def test_the_longest_chain_of_imports_is_short() -> None:
+    graph = {name: set(_modules(path)) - {name} for name, path in MODULES.items()}
+
+    @functools.cache
+    def chain(name: str) -> tuple[str, ...]:
+        """Return the longest chain of imports at the top of modules that begins with this one."""
+        return (name, *max((chain(other) for other in graph[name]), key=len, default=()))
+
+    longest = max(map(chain, graph), key=len)
+    assert len(longest) <= MOST_FLOORS, " -> ".join(longest)
 
 
 def _modules(path: Path) -> Iterator[str]:

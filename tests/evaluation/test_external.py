@@ -50,7 +50,7 @@ from sat_ray.models import ModelSpec, Normalized, model_from_spec
 from sat_ray.models.pt2.load import load_exported
 from sat_ray.report.evaluation_summary import claim, summary
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.execute import evaluate_and_commit, sampled_rows
+from sat_ray.sweep.execute.evaluation import evaluate_and_commit, sampled_rows
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import EVALUATE, Dataset, EvaluationTask
 from sat_ray.threat import ThreatModel
@@ -617,7 +617,7 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "one axis of output": (["--model", "external_models:flat"], "got shape"),
         "another input": (
             ["--model", "external_models:colour"],
-            "cannot take float32 images of shape (16, 1, 8, 8)",
+            "; if it takes colour images, store the images as RGB",
         ),
         "too few classes": (["--model", "external_models:nine"], "but the model has 9 classes"),
         "noise of a fixed seed": (
@@ -725,8 +725,11 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no such data": (["--data", "nowhere"], "data must be a prepared dataset"),
         "split": (["--split", "val"], "has no images; allowed: test"),
         "too many images": (["--images", "78"], "--images must be an integer from 1 to 77"),
-        "image size of an npz": (["--image-size", "8"], "is no image folder"),
-        "epsilon in 255ths": (["--epsilon", "8"], "Did you mean 8/255"),
+        "image size of an npz": (
+            ["--image-size", "8"],
+            "only the images of an image folder are resized",
+        ),
+        "epsilon in 255ths": (["--epsilon", "8"], "did you mean 8/255?"),
         "unreachable edge": (["--steps", "2", "--step-size", "1/255"], "out of reach"),
         "norm": (["--norm", "l1"], "linf"),
         "no steps": (["--steps", "0"], "--steps must be a whole number from 1"),

@@ -21,7 +21,7 @@ from sat_ray.evaluation.outcome_files import COLUMNS, evaluation_of, read_outcom
 from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA, SORT_ORDER
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.execute import parquet_bytes
+from sat_ray.sweep.execute.evaluation import parquet_bytes
 from sat_ray.sweep.records.merge_outcomes import check_each_id_once, merge_outcomes
 from sat_ray.sweep.records.store import Record, Records
 from sat_ray.utils.serialization import sha256

@@ -167,6 +167,30 @@ def keeps_features(num_classes: int, activation) -> nn.Module:
     return _Keeps(num_classes, activation)
 
 
+class _Projects(nn.Module):
+    """Multiply by random weights that are no parameter of the module and not in its state dict."""
+
+    def __init__(self, num_classes: int, activation, *, buffer: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_layers(num_classes, activation))
+        weights = torch.randn(num_classes, num_classes)
+        if buffer:
+            self.register_buffer("weights", weights, persistent=False)
+        else:
+            self.weights = weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) @ self.weights
+
+
+def plain_tensor(num_classes: int, activation) -> nn.Module:
+    return _Projects(num_classes, activation, buffer=False)
+
+
+def unsaved_buffer(num_classes: int, activation) -> nn.Module:
+    return _Projects(num_classes, activation, buffer=True)
+
+
 def holds_a_lock(num_classes: int, activation) -> nn.Module:
     return _Keeps(num_classes, activation, threading.Lock())
 

@@ -17,7 +17,7 @@ from sat_ray.integrations.command_line import export, status
 from sat_ray.models import ModelSpec, model_from_spec
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.config import code_named, stored_config
+from sat_ray.sweep.config.stored import code_named, stored_config
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.utils import import_string as reference

@@ -27,7 +27,8 @@ from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint, groups
 from sat_ray.sweep.search.successive_halving import BASELINE, climbs, in_turn, next_rung
 from sat_ray.sweep.tasks import SEARCH
-from sat_ray.utils.serialization import content_hash, from_json, to_json
+from sat_ray.utils.serialization import content_hash, to_json
+from sat_ray.utils.settings_json import from_json
 
 GRID = SearchSettings(
     activations=("silu:1", "parametric_softplus:2,5,10,20", "relu", "celu:0.5,1,2"),

@@ -24,7 +24,8 @@ from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.search.search_space import SearchPoint, parse_choice, parse_pair
 from sat_ray.threat import ThreatModel
 from sat_ray.training.loop import TrainingSettings
-from sat_ray.utils.serialization import content_hash, flatten, from_json, to_json
+from sat_ray.utils.serialization import content_hash, flatten, to_json
+from sat_ray.utils.settings_json import from_json
 
 BALL = ThreatModel("linf", 8 / 255)
 

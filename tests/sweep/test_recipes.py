@@ -24,7 +24,8 @@ from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.models import model_from_spec
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ResourceSettings, SweepConfig
-from sat_ray.sweep.execute import split_of, train_and_commit
+from sat_ray.sweep.execute.inputs import split_of
+from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.imagenet_ladder import RUNGS, Rung
 from sat_ray.sweep.plan import training_task
 from sat_ray.sweep.recipes import DEFAULT, PAPER_ACTIVATIONS, RECIPES

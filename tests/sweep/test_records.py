@@ -33,7 +33,9 @@ from sat_ray.sweep.config import (
     SweepConfig,
 )
 from sat_ray.sweep.context import Sweep
-from sat_ray.sweep.execute import evaluate_and_commit, split_of, train_and_commit
+from sat_ray.sweep.execute.evaluation import evaluate_and_commit
+from sat_ray.sweep.execute.inputs import split_of
+from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.plan import (
     card_tasks,
     dataset_uri,
@@ -375,6 +377,8 @@ def test_a_record_notices_a_change_anywhere_in_the_science(stage: Stage) -> None
         "attacks.pgd",
         "attacks.losses",
         "activations.registry",
+        "activations.entries",
+        "activations.info",
         "activations.functions",
         "activations.module",
         "models.view",

@@ -20,7 +20,8 @@ from sat_ray.sweep.cost.spent import (
 from sat_ray.sweep.recipes import digits_smoke
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STRONG, TRAIN, VALIDATE
-from sat_ray.utils.serialization import content_hash, from_json, to_json
+from sat_ray.utils.serialization import content_hash, to_json
+from sat_ray.utils.settings_json import from_json
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.integrations.ray.tasks import _each_once
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.execute import evaluate_and_commit, train_and_commit
+from sat_ray.sweep.execute.evaluation import evaluate_and_commit
+from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.plan import (
     dataset_uri,
     evaluation_tasks,

@@ -28,7 +28,7 @@ from sat_ray.sweep.config import (
     SearchSettings,
     SweepConfig,
 )
-from sat_ray.sweep.execute import evaluate_and_commit
+from sat_ray.sweep.execute.evaluation import evaluate_and_commit
 from sat_ray.sweep.plan import (
     card_tasks,
     evaluation_tasks,

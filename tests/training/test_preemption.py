@@ -21,7 +21,7 @@ from sat_ray.checkpoint import load_model
 from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
-from sat_ray.sweep.execute import train_and_commit
+from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import TRAIN
 from sat_ray.training.loop import TrainingState

@@ -17,11 +17,13 @@ from sat_ray.integrations.command_line.export import Asked
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.models import ModelSpec
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.config import SweepConfig, stored_config
+from sat_ray.sweep.config import SweepConfig
+from sat_ray.sweep.config.stored import stored_config
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.bounds import Bounds, Count, bounds_of, check_fields, fault
-from sat_ray.utils.serialization import from_json, to_json
+from sat_ray.utils.serialization import to_json
+from sat_ray.utils.settings_json import from_json
 
 VALUES: tuple[Any, ...] = (
     math.inf,

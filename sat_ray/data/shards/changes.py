@@ -1,8 +1,9 @@
 """Training images that changed after they were prepared: noticed before the old shards are used.
 
-A dataset that is known by its name is what it is. An image folder, an .npz file and what a user's
-function returns are known by their place alone, so a fingerprint lies beside their shards: of
-pixels and labels where they were in memory, else of the names, sizes and times of the files.
+A dataset that is known by its name and has its official number of images is what it is. An image
+folder, an .npz file, what a user's function returns and a part of a known dataset are known by
+their place alone, so a fingerprint lies beside their shards: of pixels and labels where they were
+in memory, else of the names, sizes and times of the files.
 """
 
 import functools
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sat_ray.data.images import Place
-from sat_ray.data.sources.base import Listing, Raw, Source
+from sat_ray.data.sources.base import Listing, Raw, Source, UnusableImagesError
 from sat_ray.storage.s3_path import folder_at
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import SCHEME
@@ -66,7 +67,8 @@ def describe_source(found: Raw | Listing) -> dict[str, Any]:
 
 def note_source(source: Source, found: Raw | Listing, storage: Storage) -> None:
     """Write a fingerprint of the images beside the shards, where only a place identifies them."""
-    if _may_change(source):
+    by_place = source.anonymous or is_reference(source.name)
+    if by_place or len(found.labels) != source.images:
         storage.write_json(SOURCE, describe_source(found))
 
 
@@ -76,7 +78,7 @@ def check_unchanged(source: Source, storage: Storage, *, path: str) -> None:
     Images that are not there any more are not needed; shards without a fingerprint are taken as
     they are.
     """
-    if not _may_change(source) or not storage.exists(SOURCE):
+    if not storage.exists(SOURCE) or source.needs(path):
         return
     try:
         if path and not folder_at(path).exists():
@@ -85,7 +87,7 @@ def check_unchanged(source: Source, storage: Storage, *, path: str) -> None:
     except OSError:
         return  # a server or a disk that is away now
     except ValueError as error:
-        if is_reference(source.name):
+        if is_reference(source.name) and not isinstance(error, UnusableImagesError):
             return  # a function may need what is not there any more
         raise ChangedDataError(f"{error}; {_remedy(storage)}") from None
     then = _noted(storage)
@@ -110,10 +112,6 @@ def _noted(storage: Storage) -> dict[str, Any]:
             f"{_remedy(storage)}"
         )
     return then
-
-
-def _may_change(source: Source) -> bool:
-    return source.anonymous or is_reference(source.name)
 
 
 def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:

@@ -3,19 +3,26 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sat_ray.data.images import Place
 from sat_ray.data.sources.download import cache_folder, fetch
 from sat_ray.data.split_ids import by_hash, split_by_hash, split_officially
 from sat_ray.storage.s3_path import Folder, RemotePath, folder_at
+
+if TYPE_CHECKING:
+    from sat_ray.data.images import Place
 
 SHARE = 0.1  # of the images, held out for each split that a folder of images does not come with
 
 
 class LayoutError(ValueError):
     """A folder does not hold what a dataset's reader looks for."""
+
+
+class UnusableImagesError(ValueError):
+    """A user's function returned images, and they are no dataset to train on."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Raw:
 class Listing:
     """A dataset of encoded images that are still in their files; otherwise like Raw."""
 
-    images: Sequence[Place]
+    images: "Sequence[Place]"
     labels: np.ndarray
     class_names: tuple[str, ...]
     held_out: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 
 from sat_ray.data.pixels import too_dark
-from sat_ray.data.sources.base import LayoutError, Listing, Raw, Source
+from sat_ray.data.sources.base import (
+    LayoutError,
+    Listing,
+    Raw,
+    Source,
+    UnusableImagesError,
+)
 from sat_ray.data.sources.npz import read_npz
 from sat_ray.storage.s3_path import Folder
 from sat_ray.utils.import_string import call, parameters, required, resolve
@@ -104,7 +110,10 @@ def _read(name: str, path: Any = None) -> Raw:
         )
     except LayoutError as error:
         raise ValueError(str(error)) from None
-    return _checked(found if isinstance(found, Raw) else _raw(found, what=what), what=what)
+    try:
+        return _checked(found if isinstance(found, Raw) else _raw(found, what=what), what=what)
+    except ValueError as error:
+        raise UnusableImagesError(str(error)) from None
 
 
 def _raw(found: Any, *, what: str) -> Raw:

@@ -8,12 +8,15 @@ equal, at points of the attack and with the rows moved. If no bucket passes, eve
 
 import logging
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sat_ray.attacks.base import Model
 from sat_ray.models.parity import logits_and_gradient
+
+if TYPE_CHECKING:
+    from sat_ray.attacks.base import Model
 
 # kernels take rows in blocks; the remaining rows go through other code, which rounds differently
 BLOCK = 4
@@ -34,7 +37,7 @@ def pad(values: Tensor, rows: int) -> Tensor:
     return torch.cat([values, values[:1].expand(missing, *values.shape[1:])])
 
 
-def has_fixed_rows(model: Model) -> bool:
+def has_fixed_rows(model: "Model") -> bool:
     """Return whether a model accepts full calls only, as compiled kernels do.
 
     Such a model has an attribute `fixed_rows` that is true.
@@ -49,7 +52,7 @@ class BatchBuckets:
     gradients: whether the attack needs them; a model that is never differentiated may have none.
     """
 
-    def __init__(self, model: Model, *, slots: int, gradients: bool = True) -> None:
+    def __init__(self, model: "Model", *, slots: int, gradients: bool = True) -> None:
         self.model = model
         self.slots = slots
         self.full = call_rows(slots)
@@ -57,7 +60,7 @@ class BatchBuckets:
         self.candidates = [] if has_fixed_rows(model) else _candidates(self.full)
         self.verified: list[int] | None = None
 
-    def model_for(self, occupied: Tensor, x_adv: Tensor) -> Model:
+    def model_for(self, occupied: Tensor, x_adv: Tensor) -> "Model":
         """Return a model for points (L, C, H, W) that computes the occupied slots; others get 0.
 
         occupied: (L,) bool on the CPU; x_adv: points at which the buckets are compared, once.

@@ -83,9 +83,11 @@ def _forward(model: Model, x: Tensor, *, what: str) -> Tensor:
     try:
         logits = model(x)
     except Exception as error:
+        gray = x.shape[1] == 1
+        hint = "; if it takes colour images, store the images as RGB" if gray else ""
         raise ValueError(
             f"{what} cannot take float32 images of shape {tuple(x.shape)} "
-            f"({type(error).__name__}: {first_line(error)})"
+            f"({type(error).__name__}: {first_line(error)}){hint}"
         ) from None
     wanted = f"{what} must return one tensor of (N, K) logits, K >= 2 classes"
     if not isinstance(logits, Tensor):

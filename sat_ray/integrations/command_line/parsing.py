@@ -28,7 +28,8 @@ from sat_ray.integrations.command_line.process.invocation import program
 from sat_ray.integrations.mlflow.preflight import sqlite_path
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import check_address, redacted
-from sat_ray.sweep.config import RENAMED, Recipe, SweepConfig
+from sat_ray.sweep.config import Recipe, SweepConfig
+from sat_ray.sweep.config.stored import RENAMED
 from sat_ray.utils.names import check_name, suggest
 from sat_ray.utils.serialization import content_hash, flatten
 

@@ -56,7 +56,7 @@ def only(name: str) -> Run:
 
 def _check_parts(command: Command) -> None:
     """Check the user's own dataset and network, and warn of what cannot be exported."""
-    from sat_ray.sweep.config import code_named
+    from sat_ray.sweep.config.stored import code_named
     from sat_ray.utils.serialization import to_json
 
     if not code_named(to_json(command.config)):

@@ -11,7 +11,7 @@ from sat_ray.integrations.ray.local.orphans import remove_orphans
 from sat_ray.integrations.ray.nodes import selector_for
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
-from sat_ray.sweep.execute import card_and_commit, evaluate_and_commit
+from sat_ray.sweep.execute.evaluation import card_and_commit, evaluate_and_commit
 from sat_ray.sweep.gpu_sharing import fitting_share
 from sat_ray.sweep.records.store import Record, Records, Stage
 from sat_ray.sweep.resources import STAGE_RESOURCES, Resources, evaluation_resources

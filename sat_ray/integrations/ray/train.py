@@ -30,7 +30,7 @@ from sat_ray.integrations.ray.prometheus import training_shown
 from sat_ray.storage.local_disk import is_lasting
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
-from sat_ray.sweep.execute import train_and_commit
+from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.records.store import Records, attempt_name
 from sat_ray.sweep.resources import worker_resources
 from sat_ray.sweep.tasks import TrainingTask

@@ -19,7 +19,7 @@ from sat_ray.report.formatting import (
 )
 from sat_ray.report.table import NAME, NUMBER, REMARK, STRIP, WORDS, WRAP, Column, Table
 from sat_ray.storage.uris import LOCAL_PAGES
-from sat_ray.sweep.config import money_text
+from sat_ray.sweep.config.resources import money_text
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIZE_ON_PAGE = 0.72  # figures are drawn at 160 dots per inch and shown at 115

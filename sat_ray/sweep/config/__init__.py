@@ -2,13 +2,11 @@
 
 from sat_ray.sweep.config.evaluation import EvaluationSettings, Strong
 from sat_ray.sweep.config.inputs import DataSettings, ModelSettings
-from sat_ray.sweep.config.resources import CostSettings, ResourceSettings, money_text
+from sat_ray.sweep.config.resources import CostSettings, ResourceSettings
 from sat_ray.sweep.config.search import SEARCHED, TABLE1_PAIRS, FinalSettings, SearchSettings
-from sat_ray.sweep.config.stored import RENAMED, code_named, config_of, stored_config
 from sat_ray.sweep.config.sweep import Recipe, SweepConfig
 
 __all__ = [
-    "RENAMED",
     "SEARCHED",
     "TABLE1_PAIRS",
     "CostSettings",
@@ -21,8 +19,4 @@ __all__ = [
     "SearchSettings",
     "Strong",
     "SweepConfig",
-    "code_named",
-    "config_of",
-    "money_text",
-    "stored_config",
 ]

@@ -6,7 +6,7 @@ from sat_ray.activations.registry import ACTIVATIONS
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config.sweep import SweepConfig
 from sat_ray.utils.import_string import check_confirmed, is_reference, stored_names
-from sat_ray.utils.serialization import from_json
+from sat_ray.utils.settings_json import from_json
 
 RENAMED = {
     "evaluation.lanes": "evaluation.slots",

@@ -8,14 +8,16 @@ of its trial. Only the search has a budget: what it found is trained, evaluated 
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sat_ray.sweep.config import CostSettings, SweepConfig
 from sat_ray.sweep.cost.spent import search_seconds
 from sat_ray.sweep.records.store import Records, Stage, record_key
 from sat_ray.sweep.search.search_space import Group, SearchPoint, groups
 from sat_ray.sweep.tasks import SEARCH
 from sat_ray.utils.serialization import to_json
+
+if TYPE_CHECKING:
+    from sat_ray.sweep.config import CostSettings, SweepConfig
 
 RESULT = Stage("search_result", 1, ("sat_ray.sweep.plan",))
 
@@ -31,7 +33,7 @@ class Budget:
     gpus: float
 
     @classmethod
-    def of(cls, config: SweepConfig) -> "Budget":
+    def of(cls, config: "SweepConfig") -> "Budget":
         """Return the budget of a sweep's search."""
         return cls(
             accelerator_seconds=config.cost.budget_seconds(), gpus=config.resources.gpus_per_trial
@@ -74,7 +76,7 @@ class SearchResult:
         finalists = tuple(SearchPoint.stored(one) for one in value["finalists"])
         return cls(**{**value, "finalists": finalists, "left_out": tuple(value["left_out"])})
 
-    def sentence(self, cost: CostSettings, *, spent: float) -> str:
+    def sentence(self, cost: "CostSettings", *, spent: float) -> str:
         """Say in one sentence what the search came to. spent: accelerator-seconds."""
         if not self.cut:
             return (
@@ -90,7 +92,7 @@ class SearchResult:
 
 
 def result_of(
-    config: SweepConfig,
+    config: "SweepConfig",
     best: list[SearchPoint | None],
     *,
     done: int,
@@ -111,7 +113,7 @@ def result_of(
     )
 
 
-def _groups(config: SweepConfig) -> list[Group]:
+def _groups(config: "SweepConfig") -> list[Group]:
     return groups(config.search.points())
 
 
@@ -125,7 +127,7 @@ def group_name(group: Group) -> str:
     )
 
 
-def commit_result(config: SweepConfig, records: Records, result: SearchResult) -> None:
+def commit_result(config: "SweepConfig", records: Records, result: SearchResult) -> None:
     """Commit what the search that made these records came to under its budget.
 
     More records or another budget ask for another result.
@@ -136,7 +138,7 @@ def commit_result(config: SweepConfig, records: Records, result: SearchResult) -
     )
 
 
-def find_result(config: SweepConfig, records: Records) -> SearchResult | None:
+def find_result(config: "SweepConfig", records: Records) -> SearchResult | None:
     """Return the result of the search.
 
     None while it runs, or where it stopped for another reason than its end or its budget.
@@ -145,7 +147,7 @@ def find_result(config: SweepConfig, records: Records) -> SearchResult | None:
     return None if record is None else SearchResult.from_json(record.payload)
 
 
-def _inputs(config: SweepConfig, records: Records) -> dict[str, Any]:
+def _inputs(config: "SweepConfig", records: Records) -> dict[str, Any]:
     return {
         "search": to_json(config.search),
         "budget": to_json(Budget.of(config)),
@@ -153,7 +155,7 @@ def _inputs(config: SweepConfig, records: Records) -> dict[str, Any]:
     }
 
 
-def describe_search(config: SweepConfig, records: Records) -> dict[str, Any] | None:
+def describe_search(config: "SweepConfig", records: Records) -> dict[str, Any] | None:
     """Return what leaderboard.json says under `search`; None where no result is known."""
     found = find_result(config, records)
     if found is None:

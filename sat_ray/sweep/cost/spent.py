@@ -11,12 +11,15 @@ bills is more.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sat_ray.sweep.config import CostSettings, SweepConfig, money_text
+from sat_ray.sweep.config.resources import money_text
 from sat_ray.sweep.plan import longest_trials
 from sat_ray.sweep.records.store import Record, Records
 from sat_ray.sweep.tasks import CARD, EVALUATE, STRONG, TRAIN, VALIDATE
+
+if TYPE_CHECKING:
+    from sat_ray.sweep.config import CostSettings, SweepConfig
 
 ESTIMATES = (
     "Estimated: what --dry-run expects of the whole plan from resources.images_per_second, of "
@@ -42,7 +45,7 @@ class Spent:
     accelerator_seconds: float
     passes: int | None = None
 
-    def to_json(self, cost: CostSettings) -> dict[str, Any]:
+    def to_json(self, cost: "CostSettings") -> dict[str, Any]:
         """Return plain values; money: None without a price."""
         seconds = self.accelerator_seconds
         return {
@@ -54,7 +57,7 @@ class Spent:
 
 
 def spent_by_stage(
-    config: SweepConfig, records: Records, *, train_images: int
+    config: "SweepConfig", records: Records, *, train_images: int
 ) -> dict[str, list[Spent]]:
     """Return the committed work of the stages that take accelerators, one item for each model.
 
@@ -137,7 +140,7 @@ def total(name: str, parts: list[Spent]) -> Spent:
 
 
 def cost_summary(
-    config: SweepConfig,
+    config: "SweepConfig",
     stages: Mapping[str, list[Spent]],
     *,
     estimated: Mapping[str, float] | None = None,
@@ -161,7 +164,7 @@ def cost_summary(
     }
 
 
-def _estimate(cost: CostSettings, seconds: float | None) -> dict[str, Any]:
+def _estimate(cost: "CostSettings", seconds: float | None) -> dict[str, Any]:
     return {
         "estimated_accelerator_seconds": seconds,
         "estimated_money": None if seconds is None else cost.money(seconds),
@@ -169,7 +172,7 @@ def _estimate(cost: CostSettings, seconds: float | None) -> dict[str, Any]:
 
 
 def with_costs(
-    board: Mapping[str, Any], config: SweepConfig, stages: Mapping[str, list[Spent]]
+    board: Mapping[str, Any], config: "SweepConfig", stages: Mapping[str, list[Spent]]
 ) -> dict[str, Any]:
     """Return a leaderboard whose rows, and groups of rows, say what they cost."""
     rows = [row | {"cost": row_cost(row, config, stages)} for row in board["rows"]]
@@ -184,7 +187,7 @@ def with_costs(
 
 
 def row_cost(
-    row: Mapping[str, Any], config: SweepConfig, stages: Mapping[str, list[Spent]]
+    row: Mapping[str, Any], config: "SweepConfig", stages: Mapping[str, list[Spent]]
 ) -> dict[str, Any]:
     """Return what one row of the leaderboard cost, training and evaluations together.
 

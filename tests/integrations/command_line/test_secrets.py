@@ -17,7 +17,7 @@ from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import check_address
 from sat_ray.sweep.config import DataSettings
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
-from sat_ray.utils.serialization import from_json
+from sat_ray.utils.settings_json import from_json
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from sat_ray.integrations.command_line.parsing import Command
 from sat_ray.integrations.command_line.process.invocation import invocation
 from sat_ray.report.console import Reporter
 from sat_ray.storage.uris import pages_of
-from sat_ray.sweep.config import code_named, config_of
+from sat_ray.sweep.config.stored import code_named, config_of
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.tasks import STAGES
 from sat_ray.utils.serialization import content_hash, to_json

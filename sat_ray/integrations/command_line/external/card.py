@@ -15,7 +15,7 @@ from sat_ray.integrations.command_line.external.subject import Subject, variants
 from sat_ray.integrations.command_line.external.tasks import follow, on_ray
 from sat_ray.report.console import Reporter
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.execute import images_of, model_of, rows_of
+from sat_ray.sweep.execute.evaluation import images_of, model_of, rows_of
 from sat_ray.sweep.records.store import Record, Records, record_key
 from sat_ray.sweep.resources import evaluation_resources
 from sat_ray.sweep.search.search_space import SearchPoint

@@ -41,7 +41,7 @@ from sat_ray.report.evaluation_summary import attack_table, claim, summary
 from sat_ray.report.table import terminal_table
 from sat_ray.storage.preflight import check_writable
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.execute import sampled_rows
+from sat_ray.sweep.execute.evaluation import sampled_rows
 from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.records.leftovers import remove_leftovers
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes

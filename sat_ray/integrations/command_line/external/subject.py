@@ -27,7 +27,7 @@ from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.parsing import folder_name
 from sat_ray.models import Normalized
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.execute import sampled_rows
+from sat_ray.sweep.execute.evaluation import sampled_rows
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import Dataset, through_every_backward
 from sat_ray.utils.probabilities import bounded_outputs

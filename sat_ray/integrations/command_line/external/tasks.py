@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sat_ray.integrations.command_line.external.options import ExternalOptions
-from sat_ray.integrations.command_line.external.subject import Subject
 from sat_ray.report.console import Reporter, StageProgress
 from sat_ray.sweep.plan import shard_bounds
 from sat_ray.sweep.records.store import Record, Records, numerical_environment
 from sat_ray.sweep.resources import Demand, check_room, evaluation_resources
 from sat_ray.sweep.tasks import EVALUATE, EvaluationTask
 
+if TYPE_CHECKING:
+    from sat_ray.integrations.command_line.external.subject import Subject
+
 POLL_SECONDS = 1.0
 
 
-def tasks_of(given: ExternalOptions, subject: Subject, name: str) -> list[EvaluationTask]:
+def tasks_of(given: ExternalOptions, subject: "Subject", name: str) -> list[EvaluationTask]:
     """Cut the images into shards of nearly equal size."""
     return [
         EvaluationTask(

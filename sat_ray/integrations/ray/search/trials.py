@@ -19,7 +19,7 @@ from sat_ray.storage.local_disk import is_lasting
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.sweep.cost.budget import Budget
-from sat_ray.sweep.execute import train_and_commit
+from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.records.store import Record, Records, attempt_name
 from sat_ray.sweep.resources import trial_resources
 from sat_ray.sweep.tasks import TrainingTask
