@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sat_ray.attacks import AttackSpec
 from sat_ray.attacks.losses import margin
-from sat_ray.evaluation.engine.verdicts import CLEAN_ERROR, NEVER, Verdicts
+from sat_ray.evaluation.engine.verdicts import Verdicts
+from sat_ray.evaluation.first_broken_step import CLEAN_ERROR, NEVER
 
 OUTCOME_SCHEMA = pa.schema(
     [

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sat_ray.attacks import AttackSpec
-from sat_ray.evaluation.engine.verdicts import CLEAN_ERROR
+from sat_ray.evaluation.first_broken_step import CLEAN_ERROR
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.outcomes import clean_correct_ids, robust_image_ids
 from sat_ray.report.formatting import threat_text

@@ -310,7 +310,7 @@ def test_a_model_with_any_part_in_train_mode_is_refused() -> None:
         ({"restarts": 0}, "restarts must be .* got 0"),
         ({"step_size": 0.0}, "step_size must be .* got 0"),
         ({"step_size": math.nan}, "step_size"),
-        ({"steps": 3, "step_size": 0.03}, r"steps \* step_size must be >= epsilon"),
+        ({"steps": 3, "step_size": 0.03}, r"steps \* step_size must be at least epsilon"),
         ({"x": torch.full((2, 1, 3, 3), 2.0)}, r"x must lie in \[0, 1\]"),
         ({"x": torch.full((2, 1, 3, 3), math.nan)}, r"x must lie in \[0, 1\]"),
         ({"x": torch.zeros(2, 1, 3, 3, dtype=torch.float64)}, "float32"),

@@ -25,7 +25,7 @@ from sat_ray.evaluation.card.probes import (
 )
 from sat_ray.evaluation.card.settings import CardSettings
 from sat_ray.evaluation.card.subject import Subject, Variants, sample
-from sat_ray.evaluation.engine.verdicts import CLEAN_ERROR, NEVER
+from sat_ray.evaluation.first_broken_step import CLEAN_ERROR, NEVER
 from sat_ray.evaluation.inputs import check_images, check_logits
 from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.threat import ThreatModel

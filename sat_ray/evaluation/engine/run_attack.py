@@ -19,7 +19,8 @@ from sat_ray.evaluation.engine.attack_inputs import AttackInputs
 from sat_ray.evaluation.engine.batch_buckets import BatchBuckets, call_rows, pad
 from sat_ray.evaluation.engine.finite import require_finite, require_finite_runs, require_sound
 from sat_ray.evaluation.engine.scheduler import Scheduler
-from sat_ray.evaluation.engine.verdicts import NEVER, Verdicts
+from sat_ray.evaluation.engine.verdicts import Verdicts
+from sat_ray.evaluation.first_broken_step import NEVER
 
 
 @torch.no_grad()

@@ -6,8 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-NEVER = -1
-CLEAN_ERROR = -2
+from sat_ray.evaluation.first_broken_step import NEVER
 
 
 @dataclass

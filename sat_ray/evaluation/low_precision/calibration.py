@@ -19,7 +19,7 @@ from sat_ray.evaluation.engine.attack_inputs import AttackInputs
 from sat_ray.evaluation.engine.batch_buckets import has_fixed_rows
 from sat_ray.evaluation.engine.run_attack import run_slots, slot_logits
 from sat_ray.evaluation.engine.scheduler import Scheduler
-from sat_ray.evaluation.engine.verdicts import NEVER
+from sat_ray.evaluation.first_broken_step import NEVER
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.low_precision.comparison import Comparer, Comparison
 from sat_ray.evaluation.low_precision.surrogate import (

@@ -32,7 +32,8 @@ from sat_ray.evaluation.engine.batch_buckets import (
 from sat_ray.evaluation.engine.finite import require_finite, require_finite_runs, require_sound
 from sat_ray.evaluation.engine.run_attack import run_slots, skip_periods
 from sat_ray.evaluation.engine.scheduler import Scheduler
-from sat_ray.evaluation.engine.verdicts import NEVER, Verdicts
+from sat_ray.evaluation.engine.verdicts import Verdicts
+from sat_ray.evaluation.first_broken_step import NEVER
 from sat_ray.utils.compile import fusing
 
 # Rows of a float32 call at most: a run goes on until its point is verified, so points should not

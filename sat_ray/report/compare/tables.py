@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from sat_ray.evaluation.engine.verdicts import CLEAN_ERROR, NEVER
+from sat_ray.evaluation.first_broken_step import CLEAN_ERROR, NEVER
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.report.compare.paired import LEVEL, ClassRow, Comparison, Pair, PairedTest
 from sat_ray.report.compare.verdicts import (

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sat_ray.attacks.spec import FINAL_SUFFIX
-from sat_ray.evaluation.engine.verdicts import NEVER
+from sat_ray.evaluation.first_broken_step import NEVER
 from sat_ray.report.leaderboard.summary import BoolArray, IntArray, Survival, survival
 from sat_ray.utils.serialization import flatten
 

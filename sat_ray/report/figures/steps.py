@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from sat_ray.attacks.spec import FINAL_SUFFIX
-from sat_ray.evaluation.engine.verdicts import NEVER
+from sat_ray.evaluation.first_broken_step import NEVER
 from sat_ray.report.figures.style import head, label, mark, new_figure, plain, two_lines
 from sat_ray.report.leaderboard.rows import EvaluatedModel, display_names
 

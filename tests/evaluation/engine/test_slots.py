@@ -14,7 +14,8 @@ from sat_ray.evaluation.engine.attack_inputs import AttackInputs
 from sat_ray.evaluation.engine.batch_buckets import pad
 from sat_ray.evaluation.engine.cycles import CycleDetector
 from sat_ray.evaluation.engine.run_attack import run_slots, slot_logits
-from sat_ray.evaluation.engine.verdicts import NEVER, Verdicts, by_run
+from sat_ray.evaluation.engine.verdicts import Verdicts, by_run
+from sat_ray.evaluation.first_broken_step import NEVER
 from sat_ray.models import Normalized
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.randomness import Randomness

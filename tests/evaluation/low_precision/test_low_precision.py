@@ -26,7 +26,8 @@ from sat_ray.attacks.spec import GRADIENTS
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
 from sat_ray.evaluation.engine.run_attack import run_slots
-from sat_ray.evaluation.engine.verdicts import NEVER, by_run
+from sat_ray.evaluation.engine.verdicts import by_run
+from sat_ray.evaluation.first_broken_step import NEVER
 from sat_ray.evaluation.low_precision.calibration import (
     CONTROL_IMAGES,
     LEAST_BOUND,
