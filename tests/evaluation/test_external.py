@@ -322,7 +322,7 @@ DAMAGED_NPZ: dict[str, tuple[bytes, str]] = {
     "compressed bytes": (damaged(zipped(npy(GRAY))), "Error -3 while decompressing"),
     "members that are no .npy": (zipped(b"foo", ending="", labels=b"bar"), "images is no array"),
     "members without an array": (zipped(b"foo", labels=b"bar"), "images is no array"),
-    "header": (zipped(headed("{'descr': ((((((\n")), "no .npz of plain arrays ("),
+    "header": (zipped(headed("{'descr': ((((((\n")), "without objects, got another file ("),
     "more images than memory": (
         zipped(headed(VAST)),
         "images.npy announces 150,528,000,000,000,000 bytes and has",

@@ -446,7 +446,7 @@ def test_outcomes_of_other_images_labels_attacks_or_threat_models_are_refused(
         (["{a}", "{b}", "--flips", "few"], "argument --flips: invalid int value: 'few'"),
         (["{a}", "{b}", "--comon"], "unrecognized arguments: --comon"),
         (["{a}", "{folder}"], r"holds image_id 1000 twice for attack pgd-8.*name those"),
-        (["{a}", "gs://bucket/x.parquet"], "allowed: a local folder or s3://"),
+        (["{a}", "gs://bucket/x.parquet"], "must be a local folder or s3://"),
         (
             ["{a}", ""],
             "OUTCOMES must be Parquet files or folders that hold some, got an empty word",
