@@ -88,9 +88,7 @@ def node(scene: Scene) -> int:
 
 
 def drain(scene: Scene) -> int:
-    """Tell a worker node, as a spot node's pod is told, that it goes in twenty seconds;
-    another joins when it has gone.
-    """
+    """Announce to a worker node that it goes in twenty seconds; another joins then."""
     lost = scene.random.choice(scene.victim.cluster.nodes)
     (service,) = lost.workers(r"\S+ -m ray\.scripts\.scripts start")
     os.kill(service, signal.SIGTERM)
@@ -101,9 +99,7 @@ def drain(scene: Scene) -> int:
 
 
 def head(scene: Scene) -> int:
-    """Cut the power of every node, the head with the driver too;
-    start a new cluster and give the same command again.
-    """
+    """Cut the power of every node, start a new cluster, and give the same command again."""
     scene.victim.cluster.down()
     scene.victim.process.wait()
     scene.victim.cluster.up()
@@ -161,9 +157,7 @@ def full_disk(scene: Scene) -> int:
 
 
 def network_cut(scene: Scene) -> int:
-    """Drop every packet between the two worker nodes for as long as the outage;
-    both still reach everything else.
-    """
+    """Drop every packet between the two worker nodes during the outage, and no other packet."""
     one, other = (node.host for node in scene.victim.cluster.nodes)
     one.cut(other)
     time.sleep(scene.outage)
