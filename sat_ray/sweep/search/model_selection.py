@@ -21,6 +21,11 @@ class Validated:
     robust_accuracy: float
 
 
+def mean_accuracy(values: Sequence[float]) -> float:
+    """Return the mean, rounded so that equal accuracies summed in another order stay a tie."""
+    return round(math.fsum(values) / len(values), 12)
+
+
 def ranked(models: Sequence[Validated]) -> list[tuple[float, int]]:
     """Return (mean over seeds, index of the best seed's model) of every configuration, best first.
 
@@ -29,10 +34,8 @@ def ranked(models: Sequence[Validated]) -> list[tuple[float, int]]:
     seeds: dict[str, list[int]] = {}
     for index, model in enumerate(models):
         seeds.setdefault(model.configuration, []).append(index)
-    # Rounded, because equal accuracies summed in another order may differ in the last bit and a tie
-    # must stay a tie.
     means = {
-        name: round(math.fsum(models[i].robust_accuracy for i in same) / len(same), 12)
+        name: mean_accuracy([models[i].robust_accuracy for i in same])
         for name, same in seeds.items()
     }
     order = sorted(seeds, key=lambda name: (-means[name], name))

@@ -5,7 +5,6 @@ configuration, so a sweep that was killed and started again promotes what an und
 promotes. A search that its budget cut is over until the budget grows.
 """
 
-import math
 from collections.abc import Sequence
 
 from sat_ray.integrations.ray.search.trials import run_rung
@@ -14,6 +13,7 @@ from sat_ray.sweep.cost.budget import Budget, SearchResult, commit_result, find_
 from sat_ray.sweep.execute.training import discard_states
 from sat_ray.sweep.plan import planned_trials, trial_task
 from sat_ray.sweep.records.store import Record, Records
+from sat_ray.sweep.search.model_selection import mean_accuracy
 from sat_ray.sweep.search.search_space import SearchPoint, groups
 from sat_ray.sweep.search.successive_halving import Climb, Scores, climbs, in_turn, next_rung
 from sat_ray.sweep.tasks import SEARCH, Dataset
@@ -73,7 +73,7 @@ def _grid(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResu
             for seed in config.search.seeds
             if (one, rung, seed) not in committed
         ]
-        shorter = None if rung == rungs[0] else rungs[rungs.index(rung) - 1]
+        shorter = 0 if rung == rungs[0] else rungs[rungs.index(rung) - 1]  # no record has 0 epochs
         before = [committed.get((one, shorter, seed)) for one, seed in trials]
         tasks = [trial_task(config, dataset, one, seed=seed).at(rung) for one, seed in trials]
         run_rung(
@@ -94,7 +94,7 @@ def _grid(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResu
     )
 
 
-_Committed = dict[tuple[SearchPoint, int | None, int], Record]
+_Committed = dict[tuple[SearchPoint, int, int], Record]
 """The records of a search by configuration, rung in epochs and seed."""
 
 
@@ -121,15 +121,12 @@ def _scores(committed: _Committed, *, seeds: int) -> Scores:
     """Return the mean (robust, clean) validation accuracy of the rungs with all their seeds."""
     found: dict[tuple[SearchPoint, int], list[Sequence[float]]] = {}
     for (one, rung, _), record in committed.items():
-        assert rung is not None
         found.setdefault((one, rung), []).append(record.payload["last_val"])
     return {
-        place: (_mean([one[0] for one in values]), _mean([one[1] for one in values]))
+        place: (
+            mean_accuracy([one[0] for one in values]),
+            mean_accuracy([one[1] for one in values]),
+        )
         for place, values in found.items()
         if len(values) == seeds
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Return the mean, rounded so that equal accuracies summed in another order stay a tie."""
-    return round(math.fsum(values) / len(values), 12)
