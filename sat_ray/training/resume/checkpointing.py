@@ -114,9 +114,9 @@ def pack_state(state: TrainingState) -> bytes:
         f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in _PARTS
     }
     text = json.dumps(plain | {"guard": dataclasses.asdict(state.guard)})
-    packed: bytes = safetensors.torch.save(
-        tensors, metadata={"state": text, "sha256": _digest(text, tensors)}
-    )
+    # one entry: safetensors writes several in any order, and equal states must be equal bytes
+    header = json.dumps({"sha256": _digest(text, tensors), "state": text})
+    packed: bytes = safetensors.torch.save(tensors, metadata={"header": header})
     return packed
 
 
@@ -124,7 +124,7 @@ def unpack_state(data: bytes) -> TrainingState:
     """Rebuild the training state that `pack_state` wrote; ValueError where it is damaged."""
     try:
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])["__metadata__"]
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["header"])
         tensors = safetensors.torch.load(data)
         sound = header["sha256"] == _digest(header["state"], tensors)
         plain = json.loads(header["state"])
