@@ -723,7 +723,7 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         "a static batch": (["--model", "static.pt2"], "exactly 8 images a call; give --slots 8"),
         "class names of another count": (["--data", "named.npz"], "has 10 classes, the dataset 11"),
         "no such data": (["--data", "nowhere"], "data must be a prepared dataset"),
-        "split": (["--split", "val"], "has no images; allowed: test"),
+        "split": (["--split", "val"], "has no images; choose test"),
         "too many images": (["--images", "78"], "--images must be an integer from 1 to 77"),
         "image size of an npz": (
             ["--image-size", "8"],
@@ -758,7 +758,10 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
             "needs at least 11 classes, the model has 10",
         ),
         "slots": (["--slots", "0"], "--slots must be a whole number from 1"),
-        "GPUs without a name": (["--gpus-per-task", "1"], "--accelerator is ''"),
+        "GPUs without a name": (
+            ["--gpus-per-task", "1"],
+            "--accelerator and --gpus-per-task must be given together",
+        ),
         "option": (["--epsilom", "1/255"], "did you mean --epsilon"),
         "name that leaves the storage": (
             ["--name", "../elsewhere"],

@@ -1,13 +1,13 @@
 """The command `sat-ray`: `sat-ray NAME` runs pipelines/NAME.py, with the same options."""
 
 import ast
-import difflib
 import runpy
 import sys
 from pathlib import Path
 
 import sat_ray
 from sat_ray.integrations.command_line.process.invocation import CONSOLE, note_console
+from sat_ray.utils.names import suggest
 
 COMMANDS = (
     "sweep",
@@ -57,9 +57,7 @@ def about(name: str) -> str:
 
 def unknown(word: str) -> str:
     """Return what is wrong with a word that is no command, and the nearest one."""
-    near = difflib.get_close_matches(word, COMMANDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(COMMANDS)}"
-    return f"unknown command {word!r}; {hint} (all commands: {CONSOLE} --help)"
+    return f"unknown command {word!r}; {suggest(word, COMMANDS)} (all commands: {CONSOLE} --help)"
 
 
 def script(name: str) -> Path:

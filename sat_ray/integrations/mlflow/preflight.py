@@ -54,17 +54,15 @@ def _address(uri: str) -> tuple[str, str | None, int | None]:
         port = parts.port
     except ValueError:  # its message may quote a piece of the password
         raise ValueError(
-            f"tracking_uri {shown} cannot be read; percent-encode the login; allowed: {ALLOWED}"
+            f"tracking_uri {shown} cannot be read; percent-encode the login; use {ALLOWED}"
         ) from None
     scheme = parts.scheme.partition("+")[0]  # without the database's driver
     if scheme in ("", "file"):
         raise ValueError(
-            f"tracking_uri {shown} is a folder, which this MLflow refuses; allowed: {ALLOWED}"
+            f"tracking_uri {shown} is a folder, which this MLflow refuses; use {ALLOWED}"
         )
     if scheme not in ("sqlite", "http", "https", *DATABASES):
-        raise ValueError(
-            f"tracking_uri {shown} has the unknown scheme {scheme!r}; allowed: {ALLOWED}"
-        )
+        raise ValueError(f"tracking_uri {shown} has the unknown scheme {scheme!r}; use {ALLOWED}")
     return scheme, parts.hostname, port
 
 
@@ -72,7 +70,7 @@ def sqlite_path(uri: str) -> Path:
     """Return the file that a sqlite URI names."""
     path = uri.partition(":///")[2].partition("?")[0]
     if path in ("", ":memory:"):
-        raise ValueError(f"tracking_uri {redacted(uri)} names no file; allowed: {ALLOWED}")
+        raise ValueError(f"tracking_uri {redacted(uri)} names no file; use {ALLOWED}")
     return Path(path).absolute()
 
 

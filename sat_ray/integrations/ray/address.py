@@ -12,7 +12,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("00000004000000000
 """What an HTTP/2 client sends first, with an empty SETTINGS frame; Ray's servers use gRPC."""
 SETTINGS = 4  # the type of the frame that an HTTP/2 server answers with
 SECONDS = 10.0
-ALLOWED = "allowed: HOST:PORT of the cluster's head (port 6379), auto, or local for a private Ray"
+ADDRESSES = "HOST:PORT of the cluster's head (port 6379), auto, or local for a private Ray"
 
 
 def check_address(address: str, *, timeout_seconds: float = SECONDS) -> None:
@@ -30,7 +30,7 @@ def check_address(address: str, *, timeout_seconds: float = SECONDS) -> None:
         r"(ray://)?(?P<host>[^/:\s]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})", address
     )
     if found is None or not 0 < int(found["port"]) < 65536:
-        raise ValueError(f"{VARIABLE} must be the address of a Ray, got {shown}; {ALLOWED}")
+        raise ValueError(f"{VARIABLE} must be the address of a Ray, got {shown}; use {ADDRESSES}")
     reason = _reason(found["host"].strip("[]"), int(found["port"]), timeout_seconds)
     if reason:
         raise ValueError(

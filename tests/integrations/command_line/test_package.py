@@ -96,4 +96,4 @@ def test_every_script_is_a_command_with_one_line_about_it() -> None:
 
 def test_an_unknown_command_gets_the_nearest_one() -> None:
     assert unknown("swep").startswith("unknown command 'swep'; did you mean sweep?")
-    assert "allowed: sweep, prepare" in unknown("fly")
+    assert "choose card, compare" in unknown("fly")

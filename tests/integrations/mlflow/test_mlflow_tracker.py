@@ -673,9 +673,9 @@ def test_a_silent_server_is_refused_in_time(scheme: str) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("./mlruns", "is a folder, which this MLflow refuses; allowed: sqlite"),
+        ("./mlruns", "is a folder, which this MLflow refuses; use sqlite"),
         ("file:///tmp/mlruns", "is a folder"),
-        ("htp://me:secret@host:5000", "unknown scheme 'htp'; allowed"),
+        ("htp://me:secret@host:5000", "unknown scheme 'htp'; use"),
         ("http://me:sec/ret@secret@host:5000", "percent-encode the login"),
         ("sqlite://", "names no file"),
         ("sqlite:////proc/nowhere/mlflow.db", "cannot be written"),

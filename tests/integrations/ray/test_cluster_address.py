@@ -47,8 +47,8 @@ def grpc_server() -> Iterator[str]:
 WRONG = {
     "http://10.1.2.3:8265": "an address to submit jobs to; .*ray job submit --address http://10.1.2.3:8265",
     "http://me:planted@10.1.2.3:8265": r"--address http://\*\*\*@10.1.2.3:8265",
-    "redis://me:planted@head:6379": r"got redis://\*\*\*@head:6379; allowed",
-    "head": "RAY_ADDRESS must be the address of a Ray, got head; allowed: HOST:PORT",
+    "redis://me:planted@head:6379": r"got redis://\*\*\*@head:6379; use",
+    "head": "RAY_ADDRESS must be the address of a Ray, got head; use HOST:PORT",
     "head:99999": "RAY_ADDRESS must be the address of a Ray",
     "redis://head:6379": "RAY_ADDRESS must be the address of a Ray",
     "127.0.0.1:9": (

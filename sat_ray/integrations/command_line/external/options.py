@@ -119,8 +119,8 @@ class ExternalOptions:
         check_fields(self, prefix="--")
         if bool(self.accelerator) != (self.gpus_per_task > 0):
             raise ValueError(
-                f"--accelerator is {self.accelerator!r} with --gpus-per-task "
-                f"{self.gpus_per_task:g}; allowed: both (H200 and 1), or neither"
+                "--accelerator and --gpus-per-task must be given together (H200 and 1), got "
+                f"{self.accelerator!r} and {self.gpus_per_task:g}"
             )
         if self.attack == "square" and self.gradient != "float32":
             raise ValueError(

@@ -144,7 +144,7 @@ def _open_data(given: ExternalOptions, root: Storage) -> tuple[Dataset, int]:
     if not splits.get(given.split):
         raise ValueError(
             f"--split {given.split!r} of data {given.data} has no images; "
-            f"allowed: {', '.join(name for name in splits if splits[name])}"
+            f"choose {', '.join(name for name in splits if splits[name])}"
         )
     n_split = splits[given.split]
     if given.images is not None and given.images > n_split:
