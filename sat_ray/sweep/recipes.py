@@ -144,8 +144,10 @@ def fashion_mnist() -> SweepConfig:
             global_batch_size=128,
             batchnorm_group_size=64,
             learning_rate=0.1,
-            attack_steps=2,  # of epsilon/2: PGD-1 and longer steps teach silu to hide its gradients
+            attack_steps=2,
+            attack_step_size=0.05,  # PGD-1 and longer steps teach silu to hide its gradients
             validate_every=4,
+            validation_targets=1,
         ),
         search=SearchSettings(activations=FASHION_ACTIVATIONS, pairs=(), rungs=(1,)),
         final=FinalSettings(seeds=(0, 1, 2, 3, 4)),
