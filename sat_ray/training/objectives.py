@@ -29,7 +29,8 @@ Forward = Callable[[Tensor], Tensor]
 class Objective(Protocol):
     """The two halves of a training step.
 
-    x, x_adv: (N, C, H, W) float32 in [0, 1]; y: (N,) int64.
+    x, x_adv: (N, C, H, W) float32 in [0, 1]; y: (N,) int64 classes, or (N, K) float32 soft labels:
+    shares of the classes that sum to 1.
     """
 
     def maximize(

@@ -1,7 +1,7 @@
 """How a model is trained: the fields of a recipe, checked when they are set."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sat_ray.attacks.spec import AttackSpec
 from sat_ray.data.choices import AUGMENTATIONS
@@ -19,12 +19,16 @@ from sat_ray.utils.bounds import (
 )
 from sat_ray.utils.names import check_name
 from sat_ray.utils.precision import PRECISIONS
+from sat_ray.utils.serialization import to_json
 
 if TYPE_CHECKING:
     from sat_ray.attacks.pgd import PGD
 
 OBJECTIVES = ("cross_entropy", "trades")
 SMALLEST_SIDE = 8  # pixels of the smallest images that training may begin with
+# Settings that came after the first records were written. Keys of records leave them out at their
+# default, so that records from before keep their keys.
+ADDED = frozenset({"attack_label_smoothing"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,9 @@ class TrainingSettings:
     """Decay of an average of the weights, in [0, 1), which is then validated and saved; 0 for
     none."""
     label_smoothing: BelowOne = 0.0
-    """In the update's loss only, in [0, 1)."""
+    """In the update's loss, in [0, 1)."""
+    attack_label_smoothing: BelowOne = 0.0
+    """In the attack's loss, in [0, 1)."""
     schedule: str = "linear"
     """Schedule of the learning rate: constant, cosine, step, linear or one_cycle."""
     warmup_epochs: Annotated[float, Bounds(0, 100_000)] = 2.0
@@ -149,6 +155,21 @@ class TrainingSettings:
                 "training.attack_replays must be 0 where attack_steps is not 1, the objective is "
                 f"not cross_entropy or there is a guard, got {self.attack_replays}"
             )
+        if self.attack_label_smoothing and (self.objective == "trades" or self.attack_replays):
+            raise ValueError(
+                "training.attack_label_smoothing must be 0 where the attack has no loss of its own "
+                "with labels (objective trades, attack_replays), "
+                f"got {self.attack_label_smoothing:g}"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what determines a training, as JSON, for the keys of records."""
+        defaults = {field.name: to_json(field.default) for field in fields(self)}
+        return {
+            name: value
+            for name, value in to_json(self).items()
+            if name not in ADDED or value != defaults[name]
+        }
 
     def passes_per_image(self) -> int:
         """Return the forward and backward passes per image and epoch: the attack's and the
@@ -166,6 +187,7 @@ class TrainingSettings:
             steps=self.attack_steps,
             step_size=self.step_size(threat_model),
             use_random_start=self.attack_random_start,
+            label_smoothing=self.attack_label_smoothing,
         )
 
     def step_size(self, threat_model: ThreatModel) -> float:

@@ -24,7 +24,7 @@ from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.compile import compiled
 from sat_ray.utils.precision import autocast
 
-AdversarialBatch = tuple[Tensor, Tensor, Tensor]  # x, x_adv, y
+AdversarialBatch = tuple[Tensor, Tensor, Tensor]  # x, x_adv, y: classes or soft labels
 
 
 def _differentiate(loss: Tensor) -> None:

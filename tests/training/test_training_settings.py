@@ -86,6 +86,14 @@ def test_free_training_is_refused_beside_what_has_an_attack_of_its_own(
         TrainingSettings(attack_replays=4, **other)
 
 
+@pytest.mark.parametrize("other", [{"objective": "trades"}, {"attack_replays": 2}])
+def test_label_smoothing_of_an_attack_without_labels_is_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"training\.attack_label_smoothing must be 0 where .*, got 0\.1"
+    ):
+        TrainingSettings(attack_label_smoothing=0.1, **other)
+
+
 @pytest.mark.parametrize(
     ("changes", "passes"),
     [
