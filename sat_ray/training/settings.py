@@ -119,8 +119,8 @@ class TrainingSettings:
     mart_weight: Annotated[float, Bounds(0, 1_000_000, above=True)] = 5.0
     """Weight of the KL divergence in mart (lambda)."""
     awp_gamma: Annotated[float, Bounds(0, 1)] = 0.0
-    """Adversarial weight perturbation: its length in each layer, in units of that of the weights,
-    for example 0.005; 0 for none."""
+    """Adversarial weight perturbation (AWP): its length in each layer, in units of the norm of the
+    layer's weights, for example 0.005; 0 for none."""
     awp_start: Share = 0.0
     """Share of the epochs after which weights are perturbed."""
     attack_steps: Steps = 1
