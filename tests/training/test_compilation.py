@@ -94,6 +94,12 @@ def test_every_activation_is_traced_without_a_break_and_keeps_its_own_gradient(
         ("relu_smooth_backward", {"attacker_activation": "relu", "ema_decay": 0.5}),
         pytest.param("smoothrelu_learned", {"objective": "trades"}, marks=pytest.mark.fault),
         pytest.param("silu", {"attack_replays": 2}, marks=pytest.mark.fault),
+        pytest.param(
+            "silu",
+            {"objective": "mart", "awp_gamma": 0.01},
+            marks=pytest.mark.fault,
+            id="MART, AWP",
+        ),
     ],
 )
 def test_a_compiled_training_is_the_plain_one_up_to_rounding(
