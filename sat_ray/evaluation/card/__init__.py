@@ -8,7 +8,6 @@ from sat_ray.attacks.spec import AttackSpec
 from sat_ray.evaluation.card.checks import FLAG, PASS, judge
 from sat_ray.evaluation.card.progress import OnProgress, reporting, silent
 from sat_ray.evaluation.card.settings import CardSettings
-from sat_ray.utils.threads import cpu_threads
 
 if TYPE_CHECKING:  # the settings and the verdicts can be read without torch
     from sat_ray.attacks.base import Model
@@ -61,6 +60,7 @@ def robustness_card(
     """
     from sat_ray.data.split import given_split
     from sat_ray.evaluation.card.evidence import measure
+    from sat_ray.evaluation.engine.call_size import cpu_threads
 
     settings = settings or CardSettings()
     checked = given_split(split, field="split")

@@ -8,15 +8,15 @@ depends on time or on the number of images: every shard of an evaluation gets th
 """
 
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from sat_ray.attacks.base import Model
 from sat_ray.data.pixels import to_pixels
-from sat_ray.models.operations import count_operations
-from sat_ray.utils.threads import cpu_threads
 
 FEWEST_ROWS = 32
 MOST_ROWS = 256
@@ -53,6 +53,28 @@ def threads_for(
     if not operations:
         return cpu_threads(None)
     return cpu_threads(min(allowed, max(1, slots * operations // PER_THREAD)))
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Set the number of torch's CPU threads for a while; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.no_grad()
+def count_operations(model: Model, x: Tensor) -> int:
+    """Return the operations of model(x) in convolutions and matrix products.
+
+    A multiplication and an addition count as two. On torch's meta device nothing is computed.
+    """
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    return int(counter.get_total_flops())
 
 
 def _operations(model: Model, shape: tuple[int, ...], *, device: torch.device) -> int:

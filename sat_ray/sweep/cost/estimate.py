@@ -120,8 +120,8 @@ def count(network: Network) -> Counted:
     """Count what `known_networks` does not hold; this imports torch and torchvision."""
     import torch
 
+    from sat_ray.evaluation.engine.call_size import count_operations
     from sat_ray.models import model_from_spec
-    from sat_ray.models.operations import count_operations
 
     name, stem, width, shape, classes = network
     spec = ModelSpec(

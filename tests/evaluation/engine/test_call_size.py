@@ -9,10 +9,15 @@ from torch import Tensor
 
 from sat_ray.attacks import AttackSpec
 from sat_ray.data.split import Split
-from sat_ray.evaluation.engine.call_size import MOST_ROWS, PER_THREAD, rows_for, threads_for
+from sat_ray.evaluation.engine.call_size import (
+    MOST_ROWS,
+    PER_THREAD,
+    count_operations,
+    rows_for,
+    threads_for,
+)
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized, build_model
-from sat_ray.models.operations import count_operations
 from sat_ray.threat import ThreatModel
 
 CPU = torch.device("cpu")
