@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import ray
 from repository import paths_of_tests
 
 from sat_ray.attacks import AttackSpec
@@ -101,7 +100,9 @@ def _is_at_work_after(seconds: float, process: psutil.Process, over: threading.E
 
 
 def stops_once_the_interval_is_narrow(tasks: list[EvaluationTask], folder: Path) -> None:
-    """Evaluate shuffled shards, one after the other, until the interval is 0.3 wide: one of four."""
+    """Evaluate shuffled shards one by one until the interval is 0.3 wide: one of four will do."""
+    import ray  # the session has set its environment before
+
     spec = replace(ATTACK, steps=5, step_size=8 / 255, name="")
     shuffled = [replace(task, shuffled=True, attacks=(spec,)) for task in tasks]
     records = Records(Storage(str(folder / "stopped")))
