@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sat_ray.attacks.base import Model
 from sat_ray.data.pixels import to_pixels
+from sat_ray.evaluation.engine.batch_buckets import has_fixed_rows
 
 FEWEST_ROWS = 32
 MOST_ROWS = 256
@@ -79,7 +80,7 @@ def count_operations(model: Model, x: Tensor) -> int:
 
 def _operations(model: Model, shape: tuple[int, ...], *, device: torch.device) -> int:
     """Count the operations for one image; 0 where it cannot be counted, or not on a CPU."""
-    if device.type != "cpu":
+    if device.type != "cpu" or has_fixed_rows(model):
         return 0
     try:
         with torch.random.fork_rng(devices=[]):

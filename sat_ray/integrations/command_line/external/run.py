@@ -40,7 +40,7 @@ from sat_ray.integrations.command_line.parsing import (
 )
 from sat_ray.integrations.ray.local.session_folders import session_folder
 from sat_ray.report.console import Reporter
-from sat_ray.report.evaluation_summary import attack_table, claim, summary
+from sat_ray.report.evaluation_summary import Interval, attack_table, claim, summary
 from sat_ray.report.table import terminal_table
 from sat_ray.storage.preflight import check_writable
 from sat_ray.storage.store import Storage
@@ -173,7 +173,9 @@ def write_evaluation(
     path = merge_outcomes(records_of(tasks, records), expected.numpy(), records, name=name)
     table = pq.read_table(io.BytesIO(storage.read(path)), columns=list(COLUMNS))
     stopped = n < subject.n
-    interval = partial(anytime_interval, total=subject.n) if stopped else wilson_interval
+    interval: Interval = wilson_interval
+    if stopped:
+        interval = partial(anytime_interval, total=subject.n)
     counted = summary(table, subject.attacks, interval=interval)
     chance = below_chance(counted["clean_accuracy"], subject.classes)
     warning = "; ".join(filter(None, (*subject.warnings, chance)))
