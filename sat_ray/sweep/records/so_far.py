@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sat_ray.evaluation.intervals import anytime_interval
-from sat_ray.sweep.records.store import Record, Records
+from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import EvaluationTask
 
 
@@ -53,27 +53,31 @@ class SoFar:
 
 
 class Committed:
-    """Follow the shards of one evaluation in their order; each record is read once."""
+    """Follow the shards of one evaluation in their order.
+
+    Each record is read once, and no more than two counts are kept of it: there may be many.
+    """
 
     def __init__(self, tasks: Sequence[EvaluationTask], records: Records) -> None:
         self.tasks = tasks
         self.records = records
-        self._found: dict[str, Record] = {}
+        self._order = [task.key for task in tasks]
+        self._found: dict[str, tuple[int, int]] = {}  # images and survivors, by key
 
     def look(self) -> SoFar:
         """Read the records that have come, and return the bounds."""
         stage = self.tasks[0].stage
-        keys = set(self.records.keys(stage)).difference(self._found)
-        for task in self.tasks:
-            if task.key in keys and (record := self.records.find(stage, task.key)) is not None:
-                self._found[task.key] = record
-        first = [record.payload for record in self._without_gap()]
-        every = [record.payload for record in self._found.values()]
+        wanted = set(self._order).difference(self._found)
+        for key in wanted.intersection(self.records.keys(stage)):
+            record = self.records.find(stage, key)
+            if record is not None:
+                self._found[key] = (record.payload["n"], record.payload["robust"])
+        first = list(self._without_gap())
         return SoFar(
             total=self.tasks[-1].last,
-            broken=sum(part["n"] - part["robust"] for part in every),
-            seen=sum(part["n"] for part in first),
-            robust=sum(part["robust"] for part in first),
+            broken=sum(seen - robust for seen, robust in self._found.values()),
+            seen=sum(seen for seen, _ in first),
+            robust=sum(robust for _, robust in first),
             shuffled=self.tasks[0].shuffled,
         )
 
@@ -91,8 +95,8 @@ class Committed:
         """Return the first tasks, up to the first that was not committed at the last look."""
         return self.tasks[: len(list(self._without_gap()))]
 
-    def _without_gap(self) -> Iterator[Record]:
-        for task in self.tasks:
-            if task.key not in self._found:
+    def _without_gap(self) -> Iterator[tuple[int, int]]:
+        for key in self._order:
+            if key not in self._found:
                 return
-            yield self._found[task.key]
+            yield self._found[key]
