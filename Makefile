@@ -9,6 +9,14 @@ OVERLAY ?= autoscaling
 ARGS ?=
 BIN := .venv/bin
 TIER := not fault and not browser
+# what an edit most often breaks, a minute on one quiet core: no Ray, no MLflow, no training
+QUICK := $(addprefix tests/,activations attacks utils documentation/test_architecture.py \
+           evaluation/engine/test_restart_queue.py evaluation/engine/test_slots.py \
+           evaluation/test_metrics.py evaluation/test_anytime_intervals.py \
+           sweep/test_config.py sweep/test_recipes.py sweep/test_record_keys.py \
+           training/test_schedules.py training/test_training_settings.py \
+           integrations/command_line/test_option_values.py)
+SLOW := torchattacks or compiles
 READY := .venv/.ready
 RAY_IMAGE := $(shell sed -n 's/^RAY_IMAGE=//p' cluster/versions.env)
 MLFLOW_IMAGE := $(shell sed -n 's/^MLFLOW_IMAGE=//p' cluster/versions.env)
@@ -16,7 +24,7 @@ PYTHON_IMAGE := $(shell sed -n 's/^PYTHON_IMAGE=//p' cluster/versions.env)
 PYTHON_IMAGE_DIGEST ?= $(shell sed -n 's/^PYTHON_IMAGE_DIGEST=//p' cluster/versions.env)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup sweep test test-faults test-browser lint format ui bench docs release lock clean \
+.PHONY: help setup sweep test test-quick test-faults test-browser lint format ui bench docs release lock clean \
         cluster-validate image cluster-apply submit ray-up ray-down cluster-local
 
 help: ## list the targets
@@ -43,6 +51,9 @@ test: setup ## run the tests: those that start Ray in one process, the others be
 	with_ray=0; $(BIN)/python -m pytest -m "$(TIER) and ray" $(ARGS) || with_ray=$$?; \
 	rest=0; wait $$others || rest=$$?; cat .cache/tests.log; \
 	for status in $$with_ray $$rest; do [ $$status = 0 ] || [ $$status = 5 ] || exit $$status; done; [ $$with_ray$$rest != 55 ]
+
+test-quick: setup ## what an edit most often breaks, within a minute
+	$(BIN)/python -m pytest -x -m "$(TIER) and not ray" -k "not ($(SLOW))" $(QUICK) $(ARGS)
 
 test-faults: setup ## slower tests: a Ray of several nodes, a second search method
 	$(BIN)/python -m pytest -m fault $(ARGS)

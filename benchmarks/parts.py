@@ -65,8 +65,16 @@ def digits_enlarged(pixels: int) -> dict[str, Split]:
     """Return train, val and test of the digits, (N, 3, pixels, pixels) uint8,
     upsampled from 8 pixels.
     """
+    return _split(upsampled(dataset_source("digits").read(), pixels=pixels))
+
+
+def digits() -> dict[str, Split]:
+    """Return train, val and test of the digits as they are, (N, 1, 8, 8) uint8."""
+    return _split(dataset_source("digits").read())
+
+
+def _split(raw: Raw) -> dict[str, Split]:
     source = dataset_source("digits")
-    raw = upsampled(source.read(), pixels=pixels)
     images, labels = torch.from_numpy(raw.images), torch.from_numpy(raw.labels)
     ids = split_by_hash(source.name, len(labels), test=source.test, val=source.val)
     return {

@@ -11,7 +11,7 @@ from sat_ray.activations.registry import display_name
 from sat_ray.attacks import AttackSpec
 from sat_ray.attacks.base import Model
 from sat_ray.attacks.loss_names import fewest_classes
-from sat_ray.data.split import checked_split
+from sat_ray.data.split import Split, checked_split
 from sat_ray.models import view
 from sat_ray.utils.bounds import Slots, fault, shown
 from sat_ray.utils.probabilities import require_no_probabilities
@@ -49,16 +49,16 @@ def check_images(
     labels: Tensor | np.ndarray | Sequence[int],
     image_ids: Tensor | np.ndarray | Sequence[int],
     *,
-    slots: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    slots: int | None,
+) -> Split:
     """Return images (N, C, H, W) uint8, labels and ids (N,) int64 on the CPU.
 
     Raises ValueError that names what is wrong with them.
     """
     given = checked_split(images_uint8, labels, image_ids)
-    if reason := fault(slots, Slots):
+    if slots is not None and (reason := fault(slots, Slots)):
         raise ValueError(f"slots must be {reason}, got {shown(slots)}")
-    return given.images, given.labels, given.image_ids
+    return given
 
 
 def check_classes(spec: AttackSpec, num_classes: int) -> None:

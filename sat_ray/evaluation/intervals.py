@@ -14,6 +14,15 @@ Newcombe, paired (1998, his method 10), for D = p − q = (only_a − only_b) / 
 McNemar, exact, with a = only_a and b = only_b:
     2 · P[Binomial(a + b, ½) ≤ min(a, b)], at most 1
 
+Anytime, for M robust ones among all N images of a set, of which n in random order have been seen
+and s of those are robust (Waudby-Smith & Ramdas 2020, arXiv 2006.04347, with a uniform prior on M;
+for N without bound it is Robbins' sequence of 1970):
+    posterior(M) = C(M, s) · C(N − M, n − s) / C(N + 1, n + 1)
+    every M with posterior(M) > (1 − confidence) / (N + 1)
+prior / posterior is a martingale for the true M, so by Ville's inequality the probability that the
+interval ever leaves M out, at any n, is at most 1 − confidence. It may be looked at after every
+image, and looking may decide when to stop; a Wilson interval allows one look at a fixed n.
+
 Counts are added as integers and divided once, so a smaller last batch has no more weight than its
 images.
 """
@@ -22,8 +31,11 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import SupportsIndex
+
+_ROUNDING = 1e-6  # of a sum of logarithms of factorials, on the side that makes an interval wider
 
 
 def accuracy(successes: SupportsIndex, n: SupportsIndex) -> float:
@@ -57,6 +69,60 @@ def wilson_interval(
     low = 0.0 if successes == 0 else (centre - half_width) / scale
     high = 1.0 if successes == n else (centre + half_width) / scale
     return low, high
+
+
+def anytime_interval(
+    successes: SupportsIndex,
+    seen: SupportsIndex,
+    *,
+    total: SupportsIndex,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Return the interval (low, high) of the accuracy on all `total` images, both in [0, 1].
+
+    successes: integer in [0, seen]; seen: integer in [0, total], the first images of a random order
+    of the whole set; confidence: in (0, 1), for all numbers of seen images together. Once all are
+    seen, both ends are the accuracy. Raises ValueError outside these ranges.
+    """
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must be > 0 and < 1, got {confidence}")
+    total = _whole("total", total)
+    seen = _not_negative("seen", seen)
+    if total < 1 or seen > total:
+        raise ValueError(f"seen must be an integer in [0, total = {total}], got {seen}")
+    if seen == 0:
+        return 0.0, 1.0
+    robust, _ = _counts(successes, seen)
+    broken = seen - robust
+    constant = _log_choose(total + 1, seen + 1) + math.log((1 - confidence) / (total + 1))
+
+    def plausible(count: int) -> bool:
+        found = _log_choose(count, robust) + _log_choose(total - count, broken)
+        return found > constant - _ROUNDING
+
+    likeliest = max(robust, min(total - broken, (robust * total - broken) // seen + 1))
+    return (
+        _last(plausible, likeliest, robust) / total,
+        _last(plausible, likeliest, total - broken) / total,
+    )
+
+
+def _last(holds: Callable[[int], bool], inside: int, end: int) -> int:
+    """Return the number nearest to `end` for which `holds`, as it does from `inside` to there."""
+    if holds(end):
+        return end
+    outside = end
+    while abs(outside - inside) > 1:
+        middle = (inside + outside) // 2
+        if holds(middle):
+            inside = middle
+        else:
+            outside = middle
+    return inside
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 def paired_difference_interval(

@@ -19,6 +19,7 @@ from sat_ray.attacks.losses import margin
 from sat_ray.attacks.spec import FINAL_SUFFIX
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
+from sat_ray.evaluation.engine.call_size import rows_for, threads_for
 from sat_ray.evaluation.engine.run_attack import run_slots, slot_logits
 from sat_ray.evaluation.engine.verdicts import Verdicts, by_run
 from sat_ray.evaluation.inputs import (
@@ -51,7 +52,7 @@ def evaluate(
     *,
     attacks: Sequence[AttackSpec],
     seed: int = 0,
-    slots: int = 32,
+    slots: int | None = None,
     cascade: bool = False,
     calibrations: Mapping[str, Calibration] | None = None,
 ) -> pa.Table:
@@ -60,8 +61,9 @@ def evaluate(
     model: [0, 1] pixels -> logits, in inference mode; images_uint8: (N, C, H, W) uint8; labels:
     (N,) in [0, K); image_ids: (N,) unique; slots: rows of every model call, part of the numerical
     environment (multiples of 32 serve every number of features, see
-    docs/explanation/evaluation-engine.md); cascade: give each attack only what survived those
-    before it, instead of every image;
+    docs/explanation/evaluation-engine.md), None: 32, or on a CPU up to 256 for a small network,
+    which follows from the model and the size of an image alone; cascade: give each attack only what
+    survived those before it, instead of every image;
     calibrations: of every attack whose gradient is not float32, by its name (`calibrate_attacks`).
     None: measured here, on at most
     `sat_ray.evaluation.low_precision.calibration.CONTROL_IMAGES` of the given images, drawn by the
@@ -72,15 +74,33 @@ def evaluate(
     attack every target is a restart.
     Raises ValueError on bad input, InfeasiblePointError if an attack leaves its threat model.
     """
-    images, y, ids = check_images(images_uint8, labels, image_ids, slots=slots)
+    given = check_images(images_uint8, labels, image_ids, slots=slots)
     require_inference_mode(model)
     _check_names(attacks)
-    if len(images) == 0:
+    if len(given) == 0:
         return OUTCOME_SCHEMA.empty_table()
-    given = Split(images, y, ids)
+    device, shape = device_of(model), given.images.shape[1:]
+    slots = slots or rows_for(model, shape, device=device)
+    with threads_for(model, shape, slots=slots, device=device):
+        return _attack_all(
+            model, given, attacks, calibrations, seed=seed, slots=slots, cascade=cascade
+        )
+
+
+def _attack_all(
+    model: Model,
+    given: Split,
+    attacks: Sequence[AttackSpec],
+    calibrations: Mapping[str, Calibration] | None,
+    *,
+    seed: int,
+    slots: int,
+    cascade: bool,
+) -> pa.Table:
+    """Return the outcomes of all attacks, from calls of exactly `slots` rows."""
     device = device_of(model)
-    clean = slot_logits(model, images, ids, slots=slots, device=device)
-    check_logits(clean, y)
+    clean = slot_logits(model, given.images, given.image_ids, slots=slots, device=device)
+    check_logits(clean, given.labels)
     for spec in attacks:
         check_classes(spec, clean.shape[1])
     if calibrations is None:
@@ -106,7 +126,12 @@ def counted_robust_ids(table: pa.Table) -> set[int]:
 
 @exact_float32()
 def calibrate_attacks(
-    model: Model, control: Split, *, attacks: Sequence[AttackSpec], seed: int = 0, slots: int = 32
+    model: Model,
+    control: Split,
+    *,
+    attacks: Sequence[AttackSpec],
+    seed: int = 0,
+    slots: int | None = None,
 ) -> dict[str, Calibration]:
     """Measure the bound of verification of every attack that uses a surrogate, by its name.
 
@@ -115,6 +140,15 @@ def calibrate_attacks(
     evaluation. The verdicts depend on the answer, so all shards of an evaluation need the same one.
     Raises ValueError where fewer than two control images are correctly classified.
     """
+    device, shape = device_of(model), control.images.shape[1:]
+    slots = slots or rows_for(model, shape, device=device)
+    with threads_for(model, shape, slots=slots, device=device):
+        return _calibrations(model, control, attacks=attacks, seed=seed, slots=slots)
+
+
+def _calibrations(
+    model: Model, control: Split, *, attacks: Sequence[AttackSpec], seed: int, slots: int
+) -> dict[str, Calibration]:
     device = device_of(model)
     clean = slot_logits(model, control.images, control.image_ids, slots=slots, device=device)
     right = control.take(torch.nonzero(clean.argmax(dim=1) == control.labels).flatten())

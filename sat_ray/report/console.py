@@ -102,13 +102,19 @@ class StageProgress:
         self.best: Record | None = None
         self.before: int | None = None  # units committed before this run
         self.rates: list[float] = []  # images per second of the new trainings, oldest first
+        self.said = ""
         self.images = 0  # attacked by the new evaluation shards
         if self.bar is None and total:
             planned = f"at most {total}" if at_most else f"{total}"
             reporter.say(f"{name}: {total - min(reused, total)} of {planned} to do")
 
-    def update(self, done: int, new: Iterable[Record], *, working: bool = True) -> None:
-        """Show the number of committed records; new: those that came since the last call."""
+    def update(
+        self, done: int, new: Iterable[Record], *, working: bool = True, note: str = ""
+    ) -> None:
+        """Show the number of committed records; new: those that came since the last call.
+
+        note: what to say beside it.
+        """
         came: list[Record] = []
         for record in new:
             score = record.payload.get("val_robust_accuracy", -1.0)
@@ -121,6 +127,7 @@ class StageProgress:
                     self.rates.append(record.payload["train_images_per_second"])
                 self.images += record.payload.get("n", 0)
                 came.append(record)
+        self.said = note
         self._find_start(came)
         self.before = done if self.before is None else self.before
         if done > self.done:
@@ -149,7 +156,7 @@ class StageProgress:
         self.update(done, [])
 
     def _note(self) -> str:
-        parts = []
+        parts = [self.said] if self.said else []
         if self.best is not None:
             best = self.best.payload
             accuracy = 100 * best["val_robust_accuracy"]

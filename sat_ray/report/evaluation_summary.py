@@ -1,6 +1,6 @@
 """What an evaluation found, from its merged outcomes: evaluation.json and a table for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,21 +14,27 @@ from sat_ray.report.formatting import threat_text
 from sat_ray.report.table import NAME, Column, Table
 from sat_ray.threat import as_255ths
 
+Interval = Callable[[int, int], tuple[float, float]]
+"""The interval of an accuracy from the correct and all images."""
 
-def summary(table: pa.Table, attacks: Sequence[AttackSpec]) -> dict[str, Any]:
-    """Count a model's outcomes: accuracies with 95 % Wilson intervals, and passes.
 
-    table: outcomes of all images; attacks: in the order in which they are listed; robust: correct
+def summary(
+    table: pa.Table, attacks: Sequence[AttackSpec], *, interval: Interval = wilson_interval
+) -> dict[str, Any]:
+    """Count a model's outcomes: accuracies with 95 % intervals, and passes.
+
+    table: outcomes of all images; interval: Wilson's, or an anytime one where the evaluation
+    stopped early; attacks: in the order in which they are listed; robust: correct
     under every attack. passes: of the model, clean predictions not among them.
     """
     n = len(set(table["image_id"].to_pylist()))
     passes = sum(table["passes"].to_pylist())
     return {
         "n": n,
-        **_accuracy("clean_accuracy", len(clean_correct_ids(table)), n),
-        **_accuracy("robust_accuracy", len(robust_image_ids(table)), n),
+        **_accuracy("clean_accuracy", len(clean_correct_ids(table)), n, interval),
+        **_accuracy("robust_accuracy", len(robust_image_ids(table)), n, interval),
         "attacks": [
-            _one_attack(table.filter(pc.equal(table["attack"], spec.name)), spec, n)
+            _one_attack(table.filter(pc.equal(table["attack"], spec.name)), spec, n, interval)
             for spec in attacks
         ],
         "passes": passes,
@@ -36,18 +42,18 @@ def summary(table: pa.Table, attacks: Sequence[AttackSpec]) -> dict[str, Any]:
     }
 
 
-def _one_attack(rows: pa.Table, spec: AttackSpec, n: int) -> dict[str, Any]:
+def _one_attack(rows: pa.Table, spec: AttackSpec, n: int, interval: Interval) -> dict[str, Any]:
     attacked = rows.filter(pc.not_equal(rows["first_broken_step"], CLEAN_ERROR))
     return {
         **spec.to_json(),
         "attacked": len(set(attacked["image_id"].to_pylist())),
-        **_accuracy("robust_accuracy", len(robust_image_ids(rows)), n),
+        **_accuracy("robust_accuracy", len(robust_image_ids(rows)), n, interval),
         "passes": sum(rows["passes"].to_pylist()),
     }
 
 
-def _accuracy(name: str, correct: int, n: int) -> dict[str, Any]:
-    return {name: correct / n, f"{name}_interval": list(wilson_interval(correct, n))}
+def _accuracy(name: str, correct: int, n: int, interval: Interval) -> dict[str, Any]:
+    return {name: correct / n, f"{name}_interval": list(interval(correct, n))}
 
 
 def attack_table(found: Mapping[str, Any]) -> Table:
@@ -86,9 +92,11 @@ def claim(found: dict[str, Any]) -> str:
         for attack in found["attacks"]
     )
     part = "" if found["n"] == found["n_split"] else f" of {found['n_split']:,}"
+    stopped = found.get("stopped")
+    about = f" for all {stopped['of']:,} images, at any moment of stopping" if stopped else ""
     return (
         f"robust accuracy {_percent(found['robust_accuracy'])} % "
-        f"(95 % interval {_percent_interval(found['robust_accuracy_interval'])}) "
+        f"(95 % interval {_percent_interval(found['robust_accuracy_interval'])}{about}) "
         f"under {threat['norm']} {as_255ths(threat['epsilon'])}, {names}, "
         f"n = {found['n']:,}{part}, seed {found['seed']}"
     )

@@ -331,13 +331,3 @@ def planned_trials(config: "SweepConfig") -> int:
         total += sum(size for size in sizes if number == 0 or size > 1)
         sizes = [max(1, -(-size // config.search.reduction)) for size in sizes]
     return total * len(config.search.seeds)
-
-
-def longest_trials(records: Records) -> list[Record]:
-    """Return the longest record of every trial, oldest trial first."""
-    longest: dict[str, Record] = {}
-    for record in records.all(SEARCH):
-        name = record.payload["name"]
-        if name not in longest or record.payload["until"] > longest[name].payload["until"]:
-            longest[name] = record
-    return list(longest.values())

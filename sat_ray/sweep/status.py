@@ -47,6 +47,20 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """A model of which some shards of the test split are evaluated.
+
+    robust_at_most: in [0, 1]; its robust accuracy cannot exceed it, whatever the others show; seen:
+    images of the shards, of `total`.
+    """
+
+    name: str
+    robust_at_most: float
+    seen: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageStatus:
     """How far one stage is.
 
@@ -78,7 +92,8 @@ class SweepStatus:
     """How far a sweep is.
 
     under_way: trainings with a saved state that are not committed; cut: what is to say of a search
-    that its budget ended, else ""; report: its path once all is done, else "".
+    that its budget ended, else ""; report: its path once all is done, else ""; unfinished: models
+    that are under evaluation.
     """
 
     name: str
@@ -90,6 +105,7 @@ class SweepStatus:
     driver: Holder | None
     report: str
     cut: str = ""
+    unfinished: tuple[Unfinished, ...] = ()
 
     @property
     def last_commit(self) -> float | None:
@@ -148,7 +164,29 @@ def read_status(
         driver=driver,
         report=storage.full(REPORT[-1]) if finished else "",
         cut=str(searched["sentence"]) if searched is not None and searched["cut_by_budget"] else "",
+        unfinished=_unfinished(config, _same_environment(found[EVALUATE]), dataset),
     )
+
+
+def _unfinished(
+    config: SweepConfig, records: Sequence[Record], dataset: Dataset | None
+) -> tuple[Unfinished, ...]:
+    """Return the models with some shards of the test split, in the order of their first records."""
+    if dataset is None:
+        return ()
+    total = config.evaluation.evaluated(dataset.manifest["splits"]["test"])
+    shards: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        shards.setdefault(record.inputs["weights"], []).append(record.payload)
+    found = []
+    for parts in shards.values():
+        seen = sum(part["n"] for part in parts)
+        broken = seen - sum(part["robust"] for part in parts)
+        if seen < total:
+            name = str(parts[0]["name"])
+            at_most = 1 - broken / total
+            found.append(Unfinished(name=name, robust_at_most=at_most, seen=seen, total=total))
+    return tuple(found)
 
 
 def _read_all(records: Records, stage: Stage, pool: ThreadPoolExecutor) -> list[Record]:

@@ -128,7 +128,8 @@ class EvaluationTask:
     user_defined: names of the user's own code that the model is made of. stage: EVALUATE for the
     test split, VALIDATE for the choice of the champion, STRONG for strong attacks on what survived
     `after`: the same rows under the attacks before, which are evaluated first; label_order: the
-    model's class of each label, where the dataset has the same classes in another order.
+    model's class of each label, where the dataset has the same classes in another order; shuffled:
+    the images come in a random order drawn by the seed, so that the first of them are a sample.
     """
 
     checkpoint: str
@@ -149,6 +150,7 @@ class EvaluationTask:
     stage: Stage = EVALUATE
     after: "EvaluationTask | None" = None
     label_order: tuple[int, ...] = ()
+    shuffled: bool = False
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -162,6 +164,7 @@ class EvaluationTask:
             "split": self.split != "test",
             "sample": self.sample is not None,
             "cascade": self.cascade,
+            "shuffled": self.shuffled,
         }
         return (
             {name: getattr(self, name) for name, named in unusual.items() if named}

@@ -176,8 +176,12 @@ def sample_rows(rng: Randomness, count: int, *, purpose: str) -> Tensor:
 
     They are those of the smallest keys, for any order of the streams.
     """
-    keys = rng.draw(purpose, 1)[:, 0]
-    return torch.argsort(keys, stable=True)[:count].sort().values
+    return random_order(rng, purpose=purpose)[:count].sort().values
+
+
+def random_order(rng: Randomness, *, purpose: str) -> Tensor:
+    """Return the positions of the streams of `rng` by ascending keys, (N,) int64."""
+    return torch.argsort(rng.draw(purpose, 1)[:, 0], stable=True)
 
 
 def coin(

@@ -27,7 +27,7 @@ CONTRACT = {
         "scaling_2_workers",
     },
     "loading": {"images_per_second_per_core", "wait_share"},
-    "agreement": {"robust_accuracy", "difference_in_points"},
+    "agreement": {"robust_accuracy", "difference_in_points", "speedup"},
     "pipeline": {"wall_over_compute", "wall_seconds", "peak_rss_gib"},
 }
 LIBRARIES = {"torchattacks", "foolbox", "art"}
@@ -124,6 +124,9 @@ def test_the_cascade_and_autoattack_agree_within_two_images(tmp_path: Path) -> N
     )
     assert difference == pytest.approx(100 * (accuracy["ours"] - accuracy["autoattack"]))
     assert abs(difference) <= 100 * 2 / written["details"]["size"]["images"]
+    (seconds,), (speedup,) = written["details"]["seconds"].values(), written["speedup"].values()
+    official = sum(seconds["autoattack"][part] for part in seconds["ours"])
+    assert speedup == pytest.approx(official / sum(seconds["ours"].values()))
 
 
 def test_the_attack_of_a_training_step_computes_no_weight_gradient(tmp_path: Path) -> None:

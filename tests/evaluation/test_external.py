@@ -37,20 +37,20 @@ from sat_ray.data.split import Split
 from sat_ray.evaluation.card import robustness_card
 from sat_ray.evaluation.external.loading import kind_of, load_source
 from sat_ray.evaluation.external.validation import ZeroGradients
-from sat_ray.evaluation.intervals import wilson_interval
+from sat_ray.evaluation.intervals import anytime_interval, wilson_interval
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.integrations.command_line.evaluate import names_a_model
 from sat_ray.integrations.command_line.external import command
 from sat_ray.integrations.command_line.external import run as foreign
 from sat_ray.integrations.command_line.external.options import ExternalOptions
-from sat_ray.integrations.command_line.external.subject import PROBED_CALLS, open_subject
+from sat_ray.integrations.command_line.external.subject import PROBED_CALLS, identify, open_subject
 from sat_ray.integrations.command_line.external.tasks import tasks_of
 from sat_ray.integrations.command_line.parsing import parse_options
 from sat_ray.models import ModelSpec, Normalized, model_from_spec
 from sat_ray.models.pt2.load import load_exported
 from sat_ray.report.evaluation_summary import claim, summary
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.execute.evaluation import evaluate_and_commit, sampled_rows
+from sat_ray.sweep.execute.evaluation import evaluate_and_commit, rows_of, sampled_rows
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import EVALUATE, Dataset, EvaluationTask
 from sat_ray.threat import ThreatModel
@@ -1258,6 +1258,39 @@ def test_the_command_gives_the_outcomes_of_evaluate_and_repeats_without_work(
     assert "2 shards: 0 computed, 2 reused" in capsys.readouterr().out
     assert (folder / "evaluation.json").read_bytes() == before
     assert EVALUATE.name in os.listdir(folder / "state")
+
+
+def test_an_evaluation_that_knows_enough_stops_with_an_anytime_interval(
+    on_the_shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of four shards is committed, and no Ray is started for the others."""
+    given = ExternalOptions(
+        model="external_models:digits",
+        data="digits.npz",
+        storage=str(tmp_path),
+        epsilon=40 / 255,
+        steps=4,
+        step_size=20 / 255,
+        slots=16,
+        shard_size=20,
+        stop_when_width=0.6,
+    )
+    root = Storage(str(tmp_path))
+    subject = open_subject(given, root, tmp_path)
+    name, _ = identify(given, subject)
+    first, *_ = tasks_of(given, subject, name)
+    payload = evaluate_and_commit(first, Records(root.child(name))).payload
+    foreign.evaluate_external(given)
+    said = capsys.readouterr().out
+    assert "1 shards: 0 computed, 1 reused" in said
+    found = json.loads((tmp_path / name / "evaluation.json").read_text())
+    assert found["n"] == payload["n"] < 77 and found["stopped"]["of"] == 77
+    interval = anytime_interval(payload["robust"], payload["n"], total=77)
+    assert found["robust_accuracy_interval"] == list(interval) and interval[1] - interval[0] <= 0.6
+    assert claim(found) in said and "for all 77 images" in claim(found)
+    assert set(pq.read_table(found["outcomes"])["image_id"].to_pylist()) == set(
+        read_rows(Storage(subject.dataset.uri), "test", rows_of(first)).image_ids.tolist()
+    )
 
 
 @pytest.mark.fault

@@ -9,7 +9,9 @@ from configs import changed
 from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet50_Weights
 
 from sat_ray.data.sources.registry import dataset_source
+from sat_ray.data.sources.user_defined import counted
 from sat_ray.sweep.config import ResourceSettings
+from sat_ray.sweep.cost import estimate
 from sat_ray.sweep.cost.estimate import (
     UNMEASURED,
     costs,
@@ -18,6 +20,8 @@ from sat_ray.sweep.cost.estimate import (
     forwards_per_image,
     passes_of,
 )
+from sat_ray.sweep.cost.known_networks import KNOWN, Counted, Network
+from sat_ray.sweep.recipes import RECIPES
 from sat_ray.training.settings import TrainingSettings
 
 
@@ -126,3 +130,24 @@ def test_a_negative_rate_is_refused() -> None:
         ValueError, match=r"resources\.images_per_second must be a number from 0 to .*, got -1"
     ):
         ResourceSettings(images_per_second=-1.0)
+
+
+def test_the_table_holds_what_the_recipes_need_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = set[Network]()
+
+    class Noted(dict[Network, Counted]):
+        def get(self, network: Network, default: Counted | None = None) -> Counted:  # type: ignore[override]
+            needed.add(network)
+            return self[network]
+
+    monkeypatch.setattr(estimate, "KNOWN", Noted(KNOWN))
+    for make in RECIPES.values():
+        config = make()
+        source = counted(dataset_source(config.data.dataset), config.data.path)
+        estimate.costs(config, source, estimate.passes_of(config, source))
+    assert needed == set(KNOWN)
+
+
+@pytest.mark.parametrize("network", KNOWN, ids=lambda network: f"{network[0]}-{network[3][1]}")
+def test_torch_counts_the_same(network: Network) -> None:
+    assert estimate.count(network) == KNOWN[network]

@@ -127,6 +127,11 @@ def test_units_best_and_cost_are_those_of_the_records(root: Path) -> None:
     assert [stage(found, name) for name in ("validate", "strong")] == [(1, 4, 0), (0, 8, 0)]
     assert found.current is not None and found.current.name == "train"
     assert found.driver is None and not found.report
+    (model,) = found.unfinished
+    (shard,) = (one["payload"] for one in records(root / NAME, "evaluate").values())
+    assert (model.name, model.seen, model.total) == (shard["name"], shard["n"], 899)
+    assert model.robust_at_most == pytest.approx(1 - (shard["n"] - shard["robust"]) / 899)
+    assert f"{model.name} at most" in status.describe(found, Storage.at(root), now=0.0)
     files = {
         name: list(records(root / NAME, name).values())
         for name in ("search", "train", "validate", "evaluate")

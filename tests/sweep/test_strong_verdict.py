@@ -326,11 +326,11 @@ def both_verdicts(model: Normalized, split: Split, ball: ThreatModel) -> tuple[s
     """Return what survives PGD-100, and what of it survives the strong attacks."""
     pgd = AttackSpec(threat_model=ball, steps=100, step_size=4 / 255)
     given = (split.images, split.labels, split.image_ids)
-    usual = robust_image_ids(evaluate(model, *given, attacks=[pgd], slots=64))
+    usual = robust_image_ids(evaluate(model, *given, attacks=[pgd]))
     alive = split.take(torch.isin(split.image_ids, torch.tensor(sorted(usual))))
     attacks = strong_attacks(ball, num_classes=10)
     given = (alive.images, alive.labels, alive.image_ids)
-    strong = robust_image_ids(evaluate(model, *given, attacks=attacks, slots=64, cascade=True))
+    strong = robust_image_ids(evaluate(model, *given, attacks=attacks, cascade=True))
     assert strong <= usual
     return usual, strong
 
@@ -348,12 +348,14 @@ def test_autoattack_finds_what_the_strong_verdict_finds_and_pgd_far_less(
     assert len(usual) >= left + 0.1 * len(split), "PGD believes what is not there"
 
 
-@pytest.mark.parametrize("activation", ["relu", "own_parts:sharp"])
-def test_in_a_smaller_ball_autoattack_confirms_every_row(activation: str, digits: Split) -> None:
+@pytest.mark.parametrize("network", ["digits_model", "sharp_model"])
+def test_in_a_smaller_ball_autoattack_confirms_every_row(
+    network: str, digits: Split, request: pytest.FixtureRequest
+) -> None:
     """At most half a point above AutoAttack: of 60 images, none."""
     ball = ThreatModel("linf", 32 / 255)
     split = digits.take(slice(1000, 1060))
-    model = train_small(digits, ball, activation=activation, epochs=5)
+    model = request.getfixturevalue(network)
     _, strong = both_verdicts(model, split, ball)
     assert len(strong) <= autoattack(model, split, ball) + 0.005 * len(split)
 

@@ -1,7 +1,6 @@
 """The robustness card: evidence for a robust accuracy, with the verdict PASS or FLAG."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +60,7 @@ def robustness_card(
     """
     from sat_ray.data.split import given_split
     from sat_ray.evaluation.card.evidence import measure
+    from sat_ray.evaluation.engine.call_size import cpu_threads
 
     settings = settings or CardSettings()
     checked = given_split(split, field="split")
@@ -70,7 +70,7 @@ def robustness_card(
     one_thread = slots is None and values <= SMALL_IMAGE
     if slots is None:
         slots = _rows(min(len(checked), settings.images), values)
-    with reporting(on_progress) as begin, _threads(1 if one_thread else None):
+    with reporting(on_progress) as begin, cpu_threads(1 if one_thread else None):
         evidence = measure(
             model,
             checked,
@@ -100,16 +100,3 @@ def _rows(images: int, values: int) -> int:
     """Return the rows of a call: all images where they fit. values: of one image."""
     wanted = min(images, MOST_ROWS, LARGEST_CALL // values)
     return ROWS_STEP * max(1, -(-wanted // ROWS_STEP))
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Set the number of torch's CPU threads for a while; None changes nothing."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

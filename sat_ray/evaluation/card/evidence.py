@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sat_ray.attacks import AttackSpec, cascade
 from sat_ray.attacks.base import Model, require_inference_mode
-from sat_ray.attacks.cascade import TARGETS
 from sat_ray.data.split import Split
 from sat_ray.evaluation.card.probes import (
     gradient_probe,
@@ -23,7 +22,12 @@ from sat_ray.evaluation.card.probes import (
     trajectories,
     untouched,
 )
-from sat_ray.evaluation.card.settings import CardSettings
+from sat_ray.evaluation.card.settings import (
+    EPSILON_MULTIPLES,
+    EPSILON_STEPS,
+    SHORT_STEPS,
+    CardSettings,
+)
 from sat_ray.evaluation.card.subject import Subject, Variants, sample
 from sat_ray.evaluation.first_broken_step import CLEAN_ERROR, NEVER
 from sat_ray.evaluation.inputs import check_images, check_logits
@@ -31,21 +35,7 @@ from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.precision import exact_float32
 
-EPSILON_MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-EPSILON_STEPS = 50  # of epsilon / 20: they cross the ball more than twice
-SHORT_STEPS = 10
 RUNGS = ("clean", "noise", "cascade")  # of the ladder, beside pgd-10 and the claimed attack
-
-
-def most_passes(attack: AttackSpec, settings: CardSettings) -> int:
-    """Return the most forward and backward passes of one image of a card.
-
-    They are counted for one variant of the backward pass, without Square's queries.
-    """
-    claimed = (attack.restarts + settings.restarts - 1) * (attack.steps + 1)
-    cascade_runs = (1 + TARGETS) * (settings.cascade_steps + 1)
-    curves = len(EPSILON_MULTIPLES) * (EPSILON_STEPS + 1) + (attack.steps + 1)
-    return claimed + cascade_runs + curves + (SHORT_STEPS + 1) + 2
 
 
 @exact_float32()

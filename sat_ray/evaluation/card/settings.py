@@ -1,10 +1,17 @@
 """How much evidence a robustness card measures."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from sat_ray.attacks.cascade import QUERIES, STEPS
+from sat_ray.attacks.cascade import QUERIES, STEPS, TARGETS
 from sat_ray.utils.bounds import Bounds, Count, Steps, check_fields
+
+if TYPE_CHECKING:
+    from sat_ray.attacks.spec import AttackSpec
+
+EPSILON_MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+EPSILON_STEPS = 50  # of epsilon / 20: they cross the ball more than twice
+SHORT_STEPS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +36,14 @@ class CardSettings:
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="card.")
+
+
+def most_passes(attack: "AttackSpec", settings: CardSettings) -> int:
+    """Return the most forward and backward passes of one image of a card.
+
+    They are counted for one variant of the backward pass, without Square's queries.
+    """
+    claimed = (attack.restarts + settings.restarts - 1) * (attack.steps + 1)
+    cascade_runs = (1 + TARGETS) * (settings.cascade_steps + 1)
+    curves = len(EPSILON_MULTIPLES) * (EPSILON_STEPS + 1) + (attack.steps + 1)
+    return claimed + cascade_runs + curves + (SHORT_STEPS + 1) + 2

@@ -24,7 +24,7 @@ from sat_ray.integrations.command_line.process.invocation import spelled
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
-from sat_ray.sweep.status import Best, StageStatus, SweepStatus, read_status, sweeps_in
+from sat_ray.sweep.status import Best, StageStatus, SweepStatus, Unfinished, read_status, sweeps_in
 from sat_ray.utils.import_string import confirm, first_line
 from sat_ray.utils.names import check_name, printable
 from sat_ray.utils.serialization import flatten, to_json
@@ -120,6 +120,7 @@ def as_json(found: SweepStatus) -> dict[str, Any]:
         "done": bool(found.report),
         "report": found.report,
         "cut": found.cut,
+        "unfinished": [dataclasses.asdict(model) for model in found.unfinished],
     }
 
 
@@ -159,6 +160,8 @@ def describe(found: SweepStatus, root: Storage, *, now: float) -> str:
     }
     if found.cut:
         facts["search"] = found.cut
+    if found.unfinished:
+        facts["robust"] = "; ".join(map(_robust_at_most, found.unfinished))
     if found.under_way:
         facts["under way"] = (
             f"{found.under_way} training(s) with a saved state, taken up where they stopped"
@@ -181,6 +184,11 @@ def describe(found: SweepStatus, root: Storage, *, now: float) -> str:
             *(f"{name:<12} {text}" for name, text in facts.items()),
         ]
     )
+
+
+def _robust_at_most(model: Unfinished) -> str:
+    share = f"{100 * model.robust_at_most:.1f} %"
+    return f"{model.name} at most {share} ({model.seen:,} of {model.total:,} images attacked)"
 
 
 def _columns(row: tuple[str, ...]) -> str:

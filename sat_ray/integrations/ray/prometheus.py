@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from ray.util.metrics import Counter, Gauge
 
 from sat_ray.sweep.config import SweepConfig
-from sat_ray.sweep.cost.spent import evaluation_seconds
-from sat_ray.sweep.plan import longest_trials
+from sat_ray.sweep.cost.spent import evaluation_seconds, longest_trials
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.resources import bundles
 from sat_ray.sweep.tasks import EVALUATE, STRONG, TRAIN, VALIDATE

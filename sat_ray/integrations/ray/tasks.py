@@ -1,6 +1,6 @@
 """Stages as plain Ray tasks joined by ObjectRefs, and the fan-out of evaluation inside one."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.sweep.execute.evaluation import card_and_commit, evaluate_and_commit
 from sat_ray.sweep.gpu_sharing import fitting_share
+from sat_ray.sweep.records.so_far import Committed
 from sat_ray.sweep.records.store import Record, Records, Stage
 from sat_ray.sweep.resources import STAGE_RESOURCES, Resources, evaluation_resources
 from sat_ray.sweep.tasks import CARD, CardTask, EvaluationTask
@@ -102,6 +103,27 @@ def evaluate_all(
     _run_all(evaluate_and_commit, waiting, records, resources)
 
 
+def evaluate_until_narrow(
+    tasks: Sequence[EvaluationTask], records: Records, resources: ResourceSettings, *, width: float
+) -> None:
+    """Evaluate tasks in their order, and start no more once the result is known to `width`.
+
+    tasks: all shards of one evaluation whose images are in random order; committed ones count too.
+    """
+    committed = Committed(tasks, records)
+
+    def wanted() -> Iterator[EvaluationTask]:
+        for task in _each_once(tasks, records):
+            if committed.look().narrow(width):
+                return
+            yield task
+
+    at_once = ray.cluster_resources().get("CPU", 1) / resources.cpus_per_evaluation
+    if resources.gpus_per_evaluation:
+        at_once = ray.cluster_resources().get("GPU", 1) / resources.gpus_per_evaluation
+    _run_all(evaluate_and_commit, wanted(), records, resources, in_flight=max(1, int(at_once)))
+
+
 def sharing(resources: ResourceSettings, first: Record) -> ResourceSettings:
     """Return the resources of tasks like one that ran with a GPU alone: the share that fits."""
     return replace(
@@ -133,7 +155,12 @@ def make_card(task: CardTask, records: Records, resources: ResourceSettings) -> 
 
 
 def _run_all(
-    work: Callable[..., Record], tasks: Iterable[Any], records: Records, resources: ResourceSettings
+    work: Callable[..., Record],
+    tasks: Iterable[Any],
+    records: Records,
+    resources: ResourceSettings,
+    *,
+    in_flight: int = IN_FLIGHT,
 ) -> None:
     """Run tasks, a bounded number of them at once; nothing of those that have ended is held."""
     bundle = evaluation_resources(resources)
@@ -151,7 +178,7 @@ def _run_all(
                 work, confirmed(), task, records.storage.uri, resources.cpus_per_evaluation, gpus
             )
         )
-        if len(running) >= IN_FLIGHT:
+        if len(running) >= in_flight:
             running = _without_one(running)
     while running:
         running = _without_one(running)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sat_ray.evaluation.card.evidence import EPSILON_STEPS
+from sat_ray.evaluation.card.settings import EPSILON_STEPS
 from sat_ray.report.figures.style import FAINT, INK, head, label, new_figure, plain
 from sat_ray.threat import as_255ths
 

@@ -1,7 +1,7 @@
 """Estimate what a sweep costs: floating-point operations, accelerator-hours and storage.
 
-    F        operations of one forward pass of one image, counted by torch on its meta device,
-             where nothing is computed
+    F        operations of one forward pass of one image: counted by torch on its meta device, where
+             nothing is computed; for the networks of the recipes already in `known_networks`
     2 F      with the gradient at the image: a step of an attack
     3 F      with the gradient at the weights too: an update
     hours    from one measured rate of training, resources.images_per_second, in proportion to these
@@ -18,13 +18,11 @@ from collections import Counter
 from collections.abc import Mapping
 from math import prod
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from sat_ray.data.sources.base import Source
-from sat_ray.evaluation.card.evidence import most_passes
-from sat_ray.models import ModelSpec, model_from_spec
+from sat_ray.evaluation.card.settings import most_passes
+from sat_ray.models.spec import ModelSpec
 from sat_ray.sweep.config import ModelSettings, SweepConfig
+from sat_ray.sweep.cost.known_networks import KNOWN, Counted, Network
 from sat_ray.sweep.plan import attacks_for, planned_trials, strong_attacks_for
 from sat_ray.sweep.search.search_space import groups
 from sat_ray.sweep.tasks import through_every_backward
@@ -112,22 +110,32 @@ def forward_operations(
     return _operations(config.model, shape, classes)
 
 
+def _operations(model: ModelSettings, shape: tuple[int, int, int], classes: int) -> Counted:
+    network = (model.name, model.stem, model.width, shape, classes or UNKNOWN_CLASSES)
+    return KNOWN.get(network) or count(network)
+
+
 @functools.cache
-def _operations(model: ModelSettings, shape: tuple[int, int, int], classes: int) -> tuple[int, int]:
+def count(network: Network) -> Counted:
+    """Count what `known_networks` does not hold; this imports torch and torchvision."""
+    import torch
+
+    from sat_ray.evaluation.engine.call_size import count_operations
+    from sat_ray.models import model_from_spec
+
+    name, stem, width, shape, classes = network
     spec = ModelSpec(
-        name=model.name,
-        num_classes=classes or UNKNOWN_CLASSES,
+        name=name,
+        num_classes=classes,
         in_channels=shape[0],
-        stem=model.stem,
-        width=model.width,
+        stem=stem,
+        width=width,
         mean=(0.5,) * shape[0],
         std=(0.5,) * shape[0],
     )
     with torch.device("meta"):
         net, image = model_from_spec(spec, seed=0).eval(), torch.empty(1, *shape)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(image)
-    return counter.get_total_flops(), sum(parameter.numel() for parameter in net.parameters())
+    return count_operations(net, image), sum(parameter.numel() for parameter in net.parameters())
 
 
 def share_of_whole_images(

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sat_ray.sweep.config.resources import money_text
-from sat_ray.sweep.plan import longest_trials
 from sat_ray.sweep.records.store import Record, Records
-from sat_ray.sweep.tasks import CARD, EVALUATE, STRONG, TRAIN, VALIDATE
+from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STRONG, TRAIN, VALIDATE
 
 if TYPE_CHECKING:
     from sat_ray.sweep.config import CostSettings, SweepConfig
@@ -54,6 +53,16 @@ class Spent:
             "passes": self.passes,
             "money": cost.money(seconds),
         }
+
+
+def longest_trials(records: Records) -> list[Record]:
+    """Return the longest record of every trial, oldest trial first."""
+    longest: dict[str, Record] = {}
+    for record in records.all(SEARCH):
+        name = record.payload["name"]
+        if name not in longest or record.payload["until"] > longest[name].payload["until"]:
+            longest[name] = record
+    return list(longest.values())
 
 
 def spent_by_stage(

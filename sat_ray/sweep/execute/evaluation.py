@@ -27,7 +27,7 @@ from sat_ray.sweep.gpu_sharing import memory_needed
 from sat_ray.sweep.records.merge_outcomes import read_part
 from sat_ray.sweep.records.store import Record, Records, attempt_name, require_environment
 from sat_ray.sweep.tasks import CARD, CardTask, EvaluationTask
-from sat_ray.utils.randomness import Randomness, sample_rows
+from sat_ray.utils.randomness import Randomness, random_order
 from sat_ray.utils.serialization import sha256
 
 _CALIBRATIONS: dict[str, dict[str, Calibration]] = {}
@@ -62,11 +62,12 @@ def model_of(task: EvaluationTask) -> nn.Module:
 
 def rows_of(task: EvaluationTask) -> Tensor:
     """Return the rows of the split that a task attacks, ascending."""
+    count = task.dataset.manifest["splits"][task.split]
+    if task.shuffled:
+        return shuffled_rows(count, task.first, task.last, seed=task.seed)
     if task.sample is None:
         return torch.arange(task.first, task.last)
-    return sampled_rows(task.dataset.manifest["splits"][task.split], task.sample, seed=task.seed)[
-        task.first : task.last
-    ]
+    return sampled_rows(count, task.sample, seed=task.seed)[task.first : task.last]
 
 
 def images_of(task: EvaluationTask, rows: Tensor) -> Split:
@@ -80,7 +81,16 @@ def sampled_rows(count: int, sample: int, *, seed: int) -> Tensor:
 
     The first rows of an image folder are no sample, because it is sorted by class.
     """
-    return sample_rows(Randomness.of(seed, torch.arange(count)), sample, purpose="sample")
+    return shuffled_rows(count, 0, sample, seed=seed)
+
+
+def shuffled_rows(count: int, first: int, last: int, *, seed: int) -> Tensor:
+    """Return rows first to last of a random order of `count` rows drawn by the seed, ascending.
+
+    The first rows of that order are those of `sampled_rows`.
+    """
+    order = random_order(Randomness.of(seed, torch.arange(count)), purpose="sample")
+    return order[first:last].sort().values
 
 
 def calibrations_of(task: EvaluationTask) -> dict[str, Calibration]:

@@ -81,7 +81,12 @@ def test_help_and_mistakes_load_nothing_heavy(
     assert loaded(script, words, tmp_path, heavy=HEAVY) == (status, "")
 
 
-def test_a_dry_run_loads_torch_alone(tmp_path: Path) -> None:
-    words = ["digits_smoke", "--dry-run"]
+@pytest.mark.parametrize("recipe", ["digits_smoke", "imagenet_resnet50"])
+def test_a_dry_run_of_a_recipe_loads_nothing_heavy(recipe: str, tmp_path: Path) -> None:
+    assert loaded("sweep.py", [recipe, "--dry-run"], tmp_path, heavy=HEAVY) == (0, "")
+
+
+def test_a_dry_run_of_another_network_loads_torch_alone(tmp_path: Path) -> None:
+    words = ["digits_smoke", "--model.width", "4", "--dry-run"]
     found = loaded("sweep.py", words, tmp_path, heavy=HEAVY - WITH_TORCH)
     assert found == (0, "")

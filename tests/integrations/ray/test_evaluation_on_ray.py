@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -19,11 +20,12 @@ from sat_ray.data.shards.dataset import image_ids, read_split, write_dataset
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.integrations.ray.session import ray_session
-from sat_ray.integrations.ray.tasks import evaluate_all
+from sat_ray.integrations.ray.tasks import evaluate_all, evaluate_until_narrow
 from sat_ray.models import Normalized, settle_layout
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes
+from sat_ray.sweep.records.so_far import Committed
 from sat_ray.sweep.records.store import Records, numerical_environment
 from sat_ray.sweep.tasks import EVALUATE, Dataset, EvaluationTask
 from sat_ray.threat import ThreatModel
@@ -97,6 +99,23 @@ def _is_at_work_after(seconds: float, process: psutil.Process, over: threading.E
     return is_at_work(process)
 
 
+def stops_once_the_interval_is_narrow(tasks: list[EvaluationTask], folder: Path) -> None:
+    """Evaluate shuffled shards one by one until the interval is 0.3 wide: one of four will do."""
+    import ray  # the session has set its environment before
+
+    spec = replace(ATTACK, steps=5, step_size=8 / 255, name="")
+    shuffled = [replace(task, shuffled=True, attacks=(spec,)) for task in tasks]
+    records = Records(Storage(str(folder / "stopped")))
+    alone = ResourceSettings(cpus_per_evaluation=int(ray.cluster_resources()["CPU"]))
+    evaluate_until_narrow(shuffled, records, alone, width=0.3)
+    committed = Committed(shuffled, records)
+    found = committed.look()
+    assert found.narrow(0.3) and 0 < found.seen < found.total == 899
+    assert committed.count == 1
+    evaluate_until_narrow(shuffled, records, alone, width=0.3)
+    assert Committed(shuffled, records).look() == found
+
+
 def test_a_worker_killed_in_the_middle_of_a_shard_loses_and_doubles_nothing(
     tasks: list[EvaluationTask], tmp_path: Path
 ) -> None:
@@ -116,6 +135,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard_loses_and_doubles_nothing(
         evaluate_all(
             tasks, records, ResourceSettings(cpus_per_evaluation=1000)
         )  # all committed: nothing is asked for, else it waits
+        stops_once_the_interval_is_narrow(tasks, tmp_path)
     assert killed, "no worker was caught in the middle of a shard"
     assert records.keys(EVALUATE) == sorted(task.key for task in tasks)
     path = merge_outcomes(

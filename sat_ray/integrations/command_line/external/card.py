@@ -63,10 +63,10 @@ def _compute(
     reporter.say(f"robustness card: {n:,} images")
     started = perf_counter()
     with on_ray(given, reporter):
-        whole = replace(task, first=0, last=n, sample=n)
+        whole = replace(task, first=0, last=n, sample=n, shuffled=False)
         work = (card_of, whole, given.examined(), subject.configuration)
         ref = stage_task(*work, name="card", resources=evaluation_resources(given.resources))
-        card = follow(ref, reporter.stage("card", 1), done=lambda: 0)
+        card = follow(ref, reporter.stage("card", 1), done=lambda: (0, ""))
     return records.commit(
         CARD,
         card_key(given, subject, task),

@@ -2,7 +2,7 @@
 
 import shlex
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sat_ray.attacks.cascade import QUERIES, STEPS, cascade
 from sat_ray.attacks.spec import AttackSpec, Gradient
@@ -23,7 +23,11 @@ from sat_ray.utils.bounds import (
     check_fields,
 )
 
+if TYPE_CHECKING:
+    from torch import nn
+
 SHARDS, SLOTS_PER_SHARD = 16, (4, 16)
+SLOTS = 64
 PGD_STEPS = 200
 MEANT_FOR = {
     "steps": ("pgd", "apgd", "cascade"),
@@ -80,12 +84,16 @@ class ExternalOptions:
     """Split of a prepared dataset; image folders and .npz files are a test split."""
     images: Count | None = None
     """Evaluate this many images, drawn by the seed; all of them where not given."""
+    stop_when_width: Annotated[float | None, Bounds(0, 1, above=True)] = None
+    """Attack the images in random order, and stop once the anytime 95 % interval of the robust
+    accuracy on all of them is at most this wide, for example 0.05."""
     image_size: Annotated[int, Bounds(1, LARGEST_SIDE)] | None = None
     """Resize the short side of an image folder's images to this and crop the centre."""
     seed: Seed = 0
     """Seed of the random starts, and of the draw of images."""
-    slots: Slots = 64
-    """Images in every model call; part of the numerical environment."""
+    slots: Slots | None = None
+    """Images in every model call; part of the numerical environment. Where not given 64, or on CPUs
+    up to 256 for a small network."""
     shard_size: Count | None = None
     """Most images in one task; where not given a sixteenth of them, but at least 4 and at most 16
     times the slots: large shards keep slots full for longer, small ones end at the same time."""
@@ -172,9 +180,23 @@ class ExternalOptions:
             accelerator=self.accelerator,
         )
 
+    @property
+    def rows(self) -> int:
+        """Return the images in every model call, for one model once --slots is settled."""
+        return self.slots or SLOTS
+
+    def with_slots(self, model: "nn.Module", shape: tuple[int, ...]) -> "ExternalOptions":
+        """Return the options with --slots settled for a model. shape: (C, H, W) of an image."""
+        if self.slots or self.gpus_per_task:
+            return replace(self, slots=self.rows)
+        from sat_ray.evaluation.engine.call_size import rows_for
+        from sat_ray.evaluation.inputs import device_of
+
+        return replace(self, slots=rows_for(model, shape, device=device_of(model), fewest=SLOTS))
+
     def images_per_shard(self, n: int) -> int:
         """Return the most images in one task, of n in all."""
-        fewest, most = (self.slots * times for times in SLOTS_PER_SHARD)
+        fewest, most = (self.rows * times for times in SLOTS_PER_SHARD)
         return self.shard_size or min(max(-(-n // SHARDS), fewest), most)
 
     def examined(self) -> AttackSpec:

@@ -4,6 +4,8 @@ import importlib.metadata
 import io
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from sat_ray.data.class_names import below_chance
 from sat_ray.data.shards.dataset import image_ids
+from sat_ray.evaluation.intervals import anytime_interval, wilson_interval
 from sat_ray.evaluation.low_precision.calibration import Calibration
 from sat_ray.integrations.command_line.checks.code_changes import settle_code_changes
 from sat_ray.integrations.command_line.checks.preflight import check_machine, slow_here
@@ -37,7 +40,7 @@ from sat_ray.integrations.command_line.parsing import (
 )
 from sat_ray.integrations.ray.local.session_folders import session_folder
 from sat_ray.report.console import Reporter
-from sat_ray.report.evaluation_summary import attack_table, claim, summary
+from sat_ray.report.evaluation_summary import Interval, attack_table, claim, summary
 from sat_ray.report.table import terminal_table
 from sat_ray.storage.preflight import check_writable
 from sat_ray.storage.store import Storage
@@ -78,6 +81,7 @@ def evaluate_external(given: ExternalOptions) -> None:
             reporter.say(hint)
         reporter.say(f"opening model {given.model} and data {given.data}")
         subject = open_subject(given, root, Path(temporary))
+        given = replace(given, slots=subject.slots)
         name, identity = identify(given, subject)
         storage = root.child(name)
         reporter.say(
@@ -91,7 +95,7 @@ def evaluate_external(given: ExternalOptions) -> None:
             subject = staged(subject, storage)
             tasks = tasks_of(given, subject, name)
             check_code(given, subject, Records(storage), tasks, reporter)
-            run_tasks(given, tasks, Records(storage), reporter)
+            tasks = run_tasks(given, tasks, Records(storage), reporter)
             found, table = write_evaluation(given, subject, tasks, storage, identity)
             show(found, storage, reporter)
             card = write_card(given, subject, tasks[0], storage, reporter)
@@ -158,16 +162,21 @@ def write_evaluation(
     identity: dict[str, Any],
 ) -> tuple[dict[str, Any], pa.Table]:
     """Merge the shards into outcomes/NAME.parquet, write evaluation.json, and return both."""
+    n = tasks[-1].last
     rows = (
-        torch.arange(subject.n)
-        if subject.sample is None
-        else sampled_rows(subject.n_split, subject.n, seed=given.seed)
+        torch.arange(n)
+        if n == subject.n_split
+        else sampled_rows(subject.n_split, n, seed=given.seed)
     )
     expected = image_ids(Storage(subject.dataset.uri), given.split)[rows]
     name, records = tasks[0].name, Records(storage)
     path = merge_outcomes(records_of(tasks, records), expected.numpy(), records, name=name)
     table = pq.read_table(io.BytesIO(storage.read(path)), columns=list(COLUMNS))
-    counted = summary(table, subject.attacks)
+    stopped = n < subject.n
+    interval: Interval = wilson_interval
+    if stopped:
+        interval = partial(anytime_interval, total=subject.n)
+    counted = summary(table, subject.attacks, interval=interval)
     chance = below_chance(counted["clean_accuracy"], subject.classes)
     warning = "; ".join(filter(None, (*subject.warnings, chance)))
     found = {
@@ -182,12 +191,22 @@ def write_evaluation(
         **counted,
         **_together(records_of(tasks, records)),
         **({"warning": warning} if warning else {}),
+        **({"stopped": stopped_at(given, subject)} if stopped else {}),
         "environment": environment_of(given)
         | {"versions": {package: importlib.metadata.version(package) for package in VERSIONS}},
         "outcomes": storage.full(path),
     }
     storage.write_json("evaluation.json", found)
     return found, table
+
+
+def stopped_at(given: ExternalOptions, subject: Subject) -> dict[str, Any]:
+    """Describe an evaluation that stopped before its last image; its intervals are of `of`."""
+    return {
+        "of": subject.n,
+        "stop_when_width": given.stop_when_width,
+        "interval": "anytime, for all images, whatever the moment of stopping",
+    }
 
 
 def write_page(

@@ -41,11 +41,11 @@ REORDERED = "the data has the model's classes in another order: labels are match
 class Subject:
     """The model and the images, opened and found to fit each other.
 
-    uri: where every worker can read the model; configuration: of a checkpoint's training, else
-    None; attacks: what the model is to survive, through every backward pass that its training used;
-    zeros: where the first of them finds a gradient of 0; label_order: the model's class of each
-    label, where the dataset has the same classes in another order; warnings: what is odd, in
-    sentences.
+    uri: where every worker can read the model; slots: rows of every call; configuration: of a
+    checkpoint's training, else None; attacks: what the model is to survive, through every backward
+    pass that its training used; zeros: where the first of them finds a gradient of 0; label_order:
+    the model's class of each label, where the dataset has the same classes in another order;
+    warnings: what is odd, in sentences.
     """
 
     kind: str
@@ -56,6 +56,7 @@ class Subject:
     n_split: int
     n: int
     classes: int
+    slots: int
     configuration: SearchPoint | None
     attacks: tuple[AttackSpec, ...]
     zeros: ZeroGradients
@@ -74,25 +75,24 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     kind, uri = _fetch(given, root, temporary)
     try_source(kind, uri, dataset.manifest["shape"])
     model, digest = load_source(kind, uri)
+    given = given.with_slots(model, tuple(dataset.manifest["shape"]))
     shards = Storage(dataset.uri)
     names = dataset.manifest["class_names"]
     known = _class_names(kind, uri)
     order = label_order(known, names, what=f"data {given.data}")
-    some = relabelled(
-        read_rows(shards, given.split, torch.arange(min(given.slots, n_split))), order
-    )
+    some = relabelled(read_rows(shards, given.split, torch.arange(min(given.rows, n_split))), order)
     expected = len(names) or None
-    clean = try_model(model, some, slots=given.slots, expected=expected, what=given.model)
+    clean = try_model(model, some, slots=given.rows, expected=expected, what=given.model)
     classes = clean.shape[1]
     if expected is None:  # with names of classes, labels were checked when they were written
         _check_all_labels(given, shards, classes)
     configuration = _configuration(model, uri)
     attacks = _attacks(given, configuration, classes)
-    zeros = try_attack(model, some, clean, attacks[0], slots=given.slots, what=given.model)
+    zeros = try_attack(model, some, clean, attacks[0], slots=given.rows, what=given.model)
     check_copyable(model, attacks[0], what=given.model)
-    rows = sampled_rows(n_split, min(n_split, PROBED_CALLS * given.slots), seed=given.seed)
+    rows = sampled_rows(n_split, min(n_split, PROBED_CALLS * given.rows), seed=given.seed)
     sample = relabelled(read_rows(shards, given.split, rows), order)
-    logits = try_more(model, sample, attacks[0], slots=given.slots, what=given.model)
+    logits = try_more(model, sample, attacks[0], slots=given.rows, what=given.model)
     warnings = (
         str(zeros),
         bounded_outputs(logits),
@@ -108,6 +108,7 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
         n_split=n_split,
         n=given.images or n_split,
         classes=classes,
+        slots=given.rows,
         configuration=configuration,
         attacks=attacks,
         zeros=zeros,
@@ -234,7 +235,7 @@ def identify(given: ExternalOptions, subject: Subject) -> tuple[str, dict[str, A
         "attacks": [to_json(attack) for attack in subject.attacks],
         "cascade": given.attack == "cascade",
         "seed": given.seed,
-        "slots": given.slots,
+        "slots": given.rows,
     }
     if subject.label_order:
         identity["label_order"] = list(subject.label_order)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.report.console import Reporter, StageProgress
 from sat_ray.sweep.plan import shard_bounds
+from sat_ray.sweep.records.so_far import Committed, SoFar
 from sat_ray.sweep.records.store import Record, Records, numerical_environment
 from sat_ray.sweep.resources import Demand, check_room, evaluation_resources
 from sat_ray.sweep.tasks import EVALUATE, EvaluationTask
@@ -32,10 +34,11 @@ def tasks_of(given: ExternalOptions, subject: "Subject", name: str) -> list[Eval
             split=given.split,
             sample=subject.sample,
             seed=given.seed,
-            slots=given.slots,
+            slots=given.rows,
             dataset=subject.dataset,
             environment=environment_of(given),
             label_order=subject.label_order,
+            shuffled=given.stop_when_width is not None,
         )
         for first, last in shard_bounds(subject.n, given.images_per_shard(subject.n))
     ]
@@ -44,29 +47,48 @@ def tasks_of(given: ExternalOptions, subject: "Subject", name: str) -> list[Eval
 def environment_of(given: ExternalOptions) -> dict[str, Any]:
     """Return the numerical environment of the tasks."""
     return numerical_environment(
-        accelerator=given.accelerator, threads=given.cpus_per_task, slots=given.slots
+        accelerator=given.accelerator, threads=given.cpus_per_task, slots=given.rows
     )
 
 
 def run_tasks(
     given: ExternalOptions, tasks: Sequence[EvaluationTask], records: Records, reporter: Reporter
-) -> None:
-    """Evaluate what is not committed yet, as Ray tasks; all is committed when this returns."""
-    missing = [task for task in tasks if records.find(EVALUATE, task.key) is None]
-    if missing:
-        from sat_ray.integrations.ray.tasks import evaluate_all, stage_task
+) -> Sequence[EvaluationTask]:
+    """Evaluate what is not committed yet, as Ray tasks, and return the tasks of the result.
 
+    These are all of them, or with --stop-when-width the first ones: as many as that width needed.
+    """
+    committed = Committed(tasks, records)
+    before = committed.look()
+    reused = committed.count
+    if reused < len(tasks) and not _enough(given, before):
         with on_ray(given, reporter):
-            ref = stage_task(evaluate_all, missing, records, given.resources, name="evaluate")
-            waiting = {task.key for task in missing}
             follow(
-                ref,
-                reporter.stage("evaluate", len(tasks)),
-                done=lambda: len(tasks) - len(waiting.difference(records.keys(EVALUATE))),
+                _started(given, tasks, records),
+                reporter.stage("evaluate", len(tasks), at_most=given.stop_when_width is not None),
+                done=committed.progress,
             )
-    reporter.say(
-        f"{len(tasks):,} shards: {len(missing)} computed, {len(tasks) - len(missing)} reused"
-    )
+    found = committed.look()
+    computed = committed.count - reused
+    reporter.say(f"{committed.count:,} shards: {computed} computed, {reused} reused")
+    used = committed.without_gap()
+    if len(used) < len(tasks):
+        reporter.say(f"stopped at the width of --stop-when-width: {found}")
+    return used
+
+
+def _enough(given: ExternalOptions, found: SoFar) -> bool:
+    return given.stop_when_width is not None and found.narrow(given.stop_when_width)
+
+
+def _started(given: ExternalOptions, tasks: Sequence[EvaluationTask], records: Records) -> Any:
+    """Start the tasks that are not committed, and return the reference to follow."""
+    from sat_ray.integrations.ray.tasks import evaluate_all, evaluate_until_narrow, stage_task
+
+    if given.stop_when_width is None:
+        return stage_task(evaluate_all, tasks, records, given.resources, name="evaluate")
+    work = partial(evaluate_until_narrow, width=given.stop_when_width)
+    return stage_task(work, tasks, records, given.resources, name="evaluate")
 
 
 def records_of(tasks: Iterable[EvaluationTask], records: Records) -> Iterator[Record]:
@@ -98,12 +120,16 @@ def on_ray(given: ExternalOptions, reporter: Reporter) -> Iterator[None]:
         yield
 
 
-def follow(ref: Any, progress: StageProgress, *, done: Callable[[], int]) -> Any:
-    """Wait for a stage, show its progress, and return its result. done: counts finished tasks."""
+def follow(ref: Any, progress: StageProgress, *, done: Callable[[], tuple[int, str]]) -> Any:
+    """Wait for a stage, show its progress, and return its result.
+
+    done: returns the number of finished tasks and a note about them.
+    """
     from sat_ray.integrations.ray.tasks import result, wait
 
     while not wait(ref, seconds=POLL_SECONDS):
-        progress.update(done(), [])
+        count, note = done()
+        progress.update(count, [], note=note)
     answer = result(ref)
     progress.end()
     return answer

@@ -12,7 +12,7 @@ from sat_ray.integrations.mlflow.metrics import (
     sweep_cost_metrics,
 )
 from sat_ray.integrations.mlflow.projection.runs import Runs, now
-from sat_ray.sweep.plan import longest_trials
+from sat_ray.sweep.cost.spent import longest_trials
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import TRAIN
 from sat_ray.utils.serialization import content_hash

@@ -8,8 +8,7 @@ from sat_ray.integrations.mlflow.projection.board import close, links
 from sat_ray.integrations.mlflow.projection.champion import register
 from sat_ray.integrations.mlflow.projection.evaluated import write_evaluated
 from sat_ray.integrations.mlflow.projection.runs import Runs
-from sat_ray.sweep.cost.spent import row_cost, spent_by_stage
-from sat_ray.sweep.plan import longest_trials
+from sat_ray.sweep.cost.spent import longest_trials, row_cost, spent_by_stage
 from sat_ray.sweep.records.store import Record
 from sat_ray.sweep.tasks import TRAIN
 

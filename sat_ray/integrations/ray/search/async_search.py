@@ -32,8 +32,9 @@ from sat_ray.integrations.ray.search.trials import (
 )
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.budget import Budget, SearchResult, result_of
+from sat_ray.sweep.cost.spent import longest_trials
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.plan import longest_trials, trial_task
+from sat_ray.sweep.plan import trial_task
 from sat_ray.sweep.records.store import Records, Stage
 from sat_ray.sweep.search.search_space import Group, SearchPoint, groups
 from sat_ray.sweep.search.successive_halving import in_turn
