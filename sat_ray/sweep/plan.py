@@ -65,7 +65,7 @@ def training_task(
             f"training.global_batch_size must be at most the {images} training images, "
             f"got {training.global_batch_size}"
         )
-    check_augmentation(training.augmentation, manifest["shape"])
+    check_augmentation(training.augmentation, manifest["shape"], randaugment=training.randaugment)
     check_resizing(training, manifest["shape"])
     require_spread(manifest["std"])
     threads = resources.cpus_per_worker if stage is TRAIN else resources.cpus_per_trial

@@ -85,8 +85,9 @@ def test_no_activation_makes_the_host_wait(activation: str, images: Split) -> No
         {"attack_steps": 3, "ema_decay": 0.9, "gradient_clip": 1.0},
         {"objective": "trades", "attack_steps": 2},
         {"precision": "bf16"},
+        {"random_erasing": 0.5, "mixup": 0.2, "cutmix": 1.0},
     ],
-    ids=["crops", "ImageNet's", "PGD-3, average, clipping", "TRADES", "bf16"],
+    ids=["crops", "ImageNet's", "PGD-3, average, clipping", "TRADES", "bf16", "mixing"],
 )
 def test_no_recipe_makes_the_host_wait(changes: dict[str, Any], images: Split) -> None:
     step = step_of(images, **changes)

@@ -48,11 +48,12 @@ EXTRAS: dict[str, dict[str, Any]] = {
         "guard_images": 31,
         "validate_every": 1,
     },
+    "augmented": {"randaugment": 2, "random_erasing": 0.5, "mixup": 0.3, "cutmix": 1.0},
 }
 """Settings of the cases that are trained by two workers; of three groups one worker has two, of
 images of 8 and then 12 pixels.
 """
-BATCHES = {"one group": 32, "two groups": 64, "three groups": 48}
+BATCHES = {"one group": 32, "two groups": 64, "three groups": 48, "augmented": 64}
 CASES = list(BATCHES)
 
 
