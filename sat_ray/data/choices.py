@@ -11,6 +11,20 @@ SMALLEST = 2 * PADDING
 STRONGEST = 30  # magnitude of RandAugment
 
 
+def extra_images(share: float, group_size: int) -> int:
+    """Return how many images of a BatchNorm group are extra.
+
+    Raises ValueError unless there is at least one of either kind.
+    """
+    found = round(share * group_size)
+    if not 0 < found < group_size:
+        raise ValueError(
+            "data.extra_share must give at least one extra image and one other to each BatchNorm "
+            f"group of {group_size}, got {share:g}"
+        )
+    return found
+
+
 def check_augmentation(name: str, shape: Sequence[int], *, randaugment: int = 0) -> None:
     """Raise ValueError where images are too small to be cut, or have no colours that can change.
 

@@ -17,16 +17,18 @@ from sat_ray.integrations.network_check import check_network
 from sat_ray.report.sweep_report import read_outcomes, strong_name, write_report
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.config import SweepConfig
+from sat_ray.sweep.config import DataSettings, SweepConfig
 from sat_ray.sweep.context import Sweep, read_state
 from sat_ray.sweep.plan import (
     card_tasks,
-    dataset_uri,
+    data_uri,
     evaluation_tasks,
     final_tasks,
+    prepared_dataset,
     strong_on_validation,
     strong_tasks,
     validation_tasks,
+    with_extra,
 )
 from sat_ray.sweep.records.store import STATE, Record
 from sat_ray.sweep.search.search_space import SearchPoint
@@ -40,10 +42,16 @@ class MissingInputError(ValueError):
 
 def prepare(sweep: Sweep) -> Dataset:
     """Write the dataset's shards, or verify the ones that are there."""
+    data = sweep.config.data
+    dataset = _dataset(sweep, data)
+    more = data.extra_data()
+    return dataset if more is None else with_extra(dataset, _dataset(sweep, more))
+
+
+def _dataset(sweep: Sweep, data: DataSettings) -> Dataset:
     from sat_ray.integrations.ray.prepare import in_tasks
 
-    uri = dataset_uri(sweep.config, sweep.root)
-    data = sweep.config.data
+    uri = data_uri(data, sweep.root)
     dataset = Dataset.open(uri)
     source = dataset_source(data.dataset)
     if dataset is not None:
@@ -225,9 +233,11 @@ def committed_inputs(sweep: Sweep, name: str) -> dict[str, Any]:
 
 
 def _prepared(sweep: Sweep, inputs: dict[str, Any]) -> Dataset | None:
-    dataset = Dataset.open(dataset_uri(sweep.config, sweep.root))
+    dataset = prepared_dataset(sweep.config, sweep.root)
     if dataset is not None:
         require_same_dataset(sweep, dataset)
+        if dataset.extra is not None:
+            require_same_dataset(sweep, dataset.extra)
     return dataset
 
 

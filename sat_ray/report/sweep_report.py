@@ -135,7 +135,7 @@ def _leaderboard(
             if model.sha256 in verdicts
         },
     )
-    train_images = data.manifest["splits"]["train"]
+    train_images = config.images_per_epoch(data.manifest["splits"]["train"])
     stages = spent_by_stage(config, sweep.records, train_images=train_images)
     cost = cost_summary(config, stages, estimated=_estimated(config, data))
     board = with_costs(board, config, stages) | {"cost": cost}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sat_ray.attacks.spec import AttackSpec
 from sat_ray.data.choices import check_augmentation
+from sat_ray.data.extra import extra_labels
 from sat_ray.data.shards.manifest import SCHEMA_VERSION
 from sat_ray.models.spec import ModelSpec, require_spread
 from sat_ray.storage.store import Storage
@@ -32,17 +33,41 @@ from sat_ray.utils.import_string import is_reference, slug
 from sat_ray.utils.serialization import content_hash
 
 if TYPE_CHECKING:
-    from sat_ray.sweep.config import SweepConfig
+    from sat_ray.sweep.config import DataSettings, SweepConfig
 
 
 def dataset_uri(config: "SweepConfig", root: Storage) -> str:
     """Return the folder of the sweep's dataset; sweeps of the same data share it."""
-    name = config.data.dataset
+    return data_uri(config.data, root)
+
+
+def data_uri(data: "DataSettings", root: Storage) -> str:
+    """Return the folder of a dataset."""
+    name = data.dataset
     code = (
         {"code": code_hashes((name.partition(":")[0],))} if is_reference(name) else {}
     )  # other code, perhaps other images
-    key = content_hash({"data": config.data.identity(), "schema": SCHEMA_VERSION, **code})[:8]
+    key = content_hash({"data": data.identity(), "schema": SCHEMA_VERSION, **code})[:8]
     return root.full(f"data/{slug(name)}-{key}")
+
+
+def prepared_dataset(config: "SweepConfig", root: Storage) -> Dataset | None:
+    """Open the sweep's dataset, with its extra images; None where any of it is not prepared.
+
+    CorruptShardError names what is damaged, ValueError what does not fit.
+    """
+    dataset = Dataset.open(dataset_uri(config, root))
+    more = config.data.extra_data()
+    if dataset is None or more is None:
+        return dataset
+    extra = Dataset.open(data_uri(more, root))
+    return None if extra is None else with_extra(dataset, extra)
+
+
+def with_extra(dataset: Dataset, extra: Dataset) -> Dataset:
+    """Return a dataset with extra images; ValueError where these have another shape or classes."""
+    extra_labels(dataset.manifest, extra.manifest)
+    return replace(dataset, extra=extra)
 
 
 def training_task(
@@ -60,7 +85,8 @@ def training_task(
     """
     manifest = dataset.manifest
     resources = config.resources
-    if training.global_batch_size > (images := manifest["splits"]["train"]):
+    images = config.images_per_epoch(manifest["splits"]["train"])
+    if training.global_batch_size > images:
         raise ValueError(
             f"training.global_batch_size must be at most the {images} training images, "
             f"got {training.global_batch_size}"
@@ -87,6 +113,7 @@ def training_task(
         dataset=dataset,
         environment=environment,
         loading=config.data.loading,
+        extra_share=config.data.extra_share,
     )
 
 

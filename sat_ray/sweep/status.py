@@ -17,7 +17,7 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.config.stored import stored_config
 from sat_ray.sweep.cost.budget import describe_search
-from sat_ray.sweep.plan import dataset_uri, planned_trials
+from sat_ray.sweep.plan import planned_trials, prepared_dataset
 from sat_ray.sweep.records.lease import HEARTBEAT_SECONDS, Holder, read_lease
 from sat_ray.sweep.records.store import STATE, Record, Records, Stage
 from sat_ray.sweep.search.search_space import SearchPoint, groups
@@ -132,7 +132,7 @@ def read_status(
         held = pool.submit(read_lease, storage, patience=patience)
         found = {stage: _read_all(Records(storage), stage, pool) for stage in STAGES}
         driver = held.result()
-    dataset = Dataset.open(dataset_uri(config, root))
+    dataset = prepared_dataset(config, root)
     searched = describe_search(config, Records(storage))
     stages = _stages(config, found, dataset, searched)
     finished = all(stage.complete for stage in stages) and all(

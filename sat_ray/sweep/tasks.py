@@ -34,11 +34,15 @@ STAGES = (SEARCH, TRAIN, VALIDATE, EVALUATE, STRONG, CARD)
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A prepared dataset. uri: its folder; hash: of its manifest, which covers every shard."""
+    """A prepared dataset. uri: its folder; hash: of its manifest, which covers every shard.
+
+    extra: a second dataset whose train split is trained on as well.
+    """
 
     uri: str
     hash: str
     manifest: dict[str, Any]
+    extra: "Dataset | None" = None
 
     @classmethod
     def open(cls, uri: str) -> "Dataset | None":
@@ -60,6 +64,7 @@ def user_defined_names(configuration: SearchPoint, *, model: str, dataset: "Data
         configuration.attacker_activation,
         model,
         str(dataset.manifest.get("dataset", "")),
+        str(dataset.extra.manifest.get("dataset", "")) if dataset.extra else "",
     )
     return sorted({name for name in named if is_reference(name)})
 
@@ -86,13 +91,18 @@ class TrainingTask:
     dataset: Dataset
     environment: dict[str, Any]
     loading: Loading = "auto"
+    extra_share: float = 0.0
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the weights."""
-        return _named(
+        named = _named(
             user_defined_names(self.configuration, model=self.model.name, dataset=self.dataset)
-        ) | {
+        )
+        extra = self.dataset.extra
+        if extra is not None:
+            named["extra"] = {"dataset": extra.hash, "share": self.extra_share}
+        return named | {
             "configuration": self.configuration.to_json(),
             "seed": self.seed,
             "until": self.until,

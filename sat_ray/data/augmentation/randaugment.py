@@ -11,6 +11,7 @@ their matrices to the device, so on a GPU the host waits for it once for each op
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 from sat_ray.data.choices import STRONGEST
 from sat_ray.utils.randomness import Randomness
 
-Operation = Callable[[Tensor, int, float], Tensor]
+Operation = Callable[[Tensor, int, float], Any]
 """(images (N, C, H, W) uint8, magnitude 0 to STRONGEST, sign 1 or -1) -> changed images."""
 
 
@@ -31,7 +32,7 @@ def _level(most: float, magnitude: int) -> float:
 
 def _affine(
     images: Tensor, *, shear: tuple[float, float] = (0.0, 0.0), translate: tuple[int, int] = (0, 0)
-) -> Tensor:
+) -> Any:
     degrees = [math.degrees(math.atan(one)) for one in shear]
     # sheared around the corner, as in AutoAugment
     center = [0.0, 0.0] if any(shear) else None
@@ -40,49 +41,49 @@ def _affine(
     )
 
 
-def _shear_x(images: Tensor, magnitude: int, sign: float) -> Tensor:
+def _shear_x(images: Tensor, magnitude: int, sign: float) -> Any:
     return _affine(images, shear=(sign * _level(0.3, magnitude), 0.0))
 
 
-def _shear_y(images: Tensor, magnitude: int, sign: float) -> Tensor:
+def _shear_y(images: Tensor, magnitude: int, sign: float) -> Any:
     return _affine(images, shear=(0.0, sign * _level(0.3, magnitude)))
 
 
-def _translate_x(images: Tensor, magnitude: int, sign: float) -> Tensor:
+def _translate_x(images: Tensor, magnitude: int, sign: float) -> Any:
     pixels = int(sign * _level(150 / 331 * images.shape[-1], magnitude))
     return _affine(images, translate=(pixels, 0))
 
 
-def _translate_y(images: Tensor, magnitude: int, sign: float) -> Tensor:
+def _translate_y(images: Tensor, magnitude: int, sign: float) -> Any:
     pixels = int(sign * _level(150 / 331 * images.shape[-2], magnitude))
     return _affine(images, translate=(0, pixels))
 
 
-def _rotate(images: Tensor, magnitude: int, sign: float) -> Tensor:
+def _rotate(images: Tensor, magnitude: int, sign: float) -> Any:
     return F.rotate(images, angle=sign * _level(30.0, magnitude))
 
 
-def _brightness(images: Tensor, magnitude: int, sign: float) -> Tensor:
+def _brightness(images: Tensor, magnitude: int, sign: float) -> Any:
     return F.adjust_brightness(images, 1.0 + sign * _level(0.9, magnitude))
 
 
-def _color(images: Tensor, magnitude: int, sign: float) -> Tensor:
+def _color(images: Tensor, magnitude: int, sign: float) -> Any:
     return F.adjust_saturation(images, 1.0 + sign * _level(0.9, magnitude))
 
 
-def _contrast(images: Tensor, magnitude: int, sign: float) -> Tensor:
+def _contrast(images: Tensor, magnitude: int, sign: float) -> Any:
     return F.adjust_contrast(images, 1.0 + sign * _level(0.9, magnitude))
 
 
-def _sharpness(images: Tensor, magnitude: int, sign: float) -> Tensor:
+def _sharpness(images: Tensor, magnitude: int, sign: float) -> Any:
     return F.adjust_sharpness(images, 1.0 + sign * _level(0.9, magnitude))
 
 
-def _posterize(images: Tensor, magnitude: int, sign: float) -> Tensor:
+def _posterize(images: Tensor, magnitude: int, sign: float) -> Any:
     return F.posterize(images, bits=round(8 - 4 * magnitude / STRONGEST))
 
 
-def _solarize(images: Tensor, magnitude: int, sign: float) -> Tensor:
+def _solarize(images: Tensor, magnitude: int, sign: float) -> Any:
     return F.solarize(images, threshold=255.0 * (1.0 - _level(1.0, magnitude)))
 
 
