@@ -3,6 +3,7 @@
 from typing import Any
 
 from sat_ray.activations.table import alphas_and_curvatures
+from sat_ray.data.choices import extra_images
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.sources.user_defined import counted
 from sat_ray.integrations.command_line.parsing import Command
@@ -76,7 +77,18 @@ def _training(config: SweepConfig) -> dict[str, str]:
             f"{training.learning_rate:g} at the peak, {training.schedule}, "
             f"{training.warmup_epochs:g} epochs of warm-up"
         ),
+        **_extra(config),
     }
+
+
+def _extra(config: SweepConfig) -> dict[str, str]:
+    data = config.data
+    if not data.extra:
+        return {}
+    group = config.training.batchnorm_group_size
+    found = extra_images(data.extra_share, group)
+    share = f"{found} of each BatchNorm group of {group}, {100 * found / group:.1f} %"
+    return {"extra images": f"{data.extra}: {share}"}
 
 
 def _evaluation_attack(config: SweepConfig) -> str:
