@@ -21,6 +21,7 @@ from sat_ray.sweep.config import DataSettings, SweepConfig
 from sat_ray.sweep.context import Sweep, read_state
 from sat_ray.sweep.plan import (
     card_tasks,
+    corruption_tasks,
     data_uri,
     evaluation_tasks,
     final_tasks,
@@ -32,7 +33,7 @@ from sat_ray.sweep.plan import (
 )
 from sat_ray.sweep.records.store import STATE, Record
 from sat_ray.sweep.search.search_space import SearchPoint
-from sat_ray.sweep.tasks import CARD, EVALUATE, STAGES, STRONG, Dataset, EvaluationTask
+from sat_ray.sweep.tasks import CARD, CORRUPTIONS, EVALUATE, STAGES, STRONG, Dataset, EvaluationTask
 from sat_ray.utils.serialization import json_bytes
 
 
@@ -114,6 +115,8 @@ def train(sweep: Sweep, data: Dataset, finalists: list[SearchPoint]) -> list[Rec
 def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]:
     """Attack every model on the test split: PGD, then the strong attacks on what survives.
 
+    Where the sweep measures it, common corruptions come last.
+
     Returns the path of each model's merged outcomes of PGD by model name; `outcome_paths` has those
     of the strong attacks.
     """
@@ -123,6 +126,10 @@ def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str
     ordered = sorted(models, key=lambda record: -record.payload["val_robust_accuracy"])
     shards = (task for record in ordered for task in _test_tasks(sweep.config, data, record))
     evaluate_all(shards, sweep.records, sweep.config.resources)
+    corrupted = (
+        task for record in ordered for task in corruption_tasks(sweep.config, data, record)
+    )
+    evaluate_all(corrupted, sweep.records, sweep.config.resources)
     return _merged(sweep, data, models)
 
 
@@ -262,9 +269,10 @@ def _evaluated(sweep: Sweep, inputs: dict[str, Any]) -> dict[str, str] | None:
         for task in (
             *evaluation_tasks(sweep.config, data, record),
             *strong_tasks(sweep.config, data, record),
+            *corruption_tasks(sweep.config, data, record),
         )
     ]
-    committed = {stage: set(sweep.records.keys(stage)) for stage in (EVALUATE, STRONG)}
+    committed = {stage: set(sweep.records.keys(stage)) for stage in (EVALUATE, STRONG, CORRUPTIONS)}
     if any(task.key not in committed[task.stage] for task in tasks):
         return None
     return _merged(sweep, data, models)  # again, because a merged file may be damaged or old

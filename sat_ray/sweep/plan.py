@@ -15,6 +15,7 @@ from sat_ray.sweep.records.store import Record, Records, Stage, numerical_enviro
 from sat_ray.sweep.search.model_selection import Validated, ranked
 from sat_ray.sweep.search.search_space import SearchPoint, groups
 from sat_ray.sweep.tasks import (
+    CORRUPTIONS,
     SEARCH,
     STRONG,
     TRAIN,
@@ -250,6 +251,24 @@ def strong_tasks(config: "SweepConfig", dataset: Dataset, trained: Record) -> li
         for task in evaluation_tasks(config, dataset, trained)
         if attacks
     ]
+
+
+def corruption_tasks(
+    config: "SweepConfig", dataset: Dataset, trained: Record
+) -> list[EvaluationTask]:
+    """Cut the test split of one trained model for the accuracy under common corruptions.
+
+    [] where it is not measured. Raises ValueError for images that are neither gray nor RGB.
+    """
+    if not config.evaluation.corruptions:
+        return []
+    if (channels := dataset.manifest["shape"][0]) not in (1, 3):
+        raise ValueError(
+            f"evaluation.corruptions must be False for images of {channels} channels, got True: "
+            "the corruptions are of gray and RGB images"
+        )
+    tasks = _tasks(config, dataset, trained, split="test", attacks=())
+    return [replace(task, stage=CORRUPTIONS) for task in tasks]
 
 
 def validation_tasks(

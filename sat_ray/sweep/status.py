@@ -21,7 +21,17 @@ from sat_ray.sweep.plan import planned_trials, prepared_dataset
 from sat_ray.sweep.records.lease import HEARTBEAT_SECONDS, Holder, read_lease
 from sat_ray.sweep.records.store import STATE, Record, Records, Stage
 from sat_ray.sweep.search.search_space import SearchPoint, groups
-from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STAGES, STRONG, TRAIN, VALIDATE, Dataset
+from sat_ray.sweep.tasks import (
+    CARD,
+    CORRUPTIONS,
+    EVALUATE,
+    SEARCH,
+    STAGES,
+    STRONG,
+    TRAIN,
+    VALIDATE,
+    Dataset,
+)
 
 READERS = 16
 # In a longer pause between two results the sweep did not run.
@@ -30,6 +40,7 @@ SHARDED = {
     VALIDATE: "val",
     EVALUATE: "test",
     STRONG: "test",
+    CORRUPTIONS: "test",
 }  # stages with a record for each model and shard of a split
 REPORT = ("leaderboard.json", "report.html")
 
@@ -175,7 +186,8 @@ def _stages(
     )  # models with another's weights: its outcomes are theirs
     planned: dict[Stage, int | None] = {SEARCH: planned_trials(config), TRAIN: models}
     for stage, split in SHARDED.items():
-        wanted = stage is EVALUATE or config.evaluation.strong != "none"
+        strong = config.evaluation.strong != "none"
+        wanted = {EVALUATE: True, CORRUPTIONS: config.evaluation.corruptions}.get(stage, strong)
         shards = _shards(config, dataset, split) if wanted else 0
         planned[stage] = None if shards is None else (models - twins) * shards
         counted[stage] = [
@@ -204,6 +216,7 @@ def _stages(
             others=len(found[stage]) - len(counted[stage]),
         )
         for stage in STAGES
+        if stage is not CORRUPTIONS or config.evaluation.corruptions
     )
 
 

@@ -29,7 +29,8 @@ VALIDATE = Stage("validate", 1, CODE)
 EVALUATE = Stage("evaluate", 1, CODE)
 STRONG = Stage("strong", 1, CODE)
 CARD = Stage("card", 2, CODE)  # version 2: limits are shares of what survives
-STAGES = (SEARCH, TRAIN, VALIDATE, EVALUATE, STRONG, CARD)
+CORRUPTIONS = Stage("corruptions", 1, CODE)
+STAGES = (SEARCH, TRAIN, VALIDATE, EVALUATE, STRONG, CORRUPTIONS, CARD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,8 @@ class EvaluationTask:
     many images drawn from it by the seed; cascade: each attack takes what survived those before it;
     user_defined: names of the user's own code that the model is made of. stage: EVALUATE for the
     test split, VALIDATE for the choice of the champion, STRONG for strong attacks on what survived
-    `after`: the same rows under the attacks before, which are evaluated first; label_order: the
+    `after`: the same rows under the attacks before, which are evaluated first; CORRUPTIONS, without
+    attacks, for common corruptions; label_order: the
     model's class of each label, where the dataset has the same classes in another order.
     """
 

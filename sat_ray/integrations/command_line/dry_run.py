@@ -56,6 +56,7 @@ def plan(config: SweepConfig) -> dict[str, str]:
         "training attack": _training_attack(config),
         "evaluation attack": _evaluation_attack(config),
         "strong attacks on what survives": _strong(config, source.classes),
+        **_corruptions(config, source.test, models=finalists * seeds),
         "search trials": _trials(config),
         **_space(config),
         "models for the leaderboard": models,
@@ -95,6 +96,14 @@ def _evaluation_attack(config: SweepConfig) -> str:
     evaluation = config.evaluation
     step = as_255ths(evaluation.step_size)
     return f"PGD-{evaluation.steps}, step {step}, {evaluation.restarts} restart(s)"
+
+
+def _corruptions(config: SweepConfig, test_images: int, *, models: int) -> dict[str, str]:
+    if not config.evaluation.corruptions:
+        return {}
+    images = 75 * models * config.evaluation.evaluated(test_images)
+    shown = f"15 kinds, 5 severities: {images / 1e6:.2f} million images, forward only"
+    return {"common corruptions": shown}
 
 
 def _trials(config: SweepConfig) -> str:
