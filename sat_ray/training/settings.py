@@ -24,13 +24,29 @@ from sat_ray.utils.serialization import to_json
 if TYPE_CHECKING:
     from sat_ray.attacks.pgd import PGD
 
-OBJECTIVES = ("cross_entropy", "trades")
+OBJECTIVES = ("cross_entropy", "trades", "mart")
+OPTIMIZERS = ("sgd", "adamw")
 SMALLEST_SIDE = 8  # pixels of the smallest images that training may begin with
 # Settings that came after the first records were written. Keys of records leave them out at their
 # default, so that records from before keep their keys.
-ADDED = frozenset({"attack_label_smoothing"}) | {
-    *("randaugment", "randaugment_magnitude", "random_erasing", "mixup", "cutmix"),
-}
+ADDED = frozenset(
+    {
+        "adamw_beta1",
+        "adamw_beta2",
+        "adamw_eps",
+        "attack_label_smoothing",
+        "awp_gamma",
+        "awp_start",
+        "cutmix",
+        "layer_decay",
+        "mart_weight",
+        "mixup",
+        "optimizer",
+        "randaugment",
+        "randaugment_magnitude",
+        "random_erasing",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +88,26 @@ class TrainingSettings:
     """Share of the epochs after which training images are as stored."""
     resize_step: Annotated[int, Bounds(1, 4096)] = 32
     """Pixels by which the side grows at a time; a small number for small images."""
+    optimizer: str = "sgd"
+    """sgd (with momentum), or adamw, which needs a learning_rate about a hundred times smaller."""
     learning_rate: Annotated[float, Bounds(0, 1e30, above=True)] = 0.2
-    """Peak learning rate of SGD. Where it is too large for a network, the loss becomes NaN, and
-    that stops the training."""
+    """Peak learning rate. Where it is too large for a network, the loss becomes NaN, and that stops
+    the training."""
     alpha_learning_rate: Annotated[float, Bounds(0, 1_000_000, above=True)] = 1.0
     """Learning rate of learned alphas, in units of learning_rate."""
     momentum: BelowOne = 0.9
-    """Nesterov momentum, in [0, 1)."""
+    """Nesterov momentum of sgd, in [0, 1)."""
+    adamw_beta1: BelowOne = 0.9
+    """Decay of adamw's mean of the gradient, in [0, 1)."""
+    adamw_beta2: BelowOne = 0.999
+    """Decay of adamw's mean of the squared gradient, in [0, 1)."""
+    adamw_eps: Annotated[float, Bounds(0, 1, above=True)] = 1e-8
+    """Added to the root of that mean, which divides the step."""
     weight_decay: Annotated[float, Bounds(0, 1000)] = 5e-4
-    """On convolution and linear weights only."""
+    """On convolution and linear weights only; with adamw decoupled from the gradient."""
+    layer_decay: Annotated[float, Bounds(0, 1, above=True)] = 1.0
+    """Factor on the learning rate from each layer to the one before it, in (0, 1]: the last layer
+    has the whole rate. 1 for one rate in all layers."""
     gradient_clip: Annotated[float, Bounds(0, 1e9)] = 0.0
     """Longest gradient over all weights (L2); 0 for no limit."""
     ema_decay: BelowOne = 0.0
@@ -102,11 +129,18 @@ class TrainingSettings:
     training, other kernels (so other bits), less memory traffic. It needs a C++ compiler, on GPUs
     Triton. Validation is not compiled."""
     objective: str = "cross_entropy"
-    """What the update minimizes: cross_entropy of adversarial images, or trades."""
+    """What the update minimizes: cross_entropy of adversarial images, trades or mart."""
     trades_beta: Annotated[float, Bounds(0, 1_000_000, above=True)] = 6.0
     """Weight of the KL divergence in trades."""
     trades_noise: Annotated[float, Bounds(0, 1, above=True)] = 0.001
     """Standard deviation of the noise from which trades' attack starts, in [0, 1] pixels."""
+    mart_weight: Annotated[float, Bounds(0, 1_000_000, above=True)] = 5.0
+    """Weight of the KL divergence in mart (lambda)."""
+    awp_gamma: Annotated[float, Bounds(0, 1)] = 0.0
+    """Adversarial weight perturbation (AWP): its length in each layer, in units of the norm of the
+    layer's weights, for example 0.005; 0 for none."""
+    awp_start: Share = 0.0
+    """Share of the epochs after which weights are perturbed."""
     attack_steps: Steps = 1
     """Gradient steps of the inner maximization; 1 is the paper's fast training."""
     attack_step_size: StepSize | None = None
@@ -148,6 +182,7 @@ class TrainingSettings:
         check_name(self.augmentation, AUGMENTATIONS, field="training.augmentation")
         check_name(self.precision, PRECISIONS, field="training.precision")
         check_name(self.objective, OBJECTIVES, field="training.objective")
+        check_name(self.optimizer, OPTIMIZERS, field="training.optimizer")
         check_fields(self, prefix="training.")
         if self.batchnorm_group_size < 2 or self.global_batch_size % self.batchnorm_group_size:
             raise ValueError(
@@ -170,6 +205,11 @@ class TrainingSettings:
                 "training.attack_replays must be 0 where attack_steps is not 1, the objective is "
                 f"not cross_entropy or there is a guard, got {self.attack_replays}"
             )
+        if self.awp_gamma and self.attack_replays:
+            raise ValueError(
+                "training.awp_gamma must be 0 with attack_replays, whose updates also move the "
+                f"images, got {self.awp_gamma:g}"
+            )
         if self.attack_label_smoothing and (self.objective == "trades" or self.attack_replays):
             raise ValueError(
                 "training.attack_label_smoothing must be 0 where the attack has no loss of its own "
@@ -191,7 +231,16 @@ class TrainingSettings:
         update's."""
         if self.attack_replays:
             return self.attack_replays
-        return self.attack_steps + (2 if self.objective == "trades" else 1)
+        return self.attack_steps + self.update_passes()
+
+    def update_passes(self) -> int:
+        """Return the forward and backward passes per image of one update.
+
+        trades and mart pass the clean image too. AWP differentiates twice, at the weights and at
+        the perturbed ones; the epochs before awp_start are counted like the others.
+        """
+        images = 1 if self.objective == "cross_entropy" else 2
+        return 2 * images if self.awp_gamma else images
 
     def attack(self, threat_model: ThreatModel) -> "PGD":
         """Build the inner maximization."""

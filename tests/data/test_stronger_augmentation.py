@@ -268,7 +268,7 @@ def test_training_with_all_of_them_learns_and_resumes_bit_for_bit(digits: Split)
     assert not torch.equal(plain.weights["body.conv1.weight"], whole.weights["body.conv1.weight"])
 
 
-@pytest.mark.parametrize("objective", ["trades"])
+@pytest.mark.parametrize("objective", ["trades", "mart"])
 def test_objectives_take_the_mixed_labels(digits: Split, objective: str) -> None:
     report = train(small_model(), digits, epochs=1, mixup=1.0, objective=objective)[-1]
     assert 0 < report.metrics["train/loss"] < 10
