@@ -9,14 +9,12 @@ Their image ids are -1 - id, so that none is that of an image of the train split
 differ, and messages show which is which.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sat_ray.data.class_names import label_order
 from sat_ray.data.epoch_order import epoch_order
 from sat_ray.data.loading import Loader, Resident, loader_of
 from sat_ray.data.split import Arrays, Split
@@ -111,30 +109,3 @@ def joined(own: Split, more: Split, device: torch.device) -> Split:
         both(own.labels, more.labels),
         both(own.image_ids, more.image_ids),
     )
-
-
-def extra_labels(manifest: Mapping[str, Any], extra: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the class of each label of extra images, from the manifests; () where they are alike.
-
-    Classes that are only numbered, as in an .npz file without names, are taken in their order.
-    Raises ValueError where shape or classes differ.
-    """
-    if list(extra["shape"]) != list(manifest["shape"]):
-        raise ValueError(
-            f"data.extra {extra['dataset']} must have images of shape {_shown(manifest['shape'])}, "
-            f"as {manifest['dataset']} has, got {_shown(extra['shape'])}"
-        )
-    names = manifest["class_names"]
-    others = extra["class_names"]
-    if len(others) != len(names):
-        raise ValueError(
-            f"data.extra {extra['dataset']} must have the {len(names)} classes of "
-            f"{manifest['dataset']}, got {len(others)}"
-        )
-    if others == [str(number) for number in range(len(names))]:
-        return ()
-    return label_order(names, others, what=f"data.extra {extra['dataset']}")
-
-
-def _shown(shape: list[int]) -> str:
-    return " x ".join(map(str, shape))

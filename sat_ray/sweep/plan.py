@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sat_ray.attacks.spec import AttackSpec
 from sat_ray.data.choices import check_augmentation
-from sat_ray.data.extra import extra_labels
+from sat_ray.data.class_names import extra_labels
 from sat_ray.data.shards.manifest import SCHEMA_VERSION
 from sat_ray.models.spec import ModelSpec, require_spread
 from sat_ray.storage.store import Storage

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from sat_ray.checkpoint import save_model
-from sat_ray.data.extra import Extra, extra_labels
+from sat_ray.data.class_names import extra_labels
+from sat_ray.data.extra import Extra
 from sat_ray.data.loading import Loader, Resident, Streamed, shard_rows, streams
 from sat_ray.models import model_from_spec
 from sat_ray.storage.store import Storage

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_strong_verdict import CONFIG, trained
+from sweeps import trained
 from trainings import train_small
 
-from sat_ray.data.shards.dataset import read_split
+from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.sources.registry import DATASETS
 from sat_ray.data.split import Split
 from sat_ray.evaluation.corruptions.accuracy import corruption_counts
 from sat_ray.evaluation.corruptions.kinds import KINDS
@@ -18,7 +19,7 @@ from sat_ray.integrations.command_line.dry_run import describe
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.report.sweep_report import corruption_accuracies
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.config import SweepConfig
+from sat_ray.sweep.config import EvaluationSettings, ModelSettings, SweepConfig
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.execute import evaluation
 from sat_ray.sweep.execute.evaluation import evaluate_and_commit
@@ -26,6 +27,30 @@ from sat_ray.sweep.plan import corruption_tasks, evaluation_tasks
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import CORRUPTIONS, Dataset
+from sat_ray.threat import ThreatModel
+
+CONFIG = SweepConfig(
+    recipe="toy",
+    threat_model=ThreatModel("linf", 40 / 255),
+    model=ModelSettings(width=8),
+    evaluation=EvaluationSettings(steps=8, step_size=10 / 255, slots=32),
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return the digits as shards."""
+    uri = str(tmp_path_factory.mktemp("digits"))
+    write_dataset(DATASETS["digits"], Storage.at(uri), rows_per_shard=512)
+    found = Dataset.open(uri)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    """Return the records of an empty sweep."""
+    return Records(Storage.at(tmp_path / "sweep"))
 
 
 def config(**changes: Any) -> SweepConfig:
