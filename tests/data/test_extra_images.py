@@ -279,6 +279,20 @@ def test_the_estimate_and_the_name_of_a_sweep_follow_the_extra_images() -> None:
     assert more.data.identity() == plain.data.identity()
 
 
+def test_too_few_extra_images_are_refused_before_training(command: list[str]) -> None:
+    task = tasks(command)
+    assert task.dataset.extra is not None
+    few = task.dataset.extra.manifest | {"splits": {"train": 7, "val": 1, "test": 1}}
+    extra = dataclasses.replace(task.dataset.extra, manifest=few)
+    config = changed("digits_smoke", data={"extra": "npz", "extra_path": "x", "extra_share": 0.25})
+    with pytest.raises(ValueError, match=r"data\.extra must have at least .* images, .*, got 7"):
+        final_tasks(
+            config,
+            dataclasses.replace(task.dataset, extra=extra),
+            [SearchPoint(activation="silu")],
+        )
+
+
 def test_a_dataset_without_extra_images_has_the_key_it_had(command: list[str]) -> None:
     found = tasks(command).dataset
     assert isinstance(found, Dataset) and found.extra is not None
