@@ -31,6 +31,7 @@ EVALUATED = (
     "validate",
     "evaluate",
     "strong",
+    "corruptions",
 )  # the stages that work on one model of the leaderboard
 
 
