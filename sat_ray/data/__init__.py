@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 from sat_ray.utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from sat_ray.data.extra import Extra
     from sat_ray.data.split import Split
 
-__all__ = ["Split"]
+__all__ = ["Extra", "Split"]
 
 _HOMES = {
+    "Extra": "extra",
     "Split": "split",
 }
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -32,6 +33,29 @@ def label_order(model: Sequence[str], data: Sequence[str], *, what: str) -> tupl
         )
     places = {name: place for place, name in enumerate(ours)}
     return tuple(places[name] for name in theirs)
+
+
+def extra_labels(manifest: Mapping[str, Any], extra: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the class of each label of extra images, from the manifests; () where they are alike.
+
+    Classes that are only numbered, as in an .npz file without names, are taken in their order.
+    Raises ValueError where shape or classes differ.
+    """
+    if list(extra["shape"]) != list(manifest["shape"]):
+        raise ValueError(
+            f"data.extra {extra['dataset']} must have images of shape {_size(manifest['shape'])}, "
+            f"as {manifest['dataset']} has, got {_size(extra['shape'])}"
+        )
+    names = manifest["class_names"]
+    others = extra["class_names"]
+    if len(others) != len(names):
+        raise ValueError(
+            f"data.extra {extra['dataset']} must have the {len(names)} classes of "
+            f"{manifest['dataset']}, got {len(others)}"
+        )
+    if others == [str(number) for number in range(len(names))]:
+        return ()
+    return label_order(names, others, what=f"data.extra {extra['dataset']}")
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -69,3 +93,7 @@ def below_chance(accuracy: float, classes: int) -> str:
         f"{100 / classes:.1f} %: check the order of the classes, and that the model takes [0, 1] "
         "images with as many channels, in the order in which the data has them"
     )
+
+
+def _size(shape: list[int]) -> str:
+    return " x ".join(map(str, shape))

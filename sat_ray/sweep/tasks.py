@@ -29,16 +29,21 @@ VALIDATE = Stage("validate", 1, CODE)
 EVALUATE = Stage("evaluate", 1, CODE)
 STRONG = Stage("strong", 1, CODE)
 CARD = Stage("card", 2, CODE)  # version 2: limits are shares of what survives
-STAGES = (SEARCH, TRAIN, VALIDATE, EVALUATE, STRONG, CARD)
+CORRUPTIONS = Stage("corruptions", 1, CODE)
+STAGES = (SEARCH, TRAIN, VALIDATE, EVALUATE, STRONG, CORRUPTIONS, CARD)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A prepared dataset. uri: its folder; hash: of its manifest, which covers every shard."""
+    """A prepared dataset. uri: its folder; hash: of its manifest, which covers every shard.
+
+    extra: a second dataset whose train split is trained on as well.
+    """
 
     uri: str
     hash: str
     manifest: dict[str, Any]
+    extra: "Dataset | None" = None
 
     @classmethod
     def open(cls, uri: str) -> "Dataset | None":
@@ -60,6 +65,7 @@ def user_defined_names(configuration: SearchPoint, *, model: str, dataset: "Data
         configuration.attacker_activation,
         model,
         str(dataset.manifest.get("dataset", "")),
+        str(dataset.extra.manifest.get("dataset", "")) if dataset.extra else "",
     )
     return sorted({name for name in named if is_reference(name)})
 
@@ -86,13 +92,18 @@ class TrainingTask:
     dataset: Dataset
     environment: dict[str, Any]
     loading: Loading = "auto"
+    extra_share: float = 0.0
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the weights."""
-        return _named(
+        named = _named(
             user_defined_names(self.configuration, model=self.model.name, dataset=self.dataset)
-        ) | {
+        )
+        extra = self.dataset.extra
+        if extra is not None:
+            named["extra"] = {"dataset": extra.hash, "share": self.extra_share}
+        return named | {
             "configuration": self.configuration.to_json(),
             "seed": self.seed,
             "until": self.until,
@@ -127,9 +138,10 @@ class EvaluationTask:
     many images drawn from it by the seed; cascade: each attack takes what survived those before it;
     user_defined: names of the user's own code that the model is made of. stage: EVALUATE for the
     test split, VALIDATE for the choice of the champion, STRONG for strong attacks on what survived
-    `after`: the same rows under the attacks before, which are evaluated first; label_order: the
-    model's class of each label, where the dataset has the same classes in another order; shuffled:
-    the images come in a random order drawn by the seed, so that the first of them are a sample.
+    `after`: the same rows under the attacks before, which are evaluated first; CORRUPTIONS, without
+    attacks, for common corruptions; label_order: the model's class of each label, where the dataset
+    has the same classes in another order; shuffled: the images come in a random order drawn by the
+    seed, so that the first of them are a sample.
     """
 
     checkpoint: str

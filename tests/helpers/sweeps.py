@@ -9,10 +9,15 @@ from typing import Any
 
 from repository import ROOT
 
+from sat_ray.checkpoint import save_model
 from sat_ray.integrations import stages
 from sat_ray.integrations.command_line.checks.claims import claim_folder, sweep_of
 from sat_ray.integrations.command_line.parsing import parse
+from sat_ray.models import Normalized
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.records.store import Record, Records
+from sat_ray.sweep.search.search_space import SearchPoint
+from sat_ray.sweep.tasks import TRAIN
 
 MEASURED = {
     "accelerator_seconds",
@@ -86,3 +91,22 @@ def records(folder: Path, stage: str) -> dict[str, dict[str, Any]]:
         path.stem: json.loads(path.read_text())
         for path in (folder / "state" / stage).glob("*.json")
     }
+
+
+def trained(
+    model: Normalized, records: Records, *, activation: str = "relu", val: float = 0.5
+) -> Record:
+    """Commit a network as a training of a sweep. val: what training measured on validation."""
+    configuration = SearchPoint(activation=activation)
+    assert model.spec is not None
+    folder = records.storage.child(f"checkpoints/{configuration.slug}")
+    weights = {name: value.detach() for name, value in model.state_dict().items()}
+    payload = {
+        "name": f"{configuration.slug}-s0",
+        "configuration": configuration.to_json(),
+        "seed": 0,
+        "path": folder.uri,
+        "sha256": save_model(folder, weights, spec=model.spec, about={}),
+        "val_robust_accuracy": val,
+    }
+    return records.commit(TRAIN, configuration.slug, inputs={}, payload=payload, seconds=1.0)

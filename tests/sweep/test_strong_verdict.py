@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from sweeps import trained
 from trainings import train_small
 
 from sat_ray.attacks import AttackSpec, strong_attacks
@@ -39,7 +40,7 @@ from sat_ray.sweep.plan import (
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes, read_part
 from sat_ray.sweep.records.store import Record, Records
 from sat_ray.sweep.search.search_space import SearchPoint
-from sat_ray.sweep.tasks import EVALUATE, STRONG, TRAIN, VALIDATE, Dataset, EvaluationTask
+from sat_ray.sweep.tasks import EVALUATE, STRONG, VALIDATE, Dataset, EvaluationTask
 from sat_ray.threat import ThreatModel
 from sat_ray.training.loop import TrainingSettings
 
@@ -63,27 +64,6 @@ def without_strong(config: SweepConfig) -> SweepConfig:
     return dataclasses.replace(
         config, evaluation=dataclasses.replace(config.evaluation, strong="none")
     )
-
-
-def trained(
-    model: Normalized, records: Records, *, activation: str = "relu", val: float = 0.5
-) -> Record:
-    """Commit a network as a training of a sweep. val: what training measured on validation."""
-    from sat_ray.checkpoint import save_model
-
-    configuration = SearchPoint(activation=activation)
-    assert model.spec is not None
-    folder = records.storage.child(f"checkpoints/{configuration.slug}")
-    weights = {name: value.detach() for name, value in model.state_dict().items()}
-    payload = {
-        "name": f"{configuration.slug}-s0",
-        "configuration": configuration.to_json(),
-        "seed": 0,
-        "path": folder.uri,
-        "sha256": save_model(folder, weights, spec=model.spec, about={}),
-        "val_robust_accuracy": val,
-    }
-    return records.commit(TRAIN, configuration.slug, inputs={}, payload=payload, seconds=1.0)
 
 
 def validated(models: list[Record], dataset: Dataset, records: Records) -> dict[str, float]:

@@ -86,12 +86,13 @@ def test_no_activation_makes_the_host_wait(activation: str, images: Split) -> No
         {"attack_steps": 3, "ema_decay": 0.9, "gradient_clip": 1.0},
         {"objective": "trades", "attack_steps": 2},
         {"precision": "bf16"},
+        {"random_erasing": 0.5, "mixup": 0.2, "cutmix": 1.0},
         {"objective": "mart", "awp_gamma": 0.01, "layer_decay": 0.9},
         {"optimizer": "adamw", "attack_label_smoothing": 0.1},
     ],
     ids=[
         *("crops", "ImageNet's", "PGD-3, average, clipping", "TRADES", "bf16"),
-        *("MART, AWP, layers", "AdamW"),
+        *("mixing", "MART, AWP, layers", "AdamW"),
     ],
 )
 def test_no_recipe_makes_the_host_wait(

@@ -48,6 +48,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
         "guard_images": 31,
         "validate_every": 1,
     },
+    "augmented": {"randaugment": 2, "random_erasing": 0.5, "mixup": 0.3, "cutmix": 1.0},
     "AdamW, MART, AWP": {
         "optimizer": "adamw",
         "learning_rate": 0.002,
@@ -61,7 +62,10 @@ EXTRAS: dict[str, dict[str, Any]] = {
 images of 8 and then 12 pixels. A large adamw_eps: rounding must not decide about the sign of a step
 where a gradient is almost 0.
 """
-BATCHES = {"one group": 32, "two groups": 64, "three groups": 48, "AdamW, MART, AWP": 64}
+BATCHES = {
+    **{"one group": 32, "two groups": 64, "three groups": 48},
+    **{"augmented": 64, "AdamW, MART, AWP": 64},
+}
 CASES = list(BATCHES)
 
 

@@ -30,13 +30,13 @@ from sat_ray.sweep.plan import dataset_uri, planned_trials
 from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.records.leftovers import remove_leftovers
 from sat_ray.sweep.records.store import Stage
-from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STRONG, TRAIN, VALIDATE
+from sat_ray.sweep.tasks import CARD, CORRUPTIONS, EVALUATE, SEARCH, STRONG, TRAIN, VALIDATE
 
 FOLLOWED: dict[str, tuple[Stage, ...]] = {  # which records a stage of the pipeline commits
     "search": (SEARCH,),
     "train": (TRAIN,),
     "card": (VALIDATE, CARD),
-    "evaluate": (EVALUATE, STRONG),
+    "evaluate": (EVALUATE, STRONG, CORRUPTIONS),
 }
 POLL_SECONDS = 1.0
 TRACK_SECONDS = 10.0
@@ -238,7 +238,8 @@ class Driver:
             cards = min(self.config.card.candidates, finalists)
             return cards + strong * models * self._shards("val")
         if name == "evaluate":
-            return (1 + strong) * models * self._shards("test") or None
+            each = 1 + strong + self.config.evaluation.corruptions
+            return each * models * self._shards("test") or None
         known = {
             "search": planned_trials(self.config),
             "train": finalists * len(self.config.final.seeds) or None,

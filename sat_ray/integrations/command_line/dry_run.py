@@ -3,6 +3,7 @@
 from typing import Any
 
 from sat_ray.activations.table import alphas_and_curvatures
+from sat_ray.data.choices import extra_images
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.sources.user_defined import counted
 from sat_ray.integrations.command_line.parsing import Command
@@ -56,6 +57,7 @@ def plan(config: SweepConfig) -> dict[str, str]:
         "training attack": _training_attack(config),
         "evaluation attack": _evaluation_attack(config),
         "strong attacks on what survives": _strong(config, source.classes),
+        **_corruptions(config, source.test, models=finalists * seeds),
         "search trials": _trials(config),
         **_space(config),
         "models for the leaderboard": models,
@@ -79,7 +81,18 @@ def _training(config: SweepConfig) -> dict[str, str]:
         ),
         "optimizer": _optimizer(training),
         "update": _update(training),
+        **_extra(config),
     }
+
+
+def _extra(config: SweepConfig) -> dict[str, str]:
+    data = config.data
+    if not data.extra:
+        return {}
+    group = config.training.batchnorm_group_size
+    found = extra_images(data.extra_share, group)
+    share = f"{found} of each BatchNorm group of {group}, {100 * found / group:.1f} %"
+    return {"extra images": f"{data.extra}: {share}"}
 
 
 def _optimizer(training: TrainingSettings) -> str:
@@ -115,6 +128,14 @@ def _evaluation_attack(config: SweepConfig) -> str:
     evaluation = config.evaluation
     step = as_255ths(evaluation.step_size)
     return f"PGD-{evaluation.steps}, step {step}, {evaluation.restarts} restart(s)"
+
+
+def _corruptions(config: SweepConfig, test_images: int, *, models: int) -> dict[str, str]:
+    if not config.evaluation.corruptions:
+        return {}
+    images = 75 * models * config.evaluation.evaluated(test_images)
+    shown = f"15 kinds, 5 severities: {images / 1e6:.2f} million images, forward only"
+    return {"common corruptions": shown}
 
 
 def _trials(config: SweepConfig) -> str:

@@ -15,7 +15,7 @@ from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.spent import evaluation_seconds, longest_trials
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.resources import bundles
-from sat_ray.sweep.tasks import EVALUATE, STRONG, TRAIN, VALIDATE
+from sat_ray.sweep.tasks import CORRUPTIONS, EVALUATE, STRONG, TRAIN, VALIDATE
 from sat_ray.training.loop import EpochReport
 
 TRIALS_RUNNING = ("sat_ray_trials_running", "search trials that train now")
@@ -82,7 +82,7 @@ class SweepMetrics:
             record.payload["accelerator_seconds"] for record in longest_trials(self.records)
         )
         trainings = sum(record.payload["accelerator_seconds"] for record in self.records.all(TRAIN))
-        for stage in (VALIDATE, EVALUATE, STRONG):
+        for stage in (VALIDATE, EVALUATE, STRONG, CORRUPTIONS):
             for record in self.records.new(stage):
                 self.shards += stage is not VALIDATE
                 self.shard_seconds += evaluation_seconds(record, gpus=asked.gpus_per_evaluation)

@@ -245,7 +245,7 @@ def _bytes(count: float) -> str:
 def passes_of(config: SweepConfig, source: Source) -> dict[str, float]:
     """Return the passes of every part of a sweep, of one image each; what is evaluated, at most."""
     per_image = config.training.passes_per_image()
-    images = source.images - source.test - source.val
+    images = config.images_per_epoch(source.images - source.test - source.val)
     seeds = len(config.final.seeds)
     chosen = [group.members[0] for group in groups(config.search.points())]
     trials = (
