@@ -354,7 +354,7 @@ def test_models_of_few_classes_get_the_margin_where_dlr_is_not_defined(
     [
         ({"algorithm": "apgdd"}, "did you mean apgd"),
         ({"loss": "dll"}, "attack loss"),
-        ({"step_size": 0.1}, "none for apgd and square"),
+        ({"step_size": 0.1}, "none for apgd, fab and square"),
         ({"algorithm": "pgd"}, "a number > 0 for pgd"),
         ({"targets": -1}, "targets must be a whole number from 0"),
         ({"algorithm": "square", "targets": 2}, "targets must be 0 for square"),
