@@ -18,6 +18,7 @@ from sat_ray.integrations.command_line.checks.code_changes import settle_code_ch
 from sat_ray.integrations.command_line.checks.preflight import check_machine, slow_here
 from sat_ray.integrations.command_line.external.card import card_key, write_card
 from sat_ray.integrations.command_line.external.options import ExternalOptions
+from sat_ray.integrations.command_line.external.robustbench import check_ball, write_submission
 from sat_ray.integrations.command_line.external.subject import (
     Subject,
     identify,
@@ -78,6 +79,8 @@ def evaluate_external(given: ExternalOptions) -> None:
             reporter.say(hint)
         reporter.say(f"opening model {given.model} and data {given.data}")
         subject = open_subject(given, root, Path(temporary))
+        if given.protocol != "none":
+            check_ball(given, subject)
         if subject.weights_taken:
             reporter.say(f"weights {given.weights}: {subject.weights_taken}")
         name, identity = identify(given, subject)
@@ -96,6 +99,8 @@ def evaluate_external(given: ExternalOptions) -> None:
             run_tasks(given, tasks, Records(storage), reporter)
             found, table = write_evaluation(given, subject, tasks, storage, identity)
             show(found, storage, reporter)
+            if given.protocol != "none":
+                write_submission(given, subject, found, storage, reporter)
             card = write_card(given, subject, tasks[0], storage, reporter)
             write_page(given, found, table, card, storage)
             reporter.say(f"page: {storage.full(PAGE)}")

@@ -51,9 +51,10 @@ class Subject:
     uri: where every worker can read the model; configuration: of a checkpoint's training, else
     None; attacks: what the model is to survive, through every backward pass that its training used;
     zeros: where the first of them finds a gradient of 0; weights: the file of the model's weights,
-    "" where the model has them itself; weights_taken: what was read from it, in words; label_order:
-    the model's class of each label, where the dataset has the same classes in another order;
-    warnings: what is odd, in sentences.
+    "" where the model has them itself; weights_taken: what was read from it, in words; first_ones:
+    whether images that are not all of the split are its first ones; label_order: the model's class
+    of each label, where the dataset has the same classes in another order; warnings: what is odd,
+    in sentences.
     """
 
     kind: str
@@ -69,13 +70,14 @@ class Subject:
     zeros: ZeroGradients
     weights: str = ""
     weights_taken: str = ""
+    first_ones: bool = False
     label_order: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
     def sample(self) -> int | None:
-        """Return the number of images drawn; None where all are evaluated."""
-        return None if self.n == self.n_split else self.n
+        """Return the number of images drawn; None where all or the first ones are evaluated."""
+        return None if self.first_ones or self.n == self.n_split else self.n
 
 
 def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subject:
@@ -124,6 +126,7 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
         zeros=zeros,
         weights=weights,
         weights_taken=taken,
+        first_ones=given.protocol != "none",
         label_order=order,
         warnings=tuple(filter(None, warnings)),
     )
@@ -256,11 +259,14 @@ def identify(given: ExternalOptions, subject: Subject) -> tuple[str, dict[str, A
     The numerical environment is not among it.
     """
     spec = subject.model.spec if isinstance(subject.model, Normalized) else None
+    data = {"hash": subject.dataset.hash, "split": given.split, "sample": subject.sample}
+    if subject.first_ones and subject.n < subject.n_split:
+        data["first"] = subject.n
     identity = {
         "model": {"kind": subject.kind, "digest": subject.digest, "spec": to_json(spec)},
-        "data": {"hash": subject.dataset.hash, "split": given.split, "sample": subject.sample},
+        "data": data,
         "attacks": [to_json(attack) for attack in subject.attacks],
-        "cascade": given.attack == "cascade",
+        "cascade": given.in_cascade,
         "seed": given.seed,
         "slots": given.slots,
     }

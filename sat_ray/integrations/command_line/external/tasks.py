@@ -27,7 +27,7 @@ def tasks_of(given: ExternalOptions, subject: "Subject", name: str) -> list[Eval
             weights=subject.weights,
             name=name,
             attacks=subject.attacks,
-            cascade=given.attack == "cascade",
+            cascade=given.in_cascade,
             first=first,
             last=last,
             split=given.split,
