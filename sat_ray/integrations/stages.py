@@ -48,6 +48,7 @@ def prepare(sweep: Sweep) -> Dataset:
     source = dataset_source(data.dataset)
     if dataset is not None:
         check_unchanged(source, Storage(uri), path=data.path)
+        data.test_images().check_unchanged(dataset.manifest)
     else:
         write_dataset(
             source,
@@ -58,6 +59,7 @@ def prepare(sweep: Sweep) -> Dataset:
             storing=data.storing(),
             corrupt_share=data.corrupt_share,
             enlarged_share=data.enlarged_share,
+            test=data.test_images(),
             run=in_tasks,
         )
         dataset = Dataset.open(uri)

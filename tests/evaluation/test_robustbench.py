@@ -170,7 +170,7 @@ def test_a_ball_that_the_leaderboard_has_not_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from sat_ray.integrations.command_line.external.robustbench import board_of, check_ball
+    from sat_ray.integrations.command_line.external.robustbench import board_of, check_board
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
@@ -193,6 +193,6 @@ def test_a_ball_that_the_leaderboard_has_not_is_refused(
     assert board_of(subject) == "cifar10"
     if refused:
         with pytest.raises(ValueError, match=r"has linf 8/255 and l2 0\.5 for cifar10, got linf"):
-            check_ball(given, subject)
+            check_board(given, subject)
     else:
-        check_ball(given, subject)
+        check_board(given, subject)

@@ -27,6 +27,7 @@ BOARDS: dict[str, tuple[ThreatModel, ...]] = {
 }
 CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
+SHORT_SIDE, SIDE = 256, 224  # of ImageNet's test images
 TO_FILL_IN = ("link", "name", "authors", "venue", "additional_data")
 
 DEFINITION = Template('''\
@@ -77,8 +78,11 @@ def board_of(subject: Subject) -> str:
     return next((one for one in likely if colour and CLASSES[one] == subject.classes), "")
 
 
-def check_ball(given: ExternalOptions, subject: Subject) -> None:
-    """Raise ValueError where a leaderboard has no such norm and epsilon."""
+def check_board(given: ExternalOptions, subject: Subject) -> None:
+    """Raise ValueError where a leaderboard has no such norm and epsilon, or other test images.
+
+    Images of an .npz are taken as they are.
+    """
     balls = BOARDS.get(board_of(subject), ())
     if balls and given.threat_model not in balls:
         raise ValueError(
@@ -86,6 +90,20 @@ def check_ball(given: ExternalOptions, subject: Subject) -> None:
             f"{board_of(subject)}, got {_ball(given.threat_model)}; give one of them, or "
             "--attack autoattack without --protocol"
         )
+    manifest = subject.dataset.manifest
+    from_files = "encoding" in manifest
+    if board_of(subject) == "imagenet" and from_files and not _as_published(manifest):
+        raise ValueError(
+            f"--protocol robustbench needs ImageNet's test images uncompressed, resized to "
+            f"{SHORT_SIDE} and cut to {SIDE}, which {subject.dataset.uri} has not; prepare them "
+            f"again with --data.image-size {SIDE} --data.test-crop {SIDE / SHORT_SIDE}"
+        )
+
+
+def _as_published(manifest: dict[str, Any]) -> bool:
+    about = manifest.get("test_images", {})
+    resized: bool = about.get("resize") == SHORT_SIDE
+    return resized and manifest["shape"][1:] == [SIDE, SIDE]
 
 
 def write_submission(

@@ -18,7 +18,7 @@ from sat_ray.integrations.command_line.checks.code_changes import settle_code_ch
 from sat_ray.integrations.command_line.checks.preflight import check_machine, slow_here
 from sat_ray.integrations.command_line.external.card import card_key, write_card
 from sat_ray.integrations.command_line.external.options import ExternalOptions
-from sat_ray.integrations.command_line.external.robustbench import check_ball, write_submission
+from sat_ray.integrations.command_line.external.robustbench import check_board, write_submission
 from sat_ray.integrations.command_line.external.subject import (
     Subject,
     identify,
@@ -80,7 +80,7 @@ def evaluate_external(given: ExternalOptions) -> None:
         reporter.say(f"opening model {given.model} and data {given.data}")
         subject = open_subject(given, root, Path(temporary))
         if given.protocol != "none":
-            check_ball(given, subject)
+            check_board(given, subject)
         if subject.weights_taken:
             reporter.say(f"weights {given.weights}: {subject.weights_taken}")
         name, identity = identify(given, subject)
