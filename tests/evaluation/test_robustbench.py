@@ -19,6 +19,11 @@ from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.integrations.command_line.external import options
 from sat_ray.integrations.command_line.external.options import ExternalOptions
+from sat_ray.integrations.command_line.external.robustbench import (
+    board_of,
+    check_board,
+    check_images,
+)
 from sat_ray.integrations.command_line.external.run import evaluate_external
 from sat_ray.integrations.command_line.external.subject import identify, open_subject
 from sat_ray.integrations.command_line.external.tasks import tasks_of
@@ -170,8 +175,6 @@ def test_a_ball_that_the_leaderboard_has_not_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from sat_ray.integrations.command_line.external.robustbench import board_of, check_board
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "colour_net", raising=False)
@@ -196,3 +199,30 @@ def test_a_ball_that_the_leaderboard_has_not_is_refused(
             check_board(given, subject)
     else:
         check_board(given, subject)
+
+
+PREPARED = {"shape": [3, 224, 224], "encoding": "jpeg"}
+CUT = {"test_images": {"encoding": "raw", "resize": 256}}
+
+
+@pytest.mark.parametrize(
+    ("options_given", "manifest", "remedy"),
+    [
+        ({}, PREPARED | CUT, ""),
+        ({}, PREPARED, "--data.image-size 224 --data.test-crop 0.875"),
+        ({}, PREPARED | CUT | {"shape": [3, 256, 256]}, "--data.test-crop 0.875"),
+        ({"image_size": 224, "image_crop": 0.875}, {"shape": [3, 224, 224]}, ""),
+        ({"image_size": 224}, {"shape": [3, 224, 224]}, "--image-size 224 --image-crop 0.875"),
+        ({}, {"shape": [3, 224, 224]}, ""),
+    ],
+    ids=["prepared", "of an earlier version", "uncut", "a folder", "a folder, uncut", "an npz"],
+)
+def test_imagenets_test_images_must_be_those_of_published_figures(
+    options_given: dict[str, Any], manifest: dict[str, Any], remedy: str
+) -> None:
+    given = ExternalOptions(model="m:f", data="images", protocol="robustbench", **options_given)
+    if not remedy:
+        check_images(given, manifest)
+        return
+    with pytest.raises(ValueError, match=f"prepare it with .*{remedy}"):
+        check_images(given, manifest)

@@ -98,6 +98,9 @@ class ExternalOptions:
     them where not given."""
     image_size: Annotated[int, Bounds(1, LARGEST_SIDE)] | None = None
     """Resize the short side of an image folder's images to this and crop the centre."""
+    image_crop: Annotated[float, Bounds(0, 1, above=True)] = 1.0
+    """Share of the short side that these squares are: 0.875 with --image-size 224 resizes to 256
+    first."""
     seed: Seed = 0
     """Seed of the random starts, and of the draw of images."""
     slots: Slots = 64
@@ -146,6 +149,8 @@ class ExternalOptions:
                 f"got --model {self.model}"
             )
         self._check_protocol()
+        if self.image_crop != 1 and self.image_size is None:
+            raise ValueError("--image-crop means nothing without --image-size; give both, or none")
         if self.attack in IN_FLOAT32 and self.gradient != "float32":
             raise ValueError(
                 f"--gradient {self.gradient} means nothing to --attack {self.attack}, which takes "
@@ -208,6 +213,12 @@ class ExternalOptions:
     def threat_model(self) -> ThreatModel:
         """Return the allowed set."""
         return ThreatModel(self.norm, self.epsilon)
+
+    @property
+    def image_resize(self) -> int:
+        """Return what the short side of images is resized to; 0 for --image-size itself."""
+        uncut = self.image_crop == 1 or self.image_size is None
+        return 0 if uncut else round((self.image_size or 0) / self.image_crop)
 
     @property
     def resources(self) -> ResourceSettings:

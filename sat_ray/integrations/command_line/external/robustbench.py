@@ -90,20 +90,25 @@ def check_board(given: ExternalOptions, subject: Subject) -> None:
             f"{board_of(subject)}, got {_ball(given.threat_model)}; give one of them, or "
             "--attack autoattack without --protocol"
         )
-    manifest = subject.dataset.manifest
-    from_files = "encoding" in manifest
-    if board_of(subject) == "imagenet" and from_files and not _as_published(manifest):
+    if board_of(subject) == "imagenet":
+        check_images(given, subject.dataset.manifest)
+
+
+def check_images(given: ExternalOptions, manifest: dict[str, Any]) -> None:
+    """Raise ValueError where image files were not resized and cut as published figures need it."""
+    resize = given.image_resize
+    options = f"--image-size {SIDE} --image-crop {SIDE / SHORT_SIDE}"
+    if "encoding" in manifest:  # prepared, not read by this command
+        resize = manifest.get("test_images", {}).get("resize", 0)
+        options = f"--data.image-size {SIDE} --data.test-crop {SIDE / SHORT_SIDE}"
+    elif given.image_size is None:
+        return
+    if resize != SHORT_SIDE or manifest["shape"][1:] != [SIDE, SIDE]:
         raise ValueError(
-            f"--protocol robustbench needs ImageNet's test images uncompressed, resized to "
-            f"{SHORT_SIDE} and cut to {SIDE}, which {subject.dataset.uri} has not; prepare them "
-            f"again with --data.image-size {SIDE} --data.test-crop {SIDE / SHORT_SIDE}"
+            f"--protocol robustbench needs ImageNet's test images resized to {SHORT_SIDE}, cut to "
+            f"{SIDE} and never compressed again, got data {given.data} that was stored otherwise; "
+            f"prepare it with {options}"
         )
-
-
-def _as_published(manifest: dict[str, Any]) -> bool:
-    about = manifest.get("test_images", {})
-    resized: bool = about.get("resize") == SHORT_SIDE
-    return resized and manifest["shape"][1:] == [SIDE, SIDE]
 
 
 def write_submission(

@@ -153,7 +153,13 @@ def _open_data(given: ExternalOptions, root: Storage) -> tuple[Dataset, int]:
     """Return the dataset, prepared, and the number of images in the split."""
     channels = _channels(given.model)
     dataset = Dataset.open(
-        prepared(given.data, root, image_size=given.image_size, channels=channels)
+        prepared(
+            given.data,
+            root,
+            image_size=given.image_size,
+            resize=given.image_resize,
+            channels=channels,
+        )
     )
     assert dataset is not None
     splits = dataset.manifest["splits"]
