@@ -228,6 +228,26 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(
     assert str(refused.value).startswith(f"weights {path}") and "\n" not in str(refused.value)
 
 
+class Hostile:
+    """An object whose pickle writes a file when it is loaded."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+def test_code_in_a_file_of_weights_is_refused_and_never_run(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    path = saved({"state_dict": without(), "args": Hostile(str(trace))}, tmp_path)
+    with pytest.raises(ValueError, match=r"hold pickled code \(.*open\), which is not run"):
+        read_weights(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)["args"].close()
+    assert trace.exists()  # so it would have run
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "data", "message"),
