@@ -1,8 +1,5 @@
 """Targeted FAB: closed forms on linear models, and two independent implementations as oracles."""
 
-import sys
-import types
-import warnings
 from typing import Any
 
 import pytest
@@ -23,15 +20,6 @@ SLOTS = 32
 NORMS = {"linf": torch.inf, "l2": 2}
 
 
-def adv_lib() -> Any:
-    """Import adv_lib's FAB. Its package imports visdom, a plot server, which has no wheel."""
-    pytest.importorskip("tqdm")
-    with pytest.MonkeyPatch.context() as patched, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patched.setitem(sys.modules, "visdom", types.ModuleType("visdom"))
-        return pytest.importorskip("adv_lib.attacks.fast_adaptive_boundary")
-
-
 def length(delta: Tensor, norm: str) -> Tensor:
     """Return the norm of every image's perturbation, (N,)."""
     return delta.flatten(1).norm(p=NORMS[norm], dim=1)
@@ -48,14 +36,16 @@ def hyperplanes(scale: float) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("scale", [0.1, 3.0, 30.0], ids=["inside", "at the box", "out of reach"])
-def test_the_smallest_step_to_a_hyperplane_is_that_of_adv_lib(norm: str, scale: float) -> None:
+def test_the_smallest_step_to_a_hyperplane_is_that_of_adv_lib(
+    norm: str, scale: float, adv_lib: Any
+) -> None:
     point, normal, change = hyperplanes(scale)
     found = smallest_step(point, normal, change, norm=norm)
     product = (normal * found).flatten(1).sum(dim=1)
     moved = point + found
     assert float(moved.min()) >= -1e-6 and float(moved.max()) <= 1 + 1e-6
     away = length(found, norm)
-    project = getattr(adv_lib().projections, f"projection_{norm}")
+    project = getattr(adv_lib.fast_adaptive_boundary.projections, f"projection_{norm}")
     plane = (normal * point).flatten(1).sum(dim=1) + change.float()
     theirs = project(point.flatten(1), normal.flatten(1), plane).view_as(point)
     torch.testing.assert_close(away, length(theirs, norm), atol=1e-5, rtol=1e-5)
@@ -121,7 +111,7 @@ def walk(model: Normalized, x: Tensor, y: Tensor, target: Tensor, ball: ThreatMo
 
 @pytest.mark.parametrize("ball", [LINF, L2], ids=str)
 def test_a_walk_finds_what_that_of_adv_lib_finds(
-    ball: ThreatModel, digits_model: Normalized, held_out: Split
+    ball: ThreatModel, digits_model: Normalized, held_out: Split, adv_lib: Any
 ) -> None:
     """In the same number of steps, from the same point, towards the same class."""
     x, y = held_out.images[:SLOTS].float() / 255, held_out.labels[:SLOTS]
@@ -130,7 +120,7 @@ def test_a_walk_finds_what_that_of_adv_lib_finds(
     right = z.argmax(dim=1) == y
     target = z.scatter(1, y[:, None], -torch.inf).argmax(dim=1)
     found = walk(digits_model, x, y, target, ball)[right]
-    module = adv_lib().fast_adaptive_boundary
+    module = adv_lib.fast_adaptive_boundary.fast_adaptive_boundary
     _, _, theirs = module._fab(
         digits_model,
         inputs=x[right],
@@ -146,7 +136,7 @@ def test_a_walk_finds_what_that_of_adv_lib_finds(
 
 @pytest.mark.parametrize("ball", [LINF, L2], ids=str)
 def test_fab_is_as_strong_as_that_of_torchattacks_and_adv_lib(
-    ball: ThreatModel, digits_model: Normalized, held_out: Split
+    ball: ThreatModel, digits_model: Normalized, held_out: Split, adv_lib: Any
 ) -> None:
     """At most 2 of 30 images are robust to one and not to the other."""
     torchattacks = pytest.importorskip("torchattacks")
@@ -155,7 +145,7 @@ def test_fab_is_as_strong_as_that_of_torchattacks_and_adv_lib(
     budget = {"norm": ball.norm.replace("l", "L", 1), "eps": ball.epsilon, "steps": 10}
     attack = torchattacks.FAB(digits_model, **budget, n_classes=10, multi_targeted=True)
     theirs = {"torchattacks": attack(x, y)}
-    theirs["adv_lib"] = adv_lib().fab(
+    theirs["adv_lib"] = adv_lib.fab(
         digits_model,
         inputs=x,
         labels=y,

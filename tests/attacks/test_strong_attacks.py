@@ -6,6 +6,7 @@ import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -222,6 +223,33 @@ def test_apgd_is_as_strong_as_that_of_torchattacks(
         left = int((digits_model(theirs).argmax(dim=1) == y).sum())
     spec = AttackSpec(threat_model=threat_model, algorithm="apgd", steps=20)
     spec = spec if loss == "ce" else replace(spec, loss="dlr", targets=9, name="")
+    assert abs(len(robust(digits_model, held_out, spec)) - left) <= 2
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("targets", [0, 9], ids=["untargeted", "targeted"])
+def test_apgd_is_as_strong_as_that_of_adv_lib(
+    norm: str, targets: int, digits_model: Normalized, held_out: Split, adv_lib: Any
+) -> None:
+    """At most 2 of 40 images are robust to one and not to the other."""
+    threat_model = {"linf": LINF, "l2": L2}[norm]
+    held_out = held_out.take(slice(0, 40))
+    x, y = held_out.images.float() / 255, held_out.labels
+    budget = {"eps": threat_model.epsilon, "norm": {"linf": torch.inf, "l2": 2}[norm], "n_iter": 15}
+    if targets:
+        theirs = adv_lib.apgd_targeted(digits_model, x, y, num_targets=targets, **budget)
+    else:
+        theirs = adv_lib.apgd(digits_model, x, y, loss_function="ce", **budget)
+    assert bool(threat_model.contains(theirs, x).all())
+    with torch.no_grad():
+        left = int((digits_model(theirs).argmax(dim=1) == y).sum())
+    spec = AttackSpec(
+        threat_model=threat_model,
+        algorithm="apgd",
+        steps=15,
+        loss="dlr" if targets else "cross_entropy",
+        targets=targets,
+    )
     assert abs(len(robust(digits_model, held_out, spec)) - left) <= 2
 
 
