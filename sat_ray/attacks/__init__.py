@@ -10,13 +10,15 @@ from sat_ray.utils.lazy_names import lazy_names
 if TYPE_CHECKING:
     from sat_ray.attacks.apgd import APGD
     from sat_ray.attacks.base import Attack, InfeasiblePointError, State
-    from sat_ray.attacks.cascade import cascade, strong_attacks
+    from sat_ray.attacks.cascade import autoattack, cascade, strong_attacks
+    from sat_ray.attacks.fab import FAB
     from sat_ray.attacks.pgd import PGD, pgd
     from sat_ray.attacks.spec import AttackSpec, Gradient, make_attack
     from sat_ray.attacks.square import Square
 
 __all__ = [
     "APGD",
+    "FAB",
     "PGD",
     "Attack",
     "AttackSpec",
@@ -24,6 +26,7 @@ __all__ = [
     "InfeasiblePointError",
     "Square",
     "State",
+    "autoattack",
     "cascade",
     "make_attack",
     "pgd",
@@ -34,11 +37,13 @@ _HOMES = {
     "APGD": "apgd",
     "Attack": "base",
     "AttackSpec": "spec",
+    "FAB": "fab",
     "Gradient": "spec",
     "InfeasiblePointError": "base",
     "PGD": "pgd",
     "Square": "square",
     "State": "base",
+    "autoattack": "cascade",
     "cascade": "cascade",
     "make_attack": "spec",
     "pgd": "pgd",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sat_ray.attacks.base import Attack
 
 FINAL_SUFFIX = "-final"
-ALGORITHMS = ("pgd", "apgd", "square")
+ALGORITHMS = ("pgd", "apgd", "fab", "square")
 Gradient = Literal["float32", "bf16", "fp16"]
 GRADIENTS = get_args(Gradient)
 _SHORT = {"cross_entropy": "ce"}
@@ -33,8 +33,9 @@ class AttackSpec:
     """Moves per run, >= 1; queries for square."""
     step_size: StepSize | None = None
     """Of pgd alone, in [0, 1] pixels, with steps * step_size >= epsilon."""
-    algorithm: Literal["pgd", "apgd", "square"] = "pgd"
-    """pgd, apgd (which chooses its step sizes) or square (which takes no gradient)."""
+    algorithm: Literal["pgd", "apgd", "fab", "square"] = "pgd"
+    """pgd, apgd (which chooses its step sizes), fab (which looks for the nearest misclassified
+    point) or square (which takes no gradient)."""
     loss: str = "cross_entropy"
     """What pgd and apgd ascend: cross_entropy, dlr or margin."""
     targets: Annotated[int, Bounds(0, 1_000_000)] = 0
@@ -63,19 +64,22 @@ class AttackSpec:
         check_name(self.algorithm, ALGORITHMS, field="attack algorithm")
         check_name(self.loss, ATTACK_LOSSES, field="attack loss")
         check_name(self.gradient, GRADIENTS, field="attack gradient")
-        if self.gradient != "float32" and (self.algorithm == "square" or self.final_iterate):
+        only_float32 = self.algorithm in ("fab", "square") or self.final_iterate
+        if self.gradient != "float32" and only_float32:
             raise ValueError(
-                "attack gradient must be float32 for square, which takes no gradient, "
+                "attack gradient must be float32 for fab, for square, which takes no gradient, "
                 f"and with final_iterate, got {self.gradient}"
             )
         check_fields(self, prefix="")
         if (self.step_size is None) != (self.algorithm != "pgd"):
             raise ValueError(
-                "step_size must be a number > 0 for pgd, and none for apgd and square, "
+                "step_size must be a number > 0 for pgd, and none for apgd, fab and square, "
                 f"got {self.step_size}"
             )
         if self.algorithm == "square":
             self._check_square()
+        if self.algorithm == "fab":
+            self._check_fab()
         if self.attacker_activation is not None:
             activation_info(self.attacker_activation, field="attacker_activation").check_alpha(
                 self.attacker_alpha, field="attacker_alpha"
@@ -97,6 +101,23 @@ class AttackSpec:
                 "square takes no gradient and has its own start; give steps and restarts alone"
             )
 
+    def _check_fab(self) -> None:
+        """Raise ValueError where a field is missing or has no meaning for targeted FAB."""
+        if not self.targets:
+            raise ValueError(
+                "targets must be at least 1 for fab, which walks towards a class, got 0"
+            )
+        if self.loss != "cross_entropy" or self.final_iterate:
+            raise ValueError(
+                "fab follows the difference of two logits and counts every point; "
+                "leave loss and final_iterate out"
+            )
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError(
+                f"restarts must be 1 for fab without random_start, got {self.restarts}: "
+                "every restart would be the same"
+            )
+
     @property
     def runs(self) -> int:
         """Return the most runs of one image: every restart, towards every target."""
@@ -111,7 +132,7 @@ class AttackSpec:
         plain_pgd = self.algorithm == "pgd" and self.loss == "cross_entropy" and not self.targets
         if self.algorithm != "square" and not plain_pgd:
             words += ["t"] if self.targets else []
-            words.append(_SHORT.get(self.loss, self.loss))
+            words += [] if self.algorithm == "fab" else [_SHORT.get(self.loss, self.loss)]
         words.append(str(self.steps))
         if self.gradient != "float32":
             words.append(self.gradient)
@@ -143,6 +164,7 @@ def make_attack(spec: AttackSpec) -> "Attack":
     """Build the stepper that a spec describes."""
     # loaded here, so that a spec can be read without torch
     from sat_ray.attacks.apgd import APGD
+    from sat_ray.attacks.fab import FAB
     from sat_ray.attacks.pgd import PGD
     from sat_ray.attacks.square import Square
 
@@ -154,6 +176,12 @@ def make_attack(spec: AttackSpec) -> "Attack":
             steps=spec.steps,
             use_random_start=spec.random_start,
             loss=spec.loss,
+        )
+    if spec.algorithm == "fab":
+        return FAB(
+            threat_model=spec.threat_model,
+            steps=spec.steps,
+            use_random_start=spec.random_start,
         )
     assert spec.step_size is not None
     return PGD(

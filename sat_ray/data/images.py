@@ -69,18 +69,20 @@ class Storing:
     """How images are stored.
 
     image_size: the short side is resized to it and the centre is kept, so that all are (3,
-    image_size, image_size); 0 leaves them as they are. encoding: "raw" uint8 or "jpeg" of this
+    image_size, image_size); 0 leaves them as they are. resize: the short side is resized to this
+    instead, before the centre is cut; 0: to image_size. encoding: "raw" uint8 or "jpeg" of this
     quality (1 to 95), about a tenth of the space for about 1 / 255 of error.
     """
 
     image_size: int = 0
     encoding: str = "raw"
     quality: int = 92
+    resize: int = 0
 
     def pixels(self, image: Any) -> np.ndarray:
         """Return a decoded image, resized and cut, as (3, H, W) uint8; a gray one as (1, H, W)."""
         if self.image_size:
-            image = fitted(image, self.image_size)
+            image = fitted(image, self.image_size, resize=self.resize)
         pixels = np.asarray(image, dtype=np.uint8)
         return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -98,14 +100,15 @@ class Storing:
         return sink.getvalue()
 
 
-def fitted(image: Any, side: int) -> Any:
-    """Resize the short side of a PIL image and keep the centre, a square.
+def fitted(image: Any, side: int, *, resize: int = 0) -> Any:
+    """Resize the short side of a PIL image to `resize`, or to `side`, and keep the centre.
 
-    The resizing is bilinear with antialiasing.
+    The centre is a square of `side`. The resizing is bilinear with antialiasing, as torchvision's
+    Resize and CenterCrop do it.
     """
     from torchvision.transforms import functional
 
-    return functional.center_crop(functional.resize(image, [side]), [side])
+    return functional.center_crop(functional.resize(image, [resize or side]), [side])
 
 
 @dataclass(frozen=True, slots=True)

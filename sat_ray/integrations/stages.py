@@ -57,6 +57,7 @@ def _dataset(sweep: Sweep, data: DataSettings) -> Dataset:
     source = dataset_source(data.dataset)
     if dataset is not None:
         check_unchanged(source, Storage(uri), path=data.path)
+        data.test_images().check_unchanged(dataset.manifest)
     else:
         write_dataset(
             source,
@@ -67,6 +68,7 @@ def _dataset(sweep: Sweep, data: DataSettings) -> Dataset:
             storing=data.storing(),
             corrupt_share=data.corrupt_share,
             enlarged_share=data.enlarged_share,
+            test=data.test_images(),
             run=in_tasks,
         )
         dataset = Dataset.open(uri)

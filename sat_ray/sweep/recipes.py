@@ -279,7 +279,8 @@ def imagenet_resnet50() -> SweepConfig:
     inherits: 0.1 per 256 images, 5 warm-up epochs, weight decay 1e-4, label smoothing 0.1 in the
     update alone, last BatchNorm of each block started at 0. PGD-1 with step epsilon [A, C]. Not the
     paper's: images are stored as 224-pixel centre crops, the few smaller ones enlarged as everybody
-    does, and training cuts and enlarges random parts of them.
+    does, and training cuts and enlarges random parts of them. Test images are those of published
+    figures: short side resized to 256, the centre of 224 cut, not compressed.
 
     What the paper reports, clean / robust under PGD-200, in per cent; references, not results of
     this project:
@@ -299,6 +300,7 @@ def imagenet_resnet50() -> SweepConfig:
             dataset="imagenet",
             image_size=224,
             encoding="jpeg",
+            test_crop=0.875,
             corrupt_share=1e-4,
             enlarged_share=1.0,
             rows_per_shard=2048,

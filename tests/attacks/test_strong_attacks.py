@@ -6,6 +6,7 @@ import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -226,6 +227,33 @@ def test_apgd_is_as_strong_as_that_of_torchattacks(
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("targets", [0, 9], ids=["untargeted", "targeted"])
+def test_apgd_is_as_strong_as_that_of_adv_lib(
+    norm: str, targets: int, digits_model: Normalized, held_out: Split, adv_lib: Any
+) -> None:
+    """At most 2 of 40 images are robust to one and not to the other."""
+    threat_model = {"linf": LINF, "l2": L2}[norm]
+    held_out = held_out.take(slice(0, 40))
+    x, y = held_out.images.float() / 255, held_out.labels
+    budget = {"eps": threat_model.epsilon, "norm": {"linf": torch.inf, "l2": 2}[norm], "n_iter": 15}
+    if targets:
+        theirs = adv_lib.apgd_targeted(digits_model, x, y, num_targets=targets, **budget)
+    else:
+        theirs = adv_lib.apgd(digits_model, x, y, loss_function="ce", **budget)
+    assert bool(threat_model.contains(theirs, x).all())
+    with torch.no_grad():
+        left = int((digits_model(theirs).argmax(dim=1) == y).sum())
+    spec = AttackSpec(
+        threat_model=threat_model,
+        algorithm="apgd",
+        steps=15,
+        loss="dlr" if targets else "cross_entropy",
+        targets=targets,
+    )
+    assert abs(len(robust(digits_model, held_out, spec)) - left) <= 2
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_square_is_as_strong_as_that_of_torchattacks(
     norm: str, digits_model: Normalized, held_out: Split
 ) -> None:
@@ -354,7 +382,7 @@ def test_models_of_few_classes_get_the_margin_where_dlr_is_not_defined(
     [
         ({"algorithm": "apgdd"}, "did you mean apgd"),
         ({"loss": "dll"}, "attack loss"),
-        ({"step_size": 0.1}, "none for apgd and square"),
+        ({"step_size": 0.1}, "none for apgd, fab and square"),
         ({"algorithm": "pgd"}, "a number > 0 for pgd"),
         ({"targets": -1}, "targets must be a whole number from 0"),
         ({"algorithm": "square", "targets": 2}, "targets must be 0 for square"),

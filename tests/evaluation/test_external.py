@@ -359,6 +359,13 @@ def test_an_image_folder_of_many_sizes_is_resized_and_cropped(tmp_path: Path) ->
         str(folder), transform=v2.Compose([v2.Resize(16), v2.CenterCrop(16), v2.PILToTensor()])
     )
     assert torch.equal(split.images, torch.stack([image for image, _ in theirs]))
+    given = ExternalOptions(image_size=14, image_crop=0.875)
+    cut = prepared(str(folder), Storage(str(tmp_path)), image_size=14, resize=given.image_resize)
+    theirs.transform = v2.Compose([v2.Resize(16), v2.CenterCrop(14), v2.PILToTensor()])
+    split = read_split(Storage(cut), "test")
+    assert torch.equal(split.images, torch.stack([theirs[place][0] for place in range(6)]))
+    with pytest.raises(ValueError, match="--image-crop means nothing without --image-size"):
+        ExternalOptions(image_crop=0.875)
 
 
 def test_gray_images_stay_gray_unless_some_are_in_colour(tmp_path: Path) -> None:
@@ -585,7 +592,17 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "a pickled file": (
             ["--model", "model.pt"],
-            "is a pickled file, and loading it could run code",
+            "is a file of weights or a pickled model; for weights name their network too",
+        ),
+        "weights of a checkpoint": (
+            ["--model", "checkpoint", "--weights", "model.pt"],
+            "--weights needs --model module:function",
+        ),
+        "an entry of no weights": (["--weights-entry", "ema"], "means nothing without --weights"),
+        "weights that are not there": (["--weights", "nothing.pt"], "nothing.pt"),
+        "weights of another network": (
+            ["--model", "external_models:nine", "--weights", "model.pt"],
+            "weights model.pt do not fit the network: the file lacks 47 tensors (0.body.conv1.",
         ),
         "a folder of something": (
             ["--model", str(folder)],

@@ -59,14 +59,20 @@ class ExternalImages:
 
 
 def prepared(
-    uri: str, root: Storage, *, image_size: int | None = None, channels: int | None = None
+    uri: str,
+    root: Storage,
+    *,
+    image_size: int | None = None,
+    resize: int = 0,
+    channels: int | None = None,
 ) -> str:
     """Return the folder of the prepared dataset that `uri` is or becomes.
 
     uri: a prepared dataset (local or s3://), an image folder, or an .npz; the last two are written
     below `root`, once for the same content. image_size: resize an image folder's short sides to it
-    and crop the centre; channels: read an image folder as gray (1) or RGB (3), as the model takes
-    it, None for what the images are. Raises ValueError in one line.
+    and crop the centre; resize: to this instead, 0: to image_size; channels: read an image folder
+    as gray (1) or RGB (3), as the model takes it, None for what the images are. Raises ValueError
+    in one line.
     """
     path = Path(uri.removeprefix("file://")).expanduser()
     is_prepared = uri.startswith("s3://") or (path / MANIFEST).is_file()
@@ -85,10 +91,11 @@ def prepared(
     elif path.is_file() and path.suffix == ".npz":
         folder = _written(open_npz(path), root)
     elif path.is_dir():
-        folder = _written(open_image_folder(path, image_size=image_size, channels=channels), root)
+        found = open_image_folder(path, image_size=image_size, resize=resize, channels=channels)
+        folder = _written(found, root)
     else:
-        found = "another kind of file" if path.exists() else "not there"
-        raise ValueError(f"data must be {ALLOWED}, got {uri}, which is {found}")
+        reason = "another kind of file" if path.exists() else "not there"
+        raise ValueError(f"data must be {ALLOWED}, got {uri}, which is {reason}")
     verify(folder)
     return folder.uri
 
@@ -128,14 +135,14 @@ def open_npz(path: Path) -> ExternalImages:
 
 
 def open_image_folder(
-    folder: Path, *, image_size: int | None = None, channels: int | None = None
+    folder: Path, *, image_size: int | None = None, resize: int = 0, channels: int | None = None
 ) -> ExternalImages:
     """Find the images of an image folder, in the order of torchvision's ImageFolder.
 
     Gray images stay gray where all are, otherwise all are read as RGB, unless channels, 1 or 3,
-    says what the model takes. Sizes must agree unless image_size (1 to LARGEST_SIDE) is given. The
-    image id is the place in that order. Raises ValueError listing what cannot be used; a file whose
-    pixels are damaged is found when they are decoded.
+    says what the model takes. Sizes must agree unless image_size (1 to LARGEST_SIDE) is given;
+    resize: see `prepared`. The image id is the place in that order. Raises ValueError listing what
+    cannot be used; a file whose pixels are damaged is found when they are decoded.
     """
     if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
         raise ValueError(
@@ -155,7 +162,8 @@ def open_image_folder(
     )
     headers = [found for found in looked if not isinstance(found, str)]
     classes = sorted({name for name, _ in files})
-    digest = hashlib.sha256(f"{image_size} {channels} {classes}".encode(errors="surrogateescape"))
+    stored_as = f"{image_size} {channels} {classes}" + (f" {resize}" if resize else "")
+    digest = hashlib.sha256(stored_as.encode(errors="surrogateescape"))
     for place, (_, content) in zip(places, headers, strict=True):
         digest.update(f"{place.name} {content}\n".encode(errors="surrogateescape"))
     size = _common_size(places, [header for header, _ in headers], image_size)
@@ -166,7 +174,12 @@ def open_image_folder(
         fingerprint=digest.hexdigest(),
         shape=(taken, *size),
         class_names=tuple(classes),
-        blocks=lambda: _decoded(places, labels, shape=(taken, *size), image_size=image_size),
+        blocks=lambda: _decoded(
+            places,
+            labels,
+            shape=(taken, *size),
+            storing=Storing(image_size=image_size or 0, resize=resize),
+        ),
     )
 
 
@@ -229,10 +242,9 @@ def _decoded(
     labels: Sequence[int],
     *,
     shape: tuple[int, ...],
-    image_size: int | None,
+    storing: Storing,
 ) -> Iterator[Block]:
     bad: list[tuple[Place, str]] = []
-    storing = Storing(image_size=image_size or 0)
     rows = max(1, min(ROWS_PER_SHARD, BLOCK_BYTES // prod(shape)))
     with ThreadPoolExecutor(WORKERS) as pool:
         for first in range(0, len(places), rows):

@@ -26,6 +26,7 @@ from sat_ray.data.shards.manifest import (
     read_manifest,
 )
 from sat_ray.data.shards.parquet import as_split, check_shape, shard_bytes
+from sat_ray.data.shards.test_images import TestImages
 from sat_ray.data.shards.writer import PLAN, ShardTask, shard_tasks, write_shard
 from sat_ray.data.sources.base import Listing, Source
 from sat_ray.data.split import Split
@@ -67,6 +68,7 @@ def write_dataset(
     storing: Storing | None = None,
     corrupt_share: float = 0.0,
     enlarged_share: float = 0.0,
+    test: TestImages | None = None,
     run: Callable[[Callable[[ShardTask], Part], Iterable[ShardTask]], Iterable[Part]] = map,
 ) -> dict[str, Any]:
     """Write every split of a dataset as shards, the manifest last, and return the manifest.
@@ -76,20 +78,22 @@ def write_dataset(
     path: the folder that the source reads, if it reads one; download: fetch the official files
     where they are not there; storing: how images that come in files are stored; corrupt_share:
     share of them that may be unreadable, in [0, 1): those are left out and listed in the manifest;
-    enlarged_share: share of them that may be smaller than they are stored, in [0, 1]. run: map, or
-    what applies a function elsewhere and returns the results in order; it is given the shards of
-    encoded images, while what is in memory is written from here. Raises ValueError naming images
-    that cannot be read, are too small or differ in size, LayoutError where the folder is not as
-    wanted.
+    enlarged_share: share of them that may be smaller than they are stored, in [0, 1]; test: which
+    test images are stored, and how, without compression whatever `storing` says. run: map, or what
+    applies a function elsewhere and returns the results in order; it is given the shards of encoded
+    images, while what is in memory is written from here. Raises ValueError naming images that
+    cannot be read, are too small or differ in size, LayoutError where the folder is not as wanted.
     """
     found = source.open(path, download=download)
     storing = storing or Storing()
     if isinstance(found, Listing):
         found = stamped(found)
-    splits = source.splits(found)
+    test = test or TestImages()
+    splits, chosen = test.chosen(source.splits(found), found)
     shards = sum(-(-len(ids) // rows_per_shard) for ids in splits.values())
     storage.write_json(PLAN, {"shards": shards})
-    tasks = shard_tasks(found, splits, rows_per_shard=rows_per_shard, storing=storing)
+    stored = dict.fromkeys(splits, storing) | {"test": test.storing(storing)}
+    tasks = shard_tasks(found, splits, rows_per_shard=rows_per_shard, storing=stored)
     parts = list((run if source.encoded else map)(partial(write_shard, storage=storage), tasks))
     corrupt = [one for part in parts for one in part["corrupt"]]
     _check_corrupt(corrupt, len(found.labels), corrupt_share)
@@ -104,6 +108,7 @@ def write_dataset(
         "encoding": storing.encoding,
         "corrupt": corrupt,
         **({"enlarged": enlarged} if enlarged else {}),
+        **test.described(storing, chosen),
     }
     note_source(source, found, storage)
     storage.write_json(MANIFEST, sealed(manifest))

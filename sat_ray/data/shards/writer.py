@@ -7,7 +7,7 @@ images or settings starts anew.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,9 +55,16 @@ class ShardTask:
 
 
 def shard_tasks(
-    found: Raw | Listing, splits: dict[str, np.ndarray], *, rows_per_shard: int, storing: Storing
+    found: Raw | Listing,
+    splits: dict[str, np.ndarray],
+    *,
+    rows_per_shard: int,
+    storing: Mapping[str, Storing],
 ) -> Iterator[ShardTask]:
-    """Yield the task of every shard: split by split, `rows_per_shard` images each."""
+    """Yield the task of every shard: split by split, `rows_per_shard` images each.
+
+    storing: of each split.
+    """
     for split in SPLITS:
         ids = splits[split]
         for number, first in enumerate(range(0, len(ids), rows_per_shard)):
@@ -68,7 +75,12 @@ def shard_tasks(
                 else [found.images[one] for one in rows.tolist()]
             )
             yield ShardTask(
-                f"{split}-{number:05d}.parquet", split, rows, found.labels[rows], images, storing
+                f"{split}-{number:05d}.parquet",
+                split,
+                rows,
+                found.labels[rows],
+                images,
+                storing[split],
             )
 
 

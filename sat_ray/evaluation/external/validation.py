@@ -209,6 +209,8 @@ def try_more(
     spec = shortened(attack)
     if spec.algorithm == "square":
         return slot_logits(model, sample.images, sample.image_ids, slots=slots, device=device)
+    if spec.algorithm == "fab":  # has no untargeted form
+        spec = replace(spec, algorithm="apgd")
     stepper = make_attack(replace(spec, targets=0, random_start=False, name=""))
     viewed = attacker_view(model, attack)
     found = []

@@ -312,7 +312,8 @@ def sweep_name(given: str, config: SweepConfig, base: SweepConfig) -> str:
     if given:
         return folder_name(given)
     ours, theirs = flatten(config.semantic()), flatten(base.semantic())
-    overrides = {name: value for name, value in ours.items() if theirs.get(name) != value}
+    names = ours.keys() | theirs.keys()  # some settings are left out at their default
+    overrides = {name: ours.get(name) for name in names if ours.get(name) != theirs.get(name)}
     return f"{config.recipe}-{content_hash(overrides)[:8]}" if overrides else config.recipe
 
 

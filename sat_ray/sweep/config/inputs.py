@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from sat_ray.data.choices import Loading
 from sat_ray.data.images import ENCODINGS, LARGEST_SIDE, Storing
+from sat_ray.data.shards.test_images import TestImages
 from sat_ray.data.sources.base import Source
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
@@ -34,6 +35,12 @@ class DataSettings:
     encoding: Literal["raw", "jpeg"] = "raw"
     """How images that come in files are stored: raw pixels, or jpeg (quality 92, full colour) in
     about a tenth of the space."""
+    test_crop: Annotated[float, Bounds(0, 1, above=True)] = 1.0
+    """Share of the short side that the stored squares of test images are: 0.875 for ImageNet's
+    published figures, resized to 256 and cut to 224. Test images are never compressed."""
+    test_list: str = ""
+    """File with the names of test images, one a line (IMAGE or CLASS/IMAGE): only these are the
+    test split. Local, or s3://."""
     corrupt_share: BelowOne = 0.0
     """Share of the images that may be unreadable: they are left out and listed in the manifest."""
     enlarged_share: Share = 0.0
@@ -63,10 +70,25 @@ class DataSettings:
         source = dataset_source(self.dataset)
         self._check_download(source)
         self._check_extra(source)
+        self._check_test(source)
         if not source.encoded and (self.image_size or self.encoding != "raw"):
             raise ValueError(
                 f"data.image_size and data.encoding must be 0 and raw for {self.dataset}, "
                 f"got {self.image_size} and {self.encoding}; its images are stored as they are"
+            )
+
+    def _check_test(self, source: Source) -> None:
+        """Raise ValueError where test images cannot be cut, or chosen by name."""
+        check_address(self.test_list, field="data.test_list")
+        if not source.encoded and (self.test_crop != 1 or self.test_list):
+            raise ValueError(
+                f"data.test_crop and data.test_list must be 1 and empty for {self.dataset}, got "
+                f"{self.test_crop:g} and {self.test_list!r}; its images are no files with names"
+            )
+        if self.test_crop != 1 and not self.image_size:
+            raise ValueError(
+                f"data.test_crop must be 1 without data.image_size, got {self.test_crop:g}; "
+                "give --data.image-size N"
             )
 
     def _check_download(self, source: Source) -> None:
@@ -128,6 +150,11 @@ class DataSettings:
         """Return how images that come in files are stored."""
         return Storing(image_size=self.image_size, encoding=self.encoding)
 
+    def test_images(self) -> TestImages:
+        """Return which test images are stored, and how."""
+        resize = round(self.image_size / self.test_crop) if self.test_crop != 1 else 0
+        return TestImages(resize=resize, names=self.test_list)
+
     def shape(self) -> tuple[int, int, int] | None:
         """Return (C, H, W) of the images as they will be stored.
 
@@ -146,7 +173,12 @@ class DataSettings:
         dropped |= {"extra", "extra_path", "extra_share"}  # another dataset beside this one
         if not dataset_source(self.dataset).anonymous:
             dropped.add("path")
-        return {name: value for name, value in to_json(self).items() if name not in dropped}
+        found = {name: value for name, value in to_json(self).items() if name not in dropped}
+        for name, default in (("test_crop", 1), ("test_list", "")):
+            if found[name] == default:
+                del found[name]
+        # with jpeg an earlier version compressed test images too: those shards are others
+        return found | ({"test_encoding": "raw"} if self.encoding != "raw" else {})
 
     def semantic(self) -> dict[str, Any]:
         """Return what determines the training images, the extra ones included, as JSON."""

@@ -224,7 +224,8 @@ def _spent(config: SweepConfig, hours: Mapping[str, float]) -> dict[str, str]:
 def _storage(
     config: SweepConfig, source: Source, shape: tuple[int, int, int], parameters: int
 ) -> str:
-    images = source.images * prod(shape) * (JPEG_SHARE if config.data.encoding == "jpeg" else 1)
+    share = JPEG_SHARE if config.data.encoding == "jpeg" else 1
+    images = ((source.images - source.test) * share + source.test) * prod(shape)
     training, trials = config.training, planned_trials(config)
     models = len(groups(config.search.points())) * len(config.final.seeds)
     moments = 2 if training.optimizer == "adamw" else 1

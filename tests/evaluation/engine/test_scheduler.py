@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sat_ray.attacks import APGD, PGD, Attack, Square, State
+from sat_ray.attacks import APGD, FAB, PGD, Attack, Square, State
 from sat_ray.attacks.base import Model
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine import scheduler as module
@@ -37,6 +37,7 @@ ATTACKS: dict[str, tuple[Attack, dict[str, Any]]] = {
     ),
     "pgd of l2": (PGD(threat_model=ThreatModel("l2", 0.8), steps=25, step_size=0.2), {"runs": 2}),
     "targeted apgd": (APGD(threat_model=BALL, steps=20, loss="dlr"), {"runs": 3}),
+    "fab": (FAB(threat_model=BALL, steps=6), {"runs": 2}),
     "square": (Square(threat_model=ThreatModel("l2", 0.8), steps=60), {"runs": 2}),
 }
 
@@ -58,7 +59,7 @@ def attacked(model: Model, split: Split, attack: Attack, **options: Any) -> Verd
     """Attack a split in slots; a targeted attack moves towards the next classes."""
     options = dict(options)
     runs = options.pop("runs", 1)
-    targeted = isinstance(attack, APGD)
+    targeted = isinstance(attack, (APGD, FAB))
     target = (split.labels[:, None] + torch.arange(1, runs + 1)) % 10 if targeted else None
     inputs = AttackInputs.of(split, seed=1, target=target, runs=runs)
     return run_slots(model, attack, inputs, slots=SLOTS, device=CPU, **options)

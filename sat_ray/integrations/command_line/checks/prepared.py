@@ -41,6 +41,7 @@ def other_count(dataset: Dataset) -> str:
     """Return a warning where a dataset has not the number of images that it is known for."""
     manifest = dataset.manifest
     found = sum(manifest["splits"].values()) + len(manifest.get("corrupt", []))
+    found += manifest.get("test_images", {}).get("left_out", 0)  # a list chose the others
     known = DATASETS[manifest["dataset"]].images if manifest["dataset"] in DATASETS else 0
     return (
         f"{manifest['dataset']} has {known:,} images, this one {found:,}"

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sat_ray.attacks.cascade import QUERIES, STEPS, cascade
+from sat_ray.attacks.cascade import QUERIES, STEPS, TARGETS, autoattack, cascade
 from sat_ray.attacks.spec import AttackSpec, Gradient
 from sat_ray.data.images import LARGEST_SIDE
 from sat_ray.integrations.command_line.option_values import UsageError
@@ -22,6 +22,7 @@ from sat_ray.utils.bounds import (
     Workers,
     check_fields,
 )
+from sat_ray.utils.import_string import is_reference
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,12 +31,26 @@ SHARDS, SLOTS_PER_SHARD = 16, (4, 16)
 SLOTS = 64
 PGD_STEPS = 200
 MEANT_FOR = {
-    "steps": ("pgd", "apgd", "cascade"),
+    "steps": ("pgd", "apgd", "fab", "cascade", "autoattack"),
     "step_size": ("pgd",),
     "loss": ("pgd", "apgd"),
-    "targets": ("pgd", "apgd"),
-    "queries": ("square", "cascade"),
+    "targets": ("pgd", "apgd", "fab"),
+    "queries": ("square", "cascade", "autoattack"),
 }
+IN_FLOAT32 = ("fab", "square", "autoattack")
+CASCADES = ("cascade", "autoattack")
+# what --protocol robustbench decides itself
+FIXED = (
+    "attack",
+    "steps",
+    "step_size",
+    "loss",
+    "targets",
+    "restarts",
+    "queries",
+    "gradient",
+    "stop_when_width",
+)
 
 
 def exact_text(value: object) -> str:
@@ -51,6 +66,12 @@ class ExternalOptions:
     model: str = ""
     """Checkpoint folder of sat_ray, MLflow model (models:/..., runs:/... or its folder),
     torch.export file (.pt2), or module:function."""
+    weights: str = ""
+    """File of weights, local or s3://, for the network that module:function returns: .safetensors
+    or what torch.save wrote. It is read without running code."""
+    weights_entry: str = ""
+    """Entry of that file that holds the weights, for example state_dict; empty: where they fit,
+    averaged ones (EMA) first."""
     data: str = ""
     """Prepared dataset (has a manifest.json), folder of images (one sub-folder per class), or
     .npz of images (uint8) and labels."""
@@ -58,21 +79,25 @@ class ExternalOptions:
     """Norm of the perturbation."""
     epsilon: StepSize = 8 / 255
     """Radius in [0, 1] pixels; k/255 may be written."""
-    attack: Literal["pgd", "apgd", "square", "cascade"] = "pgd"
-    """pgd; apgd, which finds its own step size; square, which needs no gradient; or the cascade of
-    APGD on cross-entropy, targeted APGD on DLR, and Square, each on the survivors before it."""
+    protocol: Literal["none", "robustbench"] = "none"
+    """robustbench: AutoAttack's standard version on the first images in their stored order, with an
+    entry for that leaderboard and a file that loads the model there."""
+    attack: Literal["pgd", "apgd", "fab", "square", "cascade", "autoattack"] = "pgd"
+    """pgd; apgd, which finds its own step size; fab, which looks for the nearest misclassified
+    point; square, which needs no gradient; the cascade of APGD on cross-entropy, targeted APGD on
+    DLR, and Square, each on the survivors before it; or autoattack, which has targeted FAB too."""
     steps: Steps | None = None
-    """Steps of pgd (200), of apgd or of each APGD run of the cascade (100)."""
+    """Steps of pgd (200), of apgd and fab, or of each of their runs in a cascade (100)."""
     step_size: StepSize | None = None
     """Length of one step of pgd, in [0, 1] pixels (1/255, or a twentieth of epsilon where that is
     longer)."""
     loss: Literal["cross_entropy", "dlr", "margin"] | None = None
     """What pgd and apgd climb (cross_entropy)."""
     targets: Annotated[int, Bounds(0, 1_000_000)] | None = None
-    """Run pgd or apgd towards each of this many likeliest other classes in turn (0: away from the
-    label)."""
+    """Run pgd, apgd or fab towards each of this many likeliest other classes in turn (0: away from
+    the label; fab: 9)."""
     restarts: Steps = 1
-    """Random starts of every attack."""
+    """Random starts of every attack. A single one of fab is the image itself."""
     queries: Steps | None = None
     """Queries of Square (5000)."""
     gradient: Gradient = "float32"
@@ -83,12 +108,16 @@ class ExternalOptions:
     split: str = "test"
     """Split of a prepared dataset; image folders and .npz files are a test split."""
     images: Count | None = None
-    """Evaluate this many images, drawn by the seed; all of them where not given."""
+    """Evaluate this many images, drawn by the seed (--protocol robustbench: the first ones); all of
+    them where not given."""
     stop_when_width: Annotated[float | None, Bounds(0, 1, above=True)] = None
     """Attack the images in random order, and stop once the anytime 95 % interval of the robust
     accuracy on all of them is at most this wide, for example 0.05."""
     image_size: Annotated[int, Bounds(1, LARGEST_SIDE)] | None = None
     """Resize the short side of an image folder's images to this and crop the centre."""
+    image_crop: Annotated[float, Bounds(0, 1, above=True)] = 1.0
+    """Share of the short side that these squares are: 0.875 with --image-size 224 resizes to 256
+    first."""
     seed: Seed = 0
     """Seed of the random starts, and of the draw of images."""
     slots: Slots | None = None
@@ -130,10 +159,25 @@ class ExternalOptions:
                 "--accelerator and --gpus-per-task must be given together (H200 and 1), got "
                 f"{self.accelerator!r} and {self.gpus_per_task:g}"
             )
-        if self.attack == "square" and self.gradient != "float32":
+        if self.weights_entry and not self.weights:
+            raise ValueError("--weights-entry means nothing without --weights; give both, or none")
+        if self.weights and self.model and not is_reference(self.model):
             raise ValueError(
-                f"--gradient {self.gradient} means nothing to --attack square, which takes none; "
-                "leave it out"
+                "--weights needs --model module:function, which returns their network, "
+                f"got --model {self.model}"
+            )
+        self._check_protocol()
+        if self.image_crop != 1 and self.image_size is None:
+            raise ValueError("--image-crop means nothing without --image-size; give both, or none")
+        if self.attack in IN_FLOAT32 and self.gradient != "float32":
+            raise ValueError(
+                f"--gradient {self.gradient} means nothing to --attack {self.attack}, which takes "
+                "none or float32; leave it out"
+            )
+        if self.attack == "autoattack" and self.restarts > 1:
+            raise ValueError(
+                "--restarts means nothing to --attack autoattack, which has one start of each "
+                "attack; leave it out, or choose cascade"
             )
         for field, attacks in MEANT_FOR.items():
             if getattr(self, field) is not None and self.attack not in attacks:
@@ -142,6 +186,23 @@ class ExternalOptions:
                     f"{flag} means nothing to --attack {self.attack}; "
                     f"leave it out, or choose {' or '.join(attacks)}"
                 )
+
+    def _check_protocol(self) -> None:
+        """Raise ValueError where an option is given that the protocol decides itself."""
+        if self.protocol == "none":
+            return
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in FIXED:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"--protocol {self.protocol} decides --{name.replace('_', '-')}; leave it out, "
+                    "or give --attack autoattack without --protocol"
+                )
+
+    @property
+    def in_cascade(self) -> bool:
+        """Return whether each attack takes the survivors of those before it."""
+        return self.protocol != "none" or self.attack in CASCADES
 
     def check_complete(self) -> None:
         """Raise ValueError where the model, the data or a legal attack is missing."""
@@ -170,6 +231,12 @@ class ExternalOptions:
     def threat_model(self) -> ThreatModel:
         """Return the allowed set."""
         return ThreatModel(self.norm, self.epsilon)
+
+    @property
+    def image_resize(self) -> int:
+        """Return what the short side of images is resized to; 0 for --image-size itself."""
+        uncut = self.image_crop == 1 or self.image_size is None
+        return 0 if uncut else round((self.image_size or 0) / self.image_crop)
 
     @property
     def resources(self) -> ResourceSettings:
@@ -211,38 +278,43 @@ class ExternalOptions:
 
     def attacks(self, *, num_classes: int) -> list[AttackSpec]:
         """Return the attacks in their order."""
+        attack = "autoattack" if self.protocol != "none" else self.attack
+        steps = self._count("steps", PGD_STEPS if attack == "pgd" else STEPS)
         queries = self._count("queries", QUERIES)
+        if attack == "autoattack":
+            return autoattack(
+                self.threat_model, num_classes=num_classes, steps=steps, queries=queries
+            )
         common: dict[str, Any] = {"threat_model": self.threat_model, "restarts": self.restarts}
-        climbed: dict[str, Any] = {
-            "loss": self.loss or "cross_entropy",
-            "targets": self.targets or 0,
-        }
-        if self.attack == "pgd":
+        if attack == "cascade":
+            found = cascade(**common, num_classes=num_classes, steps=steps, queries=queries)
+        elif attack == "square":
+            found = [AttackSpec(**common, algorithm="square", steps=queries)]
+        elif attack == "fab":
+            targets = TARGETS if self.targets is None else self.targets
+            start = self.restarts > 1
             found = [
                 AttackSpec(
-                    **common,
-                    **climbed,
-                    steps=self._count("steps", PGD_STEPS),
-                    step_size=self._step_size,
+                    **common, algorithm="fab", steps=steps, targets=targets, random_start=start
                 )
             ]
-        elif self.attack == "apgd":
-            found = [
-                AttackSpec(**common, **climbed, algorithm="apgd", steps=self._count("steps", STEPS))
-            ]
-        elif self.attack == "square":
-            found = [AttackSpec(**common, algorithm="square", steps=queries)]
         else:
-            found = cascade(
-                **common,
-                num_classes=num_classes,
-                steps=self._count("steps", STEPS),
-                queries=queries,
-            )
+            found = [self._climbing(common, steps=steps)]
         return [
-            spec if spec.algorithm == "square" else replace(spec, gradient=self.gradient, name="")
+            spec if spec.algorithm in IN_FLOAT32 else replace(spec, gradient=self.gradient, name="")
             for spec in found
         ]
+
+    def _climbing(self, common: dict[str, Any], *, steps: int) -> AttackSpec:
+        """Return PGD or APGD."""
+        return AttackSpec(
+            **common,
+            algorithm="apgd" if self.attack == "apgd" else "pgd",
+            steps=steps,
+            step_size=None if self.attack == "apgd" else self._step_size,
+            loss=self.loss or "cross_entropy",
+            targets=self.targets or 0,
+        )
 
     @property
     def _step_size(self) -> float:

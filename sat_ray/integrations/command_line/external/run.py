@@ -21,6 +21,7 @@ from sat_ray.integrations.command_line.checks.code_changes import settle_code_ch
 from sat_ray.integrations.command_line.checks.preflight import check_machine, slow_here
 from sat_ray.integrations.command_line.external.card import card_key, write_card
 from sat_ray.integrations.command_line.external.options import ExternalOptions
+from sat_ray.integrations.command_line.external.robustbench import check_board, write_submission
 from sat_ray.integrations.command_line.external.subject import (
     Subject,
     identify,
@@ -82,6 +83,10 @@ def evaluate_external(given: ExternalOptions) -> None:
         reporter.say(f"opening model {given.model} and data {given.data}")
         subject = open_subject(given, root, Path(temporary))
         given = replace(given, slots=subject.slots)
+        if given.protocol != "none":
+            check_board(given, subject)
+        if subject.weights_taken:
+            reporter.say(f"weights {given.weights}: {subject.weights_taken}")
         name, identity = identify(given, subject)
         storage = root.child(name)
         reporter.say(
@@ -98,6 +103,8 @@ def evaluate_external(given: ExternalOptions) -> None:
             tasks = run_tasks(given, tasks, Records(storage), reporter)
             found, table = write_evaluation(given, subject, tasks, storage, identity)
             show(found, storage, reporter)
+            if given.protocol != "none":
+                write_submission(given, subject, found, storage, reporter)
             card = write_card(given, subject, tasks[0], storage, reporter)
             write_page(given, found, table, card, storage)
             reporter.say(f"page: {storage.full(PAGE)}")
@@ -181,7 +188,7 @@ def write_evaluation(
     warning = "; ".join(filter(None, (*subject.warnings, chance)))
     found = {
         "name": name,
-        "model": {"uri": given.model, **identity["model"]},
+        "model": {"uri": given.model, **_named_weights(given), **identity["model"]},
         "data": {"uri": given.data, "prepared": subject.dataset.uri, **identity["data"]},
         "threat_model": to_json(given.threat_model),
         "n_split": subject.n_split,
@@ -207,6 +214,10 @@ def stopped_at(given: ExternalOptions, subject: Subject) -> dict[str, Any]:
         "stop_when_width": given.stop_when_width,
         "interval": "anytime, for all images, whatever the moment of stopping",
     }
+
+
+def _named_weights(given: ExternalOptions) -> dict[str, str]:
+    return {"weights": given.weights} if given.weights else {}
 
 
 def write_page(

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from sat_ray.attacks import AttackSpec
@@ -14,7 +15,12 @@ from sat_ray.checkpoint import MODEL_JSON, read_description
 from sat_ray.data.class_names import label_order, numbers_out_of_order, relabelled
 from sat_ray.data.shards.convert import prepared
 from sat_ray.data.shards.dataset import image_ids, labels, read_rows
-from sat_ray.evaluation.external.loading import kind_of, load_source, try_source
+from sat_ray.evaluation.external.loading import (
+    kind_of,
+    load_source,
+    network_with_weights,
+    try_source,
+)
 from sat_ray.evaluation.external.validation import (
     ZeroGradients,
     check_copyable,
@@ -34,6 +40,7 @@ from sat_ray.utils.probabilities import bounded_outputs
 from sat_ray.utils.serialization import content_hash, to_json
 
 PROBED_CALLS = 8  # calls of the model on images from all over the split, before any worker starts
+WEIGHTS = "weights.safetensors"
 REORDERED = "the data has the model's classes in another order: labels are matched by name"
 
 
@@ -43,9 +50,11 @@ class Subject:
 
     uri: where every worker can read the model; slots: rows of every call; configuration: of a
     checkpoint's training, else None; attacks: what the model is to survive, through every backward
-    pass that its training used; zeros: where the first of them finds a gradient of 0; label_order:
-    the model's class of each label, where the dataset has the same classes in another order;
-    warnings: what is odd, in sentences.
+    pass that its training used; zeros: where the first of them finds a gradient of 0; weights: the
+    file of the model's weights, "" where the model has them itself; weights_taken: what was read
+    from it, in words; first_ones: whether images that are not all of the split are its first ones;
+    label_order: the model's class of each label, where the dataset has the same classes in another
+    order; warnings: what is odd, in sentences.
     """
 
     kind: str
@@ -60,13 +69,16 @@ class Subject:
     configuration: SearchPoint | None
     attacks: tuple[AttackSpec, ...]
     zeros: ZeroGradients
+    weights: str = ""
+    weights_taken: str = ""
+    first_ones: bool = False
     label_order: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
     def sample(self) -> int | None:
-        """Return the number of images drawn; None where all are evaluated."""
-        return None if self.n == self.n_split else self.n
+        """Return the number of images drawn; None where all or the first ones are evaluated."""
+        return None if self.first_ones or self.n == self.n_split else self.n
 
 
 def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subject:
@@ -74,7 +86,8 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     dataset, n_split = _open_data(given, root)
     kind, uri = _fetch(given, root, temporary)
     try_source(kind, uri, dataset.manifest["shape"])
-    model, digest = load_source(kind, uri)
+    weights, taken = _cleaned_weights(given, temporary)
+    model, digest = load_source(kind, uri, weights=weights)
     given = given.with_slots(model, tuple(dataset.manifest["shape"]))
     shards = Storage(dataset.uri)
     names = dataset.manifest["class_names"]
@@ -112,6 +125,9 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
         configuration=configuration,
         attacks=attacks,
         zeros=zeros,
+        weights=weights,
+        weights_taken=taken,
+        first_ones=given.protocol != "none",
         label_order=order,
         warnings=tuple(filter(None, warnings)),
     )
@@ -138,7 +154,13 @@ def _open_data(given: ExternalOptions, root: Storage) -> tuple[Dataset, int]:
     """Return the dataset, prepared, and the number of images in the split."""
     channels = _channels(given.model)
     dataset = Dataset.open(
-        prepared(given.data, root, image_size=given.image_size, channels=channels)
+        prepared(
+            given.data,
+            root,
+            image_size=given.image_size,
+            resize=given.image_resize,
+            channels=channels,
+        )
     )
     assert dataset is not None
     splits = dataset.manifest["splits"]
@@ -181,6 +203,21 @@ def _fetch(given: ExternalOptions, root: Storage, temporary: Path) -> tuple[str,
     if kind == "pt2" and given.allow_pickle:
         kind = "pickled_pt2"
     return kind, uri
+
+
+def _cleaned_weights(given: ExternalOptions, temporary: Path) -> tuple[str, str]:
+    """Write the given weights as a plain file for all workers; return it and what it holds.
+
+    The file names the tensors as the network does; "" and "" where no weights are given.
+    """
+    if not given.weights:
+        return "", ""
+    model, fitted = network_with_weights(given.model, given.weights, entry=given.weights_entry)
+    file = temporary / WEIGHTS
+    # copies: the format holds no tensors that share their memory
+    tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    file.write_bytes(safetensors.torch.save(tensors))
+    return str(file), str(fitted)
 
 
 def _channels(model: str) -> int | None:
@@ -229,27 +266,34 @@ def identify(given: ExternalOptions, subject: Subject) -> tuple[str, dict[str, A
     The numerical environment is not among it.
     """
     spec = subject.model.spec if isinstance(subject.model, Normalized) else None
+    data = {"hash": subject.dataset.hash, "split": given.split, "sample": subject.sample}
+    if subject.first_ones and subject.n < subject.n_split:
+        data["first"] = subject.n
     identity = {
         "model": {"kind": subject.kind, "digest": subject.digest, "spec": to_json(spec)},
-        "data": {"hash": subject.dataset.hash, "split": given.split, "sample": subject.sample},
+        "data": data,
         "attacks": [to_json(attack) for attack in subject.attacks],
-        "cascade": given.attack == "cascade",
+        "cascade": given.in_cascade,
         "seed": given.seed,
         "slots": given.rows,
     }
     if subject.label_order:
         identity["label_order"] = list(subject.label_order)
-    made = f"{_slug(given.model)}-{_slug(given.data)}-{content_hash(identity)[:8]}"
+    made = f"{_slug(given.weights or given.model)}-{_slug(given.data)}-{content_hash(identity)[:8]}"
     return folder_name(given.name or made), identity
 
 
 def _slug(text: str) -> str:
-    last = re.sub(r"\.(pt2|npz)$", "", text.rstrip("/").rpartition("/")[2])
+    last = re.sub(r"\.(pt2|npz|pt|pth|safetensors)$", "", text.rstrip("/").rpartition("/")[2])
     return re.sub(r"[^A-Za-z0-9_]+", "-", last).strip("-_")[:24] or "unnamed"
 
 
 def staged(subject: Subject, storage: Storage) -> Subject:
-    """Copy a model that is one file to the evaluation's folder, where every worker can read it."""
+    """Copy a model or weights that are one file to the evaluation's folder, for every worker."""
+    if subject.weights:
+        if not storage.exists(WEIGHTS):
+            storage.write(WEIGHTS, Path(subject.weights).read_bytes())
+        return replace(subject, weights=storage.full(WEIGHTS))
     if subject.kind in ("checkpoint", "function"):
         return subject
     name = "model.pt2" if subject.uri.endswith(".pt2") else "model.pth"

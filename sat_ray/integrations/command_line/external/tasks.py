@@ -26,9 +26,10 @@ def tasks_of(given: ExternalOptions, subject: "Subject", name: str) -> list[Eval
             checkpoint=subject.uri,
             checkpoint_sha256=subject.digest,
             kind=subject.kind,
+            weights=subject.weights,
             name=name,
             attacks=subject.attacks,
-            cascade=given.attack == "cascade",
+            cascade=given.in_cascade,
             first=first,
             last=last,
             split=given.split,
@@ -53,7 +54,7 @@ def environment_of(given: ExternalOptions) -> dict[str, Any]:
 
 def run_tasks(
     given: ExternalOptions, tasks: Sequence[EvaluationTask], records: Records, reporter: Reporter
-) -> Sequence[EvaluationTask]:
+) -> list[EvaluationTask]:
     """Evaluate what is not committed yet, as Ray tasks, and return the tasks of the result.
 
     These are all of them, or with --stop-when-width the first ones: as many as that width needed.
@@ -74,7 +75,7 @@ def run_tasks(
     used = committed.without_gap()
     if len(used) < len(tasks):
         reporter.say(f"stopped at the width of --stop-when-width: {found}")
-    return used
+    return list(used)
 
 
 def _enough(given: ExternalOptions, found: SoFar) -> bool:
