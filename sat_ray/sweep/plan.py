@@ -104,6 +104,7 @@ def _model_spec(
         mean=tuple(manifest["mean"]),
         std=tuple(manifest["std"]),
         zero_gamma=config.model.zero_gamma,
+        **config.model.of_timm(manifest["shape"]),
     )
 
 

@@ -96,7 +96,7 @@ class TrainingTask:
             "configuration": self.configuration.to_json(),
             "seed": self.seed,
             "until": self.until,
-            "model": to_json(self.model),
+            "model": to_json(self.model.described()),
             "training": to_json(self.training),
             "threat_model": to_json(self.threat_model),
             "dataset": self.dataset.hash,

@@ -122,6 +122,7 @@ def _operations(model: ModelSettings, shape: tuple[int, int, int], classes: int)
         width=model.width,
         mean=(0.5,) * shape[0],
         std=(0.5,) * shape[0],
+        **model.of_timm(shape),
     )
     with torch.device("meta"):
         net, image = model_from_spec(spec, seed=0).eval(), torch.empty(1, *shape)
