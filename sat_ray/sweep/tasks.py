@@ -123,12 +123,13 @@ class EvaluationTask:
     """Attack one shard of a split with one model.
 
     kind: what is at `checkpoint`, see `sat_ray.evaluation.external.loading`; checkpoint_sha256: the
-    digest of its contents; first, last: rows of the split, or, where `sample` is a number, of that
-    many images drawn from it by the seed; cascade: each attack takes what survived those before it;
-    user_defined: names of the user's own code that the model is made of. stage: EVALUATE for the
-    test split, VALIDATE for the choice of the champion, STRONG for strong attacks on what survived
-    `after`: the same rows under the attacks before, which are evaluated first; label_order: the
-    model's class of each label, where the dataset has the same classes in another order.
+    digest of its contents; weights: a file of weights for the network of a function, "" for none;
+    first, last: rows of the split, or, where `sample` is a number, of that many images drawn from
+    it by the seed; cascade: each attack takes what survived those before it; user_defined: names of
+    the user's own code that the model is made of. stage: EVALUATE for the test split, VALIDATE for
+    the choice of the champion, STRONG for strong attacks on what survived `after`: the same rows
+    under the attacks before, which are evaluated first; label_order: the model's class of each
+    label, where the dataset has the same classes in another order.
     """
 
     checkpoint: str
@@ -142,6 +143,7 @@ class EvaluationTask:
     dataset: Dataset
     environment: dict[str, Any]
     kind: str = "checkpoint"
+    weights: str = ""
     split: str = "test"
     sample: int | None = None
     cascade: bool = False

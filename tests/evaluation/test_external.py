@@ -585,7 +585,17 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "a pickled file": (
             ["--model", "model.pt"],
-            "is a pickled file, and loading it could run code",
+            "is a file of weights or a pickled model; for weights name their network too",
+        ),
+        "weights of a checkpoint": (
+            ["--model", "checkpoint", "--weights", "model.pt"],
+            "--weights needs --model module:function",
+        ),
+        "an entry of no weights": (["--weights-entry", "ema"], "means nothing without --weights"),
+        "weights that are not there": (["--weights", "nothing.pt"], "nothing.pt"),
+        "weights of another network": (
+            ["--model", "external_models:nine", "--weights", "model.pt"],
+            "weights model.pt do not fit the network: the file lacks 47 tensors (0.body.conv1.",
         ),
         "a folder of something": (
             ["--model", str(folder)],

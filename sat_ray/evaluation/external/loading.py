@@ -6,7 +6,7 @@
     pickle        a pickled module, if allowed                   sha256 of the bytes
     function      module:function of an importable module that   sha256 of the name, of all that the
                   returns the model when called without          model holds (`contents`), and of
-                  arguments                                      the code that it is made of
+                  arguments; weights may come from a file        the code that it is made of
 
 Every one maps [0, 1] pixels (N, C, H, W) to logits (N, K).
 """
@@ -27,7 +27,10 @@ from torch.nn.parameter import is_lazy
 
 from sat_ray.checkpoint import MODEL_JSON, load_model, read_description
 from sat_ray.evaluation.external.contents import Contents, UnreadableModelError
+from sat_ray.evaluation.external.weights_file import read_weights
+from sat_ray.evaluation.external.weights_fit import FittedWeights, fit_weights
 from sat_ray.models.memory_format import settle_layout
+from sat_ray.models.normalized import Normalized
 from sat_ray.models.pt2.load import load_exported
 from sat_ray.models.pt2.trial_load import try_in_child
 from sat_ray.storage.store import Storage
@@ -40,7 +43,7 @@ ALLOWED = (
     "a torch.export file (.pt2), or module:function that returns a model on [0, 1] pixels"
 )
 MLFLOW_SCHEMES = ("models:/", "runs:/", "mlflow-artifacts:/")
-PICKLES = (".pt", ".pth", ".pkl", ".ckpt", ".bin")
+WEIGHTS = (".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".bin", ".tar")
 
 
 def kind_of(text: str) -> str:
@@ -64,22 +67,34 @@ def kind_of(text: str) -> str:
         reason = f"is a folder without {MODEL_JSON} or MLmodel"
     elif path.exists():
         reason = "is another kind of file"
-        if path.suffix in PICKLES:
+        if path.suffix in WEIGHTS:
             reason = (
-                "is a pickled file, and loading it could run code; write it with torch.export.save"
+                "is a file of weights or a pickled model; for weights name their network too, "
+                f"--model module:function --weights {text}; write a pickled model with "
+                "torch.export.save, because loading it could run code"
             )
     raise ValueError(f"model {text} {reason}; give {ALLOWED}")
 
 
 def load_source(
-    kind: str, uri: str, digest: str | None = None, *, device: torch.device | None = None
+    kind: str,
+    uri: str,
+    digest: str | None = None,
+    *,
+    device: torch.device | None = None,
+    weights: str = "",
 ) -> tuple[nn.Module, str]:
     """Load a model onto a device with frozen parameters; return it and the digest of its contents.
 
-    digest: the expected digest, None where it is not known; device: None for the CPU. Raises
-    ValueError in one line.
+    digest: the expected digest, None where it is not known; device: None for the CPU; weights: a
+    file of weights for the network that a function returns, "" where it returns the whole model.
+    Raises ValueError in one line.
     """
-    model, found = _LOADERS[kind](uri, device or torch.device("cpu"))
+    device = device or torch.device("cpu")
+    if weights:
+        model, found = _identified(uri, network_with_weights(uri, weights)[0], device)
+    else:
+        model, found = _LOADERS[kind](uri, device)
     if digest not in (None, found):
         hint = ""
         if kind == "function":
@@ -92,6 +107,23 @@ def load_source(
             f"({found[:12]}, not {str(digest)[:12]}){hint}"
         )
     return model.requires_grad_(False), found
+
+
+def network_with_weights(
+    uri: str, weights: str, *, entry: str = ""
+) -> tuple[nn.Module, FittedWeights]:
+    """Return the network of a function with the weights of a file, and what was taken from it.
+
+    It is in inference mode, on [0, 1] pixels: where the file has mean and deviation of the images
+    and the network does not, they are applied in front of it. entry: see `fit_weights`.
+    """
+    network = _call(uri)
+    fitted = fit_weights(read_weights(weights), network, entry=entry)
+    network.load_state_dict(fitted.tensors)
+    if fitted.normalization is not None:
+        mean, std = fitted.normalization
+        network = Normalized(network, mean=mean, std=std)
+    return network.eval(), fitted
 
 
 def try_source(kind: str, uri: str, shape: Sequence[int]) -> None:
@@ -141,6 +173,16 @@ def _bytes(uri: str) -> bytes:
 
 
 def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
+    return _identified(uri, _call(uri), device)
+
+
+def _identified(uri: str, model: nn.Module, device: torch.device) -> tuple[nn.Module, str]:
+    content = _content(uri, model)
+    return model.to(device), content
+
+
+def _call(uri: str) -> nn.Module:
+    """Call a function of the user's and return its model; ValueError where it gives none."""
     module_name, _, name = uri.partition(":")
     module = import_module(uri, what="model")
     function = getattr(module, name, None)
@@ -162,8 +204,7 @@ def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:
             f"got a {type(model).__name__}"
         )
     _require_weights(model, uri)
-    content = _content(uri, model)
-    return model.to(device), content
+    return model
 
 
 def _require_weights(model: nn.Module, uri: str) -> None:

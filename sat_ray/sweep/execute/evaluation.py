@@ -34,12 +34,14 @@ _CALIBRATIONS: dict[str, dict[str, Calibration]] = {}
 
 
 @functools.lru_cache(maxsize=2)
-def cached_model(uri: str, digest: str, accelerator: str, kind: str = "checkpoint") -> nn.Module:
-    """Load a model once per process; kind: see `sat_ray.evaluation.external.loading`.
+def cached_model(
+    uri: str, digest: str, accelerator: str, kind: str = "checkpoint", weights: str = ""
+) -> nn.Module:
+    """Load a model once per process; kind, weights: see `sat_ray.evaluation.external.loading`.
 
     digest: what its contents must hash to.
     """
-    model, _ = load_source(kind, uri, digest, device=device_of(accelerator))
+    model, _ = load_source(kind, uri, digest, device=device_of(accelerator), weights=weights)
     return model
 
 
@@ -57,7 +59,10 @@ def located(task: EvaluationTask, storage: Storage) -> EvaluationTask:
 
 def model_of(task: EvaluationTask) -> nn.Module:
     """Return the model that a task attacks, on this process's device."""
-    return cached_model(task.checkpoint, task.checkpoint_sha256, accelerator_of(task), task.kind)
+    accelerator = accelerator_of(task)
+    return cached_model(
+        task.checkpoint, task.checkpoint_sha256, accelerator, task.kind, task.weights
+    )
 
 
 def rows_of(task: EvaluationTask) -> Tensor:

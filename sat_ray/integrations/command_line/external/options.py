@@ -22,6 +22,7 @@ from sat_ray.utils.bounds import (
     Workers,
     check_fields,
 )
+from sat_ray.utils.import_string import is_reference
 
 SHARDS, SLOTS_PER_SHARD = 16, (4, 16)
 PGD_STEPS = 200
@@ -47,6 +48,12 @@ class ExternalOptions:
     model: str = ""
     """Checkpoint folder of sat_ray, MLflow model (models:/..., runs:/... or its folder),
     torch.export file (.pt2), or module:function."""
+    weights: str = ""
+    """File of weights, local or s3://, for the network that module:function returns: .safetensors
+    or what torch.save wrote. It is read without running code."""
+    weights_entry: str = ""
+    """Entry of that file that holds the weights, for example state_dict; empty: where they fit,
+    averaged ones (EMA) first."""
     data: str = ""
     """Prepared dataset (has a manifest.json), folder of images (one sub-folder per class), or
     .npz of images (uint8) and labels."""
@@ -121,6 +128,13 @@ class ExternalOptions:
             raise ValueError(
                 f"--accelerator is {self.accelerator!r} with --gpus-per-task "
                 f"{self.gpus_per_task:g}; allowed: both (H200 and 1), or neither"
+            )
+        if self.weights_entry and not self.weights:
+            raise ValueError("--weights-entry means nothing without --weights; give both, or none")
+        if self.weights and self.model and not is_reference(self.model):
+            raise ValueError(
+                "--weights needs --model module:function, which returns their network, "
+                f"got --model {self.model}"
             )
         if self.attack == "square" and self.gradient != "float32":
             raise ValueError(

@@ -78,6 +78,8 @@ def evaluate_external(given: ExternalOptions) -> None:
             reporter.say(hint)
         reporter.say(f"opening model {given.model} and data {given.data}")
         subject = open_subject(given, root, Path(temporary))
+        if subject.weights_taken:
+            reporter.say(f"weights {given.weights}: {subject.weights_taken}")
         name, identity = identify(given, subject)
         storage = root.child(name)
         reporter.say(
@@ -172,7 +174,7 @@ def write_evaluation(
     warning = "; ".join(filter(None, (*subject.warnings, chance)))
     found = {
         "name": name,
-        "model": {"uri": given.model, **identity["model"]},
+        "model": {"uri": given.model, **_named_weights(given), **identity["model"]},
         "data": {"uri": given.data, "prepared": subject.dataset.uri, **identity["data"]},
         "threat_model": to_json(given.threat_model),
         "n_split": subject.n_split,
@@ -188,6 +190,10 @@ def write_evaluation(
     }
     storage.write_json("evaluation.json", found)
     return found, table
+
+
+def _named_weights(given: ExternalOptions) -> dict[str, str]:
+    return {"weights": given.weights} if given.weights else {}
 
 
 def write_page(

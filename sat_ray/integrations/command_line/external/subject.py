@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from sat_ray.attacks import AttackSpec
@@ -14,7 +15,12 @@ from sat_ray.checkpoint import MODEL_JSON, read_description
 from sat_ray.data.class_names import label_order, numbers_out_of_order, relabelled
 from sat_ray.data.shards.convert import prepared
 from sat_ray.data.shards.dataset import image_ids, labels, read_rows
-from sat_ray.evaluation.external.loading import kind_of, load_source, try_source
+from sat_ray.evaluation.external.loading import (
+    kind_of,
+    load_source,
+    network_with_weights,
+    try_source,
+)
 from sat_ray.evaluation.external.validation import (
     ZeroGradients,
     check_copyable,
@@ -34,6 +40,7 @@ from sat_ray.utils.probabilities import bounded_outputs
 from sat_ray.utils.serialization import content_hash, to_json
 
 PROBED_CALLS = 8  # calls of the model on images from all over the split, before any worker starts
+WEIGHTS = "weights.safetensors"
 REORDERED = "the data has the model's classes in another order: labels are matched by name"
 
 
@@ -43,9 +50,10 @@ class Subject:
 
     uri: where every worker can read the model; configuration: of a checkpoint's training, else
     None; attacks: what the model is to survive, through every backward pass that its training used;
-    zeros: where the first of them finds a gradient of 0; label_order: the model's class of each
-    label, where the dataset has the same classes in another order; warnings: what is odd, in
-    sentences.
+    zeros: where the first of them finds a gradient of 0; weights: the file of the model's weights,
+    "" where the model has them itself; weights_taken: what was read from it, in words; label_order:
+    the model's class of each label, where the dataset has the same classes in another order;
+    warnings: what is odd, in sentences.
     """
 
     kind: str
@@ -59,6 +67,8 @@ class Subject:
     configuration: SearchPoint | None
     attacks: tuple[AttackSpec, ...]
     zeros: ZeroGradients
+    weights: str = ""
+    weights_taken: str = ""
     label_order: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -73,7 +83,8 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     dataset, n_split = _open_data(given, root)
     kind, uri = _fetch(given, root, temporary)
     try_source(kind, uri, dataset.manifest["shape"])
-    model, digest = load_source(kind, uri)
+    weights, taken = _cleaned_weights(given, temporary)
+    model, digest = load_source(kind, uri, weights=weights)
     shards = Storage(dataset.uri)
     names = dataset.manifest["class_names"]
     known = _class_names(kind, uri)
@@ -111,6 +122,8 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
         configuration=configuration,
         attacks=attacks,
         zeros=zeros,
+        weights=weights,
+        weights_taken=taken,
         label_order=order,
         warnings=tuple(filter(None, warnings)),
     )
@@ -182,6 +195,21 @@ def _fetch(given: ExternalOptions, root: Storage, temporary: Path) -> tuple[str,
     return kind, uri
 
 
+def _cleaned_weights(given: ExternalOptions, temporary: Path) -> tuple[str, str]:
+    """Write the given weights as a plain file for all workers; return it and what it holds.
+
+    The file names the tensors as the network does; "" and "" where no weights are given.
+    """
+    if not given.weights:
+        return "", ""
+    model, fitted = network_with_weights(given.model, given.weights, entry=given.weights_entry)
+    file = temporary / WEIGHTS
+    # copies: the format holds no tensors that share their memory
+    tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    file.write_bytes(safetensors.torch.save(tensors))
+    return str(file), str(fitted)
+
+
 def _channels(model: str) -> int | None:
     """Return the channels of the images of a checkpoint of sat_ray; None for any other model."""
     if kind_of(model) != "checkpoint":
@@ -238,17 +266,21 @@ def identify(given: ExternalOptions, subject: Subject) -> tuple[str, dict[str, A
     }
     if subject.label_order:
         identity["label_order"] = list(subject.label_order)
-    made = f"{_slug(given.model)}-{_slug(given.data)}-{content_hash(identity)[:8]}"
+    made = f"{_slug(given.weights or given.model)}-{_slug(given.data)}-{content_hash(identity)[:8]}"
     return folder_name(given.name or made), identity
 
 
 def _slug(text: str) -> str:
-    last = re.sub(r"\.(pt2|npz)$", "", text.rstrip("/").rpartition("/")[2])
+    last = re.sub(r"\.(pt2|npz|pt|pth|safetensors)$", "", text.rstrip("/").rpartition("/")[2])
     return re.sub(r"[^A-Za-z0-9_]+", "-", last).strip("-_")[:24] or "unnamed"
 
 
 def staged(subject: Subject, storage: Storage) -> Subject:
-    """Copy a model that is one file to the evaluation's folder, where every worker can read it."""
+    """Copy a model or weights that are one file to the evaluation's folder, for every worker."""
+    if subject.weights:
+        if not storage.exists(WEIGHTS):
+            storage.write(WEIGHTS, Path(subject.weights).read_bytes())
+        return replace(subject, weights=storage.full(WEIGHTS))
     if subject.kind in ("checkpoint", "function"):
         return subject
     name = "model.pt2" if subject.uri.endswith(".pt2") else "model.pth"

@@ -24,6 +24,7 @@ def tasks_of(given: ExternalOptions, subject: "Subject", name: str) -> list[Eval
             checkpoint=subject.uri,
             checkpoint_sha256=subject.digest,
             kind=subject.kind,
+            weights=subject.weights,
             name=name,
             attacks=subject.attacks,
             cascade=given.attack == "cascade",
