@@ -35,10 +35,10 @@ class NoGradientError(ValueError):
 class State:
     """Hold the state of L slots; row i of every field belongs to the same image.
 
-    x, x_adv: (L, C, H, W) float32 in [0, 1]; y: (L,) int64; step: (L,) int64, the number of the
-    point in x_adv (0 = the start); target: (L,) int64, the class that a targeted attack moves
-    towards, else None; logits: (L, K) float32 at the point scored by the latest step; zero_share:
-    (L,) share of that point's gradient that is exactly 0.
+    x, x_adv: (L, C, H, W) float32 in [0, 1]; y: (L,) int64, in training perhaps (L, K) soft labels;
+    step: (L,) int64, the number of the point in x_adv (0 = the start); target: (L,) int64, the
+    class that a targeted attack moves towards, else None; logits: (L, K) float32 at the point
+    scored by the latest step; zero_share: (L,) share of that point's gradient that is exactly 0.
     """
 
     x: Tensor
@@ -113,7 +113,9 @@ class Attack(Protocol):
         ...
 
 
-def differentiate(model: Model, state: State, *, loss: str) -> tuple[Tensor, Tensor, Tensor]:
+def differentiate(
+    model: Model, state: State, *, loss: str, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits (L, K), loss (L,) and the loss's gradient at the current points.
 
     All are float32 and detached from the graph. Raises NoGradientError where autograd finds no way
@@ -124,7 +126,9 @@ def differentiate(model: Model, state: State, *, loss: str) -> tuple[Tensor, Ten
         logits = model(point)
         if not logits.requires_grad:
             raise NoGradientError(f"model {NO_GRADIENT}")
-        losses = attack_loss(logits, state.y, loss=loss, target=state.target)
+        losses = attack_loss(
+            logits, state.y, loss=loss, target=state.target, label_smoothing=label_smoothing
+        )
         (gradient,) = torch.autograd.grad(losses.sum(), point, allow_unused=True)
     if gradient is None:
         raise NoGradientError(f"model {NO_GRADIENT}")

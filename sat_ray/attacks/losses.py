@@ -5,6 +5,9 @@ from the largest logit to the smallest.
 
 cross_entropy(z, y) = log sum_k exp(z_k) - z_y          margin(z, y) = z_y - max_{k != y} z_k
 
+Cross-entropy also takes soft labels, (N, K) shares q of the classes that sum to 1: then it is
+sum_k q_k cross_entropy(z, k). Label smoothing s replaces q by (1 - s) q + s / K.
+
 What an attack ascends     untargeted                      towards a target class t
   cross_entropy            cross_entropy(z, y)             -cross_entropy(z, t)
   margin                   -margin(z, y)                   z_t - z_y
@@ -21,10 +24,19 @@ _TINY = 1e-12  # keeps DLR finite where all the logits are equal
 
 
 def cross_entropy(logits: Tensor, y: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Return each image's cross-entropy in float32, whatever precision the logits came in."""
+    """Return each image's cross-entropy in float32, whatever precision the logits came in.
+
+    y: (N,) classes, or (N, K) floating-point soft labels.
+    """
+    target = y if y.is_floating_point() else y.long()
     return F.cross_entropy(
-        logits.float(), y.long(), reduction="none", label_smoothing=label_smoothing
+        logits.float(), target, reduction="none", label_smoothing=label_smoothing
     )
+
+
+def classes_of(y: Tensor) -> Tensor:
+    """Return the class of each label, (N,); of a soft label, the class of the largest share."""
+    return y.argmax(dim=1) if y.is_floating_point() else y
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -39,15 +51,23 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def attack_loss(
-    logits: Tensor, y: Tensor, *, loss: str = "cross_entropy", target: Tensor | None = None
+    logits: Tensor,
+    y: Tensor,
+    *,
+    loss: str = "cross_entropy",
+    target: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Return what an attack ascends for each image, (N,) float32.
 
     The gradient of the sum does not depend on the batch size for any image. loss: one of
     ATTACK_LOSSES; target: (N,) classes to move towards, None to move away from the label.
+    Soft labels and label smoothing: for the untargeted cross-entropy.
     """
     if loss == "cross_entropy":
-        return cross_entropy(logits, y) if target is None else -cross_entropy(logits, target)
+        if target is None:
+            return cross_entropy(logits, y, label_smoothing=label_smoothing)
+        return -cross_entropy(logits, target)
     logits = logits.float()
     rise = -margin(logits, y) if target is None else _logit(logits, target) - _logit(logits, y)
     if loss == "margin":

@@ -33,7 +33,7 @@ class PGD:
 
     loss: what is ascended, one of `sat_ray.attacks.loss_names.ATTACK_LOSSES`; steps >= 1;
     step_size > 0 in [0, 1] pixels with steps * step_size >= epsilon, else parts of the ball are out
-    of reach.
+    of reach. label_smoothing: of the cross-entropy; training alone sets it.
     """
 
     threat_model: ThreatModel
@@ -41,6 +41,7 @@ class PGD:
     step_size: float
     use_random_start: bool = True
     loss: str = "cross_entropy"
+    label_smoothing: float = 0.0
     memoryless: ClassVar[bool] = True
     differentiates: ClassVar[bool] = True
 
@@ -58,18 +59,22 @@ class PGD:
     ) -> State:
         """Place every image at its start.
 
-        step: counter of the noise, so that each training epoch draws anew.
+        y: (N,) int64, or (N, K) float32 soft labels; step: counter of the noise, so that each
+        training epoch draws anew.
         """
         x_adv = (
             self.threat_model.random_start(x, rng, step=step)
             if self.use_random_start
             else x.clone()
         )
-        return State(x=x, y=y, x_adv=x_adv, step=torch.zeros_like(y), rng=rng, target=target)
+        steps_done = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return State(x=x, y=y, x_adv=x_adv, step=steps_done, rng=rng, target=target)
 
     def step(self, model: Model, state: State) -> State:
         """Score the current points and move each one step uphill."""
-        logits, _, gradient = differentiate(model, state, loss=self.loss)
+        logits, _, gradient = differentiate(
+            model, state, loss=self.loss, label_smoothing=self.label_smoothing
+        )
         moved, zeros = _moved(self.threat_model, self.step_size, gradient, state.x_adv, state.x)
         return replace(state, x_adv=moved, step=state.step + 1, logits=logits, zero_share=zeros)
 

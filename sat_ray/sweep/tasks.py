@@ -97,7 +97,7 @@ class TrainingTask:
             "seed": self.seed,
             "until": self.until,
             "model": to_json(self.model.described()),
-            "training": to_json(self.training),
+            "training": self.training.identity(),
             "threat_model": to_json(self.threat_model),
             "dataset": self.dataset.hash,
             "environment": self.environment,

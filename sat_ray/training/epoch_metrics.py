@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sat_ray.attacks.losses import classes_of
 from sat_ray.threat import ThreatModel
 from sat_ray.training.parallel.process_group import ProcessGroup
 
@@ -61,10 +62,13 @@ class Totals:
 
     @torch.no_grad()
     def add(self, losses: Tensor, logits: Tensor, y: Tensor, *, step: int) -> None:
-        """Count the images of one forward pass."""
+        """Count the images of one forward pass.
+
+        y: (N,) classes, or (N, K) soft labels, whose largest share is the right answer.
+        """
         loss = losses.sum()
         self.sums[0] += loss
-        self.sums[1] += (logits.argmax(dim=1) == y).sum()
+        self.sums[1] += (logits.argmax(dim=1) == classes_of(y)).sum()
         self.sums[2] += len(y)
         self.bad_step = torch.where(
             torch.isfinite(loss), self.bad_step, self.bad_step.clamp_max(step)

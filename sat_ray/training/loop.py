@@ -170,7 +170,7 @@ class _Run:
         self.watcher = PreemptionWatcher(options.preemption_announced, group)
         if state.weights:
             self.train_step.restore(
-                joined(weights=state.weights, momentum=state.momentum, average=state.average)
+                joined(weights=state.weights, optimizer=state.optimizer, average=state.average)
             )
         assert_shares_storage(model, attacker)
 
@@ -212,6 +212,7 @@ class _Run:
                 learning_rate=self._learning_rate(progress),
                 step=step,
                 number=(epoch * self.batches.steps + step) * replays + replay,
+                perturbed=progress >= self.settings.awp_start * self.settings.epochs,
             )
             if replay + 1 < replays:
                 adversarial = [follow(attack, one, totals) for one in adversarial]

@@ -1,7 +1,7 @@
 """How a model is trained: the fields of a recipe, checked when they are set."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sat_ray.attacks.spec import AttackSpec
 from sat_ray.data.choices import AUGMENTATIONS
@@ -19,12 +19,29 @@ from sat_ray.utils.bounds import (
 )
 from sat_ray.utils.names import check_name
 from sat_ray.utils.precision import PRECISIONS
+from sat_ray.utils.serialization import to_json
 
 if TYPE_CHECKING:
     from sat_ray.attacks.pgd import PGD
 
-OBJECTIVES = ("cross_entropy", "trades")
+OBJECTIVES = ("cross_entropy", "trades", "mart")
+OPTIMIZERS = ("sgd", "adamw")
 SMALLEST_SIDE = 8  # pixels of the smallest images that training may begin with
+# Settings that came after the first records were written. Keys of records leave them out at their
+# default, so that records from before keep their keys.
+ADDED = frozenset(
+    {
+        "adamw_beta1",
+        "adamw_beta2",
+        "adamw_eps",
+        "attack_label_smoothing",
+        "awp_gamma",
+        "awp_start",
+        "layer_decay",
+        "mart_weight",
+        "optimizer",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,22 +70,35 @@ class TrainingSettings:
     """Share of the epochs after which training images are as stored."""
     resize_step: Annotated[int, Bounds(1, 4096)] = 32
     """Pixels by which the side grows at a time; a small number for small images."""
+    optimizer: str = "sgd"
+    """sgd (with momentum), or adamw, which needs a learning_rate about a hundred times smaller."""
     learning_rate: Annotated[float, Bounds(0, 1e30, above=True)] = 0.2
-    """Peak learning rate of SGD. Where it is too large for a network, the loss becomes NaN, and
-    that stops the training."""
+    """Peak learning rate. Where it is too large for a network, the loss becomes NaN, and that stops
+    the training."""
     alpha_learning_rate: Annotated[float, Bounds(0, 1_000_000, above=True)] = 1.0
     """Learning rate of learned alphas, in units of learning_rate."""
     momentum: BelowOne = 0.9
-    """Nesterov momentum, in [0, 1)."""
+    """Nesterov momentum of sgd, in [0, 1)."""
+    adamw_beta1: BelowOne = 0.9
+    """Decay of adamw's mean of the gradient, in [0, 1)."""
+    adamw_beta2: BelowOne = 0.999
+    """Decay of adamw's mean of the squared gradient, in [0, 1)."""
+    adamw_eps: Annotated[float, Bounds(0, 1, above=True)] = 1e-8
+    """Added to the root of that mean, which divides the step."""
     weight_decay: Annotated[float, Bounds(0, 1000)] = 5e-4
-    """On convolution and linear weights only."""
+    """On convolution and linear weights only; with adamw decoupled from the gradient."""
+    layer_decay: Annotated[float, Bounds(0, 1, above=True)] = 1.0
+    """Factor on the learning rate from each layer to the one before it, in (0, 1]: the last layer
+    has the whole rate. 1 for one rate in all layers."""
     gradient_clip: Annotated[float, Bounds(0, 1e9)] = 0.0
     """Longest gradient over all weights (L2); 0 for no limit."""
     ema_decay: BelowOne = 0.0
     """Decay of an average of the weights, in [0, 1), which is then validated and saved; 0 for
     none."""
     label_smoothing: BelowOne = 0.0
-    """In the update's loss only, in [0, 1)."""
+    """In the update's loss, in [0, 1)."""
+    attack_label_smoothing: BelowOne = 0.0
+    """In the attack's loss, in [0, 1)."""
     schedule: str = "linear"
     """Schedule of the learning rate: constant, cosine, step, linear or one_cycle."""
     warmup_epochs: Annotated[float, Bounds(0, 100_000)] = 2.0
@@ -81,11 +111,18 @@ class TrainingSettings:
     training, other kernels (so other bits), less memory traffic. It needs a C++ compiler, on GPUs
     Triton. Validation is not compiled."""
     objective: str = "cross_entropy"
-    """What the update minimizes: cross_entropy of adversarial images, or trades."""
+    """What the update minimizes: cross_entropy of adversarial images, trades or mart."""
     trades_beta: Annotated[float, Bounds(0, 1_000_000, above=True)] = 6.0
     """Weight of the KL divergence in trades."""
     trades_noise: Annotated[float, Bounds(0, 1, above=True)] = 0.001
     """Standard deviation of the noise from which trades' attack starts, in [0, 1] pixels."""
+    mart_weight: Annotated[float, Bounds(0, 1_000_000, above=True)] = 5.0
+    """Weight of the KL divergence in mart (lambda)."""
+    awp_gamma: Annotated[float, Bounds(0, 1)] = 0.0
+    """Adversarial weight perturbation: its length in each layer, in units of that of the weights,
+    for example 0.005; 0 for none."""
+    awp_start: Share = 0.0
+    """Share of the epochs after which weights are perturbed."""
     attack_steps: Steps = 1
     """Gradient steps of the inner maximization; 1 is the paper's fast training."""
     attack_step_size: StepSize | None = None
@@ -127,6 +164,7 @@ class TrainingSettings:
         check_name(self.augmentation, AUGMENTATIONS, field="training.augmentation")
         check_name(self.precision, PRECISIONS, field="training.precision")
         check_name(self.objective, OBJECTIVES, field="training.objective")
+        check_name(self.optimizer, OPTIMIZERS, field="training.optimizer")
         check_fields(self, prefix="training.")
         if self.batchnorm_group_size < 2 or self.global_batch_size % self.batchnorm_group_size:
             raise ValueError(
@@ -149,13 +187,42 @@ class TrainingSettings:
                 "training.attack_replays must be 0 where attack_steps is not 1, the objective is "
                 f"not cross_entropy or there is a guard, got {self.attack_replays}"
             )
+        if self.awp_gamma and self.attack_replays:
+            raise ValueError(
+                "training.awp_gamma must be 0 with attack_replays, whose updates also move the "
+                f"images, got {self.awp_gamma:g}"
+            )
+        if self.attack_label_smoothing and (self.objective == "trades" or self.attack_replays):
+            raise ValueError(
+                "training.attack_label_smoothing must be 0 where the attack has no loss of its own "
+                "with labels (objective trades, attack_replays), "
+                f"got {self.attack_label_smoothing:g}"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what determines a training, as JSON, for the keys of records."""
+        defaults = {field.name: to_json(field.default) for field in fields(self)}
+        return {
+            name: value
+            for name, value in to_json(self).items()
+            if name not in ADDED or value != defaults[name]
+        }
 
     def passes_per_image(self) -> int:
         """Return the forward and backward passes per image and epoch: the attack's and the
         update's."""
         if self.attack_replays:
             return self.attack_replays
-        return self.attack_steps + (2 if self.objective == "trades" else 1)
+        return self.attack_steps + self.update_passes()
+
+    def update_passes(self) -> int:
+        """Return the forward and backward passes per image of one update.
+
+        trades and mart pass the clean image too. AWP differentiates twice, at the weights and at
+        the perturbed ones; the epochs before awp_start are counted like the others.
+        """
+        images = 1 if self.objective == "cross_entropy" else 2
+        return 2 * images if self.awp_gamma else images
 
     def attack(self, threat_model: ThreatModel) -> "PGD":
         """Build the inner maximization."""
@@ -166,6 +233,7 @@ class TrainingSettings:
             steps=self.attack_steps,
             step_size=self.step_size(threat_model),
             use_random_start=self.attack_random_start,
+            label_smoothing=self.attack_label_smoothing,
         )
 
     def step_size(self, threat_model: ThreatModel) -> float:

@@ -1,7 +1,7 @@
 """The outer minimization: one update of the weights from adversarial images, in one process."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,11 @@ from sat_ray.training.objectives import Forward, Objective
 from sat_ray.training.optimization.ema import WeightAverage
 from sat_ray.training.optimization.optimizer import (
     make_optimizer,
-    momentum_of,
-    restore_momentum,
+    restore_state,
     set_learning_rate,
+    state_of,
 )
+from sat_ray.training.optimization.weight_perturbation import WeightPerturbation
 from sat_ray.training.parallel.batchnorm_groups import RunningStatistics
 from sat_ray.training.parallel.process_group import ProcessGroup
 from sat_ray.training.resume.state import joined, part_of
@@ -24,7 +25,7 @@ from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.compile import compiled
 from sat_ray.utils.precision import autocast
 
-AdversarialBatch = tuple[Tensor, Tensor, Tensor]  # x, x_adv, y
+AdversarialBatch = tuple[Tensor, Tensor, Tensor]  # x, x_adv, y: classes or soft labels
 
 
 def _differentiate(loss: Tensor) -> None:
@@ -68,6 +69,9 @@ class TrainStep:
         self.average = (
             WeightAverage(model, decay=settings.ema_decay) if settings.ema_decay else None
         )
+        self.perturbation = (
+            WeightPerturbation(model, gamma=settings.awp_gamma) if settings.awp_gamma else None
+        )
         groups = settings.global_batch_size // settings.batchnorm_group_size
         # DDP takes the mean over processes, some of which may have one group more than others
         self.share = groups / process_group.size
@@ -92,28 +96,52 @@ class TrainStep:
         learning_rate: float,
         step: int,
         number: int,
+        perturbed: bool = True,
     ) -> None:
         """Take one step along the mean gradient of all groups of all processes.
 
         adversarial: one batch per group; step: of the epoch, for the totals; number: updates before
-        this one.
+        this one; perturbed: whether the settings' weight perturbation, if any, is used.
         """
         set_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.zero_grad(set_to_none=True)
         self._check_compiled(adversarial[0])
-        for index, (x, x_adv, y) in enumerate(adversarial):
-            last = index + 1 == len(adversarial)
-            with nullcontext() if last else self._alone(), self.statistics.group(index):
-                with autocast(self.settings.precision, self.device):
-                    losses, logits = self.objective.losses(self.forward, x, x_adv, y)
-                _differentiate(torch.mean(losses / self.share))
+        perturbation = self.perturbation if perturbed else None
+        if perturbation is not None:
+            with self._buffers_kept():
+                for _ in self._passes(adversarial):
+                    pass
+            perturbation.add()
+        for (_, _, y), losses, logits in self._passes(adversarial):
             totals.add(losses, logits, y, step=step)
         self.statistics.average()
+        if perturbation is not None:
+            perturbation.remove()
         if self.settings.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(number)
+
+    def _passes(
+        self, adversarial: Sequence[AdversarialBatch]
+    ) -> Iterator[tuple[AdversarialBatch, Tensor, Tensor]]:
+        """Yield losses and logits of every group; then the mean gradient is at the parameters."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for index, batch in enumerate(adversarial):
+            last = index + 1 == len(adversarial)
+            with nullcontext() if last else self._alone(), self.statistics.group(index):
+                with autocast(self.settings.precision, self.device):
+                    losses, logits = self.objective.losses(self.forward, *batch)
+                _differentiate(torch.mean(losses / self.share))
+            yield batch, losses, logits
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """Put the model's buffers, such as running statistics, back afterwards."""
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        yield
+        for buffer, value in zip(self.model.buffers(), before, strict=True):
+            buffer.copy_(value)
 
     def _check_compiled(self, batch: AdversarialBatch) -> None:
         """Compare, once, the compiled model's logits and gradients with the plain model's."""
@@ -134,13 +162,11 @@ class TrainStep:
         self, forward: Forward, batch: AdversarialBatch, *, precision: str
     ) -> dict[str, Tensor]:
         """Return logits and weight gradients of a batch by name; buffers stay as they are."""
-        before = [buffer.clone() for buffer in self.model.buffers()]
-        with self._alone(), autocast(precision, self.device):
-            losses, logits = self.objective.losses(forward, *batch)
         names, parameters = zip(*self.model.named_parameters(), strict=True)
-        gradients = torch.autograd.grad(losses.sum(), parameters)
-        for buffer, value in zip(self.model.buffers(), before, strict=True):
-            buffer.copy_(value)
+        with self._buffers_kept():
+            with self._alone(), autocast(precision, self.device):
+                losses, logits = self.objective.losses(forward, *batch)
+            gradients = torch.autograd.grad(losses.sum(), parameters)
         named = gradients_by_name(zip(names, gradients, strict=True))
         return {"logits": logits.detach().float(), **named}
 
@@ -159,11 +185,11 @@ class TrainStep:
         return bool(nn.utils.get_total_norm(numbers, norm_type=torch.inf).isfinite())
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return copies on the CPU of weights, momentum and average, keyed `part/name`."""
+        """Return copies on the CPU of weights, optimizer state and average, keyed `part/name`."""
         average = {} if self.average is None else self.average.model.state_dict()
         tensors = joined(
             weights=self.model.state_dict(),
-            momentum=momentum_of(self.model, self.optimizer),
+            optimizer=state_of(self.model, self.optimizer),
             average=average,
         )
         return {
@@ -174,6 +200,6 @@ class TrainStep:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go back to a snapshot, in place."""
         self.model.load_state_dict(part_of(tensors, "weights"))
-        restore_momentum(self.model, self.optimizer, part_of(tensors, "momentum"))
+        restore_state(self.model, self.optimizer, part_of(tensors, "optimizer"))
         if self.average is not None:
             self.average.model.load_state_dict(part_of(tensors, "average"))

@@ -215,7 +215,7 @@ def enlarged(split: Split) -> Split:
     )
 
 
-TENSORS = ("weights", "momentum", "average", "best", "good")
+TENSORS = ("weights", "optimizer", "average", "best", "good")
 
 
 def comparable(state: TrainingState) -> dict[str, Any]:

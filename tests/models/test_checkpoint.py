@@ -387,12 +387,12 @@ def state() -> TrainingState:
     return TrainingState(
         epoch=3,
         weights=weights,
-        momentum={"body.conv1.weight": torch.rand(4, 3, 2, 2)},
+        optimizer={"momentum_buffer/body.conv1.weight": torch.rand(4, 3, 2, 2)},
         average={"body.conv1.weight": torch.rand(4, 3, 2, 2)},
         best=weights,
         good={
             "weights/body.relu.beta": torch.tensor(19.0),
-            "momentum/body.relu.beta": torch.tensor(0.1),
+            "optimizer/exp_avg/body.relu.beta": torch.tensor(0.1),
         },
         best_epoch=2,
         best_score=(0.1 + 0.2, 1 / 3),

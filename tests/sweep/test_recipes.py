@@ -320,11 +320,12 @@ def assert_updates(
     epoch ends with the second.
     """
     one, two = first.weights, second.weights
-    assert first.momentum.keys() == second.momentum.keys() == start.keys()
+    buffers = {f"momentum_buffer/{name}" for name in start}
+    assert first.optimizer.keys() == second.optimizer.keys() == buffers
     assert all(
         bool(tensor.isfinite().all())
         for state in (first, second)
-        for tensor in (*state.weights.values(), *state.momentum.values())
+        for tensor in (*state.weights.values(), *state.optimizer.values())
     )
     assert all(
         not torch.equal(tensor, two[name]) for name, tensor in start.items() if tensor.dim() >= 2

@@ -21,7 +21,7 @@ from sat_ray.sweep.tasks import (
     TrainingTask,
 )
 from sat_ray.threat import ThreatModel
-from sat_ray.training.settings import TrainingSettings
+from sat_ray.training.settings import ADDED, TrainingSettings
 
 ENVIRONMENT = {
     "torch": "2.14.1",
@@ -129,3 +129,11 @@ def test_the_key_of_a_fixed_task_stays(name: str) -> None:
     assert task.key == KEYS[name]
     stage = CARD if isinstance(task, CardTask) else task.stage
     assert task.key == record_key(stage, task.inputs)
+
+
+def test_a_setting_that_came_later_changes_the_key_where_it_is_set_and_only_there() -> None:
+    assert ADDED and set(training(SILU).inputs["training"]).isdisjoint(ADDED)
+    changed = TrainingSettings(epochs=10, attack_label_smoothing=0.1)
+    task = training(SILU, training=changed)
+    assert task.inputs["training"]["attack_label_smoothing"] == 0.1
+    assert task.key != KEYS["a finalist"]

@@ -232,7 +232,7 @@ def test_going_back_restores_every_weight_statistic_and_momentum(
     }
     run(digits, until=1, guard_limit=1, ema_decay=0.9, **changes)
     second, fourth, sixth = seen[:3]
-    for part in ("weights", "momentum", "average"):
+    for part in ("weights", "optimizer", "average"):
         kept, undone = getattr(fourth, part), getattr(sixth, part)
         assert kept.keys() == undone.keys() and kept
         assert all(torch.equal(kept[name], undone[name]) for name in kept), part

@@ -47,7 +47,7 @@ def assert_close(ours: EpochReport, theirs: EpochReport, *, within: float) -> No
     """Assert that two trainings left the same weights, statistics and momentum by name,
     up to rounding.
     """
-    for part in ("weights", "momentum", "best"):
+    for part in ("weights", "optimizer", "best"):
         one, other = getattr(ours.state, part), getattr(theirs.state, part)
         assert one.keys() == other.keys()
         for name, tensor in one.items():

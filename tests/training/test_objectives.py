@@ -13,13 +13,21 @@ from trainings import BALL, SMALL, small_model, train
 import sat_ray.training.adversary
 import sat_ray.training.validation
 from sat_ray.attacks import PGD
+from sat_ray.attacks.losses import cross_entropy
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.models import Normalized, view
 from sat_ray.threat import ThreatModel
 from sat_ray.training.epoch_metrics import Totals
-from sat_ray.training.objectives import AdversarialCrossEntropy, Trades, kl_divergence
+from sat_ray.training.objectives import (
+    AdversarialCrossEntropy,
+    Objective,
+    Trades,
+    kl_divergence,
+    make_objective,
+)
 from sat_ray.training.parallel.process_group import ProcessGroup
+from sat_ray.training.settings import TrainingSettings
 from sat_ray.training.train_step import TrainStep
 from sat_ray.utils.precision import check_accelerator, check_precision
 from sat_ray.utils.randomness import Randomness, permutation
@@ -169,6 +177,67 @@ def test_label_smoothing_acts_on_the_update_and_not_on_the_attack(digits: Split)
         and len(adversarial[0.0]) == 2
     )
     assert losses[0.0] != losses[0.5]
+
+
+def soft(y: Tensor, classes: int = 10) -> Tensor:
+    """Return every label mixed with that of another image, 0.7 to 0.3."""
+    return 0.7 * F.one_hot(y, classes).float() + 0.3 * F.one_hot(y.roll(1), classes).float()
+
+
+def test_the_loss_of_a_soft_label_is_the_weighted_mean_of_the_losses_of_its_classes() -> None:
+    torch.manual_seed(0)
+    z, y = torch.randn(12, 10), torch.randint(10, (12,))
+    for smoothing in (0.0, 0.2):
+        found = cross_entropy(z, soft(y), label_smoothing=smoothing)
+        parts = [
+            F.cross_entropy(z, one, reduction="none", label_smoothing=smoothing)
+            for one in (y, y.roll(1))
+        ]
+        torch.testing.assert_close(found, 0.7 * parts[0] + 0.3 * parts[1])
+    hard = cross_entropy(z, F.one_hot(y, 10).float())
+    torch.testing.assert_close(hard, cross_entropy(z, y))
+
+
+@pytest.mark.parametrize("objective", [AdversarialCrossEntropy(), Trades(6.0, 0.001)])
+def test_one_hot_labels_are_attacked_and_trained_on_as_their_classes_are(
+    digits: Split, digits_model: Normalized, objective: Objective
+) -> None:
+    x, y, rng = batch(digits)
+    attacker = view(digits_model)
+    found = {}
+    for name, labels in (("classes", y), ("one-hot", F.one_hot(y, 10).float())):
+        x_adv = objective.maximize(ATTACK, attacker, x, labels, rng, step=0)
+        losses, _ = objective.losses(digits_model, x, x_adv, labels)
+        found[name] = (x_adv, losses)
+    same = (found["classes"][0] - found["one-hot"][0]).abs() < 1e-6
+    assert same.float().mean() > 0.99  # the sign of a gradient that rounds to 0 may differ
+    torch.testing.assert_close(found["classes"][1], found["one-hot"][1], rtol=1e-3, atol=1e-4)
+
+
+def test_an_answer_is_right_where_it_is_the_class_of_the_largest_share() -> None:
+    totals = Totals((0.0, 0.0, 0.0), device=torch.device("cpu"), process_group=ProcessGroup())
+    y = torch.tensor([1, 2, 0, 4])
+    logits = F.one_hot(torch.tensor([1, 2, 3, 1]), 10).float()
+    totals.add(torch.ones(4), logits, soft(y), step=0)
+    assert totals.summed() == (4.0, 2.0, 4.0)
+
+
+def test_label_smoothing_of_the_attack_acts_on_the_attack_alone(digits: Split) -> None:
+    """Its gradient is that of the smoothed loss; the update's loss has the label itself."""
+    x, y, rng = batch(digits, 32)
+    model = small_model().eval()
+    point = BALL.random_start(x, rng).requires_grad_()
+    loss = F.cross_entropy(model(point), y, label_smoothing=0.5, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, point)
+    moved = BALL.project(point.detach() + BALL.epsilon * gradient.sign(), x)
+    settings = TrainingSettings(attack_label_smoothing=0.5)
+    attack = settings.attack(BALL)
+    found = make_objective(settings).maximize(attack, model, x, y, rng, step=0)
+    assert torch.equal(found, moved)
+    plain = TrainingSettings().attack(BALL)
+    assert not torch.equal(found, plain.run(model, x, y, rng))
+    losses, logits = make_objective(settings).losses(model, x, x, y)
+    assert torch.equal(losses, cross_entropy(logits, y))
 
 
 def gradients(precision: str, digits: Split, activation: str) -> tuple[dict[str, Tensor], Tensor]:

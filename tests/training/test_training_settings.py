@@ -47,7 +47,16 @@ def test_more_workers_than_groups_and_uneven_shares_that_nobody_needs_are_refuse
         ("gradient_clip", -1.0),
         ("ema_decay", 1.0),
         ("batchnorm_group_size", 24),
-        ("objective", "mart"),
+        ("objective", "mert"),
+        ("optimizer", "adam"),
+        ("adamw_beta1", 1.0),
+        ("adamw_beta2", -0.1),
+        ("adamw_eps", 0.0),
+        ("layer_decay", 0.0),
+        ("layer_decay", 1.01),
+        ("mart_weight", 0.0),
+        ("awp_gamma", -0.01),
+        ("awp_start", 1.5),
         ("trades_noise", 0.0),
         ("epsilon_warmup", 1.5),
         ("alpha_start", 0.0),
@@ -84,6 +93,14 @@ def test_free_training_is_refused_beside_what_has_an_attack_of_its_own(
         match=r"training\.attack_replays must be 0 where .* or there is a guard, got 4",
     ):
         TrainingSettings(attack_replays=4, **other)
+
+
+@pytest.mark.parametrize("other", [{"objective": "trades"}, {"attack_replays": 2}])
+def test_label_smoothing_of_an_attack_without_labels_is_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"training\.attack_label_smoothing must be 0 where .*, got 0\.1"
+    ):
+        TrainingSettings(attack_label_smoothing=0.1, **other)
 
 
 @pytest.mark.parametrize(

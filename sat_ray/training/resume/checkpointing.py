@@ -97,7 +97,12 @@ class StateFiles:
             return None
 
 
-_PARTS = ("weights", "momentum", "average", "best", "good")
+_PARTS = ("weights", "optimizer", "average", "best", "good")
+# Of the momentum of SGD, which was the only optimizer when files had these names.
+_RENAMED = {
+    "momentum/": "optimizer/momentum_buffer/",
+    "good/momentum/": "good/optimizer/momentum_buffer/",
+}
 
 
 def pack_state(state: TrainingState) -> bytes:
@@ -131,6 +136,7 @@ def unpack_state(data: bytes) -> TrainingState:
         plain |= {name: tuple(plain[name]) for name in ("best_score", "sums")} | {
             "guard": Memory(**plain["guard"])
         }
+        tensors = {_name_of_today(name): tensor for name, tensor in tensors.items()}
         parts: dict[str, Any] = {part: part_of(tensors, part) for part in _PARTS}
         state = TrainingState(**plain, **parts)
     except Exception:  # other bytes make the readers of headers, tensors and JSON raise anything
@@ -140,6 +146,14 @@ def unpack_state(data: bytes) -> TrainingState:
             "training state does not match its sha256; it is damaged, or not one of this version"
         )
     return state
+
+
+def _name_of_today(name: str) -> str:
+    """Return the name of a tensor that a file of an earlier version may hold under another."""
+    for old, new in _RENAMED.items():
+        if name.startswith(old):
+            return name.replace(old, new, 1)
+    return name
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:

@@ -18,15 +18,16 @@ class TrainingState:
     """Steps done of the epoch under way; 0 between epochs."""
     weights: dict[str, Tensor] = field(default_factory=dict)
     """Of the last update, with the buffers: what `load_state_dict` takes."""
-    momentum: dict[str, Tensor] = field(default_factory=dict)
-    """Of the optimizer."""
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    """State of the optimizer, keyed `kind/name`, kind being torch's name: momentum_buffer of SGD;
+    exp_avg, exp_avg_sq and step of AdamW."""
     average: dict[str, Tensor] = field(default_factory=dict)
     """Moving average of the weights; empty where none is kept."""
     best: dict[str, Tensor] = field(default_factory=dict)
     """Weights (or average) of the highest (robust, clean) validation accuracy so far; empty before
     the first validation."""
     good: dict[str, Tensor] = field(default_factory=dict)
-    """What the guard goes back to, keyed `weights/name`, `momentum/name`, `average/name`."""
+    """What the guard goes back to, keyed `weights/name`, `optimizer/kind/name`, `average/name`."""
     best_epoch: int = -1
     """Epoch of `best`, counted from 0; -1 before the first validation."""
     best_score: tuple[float, float] = (-1.0, -1.0)
@@ -47,7 +48,7 @@ class TrainingState:
     def take(self, snapshot: dict[str, Tensor]) -> None:
         """Put a snapshot of the model in place of the last one; see `TrainStep.snapshot`."""
         self.weights = part_of(snapshot, "weights")
-        self.momentum = part_of(snapshot, "momentum")
+        self.optimizer = part_of(snapshot, "optimizer")
         self.average = part_of(snapshot, "average")
 
     def end_epoch(self, epoch: int, metrics: dict[str, float]) -> None:

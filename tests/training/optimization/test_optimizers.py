@@ -16,7 +16,15 @@ from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized
 from sat_ray.training.loop import EpochReport
 from sat_ray.training.optimization.ema import WeightAverage
-from sat_ray.training.optimization.optimizer import parameter_groups
+from sat_ray.training.optimization.optimizer import (
+    decaying_weights,
+    make_optimizer,
+    parameter_groups,
+    restore_state,
+    set_learning_rate,
+    state_of,
+)
+from sat_ray.training.settings import TrainingSettings
 
 
 def without_batchnorm() -> Normalized:
@@ -59,6 +67,115 @@ def test_weight_decay_reaches_matrices_alone_and_learned_alphas_have_their_own_g
     )
     assert len(alphas) == 7 and all(name.endswith(".beta") for name in alphas)
     assert len(parameter_groups(small_model(), weight_decay=0.1)) == 2
+
+
+def test_a_network_can_name_weights_that_do_not_decay() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Parameter(torch.zeros(1, 4, 3))
+            self.proj = nn.Linear(3, 2)
+
+        def no_weight_decay(self) -> set[str]:
+            return {"embedding"}
+
+    model = nn.Sequential(Positions(), nn.Linear(2, 2))
+    (decayed, free) = (group["params"] for group in parameter_groups(model, weight_decay=0.1))
+    assert decayed == decaying_weights(model) == [model[0].proj.weight, model[1].weight]
+    assert free == [model[0].embedding, model[0].proj.bias, model[1].bias]
+
+
+def gradients_of_step(model: nn.Module, step: int) -> dict[str, Tensor]:
+    """Return a gradient for every parameter, another in every step."""
+    generator = torch.Generator().manual_seed(step)
+    return {name: torch.randn(p.shape, generator=generator) for name, p in model.named_parameters()}
+
+
+def take_steps(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, *, learning_rate: float
+) -> None:
+    """Take steps along the gradients above."""
+    for step in steps:
+        set_learning_rate(optimizer, learning_rate)
+        for name, gradient in gradients_of_step(model, step).items():
+            model.get_parameter(name).grad = gradient
+        optimizer.step()
+
+
+def test_adamw_is_its_formula_with_decay_beside_the_step_of_matrices_alone() -> None:
+    """m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, bias-corrected;
+    w = w - lr d w - lr m / (sqrt(v) + eps), in float64.
+    """
+    lr, decay, b1, b2, eps = 0.01, 0.3, 0.8, 0.95, 1e-3
+    model = small_model("smoothrelu_learned")
+    settings = TrainingSettings(
+        optimizer="adamw",
+        weight_decay=decay,
+        adamw_beta1=b1,
+        adamw_beta2=b2,
+        adamw_eps=eps,
+        alpha_learning_rate=3.0,
+    )
+    expected = {}
+    for name, parameter in model.named_parameters():
+        w = parameter.detach().double()
+        m = v = torch.zeros_like(w)
+        rate = 3 * lr if name.endswith("beta") else lr
+        for step in range(1, 4):
+            g = gradients_of_step(model, step)[name].double()
+            m = b1 * m + (1 - b1) * g
+            v = b2 * v + (1 - b2) * g**2
+            if w.dim() >= 2:
+                w = w - rate * decay * w
+            w = w - rate * (m / (1 - b1**step)) / ((v / (1 - b2**step)).sqrt() + eps)
+        expected[name] = w
+    take_steps(model, make_optimizer(model, settings), range(1, 4), learning_rate=lr)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.detach().double(), expected[name], rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_an_optimizer_that_gets_its_state_back_goes_on_bit_for_bit(optimizer: str) -> None:
+    settings = TrainingSettings(optimizer=optimizer, layer_decay=0.7)
+    straight = small_model("smoothrelu_learned")
+    its_own = make_optimizer(straight, settings)
+    assert state_of(straight, its_own) == {}
+    take_steps(straight, its_own, range(2), learning_rate=0.01)
+    saved = {name: value.clone() for name, value in state_of(straight, its_own).items()}
+    weights = {name: value.clone() for name, value in straight.state_dict().items()}
+    take_steps(straight, its_own, range(2, 4), learning_rate=0.01)
+    other = small_model("smoothrelu_learned")
+    fresh = make_optimizer(other, settings)
+    take_steps(other, fresh, range(7, 9), learning_rate=1.0)  # a state that must go
+    other.load_state_dict(weights)
+    restore_state(other, fresh, saved)
+    take_steps(other, fresh, range(2, 4), learning_rate=0.01)
+    kinds = {"sgd": {"momentum_buffer"}, "adamw": {"exp_avg", "exp_avg_sq", "step"}}
+    assert {name.partition("/")[0] for name in saved} == kinds[optimizer]
+    for name, value in straight.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+    for name, value in state_of(straight, its_own).items():
+        assert torch.equal(state_of(other, fresh)[name], value), name
+
+
+def test_with_layer_decay_each_layer_moves_by_its_share_of_the_step(digits: Split) -> None:
+    """One step of plain SGD; small_resnet has five layers, and alphas scale with theirs."""
+    plain = {"images": 32, "epochs": 1, "momentum": 0.0, "weight_decay": 0.0}
+    whole, scaled = (
+        moved(
+            small_model("smoothrelu_learned"),
+            train(small_model("smoothrelu_learned"), digits, **plain, layer_decay=decay)[0],
+        )
+        for decay in (1.0, 0.5)
+    )
+    layers = {"conv1": 0, "bn1": 0, "relu": 0, "layer1": 1, "layer2": 2, "layer3": 3, "fc": 4}
+    for name, step in whole.items():
+        factor = 0.5 ** (4 - layers[name.split(".")[1]])
+        tolerance = 1e-5 if name.endswith("beta") else 1e-7  # beta starts at 20
+        torch.testing.assert_close(scaled[name], factor * step, rtol=1e-3, atol=tolerance)
+    assert all(bool(scaled[name].any()) for name in whole if not name.endswith("beta"))
 
 
 def test_learned_alphas_follow_their_own_learning_rate_and_nothing_else_does(digits: Split) -> None:
