@@ -3,19 +3,24 @@
 from sat_ray.models import ModelSpec, check_timm_model, check_user_defined_model
 from sat_ray.models.architectures.timm_names import is_timm
 from sat_ray.sweep.config import SweepConfig
+from sat_ray.sweep.execute.initial_weights import check_initial_weights
 from sat_ray.training.progressive_resizing import check_resizing, image_shape
 from sat_ray.utils.import_string import is_reference
 
 
 def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> None:
-    """Raise ValueError where a user-defined network, or timm's, cannot be trained on the images.
+    """Raise ValueError where a network or its initial weights do not fit the images.
 
     shape: (C, H, W) of the images.
     """
     check_resizing(config.training, shape)
-    if not is_checked(config.model.name):
+    if not is_checked(config):
         return
     spec = spec_of_trial(config, classes, shape)
+    if config.model.initial_weights:
+        check_initial_weights(config.model.initial_weights, spec)
+    if not _is_foreign(config.model.name):
+        return
     sizes = (
         image_shape(one, epoch, shape)
         for one in (config.training, config.trial_training())
@@ -28,8 +33,12 @@ def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> 
         check_user_defined_model(spec, shape, smaller)
 
 
-def is_checked(model: str) -> bool:
-    """Say whether a network is one that images or training may not fit: any but the built-in."""
+def is_checked(config: SweepConfig) -> bool:
+    """Say whether a network may not fit: it is not of this package, or starts from weights."""
+    return _is_foreign(config.model.name) or bool(config.model.initial_weights)
+
+
+def _is_foreign(model: str) -> bool:
     return is_reference(model) or is_timm(model)
 
 

@@ -33,6 +33,7 @@ from sat_ray.utils.serialization import content_hash
 
 if TYPE_CHECKING:
     from sat_ray.sweep.config import SweepConfig
+    from sat_ray.sweep.execute.initial_weights import InitialWeights
 
 
 def dataset_uri(config: "SweepConfig", root: Storage) -> str:
@@ -75,12 +76,14 @@ def training_task(
         slots=config.evaluation.slots,
         compiled=training.compile,
     )
+    spec = _model_spec(config, manifest, configuration)
     return TrainingTask(
         stage=stage,
         configuration=configuration,
         seed=seed,
         until=training.epochs,
-        model=_model_spec(config, manifest, configuration),
+        model=spec,
+        initial_weights=_initial_weights(config, spec),
         training=training,
         threat_model=config.threat_model,
         slots=config.evaluation.slots,
@@ -88,6 +91,14 @@ def training_task(
         environment=environment,
         loading=config.data.loading,
     )
+
+
+def _initial_weights(config: "SweepConfig", spec: ModelSpec) -> "InitialWeights | None":
+    if not config.model.initial_weights:
+        return None
+    from sat_ray.sweep.execute.initial_weights import initial_weights  # loads torch
+
+    return initial_weights(config.model.initial_weights, spec)
 
 
 def _model_spec(

@@ -5,12 +5,13 @@ Each with the key of all that determines its result.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sat_ray.attacks.spec import AttackSpec, true_and_smooth
 from sat_ray.data.choices import Loading
 from sat_ray.data.shards.manifest import manifest_hash, read_manifest
 from sat_ray.evaluation.card.settings import CardSettings
+from sat_ray.models.architectures.timm_names import is_timm, timm_version
 from sat_ray.models.spec import ModelSpec
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.store import SURVIVORS_OF, USER_DEFINED, Stage, record_key
@@ -19,6 +20,9 @@ from sat_ray.threat import ThreatModel
 from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.serialization import to_json
+
+if TYPE_CHECKING:  # it loads torch
+    from sat_ray.sweep.execute.initial_weights import InitialWeights
 
 # Version 2 of search and train: val/robust_accuracy is that of a cascade, no longer that of PGD on
 # cross-entropy alone.
@@ -72,7 +76,8 @@ def _named(user_defined: Sequence[str]) -> dict[str, Any]:
 class TrainingTask:
     """Train one configuration with one seed up to an epoch.
 
-    `inputs` says what determines the result, and `loading` is none of it.
+    `inputs` says what determines the result, and `loading` is none of it. initial_weights: what it
+    starts from, None for random weights.
     """
 
     stage: Stage
@@ -86,22 +91,31 @@ class TrainingTask:
     dataset: Dataset
     environment: dict[str, Any]
     loading: Loading = "auto"
+    initial_weights: "InitialWeights | None" = None
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the weights."""
-        return _named(
-            user_defined_names(self.configuration, model=self.model.name, dataset=self.dataset)
-        ) | {
-            "configuration": self.configuration.to_json(),
-            "seed": self.seed,
-            "until": self.until,
-            "model": to_json(self.model.described()),
-            "training": self.training.identity(),
-            "threat_model": to_json(self.threat_model),
-            "dataset": self.dataset.hash,
-            "environment": self.environment,
-        }
+        start = self.initial_weights
+        started = {} if start is None else {"initial_weights": start.sha256}
+        library = {"timm": timm_version()} if is_timm(self.model.name) else {}
+        return (
+            _named(
+                user_defined_names(self.configuration, model=self.model.name, dataset=self.dataset)
+            )
+            | started
+            | library
+            | {
+                "configuration": self.configuration.to_json(),
+                "seed": self.seed,
+                "until": self.until,
+                "model": to_json(self.model.described()),
+                "training": self.training.identity(),
+                "threat_model": to_json(self.threat_model),
+                "dataset": self.dataset.hash,
+                "environment": self.environment,
+            }
+        )
 
     @property
     def key(self) -> str:

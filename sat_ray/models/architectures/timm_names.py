@@ -4,6 +4,7 @@ Importing timm loads torch and takes seconds, so its names are read from its sou
 """
 
 import functools
+import importlib.metadata
 import importlib.util
 import re
 from pathlib import Path
@@ -29,6 +30,11 @@ def require_timm(*, what: str) -> Path:
     if found is None or found.origin is None:
         raise ValueError(f"{what} needs timm, which is not installed: pip install 'sat_ray[timm]'")
     return Path(found.origin).parent
+
+
+def timm_version() -> str:
+    """Return the version of timm, which determines what its networks compute."""
+    return importlib.metadata.version(TIMM)
 
 
 @functools.cache

@@ -67,7 +67,8 @@ def timm_network(spec: ModelSpec) -> nn.Module:
 
 def first_layer_names(net: nn.Module) -> tuple[str, ...]:
     """Return the names of the first convolutions of a network of timm, usually one."""
-    found: Any = net.pretrained_cfg.get("first_conv") or ()
+    config: Any = net.pretrained_cfg
+    found: Any = config.get("first_conv") or ()
     return (found,) if isinstance(found, str) else tuple(found)
 
 
@@ -77,7 +78,8 @@ def _varied(spec: ModelSpec) -> nn.Module:
     for parent in list(net.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ == "GammaAct":
-                setattr(parent, name, nn.Sequential(nn.ReLU(), _Gain(child.gamma)))
+                gain: Any = child.gamma
+                setattr(parent, name, nn.Sequential(nn.ReLU(), _Gain(gain)))
     if spec.stem == "small":
         _small_stem(net, spec.name)
     _drop_nothing(net)
@@ -98,7 +100,8 @@ def _created(spec: ModelSpec) -> nn.Module:
     config = timm.get_pretrained_cfg(name)
     if spec.image_size and config is not None and config.fixed_input_size:
         options["img_size"] = spec.image_size
-    return _tried(spec, "built", timm.create_model, name, pretrained=False, **options)
+    net: nn.Module = _tried(spec, "built", timm.create_model, name, pretrained=False, **options)
+    return net
 
 
 def _tried(
@@ -174,11 +177,11 @@ def _activation_modules() -> tuple[type[nn.Module], ...]:
     )
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count the operations of a forward pass that are not inside an `Activation`."""
 
     def __init__(self, net: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: Counter[str] = Counter()
         self.calls = 0
         self.inside = 0
@@ -213,7 +216,8 @@ def _check(spec: ModelSpec) -> None:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         net = _varied(spec).train()
         check_parts(net, what=what)
-        size = spec.image_size or net.pretrained_cfg["input_size"][1:]
+        config: Any = net.pretrained_cfg
+        size = spec.image_size or config["input_size"][1:]
         x = torch.empty(IMAGES, spec.in_channels, *size)
         operations = _Operations(net)
         with operations:
@@ -221,7 +225,7 @@ def _check(spec: ModelSpec) -> None:
         _check_operations(operations, what=what)
         if not isinstance(logits, Tensor) or logits.shape != (IMAGES, spec.num_classes):
             raise ValueError(f"{what} must return logits (N, {spec.num_classes}) while it trains")
-        logits.sum().backward()
+        logits.sum().backward()  # type: ignore[no-untyped-call]
     idle = [name for name, one in net.named_parameters() if one.requires_grad and one.grad is None]
     if idle:
         raise ValueError(

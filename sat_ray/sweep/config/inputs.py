@@ -124,6 +124,10 @@ class ModelSettings:
     """Start the last BatchNorm of each block at 0."""
     patch_size: PatchSize = 0
     """Side of the patches that a network of timm cuts images into; 0 for the network's own."""
+    initial_weights: str = ""
+    """Weights to start from: a file (.safetensors, .pt, .pth) or the folder of a checkpoint, local
+    (the same on every node that trains) or on s3://, or timm:pretrained, or timm:TAG for others of
+    timm's. A last layer for other classes starts anew."""
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="model.")
@@ -131,6 +135,12 @@ class ModelSettings:
         check_name(self.stem, STEMS, field="model.stem")
         check_zero_gamma(self.name, self.zero_gamma)
         check_patch_size(self.name, self.patch_size)
+        check_address(self.initial_weights, field="model.initial-weights")
+        if is_timm(self.initial_weights) and not is_timm(self.name):
+            raise ValueError(
+                f"model.initial-weights must be a file or a checkpoint for {self.name}, got "
+                f"{self.initial_weights}: timm has weights for its own networks (timm:NAME) only"
+            )
 
     def of_timm(self, shape: Sequence[int]) -> dict[str, Any]:
         """Return the fields of a `ModelSpec` that only networks of timm have.

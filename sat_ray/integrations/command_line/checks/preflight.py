@@ -38,12 +38,12 @@ def user_defined_names(config: SweepConfig) -> list[str]:
 def check_user_defined_parts(config: SweepConfig, root: Storage) -> None:
     """Raise ValueError, in one line, where a user's own dataset or network is not as it must be.
 
-    Networks of timm are checked too.
+    Networks of timm and initial weights are checked too.
 
     Activations were checked when the config was made. A dataset that is prepared is not read again;
     a network for images that are still in their files is checked when they are prepared.
     """
-    if not (user_defined_names(config) or is_checked(config.model.name)):
+    if not (user_defined_names(config) or is_checked(config)):
         return
     known = _shape_known(config, root)
     if known is not None:
@@ -60,7 +60,7 @@ def export_warnings(config: SweepConfig, root: Storage) -> list[str]:
     for name, alpha in _user_defined_activations(config).items():
         alone = nn.Sequential(make_activation(name, alpha=alpha))
         found.append(_not_exported(alone, (1, 8, 8), what=f"activation {name}"))
-    known = _shape_known(config, root) if is_checked(config.model.name) else None
+    known = _shape_known(config, root) if is_checked(config) else None
     if known is not None:
         model = model_from_spec(spec_of_trial(config, *known), seed=0)
         found.append(_not_exported(model, known[1], what=f"model {config.model.name}"))
