@@ -109,7 +109,7 @@ class TrainingTask:
                 "configuration": self.configuration.to_json(),
                 "seed": self.seed,
                 "until": self.until,
-                "model": to_json(self.model.described()),
+                "model": {name: to_json(one) for name, one in self.model.described().items()},
                 "training": self.training.identity(),
                 "threat_model": to_json(self.threat_model),
                 "dataset": self.dataset.hash,

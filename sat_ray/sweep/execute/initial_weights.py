@@ -102,15 +102,15 @@ def _content_of(uri: str, network: ModelSpec | None) -> str:
 def _read(uri: str, network: ModelSpec | None) -> PublishedWeights:
     if is_timm(uri):
         return _weights_of_timm(uri, network)
-    try:
-        folder = Storage.at(uri)
-        file = folder.full(MODEL_WEIGHTS) if folder.exists(MODEL_JSON) else uri
-        return read_weights(file)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    place = Storage.at(uri)
+    file = place.full(MODEL_WEIGHTS) if place.is_file(MODEL_JSON) else place.uri
+    folder, _, name = file.rpartition("/")
+    if not Storage(folder).is_file(name):
         raise ValueError(
             f"model.initial-weights must be a file of weights or the folder of a checkpoint, got "
             f"{uri}, where there is none"
-        ) from None
+        )
+    return read_weights(file)
 
 
 def _weights_of_timm(uri: str, network: ModelSpec | None) -> PublishedWeights:
@@ -121,11 +121,11 @@ def _weights_of_timm(uri: str, network: ModelSpec | None) -> PublishedWeights:
     assert network is not None  # ModelSettings refuses other networks
     name = network.name.removeprefix(PREFIX)
     tag = uri.removeprefix(PREFIX)
+    known = [one.partition(".")[2] for one in timm.list_pretrained(f"{name}.*")]
+    if not known or tag not in (DEFAULT_TAG, *known):
+        tags = ", ".join(f"{PREFIX}{one}" for one in known) or "none"
+        raise ValueError(f"model.initial-weights {uri} is unknown; timm has for {name}: {tags}")
     config = timm.get_pretrained_cfg(name if tag == DEFAULT_TAG else f"{name}.{tag}")
-    if config is None or not config.has_weights:
-        known = timm.list_pretrained(f"{name}.*")
-        tags = ", ".join(f"{PREFIX}{one.partition('.')[2]}" for one in known) or "none"
-        raise ValueError(f"model.initial-weights {uri}: timm has for {name}: {tags}")
     options = {"patch_size": network.patch_size} if network.patch_size else {}
     if network.image_size and config.fixed_input_size:
         options["img_size"] = network.image_size  # type: ignore[assignment]
