@@ -17,20 +17,23 @@ from sat_ray.integrations.network_check import check_network
 from sat_ray.report.sweep_report import read_outcomes, strong_name, write_report
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.config import SweepConfig
+from sat_ray.sweep.config import DataSettings, SweepConfig
 from sat_ray.sweep.context import Sweep, read_state
 from sat_ray.sweep.plan import (
     card_tasks,
-    dataset_uri,
+    corruption_tasks,
+    data_uri,
     evaluation_tasks,
     final_tasks,
+    prepared_dataset,
     strong_on_validation,
     strong_tasks,
     validation_tasks,
+    with_extra,
 )
 from sat_ray.sweep.records.store import STATE, Record
 from sat_ray.sweep.search.search_space import SearchPoint
-from sat_ray.sweep.tasks import CARD, EVALUATE, STAGES, STRONG, Dataset, EvaluationTask
+from sat_ray.sweep.tasks import CARD, CORRUPTIONS, EVALUATE, STAGES, STRONG, Dataset, EvaluationTask
 from sat_ray.utils.serialization import json_bytes
 
 
@@ -40,10 +43,16 @@ class MissingInputError(ValueError):
 
 def prepare(sweep: Sweep) -> Dataset:
     """Write the dataset's shards, or verify the ones that are there."""
+    data = sweep.config.data
+    dataset = _dataset(sweep, data)
+    more = data.extra_data()
+    return dataset if more is None else with_extra(dataset, _dataset(sweep, more))
+
+
+def _dataset(sweep: Sweep, data: DataSettings) -> Dataset:
     from sat_ray.integrations.ray.prepare import in_tasks
 
-    uri = dataset_uri(sweep.config, sweep.root)
-    data = sweep.config.data
+    uri = data_uri(data, sweep.root)
     dataset = Dataset.open(uri)
     source = dataset_source(data.dataset)
     if dataset is not None:
@@ -106,6 +115,8 @@ def train(sweep: Sweep, data: Dataset, finalists: list[SearchPoint]) -> list[Rec
 def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]:
     """Attack every model on the test split: PGD, then the strong attacks on what survives.
 
+    Where the sweep measures it, common corruptions come last.
+
     Returns the path of each model's merged outcomes of PGD by model name; `outcome_paths` has those
     of the strong attacks.
     """
@@ -115,6 +126,10 @@ def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str
     ordered = sorted(models, key=lambda record: -record.payload["val_robust_accuracy"])
     shards = (task for record in ordered for task in _test_tasks(sweep.config, data, record))
     evaluate_all(shards, sweep.records, sweep.config.resources)
+    corrupted = (
+        task for record in ordered for task in corruption_tasks(sweep.config, data, record)
+    )
+    evaluate_all(corrupted, sweep.records, sweep.config.resources)
     return _merged(sweep, data, models)
 
 
@@ -225,9 +240,11 @@ def committed_inputs(sweep: Sweep, name: str) -> dict[str, Any]:
 
 
 def _prepared(sweep: Sweep, inputs: dict[str, Any]) -> Dataset | None:
-    dataset = Dataset.open(dataset_uri(sweep.config, sweep.root))
+    dataset = prepared_dataset(sweep.config, sweep.root)
     if dataset is not None:
         require_same_dataset(sweep, dataset)
+        if dataset.extra is not None:
+            require_same_dataset(sweep, dataset.extra)
     return dataset
 
 
@@ -252,9 +269,10 @@ def _evaluated(sweep: Sweep, inputs: dict[str, Any]) -> dict[str, str] | None:
         for task in (
             *evaluation_tasks(sweep.config, data, record),
             *strong_tasks(sweep.config, data, record),
+            *corruption_tasks(sweep.config, data, record),
         )
     ]
-    committed = {stage: set(sweep.records.keys(stage)) for stage in (EVALUATE, STRONG)}
+    committed = {stage: set(sweep.records.keys(stage)) for stage in (EVALUATE, STRONG, CORRUPTIONS)}
     if any(task.key not in committed[task.stage] for task in tasks):
         return None
     return _merged(sweep, data, models)  # again, because a merged file may be damaged or old

@@ -16,12 +16,18 @@ import pyarrow.parquet as pq
 
 from sat_ray.attacks.cascade import describe_strong
 from sat_ray.data.sources.registry import dataset_source
+from sat_ray.evaluation.corruptions.summary import accuracies, added
 from sat_ray.evaluation.low_precision.calibration import Calibration, summary_of
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.cost.budget import describe_search
 from sat_ray.sweep.cost.spent import cost_summary, spent_by_stage, with_costs
-from sat_ray.sweep.plan import evaluation_tasks, strong_on_validation, strong_tasks
+from sat_ray.sweep.plan import (
+    corruption_tasks,
+    evaluation_tasks,
+    strong_on_validation,
+    strong_tasks,
+)
 from sat_ray.sweep.records.renewed_lease import check_lease
 from sat_ray.sweep.records.store import Record, Records
 from sat_ray.sweep.search.search_space import SearchPoint
@@ -135,7 +141,7 @@ def _leaderboard(
             if model.sha256 in verdicts
         },
     )
-    train_images = data.manifest["splits"]["train"]
+    train_images = config.images_per_epoch(data.manifest["splits"]["train"])
     stages = spent_by_stage(config, sweep.records, train_images=train_images)
     cost = cost_summary(config, stages, estimated=_estimated(config, data))
     board = with_costs(board, config, stages) | {"cost": cost}
@@ -231,6 +237,19 @@ def _hashes(config: SweepConfig, data: Dataset, models: Sequence[Record]) -> dic
     return {"config": content_hash(config.semantic()), "dataset": data.hash, "training code": code}
 
 
+def corruption_accuracies(
+    sweep: Sweep, data: Dataset, model: Record
+) -> dict[str, list[float]] | None:
+    """Return a model's accuracy by kind of corruption and severity; None where not measured."""
+    tasks = corruption_tasks(sweep.config, data, model)
+    shards = [sweep.records.find(task.stage, task.key) for task in tasks]
+    made = [shard.payload for shard in shards if shard is not None]
+    if not made:
+        return None
+    counts = added([payload["correct"] for payload in made])
+    return accuracies(counts, sum(payload["n"] for payload in made))
+
+
 def _events(model: "EvaluatedModel") -> list[dict[str, Any]]:
     from sat_ray.report.leaderboard.rows import display_names
 
@@ -277,6 +296,7 @@ def _evaluated_models(
             val_strong_robust_accuracy=strong.get(name),
             strong_table=None if strong_path is None else read_outcomes(records, strong_path),
             strong_outcomes=None if strong_path is None else records.storage.full(strong_path),
+            corruptions=corruption_accuracies(sweep, data, record),
         )
 
     return [joined(record) for record in models]

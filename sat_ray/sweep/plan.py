@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sat_ray.attacks.spec import AttackSpec
 from sat_ray.data.choices import check_augmentation
+from sat_ray.data.extra import extra_labels
 from sat_ray.data.shards.manifest import SCHEMA_VERSION
 from sat_ray.models.spec import ModelSpec, require_spread
 from sat_ray.storage.store import Storage
@@ -14,6 +15,7 @@ from sat_ray.sweep.records.store import Record, Records, Stage, numerical_enviro
 from sat_ray.sweep.search.model_selection import Validated, ranked
 from sat_ray.sweep.search.search_space import SearchPoint, groups
 from sat_ray.sweep.tasks import (
+    CORRUPTIONS,
     SEARCH,
     STRONG,
     TRAIN,
@@ -32,18 +34,42 @@ from sat_ray.utils.import_string import is_reference, slug
 from sat_ray.utils.serialization import content_hash
 
 if TYPE_CHECKING:
-    from sat_ray.sweep.config import SweepConfig
+    from sat_ray.sweep.config import DataSettings, SweepConfig
     from sat_ray.sweep.execute.initial_weights import InitialWeights
 
 
 def dataset_uri(config: "SweepConfig", root: Storage) -> str:
     """Return the folder of the sweep's dataset; sweeps of the same data share it."""
-    name = config.data.dataset
+    return data_uri(config.data, root)
+
+
+def data_uri(data: "DataSettings", root: Storage) -> str:
+    """Return the folder of a dataset."""
+    name = data.dataset
     code = (
         {"code": code_hashes((name.partition(":")[0],))} if is_reference(name) else {}
     )  # other code, perhaps other images
-    key = content_hash({"data": config.data.identity(), "schema": SCHEMA_VERSION, **code})[:8]
+    key = content_hash({"data": data.identity(), "schema": SCHEMA_VERSION, **code})[:8]
     return root.full(f"data/{slug(name)}-{key}")
+
+
+def prepared_dataset(config: "SweepConfig", root: Storage) -> Dataset | None:
+    """Open the sweep's dataset, with its extra images; None where any of it is not prepared.
+
+    CorruptShardError names what is damaged, ValueError what does not fit.
+    """
+    dataset = Dataset.open(dataset_uri(config, root))
+    more = config.data.extra_data()
+    if dataset is None or more is None:
+        return dataset
+    extra = Dataset.open(data_uri(more, root))
+    return None if extra is None else with_extra(dataset, extra)
+
+
+def with_extra(dataset: Dataset, extra: Dataset) -> Dataset:
+    """Return a dataset with extra images; ValueError where these have another shape or classes."""
+    extra_labels(dataset.manifest, extra.manifest)
+    return replace(dataset, extra=extra)
 
 
 def training_task(
@@ -61,12 +87,13 @@ def training_task(
     """
     manifest = dataset.manifest
     resources = config.resources
-    if training.global_batch_size > (images := manifest["splits"]["train"]):
+    images = config.images_per_epoch(manifest["splits"]["train"])
+    if training.global_batch_size > images:
         raise ValueError(
             f"training.global_batch_size must be at most the {images} training images, "
             f"got {training.global_batch_size}"
         )
-    check_augmentation(training.augmentation, manifest["shape"])
+    check_augmentation(training.augmentation, manifest["shape"], randaugment=training.randaugment)
     check_resizing(training, manifest["shape"])
     require_spread(manifest["std"])
     threads = resources.cpus_per_worker if stage is TRAIN else resources.cpus_per_trial
@@ -90,6 +117,7 @@ def training_task(
         dataset=dataset,
         environment=environment,
         loading=config.data.loading,
+        extra_share=config.data.extra_share,
     )
 
 
@@ -235,6 +263,24 @@ def strong_tasks(config: "SweepConfig", dataset: Dataset, trained: Record) -> li
         for task in evaluation_tasks(config, dataset, trained)
         if attacks
     ]
+
+
+def corruption_tasks(
+    config: "SweepConfig", dataset: Dataset, trained: Record
+) -> list[EvaluationTask]:
+    """Cut the test split of one trained model for the accuracy under common corruptions.
+
+    [] where it is not measured. Raises ValueError for images that are neither gray nor RGB.
+    """
+    if not config.evaluation.corruptions:
+        return []
+    if (channels := dataset.manifest["shape"][0]) not in (1, 3):
+        raise ValueError(
+            f"evaluation.corruptions must be False for images of {channels} channels, got True: "
+            "the corruptions are of gray and RGB images"
+        )
+    tasks = _tasks(config, dataset, trained, split="test", attacks=())
+    return [replace(task, stage=CORRUPTIONS) for task in tasks]
 
 
 def validation_tasks(

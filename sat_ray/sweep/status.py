@@ -17,11 +17,21 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.config.stored import stored_config
 from sat_ray.sweep.cost.budget import describe_search
-from sat_ray.sweep.plan import dataset_uri, planned_trials
+from sat_ray.sweep.plan import planned_trials, prepared_dataset
 from sat_ray.sweep.records.lease import HEARTBEAT_SECONDS, Holder, read_lease
 from sat_ray.sweep.records.store import STATE, Record, Records, Stage
 from sat_ray.sweep.search.search_space import SearchPoint, groups
-from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STAGES, STRONG, TRAIN, VALIDATE, Dataset
+from sat_ray.sweep.tasks import (
+    CARD,
+    CORRUPTIONS,
+    EVALUATE,
+    SEARCH,
+    STAGES,
+    STRONG,
+    TRAIN,
+    VALIDATE,
+    Dataset,
+)
 
 READERS = 16
 # In a longer pause between two results the sweep did not run.
@@ -30,6 +40,7 @@ SHARDED = {
     VALIDATE: "val",
     EVALUATE: "test",
     STRONG: "test",
+    CORRUPTIONS: "test",
 }  # stages with a record for each model and shard of a split
 REPORT = ("leaderboard.json", "report.html")
 
@@ -132,7 +143,7 @@ def read_status(
         held = pool.submit(read_lease, storage, patience=patience)
         found = {stage: _read_all(Records(storage), stage, pool) for stage in STAGES}
         driver = held.result()
-    dataset = Dataset.open(dataset_uri(config, root))
+    dataset = prepared_dataset(config, root)
     searched = describe_search(config, Records(storage))
     stages = _stages(config, found, dataset, searched)
     finished = all(stage.complete for stage in stages) and all(
@@ -175,7 +186,8 @@ def _stages(
     )  # models with another's weights: its outcomes are theirs
     planned: dict[Stage, int | None] = {SEARCH: planned_trials(config), TRAIN: models}
     for stage, split in SHARDED.items():
-        wanted = stage is EVALUATE or config.evaluation.strong != "none"
+        strong = config.evaluation.strong != "none"
+        wanted = {EVALUATE: True, CORRUPTIONS: config.evaluation.corruptions}.get(stage, strong)
         shards = _shards(config, dataset, split) if wanted else 0
         planned[stage] = None if shards is None else (models - twins) * shards
         counted[stage] = [
@@ -204,6 +216,7 @@ def _stages(
             others=len(found[stage]) - len(counted[stage]),
         )
         for stage in STAGES
+        if stage is not CORRUPTIONS or config.evaluation.corruptions
     )
 
 

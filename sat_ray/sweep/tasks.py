@@ -33,16 +33,21 @@ VALIDATE = Stage("validate", 1, CODE)
 EVALUATE = Stage("evaluate", 1, CODE)
 STRONG = Stage("strong", 1, CODE)
 CARD = Stage("card", 2, CODE)  # version 2: limits are shares of what survives
-STAGES = (SEARCH, TRAIN, VALIDATE, EVALUATE, STRONG, CARD)
+CORRUPTIONS = Stage("corruptions", 1, CODE)
+STAGES = (SEARCH, TRAIN, VALIDATE, EVALUATE, STRONG, CORRUPTIONS, CARD)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A prepared dataset. uri: its folder; hash: of its manifest, which covers every shard."""
+    """A prepared dataset. uri: its folder; hash: of its manifest, which covers every shard.
+
+    extra: a second dataset whose train split is trained on as well.
+    """
 
     uri: str
     hash: str
     manifest: dict[str, Any]
+    extra: "Dataset | None" = None
 
     @classmethod
     def open(cls, uri: str) -> "Dataset | None":
@@ -64,6 +69,7 @@ def user_defined_names(configuration: SearchPoint, *, model: str, dataset: "Data
         configuration.attacker_activation,
         model,
         str(dataset.manifest.get("dataset", "")),
+        str(dataset.extra.manifest.get("dataset", "")) if dataset.extra else "",
     )
     return sorted({name for name in named if is_reference(name)})
 
@@ -92,30 +98,31 @@ class TrainingTask:
     environment: dict[str, Any]
     loading: Loading = "auto"
     initial_weights: "InitialWeights | None" = None
+    extra_share: float = 0.0
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the weights."""
-        start = self.initial_weights
-        started = {} if start is None else {"initial_weights": start.sha256}
-        library = {"timm": timm_version()} if is_timm(self.model.name) else {}
-        return (
-            _named(
-                user_defined_names(self.configuration, model=self.model.name, dataset=self.dataset)
-            )
-            | started
-            | library
-            | {
-                "configuration": self.configuration.to_json(),
-                "seed": self.seed,
-                "until": self.until,
-                "model": {name: to_json(one) for name, one in self.model.described().items()},
-                "training": self.training.identity(),
-                "threat_model": to_json(self.threat_model),
-                "dataset": self.dataset.hash,
-                "environment": self.environment,
-            }
+        named = _named(
+            user_defined_names(self.configuration, model=self.model.name, dataset=self.dataset)
         )
+        extra = self.dataset.extra
+        if extra is not None:
+            named["extra"] = {"dataset": extra.hash, "share": self.extra_share}
+        if self.initial_weights is not None:
+            named["initial_weights"] = self.initial_weights.sha256
+        if is_timm(self.model.name):
+            named["timm"] = timm_version()
+        return named | {
+            "configuration": self.configuration.to_json(),
+            "seed": self.seed,
+            "until": self.until,
+            "model": {name: to_json(one) for name, one in self.model.described().items()},
+            "training": self.training.identity(),
+            "threat_model": to_json(self.threat_model),
+            "dataset": self.dataset.hash,
+            "environment": self.environment,
+        }
 
     @property
     def key(self) -> str:
@@ -144,6 +151,13 @@ class EvaluationTask:
     the choice of the champion, STRONG for strong attacks on what survived `after`: the same rows
     under the attacks before, which are evaluated first; label_order: the model's class of each
     label, where the dataset has the same classes in another order.
+    digest of its contents; first, last: rows of the split, or, where `sample` is a number, of that
+    many images drawn from it by the seed; cascade: each attack takes what survived those before it;
+    user_defined: names of the user's own code that the model is made of. stage: EVALUATE for the
+    test split, VALIDATE for the choice of the champion, STRONG for strong attacks on what survived
+    `after`: the same rows under the attacks before, which are evaluated first; CORRUPTIONS, without
+    attacks, for common corruptions; label_order: the
+    model's class of each label, where the dataset has the same classes in another order.
     """
 
     checkpoint: str

@@ -22,10 +22,13 @@ from torch import Tensor, nn
 from sat_ray.activations.module import Activation
 from sat_ray.activations.registry import activation_info
 from sat_ray.attacks import PGD
-from sat_ray.data.augmentation import augment
+from sat_ray.data.augmentation.crops import augment
+from sat_ray.data.augmentation.erasing import erase
+from sat_ray.data.augmentation.mixing import mix
+from sat_ray.data.augmentation.randaugment import randaugment
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.models import folded, refresh
+from sat_ray.models import ModelSpec, folded, refresh
 from sat_ray.models.parity import logits_and_gradient, require_agreement
 from sat_ray.threat import ThreatModel
 from sat_ray.training.catastrophic_overfitting import milder
@@ -66,6 +69,7 @@ class InnerMaximization:
             self.climbed = folded(attacker, dtype=dtype, follows=True)
         self.forward = self._callable(self.climbed)
         self.checked = False
+        self.num_classes = _num_classes(attacker)
         self.full_attack = self.settings.attack(problem.threat_model)
 
     def _callable(self, module: nn.Module) -> Forward:
@@ -87,9 +91,12 @@ class InnerMaximization:
     def run(self, attack: PGD, batch: Split, totals: Totals, *, epoch: int) -> AdversarialBatch:
         """Return x, x_adv and y of a batch on the attacker's device, in this epoch's image size."""
         device = next(self.attacker.parameters()).device
-        y = batch.labels.to(device, non_blocking=True)
+        labels = batch.labels.to(device, non_blocking=True)
         rng = Randomness(self.seed, batch.image_ids.to(device, non_blocking=True))
-        x = self._pixels(batch.images.to(device, non_blocking=True), rng, epoch=epoch)
+        images, y = self._augmented(
+            batch.images.to(device, non_blocking=True), labels, rng, epoch=epoch
+        )
+        x = self._pixels(images, epoch=epoch)
         if self.settings.attack_replays:
             x_adv = attack.start(x, y, rng, step=epoch).x_adv.requires_grad_()
         else:
@@ -100,10 +107,33 @@ class InnerMaximization:
         totals.watch(x_adv, x, attack.threat_model)
         return x, x_adv, y
 
-    def _pixels(self, images: Tensor, rng: Randomness, *, epoch: int) -> Tensor:
-        """Return uint8 images augmented, in [0, 1], and resized for an epoch."""
-        augmented = augment(images, rng, name=self.settings.augmentation, epoch=epoch)
-        whole = to_pixels(augmented)
+    def _augmented(
+        self, images: Tensor, labels: Tensor, rng: Randomness, *, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return changed uint8 images, and their labels: soft ones where images are mixed."""
+        settings = self.settings
+        images = augment(images, rng, name=settings.augmentation, epoch=epoch)
+        images = randaugment(
+            images,
+            rng,
+            count=settings.randaugment,
+            magnitude=settings.randaugment_magnitude,
+            epoch=epoch,
+        )
+        images = erase(images, rng, probability=settings.random_erasing, epoch=epoch)
+        return mix(
+            images,
+            labels,
+            rng,
+            mixup=settings.mixup,
+            cutmix=settings.cutmix,
+            num_classes=self.num_classes,
+            epoch=epoch,
+        )
+
+    def _pixels(self, images: Tensor, *, epoch: int) -> Tensor:
+        """Return uint8 images in [0, 1], resized for an epoch."""
+        whole = to_pixels(images)
         side = image_side(self.settings, epoch, full=min(whole.shape[-2:]))
         return resize(whole, side).contiguous(memory_format=self.layout)
 
@@ -133,6 +163,12 @@ class InnerMaximization:
             precision=precision,
             asked="training.compile",
         )
+
+
+def _num_classes(attacker: nn.Module) -> int:
+    spec = attacker.spec
+    assert isinstance(spec, ModelSpec)
+    return spec.num_classes
 
 
 def _same_function(copied: nn.Module, attacker: nn.Module, x: Tensor) -> bool:

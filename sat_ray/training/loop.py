@@ -12,13 +12,14 @@ memory of a process needs smaller groups and nothing else.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import torch
 from torch import nn
 
 from sat_ray.attacks import InfeasiblePointError
+from sat_ray.data.extra import Extra
 from sat_ray.data.loading import Loader
 from sat_ray.data.split import Arrays, Split, labelled_split
 from sat_ray.models import Normalized, assert_shares_storage, settle_layout, view
@@ -74,6 +75,7 @@ def fit(
     threat_model: ThreatModel,
     attacker_activation: str | None = None,
     attacker_alpha: float | None = None,
+    extra: Extra | None = None,
     seed: int = 0,
     state: TrainingState | None = None,
     options: RunOptions | None = None,
@@ -91,6 +93,7 @@ def fit(
     val: held-out images. Either may be a `Split` or a tuple (images, labels) of arrays:
     (N, C, H, W) uint8 and (N,) whole numbers.
     attacker_activation, attacker_alpha: the attack's view of the model, None for the model's own.
+    extra: more images to train on, a fixed share of every batch.
     state: continue from here. options: None for one process and all epochs.
     Raises ValueError on settings or images that do not fit, NonFiniteLossError on a NaN or infinite
     loss, CatastrophicOverfittingError where the guard gives up.
@@ -107,7 +110,9 @@ def fit(
         seed=seed,
     )
     val = labelled_split(val, field="val", num_classes=num_classes)
-    run = _Run(model, train, val, problem, state=state or TrainingState(), options=options)
+    if extra is not None and not isinstance(extra.images, Loader):
+        extra = replace(extra, images=_extra_split(extra, val, num_classes=num_classes))
+    run = _Run(model, train, val, problem, extra, state=state or TrainingState(), options=options)
     last = settings.epochs if options.until is None else min(options.until, settings.epochs)
     if options.measure_start:
         run.measure_start()
@@ -117,6 +122,18 @@ def fit(
     if run.state.best:
         model.load_state_dict(run.state.best)
     model.eval()
+
+
+def _extra_split(extra: Extra, val: Split, *, num_classes: int) -> Split:
+    """Return extra images in memory, checked against the model and the other images."""
+    assert not isinstance(extra.images, Loader)
+    found = labelled_split(extra.images, field="extra.images", num_classes=num_classes)
+    if found.images.shape[1:] != val.images.shape[1:]:
+        raise ValueError(
+            f"extra.images must have images of shape {tuple(val.images.shape[1:])}, as val has, "
+            f"got {tuple(found.images.shape[1:])}"
+        )
+    return found
 
 
 def _classes_of(model: nn.Module) -> int:
@@ -139,6 +156,7 @@ class _Run:
         train: Split | Loader,
         val: Split,
         problem: Problem,
+        extra: Extra | None,
         *,
         state: TrainingState,
         options: RunOptions,
@@ -151,7 +169,7 @@ class _Run:
         self.state = state
         self.options = options
         self.device = next(model.parameters()).device
-        self.batches = Batches(train, problem, process_group=group, device=self.device)
+        self.batches = Batches(train, problem, process_group=group, device=self.device, extra=extra)
         self.image_shape = val.images.shape[1:]
         _check_machine(settings, self.device)
         check_resizing(settings, self.image_shape)

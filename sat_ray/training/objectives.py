@@ -6,8 +6,7 @@ trades          max_x'  KL(f(x) || f(x'))
                 min     L(f(x), y) + beta KL(f(x) || f(x'))      (Zhang et al. 2019, equation 5)
 mart            max_x'  L(f(x'), y)
                 min     B(f(x'), y) + lambda KL(f(x) || f(x')) (1 - p_y(x))
-                        B(f(x'), y) = -log p_y(x') - log(1 - max_{k != y} p_k(x'))
-                                                                 (Wang et al. 2020, equation 11)
+                B(f(x'), y) = -log p_y(x') - log(1 - max_{k != y} p_k(x'))     (Wang et al. 2020)
 
 L: cross-entropy; KL between the softmax distributions p. Of a soft or smoothed label every term
 with y is the mean over the classes, by their shares. At x' = x the KL has no gradient, so trades'

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sat_ray.attacks.spec import AttackSpec
-from sat_ray.data.choices import AUGMENTATIONS
+from sat_ray.data.choices import AUGMENTATIONS, STRONGEST
 from sat_ray.threat import ThreatModel
 from sat_ray.training.optimization.schedules import SCHEDULES
 from sat_ray.utils.bounds import (
@@ -37,9 +37,14 @@ ADDED = frozenset(
         "attack_label_smoothing",
         "awp_gamma",
         "awp_start",
+        "cutmix",
         "layer_decay",
         "mart_weight",
+        "mixup",
         "optimizer",
+        "randaugment",
+        "randaugment_magnitude",
+        "random_erasing",
     }
 )
 
@@ -62,6 +67,19 @@ class TrainingSettings:
     """How training images are changed at random: none, crop_flip (padded by 4 pixels, cropped,
     flipped: CIFAR) or resized_crop_flip (a part of 8 to 100 % of the area is enlarged, then
     flipped: ImageNet)."""
+    randaugment: Annotated[int, Bounds(0, 10)] = 0
+    """Operations of RandAugment on every training image, after the crop; 2 is usual, 0 for none.
+    On a GPU the host waits for each of them."""
+    randaugment_magnitude: Annotated[int, Bounds(0, STRONGEST)] = 9
+    """Magnitude of RandAugment's operations, 0 to 30."""
+    random_erasing: Share = 0.0
+    """Probability with which a rectangle of a training image becomes random pixels; 0.25 is
+    usual."""
+    mixup: Share = 0.0
+    """MixUp with another image of the BatchNorm group: alpha of Beta(alpha, alpha), 0.2 to 1; 0 for
+    none. Attack and update use the mixed labels."""
+    cutmix: Share = 0.0
+    """CutMix, as mixup; 1 is usual. With both, each image gets one of them at random."""
     resize_start: Annotated[int, Bounds(0, 4096)] = 0
     """Side of the images of the first epochs, in pixels. It grows to that of the stored images, the
     longer side in proportion. 0: all images are as stored. Validation and evaluation always use
@@ -119,8 +137,8 @@ class TrainingSettings:
     mart_weight: Annotated[float, Bounds(0, 1_000_000, above=True)] = 5.0
     """Weight of the KL divergence in mart (lambda)."""
     awp_gamma: Annotated[float, Bounds(0, 1)] = 0.0
-    """Adversarial weight perturbation: its length in each layer, in units of that of the weights,
-    for example 0.005; 0 for none."""
+    """Adversarial weight perturbation (AWP): its length in each layer, in units of the norm of the
+    layer's weights, for example 0.005; 0 for none."""
     awp_start: Share = 0.0
     """Share of the epochs after which weights are perturbed."""
     attack_steps: Steps = 1

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import RandomResizedCrop, functional
 from trainings import record_attacks, small_model, train
 
-from sat_ray.data.augmentation import augment, flips, rectangles, shifts
+from sat_ray.data.augmentation.crops import augment, flips, rectangles, shifts
 from sat_ray.data.choices import AUGMENTATIONS, PADDING, check_augmentation
 from sat_ray.data.split import Split
 from sat_ray.training.settings import TrainingSettings

@@ -239,6 +239,10 @@ def test_training_from_shards_is_training_from_memory_bit_for_bit_and_goes_on_fr
     changes: dict[str, Any] = {
         "shuffle_window": 120,
         "augmentation": "crop_flip",
+        "randaugment": 1,
+        "random_erasing": 0.2,
+        "mixup": 0.2,
+        "cutmix": 1.0,
         "global_batch_size": 64,
     }
     ours = trained(

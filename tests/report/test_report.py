@@ -566,3 +566,16 @@ def test_the_report_imports_neither_ray_nor_mlflow_nor_pyplot() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_corruptions_have_a_column_and_fields_where_they_were_measured_and_only_there() -> None:
+    found = {"fog": [0.5, 0.25], "snow": [0.75, 0.5]}
+    measured = board_of(
+        [evaluated("silu", corruptions=found), evaluated("relu", corruptions=found)]
+    )
+    plain = board_of([evaluated("silu"), evaluated("relu")])
+    row = measured["rows"][0]
+    assert row["corruptions"] == found and row["corruption_accuracy"] == 0.5
+    assert measured["groups"][0]["corruption_accuracy"]["mean"] == 0.5
+    assert "corruptions" in to_markdown(measured) and "corruption" not in to_markdown(plain)
+    assert {"corruptions", "corruption_accuracy"}.isdisjoint(plain["rows"][0])

@@ -45,6 +45,9 @@ def test_the_operations_of_a_forward_pass_are_the_published_ones(name: str, publ
         ({}, 2 + 3),
         ({"attack_steps": 10}, 20 + 3),
         ({"objective": "trades", "attack_steps": 10}, 1 + 20 + 6),
+        ({"objective": "mart", "attack_steps": 10}, 20 + 6),
+        ({"awp_gamma": 0.01}, 2 + 3 + 3),
+        ({"objective": "trades", "attack_steps": 10, "awp_gamma": 0.01}, 1 + 20 + 6 + 6),
         ({"attack_replays": 4}, 4 * 3),
     ],
 )
@@ -90,12 +93,20 @@ def test_the_price_is_that_of_the_hours() -> None:
     assert "estimated price" not in costs(free, source, passes_of(free, source))
 
 
-def test_storage_counts_images_weights_and_states() -> None:
-    config = changed("cifar10_resnet18", training={"ema_decay": 0.9})
+@pytest.mark.parametrize(
+    ("fields", "copies"),
+    [
+        ({"ema_decay": 0.9}, 4),
+        ({"optimizer": "adamw"}, 4),
+        ({"optimizer": "adamw", "guard_every": 10}, 7),
+    ],
+)
+def test_storage_counts_images_weights_and_states(fields: dict[str, Any], copies: int) -> None:
+    config = changed("cifar10_resnet18", training={"guard_every": 0} | fields)
     shown = costs(config, dataset_source("cifar10"), passes_of(config, dataset_source("cifar10")))
     models = len({(one.activation, one.attacker_activation) for one in config.search.points()}) * 3
     trials = len(config.search.points())
-    weights = (models + trials + 2 * 4) * 11_173_962 * 4
+    weights = (models + trials + 2 * copies) * 11_173_962 * 4
     assert (
         shown["estimated storage"].startswith("184 MB of images, ")
         and f"{weights / 1e9:.3g} GB of weights" in shown["estimated storage"]

@@ -16,6 +16,7 @@ from trainings import step_of
 
 from sat_ray.activations.registry import ACTIVATIONS
 from sat_ray.data.split import Split
+from sat_ray.training.optimization import optimizer
 
 READ_BACK = (
     Tensor.item,
@@ -85,10 +86,19 @@ def test_no_activation_makes_the_host_wait(activation: str, images: Split) -> No
         {"attack_steps": 3, "ema_decay": 0.9, "gradient_clip": 1.0},
         {"objective": "trades", "attack_steps": 2},
         {"precision": "bf16"},
+        {"random_erasing": 0.5, "mixup": 0.2, "cutmix": 1.0},
+        {"objective": "mart", "awp_gamma": 0.01, "layer_decay": 0.9},
+        {"optimizer": "adamw", "attack_label_smoothing": 0.1},
     ],
-    ids=["crops", "ImageNet's", "PGD-3, average, clipping", "TRADES", "bf16"],
+    ids=[
+        *("crops", "ImageNet's", "PGD-3, average, clipping", "TRADES", "bf16"),
+        *("mixing", "MART, AWP, layers", "AdamW"),
+    ],
 )
-def test_no_recipe_makes_the_host_wait(changes: dict[str, Any], images: Split) -> None:
+def test_no_recipe_makes_the_host_wait(
+    changes: dict[str, Any], images: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimizer, "fuses", lambda model: True)  # as on a GPU
     step = step_of(images, **changes)
     step(0)
     with waits() as seen:

@@ -2,6 +2,7 @@
 and what changes on the way.
 """
 
+import math
 from typing import Any
 
 import pytest
@@ -21,8 +22,10 @@ from sat_ray.threat import ThreatModel
 from sat_ray.training.epoch_metrics import Totals
 from sat_ray.training.objectives import (
     AdversarialCrossEntropy,
+    Mart,
     Objective,
     Trades,
+    boosted_cross_entropy,
     kl_divergence,
     make_objective,
 )
@@ -179,6 +182,98 @@ def test_label_smoothing_acts_on_the_update_and_not_on_the_attack(digits: Split)
     assert losses[0.0] != losses[0.5]
 
 
+def mart_by_hand(clean: Tensor, adversarial: Tensor, y: int, *, weight: float) -> float:
+    """Write MART's loss of one image out, in float64, as in the paper."""
+    p, q = (z.double().exp() / z.double().exp().sum() for z in (clean, adversarial))
+    rival = max(value for k, value in enumerate(q.tolist()) if k != y)
+    boosted = -math.log(q[y]) - math.log(1 - rival)
+    divergence = sum(p[k] * math.log(p[k] / q[k]) for k in range(len(p)))
+    return float(boosted + weight * divergence * (1 - p[y]))
+
+
+def test_the_loss_of_mart_is_its_formula(digits: Split, digits_model: Normalized) -> None:
+    x, y, rng = batch(digits)
+    x_adv = BALL.random_start(x, rng)
+    calls: list[int] = []
+
+    def model(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return digits_model(images) / 4  # softer, so that no image has a loss near 0
+
+    losses, logits = Mart(weight=2.5).losses(model, x, x_adv, y)
+    clean, adversarial = model(x).detach(), model(x_adv).detach()
+    expected = [
+        mart_by_hand(clean[i], adversarial[i], int(y[i]), weight=2.5) for i in range(len(x))
+    ]
+    torch.testing.assert_close(losses.detach(), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, adversarial)
+    assert calls[0] == 32
+
+
+def test_a_soft_label_is_the_mean_of_marts_losses_under_its_classes_but_for_the_product() -> None:
+    """The boosted cross-entropy is linear in the shares, and so is the weight of the divergence."""
+    torch.manual_seed(0)
+    z, y = 2 * torch.randn(12, 10), torch.randint(10, (12,))
+    both = [F.one_hot(one, 10).float() for one in (y, y.roll(1))]
+    mixed = boosted_cross_entropy(z, soft(y))
+    parts = [boosted_cross_entropy(z, shares) for shares in both]
+    torch.testing.assert_close(mixed, 0.7 * parts[0] + 0.3 * parts[1])
+    images = torch.randn(12, 10)
+
+    def model(x: Tensor) -> Tensor:
+        return torch.cat([images, z]) if len(x) == 24 else x
+
+    hard = [Mart(5.0).losses(model, z, z, one)[0] for one in (y, y.roll(1))]
+    torch.testing.assert_close(
+        Mart(5.0).losses(model, z, z, soft(y))[0], 0.7 * hard[0] + 0.3 * hard[1]
+    )
+    smoothed = 0.8 * F.one_hot(y, 10).float() + 0.2 / 10
+    torch.testing.assert_close(
+        Mart(5.0, label_smoothing=0.2).losses(model, z, z, y)[0],
+        Mart(5.0).losses(model, z, z, smoothed)[0],
+    )
+
+
+def test_the_boosted_cross_entropy_is_finite_where_a_probability_rounds_to_1() -> None:
+    z = torch.tensor([[200.0, 0.0, -100.0], [200.0, 0.0, -100.0]], requires_grad=True)
+    losses = boosted_cross_entropy(z, F.one_hot(torch.tensor([0, 1]), 3).float())
+    torch.testing.assert_close(losses.detach(), torch.tensor([0.0, 400.0]))
+    (gradient,) = torch.autograd.grad(losses.sum(), z)
+    torch.testing.assert_close(
+        gradient, torch.tensor([[0.0, 0.0, 0.0], [2.0, -2.0, 0.0]]), rtol=0, atol=1e-6
+    )
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "MART": {"objective": "mart", "attack_steps": 2, "attack_step_size": BALL.epsilon / 2},
+    "AWP": {"awp_gamma": 0.01},
+    "TRADES-AWP": {
+        "objective": "trades",
+        "attack_steps": 2,
+        "attack_step_size": BALL.epsilon / 2,
+        "awp_gamma": 0.005,
+    },
+    "AdamW": {
+        "optimizer": "adamw",
+        "learning_rate": 0.01,
+        "weight_decay": 0.05,
+        "schedule": "cosine",
+        "warmup_epochs": 1.0,
+        "layer_decay": 0.8,
+    },
+    "smoothed labels": {"label_smoothing": 0.1, "attack_label_smoothing": 0.1},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_trains_on_digits(digits: Split, method: str) -> None:
+    """Accuracy under the training attack, and of held-out clean images, far above chance."""
+    reports = train(small_model(), digits, images=512, epochs=3, **METHODS[method])
+    assert reports[-1].metrics["train/loss"] < reports[0].metrics["train/loss"]
+    assert reports[-1].metrics["train/adversarial_accuracy"] > 0.35
+    assert reports[-1].metrics["val/clean_accuracy"] > 0.7
+
+
 def soft(y: Tensor, classes: int = 10) -> Tensor:
     """Return every label mixed with that of another image, 0.7 to 0.3."""
     return 0.7 * F.one_hot(y, classes).float() + 0.3 * F.one_hot(y.roll(1), classes).float()
@@ -198,7 +293,7 @@ def test_the_loss_of_a_soft_label_is_the_weighted_mean_of_the_losses_of_its_clas
     torch.testing.assert_close(hard, cross_entropy(z, y))
 
 
-@pytest.mark.parametrize("objective", [AdversarialCrossEntropy(), Trades(6.0, 0.001)])
+@pytest.mark.parametrize("objective", [AdversarialCrossEntropy(), Trades(6.0, 0.001), Mart(5.0)])
 def test_one_hot_labels_are_attacked_and_trained_on_as_their_classes_are(
     digits: Split, digits_model: Normalized, objective: Objective
 ) -> None:

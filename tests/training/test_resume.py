@@ -3,6 +3,8 @@ and stops where its numbers have gone bad.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 import pickle
 import signal
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from repository import paths_of_tests
 from trainings import BALL, assert_same_bits, digits_again, small_model, train
@@ -48,6 +51,14 @@ EVERYTHING: dict[str, Any] = {
     "guard_images": 32,
 }
 """Whatever has a state of its own, or changes on the way."""
+ADAMW: dict[str, Any] = {
+    "optimizer": "adamw",
+    "learning_rate": 0.005,
+    "schedule": "cosine",
+    "layer_decay": 0.8,
+    "label_smoothing": 0.1,
+    "attack_label_smoothing": 0.1,
+}
 
 
 def states_of(
@@ -63,7 +74,14 @@ def states_of(
 
 
 @pytest.mark.parametrize(
-    ("activation", "changes"), [("silu", {}), ("parametric_softplus", {"alpha_start": 0.5})]
+    ("activation", "changes"),
+    [
+        ("silu", {}),
+        ("parametric_softplus", {"alpha_start": 0.5}),
+        ("smoothrelu_learned", ADAMW | {"objective": "mart", "awp_gamma": 0.01, "awp_start": 0.4}),
+        ("silu", {"layer_decay": 0.8, "objective": "trades", "awp_gamma": 0.01}),
+    ],
+    ids=["SGD", "moving alpha", "AdamW, MART, AWP", "SGD by layers, TRADES, AWP"],
 )
 def test_a_run_resumed_after_any_step_is_the_undisturbed_run_bit_for_bit(
     digits: Split, activation: str, changes: dict[str, Any]
@@ -81,6 +99,37 @@ def test_a_run_resumed_after_any_step_is_the_undisturbed_run_bit_for_bit(
         resumed = train(other, digits, **EVERYTHING, **changes, state=seen[at])
         assert [report.epoch for report in resumed] == list(range(at // 4, 3))
         assert_same_bits(resumed[-1].state, undisturbed)
+        again = dataclasses.replace(seen[at], seconds=0.0)
+        assert pack_state(again) == pack_state(unpack_state(pack_state(again)))
+
+
+def packed_by_an_earlier_version(state: TrainingState) -> bytes:
+    """Write a state as it was written when momentum was all that an optimizer could hold."""
+    packed = pack_state(state)
+    length = int.from_bytes(packed[:8], "little")
+    header = json.loads(json.loads(packed[8 : 8 + length])["__metadata__"]["header"])
+    tensors = {
+        name.replace("optimizer/momentum_buffer/", "momentum/"): tensor
+        for name, tensor in safetensors.torch.load(packed).items()
+    }
+    digest = hashlib.sha256(header["state"].encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    text = json.dumps({"sha256": digest.hexdigest(), "state": header["state"]})
+    return bytes(safetensors.torch.save(tensors, metadata={"header": text}))
+
+
+def test_a_training_goes_on_from_the_file_of_a_version_that_named_the_momentum_alone(
+    digits: Split,
+) -> None:
+    seen, undisturbed = states_of(digits, "silu", momentum=0.8)
+    old = packed_by_an_earlier_version(seen[9])
+    assert b"optimizer/" not in old and b'"good/momentum/' in old
+    state = unpack_state(old)
+    assert_same_bits(state, seen[9])
+    resumed = train(small_model(), digits, **EVERYTHING, momentum=0.8, state=state)
+    assert_same_bits(resumed[-1].state, undisturbed)
 
 
 def train_and_leave_checkpoints(folder: str) -> None:

@@ -48,11 +48,24 @@ EXTRAS: dict[str, dict[str, Any]] = {
         "guard_images": 31,
         "validate_every": 1,
     },
+    "augmented": {"randaugment": 2, "random_erasing": 0.5, "mixup": 0.3, "cutmix": 1.0},
+    "AdamW, MART, AWP": {
+        "optimizer": "adamw",
+        "learning_rate": 0.002,
+        "adamw_eps": 1e-4,
+        "layer_decay": 0.8,
+        "objective": "mart",
+        "awp_gamma": 0.01,
+    },
 }
 """Settings of the cases that are trained by two workers; of three groups one worker has two, of
-images of 8 and then 12 pixels.
+images of 8 and then 12 pixels. A large adamw_eps: rounding must not decide about the sign of a step
+where a gradient is almost 0.
 """
-BATCHES = {"one group": 32, "two groups": 64, "three groups": 48}
+BATCHES = {
+    **{"one group": 32, "two groups": 64, "three groups": 48},
+    **{"augmented": 64, "AdamW, MART, AWP": 64},
+}
 CASES = list(BATCHES)
 
 

@@ -83,7 +83,8 @@ def test_half_precision_of_the_other_kind_is_refused_with_the_one_that_is_meant(
 
 
 @pytest.mark.parametrize(
-    "other", [{"attack_steps": 2}, {"objective": "trades"}, {"guard_every": 10}]
+    "other",
+    [{"attack_steps": 2}, {"objective": "trades"}, {"objective": "mart"}, {"guard_every": 10}],
 )
 def test_free_training_is_refused_beside_what_has_an_attack_of_its_own(
     other: dict[str, object],
@@ -93,6 +94,13 @@ def test_free_training_is_refused_beside_what_has_an_attack_of_its_own(
         match=r"training\.attack_replays must be 0 where .* or there is a guard, got 4",
     ):
         TrainingSettings(attack_replays=4, **other)
+
+
+def test_weight_perturbation_is_refused_in_free_training() -> None:
+    with pytest.raises(
+        ValueError, match=r"training\.awp_gamma must be 0 with attack_replays, .*, got 0\.01"
+    ):
+        TrainingSettings(awp_gamma=0.01, attack_replays=4)
 
 
 @pytest.mark.parametrize("other", [{"objective": "trades"}, {"attack_replays": 2}])
@@ -109,6 +117,9 @@ def test_label_smoothing_of_an_attack_without_labels_is_refused(other: dict[str,
         ({}, 2),
         ({"attack_steps": 7}, 8),
         ({"objective": "trades", "attack_steps": 10}, 12),
+        ({"objective": "mart", "attack_steps": 10}, 12),
+        ({"awp_gamma": 0.01}, 3),
+        ({"objective": "trades", "attack_steps": 10, "awp_gamma": 0.01}, 14),
         ({"attack_replays": 4}, 4),
     ],
 )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sat_ray.activations.table import alphas_and_curvatures
+from sat_ray.data.choices import extra_images
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.sources.user_defined import counted
 from sat_ray.integrations.command_line.parsing import Command
@@ -14,6 +15,7 @@ from sat_ray.sweep.plan import planned_trials
 from sat_ray.sweep.resources import bundles
 from sat_ray.sweep.search.search_space import Group, groups
 from sat_ray.threat import as_255ths
+from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.serialization import flatten, to_json
 
 _LENGTHS = ("epsilon", "step_size")
@@ -55,6 +57,7 @@ def plan(config: SweepConfig) -> dict[str, str]:
         "training attack": _training_attack(config),
         "evaluation attack": _evaluation_attack(config),
         "strong attacks on what survives": _strong(config, source.classes),
+        **_corruptions(config, source.test, models=finalists * seeds),
         "search trials": _trials(config),
         **_space(config),
         "models for the leaderboard": models,
@@ -76,13 +79,63 @@ def _training(config: SweepConfig) -> dict[str, str]:
             f"{training.learning_rate:g} at the peak, {training.schedule}, "
             f"{training.warmup_epochs:g} epochs of warm-up"
         ),
+        "optimizer": _optimizer(training),
+        "update": _update(training),
+        **_extra(config),
     }
+
+
+def _extra(config: SweepConfig) -> dict[str, str]:
+    data = config.data
+    if not data.extra:
+        return {}
+    group = config.training.batchnorm_group_size
+    found = extra_images(data.extra_share, group)
+    share = f"{found} of each BatchNorm group of {group}, {100 * found / group:.1f} %"
+    return {"extra images": f"{data.extra}: {share}"}
+
+
+def _optimizer(training: TrainingSettings) -> str:
+    if training.optimizer == "adamw":
+        betas = f"betas {training.adamw_beta1:g} and {training.adamw_beta2:g}"
+        words = [f"AdamW, {betas}, decoupled weight decay {training.weight_decay:g}"]
+    else:
+        words = [
+            f"SGD, Nesterov momentum {training.momentum:g}, weight decay {training.weight_decay:g}"
+        ]
+    if training.layer_decay != 1:
+        words.append(
+            f"learning rate times {training.layer_decay:g} from each layer to the one before"
+        )
+    return ", ".join(words)
+
+
+def _update(training: TrainingSettings) -> str:
+    losses = {
+        "trades": f"TRADES, beta {training.trades_beta:g}",
+        "mart": f"MART, lambda {training.mart_weight:g}",
+    }
+    words = [losses.get(training.objective, "cross-entropy of adversarial images")]
+    if training.label_smoothing:
+        words.append(f"label smoothing {training.label_smoothing:g}")
+    if training.awp_gamma:
+        since = f" after {training.awp_start:.0%} of the epochs" if training.awp_start else ""
+        words.append(f"weights perturbed by AWP, gamma {training.awp_gamma:g}{since}")
+    return ", ".join(words)
 
 
 def _evaluation_attack(config: SweepConfig) -> str:
     evaluation = config.evaluation
     step = as_255ths(evaluation.step_size)
     return f"PGD-{evaluation.steps}, step {step}, {evaluation.restarts} restart(s)"
+
+
+def _corruptions(config: SweepConfig, test_images: int, *, models: int) -> dict[str, str]:
+    if not config.evaluation.corruptions:
+        return {}
+    images = 75 * models * config.evaluation.evaluated(test_images)
+    shown = f"15 kinds, 5 severities: {images / 1e6:.2f} million images, forward only"
+    return {"common corruptions": shown}
 
 
 def _trials(config: SweepConfig) -> str:
@@ -148,7 +201,12 @@ def _training_attack(config: SweepConfig) -> str:
         if training.objective == "trades"
         else ""
     )
-    return f"PGD-{training.attack_steps}, {ascended}step {step}"
+    smoothed = (
+        f", label smoothing {training.attack_label_smoothing:g}"
+        if training.attack_label_smoothing
+        else ""
+    )
+    return f"PGD-{training.attack_steps}, {ascended}step {step}{smoothed}"
 
 
 def _shown(passes: dict[str, float]) -> dict[str, str]:

@@ -196,6 +196,7 @@ def _row(scored: Scored, *, verdict: str | None) -> dict[str, Any]:
         "robust_accuracy": summary.robust_accuracy,
         "robust_accuracy_interval": list(summary.robust_accuracy_interval),
         **_strong_row(scored),
+        **_corruption_row(model),
         "n": summary.n,
         "clean_errors": summary.clean_errors,
         "attacks": summary.attacks,
@@ -208,6 +209,16 @@ def _row(scored: Scored, *, verdict: str | None) -> dict[str, Any]:
         "mlflow_run_id": model.mlflow_run_id,
         "accelerator_seconds": model.accelerator_seconds,
         "train_images_per_second": model.train_images_per_second,
+    }
+
+
+def _corruption_row(model: EvaluatedModel) -> dict[str, Any]:
+    """Return the accuracy under common corruptions, {} where it was not measured."""
+    if model.corruptions is None:
+        return {}
+    return {
+        "corruption_accuracy": model.corruption_accuracy,
+        "corruptions": {kind: list(found) for kind, found in model.corruptions.items()},
     }
 
 

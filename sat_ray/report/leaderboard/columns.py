@@ -43,6 +43,7 @@ def group_columns(board: Item) -> list[Column]:
         Column("", measure, spread, kind=STRIP),
         *([Column(pgd_name(board), PGD, spread), GAP] if measure == STRONG else []),
         Column("clean", "clean_accuracy", spread),
+        *_corruptions(board["groups"], spread),
         Column("validation", board["champion"]["selected_by"], spread, wide=True),
         Column("against relu", against_relu_cell),
         *([seeds] if numbers_differ else []),
@@ -67,10 +68,17 @@ def row_columns(board: Item, *, pages: str = "") -> list[Column]:
         *([Column("gap, share of survivors", _row_gap_cell)] if by_strong else []),
         Column("after each attack", _attacks_cell, kind=LINES, wide=True),
         Column("clean", "clean_accuracy", points),
+        *_corruptions(board["rows"], points),
         Column("validation", board["champion"]["selected_by"], points),
         *cost_columns(board),
         *([] if pages else [run]),
     ]
+
+
+def _corruptions(items: Sequence[Item], show: Callable[[Any], str]) -> list[Column]:
+    """Return the column of the accuracy under common corruptions; [] unless all have it."""
+    name = "corruption_accuracy"
+    return [Column("corruptions", name, show)] if all(name in item for item in items) else []
 
 
 def difference_columns(board: Item) -> list[Column]:

@@ -237,6 +237,7 @@ def describe_group(group: Group) -> dict[str, Any]:
         "robust_accuracy": spread(lambda one: one.summary.robust_accuracy),
         "strong_robust_accuracy": spread(_strong_accuracy),
         **_describe_gap(group),
+        **_describe_corruptions(group),
         "accelerator_seconds": math.fsum(one.model.accelerator_seconds for one in group.members),
         "train_images_per_second": spread(lambda one: one.model.train_images_per_second),
         "passes_per_image": spread(lambda one: one.summary.passes_per_image),
@@ -259,6 +260,12 @@ def _describe_gap(group: Group) -> dict[str, Any]:
         "flattered_seeds": [seed for seed, gap in gaps.items() if gap.overestimated],
         "gap_difference_to_relu": relative,
     }
+
+
+def _describe_corruptions(group: Group) -> dict[str, Any]:
+    """Return the accuracy under common corruptions over seeds, {} where it was not measured."""
+    found = _spread([one.model.corruption_accuracy for one in group.members])
+    return {} if found is None else {"corruption_accuracy": found}
 
 
 def _strong_accuracy(scored: Scored) -> float | None:

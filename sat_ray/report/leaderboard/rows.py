@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from sat_ray.evaluation.corruptions.summary import mean_accuracy
 from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA
 from sat_ray.sweep.search.search_space import configuration_name
 
@@ -27,6 +28,8 @@ class EvaluatedModel:
     chooses the champion where it is known.
     strong_table: outcomes of the strong attacks on the same test images, with rows for the
     survivors of `table` only; strong_outcomes: where it is stored. None: no strong attack was run.
+    corruptions: accuracy on the test images by kind of common corruption, one for each severity;
+    None: not measured.
     Raises ValueError for a figure outside its range or a table without the outcome columns.
     """
 
@@ -49,6 +52,7 @@ class EvaluatedModel:
     val_strong_robust_accuracy: float | None = None
     strong_table: pa.Table | None = None
     strong_outcomes: str | None = None
+    corruptions: Mapping[str, Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
         for name in ("val_robust_accuracy", "val_strong_robust_accuracy"):
@@ -62,6 +66,11 @@ class EvaluatedModel:
         _check_columns("table", self.table)
         if self.strong_table is not None:
             _check_columns("strong_table", self.strong_table)
+
+    @property
+    def corruption_accuracy(self) -> float | None:
+        """Return the mean accuracy over all corruptions and severities."""
+        return None if self.corruptions is None else mean_accuracy(self.corruptions)
 
     @property
     def key(self) -> tuple[str, str, float | None, str, float | None]:

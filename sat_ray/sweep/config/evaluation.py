@@ -36,6 +36,9 @@ class EvaluationSettings:
     strong_targets: Annotated[int, Bounds(1, 1_000_000)] = TARGETS
     """Most classes that the targeted strong attack moves towards, likeliest first; AutoAttack takes
     9."""
+    corruptions: bool = False
+    """Also count the right answers under 15 common corruptions at 5 severities (noise, blur,
+    weather, digital), computed from the test images that are evaluated: 75 forward passes each."""
     slots: Slots = 64
     """Images in every model call; part of the numerical environment."""
     shard_size: Count = 450

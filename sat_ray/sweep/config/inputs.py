@@ -1,7 +1,7 @@
 """Settings of what a sweep trains: the images and the network."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 
 from sat_ray.data.choices import Loading
@@ -53,6 +53,15 @@ class DataSettings:
     """Where training takes images from: resident (memory, the accelerator's where there is one),
     streaming (the shards, decoded ahead of use), or auto: streaming above 4 GiB of pixels. The
     images are the same."""
+    extra: str = ""
+    """A second dataset, named as dataset is, whose train split is trained on as well: more or
+    generated images, labelled or pseudo-labelled, of the same shape and classes; for example npz.
+    Nothing else is taken from it."""
+    extra_path: str = ""
+    """Where the extra images are, as path."""
+    extra_share: BelowOne = 0.0
+    """Share of every batch that is extra images, the same in each BatchNorm group. An epoch stays a
+    pass over the train split."""
 
     def __post_init__(self) -> None:
         check_address(self.path, field="data.path")
@@ -61,6 +70,7 @@ class DataSettings:
         check_fields(self, prefix="data.")
         source = dataset_source(self.dataset)
         self._check_download(source)
+        self._check_extra(source)
         if not source.encoded and (self.image_size or self.encoding != "raw"):
             raise ValueError(
                 f"data.image_size and data.encoding must be 0 and raw for {self.dataset}, "
@@ -79,6 +89,48 @@ class DataSettings:
                 f"data.path must be a local folder with --data.download, got {self.path}; "
                 "download into a local folder and copy it"
             )
+
+    def _check_extra(self, source: Source) -> None:
+        """Raise ValueError where the settings of extra images do not fit together or the images."""
+        check_address(self.extra_path, field="data.extra_path")
+        if bool(self.extra) != bool(self.extra_share) or (self.extra_path and not self.extra):
+            raise ValueError(
+                "data.extra and data.extra_share must be given together, got "
+                f"{self.extra or 'no dataset'} and {self.extra_share:g}; for example "
+                "--data.extra npz --data.extra-path FILE --data.extra-share 0.5"
+            )
+        if not self.extra:
+            return
+        extra = dataset_source(self.extra)
+        shapes = (source.shape, extra.shape)
+        if None not in shapes and shapes[0] != shapes[1]:
+            raise ValueError(
+                f"data.extra must have images of the shape of {self.dataset}, {shapes[0]}, "
+                f"got {self.extra}, {shapes[1]}"
+            )
+        counts = (source.classes, extra.classes)
+        if 0 not in counts and counts[0] != counts[1]:
+            raise ValueError(
+                f"data.extra must have the {counts[0]} classes of {self.dataset}, "
+                f"got {self.extra}, which has {counts[1]}"
+            )
+
+    def extra_data(self) -> "DataSettings | None":
+        """Return the settings of the extra images, which are stored as the others are; or None."""
+        if not self.extra:
+            return None
+        encoded = dataset_source(self.extra).encoded
+        return replace(
+            self,
+            dataset=self.extra,
+            path=self.extra_path,
+            download=False,
+            image_size=self.image_size if encoded else 0,
+            encoding=self.encoding if encoded else "raw",
+            extra="",
+            extra_path="",
+            extra_share=0.0,
+        )
 
     def storing(self) -> Storing:
         """Return how images that come in files are stored."""
@@ -99,9 +151,17 @@ class DataSettings:
         The place of a known dataset does not matter; an image folder is its path.
         """
         dropped = {"corrupt_share", "download", "enlarged_share", "loading"}
+        dropped |= {"extra", "extra_path", "extra_share"}  # another dataset beside this one
         if not dataset_source(self.dataset).anonymous:
             dropped.add("path")
         return {name: value for name, value in to_json(self).items() if name not in dropped}
+
+    def semantic(self) -> dict[str, Any]:
+        """Return what determines the training images, the extra ones included, as JSON."""
+        more = self.extra_data()
+        if more is None:
+            return self.identity()
+        return self.identity() | {"extra": more.identity(), "extra_share": self.extra_share}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ def code_named(config: Any) -> list[str]:
         if word.partition(":")[0] not in ACTIVATIONS  # relu:x is a mistyped alpha, no module
     ]
     pairs = [word for text in _words(search.get("pairs")) for word in text.split("/")]
-    others = _words([model.get("name"), data.get("dataset")])
+    others = _words([model.get("name"), data.get("dataset"), data.get("extra")])
     return sorted({name for name in (*others, *activations, *pairs) if is_reference(name)})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sat_ray.attacks.cascade import strong_attacks
 from sat_ray.attacks.spec import AttackSpec
+from sat_ray.data.choices import extra_images
 from sat_ray.evaluation.card.settings import CardSettings
 from sat_ray.sweep.config.evaluation import EvaluationSettings
 from sat_ray.sweep.config.inputs import DataSettings, ModelSettings
@@ -53,6 +54,8 @@ class SweepConfig:
         check_accelerator(self.training.precision, self.resources.accelerator)
         if (shape := self.data.shape()) is not None:
             check_resizing(self.training, shape)
+        if self.data.extra:
+            extra_images(self.data.extra_share, self.training.batchnorm_group_size)
 
     def evaluation_attacks(self) -> list[AttackSpec]:
         """Return the attacks of the evaluate stage, before views are chosen."""
@@ -84,6 +87,14 @@ class SweepConfig:
             gradient=e.gradient,
         )
 
+    def images_per_epoch(self, train_images: int) -> int:
+        """Return how many images an epoch trains on, the extra ones included."""
+        if not self.data.extra:
+            return train_images
+        group = self.training.batchnorm_group_size
+        own = group - extra_images(self.data.extra_share, group)
+        return train_images * group // own
+
     def trial_training(self) -> TrainingSettings:
         """Return the training of a search trial, validated at the rungs.
 
@@ -97,7 +108,7 @@ class SweepConfig:
         """Return what determines the results, as JSON: all but the resources and their price."""
         value: dict[str, Any] = to_json(self)
         del value["resources"], value["cost"]
-        return value | {"data": self.data.identity()}
+        return value | {"data": self.data.semantic()}
 
 
 Recipe = Callable[[], SweepConfig]

@@ -166,10 +166,8 @@ def forwards_per_image(training: TrainingSettings) -> int:
     """Return what one image costs in one epoch of training, in forward passes."""
     if training.attack_replays:
         return 3 * training.attack_replays
-    trades = (
-        training.objective == "trades"
-    )  # updates on clean and adversarial images, attacks against the clean logits
-    return 2 * training.attack_steps + (3 + 3 + 1 if trades else 3)
+    against_clean_logits = training.objective == "trades"
+    return 2 * training.attack_steps + against_clean_logits + 3 * training.update_passes()
 
 
 def forwards(config: SweepConfig, passes: Mapping[str, float]) -> dict[str, float]:
@@ -222,9 +220,9 @@ def _storage(
     images = source.images * prod(shape) * (JPEG_SHARE if config.data.encoding == "jpeg" else 1)
     training, trials = config.training, planned_trials(config)
     models = len(groups(config.search.points())) * len(config.final.seeds)
-    copies = (
-        3 + bool(training.ema_decay) + bool(training.guard_every) * (2 + bool(training.ema_decay))
-    )
+    moments = 2 if training.optimizer == "adamw" else 1
+    state = 1 + moments + bool(training.ema_decay)
+    copies = 1 + state + bool(training.guard_every) * state  # the best weights, and the guard's
     kept = models + trials + (trials * copies if len(config.search.rungs) > 1 else 0) + 2 * copies
     checkpoints = 4 * parameters * kept
     return f"{_bytes(images)} of images, {_bytes(checkpoints)} of weights and states of training"
@@ -240,7 +238,7 @@ def _bytes(count: float) -> str:
 def passes_of(config: SweepConfig, source: Source) -> dict[str, float]:
     """Return the passes of every part of a sweep, of one image each; what is evaluated, at most."""
     per_image = config.training.passes_per_image()
-    images = source.images - source.test - source.val
+    images = config.images_per_epoch(source.images - source.test - source.val)
     seeds = len(config.final.seeds)
     chosen = [group.members[0] for group in groups(config.search.points())]
     trials = (

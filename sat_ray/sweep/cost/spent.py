@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sat_ray.sweep.config.resources import money_text
 from sat_ray.sweep.plan import longest_trials
 from sat_ray.sweep.records.store import Record, Records
-from sat_ray.sweep.tasks import CARD, EVALUATE, STRONG, TRAIN, VALIDATE
+from sat_ray.sweep.tasks import CARD, CORRUPTIONS, EVALUATE, STRONG, TRAIN, VALIDATE
 
 if TYPE_CHECKING:
     from sat_ray.sweep.config import CostSettings, SweepConfig
@@ -80,9 +80,11 @@ def spent_by_stage(
         )
         for one in records.all(CARD)
     ]
+    evaluated = [VALIDATE, EVALUATE, STRONG]
+    evaluated += [CORRUPTIONS] if config.evaluation.corruptions else []
     shards = {
         stage.name: _by_model(records.each(stage), gpus=asked.gpus_per_evaluation)
-        for stage in (VALIDATE, EVALUATE, STRONG)
+        for stage in evaluated
     }
     return {"search": trials, "train": trainings, **shards, "card": cards}
 

@@ -16,6 +16,7 @@ from sat_ray.data.class_names import relabelled
 from sat_ray.data.shards.dataset import read_rows
 from sat_ray.data.split import Split
 from sat_ray.evaluation.card import robustness_card, silent
+from sat_ray.evaluation.corruptions.accuracy import corruption_counts
 from sat_ray.evaluation.external.loading import load_source
 from sat_ray.evaluation.external.validation import naming_model
 from sat_ray.evaluation.low_precision.calibration import Calibration, control_rows
@@ -26,7 +27,8 @@ from sat_ray.sweep.execute.inputs import accelerator_of, device_of, split_of
 from sat_ray.sweep.gpu_sharing import memory_needed
 from sat_ray.sweep.records.merge_outcomes import read_part
 from sat_ray.sweep.records.store import Record, Records, attempt_name, require_environment
-from sat_ray.sweep.tasks import CARD, CardTask, EvaluationTask
+from sat_ray.sweep.tasks import CARD, CORRUPTIONS, CardTask, EvaluationTask
+from sat_ray.utils.precision import exact_float32
 from sat_ray.utils.randomness import Randomness, sample_rows
 from sat_ray.utils.serialization import sha256
 
@@ -119,6 +121,12 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
     started = perf_counter()
     task = located(task, records.storage)
     shard = images_of(task, rows_of(task))
+    if task.stage == CORRUPTIONS:
+        payload = _under_corruptions(task, shard) | ({"gpus": gpus} if gpus else {})
+        seconds = perf_counter() - started
+        return records.commit(
+            task.stage, task.key, inputs=task.inputs, payload=payload, seconds=seconds
+        )
     if before is not None:
         shard = _survivors(shard, read_part(before, records))
     table, calibrations = _attacked(task, shard)
@@ -144,6 +152,16 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
     return records.commit(
         task.stage, task.key, inputs=task.inputs, payload=payload, seconds=seconds
     )
+
+
+def _under_corruptions(task: EvaluationTask, shard: Split) -> dict[str, Any]:
+    """Return the payload of a shard under common corruptions."""
+    device = device_of(accelerator_of(task))
+    with exact_float32():
+        counts = corruption_counts(
+            model_of(task), shard, seed=task.seed, slots=task.slots, device=device
+        )
+    return {"name": task.name, "n": len(shard), "passes": 0, "correct": counts}
 
 
 def _survivors(shard: Split, outcomes: pa.Table) -> Split:

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from sat_ray.checkpoint import save_model
+from sat_ray.data.extra import Extra, extra_labels
 from sat_ray.data.loading import Loader, Resident, Streamed, shard_rows, streams
 from sat_ray.models import model_from_spec
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.initial_weights import start_from
 from sat_ray.sweep.execute.inputs import accelerator_of, device_of, split_of
 from sat_ray.sweep.records.store import STATE, Record, Records, attempt_name, require_environment
-from sat_ray.sweep.tasks import SEARCH, TrainingTask
+from sat_ray.sweep.tasks import SEARCH, Dataset, TrainingTask
 from sat_ray.training.epoch_metrics import NonFiniteLossError
 from sat_ray.training.loop import EpochReport, RunOptions, TrainingState, fit
 from sat_ray.training.parallel.process_group import ProcessGroup
@@ -23,15 +24,22 @@ from sat_ray.training.resume.checkpointing import StateFiles, pack_state, unpack
 CHECKPOINT_IMAGES = 100_000
 
 
-def training_images(task: TrainingTask) -> Loader:
-    """Return the images that a task trains on, in memory or streamed from their shards."""
-    manifest = task.dataset.manifest
+def training_images(task: TrainingTask, dataset: Dataset) -> Loader:
+    """Return the train split of a task's dataset, in memory or streamed from its shards."""
+    manifest = dataset.manifest
     if streams(manifest, task.loading):
         threads, pin = torch.get_num_threads(), bool(accelerator_of(task))
-        return Streamed(Storage.at(task.dataset.uri), "train", threads=threads, pin=pin)
-    return Resident(
-        split_of(task.dataset.uri, "train", task.dataset.hash), shard_rows(manifest, "train")
-    )
+        return Streamed(Storage.at(dataset.uri), "train", threads=threads, pin=pin)
+    return Resident(split_of(dataset.uri, "train", dataset.hash), shard_rows(manifest, "train"))
+
+
+def extra_of(task: TrainingTask) -> Extra | None:
+    """Return the extra images of a task, None where it has none."""
+    extra = task.dataset.extra
+    if extra is None:
+        return None
+    order = extra_labels(task.dataset.manifest, extra.manifest)
+    return Extra(training_images(task, extra), task.extra_share, order)
 
 
 def train_and_commit(
@@ -121,12 +129,13 @@ def _training(
         start_from(task.initial_weights, model, task.model, seed=task.seed)
     return fit(
         model.to(device_of(accelerator_of(task))),
-        training_images(task),
+        training_images(task, task.dataset),
         split_of(task.dataset.uri, "val", task.dataset.hash),
         settings=task.training,
         threat_model=task.threat_model,
         attacker_activation=None if own else task.configuration.attacker_activation,
         attacker_alpha=None if own else task.configuration.attacker_alpha,
+        extra=extra_of(task),
         seed=task.seed,
         state=state,
         options=RunOptions(

@@ -1,5 +1,6 @@
 """The command line: precedence, names, places, and one line for every mistake."""
 
+import dataclasses
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from repository import ROOT
 
 from sat_ray.activations.table import activation_table
 from sat_ray.integrations.command_line.checks.claims import claim_folder
+from sat_ray.integrations.command_line.dry_run import plan
 from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.storage.store import Storage
@@ -250,6 +252,8 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
         "world size 2 workers",
         "global batch 64 images, 32 per worker",
         "learning rate 0.2 at the peak, linear, 2 epochs of warm-up",
+        "optimizer SGD, Nesterov momentum 0.9, weight decay 0.0005",
+        "update cross-entropy of adversarial images",
         "epsilon 24/255 (linf)",
         "training attack PGD-3, step 12/255",
         (
@@ -262,6 +266,38 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
         f"estimated passes, training {models * 7 * 718 * 4 / 1e6:.2f} million images",
         f"tracking sqlite:///{tmp_path}/store/mlflow.db",
     } <= lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        (
+            {"optimizer": "adamw", "weight_decay": 0.05, "layer_decay": 0.75},
+            {
+                "optimizer": "AdamW, betas 0.9 and 0.999, decoupled weight decay 0.05, "
+                "learning rate times 0.75 from each layer to the one before"
+            },
+        ),
+        (
+            {"objective": "mart", "awp_gamma": 0.005, "awp_start": 0.25, "label_smoothing": 0.1},
+            {
+                "update": "MART, lambda 5, label smoothing 0.1, "
+                "weights perturbed by AWP, gamma 0.005 after 25% of the epochs"
+            },
+        ),
+        (
+            {"attack_label_smoothing": 0.2},
+            {"training attack": "PGD-3, step 12/255, label smoothing 0.2"},
+        ),
+    ],
+)
+def test_a_dry_run_describes_the_training_method(
+    changes: dict[str, Any], shown: dict[str, str]
+) -> None:
+    recipe = RECIPES["digits"]()
+    training = dataclasses.replace(recipe.training, **changes)
+    found = plan(dataclasses.replace(recipe, training=training))
+    assert {name: found[name] for name in shown} == shown
 
 
 @pytest.fixture

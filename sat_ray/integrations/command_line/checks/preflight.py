@@ -15,7 +15,7 @@ from sat_ray.models import model_from_spec
 from sat_ray.models.export import NotExportedError, check_exportable
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
-from sat_ray.sweep.plan import dataset_uri
+from sat_ray.sweep.plan import data_uri, dataset_uri
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.compile import check_compiler
 from sat_ray.utils.import_string import is_reference
@@ -29,7 +29,7 @@ def user_defined_names(config: SweepConfig) -> list[str]:
     return sorted(
         {
             name
-            for name in (*activations, config.model.name, config.data.dataset)
+            for name in (*activations, config.model.name, config.data.dataset, config.data.extra)
             if is_reference(name)
         }
     )
@@ -103,10 +103,9 @@ def check_data_named(config: SweepConfig, root: Storage) -> None:
 
     The nodes check whether they are there.
     """
-    if Dataset.open(dataset_uri(config, root)) is None:
-        dataset_source(config.data.dataset).require_path(
-            config.data.path, download=config.data.download
-        )
+    for data in filter(None, (config.data, config.data.extra_data())):
+        if Dataset.open(data_uri(data, root)) is None:
+            dataset_source(data.dataset).require_path(data.path, download=data.download)
 
 
 def check_machine(

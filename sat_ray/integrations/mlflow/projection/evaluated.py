@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from sat_ray.evaluation.corruptions.summary import mean_accuracy
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.integrations.mlflow.metrics import cost_metrics
 from sat_ray.integrations.mlflow.projection.runs import Runs, now
 from sat_ray.integrations.mlflow.values import Point
-from sat_ray.report.sweep_report import outcome_paths, read_outcomes
+from sat_ray.report.sweep_report import corruption_accuracies, outcome_paths, read_outcomes
 from sat_ray.sweep.records.store import Record
 from sat_ray.utils.serialization import json_bytes
 
@@ -25,6 +26,8 @@ def write_evaluated(runs: Runs, record: Record, path: str, *, cost: Mapping[str,
     if runs.tracker.is_complete(run_id, content=content):
         return run_id
     values = _write_outcomes(runs, record, run_id, path)
+    if found := corruption_accuracies(runs.sweep, runs.dataset(), record):
+        values["eval/corruption_accuracy"] = mean_accuracy(found)
     runs.tracker.artifact(run_id, "config.json", json_bytes(record.inputs))
     runs.uses(run_id, "test")
     runs.attach_model(record)

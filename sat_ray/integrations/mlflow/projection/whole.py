@@ -43,7 +43,7 @@ class Projection(Runs):
         """
         self.update()
         config = self.sweep.config
-        images = self.dataset().manifest["splits"]["train"]
+        images = config.images_per_epoch(self.dataset().manifest["splits"]["train"])
         stages = spent_by_stage(config, self.records, train_images=images)
         found = {}
         for record in models:

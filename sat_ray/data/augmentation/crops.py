@@ -1,4 +1,4 @@
-"""Random changes of training images, in whole batches and on their device.
+"""Crops and flips of training images, in whole batches and on their device.
 
 Crops and flips are a pure function of (seed, epoch, image id).
 
@@ -56,20 +56,45 @@ def rectangles(rng: Randomness, height: int, width: int, *, epoch: int) -> Tenso
 
     The columns are top, left, height and width.
     """
-    draws = rng.uniform("augment/rectangle", (TRIES, 2), step=epoch).to(torch.float64)
-    area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * draws[..., 0])
-    low, high = (math.log(ratio) for ratio in RATIO)
-    ratio = torch.exp(low + (high - low) * draws[..., 1])
-    tall, wide = (torch.sqrt(side).round().long() for side in (area / ratio, area * ratio))
+    tall, wide = sides(
+        rng, height, width, purpose="augment/rectangle", scale=SCALE, ratio=RATIO, epoch=epoch
+    )
     fits = (tall >= 1) & (tall <= height) & (wide >= 1) & (wide <= width)
-    first = fits.to(torch.int64).argmax(dim=1, keepdim=True)
     found = fits.any(dim=1)
-    tall = tall.gather(1, first)[:, 0]
-    wide = wide.gather(1, first)[:, 0]
+    tall = first_fitting(tall, fits)
+    wide = first_fitting(wide, fits)
     room = torch.stack([height - tall, width - wide], dim=1) + 1
     top, left = rng.below(room, "augment/place", 2, step=epoch).unbind(dim=1)
-    sides = zip((top, left, tall, wide), _centred(height, width), strict=True)
-    return torch.stack([torch.where(found, drawn, centred) for drawn, centred in sides], dim=1)
+    edges = zip((top, left, tall, wide), _centred(height, width), strict=True)
+    return torch.stack([torch.where(found, drawn, centred) for drawn, centred in edges], dim=1)
+
+
+def sides(
+    rng: Randomness,
+    height: int,
+    width: int,
+    *,
+    purpose: str,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    epoch: int,
+) -> tuple[Tensor, Tensor]:
+    """Return heights and widths of TRIES random rectangles for each image, (N, TRIES) int64 each.
+
+    scale: share of the image's area, uniform; ratio: width by height, its logarithm uniform.
+    """
+    draws = rng.uniform(purpose, (TRIES, 2), step=epoch).to(torch.float64)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
+    low, high = (math.log(bound) for bound in ratio)
+    shape = torch.exp(low + (high - low) * draws[..., 1])
+    tall, wide = (torch.sqrt(side).round().long() for side in (area / shape, area * shape))
+    return tall, wide
+
+
+def first_fitting(values: Tensor, fits: Tensor) -> Tensor:
+    """Return the value of each image's first try that fits, (N,); values, fits: (N, TRIES)."""
+    first = fits.to(torch.int64).argmax(dim=1, keepdim=True)
+    return values.gather(1, first)[:, 0]
 
 
 def _centred(height: int, width: int) -> tuple[int, int, int, int]:

@@ -1,0 +1,1 @@
+"""Random changes of training images: crops and flips, RandAugment, random erasing, mixing."""

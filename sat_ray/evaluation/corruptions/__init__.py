@@ -1,0 +1,1 @@
+"""Accuracy under common corruptions (Hendrycks & Dietterich 2019), computed on the fly."""
