@@ -300,14 +300,13 @@ def two_steps(task: TrainingTask) -> tuple[dict[str, Tensor], list[TrainingState
         split_of(task.dataset.uri, split, task.dataset.hash) for split in ("train", "val")
     )
     train, val = (
-        corners(train.take(slice(0, 2 * task.training.global_batch_size))),
-        corners(val.take(slice(0, 4))),
+        train.take(slice(0, 2 * task.training.global_batch_size)),
+        val.take(slice(0, 4)),
     )
+    if not task.model.image_size:  # networks of timm are built for one size
+        train, val = corners(train), corners(val)
     assert len(train) == 2 * task.training.global_batch_size
-    spec = task.model
-    if spec.image_size:
-        spec = dataclasses.replace(spec, image_size=tuple(train.images.shape[2:]))
-    model, taken = model_from_spec(spec, seed=task.seed), list[TrainingState]()
+    model, taken = model_from_spec(task.model, seed=task.seed), list[TrainingState]()
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     one, settings = (
         task.configuration,
