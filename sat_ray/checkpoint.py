@@ -1,6 +1,5 @@
 """Weights on disk: safetensors beside a JSON description, never a pickle."""
 
-import dataclasses
 from collections.abc import Collection
 from typing import Any
 
@@ -38,9 +37,7 @@ def save_model(
     storage.write(MODEL_WEIGHTS, data)
     storage.write_json(
         MODEL_JSON,
-        sealed(
-            {"format": FORMAT, "spec": dataclasses.asdict(spec), "sha256": digest, "about": about}
-        ),
+        sealed({"format": FORMAT, "spec": spec.described(), "sha256": digest, "about": about}),
     )
     return digest
 

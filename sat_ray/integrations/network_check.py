@@ -1,28 +1,45 @@
 """Check the network of a sweep before it trains: that it takes the images and can be trained."""
 
-from sat_ray.models import ModelSpec, check_user_defined_model
+from sat_ray.models import ModelSpec, check_timm_model, check_user_defined_model
+from sat_ray.models.architectures.timm_names import is_timm
 from sat_ray.sweep.config import SweepConfig
+from sat_ray.sweep.execute.initial_weights import check_initial_weights
 from sat_ray.training.progressive_resizing import check_resizing, image_shape
 from sat_ray.utils.import_string import is_reference
 
 
 def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> None:
-    """Raise ValueError where a user-defined network cannot take the images or cannot be trained.
+    """Raise ValueError where a network or its initial weights do not fit the images.
 
     shape: (C, H, W) of the images.
     """
     check_resizing(config.training, shape)
-    if not is_reference(config.model.name):
+    if not is_checked(config):
         return
     spec = spec_of_trial(config, classes, shape)
+    if config.model.initial_weights:
+        check_initial_weights(config.model.initial_weights, spec)
+    if not _is_foreign(config.model.name):
+        return
     sizes = (
         image_shape(one, epoch, shape)
         for one in (config.training, config.trial_training())
         for epoch in range(one.epochs)
     )
-    check_user_defined_model(
-        spec, shape, tuple(size for size in dict.fromkeys(sizes) if size != shape)
-    )
+    smaller = tuple(size for size in dict.fromkeys(sizes) if size != shape)
+    if is_timm(config.model.name):
+        check_timm_model(spec, smaller)
+    else:
+        check_user_defined_model(spec, shape, smaller)
+
+
+def is_checked(config: SweepConfig) -> bool:
+    """Say whether a network may not fit: it is not of this package, or starts from weights."""
+    return _is_foreign(config.model.name) or bool(config.model.initial_weights)
+
+
+def _is_foreign(model: str) -> bool:
+    return is_reference(model) or is_timm(model)
 
 
 def spec_of_trial(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> ModelSpec:
@@ -33,7 +50,9 @@ def spec_of_trial(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> 
         activation="silu",  # has no kink, so that finite differences can be trusted
         num_classes=classes,
         in_channels=shape[0],
+        stem=config.model.stem,
         width=config.model.width,
         mean=half,
         std=half,
+        **config.model.of_timm(shape),
     )

@@ -6,7 +6,12 @@ from sat_ray.utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from sat_ray.models.batchnorm_folding import FoldedConv, folded, refresh
-    from sat_ray.models.build import build_model, check_user_defined_model, model_from_spec
+    from sat_ray.models.build import (
+        build_model,
+        check_timm_model,
+        check_user_defined_model,
+        model_from_spec,
+    )
     from sat_ray.models.memory_format import memory_format, settle_layout
     from sat_ray.models.normalized import Normalized
     from sat_ray.models.spec import MODELS, ModelSpec, check_attacker_activation
@@ -20,6 +25,7 @@ __all__ = [
     "assert_shares_storage",
     "build_model",
     "check_attacker_activation",
+    "check_timm_model",
     "check_user_defined_model",
     "folded",
     "memory_format",
@@ -37,6 +43,7 @@ _HOMES = {
     "assert_shares_storage": "view",
     "build_model": "build",
     "check_attacker_activation": "spec",
+    "check_timm_model": "build",
     "check_user_defined_model": "build",
     "folded": "batchnorm_folding",
     "memory_format": "memory_format",

@@ -1,4 +1,4 @@
-"""Models by name: residual networks, ResNeXts, EfficientNets, and networks for small images."""
+"""Models by name: residual networks, EfficientNets, networks for small images, and timm's."""
 
 import functools
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from sat_ray.models.architectures.efficientnet import efficientnet, zero_last_ga
 from sat_ray.models.architectures.preact_resnet import PreActResNet
 from sat_ray.models.architectures.sizes import PREACT, SCALES
 from sat_ray.models.architectures.small_resnet import SmallResNet
+from sat_ray.models.architectures.timm_names import is_timm
 from sat_ray.models.injection import inject_activation
 from sat_ray.models.normalized import Normalized
 from sat_ray.models.spec import IMAGENET_MEAN, IMAGENET_STD, RESNEXTS, ModelSpec
@@ -79,8 +80,13 @@ def _preact_net(spec: ModelSpec) -> nn.Module:
 
 
 def _net(spec: ModelSpec) -> nn.Module:
+    """Build the network of a spec; those of users and of timm come with its activation."""
     if is_reference(spec.name):
         return user_defined_net(spec)
+    if is_timm(spec.name):
+        from sat_ray.models.architectures.timm_network import timm_network  # imports timm
+
+        return timm_network(spec)
     if spec.name in SCALES:
         return _efficient_net(spec)
     if spec.name in PREACT:
@@ -98,7 +104,7 @@ def model_from_spec(spec: ModelSpec, *, seed: int | None = None) -> Normalized:
         if seed is not None:
             torch.manual_seed(seed)
         net = _net(spec)
-    if not is_reference(spec.name):
+    if not (is_reference(spec.name) or is_timm(spec.name)):
         inject_activation(net, activation=spec.activation, alpha=spec.alpha)
     return Normalized(net, mean=spec.mean, std=spec.std, spec=spec)
 
@@ -153,6 +159,16 @@ def check_user_defined_model(
     check_sizes(model, name=spec.name, num_classes=spec.num_classes, shapes=smaller)
 
 
+def check_timm_model(spec: ModelSpec, smaller: tuple[tuple[int, ...], ...] = ()) -> None:
+    """Raise ValueError, in one line, where a network of timm cannot be trained on its images.
+
+    Nothing is computed. smaller: (C, H, W) of smaller images that training begins with.
+    """
+    with torch.device("meta"):
+        model = model_from_spec(spec, seed=0)
+    check_sizes(model, name=spec.name, num_classes=spec.num_classes, shapes=smaller)
+
+
 def build_model(
     name: str,
     *,
@@ -165,6 +181,8 @@ def build_model(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     zero_gamma: bool = False,
+    image_size: tuple[int, ...] = (),
+    patch_size: int = 0,
     seed: int | None = None,
 ) -> Normalized:
     """Build a model by name with an activation injected; [0, 1] pixels -> logits.
@@ -186,6 +204,8 @@ def build_model(
         mean=mean or (IMAGENET_MEAN if rgb else (0.5,) * in_channels),
         std=std or (IMAGENET_STD if rgb else (0.25,) * in_channels),
         zero_gamma=zero_gamma,
+        image_size=image_size,
+        patch_size=patch_size,
     )
     return model_from_spec(spec, seed=seed)
 

@@ -59,20 +59,26 @@ def _split_block(block: nn.Module) -> None:
         setattr(block, f"act{index}", nn.ReLU())
 
 
-def inject_activation(model: nn.Module, *, activation: str, alpha: float | None = None) -> int:
-    """Replace every nn.ReLU and nn.SiLU of `model` in place.
+def inject_activation(
+    model: nn.Module,
+    *,
+    activation: str,
+    alpha: float | None = None,
+    replaced: tuple[type[nn.Module], ...] = REPLACED,
+) -> int:
+    """Replace every activation module of `model` in place.
 
     Returns how many activation modules it now has.
 
-    No random number is drawn. Raises ValueError on a bad activation, AssertionError if one survives
-    or none was found.
+    replaced: the classes that are replaced. No random number is drawn. Raises ValueError on a bad
+    activation, AssertionError if one survives or none was found.
     """
     for module in list(model.modules()):
         if type(module) in _SPLIT:
             _split_block(module)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, REPLACED):
+            if isinstance(child, replaced):
                 setattr(parent, name, make_activation(activation, alpha=alpha))
     made = [module for module in model.modules() if isinstance(module, Activation)]
     inside = {
@@ -81,7 +87,7 @@ def inject_activation(model: nn.Module, *, activation: str, alpha: float | None 
     left = [
         module
         for module in model.modules()
-        if isinstance(module, REPLACED) and id(module) not in inside
+        if isinstance(module, replaced) and id(module) not in inside
     ]
     assert made and not left, "an activation was not replaced"
     return len(made)

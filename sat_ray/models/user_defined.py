@@ -67,7 +67,7 @@ def check_net(
     """
     what = f"model {name}"
     model = build(0)
-    _check_parts(model, what=what)
+    check_parts(model, what=what)
     x = torch.rand(IMAGES, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     _check_same_weights(model, build(0), what=what)
     _check_training(model, x, what=what)
@@ -85,6 +85,7 @@ def check_sizes(
     for channels, height, width in shapes:
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(IMAGES, channels, height, width, generator=generator, dtype=torch.float32)
+        x = x.to(next(model.parameters()).device)
         what = f"model {name}, given images of {width} x {height} for training.resize_start,"
         for mode in (True, False):
             logits = call(model.train(mode), x, what=what)
@@ -95,7 +96,8 @@ def check_sizes(
                 )
 
 
-def _check_parts(model: nn.Module, *, what: str) -> None:
+def check_parts(model: nn.Module, *, what: str) -> None:
+    """Raise ValueError, in one line, where a network has a part that cannot be trained as it is."""
     if any(type(one).__name__ == "OptimizedModule" for one in model.modules()):
         raise ValueError(
             f"{what} must be a network that is not compiled; return it without torch.compile and "

@@ -35,6 +35,7 @@ from sat_ray.utils.serialization import content_hash
 
 if TYPE_CHECKING:
     from sat_ray.sweep.config import DataSettings, SweepConfig
+    from sat_ray.sweep.execute.initial_weights import InitialWeights
 
 
 def dataset_uri(config: "SweepConfig", root: Storage) -> str:
@@ -104,12 +105,14 @@ def training_task(
         slots=config.evaluation.slots,
         compiled=training.compile,
     )
+    spec = _model_spec(config, manifest, configuration)
     return TrainingTask(
         stage=stage,
         configuration=configuration,
         seed=seed,
         until=training.epochs,
-        model=_model_spec(config, manifest, configuration),
+        model=spec,
+        initial_weights=_initial_weights(config, spec),
         training=training,
         threat_model=config.threat_model,
         slots=config.evaluation.slots,
@@ -131,6 +134,14 @@ def _check_extra_count(config: "SweepConfig", training: TrainingSettings, images
         )
 
 
+def _initial_weights(config: "SweepConfig", spec: ModelSpec) -> "InitialWeights | None":
+    if not config.model.initial_weights:
+        return None
+    from sat_ray.sweep.execute.initial_weights import initial_weights  # loads torch
+
+    return initial_weights(config.model.initial_weights, spec)
+
+
 def _model_spec(
     config: "SweepConfig", manifest: dict[str, Any], configuration: SearchPoint
 ) -> ModelSpec:
@@ -145,6 +156,7 @@ def _model_spec(
         mean=tuple(manifest["mean"]),
         std=tuple(manifest["std"]),
         zero_gamma=config.model.zero_gamma,
+        **config.model.of_timm(manifest["shape"]),
     )
 
 

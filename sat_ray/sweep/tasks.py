@@ -5,12 +5,13 @@ Each with the key of all that determines its result.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sat_ray.attacks.spec import AttackSpec, true_and_smooth
 from sat_ray.data.choices import Loading
 from sat_ray.data.shards.manifest import manifest_hash, read_manifest
 from sat_ray.evaluation.card.settings import CardSettings
+from sat_ray.models.architectures.timm_names import is_timm, timm_version
 from sat_ray.models.spec import ModelSpec
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.store import SURVIVORS_OF, USER_DEFINED, Stage, record_key
@@ -19,6 +20,9 @@ from sat_ray.threat import ThreatModel
 from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.serialization import to_json
+
+if TYPE_CHECKING:  # it loads torch
+    from sat_ray.sweep.execute.initial_weights import InitialWeights
 
 # Version 2 of search and train: val/robust_accuracy is that of a cascade, no longer that of PGD on
 # cross-entropy alone.
@@ -78,7 +82,8 @@ def _named(user_defined: Sequence[str]) -> dict[str, Any]:
 class TrainingTask:
     """Train one configuration with one seed up to an epoch.
 
-    `inputs` says what determines the result, and `loading` is none of it.
+    `inputs` says what determines the result, and `loading` is none of it. initial_weights: what it
+    starts from, None for random weights.
     """
 
     stage: Stage
@@ -92,6 +97,7 @@ class TrainingTask:
     dataset: Dataset
     environment: dict[str, Any]
     loading: Loading = "auto"
+    initial_weights: "InitialWeights | None" = None
     extra_share: float = 0.0
 
     @property
@@ -103,11 +109,15 @@ class TrainingTask:
         extra = self.dataset.extra
         if extra is not None:
             named["extra"] = {"dataset": extra.hash, "share": self.extra_share}
+        if self.initial_weights is not None:
+            named["initial_weights"] = self.initial_weights.sha256
+        if is_timm(self.model.name):
+            named["timm"] = timm_version()
         return named | {
             "configuration": self.configuration.to_json(),
             "seed": self.seed,
             "until": self.until,
-            "model": to_json(self.model),
+            "model": {name: to_json(one) for name, one in self.model.described().items()},
             "training": self.training.identity(),
             "threat_model": to_json(self.threat_model),
             "dataset": self.dataset.hash,

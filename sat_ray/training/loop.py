@@ -62,6 +62,8 @@ class RunOptions:
     """Called every few seconds: whether a machine of this training is about to be taken away. It
     must return the same on every process. While it returns True, each call is followed by a
     checkpoint."""
+    measure_start: bool = False
+    """Validate the weights that training starts from, as those of epoch 0 in the history."""
 
 
 def fit(
@@ -112,6 +114,8 @@ def fit(
         extra = replace(extra, images=_extra_split(extra, val, num_classes=num_classes))
     run = _Run(model, train, val, problem, extra, state=state or TrainingState(), options=options)
     last = settings.epochs if options.until is None else min(options.until, settings.epochs)
+    if options.measure_start:
+        run.measure_start()
     for epoch in range(run.state.epoch, last):
         due = (epoch + 1) % settings.validate_every == 0
         yield run.epoch(epoch, validate=due or epoch + 1 == last)
@@ -191,6 +195,12 @@ class _Run:
                 joined(weights=state.weights, optimizer=state.optimizer, average=state.average)
             )
         assert_shares_storage(model, attacker)
+
+    def measure_start(self) -> None:
+        """Validate before the first step, unless that was done before this training was resumed."""
+        if not self.state.history and not self.state.step:
+            before = {"epoch": -1.0, **self.validation.metrics(self.validated)}
+            self.state.history.append(before)
 
     def epoch(self, epoch: int, *, validate: bool) -> EpochReport:
         """Train for one epoch, or for what is left of it, and validate where that is due."""

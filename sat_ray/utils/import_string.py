@@ -17,6 +17,8 @@ from typing import Any
 
 from sat_ray.utils.names import suggest
 
+TIMM = "timm"
+"""`timm:resnet18` names a network of this package, and no function of a module called timm."""
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -66,7 +68,7 @@ def check_confirmed(names: Collection[str], *, source: str) -> None:
 
 def is_reference(text: str) -> bool:
     """Say whether a text is written as `module:function`."""
-    return _REFERENCE.fullmatch(text) is not None
+    return _REFERENCE.fullmatch(text) is not None and not text.startswith(f"{TIMM}:")
 
 
 def slug(text: str) -> str:

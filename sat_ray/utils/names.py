@@ -27,10 +27,15 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def suggest(name: str, known: Collection[str]) -> str:
-    """Return `did you mean a or b?` for near misses, else the list of what is known."""
+def suggest(name: str, known: Collection[str], *, otherwise: str = "") -> str:
+    """Return `did you mean a or b?` for near misses, else the list of what is known.
+
+    otherwise: said instead of a list that would be too long.
+    """
     close = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"choose {', '.join(sorted(known))}"
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return otherwise or f"choose {', '.join(sorted(known))}"
 
 
 def replacement(name: str, known: Collection[str]) -> str:

@@ -5,18 +5,31 @@ for tests that run all of them.
 from typing import Any
 
 import pytest
-from torch import Tensor
+import timm
+from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from sat_ray.models.architectures.sizes import PREACT, SCALES
+
+THIN_OPTIONS: dict[str, dict[str, Any]] = {  # of networks of timm
+    "convnext_tiny": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},
+    "vit_small_patch16_224": {"depth": 2, "embed_dim": 48, "num_heads": 3},
+}
 
 
 def thin_networks(patch: pytest.MonkeyPatch) -> None:
     """Let residual networks have one block in twelve and one group in four, EfficientNets an eighth
     of width and depth.
 
-    Pre-activation networks have an eighth of the width and one block in a group.
+    Pre-activation networks have an eighth of the width and one block in a group. For those of timm
+    see THIN_OPTIONS.
     """
+    created = timm.create_model
+
+    def thinner_of_timm(name: str, **options: Any) -> nn.Module:
+        return created(name, **options | THIN_OPTIONS.get(name, {}))
+
+    patch.setattr(timm, "create_model", thinner_of_timm)
     whole = ResNet.__init__
 
     def thinner(

@@ -55,11 +55,13 @@ def only(name: str) -> Run:
 
 
 def _check_parts(command: Command) -> None:
-    """Check the user's own dataset and network, and warn of what cannot be exported."""
+    """Check the user's own dataset, the network and its weights; warn of what is not exported."""
+    from sat_ray.models.architectures.timm_names import is_timm
     from sat_ray.sweep.config.stored import code_named
     from sat_ray.utils.serialization import to_json
 
-    if not code_named(to_json(command.config)):
+    model = command.config.model
+    if not (code_named(to_json(command.config)) or is_timm(model.name) or model.initial_weights):
         return
     from sat_ray.integrations.command_line.checks.preflight import (
         check_user_defined_parts,

@@ -1,5 +1,6 @@
 """Settings of what a sweep trains: the images and the network."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 
@@ -8,7 +9,14 @@ from sat_ray.data.images import ENCODINGS, LARGEST_SIDE, Storing
 from sat_ray.data.shards.test_images import TestImages
 from sat_ray.data.sources.base import Source
 from sat_ray.data.sources.registry import dataset_source
-from sat_ray.models.spec import STEMS, check_model_name, check_zero_gamma
+from sat_ray.models.architectures.timm_names import is_timm
+from sat_ray.models.spec import (
+    STEMS,
+    PatchSize,
+    check_model_name,
+    check_patch_size,
+    check_zero_gamma,
+)
 from sat_ray.storage.uris import SCHEME, check_address
 from sat_ray.utils.bounds import BelowOne, Bounds, Count, Share, Width, check_fields
 from sat_ray.utils.names import check_name
@@ -195,18 +203,42 @@ class ModelSettings:
     name: str = "small_resnet"
     """A residual network (resnet50, resnext50_32x8d, ...), an EfficientNet (efficientnet_b0 to b7,
     efficientnet_l1), a network for 32-pixel images (preact_resnet18, wide_resnet28_10,
-    wide_resnet34_10), small_resnet, or module:function of your own."""
+    wide_resnet34_10), small_resnet, timm:NAME (timm:convnext_tiny, timm:vit_small_patch16_224, any
+    other of the package timm), or module:function of your own."""
     width: Width = 12
     """Channels of the first layer of small_resnet, or of a network of your own that takes it; the
     others have widths of their own."""
     stem: str = "imagenet"
     """First layer of residual networks: imagenet (7x7, stride 2) or small (3x3, stride 1, for
-    32-pixel images); of EfficientNets: stride 2 or 1."""
+    32-pixel images); of EfficientNets: stride 2 or 1; of timm's networks small gives the first
+    convolution a stride of 1 and removes a max-pooling behind it."""
     zero_gamma: bool = False
     """Start the last BatchNorm of each block at 0."""
+    patch_size: PatchSize = 0
+    """Side of the patches that a network of timm cuts images into; 0 for the network's own."""
+    initial_weights: str = ""
+    """Weights to start from: a file (.safetensors, .pt, .pth) or the folder of a checkpoint, local
+    (the same on every node that trains) or on s3://, or timm:pretrained, or timm:TAG for others of
+    timm's. A last layer for other classes starts anew."""
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="model.")
         check_model_name(self.name, field="model.name")
         check_name(self.stem, STEMS, field="model.stem")
         check_zero_gamma(self.name, self.zero_gamma)
+        check_patch_size(self.name, self.patch_size)
+        check_address(self.initial_weights, field="model.initial-weights")
+        if is_timm(self.initial_weights) and not is_timm(self.name):
+            raise ValueError(
+                f"model.initial-weights must be a file or a checkpoint for {self.name}, got "
+                f"{self.initial_weights}: timm has weights for its own networks (timm:NAME) only"
+            )
+
+    def of_timm(self, shape: Sequence[int]) -> dict[str, Any]:
+        """Return the fields of a `ModelSpec` that only networks of timm have.
+
+        shape: (C, H, W) of the images.
+        """
+        if not is_timm(self.name):
+            return {}
+        return {"image_size": tuple(shape[1:]), "patch_size": self.patch_size}

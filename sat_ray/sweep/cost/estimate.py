@@ -112,18 +112,22 @@ def forward_operations(
 
 def _operations(model: ModelSettings, shape: tuple[int, int, int], classes: int) -> Counted:
     network = (model.name, model.stem, model.width, shape, classes or UNKNOWN_CLASSES)
-    return KNOWN.get(network) or count(network)
+    return KNOWN.get(network) or count(network, patch_size=model.patch_size)
 
 
 @functools.cache
-def count(network: Network) -> Counted:
-    """Count what `known_networks` does not hold; this imports torch and torchvision."""
+def count(network: Network, *, patch_size: int = 0) -> Counted:
+    """Count what `known_networks` does not hold; this imports torch and torchvision.
+
+    patch_size: of a network of timm.
+    """
     import torch
 
     from sat_ray.evaluation.engine.call_size import count_operations
     from sat_ray.models import model_from_spec
 
     name, stem, width, shape, classes = network
+    of_timm = ModelSettings(name=name, stem=stem, width=width, patch_size=patch_size).of_timm(shape)
     spec = ModelSpec(
         name=name,
         num_classes=classes,
@@ -132,6 +136,7 @@ def count(network: Network) -> Counted:
         width=width,
         mean=(0.5,) * shape[0],
         std=(0.5,) * shape[0],
+        **of_timm,
     )
     with torch.device("meta"):
         net, image = model_from_spec(spec, seed=0).eval(), torch.empty(1, *shape)

@@ -1,5 +1,6 @@
 """Train one task, from its inputs to its committed record."""
 
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from sat_ray.data.extra import Extra
 from sat_ray.data.loading import Loader, Resident, Streamed, shard_rows, streams
 from sat_ray.models import model_from_spec
 from sat_ray.storage.store import Storage
+from sat_ray.sweep.execute.initial_weights import start_from
 from sat_ray.sweep.execute.inputs import accelerator_of, device_of, split_of
 from sat_ray.sweep.records.store import STATE, Record, Records, attempt_name, require_environment
 from sat_ray.sweep.tasks import SEARCH, Dataset, TrainingTask
@@ -123,8 +125,11 @@ def _training(
 ) -> Iterator[EpochReport]:
     """Return the epochs of a task, from a state on."""
     own = task.configuration.own_attacker
+    model = model_from_spec(task.model, seed=task.seed)
+    if task.initial_weights is not None and not state.weights:
+        start_from(task.initial_weights, model, task.model, seed=task.seed)
     return fit(
-        model_from_spec(task.model, seed=task.seed).to(device_of(accelerator_of(task))),
+        model.to(device_of(accelerator_of(task))),
         training_images(task, task.dataset),
         split_of(task.dataset.uri, "val", task.dataset.hash),
         settings=task.training,
@@ -141,6 +146,7 @@ def _training(
             checkpoint_every=max(1, checkpoint_images // task.training.global_batch_size),
             on_checkpoint=on_checkpoint,
             preemption_announced=leaving,
+            measure_start=task.initial_weights is not None,
         ),
     )
 
@@ -186,8 +192,11 @@ def _commit_training(
         ],
         "history": state.history,
         "accelerator_seconds": state.seconds * workers,
-        "train_images_per_second": sum(row["throughput/images_per_second"] for row in state.history)
-        / len(state.history),
+        "train_images_per_second": statistics.fmean(
+            row["throughput/images_per_second"]
+            for row in state.history
+            if "throughput/images_per_second" in row  # not before the first epoch
+        ),
     }
     if state.events:
         payload["guard_events"] = state.events

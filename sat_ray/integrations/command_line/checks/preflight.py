@@ -10,7 +10,7 @@ from sat_ray.activations.registry import make_activation
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.sources.user_defined import opened
 from sat_ray.evaluation.low_precision.surrogate import check_gradient, emulated
-from sat_ray.integrations.network_check import check_network, spec_of_trial
+from sat_ray.integrations.network_check import check_network, is_checked, spec_of_trial
 from sat_ray.models import model_from_spec
 from sat_ray.models.export import NotExportedError, check_exportable
 from sat_ray.storage.store import Storage
@@ -38,10 +38,12 @@ def user_defined_names(config: SweepConfig) -> list[str]:
 def check_user_defined_parts(config: SweepConfig, root: Storage) -> None:
     """Raise ValueError, in one line, where a user's own dataset or network is not as it must be.
 
+    Networks of timm and initial weights are checked too.
+
     Activations were checked when the config was made. A dataset that is prepared is not read again;
     a network for images that are still in their files is checked when they are prepared.
     """
-    if not user_defined_names(config):
+    if not (user_defined_names(config) or is_checked(config)):
         return
     known = _shape_known(config, root)
     if known is not None:
@@ -49,7 +51,7 @@ def check_user_defined_parts(config: SweepConfig, root: Storage) -> None:
 
 
 def export_warnings(config: SweepConfig, root: Storage) -> list[str]:
-    """Return a sentence for each part of the user's own that prevents exporting a model.
+    """Return a sentence for each part, not of this package, that prevents exporting a model.
 
     Such a model is trained, evaluated and reported; MLflow gets no model and registers none.
     A network for images that are still in their files is not tried.
@@ -58,7 +60,7 @@ def export_warnings(config: SweepConfig, root: Storage) -> list[str]:
     for name, alpha in _user_defined_activations(config).items():
         alone = nn.Sequential(make_activation(name, alpha=alpha))
         found.append(_not_exported(alone, (1, 8, 8), what=f"activation {name}"))
-    known = _shape_known(config, root) if is_reference(config.model.name) else None
+    known = _shape_known(config, root) if is_checked(config) else None
     if known is not None:
         model = model_from_spec(spec_of_trial(config, *known), seed=0)
         found.append(_not_exported(model, known[1], what=f"model {config.model.name}"))
@@ -87,6 +89,9 @@ def _shape_known(config: SweepConfig, root: Storage) -> tuple[int, tuple[int, ..
     if prepared is not None:
         manifest = prepared.manifest
         return len(manifest["class_names"]), tuple(manifest["shape"])
+    shape = config.data.shape()
+    if shape is not None and source.classes:
+        return source.classes, shape
     if source.encoded:
         return None
     found = opened(source, config.data.path)

@@ -1,0 +1,211 @@
+"""Training starts from weights: fitted by name, in the key by content, validated before the first
+step; what does not fit is refused with the names.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import safetensors.torch
+import timm
+import torch
+from trainings import BALL
+
+from sat_ray.checkpoint import load_model, save_model
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.sources.registry import DATASETS
+from sat_ray.integrations.mlflow.metrics import history_points
+from sat_ray.models import Normalized, build_model, model_from_spec
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import ModelSettings, SweepConfig
+from sat_ray.sweep.execute.initial_weights import (
+    InitialWeights,
+    check_initial_weights,
+    initial_weights,
+    start_from,
+)
+from sat_ray.sweep.execute.training import train_and_commit
+from sat_ray.sweep.plan import final_tasks
+from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.search.search_space import SearchPoint
+from sat_ray.sweep.tasks import Dataset, TrainingTask
+from sat_ray.training.settings import TrainingSettings
+
+
+def small(
+    classes: int = 10, activation: str = "relu", *, seed: int = 5, width: int = 8
+) -> Normalized:
+    """Build the network of these tests."""
+    return build_model(
+        "small_resnet",
+        activation=activation,
+        num_classes=classes,
+        in_channels=1,
+        width=width,
+        mean=(0.25,),
+        std=(0.5,),
+        seed=seed,
+    )
+
+
+def saved(model: Normalized, path: Path, **changes: torch.Tensor) -> str:
+    """Write weights as a file of safetensors; changes: tensors to put in their places."""
+    safetensors.torch.save_file(model.state_dict() | changes, path)
+    return str(path)
+
+
+def refusal(uri: str, model: Normalized) -> str:
+    """Return why weights are refused, which must be said in one line."""
+    assert model.spec is not None
+    with pytest.raises(ValueError) as caught:
+        check_initial_weights(uri, model.spec)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def started(uri: str, model: Normalized, *, seed: int = 5) -> Normalized:
+    """Load weights into a model."""
+    assert model.spec is not None
+    start_from(initial_weights(uri, model.spec), model, model.spec, seed=seed)
+    return model
+
+
+def test_every_tensor_is_that_of_the_file_and_the_key_is_its_content(tmp_path: Path) -> None:
+    source = small()
+    uri = saved(source, tmp_path / "one.safetensors")
+    copy = saved(source, tmp_path / "two.safetensors")
+    model = started(uri, small(seed=6), seed=6)
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    assert model.spec is not None
+    hashes = {initial_weights(one, model.spec).sha256 for one in (uri, copy)}
+    other = saved(small(seed=7), tmp_path / "three.safetensors")
+    assert len(hashes) == 1 and initial_weights(other, model.spec).sha256 not in hashes
+
+
+def test_the_folder_of_a_checkpoint_will_do_and_its_mean_and_std_come_along(tmp_path: Path) -> None:
+    source = small(activation="silu")
+    assert source.spec is not None
+    save_model(Storage.at(tmp_path), source.state_dict(), spec=source.spec, about={})
+    other = dataclasses.replace(source.spec, mean=(0.4,), std=(0.3,))
+    model = started(str(tmp_path), model_from_spec(other, seed=6), seed=6).eval()
+    x = torch.rand(4, 1, 8, 8)
+    assert torch.equal(model(x), source.eval()(x))
+
+
+def test_a_head_for_other_classes_keeps_its_seeded_random_weights(tmp_path: Path) -> None:
+    uri = saved(small(), tmp_path / "ten.safetensors")
+    fresh = small(4, seed=6).state_dict()
+    loaded = started(uri, small(4, seed=6), seed=6).state_dict()
+    heads = {name for name in fresh if torch.equal(fresh[name], loaded[name])}
+    assert {"body.fc.weight", "body.fc.bias"} <= heads
+    assert not torch.equal(fresh["body.conv1.weight"], loaded["body.conv1.weight"])
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("smoothrelu_learned", "relu"), ("silu",) * 2])
+def test_alphas_stay_where_the_weights_have_others(ours: str, theirs: str, tmp_path: Path) -> None:
+    uri = saved(small(activation=theirs), tmp_path / "weights.safetensors")
+    assert len(started(uri, small(activation=ours)).state_dict()) >= 10
+    learned = saved(small(activation="smoothrelu_learned"), tmp_path / "learned.safetensors")
+    model = started(learned, small(activation=ours, seed=6), seed=6)
+    assert torch.equal(model.state_dict()["body.fc.weight"], small().state_dict()["body.fc.weight"])
+
+
+def test_what_does_not_fit_is_refused_with_the_names(tmp_path: Path) -> None:
+    model = small()
+    other = saved(
+        build_model("preact_resnet18", num_classes=10, in_channels=1, seed=0),
+        tmp_path / "other.safetensors",
+    )
+    assert "layer1.conv1.weight" in refusal(other, model)
+    wide = saved(small(width=12), tmp_path / "wide.safetensors")
+    assert "body.conv1.weight must have the shape (8, 1, 3, 3), got (12, 1, 3, 3)" in refusal(
+        wide, model
+    )
+    bad = model.state_dict()["body.layer2.conv1.weight"].clone()
+    bad[0, 0, 0, 0] = torch.nan
+    spoiled = saved(model, tmp_path / "nan.safetensors", **{"body.layer2.conv1.weight": bad})
+    assert "body.layer2.conv1.weight holds NaN" in refusal(spoiled, model)
+    assert "where there is none" in refusal(str(tmp_path / "nowhere.safetensors"), model)
+    assert "where there is none" in refusal(str(tmp_path), model)
+
+
+def test_weights_that_changed_since_the_sweep_began_are_refused(tmp_path: Path) -> None:
+    uri, model = saved(small(), tmp_path / "weights.safetensors"), small()
+    assert model.spec is not None
+    with pytest.raises(ValueError, match="have changed since this sweep began"):
+        start_from(InitialWeights(uri, "0" * 64), model, model.spec, seed=0)
+
+
+def test_weights_of_timm_are_for_networks_of_timm() -> None:
+    with pytest.raises(ValueError, match=r"timm has weights for its own networks \(timm:NAME\)"):
+        ModelSettings(name="resnet18", initial_weights="timm:pretrained")
+
+
+Tasks = Callable[..., TrainingTask]
+
+
+@pytest.fixture
+def task_of(tmp_path: Path) -> Tasks:
+    """Return a function that describes a short training of the digits."""
+    write_dataset(DATASETS["digits"], Storage.at(tmp_path / "data"), rows_per_shard=2000)
+    dataset = Dataset.open(str(tmp_path / "data"))
+    assert dataset is not None
+
+    def describe(**model: Any) -> TrainingTask:
+        training = TrainingSettings(epochs=1, warmup_epochs=0.5, validation_steps=4)
+        config = SweepConfig(
+            recipe="toy",
+            threat_model=BALL,
+            model=ModelSettings(**{"width": 8} | model),
+            training=training,
+        )
+        return final_tasks(config, dataset, [SearchPoint(activation="silu")])[0]
+
+    return describe
+
+
+def test_a_training_records_the_accuracy_that_it_starts_from(
+    task_of: Tasks, tmp_path: Path
+) -> None:
+    first = train_and_commit(task_of(), Records(Storage.at(tmp_path / "sweep")))
+    folder = str(tmp_path / "sweep" / first.payload["path"])
+    task = task_of(initial_weights=folder)
+    assert task.key != task_of().key
+    assert task.inputs["initial_weights"] == first.payload["sha256"]
+    record = train_and_commit(task, Records(Storage.at(tmp_path / "second")))
+    before = record.payload["history"][0]
+    assert before["epoch"] == -1
+    assert before["val/clean_accuracy"] == first.payload["val_clean_accuracy"]
+    assert before["val/robust_accuracy"] == first.payload["val_robust_accuracy"]
+    steps = [one.step for one in history_points(record) if one.name == "val/clean_accuracy"]
+    assert steps == [0, 1]
+    loaded = load_model(str(tmp_path / "second" / record.payload["path"]))  # without the source
+    assert loaded.spec == task.model
+
+
+def test_weights_that_timm_fetched_start_a_network_of_timm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm reads them from the folder where the hub's client keeps what it downloaded."""
+    theirs = timm.create_model("test_vit", pretrained=False)
+    kept = tmp_path / "models--timm--test_vit.r160_in1k"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0" * 40)
+    (kept / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    file = kept / "snapshots" / ("0" * 40) / "model.safetensors"
+    safetensors.torch.save_file(theirs.state_dict(), file)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    options: dict[str, Any] = {"num_classes": 10, "image_size": (160, 160), "seed": 0}
+    model = build_model("timm:test_vit", activation="silu", **options)
+    model = started("timm:pretrained", model, seed=0)
+    assert torch.equal(model.body.blocks[0].attn.qkv.weight, theirs.blocks[0].attn.qkv.weight)  # type: ignore[union-attr, index]
+    assert model.mean.flatten().tolist() == pytest.approx(theirs.pretrained_cfg["mean"])
+    assert model.body.head.weight.shape[0] == 10  # type: ignore[union-attr]
+    assert "timm has for test_vit: timm:r160_in1k" in refusal("timm:zzz", model)
+    file.unlink()
+    assert "timm cannot load the weights of test_vit" in refusal("timm:r160_in1k", model)
