@@ -98,9 +98,14 @@ def client(storage: Path) -> MlflowClient:
 
 
 def test_a_sweep_leaves_every_file_of_the_contract(sweep: Path) -> None:
-    for name in ("config.json", "leaderboard.json", "leaderboard.md", "report.html"):
+    reports = ("leaderboard.json", "leaderboard.md", "report.html", "report.tex")
+    for name in ("config.json", "config.yaml", *reports):
         assert (sweep / name).stat().st_size > 100, name
     figures = {path.name for path in (sweep / "figures").glob("*.png")}
+    vectors = {path.name for path in (sweep / "figures").glob("*.pdf")}
+    assert {name.removesuffix(".png") for name in figures} == {
+        name.removesuffix(".pdf") for name in vectors
+    }
     assert figures >= {
         "clean_against_robust.png",
         "table1.png",
@@ -243,7 +248,8 @@ def test_mlflow_holds_a_finished_tree_of_sweep_configurations_seeds_and_trials(
             "config.json",
         }
     files = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert files >= {"config.json", "leaderboard.json", "leaderboard.md", "report.html", "figures"}
+    reports = {"leaderboard.json", "leaderboard.md", "report.html", "report.tex"}
+    assert files >= {"config.json", "config.yaml", "figures", *reports}
 
 
 def test_the_champion_in_the_registry_computes_what_its_checkpoint_computes(
