@@ -9,6 +9,7 @@ from sat_ray.integrations.command_line.process.invocation import invocation
 from sat_ray.report.console import Reporter
 from sat_ray.storage.uris import pages_of
 from sat_ray.sweep.config.stored import code_named, config_of
+from sat_ray.sweep.config.yaml_file import FILE, config_yaml
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.tasks import STAGES
 from sat_ray.utils.serialization import content_hash, to_json
@@ -27,7 +28,7 @@ def sweep_of(command: Command) -> Sweep:
 
 
 def claim_folder(command: Command) -> None:
-    """Write config.json into a sweep's folder; ValueError where the folder holds another config.
+    """Write a sweep's config into its folder; ValueError where that holds another config.
 
     Resources, price and budget are no part of what a sweep is: it holds those of the latest run.
     """
@@ -35,7 +36,7 @@ def claim_folder(command: Command) -> None:
     try:
         theirs = command.storage.read_json("config.json")
     except FileNotFoundError:
-        command.storage.write_json("config.json", ours)
+        _write(command)
         return
     except ValueError as error:
         raise ValueError(
@@ -46,8 +47,14 @@ def claim_folder(command: Command) -> None:
             f"{command.storage.uri} holds a sweep with another config; "
             "choose another --name or --storage"
         )
-    if ours != theirs:
-        command.storage.write_json("config.json", ours)
+    if ours != theirs or not command.storage.exists(FILE):
+        _write(command)
+
+
+def _write(command: Command) -> None:
+    """Write the config for people, and last for programs: a folder that holds it is a sweep."""
+    command.storage.write(FILE, config_yaml(command.config))
+    command.storage.write_json("config.json", to_json(command.config))
 
 
 def _is_of(command: Command, stored: Any) -> bool:

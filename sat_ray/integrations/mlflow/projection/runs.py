@@ -15,6 +15,7 @@ from sat_ray.integrations.mlflow.metrics import (
 from sat_ray.integrations.mlflow.tracker import MlflowTracker
 from sat_ray.integrations.mlflow.values import Point, Used
 from sat_ray.models.export import NotExportedError
+from sat_ray.sweep.config.yaml_file import FILE, config_yaml
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.cost.spent import training_seconds
 from sat_ray.sweep.plan import dataset_uri
@@ -37,6 +38,7 @@ class Runs:
         self.records = sweep.records  # one for all updates: it reads every record once
         self.parent = self.whole({})
         tracker.artifact(self.parent, "config.json", json_bytes(to_json(sweep.config)))
+        tracker.artifact(self.parent, FILE, config_yaml(sweep.config))
         self.shown: dict[str, str] = {}
         self.with_model: dict[str, str] = {}
         self.not_exported = ""
