@@ -1,4 +1,4 @@
-"""A config as YAML: written beside config.json, and read back by `--config FILE`.
+"""Read a config in YAML: one that `SweepConfig.as_yaml` wrote, or one of your own.
 
 Fields that a file leaves out are those of its recipe. Text in the place of a number is read as on
 the command line, so 5e-4 and 8/255 are numbers too.
@@ -20,17 +20,6 @@ from sat_ray.utils.import_string import check_confirmed, stored_names
 from sat_ray.utils.names import check_name, suggest
 from sat_ray.utils.serialization import flatten, to_json
 from sat_ray.utils.settings_json import from_json
-
-FILE = "config.yaml"
-HEAD = "# Starts this sweep: sat-ray sweep --config FILE. Further options come before its values.\n"
-
-
-def config_yaml(config: SweepConfig) -> bytes:
-    """Write a config; `read_config` gives an equal one."""
-    import yaml  # only here and below: most commands need no YAML
-
-    text: str = yaml.safe_dump(to_json(config), sort_keys=False, allow_unicode=True)
-    return f"{HEAD}{text}".encode()
 
 
 def read_config(path: str, recipes: Mapping[str, Recipe]) -> SweepConfig:
@@ -55,7 +44,7 @@ def read_config(path: str, recipes: Mapping[str, Recipe]) -> SweepConfig:
 
 def _loaded(path: str) -> dict[str, Any]:
     """Return the mapping in a YAML file; ValueError where there is none."""
-    import yaml
+    import yaml  # only here: most commands read no YAML
 
     text = _text(path)
     try:

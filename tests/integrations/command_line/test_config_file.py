@@ -10,7 +10,6 @@ from sweeps import pipeline
 from sat_ray.integrations.command_line.checks.claims import claim_folder
 from sat_ray.integrations.command_line.parsing import Command, UsageError, parse
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.config.yaml_file import config_yaml
 from sat_ray.sweep.plan import final_tasks, trial_task
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.tasks import Dataset
@@ -39,7 +38,7 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Read:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_file_gives_the_config_that_it_was_written_from(recipe: str, read: Read) -> None:
-    Path("a.yaml").write_bytes(config_yaml(RECIPES[recipe]()))
+    Path("a.yaml").write_bytes(RECIPES[recipe]().as_yaml())
     command = read("--config", "a.yaml")
     assert command.config == RECIPES[recipe]()
     assert command.name == recipe, "a name and no hash: nothing was overridden"
@@ -175,14 +174,14 @@ def test_code_that_a_file_names_is_imported_where_the_command_names_it_too(read:
 
 
 def test_a_file_on_s3_is_read(read: Read, s3: Storage) -> None:
-    s3.write("config.yaml", config_yaml(RECIPES["digits_smoke"]()))
+    s3.write("config.yaml", RECIPES["digits_smoke"]().as_yaml())
     assert read("--config", f"{s3.uri}/config.yaml").config == RECIPES["digits_smoke"]()
     with pytest.raises(ValueError, match=r"--config s3://.*/no.yaml cannot be read"):
         read("--config", f"{s3.uri}/no.yaml")
 
 
 def test_the_command_takes_the_file(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_bytes(config_yaml(RECIPES["digits_smoke"]()))
+    (tmp_path / "a.yaml").write_bytes(RECIPES["digits_smoke"]().as_yaml())
     storage = ("--storage", str(tmp_path / "runs"))
     done = pipeline("sweep", "--config", str(tmp_path / "a.yaml"), *storage, "--dry-run")
     same = pipeline("sweep", "digits_smoke", *storage, "--dry-run")

@@ -9,7 +9,6 @@ from sat_ray.integrations.command_line.process.invocation import invocation
 from sat_ray.report.console import Reporter
 from sat_ray.storage.uris import pages_of
 from sat_ray.sweep.config.stored import code_named, config_of
-from sat_ray.sweep.config.yaml_file import FILE, config_yaml
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.tasks import STAGES
 from sat_ray.utils.serialization import content_hash, to_json
@@ -47,13 +46,13 @@ def claim_folder(command: Command) -> None:
             f"{command.storage.uri} holds a sweep with another config; "
             "choose another --name or --storage"
         )
-    if ours != theirs or not command.storage.exists(FILE):
+    if ours != theirs or not command.storage.exists("config.yaml"):
         _write(command)
 
 
 def _write(command: Command) -> None:
     """Write the config for people, and last for programs: a folder that holds it is a sweep."""
-    command.storage.write(FILE, config_yaml(command.config))
+    command.storage.write("config.yaml", command.config.as_yaml())
     command.storage.write_json("config.json", to_json(command.config))
 
 
