@@ -17,7 +17,7 @@ from sat_ray.report.figures.card import card_figure
 from sat_ray.report.figures.curvature import curvature_figures
 from sat_ray.report.figures.curves import alpha_response, several_alphas, training_curves
 from sat_ray.report.figures.examples import adversarial_examples
-from sat_ray.report.figures.leaderboard import clean_against_robust, png, table1
+from sat_ray.report.figures.leaderboard import clean_against_robust, table1
 from sat_ray.report.figures.steps import accuracy_against_steps
 from sat_ray.report.formatting import setting_text
 from sat_ray.report.leaderboard.rows import EvaluatedModel
@@ -39,8 +39,8 @@ def sweep_figures(
     *,
     card: dict[str, Any],
     searched: Sequence[Record],
-) -> dict[str, bytes]:
-    """Draw every figure of the report as a PNG, by name.
+) -> dict[str, Figure]:
+    """Draw every figure of the report, by name.
 
     card: of the champion; searched: the records of the search.
     """
@@ -58,7 +58,7 @@ def sweep_figures(
     }
     if several_alphas(trials):
         drawn["alpha_response"] = alpha_response(trials)
-    return {name: png(figure) for name, figure in drawn.items()}
+    return drawn
 
 
 def trials_of(searched: Sequence[Record]) -> list[dict[str, Any]]:

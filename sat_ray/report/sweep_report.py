@@ -1,4 +1,4 @@
-"""From committed records to leaderboard.json and .md, figures/*.png and report.html.
+"""From committed records to leaderboard.json and .md, report.html, report.tex and figures/.
 
 Writing the report may be repeated at any time.
 """
@@ -78,7 +78,8 @@ def write_report(
     models: the training records; outcomes: path of each model's merged outcomes, by name;
     run_ids: MLflow run of each training record, by key.
     """
-    from sat_ray.report.leaderboard.board import to_markdown
+    from sat_ray.report.figures.leaderboard import pdf, png
+    from sat_ray.report.leaderboard.board import to_latex, to_markdown
     from sat_ray.report.pages.sweep_page import render
     from sat_ray.report.sweep_figures import sweep_figures
 
@@ -88,13 +89,16 @@ def write_report(
     weights = {model.checkpoint: model.sha256 for model in evaluated}
     card = card_of(cards, weights[board["champion"]["row"]["checkpoint"]])
     searched = records.all(SEARCH)
-    figures = sweep_figures(sweep.config, data, board, evaluated, card=card, searched=searched)
+    drawn = sweep_figures(sweep.config, data, board, evaluated, card=card, searched=searched)
+    figures = {name: png(figure) for name, figure in drawn.items()}
     check_lease(records.storage)
     for made in cards:
         records.storage.write_json(f"cards/{made.payload['name']}.json", made.payload["card"])
-    for figure, png in figures.items():
-        records.storage.write(f"figures/{figure}.png", png)
+    for name, figure in drawn.items():
+        records.storage.write(f"figures/{name}.png", figures[name])
+        records.storage.write(f"figures/{name}.pdf", pdf(figure))
     records.storage.write("leaderboard.md", to_markdown(board).encode())
+    records.storage.write("report.tex", to_latex(board).encode())
     page = render(
         board,
         figures=figures,

@@ -78,6 +78,11 @@ def _named(user_defined: Sequence[str]) -> dict[str, Any]:
     return {USER_DEFINED: list(user_defined)} if user_defined else {}
 
 
+def task_name(configuration: SearchPoint, seed: int) -> str:
+    """Name a training for people and files."""
+    return f"{configuration.slug}-s{seed}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
     """Train one configuration with one seed up to an epoch.
@@ -132,7 +137,7 @@ class TrainingTask:
     @property
     def name(self) -> str:
         """Name the task for people and files."""
-        return f"{self.configuration.slug}-s{self.seed}"
+        return task_name(self.configuration, self.seed)
 
     def at(self, until: int) -> "TrainingTask":
         """Return the same task up to another epoch."""

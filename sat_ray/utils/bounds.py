@@ -10,6 +10,7 @@ A number without bounds of its own must be finite and no larger than FARTHEST.
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -150,6 +151,14 @@ def _has_bounds(kind: Any) -> bool:
 def _spelled(edge: float) -> str:
     # no commas: lines are broken at them
     return f"{edge:.0f}" if edge == round(edge) and abs(edge) <= FARTHEST else f"{edge:g}"
+
+
+def as_float(word: str) -> float:
+    """Return the number that a word spells, k/n included; ValueError where it spells none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)/(\d+)", word)
+    if match is None or not float(match[2]):
+        return float(word)
+    return float(match[1]) / float(match[2])
 
 
 def shown(value: Any) -> str:

@@ -99,6 +99,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 def plan(words: list[str]) -> None:
     """Plan a sweep or one of its stages as its own --dry-run would."""
+    Storage.at("runs/digits").write("config.yaml", RECIPES["digits"]().as_yaml())
     if "--help" in words:
         with pytest.raises(SystemExit) as end:
             parse(words, RECIPES, default=DEFAULT, about="")

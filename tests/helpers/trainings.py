@@ -224,7 +224,7 @@ def comparable(state: TrainingState) -> dict[str, Any]:
         {name: value for name, value in row.items() if name not in TIMES} for row in state.history
     ]
     return dataclasses.asdict(
-        dataclasses.replace(state, history=history, seconds=0.0, epoch_seconds=0.0)
+        dataclasses.replace(state, history=history, epoch_ends=[], seconds=0.0, epoch_seconds=0.0)
     )
 
 

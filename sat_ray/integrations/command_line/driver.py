@@ -73,6 +73,8 @@ class Driver:
 
     def _claim(self, stack: contextlib.ExitStack) -> None:
         """Take the sweep's folder for this driver alone, and settle what lies in it."""
+        from sat_ray.integrations.ray.session import is_private
+
         self.reporter.say(f"sweep {self.command.name} in {self.command.storage.uri}")
         check_writable(self.command.root)
         self.lease = stack.enter_context(driver_lease(self.command.storage))
@@ -84,7 +86,9 @@ class Driver:
             "artifact_root": self.command.artifact_root,
         }
         make = partial(mlflow_tracker, self.command.tracking_uri, **experiment)
-        self.mlflow = stack.enter_context(TrackerLink(self.sweep, self.reporter, make))
+        # on a cluster others do the work, and Ray's own metrics page shows each node's load
+        link = TrackerLink(self.sweep, self.reporter, make, watch=is_private())
+        self.mlflow = stack.enter_context(link)
         check_code(self.command, self.reporter)
 
     def _connect(self, stack: contextlib.ExitStack) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import tyro
 
+from sat_ray.utils.bounds import as_float
 from sat_ray.utils.names import replacement
 
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
@@ -64,6 +65,11 @@ def check_words(words: Sequence[str], kinds: Mapping[str, Any], *, allowed_befor
         )
     for option, values in groups:
         _check_option(option, values, kinds)
+
+
+def values_of(words: Sequence[str], option: str) -> list[str]:
+    """Return the words that follow an option, [] where it is not given."""
+    return [value for name, values in _grouped(words) if name == option for value in values]
 
 
 def _grouped(words: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -175,11 +181,3 @@ def _float_rule(
         is_instance=lambda value: isinstance(value, float | int),
         str_from_instance=lambda value: [str(value)],
     )
-
-
-def as_float(word: str) -> float:
-    """Return the number that a word spells, k/n included; ValueError where it spells none."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)/(\d+)", word)
-    if match is None or not float(match[2]):
-        return float(word)
-    return float(match[1]) / float(match[2])

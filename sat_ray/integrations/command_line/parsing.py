@@ -1,6 +1,6 @@
 """The command line: RECIPE, dotted overrides of its config, and where to run.
 
-Precedence is command line > recipe > default.
+Precedence is command line > --config FILE > recipe > default.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from sat_ray.integrations.command_line.option_values import (
     check_words,
     option_kinds,
     positionals,
+    values_of,
 )
 from sat_ray.integrations.command_line.process.invocation import program
 from sat_ray.integrations.mlflow.preflight import sqlite_path
@@ -30,6 +31,7 @@ from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import check_address, redacted
 from sat_ray.sweep.config import Recipe, SweepConfig
 from sat_ray.sweep.config.stored import RENAMED
+from sat_ray.utils.import_string import confirm
 from sat_ray.utils.names import check_name, suggest
 from sat_ray.utils.serialization import content_hash, flatten
 
@@ -55,6 +57,14 @@ AllowCode = Annotated[
 class Options:
     """Where and how to run; no part of a result's identity."""
 
+    config: Annotated[
+        str,
+        _help(
+            "YAML file, local or s3://, with the config of a sweep (its config.yaml), in place of "
+            "RECIPE; further options come before its values."
+        ),
+    ] = ""
+    allow_code: AllowCode = ()
     storage: Annotated[
         str,
         _help(
@@ -136,10 +146,9 @@ def parse_recipe(
     holds the defaults. Raises UsageError or ValueError in one line; exits 0 on --help.
     """
     _check_addresses(argv)
-    arguments = list(argv)
-    recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
-    base = recipes[check_name(recipe, recipes, field="recipe")]()
-    arguments = [_in_full(word) for word in arguments]
+    arguments = [_in_full(word) for word in argv]
+    recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
+    base = _base(recipe, arguments, recipes, default=default)
     known = flatten(dataclasses.asdict(base)) | vars(options)
     del known["recipe"]  # the first word, not an option
     _check_flags(arguments, known)
@@ -147,14 +156,31 @@ def parse_recipe(
     check_words(arguments, kinds)
     kind, defaults = _command_type(base, options)
     introduction = (
-        f"Recipes: {', '.join(recipes)}. The values below are those of {recipe}; "
+        f"Recipes: {', '.join(recipes)}. The values below are those of {base.recipe}; "
         "numbers may be written as k/255."
     )
     text = "\n\n".join([_headline(about), introduction, activation_table()])
     parsed = _parsed(
         kind, prog=program("[RECIPE]"), description=text, args=arguments, default=defaults
     )
-    return _only(SweepConfig, parsed), base, _only(type(options), parsed)
+    return _only(SweepConfig, parsed), recipes[base.recipe](), _only(type(options), parsed)
+
+
+def _base(
+    recipe: str, arguments: Sequence[str], recipes: Mapping[str, Recipe], *, default: str
+) -> SweepConfig:
+    """Return the config that options override: of --config FILE, else of the recipe."""
+    files = values_of(arguments, "--config")
+    if not files:
+        return recipes[check_name(recipe or default, recipes, field="recipe")]()
+    if recipe:
+        raise UsageError(
+            f"--config must stand without a RECIPE, got {recipe}; the file names its own"
+        )
+    from sat_ray.sweep.config.yaml_file import read_config
+
+    confirm(values_of(arguments, "--allow-code"))
+    return read_config(files[-1], recipes)
 
 
 def parse_options(argv: Sequence[str], options: Given, *, about: str) -> Given:

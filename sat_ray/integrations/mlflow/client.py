@@ -26,6 +26,7 @@ from sat_ray.storage.uris import redacted
 
 KEY = "sat_ray.key"
 CONTENT = "sat_ray.content"
+ATTEMPT = "sat_ray.attempt"  # at the training whose epochs a run shows
 KIND = "mlflow.experimentKind"
 TRAINING = "custom_model_development"  # pages open on runs and charts, not on traces of LLMs
 VIEW = "mlflow.sharedViewState."  # of an experiment's tags: what its button Share writes
@@ -184,6 +185,25 @@ class MlflowRuns:
         known.tags |= wanted
         known.params |= self._texts(params)
         return run_id
+
+    def admits(self, key: str, *, attempt: str) -> bool:
+        """Say whether the run with this key may show an attempt at a training.
+
+        MLflow takes no point back. So a run that has not ended and shows another attempt is
+        deleted, for `run` to make a new one; a run that has ended stays as it is.
+        """
+        run_id = self._ids.get(key)
+        if run_id is None:
+            return True
+        known = self._runs[run_id]
+        shown = known.tags.get(ATTEMPT)
+        if known.ended:
+            return shown == attempt
+        if shown in (None, attempt):
+            return True
+        self._client.delete_run(run_id)
+        del self._ids[key], self._runs[run_id]
+        return True
 
     def _texts(self, params: Mapping[str, object]) -> dict[str, str]:
         return {

@@ -1,7 +1,7 @@
 """Configurations as parameters of MLflow's runs; records and leaderboard groups as metrics."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sat_ray.activations.registry import activation_info, alpha_text, curvature_text, display_name
@@ -125,16 +125,29 @@ def sweep_cost_metrics(cost: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def history_points(record: Record) -> list[Point]:
-    """Return the history as points, robust accuracy first; step: epochs done."""
+def record_points(record: Record) -> list[Point]:
+    """Return the history of a committed training as points."""
     rows = record.payload["history"]
+    # a training that an earlier version began has no times of its first epochs
+    times = record.payload.get("history_times", [])
+    return history_points(rows, times if len(times) == len(rows) else [record.created] * len(rows))
+
+
+def history_points(
+    rows: Sequence[Mapping[str, float]], times: Sequence[float], *, first: int = 0
+) -> list[Point]:
+    """Return a history from a row on as points, robust accuracy first; step: epochs done.
+
+    times: unix time at the end of each epoch. So points that were written while a training ran are
+    those of its record, and MLflow keeps each once.
+    """
     names = sorted(
         {name for row in rows for name in row} - {"epoch"},
         key=lambda name: (not name.startswith("val/robust"), name),
     )
     return [
-        Point(name, float(row[name]), int(row["epoch"]) + 1, record.created)
+        Point(name, float(row[name]), int(row["epoch"]) + 1, ended)
         for name in names
-        for row in rows
+        for row, ended in list(zip(rows, times, strict=True))[first:]
         if name in row
     ]

@@ -77,17 +77,20 @@ def in_thread(make: Callable[[], Any]) -> "Future[Any]":
 class TrackerLink:
     """Makes the tracker in a thread, as MLflow takes seconds to import, and again after an outage.
 
-    make: makes the tracker; a `with` ends the watching of this machine's load and the thread.
+    make: makes the tracker; watch: whether this machine does the work, so that its load is written
+    to the sweep's run; a `with` ends that and the thread.
     """
 
-    def __init__(self, sweep: Sweep, reporter: Reporter, make: Callable[[], Any]) -> None:
+    def __init__(
+        self, sweep: Sweep, reporter: Reporter, make: Callable[[], Any], *, watch: bool
+    ) -> None:
         self.sweep = sweep
         self.reporter = reporter
         self.make = make
         self.open = ExitStack()
         self.tracker = in_thread(make)
         self.projection: Any = None
-        self.watched = False
+        self.watch = watch
         self.away = False
 
     def __enter__(self) -> "TrackerLink":
@@ -172,9 +175,9 @@ class TrackerLink:
         if self.projection is None:
             tracker = self.tracker.result()
             self.projection = Projection(self.sweep, tracker)
-            if not self.watched:
+            if self.watch:
                 self.open.enter_context(tracker.watch(self.projection.parent))
-            self.watched = True
+            self.watch = False
         return self.projection
 
 

@@ -59,7 +59,7 @@ def row_columns(board: Item, *, pages: str = "") -> list[Column]:
     """
     by_strong = board["measure"] == STRONG
     pgd = pgd_name(board) if by_strong else "robust"
-    run = Column("MLflow run", lambda row: row["mlflow_run_id"] or None, kind=WORDS)
+    run = Column("MLflow run", lambda row: row["mlflow_run_id"] or None, kind=WORDS, wide=True)
     return [
         CONFIGURATION,
         Column("seed", lambda row: _seed_cell(row, pages)),

@@ -1,4 +1,4 @@
-"""The leaderboard as Markdown and as a table for the terminal, with its notes."""
+"""The leaderboard as Markdown, as LaTeX and as a table for the terminal, with its notes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.table import Table as TerminalTable
 
 from sat_ray.report.cost_tables import cost_markdown
 from sat_ray.report.formatting import cut_text, pgd_name, points, seeds_text, setting_text
+from sat_ray.report.latex import HEAD, latex_table
 from sat_ray.report.leaderboard.columns import (
     compared_groups,
     difference_columns,
@@ -112,6 +113,41 @@ def to_markdown(board: Mapping[str, Any]) -> str:
     if "cost" in board:
         parts.append(cost_markdown(board["cost"]))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def to_latex(board: Mapping[str, Any]) -> str:
+    """Return the leaderboard as LaTeX tables: configurations, differences to relu, models.
+
+    The first has means ± standard deviations over seeds, the others 95 % intervals.
+    """
+    about = f"{setting_text(board)}, {seeds_text(board)}"
+    tables = {
+        "configurations": Table(
+            group_columns(board),
+            board["groups"],
+            title=f"Robust accuracy by activation ({about})",
+            caption="Mean ± standard deviation over seeds, in points; against relu: ± half the "
+            "95 % interval over seeds and images. ★: chosen on validation images.",
+        ),
+        "differences": Table(
+            difference_columns(board),
+            compared_groups(board),
+            title=f"Differences to relu ({about})",
+            caption="In points, paired by seed and image.",
+        ),
+        "models": Table(
+            row_columns(board),
+            board["rows"],
+            title=f"Trained models ({about})",
+            caption="In points, with the 95 % Wilson interval over images.",
+        ),
+    }
+    shown = [
+        latex_table(table, label=f"tab:{board['sweep']}:{name}")
+        for name, table in tables.items()
+        if table.items
+    ]
+    return "\n\n".join([HEAD, *shown]) + "\n"
 
 
 def to_terminal(board: Mapping[str, Any]) -> TerminalTable:

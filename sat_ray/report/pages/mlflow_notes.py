@@ -92,11 +92,7 @@ def _about_figures(board: Mapping[str, Any]) -> str:
 def configuration_note(group: Mapping[str, Any], *, board: Mapping[str, Any]) -> str:
     """Describe one configuration: its accuracies over seeds, its difference to relu, its seeds."""
     own = [row for row in board["rows"] if row["configuration"] == group["configuration"]]
-    columns = [
-        column
-        for column in narrow(row_columns(board))
-        if column.title not in ("configuration", "MLflow run")
-    ]
+    columns = [one for one in narrow(row_columns(board)) if one.title != "configuration"]
     accuracies = f"{_robustness(group, board=board)}, clean {spread(group['clean_accuracy'])} %"
     table = markdown_table(Table(columns, sorted(own, key=lambda row: row["seed"])))
     return (

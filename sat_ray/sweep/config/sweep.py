@@ -20,6 +20,8 @@ from sat_ray.utils.bounds import check_fields
 from sat_ray.utils.precision import check_accelerator
 from sat_ray.utils.serialization import to_json
 
+YAML_HEAD = "# Starts this sweep: sat-ray sweep --config FILE; further options come before it.\n"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
@@ -109,6 +111,13 @@ class SweepConfig:
         value: dict[str, Any] = to_json(self)
         del value["resources"], value["cost"]
         return value | {"data": self.data.semantic()}
+
+    def as_yaml(self) -> bytes:
+        """Return the config as a file for people, which `--config` reads back."""
+        import yaml  # only here: most commands write no YAML
+
+        text: str = yaml.safe_dump(to_json(self), sort_keys=False, allow_unicode=True)
+        return f"{YAML_HEAD}{text}".encode()
 
 
 Recipe = Callable[[], SweepConfig]

@@ -191,6 +191,7 @@ def _commit_training(
             state.history[-1]["val/clean_accuracy"],
         ],
         "history": state.history,
+        "history_times": state.epoch_ends,
         "accelerator_seconds": state.seconds * workers,
         "train_images_per_second": statistics.fmean(
             row["throughput/images_per_second"]

@@ -183,9 +183,16 @@ class Records:
     def begun(self) -> Iterator[Record]:
         """Yield what `begin` wrote and `end` has not removed."""
         for name in self.storage.names(BEGUN):
-            if name.endswith(".json") and not name.endswith(".error.json"):
-                with contextlib.suppress(FileNotFoundError):  # it has ended since
-                    yield self._record(f"{BEGUN}/{name}")
+            if not name.endswith(".json") or name.endswith(".error.json"):
+                continue
+            if (record := self.find_begun(name.removesuffix(".json"))) is not None:
+                yield record
+
+    def find_begun(self, key: str) -> Record | None:
+        """Return what `begin` wrote, None where the work has ended since."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._record(f"{BEGUN}/{key}.json")
+        return None
 
     def keys(self, stage: Stage) -> list[str]:
         """List the keys committed so far."""

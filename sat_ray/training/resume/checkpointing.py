@@ -156,6 +156,27 @@ def _name_of_today(name: str) -> str:
     return name
 
 
+def saved_epochs(storage: Storage, key: str) -> tuple[list[dict[str, float]], list[float]]:
+    """Return history and epoch ends of the last saved state of a training, ([], []) without one.
+
+    The weights are not read. So a damaged file is not noticed, and is left out only where its
+    header is damaged.
+    """
+    found: list[dict[str, Any]] = []
+    for folder in FOLDERS:
+        path = f"{folder}/{key}.safetensors"
+        try:
+            length = int.from_bytes(storage.read(path, length=8), "little")
+            header = json.loads(storage.read(path, offset=8, length=length))
+            found.append(json.loads(json.loads(header["__metadata__"]["header"])["state"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not there, or replaced between the two reads
+    if not found:
+        return [], []
+    last = max(found, key=lambda state: (state["epoch"], state["step"]))
+    return last["history"], last.get("epoch_ends", [])
+
+
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:
     running = hashlib.sha256(text.encode())
     for name in sorted(tensors):

@@ -1,6 +1,7 @@
 """What a training is at one moment, and what it reports after each epoch."""
 
 from dataclasses import dataclass, field, replace
+from time import time
 
 from torch import Tensor
 
@@ -38,6 +39,8 @@ class TrainingState:
     """Roll-backs by the guard."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every epoch done, with its number as `epoch`."""
+    epoch_ends: list[float] = field(default_factory=list)
+    """Unix time at the end of every epoch done."""
     sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Losses, right answers and images of the epoch under way, over all processes."""
     epoch_seconds: float = 0.0
@@ -54,6 +57,7 @@ class TrainingState:
     def end_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add the metrics of an epoch, and keep its weights where they are the best so far."""
         self.history.append({"epoch": float(epoch), **metrics})
+        self.epoch_ends.append(time())
         if "val/robust_accuracy" in metrics:
             score = (metrics["val/robust_accuracy"], metrics["val/clean_accuracy"])
             if score >= self.best_score:
@@ -70,7 +74,12 @@ class TrainingState:
 
         Training replaces the tensors and appends to the lists, so only the lists are copied.
         """
-        return replace(self, events=[*self.events], history=[*self.history])
+        return replace(
+            self,
+            events=[*self.events],
+            history=[*self.history],
+            epoch_ends=[*self.epoch_ends],
+        )
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ import tyro
 from sat_ray.integrations.command_line.option_values import (
     NUMBERS,
     UsageError,
-    as_float,
     check_words,
     option_kinds,
     positionals,
+    values_of,
 )
+from sat_ray.utils.bounds import as_float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,12 @@ def test_a_number_may_be_written_as_a_fraction(word: str, value: float) -> None:
 def test_what_spells_no_number_is_refused(word: str) -> None:
     with pytest.raises(ValueError):
         as_float(word)
+
+
+def test_the_words_after_an_option_are_all_that_follow_it() -> None:
+    words = ["x", "--a", "1", "2", "--b", "--a=3"]
+    assert values_of(words, "--a") == ["1", "2", "3"]
+    assert values_of(words, "--b") == values_of(words, "--c") == []
 
 
 def test_fractions_are_read_where_a_float_is_expected_and_nowhere_else() -> None:

@@ -113,7 +113,7 @@ def test_a_full_disk_ends_in_one_line_that_says_what_is_there_and_what_to_do(
         experiment="smoke",
         artifact_root=str(places["artifacts"] / "kept"),
     )
-    with TrackerLink(sweep, reporter, make) as link:
+    with TrackerLink(sweep, reporter, make, watch=False) as link:
         link.write(lambda projection: None)
         ballast = fill(small_disk, leaving=leaving)
         assert link._try(write, "later") == "later"  # as while the sweep runs

@@ -1,12 +1,14 @@
 """The driver's line to MLflow: what an outage costs, and how often it is told."""
 
 import io
+import time
 from pathlib import Path
 
 import mlflow
 import pytest
 from rich.console import Console
 
+from sat_ray.integrations.mlflow import client
 from sat_ray.integrations.mlflow import writer as tracker_link
 from sat_ray.integrations.mlflow.errors import NoAnswerError, TrackingError
 from sat_ray.integrations.mlflow.preflight import experiment_name
@@ -65,7 +67,7 @@ def test_an_outage_is_told_once_and_so_is_its_end(
 ) -> None:
     line = Line(tmp_path)
     line.cut = 4
-    with TrackerLink(sweep, reporter, line.connect) as link:
+    with TrackerLink(sweep, reporter, line.connect, watch=False) as link:
         for _ in range(4):
             show_progress(link)
         assert said(reporter) == [
@@ -82,7 +84,7 @@ def test_the_end_of_a_sweep_waits_for_mlflow_and_begins_anew_with_it(
 ) -> None:
     monkeypatch.setattr(tracker_link, "PAUSE_SECONDS", 0.0)
     line, seen = Line(tmp_path), []
-    with TrackerLink(sweep, reporter, line.connect) as link:
+    with TrackerLink(sweep, reporter, line.connect, watch=False) as link:
         link.tracker.result()
         line.cut = 2
 
@@ -110,7 +112,7 @@ def test_what_is_no_outage_is_raised_at_once_and_an_outage_when_patience_is_over
     def fail(projection: object) -> None:
         raise KeyError("ours")
 
-    with TrackerLink(sweep, reporter, line.connect) as link:
+    with TrackerLink(sweep, reporter, line.connect, watch=False) as link:
         with pytest.raises(KeyError, match="ours"):
             link.write(fail)
         line.cut = 99
@@ -123,11 +125,11 @@ def test_what_waiting_cannot_mend_is_refused_before_anything_is_computed(
     sweep: Sweep, reporter: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = Line(tmp_path)
-    with TrackerLink(sweep, reporter, line.connect) as link:
+    with TrackerLink(sweep, reporter, line.connect, watch=False) as link:
         link.check()
         experiment = link.tracker.result().experiment_id
     mlflow.MlflowClient(line.uri).delete_experiment(experiment)
-    with TrackerLink(sweep, reporter, line.connect) as link:
+    with TrackerLink(sweep, reporter, line.connect, watch=False) as link:
         with pytest.raises(ValueError, match="'smoke' was deleted in MLflow; restore it with"):
             link.check()
         show_progress(link)
@@ -139,7 +141,7 @@ def test_what_waiting_cannot_mend_is_refused_before_anything_is_computed(
         f"sqlite:///{tmp_path}/other.db",
     )
     with (
-        TrackerLink(sweep, reporter, line.connect) as link,
+        TrackerLink(sweep, reporter, line.connect, watch=False) as link,
         pytest.raises(TrackingError, match="nothing is computed yet"),
     ):
         link.check()
@@ -150,7 +152,7 @@ def test_an_outage_at_the_start_stops_nothing(
 ) -> None:
     line = Line(tmp_path)
     line.cut = 1
-    with TrackerLink(sweep, reporter, line.connect) as link:
+    with TrackerLink(sweep, reporter, line.connect, watch=False) as link:
         link.check()
         show_progress(link)
     assert said(reporter)[-1] == "MLflow answers again"
@@ -161,3 +163,17 @@ def test_the_environment_names_another_experiment(monkeypatch: pytest.MonkeyPatc
     assert experiment_name("digits") == "digits"
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     assert experiment_name("digits") == "mine"
+
+
+@pytest.mark.parametrize("watch", [True, False])
+def test_the_load_of_this_machine_is_written_where_it_does_the_work(
+    watch: bool, sweep: Sweep, reporter: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "WATCH_SECONDS", 1)
+    line = Line(tmp_path)
+    with TrackerLink(sweep, reporter, line.connect, watch=watch) as link:
+        link.check()
+        parent = link.projection.parent
+        time.sleep(3)
+    metrics = mlflow.MlflowClient(line.uri).get_run(parent).data.metrics
+    assert any(name.startswith("system/") for name in metrics) == watch

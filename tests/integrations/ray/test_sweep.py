@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 import mlflow
+import nbformat
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
+from nbclient import NotebookClient
 from sweeps import ROOT, environment, leaderboard, numbers, pipeline, prepare, records
 
 from sat_ray.checkpoint import load_model
@@ -98,9 +100,14 @@ def client(storage: Path) -> MlflowClient:
 
 
 def test_a_sweep_leaves_every_file_of_the_contract(sweep: Path) -> None:
-    for name in ("config.json", "leaderboard.json", "leaderboard.md", "report.html"):
+    reports = ("leaderboard.json", "leaderboard.md", "report.html", "report.tex")
+    for name in ("config.json", "config.yaml", *reports):
         assert (sweep / name).stat().st_size > 100, name
     figures = {path.name for path in (sweep / "figures").glob("*.png")}
+    vectors = {path.name for path in (sweep / "figures").glob("*.pdf")}
+    assert {name.removesuffix(".png") for name in figures} == {
+        name.removesuffix(".pdf") for name in vectors
+    }
     assert figures >= {
         "clean_against_robust.png",
         "table1.png",
@@ -124,6 +131,20 @@ def test_a_sweep_leaves_every_file_of_the_contract(sweep: Path) -> None:
     printed = " ".join((sweep.parent / "printed").read_text().split())
     assert f"{board['headline']['sentence']}." in printed
     assert all(set(row) >= ROW_KEYS for row in board["rows"])
+
+
+def test_the_notebook_reads_the_sweep_and_draws_its_figure(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWEEP", str(sweep))
+    folder = ROOT / "docs" / "example"
+    notebook = nbformat.read(folder / "read_a_sweep.ipynb", as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "it is kept without outputs"
+    where = {"metadata": {"path": str(folder)}}
+    done = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+    shown = [one for cell in done.cells for one in cell.get("outputs", [])]
+    assert shown[0]["text"].strip() == leaderboard(sweep)["headline"]["sentence"]
+    assert [one for one in shown if "image/png" in one.get("data", {})] == [shown[-1]]
 
 
 def test_a_row_is_what_its_outcomes_say(sweep: Path) -> None:
@@ -243,7 +264,8 @@ def test_mlflow_holds_a_finished_tree_of_sweep_configurations_seeds_and_trials(
             "config.json",
         }
     files = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert files >= {"config.json", "leaderboard.json", "leaderboard.md", "report.html", "figures"}
+    reports = {"leaderboard.json", "leaderboard.md", "report.html", "report.tex"}
+    assert files >= {"config.json", "config.yaml", "figures", *reports}
 
 
 def test_the_champion_in_the_registry_computes_what_its_checkpoint_computes(

@@ -27,7 +27,7 @@ def sweep_of(command: Command) -> Sweep:
 
 
 def claim_folder(command: Command) -> None:
-    """Write config.json into a sweep's folder; ValueError where the folder holds another config.
+    """Write a sweep's config into its folder; ValueError where that holds another config.
 
     Resources, price and budget are no part of what a sweep is: it holds those of the latest run.
     """
@@ -35,7 +35,7 @@ def claim_folder(command: Command) -> None:
     try:
         theirs = command.storage.read_json("config.json")
     except FileNotFoundError:
-        command.storage.write_json("config.json", ours)
+        _write(command)
         return
     except ValueError as error:
         raise ValueError(
@@ -46,8 +46,14 @@ def claim_folder(command: Command) -> None:
             f"{command.storage.uri} holds a sweep with another config; "
             "choose another --name or --storage"
         )
-    if ours != theirs:
-        command.storage.write_json("config.json", ours)
+    if ours != theirs or not command.storage.exists("config.yaml"):
+        _write(command)
+
+
+def _write(command: Command) -> None:
+    """Write the config for people, and last for programs: a folder that holds it is a sweep."""
+    command.storage.write("config.yaml", command.config.as_yaml())
+    command.storage.write_json("config.json", to_json(command.config))
 
 
 def _is_of(command: Command, stored: Any) -> bool:

@@ -18,7 +18,7 @@ from sat_ray.sweep.tasks import TRAIN
 from sat_ray.utils.serialization import content_hash
 
 COMPARED = 30  # configurations in the address of one page, best first: browsers cut longer ones
-REPORT = ("leaderboard.json", "leaderboard.md", "report.html")
+REPORT = ("leaderboard.json", "leaderboard.md", "report.html", "report.tex")
 COMPARE = "compare the configurations"
 ALPHA_FIGURE = "figures/alpha_response.png"
 

@@ -16,6 +16,7 @@ from sat_ray.integrations.mlflow.projection.runs import Runs, finalist_name
 from sat_ray.report.sweep_report import card_of, strong_attack
 from sat_ray.sweep.plan import strong_on_validation
 from sat_ray.sweep.records.store import Record
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import TRAIN
 from sat_ray.utils.serialization import json_bytes
 
@@ -156,7 +157,7 @@ def _write_card(runs: Runs, record: Record, card: Mapping[str, Any]) -> None:
     from sat_ray.report.figures.leaderboard import png
     from sat_ray.report.pages.mlflow_notes import card_note
 
-    name = finalist_name(record)
+    name = finalist_name(SearchPoint.of(record.payload), record.payload["seed"])
     run_id = runs.finalist(record, tags={"sat_ray.robustness_card": card["verdict"]})
     figure = png(card_figure(card, name=name))
     runs.tracker.artifact(run_id, "robustness_card.json", json_bytes(card))

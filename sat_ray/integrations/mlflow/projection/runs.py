@@ -5,13 +5,15 @@ from time import time
 from typing import Any
 
 from sat_ray.checkpoint import load_model
+from sat_ray.integrations.mlflow.client import ATTEMPT
 from sat_ray.integrations.mlflow.metrics import (
     compared_name,
     compared_params,
     cost_metrics,
     curvature_metrics,
-    history_points,
+    record_points,
 )
+from sat_ray.integrations.mlflow.projection.under_way import UnderWay, attempt_of
 from sat_ray.integrations.mlflow.tracker import MlflowTracker
 from sat_ray.integrations.mlflow.values import Point, Used
 from sat_ray.models.export import NotExportedError
@@ -20,7 +22,7 @@ from sat_ray.sweep.cost.spent import training_seconds
 from sat_ray.sweep.plan import dataset_uri
 from sat_ray.sweep.records.store import Record
 from sat_ray.sweep.search.search_space import SearchPoint
-from sat_ray.sweep.tasks import Dataset
+from sat_ray.sweep.tasks import TRAIN, Dataset, task_name
 from sat_ray.threat import as_255ths
 from sat_ray.utils.serialization import content_hash, flatten, json_bytes, to_json
 
@@ -37,10 +39,12 @@ class Runs:
         self.records = sweep.records  # one for all updates: it reads every record once
         self.parent = self.whole({})
         tracker.artifact(self.parent, "config.json", json_bytes(to_json(sweep.config)))
+        tracker.artifact(self.parent, "config.yaml", sweep.config.as_yaml())
         self.shown: dict[str, str] = {}
         self.with_model: dict[str, str] = {}
         self.not_exported = ""
         self._data: Dataset | None = None
+        self._under_way = UnderWay(sweep.storage)
 
     def whole(self, tags: Mapping[str, str]) -> str:
         """Make the sweep's run, or give it more tags.
@@ -84,43 +88,71 @@ class Runs:
 
     def trial(self, record: Record) -> str:
         """Make the run of a search trial and write its record."""
-        configuration = SearchPoint.of(record.payload)
-        run_id = self._child(
-            self._key("trial", record),
-            "trial",
-            configuration.name,
-            configuration,
-            parent=self.search(),
-        )
+        key = self._key("trial", record.payload["name"])
+        run_id = self._trial_run(key, SearchPoint.of(record.payload), tags=self._began(key, record))
         content = content_hash([record.key, self._price()])
         # no epochs among the parameters: a trial's grow from rung to rung
         own = {"seed": record.payload["seed"]}
         cost = self._trial_cost(record)
-        self._show(record, "trial", run_id, content=content, params=own, points=cost)
+        self._show(record, key, run_id, content=content, params=own, points=cost)
         return run_id
+
+    def _trial_run(self, key: str, configuration: SearchPoint, *, tags: Mapping[str, str]) -> str:
+        return self._child(
+            key, "trial", configuration.name, configuration, parent=self.search(), tags=tags
+        )
 
     def finalist(self, record: Record, *, tags: Mapping[str, str] | None = None) -> str:
         """Make the run of a finalist's training and write its record."""
+        key = self._key("finalist", record.payload["name"])
+        all_tags = self._began(key, record) | dict(tags or {})
         configuration = SearchPoint.of(record.payload)
-        run_id = self._child(
-            self._key("finalist", record),
+        seed = record.payload["seed"]
+        run_id = self._finalist_run(key, configuration, seed, tags=all_tags)
+        own = {"seed": seed, "epochs": record.payload["until"]}
+        self._show(record, key, run_id, content=record.key, params=own)
+        return run_id
+
+    def _finalist_run(
+        self, key: str, configuration: SearchPoint, seed: int, *, tags: Mapping[str, str]
+    ) -> str:
+        return self._child(
+            key,
             "finalist",
-            finalist_name(record),
+            finalist_name(configuration, seed),
             configuration,
             parent=self.configuration(configuration),
             tags=tags,
         )
-        own = {"seed": record.payload["seed"], "epochs": record.payload["until"]}
-        self._show(record, "finalist", run_id, content=record.key, params=own)
-        return run_id
 
-    def _key(self, kind: str, record: Record) -> str:
-        return f"{kind}:{self.identity}:{record.payload['name']}"
+    def under_way(self) -> None:
+        """Write the epochs that trainings have saved and not committed."""
+        for begun, attempt, points in self._under_way.new(self.records):
+            configuration = SearchPoint.of(begun.inputs)
+            seed = begun.inputs["seed"]
+            kind = "finalist" if begun.stage == TRAIN.name else "trial"
+            key = self._key(kind, task_name(configuration, seed))
+            if not self.tracker.admits(key, attempt=attempt):
+                continue
+            tags = {ATTEMPT: attempt}
+            if kind == "finalist":
+                run_id = self._finalist_run(key, configuration, seed, tags=tags)
+            else:
+                run_id = self._trial_run(key, configuration, tags=tags)
+            self.tracker.log(run_id, points)
+
+    def _began(self, key: str, record: Record) -> dict[str, str]:
+        """Return the tag of the attempt behind a record, {} where its run shows another."""
+        attempt = attempt_of(record.payload.get("history_times", []))
+        return {ATTEMPT: attempt} if attempt and self.tracker.admits(key, attempt=attempt) else {}
+
+    def _key(self, kind: str, name: str) -> str:
+        return f"{kind}:{self.identity}:{name}"
 
     def _show(
         self,
         record: Record,
-        kind: str,
+        key: str,
         run_id: str,
         *,
         content: str,
@@ -128,13 +160,12 @@ class Runs:
         points: list[Point] | None = None,
     ) -> None:
         """Write a record to its run, unless the run shows it, perhaps with its evaluation."""
-        key = self._key(kind, record)
         finished = (content, self.evaluated_content(record))
         if self.shown.get(key) != record.key and not any(
             self.tracker.is_complete(run_id, content=one) for one in finished
         ):
             configuration = SearchPoint.of(record.payload)
-            all_points = history_points(record) + (points or [])
+            all_points = record_points(record) + (points or [])
             for name, value in curvature_metrics(configuration).items():
                 all_points.append(Point(name, value, record.payload["until"], record.created))
             self.uses(run_id, "train", "val")
@@ -244,6 +275,6 @@ def now(values: Mapping[str, float], *, step: int = 0) -> list[Point]:
     return [Point(name, value, step, moment) for name, value in values.items()]
 
 
-def finalist_name(record: Record) -> str:
+def finalist_name(configuration: SearchPoint, seed: int) -> str:
     """Name the run of a finalist's training."""
-    return f"{SearchPoint.of(record.payload).name} · seed {record.payload['seed']}"
+    return f"{configuration.name} · seed {seed}"

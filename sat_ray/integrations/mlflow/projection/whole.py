@@ -19,12 +19,13 @@ class Projection(Runs):
     """Keep the tracker's runs equal to the sweep's records."""
 
     def update(self) -> None:
-        """Write what was committed since the last call."""
+        """Write what was committed since the last call, and the epochs of what trains now."""
         for record in longest_trials(self.records):
             self.trial(record)
         trained = self.records.all(TRAIN)
         for record in trained:
             self.finalist(record)
+        self.under_way()
         # an export takes about a second: a few at a time, while others train and evaluate
         deadline = monotonic() + MODEL_SECONDS
         for record in trained:

@@ -1,0 +1,147 @@
+"""Read a config in YAML: one that `SweepConfig.as_yaml` wrote, or one of your own.
+
+Fields that a file leaves out are those of its recipe. Text in the place of a number is read as on
+the command line, so 5e-4 and 8/255 are numbers too.
+"""
+
+import contextlib
+import dataclasses
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sat_ray.storage.store import Storage
+from sat_ray.storage.uris import SCHEME
+from sat_ray.sweep.config.stored import RENAMED, code_named
+from sat_ray.sweep.config.sweep import Recipe, SweepConfig
+from sat_ray.utils.bounds import as_float, fault, shown
+from sat_ray.utils.import_string import check_confirmed, stored_names
+from sat_ray.utils.names import check_name, suggest
+from sat_ray.utils.serialization import flatten, to_json
+from sat_ray.utils.settings_json import from_json
+
+
+def read_config(path: str, recipes: Mapping[str, Recipe]) -> SweepConfig:
+    """Read the config in a file, a local path or s3:// URI.
+
+    Raises ValueError in one line that names the file and the field; UnconfirmedCodeError where it
+    names code that no person named.
+    """
+    given = _loaded(path)
+    recipe = check_name(given.get("recipe", ""), recipes, field=f"{path}: recipe")
+    base = to_json(recipes[recipe]())
+    kinds = _kinds(SweepConfig)
+    values = {name: _checked(path, name, one, kinds) for name, one in flatten(given).items()}
+    check_confirmed(code_named(given), source=path)
+    try:
+        with stored_names():
+            config: SweepConfig = from_json(SweepConfig, _replaced(base, values))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return config
+
+
+def _loaded(path: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file; ValueError where there is none."""
+    import yaml  # only here: most commands read no YAML
+
+    text = _text(path)
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError(f"{path}: aliases (*name) are not read; write the value twice")
+        repeated = _repeated(yaml.compose(text))
+        value = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"{path} is no YAML (line {line}: {error.problem})") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML ({type(error).__name__})") from None
+    if repeated:
+        raise ValueError(f"{path}: field {repeated} is there twice; remove one")
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold the fields of a config, got {shown(value)}")
+    return value
+
+
+def _text(path: str) -> str:
+    """Return the text of a file; ValueError where it cannot be read."""
+    folder, _, name = path.rpartition("/")
+    try:
+        remote = path.startswith(SCHEME)
+        data = Storage.at(folder).read(name) if remote else Path(path).expanduser().read_bytes()
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no UTF-8 text; give a config.yaml") from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ValueError(f"--config {path} cannot be read ({reason})") from None
+
+
+def _repeated(node: Any, prefix: str = "") -> str:
+    """Return the dotted name of the first field that a mapping holds twice, "" for none.
+
+    node: of yaml.compose, whose readers keep the last of two without a word.
+    """
+    seen: set[str] = set()
+    if getattr(node, "id", "") != "mapping":
+        return ""
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        if name in seen:
+            return name
+        seen.add(name)
+        if found := _repeated(value, f"{name}."):
+            return found
+    return ""
+
+
+def _kinds(owner: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the type of every field, with its bounds, by dotted name."""
+    hints = typing.get_type_hints(owner, include_extras=True)
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(owner):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            found |= _kinds(kind, f"{prefix}{field.name}.")
+        else:
+            found[f"{prefix}{field.name}"] = kind
+    return found
+
+
+def _checked(path: str, name: str, value: Any, kinds: Mapping[str, Any]) -> Any:
+    """Return the value of a field as its type; ValueError where it is none or has another name."""
+    if name in RENAMED:
+        raise ValueError(f"{path}: {name} is now {RENAMED[name]}; write that instead")
+    if any(one.startswith(f"{name}.") for one in kinds):
+        raise ValueError(f"{path}: {name} must hold fields of its own, got {shown(value)}")
+    if name not in kinds:
+        raise ValueError(f"{path}: {name} is no field of a config; {suggest(name, kinds)}")
+    kind = kinds[name]
+    found = _read(value, kind)
+    if reason := fault(found, kind):
+        raise ValueError(f"{path}: {name} must be {reason}, got {shown(value)}")
+    return found
+
+
+def _read(value: Any, kind: Any) -> Any:
+    """Return a YAML value as a value of this type where it is one, else as it is."""
+    if isinstance(value, list):
+        return tuple(_read(item, kind) for item in value)
+    if isinstance(value, str) and _holds_float(kind):
+        with contextlib.suppress(ValueError):
+            return as_float(value)
+    return value
+
+
+def _holds_float(kind: Any) -> bool:
+    return kind is float or any(map(_holds_float, typing.get_args(kind)))
+
+
+def _replaced(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested fields with those of dotted names replaced."""
+    for name, value in values.items():
+        section, _, last = name.rpartition(".")
+        part = base[section] if section else base
+        part[last] = to_json(value)
+    return base
