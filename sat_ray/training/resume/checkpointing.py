@@ -21,6 +21,7 @@ from sat_ray.training.catastrophic_overfitting import Memory
 from sat_ray.training.resume.state import TrainingState, joined, part_of
 
 FOLDERS = ("state/progress", "state/progress/second")
+LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 
 
 class StateFiles:
@@ -167,7 +168,7 @@ def saved_epochs(storage: Storage, key: str) -> tuple[list[dict[str, float]], li
         path = f"{folder}/{key}.safetensors"
         try:
             length = int.from_bytes(storage.read(path, length=8), "little")
-            header = json.loads(storage.read(path, offset=8, length=length))
+            header = json.loads(storage.read(path, offset=8, length=min(length, LONGEST_HEADER)))
             found.append(json.loads(json.loads(header["__metadata__"]["header"])["state"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not there, or replaced between the two reads
