@@ -98,9 +98,9 @@ def evaluate_external(given: ExternalOptions) -> None:
             claim_folder(storage, identity)
             remove_leftovers(storage)
             subject = staged(subject, storage)
-            tasks = tasks_of(given, subject, name)
-            check_code(given, subject, Records(storage), tasks, reporter)
-            tasks = run_tasks(given, tasks, Records(storage), reporter)
+            planned = tasks_of(given, subject, name)
+            check_code(given, subject, Records(storage), planned, reporter)
+            tasks = run_tasks(given, planned, Records(storage), reporter)
             found, table = write_evaluation(given, subject, tasks, storage, identity)
             show(found, storage, reporter)
             if given.protocol != "none":
