@@ -185,7 +185,7 @@ def describe(found: SweepStatus, root: Storage, *, now: float) -> str:
 
 def _columns(row: tuple[str, ...]) -> str:
     name, done, rate, seconds, best = row
-    return f"{name:<10} {done:>11} {rate:>10} {seconds:>14}   {best}".rstrip()
+    return f"{name:<11} {done:>10} {rate:>10} {seconds:>14}   {best}".rstrip()
 
 
 def _row(stage: StageStatus) -> tuple[str, ...]:
