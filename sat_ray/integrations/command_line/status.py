@@ -193,7 +193,7 @@ def _robust_at_most(model: Unfinished) -> str:
 
 def _columns(row: tuple[str, ...]) -> str:
     name, done, rate, seconds, best = row
-    return f"{name:<10} {done:>11} {rate:>10} {seconds:>14}   {best}".rstrip()
+    return f"{name:<11} {done:>10} {rate:>10} {seconds:>14}   {best}".rstrip()
 
 
 def _row(stage: StageStatus) -> tuple[str, ...]:
