@@ -21,12 +21,10 @@ require() {
 
 version() { sed -n "s/^$1=//p" "$root/cluster/versions.env"; }
 
-# Passwords go through a file descriptor: on a command line every user of the machine could read them.
-secret() {
-    local name=$1
-    kubectl -n "$namespace" get secret "$name" >/dev/null 2>&1 && return
-    kubectl -n "$namespace" create secret generic "$name" --from-env-file=/dev/stdin
-}
+exists() { kubectl -n "$namespace" get secret "$1" >/dev/null 2>&1; }
+
+# Values come on standard input: on a command line every user of the machine could read them.
+create() { kubectl -n "$namespace" create secret generic "$1" --from-env-file=/dev/stdin; }
 
 prepare() {
     require kubectl openssl
@@ -37,13 +35,15 @@ prepare() {
             --namespace kuberay-operator --create-namespace --wait
     fi
     kubectl apply --server-side -f "$root/cluster/base/namespace.yaml"
-    printf 'auth_token=%s\n' "$(openssl rand -hex 32)" | secret sat-ray-auth
-    printf 'MLFLOW_AUTH_ADMIN_PASSWORD=%s\nMLFLOW_FLASK_SERVER_SECRET_KEY=%s\n' \
-        "$(openssl rand -hex 16)" "$(openssl rand -hex 32)" | secret sat-ray-mlflow-admin
+    exists sat-ray-auth || printf 'auth_token=%s\n' "$(openssl rand -hex 32)" | create sat-ray-auth
+    exists sat-ray-mlflow-admin ||
+        printf 'MLFLOW_AUTH_ADMIN_PASSWORD=%s\nMLFLOW_FLASK_SERVER_SECRET_KEY=%s\n' \
+            "$(openssl rand -hex 16)" "$(openssl rand -hex 32)" | create sat-ray-mlflow-admin
     # One account is enough on a laptop: sweeps use the administrator's.
-    printf 'MLFLOW_TRACKING_USERNAME=admin\nMLFLOW_TRACKING_PASSWORD=%s\n' \
-        "$(kubectl -n "$namespace" get secret sat-ray-mlflow-admin \
-            -o jsonpath='{.data.MLFLOW_AUTH_ADMIN_PASSWORD}' | base64 -d)" | secret sat-ray-mlflow-client
+    exists sat-ray-mlflow-client ||
+        printf 'MLFLOW_TRACKING_USERNAME=admin\nMLFLOW_TRACKING_PASSWORD=%s\n' \
+            "$(kubectl -n "$namespace" get secret sat-ray-mlflow-admin \
+                -o jsonpath='{.data.MLFLOW_AUTH_ADMIN_PASSWORD}' | base64 -d)" | create sat-ray-mlflow-client
 }
 
 case ${1:-} in

@@ -16,7 +16,7 @@ import yaml
 
 from cluster.checks.documents import Document, clusters, of_kind, pods, versions
 from cluster.checks.references import SECRETS, mappings
-from cluster.commands.kubectl import NAMESPACE, ClusterError, Kubectl, connect, last_line
+from cluster.commands.kubectl import NAMESPACE, ClusterError, Kubectl, connect
 
 PROFILE = ("pod-security.kubernetes.io/enforce", "restricted")
 SECRETS_COMMANDS = "cluster/README.md, Secrets, has the commands"
@@ -148,7 +148,8 @@ def check_trial(kubectl: Kubectl, path: Path) -> None:
     )  # fmt: skip
     if done.returncode == 0:
         return
-    reason = last_line(done.stderr)
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    reason = " ".join(line for line in lines if not line.startswith("Warning:"))
     advice = "correct your overlay"
     if "not declared in schema" in done.stderr or "unknown field" in done.stderr:
         advice = f"if it is a field of ray.io, {_install('ray.io/v1')}; otherwise {advice}"

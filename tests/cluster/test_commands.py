@@ -5,19 +5,21 @@ With a real kubectl, and where its programs are here with a real API server.
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from api_server import api_server, kubeconfig, kubectl, kuberay_crds
-from cluster_rules import rendered, tool
+from cluster_rules import rendered, run, tool
 from repository import ROOT
 
-from cluster.checks.documents import of_kind, versions
+from cluster.checks.documents import CLUSTER, of_kind, versions
 from cluster.checks.references import SECRETS
 from cluster.commands.preflight import secrets_of
 
@@ -36,10 +38,14 @@ OPERATOR = {
 }
 
 
-def said(config: Path, *command: str, **variables: str) -> str:
-    """Run one of the commands, which must refuse, and return the one line that it printed."""
-    environment = {"PATH": "/usr/bin:/bin", "KUBECONFIG": str(config), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+def ended(config: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run one of the commands to its end."""
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(config.parent),  # kubectl keeps a cache there
+        "KUBECONFIG": str(config),
+    }
+    return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=ROOT,
         env=environment | variables,
@@ -47,6 +53,11 @@ def said(config: Path, *command: str, **variables: str) -> str:
         text=True,
         timeout=300,
     )
+
+
+def said(config: Path, *command: str, **variables: str) -> str:
+    """Return the one line with which a command refuses."""
+    done = ended(config, *command, **variables)
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = done.stderr.splitlines()
     return line
@@ -113,6 +124,18 @@ def set_status(config: Path, document: dict[str, Any], status: dict[str, Any]) -
     kubectl(config, *where, "patch", *names, "--subresource=status", "--type=merge", "-p", patch)
 
 
+def install_crds(config: Path) -> None:
+    """Install KubeRay's CRDs and wait until the server has them."""
+    for crd in kuberay_crds():
+        kubectl(config, "apply", "--server-side", "-f", str(crd))
+        established = ["wait", "-f", str(crd), "--for=condition=Established"]
+        # kubectl fails at once while the new object has no conditions yet.
+        deadline = time.monotonic() + 60
+        while kubectl(config, *established, check=False).returncode:
+            assert time.monotonic() < deadline, f"{crd.name} is not established"
+            time.sleep(1)
+
+
 @pytest.mark.kubernetes
 def test_each_thing_that_is_missing_is_one_line_until_the_manifests_are_accepted(server, tmp_path):
     """Start from an empty cluster and mend, step by step, what the line names."""
@@ -124,10 +147,7 @@ def test_each_thing_that_is_missing_is_one_line_until_the_manifests_are_accepted
     assert f"install KubeRay {versions()['KUBERAY']}" in line
     assert "no RayCluster of ray.io/v1 is served" in said(server, *SUBMIT)
 
-    old = yaml.safe_load(kuberay_crds()[0].read_text())
-    for crd in kuberay_crds():
-        kubectl(server, "apply", "--server-side", "-f", str(crd))
-    kubectl(server, "wait", f"crd/{old['metadata']['name']}", "--for=condition=Established")
+    install_crds(server)
 
     assert "KubeRay's operator is not installed" in said(server, *command)
     kubectl(server, "create", "namespace", "kuberay-operator")
@@ -155,10 +175,7 @@ def test_each_thing_that_is_missing_is_one_line_until_the_manifests_are_accepted
         held.append({"names": [f"docker.io/library/{image}"], "sizeBytes": 1})
         set_status(server, node, {"images": held})
 
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True,
-        env={"PATH": "/usr/bin:/bin", "KUBECONFIG": str(server)},
-    )  # fmt: skip
+    done = ended(server, *command)
     assert done.returncode == 0, done.stderr
     left = kubectl(server, "-n", "sat-ray", "get", "configmaps,rayclusters", "-o", "name").stdout
     assert "raycluster" not in left and "sat-ray-environment" not in left, "it only tried"
@@ -173,10 +190,14 @@ def test_each_thing_that_is_missing_is_one_line_until_the_manifests_are_accepted
 
 @pytest.mark.kubernetes
 def test_a_head_that_does_not_start_is_explained_before_a_job_is_submitted(server):
-    """The test before this one left a cluster with everything but the RayCluster."""
     documents = rendered("laptop")
     (cluster,) = of_kind(documents, "RayCluster")
+    install_crds(server)
+    operators = {"metadata": {"name": "kuberay-operator"}, "apiVersion": "v1", "kind": "Namespace"}
+    apply(server, operators, OPERATOR)
+    set_status(server, OPERATOR, {"replicas": 1, "readyReplicas": 1})
     apply(server, *of_kind(documents, "Namespace", "ServiceAccount", "PriorityClass"))
+    apply(server, secret("sat-ray-auth"))
     assert "no RayCluster sat-ray in namespace sat-ray" in said(server, *SUBMIT)
     apply(server, cluster)
     assert "the operator has made no pod yet" in said(server, *SUBMIT)
@@ -237,3 +258,56 @@ def test_the_secrets_of_an_overlay_are_those_that_its_pods_need():
         "sat-ray-mlflow-client",
     ]
     assert set(secrets_of(rendered("gcs-fault-tolerance"))) == set(SECRETS) - {"sat-ray-s3"}
+
+
+@pytest.mark.kubernetes
+def test_the_laptop_gets_its_secrets_once(server):
+    apply(
+        server, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kuberay-operator"}}
+    )
+    apply(server, OPERATOR)
+    for name in secrets_of(rendered("laptop")):
+        kubectl(
+            server, "-n", "sat-ray", "delete", "secret", name, "--ignore-not-found", check=False
+        )
+    found = []
+    for _ in range(2):
+        run(CLUSTER / "commands" / "laptop.sh", "prepare", env={"KUBECONFIG": str(server)})
+        found.append({name: values(server, name) for name in secrets_of(rendered("laptop"))})
+    assert found[0] == found[1]
+    assert {name: set(keys) for name, keys in found[0].items()} == {
+        name: SECRETS[name] for name in found[0]
+    }
+    admin, client = found[0]["sat-ray-mlflow-admin"], found[0]["sat-ray-mlflow-client"]
+    assert client["MLFLOW_TRACKING_USERNAME"] == "admin"
+    assert client["MLFLOW_TRACKING_PASSWORD"] == admin["MLFLOW_AUTH_ADMIN_PASSWORD"]
+    assert all(
+        value == value.strip() != "" for keys in found[0].values() for value in keys.values()
+    )
+
+
+def values(config: Path, name: str) -> dict[str, str]:
+    """Return what a Secret holds."""
+    found = kubectl(config, "-n", "sat-ray", "get", "secret", name, "-o", "json").stdout
+    data = json.loads(found)["data"]
+    return {key: base64.b64decode(text).decode() for key, text in data.items()}
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (["images/local.sh"], "no Docker engine and no buildah: start Docker, or apt-get install"),
+        (["commands/laptop.sh", "kind"], "no docker on the PATH; install it"),
+        (["commands/laptop.sh", "prepare"], "no kubectl on the PATH; install it"),
+        (["commands/laptop.sh"], "usage: cluster/commands/laptop.sh prepare | kind"),
+    ],
+)
+def test_a_program_that_is_missing_is_named(tmp_path, command, line):
+    for name in ("bash", "dirname", "sed", "env"):
+        (tmp_path / name).symlink_to(tool(name))
+    script = str(CLUSTER / command[0])
+    done = subprocess.run(
+        [script, *command[1:]], env={"PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith(line)
+    assert len(done.stderr.splitlines()) == 1

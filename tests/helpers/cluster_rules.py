@@ -343,10 +343,15 @@ def tool(*names: str, beside: Path = Path(sys.executable).parent) -> str:
     pytest.skip(f"none of {names} is installed here")
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> str:
-    """Return what a program prints; fail with its words where it does."""
+def run(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> str:
+    """Return what a program prints; fail with its words where it does. env: more variables."""
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=60
+        [str(part) for part in command],
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
