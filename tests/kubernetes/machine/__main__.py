@@ -38,6 +38,7 @@ def up() -> None:
     step("network policies", lambda: _each(wanted, node.start_policies))
     step("KubeRay's operator", addons.install_operator)
     step("DNS and operator run", addons.wait_for_addons)
+    step("S3 server", addons.start_storage)
     print(f"ready: export KUBECONFIG={KUBECONFIG}")
 
 

@@ -1,14 +1,64 @@
-"""What runs inside the cluster from the start: DNS, volumes and KubeRay's operator."""
+"""What the product finds in a cluster: DNS, volumes, KubeRay's operator, and an S3 server."""
 
+import importlib
 import shutil
 import subprocess
+import sys
+from typing import Any
 
+from . import processes
 from .build import OPERATOR, module_folder
 from .processes import run
-from .settings import BINARIES, KUBECONFIG, KUBERAY, MANIFESTS, STATE, Node
+from .settings import (
+    BINARIES,
+    BUCKET,
+    HOST,
+    KUBECONFIG,
+    KUBERAY,
+    LOGS,
+    MANIFESTS,
+    ROOT,
+    S3_PORT,
+    STATE,
+    Node,
+)
 
 KUBECTL = (str(BINARIES / "kubectl"), f"--kubeconfig={KUBECONFIG}")
 VOLUMES = 4
+
+
+def start_storage() -> None:
+    """Start the tests' S3 server where pods reach it, with one bucket."""
+    folder = STATE / "s3"
+    folder.mkdir(exist_ok=True)
+    program = [sys.executable, "-W", "ignore", str(ROOT / "tests/helpers/s3_server.py")]
+    processes.start("s3", [*program, str(folder), str(S3_PORT), HOST])
+    check = ["curl", "--silent", "--output", "/dev/null", f"http://{HOST}:{S3_PORT}/healthcheck"]
+    processes.wait_until("the S3 server", check, log=LOGS / "s3.log")
+    client = storage_client()
+    if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+        client.create_bucket(Bucket=BUCKET)
+
+
+def storage_client() -> Any:
+    """Return a boto3 client of the S3 server."""
+    boto3 = importlib.import_module("boto3")
+    variables = storage_environment()
+    return boto3.client(
+        "s3",
+        endpoint_url=variables["AWS_ENDPOINT_URL"],
+        region_name=variables["AWS_REGION"],
+        aws_access_key_id=variables["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
+def storage_environment() -> dict[str, str]:
+    """Return the variables that lead to the S3 server."""
+    sys.path.insert(0, str(ROOT / "tests/helpers"))
+    server = importlib.import_module("s3_server")
+    variables: dict[str, str] = server.environment(S3_PORT)
+    return variables | {"AWS_ENDPOINT_URL": f"http://{HOST}:{S3_PORT}"}
 
 
 def wait_for_nodes(nodes: list[Node]) -> None:

@@ -1,5 +1,6 @@
 """Refuse early, in one line, what this machine lacks."""
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ PROGRAMS = {
     "openssl": "openssl",
     "nsenter": "util-linux",
     "ip": "iproute2",
+    "curl": "curl",
 }
 CNI_PLUGINS = Path("/usr/lib/cni")
 CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer", "systemd")
@@ -39,6 +41,8 @@ def missing() -> str | None:
             f"{', '.join(absent)} not found: apt-get install --no-install-recommends "
             f"{' '.join(sorted(packages))}"
         )
+    if importlib.util.find_spec("swift") is None:
+        return "swift, the S3 server, is not installed: use the Python of `make setup`"
     lines = Path("/proc/meminfo").read_text().splitlines()
     available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     if available < MEMORY_NEEDED_GIB << 20:

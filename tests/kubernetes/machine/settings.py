@@ -10,6 +10,7 @@ KUBERAY = "1.6.2"
 HERE = Path(__file__).resolve().parent
 MODULES = HERE.parent / "modules"
 MANIFESTS = HERE.parent / "manifests"
+ROOT = HERE.parents[2]
 
 # Binaries and Go's own cache of them: an hour of work, so they outlive `down`.
 CACHE = Path(os.environ.get("KUBERNETES_CACHE", Path.home() / ".cache/sat_ray/kubernetes"))
@@ -29,6 +30,9 @@ PODS = "10.210.0.0/16"
 SERVICES = "10.220.0.0/16"
 API_SERVICE = "10.220.0.1"
 DNS_SERVICE = "10.220.0.10"
+# The port that the manifests' network policies open for object stores.
+S3_PORT = 443
+BUCKET = "satray"
 BRIDGE = "satray0"
 CGROUP = "sat_ray-kubernetes"
 MEMORY_NEEDED_GIB = 6
