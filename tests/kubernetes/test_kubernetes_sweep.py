@@ -43,7 +43,10 @@ def alone() -> Iterator[Left]:
         "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-ec", f"{sweep}; touch /tmp/done; sleep infinity"],
         "env": [{"name": "RAY_AUTH_MODE", "value": "disabled"}],
-        "resources": {"limits": {"cpu": "2", "memory": "5Gi"}, "requests": {"cpu": "100m"}},
+        "resources": {
+            "limits": {"cpu": "2", "memory": "5Gi"},
+            "requests": {"cpu": "100m", "memory": "1Gi"},
+        },
         "readinessProbe": {"exec": {"command": ["test", "-e", "/tmp/done"]}},
     }
     pod = {

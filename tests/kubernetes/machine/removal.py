@@ -20,16 +20,19 @@ def remove() -> None:
     _end_groups()
     for name in processes.names():
         processes.stop(name)
-    _unmount()
     network.disconnect()
     _remove_groups()
     node.restore_tunables()
+    left = _unmount()
+    if left:
+        raise SystemExit(f"{', '.join(left)} could not be unmounted: unmount them, then again")
     shutil.rmtree(STATE, ignore_errors=True)
 
 
 def _nodes() -> list[Node]:
     """Return the nodes that exist, whatever is configured now."""
-    return [Node(int(folder.name[4:]), "") for folder in STATE.glob("node[0-9]*")]
+    folders = [file for file in STATE.glob("node[0-9]*") if file.is_dir()]
+    return [Node(int(folder.name.removeprefix("node")), "") for folder in folders]
 
 
 def _end_groups() -> None:
@@ -44,11 +47,16 @@ def _end_groups() -> None:
         time.sleep(0.2)
 
 
-def _unmount() -> None:
+def _unmount() -> list[str]:
+    """Unmount everything below the cluster's folder; return what stays mounted."""
+    for place in reversed(_mounts()):
+        subprocess.run(["umount", place], check=False)
+    return _mounts()
+
+
+def _mounts() -> list[str]:
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    for place in reversed(mounts):
-        if place.startswith(f"{STATE}/"):
-            subprocess.run(["umount", "--lazy", place], check=False)
+    return [place for place in mounts if place.startswith(f"{STATE}/")]
 
 
 def _remove_groups() -> None:

@@ -35,7 +35,7 @@ S3_PORT = 443
 BUCKET = "satray"
 BRIDGE = "satray0"
 CGROUP = "sat_ray-kubernetes"
-MEMORY_NEEDED_GIB = 6
+MEMORY_NEEDED_GIB = 9
 
 PAUSE_IMAGE = "docker.io/library/satray-pause:1"
 
@@ -86,4 +86,4 @@ def nodes() -> list[Node]:
 
 def node_memory_gib() -> float:
     """Return how much memory the pods of one node may take together (KUBERNETES_NODE_MEMORY)."""
-    return float(os.environ.get("KUBERNETES_NODE_MEMORY", "6"))
+    return float(os.environ.get("KUBERNETES_NODE_MEMORY", "10"))
