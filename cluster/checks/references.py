@@ -33,10 +33,11 @@ SECRETS = {
 
 
 def known_sources(documents: list[Document]) -> Iterator[str]:
-    """Require that ConfigMaps are in the same rendering and
+    """Require that ConfigMaps and claims are in the same rendering and
     that Secrets (and keys) are ones the README creates.
     """
     config_maps = {d["metadata"]["name"]: d["data"] for d in of_kind(documents, "ConfigMap")}
+    claims = {d["metadata"]["name"] for d in of_kind(documents, "PersistentVolumeClaim")}
     for document in documents:
         where = f"{document['kind']} {document['metadata']['name']}"
         for key, value in _mappings(document):
@@ -49,6 +50,8 @@ def known_sources(documents: list[Document]) -> Iterator[str]:
                     for item in value.get("items", []):
                         if item["key"] not in config_maps[value["name"]]:
                             yield f"{where}: ConfigMap {value['name']} has no key {item['key']}"
+                case "persistentVolumeClaim" if value["claimName"] not in claims:
+                    yield f"{where}: PersistentVolumeClaim {value['claimName']} does not exist"
                 case "secretRef" if value["name"] not in SECRETS:
                     yield f"{where}: Secret {value['name']} is not one the README creates"
                 case "secretKeyRef" if value["key"] not in SECRETS.get(value["name"], ()):

@@ -23,7 +23,7 @@ from cluster.checks.documents import CLUSTER, pods, versions
 from cluster.checks.render import render
 
 ROOT = CLUSTER.parent
-OVERLAYS = ("autoscaling", "gcs-fault-tolerance", "kueue", "rayjob")
+OVERLAYS = ("autoscaling", "gcs-fault-tolerance", "kueue", "laptop", "rayjob")
 ALL_RULES = (*rules.RULES, *safety.RULES, *references.RULES)
 RAY_SCHEMAS = Path(os.environ.get("KUBERAY_SCHEMAS") or ROOT.parent / "shared" / "kuberay")
 SCHEMA_FILES = {"RayCluster": "rayclusters", "RayJob": "rayjobs"}
