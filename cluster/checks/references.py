@@ -40,7 +40,7 @@ def known_sources(documents: list[Document]) -> Iterator[str]:
     claims = {d["metadata"]["name"] for d in of_kind(documents, "PersistentVolumeClaim")}
     for document in documents:
         where = f"{document['kind']} {document['metadata']['name']}"
-        for key, value in _mappings(document):
+        for key, value in mappings(document):
             match key:
                 case "configMapRef" if value["name"] not in config_maps:
                     yield f"{where}: ConfigMap {value['name']} does not exist"
@@ -145,15 +145,15 @@ def selected_pods(documents: list[Document]) -> Iterator[str]:
                     )
 
 
-def _mappings(value: Any) -> Iterator[tuple[str, Document]]:
+def mappings(value: Any) -> Iterator[tuple[str, Document]]:
     if isinstance(value, dict):
         for key, item in value.items():
             if isinstance(item, dict):
                 yield key, item
-            yield from _mappings(item)
+            yield from mappings(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _mappings(item)
+            yield from mappings(item)
 
 
 def _subset(selector: Document, labels: Document) -> bool:

@@ -188,7 +188,7 @@ def start_parameters(documents: list[Document]) -> Iterator[str]:
 
 
 def whole_node_pods(documents: list[Document]) -> Iterator[str]:
-    """Require that requests equal the limits that Ray counts, and that GPU pods run on GPU nodes."""
+    """Require requests equal to the limits that Ray counts, and GPU pods on GPU nodes only."""
     for cluster in clusters(documents):
         for group in (cluster.head, *cluster.groups):
             where, spec = (

@@ -22,6 +22,8 @@ PRIVATE = [
     ipaddress.ip_network(block)
     for block in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 ]
+POD_IDENTITY_AGENT = ipaddress.ip_network("169.254.170.23/32")
+"""Of EKS: it gives a pod the role of the pod's own service account, and nothing of the node."""
 LONG_RUNNING = ("Deployment", "StatefulSet")
 
 
@@ -135,11 +137,13 @@ def closed_network(documents: list[Document]) -> Iterator[str]:
 
 
 def _is_private(cidr: str) -> bool:
-    """Say whether a block lies inside a private network;
-    the cloud's metadata address is in none.
+    """Say whether a block lies inside a private network or is the agent of EKS Pod Identity;
+    the cloud's metadata address is neither.
     """
     network = ipaddress.ip_network(cidr)
-    return any(network.version == own.version and network.subnet_of(own) for own in PRIVATE)  # type: ignore[arg-type]
+    return network == POD_IDENTITY_AGENT or any(
+        network.version == own.version and network.subnet_of(own) for own in PRIVATE
+    )  # type: ignore[arg-type]
 
 
 def undisturbed_pods(documents: list[Document]) -> Iterator[str]:
@@ -211,7 +215,7 @@ def _most(documents: list[Document]) -> dict[str, float]:
 
 
 def _requests(container: Document) -> Iterator[tuple[str, float]]:
-    """Yield what a container, or the autoscaler beside the head, requests of what a quota counts."""
+    """Yield what a container, or the head's autoscaler, requests of what the quota counts."""
     for name, amount in container.get("resources", {}).get("requests", {}).items():
         if name in ("cpu", "memory", "nvidia.com/gpu"):
             yield name, quantity(str(amount))

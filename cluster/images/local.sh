@@ -3,7 +3,7 @@
 #   cluster/images/local.sh [FOLDER]   FOLDER gets the archives (default .cache/images)
 # With a Docker engine these are two ordinary builds, and no archive is written. Without one: buildah as root. Where
 # PYTHON_IMAGE is not set, it then builds on Debian's own Python, so that no image registry is needed, and writes an
-# OCI archive of each image, which `ctr images import`, `kind load image-archive` and `k3d image import` take.
+# archive of each image as `docker save` does, for `ctr images import`, `kind load image-archive`, `k3d image import`.
 #   PYTHON_IMAGE  the base (default: with Docker that of versions.env)
 #   LEAVE_OUT     packages removed from the Ray image (default: those that torch opens only on a GPU; 1.1 GB)
 set -euo pipefail
@@ -48,12 +48,12 @@ build() {
     buildah build --isolation chroot --layers -f "$dockerfile" --ignorefile "$dockerfile.dockerignore" \
         --volume "$certificates:$certificates:ro" "$@" -t "docker.io/library/$image" "$context"
     # Written under another name first: whoever waits for the archive never reads half of it.
+    local archive=$folder/${image%%:*}
     mkdir -p "$folder"
-    rm -f "$folder/${image%%:*}.part"
-    buildah push --quiet --disable-compression "docker.io/library/$image" \
-        "oci-archive:$folder/${image%%:*}.part:docker.io/library/$image"
-    mv "$folder/${image%%:*}.part" "$folder/${image%%:*}.tar"
-    ls -l "$folder/${image%%:*}.tar"
+    rm -f "$archive.part"
+    buildah push --quiet "docker.io/library/$image" "docker-archive:$archive.part:docker.io/library/$image"
+    mv "$archive.part" "$archive.tar"
+    ls -l "$archive.tar"
 }
 
 if docker info >/dev/null 2>&1; then

@@ -332,13 +332,13 @@ def core_documents() -> list[dict[str, Any]]:
     return list({json.dumps(d, sort_keys=True): d for d in documents}.values())
 
 
-def tool(*names: str) -> str:
-    """Return the first of these programs, also those beside this Python;
+def tool(*names: str, beside: Path = Path(sys.executable).parent) -> str:
+    """Return the first of these programs, those in one more folder before the PATH's;
     skip where there is none.
     """
-    beside = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    path = os.pathsep.join((str(beside), os.environ.get("PATH", "")))
     for name in names:
-        if found := shutil.which(name, path=beside):
+        if found := shutil.which(name, path=path):
             return found
     pytest.skip(f"none of {names} is installed here")
 
