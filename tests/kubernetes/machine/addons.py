@@ -84,8 +84,6 @@ def install_operator() -> None:
     (folder / "here").mkdir(exist_ok=True)
     text = (MANIFESTS / "operator.yaml").read_text().replace("KUBERAY", f'"{KUBERAY}"')
     (folder / "here" / "kustomization.yaml").write_text(text)
-    namespace = {"given": "{apiVersion: v1, kind: Namespace, metadata: {name: kuberay-operator}}"}
-    apply("--filename", "-", **namespace)
     apply("--kustomize", str(folder / "here"))
 
 
