@@ -134,6 +134,8 @@ path = "{node.folder}/opt"
 [{cri}]
 sandbox_image = "{PAUSE_IMAGE}"
 disable_apparmor = true
+# Where root may not lower a process's oom_score_adj, no container would start without this.
+restrict_oom_score_adj = true
 netns_mounts_under_state_dir = true
 stream_server_address = "127.0.0.1"
 stream_server_port = "0"
