@@ -58,6 +58,7 @@ def start_api_server() -> None:
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
             f"--service-account-key-file={FOLDER}/accounts.pub",
             f"--service-account-signing-key-file={FOLDER}/accounts.key",
+            "--kubelet-preferred-address-types=InternalIP",
             *("--enable-admission-plugins=NodeRestriction", "--profiling=false"),
         ],
     )
