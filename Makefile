@@ -8,7 +8,7 @@ STORAGE ?= runs
 OVERLAY ?= autoscaling
 ARGS ?=
 BIN := .venv/bin
-TIER := not fault and not browser
+TIER := not fault and not browser and not kubernetes
 READY := .venv/.ready
 RAY_IMAGE := $(shell sed -n 's/^RAY_IMAGE=//p' cluster/versions.env)
 MLFLOW_IMAGE := $(shell sed -n 's/^MLFLOW_IMAGE=//p' cluster/versions.env)
@@ -17,7 +17,8 @@ PYTHON_IMAGE_DIGEST ?= $(shell sed -n 's/^PYTHON_IMAGE_DIGEST=//p' cluster/versi
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: help setup sweep test test-faults test-browser lint format ui bench docs release lock clean \
-        cluster-validate image images-local cluster-apply laptop laptop-kind submit ray-up ray-down cluster-local
+        cluster-validate image images-local cluster-apply laptop laptop-kind submit ray-up ray-down cluster-local \
+        kubernetes-up kubernetes-down test-kubernetes
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-18s %s\n' "$$name" "$$text"; done
@@ -126,6 +127,15 @@ ray-up: setup ## start a Ray cluster on AWS without Kubernetes
 
 ray-down: setup ## stop it
 	RAY_AUTH_MODE=token $(BIN)/ray down --yes cluster/aws/ray-up.yaml
+
+kubernetes-up: setup ## start a Kubernetes on this machine (root, Go; the first time takes an hour)
+	$(BIN)/python -m tests.kubernetes.machine up
+
+kubernetes-down: setup ## end it and remove what it wrote; the built binaries stay
+	$(BIN)/python -m tests.kubernetes.machine down
+
+test-kubernetes: setup ## run the product on the Kubernetes of kubernetes-up
+	$(BIN)/python -m pytest -m kubernetes $(ARGS)
 
 cluster-local: setup ## start a Ray of three nodes on this machine
 	RAY=$(BIN)/ray cluster/local.sh up 2 1

@@ -1,0 +1,151 @@
+"""A sweep from `make submit` to the last worker's end, undisturbed and disturbed; its numbers must
+be those of the same image without a cluster.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from scenarios import (
+    HEAD,
+    NAMESPACE,
+    WORKER,
+    Left,
+    Submission,
+    head_pod,
+    kubectl,
+    left_in,
+    pods,
+    record,
+    until,
+)
+
+from tests.kubernetes.machine import control_plane, processes
+
+pytestmark = pytest.mark.kubernetes
+
+STORAGE = "/storage/sweeps"  # where overlays/laptop mounts its volume
+ALONE = "alone"
+OPERATOR = ("-n", "kuberay-operator", "deployment/kuberay-operator")
+API_AWAY_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Left]:
+    """Run the sweep in one pod of the same image, on a Ray of its own."""
+    image = pods(HEAD)[0]["spec"]["containers"][0]["image"]
+    sweep = "python /opt/sat_ray/pipelines/sweep.py digits_smoke --storage /tmp/runs --name alone"
+    container = {
+        "name": "alone",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-ec", f"{sweep}; touch /tmp/done; sleep infinity"],
+        "env": [{"name": "RAY_AUTH_MODE", "value": "disabled"}],
+        "resources": {
+            "limits": {"cpu": "2", "memory": "5Gi"},
+            "requests": {"cpu": "100m", "memory": "1Gi"},
+        },
+        "readinessProbe": {"exec": {"command": ["test", "-e", "/tmp/done"]}},
+    }
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": ALONE, "namespace": ALONE},
+        "spec": {"restartPolicy": "Never", "containers": [container]},
+    }
+    kubectl("create", "namespace", ALONE)
+    try:
+        begin = time.monotonic()
+        kubectl("apply", "-f", "-", given=json.dumps(pod))
+        kubectl("-n", ALONE, "wait", "--for=condition=Ready", f"pod/{ALONE}", "--timeout=1500s")
+        record("the same image without a cluster", seconds=round(time.monotonic() - begin, 1))
+        yield left_in(ALONE, "/tmp/runs/alone", namespace=ALONE)
+    finally:
+        kubectl("delete", "namespace", ALONE, "--wait=false")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, request: pytest.FixtureRequest) -> Submission:
+    """Return a sweep of its own name, not yet started, on a cluster without workers."""
+    until(lambda: not pods(WORKER), "no workers of an earlier sweep", seconds=600)
+    head_pod()
+    name = f"{request.node.name.removeprefix('test_')[:30].strip('_')}-{int(time.time())}"
+    return Submission(name.replace("_", "-"), (), tmp_path / "submit.log")
+
+
+def test_a_sweep_starts_its_workers_from_none_and_ends_without_any(
+    sweep: Submission, alone: Left
+) -> None:
+    """Submit to a cluster of a head alone, and wait until it is alone again."""
+    _finish("undisturbed", sweep.start(), alone)
+    assert sweep.most_workers > 0
+
+
+def test_a_deleted_worker_changes_no_number(sweep: Submission, alone: Left) -> None:
+    """Delete a worker's pod while the search runs."""
+
+    def delete() -> None:
+        kubectl("-n", NAMESPACE, "delete", "pod", pods(WORKER)[0]["metadata"]["name"])
+
+    _disturbed("worker pod deleted", sweep, alone, during=r"\] search", do=delete)
+
+
+def test_a_restarted_operator_changes_no_number(sweep: Submission, alone: Left) -> None:
+    """Restart KubeRay's operator while the search runs."""
+
+    def restart() -> None:
+        kubectl("rollout", "restart", *OPERATOR)
+
+    _disturbed("operator restarted", sweep, alone, during=r"\] search", do=restart)
+
+
+def test_a_minute_without_the_api_server_changes_no_number(sweep: Submission, alone: Left) -> None:
+    """Stop the API server during the training, and start it again after a minute."""
+
+    def stop() -> None:
+        processes.stop("api-server")
+        time.sleep(API_AWAY_SECONDS)
+        control_plane.start_api_server()
+
+    # The port-forward of `make submit` breaks with the API server; the sweep itself goes on.
+    sweep.start().wait_for(r"\] train")
+    stop()
+    sweep.process.wait(timeout=2400)
+    again = Submission(sweep.name, (), sweep.log.with_name("again.log"), began=sweep.began)
+    _finish("API server away for 60 s", again.start(), alone)
+
+
+def test_the_same_command_goes_on_after_the_head_was_deleted(
+    sweep: Submission, alone: Left
+) -> None:
+    """Delete the head's pod during the training, and give the same command again."""
+    sweep.start().wait_for(r"\] train")
+    kubectl("-n", NAMESPACE, "delete", "pod", head_pod())
+    sweep.process.wait(timeout=600)
+    head_pod()
+    again = Submission(sweep.name, (), sweep.log.with_name("again.log"), began=sweep.began)
+    _finish("head pod deleted", again.start(), alone)
+
+
+def _disturbed(
+    scenario: str, sweep: Submission, alone: Left, *, during: str, do: Callable[[], None]
+) -> None:
+    sweep.start().wait_for(during)
+    do()
+    _finish(scenario, sweep, alone)
+
+
+def _finish(scenario: str, sweep: Submission, alone: Left) -> None:
+    """Wait for the sweep's end and for its last worker's; compare what it left."""
+    try:
+        sweep.finish()
+        sweep.wait_for_no_workers()
+        left = left_in(head_pod(), f"{STORAGE}/{sweep.name}")
+        equal = left.rows == alone.rows and left.outcomes == alone.outcomes
+        record(scenario, **sweep.events, most_workers=sweep.most_workers, equal_numbers=equal)
+    finally:
+        sweep.stop_observing()
+    assert left.rows == alone.rows
+    assert left.outcomes == alone.outcomes
