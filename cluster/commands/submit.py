@@ -6,6 +6,7 @@ this machine that was free, so that no other Ray can be meant.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import os
 import re
@@ -26,18 +27,21 @@ import os, sys
 from sat_ray.storage.preflight import check_writable
 from sat_ray.storage.store import Storage
 try:
-    check_writable(Storage.at(os.environ["SAT_RAY_STORAGE"]))
+    check_writable(Storage.at(sys.argv[1] or os.environ["SAT_RAY_STORAGE"]))
 except ValueError as error:
     sys.exit(f"REFUSED {error}")
 """
 
 
-def check_storage(kubectl: Kubectl, head: str) -> None:
-    """Refuse a storage that the head cannot use, in the words of the sweep's own check."""
+def check_storage(kubectl: Kubectl, head: str, storage: str = "") -> None:
+    """Refuse a storage that the head cannot use, in the words of the sweep's own check.
+
+    storage: what `--storage` names; empty: SAT_RAY_STORAGE of the pod.
+    """
     where = [f"--namespace={NAMESPACE}", head, "--container=ray-head"]
     try:
         done = kubectl.run(
-            "exec", *where, "--", "python", "-c", TRY_STORAGE, seconds=STORAGE_SECONDS
+            "exec", *where, "--", "python", "-c", TRY_STORAGE, storage, seconds=STORAGE_SECONDS
         )
     except subprocess.TimeoutExpired:
         raise kubectl.refused(
@@ -52,6 +56,13 @@ def check_storage(kubectl: Kubectl, head: str) -> None:
         )
     if done.returncode:
         raise kubectl.refused(f"the storage could not be tried: {last_line(done.stderr)}")
+
+
+def storage_named(options: list[str]) -> str:
+    """Return the storage that the options of a sweep name, "" where they name none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--storage", default="")
+    return str(parser.parse_known_args(options)[0].storage)
 
 
 def token(kubectl: Kubectl) -> str:
@@ -102,7 +113,7 @@ def check_token(kubectl: Kubectl, address: str, secret: str) -> None:
 def submit(recipe: str, options: list[str]) -> int:
     """Check, then submit the sweep and follow it; return the exit status of `ray job submit`."""
     kubectl = connect()
-    check_storage(kubectl, check_head(kubectl))
+    check_storage(kubectl, check_head(kubectl), storage_named(options))
     secret = token(kubectl)
     with dashboard(kubectl) as address:
         check_token(kubectl, address, secret)

@@ -22,6 +22,7 @@ from repository import ROOT
 from cluster.checks.documents import CLUSTER, of_kind, versions
 from cluster.checks.references import SECRETS
 from cluster.commands.preflight import secrets_of
+from cluster.commands.submit import storage_named
 
 LABEL = "pod-security.kubernetes.io/enforce"
 OPERATOR = {
@@ -249,6 +250,12 @@ def test_a_head_that_does_not_start_is_explained_before_a_job_is_submitted(serve
     assert "auth_token ends in a newline" in said(server, *SUBMIT)
     apply(server, secret("sat-ray-auth", auth_token=""))
     assert "auth_token is empty" in said(server, *SUBMIT)
+
+
+def test_the_storage_that_is_tried_is_the_one_that_the_options_name():
+    assert storage_named(["--training.epochs", "1"]) == ""
+    assert storage_named(["--storage", "s3://a/b", "--training.epochs", "1"]) == "s3://a/b"
+    assert storage_named(["--dry-run", "--storage=s3://a/b"]) == "s3://a/b"
 
 
 def test_the_secrets_of_an_overlay_are_those_that_its_pods_need():
