@@ -306,7 +306,7 @@ def external_state(documents: list[Document]) -> Iterator[str]:
                 f"{cluster.where}: old spellings of fault tolerance beside "
                 "gcsFaultToleranceOptions are refused"
             )
-        if options.get("backend") == "redis" and "secretKeyRef" not in options.get(
+        if options.get("backend", "redis") == "redis" and "secretKeyRef" not in options.get(
             "redisPassword", {}
         ).get("valueFrom", {}):
             yield f"{cluster.where}: redisPassword does not come from a Secret"

@@ -27,7 +27,7 @@ make_base() {
     local container rootfs
     rootfs=$(mktemp -d /var/tmp/sat-ray-base.XXXXXXXX)
     # shellcheck disable=SC2064
-    trap "rm -rf -- '$rootfs'" RETURN
+    trap "rm -rf -- '$rootfs'" EXIT
     debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,libpython3-dev bookworm "$rootfs"
     chroot "$rootfs" python3 -m venv /usr/local
     rm -rf "$rootfs"/var/cache/apt/archives/*.deb "$rootfs"/var/lib/apt/lists/*
