@@ -96,8 +96,9 @@ def left_in(pod: str, folder: str, *, namespace: str = NAMESPACE) -> Left:
     code = f"""
 import base64, json, pathlib
 folder = pathlib.Path({folder!r})
-files = [folder / "leaderboard.json", *(folder / "outcomes").iterdir()]
-print(json.dumps({{one.name: base64.b64encode(one.read_bytes()).decode() for one in files}}))
+files = [folder / "leaderboard.json", *filter(pathlib.Path.is_file, (folder / "outcomes").rglob("*"))]
+texts = {{str(one.relative_to(folder)): base64.b64encode(one.read_bytes()).decode() for one in files}}
+print(json.dumps(texts))
 """
     printed = json.loads(python_in(pod, code, namespace=namespace).splitlines()[-1])
     files = {name: base64.b64decode(text) for name, text in printed.items()}
