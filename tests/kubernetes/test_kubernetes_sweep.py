@@ -30,6 +30,9 @@ STORAGE = "/storage/sweeps"  # where overlays/laptop mounts its volume
 ALONE = "alone"
 OPERATOR = ("-n", "kuberay-operator", "deployment/kuberay-operator")
 API_AWAY_SECONDS = 60
+TRAINING = r"\] train: "
+# From that line until the workers of a training are at work.
+INTO_TRAINING_SECONDS = 12
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +88,10 @@ def test_a_deleted_worker_changes_no_number(sweep: Submission, alone: Left) -> N
     """Delete a worker's pod while trainings run."""
 
     def delete() -> None:
+        time.sleep(INTO_TRAINING_SECONDS)
         kubectl("-n", NAMESPACE, "delete", "pod", pods(WORKER)[0]["metadata"]["name"])
 
-    _disturbed("worker pod deleted", sweep, alone, during=r"\] train 0/", do=delete)
+    _disturbed("worker pod deleted", sweep, alone, during=TRAINING, do=delete)
 
 
 def test_a_restarted_operator_changes_no_number(sweep: Submission, alone: Left) -> None:
@@ -108,7 +112,8 @@ def test_a_minute_without_the_api_server_changes_no_number(sweep: Submission, al
         control_plane.start_api_server()
 
     # The port-forward of `make submit` breaks with the API server; the sweep itself goes on.
-    sweep.start().wait_for(r"\] train 0/")
+    sweep.start().wait_for(TRAINING)
+    time.sleep(INTO_TRAINING_SECONDS)
     stop()
     sweep.process.wait(timeout=2400)
     record("API server away: make submit", status=sweep.process.returncode)
@@ -119,7 +124,8 @@ def test_the_same_command_goes_on_after_the_head_was_deleted(
     sweep: Submission, alone: Left
 ) -> None:
     """Delete the head's pod during the training, and give the same command again."""
-    sweep.start().wait_for(r"\] train 0/")
+    sweep.start().wait_for(TRAINING)
+    time.sleep(INTO_TRAINING_SECONDS)
     kubectl("-n", NAMESPACE, "delete", "pod", head_pod())
     sweep.process.wait(timeout=600)
     _again("head pod deleted", sweep, alone)
