@@ -126,7 +126,8 @@ def test_the_same_command_goes_on_after_the_head_was_deleted(
     """Delete the head's pod during the training, and give the same command again."""
     sweep.start().wait_for(TRAINING)
     time.sleep(INTO_TRAINING_SECONDS)
-    kubectl("-n", NAMESPACE, "delete", "pod", head_pod())
+    # With its own grace period of two minutes, the head would end most of the sweep before it ends.
+    kubectl("-n", NAMESPACE, "delete", "pod", head_pod(), "--grace-period=1")
     sweep.process.wait(timeout=600)
     _again("head pod deleted", sweep, alone)
 
@@ -145,7 +146,7 @@ def _again(scenario: str, first: Submission, alone: Left) -> None:
     for attempt in range(10):
         head_pod()
         log = first.log.with_name(f"again-{attempt}.log")
-        again = Submission(first.name, (), log, began=first.began).start()
+        again = Submission(first.name, (), log, began=first.began, events=first.events).start()
         if again.process.wait(timeout=2400) == 0:
             _finish(scenario, again, alone)
             return
