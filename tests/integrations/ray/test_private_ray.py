@@ -33,13 +33,17 @@ STRANGER = (
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("mode", ["disabled", "token"])
+@pytest.mark.parametrize(
+    ("mode", "before"),
+    [("disabled", ""), ("token", ""), ("disabled", "import ray\n")],
+    ids=["without a token", "another token", "ray imported before"],
+)
 def test_a_stranger_without_the_token_or_with_another_is_refused_by_a_private_ray(
-    mode: str,
+    mode: str, before: str
 ) -> None:
     assert "RAY_ADDRESS" not in os.environ
     done = subprocess.run(
-        [sys.executable, "-c", OWNER, STRANGER, mode],
+        [sys.executable, "-c", before + OWNER, STRANGER, mode],
         env=environment(),
         capture_output=True,
         text=True,
