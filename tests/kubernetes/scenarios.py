@@ -21,8 +21,7 @@ from tests.kubernetes.machine.settings import BINARIES, KUBECONFIG
 NAMESPACE = "sat-ray"
 WORKER = "ray.io/node-type=worker"
 HEAD = "ray.io/node-type=head"
-# Where the scenarios write what they measured; docs/kubernetes.json is made from it.
-MEASURED = ROOT / ".cache" / "kubernetes.json"
+MEASURED = ROOT / "docs" / "kubernetes.json"
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -76,10 +75,9 @@ def python_in(pod: str, code: str, *, namespace: str = NAMESPACE, container: str
 
 
 def record(scenario: str, **measured: Any) -> None:
-    """Keep what a scenario measured."""
-    MEASURED.parent.mkdir(exist_ok=True)
-    known = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
-    known[scenario] = measured
+    """Write what a scenario measured into docs/kubernetes.json."""
+    known = json.loads(MEASURED.read_text()) if MEASURED.exists() else {"scenarios": {}}
+    known["scenarios"][scenario] = {"date": time.strftime("%Y-%m-%d"), **measured}
     MEASURED.write_text(json.dumps(known, indent=2) + "\n")
 
 
@@ -96,8 +94,11 @@ def left_in(pod: str, folder: str, *, namespace: str = NAMESPACE) -> Left:
     code = f"""
 import base64, json, pathlib
 folder = pathlib.Path({folder!r})
-files = [folder / "leaderboard.json", *(folder / "outcomes").iterdir()]
-print(json.dumps({{one.name: base64.b64encode(one.read_bytes()).decode() for one in files}}))
+outcomes = [one for one in (folder / "outcomes").rglob("*") if one.is_file()]
+contents = {{}}
+for one in [folder / "leaderboard.json", *outcomes]:
+    contents[str(one.relative_to(folder))] = base64.b64encode(one.read_bytes()).decode()
+print(json.dumps(contents))
 """
     printed = json.loads(python_in(pod, code, namespace=namespace).splitlines()[-1])
     files = {name: base64.b64decode(text) for name, text in printed.items()}

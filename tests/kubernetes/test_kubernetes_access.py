@@ -1,5 +1,6 @@
 """What the API server admits, who may do what, and which pods reach which."""
 
+import base64
 import json
 import socket
 import subprocess
@@ -11,6 +12,8 @@ import yaml
 from repository import ROOT
 from scenarios import HEAD, NAMESPACE, environment, kubectl, pods, python_in, record, until
 
+from cluster.checks.documents import Pod
+from cluster.checks.documents import pods as templates
 from tests.kubernetes.machine.settings import HOST, S3_PORT
 
 pytestmark = pytest.mark.kubernetes
@@ -75,6 +78,74 @@ def test_a_pod_outside_the_restricted_profile_is_refused() -> None:
     arguments = ["-n", NAMESPACE, "create", "--dry-run=server", "-f", "-"]
     answer = kubectl(*arguments, given=json.dumps(pod), check=False)
     assert 'violates PodSecurity "restricted' in answer, answer
+
+
+def test_the_restricted_profile_admits_every_pod_template(restricted: str) -> None:
+    """Create a pod from each template of each overlay, in a dry run of the server."""
+    admitted = []
+    for overlay in OVERLAYS:
+        documents = list(yaml.safe_load_all(kubectl("kustomize", f"cluster/overlays/{overlay}")))
+        for index, template in enumerate(templates(documents)):
+            # The accounts belong to another namespace, and the claims of a StatefulSet are none of
+            # its pod's volumes; everything else stays as it is.
+            volumes = [*template.spec.get("volumes", []), *_claimed(template)]
+            spec = template.spec | {"serviceAccountName": "default", "volumes": volumes}
+            pod = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": f"{overlay}-{index}"},
+                "spec": spec,
+            }
+            arguments = ["-n", restricted, "create", "--dry-run=server", "-f", "-"]
+            answer = kubectl(*arguments, given=json.dumps(pod), check=False)
+            assert "created" in answer, f"{overlay}: {template.where}: {answer}"
+            admitted.append(f"{overlay}: {template.where}")
+    record("templates that the restricted profile admits", templates=len(admitted))
+    assert admitted
+
+
+def _claimed(template: Pod) -> list[dict[str, Any]]:
+    """Return a volume for each name that is mounted and that the template does not have."""
+    mounts = [one["name"] for box in template.containers for one in box.get("volumeMounts", [])]
+    known = [one["name"] for one in template.spec.get("volumes", [])]
+    return [{"name": name, "emptyDir": {}} for name in sorted({*mounts} - {*known})]
+
+
+@pytest.fixture
+def restricted() -> Iterator[str]:
+    """Make a namespace with the profile of the product's, without its quota."""
+    name = "restricted"
+    kubectl("create", "namespace", name)
+    try:
+        labels = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in ("enforce", "warn")]
+        kubectl("label", "namespace", name, *labels)
+        until(
+            lambda: kubectl("-n", name, "get", "serviceaccounts", "-o", "name"),
+            "the namespace's account",
+            seconds=60,
+        )
+        yield name
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false")
+
+
+def test_no_secret_is_in_a_log_an_event_or_a_pod() -> None:
+    """Look for every value of the namespace's secrets."""
+    listed = json.loads(kubectl("-n", NAMESPACE, "get", "secrets", "-o", "json"))["items"]
+    values = {
+        f"{one['metadata']['name']}/{key}": base64.b64decode(value).decode()
+        for one in listed
+        for key, value in one["data"].items()
+    }
+    # A name that anybody may know is no secret.
+    secrets = {name: value for name, value in values.items() if not name.endswith("USERNAME")}
+    shown = kubectl("-n", NAMESPACE, "get", "pods,events,configmaps,rayclusters", "-o", "yaml")
+    for pod in json.loads(kubectl("-n", NAMESPACE, "get", "pods", "-o", "json"))["items"]:
+        shown += kubectl("-n", NAMESPACE, "logs", pod["metadata"]["name"], "--all-containers")
+    shown += kubectl("-n", "kuberay-operator", "logs", "deployment/kuberay-operator")
+    found = [name for name, value in secrets.items() if value in shown]
+    record("secrets in logs, events and specs", looked_for=len(secrets), found=found)
+    assert secrets and found == []
 
 
 @pytest.mark.parametrize("account", ACCOUNTS)
