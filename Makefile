@@ -100,12 +100,14 @@ image: ## build and push the Ray and MLflow images (REGISTRY=registry.example.co
 images-local: ## build both images for a cluster on this machine, with Docker or buildah
 	cluster/images/local.sh
 
+# --force-conflicts: Ray's autoscaler writes replicas into the groups and owns them from then on. An apply sets them
+# back, so worker pods end: not while a sweep runs.
 cluster-apply: cluster-validate ## put an overlay on the current Kubernetes cluster (OVERLAY=mine; TAGS=1: images without digests)
 	@mkdir -p .cache
 	kubectl kustomize cluster/overlays/$(OVERLAY) > .cache/$(OVERLAY).yaml
 	test -n "$(TAGS)" || $(BIN)/python -m cluster.checks.pinned .cache/$(OVERLAY).yaml
 	$(BIN)/python -m cluster.commands.preflight .cache/$(OVERLAY).yaml
-	kubectl apply --server-side -f .cache/$(OVERLAY).yaml
+	kubectl apply --server-side --force-conflicts -f .cache/$(OVERLAY).yaml
 
 laptop: ## put the overlay laptop, with its secrets, on the current Kubernetes cluster, which has the images
 	cluster/commands/laptop.sh prepare
