@@ -48,8 +48,8 @@ def is_private() -> bool:
 def require_token() -> None:
     """Let a private Ray answer nobody without this process's token.
 
-    Other users of the machine reach its ports. Where ray was imported before, Ray's own default,
-    which is a token too, stands, unless RAY_AUTH_MODE switches it off.
+    Other users of the machine reach its ports. Call it before the first import of ray, which
+    settles Ray's mode; where something else imported ray before, the private Ray is open.
     """
     if not is_private():
         return
@@ -57,6 +57,8 @@ def require_token() -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     if "ray" not in sys.modules:
         os.environ["RAY_AUTH_MODE"] = "token"
+    elif os.environ.get("RAY_AUTH_MODE") != "token":
+        os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
 @contextmanager
