@@ -8,13 +8,13 @@ STORAGE ?= runs
 OVERLAY ?= autoscaling
 ARGS ?=
 BIN := .venv/bin
-TIER := not fault and not browser
+TIER := not fault and not browser and not kubernetes
 # what an edit most often breaks, a minute on one quiet core: no Ray, no MLflow, no training
 QUICK := $(addprefix tests/,activations attacks utils documentation/test_architecture.py \
            evaluation/engine/test_restart_queue.py evaluation/engine/test_slots.py \
            evaluation/test_metrics.py evaluation/test_anytime_intervals.py \
            sweep/test_config.py sweep/test_recipes.py sweep/test_record_keys.py \
-           training/test_schedules.py training/test_training_settings.py \
+           training/optimization/test_schedules.py training/test_training_settings.py \
            integrations/command_line/test_option_values.py)
 SLOW := torchattacks or compiles
 READY := .venv/.ready
@@ -25,7 +25,8 @@ PYTHON_IMAGE_DIGEST ?= $(shell sed -n 's/^PYTHON_IMAGE_DIGEST=//p' cluster/versi
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: help setup sweep test test-quick test-faults test-browser lint format ui bench docs release lock clean \
-        cluster-validate image cluster-apply submit ray-up ray-down cluster-local
+        cluster-validate image images-local cluster-apply laptop laptop-kind submit ray-up ray-down cluster-local \
+        kubernetes-up kubernetes-down test-kubernetes
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-18s %s\n' "$$name" "$$text"; done
@@ -107,18 +108,30 @@ image: ## build and push the Ray and MLflow images (REGISTRY=registry.example.co
 	docker push $(REGISTRY)/$(RAY_IMAGE)
 	docker push $(REGISTRY)/$(MLFLOW_IMAGE)
 
+images-local: ## build both images for a cluster on this machine, with Docker or buildah
+	cluster/images/local.sh
+
+# --force-conflicts: Ray's autoscaler writes replicas into the groups and owns them from then on. An apply sets them
+# back, so worker pods end: not while a sweep runs.
 cluster-apply: cluster-validate ## put an overlay on the current Kubernetes cluster (OVERLAY=mine; TAGS=1: images without digests)
 	@mkdir -p .cache
 	kubectl kustomize cluster/overlays/$(OVERLAY) > .cache/$(OVERLAY).yaml
 	test -n "$(TAGS)" || $(BIN)/python -m cluster.checks.pinned .cache/$(OVERLAY).yaml
-	kubectl apply --server-side -f .cache/$(OVERLAY).yaml
+	$(BIN)/python -m cluster.commands.preflight .cache/$(OVERLAY).yaml
+	kubectl apply --server-side --force-conflicts -f .cache/$(OVERLAY).yaml
+
+laptop: ## put the overlay laptop, with its secrets, on the current Kubernetes cluster, which has the images
+	cluster/commands/laptop.sh prepare
+	$(MAKE) cluster-apply OVERLAY=laptop TAGS=1
+	kubectl -n sat-ray rollout status deployment/mlflow --timeout=10m
+	kubectl -n sat-ray wait raycluster/sat-ray --for=condition=HeadPodReady --timeout=10m
+
+laptop-kind: ## make a Kubernetes cluster with kind, load the images, and put the overlay laptop on it
+	cluster/commands/laptop.sh kind
+	$(MAKE) laptop
 
 submit: setup ## run RECIPE on the Kubernetes cluster
-	kubectl -n sat-ray port-forward service/sat-ray-head-svc 8265:8265 >/dev/null & forward=$$!; \
-	trap 'kill $$forward' EXIT; sleep 3; \
-	export RAY_AUTH_TOKEN="$$(kubectl -n sat-ray get secret sat-ray-auth -o jsonpath='{.data.auth_token}' | base64 -d)"; \
-	RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 \
-	$(BIN)/ray job submit --working-dir . -- python pipelines/sweep.py $(RECIPE) $(ARGS)
+	$(BIN)/python -m cluster.commands.submit $(RECIPE) $(ARGS)
 
 ray-up: setup ## start a Ray cluster on AWS without Kubernetes
 	@test -s ~/.ray/auth_token || { echo "put a token into ~/.ray/auth_token (cluster/README.md)"; exit 2; }
@@ -127,6 +140,15 @@ ray-up: setup ## start a Ray cluster on AWS without Kubernetes
 
 ray-down: setup ## stop it
 	RAY_AUTH_MODE=token $(BIN)/ray down --yes cluster/aws/ray-up.yaml
+
+kubernetes-up: setup ## start a Kubernetes on this machine (root, Go; the first time takes an hour)
+	$(BIN)/python -m tests.kubernetes.machine up
+
+kubernetes-down: setup ## end it and remove what it wrote; the built binaries stay
+	$(BIN)/python -m tests.kubernetes.machine down
+
+test-kubernetes: setup ## run the product on the Kubernetes of kubernetes-up
+	$(BIN)/python -m pytest -m kubernetes $(ARGS)
 
 cluster-local: setup ## start a Ray of three nodes on this machine
 	RAY=$(BIN)/ray cluster/local.sh up 2 1

@@ -33,13 +33,14 @@ SECRETS = {
 
 
 def known_sources(documents: list[Document]) -> Iterator[str]:
-    """Require that ConfigMaps are in the same rendering and
+    """Require that ConfigMaps and claims are in the same rendering and
     that Secrets (and keys) are ones the README creates.
     """
     config_maps = {d["metadata"]["name"]: d["data"] for d in of_kind(documents, "ConfigMap")}
+    claims = {d["metadata"]["name"] for d in of_kind(documents, "PersistentVolumeClaim")}
     for document in documents:
         where = f"{document['kind']} {document['metadata']['name']}"
-        for key, value in _mappings(document):
+        for key, value in mappings(document):
             match key:
                 case "configMapRef" if value["name"] not in config_maps:
                     yield f"{where}: ConfigMap {value['name']} does not exist"
@@ -49,6 +50,8 @@ def known_sources(documents: list[Document]) -> Iterator[str]:
                     for item in value.get("items", []):
                         if item["key"] not in config_maps[value["name"]]:
                             yield f"{where}: ConfigMap {value['name']} has no key {item['key']}"
+                case "persistentVolumeClaim" if value["claimName"] not in claims:
+                    yield f"{where}: PersistentVolumeClaim {value['claimName']} does not exist"
                 case "secretRef" if value["name"] not in SECRETS:
                     yield f"{where}: Secret {value['name']} is not one the README creates"
                 case "secretKeyRef" if value["key"] not in SECRETS.get(value["name"], ()):
@@ -142,15 +145,15 @@ def selected_pods(documents: list[Document]) -> Iterator[str]:
                     )
 
 
-def _mappings(value: Any) -> Iterator[tuple[str, Document]]:
+def mappings(value: Any) -> Iterator[tuple[str, Document]]:
     if isinstance(value, dict):
         for key, item in value.items():
             if isinstance(item, dict):
                 yield key, item
-            yield from _mappings(item)
+            yield from mappings(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _mappings(item)
+            yield from mappings(item)
 
 
 def _subset(selector: Document, labels: Document) -> bool:

@@ -188,7 +188,7 @@ def start_parameters(documents: list[Document]) -> Iterator[str]:
 
 
 def whole_node_pods(documents: list[Document]) -> Iterator[str]:
-    """Require that Ray's requests equal its limits, and that GPU pods run on GPU nodes only."""
+    """Require requests equal to the limits that Ray counts, and GPU pods on GPU nodes only."""
     for cluster in clusters(documents):
         for group in (cluster.head, *cluster.groups):
             where, spec = (
@@ -196,11 +196,10 @@ def whole_node_pods(documents: list[Document]) -> Iterator[str]:
                 group["template"]["spec"],
             )
             resources = spec["containers"][0].get("resources", {})
-            for name in sorted(
-                set(resources.get("limits", {}))
-                | set(resources.get("requests", {}))
-                | {"cpu", "memory"}
-            ):
+            names = {"cpu", "memory", *resources.get("limits", {}), *resources.get("requests", {})}
+            if "num-cpus" in (group.get("rayStartParams") or {}):
+                names.remove("cpu")
+            for name in sorted(names):
                 request, limit = (
                     resources.get(side, {}).get(name) for side in ("requests", "limits")
                 )
@@ -307,7 +306,7 @@ def external_state(documents: list[Document]) -> Iterator[str]:
                 f"{cluster.where}: old spellings of fault tolerance beside "
                 "gcsFaultToleranceOptions are refused"
             )
-        if options.get("backend") == "redis" and "secretKeyRef" not in options.get(
+        if options.get("backend", "redis") == "redis" and "secretKeyRef" not in options.get(
             "redisPassword", {}
         ).get("valueFrom", {}):
             yield f"{cluster.where}: redisPassword does not come from a Secret"

@@ -22,6 +22,8 @@ PRIVATE = [
     ipaddress.ip_network(block)
     for block in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 ]
+POD_IDENTITY_AGENT = ipaddress.ip_network("169.254.170.23/32")
+"""Of EKS: it gives a pod the role of the pod's own service account, and nothing of the node."""
 LONG_RUNNING = ("Deployment", "StatefulSet")
 
 
@@ -135,11 +137,13 @@ def closed_network(documents: list[Document]) -> Iterator[str]:
 
 
 def _is_private(cidr: str) -> bool:
-    """Say whether a block lies inside a private network;
-    the cloud's metadata address is in none.
+    """Say whether a block lies inside a private network or is the agent of EKS Pod Identity;
+    the cloud's metadata address is neither.
     """
     network = ipaddress.ip_network(cidr)
-    return any(network.version == own.version and network.subnet_of(own) for own in PRIVATE)  # type: ignore[arg-type]
+    return network == POD_IDENTITY_AGENT or any(
+        network.version == own.version and network.subnet_of(own) for own in PRIVATE
+    )  # type: ignore[arg-type]
 
 
 def undisturbed_pods(documents: list[Document]) -> Iterator[str]:
@@ -201,10 +205,20 @@ def _most(documents: list[Document]) -> dict[str, float]:
     }
     for pod in pods(documents):
         for container in pod.spec["containers"]:
-            for name, amount in container.get("resources", {}).get("requests", {}).items():
-                if name in total:
-                    total[name] += counts.get(pod.where, 1) * quantity(str(amount))
+            for name, amount in _requests(container):
+                total[name] += counts.get(pod.where, 1) * amount
+    for cluster in clusters(documents):
+        if cluster.autoscaling:
+            for name, amount in _requests(cluster.spec.get("autoscalerOptions", {})):
+                total[name] += amount
     return {name: amount for name, amount in total.items() if amount}
+
+
+def _requests(container: Document) -> Iterator[tuple[str, float]]:
+    """Yield what a container, or the head's autoscaler, requests of what the quota counts."""
+    for name, amount in container.get("resources", {}).get("requests", {}).items():
+        if name in ("cpu", "memory", "nvidia.com/gpu"):
+            yield name, quantity(str(amount))
 
 
 def quantity(text: str) -> float:
@@ -228,7 +242,7 @@ def head_budget(documents: list[Document]) -> Iterator[str]:
 
 def mlflow_server(documents: list[Document]) -> Iterator[str]:
     """Require that the server migrates first, wants a login, answers to the name clients use,
-    and proxies artifacts.
+    proxies artifacts, and keeps nothing in its pod.
     """
     for deployment in (
         d for d in of_kind(documents, "Deployment") if d["metadata"]["name"] == "mlflow"
@@ -236,14 +250,20 @@ def mlflow_server(documents: list[Document]) -> Iterator[str]:
         settings = named(documents, "ConfigMap", "mlflow-config")["data"]
         spec = deployment["spec"]["template"]["spec"]
         arguments = spec["containers"][0].get("args", [])
+        kept = _kept_folders(spec)
         for name in ("MLFLOW_BACKEND_STORE_URI", "basic_auth.ini"):
-            if "postgresql+psycopg://" not in settings.get(name, ""):
+            stores = ("postgresql+psycopg://", *(f"sqlite:///{folder}/" for folder in kept))
+            if not any(store in settings.get(name, "") for store in stores):
                 yield (
-                    f"mlflow: {name} does not name postgresql+psycopg://, the driver that is "
-                    "installed"
+                    f"mlflow: {name} names none of {list(stores)}: another driver is not "
+                    "installed, and another folder goes with the pod"
                 )
-        if not settings.get("MLFLOW_ARTIFACTS_DESTINATION", "").startswith("s3://"):
-            yield "mlflow: artifacts are not proxied to s3://, so clients would need keys"
+        destination = settings.get("MLFLOW_ARTIFACTS_DESTINATION", "")
+        if not destination.startswith(("s3://", *(f"{folder}/" for folder in kept))):
+            yield (
+                f"mlflow: MLFLOW_ARTIFACTS_DESTINATION is {destination!r}; s3:// or a folder on a "
+                "PersistentVolumeClaim keeps artifacts"
+            )
         if "--app-name=basic-auth" not in arguments:
             yield "mlflow: no login (--app-name=basic-auth is missing)"
         migrations = [" ".join(c.get("command", [])) for c in spec.get("initContainers", [])]
@@ -252,6 +272,13 @@ def mlflow_server(documents: list[Document]) -> Iterator[str]:
                 yield f"mlflow: no init container runs {what!r}"
         if settings.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION") != "false":
             yield "mlflow: the job runner costs seven processes"
+
+
+def _kept_folders(spec: Document) -> list[str]:
+    """Return where the first container mounts volumes that outlive its pod."""
+    claims = {v["name"] for v in spec.get("volumes", []) if "persistentVolumeClaim" in v}
+    mounts = spec["containers"][0].get("volumeMounts", [])
+    return [mount["mountPath"] for mount in mounts if mount["name"] in claims]
 
 
 def allowed_hosts(documents: list[Document]) -> Iterator[str]:

@@ -527,7 +527,7 @@ def test_hadolint_finds_nothing():
 
 
 def test_shellcheck_finds_nothing():
-    run(tool("shellcheck"), CLUSTER / "local.sh")
+    run(tool("shellcheck"), *CLUSTER.rglob("*.sh"))
 
 
 def test_yamllint_finds_nothing():

@@ -53,6 +53,7 @@ EXCUSED = {
         "needs a running Ray cluster (tests/integrations/ray/test_job_submission.py submits to a "
         "real one); the job's own command is planned"
     ),
+    "python -m tests.kubernetes.machine": "needs root and an hour; make test-kubernetes needs it",
     "mlflow models serve": "a server that does not end; test_a_served_champion_answers runs it",
 }
 SERVED = "http://127.0.0.1:5001/"
@@ -62,7 +63,7 @@ EXCUSED_PYTHON = {
     "--8<--": "an include; the program it comes from is run by TESTED_ELSEWHERE or "
     "test_bring_your_own.py",
 }
-VARIABLES = ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "PYTHONPATH")
+VARIABLES = ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "PYTHONPATH", "KUBECONFIG")
 TESTED_ELSEWHERE = {
     "docs/demos/five_ways.py": "documentation/test_five_ways.py",
     "docs/demos/from_python.py": "documentation/test_from_python.py",

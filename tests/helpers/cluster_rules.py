@@ -23,7 +23,7 @@ from cluster.checks.documents import CLUSTER, pods, versions
 from cluster.checks.render import render
 
 ROOT = CLUSTER.parent
-OVERLAYS = ("autoscaling", "gcs-fault-tolerance", "kueue", "rayjob")
+OVERLAYS = ("autoscaling", "gcs-fault-tolerance", "kueue", "laptop", "rayjob")
 ALL_RULES = (*rules.RULES, *safety.RULES, *references.RULES)
 RAY_SCHEMAS = Path(os.environ.get("KUBERAY_SCHEMAS") or ROOT.parent / "shared" / "kuberay")
 SCHEMA_FILES = {"RayCluster": "rayclusters", "RayJob": "rayjobs"}
@@ -332,21 +332,26 @@ def core_documents() -> list[dict[str, Any]]:
     return list({json.dumps(d, sort_keys=True): d for d in documents}.values())
 
 
-def tool(*names: str) -> str:
-    """Return the first of these programs, also those beside this Python;
+def tool(*names: str, beside: Path = Path(sys.executable).parent) -> str:
+    """Return the first of these programs, those in one more folder before the PATH's;
     skip where there is none.
     """
-    beside = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    path = os.pathsep.join((str(beside), os.environ.get("PATH", "")))
     for name in names:
-        if found := shutil.which(name, path=beside):
+        if found := shutil.which(name, path=path):
             return found
     pytest.skip(f"none of {names} is installed here")
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> str:
-    """Return what a program prints; fail with its words where it does."""
+def run(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> str:
+    """Return what a program prints; fail with its words where it does. env: more variables."""
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=60
+        [str(part) for part in command],
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -1,0 +1,186 @@
+"""Run the product's own commands on the Kubernetes of this machine, and observe its pods."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from repository import ROOT
+from sweeps import numbers
+
+from tests.kubernetes.machine.settings import BINARIES, KUBECONFIG
+
+NAMESPACE = "sat-ray"
+WORKER = "ray.io/node-type=worker"
+HEAD = "ray.io/node-type=head"
+MEASURED = ROOT / "docs" / "kubernetes.json"
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return an environment in which kubectl means this cluster."""
+    path = os.pathsep.join([str(BINARIES), os.environ["PATH"]])
+    return os.environ | {"KUBECONFIG": str(KUBECONFIG), "PATH": path} | changes
+
+
+def kubectl(*arguments: str, given: str | None = None, check: bool = True) -> str:
+    """Run kubectl and return what it printed; without `check`, its error as well."""
+    done = subprocess.run(
+        ["kubectl", *arguments],
+        input=given,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=600,
+    )
+    if check:
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+    return done.stdout + done.stderr
+
+
+def pods(selector: str) -> list[dict[str, Any]]:
+    """Return the pods of the namespace with these labels."""
+    listed = kubectl("-n", NAMESPACE, "get", "pods", "-l", selector, "-o", "json")
+    found: list[dict[str, Any]] = json.loads(listed)["items"]
+    return found
+
+
+def until(true: Callable[[], Any], what: str, *, seconds: float) -> Any:
+    """Return the first true answer; AssertionError says what did not come."""
+    deadline = time.monotonic() + seconds
+    while not (answer := true()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        time.sleep(1)
+    return answer
+
+
+def is_ready(pod: dict[str, Any]) -> bool:
+    """Return whether a pod is ready."""
+    conditions = pod["status"].get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def python_in(pod: str, code: str, *, namespace: str = NAMESPACE, container: str = "") -> str:
+    """Run Python code in a pod and return what it printed."""
+    where = ["-n", namespace, "exec", pod, *(["-c", container] if container else [])]
+    return kubectl(*where, "--", "python", "-c", code)
+
+
+def record(scenario: str, **measured: Any) -> None:
+    """Write what a scenario measured into docs/kubernetes.json."""
+    known = json.loads(MEASURED.read_text()) if MEASURED.exists() else {"scenarios": {}}
+    known["scenarios"][scenario] = {"date": time.strftime("%Y-%m-%d"), **measured}
+    MEASURED.write_text(json.dumps(known, indent=2) + "\n")
+
+
+@dataclass
+class Left:
+    """What a sweep left: rows without measured times, and outcome files by name."""
+
+    rows: list[dict[str, Any]]
+    outcomes: dict[str, bytes]
+
+
+def left_in(pod: str, folder: str, *, namespace: str = NAMESPACE) -> Left:
+    """Return what the sweep in a folder that this pod mounts has left."""
+    code = f"""
+import base64, json, pathlib
+folder = pathlib.Path({folder!r})
+outcomes = [one for one in (folder / "outcomes").rglob("*") if one.is_file()]
+contents = {{}}
+for one in [folder / "leaderboard.json", *outcomes]:
+    contents[str(one.relative_to(folder))] = base64.b64encode(one.read_bytes()).decode()
+print(json.dumps(contents))
+"""
+    printed = json.loads(python_in(pod, code, namespace=namespace).splitlines()[-1])
+    files = {name: base64.b64decode(text) for name, text in printed.items()}
+    return Left(numbers(json.loads(files.pop("leaderboard.json"))), files)
+
+
+def head_pod() -> str:
+    """Return the name of the head's pod once it is ready."""
+    found = until(
+        lambda: [pod for pod in pods(HEAD) if is_ready(pod)], "a head that is ready", seconds=600
+    )
+    return str(found[0]["metadata"]["name"])
+
+
+@dataclass
+class Submission:
+    """`make submit`, with the times of the pods that it causes."""
+
+    name: str
+    arguments: Sequence[str]
+    log: Path
+    began: float = field(default_factory=time.monotonic)
+    events: dict[str, float] = field(default_factory=dict)
+    most_workers: int = 0
+    _ended: bool = False
+
+    def start(self) -> "Submission":
+        """Start the command and the observation of its pods."""
+        arguments = " ".join(["--name", self.name, *self.arguments])
+        command = ["make", "submit", "RECIPE=digits_smoke", f"ARGS={arguments}"]
+        # The Python of the tests stands for the one that `make setup` makes.
+        command += [f"BIN={Path(sys.executable).parent}", "READY="]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment(), stdout=log, stderr=log
+            )
+        self._observer = threading.Thread(target=self._observe, daemon=True)
+        self._observer.start()
+        return self
+
+    def said(self) -> str:
+        """Return what the command printed."""
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, pattern: str, *, seconds: float = 1200) -> None:
+        """Wait until the command has printed something."""
+        until(
+            lambda: re.search(pattern, self.said()) or self.process.poll() is not None,
+            f"{pattern} from the sweep",
+            seconds=seconds,
+        )
+        assert re.search(pattern, self.said()), f"the sweep ended: {self.said()[-3000:]}"
+
+    def finish(self, *, seconds: float = 2400) -> None:
+        """Wait for the end of the command."""
+        status = self.process.wait(timeout=seconds)
+        self._mark("result")
+        assert status == 0, f"make submit ended with {status}: {self.said()[-4000:]}"
+
+    def wait_for_no_workers(self, *, seconds: float = 900) -> None:
+        """Wait until no worker pod is left."""
+        until(lambda: not pods(WORKER), "no worker pods", seconds=seconds)
+        self._mark("zero pods")
+
+    def stop_observing(self) -> None:
+        """End the observation of the pods."""
+        self._ended = True
+        self._observer.join()
+
+    def _mark(self, what: str) -> None:
+        self.events.setdefault(what, round(time.monotonic() - self.began, 1))
+
+    def _observe(self) -> None:
+        while not self._ended:
+            try:
+                workers = pods(WORKER)
+            except (AssertionError, subprocess.TimeoutExpired):
+                time.sleep(2)  # the API server is away: a scenario may want that
+                continue
+            self.most_workers = max(self.most_workers, len(workers))
+            if workers:
+                self._mark("first worker pod")
+            if any(is_ready(worker) for worker in workers):
+                self._mark("first worker ready")
+            time.sleep(2)
