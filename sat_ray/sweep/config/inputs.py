@@ -149,6 +149,8 @@ class DataSettings:
             download=False,
             image_size=self.image_size if encoded else 0,
             encoding=self.encoding if encoded else "raw",
+            test_crop=1.0,
+            test_list="",
             extra="",
             extra_path="",
             extra_share=0.0,

@@ -170,11 +170,8 @@ def write_evaluation(
 ) -> tuple[dict[str, Any], pa.Table]:
     """Merge the shards into outcomes/NAME.parquet, write evaluation.json, and return both."""
     n = tasks[-1].last
-    rows = (
-        torch.arange(n)
-        if n == subject.n_split
-        else sampled_rows(subject.n_split, n, seed=given.seed)
-    )
+    drawn = subject.sample is not None or given.stop_when_width is not None
+    rows = sampled_rows(subject.n_split, n, seed=given.seed) if drawn else torch.arange(n)
     expected = image_ids(Storage(subject.dataset.uri), given.split)[rows]
     name, records = tasks[0].name, Records(storage)
     path = merge_outcomes(records_of(tasks, records), expected.numpy(), records, name=name)
