@@ -126,8 +126,7 @@ def test_the_same_command_goes_on_after_the_head_was_deleted(
     """Delete the head's pod during the training, and give the same command again."""
     sweep.start().wait_for(TRAINING)
     time.sleep(INTO_TRAINING_SECONDS)
-    # With its own grace period of two minutes, the head would end most of the sweep before it ends.
-    kubectl("-n", NAMESPACE, "delete", "pod", head_pod(), "--grace-period=1")
+    kubectl("-n", NAMESPACE, "delete", "pod", head_pod())
     sweep.process.wait(timeout=600)
     _again("head pod deleted", sweep, alone)
 
