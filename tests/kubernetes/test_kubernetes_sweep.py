@@ -120,16 +120,17 @@ def test_a_minute_without_the_api_server_changes_no_number(sweep: Submission, al
     _again("API server away for 60 s", sweep, alone)
 
 
+@pytest.mark.parametrize("grace_seconds", [120, 1])
 def test_the_same_command_goes_on_after_the_head_was_deleted(
-    sweep: Submission, alone: Left
+    sweep: Submission, alone: Left, grace_seconds: int
 ) -> None:
     """Delete the head's pod during the training, and give the same command again."""
     sweep.start().wait_for(TRAINING)
     time.sleep(INTO_TRAINING_SECONDS)
-    # With its own grace period of two minutes, the head would end most of the sweep before it ends.
-    kubectl("-n", NAMESPACE, "delete", "pod", head_pod(), "--grace-period=1")
+    grace = f"--grace-period={grace_seconds}"
+    kubectl("-n", NAMESPACE, "delete", "pod", head_pod(), grace)
     sweep.process.wait(timeout=600)
-    _again("head pod deleted", sweep, alone)
+    _again(f"head pod deleted, grace period {grace_seconds} s", sweep, alone)
 
 
 def _disturbed(

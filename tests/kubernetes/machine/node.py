@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 from . import processes
@@ -105,11 +106,15 @@ def restore_tunables() -> None:
 
 def end_containers(node: Node) -> None:
     """End every container of a node, and with them the processes that watch them."""
-    if processes.running(f"{node.name}-containerd"):
-        ctr = ("ctr", "--address", str(node.socket), "--namespace", "k8s.io")
+    if not processes.running(f"{node.name}-containerd"):
+        return
+    ctr = ("ctr", "--address", str(node.socket), "--namespace", "k8s.io")
+    for _ in range(10):
         tasks = run(*ctr, "tasks", "list", "--quiet").split()
-        if tasks:
-            run(*ctr, "tasks", "delete", "--force", *tasks)
+        if not tasks:
+            return
+        # A task that ended meanwhile makes this fail; the next round finds what is left.
+        subprocess.run([*ctr, "tasks", "delete", "--force", *tasks], capture_output=True)
 
 
 def _write(file: Path, settings: dict[str, object]) -> Path:
