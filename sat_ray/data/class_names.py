@@ -3,11 +3,10 @@
 import dataclasses
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sat_ray.data.split import Split
+if TYPE_CHECKING:
+    from sat_ray.data.split import Split
 
 SHOWN = 5
 
@@ -64,10 +63,12 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def relabelled(split: Split, order: Sequence[int]) -> Split:
+def relabelled(split: "Split", order: Sequence[int]) -> "Split":
     """Return a split whose labels are the model's classes. order: from `label_order`."""
     if not order:
         return split
+    import torch  # names alone are compared without it
+
     return dataclasses.replace(split, labels=torch.tensor(order, dtype=torch.int64)[split.labels])
 
 

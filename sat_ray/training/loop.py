@@ -199,8 +199,7 @@ class _Run:
     def measure_start(self) -> None:
         """Validate before the first step, unless that was done before this training was resumed."""
         if not self.state.history and not self.state.step:
-            before = {"epoch": -1.0, **self.validation.metrics(self.validated)}
-            self.state.history.append(before)
+            self.state.note(-1, self.validation.metrics(self.validated))
 
     def epoch(self, epoch: int, *, validate: bool) -> EpochReport:
         """Train for one epoch, or for what is left of it, and validate where that is due."""

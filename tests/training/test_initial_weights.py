@@ -17,7 +17,7 @@ from trainings import BALL
 from sat_ray.checkpoint import load_model, save_model
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import DATASETS
-from sat_ray.integrations.mlflow.metrics import history_points
+from sat_ray.integrations.mlflow.metrics import record_points
 from sat_ray.models import Normalized, build_model, model_from_spec
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ModelSettings, SweepConfig
@@ -181,8 +181,9 @@ def test_a_training_records_the_accuracy_that_it_starts_from(
     assert before["epoch"] == -1
     assert before["val/clean_accuracy"] == first.payload["val_clean_accuracy"]
     assert before["val/robust_accuracy"] == first.payload["val_robust_accuracy"]
-    steps = [one.step for one in history_points(record) if one.name == "val/clean_accuracy"]
+    steps = [one.step for one in record_points(record) if one.name == "val/clean_accuracy"]
     assert steps == [0, 1]
+    assert len(record.payload["history_times"]) == len(record.payload["history"])
     loaded = load_model(str(tmp_path / "second" / record.payload["path"]))  # without the source
     assert loaded.spec == task.model
 

@@ -112,7 +112,8 @@ def forward_operations(
 
 def _operations(model: ModelSettings, shape: tuple[int, int, int], classes: int) -> Counted:
     network = (model.name, model.stem, model.width, shape, classes or UNKNOWN_CLASSES)
-    return KNOWN.get(network) or count(network, patch_size=model.patch_size)
+    known = None if model.patch_size else KNOWN.get(network)
+    return known or count(network, patch_size=model.patch_size)
 
 
 @functools.cache

@@ -54,10 +54,14 @@ class TrainingState:
         self.optimizer = part_of(snapshot, "optimizer")
         self.average = part_of(snapshot, "average")
 
-    def end_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Add the metrics of an epoch, and keep its weights where they are the best so far."""
+    def note(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Add a row to the history, and the time; epoch -1 is before the first step."""
         self.history.append({"epoch": float(epoch), **metrics})
         self.epoch_ends.append(time())
+
+    def end_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Add the metrics of an epoch, and keep its weights where they are the best so far."""
+        self.note(epoch, metrics)
         if "val/robust_accuracy" in metrics:
             score = (metrics["val/robust_accuracy"], metrics["val/clean_accuracy"])
             if score >= self.best_score:

@@ -820,7 +820,7 @@ def test_bad_requests(digits_model: Normalized, held_out: Split, control: Split)
         ValueError, match="calibrations must have an entry for the attack pgd-20-bf16"
     ):
         attacked(digits_model, held_out, {})
-    with pytest.raises(ValueError, match="must be float32 for square"):
+    with pytest.raises(ValueError, match="must be float32 for fab, for square"):
         AttackSpec(threat_model=SPEC.threat_model, steps=5, algorithm="square", gradient="bf16")
     with pytest.raises(ValueError, match="with final_iterate, got bf16"):
         replace(SPEC, final_iterate=True, name="")
