@@ -31,6 +31,11 @@ def as_255ths(value: float) -> str:
     return f"{value:.6g}"
 
 
+def radius_text(norm: str, epsilon: float) -> str:
+    """Write the radius of a ball as its norm is quoted: linf as `k/255` where it is one."""
+    return as_255ths(epsilon) if norm == "linf" else f"{epsilon:g}"
+
+
 def _per_image(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *([1] * (like.dim() - 1)))
 

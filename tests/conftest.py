@@ -171,3 +171,20 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
         yield place
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def published_network(
+    digits_model: Normalized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Work beside a module with the network of `digits_model`; return its function's name."""
+    assert digits_model.spec is not None
+    (tmp_path / "published_net.py").write_text(
+        "from sat_ray.models import build_model\n"
+        "def net(): return build_model('small_resnet', num_classes=10, in_channels=1, "
+        f"width={digits_model.spec.width}).body\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "published_net", raising=False)
+    return "published_net:net"

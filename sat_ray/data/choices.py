@@ -25,6 +25,15 @@ def extra_images(share: float, group_size: int) -> int:
     return found
 
 
+def check_extra_count(images: int, *, needed: int) -> None:
+    """Raise ValueError where extra images do not fill their share of one global batch."""
+    if images < needed:
+        raise ValueError(
+            f"data.extra must have at least {needed} training images, those of one global batch, "
+            f"got {images}; use a smaller data.extra_share"
+        )
+
+
 def check_augmentation(name: str, shape: Sequence[int], *, randaugment: int = 0) -> None:
     """Raise ValueError where images are too small to be cut, or have no colours that can change.
 

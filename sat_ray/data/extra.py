@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sat_ray.data.choices import check_extra_count
 from sat_ray.data.epoch_order import epoch_order
 from sat_ray.data.loading import Loader, Resident, loader_of
 from sat_ray.data.split import Arrays, Split
@@ -79,12 +80,8 @@ def extra_order(
     steps: of an epoch; group_size: extra images in a group. Raises ValueError where there are not
     enough for one step.
     """
+    check_extra_count(sum(shards), needed=groups * group_size)
     per_pass = sum(shards) // (groups * group_size)
-    if per_pass == 0:
-        raise ValueError(
-            f"data.extra must have at least {groups * group_size} training images, those of one "
-            f"global batch, got {sum(shards)}; use a smaller data.extra_share"
-        )
     parts = []
     first = epoch * steps
     last = first + steps

@@ -19,7 +19,7 @@ from sat_ray.attacks.losses import margin
 from sat_ray.attacks.spec import FINAL_SUFFIX
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
-from sat_ray.evaluation.engine.call_size import rows_for, threads_for
+from sat_ray.evaluation.engine.call_size import sized_calls
 from sat_ray.evaluation.engine.run_attack import run_slots, slot_logits
 from sat_ray.evaluation.engine.verdicts import Verdicts, by_run
 from sat_ray.evaluation.inputs import (
@@ -79,11 +79,9 @@ def evaluate(
     _check_names(attacks)
     if len(given) == 0:
         return OUTCOME_SCHEMA.empty_table()
-    device, shape = device_of(model), given.images.shape[1:]
-    slots = slots or rows_for(model, shape, device=device)
-    with threads_for(model, shape, slots=slots, device=device):
+    with sized_calls(model, given.images.shape[1:], slots=slots, device=device_of(model)) as rows:
         return _attack_all(
-            model, given, attacks, calibrations, seed=seed, slots=slots, cascade=cascade
+            model, given, attacks, calibrations, seed=seed, slots=rows, cascade=cascade
         )
 
 
@@ -140,10 +138,8 @@ def calibrate_attacks(
     evaluation. The verdicts depend on the answer, so all shards of an evaluation need the same one.
     Raises ValueError where fewer than two control images are correctly classified.
     """
-    device, shape = device_of(model), control.images.shape[1:]
-    slots = slots or rows_for(model, shape, device=device)
-    with threads_for(model, shape, slots=slots, device=device):
-        return _calibrations(model, control, attacks=attacks, seed=seed, slots=slots)
+    with sized_calls(model, control.images.shape[1:], slots=slots, device=device_of(model)) as rows:
+        return _calibrations(model, control, attacks=attacks, seed=seed, slots=rows)
 
 
 def _calibrations(

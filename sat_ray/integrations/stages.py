@@ -4,6 +4,7 @@ Work that is committed is read, not done again; so a stage may be run at any tim
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from sat_ray.data.shards.changes import check_unchanged
@@ -127,11 +128,10 @@ def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str
     # the more robust a model, the longer its images are attacked: no long task shall be the last
     ordered = sorted(models, key=lambda record: -record.payload["val_robust_accuracy"])
     shards = (task for record in ordered for task in _test_tasks(sweep.config, data, record))
-    evaluate_all(shards, sweep.records, sweep.config.resources)
     corrupted = (
         task for record in ordered for task in corruption_tasks(sweep.config, data, record)
     )
-    evaluate_all(corrupted, sweep.records, sweep.config.resources)
+    evaluate_all(chain(shards, corrupted), sweep.records, sweep.config.resources)
     return _merged(sweep, data, models)
 
 

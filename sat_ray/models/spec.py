@@ -1,7 +1,7 @@
 """What determines a model but its weights."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from sat_ray.activations.registry import activation_info
@@ -10,6 +10,7 @@ from sat_ray.models.architectures.timm_names import check_timm_name, is_timm
 from sat_ray.utils.bounds import Bounds, Width, check_fields
 from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.names import check_name
+from sat_ray.utils.serialization import fields_in_use
 
 TORCHVISION_MODELS = (  # a list, since torchvision takes seconds to import
     "resnet18",
@@ -122,11 +123,7 @@ class ModelSpec:
 
         So the keys and checkpoints of other networks are what they were before these fields.
         """
-        fields = asdict(self)
-        for name, unset in (("image_size", ()), ("patch_size", 0)):
-            if fields[name] == unset:
-                del fields[name]
-        return fields
+        return fields_in_use(self, added={"image_size", "patch_size"})
 
 
 def require_spread(std: Sequence[float]) -> None:

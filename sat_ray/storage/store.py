@@ -53,6 +53,15 @@ class Storage:
             raise ValueError(f"storage must be a local folder or s3://bucket/prefix, got {text!r}")
         return cls(str(Path(text.removeprefix("file://")).expanduser().resolve()))
 
+    @classmethod
+    def of_file(cls, uri: str) -> tuple["Storage", str]:
+        """Open the folder of a file; return it and the name of the file.
+
+        Raises ValueError on another scheme.
+        """
+        folder, _, name = cls.at(uri).uri.rpartition("/")
+        return cls(folder), name
+
     @property
     def is_local(self) -> bool:
         """Say whether this is a folder of this machine."""

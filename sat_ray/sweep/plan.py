@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sat_ray.attacks.spec import AttackSpec
-from sat_ray.data.choices import check_augmentation, extra_images
+from sat_ray.data.choices import check_augmentation, check_extra_count, extra_images
 from sat_ray.data.class_names import extra_labels
 from sat_ray.data.shards.manifest import SCHEMA_VERSION
 from sat_ray.models.spec import ModelSpec, require_spread
@@ -96,7 +96,12 @@ def training_task(
     check_augmentation(training.augmentation, manifest["shape"], randaugment=training.randaugment)
     check_resizing(training, manifest["shape"])
     if dataset.extra is not None:
-        _check_extra_count(config, training, dataset.extra.manifest["splits"]["train"])
+        group = training.batchnorm_group_size
+        of_group = extra_images(config.data.extra_share, group)
+        check_extra_count(
+            dataset.extra.manifest["splits"]["train"],
+            needed=of_group * training.global_batch_size // group,
+        )
     require_spread(manifest["std"])
     threads = resources.cpus_per_worker if stage is TRAIN else resources.cpus_per_trial
     environment = numerical_environment(
@@ -121,17 +126,6 @@ def training_task(
         loading=config.data.loading,
         extra_share=config.data.extra_share,
     )
-
-
-def _check_extra_count(config: "SweepConfig", training: TrainingSettings, images: int) -> None:
-    """Raise ValueError where the extra images do not fill their share of one global batch."""
-    group = training.batchnorm_group_size
-    needed = extra_images(config.data.extra_share, group) * training.global_batch_size // group
-    if images < needed:
-        raise ValueError(
-            f"data.extra must have at least {needed} training images, those of one global batch, "
-            f"got {images}; use a smaller data.extra_share"
-        )
 
 
 def _initial_weights(config: "SweepConfig", spec: ModelSpec) -> "InitialWeights | None":

@@ -24,9 +24,9 @@ from sat_ray.utils.serialization import to_json
 if TYPE_CHECKING:  # it loads torch
     from sat_ray.sweep.execute.initial_weights import InitialWeights
 
+CODE = tuple(f"sat_ray.sweep.execute{part}" for part in ("", ".evaluation", ".training"))
 # Version 2 of search and train: val/robust_accuracy is that of a cascade, no longer that of PGD on
 # cross-entropy alone.
-CODE = tuple(f"sat_ray.sweep.execute{part}" for part in ("", ".evaluation", ".training"))
 SEARCH = Stage("search", 2, CODE)
 TRAIN = Stage("train", 2, CODE)
 VALIDATE = Stage("validate", 1, CODE)

@@ -1,6 +1,6 @@
 """How a model is trained: the fields of a recipe, checked when they are set."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sat_ray.attacks.spec import AttackSpec
@@ -19,7 +19,7 @@ from sat_ray.utils.bounds import (
 )
 from sat_ray.utils.names import check_name
 from sat_ray.utils.precision import PRECISIONS
-from sat_ray.utils.serialization import to_json
+from sat_ray.utils.serialization import fields_in_use, to_json
 
 if TYPE_CHECKING:
     from sat_ray.attacks.pgd import PGD
@@ -219,12 +219,8 @@ class TrainingSettings:
 
     def identity(self) -> dict[str, Any]:
         """Return what determines a training, as JSON, for the keys of records."""
-        defaults = {field.name: to_json(field.default) for field in fields(self)}
-        return {
-            name: value
-            for name, value in to_json(self).items()
-            if name not in ADDED or value != defaults[name]
-        }
+        in_use = fields_in_use(self, added=ADDED)
+        return {name: to_json(value) for name, value in in_use.items()}
 
     def passes_per_image(self) -> int:
         """Return the forward and backward passes per image and epoch: the attack's and the

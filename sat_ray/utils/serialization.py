@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any
 
 
@@ -38,6 +39,19 @@ def to_json(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)  # 1 and 1.0 are one setting and must have one hash
     return value
+
+
+def fields_in_use(settings: Any, *, added: Collection[str]) -> dict[str, Any]:
+    """Return the fields of settings by name, without those of `added` that have their default.
+
+    added: fields that came after the first records and checkpoints were written, whose keys and
+    contents so stay what they were.
+    """
+    return {
+        field.name: value
+        for field in dataclasses.fields(settings)
+        if (value := getattr(settings, field.name)) != field.default or field.name not in added
+    }
 
 
 def content_hash(value: Any) -> str:

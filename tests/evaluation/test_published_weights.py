@@ -4,7 +4,6 @@ not fit is refused in one line that names the tensors.
 
 import argparse
 import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -279,19 +278,9 @@ def test_an_evaluation_of_published_weights_has_the_model_in_every_worker(
     normalized: bool,
     digits_model: Normalized,
     held_out: Split,
+    published_network: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spec = digits_model.spec
-    assert spec is not None
-    (tmp_path / "their_nets.py").write_text(
-        "from sat_ray.models import build_model\n"
-        f"def net(): return build_model('small_resnet', num_classes=10, in_channels=1, "
-        f"width={spec.width}).body\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.delitem(sys.modules, "their_nets", raising=False)
     layers = behind("module.model.", digits_model.body.state_dict())
     if normalized:
         layers |= {"module.mean": digits_model.mean, "module.std": digits_model.std}
@@ -299,7 +288,7 @@ def test_an_evaluation_of_published_weights_has_the_model_in_every_worker(
     arrays = {"images": held_out.images.numpy(), "labels": held_out.labels.numpy()}
     np.savez(tmp_path / "digits.npz", **arrays)
     given = ExternalOptions(
-        model="their_nets:net",
+        model=published_network,
         weights="weights.pt",
         data="digits.npz",
         slots=32,

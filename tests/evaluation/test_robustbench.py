@@ -50,26 +50,17 @@ torch.save((logits.detach(), x.grad), "there.pt")
 
 @pytest.fixture
 def protocol(
-    tmp_path: Path,
     digits_model: Normalized,
     held_out: Split,
-    monkeypatch: pytest.MonkeyPatch,
+    published_network: str,
+    tmp_path: Path,
 ) -> dict[str, Any]:
     """Work in a folder with published weights, their network and images; return the options."""
-    assert digits_model.spec is not None
-    (tmp_path / "published_net.py").write_text(
-        "from sat_ray.models import build_model\n"
-        f"def net(): return build_model('small_resnet', num_classes=10, in_channels=1, "
-        f"width={digits_model.spec.width}).body\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.delitem(sys.modules, "published_net", raising=False)
     torch.save({"state_dict": digits_model.state_dict()}, "weights.pt")
     arrays = {"images": held_out.images.numpy(), "labels": held_out.labels.numpy()}
     np.savez("some.npz", **arrays)
     return {
-        "model": "published_net:net",
+        "model": published_network,
         "weights": "weights.pt",
         "data": "some.npz",
         "protocol": "robustbench",

@@ -10,14 +10,17 @@ from typing import Any
 from repository import ROOT
 
 from sat_ray.checkpoint import save_model
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.sources.registry import DATASETS
 from sat_ray.integrations import stages
 from sat_ray.integrations.command_line.checks.claims import claim_folder, sweep_of
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.models import Normalized
+from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.store import Record, Records
 from sat_ray.sweep.search.search_space import SearchPoint
-from sat_ray.sweep.tasks import TRAIN
+from sat_ray.sweep.tasks import TRAIN, Dataset
 
 MEASURED = {
     "accelerator_seconds",
@@ -91,6 +94,14 @@ def records(folder: Path, stage: str) -> dict[str, dict[str, Any]]:
         path.stem: json.loads(path.read_text())
         for path in (folder / "state" / stage).glob("*.json")
     }
+
+
+def digits_shards(folder: Path) -> Dataset:
+    """Write the digits as shards into a folder."""
+    write_dataset(DATASETS["digits"], Storage.at(folder), rows_per_shard=512)
+    found = Dataset.open(str(folder))
+    assert found is not None
+    return found
 
 
 def trained(

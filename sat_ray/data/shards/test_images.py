@@ -5,7 +5,6 @@ else: never compressed again, and resized as the field does it. On ImageNet that
 Resize(256) and CenterCrop(224), and 5,000 images that a list names.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from sat_ray.data.shards.changes import ChangedDataError
 from sat_ray.data.sources.base import Listing, Raw
 from sat_ray.storage.s3_path import folder_at
 from sat_ray.utils.names import printable
+from sat_ray.utils.serialization import sha256
 
 FIELD = "test_images"  # of a manifest
 SHOWN = 3
@@ -53,7 +53,8 @@ class TestImages:
         text = _text(self.names)
         named = _named(text.split(), ids, found, file=self.names)
         left_out = len(ids) - len(named)
-        return splits | {"test": named}, {"list_sha256": _sha256(text), "left_out": left_out}
+        digest = sha256(text.encode())
+        return splits | {"test": named}, {"list_sha256": digest, "left_out": left_out}
 
     def described(self, storing: Storing, chosen: dict[str, Any]) -> dict[str, Any]:
         """Return what a manifest says about test images that are stored in their own way."""
@@ -68,7 +69,7 @@ class TestImages:
         """
         if not self.names or not folder_at(self.names).exists():
             return
-        if manifest.get(FIELD, {}).get("list_sha256") != _sha256(_text(self.names)):
+        if manifest.get(FIELD, {}).get("list_sha256") != sha256(_text(self.names).encode()):
             raise ChangedDataError(
                 f"data.test_list {self.names} has changed since the dataset was prepared; put the "
                 "earlier list back, or name the new one otherwise"
@@ -83,10 +84,6 @@ def _text(path: str) -> str:
             f"data.test_list must be a text file of image names, got {path} "
             f"({type(error).__name__})"
         ) from None
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _named(lines: list[str], ids: np.ndarray, found: Listing, *, file: str) -> np.ndarray:

@@ -133,8 +133,7 @@ def _zoom_blur(image: _Image, most: float) -> Tensor:
 def _snow(image: _Image, strength: float) -> Tensor:
     """Return whitened images with flakes that fall aslant; strength: in [0, 1]."""
     draw = gaussian(image.normal("flakes", 1), image.side / 100)
-    largest = draw.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
-    flakes = (2 * (draw / largest - (0.6 - 0.4 * strength))).clamp(0, 1)
+    flakes = (2 * (_to_one(draw) - (0.6 - 0.4 * strength))).clamp(0, 1)
     angle = (1.25 + 0.5 * image.uniform("angle", (1,)).flatten()) * math.pi
     falling = motion(flakes, 0.5 + 0.08 * image.side * strength, angle)
     gray = image.x.mean(dim=1, keepdim=True)
@@ -175,9 +174,13 @@ def _elastic_transform(image: _Image, share: float) -> Tensor:
     moved = []
     for name in ("y", "x"):
         field = gaussian(image.normal(name, 1), max(0.7, 0.04 * image.side))
-        largest = field.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
-        moved.append((field / largest)[:, 0] * share * image.side)
+        moved.append(_to_one(field)[:, 0] * share * image.side)
     return sampled(image.x, rows + moved[0], columns + moved[1])
+
+
+def _to_one(field: Tensor) -> Tensor:
+    """Return each image of a field divided by its largest absolute value."""
+    return field / field.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
 
 
 def _pixelate(image: _Image, share: float) -> Tensor:
@@ -192,6 +195,8 @@ def _jpeg_compression(image: _Image, quality: float) -> Tensor:
 
 
 _BLURS: Five = (0.012, 0.02, 0.028, 0.036, 0.045)
+_MOTIONS: Five = (0.02, 0.04, 0.06, 0.09, 0.12)
+_WAVES: Five = (0.02, 0.03, 0.04, 0.05, 0.06)
 # strengths for images below LARGE pixels, and from there on
 KINDS: dict[str, tuple[Corruption, Five, Five]] = {
     "gaussian_noise": (
@@ -207,22 +212,14 @@ KINDS: dict[str, tuple[Corruption, Five, Five]] = {
     ),
     "defocus_blur": (_defocus_blur, _BLURS, _BLURS),
     "glass_blur": (_glass_blur, _BLURS, _BLURS),
-    "motion_blur": (
-        _motion_blur,
-        (0.02, 0.04, 0.06, 0.09, 0.12),
-        (0.02, 0.04, 0.06, 0.09, 0.12),
-    ),
+    "motion_blur": (_motion_blur, _MOTIONS, _MOTIONS),
     "zoom_blur": (_zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26), (1.1, 1.15, 1.2, 1.25, 1.3)),
     "snow": (_snow, (0.2, 0.3, 0.4, 0.5, 0.6), (0.3, 0.45, 0.6, 0.75, 0.9)),
     "frost": (_frost, (0.2, 0.3, 0.4, 0.5, 0.6), (0.4, 0.5, 0.6, 0.7, 0.8)),
     "fog": (_fog, (0.2, 0.5, 0.75, 1.0, 1.5), (1.0, 1.5, 2.0, 2.5, 3.0)),
     "brightness": (_brightness, (0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5)),
     "contrast": (_contrast, (0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)),
-    "elastic_transform": (
-        _elastic_transform,
-        (0.02, 0.03, 0.04, 0.05, 0.06),
-        (0.02, 0.03, 0.04, 0.05, 0.06),
-    ),
+    "elastic_transform": (_elastic_transform, _WAVES, _WAVES),
     "pixelate": (_pixelate, (0.9, 0.8, 0.7, 0.6, 0.5), (0.6, 0.5, 0.4, 0.3, 0.25)),
     "jpeg_compression": (_jpeg_compression, (80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
 }

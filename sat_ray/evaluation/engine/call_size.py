@@ -9,7 +9,7 @@ depends on time or on the number of images: every shard of an evaluation gets th
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -33,27 +33,32 @@ def rows_for(
 
     shape: (C, H, W) of an image. It is `fewest` doubled until a call is large enough.
     """
-    operations = _operations(model, shape, device=device)
+    return _rows(_operations(model, shape, device=device), fewest=fewest)
+
+
+@contextmanager
+def sized_calls(
+    model: Model, shape: tuple[int, ...], *, slots: int | None, device: torch.device
+) -> Iterator[int]:
+    """Yield the rows of every call, with as many CPU threads, of those set, as pay for such calls.
+
+    shape: (C, H, W) of an image; slots: the rows, None for those of `rows_for`. Where the
+    operations cannot be counted, no thread is taken away.
+    """
+    allowed = torch.get_num_threads()
+    matters = slots is None or allowed > 1
+    operations = _operations(model, shape, device=device) if matters else 0
+    rows = slots or _rows(operations, fewest=FEWEST_ROWS)
+    pay = max(1, rows * operations // PER_THREAD) if operations else allowed
+    with cpu_threads(min(allowed, pay)):
+        yield rows
+
+
+def _rows(operations: int, *, fewest: int) -> int:
     rows = fewest
     while operations and rows * operations < ENOUGH and 2 * rows <= MOST_ROWS:
         rows *= 2
     return rows
-
-
-def threads_for(
-    model: Model, shape: tuple[int, ...], *, slots: int, device: torch.device
-) -> AbstractContextManager[None]:
-    """Return a context with as many CPU threads, of those set, as pay for calls of `slots` rows.
-
-    shape: (C, H, W) of an image. Where the operations cannot be counted, no thread is taken away.
-    """
-    allowed = torch.get_num_threads()
-    if allowed == 1:
-        return cpu_threads(None)
-    operations = _operations(model, shape, device=device)
-    if not operations:
-        return cpu_threads(None)
-    return cpu_threads(min(allowed, max(1, slots * operations // PER_THREAD)))
 
 
 @contextmanager

@@ -168,8 +168,8 @@ def _pickle(uri: str, device: torch.device) -> tuple[nn.Module, str]:
 
 
 def _bytes(uri: str) -> bytes:
-    folder, _, name = Storage.at(uri).uri.rpartition("/")
-    return Storage(folder).read(name)
+    folder, name = Storage.of_file(uri)
+    return folder.read(name)
 
 
 def _function(uri: str, device: torch.device) -> tuple[nn.Module, str]:

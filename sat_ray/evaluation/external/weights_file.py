@@ -57,8 +57,8 @@ def read_weights(uri: str) -> PublishedWeights:
     No code of the file runs. Half precision becomes float32. Raises FileNotFoundError where there
     is none, ValueError, in one line, where it cannot be read or holds no tensors.
     """
-    folder, _, name = Storage.at(uri).uri.rpartition("/")
-    data = Storage(folder).read(name)
+    folder, file = Storage.of_file(uri)
+    data = folder.read(file)
     flat = dict(_flat(_content(data, uri)))
     if not flat:
         raise ValueError(f"weights {uri} hold no tensors; give a file with a state dict")

@@ -20,7 +20,7 @@ from sat_ray.models.spec import (
 from sat_ray.storage.uris import SCHEME, check_address
 from sat_ray.utils.bounds import BelowOne, Bounds, Count, Share, Width, check_fields
 from sat_ray.utils.names import check_name
-from sat_ray.utils.serialization import to_json
+from sat_ray.utils.serialization import fields_in_use, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +183,8 @@ class DataSettings:
         dropped |= {"extra", "extra_path", "extra_share"}  # another dataset beside this one
         if not dataset_source(self.dataset).anonymous:
             dropped.add("path")
-        found = {name: value for name, value in to_json(self).items() if name not in dropped}
-        for name, default in (("test_crop", 1), ("test_list", "")):
-            if found[name] == default:
-                del found[name]
+        in_use = fields_in_use(self, added={"test_crop", "test_list"})
+        found = {name: to_json(value) for name, value in in_use.items() if name not in dropped}
         # with jpeg an earlier version compressed test images too: those shards are others
         return found | ({"test_encoding": "raw"} if self.encoding != "raw" else {})
 

@@ -66,11 +66,11 @@ def _loaded(path: str) -> dict[str, Any]:
 
 def _text(path: str) -> str:
     """Return the text of a file; ValueError where it cannot be read."""
-    folder, _, name = path.rpartition("/")
     try:
-        remote = path.startswith(SCHEME)
-        data = Storage.at(folder).read(name) if remote else Path(path).expanduser().read_bytes()
-        return data.decode()
+        if not path.startswith(SCHEME):
+            return Path(path).expanduser().read_bytes().decode()
+        folder, name = Storage.of_file(path)
+        return folder.read(name).decode()
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no UTF-8 text; give a config.yaml") from None
     except OSError as error:

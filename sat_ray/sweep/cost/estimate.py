@@ -102,15 +102,12 @@ def _shares(config: SweepConfig, shape: tuple[int, int, int], *, classes: int) -
 
 def forward_operations(
     config: SweepConfig, shape: tuple[int, int, int], *, classes: int
-) -> tuple[int, int]:
+) -> Counted:
     """Return the floating-point operations of a forward pass of one image, and the parameters.
 
     A multiplication and an addition count as two operations.
     """
-    return _operations(config.model, shape, classes)
-
-
-def _operations(model: ModelSettings, shape: tuple[int, int, int], classes: int) -> Counted:
+    model = config.model
     network = (model.name, model.stem, model.width, shape, classes or UNKNOWN_CLASSES)
     known = None if model.patch_size else KNOWN.get(network)
     return known or count(network, patch_size=model.patch_size)

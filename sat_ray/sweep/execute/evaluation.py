@@ -131,14 +131,22 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
     started = perf_counter()
     task = located(task, records.storage)
     shard = images_of(task, rows_of(task))
-    if task.stage == CORRUPTIONS:
-        payload = _under_corruptions(task, shard) | ({"gpus": gpus} if gpus else {})
-        seconds = perf_counter() - started
-        return records.commit(
-            task.stage, task.key, inputs=task.inputs, payload=payload, seconds=seconds
-        )
     if before is not None:
         shard = _survivors(shard, read_part(before, records))
+    if task.stage == CORRUPTIONS:
+        payload = _under_corruptions(task, shard)
+    else:
+        payload = _under_attacks(task, shard, records)
+    if gpus:
+        payload["gpus"] = gpus
+    seconds = perf_counter() - started
+    return records.commit(
+        task.stage, task.key, inputs=task.inputs, payload=payload, seconds=seconds
+    )
+
+
+def _under_attacks(task: EvaluationTask, shard: Split, records: Records) -> dict[str, Any]:
+    """Write the outcomes of a shard and return the payload of its record."""
     table, calibrations = _attacked(task, shard)
     data = parquet_bytes(table)
     path = f"state/parts/{task.key}-{attempt_name()}.parquet"
@@ -154,14 +162,9 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
     }
     if calibrations:
         payload["calibrations"] = [found.to_json() for found in calibrations.values()]
-    if gpus:
-        payload["gpus"] = gpus
     if needed := memory_needed(device_of(accelerator_of(task))):
         payload["gpu_memory"] = needed
-    seconds = perf_counter() - started
-    return records.commit(
-        task.stage, task.key, inputs=task.inputs, payload=payload, seconds=seconds
-    )
+    return payload
 
 
 def _under_corruptions(task: EvaluationTask, shard: Split) -> dict[str, Any]:

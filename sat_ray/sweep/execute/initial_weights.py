@@ -104,8 +104,8 @@ def _read(uri: str, network: ModelSpec | None) -> PublishedWeights:
         return _weights_of_timm(uri, network)
     place = Storage.at(uri)
     file = place.full(MODEL_WEIGHTS) if place.is_file(MODEL_JSON) else place.uri
-    folder, _, name = file.rpartition("/")
-    if not Storage(folder).is_file(name):
+    folder, name = Storage.of_file(file)
+    if not folder.is_file(name):
         raise ValueError(
             f"model.initial-weights must be a file of weights or the folder of a checkpoint, got "
             f"{uri}, where there is none"

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from sweeps import trained
+from sweeps import digits_shards, trained
 from trainings import train_small
 
-from sat_ray.data.shards.dataset import read_split, write_dataset
-from sat_ray.data.sources.registry import DATASETS
+from sat_ray.data.shards.dataset import read_split
 from sat_ray.data.split import Split
 from sat_ray.evaluation.corruptions.accuracy import corruption_counts
 from sat_ray.evaluation.corruptions.kinds import KINDS
@@ -40,11 +39,7 @@ CONFIG = SweepConfig(
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Return the digits as shards."""
-    uri = str(tmp_path_factory.mktemp("digits"))
-    write_dataset(DATASETS["digits"], Storage.at(uri), rows_per_shard=512)
-    found = Dataset.open(uri)
-    assert found is not None
-    return found
+    return digits_shards(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from sat_ray.evaluation.engine.call_size import (
     PER_THREAD,
     count_operations,
     rows_for,
-    threads_for,
+    sized_calls,
 )
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized, build_model
@@ -65,13 +65,13 @@ def test_counting_changes_no_random_number() -> None:
 def test_threads_are_taken_away_from_small_calls_alone_and_given_back(
     digits_model: Normalized,
 ) -> None:
-    with threads_for(digits_model, (1, 8, 8), slots=256, device=CPU):
+    with sized_calls(digits_model, (1, 8, 8), slots=256, device=CPU):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
     large = network()
     operations = count_operations(large, torch.zeros(1, 3, 32, 32))
     for slots, threads in ((32, 2), (1, min(2, operations // PER_THREAD))):
-        with threads_for(large, (3, 32, 32), slots=slots, device=CPU):
+        with sized_calls(large, (3, 32, 32), slots=slots, device=CPU):
             assert torch.get_num_threads() == threads
 
 

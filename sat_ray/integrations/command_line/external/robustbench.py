@@ -15,7 +15,7 @@ from sat_ray.models.export import export_model
 from sat_ray.models.normalized import Normalized
 from sat_ray.report.console import Reporter
 from sat_ray.storage.store import Storage
-from sat_ray.threat import ThreatModel, as_255ths
+from sat_ray.threat import ThreatModel, radius_text
 from sat_ray.utils.import_string import first_line
 
 FOLDER = "robustbench"
@@ -162,7 +162,7 @@ def entry_of(given: ExternalOptions, subject: Subject, found: dict[str, Any]) ->
         "dataset": board or subject.dataset.manifest.get("dataset", ""),
         "venue": "",
         "architecture": "" if spec is None else spec.name,
-        "eps": _radius(given.threat_model),
+        "eps": radius_text(given.norm, given.epsilon),
         "clean_acc": f"{100 * found['clean_accuracy']:.2f}",
         "reported": robust,
         "autoattack_acc": robust,
@@ -187,12 +187,8 @@ def _measured(entry: dict[str, Any], found: dict[str, Any]) -> str:
     )
 
 
-def _radius(ball: ThreatModel) -> str:
-    return as_255ths(ball.epsilon) if ball.norm == "linf" else f"{ball.epsilon:g}"
-
-
 def _ball(ball: ThreatModel) -> str:
-    return f"{ball.norm} {_radius(ball)}"
+    return f"{ball.norm} {radius_text(ball.norm, ball.epsilon)}"
 
 
 def _python_name(text: str) -> str:
