@@ -25,6 +25,7 @@ from sat_ray.storage.uris import SCHEME, check_address
 from sat_ray.utils.serialization import json_bytes, parse_json
 
 BLOCK_BYTES = 8 * 1024**2  # of a file that is read from end to end: few requests, little memory
+LOOKS = 5  # at a folder that another process makes at the same moment
 EXISTS = 412  # S3's answer to a conditional PUT of an object that exists
 
 
@@ -133,6 +134,13 @@ class Storage:
     @patient
     def _entries(self, folder: str) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(self._inner(folder), allow_not_found=True)
+        for _ in range(LOOKS - 1):
+            # pyarrow raises where the folder is made between its look and its own check for it
+            with contextlib.suppress(FileNotFoundError):
+                return self._look(selector)
+        return self._look(selector)
+
+    def _look(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         found: list[pafs.FileInfo] = self._opened[0].get_file_info(selector)
         return found
 

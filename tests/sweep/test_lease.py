@@ -182,16 +182,19 @@ def test_a_copied_sweep_belongs_to_nobody(storage: Storage) -> None:
 def test_of_drivers_that_start_in_the_same_moment_exactly_one_goes_on(
     drivers: int, storage: Storage
 ) -> None:
-    ready, inside, turned_away = threading.Barrier(drivers), list[int](), list[int]()
+    ready, others_are_away = threading.Barrier(drivers), threading.Event()
+    inside, turned_away = list[int](), list[int]()
 
     def drive(number: int) -> None:
         ready.wait()
         try:
-            with renewed(storage, f"driver {number}", beat=0.2):
+            with renewed(storage, f"driver {number}", beat=0.2, expiry=30):
                 inside.append(number)
-                time.sleep(2.0)
+                assert others_are_away.wait(60)
         except SecondDriverError:
             turned_away.append(number)
+            if len(turned_away) == drivers - 1:
+                others_are_away.set()
 
     threads = [threading.Thread(target=drive, args=(number,)) for number in range(drivers)]
     for thread in threads:
