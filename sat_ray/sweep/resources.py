@@ -36,8 +36,8 @@ SHARD_RESOURCES: Resources = {"CPU": 1}  # of a task that prepares one shard of 
 class Demand:
     """`count` times the same resources for one stage; a gang starts whole or not at all.
 
-    field: the setting that decides; shared: all but the first ask for a share of the GPU, by what
-    the first needed.
+    field: the setting that decides; at_once: gangs that run at the same time; shared: all but the
+    first ask for a share of the GPU, by what the first needed.
     """
 
     stage: str
@@ -45,17 +45,15 @@ class Demand:
     resources: Resources
     count: int = 1
     gang: bool = False
+    at_once: int = 1
     shared: bool = False
 
     def __str__(self) -> str:
         bundle = ", ".join(f"{name} {amount:g}" for name, amount in self.resources.items())
-        count = (
-            f"a gang of {self.count} x "
-            if self.gang
-            else f"{self.count} x "
-            if self.count > 1
-            else ""
-        )
+        count = f"{self.count} x " if self.count > 1 else ""
+        if self.gang:
+            gangs = f"{self.at_once} gangs" if self.at_once > 1 else "a gang"
+            count = f"{gangs} of {self.count} x "
         shared = (
             ": the first has its GPU alone, of the others as many share one as its memory then "
             "shows to fit"
@@ -127,10 +125,11 @@ def bundles(config: SweepConfig) -> list[Demand]:
         ),
         Demand(
             stage="train",
-            field="resources.train_workers",
+            field=f"resources.train_{'groups' if asked.train_groups > 1 else 'workers'}",
             resources=worker_resources(asked),
             count=asked.train_workers,
             gang=True,
+            at_once=asked.train_groups,
         ),
         Demand(
             stage="evaluate",
@@ -167,7 +166,7 @@ def check_room(demands: Sequence[Demand], nodes: Sequence[NodeGroup]) -> None:
         allowed = [group for group in nodes if not selector or group.pool == CPU_POOL]
         room, needed = (
             sum(group.room(demand.resources) for group in allowed),
-            demand.count if demand.gang else 1,
+            demand.count * demand.at_once if demand.gang else 1,
         )
         if room >= needed:
             continue

@@ -146,7 +146,7 @@ def test_a_sweep_buys_these_nodes_stage_by_stage(resources, nodes, monkeypatch):
     for demand in bundles.bundles(config):
         wanted = [demand.resources] * demand.count
         selector = bundles.pool_selector(demand.resources, bundles.announced_groups())
-        plans = {"gangs": [wanted]} if demand.gang else {"tasks": wanted}
+        plans = {"gangs": [wanted] * demand.at_once} if demand.gang else {"tasks": wanted}
         bought[demand.stage] = plan(
             named(documents, "RayCluster", "sat-ray"), **plans, selector=selector
         )
@@ -169,7 +169,11 @@ def test_what_no_node_could_ever_hold_is_refused_and_ray_would_not_buy_it_either
     unplaced = [
         plan(
             named(documents, "RayCluster", "sat-ray"),
-            **({"gangs": [[d.resources] * d.count]} if d.gang else {"tasks": [d.resources]}),
+            **(
+                {"gangs": [[d.resources] * d.count] * d.at_once}
+                if d.gang
+                else {"tasks": [d.resources]}
+            ),
             selector=bundles.pool_selector(d.resources, bundles.announced_groups()),
         ).unplaced
         for d in demands

@@ -89,6 +89,11 @@ SWEEP_PURCHASES = [
         id="a gang on spot nodes, everything else on CPU nodes",
     ),
     pytest.param(
+        {"train_workers": 4, "train_groups": 3, "gpus_per_worker": 1, "cpus_per_worker": 4},
+        {"train": {"gpu-spot": 3}},
+        id="three gangs at once",
+    ),
+    pytest.param(
         {"gpus_per_trial": 0.25, "gpus_per_evaluation": 1},
         {"search": {"gpu-spot": 1}},
         id="four trials share one GPU",
@@ -115,6 +120,11 @@ INFEASIBLE = [
         {"train_workers": 64, "gpus_per_worker": 1},
         r"resources.train_workers: 64 workers.*more than 40 such",
         id="a gang",
+    ),
+    pytest.param(
+        {"train_workers": 8, "train_groups": 6, "gpus_per_worker": 1},
+        r"resources.train_groups: 48 workers.*more than 40 such",
+        id="too many gangs at once",
     ),
 ]
 

@@ -1,14 +1,17 @@
-"""The train stage as a session: one Ray Train worker group works through a queue of tasks.
+"""The train stage as a session: a Ray Train worker group works through a queue of tasks.
 
 It commits a record per task. Start-up (about 10 s) is paid once. A lost worker restarts the group,
 which skips what is committed and goes on from the last checkpoint. Where that is allowed and lost
 workers cannot be replaced it has fewer, with the same global batch and the same BatchNorm groups.
+Several groups share the tasks where `train_groups` says so; which group trains a task changes no
+number.
 """
 
 import json
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray.train
@@ -61,7 +64,8 @@ STOPPED_IN_ONE = (
 def train_all(tasks: list[TrainingTask], records: Records, resources: ResourceSettings) -> None:
     """Train every task data-parallel on `resources.train_workers` workers.
 
-    Their records are committed when this returns.
+    `resources.train_groups` of them are trained at once, each on workers of its own. Their records
+    are committed when this returns.
     """
     waiting = _uncommitted(tasks, records)
     if not waiting:
@@ -73,10 +77,10 @@ def train_all(tasks: list[TrainingTask], records: Records, resources: ResourceSe
         discard_text(_verdict(task))
     for left in reversed(range(MAX_CONTROLLERS)):
         try:
-            _trainer(waiting, records, resources).fit()
+            _train_in_groups(waiting, records, resources)
             break
         except ray.exceptions.RayActorError:
-            # the process that leads the group died, and the group with it
+            # the process that leads a group died, and the group with it; no other group is left
             remove_orphans()
             waiting = _uncommitted(tasks, records)
             if not waiting:
@@ -89,6 +93,20 @@ def train_all(tasks: list[TrainingTask], records: Records, resources: ResourceSe
 
 def _uncommitted(tasks: list[TrainingTask], records: Records) -> list[TrainingTask]:
     return [task for task in tasks if records.find(task.stage, task.key) is None]
+
+
+def _train_in_groups(
+    waiting: list[TrainingTask], records: Records, resources: ResourceSettings
+) -> None:
+    """Give every worker group its share of the tasks; return or raise once all have ended."""
+    groups = min(resources.train_groups, len(waiting))
+    shares = [waiting[first::groups] for first in range(groups)]
+    first, *others = [_trainer(share, records, resources) for share in shares]
+    with ThreadPoolExecutor(groups) as pool:
+        running = [pool.submit(other.fit) for other in others]
+        first.fit()
+        for other in running:
+            other.result()
 
 
 def _trainer(

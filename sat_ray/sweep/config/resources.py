@@ -11,7 +11,10 @@ class ResourceSettings:
     """What each part takes of the Ray cluster; never part of a result's identity."""
 
     train_workers: Workers = 2
-    """Data-parallel workers of the train stage."""
+    """Data-parallel workers of each training of the train stage."""
+    train_groups: Workers = 1
+    """Trainings of the train stage that run at once, each on train_workers workers of its own: for
+    a cluster with more room than one training makes use of."""
     fewest_train_workers: Annotated[int, Bounds(0, MOST_WORKERS)] = 0
     """Go on with as few as this many when workers are lost and cannot be replaced, same global
     batch; 0: wait for all of them."""

@@ -14,6 +14,7 @@ from small_rays import ray_of_one_node, task_in
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.sweep.cost.budget import Budget
+from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import SEARCH, TRAIN, TrainingTask
 
@@ -73,6 +74,25 @@ def test_workers_of_another_processor_than_the_drivers_refuse_to_train(
         train_all(
             [other], Records(Storage(str(tmp_path / "sweep"))), ResourceSettings(train_workers=2)
         )
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_two_groups_share_the_tasks_and_train_what_one_worker_trains_alone(
+    task: TrainingTask, tmp_path: Path
+) -> None:
+    from ray.util import placement_group_table
+
+    from sat_ray.integrations.ray.train import train_all
+
+    groups_before = len(placement_group_table())
+    tasks = [dataclasses.replace(task, seed=seed) for seed in (0, 1, 2)]
+    together, alone = (Records(Storage(str(tmp_path / name))) for name in ("together", "alone"))
+    train_all(tasks, together, ResourceSettings(train_workers=1, train_groups=2))
+    made = [found for each in tasks if (found := together.find(TRAIN, each.key))]
+    assert [record.content for record in made] == [
+        train_and_commit(each, alone).content for each in tasks
+    ]
+    assert len(placement_group_table()) == groups_before + 2
 
 
 def fill(disk: Path) -> None:
