@@ -138,9 +138,9 @@ def _start(folder: str) -> None:
             ray.init(
                 address="local",
                 num_cpus=len(os.sched_getaffinity(0)),
-                # without it Ray Train's placement-group cleaner logs an error every second
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
+                # ten processes that nobody looks at; what they would clean up after a killed
+                # training `remove_orphans` does
+                include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=True,
