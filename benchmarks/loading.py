@@ -33,7 +33,8 @@ from sat_ray.data.epoch_order import epoch_order
 from sat_ray.data.images import Storing
 from sat_ray.data.loading import Loader, Streamed
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.sources.registry import Raw, Source, dataset_source
 from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage

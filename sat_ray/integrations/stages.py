@@ -8,8 +8,9 @@ from itertools import chain
 from typing import Any
 
 from sat_ray.data.shards.changes import check_unchanged
-from sat_ray.data.shards.dataset import image_ids, verify, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.manifest import MANIFEST
+from sat_ray.data.shards.reading import image_ids, verify
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.robustness import counted_robust_ids

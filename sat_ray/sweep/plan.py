@@ -279,7 +279,7 @@ def corruption_tasks(
 
     [] where it is not measured. Raises ValueError for images that are neither gray nor RGB.
     """
-    if not config.evaluation.corruptions:
+    if CORRUPTIONS.name not in config.evaluation.stages():
         return []
     if (channels := dataset.manifest["shape"][0]) not in (1, 3):
         raise ValueError(

@@ -19,6 +19,7 @@ from sat_ray.sweep.config.stored import stored_config
 from sat_ray.sweep.cost.budget import describe_search
 from sat_ray.sweep.plan import planned_trials, prepared_dataset
 from sat_ray.sweep.records.lease import HEARTBEAT_SECONDS, Holder, read_lease
+from sat_ray.sweep.records.so_far import at_most
 from sat_ray.sweep.records.store import STATE, Record, Records, Stage
 from sat_ray.sweep.search.search_space import SearchPoint, groups
 from sat_ray.sweep.tasks import (
@@ -195,8 +196,8 @@ def _unfinished(
         broken = seen - sum(part["robust"] for part in parts)
         if seen < total:
             name = str(parts[0]["name"])
-            at_most = 1 - broken / total
-            found.append(Unfinished(name=name, robust_at_most=at_most, seen=seen, total=total))
+            most = at_most(broken, total)
+            found.append(Unfinished(name=name, robust_at_most=most, seen=seen, total=total))
     return tuple(found)
 
 
@@ -224,9 +225,8 @@ def _stages(
     )  # models with another's weights: its outcomes are theirs
     planned: dict[Stage, int | None] = {SEARCH: planned_trials(config), TRAIN: models}
     for stage, split in SHARDED.items():
-        strong = config.evaluation.strong != "none"
-        wanted = {EVALUATE: True, CORRUPTIONS: config.evaluation.corruptions}.get(stage, strong)
-        shards = _shards(config, dataset, split) if wanted else 0
+        runs = stage.name in config.evaluation.stages()
+        shards = _shards(config, dataset, split) if runs else 0
         planned[stage] = None if shards is None else (models - twins) * shards
         counted[stage] = [
             record for record in counted[stage] if record.inputs["weights"] in weights
@@ -254,7 +254,7 @@ def _stages(
             others=len(found[stage]) - len(counted[stage]),
         )
         for stage in STAGES
-        if stage is not CORRUPTIONS or config.evaluation.corruptions
+        if stage not in SHARDED or stage.name in config.evaluation.stages()
     )
 
 

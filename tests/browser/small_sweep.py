@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from mlflow import MlflowClient
 
-from sat_ray.data.shards.dataset import image_ids
+from sat_ray.data.shards.reading import image_ids
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.robustness import counted_robust_ids
 from sat_ray.integrations import stages
 from sat_ray.integrations.command_line.checks.claims import claim_folder, sweep_of
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.integrations.mlflow import MlflowTracker
-from sat_ray.integrations.mlflow.projection import Projection
+from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.integrations.ray.search.grid_search import committed_finalists
 from sat_ray.report.sweep_report import read_outcomes, strong_name
 from sat_ray.storage.store import Storage

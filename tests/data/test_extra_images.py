@@ -17,7 +17,7 @@ from trainings import BALL, SMALL, assert_same_bits, small_model, train
 from sat_ray.data.class_names import extra_labels
 from sat_ray.data.extra import Extra, extra_order
 from sat_ray.data.loading import Streamed
-from sat_ray.data.shards.dataset import read_split
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, SweepConfig

@@ -398,7 +398,7 @@ def test_a_record_notices_a_change_anywhere_in_the_science(stage: Stage) -> None
         "threat",
         "evaluation.robustness",
         "evaluation.engine.run_attack",
-        "data.shards.dataset",
+        "data.shards.reading",
     }
     assert {f"sat_ray.{name}" for name in science} <= code_hashes(stage.modules).keys()
     assert not any("integrations" in name for name in code_hashes(stage.modules))

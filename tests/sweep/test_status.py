@@ -17,7 +17,7 @@ import pytest
 from sweeps import ROOT, WITHOUT_RAY, environment, prepare, records
 from test_lease import holder
 
-from sat_ray.data.shards.dataset import image_ids
+from sat_ray.data.shards.reading import image_ids
 from sat_ray.evaluation.card import PASS
 from sat_ray.integrations.command_line import status
 from sat_ray.integrations.command_line.parsing import parse

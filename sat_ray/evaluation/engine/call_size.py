@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sat_ray.attacks.base import Model
 from sat_ray.data.pixels import to_pixels
-from sat_ray.evaluation.engine.batch_buckets import has_fixed_rows
+from sat_ray.evaluation.engine.padding import has_fixed_rows
 
 FEWEST_ROWS = 32
 MOST_ROWS = 256

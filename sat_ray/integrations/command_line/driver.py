@@ -30,6 +30,7 @@ from sat_ray.sweep.plan import dataset_uri, planned_trials
 from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.records.leftovers import remove_leftovers
 from sat_ray.sweep.records.store import Stage
+from sat_ray.sweep.resources.bundles import most_evaluations
 from sat_ray.sweep.tasks import CARD, CORRUPTIONS, EVALUATE, SEARCH, STRONG, TRAIN, VALIDATE
 
 FOLLOWED: dict[str, tuple[Stage, ...]] = {  # which records a stage of the pipeline commits
@@ -179,7 +180,9 @@ class Driver:
         from sat_ray.integrations.ray.prometheus import SweepMetrics
         from sat_ray.integrations.ray.tasks import result
 
-        self.metrics = self.metrics or SweepMetrics(self.config, self.sweep.records)
+        if self.metrics is None:
+            most = most_evaluations(self.config)
+            self.metrics = SweepMetrics(self.config, self.sweep.records, planned_shards=most)
         total = self._total(name)
         if name == "evaluate" and total is not None:
             self.metrics.planned_shards = total
@@ -237,18 +240,20 @@ class Driver:
         """
         finalists = len(self.returned.get("search", []))
         models = len({record.payload["sha256"] for record in self.returned.get("train", [])})
-        strong = self.config.evaluation.strong != "none"
         if name == "card" and finalists:
             cards = min(self.config.card.candidates, finalists)
-            return cards + strong * models * self._shards("val")
+            return cards + self._kinds(name) * models * self._shards("val")
         if name == "evaluate":
-            each = 1 + strong + self.config.evaluation.corruptions
-            return each * models * self._shards("test") or None
+            return self._kinds(name) * models * self._shards("test") or None
         known = {
             "search": planned_trials(self.config),
             "train": finalists * len(self.config.final.seeds) or None,
         }
         return known.get(name)
+
+    def _kinds(self, name: str) -> int:
+        """Return how many kinds of evaluation a stage of the pipeline makes of each shard."""
+        return len({stage.name for stage in FOLLOWED[name]} & {*self.config.evaluation.stages()})
 
     def _shards(self, split: str) -> int:
         """Return into how many tasks a split is cut for each model; 0 before it is prepared."""

@@ -16,11 +16,11 @@ from sat_ray.integrations.command_line.parsing import (
     Options,
     parse_options,
     parse_recipe,
-    storage_root,
     sweep_name,
 )
 from sat_ray.integrations.command_line.process.exit_status import settle_path
 from sat_ray.integrations.command_line.process.invocation import spelled
+from sat_ray.integrations.command_line.sweep_folder import storage_root
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.recipes import DEFAULT, RECIPES

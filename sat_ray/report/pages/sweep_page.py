@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sat_ray.report.cost_tables import priced, stage_table, trial_table
+from sat_ray.report.cost_tables import stage_table, trial_table
 from sat_ray.report.formatting import (
     cut_text,
     pgd_name,
@@ -23,6 +23,7 @@ from sat_ray.report.leaderboard.columns import (
     compared_groups,
     difference_columns,
     group_columns,
+    priced,
     row_columns,
     training_columns,
 )

@@ -9,7 +9,7 @@ import torch
 from sweeps import digits_shards, trained
 from trainings import train_small
 
-from sat_ray.data.shards.dataset import read_split
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.split import Split
 from sat_ray.evaluation.corruptions.accuracy import corruption_counts
 from sat_ray.evaluation.corruptions.kinds import KINDS

@@ -14,7 +14,8 @@ from trainings import train
 from sat_ray.activations.registry import activation_info, make_activation
 from sat_ray.attacks import AttackSpec
 from sat_ray.checkpoint import load_model, save_model
-from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.sources.registry import DATASETS, dataset_source
 from sat_ray.data.sources.user_defined import counted
 from sat_ray.data.split import Split

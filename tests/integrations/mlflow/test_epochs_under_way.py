@@ -12,7 +12,7 @@ from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.integrations.mlflow import MlflowTracker
-from sat_ray.integrations.mlflow.projection import Projection
+from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.execute.training import train_and_commit

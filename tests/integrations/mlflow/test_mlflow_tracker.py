@@ -34,7 +34,7 @@ from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.external.loading import kind_of, load_source
 from sat_ray.integrations.mlflow import MlflowTracker, fetch_model
 from sat_ray.integrations.mlflow.preflight import check_tracking
-from sat_ray.integrations.mlflow.projection import Projection
+from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.integrations.mlflow.values import Holder, Point, Used
 from sat_ray.models import ModelSpec, Normalized, build_model, model_from_spec
 from sat_ray.models.export import NotExportedError

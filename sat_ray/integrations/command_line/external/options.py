@@ -9,7 +9,7 @@ from sat_ray.attacks.spec import AttackSpec, Gradient
 from sat_ray.data.images import LARGEST_SIDE
 from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.process.invocation import invocation
-from sat_ray.sweep.config import ResourceSettings
+from sat_ray.sweep.config.resources import ResourceSettings
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.bounds import (
     Bounds,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from sat_ray.data.class_names import below_chance
-from sat_ray.data.shards.dataset import image_ids
+from sat_ray.data.shards.reading import image_ids
 from sat_ray.evaluation.intervals import anytime_interval, wilson_interval
 from sat_ray.evaluation.low_precision.calibration import Calibration
 from sat_ray.integrations.command_line.checks.code_changes import settle_code_changes
@@ -34,7 +34,7 @@ from sat_ray.integrations.command_line.external.tasks import (
     run_tasks,
     tasks_of,
 )
-from sat_ray.integrations.command_line.parsing import (
+from sat_ray.integrations.command_line.sweep_folder import (
     check_not_a_file,
     folder_name,
     storage_root,

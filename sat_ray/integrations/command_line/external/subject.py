@@ -14,7 +14,7 @@ from sat_ray.attacks import AttackSpec
 from sat_ray.checkpoint import MODEL_JSON, read_description
 from sat_ray.data.class_names import label_order, numbers_out_of_order, relabelled
 from sat_ray.data.shards.convert import prepared
-from sat_ray.data.shards.dataset import image_ids, labels, read_rows
+from sat_ray.data.shards.reading import image_ids, labels, read_rows
 from sat_ray.evaluation.external.loading import (
     kind_of,
     load_source,
@@ -30,7 +30,7 @@ from sat_ray.evaluation.external.validation import (
     try_more,
 )
 from sat_ray.integrations.command_line.external.options import ExternalOptions
-from sat_ray.integrations.command_line.parsing import folder_name
+from sat_ray.integrations.command_line.sweep_folder import folder_name
 from sat_ray.models import Normalized
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.evaluation import sampled_rows
