@@ -22,7 +22,7 @@ from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.cost.budget import describe_search
 from sat_ray.sweep.cost.spent import cost_summary, spent_by_stage, with_costs
-from sat_ray.sweep.plan import (
+from sat_ray.sweep.plan.evaluations import (
     corruption_tasks,
     evaluation_tasks,
     strong_on_validation,

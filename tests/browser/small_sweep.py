@@ -24,15 +24,14 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.execute.evaluation import card_and_commit, evaluate_and_commit
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.plan import (
+from sat_ray.sweep.plan.evaluations import (
     card_tasks,
     evaluation_tasks,
-    final_tasks,
     strong_on_validation,
     strong_tasks,
-    trial_task,
     validation_tasks,
 )
+from sat_ray.sweep.plan.trainings import final_tasks, trial_task
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes
 

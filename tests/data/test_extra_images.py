@@ -23,7 +23,8 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, SweepConfig
 from sat_ray.sweep.cost.estimate import passes_of
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.plan import final_tasks, prepared_dataset
+from sat_ray.sweep.plan.datasets import prepared_dataset
+from sat_ray.sweep.plan.trainings import final_tasks
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import Dataset, TrainingTask

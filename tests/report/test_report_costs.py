@@ -19,7 +19,7 @@ from sat_ray.report.pages.sweep_page import render
 from sat_ray.sweep.config import CostSettings
 from sat_ray.sweep.config.resources import money_text
 from sat_ray.sweep.cost.spent import Spent, cost_summary, with_costs
-from sat_ray.sweep.recipes import digits_smoke
+from sat_ray.sweep.recipes.digits import digits_smoke
 
 CUT = (
     "The search was cut by its budget of 2.00 EUR at 3 of 9 trainings (2.10 EUR spent); never "

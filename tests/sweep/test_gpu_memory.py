@@ -7,7 +7,7 @@ import torch
 
 from sat_ray.integrations.ray.tasks import sharing
 from sat_ray.sweep.config import ResourceSettings
-from sat_ray.sweep.recipes import digits_smoke
+from sat_ray.sweep.recipes.digits import digits_smoke
 from sat_ray.sweep.records.store import Record
 from sat_ray.sweep.resources.bundles import bundles
 from sat_ray.sweep.resources.gpu_sharing import fitting_share, memory_needed

@@ -30,7 +30,7 @@ from sat_ray.sweep.config import (
     SweepConfig,
 )
 from sat_ray.sweep.execute.evaluation import evaluate_and_commit
-from sat_ray.sweep.plan import (
+from sat_ray.sweep.plan.evaluations import (
     card_tasks,
     evaluation_tasks,
     strong_on_validation,

@@ -296,8 +296,6 @@ def test_the_loss_of_a_soft_label_is_the_weighted_mean_of_the_losses_of_its_clas
 @pytest.mark.parametrize(
     "objective", [AdversarialCrossEntropy(), Trades(6.0, 0.001), Mart(weight=5.0)]
 )
-    "objective", [AdversarialCrossEntropy(), Trades(6.0, 0.001), Mart(weight=5.0)]
-)
 def test_one_hot_labels_are_attacked_and_trained_on_as_their_classes_are(
     digits: Split, digits_model: Normalized, objective: Objective
 ) -> None:

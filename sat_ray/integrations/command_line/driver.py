@@ -26,7 +26,8 @@ from sat_ray.storage.preflight import check_writable
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.cost.budget import describe_search
 from sat_ray.sweep.cost.spent import cost_sentence
-from sat_ray.sweep.plan import dataset_uri, planned_trials
+from sat_ray.sweep.plan.datasets import dataset_uri
+from sat_ray.sweep.plan.trainings import planned_trials
 from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.records.leftovers import remove_leftovers
 from sat_ray.sweep.records.store import Stage

@@ -11,7 +11,7 @@ from sat_ray.storage.uris import redacted
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.budget import group_name
 from sat_ray.sweep.cost.estimate import UNKNOWN_CLASSES, costs, passes_of
-from sat_ray.sweep.plan import planned_trials
+from sat_ray.sweep.plan.trainings import planned_trials
 from sat_ray.sweep.resources.bundles import bundles
 from sat_ray.sweep.search.search_space import Group, groups
 from sat_ray.threat import as_255ths

@@ -15,7 +15,7 @@ from sat_ray.integrations.command_line.sweep_folder import storage_root
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.config.stored import stored_config
-from sat_ray.sweep.plan import dataset_uri
+from sat_ray.sweep.plan.datasets import dataset_uri
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.status import sweeps_in
 from sat_ray.sweep.tasks import Dataset

@@ -24,7 +24,8 @@ from sat_ray.integrations.command_line.sweep_folder import storage_root
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
-from sat_ray.sweep.status import Best, StageStatus, SweepStatus, Unfinished, read_status, sweeps_in
+from sat_ray.sweep.stage_status import Best, StageStatus
+from sat_ray.sweep.status import SweepStatus, Unfinished, read_status, sweeps_in
 from sat_ray.utils.import_string import confirm, first_line
 from sat_ray.utils.names import check_name, printable
 from sat_ray.utils.serialization import flatten, to_json

@@ -19,7 +19,7 @@ from sat_ray.utils.serialization import to_json
 if TYPE_CHECKING:
     from sat_ray.sweep.config import CostSettings, SweepConfig
 
-RESULT = Stage("search_result", 1, ("sat_ray.sweep.plan",))
+RESULT = Stage("search_result", 1, ("sat_ray.sweep.plan.trainings",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,8 @@ from sat_ray.evaluation.card.settings import most_passes
 from sat_ray.models.spec import ModelSpec
 from sat_ray.sweep.config import ModelSettings, SweepConfig
 from sat_ray.sweep.cost.known_networks import KNOWN, Counted, Network
-from sat_ray.sweep.plan import attacks_for, planned_trials, strong_attacks_for
+from sat_ray.sweep.plan.evaluations import attacks_for, strong_attacks_for
+from sat_ray.sweep.plan.trainings import planned_trials
 from sat_ray.sweep.search.search_space import groups
 from sat_ray.sweep.tasks import through_every_backward
 from sat_ray.training.progressive_resizing import image_shape

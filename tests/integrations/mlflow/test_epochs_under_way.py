@@ -16,7 +16,8 @@ from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.plan import dataset_uri, final_tasks, trial_task
+from sat_ray.sweep.plan.datasets import dataset_uri
+from sat_ray.sweep.plan.trainings import final_tasks, trial_task
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.store import Record
 from sat_ray.sweep.search.search_space import SearchPoint

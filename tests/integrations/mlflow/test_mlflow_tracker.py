@@ -41,7 +41,7 @@ from sat_ray.models.export import NotExportedError
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import CostSettings
 from sat_ray.sweep.context import Sweep
-from sat_ray.sweep.plan import dataset_uri
+from sat_ray.sweep.plan.datasets import dataset_uri
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint

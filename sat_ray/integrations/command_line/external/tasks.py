@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.report.console import Reporter, StageProgress
-from sat_ray.sweep.plan import shard_bounds
+from sat_ray.sweep.plan.evaluations import shard_bounds
 from sat_ray.sweep.records.so_far import Committed, SoFar
 from sat_ray.sweep.records.store import Record, Records, numerical_environment
 from sat_ray.sweep.resources.nodes import Demand, check_room
