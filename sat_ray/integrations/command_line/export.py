@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sat_ray.integrations.command_line.checks.sweep_folder import storage_root
 from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.parsing import AllowCode, parse_options
 from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.integrations.command_line.process.invocation import spelled
-from sat_ray.integrations.command_line.sweep_folder import storage_root
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.config.stored import stored_config

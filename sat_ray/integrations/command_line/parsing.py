@@ -17,6 +17,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from sat_ray.activations.table import activation_table
+from sat_ray.integrations.command_line.checks.sweep_folder import (
+    check_not_a_file,
+    folder_name,
+    storage_root,
+)
 from sat_ray.integrations.command_line.option_values import (
     NUMBERS,
     UsageError,
@@ -26,11 +31,6 @@ from sat_ray.integrations.command_line.option_values import (
     values_of,
 )
 from sat_ray.integrations.command_line.process.invocation import program
-from sat_ray.integrations.command_line.sweep_folder import (
-    check_not_a_file,
-    folder_name,
-    storage_root,
-)
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import check_address, redacted
 from sat_ray.sweep.config import Recipe, SweepConfig

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from sat_ray.integrations.command_line.checks.sweep_folder import storage_root
 from sat_ray.integrations.command_line.parsing import (
     AllowCode,
     Options,
@@ -20,7 +21,6 @@ from sat_ray.integrations.command_line.parsing import (
 )
 from sat_ray.integrations.command_line.process.exit_status import settle_path
 from sat_ray.integrations.command_line.process.invocation import spelled
-from sat_ray.integrations.command_line.sweep_folder import storage_root
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.recipes import DEFAULT, RECIPES

@@ -29,8 +29,8 @@ from sat_ray.evaluation.external.validation import (
     try_model,
     try_more,
 )
+from sat_ray.integrations.command_line.checks.sweep_folder import folder_name
 from sat_ray.integrations.command_line.external.options import ExternalOptions
-from sat_ray.integrations.command_line.sweep_folder import folder_name
 from sat_ray.models import Normalized
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.evaluation import sampled_rows
