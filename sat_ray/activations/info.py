@@ -103,13 +103,6 @@ class ActivationInfo:
         """Say whether the backward pass is not the derivative of the forward pass."""
         return bool(self.forward_of)
 
-    def smoothness_at(self, alpha: float | None) -> float:
-        """Return the number of continuous derivatives at one alpha.
-
-        elu is smooth at alpha = 1 alone.
-        """
-        return 0.0 if self.name == "elu" and alpha != 1.0 else self.smoothness
-
     def check_alpha(self, alpha: float | None, *, field: str = "alpha") -> float | None:
         """Return the alpha to use, the default for None.
 

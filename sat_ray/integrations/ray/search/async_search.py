@@ -203,7 +203,6 @@ def _run_asha(
     return run_trials(
         _trial(config, dataset, records, pick, exempt=chosen[0]),
         {"trial": tune.grid_search(list(range(len(chosen))))},
-        records,
         config.resources,
         scheduler=scheduler,
         callbacks=[_RememberStops(config, dataset, records, pick)],
@@ -284,7 +283,6 @@ def _run_optuna(
     return run_trials(
         _trial(config, dataset, records, pick, exempt=first[0]),
         {},
-        records,
         config.resources,
         searcher=searcher,
         samples=config.search.samples,

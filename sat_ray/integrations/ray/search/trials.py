@@ -48,7 +48,6 @@ class _StopWhenLost(tune.Stopper):
 def run_trials(
     trainable: Callable[[dict[str, Any]], None],
     space: dict[str, Any],
-    records: Records,
     resources: ResourceSettings,
     *,
     scheduler: Any = None,
@@ -153,7 +152,7 @@ def run_rung(
             )
         report_record(record)
 
-    run_trials(trial, {"trial": tune.grid_search(list(range(len(tasks))))}, records, resources)
+    run_trials(trial, {"trial": tune.grid_search(list(range(len(tasks))))}, resources)
 
 
 @functools.lru_cache(maxsize=1)
