@@ -136,7 +136,7 @@ def test_the_second_derivative_is_that_of_the_first(
 
 
 def smoothness_at(info: ActivationInfo, alpha: float | None) -> float:
-    """Return the number of continuous derivatives at one alpha: elu is smooth at alpha = 1 alone."""
+    """Return the number of continuous derivatives; elu is smooth at alpha = 1 alone."""
     return 0.0 if info.name == "elu" and alpha != 1.0 else info.smoothness
 
 
