@@ -28,7 +28,7 @@ class AlphaRange:
 
 @dataclass(frozen=True)
 class ActivationInfo:
-    """Everything the system knows about one activation.
+    """The properties of one activation.
 
     smoothness: number of continuous derivatives, inf for analytic functions, nan where it is
     unknown; curvature(alpha): max |f''|, also of a learned alpha; beta_start: where a learned

@@ -79,7 +79,7 @@ def write_report(
     run_ids: MLflow run of each training record, by key.
     """
     from sat_ray.report.figures.leaderboard import pdf, png
-    from sat_ray.report.leaderboard.board import to_latex, to_markdown
+    from sat_ray.report.leaderboard.tables import to_latex, to_markdown
     from sat_ray.report.pages.sweep_page import render
     from sat_ray.report.sweep_figures import sweep_figures
 

@@ -13,7 +13,7 @@ from test_report import PNG, board_of, seeds_of
 
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.low_precision.calibration import Calibration, summary_of
-from sat_ray.report.leaderboard.board import to_markdown, to_terminal
+from sat_ray.report.leaderboard.tables import to_markdown, to_terminal
 from sat_ray.report.pages.mlflow_notes import sweep_note
 from sat_ray.report.pages.sweep_page import render
 from sat_ray.sweep.config import CostSettings

@@ -142,8 +142,8 @@ class Driver:
         inputs: of the stage, as references or as what the stages returned. The report never waits
         for MLflow: where that answers too late to tell the runs' ids, the report is written again.
         """
-        from sat_ray.report.leaderboard.board import to_terminal
         from sat_ray.report.leaderboard.headline import headline_line
+        from sat_ray.report.leaderboard.tables import to_terminal
 
         for ref in inputs:
             self.wait(ref)

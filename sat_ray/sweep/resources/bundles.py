@@ -16,7 +16,7 @@ SHARD_RESOURCES: Resources = {"CPU": 1}  # of a task that prepares one shard of 
 
 
 def bundles(config: SweepConfig) -> list[Demand]:
-    """Return everything that a sweep asks of the cluster, in the order of its stages.
+    """Return everything that a sweep takes of the cluster, in the order of its stages.
 
     `count` is the most that may wait at once.
     """

@@ -240,7 +240,7 @@ class ExternalOptions:
 
     @property
     def resources(self) -> ResourceSettings:
-        """Return what a task asks of the cluster."""
+        """Return what a task takes of the cluster."""
         return ResourceSettings(
             cpus_per_evaluation=self.cpus_per_task,
             gpus_per_evaluation=self.gpus_per_task,
