@@ -15,6 +15,7 @@ digits_smoke; --quick: a smaller one.
 import argparse
 import itertools
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -34,28 +35,12 @@ from autoscaling_ray import (
 )
 
 JOINED = "] Ray: "  # what the driver prints once it has joined
-SMALLER = (
-    *(
-        "--name",
-        "smaller",
-        "--search.activations",
-        "relu",
-        "parametric_softplus:5,10",
-        "--search.pairs",
-        "--search.rungs",
-        "1",
-        "2",
-    ),
-    *(
-        "--final.seeds",
-        "0",
-        "--training.epochs",
-        "2",
-        "--evaluation.steps",
-        "10",
-        "--evaluation.step-size",
-        "16/255",
-    ),
+SMALLER = tuple(
+    shlex.split(
+        "--name smaller --search.activations relu parametric_softplus:5,10 --search.pairs "
+        "--search.rungs 1 2 --final.seeds 0 --training.epochs 2 --evaluation.steps 10 "
+        "--evaluation.step-size 16/255"
+    )
 )
 
 

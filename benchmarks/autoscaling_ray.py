@@ -22,14 +22,8 @@ MEMORY = 100 * 1024**2  # of a node's object store
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 GROUP = "cpu"
 HEAD_ID = "f" * 51 + "00000"  # what Ray's provider of local nodes calls the head
-COMMANDS = (
-    "initialization",
-    "setup",
-    "head_setup",
-    "worker_setup",
-    "head_start_ray",
-    "worker_start_ray",
-)
+COMMANDS = ("initialization", "setup", "head_setup", "worker_setup")
+STARTS = ("head_start_ray", "worker_start_ray")
 
 
 class AutoscalingRay:
@@ -48,28 +42,18 @@ class AutoscalingRay:
         """Start the head and wait until its autoscaler answers."""
         config = self.folder / "autoscaler.json"
         config.write_text(json.dumps(_autoscaler_config(self.address)))
-        words = [
-            "start",
-            "--head",
-            "--block",
-            "--disable-usage-stats",
-            "--num-cpus=0",
-            "--num-gpus=0",
-            f"--object-store-memory={MEMORY}",
-        ]
+        words = ["start", "--head", "--block", "--num-cpus=0", "--num-gpus=0"]
+        words += ["--disable-usage-stats", "--include-dashboard=false"]
+        words += [f"--object-store-memory={MEMORY}", f"--temp-dir={self.folder}"]
+        words += ["--node-ip-address=127.0.0.1", f"--port={self.port}"]
         words += [
-            f"--port={self.port}",
-            "--node-ip-address=127.0.0.1",
-            f"--temp-dir={self.folder}",
             f"--autoscaling-config={config}",
+            f"--ray-client-server-port={common.free_port()}",
         ]
-        words += ["--include-dashboard=false", f"--ray-client-server-port={common.free_port()}"]
         local = {
             "RAY_FAKE_CLUSTER": "1",
             "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
-        }
-        local |= {
             "RAY_enable_autoscaler_v2": "1",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_raylet_start_wait_time_s": "120",
@@ -92,17 +76,9 @@ class AutoscalingRay:
 
         self._remember()
         status = get_cluster_status(self.address)
-        up = [
-            node
-            for node in (*status.active_nodes, *status.idle_nodes)
-            if node.ray_node_type_name == GROUP
-        ]
-        launching = sum(
-            launch.count for launch in status.pending_launches if launch.ray_node_type_name == GROUP
-        )
-        return launching + sum(
-            node.ray_node_type_name == GROUP for node in status.pending_nodes
-        ), len(up)
+        up = [*status.active_nodes, *status.idle_nodes]
+        launching = sum(one.count for one in status.pending_launches if _of_group(one))
+        return launching + sum(map(_of_group, status.pending_nodes)), sum(map(_of_group, up))
 
     def raylets(self) -> int:
         """Count the node processes that run, the head included."""
@@ -133,17 +109,18 @@ class AutoscalingRay:
             )
         if "Ray runtime started" not in (self.folder / "head.log").read_text():
             return False
-        with contextlib.suppress(
-            Exception
-        ):  # Ray raises many kinds of errors while the autoscaler starts
+        # Ray raises many kinds of errors while the autoscaler starts
+        with contextlib.suppress(Exception):
             return self.look() == (0, 0)
         return False
 
 
+def _of_group(node: Any) -> bool:
+    return bool(node.ray_node_type_name == GROUP)
+
+
 def _autoscaler_config(address: str) -> dict[str, Any]:
-    """Return what `ray start --autoscaling-config` reads;
-    the provider starts nodes as processes.
-    """
+    """Return what `ray start --autoscaling-config` reads: nodes are started as processes."""
     provider = {
         "type": "external",
         "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
@@ -162,15 +139,9 @@ def _autoscaler_config(address: str) -> dict[str, Any]:
         GROUP: group | {"node_config": {}, "min_workers": 0, "max_workers": NODES},
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
     }
-    empty: dict[str, Any] = {f"{name}_commands": [] for name in COMMANDS}
-    empty |= {
-        "auth": {},
-        "docker": {},
-        "file_mounts": {},
-        "cluster_synced_files": [],
-        "rsync_exclude": [],
-        "rsync_filter": [],
-    }
+    empty: dict[str, Any] = {f"{name}_commands": [] for name in (*COMMANDS, *STARTS)}
+    empty |= {name: {} for name in ("auth", "docker", "file_mounts")}
+    empty |= {name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")}
     return empty | {
         "cluster_name": "local",
         "provider": provider,
@@ -195,9 +166,8 @@ def until(true: Callable[[], bool], *, what: str) -> None:
 @contextmanager
 def autoscaling_ray() -> Iterator[AutoscalingRay]:
     """Start the cluster, and end it with the block."""
-    with tempfile.TemporaryDirectory(
-        prefix="sat_ray-", ignore_cleanup_errors=True
-    ) as folder:  # short, for the sockets below it
+    # the name is short, for the sockets below it
+    with tempfile.TemporaryDirectory(prefix="sat_ray-", ignore_cleanup_errors=True) as folder:
         cluster = AutoscalingRay(Path(folder))
         try:
             cluster.start()

@@ -72,12 +72,10 @@ class WatchedLoader:
     """A loader that remembers how long its batches were waited for."""
 
     def __init__(self, loader: Loader) -> None:
-        self.loader, self.shards, self.ids, self.seconds = (
-            loader,
-            loader.shards,
-            loader.ids,
-            list[float](),
-        )
+        self.loader = loader
+        self.shards = loader.shards
+        self.ids = loader.ids
+        self.seconds = list[float]()
 
     def batches(self, plan: Tensor) -> Iterator[list[Split]]:
         """Deliver, and note the time of each wait."""

@@ -153,11 +153,9 @@ def _checked(data: bytes) -> Iterator[Any]:
 def _reason(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
-    return (
-        "not an image"
-        if isinstance(error, UnidentifiedImageError)
-        else printable(first_line(error))
-    )
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return printable(first_line(error))
 
 
 def decoded(data: bytes) -> np.ndarray:

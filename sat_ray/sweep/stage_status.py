@@ -114,10 +114,8 @@ def _images_per_second(records: Sequence[Record]) -> float | None:
     ]
     if rates:
         return float(sum(rates) / len(rates))
-    images, seconds = (
-        sum(record.payload.get("n", 0) for record in records),
-        sum(record.seconds for record in records),
-    )
+    images = sum(record.payload.get("n", 0) for record in records)
+    seconds = sum(record.seconds for record in records)
     return images / seconds if images and seconds else None
 
 

@@ -111,11 +111,9 @@ def _kinds(kind: Any) -> dict[str, Any]:
 def _fault_of_number(value: Any, kind: type, bounds: Bounds) -> str:
     whole = kind is int
     typed = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    return (
-        ""
-        if typed and bounds.hold(value)
-        else f"{'a whole number' if whole else 'a number'} {bounds}"
-    )
+    if typed and bounds.hold(value):
+        return ""
+    return f"{'a whole number' if whole else 'a number'} {bounds}"
 
 
 def _fault_of_tuple(value: Any, kind: Any, bounds: Bounds | None) -> str:

@@ -184,11 +184,9 @@ def _budget(config: SweepConfig) -> dict[str, str]:
 
 def _strong(config: SweepConfig, classes: int) -> str:
     attacks = config.strong_attacks(classes or UNKNOWN_CLASSES)
-    return (
-        "; ".join(map(str, attacks))
-        if attacks
-        else "none: rows are ranked by the evaluation attack"
-    )
+    if attacks:
+        return "; ".join(map(str, attacks))
+    return "none: rows are ranked by the evaluation attack"
 
 
 def _training_attack(config: SweepConfig) -> str:

@@ -73,11 +73,9 @@ def answer(asked: Asked, root: Storage) -> str:
         if names and asked.name not in root.folders():
             check_name(asked.name, names, field="sweep")
         found = read_status(root, asked.name)
-        return (
-            json.dumps(as_json(found), indent=2, ensure_ascii=False)
-            if asked.json
-            else describe(found, root, now=time.time())
-        )
+        if asked.json:
+            return json.dumps(as_json(found), indent=2, ensure_ascii=False)
+        return describe(found, root, now=time.time())
     with ThreadPoolExecutor(8) as pool:
         every = list(pool.map(lambda name: _status_or_reason(root, name), names))
     if asked.json:
@@ -128,13 +126,9 @@ def as_json(found: SweepStatus) -> dict[str, Any]:
 def line(found: SweepStatus, *, now: float) -> str:
     """Return one sweep's status as one line."""
     stage = found.current
-    where = (
-        "done"
-        if found.report
-        else f"{stage.name} {_units(stage)}"
-        if stage is not None
-        else "report not written"
-    )
+    where = "done" if found.report else "report not written"
+    if stage is not None and not found.report:
+        where = f"{stage.name} {_units(stage)}"
     best = [f"best {_best(found.best)}"] if found.best is not None else []
     driver = {None: "driver unknown", True: "driver at work", False: "no driver"}[
         found.driver.alive if found.driver else False
@@ -210,11 +204,9 @@ def _row(stage: StageStatus) -> tuple[str, ...]:
 
 
 def _units(stage: StageStatus) -> str:
-    return (
-        f"{stage.done}"
-        if stage.planned is None
-        else f"{stage.done}/{'≤' if stage.at_most else ''}{stage.planned}"
-    )
+    if stage.planned is None:
+        return f"{stage.done}"
+    return f"{stage.done}/{'≤' if stage.at_most else ''}{stage.planned}"
 
 
 def _best(best: Best) -> str:
@@ -241,15 +233,9 @@ def _left(found: SweepStatus) -> str:
         if stage.seconds_left is not None
     ]
     unknown = [stage.name for stage in open_stages if stage.seconds_left is None]
-    return (
-        "; ".join(
-            [
-                *known,
-                *([f"{', '.join(unknown)}: not known before the first result"] if unknown else []),
-            ]
-        )
-        or "the report"
-    )
+    if unknown:
+        known.append(f"{', '.join(unknown)}: not known before the first result")
+    return "; ".join(known) or "the report"
 
 
 def _next(found: SweepStatus, root: Storage) -> str:

@@ -47,16 +47,12 @@ def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> d
     """
     shape = config.data.shape()
     if shape is None or is_reference(config.model.name):
-        return (
-            {"estimated accelerator-hours": UNMEASURED}
-            if not config.resources.images_per_second
-            else {}
-        )
+        if not config.resources.images_per_second:
+            return {"estimated accelerator-hours": UNMEASURED}
+        return {}
     forward, parameters = forward_operations(config, shape, classes=source.classes)
-    shares, done = (
-        _shares(config, shape, classes=source.classes),
-        operations(config, shape, passes, classes=source.classes),
-    )
+    shares = _shares(config, shape, classes=source.classes)
+    done = operations(config, shape, passes, classes=source.classes)
     return {
         "one forward pass": f"{forward / 1e9:.3g} GFLOP an image of {shape[2]} x {shape[1]}, "
         f"{parameters / 1e6:.3g} million parameters",
@@ -214,15 +210,12 @@ def _spent(config: SweepConfig, hours: Mapping[str, float]) -> dict[str, str]:
         f"({parts}; but for search and training at most{caveat})"
     }
     money = config.cost.money(3600 * total)
-    return (
-        shown
-        if money is None
-        else shown
-        | {
-            "estimated price": f"{money:,.2f} {config.cost.currency} "
-            "(but for search and training at most)"
-        }
-    )
+    if money is None:
+        return shown
+    return shown | {
+        "estimated price": f"{money:,.2f} {config.cost.currency} "
+        "(but for search and training at most)"
+    }
 
 
 def _storage(

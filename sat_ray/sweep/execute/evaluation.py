@@ -52,11 +52,9 @@ def located(task: EvaluationTask, storage: Storage) -> EvaluationTask:
 
     In the tasks of a sweep it is relative to the storage.
     """
-    return (
-        task
-        if task.kind == "function"
-        else replace(task, checkpoint=storage.located(task.checkpoint))
-    )
+    if task.kind == "function":
+        return task
+    return replace(task, checkpoint=storage.located(task.checkpoint))
 
 
 def model_of(task: EvaluationTask) -> nn.Module:

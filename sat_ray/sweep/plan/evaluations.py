@@ -96,10 +96,8 @@ def validation_tasks(
 
     The champion is chosen by what that cascade leaves. [] where no model meets strong attacks.
     """
-    configuration, strong = (
-        SearchPoint.of(trained.payload),
-        _strong_attacks_on(config, dataset, trained),
-    )
+    configuration = SearchPoint.of(trained.payload)
+    strong = _strong_attacks_on(config, dataset, trained)
     if not strong:
         return []
     pgd = through_every_backward(config.evaluation_attacks()[0], configuration)

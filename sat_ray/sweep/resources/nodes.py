@@ -39,13 +39,9 @@ class Demand:
 
     def __str__(self) -> str:
         bundle = ", ".join(f"{name} {amount:g}" for name, amount in self.resources.items())
-        count = (
-            f"a gang of {self.count} x "
-            if self.gang
-            else f"{self.count} x "
-            if self.count > 1
-            else ""
-        )
+        count = f"{self.count} x " if self.gang or self.count > 1 else ""
+        if self.gang:
+            count = f"a gang of {count}"
         shared = (
             ": the first has its GPU alone, of the others as many share one as its memory then "
             "shows to fit"
@@ -94,10 +90,8 @@ def check_room(demands: Sequence[Demand], nodes: Sequence[NodeGroup]) -> None:
     for demand in demands:
         selector = pool_selector(demand.resources, nodes)
         allowed = [group for group in nodes if not selector or group.pool == CPU_POOL]
-        room, needed = (
-            sum(group.room(demand.resources) for group in allowed),
-            demand.count if demand.gang else 1,
-        )
+        room = sum(group.room(demand.resources) for group in allowed)
+        needed = demand.count if demand.gang else 1
         if room >= needed:
             continue
         at_once = (
