@@ -61,7 +61,7 @@ def strong_name(name: str) -> str:
 
 def outcome_paths(config: SweepConfig, name: str) -> list[str]:
     """Return where a model's merged outcomes are: of PGD and, if any, of the strong attacks."""
-    names = [name] if config.evaluation.strong == "none" else [name, strong_name(name)]
+    names = [name, strong_name(name)] if "strong" in config.evaluation.stages() else [name]
     return [f"outcomes/{one}.parquet" for one in names]
 
 
