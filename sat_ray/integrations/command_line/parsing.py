@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import io
 import itertools
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from sat_ray.integrations.command_line.checks.sweep_folder import (
     check_not_a_file,
     folder_name,
     storage_root,
+    tracking_of,
 )
 from sat_ray.integrations.command_line.option_values import (
     NUMBERS,
@@ -304,14 +304,7 @@ def _resolve(
     config: SweepConfig, base: SweepConfig, given: Options, argv: Sequence[str]
 ) -> Command:
     root = storage_root(given.storage)
-    tracking = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
-    if not tracking:
-        if not root.is_local:
-            raise UsageError(
-                f"storage {root.uri} is on S3, where no SQLite database can live; "
-                "give --tracking-uri or MLFLOW_TRACKING_URI"
-            )
-        tracking = f"sqlite:///{root.uri}/mlflow.db"
+    tracking = tracking_of(given.tracking_uri, root)
     name = sweep_name(given.name, config, base)
     check_not_a_file(name, root, tracking)
     return Command(

@@ -16,6 +16,21 @@ def storage_root(given: str) -> Storage:
     return Storage.at(given or os.environ.get("SAT_RAY_STORAGE") or "./runs")
 
 
+def tracking_of(given: str, root: Storage) -> str:
+    """Return MLflow's address: the one given, else MLFLOW_TRACKING_URI, else a database in root.
+
+    Raises UsageError where the storage can hold no database.
+    """
+    if named := given or os.environ.get("MLFLOW_TRACKING_URI"):
+        return named
+    if not root.is_local:
+        raise UsageError(
+            f"storage {root.uri} is on S3, where no SQLite database can live; "
+            "give --tracking-uri or MLFLOW_TRACKING_URI"
+        )
+    return f"sqlite:///{root.uri}/mlflow.db"
+
+
 def folder_name(given: str) -> str:
     """Return a name that is fit for a folder of the storage; UsageError says what is allowed."""
     *folders, database = RESERVED_NAMES

@@ -1,6 +1,5 @@
 """A model made elsewhere and the images to attack it on: opened, checked and named."""
 
-import os
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +28,7 @@ from sat_ray.evaluation.external.validation import (
     try_model,
     try_more,
 )
-from sat_ray.integrations.command_line.checks.sweep_folder import folder_name
+from sat_ray.integrations.command_line.checks.sweep_folder import folder_name, tracking_of
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.models import Normalized
 from sat_ray.storage.store import Storage
@@ -185,14 +184,9 @@ def _fetch(given: ExternalOptions, root: Storage, temporary: Path) -> tuple[str,
     if kind == "mlflow":
         from sat_ray.integrations.mlflow import fetch_model
 
-        tracking = (
-            given.tracking_uri
-            or os.environ.get("MLFLOW_TRACKING_URI")
-            or f"sqlite:///{root.uri}/mlflow.db"
-        )
         fetched = fetch_model(
             given.model,
-            tracking_uri=tracking,
+            tracking_uri=tracking_of(given.tracking_uri, root),
             folder=str(temporary),
             allow_pickle=given.allow_pickle,
         )
