@@ -44,13 +44,11 @@ class Contest:
         libraries: Sequence[str],
         float32: bool = True,
     ) -> None:
-        self.model, self.images, self.size, self.gradient, self.float32 = (
-            model,
-            images,
-            size,
-            gradient,
-            float32,
-        )
+        self.model = model
+        self.images = images
+        self.size = size
+        self.gradient = gradient
+        self.float32 = float32
         self.ours = copy.deepcopy(model)
         settle_layout(self.ours)
         self.on, self.memory = size.hardware, PeakMemory(size.hardware)

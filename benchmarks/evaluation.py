@@ -148,11 +148,9 @@ def _fast_figures(
     """
     precision = contest.gradient
     assert contest.fast_outcomes is not None
-    taken, calibrating, passes = (
-        median(seconds["ours_fast"]),
-        median(contest.calibrating),
-        sum(contest.fast_outcomes["passes"].to_pylist()),
-    )
+    taken = median(seconds["ours_fast"])
+    calibrating = median(contest.calibrating)
+    passes = sum(contest.fast_outcomes["passes"].to_pylist())
     return {
         "speedup": contest.speedup(seconds, "ours_fast"),
         "robust_accuracy": contest.fast_robust,

@@ -25,12 +25,12 @@ import torch
 from agreement import FULL, autoattack
 
 from sat_ray.checkpoint import load_model
-from sat_ray.data.shards.dataset import read_split
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.split import Split
 from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config.stored import stored_config
-from sat_ray.sweep.plan import dataset_uri
+from sat_ray.sweep.plan.datasets import dataset_uri
 
 GRADIENT_ATTACKS = replace(FULL, fab=False, queries=0)
 

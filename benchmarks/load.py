@@ -192,7 +192,7 @@ from sat_ray.sweep.tasks import EVALUATE
 from sat_ray.sweep.records.store import Records
 from sat_ray.storage.store import Storage
 from sat_ray.integrations.stages import Dataset
-from sat_ray.data.shards.dataset import image_ids
+from sat_ray.data.shards.reading import image_ids
 
 def status(field):
     with open("/proc/self/status") as lines:

@@ -33,7 +33,8 @@ from sat_ray.data.epoch_order import epoch_order
 from sat_ray.data.images import Storing
 from sat_ray.data.loading import Loader, Streamed
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.sources.registry import Raw, Source, dataset_source
 from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
@@ -71,12 +72,10 @@ class WatchedLoader:
     """A loader that remembers how long its batches were waited for."""
 
     def __init__(self, loader: Loader) -> None:
-        self.loader, self.shards, self.ids, self.seconds = (
-            loader,
-            loader.shards,
-            loader.ids,
-            list[float](),
-        )
+        self.loader = loader
+        self.shards = loader.shards
+        self.ids = loader.ids
+        self.seconds = list[float]()
 
     def batches(self, plan: Tensor) -> Iterator[list[Split]]:
         """Deliver, and note the time of each wait."""

@@ -50,10 +50,8 @@ def reports_of(
 ) -> Iterator[EpochReport]:
     """Start the real training; each report is one sample."""
     process_group = process_group or ProcessGroup()
-    model, settings = (
-        size.hardware.build(width=size.width),
-        size.settings(workers=process_group.size, compiled=compiled),
-    )
+    model = size.hardware.build(width=size.width)
+    settings = size.settings(workers=process_group.size, compiled=compiled)
     return fit(
         model,
         train,
@@ -236,10 +234,8 @@ def main() -> None:
         batch_of(size.hardware.images()["train"], size.images * size.steps),
         compiled=options.compile,
     )
-    figures["scaling_2_workers"], details["images_per_second_of_workers"] = (
-        None,
-        "not measured: there is one GPU",
-    )
+    figures["scaling_2_workers"] = None
+    details["images_per_second_of_workers"] = "not measured: there is one GPU"
     if not size.hardware.on_gpu or torch.cuda.device_count() > 1:
         rates = measure_scaling(size)
         figures["scaling_2_workers"] = common.median_ratio(rates["two"], rates["one"])

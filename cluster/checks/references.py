@@ -115,14 +115,12 @@ def selected_pods(documents: list[Document]) -> Iterator[str]:
     templates = list(pods(documents))
     labels = [pod.metadata.get("labels", {}) for pod in templates]
     for service in of_kind(documents, "Service"):
-        name, chosen = (
-            service["metadata"]["name"],
-            [
-                p
-                for p in templates
-                if _subset(service["spec"]["selector"], p.metadata.get("labels", {}))
-            ],
-        )
+        name = service["metadata"]["name"]
+        chosen = [
+            p
+            for p in templates
+            if _subset(service["spec"]["selector"], p.metadata.get("labels", {}))
+        ]
         if not chosen:
             yield f"Service {name}: its selector matches no pod"
         for port in service["spec"]["ports"]:

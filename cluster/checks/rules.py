@@ -124,11 +124,9 @@ def bounded_groups(documents: list[Document]) -> Iterator[str]:
     """
     for cluster in clusters(documents):
         for group in cluster.groups:
-            where, low, high = (
-                f"{cluster.where}, group {group['groupName']}",
-                group.get("minReplicas", 0),
-                group.get("maxReplicas", UNBOUNDED),
-            )
+            where = f"{cluster.where}, group {group['groupName']}"
+            low = group.get("minReplicas", 0)
+            high = group.get("maxReplicas", UNBOUNDED)
             if high > MOST_NODES_PER_GROUP:
                 yield (
                     f"{where}: maxReplicas {high} is above {MOST_NODES_PER_GROUP}; left out it "
@@ -177,10 +175,8 @@ def start_parameters(documents: list[Document]) -> Iterator[str]:
     resources = {"num-cpus", "num-gpus", "memory", "resources"}
     for cluster in clusters(documents):
         for group in (cluster.head, *cluster.groups):
-            parameters, where = (
-                group.get("rayStartParams") or {},
-                f"{cluster.where}, group {group.get('groupName', 'head')}",
-            )
+            parameters = group.get("rayStartParams") or {}
+            where = f"{cluster.where}, group {group.get('groupName', 'head')}"
             if "labels" in parameters:
                 yield f"{where}: labels belong in the group's own labels, not in rayStartParams"
             if group.get("resources") and resources & set(parameters):
@@ -191,10 +187,8 @@ def whole_node_pods(documents: list[Document]) -> Iterator[str]:
     """Require requests equal to the limits that Ray counts, and GPU pods on GPU nodes only."""
     for cluster in clusters(documents):
         for group in (cluster.head, *cluster.groups):
-            where, spec = (
-                f"{cluster.where}, group {group.get('groupName', 'head')}",
-                group["template"]["spec"],
-            )
+            where = f"{cluster.where}, group {group.get('groupName', 'head')}"
+            spec = group["template"]["spec"]
             resources = spec["containers"][0].get("resources", {})
             names = {"cpu", "memory", *resources.get("limits", {}), *resources.get("requests", {})}
             if "num-cpus" in (group.get("rayStartParams") or {}):

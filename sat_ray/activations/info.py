@@ -28,7 +28,7 @@ class AlphaRange:
 
 @dataclass(frozen=True)
 class ActivationInfo:
-    """Everything the system knows about one activation.
+    """The properties of one activation.
 
     smoothness: number of continuous derivatives, inf for analytic functions, nan where it is
     unknown; curvature(alpha): max |f''|, also of a learned alpha; beta_start: where a learned
@@ -102,13 +102,6 @@ class ActivationInfo:
     def smooth_backward(self) -> bool:
         """Say whether the backward pass is not the derivative of the forward pass."""
         return bool(self.forward_of)
-
-    def smoothness_at(self, alpha: float | None) -> float:
-        """Return the number of continuous derivatives at one alpha.
-
-        elu is smooth at alpha = 1 alone.
-        """
-        return 0.0 if self.name == "elu" and alpha != 1.0 else self.smoothness
 
     def check_alpha(self, alpha: float | None, *, field: str = "alpha") -> float | None:
         """Return the alpha to use, the default for None.

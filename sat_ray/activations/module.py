@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sat_ray.activations.registry import ActivationInfo
+from sat_ray.activations.info import ActivationInfo
 
 
 class Activation(nn.Module):

@@ -38,7 +38,7 @@ class FABState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class FAB:
-    """Walk towards the nearest point of a target class. steps: >= 1, two model calls or three each.
+    """Walk towards the nearest point of a target class. steps: >= 1, three model calls each.
 
     use_random_start: half the way to a random point of the ball; else at the image, as in
     AutoAttack.
@@ -78,8 +78,7 @@ class FAB:
         assert isinstance(state, FABState)
         with torch.no_grad():
             logits = model(state.x_adv).float()
-            inside = torch.equal(state.walked, state.x_adv)
-            there = logits if inside else model(state.walked).float()
+            there = model(state.walked).float()
         crossed = (there.argmax(dim=1) != state.y).view(-1, 1, 1, 1)
         back = state.x + BACK * (state.walked - state.x)
         v = torch.where(crossed, back, state.walked)

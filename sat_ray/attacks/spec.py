@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from sat_ray.attacks.base import Attack
 
 FINAL_SUFFIX = "-final"
-ALGORITHMS = ("pgd", "apgd", "fab", "square")
+Algorithm = Literal["pgd", "apgd", "fab", "square"]
+ALGORITHMS = get_args(Algorithm)
 Gradient = Literal["float32", "bf16", "fp16"]
 GRADIENTS = get_args(Gradient)
 _SHORT = {"cross_entropy": "ce"}
@@ -33,7 +34,7 @@ class AttackSpec:
     """Moves per run, >= 1; queries for square."""
     step_size: StepSize | None = None
     """Of pgd alone, in [0, 1] pixels, with steps * step_size >= epsilon."""
-    algorithm: Literal["pgd", "apgd", "fab", "square"] = "pgd"
+    algorithm: Algorithm = "pgd"
     """pgd, apgd (which chooses its step sizes), fab (which looks for the nearest misclassified
     point) or square (which takes no gradient)."""
     loss: str = "cross_entropy"

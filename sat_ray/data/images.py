@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from sat_ray.storage.s3_path import NotAFileError, read_range
 from sat_ray.utils.import_string import first_line
 from sat_ray.utils.names import printable
 
@@ -31,37 +30,11 @@ CHANNELS = {
 }  # of PIL's 8-bit modes
 MOST_PIXELS = 100_000_000  # of one file: 300 MB in memory; a small PNG may announce any number
 LARGE_PIXELS = 16_000_000  # larger ones are decoded one at a time in every process
-MOST_BYTES = 1024**3  # of one file
 _ONE_LARGE = threading.Lock()
 
 
 class CorruptImageError(ValueError):
     """The bytes of one image cannot be decoded."""
-
-
-@dataclass(frozen=True, slots=True)  # there may be a million
-class Place:
-    """The bytes of one image: all of a file, or `length` of them from `offset` inside an archive.
-
-    name: what people call it; path: of the file, absolute or on S3; stamp: size and time of the
-    last change, where they were looked at.
-    """
-
-    name: str
-    path: str
-    offset: int = 0
-    length: int = -1
-    stamp: str = ""
-
-    def read(self) -> bytes:
-        """Return the bytes.
-
-        Raises CorruptImageError for what is no regular file, and for one of more than MOST_BYTES.
-        """
-        try:
-            return read_range(self.path, self.offset, self.length, most=MOST_BYTES)
-        except NotAFileError as error:
-            raise CorruptImageError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -180,11 +153,9 @@ def _checked(data: bytes) -> Iterator[Any]:
 def _reason(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
-    return (
-        "not an image"
-        if isinstance(error, UnidentifiedImageError)
-        else printable(first_line(error))
-    )
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return printable(first_line(error))
 
 
 def decoded(data: bytes) -> np.ndarray:

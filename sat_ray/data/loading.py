@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from sat_ray.data.choices import Loading
-from sat_ray.data.shards.dataset import read_shard
 from sat_ray.data.shards.manifest import read_manifest
 from sat_ray.data.shards.parquet import as_split
+from sat_ray.data.shards.reading import read_shard
 from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
 

@@ -19,7 +19,7 @@ def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> 
     spec = spec_of_trial(config, classes, shape)
     if config.model.initial_weights:
         check_initial_weights(config.model.initial_weights, spec)
-    if not _is_foreign(config.model.name):
+    if not _is_from_outside(config.model.name):
         return
     sizes = (
         image_shape(one, epoch, shape)
@@ -35,10 +35,10 @@ def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> 
 
 def is_checked(config: SweepConfig) -> bool:
     """Say whether a network may not fit: it is not of this package, or starts from weights."""
-    return _is_foreign(config.model.name) or bool(config.model.initial_weights)
+    return _is_from_outside(config.model.name) or bool(config.model.initial_weights)
 
 
-def _is_foreign(model: str) -> bool:
+def _is_from_outside(model: str) -> bool:
     return is_reference(model) or is_timm(model)
 
 

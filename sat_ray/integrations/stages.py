@@ -8,8 +8,9 @@ from itertools import chain
 from typing import Any
 
 from sat_ray.data.shards.changes import check_unchanged
-from sat_ray.data.shards.dataset import image_ids, verify, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.manifest import MANIFEST
+from sat_ray.data.shards.reading import image_ids, verify
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.robustness import counted_robust_ids
@@ -20,18 +21,16 @@ from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, SweepConfig
 from sat_ray.sweep.context import Sweep, read_state
-from sat_ray.sweep.plan import (
+from sat_ray.sweep.plan.datasets import data_uri, prepared_dataset, with_extra
+from sat_ray.sweep.plan.evaluations import (
     card_tasks,
     corruption_tasks,
-    data_uri,
     evaluation_tasks,
-    final_tasks,
-    prepared_dataset,
     strong_on_validation,
     strong_tasks,
     validation_tasks,
-    with_extra,
 )
+from sat_ray.sweep.plan.trainings import final_tasks
 from sat_ray.sweep.records.store import STATE, Record
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import CARD, CORRUPTIONS, EVALUATE, STAGES, STRONG, Dataset, EvaluationTask

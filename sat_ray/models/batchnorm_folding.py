@@ -69,11 +69,9 @@ class FoldedConv(nn.Module):
         return F.conv2d(x, self.weight, self.bias, **self.geometry)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        return (
-            on_blocks(x.to(self.weight.dtype), self.weight)
-            if self._sees_blocks(x)
-            else F.conv2d(x, self.weight, **self.geometry)
-        )
+        if self._sees_blocks(x):
+            return on_blocks(x.to(self.weight.dtype), self.weight)
+        return F.conv2d(x, self.weight, **self.geometry)
 
     def _is_product(self) -> bool:
         return self.weight.shape[2:] == (1, 1) and self.geometry == {

@@ -223,11 +223,9 @@ def _random_states() -> tuple[object, ...]:
 
 
 def _described(value: object) -> str:
-    return (
-        f"a tensor of shape {tuple(value.shape)}"
-        if isinstance(value, Tensor)
-        else f"a {type(value).__name__}"
-    )
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
 
 
 def _check_logits(model: nn.Module, x: Tensor, *, num_classes: int, what: str) -> None:

@@ -3,27 +3,10 @@
 from __future__ import annotations
 
 from sat_ray.report.formatting import seconds
+from sat_ray.report.leaderboard.columns import priced
 from sat_ray.report.table import NAME, Column, Item, Table, markdown_table
 from sat_ray.sweep.config.resources import money_text
 from sat_ray.sweep.cost.spent import ESTIMATES
-
-
-def cost_columns(board: Item) -> list[Column]:
-    """Return the cost of a row or configuration: training alone where the board has no costs.
-
-    Money is shown where there is a price.
-    """
-    cost = board.get("cost")
-    if cost is None:
-        return [Column("training time", "accelerator_seconds", seconds)]
-    spent = Column("accelerator time", lambda item: item["cost"]["accelerator_seconds"], seconds)
-    money = Column(cost["currency"], lambda item: item["cost"]["money"], money_text)
-    return [spent, money] if priced(cost) else [spent]
-
-
-def priced(cost: Item) -> bool:
-    """Say whether an accelerator-hour has a price."""
-    return bool(cost["price_per_accelerator_hour"])
 
 
 def stage_table(cost: Item) -> Table:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from sat_ray.attacks import pgd
 from sat_ray.checkpoint import load_model
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards.dataset import labels, read_rows
+from sat_ray.data.shards.reading import labels, read_rows
 from sat_ray.report.figures.card import card_figure
 from sat_ray.report.figures.curvature import curvature_figures
 from sat_ray.report.figures.curves import alpha_response, several_alphas, training_curves

@@ -22,7 +22,7 @@ from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.cost.budget import describe_search
 from sat_ray.sweep.cost.spent import cost_summary, spent_by_stage, with_costs
-from sat_ray.sweep.plan import (
+from sat_ray.sweep.plan.evaluations import (
     corruption_tasks,
     evaluation_tasks,
     strong_on_validation,
@@ -61,7 +61,7 @@ def strong_name(name: str) -> str:
 
 def outcome_paths(config: SweepConfig, name: str) -> list[str]:
     """Return where a model's merged outcomes are: of PGD and, if any, of the strong attacks."""
-    names = [name] if config.evaluation.strong == "none" else [name, strong_name(name)]
+    names = [name, strong_name(name)] if "strong" in config.evaluation.stages() else [name]
     return [f"outcomes/{one}.parquet" for one in names]
 
 
@@ -79,7 +79,7 @@ def write_report(
     run_ids: MLflow run of each training record, by key.
     """
     from sat_ray.report.figures.leaderboard import pdf, png
-    from sat_ray.report.leaderboard.board import to_latex, to_markdown
+    from sat_ray.report.leaderboard.tables import to_latex, to_markdown
     from sat_ray.report.pages.sweep_page import render
     from sat_ray.report.sweep_figures import sweep_figures
 

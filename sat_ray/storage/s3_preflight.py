@@ -76,7 +76,7 @@ def _client(uri: str) -> Any:
         connect_timeout=SECONDS, read_timeout=SECONDS, retries={"total_max_attempts": 2}
     )
     try:
-        # A new session, because the shared one remembers credentials.
+        # A new session, because the shared one keeps credentials.
         return boto3.session.Session().client("s3", config=limits)
     except (BotoCoreError, ValueError) as error:  # no such profile, an endpoint that is no URL
         raise ValueError(

@@ -17,44 +17,24 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.config.stored import stored_config
 from sat_ray.sweep.cost.budget import describe_search
-from sat_ray.sweep.plan import planned_trials, prepared_dataset
+from sat_ray.sweep.plan.datasets import prepared_dataset
+from sat_ray.sweep.plan.trainings import planned_trials
 from sat_ray.sweep.records.lease import HEARTBEAT_SECONDS, Holder, read_lease
+from sat_ray.sweep.records.so_far import at_most
 from sat_ray.sweep.records.store import STATE, Record, Records, Stage
-from sat_ray.sweep.search.search_space import SearchPoint, groups
+from sat_ray.sweep.search.search_space import groups
+from sat_ray.sweep.stage_status import SHARDED, Best, StageStatus, count_tasks, stage_status
 from sat_ray.sweep.tasks import (
     CARD,
-    CORRUPTIONS,
     EVALUATE,
     SEARCH,
     STAGES,
-    STRONG,
     TRAIN,
-    VALIDATE,
     Dataset,
 )
 
 READERS = 16
-# In a longer pause between two results the sweep did not run.
-PAUSE_SECONDS = 30.0
-SHARDED = {
-    VALIDATE: "val",
-    EVALUATE: "test",
-    STRONG: "test",
-    CORRUPTIONS: "test",
-}  # stages with a record for each model and shard of a split
 REPORT = ("leaderboard.json", "report.html")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Best:
-    """The best configuration so far.
-
-    val_robust_accuracy: on the validation split, in [0, 1], mean over `models` trainings.
-    """
-
-    name: str
-    val_robust_accuracy: float
-    models: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,33 +49,6 @@ class Unfinished:
     robust_at_most: float
     seen: int
     total: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageStatus:
-    """How far one stage is.
-
-    done, planned: tasks, None where the plan is not known; at_most: planned is an upper
-    bound; other_environment: tasks that another numerical environment made, not counted as done;
-    images_per_second: of one task while it ran; accelerator_seconds: spent; last_commit: unix
-    time; seconds_left: at the pace so far, None where that is not known or is 0.
-    """
-
-    name: str
-    done: int
-    planned: int | None
-    at_most: bool = False
-    other_environment: int = 0
-    images_per_second: float | None = None
-    accelerator_seconds: float = 0.0
-    best: Best | None = None
-    last_commit: float | None = None
-    seconds_left: float | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Say whether every planned task is committed."""
-        return self.planned is not None and self.done >= self.planned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +148,8 @@ def _unfinished(
         broken = seen - sum(part["robust"] for part in parts)
         if seen < total:
             name = str(parts[0]["name"])
-            at_most = 1 - broken / total
-            found.append(Unfinished(name=name, robust_at_most=at_most, seen=seen, total=total))
+            most = at_most(broken, total)
+            found.append(Unfinished(name=name, robust_at_most=most, seen=seen, total=total))
     return tuple(found)
 
 
@@ -220,13 +173,12 @@ def _stages(
     counted = {stage: _same_environment(records) for stage, records in found.items()}
     weights = {record.payload["sha256"] for record in counted[TRAIN]}
     twins = max(
-        0, _count_tasks(TRAIN, counted[TRAIN]) - len(weights)
+        0, count_tasks(TRAIN, counted[TRAIN]) - len(weights)
     )  # models with another's weights: its outcomes are theirs
     planned: dict[Stage, int | None] = {SEARCH: planned_trials(config), TRAIN: models}
     for stage, split in SHARDED.items():
-        strong = config.evaluation.strong != "none"
-        wanted = {EVALUATE: True, CORRUPTIONS: config.evaluation.corruptions}.get(stage, strong)
-        shards = _shards(config, dataset, split) if wanted else 0
+        runs = stage.name in config.evaluation.stages()
+        shards = _shards(config, dataset, split) if runs else 0
         planned[stage] = None if shards is None else (models - twins) * shards
         counted[stage] = [
             record for record in counted[stage] if record.inputs["weights"] in weights
@@ -234,11 +186,11 @@ def _stages(
     planned[CARD] = min(config.card.candidates, finalists)
     bounds = set()  # stages whose plan is the most they can need
     if searched is not None:
-        planned[SEARCH] = _count_tasks(SEARCH, counted[SEARCH])
+        planned[SEARCH] = count_tasks(SEARCH, counted[SEARCH])
     elif config.search.method != "grid" and not counted[TRAIN]:
         bounds.add(SEARCH)
     elif config.search.method != "grid":
-        planned[SEARCH] = _count_tasks(
+        planned[SEARCH] = count_tasks(
             SEARCH, counted[SEARCH]
         )  # the search has ended, or nothing would train
     if any(record.payload["card"]["verdict"] == PASS for record in counted[CARD]):
@@ -246,7 +198,7 @@ def _stages(
     else:
         bounds.add(CARD)
     return tuple(
-        _stage(
+        stage_status(
             stage,
             counted[stage],
             planned=planned[stage],
@@ -254,7 +206,7 @@ def _stages(
             others=len(found[stage]) - len(counted[stage]),
         )
         for stage in STAGES
-        if stage is not CORRUPTIONS or config.evaluation.corruptions
+        if stage not in SHARDED or stage.name in config.evaluation.stages()
     )
 
 
@@ -273,92 +225,3 @@ def _same_environment(records: Sequence[Record]) -> list[Record]:
         for record in records
         if record.inputs.get("environment") == records[-1].inputs.get("environment")
     ]
-
-
-def _count_tasks(stage: Stage, records: Sequence[Record]) -> int:
-    """Count the tasks that are done; the same task may have records under several keys."""
-    return len({_identity(stage, record) for record in records})
-
-
-def _identity(stage: Stage, record: Record) -> tuple[Any, ...]:
-    if stage is SEARCH:
-        return record.payload["name"], record.payload["until"]
-    if stage in SHARDED:
-        return record.inputs["weights"], *record.inputs["rows"]
-    return (record.payload["name"],) if stage is TRAIN else (record.key,)
-
-
-def _stage(
-    stage: Stage, records: list[Record], *, planned: int | None, at_most: bool, others: int
-) -> StageStatus:
-    done = _count_tasks(stage, records)
-    longest = list(
-        {record.payload.get("name"): record for record in sorted(records, key=_until)}.values()
-    )
-    return StageStatus(
-        name=stage.name,
-        done=done,
-        planned=planned,
-        at_most=at_most,
-        other_environment=others,
-        images_per_second=_images_per_second(records),
-        # a trial's later record counts the seconds of its earlier rungs too
-        accelerator_seconds=sum(
-            record.payload.get("accelerator_seconds", record.seconds)
-            for record in (longest if stage is SEARCH else records)
-        ),
-        best=_best(longest),
-        last_commit=records[-1].created if records else None,
-        seconds_left=_seconds_left(records, left=(planned or 0) - done),
-    )
-
-
-def _until(record: Record) -> int:
-    return int(record.payload.get("until", 0))
-
-
-def _images_per_second(records: Sequence[Record]) -> float | None:
-    rates = [
-        record.payload["train_images_per_second"]
-        for record in records
-        if "train_images_per_second" in record.payload
-    ]
-    if rates:
-        return float(sum(rates) / len(rates))
-    images, seconds = (
-        sum(record.payload.get("n", 0) for record in records),
-        sum(record.seconds for record in records),
-    )
-    return images / seconds if images and seconds else None
-
-
-def _best(records: Sequence[Record]) -> Best | None:
-    """Return the configuration with the best mean over its trainings, as the champion is chosen.
-
-    The earlier one where two are equal.
-    """
-    scores: dict[SearchPoint, list[float]] = {}
-    for record in records:
-        if record.payload.get("val_robust_accuracy", -1.0) >= 0:
-            scores.setdefault(SearchPoint.of(record.payload), []).append(
-                record.payload["val_robust_accuracy"]
-            )
-    means = {one: sum(values) / len(values) for one, values in scores.items()}
-    if not means:
-        return None
-    best = max(means, key=lambda one: means[one])
-    return Best(name=best.name, val_robust_accuracy=means[best], models=len(scores[best]))
-
-
-def _seconds_left(records: Sequence[Record], *, left: int) -> float | None:
-    """Estimate at the pace of the committed tasks, pauses left out."""
-    if left <= 0 or not records:
-        return None
-    busy, until = 0.0, float("-inf")
-    for begin, end in sorted(
-        (record.created - record.seconds, record.created) for record in records
-    ):
-        first = until if begin - until <= PAUSE_SECONDS else begin
-        busy += max(0.0, end - first)
-        until = max(until, end)
-    return left * busy / len(records)

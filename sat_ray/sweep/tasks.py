@@ -185,7 +185,7 @@ class EvaluationTask:
     def inputs(self) -> dict[str, Any]:
         """Return everything that determines the outcomes.
 
-        What a sweep never asks for is named only where it was asked for.
+        What no sweep uses is named only where it is used.
         """
         before = {SURVIVORS_OF: self.after.key} if self.after is not None else {}
         reordered = {"label_order": list(self.label_order)} if self.label_order else {}

@@ -33,11 +33,10 @@ from sat_ray.models.parity import logits_and_gradient, require_agreement
 from sat_ray.threat import ThreatModel
 from sat_ray.training.catastrophic_overfitting import milder
 from sat_ray.training.epoch_metrics import Totals
-from sat_ray.training.objectives import Forward, Objective
+from sat_ray.training.objectives import AdversarialBatch, Forward, Objective
 from sat_ray.training.optimization.schedules import FLOOR, alpha_factor, epsilon_factor
 from sat_ray.training.progressive_resizing import image_side, resize
 from sat_ray.training.settings import Problem
-from sat_ray.training.train_step import AdversarialBatch
 from sat_ray.utils.compile import compiled
 from sat_ray.utils.precision import autocast, short_dtype
 from sat_ray.utils.randomness import Randomness

@@ -28,6 +28,7 @@ from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.randomness import Randomness
 
 Forward = Callable[[Tensor], Tensor]
+AdversarialBatch = tuple[Tensor, Tensor, Tensor]  # x, x_adv, y: classes or soft labels
 
 
 class Objective(Protocol):
@@ -103,18 +104,11 @@ class Trades:
         return natural + self.beta * kl_divergence(clean, adversarial), adversarial
 
 
-@dataclass(frozen=True)
-class Mart:
+@dataclass(frozen=True, kw_only=True)
+class Mart(AdversarialCrossEntropy):
     """Weigh each image by how far its clean prediction is from the label. weight: lambda."""
 
     weight: float
-    label_smoothing: float = 0.0
-
-    def maximize(
-        self, attack: PGD, attacker: Forward, x: Tensor, y: Tensor, rng: Randomness, *, step: int
-    ) -> Tensor:
-        """Ascend the cross-entropy of the true label."""
-        return attack.run(attacker, x, y, rng, step=step)
 
     def losses(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the boosted cross-entropy of x_adv plus the weighted divergence."""
@@ -167,5 +161,5 @@ def make_objective(settings: TrainingSettings) -> Objective:
     if settings.objective == "trades":
         return Trades(settings.trades_beta, settings.trades_noise, settings.label_smoothing)
     if settings.objective == "mart":
-        return Mart(settings.mart_weight, settings.label_smoothing)
+        return Mart(weight=settings.mart_weight, label_smoothing=settings.label_smoothing)
     return AdversarialCrossEntropy(settings.label_smoothing)

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sat_ray.models.parity import gradients_by_name, require_agreement
 from sat_ray.training.epoch_metrics import Totals
-from sat_ray.training.objectives import Forward, Objective
+from sat_ray.training.objectives import AdversarialBatch, Forward, Objective
 from sat_ray.training.optimization.ema import WeightAverage
 from sat_ray.training.optimization.optimizer import (
     make_optimizer,
@@ -24,8 +24,6 @@ from sat_ray.training.resume.state import joined, part_of
 from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.compile import compiled
 from sat_ray.utils.precision import autocast
-
-AdversarialBatch = tuple[Tensor, Tensor, Tensor]  # x, x_adv, y: classes or soft labels
 
 
 def _differentiate(loss: Tensor) -> None:

@@ -101,13 +101,6 @@ def fault(value: Any, kind: Any, bounds: Bounds | None = None) -> str:
     return "" if kind is not str or isinstance(value, str) else "a text"
 
 
-def bounds_of(kind: type) -> dict[str, bool]:
-    """Return the fields of a dataclass that hold numbers, and whether each has its own bounds."""
-    return {
-        name: _has_bounds(field) for name, field in _kinds(kind).items() if _holds_number(field)
-    }
-
-
 @functools.cache
 def _kinds(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -118,11 +111,9 @@ def _kinds(kind: Any) -> dict[str, Any]:
 def _fault_of_number(value: Any, kind: type, bounds: Bounds) -> str:
     whole = kind is int
     typed = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    return (
-        ""
-        if typed and bounds.hold(value)
-        else f"{'a whole number' if whole else 'a number'} {bounds}"
-    )
+    if typed and bounds.hold(value):
+        return ""
+    return f"{'a whole number' if whole else 'a number'} {bounds}"
 
 
 def _fault_of_tuple(value: Any, kind: Any, bounds: Bounds | None) -> str:
@@ -136,16 +127,6 @@ def _fault_of_tuple(value: Any, kind: Any, bounds: Bounds | None) -> str:
         ),
         "",
     )
-
-
-def _holds_number(kind: Any) -> bool:
-    return kind in (int, float) or any(
-        _holds_number(part) for part in typing.get_args(kind) if not isinstance(part, Bounds)
-    )
-
-
-def _has_bounds(kind: Any) -> bool:
-    return isinstance(kind, Bounds) or any(_has_bounds(part) for part in typing.get_args(kind))
 
 
 def _spelled(edge: float) -> str:

@@ -35,7 +35,7 @@ def check_compiler(device: torch.device, *, asked: str, instead: str) -> None:
 
     Compiling needs a C++ compiler and, for a GPU, Triton.
 
-    asked, instead: the setting that wants it, as "field is value", and the value that does without.
+    asked, instead: the setting that needs it, as "field is value", and the value that does not.
     """
     from torch._inductor import config  # a second to import, for those who compile
     from torch.utils._triton import has_triton

@@ -4,7 +4,18 @@ import difflib
 import unicodedata
 from collections.abc import Collection
 
-REPLACED = {"float32-compiled": "float32", "bf16-compiled": "bf16", "fp16-compiled": "fp16"}
+RENAMED = {
+    "evaluation.lanes": "evaluation.slots",
+    "lanes": "slots",
+    "search.seed": "search.seeds",
+    "training.sentinel_every": "training.guard_every",
+    "training.sentinel_images": "training.guard_images",
+    "training.sentinel_limit": "training.guard_limit",
+    "float32-compiled": "float32",
+    "bf16-compiled": "bf16",
+    "fp16-compiled": "fp16",
+}
+"""Fields and values of an earlier version, and what takes their place now."""
 """Values that an earlier version accepted, and the value that takes their place."""
 # Unicode's controls, formats, and what begins a line
 INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -40,7 +51,7 @@ def suggest(name: str, known: Collection[str], *, otherwise: str = "") -> str:
 
 def replacement(name: str, known: Collection[str]) -> str:
     """Return the known value that took the place of a removed one; "" where there is none."""
-    found = REPLACED.get(name, "")
+    found = RENAMED.get(name, "")
     return found if found in known else ""
 
 

@@ -25,7 +25,7 @@ from sat_ray.activations.user_defined import measured_curvature, read_activation
 from sat_ray.integrations.command_line.dry_run import plan
 from sat_ray.integrations.mlflow.metrics import compared_params, curvature_metrics
 from sat_ray.sweep.config import SearchSettings
-from sat_ray.sweep.recipes import digits, study
+from sat_ray.sweep.recipes.digits import digits, study
 from sat_ray.sweep.search.search_space import SearchPoint, groups
 from sat_ray.utils import compile as compilation
 

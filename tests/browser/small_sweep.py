@@ -10,29 +10,28 @@ from typing import Any
 import torch
 from mlflow import MlflowClient
 
-from sat_ray.data.shards.dataset import image_ids
+from sat_ray.data.shards.reading import image_ids
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.robustness import counted_robust_ids
 from sat_ray.integrations import stages
 from sat_ray.integrations.command_line.checks.claims import claim_folder, sweep_of
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.integrations.mlflow import MlflowTracker
-from sat_ray.integrations.mlflow.projection import Projection
+from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.integrations.ray.search.grid_search import committed_finalists
 from sat_ray.report.sweep_report import read_outcomes, strong_name
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.execute.evaluation import card_and_commit, evaluate_and_commit
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.plan import (
+from sat_ray.sweep.plan.evaluations import (
     card_tasks,
     evaluation_tasks,
-    final_tasks,
     strong_on_validation,
     strong_tasks,
-    trial_task,
     validation_tasks,
 )
+from sat_ray.sweep.plan.trainings import final_tasks, trial_task
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes
 

@@ -134,18 +134,19 @@ def test_cpu_tasks_with_the_pool_label_never_start_a_gpu_node():
 
 @pytest.mark.parametrize(("resources", "nodes"), SWEEP_PURCHASES)
 def test_a_sweep_buys_these_nodes_stage_by_stage(resources, nodes, monkeypatch):
-    bundles = pytest.importorskip("sat_ray.sweep.resources")
+    bundles = pytest.importorskip("sat_ray.sweep.resources.bundles").bundles
+    nodes_of = pytest.importorskip("sat_ray.sweep.resources.nodes")
     documents = rendered("autoscaling")
     monkeypatch.setenv(
-        bundles.NODE_GROUPS,
-        named(documents, "ConfigMap", "sat-ray-environment")["data"][bundles.NODE_GROUPS],
+        nodes_of.NODE_GROUPS,
+        named(documents, "ConfigMap", "sat-ray-environment")["data"][nodes_of.NODE_GROUPS],
     )
     config = small_sweep(**resources)
-    bundles.check_room(bundles.bundles(config), bundles.announced_groups())
+    nodes_of.check_room(bundles(config), nodes_of.announced_groups())
     bought = {}
-    for demand in bundles.bundles(config):
+    for demand in bundles(config):
         wanted = [demand.resources] * demand.count
-        selector = bundles.pool_selector(demand.resources, bundles.announced_groups())
+        selector = nodes_of.pool_selector(demand.resources, nodes_of.announced_groups())
         plans = {"gangs": [wanted] * demand.at_once} if demand.gang else {"tasks": wanted}
         bought[demand.stage] = plan(
             named(documents, "RayCluster", "sat-ray"), **plans, selector=selector
@@ -157,15 +158,16 @@ def test_a_sweep_buys_these_nodes_stage_by_stage(resources, nodes, monkeypatch):
 def test_what_no_node_could_ever_hold_is_refused_and_ray_would_not_buy_it_either(
     resources, message, monkeypatch
 ):
-    bundles = pytest.importorskip("sat_ray.sweep.resources")
+    bundles = pytest.importorskip("sat_ray.sweep.resources.bundles").bundles
+    nodes_of = pytest.importorskip("sat_ray.sweep.resources.nodes")
     documents = rendered("autoscaling")
     monkeypatch.setenv(
-        bundles.NODE_GROUPS,
-        named(documents, "ConfigMap", "sat-ray-environment")["data"][bundles.NODE_GROUPS],
+        nodes_of.NODE_GROUPS,
+        named(documents, "ConfigMap", "sat-ray-environment")["data"][nodes_of.NODE_GROUPS],
     )
-    demands = bundles.bundles(small_sweep(**resources))
+    demands = bundles(small_sweep(**resources))
     with pytest.raises(ValueError, match=message):
-        bundles.check_room(demands, bundles.announced_groups())
+        nodes_of.check_room(demands, nodes_of.announced_groups())
     unplaced = [
         plan(
             named(documents, "RayCluster", "sat-ray"),
@@ -174,7 +176,7 @@ def test_what_no_node_could_ever_hold_is_refused_and_ray_would_not_buy_it_either
                 if d.gang
                 else {"tasks": [d.resources]}
             ),
-            selector=bundles.pool_selector(d.resources, bundles.announced_groups()),
+            selector=nodes_of.pool_selector(d.resources, nodes_of.announced_groups()),
         ).unplaced
         for d in demands
     ]

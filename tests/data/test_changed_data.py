@@ -15,7 +15,8 @@ from archives import image_file, imagenet, unpack
 
 from sat_ray.data.shards.changes import SOURCE, ChangedDataError
 from sat_ray.data.shards.convert import prepared
-from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.sources import npz
 from sat_ray.data.sources.registry import DATASETS, Listing, Source, dataset_source
 from sat_ray.data.sources.user_defined import counted, user_defined_source

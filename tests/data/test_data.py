@@ -15,9 +15,10 @@ from sklearn.datasets import load_digits
 
 from sat_ray.data.images import Storing
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards.dataset import read_split, verify, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.manifest import MANIFEST, CorruptShardError, manifest_hash, read_manifest
 from sat_ray.data.shards.parquet import as_split, shard_bytes
+from sat_ray.data.shards.reading import read_split, verify
 from sat_ray.data.sources.registry import DATASETS, Raw, Source, dataset_source
 from sat_ray.data.split_ids import SPLITS, split_by_hash
 from sat_ray.storage.sealed import SEAL, sealed

@@ -17,13 +17,14 @@ from trainings import BALL, SMALL, assert_same_bits, small_model, train
 from sat_ray.data.class_names import extra_labels
 from sat_ray.data.extra import Extra, extra_order
 from sat_ray.data.loading import Streamed
-from sat_ray.data.shards.dataset import read_split
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, SweepConfig
 from sat_ray.sweep.cost.estimate import passes_of
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.plan import final_tasks, prepared_dataset
+from sat_ray.sweep.plan.datasets import prepared_dataset
+from sat_ray.sweep.plan.trainings import final_tasks
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import Dataset, TrainingTask

@@ -16,8 +16,9 @@ import pytest
 from archives import idx, idx_files, opened, unpack, zipped
 from torchvision.datasets import FashionMNIST
 
-from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.manifest import manifest_hash
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.sources import idx as reader
 from sat_ray.data.sources.registry import DATASETS, LayoutError, Raw
 from sat_ray.storage.store import Storage

@@ -21,10 +21,13 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from sat_ray.data import images
-from sat_ray.data.images import CorruptImageError, Place, Storing, opened
+from sat_ray.data.images import CorruptImageError, Storing, opened
 from sat_ray.data.shards import writer as preparing
 from sat_ray.data.shards.convert import prepared
-from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.shards.reading import read_split
+from sat_ray.data.sources import base as sources
+from sat_ray.data.sources.base import Place
 from sat_ray.data.sources.registry import DATASETS, LayoutError, Listing
 from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.report.console import Reporter
@@ -312,6 +315,8 @@ ONE = """
 import sys
 from sat_ray.data.shards.convert import prepared
 from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.sources import base as sources
+from sat_ray.data.sources.base import Place
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.storage.store import Storage
 try:
@@ -341,7 +346,7 @@ def test_pipes_and_devices_are_refused_and_not_waited_for(reader: str, tmp_path:
 def test_a_file_beyond_all_measure_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "MOST_BYTES", 1000)
+    monkeypatch.setattr(sources, "MOST_BYTES", 1000)
     (tmp_path / "x.png").write_bytes(bytes(1001))
     with pytest.raises(CorruptImageError, match=r"it has 1,001 bytes; at most 1,000 are read"):
         Place("x", str(tmp_path / "x.png")).read()

@@ -19,14 +19,15 @@ from sat_ray.data import loading
 from sat_ray.data.epoch_order import epoch_order
 from sat_ray.data.images import Storing
 from sat_ray.data.loading import Resident, Streamed, streams
-from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.manifest import CorruptShardError
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ModelSettings, SweepConfig
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.plan import final_tasks
+from sat_ray.sweep.plan.trainings import final_tasks
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import Dataset

@@ -16,9 +16,10 @@ from PIL import Image
 from torchvision import transforms
 
 from sat_ray.data.images import CorruptImageError, Storing, opened
-from sat_ray.data.shards import dataset as shards
-from sat_ray.data.shards.dataset import image_ids, read_split, verify, write_dataset
+from sat_ray.data.shards import reading as shards
+from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.manifest import CorruptShardError, manifest_hash
+from sat_ray.data.shards.reading import image_ids, read_split, verify
 from sat_ray.data.shards.writer import PARTS, progress
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.data.split_ids import SPLITS

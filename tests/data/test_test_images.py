@@ -14,8 +14,9 @@ from torchvision import transforms
 
 from sat_ray.data.images import Storing
 from sat_ray.data.shards.changes import ChangedDataError
-from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.manifest import manifest_hash
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.shards.test_images import TestImages
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.storage.store import Storage

@@ -30,7 +30,7 @@ ROOMS = (
     *("data", "activations", "threat", "storage", "utils"),
 )
 MOST_ENTRIES = 13
-MOST_FLOORS = 14
+MOST_FLOORS = 12
 HEAVY = {"ray", "mlflow"}
 ALLOWED_AT_THE_TOP = {
     "torch",

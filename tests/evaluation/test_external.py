@@ -31,8 +31,8 @@ from sat_ray.attacks.base import require_inference_mode
 from sat_ray.checkpoint import save_model
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.shards.convert import ROWS_PER_SHARD, prepared
-from sat_ray.data.shards.dataset import image_ids, read_rows, read_split
 from sat_ray.data.shards.manifest import CorruptShardError
+from sat_ray.data.shards.reading import image_ids, read_rows, read_split
 from sat_ray.data.split import Split
 from sat_ray.evaluation.card import robustness_card
 from sat_ray.evaluation.external.loading import kind_of, load_source

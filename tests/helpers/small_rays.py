@@ -16,7 +16,7 @@ from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.integrations.ray.local.session_folders import RAY, session_folder
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.plan import training_task
+from sat_ray.sweep.plan.trainings import training_task
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingTask

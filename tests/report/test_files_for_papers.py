@@ -13,7 +13,7 @@ from test_report import HOSTILE, board_of, evaluated, seeds_of
 
 from sat_ray.report.figures.leaderboard import clean_against_robust, pdf, png
 from sat_ray.report.latex import latex_table, latex_text
-from sat_ray.report.leaderboard.board import to_latex
+from sat_ray.report.leaderboard.tables import to_latex
 from sat_ray.report.table import NAME, Column, Table, narrow
 
 COMMANDS = {

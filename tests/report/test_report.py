@@ -21,16 +21,13 @@ from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.report.figures import leaderboard as figures
 from sat_ray.report.figures.curves import alpha_response, training_curves
 from sat_ray.report.figures.examples import adversarial_examples
-from sat_ray.report.leaderboard.board import (
-    choose_champion,
-    leaderboard,
-    summarise,
-    to_markdown,
-    to_terminal,
-)
+from sat_ray.report.leaderboard.board import choose_champion, leaderboard
 from sat_ray.report.leaderboard.holm import holm
-from sat_ray.report.leaderboard.rows import EvaluatedModel, configuration_name
+from sat_ray.report.leaderboard.rows import EvaluatedModel
+from sat_ray.report.leaderboard.summary import summarise
+from sat_ray.report.leaderboard.tables import to_markdown, to_terminal
 from sat_ray.report.pages.sweep_page import render
+from sat_ray.sweep.search.search_space import configuration_name
 
 Row = tuple[int, bool, str, int, bool]  # image_id, clean prediction right, attack, restart, robust
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -13,13 +13,13 @@ from test_report import PNG, board_of, seeds_of
 
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.low_precision.calibration import Calibration, summary_of
-from sat_ray.report.leaderboard.board import to_markdown, to_terminal
+from sat_ray.report.leaderboard.tables import to_markdown, to_terminal
 from sat_ray.report.pages.mlflow_notes import sweep_note
 from sat_ray.report.pages.sweep_page import render
 from sat_ray.sweep.config import CostSettings
 from sat_ray.sweep.config.resources import money_text
 from sat_ray.sweep.cost.spent import Spent, cost_summary, with_costs
-from sat_ray.sweep.recipes import digits_smoke
+from sat_ray.sweep.recipes.digits import digits_smoke
 
 CUT = (
     "The search was cut by its budget of 2.00 EUR at 3 of 9 trainings (2.10 EUR spent); never "

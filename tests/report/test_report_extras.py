@@ -22,7 +22,7 @@ from sat_ray.report.pages.mlflow_notes import card_note, configuration_note, swe
 from sat_ray.report.pages.origin import CPUINFO, code_version, origin
 from sat_ray.report.pages.sweep_page import render
 from sat_ray.storage.uris import LOCAL_PAGES, pages_of
-from sat_ray.sweep.recipes import digits, study
+from sat_ray.sweep.recipes.digits import digits, study
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.threat import ThreatModel
 

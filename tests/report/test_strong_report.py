@@ -21,12 +21,13 @@ from test_report import board_of, counted, evaluated, group_named, outcomes
 from sat_ray.integrations.mlflow.metrics import group_metrics
 from sat_ray.report.figures import leaderboard as figures
 from sat_ray.report.figures.curvature import curvature_figures, families, search_lines
-from sat_ray.report.leaderboard.board import choose_champion, to_markdown, to_terminal
+from sat_ray.report.leaderboard.board import choose_champion
 from sat_ray.report.leaderboard.curvature import curvature_json, curvature_of
 from sat_ray.report.leaderboard.headline import headline_line
 from sat_ray.report.leaderboard.rows import EvaluatedModel
 from sat_ray.report.leaderboard.strong import LARGEST_SHARE, Gap, strong_verdict
 from sat_ray.report.leaderboard.summary import survival
+from sat_ray.report.leaderboard.tables import to_markdown, to_terminal
 from sat_ray.report.pages.mlflow_notes import configuration_note, sweep_note
 from sat_ray.report.pages.model_card import model_card
 from sat_ray.report.pages.sweep_page import render

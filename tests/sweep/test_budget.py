@@ -21,8 +21,9 @@ from sat_ray.sweep.cost.budget import (
     find_result,
     result_of,
 )
-from sat_ray.sweep.plan import planned_trials
-from sat_ray.sweep.recipes import RECIPES, digits, digits_smoke
+from sat_ray.sweep.plan.trainings import planned_trials
+from sat_ray.sweep.recipes import RECIPES
+from sat_ray.sweep.recipes.digits import digits, digits_smoke
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint, groups
 from sat_ray.sweep.search.successive_halving import BASELINE, climbs, in_turn, next_rung

@@ -7,10 +7,10 @@ import torch
 
 from sat_ray.integrations.ray.tasks import sharing
 from sat_ray.sweep.config import ResourceSettings
-from sat_ray.sweep.gpu_sharing import fitting_share, memory_needed
-from sat_ray.sweep.recipes import digits_smoke
+from sat_ray.sweep.recipes.digits import digits_smoke
 from sat_ray.sweep.records.store import Record
-from sat_ray.sweep.resources import bundles
+from sat_ray.sweep.resources.bundles import bundles
+from sat_ray.sweep.resources.gpu_sharing import fitting_share, memory_needed
 
 WHOLE = ResourceSettings(gpus_per_evaluation=1, share_gpus=True, accelerator="H200")
 

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.records.lease import SecondDriverError, driver_lease, read_lease
+from sat_ray.sweep.records.lease import driver_lease, read_lease
 from sat_ray.sweep.records.renewed_lease import (
     Lease,
     LostLeaseError,
+    SecondDriverError,
     check_lease,
     latest,
     renewed_lease,

@@ -26,9 +26,10 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ResourceSettings, SweepConfig
 from sat_ray.sweep.execute.inputs import split_of
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.imagenet_ladder import RUNGS, Rung
-from sat_ray.sweep.plan import training_task
-from sat_ray.sweep.recipes import DEFAULT, PAPER_ACTIVATIONS, RECIPES
+from sat_ray.sweep.plan.trainings import training_task
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.recipes.imagenet_ladder import RUNGS, Rung
+from sat_ray.sweep.recipes.parts import PAPER_ACTIVATIONS
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint, parse_choice
 from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingTask

@@ -38,14 +38,9 @@ from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.execute.evaluation import evaluate_and_commit, rows_of, sampled_rows
 from sat_ray.sweep.execute.inputs import split_of
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.plan import (
-    card_tasks,
-    dataset_uri,
-    evaluation_tasks,
-    final_tasks,
-    planned_trials,
-    trial_task,
-)
+from sat_ray.sweep.plan.datasets import dataset_uri
+from sat_ray.sweep.plan.evaluations import card_tasks, evaluation_tasks
+from sat_ray.sweep.plan.trainings import final_tasks, planned_trials, trial_task
 from sat_ray.sweep.records.merge_outcomes import check_each_id_once, merge_outcomes
 from sat_ray.sweep.records.so_far import Committed
 from sat_ray.sweep.records.store import (
@@ -398,7 +393,7 @@ def test_a_record_notices_a_change_anywhere_in_the_science(stage: Stage) -> None
         "threat",
         "evaluation.robustness",
         "evaluation.engine.run_attack",
-        "data.shards.dataset",
+        "data.shards.reading",
     }
     assert {f"sat_ray.{name}" for name in science} <= code_hashes(stage.modules).keys()
     assert not any("integrations" in name for name in code_hashes(stage.modules))

@@ -17,7 +17,7 @@ from sat_ray.sweep.cost.spent import (
     spent_by_stage,
     with_costs,
 )
-from sat_ray.sweep.recipes import digits_smoke
+from sat_ray.sweep.recipes.digits import digits_smoke
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STRONG, TRAIN, VALIDATE
 from sat_ray.utils.serialization import content_hash, to_json

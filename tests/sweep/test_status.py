@@ -17,7 +17,7 @@ import pytest
 from sweeps import ROOT, WITHOUT_RAY, environment, prepare, records
 from test_lease import holder
 
-from sat_ray.data.shards.dataset import image_ids
+from sat_ray.data.shards.reading import image_ids
 from sat_ray.evaluation.card import PASS
 from sat_ray.integrations.command_line import status
 from sat_ray.integrations.command_line.parsing import parse
@@ -26,18 +26,14 @@ from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.evaluation import evaluate_and_commit
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.plan import (
-    dataset_uri,
-    evaluation_tasks,
-    final_tasks,
-    strong_tasks,
-    trial_task,
-    validation_tasks,
-)
+from sat_ray.sweep.plan.datasets import dataset_uri
+from sat_ray.sweep.plan.evaluations import evaluation_tasks, strong_tasks, validation_tasks
+from sat_ray.sweep.plan.trainings import final_tasks, trial_task
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes
 from sat_ray.sweep.records.store import Records
-from sat_ray.sweep.status import PAUSE_SECONDS, SweepStatus, _seconds_left, read_status
+from sat_ray.sweep.stage_status import PAUSE_SECONDS, seconds_left
+from sat_ray.sweep.status import SweepStatus, read_status
 from sat_ray.sweep.tasks import CARD, EVALUATE, TRAIN, Dataset
 from sat_ray.utils.serialization import to_json
 
@@ -319,8 +315,8 @@ def test_the_time_left_counts_parallel_work_once_and_pauses_not_at_all(
     ]  # two workers, 10 s a unit, standing still in between
     done = [dataclasses.replace(one, created=end + waited, seconds=10.0) for end, waited in ends]
     assert pause == 0 or pause > PAUSE_SECONDS
-    assert _seconds_left(done, left=6) == pytest.approx(30.0)
-    assert _seconds_left(done, left=0) is None and _seconds_left([], left=6) is None
+    assert seconds_left(done, left=6) == pytest.approx(30.0)
+    assert seconds_left(done, left=0) is None and seconds_left([], left=6) is None
 
 
 def test_what_is_no_sweep_is_refused_in_one_line(

@@ -15,7 +15,7 @@ from trainings import train_small
 
 from sat_ray.attacks import AttackSpec, strong_attacks
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards.dataset import image_ids
+from sat_ray.data.shards.reading import image_ids
 from sat_ray.data.split import Split
 from sat_ray.evaluation.card import FLAG, CardSettings, robustness_card
 from sat_ray.evaluation.outcomes import robust_image_ids
@@ -30,7 +30,7 @@ from sat_ray.sweep.config import (
     SweepConfig,
 )
 from sat_ray.sweep.execute.evaluation import evaluate_and_commit
-from sat_ray.sweep.plan import (
+from sat_ray.sweep.plan.evaluations import (
     card_tasks,
     evaluation_tasks,
     strong_on_validation,

@@ -28,7 +28,7 @@ from sat_ray.sweep.execute.initial_weights import (
     start_from,
 )
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.plan import final_tasks
+from sat_ray.sweep.plan.trainings import final_tasks
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import Dataset, TrainingTask

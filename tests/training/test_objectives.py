@@ -223,14 +223,14 @@ def test_a_soft_label_is_the_mean_of_marts_losses_under_its_classes_but_for_the_
     def model(x: Tensor) -> Tensor:
         return torch.cat([images, z]) if len(x) == 24 else x
 
-    hard = [Mart(5.0).losses(model, z, z, one)[0] for one in (y, y.roll(1))]
+    hard = [Mart(weight=5.0).losses(model, z, z, one)[0] for one in (y, y.roll(1))]
     torch.testing.assert_close(
-        Mart(5.0).losses(model, z, z, soft(y))[0], 0.7 * hard[0] + 0.3 * hard[1]
+        Mart(weight=5.0).losses(model, z, z, soft(y))[0], 0.7 * hard[0] + 0.3 * hard[1]
     )
     smoothed = 0.8 * F.one_hot(y, 10).float() + 0.2 / 10
     torch.testing.assert_close(
-        Mart(5.0, label_smoothing=0.2).losses(model, z, z, y)[0],
-        Mart(5.0).losses(model, z, z, smoothed)[0],
+        Mart(weight=5.0, label_smoothing=0.2).losses(model, z, z, y)[0],
+        Mart(weight=5.0).losses(model, z, z, smoothed)[0],
     )
 
 
@@ -293,7 +293,9 @@ def test_the_loss_of_a_soft_label_is_the_weighted_mean_of_the_losses_of_its_clas
     torch.testing.assert_close(hard, cross_entropy(z, y))
 
 
-@pytest.mark.parametrize("objective", [AdversarialCrossEntropy(), Trades(6.0, 0.001), Mart(5.0)])
+@pytest.mark.parametrize(
+    "objective", [AdversarialCrossEntropy(), Trades(6.0, 0.001), Mart(weight=5.0)]
+)
 def test_one_hot_labels_are_attacked_and_trained_on_as_their_classes_are(
     digits: Split, digits_model: Normalized, objective: Objective
 ) -> None:

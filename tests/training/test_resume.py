@@ -30,7 +30,7 @@ from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ModelSettings, SweepConfig
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.plan import final_tasks
+from sat_ray.sweep.plan.trainings import final_tasks
 from sat_ray.sweep.records.store import Records, changed_modules
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingTask

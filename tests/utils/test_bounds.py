@@ -21,7 +21,7 @@ from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.config.stored import stored_config
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.threat import ThreatModel
-from sat_ray.utils.bounds import Bounds, Count, bounds_of, check_fields, fault
+from sat_ray.utils.bounds import Bounds, Count, check_fields, fault
 from sat_ray.utils.serialization import to_json
 from sat_ray.utils.settings_json import from_json
 
@@ -60,6 +60,27 @@ def of_config(section: str, field: str) -> Callable[[Any], object]:
         )
 
     return build
+
+
+def bounds_of(kind: type) -> dict[str, bool]:
+    """Return the fields of a dataclass that hold numbers, and whether each has its own bounds."""
+    return {
+        name: has_bounds(field)
+        for name, field in typing.get_type_hints(kind, include_extras=True).items()
+        if holds_number(field)
+    }
+
+
+def holds_number(kind: Any) -> bool:
+    """Return whether a type holds numbers."""
+    return kind in (int, float) or any(
+        holds_number(part) for part in typing.get_args(kind) if not isinstance(part, Bounds)
+    )
+
+
+def has_bounds(kind: Any) -> bool:
+    """Return whether a type names bounds."""
+    return isinstance(kind, Bounds) or any(has_bounds(part) for part in typing.get_args(kind))
 
 
 def places() -> dict[str, Callable[[Any], object]]:

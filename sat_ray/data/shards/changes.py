@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sat_ray.data.images import Place
-from sat_ray.data.sources.base import Listing, Raw, Source, UnusableImagesError
+from sat_ray.data.sources.base import Listing, Place, Raw, Source, UnusableImagesError
 from sat_ray.storage.s3_path import folder_at
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import SCHEME

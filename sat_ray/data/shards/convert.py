@@ -18,14 +18,14 @@ from sat_ray.data.images import (
     LARGEST_SIDE,
     CorruptImageError,
     Header,
-    Place,
     Storing,
     header,
     opened,
 )
-from sat_ray.data.shards.dataset import verify, write_test_split
+from sat_ray.data.shards.dataset import write_test_split
 from sat_ray.data.shards.manifest import MANIFEST, SCHEMA_VERSION
-from sat_ray.data.sources.base import LayoutError
+from sat_ray.data.shards.reading import verify
+from sat_ray.data.sources.base import LayoutError, Place
 from sat_ray.data.sources.image_folder import Found, class_files, split_folders
 from sat_ray.data.sources.npz import read_npz
 from sat_ray.storage.store import Storage

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from sat_ray.data.images import CorruptImageError, Place, Storing, opened
+from sat_ray.data.images import CorruptImageError, Storing, opened
 from sat_ray.data.shards.parquet import shard_bytes
-from sat_ray.data.sources.base import Listing, Raw
+from sat_ray.data.sources.base import Listing, Place, Raw
 from sat_ray.data.split_ids import SPLITS
 from sat_ray.storage.sealed import read_sealed, sealed
 from sat_ray.storage.store import Storage

@@ -3,17 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sat_ray.data.images import CorruptImageError
 from sat_ray.data.sources.download import cache_folder, fetch
 from sat_ray.data.split_ids import by_hash, split_by_hash, split_officially
-from sat_ray.storage.s3_path import Folder, RemotePath, folder_at
+from sat_ray.storage.s3_path import Folder, NotAFileError, RemotePath, folder_at, read_range
 
-if TYPE_CHECKING:
-    from sat_ray.data.images import Place
-
+MOST_BYTES = 1024**3  # of one image file
 SHARE = 0.1  # of the images, held out for each split that a folder of images does not come with
 
 
@@ -40,11 +38,36 @@ class Raw:
     held_out: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)  # there may be a million
+class Place:
+    """The bytes of one image: all of a file, or `length` of them from `offset` inside an archive.
+
+    name: what people call it; path: of the file, absolute or on S3; stamp: size and time of the
+    last change, where they were looked at.
+    """
+
+    name: str
+    path: str
+    offset: int = 0
+    length: int = -1
+    stamp: str = ""
+
+    def read(self) -> bytes:
+        """Return the bytes.
+
+        Raises CorruptImageError for what is no regular file, and for one of more than MOST_BYTES.
+        """
+        try:
+            return read_range(self.path, self.offset, self.length, most=MOST_BYTES)
+        except NotAFileError as error:
+            raise CorruptImageError(str(error)) from None
+
+
 @dataclass(frozen=True)
 class Listing:
     """A dataset of encoded images that are still in their files; otherwise like Raw."""
 
-    images: "Sequence[Place]"
+    images: Sequence[Place]
     labels: np.ndarray
     class_names: tuple[str, ...]
     held_out: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from sat_ray.data.images import SUFFIXES, Place
-from sat_ray.data.sources.base import LayoutError, Listing
+from sat_ray.data.images import SUFFIXES
+from sat_ray.data.sources.base import LayoutError, Listing, Place
 from sat_ray.data.split_ids import SPLITS
 from sat_ray.storage.s3_path import Folder, RemotePath
 from sat_ray.utils.names import printable

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sat_ray.data.images import Place
-from sat_ray.data.sources.base import LayoutError, Listing
+from sat_ray.data.sources.base import LayoutError, Listing, Place
 from sat_ray.data.sources.image_folder import class_files
 from sat_ray.storage.s3_path import Folder
 

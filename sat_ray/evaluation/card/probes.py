@@ -15,7 +15,7 @@ from sat_ray.attacks import AttackSpec, State, make_attack
 from sat_ray.attacks.base import Model, NoGradientError, differentiate, zero_share
 from sat_ray.attacks.losses import attack_loss
 from sat_ray.evaluation.card.subject import Subject
-from sat_ray.evaluation.engine.batch_buckets import call_rows, pad
+from sat_ray.evaluation.engine.padding import call_rows, pad
 from sat_ray.evaluation.inputs import device_of
 from sat_ray.models.copying import NotCopiedError, copied
 

@@ -11,7 +11,7 @@ from sat_ray.attacks import AttackSpec
 from sat_ray.attacks.base import Model
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.evaluation.engine.batch_buckets import pad
+from sat_ray.evaluation.engine.padding import pad
 from sat_ray.evaluation.engine.run_attack import slot_logits
 from sat_ray.evaluation.inputs import device_of
 from sat_ray.evaluation.robustness import evaluate

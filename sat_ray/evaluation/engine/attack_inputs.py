@@ -1,15 +1,18 @@
 """What the engine attacks: images, their labels, their random streams, and their runs."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sat_ray.attacks import Attack, State
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.evaluation.engine.batch_buckets import pad
+from sat_ray.evaluation.engine.padding import pad
 from sat_ray.utils.randomness import Randomness
+
+if TYPE_CHECKING:
+    from sat_ray.attacks import Attack, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,9 @@ class AttackInputs:
             target=None if self.target is None else self.target[image, run][:, None],
         )
 
-    def start(self, attack: Attack, numbers: Tensor, *, rows: int, device: torch.device) -> State:
+    def start(
+        self, attack: "Attack", numbers: Tensor, *, rows: int, device: torch.device
+    ) -> "State":
         """Start runs in a state of `rows` rows, of which the first len(numbers) count.
 
         numbers: run r of image i has the number r * N + i.

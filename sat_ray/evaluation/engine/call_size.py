@@ -2,8 +2,8 @@
 
 The threads of a call wait for each other after every kernel. In a small call that costs more than a
 second thread gains, and on a shared machine, where a thread may be without a core for milliseconds,
-many times more. Small calls also spend much of their time between kernels, so that a small network
-wants more rows. Both numbers follow from the operations of a forward pass and from nothing that
+many times more. Small calls also spend much of their time between kernels, so that more rows pay
+for a small network. Both numbers follow from the operations of a forward pass and from nothing that
 depends on time or on the number of images: every shard of an evaluation gets the same bits.
 """
 
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sat_ray.attacks.base import Model
 from sat_ray.data.pixels import to_pixels
-from sat_ray.evaluation.engine.batch_buckets import has_fixed_rows
+from sat_ray.evaluation.engine.padding import has_fixed_rows
 
 FEWEST_ROWS = 32
 MOST_ROWS = 256

@@ -3,47 +3,17 @@
 import torch
 from torch import Tensor
 
-from sat_ray.evaluation.engine.scheduler import Scheduler
-
 
 def require_finite(logits: Tensor, image_ids: Tensor) -> None:
     """Raise ValueError unless logits are (N, K) and finite; name the images where they are not."""
-    bad = _not_finite(logits)
+    bad = not_finite(logits)
     if bool(bad.any()):
-        raise _error(image_ids.cpu()[bad])
+        raise logits_error(image_ids.cpu()[bad])
 
 
 def is_finite(x: Tensor) -> Tensor:
     """Return which images (N, C, H, W) hold finite numbers alone, (N,) bool on the CPU."""
     return x.isfinite().flatten(1).all(dim=1).cpu()
-
-
-def require_finite_runs(
-    x_adv: Tensor, logits: Tensor, scheduler: Scheduler, *, of: str = "model"
-) -> None:
-    """Raise ValueError where the logits of an image's first run are not finite.
-
-    Later runs whose logits are not finite are ended as failed: `require_sound` raises for one of
-    them if no earlier run breaks its image. x_adv: the points of the logits, (L, C, H, W); a point
-    that is not finite comes from a gradient that was not, and the message says so.
-    """
-    lost = ~is_finite(x_adv)
-    bad = (_not_finite(logits) | lost) & scheduler.occupied
-    if bool(bad.any()):
-        first = bad & (scheduler.number < scheduler.queue.images)
-        if bool(first.any()):
-            ids = scheduler.state.rng.image_ids.cpu()[first]
-            raise _error(ids, of=of, lost=bool((first & lost).any()))
-        scheduler.fail(torch.nonzero(bad).flatten(), lost=lost)
-
-
-def require_sound(scheduler: Scheduler) -> None:
-    """Raise ValueError where a run has failed that counts."""
-    numbers = scheduler.decisive_failures()
-    if len(numbers):
-        lost = bool(torch.isin(numbers, scheduler.failed.without_gradient).any())
-        image_ids = scheduler.inputs.rng.image_ids
-        raise _error(image_ids[numbers % scheduler.queue.images], lost=lost)
 
 
 def gradient_error(what: str, image_ids: list[int]) -> ValueError:
@@ -55,7 +25,8 @@ def gradient_error(what: str, image_ids: list[int]) -> ValueError:
     )
 
 
-def _not_finite(logits: Tensor) -> Tensor:
+def not_finite(logits: Tensor) -> Tensor:
+    """Return which rows of logits (N, K) hold other than finite numbers, (N,) bool on the CPU."""
     if logits.dim() != 2:
         raise ValueError(
             f"model must return (N, num_classes) logits, got shape {tuple(logits.shape)}"
@@ -63,7 +34,8 @@ def _not_finite(logits: Tensor) -> Tensor:
     return (~torch.isfinite(logits).all(dim=1)).cpu()
 
 
-def _error(image_ids: Tensor, *, of: str = "model", lost: bool = False) -> ValueError:
+def logits_error(image_ids: Tensor, *, of: str = "model", lost: bool = False) -> ValueError:
+    """Return the error for images whose logits, or whose gradients (lost), are not finite."""
     ids = list(dict.fromkeys(image_ids.tolist()))[:5]
     if lost:
         return gradient_error(of, ids)

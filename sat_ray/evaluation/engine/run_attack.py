@@ -16,8 +16,9 @@ from sat_ray.attacks.base import Model, require_feasible
 from sat_ray.attacks.losses import margin
 from sat_ray.data.pixels import to_pixels
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
-from sat_ray.evaluation.engine.batch_buckets import BatchBuckets, call_rows, pad
-from sat_ray.evaluation.engine.finite import require_finite, require_finite_runs, require_sound
+from sat_ray.evaluation.engine.batch_buckets import BatchBuckets
+from sat_ray.evaluation.engine.finite import require_finite
+from sat_ray.evaluation.engine.padding import call_rows, pad
 from sat_ray.evaluation.engine.scheduler import Scheduler
 from sat_ray.evaluation.engine.verdicts import Verdicts
 from sat_ray.evaluation.first_broken_step import NEVER
@@ -66,7 +67,7 @@ def run_slots(
             scheduler.end(done)
             broken = recorder.verdicts.first_broken_step[numbers] != NEVER
             scheduler.mark_broken(numbers[broken])
-    require_sound(scheduler)
+    scheduler.require_sound()
     return recorder.verdicts
 
 
@@ -86,7 +87,7 @@ class _Recorder:
         after = attack.step(model, before)
         scheduler.state = after
         assert after.logits is not None and after.zero_share is not None
-        require_finite_runs(before.x_adv, after.logits, scheduler)
+        scheduler.require_finite(before.x_adv, after.logits)
         require_feasible(before.x_adv, before.x, attack.threat_model, occupied=scheduler.occupied)
         step = before.step.cpu()
         last = step >= attack.steps

@@ -13,6 +13,7 @@ from torch import Tensor
 from sat_ray.attacks import Attack, State
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
 from sat_ray.evaluation.engine.cycles import CycleDetector
+from sat_ray.evaluation.engine.finite import is_finite, logits_error, not_finite
 from sat_ray.evaluation.engine.restarts import RestartQueue
 from sat_ray.evaluation.engine.slots import OpenRuns
 
@@ -117,17 +118,31 @@ class Scheduler:
         entries = self.entry[slots]
         self._close(entries[entries >= 0])
 
-    def fail(self, slots: Tensor, *, lost: Tensor) -> None:
-        """End runs whose numbers are not finite; `decisive_failures` returns those that count.
+    def require_finite(self, x_adv: Tensor, logits: Tensor, *, of: str = "model") -> None:
+        """Raise ValueError where the logits of an image's first run are not finite.
 
-        lost: (L,) bool, the slots whose point is not finite because the gradient was not.
+        Later runs whose logits are not finite are ended as failed: `require_sound` raises for one
+        of them if no earlier run breaks its image. x_adv: the points of the logits, (L, C, H, W); a
+        point that is not finite comes from a gradient that was not, and the message says so.
         """
+        lost = ~is_finite(x_adv)
+        bad = (not_finite(logits) | lost) & self.occupied
+        if not bool(bad.any()):
+            return
+        first = bad & (self.number < self.queue.images)
+        if bool(first.any()):
+            ids = self.state.rng.image_ids.cpu()[first]
+            raise logits_error(ids, of=of, lost=bool((first & lost).any()))
+        slots = torch.nonzero(bad).flatten()
         self.failed.add(self.number[slots], lost=lost[slots])
         self.end(slots)
 
-    def decisive_failures(self) -> Tensor:
-        """Return the failed runs whose images no earlier run has broken, (M,) int64."""
-        return self.failed.numbers[~self.queue.redundant(self.failed.numbers)]
+    def require_sound(self) -> None:
+        """Raise ValueError where a run has failed whose image no earlier run has broken."""
+        numbers = self.failed.numbers[~self.queue.redundant(self.failed.numbers)]
+        if len(numbers):
+            lost = bool(torch.isin(numbers, self.failed.without_gradient).any())
+            raise logits_error(self.inputs.rng.image_ids[numbers % self.queue.images], lost=lost)
 
     def mark_broken(self, numbers: Tensor) -> None:
         """Record that these runs broke their images, and end the later runs of these images."""

@@ -3,10 +3,13 @@
 While a run is in no slot (swapped out), its entry keeps the state of the attack.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from sat_ray.attacks import State
+if TYPE_CHECKING:
+    from sat_ray.attacks import State
 
 
 class OpenRuns:
@@ -38,7 +41,7 @@ class OpenRuns:
         """Return the entries that hold no run, int64."""
         return torch.nonzero(self.number < 0).flatten()
 
-    def add(self, numbers: Tensor, started: State) -> Tensor:
+    def add(self, numbers: Tensor, started: "State") -> Tensor:
         """Give each run an empty entry and return the entries.
 
         started: the states of the runs, in its first rows.
@@ -56,13 +59,15 @@ class OpenRuns:
         self.number[entries] = -1
         self.in_slot[entries] = False
 
-    def swap_out(self, entries: Tensor, state: State, slots: Tensor) -> None:
+    def swap_out(self, entries: Tensor, state: "State", slots: Tensor) -> None:
         """Take runs out of slots and keep their states."""
         assert self._states is not None
         self.in_slot[entries] = False
         self._states = _put(self._states, entries, state, slots)
 
-    def swap_in(self, entries: Tensor, state: State | None, slots: Tensor, *, rows: int) -> State:
+    def swap_in(
+        self, entries: Tensor, state: "State | None", slots: Tensor, *, rows: int
+    ) -> "State":
         """Put runs into slots of a state of `rows` rows and return it; None: make a new one."""
         assert self._states is not None
         self.in_slot[entries] = True
@@ -72,9 +77,9 @@ class OpenRuns:
         return _put(state, slots, self._states, entries)
 
 
-def _taken(state: State, rows: Tensor) -> State:
+def _taken(state: "State", rows: Tensor) -> "State":
     return state.take(rows.to(state.y.device))
 
 
-def _put(state: State, slots: Tensor, other: State, rows: Tensor) -> State:
+def _put(state: "State", slots: Tensor, other: "State", rows: Tensor) -> "State":
     return state.put(slots.to(state.y.device), other, rows.to(state.y.device))

@@ -17,8 +17,8 @@ from sat_ray.attacks import AttackSpec, InfeasiblePointError, make_attack
 from sat_ray.attacks.base import Attack, Model, State, require_feasible, require_inference_mode
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.evaluation.engine.batch_buckets import call_rows, pad
 from sat_ray.evaluation.engine.finite import gradient_error, is_finite, require_finite
+from sat_ray.evaluation.engine.padding import call_rows, pad
 from sat_ray.evaluation.engine.run_attack import slot_logits
 from sat_ray.evaluation.inputs import (
     attacker_view,

@@ -16,7 +16,7 @@ from sat_ray.attacks import Attack, AttackSpec, make_attack
 from sat_ray.attacks.base import Model
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
-from sat_ray.evaluation.engine.batch_buckets import has_fixed_rows
+from sat_ray.evaluation.engine.padding import has_fixed_rows
 from sat_ray.evaluation.engine.run_attack import run_slots, slot_logits
 from sat_ray.evaluation.engine.scheduler import Scheduler
 from sat_ray.evaluation.first_broken_step import NEVER

@@ -8,8 +8,9 @@ from torch import Tensor
 from sat_ray.attacks import AttackSpec, State
 from sat_ray.attacks.base import Model, differentiate
 from sat_ray.attacks.losses import margin
-from sat_ray.evaluation.engine.batch_buckets import BatchBuckets, call_rows, pad
+from sat_ray.evaluation.engine.batch_buckets import BatchBuckets
 from sat_ray.evaluation.engine.finite import require_finite
+from sat_ray.evaluation.engine.padding import call_rows, pad
 from sat_ray.evaluation.engine.scheduler import Scheduler
 
 GRADIENT_EVERY = 10

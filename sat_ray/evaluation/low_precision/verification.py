@@ -23,13 +23,9 @@ from sat_ray.attacks import Attack, State
 from sat_ray.attacks.base import Model, require_feasible
 from sat_ray.attacks.losses import margin
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
-from sat_ray.evaluation.engine.batch_buckets import (
-    BatchBuckets,
-    call_rows,
-    has_fixed_rows,
-    pad,
-)
-from sat_ray.evaluation.engine.finite import require_finite, require_finite_runs, require_sound
+from sat_ray.evaluation.engine.batch_buckets import BatchBuckets
+from sat_ray.evaluation.engine.finite import require_finite
+from sat_ray.evaluation.engine.padding import call_rows, has_fixed_rows, pad
 from sat_ray.evaluation.engine.run_attack import run_slots, skip_periods
 from sat_ray.evaluation.engine.scheduler import Scheduler
 from sat_ray.evaluation.engine.verdicts import Verdicts
@@ -118,7 +114,7 @@ def run_on_surrogate(
             _step(scheduler, verifier, buckets, how, trust_confident=trust_confident)
     verifier.finish()
     scheduler.mark_broken(verifier.broken_runs())
-    require_sound(scheduler)
+    scheduler.require_sound()
     out = verifier.verdicts
     verified = verifier.verified
     wrong = torch.nonzero(verifier.wrongly_confident).flatten()
@@ -147,7 +143,7 @@ def _step(
     after = attack.step(buckets.model_for(occupied, before.x_adv), before)
     scheduler.state = after
     assert after.logits is not None
-    require_finite_runs(before.x_adv, after.logits, scheduler, of="the surrogate of the model")
+    scheduler.require_finite(before.x_adv, after.logits, of="the surrogate of the model")
     occupied = scheduler.occupied
     require_feasible(before.x_adv, before.x, attack.threat_model, occupied=occupied)
     done = before.step.cpu() >= attack.steps

@@ -26,10 +26,12 @@ from sat_ray.storage.preflight import check_writable
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.cost.budget import describe_search
 from sat_ray.sweep.cost.spent import cost_sentence
-from sat_ray.sweep.plan import dataset_uri, planned_trials
+from sat_ray.sweep.plan.datasets import dataset_uri
+from sat_ray.sweep.plan.trainings import planned_trials
 from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.records.leftovers import remove_leftovers
 from sat_ray.sweep.records.store import Stage
+from sat_ray.sweep.resources.bundles import most_evaluations
 from sat_ray.sweep.tasks import CARD, CORRUPTIONS, EVALUATE, SEARCH, STRONG, TRAIN, VALIDATE
 
 FOLLOWED: dict[str, tuple[Stage, ...]] = {  # which records a stage of the pipeline commits
@@ -140,8 +142,8 @@ class Driver:
         inputs: of the stage, as references or as what the stages returned. The report never waits
         for MLflow: where that answers too late to tell the runs' ids, the report is written again.
         """
-        from sat_ray.report.leaderboard.board import to_terminal
         from sat_ray.report.leaderboard.headline import headline_line
+        from sat_ray.report.leaderboard.tables import to_terminal
 
         for ref in inputs:
             self.wait(ref)
@@ -179,7 +181,9 @@ class Driver:
         from sat_ray.integrations.ray.prometheus import SweepMetrics
         from sat_ray.integrations.ray.tasks import result
 
-        self.metrics = self.metrics or SweepMetrics(self.config, self.sweep.records)
+        if self.metrics is None:
+            most = most_evaluations(self.config)
+            self.metrics = SweepMetrics(self.config, self.sweep.records, planned_shards=most)
         total = self._total(name)
         if name == "evaluate" and total is not None:
             self.metrics.planned_shards = total
@@ -237,18 +241,20 @@ class Driver:
         """
         finalists = len(self.returned.get("search", []))
         models = len({record.payload["sha256"] for record in self.returned.get("train", [])})
-        strong = self.config.evaluation.strong != "none"
         if name == "card" and finalists:
             cards = min(self.config.card.candidates, finalists)
-            return cards + strong * models * self._shards("val")
+            return cards + self._kinds(name) * models * self._shards("val")
         if name == "evaluate":
-            each = 1 + strong + self.config.evaluation.corruptions
-            return each * models * self._shards("test") or None
+            return self._kinds(name) * models * self._shards("test") or None
         known = {
             "search": planned_trials(self.config),
             "train": finalists * len(self.config.final.seeds) or None,
         }
         return known.get(name)
+
+    def _kinds(self, name: str) -> int:
+        """Return how many kinds of evaluation a stage of the pipeline makes of each shard."""
+        return len({stage.name for stage in FOLLOWED[name]} & {*self.config.evaluation.stages()})
 
     def _shards(self, split: str) -> int:
         """Return into how many tasks a split is cut for each model; 0 before it is prepared."""

@@ -11,8 +11,8 @@ from sat_ray.storage.uris import redacted
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.budget import group_name
 from sat_ray.sweep.cost.estimate import UNKNOWN_CLASSES, costs, passes_of
-from sat_ray.sweep.plan import planned_trials
-from sat_ray.sweep.resources import bundles
+from sat_ray.sweep.plan.trainings import planned_trials
+from sat_ray.sweep.resources.bundles import bundles
 from sat_ray.sweep.search.search_space import Group, groups
 from sat_ray.threat import as_255ths
 from sat_ray.training.settings import TrainingSettings
@@ -184,11 +184,9 @@ def _budget(config: SweepConfig) -> dict[str, str]:
 
 def _strong(config: SweepConfig, classes: int) -> str:
     attacks = config.strong_attacks(classes or UNKNOWN_CLASSES)
-    return (
-        "; ".join(map(str, attacks))
-        if attacks
-        else "none: rows are ranked by the evaluation attack"
-    )
+    if attacks:
+        return "; ".join(map(str, attacks))
+    return "none: rows are ranked by the evaluation attack"
 
 
 def _training_attack(config: SweepConfig) -> str:

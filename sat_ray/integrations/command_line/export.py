@@ -7,14 +7,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sat_ray.integrations.command_line.checks.sweep_folder import storage_root
 from sat_ray.integrations.command_line.option_values import UsageError
-from sat_ray.integrations.command_line.parsing import AllowCode, parse_options, storage_root
+from sat_ray.integrations.command_line.parsing import AllowCode, parse_options
 from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.integrations.command_line.process.invocation import spelled
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.config.stored import stored_config
-from sat_ray.sweep.plan import dataset_uri
+from sat_ray.sweep.plan.datasets import dataset_uri
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.status import sweeps_in
 from sat_ray.sweep.tasks import Dataset

@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import io
 import itertools
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from sat_ray.activations.table import activation_table
+from sat_ray.integrations.command_line.checks.sweep_folder import (
+    check_not_a_file,
+    folder_name,
+    storage_root,
+    tracking_of,
+)
 from sat_ray.integrations.command_line.option_values import (
     NUMBERS,
     UsageError,
@@ -26,18 +31,14 @@ from sat_ray.integrations.command_line.option_values import (
     values_of,
 )
 from sat_ray.integrations.command_line.process.invocation import program
-from sat_ray.integrations.mlflow.preflight import sqlite_path
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import check_address, redacted
 from sat_ray.sweep.config import Recipe, SweepConfig
-from sat_ray.sweep.config.stored import RENAMED
 from sat_ray.utils.import_string import confirm
-from sat_ray.utils.names import check_name, suggest
+from sat_ray.utils.names import RENAMED, check_name, suggest
 from sat_ray.utils.serialization import content_hash, flatten
 
 Given = TypeVar("Given")  # a dataclass of options
-# of the storage itself; beside the last lie files whose names begin with it
-RESERVED_NAMES = ("data", "mlartifacts", "mlflow.db")
 SHORT = {"--budget": "--cost.budget"}
 
 
@@ -303,14 +304,7 @@ def _resolve(
     config: SweepConfig, base: SweepConfig, given: Options, argv: Sequence[str]
 ) -> Command:
     root = storage_root(given.storage)
-    tracking = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
-    if not tracking:
-        if not root.is_local:
-            raise UsageError(
-                f"storage {root.uri} is on S3, where no SQLite database can live; "
-                "give --tracking-uri or MLFLOW_TRACKING_URI"
-            )
-        tracking = f"sqlite:///{root.uri}/mlflow.db"
+    tracking = tracking_of(given.tracking_uri, root)
     name = sweep_name(given.name, config, base)
     check_not_a_file(name, root, tracking)
     return Command(
@@ -328,11 +322,6 @@ def _resolve(
     )
 
 
-def storage_root(given: str) -> Storage:
-    """Open the storage that sweeps share: the one given, else SAT_RAY_STORAGE, else ./runs."""
-    return Storage.at(given or os.environ.get("SAT_RAY_STORAGE") or "./runs")
-
-
 def sweep_name(given: str, config: SweepConfig, base: SweepConfig) -> str:
     """Return the name given, checked, or one made from what differs from the recipe's config."""
     if given:
@@ -341,32 +330,3 @@ def sweep_name(given: str, config: SweepConfig, base: SweepConfig) -> str:
     names = ours.keys() | theirs.keys()  # some settings are left out at their default
     overrides = {name: ours.get(name) for name in names if ours.get(name) != theirs.get(name)}
     return f"{config.recipe}-{content_hash(overrides)[:8]}" if overrides else config.recipe
-
-
-def folder_name(given: str) -> str:
-    """Return a name that is fit for a folder of the storage; UsageError says what is allowed."""
-    *folders, database = RESERVED_NAMES
-    reserved = given.casefold() in folders or given.casefold().startswith(
-        database
-    )  # some disks do not tell data from Data
-    if reserved or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", given):
-        raise UsageError(
-            "name must be up to 64 letters, digits, '.', '_' and '-', not "
-            f"{', '.join(folders)} and nothing that begins with {database}, got {given!r}"
-        )
-    return given
-
-
-def check_not_a_file(name: str, root: Storage, tracking_uri: str) -> None:
-    """Raise UsageError where the folder `name` of a local storage would be a file.
-
-    It may be one of the tracker's database.
-    """
-    if not root.is_local:
-        return
-    database = sqlite_path(tracking_uri) if tracking_uri.startswith("sqlite:///") else None
-    beside = (
-        database is not None and str(database.parent) == root.uri and name.startswith(database.name)
-    )
-    if beside or root.is_file(name):
-        raise UsageError(f"name {name!r} is that of a file in {root.uri}; choose another --name")

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from sat_ray.integrations.command_line.checks.sweep_folder import storage_root
 from sat_ray.integrations.command_line.parsing import (
     AllowCode,
     Options,
     parse_options,
     parse_recipe,
-    storage_root,
     sweep_name,
 )
 from sat_ray.integrations.command_line.process.exit_status import settle_path
@@ -24,7 +24,8 @@ from sat_ray.integrations.command_line.process.invocation import spelled
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
-from sat_ray.sweep.status import Best, StageStatus, SweepStatus, Unfinished, read_status, sweeps_in
+from sat_ray.sweep.stage_status import Best, StageStatus
+from sat_ray.sweep.status import SweepStatus, Unfinished, read_status, sweeps_in
 from sat_ray.utils.import_string import confirm, first_line
 from sat_ray.utils.names import check_name, printable
 from sat_ray.utils.serialization import flatten, to_json
@@ -72,11 +73,9 @@ def answer(asked: Asked, root: Storage) -> str:
         if names and asked.name not in root.folders():
             check_name(asked.name, names, field="sweep")
         found = read_status(root, asked.name)
-        return (
-            json.dumps(as_json(found), indent=2, ensure_ascii=False)
-            if asked.json
-            else describe(found, root, now=time.time())
-        )
+        if asked.json:
+            return json.dumps(as_json(found), indent=2, ensure_ascii=False)
+        return describe(found, root, now=time.time())
     with ThreadPoolExecutor(8) as pool:
         every = list(pool.map(lambda name: _status_or_reason(root, name), names))
     if asked.json:
@@ -127,13 +126,9 @@ def as_json(found: SweepStatus) -> dict[str, Any]:
 def line(found: SweepStatus, *, now: float) -> str:
     """Return one sweep's status as one line."""
     stage = found.current
-    where = (
-        "done"
-        if found.report
-        else f"{stage.name} {_units(stage)}"
-        if stage is not None
-        else "report not written"
-    )
+    where = "done" if found.report else "report not written"
+    if stage is not None and not found.report:
+        where = f"{stage.name} {_units(stage)}"
     best = [f"best {_best(found.best)}"] if found.best is not None else []
     driver = {None: "driver unknown", True: "driver at work", False: "no driver"}[
         found.driver.alive if found.driver else False
@@ -209,11 +204,9 @@ def _row(stage: StageStatus) -> tuple[str, ...]:
 
 
 def _units(stage: StageStatus) -> str:
-    return (
-        f"{stage.done}"
-        if stage.planned is None
-        else f"{stage.done}/{'≤' if stage.at_most else ''}{stage.planned}"
-    )
+    if stage.planned is None:
+        return f"{stage.done}"
+    return f"{stage.done}/{'≤' if stage.at_most else ''}{stage.planned}"
 
 
 def _best(best: Best) -> str:
@@ -240,15 +233,9 @@ def _left(found: SweepStatus) -> str:
         if stage.seconds_left is not None
     ]
     unknown = [stage.name for stage in open_stages if stage.seconds_left is None]
-    return (
-        "; ".join(
-            [
-                *known,
-                *([f"{', '.join(unknown)}: not known before the first result"] if unknown else []),
-            ]
-        )
-        or "the report"
-    )
+    if unknown:
+        known.append(f"{', '.join(unknown)}: not known before the first result")
+    return "; ".join(known) or "the report"
 
 
 def _next(found: SweepStatus, root: Storage) -> str:

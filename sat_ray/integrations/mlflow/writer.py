@@ -170,7 +170,7 @@ class TrackerLink:
         self.away = True
 
     def _current(self) -> Any:
-        from sat_ray.integrations.mlflow.projection import Projection
+        from sat_ray.integrations.mlflow.projection.whole import Projection
 
         if self.projection is None:
             tracker = self.tracker.result()

@@ -1,13 +1,8 @@
 """The nodes of the cluster and those that its autoscaler may buy; where work without GPUs runs."""
 
 from sat_ray.integrations.ray.private import draining_nodes
-from sat_ray.sweep.resources import (
-    POOL_LABEL,
-    NodeGroup,
-    Resources,
-    announced_groups,
-    pool_selector,
-)
+from sat_ray.sweep.config.resources import Resources
+from sat_ray.sweep.resources.nodes import POOL_LABEL, NodeGroup, announced_groups, pool_selector
 
 
 def node_groups() -> list[NodeGroup]:

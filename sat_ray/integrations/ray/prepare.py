@@ -11,7 +11,7 @@ import ray
 
 from sat_ray.integrations.ray.nodes import selector_for
 from sat_ray.integrations.ray.tasks import result
-from sat_ray.sweep.resources import SHARD_RESOURCES
+from sat_ray.sweep.resources.bundles import SHARD_RESOURCES
 
 # shards submitted and not yet returned: work for that many CPUs, some MB for the driver
 IN_FLIGHT = 256

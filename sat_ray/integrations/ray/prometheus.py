@@ -14,9 +14,8 @@ from ray.util.metrics import Counter, Gauge
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.spent import evaluation_seconds, longest_trials
 from sat_ray.sweep.records.store import Records
-from sat_ray.sweep.resources import bundles
 from sat_ray.sweep.tasks import CORRUPTIONS, EVALUATE, STRONG, TRAIN, VALIDATE
-from sat_ray.training.loop import EpochReport
+from sat_ray.training.resume.state import EpochReport
 
 TRIALS_RUNNING = ("sat_ray_trials_running", "search trials that train now")
 IMAGES_PER_SECOND = (
@@ -45,15 +44,14 @@ class SweepMetrics:
     while it ran. planned_shards: the most that there can be, until the search has ended.
     """
 
-    def __init__(self, config: SweepConfig, records: Records) -> None:
+    def __init__(self, config: SweepConfig, records: Records, *, planned_shards: int) -> None:
         self.config = config
         self.records = records
         self.tags = _tags(records)
         self.accuracy = Gauge(*VAL_ROBUST_ACCURACY, tag_keys=("sweep", "activation"))
         self.left = Gauge(*EVALUATION_SHARDS_LEFT, tag_keys=("sweep",))
         self.seconds = Counter(*ACCELERATOR_SECONDS, tag_keys=("sweep",))
-        tasks = next(demand.count for demand in bundles(config) if demand.stage == "evaluate")
-        self.planned_shards = tasks * (1 if config.evaluation.strong == "none" else 2)
+        self.planned_shards = planned_shards
         self.shards = 0
         self.shard_seconds = 0.0
         self.counted = self._accelerator_seconds()

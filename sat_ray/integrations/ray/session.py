@@ -22,7 +22,8 @@ from sat_ray.integrations.ray.private import (
 from sat_ray.storage.uris import redacted
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.records.renewed_lease import LEASE
-from sat_ray.sweep.resources import NODE_GROUPS, bundles, check_room
+from sat_ray.sweep.resources.bundles import bundles
+from sat_ray.sweep.resources.nodes import NODE_GROUPS, check_room
 
 # a node that kills whatever is started on it must not use up all tries of a task at once
 RETRY_DELAY = {"RAY_task_retry_delay_ms": "5000"}

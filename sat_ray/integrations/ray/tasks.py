@@ -10,12 +10,12 @@ import torch
 from sat_ray.integrations.ray.local.orphans import remove_orphans
 from sat_ray.integrations.ray.nodes import selector_for
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.config import ResourceSettings
+from sat_ray.sweep.config.resources import Resources, ResourceSettings
 from sat_ray.sweep.execute.evaluation import card_and_commit, evaluate_and_commit
-from sat_ray.sweep.gpu_sharing import fitting_share
 from sat_ray.sweep.records.so_far import Committed
 from sat_ray.sweep.records.store import Record, Records, Stage
-from sat_ray.sweep.resources import STAGE_RESOURCES, Resources, evaluation_resources
+from sat_ray.sweep.resources.bundles import STAGE_RESOURCES
+from sat_ray.sweep.resources.gpu_sharing import fitting_share
 from sat_ray.sweep.tasks import CARD, CardTask, EvaluationTask
 from sat_ray.utils.import_string import confirm, confirmed
 
@@ -163,7 +163,7 @@ def _run_all(
     in_flight: int = IN_FLIGHT,
 ) -> None:
     """Run tasks, a bounded number of them at once; nothing of those that have ended is held."""
-    bundle = evaluation_resources(resources)
+    bundle = resources.evaluation()
     gpus = bundle.get("GPU", 0)
     remote = _unit.options(
         name=work.__name__,

@@ -32,15 +32,14 @@ from sat_ray.integrations.ray.private import (
 from sat_ray.integrations.ray.prometheus import training_shown
 from sat_ray.storage.local_disk import is_lasting
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.config import ResourceSettings
+from sat_ray.sweep.config.resources import ResourceSettings
 from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.records.store import Records, attempt_name
-from sat_ray.sweep.resources import worker_resources
 from sat_ray.sweep.tasks import TrainingTask
 from sat_ray.training.catastrophic_overfitting import CatastrophicOverfittingError
 from sat_ray.training.epoch_metrics import NonFiniteLossError
-from sat_ray.training.loop import EpochReport
 from sat_ray.training.parallel.process_group import ProcessGroup
+from sat_ray.training.resume.state import EpochReport
 from sat_ray.utils.import_string import first_line
 
 MAX_FAILURES = 8
@@ -124,8 +123,8 @@ def _trainer(
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers_wanted(resources),
             use_gpu=gpus > 0,
-            resources_per_worker=worker_resources(resources),
-            label_selector=selector_for(worker_resources(resources)) or None,
+            resources_per_worker=resources.worker(),
+            label_selector=selector_for(resources.worker()) or None,
         ),
         torch_config=group_config("nccl" if gpus else "gloo", timeout_s=COLLECTIVE_SECONDS),
         run_config=ray.train.RunConfig(

@@ -43,7 +43,7 @@ def render(comparison: Comparison, *, flips: int) -> Iterator[RenderableType]:
     yield terminal_table(_accuracies(comparison))
     yield terminal_table(_differences(comparison))
     for pair in comparison.pairs:
-        yield terminal_text(sentence(comparison, pair))
+        yield terminal_text(sentence(pair))
     yield terminal_table(_classes(comparison))
     if flips:
         for pair in comparison.pairs:
@@ -66,7 +66,7 @@ def setting(comparison: Comparison) -> str:
     return " · ".join([f"n = {comparison.n:,} images", *balls, attacks])
 
 
-def sentence(comparison: Comparison, pair: Pair) -> str:
+def sentence(pair: Pair) -> str:
     """Sum up a pair's robust accuracies in one line."""
     test = pair.robust
     a = letter(pair.first)

@@ -22,19 +22,8 @@ from sat_ray.report.leaderboard.headline import write_headline
 from sat_ray.report.leaderboard.power import LEVEL, POWER, detectable_in
 from sat_ray.report.leaderboard.rows import EvaluatedModel, display_names
 from sat_ray.report.leaderboard.strong import strong_verdict
-from sat_ray.report.leaderboard.summary import Summary, summarise, survival
-from sat_ray.report.leaderboard.tables import to_latex, to_markdown, to_terminal
+from sat_ray.report.leaderboard.summary import summarise, survival
 from sat_ray.sweep.search.model_selection import Validated, ranked
-
-__all__ = [
-    "Summary",
-    "choose_champion",
-    "leaderboard",
-    "summarise",
-    "to_latex",
-    "to_markdown",
-    "to_terminal",
-]
 
 
 def leaderboard(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sat_ray.report.cost_tables import cost_columns
 from sat_ray.report.formatting import (
     ABSENT,
     interval,
@@ -20,6 +19,7 @@ from sat_ray.report.formatting import (
 from sat_ray.report.leaderboard.groups import PGD, STRONG
 from sat_ray.report.leaderboard.strong import OVERESTIMATED
 from sat_ray.report.table import LINES, NAME, STRIP, WORDS, Cell, Column, Item
+from sat_ray.sweep.config.resources import money_text
 
 CONFIGURATION = Column("configuration", "configuration", kind=NAME)
 
@@ -47,7 +47,7 @@ def group_columns(board: Item) -> list[Column]:
         Column("validation", board["champion"]["selected_by"], spread, wide=True),
         Column("against relu", against_relu_cell),
         *([seeds] if numbers_differ else []),
-        *cost_columns(board),
+        *_cost(board),
     ]
 
 
@@ -70,9 +70,27 @@ def row_columns(board: Item, *, pages: str = "") -> list[Column]:
         Column("clean", "clean_accuracy", points),
         *_corruptions(board["rows"], points),
         Column("validation", board["champion"]["selected_by"], points),
-        *cost_columns(board),
+        *_cost(board),
         *([] if pages else [run]),
     ]
+
+
+def _cost(board: Item) -> list[Column]:
+    """Return the cost of a row or configuration: training alone where the board has no costs.
+
+    Money is shown where there is a price.
+    """
+    cost = board.get("cost")
+    if cost is None:
+        return [Column("training time", "accelerator_seconds", seconds)]
+    spent = Column("accelerator time", lambda item: item["cost"]["accelerator_seconds"], seconds)
+    money = Column(cost["currency"], lambda item: item["cost"]["money"], money_text)
+    return [spent, money] if priced(cost) else [spent]
+
+
+def priced(cost: Item) -> bool:
+    """Say whether an accelerator-hour has a price."""
+    return bool(cost["price_per_accelerator_hour"])
 
 
 def _corruptions(items: Sequence[Item], show: Callable[[Any], str]) -> list[Column]:

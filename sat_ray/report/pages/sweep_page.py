@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sat_ray.report.cost_tables import priced, stage_table, trial_table
+from sat_ray.report.cost_tables import stage_table, trial_table
 from sat_ray.report.formatting import (
     cut_text,
     pgd_name,
@@ -23,6 +23,7 @@ from sat_ray.report.leaderboard.columns import (
     compared_groups,
     difference_columns,
     group_columns,
+    priced,
     row_columns,
     training_columns,
 )
@@ -121,56 +122,61 @@ def render(
     Everything is escaped. Raises ValueError for a figure that is no PNG.
     """
     shown = _figures(figures)
-    costs = board.get("cost")
     # Only web addresses become links: "javascript:" must not.
     linked = pages if pages.startswith(("http://", "https://")) else ""
     folder = _shared_folder(board)
-    on_gpu = bool((config.get("resources") or {}).get("accelerator"))
-    return (
-        templates()
-        .get_template("report.html.j2")
-        .render(
-            board=board,
-            seeds=seeds_text(board),
-            cut=cut_text(board),
-            power=power_text(board),
-            by_strong=board["measure"] == STRONG,
-            quoted=board["champion"]["row"][STRONG] is not None,
-            pgd=pgd_name(board),
-            overestimated=OVERESTIMATED,
-            costs=costs,
-            priced=bool(costs and priced(costs)),
-            held="the GPUs it held" if on_gpu else "its worker processes (no GPU was used)",
-            estimates=ESTIMATES,
-            tables=_tables(board, class_names, pages=linked)
-            | _cost_tables(costs)
-            | {
-                "roll_backs": Table(_ROLL_BACKS, events),
-                "checkpoints": Table(_checkpoint_columns(folder, digests or {}), board["rows"]),
-            },
-            scale=_scale(board),
-            total_seconds=sum(group["accelerator_seconds"] for group in board["groups"]),
-            table1_figure=_named(shown, "table1"),
-            card_figure=_named(shown, "robustness_card"),
-            figures=[figure for figure in shown if figure["name"] not in _APART],
-            cards=cards,
-            command=command,
-            versions=dict(sorted(versions.items())),
-            environment=environment or {},
-            notes=[*notes_of(board), *notes],
-            hashes=hashes or {},
-            guard_every=(config.get("training") or {}).get("guard_every", 0),
-            folder=folder,
-            pages=linked,
-            config=json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, default=str),
-        )
+    places = _checkpoint_columns(folder, digests or {})
+    tables = {
+        **_tables(board, class_names, pages=linked),
+        "roll_backs": Table(_ROLL_BACKS, events),
+        "checkpoints": Table(places, board["rows"]),
+    }
+    page = templates().get_template("report.html.j2")
+    return page.render(
+        **_facts(board, config),
+        board=board,
+        tables=tables,
+        overestimated=OVERESTIMATED,
+        estimates=ESTIMATES,
+        table1_figure=_named(shown, "table1"),
+        card_figure=_named(shown, "robustness_card"),
+        figures=[figure for figure in shown if figure["name"] not in _APART],
+        cards=cards,
+        command=command,
+        versions=dict(sorted(versions.items())),
+        environment=environment or {},
+        notes=[*notes_of(board), *notes],
+        hashes=hashes or {},
+        folder=folder,
+        pages=linked,
+        config=json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, default=str),
     )
+
+
+def _facts(board: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page says in words and numbers about a board and its config, by name."""
+    costs = board.get("cost")
+    on_gpu = bool((config.get("resources") or {}).get("accelerator"))
+    return {
+        "seeds": seeds_text(board),
+        "cut": cut_text(board),
+        "power": power_text(board),
+        "by_strong": board["measure"] == STRONG,
+        "quoted": board["champion"]["row"][STRONG] is not None,
+        "pgd": pgd_name(board),
+        "costs": costs,
+        "priced": bool(costs and priced(costs)),
+        "held": "the GPUs it held" if on_gpu else "its worker processes (no GPU was used)",
+        "scale": _scale(board),
+        "total_seconds": sum(group["accelerator_seconds"] for group in board["groups"]),
+        "guard_every": (config.get("training") or {}).get("guard_every", 0),
+    }
 
 
 def _tables(
     board: Mapping[str, Any], class_names: Sequence[str], *, pages: str
 ) -> dict[str, Table]:
-    """Return the tables of accuracies and of training time, by name."""
+    """Return the tables of accuracies, training time and costs, by name."""
     champion = board["champion"]
     slowest = sorted(board["groups"], key=lambda group: -group["accelerator_seconds"])
 
@@ -180,7 +186,9 @@ def _tables(
     def is_champion_row(row: Mapping[str, Any]) -> bool:
         return is_champion(row) and row["seed"] == champion["row"]["seed"]
 
-    return {
+    costs = board.get("cost")
+    of_costs = {"stages": stage_table(costs), "trials": trial_table(costs)} if costs else {}
+    return of_costs | {
         "groups": Table(group_columns(board), board["groups"], marked=is_champion),
         "differences": Table(difference_columns(board), compared_groups(board)),
         "table1": Table(table1_columns(board), table1_rows(board)),
@@ -188,10 +196,6 @@ def _tables(
         "training": Table(training_columns(), slowest),
         "classes": Table(class_columns(board, class_names), champion["per_class"]),
     }
-
-
-def _cost_tables(costs: Mapping[str, Any] | None) -> dict[str, Table]:
-    return {} if costs is None else {"stages": stage_table(costs), "trials": trial_table(costs)}
 
 
 def _shared_folder(board: Mapping[str, Any]) -> str:

@@ -53,6 +53,17 @@ class EvaluationSettings:
         check_name(self.gradient, get_args(Gradient), field="evaluation.gradient")
         check_fields(self, prefix="evaluation.")
 
+    def stages(self) -> tuple[str, ...]:
+        """Return the names of the stages that evaluate trained models, in their order."""
+        strong = self.strong != "none"
+        wanted = {
+            "validate": strong,
+            "evaluate": True,
+            "strong": strong,
+            "corruptions": self.corruptions,
+        }
+        return tuple(name for name, runs in wanted.items() if runs)
+
     def evaluated(self, count: int) -> int:
         """Return how many of the `count` images of a split are evaluated."""
         return count if self.images is None else min(self.images, count)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from sat_ray.utils.bounds import MOST_WORKERS, Bounds, Gpus, Workers, check_fields
 
+Resources = dict[str, float]  # of Ray: CPU, GPU
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceSettings:
@@ -52,6 +54,18 @@ class ResourceSettings:
                 f"{self.train_workers}, got {self.fewest_train_workers}"
             )
 
+    def worker(self) -> Resources:
+        """Return what one training worker takes."""
+        return _bundle(self.cpus_per_worker, self.gpus_per_worker)
+
+    def trial(self) -> Resources:
+        """Return what one search trial takes."""
+        return _bundle(self.cpus_per_trial, self.gpus_per_trial)
+
+    def evaluation(self) -> Resources:
+        """Return what one evaluation task takes."""
+        return _bundle(self.cpus_per_evaluation, self.gpus_per_evaluation)
+
     def require_accelerator(self) -> None:
         """Raise ValueError unless all stages have GPUs with a name, or none has any."""
         gpus = {
@@ -65,6 +79,10 @@ class ResourceSettings:
                 f"stages, or empty without GPUs, got {self.accelerator!r} with {given}; "
                 "results of different devices are not compared"
             )
+
+
+def _bundle(cpus: float, gpus: float) -> Resources:
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
 
 @dataclass(frozen=True, kw_only=True)

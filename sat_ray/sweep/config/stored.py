@@ -4,19 +4,10 @@ from typing import Any
 
 from sat_ray.activations.registry import ACTIVATIONS
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.config.sweep import SweepConfig
+from sat_ray.sweep.config import SweepConfig
 from sat_ray.utils.import_string import check_confirmed, is_reference, stored_names
+from sat_ray.utils.names import RENAMED
 from sat_ray.utils.settings_json import from_json
-
-RENAMED = {
-    "evaluation.lanes": "evaluation.slots",
-    "lanes": "slots",
-    "search.seed": "search.seeds",
-    "training.sentinel_every": "training.guard_every",
-    "training.sentinel_images": "training.guard_images",
-    "training.sentinel_limit": "training.guard_limit",
-}
-"""Fields that had another name in an earlier version, and the name that they have now."""
 
 
 def code_named(config: Any) -> list[str]:

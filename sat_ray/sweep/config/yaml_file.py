@@ -13,11 +13,11 @@ from typing import Any
 
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import SCHEME
-from sat_ray.sweep.config.stored import RENAMED, code_named
-from sat_ray.sweep.config.sweep import Recipe, SweepConfig
+from sat_ray.sweep.config import Recipe, SweepConfig
+from sat_ray.sweep.config.stored import code_named
 from sat_ray.utils.bounds import as_float, fault, shown
 from sat_ray.utils.import_string import check_confirmed, stored_names
-from sat_ray.utils.names import check_name, suggest
+from sat_ray.utils.names import RENAMED, check_name, suggest
 from sat_ray.utils.serialization import flatten, to_json
 from sat_ray.utils.settings_json import from_json
 

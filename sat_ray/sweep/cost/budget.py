@@ -19,7 +19,7 @@ from sat_ray.utils.serialization import to_json
 if TYPE_CHECKING:
     from sat_ray.sweep.config import CostSettings, SweepConfig
 
-RESULT = Stage("search_result", 1, ("sat_ray.sweep.plan",))
+RESULT = Stage("search_result", 1, ("sat_ray.sweep.plan.trainings",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +120,9 @@ def _groups(config: "SweepConfig") -> list[Group]:
 def group_name(group: Group) -> str:
     """Name what the members of a group share."""
     one = group.members[0]
-    return (
-        one.activation
-        if one.own_attacker
-        else f"{one.activation} · attacker {one.attacker_activation}"
-    )
+    if one.own_attacker:
+        return one.activation
+    return f"{one.activation} · attacker {one.attacker_activation}"
 
 
 def commit_result(config: "SweepConfig", records: Records, result: SearchResult) -> None:
@@ -160,10 +158,8 @@ def describe_search(config: "SweepConfig", records: Records) -> dict[str, Any] |
     found = find_result(config, records)
     if found is None:
         return None
-    spent, limit = (
-        search_seconds(records, gpus=config.resources.gpus_per_trial),
-        config.cost.budget_seconds(),
-    )
+    spent = search_seconds(records, gpus=config.resources.gpus_per_trial)
+    limit = config.cost.budget_seconds()
     return {
         "done": found.done,
         "planned": found.planned,

@@ -23,7 +23,8 @@ from sat_ray.evaluation.card.settings import most_passes
 from sat_ray.models.spec import ModelSpec
 from sat_ray.sweep.config import ModelSettings, SweepConfig
 from sat_ray.sweep.cost.known_networks import KNOWN, Counted, Network
-from sat_ray.sweep.plan import attacks_for, planned_trials, strong_attacks_for
+from sat_ray.sweep.plan.evaluations import attacks_for, strong_attacks_for
+from sat_ray.sweep.plan.trainings import planned_trials
 from sat_ray.sweep.search.search_space import groups
 from sat_ray.sweep.tasks import through_every_backward
 from sat_ray.training.progressive_resizing import image_shape
@@ -46,16 +47,12 @@ def costs(config: SweepConfig, source: Source, passes: Mapping[str, float]) -> d
     """
     shape = config.data.shape()
     if shape is None or is_reference(config.model.name):
-        return (
-            {"estimated accelerator-hours": UNMEASURED}
-            if not config.resources.images_per_second
-            else {}
-        )
+        if not config.resources.images_per_second:
+            return {"estimated accelerator-hours": UNMEASURED}
+        return {}
     forward, parameters = forward_operations(config, shape, classes=source.classes)
-    shares, done = (
-        _shares(config, shape, classes=source.classes),
-        operations(config, shape, passes, classes=source.classes),
-    )
+    shares = _shares(config, shape, classes=source.classes)
+    done = operations(config, shape, passes, classes=source.classes)
     return {
         "one forward pass": f"{forward / 1e9:.3g} GFLOP an image of {shape[2]} x {shape[1]}, "
         f"{parameters / 1e6:.3g} million parameters",
@@ -213,15 +210,12 @@ def _spent(config: SweepConfig, hours: Mapping[str, float]) -> dict[str, str]:
         f"({parts}; but for search and training at most{caveat})"
     }
     money = config.cost.money(3600 * total)
-    return (
-        shown
-        if money is None
-        else shown
-        | {
-            "estimated price": f"{money:,.2f} {config.cost.currency} "
-            "(but for search and training at most)"
-        }
-    )
+    if money is None:
+        return shown
+    return shown | {
+        "estimated price": f"{money:,.2f} {config.cost.currency} "
+        "(but for search and training at most)"
+    }
 
 
 def _storage(

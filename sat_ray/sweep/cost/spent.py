@@ -25,13 +25,6 @@ ESTIMATES = (
     "attacks and cards at most (strong attacks are counted on every image, and meet the survivors "
     "of PGD alone); validation while training is not in it. Spent: committed work alone."
 )
-EVALUATED = (
-    "train",
-    "validate",
-    "evaluate",
-    "strong",
-    "corruptions",
-)  # the stages that work on one model of the leaderboard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +83,10 @@ def spent_by_stage(
         )
         for one in records.all(CARD)
     ]
-    evaluated = [VALIDATE, EVALUATE, STRONG]
-    evaluated += [CORRUPTIONS] if config.evaluation.corruptions else []
     shards = {
         stage.name: _by_model(records.each(stage), gpus=asked.gpus_per_evaluation)
-        for stage in evaluated
+        for stage in (VALIDATE, EVALUATE, STRONG, CORRUPTIONS)
+        if stage.name in config.evaluation.stages()
     }
     return {"search": trials, "train": trainings, **shards, "card": cards}
 
@@ -206,7 +198,8 @@ def row_cost(
     row: with the place of its `outcomes`.
     """
     name = row["outcomes"].rpartition("/")[2].removesuffix(".parquet")
-    parts = [one for stage in EVALUATED for one in stages.get(stage, []) if one.name == name]
+    of_model = ("train", *config.evaluation.stages())
+    parts = [one for stage in of_model for one in stages.get(stage, []) if one.name == name]
     return {
         key: value
         for key, value in total(name, parts).to_json(config.cost).items()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.data.class_names import relabelled
-from sat_ray.data.shards.dataset import read_rows
+from sat_ray.data.shards.reading import read_rows
 from sat_ray.data.split import Split
 from sat_ray.evaluation.card import robustness_card, silent
 from sat_ray.evaluation.corruptions.accuracy import corruption_counts
@@ -24,9 +24,9 @@ from sat_ray.evaluation.outcomes import clean_correct_ids, robust_image_ids
 from sat_ray.evaluation.robustness import calibrate_attacks, counted_robust_ids, evaluate
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.inputs import accelerator_of, device_of, split_of
-from sat_ray.sweep.gpu_sharing import memory_needed
 from sat_ray.sweep.records.merge_outcomes import read_part
 from sat_ray.sweep.records.store import Record, Records, attempt_name, require_environment
+from sat_ray.sweep.resources.gpu_sharing import memory_needed
 from sat_ray.sweep.tasks import CARD, CORRUPTIONS, CardTask, EvaluationTask
 from sat_ray.utils.precision import exact_float32
 from sat_ray.utils.randomness import Randomness, random_order
@@ -52,11 +52,9 @@ def located(task: EvaluationTask, storage: Storage) -> EvaluationTask:
 
     In the tasks of a sweep it is relative to the storage.
     """
-    return (
-        task
-        if task.kind == "function"
-        else replace(task, checkpoint=storage.located(task.checkpoint))
-    )
+    if task.kind == "function":
+        return task
+    return replace(task, checkpoint=storage.located(task.checkpoint))
 
 
 def model_of(task: EvaluationTask) -> nn.Module:

@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from sat_ray.data.shards.dataset import read_split
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.tasks import CardTask, EvaluationTask, TrainingTask

@@ -17,14 +17,12 @@ from typing import Any, TextIO
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.renewed_lease import (
     Lease,
-    SecondDriverError,
     holds,
     latest,
     refused,
     renewed_lease,
 )
 
-__all__ = ["Holder", "Lease", "SecondDriverError", "driver_lease", "read_lease"]
 LOCK = "state/driver.json"  # on a local disk
 OWNER = "state/driver-owner.json"  # on a local disk
 LOOK_SECONDS = 1.0  # a lock that is held for longer is a driver's

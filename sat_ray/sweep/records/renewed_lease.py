@@ -156,7 +156,7 @@ def _beat(
 def check_lease(storage: Storage) -> None:
     """Raise LostLeaseError where this process works for a driver that has lost the sweep.
 
-    Asks the store: call it before every commit. A process that works for no driver may go on.
+    It reads the storage; call it before every commit. A process that works for no driver may go on.
     """
     number, _, uri = os.environ.get(LEASE, "").partition(" ")
     if uri == storage.uri and storage.exists(_path(int(number) + 1)):

@@ -8,6 +8,11 @@ from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import EvaluationTask
 
 
+def at_most(broken: int, total: int) -> float:
+    """Return what the robust accuracy on `total` images cannot exceed, in [0, 1]."""
+    return 1 - broken / total
+
+
 @dataclass(frozen=True, kw_only=True)
 class SoFar:
     """Bounds of the robust accuracy on `total` images.
@@ -27,7 +32,7 @@ class SoFar:
     @property
     def at_most(self) -> float:
         """Return what the robust accuracy cannot exceed, whatever the other images show."""
-        return 1 - self.broken / self.total
+        return at_most(self.broken, self.total)
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -89,9 +89,9 @@ class Records:
 
     A key has one record, the first committed.
 
-    What `all` has read it keeps, because a committed record never changes: who asks again and again
-    holds on to one of these. Of evaluation shards there may be tens of thousands: `each` and `new`
-    hold one record at a time.
+    `all` keeps what it has read, because a committed record never changes; so callers that read
+    often should keep one of these objects. There may be tens of thousands of evaluation shards:
+    `each` and `new` hold one record at a time.
     """
 
     def __init__(self, storage: Storage) -> None:

@@ -111,7 +111,7 @@ def pack_state(state: TrainingState) -> bytes:
 
     The header holds the plain values and a sha256 of everything.
     """
-    # best and weights may be the same tensors; safetensors wants each to own its memory
+    # best and weights may be the same tensors; safetensors needs memory of its own for each
     tensors = {
         name: t.clone().contiguous()
         for name, t in joined(**{part: getattr(state, part) for part in _PARTS}).items()

@@ -9,7 +9,7 @@ import torch
 from sweeps import digits_shards, trained
 from trainings import train_small
 
-from sat_ray.data.shards.dataset import read_split
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.split import Split
 from sat_ray.evaluation.corruptions.accuracy import corruption_counts
 from sat_ray.evaluation.corruptions.kinds import KINDS
@@ -22,7 +22,7 @@ from sat_ray.sweep.config import EvaluationSettings, ModelSettings, SweepConfig
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.execute import evaluation
 from sat_ray.sweep.execute.evaluation import evaluate_and_commit
-from sat_ray.sweep.plan import corruption_tasks, evaluation_tasks
+from sat_ray.sweep.plan.evaluations import corruption_tasks, evaluation_tasks
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import CORRUPTIONS, Dataset

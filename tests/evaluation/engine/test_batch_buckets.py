@@ -16,7 +16,8 @@ from sat_ray.attacks.base import Model
 from sat_ray.attacks.square import Square
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
-from sat_ray.evaluation.engine.batch_buckets import BLOCK, BatchBuckets, call_rows
+from sat_ray.evaluation.engine.batch_buckets import BatchBuckets
+from sat_ray.evaluation.engine.padding import BLOCK, call_rows
 from sat_ray.evaluation.engine.run_attack import run_slots
 from sat_ray.evaluation.engine.verdicts import Verdicts
 from sat_ray.evaluation.low_precision.surrogate import make_surrogate

@@ -11,8 +11,8 @@ from sat_ray.attacks.apgd import APGDState
 from sat_ray.attacks.base import Model
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
-from sat_ray.evaluation.engine.batch_buckets import pad
 from sat_ray.evaluation.engine.cycles import CycleDetector
+from sat_ray.evaluation.engine.padding import pad
 from sat_ray.evaluation.engine.run_attack import run_slots, slot_logits
 from sat_ray.evaluation.engine.verdicts import Verdicts, by_run
 from sat_ray.evaluation.first_broken_step import NEVER

@@ -14,7 +14,8 @@ from trainings import train
 from sat_ray.activations.registry import activation_info, make_activation
 from sat_ray.attacks import AttackSpec
 from sat_ray.checkpoint import load_model, save_model
-from sat_ray.data.shards.dataset import read_split, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.shards.reading import read_split
 from sat_ray.data.sources.registry import DATASETS, dataset_source
 from sat_ray.data.sources.user_defined import counted
 from sat_ray.data.split import Split
@@ -28,8 +29,10 @@ from sat_ray.integrations.command_line.checks.preflight import (
 from sat_ray.models import ModelSpec, check_user_defined_model, model_from_spec, view
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ModelSettings, SearchSettings
-from sat_ray.sweep.plan import dataset_uri, evaluation_tasks, training_task
-from sat_ray.sweep.recipes import digits_smoke
+from sat_ray.sweep.plan.datasets import dataset_uri
+from sat_ray.sweep.plan.evaluations import evaluation_tasks
+from sat_ray.sweep.plan.trainings import training_task
+from sat_ray.sweep.recipes.digits import digits_smoke
 from sat_ray.sweep.records.store import Records, Stage, changed_modules
 from sat_ray.sweep.search.search_space import SearchPoint, parse_choice
 from sat_ray.sweep.tasks import TRAIN, Dataset

@@ -19,7 +19,7 @@ from sat_ray.integrations.command_line.dry_run import plan
 from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.plan import planned_trials
+from sat_ray.sweep.plan.trainings import planned_trials
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.search.search_space import groups

@@ -10,7 +10,7 @@ from sweeps import pipeline
 from sat_ray.integrations.command_line.checks.claims import claim_folder
 from sat_ray.integrations.command_line.parsing import Command, UsageError, parse
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.plan import final_tasks, trial_task
+from sat_ray.sweep.plan.trainings import final_tasks, trial_task
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.import_string import UnconfirmedCodeError

@@ -12,11 +12,12 @@ from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.integrations.mlflow import MlflowTracker
-from sat_ray.integrations.mlflow.projection import Projection
+from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.plan import dataset_uri, final_tasks, trial_task
+from sat_ray.sweep.plan.datasets import dataset_uri
+from sat_ray.sweep.plan.trainings import final_tasks, trial_task
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.store import Record
 from sat_ray.sweep.search.search_space import SearchPoint

@@ -34,14 +34,14 @@ from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.external.loading import kind_of, load_source
 from sat_ray.integrations.mlflow import MlflowTracker, fetch_model
 from sat_ray.integrations.mlflow.preflight import check_tracking
-from sat_ray.integrations.mlflow.projection import Projection
+from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.integrations.mlflow.values import Holder, Point, Used
 from sat_ray.models import ModelSpec, Normalized, build_model, model_from_spec
 from sat_ray.models.export import NotExportedError
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import CostSettings
 from sat_ray.sweep.context import Sweep
-from sat_ray.sweep.plan import dataset_uri
+from sat_ray.sweep.plan.datasets import dataset_uri
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint

@@ -16,7 +16,8 @@ from repository import paths_of_tests
 
 from sat_ray.attacks import AttackSpec
 from sat_ray.checkpoint import load_model, save_model
-from sat_ray.data.shards.dataset import image_ids, read_split, write_dataset
+from sat_ray.data.shards.dataset import write_dataset
+from sat_ray.data.shards.reading import image_ids, read_split
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.integrations.ray.session import ray_session

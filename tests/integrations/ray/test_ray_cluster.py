@@ -18,7 +18,7 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.records.store import Records
-from sat_ray.sweep.resources import POOL_LABEL
+from sat_ray.sweep.resources.nodes import POOL_LABEL
 from sat_ray.sweep.tasks import EVALUATE, SEARCH, TRAIN
 from sat_ray.training.loop import EpochReport, TrainingState
 
@@ -117,7 +117,7 @@ def test_the_metrics_pages_show_a_sweep_under_the_names_that_the_dashboard_queri
 
     records = Records(Storage.at(tmp_path / "digits-1"))
     commit_toy_sweep(records, scores={"relu": 0.3})
-    metrics = SweepMetrics(RECIPES["digits_smoke"](), Records(records.storage))
+    metrics = SweepMetrics(RECIPES["digits_smoke"](), Records(records.storage), planned_shards=24)
     commit_toy_sweep(records, scores={"silu": 0.5, "gelu": 0.4})
 
     @ray.remote(num_cpus=1)

@@ -22,12 +22,12 @@ from nbclient import NotebookClient
 from sweeps import ROOT, environment, leaderboard, numbers, pipeline, prepare, records
 
 from sat_ray.checkpoint import load_model
-from sat_ray.data.shards.dataset import read_split
+from sat_ray.data.shards.reading import read_split
 from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA, robust_image_ids
 from sat_ray.integrations.command_line.checks.claims import sweep_of
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.integrations.mlflow import MlflowTracker
-from sat_ray.integrations.mlflow.projection import Projection
+from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.records.store import Records

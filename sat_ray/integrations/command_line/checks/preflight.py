@@ -15,7 +15,7 @@ from sat_ray.models import model_from_spec
 from sat_ray.models.export import NotExportedError, check_exportable
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
-from sat_ray.sweep.plan import data_uri, dataset_uri
+from sat_ray.sweep.plan.datasets import data_uri, dataset_uri
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.compile import check_compiler
 from sat_ray.utils.import_string import is_reference

@@ -30,11 +30,9 @@ def other_classes(dataset: Dataset) -> str:
     manifest = dataset.manifest
     known = DATASETS[manifest["dataset"]].classes if manifest["dataset"] in DATASETS else 0
     found = len(manifest["class_names"])
-    return (
-        f"{manifest['dataset']} has {known:,} classes, this one {found:,}"
-        if known not in (0, found)
-        else ""
-    )
+    if known not in (0, found):
+        return f"{manifest['dataset']} has {known:,} classes, this one {found:,}"
+    return ""
 
 
 def other_count(dataset: Dataset) -> str:
@@ -43,11 +41,9 @@ def other_count(dataset: Dataset) -> str:
     found = sum(manifest["splits"].values()) + len(manifest.get("corrupt", []))
     found += manifest.get("test_images", {}).get("left_out", 0)  # a list chose the others
     known = DATASETS[manifest["dataset"]].images if manifest["dataset"] in DATASETS else 0
-    return (
-        f"{manifest['dataset']} has {known:,} images, this one {found:,}"
-        if known not in (0, found)
-        else ""
-    )
+    if known not in (0, found):
+        return f"{manifest['dataset']} has {known:,} images, this one {found:,}"
+    return ""
 
 
 def enlarged(dataset: Dataset) -> str:

@@ -17,7 +17,6 @@ from sat_ray.report.console import Reporter
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.evaluation import images_of, model_of, rows_of
 from sat_ray.sweep.records.store import Record, Records, record_key
-from sat_ray.sweep.resources import evaluation_resources
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import CARD, EvaluationTask
 from sat_ray.utils.serialization import to_json
@@ -65,7 +64,7 @@ def _compute(
     with on_ray(given, reporter):
         whole = replace(task, first=0, last=n, sample=n, shuffled=False)
         work = (card_of, whole, given.examined(), subject.configuration)
-        ref = stage_task(*work, name="card", resources=evaluation_resources(given.resources))
+        ref = stage_task(*work, name="card", resources=given.resources.evaluation())
         card = follow(ref, reporter.stage("card", 1), done=lambda: (0, ""))
     return records.commit(
         CARD,

@@ -9,7 +9,7 @@ from sat_ray.attacks.spec import AttackSpec, Gradient
 from sat_ray.data.images import LARGEST_SIDE
 from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.process.invocation import invocation
-from sat_ray.sweep.config import ResourceSettings
+from sat_ray.sweep.config.resources import ResourceSettings
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.bounds import (
     Bounds,
@@ -240,7 +240,7 @@ class ExternalOptions:
 
     @property
     def resources(self) -> ResourceSettings:
-        """Return what a task asks of the cluster."""
+        """Return what a task takes of the cluster."""
         return ResourceSettings(
             cpus_per_evaluation=self.cpus_per_task,
             gpus_per_evaluation=self.gpus_per_task,

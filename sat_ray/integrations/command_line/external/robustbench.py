@@ -1,7 +1,7 @@
 """--protocol robustbench: the leaderboard's balls, its entry, and the model as it loads there.
 
 The files are robustbench/NAME.json, the entry; NAME.pt2, the exported model; and NAME.py, which
-loads that with torch alone. What a paper knows and an evaluation does not is left empty.
+loads that with torch alone. What only a paper can say is left empty.
 """
 
 import json

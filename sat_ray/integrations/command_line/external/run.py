@@ -14,11 +14,16 @@ import pyarrow.parquet as pq
 import torch
 
 from sat_ray.data.class_names import below_chance
-from sat_ray.data.shards.dataset import image_ids
+from sat_ray.data.shards.reading import image_ids
 from sat_ray.evaluation.intervals import anytime_interval, wilson_interval
 from sat_ray.evaluation.low_precision.calibration import Calibration
 from sat_ray.integrations.command_line.checks.code_changes import settle_code_changes
 from sat_ray.integrations.command_line.checks.preflight import check_machine, slow_here
+from sat_ray.integrations.command_line.checks.sweep_folder import (
+    check_not_a_file,
+    folder_name,
+    storage_root,
+)
 from sat_ray.integrations.command_line.external.card import card_key, write_card
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.external.robustbench import check_board, write_submission
@@ -33,11 +38,6 @@ from sat_ray.integrations.command_line.external.tasks import (
     records_of,
     run_tasks,
     tasks_of,
-)
-from sat_ray.integrations.command_line.parsing import (
-    check_not_a_file,
-    folder_name,
-    storage_root,
 )
 from sat_ray.integrations.ray.local.session_folders import session_folder
 from sat_ray.report.console import Reporter

@@ -1,6 +1,5 @@
 """A model made elsewhere and the images to attack it on: opened, checked and named."""
 
-import os
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +13,7 @@ from sat_ray.attacks import AttackSpec
 from sat_ray.checkpoint import MODEL_JSON, read_description
 from sat_ray.data.class_names import label_order, numbers_out_of_order, relabelled
 from sat_ray.data.shards.convert import prepared
-from sat_ray.data.shards.dataset import image_ids, labels, read_rows
+from sat_ray.data.shards.reading import image_ids, labels, read_rows
 from sat_ray.evaluation.external.loading import (
     kind_of,
     load_source,
@@ -29,8 +28,8 @@ from sat_ray.evaluation.external.validation import (
     try_model,
     try_more,
 )
+from sat_ray.integrations.command_line.checks.sweep_folder import folder_name, tracking_of
 from sat_ray.integrations.command_line.external.options import ExternalOptions
-from sat_ray.integrations.command_line.parsing import folder_name
 from sat_ray.models import Normalized
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.evaluation import sampled_rows
@@ -185,14 +184,9 @@ def _fetch(given: ExternalOptions, root: Storage, temporary: Path) -> tuple[str,
     if kind == "mlflow":
         from sat_ray.integrations.mlflow import fetch_model
 
-        tracking = (
-            given.tracking_uri
-            or os.environ.get("MLFLOW_TRACKING_URI")
-            or f"sqlite:///{root.uri}/mlflow.db"
-        )
         fetched = fetch_model(
             given.model,
-            tracking_uri=tracking,
+            tracking_uri=tracking_of(given.tracking_uri, root),
             folder=str(temporary),
             allow_pickle=given.allow_pickle,
         )

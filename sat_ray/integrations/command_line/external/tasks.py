@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.report.console import Reporter, StageProgress
-from sat_ray.sweep.plan import shard_bounds
+from sat_ray.sweep.plan.evaluations import shard_bounds
 from sat_ray.sweep.records.so_far import Committed, SoFar
 from sat_ray.sweep.records.store import Record, Records, numerical_environment
-from sat_ray.sweep.resources import Demand, check_room, evaluation_resources
+from sat_ray.sweep.resources.nodes import Demand, check_room
 from sat_ray.sweep.tasks import EVALUATE, EvaluationTask
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def on_ray(given: ExternalOptions, reporter: Reporter) -> Iterator[None]:
                 Demand(
                     stage="evaluate",
                     field="--cpus-per-task",
-                    resources=evaluation_resources(given.resources),
+                    resources=given.resources.evaluation(),
                 )
             ],
             node_groups(),

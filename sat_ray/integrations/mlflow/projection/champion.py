@@ -14,7 +14,7 @@ from sat_ray.integrations.mlflow.projection.registry import (
 )
 from sat_ray.integrations.mlflow.projection.runs import Runs, finalist_name
 from sat_ray.report.sweep_report import card_of, strong_attack
-from sat_ray.sweep.plan import strong_on_validation
+from sat_ray.sweep.plan.evaluations import strong_on_validation
 from sat_ray.sweep.records.store import Record
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import TRAIN

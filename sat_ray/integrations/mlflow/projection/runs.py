@@ -19,7 +19,7 @@ from sat_ray.integrations.mlflow.values import Point, Used
 from sat_ray.models.export import NotExportedError
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.cost.spent import training_seconds
-from sat_ray.sweep.plan import dataset_uri
+from sat_ray.sweep.plan.datasets import dataset_uri
 from sat_ray.sweep.records.store import Record
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import TRAIN, Dataset, task_name

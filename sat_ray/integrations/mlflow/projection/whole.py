@@ -1,4 +1,8 @@
-"""Everything of a sweep that MLflow shows."""
+"""Write MLflow from committed records, as a tree of runs. Any of it may be repeated.
+
+sweep ─┬─ search ──────── one run per trial
+       └─ configuration ─ one run per seed     mean over seeds, difference to relu, cost: to compare
+"""
 
 from collections.abc import Mapping, Sequence
 from time import monotonic

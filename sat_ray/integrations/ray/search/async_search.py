@@ -34,14 +34,14 @@ from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.budget import Budget, SearchResult, result_of
 from sat_ray.sweep.cost.spent import longest_trials
 from sat_ray.sweep.execute.training import train_and_commit
-from sat_ray.sweep.plan import trial_task
+from sat_ray.sweep.plan.trainings import trial_task
 from sat_ray.sweep.records.store import Records, Stage
 from sat_ray.sweep.search.search_space import Group, SearchPoint, groups
 from sat_ray.sweep.search.successive_halving import in_turn
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.randomness import Randomness
 
-STOPPED = Stage("search_stopped", 1, ("sat_ray.sweep.plan",))
+STOPPED = Stage("search_stopped", 1, ("sat_ray.sweep.plan.trainings",))
 
 
 def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResult:
@@ -203,7 +203,6 @@ def _run_asha(
     return run_trials(
         _trial(config, dataset, records, pick, exempt=chosen[0]),
         {"trial": tune.grid_search(list(range(len(chosen))))},
-        records,
         config.resources,
         scheduler=scheduler,
         callbacks=[_RememberStops(config, dataset, records, pick)],
@@ -284,7 +283,6 @@ def _run_optuna(
     return run_trials(
         _trial(config, dataset, records, pick, exempt=first[0]),
         {},
-        records,
         config.resources,
         searcher=searcher,
         samples=config.search.samples,

@@ -11,7 +11,7 @@ from sat_ray.integrations.ray.search.trials import run_rung
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.budget import Budget, SearchResult, commit_result, find_result, result_of
 from sat_ray.sweep.execute.training import discard_states
-from sat_ray.sweep.plan import planned_trials, trial_task
+from sat_ray.sweep.plan.trainings import planned_trials, trial_task
 from sat_ray.sweep.records.store import Record, Records
 from sat_ray.sweep.search.model_selection import mean_accuracy
 from sat_ray.sweep.search.search_space import SearchPoint, groups

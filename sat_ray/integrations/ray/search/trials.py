@@ -17,11 +17,10 @@ from sat_ray.integrations.ray.private import keep_keys_back
 from sat_ray.integrations.ray.prometheus import training_shown
 from sat_ray.storage.local_disk import is_lasting
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.config import ResourceSettings
+from sat_ray.sweep.config.resources import ResourceSettings
 from sat_ray.sweep.cost.budget import Budget
 from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.records.store import Record, Records, attempt_name
-from sat_ray.sweep.resources import trial_resources
 from sat_ray.sweep.tasks import TrainingTask
 
 METRIC = "val_robust_accuracy"
@@ -49,7 +48,6 @@ class _StopWhenLost(tune.Stopper):
 def run_trials(
     trainable: Callable[[dict[str, Any]], None],
     space: dict[str, Any],
-    records: Records,
     resources: ResourceSettings,
     *,
     scheduler: Any = None,
@@ -114,7 +112,7 @@ def _ending_when_lost(
 
 
 def _placement(resources: ResourceSettings) -> tune.PlacementGroupFactory:
-    bundle = trial_resources(resources)
+    bundle = resources.trial()
     selector = selector_for(bundle)
     return tune.PlacementGroupFactory(
         [bundle], **({"bundle_label_selector": [selector]} if selector else {})
@@ -154,7 +152,7 @@ def run_rung(
             )
         report_record(record)
 
-    run_trials(trial, {"trial": tune.grid_search(list(range(len(tasks))))}, records, resources)
+    run_trials(trial, {"trial": tune.grid_search(list(range(len(tasks))))}, resources)
 
 
 @functools.lru_cache(maxsize=1)

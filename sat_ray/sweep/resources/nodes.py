@@ -1,9 +1,6 @@
-"""What each stage takes of a Ray cluster, and whether its nodes can ever provide it.
+"""Whether the nodes of a Ray cluster can ever provide what a stage takes.
 
 Nodes that the autoscaler can buy count too.
-
-The same bundles are asked for at run time, printed by --dry-run, and fed to Ray's scheduler by the
-tests of the manifests.
 """
 
 import json
@@ -13,12 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sat_ray.data.sources.registry import dataset_source
-from sat_ray.data.sources.user_defined import counted
-from sat_ray.sweep.config import ResourceSettings, SweepConfig
-from sat_ray.sweep.search.search_space import groups
-
-Resources = dict[str, float]
+from sat_ray.sweep.config.resources import Resources
 
 POOL_LABEL = "sat-ray/pool"  # a label of Ray's nodes; cluster/ sets it
 CPU_POOL = "cpu"
@@ -28,8 +20,6 @@ GROUPS_FORM = (
 )
 # Ray does not report what its autoscaler may buy; this variable of the cluster does.
 NODE_GROUPS = "SAT_RAY_NODE_GROUPS"
-STAGE_RESOURCES: Resources = {"CPU": 0}  # a stage itself mostly waits for what it started
-SHARD_RESOURCES: Resources = {"CPU": 1}  # of a task that prepares one shard of a dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +40,10 @@ class Demand:
 
     def __str__(self) -> str:
         bundle = ", ".join(f"{name} {amount:g}" for name, amount in self.resources.items())
-        count = f"{self.count} x " if self.count > 1 else ""
+        count = f"{self.count} x " if self.gang or self.count > 1 else ""
         if self.gang:
             gangs = f"{self.at_once} gangs" if self.at_once > 1 else "a gang"
-            count = f"{gangs} of {self.count} x "
+            count = f"{gangs} of {count}"
         shared = (
             ": the first has its GPU alone, of the others as many share one as its memory then "
             "shows to fit"
@@ -88,68 +78,6 @@ class NodeGroup:
         return self.nodes * each
 
 
-def worker_resources(resources: ResourceSettings) -> Resources:
-    """Return what one training worker takes."""
-    return _bundle(resources.cpus_per_worker, resources.gpus_per_worker)
-
-
-def trial_resources(resources: ResourceSettings) -> Resources:
-    """Return what one search trial takes."""
-    return _bundle(resources.cpus_per_trial, resources.gpus_per_trial)
-
-
-def evaluation_resources(resources: ResourceSettings) -> Resources:
-    """Return what one evaluation task takes."""
-    return _bundle(resources.cpus_per_evaluation, resources.gpus_per_evaluation)
-
-
-def bundles(config: SweepConfig) -> list[Demand]:
-    """Return everything that a sweep asks of the cluster, in the order of its stages.
-
-    `count` is the most that may wait at once.
-    """
-    asked = config.resources
-    models = len(groups(config.search.points())) * len(config.final.seeds)
-    source = counted(dataset_source(config.data.dataset), config.data.path)
-    shards = config.evaluation.shards(source.test)
-    trials = (
-        len(config.search.points()) if config.search.method == "grid" else config.search.samples
-    )
-    return [
-        Demand(stage="prepare", field="data.dataset", resources=SHARD_RESOURCES),
-        Demand(
-            stage="search",
-            field="resources.cpus_per_trial",
-            resources=trial_resources(asked),
-            count=trials,
-        ),
-        Demand(
-            stage="train",
-            field=f"resources.train_{'groups' if asked.train_groups > 1 else 'workers'}",
-            resources=worker_resources(asked),
-            count=asked.train_workers,
-            gang=True,
-            at_once=asked.train_groups,
-        ),
-        Demand(
-            stage="evaluate",
-            field="resources.cpus_per_evaluation",
-            resources=evaluation_resources(asked),
-            count=models * shards,
-            shared=asked.share_gpus,
-        ),
-        Demand(
-            stage="card",
-            field="resources.cpus_per_evaluation",
-            resources=evaluation_resources(asked),
-            count=1
-            if config.evaluation.strong == "none"
-            else models * config.evaluation.shards(source.val),
-        ),
-        Demand(stage="report", field="report", resources=STAGE_RESOURCES),
-    ]
-
-
 def pool_selector(resources: Resources, nodes: Sequence[NodeGroup]) -> dict[str, str]:
     """Return the label selector that keeps work without GPUs off GPU nodes.
 
@@ -164,10 +92,8 @@ def check_room(demands: Sequence[Demand], nodes: Sequence[NodeGroup]) -> None:
     for demand in demands:
         selector = pool_selector(demand.resources, nodes)
         allowed = [group for group in nodes if not selector or group.pool == CPU_POOL]
-        room, needed = (
-            sum(group.room(demand.resources) for group in allowed),
-            demand.count * demand.at_once if demand.gang else 1,
-        )
+        room = sum(group.room(demand.resources) for group in allowed)
+        needed = demand.count * demand.at_once if demand.gang else 1
         if room >= needed:
             continue
         at_once = (
@@ -212,10 +138,6 @@ def _group(*, pool: str, nodes: int, **resources: Any) -> NodeGroup:
         nodes=int(nodes),
         resources={name: float(amount) for name, amount in resources.items()},
     )
-
-
-def _bundle(cpus: float, gpus: float) -> Resources:
-    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
 
 def _gpus(resources: Resources) -> bool:

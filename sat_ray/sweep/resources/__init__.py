@@ -1,0 +1,1 @@
+"""What a sweep takes of a Ray cluster."""
