@@ -252,7 +252,7 @@ def test_a_difference_is_within_noise_exactly_where_its_corrected_p_value_is_abo
     alone = compared({"a": first, "b": other})
     assert not alone.pairs[0].robust.within_noise
     assert "A is the more robust of these two checkpoints on these images" in sentence(
-        alone, alone.pairs[0]
+        alone.pairs[0]
     )
     many = compared({"a": first, "b": other, "c": first, "d": first, "e": first})
     assert many.pairs[0].robust.holm_p_value == pytest.approx(4 * p_value)
