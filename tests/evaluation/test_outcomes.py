@@ -493,6 +493,6 @@ def test_ten_times_the_shards_take_ten_times_as_long_and_no_more_memory(tmp_path
     )
     few, many = found["few"], found["many"]
     assert (few["count"], many["count"]) == (150, 1500)
-    assert many["seconds"] < 2 * few["seconds"]
+    assert many["seconds"] < 4 * few["seconds"]  # of a shard; ten times, were it quadratic
     assert many["mib"] < few["mib"] + 4 < found["held"] - 10, found
     assert pq.read_table(tmp_path / "many" / "outcomes" / "m.parquet").num_rows == 2 * 1500
