@@ -597,7 +597,7 @@ def test_two_processes_create_one_fresh_database(tmp_path: Path) -> None:
     for process in both:
         process.start()
     for process in both:
-        process.join(60)
+        process.join(PATIENCE_SECONDS)
     assert [process.exitcode for process in both] == [0, 0]
     assert sorted(found.name for found in MlflowClient(fresh, fresh).search_experiments()) == [
         "Default",
