@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from repository import ROOT
 from sweeps import environment
+from waiting import PATIENCE_SECONDS
 
 SCRIPT = ROOT / "cluster" / "local.sh"
 
@@ -48,7 +49,7 @@ def test_a_state_folder_of_a_stranger_is_refused_before_anything_starts(
         env=variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 1
@@ -64,7 +65,7 @@ def test_a_state_folder_of_a_stranger_names_no_process_to_end(
 ) -> None:
     state = tmp_path / "state"
     make(state)
-    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+    with subprocess.Popen(["sleep", "900"], start_new_session=True) as process:
         started = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
         (state / "head.pid").write_text(f"{process.pid} {started}\n")
         variables = environment(SAT_RAY_LOCAL_STATE=str(state), RAY=sys.executable)
@@ -73,7 +74,7 @@ def test_a_state_folder_of_a_stranger_names_no_process_to_end(
             env=variables,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
         alive = process.poll() is None

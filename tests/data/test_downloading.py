@@ -174,7 +174,7 @@ def test_a_server_that_never_answers_is_given_up(
         started = time.monotonic()
         with pytest.raises(DownloadError, match=r"timed out.*; try again with a network"):
             DATASETS["cifar10"].open(str(tmp_path), download=True)
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 200
     assert socket.getdefaulttimeout() == before
 
 

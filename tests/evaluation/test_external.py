@@ -1234,7 +1234,7 @@ def test_the_command_gives_the_outcomes_of_evaluate_and_repeats_without_work(
         *words,
     ]
     done = subprocess.run(
-        command, cwd=on_the_shelf, env=environment(), capture_output=True, text=True, timeout=500
+        command, cwd=on_the_shelf, env=environment(), capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     assert "2 shards: 2 computed, 0 reused" in done.stdout

@@ -365,6 +365,9 @@ def forget_the_peak():
     with open("/proc/self/clear_refs", "w") as peak:
         peak.write("5")
 """
+# The system's allocator, because Arrow's own keeps some 30 MB for later; one heap for all threads,
+# because what many heaps hold depends on which thread did what.
+STEADY_MEMORY = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
 MEASURE = """
 import json, sys
 import pyarrow as pa, pyarrow.parquet as pq
@@ -397,8 +400,6 @@ def test_the_merge_holds_a_small_part_of_the_table_and_many_models_do_not_add_up
 ) -> None:
     """50,000 images x 16 runs in 100 parts, two models; reading one model's table afterwards shows
     that the measure sees memory.
-
-    The system's allocator, because Arrow's own keeps some 30 MB for later whatever the work was.
     """
     whole = rows_of(
         np.arange(50_000),
@@ -415,7 +416,7 @@ def test_the_merge_holds_a_small_part_of_the_table_and_many_models_do_not_add_up
     parts = written(Storage.at(tmp_path), chosen)
     (tmp_path / "parts.json").write_text(json.dumps([vars(part) for part in parts]))
     command = [sys.executable, "-c", STATUS + MEASURE, str(tmp_path), str(tmp_path / "parts.json")]
-    environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+    environment = os.environ | STEADY_MEMORY
     found = json.loads(
         subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     )
@@ -487,12 +488,12 @@ def test_ten_times_the_shards_take_ten_times_as_long_and_no_more_memory(tmp_path
     for name, count in (("few", 150), ("many", 1500)):
         commit_shards(tmp_path / name, count)
     command = [sys.executable, "-c", STATUS + MANY, str(tmp_path)]
-    environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+    environment = os.environ | STEADY_MEMORY
     found = json.loads(
         subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     )
     few, many = found["few"], found["many"]
     assert (few["count"], many["count"]) == (150, 1500)
-    assert many["seconds"] < 2 * few["seconds"]
+    assert many["seconds"] < 4 * few["seconds"]  # of a shard; ten times, were it quadratic
     assert many["mib"] < few["mib"] + 4 < found["held"] - 10, found
     assert pq.read_table(tmp_path / "many" / "outcomes" / "m.parquet").num_rows == 2 * 1500

@@ -15,6 +15,16 @@ from pathlib import Path
 ACCESS_KEY, SECRET_KEY, REGION = "sat:ray", "testsecretsecret", "us-east-1"
 STRANGER = "sat:stranger"  # a second access key with the same secret, which may do nothing
 ROLES = ("proxy", "object", "container", "account")
+# Swift waits half a second for a connection, and lists an object later where that takes a second.
+PATIENCE = {"conn_timeout": "600", "node_timeout": "600", "client_timeout": "600"}
+OF_ROLE = {
+    "proxy": {
+        "account_autocreate": "true",
+        "allow_account_management": "true",
+        "recoverable_node_timeout": "600",
+    },
+    "object": {"container_update_timeout": "600"},
+}
 FILTERS = {
     "catch_errors": {},
     "gatekeeper": {},
@@ -70,11 +80,7 @@ def write_settings(folder: Path, port: int) -> None:
         }
         settings |= {"recon_cache_path": str(folder / "cache")}
         filters = FILTERS if role == "proxy" else {}
-        app = {"use": f"egg:swift#{role}"} | (
-            {"account_autocreate": "true", "allow_account_management": "true"}
-            if role == "proxy"
-            else {}
-        )
+        app = {"use": f"egg:swift#{role}"} | PATIENCE | OF_ROLE.get(role, {})
         pipeline = " ".join([*filters, f"{role}-server"])
         sections = {
             "DEFAULT": settings,

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from repository import paths_of_tests
 from sklearn.datasets import load_digits
 from torch import Tensor
+from waiting import PATIENCE_SECONDS
 
 from sat_ray.attacks import PGD
 from sat_ray.attacks.losses import cross_entropy
@@ -155,7 +156,7 @@ def worker_of_two(rank: int, folder: str) -> Iterator[ProcessGroup]:
     dist.destroy_process_group()
 
 
-def in_two_processes(call: str, *, timeout: float) -> None:
+def in_two_processes(call: str) -> None:
     """Run `module.function({rank}, ...)` of these tests in two processes at once, for ranks 0 and
     1; AssertionError shows what failed.
     """
@@ -169,7 +170,7 @@ def in_two_processes(call: str, *, timeout: float) -> None:
         for command in start
     ]
     for process in running:
-        output, _ = process.communicate(timeout=timeout)
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 0, output
 
 

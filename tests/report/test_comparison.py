@@ -3,9 +3,10 @@ and the command run for real.
 """
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from sat_ray.evaluation.intervals import mcnemar_p_value, paired_difference_inte
 from sat_ray.evaluation.outcome_files import EVALUATION_KEY, folder_and_name
 from sat_ray.evaluation.outcomes import clean_correct_ids, robust_image_ids
 from sat_ray.evaluation.robustness import calibrate_attacks, evaluate
-from sat_ray.integrations.command_line.compare import run
+from sat_ray.integrations.command_line.compare import main, run
 from sat_ray.models import Normalized
 from sat_ray.report.compare.paired import Comparison, compare, to_json
 from sat_ray.report.compare.tables import notes, sentence
@@ -604,8 +605,26 @@ def test_the_command_prints_plain_tables_and_writes_everything_as_json(
     assert "McNemar compares these checkpoints on these images, not two activations" in done.stdout
 
 
+@pytest.fixture
+def answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs the command in this process; it returns the exit status and
+    both outputs.
+    """
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # the command may change it
+
+    def answer(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["compare.py", *arguments])
+        status = main(about="")
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return answer
+
+
 def test_the_command_prints_no_escape_that_outcomes_hold(
-    tables: dict[str, pa.Table], tmp_path: Path
+    tables: dict[str, pa.Table], answered: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     hostile = "\x1b]0;title\x07[red]\u202epgd"
     named = [
@@ -614,19 +633,18 @@ def test_the_command_prints_no_escape_that_outcomes_hold(
         )
         for table in tables.values()
     ]
-    done = command(*saved(tmp_path, **{f"{place}\x1b[31m": one for place, one in enumerate(named)}))
-    assert done.returncode == 0, done.stderr
-    assert r"\x1b]0;title\x07[red]\u202epgd" in done.stdout and r"0\x1b[31m" in done.stdout
-    assert not {"\x1b", "\x07", "\u202e"} & set(done.stdout + done.stderr)
+    files = saved(tmp_path, **{f"{place}\x1b[31m": one for place, one in enumerate(named)})
+    status, out, err = answered(*files)
+    assert status == 0, err
+    assert r"\x1b]0;title\x07[red]\u202epgd" in out and r"0\x1b[31m" in out
+    assert not {"\x1b", "\x07", "\u202e"} & set(out + err)
 
 
 def test_the_command_refuses_in_one_line_with_exit_status_2(
-    tables: dict[str, pa.Table], tmp_path: Path
+    tables: dict[str, pa.Table], answered: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     a, b = saved(tmp_path, a=tables["relu-s0"], b=tables["silu-s0"].slice(0, 100))
-    done = command(a, b)
-    assert done.returncode == 2 and done.stdout == ""
-    assert (
-        done.stderr.startswith("error: image sets differ: A (a) has 120 images")
-        and done.stderr.count("\n") == 1
-    )
+    status, out, err = answered(a, b)
+    assert status == 2 and out == ""
+    assert err.startswith("error: image sets differ: A (a) has 120 images")
+    assert err.count("\n") == 1

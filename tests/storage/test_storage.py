@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from waiting import until
 
 from sat_ray.storage.outages import is_away
 from sat_ray.storage.preflight import check_writable
@@ -171,15 +172,16 @@ def test_a_folder_that_another_process_makes_and_removes_is_listed_all_the_while
     folder = tmp_path / "folder"
     churn = f"import os\nwhile True: os.mkdir({str(folder)!r}); os.rmdir({str(folder)!r})"
     other = subprocess.Popen([sys.executable, "-c", churn])
-    storage, seen = Storage.at(tmp_path), set[bool]()
+    storage = Storage.at(tmp_path)
     try:
+        until(folder.exists, what="the folder")
         for _ in range(20_000):  # a listing failed about once in a thousand
             assert storage.names("folder") == []
-            seen.add(folder.exists())
+        assert other.poll() is None
+        until(lambda: not folder.exists(), what="the place without the folder")
     finally:
         other.kill()
         other.wait()
-    assert seen == {True, False}
 
 
 def test_a_moved_file_is_in_its_new_place_alone(storage: Storage) -> None:

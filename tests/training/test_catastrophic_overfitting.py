@@ -201,8 +201,7 @@ def one_of_two_workers(rank: int, folder: str) -> None:
 
 def test_two_workers_roll_back_together_and_recover(tmp_path: Path) -> None:
     in_two_processes(
-        f"test_catastrophic_overfitting.one_of_two_workers({{rank}}, {str(tmp_path)!r})",
-        timeout=300,
+        f"test_catastrophic_overfitting.one_of_two_workers({{rank}}, {str(tmp_path)!r})"
     )
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first["events"] == second["events"] and len(first["events"]) >= 1

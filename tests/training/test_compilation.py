@@ -258,9 +258,7 @@ def one_of_two_workers(rank: int, folder: str) -> None:
 def test_two_workers_with_compiled_kernels_equal_one_with_plain_ones(
     digits: Split, tmp_path: Path
 ) -> None:
-    in_two_processes(
-        f"test_compilation.one_of_two_workers({{rank}}, {str(tmp_path)!r})", timeout=500
-    )
+    in_two_processes(f"test_compilation.one_of_two_workers({{rank}}, {str(tmp_path)!r})")
     (*_, plain) = train(small_model("smoothrelu"), digits, **SHORT)
     for rank in (0, 1):
         for name, tensor in torch.load(tmp_path / f"{rank}.pt").items():

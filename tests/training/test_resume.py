@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from repository import paths_of_tests
 from trainings import BALL, assert_same_bits, digits_again, small_model, train
+from waiting import until
 
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import DATASETS
@@ -163,9 +164,8 @@ def test_training_killed_at_a_random_step_and_resumed_is_the_run_left_alone_bit_
         [sys.executable, "-c", code + f"t.train_and_leave_checkpoints({str(tmp_path)!r})"],
         env=os.environ | {"PYTHONPATH": paths_of_tests()},
     ) as process:
-        storage, deadline = Storage.at(tmp_path), time.monotonic() + 120
-        while not storage.exists("state.safetensors") and time.monotonic() < deadline:
-            time.sleep(0.01)
+        storage = Storage.at(tmp_path)
+        until(lambda: storage.exists("state.safetensors"), what="the first checkpoint")
         time.sleep(time.time() % 0.5)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL

@@ -113,7 +113,7 @@ def one_of_two_workers(rank: int, folder: str) -> None:
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """Return what two real processes left: [rank 0, rank 1] for every case."""
     folder = tmp_path_factory.mktemp("gloo")
-    in_two_processes(f"test_training.one_of_two_workers({{rank}}, {str(folder)!r})", timeout=120)
+    in_two_processes(f"test_training.one_of_two_workers({{rank}}, {str(folder)!r})")
     return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1)] for name in CASES}
 
 

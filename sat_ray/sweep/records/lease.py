@@ -25,7 +25,8 @@ from sat_ray.sweep.records.renewed_lease import (
 
 LOCK = "state/driver.json"  # on a local disk
 OWNER = "state/driver-owner.json"  # on a local disk
-LOOK_SECONDS = 1.0  # a lock that is held for longer is a driver's
+LOOKS = 20  # at a lock; one that is held at every look is a driver's
+PAUSE_SECONDS = 0.05  # between two looks
 HEARTBEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 30.0
 
@@ -77,13 +78,15 @@ def _file_lock(storage: Storage, mine: dict[str, Any]) -> Iterator[None]:
 
 
 def _taken(handle: TextIO) -> bool:
-    """Take the lock of a driver; try again for a second, because `read_lease` holds it briefly."""
-    deadline = time.monotonic() + LOOK_SECONDS
-    while not _locks(handle, fcntl.LOCK_EX):
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.05)
-    return True
+    """Take the lock of a driver; try again for a second, because `read_lease` holds it briefly.
+
+    Looks are counted, not seconds: a machine that stands still for some seconds stops both.
+    """
+    for _ in range(LOOKS):
+        if _locks(handle, fcntl.LOCK_EX):
+            return True
+        time.sleep(PAUSE_SECONDS)
+    return False
 
 
 def _locks(handle: TextIO, kind: int) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from sweeps import ROOT, environment, pipeline, prepare
+from waiting import PATIENCE_SECONDS, until
 
 from sat_ray.data.shards.manifest import CorruptShardError
 from sat_ray.storage.sealed import sealed
@@ -130,7 +131,7 @@ def test_a_tracking_server_that_does_not_answer_is_refused_before_ray_starts(
         )
     )
     assert "127.0.0.1:9" in message
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 120  # MLflow itself would try for some minutes
 
 
 def test_results_of_other_code_are_refused_and_the_modules_named(
@@ -170,10 +171,8 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path) -> None:
     driver = subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "data").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    until((tmp_path / "data").exists, what="the folder of the data")
     driver.terminate()
-    _, errors = driver.communicate(timeout=120)
+    _, errors = driver.communicate(timeout=PATIENCE_SECONDS)
     assert driver.returncode == 130
     assert "the same command goes on from there" in errors

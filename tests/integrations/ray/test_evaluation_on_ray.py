@@ -75,8 +75,8 @@ def is_at_work(process: psutil.Process) -> bool:
 
 
 def worker_at_work() -> psutil.Process | None:
-    """Return a process that evaluates a shard."""
-    return next(filter(is_at_work, psutil.process_iter()), None)
+    """Return a process of this test's own Ray that evaluates a shard."""
+    return next(filter(is_at_work, psutil.Process().children(recursive=True)), None)
 
 
 def kill_one_worker(killed: list[int], *, over: threading.Event) -> None:
@@ -93,8 +93,9 @@ def kill_one_worker(killed: list[int], *, over: threading.Event) -> None:
 def _is_at_work_after(seconds: float, process: psutil.Process, over: threading.Event) -> bool:
     try:
         begun = process.cpu_times().user
-        while process.cpu_times().user < begun + seconds and not over.wait(0.02):
-            pass
+        while process.cpu_times().user < begun + seconds:
+            if over.wait(0.02) or not is_at_work(process):
+                return False
     except psutil.Error:
         return False
     return is_at_work(process)
