@@ -6,7 +6,7 @@ from licences import ALL, ROOT, WITH_SAT_RAY, pinned, table
 def test_the_page_shows_the_licence_of_every_pinned_package() -> None:
     page = (ROOT / "docs/reference/dependencies.md").read_text().splitlines()
     missing = [row for row in table() if row not in page]
-    assert not missing, "print the table again: python tests/helpers/licences.py"
+    assert not missing, "print the table again: python tests/documentation/licences.py"
     assert len(page) - page.index(table()[0]) == len(table()), "a row of earlier packages is left"
 
 
