@@ -8,17 +8,19 @@ from sat_ray.training.progressive_resizing import check_resizing, image_shape
 from sat_ray.utils.import_string import is_reference
 
 
-def check_network(config: SweepConfig, classes: int, shape: tuple[int, ...]) -> None:
+def check_network(
+    config: SweepConfig, classes: int, shape: tuple[int, ...], *, download: bool = True
+) -> None:
     """Raise ValueError where a network or its initial weights do not fit the images.
 
-    shape: (C, H, W) of the images.
+    shape: (C, H, W) of the images; download: whether weights on a hub are read too.
     """
     check_resizing(config.training, shape)
     if not is_checked(config):
         return
     spec = spec_of_trial(config, classes, shape)
     if config.model.initial_weights:
-        check_initial_weights(config.model.initial_weights, spec)
+        check_initial_weights(config.model.initial_weights, spec, download=download)
     if not _is_from_outside(config.model.name):
         return
     sizes = (

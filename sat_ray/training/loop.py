@@ -32,6 +32,7 @@ from sat_ray.training.objectives import make_objective
 from sat_ray.training.optimization.schedules import FLOOR, learning_rate_factor
 from sat_ray.training.parallel.onednn_workaround import KernelReach
 from sat_ray.training.parallel.process_group import ProcessGroup
+from sat_ray.training.parallel.worker_load import WorkerLoad
 from sat_ray.training.progressive_resizing import check_resizing, image_shape
 from sat_ray.training.resume.preemption import PreemptionWatcher
 from sat_ray.training.resume.state import EpochReport, TrainingState, joined
@@ -190,6 +191,7 @@ class _Run:
             model, attacker, start=settings.alpha_start, ramp=settings.alpha_ramp
         )
         self.watcher = PreemptionWatcher(options.preemption_announced, group)
+        self.load = WorkerLoad(self.device, group)
         if state.weights:
             self.train_step.restore(
                 joined(weights=state.weights, optimizer=state.optimizer, average=state.average)
@@ -204,6 +206,7 @@ class _Run:
     def epoch(self, epoch: int, *, validate: bool) -> EpochReport:
         """Train for one epoch, or for what is left of it, and validate where that is due."""
         self.clock = perf_counter()
+        self.load.begin()
         totals = Totals(
             self.state.sums, device=self.device, process_group=self.options.process_group
         )
@@ -260,6 +263,7 @@ class _Run:
     def _between_steps(self, epoch: int, step: int, totals: Totals) -> None:
         """Let the guard look, and write a checkpoint, where either is due after so many steps."""
         done = epoch * self.batches.steps + step
+        self.load.sample()
         if self.settings.guard_every and done % self.settings.guard_every == 0:
             self._require_sound(epoch, step, totals)
             self._guard(epoch, step)
@@ -323,7 +327,7 @@ class _Run:
             "train/adversarial_accuracy": correct / images,
             "train/learning_rate": self._learning_rate(self._progress(epoch, steps - 1)),
             "throughput/images_per_second": images / self.state.epoch_seconds,
-        }
+        } | self.load.metrics()
         memory = self.state.guard
         if memory.images:
             metrics["guard/robust_accuracy"] = memory.robust / memory.images

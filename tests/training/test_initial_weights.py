@@ -3,7 +3,13 @@ step; what does not fit is refused with the names.
 """
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +18,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from repository import ROOT
 from trainings import BALL
 
 from sat_ray.checkpoint import load_model, save_model
@@ -188,25 +195,95 @@ def test_a_training_records_the_accuracy_that_it_starts_from(
     assert loaded.spec == task.model
 
 
-def test_weights_that_timm_fetched_start_a_network_of_timm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Hub:
+    """A server on this machine that answers as the Hugging Face hub does for one repository."""
+
+    def __init__(self, repository: str, weights: dict[str, torch.Tensor]) -> None:
+        data = safetensors.torch.save(weights)
+        self.requests = requests = list[str]()
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                there = self.path == f"/{repository}/resolve/main/model.safetensors"
+                requests.append(f"{self.command} {self.path}")
+                self.send_response(200 if there else 404)
+                self.send_header("Content-Length", str(len(data) if there else 0))
+                self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+                self.send_header("X-Repo-Commit", "0" * 40)
+                self.end_headers()
+                if there and self.command == "GET":
+                    self.wfile.write(data)
+
+            do_GET = do_HEAD  # noqa: N815
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def theirs() -> Any:
+    return timm.create_model("test_vit", pretrained=False)
+
+
+@pytest.fixture
+def hub(theirs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Serve the weights to this process, whose client keeps them below tmp_path."""
+    made = Hub("timm/test_vit.r160_in1k", theirs.state_dict())
+    files = made.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", made.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield made
+    made.close()
+
+
+def test_weights_of_timm_are_downloaded_once_and_start_its_network(
+    theirs: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """timm reads them from the folder where the hub's client keeps what it downloaded."""
-    theirs = timm.create_model("test_vit", pretrained=False)
-    kept = tmp_path / "models--timm--test_vit.r160_in1k"
-    (kept / "refs").mkdir(parents=True)
-    (kept / "refs" / "main").write_text("0" * 40)
-    (kept / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    file = kept / "snapshots" / ("0" * 40) / "model.safetensors"
-    safetensors.torch.save_file(theirs.state_dict(), file)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     options: dict[str, Any] = {"num_classes": 10, "image_size": (160, 160), "seed": 0}
     model = build_model("timm:test_vit", activation="silu", **options)
     model = started("timm:pretrained", model, seed=0)
     assert torch.equal(model.body.blocks[0].attn.qkv.weight, theirs.blocks[0].attn.qkv.weight)  # type: ignore[union-attr, index]
     assert model.mean.flatten().tolist() == pytest.approx(theirs.pretrained_cfg["mean"])
     assert model.body.head.weight.shape[0] == 10  # type: ignore[union-attr]
+    file = "/timm/test_vit.r160_in1k/resolve/main/model.safetensors"
+    assert hub.requests.count(f"GET {file}") == 1, hub.requests
     assert "timm has for test_vit: timm:r160_in1k" in refusal("timm:zzz", model)
-    file.unlink()
-    assert "timm cannot load the weights of test_vit" in refusal("timm:r160_in1k", model)
+    hub.close()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    again = build_model("timm:test_vit", activation="silu", **options | {"seed": 1})
+    again = started("timm:r160_in1k", again, seed=1)
+    assert torch.equal(again.body.blocks[0].attn.qkv.weight, theirs.blocks[0].attn.qkv.weight)  # type: ignore[union-attr, index]
+
+
+def test_weights_that_the_hub_does_not_have_are_refused_in_one_line(hub: Hub) -> None:
+    model = build_model("timm:test_vit2", activation="silu", num_classes=10, image_size=(160, 160))
+    assert "timm cannot load the weights of test_vit2" in refusal("timm:pretrained", model)
+    assert hub.requests, "the hub was tried"
+
+
+def test_a_dry_run_names_the_weights_of_timm_and_downloads_nothing(
+    hub: Hub, tmp_path: Path
+) -> None:
+    options = ("--model.name", "timm:test_vit", "--model.patch-size", "2", "--dry-run")
+    place = ("--storage", str(tmp_path / "runs"), "--model.initial-weights", "timm:pretrained")
+    command = [sys.executable, "pipelines/sweep.py", "digits_smoke", *options, *place]
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "hub")}
+    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    (line,) = (one for one in shown.stdout.splitlines() if one.startswith("  initial weights"))
+    where = "downloaded when the sweep starts: timm/test_vit.r160_in1k of the Hugging Face hub"
+    assert line.split(maxsplit=2)[2] == f"timm:pretrained, {where}"
+    spec = build_model("timm:test_vit", num_classes=10, image_size=(160, 160)).spec
+    assert spec is not None
+    with pytest.raises(ValueError, match="timm has for test_vit: timm:r160_in1k"):
+        check_initial_weights("timm:zzz", spec, download=False)
+    assert not hub.requests and not (tmp_path / "hub").exists()

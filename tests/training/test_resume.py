@@ -71,7 +71,8 @@ def states_of(
         "checkpoint_every": 1,
         "on_checkpoint": lambda state: seen.append(unpack_state(pack_state(state))),
     }
-    return seen, train(small_model(activation), digits, **EVERYTHING, **changes, **every)[-1].state
+    settings = EVERYTHING | changes | every
+    return seen, train(small_model(activation), digits, **settings)[-1].state
 
 
 @pytest.mark.parametrize(
@@ -81,8 +82,9 @@ def states_of(
         ("parametric_softplus", {"alpha_start": 0.5}),
         ("smoothrelu_learned", ADAMW | {"objective": "mart", "awp_gamma": 0.01, "awp_start": 0.4}),
         ("silu", {"layer_decay": 0.8, "objective": "trades", "awp_gamma": 0.01}),
+        ("gelu", {"attack_replays": 2, "guard_every": 0}),
     ],
-    ids=["SGD", "moving alpha", "AdamW, MART, AWP", "SGD by layers, TRADES, AWP"],
+    ids=["SGD", "moving alpha", "AdamW, MART, AWP", "SGD by layers, TRADES, AWP", "Free"],
 )
 def test_a_run_resumed_after_any_step_is_the_undisturbed_run_bit_for_bit(
     digits: Split, activation: str, changes: dict[str, Any]
@@ -97,7 +99,7 @@ def test_a_run_resumed_after_any_step_is_the_undisturbed_run_bit_for_bit(
     for at in (0, 5, 7, 11) if not changes else (5,):
         other = small_model(activation)
         torch.nn.init.zeros_(other.body.conv1.weight)  # whatever the model held, the state decides
-        resumed = train(other, digits, **EVERYTHING, **changes, state=seen[at])
+        resumed = train(other, digits, **EVERYTHING | changes, state=seen[at])
         assert [report.epoch for report in resumed] == list(range(at // 4, 3))
         assert_same_bits(resumed[-1].state, undisturbed)
         again = dataclasses.replace(seen[at], seconds=0.0)

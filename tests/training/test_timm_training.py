@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from trainings import SMALL, arguments_of_fit, assert_same_bits, train
+from torch.nn import functional as F
+from trainings import BALL, SMALL, arguments_of_fit, assert_same_bits, train
 
 from sat_ray.data.split import Split
 from sat_ray.models import Normalized, build_model
@@ -16,9 +17,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "test_vit": {"patch_size": 2},
     "test_convnext": {"patch_size": 1},
 }
+KINDS = (  # of about 0.3 to 5 million parameters, for images of 32 pixels
+    *("test_vit_relpos", "test_convnext2", "test_resnet", "test_efficientnet", "test_nfnet"),
+    *("test_efficientnet_gn", "test_byobnet", "test_mambaout", "test_coatnet"),
+    *("resnet10t", "regnety_002", "mobilenetv3_small_050"),
+)
 
 
-def network(name: str, activation: str = "silu") -> Normalized:
+def network(name: str, activation: str = "silu", *, side: int = 8) -> Normalized:
     """Build a tiny network of timm for the digits, the same weights every time."""
     return build_model(
         f"timm:{name}",
@@ -27,9 +33,9 @@ def network(name: str, activation: str = "silu") -> Normalized:
         in_channels=1,
         mean=(0.3,),
         std=(0.35,),
-        image_size=(8, 8),
+        image_size=(side, side),
         seed=0,
-        **NETWORKS[name],
+        **NETWORKS.get(name, {}),
     )
 
 
@@ -70,3 +76,33 @@ def test_a_resumed_training_of_a_network_of_timm_is_the_undisturbed_one(digits: 
         torch.nn.init.zeros_(other.body.head.weight)  # type: ignore[arg-type, union-attr]
         resumed = train(other, digits, state=seen[at], **changes)[-1].state
         assert_same_bits(resumed, whole)
+
+
+def enlarged(split: Split) -> Split:
+    """Return digits of 32 pixels."""
+    images = F.interpolate(split.images.float(), scale_factor=4).to(torch.uint8)
+    return Split(images, split.labels, split.image_ids)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_network_trains_and_resumes_bit_for_bit(name: str, digits: Split) -> None:
+    seen: list[TrainingState] = []
+    changes: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 1e-3, "epochs": 1}
+    changes |= {"global_batch_size": 8, "batchnorm_group_size": 8}
+    parts = (enlarged(digits.take(slice(at, at + count))) for at, count in ((0, 16), (1000, 8)))
+    images, held_out = parts
+
+    def trained(model: Normalized, **more: Any) -> TrainingState:
+        options = arguments_of_fit(SMALL, changes | more)
+        return list(fit(model, images, held_out, threat_model=BALL, **options))[-1].state
+
+    def keep(state: TrainingState) -> None:
+        seen.append(unpack_state(pack_state(state)))
+
+    start = network(name, "smoothrelu_learned", side=32)
+    weights = {key: one.clone() for key, one in start.state_dict().items()}
+    whole = trained(start, checkpoint_every=1, on_checkpoint=keep)
+    moved = {key for key, one in weights.items() if not torch.equal(one, whole.weights[key])}
+    assert any(key.endswith(".beta") for key in moved) and len(moved) > len(weights) / 2
+    again = network(name, "smoothrelu_learned", side=32)
+    assert_same_bits(trained(again, state=seen[0]), whole)

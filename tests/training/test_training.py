@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from trainings import (
     BALL,
+    MEASURED,
     SMALL,
-    TIMES,
     AttackCalls,
     assert_same_bits,
     digits_again,
@@ -140,8 +140,12 @@ def test_two_workers_equal_one_process_with_the_same_groups(
                 atol=1e-5,
                 msg=lambda text, name=name: f"{name}: {text}",
             )
-        for name in alone[0].metrics.keys() - set(TIMES):
+        for name in alone[0].metrics.keys() - set(MEASURED):
             assert worker["metrics"][name] == pytest.approx(alone[0].metrics[name], abs=1e-4), name
+    first, second = (
+        {name: one["metrics"][name] for name in MEASURED[1:]} for one in two_workers[case]
+    )
+    assert first == second, "of both workers, the same in both"
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -52,6 +52,7 @@ def plan(config: SweepConfig) -> dict[str, str]:
     models = f"{finalists} configurations x {seeds} seeds = {finalists * seeds}"
     return {
         "dataset": f"{source.name}: {source.about}",
+        **_initial_weights(config),
         **_training(config),
         "epsilon": f"{as_255ths(config.threat_model.epsilon)} ({config.threat_model.norm})",
         "training attack": _training_attack(config),
@@ -66,6 +67,15 @@ def plan(config: SweepConfig) -> dict[str, str]:
         **_budget(config),
         **{f"asked of Ray, {demand.stage}": str(demand) for demand in bundles(config)},
     }
+
+
+def _initial_weights(config: SweepConfig) -> dict[str, str]:
+    model = config.model
+    if not model.initial_weights:
+        return {}
+    from sat_ray.sweep.execute.initial_weights import source_of  # loads torch
+
+    return {"initial weights": source_of(model.initial_weights, model.name)}
 
 
 def _training(config: SweepConfig) -> dict[str, str]:

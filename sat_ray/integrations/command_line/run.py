@@ -68,7 +68,7 @@ def _check_parts(command: Command) -> None:
         export_warnings,
     )
 
-    check_user_defined_parts(command.config, command.root)
+    check_user_defined_parts(command.config, command.root, download=not command.dry_run)
     for sentence in export_warnings(command.config, command.root):
         print(printable(f"warning: {sentence}"), file=sys.stderr)
 

@@ -8,6 +8,7 @@ the training images.
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
@@ -55,9 +56,27 @@ def start_from(weights: InitialWeights, model: nn.Module, spec: ModelSpec, *, se
     return str(fitted)
 
 
-def check_initial_weights(uri: str, spec: ModelSpec) -> str:
-    """Return in one line what of the weights fits a network; ValueError where they do not."""
-    return str(fitted_to(_read(uri, _described(spec)), spec, seed=0))
+def check_initial_weights(uri: str, spec: ModelSpec, *, download: bool = True) -> None:
+    """Raise ValueError, in one line, where weights do not fit a network.
+
+    download: False: of weights on a hub, check the name alone.
+    """
+    if is_timm(uri) and not download:
+        source_of(uri, spec.name)
+    else:
+        fitted_to(_read(uri, _described(spec)), spec, seed=0)
+
+
+def source_of(uri: str, network: str) -> str:
+    """Return in words where weights come from, without reading them; network: name of the model.
+
+    Raises ValueError where timm has no such weights.
+    """
+    if not is_timm(uri):
+        return uri
+    found = _timm_config(uri, network)
+    place = f"{found.hf_hub_id} of the Hugging Face hub" if found.hf_hub_id else found.url
+    return f"{uri}, downloaded when the sweep starts: {place}"
 
 
 def fitted_to(weights: PublishedWeights, spec: ModelSpec, *, seed: int) -> FittedWeights:
@@ -113,6 +132,19 @@ def _read(uri: str, network: ModelSpec | None) -> PublishedWeights:
     return read_weights(file)
 
 
+def _timm_config(uri: str, network: str) -> Any:
+    """Return what timm says about weights; ValueError where it has none of this name."""
+    import timm
+
+    name = network.removeprefix(PREFIX)
+    tag = uri.removeprefix(PREFIX)
+    known = [one.partition(".")[2] for one in timm.list_pretrained(f"{name}.*")]
+    if not known or tag not in (DEFAULT_TAG, *known):
+        tags = ", ".join(f"{PREFIX}{one}" for one in known) or "none"
+        raise ValueError(f"model.initial-weights {uri} is unknown; timm has for {name}: {tags}")
+    return timm.get_pretrained_cfg(name if tag == DEFAULT_TAG else f"{name}.{tag}")
+
+
 def _weights_of_timm(uri: str, network: ModelSpec | None) -> PublishedWeights:
     """Download weights as timm does, adapted to the network's images, with their mean and std."""
     import timm
@@ -121,11 +153,7 @@ def _weights_of_timm(uri: str, network: ModelSpec | None) -> PublishedWeights:
     assert network is not None  # ModelSettings refuses other networks
     name = network.name.removeprefix(PREFIX)
     tag = uri.removeprefix(PREFIX)
-    known = [one.partition(".")[2] for one in timm.list_pretrained(f"{name}.*")]
-    if not known or tag not in (DEFAULT_TAG, *known):
-        tags = ", ".join(f"{PREFIX}{one}" for one in known) or "none"
-        raise ValueError(f"model.initial-weights {uri} is unknown; timm has for {name}: {tags}")
-    config = timm.get_pretrained_cfg(name if tag == DEFAULT_TAG else f"{name}.{tag}")
+    config = _timm_config(uri, network.name)
     options = {"patch_size": network.patch_size} if network.patch_size else {}
     if network.image_size and config.fixed_input_size:
         options["img_size"] = network.image_size  # type: ignore[assignment]

@@ -98,7 +98,7 @@ class EpochReport:
     `train/learning_rate`, `throughput/images_per_second`; after a validation `val/clean_accuracy`
     and `val/robust_accuracy`
     (fractions of all validation images); with a guard `guard/robust_accuracy` and
-    `guard/collapses`."""
+    `guard/collapses`; `system/worker_…`, what the processes used (see `WorkerLoad`)."""
     state: TrainingState
     """Where training stands, to be saved or thrown away; training goes on in the same object, so
     copy it (`snapshot`) to keep it."""

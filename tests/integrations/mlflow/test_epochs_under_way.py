@@ -108,6 +108,7 @@ def test_epochs_appear_while_a_training_runs_and_the_end_is_the_same_after_a_kil
     assert run.info.status == "RUNNING" and run.info.run_name == "silu · seed 0"
     assert [step for step, *_ in early["train/loss"]] == [1, 2]
     assert [step for step, *_ in early["val/robust_accuracy"]] == [2]
+    assert [step for step, *_ in early["system/worker_cpus"]] == [1, 2]
     first.update()
     assert points(tmp_path, runs(tmp_path, "finalist")[0]) == early, "written once"
 

@@ -35,10 +35,10 @@ def user_defined_names(config: SweepConfig) -> list[str]:
     )
 
 
-def check_user_defined_parts(config: SweepConfig, root: Storage) -> None:
+def check_user_defined_parts(config: SweepConfig, root: Storage, *, download: bool = True) -> None:
     """Raise ValueError, in one line, where a user's own dataset or network is not as it must be.
 
-    Networks of timm and initial weights are checked too.
+    Networks of timm and initial weights are checked too. download: see `check_network`.
 
     Activations were checked when the config was made. A dataset that is prepared is not read again;
     a network for images that are still in their files is checked when they are prepared.
@@ -47,7 +47,7 @@ def check_user_defined_parts(config: SweepConfig, root: Storage) -> None:
         return
     known = _shape_known(config, root)
     if known is not None:
-        check_network(config, *known)
+        check_network(config, *known, download=download)
 
 
 def export_warnings(config: SweepConfig, root: Storage) -> list[str]:
