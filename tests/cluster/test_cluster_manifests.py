@@ -37,8 +37,7 @@ from cluster_rules import (
     small_sweep,
     tool,
 )
-from locks import locked
-from repository import ROOT
+from repository import ROOT, locked
 
 from cluster.checks.documents import CLUSTER, clusters, named, of_kind, pods, versions
 from cluster.checks.launcher import launcher

@@ -5,9 +5,8 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
-from locks import locked
 from packaging.requirements import Requirement
-from repository import ROOT
+from repository import ROOT, locked
 
 LOCKS = ("requirements.lock", "requirements-no-deps.lock")
 
