@@ -1,9 +1,17 @@
-"""What faults did, as docs/reference/faults.json and the table docs/reference/faults.md."""
+"""What faults did, as docs/reference/faults.json and the tables docs/reference/faults.md.
+
+The page also shows what single tests of faults do, and what was seen on a Kubernetes
+(docs/kubernetes.json). python tests/faults/report.py makes the page again from these files.
+"""
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "helpers")]
 
 from faults.injections import KINDS, STAGES
 from faults.victim import Left
@@ -55,18 +63,28 @@ def merged(
 
 def write(found: dict[str, Any], docs: Path) -> None:
     """Write both files."""
-    (docs / "faults.json").write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
-    (docs / "faults.md").write_text(page(found))
+    (docs / "faults.json").write_text(
+        json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    )
+    write_page(docs)
 
 
-def page(found: dict[str, Any]) -> str:
-    """Return the page."""
+def write_page(docs: Path) -> None:
+    """Write the page again from what was measured."""
+    found = json.loads((docs / "faults.json").read_text())
+    kubernetes = docs.parent / "kubernetes.json"
+    seen = json.loads(kubernetes.read_text())["scenarios"] if kubernetes.exists() else {}
+    (docs / "faults.md").write_text(page(found, seen))
+
+
+def page(found: dict[str, Any], kubernetes: dict[str, dict[str, Any]]) -> str:
+    """Return the page. kubernetes: what was seen there, by scenario."""
     lines, quickest = [HEAD], found["undisturbed"]
     for name, kind in KINDS.items():
         one = found["kinds"].get(name)
         what = (kind.inject.__doc__ or "").rstrip(".")
         effect, numbers, count = (
-            ("not run", ["–", "–"], 0)
+            ("not measured", ["–", "–"], 0)
             if one is None
             else (_effect(one), _most([one], quickest), one["injections"])
         )
@@ -91,8 +109,35 @@ def page(found: dict[str, Any]) -> str:
                 lines.append(
                     f"| {name} | {len(some)} | {survived} | {' | '.join(_most(some, quickest))} |"
                 )
-        lines += ["", *_failed(chaos)]
+        if failed := _failed(chaos):
+            lines += ["", *failed]
+    lines += ["", ONE_MACHINE, *map(_tried, found.get("one_machine", []))]
+    lines += ["", KUBERNETES, *_seen_on(kubernetes)]
     return "\n".join(lines) + "\n"
+
+
+def _tried(one: dict[str, Any]) -> str:
+    """Return the line of a fault that a test puts in on one machine."""
+    seconds = one.get("seconds", NOT_MEASURED)
+    return f"| {one['fault']} | {one['effect']} | {seconds} | `{one['test']}` |"
+
+
+def _seen_on(kubernetes: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the lines of the sweeps on a Kubernetes, the undisturbed one first."""
+    sweeps = {name: one for name, one in kubernetes.items() if "equal_numbers" in one}
+    lines = []
+    for name in sorted(sweeps, key=lambda name: name != UNDISTURBED):
+        one = sweeps[name]
+        repeated = f"reused: {one['reused']}" if "reused" in one else NOT_MEASURED
+        figures = [
+            f"{one[key]:.0f}" if isinstance(one[key], float) else str(one[key])
+            for key in ("result", "zero pods")
+        ]
+        cells = [*figures, "–" if name == UNDISTURBED else repeated]
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {'yes' if one['equal_numbers'] else '**no**'} |"
+        )
+    return lines
 
 
 def brief(text: str) -> str:
@@ -183,5 +228,28 @@ kinds, processes and nodes. The table shows the most that one fault of each kind
 had several faults, the seconds lost are those of the whole sweep. A run that was stopped has fewer
 faults than its command names.
 """
+NOT_MEASURED = "not measured"
+UNDISTURBED = "undisturbed"  # the scenario on a Kubernetes
+ONE_MACHINE = """## On one machine
+
+What tests do to a small sweep or a task on a private Ray (`make test-faults`). *Seconds* are those
+of the whole test, its sweeps included, on 2 CPU cores that other work shared; what the fault itself
+cost was not measured.
+
+| what is done | effect | seconds | test |
+| :-- | :-- | --: | :-- |"""
+KUBERNETES = """## On a Kubernetes
+
+Sweeps on a [Kubernetes of one machine](../how-to/kubernetes-on-one-machine.md), with
+`overlays/laptop`. Seconds count from `make submit`, and the machine was not equally busy in all
+of them, so their differences are no cost. *Equal numbers*: leaderboard rows and outcome files are
+those of a run without a cluster.
+
+| what is done | seconds to the result | seconds to no worker pods | work repeated | equal numbers |
+| :-- | --: | --: | :-- | :-- |"""
 TABLE = """| kind | injections | survived | seconds lost | s repeated, at most |
 | :-- | --: | --: | --: | --: |"""
+
+
+if __name__ == "__main__":
+    write_page(Path(__file__).parents[2] / "docs" / "reference")

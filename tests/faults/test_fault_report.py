@@ -58,17 +58,38 @@ def test_the_page_says_what_a_fault_cost_what_failed_and_what_was_not_run(tmp_pa
         outage=60.0,
         command="it",
     )
+    text = page(found, {})
     lines = {
-        line.split(" | ")[0].strip("| "): line
-        for line in page(found).splitlines()
-        if line.startswith("|")
+        line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("|")
     }
     assert "| survived | 15 | 2 |" in lines["node"]
     assert "| **not survived**: an outcome is lost | – | – |" in lines["trial"]
-    assert "| not run | – | – |" in lines["head"]
-    assert "`it` on" in page(found) and "took 187 s (search 20, train 45, evaluate 18)" in page(
-        found
-    )
+    assert "| not measured | – | – |" in lines["head"]
+    assert "`it` on" in text and "took 187 s (search 20, train 45, evaluate 18)" in text
+
+
+def test_the_page_shows_single_tests_and_a_kubernetes_and_what_was_not_measured() -> None:
+    tried = {"fault": "a kill", "effect": "survived", "test": "test_it"}
+    quickest = QUIET.stages | {"sweep": QUIET.seconds}
+    found = {"kinds": {}, "chaos": [], "undisturbed": quickest, "one_machine": [tried]}
+    seen = {
+        "rights": {"list pods": "no"},
+        "pod deleted": {"result": 212.4, "zero pods": "not measured", "equal_numbers": False},
+        "head deleted": {
+            "result": 1.0,
+            "zero pods": 2.0,
+            "equal_numbers": True,
+            "reused": "4 of 4 trials",
+        },
+        "undisturbed": {"result": 300.0, "zero pods": 400.0, "equal_numbers": True},
+    }
+    text = page(found, seen)
+    assert "| a kill | survived | not measured | `test_it` |" in text
+    one, two, three = text.splitlines()[-3:]
+    assert one == "| undisturbed | 300 | 400 | – | yes |"
+    assert two == "| pod deleted | 212 | not measured | not measured | **no** |"
+    assert three == "| head deleted | 1 | 2 | reused: 4 of 4 trials | yes |"
+    assert "rights" not in text.partition("## On a Kubernetes")[2]
 
 
 def test_of_an_error_the_page_keeps_its_first_line_and_its_cause_and_no_path() -> None:
@@ -83,4 +104,7 @@ def test_of_an_error_the_page_keeps_its_first_line_and_its_cause_and_no_path() -
 def test_the_page_of_the_documentation_shows_the_recorded_faults() -> None:
     reference = ROOT / "docs" / "reference"
     found = json.loads((reference / "faults.json").read_text())
-    assert page(found) == (reference / "faults.md").read_text()
+    seen = json.loads((ROOT / "docs" / "kubernetes.json").read_text())["scenarios"]
+    assert page(found, seen) == (reference / "faults.md").read_text(), (
+        "make it again: python tests/faults/report.py"
+    )

@@ -75,10 +75,11 @@ def python_in(pod: str, code: str, *, namespace: str = NAMESPACE, container: str
 
 
 def record(scenario: str, **measured: Any) -> None:
-    """Write what a scenario measured into docs/kubernetes.json."""
+    """Write what a scenario measured into docs/kubernetes.json, and the page that shows it."""
     known = json.loads(MEASURED.read_text()) if MEASURED.exists() else {"scenarios": {}}
     known["scenarios"][scenario] = {"date": time.strftime("%Y-%m-%d"), **measured}
     MEASURED.write_text(json.dumps(known, indent=2) + "\n")
+    subprocess.run([sys.executable, str(ROOT / "tests" / "faults" / "report.py")], check=True)
 
 
 @dataclass

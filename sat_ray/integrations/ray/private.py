@@ -12,6 +12,8 @@ from typing import Any
 
 GROUP_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 """The variable for how long Ray Train waits for the workers of a group; only its error names it."""
+CONNECT_TRIES = "RAY_gcs_server_port_wait_time_s"
+"""The variable for how often Ray tries to reach a cluster, 30 s each; only its source names it."""
 
 
 def draining_nodes() -> Collection[str]:

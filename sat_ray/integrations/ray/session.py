@@ -6,6 +6,7 @@ import secrets
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from sat_ray.integrations.ray.local.process_groups import GROUP_FOLDER, local_gr
 from sat_ray.integrations.ray.local.session_folders import RAY, require_short, session_folder
 from sat_ray.integrations.ray.nodes import node_groups
 from sat_ray.integrations.ray.private import (
+    CONNECT_TRIES,
     GROUP_START_SECONDS,
     keep_coordinator_here,
     on_loopback_alone,
@@ -106,6 +108,8 @@ def _join(address: str) -> None:
     import ray
 
     environment = {"env_vars": _worker_environment()}
+    # the address answered just now; Ray's default is 20 tries, ten minutes where a token is wrong
+    os.environ.setdefault(CONNECT_TRIES, "1")
     try:
         ray.init(
             address=address,
@@ -114,11 +118,21 @@ def _join(address: str) -> None:
             runtime_env=environment,
         )
     except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
         raise ValueError(
-            f"{VARIABLE} is {redacted(address)}, and Ray refuses this driver: {reason}"
+            f"{VARIABLE} is {redacted(address)}, and Ray refuses this driver: {refusal(error)}"
         ) from error
+
+
+def refusal(error: Exception) -> str:
+    """Return in one line why Ray refuses a driver; what to do where its token is the reason."""
+    with_causes = "".join(traceback.format_exception(error))
+    if "AuthenticationError" in with_causes:
+        return (
+            "it has another token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH to the cluster's"
+        )
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _worker_environment() -> dict[str, str]:

@@ -14,6 +14,7 @@ import pytest
 from sweeps import environment, pipeline
 
 from sat_ray.integrations.ray.address import check_address
+from sat_ray.integrations.ray.session import refusal
 
 
 @pytest.fixture
@@ -103,3 +104,11 @@ def test_a_sweep_with_a_wrong_address_ends_in_one_line(tmp_path: object) -> None
 def test_the_check_imports_no_ray() -> None:
     code = "import sys, sat_ray.integrations.ray.address; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_refusal_for_the_token_says_so_though_ray_names_it_in_a_cause_alone() -> None:
+    error = ConnectionError("Failed to connect to Ray cluster at head:6379")
+    error.__cause__ = RuntimeError("last error:\nray.exceptions.AuthenticationError: no")
+    assert "set RAY_AUTH_MODE=token" in refusal(error)
+    assert refusal(ConnectionError("no cluster\nmore")) == "no cluster"
+    assert refusal(ConnectionError()) == "ConnectionError"

@@ -90,6 +90,12 @@ def test_ray_train_still_reads_the_variables_that_workers_get() -> None:
     assert wanted <= constants.ENV_VARS_TO_PROPAGATE
 
 
+def test_ray_still_reads_how_often_it_is_to_try_to_reach_a_cluster() -> None:
+    from ray._private.node import Node
+
+    assert private.CONNECT_TRIES in inspect.getsource(Node._init_gcs_client)
+
+
 def test_the_parts_of_a_process_group_still_take_what_they_are_given() -> None:
     from ray.train.torch import config
 
