@@ -108,8 +108,8 @@ def _join(address: str) -> None:
     import ray
 
     environment = {"env_vars": _worker_environment()}
-    # the address answered just now; Ray's default is 20 tries, ten minutes where a token is wrong
-    os.environ.setdefault(CONNECT_TRIES, "1")
+    # the address answered just now; with Ray's default of 20, ten minutes where a token is wrong
+    os.environ.setdefault(CONNECT_TRIES, "4")
     try:
         ray.init(
             address=address,
