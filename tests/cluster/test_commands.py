@@ -176,6 +176,11 @@ def test_each_thing_that_is_missing_is_one_line_until_the_manifests_are_accepted
         held.append({"names": [f"docker.io/library/{image}"], "sizeBytes": 1})
         set_status(server, node, {"images": held})
 
+    other = tmp_path / "other.yaml"
+    other.write_text(path.read_text().replace(versions()["RAY_IMAGE"], "sat-ray:other"))
+    wanted = "no node holds the image sat-ray:other"
+    assert wanted in said(server, "cluster.commands.preflight", str(other))
+
     done = ended(server, *command)
     assert done.returncode == 0, done.stderr
     left = kubectl(server, "-n", "sat-ray", "get", "configmaps,rayclusters", "-o", "name").stdout
@@ -201,6 +206,9 @@ def test_a_head_that_does_not_start_is_explained_before_a_job_is_submitted(serve
     apply(server, secret("sat-ray-auth"))
     assert "no RayCluster sat-ray in namespace sat-ray" in said(server, *SUBMIT)
     apply(server, cluster)
+    # Without it no worker would ever start.
+    assert "no Secret sat-ray-mlflow-client" in said(server, *SUBMIT)
+    apply(server, secret("sat-ray-mlflow-client"))
     assert "the operator has made no pod yet" in said(server, *SUBMIT)
 
     event = {
@@ -213,7 +221,8 @@ def test_a_head_that_does_not_start_is_explained_before_a_job_is_submitted(serve
         "lastTimestamp": "2026-01-01T00:00:00Z",
     }
     apply(server, event)
-    assert "could not make its pod (exceeded quota: sat-ray)" in said(server, *SUBMIT)
+    line = said(server, *SUBMIT)
+    assert "could not make its pod (exceeded quota: sat-ray); raise that ResourceQuota" in line
 
     group = cluster["spec"]["headGroupSpec"]["template"]
     pod = {
@@ -250,6 +259,13 @@ def test_a_head_that_does_not_start_is_explained_before_a_job_is_submitted(serve
     assert "auth_token ends in a newline" in said(server, *SUBMIT)
     apply(server, secret("sat-ray-auth", auth_token=""))
     assert "auth_token is empty" in said(server, *SUBMIT)
+
+    apply(server, secret("sat-ray-auth"))
+    finalizer = {"metadata": {"finalizers": ["tests.example.com/wait"]}}
+    patch = ("patch", "pod", "sat-ray-head", "--type=merge", "-p", json.dumps(finalizer))
+    kubectl(server, "-n", "sat-ray", *patch)
+    kubectl(server, "-n", "sat-ray", "delete", "pod", "sat-ray-head", "--wait=false")
+    assert "its pod sat-ray-head is ending" in said(server, *SUBMIT)
 
 
 def test_the_storage_that_is_tried_is_the_one_that_the_options_name():
