@@ -203,7 +203,7 @@ def _why_not_ready(kubectl: Kubectl, heads: list[Document]) -> str:
         more = f"pod {name}"
     else:
         pod = next(pod for pod in heads if not _is_ending(pod))
-        reason = next(_troubles(pod), "it is starting")
+        reason = next(troubles_of(pod), "it is starting")
         more = f"pod {pod['metadata']['name']}"
     return f"{reason}; `kubectl --namespace {NAMESPACE} describe {more}` says more"
 
@@ -217,7 +217,7 @@ def _is_ready(pod: Document) -> bool:
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
-def _troubles(pod: Document) -> Iterator[str]:
+def troubles_of(pod: Document) -> Iterator[str]:
     """Yield why a pod does not start, as the kubelet and the scheduler give it."""
     states = [
         *pod["status"].get("initContainerStatuses", []),
