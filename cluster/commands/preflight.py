@@ -20,8 +20,8 @@ from cluster.commands.kubectl import NAMESPACE, ClusterError, Kubectl, connect
 
 PROFILE = ("pod-security.kubernetes.io/enforce", "restricted")
 SECRETS_COMMANDS = "cluster/README.md, Secrets, has the commands"
-OWN_IMAGES = (versions()["RAY_IMAGE"], versions()["MLFLOW_IMAGE"])
-"""Without a registry before them nobody can pull these."""
+OWN_IMAGES = tuple(versions()[name].partition(":")[0] for name in ("RAY_IMAGE", "MLFLOW_IMAGE"))
+"""Without a registry before these names nobody can pull them, whatever their tag."""
 NODES_LIST_IMAGES = 50
 """A kubelet reports that many images, the largest first."""
 
@@ -133,7 +133,8 @@ def check_images(kubectl: Kubectl, documents: list[Document]) -> None:
         return  # the list may be cut off
     held = {name for images in lists for image in images for name in image.get("names", [])}
     for image in sorted({c["image"] for pod in pods(documents) for c in pod.containers}):
-        if image in OWN_IMAGES and not held & {image, f"docker.io/library/{image}"}:
+        names = {image, f"docker.io/library/{image}"}
+        if image.partition(":")[0] in OWN_IMAGES and not held & names:
             raise kubectl.refused(
                 f"no node holds the image {image}; load it (`kind load docker-image {image}`), or "
                 "name your registry in `images:` of your overlay"
@@ -177,20 +178,34 @@ def check_head(kubectl: Kubectl) -> str:
             f"no RayCluster {NAMESPACE} in namespace {NAMESPACE}; `make cluster-apply OVERLAY=...` "
             "makes it"
         )
-    check_secrets(kubectl, [cluster["spec"]["authOptions"]["secretName"]])
+    check_secrets(kubectl, secrets_of([cluster]))
     selector = f"ray.io/cluster={NAMESPACE},ray.io/node-type=head"
     found = kubectl.find("pods", f"--namespace={NAMESPACE}", f"--selector={selector}")
-    heads = [pod for pod in (found or {"items": []})["items"] if not _is_ending(pod)]
+    heads = found["items"] if found else []
     for pod in heads:
-        if _is_ready(pod):
+        if _is_ready(pod) and not _is_ending(pod):
             return str(pod["metadata"]["name"])
     if not heads:
         check_operator(kubectl)
-    reason = next(_troubles(heads[0]), "it is starting") if heads else _last_warning(kubectl)
-    raise kubectl.refused(
-        f"the head is not ready: {reason}; `kubectl --namespace {NAMESPACE} describe pods "
-        f"--selector {selector}` says more"
-    )
+    raise kubectl.refused(f"the head is not ready: {_why_not_ready(kubectl, heads)}")
+
+
+def _why_not_ready(kubectl: Kubectl, heads: list[Document]) -> str:
+    """Return why the head's pod is not ready, and what to do."""
+    if not heads:
+        reason = _last_warning(kubectl)
+        if "exceeded quota" in reason:
+            return f"{reason}; raise that ResourceQuota, or end other pods of the namespace"
+        more = f"raycluster {NAMESPACE}"
+    elif all(_is_ending(pod) for pod in heads):
+        name = heads[0]["metadata"]["name"]
+        reason = f"its pod {name} is ending, and the operator makes a new one after that"
+        more = f"pod {name}"
+    else:
+        pod = next(pod for pod in heads if not _is_ending(pod))
+        reason = next(troubles_of(pod), "it is starting")
+        more = f"pod {pod['metadata']['name']}"
+    return f"{reason}; `kubectl --namespace {NAMESPACE} describe {more}` says more"
 
 
 def _is_ending(pod: Document) -> bool:
@@ -202,7 +217,7 @@ def _is_ready(pod: Document) -> bool:
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
-def _troubles(pod: Document) -> Iterator[str]:
+def troubles_of(pod: Document) -> Iterator[str]:
     """Yield why a pod does not start, as the kubelet and the scheduler give it."""
     states = [
         *pod["status"].get("initContainerStatuses", []),

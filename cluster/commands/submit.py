@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cluster.commands.kubectl import NAMESPACE, ClusterError, Kubectl, connect, last_line
 from cluster.commands.preflight import check_head
+from cluster.commands.workers import workers_watched
 
 STORAGE_SECONDS = 180
 TRY_STORAGE = """
@@ -125,9 +126,11 @@ def submit(recipe: str, options: list[str]) -> int:
             "RAY_AUTH_MODE": "token",
             "RAY_API_SERVER_ADDRESS": address,
         }
-        return subprocess.run(
-            [ray, "job", "submit", "--working-dir", ".", "--", *sweep], env=os.environ | variables
-        ).returncode
+        with workers_watched(kubectl):
+            return subprocess.run(
+                [ray, "job", "submit", "--working-dir", ".", "--", *sweep],
+                env=os.environ | variables,
+            ).returncode
 
 
 def main(arguments: list[str]) -> int:

@@ -21,8 +21,10 @@ from repository import ROOT
 
 from cluster.checks.documents import CLUSTER, of_kind, versions
 from cluster.checks.references import SECRETS
+from cluster.commands.kubectl import Kubectl
 from cluster.commands.preflight import secrets_of
 from cluster.commands.submit import storage_named
+from cluster.commands.workers import worker_troubles
 
 LABEL = "pod-security.kubernetes.io/enforce"
 OPERATOR = {
@@ -176,6 +178,11 @@ def test_each_thing_that_is_missing_is_one_line_until_the_manifests_are_accepted
         held.append({"names": [f"docker.io/library/{image}"], "sizeBytes": 1})
         set_status(server, node, {"images": held})
 
+    other = tmp_path / "other.yaml"
+    other.write_text(path.read_text().replace(versions()["RAY_IMAGE"], "sat-ray:other"))
+    wanted = "no node holds the image sat-ray:other"
+    assert wanted in said(server, "cluster.commands.preflight", str(other))
+
     done = ended(server, *command)
     assert done.returncode == 0, done.stderr
     left = kubectl(server, "-n", "sat-ray", "get", "configmaps,rayclusters", "-o", "name").stdout
@@ -201,6 +208,10 @@ def test_a_head_that_does_not_start_is_explained_before_a_job_is_submitted(serve
     apply(server, secret("sat-ray-auth"))
     assert "no RayCluster sat-ray in namespace sat-ray" in said(server, *SUBMIT)
     apply(server, cluster)
+    client = "sat-ray-mlflow-client"  # without it no worker would ever start
+    kubectl(server, "-n", "sat-ray", "delete", "secret", client, "--ignore-not-found")
+    assert f"no Secret {client}" in said(server, *SUBMIT)
+    apply(server, secret(client))
     assert "the operator has made no pod yet" in said(server, *SUBMIT)
 
     event = {
@@ -213,7 +224,8 @@ def test_a_head_that_does_not_start_is_explained_before_a_job_is_submitted(serve
         "lastTimestamp": "2026-01-01T00:00:00Z",
     }
     apply(server, event)
-    assert "could not make its pod (exceeded quota: sat-ray)" in said(server, *SUBMIT)
+    line = said(server, *SUBMIT)
+    assert "could not make its pod (exceeded quota: sat-ray); raise that ResourceQuota" in line
 
     group = cluster["spec"]["headGroupSpec"]["template"]
     pod = {
@@ -250,6 +262,49 @@ def test_a_head_that_does_not_start_is_explained_before_a_job_is_submitted(serve
     assert "auth_token ends in a newline" in said(server, *SUBMIT)
     apply(server, secret("sat-ray-auth", auth_token=""))
     assert "auth_token is empty" in said(server, *SUBMIT)
+
+    apply(server, secret("sat-ray-auth"))
+    finalizer = {"metadata": {"finalizers": ["tests.example.com/wait"]}}
+    patch = ("patch", "pod", "sat-ray-head", "--type=merge", "-p", json.dumps(finalizer))
+    kubectl(server, "-n", "sat-ray", *patch)
+    kubectl(server, "-n", "sat-ray", "delete", "pod", "sat-ray-head", "--wait=false")
+    assert "its pod sat-ray-head is ending" in said(server, *SUBMIT)
+
+
+@pytest.mark.kubernetes
+def test_a_worker_that_does_not_start_is_explained_while_a_sweep_waits(server, monkeypatch):
+    """An image that cannot be pulled, and a quota that refused a pod now or an hour ago."""
+    monkeypatch.setenv("KUBECONFIG", str(server))
+    monkeypatch.setenv("PATH", str(Path(tool("kubectl")).parent))
+    space = {"metadata": {"name": "sat-ray"}, "apiVersion": "v1", "kind": "Namespace"}
+    labels = {"ray.io/cluster": "sat-ray", "ray.io/node-type": "worker"}
+    named = {"namespace": "sat-ray", "name": "worker", "labels": labels}
+    spec = {"containers": [{"name": "ray-worker", "image": "absent"}]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": named, "spec": spec}
+    apply(server, space)
+    account = {"apiVersion": "v1", "kind": "ServiceAccount"}
+    apply(server, account | {"metadata": {"name": "default", "namespace": "sat-ray"}})
+    apply(server, pod)
+    waiting = {"reason": "ImagePullBackOff", "message": "not found"}
+    status = {"name": "ray-worker", "image": "absent", "imageID": "", "ready": False}
+    state = status | {"restartCount": 0, "state": {"waiting": waiting}}
+    set_status(server, pod, {"containerStatuses": [state]})
+    for age in (0, 3600):
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"quota-{age}", "namespace": "sat-ray"},
+            "type": "Warning",
+            "reason": "FailedToCreateWorkerPod",
+            "message": f"exceeded quota {age} s ago",
+            "involvedObject": {"kind": "RayCluster", "name": "sat-ray", "namespace": "sat-ray"},
+            "lastTimestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - age)),
+        }
+        apply(server, event)
+    assert worker_troubles(Kubectl("test")) == [
+        "a worker does not start: absent: ImagePullBackOff (not found)",
+        "the operator cannot make a worker's pod (exceeded quota 0 s ago)",
+    ]
 
 
 def test_the_storage_that_is_tried_is_the_one_that_the_options_name():

@@ -16,12 +16,14 @@ from typing import Any
 from repository import ROOT
 from sweeps import numbers
 
-from tests.kubernetes.machine.settings import BINARIES, KUBECONFIG
+from tests.kubernetes.machine.settings import BINARIES, CGROUP, KUBECONFIG
 
 NAMESPACE = "sat-ray"
 WORKER = "ray.io/node-type=worker"
 HEAD = "ray.io/node-type=head"
+MLFLOW = "app.kubernetes.io/name=mlflow"
 MEASURED = ROOT / "docs" / "kubernetes.json"
+MEMORY = Path("/sys/fs/cgroup/memory", CGROUP)
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -38,7 +40,7 @@ def kubectl(*arguments: str, given: str | None = None, check: bool = True) -> st
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=600,
+        timeout=1800,
     )
     if check:
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
@@ -66,6 +68,21 @@ def is_ready(pod: dict[str, Any]) -> bool:
     """Return whether a pod is ready."""
     conditions = pod["status"].get("conditions", [])
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def memory_mib(pod: dict[str, Any]) -> int:
+    """Return the memory of a pod's processes and of Ray's shared objects, without page cache."""
+    kept = 0
+    for file in MEMORY.rglob(f"pod{pod['metadata']['uid']}/memory.stat"):
+        values = dict(line.split() for line in file.read_text().splitlines())
+        kept += int(values["total_rss"]) + int(values.get("total_shmem", 0))
+    return kept >> 20
+
+
+def part_of(pod: dict[str, Any]) -> str:
+    """Return which part of the installation a pod is."""
+    labels = pod["metadata"]["labels"]
+    return str(labels.get("ray.io/node-type") or labels.get("app.kubernetes.io/name", "other"))
 
 
 def python_in(pod: str, code: str, *, namespace: str = NAMESPACE, container: str = "") -> str:
@@ -124,6 +141,7 @@ class Submission:
     began: float = field(default_factory=time.monotonic)
     events: dict[str, float] = field(default_factory=dict)
     most_workers: int = 0
+    peak_mib: dict[str, int] = field(default_factory=dict)
     _ended: bool = False
 
     def start(self) -> "Submission":
@@ -169,16 +187,29 @@ class Submission:
         self._ended = True
         self._observer.join()
 
+    def measured(self) -> dict[str, Any]:
+        """Return the times, the most that the pods took at one moment, and the machine's load."""
+        load = round(os.getloadavg()[2], 1)
+        memory = {"peak_mib": self.peak_mib, "load of 15 minutes": load}
+        return {**self.events, "most_workers": self.most_workers, **memory}
+
     def _mark(self, what: str) -> None:
         self.events.setdefault(what, round(time.monotonic() - self.began, 1))
+
+    def _measure(self, found: list[dict[str, Any]]) -> None:
+        used = [(part_of(pod), memory_mib(pod)) for pod in found]
+        for part, mib in [*used, ("all pods", sum(mib for _, mib in used))]:
+            self.peak_mib[part] = max(self.peak_mib.get(part, 0), mib)
 
     def _observe(self) -> None:
         while not self._ended:
             try:
-                workers = pods(WORKER)
+                found = pods("")
             except (AssertionError, subprocess.TimeoutExpired):
                 time.sleep(2)  # the API server is away: a scenario may want that
                 continue
+            workers = [pod for pod in found if part_of(pod) == "worker"]
+            self._measure(found)
             self.most_workers = max(self.most_workers, len(workers))
             if workers:
                 self._mark("first worker pod")

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 from scenarios import (
     HEAD,
+    MLFLOW,
     NAMESPACE,
     WORKER,
     Left,
@@ -18,6 +20,7 @@ from scenarios import (
     kubectl,
     left_in,
     pods,
+    python_in,
     record,
     until,
 )
@@ -37,17 +40,23 @@ INTO_TRAINING_SECONDS = 12
 
 @pytest.fixture(scope="module")
 def alone() -> Left:
-    """Run the sweep in one pod of the same image, on a Ray of its own; the pod and its result stay
-    for the next call.
+    """Run the sweep of this working tree in one pod of the same image, on a Ray of its own; the
+    pod and its result stay for the next call.
     """
     image = pods(HEAD)[0]["spec"]["containers"][0]["image"]
-    sweep = "python /opt/sat_ray/pipelines/sweep.py digits_smoke --storage /tmp/runs --name alone"
+    sweep = "python pipelines/sweep.py digits_smoke --storage /tmp/runs --name alone"
+    # A busy machine may need more than one attempt to start Ray.
+    attempts = f"cd /tmp/code; until {sweep}; do sleep 5; done"
+    steps = f"until test -e /tmp/copied; do sleep 1; done; {attempts}; touch /tmp/done"
     container = {
         "name": "alone",
         "image": image,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["sh", "-ec", f"{sweep}; touch /tmp/done; sleep infinity"],
-        "env": [{"name": "RAY_AUTH_MODE", "value": "disabled"}],
+        "command": ["sh", "-ec", f"mkdir /tmp/code; {steps}; sleep infinity"],
+        "env": [
+            {"name": "RAY_AUTH_MODE", "value": "disabled"},
+            {"name": "PYTHONPATH", "value": "/tmp/code"},
+        ],
         "resources": {
             "limits": {"cpu": "2", "memory": "5Gi"},
             "requests": {"cpu": "10m", "memory": "1Gi"},
@@ -63,6 +72,11 @@ def alone() -> Left:
     if not kubectl("get", "namespace", ALONE, "--ignore-not-found"):
         kubectl("create", "namespace", ALONE)
         kubectl("apply", "-f", "-", given=json.dumps(pod))
+        running = "--for=jsonpath={.status.phase}=Running"
+        kubectl("-n", ALONE, "wait", running, f"pod/{ALONE}", "--timeout=120s")
+        for folder in ("sat_ray", "pipelines"):
+            kubectl("cp", str(ROOT / folder), f"{ALONE}/{ALONE}:/tmp/code/{folder}")
+        kubectl("-n", ALONE, "exec", ALONE, "--", "touch", "/tmp/copied")
     kubectl("-n", ALONE, "wait", "--for=condition=Ready", f"pod/{ALONE}", "--timeout=1500s")
     return left_in(ALONE, "/tmp/runs/alone", namespace=ALONE)
 
@@ -120,6 +134,27 @@ def test_a_minute_without_the_api_server_changes_no_number(sweep: Submission, al
     _again("API server away for 60 s", sweep, alone)
 
 
+def test_a_deleted_mlflow_changes_no_number(sweep: Submission, alone: Left) -> None:
+    """Delete MLflow's pod during the training: every run is complete in the end."""
+
+    def delete() -> None:
+        time.sleep(INTO_TRAINING_SECONDS)
+        kubectl("-n", NAMESPACE, "delete", "pod", "-l", MLFLOW)
+
+    _disturbed("MLflow pod deleted", sweep, alone, during=TRAINING, do=delete)
+    code = f"""
+import json, mlflow
+client = mlflow.MlflowClient()
+where = [one.experiment_id for one in client.search_experiments()]
+runs = client.search_runs(where, "tags.`sat_ray.sweep` = '{sweep.name}'", max_results=1000)
+print(json.dumps([[one.data.tags["mlflow.runName"], one.info.status] for one in runs]))
+"""
+    runs = json.loads(python_in(head_pod(), code).splitlines()[-1])
+    finished = [status for _, status in runs].count("FINISHED")
+    record("MLflow pod deleted: runs", runs=len(runs), finished=finished)
+    assert runs and finished == len(runs), runs
+
+
 @pytest.mark.parametrize("grace_seconds", [120, 1])
 def test_the_same_command_goes_on_after_the_head_was_deleted(
     sweep: Submission, alone: Left, grace_seconds: int
@@ -163,7 +198,7 @@ def _finish(scenario: str, sweep: Submission, alone: Left) -> None:
         sweep.wait_for_no_workers()
         left = left_in(head_pod(), f"{STORAGE}/{sweep.name}")
         equal = left.rows == alone.rows and left.outcomes == alone.outcomes
-        record(scenario, **sweep.events, most_workers=sweep.most_workers, equal_numbers=equal)
+        record(scenario, **sweep.measured(), equal_numbers=equal)
     finally:
         sweep.stop_observing()
     assert left.rows == alone.rows
