@@ -90,7 +90,7 @@ def parts(*, device: str, quick: bool, data: str) -> list[Part]:
             seconds=300,
             command=_benchmark("evaluation", *on, *fast, *gradient, *alone),
         ),
-        Part(name="recipe", seconds=150, command=_recipe(device=device, quick=quick, data=data)),
+        Part(name="recipe", seconds=180, command=_recipe(device=device, quick=quick, data=data)),
         Part(name="tests_compiled", seconds=100, command=_tests("gpu and surrogate")),
         Part(name="training_compiled", seconds=180, command=(*training, "--compile")),
         Part(
@@ -116,10 +116,15 @@ def _tests(selection: str) -> tuple[str, ...]:
 def _recipe(*, device: str, quick: bool, data: str) -> tuple[str, ...]:
     script = str(common.ROOT / "pipelines" / "sweep.py")
     short = "--search.activations relu silu:1 --search.rungs 1 --final.seeds 0 --training.epochs 2"
-    short += " --training.validate-every 2 --evaluation.images 1000 --evaluation.shard-size 1000"
+    short += " --training.validate-every 2 --training.validation-targets 1"
+    short += " --evaluation.images 1000 --evaluation.shard-size 1000 --evaluation.strong-steps 20"
+    short += " --card.images 100 --card.restarts 2 --card.cascade-steps 20"
+    short += " --card.cascade-queries 500"
     if quick:
         short += " --model.name small_resnet --model.width 4 --data.dataset digits"
         short += " --data.rows-per-shard 500 --evaluation.images 50 --evaluation.steps 5"
+        short += " --evaluation.step-size 0.02 --evaluation.strong-steps 5 --card.images 20"
+        short += " --card.cascade-steps 5 --card.cascade-queries 20"
     if device == "cpu":
         short += " --training.precision float32 --resources.accelerator="
         for kind in ("worker", "trial", "evaluation"):

@@ -1,4 +1,4 @@
-"""The runner of what waits for a GPU: it goes on where it stopped, and no part holds up the rest."""
+"""The runner of what waits for a GPU: it goes on where it stopped, and no part stops the rest."""
 
 import json
 import sys
