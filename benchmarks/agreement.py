@@ -10,6 +10,8 @@ of its own parts before, so that a slow minute of the machine affects both.
   python benchmarks/agreement.py --images 899         all of the test split
   python benchmarks/agreement.py --network resnet18   the network of evaluation.py (--quick: its
                                                       small one), L-infinity alone
+  python benchmarks/agreement.py --model resnet50 --size 224 --device cuda
+                                                      the same with another network, on a GPU
   python benchmarks/agreement.py --checkpoint FOLDER  a network of 8 x 8 digits, L-infinity alone
 
 The first network sees digits enlarged to 32 pixels: published code of Square never puts a square on
@@ -29,12 +31,16 @@ from time import perf_counter
 from typing import Any
 
 import common
+import hardware
 import torch
 import torchattacks
 from attacked import FULL as LARGE
+from attacked import GPU as LARGE_ON_GPU
 from attacked import QUICK as LARGE_QUICK
+from attacked import SMOKE as LARGE_SMOKE
+from attacked import fitting_epsilon
 from attacked import trained_model as evaluated_model
-from parts import digits, digits_at_32_pixels
+from parts import digits
 from torch import Tensor
 
 from sat_ray.attacks import AttackSpec, cascade
@@ -145,12 +151,12 @@ def official_survivors(
     kept = []
     for first in range(0, len(images), BATCH):
         part = images.take(slice(first, first + BATCH))
-        x = to_pixels(part.images)
-        x_adv = attack(x, part.labels)
+        x, y = _on_device(model, part)
+        x_adv = attack(x, y)
         assert bool(ball.contains(x_adv, x).all()), (
             f"{type(attack).__name__} returned an infeasible point"
         )
-        kept.append(_right(model, x_adv, part.labels))
+        kept.append(_right(model, x_adv, y))
     return images.take(torch.cat(kept).nonzero().flatten()) if kept else images
 
 
@@ -166,7 +172,7 @@ def autoattack(model: Normalized, images: Split, ball: ThreatModel, size: Size) 
 
 def clean_correct(model: Normalized, images: Split) -> Split:
     """Return the images that the model classifies correctly."""
-    right = _right(model, to_pixels(images.images), images.labels)
+    right = _right(model, *_on_device(model, images))
     return images.take(right.nonzero().flatten())
 
 
@@ -221,11 +227,18 @@ class Comparison:
 
 @torch.no_grad()
 def _right(model: Normalized, x: Tensor, y: Tensor) -> Tensor:
-    return model(x).argmax(dim=1) == y
+    return (model(x).argmax(dim=1) == y).cpu()
+
+
+def _on_device(model: Normalized, images: Split) -> tuple[Tensor, Tensor]:
+    """Return pixels and labels where the model is."""
+    place = next(model.parameters()).device
+    return to_pixels(images.images.to(place)), images.labels.to(place)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that this benchmark alone has."""
+    hardware.add_options(parser)
     parser.add_argument("--network", choices=("small", "resnet18"), default="small")
     parser.add_argument("--checkpoint", metavar="FOLDER", help="a network of 8 x 8 digits")
     parser.add_argument(
@@ -238,13 +251,18 @@ def subject(options: argparse.Namespace, size: Size) -> tuple[Normalized, Split,
     if options.checkpoint:
         images = digits()["test"].take(slice(0, size.images))
         return load_model(options.checkpoint), images, replace(size, balls=(LINF,))
-    splits = digits_at_32_pixels()
+    on = hardware.from_options(options)
+    splits = on.images()
     images = splits["test"].take(slice(0, size.images))
-    if options.network == "resnet18":
-        large = LARGE_QUICK if options.quick else LARGE
-        model = evaluated_model(large, splits, cache=True)
-        return model, images, replace(size, balls=(large.threat_model,))
-    return trained_model(splits, epochs=size.epochs), images, size
+    if options.network == "small" and not options.model:
+        return trained_model(splits, epochs=size.epochs).to(on.place), images, size
+    toy = LARGE_SMOKE if options.smoke else LARGE_QUICK
+    full = LARGE_ON_GPU if on.on_gpu else LARGE
+    large = replace(toy if options.smoke or options.quick else full, hardware=on)
+    model = evaluated_model(large, splits, cache=not options.smoke)
+    if large.robust:
+        large = replace(large, epsilon=fitting_epsilon(model, images, large))
+    return model, images, replace(size, balls=(large.threat_model,))
 
 
 def main() -> None:
