@@ -39,8 +39,7 @@ from sat_ray.evaluation.external.loading import kind_of, load_source
 from sat_ray.evaluation.external.validation import ZeroGradients
 from sat_ray.evaluation.intervals import anytime_interval, wilson_interval
 from sat_ray.evaluation.robustness import evaluate
-from sat_ray.integrations.command_line.evaluate import names_a_model
-from sat_ray.integrations.command_line.external import command
+from sat_ray.integrations.command_line.evaluate import evaluate_model, names_a_model
 from sat_ray.integrations.command_line.external import run as foreign
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.external.subject import PROBED_CALLS, identify, open_subject
@@ -830,7 +829,7 @@ def refused(
             if not any(word.startswith(flag) for word in arguments)
         ]
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *defaults, *arguments])
-        assert command.main(sys.argv[1:]) == 2
+        assert evaluate_model(sys.argv[1:]) == 2
         return capsys.readouterr().err
 
     yield run
