@@ -13,12 +13,13 @@ import numpy as np
 from sat_ray.data.images import Storing
 from sat_ray.data.shards.changes import ChangedDataError
 from sat_ray.data.sources.base import Listing, Raw
-from sat_ray.storage.s3_path import folder_at
+from sat_ray.storage.s3_path import NotAFileError, folder_at, read_range
 from sat_ray.utils.names import printable
 from sat_ray.utils.serialization import sha256
 
 FIELD = "test_images"  # of a manifest
 SHOWN = 3
+MOST_BYTES = 256 * 1024**2  # of a list; one of a million long names has 100 MB
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,12 @@ class TestImages:
 
 def _text(path: str) -> str:
     try:
-        return folder_at(path).read_text()
+        return read_range(str(folder_at(path)), 0, -1, most=MOST_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"data.test_list must be a text file of image names, got {path} "
-            f"({type(error).__name__})"
-        ) from None
+        reason = type(error).__name__
+    except NotAFileError as error:
+        reason = str(error)
+    raise ValueError(f"data.test_list must be a text file of image names, got {path} ({reason})")
 
 
 def _named(lines: list[str], ids: np.ndarray, found: Listing, *, file: str) -> np.ndarray:

@@ -8,9 +8,9 @@ import contextlib
 import dataclasses
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from sat_ray.storage.s3_path import NotAFileError, folder_at, read_range
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import SCHEME
 from sat_ray.sweep.config import Recipe, SweepConfig
@@ -20,6 +20,8 @@ from sat_ray.utils.import_string import check_confirmed, stored_names
 from sat_ray.utils.names import RENAMED, check_name, suggest
 from sat_ray.utils.serialization import flatten, to_json
 from sat_ray.utils.settings_json import from_json
+
+MOST_BYTES = 16 * 1024**2  # of a config; one that a sweep wrote has some kilobytes
 
 
 def read_config(path: str, recipes: Mapping[str, Recipe]) -> SweepConfig:
@@ -48,15 +50,19 @@ def _loaded(path: str) -> dict[str, Any]:
 
     text = _text(path)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError(f"{path}: aliases (*name) are not read; write the value twice")
-        repeated = _repeated(yaml.compose(text))
-        value = yaml.safe_load(text)
+        aliased = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        # an alias may stand for more than memory holds
+        repeated = "" if aliased else _repeated(yaml.compose(text))
+        value = None if aliased else yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{path} is no YAML (line {line}: {error.problem})") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML ({type(error).__name__})") from None
+    except ValueError as error:  # a date or a number that is none
+        raise ValueError(f"{path} has a value that cannot be read ({error})") from None
+    if aliased:
+        raise ValueError(f"{path}: aliases (*name) are not read; write the value twice")
     if repeated:
         raise ValueError(f"{path}: field {repeated} is there twice; remove one")
     if not isinstance(value, dict):
@@ -68,11 +74,13 @@ def _text(path: str) -> str:
     """Return the text of a file; ValueError where it cannot be read."""
     try:
         if not path.startswith(SCHEME):
-            return Path(path).expanduser().read_bytes().decode()
+            return read_range(str(folder_at(path)), 0, -1, most=MOST_BYTES).decode()
         folder, name = Storage.of_file(path)
         return folder.read(name).decode()
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no UTF-8 text; give a config.yaml") from None
+    except NotAFileError as error:
+        raise ValueError(f"--config {path} cannot be read ({error})") from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ValueError(f"--config {path} cannot be read ({reason})") from None

@@ -1,5 +1,6 @@
 """A sweep's config as YAML: `--config FILE` gives what was written, and names what is wrong."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +133,8 @@ def test_numbers_are_read_as_on_the_command_line(read: Read) -> None:
         ("recipe: digits\nfinal: {seeds: [1], seeds: [2]}", "field final.seeds is there twice"),
         ("recipe: &a digits\nname: *a", "aliases .* are not read"),
         ("recipe: [digits", "is no YAML .line "),
+        ("recipe: 2026-99-99", "has a value that cannot be read .month"),
+        (f"recipe: {'9' * 5000}", "has a value that cannot be read .Exceeds the limit"),
         ("- digits", "must hold the fields of a config, got "),
         ("", "must hold the fields of a config, got None"),
         ("recipe: \x00", "is no YAML"),
@@ -147,9 +150,12 @@ def test_what_is_wrong_is_one_line_with_file_and_field(text: str, message: str, 
 
 def test_a_file_that_cannot_be_read_and_a_second_recipe_are_refused(read: Read) -> None:
     Path("bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    os.mkfifo("pipe.yaml")
     for path, message in {
         "no.yaml": "--config no.yaml cannot be read .No such file",
         ".": "--config . cannot be read .Is a directory",
+        "pipe.yaml": "--config pipe.yaml cannot be read .it is no regular file",
+        "/dev/zero": "--config /dev/zero cannot be read .it is no regular file",
         "bytes.yaml": "bytes.yaml is no UTF-8 text",
     }.items():
         with pytest.raises(ValueError, match=message):
