@@ -111,6 +111,11 @@ def read_range(path: str, offset: int, length: int, *, most: int) -> bytes:
         return stream.read(length)
 
 
+def read_text(path: str, *, most: int) -> str:
+    """Return the text of a small file, a local path or s3:// URI; raises what `read_range` does."""
+    return read_range(str(folder_at(path)), 0, -1, most=most).decode()
+
+
 @functools.cache
 def _opened(bucket: str) -> Storage:
     """Return a bucket, with one connection for all its files."""

@@ -13,7 +13,7 @@ import numpy as np
 from sat_ray.data.images import Storing
 from sat_ray.data.shards.changes import ChangedDataError
 from sat_ray.data.sources.base import Listing, Raw
-from sat_ray.storage.s3_path import NotAFileError, folder_at, read_range
+from sat_ray.storage.s3_path import NotAFileError, folder_at, read_text
 from sat_ray.utils.names import printable
 from sat_ray.utils.serialization import sha256
 
@@ -79,7 +79,7 @@ class TestImages:
 
 def _text(path: str) -> str:
     try:
-        return read_range(str(folder_at(path)), 0, -1, most=MOST_BYTES).decode()
+        return read_text(path, most=MOST_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         reason = type(error).__name__
     except NotAFileError as error:

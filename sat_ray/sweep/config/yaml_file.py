@@ -10,9 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from sat_ray.storage.s3_path import NotAFileError, folder_at, read_range
-from sat_ray.storage.store import Storage
-from sat_ray.storage.uris import SCHEME
+from sat_ray.storage.s3_path import NotAFileError, read_text
 from sat_ray.sweep.config import Recipe, SweepConfig
 from sat_ray.sweep.config.stored import code_named
 from sat_ray.utils.bounds import as_float, fault, shown
@@ -73,10 +71,7 @@ def _loaded(path: str) -> dict[str, Any]:
 def _text(path: str) -> str:
     """Return the text of a file; ValueError where it cannot be read."""
     try:
-        if not path.startswith(SCHEME):
-            return read_range(str(folder_at(path)), 0, -1, most=MOST_BYTES).decode()
-        folder, name = Storage.of_file(path)
-        return folder.read(name).decode()
+        return read_text(path, most=MOST_BYTES)
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no UTF-8 text; give a config.yaml") from None
     except NotAFileError as error:
