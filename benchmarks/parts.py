@@ -15,6 +15,7 @@ from sat_ray.data.sources.registry import Raw, dataset_source
 from sat_ray.data.split import Split
 from sat_ray.data.split_ids import split_by_hash
 from sat_ray.models import ModelSpec, Normalized
+from sat_ray.models.architectures.torchvision_resnet import separate_activations
 from sat_ray.models.injection import inject_activation
 
 PIXELS = 32
@@ -51,6 +52,7 @@ def scaled_resnet18(*, width: int, seed: int = 0) -> Normalized:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body = ScaledResNet18(width=width, num_classes=10)
+    separate_activations(body)
     inject_activation(body, activation=ACTIVATION)
     spec = ModelSpec(name="resnet18", activation=ACTIVATION, stem="small", mean=MEAN, std=STD)
     return Normalized(body, mean=MEAN, std=STD, spec=spec)

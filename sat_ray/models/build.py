@@ -5,45 +5,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck, ResNet
 
 from sat_ray.activations.registry import make_activation
-from sat_ray.models.architectures.efficientnet import efficientnet, zero_last_gammas
 from sat_ray.models.architectures.preact_resnet import PreActResNet
 from sat_ray.models.architectures.sizes import PREACT, SCALES
 from sat_ray.models.architectures.small_resnet import SmallResNet
 from sat_ray.models.architectures.timm_names import is_timm
 from sat_ray.models.injection import inject_activation
 from sat_ray.models.normalized import Normalized
-from sat_ray.models.spec import IMAGENET_MEAN, IMAGENET_STD, RESNEXTS, ModelSpec
+from sat_ray.models.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 from sat_ray.models.user_defined import ALLOWED, check_net, check_sizes, read_net
 from sat_ray.models.view import view
 from sat_ray.utils.import_string import call, is_reference, resolve
-
-
-def _small_stem(net: nn.Module, *, in_channels: int) -> None:
-    net.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, padding=1, bias=False)
-    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-    net.maxpool = nn.Identity()
-
-
-def _residual_net(spec: ModelSpec) -> nn.Module:
-    options = {"num_classes": spec.num_classes, "zero_init_residual": spec.zero_gamma}
-    if spec.name in RESNEXTS:
-        blocks, groups, width = RESNEXTS[spec.name]
-        net: nn.Module = ResNet(
-            Bottleneck, list(blocks), groups=groups, width_per_group=width, **options
-        )
-    else:
-        net = torchvision.models.get_model(spec.name, weights=None, **options)
-    if spec.stem == "small":
-        _small_stem(net, in_channels=spec.in_channels)
-    elif spec.in_channels != 3:
-        net.conv1 = nn.Conv2d(spec.in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-    return net
 
 
 def _small_net(spec: ModelSpec) -> nn.Module:
@@ -55,6 +29,11 @@ def _small_net(spec: ModelSpec) -> nn.Module:
 
 
 def _efficient_net(spec: ModelSpec) -> nn.Module:
+    from sat_ray.models.architectures.efficientnet import (  # imports torchvision
+        efficientnet,
+        zero_last_gammas,
+    )
+
     width, depth, _ = SCALES[spec.name]
     net: nn.Module = efficientnet(
         width=width,
@@ -91,7 +70,11 @@ def _net(spec: ModelSpec) -> nn.Module:
         return _efficient_net(spec)
     if spec.name in PREACT:
         return _preact_net(spec)
-    return _small_net(spec) if spec.name == "small_resnet" else _residual_net(spec)
+    if spec.name == "small_resnet":
+        return _small_net(spec)
+    from sat_ray.models.architectures.torchvision_resnet import residual_net  # imports torchvision
+
+    return residual_net(spec)
 
 
 def model_from_spec(spec: ModelSpec, *, seed: int | None = None) -> Normalized:

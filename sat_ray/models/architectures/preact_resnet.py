@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torchvision.models.resnet import conv1x1, conv3x3
+
+from sat_ray.models.architectures.convolutions import conv1x1, conv3x3
 
 
 class PreActBlock(nn.Module):
