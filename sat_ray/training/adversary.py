@@ -25,7 +25,6 @@ from sat_ray.attacks import PGD
 from sat_ray.data.augmentation.crops import augment
 from sat_ray.data.augmentation.erasing import erase
 from sat_ray.data.augmentation.mixing import mix
-from sat_ray.data.augmentation.randaugment import randaugment
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.models import ModelSpec, folded, refresh
@@ -112,13 +111,16 @@ class InnerMaximization:
         """Return changed uint8 images, and their labels: soft ones where images are mixed."""
         settings = self.settings
         images = augment(images, rng, name=settings.augmentation, epoch=epoch)
-        images = randaugment(
-            images,
-            rng,
-            count=settings.randaugment,
-            magnitude=settings.randaugment_magnitude,
-            epoch=epoch,
-        )
+        if settings.randaugment:
+            from sat_ray.data.augmentation.randaugment import randaugment  # imports torchvision
+
+            images = randaugment(
+                images,
+                rng,
+                count=settings.randaugment,
+                magnitude=settings.randaugment_magnitude,
+                epoch=epoch,
+            )
         images = erase(images, rng, probability=settings.random_erasing, epoch=epoch)
         return mix(
             images,

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from sat_ray.evaluation.corruptions.shapes import (
     clouds,
@@ -188,6 +187,8 @@ def _pixelate(image: _Image, share: float) -> Tensor:
 
 
 def _jpeg_compression(image: _Image, quality: float) -> Tensor:
+    from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg  # takes a second to import
+
     levels = (image.x * 255).round().to(torch.uint8).cpu()
     mode = ImageReadMode.GRAY if levels.shape[1] == 1 else ImageReadMode.RGB
     decoded = [decode_jpeg(encode_jpeg(one, quality=round(quality)), mode=mode) for one in levels]
