@@ -44,7 +44,7 @@ def written_output() -> Iterator[None]:
     Raises SystemExit(UNREAD) where the reader has gone, OSError where the output takes no more.
     """
     if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     try:
         try:
             yield
