@@ -126,10 +126,10 @@ def _checked(data: bytes) -> Iterator[Any]:
     from PIL import Image  # comes with torchvision
 
     try:
-        with warnings.catch_warnings():
-            # the limit below is lower than PIL's
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            file = Image.open(io.BytesIO(data), formats=FORMATS)
+        # The limit below is lower than PIL's error. Images are opened in several threads at once,
+        # and warnings.catch_warnings would put the filters of another thread back.
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        file = Image.open(io.BytesIO(data), formats=FORMATS)
         mode = file.mode
         width, height = file.size
         # MPO is a camera's JPEG with a preview behind it

@@ -7,8 +7,10 @@ from one that is being written.
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +20,23 @@ from typing import BinaryIO
 TEMPORARY = ".tmp-"
 ABANDONED_SECONDS = 60.0  # the writer of a younger temporary file may be about to lock it
 LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk that is full or read-only
+
+
+class NotAFileError(OSError):
+    """A path is no regular file, or its file is larger than any file of its kind."""
+
+
+def open_file(path: str, *, buffer: int = io.DEFAULT_BUFFER_SIZE) -> BinaryIO:
+    """Open a file to read it at any place.
+
+    buffer: bytes. Raises NotAFileError for a pipe, a device or a folder, and waits for none.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotAFileError("it is no regular file")
+    return open(descriptor, "rb", buffering=buffer)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,11 @@
 
 import functools
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from sat_ray.storage.local_disk import NotAFileError, open_file
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import SCHEME
 
@@ -85,10 +85,6 @@ def folder_at(path: str) -> Folder:
     return RemotePath.at(path) if path.startswith(SCHEME) else Path(path).expanduser().resolve()
 
 
-class NotAFileError(ValueError):
-    """A path is no regular file, or its file is larger than any file of its kind."""
-
-
 def read_range(path: str, offset: int, length: int, *, most: int) -> bytes:
     """Return `length` bytes of a file from `offset`, -1 for all that follow.
 
@@ -98,13 +94,8 @@ def read_range(path: str, offset: int, length: int, *, most: int) -> bytes:
     if path.startswith(SCHEME):
         # Not `at`, because the name of a file may hold any character.
         return RemotePath._of(path).read_bytes(offset, length)
-    # Without O_NONBLOCK, opening a pipe would wait for its writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as stream:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise NotAFileError("it is no regular file")
-        wanted = found.st_size - offset if length < 0 else length
+    with open_file(path) as stream:
+        wanted = os.fstat(stream.fileno()).st_size - offset if length < 0 else length
         if wanted > most:
             raise NotAFileError(f"it has {wanted:,} bytes; at most {most:,} are read")
         stream.seek(offset)

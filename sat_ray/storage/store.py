@@ -11,7 +11,6 @@ import contextlib
 import io
 import os
 import shutil
-import stat
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,6 @@ from sat_ray.storage.uris import SCHEME, check_address
 from sat_ray.utils.serialization import json_bytes, parse_json
 
 BLOCK_BYTES = 8 * 1024**2  # of a file that is read from end to end: few requests, little memory
-ENDLESS = (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK)
 LOOKS = 5  # at a folder that another process makes at the same moment
 EXISTS = 412  # S3's answer to a conditional PUT of an object that exists
 
@@ -150,12 +148,16 @@ class Storage:
     def read(self, path: str, *, offset: int = 0, length: int = -1) -> bytes:
         """Return a file's bytes, or `length` of them from `offset`.
 
-        Raises FileNotFoundError where there is none, and OSError for a pipe or a device.
+        Raises FileNotFoundError where there is none, and NotAFileError for a pipe, a device or a
+        folder.
         """
-        self._check_regular(path)
+        if self.is_local:
+            with self._open_local(path) as stream:
+                stream.seek(offset)
+                return stream.read(length)
         if not offset and length < 0:
-            with self._opened[0].open_input_stream(self._inner(path), compression=None) as stream:
-                return bytes(stream.read())
+            with self._opened[0].open_input_stream(self._inner(path), compression=None) as source:
+                return bytes(source.read())
         with self._opened[0].open_input_file(self._inner(path)) as file:
             file.seek(offset)
             return bytes(file.read(None if length < 0 else length))
@@ -164,15 +166,18 @@ class Storage:
     def open(self, path: str) -> BinaryIO:
         """Open a file to read it at any place, in blocks of BLOCK_BYTES.
 
-        Raises FileNotFoundError where there is none, and OSError for a pipe or a device.
+        Raises as `read` does.
         """
-        self._check_regular(path)
+        if self.is_local:
+            return self._open_local(path, buffer=BLOCK_BYTES)
         return io.BufferedReader(self._opened[0].open_input_file(self._inner(path)), BLOCK_BYTES)
 
-    def _check_regular(self, path: str) -> None:
-        """Raise OSError where reading would wait for a writer, or never end."""
-        if self.is_local and stat.S_IFMT(os.stat(self._inner(path)).st_mode) in ENDLESS:
-            raise OSError(f"{self.full(path)} is no regular file; give one")
+    def _open_local(self, path: str, *, buffer: int = io.DEFAULT_BUFFER_SIZE) -> BinaryIO:
+        try:
+            return local_disk.open_file(self._inner(path), buffer=buffer)
+        except local_disk.NotAFileError:
+            place = self.full(path)
+            raise local_disk.NotAFileError(f"{place} is no regular file; give one") from None
 
     def read_json(self, path: str) -> Any:
         """Return a file's JSON value; ValueError, which names the file, where it is none."""

@@ -9,8 +9,10 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +304,29 @@ def test_a_folder_of_splits_is_not_evaluated_as_classes(tmp_path: Path) -> None:
     assert len(read_split(Storage(prepared(f"{folder}/test", Storage(str(tmp_path)))), "test")) == 4
 
 
+@pytest.mark.parametrize("splits", [("test",), ("val", "test")])
+def test_a_folder_of_splits_without_train_says_what_to_evaluate(
+    splits: tuple[str, ...], tmp_path: Path
+) -> None:
+    names = [f"{split}/{label}/1.png" for split in splits for label in "ab"]
+    folder = unpack({name: image_file(1, kind="PNG") for name in names}, tmp_path / "in")
+    with pytest.raises(
+        ValueError, match=rf"has the splits {', '.join(splits)}; name one of them: {folder}/test"
+    ):
+        prepared(str(folder), Storage(str(tmp_path)))
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    folder = unpack({f"{c}/1.png": image_file(1, kind="PNG") for c in "ab"}, tmp_path / "in")
+    (folder / "a" / "2.png").symlink_to("nothing")
+    for act in (
+        lambda: prepared(str(folder), Storage(str(tmp_path))),
+        lambda: trained(folder, tmp_path / "out"),
+    ):
+        with pytest.raises(ValueError, match=r"a/2\.png is a link to nothing; remove it"):
+            act()
+
+
 def test_a_link_to_a_folder_above_is_refused(tmp_path: Path) -> None:
     folder = unpack({f"{c}/1.png": image_file(1, kind="PNG") for c in "ab"}, tmp_path / "in")
     (folder / "a" / "up").symlink_to(folder / "a")
@@ -377,6 +402,19 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
     )
     opened(data)
     assert held == [True] and not images._ONE_LARGE.locked()
+
+
+def test_a_large_image_gives_no_warning_of_the_decoder_in_any_thread() -> None:
+    data = RIGHT["colour.png"][0]
+    large = data.replace((16).to_bytes(4) * 2, (9500).to_bytes(4) * 2)
+    start = large.index(b"IHDR")
+    checksum = zlib.crc32(large[start : start + 17]).to_bytes(4)
+    large = large[: start + 17] + checksum + large[start + 21 :]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(images.header, [large] * 200))
+    assert caught == [] and {one.size for one in found} == {(9500, 9500)}
 
 
 # --- names that a terminal would obey ---

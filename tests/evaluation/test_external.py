@@ -320,7 +320,12 @@ DAMAGED_NPZ: dict[str, tuple[bytes, str]] = {
     "one array": (npy(GRAY), "holds one array without a name, as np.save writes"),
     "compressed bytes": (damaged(zipped(npy(GRAY))), "Error -3 while decompressing"),
     "members that are no .npy": (zipped(b"foo", ending="", labels=b"bar"), "images is no array"),
-    "members without an array": (zipped(b"foo", labels=b"bar"), "images is no array"),
+    "members without an array": (zipped(b"foo", labels=b"bar"), "images.npy is no array"),
+    "a later format": (
+        zipped(npy(GRAY).replace(b"\x93NUMPY\x01", b"\x93NUMPY\x03")),
+        "images.npy has the header of an array with named fields",
+    ),
+    "no zip file": (b"foo", "it is no zip file"),
     "header": (zipped(headed("{'descr': ((((((\n")), "without objects, got another file ("),
     "more images than memory": (
         zipped(headed(VAST)),

@@ -3,9 +3,13 @@ not fit is refused in one line that names the tensors.
 """
 
 import argparse
+import functools
 import io
+import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,6 +192,13 @@ def without(*names: str) -> Weights:
     return {name: one for name, one in network().state_dict().items() if name not in names}
 
 
+def itself() -> Weights:
+    """Return a dictionary of tensors that holds itself."""
+    found: dict[str, Any] = {**without()}
+    found["again"] = found
+    return found
+
+
 MISFITS: dict[str, tuple[Callable[[], object], str]] = {
     "no tensors": (lambda: {"epoch": 3}, "hold no tensors"),
     "a pickled model": (
@@ -210,9 +221,37 @@ MISFITS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: without() | {"fc.bias": torch.full((4,), torch.nan)},
         "fc.bias holds NaN or infinite numbers",
     ),
-    "complex": (
-        lambda: without() | {"fc.bias": torch.zeros(4, dtype=torch.complex64)},
-        "fc.bias is a tensor of another kind",
+    **{
+        f"of another kind: {name}": (
+            functools.partial(lambda tensor: without() | {"fc.bias": tensor}, tensor),
+            r"hold fc.bias, a tensor of another kind \(torch",
+        )
+        for name, tensor in {
+            "complex": torch.zeros(4, dtype=torch.complex64),
+            "sparse": torch.eye(4).to_sparse(),
+            "on the meta device": torch.zeros(4, device="meta"),
+        }.items()
+    },
+    "whole numbers": (
+        lambda: without() | {"fc.bias": torch.zeros(4, dtype=torch.int8)},
+        "fc.bias must hold real numbers, got torch.int8; give weights that are not quantized",
+    ),
+    "more elements than bytes": (
+        lambda: without() | {"fc.bias": torch.zeros(1, dtype=torch.float16).expand(10**6, 10**7)},
+        r"announce 10,000,000,000,000 elements for fc.bias in a file of [\d,]+ bytes; write the",
+    ),
+    "too deep": (
+        lambda: functools.reduce(lambda inner, _: {"a": inner}, range(40), without()),
+        "hold dictionaries that are nested more than 32 deep",
+    ),
+    "a dictionary in itself": (itself, "hold dictionaries that are nested more than 32 deep"),
+    "a dictionary many times in others": (
+        lambda: functools.reduce(lambda inner, _: dict.fromkeys("abcdefghij", inner), range(9), {}),
+        "or have more than 200,000 entries",
+    ),
+    "two of one name": (
+        lambda: without() | {"fc": {"bias": torch.zeros(4)}},
+        "hold two tensors called fc.bias; rename one",
     ),
 }
 
@@ -225,6 +264,34 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(
     with pytest.raises(ValueError, match=message) as refused:
         fit_weights(read_weights(path), network())
     assert str(refused.value).startswith(f"weights {path}") and "\n" not in str(refused.value)
+
+
+def test_weights_are_found_below_many_dictionaries(tmp_path: Path) -> None:
+    published, other = network(seed=1), network(seed=2)
+    deep = functools.reduce(lambda inner, _: {"a": inner}, range(9), published.state_dict())
+    fitted = fit_weights(read_weights(saved(deep, tmp_path)), other)
+    other.load_state_dict(fitted.tensors)
+    assert torch.equal(other(IMAGES), published(IMAGES))
+
+
+def test_a_packed_file_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    stored = zipfile.ZipFile(saved(without() | {"fc.bias": torch.zeros(10**6)}, tmp_path))
+    path = tmp_path / "packed.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in stored.infolist():
+            packed.writestr(part.filename, stored.read(part))
+    with pytest.raises(ValueError, match=r"its parts announce [\d,]+ bytes, and it has [\d,]+"):
+        read_weights(str(path))
+
+
+@pytest.mark.parametrize(("kind", "size"), [("F4", 4), ("F6_E2M3", 6), ("NEW", 8)])
+def test_a_type_that_torch_has_not_is_named(kind: str, size: int, tmp_path: Path) -> None:
+    header = json.dumps({"x": {"dtype": kind, "shape": [8], "data_offsets": [0, size]}}).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(size)
+    (tmp_path / "weights.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match=kind) as refused:
+        read_weights(str(tmp_path / "weights.safetensors"))
+    assert "\n" not in str(refused.value)
 
 
 class Hostile:

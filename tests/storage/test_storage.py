@@ -136,9 +136,10 @@ def test_a_missing_file_is_a_file_not_found_error(storage: Storage) -> None:
         storage.read("nothing/at/all")
 
 
-@pytest.mark.parametrize("target", ["pipe", "/dev/zero"])
-def test_what_has_no_end_is_refused_and_not_read(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["pipe", "/dev/zero", "folder"])
+def test_what_is_no_file_is_refused_and_not_read(target: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(target)
     for read in (Storage.at(tmp_path).read, Storage.at(tmp_path).open):
         with pytest.raises(OSError, match=r"link is no regular file; give one$"):

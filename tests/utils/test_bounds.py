@@ -20,6 +20,7 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.config.stored import stored_config
 from sat_ray.sweep.recipes import RECIPES
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.bounds import Bounds, Count, check_fields, fault
 from sat_ray.utils.serialization import to_json
@@ -264,3 +265,10 @@ def test_a_warm_up_longer_than_the_training_is_refused() -> None:
         match=r"training\.warmup_epochs must be a number from 0 to training\.epochs, 10, got 11",
     ):
         dataclasses.replace(CONFIG, training=dataclasses.replace(training, warmup_epochs=11))
+
+
+@pytest.mark.parametrize("value", [[], "relu", 3, {"activation": "relu", "colour": 1}, {}])
+def test_a_stored_configuration_of_another_shape_is_refused_in_one_line(value: Any) -> None:
+    with pytest.raises(ValueError, match="configuration must be a JSON object with") as caught:
+        SearchPoint.stored(value)
+    assert "\n" not in str(caught.value)

@@ -13,7 +13,8 @@ import numpy as np
 from sat_ray.data.images import Storing
 from sat_ray.data.shards.changes import ChangedDataError
 from sat_ray.data.sources.base import Listing, Raw
-from sat_ray.storage.s3_path import NotAFileError, folder_at, read_text
+from sat_ray.storage.local_disk import NotAFileError
+from sat_ray.storage.s3_path import folder_at, read_text
 from sat_ray.utils.names import printable
 from sat_ray.utils.serialization import sha256
 
@@ -80,10 +81,10 @@ class TestImages:
 def _text(path: str) -> str:
     try:
         return read_text(path, most=MOST_BYTES)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = type(error).__name__
     except NotAFileError as error:
         reason = str(error)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = type(error).__name__
     raise ValueError(f"data.test_list must be a text file of image names, got {path} ({reason})")
 
 

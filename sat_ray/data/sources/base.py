@@ -9,7 +9,8 @@ import numpy as np
 from sat_ray.data.images import CorruptImageError
 from sat_ray.data.sources.download import cache_folder, fetch
 from sat_ray.data.split_ids import by_hash, split_by_hash, split_officially
-from sat_ray.storage.s3_path import Folder, NotAFileError, RemotePath, folder_at, read_range
+from sat_ray.storage.local_disk import NotAFileError
+from sat_ray.storage.s3_path import Folder, RemotePath, folder_at, read_range
 
 MOST_BYTES = 1024**3  # of one image file
 SHARE = 0.1  # of the images, held out for each split that a folder of images does not come with

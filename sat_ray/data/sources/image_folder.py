@@ -107,7 +107,11 @@ def _stamped(folder: Folder) -> list[tuple[str, str]]:
     with os.scandir(folder) as listed:
         for one in listed:
             if not one.is_dir() and not one.name.startswith("."):
-                about = one.stat()
+                try:
+                    about = one.stat()
+                except FileNotFoundError:
+                    name = printable(f"{folder.name}/{one.name}")
+                    raise LayoutError(f"{name} is a link to nothing; remove it") from None
                 found.append((one.name, f"{about.st_size}:{about.st_mtime_ns}"))
     return found
 
@@ -130,8 +134,6 @@ def split_folders(path: Folder) -> dict[str, Folder]:
             f"{where} has {len(other)} folders{beside} that are no splits, {printable(other[0])} "
             "first; name the splits train, val and test, and move the rest away"
         )
-    if "train" not in splits:
-        raise LayoutError(f"{where} has {' and '.join(splits)} and no train")
     return {name: path / name for name in splits}
 
 
@@ -147,6 +149,8 @@ def list_image_folder(path: Folder) -> Listing:
         raise LayoutError("it is not a folder")
     parts = split_folders(path)
     if parts:
+        if "train" not in parts:
+            raise LayoutError(f"{printable(path.name)}/ has {' and '.join(parts)} and no train")
         _refuse_loose(path)
     parts = parts or {"train": path}
     listed = _listing(path, {split: class_files(folder) for split, folder in parts.items()})

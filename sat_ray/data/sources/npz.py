@@ -21,6 +21,8 @@ MEMORY_SHARE = 0.5  # of what is free: images with channels last are copied once
 UNSUSPECTED = 1024**3  # bytes; only beyond these is it asked how well the images are packed
 MOST_PACKING = 100  # bytes of images in one of the file; drawings take a twentieth of their pixels
 MOST_LABEL = 2**31 - 1  # labels are stored as int32
+# The format of an array without named fields; a header of a later one may be 4 GB long.
+PLAIN_FORMAT = (1, 0)
 INT64 = (-(2**63), 2**63 - 1)  # and image ids as int64
 
 
@@ -71,10 +73,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays that are wanted; of anything else in the file only the names are read."""
     try:
         _check_announced(path)
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ValueError("it holds one array without a name, as np.save writes")
-        with file:
+        with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files if name in WANTED}
             names = list(file.files)
     except Exception as error:  # numpy, zip and zlib raise whatever damaged bytes lead them to
@@ -87,23 +86,21 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             f"data {path} must hold {' and '.join(NEEDED)} (and may hold "
             f"{' and '.join(WANTED[2:])}), got {names}"
         )
-    if strange := [
-        name for name, array in found.items() if not isinstance(array, np.ndarray)
-    ]:  # numpy hands over its bytes
-        raise ValueError(
-            f"data {path} must be an .npz of plain arrays without objects, got another file "
-            f"({strange[0]} is no array)"
-        )
     return found
 
 
 def _check_announced(path: Path) -> None:
     """Raise ValueError where the arrays' headers announce more bytes than can be there.
 
-    That is more than their part of the file, than memory, or than images can be packed.
+    That is more than their part of the file, than memory, or than images can be packed. What has no
+    such header is refused too: numpy would read it whole, whatever its size.
     """
     if not zipfile.is_zipfile(path):
-        return
+        with open(path, "rb") as stream:
+            alone = stream.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX
+        raise ValueError(
+            "it holds one array without a name, as np.save writes" if alone else "it is no zip file"
+        )
     announced = 0
     with zipfile.ZipFile(path) as file:
         for member in file.infolist():
@@ -129,15 +126,15 @@ def _check_announced(path: Path) -> None:
 
 
 def _announced(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
-    """Return the bytes that the header of an array announces, 0 for what has no such header."""
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    """Return the bytes that the header of an array announces; ValueError where it has none."""
     with file.open(member) as stream:
-        if stream.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
-            return 0
+        start = stream.read(len(npy.MAGIC_PREFIX))
         version = tuple(stream.read(2))
-        if version not in readers:
-            return 0
-        shape, _, kind = readers[version](stream)
+        if start != npy.MAGIC_PREFIX:
+            raise ValueError(f"{member.filename} is no array")
+        if version != PLAIN_FORMAT:
+            raise ValueError(f"{member.filename} has the header of an array with named fields")
+        shape, _, kind = npy.read_array_header_1_0(stream)
     return prod(shape) * kind.itemsize
 
 

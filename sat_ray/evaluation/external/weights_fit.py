@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from sat_ray.evaluation.external.weights_file import PublishedWeights, reduced
@@ -223,6 +224,12 @@ def _check(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], *, what: st
             raise ValueError(
                 f"{what}: {place} must have the shape {tuple(own[place].shape)}, "
                 f"got {tuple(tensor.shape)}; give the weights of this network"
+            )
+        eight_bits = tensor.dtype in (torch.int8, torch.uint8, torch.bool)
+        if own[place].is_floating_point() and eight_bits:
+            raise ValueError(
+                f"{what}: {place} must hold real numbers, got {tensor.dtype}; give weights that "
+                "are not quantized"
             )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from sat_ray.evaluation.outcome_files import evaluation_of, folder_and_name, read_outcomes
 from sat_ray.integrations.command_line.option_values import UsageError
-from sat_ray.integrations.command_line.process.exit_status import settle_path
+from sat_ray.integrations.command_line.process.exit_status import settle_path, written_output
 from sat_ray.integrations.command_line.process.invocation import program
 from sat_ray.report.compare.verdicts import JudgedModel, judge
 from sat_ray.storage.store import Storage
@@ -20,6 +20,10 @@ PLAIN_WIDTH = 140  # where the output is no terminal
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (all options: --help)")
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; argparse itself ignores that it cannot be written."""
+        print(self.format_help(), end="", file=file)
 
 
 def _parser(about: str | None) -> _Parser:
@@ -138,7 +142,8 @@ def main(*, about: str | None) -> int:
     """Run the command and return the exit status: 2, with one line, for what a user can mend."""
     settle_path()
     try:
-        run(sys.argv[1:], about=about)
+        with written_output():
+            run(sys.argv[1:], about=about)
         return 0
     except (ValueError, OSError) as error:
         print(printable(f"error: {error}", kept="\n"), file=sys.stderr)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import sat_ray
+from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.integrations.command_line.process.invocation import CONSOLE, note_console
 from sat_ray.utils.names import suggest
 
@@ -27,11 +28,9 @@ def main() -> int:
     """Run the script that the first word names; without one, list them."""
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
-        print(listing())
-        return 0
+        return exit_status(lambda: print(listing()))
     if words[0] == "--version":
-        print(f"{CONSOLE} {sat_ray.__version__}")
-        return 0
+        return exit_status(lambda: print(f"{CONSOLE} {sat_ray.__version__}"))
     if words[0] not in COMMANDS:
         print(f"error: {unknown(words[0])}", file=sys.stderr)
         return 2

@@ -12,10 +12,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import tyro
 
-from sat_ray.utils.bounds import as_float
+from sat_ray.utils.bounds import as_float, shown
 from sat_ray.utils.names import replacement
 
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
+
+
+MOST_DIGITS = 100  # of an integer; Python itself reads no more than 4,300
 
 
 class UsageError(ValueError):
@@ -105,11 +108,13 @@ def _check_option(option: str, values: Sequence[str], kinds: Mapping[str, Any]) 
     for value in values:
         if not _fits(value, kind):
             hint = _replacement(value, kind)
-            raise UsageError(f"{option} must be {_named(kind)}, got {value!r}{hint}")
+            raise UsageError(f"{option} must be {_named(kind)}, got {shown(value)}{hint}")
 
 
 def _replacement(value: str, kind: Any) -> str:
-    """Say what to write instead of a value that was removed; "" for any other value."""
+    """Say what to write instead of a value that was removed or is too long; "" for any other."""
+    if len(value) > MOST_DIGITS and int in _choices(kind):
+        return f"; an integer has at most {MOST_DIGITS} digits"
     known = [
         one for part in _choices(kind) if get_origin(part) is Literal for one in get_args(part)
     ]
@@ -139,7 +144,7 @@ def _fits_one(value: str, kind: Any) -> bool:
     if kind is types.NoneType:
         return value == "None"
     if kind is int:
-        return re.fullmatch(r"[+-]?\d+", value) is not None
+        return re.fullmatch(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}", value) is not None
     if kind is float:
         return _is_number(value)
     return True

@@ -19,7 +19,7 @@ from sat_ray.integrations.command_line.parsing import (
     parse_recipe,
     sweep_name,
 )
-from sat_ray.integrations.command_line.process.exit_status import settle_path
+from sat_ray.integrations.command_line.process.exit_status import settle_path, written_output
 from sat_ray.integrations.command_line.process.invocation import spelled
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
@@ -51,9 +51,10 @@ def main(*, about: str | None) -> int:
     """Answer, and return the exit status: 2 where there is no such storage or sweep."""
     settle_path()
     try:
-        asked = parse_options(sys.argv[1:], Asked(), about=about or "")
-        text = answer(asked, storage_root(asked.storage))
-        print(text if asked.json else printable(text, kept="\n"))
+        with written_output():
+            asked = parse_options(sys.argv[1:], Asked(), about=about or "")
+            text = answer(asked, storage_root(asked.storage))
+            print(text if asked.json else printable(text, kept="\n"))
     except (ValueError, OSError) as error:
         print(printable(f"error: {first_line(error)}"), file=sys.stderr)
         return 2

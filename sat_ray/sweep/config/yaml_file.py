@@ -10,7 +10,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from sat_ray.storage.s3_path import NotAFileError, read_text
+from sat_ray.storage.local_disk import NotAFileError
+from sat_ray.storage.s3_path import read_text
 from sat_ray.sweep.config import Recipe, SweepConfig
 from sat_ray.sweep.config.stored import code_named
 from sat_ray.utils.bounds import as_float, fault, shown

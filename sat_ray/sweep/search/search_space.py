@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sat_ray.activations.registry import (
@@ -15,6 +15,7 @@ from sat_ray.activations.registry import (
     leaves_out,
 )
 from sat_ray.models.spec import check_attacker_activation
+from sat_ray.utils.bounds import shown
 from sat_ray.utils.import_string import is_reference, slug, stored_names
 
 
@@ -57,10 +58,16 @@ class SearchPoint:
     def stored(cls, value: Mapping[str, Any]) -> "SearchPoint":
         """Return a configuration that a stored file holds.
 
-        It names no code that no person named.
+        It names no code that no person named. Raises ValueError where it is something else.
         """
-        with stored_names():
-            return cls(**value)
+        try:
+            with stored_names():
+                return cls(**value)
+        except (TypeError, AttributeError):
+            names = ", ".join(field.name for field in fields(cls))
+            raise ValueError(
+                f"configuration must be a JSON object with fields of {names}, got {shown(value)}"
+            ) from None
 
     @property
     def own_attacker(self) -> bool:

@@ -204,6 +204,40 @@ def test_help_exits_with_0_and_explains_fields_with_their_defaults(
     assert status == 0 and "values below are those of digits_smoke" in " ".join(text.split())
 
 
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("name", ["sweep", "evaluate", "status", "compare", "export"])
+def test_a_command_whose_output_nobody_reads_ends_quietly(name: str, buffered: bool) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    unbuffered = {} if buffered else {"PYTHONUNBUFFERED": "1"}
+    others = {key: one for key, one in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "pipelines" / f"{name}.py"), "--help"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=others | unbuffered,
+        timeout=300,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) in ((141, ""), (1, ""))  # 1 where rich writes
+
+
+def test_a_full_disk_below_the_output_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "pipelines" / "status.py"), "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: [Errno 28] No space left on device\n"
+
+
 @pytest.mark.parametrize(
     "wanted",
     [

@@ -85,6 +85,11 @@ def test_what_an_option_takes_passes(words: str) -> None:
         ("--part.count ten", "--part.count must be an integer, got 'ten'"),
         ("--part.count 2.5", "--part.count must be an integer, got '2.5'"),
         ("--part.count 1/2", "--part.count must be an integer, got '1/2'"),
+        ("--part.count \uff11\uff12", "--part.count must be an integer, got '\uff11\uff12'"),
+        (
+            f"--part.count {'9' * 5000}",
+            f"--part.count must be an integer, got '{'9' * 76}...; an integer has at most 100 dig",
+        ),
         ("--part.count", "--part.count needs a value: an integer"),
         ("--part.count 3 4", "--part.count takes one value, got 2: 3 4"),
         ("--part.rate fast", "--part.rate must be a number (k/255 may be written), got 'fast'"),

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from sat_ray.attacks import AttackSpec
-from sat_ray.checkpoint import MODEL_JSON, read_description
+from sat_ray.checkpoint import MODEL_JSON, RESTORE, read_description
 from sat_ray.data.class_names import label_order, numbers_out_of_order, relabelled
 from sat_ray.data.shards.convert import prepared
 from sat_ray.data.shards.reading import image_ids, labels, read_rows
@@ -35,6 +35,7 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.evaluation import sampled_rows
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import Dataset, through_every_backward
+from sat_ray.utils.bounds import shown
 from sat_ray.utils.probabilities import bounded_outputs
 from sat_ray.utils.serialization import content_hash, to_json
 
@@ -229,7 +230,12 @@ def _class_names(kind: str, uri: str) -> list[str]:
     """Return the classes that a checkpoint was trained on; [] where they are not known."""
     if kind != "checkpoint":
         return []
-    names: list[str] = Storage.at(uri).read_json(MODEL_JSON)["about"].get("class_names", [])
+    names = read_description(Storage.at(uri))["about"].get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"checkpoint {uri}: class_names of {MODEL_JSON} must be a list of texts, got "
+            f"{shown(names)}; {RESTORE}"
+        )
     return names
 
 

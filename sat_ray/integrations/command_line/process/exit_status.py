@@ -1,13 +1,16 @@
 """The status that a command ends with: 0, 2 for what a user can mend, 130 for a signal.
 
-With 2 and 130 comes one line on standard error.
+With 2 and 130 comes one line on standard error. It is 141, without a line, where nobody reads the
+output any more, as of a command that `head` cuts off.
 """
 
+import contextlib
 import os
+import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import sat_ray
@@ -15,6 +18,7 @@ from sat_ray.integrations.command_line.process.stop_signals import KEPT, STATUS,
 from sat_ray.utils.errors import ReportedError
 from sat_ray.utils.names import printable
 
+UNREAD = 128 + signal.SIGPIPE
 EXPECTED = (ValueError, OSError, ArithmeticError, ReportedError)
 
 
@@ -33,6 +37,49 @@ def settle_path() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*known, str(home)]))
 
 
+@contextlib.contextmanager
+def written_output() -> Iterator[None]:
+    """Write out what a block prints; to nowhere where the command was started without an output.
+
+    Raises SystemExit(UNREAD) where the reader has gone, OSError where the output takes no more.
+    """
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    try:
+        try:
+            yield
+        finally:
+            _flush()
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        _drop_output()
+        raise SystemExit(UNREAD) from None
+
+
+def _flush() -> None:
+    """Write out what is printed; OSError where the output takes no more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        _drop_output()
+        raise
+
+
+def _is_unread() -> bool:
+    """Return whether standard output is a pipe or a socket whose reader has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _drop_output() -> None:
+    """Send what standard output still holds to nowhere: Python tries it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def exit_status(action: Callable[[], None]) -> int:
     """Run a command and return its exit status; other errors are raised.
 
@@ -41,7 +88,8 @@ def exit_status(action: Callable[[], None]) -> int:
     settle_path()
     with stop_signals() as stopped:
         try:
-            action()
+            with written_output():
+                action()
             return 0
         except EXPECTED as error:
             if not stopped.is_set():
