@@ -266,6 +266,10 @@ BAD_NPZ: dict[str, tuple[dict[str, Any], str]] = {
         "must lie in 0 to 1, one of class_names, got 0 to 2",
     ),
     "equal names": ({"class_names": np.array(["a", "b", "b"])}, "all different"),
+    "equal names in two Unicode forms": (
+        {"class_names": np.array(["a", "\u00e9", "e\u0301"])},
+        "all different",
+    ),
     "doubled ids": (
         {"image_ids": np.array([0, 1, 2, 3, 3, 4])},
         "must hold each id once, got [3] more than once",
