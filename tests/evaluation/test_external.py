@@ -69,6 +69,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 def digits(): return load_model(HERE + "/checkpoint")
 def training(): return digits().train()
+def half(): return digits().half()
 def softmax(): return nn.Sequential(digits(), nn.Softmax(dim=1)).eval()
 def nine(): return nn.Sequential(digits(), nn.Linear(10, 9)).eval()
 def flat(): return nn.Sequential(digits(), nn.Flatten(0)).eval()
@@ -693,8 +694,13 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "a tuple of outputs": (
             ["--model", "external_models:tuples"],
-            "must return one tensor of (N, K) logits, K >= 2 classes, got a tuple",
+            "got a tuple; wrap the model in a module whose forward returns the logits alone",
         ),
+        "weights of 16 bits": (
+            ["--model", "external_models:half"],
+            "; its parameters are float16: call .float() on the network before you return it",
+        ),
+        "data without a model": (["--model=", "--card"], "--model is missing; --model URI and"),
         "no output": (
             ["--model", "external_models:nothing"],
             "must return one tensor of (N, K) logits, K >= 2 classes, got a NoneType",
@@ -1143,6 +1149,7 @@ def test_the_pgd_of_the_card_and_by_default_crosses_any_ball(
 
 def test_model_chooses_the_command_and_model_fields_do_not() -> None:
     assert names_a_model(["--model", "m:f"]) and names_a_model(["--data", "d", "--model=m:f"])
+    assert names_a_model(["--data", "d", "--card"]) and names_a_model(["--attack=pgd"])
     assert not names_a_model(["digits", "--model.width", "8"]) and not names_a_model(
         ["--model.name=resnet18"]
     )
