@@ -16,6 +16,16 @@ def normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def doubled(names: Sequence[str]) -> str:
+    """Return the first name that another one equals in one Unicode form; "" where all differ."""
+    seen = set[str]()
+    for name in map(normal, names):
+        if name in seen:
+            return name
+        seen.add(name)
+    return ""
+
+
 def label_order(model: Sequence[str], data: Sequence[str], *, what: str) -> tuple[int, ...]:
     """Return the model's class of each label of a dataset; () where the two count alike.
 
@@ -25,7 +35,7 @@ def label_order(model: Sequence[str], data: Sequence[str], *, what: str) -> tupl
     ours, theirs = ([normal(name) for name in names] for names in (model, data))
     if not ours or not theirs or ours == theirs:
         return ()
-    if sorted(ours) != sorted(theirs) or len(set(ours)) != len(ours):
+    if sorted(ours) != sorted(theirs) or doubled(ours):
         raise ValueError(
             f"{what} must have the classes that the model was trained on ({shortened(ours)}), got "
             f"{shortened(theirs)}; evaluate on images of the same classes, or rename them"

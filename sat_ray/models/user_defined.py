@@ -203,7 +203,10 @@ def _check_training(model: nn.Module, x: Tensor, *, what: str) -> None:
 def _idle_parameters(model: nn.Module, x: Tensor, *, what: str) -> list[str]:
     """Return the names of the parameters that one pass gives no gradient."""
     model.zero_grad(set_to_none=True)
-    logits = call(model, x, what=f"{what}, given float32 images of shape {tuple(x.shape)},")
+    try:
+        logits = call(model, x, what=f"{what}, given float32 images of shape {tuple(x.shape)},")
+    except ValueError as error:
+        raise ValueError(f"{error}{other_dtype(model)}") from None
     if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.requires_grad:
         raise ValueError(
             f"{what} must return logits (N, K) that depend on its parameters, "
@@ -213,6 +216,15 @@ def _idle_parameters(model: nn.Module, x: Tensor, *, what: str) -> list[str]:
     idle = [one for one, p in model.named_parameters() if p.requires_grad and p.grad is None]
     model.zero_grad(set_to_none=True)
     return idle
+
+
+def other_dtype(model: nn.Module) -> str:
+    """Return what to do where a network's parameters are not float32; "" where all are."""
+    found = {one.dtype for one in model.parameters() if one.is_floating_point()} - {torch.float32}
+    if not found:
+        return ""
+    named = " and ".join(sorted(str(one).removeprefix("torch.") for one in found))
+    return f"; its parameters are {named}: call .float() on the network before you return it"
 
 
 def _random_states() -> tuple[object, ...]:

@@ -10,6 +10,7 @@ away (`sat_ray.storage.outages`).
 import contextlib
 import io
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +49,7 @@ class Storage:
         # pyarrow would accept keys in a URI, and every record names its storage.
         check_address(text, field="storage")
         scheme = urlparse(text).scheme
-        if scheme == "s3":
+        if re.match(rf"{SCHEME}[^/]", text):
             return cls(text.rstrip("/"))
         if scheme not in ("", "file"):
             raise ValueError(f"storage must be a local folder or s3://bucket/prefix, got {text!r}")

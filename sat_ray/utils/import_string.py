@@ -13,12 +13,14 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from sat_ray.utils.names import suggest
 
 TIMM = "timm"
 """`timm:resnet18` names a network of this package, and no function of a module called timm."""
+IMPORTED_LATER = ("mlflow", "ray")
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -94,8 +96,13 @@ def import_module(text: str, *, what: str) -> Any:
             "process can import"
         )
     _search_here_first()
+    here = _file_here(name)
+    if here is not None and name.partition(".")[0] in IMPORTED_LATER:
+        raise ValueError(
+            f"{what} {text}: {here} has the name of a package that sweeps import; rename the file"
+        )
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         where = (
             f"; looked for in {os.getcwd()}, PYTHONPATH and what is installed"
@@ -106,6 +113,22 @@ def import_module(text: str, *, what: str) -> Any:
             f"{what} {text}: module {name} cannot be imported ({type(error).__name__}: "
             f"{first_line(error)}){where}"
         ) from None
+    found = getattr(module, "__file__", None)
+    if here is not None and not (found and here.samefile(found)):
+        raise ValueError(
+            f"{what} {text}: {here} has the name of another module, which is loaded already "
+            f"({found or 'built into Python'}); rename the file"
+        )
+    return module
+
+
+def _file_here(name: str) -> Path | None:
+    """Return the file of a module of the working directory; None where it has none."""
+    place = Path.cwd().joinpath(*name.split("."))
+    for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+        if file.is_file():
+            return file
+    return None
 
 
 def _search_here_first() -> None:

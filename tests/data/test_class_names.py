@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from sat_ray.data.class_names import below_chance, label_order, numbers_out_of_order, relabelled
+from sat_ray.data.class_names import (
+    below_chance,
+    doubled,
+    label_order,
+    numbers_out_of_order,
+    relabelled,
+)
 from sat_ray.data.split import Split
 
 THREE = ["ant", "bee", "café"]
@@ -33,6 +39,17 @@ def test_other_classes_are_refused_with_both_lists(data: list[str]) -> None:
         ValueError, match=r"^data x must have the classes .*\(ant, bee, café\), got ant, bee"
     ):
         label_order(THREE, data, what="data x")
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [(THREE, ""), ([*THREE, "bee"], "bee"), ([*THREE, "cafe\u0301"], "café"), ([], "")],
+    ids=str,
+)
+def test_a_name_that_comes_twice_is_found_in_either_unicode_form(
+    names: list[str], found: str
+) -> None:
+    assert doubled(names) == found
 
 
 def test_long_lists_of_classes_are_shortened() -> None:

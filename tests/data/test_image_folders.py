@@ -240,7 +240,32 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "a test split without classes": (
         ("train/a/1.png", "train/b/1.png", "test/1.png"),
         (),
-        "in/ has 1 folders beside train that are no splits, test first",
+        "in/ has the split test without folders of classes in it; sort its images into one folder",
+    ),
+    "splits without classes": (
+        ("train/1.png", "test1/1.png"),
+        (),
+        "in/ has the split train without folders of classes in it",
+    ),
+    "names of splits with more words": (
+        ("training_set/a/1.png", "training_set/b/1.png", "test_set/a/1.png"),
+        (),
+        "in/ has 2 folders that are no splits, test_set first",
+    ),
+    "names of splits behind other words": (
+        ("seg_train/a/1.png", "seg_test/a/1.png"),
+        (),
+        "in/ has 2 folders that are no splits, seg_test first",
+    ),
+    "names of splits with years": (
+        ("train2017/a/1.png", "val2017/1.png"),
+        (),
+        "in/ has 2 folders that are no splits, train2017 first",
+    ),
+    "two folders of one class": (
+        ("caf\u00e9/1.png", "cafe\u0301/1.png", "zoo/1.png"),
+        (),
+        "in/ has two folders for the class caf\u00e9, one in each Unicode form, NFC and NFD",
     ),
     "no train": (("val/a/1.png", "test/a/1.png"), (), "in/ has val and test and no train"),
     "an empty class": (
@@ -277,16 +302,24 @@ def test_what_would_be_left_out_is_refused_with_folder_and_count(
     with pytest.raises(LayoutError) as caught:
         listed(folder)
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    if "no splits" in message or layout.endswith("plain folder"):
+    if message.startswith("in/ has ") and layout != "no train":
         with pytest.raises(ValueError) as caught:
             prepared(str(folder), Storage(str(tmp_path)))
         assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    names = [f"{label}/{i}.png" for label in ("car", "plane", "train") for i in range(4)]
+def test_a_folder_above_that_of_the_classes_is_not_evaluated(tmp_path: Path) -> None:
+    names = [f"images/{label}/{i}.png" for label in "ab" for i in range(2)]
     folder = unpack({name: image_file(1, kind="PNG") for name in names}, tmp_path / "in")
-    assert listed(folder).class_names == ("car", "plane", "train")
+    with pytest.raises(ValueError, match=r"one sub-folder with images, images, .*; name the fold"):
+        prepared(str(folder), Storage(str(tmp_path)))
+    assert prepared(str(folder / "images"), Storage(str(tmp_path)))
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    names = [f"{label}/{i}.png" for label in ("car", "test tube", "train") for i in range(4)]
+    folder = unpack({name: image_file(1, kind="PNG") for name in names}, tmp_path / "in")
+    assert listed(folder).class_names == ("car", "test tube", "train")
 
 
 def test_a_folder_of_splits_is_not_evaluated_as_classes(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 def digits(): return load_model(HERE + "/checkpoint")
 def training(): return digits().train()
+def half(): return digits().half()
 def softmax(): return nn.Sequential(digits(), nn.Softmax(dim=1)).eval()
 def nine(): return nn.Sequential(digits(), nn.Linear(10, 9)).eval()
 def flat(): return nn.Sequential(digits(), nn.Flatten(0)).eval()
@@ -266,6 +267,10 @@ BAD_NPZ: dict[str, tuple[dict[str, Any], str]] = {
         "must lie in 0 to 1, one of class_names, got 0 to 2",
     ),
     "equal names": ({"class_names": np.array(["a", "b", "b"])}, "all different"),
+    "equal names in two Unicode forms": (
+        {"class_names": np.array(["a", "\u00e9", "e\u0301"])},
+        "all different",
+    ),
     "doubled ids": (
         {"image_ids": np.array([0, 1, 2, 3, 3, 4])},
         "must hold each id once, got [3] more than once",
@@ -694,8 +699,13 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "a tuple of outputs": (
             ["--model", "external_models:tuples"],
-            "must return one tensor of (N, K) logits, K >= 2 classes, got a tuple",
+            "got a tuple; wrap the model in a module whose forward returns the logits alone",
         ),
+        "weights of 16 bits": (
+            ["--model", "external_models:half"],
+            "; its parameters are float16: call .float() on the network before you return it",
+        ),
+        "data without a model": (["--model=", "--card"], "--model is missing; --model URI and"),
         "no output": (
             ["--model", "external_models:nothing"],
             "must return one tensor of (N, K) logits, K >= 2 classes, got a NoneType",
@@ -1144,6 +1154,7 @@ def test_the_pgd_of_the_card_and_by_default_crosses_any_ball(
 
 def test_model_chooses_the_command_and_model_fields_do_not() -> None:
     assert names_a_model(["--model", "m:f"]) and names_a_model(["--data", "d", "--model=m:f"])
+    assert names_a_model(["--data", "d", "--card"]) and names_a_model(["--attack=pgd"])
     assert not names_a_model(["digits", "--model.width", "8"]) and not names_a_model(
         ["--model.name=resnet18"]
     )

@@ -117,6 +117,10 @@ def compiled(num_classes: int, activation) -> nn.Module:
     return torch.compile(nn.Sequential(*_layers(num_classes, activation)))
 
 
+def half(num_classes: int, activation) -> nn.Module:
+    return nn.Sequential(*_layers(num_classes, activation)).half()
+
+
 def lazy(num_classes: int, activation) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), activation(), nn.LazyLinear(num_classes))
 

@@ -129,7 +129,7 @@ def test_an_onnx_file_computes_the_logits_of_the_model(
     ("model", "out", "said"),
     [
         ("no_such", "", "--out is empty"),
-        ("no_such", "x.pt2", "sweep 'no_such' is unknown"),
+        ("no_such", "x.pt2", "holds no sweep; give the one that sweep no_such was started with"),
         ("some/where", "x.pt2", "model must be the folder of a checkpoint"),
         ("CHECKPOINT", "x.pt2", "give --image-shape C H W"),
     ],
@@ -141,6 +141,17 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     with pytest.raises(ValueError) as error:
         export(Asked(model=named, out=out, storage=str(tmp_path)))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_sweep_that_is_not_in_the_storage_is_answered_with_those_that_are(
+    tmp_path: Path,
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(ValueError, match=f"storage {nowhere} does not exist; give the one"):
+        export(Asked(model="digits", out="x.pt2", storage=str(nowhere)))
+    Storage(str(tmp_path / "digits")).write_json("config.json", {})
+    with pytest.raises(ValueError, match=r"sweep 'digit' is unknown; did you mean digits\?"):
+        export(Asked(model="digit", out="x.pt2", storage=str(tmp_path)))
 
 
 @pytest.mark.parametrize("board", [{}, {"rows": [1]}, {"rows": []}], ids=str)

@@ -405,7 +405,7 @@ def test_storage_under_a_file_says_why_and_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_bad_scheme_is_refused_with_what_is_allowed() -> None:
-    for uri in ("http://host/x", "gs://bucket/x", "hdfs://x"):
+    for uri in ("http://host/x", "gs://bucket/x", "hdfs://x", "s3://", "s3:///x", "S3://bucket/x"):
         with pytest.raises(ValueError, match=r"must be a local folder or s3://bucket/prefix, got"):
             Storage.at(uri)
 

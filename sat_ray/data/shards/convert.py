@@ -188,13 +188,23 @@ def _files(folder: Path) -> Found:
     try:
         splits = split_folders(folder)
         if not splits:
-            return class_files(folder)
+            return _two_classes(class_files(folder))
     except LayoutError as error:
         raise ValueError(f"data must be {ALLOWED}, got {folder}: {error}") from None
     last = list(splits)[-1]
     raise ValueError(
         f"data {folder} has the splits {', '.join(splits)}; name one of them: {folder}/{last}"
     )
+
+
+def _two_classes(found: Found) -> Found:
+    """Return what was found; LayoutError where it is one class, as the folder above them looks."""
+    if len(names := {name for name, _ in found}) < 2:
+        raise LayoutError(
+            f"it has one sub-folder with images, {printable(names.pop())}, and a classifier has "
+            "two classes or more; name the folder that the class folders are in"
+        )
+    return found
 
 
 def _refuse(bad: Sequence[tuple[Place, str]], count: int) -> None:

@@ -6,12 +6,13 @@ read is refused: a forgotten image is not noticed later.
 """
 
 import os
-import unicodedata
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
+from sat_ray.data.class_names import doubled, normal
 from sat_ray.data.images import SUFFIXES
 from sat_ray.data.sources.base import LayoutError, Listing, Place
 from sat_ray.data.split_ids import SPLITS
@@ -23,7 +24,8 @@ IMAGE_FOLDER_LAYOUT = (
     "test/CLASS/IMAGE, val/CLASS/IMAGE or both; without test/, val/ is the test split; without a "
     f"val split, a tenth of train is taken by hash; images are {', '.join(SUFFIXES)} of 8 bits"
 )
-NEAR_SPLITS = ("training", "valid", "validation", "testing", "eval", "dev")  # of other layouts
+# words in the names of splits of other layouts: training_set, seg_test, val2017
+NEAR_SPLITS = ("training", "trainset", "valid", "validation", "testing", "testset", "eval", "dev")
 Found = list[tuple[str, Place]]  # (class, where the image is)
 
 
@@ -53,6 +55,11 @@ def class_files(folder: Folder) -> Found:
             found.append((name, Place(f"{path}/{file}", f"{folder}/{path}/{file}", stamp=stamp)))
     if not found:
         raise LayoutError(f"{printable(folder.name)}/ has no files in sub-folders")
+    if name := doubled(sorted({name for name, _ in found})):
+        raise LayoutError(
+            f"{printable(folder.name)}/ has two folders for the class {printable(name)}, one in "
+            "each Unicode form, NFC and NFD; put their images into one folder"
+        )
     if strange := [place.name for _, place in found if not is_image(place.name)]:
         raise LayoutError(
             f"{printable(folder.name)}/ has {len(strange)} files that are no images by their "
@@ -119,15 +126,20 @@ def _stamped(folder: Folder) -> list[tuple[str, str]]:
 def split_folders(path: Folder) -> dict[str, Folder]:
     """Return the folder of every split by its name; {} where a folder has classes and no splits.
 
-    Raises LayoutError where some sub-folders are splits and others are not.
+    Raises LayoutError where some sub-folders are splits and others are not, and where all have
+    names of splits, but other ones than train, val and test, or no classes in them.
     """
     names = entries(path, folders=True)
-    likely = [name for name in names if name.lower() in (*SPLITS, *NEAR_SPLITS)]
-    deep = [name for name in likely if entries(path / name, folders=True)]
-    splits = [name for name in SPLITS if name in deep]
-    if splits == [] and (not deep or deep != names):
+    likely = [name for name in names if _sounds_like_a_split(name)]
+    splits = [name for name in SPLITS if name in likely and entries(path / name, folders=True)]
+    if not splits and (not likely or likely != names):
         return {}
     where = f"{printable(path.name)}/"
+    if flat := [name for name in names if name in SPLITS and name not in splits]:
+        raise LayoutError(
+            f"{where} has the split {flat[0]} without folders of classes in it; sort its images "
+            "into one folder per class, or move it away"
+        )
     if other := [name for name in names if name not in splits]:
         beside = f" beside {', '.join(splits)}" if splits else ""
         raise LayoutError(
@@ -135,6 +147,12 @@ def split_folders(path: Folder) -> dict[str, Folder]:
             "first; name the splits train, val and test, and move the rest away"
         )
     return {name: path / name for name in splits}
+
+
+def _sounds_like_a_split(name: str) -> bool:
+    """Say whether a folder's name is a split's, or has a word of one in it."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return any(word in (*SPLITS, *NEAR_SPLITS) for word in words)
 
 
 def list_image_folder(path: Folder) -> Listing:
@@ -192,9 +210,7 @@ def _listing(root: Folder, parts: dict[str, Found]) -> Listing:
 
 def _spelling(name: str, classes: list[str]) -> str:
     """Return a hint where a class differs from one in train/ only by its Unicode form."""
-    same = unicodedata.normalize("NFC", name) in (
-        unicodedata.normalize("NFC", one) for one in classes
-    )
+    same = normal(name) in (normal(one) for one in classes)
     return (
         " (train/ has it in another Unicode form, NFC or NFD; rename one of the two)"
         if same

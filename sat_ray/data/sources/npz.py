@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
+from sat_ray.data.class_names import doubled
 from sat_ray.data.pixels import too_dark
 from sat_ray.utils.import_string import first_line
 
@@ -199,7 +200,7 @@ def _whole_numbers(
 def _class_names(values: np.ndarray | None, path: Path) -> tuple[str, ...]:
     if values is None:
         return ()
-    if values.ndim != 1 or values.dtype.kind != "U" or len(set(values.tolist())) != len(values):
+    if values.ndim != 1 or values.dtype.kind != "U" or doubled(values.tolist()):
         raise ValueError(
             f"class_names of {path} must be (K,) strings, one per class, all different, "
             f"got {values.shape} {values.dtype}"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sat_ray.data.class_names import doubled
 from sat_ray.data.pixels import too_dark
 from sat_ray.data.sources.base import (
     LayoutError,
@@ -143,7 +144,7 @@ def _checked(raw: Raw, *, what: str) -> Raw:
             f"{what}: labels must be {count} whole numbers, one per image, "
             f"got {labels.dtype} {labels.shape}"
         )
-    if len(raw.class_names) < 2 or len(set(raw.class_names)) != len(raw.class_names):
+    if len(raw.class_names) < 2 or doubled(raw.class_names):
         raise ValueError(
             f"{what}: class_names must be at least 2, each once, got {raw.class_names}"
         )

@@ -29,7 +29,12 @@ from sat_ray.evaluation.inputs import (
 )
 from sat_ray.models.copying import copied
 from sat_ray.models.pt2.load import Exported
-from sat_ray.models.user_defined import require_same_again, require_same_alone, require_same_moved
+from sat_ray.models.user_defined import (
+    other_dtype,
+    require_same_again,
+    require_same_alone,
+    require_same_moved,
+)
 from sat_ray.utils.import_string import first_line
 from sat_ray.utils.precision import exact_float32
 from sat_ray.utils.randomness import Randomness
@@ -83,15 +88,19 @@ def _forward(model: Model, x: Tensor, *, what: str) -> Tensor:
     try:
         logits = model(x)
     except Exception as error:
-        gray = x.shape[1] == 1
-        hint = "; if it takes colour images, store the images as RGB" if gray else ""
+        hint = other_dtype(model) if isinstance(model, nn.Module) else ""
+        if not hint and x.shape[1] == 1:
+            hint = "; if it takes colour images, store the images as RGB"
         raise ValueError(
             f"{what} cannot take float32 images of shape {tuple(x.shape)} "
             f"({type(error).__name__}: {first_line(error)}){hint}"
         ) from None
     wanted = f"{what} must return one tensor of (N, K) logits, K >= 2 classes"
     if not isinstance(logits, Tensor):
-        raise ValueError(f"{wanted}, got a {type(logits).__name__}")
+        raise ValueError(
+            f"{wanted}, got a {type(logits).__name__}; "
+            "wrap the model in a module whose forward returns the logits alone"
+        )
     if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         raise ValueError(f"{wanted}, got shape {tuple(logits.shape)} for {len(x)} images")
     if logits.is_complex():

@@ -10,9 +10,13 @@ ABOUT = (
 )
 
 
+# options of a given model alone; a sweep's are dotted
+OF_A_MODEL = ("--model", "--data", "--attack", "--card", "--weights", "--protocol")
+
+
 def names_a_model(arguments: Sequence[str]) -> bool:
     """Return whether a given model is evaluated; --model.width is an override of a recipe."""
-    return any(word == "--model" or word.startswith("--model=") for word in arguments)
+    return any(word.partition("=")[0] in OF_A_MODEL for word in arguments)
 
 
 def wants_help(arguments: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sat_ray.integrations.command_line.checks.sweep_folder import storage_root
+from sat_ray.integrations.command_line.checks.sweep_folder import require_there, storage_root
 from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.parsing import AllowCode, parse_options
 from sat_ray.integrations.command_line.process.exit_status import exit_status
@@ -146,7 +146,13 @@ def locate(model: str, root: Storage) -> Found:
             f"model must be the folder of a checkpoint or the name of a sweep, got {model}, "
             f"which has no {MODEL_JSON}"
         )
-    check_name(model, sweeps_in(root), field="sweep")
+    require_there(root)
+    if not (names := sweeps_in(root)):
+        raise ValueError(
+            f"storage {root.uri} holds no sweep; give the one that sweep {model} was started with: "
+            "--storage or SAT_RAY_STORAGE"
+        )
+    check_name(model, names, field="sweep")
     sweep = root.child(model)
     board = _board(sweep)
     if board is None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sat_ray.integrations.command_line.checks.sweep_folder import storage_root
+from sat_ray.integrations.command_line.checks.sweep_folder import require_there, storage_root
 from sat_ray.integrations.command_line.parsing import (
     AllowCode,
     Options,
@@ -64,11 +64,7 @@ def main(*, about: str | None) -> int:
 def answer(asked: Asked, root: Storage) -> str:
     """Return what was asked for as text. Code that a stored config names is not imported."""
     confirm(asked.allow_code)
-    if not root.exists(""):
-        raise ValueError(
-            f"storage {root.uri} does not exist; "
-            "give the one that the sweep was started with: --storage or SAT_RAY_STORAGE"
-        )
+    require_there(root)
     names = sweeps_in(root)
     if asked.name:
         if names and asked.name not in root.folders():

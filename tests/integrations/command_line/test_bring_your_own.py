@@ -136,6 +136,7 @@ MODELS = {
     "nothing": "returned a NoneType",
     "scaled_probabilities": "returns values in [0, 1] whatever its weights are",
     "sigmoid": "returns values in [0, 1] whatever its weights are",
+    "half": "; its parameters are float16: call .float() on the network before you return it",
     "lazy": "has a lazy layer (body.1.weight has no size yet)",
     "skips_a_layer": (
         "without a gradient in some passes (body.maybe.weight, body.maybe.bias), as stochastic "

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from repository import ROOT
+
+from sat_ray.utils.import_string import resolve
 
 COMMANDS = ROOT / "pipelines"
 CODE = """
@@ -47,6 +50,29 @@ def test_a_module_named_as_a_command_is_the_users_own(tmp_path: Path) -> None:
     assert status == 0
     assert found == {name: f"my {name}" for name in names}
     assert first == str(here)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("types", "has the name of another module, which is loaded already ("),
+        ("sys", "has the name of another module, which is loaded already (built into Python)"),
+        ("ray", "has the name of a package that sweeps import"),
+        ("ray.nets", "has the name of a package that sweeps import"),
+    ],
+)
+def test_a_module_that_another_one_hides_or_that_hides_one_is_refused(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = tmp_path.joinpath(*name.split(".")).with_suffix(".py")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("def part(): return 1\n")
+    with pytest.raises(ValueError) as caught:
+        resolve(f"{name}:part", what="model")
+    said = str(caught.value)
+    assert f"{file} {message}" in said and said.endswith("; rename the file") and "\n" not in said
 
 
 def test_a_command_is_never_taken_for_a_module_that_is_not_there(tmp_path: Path) -> None:

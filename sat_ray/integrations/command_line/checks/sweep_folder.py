@@ -16,6 +16,15 @@ def storage_root(given: str) -> Storage:
     return Storage.at(given or os.environ.get("SAT_RAY_STORAGE") or "./runs")
 
 
+def require_there(root: Storage) -> None:
+    """Raise ValueError where a storage that is only read does not exist."""
+    if not root.exists(""):
+        raise ValueError(
+            f"storage {root.uri} does not exist; "
+            "give the one that the sweep was started with: --storage or SAT_RAY_STORAGE"
+        )
+
+
 def tracking_of(given: str, root: Storage) -> str:
     """Return MLflow's address: the one given, else MLFLOW_TRACKING_URI, else a database in root.
 
