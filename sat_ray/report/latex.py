@@ -33,7 +33,9 @@ _SPELLED = {
     "ε": r"$\varepsilon$",
 }
 _ESCAPES = str.maketrans(_SPELLED)
-HEAD = r"% Needs \usepackage{booktabs}; then \input{report} shows the tables."
+HEAD = r"% Needs \usepackage{booktabs,graphicx}; then \input{report} shows the tables."
+# A table that is wider than the text is made as wide; one with fewer columns stays readable.
+FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
 def latex_text(text: str) -> str:
@@ -58,13 +60,14 @@ def latex_table(table: Table, *, label: str) -> str:
             r"\small",
             rf"\caption{{{latex_text(caption)}}}",
             rf"\label{{{name}}}",
+            FITTED,
             rf"\begin{{tabular}}{{{alignment}}}",
             r"\toprule",
             _line([column.title for column in columns]),
             r"\midrule",
             *map(_line, rows),
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
         ]
     )

@@ -125,12 +125,13 @@ def test_the_tables_compile(tmp_path: Path) -> None:
     }.items():
         (tmp_path / "report.tex").write_text(tex)
         (tmp_path / f"{name}.tex").write_text(
-            "\\documentclass{article}\\usepackage{booktabs}\n"
+            "\\documentclass{article}\\usepackage{booktabs,graphicx}\n"
             "\\begin{document}\\input{report}\\end{document}\n"
         )
         command = ["pdflatex", "-draftmode", "-interaction=nonstopmode", "-halt-on-error", name]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
+        assert "Overfull \\hbox" not in done.stdout, "no table is wider than the text"
 
 
 def test_a_figure_becomes_the_same_vector_pdf_every_time() -> None:

@@ -1,18 +1,26 @@
-"""What a person is shown while a dataset is prepared."""
+"""What a person is shown while a stage runs."""
 
 import dataclasses
 import io
+import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from sat_ray.integrations.command_line import driver as driver_module
 from sat_ray.integrations.command_line.checks.prepared import left_out, other_classes
+from sat_ray.integrations.command_line.driver import Driver
+from sat_ray.integrations.command_line.parsing import parse
+from sat_ray.integrations.ray import tasks
 from sat_ray.report import console as progress
 from sat_ray.report.console import Reporter
+from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.records.store import Record
-from sat_ray.sweep.tasks import Dataset
+from sat_ray.sweep.tasks import EVALUATE, Dataset
 
 
 def dataset(*corrupt: dict[str, Any]) -> Dataset:
@@ -117,6 +125,31 @@ def test_an_evaluation_shows_images_attacked_per_second_of_the_clock(
         shown.update(done, came)
     assert reporter.bars.tasks[0].fields["note"] == "90.0 images/s"
     assert reporter.bars.tasks[0].fields["left"] == "about 10 s left"
+
+
+def test_images_per_second_count_each_shard_once_however_often_the_driver_looks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    words = ["digits_smoke", "--storage", str(tmp_path)]
+    driver = Driver(parse(words, RECIPES, default=DEFAULT, about=""))
+    records = driver.sweep.records
+
+    def look(ref: object, *, seconds: float) -> bool:
+        """Commit a shard of 100 images before the second look; end after the fifth."""
+        now[0] += 2.0
+        if now[0] == 4.0:
+            payload = {"name": "silu-s0", "n": 100}
+            records.commit(EVALUATE, "a" * 32, inputs={}, payload=payload, seconds=1.0)
+        return now[0] > 10.0
+
+    monkeypatch.setattr(tasks, "wait", look)
+    monkeypatch.setattr(driver_module, "TRACK_SECONDS", math.inf)  # MLflow is not written here
+    shown = driver.reporter.stage("evaluate", 4)
+    with driver_lease(driver.command.storage) as driver.lease:
+        driver._watch("evaluate", None, shown)
+    assert shown.done == 1 and shown.images == 100
 
 
 def test_the_start_of_a_stage_is_no_part_of_its_pace(

@@ -201,6 +201,7 @@ class Driver:
         from sat_ray.integrations.ray.tasks import wait
 
         shards = Storage(dataset_uri(self.config, self.command.root))
+        records = self.sweep.records  # one for the whole stage: it yields each new record once
         looked = 0.0
         tracked = time.monotonic()
         while not wait(ref, seconds=min(max(POLL_SECONDS, REST * looked), TRACK_SECONDS)):
@@ -210,7 +211,7 @@ class Driver:
             if name == "prepare":
                 progress.update_shards(*shards_written(shards))
             if name in FOLLOWED:
-                new = [one for stage in FOLLOWED[name] for one in self.sweep.records.new(stage)]
+                new = [one for stage in FOLLOWED[name] for one in records.new(stage)]
                 progress.update(self._committed(name), new)
             if due:
                 self.metrics.update()

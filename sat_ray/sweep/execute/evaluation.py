@@ -28,6 +28,8 @@ from sat_ray.sweep.records.merge_outcomes import read_part
 from sat_ray.sweep.records.store import Record, Records, attempt_name, require_environment
 from sat_ray.sweep.resources.gpu_sharing import memory_needed
 from sat_ray.sweep.tasks import CARD, CORRUPTIONS, CardTask, EvaluationTask
+from sat_ray.training.parallel.process_group import ProcessGroup
+from sat_ray.training.parallel.worker_load import WorkerLoad
 from sat_ray.utils.precision import exact_float32
 from sat_ray.utils.randomness import Randomness, random_order
 from sat_ray.utils.serialization import sha256
@@ -127,6 +129,7 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
     before = None if task.after is None else evaluate_and_commit(task.after, records, gpus=gpus)
     require_environment(task.environment)
     started = perf_counter()
+    load = WorkerLoad(device_of(accelerator_of(task)), ProcessGroup())
     task = located(task, records.storage)
     shard = images_of(task, rows_of(task))
     if before is not None:
@@ -137,6 +140,7 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
         payload = _under_attacks(task, shard, records)
     if gpus:
         payload["gpus"] = gpus
+    payload |= load.metrics()
     seconds = perf_counter() - started
     return records.commit(
         task.stage, task.key, inputs=task.inputs, payload=payload, seconds=seconds
@@ -210,6 +214,7 @@ def card_and_commit(task: CardTask, records: Records, *, gpus: float = 0) -> Rec
         return done
     require_environment(task.environment)
     started = perf_counter()
+    load = WorkerLoad(device_of(accelerator_of(task)), ProcessGroup())
     checkpoint = records.storage.located(task.checkpoint)
     model = cached_model(checkpoint, task.checkpoint_sha256, accelerator_of(task))
     split = split_of(task.dataset.uri, "val", task.dataset.hash)
@@ -227,6 +232,7 @@ def card_and_commit(task: CardTask, records: Records, *, gpus: float = 0) -> Rec
         "split": "val",
         "card": card,
         **({"gpus": gpus} if gpus else {}),
+        **load.metrics(),
     }
     return records.commit(
         CARD, task.key, inputs=task.inputs, payload=payload, seconds=perf_counter() - started

@@ -69,8 +69,8 @@ class Record:
 
 
 def _timeless(value: Any) -> Any:
-    """Drop what differs between equal computations: times, the GPU's share, paths."""
-    dropped = ("seconds", "images_per_second", "path", "created", "history", "gpu")
+    """Drop what differs between equal computations: times, what processes used, paths."""
+    dropped = ("seconds", "images_per_second", "path", "created", "history", "gpu", "system/")
     if isinstance(value, dict):
         return {k: _timeless(v) for k, v in value.items() if not any(word in k for word in dropped)}
     return [_timeless(item) for item in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""What the processes of a training use while they train: processors, memory, GPUs."""
+"""What the processes of a training or an evaluation use: processors, memory, GPUs."""
 
 from contextlib import suppress
 from time import perf_counter, process_time
@@ -14,7 +14,7 @@ GIB = 2**30
 class WorkerLoad:
     """Measure this process from one `begin` to `metrics`.
 
-    device: that it trains on; of a GPU the peak of its memory is measured, and its utilization
+    device: that it computes on; of a GPU the peak of its memory is measured, and its utilization
     where the package nvidia-ml-py is installed.
     """
 

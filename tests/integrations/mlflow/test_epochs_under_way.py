@@ -1,4 +1,4 @@
-"""Epochs in MLflow while a training runs: read from its saved states, and the same in the end."""
+"""In MLflow while a sweep runs: epochs, read from saved states, and what evaluations used."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +15,10 @@ from sat_ray.integrations.mlflow import MlflowTracker
 from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.context import Sweep
+from sat_ray.sweep.execute.evaluation import card_and_commit, evaluate_and_commit
 from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.plan.datasets import dataset_uri
+from sat_ray.sweep.plan.evaluations import card_tasks, strong_tasks
 from sat_ray.sweep.plan.trainings import final_tasks, trial_task
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.store import Record
@@ -29,6 +31,9 @@ WORDS = (
     *("digits_smoke", "--training.epochs", "4", "--training.validate-every", "2"),
     *("--model.width", "4", "--search.rungs", "1", "2", "--final.seeds", "0"),
     *("--training.attack-steps", "1", "--training.validation-steps", "4"),
+    *("--evaluation.images", "30", "--evaluation.shard-size", "15", "--evaluation.steps", "20"),
+    *("--evaluation.strong-steps", "4", "--evaluation.strong-targets", "1"),
+    *("--card.images", "10", "--card.cascade-steps", "4", "--card.cascade-queries", "5"),
 )
 SILU = SearchPoint(activation="silu", alpha=1.0)
 EPOCH = 300  # images: less than an epoch, so that a state is saved inside of each
@@ -133,6 +138,40 @@ def test_epochs_appear_while_a_training_runs_and_the_end_is_the_same_after_a_kil
     assert times == [round(1000 * end) for end in record.payload["history_times"]]
     assert times == sorted(set(times)), "each epoch at its own time"
     assert all(early[name] == points(tmp_path, ended)[name][: len(early[name])] for name in early)
+
+
+def test_what_the_workers_of_evaluation_and_card_used_is_on_the_run_of_the_model(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    data = data_of(sweep)
+    (task,) = final_tasks(sweep.config, data, [SILU])
+    record = train(sweep, task)
+    first, second = strong_tasks(sweep.config, data, record)
+    live = projection(sweep, tmp_path)
+    shards = [evaluate_and_commit(first, sweep.records)]
+    live.update()
+    (run,) = runs(tmp_path, "finalist")
+    early = points(tmp_path, run)
+    assert [step for step, *_ in early["system/strong/worker_cpus"]] == [0], "before all are done"
+
+    shards.append(evaluate_and_commit(second, sweep.records))
+    (card,) = [
+        card_and_commit(one, sweep.records) for one in card_tasks(sweep.config, data, [record], {})
+    ]
+    for driver in (live, live, projection(sweep, tmp_path)):
+        driver.update()
+    found = points(tmp_path, runs(tmp_path, "finalist")[0])
+    for name in ("worker_cpus", "worker_memory_gib"):
+        of_card = (0, card.payload[f"system/{name}"], round(1000 * card.created))
+        assert found[f"system/card/{name}"] == [of_card]
+        of_shards = [
+            (shard.inputs["rows"][0], shard.payload[f"system/{name}"], round(1000 * shard.created))
+            for shard in shards
+        ]
+        assert found[f"system/strong/{name}"] == of_shards, "each shard once"
+        assert [step for step, *_ in found[f"system/evaluate/{name}"]] == [0, 15]
+        assert found[f"system/{name}"] == early[f"system/{name}"], "those of training stay"
+    assert all(value > 0 for _, value, _ in found["system/card/worker_cpus"])
 
 
 def test_a_trial_shows_its_epochs_from_rung_to_rung_and_none_twice(

@@ -1,6 +1,6 @@
 """An evaluated model on its run: accuracies with intervals, outcomes, cost, weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,10 +13,39 @@ from sat_ray.integrations.mlflow.projection.runs import Runs, now
 from sat_ray.integrations.mlflow.values import Point
 from sat_ray.report.sweep_report import corruption_accuracies, outcome_paths, read_outcomes
 from sat_ray.sweep.records.store import Record
+from sat_ray.sweep.tasks import CARD, CORRUPTIONS, EVALUATE, STRONG, VALIDATE
 from sat_ray.utils.serialization import json_bytes
 
 if TYPE_CHECKING:
     from sat_ray.report.leaderboard.summary import Summary
+
+
+SYSTEM = "system/"  # MLflow shows metrics with this prefix as system metrics
+
+
+def write_loads(runs: Runs, trained: Sequence[Record]) -> None:
+    """Write what workers used for each new shard and card to the run of the model."""
+    models = {record.payload["name"]: record for record in trained}
+    found: dict[str, list[Point]] = {}
+    for stage in (VALIDATE, EVALUATE, STRONG, CORRUPTIONS, CARD):
+        for shard in runs.records.new(stage):
+            found.setdefault(shard.payload["name"], []).extend(_load_points(shard))
+    for name in found.keys() & models.keys():
+        record = models[name]
+        run_id = runs.finalist(record)
+        # a run that shows the evaluation has these points
+        if not runs.tracker.is_complete(run_id, content=runs.evaluated_content(record)):
+            runs.tracker.log(run_id, found[name])
+
+
+def _load_points(shard: Record) -> list[Point]:
+    """Return what a worker used for a shard or a card; step: the shard's first row."""
+    first, _ = shard.inputs.get("rows", (0, 0))
+    return [
+        Point(f"{SYSTEM}{shard.stage}/{name.removeprefix(SYSTEM)}", value, first, shard.created)
+        for name, value in shard.payload.items()
+        if name.startswith(SYSTEM)
+    ]
 
 
 def write_evaluated(runs: Runs, record: Record, path: str, *, cost: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sat_ray.integrations.mlflow.projection.board import close, links
 from sat_ray.integrations.mlflow.projection.champion import register
-from sat_ray.integrations.mlflow.projection.evaluated import write_evaluated
+from sat_ray.integrations.mlflow.projection.evaluated import write_evaluated, write_loads
 from sat_ray.integrations.mlflow.projection.runs import Runs
 from sat_ray.sweep.cost.spent import longest_trials, row_cost, spent_by_stage
 from sat_ray.sweep.records.store import Record
@@ -30,6 +30,7 @@ class Projection(Runs):
         for record in trained:
             self.finalist(record)
         self.under_way()
+        write_loads(self, trained)
         # an export takes about a second: a few at a time, while others train and evaluate
         deadline = monotonic() + MODEL_SECONDS
         for record in trained:
