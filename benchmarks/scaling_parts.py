@@ -23,9 +23,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sat_ray.data.loading import Resident
+from sat_ray.data.loading import Resident, shard_rows
 from sat_ray.data.shards.dataset import write_dataset
-from sat_ray.data.shards.manifest import shard_rows
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.split import Split
 from sat_ray.models import model_from_spec
@@ -155,13 +154,15 @@ def measure_workers(task: TrainingTask, *, processes: int, epochs: int) -> list[
 
 @dataclass(frozen=True)
 class Exchanged:
-    """Seconds of an exchange of gradients and of statistics; work: processor seconds of the first
-    in one worker.
+    """Seconds of an exchange of gradients and of statistics, and the bytes of both; work: processor
+    seconds of the first in one worker.
     """
 
     gradients: float
     statistics: float
     work: float
+    gradient_bytes: float
+    statistics_bytes: float
 
 
 class NoCompute(nn.Module):
@@ -202,7 +203,9 @@ def _exchange(
         backward(alone=False)
     pairs = [(backward(alone=False), backward(alone=True)) for _ in range(rounds)]
     wall, work = (median(both[kind] - alone[kind] for both, alone in pairs) for kind in (0, 1))
-    results.put(Exchanged(wall, median(averaged() for _ in range(rounds)), work))
+    sizes = sum(one.numel() for one in model.parameters()), len(statistics)
+    one_average = median(averaged() for _ in range(rounds))
+    results.put(Exchanged(wall, one_average, work, *(4.0 * size for size in sizes)))
     dist.destroy_process_group()
 
 

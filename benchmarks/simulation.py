@@ -120,10 +120,7 @@ def step_time(
     speeds = [max(0.5, rng.gauss(1.0, parts.unequal)) for _ in shares]
     own = [speed * parts.compute(share) for speed, share in zip(speeds, shares, strict=True)]
     equal = _together([parts.compute(share) for share in shares], parts.cores)
-    drawn = fmean(
-        _together([seconds * rng.choice(parts.spread) for seconds in own], parts.cores)
-        for _ in range(DRAWN_STEPS)
-    )
+    drawn = fmean(_drawn_step(own, parts, rng) for _ in range(DRAWN_STEPS))
     reading = max(0.0, max(shares) * parts.reading - drawn)
     return StepTime(
         compute=equal,
@@ -131,6 +128,11 @@ def step_time(
         reading=reading,
         exchange=exposed_exchange(parts, workers=workers, all_reduce=all_reduce),
     )
+
+
+def _drawn_step(own: Sequence[float], parts: StepParts, rng: random.Random) -> float:
+    factors = rng.choices(parts.spread, k=len(own))
+    return _together([a * b for a, b in zip(own, factors, strict=True)], parts.cores)
 
 
 def _together(seconds: Sequence[float], cores: int) -> float:
