@@ -280,7 +280,7 @@ class Rung:
         of_card *= self.given("strong attacks: passes of an image / 1,010")
         nodes = self.given("start of the nodes, once a sweep")
         return {
-            "nodes": [(1, nodes)] * (nodes > 0),
+            "nodes": [(0, nodes)],
             "search": [(1, trial)] * planned_trials(config),
             "training": [(workers, whole)] * (len(chosen) * seeds),
             "validation": validation,

@@ -9,6 +9,7 @@ import multiprocessing
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
@@ -55,15 +56,21 @@ class CrowdedResources(ResourceSettings):
         return {"CPU": 0.5}
 
 
-@dataclass(frozen=True)
-class Clocked(Resident):
-    """A split in memory that notes when each step begins."""
+class Clocked:
+    """Images in memory, as a loader that notes when each step begins."""
 
-    begins: list[float]
+    def __init__(self, images: Resident) -> None:
+        self.images = images
+        self.shards = images.shards
+        self.begins: list[float] = []
+
+    def ids(self, rows: Tensor) -> Tensor:
+        """Return the image ids of rows."""
+        return self.images.ids(rows)
 
     def batches(self, plan: Tensor) -> Iterator[list[Split]]:
         """Take rows out of memory."""
-        for groups in super().batches(plan):
+        for groups in self.images.batches(plan):
             self.begins.append(perf_counter())
             yield groups
 
@@ -100,15 +107,15 @@ def task_in(folder: Path, *, epochs: int, validate_every: int, network: str) -> 
     return training_task(config, dataset, point, stage=TRAIN, seed=0, training=training)
 
 
-def steps_of(task: TrainingTask, *, groups: int, epochs: int) -> tuple[list[float], float, float]:
-    """Train alone with `groups` groups in a step.
+def steps_of(task: TrainingTask, *, groups: int, epochs: int) -> tuple[list[float], list[float]]:
+    """Train alone with `groups` groups in a step, and validate after the last epoch.
 
-    Returns the seconds of the steps after the first of all, the mean of an epoch's end without
-    validation, and what one with validation takes more.
+    Returns the seconds of the steps after the first of all, and for each epoch those from the end
+    of its last step to its report.
     """
     uri = task.dataset.uri
     train = split_of(uri, "train", task.dataset.hash)
-    clocked = Clocked(train, shard_rows(task.dataset.manifest, "train"), [])
+    clocked = Clocked(Resident(train, shard_rows(task.dataset.manifest, "train")))
     settings = replace(
         task.training, epochs=epochs, global_batch_size=groups * GROUP_SIZE, validate_every=epochs
     )
@@ -121,25 +128,22 @@ def steps_of(task: TrainingTask, *, groups: int, epochs: int) -> tuple[list[floa
         options=RunOptions(slots=task.slots),
     )
     steps: list[float] = []
-    ends: list[float] = []
+    last: list[float] = []  # of each epoch, the last step and what follows
     for _ in reports:
         ended = perf_counter()
-        begins = clocked.begins
-        steps += [last - first for first, last in itertools.pairwise(begins)]
-        ends.append(ended - begins[-1])
-        begins.clear()
-    usual = median(steps[1:])
-    *plain, validated = [end - usual for end in ends]
-    return steps[1:], fmean(plain), validated - fmean(plain)
+        steps += [later - begin for begin, later in itertools.pairwise(clocked.begins)]
+        last.append(ended - clocked.begins[-1])
+        clocked.begins.clear()
+    return steps[1:], [one - median(steps[1:]) for one in last]
 
 
 def _measure(task: TrainingTask, epochs: int, meeting: Any, results: Any) -> None:
     torch.set_num_threads(1)
     meeting.wait()
-    steps, epoch_end, validation = steps_of(task, groups=GROUPS, epochs=epochs)
+    steps, (*plain, validated) = steps_of(task, groups=GROUPS, epochs=epochs)
     meeting.wait()
-    one_group, _, _ = steps_of(task, groups=1, epochs=2)
-    results.put(Measured(steps, one_group, epoch_end, validation))
+    one_group, _ = steps_of(task, groups=1, epochs=1)
+    results.put(Measured(steps, one_group, fmean(plain), validated - fmean(plain)))
 
 
 def measure_workers(task: TrainingTask, *, processes: int, epochs: int) -> list[Measured]:
@@ -181,6 +185,7 @@ def _exchange(
     task: TrainingTask, rank: int, size: int, folder: str, rounds: int, results: Any
 ) -> None:
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, about an argument of DDP
     meeting = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
     model = model_from_spec(task.model, seed=0)
