@@ -12,7 +12,6 @@ import argparse
 import math
 import random
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -310,11 +309,6 @@ class Predicted:
         return sum(self.hours.values())
 
 
-def rungs(case: str, *, batch: int = 0) -> dict[str, Rung]:
-    """Return the ladder, cheapest recipes as the paper lists them."""
-    return {name: Rung(RECIPES[name](), case, batch) for name in LADDER}
-
-
 def shown(value: float) -> str:
     """Write a number with two digits, or all digits before the point."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
@@ -326,48 +320,53 @@ def spread(usual: float, one: float, other: float) -> str:
     return f"{shown(usual)} ({shown(low)} to {shown(high)})"
 
 
-def rows_of_ladder() -> Iterator[list[str]]:
-    """Yield the rows of the ladder's table, the sum last."""
-    cases = {case: rungs(case) for case in CASES}
-    stages = {
-        (case, gpus): {name: rung.stages(gpus) for name, rung in found.items()}
-        for case, found in cases.items()
+def row_of(name: str) -> list[str]:
+    """Return the ladder table's row of a recipe."""
+    found = {case: Rung(RECIPES[name](), case) for case in CASES}
+    made = {
+        (case, gpus): Predicted.of(rung.stages(gpus), gpus)
+        for case, rung in found.items()
         for gpus in GPUS
     }
-    for name in LADDER:
-        made = {key: Predicted.of(of_case[name], key[1]) for key, of_case in stages.items()}
-        work = spread(*(made[case, GPUS[0]].gpu_hours for case in CASES))
-        hours = [spread(*(made[case, gpus].total for case in CASES)) for gpus in GPUS]
-        most = made["usual", GPUS[-1]]
-        longest = max(most.hours, key=lambda stage: most.hours[stage])
-        bound = f"{longest}, {shown(most.hours[longest])} h"
-        yield [f"`{name}`", work, *hours, f"{most.workers}", bound]
-    work = [
-        sum(Predicted.of(one, GPUS[0]).gpu_hours for one in stages[case, GPUS[0]].values())
-        for case in CASES
-    ]
-    together = [
-        spread(
-            *(
-                makespan([list(one.values()) for one in stages[case, gpus].values()], gpus) / 3600
-                for case in CASES
-            )
-        )
-        for gpus in GPUS
-    ]
-    yield ["all sweeps beside each other", spread(*work), *together, "", ""]
+    work = spread(*(made[case, GPUS[0]].gpu_hours for case in CASES))
+    hours = [spread(*(made[case, gpus].total for case in CASES)) for gpus in GPUS]
+    most = made["usual", GPUS[-1]]
+    longest = max(most.hours, key=lambda stage: most.hours[stage])
+    bound = f"{longest}, {shown(most.hours[longest])} h"
+    return [f"`{name}`", work, *hours, f"{most.workers}", bound]
 
 
-def table(head: list[str], rows: Iterator[list[str]] | list[list[str]]) -> str:
+def whole_ladder() -> tuple[list[float], list[list[float]]]:
+    """Return the GPU-hours of all sweeps in each case, and the hours where all share a cluster."""
+    work = []
+    hours: list[list[float]] = [[] for _ in GPUS]
+    for case in CASES:
+        ladder = [Rung(RECIPES[name](), case) for name in LADDER]
+        for number, gpus in enumerate(GPUS):
+            sweeps = [list(rung.stages(gpus).values()) for rung in ladder]
+            hours[number].append(makespan(sweeps, gpus) / 3600)
+        work.append(sum(Predicted.of(rung.stages(GPUS[0]), GPUS[0]).gpu_hours for rung in ladder))
+    return work, hours
+
+
+def markdown_row(cells: list[str]) -> str:
+    """Return a line of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown."""
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    ruler = ["---"] + ["--:"] * (len(head) - 1)
+    return "\n".join(map(markdown_row, [head, ruler, *rows]))
 
 
-def ladder_table() -> str:
-    """Return the hours of the ladder on all clusters."""
+def ladder_table(work: list[float], hours: list[list[float]]) -> str:
+    """Return the hours of the ladder on all clusters. work, hours: of `whole_ladder`."""
     head = ["sweep", "GPU-hours of work", *(f"hours on {gpus}" for gpus in GPUS)]
-    return table([*head, "workers of a training on 256", "longest stage on 256"], rows_of_ladder())
+    head += ["workers of a training on 256", "longest stage on 256"]
+    together = [spread(*of_cluster) for of_cluster in hours]
+    last = ["all sweeps beside each other", spread(*work), *together, "", ""]
+    return table(head, [*map(row_of, LADDER), last])
 
 
 def batch_table() -> str:
@@ -395,15 +394,6 @@ def input_table() -> str:
     return table(["input", "usual", "fast", "slow", "source"], rows)
 
 
-def price_lines(price: float) -> str:
-    """Return what the work of the whole ladder costs."""
-    work = [
-        sum(Predicted.of(rung.stages(GPUS[0]), GPUS[0]).gpu_hours for rung in rungs(case).values())
-        for case in CASES
-    ]
-    return f"At {price:g} for a GPU-hour: {spread(*(price * hours for hours in work))}"
-
-
 def main() -> None:
     """Print the prediction, or check it on this machine."""
     parser = argparse.ArgumentParser(
@@ -421,9 +411,11 @@ def main() -> None:
 
         scaling_check.run(quick=options.quick, smoke=options.smoke, path=options.json)
         return
-    print(input_table(), ladder_table(), batch_table(), sep="\n\n")
+    work, hours = whole_ladder()
+    print(input_table(), ladder_table(work, hours), batch_table(), sep="\n\n")
     if options.price:
-        print(f"\n{price_lines(options.price)}")
+        money = spread(*(options.price * one for one in work))
+        print(f"\nAt {options.price:g} for a GPU-hour all of the work costs {money}.")
 
 
 if __name__ == "__main__":

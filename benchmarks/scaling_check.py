@@ -159,7 +159,7 @@ def check(length: Length) -> tuple[dict[str, Any], dict[str, Any]]:
             wall, epochs = scaling_parts.train_on_ray(
                 task, folder / f"on {workers}", workers=workers
             )
-            key = f"{workers} workers"
+            key = f"workers: {workers}"
             loads[key] = os.getloadavg()[0]
             predicted[key], measured[key] = sum(of_parts.values()), wall
             details[key] = {"predicted": of_parts, "measured_epochs": epochs}

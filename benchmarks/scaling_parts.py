@@ -6,6 +6,7 @@ thread a worker: its gradients are large for its compute, so that the exchange s
 
 import itertools
 import multiprocessing
+import queue
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,7 @@ from sat_ray.training.settings import TrainingSettings
 
 GROUPS = 4  # BatchNorm groups of a step, so that one, two and four workers share them evenly
 GROUP_SIZE = 16
-LONGEST_SECONDS = 600  # for which a measuring process is waited for
+LOOK_SECONDS = 5.0  # between two looks at processes that measure
 
 
 class CrowdedResources(ResourceSettings):
@@ -232,7 +233,13 @@ def _joined(running: list[Any], results: Any) -> list[Any]:
     """Start processes and return what each of them puts into the queue."""
     for process in running:
         process.start()
-    found = [results.get(timeout=LONGEST_SECONDS) for _ in running]
+    found: list[Any] = []
+    while len(found) < len(running):
+        try:
+            found.append(results.get(timeout=LOOK_SECONDS))
+        except queue.Empty:
+            if any(process.exitcode for process in running):
+                raise RuntimeError("a measuring process failed; its error is above") from None
     for process in running:
         process.join()
     return found
