@@ -61,33 +61,32 @@ MEASURED = "measured on one H200 (`benchmarks/README.md`)"
 HERE = "measured here, on a CPU"
 VENDOR = "vendor's figure"
 ASSUMED = "assumed"
+UNITS = {"GB/s": 1e9, "ms": 1e-3, "µs": 1e-6}  # all others count as they are
 INPUTS = {
     "training, ResNet-50 at 224 pixels, bf16": Input(
         2780, 3250, 2780, "images/s", f"{MEASURED}; fast: with `training.compile`"
     ),
     "pass of an attack, the same network, float32": Input(
-        0.93e-3, 0.93e-3, 0.93e-3, "s an image", f"{MEASURED[:-1]}, `log.md`)"
+        0.93, 0.93, 0.93, "ms", f"{MEASURED[:-1]}, `log.md`), for an image"
     ),
-    "other networks: their rate / the rate that the table of networks gives": Input(
-        1, 1.3, 0.6, "", ASSUMED
-    ),
+    "rates of other networks / those of the list below": Input(1, 1.3, 0.6, "", ASSUMED),
     "PGD-200: passes of an image / 201": Input(0.38, 0.38, 0.55, "", f"{MEASURED}, epsilon 31/255"),
     "PGD-200, last iterate: images attacked": Input(0.7, 0.65, 0.8, "", "the paper's accuracies"),
     "strong attacks: passes of an image / 1,010": Input(0.42, 0.35, 0.55, "", ASSUMED),
     "NVLink, one direction": Input(
-        360e9, 450e9, 200e9, "B/s", f"{VENDOR} (450e9), of which 0.8 assumed"
+        360, 450, 200, "GB/s", f"{VENDOR}, 450, of which 0.8 usable is assumed"
     ),
     "network, for each GPU": Input(
-        40e9, 50e9, 12.5e9, "B/s", f"{VENDOR} (400 Gbit/s), of which 0.8 assumed; slow: 100 Gbit/s"
+        40, 50, 12.5, "GB/s", f"{VENDOR}, 400 Gbit/s, of which 0.8 is assumed; slow: 100 Gbit/s"
     ),
-    "hop in a node": Input(3e-6, 1e-6, 10e-6, "s", ASSUMED),
-    "hop between nodes": Input(10e-6, 5e-6, 30e-6, "s", ASSUMED),
+    "hop in a node": Input(3, 1, 10, "µs", ASSUMED),
+    "hop between nodes": Input(10, 5, 30, "µs", ASSUMED),
     "share of a backward pass that hides the exchange": Input(0.8, 1, 0.5, "", ASSUMED),
     "steps of one GPU: standard deviation / mean": Input(0.01, 0, 0.03, "", ASSUMED),
     "speeds of GPUs: standard deviation / mean": Input(0.02, 0, 0.04, "", ASSUMED),
     "decoding, on each of 8 cores of a worker": Input(1110, 1110, 800, "images/s", HERE),
-    "checkpoint: copy from the GPU": Input(5e9, 20e9, 2e9, "B/s", ASSUMED),
-    "checkpoint: pack, sha256 and write": Input(3e8, 1e9, 1e8, "B/s", ASSUMED),
+    "checkpoint: copy from the GPU": Input(5, 20, 2, "GB/s", ASSUMED),
+    "checkpoint: pack, sha256 and write": Input(0.3, 1, 0.1, "GB/s", ASSUMED),
     "start of the nodes, once a sweep": Input(300, 0, 900, "s", ASSUMED),
     "start of a training: workers, group, first step": Input(30, 15, 120, "s", ASSUMED),
     "start of a shard": Input(10, 3, 60, "s", ASSUMED),
@@ -119,8 +118,9 @@ LADDER = ("imagenet_resnet50", *(rung.name for rung in RUNGS))
 
 def given(name: str, case: str) -> float:
     """Return an input. case: usual, fast or slow."""
-    value: float = getattr(INPUTS[name], case)
-    return value
+    found = INPUTS[name]
+    value: float = getattr(found, case)
+    return value * UNITS.get(found.unit, 1.0)
 
 
 def network(case: str = "usual") -> Network:
@@ -168,9 +168,7 @@ class Rung:
         whole, _ = forward_operations(base, (3, 224, 224), classes=IMAGES.classes)
         rate = RELATIVE_RATE[self.config.model.name]
         if self.config.model.name != "resnet50":
-            rate *= self.given(
-                "other networks: their rate / the rate that the table of networks gives"
-            )
+            rate *= self.given("rates of other networks / those of the list below")
         return forward / whole / rate
 
     @property
@@ -388,10 +386,10 @@ def batch_table() -> str:
 def input_table() -> str:
     """Return every input with its range, unit and source."""
     rows = [
-        [name, f"{one.usual:g} {one.unit}", f"{one.fast:g}", f"{one.slow:g}", one.source]
+        [name, one.unit, *(f"{number:g}" for number in (one.usual, one.fast, one.slow)), one.source]
         for name, one in INPUTS.items()
     ]
-    return table(["input", "usual", "fast", "slow", "source"], rows)
+    return table(["input", "unit", "usual", "fast", "slow", "source"], rows)
 
 
 def main() -> None:
@@ -402,6 +400,7 @@ def main() -> None:
     parser.add_argument("--price", type=float, default=0.0, help="of a GPU-hour, any currency")
     parser.add_argument("--check", action="store_true", help="train here with 1, 2 and 4 workers")
     parser.add_argument("--quick", action="store_true", help="with --check: end within 5 minutes")
+    parser.add_argument("--smoke", action="store_true", help="with --check: to try it out")
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help="with --check: write figures here"
     )

@@ -38,7 +38,7 @@ class Length:
 
 
 FULL = Length("resnet18", epochs=6, short_epochs=1, measured_epochs=2, rounds=10)
-QUICK = Length("resnet18", epochs=4, short_epochs=1, measured_epochs=2, rounds=6)
+QUICK = Length("resnet18", epochs=2, short_epochs=1, measured_epochs=2, rounds=4)
 SMOKE = Length("small_resnet", epochs=2, short_epochs=1, measured_epochs=2, rounds=2)
 
 
