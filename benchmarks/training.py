@@ -135,7 +135,7 @@ def measure_steps(
     details |= {
         "modelled_scaling": {
             f"{workers} workers": scaling.efficiency(step, plain_step, gradients, workers=workers)
-            for workers in scaling.WORKERS
+            for workers in scaling.GPUS
         },
         "peak_memory_gib": memory.figures,
         "median_seconds_per_step": {name: median(values) for name, values in seconds.items()},

@@ -206,22 +206,42 @@ def test_what_a_benchmark_cannot_be_run_on_is_refused_in_one_line(
         assert "\n" not in str(error.value)
 
 
-def test_the_scaling_model_waits_for_what_the_backward_pass_does_not_hide(
+def test_the_modelled_scaling_waits_for_what_the_backward_pass_does_not_hide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import scaling
+    import simulation
+
+    size = 25.6e6 * 4  # bytes of ResNet-50's gradients
+    network = scaling.network()
+    last = network.all_reduce(simulation.LAST_BUCKET, 256)
+    # 160 ms of backward pass hide all but the last bucket
+    assert scaling.efficiency(0.5, 0.3, size, workers=256) == pytest.approx(0.5 / (0.5 + last))
+    assert scaling.efficiency(0.002, 0.0, size, workers=8) == pytest.approx(
+        0.002 / (0.002 + network.all_reduce(size, 8))
+    )
+
+
+@pytest.mark.fault
+def test_the_simulation_is_checked_against_real_trainings(tmp_path: Path) -> None:
+    written = figures("scaling", tmp_path, "--check")
+    trained = {"workers: 1", "workers: 2", "workers: 4"}
+    for name in ("predicted_seconds", "measured_seconds", "predicted_over_measured"):
+        assert set(written[name]) == trained
+        assert all(0 < value < math.inf for value in written[name].values()), written
+
+
+def test_the_page_about_scaling_shows_the_inputs_and_the_prediction_of_today(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     import scaling
 
-    size = 25.6e6 * 4  # bytes of ResNet-50's gradients
-    assert scaling.all_reduce_seconds(size, workers=2, latency=0) == pytest.approx(
-        size / scaling.BANDWIDTH
-    )
-    assert (
-        scaling.efficiency(0.5, 0.3, size, workers=256) == 1
-    )  # 9 ms of exchange behind 200 ms of backward pass
-    assert scaling.efficiency(0.002, 0.0, size, workers=2) == pytest.approx(
-        0.002 / (0.002 + size / scaling.BANDWIDTH + 2e-5)
-    )
+    page = (ROOT / "docs" / "explanation" / "scaling.md").read_text()
+    assert scaling.input_table() in page
+    for name in ("imagenet_resnet101", "imagenet_resnet50_299"):
+        assert scaling.markdown_row(scaling.row_of(name)) in page
 
 
 def test_loading_writes_its_figures(tmp_path: Path) -> None:
