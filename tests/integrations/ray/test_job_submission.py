@@ -18,7 +18,7 @@ import pytest
 from sweeps import ROOT, environment, leaderboard, pipeline
 
 RAY = str(Path(sys.executable).parent / "ray")
-PORT, DASHBOARD = 26479, 28265
+PORT, DASHBOARD, AGENT = 26479, 28265, 28365  # another Ray of this machine may have the usual ones
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,7 @@ def head(folder: Path) -> Iterator[dict[str, str]]:
         f"--port={PORT}",
         f"--dashboard-port={DASHBOARD}",
         "--dashboard-host=127.0.0.1",
+        f"--dashboard-agent-listen-port={AGENT}",
     ]
     command += [
         "--num-cpus=2",
