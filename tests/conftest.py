@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import s3_server
-import torch
 from hypothesis import settings
 from trainings import digits_again, train_small
 
@@ -21,6 +20,7 @@ from sat_ray.data.split import Split
 from sat_ray.models import Normalized
 from sat_ray.storage.store import Storage
 from sat_ray.threat import ThreatModel
+from sat_ray.utils.worker_process import set_up_worker
 
 BUCKET = "tests-bucket"
 
@@ -57,7 +57,7 @@ def one_thread() -> None:
     """Keep torch on one core: the kernels are tiny,
     and a fixed thread count fixes their rounding.
     """
-    torch.set_num_threads(1)
+    set_up_worker(threads=1)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from sat_ray.sweep.resources.bundles import STAGE_RESOURCES
 from sat_ray.sweep.resources.gpu_sharing import fitting_share
 from sat_ray.sweep.tasks import CARD, CardTask, EvaluationTask
 from sat_ray.utils.import_string import confirm, confirmed
+from sat_ray.utils.worker_process import set_up_worker
 
 # of a task whose process dies, some seconds apart: a node whose disk is full kills each, and may
 # have room in two minutes
@@ -74,7 +75,7 @@ def _unit(
     gpus: float,
 ) -> None:
     confirm(code)
-    torch.set_num_threads(threads)
+    set_up_worker(threads=threads)
     try:
         work(task, Records(Storage(storage)), gpus=gpus)
     except torch.OutOfMemoryError as error:

@@ -41,6 +41,7 @@ from sat_ray.training.epoch_metrics import NonFiniteLossError
 from sat_ray.training.parallel.process_group import ProcessGroup
 from sat_ray.training.resume.state import EpochReport
 from sat_ray.utils.import_string import first_line
+from sat_ray.utils.worker_process import set_up_worker
 
 MAX_FAILURES = 8
 MAX_CONTROLLERS = 8  # of the processes that lead a worker group, one after the other
@@ -192,7 +193,7 @@ def _session(settings: dict[str, Any]) -> None:
     """Run in every worker: the same tasks in the same order."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ["OMP_NUM_THREADS"] = str(settings["threads"])
-    torch.set_num_threads(settings["threads"])
+    set_up_worker(threads=settings["threads"])
     context = ray.train.get_context()
     device = f"cuda:{torch.cuda.current_device()}" if settings["gpu"] else "cpu"
     process_group = ProcessGroup(

@@ -5,8 +5,6 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-import torch
-
 from sat_ray.attacks import AttackSpec
 from sat_ray.evaluation.card import CardSettings, robustness_card, silent
 from sat_ray.evaluation.external.validation import naming_model
@@ -20,6 +18,7 @@ from sat_ray.sweep.records.store import Record, Records, record_key
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import CARD, EvaluationTask
 from sat_ray.utils.serialization import to_json
+from sat_ray.utils.worker_process import set_up_worker
 
 
 def write_card(
@@ -102,7 +101,7 @@ def card_of(
     task: EvaluationTask, attack: AttackSpec, configuration: SearchPoint | None
 ) -> dict[str, Any]:
     """Compute the card of a task's model on the task's images, where the task runs."""
-    torch.set_num_threads(int(task.environment["threads"]))
+    set_up_worker(threads=int(task.environment["threads"]))
     split = images_of(task, rows_of(task))
     variants = partial(variants_of, configuration)
     with naming_model(task.checkpoint):

@@ -40,6 +40,7 @@ from sat_ray.sweep.search.search_space import Group, SearchPoint, groups
 from sat_ray.sweep.search.successive_halving import in_turn
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.randomness import Randomness
+from sat_ray.utils.worker_process import set_up_worker
 
 STOPPED = Stage("search_stopped", 1, ("sat_ray.sweep.plan.trainings",))
 
@@ -130,7 +131,7 @@ def _trial(
     budget = Budget.of(config)
 
     def trial(space: dict[str, Any]) -> None:
-        torch.set_num_threads(threads)
+        set_up_worker(threads=threads)
         own = kept_records(storage)
         one = chosen(space)
         before = None

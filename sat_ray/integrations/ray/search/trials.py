@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 
 from sat_ray.integrations.ray.local.no_storage import nowhere
@@ -22,6 +21,7 @@ from sat_ray.sweep.cost.budget import Budget
 from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.records.store import Record, Records, attempt_name
 from sat_ray.sweep.tasks import TrainingTask
+from sat_ray.utils.worker_process import set_up_worker
 
 METRIC = "val_robust_accuracy"
 TIME = "epochs"
@@ -140,7 +140,7 @@ def run_rung(
     spared = {task.key for task in exempt}
 
     def trial(config: dict[str, Any]) -> None:
-        torch.set_num_threads(threads)
+        set_up_worker(threads=threads)
         task, before = ray.get(queue[config["trial"]])
         own = kept_records(storage)
         if task.key not in spared and budget.is_spent(own):
