@@ -33,9 +33,10 @@ def open_file(path: str, *, buffer: int = io.DEFAULT_BUFFER_SIZE) -> BinaryIO:
     """
     # Without O_NONBLOCK, opening a pipe would wait for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise NotAFileError("it is no regular file")
+        raise NotAFileError("it is a folder" if stat.S_ISDIR(mode) else "it is no regular file")
     return open(descriptor, "rb", buffering=buffer)
 
 
