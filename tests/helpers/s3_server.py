@@ -16,14 +16,18 @@ ACCESS_KEY, SECRET_KEY, REGION = "sat:ray", "testsecretsecret", "us-east-1"
 STRANGER = "sat:stranger"  # a second access key with the same secret, which may do nothing
 ROLES = ("proxy", "object", "container", "account")
 # Swift waits half a second for a connection, and lists an object later where that takes a second.
-PATIENCE = {"conn_timeout": "600", "node_timeout": "600", "client_timeout": "600"}
+PATIENCE = {"conn_timeout": "600", "node_timeout": "600"}
+# A client that is stopped in the middle of a write holds the object server, which serves one
+# request at a time, for this long; the others wait for 300 s.
+CLIENT_SECONDS = "20"
 OF_ROLE = {
     "proxy": {
         "account_autocreate": "true",
         "allow_account_management": "true",
         "recoverable_node_timeout": "600",
+        "client_timeout": CLIENT_SECONDS,
     },
-    "object": {"container_update_timeout": "600"},
+    "object": {"container_update_timeout": "600", "client_timeout": "600"},
 }
 FILTERS = {
     "catch_errors": {},
