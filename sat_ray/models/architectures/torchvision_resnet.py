@@ -9,22 +9,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from sat_ray.models.architectures.convolutions import conv3x3
+from sat_ray.models.architectures.small_resnet import ResidualBlock
 from sat_ray.models.spec import RESNEXTS, ModelSpec
-
-
-class SplitBasicBlock(BasicBlock):
-    """A BasicBlock whose two activations are separate modules."""
-
-    act1: nn.Module
-    act2: nn.Module
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return act2(residual(x) + shortcut(x))."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.act1(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        result: Tensor = self.act2(out + shortcut)
-        return result
 
 
 class SplitBottleneck(Bottleneck):
@@ -45,7 +32,7 @@ class SplitBottleneck(Bottleneck):
 
 
 _SPLIT: dict[type[nn.Module], tuple[type[nn.Module], int]] = {
-    BasicBlock: (SplitBasicBlock, 2),
+    BasicBlock: (ResidualBlock, 2),
     Bottleneck: (SplitBottleneck, 3),
 }
 
@@ -62,7 +49,7 @@ def separate_activations(net: nn.Module) -> None:
 
 
 def _small_stem(net: nn.Module, *, in_channels: int) -> None:
-    net.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, padding=1, bias=False)
+    net.conv1 = conv3x3(in_channels, 64)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     net.maxpool = nn.Identity()
 
