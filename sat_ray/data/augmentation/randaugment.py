@@ -130,10 +130,9 @@ def randaugment(
 ) -> Tensor:
     """Return images after `count` operations each, of the same shape, type and device.
 
-    images: (N, C, H, W) uint8, C 1 or 3; rng: of the same N; magnitude: 0 to STRONGEST.
+    images: (N, C, H, W) uint8, C 1 or 3; rng: of the same N; count: >= 1; magnitude: 0 to
+    STRONGEST.
     """
-    if not count:
-        return images
     drawn = operations_of(rng, count, epoch=epoch)
     for number in range(count):
         images = _changed(images, [own[number] for own in drawn], magnitude=magnitude)
