@@ -170,3 +170,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
             else [(prefix + name, value)]
         )
     return rows
+
+
+def markdown_row(*cells: object) -> str:
+    """Return a line of a table in Markdown."""
+    return "| " + " | ".join(map(str, cells)) + " |"

@@ -25,6 +25,7 @@ from typing import Any
 
 import common
 import psutil
+from common import markdown_row
 from gpu_parts import ROWS, Part, parts
 from pipeline import STAGE_DONE
 
@@ -115,19 +116,15 @@ class Runner:
             result = self.results.get(part.name, {})
             load = "{} to {}".format(*result["load_before_and_after"]) if result else ""
             cells = (self.status(part.name), result.get("seconds", ""), f"{part.seconds:g}", load)
-            lines.append(_line(part.name, *cells, result.get("log", "")))
+            lines.append(markdown_row(part.name, *cells, result.get("log", "")))
         lines += ["", "| part | figure | measured | target | |", "|---|---|---|---|---|"]
         for row in ROWS:
             value = found(self.results.get(row.part, {}).get("figures", {}), row.path)
             shown = "not measured" if value is None else f"{value:.4g}"
             target = f"{row.comparison} {row.aim:g}" if row.comparison else ""
             verdict = row.verdict(value, toy=bool(self.about["quick"]))
-            lines.append(_line(row.part, row.figure, shown, target, verdict))
+            lines.append(markdown_row(row.part, row.figure, shown, target, verdict))
         return "\n".join(lines) + "\n"
-
-
-def _line(*cells: object) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
 def run_within(command: Sequence[str], *, log: Path, seconds: float) -> int | None:

@@ -4,17 +4,18 @@
     training  start-up, steps, checkpoints between them, validations, commit
     sweep     stages one after the other; the tasks of a stage share the workers
 
-Plain Python, and nothing is measured here: `scaling_parts.py` measures parts on this machine,
-`scaling.py` holds those of a GPU cluster. Times are in seconds, sizes in bytes.
+Nothing is measured here: `scaling_parts.py` measures parts on this machine,
+`scaling_inputs.py` holds those of a GPU cluster. Times are in seconds, sizes in bytes.
 """
 
 import heapq
-import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+
+from sat_ray.training.settings import share_of
 
 DRAWN_STEPS = 64  # of each training; their mean stands for all of its steps
 LAST_BUCKET = 25 * 2**20  # bytes of gradients that DDP sends at a time
@@ -101,10 +102,10 @@ class StepTime:
 
 
 def groups_of_workers(groups: int, workers: int) -> list[int]:
-    """Return how many BatchNorm groups each worker trains, as `training.settings` shares them."""
+    """Return how many BatchNorm groups each worker trains."""
     assert workers <= groups, "a worker without a group cannot take part"
-    bounds = [groups * rank // workers for rank in range(workers + 1)]
-    return [last - first for first, last in itertools.pairwise(bounds)]
+    shares = [share_of(groups, rank=rank, world_size=workers) for rank in range(workers)]
+    return [share.stop - share.start for share in shares]
 
 
 def step_time(

@@ -311,6 +311,11 @@ def groups_of(settings: TrainingSettings, *, rank: int, world_size: int) -> slic
             f"the number of workers must be at most {groups}, as they share {_groups(settings)}, "
             f"got {world_size}"
         )
+    return share_of(groups, rank=rank, world_size=world_size)
+
+
+def share_of(groups: int, *, rank: int, world_size: int) -> slice:
+    """Return which of the groups a process gets; shares differ by one group at most."""
     return slice(groups * rank // world_size, groups * (rank + 1) // world_size)
 
 

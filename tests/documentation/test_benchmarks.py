@@ -241,7 +241,7 @@ def test_the_page_about_scaling_shows_the_inputs_and_the_prediction_of_today(
     page = (ROOT / "docs" / "explanation" / "scaling.md").read_text()
     assert scaling.input_table() in page
     for name in ("imagenet_resnet101", "imagenet_resnet50_299"):
-        assert scaling.markdown_row(scaling.row_of(name)) in page
+        assert scaling.markdown_row(*scaling.row_of(name)) in page
 
 
 def test_loading_writes_its_figures(tmp_path: Path) -> None:
