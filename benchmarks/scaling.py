@@ -31,7 +31,7 @@ from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.card.settings import most_passes
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.estimate import forward_operations, forwards_per_image
-from sat_ray.sweep.execute.training import CHECKPOINT_IMAGES
+from sat_ray.sweep.execute.training import steps_between_checkpoints
 from sat_ray.sweep.plan.evaluations import attacks_for, shard_bounds, strong_attacks_for
 from sat_ray.sweep.plan.trainings import planned_trials
 from sat_ray.sweep.recipes import RECIPES
@@ -91,7 +91,7 @@ class Rung:
         training = self.config.training
         return (self.batch or training.global_batch_size) // training.batchnorm_group_size
 
-    def training(self, settings: TrainingSettings) -> TrainingParts:
+    def training(self, settings: TrainingSettings, *, workers: int) -> TrainingParts:
         """Return the parts of a training."""
         shape = self.config.data.shape()
         assert shape is not None
@@ -128,7 +128,7 @@ class Rung:
             waves=math.ceil(IMAGES.val / self.config.evaluation.slots),
             validate_every=settings.validate_every,
             epoch_end=state / self.given("checkpoint: copy from the GPU"),
-            checkpoint_every=max(1, CHECKPOINT_IMAGES // batch),
+            checkpoint_every=steps_between_checkpoints(batch, workers=workers),
             copy=state / self.given("checkpoint: copy from the GPU"),
             write=state / self.given("checkpoint: pack, sha256 and write"),
         )
@@ -163,7 +163,7 @@ class Rung:
     def trained(self, settings: TrainingSettings, *, workers: int) -> dict[str, float]:
         """Return the seconds of a training by what they go to."""
         return training_time(
-            self.training(settings),
+            self.training(settings, workers=workers),
             workers=workers,
             all_reduce=network(self.case).all_reduce,
             rng=random.Random(0),

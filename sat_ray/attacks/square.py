@@ -6,6 +6,10 @@ linf: start from vertical stripes of ±epsilon; then a proposal moves one square
 the faces of the ball, a sign per channel. l2: start from a grid of bumps; then a proposal takes the
 perturbation out of one square and spends it on a bump in another. A proposal is kept where it
 lowers the margin. The share of the image that a square covers shrinks with the number of queries.
+
+On small images most of the last proposals have been tried before: one pixel of 8 x 8 with one
+channel has 2 forms, and half of them change nothing. The model's answer to such a proposal is
+known, so linf skips it: the steps, the points that count and the verdict stay the same.
 """
 
 import functools
@@ -25,14 +29,39 @@ FIRST_SHARE = 0.8  # of the pixels in the first square
 # queries out of 10,000 after which the share halves
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 GRID = 5  # bumps along each side of the l2 start
+LOOK_AHEAD = 32  # linf proposals among which the next untried one is looked for
+MOST_CHANNELS = 4  # with a memory of tried squares: it has 2**channels entries for each pixel
+UNCHANGED_ROUNDS = 4  # in which proposals that change nothing are passed over
 
 
 @dataclass(frozen=True, kw_only=True)
 class SquareState(State):
-    """The state of random search in each slot. best: (L, C, H, W); best_margin: (L,) float32."""
+    """The state of random search in each slot. best: (L, C, H, W); best_margin: (L,) float32.
+
+    tried: (L, 2**C * H * W) bool, whether a square of this place and these signs is known not to
+    lower the margin of `best`, None where that is not remembered; side: (L,) int64, of these
+    squares; place: (L,) int64, the entry of the proposal in x_adv.
+    """
 
     best: Tensor
     best_margin: Tensor
+    tried: Tensor | None = None
+    side: Tensor | None = None
+    place: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Proposals:
+    """The next proposals of each slot.
+
+    step: (L, B) int64, the point that each follows; draws: (L, B, 2 + C) uniform; side, place:
+    (L, B) int64, see SquareState.
+    """
+
+    step: Tensor
+    draws: Tensor
+    side: Tensor
+    place: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +89,12 @@ class Square:
         pattern = self._stripes(x, rng) if self.threat_model.norm == "linf" else self._bumps(x, rng)
         x_adv = self.threat_model.project(x + pattern, x)
         unknown = torch.full(y.shape, torch.inf, dtype=torch.float32, device=x.device)
+        memory: dict[str, Tensor] = {}
+        if self.threat_model.norm == "linf" and x.shape[1] <= MOST_CHANNELS:
+            forms = 2 ** x.shape[1] * x.shape[2] * x.shape[3]
+            memory["tried"] = torch.zeros(len(x), forms, dtype=torch.bool, device=x.device)
+            largest = torch.full_like(y, max(x.shape[2:]))
+            memory |= {"side": largest, "place": torch.zeros_like(y)}
         return SquareState(
             x=x,
             y=y,
@@ -68,6 +103,7 @@ class Square:
             rng=rng,
             best=x_adv.clone(),
             best_margin=unknown,
+            **memory,
         )
 
     @torch.no_grad()
@@ -77,33 +113,84 @@ class Square:
         logits = model(state.x_adv).float()
         scored = margin(logits, state.y)
         better = scored < state.best_margin
-        best = torch.where(better.view(-1, 1, 1, 1), state.x_adv, state.best)
-        propose = self._propose_linf if self.threat_model.norm == "linf" else self._propose_l2
-        proposal = self.threat_model.project(propose(best, state), state.x)
-        return replace(
+        state = replace(
             state,
-            x_adv=proposal,
-            step=state.step + 1,
             logits=logits,
             zero_share=torch.zeros_like(scored),
-            best=best,
+            best=torch.where(better.view(-1, 1, 1, 1), state.x_adv, state.best),
             best_margin=torch.where(better, scored, state.best_margin),
         )
+        if self.threat_model.norm == "l2":
+            proposal = self.threat_model.project(self._propose_l2(state.best, state), state.x)
+            return replace(state, x_adv=proposal, step=state.step + 1)
+        return self._propose_untried(self._remembered(state, better))
+
+    def _remembered(self, state: SquareState, better: Tensor) -> SquareState:
+        """Remember that the proposal just scored is no better; forget all where it is."""
+        if state.tried is None or state.place is None:
+            return state
+        tried = state.tried.scatter(1, state.place[:, None], value=True)
+        return replace(state, tried=tried & ~better[:, None])
+
+    def _propose_untried(self, state: SquareState) -> SquareState:
+        """Move each slot to its next linf proposal whose margin is not known.
+
+        The last proposal of an image, and the last that was looked at, are taken even if it is.
+        """
+        ahead = self._proposals(state, count=1 if state.tried is None else LOOK_AHEAD)
+        for _ in range(UNCHANGED_ROUNDS):
+            state = self._take(_next_untried(ahead, state), ahead, state)
+            unchanged = (state.x_adv == state.best).flatten(1).all(dim=1)
+            if state.tried is None or state.place is None or not bool(unchanged.any()):
+                break
+            at = state.place[:, None]
+            known = state.tried.gather(1, at) | unchanged[:, None]
+            state = replace(state, tried=state.tried.scatter(1, at, known))
+        return state
+
+    def _proposals(self, state: SquareState, *, count: int) -> _Proposals:
+        """Draw the next proposals of each slot, at most as far as its last one, which repeats."""
+        channels, height, width = state.x.shape[1:]
+        last = state.step.clamp_min(self.steps - 1)
+        step = state.step[:, None] + torch.arange(count, device=state.step.device)
+        step = torch.minimum(step, last[:, None])
+        streams = torch.arange(len(step), device=state.rng.image_ids.device)
+        draws = state.rng.take(streams.repeat_interleave(count)).uniform(
+            "square", (2 + channels,), step=step.flatten(), device=state.x.device
+        )
+        draws = draws.view(*step.shape, -1)
+        side = self._sides(step, height * width).clamp_max(min(height, width))
+        row, column = (_first(draws[..., i], side, n) for i, n in ((0, height), (1, width)))
+        bits = 2 ** torch.arange(channels, device=draws.device)
+        signs = ((draws[..., 2:] < 0.5) * bits).sum(dim=-1)
+        place = (signs * height + row) * width + column
+        return _Proposals(step=step, draws=draws, side=side, place=place)
+
+    def _take(self, chosen: Tensor, ahead: _Proposals, state: SquareState) -> SquareState:
+        """Move each slot to one of its proposals. chosen: (L,) int64."""
+        slots = torch.arange(len(chosen), device=chosen.device)
+        side, place = ahead.side[slots, chosen], ahead.place[slots, chosen]
+        tried = state.tried
+        if tried is not None and state.side is not None:  # it knows squares of one side alone
+            tried = tried & (side == state.side)[:, None]
+        proposal = self._squares(ahead.draws[slots, chosen], side, state)
+        step = ahead.step[slots, chosen] + 1
+        return replace(state, x_adv=proposal, step=step, tried=tried, side=side, place=place)
 
     def _stripes(self, x: Tensor, rng: Randomness) -> Tensor:
         channels, _, width = x.shape[1:]
         draws = rng.uniform("square-stripes", (channels, 1, width), device=x.device)
         return self.threat_model.epsilon * _signs(draws)
 
-    def _propose_linf(self, best: Tensor, state: State) -> Tensor:
-        channels, height, width = best.shape[1:]
-        side = self._sides(state.step, height * width).clamp_max(min(height, width))
-        draws = state.rng.uniform("square", (2 + channels,), step=state.step, device=best.device)
+    def _squares(self, draws: Tensor, side: Tensor, state: SquareState) -> Tensor:
+        """Return the best points with one square each moved to the faces of the ball."""
+        height, width = state.x.shape[2:]
         rows = _offsets(draws[:, 0], side, height)
         columns = _offsets(draws[:, 1], side, width)
         inside = _inside_square(rows, columns, side)
         faces = state.x + self.threat_model.epsilon * _signs(draws[:, 2:])[:, :, None, None]
-        return torch.where(inside[:, None], faces, best)
+        moved = torch.where(inside[:, None], faces, state.best)
+        return self.threat_model.project(moved, state.x)
 
     def _bumps(self, x: Tensor, rng: Randomness) -> Tensor:
         channels, height, width = x.shape[1:]
@@ -141,7 +228,7 @@ class Square:
         return state.x + _scaled(delta, torch.full_like(budget, self.threat_model.epsilon))
 
     def _sides(self, step: Tensor, pixels: int) -> Tensor:
-        """Return the side of each slot's next square, (L,) int64 >= 1."""
+        """Return the side of the square proposed after each point of `step`, int64 >= 1."""
         return _sides_on(step.device, self.steps, pixels)[step.clamp_max(self.steps)]
 
 
@@ -160,6 +247,17 @@ def _sides_on(device: torch.device, steps: int, pixels: int) -> Tensor:
     return torch.tensor(sides(steps, pixels), device=device)
 
 
+def _next_untried(ahead: _Proposals, state: SquareState) -> Tensor:
+    """Return the first proposal of each slot that is not known to be no better, (L,) int64."""
+    if state.tried is None or state.side is None:
+        return torch.zeros_like(state.step)
+    known = state.tried.gather(1, ahead.place) & (ahead.side == state.side[:, None])
+    known |= ahead.side > state.side[:, None]  # passed over in an earlier round: squares shrink
+    last = ahead.place.shape[1] - 1
+    # among equals argmax returns the first
+    return torch.where(known.all(dim=1), last, (~known).to(torch.uint8).argmax(dim=1))
+
+
 def _signs(draws: Tensor) -> Tensor:
     return torch.ones_like(draws).masked_fill(draws < 0.5, -1.0)
 
@@ -173,8 +271,12 @@ def _offsets(draw: Tensor, side: Tensor, length: int) -> Tensor:
 
     The first one is uniform where the square fits.
     """
-    first = (draw * (length - side + 1)).long()
-    return torch.arange(length, device=draw.device)[None, :] - first[:, None]
+    return torch.arange(length, device=draw.device)[None, :] - _first(draw, side, length)[:, None]
+
+
+def _first(draw: Tensor, side: Tensor, length: int) -> Tensor:
+    """Return the first position of each square along a side of the image, int64 >= 0."""
+    return (draw * (length - side + 1)).long()
 
 
 def _inside(offsets: Tensor, side: Tensor) -> Tensor:

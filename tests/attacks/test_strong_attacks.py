@@ -14,7 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sat_ray.attacks import APGD, Attack, AttackSpec, Square, State, cascade, make_attack
+from sat_ray.attacks import (
+    APGD,
+    Attack,
+    AttackSpec,
+    Square,
+    State,
+    cascade,
+    make_attack,
+    square,
+)
 from sat_ray.attacks.apgd import windows
 from sat_ray.attacks.square import sides
 from sat_ray.data.split import Split
@@ -161,6 +170,58 @@ def test_a_linf_proposal_changes_one_square_to_the_faces_of_the_ball(
         (state.x_adv - (x + LINF.epsilon).clamp(0, 1)).abs(),
     )
     assert float(faces.max()) < 1e-6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_square_skips_what_it_knows_and_changes_no_verdict(
+    channels: int, digits_model: Normalized, held_out: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search that asks the model about every proposal finds the same, in more calls."""
+
+    def model(x: Tensor) -> Tensor:
+        return digits_model(x.mean(dim=1, keepdim=True))
+
+    def searched() -> pa.Table:
+        return evaluate(
+            model,
+            held_out.images.expand(-1, channels, -1, -1),
+            held_out.labels,
+            held_out.image_ids,
+            attacks=[AttackSpec(threat_model=LINF, algorithm="square", steps=1500)],
+            slots=SLOTS,
+        )
+
+    skipping = searched()
+    monkeypatch.setattr(square, "MOST_CHANNELS", 0)
+    asking = searched()
+    assert skipping.drop_columns(["passes"]) == asking.drop_columns(["passes"])
+    survived = pc.equal(asking["first_broken_step"], -1)
+    assert 10 < pc.sum(survived).as_py() < 77
+    assert set(asking["passes"].filter(survived).to_pylist()) == {1501}
+    share = pc.sum(skipping["passes"]).as_py() / pc.sum(asking["passes"]).as_py()
+    assert share < {1: 0.4, 3: 0.97}[channels]
+
+
+def test_the_last_proposal_of_square_is_visited_though_all_are_known(held_out: Split) -> None:
+    """A flat model keeps the start: in the end every square of one pixel has been tried."""
+    calls = []
+
+    def flat(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return torch.tensor([2.0, 0.0]).expand(len(x), 2)
+
+    zeros = torch.zeros(SLOTS, dtype=torch.int64)
+    table = evaluate(
+        flat,
+        held_out.images[:SLOTS],
+        zeros,
+        held_out.image_ids[:SLOTS],
+        attacks=[AttackSpec(threat_model=LINF, algorithm="square", steps=5000)],
+        slots=SLOTS,
+    )
+    assert set(table["first_broken_step"].to_pylist()) == {-1}
+    # 64 places with two forms for each of seven sides, and one call in 32 that is known
+    assert len(calls) < 7 * 128 + 5000 / 32 + 10
 
 
 def test_an_l2_proposal_spends_all_that_is_left_in_two_squares_and_leaves_the_rest_alone() -> None:

@@ -21,8 +21,20 @@ from sat_ray.training.loop import EpochReport, RunOptions, TrainingState, fit
 from sat_ray.training.parallel.process_group import ProcessGroup
 from sat_ray.training.resume.checkpointing import StateFiles, pack_state, unpack_state
 
-# Images between two checkpoints inside an epoch: minutes on an accelerator, never on digits.
+# Images of one worker between two checkpoints inside an epoch: half a minute of a large network on
+# an accelerator, never on digits.
 CHECKPOINT_IMAGES = 100_000
+
+
+def steps_between_checkpoints(
+    global_batch_size: int, *, workers: int, images: int = CHECKPOINT_IMAGES
+) -> int:
+    """Return the steps after which a state is written inside an epoch, at least 1.
+
+    images: of one worker, so that the time between two states, which a kill would lose, does not
+    depend on how many workers there are.
+    """
+    return max(1, images * workers // global_batch_size)
 
 
 def training_images(task: TrainingTask, dataset: Dataset) -> Loader:
@@ -57,8 +69,8 @@ def train_and_commit(
 
     previous: record of the same training up to an earlier epoch, to go on from. A task already
     committed is not trained again; one that was interrupted goes on from its last checkpoint: that
-    of its last validation, of the last `checkpoint_images` images, or of a node that `leaving`
-    announced to go (see `fit`).
+    of its last validation, of the last `checkpoint_images` images of each worker, or of a node that
+    `leaving` announced to go (see `fit`).
     """
     process_group = process_group or ProcessGroup()
     done = records.find(task.stage, task.key)
@@ -143,7 +155,11 @@ def _training(
             process_group=process_group,
             until=task.until,
             slots=task.slots,
-            checkpoint_every=max(1, checkpoint_images // task.training.global_batch_size),
+            checkpoint_every=steps_between_checkpoints(
+                task.training.global_batch_size,
+                workers=process_group.size,
+                images=checkpoint_images,
+            ),
             on_checkpoint=on_checkpoint,
             preemption_announced=leaving,
             measure_start=task.initial_weights is not None,
