@@ -11,6 +11,7 @@ from sat_ray.data.shards.changes import check_unchanged
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.manifest import MANIFEST
 from sat_ray.data.shards.reading import image_ids, verify
+from sat_ray.data.sources.base import PATH
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.robustness import counted_robust_ids
@@ -20,6 +21,7 @@ from sat_ray.report.sweep_report import read_outcomes, strong_name, write_report
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, SweepConfig
+from sat_ray.sweep.config.inputs import EXTRA_PATH
 from sat_ray.sweep.context import Sweep, read_state
 from sat_ray.sweep.plan.datasets import data_uri, prepared_dataset, with_extra
 from sat_ray.sweep.plan.evaluations import (
@@ -46,17 +48,17 @@ def prepare(sweep: Sweep) -> Dataset:
     data = sweep.config.data
     dataset = _dataset(sweep, data)
     more = data.extra_data()
-    return dataset if more is None else with_extra(dataset, _dataset(sweep, more))
+    return dataset if more is None else with_extra(dataset, _dataset(sweep, more, field=EXTRA_PATH))
 
 
-def _dataset(sweep: Sweep, data: DataSettings) -> Dataset:
+def _dataset(sweep: Sweep, data: DataSettings, *, field: str = PATH) -> Dataset:
     from sat_ray.integrations.ray.prepare import in_tasks
 
     uri = data_uri(data, sweep.root)
     dataset = Dataset.open(uri)
     source = dataset_source(data.dataset)
     if dataset is not None:
-        check_unchanged(source, Storage(uri), path=data.path)
+        check_unchanged(source, Storage(uri), path=data.path, field=field)
         data.test_images().check_unchanged(dataset.manifest)
     else:
         write_dataset(
@@ -69,6 +71,7 @@ def _dataset(sweep: Sweep, data: DataSettings) -> Dataset:
             corrupt_share=data.corrupt_share,
             enlarged_share=data.enlarged_share,
             test=data.test_images(),
+            field=field,
             run=in_tasks,
         )
         dataset = Dataset.open(uri)

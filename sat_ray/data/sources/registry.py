@@ -132,11 +132,11 @@ _ENTRIES = (
 DATASETS: dict[str, Source] = {source.name: source for source in _ENTRIES}
 
 
-def dataset_source(name: str) -> Source:
+def dataset_source(name: str, *, field: str = "data.dataset") -> Source:
     """Return a dataset by its name or, as module:name, from the user's code.
 
-    Raises ValueError that suggests the closest names.
+    field: setting that has the name. Raises ValueError that suggests the closest names.
     """
     if is_reference(name):
         return user_defined_source(name)
-    return DATASETS[check_name(name, DATASETS, field="data.dataset")]
+    return DATASETS[check_name(name, DATASETS, field=field)]

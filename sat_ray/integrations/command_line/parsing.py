@@ -62,7 +62,7 @@ class Options:
         str,
         _help(
             "YAML file, local or s3://, with the config of a sweep (its config.yaml), in place of "
-            "RECIPE; further options come before its values."
+            "RECIPE; options of the command line replace its values."
         ),
     ] = ""
     allow_code: AllowCode = ()

@@ -22,6 +22,8 @@ from sat_ray.utils.bounds import BelowOne, Bounds, Count, Share, Width, check_fi
 from sat_ray.utils.names import check_name
 from sat_ray.utils.serialization import fields_in_use, to_json
 
+EXTRA_PATH = "data.extra_path"  # for messages, as sources.base.PATH
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -123,7 +125,7 @@ class DataSettings:
             )
         if not self.extra:
             return
-        extra = dataset_source(self.extra)
+        extra = dataset_source(self.extra, field="data.extra")
         shapes = (source.shape, extra.shape)
         if None not in shapes and shapes[0] != shapes[1]:
             raise ValueError(
