@@ -112,7 +112,7 @@ def test_the_protocol_runs_autoattack_on_the_first_images_and_writes_what_the_le
     assert entry["footnote"] == f"Measured on the first {FIRST} of 77 test images."
     assert list(entry)[:3] == ["link", "name", "authors"] and entry["additional_data"] is None
     said = " ".join(capsys.readouterr().out.split())
-    assert "fill in link, name, authors, venue, additional_data" in said
+    assert "fill in link, name, authors, venue, additional_data, architecture" in said
 
     x = held_out.images[:6].float() / 255
     torch.save(x, folder / "x.pt")

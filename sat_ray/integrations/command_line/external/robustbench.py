@@ -31,7 +31,7 @@ CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 SHORT_SIDE, SIDE = 256, 224  # of ImageNet's test images
 USED = ("Path", "nn", "torch")  # names in the definition
-TO_FILL_IN = ("link", "name", "authors", "venue", "additional_data")
+TO_FILL_IN = ("link", "name", "authors", "venue", "additional_data", "dataset", "architecture")
 
 DEFINITION = Template('''\
 """$name for RobustBench: pixels in [0, 1] (N, $shape) to (N, $classes) logits.
@@ -130,7 +130,8 @@ def write_submission(
     entry = entry_of(given, subject, found)
     # not sorted: the leaderboard's entries have this order
     storage.write(f"{FOLDER}/{name}.json", f"{json.dumps(entry, indent=2)}\n".encode())
-    reporter.say(f"entry: {storage.full(f'{FOLDER}/{name}.json')}; fill in {', '.join(TO_FILL_IN)}")
+    empty = ", ".join(field for field in TO_FILL_IN if not entry[field])
+    reporter.say(f"entry: {storage.full(f'{FOLDER}/{name}.json')}; fill in {empty}")
     shape = subject.dataset.manifest["shape"]
     try:
         data, parity = export_model(subject.model, shape=shape, kind="pt2")
