@@ -61,11 +61,7 @@ def extra_labels(manifest: Mapping[str, Any], extra: Mapping[str, Any]) -> tuple
     """
     what = f"data.extra {extra['dataset']}"
     own = manifest["dataset"]
-    if list(extra["shape"]) != list(manifest["shape"]):
-        raise ValueError(
-            f"{what} must have images of shape {_size(manifest['shape'])} (channels, height, "
-            f"width), as {own} has, got {_size(extra['shape'])}; convert the extra images"
-        )
+    check_extra_shape(manifest["shape"], extra, own=own)
     names = manifest["class_names"]
     others = extra["class_names"]
     if len(others) != len(names):
@@ -76,6 +72,18 @@ def extra_labels(manifest: Mapping[str, Any], extra: Mapping[str, Any]) -> tuple
     if others == [str(number) for number in range(len(names))]:
         return ()
     return label_order(names, others, what=what, whose=f"of {own}", remedy=EXTRA_REMEDY)
+
+
+def check_extra_shape(shape: Sequence[int], extra: Mapping[str, Any], *, own: str) -> None:
+    """Raise ValueError where extra images, of a manifest, have another shape than a dataset's.
+
+    shape: (C, H, W) of the dataset's images; own: its name.
+    """
+    if list(extra["shape"]) != list(shape):
+        raise ValueError(
+            f"data.extra {extra['dataset']} must have images of shape {_size(shape)} (channels, "
+            f"height, width), as {own} has, got {_size(extra['shape'])}; convert the extra images"
+        )
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -117,5 +125,5 @@ def below_chance(accuracy: float, classes: int) -> str:
     )
 
 
-def _size(shape: list[int]) -> str:
+def _size(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))

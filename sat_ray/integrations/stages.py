@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from sat_ray.data.class_names import check_extra_shape
 from sat_ray.data.shards.changes import check_unchanged
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.manifest import MANIFEST
@@ -44,11 +45,18 @@ class MissingInputError(ValueError):
 
 
 def prepare(sweep: Sweep) -> Dataset:
-    """Write the dataset's shards, or verify the ones that are there."""
+    """Write the dataset's shards, or verify the ones that are there.
+
+    Extra images come first: they are often one file, and the dataset may take hours.
+    """
     data = sweep.config.data
-    dataset = _dataset(sweep, data)
     more = data.extra_data()
-    return dataset if more is None else with_extra(dataset, _dataset(sweep, more, field=EXTRA_PATH))
+    if more is None:
+        return _dataset(sweep, data)
+    extra = _dataset(sweep, more, field=EXTRA_PATH)
+    if (shape := data.shape()) is not None:
+        check_extra_shape(shape, extra.manifest, own=data.dataset)
+    return with_extra(_dataset(sweep, data), extra)
 
 
 def _dataset(sweep: Sweep, data: DataSettings, *, field: str = PATH) -> Dataset:

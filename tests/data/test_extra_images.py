@@ -257,6 +257,7 @@ def test_messages_about_the_extra_images_name_their_settings(tmp_path: Path) -> 
         check_data_named(config, Storage.at(tmp_path))
     with pytest.raises(LayoutError, match=r"^data\.extra_path .*no\.npz: it is not there; for npz"):
         prepare(*words, "--data.extra-path", str(tmp_path / "no.npz"))
+    assert not list((tmp_path / "data").glob("digits*")), "said before the dataset is prepared"
 
 
 def test_other_numbers_of_classes_are_refused_before_anything_is_read() -> None:

@@ -318,7 +318,7 @@ def test_code_in_a_file_of_weights_is_refused_and_never_run(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("weights.pt", lambda: b"foo", "are no file that torch.save wrote, or it is damaged"),
+        ("weights.pt", lambda: b"foo", "are no file that torch.save wrote, or a damaged one"),
         ("weights.pth.tar", lambda: b"", "are an empty file; where the model was made"),
         ("weights.safetensors", lambda: b"foo", "is no safetensors file"),
         ("weights.pt", scripted, "is a TorchScript file"),

@@ -97,7 +97,7 @@ def _content(data: bytes, uri: str) -> object:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         said = " ".join(str(error).split())
-        reason = f"are no file that torch.save wrote, or it is damaged ({_short(error)})"
+        reason = f"are no file that torch.save wrote, or a damaged one ({_short(error)})"
         if not data:
             reason = "are an empty file"
         elif "GLOBAL" in said:
