@@ -12,7 +12,7 @@ from sat_ray.data.shards.changes import check_unchanged
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.manifest import MANIFEST
 from sat_ray.data.shards.reading import image_ids, verify
-from sat_ray.data.sources.base import PATH
+from sat_ray.data.sources.base import EXTRA_PATH, PATH
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.robustness import counted_robust_ids
@@ -22,7 +22,6 @@ from sat_ray.report.sweep_report import read_outcomes, strong_name, write_report
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, SweepConfig
-from sat_ray.sweep.config.inputs import EXTRA_PATH
 from sat_ray.sweep.context import Sweep, read_state
 from sat_ray.sweep.plan.datasets import data_uri, prepared_dataset, with_extra
 from sat_ray.sweep.plan.evaluations import (

@@ -241,6 +241,15 @@ def test_labels_in_another_order_are_trained_on_as_the_models_classes(
         ({"extra_path": "x"}, r"data\.extra and data\.extra_share must be given together"),
         ({"extra": "cifar10", "extra_share": 0.5}, r"data\.extra must have images of the shape"),
         ({"extra": "npx", "extra_share": 0.5}, r"data\.extra 'npx' is unknown; did you mean npz"),
+        ({"extra": "a.npz", "extra_share": 0.5}, r"give --data.extra npz --data.extra-path a.npz"),
+        (
+            {"dataset": "a.npz"},
+            r"^data.dataset must be .*; give --data.dataset npz --data.path a.npz",
+        ),
+        (
+            {"extra": "npz", "extra_share": 0.5, "extra_path": "https://x.org/a.npz"},
+            r"data.extra_path must be a local path or begin with s3://, got .*; download it",
+        ),
         ({"extra": "npz", "extra_share": 1.5}, r"data\.extra_share must be a number at least 0"),
     ],
 )

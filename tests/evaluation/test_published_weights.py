@@ -337,6 +337,8 @@ def test_a_file_that_is_not_there_and_a_folder_are_refused_by_name(tmp_path: Pat
     for path in (tmp_path, tmp_path / "weights.pt"):
         with pytest.raises(ValueError, match=rf"^weights {path} must be a file, and there is none"):
             read_weights(str(path))
+    with pytest.raises(ValueError, match=r"^weights must be a local path or begin with s3://, got"):
+        read_weights("https://x.org/weights.pt")
 
 
 def test_weights_are_read_from_s3_as_from_a_disk(s3: Storage, tmp_path: Path) -> None:

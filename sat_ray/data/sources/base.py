@@ -13,7 +13,9 @@ from sat_ray.storage.local_disk import NotAFileError
 from sat_ray.storage.s3_path import Folder, RemotePath, folder_at, read_range
 
 MOST_BYTES = 1024**3  # of one image file
-PATH = "data.path"  # the setting that names a folder
+PATH = "data.path"  # the settings of images, for messages
+EXTRA = "data.extra"
+EXTRA_PATH = "data.extra_path"
 SHARE = 0.1  # of the images, held out for each split that a folder of images does not come with
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sat_ray.storage.store import Storage
+from sat_ray.storage.uris import check_place
 from sat_ray.utils.import_string import first_line
 from sat_ray.utils.serialization import sha256
 
@@ -63,6 +64,7 @@ def read_weights(uri: str) -> PublishedWeights:
     No code of the file runs. Half precision becomes float32. Raises ValueError, in one line, where
     there is none, it cannot be read or holds no tensors.
     """
+    check_place(uri, field="weights")
     folder, file = Storage.of_file(uri)
     if not folder.is_file(file):
         raise ValueError(f"weights {uri} must be a file, and there is none; {ALLOWED}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from sat_ray.storage.local_disk import NotAFileError
 from sat_ray.storage.s3_path import read_text
+from sat_ray.storage.uris import check_place
 from sat_ray.sweep.config import Recipe, SweepConfig
 from sat_ray.sweep.config.stored import code_named
 from sat_ray.utils.bounds import as_float, fault, shown
@@ -96,6 +97,7 @@ def _shown(value: Any) -> str:
 
 def _text(path: str) -> str:
     """Return the text of a file; ValueError where it cannot be read."""
+    check_place(path, field="--config")
     try:
         return read_text(path, most=MOST_BYTES)
     except UnicodeDecodeError:

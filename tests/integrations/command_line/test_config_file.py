@@ -178,6 +178,7 @@ def test_a_file_that_cannot_be_read_and_a_second_recipe_are_refused(read: Read) 
         "no.yaml": "--config no.yaml cannot be read .No such file",
         ".": "--config . cannot be read .it is a folder",
         "pipe.yaml": "--config pipe.yaml cannot be read .it is no regular file",
+        "gs://x/a.yaml": "--config must be a local path or begin with s3://, got gs://x/a.yaml",
         "/dev/zero": "--config /dev/zero cannot be read .it is no regular file",
         "bytes.yaml": "bytes.yaml is no UTF-8 text",
     }.items():

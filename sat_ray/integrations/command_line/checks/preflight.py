@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sat_ray.activations.registry import make_activation
-from sat_ray.data.sources.base import PATH
+from sat_ray.data.sources.base import EXTRA_PATH, PATH
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.sources.user_defined import opened
 from sat_ray.evaluation.low_precision.surrogate import check_gradient, emulated
@@ -16,7 +16,6 @@ from sat_ray.models import model_from_spec
 from sat_ray.models.export import NotExportedError, check_exportable
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
-from sat_ray.sweep.config.inputs import EXTRA_PATH
 from sat_ray.sweep.plan.datasets import data_uri, dataset_uri
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.compile import check_compiler
