@@ -239,7 +239,7 @@ BAD_NPZ: dict[str, tuple[dict[str, Any], str]] = {
     "floats": ({"images": GRAY / np.float32(255)}, "must be uint8 pixels, 0 to 255, got float32"),
     "no labels": (
         {"labels": None},
-        "must hold images and labels (and may hold image_ids and class_names), got ['images']",
+        "images and labels (and may hold image_ids and class_names), got ['images']; rename",
     ),
     "pickled labels": (
         {"labels": np.array([{}, 1, 2, 3, 4, 5], dtype=object)},
