@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from sat_ray.data.split import Split
 
 SHOWN = 5
+EXTRA_REMEDY = "rename them, or leave the names out where the labels count alike"
 
 
 def normal(name: str) -> str:
@@ -26,19 +27,27 @@ def doubled(names: Sequence[str]) -> str:
     return ""
 
 
-def label_order(model: Sequence[str], data: Sequence[str], *, what: str) -> tuple[int, ...]:
+def label_order(
+    model: Sequence[str],
+    data: Sequence[str],
+    *,
+    what: str,
+    whose: str = "that the model was trained on",
+    remedy: str = "evaluate on images of the same classes, or rename them",
+) -> tuple[int, ...]:
     """Return the model's class of each label of a dataset; () where the two count alike.
 
     model, data: names of the classes in the order of the labels; empty where they are not known.
-    what: the dataset's name for the message. Raises ValueError where the names are others.
+    what: the dataset's name; whose: the model's classes; remedy: what to do, all for the message.
+    Raises ValueError where the names are others.
     """
     ours, theirs = ([normal(name) for name in names] for names in (model, data))
     if not ours or not theirs or ours == theirs:
         return ()
     if sorted(ours) != sorted(theirs) or doubled(ours):
         raise ValueError(
-            f"{what} must have the classes that the model was trained on ({shortened(ours)}), got "
-            f"{shortened(theirs)}; evaluate on images of the same classes, or rename them"
+            f"{what} must have the classes {whose} ({shortened(ours)}), got {shortened(theirs)}; "
+            f"{remedy}"
         )
     places = {name: place for place, name in enumerate(ours)}
     return tuple(places[name] for name in theirs)
@@ -50,21 +59,31 @@ def extra_labels(manifest: Mapping[str, Any], extra: Mapping[str, Any]) -> tuple
     Classes that are only numbered, as in an .npz file without names, are taken in their order.
     Raises ValueError where shape or classes differ.
     """
-    if list(extra["shape"]) != list(manifest["shape"]):
-        raise ValueError(
-            f"data.extra {extra['dataset']} must have images of shape {_size(manifest['shape'])}, "
-            f"as {manifest['dataset']} has, got {_size(extra['shape'])}"
-        )
+    what = f"data.extra {extra['dataset']}"
+    own = manifest["dataset"]
+    check_extra_shape(manifest["shape"], extra, own=own)
     names = manifest["class_names"]
     others = extra["class_names"]
     if len(others) != len(names):
         raise ValueError(
-            f"data.extra {extra['dataset']} must have the {len(names)} classes of "
-            f"{manifest['dataset']}, got {len(others)}"
+            f"{what} must have the {len(names)} classes of {own}, got {len(others)}; "
+            "give extra images of all these classes and of no others"
         )
     if others == [str(number) for number in range(len(names))]:
         return ()
-    return label_order(names, others, what=f"data.extra {extra['dataset']}")
+    return label_order(names, others, what=what, whose=f"of {own}", remedy=EXTRA_REMEDY)
+
+
+def check_extra_shape(shape: Sequence[int], extra: Mapping[str, Any], *, own: str) -> None:
+    """Raise ValueError where extra images, of a manifest, have another shape than a dataset's.
+
+    shape: (C, H, W) of the dataset's images; own: its name.
+    """
+    if list(extra["shape"]) != list(shape):
+        raise ValueError(
+            f"data.extra {extra['dataset']} must have images of shape {_size(shape)} (channels, "
+            f"height, width), as {own} has, got {_size(extra['shape'])}; convert the extra images"
+        )
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -106,5 +125,5 @@ def below_chance(accuracy: float, classes: int) -> str:
     )
 
 
-def _size(shape: list[int]) -> str:
+def _size(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))

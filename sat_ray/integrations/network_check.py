@@ -10,19 +10,21 @@ from sat_ray.utils.import_string import is_reference
 
 def check_network(
     config: SweepConfig, classes: int, shape: tuple[int, ...], *, download: bool = True
-) -> None:
-    """Raise ValueError where a network or its initial weights do not fit the images.
+) -> str:
+    """Return what is taken from initial weights, in one line, or "".
 
-    shape: (C, H, W) of the images; download: whether weights on a hub are read too.
+    shape: (C, H, W) of the images; download: whether weights on a hub are read too. Raises
+    ValueError where the network or its initial weights do not fit the images.
     """
     check_resizing(config.training, shape)
     if not is_checked(config):
-        return
+        return ""
     spec = spec_of_trial(config, classes, shape)
+    taken = ""
     if config.model.initial_weights:
-        check_initial_weights(config.model.initial_weights, spec, download=download)
+        taken = check_initial_weights(config.model.initial_weights, spec, download=download)
     if not _is_from_outside(config.model.name):
-        return
+        return taken
     sizes = (
         image_shape(one, epoch, shape)
         for one in (config.training, config.trial_training())
@@ -33,6 +35,7 @@ def check_network(
         check_timm_model(spec, smaller)
     else:
         check_user_defined_model(spec, shape, smaller)
+    return taken
 
 
 def is_checked(config: SweepConfig) -> bool:

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from sat_ray.data.class_names import check_extra_shape
 from sat_ray.data.shards.changes import check_unchanged
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.manifest import MANIFEST
 from sat_ray.data.shards.reading import image_ids, verify
+from sat_ray.data.sources.base import EXTRA_PATH, PATH
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.robustness import counted_robust_ids
@@ -42,21 +44,28 @@ class MissingInputError(ValueError):
 
 
 def prepare(sweep: Sweep) -> Dataset:
-    """Write the dataset's shards, or verify the ones that are there."""
+    """Write the dataset's shards, or verify the ones that are there.
+
+    Extra images come first: they are often one file, and the dataset may take hours.
+    """
     data = sweep.config.data
-    dataset = _dataset(sweep, data)
     more = data.extra_data()
-    return dataset if more is None else with_extra(dataset, _dataset(sweep, more))
+    if more is None:
+        return _dataset(sweep, data)
+    extra = _dataset(sweep, more, field=EXTRA_PATH)
+    if (shape := data.shape()) is not None:
+        check_extra_shape(shape, extra.manifest, own=data.dataset)
+    return with_extra(_dataset(sweep, data), extra)
 
 
-def _dataset(sweep: Sweep, data: DataSettings) -> Dataset:
+def _dataset(sweep: Sweep, data: DataSettings, *, field: str = PATH) -> Dataset:
     from sat_ray.integrations.ray.prepare import in_tasks
 
     uri = data_uri(data, sweep.root)
     dataset = Dataset.open(uri)
     source = dataset_source(data.dataset)
     if dataset is not None:
-        check_unchanged(source, Storage(uri), path=data.path)
+        check_unchanged(source, Storage(uri), path=data.path, field=field)
         data.test_images().check_unchanged(dataset.manifest)
     else:
         write_dataset(
@@ -69,6 +78,7 @@ def _dataset(sweep: Sweep, data: DataSettings) -> Dataset:
             corrupt_share=data.corrupt_share,
             enlarged_share=data.enlarged_share,
             test=data.test_images(),
+            field=field,
             run=in_tasks,
         )
         dataset = Dataset.open(uri)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from sat_ray.activations.registry import activation_info
 from sat_ray.models.architectures.sizes import PREACT, SCALES
-from sat_ray.models.architectures.timm_names import check_timm_name, is_timm
+from sat_ray.models.architectures.timm_names import as_timm_name, check_timm_name, is_timm
 from sat_ray.utils.bounds import Bounds, Width, check_fields
 from sat_ray.utils.import_string import is_reference
 from sat_ray.utils.names import check_name
@@ -31,6 +31,7 @@ RESNEXTS: dict[
     "resnext152_32x8d": ((3, 8, 36, 3), 32, 8),
 }
 MODELS = (*TORCHVISION_MODELS, *RESNEXTS, *SCALES, *PREACT, "small_resnet")
+OTHER_MODELS = ("timm:NAME", "module:function")  # forms of a name, for messages
 STEMS = ("imagenet", "small")
 PatchSize = Annotated[int, Bounds(0, 4096)]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -45,8 +46,10 @@ def check_model_name(name: str, *, field: str) -> None:
         from sat_ray.models.user_defined import read_net
 
         read_net(name, field=field)
+    elif name not in MODELS and (known := as_timm_name(name)):
+        raise ValueError(f"{field} {name!r} is unknown; did you mean {known}?")
     else:
-        check_name(name, MODELS, field=field)
+        check_name(name, (*MODELS, *OTHER_MODELS), field=field)
 
 
 def check_zero_gamma(name: str, zero_gamma: bool) -> None:

@@ -32,6 +32,19 @@ def check_address(text: str, *, field: str) -> None:
         )
 
 
+def check_place(text: str, *, field: str) -> None:
+    """Raise ValueError where files can not be read: neither here nor on S3, or with a login.
+
+    See `check_address`.
+    """
+    check_address(text, field=field)
+    found = _ADDRESS.fullmatch(text)
+    if found is not None and (found[2] or "file").lower() != "file":
+        raise ValueError(
+            f"{field} must be a local path or begin with {SCHEME}, got {text}; download it first"
+        )
+
+
 def redacted(uri: str) -> str:
     """Return a URI without login and query, fit for messages."""
     return re.sub(r"//.*@", "//***@", uri, flags=re.DOTALL).partition("?")[0]

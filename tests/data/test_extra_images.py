@@ -18,7 +18,9 @@ from sat_ray.data.class_names import extra_labels
 from sat_ray.data.extra import Extra, extra_order
 from sat_ray.data.loading import Streamed
 from sat_ray.data.shards.reading import read_split
+from sat_ray.data.sources.base import LayoutError
 from sat_ray.data.split import Split
+from sat_ray.integrations.command_line.checks.preflight import check_data_named
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, SweepConfig
 from sat_ray.sweep.cost.estimate import passes_of
@@ -212,7 +214,7 @@ def test_labels_are_matched_by_the_names_of_the_classes() -> None:
     assert extra_labels(birds, manifest(["0", "1", "2"])) == ()
     with pytest.raises(ValueError, match=r"data\.extra mine must have the 3 classes of mine, got"):
         extra_labels(birds, manifest(["0", "1"]))
-    with pytest.raises(ValueError, match=r"data\.extra mine must have the classes"):
+    with pytest.raises(ValueError, match=r"the classes of mine \(crow, owl, tit\), got .*; rename"):
         extra_labels(birds, manifest(["crow", "owl", "robin"]))
     with pytest.raises(ValueError, match=r"data\.extra mine must have images of shape 1 x 8 x 8"):
         extra_labels(birds, manifest(["crow", "owl", "tit"], (3, 8, 8)))
@@ -238,13 +240,33 @@ def test_labels_in_another_order_are_trained_on_as_the_models_classes(
         ({"extra_share": 0.5}, r"data\.extra and data\.extra_share .*, got no dataset and 0\.5"),
         ({"extra_path": "x"}, r"data\.extra and data\.extra_share must be given together"),
         ({"extra": "cifar10", "extra_share": 0.5}, r"data\.extra must have images of the shape"),
-        ({"extra": "npx", "extra_share": 0.5}, r"'npx' is unknown; did you mean npz"),
+        ({"extra": "npx", "extra_share": 0.5}, r"data\.extra 'npx' is unknown; did you mean npz"),
+        ({"extra": "a.npz", "extra_share": 0.5}, r"give --data.extra npz --data.extra-path a.npz"),
+        (
+            {"dataset": "a.npz"},
+            r"^data.dataset must be .*; give --data.dataset npz --data.path a.npz",
+        ),
+        (
+            {"extra": "npz", "extra_share": 0.5, "extra_path": "https://x.org/a.npz"},
+            r"data.extra_path must be a local path or begin with s3://, got .*; download it",
+        ),
         ({"extra": "npz", "extra_share": 1.5}, r"data\.extra_share must be a number at least 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataSettings(**changes)
+
+
+def test_messages_about_the_extra_images_name_their_settings(tmp_path: Path) -> None:
+    words = ["digits_smoke", "--storage", str(tmp_path), "--data.extra", "npz"]
+    words += ["--data.extra-share", "0.25"]
+    config = changed("digits_smoke", data={"extra": "npz", "extra_share": 0.25})
+    with pytest.raises(LayoutError, match=r"^data\.extra_path must not be empty; for npz give an"):
+        check_data_named(config, Storage.at(tmp_path))
+    with pytest.raises(LayoutError, match=r"^data\.extra_path .*no\.npz: it is not there; for npz"):
+        prepare(*words, "--data.extra-path", str(tmp_path / "no.npz"))
+    assert not list((tmp_path / "data").glob("digits*")), "said before the dataset is prepared"
 
 
 def test_other_numbers_of_classes_are_refused_before_anything_is_read() -> None:

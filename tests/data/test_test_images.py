@@ -103,13 +103,31 @@ def test_a_list_chooses_the_test_images_in_its_order_in_either_layout(
     test.check_unchanged(manifests[0])
 
 
+def test_names_with_blanks_in_a_file_that_windows_wrote_are_read(tmp_path: Path) -> None:
+    for number in range(20):
+        folder = tmp_path / "images" / ("big bird" if number % 2 else "owl")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"photo {number}.png")
+    source = DATASETS["image_folder"]
+    found = source.open(str(tmp_path / "images"))
+    splits = source.splits(found)
+    wanted = splits["test"].tolist()[::-1]
+    lines = [
+        f"{found.class_names[found.labels[i]]}/{found.images[i].name.rpartition('/')[2]}"
+        for i in wanted
+    ]
+    (tmp_path / "list.txt").write_bytes(("\ufeff" + "\r\n".join([*lines, ""])).encode())
+    chosen, _ = TestImages(names=str(tmp_path / "list.txt")).chosen(splits, found)
+    assert chosen["test"].tolist() == wanted and len(wanted) == 2
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
         (["nothing.JPEG", "n0/other.JPEG"], "got 2 that are not (nothing.JPEG, n0/other.JPEG)"),
         ([], "got none"),
         (["FIRST", "FIRST"], "must name each image once, got "),
-        (None, "must be a text file of image names, got"),
+        (None, "it is not there"),
     ],
 )
 def test_a_list_that_names_no_images_is_refused_in_one_line(

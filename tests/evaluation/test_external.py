@@ -42,6 +42,7 @@ from sat_ray.evaluation.robustness import evaluate
 from sat_ray.integrations.command_line.evaluate import evaluate_model, names_a_model
 from sat_ray.integrations.command_line.external import run as foreign
 from sat_ray.integrations.command_line.external.options import ExternalOptions
+from sat_ray.integrations.command_line.external.run import claim_folder
 from sat_ray.integrations.command_line.external.subject import PROBED_CALLS, identify, open_subject
 from sat_ray.integrations.command_line.external.tasks import tasks_of
 from sat_ray.integrations.command_line.parsing import parse_options
@@ -238,7 +239,7 @@ BAD_NPZ: dict[str, tuple[dict[str, Any], str]] = {
     "floats": ({"images": GRAY / np.float32(255)}, "must be uint8 pixels, 0 to 255, got float32"),
     "no labels": (
         {"labels": None},
-        "must hold images and labels (and may hold image_ids and class_names), got ['images']",
+        "images and labels (and may hold image_ids and class_names), got ['images']; rename",
     ),
     "pickled labels": (
         {"labels": np.array([{}, 1, 2, 3, 4, 5], dtype=object)},
@@ -799,7 +800,10 @@ def refusals(folder: Path) -> dict[str, tuple[list[str], str]]:
             "name must be up to 64 letters",
         ),
         "name of the data folder": (["--name", "data"], "not data"),
-        "another evaluation's folder": (["--name", "taken"], "holds another evaluation"),
+        "another evaluation's folder": (
+            ["--name", "taken"],
+            "holds something else than an evaluation",
+        ),
     }
 
 
@@ -1378,3 +1382,13 @@ def test_the_card_of_a_model_brought_along_is_that_of_its_images_and_is_made_onc
 
     foreign.evaluate_external(parse_options(words, ExternalOptions(), about=""))
     assert "robustness card: 40 images" not in capsys.readouterr().out, "computed again"
+
+
+def test_a_folder_of_another_evaluation_says_what_differs(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    ours = {"model": {"digest": "a"}, "data": {"hash": "x"}, "attacks": [], "seed": 0}
+    claim_folder(storage, ours)
+    claim_folder(storage, ours)
+    words = r"differs in: model \(its weights or its code\), seed; choose another --name"
+    with pytest.raises(ValueError, match=words):
+        claim_folder(storage, ours | {"model": {"digest": "b"}, "seed": 1})

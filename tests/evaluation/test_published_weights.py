@@ -318,8 +318,8 @@ def test_code_in_a_file_of_weights_is_refused_and_never_run(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("weights.pt", lambda: b"foo", "cannot be read"),
-        ("weights.pth.tar", lambda: b"", "cannot be read"),
+        ("weights.pt", lambda: b"foo", "are no file that torch.save wrote, or a damaged one"),
+        ("weights.pth.tar", lambda: b"", "are an empty file; where the model was made"),
         ("weights.safetensors", lambda: b"foo", "is no safetensors file"),
         ("weights.pt", scripted, "is a TorchScript file"),
     ],
@@ -331,6 +331,14 @@ def test_a_file_of_another_kind_is_refused_in_one_line(
     with pytest.raises(ValueError, match=message) as refused:
         read_weights(str(tmp_path / name))
     assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_and_a_folder_are_refused_by_name(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "weights.pt"):
+        with pytest.raises(ValueError, match=rf"^weights {path} must be a file, and there is none"):
+            read_weights(str(path))
+    with pytest.raises(ValueError, match=r"^weights must be a local path or begin with s3://, got"):
+        read_weights("https://x.org/weights.pt")
 
 
 def test_weights_are_read_from_s3_as_from_a_disk(s3: Storage, tmp_path: Path) -> None:

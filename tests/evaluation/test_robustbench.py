@@ -23,6 +23,7 @@ from sat_ray.integrations.command_line.external.robustbench import (
     board_of,
     check_board,
     check_images,
+    definition_name,
 )
 from sat_ray.integrations.command_line.external.run import evaluate_external
 from sat_ray.integrations.command_line.external.subject import identify, open_subject
@@ -111,7 +112,7 @@ def test_the_protocol_runs_autoattack_on_the_first_images_and_writes_what_the_le
     assert entry["footnote"] == f"Measured on the first {FIRST} of 77 test images."
     assert list(entry)[:3] == ["link", "name", "authors"] and entry["additional_data"] is None
     said = " ".join(capsys.readouterr().out.split())
-    assert "fill in link, name, authors, venue, additional_data" in said
+    assert "fill in link, name, authors, venue, additional_data, architecture" in said
 
     x = held_out.images[:6].float() / 255
     torch.save(x, folder / "x.pt")
@@ -152,6 +153,22 @@ def test_what_the_protocol_decides_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         ExternalOptions(**{"model": "m:f", "data": "d.npz", "protocol": "robustbench", **change})
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("my_package.nets:make_model", "make_model"),
+        ("runs/best-ema.pth.tar", "best_ema"),
+        ("s3://bucket/3 nets.safetensors", "Model_3_nets"),
+        ("random.pt", "Model_random"),
+        ("torch.pt", "Model_torch"),
+        ("lambda", "Model_lambda"),
+        ("Mine2026", "Mine2026"),
+    ],
+)
+def test_the_definitions_name_is_a_word_that_hides_no_module(given: str, name: str) -> None:
+    assert definition_name(given) == name
 
 
 @pytest.mark.parametrize(

@@ -390,6 +390,9 @@ def test_a_spec_survives_json_and_builds_the_same_model() -> None:
     ("arguments", "message"),
     [
         ({"name": "resnet81"}, "model 'resnet81' is unknown; did you mean .*resnet18"),
+        ({"name": "resnet26"}, r"model 'resnet26' is unknown; did you mean timm:resnet26\?"),
+        ({"name": "q" * 9}, "choose .*module:function.*timm:NAME"),
+        ({"name": "convnext_tiny.in12k"}, r"is unknown; did you mean timm:convnext_tiny\?"),
         ({"stem": "smal"}, "did you mean small"),
         ({"activation": "rleu"}, "did you mean .*relu"),
         ({"activation": "softplus", "alpha": 2.0}, "takes no alpha"),

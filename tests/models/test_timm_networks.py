@@ -163,6 +163,11 @@ def test_what_does_not_fit_small_images_is_refused_by_name() -> None:
     assert "images of 8 x 8 pixels, patches of 3" in said and "model.patch-size" in said
     assert "unexpected keyword argument 'patch_size'" in refusal("test_resnet", patch_size=2)
     assert "model.stem must be imagenet for timm:test_vit" in refusal("test_vit", stem="small")
+    for name in ("vit_tiny_patch16_224", "test_convnext"):
+        patch = 16 if name.startswith("vit") else 4
+        said = refusal(name, image_size=(30, 30))
+        rest = f"no multiple of its patches of {patch}, and it would ignore the last {30 % patch}"
+        assert rest in said
     assert "patch_size must be 0 for resnet18" in _refused(name="resnet18", patch_size=2)
     assert "zero_gamma must be False" in _refused(name="timm:resnet18", zero_gamma=True)
 

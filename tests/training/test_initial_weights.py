@@ -24,6 +24,7 @@ from trainings import BALL
 from sat_ray.checkpoint import load_model, save_model
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import DATASETS
+from sat_ray.integrations.command_line import run
 from sat_ray.integrations.mlflow.metrics import record_points
 from sat_ray.models import Normalized, build_model, model_from_spec
 from sat_ray.storage.store import Storage
@@ -110,6 +111,21 @@ def test_a_head_for_other_classes_keeps_its_seeded_random_weights(tmp_path: Path
     heads = {name for name in fresh if torch.equal(fresh[name], loaded[name])}
     assert {"body.fc.weight", "body.fc.bias"} <= heads
     assert not torch.equal(fresh["body.conv1.weight"], loaded["body.conv1.weight"])
+
+
+def test_what_a_sweep_takes_from_weights_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "weights.pt")
+    weights = small(4).state_dict()
+    averaged = {f"module.{name}": tensor.half() for name, tensor in weights.items()}
+    torch.save({"epoch": 3, "model": weights, "model_ema": averaged}, path)
+    words = ["digits_smoke", "--model.initial-weights", path, "--storage", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *words, "--dry-run"])
+    assert run.main(lambda command: None, about="") == 0
+    said = capsys.readouterr().out
+    taken = "entry model_ema.body (others that fit: model.body); not loaded: 2 tensors"
+    assert f"weights {path}: {taken} (body.fc.weight, body.fc.bias)" in said
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("smoothrelu_learned", "relu"), ("silu",) * 2])

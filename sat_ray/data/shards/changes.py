@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sat_ray.data.sources.base import Listing, Place, Raw, Source, UnusableImagesError
+from sat_ray.data.sources.base import PATH, Listing, Place, Raw, Source, UnusableImagesError
 from sat_ray.storage.s3_path import folder_at
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import SCHEME
@@ -71,18 +71,18 @@ def note_source(source: Source, found: Raw | Listing, storage: Storage) -> None:
         storage.write_json(SOURCE, describe_source(found))
 
 
-def check_unchanged(source: Source, storage: Storage, *, path: str) -> None:
+def check_unchanged(source: Source, storage: Storage, *, path: str, field: str = PATH) -> None:
     """Raise ChangedDataError where the images are others than those in the shards.
 
     Images that are not there any more are not needed; shards without a fingerprint are taken as
-    they are.
+    they are. field: setting of the path, for messages.
     """
     if not storage.exists(SOURCE) or source.needs(path):
         return
     try:
         if path and not folder_at(path).exists():
             return
-        found = source.open(path)
+        found = source.open(path, field=field)
     except OSError:
         return  # a server or a disk that is away now
     except ValueError as error:
@@ -92,7 +92,7 @@ def check_unchanged(source: Source, storage: Storage, *, path: str) -> None:
     then = _noted(storage)
     now = describe_source(stamped(found) if isinstance(found, Listing) else found)
     if now != then:
-        what = f"data.path {path}" if path else f"data.dataset {source.name}"
+        what = f"{field} {path}" if path else f"data.dataset {source.name}"
         raise ChangedDataError(
             f"{what} has changed since it was prepared ({_difference(then, now)}); "
             f"{_remedy(storage)}"

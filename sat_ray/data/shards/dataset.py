@@ -16,7 +16,7 @@ from sat_ray.data.shards.manifest import ENTRY, MANIFEST, SCHEMA_VERSION
 from sat_ray.data.shards.parquet import shard_bytes
 from sat_ray.data.shards.test_images import TestImages
 from sat_ray.data.shards.writer import PLAN, ShardTask, shard_tasks, write_shard
-from sat_ray.data.sources.base import Listing, Source
+from sat_ray.data.sources.base import PATH, Listing, Source
 from sat_ray.data.split_ids import SPLITS
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
@@ -53,6 +53,7 @@ def write_dataset(
     corrupt_share: float = 0.0,
     enlarged_share: float = 0.0,
     test: TestImages | None = None,
+    field: str = PATH,
     run: Callable[[Callable[[ShardTask], Part], Iterable[ShardTask]], Iterable[Part]] = map,
 ) -> dict[str, Any]:
     """Write every split of a dataset as shards, the manifest last, and return the manifest.
@@ -63,12 +64,13 @@ def write_dataset(
     where they are not there; storing: how images that come in files are stored; corrupt_share:
     share of them that may be unreadable, in [0, 1): those are left out and listed in the manifest;
     enlarged_share: share of them that may be smaller than they are stored, in [0, 1]; test: which
-    test images are stored, and how, without compression whatever `storing` says. run: map, or what
-    applies a function elsewhere and returns the results in order; it is given the shards of encoded
-    images, while what is in memory is written from here. Raises ValueError naming images that
-    cannot be read, are too small or differ in size, LayoutError where the folder is not as wanted.
+    test images are stored, and how, without compression whatever `storing` says; field: setting of
+    the path, for messages. run: map, or what applies a function elsewhere and returns the results
+    in order; it is given the shards of encoded images, while what is in memory is written from
+    here. Raises ValueError naming images that cannot be read, are too small or differ in size,
+    LayoutError where the folder is not as wanted.
     """
-    found = source.open(path, download=download)
+    found = source.open(path, download=download, field=field)
     storing = storing or Storing()
     if isinstance(found, Listing):
         found = stamped(found)

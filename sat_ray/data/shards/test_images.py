@@ -53,7 +53,7 @@ class TestImages:
         assert isinstance(found, Listing)
         ids = splits["test"]
         text = _text(self.names)
-        named = _named(text.split(), ids, found, file=self.names)
+        named = _named(_lines(text), ids, found, file=self.names)
         left_out = len(ids) - len(named)
         digest = sha256(text.encode())
         return splits | {"test": named}, {"list_sha256": digest, "left_out": left_out}
@@ -83,9 +83,19 @@ def _text(path: str) -> str:
         return read_text(path, most=MOST_BYTES)
     except NotAFileError as error:
         reason = str(error)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = type(error).__name__
+    except FileNotFoundError:
+        reason = "it is not there"
+    except UnicodeDecodeError:
+        reason = "it is no UTF-8 text"
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
     raise ValueError(f"data.test_list must be a text file of image names, got {path} ({reason})")
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines that are not empty, without the mark that Windows puts before the first."""
+    lines = (line.strip() for line in text.removeprefix("\ufeff").split("\n"))
+    return [line for line in lines if line]
 
 
 def _named(lines: list[str], ids: np.ndarray, found: Listing, *, file: str) -> np.ndarray:
@@ -113,9 +123,9 @@ def _named(lines: list[str], ids: np.ndarray, found: Listing, *, file: str) -> n
             "write CLASS/IMAGE"
         )
     chosen = [known[line][0] for line in lines]
-    if len(set(chosen)) < len(chosen):
-        twice = next(
-            line for place, line in enumerate(lines) if chosen.index(chosen[place]) < place
-        )
-        raise ValueError(f"{what} must name each image once, got {printable(twice)} again")
+    seen = set[int]()
+    for line, one in zip(lines, chosen, strict=True):
+        if one in seen:
+            raise ValueError(f"{what} must name each image once, got {printable(line)} again")
+        seen.add(one)
     return np.array(chosen, dtype=np.int64)

@@ -13,6 +13,9 @@ from sat_ray.storage.local_disk import NotAFileError
 from sat_ray.storage.s3_path import Folder, RemotePath, folder_at, read_range
 
 MOST_BYTES = 1024**3  # of one image file
+PATH = "data.path"  # the settings of images, for messages
+EXTRA = "data.extra"
+EXTRA_PATH = "data.extra_path"
 SHARE = 0.1  # of the images, held out for each split that a folder of images does not come with
 
 
@@ -106,14 +109,14 @@ class Source:
     downloader: str = ""
     optional_path: bool = False
 
-    def open(self, path: str = "", *, download: bool = False) -> Raw | Listing:
+    def open(self, path: str = "", *, download: bool = False, field: str = PATH) -> Raw | Listing:
         """Read the dataset, or list its images. Raises LayoutError with the layout wanted.
 
         path: its folder, absolute or from here, or on S3; "" for where the package puts it.
         download: fetch the official files where they are not there: into that folder, without one
-        into a cache; DownloadError says why it failed.
+        into a cache; DownloadError says why it failed. field: setting of the path, for messages.
         """
-        self.require_path(path, download=download)
+        self.require_path(path, download=download, field=field)
         if not self.layout or (self.optional_path and not path):
             return self.read()
         named = path or (self.installed if self._is_installed() else str(cache_folder(self.name)))
@@ -122,12 +125,12 @@ class Source:
             return self._read(folder)
         except LayoutError as error:
             if not download or isinstance(folder, RemotePath):
-                raise LayoutError(f"data.path {named}: {error}; {self._allowed()}") from None
+                raise LayoutError(f"{field} {named}: {error}; {self._allowed()}") from None
         fetch(self.downloader, folder)
         try:
             return self._read(folder)
         except LayoutError as error:
-            raise LayoutError(f"data.path {named}: {error}; {self._allowed()}") from None
+            raise LayoutError(f"{field} {named}: {error}; {self._allowed()}") from None
 
     def _read(self, folder: Folder) -> Raw | Listing:
         if isinstance(folder, RemotePath) and not self.remote:
@@ -138,13 +141,13 @@ class Source:
             raise LayoutError("it is not there")
         return self.read(folder)
 
-    def require_path(self, path: str, *, download: bool = False) -> None:
+    def require_path(self, path: str, *, download: bool = False, field: str = PATH) -> None:
         """Raise LayoutError where a folder is needed, none is named, and none is found.
 
-        The message names the layout that is needed.
+        The message names the layout that is needed. field: setting of the path.
         """
         if self.needs(path, download=download):
-            raise LayoutError(f"data.path must not be empty; {self._allowed()}")
+            raise LayoutError(f"{field} must not be empty; {self._allowed()}")
 
     def needs(self, path: str, *, download: bool = False) -> bool:
         """Return whether a folder is needed, none is named, and none is found."""

@@ -85,7 +85,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     if any(name not in found for name in NEEDED):
         raise ValueError(
             f"data {path} must hold {' and '.join(NEEDED)} (and may hold "
-            f"{' and '.join(WANTED[2:])}), got {names}"
+            f"{' and '.join(WANTED[2:])}), got {names}; rename the arrays, or add what is "
+            "missing (data.extra takes pseudo-labels)"
         )
     return found
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from sat_ray.data.sources import cifar, idx
-from sat_ray.data.sources.base import LayoutError, Listing, Raw, Source
+from sat_ray.data.sources.base import EXTRA, EXTRA_PATH, PATH, LayoutError, Listing, Raw, Source
 from sat_ray.data.sources.image_folder import IMAGE_FOLDER_LAYOUT, list_image_folder
 from sat_ray.data.sources.imagenet import IMAGENET_LAYOUT, list_imagenet
 from sat_ray.data.sources.user_defined import NPZ_LAYOUT, read_npz_file, user_defined_source
@@ -132,11 +132,15 @@ _ENTRIES = (
 DATASETS: dict[str, Source] = {source.name: source for source in _ENTRIES}
 
 
-def dataset_source(name: str) -> Source:
+def dataset_source(name: str, *, field: str = "data.dataset") -> Source:
     """Return a dataset by its name or, as module:name, from the user's code.
 
-    Raises ValueError that suggests the closest names.
+    field: setting that has the name. Raises ValueError that suggests the closest names.
     """
     if is_reference(name):
         return user_defined_source(name)
-    return DATASETS[check_name(name, DATASETS, field="data.dataset")]
+    if name.endswith(".npz"):
+        path = EXTRA_PATH if field == EXTRA else PATH
+        flags = f"--{field} npz --{path} {name}".replace("_", "-")
+        raise ValueError(f"{field} must be the name of a dataset, got a file, {name}; give {flags}")
+    return DATASETS[check_name(name, DATASETS, field=field)]

@@ -78,7 +78,7 @@ def read_npz_file(path: Folder) -> Raw:
         raise LayoutError("it is no file on this machine")
     images, labels, _, names = read_npz(path)
     names = names or tuple(str(label) for label in range(int(labels.max()) + 1))
-    return _checked(Raw(images, labels, names), what=f"data.path {path}")
+    return _checked(Raw(images, labels, names), what=f"data {path}")
 
 
 def counted(source: Source, path: str = "") -> Source:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sat_ray.storage.store import Storage
+from sat_ray.storage.uris import check_place
 from sat_ray.utils.import_string import first_line
 from sat_ray.utils.serialization import sha256
 
@@ -31,6 +32,8 @@ WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile put in
 DEEPEST = 32  # nested dictionaries; one that holds itself has no end
 MOST_ENTRIES = 200_000  # a dictionary that lies in many others counts in each of them
 SHARED = 4  # elements of all tensors, per byte of the file: entries may share their memory
+SHORT = 120  # characters of a reason; torch writes a page about weights_only
+ALLOWED = "give a file of weights (.safetensors, .pt, .pth), local or s3://"
 _SCALAR = type(np.float64(0)).__reduce__(np.float64(0))[0]
 # No more than data: settings and figures that lie beside the tensors in many files.
 PLAIN: tuple[Any, ...] = (
@@ -58,10 +61,13 @@ class PublishedWeights:
 def read_weights(uri: str) -> PublishedWeights:
     """Read a file of weights, local or s3://: .safetensors, or what torch.save wrote.
 
-    No code of the file runs. Half precision becomes float32. Raises FileNotFoundError where there
-    is none, ValueError, in one line, where it cannot be read or holds no tensors.
+    No code of the file runs. Half precision becomes float32. Raises ValueError, in one line, where
+    there is none, it cannot be read or holds no tensors.
     """
+    check_place(uri, field="weights")
     folder, file = Storage.of_file(uri)
+    if not folder.is_file(file):
+        raise ValueError(f"weights {uri} must be a file, and there is none; {ALLOWED}")
     data = folder.read(file)
     try:
         flat = _flat(_content(data, uri))
@@ -93,8 +99,10 @@ def _content(data: bytes, uri: str) -> object:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         said = " ".join(str(error).split())
-        reason = f"cannot be read ({first_line(error)})"
-        if "GLOBAL" in said:
+        reason = f"are no file that torch.save wrote, or a damaged one ({_short(error)})"
+        if not data:
+            reason = "are an empty file"
+        elif "GLOBAL" in said:
             code = said.partition("GLOBAL ")[2].split()[0]
             reason = f"hold pickled code ({code}), which is not run"
         elif "TorchScript" in said:
@@ -103,6 +111,12 @@ def _content(data: bytes, uri: str) -> object:
             f"{reason}; where the model was made, write its state dict alone: "
             "torch.save(model.state_dict(), FILE)"
         ) from None
+
+
+def _short(error: Exception) -> str:
+    """Return what an error says where that is short and says anything, else its type."""
+    line = first_line(error)
+    return line if " " in line and len(line) <= SHORT else type(error).__name__
 
 
 def _check_stored(data: bytes) -> None:

@@ -39,6 +39,7 @@ from sat_ray.utils.names import RENAMED, check_name, suggest
 from sat_ray.utils.serialization import content_hash, flatten
 
 Given = TypeVar("Given")  # a dataclass of options
+_NOTHING_NEAR = "no option has a similar name"
 SHORT = {"--budget": "--cost.budget"}
 
 
@@ -62,7 +63,7 @@ class Options:
         str,
         _help(
             "YAML file, local or s3://, with the config of a sweep (its config.yaml), in place of "
-            "RECIPE; further options come before its values."
+            "RECIPE; options of the command line replace its values."
         ),
     ] = ""
     allow_code: AllowCode = ()
@@ -279,7 +280,7 @@ def _closest(name: str, known: Collection[str]) -> str:
     hint = (
         f"did you mean {' or '.join(f'--{full}' for full in found[:3])}?"
         if found
-        else suggest(f"--{name}", [f"--{full}" for full in known])
+        else suggest(f"--{name}", [f"--{full}" for full in known], otherwise=_NOTHING_NEAR)
     )
     return hint.replace("_", "-")
 

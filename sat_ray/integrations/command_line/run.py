@@ -68,7 +68,9 @@ def _check_parts(command: Command) -> None:
         export_warnings,
     )
 
-    check_user_defined_parts(command.config, command.root, download=not command.dry_run)
+    taken = check_user_defined_parts(command.config, command.root, download=not command.dry_run)
+    if taken:
+        print(printable(taken))
     for sentence in export_warnings(command.config, command.root):
         print(printable(f"warning: {sentence}"), file=sys.stderr)
 

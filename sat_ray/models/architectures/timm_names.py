@@ -26,10 +26,15 @@ def require_timm(*, what: str) -> Path:
 
     what: what needs it, for the message.
     """
-    found = importlib.util.find_spec(TIMM)
-    if found is None or found.origin is None:
+    folder = _folder()
+    if folder is None:
         raise ValueError(f"{what} needs timm, which is not installed: pip install 'sat_ray[timm]'")
-    return Path(found.origin).parent
+    return folder
+
+
+def _folder() -> Path | None:
+    found = importlib.util.find_spec(TIMM)
+    return None if found is None or found.origin is None else Path(found.origin).parent
 
 
 def timm_version() -> str:
@@ -42,6 +47,13 @@ def timm_names(folder: Path) -> frozenset[str]:
     """Return the names of all networks of the timm in a folder."""
     sources = (path.read_text(encoding="utf-8") for path in sorted(folder.glob("models/*.py")))
     return frozenset(name for source in sources for name in _REGISTERED.findall(source))
+
+
+def as_timm_name(name: str) -> str:
+    """Return `timm:NAME` for the bare name of a network of timm, "" for any other."""
+    folder = _folder()
+    bare = name.partition(".")[0]
+    return f"{PREFIX}{bare}" if folder is not None and bare in timm_names(folder) else ""
 
 
 def check_timm_name(name: str, *, field: str) -> None:

@@ -72,6 +72,26 @@ def first_layer_names(net: nn.Module) -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else tuple(found)
 
 
+def first_convolutions(net: nn.Module) -> list[nn.Conv2d]:
+    """Return the first convolutions of a network of timm, without layers of another kind."""
+    named = dict(net.named_modules())
+    found = [named.get(name) for name in first_layer_names(net)]
+    return [one for one in found if isinstance(one, nn.Conv2d)]
+
+
+def _require_whole_patches(convolution: nn.Module, given: tuple[Any, ...]) -> None:
+    """Raise ValueError where a layer that cuts images into patches would leave pixels out."""
+    assert isinstance(convolution, nn.Conv2d)
+    if convolution.stride != convolution.kernel_size:
+        return
+    for size, patch in zip(given[0].shape[-2:], convolution.kernel_size, strict=True):
+        if size % patch:
+            raise ValueError(
+                f"{size} pixels are no multiple of its patches of {patch}, and it would ignore "
+                f"the last {size % patch}"
+            )
+
+
 def _varied(spec: ModelSpec) -> nn.Module:
     net = _created(spec)
     _require_plain_norms(net, spec.name)
@@ -137,8 +157,7 @@ def _require_plain_norms(net: nn.Module, name: str) -> None:
 
 def _small_stem(net: nn.Module, name: str) -> None:
     """Give the first convolutions a stride of 1, and remove the max-pooling behind them."""
-    convolutions = [net.get_submodule(one) for one in first_layer_names(net)]
-    strided = [one for one in convolutions if isinstance(one, nn.Conv2d) and max(one.stride) > 1]
+    strided = [one for one in first_convolutions(net) if max(one.stride) > 1]
     if not strided or any(one.stride == one.kernel_size for one in strided):
         raise ValueError(
             f"model.stem must be imagenet for {name}, got small: its first layer has no "
@@ -219,6 +238,8 @@ def _check(spec: ModelSpec) -> None:
         config: Any = net.pretrained_cfg
         size = spec.image_size or config["input_size"][1:]
         x = torch.empty(IMAGES, spec.in_channels, *size)
+        for one in first_convolutions(net):
+            one.register_forward_pre_hook(_require_whole_patches)
         operations = _Operations(net)
         with operations:
             logits = _tried(spec, "called", net, x)

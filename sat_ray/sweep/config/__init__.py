@@ -38,7 +38,10 @@ __all__ = [
     "SweepConfig",
 ]
 
-YAML_HEAD = "# Starts this sweep: sat-ray sweep --config FILE; further options come before it.\n"
+YAML_HEAD = (
+    "# Starts this sweep: sat-ray sweep --config FILE{named}\n"
+    "# Options of the command line replace values of the file.\n"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +133,16 @@ class SweepConfig:
         del value["resources"], value["cost"]
         return value | {"data": self.data.semantic()}
 
-    def as_yaml(self) -> bytes:
-        """Return the config as a file for people, which `--config` reads back."""
+    def as_yaml(self, *, name: str = "") -> bytes:
+        """Return the config as a file for people, which `--config` reads back.
+
+        name: of the sweep; the one made from the recipe and the overrides may be another.
+        """
         import yaml  # only here: most commands write no YAML
 
         text: str = yaml.safe_dump(to_json(self), sort_keys=False, allow_unicode=True)
-        return f"{YAML_HEAD}{text}".encode()
+        head = YAML_HEAD.format(named=f" --name {name}" if name else "")
+        return f"{head}{text}".encode()
 
 
 Recipe = Callable[[], SweepConfig]

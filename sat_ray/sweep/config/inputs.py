@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from sat_ray.data.choices import Loading
 from sat_ray.data.images import ENCODINGS, LARGEST_SIDE, Storing
 from sat_ray.data.shards.test_images import TestImages
-from sat_ray.data.sources.base import Source
+from sat_ray.data.sources.base import EXTRA, Source
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.models.architectures.timm_names import is_timm
 from sat_ray.models.spec import (
@@ -17,7 +17,7 @@ from sat_ray.models.spec import (
     check_patch_size,
     check_zero_gamma,
 )
-from sat_ray.storage.uris import SCHEME, check_address
+from sat_ray.storage.uris import SCHEME, check_place
 from sat_ray.utils.bounds import BelowOne, Bounds, Count, Share, Width, check_fields
 from sat_ray.utils.names import check_name
 from sat_ray.utils.serialization import fields_in_use, to_json
@@ -71,7 +71,7 @@ class DataSettings:
     pass over the train split."""
 
     def __post_init__(self) -> None:
-        check_address(self.path, field="data.path")
+        check_place(self.path, field="data.path")
         check_name(self.encoding, ENCODINGS, field="data.encoding")
         check_name(self.loading, get_args(Loading), field="data.loading")
         check_fields(self, prefix="data.")
@@ -87,7 +87,7 @@ class DataSettings:
 
     def _check_test(self, source: Source) -> None:
         """Raise ValueError where test images cannot be cut, or chosen by name."""
-        check_address(self.test_list, field="data.test_list")
+        check_place(self.test_list, field="data.test_list")
         if not source.encoded and (self.test_crop != 1 or self.test_list):
             raise ValueError(
                 f"data.test_crop and data.test_list must be 1 and empty for {self.dataset}, got "
@@ -114,7 +114,7 @@ class DataSettings:
 
     def _check_extra(self, source: Source) -> None:
         """Raise ValueError where the settings of extra images do not fit together or the images."""
-        check_address(self.extra_path, field="data.extra_path")
+        check_place(self.extra_path, field="data.extra_path")
         if bool(self.extra) != bool(self.extra_share) or (self.extra_path and not self.extra):
             raise ValueError(
                 "data.extra and data.extra_share must be given together, got "
@@ -123,7 +123,7 @@ class DataSettings:
             )
         if not self.extra:
             return
-        extra = dataset_source(self.extra)
+        extra = dataset_source(self.extra, field=EXTRA)
         shapes = (source.shape, extra.shape)
         if None not in shapes and shapes[0] != shapes[1]:
             raise ValueError(
@@ -227,7 +227,7 @@ class ModelSettings:
         check_name(self.stem, STEMS, field="model.stem")
         check_zero_gamma(self.name, self.zero_gamma)
         check_patch_size(self.name, self.patch_size)
-        check_address(self.initial_weights, field="model.initial-weights")
+        check_place(self.initial_weights, field="model.initial-weights")
         if is_timm(self.initial_weights) and not is_timm(self.name):
             raise ValueError(
                 f"model.initial-weights must be a file or a checkpoint for {self.name}, got "

@@ -12,15 +12,21 @@ from typing import Any
 
 from sat_ray.storage.local_disk import NotAFileError
 from sat_ray.storage.s3_path import read_text
+from sat_ray.storage.uris import check_place
 from sat_ray.sweep.config import Recipe, SweepConfig
 from sat_ray.sweep.config.stored import code_named
 from sat_ray.utils.bounds import as_float, fault, shown
 from sat_ray.utils.import_string import check_confirmed, stored_names
 from sat_ray.utils.names import RENAMED, check_name, suggest
-from sat_ray.utils.serialization import flatten, to_json
+from sat_ray.utils.serialization import to_json
 from sat_ray.utils.settings_json import from_json
 
 MOST_BYTES = 16 * 1024**2  # of a config; one that a sweep wrote has some kilobytes
+
+FIELDS = (
+    "sat-ray sweep --dry-run lists all fields, and options such as --name and --storage stand on "
+    "the command line"
+)
 
 
 def read_config(path: str, recipes: Mapping[str, Recipe]) -> SweepConfig:
@@ -30,10 +36,19 @@ def read_config(path: str, recipes: Mapping[str, Recipe]) -> SweepConfig:
     names code that no person named.
     """
     given = _loaded(path)
-    recipe = check_name(given.get("recipe", ""), recipes, field=f"{path}: recipe")
+    if "recipe" not in given:
+        raise ValueError(
+            f"{path}: recipe is missing; name the one that the other values come from, for example "
+            "recipe: digits"
+        )
+    recipe = check_name(given["recipe"], recipes, field=f"{path}: recipe")
     base = to_json(recipes[recipe]())
     kinds = _kinds(SweepConfig)
-    values = {name: _checked(path, name, one, kinds) for name, one in flatten(given).items()}
+    values = {
+        name: _checked(path, name, one, kinds)
+        for name, one in _fields(given).items()
+        if one != {} or not _is_section(name, kinds)
+    }
     check_confirmed(code_named(given), source=path)
     try:
         with stored_names():
@@ -55,7 +70,8 @@ def _loaded(path: str) -> dict[str, Any]:
         value = None if aliased else yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ValueError(f"{path} is no YAML (line {line}: {error.problem})") from None
+        hint = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else ""
+        raise ValueError(f"{path} is no YAML (line {line}: {error.problem}){hint}") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML ({type(error).__name__})") from None
     except ValueError as error:  # a date or a number that is none
@@ -65,12 +81,23 @@ def _loaded(path: str) -> dict[str, Any]:
     if repeated:
         raise ValueError(f"{path}: field {repeated} is there twice; remove one")
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold the fields of a config, got {shown(value)}")
+        raise ValueError(
+            f"{path} must hold the fields of a config, got {_shown(value)}; give a sweep's "
+            "config.yaml, or write fields such as recipe: digits"
+        )
     return value
+
+
+def _shown(value: Any) -> str:
+    """Spell a YAML value for a message: 3.0 is no whole number, and null is nothing."""
+    if value is None:
+        return "nothing"
+    return repr(value) if isinstance(value, float) else shown(value)
 
 
 def _text(path: str) -> str:
     """Return the text of a file; ValueError where it cannot be read."""
+    check_place(path, field="--config")
     try:
         return read_text(path, most=MOST_BYTES)
     except UnicodeDecodeError:
@@ -113,18 +140,32 @@ def _kinds(owner: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _fields(value: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Return what a file holds by dotted name, an empty mapping as it is."""
+    found: dict[str, Any] = {}
+    for name, one in value.items():
+        inside = isinstance(one, dict) and one
+        found |= _fields(one, f"{prefix}{name}.") if inside else {f"{prefix}{name}": one}
+    return found
+
+
+def _is_section(name: str, kinds: Mapping[str, Any]) -> bool:
+    return any(one.startswith(f"{name}.") for one in kinds)
+
+
 def _checked(path: str, name: str, value: Any, kinds: Mapping[str, Any]) -> Any:
     """Return the value of a field as its type; ValueError where it is none or has another name."""
     if name in RENAMED:
         raise ValueError(f"{path}: {name} is now {RENAMED[name]}; write that instead")
-    if any(one.startswith(f"{name}.") for one in kinds):
-        raise ValueError(f"{path}: {name} must hold fields of its own, got {shown(value)}")
+    if _is_section(name, kinds):
+        raise ValueError(f"{path}: {name} must hold fields of its own, got {_shown(value)}")
     if name not in kinds:
-        raise ValueError(f"{path}: {name} is no field of a config; {suggest(name, kinds)}")
+        hint = suggest(name, kinds, otherwise=FIELDS)
+        raise ValueError(f"{path}: {name} is no field of a config; {hint}")
     kind = kinds[name]
     found = _read(value, kind)
     if reason := fault(found, kind):
-        raise ValueError(f"{path}: {name} must be {reason}, got {shown(value)}")
+        raise ValueError(f"{path}: {name} must be {reason}, got {_shown(value)}")
     return found
 
 

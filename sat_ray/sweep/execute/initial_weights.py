@@ -56,15 +56,15 @@ def start_from(weights: InitialWeights, model: nn.Module, spec: ModelSpec, *, se
     return str(fitted)
 
 
-def check_initial_weights(uri: str, spec: ModelSpec, *, download: bool = True) -> None:
-    """Raise ValueError, in one line, where weights do not fit a network.
+def check_initial_weights(uri: str, spec: ModelSpec, *, download: bool = True) -> str:
+    """Return in one line what a network takes from weights; ValueError where they do not fit it.
 
-    download: False: of weights on a hub, check the name alone.
+    download: False: of weights on a hub, check the name alone, and return "".
     """
     if is_timm(uri) and not download:
         source_of(uri, spec.name)
-    else:
-        fitted_to(_read(uri, _described(spec)), spec, seed=0)
+        return ""
+    return f"weights {uri}: {fitted_to(_read(uri, _described(spec)), spec, seed=0)}"
 
 
 def source_of(uri: str, network: str) -> str:

@@ -63,6 +63,19 @@ def test_a_sweep_is_the_same_from_its_words_and_from_its_file(read: Read) -> Non
     assert written == to_json(first.config)
 
 
+def test_the_first_line_of_the_file_is_the_command_of_a_sweep_that_was_given_a_name(
+    read: Read,
+) -> None:
+    first = read("digits", "--training.epochs", "5", "--name", "mine")
+    claim_folder(first)
+    path = f"{first.storage.uri}/config.yaml"
+    line = Path(path).read_text().partition("\n")[0]
+    assert line == "# Starts this sweep: sat-ray sweep --config FILE --name mine"
+    again = read(*line.partition(" sweep ")[2].replace("FILE", path).split())
+    assert again.storage.uri == first.storage.uri
+    claim_folder(again)  # refuses another sweep
+
+
 def test_a_folder_of_an_earlier_version_gets_its_file_and_a_new_budget_is_in_it(read: Read) -> None:
     command = read("digits")
     command.storage.write_json("config.json", to_json(command.config))
@@ -128,7 +141,17 @@ def test_numbers_are_read_as_on_the_command_line(read: Read) -> None:
             "training.warmup_epochs must be a number",
         ),
         ("recipe: digist", "recipe 'digist' is unknown; did you mean digits"),
-        ("training: {epochs: 3}", "recipe '' is unknown"),
+        ("training: {epochs: 3}", "recipe is missing; name the one"),
+        ("recipe: digits\ntraining:", "training must hold fields of its own, got nothing"),
+        ("recipe: digits\ntraining: {epochs: 3.0}", "must be a whole number .*, got 3.0"),
+        (
+            "recipe: digits\nstorage: x",
+            "storage is no field .* --storage stand on the command line",
+        ),
+        ("recipe: ''", "recipe '' is unknown; choose "),
+        ("recipe: digits\nsearchh: {}", "searchh is no field of a config"),
+        ("recipe: digits\ntraining: {epochs: {}}", "training.epochs must be a whole number.*{}"),
+        ("recipe: digits\nfinal:\n\tseeds: [1]", "is no YAML .line 3.*with spaces, not tabs"),
         ("recipe: digits\nfinal: {seeds: [1]}\nfinal: {}", "field final is there twice"),
         ("recipe: digits\nfinal: {seeds: [1], seeds: [2]}", "field final.seeds is there twice"),
         ("recipe: &a digits\nname: *a", "aliases .* are not read"),
@@ -136,7 +159,7 @@ def test_numbers_are_read_as_on_the_command_line(read: Read) -> None:
         ("recipe: 2026-99-99", "has a value that cannot be read .month"),
         (f"recipe: {'9' * 5000}", "has a value that cannot be read .Exceeds the limit"),
         ("- digits", "must hold the fields of a config, got "),
-        ("", "must hold the fields of a config, got None"),
+        ("", "must hold the fields of a config, got nothing; give a sweep's config.yaml"),
         ("recipe: \x00", "is no YAML"),
         ("recipe: !!python/name:os.system x", "is no YAML .line 1: could not determine a constr"),
     ],
@@ -155,6 +178,7 @@ def test_a_file_that_cannot_be_read_and_a_second_recipe_are_refused(read: Read) 
         "no.yaml": "--config no.yaml cannot be read .No such file",
         ".": "--config . cannot be read .it is a folder",
         "pipe.yaml": "--config pipe.yaml cannot be read .it is no regular file",
+        "gs://x/a.yaml": "--config must be a local path or begin with s3://, got gs://x/a.yaml",
         "/dev/zero": "--config /dev/zero cannot be read .it is no regular file",
         "bytes.yaml": "bytes.yaml is no UTF-8 text",
     }.items():

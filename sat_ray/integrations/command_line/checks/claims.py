@@ -52,7 +52,7 @@ def claim_folder(command: Command) -> None:
 
 def _write(command: Command) -> None:
     """Write the config for people, and last for programs: a folder that holds it is a sweep."""
-    command.storage.write("config.yaml", command.config.as_yaml())
+    command.storage.write("config.yaml", command.config.as_yaml(name=command.name))
     command.storage.write_json("config.json", to_json(command.config))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sat_ray.activations.registry import make_activation
+from sat_ray.data.sources.base import EXTRA_PATH, PATH
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.sources.user_defined import opened
 from sat_ray.evaluation.low_precision.surrogate import check_gradient, emulated
@@ -35,8 +36,10 @@ def user_defined_names(config: SweepConfig) -> list[str]:
     )
 
 
-def check_user_defined_parts(config: SweepConfig, root: Storage, *, download: bool = True) -> None:
+def check_user_defined_parts(config: SweepConfig, root: Storage, *, download: bool = True) -> str:
     """Raise ValueError, in one line, where a user's own dataset or network is not as it must be.
+
+    Return what is taken from initial weights, "" where there are none or it is not known yet.
 
     Networks of timm and initial weights are checked too. download: see `check_network`.
 
@@ -44,10 +47,9 @@ def check_user_defined_parts(config: SweepConfig, root: Storage, *, download: bo
     a network for images that are still in their files is checked when they are prepared.
     """
     if not (user_defined_names(config) or is_checked(config)):
-        return
+        return ""
     known = _shape_known(config, root)
-    if known is not None:
-        check_network(config, *known, download=download)
+    return "" if known is None else check_network(config, *known, download=download)
 
 
 def export_warnings(config: SweepConfig, root: Storage) -> list[str]:
@@ -103,9 +105,10 @@ def check_data_named(config: SweepConfig, root: Storage) -> None:
 
     The nodes check whether they are there.
     """
-    for data in filter(None, (config.data, config.data.extra_data())):
-        if Dataset.open(data_uri(data, root)) is None:
-            dataset_source(data.dataset).require_path(data.path, download=data.download)
+    for data, field in ((config.data, PATH), (config.data.extra_data(), EXTRA_PATH)):
+        if data is not None and Dataset.open(data_uri(data, root)) is None:
+            source = dataset_source(data.dataset)
+            source.require_path(data.path, download=data.download, field=field)
 
 
 def check_machine(

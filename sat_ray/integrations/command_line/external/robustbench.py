@@ -6,6 +6,8 @@ loads that with torch alone. What only a paper can say is left empty.
 
 import json
 import re
+import sys
+from keyword import iskeyword
 from string import Template
 from typing import Any
 
@@ -28,7 +30,8 @@ BOARDS: dict[str, tuple[ThreatModel, ...]] = {
 CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 SHORT_SIDE, SIDE = 256, 224  # of ImageNet's test images
-TO_FILL_IN = ("link", "name", "authors", "venue", "additional_data")
+USED = ("Path", "nn", "torch")  # names in the definition
+TO_FILL_IN = ("link", "name", "authors", "venue", "additional_data", "dataset", "architecture")
 
 DEFINITION = Template('''\
 """$name for RobustBench: pixels in [0, 1] (N, $shape) to (N, $classes) logits.
@@ -123,11 +126,12 @@ def write_submission(
     found: the contents of evaluation.json. A model that torch.export cannot trace gets the entry
     alone.
     """
-    name = _python_name(given.name or given.weights or given.model)
+    name = definition_name(given.name or given.weights or given.model)
     entry = entry_of(given, subject, found)
     # not sorted: the leaderboard's entries have this order
     storage.write(f"{FOLDER}/{name}.json", f"{json.dumps(entry, indent=2)}\n".encode())
-    reporter.say(f"entry: {storage.full(f'{FOLDER}/{name}.json')}; fill in {', '.join(TO_FILL_IN)}")
+    empty = ", ".join(field for field in TO_FILL_IN if not entry[field])
+    reporter.say(f"entry: {storage.full(f'{FOLDER}/{name}.json')}; fill in {empty}")
     shape = subject.dataset.manifest["shape"]
     try:
         data, parity = export_model(subject.model, shape=shape, kind="pt2")
@@ -191,9 +195,16 @@ def _ball(ball: ThreatModel) -> str:
     return f"{ball.norm} {radius_text(ball.norm, ball.epsilon)}"
 
 
-def _python_name(text: str) -> str:
-    """Return a class name made of the last part of a path or a name."""
+def definition_name(text: str) -> str:
+    """Return a name for a class and its module, made of the last part of a path or a name.
+
+    Words of Python and names of its own modules and torch are none: a file random.py beside the
+    user's code would take the place of Python's.
+    """
     last = re.split(r"[/:]", text.rstrip("/"))[-1]
-    words = re.findall(r"[A-Za-z0-9]+", re.sub(r"\.(pt2|pt|pth|safetensors)$", "", last))
+    words = re.findall(
+        r"[A-Za-z0-9]+", re.sub(r"(\.(pt2|pt|pth|pkl|ckpt|bin|tar|safetensors))+$", "", last)
+    )
     name = "_".join(words)
-    return name if name and not name[0].isdigit() else f"Model_{name}"
+    taken = iskeyword(name) or name in sys.stdlib_module_names or name in USED
+    return f"Model_{name}" if taken or not name or name[0].isdigit() else name

@@ -56,6 +56,7 @@ from sat_ray.utils.names import printable
 from sat_ray.utils.serialization import to_json
 
 PAGE = "evaluation.html"
+IN_WORDS = {"model": "model (its weights or its code)", "data": "data (images, split or number)"}
 COLUMNS = (  # of the outcomes, that the summary and the page need
     "image_id",
     "label",
@@ -137,8 +138,18 @@ def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
         raise ValueError(f"{error}; choose another --name or --storage") from None
     if theirs != identity:
         raise ValueError(
-            f"{storage.uri} holds another evaluation or a sweep; choose another --name or --storage"
+            f"{storage.uri} holds {_held(theirs, identity)}; choose another --name or --storage"
         )
+
+
+def _held(theirs: Any, identity: dict[str, Any]) -> str:
+    """Return in words what a folder holds instead of this evaluation."""
+    if not isinstance(theirs, dict) or "attacks" not in theirs:
+        return "something else than an evaluation"
+    names = {**identity, **theirs}
+    others = [name for name in names if theirs.get(name) != identity.get(name)]
+    shown = ", ".join(IN_WORDS.get(name, name) for name in others)
+    return f"another evaluation, which differs in: {shown}"
 
 
 def check_code(

@@ -39,7 +39,7 @@ class Runs:
         self.records = sweep.records  # one for all updates: it reads every record once
         self.parent = self.whole({})
         tracker.artifact(self.parent, "config.json", json_bytes(to_json(sweep.config)))
-        tracker.artifact(self.parent, "config.yaml", sweep.config.as_yaml())
+        tracker.artifact(self.parent, "config.yaml", sweep.config.as_yaml(name=sweep.name))
         self.shown: dict[str, str] = {}
         self.with_model: dict[str, str] = {}
         self.not_exported = ""
