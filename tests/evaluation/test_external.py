@@ -348,15 +348,6 @@ def test_a_damaged_npz_is_named_in_one_line(content: bytes, message: str, tmp_pa
     assert str(refused.value).startswith(f"data {tmp_path}/bad.npz must be an .npz of plain arrays")
 
 
-def test_an_image_folder_is_read_as_torchvision_reads_it(tmp_path: Path) -> None:
-    folder = image_folder(tmp_path / "photos")
-    split = read_split(Storage(prepared(str(folder), Storage(str(tmp_path)))), "test")
-    theirs = ImageFolder(str(folder), transform=v2.PILToTensor())
-    assert theirs.classes == ["Moon", "apple", "zebra"]
-    assert split.labels.tolist() == theirs.targets and split.image_ids.tolist() == list(range(6))
-    assert torch.equal(split.images, torch.stack([image for image, _ in theirs]))
-
-
 def test_an_image_folder_of_many_sizes_is_resized_and_cropped(tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "photos", size=lambda number: (20 + 3 * number, 31 - number))
     with pytest.raises(ValueError, match=r"differ in size: .*give --image-size"):
@@ -398,19 +389,6 @@ def test_every_file_of_an_image_folder_that_cannot_be_used_is_listed(tmp_path: P
     (folder / "apple" / "3.png").write_bytes(whole[:-60])
     with pytest.raises(
         ValueError, match=r"2 of 6 files cannot be used: .*apple/3.png .*; .*zebra/1.png"
-    ):
-        prepared(str(folder), root)
-    (folder / "zebra" / "1.png").write_bytes(b"GIF, perhaps")
-    with pytest.raises(
-        ValueError, match=r"1 of 6 files cannot be used: .*zebra/1.png \(not an image\)"
-    ):
-        prepared(str(folder), root)
-    Image.fromarray(np.zeros((9, 8), dtype=np.uint16)).save(folder / "zebra" / "1.png")
-    with pytest.raises(ValueError, match="PIL mode I;16"):
-        prepared(str(folder), root)
-    (folder / "zebra" / "notes.txt").write_text("mine")
-    with pytest.raises(
-        ValueError, match=r"1 files that are no images by their names, zebra/notes\.txt first; move"
     ):
         prepared(str(folder), root)
 

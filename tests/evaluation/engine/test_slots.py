@@ -13,7 +13,7 @@ from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
 from sat_ray.evaluation.engine.cycles import CycleDetector
 from sat_ray.evaluation.engine.padding import pad
-from sat_ray.evaluation.engine.run_attack import run_slots, slot_logits
+from sat_ray.evaluation.engine.run_attack import run_slots
 from sat_ray.evaluation.engine.verdicts import Verdicts, by_run
 from sat_ray.evaluation.first_broken_step import NEVER
 from sat_ray.models import Normalized
@@ -94,36 +94,6 @@ def test_verdicts_equal_those_of_a_plain_loop_bit_for_bit(
         assert int(found.passes.sum()) < int(full.sum()) or attack is PGD_L2
     else:
         assert torch.equal(found.passes, full)
-
-
-def test_a_model_of_fixed_rows_is_called_with_exactly_the_slots_rows(
-    digits_model: Normalized, held_out: Split
-) -> None:
-    sizes = []
-
-    def counted(x: Tensor) -> Tensor:
-        sizes.append(len(x))
-        return digits_model(x)
-
-    counted.fixed_rows = True  # type: ignore[attr-defined]
-    for count in (1, 15, 16, 17, 40):
-        part = held_out.take(slice(0, count))
-        slot_logits(counted, part.images, part.image_ids, slots=SLOTS, device=CPU)
-        run_slots(counted, PGD_40, AttackInputs.of(part), slots=SLOTS, device=CPU)
-    assert set(sizes) == {SLOTS}
-
-
-def test_retirement_packs_the_slots(digits_model: Normalized, held_out: Split) -> None:
-    calls = [0]
-
-    def counted(x: Tensor) -> Tensor:
-        calls[0] += 1
-        return digits_model(x)
-
-    found = run_slots(counted, PGD_40, AttackInputs.of(held_out), slots=8, device=CPU)
-    blocks = -(-len(held_out) // 8)
-    assert calls[0] < blocks * (PGD_40.steps + 1) / 2
-    assert calls[0] * 8 < int(found.passes.sum()) + 8 * (PGD_40.steps + 1)
 
 
 def one_after_another(
