@@ -27,7 +27,7 @@ from sat_ray.sweep.plan.datasets import prepared_dataset
 from sat_ray.sweep.plan.trainings import final_tasks
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint
-from sat_ray.sweep.tasks import Dataset, TrainingTask
+from sat_ray.sweep.tasks import TrainingTask
 from sat_ray.training.batches import Batches
 from sat_ray.training.loop import TrainingState
 from sat_ray.training.parallel.process_group import ProcessGroup
@@ -292,9 +292,3 @@ def test_too_few_extra_images_are_refused_before_training(command: list[str]) ->
             dataclasses.replace(task.dataset, extra=extra),
             [SearchPoint(activation="silu")],
         )
-
-
-def test_a_dataset_without_extra_images_has_the_key_it_had(command: list[str]) -> None:
-    found = tasks(command).dataset
-    assert isinstance(found, Dataset) and found.extra is not None
-    assert found.uri != found.extra.uri
