@@ -57,16 +57,7 @@ def train_small(
     """Train a small_resnet of width 8 on the first 900 digits with PGD-1; (train, attack,
     update) and nothing else.
     """
-    model = build_model(
-        "small_resnet",
-        activation=activation,
-        num_classes=10,
-        in_channels=1,
-        width=8,
-        mean=(0.3,),
-        std=(0.35,),
-        seed=0,
-    )
+    model = small_model(activation)
     attacker = view(model)
     attack = PGD(threat_model=threat_model, steps=1, step_size=threat_model.epsilon)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)

@@ -180,22 +180,6 @@ def test_training_killed_at_a_random_step_and_resumed_is_the_run_left_alone_bit_
     )
 
 
-def test_a_run_stopped_between_epochs_goes_on_in_the_same_way(digits: Split) -> None:
-    changes: dict[str, Any] = {"epochs": 3, "validate_every": 1, "warmup_epochs": 1.0}
-    undisturbed = train(small_model("smoothrelu_learned"), digits, **changes)[-1].state
-    for stop in (1, 2):
-        stopped = train(small_model("smoothrelu_learned"), digits, **changes, until=stop)[-1].state
-        assert (stopped.epoch, stopped.step) == (stop, 0)
-        resumed = train(
-            small_model("smoothrelu_learned"),
-            digits,
-            **changes,
-            state=unpack_state(pack_state(stopped)),
-        )
-        assert [report.epoch for report in resumed] == list(range(stop, 3))
-        assert_same_bits(resumed[-1].state, undisturbed)
-
-
 def test_a_nan_loss_stops_the_run_and_names_step_images_and_last_good_state(digits: Split) -> None:
     """With so large a rate the first update destroys the weights,
     and the second batch is the first to show it.

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from trainings import BALL, SMALL, arguments_of_fit, assert_same_bits, train
+from trainings import BALL, SMALL, arguments_of_fit, assert_same_bits
 
 from sat_ray.data.split import Split
 from sat_ray.models import Normalized, build_model
@@ -60,24 +60,6 @@ def test_a_network_of_timm_learns_the_digits(
     assert reports[-1].metrics["val/clean_accuracy"] > 0.4
 
 
-def test_a_resumed_training_of_a_network_of_timm_is_the_undisturbed_one(digits: Split) -> None:
-    seen: list[TrainingState] = []
-    changes: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 1e-3, "images": 96}
-    whole = train(
-        network("test_vit", "smoothrelu_learned"),
-        digits,
-        checkpoint_every=1,
-        on_checkpoint=lambda state: seen.append(unpack_state(pack_state(state))),
-        **changes,
-    )[-1].state
-    assert [(state.epoch, state.step) for state in seen][1:4] == [(0, 2), (0, 3), (1, 1)]
-    for at in (1, 3):
-        other = network("test_vit", "smoothrelu_learned")
-        torch.nn.init.zeros_(other.body.head.weight)  # type: ignore[arg-type, union-attr]
-        resumed = train(other, digits, state=seen[at], **changes)[-1].state
-        assert_same_bits(resumed, whole)
-
-
 def enlarged(split: Split) -> Split:
     """Return digits of 32 pixels."""
     images = F.interpolate(split.images.float(), scale_factor=4).to(torch.uint8)
@@ -105,4 +87,5 @@ def test_every_kind_of_network_trains_and_resumes_bit_for_bit(name: str, digits:
     moved = {key for key, one in weights.items() if not torch.equal(one, whole.weights[key])}
     assert any(key.endswith(".beta") for key in moved) and len(moved) > len(weights) / 2
     again = network(name, "smoothrelu_learned", side=32)
+    torch.nn.init.zeros_(next(again.parameters()))  # whatever the model held, the state decides
     assert_same_bits(trained(again, state=seen[0]), whole)
