@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from test_report import board_of, counted, evaluated, group_named, outcomes
+from test_report import board_of, counted, evaluated, group_named, outcomes, page
 
 from sat_ray.integrations.mlflow.metrics import group_metrics
 from sat_ray.report.figures import leaderboard as figures
@@ -30,7 +30,6 @@ from sat_ray.report.leaderboard.summary import survival
 from sat_ray.report.leaderboard.tables import to_markdown, to_terminal
 from sat_ray.report.pages.mlflow_notes import configuration_note, sweep_note
 from sat_ray.report.pages.model_card import model_card
-from sat_ray.report.pages.sweep_page import render
 
 N = 1000
 
@@ -365,17 +364,6 @@ def test_relu_without_a_strong_number_leaves_no_strong_comparison() -> None:
 
 
 # --- one figure to quote, wherever it stands
-
-
-def page(board: dict[str, Any], **changes: Any) -> str:
-    settings: dict[str, Any] = {
-        "figures": {},
-        "command": "c",
-        "versions": {},
-        "notes": [],
-        "config": {},
-    }
-    return render(board, **(settings | changes))
 
 
 def test_tile_leaderboard_notes_and_model_card_quote_the_strong_number() -> None:
