@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import CutMix, MixUp, RandAugment, RandomErasing
-from trainings import assert_same_bits, small_model, train
+from trainings import assert_same_bits, kept_states, small_model, train
 
 import sat_ray.data.augmentation.randaugment as room
 from sat_ray.data.augmentation.erasing import erase, erased
@@ -17,8 +17,6 @@ from sat_ray.data.augmentation.randaugment import OPERATIONS, SIGNED, operations
 from sat_ray.data.choices import STRONGEST, check_augmentation
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.training.loop import TrainingState
-from sat_ray.training.resume.checkpointing import pack_state, unpack_state
 from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.randomness import Randomness
 
@@ -254,12 +252,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def test_training_with_all_of_them_learns_and_resumes_bit_for_bit(digits: Split) -> None:
-    seen: list[TrainingState] = []
-
-    def keep(state: TrainingState) -> None:
-        seen.append(unpack_state(pack_state(state)))
-
-    every = {"checkpoint_every": 1, "on_checkpoint": keep}
+    seen, every = kept_states()
     whole = train(small_model(), digits, **EVERYTHING, **every)[-1].state
     assert whole.history[1]["train/loss"] < whole.history[0]["train/loss"]
     resumed = train(small_model(), digits, **EVERYTHING, state=seen[5])

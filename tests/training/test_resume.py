@@ -19,7 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 from repository import paths_of_tests
-from trainings import BALL, assert_same_bits, digits_again, small_model, train
+from trainings import BALL, assert_same_bits, digits_again, kept_states, small_model, train
 from waiting import until
 
 from sat_ray.data.shards.dataset import write_dataset
@@ -66,11 +66,7 @@ def states_of(
     digits: Split, activation: str, **changes: Any
 ) -> tuple[list[TrainingState], TrainingState]:
     """Return the states after every step, each from its file, and the last state of all."""
-    seen: list[TrainingState] = []
-    every = {
-        "checkpoint_every": 1,
-        "on_checkpoint": lambda state: seen.append(unpack_state(pack_state(state))),
-    }
+    seen, every = kept_states()
     settings = EVERYTHING | changes | every
     return seen, train(small_model(activation), digits, **settings)[-1].state
 
@@ -253,20 +249,36 @@ def task(tmp_path: Path) -> TrainingTask:
     return final_tasks(config, dataset, [SearchPoint(activation="silu")])[0]
 
 
-def test_a_task_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
-    task: TrainingTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    records, update, numbers = Records(Storage.at(tmp_path / "sweep")), TrainStep.update, []
+def interrupted(
+    task: TrainingTask,
+    records: Records,
+    patch: pytest.MonkeyPatch,
+    *,
+    checkpoint_images: int = 200,
+    at: int = 8,
+) -> list[int]:
+    """Train until an update, by default one with some states written, and stop there. Return the
+    numbers of the updates, to which those of later trainings are added.
+    """
+    update, numbers = TrainStep.update, list[int]()
 
     def counted(self: TrainStep, *args: Any, **kwargs: Any) -> None:
         numbers.append(kwargs["number"])
-        if len(numbers) == 8:
+        if len(numbers) == at:
             raise KeyboardInterrupt
         update(self, *args, **kwargs)
 
-    monkeypatch.setattr(TrainStep, "update", counted)
+    patch.setattr(TrainStep, "update", counted)
     with pytest.raises(KeyboardInterrupt):
-        train_and_commit(task, records, checkpoint_images=300)
+        train_and_commit(task, records, checkpoint_images=checkpoint_images)
+    return numbers
+
+
+def test_a_task_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
+    task: TrainingTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records(Storage.at(tmp_path / "sweep"))
+    numbers = interrupted(task, records, monkeypatch, checkpoint_images=300)
     resumed = train_and_commit(task, records, checkpoint_images=300)
     assert numbers[:9] == [0, 1, 2, 3, 4, 5, 6, 7, 4]  # 300 images are four steps
     undisturbed = train_and_commit(task, Records(Storage.at(tmp_path / "other")))
@@ -284,22 +296,6 @@ def test_the_time_between_checkpoints_does_not_depend_on_the_number_of_workers()
     assert steps_between_checkpoints(1024, workers=64) == pytest.approx(64 * alone, rel=0.01)
     assert steps_between_checkpoints(8192, workers=64) == 781
     assert steps_between_checkpoints(200_000, workers=1) == 1
-
-
-def interrupted(task: TrainingTask, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train until some states are written, and stop there."""
-    update, numbers = TrainStep.update, []
-
-    def counted(self: TrainStep, *args: Any, **kwargs: Any) -> None:
-        numbers.append(kwargs["number"])
-        if len(numbers) == 8:
-            raise KeyboardInterrupt
-        update(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainStep, "update", counted)
-        with pytest.raises(KeyboardInterrupt):
-            train_and_commit(task, records, checkpoint_images=200)
 
 
 def test_a_training_that_other_code_began_is_refused_or_goes_on_or_begins_anew_as_asked(
@@ -418,17 +414,8 @@ def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before_with_
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    records, update, numbers = Records(Storage.at(tmp_path / "sweep")), TrainStep.update, []
-
-    def counted(self: TrainStep, *args: Any, **kwargs: Any) -> None:
-        numbers.append(kwargs["number"])
-        if len(numbers) == 10:
-            raise KeyboardInterrupt
-        update(self, *args, **kwargs)
-
-    monkeypatch.setattr(TrainStep, "update", counted)
-    with pytest.raises(KeyboardInterrupt):
-        train_and_commit(task, records, checkpoint_images=200)  # after three, six and nine steps
+    records = Records(Storage.at(tmp_path / "sweep"))
+    numbers = interrupted(task, records, monkeypatch, at=10)  # after three, six and nine steps
     last = [tmp_path / "sweep" / path for path in StateFiles(records.storage, task.key).paths]
     for path in last[:damaged]:
         damage(path)
