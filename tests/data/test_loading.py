@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from archives import image_file
+from sweeps import digits_shards
 from torch import Tensor
 from trainings import BALL, SMALL, arguments_of_fit, assert_same_bits, kept_states, small_model
 
@@ -207,11 +208,7 @@ def test_auto_streams_what_is_larger_than_the_stated_limit() -> None:
 @pytest.fixture(scope="module")
 def digit_shards(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Prepare the digits in shards of 60: 718 train images, 12 shards."""
-    folder = tmp_path_factory.mktemp("digits")
-    write_dataset(DATASETS["digits"], Storage.at(folder), rows_per_shard=60)
-    found = Dataset.open(str(folder))
-    assert found is not None
-    return found
+    return digits_shards(tmp_path_factory.mktemp("digits"), rows=60)
 
 
 def trained(train: Any, digits: Split, **changes: Any) -> TrainingState:

@@ -19,11 +19,10 @@ import pytest
 import safetensors.torch
 import torch
 from repository import paths_of_tests
+from sweeps import digits_shards
 from trainings import BALL, assert_same_bits, digits_again, kept_states, small_model, train
 from waiting import until
 
-from sat_ray.data.shards.dataset import write_dataset
-from sat_ray.data.sources.registry import DATASETS
 from sat_ray.data.split import Split
 from sat_ray.integrations.command_line.checks.code_changes import settle_code_changes
 from sat_ray.report.console import Reporter
@@ -34,7 +33,7 @@ from sat_ray.sweep.execute.training import steps_between_checkpoints, train_and_
 from sat_ray.sweep.plan.trainings import final_tasks
 from sat_ray.sweep.records.store import Records, changed_modules
 from sat_ray.sweep.search.search_space import SearchPoint
-from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingTask
+from sat_ray.sweep.tasks import TRAIN, TrainingTask
 from sat_ray.training.epoch_metrics import NonFiniteLossError
 from sat_ray.training.loop import TrainingSettings, TrainingState
 from sat_ray.training.resume.checkpointing import StateFiles, pack_state, unpack_state
@@ -233,7 +232,7 @@ def test_weights_destroyed_by_the_last_update_are_noticed_before_they_are_valida
 @pytest.fixture
 def task(tmp_path: Path) -> TrainingTask:
     """Return a training of the digits."""
-    write_dataset(DATASETS["digits"], Storage.at(tmp_path / "data"), rows_per_shard=2000)
+    dataset = digits_shards(tmp_path / "data", rows=2000)
     training = TrainingSettings(
         epochs=1,
         global_batch_size=64,
@@ -244,8 +243,6 @@ def task(tmp_path: Path) -> TrainingTask:
     config = SweepConfig(
         recipe="toy", threat_model=BALL, model=ModelSettings(width=8), training=training
     )
-    dataset = Dataset.open(str(tmp_path / "data"))
-    assert dataset is not None
     return final_tasks(config, dataset, [SearchPoint(activation="silu")])[0]
 
 
