@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,25 @@ def test_pixels_of_0_and_1_alone_are_refused_by_every_reader(tmp_path: Path) -> 
         ):
             act()
     assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_an_npz_that_announces_more_than_it_holds_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.npz"
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (2000, 3, 1000, 1000), }\n"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        with file.open("images.npy", "w", force_zip64=True) as member:
+            member.write(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+            for _ in range(60):
+                member.write(bytes(100_000_000 // 50))
+        with file.open("labels.npy", "w") as member:
+            np.lib.format.write_array(member, np.arange(2000) % 3)
+    monkeypatch.setattr(np, "load", lambda *given, **named: pytest.fail("it was read"))
+    with pytest.raises(
+        ValueError, match=r"images\.npy announces 6,000,000,000 bytes and has 120,000,0"
+    ):
+        npz.read_npz(path)
 
 
 @pytest.mark.parametrize(
