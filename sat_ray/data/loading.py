@@ -91,12 +91,8 @@ class Streamed:
         self.entries: list[dict[str, Any]] = [
             shard for shard in manifest["shards"] if shard["split"] == split
         ]
+        self.shards = shard_rows(manifest, split)
         self.starts = np.cumsum([0, *self.shards])
-
-    @property
-    def shards(self) -> tuple[int, ...]:
-        """Return the number of rows in each shard."""
-        return tuple(shard["rows"] for shard in self.entries)
 
     def ids(self, rows: Tensor) -> Tensor:
         """Read the image ids of rows."""

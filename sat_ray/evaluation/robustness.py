@@ -5,7 +5,7 @@ included: k steps score k + 1 points.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -206,14 +206,7 @@ class _Target:
     def take(self, chosen: Tensor) -> "_Target":
         """Return the same with some of the images. chosen: (N,) bool."""
         rows = torch.nonzero(chosen).flatten()
-        return _Target(
-            self.model,
-            self.given.take(rows),
-            self.clean[rows],
-            self.seed,
-            self.slots,
-            self.device,
-        )
+        return replace(self, given=self.given.take(rows), clean=self.clean[rows])
 
     def attacked(self, spec: AttackSpec, *, bound: float | None) -> pa.Table:
         """Return the outcomes of one attack. bound: of verification, None without a surrogate."""

@@ -186,12 +186,14 @@ def test_a_learned_alpha_has_the_gradients_of_finite_differences(name: str, beta
         )
 
 
-@pytest.mark.parametrize("name", ["silu", "gelu"])
-def test_a_learned_activation_starts_as_torchs(name: str) -> None:
+@pytest.mark.parametrize("name", ["silu", "gelu", "smoothrelu"])
+def test_a_learned_activation_starts_as_the_one_with_its_first_alpha(name: str) -> None:
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     learned = make_activation(f"{name}_learned")
-    assert learned.beta.item() == 1.0
-    torch.testing.assert_close(learned(x), make_activation(name)(x), rtol=1e-5, atol=1e-6)
+    start = activation_info(f"{name}_learned").alpha_start
+    assert start == {"silu": 1.0, "gelu": 1.0, "smoothrelu": 400.0}[name]
+    fixed = make_activation(name, alpha=start)
+    torch.testing.assert_close(learned(x), fixed(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,8 +2,6 @@
 landscape rough enough for every rule.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,26 +99,3 @@ def test_every_move_of_apgd_is_that_of_the_paper(ball: ThreatModel) -> None:
     torch.testing.assert_close(
         apart, torch.zeros_like(apart), rtol=0, atol=2e-4
     )  # near the top a gradient is little but rounding
-
-
-def test_at_a_checkpoint_a_step_size_that_gains_nothing_is_halved_although_the_loss_rises() -> None:
-    """The second condition: neither the step size nor the
-    best loss has changed since the checkpoint before.
-    """
-    attack = APGD(threat_model=ThreatModel("linf", 0.1), steps=STEPS)
-    start = attack.start(
-        torch.full((4, 1, 2, 2), 0.5), torch.zeros(4, dtype=torch.int64), Randomness.of(0, range(4))
-    )
-    state = replace(
-        start,
-        step=torch.full((4,), 41),
-        rises=torch.tensor([19, 19, 19, 14]),  # of 19; 14 are at most 3/4
-        best_loss=torch.tensor([1.0, 2.0, 1.0, 2.0]),
-        loss_at_check=torch.ones(4),
-        halved=torch.tensor([False, False, True, False]),
-    )
-    checked, stuck = attack._check(state)
-    assert stuck.tolist() == [True, False, False, True]
-    assert (checked.step_size / start.step_size).tolist() == [0.5, 1.0, 1.0, 0.5]
-    between, _ = attack._check(replace(state, step=torch.full((4,), 42)))
-    assert torch.equal(between.step_size, start.step_size)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sat_ray.attacks import FAB, AttackSpec, State, autoattack, make_attack
 from sat_ray.attacks.fab import FABState, smallest_step
 from sat_ray.data.split import Split
-from sat_ray.evaluation.outcomes import SORT_ORDER, robust_image_ids
+from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized
 from sat_ray.threat import ThreatModel
@@ -135,8 +135,8 @@ def test_a_walk_finds_what_that_of_adv_lib_finds(
 
 
 @pytest.mark.parametrize("ball", [LINF, L2], ids=str)
-def test_fab_is_as_strong_as_that_of_torchattacks_and_adv_lib(
-    ball: ThreatModel, digits_model: Normalized, held_out: Split, adv_lib: Any
+def test_fab_is_as_strong_as_that_of_torchattacks(
+    ball: ThreatModel, digits_model: Normalized, held_out: Split
 ) -> None:
     """At most 2 of 30 images are robust to one and not to the other."""
     torchattacks = pytest.importorskip("torchattacks")
@@ -144,41 +144,15 @@ def test_fab_is_as_strong_as_that_of_torchattacks_and_adv_lib(
     x, y = some.images.float() / 255, some.labels
     budget = {"norm": ball.norm.replace("l", "L", 1), "eps": ball.epsilon, "steps": 10}
     attack = torchattacks.FAB(digits_model, **budget, n_classes=10, multi_targeted=True)
-    theirs = {"torchattacks": attack(x, y)}
-    theirs["adv_lib"] = adv_lib.fab(
-        digits_model,
-        inputs=x,
-        labels=y,
-        norm=NORMS[ball.norm],
-        n_iter=10,
-        restarts=9,
-        targeted_restarts=True,
-    )
+    x_adv = attack(x, y)
+    with torch.no_grad():
+        right = digits_model(x_adv).argmax(dim=1) == y
+    left = int((right | ~ball.contains(x_adv, x)).sum())
     spec = AttackSpec(threat_model=ball, algorithm="fab", steps=10, targets=9, random_start=False)
     table = evaluate(digits_model, some.images, y, some.image_ids, attacks=[spec], slots=SLOTS)
     ours = len(robust_image_ids(table))
-    for name, x_adv in theirs.items():
-        with torch.no_grad():
-            right = digits_model(x_adv).argmax(dim=1) == y
-        left = int((right | ~ball.contains(x_adv, x)).sum())
-        assert abs(ours - left) <= 2, f"{name}: {left} robust, ours: {ours}"
+    assert abs(ours - left) <= 2, f"torchattacks: {left} robust, ours: {ours}"
     assert 0 < ours < 27
-
-
-def test_the_outcomes_of_fab_do_not_depend_on_the_other_images(
-    digits_model: Normalized, held_out: Split
-) -> None:
-    import pyarrow as pa
-
-    spec = AttackSpec(threat_model=LINF, algorithm="fab", steps=4, targets=2, restarts=2)
-
-    def rows(split: Split) -> pa.Table:
-        given = (split.images, split.labels, split.image_ids)
-        return evaluate(digits_model, *given, attacks=[spec], slots=SLOTS).sort_by(SORT_ORDER)
-
-    parts = [rows(held_out.take(part)) for part in (slice(50, 77), slice(0, 7), slice(7, 50))]
-    together = pa.concat_tables(parts).sort_by(SORT_ORDER).combine_chunks()
-    assert together.equals(rows(held_out).combine_chunks())
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 against independent implementations.
 """
 
-import itertools
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,16 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from sat_ray.attacks import (
-    APGD,
     Attack,
     AttackSpec,
     Square,
     State,
+    autoattack,
     cascade,
-    make_attack,
     square,
 )
-from sat_ray.attacks.apgd import windows
 from sat_ray.attacks.square import sides
 from sat_ray.data.split import Split
 from sat_ray.evaluation.inputs import likeliest_others
@@ -55,19 +51,6 @@ def robust(model: Normalized, split: Split, *specs: AttackSpec) -> set[int]:
     return robust_image_ids(table)
 
 
-def test_the_checkpoints_of_apgd_are_those_of_the_paper() -> None:
-    p = [0.0, 0.22]
-    while p[-1] < 1:
-        p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
-    expected = [round(100 * value) for value in p[1:] if value <= 1]
-    assert (
-        [at for at, window in enumerate(windows(100)) if window]
-        == expected
-        == [22, 41, 57, 70, 80, 87, 93, 99]
-    )
-    assert [window for window in windows(100) if window] == [22, 19, 16, 13, 10, 7, 6, 6]
-
-
 def test_the_squares_shrink_as_in_the_paper() -> None:
     """The share of pixels starts at 0.8 and halves after 10, 50, 200, ... of 10,000 queries, in
     proportion for other budgets.
@@ -85,52 +68,6 @@ def test_the_squares_shrink_as_in_the_paper() -> None:
         assert share[query] == pytest.approx(expected, rel=0.05)
     assert sides(5000, 1024)[450] == sides(10_000, 1024)[900]
     assert min(sides(5000, 64)) == 1
-
-
-@pytest.mark.parametrize("threat_model", [LINF, L2], ids=str)
-def test_on_a_linear_model_apgd_reaches_the_farthest_point(threat_model: ThreatModel) -> None:
-    torch.manual_seed(0)
-    linear = nn.Linear(16, 2)
-    model = nn.Sequential(nn.Flatten(), linear).eval()
-    x, y = torch.full((6, 1, 4, 4), 0.5), torch.zeros(6, dtype=torch.int64)
-    threat_model = ThreatModel(threat_model.norm, 0.1)
-    direction = (linear.weight[1] - linear.weight[0]).detach().view(1, 1, 4, 4)
-    unit = direction.sign() if threat_model.norm == "linf" else direction / direction.norm()
-    end = last_point(APGD(threat_model=threat_model, steps=60), model, x, y)[-1]
-    torch.testing.assert_close(end.x_adv, (x + 0.1 * unit).expand_as(x), atol=2e-3, rtol=0)
-
-
-def test_apgd_halves_its_step_where_the_loss_stops_rising_and_goes_back_to_the_best_point() -> None:
-    """A narrow valley: the first step of 2 epsilon jumps to and fro over the optimum at 0.53,
-    only halving gets near.
-    """
-
-    def model(x: Tensor) -> Tensor:
-        height = -(x.flatten(1) - 0.53).abs().sum(dim=1)
-        return torch.stack([torch.zeros_like(height), height], dim=1)
-
-    x, y = torch.full((1, 1, 1, 1), 0.5), torch.zeros(1, dtype=torch.int64)
-    states = last_point(APGD(threat_model=ThreatModel("linf", 0.1), steps=100), model, x, y)
-    sizes = [float(state.step_size) for state in states]  # type: ignore[attr-defined]
-    assert sizes[0] == pytest.approx(0.2)
-    assert all(later in (earlier, earlier / 2) for earlier, later in itertools.pairwise(sizes))
-    assert sizes[-1] <= 0.2 / 2**4
-    changed = [k for k, (a, b) in enumerate(itertools.pairwise(sizes)) if a != b]
-    assert set(changed) <= {22, 41, 57, 70, 80, 87, 93, 99}
-    assert float(states[-1].best) == pytest.approx(0.53, abs=4e-3)  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("threat_model", [LINF, L2], ids=str)
-@pytest.mark.parametrize("algorithm", ["apgd", "square"])
-def test_every_visited_point_is_feasible(
-    algorithm: str, threat_model: ThreatModel, digits_model: Normalized, held_out: Split
-) -> None:
-    attack = make_attack(AttackSpec(threat_model=threat_model, algorithm=algorithm, steps=40))  # type: ignore[arg-type]
-    x, y = held_out.images[:SLOTS].float() / 255, held_out.labels[:SLOTS]
-    states = last_point(attack, digits_model, x, y)
-    for state in states:
-        assert bool(threat_model.contains(state.x_adv, state.x).all())
-    assert any(bool((state.x_adv != states[0].x_adv).any()) for state in states)
 
 
 @pytest.mark.parametrize("threat_model", [LINF, L2], ids=str)
@@ -260,34 +197,6 @@ def test_square_never_asks_for_a_gradient(held_out: Split, digits_model: Normali
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("loss", ["ce", "dlr"])
-def test_apgd_is_as_strong_as_that_of_torchattacks(
-    norm: str, loss: str, digits_model: Normalized, held_out: Split
-) -> None:
-    torchattacks = pytest.importorskip("torchattacks")
-    threat_model = {"linf": LINF, "l2": L2}[norm]
-    held_out = held_out.take(slice(0, 40))
-    x, y = held_out.images.float() / 255, held_out.labels
-    build = torchattacks.APGD if loss == "ce" else torchattacks.APGDT
-    extra = {"loss": "ce"} if loss == "ce" else {"n_classes": 10}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = build(
-            digits_model,
-            norm=norm.replace("l", "L", 1),
-            eps=threat_model.epsilon,
-            steps=20,
-            n_restarts=1,
-            **extra,
-        )(x, y)
-    with torch.no_grad():
-        left = int((digits_model(theirs).argmax(dim=1) == y).sum())
-    spec = AttackSpec(threat_model=threat_model, algorithm="apgd", steps=20)
-    spec = spec if loss == "ce" else replace(spec, loss="dlr", targets=9, name="")
-    assert abs(len(robust(digits_model, held_out, spec)) - left) <= 2
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("targets", [0, 9], ids=["untargeted", "targeted"])
 def test_apgd_is_as_strong_as_that_of_adv_lib(
     norm: str, targets: int, digits_model: Normalized, held_out: Split, adv_lib: Any
@@ -370,26 +279,16 @@ def test_in_a_cascade_each_attack_gets_the_survivors_of_those_before(
 def test_the_outcomes_of_a_cascade_do_not_depend_on_sharding(
     digits_model: Normalized, held_out: Split
 ) -> None:
-    specs = cascade(LINF, num_classes=10, steps=4, queries=20)
+    specs = autoattack(LINF, num_classes=10, steps=4, queries=20)
 
     def rows(split: Split) -> pa.Table:
-        return evaluate(
-            digits_model,
-            split.images,
-            split.labels,
-            split.image_ids,
-            attacks=specs,
-            slots=SLOTS,
-            cascade=True,
-        )
+        given = (split.images, split.labels, split.image_ids)
+        found = evaluate(digits_model, *given, attacks=specs, slots=SLOTS, cascade=True)
+        return found.sort_by(SORT_ORDER)
 
     parts = [rows(held_out.take(part)) for part in (slice(50, 77), slice(0, 7), slice(7, 50))]
-    assert (
-        pa.concat_tables(parts)
-        .sort_by(SORT_ORDER)
-        .combine_chunks()
-        .equals(rows(held_out).sort_by(SORT_ORDER).combine_chunks())
-    )
+    together = pa.concat_tables(parts).sort_by(SORT_ORDER).combine_chunks()
+    assert together.equals(rows(held_out).combine_chunks())
 
 
 def test_a_targeted_attack_goes_through_the_likeliest_other_classes(
@@ -454,20 +353,6 @@ def test_models_of_few_classes_get_the_margin_where_dlr_is_not_defined(
 def test_a_spec_that_makes_no_sense_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AttackSpec(**{"threat_model": LINF, "algorithm": "apgd", "steps": 10, **change})  # type: ignore[arg-type]
-
-
-def test_specs_survive_json_and_are_named_apart() -> None:
-    specs = [
-        *cascade(LINF, num_classes=10),
-        AttackSpec(threat_model=LINF, steps=10, step_size=0.1, loss="margin", targets=2),
-    ]
-    assert [AttackSpec.from_json(spec.to_json()) for spec in specs] == specs
-    assert [spec.name for spec in specs] == [
-        "apgd-ce-100",
-        "apgd-t-dlr-100",
-        "square-5000",
-        "pgd-t-margin-10",
-    ]
 
 
 def test_a_model_cut_off_from_its_input_is_named_as_that(held_out: Split) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from configs import changed
 from sweeps import prepare
-from trainings import BALL, SMALL, assert_same_bits, small_model, train
+from trainings import BALL, SMALL, assert_same_bits, kept_states, small_model, train
 
 from sat_ray.data.class_names import extra_labels
 from sat_ray.data.extra import Extra, extra_order
@@ -29,11 +29,9 @@ from sat_ray.sweep.plan.datasets import prepared_dataset
 from sat_ray.sweep.plan.trainings import final_tasks
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint
-from sat_ray.sweep.tasks import Dataset, TrainingTask
+from sat_ray.sweep.tasks import TrainingTask
 from sat_ray.training.batches import Batches
-from sat_ray.training.loop import TrainingState
 from sat_ray.training.parallel.process_group import ProcessGroup
-from sat_ray.training.resume.checkpointing import pack_state, unpack_state
 from sat_ray.training.settings import Problem
 
 SHARE = 0.3  # of groups of 16: five images
@@ -129,14 +127,9 @@ def test_a_long_pass_over_many_epochs_and_a_short_one_within_an_epoch() -> None:
 def test_training_with_extra_images_resumes_bit_for_bit_from_any_step(
     digits: Split, more: Split
 ) -> None:
-    seen: list[TrainingState] = []
-
-    def keep(state: TrainingState) -> None:
-        seen.append(unpack_state(pack_state(state)))
-
+    seen, every = kept_states()
     extra = {"extra": Extra(more, SHARE)}
-    every = {"checkpoint_every": 1, "on_checkpoint": keep, "mixup": 0.2}
-    whole = train(small_model(), digits, **extra, **every)[-1].state
+    whole = train(small_model(), digits, **extra, **every, mixup=0.2)[-1].state
     assert len(seen) == 2 * (128 // 22)
     for at in (1, 6):
         resumed = train(small_model(), digits, **extra, mixup=0.2, state=seen[at])
@@ -314,9 +307,3 @@ def test_too_few_extra_images_are_refused_before_training(command: list[str]) ->
             dataclasses.replace(task.dataset, extra=extra),
             [SearchPoint(activation="silu")],
         )
-
-
-def test_a_dataset_without_extra_images_has_the_key_it_had(command: list[str]) -> None:
-    found = tasks(command).dataset
-    assert isinstance(found, Dataset) and found.extra is not None
-    assert found.uri != found.extra.uri

@@ -16,12 +16,8 @@ import pytest
 from archives import idx, idx_files, opened, unpack, zipped
 from torchvision.datasets import FashionMNIST
 
-from sat_ray.data.shards.dataset import write_dataset
-from sat_ray.data.shards.manifest import manifest_hash
-from sat_ray.data.shards.reading import read_split
 from sat_ray.data.sources import idx as reader
 from sat_ray.data.sources.registry import DATASETS, LayoutError, Raw
-from sat_ray.storage.store import Storage
 
 NAMES = ("fashion_mnist", "mnist")
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -247,16 +243,6 @@ def test_the_way_to_get_the_images_is_said_where_none_are_found(tmp_path: Path) 
     assert len(present.open("").labels) == 42
 
 
-def test_the_dataset_on_s3_is_the_one_on_disk(s3: Storage, tmp_path: Path) -> None:
-    for name, data in zipped(SMALL).items():
-        s3.write(f"downloads/{name}", data)
-    source, here = DATASETS["fashion_mnist"], str(unpack(SMALL, tmp_path / "in"))
-    one = write_dataset(source, Storage.at(tmp_path / "here"), rows_per_shard=9, path=here)
-    there = s3.full("downloads")
-    other = write_dataset(source, s3.child("shards"), rows_per_shard=9, path=there)
-    assert manifest_hash(one) == manifest_hash(other) and one["shape"] == [1, 28, 28]
-
-
 @pytest.mark.skipif(not INSTALLED.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
 def test_the_installed_fashion_mnist_is_read_and_refused_as_mnist(tmp_path: Path) -> None:
     found = DATASETS["fashion_mnist"].open()
@@ -281,16 +267,3 @@ def test_an_array_of_any_content_survives_the_way_through_a_file() -> None:
         found, digest = reader.read_idx(io.BytesIO(idx(images)), axes=3)
         assert np.array_equal(found, images)
         assert digest == hashlib.md5(idx(images)).hexdigest()
-
-
-def test_prepared_shards_hold_the_images_of_the_files(tmp_path: Path) -> None:
-    files, images, labels = idx_files()
-    source = DATASETS["fashion_mnist"]
-    path = str(unpack(files, tmp_path / "in"))
-    manifest = write_dataset(source, Storage.at(tmp_path / "out"), rows_per_shard=9, path=path)
-    assert manifest["splits"] == {"train": 33, "val": 3, "test": 6}
-    for split in ("train", "val", "test"):
-        part = read_split(Storage.at(tmp_path / "out"), split)
-        ids = part.image_ids.numpy()
-        assert np.array_equal(part.images[:, 0].numpy(), images[ids])
-        assert np.array_equal(part.labels.numpy(), labels[ids])

@@ -2,7 +2,6 @@
 each shard read once and kept briefly.
 """
 
-import dataclasses
 import threading
 from collections import Counter
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from archives import image_file
+from sweeps import digits_shards
 from torch import Tensor
-from trainings import BALL, SMALL, assert_same_bits, small_model
+from trainings import BALL, SMALL, arguments_of_fit, assert_same_bits, kept_states, small_model
 
 from sat_ray.data import loading
 from sat_ray.data.epoch_order import epoch_order
@@ -32,8 +32,7 @@ from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.training.epoch_metrics import NonFiniteLossError
-from sat_ray.training.loop import RunOptions, TrainingSettings, TrainingState, fit
-from sat_ray.training.resume.checkpointing import pack_state, unpack_state
+from sat_ray.training.loop import TrainingSettings, TrainingState, fit
 from sat_ray.utils.randomness import permutation
 
 ROWS = 20
@@ -209,33 +208,19 @@ def test_auto_streams_what_is_larger_than_the_stated_limit() -> None:
 @pytest.fixture(scope="module")
 def digit_shards(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Prepare the digits in shards of 60: 718 train images, 12 shards."""
-    folder = tmp_path_factory.mktemp("digits")
-    write_dataset(DATASETS["digits"], Storage.at(folder), rows_per_shard=60)
-    found = Dataset.open(str(folder))
-    assert found is not None
-    return found
+    return digits_shards(tmp_path_factory.mktemp("digits"), rows=60)
 
 
-def trained(
-    train: Any,
-    digits: Split,
-    *,
-    state: TrainingState | None = None,
-    every: int = 0,
-    keep: Any = None,
-    **changes: Any,
-) -> TrainingState:
+def trained(train: Any, digits: Split, **changes: Any) -> TrainingState:
     """Train a small model, validate it on 32 digits, and return its last state."""
-    settings, val = dataclasses.replace(SMALL, **changes), digits.take(slice(1000, 1032))
-    options = RunOptions(checkpoint_every=every, on_checkpoint=keep or (lambda state: None))
-    others: dict[str, Any] = {"settings": settings, "state": state, "options": options}
-    return list(fit(small_model(), train, val, threat_model=BALL, **others))[-1].state
+    parts, options = (train, digits.take(slice(1000, 1032))), arguments_of_fit(SMALL, changes)
+    return list(fit(small_model(), *parts, threat_model=BALL, **options))[-1].state
 
 
 def test_training_from_shards_is_training_from_memory_bit_for_bit_and_goes_on_from_any_step(
     digits: Split, digit_shards: Dataset
 ) -> None:
-    storage, seen = Storage.at(digit_shards.uri), list[TrainingState]()
+    storage, (seen, every) = Storage.at(digit_shards.uri), kept_states(7)
     streamed = Streamed(storage, "train", threads=2)
     resident = Resident(read_split(storage, "train"), streamed.shards)
     changes: dict[str, Any] = {
@@ -247,13 +232,7 @@ def test_training_from_shards_is_training_from_memory_bit_for_bit_and_goes_on_fr
         "cutmix": 1.0,
         "global_batch_size": 64,
     }
-    ours = trained(
-        streamed,
-        digits,
-        **changes,
-        every=7,
-        keep=lambda state: seen.append(unpack_state(pack_state(state))),
-    )
+    ours = trained(streamed, digits, **changes, **every)
     assert_same_bits(ours, trained(resident, digits, **changes))
     assert [(state.epoch, state.step) for state in seen] == [(0, 7), (1, 3), (1, 10)]
     assert_same_bits(ours, trained(streamed, digits, **changes, state=seen[1]))

@@ -71,22 +71,6 @@ def test_imagenets_two_layouts_make_the_same_dataset(
     assert one["corrupt"] == [] and len(one["shards"]) == 5 + 1 + 2
 
 
-def test_cifars_two_versions_make_the_same_dataset_and_its_test_images_are_the_test_split(
-    tmp_path: Path,
-) -> None:
-    python, binary, rows, labels = cifar("cifar10")
-    manifests = [prepare("cifar10", unpack(files, tmp_path / name),
-    tmp_path / f"{name}-shards") for name, files in
-                 (("python", python), ("binary", binary))]  # fmt: skip
-    assert manifest_hash(manifests[0]) == manifest_hash(manifests[1])
-    test = read_split(Storage.at(tmp_path / "python-shards"), "test")
-    assert test.image_ids.tolist() == list(range(30, 36))
-    assert (
-        np.array_equal(test.images.numpy(), rows[30:].reshape(-1, 3, 32, 32))
-        and test.labels.tolist() == labels[30:].tolist()
-    )
-
-
 def test_images_are_resized_by_the_short_side_and_cut_at_the_centre_as_everybody_does(
     imagenets: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from archives import (
     cifar,
     cifar_batch,
     devkit,
+    idx_files,
     image_file,
     imagenet,
     opened,
@@ -24,6 +25,7 @@ from archives import (
     py2_string,
     tarred,
     unpack,
+    zipped,
 )
 from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -413,6 +415,7 @@ def test_an_image_folder_of_the_wrong_layout_is_refused(
 FILES = {
     "cifar10": [cifar("cifar10")[0], cifar("cifar10")[1]],
     "cifar100": [cifar("cifar100")[0]],
+    "fashion_mnist": [zipped(idx_files()[0])],
     "imagenet": list(imagenet()),
     "image_folder": [
         folder(

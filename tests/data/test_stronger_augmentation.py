@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from test_augmentation import COUNT, depends_on_seed_epoch_and_id_alone, pictures, streams
 from torch import Tensor
 from torchvision.transforms.v2 import CutMix, MixUp, RandAugment, RandomErasing
-from trainings import assert_same_bits, small_model, train
+from trainings import assert_same_bits, kept_states, small_model, train
 
 import sat_ray.data.augmentation.randaugment as room
 from sat_ray.data.augmentation.erasing import erase, erased
@@ -17,26 +18,10 @@ from sat_ray.data.augmentation.randaugment import OPERATIONS, SIGNED, operations
 from sat_ray.data.choices import STRONGEST, check_augmentation
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
-from sat_ray.training.loop import TrainingState
-from sat_ray.training.resume.checkpointing import pack_state, unpack_state
 from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.randomness import Randomness
 
-COUNT = 96
 LEVELS = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
-
-
-def pictures(channels: int = 3, height: int = 20, width: int = 24) -> Tensor:
-    """Return smooth pictures with noise, (COUNT, channels, height, width) uint8."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(COUNT, channels, 4, 5, generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
-    noise = torch.rand(COUNT, channels, height, width, generator=generator)
-    return (230 * smooth + 25 * noise).to(torch.uint8)
-
-
-def streams(ids: Any = range(COUNT), seed: int = 3) -> Randomness:
-    return Randomness.of(seed, list(ids))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -122,13 +107,7 @@ def test_what_happens_to_an_image_depends_on_seed_epoch_and_id_and_not_on_its_ba
             return erase(images, rng, probability=1.0, epoch=epoch)
         return randaugment(images, rng, count=2, magnitude=20, epoch=epoch)
 
-    images, order = pictures(), torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
-    whole = changed(images, streams(), 1)
-    for rows in order.split(7):
-        assert torch.equal(changed(images[rows], streams(rows.tolist()), 1), whole[rows])
-    for rng, epoch in ((streams(), 2), (streams(seed=4), 1), (streams(range(COUNT, 2 * COUNT)), 1)):
-        other = changed(images, rng, epoch)
-        assert (other != whole).flatten(1).any(dim=1).float().mean() > 0.8
+    assert depends_on_seed_epoch_and_id_alone(changed, share=0.8)
 
 
 def test_what_is_mixed_depends_on_the_images_of_the_group_and_not_on_their_order() -> None:
@@ -254,12 +233,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def test_training_with_all_of_them_learns_and_resumes_bit_for_bit(digits: Split) -> None:
-    seen: list[TrainingState] = []
-
-    def keep(state: TrainingState) -> None:
-        seen.append(unpack_state(pack_state(state)))
-
-    every = {"checkpoint_every": 1, "on_checkpoint": keep}
+    seen, every = kept_states()
     whole = train(small_model(), digits, **EVERYTHING, **every)[-1].state
     assert whole.history[1]["train/loss"] < whole.history[0]["train/loss"]
     resumed = train(small_model(), digits, **EVERYTHING, state=seen[5])

@@ -9,13 +9,10 @@ import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
+from trainings import small_model
 
-from sat_ray.attacks import AttackSpec, make_attack, pgd
-from sat_ray.data.pixels import to_pixels
+from sat_ray.attacks import AttackSpec, pgd
 from sat_ray.data.split import Split
-from sat_ray.evaluation.engine import scheduler
-from sat_ray.evaluation.engine.attack_inputs import AttackInputs
-from sat_ray.evaluation.engine.run_attack import run_slots
 from sat_ray.evaluation.outcomes import (
     OUTCOME_SCHEMA,
     SORT_ORDER,
@@ -23,7 +20,7 @@ from sat_ray.evaluation.outcomes import (
     robust_image_ids,
 )
 from sat_ray.evaluation.robustness import evaluate
-from sat_ray.models import Normalized, build_model
+from sat_ray.models import Normalized
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.randomness import Randomness
 
@@ -369,42 +366,6 @@ def test_every_visited_point_breaks_at_least_what_the_last_one_breaks(
     assert every <= final
 
 
-def test_the_slots_end_together(
-    digits_model: Normalized, held_out: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Swapping takes the passes of runs without it, in hardly more calls than they need."""
-    calls = [0]
-    slots = 8
-    spec = AttackSpec(threat_model=PGD_20.threat_model, algorithm="apgd", steps=40)
-
-    def counted(x: Tensor) -> Tensor:
-        calls[0] += 1
-        return digits_model(x)
-
-    # without fixed_rows, calls that compare fewer rows would be counted
-    counted.fixed_rows = True  # type: ignore[attr-defined]
-    clean = digits_model(to_pixels(held_out.images))
-    right = held_out.take(torch.nonzero(clean.argmax(1) == held_out.labels).flatten())
-    monkeypatch.setattr(scheduler, "OPEN_RUNS_PER_SLOT", 1)
-    given = run_slots(
-        counted,
-        make_attack(spec),
-        AttackInputs.of(right),
-        slots=slots,
-        device=torch.device("cpu"),
-    )
-    in_order, calls[0] = calls[0], 0
-    monkeypatch.undo()
-    table = evaluate(
-        counted, right.images, right.labels, right.image_ids, attacks=[spec], slots=slots
-    )
-    attacked = calls[0] - -(-len(right) // slots)
-    assert sum(table["passes"].to_pylist()) == int(given.passes.sum())
-    needed = int(given.passes.sum()) / slots
-    assert needed <= attacked <= needed + scheduler.SWAP_EVERY
-    assert attacked < in_order
-
-
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 1.0), ("l2", 8.0)])
 def test_a_huge_epsilon_drives_robust_accuracy_to_zero(
     norm: str, epsilon: float, digits_model: Normalized, held_out: Split
@@ -416,16 +377,7 @@ def test_a_huge_epsilon_drives_robust_accuracy_to_zero(
 def test_true_and_smooth_backward_attack_the_same_network_differently(
     digits_model: Normalized, held_out: Split
 ) -> None:
-    twin = build_model(
-        "small_resnet",
-        activation="relu_smooth_backward",
-        num_classes=10,
-        in_channels=1,
-        width=8,
-        mean=(0.3,),
-        std=(0.35,),
-        seed=0,
-    )
+    twin = small_model("relu_smooth_backward")
     twin.load_state_dict(digits_model.state_dict())
     view_of = {"threat_model": PGD_20.threat_model, "steps": 20, "step_size": 8 / 255}
     true = AttackSpec(**view_of, attacker_activation="relu", name="a")

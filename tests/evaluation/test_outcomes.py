@@ -118,17 +118,6 @@ def test_the_merged_file_is_the_same_bytes_whatever_the_shards_were(
     )
 
 
-def test_a_shard_per_image_in_reverse_order_gives_the_same_bytes_too(
-    in_one_piece: bytes, tmp_path: Path
-) -> None:
-    assert (
-        merged(
-            tmp_path, [rows_of(IDS[i : i + 1]) for i in range(len(IDS))][::-1], set(IDS.tolist())
-        )
-        == in_one_piece
-    )
-
-
 def test_the_merged_file_holds_every_row_of_every_shard_sorted(in_one_piece: bytes) -> None:
     table = pq.read_table(pa.BufferReader(in_one_piece))
     assert table.equals(rows_of(IDS)) and table.schema == OUTCOME_SCHEMA

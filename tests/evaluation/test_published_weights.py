@@ -74,6 +74,10 @@ LAYOUTS: dict[str, tuple[Callable[[Weights], object], bool]] = {  # whether it h
         False,
     ),
     "nested twice": (lambda own: {"net": {"state_dict": behind("backbone.", own)}}, False),
+    "nested nine times": (
+        lambda own: functools.reduce(lambda inner, _: {"a": inner}, range(9), own),
+        False,
+    ),
     "an average with its counter": (
         lambda own: {"n_averaged": torch.tensor(7), **behind("module.", own)},
         False,
@@ -264,14 +268,6 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(
     with pytest.raises(ValueError, match=message) as refused:
         fit_weights(read_weights(path), network())
     assert str(refused.value).startswith(f"weights {path}") and "\n" not in str(refused.value)
-
-
-def test_weights_are_found_below_many_dictionaries(tmp_path: Path) -> None:
-    published, other = network(seed=1), network(seed=2)
-    deep = functools.reduce(lambda inner, _: {"a": inner}, range(9), published.state_dict())
-    fitted = fit_weights(read_weights(saved(deep, tmp_path)), other)
-    other.load_state_dict(fitted.tensors)
-    assert torch.equal(other(IMAGES), published(IMAGES))
 
 
 def test_a_packed_file_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:

@@ -96,9 +96,9 @@ def records(folder: Path, stage: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def digits_shards(folder: Path) -> Dataset:
+def digits_shards(folder: Path, *, rows: int = 512) -> Dataset:
     """Write the digits as shards into a folder."""
-    write_dataset(DATASETS["digits"], Storage.at(folder), rows_per_shard=512)
+    write_dataset(DATASETS["digits"], Storage.at(folder), rows_per_shard=rows)
     found = Dataset.open(str(folder))
     assert found is not None
     return found

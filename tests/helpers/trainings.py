@@ -34,6 +34,7 @@ from sat_ray.training.loop import (
 )
 from sat_ray.training.objectives import make_objective
 from sat_ray.training.parallel.process_group import ProcessGroup
+from sat_ray.training.resume.checkpointing import pack_state, unpack_state
 from sat_ray.training.settings import Problem
 from sat_ray.training.train_step import TrainStep
 from sat_ray.utils.randomness import Randomness, permutation
@@ -57,16 +58,7 @@ def train_small(
     """Train a small_resnet of width 8 on the first 900 digits with PGD-1; (train, attack,
     update) and nothing else.
     """
-    model = build_model(
-        "small_resnet",
-        activation=activation,
-        num_classes=10,
-        in_channels=1,
-        width=8,
-        mean=(0.3,),
-        std=(0.35,),
-        seed=0,
-    )
+    model = small_model(activation)
     attacker = view(model)
     attack = PGD(threat_model=threat_model, steps=1, step_size=threat_model.epsilon)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
@@ -111,6 +103,17 @@ def arguments_of_fit(settings: TrainingSettings, changes: dict[str, Any]) -> dic
         "settings": dataclasses.replace(settings, **changed),
         "options": RunOptions(**options),
         **others,
+    }
+
+
+def kept_states(every: int = 1) -> tuple[list[TrainingState], dict[str, Any]]:
+    """Return a list, and the options with which a training adds to it its state after every so
+    many steps, each read back from its file.
+    """
+    seen: list[TrainingState] = []
+    return seen, {
+        "checkpoint_every": every,
+        "on_checkpoint": lambda state: seen.append(unpack_state(pack_state(state))),
     }
 
 
@@ -209,11 +212,10 @@ def record_attacks(patch: Any) -> AttackCalls:
     return seen
 
 
-def enlarged(split: Split) -> Split:
-    """Return the same images with every pixel four times, so that there is something to shrink."""
-    return dataclasses.replace(
-        split, images=split.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    )
+def enlarged(split: Split, factor: int = 2) -> Split:
+    """Return the same images with so many times their height and width: every pixel is a square."""
+    images = split.images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    return dataclasses.replace(split, images=images)
 
 
 TENSORS = ("weights", "optimizer", "average", "best", "good")

@@ -205,25 +205,6 @@ def test_the_cifar_networks_have_the_published_parameters(name: str, published: 
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("resnet18", 17),
-        ("resnext50_32x8d", 49),
-        ("small_resnet", 7),
-        ("preact_resnet18", 17),
-        ("efficientnet_b0", 49),
-    ],
-)
-def test_an_image_passes_each_activation_module_exactly_once(name: str, count: int) -> None:
-    model = build_model(name, activation="gelu", num_classes=10, stem="small", seed=0).eval()
-    calls: list[nn.Module] = []
-    for module in activations(model):
-        module.register_forward_hook(lambda module, *_: calls.append(module))
-    model(torch.rand(1, 3, 16, 16))
-    assert len(calls) == len(set(calls)) == len(activations(model)) == count
-
-
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_with_relu_the_forward_is_torchvisions_bit_for_bit(name: str) -> None:
     plain = torchvision.models.get_model(name, weights=None, num_classes=7)
@@ -308,15 +289,6 @@ def test_initial_weights_are_torchvisions_own() -> None:
     plain = torchvision.models.resnet18(weights=None, num_classes=10).state_dict()
     ours = build_model("resnet18", activation="mish", num_classes=10, seed=5).body.state_dict()
     assert all(torch.equal(ours[key], value) for key, value in plain.items())
-
-
-def test_a_learned_alpha_is_one_parameter_per_activation() -> None:
-    model = build_model(
-        "resnet18", activation="smoothrelu_learned", num_classes=10, stem="small", seed=0
-    )
-    betas = [module.beta for module in activations(model)]
-    assert len({id(beta) for beta in betas}) == 17
-    assert sum(name.endswith(".beta") for name, _ in model.named_parameters()) == 17
 
 
 def test_normalisation_is_the_first_layer_and_takes_pixels() -> None:

@@ -477,6 +477,18 @@ HOSTILE = (
 )
 
 
+def page(board: dict[str, Any], **changes: Any) -> str:
+    """Render a page of a board and nothing else. changes: of render's other arguments."""
+    settings: dict[str, Any] = {
+        "figures": {},
+        "command": "python pipelines/sweep.py digits",
+        "versions": {},
+        "notes": [],
+        "config": {},
+    }
+    return render(board, **(settings | changes))
+
+
 def hostile_page() -> tuple[str, dict[str, Any]]:
     board = board_of(
         [*seeds_of("relu", [400, 405, 398]), *seeds_of("silu", [601, 604, 600])], sweep=HOSTILE
@@ -484,23 +496,18 @@ def hostile_page() -> tuple[str, dict[str, Any]]:
     buffer = io.BytesIO()
     figures.table1(board).savefig(buffer, format="png")
     figure = {"table1": buffer.getvalue(), HOSTILE: buffer.getvalue()}
-    return render(
-        board,
-        figures=figure,
-        command=HOSTILE,
-        versions={HOSTILE: HOSTILE},
-        notes=[HOSTILE],
-        config={HOSTILE: HOSTILE},
-    ), board
+    named = {HOSTILE: HOSTILE}
+    changes = {"command": HOSTILE, "versions": named, "notes": [HOSTILE], "config": named}
+    return page(board, figures=figure, **changes), board
 
 
 def test_page_parses_loads_nothing_from_outside_and_escapes_hostile_names() -> None:
     text, _ = hostile_page()
-    page = Page(text)
-    assert page.open == []
-    assert page.scripts == 1
-    assert page.loads and all(
-        load.startswith(("#", "data:image/png;base64,")) for load in page.loads
+    parsed = Page(text)
+    assert parsed.open == []
+    assert parsed.scripts == 1
+    assert parsed.loads and all(
+        load.startswith(("#", "data:image/png;base64,")) for load in parsed.loads
     )
     assert "<script>alert" not in text and "onerror=alert(1)>" not in text.replace("&gt;", "")
     assert "url(" not in text and "@import" not in text
@@ -510,14 +517,7 @@ def test_page_says_the_headline_the_command_and_every_row() -> None:
     board = board_of(
         [*seeds_of("relu", [400, 405, 398]), *seeds_of("silu", [601, 604, 600], val=0.9)]
     )
-    text = render(
-        board,
-        figures={},
-        command="python pipelines/sweep.py",
-        versions={"torch": "2.14.1"},
-        notes=[],
-        config={},
-    )
+    text = page(board, versions={"torch": "2.14.1"})
     for expected in (
         board["headline"]["sentence"],
         "python pipelines/sweep.py",
@@ -535,14 +535,7 @@ def test_page_says_the_headline_the_command_and_every_row() -> None:
 
 def test_a_figure_that_is_no_png_is_refused() -> None:
     with pytest.raises(ValueError, match="must be a PNG, got a file"):
-        render(
-            board_of([evaluated()]),
-            figures={"table1": b"<svg>"},
-            command="",
-            versions={},
-            notes=[],
-            config={},
-        )
+        page(board_of([evaluated()]), figures={"table1": b"<svg>"})
 
 
 def test_markdown_and_terminal_show_hostile_names_literally() -> None:

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_report import PNG, board_of, seeds_of
+from test_report import board_of, page, seeds_of
 
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.low_precision.calibration import Calibration, summary_of
 from sat_ray.report.leaderboard.tables import to_markdown, to_terminal
 from sat_ray.report.pages.mlflow_notes import sweep_note
-from sat_ray.report.pages.sweep_page import render
 from sat_ray.sweep.config import CostSettings
 from sat_ray.sweep.config.resources import money_text
 from sat_ray.sweep.cost.spent import Spent, cost_summary, with_costs
@@ -50,12 +49,6 @@ def costly(*, price: float = 3.6, estimated: dict[str, float] | None = None) -> 
     return with_costs(board, config, stages) | {
         "cost": cost_summary(config, stages, estimated=estimated)
     }
-
-
-def page(board: dict[str, Any]) -> str:
-    return render(
-        board, figures={"table1": PNG + bytes(16)}, command="c", versions={}, notes=[], config={}
-    )
 
 
 def table(text: str, section: str) -> list[list[str]]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_report import board_of, evaluated, seeds_of
+from test_report import board_of, evaluated, page, seeds_of
 
 from sat_ray.attacks.spec import AttackSpec
 from sat_ray.data.split import Split
@@ -20,7 +20,6 @@ from sat_ray.report.figures.seed_curves import seed_curves
 from sat_ray.report.figures.steps import accuracy_after
 from sat_ray.report.pages.mlflow_notes import card_note, configuration_note, sweep_note
 from sat_ray.report.pages.origin import CPUINFO, code_version, origin
-from sat_ray.report.pages.sweep_page import render
 from sat_ray.storage.uris import LOCAL_PAGES, pages_of
 from sat_ray.sweep.recipes.digits import digits, study
 from sat_ray.sweep.search.search_space import SearchPoint
@@ -45,17 +44,6 @@ HISTORY = [
     }
     for epoch in range(3)
 ]
-
-
-def page(board: dict[str, Any], **changes: Any) -> str:
-    settings: dict[str, Any] = {
-        "figures": {},
-        "command": "python pipelines/sweep.py digits",
-        "versions": {},
-        "notes": [],
-        "config": {},
-    }
-    return render(board, **(settings | changes))
 
 
 def test_accuracy_after_k_steps_is_what_an_attack_of_k_steps_leaves(

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from test_report import board_of, counted, evaluated, group_named, outcomes
+from test_report import board_of, counted, evaluated, group_named, outcomes, page
 
 from sat_ray.integrations.mlflow.metrics import group_metrics
 from sat_ray.report.figures import leaderboard as figures
 from sat_ray.report.figures.curvature import curvature_figures, families, search_lines
 from sat_ray.report.leaderboard.board import choose_champion
-from sat_ray.report.leaderboard.curvature import curvature_json, curvature_of
+from sat_ray.report.leaderboard.curvature import curvature_json
 from sat_ray.report.leaderboard.headline import headline_line
 from sat_ray.report.leaderboard.rows import EvaluatedModel
 from sat_ray.report.leaderboard.strong import LARGEST_SHARE, Gap, strong_verdict
@@ -30,7 +30,6 @@ from sat_ray.report.leaderboard.summary import survival
 from sat_ray.report.leaderboard.tables import to_markdown, to_terminal
 from sat_ray.report.pages.mlflow_notes import configuration_note, sweep_note
 from sat_ray.report.pages.model_card import model_card
-from sat_ray.report.pages.sweep_page import render
 
 N = 1000
 
@@ -367,17 +366,6 @@ def test_relu_without_a_strong_number_leaves_no_strong_comparison() -> None:
 # --- one figure to quote, wherever it stands
 
 
-def page(board: dict[str, Any], **changes: Any) -> str:
-    settings: dict[str, Any] = {
-        "figures": {},
-        "command": "c",
-        "versions": {},
-        "notes": [],
-        "config": {},
-    }
-    return render(board, **(settings | changes))
-
-
 def test_tile_leaderboard_notes_and_model_card_quote_the_strong_number() -> None:
     board = board_of(masked_and_honest()[:6])
     row = board["champion"]["row"]
@@ -465,29 +453,6 @@ def test_infinite_and_unknown_curvature_differ_where_people_read(
     value: float, found: dict[str, Any]
 ) -> None:
     assert curvature_json(value) == found
-
-
-CURVED = [
-    ("parametric_softplus", 10.0),
-    ("softplus", None),
-    ("silu", None),
-    ("gelu", None),
-    ("mish", None),
-]
-CURVED += [("smoothrelu", 20.0), ("celu", 0.5), ("celu", 2.0)]
-
-
-@pytest.mark.parametrize(("name", "alpha"), CURVED)
-def test_the_curvature_is_the_largest_second_derivative(name: str, alpha: float | None) -> None:
-    import torch
-
-    from sat_ray.activations.registry import make_activation
-
-    x = torch.linspace(-6, 6, 240_001, dtype=torch.float64)
-    f = make_activation(name, alpha=alpha)(x)
-    h = float(x[1] - x[0])
-    second = (f[2:] - 2 * f[1:-1] + f[:-2]) / h**2
-    assert curvature_of(name, alpha) == pytest.approx(float(second.abs().max()), rel=4e-3)
 
 
 def several() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from trainings import (
     assert_same_bits,
     digits_again,
     in_two_processes,
+    kept_states,
     worker_of_two,
 )
 
@@ -28,7 +29,6 @@ from sat_ray.training.catastrophic_overfitting import (
     milder,
 )
 from sat_ray.training.loop import EpochReport, TrainingSettings, TrainingState, fit
-from sat_ray.training.resume.checkpointing import pack_state, unpack_state
 
 COLLAPSING = TrainingSettings(
     epochs=36,
@@ -103,18 +103,14 @@ def collapse(digits: Split) -> tuple[int, list[EpochReport]]:
 @pytest.fixture(scope="module")
 def guarded(
     digits: Split, collapse: tuple[int, list[EpochReport]]
-) -> tuple[list[EpochReport], list[bytes]]:
+) -> tuple[list[EpochReport], list[TrainingState]]:
     """Return the reports of the same run with a guard, some epochs longer,
     and its states after every fifth step.
     """
-    (seed, alone), packed = collapse, list[bytes]()
-    states = {
-        "checkpoint_every": 5,
-        "on_checkpoint": lambda state: packed.append(pack_state(state)),
-    }
+    (seed, alone), (states, every) = collapse, kept_states(5)
     return run(
-        digits, until=len(alone) + RECOVERY, seed=seed, validate_every=1, **LOOKS, **states
-    ), packed
+        digits, until=len(alone) + RECOVERY, seed=seed, validate_every=1, **LOOKS, **every
+    ), states
 
 
 def test_the_rule_compares_wilson_intervals_with_the_best_look() -> None:
@@ -154,7 +150,7 @@ def test_the_remedy_halves_the_step_down_to_the_edge_and_then_adds_one() -> None
 
 
 def test_a_run_that_collapses_without_a_guard_is_rolled_back_and_recovers_with_one(
-    collapse: tuple[int, list[EpochReport]], guarded: tuple[list[EpochReport], list[bytes]]
+    collapse: tuple[int, list[EpochReport]], guarded: tuple[list[EpochReport], list[TrainingState]]
 ) -> None:
     (_, alone), (reports, _) = collapse, guarded
     watched, best = reports[-1], max(map(survivors, alone))
@@ -223,13 +219,8 @@ def test_going_back_restores_every_weight_statistic_and_momentum(
     monkeypatch.setattr(
         "sat_ray.training.validation.Validation._count", lambda *_: (96, next(looks, 90), 96)
     )
-    seen: list[TrainingState] = []
-    changes = {
-        "guard_every": 2,
-        "checkpoint_every": 2,
-        "on_checkpoint": lambda state: seen.append(unpack_state(pack_state(state))),
-    }
-    run(digits, until=1, guard_limit=1, ema_decay=0.9, **changes)
+    seen, every = kept_states(2)
+    run(digits, until=1, guard_every=2, guard_limit=1, ema_decay=0.9, **every)
     second, fourth, sixth = seen[:3]
     for part in ("weights", "optimizer", "average"):
         kept, undone = getattr(fourth, part), getattr(sixth, part)
@@ -261,13 +252,12 @@ def test_after_the_last_remedy_the_run_stops_and_says_what_it_tried(
 def test_a_guarded_run_resumed_right_before_its_collapse_is_the_undisturbed_one_bit_for_bit(
     digits: Split,
     collapse: tuple[int, list[EpochReport]],
-    guarded: tuple[list[EpochReport], list[bytes]],
+    guarded: tuple[list[EpochReport], list[TrainingState]],
 ) -> None:
     """Nothing but the file goes over: the good state, the best look and, once it has collapsed,
     the milder attack are in it.
     """
-    undisturbed = guarded[0][-1].state
-    states = [unpack_state(data) for data in guarded[1]]
+    undisturbed, states = guarded[0][-1].state, guarded[1]
     before = next(i for i, state in enumerate(states) if state.events) - 1
     assert (
         states[before].step

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from trainings import step_of
+from trainings import enlarged, step_of
 
 from sat_ray.activations.registry import ACTIVATIONS
 from sat_ray.data.split import Split
@@ -61,12 +61,7 @@ def waits() -> Iterator[list[str]]:
 @pytest.fixture(scope="module")
 def images(digits: Split) -> Split:
     """Return eight images of 32 pixels."""
-    part = digits.take(slice(0, 8))
-    return Split(
-        part.images.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3),
-        part.labels,
-        part.image_ids,
-    )
+    return enlarged(digits.take(slice(0, 8)), 4)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

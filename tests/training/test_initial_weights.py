@@ -19,11 +19,10 @@ import safetensors.torch
 import timm
 import torch
 from repository import ROOT
+from sweeps import digits_shards
 from trainings import BALL
 
 from sat_ray.checkpoint import load_model, save_model
-from sat_ray.data.shards.dataset import write_dataset
-from sat_ray.data.sources.registry import DATASETS
 from sat_ray.integrations.command_line import run
 from sat_ray.integrations.mlflow.metrics import record_points
 from sat_ray.models import Normalized, build_model, model_from_spec
@@ -39,7 +38,7 @@ from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.plan.trainings import final_tasks
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint
-from sat_ray.sweep.tasks import Dataset, TrainingTask
+from sat_ray.sweep.tasks import TrainingTask
 from sat_ray.training.settings import TrainingSettings
 
 
@@ -174,9 +173,7 @@ Tasks = Callable[..., TrainingTask]
 @pytest.fixture
 def task_of(tmp_path: Path) -> Tasks:
     """Return a function that describes a short training of the digits."""
-    write_dataset(DATASETS["digits"], Storage.at(tmp_path / "data"), rows_per_shard=2000)
-    dataset = Dataset.open(str(tmp_path / "data"))
-    assert dataset is not None
+    dataset = digits_shards(tmp_path / "data", rows=2000)
 
     def describe(**model: Any) -> TrainingTask:
         training = TrainingSettings(epochs=1, warmup_epochs=0.5, validation_steps=4)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from small_rays import OBJECT_STORE, ray_of_one_node, task_in
-from trainings import assert_same_bits, small_model, train
+from trainings import assert_same_bits, kept_states, small_model, train
 
 from sat_ray.checkpoint import load_model
 from sat_ray.data.split import Split
@@ -26,7 +26,7 @@ from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import TRAIN
 from sat_ray.training.loop import TrainingState
 from sat_ray.training.parallel.process_group import ProcessGroup
-from sat_ray.training.resume.checkpointing import StateFiles, pack_state, unpack_state
+from sat_ray.training.resume.checkpointing import StateFiles
 from sat_ray.training.resume.preemption import LOOK_SECONDS, PreemptionWatcher
 
 
@@ -73,12 +73,9 @@ def test_a_notice_brings_checkpoints_and_changes_no_bit(
     monkeypatch.setattr(
         "sat_ray.training.resume.preemption.LOOK_SECONDS", 0.0
     )  # a question after every step
-    numbers, seen = itertools.count(1), list[TrainingState]()
-    given: dict[str, Any] = {
-        "preemption_announced": lambda: next(numbers) >= first,
-        "on_checkpoint": lambda s: seen.append(unpack_state(pack_state(s))),
-    }
-    told = train(small_model(), digits, **given)[-1].state
+    numbers, (seen, options) = itertools.count(1), kept_states(0)
+    options["preemption_announced"] = lambda: next(numbers) >= first
+    told = train(small_model(), digits, **options)[-1].state
     undisturbed = train(small_model(), digits)[-1].state
     steps = [(epoch, step) for epoch in range(2) for step in range(1, 5)]
     assert [(state.epoch, state.step) for state in seen] == steps[first - 1 :]

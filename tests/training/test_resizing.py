@@ -13,7 +13,7 @@ from configs import changed
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from trainings import BALL, assert_same_bits, enlarged, small_model, train
+from trainings import BALL, assert_same_bits, enlarged, kept_states, small_model, train
 
 from sat_ray.attacks import PGD
 from sat_ray.data.pixels import to_pixels
@@ -24,9 +24,8 @@ from sat_ray.models import ModelSpec, model_from_spec
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ModelSettings
 from sat_ray.sweep.cost.estimate import costs, forward_operations, passes_of, share_of_whole_images
-from sat_ray.training.loop import TrainingSettings, TrainingState
+from sat_ray.training.loop import TrainingSettings
 from sat_ray.training.progressive_resizing import check_resizing, image_shape, image_side, resize
-from sat_ray.training.resume.checkpointing import pack_state, unpack_state
 
 RAMP: dict[str, Any] = {"epochs": 4, "resize_start": 8, "resize_step": 4, "resize_ramp": 0.75}
 """Of images of 16 pixels: 8, 8, 12 and 16."""
@@ -136,11 +135,7 @@ def test_what_is_attacked_and_trained_on_has_the_size_of_its_epoch_and_what_is_v
 
 
 def test_a_run_resumed_on_the_way_up_is_the_undisturbed_run_bit_for_bit(digits: Split) -> None:
-    seen: list[TrainingState] = []
-    every = {
-        "checkpoint_every": 1,
-        "on_checkpoint": lambda state: seen.append(unpack_state(pack_state(state))),
-    }
+    seen, every = kept_states()
     images = enlarged(digits)
     undisturbed = train(small_model(), images, images=64, **RAMP, **every)[-1].state
     assert [(state.epoch, state.step) for state in seen] == [

@@ -19,11 +19,10 @@ import pytest
 import safetensors.torch
 import torch
 from repository import paths_of_tests
-from trainings import BALL, assert_same_bits, digits_again, small_model, train
+from sweeps import digits_shards
+from trainings import BALL, assert_same_bits, digits_again, kept_states, small_model, train
 from waiting import until
 
-from sat_ray.data.shards.dataset import write_dataset
-from sat_ray.data.sources.registry import DATASETS
 from sat_ray.data.split import Split
 from sat_ray.integrations.command_line.checks.code_changes import settle_code_changes
 from sat_ray.report.console import Reporter
@@ -34,7 +33,7 @@ from sat_ray.sweep.execute.training import steps_between_checkpoints, train_and_
 from sat_ray.sweep.plan.trainings import final_tasks
 from sat_ray.sweep.records.store import Records, changed_modules
 from sat_ray.sweep.search.search_space import SearchPoint
-from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingTask
+from sat_ray.sweep.tasks import TRAIN, TrainingTask
 from sat_ray.training.epoch_metrics import NonFiniteLossError
 from sat_ray.training.loop import TrainingSettings, TrainingState
 from sat_ray.training.resume.checkpointing import StateFiles, pack_state, unpack_state
@@ -66,11 +65,7 @@ def states_of(
     digits: Split, activation: str, **changes: Any
 ) -> tuple[list[TrainingState], TrainingState]:
     """Return the states after every step, each from its file, and the last state of all."""
-    seen: list[TrainingState] = []
-    every = {
-        "checkpoint_every": 1,
-        "on_checkpoint": lambda state: seen.append(unpack_state(pack_state(state))),
-    }
+    seen, every = kept_states()
     settings = EVERYTHING | changes | every
     return seen, train(small_model(activation), digits, **settings)[-1].state
 
@@ -180,22 +175,6 @@ def test_training_killed_at_a_random_step_and_resumed_is_the_run_left_alone_bit_
     )
 
 
-def test_a_run_stopped_between_epochs_goes_on_in_the_same_way(digits: Split) -> None:
-    changes: dict[str, Any] = {"epochs": 3, "validate_every": 1, "warmup_epochs": 1.0}
-    undisturbed = train(small_model("smoothrelu_learned"), digits, **changes)[-1].state
-    for stop in (1, 2):
-        stopped = train(small_model("smoothrelu_learned"), digits, **changes, until=stop)[-1].state
-        assert (stopped.epoch, stopped.step) == (stop, 0)
-        resumed = train(
-            small_model("smoothrelu_learned"),
-            digits,
-            **changes,
-            state=unpack_state(pack_state(stopped)),
-        )
-        assert [report.epoch for report in resumed] == list(range(stop, 3))
-        assert_same_bits(resumed[-1].state, undisturbed)
-
-
 def test_a_nan_loss_stops_the_run_and_names_step_images_and_last_good_state(digits: Split) -> None:
     """With so large a rate the first update destroys the weights,
     and the second batch is the first to show it.
@@ -253,7 +232,7 @@ def test_weights_destroyed_by_the_last_update_are_noticed_before_they_are_valida
 @pytest.fixture
 def task(tmp_path: Path) -> TrainingTask:
     """Return a training of the digits."""
-    write_dataset(DATASETS["digits"], Storage.at(tmp_path / "data"), rows_per_shard=2000)
+    dataset = digits_shards(tmp_path / "data", rows=2000)
     training = TrainingSettings(
         epochs=1,
         global_batch_size=64,
@@ -264,25 +243,39 @@ def task(tmp_path: Path) -> TrainingTask:
     config = SweepConfig(
         recipe="toy", threat_model=BALL, model=ModelSettings(width=8), training=training
     )
-    dataset = Dataset.open(str(tmp_path / "data"))
-    assert dataset is not None
     return final_tasks(config, dataset, [SearchPoint(activation="silu")])[0]
+
+
+def interrupted(
+    task: TrainingTask,
+    records: Records,
+    patch: pytest.MonkeyPatch,
+    *,
+    checkpoint_images: int = 200,
+    at: int = 8,
+) -> list[int]:
+    """Train until an update, by default one with some states written, and stop there. Return the
+    numbers of the updates, to which those of later trainings are added.
+    """
+    update, numbers = TrainStep.update, list[int]()
+
+    def counted(self: TrainStep, *args: Any, **kwargs: Any) -> None:
+        numbers.append(kwargs["number"])
+        if len(numbers) == at:
+            raise KeyboardInterrupt
+        update(self, *args, **kwargs)
+
+    patch.setattr(TrainStep, "update", counted)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_commit(task, records, checkpoint_images=checkpoint_images)
+    return numbers
 
 
 def test_a_task_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
     task: TrainingTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records, update, numbers = Records(Storage.at(tmp_path / "sweep")), TrainStep.update, []
-
-    def counted(self: TrainStep, *args: Any, **kwargs: Any) -> None:
-        numbers.append(kwargs["number"])
-        if len(numbers) == 8:
-            raise KeyboardInterrupt
-        update(self, *args, **kwargs)
-
-    monkeypatch.setattr(TrainStep, "update", counted)
-    with pytest.raises(KeyboardInterrupt):
-        train_and_commit(task, records, checkpoint_images=300)
+    records = Records(Storage.at(tmp_path / "sweep"))
+    numbers = interrupted(task, records, monkeypatch, checkpoint_images=300)
     resumed = train_and_commit(task, records, checkpoint_images=300)
     assert numbers[:9] == [0, 1, 2, 3, 4, 5, 6, 7, 4]  # 300 images are four steps
     undisturbed = train_and_commit(task, Records(Storage.at(tmp_path / "other")))
@@ -300,22 +293,6 @@ def test_the_time_between_checkpoints_does_not_depend_on_the_number_of_workers()
     assert steps_between_checkpoints(1024, workers=64) == pytest.approx(64 * alone, rel=0.01)
     assert steps_between_checkpoints(8192, workers=64) == 781
     assert steps_between_checkpoints(200_000, workers=1) == 1
-
-
-def interrupted(task: TrainingTask, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train until some states are written, and stop there."""
-    update, numbers = TrainStep.update, []
-
-    def counted(self: TrainStep, *args: Any, **kwargs: Any) -> None:
-        numbers.append(kwargs["number"])
-        if len(numbers) == 8:
-            raise KeyboardInterrupt
-        update(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainStep, "update", counted)
-        with pytest.raises(KeyboardInterrupt):
-            train_and_commit(task, records, checkpoint_images=200)
 
 
 def test_a_training_that_other_code_began_is_refused_or_goes_on_or_begins_anew_as_asked(
@@ -434,17 +411,8 @@ def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before_with_
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    records, update, numbers = Records(Storage.at(tmp_path / "sweep")), TrainStep.update, []
-
-    def counted(self: TrainStep, *args: Any, **kwargs: Any) -> None:
-        numbers.append(kwargs["number"])
-        if len(numbers) == 10:
-            raise KeyboardInterrupt
-        update(self, *args, **kwargs)
-
-    monkeypatch.setattr(TrainStep, "update", counted)
-    with pytest.raises(KeyboardInterrupt):
-        train_and_commit(task, records, checkpoint_images=200)  # after three, six and nine steps
+    records = Records(Storage.at(tmp_path / "sweep"))
+    numbers = interrupted(task, records, monkeypatch, at=10)  # after three, six and nine steps
     last = [tmp_path / "sweep" / path for path in StateFiles(records.storage, task.key).paths]
     for path in last[:damaged]:
         damage(path)

@@ -104,24 +104,6 @@ def test_a_longer_draw_starts_with_the_shorter_one() -> None:
     assert torch.equal(rng.draw("start", 9)[:, :4], rng.draw("start", 4))
 
 
-def test_seed_restart_purpose_and_step_each_make_another_stream() -> None:
-    base = Randomness.of(0, [5])
-    draws = [base.draw("start", 4), Randomness.of(1, [5]).draw("start", 4),
-    Randomness.of(0, [6]).draw("start", 4),
-             base.with_restart(1).draw("start", 4), base.draw("radius", 4),
-             base.draw("start", 4, step=1)]  # fmt: skip
-    assert len({value for draw in draws for value in draw.flatten().tolist()}) == 24
-
-
-def test_no_two_pairs_of_seed_and_image_share_a_stream() -> None:
-    first = [
-        int(value)
-        for seed in range(8)
-        for value in Randomness.of(seed, range(64)).draw("start", 1)[:, 0]
-    ]
-    assert len(set(first)) == 8 * 64
-
-
 def test_orders_of_neighbouring_seeds_are_unrelated() -> None:
     a, b = permutation(64, seed=0, epoch=0), permutation(64, seed=1, epoch=0)
     assert int((a ^ b == 1).sum()) < 8

@@ -40,7 +40,7 @@ ATTACKS: dict[str, Attack] = {
 
 @dataclass
 class Recorded:
-    """A model that notes the rows of its calls."""
+    """A model that notes the rows of its calls. fixed_rows: it accepts full calls only."""
 
     model: Model
     fixed_rows: bool = False

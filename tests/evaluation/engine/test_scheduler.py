@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_batch_buckets import Recorded
 from torch import Tensor
 
 from sat_ray.attacks import APGD, FAB, PGD, Attack, Square, State
@@ -40,19 +41,6 @@ ATTACKS: dict[str, tuple[Attack, dict[str, Any]]] = {
     "fab": (FAB(threat_model=BALL, steps=6), {"runs": 2}),
     "square": (Square(threat_model=ThreatModel("l2", 0.8), steps=60), {"runs": 2}),
 }
-
-
-@dataclass
-class Counted:
-    """A model that accepts full calls only, and counts them."""
-
-    model: Model
-    fixed_rows: bool = True
-    calls: int = 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.model(x)
 
 
 def attacked(model: Model, split: Split, attack: Attack, **options: Any) -> Verdicts:
@@ -137,9 +125,9 @@ def test_slots_are_full_to_the_end(
     calls = {}
     for open_runs_per_slot in (1, OPEN_RUNS_PER_SLOT):
         swap(monkeypatch, open_runs_per_slot=open_runs_per_slot)
-        model = Counted(digits_model)
+        model = Recorded(digits_model, fixed_rows=True)
         found = attacked(model, held_out, attack, **options)
-        calls[open_runs_per_slot] = model.calls
+        calls[open_runs_per_slot] = len(model.rows)
     passes = sum(
         int(rows.passes.sum())
         for _, rows in by_run(found, len(held_out), runs=options.get("runs", 1))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from test_batch_buckets import Recorded
 from torch import Tensor
 
 from sat_ray.attacks import APGD, PGD, Attack, InfeasiblePointError, State
@@ -13,7 +14,7 @@ from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
 from sat_ray.evaluation.engine.cycles import CycleDetector
 from sat_ray.evaluation.engine.padding import pad
-from sat_ray.evaluation.engine.run_attack import run_slots, slot_logits
+from sat_ray.evaluation.engine.run_attack import run_slots
 from sat_ray.evaluation.engine.verdicts import Verdicts, by_run
 from sat_ray.evaluation.first_broken_step import NEVER
 from sat_ray.models import Normalized
@@ -96,36 +97,6 @@ def test_verdicts_equal_those_of_a_plain_loop_bit_for_bit(
         assert torch.equal(found.passes, full)
 
 
-def test_a_model_of_fixed_rows_is_called_with_exactly_the_slots_rows(
-    digits_model: Normalized, held_out: Split
-) -> None:
-    sizes = []
-
-    def counted(x: Tensor) -> Tensor:
-        sizes.append(len(x))
-        return digits_model(x)
-
-    counted.fixed_rows = True  # type: ignore[attr-defined]
-    for count in (1, 15, 16, 17, 40):
-        part = held_out.take(slice(0, count))
-        slot_logits(counted, part.images, part.image_ids, slots=SLOTS, device=CPU)
-        run_slots(counted, PGD_40, AttackInputs.of(part), slots=SLOTS, device=CPU)
-    assert set(sizes) == {SLOTS}
-
-
-def test_retirement_packs_the_slots(digits_model: Normalized, held_out: Split) -> None:
-    calls = [0]
-
-    def counted(x: Tensor) -> Tensor:
-        calls[0] += 1
-        return digits_model(x)
-
-    found = run_slots(counted, PGD_40, AttackInputs.of(held_out), slots=8, device=CPU)
-    blocks = -(-len(held_out) // 8)
-    assert calls[0] < blocks * (PGD_40.steps + 1) / 2
-    assert calls[0] * 8 < int(found.passes.sum()) + 8 * (PGD_40.steps + 1)
-
-
 def one_after_another(
     model: Model,
     attack: Attack,
@@ -148,18 +119,6 @@ def one_after_another(
     return found
 
 
-@dataclass
-class Counted:
-    """A model that counts its calls."""
-
-    model: Model
-    calls: int = 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.model(x)
-
-
 APGD_DLR = APGD(threat_model=ThreatModel("linf", 40 / 255), steps=10, loss="dlr")
 
 
@@ -177,7 +136,7 @@ def test_runs_done_together_give_what_runs_one_after_another_give_in_fewer_calls
     held_out: Split,
 ) -> None:
     target = (held_out.labels[:, None] + torch.arange(1, runs + 1)) % 10 if targeted else None
-    in_turn, together = Counted(digits_model), Counted(digits_model)
+    in_turn, together = Recorded(digits_model), Recorded(digits_model)
     expected = one_after_another(
         in_turn, attack, held_out, runs=runs, target=target, final_iterate=final_iterate
     )
@@ -193,14 +152,14 @@ def test_runs_done_together_give_what_runs_one_after_another_give_in_fewer_calls
         assert wanted.__dict__.keys() == got.__dict__.keys()
         for name, values in wanted.__dict__.items():
             assert torch.equal(values, getattr(got, name)), name
-    assert together.calls <= in_turn.calls * (1 if final_iterate else 0.9)
+    assert len(together.rows) <= len(in_turn.rows) * (1 if final_iterate else 0.9)
 
 
 def test_the_runs_of_few_images_are_done_side_by_side(
     digits_model: Normalized, held_out: Split
 ) -> None:
     sturdy = ThreatModel("linf", 2 / 255)
-    attack, model = APGD(threat_model=sturdy, steps=20), Counted(digits_model)
+    attack, model = APGD(threat_model=sturdy, steps=20), Recorded(digits_model)
     right = torch.nonzero(
         digits_model(held_out.images.float() / 255).argmax(dim=1) == held_out.labels
     ).flatten()[: SLOTS // 4]
@@ -208,7 +167,7 @@ def test_the_runs_of_few_images_are_done_side_by_side(
     found = run_slots(model, attack, AttackInputs.of(few, runs=4), slots=SLOTS, device=CPU)
     assert bool((found.first_broken_step == NEVER).all())
     assert int(found.passes.sum()) == 4 * len(few) * (attack.steps + 1)
-    assert model.calls == attack.steps + 1
+    assert len(model.rows) == attack.steps + 1
 
 
 def test_runs_are_started_in_blocks(digits_model: Normalized, held_out: Split) -> None:

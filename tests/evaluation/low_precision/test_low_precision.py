@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from trainings import small_model
+from trainings import enlarged, small_model
 
 import sat_ray.evaluation.low_precision.compiled_surrogate
 import sat_ray.evaluation.low_precision.verification
@@ -440,15 +440,14 @@ def test_points_repeat_on_a_bf16_surrogate_because_unknown_signs_are_0(
     """The digits' images are so small that they end where they cannot move;
     images of 32 pixels do not.
     """
-    larger = held_out.take(slice(0, 24))
-    images = larger.images.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    larger = enlarged(held_out.take(slice(0, 24)), 4)
     model = build_model(
         "small_resnet", activation="silu", num_classes=10, in_channels=1, width=8, seed=0
     ).eval()
-    labels = model(images.float() / 255).argmax(dim=1)
+    labels = model(larger.images.float() / 255).argmax(dim=1)
     attack = PGD(threat_model=ThreatModel("linf", 2 / 255), steps=60, step_size=0.2 / 255)
     copied = make_surrogate(model, gradient="bf16", device=CPU)
-    inputs = AttackInputs.of(Split(images, labels, larger.image_ids))
+    inputs = AttackInputs.of(replace(larger, labels=labels))
 
     def random_signs(x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
