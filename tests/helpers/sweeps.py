@@ -14,7 +14,7 @@ from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.integrations import stages
 from sat_ray.integrations.command_line.checks.claims import claim_folder, sweep_of
-from sat_ray.integrations.command_line.parsing import parse
+from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.models import Normalized
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
@@ -62,11 +62,22 @@ def pipeline(name: str, *arguments: str, **kwargs: Any) -> subprocess.CompletedP
     return subprocess.run(command, check=False, **(settings | kwargs))
 
 
+def start(name: str, *arguments: str, **kwargs: Any) -> "subprocess.Popen[bytes]":
+    """Start one of the pipeline commands."""
+    command = [sys.executable, str(ROOT / "pipelines" / f"{name}.py"), *arguments]
+    return subprocess.Popen(command, **({"env": environment()} | kwargs))
+
+
+def parsed(*words: str) -> Command:
+    """Read the words of a command as a stage of the pipeline does."""
+    return parse(words, RECIPES, default=DEFAULT, about="")
+
+
 def prepare(*arguments: str) -> None:
     """Claim a sweep's folder and prepare its data as the driver and its first stage do,
     without a Ray for it.
     """
-    command = parse(arguments, RECIPES, default=DEFAULT, about="")
+    command = parsed(*arguments)
     claim_folder(command)
     stages.prepare(sweep_of(command))
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 from repository import ROOT
+from sweeps import environment, pipeline
 
 from sat_ray.activations.table import activation_table
 from sat_ray.integrations.command_line.checks.claims import claim_folder
 from sat_ray.integrations.command_line.dry_run import plan
 from sat_ray.integrations.command_line.option_values import UsageError
-from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.plan.trainings import planned_trials
-from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.search.search_space import groups
 from sat_ray.utils.serialization import to_json
@@ -56,25 +56,15 @@ REACH_THE_DRIVER = (
 )
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """Return this process's environment without what chooses a place."""
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
-    }
-    return kept | {"COLUMNS": "200"} | changes
-
-
 def run_all(commands: list[list[str]], folder: Path) -> list[tuple[int, str, str]]:
     """Run sweep.py once per command in `folder`; return (exit status, stdout, stderr) of each."""
+    # with this address a mistake that is not refused starts no sweep
+    variables = environment(COLUMNS="200", RAY_ADDRESS="127.0.0.1:1")
     done = subprocess.run(
         [sys.executable, "-c", FORKING, str(SWEEP)],
         input=json.dumps(commands),
         cwd=folder,
-        env=environment(
-            RAY_ADDRESS="127.0.0.1:1"
-        ),  # a mistake that is not refused must not start a sweep
+        env=variables,
         capture_output=True,
         text=True,
     )
@@ -263,13 +253,7 @@ def test_help_shows_curvature_beside_every_alpha_that_a_search_tries(
 
 def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
     argv = ["--dry-run", "--training.epochs", "7", "--storage", "store"]
-    done = subprocess.run(
-        [sys.executable, str(SWEEP), *argv],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = pipeline("sweep", *argv, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
     lines = {" ".join(line.split()) for line in done.stdout.splitlines()}
@@ -332,21 +316,6 @@ def test_a_dry_run_describes_the_training_method(
     training = dataclasses.replace(recipe.training, **changes)
     found = plan(dataclasses.replace(recipe, training=training))
     assert {name: found[name] for name in shown} == shown
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Return a parser of command lines that run in an empty folder,
-    with no place chosen by the environment.
-    """
-    monkeypatch.chdir(tmp_path)
-    for name in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-
-    def read(*argv: str) -> Command:
-        return parse(argv, RECIPES, default=DEFAULT, about="")
-
-    return read
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
