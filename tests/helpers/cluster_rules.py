@@ -21,6 +21,15 @@ import yaml
 from cluster.checks import references, rules, safety
 from cluster.checks.documents import CLUSTER, pods, versions
 from cluster.checks.render import render
+from sat_ray.sweep.config import (
+    EvaluationSettings,
+    FinalSettings,
+    ResourceSettings,
+    SearchSettings,
+    SweepConfig,
+)
+from sat_ray.threat import ThreatModel
+from sat_ray.training.settings import TrainingSettings
 
 ROOT = CLUSTER.parent
 OVERLAYS = ("autoscaling", "gcs-fault-tolerance", "kueue", "laptop", "rayjob")
@@ -169,49 +178,33 @@ BROKEN_LAUNCHERS = [
 
 
 DASHBOARD = CLUSTER / "monitoring" / "dashboards" / "sat_ray-sweeps.json"
-OTHER_METRICS = {
-    "up",
-    "kube_deployment_status_replicas_available",
-}  # of Prometheus and of kube-state-metrics
+# of Prometheus and of kube-state-metrics
+OTHER_METRICS = {"up", "kube_deployment_status_replicas_available"}
 PROMQL = {
-    "sum",
-    "avg",
-    "max",
-    "min",
-    "by",
-    "without",
-    "unless",
-    "and",
-    "or",
-    "absent",
-    "changes",
-    "rate",
-    "increase",
-    "label_values",
+    *("sum", "avg", "max", "min", "by", "without", "unless", "and", "or", "absent", "changes"),
+    *("rate", "increase", "label_values"),
 }
 
 
-def small_sweep(**resources: Any) -> Any:
+def small_sweep(**resources: Any) -> SweepConfig:
     """Return a config of four activations and eight
     models whose evaluation is cut into forty tasks.
     """
-    config = pytest.importorskip("sat_ray.sweep.config")
-    settings = pytest.importorskip("sat_ray.training.settings")
-    threat = pytest.importorskip("sat_ray.threat")
-    return config.SweepConfig(
+    return SweepConfig(
         recipe="small",
-        threat_model=threat.ThreatModel("linf", 40 / 255),
-        training=settings.TrainingSettings(global_batch_size=256, batchnorm_group_size=4),
-        search=config.SearchSettings(activations=("relu", "silu:1", "gelu:1", "mish:1"), pairs=()),
-        final=config.FinalSettings(seeds=(0, 1)),
-        evaluation=config.EvaluationSettings(shard_size=180, steps=50),
-        resources=config.ResourceSettings(**resources),
+        threat_model=ThreatModel("linf", 40 / 255),
+        training=TrainingSettings(global_batch_size=256, batchnorm_group_size=4),
+        search=SearchSettings(activations=("relu", "silu:1", "gelu:1", "mish:1"), pairs=()),
+        final=FinalSettings(seeds=(0, 1)),
+        evaluation=EvaluationSettings(shard_size=180, steps=50),
+        resources=ResourceSettings(**resources),
     )
 
 
 def own_metrics() -> set[str]:
     """Return the names of the pipeline's metrics as Prometheus has them, without Ray's prefix."""
-    metrics = pytest.importorskip("sat_ray.integrations.ray.prometheus")
+    from sat_ray.integrations.ray import prometheus as metrics
+
     named = {
         value[0]
         for value in vars(metrics).values()
@@ -231,11 +224,12 @@ def ray_metrics() -> frozenset[str]:
     """Return the names that this Ray's own dashboards
     query and that its agent on each node writes.
     """
-    agent = pytest.importorskip("ray.dashboard.modules.reporter.reporter_agent")
+    from ray.dashboard.modules.reporter import reporter_agent
+
     shown = yaml.safe_load_all(ray_dashboards())
     text = " ".join(content for document in shown for content in document["data"].values())
     return frozenset(re.findall(r"\b(?:ray|autoscaler)_\w+", text)) | {
-        f"ray_{name}" for name in agent.METRICS_GAUGES
+        f"ray_{name}" for name in reporter_agent.METRICS_GAUGES
     }
 
 
