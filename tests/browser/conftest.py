@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from listeners import free_port
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from small_sweep import Made, make_sweep
 
@@ -31,27 +31,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(scope="session")
 def mlflow_pages(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start the server that `make ui` starts and return its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    command += [
-        "--backend-store-uri",
-        made.store,
-        "--default-artifact-root",
-        str(made.folder.parent / "mlartifacts"),
-    ]
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", made.store]
+    command += ["--default-artifact-root", str(made.folder.parent / "mlartifacts")]
     log = tmp_path_factory.mktemp("server") / "log"
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with log.open("wb") as stream:

@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -26,6 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from listeners import free_port
 from sweeps import ROOT, parsed
 
 from sat_ray.attacks import AttackSpec
@@ -286,9 +286,7 @@ def test_a_served_champion_answers(clone: Path, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "how-to" / "use-the-winner.md").read_text()
     (served,) = [line for line in page.splitlines() if " mlflow models serve " in line]
     (request,) = [body for body in re.findall(r"```python\n(.*?)```", page, re.S) if SERVED in body]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     assert served.count("-p 5001") == 1
     script = f"source .venv/bin/activate\n{served.replace('-p 5001', f'-p {port}')}"
     shell = {"HOME": str(tmp_path), "PATH": os.defpath, "MLFLOW_DISABLE_TELEMETRY": "true"}

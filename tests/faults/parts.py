@@ -10,14 +10,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import s3_server
+import waiting
 import yaml
 from repository import ROOT
 
@@ -26,8 +27,8 @@ from faults.hosts import DISK, OUTSIDE, Host
 S3_PORT, MLFLOW_PORT, POSTGRES_PORT, RAY_PORT = 8080, 5000, 5432, 6379
 BUCKET = "faults"
 MEMORY = str(150 * 1024**2)  # of a node's object store
-PATIENCE_SECONDS = 600.0  # for anything to start, on a machine that may be busy
 POSTGRES = "postgres"  # the system's user for it: the server refuses to be run by root
+until = partial(waiting.until, pause=0.2)
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
@@ -40,15 +41,6 @@ def clean_environment(**changes: str) -> dict[str, str]:
         | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
         | changes
     )
-
-
-def until(true: Callable[[], Any], *, what: str, seconds: float = PATIENCE_SECONDS) -> Any:
-    """Return the first true answer; AssertionError says what did not come."""
-    deadline = time.monotonic() + seconds
-    while not (answer := true()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.2)
-    return answer
 
 
 class Server:
@@ -103,13 +95,8 @@ class S3(Server):
         """Start it with the bucket."""
         self.run(
             [
-                sys.executable,
-                "-W",
-                "ignore",
-                s3_server.__file__,
-                str(self.folder),
-                str(S3_PORT),
-                OUTSIDE,
+                *(sys.executable, "-W", "ignore", s3_server.__file__),
+                *(str(self.folder), str(S3_PORT), OUTSIDE),
             ]
         )
         until(

@@ -8,10 +8,19 @@ Answer = TypeVar("Answer")
 PATIENCE_SECONDS = 600.0  # half of what pytest allows a test
 
 
-def until(look: Callable[[], Answer], *, what: str) -> Answer:
-    """Return the first true answer; AssertionError names what did not come."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def until(
+    look: Callable[[], Answer],
+    *,
+    what: str,
+    seconds: float = PATIENCE_SECONDS,
+    pause: float = 0.02,
+) -> Answer:
+    """Return the first true answer; AssertionError names what did not come.
+
+    pause: seconds between two looks.
+    """
+    deadline = time.monotonic() + seconds
     while not (answer := look()):
-        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_SECONDS:g} s"
-        time.sleep(0.02)
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        time.sleep(pause)
     return answer
