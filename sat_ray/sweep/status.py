@@ -24,14 +24,7 @@ from sat_ray.sweep.records.so_far import at_most
 from sat_ray.sweep.records.store import STATE, Record, Records, Stage
 from sat_ray.sweep.search.search_space import groups
 from sat_ray.sweep.stage_status import SHARDED, Best, StageStatus, count_tasks, stage_status
-from sat_ray.sweep.tasks import (
-    CARD,
-    EVALUATE,
-    SEARCH,
-    STAGES,
-    TRAIN,
-    Dataset,
-)
+from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset
 
 READERS = 16
 REPORT = ("leaderboard.json", "report.html")
