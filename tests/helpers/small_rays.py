@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 from repository import paths_of_tests
+from sweeps import digits_shards
 
-from sat_ray.data.shards.dataset import write_dataset
-from sat_ray.data.sources.registry import DATASETS
 from sat_ray.integrations.ray.local.session_folders import RAY, session_folder
-from sat_ray.storage.store import Storage
 from sat_ray.sweep.plan.trainings import training_task
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.search.search_space import SearchPoint
-from sat_ray.sweep.tasks import TRAIN, Dataset, TrainingTask
+from sat_ray.sweep.tasks import TRAIN, TrainingTask
 
 OBJECT_STORE = 100 * 1024**2
 ONE_CPU: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
@@ -33,16 +31,13 @@ def cluster_of_one_node(**head: Any) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as environment, session_folder() as private:
         folder = f"{private}/{RAY}"
         environment.setenv("RAY_AUTH_MODE", "disabled")
-        environment.setenv(
-            "RAY_raylet_start_wait_time_s", "120"
-        )  # the default of 30 is short on a busy machine
-        environment.setenv(
-            "RAY_TMPDIR", folder
-        )  # its address is written below, and not where others look for a Ray of this machine
+        # the default of 30 is short on a busy machine
+        environment.setenv("RAY_raylet_start_wait_time_s", "120")
+        # its address is written below, and not where others look for a Ray of this machine
+        environment.setenv("RAY_TMPDIR", folder)
         Path(folder, "ray").mkdir()
-        environment.setenv(
-            "PYTHONPATH", paths_of_tests(), prepend=os.pathsep
-        )  # the nodes' workers import the tests
+        # the nodes' workers import the tests
+        environment.setenv("PYTHONPATH", paths_of_tests(), prepend=os.pathsep)
         import ray
         from ray.cluster_utils import Cluster
 
@@ -74,9 +69,7 @@ def task_in(folder: Path, *, epochs: int, validate_every: int) -> TrainingTask:
 
     It is saved when it is validated.
     """
-    write_dataset(DATASETS["digits"], Storage(str(folder)), rows_per_shard=512)
-    dataset = Dataset.open(str(folder))
-    assert dataset is not None
+    dataset = digits_shards(folder)
     config = RECIPES["digits_smoke"]()
     training = replace(config.training, epochs=epochs, validate_every=validate_every)
     return training_task(

@@ -89,8 +89,6 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "option": (["--storrage", "x"], "did you mean --storage"),
     "activation": (["--search.activations", "sillu"], "did you mean silu"),
-    "dataset": (["--data.dataset", "digist"], "did you mean digits"),
-    "model": (["--model.name", "resnet19"], "did you mean resnet18"),
     "schedule": (["--training.schedule", "lineer"], "did you mean linear"),
     "a name without GPUs": (
         ["--resources.accelerator", "H200"],
@@ -101,18 +99,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         "must be the GPUs' name (H200), with GPUs for all three stages, or empty without GPUs",
     ),
     "norm": (["--threat-model.norm", "l7"], "threat_model.norm must be linf or l2"),
-    "alpha": (["--search.activations", "elu:1000"], "must be from 0.001 to 100 for elu, got 1000"),
-    "epsilon of zero": (
-        ["--threat-model.epsilon", "0"],
-        "threat_model.epsilon must be a number greater than 0",
-    ),
     "epsilon in 255ths": (["--threat-model.epsilon", "8"], "did you mean 8/255"),
-    "unreachable edge": (
-        ["--evaluation.step-size", "1/255", "--evaluation.steps", "10"],
-        "out of reach",
-    ),
-    "attacker": (["--search.pairs", "silu/relu"], "must share its forward pass"),
-    "workers": (["--resources.train-workers", "3"], "workers must be a divisor of 2"),
     "no number": (["--training.epochs", "many"], "many"),
     "no value": (["--training.epochs"], "--training.epochs"),
     "choice": (["--on-code-change", "maybe"], "refuse"),
@@ -188,6 +175,10 @@ def test_help_exits_with_0_and_explains_fields_with_their_defaults(
         "(default: 0.2)",
         "Most test images in one evaluation task",
         "may be written as k/255",
+        "Folder or s3://bucket/prefix",
+        "MLflow server or database",
+        "Name of the sweep",
+        "touches nothing",
     ):
         assert wanted in words, wanted
     status, text, _ = answers["help of a recipe"]
@@ -226,21 +217,6 @@ def test_a_full_disk_below_the_output_is_one_line() -> None:
         )
     assert done.returncode == 2
     assert done.stderr == "error: [Errno 28] No space left on device\n"
-
-
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        "Folder or s3://bucket/prefix",
-        "MLflow server or database",
-        "Name of the sweep",
-        "touches nothing",
-    ],
-)
-def test_help_explains_where_and_how_to_run(
-    wanted: str, answers: Mapping[str, tuple[int, str, str]]
-) -> None:
-    assert wanted in " ".join(answers["help"][1].replace("│", " ").split())
 
 
 def test_help_shows_curvature_beside_every_alpha_that_a_search_tries(
@@ -431,27 +407,11 @@ def test_resources_do_not_change_the_name(command: Any) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "data",
-        "Data",
-        "mlflow.db",
-        "mlflow.db.lock",
-        "mlflow.db-wal",
-        "MLflow.db",
-        "mlartifacts",
-        "..",
-        ".hidden",
-        "a/b",
-        "a b",
-        "-x",
-        "x" * 65,
-        "a\n",
-        "ä",
-        "$(x)",
-    ],
-)
+TAKEN = ("data", "Data", "mlflow.db", "mlflow.db.lock", "mlflow.db-wal", "MLflow.db", "mlartifacts")
+HOSTILE = ("..", ".hidden", "a/b", "a b", "-x", "x" * 65, "a\n", "ä", "$(x)")
+
+
+@pytest.mark.parametrize("name", [*TAKEN, *HOSTILE])
 def test_names_that_are_taken_or_hostile_are_refused(command: Any, name: str) -> None:
     with pytest.raises(UsageError, match="name must be up to 64 letters"):
         command(f"--name={name}")

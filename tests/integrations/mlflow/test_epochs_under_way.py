@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from sweeps import parsed
+from sweeps import digits_shards, parsed
 
-from sat_ray.data.shards.dataset import write_dataset
-from sat_ray.data.sources.registry import dataset_source
 from sat_ray.integrations.mlflow import MlflowTracker
 from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.storage.store import Storage
@@ -47,7 +45,7 @@ def sweep(tmp_path: Path) -> Sweep:
     """Return a sweep with prepared digits of which nothing is trained."""
     config = parsed(*WORDS).config
     root = Storage(str(tmp_path / "runs"))
-    write_dataset(dataset_source("digits"), Storage(dataset_uri(config, root)), rows_per_shard=900)
+    digits_shards(Path(dataset_uri(config, root)))
     return Sweep(config, "s", root, root.child("s"), ())
 
 
