@@ -108,15 +108,7 @@ class S3(Server):
 
     def client(self) -> Any:
         """Return a boto3 client for it."""
-        import boto3
-
-        keys = {
-            "aws_access_key_id": s3_server.ACCESS_KEY,
-            "aws_secret_access_key": s3_server.SECRET_KEY,
-        }
-        return boto3.client(
-            "s3", endpoint_url=f"http://{OUTSIDE}:{S3_PORT}", region_name=s3_server.REGION, **keys
-        )
+        return s3_server.client(f"http://{OUTSIDE}:{S3_PORT}")
 
 
 def _answers(url: str, *, any_status: bool = False) -> bool:
@@ -347,9 +339,8 @@ class Node:
 class Cluster:
     """A head without work and nodes with one CPU each, every one on its own host."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], *, workers: int = 2) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder, self.environment, self.number = folder, environment, 1
-        self.count = workers
         self.head: Node
         self.nodes: list[Node] = []
 
@@ -362,7 +353,7 @@ class Cluster:
         """Start the head and the nodes on new hosts."""
         self.head = self._node("head").ready()
         self.nodes = []
-        for _ in range(self.count):
+        for _ in range(2):
             self.add()
 
     def add(self) -> Node:

@@ -1,7 +1,11 @@
 """Wait for what happens, however slow the machine is."""
 
+import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 Answer = TypeVar("Answer")
@@ -24,3 +28,19 @@ def until(
         assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
         time.sleep(pause)
     return answer
+
+
+def await_answer(address: str, server: "subprocess.Popen[bytes]", *, log: Path) -> None:
+    """Wait until an HTTP server answers, with whatever status; show its log where it ends."""
+
+    def answers() -> bool:
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    until(answers, what=address, seconds=180, pause=0.5)

@@ -79,10 +79,9 @@ def part_of(pod: dict[str, Any]) -> str:
     return str(labels.get("ray.io/node-type") or labels.get("app.kubernetes.io/name", "other"))
 
 
-def python_in(pod: str, code: str, *, namespace: str = NAMESPACE, container: str = "") -> str:
+def python_in(pod: str, code: str, *, namespace: str = NAMESPACE) -> str:
     """Run Python code in a pod and return what it printed."""
-    where = ["-n", namespace, "exec", pod, *(["-c", container] if container else [])]
-    return kubectl(*where, "--", "python", "-c", code)
+    return kubectl("-n", namespace, "exec", pod, "--", "python", "-c", code)
 
 
 def record(scenario: str, **measured: Any) -> None:

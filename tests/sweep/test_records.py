@@ -754,7 +754,7 @@ def test_a_sweep_has_one_identity_wherever_it_lies(tmp_path: Path) -> None:
 HUNDRED = Dataset(uri="", hash="d", manifest={"splits": {"test": 100}})
 
 
-def hundred(*, shuffled: bool, total: int = 100, size: int = 20) -> list[EvaluationTask]:
+def hundred(*, shuffled: bool) -> list[EvaluationTask]:
     return [
         EvaluationTask(
             checkpoint="c",
@@ -762,14 +762,14 @@ def hundred(*, shuffled: bool, total: int = 100, size: int = 20) -> list[Evaluat
             name="n",
             attacks=(),
             first=first,
-            last=first + size,
+            last=first + 20,
             seed=3,
             slots=32,
             dataset=HUNDRED,
             environment={"device": "cpu"},
             shuffled=shuffled,
         )
-        for first in range(0, total, size)
+        for first in range(0, 100, 20)
     ]
 
 

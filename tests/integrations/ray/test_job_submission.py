@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from sweeps import ROOT, environment, leaderboard, pipeline
+from waiting import await_answer
 
 RAY = str(Path(sys.executable).parent / "ray")
 PORT, DASHBOARD, AGENT = 26479, 28265, 28365  # another Ray of this machine may have the usual ones
@@ -49,7 +48,8 @@ def head(folder: Path) -> Iterator[dict[str, str]]:
         command, env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
-        _wait_for_dashboard(folder / "head.log", process)
+        address = f"http://127.0.0.1:{DASHBOARD}/api/version"
+        await_answer(address, process, log=folder / "head.log")
         yield variables
     finally:
         own = psutil.Process(process.pid).children(recursive=True)
@@ -57,21 +57,6 @@ def head(folder: Path) -> Iterator[dict[str, str]]:
         _, alive = psutil.wait_procs(own, timeout=20)
         for survivor in alive:
             survivor.kill()
-
-
-def _wait_for_dashboard(log: Path, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{DASHBOARD}/api/version", timeout=2)
-        except urllib.error.HTTPError:
-            return  # it answers, and wants the token
-        except OSError:
-            time.sleep(0.5)
-        else:
-            return
-    raise AssertionError(log.read_text())
 
 
 def test_a_submitted_sweep_does_the_work_of_a_local_one_on_the_cluster(
