@@ -263,9 +263,12 @@ def test_a_damaged_part_and_one_with_other_columns_are_named(tmp_path: Path) -> 
     parts = written(storage, [rows_of(IDS[:9]), rows_of(IDS[9:])])
     data = storage.read(parts[1].payload["path"])
     storage.write(parts[1].payload["path"], data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(
-        ValueError, match=r"outcomes state/parts/1\.parquet do not match their record; move k1 away"
-    ):
+    stage = parts[1].stage
+    stored = rf".*/state/{stage}/k1\.json away and run again"
+    with pytest.raises(ValueError, match=rf"1\.parquet do not match their record; move {stored}"):
+        merge_outcomes(parts, IDS, Records(storage), name="m")
+    storage.discard(parts[1].payload["path"])
+    with pytest.raises(ValueError, match=rf"1\.parquet are gone; move their record {stored}"):
         merge_outcomes(parts, IDS, Records(storage), name="m")
     older = written(storage, [rows_of(IDS).drop_columns(["distance"])])
     with pytest.raises(

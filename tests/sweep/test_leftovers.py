@@ -10,8 +10,8 @@ import pytest
 
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.leftovers import LIVING_SECONDS, remove_leftovers
-from sat_ray.sweep.records.store import Records, attempt_began, attempt_name
-from sat_ray.sweep.tasks import EVALUATE, TRAIN
+from sat_ray.sweep.records.store import Records, Stage, attempt_began, attempt_name
+from sat_ray.sweep.tasks import EVALUATE, STRONG, TRAIN, VALIDATE
 
 
 def attempt(*, age: float) -> str:
@@ -75,6 +75,30 @@ def test_what_a_record_that_was_moved_aside_names_stays(records: Records) -> Non
     records.supersede(train)
     remove_leftovers(records.storage)
     assert records.storage.exists(f"{train.payload['path']}/model.json")
+
+
+@pytest.mark.parametrize("stage", [EVALUATE, STRONG, VALIDATE, Stage("later", 1, ())])
+@pytest.mark.parametrize("aside", [False, True])
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_the_parts_of_every_stage_stay_however_old_they_are(
+    stage: Stage, aside: bool, attempts: int, tmp_path: Path
+) -> None:
+    records = Records(Storage.at(tmp_path / "sweep"))
+    parts = [f"state/parts/s1-{attempt(age=n * OLD)}.parquet" for n in range(1, attempts + 1)]
+    for name in parts:
+        records.storage.write(name, b"rows")
+    record = records.commit(stage, "s1", inputs={}, payload={"path": parts[0]}, seconds=1.0)
+    if aside:
+        records.supersede(record)
+    assert remove_leftovers(records.storage) == parts[1:]
+    assert records.storage.exists(parts[0])
+
+
+def test_the_parts_of_a_record_that_cannot_be_read_stay(records: Records) -> None:
+    records.storage.write("state/evaluate/e1.json", b"{}")
+    before = {path for path in files(records) if path.startswith("state/parts/e1-")}
+    remove_leftovers(records.storage)
+    assert len(before) == 2 and before <= files(records)
 
 
 def test_temporary_files_of_killed_writers_go_too(records: Records) -> None:

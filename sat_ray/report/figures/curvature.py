@@ -161,7 +161,16 @@ def _note(board: Mapping[str, Any], own: Mapping[str, Sequence[Group]]) -> str:
     if _relu(board) is not None:
         text += " Dashed, with band: relu, whose curvature is infinite."
     counts = Counter(group["curvature"] for groups in own.values() for group in groups)
-    return text + (" Marks of equal curvature: moved apart." if max(counts.values()) > 1 else "")
+    if max(counts.values()) > 1:
+        text += " Marks of equal curvature: moved apart."
+    left_out = [
+        group["configuration"]
+        for group in board["groups"]
+        if group["curvature"] is None and group["activation"] != "relu"
+    ]
+    if left_out:
+        text += f"\nNot drawn, because they have no single curvature: {', '.join(left_out)}."
+    return text
 
 
 def _relu(board: Mapping[str, Any]) -> Group | None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from sat_ray.storage.sealed import read_sealed
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.records.store import STATE, SUPERSEDED, Record, Records, Stage, attempt_began
-from sat_ray.sweep.tasks import EVALUATE, SEARCH, TRAIN
+from sat_ray.sweep.records.store import STATE, SUPERSEDED, Records, Stage, attempt_began
+from sat_ray.sweep.tasks import SEARCH, TRAIN
 
 # An attempt writes its files when its work is done; a record that does not follow within an hour
 # never will.
@@ -66,18 +66,41 @@ def _named(records: Records, stage: Stage) -> Iterator[str]:
 
 
 def _parts_without_record(records: Records) -> Iterator[str]:
-    """Yield the parts of evaluations that no record names.
+    """Yield the parts of evaluations that no record of any stage names, moved aside or not.
 
-    The record of a shard with one part is not read, it can name no other.
+    The record of a shard with one part is not read, it can name no other. Where a record cannot be
+    read, all parts of its key stay.
     """
     by_key: dict[str, list[str]] = {}
     for name in _old(records.storage.names(PARTS)):
         by_key.setdefault(name.partition("-")[0], []).append(f"{PARTS}/{name}")
-    committed = set(records.keys(EVALUATE))
+    committed = _records_by_key(records.storage) if by_key else {}
     for key, paths in by_key.items():
-        record: Record | None = (
-            records.find(EVALUATE, key) if key in committed and len(paths) > 1 else None
-        )
-        if key in committed and record is None:
+        found = committed.get(key, [])
+        if len(paths) == len(found) == 1:
             continue
-        yield from (path for path in paths if record is None or path != record.payload["path"])
+        named = {_part_named_by(records.storage, path) for path in found}
+        if None not in named:
+            yield from (path for path in paths if path not in named)
+
+
+def _records_by_key(storage: Storage) -> dict[str, list[str]]:
+    """Return the paths of all records, of every stage that there is, by their keys."""
+    states = [STATE, *(f"{SUPERSEDED}/{aside}" for aside in storage.folders(SUPERSEDED))]
+    by_key: dict[str, list[str]] = {}
+    for state in states:
+        for stage in storage.folders(state):
+            for name in storage.names(f"{state}/{stage}"):
+                if name.endswith(".json"):
+                    by_key.setdefault(name.removesuffix(".json"), []).append(
+                        f"{state}/{stage}/{name}"
+                    )
+    return by_key
+
+
+def _part_named_by(storage: Storage, path: str) -> str | None:
+    """Return the part that a record names, None where the record cannot be read."""
+    try:
+        return str(read_sealed(storage, path)["payload"]["path"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from sat_ray.evaluation.outcome_files import EVALUATION_KEY
 from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA
-from sat_ray.sweep.records.store import SURVIVORS_OF, Record, Records
+from sat_ray.sweep.records.store import STATE, SURVIVORS_OF, Record, Records
 from sat_ray.utils.serialization import sha256
 
 # Rows of a part that are read at once.
@@ -127,11 +127,16 @@ def read_part(part: Record, records: Records) -> pa.Table:
 def _checked_batches(part: Record, records: Records) -> Iterator[pa.RecordBatch]:
     """Yield a part's rows in batches, after its bytes were compared with its record."""
     path = part.payload["path"]
-    data = records.storage.read(path)
+    record = records.storage.full(f"{STATE}/{part.stage}/{part.key}.json")
+    try:
+        data = records.storage.read(path)
+    except FileNotFoundError:
+        raise ValueError(
+            f"outcomes {path} are gone; move their record {record} away and run again"
+        ) from None
     if sha256(data) != part.payload["sha256"]:
         raise ValueError(
-            f"outcomes {path} do not match their record; "
-            f"move {part.key} away from state/ and run again"
+            f"outcomes {path} do not match their record; move {record} away and run again"
         )
     file = pq.ParquetFile(pa.BufferReader(data))
     if not file.schema_arrow.equals(OUTCOME_SCHEMA):
