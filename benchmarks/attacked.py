@@ -146,13 +146,11 @@ def with_images(size: Size, count: int) -> Size:
     return replace(size, images=count, slots=size.slots if count >= 32 else 8)
 
 
-def fitting_epsilon(
-    model: Normalized, images: Split, size: Size, *, images_asked: int = 256
-) -> int:
+def fitting_epsilon(model: Normalized, images: Split, size: Size) -> int:
     """Return the epsilon, in 255ths, at which PGD-20 on a copy in bf16 leaves about
     `size.robust` of some images right.
     """
-    sample, on = images.take(slice(0, images_asked)), size.hardware
+    sample, on = images.take(slice(0, 256)), size.hardware
     x, y = to_pixels(sample.images.to(on.place)), sample.labels.to(on.place)
     copied, low, high = make_surrogate(model, gradient="bf16", device=on.place), 0, 128
     while high - low > 1:

@@ -17,7 +17,6 @@ import itertools
 import json
 import shlex
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -74,14 +73,7 @@ def run_sweep(cluster: AutoscalingRay, storage: Path, options: tuple[str, ...]) 
     groups = json.dumps([{"pool": "cpu", "nodes": NODES, "CPU": 1}])
     to_it = {"RAY_ADDRESS": cluster.address, "SAT_RAY_NODE_GROUPS": groups}
     environment = common.environment(**ONE_THREAD, **cluster.environment, **to_it)
-    command = [
-        sys.executable,
-        str(common.ROOT / "pipelines" / "sweep.py"),
-        "digits_smoke",
-        "--storage",
-        str(storage),
-        *options,
-    ]
+    command = common.sweep_command("digits_smoke", "--storage", str(storage), *options)
     log, seen, joined, started = cluster.folder / "sweep.log", list[Seen](), 0.0, time.monotonic()
 
     def look() -> Seen:

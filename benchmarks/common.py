@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -110,6 +111,11 @@ def environment(**more: str) -> dict[str, str]:
     path = (str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
     kept = {name: value for name, value in os.environ.items() if name not in REDIRECTING}
     return kept | {"PYTHONPATH": os.pathsep.join(filter(None, path))} | more
+
+
+def sweep_command(*words: str) -> list[str]:
+    """Return the command that runs a sweep with these words."""
+    return [sys.executable, str(ROOT / "pipelines" / "sweep.py"), *words]
 
 
 def machine() -> dict[str, Any]:

@@ -58,12 +58,10 @@ def one_pass(model: Model, x: Tensor, y: Tensor) -> None:
 
 
 @exact_float32()
-def pass_seconds(
-    model: Model, x: Tensor, y: Tensor, *, on: Hardware, repeats: int = 5
-) -> list[float]:
-    """Time forward passes with the gradient at the input."""
+def pass_seconds(model: Model, x: Tensor, y: Tensor, *, on: Hardware) -> list[float]:
+    """Time five forward passes with the gradient at the input."""
     one_pass(model, x, y)
-    return [on.seconds_of(lambda: one_pass(model, x, y)) for _ in range(repeats)]
+    return [on.seconds_of(lambda: one_pass(model, x, y)) for _ in range(5)]
 
 
 def pass_operations(model: Normalized, x: Tensor, y: Tensor) -> float:

@@ -114,7 +114,6 @@ def _tests(selection: str) -> tuple[str, ...]:
 
 
 def _recipe(*, device: str, quick: bool, data: str) -> tuple[str, ...]:
-    script = str(common.ROOT / "pipelines" / "sweep.py")
     short = "--search.activations relu silu:1 --search.rungs 1 --final.seeds 0 --training.epochs 2"
     short += " --training.validate-every 2 --training.validation-targets 1"
     short += " --evaluation.images 1000 --evaluation.shard-size 1000 --evaluation.strong-steps 20"
@@ -130,5 +129,5 @@ def _recipe(*, device: str, quick: bool, data: str) -> tuple[str, ...]:
         for kind in ("worker", "trial", "evaluation"):
             short += f" --resources.gpus-per-{kind} 0 --resources.cpus-per-{kind} 1"
     path = ("--data.path", data) if data else ()
-    command = (sys.executable, script, "fashion_mnist_resnet18", "--storage", "STORAGE")
-    return (*command, *short.split(), *path)
+    words = ("fashion_mnist_resnet18", "--storage", "STORAGE", *short.split(), *path)
+    return tuple(common.sweep_command(*words))

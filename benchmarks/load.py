@@ -20,6 +20,7 @@ configured with more CPUs than the machine has, so that as many train at once as
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -30,37 +31,12 @@ import common
 from pipeline import MemoryWatch, records_of
 from watched_sweep import Sample, crowded_ray, run_sweep
 
-TRIVIAL = (
-    *(
-        "digits_smoke",
-        "--model.name",
-        "load_parts:net",
-        "--search.pairs",
-        "--search.rungs",
-        "1",
-        "--final.seeds",
-        "0",
-    ),
-    *(
-        "--training.epochs",
-        "1",
-        "--training.warmup-epochs",
-        "0",
-        "--evaluation.steps",
-        "1",
-        "--evaluation.step-size",
-        "64/255",
-    ),
-    *(
-        "--card.images",
-        "16",
-        "--card.cascade-steps",
-        "2",
-        "--card.cascade-queries",
-        "10",
-        "--resources.train-workers",
-        "1",
-    ),
+TRIVIAL = shlex.split(
+    "digits_smoke --model.name load_parts:net --search.pairs --search.rungs 1 --final.seeds 0 "
+    "--training.epochs 1 --training.warmup-epochs 0 "
+    "--evaluation.steps 1 --evaluation.step-size 64/255 "
+    "--card.images 16 --card.cascade-steps 2 --card.cascade-queries 10 "
+    "--resources.train-workers 1"
 )
 
 
@@ -91,13 +67,8 @@ def most_at_once(done: list[dict[str, Any]]) -> int:
 def measure_trials(count: int, at_once: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run a sweep whose search has `count` trials and return its figures and details."""
     alphas = ",".join(f"{1 + number / 100:g}" for number in range(count))
-    choice = [
-        *TRIVIAL,
-        "--data.dataset",
-        "load_parts:test_64",
-        "--search.activations",
-        f"parametric_softplus:{alphas}",
-    ]
+    choice = [*TRIVIAL, "--data.dataset", "load_parts:test_64"]
+    choice += ["--search.activations", f"parametric_softplus:{alphas}"]
     with (
         tempfile.TemporaryDirectory(prefix="sat_ray-bench-") as folder,
         crowded_ray(at_once) as variables,
@@ -128,21 +99,11 @@ def measure_shards(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run a sweep whose evaluation has `count` shards, run it again when all is committed,
     and merge parts of it alone.
     """
-    choice = [
-        *TRIVIAL,
-        "--data.dataset",
-        f"load_parts:test_{count}",
-        "--search.activations",
-        "relu",
-    ]
-    choice += [
-        "--evaluation.shard-size",
-        "1",
-        "--evaluation.slots",
-        "1",
-        "--resources.cpus-per-evaluation",
-        "1",
-    ]
+    choice = [*TRIVIAL, "--data.dataset", f"load_parts:test_{count}"]
+    choice += shlex.split(
+        "--search.activations relu --evaluation.shard-size 1 --evaluation.slots 1 "
+        "--resources.cpus-per-evaluation 1"
+    )
     with tempfile.TemporaryDirectory(prefix="sat_ray-bench-") as folder:
         ran = run_sweep(choice, Path(folder))
         ends = [record["created"] for record in records(Path(folder), "evaluate")]

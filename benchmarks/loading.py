@@ -25,7 +25,7 @@ import common
 import numpy as np
 import psutil
 import torch
-from parts import batch_of, digits_at_32_pixels, scaled_resnet18, upsampled
+from parts import batch_of, digits_enlarged, scaled_resnet18, upsampled
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -285,7 +285,7 @@ def measure_waiting(size: Size, folder: str) -> tuple[float, dict[str, Any]]:
         validate_every=1000,
         shuffle_window=window,
     )
-    val = batch_of(digits_at_32_pixels()["val"], 16)
+    val = batch_of(digits_enlarged()["val"], 16)
     reports = fit(
         scaled_resnet18(width=size.width),
         train,

@@ -13,7 +13,6 @@ start-up.
 import json
 import re
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -80,13 +79,7 @@ def run_sweep(recipe: str, root: Path) -> tuple[float, str, MemoryWatch]:
     """Run the sweep as a user would; return wall seconds, its output and the memory seen.
     Raises RuntimeError if it fails.
     """
-    command = [
-        sys.executable,
-        str(common.ROOT / "pipelines" / "sweep.py"),
-        recipe,
-        "--storage",
-        str(root),
-    ]
+    command = common.sweep_command(recipe, "--storage", str(root))
     started = perf_counter()
     lines = []
     with (

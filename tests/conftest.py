@@ -31,14 +31,8 @@ settings.load_profile("repeatable")
 
 
 WITH_RAY = (
-    *(
-        "test_bad_input_of_sweeps",
-        "test_evaluation_on_ray",
-        "test_external",
-        "test_job_submission",
-        "test_preparing",
-        "test_ray_cluster",
-    ),
+    *("test_bad_input_of_sweeps", "test_evaluation_on_ray", "test_external"),
+    *("test_job_submission", "test_preparing", "test_ray_cluster"),
     *("test_sweep", "test_train_session"),
 )
 
@@ -105,8 +99,6 @@ def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
             f"{folder} has no user extended attributes ({error}): nothing was run against an S3 "
             "server"
         )
-    import boto3
-
     port = _free_ports(len(s3_server.ROLES))
     with (folder / "log").open("wb") as log:
         command = [sys.executable, "-W", "ignore", s3_server.__file__, str(folder), str(port)]
@@ -116,13 +108,7 @@ def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
             folder / "log"
         ).read_text()
         variables = s3_server.environment(port)
-        keys = {
-            "aws_access_key_id": s3_server.ACCESS_KEY,
-            "aws_secret_access_key": s3_server.SECRET_KEY,
-        }
-        boto3.client(
-            "s3", endpoint_url=variables["AWS_ENDPOINT_URL"], region_name=s3_server.REGION, **keys
-        ).create_bucket(Bucket=BUCKET)
+        s3_server.client(variables["AWS_ENDPOINT_URL"]).create_bucket(Bucket=BUCKET)
         yield variables
     finally:
         server.kill()

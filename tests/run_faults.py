@@ -29,10 +29,11 @@ import s3_server
 from faults.hosts import enter, missing
 from faults.injections import KINDS, STAGES, Kind, Scene, at_work
 from faults.logins import secrets_left, wrong_answers
-from faults.parts import PATIENCE_SECONDS, S3, Cluster, Mlflow, Postgres, clean_environment
+from faults.parts import S3, Cluster, Mlflow, Postgres, clean_environment
 from faults.report import SWEEP, brief, merged, write
 from faults.victim import Left, Victim, faults_of
 from repository import ROOT
+from waiting import PATIENCE_SECONDS
 
 
 @dataclass

@@ -47,6 +47,12 @@ class Cluster(NamedTuple):
         return self.spec.get("workerGroupSpecs", [])
 
     @property
+    def every_group(self) -> Iterator[tuple[str, Document]]:
+        """Yield where each group stands, and the group, the head's first."""
+        for group in (self.head, *self.groups):
+            yield f"{self.where}, group {group.get('groupName', 'head')}", group
+
+    @property
     def autoscaling(self) -> bool:
         """Say whether Ray's autoscaler runs in the head."""
         return bool(self.spec.get("enableInTreeAutoscaling"))
@@ -91,8 +97,7 @@ def pods(documents: list[Document]) -> Iterator[Pod]:
             False,
         )
     for cluster in clusters(documents):
-        for group in (cluster.head, *cluster.groups):
-            name = group.get("groupName", "head")
+        for where, group in cluster.every_group:
             template = group["template"]
             labels = {
                 "ray.io/is-ray-node": "yes",
@@ -100,7 +105,7 @@ def pods(documents: list[Document]) -> Iterator[Pod]:
                 "ray.io/cluster": cluster.document["metadata"]["name"],
                 **template.get("metadata", {}).get("labels", {}),
             }
-            yield Pod(f"{cluster.where}, group {name}", {"labels": labels}, template["spec"], True)
+            yield Pod(where, {"labels": labels}, template["spec"], True)
     for job in of_kind(documents, "RayJob"):
         if template := job["spec"].get("submitterPodTemplate"):
             yield Pod(

@@ -93,18 +93,12 @@ def autoscaler_v2(documents: list[Document]) -> Iterator[str]:
                 f"{cluster.where}: RAY_enable_autoscaler_v2 conflicts with "
                 "autoscalerOptions.version"
             )
-        for group in (cluster.head, *cluster.groups):
-            name = group.get("groupName", "head")
-            if (
-                cluster.autoscaling
-                and group["template"]["spec"].get("restartPolicy", "Never") != "Never"
-            ):
-                yield f"{cluster.where}, group {name}: restartPolicy must be Never or unset"
+        for where, group in cluster.every_group:
+            restarts = group["template"]["spec"].get("restartPolicy", "Never") != "Never"
+            if cluster.autoscaling and restarts:
+                yield f"{where}: restartPolicy must be Never or unset"
             if not cluster.autoscaling and {"idleTimeoutSeconds", "priority"} & set(group):
-                yield (
-                    f"{cluster.where}, group {name}: idleTimeoutSeconds and priority need the "
-                    "autoscaler"
-                )
+                yield f"{where}: idleTimeoutSeconds and priority need the autoscaler"
 
 
 def head_without_work(documents: list[Document]) -> Iterator[str]:
@@ -174,9 +168,8 @@ def start_parameters(documents: list[Document]) -> Iterator[str]:
     """Require labels and resources where KubeRay reads them."""
     resources = {"num-cpus", "num-gpus", "memory", "resources"}
     for cluster in clusters(documents):
-        for group in (cluster.head, *cluster.groups):
+        for where, group in cluster.every_group:
             parameters = group.get("rayStartParams") or {}
-            where = f"{cluster.where}, group {group.get('groupName', 'head')}"
             if "labels" in parameters:
                 yield f"{where}: labels belong in the group's own labels, not in rayStartParams"
             if group.get("resources") and resources & set(parameters):
@@ -186,8 +179,7 @@ def start_parameters(documents: list[Document]) -> Iterator[str]:
 def whole_node_pods(documents: list[Document]) -> Iterator[str]:
     """Require requests equal to the limits that Ray counts, and GPU pods on GPU nodes only."""
     for cluster in clusters(documents):
-        for group in (cluster.head, *cluster.groups):
-            where = f"{cluster.where}, group {group.get('groupName', 'head')}"
+        for where, group in cluster.every_group:
             spec = group["template"]["spec"]
             resources = spec["containers"][0].get("resources", {})
             names = {"cpu", "memory", *resources.get("limits", {}), *resources.get("requests", {})}

@@ -155,14 +155,11 @@ def undisturbed_pods(documents: list[Document]) -> Iterator[str]:
         "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
     }
     for cluster in clusters(documents):
-        for group in (cluster.head, *cluster.groups):
+        for where, group in cluster.every_group:
             annotations = group["template"].get("metadata", {}).get("annotations", {})
             for name, value in wanted.items():
                 if annotations.get(name) != value:
-                    yield (
-                        f"{cluster.where}, group {group.get('groupName', 'head')}: {name} is not "
-                        f"{value!r}, so its work is moved away"
-                    )
+                    yield f"{where}: {name} is not {value!r}, so its work is moved away"
 
 
 def ranked_pods(documents: list[Document]) -> Iterator[str]:

@@ -13,7 +13,7 @@ import yaml
 from ray.dashboard.modules.metrics import grafana_dashboard_factory as factory
 
 
-def config_maps(namespace: str = "sat-ray") -> list[dict]:
+def config_maps() -> list[dict]:
     """Return one ConfigMap each for Ray's default, Train and Data dashboards."""
     makers = {
         "default": factory.generate_default_grafana_dashboard,
@@ -24,7 +24,7 @@ def config_maps(namespace: str = "sat-ray") -> list[dict]:
     for name, make in makers.items():
         metadata = {
             "name": f"ray-dashboard-{name}",
-            "namespace": namespace,
+            "namespace": "sat-ray",
             "labels": {"grafana_dashboard": "1"},
         }
         # Without the indentation, and one by one: a ConfigMap ends at 1 MiB.

@@ -35,7 +35,16 @@ from sat_ray.sweep.plan.evaluations import (
 from sat_ray.sweep.plan.trainings import final_tasks
 from sat_ray.sweep.records.store import STATE, Record
 from sat_ray.sweep.search.search_space import SearchPoint
-from sat_ray.sweep.tasks import CARD, CORRUPTIONS, EVALUATE, STAGES, STRONG, Dataset, EvaluationTask
+from sat_ray.sweep.tasks import (
+    CARD,
+    CORRUPTIONS,
+    EVALUATE,
+    STAGES,
+    STRONG,
+    Dataset,
+    EvaluationTask,
+    TrainingTask,
+)
 from sat_ray.utils.serialization import json_bytes
 
 
@@ -121,7 +130,9 @@ def train(sweep: Sweep, data: Dataset, finalists: list[SearchPoint]) -> list[Rec
 
     tasks = final_tasks(sweep.config, data, finalists)
     train_all(tasks, sweep.records, sweep.config.resources)
-    return _committed(sweep, [(task.stage, task.key) for task in tasks])
+    found = _found(sweep, tasks)
+    assert found is not None
+    return found
 
 
 def evaluate(sweep: Sweep, data: Dataset, models: list[Record]) -> dict[str, str]:
@@ -205,10 +216,11 @@ def report(
     return write_report(sweep, data, models, cards, outcomes, run_ids)
 
 
-def _committed(sweep: Sweep, wanted: list[tuple[Any, str]]) -> list[Record]:
-    found = [sweep.records.find(stage, key) for stage, key in wanted]
-    assert all(found)
-    return [record for record in found if record is not None]
+def _found(sweep: Sweep, tasks: list[TrainingTask]) -> list[Record] | None:
+    """Return the records of tasks; None where one is not committed."""
+    found = [sweep.records.find(task.stage, task.key) for task in tasks]
+    committed = [record for record in found if record is not None]
+    return committed if len(committed) == len(found) else None
 
 
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -266,9 +278,7 @@ def _searched(sweep: Sweep, inputs: dict[str, Any]) -> list[SearchPoint] | None:
 
 
 def _trained(sweep: Sweep, inputs: dict[str, Any]) -> list[Record] | None:
-    tasks = final_tasks(sweep.config, inputs["prepare"], inputs["search"])
-    found = [sweep.records.find(task.stage, task.key) for task in tasks]
-    return None if None in found else _committed(sweep, [(task.stage, task.key) for task in tasks])
+    return _found(sweep, final_tasks(sweep.config, inputs["prepare"], inputs["search"]))
 
 
 def _evaluated(sweep: Sweep, inputs: dict[str, Any]) -> dict[str, str] | None:

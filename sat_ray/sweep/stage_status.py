@@ -6,23 +6,12 @@ from typing import Any
 
 from sat_ray.sweep.records.store import Record, Stage
 from sat_ray.sweep.search.search_space import SearchPoint
-from sat_ray.sweep.tasks import (
-    CORRUPTIONS,
-    EVALUATE,
-    SEARCH,
-    STRONG,
-    TRAIN,
-    VALIDATE,
-)
+from sat_ray.sweep.tasks import CORRUPTIONS, EVALUATE, SEARCH, STRONG, TRAIN, VALIDATE
 
 # In a longer pause between two results the sweep did not run.
 PAUSE_SECONDS = 30.0
-SHARDED = {
-    VALIDATE: "val",
-    EVALUATE: "test",
-    STRONG: "test",
-    CORRUPTIONS: "test",
-}  # stages with a record for each model and shard of a split
+# stages with a record for each model and shard of a split
+SHARDED = {VALIDATE: "val", EVALUATE: "test", STRONG: "test", CORRUPTIONS: "test"}
 
 
 @dataclass(frozen=True, kw_only=True)

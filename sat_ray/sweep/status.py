@@ -19,19 +19,12 @@ from sat_ray.sweep.config.stored import stored_config
 from sat_ray.sweep.cost.budget import describe_search
 from sat_ray.sweep.plan.datasets import prepared_dataset
 from sat_ray.sweep.plan.trainings import planned_trials
-from sat_ray.sweep.records.lease import HEARTBEAT_SECONDS, Holder, read_lease
+from sat_ray.sweep.records.lease import Holder, read_lease
 from sat_ray.sweep.records.so_far import at_most
 from sat_ray.sweep.records.store import STATE, Record, Records, Stage
 from sat_ray.sweep.search.search_space import groups
 from sat_ray.sweep.stage_status import SHARDED, Best, StageStatus, count_tasks, stage_status
-from sat_ray.sweep.tasks import (
-    CARD,
-    EVALUATE,
-    SEARCH,
-    STAGES,
-    TRAIN,
-    Dataset,
-)
+from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STAGES, TRAIN, Dataset
 
 READERS = 16
 REPORT = ("leaderboard.json", "report.html")
@@ -95,13 +88,10 @@ def sweeps_in(root: Storage) -> list[str]:
     return [name for name in root.folders() if root.exists(f"{name}/config.json")]
 
 
-def read_status(
-    root: Storage, name: str, *, patience: float = HEARTBEAT_SECONDS + 2.0
-) -> SweepStatus:
+def read_status(root: Storage, name: str) -> SweepStatus:
     """Read how far the sweep `name` in `root` is.
 
-    patience: as in `read_lease`. ValueError where its config cannot be read, or names code that no
-    person named.
+    ValueError where its config cannot be read, or names code that no person named.
     """
     storage = root.child(name)
     try:
@@ -109,7 +99,7 @@ def read_status(
     except FileNotFoundError:
         raise ValueError(f"{storage.uri} is not a sweep: it has no config.json") from None
     with ThreadPoolExecutor(READERS) as pool:
-        held = pool.submit(read_lease, storage, patience=patience)
+        held = pool.submit(read_lease, storage)
         found = {stage: _read_all(Records(storage), stage, pool) for stage in STAGES}
         driver = held.result()
     dataset = prepared_dataset(config, root)

@@ -3,23 +3,20 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from listeners import free_port
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from small_sweep import Made, make_sweep
+from waiting import await_answer
 
 HEADLESS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-START_SECONDS = 180
 
 
 @pytest.fixture(scope="session")
@@ -31,27 +28,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(scope="session")
 def mlflow_pages(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start the server that `make ui` starts and return its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    command += [
-        "--backend-store-uri",
-        made.store,
-        "--default-artifact-root",
-        str(made.folder.parent / "mlartifacts"),
-    ]
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", made.store]
+    command += ["--default-artifact-root", str(made.folder.parent / "mlartifacts")]
     log = tmp_path_factory.mktemp("server") / "log"
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with log.open("wb") as stream:
@@ -60,37 +40,18 @@ def mlflow_pages(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         )
     try:
         address = f"http://127.0.0.1:{port}"
-        await_health(address, server, log)
+        await_answer(f"{address}/health", server, log=log)
         yield address
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
 
 
-def await_health(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the server answers."""
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        assert server.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(log.read_text())
-
-
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Start Chromium; skip with a notice where there is none."""
-    path = next(
-        (
-            found
-            for name in ("chromium", "chromium-browser", "google-chrome")
-            if (found := shutil.which(name))
-        ),
-        None,
-    )
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
         pytest.skip(
             "chromium is not installed (apt-get install chromium): nothing was looked at in a "

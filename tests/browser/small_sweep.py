@@ -4,18 +4,19 @@ no Ray.
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import torch
 from mlflow import MlflowClient
+from sweeps import parsed
 
 from sat_ray.data.shards.reading import image_ids
 from sat_ray.evaluation.card import PASS
 from sat_ray.evaluation.robustness import counted_robust_ids
 from sat_ray.integrations import stages
 from sat_ray.integrations.command_line.checks.claims import claim_folder, sweep_of
-from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.integrations.mlflow import MlflowTracker
 from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.integrations.ray.search.grid_search import committed_finalists
@@ -32,42 +33,17 @@ from sat_ray.sweep.plan.evaluations import (
     validation_tasks,
 )
 from sat_ray.sweep.plan.trainings import final_tasks, trial_task
-from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes
 
 RECIPE = "digits_smoke"
 REGISTERED = "digits-small_resnet-linf-16-255"
 SWEEP = (
-    *(
-        RECIPE,
-        "--search.activations",
-        "relu",
-        "silu:1",
-        "parametric_softplus:5,10",
-        "--search.pairs",
-        "--final.seeds",
-        "0",
-        "1",
-        "2",
-    ),
-    *(
-        "--training.epochs",
-        "2",
-        "--search.rungs",
-        "1",
-        "--evaluation.steps",
-        "20",
-        "--evaluation.step-size",
-        "0.03",
-    ),
-    *(
-        "--cost.price-per-accelerator-hour",
-        "36",
-        "--cost.currency",
-        "EUR",
-        "--resources.images-per-second",
-        "500",
-    ),
+    RECIPE,
+    *shlex.split("--search.activations relu silu:1 parametric_softplus:5,10 --search.pairs"),
+    *shlex.split("--search.rungs 1 --training.epochs 2 --final.seeds 0 1 2"),
+    *shlex.split("--evaluation.steps 20 --evaluation.step-size 0.03"),
+    *shlex.split("--cost.price-per-accelerator-hour 36 --cost.currency EUR"),
+    *shlex.split("--resources.images-per-second 500"),
 )
 
 
@@ -131,7 +107,7 @@ def make_sweep(root: Path) -> Made:
     """Run the whole of a sweep below a folder."""
     torch.set_num_threads(1)
     store = f"sqlite:///{root}/mlflow.db"
-    command = parse([*SWEEP, "--storage", str(root)], RECIPES, default=DEFAULT, about="")
+    command = parsed(*SWEEP, "--storage", str(root))
     claim_folder(command)
     sweep = sweep_of(command)
     data, models, cards, outcomes = compute(sweep)

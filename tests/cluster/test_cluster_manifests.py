@@ -10,8 +10,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import botocore.session
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
+from botocore.validate import ParamValidator
 from cluster_rules import (
     ALL_RULES,
     BROKEN_LAUNCHERS,
@@ -46,6 +50,15 @@ from cluster.checks.pinned import pinned_images
 from cluster.checks.plan import Plan, plan
 from cluster.checks.references import SECRETS
 from cluster.checks.render import load
+from sat_ray.sweep.resources.bundles import bundles
+from sat_ray.sweep.resources.nodes import (
+    NODE_GROUPS,
+    Demand,
+    NodeGroup,
+    announced_groups,
+    check_room,
+    pool_selector,
+)
 
 RULES = {rule.__name__: rule for rule in ALL_RULES}
 BROKEN = broken_manifests()
@@ -84,35 +97,30 @@ def test_our_rendering_is_what_kustomize_renders(overlay):
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_ray_kinds_fit_the_strict_schema(overlay):
-    jsonschema = pytest.importorskip("jsonschema")
     for document in of_kind(rendered(overlay), *SCHEMA_FILES):
         errors = jsonschema.Draft7Validator(ray_schema(document["kind"])).iter_errors(document)
         assert [f"{list(error.absolute_path)}: {error.message}" for error in errors] == []
 
 
 def test_the_strict_schema_refuses_an_unknown_field():
-    jsonschema = pytest.importorskip("jsonschema")
     document = named(rendered("autoscaling"), "RayCluster", "sat-ray")
     document["spec"]["workerGroupSpecs"][0]["maxReplica"] = 1
     assert not jsonschema.Draft7Validator(ray_schema("RayCluster")).is_valid(document)
 
 
 def test_core_kinds_fit_the_schema_of_kubernetes():
-    validate = pytest.importorskip("kubernetes_validate")
     for document in core_documents():
-        validate.validate(document, versions()["KUBERNETES_SCHEMA"], strict=True)
+        kubernetes_validate.validate(document, versions()["KUBERNETES_SCHEMA"], strict=True)
 
 
 def test_the_schema_of_kubernetes_refuses_a_misspelt_field():
-    validate = pytest.importorskip("kubernetes_validate")
     service = named(rendered("autoscaling"), "Service", "mlflow")
     service["spec"]["selectors"] = {}
-    with pytest.raises(validate.ValidationError):
-        validate.validate(service, versions()["KUBERNETES_SCHEMA"], strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(service, versions()["KUBERNETES_SCHEMA"], strict=True)
 
 
 def _planned(*tasks, gangs=(), selector=None) -> Plan:
-    pytest.importorskip("ray")
     cluster = named(rendered("autoscaling"), "RayCluster", "sat-ray")
     return plan(cluster, tasks, gangs=gangs, selector=selector)
 
@@ -131,55 +139,39 @@ def test_cpu_tasks_with_the_pool_label_never_start_a_gpu_node():
     assert "gpu-spot" in _planned(*flood).nodes
 
 
+@pytest.fixture
+def announced(monkeypatch) -> list[NodeGroup]:
+    """Return the node groups that the cluster announces to a driver."""
+    settings = named(rendered("autoscaling"), "ConfigMap", "sat-ray-environment")["data"]
+    monkeypatch.setenv(NODE_GROUPS, settings[NODE_GROUPS])
+    return announced_groups()
+
+
+def _bought(demand: Demand, announced: list[NodeGroup], *, tasks: int) -> Plan:
+    """Return what Ray would buy for a demand, or for some of its tasks."""
+    selector = pool_selector(demand.resources, announced)
+    if demand.gang:
+        gangs = [[demand.resources] * demand.count] * demand.at_once
+        return _planned(gangs=gangs, selector=selector)
+    return _planned(*[demand.resources] * tasks, selector=selector)
+
+
 @pytest.mark.parametrize(("resources", "nodes"), SWEEP_PURCHASES)
-def test_a_sweep_buys_these_nodes_stage_by_stage(resources, nodes, monkeypatch):
-    bundles = pytest.importorskip("sat_ray.sweep.resources.bundles").bundles
-    nodes_of = pytest.importorskip("sat_ray.sweep.resources.nodes")
-    documents = rendered("autoscaling")
-    monkeypatch.setenv(
-        nodes_of.NODE_GROUPS,
-        named(documents, "ConfigMap", "sat-ray-environment")["data"][nodes_of.NODE_GROUPS],
-    )
-    config = small_sweep(**resources)
-    nodes_of.check_room(bundles(config), nodes_of.announced_groups())
-    bought = {}
-    for demand in bundles(config):
-        wanted = [demand.resources] * demand.count
-        selector = nodes_of.pool_selector(demand.resources, nodes_of.announced_groups())
-        plans = {"gangs": [wanted] * demand.at_once} if demand.gang else {"tasks": wanted}
-        bought[demand.stage] = plan(
-            named(documents, "RayCluster", "sat-ray"), **plans, selector=selector
-        )
-    assert {stage: found.nodes for stage, found in bought.items() if stage in nodes} == nodes
+def test_a_sweep_buys_these_nodes_stage_by_stage(resources, nodes, announced):
+    demands = bundles(small_sweep(**resources))
+    check_room(demands, announced)
+    bought = {one.stage: _bought(one, announced, tasks=one.count).nodes for one in demands}
+    assert {stage: found for stage, found in bought.items() if stage in nodes} == nodes
 
 
 @pytest.mark.parametrize(("resources", "message"), INFEASIBLE)
 def test_what_no_node_could_ever_hold_is_refused_and_ray_would_not_buy_it_either(
-    resources, message, monkeypatch
+    resources, message, announced
 ):
-    bundles = pytest.importorskip("sat_ray.sweep.resources.bundles").bundles
-    nodes_of = pytest.importorskip("sat_ray.sweep.resources.nodes")
-    documents = rendered("autoscaling")
-    monkeypatch.setenv(
-        nodes_of.NODE_GROUPS,
-        named(documents, "ConfigMap", "sat-ray-environment")["data"][nodes_of.NODE_GROUPS],
-    )
     demands = bundles(small_sweep(**resources))
     with pytest.raises(ValueError, match=message):
-        nodes_of.check_room(demands, nodes_of.announced_groups())
-    unplaced = [
-        plan(
-            named(documents, "RayCluster", "sat-ray"),
-            **(
-                {"gangs": [[d.resources] * d.count] * d.at_once}
-                if d.gang
-                else {"tasks": [d.resources]}
-            ),
-            selector=nodes_of.pool_selector(d.resources, nodes_of.announced_groups()),
-        ).unplaced
-        for d in demands
-    ]
-    assert any(unplaced)
+        check_room(demands, announced)
+    assert any(_bought(demand, announced, tasks=1).unplaced for demand in demands)
 
 
 def test_a_job_gets_the_cluster_of_the_raycluster():
@@ -356,21 +348,13 @@ def test_the_head_may_start_only_machines_of_the_cluster():
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_requirements_pin_the_versions_of_the_cluster(package):
-    requirements = ROOT / "requirements.txt"
-    if not requirements.is_file():
-        pytest.skip("no requirements.txt yet")
-    assert re.search(
-        rf"(?m)^{package}(\[[\w,]+\])?=={re.escape(versions()[package.upper()])}\b",
-        requirements.read_text(),
-    )
+    pin = rf"(?m)^{package}(\[[\w,]+\])?=={re.escape(versions()[package.upper()])}\b"
+    assert re.search(pin, (ROOT / "requirements.txt").read_text())
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_installed_packages_are_the_versions_of_the_cluster(package):
-    try:
-        installed = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"{package} is not installed here")
+    installed = importlib.metadata.version(package)
     assert installed.split("+")[0] == versions()[package.upper()]
 
 
@@ -457,7 +441,6 @@ def test_the_names_in_a_query_are_found(query, names):
 
 
 def test_rays_own_dashboards_fit_into_config_maps():
-    pytest.importorskip("ray")
     for document in yaml.safe_load_all(ray_dashboards()):
         (content,) = document["data"].values()
         assert json.loads(content)["panels"]
@@ -469,8 +452,8 @@ def _launcher() -> dict:
 
 
 def test_the_launcher_file_passes_rays_own_checks():
-    util = pytest.importorskip("ray.autoscaler._private.util")
-    pytest.importorskip("boto3")
+    from ray.autoscaler._private import util
+
     util.validate_config(util.prepare_config(_launcher()))
 
 
@@ -485,31 +468,26 @@ def test_a_broken_launcher_file_is_refused(at, to):
     assert list(launcher(config))
 
 
+def _input_of(service: str, operation: str):
+    """Return what a request to AWS may hold."""
+    model = botocore.session.get_session().get_service_model(service)
+    return model.operation_model(operation).input_shape
+
+
 def test_the_launcher_asks_aws_for_fields_that_exist():
-    session = pytest.importorskip("botocore.session").get_session()
-    validate = pytest.importorskip("botocore.validate").ParamValidator()
-    shape = session.get_service_model("ec2").operation_model("RunInstances").input_shape
+    shape = _input_of("ec2", "RunInstances")
     for group in _launcher()["available_node_types"].values():
         request = {**group["node_config"], "MinCount": 1, "MaxCount": 1}
-        request["SubnetId"] = request.pop("SubnetIds")[
-            0
-        ]  # Ray takes a list and asks for one of them
-        assert not validate.validate(request, shape).has_errors()
+        # Ray takes a list and asks for one of them
+        request["SubnetId"] = request.pop("SubnetIds")[0]
+        assert not ParamValidator().validate(request, shape).has_errors()
         assert set(request) <= set(shape.members)
 
 
 def test_the_lifecycle_rules_are_ones_that_s3_knows():
-    session = pytest.importorskip("botocore.session").get_session()
-    validate = pytest.importorskip("botocore.validate").ParamValidator()
-    shape = (
-        session.get_service_model("s3")
-        .operation_model("PutBucketLifecycleConfiguration")
-        .input_shape
-    )
     lifecycle = json.loads((CLUSTER / "aws" / "lifecycle.json").read_text())
-    report = validate.validate(
-        {"Bucket": "sat-ray-example", "LifecycleConfiguration": lifecycle}, shape
-    )
+    request = {"Bucket": "sat-ray-example", "LifecycleConfiguration": lifecycle}
+    report = ParamValidator().validate(request, _input_of("s3", "PutBucketLifecycleConfiguration"))
     assert not report.has_errors(), report.generate_report()
 
 

@@ -12,9 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hardware
 import pytest
+import scaling
+import simulation
 import torch
+import training
+from load import most_at_once
 from repository import ROOT
+from watched_sweep import Ran, Sample
 
 FOLDER = ROOT / "benchmarks"
 CONTRACT = {
@@ -161,13 +167,7 @@ def test_the_attack_of_a_training_step_computes_no_weight_gradient(tmp_path: Pat
     )  # what the counter sees where they are computed
 
 
-def test_training_is_measured_on_any_network_size_and_precision(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import hardware
-    import training
-
+def test_training_is_measured_on_any_network_size_and_precision() -> None:
     on = hardware.Hardware(model="small_resnet", pixels=16, precision="bf16")
     size = dataclasses.replace(training.SMOKE, hardware=on)
     assert on.images()["train"].images.shape[1:] == (3, 16, 16)
@@ -206,12 +206,7 @@ def test_compiled_training_is_measured_beside_the_plain_one(tmp_path: Path) -> N
     assert details["seconds_over_sat"]["compiled"] > 0
 
 
-def test_what_a_benchmark_cannot_be_run_on_is_refused_in_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import hardware
-
+def test_what_a_benchmark_cannot_be_run_on_is_refused_in_one_line() -> None:
     asked = argparse.Namespace(device="cpu", precision="float32", model="", size=32)
     wrong = {
         "size": (4, "--size must be an integer >= 8, got 4"),
@@ -225,13 +220,7 @@ def test_what_a_benchmark_cannot_be_run_on_is_refused_in_one_line(
         assert "\n" not in str(error.value)
 
 
-def test_the_modelled_scaling_waits_for_what_the_backward_pass_does_not_hide(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import scaling
-    import simulation
-
+def test_the_modelled_scaling_waits_for_what_the_backward_pass_does_not_hide() -> None:
     size = 25.6e6 * 4  # bytes of ResNet-50's gradients
     network = scaling.network()
     last = network.all_reduce(simulation.LAST_BUCKET, 256)
@@ -251,12 +240,7 @@ def test_the_simulation_is_checked_against_real_trainings(tmp_path: Path) -> Non
         assert all(0 < value < math.inf for value in written[name].values()), written
 
 
-def test_the_page_about_scaling_shows_the_inputs_and_the_prediction_of_today(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import scaling
-
+def test_the_page_about_scaling_shows_the_inputs_and_the_prediction_of_today() -> None:
     page = (ROOT / "docs" / "explanation" / "scaling.md").read_text()
     assert scaling.input_table() in page
     for name in ("imagenet_resnet101", "imagenet_resnet50_299"):
@@ -327,12 +311,7 @@ def test_the_pipeline_benchmark_adds_up_records_and_memory(tmp_path: Path) -> No
     assert details["wall_seconds_of_stage"] == {"train": 2.0}
 
 
-def test_growth_is_told_from_the_first_tenth_to_the_last_while_shards_are_made(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    from watched_sweep import Ran, Sample
-
+def test_growth_is_told_from_the_first_tenth_to_the_last_while_shards_are_made() -> None:
     steady = [
         Sample(float(shards), shards, 100.0 + 2 * shards, 0.0) for shards in range(0, 1000, 50)
     ]
@@ -345,12 +324,7 @@ def test_growth_is_told_from_the_first_tenth_to_the_last_while_shards_are_made(
     assert ran.stage_seconds() == {"evaluate": 7.0}
 
 
-def test_trials_at_once_are_counted_from_what_their_records_say(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    from load import most_at_once
-
+def test_trials_at_once_are_counted_from_what_their_records_say() -> None:
     ended = [
         {"created": end, "seconds": seconds}
         for end, seconds in ((10.0, 5.0), (12.0, 4.0), (9.0, 1.0), (20.0, 8.0))

@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -26,7 +25,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from sweeps import ROOT
+from listeners import free_port
+from sweeps import ROOT, parsed
 
 from sat_ray.attacks import AttackSpec
 from sat_ray.checkpoint import load_model, save_model
@@ -34,13 +34,13 @@ from sat_ray.evaluation import evaluate
 from sat_ray.integrations.command_line import compare, export, status
 from sat_ray.integrations.command_line.dry_run import describe
 from sat_ray.integrations.command_line.external.options import ExternalOptions
-from sat_ray.integrations.command_line.parsing import parse, parse_options
+from sat_ray.integrations.command_line.parsing import parse_options
 from sat_ray.integrations.mlflow import MlflowTracker
 from sat_ray.integrations.mlflow.projection.registry import ALIAS, registered_name
 from sat_ray.models import Normalized, build_model
 from sat_ray.models.export import export_model
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.threat import ThreatModel
 from sat_ray.utils.serialization import to_json
@@ -103,13 +103,11 @@ def plan(words: list[str]) -> None:
     Storage.at("runs/digits").write("config.yaml", RECIPES["digits"]().as_yaml())
     if "--help" in words:
         with pytest.raises(SystemExit) as end:
-            parse(words, RECIPES, default=DEFAULT, about="")
+            parsed(*words)
         assert end.value.code == 0
     else:
         asked = words if "--dry-run" in words else [*words, "--dry-run"]
-        assert "dry run: nothing was touched" in describe(
-            parse(asked, RECIPES, default=DEFAULT, about="")
-        )
+        assert "dry run: nothing was touched" in describe(parsed(*asked))
 
 
 def ask_status(words: list[str]) -> None:
@@ -288,9 +286,7 @@ def test_a_served_champion_answers(clone: Path, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "how-to" / "use-the-winner.md").read_text()
     (served,) = [line for line in page.splitlines() if " mlflow models serve " in line]
     (request,) = [body for body in re.findall(r"```python\n(.*?)```", page, re.S) if SERVED in body]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     assert served.count("-p 5001") == 1
     script = f"source .venv/bin/activate\n{served.replace('-p 5001', f'-p {port}')}"
     shell = {"HOME": str(tmp_path), "PATH": os.defpath, "MLFLOW_DISABLE_TELEMETRY": "true"}

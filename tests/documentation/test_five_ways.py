@@ -3,11 +3,8 @@
 Each claim is higher than the truth beside it, and sat_ray refuses or notices.
 """
 
-import importlib.util
-from types import ModuleType
-
+import five_ways
 import pytest
-from sweeps import ROOT
 
 from sat_ray.attacks import AttackSpec
 from sat_ray.data.split import Split
@@ -17,19 +14,7 @@ from sat_ray.models import Normalized
 
 
 @pytest.fixture(scope="module")
-def five_ways() -> ModuleType:
-    """Import docs/demos/five_ways.py."""
-    spec = importlib.util.spec_from_file_location(
-        "five_ways", ROOT / "docs" / "demos" / "five_ways.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def shown(five_ways: ModuleType) -> tuple[Normalized, Split, dict[str, tuple[float, float]]]:
+def shown() -> tuple[Normalized, Split, dict[str, tuple[float, float]]]:
     """Train and demonstrate as the script does, with fewer and longer steps."""
     five_ways.STEPS, five_ways.STEP_SIZE = 40, 8 / 255
     train, others = five_ways.digits()
@@ -55,7 +40,7 @@ def test_each_of_the_five_claims_more_than_is_true(
 
 
 def test_what_the_page_says_would_refuse_or_notice_them_does(
-    five_ways: ModuleType, shown: tuple[Normalized, Split, dict[str, tuple[float, float]]]
+    shown: tuple[Normalized, Split, dict[str, tuple[float, float]]],
 ) -> None:
     model, others, _ = shown
     attack = AttackSpec(threat_model=five_ways.BALL, steps=40, step_size=8 / 255)

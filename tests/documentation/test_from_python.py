@@ -5,11 +5,10 @@ and the names that docs/reference/api.md documents are those that a script impor
 import ast
 import dataclasses
 import importlib
-import importlib.util
 import inspect
 import re
-from types import ModuleType
 
+import from_python
 import pytest
 import torch
 from sweeps import ROOT
@@ -50,26 +49,13 @@ FIELDS = (
 )
 
 
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    """Import docs/demos/from_python.py."""
-    path = ROOT / "docs" / "demos" / "from_python.py"
-    spec = importlib.util.spec_from_file_location("from_python", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_example_trains_attacks_and_judges(
-    example: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    images, labels = example.digits()
+def test_the_example_trains_attacks_and_judges(capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = from_python.digits()
     assert (images.shape, str(images.dtype), len(labels)) == ((1797, 1, 8, 8), "uint8", 1797)
     parts = slice(900), slice(1000, 1100), slice(1200, 1250)
     train, val, test = ((images[part], labels[part]) for part in parts)
     small = CardSettings(images=24, restarts=2, cascade_steps=3, cascade_queries=5)
-    card = example.train_attack_judge(train, val, test, epochs=4, steps=20, settings=small)
+    card = from_python.train_attack_judge(train, val, test, epochs=4, steps=20, settings=small)
     printed = capsys.readouterr().out
     assert len(re.findall(r"epoch \d: loss \d\.\d\d", printed)) == 4
     found = re.search(r"robust accuracy under pgd-20: .*: (\d+\.\d)% of 50 test images", printed)

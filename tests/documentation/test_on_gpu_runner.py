@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import on_gpu
 import psutil
 import pytest
-from repository import ROOT
 
 LEAVES_A_CHILD = """
 import pathlib, subprocess, sys, time
@@ -32,11 +32,8 @@ pathlib.Path(sys.argv[1]).write_text('{"speedup": {"torchattacks": 12}}')
 
 
 def test_a_second_run_skips_what_ended_well_and_no_process_of_a_part_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import on_gpu
-
     def part(name: str, code: str, *arguments: str, seconds: float = 120) -> on_gpu.Part:
         command = (sys.executable, "-c", code, *arguments)
         return on_gpu.Part(name=name, command=command, seconds=seconds)

@@ -1,20 +1,11 @@
 """The simulation of trainings and sweeps against closed forms and brute force; no timings."""
 
-import importlib
 import itertools
 import random
-from types import ModuleType
 from typing import Any
 
 import pytest
-from repository import ROOT
-
-
-@pytest.fixture
-def simulation(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Return benchmarks/simulation.py."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("simulation")
+import simulation
 
 
 def no_exchange(size: float, workers: int) -> float:
@@ -22,7 +13,7 @@ def no_exchange(size: float, workers: int) -> float:
     return 0.0
 
 
-def seconds_of(simulation: ModuleType, *, workers: int, **changes: Any) -> dict[str, float]:
+def seconds_of(*, workers: int, **changes: Any) -> dict[str, float]:
     """Return the simulated seconds of a training of 5 epochs of 7 steps of 16 groups."""
     step = simulation.StepParts(**{"group": 0.25} | changes)
     parts = simulation.TrainingParts(step=step, epochs=5, steps=7, groups=16)
@@ -34,32 +25,30 @@ def seconds_of(simulation: ModuleType, *, workers: int, **changes: Any) -> dict[
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8, 16])
-def test_equal_workers_without_an_exchange_scale_exactly(
-    simulation: ModuleType, workers: int
-) -> None:
-    found = seconds_of(simulation, workers=workers)
+def test_equal_workers_without_an_exchange_scale_exactly(workers: int) -> None:
+    found = seconds_of(workers=workers)
     assert found.pop("compute") == pytest.approx(5 * 7 * 16 * 0.25 / workers)
     assert sum(found.values()) == pytest.approx(0)
 
 
-def test_workers_that_share_cores_take_their_work_over_the_cores(simulation: ModuleType) -> None:
-    alone = sum(seconds_of(simulation, workers=1, cores=2).values())
-    assert sum(seconds_of(simulation, workers=2, cores=2).values()) == pytest.approx(alone / 2)
-    assert sum(seconds_of(simulation, workers=8, cores=2).values()) == pytest.approx(alone / 2)
+def test_workers_that_share_cores_take_their_work_over_the_cores() -> None:
+    alone = sum(seconds_of(workers=1, cores=2).values())
+    assert sum(seconds_of(workers=2, cores=2).values()) == pytest.approx(alone / 2)
+    assert sum(seconds_of(workers=8, cores=2).values()) == pytest.approx(alone / 2)
 
 
-def test_a_worker_with_one_group_more_is_waited_for(simulation: ModuleType) -> None:
+def test_a_worker_with_one_group_more_is_waited_for() -> None:
     assert simulation.groups_of_workers(16, 3) == [5, 5, 6]
-    assert seconds_of(simulation, workers=3)["compute"] == pytest.approx(5 * 7 * 6 * 0.25)
+    assert seconds_of(workers=3)["compute"] == pytest.approx(5 * 7 * 6 * 0.25)
 
 
 def test_the_slowest_of_n_workers_is_the_expected_maximum_of_n_draws(
-    simulation: ModuleType, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(simulation, "DRAWN_STEPS", 4000)
     spread = [0.9, 1.0, 1.0, 1.1, 1.4]
     for workers in (1, 2, 8):
-        found = seconds_of(simulation, workers=workers, spread=spread)
+        found = seconds_of(workers=workers, spread=spread)
         # E max = sum over sorted draws x_i of x_i ((i / m)^n - ((i - 1) / m)^n)
         expected = sum(
             x * ((i + 1) ** workers - i**workers) / len(spread) ** workers
@@ -69,7 +58,7 @@ def test_the_slowest_of_n_workers_is_the_expected_maximum_of_n_draws(
         assert slowest == pytest.approx(expected, rel=0.01)
 
 
-def test_what_the_backward_pass_hides_is_not_waited_for(simulation: ModuleType) -> None:
+def test_what_the_backward_pass_hides_is_not_waited_for() -> None:
     def exchange(size: float, workers: int) -> float:
         return size / 2**30
 
@@ -87,17 +76,13 @@ def test_what_the_backward_pass_hides_is_not_waited_for(simulation: ModuleType) 
     assert exposed(gradients=gradients, hidden=9.0, buffers=2.0**28) == pytest.approx(last + 0.25)
 
 
-def test_images_are_waited_for_only_where_reading_takes_longer_than_the_step(
-    simulation: ModuleType,
-) -> None:
-    assert seconds_of(simulation, workers=4, reading=0.2)["reading"] == 0
-    waited = seconds_of(simulation, workers=4, reading=0.35)["reading"]
+def test_images_are_waited_for_only_where_reading_takes_longer_than_the_step() -> None:
+    assert seconds_of(workers=4, reading=0.2)["reading"] == 0
+    waited = seconds_of(workers=4, reading=0.35)["reading"]
     assert waited == pytest.approx(5 * 7 * 4 * (0.35 - 0.25))
 
 
-def test_an_all_reduce_is_the_ring_or_the_tree_whichever_ends_first(
-    simulation: ModuleType,
-) -> None:
+def test_an_all_reduce_is_the_ring_or_the_tree_whichever_ends_first() -> None:
     fast = {"inside": 1e11, "between": 1e10, "inside_latency": 0.0, "between_latency": 0.0}
     ring = simulation.Network(per_node=8, **fast)
     assert ring.all_reduce(1e9, 1) == 0
@@ -112,7 +97,7 @@ def test_an_all_reduce_is_the_ring_or_the_tree_whichever_ends_first(
     assert slow.all_reduce(1.0, 256) == pytest.approx(2 * 5 * 1e-3 + 2 * 3 * 1e-6, rel=1e-3)
 
 
-def test_checkpoints_wait_for_the_write_before_them(simulation: ModuleType) -> None:
+def test_checkpoints_wait_for_the_write_before_them() -> None:
     def checkpoints(write: float) -> float:
         step = simulation.StepParts(group=1.0)
         parts = simulation.TrainingParts(
@@ -148,7 +133,7 @@ def best_of_all_orders(seconds: tuple[float, ...], workers: int) -> float:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_tasks_go_to_the_worker_that_is_free_first(simulation: ModuleType, workers: int) -> None:
+def test_tasks_go_to_the_worker_that_is_free_first(workers: int) -> None:
     rng = random.Random(workers)
     for _ in range(20):
         seconds = tuple(float(rng.randint(1, 9)) for _ in range(5))
@@ -164,7 +149,7 @@ def test_tasks_go_to_the_worker_that_is_free_first(simulation: ModuleType, worke
         assert best <= simulation.makespan([[longest_first]], workers) <= 4 / 3 * best
 
 
-def test_stages_follow_each_other_and_sweeps_fill_each_others_gaps(simulation: ModuleType) -> None:
+def test_stages_follow_each_other_and_sweeps_fill_each_others_gaps() -> None:
     first = [[(1, 4.0)], [(4, 1.0), (2, 1.0)]]
     assert simulation.makespan([first], 4) == 4 + 1 + 1
     # the second sweep's tasks run on the three workers that the first leaves idle

@@ -66,7 +66,7 @@ class Host:
     to 254, the end of its address.
     """
 
-    def __init__(self, role: str, number: int, *, disk_mib: int = 512) -> None:
+    def __init__(self, role: str, number: int) -> None:
         self.name, self.number, self.address = f"{role}{number}", number, f"{NETWORK}.{number}"
         self.link, self.nic = f"cable{number}", f"nic{number}"
         _ip("netns", "add", self.name)
@@ -79,7 +79,7 @@ class Host:
             "link set lo up",
         ):
             _ip("-n", self.name, *words.split())
-        script = SETUP.format(name=self.name, address=self.address, disk=DISK, mib=disk_mib)
+        script = SETUP.format(name=self.name, address=self.address, disk=DISK, mib=512)
         command = ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-ec", script]
         self.init = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True

@@ -10,14 +10,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import s3_server
+import waiting
 import yaml
 from repository import ROOT
 
@@ -26,8 +27,8 @@ from faults.hosts import DISK, OUTSIDE, Host
 S3_PORT, MLFLOW_PORT, POSTGRES_PORT, RAY_PORT = 8080, 5000, 5432, 6379
 BUCKET = "faults"
 MEMORY = str(150 * 1024**2)  # of a node's object store
-PATIENCE_SECONDS = 600.0  # for anything to start, on a machine that may be busy
 POSTGRES = "postgres"  # the system's user for it: the server refuses to be run by root
+until = partial(waiting.until, pause=0.2)
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
@@ -40,15 +41,6 @@ def clean_environment(**changes: str) -> dict[str, str]:
         | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
         | changes
     )
-
-
-def until(true: Callable[[], Any], *, what: str, seconds: float = PATIENCE_SECONDS) -> Any:
-    """Return the first true answer; AssertionError says what did not come."""
-    deadline = time.monotonic() + seconds
-    while not (answer := true()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.2)
-    return answer
 
 
 class Server:
@@ -103,13 +95,8 @@ class S3(Server):
         """Start it with the bucket."""
         self.run(
             [
-                sys.executable,
-                "-W",
-                "ignore",
-                s3_server.__file__,
-                str(self.folder),
-                str(S3_PORT),
-                OUTSIDE,
+                *(sys.executable, "-W", "ignore", s3_server.__file__),
+                *(str(self.folder), str(S3_PORT), OUTSIDE),
             ]
         )
         until(
@@ -121,15 +108,7 @@ class S3(Server):
 
     def client(self) -> Any:
         """Return a boto3 client for it."""
-        import boto3
-
-        keys = {
-            "aws_access_key_id": s3_server.ACCESS_KEY,
-            "aws_secret_access_key": s3_server.SECRET_KEY,
-        }
-        return boto3.client(
-            "s3", endpoint_url=f"http://{OUTSIDE}:{S3_PORT}", region_name=s3_server.REGION, **keys
-        )
+        return s3_server.client(f"http://{OUTSIDE}:{S3_PORT}")
 
 
 def _answers(url: str, *, any_status: bool = False) -> bool:
@@ -360,9 +339,8 @@ class Node:
 class Cluster:
     """A head without work and nodes with one CPU each, every one on its own host."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], *, workers: int = 2) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder, self.environment, self.number = folder, environment, 1
-        self.count = workers
         self.head: Node
         self.nodes: list[Node] = []
 
@@ -375,7 +353,7 @@ class Cluster:
         """Start the head and the nodes on new hosts."""
         self.head = self._node("head").ready()
         self.nodes = []
-        for _ in range(self.count):
+        for _ in range(2):
             self.add()
 
     def add(self) -> Node:

@@ -6,7 +6,6 @@ Both programs come from the PATH or from KUBERNETES_CACHE, where `make kubernete
 
 import json
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from cluster_rules import tool
+from listeners import free_port
 
 CACHE = Path(os.environ.get("KUBERNETES_CACHE", Path.home() / ".cache/sat_ray/kubernetes"))
 TOKEN = "token-of-a-test"
@@ -44,18 +44,12 @@ def kubeconfig(folder: Path, address: str) -> Path:
     return path
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @contextmanager
 def api_server(folder: Path) -> Iterator[Path]:
     """Yield the kubeconfig of an API server; skip where its programs are not here."""
     etcd = tool("etcd")
     server = tool("kube-apiserver", beside=CACHE / "bin")
-    store, port = f"http://127.0.0.1:{_free_port()}", _free_port()
+    store, port = f"http://127.0.0.1:{free_port()}", free_port()
     key = folder / "accounts.key"
     subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
     tokens = folder / "tokens.csv"

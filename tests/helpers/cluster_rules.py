@@ -4,7 +4,6 @@ and the broken manifests.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -20,7 +19,16 @@ import yaml
 
 from cluster.checks import references, rules, safety
 from cluster.checks.documents import CLUSTER, pods, versions
-from cluster.checks.render import render
+from cluster.checks.render import apply_patch, render
+from sat_ray.sweep.config import (
+    EvaluationSettings,
+    FinalSettings,
+    ResourceSettings,
+    SearchSettings,
+    SweepConfig,
+)
+from sat_ray.threat import ThreatModel
+from sat_ray.training.settings import TrainingSettings
 
 ROOT = CLUSTER.parent
 OVERLAYS = ("autoscaling", "gcs-fault-tolerance", "kueue", "laptop", "rayjob")
@@ -128,40 +136,42 @@ INFEASIBLE = [
     ),
 ]
 
-# A dotted path in ray-up.yaml and what stands there instead; None drops it.
+# A JSON pointer into ray-up.yaml and what stands there instead; None drops it.
 BROKEN_LAUNCHERS = [
     pytest.param(
-        "provider", {"type": "aws", "regoin": "eu-central-1"}, id="a misspelt provider key"
+        "/provider", {"type": "aws", "regoin": "eu-central-1"}, id="a misspelt provider key"
     ),
     pytest.param(
-        "head_start_ray_commands.1",
+        "/head_start_ray_commands/1",
         "RAY_AUTH_MODE=token ray start --head",
         id="a head that never scales",
     ),
     pytest.param(
-        "worker_start_ray_commands.1",
+        "/worker_start_ray_commands/1",
         "ray start --address=$RAY_HEAD_IP:6379",
         id="a worker without token",
     ),
-    pytest.param("file_mounts", {}, id="a token that stays at home"),
+    pytest.param("/file_mounts", {}, id="a token that stays at home"),
     pytest.param(
-        "available_node_types.gpu-spot.min_workers", 1, id="a machine that is never given back"
+        "/available_node_types/gpu-spot/min_workers", 1, id="a machine that is never given back"
     ),
     pytest.param(
-        "available_node_types.cpu.node_config.IamInstanceProfile", None, id="keys instead of a role"
+        "/available_node_types/cpu/node_config/IamInstanceProfile",
+        None,
+        id="keys instead of a role",
     ),
-    pytest.param("max_workers", 3, id="a cap below the groups"),
-    pytest.param("provider.use_internal_ips", False, id="nodes with public addresses"),
+    pytest.param("/max_workers", 3, id="a cap below the groups"),
+    pytest.param("/provider/use_internal_ips", False, id="nodes with public addresses"),
     pytest.param(
-        "available_node_types.head.node_config.SecurityGroupIds",
+        "/available_node_types/head/node_config/SecurityGroupIds",
         None,
         id="Ray's own security group",
     ),
     pytest.param(
-        "setup_commands", ["~/venv/bin/pip install --requirement x"], id="packages without hashes"
+        "/setup_commands", ["~/venv/bin/pip install --requirement x"], id="packages without hashes"
     ),
     pytest.param(
-        "available_node_types.gpu-spot.max_workers",
+        "/available_node_types/gpu-spot/max_workers",
         3,
         id="another group than the sweeps are told of",
     ),
@@ -169,49 +179,33 @@ BROKEN_LAUNCHERS = [
 
 
 DASHBOARD = CLUSTER / "monitoring" / "dashboards" / "sat_ray-sweeps.json"
-OTHER_METRICS = {
-    "up",
-    "kube_deployment_status_replicas_available",
-}  # of Prometheus and of kube-state-metrics
+# of Prometheus and of kube-state-metrics
+OTHER_METRICS = {"up", "kube_deployment_status_replicas_available"}
 PROMQL = {
-    "sum",
-    "avg",
-    "max",
-    "min",
-    "by",
-    "without",
-    "unless",
-    "and",
-    "or",
-    "absent",
-    "changes",
-    "rate",
-    "increase",
-    "label_values",
+    *("sum", "avg", "max", "min", "by", "without", "unless", "and", "or", "absent", "changes"),
+    *("rate", "increase", "label_values"),
 }
 
 
-def small_sweep(**resources: Any) -> Any:
+def small_sweep(**resources: Any) -> SweepConfig:
     """Return a config of four activations and eight
     models whose evaluation is cut into forty tasks.
     """
-    config = pytest.importorskip("sat_ray.sweep.config")
-    settings = pytest.importorskip("sat_ray.training.settings")
-    threat = pytest.importorskip("sat_ray.threat")
-    return config.SweepConfig(
+    return SweepConfig(
         recipe="small",
-        threat_model=threat.ThreatModel("linf", 40 / 255),
-        training=settings.TrainingSettings(global_batch_size=256, batchnorm_group_size=4),
-        search=config.SearchSettings(activations=("relu", "silu:1", "gelu:1", "mish:1"), pairs=()),
-        final=config.FinalSettings(seeds=(0, 1)),
-        evaluation=config.EvaluationSettings(shard_size=180, steps=50),
-        resources=config.ResourceSettings(**resources),
+        threat_model=ThreatModel("linf", 40 / 255),
+        training=TrainingSettings(global_batch_size=256, batchnorm_group_size=4),
+        search=SearchSettings(activations=("relu", "silu:1", "gelu:1", "mish:1"), pairs=()),
+        final=FinalSettings(seeds=(0, 1)),
+        evaluation=EvaluationSettings(shard_size=180, steps=50),
+        resources=ResourceSettings(**resources),
     )
 
 
 def own_metrics() -> set[str]:
     """Return the names of the pipeline's metrics as Prometheus has them, without Ray's prefix."""
-    metrics = pytest.importorskip("sat_ray.integrations.ray.prometheus")
+    from sat_ray.integrations.ray import prometheus as metrics
+
     named = {
         value[0]
         for value in vars(metrics).values()
@@ -231,11 +225,12 @@ def ray_metrics() -> frozenset[str]:
     """Return the names that this Ray's own dashboards
     query and that its agent on each node writes.
     """
-    agent = pytest.importorskip("ray.dashboard.modules.reporter.reporter_agent")
+    from ray.dashboard.modules.reporter import reporter_agent
+
     shown = yaml.safe_load_all(ray_dashboards())
     text = " ".join(content for document in shown for content in document["data"].values())
     return frozenset(re.findall(r"\b(?:ray|autoscaler)_\w+", text)) | {
-        f"ray_{name}" for name in agent.METRICS_GAUGES
+        f"ray_{name}" for name in reporter_agent.METRICS_GAUGES
     }
 
 
@@ -284,28 +279,11 @@ def broken_manifests() -> list[Broken]:
 
 
 def change(document: dict[str, Any], *, at: str, **to: Any) -> None:
-    """Set or drop the value at a dotted path;
-    keys with dots of their own are found by trying longer ones.
-    """
-    holder: Any = document
-    parts = at.split(".")
-    while len(parts) > 1:
-        if isinstance(holder, list):
-            holder, parts = holder[int(parts[0])], parts[1:]
-            continue
-        sizes = [
-            n
-            for n in range(1, len(parts))
-            if isinstance(holder.get(".".join(parts[:n])), dict | list)
-        ]
-        if not sizes:
-            break
-        holder, parts = holder[".".join(parts[: sizes[0]])], parts[sizes[0] :]
-    key: Any = int(parts[0]) if isinstance(holder, list) else ".".join(parts)
-    if "to" in to:
-        holder[key] = copy.deepcopy(to["to"])
-    else:
-        del holder[key]
+    """Set or drop the value at a JSON pointer."""
+    operation = "remove"
+    if to:
+        operation = "replace" if at.rpartition("/")[2].isdigit() else "add"
+    apply_patch(document, [{"op": operation, "path": at, "value": to.get("to")}])
 
 
 @cache

@@ -2,12 +2,20 @@
 
 import contextlib
 import os
+import socket
 from collections import defaultdict
 from pathlib import Path
 
 LISTEN = "0A"
 IPV4_IN_IPV6 = "0000000000000000FFFF0000"
 IPV6_LOOPBACK = "00000000000000000000000001000000"
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def listening() -> set[tuple[str, str, int]]:

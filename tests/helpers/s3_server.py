@@ -11,6 +11,7 @@ import getpass
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 ACCESS_KEY, SECRET_KEY, REGION = "sat:ray", "testsecretsecret", "us-east-1"
 STRANGER = "sat:stranger"  # a second access key with the same secret, which may do nothing
@@ -54,6 +55,14 @@ def environment(port: int) -> dict[str, str]:
         "AWS_REGION": REGION,
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
     }
+
+
+def client(address: str) -> Any:
+    """Return a boto3 client for the server at an address."""
+    import boto3
+
+    keys = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": SECRET_KEY}
+    return boto3.client("s3", endpoint_url=address, region_name=REGION, **keys)
 
 
 def write_settings(folder: Path, port: int) -> None:

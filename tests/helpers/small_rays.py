@@ -31,16 +31,13 @@ def cluster_of_one_node(**head: Any) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as environment, session_folder() as private:
         folder = f"{private}/{RAY}"
         environment.setenv("RAY_AUTH_MODE", "disabled")
-        environment.setenv(
-            "RAY_raylet_start_wait_time_s", "120"
-        )  # the default of 30 is short on a busy machine
-        environment.setenv(
-            "RAY_TMPDIR", folder
-        )  # its address is written below, and not where others look for a Ray of this machine
+        # the default of 30 is short on a busy machine
+        environment.setenv("RAY_raylet_start_wait_time_s", "120")
+        # its address is written below, and not where others look for a Ray of this machine
+        environment.setenv("RAY_TMPDIR", folder)
         Path(folder, "ray").mkdir()
-        environment.setenv(
-            "PYTHONPATH", paths_of_tests(), prepend=os.pathsep
-        )  # the nodes' workers import the tests
+        # the nodes' workers import the tests
+        environment.setenv("PYTHONPATH", paths_of_tests(), prepend=os.pathsep)
         import ray
         from ray.cluster_utils import Cluster
 

@@ -14,7 +14,7 @@ from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.integrations import stages
 from sat_ray.integrations.command_line.checks.claims import claim_folder, sweep_of
-from sat_ray.integrations.command_line.parsing import parse
+from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.models import Normalized
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
@@ -62,11 +62,22 @@ def pipeline(name: str, *arguments: str, **kwargs: Any) -> subprocess.CompletedP
     return subprocess.run(command, check=False, **(settings | kwargs))
 
 
+def start(name: str, *arguments: str, **kwargs: Any) -> "subprocess.Popen[bytes]":
+    """Start one of the pipeline commands."""
+    command = [sys.executable, str(ROOT / "pipelines" / f"{name}.py"), *arguments]
+    return subprocess.Popen(command, **({"env": environment()} | kwargs))
+
+
+def parsed(*words: str) -> Command:
+    """Read the words of a command as a stage of the pipeline does."""
+    return parse(words, RECIPES, default=DEFAULT, about="")
+
+
 def prepare(*arguments: str) -> None:
     """Claim a sweep's folder and prepare its data as the driver and its first stage do,
     without a Ray for it.
     """
-    command = parse(arguments, RECIPES, default=DEFAULT, about="")
+    command = parsed(*arguments)
     claim_folder(command)
     stages.prepare(sweep_of(command))
 
@@ -102,6 +113,21 @@ def digits_shards(folder: Path, *, rows: int = 512) -> Dataset:
     found = Dataset.open(str(folder))
     assert found is not None
     return found
+
+
+def record_of(configuration: SearchPoint) -> Record:
+    """Return what a training of this configuration would have left."""
+    payload = {
+        "name": f"{configuration.slug}-s0",
+        "configuration": configuration.to_json(),
+        "seed": 0,
+        "path": configuration.slug,
+        "sha256": "0",
+        "val_robust_accuracy": 0.5,
+    }
+    return Record(
+        stage="train", key="k", inputs={}, payload=payload, code={}, created=0.0, seconds=0.0
+    )
 
 
 def trained(

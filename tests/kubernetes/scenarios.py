@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import waiting
 from repository import ROOT
 from sweeps import numbers
 
@@ -24,6 +26,7 @@ HEAD = "ray.io/node-type=head"
 MLFLOW = "app.kubernetes.io/name=mlflow"
 MEASURED = ROOT / "docs" / "kubernetes.json"
 MEMORY = Path("/sys/fs/cgroup/memory", CGROUP)
+until = partial(waiting.until, pause=1)
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -55,15 +58,6 @@ def pods(selector: str) -> list[dict[str, Any]]:
     return found
 
 
-def until(true: Callable[[], Any], what: str, *, seconds: float) -> Any:
-    """Return the first true answer; AssertionError says what did not come."""
-    deadline = time.monotonic() + seconds
-    while not (answer := true()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(1)
-    return answer
-
-
 def is_ready(pod: dict[str, Any]) -> bool:
     """Return whether a pod is ready."""
     conditions = pod["status"].get("conditions", [])
@@ -85,10 +79,9 @@ def part_of(pod: dict[str, Any]) -> str:
     return str(labels.get("ray.io/node-type") or labels.get("app.kubernetes.io/name", "other"))
 
 
-def python_in(pod: str, code: str, *, namespace: str = NAMESPACE, container: str = "") -> str:
+def python_in(pod: str, code: str, *, namespace: str = NAMESPACE) -> str:
     """Run Python code in a pod and return what it printed."""
-    where = ["-n", namespace, "exec", pod, *(["-c", container] if container else [])]
-    return kubectl(*where, "--", "python", "-c", code)
+    return kubectl("-n", namespace, "exec", pod, "--", "python", "-c", code)
 
 
 def record(scenario: str, **measured: Any) -> None:
@@ -125,9 +118,7 @@ print(json.dumps(contents))
 
 def head_pod() -> str:
     """Return the name of the head's pod once it is ready."""
-    found = until(
-        lambda: [pod for pod in pods(HEAD) if is_ready(pod)], "a head that is ready", seconds=600
-    )
+    found = until(lambda: [pod for pod in pods(HEAD) if is_ready(pod)], what="a head that is ready")
     return str(found[0]["metadata"]["name"])
 
 
@@ -162,24 +153,24 @@ class Submission:
         """Return what the command printed."""
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, pattern: str, *, seconds: float = 1200) -> None:
+    def wait_for(self, pattern: str) -> None:
         """Wait until the command has printed something."""
         until(
             lambda: re.search(pattern, self.said()) or self.process.poll() is not None,
-            f"{pattern} from the sweep",
-            seconds=seconds,
+            what=f"{pattern} from the sweep",
+            seconds=1200,
         )
         assert re.search(pattern, self.said()), f"the sweep ended: {self.said()[-3000:]}"
 
-    def finish(self, *, seconds: float = 2400) -> None:
+    def finish(self) -> None:
         """Wait for the end of the command."""
-        status = self.process.wait(timeout=seconds)
+        status = self.process.wait(timeout=2400)
         self._mark("result")
         assert status == 0, f"make submit ended with {status}: {self.said()[-4000:]}"
 
-    def wait_for_no_workers(self, *, seconds: float = 900) -> None:
+    def wait_for_no_workers(self) -> None:
         """Wait until no worker pod is left."""
-        until(lambda: not pods(WORKER), "no worker pods", seconds=seconds)
+        until(lambda: not pods(WORKER), what="no worker pods", seconds=900)
         self._mark("zero pods")
 
     def stop_observing(self) -> None:

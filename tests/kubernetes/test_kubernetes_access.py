@@ -121,7 +121,7 @@ def restricted() -> Iterator[str]:
         kubectl("label", "namespace", name, *labels)
         until(
             lambda: kubectl("-n", name, "get", "serviceaccounts", "-o", "name"),
-            "the namespace's account",
+            what="the namespace's account",
             seconds=60,
         )
         yield name
@@ -220,7 +220,7 @@ def test_the_head_needs_its_token() -> None:
             done = subprocess.run([*status, url], capture_output=True, text=True)
             return done.stdout if done.stdout != "000" else ""
 
-        assert until(answer, "the dashboard", seconds=30) == "401"
+        assert until(answer, what="the dashboard", seconds=30) == "401"
     finally:
         forward.terminate()
         forward.wait()

@@ -84,7 +84,7 @@ def alone() -> Left:
 @pytest.fixture
 def sweep(tmp_path: Path, request: pytest.FixtureRequest) -> Submission:
     """Return a sweep of its own name, not yet started, on a cluster without workers."""
-    until(lambda: not pods(WORKER), "no workers of an earlier sweep", seconds=600)
+    until(lambda: not pods(WORKER), what="no workers of an earlier sweep")
     head_pod()
     name = f"{request.node.name.removeprefix('test_')[:30].strip('_')}-{int(time.time())}"
     return Submission(name.replace("_", "-"), (), tmp_path / "submit.log")

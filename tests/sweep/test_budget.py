@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweeps import parsed
 
-from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import CostSettings, SearchSettings, SweepConfig
 from sat_ray.sweep.cost.budget import (
@@ -22,7 +22,6 @@ from sat_ray.sweep.cost.budget import (
     result_of,
 )
 from sat_ray.sweep.plan.trainings import planned_trials
-from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.recipes.digits import digits, digits_smoke
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint, groups
@@ -203,17 +202,13 @@ def test_a_result_holds_for_its_own_trials_and_budget_alone(records: Records) ->
     assert find_result(config, records) is None
 
 
-def command(*argv: str) -> Command:
-    return parse(argv, RECIPES, default="digits", about="")
-
-
 @pytest.mark.parametrize(
     "words", [("--budget", "2.5"), ("--budget=2.5",), ("--cost.budget", "2.5"), ("--budget", "5/2")]
 )
 def test_a_budget_is_an_option_and_no_part_of_what_determines_results(
     words: tuple[str, ...],
 ) -> None:
-    found, plain = command("digits", *words), command("digits")
+    found, plain = parsed("digits", *words), parsed("digits")
     assert found.config.cost.budget == 2.5 and plain.config.cost.budget is None
     assert found.name == plain.name and content_hash(found.config.semantic()) == content_hash(
         plain.config.semantic()
@@ -224,5 +219,5 @@ def test_a_budget_is_an_option_and_no_part_of_what_determines_results(
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "much"])
 def test_a_budget_that_is_none_is_refused_in_one_line(value: str) -> None:
     with pytest.raises(ValueError, match=r"cost\.budget") as caught:
-        command("digits", "--budget", value)
+        parsed("digits", "--budget", value)
     assert "\n" not in str(caught.value)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from archives import cifar, idx_files, imagenet, unpack
+from sweeps import parsed
 from thin_networks import thin_networks
 from torch import Tensor
 
@@ -20,14 +21,13 @@ from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.split import Split
 from sat_ray.integrations.command_line.dry_run import describe
-from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.models import model_from_spec
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ResourceSettings, SweepConfig
 from sat_ray.sweep.execute.inputs import split_of
 from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.plan.trainings import training_task
-from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.recipes.imagenet_ladder import RUNGS, Rung
 from sat_ray.sweep.recipes.parts import PAPER_ACTIVATIONS
 from sat_ray.sweep.records.store import Records
@@ -63,35 +63,26 @@ PLANNED = {
 }
 
 
+def planned(recipe: str, folder: Path) -> str:
+    """Return the dry run of a recipe, which touches nothing."""
+    text = describe(parsed(recipe, "--storage", str(folder / "runs"), "--dry-run"))
+    assert "nothing was touched" in text and not list(folder.iterdir())
+    return text
+
+
 @pytest.mark.parametrize("recipe", REAL)
 def test_a_recipe_is_planned_without_its_data(recipe: str, tmp_path: Path) -> None:
-    text = describe(
-        parse(
-            [recipe, "--storage", str(tmp_path / "runs"), "--dry-run"],
-            RECIPES,
-            default=DEFAULT,
-            about="",
-        )
-    )
+    text = planned(recipe, tmp_path)
     epsilon, attack, passes = PLANNED[recipe]
     assert epsilon in text and attack in text and f"{passes / 1e6:.2f} million images" in text
-    assert "nothing was touched" in text and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     "recipe", ["digits", "digits_smoke"]
 )  # the others have dry runs of their own here
 def test_the_plan_of_a_recipe_on_digits_touches_nothing(recipe: str, tmp_path: Path) -> None:
-    text = describe(
-        parse(
-            [recipe, "--storage", str(tmp_path / "runs"), "--dry-run"],
-            RECIPES,
-            default=DEFAULT,
-            about="",
-        )
-    )
     attack = {"digits": "PGD-3, step 12/255", "digits_smoke": "PGD-1, step 16/255"}[recipe]
-    assert attack in text and "nothing was touched" in text and not list(tmp_path.iterdir())
+    assert attack in planned(recipe, tmp_path)
 
 
 def test_the_study_has_every_smooth_activation_at_its_validated_alpha_with_ten_seeds(
@@ -105,15 +96,8 @@ def test_the_study_has_every_smooth_activation_at_its_validated_alpha_with_ten_s
     }  # softplus is parametric_softplus at 1
     assert study.final.seeds == tuple(range(10))
     assert study.search.rungs == (study.training.epochs,)  # alphas are compared at full length
-    text = describe(
-        parse(
-            ["study", "--storage", str(tmp_path / "runs"), "--dry-run"],
-            RECIPES,
-            default=DEFAULT,
-            about="",
-        )
-    )
-    assert f"{len(families)} configurations x 10 seeds = {10 * len(families)}" in text
+    models = f"{len(families)} configurations x 10 seeds = {10 * len(families)}"
+    assert models in planned("study", tmp_path)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -137,17 +121,8 @@ def test_every_rung_of_the_ladder_is_the_imagenet_recipe_at_another_size(
         "silu",
     ] and config.final.seeds == (0,)
     assert rung.published in (RECIPES[rung.name].__doc__ or "")
-    text = describe(
-        parse(
-            [rung.name, "--storage", str(tmp_path / "runs"), "--dry-run"],
-            RECIPES,
-            default=DEFAULT,
-            about="",
-        )
-    )
-    assert f"{1_271_167 * 100 * 2 * 2 / 1e6:.2f} million images" in text and not list(
-        tmp_path.iterdir()
-    )
+    passes = f"{1_271_167 * 100 * 2 * 2 / 1e6:.2f} million images"
+    assert passes in planned(rung.name, tmp_path)
 
 
 # of the training's settings; all others stay the recipe's

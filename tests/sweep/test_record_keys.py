@@ -38,6 +38,17 @@ SILU = SearchPoint(activation="silu", alpha=2.0)
 SMOOTH_BACKWARD = SearchPoint(activation="relu", attacker_activation="relu_smooth_backward")
 
 
+SHARED: dict[str, Any] = {
+    "checkpoint_sha256": "w1",
+    "name": "silu-a2-s3",
+    "seed": 7,
+    "slots": 64,
+    "dataset": DIGITS,
+    "environment": ENVIRONMENT,
+    "checkpoint": "checkpoints/train/silu",
+}
+
+
 def training(configuration: SearchPoint, dataset: Dataset = DIGITS, **changes: Any) -> TrainingTask:
     spec = ModelSpec(
         name="small_resnet",
@@ -65,35 +76,13 @@ def training(configuration: SearchPoint, dataset: Dataset = DIGITS, **changes: A
 
 
 def evaluation(**changes: Any) -> EvaluationTask:
-    whole = EvaluationTask(
-        checkpoint="checkpoints/train/silu",
-        checkpoint_sha256="w1",
-        name="silu-a2-s3",
-        attacks=(PGD,),
-        first=0,
-        last=450,
-        seed=7,
-        slots=64,
-        dataset=DIGITS,
-        environment=ENVIRONMENT,
-    )
+    whole = EvaluationTask(attacks=(PGD,), first=0, last=450, **SHARED)
     return dataclasses.replace(whole, **changes)
 
 
 def card(**changes: Any) -> CardTask:
-    whole = CardTask(
-        checkpoint="checkpoints/train/silu",
-        checkpoint_sha256="w1",
-        name="silu-a2-s3",
-        attack=PGD,
-        configuration=SILU,
-        settings=CardSettings(images=48),
-        seed=7,
-        slots=64,
-        dataset=DIGITS,
-        environment=ENVIRONMENT,
-    )
-    return dataclasses.replace(whole, **changes)
+    examined = {"attack": PGD, "configuration": SILU, "settings": CardSettings(images=48)}
+    return dataclasses.replace(CardTask(**examined, **SHARED), **changes)
 
 
 OWN = ("my_data:flowers", "my_net:net")

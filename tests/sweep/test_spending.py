@@ -18,7 +18,7 @@ from sat_ray.sweep.cost.spent import (
     with_costs,
 )
 from sat_ray.sweep.recipes.digits import digits_smoke
-from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.records.store import Records, Stage
 from sat_ray.sweep.tasks import CARD, EVALUATE, SEARCH, STRONG, TRAIN, VALIDATE
 from sat_ray.utils.serialization import content_hash, to_json
 from sat_ray.utils.settings_json import from_json
@@ -30,31 +30,19 @@ def records(tmp_path: Path) -> Records:
     attacks, its validation, a card.
     """
     made = Records(Storage.at(str(tmp_path)))
-    for key, until, seconds in (
-        ("a", 1, 10.0),
-        ("b", 2, 30.0),
-    ):  # the second goes on from the first, and counts it
-        made.commit(
-            SEARCH,
-            key,
-            inputs={},
-            payload={"name": "relu-s0", "until": until, "accelerator_seconds": seconds},
-            seconds=seconds,
-        )
-    made.commit(
-        TRAIN,
-        "c",
-        inputs={},
-        payload={"name": "relu-s0", "until": 3, "accelerator_seconds": 60.0},
-        seconds=30.0,
-    )
-    for key, passes in (("d", 1000), ("e", 500)):
-        made.commit(
-            EVALUATE, key, inputs={}, payload={"name": "relu-s0", "passes": passes}, seconds=8.0
-        )
-    made.commit(STRONG, "g", inputs={}, payload={"name": "relu-s0", "passes": 4000}, seconds=12.0)
-    made.commit(VALIDATE, "h", inputs={}, payload={"name": "relu-s0", "passes": 300}, seconds=4.0)
-    made.commit(CARD, "f", inputs={}, payload={"name": "relu-s0"}, seconds=20.0)
+
+    def commit(stage: Stage, key: str, seconds: float, **payload: float) -> None:
+        about = {"name": "relu-s0", **payload}
+        made.commit(stage, key, inputs={}, payload=about, seconds=seconds)
+
+    commit(SEARCH, "a", 10.0, until=1, accelerator_seconds=10.0)
+    commit(SEARCH, "b", 30.0, until=2, accelerator_seconds=30.0)  # goes on from a, and counts it
+    commit(TRAIN, "c", 30.0, until=3, accelerator_seconds=60.0)
+    commit(EVALUATE, "d", 8.0, passes=1000)
+    commit(EVALUATE, "e", 8.0, passes=500)
+    commit(STRONG, "g", 12.0, passes=4000)
+    commit(VALIDATE, "h", 4.0, passes=300)
+    commit(CARD, "f", 20.0)
     return made
 
 
@@ -119,28 +107,16 @@ def test_groups_cost_what_their_rows_cost(records: Records) -> None:
 
 def test_what_was_estimated_stands_beside_what_was_spent(records: Records) -> None:
     stages = spent_by_stage(priced(), records, train_images=100)
-    known = {
-        "search": 20.0,
-        "train": 50.0,
-        "validate": 10.0,
-        "evaluate": 40.0,
-        "strong": 50.0,
-        "card": 30.0,
-    }
+    known = {"search": 20.0, "train": 50.0, "validate": 10.0, "evaluate": 40.0, "strong": 50.0}
+    known |= {"card": 30.0}
     cost = cost_summary(priced(), stages, estimated=known)
     assert {one["name"]: one["estimated_accelerator_seconds"] for one in cost["stages"]} == known
     assert cost["total"]["estimated_accelerator_seconds"] == 200.0 and cost["total"][
         "estimated_money"
     ] == pytest.approx(2.0)
     partly = cost_summary(priced(), stages, estimated={"search": 20.0})
-    assert [one["estimated_money"] for one in partly["stages"]] == [
-        pytest.approx(0.2),
-        None,
-        None,
-        None,
-        None,
-        None,
-    ]
+    money = [one["estimated_money"] for one in partly["stages"]]
+    assert money == [pytest.approx(0.2), *[None] * 5]
     assert partly["total"]["estimated_accelerator_seconds"] is None
 
 

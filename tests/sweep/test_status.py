@@ -14,13 +14,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from sweeps import ROOT, WITHOUT_RAY, environment, prepare, records
+from sweeps import ROOT, WITHOUT_RAY, environment, parsed, prepare, records
 from test_lease import holder
 
 from sat_ray.data.shards.reading import image_ids
 from sat_ray.evaluation.card import PASS
 from sat_ray.integrations.command_line import status
-from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.integrations.ray.tasks import _each_once
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
@@ -29,7 +28,6 @@ from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.plan.datasets import dataset_uri
 from sat_ray.sweep.plan.evaluations import evaluation_tasks, strong_tasks, validation_tasks
 from sat_ray.sweep.plan.trainings import final_tasks, trial_task
-from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.stage_status import PAUSE_SECONDS, seconds_left
@@ -39,28 +37,11 @@ from sat_ray.utils.serialization import to_json
 
 NAME = "half"
 FLAGS = (
-    *(
-        "digits_smoke",
-        "--name",
-        NAME,
-        "--search.activations",
-        "relu",
-        "silu:1",
-        "--search.pairs",
-        "--search.rungs",
-        "1",
-    ),
-    *(
-        "--training.epochs",
-        "1",
-        "--model.width",
-        "4",
-        "--evaluation.steps",
-        "4",
-        "--evaluation.step-size",
-        "16/255",
-    ),
-    *("--evaluation.strong-steps", "2", "--evaluation.strong-targets", "1"),
+    *("digits_smoke", "--name", NAME),
+    *shlex.split("--search.activations relu silu:1 --search.pairs --search.rungs 1"),
+    *shlex.split("--training.epochs 1 --model.width 4"),
+    *shlex.split("--evaluation.steps 4 --evaluation.step-size 16/255"),
+    *shlex.split("--evaluation.strong-steps 2 --evaluation.strong-targets 1"),
 )
 
 
@@ -71,7 +52,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("status") / "runs"
     prepare(*FLAGS, "--storage", str(folder))
-    config = parse([*FLAGS, "--storage", str(folder)], RECIPES, default=DEFAULT, about="").config
+    config = parsed(*FLAGS, "--storage", str(folder)).config
     data, store = (
         Dataset.open(dataset_uri(config, Storage.at(folder))),
         Records(Storage.at(folder / NAME)),
@@ -157,7 +138,7 @@ def test_models_with_the_same_weights_share_their_outcomes(copy: Path) -> None:
     one_function = ("elu:1", "celu:1.0000000001")  # float32 has no number between
     given = ["--search.activations", *one_function, "--final.seeds", "0"]
     given += ["--name", name, "--storage", str(copy)]
-    config = parse([*FLAGS, *given], RECIPES, default=DEFAULT, about="").config
+    config = parsed(*FLAGS, *given).config
     store = Records(Storage.at(copy / name))
     store.storage.write_json("config.json", to_json(config))
     data = Dataset.open(dataset_uri(config, Storage.at(copy)))
@@ -186,15 +167,8 @@ def test_the_command_writes_nothing_and_sees_the_driver_while_it_lives(copy: Pat
     driver = holder(copy / NAME)
     try:
         before = digest(copy)
-        command = [
-            sys.executable,
-            "-c",
-            WITHOUT_RAY,
-            str(ROOT / "pipelines" / "status.py"),
-            NAME,
-            "--storage",
-            str(copy),
-        ]
+        script = str(ROOT / "pipelines" / "status.py")
+        command = [sys.executable, "-c", WITHOUT_RAY, script, NAME, "--storage", str(copy)]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert digest(copy) == before
@@ -217,7 +191,7 @@ def test_the_next_command_is_one_that_goes_on_with_this_sweep(
     found = read_status(Storage.at(root), NAME)
     words = shlex.split(status.command_of(found, Storage.at(root)))
     assert words[:2] == ["python", "pipelines/sweep.py"]
-    command = parse(words[2:], RECIPES, default=DEFAULT, about="")
+    command = parsed(*words[2:])
     assert command.config == found.config
     assert command.storage == Storage.at(root / NAME)
 
@@ -247,14 +221,9 @@ def test_a_finished_sweep_names_its_report(
         payload={"name": "silu-s0", "card": {"verdict": PASS}},
         seconds=1.0,
     )
-    assert stage(read_status(Storage.at(copy), NAME), "card") == (
-        1,
-        1,
-        0,
-    )  # the first that passes ends the stage
-    assert (
-        read_status(Storage.at(copy), NAME).report == ""
-    )  # every unit is there, the report is not
+    found = read_status(Storage.at(copy), NAME)
+    assert stage(found, "card") == (1, 1, 0)  # the first that passes ends the stage
+    assert found.report == ""  # every unit is there, the report is not
     for name in ("leaderboard.json", "report.html"):
         (copy / NAME / name).write_text("{}")
     assert asked(monkeypatch, NAME, "--storage", str(copy)) == 0
@@ -284,18 +253,8 @@ def test_results_of_another_numerical_environment_are_not_counted_as_done(copy: 
 
 
 def test_an_asynchronous_search_has_a_bound_instead_of_a_plan(tmp_path: Path) -> None:
-    prepare(
-        *FLAGS,
-        "--storage",
-        str(tmp_path),
-        "--search.method",
-        "asha",
-        "--search.samples",
-        "7",
-        "--search.rungs",
-        "1",
-        "3",
-    )
+    asha = shlex.split("--search.method asha --search.samples 7 --search.rungs 1 3")
+    prepare(*FLAGS, "--storage", str(tmp_path), *asha)
     (first, *_) = read_status(Storage.at(tmp_path), NAME).stages
     assert (first.name, first.planned, first.at_most) == ("search", 14, True)
 
@@ -307,12 +266,8 @@ def test_the_time_left_counts_parallel_work_once_and_pauses_not_at_all(
     path = next((root / NAME / "state" / "train").glob("*.json"))
     one = Records(Storage.at(root / NAME)).find(TRAIN, path.stem)
     assert one is not None
-    ends = [
-        (10.0, 0.0),
-        (10.0, 0.0),
-        (20.0, pause),
-        (20.0, pause),
-    ]  # two workers, 10 s a unit, standing still in between
+    # two workers, 10 s a unit, standing still in between
+    ends = [(10.0, 0.0)] * 2 + [(20.0, pause)] * 2
     done = [dataclasses.replace(one, created=end + waited, seconds=10.0) for end, waited in ends]
     assert pause == 0 or pause > PAUSE_SECONDS
     assert seconds_left(done, left=6) == pytest.approx(30.0)

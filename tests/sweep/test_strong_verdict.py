@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
-from sweeps import trained
+from sweeps import record_of, trained
 from trainings import train_small
 
 from sat_ray.attacks import AttackSpec, strong_attacks
@@ -135,7 +135,7 @@ def test_a_kill_between_pgd_and_the_strong_attacks_repeats_nothing(
 
 
 def test_the_records_of_pgd_are_what_they_are_without_strong_attacks(dataset: Dataset) -> None:
-    record = record_of("silu")
+    record = record_with("silu")
     tasks = evaluation_tasks(CONFIG, dataset, record)
     alone = without_strong(CONFIG)
     assert [task.key for task in tasks] == [
@@ -146,20 +146,9 @@ def test_the_records_of_pgd_are_what_they_are_without_strong_attacks(dataset: Da
     assert strong_tasks(alone, dataset, record) == validation_tasks(alone, dataset, record) == []
 
 
-def record_of(activation: str, attacker: str = "", *, val: float = 0.5) -> Record:
-    """Return what a training of this configuration would have left."""
-    configuration = SearchPoint(activation=activation, attacker_activation=attacker)
-    payload = {
-        "name": f"{configuration.slug}-s0",
-        "configuration": configuration.to_json(),
-        "seed": 0,
-        "path": configuration.slug,
-        "sha256": "0",
-        "val_robust_accuracy": val,
-    }
-    return Record(
-        stage="train", key="k", inputs={}, payload=payload, code={}, created=0.0, seconds=0.0
-    )
+def record_with(activation: str, attacker: str = "") -> Record:
+    """Return what a training with these activations would have left."""
+    return record_of(SearchPoint(activation=activation, attacker_activation=attacker))
 
 
 def test_keys_of_strong_tasks_follow_their_attacks_and_what_they_build_on(dataset: Dataset) -> None:
@@ -167,7 +156,7 @@ def test_keys_of_strong_tasks_follow_their_attacks_and_what_they_build_on(datase
         config = dataclasses.replace(
             CONFIG, evaluation=dataclasses.replace(CONFIG.evaluation, **changes)
         )
-        return strong_tasks(config, dataset, record_of("silu"))[0].key
+        return strong_tasks(config, dataset, record_with("silu"))[0].key
 
     same = {key(), key(shard_size=450)}
     others = {key(strong_steps=11), key(strong_targets=4), key(steps=9), key(seed=1), key(slots=64)}
@@ -183,8 +172,8 @@ def test_strong_attacks_go_through_every_backward_pass_that_training_used(datase
     smooth = "relu_smooth_backward"
     strong, usual = ("apgd-ce-10", "apgd-t-dlr-10"), ("pgd-8",)
     for record, through in (
-        (record_of("silu"), (None,)),
-        (record_of("relu", smooth), (None, smooth)),
+        (record_with("silu"), (None,)),
+        (record_with("relu", smooth), (None, smooth)),
     ):
         assert views(strong_tasks(CONFIG, dataset, record)) == [
             (name, view) for name in strong for view in through
@@ -271,7 +260,7 @@ def pgd_alone(record: Record, records: Records, dataset: Dataset) -> float:
 
 
 def test_an_uncommitted_validation_is_no_number(dataset: Dataset, records: Records) -> None:
-    models = [record_of("silu")]
+    models = [record_with("silu")]
     assert strong_on_validation(CONFIG, dataset, models, records) is None
     assert strong_on_validation(without_strong(CONFIG), dataset, models, records) == {}
 

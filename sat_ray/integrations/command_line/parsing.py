@@ -133,21 +133,19 @@ def parse(
 
     Raises UsageError or ValueError in one line.
     """
-    config, base, given = parse_recipe(
-        argv, recipes, default=default, about=about, options=Options()
-    )
+    config, base, given = parse_recipe(argv, recipes, default=default, about=about)
     return _resolve(config, base, given, argv)
 
 
 def parse_recipe(
-    argv: Sequence[str], recipes: Mapping[str, Recipe], *, default: str, about: str, options: Given
-) -> tuple[SweepConfig, SweepConfig, Given]:
-    """Read RECIPE, overrides of its config, and the fields of `options`.
+    argv: Sequence[str], recipes: Mapping[str, Recipe], *, default: str, about: str
+) -> tuple[SweepConfig, SweepConfig, Options]:
+    """Read RECIPE, overrides of its config, and options; return the recipe's own config second.
 
-    Returns the config, the recipe's own config, and the options. options: a dataclass instance that
-    holds the defaults. Raises UsageError or ValueError in one line; exits 0 on --help.
+    Raises UsageError or ValueError in one line; exits 0 on --help.
     """
     _check_addresses(argv)
+    options = Options()
     arguments = [_in_full(word) for word in argv]
     recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
     base = _base(recipe, arguments, recipes, default=default)
@@ -165,7 +163,7 @@ def parse_recipe(
     parsed = _parsed(
         kind, prog=program("[RECIPE]"), description=text, args=arguments, default=defaults
     )
-    return _only(SweepConfig, parsed), recipes[base.recipe](), _only(type(options), parsed)
+    return _only(SweepConfig, parsed), recipes[base.recipe](), _only(Options, parsed)
 
 
 def _base(
@@ -285,7 +283,7 @@ def _closest(name: str, known: Collection[str]) -> str:
     return hint.replace("_", "-")
 
 
-def _command_type(base: SweepConfig, options: Any) -> tuple[Any, Any]:
+def _command_type(base: SweepConfig, options: Options) -> tuple[Any, Any]:
     """Join the config's fields and the options into one flat command without a prefix."""
     fields: list[tuple[str, Any, Any]] = []
     for settings in (base, options):

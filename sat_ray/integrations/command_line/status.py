@@ -14,7 +14,6 @@ import tyro
 from sat_ray.integrations.command_line.checks.sweep_folder import require_there, storage_root
 from sat_ray.integrations.command_line.parsing import (
     AllowCode,
-    Options,
     parse_options,
     parse_recipe,
     sweep_name,
@@ -278,9 +277,7 @@ def _words(name: str, value: Any) -> list[str]:
 
 def _parses_to(words: list[str], config: SweepConfig) -> bool:
     try:
-        return (
-            parse_recipe(words, RECIPES, default=DEFAULT, about="", options=Options())[0] == config
-        )
+        return parse_recipe(words, RECIPES, default=DEFAULT, about="")[0] == config
     except ValueError:
         return False
 

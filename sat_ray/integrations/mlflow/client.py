@@ -76,7 +76,7 @@ class MlflowRuns:
                 settle_database(self._uri)
                 follow_moved_artifacts(self._uri, artifact_root)
                 self._client = mlflow.MlflowClient(self._uri, self._uri)
-                self._experiment_id = self._open_experiment(experiment, artifact_root)
+                self.experiment_id = self._open_experiment(experiment, artifact_root)
             self._runs, self._ids = self._load_runs()
         except ValueError:
             raise
@@ -124,12 +124,7 @@ class MlflowRuns:
 
     def share(self, key: str, state: Mapping[str, object]) -> None:
         """Keep a view of the page of runs under a key that an address can name."""
-        self._client.set_experiment_tag(self._experiment_id, f"{VIEW}{key}", json.dumps(state))
-
-    @property
-    def experiment_id(self) -> str:
-        """Return the id of the experiment that holds the runs."""
-        return self._experiment_id
+        self._client.set_experiment_tag(self.experiment_id, f"{VIEW}{key}", json.dumps(state))
 
     def _load_runs(self) -> tuple[dict[str, _Run], dict[str, str]]:
         runs: dict[str, _Run] = {}
@@ -141,7 +136,7 @@ class MlflowRuns:
                 "order_by": ["attributes.start_time ASC"],
                 "page_token": page,
             }
-            found = self._client.search_runs([self._experiment_id], max_results=1000, **query)
+            found = self._client.search_runs([self.experiment_id], max_results=1000, **query)
             for run in found:
                 runs[run.info.run_id] = _Run(
                     dict(run.data.tags), dict(run.data.params), run.info.status != "RUNNING"
@@ -170,7 +165,7 @@ class MlflowRuns:
         if parent is not None:
             wanted["mlflow.parentRunId"] = parent
         if key not in self._ids:
-            made = self._client.create_run(self._experiment_id, tags=wanted, run_name=name)
+            made = self._client.create_run(self.experiment_id, tags=wanted, run_name=name)
             self._ids[key] = made.info.run_id
             self._runs[made.info.run_id] = _Run(dict(wanted))
         run_id = self._ids[key]
@@ -231,7 +226,6 @@ class MlflowRuns:
         content: str,
         points: Sequence[Point] = (),
         params: Mapping[str, object] | None = None,
-        failed: bool = False,
     ) -> None:
         """Write the last metric values and parameters of a run with a hash of all of it; end it.
 
@@ -250,7 +244,7 @@ class MlflowRuns:
             params=last,
             tags=[RunTag(CONTENT, content)],
         )
-        self._client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+        self._client.set_terminated(run_id)
         known = self._runs[run_id]
         known.tags[CONTENT] = content
         known.ended = True

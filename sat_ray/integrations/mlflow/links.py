@@ -30,18 +30,18 @@ FIRST_COLUMNS = (
 )
 
 
-def view_of(sweep: str, columns: Sequence[str] = FIRST_COLUMNS) -> dict[str, Any]:
+def view_of(sweep: str) -> dict[str, Any]:
     """Return the state of MLflow's page of runs that shows a sweep's configurations, best first."""
     wanted = f"tags.`sat_ray.kind` = 'configuration' AND tags.`sat_ray.sweep` = '{sweep}'"
     return {
         "searchFilter": wanted,
-        "orderByKey": columns[0],
+        "orderByKey": FIRST_COLUMNS[0],
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
-        "selectedColumns": list(columns),
+        "selectedColumns": list(FIRST_COLUMNS),
     }
 
 

@@ -32,11 +32,11 @@ class MlflowTracker(MlflowRuns):
             f"source_run_id = '{run_id}' AND name = '{name}' "
             f"AND tags.`{MODEL_CONTENT}` = '{content}'"
         )
-        for found in self._client.search_logged_models([self._experiment_id], filter_string=wanted):
+        for found in self._client.search_logged_models([self.experiment_id], filter_string=wanted):
             if str(found.status) == "READY":
                 return str(found.model_uri)
         logged = self._client.create_logged_model(
-            self._experiment_id, name, run_id, {MODEL_CONTENT: content}, model_type="classifier"
+            self.experiment_id, name, run_id, {MODEL_CONTENT: content}, model_type="classifier"
         )
         try:
             with temporary_folder() as temporary:

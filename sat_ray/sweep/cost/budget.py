@@ -104,17 +104,14 @@ def result_of(
 
     best: of every group of its configurations, None where no trial of it was started.
     """
+    competing = groups(config.search.points())
     left_out = tuple(
-        group_name(group) for group, one in zip(_groups(config), best, strict=True) if one is None
+        group_name(group) for group, one in zip(competing, best, strict=True) if one is None
     )
     finalists = tuple(one for one in best if one is not None)
     return SearchResult(
         finalists=finalists, done=done, planned=planned, unit=unit, cut=cut, left_out=left_out
     )
-
-
-def _groups(config: "SweepConfig") -> list[Group]:
-    return groups(config.search.points())
 
 
 def group_name(group: Group) -> str:

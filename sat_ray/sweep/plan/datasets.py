@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 from sat_ray.data.class_names import extra_labels
 from sat_ray.data.shards.manifest import SCHEMA_VERSION
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.tasks import (
-    Dataset,
-)
+from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.code_hash import code_hashes
 from sat_ray.utils.import_string import is_reference, slug
 from sat_ray.utils.serialization import content_hash

@@ -7,12 +7,7 @@ from sat_ray.data.choices import check_augmentation, check_extra_count, extra_im
 from sat_ray.models.spec import ModelSpec, require_spread
 from sat_ray.sweep.records.store import Stage, numerical_environment
 from sat_ray.sweep.search.search_space import SearchPoint, groups
-from sat_ray.sweep.tasks import (
-    SEARCH,
-    TRAIN,
-    Dataset,
-    TrainingTask,
-)
+from sat_ray.sweep.tasks import SEARCH, TRAIN, Dataset, TrainingTask
 from sat_ray.training.progressive_resizing import check_resizing
 from sat_ray.training.settings import TrainingSettings
 

@@ -33,27 +33,16 @@ class Rung:
         return f"imagenet_{self.model}{of_size}"
 
 
-_EFFICIENT_CLEAN = {
-    "b0": 65.2,
-    "b1": 68.6,
-    "b2": 70.3,
-    "b3": 73.1,
-    "b4": 75.9,
-    "b5": 77.8,
-    "b6": 79.2,
-    "b7": 79.8,
-    "l1": 80.7,
-}
-_EFFICIENT_GROUP = {
-    "b0": 128,
-    "b1": 128,
-    "b2": 128,
-    "b3": 64,
-    "b4": 64,
-    "b5": 32,
-    "b6": 32,
-    "b7": 16,
-    "l1": 8,
+_EFFICIENT = {  # group, clean accuracy
+    "b0": (128, 65.2),
+    "b1": (128, 68.6),
+    "b2": (128, 70.3),
+    "b3": (64, 73.1),
+    "b4": (64, 75.9),
+    "b5": (32, 77.8),
+    "b6": (32, 79.2),
+    "b7": (16, 79.8),
+    "l1": (8, 80.7),
 }
 
 RUNGS = (
@@ -68,10 +57,10 @@ RUNGS = (
         Rung(
             f"efficientnet_{size}",
             SCALES[f"efficientnet_{size}"][2],
-            _EFFICIENT_GROUP[size],
+            group,
             f"{clean} / not given",
         )
-        for size, clean in _EFFICIENT_CLEAN.items()
+        for size, (group, clean) in _EFFICIENT.items()
     ),
 )
 

@@ -75,6 +75,11 @@ class SearchPoint:
         return self.attacker_activation == self.activation
 
     @property
+    def pair(self) -> tuple[str, str]:
+        """Return the names of both activations: points of one group have the same."""
+        return self.activation, self.attacker_activation
+
+    @property
     def functions(self) -> tuple[tuple[str, float | None], tuple[str, float | None]]:
         """Return what model and attacker compute: equal where two names mean one training."""
         model = function_of(self.activation, self.alpha)
@@ -152,9 +157,9 @@ def without_repeats(given: Sequence[SearchPoint]) -> tuple[SearchPoint, ...]:
     `softplus parametric_softplus:1,10` still has a row for softplus; of equals the first.
     """
     given = tuple(dict.fromkeys(given))
-    alphas = Counter((one.activation, one.attacker_activation) for one in given)
+    alphas = Counter(one.pair for one in given)
     kept: dict[object, SearchPoint] = {}
-    for one in sorted(given, key=lambda one: alphas[one.activation, one.attacker_activation]):
+    for one in sorted(given, key=lambda one: alphas[one.pair]):
         kept.setdefault(one.functions, one)
     return tuple(one for one in given if kept[one.functions] == one)
 
@@ -191,7 +196,7 @@ def groups(configurations: Sequence[SearchPoint]) -> list[Group]:
     """Gather the configurations that differ in alpha alone, in the order of their first member."""
     found: dict[tuple[str, str], list[SearchPoint]] = {}
     for one in configurations:
-        found.setdefault((one.activation, one.attacker_activation), []).append(one)
+        found.setdefault(one.pair, []).append(one)
     return [Group(tuple(members)) for members in found.values()]
 
 

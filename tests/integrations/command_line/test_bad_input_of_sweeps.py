@@ -5,12 +5,11 @@ status not 0, nothing harmed.
 import json
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from sweeps import ROOT, environment, pipeline, prepare
+from sweeps import pipeline, prepare, start
 from waiting import PATIENCE_SECONDS, until
 
 from sat_ray.data.shards.manifest import CorruptShardError
@@ -125,11 +124,8 @@ def test_a_tracking_server_that_does_not_answer_is_refused_before_ray_starts(
     prepared: Path,
 ) -> None:
     started = time.monotonic()
-    message = refused(
-        pipeline(
-            "sweep", RECIPE, "--storage", str(prepared), "--tracking-uri", "http://127.0.0.1:9"
-        )
-    )
+    words = ("--storage", str(prepared), "--tracking-uri", "http://127.0.0.1:9")
+    message = refused(pipeline("sweep", RECIPE, *words))
     assert "127.0.0.1:9" in message
     assert time.monotonic() - started < 120  # MLflow itself would try for some minutes
 
@@ -161,18 +157,10 @@ def test_a_stage_run_before_its_inputs_names_the_command_to_run_first(prepared: 
 
 
 def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "pipelines" / "sweep.py"),
-        RECIPE,
-        "--storage",
-        str(tmp_path),
-    ]
-    driver = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    driver = start("sweep", RECIPE, "--storage", str(tmp_path), **pipes)
     until((tmp_path / "data").exists, what="the folder of the data")
     driver.terminate()
     _, errors = driver.communicate(timeout=PATIENCE_SECONDS)
     assert driver.returncode == 130
-    assert "the same command goes on from there" in errors
+    assert b"the same command goes on from there" in errors

@@ -154,15 +154,17 @@ MODELS = {
 }
 
 
+def check(name: str) -> None:
+    """Check a network of `own_parts` as a sweep does."""
+    normal = {"mean": (0.5,), "std": (0.5,)}
+    spec = ModelSpec(name=f"own_parts:{name}", activation="silu", in_channels=1, **normal)
+    check_user_defined_model(spec, (1, 8, 8))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_network_that_cannot_be_trained_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ValueError) as error:
-        check_user_defined_model(
-            ModelSpec(
-                name=f"own_parts:{name}", activation="silu", in_channels=1, mean=(0.5,), std=(0.5,)
-            ),
-            (1, 8, 8),
-        )
+        check(name)
     assert MODELS[name] in one_line(error)
 
 
@@ -170,12 +172,7 @@ def test_a_network_that_cannot_be_trained_is_refused_in_one_line(name: str) -> N
     "name", ["old_weight_norm", "keeps_features", "drops_out", "holds_a_lock", "branches"]
 )
 def test_a_network_of_an_odd_kind_that_can_be_trained_is_accepted(name: str) -> None:
-    check_user_defined_model(
-        ModelSpec(
-            name=f"own_parts:{name}", activation="silu", in_channels=1, mean=(0.5,), std=(0.5,)
-        ),
-        (1, 8, 8),
-    )
+    check(name)
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 from repository import ROOT
+from sweeps import environment, pipeline
 
 from sat_ray.activations.table import activation_table
 from sat_ray.integrations.command_line.checks.claims import claim_folder
 from sat_ray.integrations.command_line.dry_run import plan
 from sat_ray.integrations.command_line.option_values import UsageError
-from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.plan.trainings import planned_trials
-from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.search.search_space import groups
 from sat_ray.utils.serialization import to_json
@@ -56,25 +56,15 @@ REACH_THE_DRIVER = (
 )
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """Return this process's environment without what chooses a place."""
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
-    }
-    return kept | {"COLUMNS": "200"} | changes
-
-
 def run_all(commands: list[list[str]], folder: Path) -> list[tuple[int, str, str]]:
     """Run sweep.py once per command in `folder`; return (exit status, stdout, stderr) of each."""
+    # with this address a mistake that is not refused starts no sweep
+    variables = environment(COLUMNS="200", RAY_ADDRESS="127.0.0.1:1")
     done = subprocess.run(
         [sys.executable, "-c", FORKING, str(SWEEP)],
         input=json.dumps(commands),
         cwd=folder,
-        env=environment(
-            RAY_ADDRESS="127.0.0.1:1"
-        ),  # a mistake that is not refused must not start a sweep
+        env=variables,
         capture_output=True,
         text=True,
     )
@@ -99,8 +89,6 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "option": (["--storrage", "x"], "did you mean --storage"),
     "activation": (["--search.activations", "sillu"], "did you mean silu"),
-    "dataset": (["--data.dataset", "digist"], "did you mean digits"),
-    "model": (["--model.name", "resnet19"], "did you mean resnet18"),
     "schedule": (["--training.schedule", "lineer"], "did you mean linear"),
     "a name without GPUs": (
         ["--resources.accelerator", "H200"],
@@ -111,18 +99,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         "must be the GPUs' name (H200), with GPUs for all three stages, or empty without GPUs",
     ),
     "norm": (["--threat-model.norm", "l7"], "threat_model.norm must be linf or l2"),
-    "alpha": (["--search.activations", "elu:1000"], "must be from 0.001 to 100 for elu, got 1000"),
-    "epsilon of zero": (
-        ["--threat-model.epsilon", "0"],
-        "threat_model.epsilon must be a number greater than 0",
-    ),
     "epsilon in 255ths": (["--threat-model.epsilon", "8"], "did you mean 8/255"),
-    "unreachable edge": (
-        ["--evaluation.step-size", "1/255", "--evaluation.steps", "10"],
-        "out of reach",
-    ),
-    "attacker": (["--search.pairs", "silu/relu"], "must share its forward pass"),
-    "workers": (["--resources.train-workers", "3"], "workers must be a divisor of 2"),
     "no number": (["--training.epochs", "many"], "many"),
     "no value": (["--training.epochs"], "--training.epochs"),
     "choice": (["--on-code-change", "maybe"], "refuse"),
@@ -198,6 +175,10 @@ def test_help_exits_with_0_and_explains_fields_with_their_defaults(
         "(default: 0.2)",
         "Most test images in one evaluation task",
         "may be written as k/255",
+        "Folder or s3://bucket/prefix",
+        "MLflow server or database",
+        "Name of the sweep",
+        "touches nothing",
     ):
         assert wanted in words, wanted
     status, text, _ = answers["help of a recipe"]
@@ -238,21 +219,6 @@ def test_a_full_disk_below_the_output_is_one_line() -> None:
     assert done.stderr == "error: [Errno 28] No space left on device\n"
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        "Folder or s3://bucket/prefix",
-        "MLflow server or database",
-        "Name of the sweep",
-        "touches nothing",
-    ],
-)
-def test_help_explains_where_and_how_to_run(
-    wanted: str, answers: Mapping[str, tuple[int, str, str]]
-) -> None:
-    assert wanted in " ".join(answers["help"][1].replace("│", " ").split())
-
-
 def test_help_shows_curvature_beside_every_alpha_that_a_search_tries(
     answers: Mapping[str, tuple[int, str, str]],
 ) -> None:
@@ -263,13 +229,7 @@ def test_help_shows_curvature_beside_every_alpha_that_a_search_tries(
 
 def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
     argv = ["--dry-run", "--training.epochs", "7", "--storage", "store"]
-    done = subprocess.run(
-        [sys.executable, str(SWEEP), *argv],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = pipeline("sweep", *argv, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
     lines = {" ".join(line.split()) for line in done.stdout.splitlines()}
@@ -332,21 +292,6 @@ def test_a_dry_run_describes_the_training_method(
     training = dataclasses.replace(recipe.training, **changes)
     found = plan(dataclasses.replace(recipe, training=training))
     assert {name: found[name] for name in shown} == shown
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Return a parser of command lines that run in an empty folder,
-    with no place chosen by the environment.
-    """
-    monkeypatch.chdir(tmp_path)
-    for name in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-
-    def read(*argv: str) -> Command:
-        return parse(argv, RECIPES, default=DEFAULT, about="")
-
-    return read
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -462,27 +407,11 @@ def test_resources_do_not_change_the_name(command: Any) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "data",
-        "Data",
-        "mlflow.db",
-        "mlflow.db.lock",
-        "mlflow.db-wal",
-        "MLflow.db",
-        "mlartifacts",
-        "..",
-        ".hidden",
-        "a/b",
-        "a b",
-        "-x",
-        "x" * 65,
-        "a\n",
-        "ä",
-        "$(x)",
-    ],
-)
+TAKEN = ("data", "Data", "mlflow.db", "mlflow.db.lock", "mlflow.db-wal", "MLflow.db", "mlartifacts")
+HOSTILE = ("..", ".hidden", "a/b", "a b", "-x", "x" * 65, "a\n", "ä", "$(x)")
+
+
+@pytest.mark.parametrize("name", [*TAKEN, *HOSTILE])
 def test_names_that_are_taken_or_hostile_are_refused(command: Any, name: str) -> None:
     with pytest.raises(UsageError, match="name must be up to 64 letters"):
         command(f"--name={name}")

@@ -9,10 +9,10 @@ import yaml
 from sweeps import pipeline
 
 from sat_ray.integrations.command_line.checks.claims import claim_folder
-from sat_ray.integrations.command_line.parsing import Command, UsageError, parse
+from sat_ray.integrations.command_line.parsing import Command, UsageError
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.plan.trainings import final_tasks, trial_task
-from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.import_string import UnconfirmedCodeError
 from sat_ray.utils.serialization import to_json
@@ -28,28 +28,19 @@ MANIFEST = {
 }
 
 
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Read:
-    """Return a parser of command lines that run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    return lambda *argv: parse(argv, RECIPES, default=DEFAULT, about="")
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_file_gives_the_config_that_it_was_written_from(recipe: str, read: Read) -> None:
+def test_a_file_gives_the_config_that_it_was_written_from(recipe: str, command: Read) -> None:
     Path("a.yaml").write_bytes(RECIPES[recipe]().as_yaml())
-    command = read("--config", "a.yaml")
-    assert command.config == RECIPES[recipe]()
-    assert command.name == recipe, "a name and no hash: nothing was overridden"
+    given = command("--config", "a.yaml")
+    assert given.config == RECIPES[recipe]()
+    assert given.name == recipe, "a name and no hash: nothing was overridden"
 
 
-def test_a_sweep_is_the_same_from_its_words_and_from_its_file(read: Read) -> None:
+def test_a_sweep_is_the_same_from_its_words_and_from_its_file(command: Read) -> None:
     words = ("digits", "--threat-model.epsilon", "0.1", "--search.pairs", "--final.seeds", "3", "4")
-    first = read(*words, "--training.weight-decay", "1e-5", "--cost.budget", "0.5")
+    first = command(*words, "--training.weight-decay", "1e-5", "--cost.budget", "0.5")
     claim_folder(first)
-    again = read("--config", f"{first.storage.uri}/config.yaml")
+    again = command("--config", f"{first.storage.uri}/config.yaml")
     assert again.config == first.config and again.name == first.name
     claim_folder(again)
     data = Dataset(uri="x", hash="0" * 64, manifest=MANIFEST)
@@ -64,45 +55,47 @@ def test_a_sweep_is_the_same_from_its_words_and_from_its_file(read: Read) -> Non
 
 
 def test_the_first_line_of_the_file_is_the_command_of_a_sweep_that_was_given_a_name(
-    read: Read,
+    command: Read,
 ) -> None:
-    first = read("digits", "--training.epochs", "5", "--name", "mine")
+    first = command("digits", "--training.epochs", "5", "--name", "mine")
     claim_folder(first)
     path = f"{first.storage.uri}/config.yaml"
     line = Path(path).read_text().partition("\n")[0]
     assert line == "# Starts this sweep: sat-ray sweep --config FILE --name mine"
-    again = read(*line.partition(" sweep ")[2].replace("FILE", path).split())
+    again = command(*line.partition(" sweep ")[2].replace("FILE", path).split())
     assert again.storage.uri == first.storage.uri
     claim_folder(again)  # refuses another sweep
 
 
-def test_a_folder_of_an_earlier_version_gets_its_file_and_a_new_budget_is_in_it(read: Read) -> None:
-    command = read("digits")
-    command.storage.write_json("config.json", to_json(command.config))
-    claim_folder(command)
-    assert "budget: null" in command.storage.read("config.yaml").decode()
-    claim_folder(read("digits", "--budget", "2"))
-    assert "budget: 2" in command.storage.read("config.yaml").decode()
+def test_a_folder_of_an_earlier_version_gets_its_file_and_a_new_budget_is_in_it(
+    command: Read,
+) -> None:
+    given = command("digits")
+    given.storage.write_json("config.json", to_json(given.config))
+    claim_folder(given)
+    assert "budget: null" in given.storage.read("config.yaml").decode()
+    claim_folder(command("digits", "--budget", "2"))
+    assert "budget: 2" in given.storage.read("config.yaml").decode()
 
 
-def test_the_command_line_beats_the_file_and_the_file_beats_the_recipe(read: Read) -> None:
+def test_the_command_line_beats_the_file_and_the_file_beats_the_recipe(command: Read) -> None:
     Path("a.yaml").write_text("recipe: digits_smoke\ntraining:\n  epochs: 4\n  momentum: 0.5\n")
-    config = read("--config", "a.yaml", "--training.epochs", "5").config
+    config = command("--config", "a.yaml", "--training.epochs", "5").config
     recipe = RECIPES["digits_smoke"]()
     assert (config.training.epochs, config.training.momentum) == (5, 0.5)
     assert config.search == recipe.search and config.threat_model == recipe.threat_model
-    assert read("--training.epochs", "5", "--config", "a.yaml").config == config
-    assert read("digits_smoke", "--training.epochs", "5", "--training.momentum", "0.5").name == (
-        read("--config", "a.yaml", "--training.epochs", "5").name
+    assert command("--training.epochs", "5", "--config", "a.yaml").config == config
+    assert command("digits_smoke", "--training.epochs", "5", "--training.momentum", "0.5").name == (
+        command("--config", "a.yaml", "--training.epochs", "5").name
     )
 
 
-def test_numbers_are_read_as_on_the_command_line(read: Read) -> None:
+def test_numbers_are_read_as_on_the_command_line(command: Read) -> None:
     Path("a.yaml").write_text(
         "recipe: digits\nthreat_model: {epsilon: 8/255}\ntraining: {weight_decay: 5e-4}\n"
         "final: {seeds: [7]}\nsearch: {pairs: []}\nevaluation: {images: null}\n"
     )
-    config = read("--config", "a.yaml").config
+    config = command("--config", "a.yaml").config
     assert config.threat_model.epsilon == 8 / 255 and config.training.weight_decay == 5e-4
     assert config.final.seeds == (7,) and config.search.pairs == ()
 
@@ -164,14 +157,16 @@ def test_numbers_are_read_as_on_the_command_line(read: Read) -> None:
         ("recipe: !!python/name:os.system x", "is no YAML .line 1: could not determine a constr"),
     ],
 )
-def test_what_is_wrong_is_one_line_with_file_and_field(text: str, message: str, read: Read) -> None:
+def test_what_is_wrong_is_one_line_with_file_and_field(
+    text: str, message: str, command: Read
+) -> None:
     Path("my.yaml").write_text(text)
     with pytest.raises(ValueError, match=rf"^my\.yaml:? .*{message}") as error:
-        read("--config", "my.yaml")
+        command("--config", "my.yaml")
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_cannot_be_read_and_a_second_recipe_are_refused(read: Read) -> None:
+def test_a_file_that_cannot_be_read_and_a_second_recipe_are_refused(command: Read) -> None:
     Path("bytes.yaml").write_bytes(b"\xff\xfe\x00")
     os.mkfifo("pipe.yaml")
     for path, message in {
@@ -183,31 +178,31 @@ def test_a_file_that_cannot_be_read_and_a_second_recipe_are_refused(read: Read) 
         "bytes.yaml": "bytes.yaml is no UTF-8 text",
     }.items():
         with pytest.raises(ValueError, match=message):
-            read("--config", path)
+            command("--config", path)
     with pytest.raises(UsageError, match="--config must stand without a RECIPE, got digits"):
-        read("digits", "--config", "no.yaml")
+        command("digits", "--config", "no.yaml")
     with pytest.raises(UsageError, match="--config needs a value"):
-        read("--config")
+        command("--config")
 
 
-def test_code_that_a_file_names_is_imported_where_the_command_names_it_too(read: Read) -> None:
+def test_code_that_a_file_names_is_imported_where_the_command_names_it_too(command: Read) -> None:
     Path("marked.py").write_text(
         "open('imported', 'w').close()\nimport torch\n"
         "def soft(x, alpha=1.0):\n    return torch.nn.functional.softplus(x)\n"
     )
     Path("a.yaml").write_text("recipe: digits\nsearch: {activations: [relu, 'marked:soft']}\n")
     with pytest.raises(UnconfirmedCodeError, match=r"a.yaml names code.*--allow-code marked:soft"):
-        read("--config", "a.yaml")
+        command("--config", "a.yaml")
     assert not Path("imported").exists()
-    config = read("--config", "a.yaml", "--allow-code", "marked:soft").config
+    config = command("--config", "a.yaml", "--allow-code", "marked:soft").config
     assert config.search.activations == ("relu", "marked:soft") and Path("imported").exists()
 
 
-def test_a_file_on_s3_is_read(read: Read, s3: Storage) -> None:
+def test_a_file_on_s3_is_read(command: Read, s3: Storage) -> None:
     s3.write("config.yaml", RECIPES["digits_smoke"]().as_yaml())
-    assert read("--config", f"{s3.uri}/config.yaml").config == RECIPES["digits_smoke"]()
+    assert command("--config", f"{s3.uri}/config.yaml").config == RECIPES["digits_smoke"]()
     with pytest.raises(ValueError, match=r"--config s3://.*/no.yaml cannot be read"):
-        read("--config", f"{s3.uri}/no.yaml")
+        command("--config", f"{s3.uri}/no.yaml")
 
 
 def test_the_command_takes_the_file(tmp_path: Path) -> None:

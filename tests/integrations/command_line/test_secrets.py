@@ -1,22 +1,18 @@
 """A login in an address is refused or left out, before it can reach a record, a report or a
 message."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from repository import ROOT
-from sweeps import environment
+from sweeps import parsed, pipeline
 
 from sat_ray.integrations.command_line.export import Asked as ExportOptions
 from sat_ray.integrations.command_line.external.options import ExternalOptions
-from sat_ray.integrations.command_line.parsing import parse, parse_options
+from sat_ray.integrations.command_line.parsing import parse_options
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import check_address
 from sat_ray.sweep.config import DataSettings
-from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.utils.settings_json import from_json
 
 
@@ -28,9 +24,7 @@ from sat_ray.utils.settings_json import from_json
     ],
 )
 def test_the_command_that_a_report_shows_has_no_login(words: list[str]) -> None:
-    command = parse(
-        ["digits", "--storage", "/somewhere", *words], RECIPES, default=DEFAULT, about=""
-    )
+    command = parsed("digits", "--storage", "/somewhere", *words)
     assert command.tracking_uri == "http://me:planted@mlflow:5000"
     assert "planted" not in " ".join(command.argv)
     assert (
@@ -74,12 +68,8 @@ def test_an_address_with_a_login_is_refused_by_every_option_without_showing_it(u
     ]
     for option, words in OPTIONS.items():
         refusals += [
-            lambda words=words, option=option: parse(
-                [*words, option, uri], RECIPES, default=DEFAULT, about=""
-            ),
-            lambda words=words, option=option: parse(
-                [*words, f"{option}={uri}"], RECIPES, default=DEFAULT, about=""
-            ),
+            lambda words=words, option=option: parsed(*words, option, uri),
+            lambda words=words, option=option: parsed(*words, f"{option}={uri}"),
         ]
     for refuse in refusals:
         with pytest.raises(
@@ -107,24 +97,8 @@ def test_an_address_without_a_login_is_no_secret(address: str) -> None:
 
 
 def test_a_dry_run_shows_no_login(tmp_path: Path) -> None:
-    script = ROOT / "pipelines" / "sweep.py"
-    words = [
-        "digits",
-        "--data.dataset",
-        "cifar10",
-        "--data.path",
-        SECRET[0],
-        "--dry-run",
-        "--storage",
-        str(tmp_path),
-    ]
-    done = subprocess.run(
-        [sys.executable, str(script), *words],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ("digits", "--data.dataset", "cifar10", "--data.path", SECRET[0], "--dry-run")
+    done = pipeline("sweep", *words, "--storage", str(tmp_path))
     assert done.returncode == 2 and "planted" not in done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
 

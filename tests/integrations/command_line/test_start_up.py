@@ -1,13 +1,13 @@
 """What a command loads before it answers: help and mistakes need no torch, ray or mlflow."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from repository import ROOT
+from sweeps import environment
 
 from sat_ray.integrations.command_line.main import COMMANDS
 from sat_ray.storage.store import Storage
@@ -45,11 +45,9 @@ print("\\n" + json.dumps([status, found]))
 def loaded(script: str, words: list[str], folder: Path, *, heavy: set[str]) -> tuple[int, str]:
     """Run a script in `folder`; return its exit status and how each heavy package was pulled in."""
     command = [sys.executable, "-c", CODE, json.dumps(sorted(heavy)), str(PIPELINES / script)]
-    dropped = ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
-    environment = {name: value for name, value in os.environ.items() if name not in dropped}
-    environment["PYTHONPATH"] = str(PIPELINES.parent)
+    variables = environment(PYTHONPATH=str(PIPELINES.parent))
     done = subprocess.run(
-        [*command, *words], cwd=folder, env=environment, capture_output=True, text=True
+        [*command, *words], cwd=folder, env=variables, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     status, found = json.loads(done.stdout.splitlines()[-1])

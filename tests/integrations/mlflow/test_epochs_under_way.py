@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from sweeps import digits_shards, parsed
 
-from sat_ray.data.shards.dataset import write_dataset
-from sat_ray.data.sources.registry import dataset_source
-from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.integrations.mlflow import MlflowTracker
 from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.storage.store import Storage
@@ -20,7 +18,6 @@ from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.plan.datasets import dataset_uri
 from sat_ray.sweep.plan.evaluations import card_tasks, strong_tasks
 from sat_ray.sweep.plan.trainings import final_tasks, trial_task
-from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.sweep.records.store import Record
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import SEARCH, Dataset, TrainingTask
@@ -46,9 +43,9 @@ class Killed(BaseException):
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
     """Return a sweep with prepared digits of which nothing is trained."""
-    config = parse(WORDS, RECIPES, default=DEFAULT, about="").config
+    config = parsed(*WORDS).config
     root = Storage(str(tmp_path / "runs"))
-    write_dataset(dataset_source("digits"), Storage(dataset_uri(config, root)), rows_per_shard=900)
+    digits_shards(Path(dataset_uri(config, root)))
     return Sweep(config, "s", root, root.child("s"), ())
 
 

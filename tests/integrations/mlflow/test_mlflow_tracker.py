@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import socket
@@ -24,7 +23,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+from test_mlflow_database import start
 from torch import Tensor, nn
+from trainings import small_model
 from waiting import PATIENCE_SECONDS
 
 from sat_ray.activations.registry import ACTIVATIONS
@@ -37,7 +38,7 @@ from sat_ray.integrations.mlflow import MlflowTracker, fetch_model
 from sat_ray.integrations.mlflow.preflight import check_tracking
 from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.integrations.mlflow.values import Holder, Point, Used
-from sat_ray.models import ModelSpec, Normalized, build_model, model_from_spec
+from sat_ray.models import ModelSpec, Normalized, model_from_spec
 from sat_ray.models.export import NotExportedError
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import CostSettings
@@ -256,11 +257,12 @@ def test_a_crash_before_a_run_has_ended_is_repaired(
 ) -> None:
     _, child = write(tracker)
     monkeypatch.setattr(tracker._client, "set_terminated", lambda *_: 1 / 0)
+    late = [Point("late", 1.0, 0, 1e9)]
     with pytest.raises(ZeroDivisionError):
-        tracker.complete(child, content="abc", points=[Point("late", 1.0, 0, 1e9)])
+        tracker.complete(child, content="abc", points=late)
     again = MlflowTracker(uri, experiment=experiment, artifact_root=None)
     assert not again.is_complete(child, content="abc")
-    again.complete(child, content="abc", points=[Point("late", 1.0, 0, 1e9)])
+    again.complete(child, content="abc", points=late)
     assert again.is_complete(child, content="abc")
     assert len(client.get_metric_history(child, "late")) == 1
     assert client.get_run(child).info.status == "FINISHED"
@@ -279,14 +281,8 @@ def test_a_trial_is_written_in_four_requests(
 
         return asking
 
-    for name in (
-        "create_run",
-        "log_batch",
-        "log_inputs",
-        "set_tag",
-        "set_terminated",
-        "update_run",
-    ):
+    writing = ("create_run", "log_batch", "log_inputs", "set_tag", "set_terminated", "update_run")
+    for name in writing:
         monkeypatch.setattr(tracker._client, name, counted(name, getattr(tracker._client, name)))
     run_id = tracker.run("trial", name="silu", tags={"kind": "trial"}, params={})
     tracker.uses(
@@ -310,10 +306,10 @@ def test_no_run_is_left_running_or_active(
 ) -> None:
     parent, child = write(tracker)
     tracker.model(child, small("relu"), name="model", input_shape=SHAPE)
-    tracker.complete(child, content="a", failed=True)
+    tracker.complete(child, content="a")
     tracker.complete(parent, content="b")
     assert {run.info.run_id: run.info.status for run in runs_of(client, experiment)} == {
-        child: "FAILED",
+        child: "FINISHED",
         parent: "FINISHED",
     }
     assert mlflow.active_run() is None
@@ -356,16 +352,7 @@ def test_an_artifact_is_replaced_and_stays_inside_its_run(
 
 
 def small(activation: str) -> Normalized:
-    model = build_model(
-        "small_resnet",
-        activation=activation,
-        num_classes=10,
-        in_channels=1,
-        mean=(0.3,),
-        std=(0.35,),
-        seed=1,
-    )
-    return model.eval()
+    return small_model(activation).eval()
 
 
 @pytest.fixture(scope="module")
@@ -575,27 +562,9 @@ def test_registering_twice_yields_one_version(
     assert not mlflow.is_tracking_uri_set()
 
 
-def test_a_deleted_experiment_is_refused(
-    tracker: MlflowTracker, client: MlflowClient, uri: str, experiment: str
-) -> None:
-    client.delete_experiment(client.get_experiment_by_name(experiment).experiment_id)
-    with pytest.raises(ValueError, match="was deleted in MLflow; restore it"):
-        MlflowTracker(uri, experiment=experiment, artifact_root=None)
-
-
 def test_two_processes_create_one_fresh_database(tmp_path: Path) -> None:
     fresh = f"sqlite:///{tmp_path}/new/mlflow.db"
-    context = multiprocessing.get_context(
-        "fork"
-    )  # a spawned process would import torch and MLflow for 20 s
-    both = [
-        context.Process(
-            target=MlflowTracker, args=(fresh,), kwargs={"experiment": "e", "artifact_root": None}
-        )
-        for _ in range(2)
-    ]
-    for process in both:
-        process.start()
+    both = [start(fresh), start(fresh)]
     for process in both:
         process.join(PATIENCE_SECONDS)
     assert [process.exitcode for process in both] == [0, 0]

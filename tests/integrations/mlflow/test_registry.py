@@ -1,35 +1,28 @@
 """Names of registered models, and when a champion may be replaced."""
 
-import dataclasses
-
 import pytest
+from configs import changed
 
 from sat_ray.integrations.mlflow.projection.registry import Contender, objection, registered_name
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.tasks import Dataset
-from sat_ray.threat import ThreatModel
 
 DATA = Dataset(uri="", hash="0123456789abcdef", manifest={})
 NEW = Contender(data="a", threat_model="linf 8/255", number=0.5, measured="pgd-200 + apgd-ce-100")
-
-
-def changed(section: str, **values: object) -> SweepConfig:
-    """Return the recipe digits_smoke with other values."""
-    config = RECIPES["digits_smoke"]()
-    return dataclasses.replace(
-        config, **{section: dataclasses.replace(getattr(config, section), **values)}
-    )
 
 
 @pytest.mark.parametrize(
     ("config", "name"),
     [
         (RECIPES["digits_smoke"](), "digits-small_resnet-linf-16-255"),
-        (changed("model", name="resnet18"), "digits-resnet18-linf-16-255"),
-        (changed("data", dataset="image_folder"), "image_folder-01234567-small_resnet-linf-16-255"),
+        (changed("digits_smoke", model={"name": "resnet18"}), "digits-resnet18-linf-16-255"),
         (
-            dataclasses.replace(RECIPES["digits_smoke"](), threat_model=ThreatModel("l2", 0.5)),
+            changed("digits_smoke", data={"dataset": "image_folder"}),
+            "image_folder-01234567-small_resnet-linf-16-255",
+        ),
+        (
+            changed("digits_smoke", threat_model={"norm": "l2", "epsilon": 0.5}),
             "digits-small_resnet-l2-0.5",
         ),
         (RECIPES["cifar10_resnet18"](), "cifar10-resnet18-linf-8-255"),

@@ -2,26 +2,16 @@
 and the same command writes MLflow later.
 """
 
-import subprocess
-import sys
+import shlex
 import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from sweeps import ROOT, environment, leaderboard, pipeline
+from sweeps import environment, leaderboard, pipeline, start
 
 RECIPE = "digits_smoke"
-SHORT = (
-    "--search.activations",
-    "relu",
-    "silu",
-    "--search.pairs",
-    "--final.seeds",
-    "0",
-    "--name",
-    "sweep",
-)
+SHORT = shlex.split("--search.activations relu silu --search.pairs --final.seeds 0 --name sweep")
 
 
 @pytest.mark.fault
@@ -30,18 +20,10 @@ def test_a_sweep_whose_experiment_is_deleted_on_the_way_has_its_report_and_says_
     tmp_path: Path,
 ) -> None:
     root, log = tmp_path / "runs", tmp_path / "log"
-    command = [
-        sys.executable,
-        str(ROOT / "pipelines" / "sweep.py"),
-        RECIPE,
-        "--storage",
-        str(root),
-        *SHORT,
-    ]
+    command = ("sweep", RECIPE, "--storage", str(root), *SHORT)
     with log.open("wb") as stream:
-        driver = subprocess.Popen(
-            command, env=environment(PYTHONUNBUFFERED="1"), stdout=stream, stderr=stream
-        )
+        at_once = environment(PYTHONUNBUFFERED="1")
+        driver = start(*command, env=at_once, stdout=stream, stderr=stream)
     while "] train: " not in log.read_text() and driver.poll() is None:
         time.sleep(0.5)
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
@@ -53,11 +35,11 @@ def test_a_sweep_whose_experiment_is_deleted_on_the_way_has_its_report_and_says_
     assert said.splitlines()[-1].startswith("error: ") and "restore" in said.splitlines()[-1]
     board = leaderboard(root / "sweep")
     assert len(board["rows"]) == 2 and (root / "sweep" / "report.html").exists()
-    refused = pipeline("sweep", RECIPE, "--storage", str(root), *SHORT)
+    refused = pipeline(*command)
     assert refused.returncode == 2 and "mlflow experiments restore" in refused.stderr
     assert "] prepare" not in refused.stdout  # refused before anything began
     client.restore_experiment(experiment)
-    again = pipeline("sweep", RECIPE, "--storage", str(root), *SHORT)
+    again = pipeline(*command)
     assert again.returncode == 0, again.stderr
     ids = [row["mlflow_run_id"] for row in leaderboard(root / "sweep")["rows"]]
     assert all(client.get_run(one).info.status == "FINISHED" for one in ids)

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeps import ROOT, environment, leaderboard, numbers, pipeline, records
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
 from autoscaling import SMALLER
+from sweeps import ROOT, environment, leaderboard, numbers, pipeline, records
 
 STAGES = ("search", "train", "validate", "evaluate", "strong", "card")
 

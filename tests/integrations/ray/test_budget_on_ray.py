@@ -3,6 +3,7 @@ larger budget goes on from there.
 """
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,12 @@ from mlflow import MlflowClient
 from sweeps import leaderboard, numbers, pipeline, prepare, records
 
 pytestmark = pytest.mark.fault  # minutes: several sweeps, each with a private Ray
-TINY, AMPLE = (
-    ("--budget", "0.000001"),
-    ("--budget", "1"),
-)  # accelerator-hours: spent by any trial, and by none of these
+# accelerator-hours: spent by any trial, and by none of these
+TINY, AMPLE = ("--budget", "0.000001"), ("--budget", "1")
 ONE_AT_A_TIME = ("--resources.cpus-per-trial", str(len(os.sched_getaffinity(0))))
-SPACE = (
-    "digits_smoke",
-    "--search.activations",
-    "silu:1",
-    "relu",
-    "parametric_softplus:5,10",
-    "--search.pairs",
-    "--final.seeds",
-    "0",
+SPACE = shlex.split(
+    "digits_smoke --search.activations silu:1 relu parametric_softplus:5,10 "
+    "--search.pairs --final.seeds 0"
 )
 
 
@@ -49,10 +42,8 @@ def parent(storage: Path) -> Any:
 
 
 def test_a_cut_search_is_reported_and_goes_on_with_a_larger_budget(tmp_path: Path) -> None:
-    command, folder = (
-        (*SPACE, *ONE_AT_A_TIME, "--name", "cut", "--storage", str(tmp_path)),
-        tmp_path / "cut",
-    )
+    command = (*SPACE, *ONE_AT_A_TIME, "--name", "cut", "--storage", str(tmp_path))
+    folder = tmp_path / "cut"
     said = run("sweep", *command, *TINY)
     board, first = leaderboard(folder), records(folder, "search")
     assert tried(folder) == {("relu", 1)}, (
@@ -79,15 +70,8 @@ def test_a_cut_search_is_reported_and_goes_on_with_a_larger_budget(tmp_path: Pat
     assert again.count("0 computed") == 4 and records(folder, "search") == first
     assert numbers(leaderboard(folder)) == numbers(board)
 
-    run(
-        "sweep",
-        *command,
-        *AMPLE,
-        "--cost.price-per-accelerator-hour",
-        "2",
-        "--resources.images-per-second",
-        "500",
-    )
+    priced = "--cost.price-per-accelerator-hour 2 --resources.images-per-second 500"
+    run("sweep", *command, *AMPLE, *shlex.split(priced))
     whole, second = leaderboard(folder), records(folder, "search")
     assert {key: second[key] for key in first} == first and len(second) == 4
     assert not whole["search"]["cut_by_budget"] and {
@@ -121,18 +105,8 @@ def result(folder: Path) -> dict[str, Any]:
 def test_an_asynchronous_search_is_cut_and_goes_on_with_a_larger_budget(
     tmp_path: Path, method: str
 ) -> None:
-    arguments = (
-        *SPACE,
-        *ONE_AT_A_TIME,
-        "--name",
-        method,
-        "--storage",
-        str(tmp_path),
-        "--search.method",
-        method,
-        "--search.samples",
-        "5",
-    )
+    asked = shlex.split(f"--name {method} --search.method {method} --search.samples 5")
+    arguments = (*SPACE, *ONE_AT_A_TIME, "--storage", str(tmp_path), *asked)
     prepare(*arguments)
     folder = tmp_path / method
     run("search", *arguments, *TINY)

@@ -13,12 +13,11 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from repository import paths_of_tests
+from sweeps import digits_shards
 
 from sat_ray.attacks import AttackSpec
 from sat_ray.checkpoint import load_model, save_model
-from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.reading import image_ids, read_split
-from sat_ray.data.sources.registry import DATASETS
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.integrations.ray.session import ray_session
 from sat_ray.integrations.ray.tasks import evaluate_all, evaluate_until_narrow
@@ -28,7 +27,7 @@ from sat_ray.sweep.config import ResourceSettings
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes
 from sat_ray.sweep.records.so_far import Committed
 from sat_ray.sweep.records.store import Records, numerical_environment
-from sat_ray.sweep.tasks import EVALUATE, Dataset, EvaluationTask
+from sat_ray.sweep.tasks import EVALUATE, EvaluationTask
 from sat_ray.threat import ThreatModel
 
 ATTACK = AttackSpec(threat_model=ThreatModel("linf", 40 / 255), steps=60, step_size=4 / 255)
@@ -38,9 +37,8 @@ SLOTS = 32
 @pytest.fixture
 def tasks(digits_model: Normalized, tmp_path: Path) -> list[EvaluationTask]:
     """Return the four shards of one model's test images."""
-    write_dataset(DATASETS["digits"], Storage(str(tmp_path / "data")), rows_per_shard=512)
-    dataset = Dataset.open(str(tmp_path / "data"))
-    assert dataset is not None and digits_model.spec is not None
+    dataset = digits_shards(tmp_path / "data")
+    assert digits_model.spec is not None
     digest = save_model(
         Storage(str(tmp_path / "model")),
         digits_model.state_dict(),
@@ -121,11 +119,8 @@ def stops_once_the_interval_is_narrow(tasks: list[EvaluationTask], folder: Path)
 def test_a_worker_killed_in_the_middle_of_a_shard_loses_and_doubles_nothing(
     tasks: list[EvaluationTask], tmp_path: Path
 ) -> None:
-    records, killed, over = (
-        Records(Storage(str(tmp_path / "sweep"))),
-        list[int](),
-        threading.Event(),
-    )
+    records = Records(Storage(str(tmp_path / "sweep")))
+    killed, over = list[int](), threading.Event()
     with ray_session():
         killer = threading.Thread(target=kill_one_worker, args=(killed,), kwargs={"over": over})
         killer.start()

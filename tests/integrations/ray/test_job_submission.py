@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from sweeps import ROOT, environment, leaderboard, pipeline
+from waiting import await_answer
 
 RAY = str(Path(sys.executable).parent / "ray")
 PORT, DASHBOARD, AGENT = 26479, 28265, 28365  # another Ray of this machine may have the usual ones
@@ -39,28 +38,18 @@ def head(folder: Path) -> Iterator[dict[str, str]]:
         SAT_RAY_STORAGE=str(folder / "storage"),
         PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     )
-    command = [
-        RAY,
-        "start",
-        "--head",
-        "--block",
-        f"--port={PORT}",
-        f"--dashboard-port={DASHBOARD}",
-        "--dashboard-host=127.0.0.1",
-        f"--dashboard-agent-listen-port={AGENT}",
-    ]
-    command += [
-        "--num-cpus=2",
-        f"--temp-dir={tempfile.mkdtemp(prefix='ray-')}",
-        "--disable-usage-stats",
-        "--ray-client-server-port=26480",
-    ]
+    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+    command += [f"--port={PORT}", "--ray-client-server-port=26480"]
+    command += [f"--dashboard-port={DASHBOARD}", "--dashboard-host=127.0.0.1"]
+    command += [f"--dashboard-agent-listen-port={AGENT}"]
+    command += [f"--temp-dir={tempfile.mkdtemp(prefix='ray-')}"]
     log = (folder / "head.log").open("wb")
     process = subprocess.Popen(
         command, env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
-        _wait_for_dashboard(folder / "head.log", process)
+        address = f"http://127.0.0.1:{DASHBOARD}/api/version"
+        await_answer(address, process, log=folder / "head.log")
         yield variables
     finally:
         own = psutil.Process(process.pid).children(recursive=True)
@@ -70,36 +59,12 @@ def head(folder: Path) -> Iterator[dict[str, str]]:
             survivor.kill()
 
 
-def _wait_for_dashboard(log: Path, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{DASHBOARD}/api/version", timeout=2)
-        except urllib.error.HTTPError:
-            return  # it answers, and wants the token
-        except OSError:
-            time.sleep(0.5)
-        else:
-            return
-    raise AssertionError(log.read_text())
-
-
 def test_a_submitted_sweep_does_the_work_of_a_local_one_on_the_cluster(
     head: dict[str, str], folder: Path
 ) -> None:
     flags = ["digits_smoke", "--search.pairs", "--final.seeds", "0"]
-    submit = [
-        RAY,
-        "job",
-        "submit",
-        "--working-dir",
-        str(ROOT),
-        "--",
-        "python",
-        "pipelines/sweep.py",
-        *flags,
-    ]
+    submit = [RAY, "job", "submit", "--working-dir", str(ROOT), "--"]
+    submit += ["python", "pipelines/sweep.py", *flags]
     done = subprocess.run(
         submit, env=head, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
     )
@@ -108,9 +73,8 @@ def test_a_submitted_sweep_does_the_work_of_a_local_one_on_the_cluster(
     assert len(folders) == 1
     assert len(leaderboard(folders[0])["rows"]) == 2
     assert "the cluster at" in done.stdout
-    again = pipeline(
-        "sweep", *flags, "--storage", str(folder / "storage")
-    )  # here, without the cluster: everything is committed
+    # here, without the cluster: everything is committed
+    again = pipeline("sweep", *flags, "--storage", str(folder / "storage"))
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("0 computed") == 4
 

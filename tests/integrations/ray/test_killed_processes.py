@@ -5,15 +5,13 @@ and goes on when started again.
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from sweeps import ROOT, environment, leaderboard, numbers
+from sweeps import environment, leaderboard, numbers, start
 
 RECIPE = "digits_smoke"
 LIMIT_SECONDS = 1500.0
@@ -25,19 +23,10 @@ class Driver:
 
     def __init__(self, root: Path) -> None:
         self.log = root.parent / "log"
-        command = [
-            sys.executable,
-            str(ROOT / "pipelines" / "sweep.py"),
-            RECIPE,
-            "--storage",
-            str(root),
-            *SHORT,
-            "--name",
-            "sweep",
-        ]
+        command = ("sweep", RECIPE, "--storage", str(root), *SHORT, "--name", "sweep")
         settings = environment(PYTHONUNBUFFERED="1")
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, env=settings, stdout=log, stderr=log)
+            self.process = start(*command, env=settings, stdout=log, stderr=log)
 
     def titled(self, pattern: str) -> list[psutil.Process]:
         """Return its processes whose title matches."""

@@ -41,19 +41,18 @@ print("in")
 """
 
 
+def printed(*code: str, **variables: str) -> list[str]:
+    """Return the lines that a program prints, run in a process of its own."""
+    command, settings = [sys.executable, "-c", *code], environment(**variables)
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
 @pytest.mark.fault
 def test_a_private_ray_answers_its_own_token_and_neither_another_nor_none() -> None:
     assert "RAY_ADDRESS" not in os.environ
-    done = subprocess.run(
-        [sys.executable, "-c", OWNER, STRANGER],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    ends = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    ends = dict(line.split(": ", 1) for line in printed(OWNER, STRANGER))
     assert ends["right"] == "0 in"
     for name in ("none", "another"):
         assert ends[name].startswith("1 ValueError: RAY_ADDRESS is "), ends
@@ -103,17 +102,8 @@ with ray_session(), tempfile.TemporaryDirectory() as folder:
 def test_nothing_of_a_private_training_listens_beyond_the_loopback_or_lies_in_an_open_folder() -> (
     None
 ):
-    variables = environment(PYTHONPATH=paths_of_tests())
-    done = subprocess.run(
-        [sys.executable, "-c", TRAINING],
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+    found = printed(TRAINING, PYTHONPATH=paths_of_tests())
+    lines = dict(line.split(" ", 1) for line in found if " " in line)
     assert "raylet" in lines["programs"] and "RayTrainWo" in lines["programs"]
     assert lines["others"] == "[]"
     assert int(lines["modes"].split()[1], 8) & 0o077 == 0, lines["modes"]

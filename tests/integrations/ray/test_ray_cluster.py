@@ -3,7 +3,6 @@ and what the metrics pages show.
 """
 
 import re
-import socket
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from listeners import free_port
 from small_rays import OBJECT_STORE, cluster_of_one_node
 
 from sat_ray.integrations.ray.prometheus import SweepMetrics, training_shown
@@ -32,13 +32,13 @@ def metrics_pages() -> Iterator[list[str]]:
     """Start a GPU node as the head and a CPU node beside it;
     return the addresses of their metrics pages.
     """
-    ports = [_free_port() for _ in POOLS]
+    ports = [free_port() for _ in POOLS]
     settings: dict[str, Any] = {"num_cpus": 2, "object_store_memory": OBJECT_STORE}
     labels = [{POOL_LABEL: pool} for pool in POOLS]
     head = settings | {"num_gpus": 1, "labels": labels[0], "metrics_export_port": ports[0]}
     head |= {
         "include_dashboard": True,
-        "dashboard_port": _free_port(),
+        "dashboard_port": free_port(),
         "_system_config": {"metrics_report_interval_ms": REPORT_MS},
     }
     with cluster_of_one_node(**head) as cluster:
@@ -47,12 +47,6 @@ def metrics_pages() -> Iterator[list[str]]:
         cluster.add_node(**settings, labels=labels[1], metrics_export_port=ports[1])
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         yield [f"http://127.0.0.1:{port}/metrics" for port in ports]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def pool_here() -> str:
@@ -78,13 +72,10 @@ def test_work_without_gpus_goes_to_cpu_nodes_alone_though_gpu_nodes_have_idle_cp
         (tmp_path / f"{config['number']}-{pool_here()}").touch()
         tune.report({"val_robust_accuracy": 0.0})
 
-    space, records = (
-        {"number": tune.grid_search(list(range(3)))},
-        Records(Storage.at(tmp_path / "sweep")),
-    )
-    run_trials(trial, space, records, ResourceSettings())
+    space = {"number": tune.grid_search(list(range(3)))}
+    run_trials(trial, space, ResourceSettings())
     assert sorted(path.name for path in tmp_path.glob("?-*")) == ["0-cpu", "1-cpu", "2-cpu"]
-    run_trials(trial, {"number": 9}, records, ResourceSettings(gpus_per_trial=0.5))
+    run_trials(trial, {"number": 9}, ResourceSettings(gpus_per_trial=0.5))
     assert [path.name for path in tmp_path.glob("9-*")] == ["9-gpu-spot"]
 
 

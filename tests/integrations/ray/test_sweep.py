@@ -4,10 +4,10 @@ MLflow on SQLite.
 
 import dataclasses
 import json
+import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
@@ -18,18 +18,26 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from nbclient import NotebookClient
-from sweeps import ROOT, environment, leaderboard, numbers, pipeline, prepare, records
+from sweeps import (
+    ROOT,
+    environment,
+    leaderboard,
+    numbers,
+    parsed,
+    pipeline,
+    prepare,
+    records,
+    start,
+)
 from waiting import until
 
 from sat_ray.checkpoint import load_model
 from sat_ray.data.shards.reading import read_split
 from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA, robust_image_ids
 from sat_ray.integrations.command_line.checks.claims import sweep_of
-from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.integrations.mlflow import MlflowTracker
 from sat_ray.integrations.mlflow.projection.whole import Projection
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import CARD
 
@@ -37,14 +45,9 @@ RECIPE = "digits_smoke"
 REGISTERED = "digits-small_resnet-linf-16-255"
 SWEEP = (RECIPE, "--name", RECIPE, "--final.seeds", "0")  # one seed is enough to see every stage
 CREDENTIALS = (
-    *(
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SESSION_TOKEN",
-        "MLFLOW_TRACKING_USERNAME",
-        "MLFLOW_TRACKING_PASSWORD",
-    ),
-    *("MLFLOW_TRACKING_TOKEN", "MLFLOW_FLASK_SERVER_SECRET_KEY", "PGPASSWORD", "RAY_AUTH_TOKEN"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+    *("MLFLOW_FLASK_SERVER_SECRET_KEY", "PGPASSWORD", "RAY_AUTH_TOKEN"),
 )
 PLANTED = "planted-4f1d0c"
 ROW_KEYS = {
@@ -305,7 +308,7 @@ def test_a_flagged_model_is_withheld_unless_somebody_says_why(
     storage: Path, sweep: Path, tmp_path: Path
 ) -> None:
     """The finished sweep again, with a card that says FLAG, into an MLflow of its own."""
-    command = parse([*SWEEP, "--storage", str(storage)], RECIPES, default=RECIPE, about="")
+    command = parsed(*SWEEP, "--storage", str(storage))
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     projection = Projection(
         sweep_of(command),
@@ -334,7 +337,7 @@ def test_a_champion_keeps_its_alias_unless_it_is_beaten_on_the_same_data(
     storage: Path, sweep: Path, tmp_path: Path
 ) -> None:
     """The finished sweep, into an MLflow of its own where another version is champion."""
-    command = parse([*SWEEP, "--storage", str(storage)], RECIPES, default=RECIPE, about="")
+    command = parsed(*SWEEP, "--storage", str(storage))
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = MlflowTracker(uri, experiment=RECIPE, artifact_root=str(tmp_path / "artifacts"))
     projection = Projection(sweep_of(command), tracker)
@@ -429,21 +432,10 @@ def test_a_copied_sweep_goes_on_in_its_own_folder_also_after_its_champions_recor
 def test_a_sweep_killed_in_the_middle_ends_with_the_numbers_of_an_undisturbed_one(
     tmp_path: Path, sweep: Path
 ) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "pipelines" / "sweep.py"),
-        *SWEEP,
-        "--storage",
-        str(tmp_path),
-    ]
+    command = ("sweep", *SWEEP, "--storage", str(tmp_path))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     for stage in ("search", "train"):
-        driver = subprocess.Popen(
-            command,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        driver = start(*command, **pipes, start_new_session=True)
         until(
             lambda driver=driver, stage=stage: (
                 records(tmp_path / RECIPE, stage) or driver.poll() is not None
@@ -454,7 +446,7 @@ def test_a_sweep_killed_in_the_middle_ends_with_the_numbers_of_an_undisturbed_on
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     committed = {stage: records(tmp_path / RECIPE, stage) for stage in ("search", "train")}
-    done = pipeline("sweep", *SWEEP, "--storage", str(tmp_path))
+    done = pipeline(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     for stage, earlier in committed.items():
         now = records(tmp_path / RECIPE, stage)
@@ -468,17 +460,8 @@ def test_a_sweep_killed_in_the_middle_ends_with_the_numbers_of_an_undisturbed_on
 def test_asynchronous_search_commits_its_trials_and_replays_them(
     tmp_path: Path, method: str
 ) -> None:
-    arguments = [
-        RECIPE,
-        "--storage",
-        str(tmp_path),
-        "--search.method",
-        method,
-        "--search.samples",
-        "5",
-        "--name",
-        method,
-    ]
+    asked = shlex.split(f"--search.method {method} --search.samples 5 --name {method}")
+    arguments = [RECIPE, "--storage", str(tmp_path), *asked]
     prepare(*arguments)
     done = pipeline("search", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -41,12 +41,12 @@ def running(name: str) -> int | None:
     return int(pid) if _start_time(int(pid)) == started else None
 
 
-def stop(name: str, *, seconds: float = 20) -> None:
+def stop(name: str) -> None:
     """End the process of that name, and wait until it has ended."""
     pid = running(name)
     if pid is not None:
         os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + 20
         while running(name) and time.monotonic() < deadline:
             time.sleep(0.1)
         if running(name):
@@ -60,9 +60,9 @@ def names() -> list[str]:
     return [file.name for file in files]
 
 
-def wait_until(what: str, check: Sequence[str], *, log: Path, seconds: float = 180) -> None:
+def wait_until(what: str, check: Sequence[str], *, log: Path) -> None:
     """Wait until a command succeeds; raise RuntimeError with the end of a log if it never does."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 180
     while True:
         done = subprocess.run(check, capture_output=True, text=True, timeout=60)
         if done.returncode == 0:
@@ -70,7 +70,7 @@ def wait_until(what: str, check: Sequence[str], *, log: Path, seconds: float = 1
         if time.monotonic() > deadline:
             tail = log.read_text(errors="replace")[-2000:] if log.exists() else ""
             raise RuntimeError(
-                f"{what} did not answer within {seconds:.0f} s: {done.stderr.strip()}\n"
+                f"{what} did not answer within 180 s: {done.stderr.strip()}\n"
                 f"the end of {log}:\n{tail}"
             )
         time.sleep(1)

@@ -194,9 +194,10 @@ def write_evaluation(
     counted = summary(table, subject.attacks, interval=interval)
     chance = below_chance(counted["clean_accuracy"], subject.classes)
     warning = "; ".join(filter(None, (*subject.warnings, chance)))
+    named_weights = {"weights": given.weights} if given.weights else {}
     found = {
         "name": name,
-        "model": {"uri": given.model, **_named_weights(given), **identity["model"]},
+        "model": {"uri": given.model, **named_weights, **identity["model"]},
         "data": {"uri": given.data, "prepared": subject.dataset.uri, **identity["data"]},
         "threat_model": to_json(given.threat_model),
         "n_split": subject.n_split,
@@ -224,10 +225,6 @@ def stopped_at(given: ExternalOptions, subject: Subject) -> dict[str, Any]:
     }
 
 
-def _named_weights(given: ExternalOptions) -> dict[str, str]:
-    return {"weights": given.weights} if given.weights else {}
-
-
 def write_page(
     given: ExternalOptions,
     found: dict[str, Any],
@@ -236,9 +233,8 @@ def write_page(
     storage: Storage,
 ) -> None:
     """Write the page that a person reads."""
-    from sat_ray.report.pages.evaluation_page import (
-        render_evaluation,
-    )  # matplotlib takes a second to import
+    # matplotlib takes a second to import
+    from sat_ray.report.pages.evaluation_page import render_evaluation
 
     page = render_evaluation(found, table, claim=claim(found), command=given.command(), card=card)
     storage.write(PAGE, page.encode())

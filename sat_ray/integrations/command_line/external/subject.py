@@ -98,7 +98,12 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     clean = try_model(model, some, slots=given.rows, expected=expected, what=given.model)
     classes = clean.shape[1]
     if expected is None:  # with names of classes, labels were checked when they were written
-        _check_all_labels(given, shards, classes)
+        check_labels(
+            labels(shards, given.split),
+            partial(image_ids, shards, given.split),
+            classes=classes,
+            what=f"data {given.data}",
+        )
     configuration = _configuration(model, uri)
     attacks = _attacks(given, configuration, classes)
     zeros = try_attack(model, some, clean, attacks[0], slots=given.rows, what=given.model)
@@ -130,15 +135,6 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
         first_ones=given.protocol != "none",
         label_order=order,
         warnings=tuple(filter(None, warnings)),
-    )
-
-
-def _check_all_labels(given: ExternalOptions, shards: Storage, classes: int) -> None:
-    check_labels(
-        labels(shards, given.split),
-        partial(image_ids, shards, given.split),
-        classes=classes,
-        what=f"data {given.data}",
     )
 
 

@@ -45,26 +45,16 @@ class _Nowhere(pafs.FileSystemHandler):
     def get_file_info_selector(self, selector: Any) -> list[Any]:
         return [pafs.FileInfo(f"{selector.base_dir}/{SNAPSHOT}", type=pafs.FileType.File)]
 
-    def create_dir(self, path: str, recursive: bool) -> None:
-        pass
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        """Change nothing."""
 
-    def delete_dir(self, path: str) -> None:
-        pass
-
-    def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
-        pass
-
-    def delete_root_dir_contents(self) -> None:
-        pass
-
-    def delete_file(self, path: str) -> None:
-        pass
-
-    def move(self, src: str, dest: str) -> None:
-        pass
-
-    def copy_file(self, src: str, dest: str) -> None:
-        pass
+    create_dir = _nothing
+    delete_dir = _nothing
+    delete_dir_contents = _nothing
+    delete_root_dir_contents = _nothing
+    delete_file = _nothing
+    move = _nothing
+    copy_file = _nothing
 
     def open_input_stream(self, path: str) -> Any:
         if not path.endswith(SNAPSHOT):
@@ -77,8 +67,7 @@ class _Nowhere(pafs.FileSystemHandler):
     def open_output_stream(self, path: str, metadata: Any) -> Any:
         return pa.PythonFile(io.BytesIO(), mode="w")
 
-    def open_append_stream(self, path: str, metadata: Any) -> Any:
-        return self.open_output_stream(path, metadata)
+    open_append_stream = open_output_stream
 
 
 def nowhere() -> dict[str, Any]:

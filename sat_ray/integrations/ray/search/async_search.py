@@ -298,10 +298,7 @@ def _frozen(point: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 def _as_point(
     one: SearchPoint, competing: list[Group], ranges: dict[int, tuple[float, float]]
 ) -> dict[str, Any]:
-    names = [
-        (group.members[0].activation, group.members[0].attacker_activation) for group in competing
-    ]
-    index = names.index((one.activation, one.attacker_activation))
+    index = [group.members[0].pair for group in competing].index(one.pair)
     return {"group": index} | ({f"alpha_{index}": one.alpha} if index in ranges else {})
 
 
@@ -319,11 +316,8 @@ def _best(competing: list[Group], records: Records) -> list[SearchPoint | None]:
     best: dict[tuple[str, str], tuple[tuple[float, ...], SearchPoint]] = {}
     for record in longest_trials(records):
         one = SearchPoint.of(record.payload)
-        group = (one.activation, one.attacker_activation)
         score = (record.payload["until"], *record.payload["last_val"])
-        if group not in best or score > best[group][0]:
-            best[group] = (score, one)
-    wanted = [
-        (group.members[0].activation, group.members[0].attacker_activation) for group in competing
-    ]
-    return [best[group][1] if group in best else None for group in wanted]
+        if one.pair not in best or score > best[one.pair][0]:
+            best[one.pair] = (score, one)
+    wanted = [group.members[0].pair for group in competing]
+    return [best[pair][1] if pair in best else None for pair in wanted]
