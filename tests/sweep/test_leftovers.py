@@ -10,8 +10,8 @@ import pytest
 
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.leftovers import LIVING_SECONDS, remove_leftovers
-from sat_ray.sweep.records.store import Records, attempt_began, attempt_name
-from sat_ray.sweep.tasks import EVALUATE, TRAIN
+from sat_ray.sweep.records.store import Records, Stage, attempt_began, attempt_name
+from sat_ray.sweep.tasks import EVALUATE, STAGES, STRONG, TRAIN, VALIDATE
 
 
 def attempt(*, age: float) -> str:
@@ -68,6 +68,30 @@ def test_what_no_record_names_is_removed_once_its_attempt_is_long_gone(records: 
         and len(records.storage.names("state/parts")) == 2
     )
     assert remove_leftovers(records.storage) == []
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_shard_of_any_stage_that_is_committed_stays(stage: Stage, tmp_path: Path) -> None:
+    """Not only those of the attack that is reported first."""
+    records = Records(Storage.at(tmp_path))
+    parts = [f"state/parts/k-{attempt(age=age)}.parquet" for age in (OLD, 3 * OLD)]
+    records.storage.write(parts[0], b"rows")
+    records.commit(stage, "k", inputs={}, payload={"path": parts[0]}, seconds=1.0)
+    assert remove_leftovers(records.storage) == []
+    records.storage.write(parts[1], b"rows of an attempt that was killed")
+    assert remove_leftovers(records.storage) == [parts[1]]
+    assert records.storage.exists(parts[0])
+
+
+@pytest.mark.parametrize("stage", [EVALUATE, STRONG, VALIDATE], ids=lambda stage: stage.name)
+def test_a_shard_whose_record_was_moved_aside_stays(stage: Stage, tmp_path: Path) -> None:
+    records = Records(Storage.at(tmp_path))
+    part = f"state/parts/k-{attempt(age=OLD)}.parquet"
+    records.storage.write(part, b"rows")
+    made = records.commit(stage, "k", inputs={}, payload={"path": part}, seconds=1.0)
+    records.supersede(made)
+    assert remove_leftovers(records.storage) == []
+    assert records.storage.exists(part)
 
 
 def test_what_a_record_that_was_moved_aside_names_stays(records: Records) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from sat_ray.storage.sealed import read_sealed
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.records.store import STATE, SUPERSEDED, Record, Records, Stage, attempt_began
-from sat_ray.sweep.tasks import EVALUATE, SEARCH, TRAIN
+from sat_ray.sweep.records.store import STATE, SUPERSEDED, Records, Stage, attempt_began
+from sat_ray.sweep.tasks import SEARCH, STAGES, TRAIN
 
 # An attempt writes its files when its work is done; a record that does not follow within an hour
 # never will.
@@ -66,18 +66,27 @@ def _named(records: Records, stage: Stage) -> Iterator[str]:
 
 
 def _parts_without_record(records: Records) -> Iterator[str]:
-    """Yield the parts of evaluations that no record names.
+    """Yield the parts of evaluations that no record names, of whatever stage it is.
 
-    The record of a shard with one part is not read, it can name no other.
+    The record of a shard with one part is not read, it can name no other. What a record that was
+    moved aside may name stays.
     """
     by_key: dict[str, list[str]] = {}
     for name in _old(records.storage.names(PARTS)):
         by_key.setdefault(name.partition("-")[0], []).append(f"{PARTS}/{name}")
-    committed = set(records.keys(EVALUATE))
+    committed = {key: stage for stage in STAGES for key in records.keys(stage)} if by_key else {}
+    aside = set(_keys_aside(records)) if by_key else set()
     for key, paths in by_key.items():
-        record: Record | None = (
-            records.find(EVALUATE, key) if key in committed and len(paths) > 1 else None
-        )
-        if key in committed and record is None:
+        stage = committed.get(key)
+        if key in aside or (stage is not None and len(paths) == 1):
             continue
+        record = None if stage is None else records.find(stage, key)
         yield from (path for path in paths if record is None or path != record.payload["path"])
+
+
+def _keys_aside(records: Records) -> Iterator[str]:
+    """Yield the keys of the records that were moved aside."""
+    for folder in records.storage.folders(SUPERSEDED):
+        for stage in STAGES:
+            names = records.storage.names(f"{SUPERSEDED}/{folder}/{stage.name}")
+            yield from (name.removesuffix(".json") for name in names)
