@@ -19,7 +19,8 @@ from typing import BinaryIO
 
 TEMPORARY = ".tmp-"
 ABANDONED_SECONDS = 60.0  # the writer of a younger temporary file may be about to lock it
-LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk that is full or read-only
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+LASTING = (*NO_ROOM, errno.EROFS)  # a disk that is full or read-only
 
 
 class NotAFileError(OSError):
@@ -58,6 +59,10 @@ def temporary_file(final: str, source: BinaryIO) -> Iterator[str]:
             stream.flush()
             os.fsync(stream.fileno())
             yield temporary
+    except OSError as error:
+        if error.filename is None:  # a write to a full disk names none
+            error.filename = final
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):  # it was renamed
             os.unlink(temporary)
