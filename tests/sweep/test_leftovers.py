@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.records.leftovers import LIVING_SECONDS, remove_leftovers
+from sat_ray.sweep.records.leftovers import (
+    LIVING_SECONDS,
+    remove_leftovers,
+    supersede_without_outcomes,
+)
 from sat_ray.sweep.records.store import Records, Stage, attempt_began, attempt_name
 from sat_ray.sweep.tasks import EVALUATE, STAGES, STRONG, TRAIN, VALIDATE
 
@@ -92,6 +96,23 @@ def test_a_shard_whose_record_was_moved_aside_stays(stage: Stage, tmp_path: Path
     records.supersede(made)
     assert remove_leftovers(records.storage) == []
     assert records.storage.exists(part)
+
+
+@pytest.mark.parametrize("stage", [EVALUATE, STRONG], ids=lambda stage: stage.name)
+def test_a_shard_without_its_outcomes_is_attacked_again(stage: Stage, tmp_path: Path) -> None:
+    records = Records(Storage.at(tmp_path))
+    parts = {key: f"state/parts/{key}-{attempt(age=OLD)}.parquet" for key in ("kept", "gone")}
+    for key, part in parts.items():
+        records.storage.write(part, b"rows")
+        records.commit(stage, key, inputs={}, payload={"path": part}, seconds=1.0)
+    records.commit(VALIDATE, "v", inputs={}, payload={"path": "state/parts/v"}, seconds=1.0)
+    assert supersede_without_outcomes(records) == 0
+    records.storage.discard(parts["gone"])
+    assert supersede_without_outcomes(records) == 1
+    assert records.keys(stage) == ["kept"] and records.keys(VALIDATE) == ["v"]
+    (aside,) = records.storage.folders("superseded")
+    assert records.storage.names(f"superseded/{aside}/{stage.name}") == ["gone.json"]
+    assert supersede_without_outcomes(records) == 0
 
 
 def test_what_a_record_that_was_moved_aside_names_stays(records: Records) -> None:

@@ -130,7 +130,11 @@ def _checked_batches(part: Record, records: Records) -> Iterator[pa.RecordBatch]
     try:
         data = records.storage.read(path)
     except FileNotFoundError:
-        raise _without_outcomes(part, records, "are gone") from None
+        place = records.storage.full(path)
+        raise ValueError(
+            f"outcomes {place} are gone; start again what made them, which attacks these images "
+            "again"
+        ) from None
     if sha256(data) != part.payload["sha256"]:
         raise _without_outcomes(part, records, "do not match their record")
     file = pq.ParquetFile(pa.BufferReader(data))
