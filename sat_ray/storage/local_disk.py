@@ -120,3 +120,13 @@ def _remove_if_abandoned(path: Path) -> bool:
 def is_lasting(error: BaseException) -> bool:
     """Say whether a write that failed would fail again: the disk is full, or read-only."""
     return isinstance(error, OSError) and error.errno in LASTING
+
+
+def in_words(error: BaseException) -> str:
+    """Return an error's text; of a file that a disk has no room for, what to do."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename:
+        return (
+            f"no room is left for {error.filename} ({error.strerror}); make room on that disk and "
+            "give the same command again: it goes on from what is committed"
+        )
+    return str(error)

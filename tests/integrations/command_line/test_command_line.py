@@ -254,8 +254,7 @@ def test_a_full_disk_below_the_storage_is_named_with_what_to_do(
         signal.signal(signal.SIGTERM, handler)
     assert capsys.readouterr().err == (
         "error: no room is left for /runs/digits/report.html (No space left on device); make room "
-        "on that disk, then give the command again: what is committed is kept, the same command "
-        "goes on from there\n"
+        "on that disk and give the same command again: it goes on from what is committed\n"
     )
 
 

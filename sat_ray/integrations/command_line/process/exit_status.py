@@ -15,7 +15,7 @@ from pathlib import Path
 
 import sat_ray
 from sat_ray.integrations.command_line.process.stop_signals import KEPT, STATUS, stop_signals
-from sat_ray.storage.local_disk import NO_ROOM
+from sat_ray.storage.local_disk import in_words
 from sat_ray.utils.errors import ReportedError
 from sat_ray.utils.names import printable
 
@@ -96,7 +96,7 @@ def exit_status(action: Callable[[], None]) -> int:
             if not stopped.is_set():
                 if os.environ.get("SAT_RAY_TRACEBACK"):
                     traceback.print_exc()
-                print(printable(f"error: {_said(error)}", kept="\n"), file=sys.stderr)
+                print(printable(f"error: {in_words(error)}", kept="\n"), file=sys.stderr)
                 return 2
         except BaseException as error:
             if not stopped.is_set() and lost_by_ray(error):
@@ -114,16 +114,6 @@ def exit_status(action: Callable[[], None]) -> int:
                 raise
     print(f"stopped; {KEPT}", file=sys.stderr, flush=True)  # after the line that names the signal
     return STATUS
-
-
-def _said(error: BaseException) -> str:
-    """Return an expected error in words; of a full disk, what to do."""
-    if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename:
-        return (
-            f"no room is left for {error.filename} ({error.strerror}); make room on that disk, "
-            f"then give the command again: {KEPT}"
-        )
-    return str(error)
 
 
 def lost_by_ray(error: BaseException) -> bool:
