@@ -84,7 +84,12 @@ def load_model(
     confirm(allow_code)
     storage = Storage.at(path_or_uri)
     about = read_description(storage)
-    data = storage.read(MODEL_WEIGHTS)
+    try:
+        data = storage.read(MODEL_WEIGHTS)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"checkpoint {storage.uri}: there is no {MODEL_WEIGHTS}; {RESTORE}"
+        ) from None
     if sha256(data) != about["sha256"] or expected_sha256 not in (None, about["sha256"]):
         raise ValueError(
             f"checkpoint {storage.uri}: {MODEL_WEIGHTS} does not match its sha256; it is damaged "

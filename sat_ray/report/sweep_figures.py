@@ -51,7 +51,7 @@ def sweep_figures(
         "clean_against_robust": clean_against_robust(board),
         "table1": table1(board),
         "training_curves": training_curves(evaluated),
-        "adversarial_examples": _examples(config, data, board),
+        "adversarial_examples": _examples(config, data, board, evaluated),
         "accuracy_against_steps": accuracy_against_steps(evaluated, steps=steps, subtitle=subtitle),
         "robustness_card": card_figure(card, name=board["champion"]["configuration"]),
         **curvature_figures(board, trials),
@@ -78,9 +78,16 @@ def trials_of(searched: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def _examples(config: SweepConfig, data: Dataset, board: dict[str, Any]) -> Figure:
+def _examples(
+    config: SweepConfig,
+    data: Dataset,
+    board: dict[str, Any],
+    evaluated: Sequence[EvaluatedModel],
+) -> Figure:
     """Draw one test image of each class with the full attack's result against the champion."""
-    model = load_model(board["champion"]["row"]["checkpoint"])
+    weights = {model.checkpoint: model.sha256 for model in evaluated}
+    checkpoint = board["champion"]["row"]["checkpoint"]
+    model = load_model(checkpoint, expected_sha256=weights[checkpoint])
     storage = Storage(data.uri)
     y = labels(storage, "test")
     first = [int((y == label).nonzero()[0]) for label in sorted(set(y.tolist()))[:EXAMPLES]]

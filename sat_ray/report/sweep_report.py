@@ -18,6 +18,7 @@ from sat_ray.attacks.cascade import describe_strong
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.evaluation.corruptions.summary import accuracies, added
 from sat_ray.evaluation.low_precision.calibration import Calibration, summary_of
+from sat_ray.storage.sealed import sealed
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.cost.budget import describe_search
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from sat_ray.report.leaderboard.rows import EvaluatedModel
 
 VERSIONS = ("ray", "torch", "torchvision", "mlflow", "pyarrow")
+CONFIG_HASH = "config_sha256"  # field of leaderboard.json
 # Parts of the estimate of --dry-run, by stage.
 ESTIMATED_PARTS = {
     "search": ("search",),
@@ -93,7 +95,8 @@ def write_report(
     figures = {name: png(figure) for name, figure in drawn.items()}
     check_lease(records.storage)
     for made in cards:
-        records.storage.write_json(f"cards/{made.payload['name']}.json", made.payload["card"])
+        card_file = f"cards/{made.payload['name']}.json"
+        records.storage.write_json(card_file, sealed(made.payload["card"]))
     for name, figure in drawn.items():
         records.storage.write(f"figures/{name}.png", figures[name])
         records.storage.write(f"figures/{name}.pdf", pdf(figure))
@@ -109,7 +112,7 @@ def write_report(
     )
     records.storage.write("report.html", page.encode())
     # leaderboard.json is written last: where it exists, all other files exist.
-    records.storage.write_json("leaderboard.json", board)
+    records.storage.write_json("leaderboard.json", sealed(board))
     return board
 
 
@@ -148,7 +151,7 @@ def _leaderboard(
     train_images = config.images_per_epoch(data.manifest["splits"]["train"])
     stages = spent_by_stage(config, sweep.records, train_images=train_images)
     cost = cost_summary(config, stages, estimated=_estimated(config, data))
-    board = with_costs(board, config, stages) | {"cost": cost}
+    board = with_costs(board, config, stages) | {"cost": cost, CONFIG_HASH: config_hash(config)}
     if (searched := describe_search(config, sweep.records)) is not None:
         board["search"] = searched
     board["calibration"] = summary_of(_calibrations(sweep, data, models))
@@ -238,7 +241,12 @@ def _hashes(config: SweepConfig, data: Dataset, models: Sequence[Record]) -> dic
     code = content_hash(
         sorted({(name, digest) for record in models for name, digest in record.code.items()})
     )
-    return {"config": content_hash(config.semantic()), "dataset": data.hash, "training code": code}
+    return {"config": config_hash(config), "dataset": data.hash, "training code": code}
+
+
+def config_hash(config: SweepConfig) -> str:
+    """Return the hash of what determined the results of a sweep."""
+    return content_hash(config.semantic())
 
 
 def corruption_accuracies(

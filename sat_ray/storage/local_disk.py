@@ -19,7 +19,8 @@ from typing import BinaryIO
 
 TEMPORARY = ".tmp-"
 ABANDONED_SECONDS = 60.0  # the writer of a younger temporary file may be about to lock it
-LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk that is full or read-only
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+LASTING = (*NO_ROOM, errno.EROFS)  # a disk that is full or read-only
 
 
 class NotAFileError(OSError):
@@ -58,6 +59,10 @@ def temporary_file(final: str, source: BinaryIO) -> Iterator[str]:
             stream.flush()
             os.fsync(stream.fileno())
             yield temporary
+    except OSError as error:
+        if error.filename is None:  # a write to a full disk names none
+            error.filename = final
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):  # it was renamed
             os.unlink(temporary)
@@ -115,3 +120,13 @@ def _remove_if_abandoned(path: Path) -> bool:
 def is_lasting(error: BaseException) -> bool:
     """Say whether a write that failed would fail again: the disk is full, or read-only."""
     return isinstance(error, OSError) and error.errno in LASTING
+
+
+def in_words(error: BaseException) -> str:
+    """Return an error's text; of a file that a disk has no room for, what to do."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename:
+        return (
+            f"no room is left for {error.filename} ({error.strerror}); make room on that disk and "
+            "give the same command again: it goes on from what is committed"
+        )
+    return str(error)

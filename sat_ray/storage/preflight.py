@@ -3,11 +3,11 @@
 import errno
 import uuid
 
+from sat_ray.storage.local_disk import NO_ROOM
 from sat_ray.storage.s3_preflight import check_s3
 from sat_ray.storage.store import Storage
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_writable(storage: Storage) -> None:

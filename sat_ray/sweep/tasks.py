@@ -32,7 +32,7 @@ TRAIN = Stage("train", 2, CODE)
 VALIDATE = Stage("validate", 1, CODE)
 EVALUATE = Stage("evaluate", 1, CODE)
 STRONG = Stage("strong", 1, CODE)
-CARD = Stage("card", 2, CODE)  # version 2: limits are shares of what survives
+CARD = Stage("card", 3, CODE)  # version 3: the curve against epsilon ends with the whole ball
 CORRUPTIONS = Stage("corruptions", 1, CODE)
 STAGES = (SEARCH, TRAIN, VALIDATE, EVALUATE, STRONG, CORRUPTIONS, CARD)
 

@@ -316,6 +316,24 @@ def test_the_bucket_policy_keeps_everybody_else_from_every_version_of_an_object(
     }
 
 
+def test_the_bucket_policy_lets_in_every_machine_and_account_that_the_manifests_give_a_role():
+    """A Deny wins over what their own policies allow: other roles could read nothing."""
+    policy = json.loads((CLUSTER / "aws" / "bucket-policy.json").read_text())
+    (denied,) = [statement for statement in policy["Statement"] if statement["Sid"] == "NobodyElse"]
+    excepted = set(denied["Condition"]["StringNotEquals"]["aws:PrincipalArn"])
+    machines = {
+        group["node_config"]["IamInstanceProfile"]["Name"]
+        for group in _launcher()["available_node_types"].values()
+    }
+    account = "arn:aws:iam::111122223333:role/"
+    named = set(re.findall(rf"{account}[\w-]+", (CLUSTER / "README.md").read_text()))
+    named |= set(
+        re.findall(rf"{account}[\w-]+", (CLUSTER / "aws" / "head-policy.json").read_text())
+    )
+    assert len(machines) == 2 and named
+    assert {account + name for name in machines} | named <= excepted
+
+
 def test_the_head_may_start_only_machines_of_the_cluster():
     policy = json.loads((CLUSTER / "aws" / "head-policy.json").read_text())
     statements = {statement["Sid"]: statement for statement in policy["Statement"]}

@@ -14,14 +14,17 @@ import pyarrow.compute as pc
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sat_ray.evaluation.card.progress
 from sat_ray.attacks import PGD, AttackSpec
 from sat_ray.data.split import Split
-from sat_ray.evaluation.card import FLAG, PASS, CardSettings, robustness_card
+from sat_ray.evaluation.card import FLAG, PASS, CardSettings, robustness_card, silent
 from sat_ray.evaluation.card.checks import judge
 from sat_ray.evaluation.card.evidence import accuracy_by_restart, steps_curve
+from sat_ray.evaluation.card.settings import radii
 from sat_ray.evaluation.card.subject import sample
 from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.evaluation.robustness import evaluate
@@ -486,6 +489,10 @@ def test_the_curves_are_those_of_direct_evaluations(
             "rounding to 8 bits does not undo the attack",
             {"curves": {"eight_bit": {"n": 48, "last_points": 0.2, "rounded": 0.4}}},
         ),
+        (  # few points, but half of the images that the attack had broken
+            "rounding to 8 bits does not undo the attack",
+            {"curves": {"eight_bit": {"n": 128, "last_points": 0.906, "rounded": 0.953}}},
+        ),
         ("attacks with gradients are the stronger ones", {"broken_by_square_alone": 3}),
         ("attacks with gradients are the stronger ones", {"survivors_broken_by_square": 5}),
         (
@@ -555,6 +562,127 @@ def test_every_check_can_fail_alone(
         for key in honest
     }
     assert {check.name for check in judge(evidence) if not check.passed} == {name}
+
+
+def planted(honest: dict[str, Any], **change: Any) -> dict[str, Any]:
+    """Return the evidence of the honest model with other values; "curves" are joined."""
+    return honest | change | {"curves": honest["curves"] | change.get("curves", {})}
+
+
+LIMITED = (  # what is printed of the figure that counts, and of its limit
+    r"([\d.]+) points less, .*\(allowed: ([\d.]+) points\)$",
+    r"^([\d.]+) % at epsilon .*\(allowed: ([\d.]+) %\)",
+    r"it ends lower for ([\d.]+) % of the images \(allowed: ([\d.]+) %\)",
+    r"by ([\d.]+) points \(allowed: ([\d.]+) points out of order\)",
+    r": ([\d.]+) points more \(allowed: ([\d.]+) more\)",
+    r"points on the way: .* ([\d.]+) % of all entries exactly 0 \(.*, ([\d.]+) %\)",
+)
+
+
+@given(
+    n=st.integers(3, 2000),
+    share=st.floats(0, 1),
+    lost=st.integers(-3, 3),
+    limit=st.sampled_from([0.02, 0.05, 0.1, 0.25]),
+)
+def test_a_figure_is_printed_above_its_limit_exactly_where_the_check_fails(
+    n: int, share: float, lost: int, limit: float, honest: dict[str, Any]
+) -> None:
+    left = round(share * n) / n
+    # near every limit: as a share of what was left, of all, and of what is wrong
+    nears = [limit * left, limit, limit * (1 - left), 0.01]
+    for near in nears:
+        other = min(1.0, max(0.0, left - (round(near * n) + lost) / n))
+        moved = min(1.0, (round(near * n) + abs(lost)) / n)
+        checks = judge(
+            planted(
+                honest,
+                n=n,
+                ladder={"clean": left, "noise": left, "pgd-40": left, "cascade": other},
+                curves={
+                    "steps": [[0, 1.0], [20, left], [40, other]],
+                    "restarts": [[1, left], [3, min(left, other)]],
+                    "epsilon": [[0.5, 1.0], [1.0, moved]],
+                    "share_of_falling_loss": moved,
+                    "eight_bit": {"n": n, "last_points": other, "rounded": left},
+                    "gradient_on_the_way": {
+                        "zero_share": moved,
+                        "images_of_zero_gradient": 0,
+                        "examples": [],
+                    },
+                },
+            )
+        )
+        for check in checks:
+            for pattern in LIMITED:
+                if shown := re.search(pattern, check.found):
+                    above = float(shown[1]) > float(shown[2])
+                    assert above != check.passed, check
+
+
+def test_an_attack_that_leaves_a_little_more_is_not_said_to_leave_less(
+    honest: dict[str, Any],
+) -> None:
+    ladder = {"clean": 0.9, "noise": 0.9, "pgd-10": 0.6, "pgd-40": 0.5, "cascade": 0.505}
+    found = {check.name: check for check in judge(planted(honest, n=1000, ladder=ladder))}
+    ordered = found["stronger attacks break more"]
+    assert ordered.passed and "≥" not in ordered.found
+    claim = found["the claim holds against the cascade"]
+    assert claim.passed and claim.found.endswith("the cascade 50.5 %: 0.5 points more")
+
+
+def test_no_more_images_survive_every_attack_than_survive_the_claimed_one(
+    digits_model: Normalized, held_out: Split
+) -> None:
+    """APGD of one step breaks less than the claim, so its survivors are more."""
+    settings = CardSettings(images=48, restarts=2, cascade_steps=1, cascade_queries=1)
+    made = card(digits_model.eval(), held_out, settings)
+    assert made["ladder"]["cascade"] > made["ladder"]["pgd-40"]
+    assert made["survivors_of_gradients"] <= made["survivors_of_claim"]
+    assert made["survivors_of_claim"] == round(48 * made["curves"]["restarts"][-1][1])
+
+
+def test_without_a_gradient_no_claim_is_said_to_have_been_attacked(
+    digits_model: Normalized, held_out: Split
+) -> None:
+    made = card(lambda x: digits_model(x).detach(), held_out, TINY)
+    square = made["checks"][-1]["found"]
+    right = round(24 * made["ladder"]["clean"])
+    assert square.startswith("no attack with gradients was run; ")
+    assert f"of the {right} images that are right fall to Square" in square
+
+
+@pytest.mark.parametrize(
+    ("threat_model", "largest"),
+    [
+        (ThreatModel("linf", 1 / 255), 1.0),
+        (ThreatModel("linf", 8 / 255), 1.0),
+        (ThreatModel("linf", 1.0), 1.0),
+        (ThreatModel("l2", 0.1), 8.0),
+        (ThreatModel("l2", 5.0), 8.0),
+    ],
+    ids=str,
+)
+def test_the_curve_ends_with_a_ball_that_holds_every_image(
+    threat_model: ThreatModel, largest: float
+) -> None:
+    found = radii(threat_model, values=64)
+    assert found[-1] == largest and found == sorted(set(found))
+
+
+@pytest.mark.parametrize(
+    "threat_model", [ThreatModel("linf", 2 / 255), ThreatModel("l2", 0.02)], ids=str
+)
+def test_an_honest_model_passes_at_a_small_epsilon(
+    threat_model: ThreatModel, digits_model: Normalized, held_out: Split
+) -> None:
+    """16 times such an epsilon replaces no image, so most of them may survive there."""
+    claim = replace(CLAIM, threat_model=threat_model, step_size=threat_model.epsilon / 4, name="")
+    made = robustness_card(
+        digits_model.eval(), held_out, attack=claim, settings=TINY, slots=24, on_progress=silent
+    )
+    assert made["verdict"] == PASS, made["reasons"]
+    assert made["curves"]["epsilon"][-2][1] > 0.02 >= made["curves"]["epsilon"][-1][1]
 
 
 def test_arrays_and_a_split_give_the_same_card(digits_model: Normalized, held_out: Split) -> None:

@@ -6,17 +6,23 @@ import importlib.util
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from sweeps import trained
 
 from sat_ray.checkpoint import load_model, save_model
-from sat_ray.integrations.command_line.export import Asked, export
+from sat_ray.integrations.command_line.export import Asked, export, locate, recorded_card
 from sat_ray.models import Normalized, build_model
 from sat_ray.models.export import ONNX_PACKAGES, export_model
+from sat_ray.report.sweep_report import CONFIG_HASH, config_hash
+from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import RECIPES
+from sat_ray.sweep.records.store import Records
 from sat_ray.utils.serialization import to_json
 
 SHAPE = (1, 8, 8)
@@ -152,6 +158,60 @@ def test_a_sweep_that_is_not_in_the_storage_is_answered_with_those_that_are(
     Storage(str(tmp_path / "digits")).write_json("config.json", {})
     with pytest.raises(ValueError, match=r"sweep 'digit' is unknown; did you mean digits\?"):
         export(Asked(model="digit", out="x.pt2", storage=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("leaderboard.json", "leaderboard.json does not match its checksum"),
+        ("cards/c-s0.json", "cards/c-s0.json does not match its checksum"),
+        ("config.json", "config.json was changed after the report was written"),
+    ],
+)
+def test_a_model_card_quotes_no_figure_that_was_changed_by_hand(
+    path: str, said: str, tmp_path: Path
+) -> None:
+    config = RECIPES["digits_smoke"]()
+    sweep = Storage.at(tmp_path / "runs" / "s")
+    folder = sweep.child("checkpoints/train/c")
+    model = small("silu")
+    assert model.spec is not None
+    save_model(folder, model.state_dict(), spec=model.spec, about={})
+    row = {"checkpoint": folder.uri, "outcomes": "outcomes/c-s0.parquet", "robust_accuracy": 0.4}
+    board = {"rows": [row], CONFIG_HASH: config_hash(config)}
+    sweep.write_json("config.json", to_json(config))
+    sweep.write_json("leaderboard.json", sealed(board))
+    sweep.write_json("cards/c-s0.json", sealed({"verdict": "FLAG"}))
+    changed: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+        "leaderboard.json": lambda value: value | {"rows": [row | {"robust_accuracy": 0.9}]},
+        "cards/c-s0.json": lambda value: value | {"verdict": "PASS"},
+        "config.json": lambda value: value | {"training": value["training"] | {"epochs": 99}},
+    }
+    found = locate(folder.uri, Storage.at(tmp_path / "runs"))
+    assert found.board == board and recorded_card(found) == {"verdict": "FLAG"}
+    sweep.write_json(path, changed[path](sweep.read_object(path)))
+    with pytest.raises(ValueError) as error:
+        recorded_card(locate(folder.uri, Storage.at(tmp_path / "runs")))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_weights_of_another_model_in_the_champions_folder_are_not_exported(
+    tmp_path: Path,
+) -> None:
+    """Both files of the folder were replaced, so they fit each other, but not the record."""
+    sweep = Storage.at(tmp_path / "runs" / "s")
+    made = trained(small("silu"), Records(sweep))
+    sweep.write_json("config.json", to_json(RECIPES["digits_smoke"]()))
+    folder = Storage.at(made.payload["path"])
+    other = build_model(
+        "small_resnet", activation="silu", num_classes=10, in_channels=1, width=4, seed=1
+    )
+    assert other.spec is not None
+    save_model(folder, other.state_dict(), spec=other.spec, about={})
+    out = tmp_path / "m.pt2"
+    with pytest.raises(ValueError, match=r"does not match its sha256; it is damaged or was repl"):
+        export(Asked(model=folder.uri, out=str(out), image_shape=SHAPE))
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("board", [{}, {"rows": [1]}, {"rows": []}], ids=str)

@@ -10,6 +10,7 @@ from test_report import board_of, evaluated, page, seeds_of
 
 from sat_ray.attacks.spec import AttackSpec
 from sat_ray.data.split import Split
+from sat_ray.evaluation.card.settings import radii
 from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.integrations.mlflow.metrics import compared_params, group_metrics
@@ -289,6 +290,33 @@ def test_the_card_names_the_attack_behind_every_curve() -> None:
     axes = card_figure(card, name="silu").axes[1:5]
     assert axes[0].get_title(loc="left").startswith("Against ε (PGD-50)")
     assert all("of the claimed attack" in one.get_xlabel() for one in axes[1:])
+
+
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "said", "ticks"),
+    [
+        ("linf", 1 / 255, ("ε (linf, 1/255)", "claimed 1/255"), ["0.25", "1", "4", "16", "255"]),
+        ("l2", 0.5, ("ε (l2)", "claimed 0.5"), ["0.125", "0.5", "2", "8", "55.4"]),
+    ],
+)
+def test_the_curve_against_epsilon_can_be_read_beside_a_far_larger_last_ball(
+    norm: str, epsilon: float, said: tuple[str, str], ticks: list[str]
+) -> None:
+    threat_model = ThreatModel(norm, epsilon)
+    points = [[radius, 0.5] for radius in radii(threat_model, values=3 * 32 * 32)]
+    card = {
+        "verdict": "PASS",
+        "n": 48,
+        "seed": 0,
+        "attack": "pgd-200",
+        "threat_model": {"norm": norm, "epsilon": epsilon},
+        "ladder": {"clean": 0.9, "cascade": 0.4},
+        "curves": {name: [[1.0, 0.9], [10.0, 0.4]] for name in ("steps", "restarts", "loss")}
+        | {"epsilon": points},
+    }
+    axes = card_figure(card, name="silu").axes[1]
+    assert (axes.get_xlabel(), axes.texts[0].get_text()) == said
+    assert [label.get_text() for label in axes.get_xticklabels()] == ticks
 
 
 def test_checkpoints_are_listed_once_below_the_folder_that_they_share() -> None:

@@ -7,6 +7,7 @@ import errno
 import gzip
 import io
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -335,10 +336,12 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_what_was_there(small_disk: P
     storage.write("x", b"old")
     check_writable(storage)
     (small_disk / "filler").write_bytes(bytes(1024**2 - 64 * 1024))
-    with pytest.raises(OSError, match="No space left on device"):
-        storage.write("x", bytes(200_000))
-    with pytest.raises(OSError, match="No space left on device"):
-        storage.commit("y", bytes(200_000))
+    for name, put in (("x", storage.write), ("y", storage.commit)):
+        with pytest.raises(OSError, match="No space left on device") as full:
+            put(name, bytes(200_000))
+        assert full.value.filename == storage.full(name)
+        # as it comes out of a Ray task
+        assert pickle.loads(pickle.dumps(full.value)).filename == storage.full(name)
     assert storage.read("x") == b"old" and sorted(path.name for path in small_disk.iterdir()) == [
         "filler",
         "x",

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from sat_ray.storage.store import Storage
-from sat_ray.sweep.records.leftovers import LIVING_SECONDS, remove_leftovers
+from sat_ray.sweep.records.leftovers import (
+    LIVING_SECONDS,
+    remove_leftovers,
+    supersede_without_outcomes,
+)
 from sat_ray.sweep.records.store import Records, Stage, attempt_began, attempt_name
-from sat_ray.sweep.tasks import EVALUATE, STRONG, TRAIN, VALIDATE
+from sat_ray.sweep.tasks import EVALUATE, STAGES, STRONG, TRAIN, VALIDATE
 
 
 def attempt(*, age: float) -> str:
@@ -70,6 +74,23 @@ def test_what_no_record_names_is_removed_once_its_attempt_is_long_gone(records: 
     assert remove_leftovers(records.storage) == []
 
 
+@pytest.mark.parametrize("stage", [EVALUATE, STRONG], ids=lambda stage: stage.name)
+def test_a_shard_without_its_outcomes_is_attacked_again(stage: Stage, tmp_path: Path) -> None:
+    records = Records(Storage.at(tmp_path))
+    parts = {key: f"state/parts/{key}-{attempt(age=OLD)}.parquet" for key in ("kept", "gone")}
+    for key, part in parts.items():
+        records.storage.write(part, b"rows")
+        records.commit(stage, key, inputs={}, payload={"path": part}, seconds=1.0)
+    records.commit(VALIDATE, "v", inputs={}, payload={"path": "state/parts/v"}, seconds=1.0)
+    assert supersede_without_outcomes(records) == 0
+    records.storage.discard(parts["gone"])
+    assert supersede_without_outcomes(records) == 1
+    assert records.keys(stage) == ["kept"] and records.keys(VALIDATE) == ["v"]
+    (aside,) = records.storage.folders("superseded")
+    assert records.storage.names(f"superseded/{aside}/{stage.name}") == ["gone.json"]
+    assert supersede_without_outcomes(records) == 0
+
+
 def test_what_a_record_that_was_moved_aside_names_stays(records: Records) -> None:
     (train,) = records.all(TRAIN)
     records.supersede(train)
@@ -77,7 +98,7 @@ def test_what_a_record_that_was_moved_aside_names_stays(records: Records) -> Non
     assert records.storage.exists(f"{train.payload['path']}/model.json")
 
 
-@pytest.mark.parametrize("stage", [EVALUATE, STRONG, VALIDATE, Stage("later", 1, ())])
+@pytest.mark.parametrize("stage", [*STAGES, Stage("later", 1, ())])
 @pytest.mark.parametrize("aside", [False, True])
 @pytest.mark.parametrize("attempts", [1, 2])
 def test_the_parts_of_every_stage_stay_however_old_they_are(

@@ -188,7 +188,8 @@ def test_a_config_file_of_another_shape_is_named_in_one_line(tmp_path: Path, tex
     with pytest.raises(
         ValueError,
         match=(
-            r"/config\.json (cannot be read as a sweep's config \(.*\)$|is no JSON|.*JSON object)"
+            r"/config\.json (cannot be read as a sweep's config|is no JSON) \(.*\); restore the "
+            r"file, or choose another --name or --storage$"
         ),
     ) as caught:
         stored_config(Storage.at(tmp_path))
@@ -197,7 +198,9 @@ def test_a_config_file_of_another_shape_is_named_in_one_line(tmp_path: Path, tex
 
 def test_a_config_of_an_earlier_version_says_what_its_fields_are_called_now(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"recipe": "digits", "evaluation": {"lanes": 64}}')
-    with pytest.raises(ValueError, match=r"evaluation\.lanes is now evaluation\.slots; .* --name"):
+    with pytest.raises(
+        ValueError, match=r"evaluation\.lanes is now evaluation\.slots\); .* --name"
+    ):
         stored_config(Storage.at(tmp_path))
 
 

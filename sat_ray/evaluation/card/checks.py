@@ -35,6 +35,9 @@ LARGEST_ZERO_SHARE = 0.25
 LARGEST_FALLING_SHARE = 0.05
 ACCURACY_AT_LARGEST_EPSILON = 0.02
 LARGEST_ROUNDING_GAIN = 0.05
+# Of the images that are wrong at the last points, the share that rounding may make right again.
+LARGEST_HEALED_SHARE = 0.10
+MOST_DECIMALS = 6  # of a percentage
 ROUNDING = 1e-4  # of the largest logit: what the order of floating-point sums may change
 
 
@@ -73,12 +76,33 @@ def judge(evidence: dict[str, Any]) -> list[Check]:
     return [*checks, gradients_beat_square(evidence)]
 
 
-def _points(fraction: float) -> str:
-    return f"{100 * fraction:.1f} points"
-
-
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
+
+
+def _beside(found: float, allowed: float) -> tuple[str, str]:
+    """Return two fractions in percent, with one decimal, or as many as tell them apart.
+
+    So what is above its limit is never printed as equal to it.
+    """
+    decimals = next(
+        (
+            number
+            for number in range(1, MOST_DECIMALS)
+            if (round(100 * found, number) > round(100 * allowed, number)) == (found > allowed)
+        ),
+        MOST_DECIMALS,
+    )
+    return f"{100 * found:.{decimals}f}", f"{100 * allowed:.{decimals}f}"
+
+
+def _loss(lost: float, allowed: float, *, of: float) -> str:
+    """Say how much accuracy an attack takes of what was left, and how much it may take."""
+    if lost < 0:
+        return f"{100 * -lost:.1f} points more"
+    shown, limit = _beside(lost, allowed)
+    share = f"{100 * lost / of:.1f} % of them" if of else "none was left"
+    return f"{shown} points less, {share} (allowed: {limit} points)"
 
 
 def _slack(evidence: dict[str, Any], fraction: float) -> float:
@@ -88,10 +112,6 @@ def _slack(evidence: dict[str, Any], fraction: float) -> float:
 def _allowed(evidence: dict[str, Any], share: float, *, of: float) -> float:
     """Return how much accuracy may be lost: a share of it, or two images where that is more."""
     return _slack(evidence, share * of)
-
-
-def _share(lost: float, *, of: float) -> str:
-    return f"{100 * lost / of:.1f} % of them" if of else "none was left"
 
 
 def _difference(evidence: dict[str, Any], name: str) -> tuple[float, float]:
@@ -175,6 +195,10 @@ def gradient_is_not_zero(evidence: dict[str, Any]) -> Check:
         "images and random starts": evidence["gradient"],
         "points on the way": evidence["curves"]["gradient_on_the_way"],
     }
+    largest = max(part["zero_share"] for part in parts.values())
+    shown = {
+        where: _beside(part["zero_share"], LARGEST_ZERO_SHARE)[0] for where, part in parts.items()
+    }
     return Check(
         name="the gradient is not zero",
         passed=all(
@@ -183,10 +207,10 @@ def gradient_is_not_zero(evidence: dict[str, Any]) -> Check:
         ),
         found="; ".join(
             f"{where}: {part['images_of_zero_gradient']} images with none at all, "
-            f"{_percent(part['zero_share'])} of all entries exactly 0"
+            f"{shown[where]} % of all entries exactly 0"
             for where, part in parts.items()
         )
-        + f" (allowed: 0 images, {_percent(LARGEST_ZERO_SHARE)})",
+        + f" (allowed: 0 images, {_beside(largest, LARGEST_ZERO_SHARE)[1]} %)",
         meaning="saturated logits and quantisers stop the attack, not the adversary",
     )
 
@@ -195,12 +219,13 @@ def loss_rises(evidence: dict[str, Any]) -> Check:
     """The attack must do what it is built to do."""
     course = evidence["curves"]["loss"]
     falling = evidence["curves"]["share_of_falling_loss"]
+    shown, limit = _beside(falling, LARGEST_FALLING_SHARE)
     return Check(
         name="the loss rises along the attack",
         passed=course[-1][1] > course[0][1] and falling <= LARGEST_FALLING_SHARE,
         found=f"mean loss {course[0][1]:.3g} at the start, {course[-1][1]:.3g} after "
-        f"{course[-1][0]} steps; it ends lower for {_percent(falling)} of the images "
-        f"(allowed: {_percent(LARGEST_FALLING_SHARE)})",
+        f"{course[-1][0]} steps; it ends lower for {shown} % of the images "
+        f"(allowed: {limit} %)",
         meaning="an attack whose loss does not rise follows a gradient that points nowhere",
     )
 
@@ -210,11 +235,14 @@ def ladder_is_ordered(evidence: dict[str, Any]) -> Check:
     ladder = evidence["ladder"]
     slack = _slack(evidence, ORDER_SLACK)
     wrong = [f"{a} < {b}" for (a, low), (b, high) in pairwise(ladder.items()) if high > low + slack]
+    gains = [high - low for low, high in pairwise(ladder.values())]
+    shown, limit = _beside(max(gains), slack)
     return Check(
         name="stronger attacks break more",
         passed=not wrong,
-        found=" ≥ ".join(f"{name} {_percent(value)}" for name, value in ladder.items())
-        + (f"; out of order: {', '.join(wrong)}" if wrong else ""),
+        found=", ".join(f"{name} {_percent(value)}" for name, value in ladder.items())
+        + (f"; out of order: {', '.join(wrong)}, by {shown} points" if wrong else "")
+        + f" (allowed: {limit} points out of order)",
         meaning="a ladder out of order means that some attack does not work on this model",
     )
 
@@ -227,8 +255,7 @@ def claim_survives_the_cascade(evidence: dict[str, Any]) -> Check:
         name="the claim holds against the cascade",
         passed=claimed - cascade <= allowed,
         found=f"the claimed attack leaves {_percent(claimed)}, the cascade {_percent(cascade)}: "
-        f"{_points(claimed - cascade)} less, {_share(claimed - cascade, of=claimed)} "
-        f"(allowed: {_points(allowed)})",
+        f"{_loss(claimed - cascade, allowed, of=claimed)}",
         meaning="a large gap means that the claimed attack is too weak for this model: "
         "quote what the cascade leaves",
     )
@@ -243,8 +270,8 @@ def steps_reach_a_plateau(evidence: dict[str, Any]) -> Check:
     return Check(
         name="more steps would not help",
         passed=lost <= allowed,
-        found=f"the first half of {curve[-1][0]} steps leaves {_percent(half)}, the second takes "
-        f"{_points(lost)} of it, {_share(lost, of=half)} (allowed: {_points(allowed)})",
+        found=f"the first half of {curve[-1][0]} steps leaves {_percent(half)}, all of them "
+        f"{_percent(curve[-1][1])}: {_loss(lost, allowed, of=half)}",
         meaning="an accuracy that still falls is not yet measured",
     )
 
@@ -261,8 +288,8 @@ def restarts_converge(evidence: dict[str, Any]) -> Check:
     return Check(
         name="more restarts would not help",
         passed=lost <= allowed,
-        found=f"the claimed attack leaves {_percent(claimed)}, more starts, {curve[-1][0]} in all, "
-        f"take {_points(lost)} of it, {_share(lost, of=claimed)} (allowed: {_points(allowed)})",
+        found=f"the claimed attack leaves {_percent(claimed)}, {curve[-1][0]} starts in all "
+        f"{_percent(curve[-1][1])}: {_loss(lost, allowed, of=claimed)}",
         meaning="an accuracy that depends on the start is luck",
     )
 
@@ -274,10 +301,11 @@ def large_balls_break_everything(evidence: dict[str, Any]) -> Check:
     ordered = all(high[1] <= low[1] + slack for low, high in pairwise(curve))
     largest = curve[-1]
     allowed = _slack(evidence, ACCURACY_AT_LARGEST_EPSILON)
+    shown, limit = _beside(largest[1], allowed)
     return Check(
         name="larger balls break everything",
         passed=ordered and largest[1] <= allowed,
-        found=f"{_percent(largest[1])} at epsilon {largest[0]:.3g} (allowed: {_percent(allowed)})"
+        found=f"{shown} % at epsilon {largest[0]:.3g} (allowed: {limit} %)"
         + ("" if ordered else "; accuracy grows with epsilon"),
         meaning="robustness to a perturbation that can replace the image is a sign of "
         "a masked gradient",
@@ -288,12 +316,15 @@ def eight_bits_keep_the_attack(evidence: dict[str, Any]) -> Check:
     """Adversarial images must survive being stored."""
     rounded = evidence["curves"]["eight_bit"]
     gain = rounded["rounded"] - rounded["last_points"]
-    allowed = max(LARGEST_ROUNDING_GAIN, 2 / rounded["n"]) + 1e-9
+    share = LARGEST_HEALED_SHARE * (1 - rounded["last_points"])
+    allowed = max(min(LARGEST_ROUNDING_GAIN, share), 2 / rounded["n"]) + 1e-9
+    shown, limit = _beside(abs(gain), allowed)
     return Check(
         name="rounding to 8 bits does not undo the attack",
         passed=gain <= allowed,
         found=f"at the last points {_percent(rounded['last_points'])}, rounded to 8 bits "
-        f"{_percent(rounded['rounded'])}, n = {rounded['n']} (allowed: {_points(allowed)} more)",
+        f"{_percent(rounded['rounded'])}, n = {rounded['n']}: {shown} points "
+        f"{'fewer' if gain < 0 else 'more'} (allowed: {limit} more)",
         meaning="examples that live between pixel values do not threaten stored images",
     )
 
@@ -302,16 +333,24 @@ def gradients_beat_square(evidence: dict[str, Any]) -> Check:
     """An attack that sees less cannot be stronger, unless what the other sees is a lie."""
     alone = evidence["broken_by_square_alone"]
     over = evidence["survivors_broken_by_square"]
-    n = evidence["n"]
-    left = round(evidence["ladder"]["cascade"] * n) + alone  # before Square
-    claimed = round(list(evidence["ladder"].values())[-2] * n)
+    left = evidence["survivors_of_gradients"]
+    claimed = evidence["survivors_of_claim"]
     allowed_alone = int(max(LARGEST_SQUARE_SHARE * left, 2))
     allowed_over = int(max(LARGEST_SHARE_OVER_CLAIM * claimed, 2))
+    if evidence["gradient"]["exists"]:
+        found = (
+            f"{over} of the {claimed} images that survive all starts of the claimed attack fall "
+            f"to Square (allowed: {allowed_over}); {alone} of the {left} that survive every attack "
+            f"with gradients do (allowed: {allowed_alone})"
+        )
+    else:
+        found = (
+            f"no attack with gradients was run; {alone} of the {left} images that are right fall "
+            f"to Square (allowed: {allowed_alone})"
+        )
     return Check(
         name="attacks with gradients are the stronger ones",
         passed=alone <= allowed_alone and over <= allowed_over,
-        found=f"{over} of the {claimed} images that survive the claimed attack fall to Square "
-        f"(allowed: {allowed_over}); {alone} of the {left} that survive every attack with "
-        f"gradients do (allowed: {allowed_alone})",
+        found=found,
         meaning="where search without gradients finds more, the gradient is masked",
     )

@@ -5,6 +5,7 @@ They are a ladder of ever stronger attacks on the same images, curves, and probe
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,7 @@ from sat_ray.evaluation.card.probes import (
     trajectories,
     untouched,
 )
-from sat_ray.evaluation.card.settings import (
-    EPSILON_MULTIPLES,
-    EPSILON_STEPS,
-    SHORT_STEPS,
-    CardSettings,
-)
+from sat_ray.evaluation.card.settings import EPSILON_STEPS, SHORT_STEPS, CardSettings, radii
 from sat_ray.evaluation.card.subject import Subject, Variants, sample
 from sat_ray.evaluation.first_broken_step import CLEAN_ERROR, NEVER
 from sat_ray.evaluation.inputs import check_images, check_logits
@@ -134,6 +130,8 @@ class _Measurement:
             "curves": curves,
             "broken_by_square_alone": len(fallen & survivors & claimed_survivors),
             "survivors_broken_by_square": len(fallen & claimed_survivors),
+            "survivors_of_claim": len(claimed_survivors),
+            "survivors_of_gradients": len(survivors & claimed_survivors),
         }
 
     def _correct(self) -> set[int]:
@@ -219,23 +217,15 @@ def short_attack(subject: Subject) -> float:
 
 
 def epsilon_curve(subject: Subject, begin: Callable[[str], None]) -> list[list[float]]:
-    """Return [epsilon, robust accuracy] from a quarter of epsilon to 16 times epsilon.
-
-    For linf it ends at 1, where the ball holds every image.
-    """
-    norm = subject.threat_model.norm
-    claimed = subject.threat_model.epsilon
-    radii = [
-        multiple * claimed
-        for multiple in EPSILON_MULTIPLES
-        if norm == "l2" or multiple * claimed < 1
-    ]
-    radii += [1.0] if norm == "linf" and len(radii) < len(EPSILON_MULTIPLES) else []
+    """Return [epsilon, robust accuracy] from a quarter of epsilon to a ball of every image."""
+    values = prod(subject.split.images.shape[1:])
     curve = []
-    for epsilon in radii:
+    for epsilon in radii(subject.threat_model, values=values):
         begin(f"pgd-{EPSILON_STEPS} at epsilon {epsilon:.3g}")
         spec = AttackSpec(
-            threat_model=ThreatModel(norm, epsilon), steps=EPSILON_STEPS, step_size=epsilon / 20
+            threat_model=ThreatModel(subject.threat_model.norm, epsilon),
+            steps=EPSILON_STEPS,
+            step_size=epsilon / 20,
         )
         curve.append([epsilon, len(robust_image_ids(subject.outcomes(spec))) / subject.n])
     return curve

@@ -1,5 +1,6 @@
 """How much evidence a robustness card measures."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ from sat_ray.utils.bounds import Bounds, Count, Steps, check_fields
 
 if TYPE_CHECKING:
     from sat_ray.attacks.spec import AttackSpec
+    from sat_ray.threat import ThreatModel
 
 EPSILON_MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 EPSILON_STEPS = 50  # of epsilon / 20: they cross the ball more than twice
@@ -38,6 +40,16 @@ class CardSettings:
         check_fields(self, prefix="card.")
 
 
+def radii(threat_model: "ThreatModel", *, values: float = math.inf) -> list[float]:
+    """Return the epsilons of the curve: multiples of the claimed one, then a ball of all images.
+
+    values: pixels and channels of an image.
+    """
+    whole = 1.0 if threat_model.norm == "linf" else math.sqrt(values)
+    multiples = [multiple * threat_model.epsilon for multiple in EPSILON_MULTIPLES]
+    return [*(radius for radius in multiples if radius < whole), whole]
+
+
 def most_passes(attack: "AttackSpec", settings: CardSettings) -> int:
     """Return the most forward and backward passes of one image of a card.
 
@@ -45,5 +57,5 @@ def most_passes(attack: "AttackSpec", settings: CardSettings) -> int:
     """
     claimed = (attack.restarts + settings.restarts - 1) * (attack.steps + 1)
     cascade_runs = (1 + TARGETS) * (settings.cascade_steps + 1)
-    curves = len(EPSILON_MULTIPLES) * (EPSILON_STEPS + 1) + (attack.steps + 1)
+    curves = len(radii(attack.threat_model)) * (EPSILON_STEPS + 1) + (attack.steps + 1)
     return claimed + cascade_runs + curves + (SHORT_STEPS + 1) + 2

@@ -29,7 +29,7 @@ from sat_ray.sweep.cost.spent import cost_sentence
 from sat_ray.sweep.plan.datasets import dataset_uri
 from sat_ray.sweep.plan.trainings import planned_trials
 from sat_ray.sweep.records.lease import driver_lease
-from sat_ray.sweep.records.leftovers import remove_leftovers
+from sat_ray.sweep.records.leftovers import remove_leftovers, supersede_without_outcomes
 from sat_ray.sweep.records.store import Stage
 from sat_ray.sweep.resources.bundles import most_evaluations
 from sat_ray.sweep.tasks import CARD, CORRUPTIONS, EVALUATE, SEARCH, STRONG, TRAIN, VALIDATE
@@ -82,6 +82,8 @@ class Driver:
         self.lease = stack.enter_context(driver_lease(self.command.storage))
         claim_folder(self.command)
         remove_leftovers(self.command.storage)
+        if gone := supersede_without_outcomes(self.sweep.records):
+            self.reporter.say(f"the outcomes of {gone} shards are gone; they are attacked again")
         self.command.root.child("data").remove_abandoned()
         experiment = {
             "experiment": experiment_name(self.config.recipe),

@@ -12,13 +12,15 @@ from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.parsing import AllowCode, parse_options
 from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.integrations.command_line.process.invocation import spelled
+from sat_ray.storage.sealed import read_perhaps_sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.config.stored import stored_config
 from sat_ray.sweep.plan.datasets import dataset_uri
+from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.status import sweeps_in
-from sat_ray.sweep.tasks import Dataset
+from sat_ray.sweep.tasks import SEARCH, TRAIN, Dataset
 from sat_ray.utils.bounds import Bounds, check_fields
 from sat_ray.utils.import_string import confirm
 from sat_ray.utils.names import check_name, printable
@@ -82,7 +84,7 @@ def export(asked: Asked) -> None:
     check_name(asked.format, FORMATS, field="format")
     confirm(asked.allow_code)
     found = locate(asked.model, storage_root(asked.storage))
-    model = load_model(found.checkpoint)
+    model = load_model(found.checkpoint, expected_sha256=recorded_digest(found))
     shape = asked.image_shape or image_shape(found)
     data, parity = export_model(model, shape=shape, kind=asked.format)
     out = Path(asked.out).expanduser()
@@ -120,7 +122,7 @@ def _card_text(found: Found, file: str, *, kind: str, shape: tuple[int, ...], pa
             parity=parity,
             board=found.board,
             row=_row(found),
-            card=_card(found),
+            card=recorded_card(found),
             config=None if found.sweep is None else found.sweep.read_json("config.json"),
         )
     except (KeyError, TypeError, AttributeError):
@@ -140,7 +142,8 @@ def locate(model: str, root: Storage) -> Found:
         checkpoint = Storage.at(model).uri
         folder, inside, _ = checkpoint.rpartition("/checkpoints/")
         sweep = Storage(folder) if inside and Storage(folder).exists("config.json") else None
-        return Found(checkpoint, sweep, _board(sweep), _config(sweep))
+        board = _board(sweep)
+        return Found(checkpoint, sweep, board, _config(sweep, board))
     if "/" in model:
         raise ValueError(
             f"model must be the folder of a checkpoint or the name of a sweep, got {model}, "
@@ -169,20 +172,38 @@ def locate(model: str, root: Storage) -> Found:
             f"{sweep.full('leaderboard.json')} names no champion; "
             f"run again: {spelled('report', [model])}, or name a checkpoint"
         ) from None
-    return Found(sweep.full(f"checkpoints/{own}"), sweep, board, _config(sweep))
+    return Found(sweep.full(f"checkpoints/{own}"), sweep, board, _config(sweep, board))
 
 
 def _board(sweep: Storage | None) -> dict[str, Any] | None:
     if sweep is None or not sweep.exists("leaderboard.json"):
         return None
+    return _projected(sweep, "leaderboard.json")
+
+
+def _projected(sweep: Storage, path: str) -> dict[str, Any]:
+    """Read a file that the report wrote; ValueError where it was changed since."""
     try:
-        return sweep.read_object("leaderboard.json")
+        return read_perhaps_sealed(sweep, path)
     except ValueError as error:
-        raise ValueError(f"{error}; run again: {spelled('report')} RECIPE") from None
+        raise ValueError(
+            f"{sweep.full(path)} {error}; run again: {spelled('report')} RECIPE"
+        ) from None
 
 
-def _config(sweep: Storage | None) -> SweepConfig | None:
-    return None if sweep is None else stored_config(sweep)
+def _config(sweep: Storage | None, board: dict[str, Any] | None) -> SweepConfig | None:
+    """Return a sweep's config; ValueError where it is not the one of the leaderboard."""
+    if sweep is None:
+        return None
+    config = stored_config(sweep)
+    from sat_ray.report.sweep_report import CONFIG_HASH, config_hash
+
+    if board is not None and board.get(CONFIG_HASH, config_hash(config)) != config_hash(config):
+        raise ValueError(
+            f"{sweep.full('config.json')} was changed after the report was written; restore the "
+            f"file, or start the sweep again: {spelled('sweep')} RECIPE"
+        )
+    return config
 
 
 def image_shape(found: Found) -> tuple[int, ...]:
@@ -203,14 +224,28 @@ def _row(found: Found) -> dict[str, Any] | None:
     return next((row for row in rows if row["checkpoint"].rpartition("/")[2] == tail), None)
 
 
-def _card(found: Found) -> dict[str, Any] | None:
+def recorded_card(found: Found) -> dict[str, Any] | None:
+    """Return the robustness card of a checkpoint; None where none was made.
+
+    ValueError where its file was changed.
+    """
     row = _row(found)
     if row is None or found.sweep is None:
         return None
     path = f"cards/{row['outcomes'].rpartition('/')[2].removesuffix('.parquet')}.json"
     if not found.sweep.exists(path):
         return None
-    return found.sweep.read_object(path)
+    return _projected(found.sweep, path)
+
+
+def recorded_digest(found: Found) -> str | None:
+    """Return the sha256 of a checkpoint's weights by its training's record; None without one."""
+    if found.sweep is None:
+        return None
+    tail = found.checkpoint.rstrip("/").rpartition("/")[2]
+    records = Records(found.sweep)
+    made = (record.payload for stage in (TRAIN, SEARCH) for record in records.each(stage))
+    return next((one["sha256"] for one in made if one["path"].rpartition("/")[2] == tail), None)
 
 
 def main(*, about: str | None) -> int:

@@ -35,10 +35,12 @@ METRICS = 1000  # the most that one request may hold
 PARAMS = 100
 METRICS_AT_THE_END = 800  # beside a request's parameters and tags: 1,000 in all
 NOTE_LETTERS = 8000  # of a run's description
-NOISY = (  # migrations; "no pip installed" for every model
-    "mlflow.store.db.utils",
-    "mlflow.utils.environment",
-)
+NOISY = {
+    # migrations, and a traceback for every error, which is raised too
+    "mlflow.store.db.utils": logging.CRITICAL,
+    # "no pip installed" for every model
+    "mlflow.utils.environment": logging.ERROR,
+}
 
 
 @dataclass
@@ -69,8 +71,8 @@ class MlflowRuns:
         self._uri = login_to_environment(tracking_uri)
         import mlflow
 
-        for name in NOISY:
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for name, level in NOISY.items():
+            logging.getLogger(name).setLevel(level)
         try:
             with sole_creator(self._uri):
                 settle_database(self._uri)

@@ -30,7 +30,7 @@ from sat_ray.integrations.ray.private import (
     kept_text,
 )
 from sat_ray.integrations.ray.prometheus import training_shown
-from sat_ray.storage.local_disk import is_lasting
+from sat_ray.storage.local_disk import in_words, is_lasting
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config.resources import ResourceSettings
 from sat_ray.sweep.execute.training import train_and_commit
@@ -172,6 +172,8 @@ def _say(records: Records, task: TrainingTask, error: str, *, final: bool) -> No
 
 
 def _advised(error: Exception) -> str:
+    if is_lasting(error):
+        return in_words(error)
     text = first_line(error)
     if isinstance(error, torch.OutOfMemoryError):
         return (

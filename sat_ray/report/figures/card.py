@@ -11,8 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from sat_ray.evaluation.card.settings import EPSILON_STEPS
 from sat_ray.report.figures.style import FAINT, INK, head, label, new_figure, plain
-from sat_ray.threat import as_255ths
+from sat_ray.threat import radius_text
 
+LOG_TICKS = 3.5  # times as large as the one before is a value whose label does not touch
 BAR, LINE = "#88CCEE", "#332288"
 
 
@@ -39,14 +40,7 @@ def card_figure(card: Mapping[str, Any], *, name: str) -> Figure:
 def _curves(panels: Sequence[Axes], card: Mapping[str, Any]) -> None:
     """Draw the curves that the checks of a card read; the last panel stays empty."""
     curves = card["curves"]
-    threat = card["threat_model"]
-    _curve(
-        panels[0],
-        [[round(255 * x, 6), y] for x, y in curves["epsilon"]],
-        x=f"ε ({threat['norm']}, 1/255)",
-        title=f"Against ε (PGD-{EPSILON_STEPS}): must fall to 0",
-        mark=255 * threat["epsilon"],
-    )
+    _epsilon_curve(panels[0], curves["epsilon"], **card["threat_model"])
     _curve(
         panels[1],
         curves["steps"],
@@ -93,6 +87,45 @@ def _ladder(axes: Axes, ladder: Mapping[str, float]) -> None:
     label(axes, x="accuracy (%)", title="Ever stronger attacks")
 
 
+def _epsilon_curve(
+    axes: Axes, points: Sequence[Sequence[float]], *, norm: str, epsilon: float
+) -> None:
+    """Draw accuracy against epsilon, on a log scale: the last ball is far larger than the claim."""
+    unit, unit_name = (255, ", 1/255") if norm == "linf" else (1, "")
+    shown = [[round(unit * x, 6), y] for x, y in points]
+    _curve(
+        axes,
+        shown,
+        x=f"ε ({norm}{unit_name})",
+        title=f"Against ε (PGD-{EPSILON_STEPS}): must fall to 0",
+    )
+    axes.set_xscale("log")
+    ticks = _apart([x for x, _ in shown])
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.minorticks_off()
+    claimed = unit * epsilon
+    axes.axvline(claimed, color=FAINT, linestyle="--", linewidth=1)
+    axes.annotate(
+        f"claimed {radius_text(norm, epsilon)}",
+        (claimed, 0.0),
+        (-4, 6),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="right",  # the curve is high there
+        fontsize=8,
+        color=FAINT,
+    )
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Return values, ascending, whose labels do not touch on a log scale; the last is kept."""
+    kept = [values[-1]]
+    for value in reversed(values[:-1]):
+        if LOG_TICKS * value <= kept[-1]:
+            kept.append(value)
+    return kept[::-1]
+
+
 def _curve(
     axes: Axes,
     points: Sequence[Sequence[float]],
@@ -102,7 +135,6 @@ def _curve(
     y: str = "robust accuracy (%)",
     factor: float = 100.0,
     scale: str = "linear",
-    mark: float | None = None,
 ) -> None:
     plain(axes)
     axes.plot(
@@ -112,17 +144,6 @@ def _curve(
         marker="o",
         markersize=4,
     )
-    if mark is not None:
-        axes.axvline(mark, color=FAINT, linestyle="--", linewidth=1)
-        axes.annotate(
-            f"claimed {as_255ths(mark / 255)}",
-            (mark, 1.0),
-            (4, -10),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            fontsize=8,
-            color=FAINT,
-        )
     if scale == "symlog":
         axes.set_xscale("symlog", linthresh=1)
         last = points[-1][0]

@@ -9,6 +9,8 @@ from sat_ray.utils.import_string import check_confirmed, is_reference, stored_na
 from sat_ray.utils.names import RENAMED
 from sat_ray.utils.settings_json import from_json
 
+REMEDY = "restore the file, or choose another --name or --storage"
+
 
 def code_named(config: Any) -> list[str]:
     """Return every `module:function` that a stored config names, without making objects of it."""
@@ -34,6 +36,17 @@ def _words(value: Any) -> list[str]:
     return [word for word in value if isinstance(word, str)] if isinstance(value, list) else []
 
 
+def read_config(storage: Storage) -> Any:
+    """Return the JSON value of a sweep's config.
+
+    Raises FileNotFoundError where there is none, ValueError where it is damaged.
+    """
+    try:
+        return storage.read_json("config.json")
+    except ValueError as error:
+        raise ValueError(f"{error}; {REMEDY}") from None
+
+
 def stored_config(storage: Storage) -> SweepConfig:
     """Read the config of the sweep in a folder.
 
@@ -41,7 +54,7 @@ def stored_config(storage: Storage) -> SweepConfig:
     person named, other ValueErrors where it is no config of today.
     """
     source = storage.full("config.json")
-    value = storage.read_json("config.json")
+    value = read_config(storage)
     check_confirmed(code_named(value), source=source)
     return config_of(value, source=source)
 
@@ -51,14 +64,13 @@ def config_of(value: Any, *, source: str) -> SweepConfig:
     try:
         with stored_names():
             if renamed := _renamed(value):
-                raise ValueError(
-                    f"an earlier version wrote it: {renamed}; "
-                    "start the sweep again under another --name"
-                )
+                raise ValueError(f"an earlier version wrote it: {renamed}")
             config: SweepConfig = from_json(SweepConfig, value)
     except (ValueError, TypeError, AttributeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{source} cannot be read as a sweep's config ({reason})") from None
+        raise ValueError(
+            f"{source} cannot be read as a sweep's config ({reason}); {REMEDY}"
+        ) from None
     return config
 
 

@@ -1,6 +1,7 @@
-"""Remove what killed attempts left in a sweep's folder, when the sweep starts.
+"""Settle what a sweep's folder holds, when the sweep starts.
 
-These are temporary files, and models and shards that no record names.
+Temporary files, and models and shards that no record names, are what killed attempts left: they are
+removed. Records whose outcomes are gone are moved aside, so that they are computed again.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from sat_ray.storage.sealed import read_sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.store import STATE, SUPERSEDED, Records, Stage, attempt_began
-from sat_ray.sweep.tasks import SEARCH, TRAIN
+from sat_ray.sweep.tasks import EVALUATE, SEARCH, STRONG, TRAIN
 
 # An attempt writes its files when its work is done; a record that does not follow within an hour
 # never will.
@@ -39,6 +40,24 @@ def remove_leftovers(storage: Storage) -> list[str]:
         storage.discard(path)
         removed.append(path)
     return removed
+
+
+def supersede_without_outcomes(records: Records) -> int:
+    """Move the records of evaluated shards aside whose outcomes are gone, and return their number.
+
+    Names are compared, which begin with the keys; no record is read that has its outcomes. What
+    validation found is in its records, so its outcomes are not needed.
+    """
+    there = {name.partition("-")[0] for name in records.storage.names(PARTS)}
+    gone = [
+        record
+        for stage in (EVALUATE, STRONG)
+        for key in records.keys(stage)
+        if key not in there and (record := records.find(stage, key)) is not None
+    ]
+    for record in gone:
+        records.supersede(record)
+    return len(gone)
 
 
 def _old(names: list[str]) -> list[str]:

@@ -127,24 +127,28 @@ def read_part(part: Record, records: Records) -> pa.Table:
 def _checked_batches(part: Record, records: Records) -> Iterator[pa.RecordBatch]:
     """Yield a part's rows in batches, after its bytes were compared with its record."""
     path = part.payload["path"]
-    record = records.storage.full(f"{STATE}/{part.stage}/{part.key}.json")
     try:
         data = records.storage.read(path)
     except FileNotFoundError:
+        place = records.storage.full(path)
         raise ValueError(
-            f"outcomes {path} are gone; move their record {record} away and run again"
+            f"outcomes {place} are gone; start again what made them, which attacks these images "
+            "again"
         ) from None
     if sha256(data) != part.payload["sha256"]:
-        raise ValueError(
-            f"outcomes {path} do not match their record; move {record} away and run again"
-        )
+        raise _without_outcomes(part, records, "do not match their record")
     file = pq.ParquetFile(pa.BufferReader(data))
     if not file.schema_arrow.equals(OUTCOME_SCHEMA):
-        raise ValueError(
-            f"outcomes {path} must have the columns {OUTCOME_SCHEMA.names}, "
-            f"got {file.schema_arrow.names}"
-        )
+        columns = f"must have the columns {OUTCOME_SCHEMA.names}, got {file.schema_arrow.names}"
+        raise _without_outcomes(part, records, columns)
     yield from file.iter_batches(batch_size=ROWS_AT_ONCE, use_threads=False)
+
+
+def _without_outcomes(part: Record, records: Records, reason: str) -> ValueError:
+    """Return the error of a record whose outcomes cannot be used."""
+    place = records.storage.full(part.payload["path"])
+    record = records.storage.full(f"{STATE}/{part.stage}/{part.key}.json")
+    return ValueError(f"outcomes {place} {reason}; move {record} away and run again")
 
 
 class _Spools:

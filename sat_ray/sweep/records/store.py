@@ -121,7 +121,9 @@ class Records:
         except ValueError as error:
             advice = ELSEWHERE if str(error) == UNSEALED else AGAIN
             raise ValueError(f"record {self.storage.full(path)} {error}; {advice}") from None
-        if found.keys() != {field.name for field in fields(Record)}:
+        objects = [found.get(name) for name in ("inputs", "payload", "code")]
+        fitting = found.keys() == {field.name for field in fields(Record)}
+        if not fitting or not all(isinstance(one, dict) for one in objects):
             raise ValueError(
                 f"record {self.storage.full(path)} has the fields of another version; {ELSEWHERE}"
             )

@@ -1,9 +1,11 @@
 """The command line: precedence, names, places, and one line for every mistake."""
 
 import dataclasses
+import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from sat_ray.activations.table import activation_table
 from sat_ray.integrations.command_line.checks.claims import claim_folder
 from sat_ray.integrations.command_line.dry_run import plan
 from sat_ray.integrations.command_line.option_values import UsageError
+from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.plan.trainings import planned_trials
 from sat_ray.sweep.recipes import RECIPES
@@ -217,6 +220,23 @@ def test_a_full_disk_below_the_output_is_one_line() -> None:
         )
     assert done.returncode == 2
     assert done.stderr == "error: [Errno 28] No space left on device\n"
+
+
+def test_a_full_disk_below_the_storage_is_named_with_what_to_do(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/digits/report.html")
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert exit_status(fail) == 2
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert capsys.readouterr().err == (
+        "error: no room is left for /runs/digits/report.html (No space left on device); make room "
+        "on that disk and give the same command again: it goes on from what is committed\n"
+    )
 
 
 def test_help_shows_curvature_beside_every_alpha_that_a_search_tries(

@@ -91,6 +91,7 @@ def test_a_full_disk_ends_in_one_line_that_says_what_is_there_and_what_to_do(
     database: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     full: str,
     leaving: int,
     write: Callable[[Any], None],
@@ -130,6 +131,7 @@ def test_a_full_disk_ends_in_one_line_that_says_what_is_there_and_what_to_do(
     said = reporter.console.file.getvalue()  # type: ignore[attr-defined]
     assert said.count("MLflow has no room left (") == 1
     assert not list(places["temporary"].glob("sat_ray-*"))
+    assert "SQLAlchemy database error" not in caplog.text  # a traceback beside the line
 
 
 @pytest.mark.parametrize(

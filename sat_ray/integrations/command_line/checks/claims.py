@@ -8,7 +8,7 @@ from sat_ray.integrations.command_line.parsing import Command
 from sat_ray.integrations.command_line.process.invocation import invocation
 from sat_ray.report.console import Reporter
 from sat_ray.storage.uris import pages_of
-from sat_ray.sweep.config.stored import code_named, config_of
+from sat_ray.sweep.config.stored import code_named, config_of, read_config
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.tasks import STAGES
 from sat_ray.utils.serialization import content_hash, to_json
@@ -33,14 +33,10 @@ def claim_folder(command: Command) -> None:
     """
     ours = to_json(command.config)
     try:
-        theirs = command.storage.read_json("config.json")
+        theirs = read_config(command.storage)
     except FileNotFoundError:
         _write(command)
         return
-    except ValueError as error:
-        raise ValueError(
-            f"{error}; restore the file, or choose another --name or --storage"
-        ) from None
     if not _is_of(command, theirs):
         raise ValueError(
             f"{command.storage.uri} holds a sweep with another config; "

@@ -47,7 +47,7 @@ from sat_ray.storage.preflight import check_writable
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.evaluation import sampled_rows
 from sat_ray.sweep.records.lease import driver_lease
-from sat_ray.sweep.records.leftovers import remove_leftovers
+from sat_ray.sweep.records.leftovers import remove_leftovers, supersede_without_outcomes
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes
 from sat_ray.sweep.records.store import Record, Records
 from sat_ray.sweep.tasks import CARD, EVALUATE, EvaluationTask
@@ -98,6 +98,8 @@ def evaluate_external(given: ExternalOptions) -> None:
         with driver_lease(storage):
             claim_folder(storage, identity)
             remove_leftovers(storage)
+            if gone := supersede_without_outcomes(Records(storage)):
+                reporter.say(f"the outcomes of {gone} shards are gone; they are attacked again")
             subject = staged(subject, storage)
             planned = tasks_of(given, subject, name)
             check_code(given, subject, Records(storage), planned, reporter)

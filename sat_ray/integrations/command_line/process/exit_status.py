@@ -15,6 +15,7 @@ from pathlib import Path
 
 import sat_ray
 from sat_ray.integrations.command_line.process.stop_signals import KEPT, STATUS, stop_signals
+from sat_ray.storage.local_disk import in_words
 from sat_ray.utils.errors import ReportedError
 from sat_ray.utils.names import printable
 
@@ -95,7 +96,7 @@ def exit_status(action: Callable[[], None]) -> int:
             if not stopped.is_set():
                 if os.environ.get("SAT_RAY_TRACEBACK"):
                     traceback.print_exc()
-                print(printable(f"error: {error}", kept="\n"), file=sys.stderr)
+                print(printable(f"error: {in_words(error)}", kept="\n"), file=sys.stderr)
                 return 2
         except BaseException as error:
             if not stopped.is_set() and lost_by_ray(error):

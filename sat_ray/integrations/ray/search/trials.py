@@ -14,7 +14,7 @@ from sat_ray.integrations.ray.local.no_storage import nowhere
 from sat_ray.integrations.ray.nodes import selector_for, this_node_leaves
 from sat_ray.integrations.ray.private import keep_keys_back
 from sat_ray.integrations.ray.prometheus import training_shown
-from sat_ray.storage.local_disk import is_lasting
+from sat_ray.storage.local_disk import in_words, is_lasting
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config.resources import ResourceSettings
 from sat_ray.sweep.cost.budget import Budget
@@ -106,7 +106,7 @@ def _ending_when_lost(
         except OSError as error:
             if not is_lasting(error):
                 raise
-            tune.report({METRIC: 0.0, TIME: 0, CUT: True, LOST: str(error)})
+            tune.report({METRIC: 0.0, TIME: 0, CUT: True, LOST: in_words(error)})
 
     return trial
 
