@@ -93,8 +93,8 @@ KEYS = {
     "a shard": "84365b16a89ca24d66ffabe10a2f425e",
     "a sample of a user-defined model": "78bd73198e9ce6f47a1aeba84d634da6",
     "the strong attacks on a shard": "9c9cd9ad532601efeaa15a302031b52e",
-    "a card": "b1053c9b6cca00b8cb3ca14c652afde6",
-    "a card of a user-defined model": "617f2fb3151b79ea679f803267f0566a",
+    "a card": "b2fe0e0110d66a3cf582e3c02c5c6bbd",
+    "a card of a user-defined model": "2fe8fb3b57639e2f8b0637fede3d51f7",
 }
 
 
