@@ -1,7 +1,8 @@
 """Predict the wall time of a training on 1, 2 and 4 workers of this machine, and train.
 
-The parts are measured first: start-up, steps, validation and checkpoint on one worker, with the
-other cores idle and with all of them busy, and the exchange of gradients without compute. Then the
+The parts are measured first: steps, validation and checkpoint on one worker, with the other cores
+idle and with all of them busy, the exchange of gradients without compute, and the start-up of a
+short training on one and on two workers, which gives that of every further worker. Then the
 product's own Ray Train session trains. Neighbours take time from parts and trainings alike, but not
 at the same moments: the load stands beside every figure.
 """
@@ -44,15 +45,18 @@ SMOKE = Length("small_resnet", epochs=2, short_epochs=1, measured_epochs=2, roun
 
 @dataclass(frozen=True)
 class Parts:
-    """What was measured. alone, busy: with the other cores idle, and with all cores busy."""
+    """What was measured.
+
+    alone, busy: with the other cores idle, and with all cores busy; started: seconds of the
+    start-up on one worker and on two.
+    """
 
     alone: list[Measured]
     busy: list[Measured]
     exchanged: dict[int, Exchanged]
     copy: float
     write: float
-    imports: float
-    short_wall: float
+    started: tuple[float, float]
 
     def all_reduce(self) -> Exchange:
         """Return the measured exchanges, of the sizes that a training has."""
@@ -67,7 +71,7 @@ class Parts:
 
         return seconds
 
-    def of_training(self, task: TrainingTask, *, workers: int, start: float) -> TrainingParts:
+    def of_training(self, task: TrainingTask, *, workers: int) -> TrainingParts:
         """Return the parts of a training on so many workers of this machine."""
         cores = common.cores()
         found = self.alone if workers < cores else self.busy
@@ -88,8 +92,7 @@ class Parts:
             epochs=task.training.epochs,
             steps=splits["train"] // task.training.global_batch_size,
             groups=GROUPS,
-            start=start,
-            start_work=self.imports,
+            start=self.start(workers),
             validation=fmean(one.validation for one in found),
             waves=-(-splits["val"] // task.slots),
             validate_every=task.training.validate_every,
@@ -98,18 +101,19 @@ class Parts:
             write=self.write,
         )
 
-    def predicted(self, task: TrainingTask, *, workers: int, start: float) -> dict[str, float]:
+    def predicted(self, task: TrainingTask, *, workers: int) -> dict[str, float]:
         """Return the predicted seconds of a training by what they go to."""
         return training_time(
-            self.of_training(task, workers=workers, start=start),
+            self.of_training(task, workers=workers),
             workers=workers,
             all_reduce=self.all_reduce(),
             rng=random.Random(0),
         )
 
-    def start(self, task: TrainingTask) -> float:
-        """Return the start-up: what the short training on one worker took beside its epochs."""
-        return self.short_wall - sum(self.predicted(task, workers=1, start=0.0).values())
+    def start(self, workers: int) -> float:
+        """Return the start-up on so many workers: each further one takes as long as the second."""
+        one, two = self.started
+        return one + (workers - 1) * (two - one)
 
 
 def measure(task: TrainingTask, short: TrainingTask, folder: Path, length: Length) -> Parts:
@@ -124,9 +128,16 @@ def measure(task: TrainingTask, short: TrainingTask, folder: Path, length: Lengt
         if workers > 1
     }
     copy, write = scaling_parts.measure_checkpoint(task, folder / "state")
-    imports = scaling_parts.processor_seconds_of_imports()
-    wall, _ = scaling_parts.train_on_ray(short, folder / "short", workers=1)
-    return Parts(alone, busy, exchanged, copy, write, imports, wall)
+    one, two = (
+        start_up(short, folder / f"short on {workers}", workers=workers) for workers in (1, 2)
+    )
+    return Parts(alone, busy, exchanged, copy, write, (one, two))
+
+
+def start_up(short: TrainingTask, folder: Path, *, workers: int) -> float:
+    """Return the seconds that a short training takes beside its epochs. A Ray must run."""
+    wall, epochs = scaling_parts.train_on_ray(short, folder, workers=workers)
+    return wall - epochs
 
 
 def check(length: Length) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -149,13 +160,12 @@ def check(length: Length) -> tuple[dict[str, Any], dict[str, Any]]:
             training=replace(task.training, epochs=length.short_epochs, validate_every=1),
         )
         parts = measure(task, short, folder, length)
-        start = parts.start(short)
         loads = {"parts measured": os.getloadavg()[0]}
         predicted: dict[str, float] = {}
         measured: dict[str, float] = {}
-        details: dict[str, Any] = {"parts": asdict(parts), "start-up": start}
+        details: dict[str, Any] = {"parts": asdict(parts)}
         for workers in WORKERS:
-            of_parts = parts.predicted(task, workers=workers, start=start)
+            of_parts = parts.predicted(task, workers=workers)
             wall, epochs = scaling_parts.train_on_ray(
                 task, folder / f"on {workers}", workers=workers
             )

@@ -7,8 +7,6 @@ thread a worker: its gradients are large for its compute, so that the exchange s
 import itertools
 import multiprocessing
 import queue
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -253,19 +251,6 @@ def measure_checkpoint(task: TrainingTask, folder: Path) -> tuple[float, float]:
     with StateFiles(Storage(str(folder)), "measured") as files:
         copy = common.seconds_of(lambda: files.write(state))
         return copy, common.seconds_of(files.wait)
-
-
-def processor_seconds_of_imports() -> float:
-    """Return the processor seconds in which a new process imports what a worker imports."""
-    code = "import sat_ray.integrations.ray.train, time; print(time.process_time())"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=common.environment(OMP_NUM_THREADS="1"),
-    )
-    return float(done.stdout.split()[-1])
 
 
 def train_on_ray(task: TrainingTask, folder: Path, *, workers: int) -> tuple[float, float]:

@@ -159,12 +159,11 @@ def exposed_exchange(parts: StepParts, *, workers: int, all_reduce: Exchange) ->
 class TrainingParts:
     """What a training is made of beside its steps.
 
-    epochs, steps, groups: their number, of an epoch, of a step; start: seconds until the first
-    step and after the last; start_work: processor seconds of it in each worker, where workers
-    share cores; validation: seconds of one validation on one worker, with `waves` full calls of
-    slots; validate_every: epochs between two; epoch_end: seconds for which an epoch's end takes
-    all workers; checkpoint_every: steps between two checkpoints, 0 for none within an epoch;
-    copy: seconds for which a checkpoint stops the steps; write: seconds of its write, beside them.
+    epochs, steps, groups: their number, of an epoch, of a step; start: seconds until the first step
+    and after the last; validation: seconds of one validation on one worker, with `waves` full calls
+    of slots; validate_every: epochs between two; epoch_end: seconds for which an epoch's end takes
+    all workers; checkpoint_every: steps between two checkpoints, 0 for none within an epoch; copy:
+    seconds for which a checkpoint stops the steps; write: seconds of its write, beside them.
     """
 
     step: StepParts
@@ -172,7 +171,6 @@ class TrainingParts:
     steps: int
     groups: int
     start: float = 0.0
-    start_work: float = 0.0
     validation: float = 0.0
     waves: int = 1
     validate_every: int = 1
@@ -206,7 +204,7 @@ def training_time(
         between = parts.checkpoint_every * step.total + parts.copy
         within = parts.copy + max(0.0, parts.write - between)
     return {
-        "start-up": parts.start + parts.start_work * (crowd - 1),
+        "start-up": parts.start,
         "compute": number * step.compute,
         "stragglers": number * step.stragglers,
         "reading": number * step.reading,

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from small_rays import ray_of_one_node, task_in
+from waiting import until
 
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
@@ -93,6 +95,17 @@ def test_two_groups_share_the_tasks_and_train_what_one_worker_trains_alone(
         train_and_commit(each, alone).content for each in tasks
     ]
     assert len(placement_group_table()) == groups_before + 2
+    until(lambda: not controllers(), what="the end of the processes that led the two groups")
+
+
+def controllers() -> list[int]:
+    """Return the processes below this one that lead a group of workers."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "ray::TrainController" in process.cmdline():
+                found.append(process.pid)
+    return found
 
 
 def fill(disk: Path) -> None:
