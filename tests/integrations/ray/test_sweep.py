@@ -37,6 +37,7 @@ from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA, robust_image_ids
 from sat_ray.integrations.command_line.checks.claims import sweep_of
 from sat_ray.integrations.mlflow import MlflowTracker
 from sat_ray.integrations.mlflow.projection.whole import Projection
+from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.tasks import CARD
@@ -293,10 +294,8 @@ def test_the_champion_has_a_card_and_its_files_say_so(client: MlflowClient, swee
     assert card["payload"]["weights"] == card["inputs"]["weights"] == description["sha256"]
     assert board["champion"]["robustness_card"] == card["payload"]["card"]["verdict"] == "PASS"
     assert [row["robustness_card"] for row in board["rows"]].count("PASS") == 1
-    assert (
-        json.loads((sweep / "cards" / f"{card['payload']['name']}.json").read_text())
-        == card["payload"]["card"]
-    )
+    written = json.loads((sweep / "cards" / f"{card['payload']['name']}.json").read_text())
+    assert written == sealed(card["payload"]["card"])
     run = client.get_run(board["champion"]["row"]["mlflow_run_id"])
     assert run.data.tags["sat_ray.robustness_card"] == "PASS"
     assert "robustness_card.json" in {item.path for item in client.list_artifacts(run.info.run_id)}
