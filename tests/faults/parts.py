@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -100,7 +99,7 @@ class S3(Server):
             ]
         )
         until(
-            lambda: _answers(f"http://{OUTSIDE}:{S3_PORT}/healthcheck", any_status=True),
+            lambda: waiting.answers(f"http://{OUTSIDE}:{S3_PORT}/healthcheck", any_status=True),
             what=f"S3 server {self.log()}",
         )
         with contextlib.suppress(self.client().exceptions.BucketAlreadyOwnedByYou):
@@ -109,16 +108,6 @@ class S3(Server):
     def client(self) -> Any:
         """Return a boto3 client for it."""
         return s3_server.client(f"http://{OUTSIDE}:{S3_PORT}")
-
-
-def _answers(url: str, *, any_status: bool = False) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=2).close()
-    except urllib.error.HTTPError:
-        return any_status
-    except OSError:
-        return False
-    return True
 
 
 class Postgres(Server):
@@ -272,7 +261,7 @@ class Mlflow(Server):
         container = _deployment()["spec"]["template"]["spec"]["containers"][0]
         words = [word.replace("0.0.0.0", OUTSIDE) for word in container["args"]]
         self.run([sys.executable, "-m", "mlflow", "server", *words], **self.settings)
-        until(lambda: _answers(f"{self.uri}/health"), what="MLflow server")
+        until(lambda: waiting.answers(f"{self.uri}/health"), what="MLflow server")
 
 
 def _deployment() -> dict[str, Any]:

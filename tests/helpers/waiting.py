@@ -33,14 +33,19 @@ def until(
 def await_answer(address: str, server: "subprocess.Popen[bytes]", *, log: Path) -> None:
     """Wait until an HTTP server answers, with whatever status; show its log where it ends."""
 
-    def answers() -> bool:
+    def look() -> bool:
         assert server.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-        except urllib.error.HTTPError:
-            return True
-        except OSError:
-            return False
-        return True
+        return answers(address, any_status=True)
 
-    until(answers, what=address, seconds=180, pause=0.5)
+    until(look, what=address, seconds=180, pause=0.5)
+
+
+def answers(address: str, *, any_status: bool = False) -> bool:
+    """Return whether an HTTP server answers. any_status: with an error, too."""
+    try:
+        urllib.request.urlopen(address, timeout=5).close()
+    except urllib.error.HTTPError:
+        return any_status
+    except OSError:
+        return False
+    return True

@@ -49,6 +49,6 @@ def pages(*, set_up: bool, **variables: str) -> int:
 def test_a_worker_takes_no_page_twice_unless_the_environment_says_otherwise() -> None:
     usual = pages(set_up=False)
     assert usual > 5_000
-    # some: under pressure the system takes pages back by itself
-    assert pages(set_up=True) < usual / 5
+    # a busy system may take pages back by itself: of some tries the least is the worker's own need
+    assert min(pages(set_up=True) for _ in range(3)) < usual / 20
     assert pages(set_up=True, MALLOC_TRIM_THRESHOLD_="131072") > usual / 2

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from sat_ray.evaluation.card.wording import beside, loss, percent
 from sat_ray.evaluation.intervals import wilson_interval
 
 PASS, FLAG = "PASS", "FLAG"
@@ -37,7 +38,6 @@ ACCURACY_AT_LARGEST_EPSILON = 0.02
 LARGEST_ROUNDING_GAIN = 0.05
 # Of the images that are wrong at the last points, the share that rounding may make right again.
 LARGEST_HEALED_SHARE = 0.10
-MOST_DECIMALS = 6  # of a percentage
 ROUNDING = 1e-4  # of the largest logit: what the order of floating-point sums may change
 
 
@@ -76,35 +76,6 @@ def judge(evidence: dict[str, Any]) -> list[Check]:
     return [*checks, gradients_beat_square(evidence)]
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
-
-
-def _beside(found: float, allowed: float) -> tuple[str, str]:
-    """Return two fractions in percent, with one decimal, or as many as tell them apart.
-
-    So what is above its limit is never printed as equal to it.
-    """
-    decimals = next(
-        (
-            number
-            for number in range(1, MOST_DECIMALS)
-            if (round(100 * found, number) > round(100 * allowed, number)) == (found > allowed)
-        ),
-        MOST_DECIMALS,
-    )
-    return f"{100 * found:.{decimals}f}", f"{100 * allowed:.{decimals}f}"
-
-
-def _loss(lost: float, allowed: float, *, of: float) -> str:
-    """Say how much accuracy an attack takes of what was left, and how much it may take."""
-    if lost < 0:
-        return f"{100 * -lost:.1f} points more"
-    shown, limit = _beside(lost, allowed)
-    share = f"{100 * lost / of:.1f} % of them" if of else "none was left"
-    return f"{shown} points less, {share} (allowed: {limit} points)"
-
-
 def _slack(evidence: dict[str, Any], fraction: float) -> float:
     return max(fraction, 2 / int(evidence["n"])) + 1e-9
 
@@ -132,8 +103,8 @@ def better_than_chance(evidence: dict[str, Any]) -> Check:
     return Check(
         name=ABOVE_CHANCE,
         passed=all(low > chance for low in lowest),
-        found=", ".join(f"{_percent(value)} {name}" for name, value in accuracies.items())
-        + f"; always naming the most frequent class gives {_percent(chance)} "
+        found=", ".join(f"{percent(value)} {name}" for name, value in accuracies.items())
+        + f"; always naming the most frequent class gives {percent(chance)} "
         "(needed: significantly more)",
         meaning="a constant answer cannot be attacked, and says nothing",
     )
@@ -197,7 +168,7 @@ def gradient_is_not_zero(evidence: dict[str, Any]) -> Check:
     }
     largest = max(part["zero_share"] for part in parts.values())
     shown = {
-        where: _beside(part["zero_share"], LARGEST_ZERO_SHARE)[0] for where, part in parts.items()
+        where: beside(part["zero_share"], LARGEST_ZERO_SHARE)[0] for where, part in parts.items()
     }
     return Check(
         name="the gradient is not zero",
@@ -210,7 +181,7 @@ def gradient_is_not_zero(evidence: dict[str, Any]) -> Check:
             f"{shown[where]} % of all entries exactly 0"
             for where, part in parts.items()
         )
-        + f" (allowed: 0 images, {_beside(largest, LARGEST_ZERO_SHARE)[1]} %)",
+        + f" (allowed: 0 images, {beside(largest, LARGEST_ZERO_SHARE)[1]} %)",
         meaning="saturated logits and quantisers stop the attack, not the adversary",
     )
 
@@ -219,7 +190,7 @@ def loss_rises(evidence: dict[str, Any]) -> Check:
     """The attack must do what it is built to do."""
     course = evidence["curves"]["loss"]
     falling = evidence["curves"]["share_of_falling_loss"]
-    shown, limit = _beside(falling, LARGEST_FALLING_SHARE)
+    shown, limit = beside(falling, LARGEST_FALLING_SHARE)
     return Check(
         name="the loss rises along the attack",
         passed=course[-1][1] > course[0][1] and falling <= LARGEST_FALLING_SHARE,
@@ -236,11 +207,11 @@ def ladder_is_ordered(evidence: dict[str, Any]) -> Check:
     slack = _slack(evidence, ORDER_SLACK)
     wrong = [f"{a} < {b}" for (a, low), (b, high) in pairwise(ladder.items()) if high > low + slack]
     gains = [high - low for low, high in pairwise(ladder.values())]
-    shown, limit = _beside(max(gains), slack)
+    shown, limit = beside(max(gains), slack)
     return Check(
         name="stronger attacks break more",
         passed=not wrong,
-        found=", ".join(f"{name} {_percent(value)}" for name, value in ladder.items())
+        found=", ".join(f"{name} {percent(value)}" for name, value in ladder.items())
         + (f"; out of order: {', '.join(wrong)}, by {shown} points" if wrong else "")
         + f" (allowed: {limit} points out of order)",
         meaning="a ladder out of order means that some attack does not work on this model",
@@ -254,8 +225,8 @@ def claim_survives_the_cascade(evidence: dict[str, Any]) -> Check:
     return Check(
         name="the claim holds against the cascade",
         passed=claimed - cascade <= allowed,
-        found=f"the claimed attack leaves {_percent(claimed)}, the cascade {_percent(cascade)}: "
-        f"{_loss(claimed - cascade, allowed, of=claimed)}",
+        found=f"the claimed attack leaves {percent(claimed)}, the cascade {percent(cascade)}: "
+        f"{loss(claimed - cascade, allowed, of=claimed)}",
         meaning="a large gap means that the claimed attack is too weak for this model: "
         "quote what the cascade leaves",
     )
@@ -270,8 +241,8 @@ def steps_reach_a_plateau(evidence: dict[str, Any]) -> Check:
     return Check(
         name="more steps would not help",
         passed=lost <= allowed,
-        found=f"the first half of {curve[-1][0]} steps leaves {_percent(half)}, all of them "
-        f"{_percent(curve[-1][1])}: {_loss(lost, allowed, of=half)}",
+        found=f"the first half of {curve[-1][0]} steps leaves {percent(half)}, all of them "
+        f"{percent(curve[-1][1])}: {loss(lost, allowed, of=half)}",
         meaning="an accuracy that still falls is not yet measured",
     )
 
@@ -288,8 +259,8 @@ def restarts_converge(evidence: dict[str, Any]) -> Check:
     return Check(
         name="more restarts would not help",
         passed=lost <= allowed,
-        found=f"the claimed attack leaves {_percent(claimed)}, {curve[-1][0]} starts in all "
-        f"{_percent(curve[-1][1])}: {_loss(lost, allowed, of=claimed)}",
+        found=f"the claimed attack leaves {percent(claimed)}, {curve[-1][0]} starts in all "
+        f"{percent(curve[-1][1])}: {loss(lost, allowed, of=claimed)}",
         meaning="an accuracy that depends on the start is luck",
     )
 
@@ -301,7 +272,7 @@ def large_balls_break_everything(evidence: dict[str, Any]) -> Check:
     ordered = all(high[1] <= low[1] + slack for low, high in pairwise(curve))
     largest = curve[-1]
     allowed = _slack(evidence, ACCURACY_AT_LARGEST_EPSILON)
-    shown, limit = _beside(largest[1], allowed)
+    shown, limit = beside(largest[1], allowed)
     return Check(
         name="larger balls break everything",
         passed=ordered and largest[1] <= allowed,
@@ -318,12 +289,12 @@ def eight_bits_keep_the_attack(evidence: dict[str, Any]) -> Check:
     gain = rounded["rounded"] - rounded["last_points"]
     share = LARGEST_HEALED_SHARE * (1 - rounded["last_points"])
     allowed = max(min(LARGEST_ROUNDING_GAIN, share), 2 / rounded["n"]) + 1e-9
-    shown, limit = _beside(abs(gain), allowed)
+    shown, limit = beside(abs(gain), allowed)
     return Check(
         name="rounding to 8 bits does not undo the attack",
         passed=gain <= allowed,
-        found=f"at the last points {_percent(rounded['last_points'])}, rounded to 8 bits "
-        f"{_percent(rounded['rounded'])}, n = {rounded['n']}: {shown} points "
+        found=f"at the last points {percent(rounded['last_points'])}, rounded to 8 bits "
+        f"{percent(rounded['rounded'])}, n = {rounded['n']}: {shown} points "
         f"{'fewer' if gain < 0 else 'more'} (allowed: {limit} more)",
         meaning="examples that live between pixel values do not threaten stored images",
     )

@@ -4,7 +4,6 @@ Temporary files, and models and shards that no record names, are what killed att
 removed. Records whose outcomes are gone are moved aside, so that they are computed again.
 """
 
-import contextlib
 import time
 from collections.abc import Iterator
 
@@ -73,15 +72,11 @@ def _named(records: Records, stage: Stage) -> Iterator[str]:
     """Yield the folders that the records of a stage name, those that were moved aside too."""
     yield from (str(record.payload["path"]) for record in records.each(stage))
     for aside in records.storage.folders(SUPERSEDED):
-        for name in records.storage.names(f"{SUPERSEDED}/{aside}/{stage.name}"):
-            with contextlib.suppress(
-                ValueError, KeyError, TypeError
-            ):  # what was moved aside because it is damaged names nothing
-                yield str(
-                    read_sealed(records.storage, f"{SUPERSEDED}/{aside}/{stage.name}/{name}")[
-                        "payload"
-                    ]["path"]
-                )
+        folder = f"{SUPERSEDED}/{aside}/{stage.name}"
+        for name in records.storage.names(folder):
+            # what was moved aside because it is damaged names nothing
+            if (path := _path_named_by(records.storage, f"{folder}/{name}")) is not None:
+                yield path
 
 
 def _parts_without_record(records: Records) -> Iterator[str]:
@@ -98,7 +93,7 @@ def _parts_without_record(records: Records) -> Iterator[str]:
         found = committed.get(key, [])
         if len(paths) == len(found) == 1:
             continue
-        named = {_part_named_by(records.storage, path) for path in found}
+        named = {_path_named_by(records.storage, path) for path in found}
         if None not in named:
             yield from (path for path in paths if path not in named)
 
@@ -117,8 +112,8 @@ def _records_by_key(storage: Storage) -> dict[str, list[str]]:
     return by_key
 
 
-def _part_named_by(storage: Storage, path: str) -> str | None:
-    """Return the part that a record names, None where the record cannot be read."""
+def _path_named_by(storage: Storage, path: str) -> str | None:
+    """Return the path that a record names, None where the record cannot be read."""
     try:
         return str(read_sealed(storage, path)["payload"]["path"])
     except (ValueError, KeyError, TypeError):
