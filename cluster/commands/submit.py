@@ -7,20 +7,26 @@ this machine that was free, so that no other Ray can be meant.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
+import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.commands.kubectl import NAMESPACE, ClusterError, Kubectl, connect, last_line
 from cluster.commands.preflight import check_head
 from cluster.commands.workers import workers_watched
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 STORAGE_SECONDS = 180
 TRY_STORAGE = """
@@ -112,25 +118,45 @@ def check_token(kubectl: Kubectl, address: str, secret: str) -> None:
 
 
 def submit(recipe: str, options: list[str]) -> int:
-    """Check, then submit the sweep and follow it; return the exit status of `ray job submit`."""
+    """Check, then submit the sweep and follow it; return 0 if it succeeds, else 1."""
     kubectl = connect()
     check_storage(kubectl, check_head(kubectl), storage_named(options))
     secret = token(kubectl)
     with dashboard(kubectl) as address:
         check_token(kubectl, address, secret)
         print(f"context {kubectl.context}: submitting {recipe}", flush=True)
-        sweep = ["python", "pipelines/sweep.py", recipe, *options]
-        ray = str(Path(sys.executable).parent / "ray")
-        variables = {
-            "RAY_AUTH_TOKEN": secret,
-            "RAY_AUTH_MODE": "token",
-            "RAY_API_SERVER_ADDRESS": address,
-        }
         with workers_watched(kubectl):
-            return subprocess.run(
-                [ray, "job", "submit", "--working-dir", ".", "--", *sweep],
-                env=os.environ | variables,
-            ).returncode
+            return follow(
+                kubectl, address, secret, ["python", "pipelines/sweep.py", recipe, *options]
+            )
+
+
+def follow(kubectl: Kubectl, address: str, secret: str, command: list[str]) -> int:
+    """Run a command on the head with this folder's code, and print what it prints."""
+    # Ray reads both when it is imported.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secret}
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.WARNING)  # else a line for each ignored file
+    client = JobSubmissionClient(address)
+    job = client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": "."})
+    print(f"job {job}; Ctrl-C ends this command and not the sweep", flush=True)
+    try:
+        asyncio.run(_print_log(client, job))
+        status = client.get_job_status(job)
+    except (OSError, RuntimeError) as error:
+        raise kubectl.refused(
+            f"the connection to the head is lost ({error}); if the head lives, the sweep goes on "
+            "there; once it has ended, the same command continues from its records"
+        ) from None
+    if status != JobStatus.SUCCEEDED:
+        print(f"job {job}: {status}", file=sys.stderr)
+    return int(status != JobStatus.SUCCEEDED)
+
+
+async def _print_log(client: JobSubmissionClient, job: str) -> None:
+    async for text in client.tail_job_logs(job):
+        print(text, end="", flush=True)
 
 
 def main(arguments: list[str]) -> int:

@@ -116,6 +116,11 @@ class Postgres(Server):
     name = "postgres"
     database, password = "mlflow", "db-" + secrets.token_hex(8)
 
+    def __init__(self, folder: Path, *, address: str = OUTSIDE, clients: str = f"{OUTSIDE}/24"):
+        """address: where it listens. clients: the addresses that may log in, as a CIDR."""
+        super().__init__(folder)
+        self.address, self.clients = address, clients
+
     @staticmethod
     def programs() -> Path | None:
         """Return the newest version's folder of programs; None where there is none."""
@@ -125,7 +130,11 @@ class Postgres(Server):
     @property
     def environment(self) -> dict[str, str]:
         """Return the variables that lead to it, as the manifests name them."""
-        address = {"PGHOST": OUTSIDE, "PGPORT": str(POSTGRES_PORT), "PGDATABASE": self.database}
+        address = {
+            "PGHOST": self.address,
+            "PGPORT": str(POSTGRES_PORT),
+            "PGDATABASE": self.database,
+        }
         return address | {"PGUSER": self.database, "PGPASSWORD": self.password}
 
     def _as_its_user(self, program: str, *words: str) -> None:
@@ -156,8 +165,8 @@ class Postgres(Server):
             self._as_its_user("initdb", "-D", str(data), *login)
             (self.folder / "password").unlink()
             with (data / "pg_hba.conf").open("a") as rules:
-                rules.write(f"host all all {OUTSIDE}/24 scram-sha-256\n")
-        options = f"-c listen_addresses={OUTSIDE} -p {POSTGRES_PORT} -k {sockets}"
+                rules.write(f"host all all {self.clients} scram-sha-256\n")
+        options = f"-c listen_addresses={self.address} -p {POSTGRES_PORT} -k {sockets}"
         self._as_its_user(
             "pg_ctl",
             "start",
@@ -180,7 +189,7 @@ class Postgres(Server):
 
         login = {"user": self.database, "password": self.password}
         return psycopg.connect(
-            host=OUTSIDE, port=POSTGRES_PORT, dbname=database, autocommit=True, **login
+            host=self.address, port=POSTGRES_PORT, dbname=database, autocommit=True, **login
         )
 
     def restart(self) -> None:

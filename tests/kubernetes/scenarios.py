@@ -1,6 +1,5 @@
 """Run the product's own commands on the Kubernetes of this machine, and observe its pods."""
 
-import base64
 import json
 import os
 import re
@@ -16,7 +15,6 @@ from typing import Any
 
 import waiting
 from repository import ROOT
-from sweeps import numbers
 
 from tests.kubernetes.machine.settings import BINARIES, CGROUP, KUBECONFIG
 
@@ -90,30 +88,6 @@ def record(scenario: str, **measured: Any) -> None:
     known["scenarios"][scenario] = {"date": time.strftime("%Y-%m-%d"), **measured}
     MEASURED.write_text(json.dumps(known, indent=2) + "\n")
     subprocess.run([sys.executable, str(ROOT / "tests" / "faults" / "report.py")], check=True)
-
-
-@dataclass
-class Left:
-    """What a sweep left: rows without measured times, and outcome files by name."""
-
-    rows: list[dict[str, Any]]
-    outcomes: dict[str, bytes]
-
-
-def left_in(pod: str, folder: str, *, namespace: str = NAMESPACE) -> Left:
-    """Return what the sweep in a folder that this pod mounts has left."""
-    code = f"""
-import base64, json, pathlib
-folder = pathlib.Path({folder!r})
-outcomes = [one for one in (folder / "outcomes").rglob("*") if one.is_file()]
-contents = {{}}
-for one in [folder / "leaderboard.json", *outcomes]:
-    contents[str(one.relative_to(folder))] = base64.b64encode(one.read_bytes()).decode()
-print(json.dumps(contents))
-"""
-    printed = json.loads(python_in(pod, code, namespace=namespace).splitlines()[-1])
-    files = {name: base64.b64decode(text) for name, text in printed.items()}
-    return Left(numbers(json.loads(files.pop("leaderboard.json"))), files)
 
 
 def head_pod() -> str:

@@ -1,4 +1,7 @@
-"""python -m tests.kubernetes.machine up|down|import ARCHIVE…: a Kubernetes on this machine."""
+"""python -m tests.kubernetes.machine up [ARCHIVE…] | down | import ARCHIVE…: a Kubernetes on this
+machine. Archives of images that `up` is given lie on the disk once, for however many new nodes;
+`import` brings them into each node.
+"""
 
 import sys
 import time
@@ -19,7 +22,7 @@ from . import (
 from .settings import KUBECONFIG, Node, node_memory_gib, nodes
 
 
-def up() -> None:
+def up(archives: list[Path]) -> None:
     """Bring the cluster up, step by step; a step that was done before changes nothing."""
     problem = requirements.missing()
     if problem:
@@ -30,6 +33,8 @@ def up() -> None:
     step("certificates", lambda: certificates.make_all(wanted))
     step("network", lambda: network.connect(wanted))
     step("control plane", control_plane.start)
+    if archives:
+        step("images of the product", lambda: _share(wanted, archives))
     step("container runtimes", lambda: _each(wanted, node.start_runtime))
     step("images of the cluster", lambda: _each(wanted, images.import_own))
     step("kubelets", lambda: _each(wanted, lambda one: node.start_agents(one, memory_gib=memory)))
@@ -54,6 +59,19 @@ def _each(wanted: list[Node], do: Callable[[Node], None]) -> None:
         do(one)
 
 
+def _share(wanted: list[Node], archives: list[Path]) -> None:
+    """Bring archives into the first node, and its images into the others, before any has pods."""
+    first, *others = wanted
+    if (first.folder / "containerd").exists():
+        return
+    node.start_runtime(first)
+    for archive in archives:
+        images.import_archive(first, archive)
+    node.stop_runtime(first)
+    for other in others:
+        images.link_all(first, other)
+
+
 def _import(archive: Path) -> None:
     for one in nodes():
         images.import_archive(one, archive)
@@ -62,8 +80,8 @@ def _import(archive: Path) -> None:
 def main(arguments: list[str]) -> None:
     """Run one of the commands."""
     match arguments:
-        case ["up"]:
-            up()
+        case ["up", *archives]:
+            up([Path(archive) for archive in archives])
         case ["down"]:
             removal.remove()
         case ["import", *archives]:

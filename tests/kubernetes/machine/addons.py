@@ -1,6 +1,7 @@
 """What the product finds in a cluster: DNS, volumes, KubeRay's operator, and an S3 server."""
 
 import importlib
+import json
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from .settings import (
 
 KUBECTL = (str(BINARIES / "kubectl"), f"--kubeconfig={KUBECONFIG}")
 VOLUMES = 4
+PRIORITY = {"type": "integer", "format": "int32"}
 
 
 def start_storage() -> None:
@@ -85,6 +87,12 @@ def install_operator() -> None:
     text = (MANIFESTS / "operator.yaml").read_text().replace("KUBERAY", f'"{KUBERAY}"')
     (folder / "here" / "kustomization.yaml").write_text(text)
     apply("--kustomize", str(folder / "here"))
+    # KubeRay 1.7's field. Ray's autoscaler reads it from the RayCluster itself, so the operator of
+    # an earlier version need not know it.
+    group = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/workerGroupSpecs"
+    field = {"op": "add", "path": f"{group}/items/properties/priority", "value": PRIORITY}
+    crd = ("crd", "rayclusters.ray.io", "--type=json", f"--patch={json.dumps([field])}")
+    run(*KUBECTL, "patch", *crd)
 
 
 def wait_for_addons() -> None:

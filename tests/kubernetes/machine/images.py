@@ -37,6 +37,21 @@ def import_archive(node: Node, archive: Path) -> None:
     )
 
 
+def link_all(source: Node, target: Node) -> None:
+    """Give a node that has none the images of another; both share the space of their files.
+
+    Neither runtime may run. Layers are read only, so hard links serve; the databases are copied.
+    """
+    given, made = (node.folder / "containerd" for node in (source, target))
+    if made.exists():
+        return
+    made.parent.mkdir(parents=True, exist_ok=True)
+    run("cp", "--archive", "--link", str(given), str(made))
+    for database in made.glob("*/*.db"):
+        copied = ("cp", "--archive", "--remove-destination")
+        run(*copied, str(given / database.relative_to(made)), str(database))
+
+
 def _write_archive(archive: Path, image: str, binary: Path, path: str) -> None:
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as files:

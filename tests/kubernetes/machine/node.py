@@ -42,6 +42,11 @@ def start_runtime(node: Node) -> None:
     processes.wait_until("containerd", check, log=LOGS / f"{node.name}-containerd.log")
 
 
+def stop_runtime(node: Node) -> None:
+    """End the node's containerd."""
+    processes.stop(f"{node.name}-containerd")
+
+
 def start_agents(node: Node, *, memory_gib: float) -> None:
     """Start the kubelet and what makes services and network policies work."""
     save_tunables()

@@ -1,0 +1,96 @@
+"""Install an overlay on the Kubernetes of this machine, with the servers that it needs outside."""
+
+import base64
+import json
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from faults.parts import Postgres
+from fitting import fitted
+from scenarios import NAMESPACE, kubectl
+
+from tests.kubernetes.machine.addons import storage_environment
+from tests.kubernetes.machine.settings import HOST, PODS
+
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
+@contextmanager
+def install(overlay: str) -> Iterator[None]:
+    """Put an overlay in the place of what is installed, and remove it at the end."""
+    remove()
+    with tempfile.TemporaryDirectory(prefix="postgres", dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)  # the server's user goes through it
+        with _database(Path(folder)) as database:
+            _install(overlay, database)
+            yield
+            remove()
+
+
+@contextmanager
+def _database(folder: Path) -> Iterator[Postgres]:
+    database = Postgres(folder, address=HOST, clients=PODS)
+    database.start()
+    try:
+        yield database
+    finally:
+        database.kill()
+
+
+def _install(overlay: str, database: Postgres) -> None:
+    kubectl("apply", "--server-side", "-f", "cluster/base/namespace.yaml")
+    for name, values in _secrets(database).items():
+        _create(name, values)
+    documents = fitted(overlay)
+    apply(documents)
+    kubectl("-n", NAMESPACE, "rollout", "status", "deployment/mlflow", "--timeout=600s")
+    if "RayCluster" in [document["kind"] for document in documents]:
+        ready = "--for=condition=HeadPodReady"
+        kubectl("-n", NAMESPACE, "wait", "raycluster/sat-ray", ready, "--timeout=600s")
+
+
+def apply(documents: list[dict[str, Any]]) -> None:
+    """Give documents to the API server."""
+    text = yaml.safe_dump_all(documents)
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", given=text)
+
+
+def remove() -> None:
+    """Remove the namespace and all that is in it."""
+    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=300s")
+
+
+def _secrets(database: Postgres) -> dict[str, dict[str, str]]:
+    """Return every Secret that the manifests name; sweeps use the administrator's account."""
+    password = secrets.token_hex(16)
+    store = storage_environment()
+    return {
+        "sat-ray-auth": {"auth_token": secrets.token_hex(32)},
+        "sat-ray-mlflow-admin": {
+            "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+        },
+        "sat-ray-mlflow-client": {
+            "MLFLOW_TRACKING_USERNAME": "admin",
+            "MLFLOW_TRACKING_PASSWORD": password,
+        },
+        "sat-ray-mlflow-database": database.environment,
+        "sat-ray-s3": {key: store[key] for key in KEYS},
+        "sat-ray-redis": {"password": secrets.token_hex(32)},
+    }
+
+
+def _create(name: str, values: dict[str, str]) -> None:
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "data": data,
+    }
+    kubectl("apply", "--server-side", "-f", "-", given=json.dumps(secret))
