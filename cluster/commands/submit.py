@@ -137,7 +137,7 @@ def follow(kubectl: Kubectl, address: str, secret: str, command: list[str]) -> i
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secret}
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # else a line for each ignored file
+    logging.disable(logging.WARNING)  # else a line for each file that is not uploaded
     client = JobSubmissionClient(address)
     job = client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": "."})
     print(f"job {job}; Ctrl-C ends this command and not the sweep", flush=True)
