@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from comparison import Left, left_in
 from repository import ROOT
-from scenarios import HEAD, WORKER, Submission, environment, head_pod, kubectl, pods, until
+from scenarios import WORKER, Submission, environment, head_pod, kubectl, pods, until
 
+from cluster.checks.documents import versions
 from tests.kubernetes.machine.settings import KUBECONFIG
 
 ALONE = "alone"
@@ -31,7 +32,7 @@ def alone() -> Left:
     """Run the sweep of this working tree in one pod of the same image, on a Ray of its own; the
     pod and its result stay for the next call.
     """
-    image = pods(HEAD)[0]["spec"]["containers"][0]["image"]
+    image = versions()["RAY_IMAGE"]
     sweep = "python pipelines/sweep.py digits_smoke --storage /tmp/runs --name alone"
     # A busy machine may need more than one attempt to start Ray.
     attempts = f"cd /tmp/code; until {sweep}; do sleep 5; done"

@@ -14,7 +14,7 @@ MOST_PODS = {"cpu": 2, "gpu-spot": 1, "gpu-on-demand": 1}
 IDLE_SECONDS = 60
 PENDING_SECONDS = 120  # a pod that waits for its node
 HEAD_MIB, WORKER_MIB, AUTOSCALER_MIB, MLFLOW_MIB = 2304, 2464, 320, 1200
-ADDRESS = "AWS_ENDPOINT_URL"
+STORE = ("AWS_ENDPOINT_URL", "AWS_REGION")  # the variables of the S3 server
 
 
 def fitted(overlay: str) -> list[Document]:
@@ -59,7 +59,7 @@ def _environment(document: Document) -> None:
     document["data"] |= {
         "SAT_RAY_NODE_GROUPS": json.dumps(groups),
         "SAT_RAY_STORAGE": f"s3://{BUCKET}/sweeps",
-        ADDRESS: storage_environment()[ADDRESS],
+        **_store(),
         "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": str(PENDING_SECONDS),
     }
 
@@ -67,8 +67,13 @@ def _environment(document: Document) -> None:
 def _tracking(document: Document) -> None:
     document["data"] |= {
         "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/mlflow",
-        ADDRESS: storage_environment()[ADDRESS],
+        **_store(),
     }
+
+
+def _store() -> dict[str, str]:
+    variables = storage_environment()
+    return {name: variables[name] for name in STORE}
 
 
 def _server(document: Document) -> None:

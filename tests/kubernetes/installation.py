@@ -15,7 +15,7 @@ from fitting import fitted
 from scenarios import NAMESPACE, kubectl
 
 from tests.kubernetes.machine.addons import storage_environment
-from tests.kubernetes.machine.settings import HOST, PODS
+from tests.kubernetes.machine.settings import HOST
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
@@ -34,7 +34,7 @@ def install(overlay: str) -> Iterator[None]:
 
 @contextmanager
 def _database(folder: Path) -> Iterator[Postgres]:
-    database = Postgres(folder, address=HOST, clients=PODS)
+    database = Postgres(folder, address=HOST, clients="10.0.0.0/8")
     database.start()
     try:
         yield database
