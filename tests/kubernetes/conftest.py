@@ -1,11 +1,15 @@
 """The cluster that the scenarios need, and what each of them starts from."""
 
+import json
 import subprocess
 
 import pytest
-from scenarios import environment
+from repository import ROOT
+from scenarios import HEAD, Left, environment, kubectl, left_in, pods
 
 from tests.kubernetes.machine.settings import KUBECONFIG
+
+ALONE = "alone"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,3 +21,46 @@ def cluster() -> None:
         or subprocess.run(ready, capture_output=True, env=environment()).returncode
     ):
         pytest.exit("no Kubernetes answers here: run `make kubernetes-up` first", returncode=2)
+
+
+@pytest.fixture(scope="session")
+def alone(cluster: None) -> Left:
+    """Run the sweep of this working tree in one pod of the same image, on a Ray of its own; the
+    pod and its result stay for the next call.
+    """
+    image = pods(HEAD)[0]["spec"]["containers"][0]["image"]
+    sweep = "python pipelines/sweep.py digits_smoke --storage /tmp/runs --name alone"
+    # A busy machine may need more than one attempt to start Ray.
+    attempts = f"cd /tmp/code; until {sweep}; do sleep 5; done"
+    steps = f"until test -e /tmp/copied; do sleep 1; done; {attempts}; touch /tmp/done"
+    container = {
+        "name": "alone",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-ec", f"mkdir /tmp/code; {steps}; sleep infinity"],
+        "env": [
+            {"name": "RAY_AUTH_MODE", "value": "disabled"},
+            {"name": "PYTHONPATH", "value": "/tmp/code"},
+        ],
+        "resources": {
+            "limits": {"cpu": "2", "memory": "5Gi"},
+            "requests": {"cpu": "10m", "memory": "1Gi"},
+        },
+        "readinessProbe": {"exec": {"command": ["test", "-e", "/tmp/done"]}},
+    }
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": ALONE, "namespace": ALONE},
+        "spec": {"restartPolicy": "Never", "containers": [container]},
+    }
+    if not kubectl("get", "namespace", ALONE, "--ignore-not-found"):
+        kubectl("create", "namespace", ALONE)
+        kubectl("apply", "-f", "-", given=json.dumps(pod))
+        running = "--for=jsonpath={.status.phase}=Running"
+        kubectl("-n", ALONE, "wait", running, f"pod/{ALONE}", "--timeout=120s")
+        for folder in ("sat_ray", "pipelines"):
+            kubectl("cp", str(ROOT / folder), f"{ALONE}/{ALONE}:/tmp/code/{folder}")
+        kubectl("-n", ALONE, "exec", ALONE, "--", "touch", "/tmp/copied")
+    kubectl("-n", ALONE, "wait", "--for=condition=Ready", f"pod/{ALONE}", "--timeout=1500s")
+    return left_in(ALONE, "/tmp/runs/alone", namespace=ALONE)

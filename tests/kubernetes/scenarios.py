@@ -22,10 +22,12 @@ from tests.kubernetes.machine.settings import BINARIES, CGROUP, KUBECONFIG
 
 NAMESPACE = "sat-ray"
 WORKER = "ray.io/node-type=worker"
-HEAD = "ray.io/node-type=head"
+# Of the RayCluster: a RayJob has a head of its own.
+HEAD = "ray.io/cluster=sat-ray,ray.io/node-type=head"
 MLFLOW = "app.kubernetes.io/name=mlflow"
 MEASURED = ROOT / "docs" / "kubernetes.json"
 MEMORY = Path("/sys/fs/cgroup/memory", CGROUP)
+NO_KUEUE = "no Kueue here: run `python -m tests.kubernetes.machine kueue` first"
 until = partial(waiting.until, pause=1)
 
 
@@ -49,6 +51,11 @@ def kubectl(*arguments: str, given: str | None = None, check: bool = True) -> st
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout
     return done.stdout + done.stderr
+
+
+def has_kueue() -> bool:
+    """Return whether Kueue is installed."""
+    return bool(kubectl("get", "namespace", "kueue-system", "--ignore-not-found"))
 
 
 def pods(selector: str) -> list[dict[str, Any]]:
@@ -90,6 +97,11 @@ def record(scenario: str, **measured: Any) -> None:
     known["scenarios"][scenario] = {"date": time.strftime("%Y-%m-%d"), **measured}
     MEASURED.write_text(json.dumps(known, indent=2) + "\n")
     subprocess.run([sys.executable, str(ROOT / "tests" / "faults" / "report.py")], check=True)
+
+
+def load() -> dict[str, float]:
+    """Return the machine's load, which explains a scenario's times."""
+    return {"load of 15 minutes": round(os.getloadavg()[2], 1)}
 
 
 @dataclass
@@ -180,8 +192,7 @@ class Submission:
 
     def measured(self) -> dict[str, Any]:
         """Return the times, the most that the pods took at one moment, and the machine's load."""
-        load = round(os.getloadavg()[2], 1)
-        memory = {"peak_mib": self.peak_mib, "load of 15 minutes": load}
+        memory = {"peak_mib": self.peak_mib, **load()}
         return {**self.events, "most_workers": self.most_workers, **memory}
 
     def _mark(self, what: str) -> None:

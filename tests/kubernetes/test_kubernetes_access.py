@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 import yaml
 from repository import ROOT
-from scenarios import HEAD, NAMESPACE, environment, kubectl, pods, python_in, record, until
+from scenarios import (
+    HEAD,
+    NAMESPACE,
+    NO_KUEUE,
+    environment,
+    has_kueue,
+    kubectl,
+    pods,
+    python_in,
+    record,
+    until,
+)
 
 from cluster.checks.documents import Pod
 from cluster.checks.documents import pods as templates
@@ -19,7 +30,6 @@ from tests.kubernetes.machine.settings import HOST, S3_PORT
 pytestmark = pytest.mark.kubernetes
 
 OVERLAYS = sorted(path.name for path in (ROOT / "cluster" / "overlays").iterdir())
-ABSENT = {"kueue": "Kueue is not installed here"}
 # Fields that KubeRay 1.7 has and the version that runs here has not.
 NEWER = ("priority", "backend")
 ELSEWHERE = "elsewhere"
@@ -47,8 +57,8 @@ ALLOWED = {
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_api_server_accepts_every_overlay(overlay: str) -> None:
     """Validate an overlay on the server, where defaults, quotas and CRDs are real."""
-    if overlay in ABSENT:
-        pytest.skip(ABSENT[overlay])
+    if overlay == "kueue" and not has_kueue():
+        pytest.skip(NO_KUEUE)
     documents = list(yaml.safe_load_all(kubectl("kustomize", f"cluster/overlays/{overlay}")))
     removed = [where for one in documents if "ray.io" in one["apiVersion"] for where in _age(one)]
     arguments = ["apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"]

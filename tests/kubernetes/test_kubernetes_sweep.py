@@ -8,9 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from repository import ROOT
 from scenarios import (
-    HEAD,
     MLFLOW,
     NAMESPACE,
     WORKER,
@@ -30,55 +28,11 @@ from tests.kubernetes.machine import control_plane, processes
 pytestmark = pytest.mark.kubernetes
 
 STORAGE = "/storage/sweeps"  # where overlays/laptop mounts its volume
-ALONE = "alone"
 OPERATOR = ("-n", "kuberay-operator", "deployment/kuberay-operator")
 API_AWAY_SECONDS = 60
 TRAINING = r"\] train: "
 # From that line until the workers of a training are at work.
 INTO_TRAINING_SECONDS = 12
-
-
-@pytest.fixture(scope="module")
-def alone() -> Left:
-    """Run the sweep of this working tree in one pod of the same image, on a Ray of its own; the
-    pod and its result stay for the next call.
-    """
-    image = pods(HEAD)[0]["spec"]["containers"][0]["image"]
-    sweep = "python pipelines/sweep.py digits_smoke --storage /tmp/runs --name alone"
-    # A busy machine may need more than one attempt to start Ray.
-    attempts = f"cd /tmp/code; until {sweep}; do sleep 5; done"
-    steps = f"until test -e /tmp/copied; do sleep 1; done; {attempts}; touch /tmp/done"
-    container = {
-        "name": "alone",
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": ["sh", "-ec", f"mkdir /tmp/code; {steps}; sleep infinity"],
-        "env": [
-            {"name": "RAY_AUTH_MODE", "value": "disabled"},
-            {"name": "PYTHONPATH", "value": "/tmp/code"},
-        ],
-        "resources": {
-            "limits": {"cpu": "2", "memory": "5Gi"},
-            "requests": {"cpu": "10m", "memory": "1Gi"},
-        },
-        "readinessProbe": {"exec": {"command": ["test", "-e", "/tmp/done"]}},
-    }
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": ALONE, "namespace": ALONE},
-        "spec": {"restartPolicy": "Never", "containers": [container]},
-    }
-    if not kubectl("get", "namespace", ALONE, "--ignore-not-found"):
-        kubectl("create", "namespace", ALONE)
-        kubectl("apply", "-f", "-", given=json.dumps(pod))
-        running = "--for=jsonpath={.status.phase}=Running"
-        kubectl("-n", ALONE, "wait", running, f"pod/{ALONE}", "--timeout=120s")
-        for folder in ("sat_ray", "pipelines"):
-            kubectl("cp", str(ROOT / folder), f"{ALONE}/{ALONE}:/tmp/code/{folder}")
-        kubectl("-n", ALONE, "exec", ALONE, "--", "touch", "/tmp/copied")
-    kubectl("-n", ALONE, "wait", "--for=condition=Ready", f"pod/{ALONE}", "--timeout=1500s")
-    return left_in(ALONE, "/tmp/runs/alone", namespace=ALONE)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""python -m tests.kubernetes.machine up|down|import ARCHIVE…: a Kubernetes on this machine."""
+"""A Kubernetes on this machine: python -m tests.kubernetes.machine up|kueue|down|import ARCHIVE…"""
 
 import sys
 import time
@@ -13,6 +13,7 @@ from . import (
     images,
     network,
     node,
+    processes,
     removal,
     requirements,
 )
@@ -42,6 +43,16 @@ def up() -> None:
     print(f"ready: export KUBECONFIG={KUBECONFIG}")
 
 
+def add_kueue() -> None:
+    """Add Kueue to the cluster that runs; what is there already stays."""
+    if not processes.running("api-server"):
+        raise SystemExit("no Kubernetes runs here: run `make kubernetes-up` first")
+    step("Kueue's binary", build.build_kueue)
+    step("Kueue's image", lambda: _each(nodes(), images.import_kueue))
+    step("Kueue", addons.install_kueue)
+    step("Kueue runs", addons.wait_for_kueue)
+
+
 def step(name: str, do: Callable[[], None]) -> None:
     """Run one step and print how long it took."""
     begin = time.monotonic()
@@ -64,6 +75,8 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["up"]:
             up()
+        case ["kueue"]:
+            add_kueue()
         case ["down"]:
             removal.remove()
         case ["import", *archives]:

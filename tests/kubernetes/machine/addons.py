@@ -4,10 +4,11 @@ import importlib
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from . import processes
-from .build import OPERATOR, module_folder
+from .build import KUEUE_MODULE, OPERATOR, module_folder
 from .processes import run
 from .settings import (
     BINARIES,
@@ -15,6 +16,7 @@ from .settings import (
     HOST,
     KUBECONFIG,
     KUBERAY,
+    KUEUE,
     LOGS,
     MANIFESTS,
     ROOT,
@@ -77,28 +79,49 @@ def install_basics(nodes: list[Node]) -> None:
 
 def install_operator() -> None:
     """Install KubeRay's CRDs and its operator, from the module's own kustomization."""
-    folder = STATE / "kuberay"
-    if not folder.exists():
-        shutil.copytree(module_folder(OPERATOR) / "config", folder, copy_function=shutil.copyfile)
-        subprocess.run(["chmod", "-R", "u+w", str(folder)], check=True)
-    (folder / "here").mkdir(exist_ok=True)
-    text = (MANIFESTS / "operator.yaml").read_text().replace("KUBERAY", f'"{KUBERAY}"')
-    (folder / "here" / "kustomization.yaml").write_text(text)
-    apply("--kustomize", str(folder / "here"))
+    source = module_folder(OPERATOR, named_in="addons")
+    _install("kuberay", source, "operator.yaml", KUBERAY=KUBERAY)
+
+
+def install_kueue() -> None:
+    """Install Kueue's CRDs, webhooks and controller, from the module's own kustomization."""
+    source = module_folder(KUEUE_MODULE, named_in="kueue")
+    _install("kueue", source, "kueue.yaml", KUEUE=KUEUE)
 
 
 def wait_for_addons() -> None:
     """Wait until DNS and the operator run."""
-    for namespace, name in (("kube-system", "coredns"), ("kuberay-operator", "kuberay-operator")):
-        run(
-            *(*KUBECTL, "--namespace", namespace, "rollout", "status", f"deployment/{name}"),
-            "--timeout=300s",
-        )
+    _wait_for("kube-system", "coredns")
+    _wait_for("kuberay-operator", "kuberay-operator")
+
+
+def wait_for_kueue() -> None:
+    """Wait until Kueue runs, whose webhooks RayJobs and RayClusters need from now on."""
+    _wait_for("kueue-system", "kueue-controller-manager")
 
 
 def apply(*arguments: str, given: str | None = None) -> None:
     """Run `kubectl apply --server-side`."""
     run(*KUBECTL, "apply", "--server-side", "--force-conflicts", *arguments, given=given)
+
+
+def _install(name: str, source: Path, manifest: str, **versions: str) -> None:
+    """Apply the `config` folder of a module, changed by one of our manifests."""
+    folder = STATE / name
+    if not folder.exists():
+        shutil.copytree(source / "config", folder, copy_function=shutil.copyfile)
+        subprocess.run(["chmod", "-R", "u+w", str(folder)], check=True)
+    (folder / "here").mkdir(exist_ok=True)
+    text = (MANIFESTS / manifest).read_text()
+    for word, version in versions.items():
+        text = text.replace(word, f'"{version}"')
+    (folder / "here" / "kustomization.yaml").write_text(text)
+    apply("--kustomize", str(folder / "here"))
+
+
+def _wait_for(namespace: str, deployment: str) -> None:
+    status = ("rollout", "status", f"deployment/{deployment}", "--timeout=300s")
+    run(*KUBECTL, "--namespace", namespace, *status)
 
 
 def _volumes(node: Node) -> str:
