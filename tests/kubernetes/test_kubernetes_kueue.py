@@ -54,9 +54,8 @@ def test_a_job_waits_for_its_whole_size_and_gives_the_quota_back(name: str, alon
     named = manifests.replace("--name kueue", f"--name {name}")
     kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", given=named)
 
-    waiting = until(lambda: _condition("QuotaReserved"), what="the job's workload")
+    reason = until(_why_it_waits, what="the reason in the job's workload", seconds=120)
     until(lambda: _job()["status"].get("jobDeploymentStatus") == "Suspended", what="a halted job")
-    assert waiting["status"] == "False" and "insufficient quota for memory" in waiting["message"]
     assert _job()["spec"]["suspend"] and _pods() == []
 
     began = time.monotonic()
@@ -66,7 +65,8 @@ def test_a_job_waits_for_its_whole_size_and_gives_the_quota_back(name: str, alon
     used = until(lambda: _used("memory"), what="the use of the quota")
     until(_has_ended, what="the job's end", seconds=1800)
     result = _seconds(began)
-    assert _job()["status"]["jobStatus"] == "SUCCEEDED", _job()["status"]
+    log = kubectl("-n", NAMESPACE, "logs", f"job/{JOB}", "--tail=40", check=False)
+    assert _job()["status"]["jobStatus"] == "SUCCEEDED", f"{_job()['status']}: {log}"
     until(lambda: _is_true("Finished"), what="the workload's end")
     until(lambda: _used("memory") == 0, what="a free quota")
     freed = _seconds(began)
@@ -76,7 +76,7 @@ def test_a_job_waits_for_its_whole_size_and_gives_the_quota_back(name: str, alon
     left = left_in(head_pod(), f"/storage/sweeps/{name}")
     equal = left.rows == alone.rows and left.outcomes == alone.outcomes
     times = {"admitted": admitted, "result": result, "quota free": freed, "zero pods": gone}
-    shown = {"said": waiting["message"], "used_mib": used >> 20, "equal_numbers": equal}
+    shown = {"said": reason, "used_mib": used >> 20, "equal_numbers": equal}
     record("RayJob under Kueue", **times, **shown, **load())
     assert used == NEEDED_MIB << 20
     assert left.rows == alone.rows
@@ -120,16 +120,20 @@ def _pods(*, running: bool = False) -> list[str]:
 
 def _condition(kind: str) -> dict[str, Any] | None:
     """Return a condition of the job's workload, once it is there."""
-    listed = json.loads(kubectl("-n", NAMESPACE, "get", "workloads.kueue.x-k8s.io", "-o", "json"))[
-        "items"
-    ]
+    listed = kubectl("-n", NAMESPACE, "get", "workloads.kueue.x-k8s.io", "-o", "json")
     conditions = [
         condition
-        for workload in listed
+        for workload in json.loads(listed)["items"]
         for condition in workload.get("status", {}).get("conditions", [])
         if workload["metadata"]["ownerReferences"][0]["name"] == JOB and condition["type"] == kind
     ]
     return conditions[0] if conditions else None
+
+
+def _why_it_waits() -> str:
+    """Return why the job has no quota, where it is for the lack of memory."""
+    condition = _condition("QuotaReserved") or {"message": ""}
+    return condition["message"] if "insufficient quota for memory" in condition["message"] else ""
 
 
 def _is_true(kind: str) -> bool:
