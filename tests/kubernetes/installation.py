@@ -4,30 +4,33 @@ import base64
 import json
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 from faults.parts import Postgres
-from fitting import fitted
+from fitting import Document, fitted
 from scenarios import NAMESPACE, kubectl
 
 from tests.kubernetes.machine.addons import storage_environment
 from tests.kubernetes.machine.settings import HOST
 
+Change = Callable[[str], list[Document]]
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 @contextmanager
-def install(overlay: str) -> Iterator[None]:
-    """Put an overlay in the place of what is installed, and remove it at the end."""
+def install(overlay: str, change: Change = fitted) -> Iterator[None]:
+    """Put an overlay in the place of what is installed, and remove it at the end.
+
+    change: gives the documents of an overlay.
+    """
     remove()
     with tempfile.TemporaryDirectory(prefix="postgres", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)  # the server's user goes through it
         with _database(Path(folder)) as database:
-            _install(overlay, database)
+            _install(change(overlay), database)
             yield
             remove()
 
@@ -42,11 +45,10 @@ def _database(folder: Path) -> Iterator[Postgres]:
         database.kill()
 
 
-def _install(overlay: str, database: Postgres) -> None:
+def _install(documents: list[Document], database: Postgres) -> None:
     kubectl("apply", "--server-side", "-f", "cluster/base/namespace.yaml")
     for name, values in _secrets(database).items():
         _create(name, values)
-    documents = fitted(overlay)
     apply(documents)
     kubectl("-n", NAMESPACE, "rollout", "status", "deployment/mlflow", "--timeout=600s")
     if "RayCluster" in [document["kind"] for document in documents]:
@@ -54,7 +56,7 @@ def _install(overlay: str, database: Postgres) -> None:
         kubectl("-n", NAMESPACE, "wait", "raycluster/sat-ray", ready, "--timeout=600s")
 
 
-def apply(documents: list[dict[str, Any]]) -> None:
+def apply(documents: list[Document]) -> None:
     """Give documents to the API server."""
     text = yaml.safe_dump_all(documents)
     kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", given=text)
@@ -63,6 +65,18 @@ def apply(documents: list[dict[str, Any]]) -> None:
 def remove() -> None:
     """Remove the namespace and all that is in it."""
     kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=300s")
+
+
+def label(name: str, pool: str) -> None:
+    """Put a node into a pool."""
+    kubectl("label", "node", name, f"sat-ray/pool={pool}", "--overwrite")
+
+
+def devices(name: str, count: int) -> None:
+    """Let a node advertise GPUs, as NVIDIA's device plugin does."""
+    change = {"op": "add", "path": "/status/capacity/nvidia.com~1gpu", "value": str(count)}
+    patch = f"--patch={json.dumps([change])}"
+    kubectl("patch", "node", name, "--subresource=status", "--type=json", patch)
 
 
 def _secrets(database: Postgres) -> dict[str, dict[str, str]]:

@@ -24,6 +24,7 @@ HEAD = "ray.io/node-type=head"
 MLFLOW = "app.kubernetes.io/name=mlflow"
 MEASURED = ROOT / "docs" / "kubernetes.json"
 MEMORY = Path("/sys/fs/cgroup/memory", CGROUP)
+NO_KUEUE = "no Kueue here: run `python -m tests.kubernetes.machine kueue` first"
 until = partial(waiting.until, pause=1)
 
 
@@ -47,6 +48,11 @@ def kubectl(*arguments: str, given: str | None = None, check: bool = True) -> st
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout
     return done.stdout + done.stderr
+
+
+def has_kueue() -> bool:
+    """Return whether Kueue is installed."""
+    return bool(kubectl("get", "namespace", "kueue-system", "--ignore-not-found"))
 
 
 def pods(selector: str) -> list[dict[str, Any]]:

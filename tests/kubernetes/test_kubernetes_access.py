@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 import yaml
 from repository import ROOT
-from scenarios import HEAD, NAMESPACE, environment, kubectl, pods, python_in, record, until
+from scenarios import (
+    HEAD,
+    NAMESPACE,
+    NO_KUEUE,
+    environment,
+    has_kueue,
+    kubectl,
+    pods,
+    python_in,
+    record,
+    until,
+)
 
 from cluster.checks.documents import Pod
 from cluster.checks.documents import pods as templates
@@ -19,9 +30,6 @@ from tests.kubernetes.machine.settings import HOST, S3_PORT
 pytestmark = pytest.mark.kubernetes
 
 OVERLAYS = sorted(path.name for path in (ROOT / "cluster" / "overlays").iterdir())
-ABSENT = {"kueue": "Kueue is not installed here"}
-# Fields that KubeRay 1.7 has and the version that runs here has not.
-NEWER = ("priority", "backend")
 ELSEWHERE = "elsewhere"
 ACCOUNTS = ("ray-head", "ray-worker", "mlflow")
 QUESTIONS = (
@@ -47,24 +55,14 @@ ALLOWED = {
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_api_server_accepts_every_overlay(overlay: str) -> None:
     """Validate an overlay on the server, where defaults, quotas and CRDs are real."""
-    if overlay in ABSENT:
-        pytest.skip(ABSENT[overlay])
+    if overlay == "kueue" and not has_kueue():
+        pytest.skip(NO_KUEUE)
     documents = list(yaml.safe_load_all(kubectl("kustomize", f"cluster/overlays/{overlay}")))
-    removed = [where for one in documents if "ray.io" in one["apiVersion"] for where in _age(one)]
     arguments = ["apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"]
     answer = kubectl(*arguments, given=yaml.safe_dump_all(documents), check=False)
     accepted = answer.count("serverside-applied")
-    measured = {"objects": len(documents), "accepted": accepted, "fields_left_out": removed}
-    record(f"overlay {overlay}", **measured)
+    record(f"overlay {overlay}", objects=len(documents), accepted=accepted)
     assert accepted == len(documents), answer
-
-
-def _age(document: dict[str, Any]) -> list[str]:
-    """Remove what the installed KubeRay does not know; return the names of those fields."""
-    spec = document["spec"].get("rayClusterSpec", document["spec"])
-    places = [*spec["workerGroupSpecs"], spec.get("gcsFaultToleranceOptions", {})]
-    found = [name for place in places for name in NEWER if place.pop(name, None) is not None]
-    return sorted(set(found))
 
 
 def test_a_pod_outside_the_restricted_profile_is_refused() -> None:

@@ -4,7 +4,6 @@ It needs `KUBERNETES_NODES=system,cpu,cpu make kubernetes-up`; the sizes of the 
 fitting.py. Nodes get a label or a device only, so that each scenario finds them as it needs them.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 from comparison import SEARCH, TRAINING, Left, disturbed
-from installation import install
+from installation import devices, install, label
 from scenarios import (
     NAMESPACE,
     WORKER,
@@ -51,11 +50,11 @@ def installation() -> Iterator[None]:
 def nodes() -> Iterator[None]:
     """Give every node its pool, and take it back from a drain."""
     for name, pool in POOLS.items():
-        _label(name, pool)
+        label(name, pool)
     yield
     for name in POOLS:
         kubectl("uncordon", name)
-        _devices(name, 0)
+        devices(name, 0)
 
 
 def test_workers_run_on_the_nodes_of_their_pool(sweep: Submission, alone: Left) -> None:
@@ -134,14 +133,14 @@ for _ in range(60):
 
 def test_work_for_gpus_gets_spot_pods_first_and_work_for_cpus_none() -> None:
     """Ask Ray for a GPU where one spot node has one, then where only an on-demand node has one."""
-    _label("node3", "gpu-spot")
-    _devices("node3", 1)
+    label("node3", "gpu-spot")
+    devices("node3", 1)
     with _gpu_task() as task:
         until(lambda: _running(WORKER), what="a worker")
         assert _placed(WORKER) == [("gpu-spot", "node3")]
         assert "gpu-spot" in task.communicate(timeout=300)[0]
     until(lambda: not pods(WORKER), what="no workers")
-    _label("node3", "gpu-on-demand")
+    label("node3", "gpu-on-demand")
     began = time.monotonic()
     with _gpu_task() as task:
         until(lambda: _placed(WORKER), what="a pod of spot")
@@ -168,17 +167,6 @@ print(ray.get(where.remote()))
     where = ("kubectl", "-n", NAMESPACE, "exec", head_pod(), "--", "python", "-c", code)
     with subprocess.Popen(where, stdout=subprocess.PIPE, text=True, env=environment()) as task:
         yield task
-
-
-def _label(name: str, pool: str) -> None:
-    kubectl("label", "node", name, f"sat-ray/pool={pool}", "--overwrite")
-
-
-def _devices(name: str, count: int) -> None:
-    """Let a node advertise GPUs, as NVIDIA's device plugin does."""
-    change = {"op": "add", "path": "/status/capacity/nvidia.com~1gpu", "value": str(count)}
-    patch = f"--patch={json.dumps([change])}"
-    kubectl("patch", "node", name, "--subresource=status", "--type=json", patch)
 
 
 def _node(name: str) -> Node:

@@ -1,6 +1,8 @@
-"""python -m tests.kubernetes.machine up [ARCHIVE…] | down | import ARCHIVE…: a Kubernetes on this
-machine. Archives of images that `up` is given lie on the disk once, for however many new nodes;
-`import` brings them into each node.
+"""A Kubernetes on this machine: python -m tests.kubernetes.machine up [ARCHIVE…] | kueue | down |
+import ARCHIVE…
+
+Archives of images that `up` is given lie on the disk once, for however many new nodes; `import`
+brings them into each node.
 """
 
 import sys
@@ -16,6 +18,7 @@ from . import (
     images,
     network,
     node,
+    processes,
     removal,
     requirements,
 )
@@ -45,6 +48,16 @@ def up(archives: list[Path]) -> None:
     step("DNS and operator run", addons.wait_for_addons)
     step("S3 server", addons.start_storage)
     print(f"ready: export KUBECONFIG={KUBECONFIG}")
+
+
+def add_kueue() -> None:
+    """Add Kueue to the cluster that runs; what is there already stays."""
+    if not processes.running("api-server"):
+        raise SystemExit("no Kubernetes runs here: run `make kubernetes-up` first")
+    step("Kueue's binary", build.build_kueue)
+    step("Kueue's image", lambda: _each(nodes(), images.import_kueue))
+    step("Kueue", addons.install_kueue)
+    step("Kueue runs", addons.wait_for_kueue)
 
 
 def step(name: str, do: Callable[[], None]) -> None:
@@ -82,6 +95,8 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["up", *archives]:
             up([Path(archive) for archive in archives])
+        case ["kueue"]:
+            add_kueue()
         case ["down"]:
             removal.remove()
         case ["import", *archives]:

@@ -5,10 +5,11 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from . import processes
-from .build import OPERATOR, module_folder
+from .build import KUEUE_MODULE, OPERATOR, module_folder
 from .processes import run
 from .settings import (
     BINARIES,
@@ -16,6 +17,7 @@ from .settings import (
     HOST,
     KUBECONFIG,
     KUBERAY,
+    KUEUE,
     LOGS,
     MANIFESTS,
     ROOT,
@@ -26,6 +28,7 @@ from .settings import (
 
 KUBECTL = (str(BINARIES / "kubectl"), f"--kubeconfig={KUBECONFIG}")
 VOLUMES = 4
+SCHEMA = "/spec/versions/0/schema/openAPIV3Schema"
 PRIORITY = {"type": "integer", "format": "int32"}
 
 
@@ -79,34 +82,56 @@ def install_basics(nodes: list[Node]) -> None:
 
 def install_operator() -> None:
     """Install KubeRay's CRDs and its operator, from the module's own kustomization."""
-    folder = STATE / "kuberay"
-    if not folder.exists():
-        shutil.copytree(module_folder(OPERATOR) / "config", folder, copy_function=shutil.copyfile)
-        subprocess.run(["chmod", "-R", "u+w", str(folder)], check=True)
-    (folder / "here").mkdir(exist_ok=True)
-    text = (MANIFESTS / "operator.yaml").read_text().replace("KUBERAY", f'"{KUBERAY}"')
-    (folder / "here" / "kustomization.yaml").write_text(text)
-    apply("--kustomize", str(folder / "here"))
+    source = module_folder(OPERATOR, named_in="addons")
+    _install("kuberay", source, "operator.yaml", KUBERAY=KUBERAY)
     # KubeRay 1.7's field. Ray's autoscaler reads it from the RayCluster itself, so the operator of
     # an earlier version need not know it.
-    group = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/workerGroupSpecs"
-    field = {"op": "add", "path": f"{group}/items/properties/priority", "value": PRIORITY}
-    crd = ("crd", "rayclusters.ray.io", "--type=json", f"--patch={json.dumps([field])}")
-    run(*KUBECTL, "patch", *crd)
+    for kind, place in (("rayclusters", "spec"), ("rayjobs", "spec/properties/rayClusterSpec")):
+        groups = f"{SCHEMA}/properties/{place}/properties/workerGroupSpecs/items/properties"
+        field = {"op": "add", "path": f"{groups}/priority", "value": PRIORITY}
+        crd = ("crd", f"{kind}.ray.io", "--type=json", f"--patch={json.dumps([field])}")
+        run(*KUBECTL, "patch", *crd)
+
+
+def install_kueue() -> None:
+    """Install Kueue's CRDs, webhooks and controller, from the module's own kustomization."""
+    source = module_folder(KUEUE_MODULE, named_in="kueue")
+    _install("kueue", source, "kueue.yaml", KUEUE=KUEUE)
 
 
 def wait_for_addons() -> None:
     """Wait until DNS and the operator run."""
-    for namespace, name in (("kube-system", "coredns"), ("kuberay-operator", "kuberay-operator")):
-        run(
-            *(*KUBECTL, "--namespace", namespace, "rollout", "status", f"deployment/{name}"),
-            "--timeout=300s",
-        )
+    _wait_for("kube-system", "coredns")
+    _wait_for("kuberay-operator", "kuberay-operator")
+
+
+def wait_for_kueue() -> None:
+    """Wait until Kueue runs, whose webhooks RayJobs and RayClusters need from now on."""
+    _wait_for("kueue-system", "kueue-controller-manager")
 
 
 def apply(*arguments: str, given: str | None = None) -> None:
     """Run `kubectl apply --server-side`."""
     run(*KUBECTL, "apply", "--server-side", "--force-conflicts", *arguments, given=given)
+
+
+def _install(name: str, source: Path, manifest: str, **versions: str) -> None:
+    """Apply the `config` folder of a module, changed by one of our manifests."""
+    folder = STATE / name
+    if not folder.exists():
+        shutil.copytree(source / "config", folder, copy_function=shutil.copyfile)
+        subprocess.run(["chmod", "-R", "u+w", str(folder)], check=True)
+    (folder / "here").mkdir(exist_ok=True)
+    text = (MANIFESTS / manifest).read_text()
+    for word, version in versions.items():
+        text = text.replace(word, f'"{version}"')
+    (folder / "here" / "kustomization.yaml").write_text(text)
+    apply("--kustomize", str(folder / "here"))
+
+
+def _wait_for(namespace: str, deployment: str) -> None:
+    status = ("rollout", "status", f"deployment/{deployment}", "--timeout=300s")
+    run(*KUBECTL, "--namespace", namespace, *status)
 
 
 def _volumes(node: Node) -> str:

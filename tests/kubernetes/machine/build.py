@@ -5,11 +5,12 @@ import os
 import subprocess
 from pathlib import Path
 
-from .settings import BINARIES, KUBERNETES, MODULES
+from .settings import BINARIES, KUBERNETES, KUEUE, MODULES
 
 COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 TOOLS = ("kubelet", "kube-proxy", "kubectl")
 OPERATOR = "github.com/ray-project/kuberay/ray-operator"
+KUEUE_MODULE = "sigs.k8s.io/kueue"
 
 
 def build() -> None:
@@ -22,11 +23,17 @@ def build() -> None:
     _build("addons", [OPERATOR], output="kuberay-operator")
 
 
-def module_folder(path: str) -> Path:
-    """Return where Go keeps the source of a module that addons/go.mod names."""
+def build_kueue() -> None:
+    """Build Kueue's controller unless its files are those of the last build."""
+    version = f"-X {KUEUE_MODULE}/pkg/version.GitVersion=v{KUEUE}"
+    _build("kueue", [f"{KUEUE_MODULE}/cmd/kueue"], flags=version)
+
+
+def module_folder(path: str, *, named_in: str) -> Path:
+    """Return where Go keeps the source of a module. named_in: the folder whose go.mod names it."""
     listed = subprocess.run(
         ["go", "list", "-mod=mod", "-m", "-f", "{{.Dir}}", path],
-        cwd=MODULES / "addons",
+        cwd=MODULES / named_in,
         check=True,
         capture_output=True,
         text=True,

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 from .processes import run
-from .settings import BINARIES, KUBERAY, PAUSE_IMAGE, STATE, Node
+from .settings import BINARIES, KUBERAY, KUEUE, PAUSE_IMAGE, STATE, Node
 
 DNS_IMAGE = "docker.io/library/satray-coredns:1"
 OPERATOR_IMAGE = f"docker.io/library/satray-kuberay-operator:{KUBERAY}"
@@ -17,16 +17,18 @@ OWN = {
     DNS_IMAGE: ("coredns", "coredns"),
     OPERATOR_IMAGE: ("kuberay-operator", "manager"),
 }
+KUEUE_IMAGE = f"docker.io/library/satray-kueue:{KUEUE}"
 
 
 def import_own(node: Node) -> None:
     """Bring the images of the cluster itself into a node."""
-    folder = STATE / "images"
-    folder.mkdir(parents=True, exist_ok=True)
     for image, (binary, path) in OWN.items():
-        archive = folder / f"{binary}.tar"
-        _write_archive(archive, image, BINARIES / binary, path)
-        import_archive(node, archive)
+        _import_binary(node, image, binary, path)
+
+
+def import_kueue(node: Node) -> None:
+    """Bring the image of Kueue into a node."""
+    _import_binary(node, KUEUE_IMAGE, "kueue", "manager")
 
 
 def import_archive(node: Node, archive: Path) -> None:
@@ -50,6 +52,13 @@ def link_all(source: Node, target: Node) -> None:
     for database in made.glob("*/*.db"):
         copied = ("cp", "--archive", "--remove-destination")
         run(*copied, str(given / database.relative_to(made)), str(database))
+
+
+def _import_binary(node: Node, image: str, binary: str, path: str) -> None:
+    archive = STATE / "images" / f"{binary}.tar"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    _write_archive(archive, image, BINARIES / binary, path)
+    import_archive(node, archive)
 
 
 def _write_archive(archive: Path, image: str, binary: Path, path: str) -> None:

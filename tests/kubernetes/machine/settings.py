@@ -6,6 +6,7 @@ from pathlib import Path
 
 KUBERNETES = "1.34.4"
 KUBERAY = "1.6.2"
+KUEUE = "0.17.0"
 
 HERE = Path(__file__).resolve().parent
 MODULES = HERE.parent / "modules"
