@@ -126,18 +126,19 @@ def _seen_on(kubernetes: dict[str, dict[str, Any]]) -> list[str]:
     """Return the lines of the sweeps on a Kubernetes, the undisturbed one first."""
     sweeps = {name: one for name, one in kubernetes.items() if "equal_numbers" in one}
     lines = []
-    for name in sorted(sweeps, key=lambda name: name != UNDISTURBED):
+    for name in sorted(sweeps, key=lambda name: (SEVERAL in name, UNDISTURBED not in name)):
         one = sweeps[name]
-        repeated = f"reused: {one['reused']}" if "reused" in one else NOT_MEASURED
-        figures = [
-            f"{one[key]:.0f}" if isinstance(one[key], float) else str(one[key])
-            for key in ("result", "zero pods")
-        ]
-        cells = [*figures, "–" if name == UNDISTURBED else repeated]
-        lines.append(
-            f"| {name} | {' | '.join(cells)} | {'yes' if one['equal_numbers'] else '**no**'} |"
-        )
+        figures = [_figure(one.get(key)) for key in ("first worker ready", "result", "zero pods")]
+        memory = _figure(one.get("peak_mib", {}).get("all pods"))
+        reused = "–" if UNDISTURBED in name else one.get("reused", NOT_MEASURED)
+        equal = "yes" if one["equal_numbers"] else "**no**"
+        lines.append(f"| {' | '.join([name, *figures, memory, reused, equal])} |")
     return lines
+
+
+def _figure(value: float | str | None) -> str:
+    """Return a measured number without its decimals, or that there is none."""
+    return NOT_MEASURED if value is None else value if isinstance(value, str) else f"{value:.0f}"
 
 
 def brief(text: str) -> str:
@@ -229,7 +230,7 @@ had several faults, the seconds lost are those of the whole sweep. A run that wa
 faults than its command names.
 """
 NOT_MEASURED = "not measured"
-UNDISTURBED = "undisturbed"  # the scenario on a Kubernetes
+UNDISTURBED, SEVERAL = "undisturbed", "several nodes"  # in names of scenarios on a Kubernetes
 ONE_MACHINE = """## On one machine
 
 What tests do to a small sweep or a task on a private Ray (`make test-faults`). *Seconds* are those
@@ -240,13 +241,16 @@ cost was not measured.
 | :-- | :-- | --: | :-- |"""
 KUBERNETES = """## On a Kubernetes
 
-Sweeps on a [Kubernetes of one machine](../how-to/kubernetes-on-one-machine.md), with
-`overlays/laptop`. Seconds count from `make submit`, and the machine was not equally busy in all
-of them, so their differences are no cost. *Equal numbers*: leaderboard rows and outcome files are
-those of a run without a cluster.
+Sweeps on a [Kubernetes of one machine](../how-to/kubernetes-on-one-machine.md): with
+`overlays/laptop` on one node, or on *several nodes*, where `overlays/autoscaling` and the others
+have PostgreSQL and S3 outside the cluster. Seconds count from `make submit` where nothing else is
+said. The machine was not equally busy in all of them, so their differences are no cost. *MiB* are
+the most that all pods took at one moment, without page cache. *Reused*: what the same command,
+given again, found committed. *Equal numbers*: leaderboard rows and outcome files are those of the
+same image in one pod without a cluster.
 
-| what is done | seconds to the result | seconds to no worker pods | work repeated | equal numbers |
-| :-- | --: | --: | :-- | :-- |"""
+| what is done | s to a worker | s to the result | s to no workers | MiB | reused | equal numbers |
+| :-- | --: | --: | --: | --: | :-- | :-- |"""
 TABLE = """| kind | injections | survived | seconds lost | s repeated, at most |
 | :-- | --: | --: | --: | --: |"""
 

@@ -79,16 +79,19 @@ def test_the_page_shows_single_tests_and_a_kubernetes_and_what_was_not_measured(
             "result": 1.0,
             "zero pods": 2.0,
             "equal_numbers": True,
-            "reused": "4 of 4 trials",
+            "reused": "search 4 of 4",
         },
+        "several nodes: undisturbed": {"equal_numbers": True, "peak_mib": {"all pods": 4000}},
         "undisturbed": {"result": 300.0, "zero pods": 400.0, "equal_numbers": True},
     }
     text = page(found, seen)
     assert "| a kill | survived | not measured | `test_it` |" in text
-    one, two, three = text.splitlines()[-3:]
-    assert one == "| undisturbed | 300 | 400 | – | yes |"
-    assert two == "| pod deleted | 212 | not measured | not measured | **no** |"
-    assert three == "| head deleted | 1 | 2 | reused: 4 of 4 trials | yes |"
+    assert text.splitlines()[-4:] == [
+        "| undisturbed | not measured | 300 | 400 | not measured | – | yes |",
+        f"| pod deleted | not measured | 212{' | not measured' * 3} | **no** |",
+        "| head deleted | not measured | 1 | 2 | not measured | search 4 of 4 | yes |",
+        f"| several nodes: undisturbed{' | not measured' * 3} | 4000 | – | yes |",
+    ]
     assert "rights" not in text.partition("## On a Kubernetes")[2]
 
 
