@@ -63,8 +63,10 @@ def apply(documents: list[Document]) -> None:
 
 
 def remove() -> None:
-    """Remove the namespace and all that is in it."""
-    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=300s")
+    """Remove the namespace and all that is in it, without the two minutes that a head is given."""
+    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
+    kubectl("-n", NAMESPACE, "delete", "pods", "--all", "--grace-period=1")
+    kubectl("wait", "--for=delete", f"namespace/{NAMESPACE}", "--timeout=300s")
 
 
 def label(name: str, pool: str) -> None:
