@@ -27,4 +27,4 @@ __all__ = [
     "make_activation",
 ]
 
-__getattr__ = lazy_names(__name__, {"Activation": "module"})
+__getattr__ = lazy_names(__name__, {"module": ["Activation"]})

@@ -33,21 +33,14 @@ __all__ = [
     "strong_attacks",
 ]
 
-_HOMES = {
-    "APGD": "apgd",
-    "Attack": "base",
-    "AttackSpec": "spec",
-    "FAB": "fab",
-    "Gradient": "spec",
-    "InfeasiblePointError": "base",
-    "PGD": "pgd",
-    "Square": "square",
-    "State": "base",
-    "autoattack": "cascade",
-    "cascade": "cascade",
-    "make_attack": "spec",
-    "pgd": "pgd",
-    "strong_attacks": "cascade",
+_NAMES = {
+    "apgd": ["APGD"],
+    "base": ["Attack", "InfeasiblePointError", "State"],
+    "cascade": ["autoattack", "cascade", "strong_attacks"],
+    "fab": ["FAB"],
+    "pgd": ["PGD", "pgd"],
+    "spec": ["AttackSpec", "Gradient", "make_attack"],
+    "square": ["Square"],
 }
 
-__getattr__ = lazy_names(__name__, _HOMES)
+__getattr__ = lazy_names(__name__, _NAMES)

@@ -10,9 +10,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Extra", "Split"]
 
-_HOMES = {
-    "Extra": "extra",
-    "Split": "split",
-}
-
-__getattr__ = lazy_names(__name__, _HOMES)
+__getattr__ = lazy_names(__name__, {"extra": ["Extra"], "split": ["Split"]})

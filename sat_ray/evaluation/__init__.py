@@ -20,12 +20,9 @@ __all__ = [
     "robust_image_ids",
 ]
 
-_HOMES = {
-    "OUTCOME_SCHEMA": "outcomes",
-    "calibrate_attacks": "robustness",
-    "clean_correct_ids": "outcomes",
-    "evaluate": "robustness",
-    "robust_image_ids": "outcomes",
+_NAMES = {
+    "outcomes": ["OUTCOME_SCHEMA", "clean_correct_ids", "robust_image_ids"],
+    "robustness": ["calibrate_attacks", "evaluate"],
 }
 
-__getattr__ = lazy_names(__name__, _HOMES)
+__getattr__ = lazy_names(__name__, _NAMES)

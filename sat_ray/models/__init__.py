@@ -35,22 +35,13 @@ __all__ = [
     "view",
 ]
 
-_HOMES = {
-    "FoldedConv": "batchnorm_folding",
-    "MODELS": "spec",
-    "ModelSpec": "spec",
-    "Normalized": "normalized",
-    "assert_shares_storage": "view",
-    "build_model": "build",
-    "check_attacker_activation": "spec",
-    "check_timm_model": "build",
-    "check_user_defined_model": "build",
-    "folded": "batchnorm_folding",
-    "memory_format": "memory_format",
-    "model_from_spec": "build",
-    "refresh": "batchnorm_folding",
-    "settle_layout": "memory_format",
-    "view": "view",
+_NAMES = {
+    "batchnorm_folding": ["FoldedConv", "folded", "refresh"],
+    "build": ["build_model", "check_timm_model", "check_user_defined_model", "model_from_spec"],
+    "memory_format": ["memory_format", "settle_layout"],
+    "normalized": ["Normalized"],
+    "spec": ["MODELS", "ModelSpec", "check_attacker_activation"],
+    "view": ["assert_shares_storage", "view"],
 }
 
-__getattr__ = lazy_names(__name__, _HOMES)
+__getattr__ = lazy_names(__name__, _NAMES)

@@ -66,7 +66,7 @@ def temporary_file(final: str, source: BinaryIO) -> Iterator[str]:
     finally:
         with contextlib.suppress(FileNotFoundError):  # it was renamed
             os.unlink(temporary)
-    flush_folder(folder)
+    flush(folder)
 
 
 def make_folders(folder: str) -> None:
@@ -77,15 +77,15 @@ def make_folders(folder: str) -> None:
         folder = os.path.dirname(folder)
     for one in reversed(missing):
         os.makedirs(one, exist_ok=True)
-        flush_folder(os.path.dirname(one))
+        flush(os.path.dirname(one))
 
 
-def flush_folder(folder: str) -> None:
-    """Write the names in a folder to the disk.
+def flush(path: str | Path) -> None:
+    """Write a file, or the names in a folder, to the disk.
 
-    Until then a power failure may lose a file that was linked or renamed.
+    Until then a power failure may lose a file of the folder that was linked or renamed.
     """
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:

@@ -249,7 +249,7 @@ class Storage:
         self._opened[0].move(*places)
         if self.is_local:
             for moved in places:
-                local_disk.flush_folder(os.path.dirname(moved))
+                local_disk.flush(os.path.dirname(moved))
 
     @patient
     def discard(self, path: str) -> None:

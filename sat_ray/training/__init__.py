@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EpochReport", "RunOptions", "TrainingSettings", "TrainingState", "fit"]
 
-_HOMES = {
-    "EpochReport": "resume.state",
-    "RunOptions": "loop",
-    "TrainingSettings": "settings",
-    "TrainingState": "resume.state",
-    "fit": "loop",
+_NAMES = {
+    "loop": ["RunOptions", "fit"],
+    "resume.state": ["EpochReport", "TrainingState"],
+    "settings": ["TrainingSettings"],
 }
 
-__getattr__ = lazy_names(__name__, _HOMES)
+__getattr__ = lazy_names(__name__, _NAMES)

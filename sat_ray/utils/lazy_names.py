@@ -5,7 +5,7 @@ So its light modules can be imported alone.
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -22,11 +22,12 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
 
-def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy_names(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
     """Return the `__getattr__` of a package.
 
-    homes: the module, within the package, of each public name.
+    names: the public names of each module, within the package.
     """
+    homes = {name: home for home, public in names.items() for name in public}
 
     def load(name: str) -> Any:
         if name not in homes:

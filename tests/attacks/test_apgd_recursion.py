@@ -35,11 +35,11 @@ def model(x: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(height), height], dim=1)
 
 
-def climbed(x: Tensor) -> tuple[float, Tensor]:
-    """Return the cross-entropy of class 0 at one image and its gradient."""
-    point = x[None].clone().requires_grad_()
-    loss = F.cross_entropy(model(point), torch.tensor([0]))
-    return loss.item(), torch.autograd.grad(loss, point)[0][0]
+def climbed(points: Tensor) -> tuple[list[float], Tensor]:
+    """Return the cross-entropy of class 0 at each point, and the gradients."""
+    x = points.clone().requires_grad_()
+    found = F.cross_entropy(model(x), torch.zeros(len(x), dtype=torch.int64), reduction="none")
+    return found.tolist(), torch.autograd.grad(found.sum(), x)[0]
 
 
 def next_points(ball: ThreatModel, x: Tensor, visited: Tensor) -> tuple[Tensor, int]:
@@ -54,12 +54,10 @@ def next_points(ball: ThreatModel, x: Tensor, visited: Tensor) -> tuple[Tensor, 
 
     eta, before = 2 * ball.epsilon, x
     best, best_loss, best_slope = x, -float("inf"), torch.zeros_like(x)
-    losses: list[float] = []
+    losses, slopes = climbed(visited)
     eta_then, best_then = float("nan"), -float("inf")  # at the checkpoint before
     alone, predicted = 0, []
-    for k, now in enumerate(visited):
-        loss, slope = climbed(now)
-        losses.append(loss)
+    for k, (now, loss, slope) in enumerate(zip(visited, losses, slopes, strict=True)):
         if loss > best_loss:
             best, best_loss, best_slope = now, loss, slope
         if k in CHECKPOINTS:

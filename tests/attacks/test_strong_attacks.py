@@ -114,6 +114,7 @@ def test_square_skips_what_it_knows_and_changes_no_verdict(
     channels: int, digits_model: Normalized, held_out: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search that asks the model about every proposal finds the same, in more calls."""
+    some = held_out.take(slice(0, SLOTS + 8))
 
     def model(x: Tensor) -> Tensor:
         return digits_model(x.mean(dim=1, keepdim=True))
@@ -121,9 +122,9 @@ def test_square_skips_what_it_knows_and_changes_no_verdict(
     def searched() -> pa.Table:
         return evaluate(
             model,
-            held_out.images.expand(-1, channels, -1, -1),
-            held_out.labels,
-            held_out.image_ids,
+            some.images.expand(-1, channels, -1, -1),
+            some.labels,
+            some.image_ids,
             attacks=[AttackSpec(threat_model=LINF, algorithm="square", steps=1500)],
             slots=SLOTS,
         )
@@ -133,7 +134,7 @@ def test_square_skips_what_it_knows_and_changes_no_verdict(
     asking = searched()
     assert skipping.drop_columns(["passes"]) == asking.drop_columns(["passes"])
     survived = pc.equal(asking["first_broken_step"], -1)
-    assert 10 < pc.sum(survived).as_py() < 77
+    assert 5 < pc.sum(survived).as_py() < len(some)
     assert set(asking["passes"].filter(survived).to_pylist()) == {1501}
     share = pc.sum(skipping["passes"]).as_py() / pc.sum(asking["passes"]).as_py()
     assert share < {1: 0.4, 3: 0.97}[channels]

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,41 @@ except SystemExit as end:
 assert not {"ray", "mlflow"} & set(sys.modules)
 """
 
+# Imports a module once, then runs each command in a forked process of its own: real exit statuses
+# and streams, without the seconds of imports each. Of the heavy packages it notes which were loaded
+# and the chain of imports that pulled each in.
+FORKING = """
+import builtins, importlib, json, os, runpy, sys
+heavy, found, plain, stack = set(json.loads(sys.argv[2])), {}, builtins.__import__, []
+def watched(name, names=None, *rest):
+    top = name.partition(".")[0]
+    if top in heavy and top not in sys.modules and top not in found:
+        found[top] = " > ".join([*stack, (names or {}).get("__name__", "?"), top])
+    stack.append((names or {}).get("__name__", "?"))
+    try:
+        return plain(name, names, *rest)
+    finally:
+        stack.pop()
+builtins.__import__ = watched
+importlib.import_module(sys.argv[1])
+def run(number, argv):
+    child = os.fork()
+    if child == 0:
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{number}.{name}", os.O_CREAT | os.O_WRONLY), stream)
+        sys.argv, status = argv, 0
+        try:
+            runpy.run_path(argv[0], run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+        sys.stdout.flush(), sys.stderr.flush()
+        with open(f"{number}.loaded", "w") as stream:
+            stream.writelines(f"{name}: {chain}\\n" for name, chain in sorted(found.items()))
+        os._exit(status)  # tearing down what was imported takes longer than the command
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps([run(number, argv) for number, argv in enumerate(json.load(sys.stdin))]))
+"""
+
 
 def environment(**changes: str) -> dict[str, str]:
     """Return this environment without anything that would redirect a sweep, plus changes."""
@@ -60,6 +97,49 @@ def pipeline(name: str, *arguments: str, **kwargs: Any) -> subprocess.CompletedP
         "env": environment(),
     }
     return subprocess.run(command, check=False, **(settings | kwargs))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command left. loaded: a line for each heavy package."""
+
+    status: int
+    out: str
+    err: str
+    loaded: str
+
+
+def pipelines(
+    commands: Sequence[tuple[str, Sequence[str]]],
+    folder: Path,
+    *,
+    imported: str,
+    heavy: Collection[str] = (),
+    **variables: str,
+) -> list[Ended]:
+    """Run pipeline commands in `folder`, (name, words) each, from a process that has imported a
+    module. heavy: packages whose loading is noted.
+    """
+    scripts = [[str(ROOT / "pipelines" / f"{name}.py"), *words] for name, words in commands]
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, imported, json.dumps(sorted(heavy))],
+        input=json.dumps(scripts),
+        cwd=folder,
+        env=environment(PYTHONPATH=str(ROOT), **variables),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    statuses = json.loads(done.stdout.splitlines()[-1])
+
+    def text(number: int, kind: str) -> str:
+        file = folder / f"{number}.{kind}"
+        return file.read_text() if file.exists() else ""
+
+    return [
+        Ended(status, *(text(number, kind) for kind in ("out", "err", "loaded")))
+        for number, status in enumerate(statuses)
+    ]
 
 
 def start(name: str, *arguments: str, **kwargs: Any) -> "subprocess.Popen[bytes]":

@@ -48,8 +48,8 @@ def checkpoint(digits_model: Normalized, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("activation", "alpha"),
-    [("smoothrelu_learned", None), ("relu_smooth_backward", None), ("silu_learned", None),
-     ("silu", 8.0), ("gelu", 1.0), ("gelu", 4.0), ("mish", 1.0), ("mish", 16.0)],
+    [("smoothrelu_learned", None), ("gelu_learned", None), ("smoothrelu", 2.0), ("softplus", None),
+     ("elu", 2.0), ("celu", 2.0), ("silu", 8.0), ("gelu", 4.0), ("mish", 16.0)],
 )  # fmt: skip
 def test_a_pt2_file_computes_logits_and_gradients_of_the_model_at_any_batch_size(
     activation: str, alpha: float | None

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sat_ray.data.sources.registry import DATASETS
 from sat_ray.integrations.command_line import driver as driver_module
-from sat_ray.integrations.command_line.checks.prepared import left_out, other_classes
+from sat_ray.integrations.command_line.checks.prepared import left_out, other_counts
 from sat_ray.integrations.command_line.driver import Driver
 from sat_ray.integrations.command_line.parsing import parse
 from sat_ray.integrations.ray import tasks
@@ -218,19 +219,23 @@ def test_a_bar_goes_when_its_stage_ends(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "said"),
+    ("name", "classes", "lacking", "said"),
     [
-        ("imagenet", 999, "imagenet has 1,000 classes, this one 999"),
-        ("imagenet", 1000, ""),
-        ("cifar10", 10, ""),
-        ("image_folder", 7, ""),
+        ("imagenet", 999, 0, ["imagenet has 1,000 classes, this one 999"]),
+        ("imagenet", 1000, 0, []),
+        ("cifar10", 10, 24, ["cifar10 has 60,000 images, this one 59,976"]),
+        ("image_folder", 7, 0, []),
     ],
 )
-def test_a_dataset_without_some_of_its_classes_is_pointed_out(
-    name: str, classes: int, said: str
+def test_a_dataset_without_some_of_its_classes_or_images_is_pointed_out(
+    name: str, classes: int, lacking: int, said: list[str]
 ) -> None:
-    manifest = {"dataset": name, "class_names": [str(number) for number in range(classes)]}
-    assert other_classes(dataclasses.replace(dataset(), manifest=manifest)) == said
+    manifest = {
+        "dataset": name,
+        "class_names": [str(number) for number in range(classes)],
+        "splits": {"train": DATASETS[name].images - lacking},
+    }
+    assert other_counts(dataclasses.replace(dataset(), manifest=manifest)) == said
 
 
 def test_corrupt_images_are_named_when_the_dataset_is_there() -> None:

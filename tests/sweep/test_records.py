@@ -104,9 +104,26 @@ def changed(config: SweepConfig, section: str, **values: Any) -> SweepConfig:
     )
 
 
-def trained(dataset: Dataset, records: Records) -> Record:
-    """Return the record of one training, made now if there is none."""
-    return train_and_commit(final_task(dataset), records)
+@pytest.fixture(scope="module")
+def once(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
+    """Return the folder of a sweep in which one training was made, and the epochs of that; tests
+    must not change it.
+    """
+    folder, epochs = tmp_path_factory.mktemp("once") / "sweep", list[int]()
+    train_and_commit(
+        final_task(dataset),
+        Records(Storage.at(folder)),
+        on_epoch=lambda report: epochs.append(report.epoch),
+    )
+    return folder, epochs
+
+
+@pytest.fixture
+def trained(once: tuple[Path, list[int]], records: Records) -> Record:
+    """Put a copy of that training into the test's records and return its record."""
+    shutil.copytree(once[0], records.storage.uri)
+    (record,) = records.all(TRAIN)
+    return record
 
 
 def test_the_same_work_has_the_same_key_wherever_and_by_however_many_it_is_done(
@@ -224,7 +241,7 @@ def test_a_record_of_an_earlier_version_is_refused_and_says_what_to_do(records: 
 
 
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(at=st.integers(0, 400), replaced=st.binary(max_size=6), span=st.integers(0, 6))
 def test_damaged_bytes_of_a_record_give_one_line_or_the_same_record(
@@ -462,22 +479,19 @@ def test_planned_trials_are_what_the_grid_really_commits(
     assert finalists == search.committed_finalists(config, dataset, records) and len(finalists) == 6
 
 
-def test_a_training_is_computed_once(dataset: Dataset, records: Records) -> None:
-    epochs: list[int] = []
-    first = train_and_commit(
-        final_task(dataset), records, on_epoch=lambda report: epochs.append(report.epoch)
-    )
+def test_a_training_is_computed_once(
+    dataset: Dataset, once: tuple[Path, list[int]], trained: Record, records: Records
+) -> None:
     again = train_and_commit(
-        final_task(dataset), records, on_epoch=lambda report: epochs.append(report.epoch)
+        final_task(dataset), records, on_epoch=lambda report: pytest.fail("trained again")
     )
-    assert (
-        epochs == [0, 1, 2] and first == again and records.keys(TRAIN) == [final_task(dataset).key]
-    )
-    assert first.payload["until"] == 3 and len(first.payload["history"]) == 3
+    assert once[1] == [0, 1, 2] and again == trained
+    assert records.keys(TRAIN) == [final_task(dataset).key]
+    assert trained.payload["until"] == 3 and len(trained.payload["history"]) == 3
 
 
 def test_a_training_killed_half_way_goes_on_and_ends_with_the_same_content(
-    dataset: Dataset, records: Records, tmp_path: Path
+    dataset: Dataset, once: tuple[Path, list[int]], records: Records
 ) -> None:
     epochs: list[int] = []
 
@@ -491,7 +505,7 @@ def test_a_training_killed_half_way_goes_on_and_ends_with_the_same_content(
     assert records.keys(TRAIN) == []
     resumed = train_and_commit(final_task(dataset), records, on_epoch=kill)
     assert epochs == [0, 1, 2]
-    undisturbed = trained(dataset, Records(Storage.at(tmp_path / "other")))
+    (undisturbed,) = Records(Storage.at(once[0])).all(TRAIN)
     assert (
         resumed.content == undisturbed.content
         and resumed.payload["sha256"] == undisturbed.payload["sha256"]
@@ -548,9 +562,9 @@ def test_a_finished_search_keeps_no_states_to_go_on_from_and_one_cut_by_its_budg
 
 
 def test_a_shard_is_attacked_once_and_all_shards_make_the_whole_split(
-    dataset: Dataset, records: Records, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, trained: Record, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks = evaluation_tasks(CONFIG, dataset, trained(dataset, records))
+    tasks = evaluation_tasks(CONFIG, dataset, trained)
     parts = [evaluate_and_commit(task, records) for task in tasks]
     monkeypatch.setattr(
         "sat_ray.sweep.execute.evaluation.evaluate",
@@ -676,26 +690,25 @@ def test_a_result_is_made_only_on_the_processor_or_gpu_it_is_recorded_under() ->
 
 
 def test_a_training_names_its_files_relative_to_the_storage_and_is_evaluated_where_that_was_moved(
-    dataset: Dataset, records: Records, tmp_path: Path
+    dataset: Dataset, once: tuple[Path, list[int]], trained: Record, records: Records
 ) -> None:
-    record = train_and_commit(final_task(dataset), records)
-    assert record.payload["path"].startswith("checkpoints/train/")
-    assert str(tmp_path).encode() not in b"".join(
-        path.read_bytes() for path in (tmp_path / "sweep" / "state").rglob("*.json")
-    )
-    moved = Records(Storage.at(shutil.move(tmp_path / "sweep", tmp_path / "elsewhere")))
-    again = moved.find(TRAIN, record.key)
-    assert again == record
-    (first, *_) = evaluation_tasks(CONFIG, dataset, again)
-    assert evaluate_and_commit(first, moved).payload["n"] == first.last - first.first
-    assert not (tmp_path / "sweep").exists()
+    """The records are a copy: they lie in another folder than the training was made in."""
+    assert trained.payload["path"].startswith("checkpoints/train/")
+    state = (path for path in (once[0] / "state").rglob("*") if path.is_file())
+    assert str(once[0]).encode() not in b"".join(path.read_bytes() for path in state)
+    (first, *_) = evaluation_tasks(CONFIG, dataset, trained)
+    shutil.move(once[0], once[0].with_name("away"))
+    try:
+        assert evaluate_and_commit(first, records).payload["n"] == first.last - first.first
+    finally:
+        shutil.move(once[0].with_name("away"), once[0])
 
 
 def test_a_model_that_was_trained_again_to_the_same_weights_keeps_its_shards_and_its_card(
-    dataset: Dataset, records: Records
+    dataset: Dataset, trained: Record, records: Records
 ) -> None:
     """The record was moved away as a message said; the new one names another folder."""
-    made = train_and_commit(final_task(dataset), records)
+    made = trained
     (first, *_) = evaluation_tasks(CONFIG, dataset, made)
     shard = evaluate_and_commit(first, records)
     card = {"weights": made.payload["sha256"]}

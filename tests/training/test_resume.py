@@ -31,7 +31,7 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ModelSettings, SweepConfig
 from sat_ray.sweep.execute.training import steps_between_checkpoints, train_and_commit
 from sat_ray.sweep.plan.trainings import final_tasks
-from sat_ray.sweep.records.store import Records, changed_modules
+from sat_ray.sweep.records.store import Record, Records, changed_modules
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import TRAIN, TrainingTask
 from sat_ray.training.epoch_metrics import NonFiniteLossError
@@ -229,10 +229,10 @@ def test_weights_destroyed_by_the_last_update_are_noticed_before_they_are_valida
         train(small_model(), digits)
 
 
-@pytest.fixture
-def task(tmp_path: Path) -> TrainingTask:
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> TrainingTask:
     """Return a training of the digits."""
-    dataset = digits_shards(tmp_path / "data", rows=2000)
+    dataset = digits_shards(tmp_path_factory.mktemp("data"), rows=2000)
     training = TrainingSettings(
         epochs=1,
         global_batch_size=64,
@@ -244,6 +244,12 @@ def task(tmp_path: Path) -> TrainingTask:
         recipe="toy", threat_model=BALL, model=ModelSettings(width=8), training=training
     )
     return final_tasks(config, dataset, [SearchPoint(activation="silu")])[0]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(task: TrainingTask, tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """Return the record of that training when nothing interrupts it."""
+    return train_and_commit(task, Records(Storage.at(tmp_path_factory.mktemp("undisturbed"))))
 
 
 def interrupted(
@@ -272,13 +278,12 @@ def interrupted(
 
 
 def test_a_task_interrupted_inside_an_epoch_goes_on_from_its_checkpoint(
-    task: TrainingTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: TrainingTask, undisturbed: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = Records(Storage.at(tmp_path / "sweep"))
     numbers = interrupted(task, records, monkeypatch, checkpoint_images=300)
     resumed = train_and_commit(task, records, checkpoint_images=300)
     assert numbers[:9] == [0, 1, 2, 3, 4, 5, 6, 7, 4]  # 300 images are four steps
-    undisturbed = train_and_commit(task, Records(Storage.at(tmp_path / "other")))
     assert (
         resumed.payload["sha256"] == undisturbed.payload["sha256"]
         and resumed.content == undisturbed.content
@@ -296,7 +301,7 @@ def test_the_time_between_checkpoints_does_not_depend_on_the_number_of_workers()
 
 
 def test_a_training_that_other_code_began_is_refused_or_goes_on_or_begins_anew_as_asked(
-    task: TrainingTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: TrainingTask, undisturbed: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = Records(Storage.at(tmp_path / "sweep"))
     interrupted(task, records, monkeypatch)
@@ -330,7 +335,7 @@ def test_a_training_that_other_code_began_is_refused_or_goes_on_or_begins_anew_a
     assert len(list((tmp_path / "sweep" / "superseded").rglob("*.safetensors"))) == 2
     anew = train_and_commit(task, records, checkpoint_images=200)
     assert list(records.begun()) == []
-    assert anew.content == train_and_commit(task, Records(Storage.at(tmp_path / "other"))).content
+    assert anew.content == undisturbed.content
 
 
 class HeldStorage(Storage):
@@ -406,6 +411,7 @@ def damage(path: Path) -> None:
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before_with_the_same_result(
     task: TrainingTask,
+    undisturbed: Record,
     damaged: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -427,9 +433,7 @@ def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before_with_
         path in message for path, message in zip(map(str, last[:damaged]), named, strict=True)
     ] == [True] * damaged
     assert "does not match its sha256" in named[0] and "\n" not in named[0]
-    assert (
-        resumed.content == train_and_commit(task, Records(Storage.at(tmp_path / "other"))).content
-    )
+    assert resumed.content == undisturbed.content
 
 
 def test_a_damaged_state_of_an_earlier_rung_stops_a_task_with_one_line_that_says_what_to_do(

@@ -69,7 +69,7 @@ def test_every_call_of_a_model_in_an_evaluation_a_calibration_and_a_card_is_exac
             threat_model=SPEC.threat_model, steps=2, step_size=8 / 255, gradient="bf16"
         )
         calibrate_attacks(digits_model, few, attacks=[low], slots=8)
-        card = CardSettings(images=16, cascade_steps=2, cascade_queries=5)
+        card = CardSettings(images=8, restarts=2, cascade_steps=2, cascade_queries=5)
         robustness_card(digits_model, few, attack=SPEC, settings=card, slots=8)
     finally:
         handle.remove()

@@ -85,10 +85,18 @@ def _allowed(evidence: dict[str, Any], share: float, *, of: float) -> float:
     return _slack(evidence, share * of)
 
 
-def _difference(evidence: dict[str, Any], name: str) -> tuple[float, float]:
-    """Return the largest difference of logits in one comparison, and the largest logit."""
+def _same_logits(
+    evidence: dict[str, Any], comparison: str, *, name: str, found: str, meaning: str
+) -> Check:
+    """Check that logits differ by rounding alone in a comparison; found: what was compared."""
     repeatability = evidence["repeatability"]
-    return repeatability[name], repeatability["largest_logit"]
+    difference, scale = repeatability[comparison], repeatability["largest_logit"]
+    return Check(
+        name=name,
+        passed=difference <= ROUNDING * scale,
+        found=f"{found} {difference:.3g} (largest logit {scale:.3g})",
+        meaning=meaning,
+    )
 
 
 def better_than_chance(evidence: dict[str, Any]) -> Check:
@@ -112,12 +120,11 @@ def better_than_chance(evidence: dict[str, Any]) -> Check:
 
 def same_logits_twice(evidence: dict[str, Any]) -> Check:
     """A model that draws random numbers makes every gradient a guess."""
-    difference, scale = _difference(evidence, "second_run")
-    return Check(
+    return _same_logits(
+        evidence,
+        "second_run",
         name="the output is not random",
-        passed=difference <= ROUNDING * scale,
-        found=f"the same images and points gave logits that differ by {difference:.3g} "
-        f"(largest logit {scale:.3g})",
+        found="the same images and points gave logits that differ by",
         meaning="test-time noise hides the gradient; attacks must then average over it, "
         "which these do not",
     )
@@ -125,24 +132,23 @@ def same_logits_twice(evidence: dict[str, Any]) -> Check:
 
 def images_do_not_mix(evidence: dict[str, Any]) -> Check:
     """With BatchNorm in train mode, hidden in a function, the neighbours change the output."""
-    difference, scale = _difference(evidence, "other_neighbours")
-    return Check(
+    return _same_logits(
+        evidence,
+        "other_neighbours",
         name="images do not influence each other",
-        passed=difference <= ROUNDING * scale,
-        found=f"with other neighbours in the batch the logits differ by {difference:.3g} "
-        f"(largest logit {scale:.3g})",
+        found="with other neighbours in the batch the logits differ by",
         meaning="a model in train mode is another model for every batch",
     )
 
 
 def nothing_is_remembered(evidence: dict[str, Any]) -> Check:
     """A model that remembers images can give stored answers for those near them."""
-    difference, scale = _difference(evidence, "fresh_copy")
-    return Check(
+    return _same_logits(
+        evidence,
+        "fresh_copy",
         name="the model remembers nothing",
-        passed=difference <= ROUNDING * scale,
         found="at the last points of the attack a copy that has seen no image gives logits that "
-        f"differ by {difference:.3g} (largest logit {scale:.3g})",
+        "differ by",
         meaning="a model that earlier calls have changed is not the one that an adversary attacks",
     )
 

@@ -8,11 +8,10 @@ from typing import Any, NoReturn
 
 from sat_ray.evaluation.outcome_files import evaluation_of, folder_and_name, read_outcomes
 from sat_ray.integrations.command_line.option_values import UsageError
-from sat_ray.integrations.command_line.process.exit_status import settle_path, written_output
+from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.integrations.command_line.process.invocation import program
 from sat_ray.report.compare.verdicts import JudgedModel, judge
 from sat_ray.storage.store import Storage
-from sat_ray.utils.names import printable
 
 PLAIN_WIDTH = 140  # where the output is no terminal
 
@@ -140,11 +139,4 @@ def run(argv: Sequence[str], *, about: str | None = None) -> None:
 
 def main(*, about: str | None) -> int:
     """Run the command and return the exit status: 2, with one line, for what a user can mend."""
-    settle_path()
-    try:
-        with written_output():
-            run(sys.argv[1:], about=about)
-        return 0
-    except (ValueError, OSError) as error:
-        print(printable(f"error: {error}", kept="\n"), file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(sys.argv[1:], about=about))

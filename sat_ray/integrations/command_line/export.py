@@ -30,33 +30,17 @@ from sat_ray.utils.names import check_name, printable
 class Asked:
     """Which model, as what, and where to."""
 
-    model: Annotated[
-        tyro.conf.Positional[str],
-        tyro.conf.arg(help="A sweep, for its champion, or the folder of a checkpoint."),
-    ] = "digits"
-    storage: Annotated[
-        str,
-        tyro.conf.arg(
-            help="Folder or s3://bucket/prefix of the sweeps; empty: SAT_RAY_STORAGE, else ./runs."
-        ),
-    ] = ""
-    format: Annotated[Literal["pt2", "onnx"], tyro.conf.arg(help="pt2 (torch.export) or onnx.")] = (
-        "pt2"
-    )
-    out: Annotated[
-        str,
-        tyro.conf.arg(
-            help="File to write; the card goes beside it, with .md in place of the ending."
-        ),
-    ] = ""
+    model: tyro.conf.Positional[str] = "digits"
+    """A sweep, for its champion, or the folder of a checkpoint."""
+    storage: str = ""
+    """Folder or s3://bucket/prefix of the sweeps; empty: SAT_RAY_STORAGE, else ./runs."""
+    format: Literal["pt2", "onnx"] = "pt2"
+    """pt2 (torch.export) or onnx."""
+    out: str = ""
+    """File to write; the card goes beside it, with .md in place of the ending."""
     allow_code: AllowCode = ()
-    image_shape: Annotated[
-        tuple[int, ...],
-        tyro.conf.arg(
-            help="C H W of the images, for a checkpoint that lies outside its sweep's folder."
-        ),
-        Bounds(1, 4096),
-    ] = ()
+    image_shape: Annotated[tuple[int, ...], Bounds(1, 4096)] = ()
+    """C H W of the images, for a checkpoint that lies outside its sweep's folder."""
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="--")

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -18,7 +18,7 @@ from sat_ray.integrations.command_line.parsing import (
     parse_recipe,
     sweep_name,
 )
-from sat_ray.integrations.command_line.process.exit_status import settle_path, written_output
+from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.integrations.command_line.process.invocation import spelled
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
@@ -34,30 +34,24 @@ from sat_ray.utils.serialization import flatten, to_json
 class Asked:
     """Which sweep, where, and for whom."""
 
-    name: Annotated[
-        tyro.conf.Positional[str],
-        tyro.conf.arg(help="A sweep: its recipe or its name; empty: every one."),
-    ] = ""
-    storage: Annotated[
-        str,
-        tyro.conf.arg(help="Folder or s3://bucket/prefix; empty: SAT_RAY_STORAGE, else ./runs."),
-    ] = ""
-    json: Annotated[bool, tyro.conf.arg(help="Print JSON.")] = False
+    name: tyro.conf.Positional[str] = ""
+    """A sweep: its recipe or its name; empty: every one."""
+    storage: str = ""
+    """Folder or s3://bucket/prefix; empty: SAT_RAY_STORAGE, else ./runs."""
+    json: bool = False
+    """Print JSON."""
     allow_code: AllowCode = ()
 
 
 def main(*, about: str | None) -> int:
     """Answer, and return the exit status: 2 where there is no such storage or sweep."""
-    settle_path()
-    try:
-        with written_output():
-            asked = parse_options(sys.argv[1:], Asked(), about=about or "")
-            text = answer(asked, storage_root(asked.storage))
-            print(text if asked.json else printable(text, kept="\n"))
-    except (ValueError, OSError) as error:
-        print(printable(f"error: {first_line(error)}"), file=sys.stderr)
-        return 2
-    return 0
+
+    def act() -> None:
+        asked = parse_options(sys.argv[1:], Asked(), about=about or "")
+        text = answer(asked, storage_root(asked.storage))
+        print(text if asked.json else printable(text, kept="\n"))
+
+    return exit_status(act)
 
 
 def answer(asked: Asked, root: Storage) -> str:

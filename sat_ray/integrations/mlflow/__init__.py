@@ -13,9 +13,4 @@ if TYPE_CHECKING:
 
 __all__ = ["MlflowTracker", "fetch_model"]
 
-_HOMES = {
-    "MlflowTracker": "tracker",
-    "fetch_model": "models",
-}
-
-__getattr__ = lazy_names(__name__, _HOMES)
+__getattr__ = lazy_names(__name__, {"models": ["fetch_model"], "tracker": ["MlflowTracker"]})

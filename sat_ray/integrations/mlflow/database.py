@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_ray.integrations.mlflow.preflight import DATABASES, sqlite_path
+from sat_ray.storage.local_disk import flush
 from sat_ray.storage.uris import redacted
 
 BESIDE = ("", "-journal", "-wal", "-shm")  # what SQLite may keep beside a database of that name
@@ -60,17 +61,9 @@ def _make(path: Path) -> None:
         _initialize_tables(engine)
     finally:
         engine.dispose()
-    _flush(unfinished)
+    flush(unfinished)
     os.replace(unfinished, path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(path.parent)
 
 
 def _check_schema(uri: str) -> None:

@@ -3,18 +3,16 @@
 import dataclasses
 import errno
 import io
-import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from repository import ROOT
-from sweeps import environment, pipeline
+from sweeps import Ended, pipeline, pipelines
 
 from sat_ray.activations.table import activation_table
 from sat_ray.integrations.command_line.checks.claims import claim_folder
@@ -28,28 +26,6 @@ from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.search.search_space import groups
 from sat_ray.utils.serialization import to_json
 
-SWEEP = ROOT / "pipelines" / "sweep.py"
-# Imports once, then runs sweep.py as __main__ in one forked process per command: a real exit status
-# and real streams, without eight seconds of imports each.
-FORKING = """
-import json, os, runpy, sys
-import sat_ray.integrations.command_line.driver
-def run(number, argv):
-    child = os.fork()
-    if child == 0:
-        for stream, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{number}.{name}", os.O_CREAT | os.O_WRONLY), stream)
-        sys.argv = [sys.argv[1], *argv]
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as end:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(end.code or 0)  # tearing down what was imported takes longer than the command
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-print(json.dumps([run(number, argv) for number, argv in enumerate(json.load(sys.stdin))]))
-"""
-
-
 REACH_THE_DRIVER = (
     "storage under a file",
     "another config",
@@ -57,29 +33,6 @@ REACH_THE_DRIVER = (
     "config of another shape",
     "second driver",
 )
-
-
-def run_all(commands: list[list[str]], folder: Path) -> list[tuple[int, str, str]]:
-    """Run sweep.py once per command in `folder`; return (exit status, stdout, stderr) of each."""
-    # with this address a mistake that is not refused starts no sweep
-    variables = environment(COLUMNS="200", RAY_ADDRESS="127.0.0.1:1")
-    done = subprocess.run(
-        [sys.executable, "-c", FORKING, str(SWEEP)],
-        input=json.dumps(commands),
-        cwd=folder,
-        env=variables,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    texts = [
-        ((folder / f"{n}.out").read_text(), (folder / f"{n}.err").read_text())
-        for n in range(len(commands))
-    ]
-    return [
-        (status, *both)
-        for status, both in zip(json.loads(done.stdout.splitlines()[-1]), texts, strict=True)
-    ]
 
 
 BAD: dict[str, tuple[list[str], str]] = {
@@ -131,7 +84,7 @@ BAD: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[int, str, str]]:
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """Run every bad command, and --help, in processes of their own."""
     folder = tmp_path_factory.mktemp("commands")
     (folder / "a-file").write_text("in the way")
@@ -146,7 +99,14 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[int,
     }
     commands |= {"help": ["--help"], "help of a recipe": ["digits_smoke", "--help"]}
     with driver_lease(Storage.at(folder / "held" / "digits")):
-        results = run_all(list(commands.values()), folder)
+        # with this address a mistake that is not refused starts no sweep
+        results = pipelines(
+            [("sweep", words) for words in commands.values()],
+            folder,
+            imported="sat_ray.integrations.command_line.driver",
+            COLUMNS="200",
+            RAY_ADDRESS="127.0.0.1:1",
+        )
     assert (folder / "a-file").read_text() == "in the way"
     assert [
         path.name for path in (folder / "claimed" / "taken").iterdir() if path.name != "state"
@@ -156,21 +116,19 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[int,
 
 @pytest.mark.parametrize("mistake", BAD)
 def test_a_mistake_ends_with_one_line_that_says_what_to_do(
-    mistake: str, answers: Mapping[str, tuple[int, str, str]]
+    mistake: str, answers: dict[str, Ended]
 ) -> None:
-    status, _, stderr = answers[mistake]
-    assert status == 2
-    lines = stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), stderr
+    assert answers[mistake].status == 2
+    lines = answers[mistake].err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
     assert BAD[mistake][1] in lines[0]
 
 
 def test_help_exits_with_0_and_explains_fields_with_their_defaults(
-    answers: Mapping[str, tuple[int, str, str]],
+    answers: dict[str, Ended],
 ) -> None:
-    status, text, stderr = answers["help"]
-    assert (status, stderr) == (0, "")
-    words = " ".join(text.replace("│", " ").split())
+    assert (answers["help"].status, answers["help"].err) == (0, "")
+    words = " ".join(answers["help"].out.replace("│", " ").split())
     for wanted in (
         "Recipes: digits, digits_smoke",
         "--training.learning-rate",
@@ -184,12 +142,13 @@ def test_help_exits_with_0_and_explains_fields_with_their_defaults(
         "touches nothing",
     ):
         assert wanted in words, wanted
-    status, text, _ = answers["help of a recipe"]
-    assert status == 0 and "values below are those of digits_smoke" in " ".join(text.split())
+    found = answers["help of a recipe"]
+    assert found.status == 0
+    assert "values below are those of digits_smoke" in " ".join(found.out.split())
 
 
 @pytest.mark.parametrize("buffered", [True, False])
-@pytest.mark.parametrize("name", ["sweep", "evaluate", "status", "compare", "export"])
+@pytest.mark.parametrize("name", ["sweep", "compare"])  # by rich and by argparse
 def test_a_command_whose_output_nobody_reads_ends_quietly(name: str, buffered: bool) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -240,9 +199,9 @@ def test_a_full_disk_below_the_storage_is_named_with_what_to_do(
 
 
 def test_help_shows_curvature_beside_every_alpha_that_a_search_tries(
-    answers: Mapping[str, tuple[int, str, str]],
+    answers: dict[str, Ended],
 ) -> None:
-    shown = {" ".join(line.split()) for line in answers["help"][1].splitlines()}
+    shown = {" ".join(line.split()) for line in answers["help"].out.splitlines()}
     assert {" ".join(line.split()) for line in activation_table().splitlines()} <= shown
     assert "- silu alpha 0.25 1 4 16 64; curvature 0.125 0.5 2 8 32" in shown
 
@@ -489,5 +448,6 @@ def test_s3_storage_needs_a_tracking_server(command: Any, monkeypatch: pytest.Mo
 
 def test_a_sweep_started_again_with_the_same_command_may_use_its_folder(command: Any) -> None:
     for recipe in RECIPES:
-        claim_folder(command(recipe))
-        claim_folder(command(recipe))
+        given = command(recipe)
+        claim_folder(given)
+        claim_folder(given)

@@ -34,8 +34,8 @@ SWALLOWS = f"""
 LOCKED = """
     mutex = ctypes.create_string_buffer(64)
     ctypes.CDLL(None).pthread_mutex_lock(mutex)
-    # in a second the main thread waits
-    threading.Timer(1.0, lambda: print("ready", flush=True)).start()
+    # by then the main thread waits
+    threading.Timer(0.3, lambda: print("ready", flush=True)).start()
     ctypes.CDLL(None).pthread_mutex_lock(mutex)  # never returns, signal or not
 """
 SLOW_TO_END = f"""
@@ -92,10 +92,10 @@ def test_the_first_signal_ends_a_command_in_order_and_says_so_at_once(
     "body", [SWALLOWS, LOCKED, SLOW_TO_END], ids=["swallowed", "locked", "slow"]
 )
 def test_a_main_thread_that_does_not_end_is_ended(body: str) -> None:
-    status, _, err, seconds = run(START + body, signal.SIGTERM, grace=2.0)
-    assert status == 130 and 1.5 < seconds < 300
+    status, _, err, seconds = run(START + body, signal.SIGTERM, grace=0.5)
+    assert status == 130 and 0.4 < seconds < 300
     assert err.splitlines()[1].startswith(
-        "ended without waiting (not done after 2 s); what is committed is kept"
+        "ended without waiting (not done after 0.5 s); what is committed is kept"
     )
 
 
@@ -113,7 +113,7 @@ import time
 from sat_ray.integrations.command_line.process import stop_signals
 from sat_ray.integrations.command_line.process.exit_status import exit_status
 say = stop_signals._say
-stop_signals._say = lambda text: (time.sleep(1.0), say(text))  # as on a busy machine
+stop_signals._say = lambda text: (time.sleep(0.3), say(text))  # as on a busy machine
 
 def work():
     print("ready", flush=True)

@@ -41,8 +41,9 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def sweep(tmp_path: Path) -> Sweep:
-    """Return a sweep with prepared digits of which nothing is trained."""
+def sweep(tmp_path: Path, fresh: Callable[[Path], str]) -> Sweep:
+    """Return a sweep with prepared digits of which nothing is trained, beside a database."""
+    fresh(tmp_path)
     config = parsed(*WORDS).config
     root = Storage(str(tmp_path / "runs"))
     digits_shards(Path(dataset_uri(config, root)))

@@ -69,12 +69,6 @@ def test_a_start_that_is_killed_while_it_makes_the_database_leaves_the_place_fre
     assert again.exitcode == 0 and path.exists() and not unfinished.exists()
 
 
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a complete database without runs."""
-    return make(tmp_path_factory.mktemp("complete"))
-
-
 def altered(complete: Path, folder: Path, *statements: str) -> str:
     """Copy the database, change the copy, and return its URI."""
     path = Path(shutil.copy(complete, folder / "mlflow.db"))

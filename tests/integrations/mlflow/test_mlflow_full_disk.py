@@ -2,7 +2,6 @@
 
 import io
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,6 @@ from rich.console import Console
 from sweeps import environment
 
 from sat_ray.integrations.mlflow import writer
-from sat_ray.integrations.mlflow.database import settle_database
 from sat_ray.integrations.mlflow.errors import TrackingError, is_full, is_outage, reason_of
 from sat_ray.integrations.mlflow.values import Point
 from sat_ray.integrations.mlflow.writer import TrackerLink, mlflow_tracker
@@ -66,14 +64,6 @@ def fill(disk: Path, *, leaving: int = 0) -> Path:
     return ballast
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a migrated database without runs: making one takes seconds."""
-    made = tmp_path_factory.mktemp("migrated") / "mlflow.db"
-    settle_database(f"sqlite:///{made}")
-    return made
-
-
 @pytest.mark.parametrize("small_disk", [DISK], indirect=True)
 @pytest.mark.parametrize(
     ("full", "leaving", "write"),
@@ -88,7 +78,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_full_disk_ends_in_one_line_that_says_what_is_there_and_what_to_do(
     small_disk: Path,
-    database: Path,
+    fresh: Callable[[Path], str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -103,14 +93,13 @@ def test_a_full_disk_ends_in_one_line_that_says_what_is_there_and_what_to_do(
     for place in places.values():
         place.mkdir(exist_ok=True)
     monkeypatch.setattr(tempfile, "tempdir", str(places["temporary"]))
-    shutil.copy(database, places["database"])
     root = Storage(str(tmp_path / "runs"))
     sweep = Sweep(RECIPES["digits_smoke"](), "s", root, root.child("s"), ("sweep.py",), "")
     reporter = Reporter()
     reporter.console = Console(file=io.StringIO(), width=400)
     make = partial(
         mlflow_tracker,
-        f"sqlite:///{places['database']}/mlflow.db",
+        fresh(places["database"]),
         experiment="smoke",
         artifact_root=str(places["artifacts"] / "kept"),
     )
@@ -164,9 +153,9 @@ attach_model(SimpleNamespace(tracker=tracker, parent=run))
 
 
 def test_the_folder_of_a_killed_export_goes_at_the_next_start(
-    database: Path, tmp_path: Path
+    fresh: Callable[[Path], str], tmp_path: Path
 ) -> None:
-    shutil.copy(database, tmp_path)
+    uri = fresh(tmp_path)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     variables = environment(TMPDIR=str(temporary), PYTHONPATH=paths_of_tests())
@@ -178,7 +167,6 @@ def test_the_folder_of_a_killed_export_goes_at_the_next_start(
     assert (exported / "MLmodel").is_file() and exported.is_relative_to(temporary)
     assert remove_abandoned(temporary) == [exported.parent]
     assert list(temporary.iterdir()) == []
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri, uri)
     experiment = client.get_experiment_by_name("e").experiment_id
     assert [str(one.status) for one in client.search_logged_models([experiment])] == ["PENDING"]

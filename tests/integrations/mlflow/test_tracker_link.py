@@ -1,6 +1,7 @@
 """The driver's line to MLflow: what an outage costs, and how often it is told."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -17,6 +18,8 @@ from sat_ray.report.console import Reporter
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.recipes import RECIPES
+
+Fresh = Callable[[Path], str]
 
 
 class Line:
@@ -36,8 +39,11 @@ class Line:
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    """Describe a sweep of which nothing has run, with time for a tracker on a slow machine."""
+def sweep(tmp_path: Path, fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """Describe a sweep of which nothing has run, with a database for `Line` and time for a tracker
+    on a slow machine.
+    """
+    fresh(tmp_path)
     monkeypatch.setattr(tracker_link, "FIRST_SECONDS", PATIENCE_SECONDS)
     root = Storage(str(tmp_path / "runs"))
     return Sweep(RECIPES["digits_smoke"](), "s", root, root.child("s"), ("sweep.py",), "")
@@ -123,7 +129,7 @@ def test_what_is_no_outage_is_raised_at_once_and_an_outage_when_patience_is_over
 
 
 def test_what_waiting_cannot_mend_is_refused_before_anything_is_computed(
-    sweep: Sweep, reporter: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sweep: Sweep, reporter: Reporter, fresh: Fresh, tmp_path: Path
 ) -> None:
     line = Line(tmp_path)
     with TrackerLink(sweep, reporter, line.connect, watch=False) as link:
@@ -137,10 +143,7 @@ def test_what_waiting_cannot_mend_is_refused_before_anything_is_computed(
         assert link.run_ids([]) == {}
     assert [line.partition(" (")[0] for line in said(reporter)] == ["MLflow cannot be written"]
     (tmp_path / "file").touch()
-    line.artifacts, line.uri = (
-        str(tmp_path / "file" / "artifacts"),
-        f"sqlite:///{tmp_path}/other.db",
-    )
+    line.artifacts, line.uri = str(tmp_path / "file" / "artifacts"), fresh(tmp_path / "other")
     with (
         TrackerLink(sweep, reporter, line.connect, watch=False) as link,
         pytest.raises(TrackingError, match="nothing is computed yet"),
@@ -173,11 +176,17 @@ def loads(uri: str, run: str) -> list[str]:
 
 
 def test_the_load_of_this_machine_is_written_where_it_does_the_work(
-    sweep: Sweep, reporter: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sweep: Sweep,
+    reporter: Reporter,
+    fresh: Fresh,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A driver that does not watch runs for longer than one that does takes for its figures."""
     monkeypatch.setattr(client, "WATCH_SECONDS", 1)
     watching, silent = Line(tmp_path / "watching"), Line(tmp_path / "silent")
+    fresh(tmp_path / "watching")
+    fresh(tmp_path / "silent")
     with TrackerLink(sweep, reporter, silent.connect, watch=False) as quiet:
         quiet.check()
         with TrackerLink(sweep, reporter, watching.connect, watch=True) as link:

@@ -15,35 +15,30 @@ def described(dataset: Dataset) -> str:
     stored = ", ".join(f"{splits[name]:,} {name}" for name in ("train", "val"))
     stored += f" and {splits['test']:,} test images of {classes:,} classes in {dataset.uri}"
     mixed_up = numbers_out_of_order(dataset.manifest["class_names"])
-    odd = (
-        other_classes(dataset),
-        other_count(dataset),
-        mixed_up,
-        enlarged(dataset),
-        left_out(dataset),
-    )
+    odd = (*other_counts(dataset), mixed_up, enlarged(dataset), left_out(dataset))
     return "; ".join(filter(None, (stored, *odd)))
 
 
-def other_classes(dataset: Dataset) -> str:
-    """Return a warning where a dataset lacks classes, as one that was not unpacked to its end."""
-    manifest = dataset.manifest
-    known = DATASETS[manifest["dataset"]].classes if manifest["dataset"] in DATASETS else 0
-    found = len(manifest["class_names"])
-    if known not in (0, found):
-        return f"{manifest['dataset']} has {known:,} classes, this one {found:,}"
-    return ""
+def other_counts(dataset: Dataset) -> list[str]:
+    """Return warnings where a dataset has not the classes or images that it is known for.
 
-
-def other_count(dataset: Dataset) -> str:
-    """Return a warning where a dataset has not the number of images that it is known for."""
+    One that was not unpacked to its end lacks some.
+    """
     manifest = dataset.manifest
-    found = sum(manifest["splits"].values()) + len(manifest.get("corrupt", []))
-    found += manifest.get("test_images", {}).get("left_out", 0)  # a list chose the others
-    known = DATASETS[manifest["dataset"]].images if manifest["dataset"] in DATASETS else 0
-    if known not in (0, found):
-        return f"{manifest['dataset']} has {known:,} images, this one {found:,}"
-    return ""
+    source = DATASETS.get(manifest["dataset"])
+    if source is None:
+        return []
+    images = sum(manifest["splits"].values()) + len(manifest.get("corrupt", []))
+    images += manifest.get("test_images", {}).get("left_out", 0)  # a list chose the others
+    found = {
+        "classes": (source.classes, len(manifest["class_names"])),
+        "images": (source.images, images),
+    }
+    return [
+        f"{manifest['dataset']} has {known:,} {what}, this one {here:,}"
+        for what, (known, here) in found.items()
+        if known not in (0, here)
+    ]
 
 
 def enlarged(dataset: Dataset) -> str:

@@ -4,9 +4,8 @@ sweep ─┬─ search ──────── one run per trial
        └─ configuration ─ one run per seed     mean over seeds, difference to relu, cost: to compare
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from time import monotonic
-from typing import Any
 
 from sat_ray.integrations.mlflow.projection.board import close, links
 from sat_ray.integrations.mlflow.projection.champion import register
@@ -57,14 +56,6 @@ class Projection(Runs):
             found[record.key] = write_evaluated(self, record, path, cost=cost)
         return found
 
-    def close(self, board: Mapping[str, Any]) -> None:
-        """Show a leaderboard on the runs, attach the report to the sweep's run, and end them."""
-        close(self, board)
-
-    def links(self, board: Mapping[str, Any], *, pages: str) -> dict[str, str]:
-        """Return the addresses that show the configurations of a board, by what they show."""
-        return links(self, board, pages=pages)
-
-    def register(self, board: Mapping[str, Any], cards: Sequence[Record], *, override: str) -> str:
-        """Show the cards on their runs and register the winner; see `champion.register`."""
-        return register(self, board, cards, override=override)
+    close = close
+    links = links
+    register = register
