@@ -106,19 +106,23 @@ def test_a_worker_ended_for_its_memory_changes_no_number(sweep: Submission, alon
 
     def fill() -> None:
         worker = pods(WORKER)[0]["metadata"]["name"]
-        # The raylet is made the first that the kernel takes; a process that Ray does not watch then
-        # takes what is left of the pod's memory.
+        # The kernel takes the process with the most memory for its score. The raylet gets the highest
+        # score, and what fills the pod's memory is spread over many processes.
         code = """
-import pathlib
+import os, pathlib, time
 for place in pathlib.Path("/proc").glob("[0-9]*"):
     try:
         if (place / "comm").read_text().strip() == "raylet":
             (place / "oom_score_adj").write_text("1000")
     except OSError:
         pass
-kept = []
-for _ in range(60):
-    kept.append(bytearray(b"x") * (50 << 20))
+for _ in range(40):
+    if os.fork() == 0:
+        kept = bytearray(b"x") * (64 << 20)
+        time.sleep(20)
+        os._exit(0)
+    time.sleep(0.05)
+time.sleep(20)
 """
         kubectl("-n", NAMESPACE, "exec", worker, "--", "python", "-c", code, check=False)
         killed.append(worker)
