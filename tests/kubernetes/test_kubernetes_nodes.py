@@ -106,8 +106,8 @@ def test_a_worker_ended_for_its_memory_changes_no_number(sweep: Submission, alon
 
     def fill() -> None:
         worker = pods(WORKER)[0]["metadata"]["name"]
-        # The kernel takes the process with the most memory for its score. The raylet gets the highest
-        # score, and what fills the pod's memory is spread over many processes.
+        # The kernel ends the process with the highest score. The raylet is given the most, and what
+        # fills the pod's memory is spread over many processes.
         code = """
 import os, pathlib, time
 for place in pathlib.Path("/proc").glob("[0-9]*"):
