@@ -43,7 +43,7 @@ from sat_ray.integrations.ray.local.session_folders import session_folder
 from sat_ray.report.console import Reporter
 from sat_ray.report.evaluation_summary import Interval, attack_table, claim, summary
 from sat_ray.report.table import terminal_table
-from sat_ray.storage.preflight import check_writable
+from sat_ray.storage.preflight import check_writable, nothing_left
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.evaluation import sampled_rows
 from sat_ray.sweep.records.lease import driver_lease
@@ -77,15 +77,16 @@ def evaluate_external(given: ExternalOptions) -> None:
         folder_name(given.name)
     root = storage_root(given.storage)
     check_not_a_file(given.name, root, given.tracking_uri)
-    check_writable(root)
     with session_folder() as temporary, Reporter() as reporter:
         if hint := slow_here(gradient=given.gradient, accelerator=given.accelerator):
             reporter.say(hint)
         reporter.say(f"opening model {given.model} and data {given.data}")
-        subject = open_subject(given, root, Path(temporary))
-        given = replace(given, slots=subject.slots)
-        if given.protocol != "none":
-            check_board(given, subject)
+        with nothing_left(root):
+            check_writable(root)
+            subject = open_subject(given, root, Path(temporary))
+            given = replace(given, slots=subject.slots)
+            if given.protocol != "none":
+                check_board(given, subject)
         if subject.weights_taken:
             reporter.say(f"weights {given.weights}: {subject.weights_taken}")
         name, identity = identify(given, subject)

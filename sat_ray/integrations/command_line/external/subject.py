@@ -12,7 +12,8 @@ import torch
 from sat_ray.attacks import AttackSpec
 from sat_ray.checkpoint import MODEL_JSON, RESTORE, read_description
 from sat_ray.data.class_names import label_order, numbers_out_of_order, relabelled
-from sat_ray.data.shards.convert import prepared
+from sat_ray.data.shards.convert import ExternalImages, open_data, written
+from sat_ray.data.shards.manifest import read_manifest
 from sat_ray.data.shards.reading import image_ids, labels, read_rows
 from sat_ray.evaluation.external.loading import (
     kind_of,
@@ -82,13 +83,19 @@ class Subject:
 
 
 def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subject:
-    """Open data and model and check that they fit; ValueError in one line where they do not."""
-    dataset, n_split = _open_data(given, root)
+    """Open data and model and check that they fit; ValueError in one line where they do not.
+
+    Nothing is written before both could be opened.
+    """
+    data, shape, n_split = _open_data(given)
     kind, uri = _fetch(given, root, temporary)
-    try_source(kind, uri, dataset.manifest["shape"])
+    try_source(kind, uri, shape)
     weights, taken = _cleaned_weights(given, temporary)
     model, digest = load_source(kind, uri, weights=weights)
-    given = given.with_slots(model, tuple(dataset.manifest["shape"]))
+    given = given.with_slots(model, shape)
+    dataset = Dataset.open(written(data, root))
+    assert dataset is not None
+    del data  # an .npz is in memory
     shards = Storage(dataset.uri)
     names = dataset.manifest["class_names"]
     known = _class_names(kind, uri)
@@ -146,20 +153,21 @@ def _attacks(
     return tuple(one for spec in specs for one in variants_of(configuration, spec))
 
 
-def _open_data(given: ExternalOptions, root: Storage) -> tuple[Dataset, int]:
-    """Return the dataset, prepared, and the number of images in the split."""
-    channels = _channels(given.model)
-    dataset = Dataset.open(
-        prepared(
-            given.data,
-            root,
-            image_size=given.image_size,
-            resize=given.image_resize,
-            channels=channels,
-        )
+def _open_data(
+    given: ExternalOptions,
+) -> tuple[Storage | ExternalImages, tuple[int, ...], int]:
+    """Return the images, their shape (C, H, W), and how many the split has."""
+    found = open_data(
+        given.data,
+        image_size=given.image_size,
+        resize=given.image_resize,
+        channels=_channels(given.model),
     )
-    assert dataset is not None
-    splits = dataset.manifest["splits"]
+    if isinstance(found, Storage):
+        manifest = read_manifest(found)
+        shape, splits = tuple(manifest["shape"]), manifest["splits"]
+    else:
+        shape, splits = found.shape, {"test": found.count}
     if not splits.get(given.split):
         raise ValueError(
             f"--split {given.split!r} of data {given.data} has no images; "
@@ -171,7 +179,7 @@ def _open_data(given: ExternalOptions, root: Storage) -> tuple[Dataset, int]:
             f"--images must be an integer from 1 to {n_split}, the images of split {given.split}, "
             f"got {given.images}"
         )
-    return dataset, n_split
+    return found, shape, n_split
 
 
 def _fetch(given: ExternalOptions, root: Storage, temporary: Path) -> tuple[str, str]:
