@@ -24,6 +24,7 @@ from sat_ray.sweep.tasks import SEARCH, TRAIN, Dataset
 from sat_ray.utils.bounds import Bounds, check_fields
 from sat_ray.utils.import_string import confirm
 from sat_ray.utils.names import check_name, printable
+from sat_ray.utils.serialization import to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def _card_text(found: Found, file: str, *, kind: str, shape: tuple[int, ...], pa
             board=found.board,
             row=_row(found),
             card=recorded_card(found),
-            config=None if found.sweep is None else found.sweep.read_json("config.json"),
+            config=None if found.config is None else to_json(found.config),
         )
     except (KeyError, TypeError, AttributeError):
         if found.sweep is None:

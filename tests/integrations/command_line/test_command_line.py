@@ -124,7 +124,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "config of another shape": (
         ["--storage", "claimed", "--name", "null"],
-        "claimed/null/config.json cannot be read as a sweep's config",
+        "claimed/null/config.json must hold a JSON object, got a NoneType",
     ),
     "second driver": (["--storage", "held"], "another driver"),
 }

@@ -44,7 +44,9 @@ from sat_ray.report.console import Reporter
 from sat_ray.report.evaluation_summary import Interval, attack_table, claim, summary
 from sat_ray.report.table import terminal_table
 from sat_ray.storage.preflight import check_writable, nothing_left
+from sat_ray.storage.sealed import read_perhaps_sealed, sealed
 from sat_ray.storage.store import Storage
+from sat_ray.sweep.config.stored import CONFIG
 from sat_ray.sweep.execute.evaluation import sampled_rows
 from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.records.leftovers import remove_leftovers, supersede_without_outcomes
@@ -133,21 +135,23 @@ def show(found: dict[str, Any], storage: Storage, reporter: Reporter) -> None:
 def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
     """Write config.json into a new folder; ValueError where the folder holds something else."""
     try:
-        theirs = storage.read_json("config.json")
+        theirs = read_perhaps_sealed(storage, CONFIG)
     except FileNotFoundError:
-        storage.write_json("config.json", identity)
+        storage.write_json(CONFIG, sealed(identity))
         return
     except ValueError as error:
-        raise ValueError(f"{error}; choose another --name or --storage") from None
+        raise ValueError(
+            f"{storage.full(CONFIG)} {error}; choose another --name or --storage"
+        ) from None
     if theirs != identity:
         raise ValueError(
             f"{storage.uri} holds {_held(theirs, identity)}; choose another --name or --storage"
         )
 
 
-def _held(theirs: Any, identity: dict[str, Any]) -> str:
+def _held(theirs: dict[str, Any], identity: dict[str, Any]) -> str:
     """Return in words what a folder holds instead of this evaluation."""
-    if not isinstance(theirs, dict) or "attacks" not in theirs:
+    if "attacks" not in theirs:
         return "something else than an evaluation"
     names = {**identity, **theirs}
     others = [name for name in names if theirs.get(name) != identity.get(name)]
