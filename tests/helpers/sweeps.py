@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from filled_records import filled
 from repository import ROOT
 
 from sat_ray.checkpoint import save_model
@@ -146,4 +147,4 @@ def trained(
         "sha256": save_model(folder, weights, spec=model.spec, about={}),
         "val_robust_accuracy": val,
     }
-    return records.commit(TRAIN, configuration.slug, inputs={}, payload=payload, seconds=1.0)
+    return records.commit(TRAIN, configuration.slug, **filled(TRAIN, payload), seconds=1.0)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filled_records import filled
 
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.leftovers import (
@@ -36,14 +37,14 @@ def records(tmp_path: Path) -> Records:
     for name in names:
         found.storage.write(f"{name}/model.safetensors", b"weights")
         found.storage.write(f"{name}/model.json", b"{}")
-    found.commit(TRAIN, "k1", inputs={}, payload={"path": names[0]}, seconds=1.0)
+    found.commit(TRAIN, "k1", **filled(TRAIN, {"path": names[0]}), seconds=1.0)
     parts = [
         f"state/parts/{key}-{attempt(age=age)}.parquet"
         for key, age in (("e1", OLD), ("e1", 3 * OLD), ("e2", OLD), ("e3", YOUNG))
     ]
     for name in parts:
         found.storage.write(name, b"rows")
-    found.commit(EVALUATE, "e1", inputs={}, payload={"path": parts[0]}, seconds=1.0)
+    found.commit(EVALUATE, "e1", **filled(EVALUATE, {"path": parts[0]}), seconds=1.0)
     return found
 
 
@@ -80,8 +81,8 @@ def test_a_shard_without_its_outcomes_is_attacked_again(stage: Stage, tmp_path: 
     parts = {key: f"state/parts/{key}-{attempt(age=OLD)}.parquet" for key in ("kept", "gone")}
     for key, part in parts.items():
         records.storage.write(part, b"rows")
-        records.commit(stage, key, inputs={}, payload={"path": part}, seconds=1.0)
-    records.commit(VALIDATE, "v", inputs={}, payload={"path": "state/parts/v"}, seconds=1.0)
+        records.commit(stage, key, **filled(stage, {"path": part}), seconds=1.0)
+    records.commit(VALIDATE, "v", **filled(VALIDATE, {"path": "state/parts/v"}), seconds=1.0)
     assert supersede_without_outcomes(records) == 0
     records.storage.discard(parts["gone"])
     assert supersede_without_outcomes(records) == 1
@@ -108,7 +109,7 @@ def test_the_parts_of_every_stage_stay_however_old_they_are(
     parts = [f"state/parts/s1-{attempt(age=n * OLD)}.parquet" for n in range(1, attempts + 1)]
     for name in parts:
         records.storage.write(name, b"rows")
-    record = records.commit(stage, "s1", inputs={}, payload={"path": parts[0]}, seconds=1.0)
+    record = records.commit(stage, "s1", **filled(stage, {"path": parts[0]}), seconds=1.0)
     if aside:
         records.supersede(record)
     assert remove_leftovers(records.storage) == parts[1:]

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filled_records import filled
 from sweeps import ROOT, WITHOUT_RAY, environment, parsed, prepare, records
 from test_lease import holder
 
@@ -217,8 +218,7 @@ def test_a_finished_sweep_names_its_report(
     store.commit(
         CARD,
         "0" * 32,
-        inputs={},
-        payload={"name": "silu-s0", "card": {"verdict": PASS}},
+        **filled(CARD, {"name": "silu-s0", "card": {"verdict": PASS}}),
         seconds=1.0,
     )
     found = read_status(Storage.at(copy), NAME)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filled_records import filled
 from listeners import free_port
 from small_rays import OBJECT_STORE, cluster_of_one_node
 
@@ -94,11 +95,10 @@ def commit_toy_sweep(records: Records, *, scores: dict[str, float]) -> None:
             records.commit(
                 stage,
                 activation,
-                inputs={},
-                payload=payload | {"val_robust_accuracy": value},
+                **filled(stage, payload | {"val_robust_accuracy": value}),
                 seconds=10.0,
             )
-    records.commit(EVALUATE, "shard", inputs={}, payload={}, seconds=10.0)
+    records.commit(EVALUATE, "shard", **filled(EVALUATE, {}), seconds=10.0)
 
 
 def test_the_metrics_pages_show_a_sweep_under_the_names_that_the_dashboard_queries(

@@ -12,6 +12,7 @@ from sat_ray.storage.uris import pages_of
 from sat_ray.sweep.config.stored import CONFIG, code_named, config_of, read_config
 from sat_ray.sweep.context import Sweep
 from sat_ray.sweep.tasks import STAGES
+from sat_ray.utils.names import check_name
 from sat_ray.utils.serialization import content_hash, to_json
 
 
@@ -65,7 +66,10 @@ def check_code(command: Command, reporter: Reporter) -> None:
     """Refuse, reuse or move aside the records, and the begun trainings, of other code."""
     records = sweep_of(command).records
     named = {stage.name: stage for stage in STAGES}
-    begun = ((named[record.stage], record) for record in records.begun())
+    begun = (
+        (named[check_name(record.stage, named, field=f"stage of begun {record.key}")], record)
+        for record in records.begun()
+    )
     committed = ((stage, record) for stage in STAGES for record in records.each(stage))
     settle_code_changes(
         records, itertools.chain(begun, committed), choice=command.on_code_change, reporter=reporter
