@@ -9,8 +9,8 @@ from typing import Any
 from sat_ray.data.shards.writer import progress as shards_written
 from sat_ray.integrations import stages
 from sat_ray.integrations.command_line.checks.claims import check_code, claim_folder, sweep_of
+from sat_ray.integrations.command_line.checks.data_files import check_data
 from sat_ray.integrations.command_line.checks.preflight import (
-    check_data_named,
     slow_here,
     user_defined_names,
 )
@@ -82,7 +82,7 @@ class Driver:
             check_writable(self.command.root)
             check_tracking(self.command.tracking_uri)
             if self.alone in ("", "prepare"):
-                check_data_named(self.config, self.command.root)
+                check_data(self.config, self.command.root)
         self.lease = stack.enter_context(driver_lease(self.command.storage))
         claim_folder(self.command)
         remove_leftovers(self.command.storage)

@@ -7,6 +7,7 @@ from sat_ray.activations.table import alphas_and_curvatures
 from sat_ray.data.choices import extra_images
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.sources.user_defined import counted
+from sat_ray.integrations.command_line.checks.data_files import check_extra, checked_later
 from sat_ray.integrations.command_line.parsing import Command
 from sat_ray.storage.uris import redacted
 from sat_ray.sweep.config import SweepConfig
@@ -24,6 +25,10 @@ _LENGTHS = ("epsilon", "step_size")
 def describe(command: Command) -> str:
     """Return the resolved config and the plan as text."""
     config = command.config
+    later = "all of the images"
+    if command.root.is_local:  # a dry run connects to no other
+        check_extra(config, command.root)
+        later = checked_later(config, command.root)
     lines = [
         f"sweep {command.name} in {command.storage.uri}",
         f"tracking {redacted(command.tracking_uri)}",
@@ -38,6 +43,7 @@ def describe(command: Command) -> str:
         "",
         "plan",
         *(f"  {name:<40} {value}" for name, value in plan(config).items()),
+        *([f"  {'checked when images are prepared':<40} {later}"] if later else []),
         "",
         "dry run: nothing was touched",
     ]
