@@ -36,8 +36,8 @@ def records(tmp_path: Path) -> Records:
     names = [f"checkpoints/train/silu-s0-k1-{attempt(age=age)}" for age in (OLD, 2 * OLD, YOUNG)]
     for name in names:
         found.storage.write(f"{name}/model.safetensors", b"weights")
-        found.storage.write(f"{name}/model.json", b"{}")
-    found.commit(TRAIN, "k1", **filled(TRAIN, {"path": names[0]}), seconds=1.0)
+        found.storage.write_json(f"{name}/model.json", {"sha256": "same"})
+    found.commit(TRAIN, "k1", **filled(TRAIN, {"path": names[0], "sha256": "same"}), seconds=1.0)
     parts = [
         f"state/parts/{key}-{attempt(age=age)}.parquet"
         for key, age in (("e1", OLD), ("e1", 3 * OLD), ("e2", OLD), ("e3", YOUNG))
@@ -114,6 +114,23 @@ def test_the_parts_of_every_stage_stay_however_old_they_are(
         records.supersede(record)
     assert remove_leftovers(records.storage) == parts[1:]
     assert records.storage.exists(parts[0])
+
+
+def test_a_model_whose_record_a_person_moved_away_stays_and_one_half_written_goes(
+    records: Records,
+) -> None:
+    whole, half = (f"checkpoints/train/relu-s0-{key}-{attempt(age=OLD)}" for key in ("k2", "k3"))
+    records.storage.write(f"{half}/model.safetensors", b"weights")
+    records.storage.write(f"{whole}/model.safetensors", b"weights")
+    records.storage.write_json(f"{whole}/model.json", {"sha256": "other"})
+    said: list[str] = []
+    removed = remove_leftovers(records.storage, say=said.append)
+    assert half in removed and whole not in removed
+    assert records.storage.exists(f"{whole}/model.safetensors")
+    (sentence,) = said
+    assert sentence.startswith("models without a record are kept, 1 in checkpoints/train: relu-s0")
+    records.storage.write(f"{whole}/model.json", b"{")  # damaged, and it may be the only copy
+    assert remove_leftovers(records.storage) == []
 
 
 def test_the_parts_of_a_record_that_cannot_be_read_stay(records: Records) -> None:

@@ -85,7 +85,7 @@ class Driver:
                 check_data(self.config, self.command.root)
         self.lease = stack.enter_context(driver_lease(self.command.storage))
         claim_folder(self.command)
-        remove_leftovers(self.command.storage)
+        remove_leftovers(self.command.storage, say=self.reporter.say)
         if gone := supersede_without_outcomes(self.sweep.records):
             self.reporter.say(f"the outcomes of {gone} shards are gone; they are attacked again")
         self.command.root.child("data").remove_abandoned()
