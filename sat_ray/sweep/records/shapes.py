@@ -172,6 +172,17 @@ class SearchResultRecord(_Record):
     payload: _Searched
 
 
+class _Stopped(TypedDict):
+    until: int
+
+
+class StoppedRecord(_Record):
+    """Where an asynchronous search stopped a trial."""
+
+    inputs: _Inputs
+    payload: _Stopped
+
+
 def record_fault(found: dict[str, Any], shape: Any) -> str:
     """Return which field of a record has another shape, and what it must be; "" where all fit."""
     if fault := misfit(found, shape):

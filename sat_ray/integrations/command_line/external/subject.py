@@ -32,6 +32,7 @@ from sat_ray.evaluation.external.validation import (
 from sat_ray.integrations.command_line.checks.sweep_folder import folder_name, tracking_of
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.models import Normalized
+from sat_ray.storage.files_read import FilesRead
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.evaluation import sampled_rows
 from sat_ray.sweep.search.search_space import SearchPoint
@@ -92,7 +93,9 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     try_source(kind, uri, shape)
     weights, taken = _cleaned_weights(given, temporary)
     model, digest = load_source(kind, uri, weights=weights)
-    given = given.with_slots(model, shape)
+    read = FilesRead()
+    with read:
+        given = given.with_slots(model, shape)
     dataset = Dataset.open(written(data, root))
     assert dataset is not None
     del data  # an .npz is in memory
@@ -102,7 +105,8 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     order = label_order(known, names, what=f"data {given.data}")
     some = relabelled(read_rows(shards, given.split, torch.arange(min(given.rows, n_split))), order)
     expected = len(names) or None
-    clean = try_model(model, some, slots=given.rows, expected=expected, what=given.model)
+    with read:
+        clean = try_model(model, some, slots=given.rows, expected=expected, what=given.model)
     classes = clean.shape[1]
     if expected is None:  # with names of classes, labels were checked when they were written
         check_labels(
@@ -121,6 +125,7 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     warnings = (
         str(zeros),
         bounded_outputs(logits),
+        read.warning("the model"),
         REORDERED if order else "",
         "" if known else numbers_out_of_order(names),
     )
