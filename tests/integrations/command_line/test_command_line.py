@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -491,3 +492,20 @@ def test_a_sweep_started_again_with_the_same_command_may_use_its_folder(command:
     for recipe in RECIPES:
         claim_folder(command(recipe))
         claim_folder(command(recipe))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([""], "recipe '' is unknown"),
+        (["", "--config", "a.yaml"], "--config must stand without a RECIPE"),
+        (["digits", "--search.pairs", "relu/"], "search.pairs must be activation/attacker_activa"),
+        (["digits", "--tracking-uri", "foo://x"], "tracking_uri foo://x has the unknown scheme"),
+        (["digits", "--tracking-uri", "folder"], "tracking_uri folder is a folder"),
+    ],
+)
+def test_what_would_end_the_sweep_at_once_ends_its_dry_run_too(
+    command: Any, words: list[str], said: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        command(*words, "--dry-run")
