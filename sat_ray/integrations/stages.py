@@ -23,7 +23,12 @@ from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, SweepConfig
 from sat_ray.sweep.context import Sweep, read_state
-from sat_ray.sweep.plan.datasets import data_uri, prepared_dataset, with_extra
+from sat_ray.sweep.plan.datasets import (
+    data_uri,
+    prepared_dataset,
+    require_trainable,
+    with_extra,
+)
 from sat_ray.sweep.plan.evaluations import (
     card_tasks,
     corruption_tasks,
@@ -92,6 +97,7 @@ def _dataset(sweep: Sweep, data: DataSettings, *, field: str = PATH) -> Dataset:
         )
         dataset = Dataset.open(uri)
         assert dataset is not None
+    require_trainable(dataset)
     verify(Storage(uri))
     require_same_dataset(sweep, dataset)
     return dataset

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 from filled_records import filled
+from sweeps import digits_shards
 
+from sat_ray.integrations.command_line.checks.prepared import described
 from sat_ray.integrations.command_line.status import Asked, answer
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
+from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.cost.budget import RESULT
+from sat_ray.sweep.plan.datasets import dataset_uri, prepared_dataset
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.records.store import Records, Stage
 from sat_ray.sweep.search.search_space import SearchPoint
@@ -91,4 +95,33 @@ def _refusal(records: Records, stage: Stage) -> str:
         records.find(stage, "k")
     except ValueError as error:
         return str(error)
+    return ""
+
+
+def test_a_manifest_of_another_shape_is_named_with_its_field(tmp_path: Path) -> None:
+    config = RECIPES["digits_smoke"]()
+    uri = dataset_uri(config, Storage.at(tmp_path))
+    digits_shards(Path(uri))
+    storage = Storage(uri)
+    good = storage.read_object("manifest.json")
+    del good["checksum"]
+    good |= {"corrupt": [{"image": "a", "reason": "b"}], "enlarged": 1}
+    refused = 0
+    places = [at for at in _paths(good) if at == ("shards",) or "shards" not in at]
+    for at in (at for at in places if at[:1] != ("class_names",) or at[1:] in ((), (0,))):
+        for made in _changed(good, at):
+            storage.write_json("manifest.json", sealed(made))
+            said = _manifest_refusal(config, Storage.at(tmp_path))
+            assert "\n" not in said
+            refused += storage.full("manifest.json") in said
+    assert refused > 7 * len(good)
+
+
+def _manifest_refusal(config: SweepConfig, root: Storage) -> str:
+    try:
+        dataset = prepared_dataset(config, root)
+    except ValueError as error:
+        return str(error)
+    assert dataset is not None
+    assert described(dataset)
     return ""

@@ -502,6 +502,7 @@ def test_a_sweep_started_again_with_the_same_command_may_use_its_folder(command:
         (["digits", "--search.pairs", "relu/"], "search.pairs must be activation/attacker_activa"),
         (["digits", "--tracking-uri", "foo://x"], "tracking_uri foo://x has the unknown scheme"),
         (["digits", "--tracking-uri", "folder"], "tracking_uri folder is a folder"),
+        (["digits", "--storage", __file__], "storage must be a folder or s3://bucket/prefix, got "),
     ],
 )
 def test_what_would_end_the_sweep_at_once_ends_its_dry_run_too(
