@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from filled_records import filled
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweeps import filled
 
 from sat_ray.evaluation.outcome_files import COLUMNS, evaluation_of, read_outcomes
 from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA, SORT_ORDER

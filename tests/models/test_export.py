@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from filled_records import filled
-from sweeps import trained
+from sweeps import filled, trained
 
 from sat_ray.checkpoint import load_model, save_model
 from sat_ray.integrations.command_line.export import Asked, export, locate, recorded_card

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filled_records import filled
 from rich.console import Console
+from sweeps import filled
 
 from sat_ray.integrations.command_line import driver as driver_module
 from sat_ray.integrations.command_line.checks.prepared import left_out, other_classes

@@ -7,10 +7,9 @@ import random
 from pathlib import Path
 
 import pytest
-from filled_records import filled
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sweeps import parsed
+from sweeps import filled, parsed
 
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import CostSettings, SearchSettings, SweepConfig

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from filled_records import filled
+from sweeps import filled
 
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.leftovers import (

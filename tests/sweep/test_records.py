@@ -15,10 +15,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from filled_records import filled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sweeps import record_of
+from sweeps import filled, record_of
 
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources.registry import DATASETS

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from filled_records import filled
+from sweeps import filled
 
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import CostSettings, SweepConfig

@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from filled_records import filled
-from sweeps import ROOT, WITHOUT_RAY, environment, parsed, prepare, records
+from sweeps import ROOT, WITHOUT_RAY, environment, filled, parsed, prepare, records
 from test_lease import holder
 
 from sat_ray.data.shards.reading import image_ids

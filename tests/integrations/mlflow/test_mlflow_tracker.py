@@ -21,9 +21,9 @@ import mlflow.pytorch
 import numpy as np
 import pytest
 import torch
-from filled_records import filled
 from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+from sweeps import filled
 from test_mlflow_database import start
 from torch import Tensor, nn
 from trainings import small_model

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filled_records import filled
 from listeners import free_port
 from small_rays import OBJECT_STORE, cluster_of_one_node
+from sweeps import filled
 
 from sat_ray.integrations.ray.prometheus import SweepMetrics, training_shown
 from sat_ray.storage.store import Storage

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filled_records import filled
-from sweeps import digits_shards
+from sweeps import digits_shards, filled
 
 from sat_ray.integrations.command_line.checks.prepared import described
 from sat_ray.integrations.command_line.status import Asked, answer
