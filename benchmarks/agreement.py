@@ -55,7 +55,7 @@ from sat_ray.data.split import Split
 from sat_ray.evaluation.outcomes import robust_image_ids
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized, build_model
-from sat_ray.threat import ThreatModel, as_255ths
+from sat_ray.threat import ThreatModel
 from sat_ray.training.loop import fit
 from sat_ray.training.settings import TrainingSettings
 
@@ -313,7 +313,7 @@ def main() -> None:
         "robust_for_one_alone": {},
     }
     for ball in size.balls:
-        name = f"{ball.norm} {as_255ths(ball.epsilon)}"
+        name = str(ball)
         both = Comparison(model, images, ball, size)
         both.run()
         left = {side: both.ids(side) for side in both.alive}

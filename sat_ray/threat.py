@@ -31,9 +31,13 @@ def as_255ths(value: float) -> str:
     return f"{value:.6g}"
 
 
-def radius_text(norm: str, epsilon: float) -> str:
-    """Write the radius of a ball as its norm is quoted: linf as `k/255` where it is one."""
-    return as_255ths(epsilon) if norm == "linf" else f"{epsilon:g}"
+def length_text(norm: str, value: float) -> str:
+    """Write a radius or a step as its norm is quoted: l2 as a short decimal where it is one.
+
+    Anything else is written as `k/255` where it is that.
+    """
+    plain = f"{value:g}"
+    return plain if norm == "l2" and float(plain) == value else as_255ths(value)
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:
@@ -72,16 +76,20 @@ class ThreatModel:
             )
 
     def __str__(self) -> str:
-        return f"{self.norm} {as_255ths(self.epsilon)}"
+        return f"{self.norm} {self.text(self.epsilon)}"
+
+    def text(self, value: float) -> str:
+        """Write a radius or a step of this norm."""
+        return length_text(self.norm, value)
 
     def check_reach(self, *, steps: int, step_size: float) -> None:
         """Raise ValueError where so many steps of a size cannot reach the edge of the ball."""
         reach = steps * step_size
         if reach < self.epsilon * (1 - 1e-9):
             raise ValueError(
-                f"steps * step_size must be at least epsilon, {as_255ths(self.epsilon)}, got "
-                f"{as_255ths(reach)}: the edge of the ball is out of reach; give a step_size >= "
-                f"{as_255ths(self.epsilon / steps)} at {steps} steps, or more steps"
+                f"steps * step_size must be at least epsilon, {self.text(self.epsilon)}, got "
+                f"{self.text(reach)}: the edge of the ball is out of reach; give a step_size >= "
+                f"{self.text(self.epsilon / steps)} at {steps} steps, or more steps"
             )
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from sat_ray.activations.registry import activation_info
 from sat_ray.attacks.loss_names import ATTACK_LOSSES
-from sat_ray.threat import ThreatModel, as_255ths
+from sat_ray.threat import ThreatModel
 from sat_ray.utils.bounds import Bounds, Steps, StepSize, check_fields
 from sat_ray.utils.names import check_name
 
@@ -144,7 +144,7 @@ class AttackSpec:
 
     def __str__(self) -> str:
         unit = "queries" if self.algorithm == "square" else "steps"
-        size = "" if self.step_size is None else f" of {as_255ths(self.step_size)}"
+        size = "" if self.step_size is None else f" of {self.threat_model.text(self.step_size)}"
         towards = f" towards {self.targets} classes" if self.targets else ""
         return (
             f"{self.name}: {self.steps} {unit}{size}{towards}, {self.restarts} restart(s), "

@@ -64,14 +64,19 @@ def extra_labels(manifest: Mapping[str, Any], extra: Mapping[str, Any]) -> tuple
     check_extra_shape(manifest["shape"], extra, own=own)
     names = manifest["class_names"]
     others = extra["class_names"]
-    if len(others) != len(names):
-        raise ValueError(
-            f"{what} must have the {len(names)} classes of {own}, got {len(others)}; "
-            "give extra images of all these classes and of no others"
-        )
+    check_extra_classes(len(names), len(others), own=own, extra=extra["dataset"])
     if others == [str(number) for number in range(len(names))]:
         return ()
     return label_order(names, others, what=what, whose=f"of {own}", remedy=EXTRA_REMEDY)
+
+
+def check_extra_classes(count: int, found: int, *, own: str, extra: str) -> None:
+    """Raise ValueError where extra images have another number of classes. own: a dataset's name."""
+    if found != count:
+        raise ValueError(
+            f"data.extra {extra} must have the {count} classes of {own}, got {found}; "
+            "give extra images of all these classes and of no others"
+        )
 
 
 def check_extra_shape(shape: Sequence[int], extra: Mapping[str, Any], *, own: str) -> None:

@@ -1,7 +1,10 @@
 """Check the network of a sweep before it trains: that it takes the images and can be trained."""
 
+import logging
+
 from sat_ray.models import ModelSpec, check_timm_model, check_user_defined_model
 from sat_ray.models.architectures.timm_names import is_timm
+from sat_ray.storage.files_read import FilesRead
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.execute.initial_weights import check_initial_weights
 from sat_ray.training.progressive_resizing import check_resizing, image_shape
@@ -33,8 +36,11 @@ def check_network(
     smaller = tuple(size for size in dict.fromkeys(sizes) if size != shape)
     if is_timm(config.model.name):
         check_timm_model(spec, smaller)
-    else:
+        return taken
+    with FilesRead() as read:
         check_user_defined_model(spec, shape, smaller)
+    if warning := read.warning(f"model.name {config.model.name}"):
+        logging.getLogger(__name__).warning(warning)
     return taken
 
 

@@ -23,7 +23,12 @@ from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, SweepConfig
 from sat_ray.sweep.context import Sweep, read_state
-from sat_ray.sweep.plan.datasets import data_uri, prepared_dataset, with_extra
+from sat_ray.sweep.plan.datasets import (
+    data_uri,
+    prepared_dataset,
+    require_trainable,
+    with_extra,
+)
 from sat_ray.sweep.plan.evaluations import (
     card_tasks,
     corruption_tasks,
@@ -92,13 +97,14 @@ def _dataset(sweep: Sweep, data: DataSettings, *, field: str = PATH) -> Dataset:
         )
         dataset = Dataset.open(uri)
         assert dataset is not None
+    require_trainable(dataset)
     verify(Storage(uri))
     require_same_dataset(sweep, dataset)
     return dataset
 
 
 def require_same_dataset(sweep: Sweep, dataset: Dataset) -> None:
-    """Raise ValueError where a dataset's manifest is not the one that this sweep began with.
+    """Note with which manifest of a dataset a sweep begins; raise ValueError where it has another.
 
     A sweep that has computed nothing yet begins with the present one.
     """
@@ -259,15 +265,21 @@ def committed_inputs(sweep: Sweep, name: str) -> dict[str, Any]:
                 )
 
     collect(name)
+    _require_same(sweep, inputs.get("prepare"))  # it writes, so only once nothing is missing
     return {stage: inputs[stage] for stage in NEEDS[name]}
+
+
+def _require_same(sweep: Sweep, dataset: Dataset | None) -> None:
+    """Check a dataset as `require_same_dataset` does, and its extra images."""
+    while dataset is not None:
+        require_same_dataset(sweep, dataset)
+        dataset = dataset.extra
 
 
 def _prepared(sweep: Sweep, inputs: dict[str, Any]) -> Dataset | None:
     dataset = prepared_dataset(sweep.config, sweep.root)
-    if dataset is not None:
-        require_same_dataset(sweep, dataset)
-        if dataset.extra is not None:
-            require_same_dataset(sweep, dataset.extra)
+    if any(sweep.records.keys(stage) for stage in STAGES):
+        _require_same(sweep, dataset)
     return dataset
 
 

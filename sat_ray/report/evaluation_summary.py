@@ -12,7 +12,7 @@ from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.outcomes import clean_correct_ids, robust_image_ids
 from sat_ray.report.formatting import threat_text
 from sat_ray.report.table import NAME, Column, Table
-from sat_ray.threat import as_255ths
+from sat_ray.threat import length_text
 
 Interval = Callable[[int, int], tuple[float, float]]
 """The interval of an accuracy from the correct and all images."""
@@ -97,7 +97,7 @@ def claim(found: dict[str, Any]) -> str:
     return (
         f"robust accuracy {_percent(found['robust_accuracy'])} % "
         f"(95 % interval {_percent_interval(found['robust_accuracy_interval'])}{about}) "
-        f"under {threat['norm']} {as_255ths(threat['epsilon'])}, {names}, "
+        f"under {threat['norm']} {length_text(threat['norm'], threat['epsilon'])}, {names}, "
         f"n = {found['n']:,}{part}, seed {found['seed']}"
     )
 

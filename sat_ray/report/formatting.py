@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sat_ray.threat import length_text
+
 MINUS = "−"
 ABSENT = "–"
 _NORMS = {"linf": "L∞", "l2": "L2"}
@@ -59,7 +61,7 @@ def pixels(value: float) -> str:
 def threat_text(board: Mapping[str, Any]) -> str:
     """Spell the threat model of a leaderboard, `L∞, ε = 4/255`."""
     norm = board["threat_model"]["norm"]
-    return f"{_NORMS.get(norm, norm)}, ε = {pixels(board['threat_model']['epsilon'])}"
+    return f"{_NORMS.get(norm, norm)}, ε = {length_text(norm, board['threat_model']['epsilon'])}"
 
 
 def attack_text(board: Mapping[str, Any]) -> str:
@@ -70,7 +72,8 @@ def attack_text(board: Mapping[str, Any]) -> str:
     attack = board["attack"]
     parts = [str(attack["name"])] if "name" in attack else []
     if "steps" in attack and "step_size" in attack:
-        parts.append(f"{attack['steps']} steps of {pixels(attack['step_size'])}")
+        step = length_text(board["threat_model"]["norm"], attack["step_size"])
+        parts.append(f"{attack['steps']} steps of {step}")
     if "restarts" in attack:
         parts.append(plural(attack["restarts"], "restart"))
     return ", ".join(parts)

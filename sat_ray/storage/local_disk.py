@@ -71,13 +71,18 @@ def temporary_file(final: str, source: BinaryIO) -> Iterator[str]:
 
 def make_folders(folder: str) -> None:
     """Make a folder and those above it, each flushed into the one that holds it."""
+    for one in reversed(missing_folders(folder)):
+        os.makedirs(one, exist_ok=True)
+        flush(os.path.dirname(one))
+
+
+def missing_folders(folder: str) -> list[str]:
+    """Return the folder and those above it that are not there, the innermost first."""
     missing = []
     while not os.path.isdir(folder):
         missing.append(folder)
         folder = os.path.dirname(folder)
-    for one in reversed(missing):
-        os.makedirs(one, exist_ok=True)
-        flush(os.path.dirname(one))
+    return missing
 
 
 def flush(path: str | Path) -> None:

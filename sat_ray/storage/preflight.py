@@ -1,9 +1,12 @@
 """Try everything that a sweep does to its storage, before anything is started."""
 
+import contextlib
 import errno
+import os
 import uuid
+from collections.abc import Iterator
 
-from sat_ray.storage.local_disk import NO_ROOM
+from sat_ray.storage.local_disk import NO_ROOM, missing_folders
 from sat_ray.storage.s3_preflight import check_s3
 from sat_ray.storage.store import Storage
 
@@ -23,11 +26,24 @@ def check_writable(storage: Storage) -> None:
         advice = (
             "choose a writable folder"
             if storage.is_local
-            else "check the bucket, the credentials and AWS_ENDPOINT_URL"
+            else "check the bucket, the credentials, AWS_REGION and AWS_ENDPOINT_URL"
         )
         raise ValueError(
             f"storage {storage.uri} cannot be written ({_reason(error)}); {advice} with --storage"
         ) from error
+
+
+@contextlib.contextmanager
+def nothing_left(storage: Storage) -> Iterator[None]:
+    """Remove the empty folders that a block made for a local storage, where the block fails."""
+    missing = missing_folders(f"{storage.uri}/data") if storage.is_local else []
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # gone, or not empty
+                os.rmdir(folder)
+        raise
 
 
 def _probe(storage: Storage) -> None:

@@ -260,7 +260,7 @@ class Storage:
     def discard_folder(self, path: str) -> None:
         """Remove a folder and the files directly in it; it may be gone already."""
         for name in self.names(path):
-            self.discard(f"{path}/{name}")
+            self.discard(f"{path}/{name}" if path else name)
         if self.is_local:
             with contextlib.suppress(OSError):  # gone, or not empty
                 os.rmdir(self._inner(path))

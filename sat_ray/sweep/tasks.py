@@ -14,6 +14,12 @@ from sat_ray.evaluation.card.settings import CardSettings
 from sat_ray.models.architectures.timm_names import is_timm, timm_version
 from sat_ray.models.spec import ModelSpec
 from sat_ray.storage.store import Storage
+from sat_ray.sweep.records.shapes import (
+    CardRecord,
+    CorruptionsRecord,
+    ShardRecord,
+    TrainingRecord,
+)
 from sat_ray.sweep.records.store import SURVIVORS_OF, USER_DEFINED, Stage, record_key
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.threat import ThreatModel
@@ -27,13 +33,13 @@ if TYPE_CHECKING:  # it loads torch
 CODE = tuple(f"sat_ray.sweep.execute{part}" for part in ("", ".evaluation", ".training"))
 # Version 2 of search and train: val/robust_accuracy is that of a cascade, no longer that of PGD on
 # cross-entropy alone.
-SEARCH = Stage("search", 2, CODE)
-TRAIN = Stage("train", 2, CODE)
-VALIDATE = Stage("validate", 1, CODE)
-EVALUATE = Stage("evaluate", 1, CODE)
-STRONG = Stage("strong", 1, CODE)
-CARD = Stage("card", 3, CODE)  # version 3: the curve against epsilon ends with the whole ball
-CORRUPTIONS = Stage("corruptions", 1, CODE)
+SEARCH = Stage("search", 2, CODE, TrainingRecord)
+TRAIN = Stage("train", 2, CODE, TrainingRecord)
+VALIDATE = Stage("validate", 1, CODE, ShardRecord)
+EVALUATE = Stage("evaluate", 1, CODE, ShardRecord)
+STRONG = Stage("strong", 1, CODE, ShardRecord)
+CARD = Stage("card", 3, CODE, CardRecord)  # version 3: the epsilon curve ends with the whole ball
+CORRUPTIONS = Stage("corruptions", 1, CODE, CorruptionsRecord)
 STAGES = (SEARCH, TRAIN, VALIDATE, EVALUATE, STRONG, CORRUPTIONS, CARD)
 
 

@@ -20,7 +20,7 @@ from typing import Literal
 from sat_ray.attacks import PGD
 from sat_ray.attacks.spec import AttackSpec
 from sat_ray.evaluation.intervals import wilson_interval
-from sat_ray.threat import ThreatModel, as_255ths
+from sat_ray.threat import ThreatModel
 from sat_ray.utils.errors import ReportedError
 
 STEPS = 10
@@ -122,7 +122,7 @@ def collapse_error(
         f"training collapsed {memory.collapses} times, more than training.guard_limit = {limit}; "
         f"the last time was in epoch {epoch}, step {step}: {memory.robust} of {memory.images} "
         f"held-out images survive PGD-{STEPS}, {memory.best} did at best; the training attack was "
-        f"PGD-{attack.steps} with steps of {as_255ths(attack.step_size)}; try more "
+        f"PGD-{attack.steps} with steps of {attack.threat_model.text(attack.step_size)}; try more "
         "training.attack_steps or a smaller training.learning_rate; the last good state is of "
         f"epoch {memory.good_epoch}, step {memory.good_step}"
     )

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 from torch import Tensor
 
+from sat_ray.attacks import AttackSpec
 from sat_ray.threat import ThreatModel, as_255ths
 from sat_ray.utils.randomness import Randomness, coin
 
@@ -228,3 +229,15 @@ def test_a_radius_or_norm_that_makes_no_sense_is_refused(
 def test_epsilon_is_printed_in_255ths_only_where_it_is_one(value: float, text: str) -> None:
     assert as_255ths(value) == text
     assert str(ThreatModel("linf", value)) == f"linf {text}"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "0.5"), (128 / 255, "128/255"), (1.0, "1"), (3.0, "3"), (0.025, "0.025"), (0.2, "0.2")],
+)
+def test_l2_lengths_are_printed_as_the_field_quotes_them(value: float, text: str) -> None:
+    threat_model = ThreatModel("l2", value)
+    assert str(threat_model) == f"l2 {text}"
+    assert f"1 steps of {text}," in str(
+        AttackSpec(threat_model=threat_model, steps=1, step_size=value)
+    )

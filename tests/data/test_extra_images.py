@@ -20,7 +20,7 @@ from sat_ray.data.loading import Streamed
 from sat_ray.data.shards.reading import read_split
 from sat_ray.data.sources.base import LayoutError
 from sat_ray.data.split import Split
-from sat_ray.integrations.command_line.checks.preflight import check_data_named
+from sat_ray.integrations.command_line.checks.data_files import check_data
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, SweepConfig
 from sat_ray.sweep.cost.estimate import passes_of
@@ -256,7 +256,7 @@ def test_messages_about_the_extra_images_name_their_settings(tmp_path: Path) -> 
     words += ["--data.extra-share", "0.25"]
     config = changed("digits_smoke", data={"extra": "npz", "extra_share": 0.25})
     with pytest.raises(LayoutError, match=r"^data\.extra_path must not be empty; for npz give an"):
-        check_data_named(config, Storage.at(tmp_path))
+        check_data(config, Storage.at(tmp_path))
     with pytest.raises(LayoutError, match=r"^data\.extra_path .*no\.npz: it is not there; for npz"):
         prepare(*words, "--data.extra-path", str(tmp_path / "no.npz"))
     assert not list((tmp_path / "data").glob("digits*")), "said before the dataset is prepared"

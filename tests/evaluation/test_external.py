@@ -871,6 +871,26 @@ def counted(): return odd(lambda body, x: calls.append(len(x)) or body(x))
     )
 
 
+def test_a_file_that_a_model_reads_while_it_computes_is_named_in_a_warning(
+    on_the_shelf: Path, tmp_path: Path
+) -> None:
+    np.save("scale.npy", np.float32(0.5))
+    with open("external_models.py", "a") as file:
+        file.write("""
+import numpy
+def reading(): return odd(lambda body, x: body(x * float(numpy.load("scale.npy"))))
+once = {}
+def first_time(body, x):
+    if not once: once["scale"] = float(numpy.load("scale.npy"))
+    return body(x * once["scale"])
+def reading_once(): return odd(first_time)
+""")
+    for name in ("reading", "reading_once"):
+        given = options(f"--model external_models:{name} --data digits.npz --attack pgd --steps 9")
+        (warning,) = open_subject(given, Storage(str(tmp_path)), tmp_path).warnings
+        assert warning.startswith(f"the model reads {Path('scale.npy').absolute()} while it comput")
+
+
 def test_a_model_that_fails_amid_the_work_is_named_with_its_error_in_one_line(
     on_the_shelf: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweeps import filled
 
 from sat_ray.evaluation.outcome_files import COLUMNS, evaluation_of, read_outcomes
 from sat_ray.evaluation.outcomes import OUTCOME_SCHEMA, SORT_ORDER
@@ -24,6 +25,7 @@ from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.evaluation import parquet_bytes
 from sat_ray.sweep.records.merge_outcomes import check_each_id_once, merge_outcomes
 from sat_ray.sweep.records.store import Record, Records
+from sat_ray.sweep.tasks import EVALUATE
 from sat_ray.utils.serialization import sha256
 
 GROUPS = (("pgd-20", 0), ("pgd-20", 1), ("apgd-ce-100", 0), ("square-5000", 0))
@@ -460,8 +462,11 @@ def commit_shards(folder: Path, count: int) -> None:
         record = Record(
             stage="evaluate",
             key=f"{number:032x}",
-            inputs=INPUTS | {"rows": [number, number + 1]},
-            payload={"name": "m", "path": path, "sha256": sha256(data)},
+            **filled(
+                EVALUATE,
+                {"name": "m", "path": path, "sha256": sha256(data)},
+                INPUTS | {"rows": [number, number + 1]},
+            ),
             code=code,
             created=float(number),
             seconds=1.0,

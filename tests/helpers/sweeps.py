@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import types
+import typing
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from repository import ROOT
 
@@ -20,7 +22,7 @@ from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.models import Normalized
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
-from sat_ray.sweep.records.store import Record, Records
+from sat_ray.sweep.records.store import Record, Records, Stage
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import TRAIN, Dataset
 
@@ -195,6 +197,31 @@ def digits_shards(folder: Path, *, rows: int = 512) -> Dataset:
     return found
 
 
+def filled(
+    stage: Stage, payload: dict[str, Any], inputs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return payload and inputs for `Records.commit`, with every field that the stage must have."""
+    shapes = typing.get_type_hints(stage.shape)
+    given = {"payload": payload, "inputs": inputs or {}}
+    return {name: _joined(_empty(shapes[name]), given[name]) for name in given}
+
+
+def _empty(shape: Any) -> Any:
+    if typing.is_typeddict(shape):
+        hints = typing.get_type_hints(shape)
+        return {name: _empty(hints[name]) for name in hints if name in shape.__required_keys__}
+    origin = typing.get_origin(shape) or shape
+    if origin is tuple:
+        return [_empty(part) for part in typing.get_args(shape)]
+    return None if origin in (Union, types.UnionType) else origin()
+
+
+def _joined(empty: Any, given: Any) -> Any:
+    if not (isinstance(empty, dict) and isinstance(given, dict)):
+        return given
+    return empty | {name: _joined(empty.get(name), one) for name, one in given.items()}
+
+
 def record_of(configuration: SearchPoint) -> Record:
     """Return what a training of this configuration would have left."""
     payload = {
@@ -226,4 +253,4 @@ def trained(
         "sha256": save_model(folder, weights, spec=model.spec, about={}),
         "val_robust_accuracy": val,
     }
-    return records.commit(TRAIN, configuration.slug, inputs={}, payload=payload, seconds=1.0)
+    return records.commit(TRAIN, configuration.slug, **filled(TRAIN, payload), seconds=1.0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from sweeps import trained
+from sweeps import filled, trained
 
 from sat_ray.checkpoint import load_model, save_model
 from sat_ray.integrations.command_line.export import Asked, export, locate, recorded_card
@@ -23,9 +23,16 @@ from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import RECIPES
 from sat_ray.sweep.records.store import Records
+from sat_ray.sweep.tasks import CARD
 from sat_ray.utils.serialization import to_json
 
 SHAPE = (1, 8, 8)
+DAMAGED = {
+    "rows": [{"checkpoint": "checkpoints/train/c", "outcomes": "outcomes/c.parquet"}],
+    "sweep": "s",
+    "dataset": "digits",
+    "threat_model": {"norm": "l2", "epsilon": "x"},
+}
 
 
 def small(activation: str, alpha: float | None = None) -> Normalized:
@@ -181,14 +188,15 @@ def test_a_model_card_quotes_no_figure_that_was_changed_by_hand(
     board = {"rows": [row], CONFIG_HASH: config_hash(config)}
     sweep.write_json("config.json", to_json(config))
     sweep.write_json("leaderboard.json", sealed(board))
-    sweep.write_json("cards/c-s0.json", sealed({"verdict": "FLAG"}))
+    card = filled(CARD, {"card": {"verdict": "FLAG"}})["payload"]["card"]
+    sweep.write_json("cards/c-s0.json", sealed(card))
     changed: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "leaderboard.json": lambda value: value | {"rows": [row | {"robust_accuracy": 0.9}]},
         "cards/c-s0.json": lambda value: value | {"verdict": "PASS"},
         "config.json": lambda value: value | {"training": value["training"] | {"epochs": 99}},
     }
     found = locate(folder.uri, Storage.at(tmp_path / "runs"))
-    assert found.board == board and recorded_card(found) == {"verdict": "FLAG"}
+    assert found.board == board and recorded_card(found) == card
     sweep.write_json(path, changed[path](sweep.read_object(path)))
     with pytest.raises(ValueError) as error:
         recorded_card(locate(folder.uri, Storage.at(tmp_path / "runs")))
@@ -214,7 +222,11 @@ def test_the_weights_of_another_model_in_the_champions_folder_are_not_exported(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("board", [{}, {"rows": [1]}, {"rows": []}], ids=str)
+@pytest.mark.parametrize(
+    "board",
+    [{}, {"rows": [1]}, {"rows": []}, {"rows": [{"checkpoint": "c", "outcomes": 1}]}, DAMAGED],
+    ids=["empty", "no rows", "another row", "no text", "text for numbers"],
+)
 def test_a_damaged_leaderboard_is_named_and_nothing_is_written(
     board: dict[str, object], tmp_path: Path
 ) -> None:
@@ -226,6 +238,6 @@ def test_a_damaged_leaderboard_is_named_and_nothing_is_written(
     sweep.write_json("config.json", to_json(RECIPES["digits_smoke"]()))
     sweep.write_json("leaderboard.json", board)
     out = tmp_path / "m.pt2"
-    with pytest.raises(ValueError, match=r"leaderboard\.json or .* was changed or is damaged; run"):
+    with pytest.raises(ValueError, match=r"leaderboard\.json.*; run again: "):
         export(Asked(model=folder.uri, out=str(out), image_shape=SHAPE))
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]

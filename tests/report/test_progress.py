@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from sweeps import filled
 
 from sat_ray.data.sources.registry import DATASETS
 from sat_ray.integrations.command_line import driver as driver_module
@@ -142,7 +143,7 @@ def test_images_per_second_count_each_shard_once_however_often_the_driver_looks(
         now[0] += 2.0
         if now[0] == 4.0:
             payload = {"name": "silu-s0", "n": 100}
-            records.commit(EVALUATE, "a" * 32, inputs={}, payload=payload, seconds=1.0)
+            records.commit(EVALUATE, "a" * 32, **filled(EVALUATE, payload), seconds=1.0)
         return now[0] > 10.0
 
     monkeypatch.setattr(tasks, "wait", look)

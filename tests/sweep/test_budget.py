@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sweeps import parsed
+from sweeps import filled, parsed
 
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import CostSettings, SearchSettings, SweepConfig
@@ -135,7 +135,7 @@ def records(tmp_path: Path) -> Records:
     made = Records(Storage.at(str(tmp_path)))
     for name, until, seconds in (("relu-s0", 1, 30.0), ("silu-s0", 1, 25.0), ("silu-s0", 2, 40.0)):
         payload = {"name": name, "until": until, "accelerator_seconds": seconds}
-        made.commit(SEARCH, f"{name}-{until}", inputs={}, payload=payload, seconds=seconds)
+        made.commit(SEARCH, f"{name}-{until}", **filled(SEARCH, payload), seconds=seconds)
     return made
 
 
@@ -195,8 +195,7 @@ def test_a_result_holds_for_its_own_trials_and_budget_alone(records: Records) ->
     records.commit(
         SEARCH,
         "more",
-        inputs={},
-        payload={"name": "mish-s0", "until": 1, "accelerator_seconds": 1.0},
+        **filled(SEARCH, {"name": "mish-s0", "until": 1, "accelerator_seconds": 1.0}),
         seconds=1.0,
     )
     assert find_result(config, records) is None

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sweeps import filled
 
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.leftovers import (
@@ -35,15 +36,15 @@ def records(tmp_path: Path) -> Records:
     names = [f"checkpoints/train/silu-s0-k1-{attempt(age=age)}" for age in (OLD, 2 * OLD, YOUNG)]
     for name in names:
         found.storage.write(f"{name}/model.safetensors", b"weights")
-        found.storage.write(f"{name}/model.json", b"{}")
-    found.commit(TRAIN, "k1", inputs={}, payload={"path": names[0]}, seconds=1.0)
+        found.storage.write_json(f"{name}/model.json", {"sha256": "same"})
+    found.commit(TRAIN, "k1", **filled(TRAIN, {"path": names[0], "sha256": "same"}), seconds=1.0)
     parts = [
         f"state/parts/{key}-{attempt(age=age)}.parquet"
         for key, age in (("e1", OLD), ("e1", 3 * OLD), ("e2", OLD), ("e3", YOUNG))
     ]
     for name in parts:
         found.storage.write(name, b"rows")
-    found.commit(EVALUATE, "e1", inputs={}, payload={"path": parts[0]}, seconds=1.0)
+    found.commit(EVALUATE, "e1", **filled(EVALUATE, {"path": parts[0]}), seconds=1.0)
     return found
 
 
@@ -80,8 +81,8 @@ def test_a_shard_without_its_outcomes_is_attacked_again(stage: Stage, tmp_path: 
     parts = {key: f"state/parts/{key}-{attempt(age=OLD)}.parquet" for key in ("kept", "gone")}
     for key, part in parts.items():
         records.storage.write(part, b"rows")
-        records.commit(stage, key, inputs={}, payload={"path": part}, seconds=1.0)
-    records.commit(VALIDATE, "v", inputs={}, payload={"path": "state/parts/v"}, seconds=1.0)
+        records.commit(stage, key, **filled(stage, {"path": part}), seconds=1.0)
+    records.commit(VALIDATE, "v", **filled(VALIDATE, {"path": "state/parts/v"}), seconds=1.0)
     assert supersede_without_outcomes(records) == 0
     records.storage.discard(parts["gone"])
     assert supersede_without_outcomes(records) == 1
@@ -108,11 +109,28 @@ def test_the_parts_of_every_stage_stay_however_old_they_are(
     parts = [f"state/parts/s1-{attempt(age=n * OLD)}.parquet" for n in range(1, attempts + 1)]
     for name in parts:
         records.storage.write(name, b"rows")
-    record = records.commit(stage, "s1", inputs={}, payload={"path": parts[0]}, seconds=1.0)
+    record = records.commit(stage, "s1", **filled(stage, {"path": parts[0]}), seconds=1.0)
     if aside:
         records.supersede(record)
     assert remove_leftovers(records.storage) == parts[1:]
     assert records.storage.exists(parts[0])
+
+
+def test_a_model_whose_record_a_person_moved_away_stays_and_one_half_written_goes(
+    records: Records,
+) -> None:
+    whole, half = (f"checkpoints/train/relu-s0-{key}-{attempt(age=OLD)}" for key in ("k2", "k3"))
+    records.storage.write(f"{half}/model.safetensors", b"weights")
+    records.storage.write(f"{whole}/model.safetensors", b"weights")
+    records.storage.write_json(f"{whole}/model.json", {"sha256": "other"})
+    said: list[str] = []
+    removed = remove_leftovers(records.storage, say=said.append)
+    assert half in removed and whole not in removed
+    assert records.storage.exists(f"{whole}/model.safetensors")
+    (sentence,) = said
+    assert sentence.startswith("models without a record are kept, 1 in checkpoints/train: relu-s0")
+    records.storage.write(f"{whole}/model.json", b"{")  # damaged, and it may be the only copy
+    assert remove_leftovers(records.storage) == []
 
 
 def test_the_parts_of_a_record_that_cannot_be_read_stay(records: Records) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from sweeps import filled
 
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import CostSettings, SweepConfig
@@ -33,7 +34,7 @@ def records(tmp_path: Path) -> Records:
 
     def commit(stage: Stage, key: str, seconds: float, **payload: float) -> None:
         about = {"name": "relu-s0", **payload}
-        made.commit(stage, key, inputs={}, payload=about, seconds=seconds)
+        made.commit(stage, key, **filled(stage, about), seconds=seconds)
 
     commit(SEARCH, "a", 10.0, until=1, accelerator_seconds=10.0)
     commit(SEARCH, "b", 30.0, until=2, accelerator_seconds=30.0)  # goes on from a, and counts it

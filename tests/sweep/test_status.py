@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweeps import ROOT, WITHOUT_RAY, environment, parsed, prepare, records
+from sweeps import ROOT, WITHOUT_RAY, environment, filled, parsed, prepare, records
 from test_lease import holder
 
 from sat_ray.data.shards.reading import image_ids
@@ -216,8 +216,7 @@ def test_a_finished_sweep_names_its_report(
     store.commit(
         CARD,
         "0" * 32,
-        inputs={},
-        payload={"name": "silu-s0", "card": {"verdict": PASS}},
+        **filled(CARD, {"name": "silu-s0", "card": {"verdict": PASS}}),
         seconds=1.0,
     )
     found = read_status(Storage.at(copy), NAME)

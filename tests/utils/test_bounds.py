@@ -16,6 +16,7 @@ from sat_ray.evaluation.card import CardSettings
 from sat_ray.integrations.command_line.export import Asked
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.models import ModelSpec
+from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.config.stored import stored_config
@@ -188,12 +189,27 @@ def test_a_config_file_of_another_shape_is_named_in_one_line(tmp_path: Path, tex
     with pytest.raises(
         ValueError,
         match=(
-            r"/config\.json (cannot be read as a sweep's config|is no JSON) \(.*\); restore the "
-            r"file, or choose another --name or --storage$"
+            r"/config\.json (cannot be read as a sweep's config \(.*\)|is no JSON \(.*\)|"
+            r"must hold a JSON object, got a \w+); restore the file, or choose another --name or "
+            r"--storage$"
         ),
     ) as caught:
         stored_config(Storage.at(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_config_file_that_was_changed_by_hand_is_refused_and_one_without_checksum_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = Storage.at(tmp_path)
+    given = to_json(RECIPES["digits_smoke"]())
+    storage.write_json("config.json", given)
+    assert stored_config(storage) == RECIPES["digits_smoke"]()
+    assert "config.json has no checksum: an earlier version" in caplog.text
+    changed = sealed(given) | {"training": given["training"] | {"epochs": 99}}
+    storage.write_json("config.json", changed)
+    with pytest.raises(ValueError, match=r"config\.json does not match its checksum: .*; restore"):
+        stored_config(storage)
 
 
 def test_a_config_of_an_earlier_version_says_what_its_fields_are_called_now(tmp_path: Path) -> None:

@@ -47,13 +47,14 @@ class ExternalImages:
     """Images on this machine, checked but not yet decoded.
 
     fingerprint: sha256 of all that determines the pixels, labels and ids; shape: (C, H, W);
-    class_names: () where the file has none; blocks: yields (images (N, C, H, W) uint8, labels (N,)
-    int64, ids (N,) int64), and raises ValueError naming files that are damaged.
+    count: of images; class_names: () where the file has none; blocks: yields (images (N, C, H, W)
+    uint8, labels (N,) int64, ids (N,) int64), and raises ValueError naming files that are damaged.
     """
 
     name: str
     fingerprint: str
     shape: tuple[int, ...]
+    count: int
     class_names: tuple[str, ...]
     blocks: Callable[[], Iterator[Block]]
 
@@ -66,13 +67,20 @@ def prepared(
     resize: int = 0,
     channels: int | None = None,
 ) -> str:
-    """Return the folder of the prepared dataset that `uri` is or becomes.
+    """Return the folder of the prepared dataset that `uri` is or becomes, see `open_data`."""
+    found = open_data(uri, image_size=image_size, resize=resize, channels=channels)
+    return written(found, root)
 
-    uri: a prepared dataset (local or s3://), an image folder, or an .npz; the last two are written
-    below `root`, once for the same content. image_size: resize an image folder's short sides to it
-    and crop the centre; resize: to this instead, 0: to image_size; channels: read an image folder
-    as gray (1) or RGB (3), as the model takes it, None for what the images are. Raises ValueError
-    in one line.
+
+def open_data(
+    uri: str, *, image_size: int | None = None, resize: int = 0, channels: int | None = None
+) -> Storage | ExternalImages:
+    """Return the folder of a prepared dataset, or the images that `written` makes one of.
+
+    uri: a prepared dataset (local or s3://), an image folder, or an .npz. image_size: resize an
+    image folder's short sides to it and crop the centre; resize: to this instead, 0: to image_size;
+    channels: read an image folder as gray (1) or RGB (3), as the model takes it, None for what the
+    images are. Raises ValueError in one line.
     """
     path = Path(uri.removeprefix("file://")).expanduser()
     is_prepared = uri.startswith("s3://") or (path / MANIFEST).is_file()
@@ -88,14 +96,22 @@ def prepared(
                 f"data must be {ALLOWED} (the last two on a local disk), got {uri}, which has no "
                 f"{MANIFEST}"
             )
-    elif path.is_file() and path.suffix == ".npz":
-        folder = _written(open_npz(path), root)
-    elif path.is_dir():
-        found = open_image_folder(path, image_size=image_size, resize=resize, channels=channels)
-        folder = _written(found, root)
-    else:
-        reason = "another kind of file" if path.exists() else "not there"
-        raise ValueError(f"data must be {ALLOWED}, got {uri}, which is {reason}")
+        return folder
+    if path.is_file() and path.suffix == ".npz":
+        return open_npz(path)
+    if path.is_dir():
+        return open_image_folder(path, image_size=image_size, resize=resize, channels=channels)
+    reason = "another kind of file" if path.exists() else "not there"
+    raise ValueError(f"data must be {ALLOWED}, got {uri}, which is {reason}")
+
+
+def written(found: Storage | ExternalImages, root: Storage) -> str:
+    """Return the folder of a prepared dataset, whose shards are verified.
+
+    Images that are none yet are written below `root`, once for the same content. Raises ValueError
+    naming images that cannot be decoded, and leaves nothing of such data.
+    """
+    folder = found if isinstance(found, Storage) else _written(found, root)
     verify(folder)
     return folder.uri
 
@@ -105,9 +121,13 @@ def _written(found: ExternalImages, root: Storage) -> Storage:
     content = hashlib.sha256(f"{SCHEMA_VERSION} {found.fingerprint}".encode()).hexdigest()
     storage = root.child(f"data/{slug}-{content[:16]}")
     if not storage.exists(MANIFEST):
-        write_test_split(
-            found.blocks(), storage, name=slug, shape=found.shape, class_names=found.class_names
-        )
+        try:
+            write_test_split(
+                found.blocks(), storage, name=slug, shape=found.shape, class_names=found.class_names
+            )
+        except ValueError:  # other data has another folder: nothing would use these shards
+            storage.discard_folder("")
+            raise
     return storage
 
 
@@ -129,6 +149,7 @@ def open_npz(path: Path) -> ExternalImages:
         name=path.stem,
         fingerprint=fingerprint,
         shape=images.shape[1:],
+        count=len(images),
         class_names=names,
         blocks=blocks,
     )
@@ -173,6 +194,7 @@ def open_image_folder(
         name=folder.resolve().name,
         fingerprint=digest.hexdigest(),
         shape=(taken, *size),
+        count=len(places),
         class_names=tuple(classes),
         blocks=lambda: _decoded(
             places,

@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+from sat_ray.data.split_ids import SPLITS
+from sat_ray.storage.json_shape import misfit
 from sat_ray.storage.sealed import read_perhaps_sealed
 from sat_ray.storage.store import Storage
 from sat_ray.utils.serialization import json_bytes
@@ -40,7 +42,35 @@ def fault(manifest: Any) -> str:
         if not _is_entry(shard):
             allowed = f"have {', '.join(ENTRY)}, rows >= 1"
             return f"shards[{number}] must {allowed}, got {_shown(shard)}"
-    return _miscounted(splits, shards)
+    return _miscounted(splits, shards) or misfit(manifest, _Others)
+
+
+class _Corrupt(TypedDict):
+    image: str
+    reason: str
+
+
+class _Others(TypedDict):
+    """What is read of a manifest besides its images."""
+
+    dataset: str
+    mean: NotRequired[list[float]]
+    std: NotRequired[list[float]]
+    encoding: NotRequired[str]
+    corrupt: NotRequired[list[_Corrupt]]
+    enlarged: NotRequired[int]
+    test_images: NotRequired[dict[str, Any]]
+
+
+def training_fault(manifest: Mapping[str, Any]) -> str:
+    """Return what a manifest lacks that training needs; "" where it lacks nothing."""
+    if missing := [name for name in SPLITS if name not in manifest["splits"]]:
+        return f"splits.{missing[0]} is missing"
+    channels = manifest["shape"][0]
+    for name in ("mean", "std"):
+        if len(values := manifest.get(name, [])) != channels:
+            return f"{name} must have a number for each of {channels} channels, got {values}"
+    return ""
 
 
 def _miscounted(splits: Mapping[str, int], shards: list[dict[str, Any]]) -> str:

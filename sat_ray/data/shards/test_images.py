@@ -37,6 +37,11 @@ class TestImages:
     resize: int = 0
     names: str = ""
 
+    def require_readable(self) -> None:
+        """Raise ValueError where there is a list and it cannot be read, or names no image."""
+        if self.names and not _lines(_text(self.names)):
+            raise ValueError(f"data.test_list {self.names} must name images, one a line, got none")
+
     def storing(self, storing: Storing) -> Storing:
         """Return how the test split is stored, where the others are stored like this."""
         return replace(storing, encoding="raw", resize=self.resize)

@@ -149,6 +149,11 @@ class Source:
         if self.needs(path, download=download):
             raise LayoutError(f"{field} must not be empty; {self._allowed()}")
 
+    def require_there(self, path: str, *, download: bool = False, field: str = PATH) -> None:
+        """Raise LayoutError where the place that is named does not exist; nothing is read."""
+        if self.layout and path and not download and not folder_at(path).exists():
+            raise LayoutError(f"{field} {path}: it is not there; {self._allowed()}")
+
     def needs(self, path: str, *, download: bool = False) -> bool:
         """Return whether a folder is needed, none is named, and none is found."""
         found = path or download or self.optional_path or self._is_installed()

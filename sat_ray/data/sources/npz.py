@@ -8,6 +8,7 @@ import os
 import zipfile
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -70,13 +71,36 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str,
     return images, labels, ids, names
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays that are wanted; of anything else in the file only the names are read."""
+def shape_and_classes(path: Path) -> tuple[tuple[int, ...], int]:
+    """Return (C, H, W) of the images of a file and its number of classes; no image is read.
+
+    Raises ValueError in one line.
+    """
+    arrays = _arrays(path, alone=1)
+    images = _channels_first(arrays["images"], path)
+    names = _class_names(arrays.get("class_names"), path)
+    labels = arrays["labels"]
+    counted = int(labels.max()) + 1 if labels.size and labels.dtype.kind in "iu" else 0
+    return images.shape[1:], len(names) or counted
+
+
+def _arrays(path: Path, *, alone: int | None = None) -> dict[str, np.ndarray]:
+    """Return the arrays that are wanted; of anything else in the file only the names are read.
+
+    alone: as many zeros as this stand for the images, in their shape and type.
+    """
     try:
         _check_announced(path)
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files if name in WANTED}
             names = list(file.files)
+            read = [name for name in names if name in WANTED]
+            if alone is not None:
+                read = [name for name in read if name != "images"]
+            found = {name: file[name] for name in read}
+        if alone is not None and "images" in names:
+            with zipfile.ZipFile(path) as archive:
+                shape, kind = _header(archive, archive.getinfo("images.npy"))
+            found["images"] = np.zeros((min(alone, *shape[:1]), *shape[1:]), kind)
     except Exception as error:  # numpy, zip and zlib raise whatever damaged bytes lead them to
         raise ValueError(
             f"data {path} must be an .npz of plain arrays without objects, got another file "
@@ -107,7 +131,8 @@ def _check_announced(path: Path) -> None:
     with zipfile.ZipFile(path) as file:
         for member in file.infolist():
             if member.filename.removesuffix(".npy") in WANTED:
-                size = _announced(file, member)
+                shape, kind = _header(file, member)
+                size = prod(shape) * kind.itemsize
                 if size > member.file_size:
                     raise ValueError(
                         f"{member.filename} announces {size:,} bytes and has {member.file_size:,}"
@@ -127,8 +152,10 @@ def _check_announced(path: Path) -> None:
         )
 
 
-def _announced(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
-    """Return the bytes that the header of an array announces; ValueError where it has none."""
+def _header(
+    file: zipfile.ZipFile, member: zipfile.ZipInfo
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape and type in the header of an array; ValueError where it has none."""
     with file.open(member) as stream:
         start = stream.read(len(npy.MAGIC_PREFIX))
         version = tuple(stream.read(2))
@@ -137,7 +164,7 @@ def _announced(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
         if version != PLAIN_FORMAT:
             raise ValueError(f"{member.filename} has the header of an array with named fields")
         shape, _, kind = npy.read_array_header_1_0(stream)
-    return prod(shape) * kind.itemsize
+    return shape, kind
 
 
 def free_memory() -> int:

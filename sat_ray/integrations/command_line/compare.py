@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
 from sat_ray.evaluation.outcome_files import evaluation_of, folder_and_name, read_outcomes
-from sat_ray.integrations.command_line.option_values import UsageError
+from sat_ray.integrations.command_line.option_values import UsageError, check_dashes
 from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.integrations.command_line.process.invocation import program
 from sat_ray.report.compare.verdicts import JudgedModel, judge
@@ -66,6 +66,7 @@ def _parser(about: str | None) -> _Parser:
 
 def parse(argv: Sequence[str], *, about: str | None) -> argparse.Namespace:
     """Read the command line; UsageError in one line."""
+    check_dashes(argv, {"json": str})
     given = _parser(about).parse_args(argv)
     if len(given.outcomes) < 2:
         raise UsageError(f"OUTCOMES must be at least 2, got {len(given.outcomes)}")

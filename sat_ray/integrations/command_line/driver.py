@@ -9,8 +9,8 @@ from typing import Any
 from sat_ray.data.shards.writer import progress as shards_written
 from sat_ray.integrations import stages
 from sat_ray.integrations.command_line.checks.claims import check_code, claim_folder, sweep_of
+from sat_ray.integrations.command_line.checks.data_files import check_data
 from sat_ray.integrations.command_line.checks.preflight import (
-    check_data_named,
     slow_here,
     user_defined_names,
 )
@@ -22,7 +22,7 @@ from sat_ray.integrations.mlflow.links import how_to_serve
 from sat_ray.integrations.mlflow.preflight import check_tracking, experiment_name
 from sat_ray.integrations.mlflow.writer import TrackerLink, mlflow_tracker
 from sat_ray.report.console import Reporter, StageProgress
-from sat_ray.storage.preflight import check_writable
+from sat_ray.storage.preflight import check_writable, nothing_left
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.cost.budget import describe_search
 from sat_ray.sweep.cost.spent import cost_sentence
@@ -78,10 +78,14 @@ class Driver:
         from sat_ray.integrations.ray.session import is_private
 
         self.reporter.say(f"sweep {self.command.name} in {self.command.storage.uri}")
-        check_writable(self.command.root)
+        with nothing_left(self.command.root):
+            check_writable(self.command.root)
+            check_tracking(self.command.tracking_uri)
+            if self.alone in ("", "prepare"):
+                check_data(self.config, self.command.root)
         self.lease = stack.enter_context(driver_lease(self.command.storage))
         claim_folder(self.command)
-        remove_leftovers(self.command.storage)
+        remove_leftovers(self.command.storage, say=self.reporter.say)
         if gone := supersede_without_outcomes(self.sweep.records):
             self.reporter.say(f"the outcomes of {gone} shards are gone; they are attacked again")
         self.command.root.child("data").remove_abandoned()
@@ -96,12 +100,9 @@ class Driver:
         check_code(self.command, self.reporter)
 
     def _connect(self, stack: contextlib.ExitStack) -> None:
-        """Connect to MLflow and Ray, and check that what the sweep needs is there."""
+        """Connect to Ray and MLflow, and check that what the sweep needs is there."""
         from sat_ray.integrations.ray.session import check_capacity, ray_session
 
-        check_tracking(self.command.tracking_uri)
-        if self.alone in ("", "prepare"):
-            check_data_named(self.config, self.command.root)
         self.reporter.say(f"Ray: {stack.enter_context(ray_session())}")
         gradient = self.config.evaluation.gradient
         if hint := slow_here(gradient=gradient, accelerator=self.config.resources.accelerator):

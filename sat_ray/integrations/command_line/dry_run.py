@@ -1,11 +1,13 @@
 """What a sweep would do and cost, printed without touching anything."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sat_ray.activations.table import alphas_and_curvatures
 from sat_ray.data.choices import extra_images
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.sources.user_defined import counted
+from sat_ray.integrations.command_line.checks.data_files import check_extra, checked_later
 from sat_ray.integrations.command_line.parsing import Command
 from sat_ray.storage.uris import redacted
 from sat_ray.sweep.config import SweepConfig
@@ -14,7 +16,6 @@ from sat_ray.sweep.cost.estimate import UNKNOWN_CLASSES, costs, passes_of
 from sat_ray.sweep.plan.trainings import planned_trials
 from sat_ray.sweep.resources.bundles import bundles
 from sat_ray.sweep.search.search_space import Group, groups
-from sat_ray.threat import as_255ths
 from sat_ray.training.settings import TrainingSettings
 from sat_ray.utils.serialization import flatten, to_json
 
@@ -24,6 +25,10 @@ _LENGTHS = ("epsilon", "step_size")
 def describe(command: Command) -> str:
     """Return the resolved config and the plan as text."""
     config = command.config
+    later = "all of the images"
+    if command.root.is_local:  # a dry run connects to no other
+        check_extra(config, command.root)
+        later = checked_later(config, command.root)
     lines = [
         f"sweep {command.name} in {command.storage.uri}",
         f"tracking {redacted(command.tracking_uri)}",
@@ -31,12 +36,14 @@ def describe(command: Command) -> str:
         "resolved config",
     ]
     lines += [
-        f"  {name:<40} {_show(name, value)}" for name, value in flatten(to_json(config)).items()
+        f"  {name:<40} {_show(name, value, config.threat_model.text)}"
+        for name, value in flatten(to_json(config)).items()
     ]
     lines += [
         "",
         "plan",
         *(f"  {name:<40} {value}" for name, value in plan(config).items()),
+        *([f"  {'checked when images are prepared':<40} {later}"] if later else []),
         "",
         "dry run: nothing was touched",
     ]
@@ -47,6 +54,7 @@ def plan(config: SweepConfig) -> dict[str, str]:
     """Return what would be computed. One pass is one forward and backward pass of one image."""
     finalists = len(groups(config.search.points()))
     seeds = len(config.final.seeds)
+    ball = config.threat_model
     source = counted(dataset_source(config.data.dataset), config.data.path)
     passes = passes_of(config, source)
     models = f"{finalists} configurations x {seeds} seeds = {finalists * seeds}"
@@ -54,7 +62,7 @@ def plan(config: SweepConfig) -> dict[str, str]:
         "dataset": f"{source.name}: {source.about}",
         **_initial_weights(config),
         **_training(config),
-        "epsilon": f"{as_255ths(config.threat_model.epsilon)} ({config.threat_model.norm})",
+        "epsilon": f"{ball.text(ball.epsilon)} ({ball.norm})",
         "training attack": _training_attack(config),
         "evaluation attack": _evaluation_attack(config),
         "strong attacks on what survives": _strong(config, source.classes),
@@ -136,7 +144,7 @@ def _update(training: TrainingSettings) -> str:
 
 def _evaluation_attack(config: SweepConfig) -> str:
     evaluation = config.evaluation
-    step = as_255ths(evaluation.step_size)
+    step = config.threat_model.text(evaluation.step_size)
     return f"PGD-{evaluation.steps}, step {step}, {evaluation.restarts} restart(s)"
 
 
@@ -201,7 +209,7 @@ def _strong(config: SweepConfig, classes: int) -> str:
 
 def _training_attack(config: SweepConfig) -> str:
     training = config.training
-    step = as_255ths(training.step_size(config.threat_model))
+    step = config.threat_model.text(training.step_size(config.threat_model))
     if training.attack_replays:
         return f"Free: {training.attack_replays} updates on each batch, step {step}"
     ascended = (
@@ -227,9 +235,9 @@ def _shown(passes: dict[str, float]) -> dict[str, str]:
     }
 
 
-def _show(name: str, value: Any) -> str:
+def _show(name: str, value: Any, text: Callable[[float], str]) -> str:
     if (isinstance(value, float) and name.rpartition(".")[2] in _LENGTHS) or (
         name.endswith("step_size") and value is not None
     ):
-        return as_255ths(value)
+        return text(value)
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import tyro
 
@@ -12,11 +12,13 @@ from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.parsing import AllowCode, parse_options
 from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.integrations.command_line.process.invocation import spelled
+from sat_ray.storage.json_shape import misfit
 from sat_ray.storage.sealed import read_perhaps_sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.config.stored import stored_config
 from sat_ray.sweep.plan.datasets import dataset_uri
+from sat_ray.sweep.records.shapes import Card
 from sat_ray.sweep.records.store import Records
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.status import sweeps_in
@@ -24,6 +26,7 @@ from sat_ray.sweep.tasks import SEARCH, TRAIN, Dataset
 from sat_ray.utils.bounds import Bounds, check_fields
 from sat_ray.utils.import_string import confirm
 from sat_ray.utils.names import check_name, printable
+from sat_ray.utils.serialization import to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,17 @@ class Found:
     sweep: Storage | None
     board: dict[str, Any] | None
     config: SweepConfig | None
+
+
+class _Row(TypedDict):
+    checkpoint: str
+    outcomes: str
+
+
+class _Board(TypedDict):
+    """What finds a model and its card in a leaderboard."""
+
+    rows: list[_Row]
 
 
 def export(asked: Asked) -> None:
@@ -90,6 +104,7 @@ def _card_text(found: Found, file: str, *, kind: str, shape: tuple[int, ...], pa
     from sat_ray.checkpoint import read_description
     from sat_ray.report.pages.model_card import model_card
 
+    card = recorded_card(found)
     about = read_description(Storage.at(found.checkpoint))
     name = found.checkpoint.rstrip("/").rpartition("/")[2]
     if "configuration" in about["about"]:
@@ -106,10 +121,10 @@ def _card_text(found: Found, file: str, *, kind: str, shape: tuple[int, ...], pa
             parity=parity,
             board=found.board,
             row=_row(found),
-            card=recorded_card(found),
-            config=None if found.sweep is None else found.sweep.read_json("config.json"),
+            card=card,
+            config=None if found.config is None else to_json(found.config),
         )
-    except (KeyError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError, ValueError):
         if found.sweep is None:
             raise
         raise ValueError(
@@ -162,17 +177,19 @@ def locate(model: str, root: Storage) -> Found:
 def _board(sweep: Storage | None) -> dict[str, Any] | None:
     if sweep is None or not sweep.exists("leaderboard.json"):
         return None
-    return _projected(sweep, "leaderboard.json")
+    return _projected(sweep, "leaderboard.json", _Board)
 
 
-def _projected(sweep: Storage, path: str) -> dict[str, Any]:
+def _projected(sweep: Storage, path: str, shape: Any) -> dict[str, Any]:
     """Read a file that the report wrote; ValueError where it was changed since."""
+    again = f"run again: {spelled('report')} RECIPE"
     try:
-        return read_perhaps_sealed(sweep, path)
+        found = read_perhaps_sealed(sweep, path)
     except ValueError as error:
-        raise ValueError(
-            f"{sweep.full(path)} {error}; run again: {spelled('report')} RECIPE"
-        ) from None
+        raise ValueError(f"{sweep.full(path)} {error}; {again}") from None
+    if fault := misfit(found, shape):
+        raise ValueError(f"{sweep.full(path)}: {fault}; {again}")
+    return found
 
 
 def _config(sweep: Storage | None, board: dict[str, Any] | None) -> SweepConfig | None:
@@ -219,7 +236,7 @@ def recorded_card(found: Found) -> dict[str, Any] | None:
     path = f"cards/{row['outcomes'].rpartition('/')[2].removesuffix('.parquet')}.json"
     if not found.sweep.exists(path):
         return None
-    return _projected(found.sweep, path)
+    return _projected(found.sweep, path, Card)
 
 
 def recorded_digest(found: Found) -> str | None:

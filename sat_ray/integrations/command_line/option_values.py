@@ -62,12 +62,34 @@ def check_words(words: Sequence[str], kinds: Mapping[str, Any], *, allowed_befor
     groups = _grouped(words)
     stray = groups.pop(0)[1]
     if len(stray) > allowed_before:
-        raise UsageError(
-            f"unexpected word {stray[allowed_before]!r}: an option begins with --, "
-            "and its values follow it (all options: --help)"
-        )
+        raise UsageError(f"{_unexpected(stray[allowed_before])} (all options: --help)")
     for option, values in groups:
         _check_option(option, values, kinds)
+    check_dashes(words, kinds)
+
+
+def check_dashes(words: Sequence[str], kinds: Mapping[str, Any]) -> None:
+    """Raise UsageError for a text that begins with one dash: the parser takes it for an option.
+
+    words, kinds: see `check_words`; `--name=-x` is understood.
+    """
+    option = ""
+    for word in words:
+        if word.startswith("--") or word == "-h":
+            option = word.partition("=")[0]
+        elif word.startswith("-") and not option:
+            raise UsageError(f"{_unexpected(word)} (all options: --help)")
+        elif word.startswith("-") and str in _choices(_one(kinds.get(_field(option)))):
+            many = get_origin(kinds[_field(option)]) is tuple
+            hint = "" if many else f"; if it is the value, write {option}={word}"
+            raise UsageError(
+                f"{option} must be followed by a word that does not begin with '-', as options do, "
+                f"got {word}{hint}"
+            )
+
+
+def _unexpected(word: str) -> str:
+    return f"unexpected word {word!r}: an option begins with --, and its values follow it"
 
 
 def values_of(words: Sequence[str], option: str) -> list[str]:
@@ -87,8 +109,17 @@ def _grouped(words: Sequence[str]) -> list[tuple[str, list[str]]]:
     return groups
 
 
+def _field(option: str) -> str:
+    return option[2:].replace("-", "_")
+
+
+def _one(kind: Any) -> Any:
+    """Return the type of one value of an option that takes many, else its own type."""
+    return get_args(kind)[0] if get_origin(kind) is tuple else kind
+
+
 def _check_option(option: str, values: Sequence[str], kinds: Mapping[str, Any]) -> None:
-    name = option[2:].replace("-", "_")
+    name = _field(option)
     if option in ("-h", "--help"):
         return
     kind = kinds.get(name, bool)  # only a switch has a second spelling, --no-x
@@ -100,7 +131,7 @@ def _check_option(option: str, values: Sequence[str], kinds: Mapping[str, Any]) 
             )
         return
     if get_origin(kind) is tuple:
-        kind = get_args(kind)[0]
+        kind = _one(kind)
     elif not values:
         raise UsageError(f"{option} needs a value: {_named(kind)}")
     elif len(values) > 1:

@@ -31,6 +31,7 @@ from sat_ray.integrations.command_line.option_values import (
     values_of,
 )
 from sat_ray.integrations.command_line.process.invocation import program
+from sat_ray.integrations.mlflow.preflight import address_of
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import check_address, redacted
 from sat_ray.sweep.config import Recipe, SweepConfig
@@ -147,7 +148,8 @@ def parse_recipe(
     _check_addresses(argv)
     options = Options()
     arguments = [_in_full(word) for word in argv]
-    recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
+    named = bool(arguments) and not arguments[0].startswith("-")
+    recipe = arguments.pop(0) if named else None
     base = _base(recipe, arguments, recipes, default=default)
     known = flatten(dataclasses.asdict(base)) | vars(options)
     del known["recipe"]  # the first word, not an option
@@ -167,13 +169,18 @@ def parse_recipe(
 
 
 def _base(
-    recipe: str, arguments: Sequence[str], recipes: Mapping[str, Recipe], *, default: str
+    recipe: str | None,
+    arguments: Sequence[str],
+    recipes: Mapping[str, Recipe],
+    *,
+    default: str,
 ) -> SweepConfig:
     """Return the config that options override: of --config FILE, else of the recipe."""
     files = values_of(arguments, "--config")
     if not files:
-        return recipes[check_name(recipe or default, recipes, field="recipe")]()
-    if recipe:
+        name = default if recipe is None else recipe
+        return recipes[check_name(name, recipes, field="recipe")]()
+    if recipe is not None:
         raise UsageError(
             f"--config must stand without a RECIPE, got {recipe}; the file names its own"
         )
@@ -304,6 +311,7 @@ def _resolve(
 ) -> Command:
     root = storage_root(given.storage)
     tracking = tracking_of(given.tracking_uri, root)
+    address_of(tracking)  # refuses what no tracker has
     name = sweep_name(given.name, config, base)
     check_not_a_file(name, root, tracking)
     return Command(

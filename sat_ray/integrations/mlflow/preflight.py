@@ -23,7 +23,7 @@ def experiment_name(recipe: str) -> str:
 
 def check_tracking(uri: str, *, timeout_seconds: float = 10.0) -> None:
     """Raise ValueError, with what to do, where no tracker can be made at a URI; change nothing."""
-    scheme, host, port = _address(uri)
+    scheme, host, port = address_of(uri)
     try:
         if scheme == "sqlite":
             _probe_sqlite(sqlite_path(uri), timeout_seconds)
@@ -46,7 +46,7 @@ def check_tracking(uri: str, *, timeout_seconds: float = 10.0) -> None:
         ) from None
 
 
-def _address(uri: str) -> tuple[str, str | None, int | None]:
+def address_of(uri: str) -> tuple[str, str | None, int | None]:
     """Return scheme, host and port; ValueError where no tracker has such a URI."""
     shown = redacted(uri)
     try:

@@ -238,4 +238,5 @@ def _threat(spec: dict[str, Any]) -> str:
 
 def _attack(name: str, specs: dict[str, dict[str, Any]]) -> str:
     recorded = {field: value for field, value in specs.get(name, {}).items() if value is not None}
-    return attack_text({"attack": recorded | {"name": name}})
+    threat = {"norm": recorded.get("threat_model.norm", "linf")}
+    return attack_text({"attack": recorded | {"name": name}, "threat_model": threat})

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sat_ray.evaluation.card.settings import EPSILON_STEPS
 from sat_ray.report.figures.style import FAINT, INK, head, label, new_figure, plain
-from sat_ray.threat import radius_text
+from sat_ray.threat import length_text
 
 LOG_TICKS = 3.5  # times as large as the one before is a value whose label does not touch
 BAR, LINE = "#88CCEE", "#332288"
@@ -106,7 +106,7 @@ def _epsilon_curve(
     claimed = unit * epsilon
     axes.axvline(claimed, color=FAINT, linestyle="--", linewidth=1)
     axes.annotate(
-        f"claimed {radius_text(norm, epsilon)}",
+        f"claimed {length_text(norm, epsilon)}",
         (claimed, 0.0),
         (-4, 6),
         xycoords=("data", "axes fraction"),

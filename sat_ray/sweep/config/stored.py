@@ -3,12 +3,14 @@
 from typing import Any
 
 from sat_ray.activations.registry import ACTIVATIONS
+from sat_ray.storage.sealed import read_perhaps_sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.utils.import_string import check_confirmed, is_reference, stored_names
 from sat_ray.utils.names import RENAMED
 from sat_ray.utils.settings_json import from_json
 
+CONFIG = "config.json"
 REMEDY = "restore the file, or choose another --name or --storage"
 
 
@@ -36,15 +38,16 @@ def _words(value: Any) -> list[str]:
     return [word for word in value if isinstance(word, str)] if isinstance(value, list) else []
 
 
-def read_config(storage: Storage) -> Any:
-    """Return the JSON value of a sweep's config.
+def read_config(storage: Storage) -> dict[str, Any]:
+    """Return the JSON object of a sweep's config, without its checksum.
 
-    Raises FileNotFoundError where there is none, ValueError where it is damaged.
+    Raises FileNotFoundError where there is none, ValueError where it is damaged or was changed. An
+    earlier version wrote none with a checksum: such a file is read with a warning.
     """
     try:
-        return storage.read_json("config.json")
+        return read_perhaps_sealed(storage, CONFIG)
     except ValueError as error:
-        raise ValueError(f"{error}; {REMEDY}") from None
+        raise ValueError(f"{storage.full(CONFIG)} {error}; {REMEDY}") from None
 
 
 def stored_config(storage: Storage) -> SweepConfig:
@@ -53,7 +56,7 @@ def stored_config(storage: Storage) -> SweepConfig:
     Raises FileNotFoundError where there is none, UnconfirmedCodeError where it names code that no
     person named, other ValueErrors where it is no config of today.
     """
-    source = storage.full("config.json")
+    source = storage.full(CONFIG)
     value = read_config(storage)
     check_confirmed(code_named(value), source=source)
     return config_of(value, source=source)

@@ -12,6 +12,7 @@ from typing import Any
 
 from sat_ray.storage.local_disk import NotAFileError
 from sat_ray.storage.s3_path import read_text
+from sat_ray.storage.sealed import SEAL
 from sat_ray.storage.uris import check_place
 from sat_ray.sweep.config import Recipe, SweepConfig
 from sat_ray.sweep.config.stored import code_named
@@ -36,6 +37,7 @@ def read_config(path: str, recipes: Mapping[str, Recipe]) -> SweepConfig:
     names code that no person named.
     """
     given = _loaded(path)
+    given.pop(SEAL, None)  # of a config.json, which is YAML too
     if "recipe" not in given:
         raise ValueError(
             f"{path}: recipe is missing; name the one that the other values come from, for example "

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sat_ray.sweep.cost.spent import search_seconds
+from sat_ray.sweep.records.shapes import SearchResultRecord
 from sat_ray.sweep.records.store import Records, Stage, record_key
 from sat_ray.sweep.search.search_space import Group, SearchPoint, groups
 from sat_ray.sweep.tasks import SEARCH
@@ -19,7 +20,7 @@ from sat_ray.utils.serialization import to_json
 if TYPE_CHECKING:
     from sat_ray.sweep.config import CostSettings, SweepConfig
 
-RESULT = Stage("search_result", 1, ("sat_ray.sweep.plan.trainings",))
+RESULT = Stage("search_result", 1, ("sat_ray.sweep.plan.trainings",), SearchResultRecord)
 
 
 @dataclass(frozen=True, kw_only=True)

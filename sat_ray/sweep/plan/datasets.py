@@ -4,7 +4,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sat_ray.data.class_names import extra_labels
-from sat_ray.data.shards.manifest import SCHEMA_VERSION
+from sat_ray.data.shards.manifest import (
+    MANIFEST,
+    REMEDY,
+    SCHEMA_VERSION,
+    CorruptShardError,
+    training_fault,
+)
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.code_hash import code_hashes
@@ -37,10 +43,18 @@ def prepared_dataset(config: "SweepConfig", root: Storage) -> Dataset | None:
     """
     dataset = Dataset.open(dataset_uri(config, root))
     more = config.data.extra_data()
+    if dataset is not None:
+        require_trainable(dataset)
     if dataset is None or more is None:
         return dataset
     extra = Dataset.open(data_uri(more, root))
     return None if extra is None else with_extra(dataset, extra)
+
+
+def require_trainable(dataset: Dataset) -> None:
+    """Raise CorruptShardError where a manifest lacks what training needs."""
+    if fault := training_fault(dataset.manifest):
+        raise CorruptShardError(f"{dataset.uri}/{MANIFEST}: {fault}; {REMEDY}")
 
 
 def with_extra(dataset: Dataset, extra: Dataset) -> Dataset:

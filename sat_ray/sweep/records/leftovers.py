@@ -1,11 +1,14 @@
 """Settle what a sweep's folder holds, when the sweep starts.
 
 Temporary files, and models and shards that no record names, are what killed attempts left: they are
-removed. Records whose outcomes are gone are moved aside, so that they are computed again.
+removed. A whole model that no record names may be one whose record a person moved away. It goes
+only where a record names the same weights elsewhere. Records whose outcomes are gone are moved
+aside, so that they are computed again.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from sat_ray.storage.sealed import read_sealed
 from sat_ray.storage.store import Storage
@@ -16,25 +19,30 @@ from sat_ray.sweep.tasks import EVALUATE, SEARCH, STRONG, TRAIN
 # never will.
 LIVING_SECONDS = 3600.0
 PARTS = f"{STATE}/parts"
+SHOWN = 3
 
 
-def remove_leftovers(storage: Storage) -> list[str]:
+def remove_leftovers(
+    storage: Storage, *, say: Callable[[str], None] = lambda sentence: None
+) -> list[str]:
     """Remove what no record of a sweep names and no living attempt writes; return the paths.
 
-    The caller holds the sweep, so that no other driver starts attempts meanwhile. Raises ValueError
-    where a record is damaged.
+    The caller holds the sweep, so that no other driver starts attempts meanwhile. say: called with
+    a sentence on what is kept for a person to decide. Raises ValueError where a record is damaged.
     """
     removed = storage.remove_abandoned()
     records = Records(storage)
     for stage in (SEARCH, TRAIN):
-        folders = [
-            f"checkpoints/{stage.name}/{name}"
-            for name in _old(storage.folders(f"checkpoints/{stage.name}"))
-        ]
-        kept = set(_named(records, stage)) if folders else set()
-        for folder in (folder for folder in folders if folder not in kept):
+        folders, whole = _models_without_record(records, stage)
+        for folder in folders:
             storage.discard_folder(folder)
             removed.append(folder)
+        if whole:
+            say(
+                f"models without a record are kept, {len(whole)} in checkpoints/{stage.name}: "
+                f"{', '.join(folder.rpartition('/')[2] for folder in whole[:SHOWN])}; put their "
+                "records back, or remove the folders"
+            )
     for path in list(_parts_without_record(records)):
         storage.discard(path)
         removed.append(path)
@@ -68,15 +76,44 @@ def _old(names: list[str]) -> list[str]:
     ]
 
 
-def _named(records: Records, stage: Stage) -> Iterator[str]:
-    """Yield the folders that the records of a stage name, those that were moved aside too."""
-    yield from (str(record.payload["path"]) for record in records.each(stage))
+def _models_without_record(records: Records, stage: Stage) -> tuple[list[str], list[str]]:
+    """Return the folders of old attempts that no record names.
+
+    First those without a model of their own, then those with one.
+    """
+    place = f"checkpoints/{stage.name}"
+    folders = [f"{place}/{name}" for name in _old(records.storage.folders(place))]
+    if not folders:
+        return [], []
+    payloads = list(_payloads(records, stage))
+    known = {None, *(one.get("sha256") for one in payloads)}
+    unnamed = sorted(set(folders) - {one.get("path") for one in payloads})
+    whole = [folder for folder in unnamed if _weights_in(records.storage, folder) not in known]
+    return [folder for folder in unnamed if folder not in whole], whole
+
+
+def _weights_in(storage: Storage, folder: str) -> str | None:
+    """Return the sha256 of the weights in a model's folder, None where no model was written.
+
+    "" where its description cannot be read.
+    """
+    try:  # it is written after the weights
+        return str(storage.read_object(f"{folder}/model.json").get("sha256", ""))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return ""
+
+
+def _payloads(records: Records, stage: Stage) -> Iterator[dict[str, Any]]:
+    """Yield what the records of a stage hold, those that were moved aside too."""
+    yield from (record.payload for record in records.each(stage))
     for aside in records.storage.folders(SUPERSEDED):
         folder = f"{SUPERSEDED}/{aside}/{stage.name}"
         for name in records.storage.names(folder):
             # what was moved aside because it is damaged names nothing
-            if (path := _path_named_by(records.storage, f"{folder}/{name}")) is not None:
-                yield path
+            if (payload := _payload_of(records.storage, f"{folder}/{name}")) is not None:
+                yield payload
 
 
 def _parts_without_record(records: Records) -> Iterator[str]:
@@ -93,7 +130,8 @@ def _parts_without_record(records: Records) -> Iterator[str]:
         found = committed.get(key, [])
         if len(paths) == len(found) == 1:
             continue
-        named = {_path_named_by(records.storage, path) for path in found}
+        held = [_payload_of(records.storage, path) for path in found]
+        named = {one.get("path") if one is not None else None for one in held}
         if None not in named:
             yield from (path for path in paths if path not in named)
 
@@ -112,9 +150,10 @@ def _records_by_key(storage: Storage) -> dict[str, list[str]]:
     return by_key
 
 
-def _path_named_by(storage: Storage, path: str) -> str | None:
-    """Return the path that a record names, None where the record cannot be read."""
+def _payload_of(storage: Storage, path: str) -> dict[str, Any] | None:
+    """Return what a record holds, None where it cannot be read."""
     try:
-        return str(read_sealed(storage, path)["payload"]["path"])
-    except (ValueError, KeyError, TypeError):
+        payload = read_sealed(storage, path).get("payload")
+    except ValueError:
         return None
+    return payload if isinstance(payload, dict) else None

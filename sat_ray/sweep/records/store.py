@@ -16,6 +16,7 @@ from typing import Any
 from sat_ray.storage.sealed import UNSEALED, read_sealed, sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.records.renewed_lease import check_lease
+from sat_ray.sweep.records.shapes import AnyRecord, BegunRecord, record_fault
 from sat_ray.utils.code_hash import code_hashes
 from sat_ray.utils.serialization import content_hash, json_bytes
 
@@ -37,12 +38,13 @@ class Stage:
     """One node of the pipeline.
 
     version: raise it when the meaning of the results changes; modules: the code whose change a
-    record must notice (with all of this package that it imports).
+    record must notice (with all of this package that it imports); shape: of its records.
     """
 
     name: str
     version: int
     modules: tuple[str, ...]
+    shape: Any = AnyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ class Records:
         """
         path = f"{STATE}/{stage.name}/{key}.json"
         try:
-            record = self._record(path)
+            record = self._record(path, stage.shape)
         except FileNotFoundError:
             return None
         if (record.stage, record.key) != (stage.name, key):
@@ -115,18 +117,18 @@ class Records:
             )
         return record
 
-    def _record(self, path: str) -> Record:
+    def _record(self, path: str, shape: Any) -> Record:
         try:
             found = read_sealed(self.storage, path)
         except ValueError as error:
             advice = ELSEWHERE if str(error) == UNSEALED else AGAIN
             raise ValueError(f"record {self.storage.full(path)} {error}; {advice}") from None
-        objects = [found.get(name) for name in ("inputs", "payload", "code")]
-        fitting = found.keys() == {field.name for field in fields(Record)}
-        if not fitting or not all(isinstance(one, dict) for one in objects):
+        if found.keys() != {field.name for field in fields(Record)}:
             raise ValueError(
                 f"record {self.storage.full(path)} has the fields of another version; {ELSEWHERE}"
             )
+        if fault := record_fault(found, shape):
+            raise ValueError(f"record {self.storage.full(path)}: {fault}; {AGAIN}")
         return Record(**found)
 
     def commit(
@@ -193,7 +195,7 @@ class Records:
     def find_begun(self, key: str) -> Record | None:
         """Return what `begin` wrote, None where the work has ended since."""
         with contextlib.suppress(FileNotFoundError):
-            return self._record(f"{BEGUN}/{key}.json")
+            return self._record(f"{BEGUN}/{key}.json", BegunRecord)
         return None
 
     def keys(self, stage: Stage) -> list[str]:

@@ -167,7 +167,7 @@ def without_repeats(given: Sequence[SearchPoint]) -> tuple[SearchPoint, ...]:
 def parse_pair(text: str, *, field: str) -> SearchPoint:
     """Read `activation/attacker_activation`, for example `relu/relu_smooth_backward`."""
     activation, slash, attacker = text.partition("/")
-    if not slash:
+    if not slash or not attacker:
         raise ValueError(
             f"{field} must be activation/attacker_activation, for example "
             f"relu/relu_smooth_backward, got {text!r}"

@@ -7,8 +7,10 @@ import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from configs import changed
 from trainings import train
 
 from sat_ray.activations.registry import activation_info, make_activation
@@ -26,6 +28,7 @@ from sat_ray.integrations.command_line.checks.preflight import (
     export_warnings,
     user_defined_names,
 )
+from sat_ray.integrations.network_check import check_network
 from sat_ray.models import ModelSpec, check_user_defined_model, model_from_spec, view
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import DataSettings, ModelSettings, SearchSettings
@@ -173,6 +176,25 @@ def test_a_network_that_cannot_be_trained_is_refused_in_one_line(name: str) -> N
 )
 def test_a_network_of_an_odd_kind_that_can_be_trained_is_accepted(name: str) -> None:
     check(name)
+
+
+def test_a_file_that_a_network_reads_is_named_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "reading_net.py").write_text(
+        "import numpy, pathlib\n"
+        "from torch import nn\n"
+        "HERE = pathlib.Path(__file__).parent\n"
+        "def net(num_classes, activation, in_channels):\n"
+        "    width = int(numpy.load(HERE / 'width.npy'))\n"
+        "    parts = [nn.Conv2d(in_channels, width, 3), activation(), nn.Flatten()]\n"
+        "    return nn.Sequential(*parts, nn.Linear(width * 36, num_classes))\n"
+    )
+    np.save(tmp_path / "width.npy", 4)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = changed("digits_smoke", model={"name": "reading_net:net"})
+    check_network(config, 10, (1, 8, 8))
+    assert f"model.name reading_net:net reads {tmp_path / 'width.npy'} while it" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,7 +78,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "config of another shape": (
         ["--storage", "claimed", "--name", "null"],
-        "claimed/null/config.json cannot be read as a sweep's config",
+        "claimed/null/config.json must hold a JSON object, got a NoneType",
     ),
     "second driver": (["--storage", "held"], "another driver"),
 }
@@ -451,3 +452,21 @@ def test_a_sweep_started_again_with_the_same_command_may_use_its_folder(command:
         given = command(recipe)
         claim_folder(given)
         claim_folder(given)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([""], "recipe '' is unknown"),
+        (["", "--config", "a.yaml"], "--config must stand without a RECIPE"),
+        (["digits", "--search.pairs", "relu/"], "search.pairs must be activation/attacker_activa"),
+        (["digits", "--tracking-uri", "foo://x"], "tracking_uri foo://x has the unknown scheme"),
+        (["digits", "--tracking-uri", "folder"], "tracking_uri folder is a folder"),
+        (["digits", "--storage", __file__], "storage must be a folder or s3://bucket/prefix, got "),
+    ],
+)
+def test_what_would_end_the_sweep_at_once_ends_its_dry_run_too(
+    command: Any, words: list[str], said: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        command(*words, "--dry-run")

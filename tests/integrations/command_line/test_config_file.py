@@ -66,6 +66,7 @@ def test_the_first_line_of_the_file_is_the_command_of_a_sweep_that_was_given_a_n
     again = command(*line.partition(" sweep ")[2].replace("FILE", path).split())
     assert again.storage.uri == first.storage.uri
     claim_folder(again)  # refuses another sweep
+    assert command("--config", f"{first.storage.uri}/config.json").config == first.config
 
 
 def test_a_folder_of_an_earlier_version_gets_its_file_and_a_new_budget_is_in_it(
@@ -73,8 +74,10 @@ def test_a_folder_of_an_earlier_version_gets_its_file_and_a_new_budget_is_in_it(
 ) -> None:
     given = command("digits")
     given.storage.write_json("config.json", to_json(given.config))
+    assert "checksum" not in given.storage.read_object("config.json")
     claim_folder(given)
     assert "budget: null" in given.storage.read("config.yaml").decode()
+    assert "checksum" in given.storage.read_object("config.json")
     claim_folder(command("digits", "--budget", "2"))
     assert "budget: 2" in given.storage.read("config.yaml").decode()
 

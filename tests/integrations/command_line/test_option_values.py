@@ -69,6 +69,7 @@ def test_every_option_has_its_dotted_name_and_positional_words_are_counted_apart
         "--part.switch --quiet",
         "--part.no-switch",
         "--part.word a",
+        "--part.word=-x",
         "name --quiet",
         "--help",
         "-h",
@@ -110,6 +111,12 @@ def test_what_an_option_takes_passes(words: str) -> None:
         ),
         ("--quiet yes", "--quiet takes no value, got yes: write --quiet alone, or --no-quiet"),
         ("name other", "unexpected word 'other'"),
+        ("-x", "unexpected word '-x': an option begins with --"),
+        (
+            "--part.word -x",
+            "--part.word must be followed by a word that does not begin with '-', as options do, "
+            "got -x; if it is the value, write --part.word=-x",
+        ),
     ],
 )
 def test_what_it_does_not_take_is_named_with_what_it_takes(words: str, message: str) -> None:

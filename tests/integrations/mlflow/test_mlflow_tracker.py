@@ -23,6 +23,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+from sweeps import filled
 from test_mlflow_database import start
 from torch import Tensor, nn
 from trainings import small_model
@@ -187,8 +188,7 @@ def commit_trials(records: Records, names: str) -> None:
         records.commit(
             SEARCH,
             name,
-            inputs={},
-            payload=payload | {"history": history, "accelerator_seconds": 20.0},
+            **filled(SEARCH, payload | {"history": history, "accelerator_seconds": 20.0}),
             seconds=20.0,
         )
 
@@ -474,7 +474,7 @@ def test_a_sweep_of_a_network_that_cannot_be_exported_has_its_runs_without_model
         "path": storage.full("net"),
         "sha256": digest,
     }
-    record = Records(storage).commit(TRAIN, "one", inputs={}, payload=payload, seconds=1.0)
+    record = Records(storage).commit(TRAIN, "one", **filled(TRAIN, payload), seconds=1.0)
     projection = Projection(Sweep(config, "toy", storage, storage, ()), tracker)
     projection.update()
     assert projection.with_model == {record.key: ""}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from listeners import free_port
 from small_rays import OBJECT_STORE, cluster_of_one_node
+from sweeps import filled
 
 from sat_ray.integrations.ray.prometheus import SweepMetrics, training_shown
 from sat_ray.storage.store import Storage
@@ -94,11 +95,10 @@ def commit_toy_sweep(records: Records, *, scores: dict[str, float]) -> None:
             records.commit(
                 stage,
                 activation,
-                inputs={},
-                payload=payload | {"val_robust_accuracy": value},
+                **filled(stage, payload | {"val_robust_accuracy": value}),
                 seconds=10.0,
             )
-    records.commit(EVALUATE, "shard", inputs={}, payload={}, seconds=10.0)
+    records.commit(EVALUATE, "shard", **filled(EVALUATE, {}), seconds=10.0)
 
 
 def test_the_metrics_pages_show_a_sweep_under_the_names_that_the_dashboard_queries(

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from sat_ray.activations.registry import make_activation
-from sat_ray.data.sources.base import EXTRA_PATH, PATH
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.data.sources.user_defined import opened
 from sat_ray.evaluation.low_precision.surrogate import check_gradient, emulated
@@ -16,7 +15,7 @@ from sat_ray.models import model_from_spec
 from sat_ray.models.export import NotExportedError, check_exportable
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
-from sat_ray.sweep.plan.datasets import data_uri, dataset_uri
+from sat_ray.sweep.plan.datasets import dataset_uri
 from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.compile import check_compiler
 from sat_ray.utils.import_string import is_reference
@@ -98,17 +97,6 @@ def _shape_known(config: SweepConfig, root: Storage) -> tuple[int, tuple[int, ..
         return None
     found = opened(source, config.data.path)
     return len(found.class_names), tuple(found.images.shape[1:])  # type: ignore[union-attr]
-
-
-def check_data_named(config: SweepConfig, root: Storage) -> None:
-    """Raise ValueError where images have to be prepared first and their place was not given.
-
-    The nodes check whether they are there.
-    """
-    for data, field in ((config.data, PATH), (config.data.extra_data(), EXTRA_PATH)):
-        if data is not None and Dataset.open(data_uri(data, root)) is None:
-            source = dataset_source(data.dataset)
-            source.require_path(data.path, download=data.download, field=field)
 
 
 def check_machine(

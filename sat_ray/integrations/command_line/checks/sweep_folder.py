@@ -13,7 +13,10 @@ RESERVED_NAMES = ("data", "mlartifacts", "mlflow.db")
 
 def storage_root(given: str) -> Storage:
     """Open the storage that sweeps share: the one given, else SAT_RAY_STORAGE, else ./runs."""
-    return Storage.at(given or os.environ.get("SAT_RAY_STORAGE") or "./runs")
+    root = Storage.at(given or os.environ.get("SAT_RAY_STORAGE") or "./runs")
+    if root.is_local and root.is_file(""):
+        raise UsageError(f"storage must be a folder or s3://bucket/prefix, got the file {root.uri}")
+    return root
 
 
 def require_there(root: Storage) -> None:

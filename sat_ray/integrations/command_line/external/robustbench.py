@@ -17,7 +17,7 @@ from sat_ray.models.export import export_model
 from sat_ray.models.normalized import Normalized
 from sat_ray.report.console import Reporter
 from sat_ray.storage.store import Storage
-from sat_ray.threat import ThreatModel, radius_text
+from sat_ray.threat import ThreatModel, length_text
 from sat_ray.utils.import_string import first_line
 
 FOLDER = "robustbench"
@@ -89,8 +89,8 @@ def check_board(given: ExternalOptions, subject: Subject) -> None:
     balls = BOARDS.get(board_of(subject), ())
     if balls and given.threat_model not in balls:
         raise ValueError(
-            f"--protocol robustbench has {' and '.join(map(_ball, balls))} for "
-            f"{board_of(subject)}, got {_ball(given.threat_model)}; give one of them, or "
+            f"--protocol robustbench has {' and '.join(map(str, balls))} for "
+            f"{board_of(subject)}, got {given.threat_model}; give one of them, or "
             "--attack autoattack without --protocol"
         )
     if board_of(subject) == "imagenet":
@@ -166,7 +166,7 @@ def entry_of(given: ExternalOptions, subject: Subject, found: dict[str, Any]) ->
         "dataset": board or subject.dataset.manifest.get("dataset", ""),
         "venue": "",
         "architecture": "" if spec is None else spec.name,
-        "eps": radius_text(given.norm, given.epsilon),
+        "eps": length_text(given.norm, given.epsilon),
         "clean_acc": f"{100 * found['clean_accuracy']:.2f}",
         "reported": robust,
         "autoattack_acc": robust,
@@ -189,10 +189,6 @@ def _measured(entry: dict[str, Any], found: dict[str, Any]) -> str:
         f"Accuracy {entry['clean_acc']} %, {entry['autoattack_acc']} % under AutoAttack's standard "
         f"version,\n{norm} {entry['eps']}, on the {_which(found)}."
     )
-
-
-def _ball(ball: ThreatModel) -> str:
-    return f"{ball.norm} {radius_text(ball.norm, ball.epsilon)}"
 
 
 def definition_name(text: str) -> str:

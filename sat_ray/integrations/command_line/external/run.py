@@ -43,8 +43,10 @@ from sat_ray.integrations.ray.local.session_folders import session_folder
 from sat_ray.report.console import Reporter
 from sat_ray.report.evaluation_summary import Interval, attack_table, claim, summary
 from sat_ray.report.table import terminal_table
-from sat_ray.storage.preflight import check_writable
+from sat_ray.storage.preflight import check_writable, nothing_left
+from sat_ray.storage.sealed import read_perhaps_sealed, sealed
 from sat_ray.storage.store import Storage
+from sat_ray.sweep.config.stored import CONFIG
 from sat_ray.sweep.execute.evaluation import sampled_rows
 from sat_ray.sweep.records.lease import driver_lease
 from sat_ray.sweep.records.leftovers import remove_leftovers, supersede_without_outcomes
@@ -77,15 +79,16 @@ def evaluate_external(given: ExternalOptions) -> None:
         folder_name(given.name)
     root = storage_root(given.storage)
     check_not_a_file(given.name, root, given.tracking_uri)
-    check_writable(root)
     with session_folder() as temporary, Reporter() as reporter:
         if hint := slow_here(gradient=given.gradient, accelerator=given.accelerator):
             reporter.say(hint)
         reporter.say(f"opening model {given.model} and data {given.data}")
-        subject = open_subject(given, root, Path(temporary))
-        given = replace(given, slots=subject.slots)
-        if given.protocol != "none":
-            check_board(given, subject)
+        with nothing_left(root):
+            check_writable(root)
+            subject = open_subject(given, root, Path(temporary))
+            given = replace(given, slots=subject.slots)
+            if given.protocol != "none":
+                check_board(given, subject)
         if subject.weights_taken:
             reporter.say(f"weights {given.weights}: {subject.weights_taken}")
         name, identity = identify(given, subject)
@@ -132,21 +135,23 @@ def show(found: dict[str, Any], storage: Storage, reporter: Reporter) -> None:
 def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
     """Write config.json into a new folder; ValueError where the folder holds something else."""
     try:
-        theirs = storage.read_json("config.json")
+        theirs = read_perhaps_sealed(storage, CONFIG)
     except FileNotFoundError:
-        storage.write_json("config.json", identity)
+        storage.write_json(CONFIG, sealed(identity))
         return
     except ValueError as error:
-        raise ValueError(f"{error}; choose another --name or --storage") from None
+        raise ValueError(
+            f"{storage.full(CONFIG)} {error}; choose another --name or --storage"
+        ) from None
     if theirs != identity:
         raise ValueError(
             f"{storage.uri} holds {_held(theirs, identity)}; choose another --name or --storage"
         )
 
 
-def _held(theirs: Any, identity: dict[str, Any]) -> str:
+def _held(theirs: dict[str, Any], identity: dict[str, Any]) -> str:
     """Return in words what a folder holds instead of this evaluation."""
-    if not isinstance(theirs, dict) or "attacks" not in theirs:
+    if "attacks" not in theirs:
         return "something else than an evaluation"
     names = {**identity, **theirs}
     others = [name for name in names if theirs.get(name) != identity.get(name)]

@@ -12,7 +12,8 @@ import torch
 from sat_ray.attacks import AttackSpec
 from sat_ray.checkpoint import MODEL_JSON, RESTORE, read_description
 from sat_ray.data.class_names import label_order, numbers_out_of_order, relabelled
-from sat_ray.data.shards.convert import prepared
+from sat_ray.data.shards.convert import ExternalImages, open_data, written
+from sat_ray.data.shards.manifest import read_manifest
 from sat_ray.data.shards.reading import image_ids, labels, read_rows
 from sat_ray.evaluation.external.loading import (
     kind_of,
@@ -31,6 +32,7 @@ from sat_ray.evaluation.external.validation import (
 from sat_ray.integrations.command_line.checks.sweep_folder import folder_name, tracking_of
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.models import Normalized
+from sat_ray.storage.files_read import FilesRead
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.evaluation import sampled_rows
 from sat_ray.sweep.search.search_space import SearchPoint
@@ -82,20 +84,29 @@ class Subject:
 
 
 def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subject:
-    """Open data and model and check that they fit; ValueError in one line where they do not."""
-    dataset, n_split = _open_data(given, root)
+    """Open data and model and check that they fit; ValueError in one line where they do not.
+
+    Nothing is written before both could be opened.
+    """
+    data, shape, n_split = _open_data(given)
     kind, uri = _fetch(given, root, temporary)
-    try_source(kind, uri, dataset.manifest["shape"])
+    try_source(kind, uri, shape)
     weights, taken = _cleaned_weights(given, temporary)
     model, digest = load_source(kind, uri, weights=weights)
-    given = given.with_slots(model, tuple(dataset.manifest["shape"]))
+    read = FilesRead()
+    with read:
+        given = given.with_slots(model, shape)
+    dataset = Dataset.open(written(data, root))
+    assert dataset is not None
+    del data  # an .npz is in memory
     shards = Storage(dataset.uri)
     names = dataset.manifest["class_names"]
     known = _class_names(kind, uri)
     order = label_order(known, names, what=f"data {given.data}")
     some = relabelled(read_rows(shards, given.split, torch.arange(min(given.rows, n_split))), order)
     expected = len(names) or None
-    clean = try_model(model, some, slots=given.rows, expected=expected, what=given.model)
+    with read:
+        clean = try_model(model, some, slots=given.rows, expected=expected, what=given.model)
     classes = clean.shape[1]
     if expected is None:  # with names of classes, labels were checked when they were written
         check_labels(
@@ -114,6 +125,7 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     warnings = (
         str(zeros),
         bounded_outputs(logits),
+        read.warning("the model"),
         REORDERED if order else "",
         "" if known else numbers_out_of_order(names),
     )
@@ -146,20 +158,21 @@ def _attacks(
     return tuple(one for spec in specs for one in variants_of(configuration, spec))
 
 
-def _open_data(given: ExternalOptions, root: Storage) -> tuple[Dataset, int]:
-    """Return the dataset, prepared, and the number of images in the split."""
-    channels = _channels(given.model)
-    dataset = Dataset.open(
-        prepared(
-            given.data,
-            root,
-            image_size=given.image_size,
-            resize=given.image_resize,
-            channels=channels,
-        )
+def _open_data(
+    given: ExternalOptions,
+) -> tuple[Storage | ExternalImages, tuple[int, ...], int]:
+    """Return the images, their shape (C, H, W), and how many the split has."""
+    found = open_data(
+        given.data,
+        image_size=given.image_size,
+        resize=given.image_resize,
+        channels=_channels(given.model),
     )
-    assert dataset is not None
-    splits = dataset.manifest["splits"]
+    if isinstance(found, Storage):
+        manifest = read_manifest(found)
+        shape, splits = tuple(manifest["shape"]), manifest["splits"]
+    else:
+        shape, splits = found.shape, {"test": found.count}
     if not splits.get(given.split):
         raise ValueError(
             f"--split {given.split!r} of data {given.data} has no images; "
@@ -171,7 +184,7 @@ def _open_data(given: ExternalOptions, root: Storage) -> tuple[Dataset, int]:
             f"--images must be an integer from 1 to {n_split}, the images of split {given.split}, "
             f"got {given.images}"
         )
-    return dataset, n_split
+    return found, shape, n_split
 
 
 def _fetch(given: ExternalOptions, root: Storage, temporary: Path) -> tuple[str, str]:

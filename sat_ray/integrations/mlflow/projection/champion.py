@@ -9,6 +9,7 @@ from sat_ray.evaluation.card.checks import ABOVE_CHANCE
 from sat_ray.integrations.mlflow.projection.registry import (
     ALIAS,
     Contender,
+    compared_threat,
     objection,
     registered_name,
 )
@@ -108,7 +109,7 @@ def _contender(runs: Runs, seeds: Sequence[Record]) -> Contender:
         names = [str(attack["after"]), str(attack["name"])]
     return Contender(
         data=data.hash,
-        threat_model=str(config.threat_model),
+        threat_model=compared_threat(config.threat_model),
         number=math.fsum(numbers) / len(numbers),
         measured=" + ".join(names),
     )

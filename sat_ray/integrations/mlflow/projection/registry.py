@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sat_ray.data.sources.registry import dataset_source
 from sat_ray.sweep.config import SweepConfig
 from sat_ray.sweep.tasks import Dataset
-from sat_ray.threat import radius_text
+from sat_ray.threat import ThreatModel, as_255ths
 from sat_ray.utils.import_string import is_reference, slug
 
 ALIAS = "champion"
@@ -35,8 +35,16 @@ def registered_name(config: SweepConfig, data: Dataset) -> str:
     images = f"{slug(dataset)}-{data.hash[:8]}" if varies else dataset
     norm = config.threat_model.norm
     epsilon = config.threat_model.epsilon
-    radius = radius_text(norm, epsilon).replace("/", "-")
+    radius = as_255ths(epsilon).replace("/", "-") if norm == "linf" else f"{epsilon:g}"
     return f"{images}-{slug(config.model.name)}-{norm}-{radius}"
+
+
+def compared_threat(threat_model: ThreatModel) -> str:
+    """Return the threat model as versions carry it; they are compared by it, so it never changes.
+
+    Pages spell an l2 radius otherwise (`length_text`).
+    """
+    return f"{threat_model.norm} {as_255ths(threat_model.epsilon)}"
 
 
 @dataclass(frozen=True)

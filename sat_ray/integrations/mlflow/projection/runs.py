@@ -23,7 +23,6 @@ from sat_ray.sweep.plan.datasets import dataset_uri
 from sat_ray.sweep.records.store import Record
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import TRAIN, Dataset, task_name
-from sat_ray.threat import as_255ths
 from sat_ray.utils.serialization import content_hash, flatten, json_bytes, to_json
 
 MODEL_NAME = "model"
@@ -205,7 +204,7 @@ class Runs:
     ) -> dict[str, Any]:
         """Return the parameters of a run that shows a configuration, what varies first."""
         config = self.sweep.config
-        step = as_255ths(config.evaluation.step_size)
+        step = config.threat_model.text(config.evaluation.step_size)
         fixed = {
             "model": config.model.name,
             "threat_model": str(config.threat_model),

@@ -35,6 +35,7 @@ from sat_ray.sweep.cost.budget import Budget, SearchResult, result_of
 from sat_ray.sweep.cost.spent import longest_trials
 from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.plan.trainings import trial_task
+from sat_ray.sweep.records.shapes import StoppedRecord
 from sat_ray.sweep.records.store import Records, Stage
 from sat_ray.sweep.search.search_space import Group, SearchPoint, groups
 from sat_ray.sweep.search.successive_halving import in_turn
@@ -42,7 +43,7 @@ from sat_ray.sweep.tasks import Dataset
 from sat_ray.utils.randomness import Randomness
 from sat_ray.utils.worker_process import set_up_worker
 
-STOPPED = Stage("search_stopped", 1, ("sat_ray.sweep.plan.trainings",))
+STOPPED = Stage("search_stopped", 1, ("sat_ray.sweep.plan.trainings",), StoppedRecord)
 
 
 def search_async(config: SweepConfig, dataset: Dataset, records: Records) -> SearchResult:

@@ -1,0 +1,98 @@
+"""A command that refuses its input leaves the folder that it was started in as it was."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sweeps import digits_shards, parsed
+
+from sat_ray.integrations.command_line import compare, export, run, status
+from sat_ray.integrations.command_line.evaluate import evaluate_model
+from sat_ray.storage.store import Storage
+from sat_ray.sweep.plan.datasets import dataset_uri
+
+NETWORK = """
+import torch
+from torch import nn
+def good(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+def number(): return 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Start in a folder with images, and outside of any Ray, so that nothing can be computed."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    for name in ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "left_alone_net.py").write_text(NETWORK)
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "ok.npz", images=images, labels=np.arange(40) % 10)
+    np.savez(tmp_path / "dark.npz", images=images // 128, labels=np.arange(40) % 10)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, before)
+
+
+def evaluate(**options: str) -> Callable[[], int]:
+    given = {"model": "left_alone_net:good", "data": "ok.npz"} | options
+    return lambda: evaluate_model([f"--{name}={value}" for name, value in given.items()])
+
+
+def command(main: Callable[..., int], *words: str) -> Callable[[], int]:
+    def start() -> int:
+        sys.argv = ["command", *words]
+        return main(about="")
+
+    return start
+
+
+def alone(name: str, *words: str) -> Callable[[], int]:
+    return command(lambda about: run.main(run.only(name), about=about), *words)
+
+
+REFUSED = {
+    "no model": evaluate(model="nowhere"),
+    "no data": evaluate(data="nowhere.npz"),
+    "no image above 1": evaluate(data="dark.npz"),
+    "no network": evaluate(model="left_alone_net:number"),
+    "no weights": evaluate(weights="nowhere.pt"),
+    "too many images": evaluate(images="41"),
+    "no split": evaluate(split="train"),
+    "MLflow's model": evaluate(model="models:/nothing/1"),
+    "search before prepare": alone("search", "digits_smoke"),
+    "train before prepare": alone("train", "digits_smoke"),
+    "report before prepare": alone("report", "digits_smoke"),
+    "tracker's folder": alone("prepare", "digits_smoke", "--tracking-uri", "folder"),
+    "no path of the images": alone("prepare", "imagenet_resnet50"),
+    "export": command(export.main, "digits", "--out", "new/model.pt2"),
+    "status": command(status.main, "digits"),
+    "compare": command(compare.main, "a", "b", "--json", "new/found.json"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_command_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    before = {str(path) for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    assert REFUSED[case]() == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    after = {str(path) for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    assert after == before
+
+
+def test_a_stage_that_lacks_its_inputs_makes_no_folder_of_its_sweep(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    words = ("digits_smoke", "--name", "new")
+    digits_shards(Path(dataset_uri(parsed(*words).config, Storage.at("runs"))))
+    assert alone("train", *words)() == 2
+    assert not (folder / "runs" / "new").exists()
