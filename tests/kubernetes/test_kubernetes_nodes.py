@@ -137,6 +137,7 @@ time.sleep(20)
 
 def test_work_for_gpus_gets_spot_pods_first_and_work_for_cpus_none() -> None:
     """Ask Ray for a GPU where one spot node has one, then where only an on-demand node has one."""
+    until(lambda: not pods(WORKER), what="no workers of an earlier sweep")
     label("node3", "gpu-spot")
     devices("node3", 1)
     with _gpu_task() as task:

@@ -79,8 +79,11 @@ def train_all(tasks: list[TrainingTask], records: Records, resources: ResourceSe
         try:
             _train_in_groups(waiting, records, resources)
             break
-        except ray.exceptions.RayActorError:
-            # the process that leads a group died, and the group with it; no other group is left
+        except (ray.exceptions.RayActorError, ray.train.ControllerError) as error:
+            if not _lost_a_process(error):
+                raise
+            # the process that leads a group died or lost one that it was calling, and the group
+            # ended with it; no other group is left
             remove_orphans()
             waiting = _uncommitted(tasks, records)
             if not waiting:
@@ -89,6 +92,12 @@ def train_all(tasks: list[TrainingTask], records: Records, resources: ResourceSe
                 raise
     if unfinished := _uncommitted(tasks, records):
         raise ArithmeticError(_said(records, unfinished[0])["error"])
+
+
+def _lost_a_process(error: Exception) -> bool:
+    """Return whether a process that leads a worker group, or one that it was calling, was lost."""
+    cause = error.controller_failure if isinstance(error, ray.train.ControllerError) else error
+    return isinstance(cause, ray.exceptions.RayActorError)
 
 
 def _uncommitted(tasks: list[TrainingTask], records: Records) -> list[TrainingTask]:

@@ -98,6 +98,29 @@ def test_two_groups_share_the_tasks_and_train_what_one_worker_trains_alone(
     until(lambda: not controllers(), what="the end of the processes that led the two groups")
 
 
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_a_leader_that_lost_a_process_is_followed_by_another(
+    task: TrainingTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen on a Kubernetes: the kernel ended a raylet while the group's leader called a worker.
+    Any other error of a leader ends the stage.
+    """
+    import ray
+
+    from sat_ray.integrations.ray import train
+
+    gone = ray.exceptions.ActorUnavailableError("Socket closed", None)
+    errors = [ray.train.ControllerError(gone), ray.train.ControllerError(TypeError("other"))]
+
+    def failing(*_: object) -> None:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(train, "_train_in_groups", failing)
+    with pytest.raises(ray.train.ControllerError, match="other"):
+        train.train_all([task], Records(Storage(str(tmp_path))), ResourceSettings())
+    assert not errors
+
+
 def controllers() -> list[int]:
     """Return the processes below this one that lead a group of workers."""
     found = []
