@@ -63,7 +63,9 @@ EXCUSED_PYTHON = {
     "--8<--": "an include; the program it comes from is run by TESTED_ELSEWHERE or "
     "test_bring_your_own.py",
 }
-VARIABLES = ("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "PYTHONPATH", "KUBECONFIG")
+VARIABLES = (
+    *("SAT_RAY_STORAGE", "MLFLOW_TRACKING_URI", "PYTHONPATH", "KUBECONFIG", "KUBERNETES_NODES"),
+)
 TESTED_ELSEWHERE = {
     "docs/demos/five_ways.py": "documentation/test_five_ways.py",
     "docs/demos/from_python.py": "documentation/test_from_python.py",

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from sweeps import pipeline, prepare, start
+from sweeps import filled, pipeline, prepare, start
 from waiting import PATIENCE_SECONDS, until
 
 from sat_ray.data.shards.manifest import CorruptShardError
 from sat_ray.storage.sealed import sealed
-from sat_ray.sweep.tasks import Dataset
+from sat_ray.sweep.tasks import TRAIN, Dataset
 
 RECIPE = "digits_smoke"
 
@@ -138,10 +138,9 @@ def test_results_of_other_code_are_refused_and_the_modules_named(
     record = {
         "stage": "train",
         "key": "0" * 32,
-        "inputs": {},
-        "payload": {},
         "created": 0.0,
         "seconds": 0.0,
+        **filled(TRAIN, {}),
     }
     record |= {"code": {"sat_ray.sweep.execute": "older"}}
     (root / RECIPE / "state" / "train").mkdir(parents=True)

@@ -20,6 +20,7 @@ from sat_ray.integrations.command_line.checks.claims import claim_folder
 from sat_ray.integrations.command_line.dry_run import plan
 from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.command_line.process.exit_status import exit_status
+from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.plan.trainings import planned_trials
 from sat_ray.sweep.recipes import RECIPES
@@ -90,7 +91,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     folder = tmp_path_factory.mktemp("commands")
     (folder / "a-file").write_text("in the way")
     Storage.at(folder / "claimed" / "taken").write_json(
-        "config.json", to_json(RECIPES["digits_smoke"]())
+        "config.json", sealed(to_json(RECIPES["digits_smoke"]()))
     )
     Storage.at(folder / "claimed" / "cut").write("config.json", b'{"recipe": "dig')
     Storage.at(folder / "claimed" / "null").write_json("config.json", None)
