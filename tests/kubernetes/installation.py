@@ -63,7 +63,13 @@ def apply(documents: list[Document]) -> None:
 
 
 def remove() -> None:
-    """Remove the namespace and all that is in it, without the two minutes that a head is given."""
+    """Remove the namespace and all that is in it, without the two minutes that a head is given.
+
+    Clusters go first: with Redis, the operator starts a pod that empties it, and in a namespace
+    that is being deleted none starts.
+    """
+    clusters = ("rayjobs,rayclusters", "--all", "--timeout=300s")
+    kubectl("-n", NAMESPACE, "delete", *clusters, check=False)
     kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
     kubectl("-n", NAMESPACE, "delete", "pods", "--all", "--grace-period=1")
     kubectl("wait", "--for=delete", f"namespace/{NAMESPACE}", "--timeout=300s")
