@@ -33,13 +33,15 @@ def _cluster(spec: Document) -> None:
     _container(spec["headGroupSpec"])["resources"] = _size(HEAD_MIB, most_cpus=2)
     for group in spec["workerGroupSpecs"]:
         most = MOST_PODS[group["groupName"]]
+        gpus = {"nvidia.com/gpu": "1"} if group["groupName"].startswith("gpu") else {}
         for name in ("replicas", "minReplicas", "maxReplicas"):
             group |= {name: min(group[name], most)} if name in group else {}
         if "idleTimeoutSeconds" in group:
             group["idleTimeoutSeconds"] = IDLE_SECONDS
-        group["rayStartParams"]["num-cpus"] = "1"
-        gpus = {"nvidia.com/gpu": "1"} if group["groupName"].startswith("gpu") else {}
-        _container(group)["resources"] = _size(WORKER_MIB, **gpus)
+        # A training takes two CPUs: of two pods, or of one where the size is fixed at one.
+        cpus = 1 if gpus else most // group["maxReplicas"]
+        group["rayStartParams"]["num-cpus"] = str(cpus)
+        _container(group)["resources"] = _size(WORKER_MIB * cpus, most_cpus=cpus, **gpus)
 
 
 def _job(document: Document) -> None:
@@ -54,7 +56,9 @@ def _job(document: Document) -> None:
 def _environment(document: Document) -> None:
     groups = json.loads(document["data"]["SAT_RAY_NODE_GROUPS"])
     for group in groups:
-        group |= {"nodes": min(group["nodes"], MOST_PODS[group["pool"]]), "CPU": 1}
+        most = MOST_PODS[group["pool"]]
+        nodes = min(group["nodes"], most)
+        group |= {"nodes": nodes, "CPU": most // nodes}
         group |= {"GPU": 1} if "GPU" in group else {}
     document["data"] |= {
         "SAT_RAY_NODE_GROUPS": json.dumps(groups),
