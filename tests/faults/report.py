@@ -130,7 +130,7 @@ def _seen_on(kubernetes: dict[str, dict[str, Any]]) -> list[str]:
         one = sweeps[name]
         figures = [_figure(one.get(key)) for key in ("first worker ready", "result", "zero pods")]
         memory = _figure(one.get("peak_mib", {}).get("all pods"))
-        reused = "–" if UNDISTURBED in name else one.get("reused", NOT_MEASURED)
+        reused = one.get("reused", "–")
         equal = "yes" if one["equal_numbers"] else "**no**"
         lines.append(f"| {' | '.join([name, *figures, memory, reused, equal])} |")
     return lines

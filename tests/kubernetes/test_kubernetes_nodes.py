@@ -131,7 +131,7 @@ time.sleep(20)
             what="the end of the worker's pod",
         )
 
-    disturbed("worker ended for its memory", sweep, alone, during=TRAINING, do=fill)
+    disturbed("several nodes: worker ended for its memory", sweep, alone, during=TRAINING, do=fill)
     assert killed
 
 

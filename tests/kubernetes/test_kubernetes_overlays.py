@@ -41,7 +41,7 @@ def test_a_job_has_a_cluster_of_its_own_and_leaves_none(alone: Left) -> None:
     with install("rayjob"):
         measured = _follow(began)
         equal = _equal(alone)
-        record("overlays/rayjob, from apply", **measured, equal_numbers=equal)
+        record("several nodes: overlays/rayjob, from apply", **measured, equal_numbers=equal)
     assert equal
 
 
@@ -74,7 +74,7 @@ def test_a_job_under_kueue_waits_for_its_whole_size_and_gives_the_quota_back(alo
         until(lambda: _used("memory") == 0, what="a free quota")
         equal = _equal(alone)
         shown = {"said": said, "used_mib": used >> 20, "equal_numbers": equal}
-        record("overlays/kueue, from the quota", **measured, **shown)
+        record("several nodes: overlays/kueue, from the quota", **measured, **shown)
     assert equal
 
 
@@ -93,7 +93,7 @@ def test_a_restart_of_redis_changes_no_number(sweep: Submission, alone: Left) ->
         kubectl("-n", NAMESPACE, "delete", "pod", "redis-0")
         kubectl("-n", NAMESPACE, "rollout", "status", "statefulset/redis", "--timeout=300s")
 
-    disturbed("Redis restarted", sweep, alone, during=TRAINING, do=restart)
+    disturbed("several nodes: Redis restarted", sweep, alone, during=TRAINING, do=restart)
 
 
 @pytest.mark.usefixtures("redis")
@@ -107,7 +107,7 @@ def test_workers_outlive_the_head(sweep: Submission, alone: Left) -> None:
     kept = before & {one["metadata"]["uid"] for one in pods(WORKER)}
     record("workers after the head's end, with Redis", before=len(before), kept=len(kept))
     sweep.process.wait(timeout=600)
-    again("head pod deleted during train, with Redis", sweep, alone)
+    again("several nodes: head pod deleted during train, with Redis", sweep, alone)
     assert kept == before
 
 
