@@ -27,6 +27,13 @@ def draining_nodes() -> Collection[str]:
     return found.keys()
 
 
+def ended_jobs() -> tuple[str, ...]:
+    """Return the ids of the jobs whose driver has ended; the public list needs a dashboard."""
+    import ray
+
+    return tuple(job["JobID"] for job in ray._private.state.jobs() if job["IsDead"])
+
+
 def keep_coordinator_here() -> None:
     """Start the actor through which Ray Train requests nodes on this node, the head of a cluster.
 

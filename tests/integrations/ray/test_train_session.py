@@ -4,6 +4,8 @@ twice, and not after eight starts.
 
 import contextlib
 import dataclasses
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from small_rays import ray_of_one_node, task_in
 from waiting import until
 
+from sat_ray.integrations.ray.private import ended_jobs
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ResourceSettings
 from sat_ray.sweep.cost.budget import Budget
@@ -119,6 +122,32 @@ def test_a_leader_that_lost_a_process_is_followed_by_another(
     with pytest.raises(ray.train.ControllerError, match="other"):
         train.train_all([task], Records(Storage(str(tmp_path))), ResourceSettings())
     assert not errors
+
+
+RESERVE = """
+import sys, ray
+ray.init(sys.argv[1], namespace=sys.argv[2])
+for name in ("", "kept"):
+    group = ray.util.placement_group([{"CPU": 0.1}], name=name, lifetime="detached")
+    ray.get(group.ready())
+"""
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_what_an_ended_job_reserved_is_removed_unless_it_has_a_name() -> None:
+    """Detached groups stand for those that a head finds in Redis after its restart."""
+    import ray
+
+    from sat_ray.integrations.ray.local.orphans import remove_orphans
+
+    here = ray.get_runtime_context()
+    other = [sys.executable, "-c", RESERVE, here.gcs_address, here.namespace]
+    subprocess.run(other, check=True, capture_output=True)
+    until(ended_jobs, what="the end of the other job")
+    remove_orphans()
+    table = ray.util.placement_group_table().values()
+    assert [one["name"] for one in table if one["state"] != "REMOVED"] == ["kept"]
+    ray.util.remove_placement_group(ray.util.get_placement_group("kept"))
 
 
 def controllers() -> list[int]:
