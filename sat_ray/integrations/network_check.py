@@ -37,7 +37,8 @@ def check_network(
     if is_timm(config.model.name):
         check_timm_model(spec, smaller)
         return taken
-    with FilesRead() as read:
+    read = FilesRead()
+    with read.noted():
         check_user_defined_model(spec, shape, smaller)
     if warning := read.warning(f"model.name {config.model.name}"):
         logging.getLogger(__name__).warning(warning)

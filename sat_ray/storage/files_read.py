@@ -6,9 +6,10 @@ What such a file holds is in no digest: a result would be taken for that of the 
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 CODE = (".py", ".pyc", ".so")
@@ -19,26 +20,24 @@ _at_work: dict[int, "FilesRead"] = {}  # by thread
 
 
 class FilesRead:
-    """A context, to be entered any number of times, that notes the files read in it.
+    """The files read in the blocks of `noted`, any number of them.
 
-    Only those of its own thread; code, files of installed packages and of the system are left out.
+    Only those of a block's own thread; code, files of installed packages and of the system are left
+    out.
     """
 
     def __init__(self) -> None:
         self.found: dict[str, None] = {}
 
-    def __enter__(self) -> "FilesRead":
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note the files that this thread reads in a block."""
         _listen()  # once: Python never lets go of what listens
         _at_work[threading.get_ident()] = self
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        _at_work.pop(threading.get_ident(), None)
+        try:
+            yield
+        finally:
+            _at_work.pop(threading.get_ident(), None)
 
     def warning(self, what: str) -> str:
         """Return a sentence that names the files, "" where there are none.

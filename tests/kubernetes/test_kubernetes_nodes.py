@@ -28,7 +28,7 @@ from scenarios import (
 )
 
 from tests.kubernetes.machine import node, processes
-from tests.kubernetes.machine.settings import Node
+from tests.kubernetes.machine.settings import Node, node_memory_gib
 
 pytestmark = pytest.mark.kubernetes
 
@@ -95,7 +95,7 @@ def test_a_killed_agent_of_a_node_changes_no_number(
         os.kill(pid, signal.SIGKILL)
         time.sleep(AWAY_SECONDS)
         node.start_runtime(broken)
-        node.start_agents(broken, memory_gib=10)
+        node.start_agents(broken, memory_gib=node_memory_gib())
 
     disturbed(f"several nodes: {part} killed", sweep, alone, during=TRAINING, do=kill)
 

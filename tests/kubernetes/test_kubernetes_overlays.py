@@ -123,8 +123,7 @@ def _follow(began: float) -> dict[str, float]:
 
 def _equal(alone: Left) -> bool:
     (name,) = _sweeps()
-    left = left_by(name)
-    return left.rows == alone.rows and left.outcomes == alone.outcomes
+    return left_by(name) == alone
 
 
 def _with_little_memory(overlay: str) -> list[Document]:

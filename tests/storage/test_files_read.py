@@ -18,7 +18,7 @@ def test_files_of_a_user_are_named_however_they_are_opened(tmp_path: Path) -> No
         path.write_text("x")
     read = FilesRead()
     names[3].read_text()
-    with read:
+    with read.noted():
         names[0].read_text()
         np.load(names[1])
         os.close(os.open(bytes(names[2]), os.O_RDONLY))
@@ -33,7 +33,8 @@ def test_files_of_a_user_are_named_however_they_are_opened(tmp_path: Path) -> No
 
 def test_code_the_system_and_what_is_written_are_not_named(tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text("x = 1\n")
-    with FilesRead() as read:
+    read = FilesRead()
+    with read.noted():
         (tmp_path / "module.py").read_text()
         (tmp_path / "written").write_text("x")
         Path("/proc/self/status").read_text()

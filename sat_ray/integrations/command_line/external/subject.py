@@ -94,7 +94,7 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     weights, taken = _cleaned_weights(given, temporary)
     model, digest = load_source(kind, uri, weights=weights)
     read = FilesRead()
-    with read:
+    with read.noted():
         given = given.with_slots(model, shape)
     dataset = Dataset.open(written(data, root))
     assert dataset is not None
@@ -105,7 +105,7 @@ def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subj
     order = label_order(known, names, what=f"data {given.data}")
     some = relabelled(read_rows(shards, given.split, torch.arange(min(given.rows, n_split))), order)
     expected = len(names) or None
-    with read:
+    with read.noted():
         clean = try_model(model, some, slots=given.rows, expected=expected, what=given.model)
     classes = clean.shape[1]
     if expected is None:  # with names of classes, labels were checked when they were written
