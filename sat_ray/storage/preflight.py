@@ -1,4 +1,4 @@
-"""Try everything that a sweep does to its storage, before anything is started."""
+"""Try what a command does to its storage, before anything is started."""
 
 import contextlib
 import errno
@@ -9,8 +9,20 @@ from collections.abc import Iterator
 from sat_ray.storage.local_disk import NO_ROOM, missing_folders
 from sat_ray.storage.s3_preflight import check_s3
 from sat_ray.storage.store import Storage
+from sat_ray.storage.uris import SCHEME
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+
+
+def check_readable(*places: str) -> None:
+    """Raise ValueError, in one line, where a place on S3 does not answer or cannot be listed.
+
+    places: any words; what does not begin with s3:// is left alone. It takes seconds, where reading
+    would wait for the end of an outage.
+    """
+    for place in places:
+        if place.startswith(SCHEME):
+            check_s3(Storage.at(place).uri, writes=False)
 
 
 def check_writable(storage: Storage) -> None:

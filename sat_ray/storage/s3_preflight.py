@@ -1,4 +1,4 @@
-"""Try everything that a sweep does to an S3 bucket; a failure is one line with the fix."""
+"""Try what a command does to an S3 bucket; a failure is one line with the fix."""
 
 import contextlib
 import os
@@ -50,15 +50,18 @@ FIXES = {
 """What to do about an error code of S3."""
 
 
-def check_s3(uri: str) -> None:
+def check_s3(uri: str, *, writes: bool = True) -> None:
     """List, write, write on condition, read and delete below s3://bucket/prefix.
 
-    Leaves nothing behind. Raises ValueError with what to do.
+    Leaves nothing behind. writes: False to list only. Raises ValueError with what to do.
     """
     parts = urlsplit(uri)
     if not parts.netloc:
         raise ValueError(f"storage must name a bucket, s3://bucket/prefix, got {uri}")
-    _Probe(uri, parts.netloc, parts.path.strip("/"), _client(uri)).run()
+    probe = _Probe(uri, parts.netloc, parts.path.strip("/"), _client(uri))
+    probe.list()
+    if writes:
+        probe.write()
 
 
 def _client(uri: str) -> Any:
@@ -94,13 +97,16 @@ class _Probe:
     prefix: str
     client: Any
 
-    def run(self) -> None:
-        """Make all requests; raise ValueError for the first that fails."""
+    def list(self) -> None:
+        """List; raise ValueError where that fails."""
+        listing = {"Bucket": self.bucket, "Prefix": self.prefix, "MaxKeys": 1}
+        self._attempt("list", lambda: self.client.list_objects_v2(**listing))
+
+    def write(self) -> None:
+        """Make all requests but the listing; raise ValueError for the first that fails."""
         name = f".probe-{uuid.uuid4().hex}"
         probe = {"Bucket": self.bucket, "Key": f"{self.prefix}/{name}".lstrip("/")}
         client = self.client
-        listing = {"Bucket": self.bucket, "Prefix": self.prefix, "MaxKeys": 1}
-        self._attempt("list", lambda: client.list_objects_v2(**listing))
         self._attempt("write", lambda: client.put_object(**probe, Body=b"sat_ray"))
         try:
             self._check_contents(probe)

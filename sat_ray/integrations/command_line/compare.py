@@ -11,6 +11,7 @@ from sat_ray.integrations.command_line.option_values import UsageError, check_da
 from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.integrations.command_line.process.invocation import program
 from sat_ray.report.compare.verdicts import JudgedModel, judge
+from sat_ray.storage.preflight import check_readable
 from sat_ray.storage.store import Storage
 
 PLAIN_WIDTH = 140  # where the output is no terminal
@@ -113,6 +114,7 @@ def run(argv: Sequence[str], *, about: str | None = None) -> None:
     from sat_ray.report.compare.tables import notes, render
 
     given = parse(argv, about=about)
+    check_readable(*given.outcomes)
     stems = [PurePosixPath(uri.rstrip("/")).stem for uri in given.outcomes]
     names = stems if len(set(stems)) == len(stems) else given.outcomes
     models = [read_model(uri, name=name) for uri, name in zip(given.outcomes, names, strict=True)]

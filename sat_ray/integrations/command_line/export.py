@@ -13,6 +13,7 @@ from sat_ray.integrations.command_line.parsing import AllowCode, parse_options
 from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.integrations.command_line.process.invocation import spelled
 from sat_ray.storage.json_shape import misfit
+from sat_ray.storage.preflight import check_readable
 from sat_ray.storage.sealed import read_perhaps_sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import SweepConfig
@@ -137,6 +138,7 @@ def locate(model: str, root: Storage) -> Found:
     """Find a checkpoint by the name of its sweep or by its folder, or raise ValueError."""
     from sat_ray.checkpoint import MODEL_JSON
 
+    check_readable(model)
     if Storage.at(model).exists(MODEL_JSON):
         checkpoint = Storage.at(model).uri
         folder, inside, _ = checkpoint.rpartition("/checkpoints/")

@@ -184,8 +184,10 @@ def _base(
         raise UsageError(
             f"--config must stand without a RECIPE, got {recipe}; the file names its own"
         )
+    from sat_ray.storage.preflight import check_readable
     from sat_ray.sweep.config.yaml_file import read_config
 
+    check_readable(files[-1])
     confirm(values_of(arguments, "--allow-code"))
     return read_config(files[-1], recipes)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.integrations.command_line.process.exit_status import exit_status
+from sat_ray.storage.preflight import check_readable
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
 from sat_ray.utils.names import printable
 
@@ -21,6 +22,7 @@ def main(run: Run, *, about: str | None) -> int:
     def act() -> None:
         command = parse(sys.argv[1:], RECIPES, default=DEFAULT, about=about or "")
         command.config.resources.require_accelerator()
+        check_readable(command.root.uri, command.config.model.initial_weights)
         _check_parts(command)
         if command.dry_run:
             from sat_ray.integrations.command_line.dry_run import describe

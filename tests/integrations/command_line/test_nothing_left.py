@@ -1,4 +1,7 @@
-"""A command that refuses its input leaves the folder that it was started in as it was."""
+"""A command that refuses its input leaves the folder that it was started in as it was.
+
+S3 that does not answer is refused in one line, which comes without waiting for an outage's end.
+"""
 
 import signal
 import sys
@@ -11,6 +14,7 @@ from sweeps import digits_shards, parsed
 
 from sat_ray.integrations.command_line import compare, export, run, status
 from sat_ray.integrations.command_line.evaluate import evaluate_model
+from sat_ray.storage import outages
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.plan.datasets import dataset_uri
 
@@ -96,3 +100,39 @@ def test_a_stage_that_lacks_its_inputs_makes_no_folder_of_its_sweep(
     digits_shards(Path(dataset_uri(parsed(*words).config, Storage.at("runs"))))
     assert alone("train", *words)() == 2
     assert not (folder / "runs" / "new").exists()
+
+
+PLACE = "s3://bucket/x"
+ON_S3 = ("digits", "--storage", PLACE, "--tracking-uri", "http://127.0.0.1:9")
+WITHOUT_ANSWER = {
+    "status": command(status.main, "--storage", PLACE),
+    "status of a sweep": command(status.main, *ON_S3[:3]),
+    "compare": command(compare.main, f"{PLACE}/a", f"{PLACE}/b"),
+    "export": command(export.main, *ON_S3[:3], "--out=m.onnx"),
+    "export of a checkpoint": command(export.main, f"{PLACE}/checkpoint", "--out=m.onnx"),
+    "stage": alone("report", *ON_S3),
+    "dry run": alone("report", *ON_S3, "--dry-run"),
+    "config": alone("report", f"--config={PLACE}/a.yaml", "--dry-run"),
+    "initial weights": alone("report", f"--model.initial-weights={PLACE}/w.pt", "--dry-run"),
+    "images": alone("prepare", "--data.dataset=image_folder", f"--data.path={PLACE}"),
+    "storage of an evaluation": evaluate(storage=PLACE),
+    "its model": evaluate(model=f"{PLACE}/m"),
+    "its weights": evaluate(weights=f"{PLACE}/w.pt"),
+    "its data": evaluate(data=f"{PLACE}/d"),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_ANSWER)
+def test_s3_that_does_not_answer_is_one_line_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(outages, "OUTAGE_SECONDS", 0)  # else a fault that this finds takes minutes
+    monkeypatch.setenv("RAY_ADDRESS", "")  # images are looked at on this machine alone
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    assert WITHOUT_ANSWER[case]() == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert PLACE in line
+    assert "http://127.0.0.1:9 does not answer; start it, or correct AWS_ENDPOINT_URL" in line

@@ -9,6 +9,7 @@ from sat_ray.data.class_names import check_extra_classes, check_extra_shape
 from sat_ray.data.sources.base import EXTRA_PATH, PATH, Source
 from sat_ray.data.sources.npz import shape_and_classes
 from sat_ray.data.sources.registry import dataset_source
+from sat_ray.storage.preflight import check_readable
 from sat_ray.storage.s3_path import folder_at
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import SCHEME
@@ -32,6 +33,7 @@ def check_data(config: SweepConfig, root: Storage) -> None:
         source = _source(data)
         source.require_path(data.path, download=data.download, field=field)
         if is_private():
+            check_readable(data.path, data.test_list)
             source.require_there(data.path, download=data.download, field=field)
             data.test_images().require_readable()
 

@@ -5,6 +5,7 @@ import re
 
 from sat_ray.integrations.command_line.option_values import UsageError
 from sat_ray.integrations.mlflow.preflight import sqlite_path
+from sat_ray.storage.preflight import check_readable
 from sat_ray.storage.store import Storage
 
 # of the storage itself; beside the last lie files whose names begin with it
@@ -20,7 +21,8 @@ def storage_root(given: str) -> Storage:
 
 
 def require_there(root: Storage) -> None:
-    """Raise ValueError where a storage that is only read does not exist."""
+    """Raise ValueError where a storage that is only read does not answer or does not exist."""
+    check_readable(root.uri)
     if not root.exists(""):
         raise ValueError(
             f"storage {root.uri} does not exist; "

@@ -43,7 +43,7 @@ from sat_ray.integrations.ray.local.session_folders import session_folder
 from sat_ray.report.console import Reporter
 from sat_ray.report.evaluation_summary import Interval, attack_table, claim, summary
 from sat_ray.report.table import terminal_table
-from sat_ray.storage.preflight import check_writable, nothing_left
+from sat_ray.storage.preflight import check_readable, check_writable, nothing_left
 from sat_ray.storage.sealed import read_perhaps_sealed, sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config.stored import CONFIG
@@ -85,6 +85,7 @@ def evaluate_external(given: ExternalOptions) -> None:
         reporter.say(f"opening model {given.model} and data {given.data}")
         with nothing_left(root):
             check_writable(root)
+            check_readable(given.model, given.data, given.weights)
             subject = open_subject(given, root, Path(temporary))
             given = replace(given, slots=subject.slots)
             if given.protocol != "none":
