@@ -135,11 +135,17 @@ def follow(kubectl: Kubectl, address: str, secret: str, command: list[str]) -> i
     """Run a command on the head with this folder's code, and print what it prints."""
     # Ray reads both when it is imported.
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secret}
+    from ray.exceptions import RayError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     logging.disable(logging.WARNING)  # else a line for each file that is not uploaded
-    client = JobSubmissionClient(address)
-    job = client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": "."})
+    try:
+        client = JobSubmissionClient(address)
+        job = client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": "."})
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise kubectl.refused(
+            f"the head did not take the job ({last_line(str(error))}); nothing was started"
+        ) from None
     print(f"job {job}; Ctrl-C ends this command and not the sweep", flush=True)
     try:
         asyncio.run(_print_log(client, job))

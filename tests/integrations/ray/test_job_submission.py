@@ -16,6 +16,16 @@ import pytest
 from sweeps import ROOT, environment, leaderboard, pipeline
 from waiting import await_answer
 
+FOLLOW = """
+import sys
+from cluster.commands.kubectl import ClusterError, Kubectl
+from cluster.commands.submit import follow
+
+try:
+    sys.exit(follow(Kubectl("test"), *sys.argv[1:3], sys.argv[3:]))
+except ClusterError as error:
+    sys.exit(str(error))
+"""
 RAY = str(Path(sys.executable).parent / "ray")
 PORT, DASHBOARD, AGENT = 26479, 28265, 28365  # another Ray of this machine may have the usual ones
 
@@ -54,7 +64,7 @@ def head(folder: Path) -> Iterator[dict[str, str]]:
     finally:
         own = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGTERM)
-        _, alive = psutil.wait_procs(own, timeout=20)
+        _, alive = psutil.wait_procs(own, timeout=5)
         for survivor in alive:
             survivor.kill()
 
@@ -88,3 +98,33 @@ def test_a_job_without_the_token_is_refused(head: dict[str, str]) -> None:
         submit, env=strangers, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode != 0
+
+
+def followed(address: str, token: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Submit a small folder as `make submit` does, and follow its job."""
+    return subprocess.run(
+        [sys.executable, "-c", FOLLOW, address, token, "cat", "given"],
+        env=environment(PYTHONPATH=str(ROOT)),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_the_job_of_make_submit_is_followed_or_refused_in_one_line(
+    head: dict[str, str], folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "given").write_text("what the job prints\n")
+    token = (folder / "token").read_text()
+    done = followed(head["RAY_API_SERVER_ADDRESS"], token, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "what the job prints" in done.stdout
+    for address, secret in (
+        (head["RAY_API_SERVER_ADDRESS"], "a" * 64),
+        ("http://127.0.0.1:9", token),
+    ):
+        refused = followed(address, secret, tmp_path)
+        assert refused.returncode == 1 and secret not in refused.stderr
+        (line,) = refused.stderr.splitlines()
+        assert line.startswith("context test: the head did not take the job (")
