@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sat_ray.activations.registry import make_activation
 from sat_ray.models.architectures.preact_resnet import PreActResNet
+from sat_ray.models.architectures.shapes_only import shapes_only
 from sat_ray.models.architectures.sizes import PREACT, SCALES
 from sat_ray.models.architectures.small_resnet import SmallResNet
 from sat_ray.models.architectures.timm_names import is_timm
@@ -100,7 +101,7 @@ def misfit(spec: ModelSpec, weights: Mapping[str, Tensor]) -> str:
     """
     if is_reference(spec.name):
         return ""
-    with torch.device("meta"):  # shapes without numbers
+    with shapes_only():
         # An activation adds single numbers only, and a user-defined one may need real tensors.
         outline = model_from_spec(replace(spec, activation="relu", alpha=None), seed=0)
     for name, wanted in outline.state_dict().items():
@@ -147,7 +148,7 @@ def check_timm_model(spec: ModelSpec, smaller: tuple[tuple[int, ...], ...] = ())
 
     Nothing is computed. smaller: (C, H, W) of smaller images that training begins with.
     """
-    with torch.device("meta"):
+    with shapes_only():
         model = model_from_spec(spec, seed=0)
     check_sizes(model, name=spec.name, num_classes=spec.num_classes, shapes=smaller)
 

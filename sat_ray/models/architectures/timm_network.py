@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sat_ray.activations.module import Activation
+from sat_ray.models.architectures.shapes_only import shapes_only
 from sat_ray.models.architectures.timm_names import PREFIX
 from sat_ray.models.injection import inject_activation
 from sat_ray.models.spec import ModelSpec
@@ -232,7 +233,7 @@ def _check(spec: ModelSpec) -> None:
     spec: with relu.
     """
     what = f"model {spec.name}"
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), shapes_only():
         net = _varied(spec).train()
         check_parts(net, what=what)
         config: Any = net.pretrained_cfg

@@ -120,6 +120,7 @@ def count(network: Network, *, patch_size: int = 0) -> Counted:
 
     from sat_ray.evaluation.engine.call_size import count_operations
     from sat_ray.models import model_from_spec
+    from sat_ray.models.architectures.shapes_only import shapes_only
 
     name, stem, width, shape, classes = network
     of_timm = ModelSettings(name=name, stem=stem, width=width, patch_size=patch_size).of_timm(shape)
@@ -133,7 +134,7 @@ def count(network: Network, *, patch_size: int = 0) -> Counted:
         std=(0.5,) * shape[0],
         **of_timm,
     )
-    with torch.device("meta"):
+    with shapes_only():
         net, image = model_from_spec(spec, seed=0).eval(), torch.empty(1, *shape)
     return count_operations(net, image), sum(parameter.numel() for parameter in net.parameters())
 
