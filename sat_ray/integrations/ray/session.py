@@ -41,6 +41,8 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TQDM_DISABLE": "1",
 }
+# no node of a private Ray is announced to go, so that no process of each training has to look
+OF_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 def is_private() -> bool:
@@ -147,7 +149,7 @@ def _start(folder: str) -> None:
     """
     import ray
 
-    environment = _worker_environment() | local_group_environment(folder)
+    environment = _worker_environment() | local_group_environment(folder) | OF_ONE_MACHINE
     try:
         with on_loopback_alone():
             ray.init(

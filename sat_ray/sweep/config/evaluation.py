@@ -40,7 +40,8 @@ class EvaluationSettings:
     """Also count the right answers under 15 common corruptions at 5 severities (noise, blur,
     weather, digital), computed from the test images that are evaluated: 75 forward passes each."""
     slots: Slots = 64
-    """Images in every model call; part of the numerical environment."""
+    """Images in every model call; hundreds are faster for a small network. Part of the numerical
+    environment."""
     shard_size: Count = 450
     """Most test images in one evaluation task."""
     images: Count | None = None

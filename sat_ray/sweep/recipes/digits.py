@@ -41,7 +41,7 @@ def digits() -> SweepConfig:
 
 
 def digits_smoke() -> SweepConfig:
-    """Run every stage on digits, three configurations, short trainings: a minute, to try it out.
+    """Run every stage on digits, three configurations, short trainings: a minute or two.
 
     The ball is small, so that PGD-100 and the short strong attacks break nearly all that
     AutoAttack's budget breaks.
@@ -60,7 +60,7 @@ def digits_smoke() -> SweepConfig:
         evaluation=EvaluationSettings(
             steps=100,
             step_size=2 / 255,
-            slots=64,
+            slots=256,
             shard_size=450,
             strong_steps=20,
             strong_targets=3,
@@ -108,5 +108,5 @@ def _digits_training(*, epochs: int) -> TrainingSettings:
 
 def _digits_evaluation() -> EvaluationSettings:
     return EvaluationSettings(
-        steps=200, step_size=2 / 255, strong_steps=20, strong_targets=4, slots=96, shard_size=900
+        steps=200, step_size=2 / 255, strong_steps=20, strong_targets=4, slots=512, shard_size=900
     )
