@@ -68,13 +68,18 @@ def left_by(name: str) -> Left:
     )
 
 
+def begin(sweep: Submission, *, stage: str) -> None:
+    """Start a sweep and wait until a stage has begun; a training, until it has computed a while."""
+    sweep.start().wait_for(stage)
+    if stage == TRAINING:
+        time.sleep(INTO_TRAINING_SECONDS)
+
+
 def disturbed(
     scenario: str, sweep: Submission, alone: Left, *, during: str, do: Callable[[], None]
 ) -> None:
     """Do something once a stage has begun, and compare what the sweep leaves."""
-    sweep.start().wait_for(during)
-    if during == TRAINING:
-        time.sleep(INTO_TRAINING_SECONDS)
+    begin(sweep, stage=during)
     do()
     finish(scenario, sweep, alone)
 

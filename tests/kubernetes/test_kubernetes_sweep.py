@@ -8,11 +8,11 @@ import time
 import pytest
 from comparison import (
     EVALUATION,
-    INTO_TRAINING_SECONDS,
     SEARCH,
     TRAINING,
     Left,
     again,
+    begin,
     disturbed,
     finish,
 )
@@ -71,8 +71,7 @@ def test_a_minute_without_the_api_server_changes_no_number(sweep: Submission, al
         control_plane.start_api_server()
 
     # The port-forward of `make submit` breaks with the API server; the sweep itself goes on.
-    sweep.start().wait_for(TRAINING)
-    time.sleep(INTO_TRAINING_SECONDS)
+    begin(sweep, stage=TRAINING)
     stop()
     sweep.process.wait(timeout=2400)
     record("API server away: make submit", status=sweep.process.returncode)
@@ -106,9 +105,7 @@ def test_the_same_command_goes_on_after_the_head_was_deleted(
     sweep: Submission, alone: Left, during: str, grace_seconds: int
 ) -> None:
     """Delete the head's pod in a stage, and give the same command again."""
-    sweep.start().wait_for(during)
-    if during == TRAINING:
-        time.sleep(INTO_TRAINING_SECONDS)
+    begin(sweep, stage=during)
     grace = f"--grace-period={grace_seconds}"
     kubectl("-n", NAMESPACE, "delete", "pod", head_pod(), grace)
     sweep.process.wait(timeout=600)
