@@ -35,6 +35,8 @@ WITH_RAY = (
     *("test_job_submission", "test_preparing", "test_ray_cluster"),
     *("test_sweep", "test_train_session"),
 )
+# They start none, but with them both halves of `make test` take about as long.
+WITH_THEM = ("test_benchmarks", "test_documented_commands")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     one by one and the others beside them.
     """
     for item in items:
-        if item.path.stem in WITH_RAY:
+        if item.path.stem in (*WITH_RAY, *WITH_THEM):
             item.add_marker("ray")
 
 
