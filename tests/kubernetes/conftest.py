@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from comparison import Left, left_in
 from repository import ROOT
-from scenarios import WORKER, Submission, environment, head_pod, kubectl, pods, until
+from scenarios import NAMESPACE, WORKER, Submission, environment, head_pod, kubectl, pods, until
 
 from cluster.checks.documents import versions
 from tests.kubernetes.machine.settings import KUBECONFIG
@@ -73,6 +73,8 @@ def alone() -> Left:
 @pytest.fixture
 def sweep(tmp_path: Path, request: pytest.FixtureRequest) -> Submission:
     """Return a sweep of its own name, not yet started, on a cluster without workers."""
+    if not kubectl("-n", NAMESPACE, "get", "rayclusters.ray.io", "-o", "name"):
+        pytest.fail(f"no RayCluster in namespace {NAMESPACE}: run `make laptop` first")
     until(lambda: not pods(WORKER), what="no workers of an earlier sweep")
     head_pod()
     name = f"{request.node.name.removeprefix('test_')[:30].strip('_')}-{int(time.time())}"
