@@ -15,7 +15,7 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 def check_readable(*places: str) -> None:
-    """Raise ValueError, in one line, where a place on S3 does not answer or cannot be listed.
+    """Raise ValueError, in one line, where a place on S3 does not answer or is not there.
 
     places: any words; what does not begin with s3:// is left alone. It takes seconds, where reading
     would wait for the end of an outage.

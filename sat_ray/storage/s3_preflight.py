@@ -21,6 +21,7 @@ PAIRED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 NAME_FIX = "correct the bucket's name in --storage or SAT_RAY_STORAGE"
 SECONDS = 10
 CONDITION_FAILED = (409, 412)
+DENIED = "AccessDenied"
 ELSEWHERE = (
     "PermanentRedirect",
     "AuthorizationHeaderMalformed",
@@ -50,16 +51,25 @@ FIXES = {
 """What to do about an error code of S3."""
 
 
+class DeniedError(ValueError):
+    """S3 knows the credentials, and they do not permit a request."""
+
+
 def check_s3(uri: str, *, writes: bool = True) -> None:
     """List, write, write on condition, read and delete below s3://bucket/prefix.
 
-    Leaves nothing behind. writes: False to list only. Raises ValueError with what to do.
+    Leaves nothing behind. Raises ValueError with what to do. writes: False to list only, which may
+    be denied, because some buckets give away single files.
     """
     parts = urlsplit(uri)
     if not parts.netloc:
         raise ValueError(f"storage must name a bucket, s3://bucket/prefix, got {uri}")
     probe = _Probe(uri, parts.netloc, parts.path.strip("/"), _client(uri))
-    probe.list()
+    try:
+        probe.list()
+    except DeniedError:
+        if writes:
+            raise
     if writes:
         probe.write()
 
@@ -147,7 +157,8 @@ class _Probe:
             code = error.response["Error"]["Code"]
             if http_status(error) in CONDITION_FAILED:
                 raise FileExistsError(code) from None
-            raise ValueError(
+            kind = DeniedError if code == DENIED else ValueError
+            raise kind(
                 f"storage {self.uri} cannot {action} ({code}): {self._fix(error, action)}"
             ) from None
         except BotoCoreError as error:

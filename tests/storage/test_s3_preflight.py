@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import s3_server
 
-from sat_ray.storage.preflight import check_writable
+from sat_ray.storage.preflight import check_readable, check_writable
 from sat_ray.storage.s3_preflight import check_s3
 from sat_ray.storage.store import Storage
 
@@ -67,6 +67,17 @@ def test_what_s3_refuses_is_one_line_with_the_fix(
         check_writable(s3)
     assert str(caught.value).startswith(f"storage {s3.uri}") and "\n" not in str(caught.value)
     assert s3_server.SECRET_KEY not in str(caught.value)
+
+
+def test_what_is_only_read_need_not_permit_a_listing(
+    s3: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_readable(s3.uri, "/not/on/s3", "models:/x/1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.STRANGER)
+    check_readable(f"{s3.uri}/weights.pt")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(ValueError, match="AWS_SECRET_ACCESS_KEY does not belong to"):
+        check_readable(f"{s3.uri}/weights.pt")
 
 
 @pytest.mark.parametrize(
