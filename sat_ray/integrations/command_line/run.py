@@ -22,13 +22,13 @@ def main(run: Run, *, about: str | None) -> int:
     def act() -> None:
         command = parse(sys.argv[1:], RECIPES, default=DEFAULT, about=about or "")
         command.config.resources.require_accelerator()
-        check_readable(command.root.uri, command.config.model.initial_weights)
         _check_parts(command)
         if command.dry_run:
             from sat_ray.integrations.command_line.dry_run import describe
 
             print(printable(describe(command), kept="\n"))
         else:
+            check_readable(command.root.uri)
             _check_machine(command)
             run(command)
 
@@ -65,6 +65,7 @@ def _check_parts(command: Command) -> None:
     model = command.config.model
     if not (code_named(to_json(command.config)) or is_timm(model.name) or model.initial_weights):
         return
+    check_readable(command.root.uri, model.initial_weights)
     from sat_ray.integrations.command_line.checks.preflight import (
         check_user_defined_parts,
         export_warnings,

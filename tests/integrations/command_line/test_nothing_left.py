@@ -111,7 +111,6 @@ WITHOUT_ANSWER = {
     "export": command(export.main, *ON_S3[:3], "--out=m.onnx"),
     "export of a checkpoint": command(export.main, f"{PLACE}/checkpoint", "--out=m.onnx"),
     "stage": alone("report", *ON_S3),
-    "dry run": alone("report", *ON_S3, "--dry-run"),
     "config": alone("report", f"--config={PLACE}/a.yaml", "--dry-run"),
     "initial weights": alone("report", f"--model.initial-weights={PLACE}/w.pt", "--dry-run"),
     "images": alone("prepare", "--data.dataset=image_folder", f"--data.path={PLACE}"),
