@@ -48,6 +48,7 @@ def head(folder: Path) -> Iterator[dict[str, str]]:
         SAT_RAY_STORAGE=str(folder / "storage"),
         PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     )
+    variables.pop("RAY_AUTH_TOKEN", None)  # a private Ray of an earlier test may have left one
     command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
     command += [f"--port={PORT}", "--ray-client-server-port=26480"]
     command += [f"--dashboard-port={DASHBOARD}", "--dashboard-host=127.0.0.1"]
