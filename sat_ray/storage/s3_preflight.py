@@ -65,13 +65,12 @@ def check_s3(uri: str, *, writes: bool = True) -> None:
     if not parts.netloc:
         raise ValueError(f"storage must name a bucket, s3://bucket/prefix, got {uri}")
     probe = _Probe(uri, parts.netloc, parts.path.strip("/"), _client(uri))
-    try:
-        probe.list()
-    except DeniedError:
-        if writes:
-            raise
     if writes:
+        probe.list()
         probe.write()
+    else:
+        with contextlib.suppress(DeniedError):
+            probe.list()
 
 
 def _client(uri: str) -> Any:

@@ -89,11 +89,11 @@ def redis() -> Iterator[None]:
 def test_a_restart_of_redis_changes_no_number(sweep: Submission, alone: Left) -> None:
     """Delete the pod of Redis while a sweep trains: the head ends, and the same command goes on."""
     begin(sweep, stage=TRAINING)
-    before = {one["metadata"]["uid"] for one in pods(WORKER)}
+    before = _workers()
     kubectl("-n", NAMESPACE, "delete", "pod", "redis-0")
     kubectl("-n", NAMESPACE, "rollout", "status", "statefulset/redis", "--timeout=300s")
     sweep.process.wait(timeout=600)
-    kept = before & {one["metadata"]["uid"] for one in pods(WORKER)}
+    kept = before & _workers()
     record("workers after the restart of Redis", before=len(before), kept=len(kept))
     again("several nodes: Redis restarted during train", sweep, alone)
 
@@ -102,15 +102,19 @@ def test_a_restart_of_redis_changes_no_number(sweep: Submission, alone: Left) ->
 def test_workers_outlive_the_head(sweep: Submission, alone: Left) -> None:
     """Delete the head while a sweep trains: its workers stay, and the same command goes on."""
     sweep.start().wait_for(TRAINING)
-    before = {one["metadata"]["uid"] for one in pods(WORKER)}
+    before = _workers()
     head = head_pod()
     kubectl("-n", NAMESPACE, "delete", "pod", head, "--grace-period=1")
     until(lambda: head_pod() != head, what="another head")
-    kept = before & {one["metadata"]["uid"] for one in pods(WORKER)}
+    kept = before & _workers()
     record("workers after the head's end, with Redis", before=len(before), kept=len(kept))
     sweep.process.wait(timeout=600)
     again("several nodes: head pod deleted during train, with Redis", sweep, alone)
     assert kept == before
+
+
+def _workers() -> set[str]:
+    return {one["metadata"]["uid"] for one in pods(WORKER)}
 
 
 def _follow(began: float) -> dict[str, float]:

@@ -32,6 +32,7 @@ from sat_ray.integrations.command_line.option_values import (
 )
 from sat_ray.integrations.command_line.process.invocation import program
 from sat_ray.integrations.mlflow.preflight import address_of
+from sat_ray.storage.preflight import check_readable
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import check_address, redacted
 from sat_ray.sweep.config import Recipe, SweepConfig
@@ -184,7 +185,6 @@ def _base(
         raise UsageError(
             f"--config must stand without a RECIPE, got {recipe}; the file names its own"
         )
-    from sat_ray.storage.preflight import check_readable
     from sat_ray.sweep.config.yaml_file import read_config
 
     check_readable(files[-1])

@@ -28,7 +28,6 @@ def main(run: Run, *, about: str | None) -> int:
 
             print(printable(describe(command), kept="\n"))
         else:
-            check_readable(command.root.uri)
             _check_machine(command)
             run(command)
 
@@ -45,6 +44,7 @@ def only(name: str) -> Run:
         from sat_ray.integrations.ray.session import require_token
 
         require_token()  # before anything imports ray
+        check_readable(command.root.uri)
         inputs = stages.committed_inputs(sweep_of(command), name)
         with Driver(command, alone=name) as driver:
             driver.returned |= inputs
