@@ -37,8 +37,8 @@ def start_etcd() -> None:
             *("--heartbeat-interval=1000", "--election-timeout=10000", "--logger=zap"),
         ],
     )
-    check = ["etcdctl", f"--endpoints={ETCD}", "endpoint", "health"]
-    processes.wait_until("etcd", ["env", "ETCDCTL_API=3", *check], log=LOGS / "etcd.log")
+    check = ["curl", "--fail", "--silent", "--show-error", f"{ETCD}/health"]
+    processes.wait_until("etcd", check, log=LOGS / "etcd.log")
 
 
 def start_api_server() -> None:

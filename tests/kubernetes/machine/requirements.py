@@ -20,6 +20,7 @@ PROGRAMS = {
     "openssl": "openssl",
     "nsenter": "util-linux",
     "ip": "iproute2",
+    "sysctl": "procps",
     "curl": "curl",
 }
 CNI_PLUGINS = Path("/usr/lib/cni")
