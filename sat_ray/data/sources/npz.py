@@ -217,9 +217,7 @@ def _whole_numbers(
     return values.astype(np.int64)
 
 
-def _labels(
-    values: np.ndarray, path: Path, *, count: int, names: tuple[str, ...]
-) -> np.ndarray:
+def _labels(values: np.ndarray, path: Path, *, count: int, names: tuple[str, ...]) -> np.ndarray:
     """Return (count,) labels as int64; ValueError for other values. names: of the classes."""
     most = len(names) - 1 if names else MOST_LABEL
     allowed = f"0 to {most}{', one of class_names' if names else ''}"
