@@ -92,12 +92,20 @@ def check_sizes(
             if logits.shape != (IMAGES, num_classes):
                 raise ValueError(
                     f"{what} must return {(IMAGES, num_classes)} logits, got "
-                    f"{_described(logits)}; or set resize_start to 0"
+                    f"{described(logits)}; or set resize_start to 0"
                 )
 
 
-def check_parts(model: nn.Module, *, what: str) -> None:
-    """Raise ValueError, in one line, where a network has a part that cannot be trained as it is."""
+def check_parts(
+    model: nn.Module,
+    *,
+    what: str,
+    remedy: str = "make a separate module for each, as a learned alpha needs it",
+) -> None:
+    """Raise ValueError, in one line, where a network has a part that cannot be trained as it is.
+
+    remedy: what to do about modules in several places.
+    """
     if any(type(one).__name__ == "OptimizedModule" for one in model.modules()):
         raise ValueError(
             f"{what} must be a network that is not compiled; return it without torch.compile and "
@@ -125,10 +133,7 @@ def check_parts(model: nn.Module, *, what: str) -> None:
                 "stay"
             )
     if len(list(model.modules())) != len(list(model.named_modules(remove_duplicate=False))):
-        raise ValueError(
-            f"{what} uses one module at several places; make a separate module for each, as a "
-            "learned alpha needs it"
-        )
+        raise ValueError(f"{what} uses one module at several places; {remedy}")
 
     for path, one in model.named_modules():
         for name, value in vars(one).items():
@@ -210,7 +215,7 @@ def _idle_parameters(model: nn.Module, x: Tensor, *, what: str) -> list[str]:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.requires_grad:
         raise ValueError(
             f"{what} must return logits (N, K) that depend on its parameters, "
-            f"got {_described(logits)}"
+            f"got {described(logits)}"
         )
     call((logits**2).sum().backward, what=f"{what}: the backward pass")
     idle = [one for one, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -234,7 +239,8 @@ def _random_states() -> tuple[object, ...]:
     return (*arrays, random.getstate())
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
+    """Say what a network returned."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"
@@ -246,7 +252,7 @@ def _check_logits(model: nn.Module, x: Tensor, *, num_classes: int, what: str) -
         if logits.shape != (len(x), num_classes) or logits.dtype != torch.float32:
             raise ValueError(
                 f"{what} must return {(len(x), num_classes)} float32 logits, "
-                f"got {_described(logits)}, {logits.dtype}"
+                f"got {described(logits)}, {logits.dtype}"
             )
         if not logits.isfinite().all():
             raise ValueError(

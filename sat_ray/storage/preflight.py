@@ -7,22 +7,22 @@ import uuid
 from collections.abc import Iterator
 
 from sat_ray.storage.local_disk import NO_ROOM, missing_folders
-from sat_ray.storage.s3_preflight import check_s3
+from sat_ray.storage.s3_preflight import STORAGE, check_s3
 from sat_ray.storage.store import Storage
 from sat_ray.storage.uris import SCHEME
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
-def check_readable(*places: str) -> None:
+def check_readable(*places: str, field: str = STORAGE) -> None:
     """Raise ValueError, in one line, where a place on S3 does not answer or is not there.
 
-    places: any words; what does not begin with s3:// is left alone. It takes seconds, where reading
-    would wait for the end of an outage.
+    places: any words; what does not begin with s3:// is left alone. field: what names them, for the
+    message. It takes seconds, where reading would wait for the end of an outage.
     """
     for place in places:
         if place.startswith(SCHEME):
-            check_s3(Storage.at(place).uri, writes=False)
+            check_s3(Storage.at(place).uri, writes=False, field=field)
 
 
 def check_writable(storage: Storage) -> None:

@@ -18,7 +18,8 @@ ACTIONS = {
     "delete": "s3:DeleteObject",
 }
 PAIRED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-NAME_FIX = "correct the bucket's name in --storage or SAT_RAY_STORAGE"
+STORAGE = "storage"  # the field that --storage and SAT_RAY_STORAGE set
+NAME_FIX = "correct the bucket's name in {field}"
 SECONDS = 10
 CONDITION_FAILED = (409, 412)
 DENIED = "AccessDenied"
@@ -55,16 +56,17 @@ class DeniedError(ValueError):
     """S3 knows the credentials, and they do not permit a request."""
 
 
-def check_s3(uri: str, *, writes: bool = True) -> None:
+def check_s3(uri: str, *, writes: bool = True, field: str = STORAGE) -> None:
     """List, write, write on condition, read and delete below s3://bucket/prefix.
 
     Leaves nothing behind. Raises ValueError with what to do. writes: False to list only, which may
-    be denied, because some buckets give away single files.
+    be denied, because some buckets give away single files; field: what names the place.
     """
     parts = urlsplit(uri)
     if not parts.netloc:
-        raise ValueError(f"storage must name a bucket, s3://bucket/prefix, got {uri}")
-    probe = _Probe(uri, parts.netloc, parts.path.strip("/"), _client(uri))
+        raise ValueError(f"{field} must name a bucket, s3://bucket/prefix, got {uri}")
+    client = _client(f"{field} {uri}")
+    probe = _Probe(field, uri, parts.netloc, parts.path.strip("/"), client)
     if writes:
         probe.list()
         probe.write()
@@ -73,7 +75,8 @@ def check_s3(uri: str, *, writes: bool = True) -> None:
             probe.list()
 
 
-def _client(uri: str) -> Any:
+def _client(place: str) -> Any:
+    """Return a client. place: for the message, what it is asked about."""
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
@@ -81,7 +84,7 @@ def _client(uri: str) -> Any:
     missing = [name for name in PAIRED if not os.environ.get(name)]
     if len(missing) == 1:
         raise ValueError(
-            f"storage {uri}: {missing[0]} is not set, and its other half is; "
+            f"{place}: {missing[0]} is not set, and its other half is; "
             "set both, or neither for a cloud identity"
         )
     limits = Config(
@@ -92,8 +95,7 @@ def _client(uri: str) -> Any:
         return boto3.session.Session().client("s3", config=limits)
     except (BotoCoreError, ValueError) as error:  # no such profile, an endpoint that is no URL
         raise ValueError(
-            f"storage {uri}: {_first_line(error)}; "
-            "correct AWS_PROFILE, AWS_REGION or AWS_ENDPOINT_URL"
+            f"{place}: {_first_line(error)}; correct AWS_PROFILE, AWS_REGION or AWS_ENDPOINT_URL"
         ) from None
 
 
@@ -101,10 +103,16 @@ def _client(uri: str) -> Any:
 class _Probe:
     """The requests of a check below one prefix of a bucket."""
 
+    field: str
     uri: str
     bucket: str
     prefix: str
     client: Any
+
+    @property
+    def named(self) -> str:
+        """Return where the bucket is named."""
+        return "--storage or SAT_RAY_STORAGE" if self.field == STORAGE else self.field
 
     def list(self) -> None:
         """List; raise ValueError where that fails."""
@@ -132,13 +140,13 @@ class _Probe:
                 "write", lambda: client.put_object(**probe, Body=b"replaced", IfNoneMatch="*")
             )
             raise ValueError(
-                f"storage {self.uri}: {_store()} ignores If-None-Match, so two attempts could "
+                f"{self.field} {self.uri}: {_store()} ignores If-None-Match, so two attempts could "
                 "both commit a result; use a store that honours it"
             )
         found = self._attempt("read", lambda: client.get_object(**probe)["Body"].read())
         if found != b"sat_ray":
             raise ValueError(
-                f"storage {self.uri}: {_store()} gives back other bytes than were written; "
+                f"{self.field} {self.uri}: {_store()} gives back other bytes than were written; "
                 "use a store that reads what it wrote"
             )
 
@@ -158,12 +166,12 @@ class _Probe:
                 raise FileExistsError(code) from None
             kind = DeniedError if code == DENIED else ValueError
             raise kind(
-                f"storage {self.uri} cannot {action} ({code}): {self._fix(error, action)}"
+                f"{self.field} {self.uri} cannot {action} ({code}): {self._fix(error, action)}"
             ) from None
         except BotoCoreError as error:
             raise ValueError(
-                f"storage {self.uri} cannot {action} ({_first_line(error)}): "
-                f"{_fix_of_client(error)}"
+                f"{self.field} {self.uri} cannot {action} ({_first_line(error)}): "
+                f"{_fix_of_client(error, self.named)}"
             ) from None
 
     def _fix(self, error: Any, action: str) -> str:
@@ -173,13 +181,10 @@ class _Probe:
         headers = error.response["ResponseMetadata"].get("HTTPHeaders", {})
         region = headers.get("x-amz-bucket-region")
         if code == "NoSuchBucket" or (status == 404 and action == "list"):
-            return (
-                f"create bucket {self.bucket} at {_store()}, "
-                "or correct its name in --storage or SAT_RAY_STORAGE"
-            )
+            return f"create bucket {self.bucket} at {_store()}, or correct its name in {self.named}"
         for codes, fix in FIXES.items():
             if code in codes:
-                return fix.format(store=_store())
+                return fix.format(store=_store(), field=self.named)
         if region or code in ELSEWHERE or status in (301, 307):
             value = f"={region}" if region else ""
             return f"the bucket is in another region; set AWS_REGION{value}"
@@ -194,8 +199,11 @@ class _Probe:
         return f"read what {_store()} documents about {code}"
 
 
-def _fix_of_client(error: Exception) -> str:
-    """Return what to do where the store did not answer, or no request was sent."""
+def _fix_of_client(error: Exception, field: str) -> str:
+    """Return what to do where the store did not answer, or no request was sent.
+
+    field: what names the place.
+    """
     kind = type(error).__name__
     if kind in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):
         return (
@@ -203,7 +211,7 @@ def _fix_of_client(error: Exception) -> str:
             "or give the machine a cloud identity"
         )
     if kind == "ParamValidationError":
-        return NAME_FIX
+        return NAME_FIX.format(field=field)
     if kind == "SSLError":
         return "set AWS_CA_BUNDLE to the certificate of the store, or correct AWS_ENDPOINT_URL"
     return f"{_store()} does not answer; start it, or correct AWS_ENDPOINT_URL and AWS_REGION"

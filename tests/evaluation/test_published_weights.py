@@ -169,15 +169,15 @@ def test_the_head_of_other_classes_stays_the_networks_own(tmp_path: Path) -> Non
     weights = read_weights(saved(behind("module.", published), tmp_path))
     with pytest.raises(ValueError, match=r"fc.weight must have the shape \(4, 16\), got \(7, 16\)"):
         fit_weights(weights, other)
-    fitted = fit_weights(weights, other, head="fc")
+    fitted = fit_weights(weights, other, heads=("fc",))
     assert fitted.kept == ("fc.weight", "fc.bias")
     for name, tensor in fitted.tensors.items():
         wanted = other.state_dict() if name.startswith("fc.") else published
         assert torch.equal(tensor, wanted[name])
-    same = fit_weights(weights, network(seed=2, classes=7), head="fc")
+    same = fit_weights(weights, network(seed=2, classes=7), heads=("fc",))
     assert not same.kept and torch.equal(same.tensors["fc.weight"], published["fc.weight"])
     without = {name: tensor for name, tensor in published.items() if not name.startswith("fc.")}
-    assert fit_weights(read_weights(saved(without, tmp_path)), other, head="fc").kept
+    assert fit_weights(read_weights(saved(without, tmp_path)), other, heads=("fc",)).kept
 
 
 class Pickled(nn.Linear):
@@ -236,10 +236,13 @@ MISFITS: dict[str, tuple[Callable[[], object], str]] = {
             "on the meta device": torch.zeros(4, device="meta"),
         }.items()
     },
-    "whole numbers": (
-        lambda: without() | {"fc.bias": torch.zeros(4, dtype=torch.int8)},
-        "fc.bias must hold real numbers, got torch.int8; give weights that are not quantized",
-    ),
+    **{
+        f"whole numbers: {kind}": (
+            functools.partial(lambda one: without() | {"fc.bias": torch.zeros(4, dtype=one)}, kind),
+            f"fc.bias must hold real numbers, got {kind}; give weights that are not quantized",
+        )
+        for kind in (torch.int8, torch.int32)
+    },
     "more elements than bytes": (
         lambda: without() | {"fc.bias": torch.zeros(1, dtype=torch.float16).expand(10**6, 10**7)},
         r"announce 10,000,000,000,000 elements for fc.bias in a file of [\d,]+ bytes; write the",

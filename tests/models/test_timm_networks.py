@@ -158,6 +158,13 @@ def test_what_cannot_vary_is_refused_by_name() -> None:
     assert "EvoNorm2dS0" in refusal("resnetv2_50d_evos")
 
 
+def test_what_cannot_be_trained_as_it_is_is_refused_with_what_to_do() -> None:
+    said = refusal("coat_mini")
+    assert said.endswith("uses one module at several places; choose another network")
+    said = refusal("gemma4_vit_167m_enc")
+    assert "(2, 10) logits while it trains, got a tensor of shape (2, 256, 768); choose an" in said
+
+
 def test_what_does_not_fit_small_images_is_refused_by_name() -> None:
     said = refusal("test_vit", image_size=(8, 8), patch_size=3)
     assert "images of 8 x 8 pixels, patches of 3" in said and "model.patch-size" in said

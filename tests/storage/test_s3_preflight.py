@@ -100,6 +100,15 @@ def test_a_bucket_that_is_not_there_is_named_with_the_fix(s3: Storage, uri: str,
         check_s3(uri)
 
 
+def test_what_names_a_place_is_named_where_it_is_not_there(s3: Storage) -> None:
+    for uri, fix in (
+        ("s3://not-there/x", r"create bucket not-there at .*, or correct its name in data\.path$"),
+        ("s3://Not_A_Name/x", r"correct the bucket's name in data\.path$"),
+    ):
+        with pytest.raises(ValueError, match=f"^data\\.path .*{fix}"):
+            check_readable(uri, field="data.path")
+
+
 def test_a_bucket_that_can_be_used_passes_and_keeps_no_probe(s3: Storage) -> None:
     check_s3(s3.uri)
     check_s3(f"s3://{s3.uri.split('/')[2]}")  # the whole bucket

@@ -25,7 +25,7 @@ from trainings import BALL
 from sat_ray.checkpoint import load_model, save_model
 from sat_ray.integrations.command_line import run
 from sat_ray.integrations.mlflow.metrics import record_points
-from sat_ray.models import Normalized, build_model, model_from_spec
+from sat_ray.models import ModelSpec, Normalized, build_model, model_from_spec
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config import ModelSettings, SweepConfig
 from sat_ray.sweep.execute.initial_weights import (
@@ -110,6 +110,16 @@ def test_a_head_for_other_classes_keeps_its_seeded_random_weights(tmp_path: Path
     heads = {name for name in fresh if torch.equal(fresh[name], loaded[name])}
     assert {"body.fc.weight", "body.fc.bias"} <= heads
     assert not torch.equal(fresh["body.conv1.weight"], loaded["body.conv1.weight"])
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_128s", "repvit_m0_9"])
+def test_every_head_of_a_distilled_network_keeps_its_random_weights(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(timm.create_model(name).state_dict(), path)
+    spec = ModelSpec(name=f"timm:{name}", num_classes=10)
+    assert "not loaded: 4 tensors" in check_initial_weights(str(path), spec)
 
 
 def test_what_a_sweep_takes_from_weights_is_printed(

@@ -41,15 +41,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str,
     if (brightest := int(images.max())) <= 1:
         raise ValueError(too_dark(brightest, what=f"images of {path}"))
     names = _class_names(arrays.get("class_names"), path)
-    classes = f"0 to {len(names) - 1}, one of class_names" if names else f"0 to {MOST_LABEL}"
-    labels = _whole_numbers(
-        arrays["labels"],
-        "labels",
-        path,
-        count=len(images),
-        limits=(0, len(names) - 1 if names else MOST_LABEL),
-        allowed=classes,
-    )
+    labels = _labels(arrays["labels"], path, count=len(images), names=names)
     given = arrays.get("image_ids", np.arange(len(images)))
     ids = _whole_numbers(
         given,
@@ -76,31 +68,31 @@ def shape_and_classes(path: Path) -> tuple[tuple[int, ...], int]:
 
     Raises ValueError in one line.
     """
-    arrays = _arrays(path, alone=1)
-    images = _channels_first(arrays["images"], path)
+    arrays = _arrays(path, outline=True)
+    count = len(arrays["images"])
+    images = _channels_first(arrays["images"][:1], path)
     names = _class_names(arrays.get("class_names"), path)
-    labels = arrays["labels"]
-    counted = int(labels.max()) + 1 if labels.size and labels.dtype.kind in "iu" else 0
-    return images.shape[1:], len(names) or counted
+    labels = _labels(arrays["labels"], path, count=count, names=names)
+    return images.shape[1:], len(names) or int(labels.max()) + 1
 
 
-def _arrays(path: Path, *, alone: int | None = None) -> dict[str, np.ndarray]:
+def _arrays(path: Path, *, outline: bool = False) -> dict[str, np.ndarray]:
     """Return the arrays that are wanted; of anything else in the file only the names are read.
 
-    alone: as many zeros as this stand for the images, in their shape and type.
+    outline: one zero stands for all pixels of the images, in their shape and type.
     """
     try:
         _check_announced(path)
         with np.load(path, allow_pickle=False) as file:
             names = list(file.files)
             read = [name for name in names if name in WANTED]
-            if alone is not None:
+            if outline:
                 read = [name for name in read if name != "images"]
             found = {name: file[name] for name in read}
-        if alone is not None and "images" in names:
+        if outline and "images" in names:
             with zipfile.ZipFile(path) as archive:
                 shape, kind = _header(archive, archive.getinfo("images.npy"))
-            found["images"] = np.zeros((min(alone, *shape[:1]), *shape[1:]), kind)
+            found["images"] = np.broadcast_to(np.zeros(1, kind), shape)
     except Exception as error:  # numpy, zip and zlib raise whatever damaged bytes lead them to
         raise ValueError(
             f"data {path} must be an .npz of plain arrays without objects, got another file "
@@ -223,6 +215,14 @@ def _whole_numbers(
             f"{name} of {path} must lie in {allowed}, got {values.min()} to {values.max()}"
         )
     return values.astype(np.int64)
+
+
+def _labels(values: np.ndarray, path: Path, *, count: int, names: tuple[str, ...]) -> np.ndarray:
+    """Return (count,) labels as int64; ValueError for other values. names: of the classes."""
+    most = len(names) - 1 if names else MOST_LABEL
+    allowed = f"0 to {most}{', one of class_names' if names else ''}"
+    limits = (0, most)
+    return _whole_numbers(values, "labels", path, count=count, limits=limits, allowed=allowed)
 
 
 def _class_names(values: np.ndarray | None, path: Path) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from sat_ray.evaluation.external.weights_file import PublishedWeights, reduced
@@ -52,17 +51,21 @@ class FittedWeights:
 
 
 def fit_weights(
-    weights: PublishedWeights, network: nn.Module, *, entry: str = "", head: str = ""
+    weights: PublishedWeights,
+    network: nn.Module,
+    *,
+    entry: str = "",
+    heads: Collection[str] = (),
 ) -> FittedWeights:
     """Find a network's tensors in a file.
 
     entry: where they lie in it (`state_dict`); "": where they fit, averaged weights (EMA) first;
-    head: the network's module whose tensors may be missing or have other shapes, because the
-    classes are others ("": none). Raises ValueError, in one line, where names are missing or left
-    over, shapes differ, or numbers are not finite.
+    heads: the network's modules whose tensors may be missing or have other shapes, because the
+    classes are others. Raises ValueError, in one line, where names are missing or left over, shapes
+    differ, or numbers are not finite.
     """
     own = network.state_dict()
-    places = _Places.of(own, head=head)
+    places = _Places.of(own, heads=heads)
     prefixes = _fitting(weights, places, entry=entry)
     if not prefixes:
         raise ValueError(_misfit(weights, places, entry=entry))
@@ -82,7 +85,7 @@ def fit_weights(
         }
     kept = _kept_head(found, own, places)
     tensors = own | found | {place: own[place] for place in kept}
-    _check(tensors, own, what=f"weights {weights.uri}")
+    _check(tensors, own, what=f"weights {weights.uri}", whole=places.pair or ())
     entries = [one.removesuffix(".") for one in prefixes]
     return FittedWeights(
         tensors=tensors,
@@ -108,14 +111,16 @@ class _Places:
     pair: tuple[str, str] | None
 
     @classmethod
-    def of(cls, own: Mapping[str, Tensor], *, head: str) -> "_Places":
+    def of(cls, own: Mapping[str, Tensor], *, heads: Collection[str]) -> "_Places":
         pairs = _pairs(own)
         apart = {name for pair in pairs for name in pair}
         places = {name: place for place, name in reduced(own).items() if place not in apart}
         shared = _shared_prefix(places)
         loaded = {name.removeprefix(shared): place for name, place in places.items()}
         of_head = tuple(
-            name for name, place in loaded.items() if head and place.startswith(f"{head}.")
+            name
+            for name, place in loaded.items()
+            if any(place.startswith(f"{head}.") for head in heads)
         )
         wanted = tuple(
             name for name in loaded if not name.endswith(COUNTER) and name not in of_head
@@ -218,15 +223,18 @@ def _kept_head(
     return () if fits else tuple(head)
 
 
-def _check(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], *, what: str) -> None:
+def _check(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], *, what: str, whole: Collection[str]
+) -> None:
+    """Raise ValueError for tensors of other shapes or kinds. whole: what may be whole numbers."""
     for place, tensor in tensors.items():
         if tensor.shape != own[place].shape:
             raise ValueError(
                 f"{what}: {place} must have the shape {tuple(own[place].shape)}, "
                 f"got {tuple(tensor.shape)}; give the weights of this network"
             )
-        eight_bits = tensor.dtype in (torch.int8, torch.uint8, torch.bool)
-        if own[place].is_floating_point() and eight_bits:
+        real = tensor.is_floating_point() or place in whole
+        if own[place].is_floating_point() and not real:
             raise ValueError(
                 f"{what}: {place} must hold real numbers, got {tensor.dtype}; give weights that "
                 "are not quantized"

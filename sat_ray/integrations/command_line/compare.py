@@ -114,7 +114,7 @@ def run(argv: Sequence[str], *, about: str | None = None) -> None:
     from sat_ray.report.compare.tables import notes, render
 
     given = parse(argv, about=about)
-    check_readable(*given.outcomes)
+    check_readable(*given.outcomes, field="outcomes")
     stems = [PurePosixPath(uri.rstrip("/")).stem for uri in given.outcomes]
     names = stems if len(set(stems)) == len(stems) else given.outcomes
     models = [read_model(uri, name=name) for uri, name in zip(given.outcomes, names, strict=True)]

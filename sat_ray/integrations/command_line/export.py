@@ -138,7 +138,7 @@ def locate(model: str, root: Storage) -> Found:
     """Find a checkpoint by the name of its sweep or by its folder, or raise ValueError."""
     from sat_ray.checkpoint import MODEL_JSON
 
-    check_readable(model)
+    check_readable(model, field="model")
     if Storage.at(model).exists(MODEL_JSON):
         checkpoint = Storage.at(model).uri
         folder, inside, _ = checkpoint.rpartition("/checkpoints/")

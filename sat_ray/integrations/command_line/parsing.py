@@ -187,7 +187,7 @@ def _base(
         )
     from sat_ray.sweep.config.yaml_file import read_config
 
-    check_readable(files[-1])
+    check_readable(files[-1], field="--config")
     confirm(values_of(arguments, "--allow-code"))
     return read_config(files[-1], recipes)
 

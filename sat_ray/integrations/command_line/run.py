@@ -65,7 +65,8 @@ def _check_parts(command: Command) -> None:
     model = command.config.model
     if not (code_named(to_json(command.config)) or is_timm(model.name) or model.initial_weights):
         return
-    check_readable(command.root.uri, model.initial_weights)
+    check_readable(command.root.uri)
+    check_readable(model.initial_weights, field="model.initial-weights")
     from sat_ray.integrations.command_line.checks.preflight import (
         check_user_defined_parts,
         export_warnings,

@@ -31,7 +31,7 @@ from sat_ray.models.architectures.shapes_only import shapes_only
 from sat_ray.models.architectures.timm_names import PREFIX
 from sat_ray.models.injection import inject_activation
 from sat_ray.models.spec import ModelSpec
-from sat_ray.models.user_defined import check_parts
+from sat_ray.models.user_defined import check_parts, described
 from sat_ray.utils.import_string import first_line
 
 # operations that rectify: outside an `Activation` they would stay when the activation varies
@@ -68,8 +68,17 @@ def timm_network(spec: ModelSpec) -> nn.Module:
 
 def first_layer_names(net: nn.Module) -> tuple[str, ...]:
     """Return the names of the first convolutions of a network of timm, usually one."""
+    return _stated(net, "first_conv")
+
+
+def classifier_names(net: nn.Module) -> tuple[str, ...]:
+    """Return the names of the layers that make the logits: several where it was distilled."""
+    return _stated(net, "classifier")
+
+
+def _stated(net: nn.Module, field: str) -> tuple[str, ...]:
     config: Any = net.pretrained_cfg
-    found: Any = config.get("first_conv") or ()
+    found: Any = config.get(field) or ()
     return (found,) if isinstance(found, str) else tuple(found)
 
 
@@ -235,7 +244,7 @@ def _check(spec: ModelSpec) -> None:
     what = f"model {spec.name}"
     with torch.random.fork_rng(devices=[]), shapes_only():
         net = _varied(spec).train()
-        check_parts(net, what=what)
+        check_parts(net, what=what, remedy="choose another network")
         config: Any = net.pretrained_cfg
         size = spec.image_size or config["input_size"][1:]
         x = torch.empty(IMAGES, spec.in_channels, *size)
@@ -246,7 +255,10 @@ def _check(spec: ModelSpec) -> None:
             logits = _tried(spec, "called", net, x)
         _check_operations(operations, what=what)
         if not isinstance(logits, Tensor) or logits.shape != (IMAGES, spec.num_classes):
-            raise ValueError(f"{what} must return logits (N, {spec.num_classes}) while it trains")
+            raise ValueError(
+                f"{what} must return {(IMAGES, spec.num_classes)} logits while it trains, got "
+                f"{described(logits)}; choose another network"
+            )
         logits.sum().backward()  # type: ignore[no-untyped-call]
     idle = [name for name, one in net.named_parameters() if one.requires_grad and one.grad is None]
     if idle:

@@ -92,17 +92,24 @@ def fitted_to(weights: PublishedWeights, spec: ModelSpec, *, seed: int) -> Fitte
         for name, tensor in weights.tensors.items()
         if not (tensor.dim() == 0 and name.endswith(learned))
     }
-    return fit_weights(replace(weights, tensors=tensors), network, head=head_of(network, spec))
+    return fit_weights(replace(weights, tensors=tensors), network, heads=heads_of(network, spec))
 
 
-def head_of(network: nn.Module, spec: ModelSpec) -> str:
-    """Return the path of the layer that makes the logits, "" where it cannot be told."""
+def heads_of(network: nn.Module, spec: ModelSpec) -> tuple[str, ...]:
+    """Return the paths of the layers that make the logits, () where it cannot be told.
+
+    timm names those of its networks; of another one it is the last with an output for each class.
+    """
+    if is_timm(spec.name):
+        from sat_ray.models.architectures.timm_network import classifier_names  # imports timm
+
+        return tuple(f"body.{name}" for name in classifier_names(network.get_submodule("body")))
     outputs = [
         path
         for path, module in network.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d)) and module.weight.shape[0] == spec.num_classes
     ]
-    return outputs[-1] if outputs else ""
+    return tuple(outputs[-1:])
 
 
 def _described(spec: ModelSpec) -> ModelSpec | None:

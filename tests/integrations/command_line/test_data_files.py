@@ -38,6 +38,23 @@ def test_a_dry_run_refuses_extra_images_of_another_shape_or_other_classes(
             check(given)
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.arange(20) % 10 - 1, r"labels of more\.npz must lie in 0 to \d+, got -1 to 8"),
+        (np.arange(19) % 10, r"labels of more\.npz must be \(20,\) whole numbers, .* got \(19,\)"),
+        (np.eye(20), r"labels of more\.npz must be \(20,\) whole numbers, .* got \(20, 20\)"),
+    ],
+    ids=["images without a label", "one too few", "one-hot"],
+)
+def test_a_dry_run_refuses_labels_that_are_none(
+    command: Read, labels: np.ndarray, said: str
+) -> None:
+    np.savez("more.npz", images=np.full((20, 8, 8, 1), 7, dtype=np.uint8), labels=labels)
+    with pytest.raises(ValueError, match=said):
+        describe(command(*EXTRA, "more.npz", "--dry-run"))
+
+
 def test_a_dry_run_names_what_is_not_there_and_what_is_checked_later(command: Read) -> None:
     fitting = command(*EXTRA, save("more.npz", (20, 1, 8, 8)), "--dry-run")
     assert "checked when images are prepared" in describe(fitting)

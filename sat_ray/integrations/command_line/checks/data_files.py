@@ -33,7 +33,8 @@ def check_data(config: SweepConfig, root: Storage) -> None:
         source = _source(data)
         source.require_path(data.path, download=data.download, field=field)
         if is_private():
-            check_readable(data.path, data.test_list)
+            check_readable(data.path, field=field)
+            check_readable(data.test_list, field=TEST_LIST)
             source.require_there(data.path, download=data.download, field=field)
             data.test_images().require_readable()
 

@@ -85,7 +85,8 @@ def evaluate_external(given: ExternalOptions) -> None:
         reporter.say(f"opening model {given.model} and data {given.data}")
         with nothing_left(root):
             check_writable(root)
-            check_readable(given.model, given.data, given.weights)
+            for field in ("model", "data", "weights"):
+                check_readable(getattr(given, field), field=f"--{field}")
             subject = open_subject(given, root, Path(temporary))
             given = replace(given, slots=subject.slots)
             if given.protocol != "none":
