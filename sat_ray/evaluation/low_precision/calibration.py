@@ -20,6 +20,7 @@ from sat_ray.evaluation.engine.padding import has_fixed_rows
 from sat_ray.evaluation.engine.run_attack import run_slots, slot_logits
 from sat_ray.evaluation.engine.scheduler import Scheduler
 from sat_ray.evaluation.first_broken_step import NEVER
+from sat_ray.evaluation.inputs import likeliest_others
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.low_precision.comparison import Comparer, Comparison
 from sat_ray.evaluation.low_precision.surrogate import (
@@ -150,7 +151,8 @@ def calibrate(
         )
     target = None
     if spec.targets:
-        target = _likeliest_other(model, images, slots=slots, device=device)[:, None]
+        logits = slot_logits(model, images.images, images.image_ids, slots=slots, device=device)
+        target = likeliest_others(logits, images.labels)[:, :1]
     control = _Control(
         surrogate=make_surrogate(model, gradient=spec.gradient, device=device),
         model=model,
@@ -255,10 +257,3 @@ class _Control:
         inputs = self.inputs.single_runs(rows, 0)
         found, _ = run_verified(how, self.attack, inputs, slots=self.slots, device=self.device)
         return found.first_broken_step != NEVER
-
-
-@torch.no_grad()
-def _likeliest_other(model: Model, images: Split, *, slots: int, device: torch.device) -> Tensor:
-    """Return the most likely class except the label, (N,) int64."""
-    logits = slot_logits(model, images.images, images.image_ids, slots=slots, device=device)
-    return logits.scatter(1, images.labels[:, None], -torch.inf).argmax(dim=1)

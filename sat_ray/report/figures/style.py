@@ -3,8 +3,6 @@
 Object API only, no global matplotlib state.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any

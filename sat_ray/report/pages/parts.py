@@ -1,7 +1,5 @@
 """What the pages share: their templates, pictures as data URIs, and the table of a card."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 from pathlib import Path

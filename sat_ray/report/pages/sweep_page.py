@@ -1,7 +1,5 @@
 """The report page: one self-contained HTML file that opens offline."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
@@ -13,7 +11,6 @@ from sat_ray.report.cost_tables import stage_table, trial_table
 from sat_ray.report.formatting import (
     cut_text,
     pgd_name,
-    pixels,
     points,
     seeds_text,
 )
@@ -34,6 +31,7 @@ from sat_ray.report.leaderboard.tables import notes_of, power_text
 from sat_ray.report.pages.parts import image, templates
 from sat_ray.report.table import CODE, WORDS, Column, Table
 from sat_ray.sweep.cost.spent import ESTIMATES
+from sat_ray.threat import as_255ths
 
 # Title and caption of the known figures, in the order of the page; others follow by name.
 FIGURES = {
@@ -88,7 +86,9 @@ _ROLL_BACKS = (
     ),
     Column(
         "continued with",
-        lambda event: f"PGD-{event['attack_steps']}, steps of {pixels(event['attack_step_size'])}",
+        lambda event: (
+            f"PGD-{event['attack_steps']}, steps of {as_255ths(event['attack_step_size'])}"
+        ),
         kind=WORDS,
     ),
 )
