@@ -19,14 +19,13 @@ if TYPE_CHECKING:  # the settings need no torch; the geometry uses the methods o
     from sat_ray.utils.randomness import Randomness
 
 NORMS = ("linf", "l2")
-ROUNDING = 4e-9  # of a radius, or of a distance that was measured in float32
 TOLERANCE = 1e-6  # float32 rounding of x + delta near 1 is 6e-8; ten of those fit easily
 
 
-def as_255ths(value: float) -> str:
-    """Write a radius as `k/255` where it is one, else as a short decimal."""
+def as_255ths(value: float, *, rounding: float = 1e-9) -> str:
+    """Write a radius as `k/255` where it is one, up to `rounding`, else as a short decimal."""
     fraction = Fraction(round(value * 255 * 4), 4)
-    if fraction > 0 and abs(float(fraction) / 255 - value) < ROUNDING:
+    if fraction > 0 and abs(float(fraction) / 255 - value) < rounding:
         text = str(fraction.numerator) if fraction.denominator == 1 else f"{float(fraction):g}"
         return f"{text}/255"
     return f"{value:.6g}"

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from prepared_data import prepared
 from sweeps import ROOT, environment
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
@@ -30,7 +31,7 @@ from sat_ray.attacks import AttackSpec, cascade
 from sat_ray.attacks.base import require_inference_mode
 from sat_ray.checkpoint import save_model
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards.convert import ROWS_PER_SHARD, prepared
+from sat_ray.data.shards.convert import ROWS_PER_SHARD
 from sat_ray.data.shards.manifest import CorruptShardError
 from sat_ray.data.shards.reading import image_ids, read_rows, read_split
 from sat_ray.data.split import Split
@@ -42,7 +43,7 @@ from sat_ray.evaluation.robustness import evaluate
 from sat_ray.integrations.command_line.evaluate import evaluate_model, names_a_model
 from sat_ray.integrations.command_line.external import run as foreign
 from sat_ray.integrations.command_line.external.options import ExternalOptions
-from sat_ray.integrations.command_line.external.run import claim_folder
+from sat_ray.integrations.command_line.external.run import claim_evaluation
 from sat_ray.integrations.command_line.external.subject import PROBED_CALLS, identify, open_subject
 from sat_ray.integrations.command_line.external.tasks import tasks_of
 from sat_ray.integrations.command_line.parsing import parse_options
@@ -1250,8 +1251,8 @@ def test_the_card_of_a_model_brought_along_is_that_of_its_images_and_is_made_onc
 def test_a_folder_of_another_evaluation_says_what_differs(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     ours = {"model": {"digest": "a"}, "data": {"hash": "x"}, "attacks": [], "seed": 0}
-    claim_folder(storage, ours)
-    claim_folder(storage, ours)
+    claim_evaluation(storage, ours)
+    claim_evaluation(storage, ours)
     words = r"differs in: model \(its weights or its code\), seed; choose another --name"
     with pytest.raises(ValueError, match=words):
-        claim_folder(storage, ours | {"model": {"digest": "b"}, "seed": 1})
+        claim_evaluation(storage, ours | {"model": {"digest": "b"}, "seed": 1})

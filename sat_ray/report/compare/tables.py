@@ -30,6 +30,7 @@ from sat_ray.report.table import WORDS, Column, Table, terminal_table, terminal_
 from sat_ray.threat import as_255ths
 
 CLASSES_SHOWN = 20
+FLOAT32_ROUNDING = 1e-7  # of a distance between two images in [0, 1]
 
 
 def render(comparison: Comparison, *, flips: int) -> Iterator[RenderableType]:
@@ -99,7 +100,8 @@ def notes(comparison: Comparison) -> list[str]:
     ]
     if missing := [letter(i) for i, model in enumerate(models) if not counted_specs(model)]:
         distances = ", ".join(
-            f"{letter(i)} {as_255ths(model.largest_distance)}" for i, model in enumerate(models)
+            f"{letter(i)} {as_255ths(model.largest_distance, rounding=FLOAT32_ROUNDING)}"
+            for i, model in enumerate(models)
         )
         found.append(
             f"no threat model is recorded for {', '.join(missing)}; largest distance from an "
