@@ -41,7 +41,7 @@ from sat_ray.evaluation.external.validation import ZeroGradients
 from sat_ray.evaluation.intervals import anytime_interval, wilson_interval
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.integrations.command_line.evaluate import evaluate_model, names_a_model
-from sat_ray.integrations.command_line.external import run as foreign
+from sat_ray.integrations.command_line.external import run as external
 from sat_ray.integrations.command_line.external.options import ExternalOptions
 from sat_ray.integrations.command_line.external.run import claim_evaluation
 from sat_ray.integrations.command_line.external.subject import PROBED_CALLS, identify, open_subject
@@ -1185,7 +1185,7 @@ def test_the_command_gives_the_outcomes_of_evaluate_and_repeats_without_work(
 
     before = (folder / "evaluation.json").read_bytes()
     # in this process: whatever started Ray here would show, and nothing has to
-    foreign.evaluate_external(options(words))
+    external.evaluate_external(options(words))
     assert "2 shards: 0 computed, 2 reused" in capsys.readouterr().out
     assert (folder / "evaluation.json").read_bytes() == before
     assert EVALUATE.name in os.listdir(folder / "state")
@@ -1211,7 +1211,7 @@ def test_an_evaluation_that_knows_enough_stops_with_an_anytime_interval(
     name, _ = identify(given, subject)
     first, *_ = tasks_of(given, subject, name)
     payload = evaluate_and_commit(first, Records(root.child(name))).payload
-    foreign.evaluate_external(given)
+    external.evaluate_external(given)
     said = capsys.readouterr().out
     assert "1 shards: 0 computed, 1 reused" in said
     found = json.loads((tmp_path / name / "evaluation.json").read_text())
@@ -1244,7 +1244,7 @@ def test_the_card_of_a_model_brought_along_is_that_of_its_images_and_is_made_onc
         == card
     )
 
-    foreign.evaluate_external(options(words))
+    external.evaluate_external(options(words))
     assert "robustness card: 40 images" not in capsys.readouterr().out, "computed again"
 
 

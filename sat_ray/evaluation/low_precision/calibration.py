@@ -14,13 +14,13 @@ from torch import Tensor
 
 from sat_ray.attacks import Attack, AttackSpec, make_attack
 from sat_ray.attacks.base import Model
+from sat_ray.attacks.losses import likeliest_others
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
 from sat_ray.evaluation.engine.padding import has_fixed_rows
 from sat_ray.evaluation.engine.run_attack import run_slots, slot_logits
 from sat_ray.evaluation.engine.scheduler import Scheduler
 from sat_ray.evaluation.first_broken_step import NEVER
-from sat_ray.evaluation.inputs import likeliest_others
 from sat_ray.evaluation.intervals import wilson_interval
 from sat_ray.evaluation.low_precision.comparison import Comparer, Comparison
 from sat_ray.evaluation.low_precision.surrogate import (

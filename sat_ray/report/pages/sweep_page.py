@@ -4,7 +4,6 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from sat_ray.report.cost_tables import stage_table, trial_table
@@ -97,7 +96,7 @@ _ROLL_BACKS = (
 def render(
     board: Mapping[str, Any],
     *,
-    figures: Mapping[str, Path | str | bytes],
+    figures: Mapping[str, bytes],
     command: str,
     versions: Mapping[str, str],
     notes: Sequence[str],
@@ -112,7 +111,7 @@ def render(
 ) -> str:
     """Render the leaderboard as one HTML page without external requests.
 
-    figures: name → PNG as a path or as bytes; command: what reproduces the sweep;
+    figures: name → PNG; command: what reproduces the sweep;
     versions: package → version; notes: shown as they are; config: JSON-ready;
     cards: {"name", "card"} of each robustness card made, best candidate first;
     hashes: of what determined the results, by name; class_names: by label;
@@ -222,7 +221,7 @@ def _checkpoint_columns(folder: str, digests: Mapping[str, str]) -> list[Column]
     ]
 
 
-def _figures(figures: Mapping[str, Path | str | bytes]) -> list[dict[str, str | int]]:
+def _figures(figures: Mapping[str, bytes]) -> list[dict[str, str | int]]:
     """Return {"name", "id", "title", "caption", "uri", "width", "height"} of each figure.
 
     Known figures come first, in the order of FIGURES.
