@@ -117,8 +117,7 @@ def survivors(model: Normalized, images: Split, *attacks: AttackSpec) -> Split:
     """Return the images that survive our attacks, each on what those before it leave."""
     arrays = (images.images, images.labels, images.image_ids)
     outcomes = evaluate(model, *arrays, attacks=attacks, cascade=True)
-    alive = torch.tensor(sorted(robust_image_ids(outcomes)))
-    return images.take(torch.isin(images.image_ids, alive))
+    return images.with_ids(robust_image_ids(outcomes))
 
 
 def strong_number(ball: ThreatModel, size: Size) -> list[AttackSpec]:

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sat_ray.attacks.spec import GRADIENTS
+from sat_ray.report.pages.origin import processor
+from sat_ray.utils.serialization import flatten
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
@@ -121,7 +123,7 @@ def sweep_command(*words: str) -> list[str]:
 def machine() -> dict[str, Any]:
     """Describe the machine; load_1_minute above 0 means that it was shared."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor(),
         "cores": cores(),
         "vector_unit": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
@@ -129,17 +131,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "load_1_minute": round(os.getloadavg()[0], 2),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
 
 
 def finish(
@@ -157,7 +148,7 @@ def finish(
         "the start"
     )
     table = Table("figure", "value", title=title, caption=where)
-    for name, value in [*_flat(figures), *_flat(details)]:
+    for name, value in [*flatten(figures).items(), *flatten(details).items()]:
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console(width=None if os.isatty(1) else 140, highlight=False).print(table)
     if path is not None:
@@ -165,17 +156,6 @@ def finish(
         path.write_text(
             json.dumps(figures | {"machine": about, "details": details}, indent=2) + "\n"
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        rows += (
-            _flat(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
-            else [(prefix + name, value)]
-        )
-    return rows
 
 
 def markdown_row(*cells: object) -> str:

@@ -38,8 +38,7 @@ GRADIENT_ATTACKS = replace(FULL, fab=False, queries=0)
 def survivors(folder: Path, row: dict[str, Any], images: Split) -> Split:
     """Return the test images that a row's strong number counts as robust."""
     table = pq.read_table(folder / "outcomes" / "strong" / Path(row["strong_outcomes"]).name)
-    alive = torch.tensor(sorted(robust_image_ids(table)), dtype=torch.int64)
-    return images.take(torch.isin(images.image_ids, alive))
+    return images.with_ids(robust_image_ids(table))
 
 
 def judged(folder: Path, row: dict[str, Any], images: Split, *, standard: bool) -> dict[str, Any]:

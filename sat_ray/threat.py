@@ -22,10 +22,10 @@ NORMS = ("linf", "l2")
 TOLERANCE = 1e-6  # float32 rounding of x + delta near 1 is 6e-8; ten of those fit easily
 
 
-def as_255ths(value: float) -> str:
-    """Write a radius as `k/255` where it is one, else as a short decimal."""
+def as_255ths(value: float, *, rounding: float = 1e-9) -> str:
+    """Write a radius as `k/255` where it is one, up to `rounding`, else as a short decimal."""
     fraction = Fraction(round(value * 255 * 4), 4)
-    if fraction > 0 and abs(float(fraction) / 255 - value) < 1e-9:
+    if fraction > 0 and abs(float(fraction) / 255 - value) < rounding:
         text = str(fraction.numerator) if fraction.denominator == 1 else f"{float(fraction):g}"
         return f"{text}/255"
     return f"{value:.6g}"

@@ -1,7 +1,5 @@
 """Find the parts of manifests that rules speak about."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

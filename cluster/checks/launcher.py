@@ -1,7 +1,5 @@
 """What `ray up` accepts in silence and should not. Same shape as rules.py, on one file."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

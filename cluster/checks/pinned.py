@@ -3,8 +3,6 @@
 python -m cluster.checks.pinned FILE
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator

@@ -5,8 +5,6 @@
 may move them.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections import Counter

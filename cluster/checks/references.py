@@ -6,8 +6,6 @@ after `kubectl apply` has succeeded, and a Service or a budget that selects noth
 Policy linters do not look into a RayCluster and do not have the README's list of Secrets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

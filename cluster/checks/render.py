@@ -6,8 +6,6 @@ overlays use. A field that is not understood here is an error, never skipped, an
 compares the result with the real tool wherever there is one.
 """
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

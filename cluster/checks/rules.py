@@ -3,8 +3,6 @@
 Each rule takes the rendered documents and yields one sentence per violation.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ nor the autoscaler beside them, and it needs kubectl or kustomize to render over
 ten rules below it could replace one and a half: unprivileged_pods and bounded_containers.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from collections.abc import Iterator

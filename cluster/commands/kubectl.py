@@ -1,7 +1,5 @@
 """Run kubectl against one context, and turn what it refuses into one sentence."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ python -m cluster.commands.preflight FILE looks at what the manifests of FILE ne
 API server try them without keeping anything.
 """
 
-from __future__ import annotations
-
 import base64
 import sys
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Everything that can be known before is checked first. The dashboard is reached t
 this machine that was free, so that no other Ray can be meant.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import base64
@@ -160,7 +158,7 @@ def follow(kubectl: Kubectl, address: str, secret: str, command: list[str]) -> i
     return int(status != JobStatus.SUCCEEDED)
 
 
-async def _print_log(client: JobSubmissionClient, job: str) -> None:
+async def _print_log(client: "JobSubmissionClient", job: str) -> None:
     async for text in client.tail_job_logs(job):
         print(text, end="", flush=True)
 

@@ -1,7 +1,5 @@
 """While a sweep waits: say why a worker that Ray's autoscaler wants does not start."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

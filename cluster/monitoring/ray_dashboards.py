@@ -4,8 +4,6 @@
 version of Ray, so they are made when they are applied and not kept here.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 

@@ -39,6 +39,12 @@ def classes_of(y: Tensor) -> Tensor:
     return y.argmax(dim=1) if y.is_floating_point() else y
 
 
+def likeliest_others(logits: Tensor, y: Tensor) -> Tensor:
+    """Return all classes except the label, the largest logit first, (N, K - 1) int64."""
+    order = logits.argsort(dim=1, descending=True, stable=True)
+    return order[order != y[:, None]].view(len(y), -1)
+
+
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """Return the label's logit minus the largest other one, positive where the label wins.
 

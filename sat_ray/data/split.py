@@ -1,6 +1,6 @@
 """A split in memory: uint8 images with labels and stable ids."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,11 @@ class Split:
     def take(self, rows: Tensor | slice) -> "Split":
         """Keep these rows."""
         return Split(self.images[rows], self.labels[rows], self.image_ids[rows])
+
+    def with_ids(self, image_ids: Iterable[int]) -> "Split":
+        """Keep the images with these ids."""
+        wanted = torch.tensor(sorted(image_ids), dtype=torch.int64)
+        return self.take(torch.isin(self.image_ids, wanted))
 
     def to(self, device: torch.device) -> "Split":
         """Move to a device."""

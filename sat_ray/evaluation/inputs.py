@@ -17,12 +17,6 @@ from sat_ray.utils.bounds import Slots, fault, shown
 from sat_ray.utils.probabilities import require_no_probabilities
 
 
-def likeliest_others(logits: Tensor, y: Tensor) -> Tensor:
-    """Return all classes except the label, the largest logit first, (N, K - 1) int64."""
-    order = logits.argsort(dim=1, descending=True, stable=True)
-    return order[order != y[:, None]].view(len(y), -1)
-
-
 def attacker_view(model: Model, spec: AttackSpec) -> Model:
     """Return the model as an attack differentiates it; raise ValueError where there is no view."""
     if spec.attacker_activation is None:

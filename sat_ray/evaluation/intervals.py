@@ -27,8 +27,6 @@ Counts are added as integers and divided once, so a smaller last batch has no mo
 images.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Callable

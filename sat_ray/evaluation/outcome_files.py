@@ -87,18 +87,6 @@ def _check_unique(table: pa.Table, uri: str) -> None:
         )
 
 
-def folder_and_name(uri: str) -> tuple[Storage, str]:
-    """Return the folder that holds a file and the file's name in it.
-
-    The name is "" where `uri` is a root or a bucket.
-    """
-    here = Storage.at(uri)
-    folder, _, name = here.uri.rpartition("/")
-    if here.is_local:
-        return Storage.at(folder or "/"), name
-    return (here, "") if folder == "s3:/" else (Storage.at(folder), name)
-
-
 def _evaluation(table: pa.Table, place: str) -> dict[str, Any] | None:
     try:
         return evaluation_of(table)
@@ -112,7 +100,7 @@ def _files_at(uri: str) -> tuple[Storage, list[str]]:
     That is the file itself, whatever its name, or all files of a folder.
     """
     here = Storage.at(uri)
-    above, name = folder_and_name(uri)
+    above, name = Storage.of_file(uri)
     if name and above.is_file(name):
         return above, [name]
     names = [one for one in here.names("") if one.endswith(".parquet")]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sat_ray.attacks import AttackSpec, make_attack
 from sat_ray.attacks.base import Model, require_inference_mode
-from sat_ray.attacks.losses import margin
+from sat_ray.attacks.losses import likeliest_others, margin
 from sat_ray.attacks.spec import FINAL_SUFFIX
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
@@ -28,7 +28,6 @@ from sat_ray.evaluation.inputs import (
     check_images,
     check_logits,
     device_of,
-    likeliest_others,
 )
 from sat_ray.evaluation.low_precision.calibration import Calibration, calibrate, control_rows
 from sat_ray.evaluation.low_precision.surrogate import make_surrogate, repeats_close_survivors

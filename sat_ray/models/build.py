@@ -118,13 +118,9 @@ def check_user_defined_model(
 ) -> None:
     """Raise ValueError, in one line, where a user-defined network cannot be trained.
 
-    Other networks are not checked.
-
     shape: (C, H, W) of the images; smaller: of those that training begins with, where it resizes
     them.
     """
-    if not is_reference(spec.name):
-        return
     check_net(
         lambda seed: model_from_spec(spec, seed=seed),
         name=spec.name,

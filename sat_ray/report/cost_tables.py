@@ -1,7 +1,5 @@
 """The tables of accelerator time and money: by row, by stage and by trial."""
 
-from __future__ import annotations
-
 from sat_ray.report.formatting import seconds
 from sat_ray.report.leaderboard.columns import priced
 from sat_ray.report.table import NAME, Column, Item, Table, markdown_table

@@ -1,7 +1,5 @@
 """How the report spells numbers, the same in the terminal, Markdown, HTML and figures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,12 +48,6 @@ def p_text(value: float) -> str:
 def plural(count: int, noun: str) -> str:
     """Spell a count with its noun, `1 seed` or `1,200 seeds`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def pixels(value: float) -> str:
-    """Spell a distance in [0, 1] pixels, as k/255 where it is one."""
-    k = value * 255
-    return f"{round(k)}/255" if abs(k - round(k)) < 1e-6 and round(k) > 0 else f"{value:.4g}"
 
 
 def threat_text(board: Mapping[str, Any]) -> str:

@@ -1,7 +1,5 @@
 """The tables of the report as LaTeX, with the rules of booktabs."""
 
-from __future__ import annotations
-
 import re
 
 from sat_ray.report.table import NUMBER, Table, narrow

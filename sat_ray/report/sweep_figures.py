@@ -1,7 +1,5 @@
 """The figures of a sweep's report, from its records and its leaderboard."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

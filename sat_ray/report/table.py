@@ -4,8 +4,6 @@ A column has a title, a value taken from each item, and a way to show that value
 `pages/parts.html.j2` holds the third form, the HTML of the pages.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -57,12 +57,13 @@ class Storage:
 
     @classmethod
     def of_file(cls, uri: str) -> tuple["Storage", str]:
-        """Open the folder of a file; return it and the name of the file.
+        """Open the folder of a file; return it and the file's name: "" for a root or a bucket.
 
         Raises ValueError on another scheme.
         """
-        folder, _, name = cls.at(uri).uri.rpartition("/")
-        return cls(folder), name
+        here = cls.at(uri)
+        folder, _, name = here.uri.rpartition("/")
+        return (here, "") if folder == "s3:/" else (cls(folder or "/"), name)
 
     @property
     def is_local(self) -> bool:

@@ -221,11 +221,6 @@ class EvaluationTask:
         """Name the record."""
         return record_key(self.stage, self.inputs)
 
-    @property
-    def tasks(self) -> "tuple[EvaluationTask, ...]":
-        """Return this task, and before it the one that it builds on."""
-        return (self,) if self.after is None else (self.after, self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class CardTask:

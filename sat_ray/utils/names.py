@@ -16,7 +16,6 @@ RENAMED = {
     "fp16-compiled": "fp16",
 }
 """Fields and values of an earlier version, and what takes their place now."""
-"""Values that an earlier version accepted, and the value that takes their place."""
 # Unicode's controls, formats, and what begins a line
 INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 

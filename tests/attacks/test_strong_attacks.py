@@ -21,9 +21,9 @@ from sat_ray.attacks import (
     cascade,
     square,
 )
+from sat_ray.attacks.losses import likeliest_others
 from sat_ray.attacks.square import sides
 from sat_ray.data.split import Split
-from sat_ray.evaluation.inputs import likeliest_others
 from sat_ray.evaluation.outcomes import SORT_ORDER, clean_correct_ids, robust_image_ids
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.models import Normalized

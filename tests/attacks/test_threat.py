@@ -229,6 +229,8 @@ def test_a_radius_or_norm_that_makes_no_sense_is_refused(
 def test_epsilon_is_printed_in_255ths_only_where_it_is_one(value: float, text: str) -> None:
     assert as_255ths(value) == text
     assert str(ThreatModel("linf", value)) == f"linf {text}"
+    measured = float(torch.tensor(value, dtype=torch.float32))
+    assert as_255ths(measured, rounding=1e-7) == text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The manifests in cluster/, checked without Kubernetes, a network or a container engine."""
 
-from __future__ import annotations
-
 import fnmatch
 import importlib.metadata
 import json

@@ -3,8 +3,6 @@
 With a real kubectl, and where its programs are here with a real API server.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import subprocess

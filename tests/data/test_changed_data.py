@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from archives import image_file, imagenet, unpack
+from prepared_data import prepared
 
 from sat_ray.data.shards.changes import SOURCE, ChangedDataError
-from sat_ray.data.shards.convert import prepared
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.reading import read_split
 from sat_ray.data.sources import npz

@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from archives import image_file, unpack
 from PIL import Image
+from prepared_data import prepared
 from torchvision.datasets import ImageFolder
 
 from sat_ray.data import images
 from sat_ray.data.images import CorruptImageError, Storing, opened
 from sat_ray.data.shards import writer as preparing
-from sat_ray.data.shards.convert import prepared
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.shards.reading import read_split
 from sat_ray.data.sources import base as sources
@@ -371,7 +371,7 @@ def test_a_link_to_a_folder_above_is_refused(tmp_path: Path) -> None:
 
 ONE = """
 import sys
-from sat_ray.data.shards.convert import prepared
+from sat_ray.data.shards.convert import open_data, written
 from sat_ray.data.shards.dataset import write_dataset
 from sat_ray.data.sources import base as sources
 from sat_ray.data.sources.base import Place
@@ -379,7 +379,7 @@ from sat_ray.data.sources.registry import DATASETS
 from sat_ray.storage.store import Storage
 try:
     if sys.argv[1] == "evaluate":
-        prepared(sys.argv[2], Storage(sys.argv[3]))
+        written(open_data(sys.argv[2]), Storage(sys.argv[3]))
     else:
         shards = Storage(sys.argv[3])
         write_dataset(DATASETS["image_folder"], shards, rows_per_shard=64, path=sys.argv[2])

@@ -135,6 +135,13 @@ def test_every_python_file_and_every_test_that_a_page_names_is_there() -> None:
             assert f"def {name}(" in tests, f"{page} names {name}"
 
 
+@pytest.mark.parametrize(
+    ("page", "most"), [("README.md", 1200), ("docs/explanation/architecture.md", 900)]
+)
+def test_what_everybody_reads_first_stays_short(page: str, most: int) -> None:
+    assert len((ROOT / page).read_text().split()) <= most
+
+
 def test_every_test_that_the_makefile_runs_is_there() -> None:
     named = re.findall(r"\btests/[\w/]+\.py", (ROOT / "Makefile").read_text())
     assert named and all((ROOT / name).is_file() for name in named)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from prepared_data import prepared
 from sweeps import ROOT, environment
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
@@ -30,7 +31,7 @@ from sat_ray.attacks import AttackSpec, cascade
 from sat_ray.attacks.base import require_inference_mode
 from sat_ray.checkpoint import save_model
 from sat_ray.data.pixels import to_pixels
-from sat_ray.data.shards.convert import ROWS_PER_SHARD, prepared
+from sat_ray.data.shards.convert import ROWS_PER_SHARD
 from sat_ray.data.shards.manifest import CorruptShardError
 from sat_ray.data.shards.reading import image_ids, read_rows, read_split
 from sat_ray.data.split import Split
@@ -40,9 +41,9 @@ from sat_ray.evaluation.external.validation import ZeroGradients
 from sat_ray.evaluation.intervals import anytime_interval, wilson_interval
 from sat_ray.evaluation.robustness import evaluate
 from sat_ray.integrations.command_line.evaluate import evaluate_model, names_a_model
-from sat_ray.integrations.command_line.external import run as foreign
+from sat_ray.integrations.command_line.external import run as external
 from sat_ray.integrations.command_line.external.options import ExternalOptions
-from sat_ray.integrations.command_line.external.run import claim_folder
+from sat_ray.integrations.command_line.external.run import claim_evaluation
 from sat_ray.integrations.command_line.external.subject import PROBED_CALLS, identify, open_subject
 from sat_ray.integrations.command_line.external.tasks import tasks_of
 from sat_ray.integrations.command_line.parsing import parse_options
@@ -1184,7 +1185,7 @@ def test_the_command_gives_the_outcomes_of_evaluate_and_repeats_without_work(
 
     before = (folder / "evaluation.json").read_bytes()
     # in this process: whatever started Ray here would show, and nothing has to
-    foreign.evaluate_external(options(words))
+    external.evaluate_external(options(words))
     assert "2 shards: 0 computed, 2 reused" in capsys.readouterr().out
     assert (folder / "evaluation.json").read_bytes() == before
     assert EVALUATE.name in os.listdir(folder / "state")
@@ -1210,7 +1211,7 @@ def test_an_evaluation_that_knows_enough_stops_with_an_anytime_interval(
     name, _ = identify(given, subject)
     first, *_ = tasks_of(given, subject, name)
     payload = evaluate_and_commit(first, Records(root.child(name))).payload
-    foreign.evaluate_external(given)
+    external.evaluate_external(given)
     said = capsys.readouterr().out
     assert "1 shards: 0 computed, 1 reused" in said
     found = json.loads((tmp_path / name / "evaluation.json").read_text())
@@ -1243,15 +1244,15 @@ def test_the_card_of_a_model_brought_along_is_that_of_its_images_and_is_made_onc
         == card
     )
 
-    foreign.evaluate_external(options(words))
+    external.evaluate_external(options(words))
     assert "robustness card: 40 images" not in capsys.readouterr().out, "computed again"
 
 
 def test_a_folder_of_another_evaluation_says_what_differs(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     ours = {"model": {"digest": "a"}, "data": {"hash": "x"}, "attacks": [], "seed": 0}
-    claim_folder(storage, ours)
-    claim_folder(storage, ours)
+    claim_evaluation(storage, ours)
+    claim_evaluation(storage, ours)
     words = r"differs in: model \(its weights or its code\), seed; choose another --name"
     with pytest.raises(ValueError, match=words):
-        claim_folder(storage, ours | {"model": {"digest": "b"}, "seed": 1})
+        claim_evaluation(storage, ours | {"model": {"digest": "b"}, "seed": 1})

@@ -1,7 +1,5 @@
 """Accuracy, Wilson intervals and McNemar's test against scipy and closed forms."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -174,17 +174,17 @@ def test_no_image_at_all_is_an_empty_file(tmp_path: Path) -> None:
         (
             [IDS[:30]],
             (
-                r"outcomes of m: doubled ids \[\], missing ids \[97, 100, 103, 106, 109\], foreign "
-                r"ids \[\]"
+                r"outcomes of m: doubled ids \[\], missing ids \[97, 100, 103, 106, 109\], "
+                r"unexpected ids \[\]"
             ),
         ),
         (
             [IDS[:31], IDS[30:]],
-            r"outcomes of m: doubled ids \[97\], missing ids \[\], foreign ids \[\]",
+            r"outcomes of m: doubled ids \[97\], missing ids \[\], unexpected ids \[\]",
         ),
         (
             [IDS, np.array([5])],
-            r"outcomes of m: doubled ids \[\], missing ids \[\], foreign ids \[5\]",
+            r"outcomes of m: doubled ids \[\], missing ids \[\], unexpected ids \[5\]",
         ),
         (
             [np.concatenate([IDS, IDS[4:6]])],
@@ -197,7 +197,7 @@ def test_no_image_at_all_is_an_empty_file(tmp_path: Path) -> None:
     ids=[
         "a shard is missing",
         "an image in two shards",
-        "a foreign image",
+        "an unexpected image",
         "an image twice in one shard",
     ],
 )

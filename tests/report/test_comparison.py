@@ -25,7 +25,7 @@ from trainings import train_small
 from sat_ray.attacks import AttackSpec
 from sat_ray.data.split import Split
 from sat_ray.evaluation.intervals import mcnemar_p_value, paired_difference_interval
-from sat_ray.evaluation.outcome_files import EVALUATION_KEY, folder_and_name
+from sat_ray.evaluation.outcome_files import EVALUATION_KEY
 from sat_ray.evaluation.outcomes import clean_correct_ids, robust_image_ids
 from sat_ray.evaluation.robustness import calibrate_attacks, evaluate
 from sat_ray.integrations.command_line.compare import main, run
@@ -516,7 +516,7 @@ def test_a_file_among_several_that_cannot_be_read_is_named(
     ],
 )
 def test_a_file_is_in_its_folder_wherever_it_lies(uri: str, folder: str, name: str) -> None:
-    assert folder_and_name(uri) == (Storage(folder), name)
+    assert Storage.of_file(uri) == (Storage(folder), name)
 
 
 def test_common_compares_the_images_that_all_have_and_says_how_many(

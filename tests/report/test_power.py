@@ -2,8 +2,6 @@
 how often the test of the report claims a planted difference.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray

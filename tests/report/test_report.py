@@ -1,7 +1,5 @@
 """The report layer on synthetic outcomes whose answers are known."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Sequence

@@ -2,8 +2,6 @@
 and a gap that is too wide is marked.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import math

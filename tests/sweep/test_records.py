@@ -612,10 +612,10 @@ def test_evaluation_keys_follow_weights_attack_rows_seed_data_and_slots(dataset:
 @pytest.mark.parametrize(
     ("shards", "message"),
     [
-        ([{1, 2}, {3}], r"doubled ids \[\], missing ids \[4\], foreign ids \[\]"),
-        ([{1, 2}, {2, 3, 4}], r"doubled ids \[2\], missing ids \[\], foreign ids \[\]"),
-        ([{1, 2}, {3, 4, 9}], r"doubled ids \[\], missing ids \[\], foreign ids \[9\]"),
-        ([{1, 2}, {2, 9}], r"doubled ids \[2\], missing ids \[3, 4\], foreign ids \[9\]"),
+        ([{1, 2}, {3}], r"doubled ids \[\], missing ids \[4\], unexpected ids \[\]"),
+        ([{1, 2}, {2, 3, 4}], r"doubled ids \[2\], missing ids \[\], unexpected ids \[\]"),
+        ([{1, 2}, {3, 4, 9}], r"doubled ids \[\], missing ids \[\], unexpected ids \[9\]"),
+        ([{1, 2}, {2, 9}], r"doubled ids \[2\], missing ids \[3, 4\], unexpected ids \[9\]"),
     ],
 )
 def test_shards_that_do_not_partition_the_split_are_refused_by_the_ids(

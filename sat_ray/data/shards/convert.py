@@ -59,19 +59,6 @@ class ExternalImages:
     blocks: Callable[[], Iterator[Block]]
 
 
-def prepared(
-    uri: str,
-    root: Storage,
-    *,
-    image_size: int | None = None,
-    resize: int = 0,
-    channels: int | None = None,
-) -> str:
-    """Return the folder of the prepared dataset that `uri` is or becomes, see `open_data`."""
-    found = open_data(uri, image_size=image_size, resize=resize, channels=channels)
-    return written(found, root)
-
-
 def open_data(
     uri: str, *, image_size: int | None = None, resize: int = 0, channels: int | None = None
 ) -> Storage | ExternalImages:

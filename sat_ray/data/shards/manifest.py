@@ -8,6 +8,7 @@ from sat_ray.data.split_ids import SPLITS
 from sat_ray.storage.json_shape import misfit
 from sat_ray.storage.sealed import read_perhaps_sealed
 from sat_ray.storage.store import Storage
+from sat_ray.utils.bounds import shown
 from sat_ray.utils.serialization import json_bytes
 
 SCHEMA_VERSION = 2
@@ -103,10 +104,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return "nothing" if value is None else shown(value)
 
 
 def manifest_hash(manifest: dict[str, Any]) -> str:

@@ -39,10 +39,7 @@ class Subject:
 
     def of(self, image_ids: set[int]) -> "Subject":
         """Return the same model with these of its images alone."""
-        wanted = torch.tensor(
-            [image_id in image_ids for image_id in self.split.image_ids.tolist()], dtype=torch.bool
-        )
-        return replace(self, split=self.split.take(torch.nonzero(wanted).flatten()))
+        return replace(self, split=self.split.with_ids(image_ids))
 
     def outcomes(self, *specs: AttackSpec, in_turn: bool = False) -> pa.Table:
         """Attack through every variant of every spec.

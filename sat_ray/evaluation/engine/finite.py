@@ -1,6 +1,5 @@
 """Checks that logits and points are finite, with errors that name the images."""
 
-import torch
 from torch import Tensor
 
 
@@ -12,7 +11,7 @@ def require_finite(logits: Tensor, image_ids: Tensor) -> None:
 
 
 def is_finite(x: Tensor) -> Tensor:
-    """Return which images (N, C, H, W) hold finite numbers alone, (N,) bool on the CPU."""
+    """Return which rows of (N, ...) hold finite numbers alone, (N,) bool on the CPU."""
     return x.isfinite().flatten(1).all(dim=1).cpu()
 
 
@@ -31,7 +30,7 @@ def not_finite(logits: Tensor) -> Tensor:
         raise ValueError(
             f"model must return (N, num_classes) logits, got shape {tuple(logits.shape)}"
         )
-    return (~torch.isfinite(logits).all(dim=1)).cpu()
+    return ~is_finite(logits)
 
 
 def logits_error(image_ids: Tensor, *, of: str = "model", lost: bool = False) -> ValueError:

@@ -86,7 +86,7 @@ class _Recorder:
         before = scheduler.state
         after = attack.step(model, before)
         scheduler.state = after
-        assert after.logits is not None and after.zero_share is not None
+        assert after.logits is not None
         scheduler.require_finite(before.x_adv, after.logits)
         require_feasible(before.x_adv, before.x, attack.threat_model, occupied=scheduler.occupied)
         step = before.step.cpu()
@@ -107,7 +107,7 @@ class _Recorder:
 
         Return where the model is wrong at a point that counts, (L,) bool.
         """
-        assert after.logits is not None and after.zero_share is not None
+        assert after.logits is not None
         prediction = after.logits.argmax(dim=1)
         wrong = (prediction != before.y).cpu() & counts
         points = Verdicts(
@@ -116,7 +116,6 @@ class _Recorder:
             first_broken_step=torch.where(wrong, step, NEVER),
             passes=torch.ones_like(step),
             distance=self.scheduler.attack.threat_model.distance(before.x_adv, before.x).cpu(),
-            zero_share=after.zero_share.cpu(),
         )
         occupied = torch.nonzero(self.scheduler.occupied).flatten()
         numbers = self.scheduler.number[occupied]

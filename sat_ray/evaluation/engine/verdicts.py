@@ -22,7 +22,6 @@ class Verdicts:
     first_broken_step: Tensor
     passes: Tensor
     distance: Tensor
-    zero_share: Tensor
 
     @classmethod
     def empty(cls, count: int) -> "Verdicts":
@@ -35,7 +34,6 @@ class Verdicts:
             first_broken_step=torch.full_like(whole, NEVER),
             passes=whole.clone(),
             distance=zeros,
-            zero_share=zeros.clone(),
         )
 
     def write(self, rows: Tensor, other: "Verdicts") -> None:
@@ -63,7 +61,6 @@ class Verdicts:
             ),
             passes=self.passes + earlier.passes,
             distance=torch.where(worse, self.distance, earlier.distance),
-            zero_share=torch.maximum(self.zero_share, earlier.zero_share),
         )
 
 

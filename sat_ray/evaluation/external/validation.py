@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sat_ray.attacks import AttackSpec, InfeasiblePointError, make_attack
 from sat_ray.attacks.base import Attack, Model, State, require_feasible, require_inference_mode
+from sat_ray.attacks.losses import likeliest_others
 from sat_ray.data.pixels import to_pixels
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.finite import gradient_error, is_finite, require_finite
@@ -25,7 +26,6 @@ from sat_ray.evaluation.inputs import (
     check_classes,
     check_logits,
     device_of,
-    likeliest_others,
 )
 from sat_ray.models.copying import copied
 from sat_ray.models.pt2.load import Exported

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sat_ray.attacks import Attack, AttackSpec, make_attack
 from sat_ray.attacks.base import Model
+from sat_ray.attacks.losses import likeliest_others
 from sat_ray.data.split import Split
 from sat_ray.evaluation.engine.attack_inputs import AttackInputs
 from sat_ray.evaluation.engine.padding import has_fixed_rows
@@ -150,7 +151,8 @@ def calibrate(
         )
     target = None
     if spec.targets:
-        target = _likeliest_other(model, images, slots=slots, device=device)[:, None]
+        logits = slot_logits(model, images.images, images.image_ids, slots=slots, device=device)
+        target = likeliest_others(logits, images.labels)[:, :1]
     control = _Control(
         surrogate=make_surrogate(model, gradient=spec.gradient, device=device),
         model=model,
@@ -255,10 +257,3 @@ class _Control:
         inputs = self.inputs.single_runs(rows, 0)
         found, _ = run_verified(how, self.attack, inputs, slots=self.slots, device=self.device)
         return found.first_broken_step != NEVER
-
-
-@torch.no_grad()
-def _likeliest_other(model: Model, images: Split, *, slots: int, device: torch.device) -> Tensor:
-    """Return the most likely class except the label, (N,) int64."""
-    logits = slot_logits(model, images.images, images.image_ids, slots=slots, device=device)
-    return logits.scatter(1, images.labels[:, None], -torch.inf).argmax(dim=1)

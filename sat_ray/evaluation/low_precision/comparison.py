@@ -9,7 +9,7 @@ from sat_ray.attacks import AttackSpec, State
 from sat_ray.attacks.base import Model, differentiate
 from sat_ray.attacks.losses import margin
 from sat_ray.evaluation.engine.batch_buckets import BatchBuckets
-from sat_ray.evaluation.engine.finite import require_finite
+from sat_ray.evaluation.engine.finite import is_finite, require_finite
 from sat_ray.evaluation.engine.padding import call_rows, pad
 from sat_ray.evaluation.engine.scheduler import Scheduler
 
@@ -137,7 +137,7 @@ class Comparer:
 
     def _require_in_range(self, values: Tensor, image_ids: Tensor, *, what: str) -> None:
         """Raise ValueError where logits or gradients (N, ...) of the surrogate are not finite."""
-        bad = ~values.isfinite().flatten(1).all(dim=1).cpu()
+        bad = ~is_finite(values)
         if bool(bad.any()):
             gradient = self.spec.gradient
             instead = "bf16 or float32" if gradient == "fp16" else "float32"

@@ -103,8 +103,7 @@ def run_on_surrogate(
     Return the verdicts, as `sat_ray.evaluation.engine.run_attack.run_slots` does, and how many
     points were verified. trust_confident: whether a run ends where the surrogate is confident.
     An image that cycles continues to the point that its last step would reach. passes counts the
-    points up to the verdict; zero_share is not measured and stays 0. Among the verified points, a
-    survivor shows the one of smallest margin.
+    points up to the verdict. A survivor shows the verified point of smallest margin.
     """
     scheduler = Scheduler(attack, inputs, slots=slots, device=device)
     verifier = _Verifier(how.model, scheduler, rows=min(slots, VERIFIED_ROWS))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
-from sat_ray.evaluation.outcome_files import evaluation_of, folder_and_name, read_outcomes
+from sat_ray.evaluation.outcome_files import evaluation_of, read_outcomes
 from sat_ray.integrations.command_line.option_values import UsageError, check_dashes
 from sat_ray.integrations.command_line.process.exit_status import exit_status
 from sat_ray.integrations.command_line.process.invocation import program
@@ -92,7 +92,7 @@ def _check_json(path: str, outcomes: Sequence[str]) -> None:
         raise UsageError("--json must be the path of a file, got an empty word")
     if Storage.at(path).uri in outcomes:
         raise UsageError(f"--json must be another file than the OUTCOMES, got {path}")
-    folder, name = folder_and_name(path)
+    folder, name = Storage.of_file(path)
     if not name or path.endswith("/") or (folder.exists(name) and not folder.is_file(name)):
         raise UsageError(f"--json must be the path of a file, got the folder {path}")
 
@@ -136,7 +136,7 @@ def run(argv: Sequence[str], *, about: str | None = None) -> None:
             **to_json(comparison),
             "notes": notes(comparison),
         }
-        folder, name = folder_and_name(given.json)
+        folder, name = Storage.of_file(given.json)
         folder.write_json(name, found)
 
 

@@ -6,8 +6,6 @@ all pairs. The test compares given checkpoints on these images; a comparison of 
 needs several seeds of each (sat_ray.report.leaderboard.variation).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How a comparison is shown in a terminal: tables, sentences and notes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +20,6 @@ from sat_ray.report.formatting import (
     interval,
     limits,
     p_text,
-    pixels,
     plural,
     points,
     signed_points,
@@ -30,8 +27,10 @@ from sat_ray.report.formatting import (
 )
 from sat_ray.report.leaderboard.summary import BoolArray, IntArray
 from sat_ray.report.table import WORDS, Column, Table, terminal_table, terminal_text
+from sat_ray.threat import as_255ths
 
 CLASSES_SHOWN = 20
+FLOAT32_ROUNDING = 1e-7  # of a distance between two images in [0, 1]
 
 
 def render(comparison: Comparison, *, flips: int) -> Iterator[RenderableType]:
@@ -101,7 +100,8 @@ def notes(comparison: Comparison) -> list[str]:
     ]
     if missing := [letter(i) for i, model in enumerate(models) if not counted_specs(model)]:
         distances = ", ".join(
-            f"{letter(i)} {pixels(model.largest_distance)}" for i, model in enumerate(models)
+            f"{letter(i)} {as_255ths(model.largest_distance, rounding=FLOAT32_ROUNDING)}"
+            for i, model in enumerate(models)
         )
         found.append(
             f"no threat model is recorded for {', '.join(missing)}; largest distance from an "

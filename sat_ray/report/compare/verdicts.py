@@ -1,7 +1,5 @@
 """One model's verdicts image by image, and whether the verdicts of models may be compared."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -39,7 +37,7 @@ class JudgedModel:
     evaluation: Mapping[str, Any] | None
     largest_distance: float
 
-    def take(self, chosen: BoolArray) -> JudgedModel:
+    def take(self, chosen: BoolArray) -> "JudgedModel":
         """Return the verdicts of some images; chosen: (N,) bool."""
         images = Survival(
             image_ids=self.images.image_ids[chosen],

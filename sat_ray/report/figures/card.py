@@ -1,7 +1,5 @@
 """The robustness card as a picture: the ladder of attacks, and the curves that its checks read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

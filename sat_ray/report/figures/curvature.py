@@ -1,7 +1,5 @@
 """Robust accuracy, and the gap to PGD's number, against the curvature max |f''|."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Curves of a sweep: robust accuracy against α, and training against the epoch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Images beside their adversarial counterparts and the perturbation between them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The figures of the leaderboard. Each function returns a matplotlib Figure, without pyplot."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Training curves of one configuration, a line per seed, with the guard's roll-backs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -7,8 +7,6 @@ after k steps is a count:
     A(steps) = robust accuracy
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Object API only, no global matplotlib state.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
+REACH = 11.0  # of a label from its mark, in typographic points
 INK, FAINT, GRID = "#1f2328", "#667079", "#e4e7eb"
 # Paul Tol's "muted" scheme, whose hues differ under the common colour-vision deficiencies too;
 # the marker repeats the distinction.
@@ -150,20 +149,20 @@ def two_lines(name: str) -> str:
     return name.replace(" · attacker ", "\n· attacker ")
 
 
-def spread_labels(places: NDArray[np.float64], *, reach: float = 11.0) -> NDArray[np.float64]:
+def spread_labels(places: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return (N, 2) offsets that keep short labels off the marks and off each other.
 
-    They are chosen greedily among eight directions. places: (N, 2) positions of the marks;
-    reach: distance of a label from its mark; both in typographic points.
+    They are chosen greedily among eight directions. places: (N, 2) positions of the marks, in
+    typographic points.
     """
     angles = np.deg2rad([45, 135, -45, -135, 90, -90, 0, 180])
-    offsets = reach * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    offsets = REACH * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     chosen = []
     taken = places
     for index, place in enumerate(places):
         others = np.delete(taken, index, axis=0)
         away = np.linalg.norm((place + offsets)[:, None] - others[None], axis=2)
-        gaps = away.min(axis=1, initial=1.5 * reach)
+        gaps = away.min(axis=1, initial=1.5 * REACH)
         # Gaps above 1.5 reaches count as equal, so the first direction is the usual one.
         offset = offsets[int(np.argmax(gaps))]
         chosen.append(offset)

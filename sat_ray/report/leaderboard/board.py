@@ -1,7 +1,5 @@
 """The leaderboard: rows per seed, groups per configuration, champion and headline."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

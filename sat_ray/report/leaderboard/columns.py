@@ -1,7 +1,5 @@
 """The columns of the leaderboard: configurations, trained models, differences to relu, classes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The curvature max |f''| of a configuration's activation, as the report shows it."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -5,8 +5,6 @@ as its `measure`, which decides its order, its claims and its champion: the stro
 as one model has it, PGD's otherwise.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -79,7 +77,7 @@ class Group:
     name: str
     members: tuple[Scored, ...]
     measure: str
-    baseline: Group | None
+    baseline: "Group | None"
     differences: dict[str, Compared]
     gap_difference: MixedDifference | None = None
 

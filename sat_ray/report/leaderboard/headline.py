@@ -1,7 +1,5 @@
 """The first sentence of a report, which claims no more than the seeds and the images show."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

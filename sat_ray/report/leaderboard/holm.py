@@ -1,7 +1,5 @@
 """Holm's correction of p-values for many comparisons (Holm 1979)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -16,8 +16,6 @@ configurations do; later steps detect slightly more. `tests/report/test_power.py
 this with simulated verdicts.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

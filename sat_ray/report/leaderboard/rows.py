@@ -1,7 +1,5 @@
 """One evaluated model, and the display name of its configuration."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -19,8 +19,6 @@ relu* is another question, answered for a configuration by its `gap_difference`
 (`sat_ray.report.leaderboard.groups`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

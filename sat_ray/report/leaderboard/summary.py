@@ -1,7 +1,5 @@
 """From a table of outcomes to one verdict per image and the accuracies of one model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The five rows of the paper's Table 1, as they came out in a sweep."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The leaderboard as Markdown, as LaTeX and as a table for the terminal, with its notes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

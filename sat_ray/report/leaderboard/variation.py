@@ -25,8 +25,6 @@ alone: three seeds give six different pairs, and no percentile of these can hold
 e three times (Owen 2007), which errs towards noise.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

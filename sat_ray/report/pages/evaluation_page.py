@@ -1,7 +1,5 @@
 """The page of an evaluation of one model: accuracies by attack and by step, and its card."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

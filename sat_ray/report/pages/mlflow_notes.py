@@ -4,8 +4,6 @@ MLflow keeps 8,000 characters of a description, so a long leaderboard is cut aft
 a remark.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Where and when the results of a report were computed."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """What the pages share: their templates, pictures as data URIs, and the table of a card."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,12 +62,11 @@ def templates() -> Environment:
     return found
 
 
-def image(name: str, source: Path | str | bytes) -> dict[str, str | int]:
+def image(name: str, data: bytes) -> dict[str, str | int]:
     """Return {"uri", "width", "height"}: a PNG as a data URI and its size in CSS pixels.
 
-    source: the bytes or the path of a PNG file. Raises ValueError for another kind of file.
+    data: of a PNG file. Raises ValueError for another kind of file.
     """
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data.startswith(_PNG_SIGNATURE):
         raise ValueError(
             f"figures[{name!r}] must be a PNG, got a file that starts with {data[:8]!r}"

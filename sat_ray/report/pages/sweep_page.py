@@ -1,19 +1,15 @@
 """The report page: one self-contained HTML file that opens offline."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from sat_ray.report.cost_tables import stage_table, trial_table
 from sat_ray.report.formatting import (
     cut_text,
     pgd_name,
-    pixels,
     points,
     seeds_text,
 )
@@ -34,6 +30,7 @@ from sat_ray.report.leaderboard.tables import notes_of, power_text
 from sat_ray.report.pages.parts import image, templates
 from sat_ray.report.table import CODE, WORDS, Column, Table
 from sat_ray.sweep.cost.spent import ESTIMATES
+from sat_ray.threat import as_255ths
 
 # Title and caption of the known figures, in the order of the page; others follow by name.
 FIGURES = {
@@ -88,7 +85,9 @@ _ROLL_BACKS = (
     ),
     Column(
         "continued with",
-        lambda event: f"PGD-{event['attack_steps']}, steps of {pixels(event['attack_step_size'])}",
+        lambda event: (
+            f"PGD-{event['attack_steps']}, steps of {as_255ths(event['attack_step_size'])}"
+        ),
         kind=WORDS,
     ),
 )
@@ -97,7 +96,7 @@ _ROLL_BACKS = (
 def render(
     board: Mapping[str, Any],
     *,
-    figures: Mapping[str, Path | str | bytes],
+    figures: Mapping[str, bytes],
     command: str,
     versions: Mapping[str, str],
     notes: Sequence[str],
@@ -112,7 +111,7 @@ def render(
 ) -> str:
     """Render the leaderboard as one HTML page without external requests.
 
-    figures: name → PNG as a path or as bytes; command: what reproduces the sweep;
+    figures: name → PNG; command: what reproduces the sweep;
     versions: package → version; notes: shown as they are; config: JSON-ready;
     cards: {"name", "card"} of each robustness card made, best candidate first;
     hashes: of what determined the results, by name; class_names: by label;
@@ -222,7 +221,7 @@ def _checkpoint_columns(folder: str, digests: Mapping[str, str]) -> list[Column]
     ]
 
 
-def _figures(figures: Mapping[str, Path | str | bytes]) -> list[dict[str, str | int]]:
+def _figures(figures: Mapping[str, bytes]) -> list[dict[str, str | int]]:
     """Return {"name", "id", "title", "caption", "uri", "width", "height"} of each figure.
 
     Known figures come first, in the order of FIGURES.

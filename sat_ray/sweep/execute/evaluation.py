@@ -133,7 +133,7 @@ def evaluate_and_commit(task: EvaluationTask, records: Records, *, gpus: float =
     task = located(task, records.storage)
     shard = images_of(task, rows_of(task))
     if before is not None:
-        shard = _survivors(shard, read_part(before, records))
+        shard = shard.with_ids(counted_robust_ids(read_part(before, records)))
     if task.stage == CORRUPTIONS:
         payload = _under_corruptions(task, shard)
     else:
@@ -177,12 +177,6 @@ def _under_corruptions(task: EvaluationTask, shard: Split) -> dict[str, Any]:
             model_of(task), shard, seed=task.seed, slots=task.slots, device=device
         )
     return {"name": task.name, "n": len(shard), "passes": 0, "correct": counts}
-
-
-def _survivors(shard: Split, outcomes: pa.Table) -> Split:
-    """Return the images of a shard that survived the attacks before."""
-    alive = torch.tensor(sorted(counted_robust_ids(outcomes)), dtype=torch.int64)
-    return shard.take(torch.isin(shard.image_ids, alive))
 
 
 def _attacked(task: EvaluationTask, shard: Split) -> tuple[pa.Table, dict[str, Calibration]]:

@@ -85,7 +85,7 @@ def check_each_id_once(
     found = {
         "doubled": union[times > 1],
         "missing": np.setdiff1d(wanted, union, assume_unique=True),
-        "foreign": np.setdiff1d(union, wanted, assume_unique=True),
+        "unexpected": np.setdiff1d(union, wanted, assume_unique=True),
     }
     if any(map(len, found.values())):
         listed = (f"{word} ids {ids[:5].tolist()}" for word, ids in found.items())

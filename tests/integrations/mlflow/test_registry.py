@@ -37,7 +37,6 @@ def test_a_registered_model_is_named_after_data_architecture_and_threat_model(
 @pytest.mark.parametrize(
     ("present", "words"),
     [
-        (None, ""),
         (NEW.tags | {"sat_ray.val_robust_accuracy": "0.499999"}, ""),
         (NEW.tags, "50.0 % robust accuracy on validation"),
         (NEW.tags | {"sat_ray.val_robust_accuracy": "0.6"}, "60.0 % robust accuracy on validation"),
@@ -48,7 +47,7 @@ def test_a_registered_model_is_named_after_data_architecture_and_threat_model(
     ],
 )
 def test_a_champion_is_replaced_only_by_one_that_beats_it_on_the_same_data(
-    present: dict[str, str] | None, words: str
+    present: dict[str, str], words: str
 ) -> None:
     found = objection(NEW, present)
     assert words in found and bool(words) == bool(found)

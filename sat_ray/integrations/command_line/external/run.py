@@ -101,13 +101,13 @@ def evaluate_external(given: ExternalOptions) -> None:
         for warning in subject.warnings:
             reporter.say(f"warning: {warning}")
         with driver_lease(storage):
-            claim_folder(storage, identity)
+            claim_evaluation(storage, identity)
             remove_leftovers(storage)
             if gone := supersede_without_outcomes(Records(storage)):
                 reporter.say(f"the outcomes of {gone} shards are gone; they are attacked again")
             subject = staged(subject, storage)
             planned = tasks_of(given, subject, name)
-            check_code(given, subject, Records(storage), planned, reporter)
+            check_evaluated_code(given, subject, Records(storage), planned, reporter)
             tasks = run_tasks(given, planned, Records(storage), reporter)
             found, table = write_evaluation(given, subject, tasks, storage, identity)
             show(found, storage, reporter)
@@ -134,7 +134,7 @@ def show(found: dict[str, Any], storage: Storage, reporter: Reporter) -> None:
     )
 
 
-def claim_folder(storage: Storage, identity: dict[str, Any]) -> None:
+def claim_evaluation(storage: Storage, identity: dict[str, Any]) -> None:
     """Write config.json into a new folder; ValueError where the folder holds something else."""
     try:
         theirs = read_perhaps_sealed(storage, CONFIG)
@@ -161,7 +161,7 @@ def _held(theirs: dict[str, Any], identity: dict[str, Any]) -> str:
     return f"another evaluation, which differs in: {shown}"
 
 
-def check_code(
+def check_evaluated_code(
     given: ExternalOptions,
     subject: Subject,
     records: Records,

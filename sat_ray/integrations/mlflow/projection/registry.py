@@ -70,13 +70,11 @@ class Contender:
         }
 
 
-def objection(new: Contender, present: Mapping[str, str] | None) -> str:
+def objection(new: Contender, present: Mapping[str, str]) -> str:
     """Return why a new version must not replace the present champion, "" where it may.
 
-    present: tags of the version that holds the alias, None where no version does.
+    present: tags of the version that holds the alias.
     """
-    if present is None:
-        return ""
     ours = new.tags
     differing = [word for tag, word in COMPARED.items() if present.get(tag) != ours[tag]]
     if differing:

@@ -2,8 +2,6 @@
 and the broken manifests.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
