@@ -33,6 +33,8 @@ FLAGS = (
         "200",
         "--evaluation.step-size",
         "2/255",
+        "--evaluation.images",
+        "899",
         "--evaluation.shard-size",
         "225",
     ),

@@ -41,7 +41,7 @@ def digits() -> SweepConfig:
 
 
 def digits_smoke() -> SweepConfig:
-    """Run every stage on digits, three configurations, short trainings: a minute or two.
+    """Run every stage on digits, three configurations, short trainings, 300 images: a minute.
 
     The ball is small, so that PGD-100 and the short strong attacks break nearly all that
     AutoAttack's budget breaks.
@@ -61,7 +61,8 @@ def digits_smoke() -> SweepConfig:
             steps=100,
             step_size=2 / 255,
             slots=256,
-            shard_size=450,
+            images=300,
+            shard_size=300,
             strong_steps=20,
             strong_targets=3,
         ),

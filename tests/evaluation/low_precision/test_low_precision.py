@@ -168,19 +168,20 @@ def test_verdicts_are_those_of_a_plain_loop_that_scores_every_point_again(
 def test_close_survivors_are_attacked_again_in_float32(
     digits_model: Normalized, held_out: Split
 ) -> None:
-    bound = 2.0
     attack, inputs = make_attack(SPEC), AttackInputs.of(held_out)
     given: dict[str, Any] = {"slots": SLOTS, "device": CPU}
 
     def blind(x: Tensor) -> Tensor:  # without a gradient, every image stays at its start
         return digits_model(x.detach()) + 0 * x.sum()
 
+    start = run_slots(blind, attack, inputs, **given)
+    bound = float(start.margin[start.first_broken_step == NEVER].median())
     how = LowPrecision(blind, digits_model, bound, repeat_close=True)
     first, _ = run_on_surrogate(how, attack, inputs, **given)
     both, _ = run_verified(how, attack, inputs, **given)
     exact = run_slots(digits_model, attack, inputs, **given)
     close = (first.first_broken_step == NEVER) & (first.margin < bound)
-    assert 5 < int(close.sum()) < int((first.first_broken_step == NEVER).sum())
+    assert 5 < int(close.sum()) < int((first.first_broken_step == NEVER).sum()) - 5
     assert torch.equal(both.first_broken_step[close], exact.first_broken_step[close])
     assert torch.equal(both.passes[close], exact.passes[close] + first.passes[close])
     assert torch.equal(both.first_broken_step[~close], first.first_broken_step[~close])
@@ -506,10 +507,9 @@ def test_in_fp16_a_confident_image_has_the_gradient_that_float64_gives_it(
         torch.nn.functional.cosine_similarity(exact, gradient(one, x))[confident]
         for one in (copied, unscaled)
     )
-    worst, lost = (
-        float(one.quantile(0.1)) for one in (ours, theirs)
-    )  # at a relu's kink any rounding turns a gradient
-    assert worst > 0.999 and 1 - lost > 10 * (1 - worst)
+    # at a relu's kink any rounding turns a gradient: up to a tenth of them on some processors
+    low, lost = (float(one.quantile(0.25)) for one in (ours, theirs))
+    assert low > 0.999 and 1 - lost > 10 * (1 - low)
 
 
 @pytest.mark.parametrize("where", ["logits", "gradient"])
