@@ -125,7 +125,7 @@ def _card_text(found: Found, file: str, *, kind: str, shape: tuple[int, ...], pa
             card=card,
             config=None if found.config is None else to_json(found.config),
         )
-    except (LookupError, TypeError, AttributeError, ValueError):
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
         if found.sweep is None:
             raise
         raise ValueError(
@@ -168,12 +168,13 @@ def locate(model: str, root: Storage) -> Found:
         own = board["champion"]["row"]["checkpoint"].rpartition("/checkpoints/")[
             2
         ]  # the storage may have been moved since
-    except (KeyError, TypeError, AttributeError):
+        checkpoint = sweep.full(f"checkpoints/{own}")
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise ValueError(
             f"{sweep.full('leaderboard.json')} names no champion; "
             f"run again: {spelled('report', [model])}, or name a checkpoint"
         ) from None
-    return Found(sweep.full(f"checkpoints/{own}"), sweep, board, _config(sweep, board))
+    return Found(checkpoint, sweep, board, _config(sweep, board))
 
 
 def _board(sweep: Storage | None) -> dict[str, Any] | None:
