@@ -59,7 +59,7 @@ def read_description(storage: Storage) -> dict[str, Any]:
         raise ValueError(f"checkpoint {storage.uri}: {MODEL_JSON} {error}; {RESTORE}") from None
     if found.get("format") not in (FORMAT, UNSEALED_FORMAT):
         raise ValueError(
-            f"checkpoint {storage.uri} must have format {FORMAT} or less, "
+            f"checkpoint {storage.uri}: {MODEL_JSON} must have format {FORMAT} or less, "
             f"got {found.get('format')!r}; load it with the version that wrote it"
         )
     kinds = {"spec": dict, "sha256": str, "about": dict}
@@ -92,8 +92,8 @@ def load_model(
         ) from None
     if sha256(data) != about["sha256"] or expected_sha256 not in (None, about["sha256"]):
         raise ValueError(
-            f"checkpoint {storage.uri}: {MODEL_WEIGHTS} does not match its sha256; it is damaged "
-            "or was replaced"
+            f"checkpoint {storage.uri}: {MODEL_WEIGHTS} does not match its sha256 in {MODEL_JSON}; "
+            f"it is damaged or was replaced: {RESTORE}"
         )
     spec = about["spec"]
     check_confirmed(
@@ -110,7 +110,7 @@ def load_model(
     except UnconfirmedCodeError:
         raise
     except ValueError as error:
-        raise ValueError(f"checkpoint {storage.uri}: {error}") from None
+        raise ValueError(f"checkpoint {storage.uri}: {MODEL_JSON}: {error}; {RESTORE}") from None
     except (TypeError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 
 from sat_ray.storage import local_disk
 from sat_ray.storage.outages import http_status, patient
-from sat_ray.storage.uris import SCHEME, check_address
+from sat_ray.storage.uris import SCHEME, check_address, leaves
 from sat_ray.utils.serialization import json_bytes, parse_json
 
 BLOCK_BYTES = 8 * 1024**2  # of a file that is read from end to end: few requests, little memory
@@ -83,7 +83,7 @@ class Storage:
 
     def full(self, path: str) -> str:
         """Return the absolute path or URI of `path`; ValueError where it would leave the folder."""
-        if path.startswith("/") or ".." in path.split("/"):
+        if leaves(path):
             raise ValueError(
                 f"path {path!r} leaves the storage folder; it must be a relative name without '..'"
             )

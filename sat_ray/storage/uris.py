@@ -60,3 +60,8 @@ def pages_of(uri: str) -> str:
         return LOCAL_PAGES
     host = parts.netloc.rpartition("@")[2]
     return parts._replace(netloc=host, query="", fragment="").geturl().rstrip("/")
+
+
+def leaves(path: str) -> bool:
+    """Say whether a path inside a storage would lead out of its folder."""
+    return path.startswith("/") or ".." in path.split("/")

@@ -25,7 +25,7 @@ _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 _CONFIRMED: set[str] = set()
-_STORED: ContextVar[bool] = ContextVar("stored", default=False)
+_STORED: ContextVar[str] = ContextVar("stored", default="")  # what gives the names
 
 
 class UnconfirmedCodeError(ValueError):
@@ -46,9 +46,12 @@ def confirmed() -> tuple[str, ...]:
 
 
 @contextmanager
-def stored_names() -> Iterator[None]:
-    """Import nothing in this block, in this thread, but names that a person gave."""
-    token = _STORED.set(True)
+def stored_names(source: str = "a stored file") -> Iterator[None]:
+    """Import nothing in this block, in this thread, but names that a person gave.
+
+    source: the file that gives the names, for the message; within such a block the outer one's.
+    """
+    token = _STORED.set(_STORED.get() or source)
     try:
         yield
     finally:
@@ -86,8 +89,8 @@ def import_module(text: str, *, what: str) -> Any:
     what: the kind of thing it names, for messages.
     """
     name = text.partition(":")[0]
-    if _STORED.get():
-        check_confirmed([text], source="a stored file")
+    if source := _STORED.get():
+        check_confirmed([text], source=source)
     else:
         _CONFIRMED.add(text)
     if name == "__main__":

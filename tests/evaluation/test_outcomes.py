@@ -277,7 +277,7 @@ def test_parts_of_different_evaluations_are_not_merged(tmp_path: Path) -> None:
     other = replace(second, inputs=second.inputs | {"weights": "v", "seed": 1})
     with pytest.raises(
         ValueError,
-        match="parts k0 and k1 must have the same inputs, they differ in seed, weights",
+        match=r"records .*/k0\.json and .*/k1\.json .* they differ in seed, weights; move the one",
     ):
         merge_outcomes([first, other], IDS, Records(storage), name="m")
 

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Annotated, Any, Union
 
 from repository import ROOT
 
@@ -20,8 +20,10 @@ from sat_ray.integrations import stages
 from sat_ray.integrations.command_line.checks.claims import claim_folder, sweep_of
 from sat_ray.integrations.command_line.parsing import Command, parse
 from sat_ray.models import Normalized
+from sat_ray.storage.json_shape import RelativePath
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.recipes import DEFAULT, RECIPES
+from sat_ray.sweep.records.shapes import Configuration
 from sat_ray.sweep.records.store import Record, Records, Stage
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import TRAIN, Dataset
@@ -201,14 +203,20 @@ def filled(
     stage: Stage, payload: dict[str, Any], inputs: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return payload and inputs for `Records.commit`, with every field that the stage must have."""
-    shapes = typing.get_type_hints(stage.shape)
+    shapes = typing.get_type_hints(stage.shape, include_extras=True)
     given = {"payload": payload, "inputs": inputs or {}}
     return {name: _joined(_empty(shapes[name]), given[name]) for name in given}
 
 
 def _empty(shape: Any) -> Any:
+    if shape == RelativePath:
+        return "x"
+    if shape is Configuration:
+        return {"activation": "relu"}
+    if typing.get_origin(shape) is Annotated:
+        return _empty(typing.get_args(shape)[0])
     if typing.is_typeddict(shape):
-        hints = typing.get_type_hints(shape)
+        hints = typing.get_type_hints(shape, include_extras=True)
         return {name: _empty(hints[name]) for name in hints if name in shape.__required_keys__}
     origin = typing.get_origin(shape) or shape
     if origin is tuple:
@@ -249,7 +257,7 @@ def trained(
         "name": f"{configuration.slug}-s0",
         "configuration": configuration.to_json(),
         "seed": 0,
-        "path": folder.uri,
+        "path": f"checkpoints/{configuration.slug}",
         "sha256": save_model(folder, weights, spec=model.spec, about={}),
         "val_robust_accuracy": val,
     }

@@ -25,6 +25,7 @@ from sat_ray.checkpoint import MODEL_JSON, MODEL_WEIGHTS, load_model, save_model
 from sat_ray.models import Normalized, build_model
 from sat_ray.storage.sealed import SEAL, sealed
 from sat_ray.storage.store import Storage
+from sat_ray.sweep.execute.inputs import configuration_of
 from sat_ray.training.catastrophic_overfitting import Memory
 from sat_ray.training.loop import TrainingState
 from sat_ray.training.resume.checkpointing import pack_state, unpack_state
@@ -104,7 +105,7 @@ def test_weights_that_are_not_those_described_are_refused(damage: str, tmp_path:
     path.write_bytes(data)
     for expected in (digest, None):
         with pytest.raises(
-            ValueError, match="does not match its sha256; it is damaged or was replaced"
+            ValueError, match=r"does not match its sha256 in model\.json; .* was replaced: restore"
         ):
             load_model(str(tmp_path), expected_sha256=expected)
 
@@ -298,8 +299,29 @@ def test_a_field_of_the_description_that_makes_no_sense_names_the_checkpoint(
     save(trained(), tmp_path)
     spec = json.loads((tmp_path / MODEL_JSON).read_text())["spec"]
     edit(tmp_path, spec=spec | {"width": "wide"})
-    with pytest.raises(ValueError, match=rf"checkpoint {tmp_path}: width must be a whole number"):
+    said = (
+        rf"checkpoint {tmp_path}: model\.json: width must be a whole number.*; restore the folder"
+    )
+    with pytest.raises(ValueError, match=said):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("configuration", "said"),
+    [
+        ({"activation": "none"}, r"model\.json: activation 'none' is unknown.*; restore the"),
+        ([], r"model\.json: configuration must be a JSON object.*got \[\]; restore the folder"),
+        ({"activation": "strangers:net"}, r"model\.json names code.*--allow-code strangers:net"),
+    ],
+)
+def test_a_configuration_in_the_description_that_there_is_not_names_the_file(
+    configuration: Any, said: str, tmp_path: Path
+) -> None:
+    """`evaluate` and `export` read it."""
+    save(trained(), tmp_path)
+    edit(tmp_path, about={"configuration": configuration})
+    with pytest.raises(ValueError, match=said):
+        configuration_of(Storage.at(tmp_path))
 
 
 def test_a_folder_without_a_checkpoint_says_what_to_give(tmp_path: Path) -> None:

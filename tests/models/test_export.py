@@ -210,14 +210,14 @@ def test_the_weights_of_another_model_in_the_champions_folder_are_not_exported(
     sweep = Storage.at(tmp_path / "runs" / "s")
     made = trained(small("silu"), Records(sweep))
     sweep.write_json("config.json", to_json(RECIPES["digits_smoke"]()))
-    folder = Storage.at(made.payload["path"])
+    folder = sweep.child(made.payload["path"])
     other = build_model(
         "small_resnet", activation="silu", num_classes=10, in_channels=1, width=4, seed=1
     )
     assert other.spec is not None
     save_model(folder, other.state_dict(), spec=other.spec, about={})
     out = tmp_path / "m.pt2"
-    with pytest.raises(ValueError, match=r"does not match its sha256; it is damaged or was repl"):
+    with pytest.raises(ValueError, match=r"does not match its sha256 .* was replaced: restore"):
         export(Asked(model=folder.uri, out=str(out), image_shape=SHAPE))
     assert not out.exists()
 
@@ -241,3 +241,15 @@ def test_a_damaged_leaderboard_is_named_and_nothing_is_written(
     with pytest.raises(ValueError, match=r"leaderboard\.json.*; run again: "):
         export(Asked(model=folder.uri, out=str(out), image_shape=SHAPE))
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
+
+
+@pytest.mark.parametrize("checkpoint", [7, "s/checkpoints/a/../../../b"])
+def test_a_champion_that_is_in_no_folder_of_its_sweep_is_refused_by_the_leaderboards_name(
+    checkpoint: object, tmp_path: Path
+) -> None:
+    sweep = Storage.at(tmp_path / "s")
+    sweep.write_json("config.json", to_json(RECIPES["digits_smoke"]()))
+    board = {"rows": [], "champion": {"row": {"checkpoint": checkpoint}}}
+    sweep.write_json("leaderboard.json", sealed(board))
+    with pytest.raises(ValueError, match=r"leaderboard\.json names no champion; run again: "):
+        locate("s", Storage.at(tmp_path))

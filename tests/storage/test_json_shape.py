@@ -89,6 +89,53 @@ def test_a_record_of_another_shape_is_named_with_its_field(stage: Stage, tmp_pat
     assert refused > 7 * len(good)
 
 
+NO_CONFIGURATIONS = (
+    ({"activation": "none"}, "activation 'none' is unknown; choose celu"),
+    ({"alpha": 2.0}, "alpha of relu must be left out for relu"),
+    ({"activation": "parametric_softplus", "alpha": 1e9}, "alpha of parametric_softplus must be"),
+    ({"attacker_activation": "silu"}, "attacker_activation must share its forward pass"),
+    ({"beta": 1}, "configuration must be a JSON object with fields of activation, alpha"),
+    ({"activation": "strangers:net"}, "names code, and importing it runs it: strangers:net"),
+)
+
+
+@pytest.mark.parametrize(("changed", "said"), NO_CONFIGURATIONS)
+@pytest.mark.parametrize("stage", [SEARCH, TRAIN, RESULT], ids=lambda stage: stage.name)
+def test_a_record_of_a_configuration_that_there_is_not_is_named(
+    stage: Stage, changed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    records = Records(Storage.at(tmp_path))
+    given = copy.deepcopy(GIVEN[stage])
+    (given.get("configuration") or given["finalists"][0]).update(changed)
+    quick = replace(stage, modules=())
+    records.commit(quick, "k", **filled(stage, given), seconds=1.0)
+    refusal = _refusal(records, stage)
+    assert said in refusal and records.storage.full(f"state/{stage.name}/k.json") in refusal
+    assert "\n" not in refusal and ("; move it away" in refusal or "--allow-code" in refusal)
+
+
+@pytest.mark.parametrize("path", ["", "/etc/passwd", "a/../../b", "s3://bucket/b"])
+def test_a_record_of_files_outside_its_sweep_is_named(path: str, tmp_path: Path) -> None:
+    records = Records(Storage.at(tmp_path))
+    quick = replace(TRAIN, modules=())
+    records.commit(quick, "k", **filled(TRAIN, GIVEN[TRAIN] | {"path": path}), seconds=1.0)
+    assert "train/k.json: payload.path must be a text that is a relative path" in _refusal(
+        records, TRAIN
+    )
+
+
+@pytest.mark.parametrize("moment", [-1.0, 1e308])
+def test_a_record_of_no_time_at_all_is_named(moment: float, tmp_path: Path) -> None:
+    """The status shows the time of the newest record."""
+    records = Records(Storage.at(tmp_path))
+    quick = replace(TRAIN, modules=())
+    records.commit(quick, "k", **filled(TRAIN, GIVEN[TRAIN]), seconds=1.0)
+    good = records.storage.read_object("state/train/k.json")
+    del good["checksum"]
+    records.storage.write_json("state/train/k.json", sealed(good | {"created": moment}))
+    assert "train/k.json: created must be a number from 0 to" in _refusal(records, TRAIN)
+
+
 def _refusal(records: Records, stage: Stage) -> str:
     try:
         records.find(stage, "k")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
-from sweeps import record_of, trained
+from sweeps import filled, record_of, trained
 from trainings import train_small
 
 from sat_ray.attacks import AttackSpec, strong_attacks
@@ -33,6 +33,7 @@ from sat_ray.sweep.execute.evaluation import evaluate_and_commit
 from sat_ray.sweep.plan.evaluations import (
     card_tasks,
     evaluation_tasks,
+    open_tasks,
     strong_on_validation,
     strong_tasks,
     validation_tasks,
@@ -132,6 +133,21 @@ def test_a_kill_between_pgd_and_the_strong_attacks_repeats_nothing(
     done = evaluate_and_commit(task, records)
     assert evaluate_and_commit(task, records) == done
     assert run == ["pgd-8", "apgd-ce-10", "apgd-ce-10"]
+
+
+def test_a_lost_record_of_pgd_is_made_again_though_the_strong_attacks_on_it_are_committed(
+    dataset: Dataset, records: Records, digits_model: Normalized
+) -> None:
+    """As a message advises: move it away and run again."""
+    model = trained(digits_model, records)
+    first, second = strong_tasks(CONFIG, dataset, model)
+    twice = [first, second, first, second]  # two models with the same weights
+    assert list(open_tasks(twice, records)) == [first, second]
+    for stage, task in ((EVALUATE, first.after), (STRONG, first), (STRONG, second)):
+        assert task is not None
+        records.commit(stage, task.key, **filled(stage, {"name": "x"}), seconds=1.0)
+    assert list(open_tasks(twice, records)) == [second.after]
+    assert list(open_tasks([second], Records(records.storage.child("empty")))) == [second]
 
 
 def test_the_records_of_pgd_are_what_they_are_without_strong_attacks(dataset: Dataset) -> None:

@@ -14,6 +14,7 @@ from sat_ray.utils.serialization import json_bytes
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 REMEDY = "restore the file, or move the dataset folder away and prepare it again"
+LONGEST_SIDE = 65_536  # no image file has more
 ENTRY = ("file", "split", "rows", "bytes", "sha256")  # what the manifest says about a shard
 
 
@@ -30,7 +31,7 @@ def fault(manifest: Any) -> str:
         manifest.get(field) for field in ("shape", "class_names", "splits", "shards")
     )
     if not _is_shape(shape):
-        allowed = "channels, height and width, whole numbers >= 1"
+        allowed = f"channels, height and width, whole numbers from 1 to {LONGEST_SIDE}"
         return f"shape must be {allowed}, got {_shown(shape)}"
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         allowed = "a list of texts, empty where they are unknown"
@@ -87,7 +88,7 @@ def _is_shape(shape: Any) -> bool:
     return (
         isinstance(shape, list)
         and len(shape) == 3
-        and all(_is_count(side) and side for side in shape)
+        and all(_is_count(side) and 1 <= side <= LONGEST_SIDE for side in shape)
     )
 
 

@@ -21,7 +21,6 @@ from sat_ray.sweep.config.stored import stored_config
 from sat_ray.sweep.plan.datasets import dataset_uri
 from sat_ray.sweep.records.shapes import Card
 from sat_ray.sweep.records.store import Records
-from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.status import sweeps_in
 from sat_ray.sweep.tasks import SEARCH, TRAIN, Dataset
 from sat_ray.utils.bounds import Bounds, check_fields
@@ -104,12 +103,13 @@ def _card_text(found: Found, file: str, *, kind: str, shape: tuple[int, ...], pa
     """
     from sat_ray.checkpoint import read_description
     from sat_ray.report.pages.model_card import model_card
+    from sat_ray.sweep.execute.inputs import configuration_of
 
     card = recorded_card(found)
     about = read_description(Storage.at(found.checkpoint))
     name = found.checkpoint.rstrip("/").rpartition("/")[2]
-    if "configuration" in about["about"]:
-        name = SearchPoint.stored(about["about"]["configuration"]).name
+    if (configuration := configuration_of(Storage.at(found.checkpoint))) is not None:
+        name = configuration.name
     try:
         return model_card(
             name=name,
@@ -125,7 +125,7 @@ def _card_text(found: Found, file: str, *, kind: str, shape: tuple[int, ...], pa
             card=card,
             config=None if found.config is None else to_json(found.config),
         )
-    except (LookupError, TypeError, AttributeError, ValueError):
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
         if found.sweep is None:
             raise
         raise ValueError(
@@ -168,12 +168,13 @@ def locate(model: str, root: Storage) -> Found:
         own = board["champion"]["row"]["checkpoint"].rpartition("/checkpoints/")[
             2
         ]  # the storage may have been moved since
-    except (KeyError, TypeError, AttributeError):
+        checkpoint = sweep.full(f"checkpoints/{own}")
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise ValueError(
             f"{sweep.full('leaderboard.json')} names no champion; "
             f"run again: {spelled('report', [model])}, or name a checkpoint"
         ) from None
-    return Found(sweep.full(f"checkpoints/{own}"), sweep, board, _config(sweep, board))
+    return Found(checkpoint, sweep, board, _config(sweep, board))
 
 
 def _board(sweep: Storage | None) -> dict[str, Any] | None:

@@ -12,8 +12,9 @@ from sat_ray.integrations.ray.nodes import selector_for
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.config.resources import Resources, ResourceSettings
 from sat_ray.sweep.execute.evaluation import card_and_commit, evaluate_and_commit
+from sat_ray.sweep.plan.evaluations import open_tasks
 from sat_ray.sweep.records.so_far import Committed
-from sat_ray.sweep.records.store import Record, Records, Stage
+from sat_ray.sweep.records.store import Record, Records
 from sat_ray.sweep.resources.bundles import STAGE_RESOURCES
 from sat_ray.sweep.resources.gpu_sharing import fitting_share
 from sat_ray.sweep.tasks import CARD, CardTask, EvaluationTask
@@ -95,7 +96,7 @@ def evaluate_all(
     Models with the same weights share their outcomes. With `share_gpus` the first task has a GPU
     alone and shows how many of the others fit on one.
     """
-    waiting = _each_once(tasks, records)
+    waiting = open_tasks(tasks, records)
     if resources.share_gpus and (first := next(waiting, None)) is not None:
         _run_all(evaluate_and_commit, [first], records, resources)
         made = records.find(first.stage, first.key)
@@ -114,7 +115,7 @@ def evaluate_until_narrow(
     committed = Committed(tasks, records)
 
     def wanted() -> Iterator[EvaluationTask]:
-        for task in _each_once(tasks, records):
+        for task in open_tasks(tasks, records):
             if committed.look().narrow(width):
                 return
             yield task
@@ -132,18 +133,6 @@ def sharing(resources: ResourceSettings, first: Record) -> ResourceSettings:
         share_gpus=False,
         gpus_per_evaluation=fitting_share(first.payload.get("gpu_memory", 1.0)),
     )
-
-
-def _each_once(tasks: Iterable[EvaluationTask], records: Records) -> Iterator[EvaluationTask]:
-    """Yield the tasks whose keys are neither committed nor those of an earlier task."""
-    known: dict[Stage, set[str]] = {}
-    for task in tasks:
-        if task.stage not in known:
-            known[task.stage] = set(records.keys(task.stage))
-        keys = known[task.stage]
-        if task.key not in keys:
-            keys.add(task.key)
-            yield task
 
 
 def make_card(task: CardTask, records: Records, resources: ResourceSettings) -> Record:

@@ -40,7 +40,7 @@ from sat_ray.training.catastrophic_overfitting import CatastrophicOverfittingErr
 from sat_ray.training.epoch_metrics import NonFiniteLossError
 from sat_ray.training.parallel.process_group import ProcessGroup
 from sat_ray.training.resume.state import EpochReport
-from sat_ray.utils.import_string import first_line
+from sat_ray.utils.import_string import confirm, confirmed, first_line
 from sat_ray.utils.worker_process import set_up_worker
 
 MAX_FAILURES = 8
@@ -131,6 +131,7 @@ def _trainer(
             "storage": records.storage.uri,
             "threads": resources.cpus_per_worker,
             "gpu": gpus > 0,
+            "code": confirmed(),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers_wanted(resources),
@@ -205,6 +206,7 @@ def a_node_leaves() -> bool:
 def _session(settings: dict[str, Any]) -> None:
     """Run in every worker: the same tasks in the same order."""
     logging.getLogger("ray").setLevel(logging.ERROR)
+    confirm(settings["code"])
     os.environ["OMP_NUM_THREADS"] = str(settings["threads"])
     set_up_worker(threads=settings["threads"])
     context = ray.train.get_context()

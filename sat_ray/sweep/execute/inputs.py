@@ -4,10 +4,13 @@ import functools
 
 import torch
 
+from sat_ray.checkpoint import MODEL_JSON, RESTORE, read_description
 from sat_ray.data.shards.reading import read_split
 from sat_ray.data.split import Split
 from sat_ray.storage.store import Storage
+from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import CardTask, EvaluationTask, TrainingTask
+from sat_ray.utils.import_string import UnconfirmedCodeError, stored_names
 
 
 @functools.lru_cache(maxsize=4)
@@ -28,3 +31,21 @@ def accelerator_of(task: TrainingTask | EvaluationTask | CardTask) -> str:
     """Return the GPU model of a task's environment, "" for a CPU."""
     device = str(task.environment["device"])
     return device.partition(":")[2] if device.startswith("cuda") else ""
+
+
+def configuration_of(checkpoint: Storage) -> SearchPoint | None:
+    """Return how a checkpoint says that it was trained; None where it does not say it.
+
+    Raises ValueError, with the name of the file, where it says something else, and
+    UnconfirmedCodeError where it names code that no person named.
+    """
+    said = read_description(checkpoint)["about"].get("configuration")
+    if said is None:
+        return None
+    try:
+        with stored_names(checkpoint.full(MODEL_JSON)):
+            return SearchPoint.stored(said)
+    except UnconfirmedCodeError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"checkpoint {checkpoint.uri}: {MODEL_JSON}: {error}; {RESTORE}") from None

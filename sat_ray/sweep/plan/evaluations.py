@@ -1,12 +1,12 @@
 """The evaluations of a sweep, as they follow from its config and its trained models."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sat_ray.attacks.spec import AttackSpec
-from sat_ray.sweep.records.store import Record, Records, numerical_environment
+from sat_ray.sweep.records.store import Record, Records, Stage, numerical_environment
 from sat_ray.sweep.search.model_selection import Validated, ranked
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import (
@@ -224,3 +224,23 @@ def _evaluation_environment(config: "SweepConfig") -> dict[str, Any]:
         threads=asked.cpus_per_evaluation,
         slots=config.evaluation.slots,
     )
+
+
+def open_tasks(tasks: Iterable[EvaluationTask], records: Records) -> Iterator[EvaluationTask]:
+    """Yield the tasks whose keys are neither committed nor those of an earlier task.
+
+    In the place of one that is committed, the task that it builds on, where that one's record is
+    gone: a person moved it away, or its outcomes were lost.
+    """
+    known: dict[Stage, set[str]] = {}
+
+    def begun(task: EvaluationTask) -> bool:
+        if task.stage not in known:
+            known[task.stage] = set(records.keys(task.stage))
+        before = task.key in known[task.stage]
+        known[task.stage].add(task.key)
+        return before
+
+    for task in tasks:  # a task also does the one that it builds on
+        wanted = [one for one in (task, task.after) if one is not None and not begun(one)]
+        yield from wanted[:1]

@@ -56,7 +56,7 @@ def merge_outcomes(
     """
     path = f"outcomes/{name}.parquet"
     with _Spools() as spools, tempfile.TemporaryFile() as merged:
-        alike = _SameEvaluation(name)
+        alike = _SameEvaluation(records)
         shards = [spools.add(_checked_batches(part, records)) for part in map(alike.checked, parts)]
         check_each_id_once(shards, expected_ids, name=name)
         _write_sorted(merged, spools, inputs=alike.inputs, name=name)
@@ -98,8 +98,8 @@ class _SameEvaluation:
     inputs: what determined the parts; it leaves out which rows each part holds.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, records: Records) -> None:
+        self.records = records
         self.first = ""
         self.inputs: dict[str, Any] = {}
 
@@ -107,14 +107,15 @@ class _SameEvaluation:
         """Return the part; raise ValueError where its inputs differ from those of the first."""
         ours = {field: value for field, value in part.inputs.items() if field not in PER_PART}
         if not self.first:
-            self.first = part.key
+            self.first = _place(part, self.records)
             self.inputs = ours
         if ours != self.inputs:
             fields = sorted(ours.keys() | self.inputs.keys())
             differing = [field for field in fields if ours.get(field) != self.inputs.get(field)]
             raise ValueError(
-                f"outcomes of {self.name}: parts {self.first} and {part.key} must have the same "
-                f"inputs, they differ in {', '.join(differing)}"
+                f"records {self.first} and {_place(part, self.records)} are of one model and must "
+                f"have the same inputs, they differ in {', '.join(differing)}; move the one that "
+                "was changed away and run again"
             )
         return part
 
@@ -147,8 +148,12 @@ def _checked_batches(part: Record, records: Records) -> Iterator[pa.RecordBatch]
 def _without_outcomes(part: Record, records: Records, reason: str) -> ValueError:
     """Return the error of a record whose outcomes cannot be used."""
     place = records.storage.full(part.payload["path"])
-    record = records.storage.full(f"{STATE}/{part.stage}/{part.key}.json")
-    return ValueError(f"outcomes {place} {reason}; move {record} away and run again")
+    return ValueError(f"outcomes {place} {reason}; move {_place(part, records)} away and run again")
+
+
+def _place(part: Record, records: Records) -> str:
+    """Return the file of a record."""
+    return records.storage.full(f"{STATE}/{part.stage}/{part.key}.json")
 
 
 class _Spools:

@@ -4,10 +4,15 @@ A record with another shape is refused in one line that names the field, instead
 wherever that field is read. A checksum does not show this: whoever changes a record can make one.
 """
 
-from typing import Any, NotRequired, TypedDict
+from collections.abc import Iterator
+from typing import Annotated, Any, NotRequired, TypedDict
 
-from sat_ray.storage.json_shape import misfit
+from sat_ray.storage.json_shape import RelativePath, misfit
+from sat_ray.utils.bounds import Bounds
+from sat_ray.utils.import_string import UnconfirmedCodeError, stored_names
 
+Seconds = Annotated[float, Bounds(0, 10**11)]  # of work, or since 1970: three thousand years
+Number = Annotated[int, Bounds(0, 10**15)]  # of images, calls or epochs
 USED = "system/"  # what workers used, in the payload of any record: numbers
 
 
@@ -15,8 +20,8 @@ class _Record(TypedDict):
     stage: str
     key: str
     code: dict[str, str]
-    created: float
-    seconds: float
+    created: Seconds
+    seconds: Seconds
 
 
 class _Inputs(TypedDict):
@@ -31,7 +36,9 @@ class AnyRecord(_Record):
     payload: dict[str, Any]
 
 
-class _Configuration(TypedDict):
+class Configuration(TypedDict):
+    """How a training was made, as `SearchPoint` has it."""
+
     activation: str
     alpha: NotRequired[float | None]
     attacker_activation: NotRequired[str]
@@ -39,7 +46,7 @@ class _Configuration(TypedDict):
 
 
 class _BegunInputs(_Inputs):
-    configuration: _Configuration
+    configuration: Configuration
     seed: int
 
 
@@ -51,20 +58,20 @@ class BegunRecord(_Record):
 
 
 class _Training(TypedDict):
-    name: str
-    configuration: _Configuration
+    name: RelativePath  # of its files
+    configuration: Configuration
     seed: int
-    until: int
-    path: str
+    until: Number
+    path: RelativePath
     sha256: str
     val_robust_accuracy: float
     last_val: tuple[float, float]
     history: list[dict[str, float]]
     history_times: NotRequired[list[float]]
-    accelerator_seconds: float
+    accelerator_seconds: Seconds
     train_images_per_second: float
     guard_events: NotRequired[list[dict[str, float]]]
-    state: NotRequired[str]
+    state: NotRequired[RelativePath]
 
 
 class TrainingRecord(_Record):
@@ -80,12 +87,12 @@ class _ShardInputs(_Inputs):
 
 
 class _Shard(TypedDict):
-    name: str
-    path: str
+    name: RelativePath  # of its files
+    path: RelativePath
     sha256: str
-    n: int
-    robust: int
-    passes: int
+    n: Number
+    robust: Number
+    passes: Number
     calibrations: NotRequired[list[dict[str, Any]]]
     gpus: NotRequired[float]
     gpu_memory: NotRequired[float]
@@ -99,9 +106,9 @@ class ShardRecord(_Record):
 
 
 class _Corrupted(TypedDict):
-    name: str
-    n: int
-    passes: int
+    name: RelativePath  # of its files
+    n: Number
+    passes: Number
     correct: dict[str, list[int]]
     gpus: NotRequired[float]
 
@@ -144,7 +151,7 @@ class _CardInputs(_Inputs):
 
 
 class _Carded(TypedDict):
-    name: str
+    name: RelativePath  # of its files
     card: Card
     gpus: NotRequired[float]
 
@@ -157,9 +164,9 @@ class CardRecord(_Record):
 
 
 class _Searched(TypedDict):
-    finalists: list[_Configuration]
-    done: int
-    planned: int
+    finalists: list[Configuration]
+    done: Number
+    planned: Number
     unit: str
     cut: bool
     left_out: list[str]
@@ -173,7 +180,7 @@ class SearchResultRecord(_Record):
 
 
 class _Stopped(TypedDict):
-    until: int
+    until: Number
 
 
 class StoppedRecord(_Record):
@@ -183,9 +190,38 @@ class StoppedRecord(_Record):
     payload: _Stopped
 
 
-def record_fault(found: dict[str, Any], shape: Any) -> str:
-    """Return which field of a record has another shape, and what it must be; "" where all fit."""
+def record_fault(found: dict[str, Any], shape: Any, *, source: str) -> str:
+    """Return which field of a record has another shape, and what it must be; "" where all fit.
+
+    source: the record's file. Raises UnconfirmedCodeError, with its name, where a configuration
+    names code that no person named.
+    """
     if fault := misfit(found, shape):
         return fault
     used = {name: one for name, one in found["payload"].items() if name.startswith(USED)}
-    return misfit(used, dict[str, float], field="payload")
+    if fault := misfit(used, dict[str, float], field="payload"):
+        return fault
+    with stored_names(source):
+        return next(filter(None, map(_fault_of, _configurations(found))), "")
+
+
+def _configurations(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the configurations in a record, with the names of their fields."""
+    for part in ("inputs", "payload"):
+        if "configuration" in found[part]:
+            yield f"{part}.configuration", found[part]["configuration"]
+    for number, one in enumerate(found["payload"].get("finalists", [])):
+        yield f"payload.finalists[{number}]", one
+
+
+def _fault_of(named: tuple[str, Any]) -> str:
+    from sat_ray.sweep.search.search_space import SearchPoint  # keeps the chain of imports short
+
+    field, value = named
+    try:
+        SearchPoint.stored(value)
+    except UnconfirmedCodeError:
+        raise
+    except ValueError as error:
+        return f"{field}: {error}"
+    return ""

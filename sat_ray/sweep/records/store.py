@@ -127,7 +127,7 @@ class Records:
             raise ValueError(
                 f"record {self.storage.full(path)} has the fields of another version; {ELSEWHERE}"
             )
-        if fault := record_fault(found, shape):
+        if fault := record_fault(found, shape, source=self.storage.full(path)):
             raise ValueError(f"record {self.storage.full(path)}: {fault}; {AGAIN}")
         return Record(**found)
 

@@ -58,7 +58,8 @@ class SearchPoint:
     def stored(cls, value: Mapping[str, Any]) -> "SearchPoint":
         """Return a configuration that a stored file holds.
 
-        It names no code that no person named. Raises ValueError where it is something else.
+        Raises ValueError where it is something else, UnconfirmedCodeError where it names code that
+        no person named.
         """
         try:
             with stored_names():

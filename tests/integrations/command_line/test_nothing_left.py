@@ -25,6 +25,16 @@ def good(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
 def number(): return 3
 """
 
+REFUSED_LATER = """
+import torch
+from torch import nn
+def of(classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes)).eval()
+def one(): return of(1)
+def ten():
+    torch.manual_seed(0)
+    return of(10)
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -90,6 +100,24 @@ def test_a_refused_command_leaves_nothing(
     assert capsys.readouterr().err.startswith("error: ")
     after = {str(path) for path in folder.rglob("*") if "__pycache__" not in path.parts}
     assert after == before
+
+
+def test_images_stay_where_their_model_is_refused_and_the_next_evaluation_finds_them(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "refused_later.py").write_text(REFUSED_LATER)
+    assert evaluate(model="refused_later:one")() == 2
+    assert "K >= 2 classes" in capsys.readouterr().err
+    written = _times(folder / "runs")
+    assert any(path.suffix == ".parquet" for path in written)
+    assert {path.relative_to(folder / "runs").parts[0] for path in written} == {"data"}
+    assert evaluate(model="refused_later:ten")() == 2
+    assert "no Ray answers" in capsys.readouterr().err
+    assert _times(folder / "runs" / "data") == written
+
+
+def _times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_stage_that_lacks_its_inputs_makes_no_folder_of_its_sweep(

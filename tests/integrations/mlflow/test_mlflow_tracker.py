@@ -471,7 +471,7 @@ def test_a_sweep_of_a_network_that_cannot_be_exported_has_its_runs_without_model
     }
     payload |= {
         "history": [{"epoch": 0, "val/robust_accuracy": 0.5}],
-        "path": storage.full("net"),
+        "path": "net",
         "sha256": digest,
     }
     record = Records(storage).commit(TRAIN, "one", **filled(TRAIN, payload), seconds=1.0)

@@ -26,7 +26,9 @@ class Driver:
         command = ("sweep", RECIPE, "--storage", str(root), *SHORT, "--name", "sweep")
         settings = environment(PYTHONUNBUFFERED="1")
         with self.log.open("wb") as log:
-            self.process = start(*command, env=settings, stdout=log, stderr=log)
+            self.process = start(
+                *command, env=settings, stdout=log, stderr=log, preexec_fn=_hear_sigint
+            )
 
     def titled(self, pattern: str) -> list[psutil.Process]:
         """Return its processes whose title matches."""
@@ -55,6 +57,11 @@ class Driver:
     def said(self) -> str:
         """Return what it printed."""
         return self.log.read_text(errors="replace")
+
+
+def _hear_sigint() -> None:
+    """Undo what a shell does to a command in its background, which these tests may be part of."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture

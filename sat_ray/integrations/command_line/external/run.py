@@ -103,6 +103,7 @@ def evaluate_external(given: ExternalOptions) -> None:
         with driver_lease(storage):
             claim_evaluation(storage, identity)
             remove_leftovers(storage)
+            root.child("data").remove_abandoned()
             if gone := supersede_without_outcomes(Records(storage)):
                 reporter.say(f"the outcomes of {gone} shards are gone; they are attacked again")
             subject = staged(subject, storage)

@@ -35,6 +35,7 @@ from sat_ray.models import Normalized
 from sat_ray.storage.files_read import FilesRead
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.evaluation import sampled_rows
+from sat_ray.sweep.execute.inputs import configuration_of
 from sat_ray.sweep.search.search_space import SearchPoint
 from sat_ray.sweep.tasks import Dataset, through_every_backward
 from sat_ray.utils.bounds import shown
@@ -86,7 +87,8 @@ class Subject:
 def open_subject(given: ExternalOptions, root: Storage, temporary: Path) -> Subject:
     """Open data and model and check that they fit; ValueError in one line where they do not.
 
-    Nothing is written before both could be opened.
+    Nothing is written before both could be opened. Images that are written then stay where the
+    model fails later: the next evaluation of the same images finds them.
     """
     data, shape, n_split = _open_data(given)
     kind, uri = _fetch(given, root, temporary)
@@ -255,10 +257,8 @@ def _configuration(model: torch.nn.Module, uri: str) -> SearchPoint | None:
     """
     if not isinstance(model, Normalized) or model.spec is None or kind_of(uri) != "checkpoint":
         return None
-    said = read_description(Storage.at(uri))["about"].get("configuration")
-    return SearchPoint.stored(
-        said or {"activation": model.spec.activation, "alpha": model.spec.alpha}
-    )
+    own = SearchPoint(activation=model.spec.activation, alpha=model.spec.alpha)
+    return configuration_of(Storage.at(uri)) or own
 
 
 def variants_of(configuration: SearchPoint | None, spec: AttackSpec) -> list[AttackSpec]:

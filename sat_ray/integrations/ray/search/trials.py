@@ -21,6 +21,7 @@ from sat_ray.sweep.cost.budget import Budget
 from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.records.store import Record, Records, attempt_name
 from sat_ray.sweep.tasks import TrainingTask
+from sat_ray.utils.import_string import confirm, confirmed
 from sat_ray.utils.worker_process import set_up_worker
 
 METRIC = "val_robust_accuracy"
@@ -99,8 +100,10 @@ def _ending_when_lost(
 
     For an error Tune would start it again and again.
     """
+    code = confirmed()
 
     def trial(space: dict[str, Any]) -> None:
+        confirm(code)
         try:
             trainable(space)
         except OSError as error:
