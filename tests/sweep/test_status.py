@@ -21,13 +21,17 @@ from test_lease import holder
 from sat_ray.data.shards.reading import image_ids
 from sat_ray.evaluation.card import PASS
 from sat_ray.integrations.command_line import status
-from sat_ray.integrations.ray.tasks import _each_once
 from sat_ray.storage.sealed import sealed
 from sat_ray.storage.store import Storage
 from sat_ray.sweep.execute.evaluation import evaluate_and_commit, rows_of
 from sat_ray.sweep.execute.training import train_and_commit
 from sat_ray.sweep.plan.datasets import dataset_uri
-from sat_ray.sweep.plan.evaluations import evaluation_tasks, strong_tasks, validation_tasks
+from sat_ray.sweep.plan.evaluations import (
+    evaluation_tasks,
+    open_tasks,
+    strong_tasks,
+    validation_tasks,
+)
 from sat_ray.sweep.plan.trainings import final_tasks, trial_task
 from sat_ray.sweep.records.merge_outcomes import merge_outcomes
 from sat_ray.sweep.records.store import Records
@@ -151,7 +155,7 @@ def test_models_with_the_same_weights_share_their_outcomes(copy: Path) -> None:
     ]
     assert len(trained) == 2 and len({record.payload["sha256"] for record in trained}) == 1
     tasks = [evaluation_tasks(config, data, record) for record in trained]
-    wanted = list(_each_once(itertools.chain(*tasks), store))
+    wanted = list(open_tasks(itertools.chain(*tasks), store))
     assert wanted == tasks[0] and [one.key for one in tasks[0]] == [one.key for one in tasks[1]]
     for task in wanted:
         evaluate_and_commit(task, store)
