@@ -4,6 +4,7 @@ Ray may change them without notice; a test fails where one is gone. The argument
 an underscore are documented there and stay with their caller.
 """
 
+import signal
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -60,6 +61,38 @@ def on_loopback_alone() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def signals_after_connecting() -> Iterator[None]:
+    """Let SIGTERM and SIGINT wait while a ray.init inside the block connects this process.
+
+    For half a second a handler of Ray's own, in C++, would print addresses and abort, and an
+    exception in Python would leave half a connection, with which the process crashes at its end.
+    """
+    from ray._private import ray_constants, worker
+
+    connect, without = worker.connect, ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    heard = [one for one, handler in handlers.items() if handler != signal.SIG_IGN]
+
+    def whole(*arguments: Any, **named: Any) -> Any:
+        arrived: list[int] = []
+        for one in heard:
+            signal.signal(one, lambda number, frame: arrived.append(number))
+        try:
+            return connect(*arguments, **named)
+        finally:
+            for one, handler in handlers.items():  # Ray has put one of its own there for SIGTERM
+                signal.signal(one, handler)
+            if arrived:
+                raise KeyboardInterrupt
+
+    worker.connect, ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = whole, True
+    try:
+        yield
+    finally:
+        worker.connect, ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = connect, without
 
 
 def keep_keys_back() -> None:

@@ -20,6 +20,7 @@ from sat_ray.integrations.ray.private import (
     GROUP_START_SECONDS,
     keep_coordinator_here,
     on_loopback_alone,
+    signals_after_connecting,
 )
 from sat_ray.storage.uris import redacted
 from sat_ray.sweep.config import SweepConfig
@@ -113,12 +114,13 @@ def _join(address: str) -> None:
     # the address answered just now; with Ray's default of 20, ten minutes where a token is wrong
     os.environ.setdefault(CONNECT_TRIES, "4")
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=environment,
-        )
+        with signals_after_connecting():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=environment,
+            )
     except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
         raise ValueError(
             f"{VARIABLE} is {redacted(address)}, and Ray refuses this driver: {refusal(error)}"
@@ -151,7 +153,7 @@ def _start(folder: str) -> None:
 
     environment = _worker_environment() | local_group_environment(folder) | OF_ONE_MACHINE
     try:
-        with on_loopback_alone():
+        with on_loopback_alone(), signals_after_connecting():
             ray.init(
                 address="local",
                 num_cpus=len(os.sched_getaffinity(0)),

@@ -5,12 +5,15 @@ and goes on when started again.
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from repository import ROOT
 from sweeps import environment, leaderboard, numbers, start
 
 RECIPE = "digits_smoke"
@@ -114,6 +117,42 @@ def test_the_death_of_the_raylet_is_one_line_and_the_same_command_goes_on(
     again = Driver(tmp_path / "runs")
     assert again.process.wait(LIMIT_SECONDS) == 0, again.said()
     assert numbers(leaderboard(tmp_path / "runs" / "sweep")) == undisturbed
+
+
+# python -c INTERRUPTED NUMBER SCRIPT ...: send a signal to a command while Ray connects it
+INTERRUPTED = """
+import os, runpy, sys, threading, time
+number, script = int(sys.argv[1]), sys.argv[2]
+del sys.argv[:2]
+def strike():
+    while getattr(sys.modules.get("ray._private.worker"), "_global_node", None) is None:
+        time.sleep(0.01)
+    time.sleep(0.25)
+    os.kill(os.getpid(), number)
+threading.Thread(target=strike, daemon=True).start()
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(4000)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
+def test_a_signal_while_ray_connects_ends_a_sweep_without_a_crash(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """Ray has a handler of its own then, and half a connection."""
+    script = str(ROOT / "pipelines" / "sweep.py")
+    command = [sys.executable, "-c", INTERRUPTED, str(int(number)), script, RECIPE, *SHORT]
+    done = subprocess.run(
+        [*command, "--storage", str(tmp_path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        preexec_fn=_hear_sigint,
+    )
+    assert done.returncode == 130, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and lines[0].startswith(f"{number.name}: stopping"), lines
 
 
 @pytest.mark.fault
