@@ -83,7 +83,8 @@ def signals_after_connecting() -> Iterator[None]:
         try:
             return connect(*arguments, **named)
         finally:
-            for one, handler in handlers.items():  # Ray has put one of its own there for SIGTERM
+            # ray.init has put its own there for SIGTERM, which exits without a message
+            for one, handler in handlers.items():
                 signal.signal(one, handler)
             if arrived:
                 raise KeyboardInterrupt

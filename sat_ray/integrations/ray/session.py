@@ -3,7 +3,6 @@
 import logging
 import os
 import secrets
-import signal
 import sys
 import tempfile
 import traceback
@@ -85,7 +84,6 @@ def ray_session() -> Iterator[str]:
         os.environ.setdefault(name, value)  # read at the first import
     import ray
 
-    interrupt = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
         if private:
             folder = stack.enter_context(session_folder())
@@ -95,8 +93,6 @@ def ray_session() -> Iterator[str]:
         else:
             _join(address)
             keep_coordinator_here()
-        # ray.init puts its own handler there, which exits without a message
-        signal.signal(signal.SIGTERM, interrupt)
         stack.callback(ray.shutdown)
         nodes = len([node for node in ray.nodes() if node["Alive"]])
         cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
