@@ -129,7 +129,8 @@ def check_images(kubectl: Kubectl, documents: list[Document]) -> None:
     lists = [node["status"].get("images", []) for node in nodes["items"]]
     if any(len(images) >= NODES_LIST_IMAGES for images in lists):
         return  # the list may be cut off
-    held = {name for images in lists for image in images for name in image.get("names", [])}
+    # of an image whose name went to a newer one, a node says `names: null`
+    held = {name for images in lists for image in images for name in image.get("names") or ()}
     for image in sorted({c["image"] for pod in pods(documents) for c in pod.containers}):
         names = {image, f"docker.io/library/{image}"}
         if image.partition(":")[0] in OWN_IMAGES and not held & names:

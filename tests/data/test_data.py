@@ -209,7 +209,7 @@ BAD_MANIFESTS: dict[str, tuple[Any, str]] = {
     ),
     "no class names": ({"class_names": None}, "class_names must be a list of texts"),
     "no shape": ({"shape": None}, "shape must be channels, height and width"),
-    "two axes": ({"shape": [8, 8]}, "whole numbers >= 1, got [8, 8]"),
+    "two axes": ({"shape": [8, 8]}, "whole numbers from 1 to 65536, got [8, 8]"),
     "more images than shards hold": (
         {"splits": {"train": 718, "val": 180, "test": 1000}},
         "splits.test must be 899, the rows of its shards, got 1000",
