@@ -41,7 +41,7 @@ def digits() -> SweepConfig:
 
 
 def digits_smoke() -> SweepConfig:
-    """Run every stage on digits, three configurations, short trainings, 300 images: a minute.
+    """Run every stage on digits, three configurations and 300 images: a minute or two.
 
     The ball is small, so that PGD-100 and the short strong attacks break nearly all that
     AutoAttack's budget breaks.
