@@ -507,9 +507,10 @@ def test_in_fp16_a_confident_image_has_the_gradient_that_float64_gives_it(
         torch.nn.functional.cosine_similarity(exact, gradient(one, x))[confident]
         for one in (copied, unscaled)
     )
+    assert float(ours.quantile(0.1)) > 0.999
     # at a relu's kink any rounding turns a gradient: up to a tenth of them on some processors
     low, lost = (float(one.quantile(0.25)) for one in (ours, theirs))
-    assert low > 0.999 and 1 - lost > 10 * (1 - low)
+    assert 1 - lost > 10 * (1 - low)
 
 
 @pytest.mark.parametrize("where", ["logits", "gradient"])
